@@ -1,0 +1,1 @@
+"""edgekit: put trained models on edge devices, and prove the result right."""

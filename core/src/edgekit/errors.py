@@ -1,0 +1,84 @@
+"""Every error edgekit raises on purpose.
+
+Each class derives from `EdgekitError` and from the builtin a caller would expect to catch, and knows
+the exit code with which the command line reports it. A message says who, what came, what was allowed,
+and the cure. This module imports nothing.
+"""
+
+from __future__ import annotations
+
+
+class EdgekitError(Exception):
+    """Base of all errors of edgekit and its plugins."""
+
+    exit_code: int = 3
+
+
+class UsageError(EdgekitError, ValueError):
+    """The caller asked for something that makes no sense: a bad argument or option."""
+
+    exit_code = 2
+
+
+class UnknownPrecisionError(UsageError, LookupError):
+    """A precision name that no installed convention knows."""
+
+
+class UnknownRecipeError(UsageError, LookupError):
+    """A recipe name that nobody registered."""
+
+
+class ShapeError(UsageError):
+    """An array whose shape the precision cannot hold: 0-d, empty, or rows that no block divides."""
+
+
+class InvalidFileError(EdgekitError, ValueError):
+    """A file that is truncated, corrupt or hostile. The message names file, tensor and offset."""
+
+
+class MissingFileError(EdgekitError, FileNotFoundError):
+    """A file that has to be there is not."""
+
+
+class UnsupportedModelError(EdgekitError, ValueError):
+    """A model family, tokenizer or feature that edgekit does not know; raised before any tensor is read."""
+
+
+class NonFiniteError(EdgekitError, ValueError):
+    """A NaN or an infinity in the input. The message names the tensor and the index."""
+
+
+class ScaleOverflowError(EdgekitError, OverflowError):
+    """Values so large that the format's scale overflows the type that stores it."""
+
+
+class InexactError(EdgekitError, ValueError):
+    """A transcoding that would lose information, refused unless asked for."""
+
+
+class PluginError(EdgekitError, RuntimeError):
+    """A plugin is broken, refused, or clashes with another one."""
+
+    exit_code = 4
+
+
+class MissingPluginError(PluginError, ImportError):
+    """What was asked for needs a plugin, or an optional package, that is not installed."""
+
+
+class ResourceError(EdgekitError, OSError):
+    """Disk, memory or permissions ran out."""
+
+    exit_code = 5
+
+
+class LockedError(EdgekitError, BlockingIOError):
+    """Another process is writing the same target."""
+
+    exit_code = 6
+
+
+class QualityGateError(EdgekitError, AssertionError):
+    """The artifact is valid, but its measured quality is below what was demanded."""
+
+    exit_code = 7

@@ -1,0 +1,128 @@
+"""What a precision is: one frozen record per number format."""
+
+from __future__ import annotations
+
+import enum
+import re
+from fractions import Fraction
+from typing import Literal
+
+import attrs
+
+Granularity = Literal["element", "group", "channel", "tensor"]
+
+
+class Tier(enum.StrEnum):
+    """How aggressive a precision is, by the width of its codes."""
+
+    ULTRA_LOW = "ultra-low"  # 1-2 bit
+    LOW = "low"  # 3-4 bit
+    MEDIUM = "medium"  # 5-8 bit
+    FULL = "full"  # floating point, not quantized
+
+    @classmethod
+    def of(cls, bits: int) -> Tier:
+        """The tier of a code width in bits."""
+        if bits <= 2:
+            return cls.ULTRA_LOW
+        if bits <= 4:
+            return cls.LOW
+        return cls.MEDIUM if bits <= 8 else cls.FULL
+
+
+@attrs.frozen
+class Spec:
+    """A precision's name taken apart, before any convention has judged it.
+
+    Grammar: ``<convention>:<kind>[-sym|-asym][-g<size>|-channel|-tensor][-reduced]``.
+    """
+
+    convention: str | None
+    kind: str
+    symmetric: bool | None = None
+    group: int | None = None
+    granularity: Granularity | None = None
+    reduced: bool = False
+
+    _PATTERN = re.compile(
+        r"(?:(?P<convention>[a-z][a-z0-9_]*):)?(?P<kind>[A-Za-z][A-Za-z0-9_]*)"
+        r"(?:-(?P<symmetry>sym|asym))?(?:-(?:g(?P<group>[1-9][0-9]{0,6})|(?P<granularity>channel|tensor)))?"
+        r"(?P<reduced>-reduced)?"
+    )
+
+    @classmethod
+    def parse(cls, name: str) -> Spec | None:
+        """Take a name apart; None where it does not follow the grammar."""
+        match = cls._PATTERN.fullmatch(name)
+        if match is None:
+            return None
+        symmetry, group = match["symmetry"], match["group"]
+        return cls(
+            convention=match["convention"],
+            kind=match["kind"],
+            symmetric=None if symmetry is None else symmetry == "sym",
+            group=None if group is None else int(group),
+            granularity="group" if group else match["granularity"],  # type: ignore[arg-type]
+            reduced=match["reduced"] is not None,
+        )
+
+
+@attrs.frozen
+class Precision:
+    """One number format: how a row of float32 becomes codes and scales, and what that costs.
+
+    Attributes:
+        convention: who defines the arithmetic: ``ggml``, ``mlx``, ``openvino``, ``onnx``, ``affine``, ``float``.
+        kind: the format inside the convention: ``Q4_K``, ``int4``, ``mxfp4``, ``nf4``, ``F16``.
+        bits: width of one code in bits, rounded up; it decides the tier.
+        granularity: what shares one scale: each element its own exponent (``element``: plain floats),
+            a group of `block` elements along the row, a whole row (``channel``), the whole ``tensor``.
+        block: elements that are encoded together along a row (the scale's group, or ggml's super-block);
+            None for channel and tensor granularity.
+        symmetric: True without a zero point, False with one, None where the question does not apply.
+        scale_dtype: stored type of the (outermost) scale, by its numpy or ml_dtypes name; None without scales.
+            ``"source"`` where the scale takes the type of the tensor that is quantized (MLX).
+        bits_per_weight: exact bits a weight, scales and zero points included; for channel and tensor
+            granularity the limit for long rows, i.e. the codes alone.
+        whole_blocks: True where a row must be a multiple of `block`; False where a ragged tail is allowed.
+        reduced: True for ONNX Runtime's reduced range.
+    """
+
+    convention: str
+    kind: str
+    bits: int
+    granularity: Granularity
+    block: int | None
+    symmetric: bool | None
+    scale_dtype: str | None
+    bits_per_weight: Fraction
+    whole_blocks: bool = True
+    reduced: bool = False
+    name: str = attrs.field(kw_only=True)
+
+    @property
+    def tier(self) -> Tier:
+        """Ultra-low (1-2 bit), low (3-4), medium (5-8) or full."""
+        return Tier.of(self.bits)
+
+    @property
+    def rowwise(self) -> bool:
+        """Whether every row is encoded on its own, so that tensors can be encoded in row slices."""
+        return self.granularity != "tensor"
+
+    def __str__(self) -> str:
+        return self.name
+
+    @classmethod
+    def parse(cls, name: str | Precision) -> Precision:
+        """Find the precision of that name.
+
+        Accepts ``<convention>:<kind>[-sym|-asym][-g<size>|-channel|-tensor][-reduced]``, or a bare name
+        where only one convention has it (``Q4_K``).
+
+        Raises:
+            UnknownPrecisionError: no convention has it, or more than one has; the message lists what is near.
+        """
+        from edgekit.precision._registry import find
+
+        return name if isinstance(name, Precision) else find(name)

@@ -1,0 +1,88 @@
+"""Which conventions there are, and how a name finds its precision."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+
+import attrs
+
+from edgekit.errors import PluginError, UnknownPrecisionError
+from edgekit.precision import affine, floats, ggml, mlx, onnx, openvino
+from edgekit.precision._record import Precision, Spec
+
+Resolve = Callable[[Spec], Precision | None]
+
+
+@attrs.frozen
+class Family:
+    """A convention: what turns a `Spec` into a `Precision`, and the precisions worth listing."""
+
+    name: str
+    resolve: Resolve
+    catalogue: Callable[[], Iterator[Precision]]
+
+
+FAMILIES: dict[str, Family] = {
+    module.CONVENTION: Family(module.CONVENTION, module.resolve, module.catalogue)
+    for module in (floats, affine, ggml, mlx, openvino, onnx)
+}
+# Precisions that plugins bring, by full name; filled by `register`.
+_REGISTERED: dict[str, Precision] = {}
+
+
+def register(precision: Precision) -> None:
+    """Make a plugin's precision known to `Precision.parse`.
+
+    Raises:
+        PluginError: a convention of the core already has that name, or another record is registered under it.
+    """
+    built_in = _built_in(Spec.parse(precision.name))
+    if built_in or _REGISTERED.get(precision.name, precision) != precision:
+        raise PluginError(
+            f"precision {precision.name!r} exists already and cannot be replaced; give yours a convention of its own"
+        )
+    _REGISTERED[precision.name] = precision
+
+
+def catalogue() -> list[Precision]:
+    """Every precision worth listing: the core's conventions first, then what plugins registered."""
+    core = [precision for family in FAMILIES.values() for precision in family.catalogue()]
+    return core + list(_REGISTERED.values())
+
+
+def find(name: str) -> Precision:
+    """The precision of that name; see `Precision.parse`."""
+    spec = Spec.parse(name)
+    found = _built_in(spec) + [
+        p for p in _REGISTERED.values() if name == p.name or name == p.name.partition(":")[2]
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(p.name for p in found)
+        raise UnknownPrecisionError(f"precision {name!r} is ambiguous: say which of {names}")
+    raise UnknownPrecisionError(_unknown(name, spec))
+
+
+def _built_in(spec: Spec | None) -> list[Precision]:
+    if spec is None:
+        return []
+    if spec.convention is not None:
+        families = [FAMILIES[spec.convention]] if spec.convention in FAMILIES else []
+    else:
+        families = list(FAMILIES.values())
+    return [p for family in families if (p := family.resolve(spec)) is not None]
+
+
+def _unknown(name: str, spec: Spec | None) -> str:
+    names = [p.name for p in catalogue()]
+    bare = {n.partition(":")[2]: n for n in names}
+    near = difflib.get_close_matches(name, names, n=3) or [
+        bare[n] for n in difflib.get_close_matches(name, bare, n=3)
+    ]
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    form = (
+        "" if spec else " (the form is <convention>:<kind>[-sym|-asym][-g<size>|-channel|-tensor])"
+    )
+    return f"unknown precision {name!r}{form}{hint}; `edgekit precisions` lists all"

@@ -1,0 +1,17 @@
+"""Placeholder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from edgekit.precision._record import Precision, Spec
+
+CONVENTION = "onnx"
+
+
+def resolve(spec: Spec) -> Precision | None:
+    return None
+
+
+def catalogue() -> Iterator[Precision]:
+    yield from ()

@@ -1,0 +1,85 @@
+"""The yardstick: every number format in plain numpy, to the bit.
+
+One convention a module (ggml: one block type a module). A reference module has three functions, which
+`Reference` describes; the public `edgekit.encode` and `edgekit.decode` validate their input and call them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import UnknownPrecisionError
+from edgekit.precision import Precision
+
+Parts = dict[str, npt.NDArray[Any]]
+
+_MODULES = {
+    "float": "edgekit.reference.floats",
+    "affine": "edgekit.reference.affine",
+    "ggml": "edgekit.reference.ggml",
+    "mlx": "edgekit.reference.mlx",
+    "openvino": "edgekit.reference.openvino",
+    "onnx": "edgekit.reference.onnx",
+}
+_REGISTERED: dict[str, Reference] = {}
+
+
+class Reference(Protocol):
+    """What a reference implementation provides. A module with these functions is one."""
+
+    def encode(
+        self, x: npt.NDArray[Any], precision: Precision, importance: npt.NDArray[np.float32] | None = None
+    ) -> Parts:
+        """Encode rows.
+
+        Args:
+            x: [rows, cols], C-contiguous, at least 1 x 1. float32, except that a module which sets
+                ``SOURCE_DTYPES = True`` also gets float16 and bfloat16 (ml_dtypes) arrays as they came.
+            precision: one that this module's convention resolves; cols suits it already.
+            importance: [cols], mean squared activation of each input column, or None.
+
+        Returns:
+            The parts under the framework's own names and in its own dtypes and shapes.
+        """
+        ...
+
+    def decode(
+        self, parts: Mapping[str, npt.NDArray[Any]], precision: Precision, shape: tuple[int, int]
+    ) -> npt.NDArray[np.float32]:
+        """Decode parts to float32 [rows, cols], with the framework's own order of operations."""
+        ...
+
+    def bound(
+        self, x: npt.NDArray[Any], parts: Mapping[str, npt.NDArray[Any]], precision: Precision
+    ) -> npt.NDArray[np.float64]:
+        """A sound bound [rows, cols] on |x - decode(parts)|, element by element, for ``parts = encode(x)``.
+
+        Derived from x and the stored scales, never by decoding.
+        """
+        ...
+
+
+def reference(precision: Precision) -> Reference:
+    """The reference implementation of a precision.
+
+    Raises:
+        UnknownPrecisionError: nobody registered one.
+    """
+    if precision.name in _REGISTERED:
+        return _REGISTERED[precision.name]
+    module = _MODULES.get(precision.convention)
+    if module is None:
+        raise UnknownPrecisionError(
+            f"no reference implementation is registered for precision {precision.name!r}; install the plugin that brings it"
+        )
+    return cast(Reference, importlib.import_module(module))
+
+
+def register(precision: Precision, implementation: Reference) -> None:
+    """Register a plugin's reference implementation; `edgekit.precision.register` has accepted the record."""
+    _REGISTERED[precision.name] = implementation
