@@ -1,0 +1,89 @@
+"""Small floating point types in plain numpy, named as ml_dtypes names them.
+
+bfloat16 travels as uint16 bit patterns and the 8-bit types as uint8, because numpy has no such dtypes;
+where a caller hands in an ml_dtypes array, `bits_of` and `like` go back and forth without importing ml_dtypes.
+Source: OCP Microscaling Formats (MX) v1.0 for e2m1 and e8m0; OCP 8-bit Floating Point v1.0 for e4m3fn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+U16 = npt.NDArray[np.uint16]
+
+#: Magnitudes of float4_e2m1fn by code; bit 3 is the sign.
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+
+
+def bfloat16_to_float32(bits: U16) -> F32:
+    """Widen bfloat16 bit patterns; exact."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def float32_to_bfloat16(x: F32) -> U16:
+    """Round to bfloat16 bit patterns, ties to even; a NaN stays a (quiet) NaN."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
+    nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    return np.where(nan, (bits >> np.uint32(16)) | np.uint32(0x40), rounded).astype(np.uint16)
+
+
+def _e4m3_table() -> F32:
+    codes = np.arange(128)
+    exponent, mantissa = codes >> 3, codes & 7
+    with np.errstate(over="ignore"):
+        value = np.where(
+            exponent == 0, np.ldexp(mantissa / 8.0, -6), np.ldexp(1 + mantissa / 8.0, exponent - 7)
+        )
+    value[127] = np.nan  # e4m3fn has no infinities: only the all-ones pattern is special
+    return value.astype(np.float32)
+
+
+_E4M3_MAGNITUDES = _e4m3_table()
+E4M3 = np.concatenate([_E4M3_MAGNITUDES, -_E4M3_MAGNITUDES])
+_E4M3_MIDPOINTS = ((_E4M3_MAGNITUDES[:126].astype(np.float64) + _E4M3_MAGNITUDES[1:127]) / 2).astype(np.float32)
+
+
+def float8_e4m3fn_to_float32(codes: U8) -> F32:
+    """Decode float8_e4m3fn codes; 0x7F and 0xFF are NaN."""
+    return E4M3[codes]
+
+
+def float32_to_float8_e4m3fn(x: F32) -> U8:
+    """Round to float8_e4m3fn codes, ties to even, saturating at 448; a NaN becomes 0x7F. Signed zeros are kept."""
+    magnitude = np.abs(x)
+    low = np.searchsorted(_E4M3_MIDPOINTS, magnitude, side="left")
+    # On a midpoint `low` is the smaller neighbour; ties go to the even code.
+    index = np.minimum(low, _E4M3_MIDPOINTS.size - 1)
+    tie = (low < _E4M3_MIDPOINTS.size) & (_E4M3_MIDPOINTS[index] == magnitude) & (low % 2 == 1)
+    codes = (low + tie).astype(np.uint8)
+    codes = np.where(np.isnan(x), np.uint8(0x7F), codes)
+    return codes | (np.signbit(x).astype(np.uint8) << np.uint8(7))
+
+
+def float8_e8m0fnu_to_float32(codes: U8) -> F32:
+    """Decode float8_e8m0fnu: 2**(code - 127); 255 is NaN."""
+    value = np.ldexp(np.float32(1), codes.astype(np.int32) - 127).astype(np.float32)
+    return np.where(codes == 255, np.float32(np.nan), value)
+
+
+def bits_of(x: npt.NDArray[Any]) -> U16:
+    """The bit patterns of a 2-byte float array (float16 or ml_dtypes' bfloat16)."""
+    return x.view(np.uint16)
+
+
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Whether that is ml_dtypes' bfloat16, judged by name so that ml_dtypes need not be installed."""
+    return dtype.name == "bfloat16"
+
+
+def to_float32(x: npt.NDArray[Any]) -> F32:
+    """Widen float16, bfloat16 (ml_dtypes) or float32 to float32, exactly; float64 is rounded to nearest."""
+    if is_bfloat16(x.dtype):
+        return bfloat16_to_float32(bits_of(np.ascontiguousarray(x)))
+    return x.astype(np.float32)

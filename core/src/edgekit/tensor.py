@@ -1,0 +1,162 @@
+"""Tensors: named, shaped, and read only when asked; and what quantization makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from edgekit import smallfloats
+from edgekit.errors import UsageError
+from edgekit.precision import Precision
+
+#: Bytes of one element, by the dtype's numpy or ml_dtypes name.
+DTYPES: dict[str, int] = {
+    "float64": 8,
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "float8_e8m0fnu": 1,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint64": 8,
+    "uint32": 4,
+    "uint16": 2,
+    "uint8": 1,
+    "bool": 1,
+}
+#: The numpy dtype that carries the bits of a dtype numpy does not have.
+_CARRIERS = {
+    "bfloat16": np.dtype(np.uint16),
+    "float8_e4m3fn": np.dtype(np.uint8),
+    "float8_e5m2": np.dtype(np.uint8),
+    "float8_e8m0fnu": np.dtype(np.uint8),
+}
+
+
+def carrier(dtype: str) -> np.dtype[Any]:
+    """The numpy dtype in which values of `dtype` travel: itself, or an unsigned integer of its width."""
+    return _CARRIERS.get(dtype) or np.dtype(dtype)
+
+
+@attrs.frozen(eq=False)
+class Tensor:
+    """A tensor in a file: its name and shape are known, its values are read when asked.
+
+    Attributes:
+        name: the name under which its artifact knows it.
+        shape: outermost dimension first, as numpy has it.
+        dtype: numpy's or ml_dtypes' name of the element type (``float32``, ``bfloat16``, ``float8_e4m3fn``).
+        read_rows: ``read_rows(start, stop)`` gives rows of the first dimension in `carrier(dtype)`; a 0-d or
+            1-d tensor counts as one row. Not to be written to: it may be a view of the file.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    read_rows: Callable[[int, int], npt.NDArray[Any]] = attrs.field(repr=False)
+
+    @classmethod
+    def of(cls, name: str, array: npt.NDArray[Any], dtype: str | None = None) -> Tensor:
+        """Wrap an array in memory; `dtype` names the type where the array only carries its bits."""
+
+        def read_rows(start: int, stop: int) -> npt.NDArray[Any]:
+            return array[start:stop] if array.ndim > 1 else array
+
+        return cls(name, array.shape, dtype or array.dtype.name, read_rows)
+
+    @property
+    def rows(self) -> int:
+        """Length of the first dimension; 1 for a vector or a scalar."""
+        return self.shape[0] if len(self.shape) > 1 else 1
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.size * DTYPES[self.dtype]
+
+    def read(self) -> npt.NDArray[Any]:
+        """All values, in `carrier(dtype)`."""
+        return self.read_rows(0, self.rows).reshape(self.shape)
+
+    def float32(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
+        """Rows ``start:stop`` widened to float32 (float64 is rounded to nearest).
+
+        Raises:
+            UsageError: the tensor holds integers.
+        """
+        return widen(self.read_rows(start, self.rows if stop is None else stop), self.dtype, self.name)
+
+
+def widen(values: npt.NDArray[Any], dtype: str, name: str = "tensor") -> npt.NDArray[np.float32]:
+    """Values in their carrier to float32; `name` is for the error's message."""
+    match dtype:
+        case "float32" | "float16" | "float64":
+            return values.astype(np.float32)
+        case "bfloat16":
+            return smallfloats.bfloat16_to_float32(values.view(np.uint16))
+        case "float8_e4m3fn":
+            return smallfloats.float8_e4m3fn_to_float32(values.view(np.uint8))
+        case "float8_e8m0fnu":
+            return smallfloats.float8_e8m0fnu_to_float32(values.view(np.uint8))
+        case "float8_e5m2":  # the upper byte of a float16
+            return (values.view(np.uint8).astype(np.uint16) << np.uint16(8)).view(np.float16).astype(np.float32)
+    raise UsageError(f"{name} holds {dtype}; only floating point tensors have values to quantize or compute with")
+
+
+@attrs.frozen(eq=False)
+class QuantizedTensor:
+    """A tensor in a number format: the parts as the format's framework stores them.
+
+    Attributes:
+        parts: the framework's own part names to arrays (ggml: ``blocks``, uint8 [rows, bytes per row]).
+        precision: the number format.
+        shape: shape of the tensor that was encoded; its last dimension is a row.
+        name: name of the tensor, where it has one.
+        backend: who encoded it: ``reference`` or a plugin's backend.
+    """
+
+    parts: Mapping[str, npt.NDArray[Any]]
+    precision: Precision
+    shape: tuple[int, ...]
+    name: str = ""
+    backend: str = "reference"
+
+    @property
+    def rows(self) -> int:
+        """Number of encoded rows: the product of all dimensions but the last."""
+        return int(np.prod(self.shape[:-1], dtype=np.int64))
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.nbytes for part in self.parts.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Measured bits a weight, everything included."""
+        return 8 * self.nbytes / self.size
+
+    def dequantize(self) -> npt.NDArray[np.float32]:
+        """Decode to float32 in the tensor's shape, with the framework's own order of operations."""
+        from edgekit.reference import reference
+
+        values = reference(self.precision).decode(self.parts, self.precision, (self.rows, self.shape[-1]))
+        return values.reshape(self.shape)
