@@ -54,8 +54,8 @@ class Tensor:
         name: the name under which its artifact knows it.
         shape: outermost dimension first, as numpy has it.
         dtype: numpy's or ml_dtypes' name of the element type (``float32``, ``bfloat16``, ``float8_e4m3fn``).
-        read_rows: ``read_rows(start, stop)`` gives rows of the first dimension in `carrier(dtype)`; a 0-d or
-            1-d tensor counts as one row. Not to be written to: it may be a view of the file.
+        read_rows: ``read_rows(start, stop)`` gives [rows, cols] in `carrier(dtype)`, all leading dimensions
+            counted together as rows. Not to be written to: it may be a view of the file.
     """
 
     name: str
@@ -67,15 +67,17 @@ class Tensor:
     def of(cls, name: str, array: npt.NDArray[Any], dtype: str | None = None) -> Tensor:
         """Wrap an array in memory; `dtype` names the type where the array only carries its bits."""
 
+        matrix = array.reshape(-1, array.shape[-1] if array.ndim else 1)
+
         def read_rows(start: int, stop: int) -> npt.NDArray[Any]:
-            return array[start:stop] if array.ndim > 1 else array
+            return matrix[start:stop]
 
         return cls(name, array.shape, dtype or array.dtype.name, read_rows)
 
     @property
     def rows(self) -> int:
-        """Length of the first dimension; 1 for a vector or a scalar."""
-        return self.shape[0] if len(self.shape) > 1 else 1
+        """Number of rows: the product of all dimensions but the last; 1 for a vector or a scalar."""
+        return int(np.prod(self.shape[:-1], dtype=np.int64))
 
     @property
     def size(self) -> int:
@@ -92,7 +94,7 @@ class Tensor:
         return self.read_rows(0, self.rows).reshape(self.shape)
 
     def float32(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
-        """Rows ``start:stop`` widened to float32 (float64 is rounded to nearest).
+        """Rows ``start:stop`` widened to float32 [rows, cols] (float64 is rounded to nearest).
 
         Raises:
             UsageError: the tensor holds integers.
@@ -114,6 +116,50 @@ def widen(values: npt.NDArray[Any], dtype: str, name: str = "tensor") -> npt.NDA
         case "float8_e5m2":  # the upper byte of a float16
             return (values.view(np.uint8).astype(np.uint16) << np.uint16(8)).view(np.float16).astype(np.float32)
     raise UsageError(f"{name} holds {dtype}; only floating point tensors have values to quantize or compute with")
+
+
+@attrs.frozen(eq=False)
+class EncodedTensor:
+    """A quantized tensor in a file: like `Tensor`, but what it reads are a number format's parts.
+
+    Attributes:
+        name: the name under which its artifact knows it.
+        shape: shape of the decoded tensor, outermost dimension first; the last dimension is a row.
+        precision: the number format.
+        nbytes: bytes in the file.
+        read_parts: ``read_parts(start, stop)`` gives the parts of those rows (all leading dimensions counted
+            together). Not to be written to: they may be views of the file.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    precision: Precision
+    nbytes: int
+    read_parts: Callable[[int, int], Mapping[str, npt.NDArray[Any]]] = attrs.field(repr=False)
+
+    @property
+    def rows(self) -> int:
+        """Number of encoded rows: the product of all dimensions but the last."""
+        return int(np.prod(self.shape[:-1], dtype=np.int64))
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def read(self) -> QuantizedTensor:
+        """The whole tensor, still encoded."""
+        return QuantizedTensor(self.read_parts(0, self.rows), self.precision, self.shape, self.name, "file")
+
+    def float32(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
+        """Rows ``start:stop`` decoded, [rows, cols]; all leading dimensions count as rows."""
+        stop = self.rows if stop is None else stop
+        shape = (stop - start, self.shape[-1])
+        return QuantizedTensor(self.read_parts(start, stop), self.precision, shape, self.name).dequantize()
+
+
+#: What an artifact holds under a name.
+AnyTensor = Tensor | EncodedTensor
 
 
 @attrs.frozen(eq=False)

@@ -1,0 +1,12 @@
+"""What a model family's tensors are for, and its forward pass in numpy.
+
+Canonical tensor names are GGUF's (``token_embd.weight``, ``blk.0.attn_q.weight``, ``output_norm.weight`` …),
+because they are short, documented and the ones that recipes are stated in. Values are canonical too: Q and K
+rows in Hugging Face's order (rotary halves apart), norm weights as they multiply (Gemma's with their one added).
+"""
+
+from __future__ import annotations
+
+from edgekit.architectures._config import FAMILIES, Family, Model, ModelConfig, RopeScaling
+
+__all__ = ["FAMILIES", "Family", "Model", "ModelConfig", "RopeScaling"]

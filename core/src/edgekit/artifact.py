@@ -1,0 +1,147 @@
+"""A model on disk: its format, files, configuration, tokenizer, tensors and manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import attrs
+
+from edgekit.architectures import Model
+from edgekit.errors import UnsupportedModelError
+from edgekit.manifest import Manifest
+from edgekit.recipe import Plan, Slot
+from edgekit.tensor import AnyTensor, QuantizedTensor
+from edgekit.tokenizer import Tokenizer
+
+
+@attrs.frozen(eq=False)
+class Artifact:
+    """A model as it lies on disk. Nothing of its tensors is read before it is asked for.
+
+    Attributes:
+        path: the file, or the directory.
+        format: name of the format (``hf``, ``gguf``).
+        files: every file that belongs to it, the weights first.
+        config: the format's own configuration: ``config.json`` of a Hugging Face directory, the metadata
+            of a GGUF file.
+        tensors: the file's own names, in the file's own order.
+        load_model: builds the family-neutral view; raises `UnsupportedModelError` for an unknown family.
+        load_tokenizer: reads the tokenizer; None where there is none.
+        manifest: what edgekit recorded when it wrote the artifact; None for foreign ones.
+    """
+
+    path: Path
+    format: str
+    files: tuple[Path, ...]
+    config: Mapping[str, Any] = attrs.field(repr=False)
+    tensors: Mapping[str, AnyTensor] = attrs.field(repr=False)
+    load_model: Callable[[], Model] = attrs.field(repr=False)
+    load_tokenizer: Callable[[], Tokenizer | None] = attrs.field(repr=False)
+    manifest: Manifest | None = attrs.field(default=None, repr=False)
+
+    @property
+    def model(self) -> Model:
+        """The family-neutral view: hyper-parameters, and tensors by what they are for.
+
+        Raises:
+            UnsupportedModelError: the family is not one that edgekit knows.
+        """
+        return self.load_model()
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, or None."""
+        return self.load_tokenizer()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk, all files."""
+        return sum(file.stat().st_size for file in self.files)
+
+    @property
+    def tensor_nbytes(self) -> int:
+        """Bytes of the tensors alone."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        """Number of elements in all tensors."""
+        return sum(tensor.size for tensor in self.tensors.values())
+
+
+@attrs.frozen(eq=False)
+class Layout:
+    """What a format will store for a source, in the order of the file, before any precision is chosen.
+
+    Attributes:
+        slots: one for each tensor of the file, in order.
+        source: the artifact that is read.
+        model: its family-neutral view; None where the format stores tensors without knowing the family.
+    """
+
+    slots: tuple[Slot, ...]
+    source: Artifact
+    model: Model | None
+
+
+class Writer(Protocol):
+    """Writes one artifact, tensor by tensor, in the order of the plan. Nothing shows before `commit`."""
+
+    done: int
+    """How many tensors of the plan an interrupted run has left behind, complete; writing goes on after them."""
+
+    def write(self, tensor: QuantizedTensor) -> None:
+        """Append the plan's next tensor."""
+        ...
+
+    def commit(self) -> None:
+        """Check that every tensor came, sync, and put the artifact in its place."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and locks; without a `commit` before it the target stays as it was."""
+        ...
+
+
+class Format(Protocol):
+    """Reads and writes one kind of artifact."""
+
+    name: str
+
+    def matches(self, path: Path) -> bool:
+        """Whether that file or directory looks like this format: a look at names and magic bytes only."""
+        ...
+
+    def open(self, path: Path) -> Artifact:
+        """Read everything but the tensors' values.
+
+        Raises:
+            InvalidFileError: truncated, corrupt or hostile; names file, tensor and offset.
+        """
+        ...
+
+    def layout(self, source: Artifact) -> Layout:
+        """What this format will store for that source.
+
+        Raises:
+            UnsupportedModelError: the format cannot hold the family; raised before any tensor is read.
+        """
+        ...
+
+    def writer(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> Writer:
+        """Begin, or resume, writing.
+
+        Raises:
+            ResourceError: the target cannot be written, or the disk is too small.
+            LockedError: another process writes it.
+        """
+        ...
+
+
+def unknown_family(what: str) -> UnsupportedModelError:
+    """The error for a model family that edgekit does not know."""
+    from edgekit.architectures import FAMILIES
+
+    return UnsupportedModelError(f"{what} is of no family that edgekit knows ({', '.join(sorted(FAMILIES))})")
