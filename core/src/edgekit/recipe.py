@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import attrs
 
+from edgekit.architectures import ModelConfig
 from edgekit.precision import Precision
 from edgekit.tensor import AnyTensor
-
-if TYPE_CHECKING:
-    from edgekit.artifact import Layout
 
 
 @attrs.frozen(eq=False)
@@ -78,12 +76,21 @@ class Plan:
 
 
 class Recipe(Protocol):
-    """Chooses a precision for every tensor of a layout."""
+    """Chooses a precision for every tensor that a format will store."""
 
     name: str
 
-    def plan(self, layout: Layout, importance: bool = False) -> Plan:
-        """Choose, giving a reason for each tensor; `importance` says whether an importance matrix is at hand."""
+    def plan(self, slots: Sequence[Slot], config: ModelConfig | None, importance: bool = False) -> Plan:
+        """Choose, giving a reason for each tensor.
+
+        Args:
+            slots: the tensors in the order of the file.
+            config: the model's hyper-parameters; None where the family is not known.
+            importance: whether an importance matrix is at hand.
+
+        Raises:
+            UnsupportedModelError: the recipe needs to know the family, and `config` is None.
+        """
         ...
 
 
@@ -98,9 +105,9 @@ class Uniform:
         """The precision's name."""
         return self.precision.name
 
-    def plan(self, layout: Layout, importance: bool = False) -> Plan:
+    def plan(self, slots: Sequence[Slot], config: ModelConfig | None, importance: bool = False) -> Plan:
         """Assign the precision to every slot of two or more dimensions whose rows it can hold."""
-        return Plan(self.name, tuple(self._assign(slot) for slot in layout.slots))
+        return Plan(self.name, tuple(self._assign(slot) for slot in slots))
 
     def _assign(self, slot: Slot) -> Assignment:
         precision, reason = self.precision, "weight matrix"
