@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 U8 = npt.NDArray[np.uint8]
+U64 = npt.NDArray[np.uint64]
 
 
 def pack_lsb(codes: U8, bits: int) -> U8:
@@ -13,26 +14,67 @@ def pack_lsb(codes: U8, bits: int) -> U8:
 
     Code 0 takes the lowest bits of byte 0. Unused bits of the last byte are zero.
     """
+    count = codes.shape[-1]
     if bits == 8:
         return np.ascontiguousarray(codes)
-    if bits in (1, 2, 4) and codes.shape[-1] % (8 // bits) == 0:
+    if bits in (2, 4) and count % (8 // bits) == 0:
         lanes = codes.reshape(*codes.shape[:-1], -1, 8 // bits)
         packed = lanes[..., 0].copy()
         for lane in range(1, 8 // bits):
             packed |= lanes[..., lane] << np.uint8(bits * lane)
         return packed
-    planes = (codes[..., None] >> np.arange(bits, dtype=np.uint8)) & np.uint8(1)
-    return np.packbits(planes.reshape(*codes.shape[:-1], -1), axis=-1, bitorder="little")
+    words = _squeeze(_pad(codes, 8).view("<u8"), bits).view(np.uint8)
+    stream = words.reshape(*codes.shape[:-1], -1, 8)[..., :bits]
+    return stream.reshape(*codes.shape[:-1], -1)[..., : -(-count * bits // 8)]
 
 
 def unpack_lsb(packed: U8, bits: int, count: int) -> U8:
     """The inverse of `pack_lsb`: bytes [..., m] to the first `count` codes [..., count]."""
     if bits == 8:
         return packed[..., :count]
-    if bits in (1, 2, 4):
+    if bits in (2, 4):
         mask = np.uint8((1 << bits) - 1)
         lanes = [(packed >> np.uint8(bits * lane)) & mask for lane in range(8 // bits)]
         return np.stack(lanes, axis=-1).reshape(*packed.shape[:-1], -1)[..., :count]
-    stream = np.unpackbits(packed, axis=-1, count=count * bits, bitorder="little")
-    planes = stream.reshape(*packed.shape[:-1], count, bits)
-    return np.packbits(planes, axis=-1, bitorder="little")[..., 0]
+    stream = _pad(packed, bits)
+    words = np.zeros((*packed.shape[:-1], stream.shape[-1] // bits, 8), np.uint8)
+    words[..., :bits] = stream.reshape(*packed.shape[:-1], -1, bits)
+    return _spread(words.view("<u8"), bits).view(np.uint8).reshape(*packed.shape[:-1], -1)[..., :count]
+
+
+def _pad(values: U8, multiple: int) -> U8:
+    """Contiguous `values`, zeros appended to the last axis up to a multiple."""
+    missing = -values.shape[-1] % multiple
+    if not missing:
+        return np.ascontiguousarray(values)
+    return np.concatenate([values, np.zeros((*values.shape[:-1], missing), np.uint8)], axis=-1)
+
+
+def _squeeze(words: U64, bits: int) -> U64:
+    """Eight codes, one in each byte of a word, to the lowest ``8 * bits`` bits of the word."""
+    for lane in (
+        8,
+        16,
+        32,
+    ):  # bits of a lane; each step joins two neighbours, each `lane * bits // 8` bits full
+        low = words & _every_other(lane, lane)
+        high = words & ~_every_other(lane, lane)
+        high >>= np.uint64(lane - lane * bits // 8)
+        words = np.bitwise_or(low, high, out=low)
+    return words
+
+
+def _spread(words: U64, bits: int) -> U64:
+    """The inverse of `_squeeze`."""
+    for lane in (32, 16, 8):
+        full = lane * bits // 8
+        low = words & _every_other(lane, full)
+        high = words & (_every_other(lane, full) << np.uint64(full))
+        high <<= np.uint64(lane - full)
+        words = np.bitwise_or(low, high, out=low)
+    return words
+
+
+def _every_other(lane: int, full: int) -> np.uint64:
+    """The lowest `full` bits of every second lane of `lane` bits."""
+    return np.uint64(sum(((1 << full) - 1) << start for start in range(0, 64, 2 * lane)))
