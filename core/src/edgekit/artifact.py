@@ -100,8 +100,11 @@ class Writer(Protocol):
         """Check that every tensor came, sync, and put the artifact in its place."""
         ...
 
-    def close(self) -> None:
-        """Let go of files and locks; without a `commit` before it the target stays as it was."""
+    def close(self, keep: bool = False) -> None:
+        """Let go of files and locks; without a `commit` before it the target stays as it was.
+
+        What was written so far is removed, unless `keep` asks to leave it for a later run to resume.
+        """
         ...
 
 

@@ -78,7 +78,10 @@ class Plan:
 class Recipe(Protocol):
     """Chooses a precision for every tensor that a format will store."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+        ...
 
     def plan(self, slots: Sequence[Slot], config: ModelConfig | None, importance: bool = False) -> Plan:
         """Choose, giving a reason for each tensor.

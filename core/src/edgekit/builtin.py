@@ -1,0 +1,19 @@
+"""What the core itself registers, through the same hooks as everyone else."""
+
+from __future__ import annotations
+
+from edgekit.hookspecs import Register, hookimpl
+
+edgekit_api = (1, 0)
+
+
+@hookimpl
+def edgekit_register_formats(register: Register) -> None:
+    """Hugging Face directories."""
+    register("hf", "edgekit.formats.hf:HuggingFaceFormat", suffixes=())
+
+
+@hookimpl
+def edgekit_register_runtimes(register: Register) -> None:
+    """The numpy forward pass, for every format whose family is known."""
+    register("numpy", "edgekit.runtime:NumpyRuntime.open", formats=("*",), speed=1)

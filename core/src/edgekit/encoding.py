@@ -1,0 +1,214 @@
+"""`encode` and `decode`: validate, choose a backend, call it, and check what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import (
+    MissingPluginError,
+    NonFiniteError,
+    ScaleOverflowError,
+    ShapeError,
+    UnknownPrecisionError,
+    UsageError,
+)
+from edgekit.plugin import Registration, manager
+from edgekit.precision import Precision, register
+from edgekit.recipe import fits
+from edgekit.reference import Parts, reference
+from edgekit.reference import register as register_reference
+from edgekit.smallfloats import bfloat16_to_float32, is_bfloat16
+from edgekit.tensor import QuantizedTensor
+
+REFERENCE = "reference"
+
+
+class Quantizer(Protocol):
+    """A backend's encoder of one precision."""
+
+    def encode(
+        self, x: npt.NDArray[Any], importance: npt.NDArray[np.float32] | None = None
+    ) -> Mapping[str, npt.NDArray[Any]]:
+        """Encode rows [rows, cols], float32 and C-contiguous, to the precision's parts; as `Reference.encode`."""
+        ...
+
+
+def find_precision(name: str | Precision) -> Precision:
+    """The precision of that name, asking the plugins where the core does not know it.
+
+    Raises:
+        UnknownPrecisionError: nobody knows it, or the bare name is ambiguous.
+    """
+    try:
+        return Precision.parse(name)
+    except UnknownPrecisionError:
+        load_precisions()
+        return Precision.parse(name)
+
+
+def load_precisions() -> None:
+    """Make the precisions that plugins bring known to `Precision.parse` and the catalogue."""
+    for registration in manager().all("precisions"):
+        implementation = manager().load("precisions", registration.name)
+        register(implementation.precision)
+        register_reference(implementation.precision, implementation)
+
+
+def encode(
+    array: npt.ArrayLike,
+    precision: str | Precision,
+    *,
+    importance: npt.ArrayLike | None = None,
+    backend: str | None = None,
+) -> QuantizedTensor:
+    """Quantize an array.
+
+    Args:
+        array: [..., cols], floating point, any strides and byte order; a vector is one row. Leading dimensions
+            are rows: the array is [out, in] for every convention. float64 is rounded to float32 first;
+            float16 and bfloat16 (ml_dtypes) are widened, except for conventions whose arithmetic depends on
+            the source's type (MLX, ONNX Runtime).
+        precision: a `Precision` or its name, for example ``"ggml:Q4_K"`` or ``"affine:int3-asym-g32"``.
+        importance: [cols], non-negative: mean squared activation of each input column, for precisions that
+            use one (ggml); others ignore it.
+        backend: ``"reference"``, or the name of an installed plugin; None takes the fastest exact one.
+
+    Returns:
+        The parts under the framework's own names, in its own dtypes and shapes.
+
+    Raises:
+        UnknownPrecisionError: no such precision.
+        ShapeError: 0-d, empty, or rows that the precision's blocks do not divide.
+        NonFiniteError: a NaN or an infinity; names its index.
+        ScaleOverflowError: a scale too large for the type that stores it.
+        MissingPluginError: no such backend.
+        UsageError: not floating point, or an importance that does not fit.
+    """
+    found = find_precision(precision)
+    x = rows_of(array, found)
+    weights = _importance(importance, x.shape[1])
+    refuse_nonfinite(x)
+    name, parts = encode_rows(x, found, weights, backend)
+    refuse_overflow(parts, found)
+    return QuantizedTensor(parts, found, np.shape(array), backend=name)
+
+
+def decode(tensor: QuantizedTensor) -> npt.NDArray[np.float32]:
+    """Decode to float32 in the tensor's shape; the same as ``tensor.dequantize()``."""
+    return tensor.dequantize()
+
+
+def encode_rows(
+    x: npt.NDArray[Any],
+    precision: Precision,
+    importance: npt.NDArray[np.float32] | None = None,
+    backend: str | None = None,
+) -> tuple[str, Parts]:
+    """Encode validated rows [rows, cols]; gives the backend's name and the parts."""
+    chosen = choose(precision, backend)
+    if chosen is None:
+        return REFERENCE, reference(precision).encode(x, precision, importance)
+    return chosen.plugin, dict(chosen.load().encode(x, importance))
+
+
+def choose(precision: Precision, backend: str | None) -> Registration | None:
+    """The native encoder to use; None for the reference.
+
+    Raises:
+        MissingPluginError: the named backend is not installed, or does not encode this precision.
+    """
+    if backend == REFERENCE:
+        return None
+    found = [r for r in manager().all("quantizers") if r.name in (precision.name, precision.kind)]
+    if backend is None:
+        exact = [r for r in found if r.options.get("claim") == "exact"]
+        return max(exact, key=lambda r: r.options.get("speed", 1), default=None)
+    named = [r for r in found if r.plugin == backend]
+    if not named:
+        names = ", ".join([REFERENCE, *(r.plugin for r in found)])
+        raise MissingPluginError(
+            f"no backend {backend!r} encodes {precision.name} (there are: {names}); install edgekit-{backend}"
+        )
+    return named[0]
+
+
+def rows_of(array: npt.ArrayLike, precision: Precision) -> npt.NDArray[Any]:
+    """The array as the C-contiguous rows [rows, cols] that a reference takes; a copy only where needed."""
+    x = np.asarray(array)
+    if x.ndim == 0 or x.size == 0:
+        kind = "0-d" if x.ndim == 0 else "empty"
+        raise ShapeError(f"cannot quantize a {kind} array (shape {x.shape}); at least one row of one element is needed")
+    if x.dtype.kind != "f" and not is_bfloat16(x.dtype):
+        raise UsageError(f"cannot quantize {x.dtype}; give floating point values (float32, float16, bfloat16)")
+    if not fits(precision, x.shape):
+        raise ShapeError(
+            f"{precision.name} wants rows that are a multiple of {precision.block}, these have {x.shape[-1]}; "
+            "choose a precision with a smaller block, or pad the rows"
+        )
+    return np.ascontiguousarray(_as_source(x, precision).reshape(-1, x.shape[-1]))
+
+
+def _as_source(x: npt.NDArray[Any], precision: Precision) -> npt.NDArray[Any]:
+    native = x.dtype.newbyteorder("=")
+    keep = getattr(reference(precision), "SOURCE_DTYPES", False)
+    if x.dtype == np.float32 or (keep and (native == np.float16 or is_bfloat16(x.dtype))):
+        return x.astype(native, copy=False)
+    if is_bfloat16(x.dtype):
+        return bfloat16_to_float32(np.ascontiguousarray(x).view(np.uint16))
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite and is refused below
+        return x.astype(np.float32)
+
+
+def _importance(importance: npt.ArrayLike | None, cols: int) -> npt.NDArray[np.float32] | None:
+    if importance is None:
+        return None
+    weights = np.ascontiguousarray(importance, np.float32)
+    if weights.shape != (cols,):
+        raise UsageError(f"importance has shape {weights.shape}; one value for each of the {cols} columns is needed")
+    if not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise UsageError("importance has negative or non-finite values; mean squared activations have none")
+    return weights
+
+
+def refuse_nonfinite(x: npt.NDArray[Any], name: str = "array", first_row: int = 0) -> None:
+    """Raise where there is a NaN or an infinity.
+
+    Raises:
+        NonFiniteError: names the tensor, the row and the column of the first.
+    """
+    wide = bfloat16_to_float32(x.view(np.uint16)) if is_bfloat16(x.dtype) else x
+    # Two passes of min and max are several times cheaper than isfinite, and both propagate NaN.
+    if np.isfinite(wide.min()) and np.isfinite(wide.max()):
+        return
+    row, column = np.argwhere(~np.isfinite(wide))[0]
+    raise NonFiniteError(
+        f"{name} holds {wide[row, column]} at row {first_row + row}, column {column}; "
+        'mend the weights, or leave such tensors in float with nonfinite="keep"'
+    )
+
+
+def refuse_overflow(parts: Parts, precision: Precision, name: str = "array") -> None:
+    """Raise where a stored scale is no longer finite.
+
+    Raises:
+        ScaleOverflowError: names the tensor and the part.
+    """
+    check = getattr(reference(precision), "overflowed", _overflowed)
+    part = check(parts, precision)
+    if part:
+        raise ScaleOverflowError(
+            f"{name} holds values too large for {precision.name}: its {part} overflows {precision.scale_dtype}; "
+            "rescale the tensor, or choose a precision with a wider scale (affine: float32)"
+        )
+
+
+def _overflowed(parts: Parts, precision: Precision) -> str:
+    for part, values in parts.items():
+        wide = bfloat16_to_float32(values.view(np.uint16)) if is_bfloat16(values.dtype) else values
+        if wide.dtype.kind == "f" and not np.isfinite(wide).all():
+            return part
+    return ""

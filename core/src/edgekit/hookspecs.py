@@ -1,0 +1,85 @@
+"""Every hook that a plugin may implement: a signature and a docstring, no code.
+
+Each hook hands the plugin a ``register`` callback, so that options can be added without breaking anyone.
+Targets are strings, ``"package.module:attribute"``: the attribute is imported when it is first used. An
+attribute that is a class is instantiated without arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pluggy
+
+GROUP = "edgekit"
+"""The entry point group, and the project name that pluggy knows."""
+
+hookspec = pluggy.HookspecMarker(GROUP)
+hookimpl = pluggy.HookimplMarker(GROUP)
+"""Marks a plugin's implementation of a hook."""
+
+Register = Callable[..., None]
+
+
+@hookspec
+def edgekit_register_formats(register: Register) -> None:
+    """Offer a file format: ``register("gguf", "edgekit_gguf.format:GgufFormat", suffixes=(".gguf",))``.
+
+    The target implements `edgekit.artifact.Format`.
+    """
+
+
+@hookspec
+def edgekit_register_quantizers(register: Register) -> None:
+    """Offer a native encoder: ``register("Q4_K", "edgekit_llamacpp.native:Q4K", claim="exact", speed=10)``.
+
+    The target implements `edgekit.encoding.Quantizer`; ``claim`` is ``"exact"`` (bytes equal the reference's)
+    or a sentence stating the bound; among exact ones the highest ``speed`` (the reference has 1) is the default.
+    """
+
+
+@hookspec
+def edgekit_register_precisions(register: Register) -> None:
+    """Bring a number format of your own: ``register("ggml:IQ2_XXS", "edgekit_gguf.iq:IQ2_XXS")``.
+
+    The target implements `edgekit.reference.Reference` and has an attribute ``precision``, its record.
+    """
+
+
+@hookspec
+def edgekit_register_recipes(register: Register) -> None:
+    """Offer a recipe: ``register("Q4_K_M", "edgekit_gguf.recipes:Q4_K_M", formats=("gguf",))``.
+
+    The target implements `edgekit.recipe.Recipe`; ``formats`` names the formats it is meant for.
+    """
+
+
+@hookspec
+def edgekit_register_runtimes(register: Register) -> None:
+    """Offer a runtime: ``register("llamacpp", "edgekit_llamacpp.runtime:LlamaCpp", formats=("gguf",), speed=10)``.
+
+    The target is called with an artifact and options, and returns an `edgekit.runtime.Runtime`.
+    """
+
+
+@hookspec
+def edgekit_register_passes(register: Register) -> None:
+    """Offer a whole-artifact transformation (pruning, graph optimization): ``register("prune", "pkg.mod:Prune")``."""
+
+
+@hookspec
+def edgekit_register_devices(register: Register) -> None:
+    """Offer a device report: ``register("openvino", "pkg.mod:devices")``; called without arguments by `edgekit doctor`.
+
+    The target returns a list of strings, a line for each device.
+    """
+
+
+@hookspec
+def edgekit_register_servers(register: Register) -> None:
+    """Offer a server: ``register("openai", "pkg.mod:Server")``."""
+
+
+@hookspec
+def edgekit_register_commands(register: Register) -> None:
+    """Add a command to the command line: ``register("serve", "pkg.mod:command")``; the target is a click command."""

@@ -1,0 +1,398 @@
+"""read -> plan -> encode -> write, one tensor in memory at a time.
+
+(The module is called `pipeline` because `edgekit.quantize` is the function.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.artifact import Artifact, Format, Layout, Writer
+from edgekit.encoding import choose, encode_rows, find_precision, refuse_nonfinite, refuse_overflow
+from edgekit.errors import (
+    InvalidFileError,
+    MissingFileError,
+    MissingPluginError,
+    NonFiniteError,
+    UnknownPrecisionError,
+    UnknownRecipeError,
+    UsageError,
+)
+from edgekit.manifest import Manifest
+from edgekit.plugin import KNOWN_DISTRIBUTIONS, manager
+from edgekit.precision import Precision
+from edgekit.recipe import Assignment, Plan, Recipe, Slot, Uniform
+from edgekit.reference import Parts, reference
+from edgekit.tensor import EncodedTensor, QuantizedTensor, Tensor
+
+Nonfinite = Literal["refuse", "keep"]
+#: Called with the number of tensors done, of all tensors, and the name of the one that comes next.
+Progress = Callable[[int, int, str], None]
+
+#: Elements encoded at once: 8 MiB of float32, so that memory follows the tensor's encoded size, not its own.
+CHUNK = 1 << 21
+
+
+def open_artifact(path: str | os.PathLike[str]) -> Artifact:
+    """Open a model of any format that an installed plugin reads; no tensor is read.
+
+    Raises:
+        MissingFileError: nothing is there.
+        MissingPluginError: the format is known, but its plugin is not installed.
+        InvalidFileError: no format recognises it, or it is truncated, corrupt or hostile.
+    """
+    where = Path(path)
+    if not where.exists():
+        raise MissingFileError(f"{where}: no such file or directory")
+    for registration in manager().all("formats"):
+        candidate: Format = manager().load("formats", registration.name)
+        if candidate.matches(where):
+            return candidate.open(where)
+    names = ", ".join(r.name for r in manager().all("formats"))
+    cure = KNOWN_DISTRIBUTIONS.get(where.suffix)
+    if cure and where.suffix.removeprefix(".") not in names.split(", "):
+        raise MissingPluginError(f"{where}: reading {where.suffix} files needs a plugin; pip install {cure}")
+    raise InvalidFileError(
+        f"{where}: no installed format recognises it (there are: {names}); "
+        "a Hugging Face directory needs config.json and *.safetensors"
+    )
+
+
+def find_format(name: str | None, target: Path) -> Format:
+    """The format of that name, or the one that the target's suffix stands for; a directory is ``hf``.
+
+    Raises:
+        MissingPluginError: nobody writes that.
+    """
+    if name is not None:
+        found: Format = manager().load("formats", name)
+        return found
+    if not target.suffix or target.is_dir():
+        return manager().load("formats", "hf")  # type: ignore[no-any-return]
+    for registration in manager().all("formats"):
+        if target.suffix in registration.options.get("suffixes", ()):
+            return manager().load("formats", registration.name)  # type: ignore[no-any-return]
+    cure = KNOWN_DISTRIBUTIONS.get(target.suffix)
+    advice = f"pip install {cure}" if cure else "say which with format="
+    raise MissingPluginError(f"{target}: no installed format writes {target.suffix} files; {advice}")
+
+
+def find_recipe(recipe: str | Precision | Recipe, format_name: str) -> Recipe:
+    """A recipe meant for the format, else the precision of that name for every weight matrix.
+
+    Raises:
+        UnknownRecipeError: neither a recipe nor a precision.
+    """
+    if isinstance(recipe, Precision):
+        return Uniform(recipe)
+    if not isinstance(recipe, str):
+        return recipe
+    suited = [r for r in manager().all("recipes") if format_name in r.options.get("formats", (format_name,))]
+    if any(r.name == recipe for r in suited):
+        found: Recipe = manager().load("recipes", recipe)
+        return found
+    try:
+        return Uniform(find_precision(recipe))
+    except UnknownPrecisionError as error:
+        names = ", ".join(r.name for r in suited) or "none"
+        raise UnknownRecipeError(
+            f"{recipe!r} is neither a recipe for {format_name} (there are: {names}) nor a precision: {error}"
+        ) from error
+
+
+def quantize(
+    source: Artifact | str | os.PathLike[str],
+    recipe: str | Precision | Recipe,
+    *,
+    to: str | os.PathLike[str],
+    format: str | None = None,
+    importance: Mapping[str, npt.NDArray[np.float32]] | None = None,
+    backend: str | None = None,
+    nonfinite: Nonfinite = "refuse",
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Quantize a model and write it, streaming: peak memory follows the largest tensor, not the model.
+
+    Args:
+        source: an artifact, or the path of one.
+        recipe: a recipe (``"Q4_K_M"``), a precision for every weight matrix (``"affine:int4-sym-g32"``), or
+            an object with a ``plan`` method.
+        to: the file or directory to write; its suffix decides the format unless `format` names one.
+        importance: mean squared activations [cols] of each weight matrix, by canonical name.
+        backend: which encoders to use; None takes the fastest exact ones. The bytes are the same.
+        nonfinite: ``"refuse"`` a NaN or an infinity, or ``"keep"`` the tensors that hold one in float.
+        executor: encodes the row chunks; None takes a thread for each core. The bytes are the same.
+        progress: called before each tensor.
+
+    Returns:
+        The artifact that was written, opened.
+
+    Raises:
+        NonFiniteError, ScaleOverflowError, UnsupportedModelError, InvalidFileError: about the source.
+        ResourceError, LockedError: about the target. In every case nothing half-written is left behind.
+    """
+    artifact = source if isinstance(source, Artifact) else open_artifact(source)
+    target = Path(to)
+    _refuse_overwriting(artifact, target)
+    chosen_format = find_format(format, target)
+    chosen = find_recipe(recipe, chosen_format.name)
+    layout = chosen_format.layout(artifact)
+    plan = chosen.plan(layout.slots, layout.model.config if layout.model else None, importance is not None)
+    if nonfinite == "keep":
+        plan = _keep_nonfinite(plan, layout)
+    with ExitStack() as stack:
+        pool = executor or stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
+        encoder = _Encoder(pool, backend, importance or {}, nonfinite)
+        _write(chosen_format, target, layout, plan, encoder, progress)
+    return chosen_format.open(target)
+
+
+def convert(
+    source: Artifact | str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    dtype: str | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Write a model in another format without quantizing it.
+
+    Args:
+        source: an artifact, or the path of one.
+        to: the file or directory to write.
+        dtype: ``F32``, ``F16`` or ``BF16`` for the weight matrices; None keeps every tensor's own precision
+            where the target can hold it (encoded tensors carry their blocks over unchanged), else F32.
+
+    Raises:
+        As `quantize`.
+    """
+    recipe: Recipe = AsIs() if dtype is None else find_recipe(dtype, find_format(format, Path(to)).name)
+    return quantize(source, recipe, to=to, format=format, progress=progress)
+
+
+@attrs.frozen
+class AsIs:
+    """Every tensor in the precision it has."""
+
+    name: str = "as is"
+
+    def plan(self, slots: Sequence[Slot], config: object, importance: bool = False) -> Plan:
+        """Keep encoded tensors encoded and float matrices in their own type."""
+        return Plan(self.name, tuple(self._assign(slot) for slot in slots))
+
+    def _assign(self, slot: Slot) -> Assignment:
+        precision = slot.keep
+        if isinstance(slot.tensor, EncodedTensor):
+            precision = slot.tensor.precision
+        elif len(slot.shape) > 1:
+            precision = own_precision(slot.tensor)
+        return Assignment(slot.name, slot.role, slot.shape, precision, "as in the source")
+
+
+def own_precision(tensor: Tensor) -> Precision:
+    """The plain float precision of a tensor's dtype; F32 for what has none."""
+    return Precision.parse({"float16": "float:F16", "bfloat16": "float:BF16"}.get(tensor.dtype, "float:F32"))
+
+
+def _refuse_overwriting(artifact: Artifact, target: Path) -> None:
+    if target.exists() and target.resolve() in {
+        artifact.path.resolve(),
+        *(f.resolve() for f in artifact.files),
+    }:
+        raise UsageError(f"{target}: the target is the source; choose another path")
+
+
+def _write(
+    chosen: Format, target: Path, layout: Layout, plan: Plan, encoder: _Encoder, progress: Progress | None
+) -> None:
+    writer = chosen.writer(target, layout, plan, make_manifest(layout.source, plan, encoder))
+    try:
+        _write_tensors(writer, layout, plan, encoder, progress)
+        writer.commit()
+    except KeyboardInterrupt:
+        writer.close(keep=True)
+        raise
+    except BaseException:
+        writer.close()
+        raise
+    writer.close()
+
+
+def _write_tensors(writer: Writer, layout: Layout, plan: Plan, encoder: _Encoder, progress: Progress | None) -> None:
+    pairs = list(zip(layout.slots, plan, strict=True))
+    for index, (slot, assignment) in enumerate(pairs):
+        if index < writer.done:
+            continue
+        if progress:
+            progress(index, len(pairs), assignment.name)
+        writer.write(encoder.encode(slot, assignment))
+    if progress:
+        progress(len(pairs), len(pairs), "")
+
+
+@attrs.frozen
+class _Encoder:
+    """Encodes one slot at a time, its row chunks on the pool."""
+
+    pool: Executor
+    backend: str | None
+    importance: Mapping[str, npt.NDArray[np.float32]]
+    nonfinite: Nonfinite
+
+    def encode(self, slot: Slot, assignment: Assignment) -> QuantizedTensor:
+        tensor, precision = slot.tensor, assignment.precision
+        if isinstance(tensor, EncodedTensor) and tensor.precision == precision:
+            return attrs.evolve(tensor.read(), name=assignment.name)
+        step = chunk_rows(tensor.rows, tensor.shape[-1] if tensor.shape else 1, precision)
+        job = partial(
+            encode_chunk,
+            precision=precision,
+            importance=self.importance.get(assignment.role),
+            backend=None if precision.convention == "float" else self.backend,
+            name=tensor.name,
+            finite=self.nonfinite == "refuse" or precision.convention != "float",
+        )
+        chunks = _ahead(self.pool, job, _chunks(tensor, precision, step))
+        parts = join(list(chunks))
+        return QuantizedTensor(parts, precision, slot.shape, assignment.name, self.name_for(precision))
+
+    def name_for(self, precision: Precision) -> str:
+        """Which backend encodes that precision."""
+        chosen = choose(precision, self.backend) if precision.convention != "float" else None
+        return chosen.plugin if chosen else "reference"
+
+
+def chunk_rows(rows: int, cols: int, precision: Precision) -> int:
+    """Rows encoded at once: about `CHUNK` elements, or all where the rows depend on each other."""
+    return max(1, CHUNK // max(1, cols)) if precision.rowwise else max(1, rows)
+
+
+def _chunks(tensor: Tensor | EncodedTensor, precision: Precision, step: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    for start in range(0, tensor.rows, step):
+        yield start, source_rows(tensor, precision, start, min(start + step, tensor.rows))
+
+
+def source_rows(tensor: Tensor | EncodedTensor, precision: Precision, start: int, stop: int) -> npt.NDArray[Any]:
+    """Rows as the precision's reference takes them: float32, or the source's own type where that matters."""
+    if isinstance(tensor, Tensor) and getattr(reference(precision), "SOURCE_DTYPES", False):
+        if tensor.dtype == "float16":
+            return tensor.read_rows(start, stop)
+        if tensor.dtype == "bfloat16":
+            return tensor.read_rows(start, stop).view(_bfloat16())
+    return np.ascontiguousarray(tensor.float32(start, stop))
+
+
+def _bfloat16() -> np.dtype[Any]:
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise MissingPluginError(
+            "this precision's scales take the source's bfloat16, which numpy lacks; pip install ml-dtypes"
+        ) from error
+    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return found
+
+
+def encode_chunk(
+    numbered: tuple[int, npt.NDArray[Any]],
+    *,
+    precision: Precision,
+    importance: npt.NDArray[np.float32] | None,
+    backend: str | None,
+    name: str,
+    finite: bool = True,
+) -> Parts:
+    """Encode one chunk of rows; a module-level function of picklable arguments, so that any executor can run it."""
+    first_row, rows = numbered
+    if finite:
+        refuse_nonfinite(rows, name, first_row)
+    _, parts = encode_rows(np.ascontiguousarray(rows), precision, importance, backend)
+    if finite:
+        refuse_overflow(parts, precision, name)
+    return parts
+
+
+def _ahead(
+    pool: Executor, job: Callable[[Any], Parts], items: Iterator[Any], depth: int = (os.cpu_count() or 1) + 1
+) -> Iterator[Parts]:
+    """Map in order, with at most `depth` items under way: reading never runs far ahead of encoding."""
+    waiting: deque[Future[Parts]] = deque()
+    for item in items:
+        waiting.append(pool.submit(job, item))
+        if len(waiting) >= depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def join(chunks: list[Parts]) -> Parts:
+    """Put the parts of consecutive row chunks together; every part has the rows as its first dimension."""
+    if len(chunks) == 1:
+        return chunks[0]
+    return {part: np.concatenate([chunk[part] for chunk in chunks]) for part in chunks[0]}
+
+
+def _keep_nonfinite(plan: Plan, layout: Layout) -> Plan:
+    pairs = zip(layout.slots, plan, strict=True)
+    return attrs.evolve(plan, assignments=tuple(_kept(slot, assignment) for slot, assignment in pairs))
+
+
+def _kept(slot: Slot, assignment: Assignment) -> Assignment:
+    try:
+        for start, rows in _chunks(slot.tensor, slot.keep, chunk_rows(slot.tensor.rows, slot.shape[-1], slot.keep)):
+            refuse_nonfinite(rows, slot.name, start)
+    except NonFiniteError as error:
+        return attrs.evolve(assignment, precision=slot.keep, reason=f"kept: {str(error).partition(';')[0]}")
+    return assignment
+
+
+def make_manifest(source: Artifact, plan: Plan, encoder: _Encoder) -> Manifest:
+    """What to record about an artifact before it is written."""
+    tensors = {
+        a.name: {"precision": a.precision.name, "reason": a.reason, "backend": encoder.name_for(a.precision)}
+        for a in plan
+    }
+    used = {t["backend"] for t in tensors.values()}
+    versions = {p.distribution: p.version for p in manager().plugins if p.name in used or p.name == "core"}
+    return Manifest(
+        sources={file.name: sha256(file) for file in source.files},
+        recipe=plan.recipe,
+        tensors=tensors,
+        versions={**versions, "numpy": np.__version__},
+    )
+
+
+def sha256(file: Path) -> str:
+    """SHA-256 of a file, hex."""
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise MissingFileError(
+            f"{file}: cannot be read ({error.strerror}); check that it is there and readable"
+        ) from error
+
+
+__all__ = [
+    "AsIs",
+    "Nonfinite",
+    "Progress",
+    "convert",
+    "find_format",
+    "find_recipe",
+    "open_artifact",
+    "quantize",
+]

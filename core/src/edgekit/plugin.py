@@ -1,0 +1,268 @@
+"""Plugins: find them, load on demand, refuse politely.
+
+Entry points of the group ``edgekit`` are listed from metadata alone. The light modules they name are imported
+when the first registry is asked; what those register is imported when it is first used. A plugin that fails
+is reported and never breaks another. (The module is called `plugin` because `edgekit.plugins()` is the function.)
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from typing import Any, Literal, cast
+
+import attrs
+import pluggy
+
+from edgekit import hookspecs
+from edgekit.errors import EdgekitError, MissingPluginError, PluginError, UsageError
+from edgekit.hookspecs import GROUP, hookimpl
+
+#: The version of the plugin contract: plugins state theirs as ``edgekit_api``.
+API = (1, 0)
+ROLES = (
+    "formats",
+    "quantizers",
+    "precisions",
+    "recipes",
+    "runtimes",
+    "passes",
+    "devices",
+    "servers",
+    "commands",
+)
+BUILT_IN = "edgekit"
+#: Distributions to install for what they bring, for messages that name the cure.
+KNOWN_DISTRIBUTIONS = {"gguf": "edgekit-gguf", ".gguf": "edgekit-gguf"}
+
+Status = Literal["loaded", "failed", "refused", "disabled"]
+
+
+@attrs.frozen
+class PluginInfo:
+    """What `edgekit plugins` says about a plugin.
+
+    Attributes:
+        name: of its entry point.
+        distribution, version: what was installed.
+        status: ``loaded``, ``failed`` (it raised), ``refused`` (wrong contract version) or ``disabled``.
+        error: why it is not loaded; empty otherwise.
+        provides: registered names by role.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    status: Status = "loaded"
+    error: str = ""
+    provides: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class Registration:
+    """One thing that one plugin registered in one role.
+
+    Attributes:
+        target: ``"package.module:attribute"``.
+        plugin, distribution: who registered it.
+        options: the keyword arguments of ``register``.
+    """
+
+    role: str
+    name: str
+    target: str
+    plugin: str
+    distribution: str
+    options: dict[str, Any] = attrs.field(factory=dict)
+
+    def load(self) -> Any:
+        """Import the target; a class is instantiated.
+
+        Raises:
+            PluginError: it cannot be imported; names the distribution and the error.
+        """
+        try:
+            return _load(self.target)
+        except EdgekitError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"{self.role[:-1]} {self.name!r} of {self.distribution} cannot be loaded: "
+                f"{type(error).__name__}: {error}; `edgekit doctor` shows more, reinstall {self.distribution}"
+            ) from error
+
+
+@functools.cache
+def _load(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    found: Any = functools.reduce(getattr, attribute.split("."), cast(Any, importlib.import_module(module)))
+    return found() if isinstance(found, type) else found
+
+
+@attrs.define
+class Manager:
+    """Holds the registries of one process."""
+
+    plugins: list[PluginInfo] = attrs.field(factory=list)
+    registrations: list[Registration] = attrs.field(factory=list)
+
+    def all(self, role: str) -> list[Registration]:
+        """Everything registered in a role, built-ins first."""
+        return [r for r in self.registrations if r.role == role]
+
+    def find(self, role: str, name: str) -> Registration:
+        """The registration of that name.
+
+        Raises:
+            MissingPluginError: nobody registered it; names what is there and the cure.
+            PluginError: two distributions registered it.
+        """
+        found = [r for r in self.all(role) if r.name == name]
+        if not found:
+            raise MissingPluginError(self._missing(role, name))
+        if len(found) > 1 and found[0].distribution != BUILT_IN:
+            owners = " and ".join(r.distribution for r in found)
+            raise PluginError(
+                f"{role[:-1]} {name!r} is claimed by {owners}; uninstall one of them, "
+                f"or switch it off with EDGEKIT_NO_PLUGINS={found[-1].plugin}"
+            )
+        return found[0]
+
+    def load(self, role: str, name: str) -> Any:
+        """Find and import in one step."""
+        return self.find(role, name).load()
+
+    def _missing(self, role: str, name: str) -> str:
+        names = ", ".join(sorted({r.name for r in self.all(role)})) or "none"
+        cure = f"; install {KNOWN_DISTRIBUTIONS[name]}" if name in KNOWN_DISTRIBUTIONS else ""
+        failed = [f"{p.distribution} ({p.error})" for p in self.plugins if p.status in ("failed", "refused")]
+        broken = f"; not loaded: {', '.join(failed)}" if failed else ""
+        return f"no {role[:-1]} {name!r} is installed (there are: {names}){cure}{broken}"
+
+
+@functools.cache
+def manager() -> Manager:
+    """The process's plugin manager; importing all plugins' light modules at the first call."""
+    return build(entry_points())
+
+
+def entry_points() -> list[tuple[metadata.EntryPoint, str, str]]:
+    """The installed plugins, from metadata alone: entry point, distribution and its version."""
+    found = {
+        (point.name, point.value, point.dist.name if point.dist else "unknown"): (
+            point,
+            point.dist.name if point.dist else "unknown",
+            point.dist.version if point.dist else "",
+        )
+        for point in metadata.entry_points(group=GROUP)
+    }
+    return [found[key] for key in sorted(found)]
+
+
+def build(points: list[tuple[metadata.EntryPoint, str, str]]) -> Manager:
+    """Load the built-ins and then each plugin, keeping every failure to its plugin."""
+    self = Manager()
+    _add(
+        self,
+        PluginInfo("core", BUILT_IN, _core_version()),
+        lambda: importlib.import_module("edgekit.builtin"),
+    )
+    disabled = {name for name in os.environ.get("EDGEKIT_NO_PLUGINS", "").split(",") if name not in ("", "0")}
+    for point, distribution, version in points:
+        info = PluginInfo(point.name, distribution, version)
+        if disabled & {"1", "true", "all", point.name, distribution}:
+            self.plugins.append(attrs.evolve(info, status="disabled", error="EDGEKIT_NO_PLUGINS"))
+        else:
+            _add(self, info, point.load)
+    return self
+
+
+def _core_version() -> str:
+    try:
+        return metadata.version("edgekit")
+    except metadata.PackageNotFoundError:  # a source tree on the path
+        return "0"
+
+
+def _add(self: Manager, info: PluginInfo, load: Callable[[], Any]) -> None:
+    try:
+        module = load()
+        refusal = refused(getattr(module, "edgekit_api", None))
+        if refusal:
+            self.plugins.append(attrs.evolve(info, status="refused", error=refusal))
+            return
+        registrations = list(_registrations(module, info))
+        shadowed = [r for r in registrations if _shadows(self, r)]
+        if shadowed:
+            names = ", ".join(f"{r.role[:-1]} {r.name!r}" for r in shadowed)
+            raise UsageError(f"it would replace edgekit's own {names}; built-ins cannot be shadowed, rename it")
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        self.plugins.append(attrs.evolve(info, status="failed", error=_reason(error)))
+        return
+    self.registrations += registrations
+    provides = {role: tuple(r.name for r in registrations if r.role == role) for role in ROLES}
+    self.plugins.append(attrs.evolve(info, provides={k: v for k, v in provides.items() if v}))
+
+
+def refused(api: object) -> str:
+    """Why a plugin that states that contract version is refused, in one sentence; empty if it is not."""
+    host = f"{API[0]}.{API[1]}"
+    match api:
+        case (int(major), int(minor)) if major == API[0] and minor <= API[1]:
+            return ""
+        case (int(major), int(minor)):
+            newer = (major, minor) > API
+            cure = "upgrade edgekit" if newer else "upgrade the plugin"
+            return f"it is written for plugin contract {major}.{minor} and this edgekit has {host}: {cure}."
+    return f"it does not state the plugin contract it is written for: set edgekit_api = {API} in its module."
+
+
+def _registrations(module: Any, info: PluginInfo) -> Iterator[Registration]:
+    # A pluggy manager of its own per plugin: it checks the signatures, and a raising hook stays alone.
+    hooks = pluggy.PluginManager(GROUP)
+    hooks.add_hookspecs(hookspecs)
+    hooks.register(module, info.name)
+    hooks.check_pending()
+    for role in ROLES:
+        collected: list[Registration] = []
+        getattr(hooks.hook, f"edgekit_register_{role}")(register=_collector(role, info, collected))
+        yield from collected
+
+
+def _collector(role: str, info: PluginInfo, into: list[Registration]) -> hookspecs.Register:
+    def register(name: str, target: str, **options: Any) -> None:
+        if not isinstance(name, str) or not isinstance(target, str) or ":" not in target:
+            raise UsageError(f'register({name!r}, {target!r}): wants a name and a target "package.module:attribute"')
+        into.append(Registration(role, name, target, info.name, info.distribution, options))
+
+    return register
+
+
+def _shadows(self: Manager, registration: Registration) -> bool:
+    if registration.role == "quantizers":  # many backends may encode one precision
+        return False
+    return any(
+        r.distribution == BUILT_IN and r.name == registration.name
+        for r in self.all(registration.role)
+        if registration.distribution != BUILT_IN
+    )
+
+
+def _reason(error: BaseException) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
+    where = f" ({os.path.basename(frame.filename)}:{frame.lineno})" if frame else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+__all__ = ["API", "ROLES", "Manager", "PluginInfo", "Registration", "build", "hookimpl", "manager", "refused"]
+
+
+def installed() -> tuple[PluginInfo, ...]:
+    """The installed plugins, the core's own first: what each provides, or why it is not loaded."""
+    return tuple(manager().plugins)
