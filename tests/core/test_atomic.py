@@ -1,0 +1,435 @@
+"""Nothing half-written: whole or not at all, locked, and resumed after an interruption."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+
+from edgekit import atomic
+from edgekit.atomic import AtomicDirectory, AtomicFile, write_atomic
+from edgekit.errors import LockedError, ResourceError, UsageError
+
+
+def names(directory: Path) -> set[str]:
+    return {entry.name for entry in directory.iterdir()}
+
+
+def child(script: str, *args: object) -> subprocess.Popen[str]:
+    code = "from pathlib import Path\nimport sys\nfrom edgekit.atomic import *\n" + textwrap.dedent(script)
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True)
+
+
+def test_target_appears_whole_and_only_on_commit(tmp_path: Path) -> None:
+    target = tmp_path / "model.bin"
+    target.write_bytes(b"old")
+    with AtomicFile(target) as file:
+        file.write(b"new ")
+        file.write(memoryview(b"content"))
+        assert file.offset == 11
+        assert target.read_bytes() == b"old"
+        file.commit()
+    assert target.read_bytes() == b"new content"
+    assert names(tmp_path) == {"model.bin"}
+
+
+def test_without_commit_the_target_stays(tmp_path: Path) -> None:
+    target = tmp_path / "model.bin"
+    target.write_bytes(b"old")
+    with AtomicFile(target, fingerprint=b"f") as file:
+        file.write(b"new")
+    assert target.read_bytes() == b"old"
+    assert names(tmp_path) == {"model.bin"}
+
+
+def test_completed_units_are_resumed_and_half_ones_dropped(tmp_path: Path) -> None:
+    target = tmp_path / "model.bin"
+    with AtomicFile(target, fingerprint=b"f") as file:
+        for text in (b"one", b"two"):
+            file.write(text)
+            file.unit_done(text.decode())
+        file.write(b"half")
+    assert names(tmp_path) == {".model.bin.partial", ".model.bin.partial.json"}
+    with AtomicFile(target, fingerprint=b"f") as file:
+        assert (file.done, file.offset, file.notes) == (2, 6, ["one", "two"])
+        file.write(b"three")
+        file.unit_done()
+        file.commit()
+    assert target.read_bytes() == b"onetwothree"
+    assert names(tmp_path) == {"model.bin"}
+
+
+def test_resume_can_be_interrupted_again(tmp_path: Path) -> None:
+    for count in range(4):
+        with AtomicFile(tmp_path / "m", fingerprint=b"f") as file:
+            assert file.done == count
+            file.write(bytes([count]))
+            file.unit_done()
+    with AtomicFile(tmp_path / "m", fingerprint=b"f") as file:
+        file.commit()
+    assert (tmp_path / "m").read_bytes() == bytes(range(4))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["other fingerprint", "no fingerprint", "data changed", "data cut", "journal is garbage", "journal gone"],
+)
+def test_anything_else_starts_anew(tmp_path: Path, damage: str) -> None:
+    target, partial, journal = (tmp_path / n for n in ("m", ".m.partial", ".m.partial.json"))
+    with AtomicFile(target, fingerprint=b"f") as file:
+        file.write(b"0123456789")
+        file.unit_done()
+    fingerprint: bytes | None = b"f"
+    match damage:
+        case "other fingerprint":
+            fingerprint = b"g"
+        case "no fingerprint":
+            fingerprint = None
+        case "data changed":
+            partial.write_bytes(b"0123406789")
+        case "data cut":
+            partial.write_bytes(b"012345678")
+        case "journal is garbage":
+            journal.write_bytes(b"\xff\x00[[[")
+        case "journal gone":
+            journal.unlink()
+    with AtomicFile(target, fingerprint=fingerprint) as file:
+        assert (file.done, file.offset) == (0, 0)
+        file.write(b"x")
+        file.commit()
+    assert target.read_bytes() == b"x"
+
+
+def test_torn_journal_line_is_left_out(tmp_path: Path) -> None:
+    with AtomicFile(tmp_path / "m", fingerprint=b"f") as file:
+        for _ in range(2):
+            file.write(b"unit")
+            file.unit_done()
+    journal = tmp_path / ".m.partial.json"
+    journal.write_bytes(journal.read_bytes()[:-3])
+    with AtomicFile(tmp_path / "m", fingerprint=b"f") as file:
+        assert (file.done, file.offset) == (1, 4)
+
+
+def test_overwrite_replaces_what_was_reserved(tmp_path: Path) -> None:
+    with AtomicFile(tmp_path / "m") as file:
+        file.write(bytes(4))
+        file.write(b"data")
+        file.overwrite(0, b"head")
+        file.write(b".")
+        with pytest.raises(UsageError, match="only bytes below 9 can be overwritten"):
+            file.overwrite(8, b"xx")
+        file.commit()
+    assert (tmp_path / "m").read_bytes() == b"headdata."
+
+
+def test_kill_9_leaves_the_target_and_a_resume(tmp_path: Path) -> None:
+    target = tmp_path / "m"
+    target.write_bytes(b"old")
+    process = child(
+        """
+        file = AtomicFile(Path(sys.argv[1]), fingerprint=b"f")
+        for unit in range(3):
+            file.write(bytes([unit]) * 1000)
+            file.unit_done()
+        file.write(b"half a unit")
+        print("ready", flush=True)
+        sys.stdin.read()
+        """,
+        target,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    with pytest.raises(LockedError, match=re.escape(f"another process is writing {target}")):
+        AtomicFile(target, fingerprint=b"f")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert target.read_bytes() == b"old"
+    with AtomicFile(target, fingerprint=b"f") as file:
+        assert (file.done, file.offset) == (3, 3000)
+        file.write(b"end")
+        file.commit()
+    assert target.read_bytes() == b"".join(bytes([u]) * 1000 for u in range(3)) + b"end"
+
+
+def test_a_second_writer_in_the_same_process_is_refused(tmp_path: Path) -> None:
+    with AtomicFile(tmp_path / "m") as file:
+        file.write(b"first")
+        with pytest.raises(LockedError, match="another process is writing"):
+            AtomicFile(tmp_path / "m")
+        file.commit()
+    assert (tmp_path / "m").read_bytes() == b"first"
+
+
+def test_lock_file_where_there_is_no_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic, "fcntl", None)
+    with AtomicFile(tmp_path / "m") as file:
+        with pytest.raises(LockedError, match=r"or delete .*\.m\.partial\.lock if none is"):
+            AtomicFile(tmp_path / "m")
+        file.write(b"x")
+        file.commit()
+    assert names(tmp_path) == {"m"}
+
+
+def test_many_writers_never_mix(tmp_path: Path) -> None:
+    target = tmp_path / "m"
+    script = """
+        for attempt in range(40):
+            try:
+                with AtomicFile(Path(sys.argv[1])) as file:
+                    for _ in range(10):
+                        file.write(sys.argv[2].encode() * 1000)
+                    file.commit()
+            except Exception as error:
+                assert type(error).__name__ == "LockedError", error
+        """
+    processes = [child(script, target, letter) for letter in "ab"]
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    content = target.read_bytes()
+    assert content in (b"a" * 10_000, b"b" * 10_000)
+    assert names(tmp_path) == {"m"}
+
+
+def test_full_disk_leaves_the_target_untouched(tmp_path: Path) -> None:
+    target = tmp_path / "m"
+    target.write_bytes(b"old")
+    process = child(
+        """
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+        from edgekit.errors import ResourceError
+        file = AtomicFile(Path(sys.argv[1]), fingerprint=b"f")
+        file.write(bytes(3000)); file.unit_done()
+        try:
+            file.write(bytes(3000))
+        except ResourceError as error:
+            print(error)
+        file.close()
+        """,
+        target,
+    )
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert output == (
+        f"cannot write {target} (3,000 bytes at offset 3,000): {os.strerror(errno.EFBIG)}; "
+        "raise the file size limit (ulimit -f), or choose a file system that holds larger files\n"
+    )
+    assert target.read_bytes() == b"old"
+    with AtomicFile(target, fingerprint=b"f") as file:
+        assert (file.done, file.offset) == (1, 3000)
+
+
+def test_no_space_left_on_a_real_device() -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    with open("/dev/full", "wb", buffering=0) as full, pytest.raises(ResourceError) as caught:
+        write_full(full)
+    assert str(caught.value) == (
+        f"cannot write model.gguf (12 bytes): {os.strerror(errno.ENOSPC)}; "
+        "free some space, or choose a target on another disk"
+    )
+    assert isinstance(caught.value, OSError)
+    assert caught.value.exit_code == 5
+
+
+@atomic.writing(Path("model.gguf"), "12 bytes")
+def write_full(full: io.FileIO) -> None:
+    full.write(bytes(12))
+
+
+def test_a_small_tmpfs_that_fills_up(tmp_path: Path) -> None:
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    try:
+        target = tmp_path / "m"
+        target.write_bytes(b"old")
+        with AtomicFile(target) as file:
+            with pytest.raises(ResourceError, match=r"^cannot write .*: 1,000,000 bytes needed, [\d,]+ free; "):
+                file.reserve(1_000_000)
+            with pytest.raises(ResourceError, match=os.strerror(errno.ENOSPC)):
+                file.write(bytes(1 << 20))
+        assert target.read_bytes() == b"old"
+        assert names(tmp_path) == {"m"}
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_reserve_counts_what_is_already_there(tmp_path: Path) -> None:
+    with AtomicFile(tmp_path / "m") as file:
+        file.write(bytes(100))
+        file.reserve(100)
+        with pytest.raises(ResourceError, match="free some space"):
+            file.reserve(1 << 62)
+
+
+def test_missing_directory(tmp_path: Path) -> None:
+    target = tmp_path / "none" / "m"
+    with pytest.raises(ResourceError) as caught:
+        AtomicFile(target)
+    assert str(caught.value) == (
+        f"cannot write {target}: {os.strerror(errno.ENOENT)}; create the directory first, or choose another target"
+    )
+
+
+def test_no_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    process = child(
+        """
+        import os
+        if os.geteuid() == 0:  # root may write everywhere
+            os.seteuid(65534)
+        try:
+            AtomicFile(Path(sys.argv[1]))
+        except OSError as error:
+            print(type(error).__name__, str(error).partition("; ")[2])
+        """,
+        tmp_path / "m",
+    )
+    output, errors = process.communicate()
+    assert output == "ResourceError give yourself write permission, or choose another target\n", errors
+
+
+def test_a_directory_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a directory; name a file to write"):
+        AtomicFile(tmp_path)
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "m")
+    write_atomic(tmp_path / "link", b"x")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "m").read_bytes() == b"x"
+
+
+def test_a_planted_partial_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_bytes(b"mine")
+    (tmp_path / ".m.partial").symlink_to(tmp_path / "victim")
+    with pytest.raises(ResourceError, match=r"cannot write .*m: "):
+        AtomicFile(tmp_path / "m")
+    assert (tmp_path / "victim").read_bytes() == b"mine"
+
+
+def test_directory_appears_whole(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    with AtomicDirectory(target) as directory:
+        directory.write("config.json", b"{}")
+        with directory.file("model.safetensors") as file:
+            file.write(b"data")
+            file.commit()
+        assert not target.exists()
+        directory.commit()
+    assert names(target) == {"config.json", "model.safetensors"}
+    assert names(tmp_path) == {"model"}
+
+
+def test_directory_replaces_an_artifact_or_an_empty_one(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    for text in (b"first", b"second"):
+        target.mkdir(exist_ok=True)
+        with AtomicDirectory(target) as directory:
+            directory.write("config.json", text)
+            directory.commit()
+    assert (target / "config.json").read_bytes() == b"second"
+    assert names(tmp_path) == {"model"}
+
+
+@pytest.mark.parametrize("foreign", ["thesis.txt", "config.json.d/"])
+def test_directory_never_deletes_what_is_not_an_artifact(tmp_path: Path, foreign: str) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "config.json").write_text("{}")
+    if foreign.endswith("/"):
+        (target / foreign).mkdir()
+    else:
+        (target / foreign).write_text("mine")
+    before = names(target)
+    with pytest.raises(UsageError, match=f"holds {foreign.rstrip('/')}, which is no part of an artifact"):
+        AtomicDirectory(target)
+    assert names(target) == before
+    assert names(tmp_path) == {"model"}
+
+
+def test_directory_checks_again_before_it_replaces(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    with AtomicDirectory(target) as directory:
+        directory.write("config.json", b"{}")
+        target.mkdir()
+        (target / "thesis.txt").write_text("mine")
+        with pytest.raises(UsageError, match=r"holds thesis\.txt"):
+            directory.commit()
+    assert (target / "thesis.txt").read_text() == "mine"
+    assert names(tmp_path) == {"model"}
+
+
+def test_directory_without_commit_leaves_nothing(tmp_path: Path) -> None:
+    with AtomicDirectory(tmp_path / "model") as directory:
+        directory.write("config.json", b"{}")
+    assert names(tmp_path) == set()
+
+
+def test_directory_resumes_its_files(tmp_path: Path) -> None:
+    for done in (0, 1):
+        with AtomicDirectory(tmp_path / "model") as directory:
+            file = directory.file("model.safetensors", fingerprint=b"f")
+            assert file.done == done
+            file.write(b"unit")
+            file.unit_done()
+    with AtomicDirectory(tmp_path / "model") as directory:
+        file = directory.file("model.safetensors", fingerprint=b"f")
+        file.commit()
+        directory.commit()
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == b"unitunit"
+    assert names(tmp_path / "model") == {"model.safetensors"}
+
+
+def test_directory_is_locked(tmp_path: Path) -> None:
+    with AtomicDirectory(tmp_path / "model"), pytest.raises(LockedError, match="another process is writing"):
+        AtomicDirectory(tmp_path / "model")
+    with AtomicDirectory(tmp_path / "model"):
+        pass
+
+
+def test_directory_swap_is_undone_when_it_was_interrupted(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    with AtomicDirectory(target) as directory:
+        directory.write("config.json", b"good")
+        directory.commit()
+    target.rename(tmp_path / ".model.old")  # as a crash between the two renames leaves it
+    with AtomicDirectory(target):
+        pass
+    assert (target / "config.json").read_bytes() == b"good"
+    assert names(tmp_path) == {"model"}
+
+
+def test_directory_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(UsageError, match="is a file; name a directory to write"):
+        AtomicDirectory(tmp_path / "model")
+
+
+def test_units_are_cheap(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    with AtomicFile(tmp_path / "m", fingerprint=b"f") as file:
+        for unit in range(1000):
+            file.write(b"x" * 1000)
+            file.unit_done(f"tensor {unit}")
+    with AtomicFile(tmp_path / "m", fingerprint=b"f") as file:
+        assert file.done == 1000
+    assert time.perf_counter() - start < 10, "a thousand small units take milliseconds each, not a sync each"
