@@ -1,0 +1,70 @@
+"""The `edgekit` command: one file a verb. Data on stdout, progress on stderr, `--json` everywhere."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from edgekit.errors import EdgekitError
+
+VERBS = ("inspect", "quantize", "convert", "compare", "eval", "precisions", "plugins", "doctor", "demo")
+
+
+class _Verbs(click.Group):
+    """Imports a verb when it is called, and asks the plugins for theirs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*VERBS, *_plugin_commands()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in VERBS:
+            module = importlib.import_module(f"edgekit.cli.{cmd_name}")
+            found: click.Command = module.command
+            return found
+        if cmd_name in _plugin_commands():
+            from edgekit.plugin import manager
+
+            loaded: click.Command = manager().load("commands", cmd_name)
+            return loaded
+        return None
+
+
+def _plugin_commands() -> list[str]:
+    from edgekit.plugin import manager
+
+    return sorted({r.name for r in manager().all("commands")})
+
+
+@click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="edgekit")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Convert and quantize models for edge devices, and prove the result right.
+
+    \b
+    Exit codes: 0 done, 2 usage, 3 bad input, 4 a plugin is missing or broken,
+    5 out of resources, 6 locked, 7 a quality gate failed.
+    """
+    ctx.obj = {"debug": debug}
+
+
+def main(args: list[str] | None = None) -> Any:
+    """Run the command line; every error of edgekit's becomes one line on stderr and its exit code."""
+    arguments = sys.argv[1:] if args is None else args
+    try:
+        return cli.main(arguments, prog_name="edgekit")
+    except EdgekitError as error:
+        if "--debug" in arguments:
+            raise
+        click.secho(f"edgekit: error: {error}", fg="red", err=True)
+        sys.exit(error.exit_code)
+    except MemoryError:
+        click.secho("edgekit: error: out of memory; close other programs, or take a smaller model", fg="red", err=True)
+        sys.exit(5)
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        sys.stderr.close()
+        sys.exit(0)

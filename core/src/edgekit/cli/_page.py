@@ -1,0 +1,137 @@
+"""The demo's page: one self-contained HTML file with the size-against-quality picture."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from edgekit.cli._output import size
+
+if TYPE_CHECKING:
+    from edgekit.cli.demo import Step
+
+_Scale = Callable[[float], float]
+
+_WIDTH, _HEIGHT = 860, 440
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 30, 24, 56
+_COLOURS = {"gguf": "#2563eb", "affine": "#d97706"}
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:920px;margin:2rem auto;padding:0 1rem;color:#1f2937}
+h1{font-size:1.6rem;margin-bottom:.2rem} p{color:#4b5563;max-width:44rem}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:14px}
+th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #e5e7eb} th{color:#6b7280;font-weight:600}
+th:first-child,td:first-child,td.tier,th.tier{text-align:left} svg{width:100%;height:auto;margin:1rem 0}
+svg text{font:12px system-ui,sans-serif;fill:#374151} .axis{stroke:#9ca3af} .grid{stroke:#e5e7eb}
+.key{display:inline-block;width:.8em;height:.8em;border-radius:50%;margin:0 .3em 0 1em}
+"""
+
+
+def render(steps: Sequence[Step], source_size: int, baseline: float) -> str:
+    """The page as text.
+
+    Args:
+        steps: the measured ladder.
+        source_size: bytes of the source model.
+        baseline: perplexity of the source model.
+    """
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>edgekit: what each bit costs</title><style>{_STYLE}</style></head><body>
+<h1>What each bit costs</h1>
+<p>The sample model ({size(source_size)} in BF16, perplexity {baseline:.4f}) quantized down the ladder, each artifact
+measured on text that the model never saw. Further left is smaller, further down is better.</p>
+{chart(steps, baseline)}
+<p><span class="key" style="background:{_COLOURS["gguf"]}"></span>GGUF recipes
+<span class="key" style="background:{_COLOURS["affine"]}"></span>textbook affine, groups of 32
+&nbsp; dashed: the source model</p>
+{_table(steps)}
+</body></html>
+"""
+
+
+def chart(steps: Sequence[Step], baseline: float) -> str:
+    """An SVG scatter of size (linear) against the rise of perplexity over the best possible (logarithmic)."""
+    across = _scale(0, max(s.size for s in steps) * 1.05, _LEFT, _WIDTH - _RIGHT)
+    high = max(s.perplexity for s in steps) * 1.1
+    low = min(baseline, *(s.perplexity for s in steps)) * 0.97
+    up = _scale(math.log(low), math.log(high), _HEIGHT - _BOTTOM, _TOP)
+    ticks = [_size_tick(across, value) for value in _steps(max(s.size for s in steps), 5)]
+    marks = [_perplexity_tick(up, value) for value in _log_steps(low, high)]
+    base = up(math.log(baseline))
+    source = f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{base:.1f}" y2="{base:.1f}" class="axis" stroke-dasharray="5 4"/>'
+    lines = [_line(steps, kind, across, up) for kind in _COLOURS]
+    dots = [_dot(step, across(step.size), up(math.log(step.perplexity))) for step in steps]
+    middle = (_TOP + _HEIGHT - _BOTTOM) / 2
+    labels = (
+        f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 12}" text-anchor="middle">size on disk</text>'
+        f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">perplexity</text>'
+    )
+    body = "\n".join([*ticks, *marks, source, *lines, *dots, labels])
+    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Size against perplexity">\n{body}\n</svg>'
+
+
+def _scale(low: float, high: float, start: float, stop: float) -> _Scale:
+    return lambda value: start + (value - low) / (high - low) * (stop - start)
+
+
+def _steps(high: float, count: int) -> list[float]:
+    step = 10 ** math.floor(math.log10(high / count))
+    step *= next(m for m in (1, 2, 5, 10) if high / (m * step) <= count)
+    return [step * i for i in range(int(high / step) + 1)]
+
+
+def _log_steps(low: float, high: float) -> list[float]:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [m * 10.0**d for d in decades for m in (1, 1.5, 2, 3, 5, 7) if low <= m * 10.0**d <= high]
+
+
+def _size_tick(across: _Scale, value: float) -> str:
+    x, bottom = across(value), _HEIGHT - _BOTTOM
+    return (
+        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom}" class="grid"/>'
+        f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{size(value)}</text>'
+    )
+
+
+def _perplexity_tick(up: _Scale, value: float) -> str:
+    y = up(math.log(value))
+    return (
+        f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
+        f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>'
+    )
+
+
+def _kind(step: Step) -> str:
+    return "affine" if step.recipe.startswith("affine") else "gguf"
+
+
+def _line(steps: Sequence[Step], kind: str, across: _Scale, up: _Scale) -> str:
+    points = sorted((s for s in steps if _kind(s) == kind), key=lambda s: s.size)
+    path = " ".join(f"{across(s.size):.1f},{up(math.log(s.perplexity)):.1f}" for s in points)
+    return f'<polyline points="{path}" fill="none" stroke="{_COLOURS[kind]}" stroke-opacity=".35" stroke-width="2"/>'
+
+
+def _dot(step: Step, x: float, y: float) -> str:
+    label = html.escape(step.recipe.removeprefix("affine:").removesuffix("-asym-g32"))
+    title = f"{step.recipe}: {size(step.size)}, perplexity {step.perplexity:.4f}, KL {step.kl:.6f}"
+    above = -9 if _kind(step) == "affine" else 18
+    return (
+        f'<g><title>{html.escape(title)}</title><circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{_COLOURS[_kind(step)]}"/>'
+        f'<text x="{x:.1f}" y="{y + above:.1f}" text-anchor="middle">{label}</text></g>'
+    )
+
+
+def _table(steps: Sequence[Step]) -> str:
+    header = "".join(
+        f"<th{' class=tier' if h == 'tier' else ''}>{h}</th>"
+        for h in ("recipe", "size", "bits/weight", "tier", "rel. error", "perplexity", "KL divergence", "top-1")
+    )
+    rows = "\n".join(
+        f"<tr><td>{html.escape(s.recipe)}</td><td>{size(s.size)}</td><td>{s.bits_per_weight:.3f}</td>"
+        f"<td class=tier>{s.tier}</td><td>{s.error:.2%}</td><td>{s.perplexity:.4f}</td><td>{s.kl:.6f}</td>"
+        f"<td>{s.top1:.2%}</td></tr>"
+        for s in steps
+    )
+    return f"<table><thead><tr>{header}</tr></thead><tbody>\n{rows}\n</tbody></table>"

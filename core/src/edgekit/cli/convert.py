@@ -1,0 +1,23 @@
+"""`edgekit convert`: another format, the same numbers."""
+
+from __future__ import annotations
+
+import click
+
+from edgekit.cli._output import json_option, progress
+from edgekit.cli.quantize import show_written
+from edgekit.pipeline import convert, open_artifact
+
+
+@click.command("convert")
+@click.argument("source")
+@click.option("--to", required=True, metavar="PATH", help="File or directory to write; its suffix decides the format.")
+@click.option("--format", "format_", metavar="NAME", help="Format to write, where the suffix does not say it.")
+@click.option("--dtype", type=click.Choice(["F32", "F16", "BF16"]), help="Float type of the weight matrices.")
+@json_option
+def command(source: str, to: str, format_: str | None, dtype: str | None, as_json: bool) -> None:
+    """Write SOURCE in another format without quantizing; tensors that are quantized already stay as they are."""
+    artifact = open_artifact(source)
+    with progress("convert") as report:
+        written = convert(artifact, to, format=format_, dtype=dtype, progress=report)
+    show_written(artifact, written, as_json)

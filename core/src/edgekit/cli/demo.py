@@ -1,0 +1,136 @@
+"""`edgekit demo`: the main job on the embedded sample model, from 8 bits down to 1."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+
+from edgekit import sample
+from edgekit.artifact import Artifact
+from edgekit.cli import _page
+from edgekit.cli._output import json_option, print_json, progress, size, table
+from edgekit.evaluation import Evaluation, compare, evaluate
+from edgekit.pipeline import open_artifact, quantize
+from edgekit.plugin import manager
+from edgekit.precision import Tier
+
+GGUF_LADDER = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
+AFFINE_LADDER = tuple(f"affine:int{bits}-asym-g32" for bits in range(8, 0, -1))
+
+
+@attrs.frozen
+class Step:
+    """One step of the ladder, measured.
+
+    Attributes:
+        size: bytes of the artifact on disk.
+        bits_per_weight: measured over all tensors.
+        tier: of the precision that most weights have.
+        error: relative RMS error of all weights.
+        perplexity, kl, top1: on the held-out text, the last two against the source.
+    """
+
+    recipe: str
+    path: str
+    size: int
+    bits_per_weight: float
+    tier: str
+    error: float
+    perplexity: float
+    kl: float
+    top1: float
+
+
+@click.command("demo")
+@click.option("--out", default="demo", show_default=True, metavar="DIR", help="Where to write artifacts and the page.")
+@json_option
+def command(out: str, as_json: bool) -> None:
+    """Quantize the embedded sample model down a ladder of precisions, measure each, and draw the picture."""
+    target = Path(out)
+    target.mkdir(parents=True, exist_ok=True)
+    source = open_artifact(sample.path())
+    text = sample.heldout_text()
+    with progress("demo") as report:
+        baseline = evaluate(source, text)
+        steps = list(climb(source, text, target, report))
+    page = target / "index.html"
+    page.write_text(_page.render(steps, source.nbytes, baseline.perplexity), "utf-8")
+    (target / "ladder.json").write_text(json.dumps([attrs.asdict(s) for s in steps], indent=1) + "\n", "utf-8")
+    if as_json:
+        print_json(
+            {"baseline_perplexity": baseline.perplexity, "page": str(page), "steps": [attrs.asdict(s) for s in steps]}
+        )
+        return
+    show(steps, source, baseline)
+    click.echo(f"\nArtifacts and the picture: {page}")
+
+
+def climb(source: Artifact, text: str, target: Path, report: Any) -> Iterator[Step]:
+    """Quantize to each step of the ladder and measure it."""
+    ladder = [*(GGUF_LADDER if _has_gguf() else ()), *AFFINE_LADDER]
+    for index, recipe in enumerate(ladder):
+        report(index, len(ladder), recipe)
+        path = target / (f"sample-{recipe}.gguf" if recipe in GGUF_LADDER else "sample-" + recipe.replace(":", "-"))
+        yield measure(source, quantize(source, recipe, to=path), recipe, text)
+    report(len(ladder), len(ladder), "")
+
+
+def measure(source: Artifact, made: Artifact, recipe: str, text: str) -> Step:
+    """Compare an artifact with its source on weights and on text."""
+    found = compare(source, made, text)
+    quality = found.evaluation
+    assert quality is not None
+    return Step(
+        recipe=recipe,
+        path=made.path.name,
+        size=made.nbytes,
+        bits_per_weight=8 * made.tensor_nbytes / made.parameters,
+        tier=tier(made, recipe),
+        error=found.relative_rms,
+        perplexity=quality.perplexity,
+        kl=quality.kl_mean,
+        top1=quality.top1,
+    )
+
+
+def tier(made: Artifact, recipe: str) -> str:
+    """The tier of the precision that most of the weights have."""
+    elements: dict[Tier, int] = {}
+    for tensor in made.tensors.values():
+        precision = getattr(tensor, "precision", None)
+        found = precision.tier if precision else Tier.FULL
+        elements[found] = elements.get(found, 0) + tensor.size
+    return max(elements, key=lambda each: elements[each])
+
+
+def show(steps: list[Step], source: Artifact, baseline: Evaluation) -> None:
+    """Print the table."""
+    click.echo(
+        f"Sample model: {source.parameters:,} parameters, {size(source.nbytes)}, perplexity {baseline.perplexity:.4f}\n"
+    )
+    header = ("recipe", "size", "bits/weight", "tier", "rel. error", "perplexity", "KL divergence", "top-1")
+    rows = [
+        (
+            s.recipe,
+            size(s.size),
+            f"{s.bits_per_weight:.3f}",
+            s.tier,
+            f"{s.error:.2%}",
+            f"{s.perplexity:.4f}",
+            f"{s.kl:.6f}",
+            f"{s.top1:.2%}",
+        )
+        for s in steps
+    ]
+    click.echo(table(header, rows))
+    if not _has_gguf():
+        click.echo("\npip install edgekit-gguf adds the GGUF half of the ladder (Q8_0 … Q2_K).")
+
+
+def _has_gguf() -> bool:
+    return any(r.name == "gguf" for r in manager().all("formats"))

@@ -1,0 +1,82 @@
+"""`edgekit doctor`: is this installation well, and what can this machine do?"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import click
+
+from edgekit.cli._output import json_option, print_json
+from edgekit.errors import EdgekitError
+from edgekit.plugin import BUILT_IN, Registration, installed, manager
+
+_OPTIONAL = {"tokenizers": "text", "rich": "progress", "hypothesis": "testing", "ml_dtypes": "testing"}
+_DEPENDENCIES = ("attrs", "click", "numpy", "pluggy", "safetensors")
+
+
+@click.command("doctor")
+@json_option
+@click.pass_context
+def command(ctx: click.Context, as_json: bool) -> None:
+    """Check the installation: versions, plugins and everything they register, optional packages, devices.
+
+    Exits with 4 where a plugin is broken.
+    """
+    report = examine()
+    if as_json:
+        print_json(report)
+    else:
+        _show(report)
+    ctx.exit(4 if report["problems"] else 0)
+
+
+def examine() -> dict[str, Any]:
+    """Everything `edgekit doctor` shows, as plain data."""
+    problems = [f"{p.distribution} {p.version}: {p.error}" for p in installed() if p.status in ("failed", "refused")]
+    problems += [problem for r in manager().registrations if (problem := _problem(r))]
+    return {
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: metadata.version(name) for name in (BUILT_IN, *_DEPENDENCIES)},
+        "optional": {name: importlib.util.find_spec(name) is not None for name in _OPTIONAL},
+        "plugins": {p.name: f"{p.distribution} {p.version}, {p.status}" for p in installed()},
+        "devices": _devices(),
+        "problems": problems,
+    }
+
+
+def _problem(registration: Registration) -> str:
+    try:
+        registration.load()
+    except EdgekitError as error:
+        return str(error)
+    return ""
+
+
+def _devices() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for registration in manager().all("devices"):
+        try:
+            found[registration.name] = list(registration.load()())
+        except Exception as error:  # a framework's own failure must not hide the rest of the report
+            found[registration.name] = [f"cannot be asked: {type(error).__name__}: {error}"]
+    return found
+
+
+def _show(report: dict[str, Any]) -> None:
+    click.echo(f"Python {report['python']} on {report['machine']}")
+    click.echo("  ".join(f"{name} {version}" for name, version in report["versions"].items()))
+    for name, there in report["optional"].items():
+        cure = "" if there else f"  (pip install 'edgekit[{_OPTIONAL[name]}]')"
+        click.echo(f"{'✓' if there else '–'} {name}{cure}")
+    for name, line in report["plugins"].items():
+        click.echo(f"plugin {name}: {line}")
+    for name, lines in report["devices"].items():
+        click.echo(f"devices of {name}: {'; '.join(lines)}")
+    for problem in report["problems"]:
+        click.secho(f"✗ {problem}", fg="red")
+    click.echo("" if report["problems"] else "All is well.")

@@ -1,0 +1,55 @@
+"""`edgekit quantize`: the main job."""
+
+from __future__ import annotations
+
+import click
+
+from edgekit.artifact import Artifact
+from edgekit.cli._output import json_option, print_json, progress, size
+from edgekit.pipeline import Nonfinite, open_artifact, quantize
+
+
+@click.command("quantize")
+@click.argument("source")
+@click.argument("recipe")
+@click.option("--to", required=True, metavar="PATH", help="File or directory to write; its suffix decides the format.")
+@click.option("--format", "format_", metavar="NAME", help="Format to write, where the suffix does not say it.")
+@click.option("--backend", metavar="NAME", help="Encoders to use; the bytes are the same from all exact ones.")
+@click.option(
+    "--nonfinite",
+    type=click.Choice(["refuse", "keep"]),
+    default="refuse",
+    show_default=True,
+    help="What to do with a tensor that holds NaN or infinity: refuse the model, or keep the tensor in float.",
+)
+@json_option
+def command(
+    source: str, recipe: str, to: str, format_: str | None, backend: str | None, nonfinite: Nonfinite, as_json: bool
+) -> None:
+    """Quantize SOURCE with RECIPE: a recipe such as Q4_K_M, or a precision such as affine:int4-sym-g32."""
+    artifact = open_artifact(source)
+    with progress(recipe) as report:
+        written = quantize(
+            artifact, recipe, to=to, format=format_, backend=backend, nonfinite=nonfinite, progress=report
+        )
+    show_written(artifact, written, as_json)
+
+
+def show_written(source: Artifact, written: Artifact, as_json: bool) -> None:
+    """Print what was written, against what it was made from."""
+    bits = 8 * written.tensor_nbytes / written.parameters
+    saved = 1 - written.nbytes / source.nbytes
+    if as_json:
+        print_json(
+            {
+                "path": str(written.path),
+                "format": written.format,
+                "size": written.nbytes,
+                "source_size": source.nbytes,
+                "bits_per_weight": bits,
+                "files": [file.name for file in written.files],
+            }
+        )
+        return
+    change = f"{abs(saved):.1%} {'smaller' if saved >= 0 else 'larger'} than {source.path.name}"
+    click.echo(f"{written.path}  {size(written.nbytes)}  {bits:.3f} bits a weight  {change}")
