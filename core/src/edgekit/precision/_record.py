@@ -86,6 +86,9 @@ class Precision:
             granularity the limit for long rows, i.e. the codes alone.
         whole_blocks: True where a row must be a multiple of `block`; False where a ragged tail is allowed.
         reduced: True for ONNX Runtime's reduced range.
+        whole_tensor: True where rows depend on each other although groups or rows have scales of their own: a
+            scale for the whole tensor beside them, arithmetic that depends on the tensor's size, or rows
+            that share a byte.
     """
 
     convention: str
@@ -98,6 +101,7 @@ class Precision:
     bits_per_weight: Fraction
     whole_blocks: bool = True
     reduced: bool = False
+    whole_tensor: bool = False
     name: str = attrs.field(kw_only=True)
 
     @property
@@ -108,7 +112,7 @@ class Precision:
     @property
     def rowwise(self) -> bool:
         """Whether every row is encoded on its own, so that tensors can be encoded in row slices."""
-        return self.granularity != "tensor"
+        return self.granularity != "tensor" and not self.whole_tensor
 
     def __str__(self) -> str:
         return self.name
