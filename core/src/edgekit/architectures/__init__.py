@@ -7,6 +7,16 @@ rows in Hugging Face's order (rotary halves apart), norm weights as they multipl
 
 from __future__ import annotations
 
-from edgekit.architectures._config import FAMILIES, Family, Model, ModelConfig, RopeScaling
+from edgekit.architectures._config import FAMILIES, Family, Model, ModelConfig, RopeScaling, check_config
+from edgekit.architectures._tensors import check_tensors, tensor_shapes
 
-__all__ = ["FAMILIES", "Family", "Model", "ModelConfig", "RopeScaling"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Model",
+    "ModelConfig",
+    "RopeScaling",
+    "check_config",
+    "check_tensors",
+    "tensor_shapes",
+]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
 import attrs
 
+from edgekit.errors import InvalidFileError
 from edgekit.tensor import AnyTensor
 
 
@@ -16,12 +18,13 @@ class RopeScaling:
 
     Attributes:
         kind: ``linear``, ``llama3``, ``longrope`` or ``yarn``.
-        factor: stretch; positions are divided by it (linear), or frequencies blended (llama3).
+        factor: stretch; positions are divided by it (linear), or frequencies blended (llama3, yarn).
         low_freq_factor, high_freq_factor: the blend's borders (llama3).
-        original_context: context length in training.
+        original_context: context length in training (llama3, longrope, yarn).
         attention_factor: multiplies queries and keys after rotation (longrope, yarn); 1 where absent.
-        long_factors, short_factors: a divisor for each frequency (longrope).
-        beta_fast, beta_slow: the ramp's borders (yarn).
+        long_factors, short_factors: a divisor for each frequency (longrope), for sequences longer than
+            `original_context` and for the others.
+        beta_fast, beta_slow: the ramp's borders, in rotations over `original_context` (yarn).
     """
 
     kind: Literal["linear", "llama3", "longrope", "yarn"]
@@ -44,14 +47,18 @@ class ModelConfig:
         family: one of `FAMILIES` (``llama``, ``mistral``, ``qwen2``, ``qwen3``, ``phi3``, ``gemma``, ``gemma2``, ``gemma3``).
         layers, width, heads, kv_heads, head_dim, ffn, vocab, context: sizes.
         norm_eps: epsilon of RMSNorm.
-        rope_theta: base of the rotary frequencies; `rope_theta_local` that of sliding-window layers (Gemma 3).
+        rope_theta: base of the rotary frequencies; `rope_theta_local` that of sliding-window layers (Gemma 3),
+            to which `rope_scaling` does not apply.
         rotary_dim: how many of head_dim's elements rotate.
         rope_scaling: None for plain rotary embeddings.
         activation: of the gated feed-forward: ``silu`` (SwiGLU) or ``gelu_tanh`` (GeGLU).
         tied: whether the embedding doubles as the output matrix.
-        sliding_window: in tokens; None for full attention.
+        qkv_bias, attn_output_bias, ffn_bias: whether Q, K and V, the attention's output, and the three matrices
+            of the feed-forward have biases.
+        sliding_window: in tokens, the query's own included; None for full attention.
         full_attention_every: with a sliding window, every n-th layer (n, 2n, …, counted from 1) attends to all;
-            0: every layer has the window.
+            0: no such layer.
+        full_attention_first: with a sliding window, how many layers at the start attend to all (Qwen 2 and 3).
         attention_scale: multiplies q·k; 1/sqrt(head_dim) in most families.
         attention_softcap, output_softcap: ``cap * tanh(x / cap)`` on attention scores and on logits; None without.
         embedding_scale: multiplies the embeddings (Gemma: sqrt(width)).
@@ -73,14 +80,24 @@ class ModelConfig:
     rotary_dim: int
     activation: Literal["silu", "gelu_tanh"] = "silu"
     tied: bool = False
+    qkv_bias: bool = False
+    attn_output_bias: bool = False
+    ffn_bias: bool = False
     rope_scaling: RopeScaling | None = None
     rope_theta_local: float | None = None
     sliding_window: int | None = None
     full_attention_every: int = 0
+    full_attention_first: int = 0
     attention_softcap: float | None = None
     output_softcap: float | None = None
     embedding_scale: float = 1.0
     name: str = ""
+
+    def window(self, layer: int) -> int | None:
+        """The sliding window of a layer (counted from 0); None where it attends to all."""
+        every = self.full_attention_every
+        full = layer < self.full_attention_first or (every and (layer + 1) % every == 0)
+        return None if full else self.sliding_window
 
 
 @attrs.frozen(eq=False)
@@ -96,11 +113,14 @@ class Family:
     """A model family.
 
     Attributes:
-        name: edgekit's name, which is also GGUF's ``general.architecture`` unless `gguf` says otherwise.
+        name: edgekit's name.
         model_types: ``model_type`` in a Hugging Face config.json.
         gguf: GGUF's architecture name (Mistral files say ``llama``).
         rope_interleaved: whether GGUF files hold Q and K rows permuted so that rotary pairs are neighbours.
         norm_offset: added to Hugging Face norm weights to make them canonical (Gemma: 1).
+        fused: whether Q, K and V are one matrix, and gate and up another (Phi 3).
+        qk_norm: whether queries and keys are normalized, head by head.
+        post_norms: whether attention and feed-forward are normalized once more before they are added.
     """
 
     name: str
@@ -108,6 +128,9 @@ class Family:
     gguf: str
     rope_interleaved: bool = False
     norm_offset: float = 0.0
+    fused: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
 
 
 FAMILIES: dict[str, Family] = {
@@ -116,10 +139,106 @@ FAMILIES: dict[str, Family] = {
         Family("llama", ("llama",), "llama", rope_interleaved=True),
         Family("mistral", ("mistral",), "llama", rope_interleaved=True),
         Family("qwen2", ("qwen2",), "qwen2"),
-        Family("qwen3", ("qwen3",), "qwen3"),
-        Family("phi3", ("phi3",), "phi3"),
+        Family("qwen3", ("qwen3",), "qwen3", qk_norm=True),
+        Family("phi3", ("phi3",), "phi3", fused=True),
         Family("gemma", ("gemma",), "gemma", norm_offset=1.0),
-        Family("gemma2", ("gemma2",), "gemma2", norm_offset=1.0),
-        Family("gemma3", ("gemma3_text", "gemma3"), "gemma3", norm_offset=1.0),
+        Family("gemma2", ("gemma2",), "gemma2", norm_offset=1.0, post_norms=True),
+        Family("gemma3", ("gemma3_text", "gemma3"), "gemma3", norm_offset=1.0, qk_norm=True, post_norms=True),
     )
 }
+
+#: The largest sizes that are believed: well above any model's, small enough that no product overflows 64 bits.
+LIMITS = {
+    "layers": 1 << 12,
+    "width": 1 << 20,
+    "heads": 1 << 14,
+    "kv_heads": 1 << 14,
+    "head_dim": 1 << 14,
+    "ffn": 1 << 22,
+    "vocab": 1 << 24,
+    "context": 1 << 30,
+    "rotary_dim": 1 << 14,
+}
+_POSITIVE = (
+    "rope_theta",
+    "attention_scale",
+    "embedding_scale",
+    "rope_theta_local",
+    "attention_softcap",
+    "output_softcap",
+)
+_POSITIVE_SCALING = (
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+)
+
+
+def check_config(config: ModelConfig, where: str) -> ModelConfig:
+    """Refuse hyper-parameters that no model can have; every reader calls this before it believes a file.
+
+    Args:
+        config: what the file said, of the right Python types.
+        where: the file, for the error's message.
+
+    Returns:
+        The same configuration.
+
+    Raises:
+        InvalidFileError: names the file, the hyper-parameter, what came and what is allowed.
+    """
+    for field, limit in LIMITS.items():
+        size = getattr(config, field)
+        _require(1 <= size <= limit, where, field, size, f"between 1 and {limit}")
+    for field in _POSITIVE:
+        number = getattr(config, field)
+        _require(number is None or 0 < number < math.inf, where, field, number, "finite and above 0")
+    _require(0 <= config.norm_eps < 1, where, "norm_eps", config.norm_eps, "at least 0 and below 1")
+    _check_attention(config, where)
+    if config.rope_scaling is not None:
+        _check_scaling(config.rope_scaling, config, where)
+    return config
+
+
+def _check_attention(config: ModelConfig, where: str) -> None:
+    heads, kv_heads, window = config.heads, config.kv_heads, config.sliding_window
+    _require(heads % kv_heads == 0, where, "kv_heads", kv_heads, f"a divisor of the {heads} heads")
+    even = config.rotary_dim % 2 == 0 and config.rotary_dim <= config.head_dim
+    _require(even, where, "rotary_dim", config.rotary_dim, f"even and at most head_dim, {config.head_dim}")
+    _require(window is None or window > 0, where, "sliding_window", window, "above 0, or null")
+    for field in ("full_attention_every", "full_attention_first"):
+        count = getattr(config, field)
+        _require(0 <= count <= LIMITS["layers"], where, field, count, f"between 0 and {LIMITS['layers']}")
+
+
+def _check_scaling(scaling: RopeScaling, config: ModelConfig, where: str) -> None:
+    for field in _POSITIVE_SCALING:
+        number = getattr(scaling, field)
+        _require(0 < number < math.inf, where, f"rope scaling's {field}", number, "finite and above 0")
+    if scaling.kind != "linear":
+        original = scaling.original_context
+        allowed = f"between 2 and {LIMITS['context']}"
+        _require(2 <= original <= LIMITS["context"], where, "rope scaling's original_context", original, allowed)
+    if scaling.kind == "llama3":
+        high, low = scaling.high_freq_factor, scaling.low_freq_factor
+        _require(high > low, where, "rope scaling's high_freq_factor", high, f"above low_freq_factor, {low}")
+    if scaling.kind == "yarn":
+        _require(config.rope_theta > 1, where, "rope_theta", config.rope_theta, "above 1 with yarn scaling")
+    if scaling.kind == "longrope":
+        _check_factors("long_factors", scaling.long_factors, config, where)
+        _check_factors("short_factors", scaling.short_factors, config, where)
+
+
+def _check_factors(field: str, factors: tuple[float, ...], config: ModelConfig, where: str) -> None:
+    count = config.rotary_dim // 2
+    _require(len(factors) == count, where, f"number of rope {field}", len(factors), f"{count}, one a frequency")
+    for factor in factors:
+        _require(0 < factor < math.inf, where, f"rope scaling's {field}", factor, "finite and above 0")
+
+
+def _require(allowed: bool, where: str, field: str, value: object, what: str) -> None:
+    if not allowed:
+        raise InvalidFileError(f"{where}: {field} is {value}, it has to be {what}; the file is damaged or hostile")
