@@ -43,7 +43,7 @@ def _plugin_commands() -> list[str]:
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
-    """Convert and quantize models for edge devices, and prove the result right.
+    r"""Convert and quantize models for edge devices, and prove the result right.
 
     \b
     Exit codes: 0 done, 2 usage, 3 bad input, 4 a plugin is missing or broken,

