@@ -70,6 +70,17 @@ def test_completed_units_are_resumed_and_half_ones_dropped(tmp_path: Path) -> No
     assert names(tmp_path) == {"model.bin"}
 
 
+def test_nothing_is_kept_when_told_so(tmp_path: Path) -> None:
+    file = AtomicFile(tmp_path / "m", fingerprint=b"f")
+    file.write(b"one")
+    file.unit_done()
+    file.close(keep=False)
+    directory = AtomicDirectory(tmp_path / "d")
+    directory.file("m", fingerprint=b"f").unit_done()
+    directory.close(keep=False)
+    assert names(tmp_path) == set()
+
+
 def test_resume_can_be_interrupted_again(tmp_path: Path) -> None:
     for count in range(4):
         with AtomicFile(tmp_path / "m", fingerprint=b"f") as file:

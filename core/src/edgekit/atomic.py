@@ -203,11 +203,14 @@ class AtomicFile:
             self._journal.unlink(missing_ok=True)
         self._let_go()
 
-    def close(self) -> None:
-        """Let go; without `commit` the target stays as it was, and complete units are kept for a resume."""
+    def close(self, keep: bool = True) -> None:
+        """Let go; without `commit` the target stays as it was.
+
+        Complete units are kept for a later run to resume, unless `keep` is False.
+        """
         if self._closed:
             return
-        if not (self._units and self._fingerprint is not None):
+        if not (keep and self._units and self._fingerprint is not None):
             with contextlib.suppress(OSError):
                 self._journal.unlink(missing_ok=True)
                 self._partial.unlink(missing_ok=True)
@@ -328,12 +331,15 @@ class AtomicDirectory:
             shutil.rmtree(self._old, ignore_errors=True)
         self._let_go()
 
-    def close(self) -> None:
-        """Let go; without `commit` the target stays as it was, and resumable files are kept."""
+    def close(self, keep: bool = True) -> None:
+        """Let go; without `commit` the target stays as it was.
+
+        Files that can be resumed are kept for a later run, unless `keep` is False.
+        """
         if self._closed:
             return
         for file in self._files:
-            file.close()
+            file.close(keep)
         if not any(self.path.glob(".*.partial.json")):
             shutil.rmtree(self.path, ignore_errors=True)
         self._let_go()
