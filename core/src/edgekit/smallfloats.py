@@ -37,9 +37,7 @@ def _e4m3_table() -> F32:
     codes = np.arange(128)
     exponent, mantissa = codes >> 3, codes & 7
     with np.errstate(over="ignore"):
-        value = np.where(
-            exponent == 0, np.ldexp(mantissa / 8.0, -6), np.ldexp(1 + mantissa / 8.0, exponent - 7)
-        )
+        value = np.where(exponent == 0, np.ldexp(mantissa / 8.0, -6), np.ldexp(1 + mantissa / 8.0, exponent - 7))
     value[127] = np.nan  # e4m3fn has no infinities: only the all-ones pattern is special
     return value.astype(np.float32)
 
@@ -66,10 +64,12 @@ def float32_to_float8_e4m3fn(x: F32) -> U8:
     return codes | (np.signbit(x).astype(np.uint8) << np.uint8(7))
 
 
+E8M0 = np.append(np.ldexp(1.0, np.arange(-127, 128)), np.nan).astype(np.float32)
+
+
 def float8_e8m0fnu_to_float32(codes: U8) -> F32:
     """Decode float8_e8m0fnu: 2**(code - 127); 255 is NaN."""
-    value = np.ldexp(np.float32(1), codes.astype(np.int32) - 127).astype(np.float32)
-    return np.where(codes == 255, np.float32(np.nan), value)
+    return E8M0[codes]
 
 
 def bits_of(x: npt.NDArray[Any]) -> U16:

@@ -1,0 +1,146 @@
+"""`edgekit.encode`: which arrays it takes, and what it refuses, the same for every convention."""
+
+import edgekit
+import numpy as np
+import pytest
+from edgekit.errors import (
+    MissingPluginError,
+    NonFiniteError,
+    ScaleOverflowError,
+    ShapeError,
+    UnknownPrecisionError,
+    UsageError,
+)
+from edgekit.precision import catalogue
+
+RNG = np.random.default_rng(11)
+X = RNG.standard_normal((3, 512)).astype(np.float32)
+ALL = pytest.mark.parametrize("precision", catalogue(), ids=str)
+
+
+def same(a, b):
+    assert a.parts.keys() == b.parts.keys()
+    for part in a.parts:
+        assert a.parts[part].dtype == b.parts[part].dtype
+        np.testing.assert_array_equal(a.parts[part].view(np.uint8), b.parts[part].view(np.uint8), err_msg=part)
+
+
+@ALL
+def test_strides_byte_order_and_memory_do_not_matter(precision, tmp_path):
+    expected = edgekit.encode(X, precision)
+    wide = np.empty((3, 1024), np.float32)
+    wide[:, ::2] = X
+    mapped = np.memmap(tmp_path / "x", np.float32, "w+", shape=X.shape)
+    mapped[:] = X
+    readonly = X.copy()
+    readonly.flags.writeable = False
+    for variant in (wide[:, ::2], np.asfortranarray(X), X.astype(">f4"), mapped, readonly, X.astype(np.float64)):
+        same(edgekit.encode(variant, precision), expected)
+
+
+@ALL
+def test_the_input_is_never_written(precision):
+    x = X.copy()
+    edgekit.encode(x, precision)
+    np.testing.assert_array_equal(x, X)
+
+
+@ALL
+def test_leading_dimensions_are_rows_and_the_shape_comes_back(precision):
+    cube = RNG.standard_normal((2, 3, 512)).astype(np.float32)
+    encoded = edgekit.encode(cube, precision)
+    same(encoded, edgekit.encode(cube.reshape(6, 512), precision))
+    assert encoded.shape == (2, 3, 512)
+    decoded = encoded.dequantize()
+    assert (decoded.shape, decoded.dtype) == ((2, 3, 512), np.float32)
+    assert edgekit.encode(cube[0, 0], precision).dequantize().shape == (512,)
+
+
+@ALL
+@pytest.mark.parametrize("shape", [(), (0,), (0, 256), (4, 0)])
+def test_0d_and_empty_arrays_are_refused(precision, shape):
+    with pytest.raises(ShapeError, match=r"cannot quantize an? (0-d|empty) array"):
+        edgekit.encode(np.zeros(shape, np.float32), precision)
+
+
+@ALL
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_are_refused_with_their_index(precision, bad):
+    x = X.copy()
+    x[1, 70] = bad
+    with pytest.raises(NonFiniteError, match=rf"array holds {bad} at row 1, column 70; .*nonfinite=\"keep\""):
+        edgekit.encode(x, precision)
+
+
+@ALL
+def test_huge_values_never_become_a_silent_nan(precision):
+    x = np.full((1, 512), 3e38, np.float32)
+    x[0, ::3] = -3e38
+    try:
+        decoded = edgekit.encode(x, precision).dequantize()
+    except ScaleOverflowError as error:
+        assert "too large" in str(error)  # noqa: PT017
+    else:
+        assert np.isfinite(decoded).all()
+
+
+@ALL
+def test_zeros_stay_zeros(precision):
+    x = np.zeros((2, 512), np.float32)
+    x[1] = -0.0
+    np.testing.assert_array_equal(edgekit.encode(x, precision).dequantize(), 0)
+
+
+@ALL
+def test_measured_bits_are_the_stated_bits(precision):
+    x = RNG.standard_normal((512, 4096)).astype(np.float32)
+    measured = edgekit.encode(x, precision).bits_per_weight
+    slack = 0 if precision.granularity in ("group", "element") else 64 / 4096  # a scale a row, or less
+    assert float(precision.bits_per_weight) <= measured <= float(precision.bits_per_weight) + slack
+
+
+@ALL
+def test_row_slices_equal_the_whole(precision):
+    if not precision.rowwise:
+        pytest.skip("one scale for the whole tensor: rows are not independent")
+    x = RNG.standard_normal((5, 512)).astype(np.float32)
+    whole, parts = edgekit.encode(x, precision).parts, [edgekit.encode(x[i : i + 1], precision).parts for i in range(5)]
+    for part in whole:
+        np.testing.assert_array_equal(whole[part], np.concatenate([p[part] for p in parts]))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, bool, np.complex64])
+def test_only_floats_are_quantized(dtype):
+    with pytest.raises(UsageError, match="give floating point values"):
+        edgekit.encode(np.ones((1, 32), dtype), "Q4_0")
+
+
+def test_rows_that_no_block_divides_are_refused():
+    with pytest.raises(ShapeError, match=r"ggml:Q4_K wants rows that are a multiple of 256, these have 100; .*pad"):
+        edgekit.encode(np.ones((1, 100), np.float32), "Q4_K")
+
+
+def test_float64_beyond_float32_is_refused():
+    with pytest.raises(NonFiniteError, match="inf"):
+        edgekit.encode(np.full((1, 32), 1e300), "Q4_0")
+
+
+def test_importance_has_to_fit():
+    for bad in (np.ones(31), -np.ones(32), np.full(32, np.nan)):
+        with pytest.raises(UsageError, match="importance has"):
+            edgekit.encode(np.ones((1, 32), np.float32), "Q4_0", importance=bad)
+
+
+def test_an_unknown_backend_names_what_there_is():
+    with pytest.raises(MissingPluginError, match=r"no backend 'cuda' encodes ggml:Q4_0 \(there are: reference\)"):
+        edgekit.encode(np.ones((1, 32), np.float32), "Q4_0", backend="cuda")
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(UnknownPrecisionError, match="did you mean"):
+        edgekit.encode(np.ones((1, 32), np.float32), "Q4_00")
+
+
+def test_decode_is_dequantize():
+    encoded = edgekit.encode(X, "Q8_0")
+    np.testing.assert_array_equal(edgekit.decode(encoded), encoded.dequantize())

@@ -1,0 +1,68 @@
+"""Names of precisions: parsed from and printed as the same string."""
+
+from fractions import Fraction
+
+import pytest
+from edgekit.errors import UnknownPrecisionError
+from edgekit.precision import Precision, Tier, catalogue
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@pytest.mark.parametrize("precision", catalogue(), ids=str)
+def test_every_precision_is_found_under_its_name(precision):
+    assert Precision.parse(str(precision)) == precision
+    assert Precision.parse(precision) is precision
+
+
+@given(st.integers(1, 8), st.booleans(), st.sampled_from(["channel", "tensor"]) | st.integers(1, 4096))
+def test_affine_names_round_trip(bits, symmetric, where):
+    name = f"affine:int{bits}-{'sym' if symmetric else 'asym'}-{where if isinstance(where, str) else f'g{where}'}"
+    precision = Precision.parse(name)
+    assert precision.name == name
+    assert precision.bits == bits
+    assert precision.symmetric is symmetric
+
+
+@pytest.mark.parametrize(
+    ("name", "bits_per_weight", "tier"),
+    [
+        ("Q4_0", Fraction(9, 2), Tier.LOW),
+        ("Q5_1", Fraction(6), Tier.MEDIUM),
+        ("Q8_0", Fraction(17, 2), Tier.MEDIUM),
+        ("ggml:Q4_K", Fraction(9, 2), Tier.LOW),
+        ("ggml:Q6_K", Fraction(105, 16), Tier.MEDIUM),
+        ("Q2_K", Fraction(21, 8), Tier.ULTRA_LOW),
+        ("F16", Fraction(16), Tier.FULL),
+        ("affine:int3-asym-g32", Fraction(3) + Fraction(40, 32), Tier.LOW),
+        ("affine:int1-sym-tensor", Fraction(1), Tier.ULTRA_LOW),
+    ],
+)
+def test_costs(name, bits_per_weight, tier):
+    precision = Precision.parse(name)
+    assert precision.bits_per_weight == bits_per_weight
+    assert precision.tier is tier
+
+
+@pytest.mark.parametrize("precision", [p for p in catalogue() if p.convention == "ggml"], ids=str)
+def test_a_bare_ggml_name_is_enough(precision):
+    assert Precision.parse(precision.kind) == precision
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "Q4", "q4_k", "ggml:Q4_K-g32", "affine:int9-sym-g32", "affine:int4", "affine:int4-sym", "nope:int4", "affine:int4-sym-g0", ":", "a:b:c"],
+)
+def test_unknown_names_are_refused(name):
+    with pytest.raises(UnknownPrecisionError, match="precision"):
+        Precision.parse(name)
+
+
+def test_a_near_miss_is_told():
+    with pytest.raises(UnknownPrecisionError, match=r"unknown precision 'Q4K'; did you mean .*ggml:Q4_K"):
+        Precision.parse("Q4K")
+
+
+def test_an_ambiguous_name_lists_the_candidates():
+    with pytest.raises(UnknownPrecisionError, match=r"ambiguous: say which of .*affine:int4-sym-g32"):
+        Precision.parse("int4-sym-g32")
