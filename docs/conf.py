@@ -1,0 +1,16 @@
+"""Sphinx configuration."""
+
+from importlib.metadata import version
+
+project = "edgekit"
+copyright = "the edgekit developers, Apache-2.0"
+release = version("edgekit")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build", "requirements.txt"]
+html_theme = "furo"
+html_title = "edgekit"
+autodoc_typehints = "description"
+autodoc_member_order = "bysource"
