@@ -8,6 +8,10 @@ import numpy.typing as npt
 U8 = npt.NDArray[np.uint8]
 U64 = npt.NDArray[np.uint64]
 
+#: bits of a code -> the word that holds, one in a byte, the codes of one packed byte; and its masks of codes
+_WORDS = {2: "<u4", 4: "<u2"}
+_MASKS = {2: 0x03030303, 4: 0x0F0F}
+
 
 def pack_lsb(codes: U8, bits: int) -> U8:
     """Pack codes [..., n] of `bits` bits into one LSB-first little-endian bit stream [..., ceil(n*bits/8)].
@@ -17,12 +21,14 @@ def pack_lsb(codes: U8, bits: int) -> U8:
     count = codes.shape[-1]
     if bits == 8:
         return np.ascontiguousarray(codes)
-    if bits in (2, 4) and count % (8 // bits) == 0:
-        lanes = codes.reshape(*codes.shape[:-1], -1, 8 // bits)
-        packed = lanes[..., 0].copy()
-        for lane in range(1, 8 // bits):
-            packed |= lanes[..., lane] << np.uint8(bits * lane)
-        return packed
+    if bits == 1:
+        return np.packbits(codes, axis=-1, bitorder="little")
+    if bits in _WORDS:
+        lanes = _pad(codes, 8 // bits).view(_WORDS[bits])
+        packed = lanes.copy()
+        for lane in range(1, 8 // bits):  # the lowest byte collects the codes; what is above it is dropped
+            packed |= lanes >> (8 - bits) * lane
+        return packed.astype(np.uint8)
     words = _squeeze(_pad(codes, 8).view("<u8"), bits).view(np.uint8)
     stream = words.reshape(*codes.shape[:-1], -1, 8)[..., :bits]
     return stream.reshape(*codes.shape[:-1], -1)[..., : -(-count * bits // 8)]
@@ -32,10 +38,15 @@ def unpack_lsb(packed: U8, bits: int, count: int) -> U8:
     """The inverse of `pack_lsb`: bytes [..., m] to the first `count` codes [..., count]."""
     if bits == 8:
         return packed[..., :count]
-    if bits in (2, 4):
-        mask = np.uint8((1 << bits) - 1)
-        lanes = [(packed >> np.uint8(bits * lane)) & mask for lane in range(8 // bits)]
-        return np.stack(lanes, axis=-1).reshape(*packed.shape[:-1], -1)[..., :count]
+    if bits == 1:
+        return np.unpackbits(packed, axis=-1, count=count, bitorder="little")
+    if bits in _WORDS:
+        lanes = packed.astype(_WORDS[bits])
+        codes = lanes.copy()
+        for lane in range(1, 8 // bits):
+            codes |= lanes << (8 - bits) * lane
+        codes &= _MASKS[bits]
+        return codes.view(np.uint8)[..., :count]
     stream = _pad(packed, bits)
     words = np.zeros((*packed.shape[:-1], stream.shape[-1] // bits, 8), np.uint8)
     words[..., :bits] = stream.reshape(*packed.shape[:-1], -1, bits)
