@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 #: Elements worked on at once: 256 KiB of float32, so that the temporaries of an encoder stay in the L2 cache.
 CHUNK = 1 << 16
+#: Up to this width `extremes` works on a transposed copy.
+_NARROW = 128
 
 
 def groups(x: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
@@ -22,3 +24,19 @@ def row_chunks(rows: int, cols: int, elements: int = CHUNK) -> Iterator[slice]:
     step = max(1, elements // max(1, cols))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
+
+
+def reduce_groups(ufunc: np.ufunc, groups: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Reduce contiguous groups [n, size] to [n, 1]: ``ufunc.reduce`` over the last axis, faster for short groups."""
+    count, size = groups.shape
+    return ufunc.reduceat(groups.reshape(-1), np.arange(0, count * size, size))[:, None]
+
+
+def extremes(blocks: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Minimum and maximum over the last axis. Which zero comes out where both signs occur is not said."""
+    width = blocks.shape[-1]
+    if width > _NARROW:
+        return blocks.min(axis=-1), blocks.max(axis=-1)
+    # Reducing many short rows costs a loop each; one transposed copy makes both reductions long and vectorised.
+    turned = np.ascontiguousarray(blocks.reshape(-1, width).T)
+    return turned.min(axis=0).reshape(blocks.shape[:-1]), turned.max(axis=0).reshape(blocks.shape[:-1])

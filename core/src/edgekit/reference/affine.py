@@ -43,7 +43,7 @@ import numpy.typing as npt
 
 from edgekit.precision import Precision
 from edgekit.reference._bits import pack_lsb, unpack_lsb
-from edgekit.reference._blocks import row_chunks
+from edgekit.reference._blocks import extremes, row_chunks
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -133,7 +133,7 @@ def _fit(blocks: F32, precision: Precision) -> tuple[F32, U8]:
     if precision.symmetric and precision.bits == 1:
         mean = _folded_sum(np.abs(blocks)) / blocks.shape[-1]
         return mean.astype(np.float32), np.zeros(mean.shape, np.uint8)
-    return _parameters(blocks.min(axis=-1), blocks.max(axis=-1), precision)
+    return _parameters(*extremes(blocks), precision)
 
 
 def _fit_tensor(x: F32, precision: Precision) -> tuple[F32, U8]:
@@ -160,12 +160,13 @@ def _parameters(lo: F32, hi: F32, precision: Precision) -> tuple[F32, U8]:
     """Scale and zero point of ranges [lo, hi]."""
     scale: F32
     if precision.symmetric:
-        scale = np.maximum(hi, -lo) / np.float32((1 << (precision.bits - 1)) - 1)
+        scale = np.maximum(np.abs(hi), np.abs(lo)) / np.float32((1 << (precision.bits - 1)) - 1)
         return scale, np.zeros(scale.shape, np.uint8)
     n = np.float32((1 << precision.bits) - 1)
-    lo, hi = np.minimum(lo, np.float32(0)), np.maximum(hi, np.float32(0))
+    lo, hi = -np.abs(np.minimum(lo, np.float32(0))), np.abs(np.maximum(hi, np.float32(0)))  # no 0 of the other sign
     with np.errstate(over="ignore"):
-        scale = (hi - lo) / n
+        scale = hi - lo
+        scale /= n
         np.copyto(scale, np.minimum(hi / n - lo / n, _LARGEST), where=np.isinf(scale))
     zero_point = np.clip(np.rint(-lo / _divisor(scale)), np.float32(0), n)
     return scale, zero_point.astype(np.uint8)
