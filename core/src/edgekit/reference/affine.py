@@ -165,7 +165,7 @@ def _parameters(lo: F32, hi: F32, precision: Precision) -> tuple[F32, U8]:
     n = np.float32((1 << precision.bits) - 1)
     lo, hi = -np.abs(np.minimum(lo, np.float32(0))), np.abs(np.maximum(hi, np.float32(0)))  # no 0 of the other sign
     with np.errstate(over="ignore"):
-        scale = hi - lo
+        scale = np.subtract(hi, lo)
         scale /= n
         np.copyto(scale, np.minimum(hi / n - lo / n, _LARGEST), where=np.isinf(scale))
     zero_point = np.clip(np.rint(-lo / _divisor(scale)), np.float32(0), n)
