@@ -160,12 +160,13 @@ def _parameters(lo: F32, hi: F32, precision: Precision) -> tuple[F32, U8]:
     """Scale and zero point of ranges [lo, hi]."""
     scale: F32
     if precision.symmetric:
-        scale = np.maximum(np.abs(hi), np.abs(lo)) / np.float32((1 << (precision.bits - 1)) - 1)
+        scale = np.maximum(np.abs(hi), np.abs(lo))
+        scale /= np.float32((1 << (precision.bits - 1)) - 1)
         return scale, np.zeros(scale.shape, np.uint8)
     n = np.float32((1 << precision.bits) - 1)
     lo, hi = -np.abs(np.minimum(lo, np.float32(0))), np.abs(np.maximum(hi, np.float32(0)))  # no 0 of the other sign
     with np.errstate(over="ignore"):
-        scale = np.subtract(hi, lo)
+        scale = hi - lo
         scale /= n
         np.copyto(scale, np.minimum(hi / n - lo / n, _LARGEST), where=np.isinf(scale))
     zero_point = np.clip(np.rint(-lo / _divisor(scale)), np.float32(0), n)
