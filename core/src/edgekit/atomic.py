@@ -158,7 +158,9 @@ class AtomicFile:
         Raises:
             ResourceError: the disk is full, or another limit was hit; the target is untouched.
         """
-        view = memoryview(data).cast("B")
+        if not (view := memoryview(data)).nbytes:
+            return
+        view = view.cast("B")
         with writing(self.target, f"{len(view):,} bytes at offset {self.offset:,}"):
             _write_all(self._file, view)
         self._crc = zlib.crc32(view, self._crc)

@@ -1,0 +1,373 @@
+"""safetensors files: a strict look at the header, tensors read when asked, files written tensor by tensor.
+
+    bytes          holds
+    0 .. 8         n, the header's length, little-endian unsigned 64-bit
+    8 .. 8+n       UTF-8 JSON, one object, from `{` to `}` and then only spaces:
+                   {"__metadata__": {str: str},
+                    "<name>": {"dtype": "F32", "shape": [rows, cols], "data_offsets": [begin, end]}, ...}
+    8+n .. end     the tensors' elements, little-endian, row after row; offsets count from 8+n
+
+The header is refused where a key comes twice, a dtype is unknown, a shape and its offsets disagree, or the
+tensors leave a hole, overlap, or do not end with the file. Only then the safetensors library is asked, as a
+second opinion. Values are read with plain reads and never mapped into memory: a file that is cut meanwhile gives
+an error instead of a fault, and what was read does not stay resident.
+
+Source: the safetensors project's README, section "Format"; proved against safetensors 0.8.0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+import safetensors
+
+from edgekit.errors import InvalidFileError, MissingFileError, ResourceError
+from edgekit.tensor import DTYPES, Tensor, carrier
+
+#: safetensors' name of a dtype -> numpy's or ml_dtypes' name.
+NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+CODES = {name: code for code, name in NAMES.items()}
+
+#: A header of a hundred thousand tensors has about 16 MiB.
+HEADER_LIMIT = 32 << 20
+_DIMENSIONS = 32
+_CURE = "fetch or convert it again"
+
+
+@attrs.frozen
+class Entry:
+    """Where a tensor lies in the file: `begin` and `end` are offsets in bytes from the file's start."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@attrs.frozen
+class Header:
+    """What a file says about itself: its tensors in the order of their data, and its metadata."""
+
+    entries: tuple[Entry, ...]
+    metadata: Mapping[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Read and check a header.
+
+    Raises:
+        InvalidFileError: truncated, corrupt or hostile; names the file, the tensor and the offset.
+        MissingFileError: it is not there, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            text = _header_text(file, size, path)
+    except OSError as error:
+        raise MissingFileError(f"{path}: cannot be read ({error.strerror}); check that it is there") from error
+    return _check(_parse(text, path), 8 + len(text), size, path)
+
+
+def _header_text(file: Any, size: int, path: Path) -> bytes:
+    start = file.read(8)
+    if len(start) < 8:
+        raise _invalid(path, f"{size} bytes are too few for a safetensors file", 0)
+    length = int.from_bytes(start, "little")
+    if length > size - 8:
+        raise _invalid(path, f"the header claims {length:,} bytes, the file has {size - 8:,} after its length", 0)
+    if length > HEADER_LIMIT:
+        raise _invalid(path, f"the header claims {length:,} bytes, at most {HEADER_LIMIT:,} are read", 0)
+    text: bytes = file.read(length)
+    if not (text.startswith(b"{") and text.rstrip(b" ").endswith(b"}")):
+        raise _invalid(path, "the header is no JSON object from '{' to '}' followed by spaces only", 8)
+    return text
+
+
+def _parse(text: bytes, path: Path) -> dict[str, Any]:
+    parsed = strict_json(text, path, "the header", 8)
+    assert isinstance(parsed, dict)  # it starts with a brace
+    return parsed
+
+
+def strict_json(text: bytes, path: Path, what: str, offset: int = 0) -> Any:
+    """Parse JSON from a foreign file: UTF-8, no key twice, no NaN or infinity, no abysmal nesting.
+
+    Raises:
+        InvalidFileError: names the file and the fault.
+    """
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise _invalid(path, f"{what} is not UTF-8", offset + error.start) from error
+    except json.JSONDecodeError as error:
+        raise _invalid(path, f"{what} is not JSON: {error.msg}", offset + error.pos) from error
+    except RecursionError as error:
+        raise _invalid(path, f"{what} is nested too deeply", offset) from error
+    except ValueError as error:
+        raise _invalid(path, f"{what}: {error}", offset) from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {_shown(twice)} comes twice")
+    for key in found:
+        _refuse_surrogates(key)
+    return found
+
+
+def _refuse_surrogates(key: str) -> None:
+    try:
+        key.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"key {_shown(key)} is no Unicode text") from error
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _check(parsed: dict[str, Any], start: int, size: int, path: Path) -> Header:
+    metadata = parsed.pop("__metadata__", {})
+    if not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
+        raise _invalid(path, "__metadata__ is no mapping of strings to strings", 8)
+    entries = sorted(
+        (_entry(name, value, start, size, path) for name, value in parsed.items()),
+        key=lambda entry: (entry.begin, entry.end),
+    )
+    position = start
+    for entry in entries:
+        if entry.begin != position:
+            fault = "overlaps the tensor before it" if entry.begin < position else "leaves a hole before it"
+            raise _invalid(path, f"tensor {_shown(entry.name)} {fault}", entry.begin)
+        position = entry.end
+    if position != size:
+        raise _invalid(path, f"{size - position:,} bytes after the last tensor belong to none", position)
+    return Header(tuple(entries), metadata)
+
+
+def _entry(name: str, value: Any, start: int, size: int, path: Path) -> Entry:
+    def refuse(fault: str) -> InvalidFileError:
+        return _invalid(path, f"tensor {_shown(name)}: {fault}", 8)
+
+    if not (isinstance(value, dict) and value.keys() == {"dtype", "shape", "data_offsets"}):
+        raise refuse("wants exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not (isinstance(dtype, str) and dtype in NAMES):
+        raise refuse(f"dtype {_shown(dtype)} is none of {', '.join(NAMES)}")
+    if not (_naturals(shape) and len(shape) <= _DIMENSIONS and math.prod(d for d in shape if d) < 1 << 62):
+        raise refuse(f"shape {_shown(shape)} is no list of sizes")
+    if not (_naturals(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):
+        raise refuse(f"data_offsets {_shown(offsets)} are no begin and end")
+    begin, end = start + offsets[0], start + offsets[1]
+    if end > size:
+        raise _invalid(path, f"tensor {_shown(name)} ends at byte {end:,} of a file of {size:,}", begin)
+    nbytes = math.prod(shape) * DTYPES[NAMES[dtype]]
+    if end - begin != nbytes:
+        raise _invalid(
+            path,
+            f"tensor {_shown(name)} has {end - begin:,} bytes, {dtype} of shape {shape} takes {nbytes:,}",
+            begin,
+        )
+    return Entry(name, NAMES[dtype], tuple(shape), begin, end)
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _invalid(path: Path, fault: str, offset: int) -> InvalidFileError:
+    return InvalidFileError(f"{path}: {fault} (at byte {offset:,}); {_CURE}")
+
+
+class Reader:
+    """A file that is read at offsets, by several threads at once.
+
+    Raises:
+        MissingFileError: it is not there, or cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise MissingFileError(f"{path}: cannot be read ({error.strerror}); check that it is there") from error
+        self._seek = threading.Lock()  # only where the system has no positioned reads
+        weakref.finalize(self, os.close, self._fd)
+
+    def read(self, begin: int, nbytes: int, name: str) -> npt.NDArray[np.uint8]:
+        """Bytes ``begin : begin + nbytes`` in a new array; `name` is the tensor's, for the error.
+
+        Raises:
+            InvalidFileError: the file was cut since it was opened.
+        """
+        buffer = np.empty(nbytes, np.uint8)
+        view, position = buffer.data, begin
+        while view:
+            try:
+                count = self._read_into(view, position)
+            except OSError as error:
+                raise ResourceError(f"{self.path}: reading tensor {name} failed: {error.strerror}") from error
+            if count == 0:
+                raise _invalid(self.path, f"tensor {_shown(name)} is cut off", position)
+            view, position = view[count:], position + count
+        return buffer
+
+    def _read_into(self, view: memoryview, position: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._fd, [view[: 1 << 30]], position)
+        with self._seek:
+            os.lseek(self._fd, position, os.SEEK_SET)
+            chunk = os.read(self._fd, min(len(view), 1 << 30))
+        view[: len(chunk)] = chunk
+        return len(chunk)
+
+
+def open_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """The tensors of a file, none of them read, in the order of their data; and the file's metadata.
+
+    Raises:
+        InvalidFileError: truncated, corrupt or hostile; names the file, the tensor and the offset.
+    """
+    header = read_header(path)
+    _second_opinion(path, header)
+    reader = Reader(path)
+    return {entry.name: _tensor(entry, reader) for entry in header.entries}, header.metadata
+
+
+def _second_opinion(path: Path, header: Header) -> None:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as opened:
+            names = set(opened.keys())
+    except Exception as error:
+        raise InvalidFileError(f"{path}: the safetensors library refuses it: {error}; {_CURE}") from error
+    if names != {entry.name for entry in header.entries}:
+        raise InvalidFileError(f"{path}: the safetensors library finds other tensors in it; {_CURE}")
+
+
+def _tensor(entry: Entry, reader: Reader) -> Tensor:
+    cols = entry.shape[-1] if entry.shape else 1
+    stored = carrier(entry.dtype).newbyteorder("<")
+    row = cols * stored.itemsize
+
+    def read_rows(start: int, stop: int) -> npt.NDArray[Any]:
+        raw = reader.read(entry.begin + start * row, (stop - start) * row, entry.name)
+        values = raw.view(stored) if row else np.empty(0, stored)
+        return values.astype(stored.newbyteorder("="), copy=False).reshape(stop - start, cols)
+
+    return Tensor(entry.name, entry.shape, entry.dtype, read_rows)
+
+
+@attrs.frozen
+class Part:
+    """An array to store: its name, its dtype by numpy's or ml_dtypes' name, its shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * DTYPES[self.dtype]
+
+
+def build_header(parts: Iterable[Part], metadata: Mapping[str, str], length: int | None = None) -> bytes:
+    """The bytes before the data, for parts stored one after another.
+
+    Args:
+        parts: in the order of their data.
+        metadata: strings to strings.
+        length: pad with spaces to this many bytes; None pads to a multiple of 8.
+
+    Raises:
+        OverflowError: the header needs more than `length` bytes.
+    """
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+    position = 0
+    for part in parts:
+        entries[part.name] = {
+            "dtype": CODES[part.dtype],
+            "shape": list(part.shape),
+            "data_offsets": [position, position := position + part.nbytes],
+        }
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    total = -(-(8 + len(text)) // 8) * 8 if length is None else length
+    if 8 + len(text) > total:
+        raise OverflowError(f"a header of {8 + len(text)} bytes does not fit into {total}")
+    return (total - 8).to_bytes(8, "little") + text.ljust(total - 8)
+
+
+def to_bytes(array: npt.NDArray[Any]) -> memoryview:
+    """An array's elements as the file holds them: little-endian, row after row; a view where possible."""
+    contiguous = np.ascontiguousarray(array)
+    if sys.byteorder == "big":
+        contiguous = contiguous.byteswap()
+    return contiguous.reshape(-1).view(np.uint8).data
+
+
+def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
+    """Write arrays in memory as one file, in their order; ml_dtypes' arrays under their own types.
+
+    Raises:
+        ResourceError, LockedError: about the target, which is replaced as a whole or not at all.
+    """
+    from edgekit.atomic import AtomicFile
+
+    parts = [Part(name, array.dtype.name, array.shape) for name, array in arrays.items()]
+    with AtomicFile(path) as file:
+        file.write(build_header(parts, metadata or {}))
+        for array in arrays.values():
+            file.write(to_bytes(array))
+        file.commit()
+
+
+__all__: Sequence[str] = [
+    "Entry",
+    "Header",
+    "Part",
+    "Reader",
+    "build_header",
+    "open_tensors",
+    "read_header",
+    "strict_json",
+    "to_bytes",
+    "write",
+]
