@@ -44,7 +44,6 @@ def _e4m3_table() -> F32:
 
 _E4M3_MAGNITUDES = _e4m3_table()
 E4M3 = np.concatenate([_E4M3_MAGNITUDES, -_E4M3_MAGNITUDES])
-_E4M3_MIDPOINTS = ((_E4M3_MAGNITUDES[:126].astype(np.float64) + _E4M3_MAGNITUDES[1:127]) / 2).astype(np.float32)
 
 
 def float8_e4m3fn_to_float32(codes: U8) -> F32:
@@ -54,17 +53,24 @@ def float8_e4m3fn_to_float32(codes: U8) -> F32:
 
 def float32_to_float8_e4m3fn(x: F32) -> U8:
     """Round to float8_e4m3fn codes, ties to even, saturating at 448; a NaN becomes 0x7F. Signed zeros are kept."""
-    magnitude = np.abs(x)
-    low = np.searchsorted(_E4M3_MIDPOINTS, magnitude, side="left")
-    # On a midpoint `low` is the smaller neighbour; ties go to the even code.
-    index = np.minimum(low, _E4M3_MIDPOINTS.size - 1)
-    tie = (low < _E4M3_MIDPOINTS.size) & (_E4M3_MIDPOINTS[index] == magnitude) & (low % 2 == 1)
-    codes = (low + tie).astype(np.uint8)
-    codes = np.where(np.isnan(x), np.uint8(0x7F), codes)
-    return codes | (np.signbit(x).astype(np.uint8) << np.uint8(7))
-
-
-E8M0 = np.append(np.ldexp(1.0, np.arange(-127, 128)), np.nan).astype(np.float32)
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    magnitude = bits & np.uint32(0x7FFFFFFF)
+    subnormal = magnitude < np.uint32(0x3C800000)  # 2**-6, the smallest normal number
+    # The top 12 bits are sign, exponent and three mantissa bits; adding just under half a unit rounds to even.
+    codes = (magnitude >> np.uint32(20)) & np.uint32(1)
+    codes += magnitude
+    codes += np.uint32(0x7FFFF)
+    codes >>= np.uint32(20)
+    np.clip(codes, np.uint32(120 << 3), np.uint32((120 << 3) + 126), out=codes)
+    codes -= np.uint32(120 << 3)  # the difference of the exponents' biases
+    if subnormal.any():
+        # The unit in the last place of 2**14 is 2**-9, that of the subnormals: the sum's low bits are the code.
+        small = np.minimum(magnitude, np.uint32(0x3C800000)).view(np.float32)
+        small += np.float32(2.0**14)
+        np.copyto(codes, small.view(np.uint32) & np.uint32(0xF), where=subnormal)
+    codes |= (bits >> np.uint32(24)) & np.uint32(0x80)
+    np.copyto(codes, codes | np.uint32(0x7F), where=magnitude > np.uint32(0x7F800000))
+    return codes.astype(np.uint8)
 
 
 def float8_e8m0fnu_to_float32(codes: U8) -> F32:
