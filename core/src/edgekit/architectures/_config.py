@@ -44,7 +44,7 @@ class ModelConfig:
     """Everything the forward pass has to know besides the weights.
 
     Attributes:
-        family: one of `FAMILIES` (``llama``, ``mistral``, ``qwen2``, ``qwen3``, ``phi3``, ``gemma``, ``gemma2``, ``gemma3``).
+        family: a key of `FAMILIES`.
         layers, width, heads, kv_heads, head_dim, ffn, vocab, context: sizes.
         norm_eps: epsilon of RMSNorm.
         rope_theta: base of the rotary frequencies; `rope_theta_local` that of sliding-window layers (Gemma 3),

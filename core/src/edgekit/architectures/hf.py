@@ -1,0 +1,156 @@
+"""Hugging Face's tensor names, and the family-neutral view of a Hugging Face directory.
+
+===========================  =============================================  =================================
+canonical                    Hugging Face                                   families
+===========================  =============================================  =================================
+token_embd.weight            model.embed_tokens.weight                      all
+blk.N.attn_norm.weight       model.layers.N.input_layernorm.weight          all
+blk.N.attn_{q,k,v}.*         model.layers.N.self_attn.{q,k,v}_proj.*        all but Phi 3
+blk.N.attn_qkv.weight        model.layers.N.self_attn.qkv_proj.weight       Phi 3
+blk.N.attn_{q,k}_norm        model.layers.N.self_attn.{q,k}_norm            Qwen 3, Gemma 3
+blk.N.attn_output.*          model.layers.N.self_attn.o_proj.*              all
+blk.N.post_attention_norm    model.layers.N.post_attention_layernorm        Gemma 2, Gemma 3
+blk.N.ffn_norm.weight        model.layers.N.post_attention_layernorm        all but Gemma 2, Gemma 3
+blk.N.ffn_norm.weight        model.layers.N.pre_feedforward_layernorm       Gemma 2, Gemma 3
+blk.N.ffn_gate.*             model.layers.N.mlp.gate_proj.*                 all but Phi 3
+blk.N.ffn_up.*               model.layers.N.mlp.up_proj.*                   all but Phi 3
+blk.N.ffn_up.weight          model.layers.N.mlp.gate_up_proj.weight         Phi 3: gate rows, then up rows
+blk.N.ffn_down.*             model.layers.N.mlp.down_proj.*                 all
+blk.N.post_ffw_norm.weight   model.layers.N.post_feedforward_layernorm      Gemma 2, Gemma 3
+output_norm.weight           model.norm.weight                              all
+output.weight                lm_head.weight                                 all that are not tied
+===========================  =============================================  =================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.architectures._config import FAMILIES, Model, ModelConfig
+from edgekit.architectures._hf_config import config_from_hf, hf_config
+from edgekit.architectures._tensors import check_tensors, tensor_shapes
+from edgekit.tensor import AnyTensor, Tensor
+
+__all__ = ["config_from_hf", "hf_config", "hf_names", "model_from_hf", "to_hf_value"]
+
+_TOP = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_POST_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_FUSED = {"ffn_up": "mlp.gate_up_proj"}
+#: Parts of a multimodal checkpoint that are not the language model, and buffers that old checkpoints carry.
+_IGNORED_PREFIXES = ("model.vision_tower.", "model.multi_modal_projector.")
+_IGNORED_SUFFIX = ".rotary_emb.inv_freq"
+#: Where multimodal checkpoints keep the language model: transformers 4, then 5; the first match counts.
+_NESTED = {
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    "model.language_model.": "model.",
+    "vision_tower.": "model.vision_tower.",
+    "multi_modal_projector.": "model.multi_modal_projector.",
+}
+
+
+def hf_names(config: ModelConfig) -> dict[str, str]:
+    """Hugging Face's name of every tensor of such a model, by its canonical name."""
+    family = FAMILIES[config.family]
+    table = _LAYER | (_POST_NORMS if family.post_norms else {}) | (_FUSED if family.fused else {})
+    return {name: _hf_name(name, table) for name in tensor_shapes(config)}
+
+
+def _hf_name(name: str, table: Mapping[str, str]) -> str:
+    stem, _, kind = name.rpartition(".")
+    if not stem.startswith("blk."):
+        return f"{_TOP[stem]}.{kind}"
+    _, layer, role = stem.split(".")
+    return f"model.layers.{layer}.{table[role]}.{kind}"
+
+
+def model_from_hf(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], where: str = "config.json") -> Model:
+    """The family-neutral view of a Hugging Face model; reads no values.
+
+    Args:
+        config: the parsed config.json.
+        tensors: by Hugging Face's names.
+        where: the file or directory, for messages.
+
+    Returns:
+        The model. Where the file has an output matrix it is used, even if the configuration calls the
+        embedding tied (as transformers does where the two differ).
+
+    Raises:
+        UnsupportedModelError: an unknown family or feature; raised before the tensors are looked at.
+        InvalidFileError: a tensor that is missing, of an odd shape, or that no such model has.
+    """
+    parsed = config_from_hf(config, where)
+    found = _language_model(tensors)
+    if parsed.tied and _TOP["output"] + ".weight" in found:
+        parsed = attrs.evolve(parsed, tied=False)
+    names = hf_names(parsed)
+    canonical = {name: hf for hf, name in names.items()}
+    view = {canonical.get(name, name): tensor for name, tensor in found.items()}
+    check_tensors(parsed, view, where, names)
+    offset = FAMILIES[parsed.family].norm_offset
+    return Model(parsed, {name: _shifted(name, view[name], offset) for name in names})
+
+
+def _language_model(tensors: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
+    flat = {_flat(name): tensor for name, tensor in tensors.items()}
+    return {
+        name: tensor
+        for name, tensor in flat.items()
+        if not name.startswith(_IGNORED_PREFIXES) and not name.endswith(_IGNORED_SUFFIX)
+    }
+
+
+def _flat(name: str) -> str:
+    for prefix, replacement in _NESTED.items():
+        if name.startswith(prefix):
+            return replacement + name.removeprefix(prefix)
+    return name
+
+
+def to_hf_value(config: ModelConfig, name: str, tensor: AnyTensor) -> AnyTensor:
+    """A tensor with the values that Hugging Face stores: Gemma's norms without the one that they multiply with.
+
+    Args:
+        config: of the model.
+        name: the tensor's canonical name.
+        tensor: its canonical values; read when the result is.
+    """
+    return _shifted(name, tensor, -FAMILIES[config.family].norm_offset)
+
+
+def _shifted(name: str, tensor: AnyTensor, offset: float) -> AnyTensor:
+    if not offset or not name.endswith("_norm.weight"):
+        return tensor
+
+    def read_rows(start: int, stop: int) -> npt.NDArray[np.float32]:
+        return tensor.float32(start, stop) + np.float32(offset)
+
+    return Tensor(tensor.name, tensor.shape, "float32", read_rows)

@@ -1,0 +1,117 @@
+"""Rotary position embeddings, plain and stretched.
+
+A pair of elements (i, i + r/2) of a head's first r = rotary_dim elements turns by ``position * f[i]``, where
+``f[i] = theta ** (-2i / r)`` unless a scaling changes it. With c = original_context and s = factor:
+
+========  ===============================================================================================
+linear    f / s
+llama3    f / s where the wavelength 2π/f is above c / low_freq_factor, f where it is below
+          c / high_freq_factor, a blend of the two between
+longrope  f / short_factors for sequences of up to c tokens, f / long_factors for longer ones
+yarn      f / s where an element turns less than beta_slow times over c tokens, f where it turns more than
+          beta_fast times, a ramp over the elements between
+========  ===============================================================================================
+
+longrope and yarn also multiply the rotated queries and keys by attention_factor.
+
+Sources: Su et al., arXiv:2104.09864; Peng et al. (YaRN), arXiv:2309.00071; Ding et al. (LongRoPE),
+arXiv:2402.13753; Llama 3.1's model card; transformers 5.23, ``modeling_rope_utils.py``, for what they leave open.
+"""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.architectures._config import ModelConfig, RopeScaling
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+
+@attrs.frozen(eq=False)
+class Rotation:
+    """The turns of consecutive positions: cos and sin, float32 [positions, rotary_dim / 2]."""
+
+    cos: F32
+    sin: F32
+
+    def __call__(self, x: F32) -> F32:
+        """Rotate heads [..., positions, head_dim]; elements beyond rotary_dim stay as they are."""
+        half = self.cos.shape[-1]
+        a, b = x[..., :half], x[..., half : 2 * half]
+        turned = (a * self.cos - b * self.sin, b * self.cos + a * self.sin, x[..., 2 * half :])
+        return np.concatenate(turned, axis=-1)
+
+
+def rotation(config: ModelConfig, start: int, stop: int, sliding: bool = False) -> Rotation:
+    """The turns of positions ``start:stop`` of a sequence that ends at `stop`.
+
+    Args:
+        config: of the model.
+        start: first position.
+        stop: position after the last.
+        sliding: whether for a layer with a sliding window (Gemma 3 gives those a base of their own).
+    """
+    local = config.rope_theta_local if sliding else None
+    scaling = config.rope_scaling if local is None else None
+    frequency = frequencies(config, stop, local).astype(np.float32)
+    angle = np.arange(start, stop, dtype=np.float32)[:, None] * frequency
+    factor = np.float32(1.0 if scaling is None else scaling.attention_factor)
+    return Rotation(np.cos(angle) * factor, np.sin(angle) * factor)
+
+
+def frequencies(config: ModelConfig, length: int, local_theta: float | None = None) -> F64:
+    """Radians a position for each pair of elements, float64 [rotary_dim / 2].
+
+    Args:
+        config: of the model.
+        length: of the whole sequence (longrope).
+        local_theta: the base of sliding-window layers, to which no scaling applies.
+    """
+    exponent = np.arange(0, config.rotary_dim, 2) / config.rotary_dim
+    plain: F64 = (config.rope_theta if local_theta is None else local_theta) ** -exponent
+    scaling = config.rope_scaling
+    if scaling is None or local_theta is not None:
+        return plain
+    match scaling.kind:
+        case "linear":
+            return plain / scaling.factor
+        case "llama3":
+            return _llama3(plain, scaling)
+        case "longrope":
+            return plain / np.array(longrope_factors(scaling, length), np.float64)
+        case "yarn":
+            return _yarn(plain, config, scaling)
+
+
+def longrope_factors(scaling: RopeScaling, length: int) -> tuple[float, ...]:
+    """The divisors for a sequence of that length."""
+    return scaling.long_factors if length > scaling.original_context else scaling.short_factors
+
+
+def _llama3(plain: F64, scaling: RopeScaling) -> F64:
+    turns = scaling.original_context * plain / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    return _blend(plain, scaling.factor, np.clip((turns - low) / (high - low), 0, 1))
+
+
+def _yarn(plain: F64, config: ModelConfig, scaling: RopeScaling) -> F64:
+    first = max(math.floor(_element(config, scaling, scaling.beta_fast)), 0)
+    last = min(math.ceil(_element(config, scaling, scaling.beta_slow)), config.rotary_dim - 1)
+    width = last - first or 0.001
+    return _blend(plain, scaling.factor, 1 - np.clip((np.arange(plain.size) - first) / width, 0, 1))
+
+
+def _element(config: ModelConfig, scaling: RopeScaling, turns: float) -> float:
+    """Which pair of elements turns that many times over the original context."""
+    wavelength = math.log(scaling.original_context / (turns * 2 * math.pi))
+    return config.rotary_dim * wavelength / (2 * math.log(config.rope_theta))
+
+
+def _blend(plain: F64, factor: float, keep: F64) -> F64:
+    """`keep` of the plain frequency, the rest of the stretched one."""
+    return plain * keep + plain / factor * (1 - keep)
