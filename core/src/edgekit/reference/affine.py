@@ -21,9 +21,10 @@ finite input encodes, and decodes to finite values. One bit asymmetric has two l
 mean|x| is summed in float64: over the elements of a group (row) by folding the second half onto the first
 until one is left, over the rows of a tensor likewise. That order is the same on every machine.
 
-Idempotence. Encoding decoded values again gives the same codes and zero points, and scales within two units
-in the last place, wherever the scale is normal (>= 2^-126), nothing saturated, and, when asymmetric, the
-group uses both its first and its last code. One bit symmetric gives the same bytes for every input.
+Idempotence. Encoding decoded values again gives, where the scale is normal (>= 2^-126) and nothing saturated,
+symmetric: the same bytes (RN(RN(s n) / n) = s for every significand and every n: checked exhaustively);
+asymmetric, for groups that use their first and their last code: the same codes and zero points, and a scale
+within two units in the last place. One bit symmetric gives the same bytes for every scale but 0.
 
 Sources: B. Jacob et al., "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", CVPR 2018 (arXiv:1712.05877), sections 2.1 and 3, for the affine map
