@@ -73,6 +73,10 @@ def float32_to_float8_e4m3fn(x: F32) -> U8:
     return codes.astype(np.uint8)
 
 
+#: Values of float8_e8m0fnu by code; 2**-127 is a subnormal float32.
+E8M0 = np.append(np.ldexp(np.ones(255, np.float32), np.arange(-127, 128)), np.float32(np.nan)).astype(np.float32)
+
+
 def float8_e8m0fnu_to_float32(codes: U8) -> F32:
     """Decode float8_e8m0fnu: 2**(code - 127); 255 is NaN."""
     return E8M0[codes]
