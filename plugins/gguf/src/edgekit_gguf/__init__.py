@@ -1,0 +1,38 @@
+"""GGUF for edgekit: the format, llama.cpp's recipes, and the block types that only decode.
+
+This module is light: it names what the plugin brings, and imports none of it.
+"""
+
+from __future__ import annotations
+
+from edgekit.hookspecs import Register, hookimpl
+
+edgekit_api = (1, 0)
+
+#: llama.cpp's names of its recipes, in order of size; each is an attribute of `edgekit_gguf.recipes`.
+RECIPES = (
+    "F32", "BF16", "F16", "Q8_0", "Q6_K", "Q5_1", "Q5_K_M", "Q5_K_S", "Q5_0", "Q4_1", "Q4_K_M", "Q4_K_S", "IQ4_NL",
+    "Q4_0", "IQ4_XS", "MXFP4_MOE", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "Q2_K_S", "TQ2_0", "TQ1_0",
+)  # fmt: skip
+#: Block types that are read and decoded, never written anew; each is an attribute of `edgekit_gguf.iq`.
+DECODE_ONLY = ("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")
+
+
+@hookimpl
+def edgekit_register_formats(register: Register) -> None:
+    """Read and write ``.gguf`` files."""
+    register("gguf", "edgekit_gguf.format:GgufFormat", suffixes=(".gguf",))
+
+
+@hookimpl
+def edgekit_register_recipes(register: Register) -> None:
+    """llama.cpp's mixtures of block types."""
+    for name in RECIPES:
+        register(name, f"edgekit_gguf.recipes:{name}", formats=("gguf",))
+
+
+@hookimpl
+def edgekit_register_precisions(register: Register) -> None:
+    """The grid formats, which gguf-py's tables decode."""
+    for kind in DECODE_ONLY:
+        register(f"ggml:{kind}", f"edgekit_gguf.iq:{kind}")

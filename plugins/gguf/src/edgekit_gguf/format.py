@@ -1,0 +1,107 @@
+"""The format as edgekit's core sees it: open, lay out, write."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+from edgekit.artifact import Artifact, Layout
+from edgekit.errors import InvalidFileError, MissingFileError
+from edgekit.manifest import Manifest, read_manifest
+from edgekit.recipe import Plan
+from edgekit.tensor import AnyTensor
+from edgekit_gguf.layout import layout
+from edgekit_gguf.model import load_model
+from edgekit_gguf.reader import GgufFile, read
+from edgekit_gguf.types import MAGIC
+from edgekit_gguf.vocab import from_metadata
+from edgekit_gguf.writer import GgufWriter
+
+_SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+
+class GgufFormat:
+    """Reads GGUF versions 2 and 3, in one file or split; writes version 3. See `edgekit.artifact.Format`."""
+
+    name = "gguf"
+
+    def matches(self, path: Path) -> bool:
+        """Whether it is a file that begins with GGUF's magic, or is named like one."""
+        if not path.is_file():
+            return False
+        if path.suffix == ".gguf":
+            return True
+        try:
+            with path.open("rb") as file:
+                return file.read(len(MAGIC)) == MAGIC
+        except OSError:
+            return False
+
+    def open(self, path: Path) -> Artifact:
+        """Read everything but the tensors' values.
+
+        Raises:
+            InvalidFileError: truncated, corrupt or hostile; names file, key or tensor, byte offset and cure.
+            MissingFileError: the file, or a part of a split one, is not there.
+        """
+        shards = _shards(path)
+        first, tensors = shards[0], _merged(shards)
+
+        return Artifact(
+            path=path,
+            format=self.name,
+            files=tuple(shard.path for shard in shards),
+            config=first.metadata,
+            tensors=tensors,
+            load_model=cache(lambda: load_model(path, first.metadata, tensors)),
+            load_tokenizer=cache(lambda: from_metadata(first.metadata, path)),
+            manifest=read_manifest(path),
+        )
+
+    def layout(self, source: Artifact) -> Layout:
+        """What a GGUF file will store for that source.
+
+        Raises:
+            UnsupportedModelError: the family is unknown, or computes what GGUF cannot say.
+        """
+        return layout(source)
+
+    def writer(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> GgufWriter:
+        """Begin, or resume, writing; raises as `GgufWriter` does."""
+        return GgufWriter(path, layout, plan, manifest)
+
+
+def _shards(path: Path) -> list[GgufFile]:
+    """The file, or all the files that it is split into, the first one first."""
+    file = read(path)
+    count = file.metadata.get("split.count", 1)
+    if type(count) is not int or count < 2:
+        return [file]
+    match = _SHARD.fullmatch(path.name)
+    if match is None or int(match["count"]) != count:
+        raise InvalidFileError(
+            f"{path}: one of {count} parts, but not named <name>-00001-of-{count:05}.gguf; give the parts their names back"
+        )
+    names = [path.with_name(f"{match['stem']}-{number:05}-of-{match['count']}.gguf") for number in range(1, count + 1)]
+    missing = [name.name for name in names if not name.is_file()]
+    if missing:
+        raise MissingFileError(
+            f"{path}: parts are missing: {', '.join(missing[:4])}; put all {count} beside each other"
+        )
+    return [file if name == path else read(name) for name in names]
+
+
+def _merged(shards: list[GgufFile]) -> dict[str, AnyTensor]:
+    tensors: dict[str, AnyTensor] = {}
+    for shard in shards:
+        for name, tensor in shard.tensors().items():
+            if name in tensors:
+                raise InvalidFileError(f"{shard.path}: tensor {name!r} is in another part too; get the files again")
+            tensors[name] = tensor
+    total = shards[0].metadata.get("split.tensors.count", len(tensors)) if len(shards) > 1 else len(tensors)
+    if total != len(tensors):
+        raise InvalidFileError(
+            f"{shards[0].path}: {total} tensors are announced, the parts hold {len(tensors)}; get the files again"
+        )
+    return tensors

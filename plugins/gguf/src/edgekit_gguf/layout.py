@@ -1,0 +1,117 @@
+"""What a GGUF file will hold for a source: tensors in llama.cpp's order, and the metadata.
+
+llama.cpp's quantizer writes what lies outside the layers first, then layer by layer, each sorted by name
+(``weight_name_comparer`` in ``llama-model-loader.h``). edgekit does the same for every source, so that whole files
+can be compared. The metadata of a GGUF source is carried over as it is; other sources get it from their
+configuration and tokenizer. ``general.quantization_version`` and ``general.file_type`` come last, as in its files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from edgekit.architectures import FAMILIES, Model
+from edgekit.artifact import Artifact, Layout
+from edgekit.errors import UnsupportedModelError
+from edgekit.precision import Precision
+from edgekit.recipe import Slot
+from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
+from edgekit_gguf.metadata import Metadata, Value, text, u32
+from edgekit_gguf.model import config_to_metadata, rope_tensors
+from edgekit_gguf.naming import size_label
+from edgekit_gguf.rotary import reorder
+from edgekit_gguf.types import QUANTIZATION_VERSION, tensor_type
+from edgekit_gguf.vocab import to_metadata
+
+_LAYER = re.compile(r"blk\.(\d+)\.")
+#: Keys that the writer says anew, or that no longer hold for the file it writes.
+_OURS = (
+    "general.quantization_version",
+    "general.file_type",
+    "general.alignment",
+    "split.no",
+    "split.count",
+    "split.tensors.count",
+)
+_FLOATS = {"float32": "float:F32", "float16": "float:F16", "bfloat16": "float:BF16"}
+
+
+def layout(source: Artifact) -> Layout:
+    """What GGUF will store for that source; see `edgekit.artifact.Format.layout`."""
+    if isinstance(source.config, Metadata):
+        return Layout(tuple(_as_it_is(source.tensors)), source, _model_if_known(source))
+    model = source.model
+    config_to_metadata(model.config)  # refuses what GGUF cannot say, before a tensor is read
+    return Layout(tuple(_translated(model)), source, model)
+
+
+def _model_if_known(source: Artifact) -> Model | None:
+    try:
+        return source.model
+    except UnsupportedModelError:
+        return None
+
+
+def _as_it_is(tensors: Mapping[str, AnyTensor]) -> Iterable[Slot]:
+    for name in sorted(tensors, key=file_order):
+        tensor = tensors[name]
+        yield Slot(name, name, tensor, _own_precision(tensor))
+
+
+def _own_precision(tensor: AnyTensor) -> Precision:
+    if isinstance(tensor, EncodedTensor):
+        return tensor.precision
+    if tensor.dtype not in _FLOATS:
+        raise UnsupportedModelError(
+            f"tensor {tensor.name!r} holds {tensor.dtype}; edgekit writes float32, float16 and bfloat16 to GGUF"
+        )
+    return Precision.parse(_FLOATS[tensor.dtype])
+
+
+def _translated(model: Model) -> Iterable[Slot]:
+    interleaved = FAMILIES[model.config.family].rope_interleaved
+    tensors = dict(model.tensors)
+    for name, values in rope_tensors(model.config).items():
+        tensors[name] = Tensor.of(name, np.array(values, np.float32))
+    keep = Precision.parse("float:F32")
+    for name in sorted(tensors, key=file_order):
+        tensor = tensors[name]
+        yield Slot(name, name, reorder(name, tensor, model.config, "to_gguf") if interleaved else tensor, keep)
+
+
+def file_order(name: str) -> tuple[int, bytes]:
+    """Sort key of a tensor's name: what lies outside the layers, then by layer, then by name."""
+    match = _LAYER.match(name)
+    return int(match[1]) if match else -1, name.encode()
+
+
+def file_metadata(laid_out: Layout, file_type: int) -> dict[str, Value]:
+    """All key-value pairs of the file."""
+    source = laid_out.source
+    pairs = source.config.without(*_OURS) if isinstance(source.config, Metadata) else _described(laid_out)
+    return pairs | {
+        "general.quantization_version": u32(QUANTIZATION_VERSION),
+        "general.file_type": u32(file_type),
+    }
+
+
+def _described(laid_out: Layout) -> dict[str, Value]:
+    model = laid_out.model
+    assert model is not None
+    general = {"architecture": text(FAMILIES[model.config.family].gguf), "type": text("model")}
+    if model.config.name:
+        general["name"] = text(model.config.name)
+    general["size_label"] = text(size_label(sum(slot.tensor.size for slot in laid_out.slots)))
+    return (
+        {f"general.{key}": value for key, value in general.items()}
+        | config_to_metadata(model.config)
+        | to_metadata(laid_out.source.tokenizer, model.config.vocab)
+    )
+
+
+def can_hold(precision: Precision) -> bool:
+    """Whether GGUF has a type for that precision."""
+    return tensor_type(precision) is not None

@@ -1,0 +1,430 @@
+"""Hyper-parameters in GGUF metadata, both ways, and a file's tensors by what they are for.
+
+The table `_KEYS` pairs fields of `ModelConfig` with keys under ``<architecture>.``. What has no key of its own:
+
+| what                | how GGUF says it                                                                     |
+|---------------------|--------------------------------------------------------------------------------------|
+| tied embeddings     | there is no ``output.weight``                                                        |
+| biases              | the tensors are there                                                                |
+| Llama 3's scaling   | ``rope_freqs.weight``: a divisor for each frequency                                  |
+| long rope           | ``rope_factors_long.weight``, ``rope_factors_short.weight``                          |
+| activation, scales  | the architecture decides: what differs from its own is refused                       |
+
+Source: the GGUF specification (``docs/gguf.md``); defaults and decisions as in llama.cpp's loaders
+(``llama-model.cpp``, ``models/<architecture>.cpp``), llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import attrs
+import numpy as np
+
+from edgekit.architectures import FAMILIES, Family, Model, ModelConfig, RopeScaling, check_config, check_tensors
+from edgekit.errors import InvalidFileError, UnsupportedModelError
+from edgekit.tensor import AnyTensor
+from edgekit_gguf.metadata import Metadata, Value, f32, flags, text, u32
+from edgekit_gguf.rotary import reorder
+
+#: Tensors that hold rotary frequencies' divisors; they are configuration, not weights.
+ROPE_FREQS = "rope_freqs.weight"
+ROPE_LONG = "rope_factors_long.weight"
+ROPE_SHORT = "rope_factors_short.weight"
+ROPE_TENSORS = (ROPE_FREQS, ROPE_LONG, ROPE_SHORT)
+
+#: Field of `ModelConfig`, key under the architecture's name.
+_COUNTS = (
+    ("layers", "block_count"),
+    ("context", "context_length"),
+    ("width", "embedding_length"),
+    ("ffn", "feed_forward_length"),
+    ("heads", "attention.head_count"),
+    ("kv_heads", "attention.head_count_kv"),
+    ("head_dim", "attention.key_length"),
+    ("head_dim", "attention.value_length"),
+    ("rotary_dim", "rope.dimension_count"),
+    ("vocab", "vocab_size"),
+)
+_REALS = (
+    ("norm_eps", "attention.layer_norm_rms_epsilon"),
+    ("rope_theta", "rope.freq_base"),
+    ("rope_theta_local", "rope.freq_base_swa"),
+    ("attention_softcap", "attn_logit_softcapping"),
+    ("output_softcap", "final_logit_softcapping"),
+)
+_WINDOW = "attention.sliding_window"
+_PATTERN = "attention.sliding_window_pattern"
+
+
+@attrs.frozen
+class _Architecture:
+    """What llama.cpp takes for granted in an architecture.
+
+    Attributes:
+        gelu: GeGLU instead of SwiGLU, and embeddings times the square root of the width.
+        window_period: with a sliding window every n-th layer attends to all; 0: none does.
+        window: of a file that names none.
+        softcaps: of attention scores and logits, in a file that names none.
+        caps_output: whether a cap on the logits is looked for.
+        untied: whether an output matrix of its own is loaded.
+        wide_layers: number of layers of the one model whose attention is scaled by width / heads.
+        divisors: which rope tensors are loaded.
+    """
+
+    gelu: bool = False
+    window_period: int = 0
+    window: int | None = None
+    softcaps: tuple[float | None, float | None] = (None, None)
+    caps_output: bool = False
+    untied: bool = True
+    wide_layers: int = 0
+    divisors: tuple[str, ...] = ()
+
+
+_ARCHITECTURES = {
+    "llama": _Architecture(divisors=ROPE_TENSORS),
+    "qwen2": _Architecture(),
+    "qwen3": _Architecture(),
+    "phi3": _Architecture(divisors=(ROPE_LONG, ROPE_SHORT)),
+    "gemma": _Architecture(gelu=True, untied=False),
+    "gemma2": _Architecture(
+        gelu=True,
+        untied=False,
+        window_period=2,
+        window=4096,
+        softcaps=(50.0, 30.0),
+        caps_output=True,
+        wide_layers=46,
+    ),
+    "gemma3": _Architecture(gelu=True, window_period=6, caps_output=True, wide_layers=62),
+}
+
+
+def config_to_metadata(config: ModelConfig) -> dict[str, Value]:
+    """The architecture's keys.
+
+    Raises:
+        UnsupportedModelError: the model computes something that the architecture cannot say.
+    """
+    family = FAMILIES[config.family]
+    _refuse_what_gguf_cannot_say(config, _ARCHITECTURES[family.gguf])
+    counts = {key: u32(getattr(config, field)) for field, key in _COUNTS}
+    reals = {key: f32(value) for field, key in _REALS if (value := getattr(config, field)) is not None}
+    pairs = counts | reals | _window_keys(config, _ARCHITECTURES[family.gguf]) | _scaling_keys(config.rope_scaling)
+    return {f"{family.gguf}.{key}": value for key, value in pairs.items()}
+
+
+def _refuse_what_gguf_cannot_say(config: ModelConfig, own: _Architecture) -> None:
+    expected = {
+        "activation": "gelu_tanh" if own.gelu else "silu",
+        "attention_scale": _attention_scale(own, config.layers, config.width, config.heads, config.head_dim),
+        "embedding_scale": math.sqrt(config.width) if own.gelu else 1.0,
+        "tied": config.tied if own.untied else True,
+        "attention_softcap": own.softcaps[0] and (config.attention_softcap or own.softcaps[0]),
+        "output_softcap": (config.output_softcap or own.softcaps[1]) if own.caps_output else None,
+    }
+    for field, value in expected.items():
+        given = getattr(config, field)
+        if not _same(given, value):
+            raise UnsupportedModelError(
+                f"{field} of the model is {given}, but GGUF files of {FAMILIES[config.family].gguf} models "
+                f"mean {value}, and have no key to say otherwise"
+            )
+    divisors = set(rope_tensors(config)) - set(own.divisors)
+    if divisors:
+        raise UnsupportedModelError(
+            f"{config.rope_scaling and config.rope_scaling.kind} rope scaling of a {config.family} model needs "
+            f"{', '.join(sorted(divisors))}, which llama.cpp does not load for it"
+        )
+
+
+def _same(given: Any, expected: Any) -> bool:
+    if isinstance(given, float) and isinstance(expected, float):
+        return math.isclose(given, expected, rel_tol=1e-6)
+    return bool(given == expected)
+
+
+def _attention_scale(own: _Architecture, layers: int, width: int, heads: int, head_dim: int) -> float:
+    return 1 / math.sqrt(width // heads if layers == own.wide_layers else head_dim)
+
+
+def _window_keys(config: ModelConfig, own: _Architecture) -> dict[str, Value]:
+    if config.sliding_window is None:
+        return {_WINDOW: u32(0)} if own.window or config.family == "phi3" else {}
+    pattern = [config.window(layer) is not None for layer in range(config.layers)]
+    if pattern == _periodic(own.window_period, config.layers):
+        return {_WINDOW: u32(config.sliding_window)}
+    return {_WINDOW: u32(config.sliding_window), _PATTERN: flags(pattern)}
+
+
+def _periodic(period: int, layers: int) -> list[bool]:
+    return [not period or (layer + 1) % period != 0 for layer in range(layers)]
+
+
+def _scaling_keys(scaling: RopeScaling | None) -> dict[str, Value]:
+    if scaling is None or scaling.kind == "llama3" or _is_constant(scaling):
+        return {}
+    keys = {"type": text(scaling.kind)}
+    if scaling.kind in ("linear", "yarn"):
+        keys["factor"] = f32(scaling.factor)
+    if scaling.kind in ("longrope", "yarn"):
+        keys["original_context_length"] = u32(scaling.original_context)
+        keys["attn_factor"] = f32(scaling.attention_factor / _own_attention_factor(scaling.kind, scaling.factor))
+    if scaling.kind == "yarn":
+        keys |= {"yarn_beta_fast": f32(scaling.beta_fast), "yarn_beta_slow": f32(scaling.beta_slow)}
+    return {f"rope.scaling.{key}": value for key, value in keys.items()}
+
+
+def _own_attention_factor(kind: str, factor: float) -> float:
+    """What llama.cpp multiplies with by itself."""
+    return 0.1 * math.log(factor) + 1 if kind == "yarn" and factor > 1 else 1.0
+
+
+def rope_tensors(config: ModelConfig) -> dict[str, tuple[float, ...]]:
+    """Divisors of the rotary frequencies that GGUF holds as tensors: name to values, float32."""
+    scaling = config.rope_scaling
+    if scaling is None:
+        return {}
+    if scaling.kind == "llama3":
+        return {ROPE_FREQS: _llama3_divisors(scaling, config)}
+    if scaling.kind == "longrope" and _is_constant(scaling):
+        return {ROPE_FREQS: scaling.long_factors}
+    if scaling.kind == "longrope":
+        return {ROPE_LONG: scaling.long_factors, ROPE_SHORT: scaling.short_factors}
+    return {}
+
+
+def _is_constant(scaling: RopeScaling) -> bool:
+    """Whether the divisors depend on nothing: the form in which `rope_freqs.weight` is read."""
+    same = scaling.long_factors == scaling.short_factors and scaling.attention_factor == 1
+    return scaling.kind == "longrope" and same
+
+
+def _llama3_divisors(scaling: RopeScaling, config: ModelConfig) -> tuple[float, ...]:
+    """Wavelengths up to context / high stay, from context / low on are stretched, between them blended.
+
+    Source: transformers 5.23, ``modeling_rope_utils.py``, `_compute_llama3_parameters`.
+    """
+    exponents = np.arange(0, config.rotary_dim, 2) / config.rotary_dim
+    turns = scaling.original_context / (2 * np.pi * config.rope_theta**exponents)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    return tuple((1 / ((1 - smooth) / scaling.factor + smooth)).astype(np.float32).tolist())
+
+
+def load_model(path: Path, metadata: Metadata, tensors: Mapping[str, AnyTensor]) -> Model:
+    """The family-neutral view of a file.
+
+    Raises:
+        UnsupportedModelError: an architecture, or a feature of one, that edgekit does not know.
+        InvalidFileError: keys or tensors that are missing, of the wrong type, or contradict each other.
+    """
+    keys = _Keys(path, metadata, str(metadata.get("general.architecture", "")))
+    family = _family(keys)
+    weights = {name: tensor for name, tensor in tensors.items() if name not in ROPE_TENSORS}
+    config = check_config(_config(keys, family, tensors), str(path))
+    check_tensors(config, weights, str(path))
+    if family.rope_interleaved:
+        weights = {name: reorder(name, tensor, config, "from_gguf") for name, tensor in weights.items()}
+    return Model(config, weights)
+
+
+@attrs.frozen
+class _Keys:
+    """Typed access to the keys of an architecture; every error names the file and the key."""
+
+    path: Path
+    metadata: Metadata
+    architecture: str
+
+    def get(self, key: str) -> Any:
+        """A value; of an array that has one for each layer, the one that all layers share."""
+        value = self.metadata.get(f"{self.architecture}.{key}")
+        if isinstance(value, tuple) and key != _PATTERN:
+            if len(set(value)) != 1:
+                self.refuse(key, f"differs from layer to layer: {value[:8]}")
+            return value[0]
+        return value
+
+    def count(self, key: str, default: int | None = None) -> int:
+        """An integer."""
+        value = self.get(key)
+        if value is None and default is not None:
+            return default
+        if type(value) is not int:
+            self._wrong(key, value, "an integer")
+        return value
+
+    def real(self, key: str, default: float | None = None) -> float | None:
+        """A number, or the default."""
+        value = self.get(key)
+        if value is None:
+            return default
+        if type(value) not in (int, float):
+            self._wrong(key, value, "a number")
+        return float(value)
+
+    def refuse(self, key: str, problem: str) -> NoReturn:
+        """Raise `UnsupportedModelError`."""
+        raise UnsupportedModelError(f"{self.path}: {self.architecture}.{key} {problem}; edgekit does not know that")
+
+    def _wrong(self, key: str, value: object, wanted: str) -> NoReturn:
+        problem = "is missing" if value is None else f"is {value!r:.40}"
+        raise InvalidFileError(
+            f"{self.path}: key '{self.architecture}.{key}' {problem}, it has to be {wanted}; get the file again"
+        )
+
+
+def _family(keys: _Keys) -> Family:
+    named = [family for family in FAMILIES.values() if family.gguf == keys.architecture]
+    if not named:
+        known = ", ".join(dict.fromkeys(family.gguf for family in FAMILIES.values()))
+        raise UnsupportedModelError(
+            f"{keys.path}: general.architecture is {keys.architecture!r}; edgekit knows {known}"
+        )
+    if keys.count("expert_count", 0):
+        keys.refuse("expert_count", f"is {keys.count('expert_count')}")
+    windowed = keys.count(_WINDOW, 0) > 0
+    return next((f for f in named if f.name == "mistral" and windowed), named[0])
+
+
+def _config(keys: _Keys, family: Family, tensors: Mapping[str, AnyTensor]) -> ModelConfig:
+    own = _ARCHITECTURES[family.gguf]
+    width, heads, layers = keys.count("embedding_length"), keys.count("attention.head_count"), keys.count("block_count")
+    if min(width, heads, layers) < 1:
+        raise InvalidFileError(f"{keys.path}: {width} wide, {heads} heads, {layers} layers; get the file again")
+    head_dim = keys.count("attention.key_length", width // heads)
+    if keys.count("attention.value_length", head_dim) != head_dim:
+        keys.refuse("attention.value_length", f"is not {head_dim}, as the keys' length is")
+    rotary_dim = keys.count("rope.dimension_count", head_dim)
+    context = keys.count("context_length")
+    return ModelConfig(
+        family=family.name,
+        layers=layers,
+        width=width,
+        heads=heads,
+        kv_heads=keys.count("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        ffn=keys.count("feed_forward_length"),
+        vocab=_rows(tensors, "token_embd.weight"),
+        context=context,
+        norm_eps=_required(keys, "attention.layer_norm_rms_epsilon"),
+        rope_theta=keys.real("rope.freq_base", 10000.0) or 0.0,
+        rope_theta_local=_local_theta(keys, family),
+        attention_scale=_attention_scale(own, layers, width, heads, max(1, head_dim)),
+        rotary_dim=rotary_dim,
+        activation="gelu_tanh" if own.gelu else "silu",
+        tied="output.weight" not in tensors,
+        **_biases(tensors),
+        rope_scaling=_scaling(keys, tensors, context, rotary_dim),
+        **_windows(keys, own, layers),
+        attention_softcap=keys.real("attn_logit_softcapping", own.softcaps[0]) if own.softcaps[0] else None,
+        output_softcap=(keys.real("final_logit_softcapping", own.softcaps[1]) or None) if own.caps_output else None,
+        embedding_scale=math.sqrt(width) if own.gelu else 1.0,
+        name=str(keys.metadata.get("general.name", "")),
+    )
+
+
+def _required(keys: _Keys, key: str) -> float:
+    value = keys.real(key)
+    if value is None:
+        keys.count(key)  # raises: it is missing
+    assert value is not None
+    return value
+
+
+def _rows(tensors: Mapping[str, AnyTensor], name: str) -> int:
+    return tensors[name].shape[0] if name in tensors and tensors[name].shape else 1
+
+
+def _local_theta(keys: _Keys, family: Family) -> float | None:
+    return keys.real("rope.freq_base_swa", 10000.0) if family.name == "gemma3" else None
+
+
+def _biases(tensors: Mapping[str, AnyTensor]) -> dict[str, bool]:
+    def has(*names: str) -> bool:
+        return any(f"blk.0.{name}.bias" in tensors for name in names)
+
+    return {
+        "qkv_bias": has("attn_q", "attn_qkv"),
+        "attn_output_bias": has("attn_output"),
+        "ffn_bias": has("ffn_up", "ffn_down"),
+    }
+
+
+def _windows(keys: _Keys, own: _Architecture, layers: int) -> dict[str, int | None]:
+    window = keys.count(_WINDOW, own.window or 0)
+    if not window:
+        return {}
+    pattern = keys.get(_PATTERN)
+    if type(pattern) is int:
+        return {"sliding_window": window, "full_attention_every": pattern}
+    if pattern is None:
+        return {"sliding_window": window, "full_attention_every": own.window_period}
+    return {"sliding_window": window, **_regular(keys, [bool(windowed) for windowed in pattern][:layers])}
+
+
+def _regular(keys: _Keys, pattern: list[bool]) -> dict[str, int | None]:
+    """A pattern in the terms of `ModelConfig`: every n-th layer, or the first few, attend to all."""
+    layers = len(pattern)
+    for period in range(layers + 1):
+        if period != 1 and pattern == _periodic(period, layers):
+            return {"full_attention_every": period}
+    first = pattern.index(True) if True in pattern else layers
+    if not all(pattern[first:]):
+        keys.refuse(_PATTERN, "is not regular")
+    return {"full_attention_first": first}
+
+
+def _scaling(keys: _Keys, tensors: Mapping[str, AnyTensor], context: int, rotary_dim: int) -> RopeScaling | None:
+    original = keys.count("rope.scaling.original_context_length", context)
+    kind = keys.get("rope.scaling.type") or "linear"
+    factor = keys.real("rope.scaling.factor") or keys.real("rope.scale_linear") or 1.0
+    attention = keys.real("rope.scaling.attn_factor", 1.0) or 0.0
+    if ROPE_FREQS in tensors:
+        divisors = _divisors(tensors[ROPE_FREQS], rotary_dim, keys.path)
+        return RopeScaling("longrope", original_context=original, long_factors=divisors, short_factors=divisors)
+    if ROPE_LONG in tensors and ROPE_SHORT in tensors:
+        long, short = (_divisors(tensors[name], rotary_dim, keys.path) for name in (ROPE_LONG, ROPE_SHORT))
+        stretch = context / original if original else 0.0
+        return RopeScaling(
+            "longrope",
+            stretch,
+            original_context=original,
+            attention_factor=attention,
+            long_factors=long,
+            short_factors=short,
+        )
+    match kind:
+        case "linear":
+            return None if factor == 1 else RopeScaling("linear", factor)
+        case "yarn":
+            return _yarn(keys, factor, original, attention)
+        case "none" | "longrope":
+            return None
+    keys.refuse("rope.scaling.type", f"is {kind!r}")
+
+
+def _yarn(keys: _Keys, factor: float, original: int, attention: float) -> RopeScaling:
+    kind: Literal["yarn"] = "yarn"
+    return RopeScaling(
+        kind,
+        factor,
+        original_context=original,
+        attention_factor=attention * _own_attention_factor(kind, factor),
+        beta_fast=keys.real("rope.scaling.yarn_beta_fast", 32.0) or 0.0,
+        beta_slow=keys.real("rope.scaling.yarn_beta_slow", 1.0) or 0.0,
+    )
+
+
+def _divisors(tensor: AnyTensor, rotary_dim: int, path: Path) -> tuple[float, ...]:
+    if tensor.size != rotary_dim // 2:
+        raise InvalidFileError(
+            f"{path}: tensor {tensor.name!r} has {tensor.size} elements for {rotary_dim // 2} frequencies; "
+            "get the file again"
+        )
+    return tuple(tensor.float32().reshape(-1).tolist())

@@ -1,0 +1,342 @@
+"""A strict, memory-mapped reader of GGUF versions 2 and 3.
+
+| section | content                                                                                    |
+|---------|--------------------------------------------------------------------------------------------|
+| header  | ``GGUF``, version (u32), tensors (u64), pairs (u64)                                        |
+| pairs   | metadata, see `edgekit_gguf.metadata`                                                      |
+| infos   | per tensor: name (string), dimensions (u32), innermost first (u64 each), type (u32), offset (u64) |
+| data    | from the next multiple of ``general.alignment`` (32); offsets count from here and are multiples of it |
+
+Source: the GGUF specification in ggml's repository (``docs/gguf.md``), and what llama.cpp refuses.
+
+A file is hostile until shown otherwise: every count, length, offset and product of dimensions is checked against
+what is left of the file before anything of that size is allocated or touched.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import InvalidFileError, MissingFileError, ResourceError
+from edgekit.precision import Precision
+from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
+from edgekit_gguf import DECODE_ONLY, iq
+from edgekit_gguf.metadata import Metadata, Value
+from edgekit_gguf.types import ALIGNMENT, DTYPES, MAGIC, READABLE, RETIRED, TENSOR_TYPES, TensorType, ValueType
+
+#: Arrays inside arrays; llama.cpp knows none, the specification sets no limit.
+MAX_DEPTH = 4
+MAX_DIMENSIONS = 4
+MAX_NAME = 65535
+# The least bytes that a pair and a tensor info can take: they bound how many there can be.
+_MIN_PAIR = 8 + 1 + 4 + 1
+_MIN_INFO = 8 + 1 + 4 + 4 + 8
+_AGAIN = "get the file again"
+
+
+@attrs.frozen
+class TensorInfo:
+    """Where a tensor lies: `shape` is outermost first, `start` counts from the beginning of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: TensorType
+    start: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) // self.type.block * self.type.size
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of a row."""
+        return (self.shape[-1] if self.shape else 1) // self.type.block * self.type.size
+
+
+@attrs.frozen(eq=False)
+class GgufFile:
+    """Everything a file says, and its bytes, mapped."""
+
+    path: Path
+    version: int
+    metadata: Metadata
+    infos: tuple[TensorInfo, ...]
+    data: npt.NDArray[np.uint8] = attrs.field(repr=False)
+
+    def tensors(self) -> dict[str, AnyTensor]:
+        """The tensors by name, in the file's order; values are read when asked."""
+        return {info.name: _tensor(info, self.data) for info in self.infos}
+
+
+def read(path: Path) -> GgufFile:
+    """Read all but the tensors' values.
+
+    Raises:
+        InvalidFileError: truncated, corrupt or hostile; names file, key or tensor, byte offset and cure.
+        MissingFileError: not there.
+        ResourceError: not readable.
+    """
+    data = _map(path)
+    cursor = Cursor(path, data)
+    version, tensors, pairs = _header(cursor)
+    metadata = Metadata(dict(_pairs(cursor, pairs)))
+    alignment = _alignment(cursor, metadata)
+    infos = tuple(_infos(cursor, tensors))
+    start = -(-cursor.offset // alignment) * alignment
+    return GgufFile(path, version, metadata, _placed(cursor, infos, start, alignment), data)
+
+
+def _map(path: Path) -> npt.NDArray[np.uint8]:
+    try:
+        with path.open("rb") as file:
+            if not file.seek(0, 2):
+                raise InvalidFileError(f"{path}: the file is empty; {_AGAIN}")
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path}: no such file") from error
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+@attrs.define
+class Cursor:
+    """Reads forward through a file, never past its end."""
+
+    path: Path
+    data: npt.NDArray[np.uint8]
+    offset: int = 0
+    context: str = "the header"
+
+    @property
+    def left(self) -> int:
+        """Bytes between here and the end."""
+        return len(self.data) - self.offset
+
+    def fail(self, problem: str, cure: str = _AGAIN) -> NoReturn:
+        """Raise `InvalidFileError`, saying where."""
+        raise InvalidFileError(f"{self.path}: {self.context}: {problem} (at byte {self.offset}); {cure}")
+
+    def need(self, nbytes: int, what: str) -> None:
+        """Check that so many bytes are left."""
+        if nbytes > self.left:
+            self.fail(f"{what} of {nbytes} bytes, but only {self.left} are left in the file")
+
+    def take(self, nbytes: int, what: str) -> bytes:
+        """The next bytes."""
+        self.need(nbytes, what)
+        self.offset += nbytes
+        return self.data[self.offset - nbytes : self.offset].tobytes()
+
+    def u32(self, what: str) -> int:
+        """The next four bytes."""
+        return int.from_bytes(self.take(4, what), "little")
+
+    def u64(self, what: str) -> int:
+        """The next eight bytes."""
+        return int.from_bytes(self.take(8, what), "little")
+
+    def string(self, what: str) -> bytes:
+        """A length and that many bytes."""
+        return self.take(self.u64(f"length of {what}"), what)
+
+    def name(self, what: str) -> str:
+        """A key or a tensor's name: not empty, not endless, and UTF-8."""
+        data = self.string(what)
+        if not 0 < len(data) <= MAX_NAME:
+            self.fail(f"{what} has {len(data)} bytes; 1 to {MAX_NAME} are allowed")
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            self.fail(f"{what} {data[:64]!r} is not UTF-8")
+
+
+def _header(cursor: Cursor) -> tuple[int, int, int]:
+    magic = cursor.take(4, "magic")
+    if magic != MAGIC:
+        cursor.fail(f"it begins with {magic!r}, not {MAGIC!r}", "this is no GGUF file")
+    version = cursor.u32("version")
+    if version & 0xFFFF == 0 and version:
+        cursor.fail("the file is big-endian", "convert it with gguf-py's gguf-convert-endian FILE little")
+    if version not in READABLE:
+        cure = "convert it with an old llama.cpp" if version == 1 else "upgrade edgekit-gguf"
+        cursor.fail(f"GGUF version {version}; versions 2 and 3 are read", cure)
+    tensors, pairs = cursor.u64("number of tensors"), cursor.u64("number of pairs")
+    cursor.need(pairs * _MIN_PAIR, f"{pairs} metadata pairs")
+    cursor.need(tensors * _MIN_INFO, f"{tensors} tensors")
+    return version, tensors, pairs
+
+
+def _pairs(cursor: Cursor, count: int) -> Iterator[tuple[str, Value]]:
+    seen: set[str] = set()
+    for index in range(count):
+        cursor.context = f"metadata pair {index}"
+        key = cursor.name("key")
+        cursor.context = f"key {key!r}"
+        if key in seen:
+            cursor.fail("the key is there twice")
+        seen.add(key)
+        yield key, _value(cursor, _value_type(cursor), 0)
+
+
+def _value_type(cursor: Cursor) -> ValueType:
+    number = cursor.u32("type")
+    try:
+        return ValueType(number)
+    except ValueError:
+        cursor.fail(f"unknown value type {number}")
+
+
+def _value(cursor: Cursor, kind: ValueType, depth: int) -> Value:
+    if kind is ValueType.ARRAY:
+        return _array(cursor, depth + 1)
+    if kind is ValueType.STRING:
+        return Value(kind, _decoded(cursor.string("string")))
+    return Value(kind, _numbers(cursor, kind, 1)[0])
+
+
+def _array(cursor: Cursor, depth: int) -> Value:
+    if depth > MAX_DEPTH:
+        cursor.fail(f"arrays nested more than {MAX_DEPTH} deep")
+    element = _value_type(cursor)
+    count = cursor.u64("array length")
+    if element is ValueType.STRING:
+        return Value(ValueType.ARRAY, tuple(_strings(cursor, count)), element)
+    if element is ValueType.ARRAY:
+        cursor.need(12 * count, f"array of {count} arrays")
+        return Value(ValueType.ARRAY, tuple(_array(cursor, depth + 1) for _ in range(count)), element)
+    return Value(ValueType.ARRAY, tuple(_numbers(cursor, element, count)), element)
+
+
+def _strings(cursor: Cursor, count: int) -> Iterator[str]:
+    cursor.need(8 * count, f"array of {count} strings")
+    for _ in range(count):
+        yield _decoded(cursor.string("string"))
+
+
+def _decoded(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _numbers(cursor: Cursor, kind: ValueType, count: int) -> list[Any]:
+    dtype = DTYPES[kind]
+    cursor.need(count * dtype.itemsize, f"{count} values of type {kind.name.lower()}")
+    values = np.frombuffer(cursor.take(count * dtype.itemsize, "values"), dtype)
+    if kind is not ValueType.BOOL:
+        return values.tolist()
+    if count and values.max() > 1:
+        cursor.fail(f"a bool of value {values.max()}; only 0 and 1 are allowed")
+    return values.astype(bool).tolist()
+
+
+def _alignment(cursor: Cursor, metadata: Metadata) -> int:
+    cursor.context = "key 'general.alignment'"
+    value = metadata.typed.get("general.alignment", Value(ValueType.UINT32, ALIGNMENT))
+    if value.type is not ValueType.UINT32 or value.data.bit_count() != 1:
+        cursor.fail(f"{value.data!r} of type {value.type.name.lower()}; a uint32 power of two is allowed")
+    return int(value.data)
+
+
+def _infos(cursor: Cursor, count: int) -> Iterator[TensorInfo]:
+    seen: set[str] = set()
+    for index in range(count):
+        cursor.context = f"tensor {index}"
+        name = cursor.name("name")
+        cursor.context = f"tensor {name!r}"
+        if name in seen:
+            cursor.fail("the name is there twice")
+        seen.add(name)
+        shape = _shape(cursor)
+        kind = _tensor_type(cursor, shape)
+        yield TensorInfo(name, shape, kind, cursor.u64("offset"))
+
+
+def _shape(cursor: Cursor) -> tuple[int, ...]:
+    dimensions = cursor.u32("number of dimensions")
+    if dimensions > MAX_DIMENSIONS:
+        cursor.fail(f"{dimensions} dimensions; at most {MAX_DIMENSIONS} are allowed")
+    shape = tuple(cursor.u64("dimension") for _ in range(dimensions))[::-1]
+    # Python's integers cannot wrap around, so that a product which the file cannot hold is refused in `_placed`.
+    if 0 in shape:
+        cursor.fail(f"shape {list(shape)} has a dimension of 0")
+    return shape
+
+
+def _tensor_type(cursor: Cursor, shape: tuple[int, ...]) -> TensorType:
+    number = cursor.u32("type")
+    kind = TENSOR_TYPES.get(number)
+    if kind is None:
+        known = RETIRED.get(number, "which this edgekit-gguf does not know: upgrade it")
+        cursor.fail(f"tensor type {number}, {known}", "use another file of the model")
+    if (shape[-1] if shape else 1) % kind.block:
+        cursor.fail(f"{kind.name} wants rows of a multiple of {kind.block}, its shape is {list(shape)}")
+    return kind
+
+
+def _placed(cursor: Cursor, infos: tuple[TensorInfo, ...], start: int, alignment: int) -> tuple[TensorInfo, ...]:
+    """The infos with offsets from the beginning of the file, each checked."""
+    for info in infos:
+        cursor.context, cursor.offset = f"tensor {info.name!r}", start + info.start
+        if info.start % alignment:
+            cursor.fail(f"offset {info.start} is no multiple of the alignment, {alignment}")
+        if start + info.start + info.nbytes > len(cursor.data):
+            size = max(0, cursor.left)
+            cursor.fail(f"its {info.nbytes} bytes of {info.type.name} end beyond the file, which has {size} left here")
+    placed = tuple(attrs.evolve(info, start=start + info.start) for info in infos)
+    for before, after in pairwise(sorted(placed, key=lambda info: info.start)):
+        if before.start + before.nbytes > after.start:
+            cursor.context, cursor.offset = f"tensor {after.name!r}", after.start
+            cursor.fail(f"it overlaps tensor {before.name!r}")
+    return placed
+
+
+def _tensor(info: TensorInfo, data: npt.NDArray[np.uint8]) -> AnyTensor:
+    rows = _row_bytes(info, data)
+    if info.type.dtype:
+        dtype = np.dtype(_PLAIN[info.type.name])
+        return Tensor(info.name, info.shape, info.type.dtype, lambda start, stop: rows(start, stop).view(dtype))
+    return EncodedTensor(
+        info.name,
+        info.shape,
+        _precision(info.type),
+        info.nbytes,
+        lambda start, stop: {"blocks": rows(start, stop)},
+    )
+
+
+def _precision(kind: TensorType) -> Precision:
+    if kind.name in DECODE_ONLY:  # also where edgekit has not loaded this plugin's registrations
+        return iq.known(kind.name)
+    return Precision.parse(kind.precision)
+
+
+#: Little-endian carriers of the plain types.
+_PLAIN = {
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "F64": "<f8",
+    "I8": "i1",
+    "I16": "<i2",
+    "I32": "<i4",
+    "I64": "<i8",
+}
+
+
+def _row_bytes(info: TensorInfo, data: npt.NDArray[np.uint8]) -> Callable[[int, int], npt.NDArray[np.uint8]]:
+    size = info.row_nbytes
+
+    def rows(start: int, stop: int) -> npt.NDArray[np.uint8]:
+        return data[info.start + start * size : info.start + stop * size].reshape(stop - start, size)
+
+    return rows

@@ -1,0 +1,165 @@
+"""Tokenizers in GGUF metadata, both ways.
+
+| key under ``tokenizer.ggml.``         | content                                                        |
+|---------------------------------------|----------------------------------------------------------------|
+| model                                 | ``llama`` (SentencePiece) or ``gpt2`` (byte-level BPE)         |
+| pre                                   | name of the pre-tokenizer                                      |
+| tokens, token_type                    | text and kind of each token                                    |
+| scores (llama), merges (gpt2)         | what merges first                                              |
+| bos_, eos_, unknown_, padding_token_id | special tokens                                                |
+| add_bos_token, add_eos_token, add_space_prefix | habits                                                |
+
+Source: the GGUF specification (``docs/gguf.md``), defaults as in llama.cpp's ``llama-vocab.cpp``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from edgekit.errors import InvalidFileError, UnsupportedModelError
+from edgekit.tokenizer import Tokenizer, TokenType
+from edgekit_gguf.metadata import Metadata, Value, f32s, flag, i32s, text, texts, u32
+
+_PREFIX = "tokenizer.ggml."
+_MODELS: dict[str, Literal["spm", "bpe"]] = {"llama": "spm", "gpt2": "bpe"}
+_NO_VOCABULARY = ("no_vocab", "none")
+_IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
+#: What llama.cpp assumes where the file says nothing.
+_DEFAULT_IDS: dict[str, dict[str, int]] = {
+    "spm": {"bos": 1, "eos": 2, "unk": 0},
+    "bpe": {"bos": 11, "eos": 11},
+}
+#: Pre-tokenizers for which llama.cpp adds the first token even where the file does not ask for it.
+_PRE_ADDS_BOS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2", "tekken", "chameleon")
+#: Fill-in-the-middle tokens of Code Llama, by their text.
+_INFILL = {
+    "▁<PRE>": "prefix_token_id",
+    "▁<SUF>": "suffix_token_id",
+    "▁<MID>": "middle_token_id",
+    "▁<EOT>": "eot_token_id",
+}
+
+
+def to_metadata(tokenizer: Tokenizer | None, vocab: int) -> dict[str, Value]:
+    """The keys for a tokenizer, padded to `vocab` tokens: a matrix may have more rows than the vocabulary."""
+    if tokenizer is None:
+        return {_PREFIX + "model": text("no_vocab")}
+    missing = range(len(tokenizer.tokens), vocab)
+    pairs = {
+        "model": text("llama" if tokenizer.kind == "spm" else "gpt2"),
+        "pre": text(tokenizer.pre),
+        "tokens": texts([*tokenizer.tokens, *(f"[PAD{i}]" for i in missing)]),
+        **_ranks(tokenizer, len(missing)),
+        "token_type": i32s([*tokenizer.types, *(TokenType.UNUSED for _ in missing)]),
+        **{_IDS[name]: u32(number) for name, number in _special(tokenizer).items()},
+        **_infill(tokenizer),
+        "add_bos_token": flag(tokenizer.add_bos),
+        "add_eos_token": flag(tokenizer.add_eos),
+    }
+    if tokenizer.kind == "spm":
+        pairs["add_space_prefix"] = flag(tokenizer.add_space_prefix)
+    typed = {_PREFIX + key: value for key, value in pairs.items()}
+    if tokenizer.chat_template is not None:
+        typed["tokenizer.chat_template"] = text(tokenizer.chat_template)
+    return typed
+
+
+def _ranks(tokenizer: Tokenizer, missing: int) -> dict[str, Value]:
+    if tokenizer.kind == "bpe":
+        return {"merges": texts(tokenizer.merges)}
+    return {"scores": f32s([*tokenizer.scores, *(-10000.0 for _ in range(missing))])}
+
+
+def _special(tokenizer: Tokenizer) -> dict[str, int]:
+    ids = {name: getattr(tokenizer, name) for name in _IDS}
+    return {name: number for name, number in ids.items() if number is not None}
+
+
+def _infill(tokenizer: Tokenizer) -> dict[str, Value]:
+    if not _INFILL.keys() <= set(tokenizer.tokens):
+        return {}
+    return {key: u32(tokenizer.tokens.index(token)) for token, key in _INFILL.items()}
+
+
+def from_metadata(metadata: Metadata, path: Path) -> Tokenizer | None:
+    """The tokenizer of a file; None where it has none. Special ids that are out of range count as absent.
+
+    Raises:
+        UnsupportedModelError: neither SentencePiece nor byte-level BPE.
+        InvalidFileError: lists whose lengths disagree, or values of the wrong type.
+    """
+    model = metadata.get(_PREFIX + "model")
+    if model is None or model in _NO_VOCABULARY:
+        return None
+    if model not in _MODELS:
+        raise UnsupportedModelError(f"{path}: its tokenizer is of model {model!r}; edgekit knows {', '.join(_MODELS)}")
+    kind = _MODELS[model]
+    tokens = _list(metadata, "tokens", str, path)
+    return Tokenizer(
+        kind,
+        tokens,
+        types=_types(metadata, len(tokens), path),
+        scores=_scores(metadata, len(tokens), path) if kind == "spm" else (),
+        merges=_list(metadata, "merges", str, path) if kind == "bpe" else (),
+        pre=_one(metadata, "pre", str, "default", path),
+        **_ids(metadata, kind, len(tokens), path),
+        **_habits(metadata, kind, path),
+        chat_template=metadata.get("tokenizer.chat_template"),
+        json=metadata.get("tokenizer.huggingface.json"),
+    )
+
+
+def _types(metadata: Metadata, count: int, path: Path) -> tuple[TokenType, ...]:
+    if _PREFIX + "token_type" not in metadata:
+        return (TokenType.NORMAL,) * count
+    known = {int(member): member for member in TokenType}
+    numbers = _list(metadata, "token_type", int, path, count)
+    return tuple(known.get(number, TokenType.NORMAL) for number in numbers)
+
+
+def _scores(metadata: Metadata, count: int, path: Path) -> tuple[float, ...]:
+    if _PREFIX + "scores" not in metadata:
+        return (0.0,) * count
+    return tuple(float(score) for score in _list(metadata, "scores", (int, float), path, count))
+
+
+def _ids(metadata: Metadata, kind: str, count: int, path: Path) -> dict[str, Any]:
+    """Special ids: the file's where it is in range, else llama.cpp's default where that is."""
+    found: dict[str, Any] = {}
+    for name, key in _IDS.items():
+        candidates = (_one(metadata, key, int, None, path), _DEFAULT_IDS[kind].get(name))
+        found[name] = next((c for c in candidates if c is not None and 0 <= c < count), None)
+    return found
+
+
+def _habits(metadata: Metadata, kind: str, path: Path) -> dict[str, Any]:
+    adds_bos = kind == "spm" or metadata.get(_PREFIX + "pre") in _PRE_ADDS_BOS
+    return {
+        "add_bos": _one(metadata, "add_bos_token", bool, adds_bos, path),
+        "add_eos": _one(metadata, "add_eos_token", bool, False, path),
+        "add_space_prefix": _one(metadata, "add_space_prefix", bool, kind == "spm", path),
+    }
+
+
+def _one(metadata: Mapping[str, Any], key: str, kind: type, default: Any, path: Path) -> Any:
+    value = metadata.get(_PREFIX + key, default)
+    if value is not default and not isinstance(value, kind):
+        raise InvalidFileError(
+            f"{path}: key {_PREFIX + key!r} holds {value!r:.40}, not of type {kind.__name__}; get the file again"
+        )
+    return value
+
+
+def _list(
+    metadata: Metadata, key: str, kind: type | tuple[type, ...], path: Path, count: int | None = None
+) -> tuple[Any, ...]:
+    value = metadata.get(_PREFIX + key, ())
+    if not isinstance(value, tuple) or not all(isinstance(item, kind) for item in value):
+        raise InvalidFileError(f"{path}: key {_PREFIX + key!r} is no array of the right type; get the file again")
+    if count is not None and len(value) < count:
+        raise InvalidFileError(
+            f"{path}: key {_PREFIX + key!r} has {len(value)} items for {count} tokens; get the file again"
+        )
+    return value[:count]

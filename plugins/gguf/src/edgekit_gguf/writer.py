@@ -1,0 +1,145 @@
+"""Writes GGUF version 3, tensor by tensor; nothing shows before all of it is there.
+
+The header needs only the plan, so it is written first, complete. Each tensor is padded to 32 bytes, the last one
+too, as llama.cpp's quantizer does. The header is the first unit of the resumable file and each tensor one more:
+an interrupted run goes on after the last complete tensor if its header and its manifest (which has the sources'
+hashes) are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.artifact import Layout
+from edgekit.atomic import AtomicFile, write_atomic
+from edgekit.errors import UsageError
+from edgekit.manifest import Manifest, manifest_path
+from edgekit.recipe import Assignment, Plan
+from edgekit.tensor import QuantizedTensor
+from edgekit_gguf.layout import file_metadata
+from edgekit_gguf.metadata import Value, encode_pairs, encode_string
+from edgekit_gguf.types import ALIGNMENT, FILE_TYPES, LIKELY_RECIPE, MAGIC, VERSION, TensorType, tensor_type
+
+
+class GgufWriter:
+    """Writes one file; see `edgekit.artifact.Writer`.
+
+    Raises:
+        UsageError: the plan has a precision that GGUF has no type for.
+        ResourceError: the target cannot be written, or the disk is too small.
+        LockedError: another process writes it.
+    """
+
+    def __init__(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> None:
+        self._path = path
+        self._plan = plan
+        self._manifest = manifest.to_json().encode()
+        self._types = [_stored_as(assignment) for assignment in plan]
+        header = encode_header(file_metadata(layout, file_type(plan)), plan, self._types)
+        self._file = AtomicFile(path, fingerprint=hashlib.sha256(header + self._manifest).digest())
+        try:
+            self._begin(header)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _begin(self, header: bytes) -> None:
+        self._file.reserve(len(header) + sum(map(_padded, map(_nbytes, self._plan, self._types))))
+        if not self._file.done:
+            self._file.write(header)
+            self._file.unit_done()
+
+    @property
+    def done(self) -> int:
+        """Tensors that an interrupted run has left complete."""
+        return self._file.done - 1
+
+    def write(self, tensor: QuantizedTensor) -> None:
+        """Append the plan's next tensor.
+
+        Raises:
+            UsageError: it is not the one that the plan has next.
+            ResourceError: the disk is full; the target stays as it was.
+        """
+        data = self._checked(tensor)
+        self._file.write(memoryview(data))
+        self._file.write(bytes(_padded(data.nbytes) - data.nbytes))
+        self._file.unit_done(tensor.name)
+
+    def _checked(self, tensor: QuantizedTensor) -> npt.NDArray[np.uint8]:
+        if self.done >= len(self._plan):
+            raise UsageError(f"{self._path}: tensor {tensor.name!r} is one more than the plan's {len(self._plan)}")
+        wanted, stored = self._plan.assignments[self.done], self._types[self.done]
+        given = (tensor.name, tensor.precision.name, tensor.nbytes)
+        expected = (wanted.name, wanted.precision.name, _nbytes(wanted, stored))
+        if given != expected:
+            raise UsageError(
+                f"{self._path}: (name, precision, bytes) of the plan's next tensor are {expected}, not {given}"
+            )
+        return _bytes(tensor)
+
+    def commit(self) -> None:
+        """Check that every tensor came, sync, and put the file in its place, its manifest beside it."""
+        if self.done != len(self._plan):
+            raise UsageError(f"{self._path}: only {self.done} of {len(self._plan)} tensors were written")
+        self._file.commit()
+        write_atomic(manifest_path(self._path), self._manifest)
+
+    def close(self, keep: bool = False) -> None:
+        """Let go; without `commit` the target stays as it was, and `keep` leaves complete tensors for a resume."""
+        self._file.close(keep=keep)
+
+
+def encode_header(metadata: dict[str, Value], plan: Plan, types: list[TensorType]) -> bytes:
+    """Everything before the tensors' data, padding included."""
+    parts = [MAGIC, struct.pack("<IQQ", VERSION, len(plan), len(metadata)), encode_pairs(metadata)]
+    offset = 0
+    for assignment, stored in zip(plan, types, strict=True):
+        parts.append(_encode_info(assignment, stored, offset))
+        offset += _padded(_nbytes(assignment, stored))
+    header = b"".join(parts)
+    return header.ljust(_padded(len(header)), b"\0")
+
+
+def _encode_info(assignment: Assignment, stored: TensorType, offset: int) -> bytes:
+    innermost_first = assignment.shape[::-1]
+    dimensions = struct.pack(f"<I{len(innermost_first)}Q", len(innermost_first), *innermost_first)
+    return encode_string(assignment.name) + dimensions + struct.pack("<IQ", stored.id, offset)
+
+
+def file_type(plan: Plan) -> int:
+    """``general.file_type``: the recipe's, else what llama.cpp takes the most frequent type for."""
+    if plan.recipe in FILE_TYPES:
+        return FILE_TYPES[plan.recipe]
+    kinds = Counter(assignment.precision.kind for assignment in plan if len(assignment.shape) > 1)
+    likely = max(kinds, key=lambda kind: kinds[kind], default="F32")
+    return FILE_TYPES.get(LIKELY_RECIPE.get(likely, likely), FILE_TYPES["F32"])
+
+
+def _stored_as(assignment: Assignment) -> TensorType:
+    stored = tensor_type(assignment.precision)
+    if stored is None:
+        raise UsageError(
+            f"tensor {assignment.name!r}: GGUF has no type for {assignment.precision}; choose a recipe of GGUF "
+            "(Q4_K_M), a precision of ggml (ggml:Q4_K), F32, F16 or BF16, or another format"
+        )
+    return stored
+
+
+def _nbytes(assignment: Assignment, stored: TensorType) -> int:
+    return assignment.size // stored.block * stored.size
+
+
+def _padded(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def _bytes(tensor: QuantizedTensor) -> npt.NDArray[np.uint8]:
+    (part,) = tensor.parts.values()  # ggml's blocks, or a float type's values
+    return np.ascontiguousarray(part, part.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
