@@ -129,6 +129,7 @@ class EncodedTensor:
         nbytes: bytes in the file.
         read_parts: ``read_parts(start, stop)`` gives the parts of those rows (all leading dimensions counted
             together). Not to be written to: they may be views of the file.
+        sliceable: False where rows share bytes; then `read_parts` is only asked for all of them.
     """
 
     name: str
@@ -136,6 +137,7 @@ class EncodedTensor:
     precision: Precision
     nbytes: int
     read_parts: Callable[[int, int], Mapping[str, npt.NDArray[Any]]] = attrs.field(repr=False)
+    sliceable: bool = True
 
     @property
     def rows(self) -> int:
@@ -154,6 +156,8 @@ class EncodedTensor:
     def float32(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
         """Rows ``start:stop`` decoded, [rows, cols]; all leading dimensions count as rows."""
         stop = self.rows if stop is None else stop
+        if not self.sliceable and stop - start < self.rows:
+            return self.float32().reshape(self.rows, -1)[start:stop]
         shape = (stop - start, self.shape[-1])
         return QuantizedTensor(self.read_parts(start, stop), self.precision, shape, self.name).dequantize()
 
