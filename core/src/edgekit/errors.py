@@ -28,6 +28,10 @@ class UnknownRecipeError(UsageError, LookupError):
     """A recipe name that nobody registered."""
 
 
+class ContextOverflowError(UsageError):
+    """A prompt that, with what is to follow it, is longer than the model's context."""
+
+
 class ShapeError(UsageError):
     """An array whose shape the precision cannot hold: 0-d, empty, or rows that no block divides."""
 

@@ -1,0 +1,49 @@
+"""Small models with random weights, the same on every machine, to test readers, writers and runtimes with."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.architectures import Model, ModelConfig, tensor_shapes
+from edgekit.architectures.hf import hf_names, to_hf_value
+from edgekit.tensor import Tensor
+
+F32 = npt.NDArray[np.float32]
+
+
+def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, F32]:
+    """Canonical values of every tensor, by canonical name.
+
+    Norms and biases are random as well (not ones and zeros), so that a forgotten or misplaced one shows.
+    The stream is numpy's legacy one, which is frozen.
+    """
+    random = np.random.RandomState(seed)
+    return {name: _draw(random, name, shape) for name, shape in tensor_shapes(config).items()}
+
+
+def _draw(random: np.random.RandomState, name: str, shape: tuple[int, ...]) -> F32:
+    values = random.standard_normal(shape)
+    if name.endswith("norm.weight"):
+        return (1 + 0.3 * values).astype(np.float32)
+    if name.endswith(".bias"):
+        return (0.3 * values).astype(np.float32)
+    gain = 1.0 if name.startswith("token_embd") else 1.5 / math.sqrt(shape[-1])
+    return (gain * values).astype(np.float32)
+
+
+def random_model(config: ModelConfig, seed: int = 0) -> Model:
+    """The model with `random_weights`, in memory."""
+    return Model(config, {name: Tensor.of(name, values) for name, values in random_weights(config, seed).items()})
+
+
+def random_hf_tensors(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
+    """The same weights as a Hugging Face directory holds them, by Hugging Face's names, in float32."""
+    model, names = random_model(config, seed), hf_names(config)
+    return {hf: _renamed(hf, to_hf_value(config, name, model.tensors[name]).float32()) for name, hf in names.items()}
+
+
+def _renamed(name: str, values: F32) -> Tensor:
+    return Tensor.of(name, values[0] if name.endswith(("norm.weight", ".bias")) else values)
