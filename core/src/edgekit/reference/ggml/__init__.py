@@ -1,4 +1,112 @@
 """ggml's block formats: one block type a module, dispatched by kind.
 
-Every type has the single part ``blocks``, uint8 [rows, bytes per row], exactly as a GGUF file stores it.
+Every type has the single part ``blocks``, uint8 [rows, bytes per row], exactly as a GGUF file stores it. A module
+states the type's layout as a numpy structured dtype and works on blocks [blocks, elements]; this file cuts rows
+into blocks, and the blocks into cache-sized chunks.
+
+Bit-exact with ggml compiled without contraction of floating-point operations (no FMA in libggml-base: the
+default on x86-64), for every finite and infinite input.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.precision import Precision
+from edgekit.reference._blocks import row_chunks
+from edgekit.reference.ggml import q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0
+from edgekit.reference.ggml._importance import Importance, row_power
+from edgekit.reference.ggml._layout import F32, Blocks
+
+
+class BlockType(Protocol):
+    """What the module of a block type provides."""
+
+    SIZE: int
+    LAYOUT: np.dtype[np.void]
+
+    def encode(self, x: F32, importance: Importance | None = None) -> Blocks:
+        """Encode blocks [blocks, SIZE] to a structured array [blocks]."""
+        ...
+
+    def decode(self, blocks: Blocks) -> F32:
+        """Decode a structured array [blocks] to [blocks, SIZE]."""
+        ...
+
+    def bound(self, x: F32, blocks: Blocks) -> npt.NDArray[np.float64]:
+        """Bound the error of each element [blocks, SIZE]."""
+        ...
+
+
+TYPES: dict[str, BlockType] = {
+    "Q4_0": q4_0,
+    "Q4_1": q4_1,
+    "Q5_0": q5_0,
+    "Q5_1": q5_1,
+    "Q8_0": q8_0,
+    "Q2_K": q2_k,
+    "Q3_K": q3_k,
+    "Q4_K": q4_k,
+    "Q5_K": q5_k,
+    "Q6_K": q6_k,
+}
+
+
+def encode(
+    x: F32, precision: Precision, importance: npt.NDArray[np.float32] | None = None
+) -> dict[str, npt.NDArray[Any]]:
+    """Encode rows [rows, cols] to the bytes that ggml writes."""
+    kind = TYPES[precision.kind]
+    blocks = x.reshape(-1, kind.SIZE)
+    out = np.empty(len(blocks), kind.LAYOUT)
+    with np.errstate(all="ignore"):
+        weigh = _weigher(x, importance, kind.SIZE)
+        for part in row_chunks(*blocks.shape):
+            out[part] = kind.encode(blocks[part], weigh(part))
+    return {"blocks": out.view(np.uint8).reshape(x.shape[0], -1)}
+
+
+def decode(
+    parts: Mapping[str, npt.NDArray[Any]], precision: Precision, shape: tuple[int, int]
+) -> npt.NDArray[np.float32]:
+    """Decode to float32 [rows, cols], as ggml's ``to_float`` does."""
+    kind = TYPES[precision.kind]
+    blocks = _structured(parts, kind)
+    out = np.empty((len(blocks), kind.SIZE), np.float32)
+    with np.errstate(all="ignore"):
+        for part in row_chunks(*out.shape):
+            out[part] = kind.decode(blocks[part])
+    return out.reshape(shape)
+
+
+def bound(x: F32, parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> npt.NDArray[np.float64]:
+    """The bound of the block type; its docstring derives it."""
+    kind = TYPES[precision.kind]
+    values, blocks = x.reshape(-1, kind.SIZE), _structured(parts, kind)
+    out = np.empty(values.shape, np.float64)
+    with np.errstate(all="ignore"):
+        for part in row_chunks(*values.shape):
+            out[part] = kind.bound(values[part], blocks[part])
+    return out.reshape(x.shape)
+
+
+def _structured(parts: Mapping[str, npt.NDArray[Any]], kind: BlockType) -> Blocks:
+    return np.ascontiguousarray(parts["blocks"]).reshape(-1).view(kind.LAYOUT)
+
+
+def _weigher(x: F32, importance: F32 | None, size: int) -> Callable[[slice], Importance | None]:
+    """What gives the importance of a slice of the blocks of x."""
+    if importance is None:
+        return lambda part: None
+    by_block = importance.reshape(-1, size)
+    power = row_power(x)
+
+    def weigh(part: slice) -> Importance:
+        row, block = np.divmod(np.arange(part.start, part.stop), len(by_block))
+        return Importance(by_block[block], power[row])
+
+    return weigh

@@ -1,0 +1,116 @@
+"""What Q4_0, Q4_1, Q5_0 and Q5_1 share: blocks of 32, one scale, without or with a minimum."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.reference.ggml._bounds import F64, grid_bound, half_ulp
+from edgekit.reference.ggml._codes import first_minimum, reciprocal, signed_peak, truncate
+from edgekit.reference.ggml._importance import Importance, search_weights
+from edgekit.reference.ggml._layout import F32, U8, columns, from_lanes, lanes, pack_planes, peak, spread, trough
+from edgekit.reference.ggml._search import affine, affine_codes, affine_steps, symmetric, symmetric_codes
+
+SIZE = 32
+Mask = npt.NDArray[np.bool_]
+_REACH = 0.9  # how far the searches move the number of steps
+
+
+def encode_symmetric(x: F32, top: int) -> tuple[F32, U8]:
+    """Scales [blocks] and codes [blocks, 32] from 0 to ``2 * top - 1``."""
+    v = lanes(x)
+    d = signed_peak(x, peak(v), trough(v)) / np.float32(-top)
+    v *= spread(reciprocal(d))
+    v += np.float32(top + 0.5)
+    return d, from_lanes(_at_most(truncate(v), 2 * top - 1))
+
+
+def encode_symmetric_weighted(x: F32, top: int, importance: Importance) -> tuple[F32, U8]:
+    """The same, by search."""
+    turned, weights = columns(x), _weights(x, importance)
+    found = symmetric(turned, weights, top)
+    codes = symmetric_codes(turned, found.inverse, top) + np.float32(top)
+    codes[:, found.zero] = 0
+    return found.scale, columns(codes.astype(np.uint8))
+
+
+def encode_affine(x: F32, top: int) -> tuple[F32, F32, U8]:
+    """Scales [blocks], minima [blocks] and codes [blocks, 32] from 0 to `top`."""
+    v = lanes(x)
+    minimum = first_minimum(x, trough(v))
+    d = (peak(v) - minimum) / np.float32(top) + np.float32(0)  # zeros of two signs differ by +0
+    v -= spread(minimum)
+    v *= spread(reciprocal(d))
+    v += np.float32(0.5)
+    return d, minimum, from_lanes(_at_most(truncate(v), top))
+
+
+def encode_affine_weighted(x: F32, top: int, importance: Importance) -> tuple[F32, F32, U8]:
+    """The same, by search."""
+    turned, weights = columns(x), _weights(x, importance)
+    found = affine(turned, weights, top, affine_steps(-0.9, 0.05, 36, top))
+    codes = affine_codes(turned, found.inverse, found.origin, top)
+    return found.scale, found.minimum, columns(codes.astype(np.uint8))
+
+
+def _weights(x: F32, importance: Importance) -> F32:
+    return columns(search_weights(x, importance.columns, importance.row_power[:, None]))
+
+
+def _at_most(codes: U8, top: int) -> U8:
+    """Bring the one code too many back: ``min(top, code)`` for codes up to ``top + 1``, a power of two."""
+    return codes - (codes >> np.uint8(int(top + 1).bit_length() - 1))
+
+
+def low_nibbles(codes: U8) -> U8:
+    """The low four bits of codes [blocks, 32] as bytes [blocks, 16]: element j in the low half of byte j % 16."""
+    return pack_planes((codes & np.uint8(15)).reshape(-1, 2, 16), 4)
+
+
+def high_bits(codes: U8) -> U8:
+    """The fifth bit of codes [blocks, 32] as bytes [blocks, 4], element 0 lowest."""
+    return np.packbits(codes >> np.uint8(4), axis=-1, bitorder="little")
+
+
+def symmetric_bound(x: F32, stored: npt.NDArray[np.float16], plain: Mask, top: int) -> F64:
+    """Bound the error of codes -top to ``top - 1`` under the stored scale [blocks].
+
+    Without importance (`plain`) the code is the nearest under ``max / -top``, which was rounded to float16
+    afterwards: half a step, and half a unit in the last place of the scale for each step.
+
+    With importance, codes c were chosen with a step ``s = max / -(top + t)``, t from -0.9 to 0.9, and d was
+    fitted to them: ``|x - c d| <= |x - c s| + |c| |s - d|``, where ``|c| <= |x / s| + 1/2``. That is largest at
+    an end of the range of t.
+    """
+    d = stored.astype(np.float64)
+    bound = grid_bound(x, d, 0.0, -top, top - 1, drift=half_ulp(stored))
+    searched = np.flatnonzero(~plain)
+    peak = signed_peak(x[searched], x[searched].max(axis=1), x[searched].min(axis=1)).astype(np.float64)
+    ends = [_fitted_bound(x[searched], -peak / (top + t), d[searched], top) for t in (-_REACH, _REACH)]
+    bound[searched] = np.maximum(*ends)
+    return bound
+
+
+def _fitted_bound(x: F32, step: F64, d: F64, top: int) -> F64:
+    share = np.divide(d, step, out=np.zeros_like(d), where=step != 0)
+    misfit: F64 = np.abs(x) * np.abs(1 - share)[:, None] + np.abs(step - d)[:, None] / 2
+    return grid_bound(x, step, 0.0, -top, top - 1) + misfit
+
+
+def affine_bound(
+    x: F32, stored: npt.NDArray[np.float16], minimum: npt.NDArray[np.float16], plain: Mask, top: int
+) -> F64:
+    """Bound the error of codes 0 to `top` under the stored scale and minimum [blocks].
+
+    Without importance (`plain`) the code is the nearest under ``(max - min) / top`` and min, which were rounded to
+    float16 afterwards: half a step, half a unit in the last place of the scale for each step, one of the minimum.
+
+    With importance only the range of the grid is a bound: the search chose the codes with an origin that it
+    forgets, and an element that weighs nothing may have any code.
+    """
+    d, m = stored.astype(np.float64), minimum.astype(np.float64)
+    bound = grid_bound(x, d, m, 0, top, drift=half_ulp(stored)) + 2 * half_ulp(minimum)[:, None]
+    searched = np.flatnonzero(~plain)
+    ends = m[searched, None], (m + top * d)[searched, None]
+    bound[searched] += np.maximum(*(np.abs(x[searched] - end) for end in ends))
+    return bound

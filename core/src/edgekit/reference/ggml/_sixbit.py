@@ -1,0 +1,91 @@
+"""What Q4_K and Q5_K share: 8 sub-blocks of 32, with scales and minima of 6 bits packed into 12 bytes.
+
+bytes    bits 0-3         bits 4-5         bits 6-7
+0-3      scale 0-3 (bits 0-5)              scale 4-7, bits 4-5
+4-7      minimum 0-3 (bits 0-5)            minimum 4-7, bits 4-5
+8-11     scale 4-7, bits 0-3               minimum 4-7, bits 0-3 (in bits 4-7)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgekit.reference.ggml._bounds import F64, grid_bound
+from edgekit.reference.ggml._importance import Importance
+from edgekit.reference.ggml._layout import F32, U8, Blocks, columns
+from edgekit.reference.ggml._search import affine_steps, total
+from edgekit.reference.ggml._superblocks import (
+    AffineFit,
+    affine_super_codes,
+    fit_plain,
+    fit_weighted,
+    importance_columns,
+)
+
+SUB = 32
+_SUBS = 8
+_SCALE_TOP = 63
+
+
+def pack(scales: U8, minima: U8) -> U8:
+    """Scales and minima [blocks, 8] as bytes [blocks, 12]; what exceeds 6 bits spills, as in C."""
+    packed = np.empty((len(scales), 12), np.uint8)
+    for at, values in ((0, scales), (4, minima)):
+        packed[:, at : at + 4] = values[:, :4] | (values[:, 4:] >> np.uint8(4) << np.uint8(6))
+    packed[:, 8:] = (scales[:, 4:] & np.uint8(15)) | (minima[:, 4:] << np.uint8(4))
+    return packed
+
+
+def unpack(packed: U8) -> tuple[U8, U8]:
+    """The inverse of `pack`: bytes [blocks, 12] to scales and minima [blocks, 8]."""
+    low = packed[:, :8] & np.uint8(63)
+    high = packed[:, :8] >> np.uint8(6) << np.uint8(4)
+    scales = np.concatenate([low[:, :4], packed[:, 8:] & np.uint8(15) | high[:, :4]], axis=1)
+    minima = np.concatenate([low[:, 4:], packed[:, 8:] >> np.uint8(4) | high[:, 4:]], axis=1)
+    return scales, minima
+
+
+def encode(x: F32, importance: Importance | None, blocks: Blocks, top: int, steps: F32) -> U8:
+    """Fill in d, dmin and scales of the blocks; returns the codes [blocks, 256]."""
+    fit = _fit(x, importance, top, steps)
+    blocks["d"], blocks["dmin"] = fit.scales.d, fit.minima.d
+    blocks["scales"] = pack(fit.scales.codes, fit.minima.codes)
+    scales, minima = unpack(blocks["scales"])
+    return affine_super_codes(x, blocks["d"], blocks["dmin"], scales, minima, top, fit.search)
+
+
+def _fit(x: F32, importance: Importance | None, top: int, steps: F32) -> AffineFit:
+    turned = columns(x.reshape(-1, SUB))
+    if importance is not None:
+        weights = importance_columns(x, importance, SUB, 2)
+        return fit_weighted(turned, weights, top, affine_steps(-0.9, 0.05, 36, top), _SCALE_TOP)
+    weights = np.abs(turned) + np.sqrt(total(np.square(turned)) / np.float32(SUB))
+    fit = fit_plain(turned, weights, top, steps, _SCALE_TOP)
+    scales, minima = (s._replace(codes=np.minimum(s.codes, _SCALE_TOP)) for s in (fit.scales, fit.minima))
+    return fit._replace(scales=scales, minima=minima)
+
+
+def steps_and_offsets(blocks: Blocks) -> tuple[F32, F32]:
+    """The stored scale and minimum of each sub-block, multiplied out: float32 [sub-blocks], exact."""
+    scales, minima = unpack(blocks["scales"])
+    step = blocks["d"].astype(np.float32)[:, None] * scales
+    offset = blocks["dmin"].astype(np.float32)[:, None] * minima
+    return step.ravel(), offset.ravel()
+
+
+def decode(blocks: Blocks, codes: U8) -> F32:
+    """Values of codes [blocks, 256]."""
+    step, offset = steps_and_offsets(blocks)
+    value = codes.reshape(-1, SUB) * step[:, None]
+    value -= offset[:, None]
+    return value.reshape(codes.shape)
+
+
+def bound(x: F32, blocks: Blocks, top: int) -> F64:
+    """Half a step, since codes are chosen under the stored scales; outside of the range, the distance to it.
+
+    A sub-block whose scale came out as zero holds minus its minimum everywhere.
+    """
+    step, offset = steps_and_offsets(blocks)
+    sub = x.reshape(-1, SUB)
+    return grid_bound(sub, step.astype(np.float64), -offset.astype(np.float64), 0, top, wraps=True).reshape(x.shape)

@@ -1,0 +1,51 @@
+"""Q4_0: 4-bit codes, one float16 scale for 32 elements; 4.5 bits a weight.
+
+    bytes    field    meaning
+    0-1      d        float16 scale
+    2-17     qs       4-bit codes: element j low, element j + 16 high
+
+    d = max / -8        q = min(15, int8(x * (1 / d) + 8.5))        value = (q - 8) * d
+
+`max` is the element of largest magnitude with its sign, of equal ones the first: that end of the range is exact.
+
+The codes are chosen before d is rounded to float16. With an importance matrix scale and codes come from the
+`symmetric` search, weighted by ``qw * sqrt(mean(row²) + x²)``, and nothing is computed anew.
+Source: ggml 0.25.3, ``quantize_row_q4_0_ref`` and ``_impl``. Proved bit for bit against libggml-base of
+llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.reference.ggml import _legacy
+from edgekit.reference.ggml._importance import Importance
+from edgekit.reference.ggml._layout import F32, Blocks, unpack_planes
+
+SIZE = _legacy.SIZE
+TOP = 8
+LAYOUT = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
+
+
+def encode(x: F32, importance: Importance | None = None) -> Blocks:
+    """Encode blocks [blocks, 32]."""
+    blocks = np.empty(len(x), LAYOUT)
+    if importance is None:
+        d, codes = _legacy.encode_symmetric(x, TOP)
+    else:
+        d, codes = _legacy.encode_symmetric_weighted(x, TOP, importance)
+    blocks["d"] = d
+    blocks["qs"] = _legacy.low_nibbles(codes)
+    return blocks
+
+
+def decode(blocks: Blocks) -> F32:
+    """Decode to [blocks, 32]."""
+    codes = unpack_planes(blocks["qs"], 4).reshape(-1, SIZE)
+    return (codes.view(np.int8) - np.int8(TOP)) * blocks["d"].astype(np.float32)[:, None]
+
+
+def bound(x: F32, blocks: Blocks) -> npt.NDArray[np.float64]:
+    """See `_legacy.symmetric_bound`."""
+    return _legacy.symmetric_bound(x, blocks["d"], blocks == encode(x), TOP)
