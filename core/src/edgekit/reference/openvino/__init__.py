@@ -1,0 +1,169 @@
+"""OpenVINO: weights as `nncf.compress_weights` writes them into an IR, to the bit.
+
+A row [cols] is cut into groups of `size` neighbours (per channel: one group, the whole row); a group has one
+scale. All arithmetic is float32, every operation rounded once; / is a true division.
+
+    encode   s = fit(group)                      code = quantize(group / s)
+    decode   (LEVELS[code] - zero point) * t     t: the scale as it is stored, widened to float32
+
+What differs between the formats is said on top of `integers` (int8, int4, int3, int2), `codebooks` (nf4,
+cb4) and `floats` (fp4, fp8, mxfp4, mxfp8, nvfp4). Codes are found with the float32 scale s, and decoded with
+the stored scale t, which is s rounded to float16 (mx: a power of two already; nvfp4: see `floats`).
+
+    part           dtype    shape                                          holds
+    codes          uint8    [rows, cols * bits / 8]; flat where a row      the constant's bytes in the IR's .bin
+                   (int8)   does not fill whole bytes (int8-sym: int8)
+    scale          float16  [rows, groups, 1]; per channel [rows, 1]       mxfp*: uint8, float8_e8m0fnu patterns
+                                                                           nvfp4: uint8, float8_e4m3fn patterns
+    zero_point     uint8    int8-asym: as scale. int4-asym: packed as the codes, [rows, groups / 2] or flat
+                   int8     int3, int2: one for the whole tensor, shape (), 4 or 2
+    global_scale   float32  nvfp4: [1, 1, 1]
+
+Decoding is what the IR's graph computes when it is compiled with ``INFERENCE_PRECISION_HINT: f32``: each
+constant widened to float32, zero point subtracted, one product, nothing else rounded. (The graph's types say
+float16. With that hint the CPU plugin computes it in float32; without it in bfloat16 or float16, which moves
+decoded weights by up to one part in 256.)
+
+A scale that overflows float16 becomes infinite, as NNCF's does; `overflowed` finds it, and `edgekit.encode`
+refuses it. Codes do not depend on whether the source was float32, float16 or bfloat16.
+
+Source: nncf 3.4.0, `weight_lowering.py` and `optimized_functions/models.py`, run on openvino 2026.4.1. Proved
+against those two: every byte of every part, and every decoded value (tests/oracles/test_openvino_exact.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.precision import Precision
+from edgekit.reference.openvino import _layout, _scales, codebooks, floats, integers
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+U8 = npt.NDArray[np.uint8]
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+class Scheme(Protocol):
+    """What a module of this package provides; a scale and a zero point are [groups, 1]."""
+
+    def fit(self, groups: F32, precision: Precision, size: int) -> tuple[F32, F32]:
+        """Float32 scales and zero points of groups [groups, size of a group]; `size`: elements of the tensor."""
+        ...
+
+    def quantize(self, groups: F32, scale: F32, zero_point: F32, precision: Precision) -> U8:
+        """Code patterns, shaped as groups, in the lowest bits of each byte."""
+        ...
+
+    def levels(self, precision: Precision) -> F32:
+        """What each code pattern means, before the zero point and the scale: float32 [2**bits]."""
+        ...
+
+
+_SCHEMES: dict[str, Scheme] = {
+    **dict.fromkeys(("int8", "int4", "int3", "int2"), integers),
+    **dict.fromkeys(("nf4", "cb4"), codebooks),
+    **dict.fromkeys(("fp4", "fp8", "mxfp4", "mxfp8", "nvfp4"), floats),
+}
+
+
+def encode(
+    x: F32, precision: Precision, importance: npt.NDArray[np.float32] | None = None
+) -> dict[str, npt.NDArray[Any]]:
+    """Encode [rows, cols]; importance is ignored.
+
+    x has to be the whole tensor, or, where `precision.rowwise`, any of its rows.
+    """
+    groups, rows = _groups(x, precision), len(x)
+    scheme, bits = _SCHEMES[precision.kind], precision.bits
+    codes = np.empty(_layout.packed_bytes(x.size, bits), np.uint8)
+    scale = np.empty((len(groups), 1), _scales.carrier(precision))
+    zero_point = np.empty((len(groups), 1), np.uint8)
+    with np.errstate(all="ignore"):
+        shared = _scales.global_scale(x, precision)
+        for chunk, span in _layout.chunks(groups.shape, bits):
+            s, z = scheme.fit(groups[chunk], precision, x.size)
+            patterns = scheme.quantize(groups[chunk], s, z, precision)
+            codes[span] = _layout.pack(patterns.reshape(-1), bits)
+            scale[chunk], zero_point[chunk] = _scales.narrow(s, shared, precision), z
+    return {
+        "codes": _as_stored(_layout.in_rows(codes, rows, x.shape[1], bits), precision),
+        "scale": scale.reshape((rows, -1, 1) if precision.block else (rows, 1)),
+        **({"global_scale": shared} if precision.kind == "nvfp4" else {}),
+        **_scales.zero_point_part(zero_point, precision, rows),
+    }
+
+
+def decode(
+    parts: Mapping[str, npt.NDArray[Any]], precision: Precision, shape: tuple[int, int]
+) -> npt.NDArray[np.float32]:
+    """Decode to float32 [rows, cols]: (level - zero point) * scale, the difference exact, the product rounded."""
+    values = np.empty(shape, np.float32)
+    groups, bits = _groups(values, precision), precision.bits
+    codes, levels = parts["codes"].reshape(-1).view(np.uint8), _SCHEMES[precision.kind].levels(precision)
+    with np.errstate(all="ignore"):
+        scale, zero_point = _scales.widen(parts, precision), _scales.zero_points(parts, precision, len(groups))
+        for chunk, span in _layout.chunks(groups.shape, bits):
+            own = groups[chunk]
+            own[:] = _layout.look_up(codes[span], levels, bits, own.size).reshape(own.shape)
+            if zero_point is not None:
+                own -= zero_point[chunk]
+            own *= scale[chunk]
+    return values
+
+
+def bound(
+    x: npt.NDArray[np.float32], parts: Mapping[str, npt.NDArray[Any]], precision: Precision
+) -> npt.NDArray[np.float64]:
+    """Half the gap between the levels around x / s, or what lies beyond the last one; and what storing s costs.
+
+    |x - level * t| <= |x - level * s| + |level| * |s - t|, where s is the float32 scale and t the stored one.
+    Infinite where the decoded value can overflow float32: mxfp4 from 1.75 * 2**127 on, mxfp8 from 1.9375 * 2**127.
+    """
+    groups = _groups(x, precision)
+    scheme = _SCHEMES[precision.kind]
+    with np.errstate(all="ignore"):
+        scale, _ = scheme.fit(groups, precision, x.size)
+        stored = _scales.widen(parts, precision).astype(np.float64)
+        zero_point = _scales.zero_points(parts, precision, len(groups))
+        s, wide = np.abs(scale.astype(np.float64)), groups / scale.astype(np.float64)
+        reach = _reach(wide, scheme.levels(precision), zero_point, precision)
+        largest = np.abs(wide) + reach
+        total = reach * s + largest * np.abs(scale - stored) + largest * s * 2.0**-22
+        total[largest * np.abs(stored) > _LARGEST] = np.inf
+    return total.reshape(x.shape)
+
+
+def overflowed(parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> str:
+    """The name of the part that overflows, or "": a float16 scale, stored (most) or computed (nvfp4)."""
+    with np.errstate(all="ignore"):
+        return "" if np.isfinite(_scales.widen(parts, precision)).all() else "scale"
+
+
+def _groups(x: F32, precision: Precision) -> F32:
+    """View rows [rows, cols] as groups [groups, size of a group], row after row."""
+    return x.reshape(-1, precision.block or x.shape[1])
+
+
+def _as_stored(codes: U8, precision: Precision) -> npt.NDArray[Any]:
+    """Bytes as the IR's element type where numpy has it: int8."""
+    return codes.view(np.int8) if precision.kind == "int8" and precision.symmetric else codes
+
+
+def _reach(wide: F64, levels: F32, zero_point: F32 | None, precision: Precision) -> F64:
+    """How far x / s can lie from its level, in units of s."""
+    grid = np.unique(levels[np.isfinite(levels)]).astype(np.float64)
+    if zero_point is not None:
+        wide = wide + zero_point
+    above = np.clip(np.searchsorted(grid, wide), 1, len(grid) - 1)
+    reach = (grid[above] - grid[above - 1]) / 2
+    beyond = np.maximum(wide - grid[-1], grid[0] - wide)
+    # fp8 goes through float16: half a unit in its last place more.
+    twice = np.abs(wide) * 2.0**-11 + 2.0**-25 if precision.kind in ("fp8", "mxfp8") else 0.0
+    result: F64 = np.maximum(reach, beyond) + twice
+    return result
