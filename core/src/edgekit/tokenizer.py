@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import enum
-from typing import Literal
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import attrs
+
+from edgekit.errors import InvalidFileError, MissingPluginError, UsageError
 
 
 class TokenType(enum.IntEnum):
@@ -28,8 +33,9 @@ class Tokenizer:
         tokens: the token of each id, in the vocabulary's own alphabet (``▁the``, ``Ġthe``).
         types: what each token is.
         scores: of each token (``spm``); empty for ``bpe``.
-        merges: ``"left right"``, most urgent first (``bpe``); empty for ``spm`` that has none.
-        pre: name of the pre-tokenizer as llama.cpp knows it (``gpt-2``, ``llama-bpe``, ``qwen2`` …); ``default`` for ``spm``.
+        merges: ``"left right"``, most urgent first (``bpe``); empty for ``spm``, whose scores say the same.
+        pre: name of the pre-tokenizer as llama.cpp knows it (``gpt-2``, ``llama-bpe``, ``qwen2`` …); ``default``
+            for ``spm``; empty where llama.cpp has no name for what `json` does.
         bos, eos, unk, pad: special ids, or None.
         add_bos, add_eos: whether encoding adds them.
         add_space_prefix: whether a text is given a leading space (``spm``).
@@ -52,3 +58,76 @@ class Tokenizer:
     add_space_prefix: bool = True
     chat_template: str | None = attrs.field(default=None, repr=False)
     json: str | None = attrs.field(default=None, repr=False)
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        """Cut a text into token ids; special tokens in the text (``</s>``) are recognised.
+
+        Args:
+            text: any Unicode text.
+            add_special: whether to put BOS before and EOS after it, where `add_bos` and `add_eos` say so.
+
+        Raises:
+            MissingPluginError: the `tokenizers` library is not installed.
+            UnsupportedModelError: a pre-tokenizer of unknown name.
+            UsageError: half of a surrogate pair in the text.
+        """
+        try:
+            ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        except UnicodeEncodeError as error:
+            raise UsageError(f"the text is no Unicode text: {error.reason} at character {error.start}") from error
+        before = [self.bos] if add_special and self.add_bos and self.bos is not None else []
+        after = [self.eos] if add_special and self.add_eos and self.eos is not None else []
+        return [*before, *ids, *after]
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """The text of token ids; bytes that are no UTF-8 become U+FFFD.
+
+        Args:
+            ids: token ids; those beyond the vocabulary (a matrix may have spare rows) stand for nothing.
+            skip_special: whether to leave out special tokens.
+
+        Raises:
+            MissingPluginError: the `tokenizers` library is not installed.
+            UsageError: a negative id.
+        """
+        known = [int(number) for number in ids if int(number) < len(self.tokens)]
+        if known and min(known) < 0:
+            raise UsageError(f"token id {min(known)}; ids are 0 to {len(self.tokens) - 1}")
+        text: str = self._library.decode(known, skip_special_tokens=skip_special)
+        return text
+
+    def to_json(self) -> str:
+        """The text of a ``tokenizer.json``: the given one, or one made from the record.
+
+        Raises:
+            UnsupportedModelError: a pre-tokenizer of unknown name.
+        """
+        from edgekit._tokenizer.tokenizer_json import build
+
+        return self.json if self.json is not None else build(self)
+
+    @functools.cached_property
+    def _library(self) -> Any:
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise MissingPluginError(
+                "cutting text into tokens needs the tokenizers library; pip install 'edgekit[text]'"
+            ) from error
+        text = self.to_json()
+        try:
+            return tokenizers.Tokenizer.from_str(text)
+        except Exception as error:
+            raise InvalidFileError(f"the tokenizers library refuses the tokenizer: {error}; fetch it again") from error
+
+
+def from_hf_directory(path: Path) -> Tokenizer | None:
+    """The tokenizer of a Hugging Face directory: SentencePiece or byte-level BPE; None where there is none.
+
+    Raises:
+        UnsupportedModelError: another kind of tokenizer (WordPiece, Unigram), or one in a file that is not read.
+        InvalidFileError: a file that is corrupt, too large, or a link that leads out of the directory.
+    """
+    from edgekit._tokenizer.hf_directory import read
+
+    return read(Path(path))

@@ -1,0 +1,1 @@
+"""What `edgekit.tokenizer` stands on: pre-tokenizers by name, tokenizer.json, and the files of a directory."""
