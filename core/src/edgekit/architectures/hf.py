@@ -63,9 +63,10 @@ _POST_NORMS = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 _FUSED = {"ffn_up": "mlp.gate_up_proj"}
-#: Parts of a multimodal checkpoint that are not the language model, and buffers that old checkpoints carry.
-_IGNORED_PREFIXES = ("model.vision_tower.", "model.multi_modal_projector.")
+#: Buffers that old checkpoints carry.
 _IGNORED_SUFFIX = ".rotary_emb.inv_freq"
+#: Parts of a multimodal checkpoint that are not the language model.
+_IGNORED_PREFIXES = ("model.vision_tower.", "model.multi_modal_projector.")
 #: Where multimodal checkpoints keep the language model: transformers 4, then 5; the first match counts.
 _NESTED = {
     "language_model.model.": "model.",
@@ -108,24 +109,28 @@ def model_from_hf(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], w
         InvalidFileError: a tensor that is missing, of an odd shape, or that no such model has.
     """
     parsed = config_from_hf(config, where)
-    found = _language_model(tensors)
+    found = _language_model(tensors) if parsed.family == "gemma3" else _model_tensors(tensors)
     if parsed.tied and _TOP["output"] + ".weight" in found:
         parsed = attrs.evolve(parsed, tied=False)
     names = hf_names(parsed)
     canonical = {name: hf for hf, name in names.items()}
-    view = {canonical.get(name, name): tensor for name, tensor in found.items()}
+    # A file that calls a tensor by a canonical name does not get it past the table.
+    view = {canonical.get(name, f"hf:{name}"): tensor for name, tensor in found.items()}
     check_tensors(parsed, view, where, names)
     offset = FAMILIES[parsed.family].norm_offset
     return Model(parsed, {name: _shifted(name, view[name], offset) for name in names})
 
 
+def _model_tensors(tensors: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith(_IGNORED_SUFFIX)}
+
+
 def _language_model(tensors: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
-    flat = {_flat(name): tensor for name, tensor in tensors.items()}
-    return {
-        name: tensor
-        for name, tensor in flat.items()
-        if not name.startswith(_IGNORED_PREFIXES) and not name.endswith(_IGNORED_SUFFIX)
-    }
+    flat: dict[str, AnyTensor] = {}
+    for name, tensor in tensors.items():
+        # Two names for one place: the second keeps its own, which no model has.
+        flat[name if _flat(name) in flat else _flat(name)] = tensor
+    return {name: tensor for name, tensor in flat.items() if not name.startswith(_IGNORED_PREFIXES)}
 
 
 def _flat(name: str) -> str:
