@@ -78,7 +78,7 @@ class HuggingFaceWriter:
         keys = {a.name: tuple(note) for a, note in zip(self._plan, written, strict=True)}
         self._file.overwrite(0, build_header(parts, self._metadata(keys), self._header))
         self._file.commit()
-        for name, content in _other_files(self._layout, self._manifest):
+        for name, content in _other_files(self._layout, self._plan, self._manifest):
             self._directory.write(name, content)
         self._directory.commit()
 
@@ -127,7 +127,7 @@ def _part(tensor: Tensor) -> Part:
     return Part(tensor.name, tensor.dtype, tensor.shape)
 
 
-def _other_files(layout: Layout, manifest: Manifest) -> Iterator[tuple[str, bytes]]:
+def _other_files(layout: Layout, plan: Plan, manifest: Manifest) -> Iterator[tuple[str, bytes]]:
     """Configuration and tokenizer, byte for byte from a Hugging Face source, else generated; and the manifest."""
     if layout.source.format == "hf":
         for path in layout.source.files:
@@ -136,5 +136,5 @@ def _other_files(layout: Layout, manifest: Manifest) -> Iterator[tuple[str, byte
     else:
         from edgekit.formats._hf_generate import generate
 
-        yield from generate(layout)
+        yield from generate(layout, plan)
     yield "edgekit.manifest.json", manifest.to_json().encode()

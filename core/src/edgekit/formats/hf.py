@@ -7,6 +7,7 @@ so that a directory of any precision opens again as the model it is.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,8 @@ class HuggingFaceFormat:
             files=(*weights.files, *files.carried(directory)),
             config=config,
             tensors=tensors,
-            load_model=lambda: _model(config, tensors, directory),
-            load_tokenizer=lambda: _tokenizer(directory),
+            load_model=cache(lambda: _model(config, tensors, directory)),
+            load_tokenizer=cache(lambda: _tokenizer(directory)),
             manifest=read_manifest(directory),
         )
 

@@ -1,0 +1,58 @@
+"""The small files of a Hugging Face directory for a source of another format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from edgekit.artifact import Layout
+from edgekit.formats import _hf_files as files
+from edgekit.recipe import Plan
+from edgekit.tokenizer import Tokenizer
+
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def generate(layout: Layout, plan: Plan) -> Iterator[tuple[str, bytes]]:
+    """``config.json``, ``tokenizer.json`` and ``tokenizer_config.json``, as name and content."""
+    tokenizer = layout.source.tokenizer
+    yield files.CONFIG, _json(_config(layout, plan, tokenizer))
+    if tokenizer is not None:
+        yield "tokenizer.json", tokenizer.to_json().encode()
+        yield "tokenizer_config.json", _json(_tokenizer_config(layout, tokenizer))
+
+
+def _config(layout: Layout, plan: Plan, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    from edgekit.architectures.hf import hf_config
+
+    assert layout.model is not None  # a layout under Hugging Face's names has a known family
+    ids = {} if tokenizer is None else {f"{role}_token_id": getattr(tokenizer, role) for role in ("bos", "eos", "pad")}
+    return {**hf_config(layout.model.config), **ids, "torch_dtype": _dtype(plan)}
+
+
+def _dtype(plan: Plan) -> str:
+    """The float type that holds most elements; quantized tensors decode to float32."""
+    elements = dict.fromkeys(_DTYPES, 0)
+    for assignment in plan:
+        kind = assignment.precision.kind if assignment.precision.convention == "float" else "F32"
+        elements[kind] += assignment.size
+    return _DTYPES[max(elements, key=lambda kind: elements[kind])]
+
+
+def _tokenizer_config(layout: Layout, tokenizer: Tokenizer) -> dict[str, Any]:
+    assert layout.model is not None
+    special = {f"{role}_token": getattr(tokenizer, role) for role in ("bos", "eos", "unk", "pad")}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **{role: tokenizer.tokens[number] for role, number in special.items() if number is not None},
+        "add_bos_token": tokenizer.add_bos,
+        "add_eos_token": tokenizer.add_eos,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": layout.model.config.context,
+        **({} if tokenizer.chat_template is None else {"chat_template": tokenizer.chat_template}),
+    }
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
