@@ -18,7 +18,26 @@ import numpy.typing as npt
 
 from edgekit.precision import Precision
 from edgekit.reference._blocks import row_chunks
-from edgekit.reference.ggml import q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0
+from edgekit.reference.ggml import (
+    iq4_nl,
+    iq4_xs,
+    mxfp4,
+    nvfp4,
+    q1_0,
+    q2_0,
+    q2_k,
+    q3_k,
+    q4_0,
+    q4_1,
+    q4_k,
+    q5_0,
+    q5_1,
+    q5_k,
+    q6_k,
+    q8_0,
+    tq1_0,
+    tq2_0,
+)
 from edgekit.reference.ggml._importance import Importance, row_power
 from edgekit.reference.ggml._layout import F32, Blocks
 
@@ -53,6 +72,14 @@ TYPES: dict[str, BlockType] = {
     "Q4_K": q4_k,
     "Q5_K": q5_k,
     "Q6_K": q6_k,
+    "IQ4_NL": iq4_nl,
+    "IQ4_XS": iq4_xs,
+    "TQ1_0": tq1_0,
+    "TQ2_0": tq2_0,
+    "MXFP4": mxfp4,
+    "NVFP4": nvfp4,
+    "Q1_0": q1_0,
+    "Q2_0": q2_0,
 }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.reference._rounding import nearest_int
-from edgekit.reference.ggml._layout import F32, U8, from_lanes, lanes, spread
+from edgekit.reference.ggml._layout import F32, U8, from_lanes, lanes, peak, spread
 
 _WRAP = np.float32(1 << 22)  # beyond this, `nearest_int` wraps around
 _HALF = np.uint32(0x3EFFFFFF)  # 0.49999997, the largest float32 below one half
@@ -52,13 +52,13 @@ def signed_peak(x: F32, high: F32, low: F32) -> F32:
         high: the largest element of each [blocks].
         low: the smallest.
     """
-    peak = np.where(-low > high, low, high)
-    peak[peak == 0] = 0  # the maximum starts at +0, and -0 is no larger
+    extreme = np.where(-low > high, low, high)
+    extreme[extreme == 0] = 0  # the maximum starts at +0, and -0 is no larger
     tie = np.flatnonzero((-low == high) & (high > 0))
     if tie.size:
         first = (np.abs(x[tie]) == high[tie, None]).argmax(axis=1)
-        peak[tie] = x[tie, first]
-    return peak
+        extreme[tie] = x[tie, first]
+    return extreme
 
 
 def first_minimum(x: F32, low: F32) -> F32:
@@ -89,3 +89,20 @@ def nearest_codes(x: F32, step: F32, offset: F32 | None, low: int, high: int) ->
         v += spread(offset)
     v /= spread(step)
     return from_lanes(round_clip(v, low, high).astype(np.int8))
+
+
+def ternary(x: F32, undefined: int = 0) -> tuple[F32, U8]:
+    """The largest magnitude of each block [blocks], and ``roundf(x / largest) + 1`` as codes [blocks, n].
+
+    Args:
+        x: blocks [blocks, n].
+        undefined: what a quotient that is infinite or no number counts as: where the largest magnitude is
+            infinite, or so small that its reciprocal is.
+    """
+    v = lanes(x)
+    d = peak(np.abs(v))
+    v *= spread(reciprocal(d))
+    round_away(v)
+    if not np.isfinite(v.max()) or not np.isfinite(v.min()):
+        v[~np.isfinite(v)] = undefined
+    return d, from_lanes(v.astype(np.int8) + np.int8(1)).view(np.uint8)

@@ -1,0 +1,71 @@
+"""What MXFP4 and NVFP4 share: 4-bit floats, and the search for the nearest one.
+
+    code     0  1    2  3    4  5  6  7     8-15
+    value    0  0.5  1  1.5  2  3  4  6     the same, negative
+
+ggml keeps the values doubled and scales halved, and takes the first code with the smallest ``|value * d - x|``:
+ties go to the smaller magnitude, and code 8 is never used. Comparing abs(x) with the midpoints gives the same, as
+long as the subtractions tell neighbours apart: not where x is infinite or 2**20 times the scale or more, nor where
+``value * d`` overflows. There it is computed as written.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.reference.ggml._bounds import F64
+from edgekit.reference.ggml._layout import F32, U8, from_lanes, lanes, spread
+
+#: The sixteen values, doubled.
+VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
+_MIDPOINTS = (0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0)
+_SIGN_TO_BIT_3 = np.uint32(28)
+
+
+def nearest_codes(x: F32, d: F32, tame: npt.NDArray[np.bool_]) -> U8:
+    """The code of each element under the scale of its block, as bytes [blocks, n].
+
+    Args:
+        x: blocks [blocks, n].
+        d: half the scale of each block [blocks]; where it is zero every code is 0.
+        tame: where midpoints decide.
+    """
+    v = lanes(x)
+    negative = ((v.view(np.uint32) >> _SIGN_TO_BIT_3) & np.uint32(8)).astype(np.uint8)
+    np.abs(v, out=v)
+    reach = spread(np.where(d > 0, d, np.float32(np.inf)))
+    codes = np.zeros(v.shape, np.uint8)
+    for midpoint in _MIDPOINTS:
+        codes += v > reach * np.float32(midpoint)
+    codes |= np.where(codes > 0, negative, np.uint8(0))
+    found = from_lanes(codes)
+    wild = np.flatnonzero(~tame)
+    if wild.size:
+        found[wild] = _first_nearest(x[wild], d[wild])
+    return found
+
+
+def _first_nearest(x: F32, d: F32) -> U8:
+    best = np.zeros(x.shape, np.uint8)
+    least = np.abs(x)
+    for code in range(1, len(VALUES)):
+        error = np.abs(np.float32(VALUES[code]) * d[:, None] - x)
+        best = np.where(error < least, np.uint8(code), best)
+        least = np.where(error < least, error, least)
+    return best
+
+
+def nearest_bound(x: F32, d: F64) -> F64:
+    """Bound the error of the nearest value: half the gap that x lies in, outside the distance to the range.
+
+    Never more than abs(x), since 0 is a value.
+
+    Args:
+        x: blocks [blocks, n].
+        d: half the scale of each block [blocks].
+    """
+    magnitude = np.abs(x.astype(np.float64))
+    d = d[:, None]
+    gap = np.where(magnitude <= 4 * d, 1.0, np.where(magnitude <= 8 * d, 2.0, 4.0)) * d
+    return np.minimum(np.maximum(gap / 2, magnitude - 12 * d) * (1 + 2.0**-20), magnitude)
