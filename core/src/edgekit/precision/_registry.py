@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import attrs
 
 from edgekit.errors import PluginError, UnknownPrecisionError
-from edgekit.precision import affine, floats, ggml, mlx, onnx, openvino
+from edgekit.precision import affine, floats, ggml, mlx, olive, onnx, openvino
 from edgekit.precision._record import Precision, Spec
 
 Resolve = Callable[[Spec], Precision | None]
@@ -25,7 +25,7 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     module.CONVENTION: Family(module.CONVENTION, module.resolve, module.catalogue)
-    for module in (floats, affine, ggml, mlx, openvino, onnx)
+    for module in (floats, affine, ggml, mlx, openvino, onnx, olive)
 }
 # Precisions that plugins bring, by full name; filled by `register`.
 _REGISTERED: dict[str, Precision] = {}

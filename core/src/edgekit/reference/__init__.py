@@ -25,6 +25,7 @@ _MODULES = {
     "mlx": "edgekit.reference.mlx",
     "openvino": "edgekit.reference.openvino",
     "onnx": "edgekit.reference.onnx",
+    "olive": "edgekit.reference.olive",
 }
 _REGISTERED: dict[str, Reference] = {}
 

@@ -26,6 +26,18 @@ def row_chunks(rows: int, cols: int, elements: int = CHUNK) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
+def spans(cols: int, size: int | None) -> Iterator[tuple[slice, slice, int]]:
+    """The columns of a row's whole groups, then of its ragged last one: (columns, groups, width of a group).
+
+    A `size` of None, or larger than the row, makes the row one group.
+    """
+    width = min(size or cols, cols)
+    whole, rest = divmod(cols, width)
+    yield slice(0, whole * width), slice(0, whole), width
+    if rest:
+        yield slice(whole * width, cols), slice(whole, whole + 1), rest
+
+
 def reduce_groups(ufunc: np.ufunc, groups: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Reduce contiguous groups [n, size] to [n, 1]: ``ufunc.reduce`` over the last axis, faster for short groups."""
     count, size = groups.shape

@@ -36,7 +36,7 @@ with an exact zero; H. Wu et al., "Integer Quantization for Deep Learning Infere
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ import numpy.typing as npt
 
 from edgekit.precision import Precision
 from edgekit.reference._bits import pack_lsb, unpack_lsb
-from edgekit.reference._blocks import extremes, row_chunks
+from edgekit.reference._blocks import extremes, row_chunks, spans
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -68,7 +68,7 @@ def encode(
     for chunk in row_chunks(rows, cols):
         own = chunk if precision.rowwise else slice(None)
         unpacked = np.empty((chunk.stop - chunk.start, cols), np.uint8)
-        for span, number, width in _spans(precision, cols):
+        for span, number, width in spans(cols, precision.block):
             blocks = x[chunk, span].reshape(-1, number.stop - number.start, width)
             if precision.rowwise:
                 scale[own, number], zero_point[own, number] = _fit(blocks, precision)
@@ -89,7 +89,7 @@ def decode(
     for chunk in row_chunks(rows, cols):
         own = chunk if precision.rowwise else slice(None)
         codes = unpack_lsb(parts["codes"][chunk], precision.bits, cols)
-        for span, number, width in _spans(precision, cols):
+        for span, number, width in spans(cols, precision.block):
             blocks = codes[:, span].reshape(-1, number.stop - number.start, width)
             zero = None if zero_point is None else zero_point[own, number]
             decoded = _dequantize(blocks, scale[own, number], zero, precision)
@@ -107,7 +107,8 @@ def bound(
         return np.abs(np.abs(wide) - scale)
     lowest, highest = _levels(parts, precision, x.shape[1])
     beyond = np.maximum(wide - highest * scale, lowest * scale - wide)
-    return np.maximum(beyond, scale / 2) + (highest - lowest) * _SLOP * scale + _TINY
+    nearest = np.minimum(scale / 2, np.abs(wide))  # 0 is always a level
+    return np.maximum(beyond, nearest) + (highest - lowest) * _SLOP * scale + _TINY
 
 
 def _scale_shape(precision: Precision, rows: int, cols: int) -> tuple[int, int]:
@@ -118,15 +119,6 @@ def _scale_shape(precision: Precision, rows: int, cols: int) -> tuple[int, int]:
             return rows, 1
     assert precision.block is not None
     return rows, -(-cols // precision.block)
-
-
-def _spans(precision: Precision, cols: int) -> Iterator[tuple[slice, slice, int]]:
-    """The columns of the whole groups, then of the ragged last one: (columns, groups, width of a group)."""
-    width = min(precision.block or cols, cols)
-    whole, rest = divmod(cols, width)
-    yield slice(0, whole * width), slice(0, whole), width
-    if rest:
-        yield slice(whole * width, cols), slice(whole, whole + 1), rest
 
 
 def _fit(blocks: F32, precision: Precision) -> tuple[F32, U8]:

@@ -1,0 +1,54 @@
+"""ONNX Runtime's conventions, one a module, dispatched by kind and granularity.
+
+    matmul_nbits   int2|int4|int8-sym|asym-g<block>         B, scales, zero_points
+    qdq_int4       qdq_int4-sym|asym-g<block>               codes, scale, zero_point
+    int8           int8|uint8-sym|asym-channel|tensor       codes, scale, zero_point
+
+Versions proved: onnxruntime 1.32.0, onnx 1.23.2, on x86-64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.precision import Precision
+from edgekit.reference.onnx import int8, matmul_nbits, qdq_int4
+
+#: The scales take the type of the source.
+SOURCE_DTYPES = True
+
+
+def encode(
+    x: npt.NDArray[Any], precision: Precision, importance: npt.NDArray[np.float32] | None = None
+) -> dict[str, npt.NDArray[Any]]:
+    """Encode rows [rows, cols], which are the columns of an ONNX MatMul's weight; importance is ignored."""
+    with np.errstate(all="ignore"):
+        parts: dict[str, npt.NDArray[Any]] = _module(precision).encode(x, precision)
+    return parts
+
+
+def decode(
+    parts: Mapping[str, npt.NDArray[Any]], precision: Precision, shape: tuple[int, int]
+) -> npt.NDArray[np.float32]:
+    """Decode to float32 [rows, cols]: (code - zero point) * scale, as DequantizeLinear has it."""
+    with np.errstate(all="ignore"):
+        values: npt.NDArray[np.float32] = _module(precision).decode(parts, precision, shape)
+    return values
+
+
+def bound(x: npt.NDArray[Any], parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> npt.NDArray[np.float64]:
+    """Half a step, the distance to the last level where that is more, and what rounding the scale adds."""
+    with np.errstate(all="ignore"):
+        limit: npt.NDArray[np.float64] = _module(precision).bound(x, parts, precision)
+    return limit
+
+
+def _module(precision: Precision) -> ModuleType:
+    if precision.kind == "qdq_int4":
+        return qdq_int4
+    return matmul_nbits if precision.granularity == "group" else int8

@@ -1,0 +1,107 @@
+"""The grid of a block, which MatMulNBits and QDQ int4 share, and the bound on its error.
+
+    symmetric     m = max where |max| > |min|, else min          s = -m / 2^(b-1)  (signed)      z = 2^(b-1)
+    asymmetric    lo = min(min, 0)   hi = max(max, 0)            s = (hi - lo) / (2^b - 1)
+                  z = roundf(clip(0 - lo / s, 0, 2^b - 1))       z = 0 where s = 0
+    both          r = 1 / t, with t the scale as stored in float32 or float16;                   0 where t = 0
+
+All in float32; z comes from s as it was before it is stored. A bfloat16 weight is quantized in float32 and only
+then is its scale rounded to bfloat16, so t = s there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.precision import Precision
+from edgekit.reference._blocks import extremes
+from edgekit.smallfloats import float32_to_bfloat16, is_bfloat16, to_float32
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+U8 = npt.NDArray[np.uint8]
+
+#: The largest float32 below one half: truncating v + HALF is C's ``roundf`` for v >= 0 (see `_rounding`).
+HALF = np.float32(0.49999997)
+_LARGEST = float(np.finfo(np.float32).max)
+# Rounding in float32, in steps, of the reciprocal, the product, the sum and the decoded product: at most 256 levels,
+# and a reciprocal among the subnormals keeps 2^-22.
+_SLOP = 256 * 2.0**-20
+# A bfloat16 scale is off by 2^-8 of itself: twice, because the range it was made for is off as much.
+_BFLOAT16 = 2.0**-7 * 1.02
+# Below this a float32 scale has no finite reciprocal.
+_INVERTIBLE = 2.0**-128
+
+
+class Grid(NamedTuple):
+    """Of blocks [..., width]: the scale as stored, 1 / scale in float32, and the zero point, each [...]."""
+
+    scale: npt.NDArray[Any]
+    reciprocal: F32
+    zero_point: F32
+
+
+def fit(blocks: F32, precision: Precision, dtype: np.dtype[Any]) -> Grid:
+    """The grid of blocks [..., width], its scale stored as `dtype`."""
+    lo, hi = extremes(blocks)
+    if precision.symmetric:
+        scale = _signed_edge(blocks, lo, hi) / np.float32(-middle(precision))
+        zero_point = np.full(scale.shape, middle(precision), np.float32)
+    else:
+        lo, hi = np.minimum(lo, np.float32(0)), np.maximum(hi, np.float32(0))
+        scale = np.abs(hi - lo) / np.float32(top(precision))  # abs: 0 - 0 may be -0 in one order of reduction
+        exact = np.where(scale != 0, np.float32(0) - lo / scale, np.float32(0))
+        zero_point = np.trunc(_clip(exact, precision) + HALF)
+    stored = _store(scale, dtype)
+    step = scale if is_bfloat16(dtype) else to_float32(stored)
+    return Grid(stored, np.divide(np.float32(1), step, out=np.zeros_like(step), where=step != 0), zero_point)
+
+
+def top(precision: Precision) -> int:
+    """The largest code."""
+    return (1 << precision.bits) - 1
+
+
+def middle(precision: Precision) -> int:
+    """The code that means 0 where the grid is symmetric."""
+    return 1 << (precision.bits - 1)
+
+
+def widened(x: npt.NDArray[Any]) -> F32:
+    """Float32, exactly; no copy where it is float32 already."""
+    return x if x.dtype == np.float32 else to_float32(x)
+
+
+def error_bound(
+    x: npt.NDArray[Any], scale: npt.NDArray[Any], zero_point: npt.NDArray[Any], precision: Precision
+) -> F64:
+    """A bound on |x - decoded|; `scale` as stored and `zero_point` broadcast against x [rows, cols]."""
+    wide, step = widened(x).astype(np.float64), widened(scale).astype(np.float64)
+    ends = -1.0 * zero_point * step, (top(precision) - 1.0 * zero_point) * step
+    beyond = np.maximum(wide - np.maximum(*ends), np.minimum(*ends) - wide)
+    size = np.abs(step)
+    limit = np.maximum(beyond, np.minimum(size / 2, np.abs(wide))) + _SLOP * size + 2.0**-149
+    if is_bfloat16(scale.dtype):
+        limit += _BFLOAT16 * (np.abs(wide) + size) + top(precision) * 2.0**-133
+    # Without a finite reciprocal the codes are the ends, or 0: any level may come out.
+    limit = np.where(size < _INVERTIBLE * 1.01, np.abs(wide) + top(precision) * size, limit)
+    return np.where(np.abs(wide) + limit > _LARGEST, np.inf, limit)  # the decoded product may overflow
+
+
+def _clip(values: F32, precision: Precision) -> F32:
+    """Clip to the codes; NaN, which 0 * infinity is, becomes 0."""
+    np.fmax(values, np.float32(0), out=values)
+    return np.minimum(values, np.float32(top(precision)), out=values)
+
+
+def _signed_edge(blocks: F32, lo: F32, hi: F32) -> F32:
+    """The value of the largest magnitude with its sign; of a block of zeros the first, whose sign the scale keeps."""
+    edge = np.where(np.abs(hi) > np.abs(lo), hi, lo)
+    return np.where(edge == 0, blocks[..., 0], edge)
+
+
+def _store(scale: F32, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    return float32_to_bfloat16(scale).view(dtype) if is_bfloat16(dtype) else scale.astype(dtype)

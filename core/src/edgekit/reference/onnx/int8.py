@@ -1,0 +1,114 @@
+"""8-bit weights with one scale for a row or for the tensor, as `onnxruntime.quantization` computes them.
+
+    part           dtype               shape                            holds
+    codes          int8 or uint8       [rows, cols]                     q
+    scale          the source's        [rows] (channel) | [] (tensor)   s
+    zero_point     int8 or uint8       as scale                         z, also where symmetric
+
+    range          lo = min(min, 0)    hi = max(max, 0)     symmetric: hi = max(-lo, hi), lo = -hi
+    scale          s = (hi - lo) / (qmax - qmin)            in float64; s = 1 and z = 0 where s is below the least
+                                                            normal float32, or rounds to 0 in float16
+    zero point     symmetric: rint((qmin + qmax) / 2)       else: rint(qmin - lo / s), s still float64
+    encode         q = clip(rint(w / t) + z)                float32, half to even; t: s as stored
+    decode         (q - z) * t
+
+    qmin..qmax     int8 symmetric -127..127, asymmetric -128..127, reduced -64..64; uint8 0..255, reduced 0..127
+                   (clipping always uses the whole range of the type)
+
+Static quantization (QDQ) makes per-channel weights symmetric, always; an asymmetric channel exists in dynamic
+quantization only, with ``WeightSymmetric=False``. By default int8 is symmetric and uint8 is not. A bfloat16 weight,
+which the tool does not take, is widened to float32.
+
+Source: onnxruntime 1.32.0, `onnxruntime.quantization.quant_utils`: `compute_scale_zp`, `quantize_data`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.precision import Precision
+from edgekit.reference._blocks import row_chunks
+from edgekit.reference.onnx._grid import F64, widened
+
+_LARGEST = float(np.finfo(np.float32).max)
+#: The least scale that is used: below it the scale is 1.
+_LEAST_SCALE = float(np.finfo(np.float32).tiny)
+# Rounding in float32 of the quotient and of the decoded product, in steps: at most 256 levels.
+_SLOP = 256 * 2.0**-22
+#: (kind, symmetric, reduced) -> qmin, qmax
+_RANGES = {
+    ("int8", True, False): (-127, 127),
+    ("int8", False, False): (-128, 127),
+    ("int8", True, True): (-64, 64),
+    ("int8", False, True): (-64, 64),
+    ("uint8", True, False): (0, 255),
+    ("uint8", False, False): (0, 255),
+    ("uint8", True, True): (0, 127),
+    ("uint8", False, True): (0, 127),
+}
+
+
+def encode(x: npt.NDArray[Any], precision: Precision) -> dict[str, npt.NDArray[Any]]:
+    """Encode rows [rows, cols] of float32 or float16; bfloat16 is widened first."""
+    stored = np.dtype(x.dtype if x.dtype == np.float16 else np.float32)
+    scale, zero_point = _fit(*_extremes(x, precision), precision, stored)
+    codes = np.empty(x.shape, zero_point.dtype)
+    least, largest = np.iinfo(codes.dtype).min, np.iinfo(codes.dtype).max
+    for chunk in row_chunks(*x.shape):
+        own = chunk if precision.rowwise else ...
+        q = widened(x[chunk]) / widened(scale[own])[..., None]
+        np.rint(q, out=q)
+        q += zero_point[own][..., None]
+        np.clip(q, np.float32(least), np.float32(largest), out=q)
+        codes[chunk] = q
+    return {"codes": codes, "scale": scale, "zero_point": zero_point}
+
+
+def decode(
+    parts: Mapping[str, npt.NDArray[Any]], precision: Precision, shape: tuple[int, int]
+) -> npt.NDArray[np.float32]:
+    """Decode to float32 [rows, cols]."""
+    values = parts["codes"].reshape(shape).astype(np.float32)
+    values -= parts["zero_point"][..., None]
+    values *= widened(parts["scale"])[..., None]
+    return values
+
+
+def bound(x: npt.NDArray[Any], parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> F64:
+    """Half a step, and never more than the value itself where that is less, because 0 is always a level."""
+    wide, step = widened(x).astype(np.float64), widened(parts["scale"]).astype(np.float64)[..., None]
+    zero_point = parts["zero_point"].astype(np.int64)[..., None]
+    limits = np.iinfo(parts["codes"].dtype)
+    beyond = np.maximum(wide - (limits.max - zero_point) * step, (limits.min - zero_point) * step - wide)
+    limit = np.maximum(beyond, np.minimum(step / 2, np.abs(wide))) + _SLOP * np.minimum(step, np.abs(wide)) + 2.0**-149
+    return np.where(np.abs(wide) + limit > _LARGEST, np.inf, limit)  # the decoded product may overflow
+
+
+def _extremes(x: npt.NDArray[Any], precision: Precision) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Minimum and maximum [rows] or [], in float32."""
+    axis = 1 if precision.rowwise else None
+    return widened(np.asarray(x.min(axis=axis))), widened(np.asarray(x.max(axis=axis)))
+
+
+def _fit(
+    lo: npt.NDArray[Any], hi: npt.NDArray[Any], precision: Precision, stored: np.dtype[Any]
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Scale as stored, and zero point, of ranges [...]."""
+    assert precision.symmetric is not None
+    qmin, qmax = _RANGES[precision.kind, precision.symmetric, precision.reduced]
+    lo, hi = np.minimum(lo, 0).astype(np.float64), np.maximum(hi, 0).astype(np.float64)
+    if precision.symmetric:
+        hi = np.maximum(-lo, hi)
+        lo = -hi
+    scale = (hi - lo) / (qmax - qmin)
+    unusable = scale.astype(np.float16) == 0 if stored == np.float16 else scale < _LEAST_SCALE
+    if precision.symmetric:
+        zero_point = np.full(scale.shape, np.rint((qmin + qmax) / 2))
+    else:
+        zero_point = np.rint(qmin - lo / np.where(unusable, 1, scale))
+    code = np.dtype(precision.kind)
+    return np.where(unusable, 1, scale).astype(stored), np.where(unusable, 0, zero_point).astype(code)
