@@ -274,7 +274,9 @@ class NumpyRuntime:
 
     def _stream(self, prompt: str, max_tokens: int | None, sampling: Sampling, stop: Sequence[str]) -> Iterator[str]:
         tokenizer = self._tokenizer()
-        ids = list(tokenizer.encode(prompt))
+        ids = tokenizer.encode(prompt)
+        if tokenizer.add_eos and ids[-1:] == [tokenizer.eos]:  # the text is to go on
+            del ids[-1]
         texts = _texts(tokenizer, ids, self.tokens(ids, max_tokens=max_tokens, sampling=sampling))
         return until(texts, stop)
 

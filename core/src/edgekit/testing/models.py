@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekit.architectures import Model, ModelConfig, tensor_shapes
 from edgekit.architectures.hf import hf_names, to_hf_value
+from edgekit.artifact import Artifact
 from edgekit.tensor import Tensor
+from edgekit.tokenizer import Tokenizer
 
 F32 = npt.NDArray[np.float32]
 
@@ -47,3 +50,16 @@ def random_hf_tensors(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
 
 def _renamed(name: str, values: F32) -> Tensor:
     return Tensor.of(name, values[0] if name.endswith(("norm.weight", ".bias")) else values)
+
+
+def artifact_of(model: Model, path: Path, tokenizer: Tokenizer | None = None) -> Artifact:
+    """The model as an artifact whose tensors lie in memory; `path` is a file that stands for its size."""
+    return Artifact(
+        path=path,
+        format="memory",
+        files=(path,) if path.exists() else (),
+        config={},
+        tensors=model.tensors,
+        load_model=lambda: model,
+        load_tokenizer=lambda: tokenizer,
+    )

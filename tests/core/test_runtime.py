@@ -1,0 +1,223 @@
+"""The numpy runtime: generation, sampling, stop texts, the context's end."""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgekit.architectures.forward import Transformer
+from edgekit.architectures.hf import config_from_hf
+from edgekit.errors import ContextOverflowError, MissingPluginError, UsageError
+from edgekit.runtime import NumpyRuntime, Sampling, load, until
+from edgekit.testing.models import artifact_of, random_model
+from edgekit.tokenizer import Tokenizer
+
+CONFIG = config_from_hf(
+    {
+        "model_type": "qwen3",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": 256,
+        "max_position_embeddings": 48,
+    },
+    "test",
+)
+MODEL = random_model(CONFIG)
+PROMPT = [104, 101, 108, 108, 111]
+
+
+@attrs.frozen(eq=False)
+class Bytes(Tokenizer):
+    """A token a byte: enough to go back and forth without a library, and to cut characters in two."""
+
+    def encode(self, text, add_special=True):
+        return list(text.encode()) + ([self.eos] if add_special and self.add_eos else [])
+
+    def decode(self, ids, skip_special=True):
+        return bytes(ids).decode(errors="replace")
+
+
+@attrs.frozen(eq=False)
+class Script:
+    """A model that says these bytes whatever it is asked."""
+
+    says: bytes
+    config = CONFIG
+
+    def step(self, tokens, past):
+        past.tokens = np.zeros((1, past.length + len(tokens)))
+        logits = np.zeros(256, np.float32)
+        logits[self.says[past.length - len(PROMPT)]] = 9
+        return logits
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    return artifact_of(MODEL, tmp_path / "model", Bytes("bpe", (), (), eos=0))
+
+
+def scripted(artifact, text):
+    return NumpyRuntime(artifact, Script(text.encode() + bytes(1)))
+
+
+def test_greedy_tokens_are_the_likeliest_of_the_full_pass(artifact):
+    found = list(NumpyRuntime.open(artifact).tokens(PROMPT, max_tokens=20))
+    whole = Transformer(MODEL).logits(PROMPT + found)
+    assert found == whole.argmax(axis=1)[len(PROMPT) - 1 : -1].tolist()
+
+
+def test_logits(artifact):
+    with NumpyRuntime.open(artifact, cache=False) as model:
+        np.testing.assert_allclose(model.logits(PROMPT), Transformer(MODEL).logits(PROMPT), rtol=1e-5, atol=1e-5)
+    assert model.name == "numpy"
+
+
+def test_text_comes_as_pieces_of_itself(artifact):
+    with scripted(artifact, " wörld, grüße €€ 🦊!") as model:
+        pieces = list(model.stream("hello"))
+        assert model.generate("hello") == "".join(pieces) == " wörld, grüße €€ 🦊!"
+    assert len(pieces) == len(" wörld, grüße €€ 🦊!"), "a piece for each whole character"
+
+
+def test_generation_ends(artifact):
+    model = scripted(artifact, " once upon a time")
+    assert model.generate("hello", max_tokens=6) == " once "
+    assert model.generate("hello", max_tokens=0) == ""
+    assert model.generate("hello", stop=["upon"]) == " once "
+    assert model.generate("hello", stop=["a t", "n a", "zz"]) == " once upo"
+    assert model.generate("hello", stop=["times"]) == " once upon a time"
+    assert model.generate("hello", stop=[""]) == " once upon a time"
+
+
+def test_a_prompt_is_not_ended(artifact):
+    ending = attrs.evolve(artifact, load_tokenizer=lambda: Bytes("bpe", (), (), eos=0, add_eos=True))
+    assert scripted(ending, " again").generate("hello") == " again"
+
+
+def test_generation_fills_the_context_and_no_more(artifact):
+    model = NumpyRuntime.open(attrs.evolve(artifact, load_tokenizer=lambda: Bytes("bpe", (), ())))
+    assert len(list(model.tokens(PROMPT))) == 43
+    assert len(list(model.tokens([1] * 48))) == 0
+    assert len(list(model.tokens(PROMPT, max_tokens=43))) == 43
+
+
+def test_what_does_not_fit_the_context(artifact):
+    model = NumpyRuntime.open(artifact)
+    with pytest.raises(ContextOverflowError) as caught:
+        model.generate("hello", max_tokens=44)
+    assert str(caught.value) == (
+        "5 tokens of prompt and 44 more do not fit the model's context of 48; shorten the prompt, or ask for at most 43"
+    )
+    for call in (lambda: model.stream("x" * 49), lambda: model.tokens([1] * 49), lambda: model.logits([1] * 49)):
+        with pytest.raises(ContextOverflowError, match="49 tokens of prompt and 0 more do not fit"):
+            call()
+    assert isinstance(caught.value, UsageError)
+
+
+def test_sampling_is_seeded(artifact):
+    model = NumpyRuntime.open(artifact)
+
+    def sample(**options):
+        return list(model.tokens(PROMPT, max_tokens=30, sampling=Sampling(**options)))
+
+    assert sample(temperature=1.0, seed=1) == sample(temperature=1.0, seed=1)
+    assert sample(temperature=1.0, seed=1) != sample(temperature=1.0, seed=2)
+    greedy = sample()
+    assert sample(temperature=1.0, top_k=1) == greedy
+    assert sample(temperature=1.0, top_p=1e-9) == greedy
+    assert sample(temperature=1e-300) == greedy
+    assert sample(temperature=1.0) != greedy
+
+
+def test_sampling_follows_the_distribution():
+    logits = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
+    choose = Sampling(temperature=1.0).sampler()
+    counts = np.bincount([choose(logits) for _ in range(4000)], minlength=4) / 4000
+    np.testing.assert_allclose(counts, [0.1, 0.4, 0.2, 0.3], atol=0.03)  # four standard deviations
+
+
+def test_probabilities():
+    logits = np.log(np.array([0.4, 0.3, 0.2, 0.1], np.float32))
+    np.testing.assert_allclose(Sampling(1.0).probabilities(logits), [0.4, 0.3, 0.2, 0.1], rtol=1e-6)
+    np.testing.assert_allclose(Sampling(0.5).probabilities(logits), np.array([16, 9, 4, 1]) / 30, rtol=1e-6)
+    np.testing.assert_allclose(Sampling(1.0, top_p=0.5).probabilities(logits), [4 / 7, 3 / 7, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(Sampling(1.0, top_p=0.39).probabilities(logits), [1, 0, 0, 0])
+    np.testing.assert_allclose(Sampling(2.0, top_p=0.01).probabilities(logits), [1, 0, 0, 0])
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_top_k_leaves_the_likeliest(top_k):
+    logits = np.array([0.1, 3.0, 0.2, 2.0, 2.5], np.float32)
+    choose = Sampling(temperature=50.0, top_k=top_k).sampler()
+    assert {choose(logits) for _ in range(300)} == {1, 4, 3} if top_k == 3 else {1}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1.0}, "temperature -1.0; choose 0 or more"),
+        ({"temperature": float("nan")}, "temperature nan; choose 0 or more"),
+        ({"top_k": -1}, "top_k -1; choose 0 (all tokens) or more"),
+        ({"top_p": 0.0}, "top_p 0.0; choose above 0 and at most 1"),
+        ({"max_tokens": -1}, "max_tokens -1; choose 0 or more"),
+    ],
+)
+def test_bad_options(artifact, options, message):
+    with pytest.raises(UsageError) as caught:
+        NumpyRuntime.open(artifact).generate("hello", **options)
+    assert str(caught.value) == message
+
+
+def test_an_empty_prompt_is_refused(artifact):
+    with pytest.raises(UsageError, match="at least one"):
+        NumpyRuntime.open(artifact).generate("")
+
+
+def test_text_needs_a_tokenizer(artifact):
+    with pytest.raises(UsageError, match="it has no tokenizer; continue token ids with `tokens` instead"):
+        NumpyRuntime.open(attrs.evolve(artifact, load_tokenizer=lambda: None)).generate("hello")
+
+
+def test_a_closed_runtime_says_so(artifact):
+    with NumpyRuntime.open(artifact) as model:
+        pass
+    with pytest.raises(UsageError, match="the runtime is closed; open the model again"):
+        model.logits(PROMPT)
+
+
+def test_load_picks_a_runtime(artifact):
+    with load(artifact, cache=False) as model:
+        assert isinstance(model, NumpyRuntime)
+    with load(artifact, "numpy") as model:
+        assert model.generate("hello", max_tokens=3) == NumpyRuntime.open(artifact).generate("hello", max_tokens=3)
+    with pytest.raises(MissingPluginError, match="no runtime 'warp' is installed"):
+        load(artifact, "warp")
+
+
+@given(st.text("abc", max_size=20), st.lists(st.text("abc", max_size=3), max_size=3), st.integers(1, 5))
+def test_pieces_up_to_a_stop_text(text, stop, step):
+    """However the text grows: the pieces join to what lies before the first stop text, and hold none of it."""
+    pieces = list(until((text[:end] for end in range(step, len(text) + step, step)), stop))
+    ends = [text.find(s) for s in stop if s and s in text]
+    assert all(pieces)
+    if step == 1 or not ends:
+        expected = _first_to_complete(text, stop)
+        assert "".join(pieces) == text[:expected]
+    assert text.startswith("".join(pieces))
+    assert not any(s and s in "".join(pieces) for s in stop)
+
+
+def _first_to_complete(text, stop):
+    """Where the stop text begins that is complete first; the end without one."""
+    found = [(text.find(s) + len(s), text.find(s)) for s in stop if s and s in text]
+    if not found:
+        return len(text)
+    complete = min(end for end, _ in found)
+    return min(start for end, start in found if end == complete)
