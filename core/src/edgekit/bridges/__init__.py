@@ -1,0 +1,75 @@
+"""Lossless bridges: where two formats can hold the same values, codes are carried over, never quantized again.
+
+Many formats are lattices: evenly spaced levels, a scale (and an offset) for each group of a row. `read` takes such
+a format apart into a `Lattice`, `write` puts one together, and `relation` says beforehand, for any ordered pair,
+whether the codes carry over exactly, within a bound, or not at all. Whatever `transcode` calls exact it has
+compared: the decoded values of both sides are equal, 0 ULP.
+"""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+
+from edgekit.bridges._lattice import Carry, Lattice, Relation
+from edgekit.bridges._read import read
+from edgekit.bridges._relation import lattices, relation
+from edgekit.bridges._write import write
+from edgekit.encoding import encode, find_precision
+from edgekit.errors import InexactError
+from edgekit.precision import Precision
+from edgekit.tensor import QuantizedTensor
+
+__all__ = ["Carry", "Lattice", "Relation", "lattices", "read", "relation", "transcode", "write"]
+
+
+def transcode(tensor: QuantizedTensor, precision: str | Precision, *, exact: bool = True) -> QuantizedTensor:
+    """Store a quantized tensor in another precision.
+
+    Args:
+        tensor: what is there.
+        precision: what is wanted, or its name.
+        exact: True refuses whatever changes a value. False rounds scales where only they do not fit, and where
+            codes do not carry over decodes and encodes again.
+
+    Returns:
+        The tensor in the wanted precision; ``backend`` is ``bridge`` where codes were carried over.
+
+    Raises:
+        InexactError: `exact`, and a value would change; says which part does not fit.
+        UnknownPrecisionError: no such precision.
+    """
+    wanted = find_precision(precision)
+    if wanted == tensor.precision:
+        return tensor
+    declared = relation(tensor.precision, wanted)
+    if declared.carry is Carry.NO:
+        if exact:
+            raise InexactError(_refusal(tensor, wanted, declared.why))
+        return _again(tensor, wanted)
+    try:
+        carried = attrs.evolve(tensor, parts=write(read(tensor), wanted, exact), precision=wanted, backend="bridge")
+    except InexactError as error:
+        if exact:
+            raise InexactError(_refusal(tensor, wanted, str(error))) from error
+        return _again(tensor, wanted)
+    if exact:
+        _compare(tensor, carried)
+    return carried
+
+
+def _again(tensor: QuantizedTensor, wanted: Precision) -> QuantizedTensor:
+    return attrs.evolve(encode(tensor.dequantize(), wanted), name=tensor.name)
+
+
+def _compare(tensor: QuantizedTensor, carried: QuantizedTensor) -> None:
+    before, after = tensor.dequantize(), carried.dequantize()
+    if not np.array_equal(before, after):
+        row, column = np.argwhere(before.reshape(-1, before.shape[-1]) != after.reshape(-1, before.shape[-1]))[0]
+        why = f"row {row}, column {column} would change by float32 rounding"
+        raise InexactError(_refusal(tensor, carried.precision, why))
+
+
+def _refusal(tensor: QuantizedTensor, wanted: Precision, why: str) -> str:
+    name = tensor.name or "tensor"
+    return f"{name} cannot go from {tensor.precision} to {wanted} unchanged: {why}; exact=False rounds or requantizes"

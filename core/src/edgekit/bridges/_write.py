@@ -1,0 +1,221 @@
+"""Put a lattice together in a format's own parts, refusing what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.bridges._lattice import F32, I16, U8, Lattice, Minifloats
+from edgekit.errors import InexactError
+from edgekit.precision import Precision
+from edgekit.reference import Parts
+from edgekit.reference._bits import pack_lsb
+from edgekit.reference.ggml import TYPES
+from edgekit.reference.ggml._layout import Blocks, pack_planes
+
+F16 = npt.NDArray[np.float16]
+
+
+def write(values: Lattice | Minifloats, precision: Precision, exact: bool = True) -> Parts:
+    """The parts in which `precision` stores the lattice.
+
+    Args:
+        values: the lattice, or the small floats.
+        precision: the format to write.
+        exact: True refuses a scale or offset that its stored type would round; False rounds it.
+
+    Raises:
+        InexactError: something does not fit; says what.
+    """
+    if isinstance(values, Minifloats):
+        return _minifloats(values, precision)
+    size = precision.block or values.codes.shape[1]
+    if values.codes.shape[1] % size:
+        raise InexactError(f"rows of {values.codes.shape[1]} are no multiple of {size}")
+    fitted = values.regrouped(size)
+    if fitted is None:
+        raise InexactError(f"groups of {values.group} have scales of their own, {precision} has one for {size}")
+    writer = _WRITERS.get((precision.convention, precision.kind)) or _WRITERS.get((precision.convention, "*"))
+    if writer is None:
+        raise InexactError(f"{precision} is no lattice that has a bridge")
+    return writer(fitted, precision, exact)
+
+
+def _float16(values: F32, what: str, exact: bool) -> F16:
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float16)
+    if not np.isfinite(narrow).all() or (exact and (narrow.astype(np.float32) != values).any()):
+        raise InexactError(f"a {what} is no float16")
+    return narrow
+
+
+def _zero(lattice: Lattice, top: int) -> U8:
+    """Integer zero points in 0 … top."""
+    if lattice.zero is None:
+        return _integral(lattice, top)
+    if ((lattice.zero < 0) | (lattice.zero > top)).any():
+        raise InexactError(f"a zero point lies outside of 0 … {top}")
+    return lattice.zero.astype(np.uint8)
+
+
+def _integral(lattice: Lattice, top: int) -> U8:
+    """Zero points out of a real offset, where it happens to be a whole number of steps."""
+    assert lattice.bias is not None
+    with np.errstate(all="ignore"):
+        steps = np.where(lattice.scale == 0, np.float32(0), -lattice.bias / lattice.scale)
+    zero = np.rint(steps)
+    off = (zero < 0) | (zero > top) | ~np.isfinite(steps) | (zero * lattice.scale != -lattice.bias)
+    if off.any():
+        raise InexactError(f"an offset is no whole number of steps in 0 … {top}")
+    return zero.astype(np.uint8)
+
+
+def _shifted(lattice: Lattice, middle: int, top: int) -> U8:
+    """Codes for a format whose zero is fixed at `middle`."""
+    zero: I16 = _zero(lattice, 255).astype(np.int16) if lattice.zero is None else lattice.zero
+    codes = lattice.codes.reshape(len(zero), -1, lattice.group).astype(np.int16)
+    codes += np.int16(middle) - zero[..., None]
+    codes[lattice.scale == 0] = middle  # every code of such a group means 0
+    if ((codes < 0) | (codes > top)).any():
+        raise InexactError(f"a code lies outside of {-middle} … {top - middle}")
+    return codes.astype(np.uint8).reshape(lattice.codes.shape)
+
+
+def _as_is(lattice: Lattice, top: int) -> U8:
+    if (lattice.codes > top).any():
+        raise InexactError(f"a code lies outside of 0 … {top}")
+    return lattice.codes
+
+
+def _bias(lattice: Lattice) -> F32:
+    if lattice.bias is not None:
+        return lattice.bias
+    assert lattice.zero is not None
+    return -(lattice.zero * lattice.scale)
+
+
+def _affine(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
+    bits, top = precision.bits, (1 << precision.bits) - 1
+    if precision.granularity == "tensor" and (lattice.scale != lattice.scale[0, 0]).any():
+        raise InexactError("rows have scales of their own")
+    if precision.symmetric and bits == 1:
+        raise InexactError("one bit symmetric has no zero")
+    if precision.symmetric:
+        codes = _shifted(lattice, 1 << (bits - 1), top)
+        return {"codes": pack_lsb(codes, bits), "scale": _own(lattice.scale, precision)}
+    zero = _zero(lattice, top)
+    parts = {"codes": pack_lsb(_as_is(lattice, top), bits), "scale": _own(lattice.scale, precision)}
+    return {**parts, "zero_point": _own(zero, precision)}
+
+
+def _own(values: npt.NDArray[Any], precision: Precision) -> npt.NDArray[Any]:
+    return np.ascontiguousarray(values[:1, :1] if precision.granularity == "tensor" else values)
+
+
+def _mlx(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
+    codes = pack_lsb(_as_is(lattice, (1 << precision.bits) - 1), precision.bits)
+    words = np.ascontiguousarray(codes).view("<u4").astype(np.uint32, copy=False)
+    scales = np.ascontiguousarray(lattice.scale)
+    return {"weight": words, "scales": scales, "biases": np.ascontiguousarray(_bias(lattice))}
+
+
+def _zero_parts(lattice: Lattice, precision: Precision, name: str, filler: int) -> tuple[U8, Parts]:
+    """Codes, and the packed zero points under their name where the format has them."""
+    bits, top = precision.bits, (1 << precision.bits) - 1
+    if precision.symmetric:
+        return _shifted(lattice, 1 << (bits - 1), top), {}
+    zero = _zero(lattice, top)
+    padded = np.pad(zero, ((0, 0), (0, -zero.shape[1] % (8 // bits))), constant_values=filler)
+    return _as_is(lattice, top), {name: pack_lsb(padded, bits)}
+
+
+def _onnx(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
+    if precision.granularity != "group":
+        raise InexactError(f"{precision} is no lattice that has a bridge")
+    codes, zeros = _zero_parts(lattice, precision, "zero_points", 1 << (precision.bits - 1))
+    packed = pack_lsb(codes, precision.bits).reshape(*lattice.scale.shape, -1)
+    return {"B": packed, "scales": np.ascontiguousarray(lattice.scale), **zeros}
+
+
+def _olive(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
+    codes, zeros = _zero_parts(lattice, precision, "qzeros", 0)
+    return {"qweight": pack_lsb(codes, precision.bits), "scales": np.ascontiguousarray(lattice.scale), **zeros}
+
+
+def _openvino(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
+    bits, half = precision.bits, 1 << (precision.bits - 1)
+    scale = _float16(lattice.scale, "scale", exact)
+    shape = (*scale.shape, 1) if precision.granularity == "group" else scale.shape
+    stored: Parts = {"scale": scale.reshape(shape)}
+    if precision.symmetric:
+        codes = _shifted(lattice, half, 2 * half - 1) ^ np.uint8(half)  # offset to two's complement
+    else:
+        codes, zero = _as_is(lattice, 2 * half - 1), _zero(lattice, 2 * half - 1)
+        stored["zero_point"] = zero.reshape(shape) if bits == 8 else _rows_or_flat(zero, bits)
+    packed = _rows_or_flat(codes, bits)
+    return {"codes": packed.view(np.int8) if bits == 8 and precision.symmetric else packed, **stored}
+
+
+def _rows_or_flat(codes: U8, bits: int) -> U8:
+    """Packed [rows, bytes]; one stream for all where a row does not fill whole bytes."""
+    return pack_lsb(codes if codes.shape[1] * bits % 8 == 0 else codes.reshape(-1), bits)
+
+
+def _ggml(
+    top: int, middle: int | None, fill: Callable[[Blocks, U8], None]
+) -> Callable[[Lattice, Precision, bool], Parts]:
+    def writer(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
+        codes = _as_is(lattice, top) if middle is None else _shifted(lattice, middle, top)
+        blocks = np.empty(lattice.scale.size, TYPES[precision.kind].LAYOUT)
+        blocks["d"] = _float16(lattice.scale, "scale", exact).reshape(-1)
+        if middle is None:
+            blocks["m"] = _float16(_bias(lattice), "offset", exact).reshape(-1)
+        fill(blocks, codes.reshape(-1, 32))
+        return {"blocks": blocks.view(np.uint8).reshape(len(codes), -1)}
+
+    return writer
+
+
+def _four_bits(blocks: Blocks, codes: U8) -> None:
+    blocks["qs"] = pack_planes((codes & np.uint8(15)).reshape(-1, 2, 16), 4)
+
+
+def _five_bits(blocks: Blocks, codes: U8) -> None:
+    _four_bits(blocks, codes)
+    high = pack_lsb(codes >> np.uint8(4), 1)
+    blocks["qh"] = high.view("<u4").reshape(-1) if blocks["qh"].ndim == 1 else high
+
+
+def _eight_bits(blocks: Blocks, codes: U8) -> None:
+    blocks["qs"] = (codes ^ np.uint8(128)).view(np.int8)
+
+
+_WRITERS: dict[tuple[str, str], Callable[[Lattice, Precision, bool], Parts]] = {
+    ("affine", "*"): _affine,
+    ("olive", "*"): _olive,
+    **{("mlx", f"int{bits}"): _mlx for bits in (1, 2, 3, 4, 5, 6, 8)},
+    **{("onnx", kind): _onnx for kind in ("int2", "int4", "int8")},
+    **{("openvino", kind): _openvino for kind in ("int4", "int8")},
+    ("ggml", "Q4_0"): _ggml(15, 8, _four_bits),
+    ("ggml", "Q4_1"): _ggml(15, None, _four_bits),
+    ("ggml", "Q5_0"): _ggml(31, 16, _five_bits),
+    ("ggml", "Q5_1"): _ggml(31, None, _five_bits),
+    ("ggml", "Q8_0"): _ggml(255, 128, _eight_bits),
+}
+
+
+def _minifloats(values: Minifloats, precision: Precision) -> Parts:
+    rows, cols = values.codes.shape
+    if precision.convention == "ggml":
+        blocks = np.empty((rows, cols // 32, 17), np.uint8)
+        blocks[..., 0] = values.exponents
+        blocks[..., 1:] = pack_planes(values.codes.reshape(-1, 2, 16), 4).reshape(rows, -1, 16)
+        return {"blocks": blocks.reshape(rows, -1)}
+    packed = pack_lsb(values.codes, values.bits)
+    if precision.convention == "mlx":
+        words = np.ascontiguousarray(packed).view("<u4").astype(np.uint32, copy=False)
+        return {"weight": words, "scales": np.ascontiguousarray(values.exponents)}
+    return {"codes": packed, "scale": np.ascontiguousarray(values.exponents)[..., None]}
