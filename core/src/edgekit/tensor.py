@@ -66,7 +66,6 @@ class Tensor:
     @classmethod
     def of(cls, name: str, array: npt.NDArray[Any], dtype: str | None = None) -> Tensor:
         """Wrap an array in memory; `dtype` names the type where the array only carries its bits."""
-
         matrix = array.reshape(-1, array.shape[-1] if array.ndim else 1)
 
         def read_rows(start: int, stop: int) -> npt.NDArray[Any]:

@@ -46,6 +46,10 @@ from edgekit.precision import Precision
 from edgekit.reference._bits import pack_lsb, unpack_lsb
 from edgekit.reference._blocks import extremes, row_chunks, spans
 
+#: How the encoder is proved, and its error bound in words, for the catalogue.
+PROOF = "bounded; equal to a second implementation in plain Python (tests/core/test_affine_properties.py)"
+BOUND = "half a step; beyond the last level the distance to it (1 bit symmetric: ||x| - scale|)"
+
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint8]

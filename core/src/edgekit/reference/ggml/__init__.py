@@ -42,6 +42,11 @@ from edgekit.reference.ggml._importance import Importance, row_power
 from edgekit.reference.ggml._layout import F32, Blocks
 
 
+#: How the encoder is proved, and its error bound in words, for the catalogue.
+PROOF = "exact: libggml-base of llama-cpp-python 0.3.36"
+BOUND = "half a step of its sub-block under the stored scales; beyond the last level the distance to it"
+
+
 class BlockType(Protocol):
     """What the module of a block type provides."""
 
