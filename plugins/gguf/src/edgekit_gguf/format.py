@@ -81,7 +81,8 @@ def _shards(path: Path) -> list[GgufFile]:
     match = _SHARD.fullmatch(path.name)
     if match is None or int(match["count"]) != count:
         raise InvalidFileError(
-            f"{path}: one of {count} parts, but not named <name>-00001-of-{count:05}.gguf; give the parts their names back"
+            f"{path}: one of {count} parts, but not named <name>-00001-of-{count:05}.gguf; "
+            "give the parts their names back"
         )
     names = [path.with_name(f"{match['stem']}-{number:05}-of-{match['count']}.gguf") for number in range(1, count + 1)]
     missing = [name.name for name in names if not name.is_file()]

@@ -356,7 +356,7 @@ def _biases(tensors: Mapping[str, AnyTensor]) -> dict[str, bool]:
     }
 
 
-def _windows(keys: _Keys, own: _Architecture, layers: int) -> dict[str, int | None]:
+def _windows(keys: _Keys, own: _Architecture, layers: int) -> dict[str, Any]:
     window = keys.count(_WINDOW, own.window or 0)
     if not window:
         return {}
@@ -368,7 +368,7 @@ def _windows(keys: _Keys, own: _Architecture, layers: int) -> dict[str, int | No
     return {"sliding_window": window, **_regular(keys, [bool(windowed) for windowed in pattern][:layers])}
 
 
-def _regular(keys: _Keys, pattern: list[bool]) -> dict[str, int | None]:
+def _regular(keys: _Keys, pattern: list[bool]) -> dict[str, int]:
     """A pattern in the terms of `ModelConfig`: every n-th layer, or the first few, attend to all."""
     layers = len(pattern)
     for period in range(layers + 1):

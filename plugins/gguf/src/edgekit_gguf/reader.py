@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import struct
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -232,11 +231,12 @@ def _numbers(cursor: Cursor, kind: ValueType, count: int) -> list[Any]:
     dtype = DTYPES[kind]
     cursor.need(count * dtype.itemsize, f"{count} values of type {kind.name.lower()}")
     values = np.frombuffer(cursor.take(count * dtype.itemsize, "values"), dtype)
-    if kind is not ValueType.BOOL:
-        return values.tolist()
-    if count and values.max() > 1:
-        cursor.fail(f"a bool of value {values.max()}; only 0 and 1 are allowed")
-    return values.astype(bool).tolist()
+    if kind is ValueType.BOOL:
+        if count and values.max() > 1:
+            cursor.fail(f"a bool of value {values.max()}; only 0 and 1 are allowed")
+        values = values.astype(bool)
+    numbers: list[Any] = values.tolist()
+    return numbers
 
 
 def _alignment(cursor: Cursor, metadata: Metadata) -> int:

@@ -229,7 +229,7 @@ def not_quantized(slot: Slot) -> str:
 
 
 def _from_first_above_1(shape: Sequence[int]) -> Iterator[int]:
-    """ggml does not count leading dimensions of 1."""
+    """The dimensions that ggml counts: leading ones of size 1 are none."""
     return itertools.dropwhile(lambda size: size == 1, shape)
 
 

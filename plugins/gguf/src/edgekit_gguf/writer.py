@@ -68,7 +68,7 @@ class GgufWriter:
             ResourceError: the disk is full; the target stays as it was.
         """
         data = self._checked(tensor)
-        self._file.write(memoryview(data))
+        self._file.write(data.data)
         self._file.write(bytes(_padded(data.nbytes) - data.nbytes))
         self._file.unit_done(tensor.name)
 
