@@ -263,10 +263,19 @@ def attend(queries: F32, keys: F32, values: F32, scale: float, cap: float | None
         first = 0 if window is None else max(0, offset + start - window + 1)
         scores: F32 = block @ keys[:, :, None, first:stop].swapaxes(-1, -2)
         scores = scores if cap is None else softcap(scores, cap)
-        scores = np.where(visible(offset + start, stop, first, window), scores, np.float32(-np.inf))
-        attended.append(softmax(scores) @ values[:, :, None, first:stop])
+        np.copyto(scores, -np.inf, where=~visible(offset + start, stop, first, window))
+        attended.append(_mix(scores, values[:, :, None, first:stop]))
     joined = np.concatenate(attended, axis=-2).reshape(batch, heads, n, head_dim)
     return joined.swapaxes(1, 2).reshape(batch, n, -1)
+
+
+def _mix(scores: F32, values: F32) -> F32:
+    """``softmax(scores) @ values``, overwriting the scores and dividing last, where there is least to divide."""
+    scores -= scores.max(axis=-1, keepdims=True)
+    weights = np.exp(scores, out=scores)
+    mixed: F32 = weights @ values
+    mixed /= weights.sum(axis=-1, keepdims=True)
+    return mixed
 
 
 def visible(start: int, stop: int, first: int, window: int | None) -> npt.NDArray[np.bool_]:
@@ -279,13 +288,6 @@ def rms_norm(x: F32, eps: float) -> F32:
     """Divide by the root of the mean square over the last dimension."""
     normalized: F32 = x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps))
     return normalized
-
-
-def softmax(x: F32) -> F32:
-    """Over the last dimension, shifted so that nothing overflows."""
-    exponentials: F32 = np.exp(x - x.max(axis=-1, keepdims=True))
-    exponentials /= exponentials.sum(axis=-1, keepdims=True)
-    return exponentials
 
 
 def softcap(x: F32, cap: float) -> F32:
