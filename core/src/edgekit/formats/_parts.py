@@ -14,9 +14,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import numpy as np
@@ -30,59 +30,65 @@ from edgekit.reference import reference
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor, carrier
 
 KEY = "edgekit"
-#: The longest row; a precision is asked for its parts by encoding two rows of this length at most.
-LONGEST_ROW = 1 << 22
+#: The longest row; a precision is asked for its parts by encoding a few rows of this length at most.
+LONGEST_ROW = 1 << 20
 
 
 @attrs.frozen
 class PartLayout:
-    """How a part grows with the tensor's rows.
+    """The shape of a part of a quantized tensor.
 
     Attributes:
         dtype: by numpy's or ml_dtypes' name, for a float32 source.
-        per_row: whether the first dimension is the rows.
-        packed: neither that nor fixed: several rows share a byte.
-        tail: shape without the rows; the whole shape of a fixed part; unknown, and empty, for a packed one.
+        shape: of the whole part.
+        growth: how it grows with the rows: its first dimension is the rows (``rows``), or rows are not apart
+            in it (``packed``), or it has one size for all tensors (``fixed``).
     """
 
     dtype: str
-    per_row: bool
-    packed: bool
-    tail: tuple[int, ...]
+    shape: tuple[int, ...]
+    growth: Literal["rows", "packed", "fixed"]
 
-    def shape(self, rows: int) -> tuple[int, ...]:
-        """Shape of this part for that many rows."""
-        return (rows, *self.tail) if self.per_row else self.tail
+
+def part_layouts(precision: Precision, shape: tuple[int, ...]) -> dict[str, PartLayout] | None:
+    """The parts of a tensor of that shape; None where the reference of the precision can only decode."""
+    rows, cols = math.prod(shape[:-1]), shape[-1]
+    try:
+        if precision.rowwise:
+            return {
+                k: PartLayout(p.dtype.name, (rows, *p.shape[1:]), "rows") for k, p in _probe(precision, 1, cols).items()
+            }
+        eight, more = _probe(precision, 8, cols), _probe(precision, 16 + rows % 8, cols)
+    except (EdgekitError, NotImplementedError):
+        return None
+    return {key: _layout(eight[key], more[key], rows) for key in eight}
 
 
 @lru_cache(maxsize=256)
-def part_layouts(precision: Precision, cols: int) -> Mapping[str, PartLayout] | None:
-    """The parts of rows of that length; None where the reference of the precision can only decode."""
-    encode = reference(precision).encode
-    try:
-        two, three = (encode(np.ones((rows, cols), np.float32), precision) for rows in (2, 3))
-    except (EdgekitError, NotImplementedError):
-        return None
-    return {name: _layout(two[name], three[name]) for name in two}
+def _probe(precision: Precision, rows: int, cols: int) -> Mapping[str, npt.NDArray[Any]]:
+    return reference(precision).encode(np.ones((rows, cols), np.float32), precision)
 
 
-def _layout(two: npt.NDArray[Any], three: npt.NDArray[Any]) -> PartLayout:
-    per_row = two.shape[:1] == (2,) and three.shape == (3, *two.shape[1:])
-    packed = not per_row and two.shape != three.shape
-    return PartLayout(two.dtype.name, per_row, packed, two.shape[1:] if per_row else () if packed else two.shape)
+def _layout(eight: npt.NDArray[Any], more: npt.NDArray[Any], rows: int) -> PartLayout:
+    """From the part of 8 rows and of 16 + rows % 8: eight rows end on a byte whatever the width of a code."""
+    dtype = eight.dtype.name
+    if eight.shape == more.shape:
+        return PartLayout(dtype, eight.shape, "fixed")
+    pairs = zip(eight.shape, more.shape, strict=True)
+    shape = tuple(a if a == b else rows // 8 * a + b - 2 * a for a, b in pairs)
+    by_rows = eight.shape[0] == 8 and more.shape[1:] == eight.shape[1:]
+    return PartLayout(dtype, shape, "rows" if by_rows else "packed")
 
 
 def stored_parts(tensor: Tensor | EncodedTensor, name: str, precision: Precision) -> list[Part]:
-    """What storing that tensor in that precision will take; exact but for packed parts and 2-byte sources."""
+    """What storing that tensor in that precision will take; scales of a 2-byte source may be narrower."""
     if precision.convention == "float":
         return [Part(name, _FLOATS[precision.kind], tensor.shape)]
     if isinstance(tensor, EncodedTensor) and tensor.precision == precision and precision.rowwise:
         sample = tensor.read_parts(0, 1)
         return [Part(f"{name}.{key}", p.dtype.name, (tensor.rows, *p.shape[1:])) for key, p in sample.items()]
-    layouts = part_layouts(precision, tensor.shape[-1]) or {}
-    parts = [Part(f"{name}.{key}", part.dtype, part.shape(tensor.rows)) for key, part in layouts.items()]
-    missing = math.ceil(tensor.size * precision.bits_per_weight / 8) - sum(part.nbytes for part in parts)
-    return parts if missing <= 0 else [*parts, Part(f"{name}.packed", "uint8", (missing,))]
+    layouts = part_layouts(precision, tensor.shape) or {}
+    return [Part(f"{name}.{key}", part.dtype, part.shape) for key, part in layouts.items()]
 
 
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -94,8 +100,18 @@ def parts_of(tensor: Any, shape: tuple[int, ...]) -> dict[str, tuple[Part, npt.N
         dtype = _FLOATS[tensor.precision.kind]
         return {"": (Part(tensor.name, dtype, shape), tensor.parts["values"])}
     return {
-        key: (Part(f"{tensor.name}.{key}", part.dtype.name, part.shape), part) for key, part in tensor.parts.items()
+        key: (Part(f"{tensor.name}.{key}", _stored(tensor.precision, key, part.dtype.name), part.shape), part)
+        for key, part in tensor.parts.items()
     }
+
+
+def _stored(precision: Precision, key: str, dtype: str) -> str:
+    """The type under which a part is stored: what its values are, where an integer only carries them."""
+    return "float8_e4m3fn" if (key, precision.scale_dtype, dtype) == _CARRIED_SCALE else dtype
+
+
+#: (part, the precision's scale type, the array's type)
+_CARRIED_SCALE = ("scale", "float8_e4m3fn", "uint8")
 
 
 def describe(tensors: Mapping[str, tuple[Precision, tuple[int, ...], Sequence[str]]]) -> dict[str, str]:
@@ -137,31 +153,33 @@ def _described(text: str, path: Path) -> dict[str, Any]:
 
 
 def _encoded(name: str, fields: Any, tensors: Mapping[str, Tensor], path: Path) -> tuple[EncodedTensor, list[Tensor]]:
-    def refuse(fault: str) -> InvalidFileError:
-        return InvalidFileError(f"{path}: quantized tensor {name}: {fault}; convert the model again")
+    """A quantized tensor, and the tensors of the file that are its parts."""
+    where = f"{path}: quantized tensor {name}"
+    fault = _malformed(name, fields, tensors)
+    if not fault:
+        shape = tuple(fields["shape"])
+        parts = {key: tensors[f"{name}.{key}"] for key in fields["parts"]}
+        precision = _precision(fields["precision"], where)
+        fault = _fault(precision, shape, parts)
+    if fault:
+        raise InvalidFileError(f"{where}: {fault}; convert the model again")
+    source = _Source.of(precision, shape, parts)
+    nbytes = sum(part.nbytes for part in parts.values())
+    return EncodedTensor(name, shape, precision, nbytes, source.read, source.sliceable), list(parts.values())
 
+
+def _malformed(name: str, fields: Any, tensors: Mapping[str, Tensor]) -> str:
+    """What is wrong with an entry of the metadata; empty where nothing is."""
     if not (isinstance(fields, dict) and fields.keys() == {"precision", "shape", "parts"}):
-        raise refuse("wants exactly precision, shape and parts")
+        return "wants exactly precision, shape and parts"
     shape, keys = fields["shape"], fields["parts"]
     if not (isinstance(shape, list) and shape and all(type(d) is int and d > 0 for d in shape)):
-        raise refuse(f"shape {shape!r} is no list of sizes")
+        return f"shape {shape!r} is no list of sizes"
     if math.prod(shape) >= 1 << 62 or shape[-1] > LONGEST_ROW:
-        raise refuse(f"shape {shape!r} is beyond any model")
+        return f"shape {shape!r} is beyond any model"
     if not (isinstance(keys, list) and keys and all(isinstance(k, str) and f"{name}.{k}" in tensors for k in keys)):
-        raise refuse(f"its parts {keys!r} are not in the file")
-    precision = _precision(fields["precision"], f"{path}: quantized tensor {name}")
-    parts = {key: tensors[f"{name}.{key}"] for key in keys}
-    rows = math.prod(shape[:-1])
-    fault = _fault(precision, tuple(shape), parts)
-    if fault:
-        raise refuse(fault)
-    layouts = part_layouts(precision, shape[-1])
-    per_row = {key: layouts[key].per_row if layouts else part.shape[:1] == (rows,) for key, part in parts.items()}
-    sliceable = not (layouts and any(layout.packed for layout in layouts.values()))
-    read_parts = partial(_read_parts, parts, per_row, rows)
-    nbytes = sum(part.nbytes for part in parts.values())
-    tensor = EncodedTensor(name, tuple(shape), precision, nbytes, read_parts, sliceable)
-    return tensor, list(parts.values())
+        return f"its parts {keys!r} are not in the file"
+    return ""
 
 
 def _precision(name: object, where: str) -> Precision:
@@ -177,7 +195,7 @@ def _fault(precision: Precision, shape: tuple[int, ...], parts: Mapping[str, Ten
     """What is wrong with parts for a tensor of that shape; empty where nothing is."""
     if precision.convention == "float" or not fits(precision, shape):
         return f"{precision.name} cannot hold rows of {shape[-1]}"
-    layouts = part_layouts(precision, shape[-1])
+    layouts = part_layouts(precision, shape)
     if layouts is None:
         wanted = math.prod(shape) * precision.bits_per_weight
         held = 8 * sum(part.nbytes for part in parts.values())
@@ -185,29 +203,71 @@ def _fault(precision: Precision, shape: tuple[int, ...], parts: Mapping[str, Ten
     if layouts.keys() != parts.keys():
         return f"{precision.name} has the parts {', '.join(layouts)}, not {', '.join(parts)}"
     for key, layout in layouts.items():
-        part, expected = parts[key], layout.shape(math.prod(shape[:-1]))
-        if part.dtype not in _dtypes(layout, precision):
+        part = parts[key]
+        if part.dtype not in _dtypes(layout, precision, key):
             return f"part {key} is {part.dtype}, {precision.name} has {layout.dtype}"
-        if not layout.packed and part.shape != expected:
-            return f"part {key} has shape {list(part.shape)}, {precision.name} takes {list(expected)}"
-        if layout.packed and 8 * part.nbytes < math.prod(shape) * precision.bits:
-            return f"part {key} has {part.nbytes} bytes, too few for {math.prod(shape)} codes"
+        if part.shape != layout.shape:
+            return f"part {key} has shape {list(part.shape)}, {precision.name} takes {list(layout.shape)}"
     return ""
 
 
-def _dtypes(layout: PartLayout, precision: Precision) -> tuple[str, ...]:
+def _dtypes(layout: PartLayout, precision: Precision, key: str) -> tuple[str, ...]:
     follows = precision.scale_dtype == "source" and layout.dtype == "float32"
-    return ("float32", "float16", "bfloat16") if follows else (layout.dtype,)
+    return ("float32", "float16", "bfloat16") if follows else (_stored(precision, key, layout.dtype),)
 
 
-def _read_parts(
-    parts: Mapping[str, Tensor], per_row: Mapping[str, bool], rows: int, start: int, stop: int
-) -> dict[str, npt.NDArray[Any]]:
-    """The parts of rows ``start:stop`` of `rows`."""
-    return {
-        key: _native(_rows(part, start, stop) if per_row[key] and stop - start < rows else part.read(), part.dtype)
-        for key, part in parts.items()
-    }
+@attrs.frozen
+class _Source:
+    """Where a quantized tensor's parts are read.
+
+    Attributes:
+        parts: by the precision's own names.
+        per_row: names of those whose first dimension is the rows.
+        as_bits: names of those that the precision has as integers, whatever type they are stored under.
+        rows: how many there are.
+        sliceable: whether rows can be read without their neighbours.
+    """
+
+    parts: Mapping[str, Tensor]
+    per_row: frozenset[str]
+    as_bits: frozenset[str]
+    rows: int
+    sliceable: bool
+
+    @classmethod
+    def of(cls, precision: Precision, shape: tuple[int, ...], parts: Mapping[str, Tensor]) -> _Source:
+        rows = math.prod(shape[:-1])
+        layouts = part_layouts(precision, shape)
+        if layouts is None:  # can only be decoded: then its rows stand alone, as in every file format
+            return cls(
+                parts, frozenset(key for key, p in parts.items() if p.shape[:1] == (rows,)), frozenset(), rows, True
+            )
+        return cls(
+            parts,
+            per_row=frozenset(key for key, layout in layouts.items() if layout.growth == "rows"),
+            as_bits=frozenset(key for key, layout in layouts.items() if carrier(parts[key].dtype).name == layout.dtype),
+            rows=rows,
+            sliceable=all(layout.growth != "packed" for layout in layouts.values()),
+        )
+
+    def read(self, start: int, stop: int) -> dict[str, npt.NDArray[Any]]:
+        """The parts of rows ``start:stop``."""
+        return {key: self._native(key, self._values(key, start, stop)) for key in self.parts}
+
+    def _values(self, key: str, start: int, stop: int) -> npt.NDArray[Any]:
+        part = self.parts[key]
+        return _rows(part, start, stop) if key in self.per_row and stop - start < self.rows else part.read()
+
+    def _native(self, key: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """In the type in which the framework has the part: ml_dtypes' where numpy has none."""
+        dtype = self.parts[key].dtype
+        if key in self.as_bits or carrier(dtype).name == dtype:
+            return values
+        try:
+            import ml_dtypes
+        except ImportError as error:
+            raise MissingPluginError(f"parts of type {dtype} need a package; pip install ml-dtypes") from error
+        return values.view(np.dtype(getattr(ml_dtypes, dtype)))
 
 
 def _rows(part: Tensor, start: int, stop: int) -> npt.NDArray[Any]:
@@ -216,14 +276,3 @@ def _rows(part: Tensor, start: int, stop: int) -> npt.NDArray[Any]:
         return part.read()[start:stop]
     inner = math.prod(part.shape[1:-1])
     return part.read_rows(start * inner, stop * inner).reshape(stop - start, *part.shape[1:])
-
-
-def _native(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
-    """Parts in the type in which the framework has them: ml_dtypes' where numpy has none."""
-    if carrier(dtype).name == dtype:
-        return values
-    try:
-        import ml_dtypes
-    except ImportError as error:
-        raise MissingPluginError(f"parts of type {dtype} need a package; pip install ml-dtypes") from error
-    return values.view(np.dtype(getattr(ml_dtypes, dtype)))

@@ -284,15 +284,20 @@ def _second_opinion(path: Path, header: Header) -> None:
 
 def _tensor(entry: Entry, reader: Reader) -> Tensor:
     cols = entry.shape[-1] if entry.shape else 1
-    stored = carrier(entry.dtype).newbyteorder("<")
-    row = cols * stored.itemsize
+    dtype = carrier(entry.dtype)
+    row = cols * dtype.itemsize
 
     def read_rows(start: int, stop: int) -> npt.NDArray[Any]:
         raw = reader.read(entry.begin + start * row, (stop - start) * row, entry.name)
-        values = raw.view(stored) if row else np.empty(0, stored)
-        return values.astype(stored.newbyteorder("="), copy=False).reshape(stop - start, cols)
+        values = raw.view(dtype) if row else np.empty(0, dtype)
+        return _native(values).reshape(stop - start, cols)
 
     return Tensor(entry.name, entry.shape, entry.dtype, read_rows)
+
+
+def _native(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Little-endian elements in the machine's order, or the other way round."""
+    return values.byteswap() if sys.byteorder == "big" else values
 
 
 @attrs.frozen
@@ -337,10 +342,7 @@ def build_header(parts: Iterable[Part], metadata: Mapping[str, str], length: int
 
 def to_bytes(array: npt.NDArray[Any]) -> memoryview:
     """An array's elements as the file holds them: little-endian, row after row; a view where possible."""
-    contiguous = np.ascontiguousarray(array)
-    if sys.byteorder == "big":
-        contiguous = contiguous.byteswap()
-    return contiguous.reshape(-1).view(np.uint8).data
+    return _native(np.ascontiguousarray(array)).reshape(-1).view(np.uint8).data
 
 
 def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
