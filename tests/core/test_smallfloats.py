@@ -53,3 +53,7 @@ def test_e4m3_ties_go_to_even_and_large_values_saturate():
     np.testing.assert_array_equal(smallfloats.float32_to_float8_e4m3fn(x), expected)
     huge = np.array([449, 1e9, np.inf, -1e9], np.float32)
     np.testing.assert_array_equal(smallfloats.float32_to_float8_e4m3fn(huge), [0x7E, 0x7E, 0x7E, 0xFE])
+
+
+def test_to_float32_keeps_the_shape_of_a_scalar():
+    assert smallfloats.to_float32(np.array(1.5, ml_dtypes.bfloat16)).shape == ()
