@@ -345,6 +345,18 @@ def test_large_tensors_have_doubled_mx_scales_at_two_powers_of_two(exponent, dou
     assert (large == 127 + exponent + doubled).all()
 
 
+@pytest.mark.parametrize("rows", [624, 625])
+def test_ten_thousand_elements_are_many(rows):
+    x = np.full((rows, 16), 3e-7, np.float32)
+    assert_agrees(x, Precision.parse("openvino:fp4-channel"))
+
+
+@pytest.mark.parametrize(("groups", "global_scale"), [(9_999, EPS), (10_000, f32(f32(f32(1e-6) / 6) / 448))])
+def test_nvfp4_counts_its_scales(groups, global_scale):
+    parts = openvino.encode(np.full((groups, 16), 1e-6, np.float32), Precision.parse("openvino:nvfp4"))
+    assert parts["global_scale"].tolist() == [[[global_scale]]]
+
+
 def test_overflow_of_the_scale_is_found():
     for name, largest in [("int4-sym-g32", 65519 * 8), ("int8-asym-channel", 65519 * 255), ("nf4-g32", 65519)]:
         precision = Precision.parse(f"openvino:{name}")

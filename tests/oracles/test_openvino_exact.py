@@ -78,7 +78,11 @@ def distributions(shape, rng):
 def synthetic():
     rng = np.random.default_rng(20260)
     tensors = {f"{name} {r}x{c}": x for r, c in SHAPES for name, x in distributions((r, c), rng).items()}
-    tensors["normal 260x768"] = rng.standard_normal((260, 768))  # 10,000 scales of nvfp4
+    for rows in (208, 209):  # 9,984 and 10,032 scales of nvfp4
+        tensors[f"normal {rows}x768"] = rng.standard_normal((rows, 768))
+        tensors[f"tiny {rows}x768"] = rng.standard_normal((rows, 768)) * 1e-6
+    for rows in (624, 625):  # 9,984 and exactly 10,000 elements
+        tensors[f"tiny {rows}x16"] = rng.standard_normal((rows, 16)) * np.exp(rng.uniform(-22, -5, (rows, 1)))
     return {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
 
 
