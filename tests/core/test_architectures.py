@@ -399,6 +399,7 @@ def test_unknown_features_are_refused(change, message):
         ("gemma3", {"attn_logit_softcapping": 30.0}, "attn_logit_softcapping"),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma3", {"rope_parameters": {"rope_type": "default"}}, "rope_parameters"),
+        ("qwen3", {"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}, "rope_parameters"),
         ("gemma3", {"rope_parameters": {"sliding_attention": {"rope_type": "linear"}}}, "sliding_attention"),
         ("qwen3-window-yarn", {"layer_types": ["full_attention", "chunked_attention"] * 2}, "layer_types"),
         (
@@ -530,3 +531,18 @@ def test_no_model_type_crashes_the_reader(value):
     if value is not None and not isinstance(value, dict):
         with pytest.raises(EdgekitError):
             config_from_hf({"model_type": "gemma3", "text_config": value}, "where")
+
+
+def test_keys_of_other_families_change_nothing():
+    foreign = {
+        "attn_logit_softcapping": 1.0,
+        "final_logit_softcapping": 1.0,
+        "query_pre_attn_scalar": 7,
+        "hidden_activation": "relu",
+        "sliding_window": 3,
+        "layer_types": ["sliding_attention"] * 3,
+        "rope_local_base_freq": 5.0,
+        "use_sliding_window": True,
+        "text_config": {"hidden_size": 1},
+    }
+    assert config_from_hf(LLAMA | foreign, "where") == parse("llama")

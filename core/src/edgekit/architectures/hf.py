@@ -32,7 +32,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.architectures._config import FAMILIES, Model, ModelConfig
-from edgekit.architectures._hf_config import config_from_hf, hf_config
+from edgekit.architectures._hf_config import config_from_hf
+from edgekit.architectures._hf_write import hf_config
 from edgekit.architectures._tensors import check_tensors, tensor_shapes
 from edgekit.tensor import AnyTensor, Tensor
 
