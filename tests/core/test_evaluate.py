@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edgekit import encode, evaluation
+from edgekit import encode
 from edgekit.architectures import Model
 from edgekit.architectures.forward import Transformer
 from edgekit.architectures.hf import config_from_hf
 from edgekit.artifact import unknown_family
 from edgekit.errors import NonFiniteError, UsageError
-from edgekit.evaluation import compare, cut, evaluate, kl_divergence, log_softmax
+from edgekit.evaluation import compare, comparison, evaluate, language
+from edgekit.evaluation.language import cut, kl_divergence, log_softmax
 from edgekit.tensor import EncodedTensor, Tensor
 from edgekit.testing.models import artifact_of, random_model
 from edgekit.tokenizer import Tokenizer
@@ -141,8 +142,8 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary(artifac
 
 def test_how_much_is_computed_at_once_changes_nothing(artifact, monkeypatch):
     expected = evaluate(artifact(encoded("affine:int4-sym-g32")), TOKENS, baseline=artifact(), context=16)
-    monkeypatch.setattr(evaluation, "_LOGITS", 50 * 3)
-    monkeypatch.setattr(evaluation, "_BATCH", 40)
+    monkeypatch.setattr(language, "_LOGITS", 50 * 3)
+    monkeypatch.setattr(language, "_BATCH", 40)
     found = evaluate(artifact(encoded("affine:int4-sym-g32")), TOKENS, baseline=artifact(), context=16)
     for name, value in attrs.asdict(found).items():
         assert value == pytest.approx(getattr(expected, name), rel=1e-5), name
@@ -157,7 +158,7 @@ def test_logits_of_the_text_are_never_held(artifact, monkeypatch):
         return project(self, hidden)
 
     monkeypatch.setattr(Transformer, "project", watched)
-    monkeypatch.setattr(evaluation, "_LOGITS", 50 * 7)
+    monkeypatch.setattr(language, "_LOGITS", 50 * 7)
     assert evaluate(artifact(), TOKENS, context=50).tokens == sum(rows)
     assert max(rows) == 7
 
@@ -283,7 +284,7 @@ def test_tensor_errors_are_their_definitions(artifact):
 def test_rows_compared_at_once_change_nothing(artifact, monkeypatch):
     small = encoded("affine:int4-sym-g32")
     expected = compare(artifact(), artifact(small))
-    monkeypatch.setattr(evaluation, "_CHUNK", 100)
+    monkeypatch.setattr(comparison, "_CHUNK", 100)
     for a, b in zip(compare(artifact(), artifact(small)).tensors, expected.tensors, strict=True):
         assert a.relative_rms == pytest.approx(b.relative_rms, rel=1e-12)
         assert a.max_abs == b.max_abs

@@ -1,0 +1,231 @@
+"""Two artifacts side by side: what they weigh, and how far apart their tensors lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+import numpy as np
+
+from edgekit.artifact import Artifact
+from edgekit.errors import UnsupportedModelError, UsageError
+from edgekit.evaluation._common import Progress, Source, as_artifact, finite
+from edgekit.evaluation.language import Evaluation, Text, evaluate
+from edgekit.tensor import AnyTensor, EncodedTensor
+
+#: Elements of a tensor compared at once.
+_CHUNK = 1 << 21
+_FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@attrs.frozen
+class TensorError:
+    """How far a tensor's values lie from the baseline's.
+
+    Attributes:
+        name: canonical, or the files' own where the family is not known.
+        precision: the compared tensor's.
+        relative_rms: sqrt of the squared errors' sum over the squared values' sum.
+        max_abs: largest absolute error.
+        snr_db: signal-to-noise ratio in dB; infinite where nothing differs.
+    """
+
+    name: str
+    precision: str
+    relative_rms: float
+    max_abs: float
+    snr_db: float
+
+
+@attrs.frozen
+class Size:
+    """What an artifact weighs.
+
+    Attributes:
+        name: of the file or directory.
+        format: of the artifact.
+        nbytes: on disk, all files.
+        tensor_nbytes: of the tensors alone.
+        parameters: elements in all tensors.
+    """
+
+    name: str
+    format: str
+    nbytes: int
+    tensor_nbytes: int
+    parameters: int
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> Size:
+        """Of an artifact."""
+        return cls(artifact.path.name, artifact.format, artifact.nbytes, artifact.tensor_nbytes, artifact.parameters)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Average over all tensors, everything included."""
+        return 8 * self.tensor_nbytes / max(1, self.parameters)
+
+
+@attrs.frozen
+class Comparison:
+    """Two artifacts of one model, side by side. ``print`` shows it as a table.
+
+    Attributes:
+        baseline, artifact: sizes of the one compared with, and of the one compared.
+        tensors: error of each tensor, in the order of the model.
+        relative_rms: over all these tensors together.
+        unmatched: tensors that only one of the two has.
+        evaluation: on a text, where one was given.
+    """
+
+    baseline: Size
+    artifact: Size
+    tensors: tuple[TensorError, ...] = attrs.field(repr=False)
+    relative_rms: float
+    unmatched: tuple[str, ...] = ()
+    evaluation: Evaluation | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: what is not finite becomes null."""
+        return {
+            "baseline": _size_dict(self.baseline),
+            "artifact": _size_dict(self.artifact),
+            "relative_rms": finite(self.relative_rms),
+            "tensors": [{k: finite(v) for k, v in attrs.asdict(error).items()} for error in self.tensors],
+            "unmatched": list(self.unmatched),
+            "evaluation": None if self.evaluation is None else self.evaluation.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(_report(self))
+
+
+def compare(
+    baseline: Source,
+    artifact: Source,
+    text: Text | None = None,
+    *,
+    context: int | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Size, error of every tensor and, with a text, perplexity and KL divergence of an artifact against another.
+
+    Args:
+        baseline: the one to compare with, usually the one that was quantized.
+        artifact: the one to judge. Tensors are matched by their canonical names, so that the formats may
+            differ; by the files' own names where the family of either is not known.
+        text: as in `evaluate`.
+        context: as in `evaluate`.
+        progress: called before each tensor, then as in `evaluate`.
+
+    Raises:
+        UsageError: the two have no tensor in common, or one of different shapes; and as `evaluate`.
+    """
+    base, judged = as_artifact(baseline), as_artifact(artifact)
+    pairs, unmatched = match(base, judged)
+    sums = [_difference(*pair, index, len(pairs), progress) for index, pair in enumerate(pairs.values())]
+    errors = tuple(_tensor_error(name, pairs[name][1], s) for name, s in zip(pairs, sums, strict=True))
+    evaluation = None
+    if text is not None:
+        evaluation = evaluate(judged, text, baseline=base, context=context, progress=progress)
+    error, signal = (math.fsum(s[i] for s in sums) for i in (0, 1))
+    return Comparison(Size.of(base), Size.of(judged), errors, _ratio(error, signal), unmatched, evaluation)
+
+
+def match(baseline: Artifact, artifact: Artifact) -> tuple[dict[str, tuple[AnyTensor, AnyTensor]], tuple[str, ...]]:
+    """Pairs of the two artifacts' floating point tensors by name, and the names that only one has.
+
+    Raises:
+        UsageError: nothing in common, or shapes that differ.
+    """
+    base, judged = _known_tensors(baseline), _known_tensors(artifact)
+    if base is None or judged is None:
+        base, judged = baseline.tensors, artifact.tensors
+    pairs = {name: (base[name], judged[name]) for name in base if name in judged and _is_float(base[name])}
+    if not pairs:
+        raise UsageError(f"{baseline.path} and {artifact.path} have no tensor in common; compare copies of one model")
+    for name, (a, b) in pairs.items():
+        if a.shape != b.shape:
+            raise UsageError(
+                f"tensor {name} has shape {list(a.shape)} in {baseline.path} and {list(b.shape)} in "
+                f"{artifact.path}; compare copies of one model"
+            )
+    return pairs, tuple(sorted(set(base) ^ set(judged)))
+
+
+def _known_tensors(artifact: Artifact) -> Mapping[str, AnyTensor] | None:
+    try:
+        return artifact.model.tensors
+    except UnsupportedModelError:
+        return None
+
+
+def _is_float(tensor: AnyTensor) -> bool:
+    return isinstance(tensor, EncodedTensor) or "float" in tensor.dtype
+
+
+def _difference(
+    base: AnyTensor, judged: AnyTensor, index: int, count: int, progress: Progress | None
+) -> tuple[float, float, float]:
+    """Sum of squared errors, of squared values, and the largest absolute error; a few rows in memory at a time."""
+    if progress:
+        progress(index, count, judged.name)
+    step = max(1, _CHUNK * base.rows // max(1, base.size))
+    sums = [_rows_difference(base, judged, i, min(i + step, base.rows)) for i in range(0, base.rows, step)]
+    error, signal, largest = zip((0.0, 0.0, 0.0), *sums, strict=True)
+    return math.fsum(error), math.fsum(signal), float(np.max(largest))
+
+
+def _rows_difference(base: AnyTensor, judged: AnyTensor, start: int, stop: int) -> tuple[float, float, float]:
+    values = base.float32(start, stop).astype(np.float64)
+    error = values - judged.float32(start, stop)
+    return float(np.vdot(error, error)), float(np.vdot(values, values)), float(np.abs(error).max(initial=0.0))
+
+
+def _tensor_error(name: str, tensor: AnyTensor, sums: tuple[float, float, float]) -> TensorError:
+    error, signal, largest = sums
+    rms = _ratio(error, signal)
+    decibel = -20 * math.log10(rms) if rms else math.inf
+    return TensorError(name, precision_name(tensor), rms, largest, decibel)
+
+
+def _ratio(error: float, signal: float) -> float:
+    """Relative RMS; infinite where zeros became something else."""
+    if error == 0:
+        return 0.0
+    return math.sqrt(error / signal) if signal else math.inf
+
+
+def precision_name(tensor: AnyTensor) -> str:
+    """The number format's name, or the float type's (``F16``)."""
+    return tensor.precision.name if isinstance(tensor, EncodedTensor) else _FLOATS.get(tensor.dtype, tensor.dtype)
+
+
+def _size_dict(size: Size) -> dict[str, Any]:
+    return attrs.asdict(size) | {"bits_per_weight": size.bits_per_weight}
+
+
+def _report(comparison: Comparison) -> Iterator[str]:
+    yield f"{'':10}{'bytes':>15}{'bits a weight':>15}  artifact"
+    for label, size in (("baseline", comparison.baseline), ("compared", comparison.artifact)):
+        yield f"{label:10}{size.nbytes:>15,}{size.bits_per_weight:>15.3f}  {size.name} ({size.format})"
+    saved = 1 - comparison.artifact.nbytes / max(1, comparison.baseline.nbytes)
+    yield f"{abs(saved):.1%} {'smaller' if saved >= 0 else 'larger'}; relative error {comparison.relative_rms:.6f}"
+    yield ""
+    yield from _table(comparison.tensors)
+    if comparison.unmatched:
+        yield f"only in one of the two: {', '.join(comparison.unmatched)}"
+    if comparison.evaluation is not None:
+        yield ""
+        yield str(comparison.evaluation)
+
+
+def _table(errors: tuple[TensorError, ...]) -> Iterator[str]:
+    names = max(len("tensor"), *(len(error.name) for error in errors))
+    kinds = max(len("precision"), *(len(error.precision) for error in errors))
+    yield f"{'tensor':{names}}  {'precision':{kinds}}  {'relative RMS':>12}  {'max error':>10}  {'SNR dB':>7}"
+    for e in errors:
+        row = f"{e.relative_rms:12.6f}  {e.max_abs:10.3g}  {e.snr_db:7.2f}"
+        yield f"{e.name:{names}}  {e.precision:{kinds}}  {row}"

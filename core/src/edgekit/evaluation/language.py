@@ -1,0 +1,233 @@
+"""How well a model predicts a text, and how near its predictions are to a baseline's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.architectures.forward import Transformer
+from edgekit.artifact import Artifact
+from edgekit.errors import NonFiniteError, UsageError
+from edgekit.evaluation._common import Progress, Source, as_artifact, finite
+
+F64 = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.integer]
+#: A text, or token ids [n].
+Text = str | npt.ArrayLike
+
+#: Tokens of a window where the caller does not say; llama.cpp's.
+CONTEXT = 512
+#: Tokens that go through the model at once: several windows where they are short.
+_BATCH = 2048
+#: Logits in memory at once: 32 MiB in float64.
+_LOGITS = 1 << 22
+
+
+@attrs.frozen
+class Evaluation:
+    """How well a model predicts a text, and how near it is to a baseline.
+
+    Attributes:
+        perplexity: exp of the mean negative log-likelihood of the scored tokens.
+        tokens: how many tokens were scored.
+        context: tokens of a window.
+        baseline_perplexity: of the baseline on the same tokens; None without one, as all that follow.
+        kl_divergence: mean over the scored positions, of the baseline's distribution from the artifact's, in nats.
+        kl_divergence_p99: its 99th percentile.
+        top1_agreement: share of scored positions, 0 to 1.
+    """
+
+    perplexity: float
+    tokens: int
+    context: int
+    baseline_perplexity: float | None = None
+    kl_divergence: float | None = None
+    kl_divergence_p99: float | None = None
+    top1_agreement: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: what is not finite becomes null."""
+        return {name: finite(value) for name, value in attrs.asdict(self).items()}
+
+    def __str__(self) -> str:
+        text = f"perplexity {self.perplexity:.4f} over {self.tokens} tokens in windows of {self.context}"
+        if self.kl_divergence is None:
+            return text
+        return (
+            f"{text} (baseline {self.baseline_perplexity:.4f})\n"
+            f"KL divergence {self.kl_divergence:.6f} mean, {self.kl_divergence_p99:.6f} p99; "
+            f"top-1 agreement {self.top1_agreement:.2%}"
+        )
+
+
+def evaluate(
+    artifact: Source,
+    text: Text,
+    *,
+    baseline: Source | None = None,
+    context: int | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Perplexity on a text and, with a baseline, KL divergence from it and top-1 agreement.
+
+    As llama.cpp's perplexity tool does it: the tokens are cut into windows of `context` tokens that do not
+    overlap, what is left at the end is dropped, the first token of each window becomes BOS where the tokenizer
+    adds one, and every window is computed on its own. Of each window the second half is scored: the tokens at
+    ``context // 2 + 1`` and later, which have at least half a window before them. A text shorter than one
+    window is one window of its own length.
+
+    Args:
+        artifact: the model to judge.
+        text: a text, which the artifact's tokenizer cuts, or token ids [n].
+        baseline: the model to compare with; it has to share the vocabulary.
+        context: tokens of a window; None takes 512, or the model's context where that is less.
+        progress: called before each batch of windows.
+
+    Returns:
+        The measures. Logits of a few positions at a time are held, never those of the text; the KL divergence
+        is never negative, and exactly 0 for models that compute the same.
+
+    Raises:
+        UsageError: fewer than three tokens, no tokenizer for a text, other vocabularies, or a bad `context`.
+        UnsupportedModelError: the family is not known.
+        NonFiniteError: the model computes a NaN or an infinity.
+    """
+    judged = as_artifact(artifact)
+    reference = None if baseline is None else as_artifact(baseline)
+    models = _models(judged, reference)
+    windows = cut(tokens_of(judged, text), _context(context, models), _bos(judged))
+    scores = list(_scores(models, windows, progress))
+    return _summary(np.concatenate(scores, axis=1), windows.shape[1], judged)
+
+
+def tokens_of(artifact: Artifact, text: Text) -> Ints:
+    """Token ids [n] of a text, with what the artifact's tokenizer adds to every text; ids are passed on.
+
+    Raises:
+        UsageError: a text, and the artifact has no tokenizer.
+    """
+    if not isinstance(text, str):
+        return np.asarray(text)
+    tokenizer = artifact.tokenizer
+    if tokenizer is None:
+        raise UsageError(f"{artifact.path}: it has no tokenizer to cut the text with; give token ids instead")
+    return np.asarray(tokenizer.encode(text), np.int64)
+
+
+def cut(tokens: Ints, context: int, bos: int | None) -> Ints:
+    """Windows [count, context] of the tokens [n], each beginning with `bos` unless it is None.
+
+    Raises:
+        UsageError: not [n], not integers, or fewer than three.
+    """
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise UsageError(f"tokens have to be integers [n], got {tokens.dtype} {list(tokens.shape)}")
+    if tokens.size < 3:
+        raise UsageError(f"{tokens.size} tokens are too few to score; give a text of at least three, better thousands")
+    length = min(context, tokens.size)
+    count = tokens.size // length
+    windows = tokens[: count * length].reshape(count, length).copy()
+    if bos is not None:
+        windows[:, 0] = bos
+    return windows
+
+
+def _models(judged: Artifact, baseline: Artifact | None) -> list[Transformer]:
+    models = [Transformer(artifact.model) for artifact in (judged, baseline) if artifact is not None]
+    sizes = {model.config.vocab for model in models}
+    if len(sizes) > 1:
+        raise UsageError(f"the models have vocabularies of {sizes} tokens; only models of one vocabulary compare")
+    return models
+
+
+def _context(context: int | None, models: list[Transformer]) -> int:
+    longest = min(model.config.context for model in models)
+    if context is None:
+        return min(CONTEXT, longest)
+    if not 3 <= context <= longest:
+        raise UsageError(f"a window of {context} tokens; choose between 3 and the model's context of {longest}")
+    return context
+
+
+def _bos(artifact: Artifact) -> int | None:
+    tokenizer = artifact.tokenizer
+    return tokenizer.bos if tokenizer is not None and tokenizer.add_bos else None
+
+
+def _scores(models: list[Transformer], windows: Ints, progress: Progress | None) -> Iterator[F64]:
+    """Rows for each scored position, [rows, positions]: negative log-likelihood, or with a baseline four rows."""
+    count, context = windows.shape
+    step = max(1, _BATCH // context)
+    for start in range(0, count, step):
+        if progress:
+            progress(start, count, "evaluation")
+        yield from _score_batch(models, windows[start : start + step])
+    if progress:
+        progress(count, count, "")
+
+
+def _score_batch(models: list[Transformer], batch: Ints) -> Iterator[F64]:
+    first = batch.shape[1] // 2
+    hidden = [m.hidden(batch)[:, first:-1].reshape(-1, m.config.width) for m in models]
+    targets = batch[:, first + 1 :].reshape(-1)
+    step = max(1, _LOGITS // models[0].config.vocab)
+    for start in range(0, targets.size, step):
+        rows = slice(start, start + step)
+        yield score([log_softmax(m.project(h[rows])) for m, h in zip(models, hidden, strict=True)], targets[rows])
+
+
+def score(log_q: list[F64], targets: Ints) -> F64:
+    """What each position contributes.
+
+    Args:
+        log_q: log-probabilities [positions, vocab] of the artifact and, where there is one, of the baseline.
+        targets: the tokens that came [positions].
+
+    Returns:
+        float64 [1 or 4, positions]: negative log-likelihood of the artifact; with a baseline also that of
+        the baseline, the KL divergence, and 1 where the two agree on the most likely token.
+    """
+    places = np.arange(targets.size)
+    losses = [-log[places, targets] for log in log_q]
+    if len(log_q) == 1:
+        return np.stack(losses)
+    agree = (log_q[0].argmax(axis=-1) == log_q[1].argmax(axis=-1)).astype(np.float64)
+    return np.stack([*losses, kl_divergence(log_q[1], log_q[0]), agree])
+
+
+def log_softmax(logits: npt.NDArray[np.floating]) -> F64:
+    """Log-probabilities over the last dimension, in float64 and shifted so that nothing overflows."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
+
+
+def kl_divergence(log_p: F64, log_q: F64) -> F64:
+    """Σ p·(log p - log q) over the last dimension, in nats; at least 0, and 0 where the two are equal."""
+    divergence: F64 = np.einsum("...i,...i->...", np.exp(log_p), log_p - log_q)
+    return np.maximum(divergence, 0.0)  # rounding may leave a sum of -1e-17
+
+
+def _summary(scores: F64, context: int, artifact: Artifact) -> Evaluation:
+    if not np.isfinite(scores).all():
+        raise NonFiniteError(
+            f"{artifact.path}: the model computes values that are not finite; "
+            "choose a precision that keeps more, or look for broken scales with `edgekit compare`"
+        )
+    tokens = scores.shape[1]
+    perplexity, *rest = (_exp(mean) if row < 2 else mean for row, mean in enumerate(scores.mean(axis=1).tolist()))
+    if not rest:
+        return Evaluation(perplexity, tokens, context)
+    baseline, kl, agreement = rest
+    p99 = float(np.percentile(scores[2], 99))
+    return Evaluation(perplexity, tokens, context, baseline, kl, p99, agreement)
+
+
+def _exp(mean: float) -> float:
+    return math.exp(mean) if mean < 700 else math.inf
