@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -21,23 +21,12 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import attrs  # noqa: E402
 import numpy as np  # noqa: E402
 import peers  # noqa: E402
+from case import Case, Job  # noqa: E402
 from memory import streaming_report  # noqa: E402
 
-Job = Callable[[], object]
 SHAPE = (1024, 4096)  # 16 MiB of float32: larger than the caches
-
-
-@attrs.frozen
-class Case:
-    """One comparison: edgekit's job and its peers', on the same data."""
-
-    what: str
-    precision: str
-    nbytes: int
-    jobs: dict[str, Job]
 
 
 def cases() -> Iterator[Case]:
@@ -66,9 +55,7 @@ def row(case: Case, rounds: int) -> list[str]:
     """One line of the table: edgekit's speed, and for each peer its speed and edgekit's ratio to it."""
     seconds = fastest(case.jobs, rounds)
     own = seconds.pop("edgekit")
-    against = [
-        f"{peer} {case.nbytes / s / 1e9:.3f} → **{s / own:.2f}×**" for peer, s in seconds.items()
-    ]
+    against = [f"{peer} {case.nbytes / s / 1e9:.3f} → **{s / own:.2f}×**" for peer, s in seconds.items()]
     return [case.what, f"`{case.precision}`", f"{case.nbytes / own / 1e9:.3f}", "; ".join(against) or "–"]
 
 

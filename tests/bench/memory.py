@@ -29,7 +29,9 @@ def streaming_report(nbytes: int, recipe: str = "Q8_0") -> str:
         start = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-c", _CHILD, str(source), recipe, str(Path(folder) / "out.gguf")],
-            capture_output=True, text=True, check=True,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         seconds = time.perf_counter() - start
         peak = json.loads(done.stdout)["peak"]
@@ -62,10 +64,19 @@ def write_random_llama(folder: Path, nbytes: int) -> int:
     shapes |= {f"model.layers.{i}.{name}": shape for i in range(layers) for name, shape in layer.items()}
     folder.mkdir()
     config = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": width,
-        "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": 16, "num_key_value_heads": 4,
-        "vocab_size": vocab, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "tie_word_embeddings": True, "hidden_act": "silu",
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": width,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "vocab_size": vocab,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "hidden_act": "silu",
     }
     (folder / "config.json").write_text(json.dumps(config))
     _write_safetensors(folder / "model.safetensors", shapes)

@@ -22,7 +22,8 @@ def same(a, b):
     assert a.parts.keys() == b.parts.keys()
     for part in a.parts:
         assert a.parts[part].dtype == b.parts[part].dtype
-        np.testing.assert_array_equal(a.parts[part].view(np.uint8), b.parts[part].view(np.uint8), err_msg=part)
+        left, right = (np.atleast_1d(each.parts[part]).view(np.uint8) for each in (a, b))
+        np.testing.assert_array_equal(left, right, err_msg=part)
 
 
 @ALL
@@ -80,8 +81,8 @@ def test_huge_values_never_become_a_silent_nan(precision):
         decoded = edgekit.encode(x, precision).dequantize()
     except ScaleOverflowError as error:
         assert "too large" in str(error)  # noqa: PT017
-    else:
-        assert np.isfinite(decoded).all()
+    else:  # a microscaling value may round up to 2**128, which is infinite in float32, as in its framework
+        assert not np.isnan(decoded).any()
 
 
 @ALL
@@ -93,9 +94,12 @@ def test_zeros_stay_zeros(precision):
 
 @ALL
 def test_measured_bits_are_the_stated_bits(precision):
-    x = RNG.standard_normal((512, 4096)).astype(np.float32)
+    # Where the scale takes the source's type, what is stated is for a source of 16 bits.
+    dtype = np.float16 if precision.scale_dtype == "source" else np.float32
+    x = RNG.standard_normal((128, 4096)).astype(dtype)
     measured = edgekit.encode(x, precision).bits_per_weight
     slack = 0 if precision.granularity in ("group", "element") else 64 / 4096  # a scale a row, or less
+    slack += 64 / x.size if precision.whole_tensor else 0  # a number for the whole tensor
     assert float(precision.bits_per_weight) <= measured <= float(precision.bits_per_weight) + slack
 
 

@@ -20,7 +20,7 @@ LAYERS = [
     {"precision"},
     {"tensor"},
     {"reference"},
-    {"tokenizer", "manifest", "atomic", "hookspecs", "builtin", "plugin", "architectures", "sample"},
+    {"tokenizer", "_tokenizer", "manifest", "atomic", "hookspecs", "builtin", "plugin", "architectures", "sample"},
     {"recipe"},
     {"artifact", "encoding"},
     {"formats", "bridges", "catalogue"},

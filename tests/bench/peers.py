@@ -1,0 +1,184 @@
+"""edgekit's jobs beside those of the libraries that define the formats, on the same data.
+
+Frameworks that are not installed are left out. Each peer runs on one thread where it can be told to.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from case import Case
+
+import edgekit
+
+Array = np.ndarray
+#: What gguf-py encodes; it decodes all of them.
+GGUF_PY_ENCODES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4")
+GGML_IDS = {
+    "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14,
+    "IQ4_NL": 20, "IQ4_XS": 23, "TQ1_0": 34, "TQ2_0": 35, "MXFP4": 39, "NVFP4": 40, "Q1_0": 41, "Q2_0": 42,
+}  # fmt: skip
+FIRST = ("Q8_0", "Q4_0", "Q4_K", "Q6_K")
+
+
+def encoders(x: Array) -> Iterator[Case]:
+    """edgekit's reference encoders against native ones."""
+    kinds = [*FIRST, *(kind for kind in GGML_IDS if kind not in FIRST)]
+    for kind in kinds:
+        jobs: dict[str, Callable[[], object]] = {"edgekit": partial(_encode, x, f"ggml:{kind}")}
+        if _has("llama_cpp"):
+            jobs["libggml"] = Ggml().encoder(x, GGML_IDS[kind])
+        if _has("gguf") and kind in GGUF_PY_ENCODES:
+            jobs["gguf-py"] = _gguf_py("quantize", x, GGML_IDS[kind])
+        yield _case("encode", f"ggml:{kind}", x, jobs)
+    for name, peer in _others(x):
+        yield _case("encode", name, x, {"edgekit": partial(_encode, x, name), **peer})
+
+
+def decoders(x: Array) -> Iterator[Case]:
+    """edgekit's reference decoders against native ones."""
+    for kind, number in GGML_IDS.items():
+        encoded = edgekit.encode(x, f"ggml:{kind}")
+        jobs: dict[str, Callable[[], object]] = {"edgekit": encoded.dequantize}
+        if _has("llama_cpp"):
+            jobs["libggml"] = Ggml().decoder(encoded.parts["blocks"], x.shape, number)
+        if _has("gguf") and kind not in ("Q1_0", "Q2_0"):
+            jobs["gguf-py"] = _gguf_py("dequantize", encoded.parts["blocks"], number)
+        yield _case("decode", f"ggml:{kind}", x, jobs)
+    for name in ("mlx:int4-g64", "openvino:int4-sym-g64", "onnx:int4-sym-g32", "affine:int4-asym-g32"):
+        yield _case("decode", name, x, {"edgekit": edgekit.encode(x, name).dequantize})
+
+
+def _case(what: str, name: str, x: Array, jobs: dict[str, Any]) -> Case:
+    return Case(what, name, x.nbytes, jobs)
+
+
+def _has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _encode(x: Array, name: str) -> object:
+    return edgekit.encode(x, name, backend="reference")
+
+
+def _gguf_py(what: str, data: Array, number: int) -> Callable[[], object]:
+    from gguf import GGMLQuantizationType, quants
+
+    return partial(getattr(quants, what), data, GGMLQuantizationType(number))
+
+
+class Ggml:
+    """libggml-base of llama-cpp-python, through ctypes; single-threaded by nature."""
+
+    def __init__(self) -> None:
+        import llama_cpp
+
+        self.library = ctypes.CDLL(str(next((Path(llama_cpp.__file__).parent / "lib").glob("libggml-base.so*"))))
+        self.library.ggml_row_size.restype = ctypes.c_size_t
+        self.library.ggml_row_size.argtypes = (ctypes.c_int, ctypes.c_int64)
+        self.library.ggml_quantize_chunk.restype = ctypes.c_size_t
+        self.library.ggml_quantize_chunk.argtypes = (
+            ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p,
+        )  # fmt: skip
+        self.library.ggml_get_type_traits.restype = ctypes.POINTER(Traits)
+        self.library.ggml_get_type_traits.argtypes = (ctypes.c_int,)
+
+    def encoder(self, x: Array, number: int) -> Callable[[], object]:
+        """A job that encodes x."""
+        rows, cols = x.shape
+
+        def job() -> object:  # a fresh output each time, as edgekit's encode has
+            out = np.empty(rows * self.library.ggml_row_size(number, cols), np.uint8)
+            return self.library.ggml_quantize_chunk(number, x.ctypes.data, out.ctypes.data, 0, rows, cols, None)
+
+        return job
+
+    def decoder(self, blocks: Array, shape: tuple[int, ...], number: int) -> Callable[[], object]:
+        """A job that decodes blocks."""
+        to_float = self.library.ggml_get_type_traits(number).contents.to_float
+
+        def job() -> object:
+            out = np.empty(shape, np.float32)
+            return to_float(blocks.ctypes.data, out.ctypes.data, out.size)
+
+        return job
+
+
+class Traits(ctypes.Structure):
+    """``struct ggml_type_traits`` as far as ``to_float``."""
+
+    _fields_ = [
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    ]
+
+
+def _others(x: Array) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
+    """Conventions of other frameworks with what they call for them."""
+    for bits in (2, 3, 4, 5, 6, 8):
+        yield f"mlx:int{bits}-g64", _mlx(x, bits=bits, group_size=64) if _has("mlx") else {}
+    for mode in ("mxfp4", "mxfp8", "nvfp4"):
+        yield f"mlx:{mode}", _mlx(x, mode=mode) if _has("mlx") else {}
+    for name in (
+        "int8-sym-channel",
+        "int8-asym-channel",
+        "int4-sym-g64",
+        "int4-asym-g64",
+        "nf4-g64",
+        "mxfp4",
+        "fp8-g64",
+    ):
+        yield f"openvino:{name}", _nncf(x, name) if _has("nncf") else {}
+    for bits in (2, 4, 8):
+        yield f"onnx:int{bits}-sym-g32", _onnxruntime(x, bits) if _has("onnxruntime") else {}
+    yield "affine:int4-asym-g32", {}
+
+
+def _mlx(x: Array, **options: Any) -> dict[str, Callable[[], object]]:
+    import mlx.core as mx
+
+    source = mx.array(x)
+
+    def job() -> object:
+        return mx.eval(mx.quantize(source, **options, stream=mx.cpu))
+
+    return {"mlx": job}
+
+
+def _nncf(x: Array, name: str) -> dict[str, Callable[[], object]]:
+    """NNCF's own numpy arithmetic, without the walk over the model's graph."""
+    from nncf import CompressWeightsMode
+    from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
+    from nncf.quantization.algorithms.weight_compression.weight_lowering import compress_weight
+    from nncf.tensor import Tensor
+
+    kind, *rest = name.split("-")
+    mode = getattr(
+        CompressWeightsMode, "_".join([kind, *[r for r in rest if "sym" in r]]).upper().replace("FP8", "FP8_E4M3")
+    )
+    group = {"mxfp4": 32}.get(name, int(rest[-1][1:]) if rest and rest[-1][0] == "g" else -1)
+    config = WeightCompressionConfig(mode, group)
+    weight = Tensor(x)
+    return {"nncf": lambda: compress_weight(weight, 1, config)}
+
+
+def _onnxruntime(x: Array, bits: int) -> dict[str, Callable[[], object]]:
+    from onnxruntime.capi import _pybind_state as ort
+
+    kernel = getattr(ort, f"quantize_matmul_{bits}bits")
+    columns = np.ascontiguousarray(x.T)
+    k, n, block = *columns.shape, 32
+    packed = np.zeros((n, k // block, block * bits // 8), np.uint8)
+    scales = np.zeros(n * (k // block), np.float32)
+    zeros = np.zeros(n * ((k // block * bits + 7) // 8), np.uint8)
+    return {"onnxruntime": lambda: kernel(packed, columns, scales, zeros, block, n, k, True)}
