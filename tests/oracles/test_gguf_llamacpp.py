@@ -77,11 +77,8 @@ def llama_types(source: Path, recipe: GgufRecipe, weighed: bool) -> dict[str, st
     llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
     assert llama_cpp.llama_model_quantize(str(source).encode(), b"", ctypes.byref(parameters)) == 0
     llama_cpp.llama_log_set(_SILENT, ctypes.c_void_p(0))
-    lines = re.findall(
-        r"\[ *\d+/ *\d+\] (\S+) .*?type = +(\S+), .*?size = +\S+ MiB(?: -> .*? MiB \((\S+)\))?\n",
-        "".join(said),
-        re.DOTALL,
-    )
+    line = r"\[ *\d+/ *\d+\] (\S+) .*?type = +(\S+), .*?size = +\S+ MiB(?: -> .*? MiB \((\S+)\))?\n"
+    lines = re.findall(line, "".join(said), re.DOTALL)
     return {name: _PRECISIONS[after or before] for name, before, after in lines}
 
 
