@@ -1,4 +1,4 @@
-"""Tokenizers as data, the same for every file format; text goes through the `tokenizers` library."""
+"""Tokenizers as data, the same for every file format; the `tokenizers` library cuts texts."""
 
 from __future__ import annotations
 
@@ -87,14 +87,14 @@ class Tokenizer:
             skip_special: whether to leave out special tokens.
 
         Raises:
-            MissingPluginError: the `tokenizers` library is not installed.
             UsageError: a negative id.
         """
+        from edgekit._tokenizer.text import decode
+
         known = [int(number) for number in ids if int(number) < len(self.tokens)]
         if known and min(known) < 0:
             raise UsageError(f"token id {min(known)}; ids are 0 to {len(self.tokens) - 1}")
-        text: str = self._library.decode(known, skip_special_tokens=skip_special)
-        return text
+        return decode(self, known, skip_special)
 
     def to_json(self) -> str:
         """The text of a ``tokenizer.json``: the given one, or one made from the record.

@@ -17,6 +17,7 @@ import attrs
 
 from edgekit._tokenizer import pretokenizers, sentencepiece
 from edgekit._tokenizer.sentencepiece import SentencePiece
+from edgekit._tokenizer.text import byte_tokens
 from edgekit._tokenizer.tokenizer_json import SPACE
 from edgekit.errors import InvalidFileError, UnsupportedModelError
 from edgekit.formats._hf_files import TOKENIZER_LIMIT, member, read_bytes, read_object
@@ -273,9 +274,8 @@ def _mark(
 
 
 def _mark_bytes(types: list[TokenType], tokens: list[str]) -> None:
-    spelled = {f"<0x{byte:02X}>" for byte in range(256)}
     for number, token in enumerate(tokens):
-        if token in spelled:
+        if token in byte_tokens():
             types[number] = TokenType.BYTE
 
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgekit._tokenizer import pretokenizers
 from edgekit.errors import UnsupportedModelError
-
-if TYPE_CHECKING:
-    from edgekit.tokenizer import Tokenizer
+from edgekit.tokenizer import Tokenizer, TokenType
 
 SPACE = "▁"  # SentencePiece writes a space so
 
@@ -39,8 +37,6 @@ def build(tokenizer: Tokenizer) -> str:
 
 def _added_tokens(tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
     """Tokens that are found in a text as they are, before it is cut."""
-    from edgekit.tokenizer import TokenType
-
     found = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
     for number, (token, kind) in enumerate(zip(tokenizer.tokens, tokenizer.types, strict=True)):
         if kind in found and token:
@@ -110,8 +106,6 @@ def _model(tokenizer: Tokenizer, merges: list[list[str]]) -> dict[str, Any]:
 
 def merges_from_scores(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     """Every pair of pieces whose union is a piece, the highest score first; ids settle ties."""
-    from edgekit.tokenizer import TokenType
-
     merged = (TokenType.NORMAL, TokenType.USER_DEFINED)
     ids = {token: n for n, token in enumerate(tokenizer.tokens) if tokenizer.types[n] in merged}
     pairs = [
