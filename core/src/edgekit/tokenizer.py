@@ -72,9 +72,10 @@ class Tokenizer:
             UsageError: half of a surrogate pair in the text.
         """
         try:
-            ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+            text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise UsageError(f"the text is no Unicode text: {error.reason} at character {error.start}") from error
+        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
         before = [self.bos] if add_special and self.add_bos and self.bos is not None else []
         after = [self.eos] if add_special and self.add_eos and self.eos is not None else []
         return [*before, *ids, *after]
