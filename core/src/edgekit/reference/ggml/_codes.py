@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
 from edgekit.reference._rounding import nearest_int
-from edgekit.reference.ggml._layout import F32, U8, from_lanes, lanes, peak, spread
+from edgekit.reference.ggml._layout import F32, U8, lanes, peak, spread
+
+Integer = TypeVar("Integer", np.int8, np.uint8)
 
 _WRAP = np.float32(1 << 22)  # beyond this, `nearest_int` wraps around
 _HALF = np.uint32(0x3EFFFFFF)  # 0.49999997, the largest float32 below one half
 _SIGN = np.uint32(0x80000000)
 
 
-def round_clip(v: F32, low: int, high: int) -> F32:
+def round_clip(v: F32, low: int, high: int, tame: bool = False) -> F32:
     """``clip(nearest_int(v), low, high)``, in place and as float32.
 
     Rounding and clipping as floats is three times faster, and the same as long as nothing wraps around.
+
+    Args:
+        v: any shape.
+        low: the smallest code.
+        high: the largest code.
+        tame: the caller knows that nothing wraps around.
     """
-    if v.max() < _WRAP and v.min() > -_WRAP:
+    if tame or (v.max() < _WRAP and v.min() > -_WRAP):
         return np.clip(np.rint(v, out=v), np.float32(low), np.float32(high), out=v)
     v[...] = np.clip(nearest_int(v), low, high)
     return v
@@ -37,11 +47,14 @@ def reciprocal(d: F32) -> F32:
     return np.where(d != 0, np.float32(1) / d, np.float32(0))
 
 
-def truncate(v: F32) -> U8:
-    """``(int8_t) v`` for v in -128 to 255, as bits; what is infinite or no number becomes 0, as on x86."""
-    if not np.isfinite(v.max()) or not np.isfinite(v.min()):
-        v[~np.isfinite(v)] = 0
-    return v.astype(np.int16).astype(np.uint8)
+def truncate(v: F32, dtype: type[Integer], undefined: int = 0) -> npt.NDArray[Integer]:
+    """``(int) v`` as `dtype`, which has to hold all of v.
+
+    What is infinite or no number becomes `undefined`: C leaves the conversion open, and processors differ.
+    """
+    if not (np.isfinite(v.max()) and np.isfinite(v.min())):
+        v[~np.isfinite(v)] = undefined
+    return v.astype(dtype)
 
 
 def signed_peak(x: F32, high: F32, low: F32) -> F32:
@@ -74,25 +87,8 @@ def first_minimum(x: F32, low: F32) -> F32:
     return low
 
 
-def nearest_codes(x: F32, step: F32, offset: F32 | None, low: int, high: int) -> npt.NDArray[np.int8]:
-    """``clip(nearest_int((x + offset) / step), low, high)`` as int8 [blocks, n].
-
-    Args:
-        x: blocks [blocks, n].
-        step: stored scale of each [blocks].
-        offset: stored minimum of each [blocks], subtracted when decoding; None without one.
-        low: the smallest code.
-        high: the largest code.
-    """
-    v = lanes(x)
-    if offset is not None:
-        v += spread(offset)
-    v /= spread(step)
-    return from_lanes(round_clip(v, low, high).astype(np.int8))
-
-
 def ternary(x: F32, undefined: int = 0) -> tuple[F32, U8]:
-    """The largest magnitude of each block [blocks], and ``roundf(x / largest) + 1`` as codes [blocks, n].
+    """The largest magnitude of each block [blocks], and ``roundf(x / largest) + 1`` as codes in lanes.
 
     Args:
         x: blocks [blocks, n].
@@ -102,7 +98,6 @@ def ternary(x: F32, undefined: int = 0) -> tuple[F32, U8]:
     v = lanes(x)
     d = peak(np.abs(v))
     v *= spread(reciprocal(d))
-    round_away(v)
-    if not np.isfinite(v.max()) or not np.isfinite(v.min()):
-        v[~np.isfinite(v)] = undefined
-    return d, from_lanes(v.astype(np.int8) + np.int8(1)).view(np.uint8)
+    codes = truncate(round_away(v), np.int8, undefined)
+    codes += np.int8(1)
+    return d, codes.view(np.uint8)

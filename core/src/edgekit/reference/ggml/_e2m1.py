@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.reference.ggml._bounds import F64
-from edgekit.reference.ggml._layout import F32, U8, from_lanes, lanes, spread
+from edgekit.reference.ggml._layout import F32, U8, lanes, spread
 
 #: The sixteen values, doubled.
 VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
@@ -24,7 +24,7 @@ _SIGN_TO_BIT_3 = np.uint32(28)
 
 
 def nearest_codes(x: F32, d: F32, tame: npt.NDArray[np.bool_]) -> U8:
-    """The code of each element under the scale of its block, as bytes [blocks, n].
+    """The code of each element under the scale of its block, in lanes.
 
     Args:
         x: blocks [blocks, n].
@@ -39,11 +39,12 @@ def nearest_codes(x: F32, d: F32, tame: npt.NDArray[np.bool_]) -> U8:
     for midpoint in _MIDPOINTS:
         codes += v > reach * np.float32(midpoint)
     codes |= np.where(codes > 0, negative, np.uint8(0))
-    found = from_lanes(codes)
     wild = np.flatnonzero(~tame)
     if wild.size:
-        found[wild] = _first_nearest(x[wild], d[wild])
-    return found
+        codes.reshape(len(codes), -1, 4)[:, wild] = (
+            _first_nearest(x[wild], d[wild]).reshape(wild.size, -1, 4).swapaxes(0, 1)
+        )
+    return codes
 
 
 def _first_nearest(x: F32, d: F32) -> U8:

@@ -6,8 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from edgekit.reference._blocks import row_chunks
 from edgekit.reference.ggml._layout import F32, columns
 from edgekit.reference.ggml._search import total
+
+_COLUMNS = 1 << 12  # summed at a time
 
 
 class Importance(NamedTuple):
@@ -15,7 +18,7 @@ class Importance(NamedTuple):
 
     Attributes:
         columns: mean squared activation of each element's input column, [blocks, n].
-        row_power: mean of x² over the whole row that the block is part of, [blocks].
+        row_power: mean of x² over the whole row that the block is part of, [blocks]; for the types that use it.
     """
 
     columns: F32
@@ -24,12 +27,19 @@ class Importance(NamedTuple):
 
 def row_power(x: F32) -> F32:
     """The mean of x² over each row [rows], summed one float32 after the other."""
-    power = np.zeros(x.shape[0], np.float32)
-    for start in range(0, x.shape[1], 1 << 12):
-        part = np.square(x[:, start : start + (1 << 12)])
-        part[:, 0] += power
-        power = np.add.accumulate(part, axis=1)[:, -1]
+    power = np.empty(x.shape[0], np.float32)
+    for rows in row_chunks(x.shape[0], _COLUMNS):
+        power[rows] = _row_sums(x[rows])
     return power / np.float32(x.shape[1])
+
+
+def _row_sums(x: F32) -> F32:
+    sums = np.zeros(x.shape[0], np.float32)
+    for start in range(0, x.shape[1], _COLUMNS):
+        squares = np.square(x[:, start : start + _COLUMNS])
+        squares[:, 0] += sums
+        sums = np.add.accumulate(squares, axis=1)[:, -1]
+    return sums
 
 
 def block_power(x: F32) -> F32:

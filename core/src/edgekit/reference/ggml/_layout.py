@@ -8,7 +8,7 @@ wherever the order within a block does not matter (element by element, maxima).
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 #: Blocks as they lie in a file: a structured array [blocks] of a type's ``LAYOUT``.
 Blocks = npt.NDArray[np.void]
+Codes = TypeVar("Codes", npt.NDArray[np.uint8], npt.NDArray[np.int8])
 
 _LANE = 4
 
@@ -32,14 +33,19 @@ def lanes(x: F32) -> F32:
     return np.ascontiguousarray(units.T).view(np.float32)
 
 
-def from_lanes(codes: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def from_lanes(codes: Codes) -> Codes:
     """Codes of one byte in lanes [n / 4, 4 * blocks] as blocks [blocks, n], contiguous."""
     return np.ascontiguousarray(codes.view(np.uint32).T).view(codes.dtype)
 
 
+def to_lanes(codes: Codes) -> Codes:
+    """The inverse of `from_lanes`."""
+    return np.ascontiguousarray(np.ascontiguousarray(codes).view(np.uint32).T).view(codes.dtype)
+
+
 def spread(per_block: F32) -> F32:
-    """One value a block [blocks], repeated for the four lanes [4 * blocks]."""
-    return np.repeat(per_block, _LANE)
+    """One value a block [..., blocks], repeated for the four lanes [..., 4 * blocks]."""
+    return np.repeat(per_block, _LANE, axis=-1)
 
 
 def peak(magnitudes: F32) -> F32:
@@ -58,24 +64,30 @@ def _fold(extreme: np.ufunc, values: F32) -> F32:
     return cast(F32, extreme(extreme(lane[2::_LANE], lane[3::_LANE]), first))
 
 
-def pack_planes(codes: U8, bits: int) -> U8:
-    """Planes of codes [m, planes, width] as bytes [m, width]: plane p lies in bits ``bits * p`` and up.
+def pack_planes(codes: U8, groups: int, planes: int, bits: int, first: int = 0) -> U8:
+    """Pack bits `first` to ``first + bits - 1`` of codes in lanes [n / 4, 4 * blocks] to bytes [blocks, n / planes].
 
-    Works on eight codes at a time; every code has to fit in `bits`.
+    A block's codes are cut into `groups`, and each group into as many `planes`; the planes of a group share its
+    bytes, plane p in bits ``bits * p`` and up. Works on four codes at a time.
     """
-    words = np.ascontiguousarray(codes).view(np.uint64)
-    packed = words[:, 0].copy()
-    for word in range(packed.shape[1]):
-        for plane in range(1, words.shape[1]):
-            packed[:, word] |= words[:, plane, word] << np.uint64(bits * plane)
-    return packed.view(np.uint8)
+    words = codes.view(np.uint32)
+    cut = words.reshape(groups, planes, -1, words.shape[1])
+    mask = np.uint32(0x01010101 * ((1 << bits) - 1))
+    packed = (cut[:, 0] >> np.uint32(first)) & mask
+    for plane in range(1, planes):
+        packed |= _shifted(cut[:, plane], bits * plane - first) & (mask << np.uint32(bits * plane))
+    return from_lanes(packed.reshape(-1, words.shape[1]).view(np.uint8))
 
 
-def unpack_planes(packed: U8, bits: int) -> U8:
-    """The inverse of `pack_planes`: bytes [m, width] to codes [m, 8 / bits, width]."""
-    words = np.ascontiguousarray(packed).view(np.uint64)
+def _shifted(words: npt.NDArray[np.uint32], bits: int) -> npt.NDArray[np.uint32]:
+    return words << np.uint32(bits) if bits >= 0 else words >> np.uint32(-bits)
+
+
+def unpack_planes(packed: U8, groups: int, planes: int, bits: int, first: int = 0) -> U8:
+    """The inverse of `pack_planes`, but to blocks: bytes [blocks, n / planes] to codes [blocks, n]."""
+    words = np.ascontiguousarray(packed).view(np.uint64).reshape(len(packed), groups, -1)
     mask = np.uint64(0x0101010101010101 * ((1 << bits) - 1))
-    planes = np.empty((words.shape[0], 8 // bits, words.shape[1]), np.uint64)
-    for plane in range(8 // bits):
-        planes[:, plane] = (words >> np.uint64(bits * plane)) & mask
-    return planes.view(np.uint8)
+    cut = np.empty((len(packed), groups, planes, words.shape[2]), np.uint64)
+    for plane in range(planes):
+        cut[:, :, plane] = (words >> np.uint64(bits * plane) & mask) << np.uint64(first)
+    return cut.view(np.uint8).reshape(len(packed), -1)

@@ -13,6 +13,7 @@ in ggml 0.25.3, ``ggml-quants.c``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -24,8 +25,13 @@ from edgekit.reference.ggml._layout import F32
 
 I32 = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
+Index = npt.NDArray[np.intp]
+At = Index | slice
+_ALL = slice(None)
 
 EPSILON = np.float32(1e-15)  # GROUP_MAX_EPS: a block with no larger magnitude counts as zero
+_FAR = np.float32(2.0**-16)
+_SMALLEST_SPAN = np.float32(1e-36)  # its reciprocal times the number of steps is finite
 
 
 def total(v: F32) -> F32:
@@ -42,11 +48,14 @@ class Affine(NamedTuple):
     origin: F32
 
 
-def affine_codes(x: F32, inverse: F32, origin: F32, top: int, out: F32 | None = None) -> F32:
-    """``clip(nearest_int(inverse * (x - origin)), 0, top)`` as float32 columns."""
-    out = np.subtract(x, origin, out=out)
-    out *= inverse
-    return round_clip(out, 0, top)
+def affine_codes(x: F32, found: Affine, top: int, at: At = _ALL) -> F32:
+    """The codes of the search for columns x, or for some of them, as float32 columns."""
+    return round_clip((x[:, at] - found.origin[at]) * found.inverse[at], 0, top)
+
+
+def affine_steps(first: float, step: float, tries: int, top: int) -> F32:
+    """How many steps to divide the range into: ``first + step * i + top`` for i = 0 to `tries`, in float32."""
+    return np.float32(first) + np.float32(step) * np.arange(tries + 1, dtype=np.float32) + np.float32(top)
 
 
 def affine(x: F32, weights: F32, top: int, steps: F32, absolute: bool = False) -> Affine:
@@ -59,56 +68,71 @@ def affine(x: F32, weights: F32, top: int, steps: F32, absolute: bool = False) -
         steps: how many steps the range is divided into, one number a try.
         absolute: weigh absolute errors instead of squared ones.
     """
-    high = x.max(axis=0)
-    low = first_minimum(x.T, x.min(axis=0))
-    low[low > 0] = 0
-    flat = high == low
-    sum_w, sum_x = total(weights), total(weights * x)
-    codes, scratch = np.empty_like(x), np.empty_like(x)
-
-    def error_of(scale: F32, minimum: F32) -> F32:
-        np.multiply(codes, scale, out=scratch)
-        np.add(scratch, minimum, out=scratch)
-        np.subtract(scratch, x, out=scratch)
-        (np.abs if absolute else np.square)(scratch, out=scratch)
-        return total(np.multiply(scratch, weights, out=scratch))
-
-    inverse = np.float32(top) / _span(high, low, flat)
-    best = Affine(np.float32(1) / inverse, low, inverse, low)
-    affine_codes(x, inverse, low, top, codes)
-    least = error_of(best.scale, low)
-    for step in steps:
-        origin = best.minimum  # an accepted candidate moves the origin of all later ones
-        inverse = step / _span(high, origin, flat)
-        affine_codes(x, inverse, origin, top, codes)
-        sum_l = total(np.multiply(codes, weights, out=scratch))
-        sum_xl = total(scratch * x)
-        sum_l2 = total(np.multiply(scratch, codes, out=scratch))
-        determinant = sum_w * sum_l2 - sum_l * sum_l
-        scale = np.divide(sum_w * sum_xl - sum_x * sum_l, determinant)
-        minimum = np.divide(sum_l2 * sum_x - sum_l * sum_xl, determinant)
-        positive = minimum > 0
-        minimum = np.where(positive, np.float32(0), minimum)
-        scale = np.where(positive, sum_xl / sum_l2, scale)
-        error = error_of(scale, minimum)
-        better = (determinant > 0) & (error < least)
-        least = np.where(better, error, least)
-        best = _chosen(better, Affine(scale, minimum, inverse, origin), best)
-    return best._replace(scale=np.where(flat, np.float32(0), best.scale))
+    return _AffineSearch(x, weights, top, absolute).run(steps)
 
 
-def affine_steps(first: float, step: float, tries: int, top: int) -> F32:
-    """How many steps to divide the range into: ``first + step * i + top`` for i = 0 to `tries`, in float32."""
-    return np.float32(first) + np.float32(step) * np.arange(tries + 1, dtype=np.float32) + np.float32(top)
+class _AffineSearch:
+    def __init__(self, x: F32, weights: F32, top: int, absolute: bool) -> None:
+        self.x, self.weights, self.top = x, weights, top
+        self.fold = np.abs if absolute else np.square
+        self.codes, self.scratch, self.product = np.empty_like(x), np.empty_like(x), np.empty_like(x)
+        self.sum_w, self.sum_x = total(weights), total(weights * x)
+        self.high = x.max(axis=0)
+        self.low = first_minimum(x.T, x.min(axis=0))
+        self.low[self.low > 0] = 0
+        self.flat = np.flatnonzero(self.high == self.low)
+        self.finite = bool(np.isfinite(self.high - self.low).all())
 
+    def run(self, steps: F32) -> Affine:
+        inverse = self.round(np.float32(self.top), self.low)
+        best = Affine(np.float32(1) / inverse, self.low.copy(), inverse, self.low.copy())
+        least = self.error(best.scale, best.minimum)
+        for step in steps:
+            origin = best.minimum.copy()  # an accepted candidate moves the origin of all later ones
+            inverse = self.round(step, origin)
+            scale, minimum, usable = self.fit()
+            error = self.error(scale, minimum)
+            better = usable & (error < least)
+            np.copyto(least, error, where=better)
+            for kept, candidate in zip(best, (scale, minimum, inverse, origin), strict=True):
+                np.copyto(kept, candidate, where=better)
+        best.scale[self.flat] = 0
+        return best
 
-def _span(high: F32, low: F32, flat: Mask) -> F32:
-    """The range; 1 where the block is flat, so that its codes are a tame 0."""
-    return np.where(flat, np.float32(1), high - low)
+    def round(self, step: np.float32, origin: F32) -> F32:
+        """Choose codes with `step` steps from `origin` to the maximum; returns the inverse scale."""
+        span = self.high - origin
+        span[self.flat] = 1  # a tame 0 for every code
+        inverse: F32 = step / span
+        np.subtract(self.x, origin, out=self.codes)
+        self.codes *= inverse
+        # No quotient reaches 2**22 unless the origin has left the minimum far behind, as seen from the maximum.
+        tame = self.finite and bool((span > (origin - self.low) * _FAR + _SMALLEST_SPAN).all())
+        round_clip(self.codes, 0, self.top, tame)
+        return inverse
 
+    def fit(self) -> tuple[F32, F32, Mask]:
+        """Scale and minimum that fit the codes by least squares, and where there is such a fit."""
+        weighted = np.multiply(self.codes, self.weights, out=self.scratch)
+        sum_l = total(weighted)
+        sum_xl = total(np.multiply(weighted, self.x, out=self.product))
+        sum_l2 = total(np.multiply(weighted, self.codes, out=self.product))
+        determinant = self.sum_w * sum_l2 - sum_l * sum_l
+        scale = np.divide(self.sum_w * sum_xl - self.sum_x * sum_l, determinant)
+        minimum = np.divide(sum_l2 * self.sum_x - sum_l * sum_xl, determinant)
+        positive = np.flatnonzero(minimum > 0)
+        minimum[positive] = 0
+        scale[positive] = sum_xl[positive] / sum_l2[positive]
+        return scale, minimum, determinant > 0
 
-def _chosen(mask: Mask, new: Affine, old: Affine) -> Affine:
-    return Affine(*(np.where(mask, a, b) for a, b in zip(new, old, strict=True)))
+    def error(self, scale: F32, minimum: F32) -> F32:
+        """The weighted error of the codes."""
+        np.multiply(self.codes, scale, out=self.scratch)
+        self.scratch += minimum
+        self.scratch -= self.x
+        self.fold(self.scratch, out=self.scratch)
+        self.scratch *= self.weights
+        return total(self.scratch)
 
 
 class Symmetric(NamedTuple):
@@ -122,16 +146,19 @@ class Symmetric(NamedTuple):
     zero: Mask
 
 
-def symmetric_codes(x: F32, inverse: F32, top: int, out: F32 | None = None) -> F32:
-    """``clip(nearest_int(inverse * x), -top, top - 1)`` as float32 columns."""
-    return round_clip(np.multiply(x, inverse, out=out), -top, top - 1)
+def symmetric_codes(x: F32, found: Symmetric, top: int, at: At = _ALL) -> F32:
+    """The codes of the search for columns x, or for some of them, as float32 columns."""
+    codes = round_clip(x[:, at] * found.inverse[at], -top, top - 1)
+    codes[:, found.zero[at]] = -top
+    return codes
 
 
 def peak_and_zero(x: F32) -> tuple[F32, Mask]:
     """The signed element of largest magnitude of each column, and where it counts as zero. NaN is passed over."""
     peak = first_peak(x.T)
     zero = np.abs(peak) < EPSILON
-    return np.where(zero, np.float32(1), peak), zero
+    peak[zero] = 1
+    return peak, zero
 
 
 def symmetric(x: F32, weights: F32, top: int) -> Symmetric:
@@ -143,27 +170,35 @@ def symmetric(x: F32, weights: F32, top: int) -> Symmetric:
         top: codes run from ``-top`` to ``top - 1``.
     """
     peak, zero = peak_and_zero(x)
-    weighted = weights * x
-    codes, scratch = np.empty_like(x), np.empty_like(x)
-
-    def fit(inverse: F32) -> tuple[F32, F32]:
-        symmetric_codes(x, inverse, top, codes)
-        sum_lx = total(np.multiply(weighted, codes, out=scratch))
-        np.multiply(weights, codes, out=scratch)
-        return sum_lx, total(np.multiply(scratch, codes, out=scratch))
-
     inverse = np.float32(-top) / peak
-    sum_lx, sum_l2 = fit(inverse)
+    sums = _symmetric_sums(x, weights, top)
+    sum_lx, sum_l2 = sums(inverse)
     scale = np.where(sum_l2 != 0, sum_lx / sum_l2, np.float32(0))
     best = scale * sum_lx
     for step in np.float32(0.1) * np.array([*range(-9, 0), *range(1, 10)], np.float32):
         candidate = -(np.float32(top) + step) / peak
-        sum_lx, sum_l2 = fit(candidate)
+        sum_lx, sum_l2 = sums(candidate)
         better = (sum_l2 > 0) & (sum_lx * sum_lx > best * sum_l2)
-        scale = np.where(better, sum_lx / sum_l2, scale)
-        best = np.where(better, scale * sum_lx, best)
-        inverse = np.where(better, candidate, inverse)
-    return Symmetric(np.where(zero, np.float32(0), scale), inverse, zero)
+        np.copyto(inverse, candidate, where=better)
+        np.copyto(scale, sum_lx / sum_l2, where=better)
+        np.copyto(best, scale * sum_lx, where=better)
+    scale[zero] = 0
+    return Symmetric(scale, inverse, zero)
+
+
+def _symmetric_sums(x: F32, weights: F32, top: int) -> Callable[[F32], tuple[F32, F32]]:
+    """What computes, for the codes of an inverse scale, the weighted sums of code * x and of code²."""
+    weighted = weights * x
+    codes, scratch = np.empty_like(x), np.empty_like(x)
+    tame = bool(np.isfinite(x.max()) and np.isfinite(x.min()))  # no quotient is beyond top + 1
+
+    def sums(inverse: F32) -> tuple[F32, F32]:
+        round_clip(np.multiply(x, inverse, out=codes), -top, top - 1, tame)
+        sum_lx = total(np.multiply(weighted, codes, out=scratch))
+        np.multiply(weights, codes, out=scratch)
+        return sum_lx, total(np.multiply(scratch, codes, out=scratch))
+
+    return sums
 
 
 class Descent(NamedTuple):
@@ -182,36 +217,55 @@ def descent(x: F32, top: int, rounds: int = 5) -> Descent:
         rounds: at most so many passes over a block; a block that no pass changes is done.
     """
     peak, zero = peak_and_zero(x)
-    codes = symmetric_codes(x, np.float32(-top) / peak, top)
+    codes = round_clip(x * (np.float32(-top) / peak), -top, top - 1)
     weights = x * x
-    weighted = weights * x
-    sum_lx = total(weighted * codes)
-    sum_l2 = total(weights * codes * codes)
-    for _ in range(rounds):
-        changed = False
-        for i in range(x.shape[0]):
-            changed |= _improve(x[i], weights[i], weighted[i], codes[i], sum_lx, sum_l2, top)
-        if not changed:
+    fit = _Fit(x, weights, weights * x, codes, total(weights * x * codes), total(weights * codes * codes))
+    moving = np.flatnonzero(fit.improve(top))
+    for _ in range(rounds - 1):
+        if not moving.size:
             break
-    scale = np.where(sum_l2 > 0, sum_lx / sum_l2, np.float32(0))
-    return Descent(np.where(zero, np.float32(0), scale), np.where(zero, np.float32(-top), codes))
+        part = _Fit(*(np.take(v, moving, axis=-1) for v in fit))
+        changed = part.improve(top)
+        fit.codes[:, moving], fit.sum_lx[moving], fit.sum_l2[moving] = part.codes, part.sum_lx, part.sum_l2
+        moving = moving[changed]
+    scale = np.where(fit.sum_l2 > 0, fit.sum_lx / fit.sum_l2, np.float32(0))
+    scale[zero], codes[:, zero] = 0, -top
+    return Descent(scale, codes)
 
 
-def _improve(x: F32, w: F32, wx: F32, codes: F32, sum_lx: F32, sum_l2: F32, top: int) -> bool:
-    """Move one element's code where that improves the fit; all arguments [blocks], the last three written to."""
-    slx = sum_lx - wx * codes
-    sl2 = sum_l2 - w * codes * codes
-    moved = round_clip(np.divide(x * sl2, slx), -top, top - 1)
-    at = np.flatnonzero((slx > 0) & (moved != codes))
-    if not at.size:
-        return False
-    moved, old_lx, old_l2 = moved[at], sum_lx[at], sum_l2[at]
-    slx = slx[at] + wx[at] * moved
-    sl2 = sl2[at] + w[at] * moved * moved
-    better = (sl2 > 0) & (slx * slx * old_l2 > old_lx * old_lx * sl2)
-    at = at[better]
-    codes[at], sum_lx[at], sum_l2[at] = moved[better], slx[better], sl2[better]
-    return bool(at.size)
+class _Fit(NamedTuple):
+    """Codes [n, blocks] and the weighted sums [blocks] of code * x and of code²; those three change."""
+
+    x: F32
+    weights: F32
+    weighted: F32
+    codes: F32
+    sum_lx: F32
+    sum_l2: F32
+
+    def improve(self, top: int) -> Mask:
+        """Offer each element in turn its best code; returns in which blocks one was taken."""
+        changed = np.zeros(self.x.shape[1], np.bool_)
+        terms_lx, terms_l2 = self.weighted * self.codes, self.weights * self.codes * self.codes
+        for i, x in enumerate(self.x):
+            slx, sl2 = self.sum_lx - terms_lx[i], self.sum_l2 - terms_l2[i]
+            moved = x * sl2
+            moved /= slx
+            round_clip(moved, -top, top - 1)
+            at = np.flatnonzero((moved != self.codes[i]) & (slx > 0))
+            if at.size:
+                changed[self._take(i, at, moved[at], slx[at], sl2[at])] = True
+        return changed
+
+    def _take(self, i: int, at: Index, moved: F32, slx: F32, sl2: F32) -> Index:
+        """Take the codes `moved` for element i of blocks `at` where they fit better; returns where they do."""
+        slx += self.weighted[i, at] * moved
+        sl2 += self.weights[i, at] * moved * moved
+        old_lx, old_l2 = self.sum_lx[at], self.sum_l2[at]
+        better = (sl2 > 0) & (slx * slx * old_l2 > old_lx * old_lx * sl2)
+        at = at[better]
+        self.codes[i, at], self.sum_lx[at], self.sum_l2[at] = moved[better], slx[better], sl2[better]
+        return at
 
 
 class Positive(NamedTuple):

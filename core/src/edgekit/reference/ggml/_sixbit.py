@@ -16,10 +16,10 @@ from edgekit.reference.ggml._layout import F32, U8, Blocks, columns
 from edgekit.reference.ggml._search import affine_steps, total
 from edgekit.reference.ggml._superblocks import (
     AffineFit,
-    affine_super_codes,
     fit_plain,
     fit_weighted,
     importance_columns,
+    super_codes,
 )
 
 SUB = 32
@@ -46,12 +46,11 @@ def unpack(packed: U8) -> tuple[U8, U8]:
 
 
 def encode(x: F32, importance: Importance | None, blocks: Blocks, top: int, steps: F32) -> U8:
-    """Fill in d, dmin and scales of the blocks; returns the codes [blocks, 256]."""
+    """Fill in d, dmin and scales of the blocks; returns the codes in lanes."""
     fit = _fit(x, importance, top, steps)
     blocks["d"], blocks["dmin"] = fit.scales.d, fit.minima.d
     blocks["scales"] = pack(fit.scales.codes, fit.minima.codes)
-    scales, minima = unpack(blocks["scales"])
-    return affine_super_codes(x, blocks["d"], blocks["dmin"], scales, minima, top, fit.search)
+    return super_codes(x, *steps_and_offsets(blocks), 0, top, fit.searched)
 
 
 def _fit(x: F32, importance: Importance | None, top: int, steps: F32) -> AffineFit:
@@ -66,18 +65,18 @@ def _fit(x: F32, importance: Importance | None, top: int, steps: F32) -> AffineF
 
 
 def steps_and_offsets(blocks: Blocks) -> tuple[F32, F32]:
-    """The stored scale and minimum of each sub-block, multiplied out: float32 [sub-blocks], exact."""
+    """The stored scale and minimum of each sub-block, multiplied out: float32 [blocks, 8], exact."""
     scales, minima = unpack(blocks["scales"])
     step = blocks["d"].astype(np.float32)[:, None] * scales
     offset = blocks["dmin"].astype(np.float32)[:, None] * minima
-    return step.ravel(), offset.ravel()
+    return step, offset
 
 
 def decode(blocks: Blocks, codes: U8) -> F32:
     """Values of codes [blocks, 256]."""
     step, offset = steps_and_offsets(blocks)
-    value = codes.reshape(-1, SUB) * step[:, None]
-    value -= offset[:, None]
+    value = codes.reshape(-1, SUB) * step.reshape(-1, 1)
+    value -= offset.reshape(-1, 1)
     return value.reshape(codes.shape)
 
 

@@ -9,17 +9,19 @@ the super-block; at last each element takes the code nearest to it under the sto
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekit.reference._rounding import nearest_int
-from edgekit.reference.ggml._codes import nearest_codes
+from edgekit.reference.ggml._codes import round_clip
 from edgekit.reference.ggml._importance import Importance, block_power, search_weights
-from edgekit.reference.ggml._layout import F32, U8, columns
-from edgekit.reference.ggml._search import Affine, affine, affine_codes, positive, total
+from edgekit.reference.ggml._layout import F32, U8, columns, lanes, spread
+from edgekit.reference.ggml._search import Index, affine, affine_codes, positive, total
 
+I8 = npt.NDArray[np.int8]
 SIZE = 256
 
 
@@ -45,11 +47,11 @@ def searched_scales(values: F32, weights: F32, top: int) -> Scales:
 
 
 class AffineFit(NamedTuple):
-    """Scales and minima of the sub-blocks of super-blocks, and the search that they come from."""
+    """Scales and minima of the sub-blocks of super-blocks, and what gives the codes of the search."""
 
     scales: Scales
     minima: Scales
-    search: Affine
+    searched: Callable[[Index], F32]
 
 
 def fit_plain(x: F32, weights: F32, top: int, steps: F32, scale_top: int, absolute: bool = False) -> AffineFit:
@@ -59,7 +61,7 @@ def fit_plain(x: F32, weights: F32, top: int, steps: F32, scale_top: int, absolu
     return AffineFit(
         linear_scales(found.scale.reshape(per_block), scale_top),
         linear_scales(-found.minimum.reshape(per_block), scale_top),
-        found,
+        lambda at: affine_codes(x, found, top, at),
     )
 
 
@@ -71,7 +73,7 @@ def fit_weighted(x: F32, weights: F32, top: int, steps: F32, scale_top: int) -> 
     return AffineFit(
         searched_scales(found.scale.reshape(per_block), sums, scale_top),
         searched_scales(-found.minimum.reshape(per_block), sums, scale_top),
-        found,
+        lambda at: affine_codes(x, found, top, at),
     )
 
 
@@ -88,46 +90,37 @@ def importance_columns(x: F32, importance: Importance, sub: int, factor: int) ->
     return columns(search_weights(x, importance.columns, power[:, None]).reshape(-1, sub))
 
 
-def affine_super_codes(
-    x: F32, d: npt.NDArray[np.float16], dmin: npt.NDArray[np.float16], scales: U8, minima: U8, top: int, search: Affine
-) -> U8:
-    """The code of each element under the stored scales [blocks, 256]; the search's where a scale is zero.
+def super_codes(x: F32, step: F32, offset: F32 | None, low: int, high: int, searched: Callable[[Index], F32]) -> U8:
+    """``clip(nearest_int((x + offset) / step), low, high) - low``, in lanes: the codes under the stored scales.
 
     Args:
         x: blocks [blocks, 256].
-        d: stored scale of scales [blocks].
-        dmin: stored scale of minima.
-        scales: stored scales of the sub-blocks [blocks, sub-blocks].
-        minima: stored minima of the sub-blocks.
-        top: the largest code.
-        search: what `affine` found for the sub-blocks.
+        step: stored scale of each sub-block, multiplied out [blocks, sub-blocks].
+        offset: stored minimum likewise, None without one.
+        low: the smallest code.
+        high: the largest code.
+        searched: gives the codes of the search for the sub-blocks of those numbers, as columns; they stay where
+            a scale came out as zero.
     """
-    sub = x.reshape(scales.size, -1)
-    step = (d.astype(np.float32)[:, None] * scales).ravel()
-    offset = (dmin.astype(np.float32)[:, None] * minima).ravel()
-    codes = nearest_codes(sub, step, offset, 0, top).view(np.uint8)
+    codes = _nearest(x, step, offset, low, high)
     kept = np.flatnonzero(step == 0)
     if kept.size:
-        found = affine_codes(columns(sub[kept]), search.inverse[kept], search.origin[kept], top)
-        codes[kept] = found.T
-    return codes.reshape(x.shape)
+        _overwrite(codes, kept, searched(kept))
+    codes -= np.int8(low)
+    return codes.view(np.uint8).reshape(-1, 4 * len(x))
 
 
-def symmetric_super_codes(x: F32, d: npt.NDArray[np.float16], scales: npt.NDArray[np.int8], top: int, found: F32) -> U8:
-    """The code of each element under the stored scales, plus `top` [blocks, 256].
+def _nearest(x: F32, step: F32, offset: F32 | None, low: int, high: int) -> I8:
+    """``clip(nearest_int((x + offset) / step), low, high)`` in lanes of sub-blocks [sub-blocks, n / 4, 4 * blocks]."""
+    v = lanes(x).reshape(step.shape[1], -1, 4 * len(x))
+    if offset is not None:
+        v += spread(offset.T)[:, None]
+    v /= spread(step.T)[:, None]
+    return round_clip(v, low, high).astype(np.int8)
 
-    Args:
-        x: blocks [blocks, 256].
-        d: stored scale of scales [blocks].
-        scales: stored scales of the sub-blocks [blocks, sub-blocks].
-        top: codes run from ``-top`` to ``top - 1``.
-        found: codes of the search as columns of sub-blocks; they stay where a scale is zero.
-    """
-    sub = x.reshape(scales.size, -1)
-    step = (d.astype(np.float32)[:, None] * scales).ravel()
-    codes = nearest_codes(sub, step, None, -top, top - 1)
-    kept = np.flatnonzero(step == 0)
-    if kept.size:
-        codes[kept] = found[:, kept].T
-    codes += np.int8(top)
-    return codes.view(np.uint8).reshape(x.shape)
+
+def _overwrite(codes: I8, at: Index, found: F32) -> None:
+    """Write codes, columns [n, k], over the codes of the sub-blocks numbered `at` [k]."""
+    subs, rows, _ = codes.shape
+    block, sub = np.divmod(at, subs)
+    codes.reshape(subs, rows, -1, 4)[sub, :, block] = found.T.reshape(-1, rows, 4)

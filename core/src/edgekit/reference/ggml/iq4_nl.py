@@ -21,10 +21,11 @@ from edgekit.reference.ggml import _nonlinear
 from edgekit.reference.ggml._bounds import half_ulp
 from edgekit.reference.ggml._codes import reciprocal
 from edgekit.reference.ggml._importance import Importance, search_weights
-from edgekit.reference.ggml._layout import F32, Blocks, columns, pack_planes, unpack_planes
+from edgekit.reference.ggml._layout import F32, Blocks, columns, pack_planes, to_lanes, unpack_planes
 from edgekit.reference.ggml._search import total
 
 SIZE = 32
+IMPORTANCE = "block"
 LAYOUT = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
 
 
@@ -36,16 +37,16 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
         power = total(weights) * np.float32(2 / SIZE)
         weights = search_weights(turned, columns(importance.columns), power)
     d = _nonlinear.search(turned, weights)
-    codes = columns(_nonlinear.codes(turned, reciprocal(d)))
+    codes = to_lanes(columns(_nonlinear.codes(turned, reciprocal(d))))
     blocks = np.empty(len(x), LAYOUT)
     blocks["d"] = d
-    blocks["qs"] = pack_planes(codes.reshape(-1, 2, 16), 4)
+    blocks["qs"] = pack_planes(codes, 1, 2, 4)
     return blocks
 
 
 def decode(blocks: Blocks) -> F32:
     """Decode to [blocks, 32]."""
-    codes = unpack_planes(blocks["qs"], 4).reshape(-1, SIZE)
+    codes = unpack_planes(blocks["qs"], 1, 2, 4)
     d: F32 = blocks["d"].astype(np.float32)
     return _nonlinear.VALUES[codes] * d[:, None]
 

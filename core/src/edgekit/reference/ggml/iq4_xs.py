@@ -25,12 +25,13 @@ from edgekit.reference.ggml import _nonlinear
 from edgekit.reference.ggml._bounds import half_ulp
 from edgekit.reference.ggml._codes import reciprocal
 from edgekit.reference.ggml._importance import Importance, block_power, search_weights
-from edgekit.reference.ggml._layout import F32, U8, Blocks, columns, pack_planes, unpack_planes
+from edgekit.reference.ggml._layout import F32, U8, Blocks, columns, pack_planes, to_lanes, unpack_planes
 from edgekit.reference.ggml._search import first_peak
 
 SIZE = 256
 SUB = 32
 _SUBS = SIZE // SUB
+IMPORTANCE = "block"
 LAYOUT = np.dtype([("d", "<f2"), ("scales_h", "u1", 2), ("scales_l", "u1", 4), ("qs", "u1", 128)])
 
 
@@ -45,12 +46,12 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     d = -first_peak(values) / np.float32(32)
     scales = np.clip(nearest_int(reciprocal(d)[:, None] * values), -32, 31)
     step = d[:, None] * scales.astype(np.float32)
-    codes = columns(_nonlinear.codes(turned, reciprocal(step.ravel())))
+    codes = columns(_nonlinear.codes(turned, reciprocal(step.ravel()))).reshape(x.shape)
     blocks = np.empty(len(x), LAYOUT)
     blocks["d"] = d
     stored: U8 = (scales + 32).astype(np.uint8)
     blocks["scales_h"], blocks["scales_l"] = pack_lsb(stored >> np.uint8(4), 2), pack_lsb(stored & np.uint8(15), 4)
-    blocks["qs"] = pack_planes(codes.reshape(-1, 2, 16), 4).reshape(-1, 128)
+    blocks["qs"] = pack_planes(to_lanes(codes), 8, 2, 4)
     return blocks
 
 
@@ -62,7 +63,7 @@ def _scales(blocks: Blocks) -> npt.NDArray[np.int8]:
 
 def decode(blocks: Blocks) -> F32:
     """Decode to [blocks, 256]."""
-    codes = unpack_planes(blocks["qs"].reshape(-1, 16), 4).reshape(-1, SUB)
+    codes = unpack_planes(blocks["qs"], 8, 2, 4).reshape(-1, SUB)
     step: F32 = blocks["d"].astype(np.float32)[:, None] * _scales(blocks)
     return (_nonlinear.VALUES[codes] * step.reshape(-1, 1)).reshape(-1, SIZE)
 

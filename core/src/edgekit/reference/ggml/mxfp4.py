@@ -23,6 +23,7 @@ from edgekit.reference.ggml._importance import Importance
 from edgekit.reference.ggml._layout import F32, U8, Blocks, lanes, pack_planes, peak, unpack_planes
 
 SIZE = 32
+IMPORTANCE = "unused"
 LAYOUT = np.dtype([("e", "u1"), ("qs", "u1", 16)])
 _BIAS = 127
 _OVERFLOWS = 252  # above, the largest values times the scale are infinite
@@ -36,7 +37,7 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     tame = (exponent >= 0) & (exponent <= _OVERFLOWS) & np.isfinite(largest)
     blocks = np.empty(len(x), LAYOUT)
     blocks["e"] = e
-    blocks["qs"] = pack_planes(_e2m1.nearest_codes(x, _half_scale(e), tame).reshape(-1, 2, 16), 4)
+    blocks["qs"] = pack_planes(_e2m1.nearest_codes(x, _half_scale(e), tame), 1, 2, 4)
     return blocks
 
 
@@ -53,7 +54,7 @@ def _half_scale(e: U8) -> F32:
 
 def decode(blocks: Blocks) -> F32:
     """Decode to [blocks, 32]."""
-    return _e2m1.VALUES[unpack_planes(blocks["qs"], 4).reshape(-1, SIZE)] * _half_scale(blocks["e"])[:, None]
+    return _e2m1.VALUES[unpack_planes(blocks["qs"], 1, 2, 4)] * _half_scale(blocks["e"])[:, None]
 
 
 def bound(x: F32, blocks: Blocks) -> npt.NDArray[np.float64]:

@@ -24,6 +24,7 @@ from edgekit.reference.ggml._layout import F32, U8, Blocks, lanes, pack_planes, 
 
 SIZE = 64
 SUB = 16
+IMPORTANCE = "unused"
 LAYOUT = np.dtype([("d", "u1", 4), ("qs", "u1", 32)])
 _TAME = np.float32(1 << 18)
 _LARGEST = 0x7E  # 448
@@ -51,7 +52,7 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     blocks = np.empty(len(x), LAYOUT)
     blocks["d"] = scale.reshape(-1, 4)
     codes = _e2m1.nearest_codes(sub, half, (largest <= _TAME * half) | (half == 0))
-    blocks["qs"] = pack_planes(codes.reshape(-1, 2, 8), 4).reshape(-1, 32)
+    blocks["qs"] = pack_planes(codes, 1, 2, 4).reshape(-1, 32)
     return blocks
 
 
@@ -66,7 +67,7 @@ def to_ue4m3(x: F32) -> U8:
 
 def decode(blocks: Blocks) -> F32:
     """Decode to [blocks, 64]."""
-    codes = unpack_planes(blocks["qs"].reshape(-1, 8), 4).reshape(-1, SUB)
+    codes = unpack_planes(blocks["qs"], 4, 2, 4).reshape(-1, SUB)
     value: F32 = _e2m1.VALUES[codes] * _HALF_SCALE[blocks["d"]].reshape(-1, 1)
     return value.reshape(-1, SIZE)
 

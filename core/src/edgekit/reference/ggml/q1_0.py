@@ -20,6 +20,7 @@ from edgekit.reference.ggml._layout import F32, Blocks, columns
 from edgekit.reference.ggml._search import total
 
 SIZE = 128
+IMPORTANCE = "unused"
 LAYOUT = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
 
 

@@ -20,9 +20,10 @@ from edgekit.reference._bits import pack_lsb, unpack_lsb
 from edgekit.reference.ggml._bounds import grid_bound, half_ulp
 from edgekit.reference.ggml._codes import ternary
 from edgekit.reference.ggml._importance import Importance
-from edgekit.reference.ggml._layout import F32, Blocks
+from edgekit.reference.ggml._layout import F32, Blocks, from_lanes
 
 SIZE = 64
+IMPORTANCE = "unused"
 LAYOUT = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
 
 
@@ -31,7 +32,7 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     d, codes = ternary(x, undefined=-1)
     blocks = np.empty(len(x), LAYOUT)
     blocks["d"] = d
-    blocks["qs"] = pack_lsb(codes, 2)
+    blocks["qs"] = pack_lsb(from_lanes(codes), 2)
     return blocks
 
 

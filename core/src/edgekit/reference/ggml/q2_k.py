@@ -27,15 +27,16 @@ from edgekit.reference.ggml._layout import F32, Blocks, columns, pack_planes, un
 from edgekit.reference.ggml._search import affine_steps
 from edgekit.reference.ggml._superblocks import (
     AffineFit,
-    affine_super_codes,
     fit_plain,
     fit_weighted,
     importance_columns,
+    super_codes,
 )
 
 SIZE = 256
 SUB = 16
 TOP = 3
+IMPORTANCE = "block"
 LAYOUT = np.dtype([("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2"), ("dmin", "<f2")])
 _SCALE_TOP = 15
 
@@ -45,10 +46,9 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     fit = _fit(x, importance)
     blocks = np.empty(len(x), LAYOUT)
     blocks["d"], blocks["dmin"] = fit.scales.d, fit.minima.d
-    packed = blocks["scales"] = fit.scales.codes | (fit.minima.codes << np.uint8(4))
-    scales, minima = packed & np.uint8(15), packed >> np.uint8(4)
-    codes = affine_super_codes(x, blocks["d"], blocks["dmin"], scales, minima, TOP, fit.search)
-    blocks["qs"] = pack_planes(codes.reshape(-1, 4, 32), 2).reshape(-1, 64)
+    blocks["scales"] = fit.scales.codes | (fit.minima.codes << np.uint8(4))
+    codes = super_codes(x, *_steps_and_offsets(blocks), 0, TOP, fit.searched)
+    blocks["qs"] = pack_planes(codes, 2, 4, 2)
     return blocks
 
 
@@ -65,14 +65,14 @@ def _steps_and_offsets(blocks: Blocks) -> tuple[F32, F32]:
     scales, minima = blocks["scales"] & np.uint8(15), blocks["scales"] >> np.uint8(4)
     step = blocks["d"].astype(np.float32)[:, None] * scales
     offset = blocks["dmin"].astype(np.float32)[:, None] * minima
-    return step.ravel(), offset.ravel()
+    return step, offset
 
 
 def decode(blocks: Blocks) -> F32:
     """Decode to [blocks, 256]."""
     step, offset = _steps_and_offsets(blocks)
-    value = unpack_planes(blocks["qs"].reshape(-1, 32), 2).reshape(-1, SUB) * step[:, None]
-    value -= offset[:, None]
+    value: F32 = unpack_planes(blocks["qs"], 2, 4, 2).reshape(-1, SUB) * step.reshape(-1, 1)
+    value -= offset.reshape(-1, 1)
     return value.reshape(-1, SIZE)
 
 

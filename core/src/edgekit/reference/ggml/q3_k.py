@@ -18,36 +18,40 @@ llama-cpp-python 0.3.36.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
 from edgekit.reference._rounding import nearest_int
 from edgekit.reference.ggml._bounds import grid_bound
 from edgekit.reference.ggml._importance import Importance
-from edgekit.reference.ggml._layout import F32, U8, Blocks, columns, pack_planes, unpack_planes
-from edgekit.reference.ggml._search import descent, first_peak, symmetric, symmetric_codes, total
-from edgekit.reference.ggml._superblocks import Scales, importance_columns, symmetric_super_codes
+from edgekit.reference.ggml._layout import F32, U8, Blocks, columns, pack_planes, to_lanes, unpack_planes
+from edgekit.reference.ggml._search import Index, descent, first_peak, symmetric, symmetric_codes, total
+from edgekit.reference.ggml._superblocks import Scales, importance_columns, super_codes
 
 SIZE = 256
 SUB = 16
 TOP = 4
+IMPORTANCE = "block"
 LAYOUT = np.dtype([("hmask", "u1", 32), ("qs", "u1", 64), ("scales", "u1", 12), ("d", "<f2")])
 _SCALE_TOP = 32
+Searched = Callable[[Index], F32]
 
 
 def encode(x: F32, importance: Importance | None = None) -> Blocks:
     """Encode blocks [blocks, 256]."""
-    scales, search = _plain(x) if importance is None else _weighted(x, importance)
+    scales, searched = _plain(x) if importance is None else _weighted(x, importance)
     blocks = np.empty(len(x), LAYOUT)
     blocks["d"], blocks["scales"] = scales.d, pack_scales(scales.codes)
-    codes = symmetric_super_codes(x, blocks["d"], unpack_scales(blocks["scales"]), TOP, search)
-    blocks["hmask"] = pack_planes((codes >> np.uint8(2)).reshape(-1, 8, 32), 1)
-    blocks["qs"] = pack_planes((codes & np.uint8(3)).reshape(-1, 4, 32), 2).reshape(-1, 64)
+    codes = super_codes(x, _step(blocks), None, -TOP, TOP - 1, searched)
+    blocks["hmask"] = pack_planes(codes, 1, 8, 1, first=2)
+    blocks["qs"] = pack_planes(codes, 2, 4, 2)
     return blocks
 
 
-def _plain(x: F32) -> tuple[Scales, F32]:
-    """Scales, and the search's codes as columns of sub-blocks."""
+def _plain(x: F32) -> tuple[Scales, Searched]:
+    """Scales, and what gives the codes of the search."""
     found = descent(columns(x.reshape(-1, SUB)), TOP)
     values = found.scale.reshape(-1, SIZE // SUB)
     peak = first_peak(values)
@@ -55,46 +59,44 @@ def _plain(x: F32) -> tuple[Scales, F32]:
     codes = np.clip(nearest_int(inverse[:, None] * values).astype(np.int8), -_SCALE_TOP, _SCALE_TOP - 1)
     codes[peak == 0] = -_SCALE_TOP
     d = np.where(peak != 0, np.float32(1) / inverse, np.float32(0))
-    return Scales(d, (codes + np.int8(_SCALE_TOP)).view(np.uint8)), found.codes
+    return Scales(d, (codes + np.int8(_SCALE_TOP)).view(np.uint8)), lambda at: found.codes[:, at]
 
 
-def _weighted(x: F32, importance: Importance) -> tuple[Scales, F32]:
+def _weighted(x: F32, importance: Importance) -> tuple[Scales, Searched]:
     turned = columns(x.reshape(-1, SUB))
     weights = importance_columns(x, importance, SUB, 2)
     found = symmetric(turned, weights, TOP)
-    codes = np.where(found.zero, np.float32(-TOP), symmetric_codes(turned, found.inverse, TOP))
     values, sums = (columns(v.reshape(-1, SIZE // SUB)) for v in (found.scale, total(weights)))
     outer = symmetric(values, sums, _SCALE_TOP)
-    scale_codes = symmetric_codes(values, outer.inverse, _SCALE_TOP) + np.float32(_SCALE_TOP)
-    scale_codes[:, outer.zero] = 0
-    return Scales(outer.scale, columns(scale_codes.astype(np.uint8))), codes
+    codes = symmetric_codes(values, outer, _SCALE_TOP) + np.float32(_SCALE_TOP)
+    scales = Scales(outer.scale, columns(codes.astype(np.uint8)))
+    return scales, lambda at: symmetric_codes(turned, found, TOP, at)
 
 
 def pack_scales(codes: U8) -> U8:
     """Scales + 32 [blocks, 16] as bytes [blocks, 12]."""
-    low = pack_planes((codes & np.uint8(15)).reshape(-1, 2, 8), 4)
-    high = codes >> np.uint8(4)
-    high = high[:, 0:4] | high[:, 4:8] << np.uint8(2) | high[:, 8:12] << np.uint8(4) | high[:, 12:] << np.uint8(6)
-    return np.concatenate([low, high], axis=1)
+    turned = to_lanes(codes)
+    return np.concatenate([pack_planes(turned, 1, 2, 4), pack_planes(turned, 1, 4, 2, first=4)], axis=1)
 
 
 def unpack_scales(packed: U8) -> npt.NDArray[np.int8]:
     """The inverse of `pack_scales`, less 32: bytes [blocks, 12] to int8 [blocks, 16]."""
-    low = unpack_planes(packed[:, :8], 4).reshape(-1, 16)
-    high = [packed[:, 8:] >> np.uint8(shift) & np.uint8(3) for shift in (0, 2, 4, 6)]
-    codes = low | np.concatenate(high, axis=1) << np.uint8(4)
+    low = packed[:, None, :8] >> np.array([[0], [4]], np.uint8) & np.uint8(15)
+    high = packed[:, None, 8:] >> np.array([[0], [2], [4], [6]], np.uint8) & np.uint8(3)
+    codes = low.reshape(-1, 16) | high.reshape(-1, 16) << np.uint8(4)
     return codes.view(np.int8) - np.int8(_SCALE_TOP)
 
 
 def _step(blocks: Blocks) -> F32:
-    return (blocks["d"].astype(np.float32)[:, None] * unpack_scales(blocks["scales"])).ravel()
+    """The stored scale of each sub-block, multiplied out: float32 [blocks, 16], exact."""
+    d: F32 = blocks["d"].astype(np.float32)
+    return d[:, None] * unpack_scales(blocks["scales"])
 
 
 def decode(blocks: Blocks) -> F32:
     """Decode to [blocks, 256]."""
-    codes = unpack_planes(blocks["qs"].reshape(-1, 32), 2).reshape(-1, SUB)
-    codes |= unpack_planes(blocks["hmask"], 1).reshape(-1, SUB) << np.uint8(2)
-    value = (codes.view(np.int8) - np.int8(TOP)) * _step(blocks)[:, None]
+    codes = unpack_planes(blocks["qs"], 2, 4, 2) | unpack_planes(blocks["hmask"], 1, 8, 1, first=2)
+    value: F32 = (codes.view(np.int8) - np.int8(TOP)).reshape(-1, SUB) * _step(blocks).reshape(-1, 1)
     return value.reshape(-1, SIZE)
 
 

@@ -21,9 +21,10 @@ import numpy.typing as npt
 
 from edgekit.reference.ggml import _legacy
 from edgekit.reference.ggml._importance import Importance
-from edgekit.reference.ggml._layout import F32, Blocks, unpack_planes
+from edgekit.reference.ggml._layout import F32, Blocks, pack_planes, unpack_planes
 
 SIZE = _legacy.SIZE
+IMPORTANCE = "row"
 TOP = 8
 LAYOUT = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
 
@@ -36,13 +37,13 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     else:
         d, codes = _legacy.encode_symmetric_weighted(x, TOP, importance)
     blocks["d"] = d
-    blocks["qs"] = _legacy.low_nibbles(codes)
+    blocks["qs"] = pack_planes(codes, 1, 2, 4)
     return blocks
 
 
 def decode(blocks: Blocks) -> F32:
     """Decode to [blocks, 32]."""
-    codes = unpack_planes(blocks["qs"], 4).reshape(-1, SIZE)
+    codes = unpack_planes(blocks["qs"], 1, 2, 4)
     return (codes.view(np.int8) - np.int8(TOP)) * blocks["d"].astype(np.float32)[:, None]
 
 

@@ -28,6 +28,7 @@ from edgekit.reference.ggml._search import affine_steps
 
 SIZE = 256
 TOP = 15
+IMPORTANCE = "block"
 LAYOUT = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", 128)])
 _STEPS = affine_steps(-1.0, 0.1, 20, TOP)
 
@@ -36,7 +37,7 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     """Encode blocks [blocks, 256]."""
     blocks = np.empty(len(x), LAYOUT)
     codes = _sixbit.encode(x, importance, blocks, TOP, _STEPS)
-    blocks["qs"] = pack_planes(codes.reshape(-1, 2, 32), 4).reshape(-1, 128)
+    blocks["qs"] = pack_planes(codes, 4, 2, 4)
     return blocks
 
 
@@ -46,7 +47,7 @@ def decode(blocks: Blocks) -> F32:
 
 
 def _codes(blocks: Blocks) -> U8:
-    return unpack_planes(blocks["qs"].reshape(-1, 32), 4).reshape(-1, SIZE)
+    return unpack_planes(blocks["qs"], 4, 2, 4)
 
 
 def bound(x: F32, blocks: Blocks) -> npt.NDArray[np.float64]:

@@ -27,6 +27,7 @@ from edgekit.reference.ggml._search import affine_steps
 
 SIZE = 256
 TOP = 31
+IMPORTANCE = "block"
 LAYOUT = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)])
 _STEPS = affine_steps(-0.5, 0.1, 15, TOP)
 
@@ -35,8 +36,8 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     """Encode blocks [blocks, 256]."""
     blocks = np.empty(len(x), LAYOUT)
     codes = _sixbit.encode(x, importance, blocks, TOP, _STEPS)
-    blocks["qh"] = pack_planes((codes >> np.uint8(4)).reshape(-1, 8, 32), 1)
-    blocks["qs"] = pack_planes((codes & np.uint8(15)).reshape(-1, 2, 32), 4).reshape(-1, 128)
+    blocks["qh"] = pack_planes(codes, 1, 8, 1, first=4)
+    blocks["qs"] = pack_planes(codes, 4, 2, 4)
     return blocks
 
 
@@ -46,8 +47,7 @@ def decode(blocks: Blocks) -> F32:
 
 
 def _codes(blocks: Blocks) -> U8:
-    low = unpack_planes(blocks["qs"].reshape(-1, 32), 4).reshape(-1, SIZE)
-    return low | unpack_planes(blocks["qh"], 1).reshape(-1, SIZE) << np.uint8(4)
+    return unpack_planes(blocks["qs"], 4, 2, 4) | unpack_planes(blocks["qh"], 1, 8, 1, first=4)
 
 
 def bound(x: F32, blocks: Blocks) -> npt.NDArray[np.float64]:

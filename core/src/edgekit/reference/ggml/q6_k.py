@@ -24,11 +24,12 @@ from edgekit.reference.ggml._bounds import grid_bound
 from edgekit.reference.ggml._importance import Importance
 from edgekit.reference.ggml._layout import F32, Blocks, columns, pack_planes, unpack_planes
 from edgekit.reference.ggml._search import EPSILON, first_peak, symmetric, symmetric_codes
-from edgekit.reference.ggml._superblocks import symmetric_super_codes
+from edgekit.reference.ggml._superblocks import super_codes
 
 SIZE = 256
 SUB = 16
 TOP = 32
+IMPORTANCE = "block"
 LAYOUT = np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")])
 _SCALE_TOP = 128
 
@@ -44,25 +45,24 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     blocks = np.empty(len(x), LAYOUT)
     blocks["d"] = np.float32(1) / inverse
     blocks["scales"] = np.minimum(nearest_int(inverse[:, None] * values), _SCALE_TOP - 1).astype(np.int8)
-    codes = np.where(found.zero, np.float32(-TOP), symmetric_codes(turned, found.inverse, TOP))
-    stored = symmetric_super_codes(x, blocks["d"], blocks["scales"], TOP, codes)
-    blocks["ql"] = pack_planes((stored & np.uint8(15)).reshape(-1, 2, 64), 4).reshape(-1, 128)
-    blocks["qh"] = pack_planes((stored >> np.uint8(4)).reshape(-1, 4, 32), 2).reshape(-1, 64)
+    stored = super_codes(x, _step(blocks), None, -TOP, TOP - 1, lambda at: symmetric_codes(turned, found, TOP, at))
+    blocks["ql"] = pack_planes(stored, 2, 2, 4)
+    blocks["qh"] = pack_planes(stored, 2, 4, 2, first=4)
     blocks[np.abs(peak) < EPSILON] = 0
     return blocks
 
 
 def _step(blocks: Blocks) -> F32:
+    """The stored scale of each sub-block, multiplied out: float32 [blocks, 16], exact."""
     d: F32 = blocks["d"].astype(np.float32)
     step: F32 = d[:, None] * blocks["scales"]
-    return step.ravel()
+    return step
 
 
 def decode(blocks: Blocks) -> F32:
     """Decode to [blocks, 256]."""
-    codes = unpack_planes(blocks["ql"].reshape(-1, 64), 4).reshape(-1, SUB)
-    codes |= unpack_planes(blocks["qh"].reshape(-1, 32), 2).reshape(-1, SUB) << np.uint8(4)
-    value = (codes.view(np.int8) - np.int8(TOP)) * _step(blocks)[:, None]
+    codes = unpack_planes(blocks["ql"], 2, 2, 4) | unpack_planes(blocks["qh"], 2, 4, 2, first=4)
+    value: F32 = (codes.view(np.int8) - np.int8(TOP)).reshape(-1, SUB) * _step(blocks).reshape(-1, 1)
     return value.reshape(-1, SIZE)
 
 

@@ -21,6 +21,7 @@ from edgekit.reference.ggml._importance import Importance
 from edgekit.reference.ggml._layout import F32, Blocks, from_lanes, lanes, peak, spread
 
 SIZE = 32
+IMPORTANCE = "unused"
 LAYOUT = np.dtype([("d", "<f2"), ("qs", "i1", 32)])
 
 
@@ -31,7 +32,7 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     v *= spread(reciprocal(d))
     blocks = np.empty(len(x), LAYOUT)
     blocks["d"] = d
-    blocks["qs"] = from_lanes(truncate(round_away(v))).view(np.int8)
+    blocks["qs"] = from_lanes(truncate(round_away(v), np.int8))
     return blocks
 
 

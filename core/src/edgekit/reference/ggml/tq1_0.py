@@ -23,20 +23,23 @@ import numpy.typing as npt
 from edgekit.reference.ggml._bounds import grid_bound, half_ulp
 from edgekit.reference.ggml._codes import ternary
 from edgekit.reference.ggml._importance import Importance
-from edgekit.reference.ggml._layout import F32, U8, Blocks
+from edgekit.reference.ggml._layout import F32, U8, Blocks, from_lanes
 
 SIZE = 256
+IMPORTANCE = "unused"
 LAYOUT = np.dtype([("qs", "u1", 48), ("qh", "u1", 4), ("d", "<f2")])
 _POWERS = np.array([81, 27, 9, 3, 1], np.uint8)
 #: The byte of each number of five ternary digits.
 _BYTES = ((np.arange(243) * 256 + 242) // 243).astype(np.uint8)
 #: (first element, bytes, digits) of the three runs of bytes.
 _RUNS = ((0, 32, 5), (160, 16, 5), (240, 4, 4))
+_FIRST_BYTES = (0, 32, 48)
 
 
 def encode(x: F32, importance: Importance | None = None) -> Blocks:
     """Encode blocks [blocks, 256]; importance is ignored."""
-    d, codes = ternary(x)
+    d, turned = ternary(x)
+    codes = from_lanes(turned)
     blocks = np.empty(len(x), LAYOUT)
     first, second, last = (_pack(codes, *run) for run in _RUNS)
     blocks["qs"][:, :32] = first
@@ -55,19 +58,22 @@ def _pack(codes: U8, start: int, width: int, digits: int) -> U8:
 
 def decode(blocks: Blocks) -> F32:
     """Decode to [blocks, 256]."""
+    packed = np.concatenate([blocks["qs"], blocks["qh"]], axis=1)
     codes = np.empty((len(blocks), SIZE), np.int8)
-    runs = blocks["qs"][:, :32], blocks["qs"][:, 32:], blocks["qh"]
-    for packed, (start, width, digits) in zip(runs, _RUNS, strict=True):
-        for n in range(digits):
-            codes[:, start + n * width : start + (n + 1) * width] = _digit(packed, n)
+    for n in range(len(_POWERS)):
+        digit = _digit(packed, n)
+        for first, (start, width, digits) in zip(_FIRST_BYTES, _RUNS, strict=True):
+            if n < digits:
+                at = start + n * width
+                codes[:, at : at + width] = digit[:, first : first + width]
     d: F32 = blocks["d"].astype(np.float32)
     return codes * d[:, None]
 
 
 def _digit(packed: U8, n: int) -> npt.NDArray[np.int8]:
-    """Digit n, the highest being 0, less 1."""
-    rest = (packed * np.uint8(3**n)).astype(np.uint16)
-    return (rest * np.uint16(3) >> np.uint16(8)).astype(np.int8) - np.int8(1)
+    """Digit n, the highest being 0, less 1: ``(rest * 3 >> 8) - 1``."""
+    rest = packed * np.uint8(3**n)
+    return (rest > 85).view(np.int8) + (rest > 170).view(np.int8) - np.int8(1)
 
 
 def bound(x: F32, blocks: Blocks) -> npt.NDArray[np.float64]:

@@ -22,6 +22,7 @@ from edgekit.reference.ggml._importance import Importance
 from edgekit.reference.ggml._layout import F32, Blocks, pack_planes, unpack_planes
 
 SIZE = 256
+IMPORTANCE = "unused"
 LAYOUT = np.dtype([("qs", "u1", 64), ("d", "<f2")])
 
 
@@ -29,14 +30,14 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     """Encode blocks [blocks, 256]; importance is ignored."""
     d, codes = ternary(x)
     blocks = np.empty(len(x), LAYOUT)
-    blocks["qs"] = pack_planes(codes.reshape(-1, 4, 32), 2).reshape(-1, 64)
+    blocks["qs"] = pack_planes(codes, 2, 4, 2)
     blocks["d"] = d
     return blocks
 
 
 def decode(blocks: Blocks) -> F32:
     """Decode to [blocks, 256]."""
-    codes = unpack_planes(blocks["qs"].reshape(-1, 32), 2).reshape(-1, SIZE).view(np.int8)
+    codes = unpack_planes(blocks["qs"], 2, 4, 2).view(np.int8)
     d: F32 = blocks["d"].astype(np.float32)
     return (codes - np.int8(1)) * d[:, None]
 
