@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.bridges._lattice import F32, U8, Lattice, Minifloats
+from edgekit.bridges._planes import split
 from edgekit.errors import InexactError
 from edgekit.reference._bits import unpack_lsb
 from edgekit.reference.ggml import TYPES, _sixbit, q3_k, q6_k
-from edgekit.reference.ggml._layout import Blocks, unpack_planes
+from edgekit.reference.ggml._layout import Blocks
 from edgekit.smallfloats import bfloat16_to_float32, to_float32
 from edgekit.tensor import QuantizedTensor
 
@@ -124,7 +125,7 @@ _Taken = tuple[U8, F32, int | None, F32 | None, int]
 
 
 def _nibbles(blocks: Blocks) -> U8:
-    codes: U8 = unpack_planes(blocks["qs"], 4).reshape(-1, 32)
+    codes: U8 = split(blocks["qs"], 4).reshape(-1, 32)
     return codes
 
 
@@ -147,23 +148,23 @@ def _sixbit_lattice(blocks: Blocks, codes: U8) -> _Taken:
 
 
 def _q4_k(blocks: Blocks) -> _Taken:
-    return _sixbit_lattice(blocks, unpack_planes(blocks["qs"].reshape(-1, 32), 4))
+    return _sixbit_lattice(blocks, split(blocks["qs"].reshape(-1, 32), 4))
 
 
 def _q5_k(blocks: Blocks) -> _Taken:
-    low = unpack_planes(blocks["qs"].reshape(-1, 32), 4).reshape(-1, 8, 32)
-    return _sixbit_lattice(blocks, low | unpack_planes(blocks["qh"], 1) << np.uint8(4))
+    low = split(blocks["qs"].reshape(-1, 32), 4).reshape(-1, 8, 32)
+    return _sixbit_lattice(blocks, low | split(blocks["qh"], 1) << np.uint8(4))
 
 
 def _q6_k(blocks: Blocks) -> _Taken:
-    codes = unpack_planes(blocks["ql"].reshape(-1, 64), 4).reshape(-1, 256)
-    codes |= unpack_planes(blocks["qh"].reshape(-1, 32), 2).reshape(-1, 256) << np.uint8(4)
+    codes = split(blocks["ql"].reshape(-1, 64), 4).reshape(-1, 256)
+    codes |= split(blocks["qh"].reshape(-1, 32), 2).reshape(-1, 256) << np.uint8(4)
     return codes, _d(blocks)[:, None] * blocks["scales"], q6_k.TOP, None, 16
 
 
 def _q3_k(blocks: Blocks) -> _Taken:
-    codes = unpack_planes(blocks["qs"].reshape(-1, 32), 2).reshape(-1, 256)
-    codes |= unpack_planes(blocks["hmask"], 1).reshape(-1, 256) << np.uint8(2)
+    codes = split(blocks["qs"].reshape(-1, 32), 2).reshape(-1, 256)
+    codes |= split(blocks["hmask"], 1).reshape(-1, 256) << np.uint8(2)
     return codes, _d(blocks)[:, None] * q3_k.unpack_scales(blocks["scales"]), q3_k.TOP, None, 16
 
 
@@ -192,7 +193,7 @@ def _minifloats(tensor: QuantizedTensor) -> Minifloats:
     parts, (rows, cols) = tensor.parts, _shape(tensor)
     if tensor.precision.convention == "ggml":
         blocks = np.ascontiguousarray(parts["blocks"]).reshape(rows, -1, 17)
-        codes = unpack_planes(np.ascontiguousarray(blocks[..., 1:]).reshape(-1, 16), 4)
+        codes = split(np.ascontiguousarray(blocks[..., 1:]).reshape(-1, 16), 4)
         return Minifloats(codes.reshape(rows, cols), blocks[..., 0], 4)
     bits = tensor.precision.bits
     if tensor.precision.convention == "mlx":

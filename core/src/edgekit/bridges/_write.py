@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.bridges._lattice import F32, I16, U8, Lattice, Minifloats
+from edgekit.bridges._planes import join
 from edgekit.errors import InexactError
 from edgekit.precision import Precision
 from edgekit.reference import Parts
 from edgekit.reference._bits import pack_lsb
 from edgekit.reference.ggml import TYPES
-from edgekit.reference.ggml._layout import Blocks, pack_planes
+from edgekit.reference.ggml._layout import Blocks
 
 F16 = npt.NDArray[np.float16]
 
@@ -180,7 +181,7 @@ def _ggml(
 
 
 def _four_bits(blocks: Blocks, codes: U8) -> None:
-    blocks["qs"] = pack_planes((codes & np.uint8(15)).reshape(-1, 2, 16), 4)
+    blocks["qs"] = join((codes & np.uint8(15)).reshape(-1, 2, 16), 4)
 
 
 def _five_bits(blocks: Blocks, codes: U8) -> None:
@@ -212,7 +213,7 @@ def _minifloats(values: Minifloats, precision: Precision) -> Parts:
     if precision.convention == "ggml":
         blocks = np.empty((rows, cols // 32, 17), np.uint8)
         blocks[..., 0] = values.exponents
-        blocks[..., 1:] = pack_planes(values.codes.reshape(-1, 2, 16), 4).reshape(rows, -1, 16)
+        blocks[..., 1:] = join(values.codes.reshape(-1, 2, 16), 4).reshape(rows, -1, 16)
         return {"blocks": blocks.reshape(rows, -1)}
     packed = pack_lsb(values.codes, values.bits)
     if precision.convention == "mlx":
