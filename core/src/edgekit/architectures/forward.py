@@ -254,26 +254,35 @@ def attend(queries: F32, keys: F32, values: F32, scale: float, cap: float | None
         float32 [batch, n, heads * head_dim].
     """
     batch, heads, n, head_dim = queries.shape
-    grouped: F32 = queries.reshape(batch, keys.shape[1], -1, n, head_dim) * np.float32(scale)
+    grouped = queries.reshape(batch, keys.shape[1], -1, n, head_dim)
     offset = keys.shape[2] - n
     attended = []
     for start in range(0, n, _QUERIES):
         block = grouped[..., start : start + _QUERIES, :]
         stop = offset + start + block.shape[-2]
         first = 0 if window is None else max(0, offset + start - window + 1)
-        scores: F32 = block @ keys[:, :, None, first:stop].swapaxes(-1, -2)
-        scores = scores if cap is None else softcap(scores, cap)
-        np.copyto(scores, -np.inf, where=~visible(offset + start, stop, first, window))
-        attended.append(_mix(scores, values[:, :, None, first:stop]))
+        seen = visible(offset + start, stop, first, window)
+        scores = _scores(block, keys[:, :, first:stop], scale, cap)
+        np.copyto(scores, -np.inf, where=~seen)
+        attended.append(_mix(scores, values[:, :, first:stop]))
     joined = np.concatenate(attended, axis=-2).reshape(batch, heads, n, head_dim)
     return joined.swapaxes(1, 2).reshape(batch, n, -1)
+
+
+def _scores(queries: F32, keys: F32, scale: float, cap: float | None) -> F32:
+    """Of grouped queries [batch, kv_heads, group, n, head_dim] with keys: [batch, kv_heads, group, n, m]."""
+    # The queries of a group are rows of one product: few large ones suit BLAS better than many small ones.
+    rows: F32 = queries.reshape(*queries.shape[:2], -1, queries.shape[-1]) * np.float32(scale)
+    scores: F32 = (rows @ keys.swapaxes(-1, -2)).reshape(*queries.shape[:-1], -1)
+    return scores if cap is None else softcap(scores, cap)
 
 
 def _mix(scores: F32, values: F32) -> F32:
     """``softmax(scores) @ values``, overwriting the scores and dividing last, where there is least to divide."""
     scores -= scores.max(axis=-1, keepdims=True)
-    weights = np.exp(scores, out=scores)
-    mixed: F32 = weights @ values
+    weights: F32 = np.exp(scores, out=scores)
+    rows = weights.reshape(*scores.shape[:2], -1, scores.shape[-1])
+    mixed: F32 = (rows @ values).reshape(*scores.shape[:-1], -1)
     mixed /= weights.sum(axis=-1, keepdims=True)
     return mixed
 
