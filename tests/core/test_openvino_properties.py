@@ -2,6 +2,7 @@
 
 import math
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ NAMES = [*WHOLE, *(f"{stem}-channel" for stem in GROUPED), *(f"{stem}-g{n}" for 
 @st.composite
 def matrices(draw, largest=2.0**100):
     """Finite float32 rows of a length that suits most groups, of every magnitude, smooth or full of ties."""
-    shape = draw(st.integers(1, 5)), draw(st.sampled_from([1, 3, 16, 24, 32, 96]))
+    shape = draw(st.integers(1, 5)), draw(st.sampled_from([1, 3, 16, 20, 24, 32, 96]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     match draw(st.sampled_from(["bits", "normal", "heavy", "grid", "powers", "zeros"])):
         case "bits":
@@ -314,6 +315,15 @@ def test_unpack_inverts_pack(bits, count, seed):
     np.testing.assert_array_equal(_layout.unpack(packed, bits, count), codes)
     levels = np.arange(2**bits, dtype=np.float32)
     np.testing.assert_array_equal(_layout.look_up(packed, levels, bits, count), codes)
+
+
+@pytest.mark.parametrize(
+    ("table", "checksum"),
+    [("NF4", 0xC471F81A), ("NF4_BOUNDARIES", 0xA63F7AE3), ("CB4", 0x5744302B), ("CB4_BOUNDARIES", 0x09B247E6)],
+)
+def test_tables_are_those_of_nncf(table, checksum):
+    # Of NF4_QUANTILES, CENTER_OF_NF4_QUANTILES and CB4_QUANTILES of nncf 3.4.0 as little-endian float32.
+    assert zlib.crc32(getattr(codebooks, table).astype("<f4").tobytes()) == checksum
 
 
 def test_three_bits_as_openvino_lays_them_out():
