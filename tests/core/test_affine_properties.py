@@ -17,6 +17,7 @@ from edgekit.reference._bits import unpack_lsb
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 
+ONE_BIT = Precision.parse("affine:int1-sym-channel")
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 40))
 
@@ -108,7 +109,10 @@ def slow_groups(x, precision):
 @given(matrices(), precisions())
 @example(np.array([[-0.5, 1.5, 2.5]], np.float32), Precision.parse("affine:int2-asym-channel"))
 @example(np.array([[-LARGEST, LARGEST]], np.float32), Precision.parse("affine:int1-asym-tensor"))
-@example(np.array([[LARGEST, LARGEST / 3]], np.float32), Precision.parse("affine:int8-asym-channel"))
+@example(np.array([[-LARGEST, LARGEST]], np.float32), Precision.parse("affine:int4-asym-channel"))
+@example(np.array([[-LARGEST / 700, LARGEST]], np.float32), Precision.parse("affine:int8-asym-channel"))
+# A mean whose last bit depends on the order of the sum.
+@example(np.array([[1, 1, 2**-53, 2**-53, 2**-24, 2**-24, 2**-53, 2**-53]], np.float32), ONE_BIT)
 def test_agrees_with_the_slow_implementation(x, precision):
     parts = affine.encode(x, precision)
     codes = unpack_lsb(parts["codes"], precision.bits, x.shape[1])

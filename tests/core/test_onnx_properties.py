@@ -177,7 +177,10 @@ NIBBLE_EXAMPLE = np.array([[-0.5, 1.5, -3.5, 4.0, 7.5, -7.5, 0.25]], np.float32)
 @settings(max_examples=150, deadline=None)
 @given(cases(tuple(p for p in BLOCKWISE if p.kind != "qdq_int4")))
 @example((Precision.parse("onnx:int4-asym-g16"), NIBBLE_EXAMPLE))
-@example((Precision.parse("onnx:int2-sym-g16"), np.linspace(-1, 1, 65, dtype=np.float32)[None]))
+@example((Precision.parse("onnx:int4-asym-g16"), np.array([[15, 0.49999997, 7.5]], np.float32)))
+@example((Precision.parse("onnx:int2-sym-g16"), np.cos(np.arange(65, dtype=np.float32))[None]))
+@example((Precision.parse("onnx:int4-sym-g16"), np.cos(np.arange(33, dtype=np.float32))[None]))
+@example((Precision.parse("onnx:int4-sym-g16"), np.array([[0, 3e-40, -1e-40, 1e-45]], np.float32)))
 def test_matmul_nbits_agrees_with_the_kernels_loops(case):
     precision, x = case
     parts = reference(precision).encode(x, precision)
@@ -192,6 +195,7 @@ def test_matmul_nbits_agrees_with_the_kernels_loops(case):
 @settings(max_examples=150, deadline=None)
 @given(cases(tuple(p for p in BLOCKWISE if p.kind == "qdq_int4")))
 @example((Precision.parse("onnx:qdq_int4-asym-g16"), NIBBLE_EXAMPLE))
+@example((Precision.parse("onnx:qdq_int4-sym-g16"), np.array([[0, 3e-40, -1e-40, 1e-45]], np.float32)))
 def test_qdq_int4_agrees_with_the_kernels_loops(case):
     precision, x = case
     parts = reference(precision).encode(x, precision)
@@ -211,6 +215,8 @@ def test_qdq_int4_agrees_with_the_kernels_loops(case):
 
 @settings(max_examples=150, deadline=None)
 @given(cases(tuple(p for p in CATALOGUE if p.convention == "onnx" and not p.block)))
+@example((Precision.parse("onnx:int8-sym-tensor"), np.array([[1e-38, -2e-38]], np.float32)))
+@example((Precision.parse("onnx:uint8-asym-channel"), np.array([[1e-7, -6e-8], [-1, 1]], np.float16)))
 def test_int8_agrees_with_the_slow_implementation(case):
     precision, x = case
     parts = reference(precision).encode(x, precision)
@@ -262,6 +268,16 @@ def test_decodes_within_its_bound(case):
     limit = module.bound(x, parts, precision)
     assert limit.shape == x.shape
     assert (np.abs(x.astype(np.float64) - decoded) <= limit).all()
+
+
+@pytest.mark.parametrize("precision", CATALOGUE, ids=str)
+def test_bound_covers_the_rounding_of_narrow_scales(precision):
+    module = reference(precision)
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        x = np.random.default_rng(3).standard_normal((16, 512)).astype(dtype)
+        parts = module.encode(x, precision)
+        error = np.abs(x.astype(np.float64) - module.decode(parts, precision, x.shape))
+        assert (error <= module.bound(x, parts, precision)).all()
 
 
 @pytest.mark.parametrize("precision", [p for p in CATALOGUE if p.convention == "onnx"], ids=str)
