@@ -337,6 +337,24 @@ def test_vocabularies_are_padded_to_the_matrix(artifact, llama, tmp_path: Path):
     assert set(back.types[7:]) == {TokenType.UNUSED}
 
 
+def test_tokens_without_a_row_are_cut_off():
+    back = from_metadata(Metadata(to_metadata(SPM, 5)), Path("x"))
+    assert back is not None
+    assert (back.tokens, back.scores, back.pad) == (SPM.tokens[:5], SPM.scores[:5], None)
+
+
+def test_user_defined_pieces_have_real_spaces():
+    spaced = attrs.evolve(SPM, tokens=(*SPM.tokens[:6], "▁▁"))
+    assert to_metadata(spaced, 7)["tokenizer.ggml.tokens"].data[4:] == ("▁a", "b", "  ")
+
+
+def test_a_tokenizer_without_a_name_is_refused(artifact, llama):
+    with pytest.raises(
+        UnsupportedModelError, match=r"^the tokenizer cuts words in a way that llama.cpp has no name for"
+    ):
+        GGUF.layout(artifact(llama, attrs.evolve(BPE, pre="")))
+
+
 def test_code_llama_has_infill_tokens():
     tokens = ("<unk>", "▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>")
     pairs = to_metadata(Tokenizer("spm", tokens, (TokenType.NORMAL,) * 5, scores=(0.0,) * 5), 5)

@@ -128,6 +128,26 @@ def test_facts_are_read_off_the_slots_where_there_is_no_configuration(wide: Mode
         assert [a.precision for a in recipe.plan(slots, None)] == with_config
 
 
+@pytest.mark.parametrize(("recipe", "output"), [("Q4_K_M", "Q5_K"), ("Q3_K_L", "Q3_K"), ("Q6_K", "Q6_K")])
+def test_eight_experts(recipe: str, output: str, wide: ModelConfig):
+    slots = [*slots_of(wide), *(empty(f"blk.{layer}.ffn_gate_inp.weight", 8, 256) for layer in range(16))]
+    types = {a.name: a.precision.kind for a in RECIPES[recipe].plan(slots, wide)}
+    assert {types["blk.1.attn_v.weight"], types["blk.1.attn_k.weight"]} == {"Q8_0"}
+    assert types["blk.1.attn_output.weight"] == output
+
+
+def test_the_70b_class(wide: ModelConfig):
+    big = attrs.evolve(wide, layers=80, kv_heads=1)
+    assert chosen(RECIPES["Q2_K"], big)["blk.1.attn_v.weight"] == "Q5_K"
+    assert chosen(RECIPES["Q2_K"], attrs.evolve(big, layers=79))["blk.1.attn_v.weight"] == "Q4_K"
+
+
+def test_experts_alone_get_mxfp4(wide: ModelConfig):
+    slots = [empty("blk.0.ffn_up_exps.weight", 4, 256, 256), empty("blk.0.attn_q.weight", 256, 256)]
+    kinds = [a.precision.kind for a in RECIPES["MXFP4_MOE"].plan(slots, wide)]
+    assert kinds == ["MXFP4", "Q8_0"]
+
+
 def test_a_mixture_needs_layers():
     slots = [empty("encoder.weight", 256, 256)]
     with pytest.raises(UnsupportedModelError, match=r"^recipe Q4_K_M depends on the model's layers, .* ggml:Q4_K$"):

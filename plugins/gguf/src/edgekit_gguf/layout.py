@@ -23,7 +23,7 @@ from edgekit_gguf.metadata import Metadata, Value, text, u32
 from edgekit_gguf.model import config_to_metadata, rope_tensors
 from edgekit_gguf.naming import size_label
 from edgekit_gguf.rotary import reorder
-from edgekit_gguf.types import QUANTIZATION_VERSION, tensor_type
+from edgekit_gguf.types import QUANTIZATION_VERSION
 from edgekit_gguf.vocab import to_metadata
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
@@ -44,8 +44,9 @@ def layout(source: Artifact) -> Layout:
     if isinstance(source.config, Metadata):
         return Layout(tuple(_as_it_is(source.tensors)), source, _model_if_known(source))
     model = source.model
-    config_to_metadata(model.config)  # refuses what GGUF cannot say, before a tensor is read
-    return Layout(tuple(_translated(model)), source, model)
+    translated = Layout(tuple(_translated(model)), source, model)
+    _described(translated)  # refuses what GGUF cannot say, before a tensor is read
+    return translated
 
 
 def _model_if_known(source: Artifact) -> Model | None:
@@ -110,8 +111,3 @@ def _described(laid_out: Layout) -> dict[str, Value]:
         | config_to_metadata(model.config)
         | to_metadata(laid_out.source.tokenizer, model.config.vocab)
     )
-
-
-def can_hold(precision: Precision) -> bool:
-    """Whether GGUF has a type for that precision."""
-    return tensor_type(precision) is not None

@@ -43,17 +43,26 @@ _INFILL = {
 
 
 def to_metadata(tokenizer: Tokenizer | None, vocab: int) -> dict[str, Value]:
-    """The keys for a tokenizer, padded to `vocab` tokens: a matrix may have more rows than the vocabulary."""
+    """The keys for a tokenizer, with as many tokens as the embedding has rows: padded, or cut off.
+
+    Raises:
+        UnsupportedModelError: byte-level BPE whose pre-tokenizer llama.cpp has no name for.
+    """
     if tokenizer is None:
         return {_PREFIX + "model": text("no_vocab")}
+    if not tokenizer.pre:
+        raise UnsupportedModelError(
+            "the tokenizer cuts words in a way that llama.cpp has no name for, so no GGUF file can say it; "
+            "use another format, or a model of another tokenizer"
+        )
     missing = range(len(tokenizer.tokens), vocab)
     pairs = {
         "model": text("llama" if tokenizer.kind == "spm" else "gpt2"),
         "pre": text(tokenizer.pre),
-        "tokens": texts([*tokenizer.tokens, *(f"[PAD{i}]" for i in missing)]),
-        **_ranks(tokenizer, len(missing)),
-        "token_type": i32s([*tokenizer.types, *(TokenType.UNUSED for _ in missing)]),
-        **{_IDS[name]: u32(number) for name, number in _special(tokenizer).items()},
+        "tokens": texts([*_tokens(tokenizer)[:vocab], *(f"[PAD{i}]" for i in missing)]),
+        **_ranks(tokenizer, vocab),
+        "token_type": i32s([*tokenizer.types[:vocab], *(TokenType.UNUSED for _ in missing)]),
+        **{_IDS[name]: u32(number) for name, number in _special(tokenizer).items() if number < vocab},
         **_infill(tokenizer),
         "add_bos_token": flag(tokenizer.add_bos),
         "add_eos_token": flag(tokenizer.add_eos),
@@ -66,10 +75,18 @@ def to_metadata(tokenizer: Tokenizer | None, vocab: int) -> dict[str, Value]:
     return typed
 
 
-def _ranks(tokenizer: Tokenizer, missing: int) -> dict[str, Value]:
+def _tokens(tokenizer: Tokenizer) -> list[str]:
+    """The texts; llama.cpp looks for user-defined pieces in a text whose spaces are still spaces."""
+    if tokenizer.kind == "bpe":
+        return list(tokenizer.tokens)
+    pairs = zip(tokenizer.tokens, tokenizer.types, strict=True)
+    return [token.replace("▁", " ") if kind is TokenType.USER_DEFINED else token for token, kind in pairs]
+
+
+def _ranks(tokenizer: Tokenizer, vocab: int) -> dict[str, Value]:
     if tokenizer.kind == "bpe":
         return {"merges": texts(tokenizer.merges)}
-    return {"scores": f32s([*tokenizer.scores, *(-10000.0 for _ in range(missing))])}
+    return {"scores": f32s([*tokenizer.scores[:vocab], *[-10000.0] * (vocab - len(tokenizer.scores))])}
 
 
 def _special(tokenizer: Tokenizer) -> dict[str, int]:
