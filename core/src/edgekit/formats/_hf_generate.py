@@ -27,7 +27,8 @@ def _config(layout: Layout, plan: Plan, tokenizer: Tokenizer | None) -> dict[str
     from edgekit.architectures.hf import hf_config
 
     assert layout.model is not None  # a layout under Hugging Face's names has a known family
-    ids = {} if tokenizer is None else {f"{role}_token_id": getattr(tokenizer, role) for role in ("bos", "eos", "pad")}
+    # Null where there is none: a family's own defaults may lie beyond the vocabulary.
+    ids = {f"{role}_token_id": getattr(tokenizer, role, None) for role in ("bos", "eos", "pad")}
     return {**hf_config(layout.model.config), **ids, "torch_dtype": _dtype(plan)}
 
 

