@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -537,6 +539,39 @@ def test_an_interrupted_run_is_resumed(tmp_path: Path) -> None:
         source, "affine:int4-asym-g32", to=tmp_path / "q", progress=lambda done, total, name: seen.append(done)
     )
     assert seen[0] == 5
+    for name in names(tmp_path / "whole"):
+        assert (tmp_path / "q" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert names(tmp_path) == {"m", "whole", "q"}
+
+
+KILLED = """
+import sys, time, edgekit
+
+def wait(done, total, name):
+    if done == 7:
+        print("ready", flush=True)
+        time.sleep(60)
+
+edgekit.quantize(sys.argv[1], "affine:int4-asym-g32", to=sys.argv[2], progress=wait)
+"""
+
+
+def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
+    source = put(tmp_path / "m", llama())
+    command = [sys.executable, "-c", KILLED, str(source), str(tmp_path / "q")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        with pytest.raises(LockedError, match="another process is writing"):
+            edgekit.quantize(source, "affine:int4-asym-g32", to=tmp_path / "q")
+        process.kill()
+    assert names(tmp_path) == {"m", ".q.partial"}
+    seen: list[int] = []
+    edgekit.quantize(
+        source, "affine:int4-asym-g32", to=tmp_path / "q", progress=lambda done, total, name: seen.append(done)
+    )
+    assert seen[0] == 7
+    edgekit.quantize(source, "affine:int4-asym-g32", to=tmp_path / "whole")
     for name in names(tmp_path / "whole"):
         assert (tmp_path / "q" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert names(tmp_path) == {"m", "whole", "q"}
