@@ -322,7 +322,8 @@ def _nvfp4_bound(wide: F64, dtype: np.dtype[Any], parts: Mapping[str, Array], pr
     position = magnitude / step
     drift = position * (np.abs(step / exact - 1) + 2 * (unit + 2.0**-22)) + tiny * spread
     limit = step * (_half_step_e2m1(position + drift) + drift + 2.0**-21) + 2.0**-149
-    return _finite(np.where((step > 0) & (position + drift < _FAR / 2), limit, magnitude), magnitude)
+    # Elsewhere (a scale of zero too) the value is lost or of the right sign: off by no more than itself.
+    return _finite(np.where(position + drift < _FAR / 2, limit, magnitude), magnitude)
 
 
 # --- shared -----------------------------------------------------------------------------------------------
