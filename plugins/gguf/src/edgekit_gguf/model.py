@@ -149,7 +149,7 @@ def _same(given: Any, expected: Any) -> bool:
 
 
 def _attention_scale(own: _Architecture, layers: int, width: int, heads: int, head_dim: int) -> float:
-    return 1 / math.sqrt(width // heads if layers == own.wide_layers else head_dim)
+    return math.pow(width // heads if layers == own.wide_layers else head_dim, -0.5)
 
 
 def _window_keys(config: ModelConfig, own: _Architecture) -> dict[str, Value]:
@@ -260,13 +260,14 @@ class _Keys:
         return value
 
     def real(self, key: str, default: float | None = None) -> float | None:
-        """A number, or the default."""
+        """A number, or the default; of a float32 the shortest decimal that stands for it (0.00001, not 0.00000999…)."""
         value = self.get(key)
         if value is None:
             return default
         if type(value) not in (int, float):
             self._wrong(key, value, "a number")
-        return float(value)
+        short = float(str(np.float32(value)))
+        return short if np.float32(short) == value else float(value)
 
     def refuse(self, key: str, problem: str) -> NoReturn:
         """Raise `UnsupportedModelError`."""

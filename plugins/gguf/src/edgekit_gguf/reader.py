@@ -200,7 +200,7 @@ def _value(cursor: Cursor, kind: ValueType, depth: int) -> Value:
     if kind is ValueType.ARRAY:
         return _array(cursor, depth + 1)
     if kind is ValueType.STRING:
-        return Value(kind, _decoded(cursor.string("string")))
+        return Value(kind, cursor.string("string").decode("utf-8", "surrogateescape"))
     return Value(kind, _numbers(cursor, kind, 1)[0])
 
 
@@ -217,14 +217,20 @@ def _array(cursor: Cursor, depth: int) -> Value:
     return Value(ValueType.ARRAY, tuple(_numbers(cursor, element, count)), element)
 
 
-def _strings(cursor: Cursor, count: int) -> Iterator[str]:
+def _strings(cursor: Cursor, count: int) -> list[str]:
+    """A loop on local names, because vocabularies have hundreds of thousands of strings."""
     cursor.need(8 * count, f"array of {count} strings")
+    view, offset, strings = memoryview(cursor.data.data), cursor.offset, []
     for _ in range(count):
-        yield _decoded(cursor.string("string"))
-
-
-def _decoded(data: bytes) -> str:
-    return data.decode("utf-8", "surrogateescape")
+        start = offset + 8
+        stop = start + int.from_bytes(view[offset:start], "little")
+        if stop > len(view) or start > len(view):
+            cursor.offset = offset
+            cursor.string("string")  # raises, saying what is missing
+        strings.append(str(view[start:stop], "utf-8", "surrogateescape"))
+        offset = stop
+    cursor.offset = offset
+    return strings
 
 
 def _numbers(cursor: Cursor, kind: ValueType, count: int) -> list[Any]:
