@@ -23,24 +23,24 @@ _LANE = 4
 
 
 def columns(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Blocks [blocks, n] as columns [n, blocks], contiguous; its own inverse."""
-    return np.ascontiguousarray(x.T)
+    """Blocks [blocks, n] as columns [n, blocks], contiguous and a copy; its own inverse."""
+    return x.T.copy(order="C")
 
 
 def lanes(x: F32) -> F32:
     """Blocks [blocks, n] as lanes [n / 4, 4 * blocks]: row j holds elements 4j to 4j + 3 of every block."""
     units = np.ascontiguousarray(x).view(np.complex128)  # 16 bytes, moved as one
-    return np.ascontiguousarray(units.T).view(np.float32)
+    return columns(units).view(np.float32)
 
 
 def from_lanes(codes: Codes) -> Codes:
     """Codes of one byte in lanes [n / 4, 4 * blocks] as blocks [blocks, n], contiguous."""
-    return np.ascontiguousarray(codes.view(np.uint32).T).view(codes.dtype)
+    return columns(codes.view(np.uint32)).view(codes.dtype)
 
 
 def to_lanes(codes: Codes) -> Codes:
     """The inverse of `from_lanes`."""
-    return np.ascontiguousarray(np.ascontiguousarray(codes).view(np.uint32).T).view(codes.dtype)
+    return columns(np.ascontiguousarray(codes).view(np.uint32)).view(codes.dtype)
 
 
 def spread(per_block: F32) -> F32:

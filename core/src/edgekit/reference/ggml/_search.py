@@ -35,7 +35,9 @@ _SMALLEST_SPAN = np.float32(1e-36)  # its reciprocal times the number of steps i
 
 
 def total(v: F32) -> F32:
-    """The sum over axis 0, one float32 addition after the other, from +0."""
+    """The sum over axis 0 of columns [n, blocks], one float32 addition after the other, from +0."""
+    if v.shape[1] == 1:  # numpy takes a single column for a vector, and would sum it pairwise
+        return cast(F32, np.add.accumulate(v, axis=0)[-1] + np.float32(0))
     return cast(F32, np.add.reduce(v, axis=0, initial=np.float32(0)))
 
 
