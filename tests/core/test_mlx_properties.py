@@ -2,6 +2,7 @@
 
 import math
 import struct
+from bisect import bisect_left
 from fractions import Fraction
 from itertools import chain
 
@@ -23,7 +24,7 @@ FLOATS = [p for p in PRECISIONS if not p.kind.startswith("int")]
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 E4M3 = [float(v) for v in np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn)]
 
-SETTINGS = settings(max_examples=150, deadline=None)
+SETTINGS = settings(max_examples=120, deadline=None)
 
 
 def finite(values, dtype):
@@ -106,18 +107,19 @@ def slow_stream(codes, bits):
 
 def slow_nearest(value, magnitudes):
     """Index of the nearest magnitude, ties to the first."""
-    return min(range(len(magnitudes)), key=lambda i: abs(Fraction(value) - Fraction(magnitudes[i])))
+    return min(range(len(magnitudes)), key=lambda i: abs(value - Fraction(magnitudes[i])))
 
 
 def slow_e2m1(value):
-    code = slow_nearest(min(abs(value), 6.0), E2M1)
+    code = slow_nearest(Fraction(min(abs(value), 6.0)), E2M1)
     return code + 8 if value < 0 and code else code
 
 
 def slow_e4m3(value):
     """Ties to even: of two neighbours the one whose code is even."""
-    magnitude = Fraction(min(abs(value), 448.0))
-    code = min(range(127), key=lambda i: (abs(magnitude - Fraction(E4M3[i])), i % 2))
+    magnitude = min(abs(value), 448.0)
+    above = bisect_left(E4M3, magnitude)
+    code = min((max(above - 1, 0), above), key=lambda i: (abs(Fraction(magnitude) - Fraction(E4M3[i])), i % 2))
     return code + 128 if math.copysign(1, value) < 0 else code
 
 
@@ -125,10 +127,7 @@ def slow_exponent(largest, limit, dtype):
     scale = rounded(f32(largest / limit), dtype)
     if scale == 0:
         return 0
-    exponent = -160
-    while Fraction(2) ** exponent < Fraction(scale):
-        exponent += 1
-    return exponent
+    return next(exponent for exponent in range(-160, 128) if Fraction(2) ** exponent >= Fraction(scale))
 
 
 def slow_mx(values, precision, dtype):
@@ -205,12 +204,29 @@ def test_decoded_values_lie_within_the_bound(x, precision):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
-def test_the_bound_is_about_half_a_step(precision, dtype):
-    x = np.random.default_rng(0).standard_normal((8, 256)).astype(dtype)
+def test_the_bound_is_tight(precision, dtype):
+    """Nearly reached by some element; where the stored scale's rounding dominates, all roundings rarely add up."""
+    x = np.random.default_rng(0).standard_normal((32, 1024)).astype(dtype)
     parts = mlx.encode(x, precision)
     error = np.abs(x.astype(np.float64) - mlx.decode(parts, precision, x.shape))
-    ratio = mlx.bound(x, parts, precision).mean() / error.mean()
-    assert ratio < (8 if dtype == BFLOAT16 and precision.kind == "int8" else 4.2)
+    limit = mlx.bound(x, parts, precision)
+    wide_bfloat16 = dtype == BFLOAT16 and precision.kind in ("int5", "int6", "int8")
+    assert (0.55 if wide_bfloat16 else 0.8) < (error / limit).max() <= 1
+    assert limit.mean() / error.mean() < (8 if wide_bfloat16 else 3.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "half_a_gap"),
+    [("mxfp4", v, h) for v, h in ((0.1, 0.25), (2, 0.25), (2.1, 0.5), (4, 0.5), (4.1, 1), (5.9, 1))]
+    + [
+        ("mxfp8", v, h)
+        for v, h in ((0.01, 2**-10), (0.017, 2**-10), (0.04, 2**-9), (1.9, 2**-4), (2.1, 2**-3), (447, 16))
+    ],
+)
+def test_the_bound_of_elements_is_half_a_gap(name, value, half_a_gap):
+    precision = Precision.parse(f"mlx:{name}")
+    parts, x = encode([448 if name == "mxfp8" else 6, value], precision.name)
+    assert mlx.bound(x, parts, precision)[0, 1] == half_a_gap
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -382,10 +398,10 @@ def test_a_range_beyond_float32_overflows_the_scale(name):
 
 def test_float16_overflows_while_decoding_and_the_bound_says_so():
     precision = Precision.parse("mlx:int4-g32")
-    parts, x = encode([60000, -60000], "mlx:int4-g32", np.float16)
+    parts, x = encode([60000, -52500], "mlx:int4-g32", np.float16)
     assert mlx.overflowed(parts, precision) == ""
-    assert mlx.decode(parts, precision, x.shape)[0, :2].tolist() == [60000, -np.inf]
-    assert np.isinf(mlx.bound(x, parts, precision)[0, :2]).tolist() == [False, True]
+    assert mlx.decode(parts, precision, x.shape)[0, :3].tolist() == [60000, -np.inf, 0]
+    assert np.isinf(mlx.bound(x, parts, precision)[0, :3]).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize(("exponent", "stored"), [(-127, 0), (-128, 255), (-129, 254), (-149, 234)])
