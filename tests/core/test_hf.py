@@ -275,6 +275,18 @@ BAD: Mapping[str, tuple[bool, Callable[[Path], object], type[Exception], str]] =
         "read; fetch the model's safetensors files, or convert it where you trust it: "
         "transformers' AutoModel.from_pretrained(...).save_pretrained(...)",
     ),
+    "the manifest is no manifest": (
+        False,
+        lambda directory: (directory / "edgekit.manifest.json").write_text("{}"),
+        InvalidFileError,
+        "{d}/edgekit.manifest.json: not an edgekit manifest ('schema'); delete it to go on without",
+    ),
+    "the manifest is nested": (
+        False,
+        lambda directory: (directory / "edgekit.manifest.json").write_text("[" * 100_000 + "]" * 100_000),
+        InvalidFileError,
+        "{d}/edgekit.manifest.json: the file is nested too deeply (at byte 0); fetch or convert it again",
+    ),
     "a shard is missing": (
         True,
         remove(SHARD),

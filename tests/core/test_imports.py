@@ -16,6 +16,7 @@ OPTIONAL = {"tokenizers", "rich", "hypothesis", "pytest", "ml_dtypes"}  # import
 # Lower layers first; a module imports from its own layer or below.
 LAYERS = [
     {"errors"},
+    {"foreign"},
     {"smallfloats"},
     {"precision"},
     {"tensor"},
@@ -87,16 +88,16 @@ def test_nobody_imports_testing_or_cli():
 
 
 def run(code: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
 def test_import_edgekit_imports_nothing_beyond_the_dependencies():
     before = "import sys, json; before = set(sys.modules); import edgekit; "
     found = set(json.loads(run(before + "print(json.dumps(sorted(set(sys.modules) - before)))")))
     packages = {name.partition(".")[0] for name in found}
-    foreign = {p for p in packages if p not in sys.stdlib_module_names and not p.startswith("_")} - ALLOWED - {"edgekit"}
+    foreign = (
+        {p for p in packages if p not in sys.stdlib_module_names and not p.startswith("_")} - ALLOWED - {"edgekit"}
+    )
     times = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", "import edgekit"], capture_output=True, text=True, check=True
     ).stderr.splitlines()[-1]

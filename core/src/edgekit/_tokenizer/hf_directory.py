@@ -20,10 +20,11 @@ from edgekit._tokenizer.sentencepiece import SentencePiece
 from edgekit._tokenizer.text import byte_tokens
 from edgekit._tokenizer.tokenizer_json import SPACE
 from edgekit.errors import InvalidFileError, UnsupportedModelError
-from edgekit.formats._hf_files import TOKENIZER_LIMIT, member, read_bytes, read_object
-from edgekit.formats.safetensors import strict_json
+from edgekit.foreign import member, read_bytes, read_object, strict_json
 from edgekit.tokenizer import Tokenizer, TokenType
 
+#: A tokenizer.json of 256,000 tokens has 34 MiB.
+TOKENIZER_LIMIT = 256 << 20
 #: The largest id, and how many ids may be without a token: files that say more are not believed.
 _LARGEST_ID, _HOLES = 1 << 22, 1 << 16
 #: What other tokenizers leave in a directory.

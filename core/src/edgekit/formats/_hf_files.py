@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import attrs
 
 from edgekit.errors import InvalidFileError, MissingFileError
-from edgekit.formats.safetensors import open_tensors, strict_json
+from edgekit.foreign import member, read_object
+from edgekit.formats.safetensors import open_tensors
 from edgekit.tensor import Tensor
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+MANIFEST = "edgekit.manifest.json"
 #: What is carried over byte for byte from one directory to the next.
 CARRIED = (
     CONFIG,
@@ -34,9 +34,9 @@ CARRIED = (
 #: Patterns of weights in pickles, which are never read.
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
-#: A config.json has a few KiB; a tokenizer.json of 256,000 tokens has 34 MiB.
+#: A config.json has a few KiB.
 CONFIG_LIMIT = 4 << 20
-TOKENIZER_LIMIT = 256 << 20
+INDEX_LIMIT = MANIFEST_LIMIT = 64 << 20
 
 
 @attrs.frozen
@@ -46,62 +46,6 @@ class Weights:
     files: tuple[Path, ...]
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
-
-
-def member(directory: Path, name: str) -> Path | None:
-    """The directory's file of that name, or None; `name` may come from a foreign file.
-
-    Raises:
-        InvalidFileError: the name, or the link of that name, leads out of the directory.
-    """
-    if name != os.path.basename(name) or name in ("", ".", "..") or any(c in name for c in "\\:\0"):
-        raise InvalidFileError(f"{directory}: {name!r} is no plain file name; files lie in the directory itself")
-    path = directory / name
-    if not path.is_file():
-        return None
-    real, home = Path(os.path.realpath(path)), Path(os.path.realpath(directory))
-    if not any(real.is_relative_to(allowed) for allowed in (home, *_hub_blobs(home))):
-        raise InvalidFileError(f"{path}: the link leads out of the directory, to {real}; put the file itself here")
-    return path
-
-
-def _hub_blobs(home: Path) -> tuple[Path, ...]:
-    """Where links lead in a directory of the Hugging Face hub's cache, ``models--x--y/snapshots/<revision>``."""
-    return (home.parent.parent / "blobs",) if home.parent.name == "snapshots" else ()
-
-
-def read_bytes(directory: Path, name: str, limit: int) -> bytes | None:
-    """A small file's content, or None where it is absent.
-
-    Raises:
-        InvalidFileError: larger than `limit` bytes, or a link that leads out of the directory.
-    """
-    path = member(directory, name)
-    if path is None:
-        return None
-    try:
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-    except OSError as error:
-        raise MissingFileError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    if len(content) > limit:
-        raise InvalidFileError(f"{path}: larger than {limit:,} bytes; this is no {name} of a model")
-    return content
-
-
-def read_object(directory: Path, name: str, limit: int = CONFIG_LIMIT) -> dict[str, Any] | None:
-    """A JSON object, or None where the file is absent.
-
-    Raises:
-        InvalidFileError: not strict JSON, no object, too large, or a link that leads out of the directory.
-    """
-    content = read_bytes(directory, name, limit)
-    if content is None:
-        return None
-    parsed = strict_json(content, directory / name, "the file")
-    if not isinstance(parsed, dict):
-        raise InvalidFileError(f"{directory / name}: holds no JSON object; fetch it again")
-    return parsed
 
 
 def carried(directory: Path) -> tuple[Path, ...]:
@@ -160,7 +104,7 @@ def refuse_pickle(path: Path) -> InvalidFileError:
 
 def _read_index(directory: Path) -> dict[str, str] | None:
     """Tensor name -> shard's file name."""
-    index = read_object(directory, INDEX, 64 << 20)
+    index = read_object(directory, INDEX, INDEX_LIMIT)
     if index is None:
         return None
     shards = index.get("weight_map")

@@ -137,4 +137,4 @@ def _other_files(layout: Layout, plan: Plan, manifest: Manifest) -> Iterator[tup
         from edgekit.formats._hf_generate import generate
 
         yield from generate(layout, plan)
-    yield "edgekit.manifest.json", manifest.to_json().encode()
+    yield files.MANIFEST, manifest.to_json().encode()

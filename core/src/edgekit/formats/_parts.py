@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import EdgekitError, InvalidFileError, MissingPluginError, UnknownPrecisionError
-from edgekit.formats.safetensors import Part, strict_json
+from edgekit.foreign import strict_json
+from edgekit.formats.safetensors import Part
 from edgekit.precision import Precision
 from edgekit.recipe import fits
 from edgekit.reference import reference

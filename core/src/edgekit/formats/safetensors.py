@@ -33,6 +33,7 @@ import numpy.typing as npt
 import safetensors
 
 from edgekit.errors import InvalidFileError, MissingFileError, ResourceError
+from edgekit.foreign import CURE, invalid, shown, strict_json
 from edgekit.tensor import DTYPES, Tensor, carrier
 
 #: safetensors' name of a dtype -> numpy's or ml_dtypes' name.
@@ -59,7 +60,6 @@ CODES = {name: code for code, name in NAMES.items()}
 #: A header of a hundred thousand tensors has about 16 MiB.
 HEADER_LIMIT = 32 << 20
 _DIMENSIONS = 32
-_CURE = "fetch or convert it again"
 
 
 @attrs.frozen
@@ -100,15 +100,15 @@ def read_header(path: Path) -> Header:
 def _header_text(file: Any, size: int, path: Path) -> bytes:
     start = file.read(8)
     if len(start) < 8:
-        raise _invalid(path, f"{size} bytes are too few for a safetensors file", 0)
+        raise invalid(path, f"{size} bytes are too few for a safetensors file", 0)
     length = int.from_bytes(start, "little")
     if length > size - 8:
-        raise _invalid(path, f"the header claims {length:,} bytes, the file has {size - 8:,} after its length", 0)
+        raise invalid(path, f"the header claims {length:,} bytes, the file has {size - 8:,} after its length", 0)
     if length > HEADER_LIMIT:
-        raise _invalid(path, f"the header claims {length:,} bytes, at most {HEADER_LIMIT:,} are read", 0)
+        raise invalid(path, f"the header claims {length:,} bytes, at most {HEADER_LIMIT:,} are read", 0)
     text: bytes = file.read(length)
     if not (text.startswith(b"{") and text.rstrip(b" ").endswith(b"}")):
-        raise _invalid(path, "the header is no JSON object from '{' to '}' followed by spaces only", 8)
+        raise invalid(path, "the header is no JSON object from '{' to '}' followed by spaces only", 8)
     return text
 
 
@@ -118,50 +118,10 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
     return parsed
 
 
-def strict_json(text: bytes, path: Path, what: str, offset: int = 0) -> Any:
-    """Parse JSON from a foreign file: UTF-8, no key twice, no NaN or infinity, no abysmal nesting.
-
-    Raises:
-        InvalidFileError: names the file and the fault.
-    """
-    try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise _invalid(path, f"{what} is not UTF-8", offset + error.start) from error
-    except json.JSONDecodeError as error:
-        raise _invalid(path, f"{what} is not JSON: {error.msg}", offset + error.pos) from error
-    except RecursionError as error:
-        raise _invalid(path, f"{what} is nested too deeply", offset) from error
-    except ValueError as error:
-        raise _invalid(path, f"{what}: {error}", offset) from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {_shown(twice)} comes twice")
-    for key in found:
-        _refuse_surrogates(key)
-    return found
-
-
-def _refuse_surrogates(key: str) -> None:
-    try:
-        key.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"key {_shown(key)} is no Unicode text") from error
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
-
-
 def _check(parsed: dict[str, Any], start: int, size: int, path: Path) -> Header:
     metadata = parsed.pop("__metadata__", {})
     if not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
-        raise _invalid(path, "__metadata__ is no mapping of strings to strings", 8)
+        raise invalid(path, "__metadata__ is no mapping of strings to strings", 8)
     entries = sorted(
         (_entry(name, value, start, size, path) for name, value in parsed.items()),
         key=lambda entry: (entry.begin, entry.end),
@@ -170,34 +130,34 @@ def _check(parsed: dict[str, Any], start: int, size: int, path: Path) -> Header:
     for entry in entries:
         if entry.begin != position:
             fault = "overlaps the tensor before it" if entry.begin < position else "leaves a hole before it"
-            raise _invalid(path, f"tensor {_shown(entry.name)} {fault}", entry.begin)
+            raise invalid(path, f"tensor {shown(entry.name)} {fault}", entry.begin)
         position = entry.end
     if position != size:
-        raise _invalid(path, f"{size - position:,} bytes after the last tensor belong to none", position)
+        raise invalid(path, f"{size - position:,} bytes after the last tensor belong to none", position)
     return Header(tuple(entries), metadata)
 
 
 def _entry(name: str, value: Any, start: int, size: int, path: Path) -> Entry:
     def refuse(fault: str) -> InvalidFileError:
-        return _invalid(path, f"tensor {_shown(name)}: {fault}", 8)
+        return invalid(path, f"tensor {shown(name)}: {fault}", 8)
 
     if not (isinstance(value, dict) and value.keys() == {"dtype", "shape", "data_offsets"}):
         raise refuse("wants exactly dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not (isinstance(dtype, str) and dtype in NAMES):
-        raise refuse(f"dtype {_shown(dtype)} is none of {', '.join(NAMES)}")
+        raise refuse(f"dtype {shown(dtype)} is none of {', '.join(NAMES)}")
     if not (_naturals(shape) and len(shape) <= _DIMENSIONS and math.prod(d for d in shape if d) < 1 << 62):
-        raise refuse(f"shape {_shown(shape)} is no list of sizes")
+        raise refuse(f"shape {shown(shape)} is no list of sizes")
     if not (_naturals(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):
-        raise refuse(f"data_offsets {_shown(offsets)} are no begin and end")
+        raise refuse(f"data_offsets {shown(offsets)} are no begin and end")
     begin, end = start + offsets[0], start + offsets[1]
     if end > size:
-        raise _invalid(path, f"tensor {_shown(name)} ends at byte {end:,} of a file of {size:,}", begin)
+        raise invalid(path, f"tensor {shown(name)} ends at byte {end:,} of a file of {size:,}", begin)
     nbytes = math.prod(shape) * DTYPES[NAMES[dtype]]
     if end - begin != nbytes:
-        raise _invalid(
+        raise invalid(
             path,
-            f"tensor {_shown(name)} has {end - begin:,} bytes, {dtype} of shape {shape} takes {nbytes:,}",
+            f"tensor {shown(name)} has {end - begin:,} bytes, {dtype} of shape {shape} takes {nbytes:,}",
             begin,
         )
     return Entry(name, NAMES[dtype], tuple(shape), begin, end)
@@ -205,15 +165,6 @@ def _entry(name: str, value: Any, start: int, size: int, path: Path) -> Entry:
 
 def _naturals(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _invalid(path: Path, fault: str, offset: int) -> InvalidFileError:
-    return InvalidFileError(f"{path}: {fault} (at byte {offset:,}); {_CURE}")
 
 
 class Reader:
@@ -246,7 +197,7 @@ class Reader:
             except OSError as error:
                 raise ResourceError(f"{self.path}: reading tensor {name} failed: {error.strerror}") from error
             if count == 0:
-                raise _invalid(self.path, f"tensor {_shown(name)} is cut off", position)
+                raise invalid(self.path, f"tensor {shown(name)} is cut off", position)
             view, position = view[count:], position + count
         return buffer
 
@@ -277,9 +228,9 @@ def _second_opinion(path: Path, header: Header) -> None:
         with safetensors.safe_open(path, framework="numpy") as opened:
             names = set(opened.keys())
     except Exception as error:
-        raise InvalidFileError(f"{path}: the safetensors library refuses it: {error}; {_CURE}") from error
+        raise InvalidFileError(f"{path}: the safetensors library refuses it: {error}; {CURE}") from error
     if names != {entry.name for entry in header.entries}:
-        raise InvalidFileError(f"{path}: the safetensors library finds other tensors in it; {_CURE}")
+        raise InvalidFileError(f"{path}: the safetensors library finds other tensors in it; {CURE}")
 
 
 def _tensor(entry: Entry, reader: Reader) -> Tensor:
@@ -369,7 +320,6 @@ __all__: Sequence[str] = [
     "build_header",
     "open_tensors",
     "read_header",
-    "strict_json",
     "to_bytes",
     "write",
 ]
