@@ -59,7 +59,7 @@ def test_compare_and_eval(q4, tmp_path):
     text.write_text(sample.heldout_text()[:4000])
     compared = data("compare", sample.path(), q4, "--text", text)
     assert 0 < compared["relative_rms"] < 0.2
-    assert compared["evaluation"]["kl_mean"] > 0
+    assert compared["evaluation"]["kl_divergence"] > 0
     evaluated = data("eval", q4, text, "--baseline", sample.path())
     assert evaluated["perplexity"] == pytest.approx(compared["evaluation"]["perplexity"])
     assert "perplexity" in edgekit("eval", q4, text).stdout

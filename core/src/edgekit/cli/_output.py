@@ -6,9 +6,12 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
+
+from edgekit.errors import InvalidFileError, MissingFileError
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -90,3 +93,22 @@ def _plain_progress(title: str) -> Callable[[int, int, str], None]:
             print(f"{title}: {done}/{total} {what}".rstrip(), file=sys.stderr, flush=True)
 
     return report
+
+
+def read_text(file: str) -> str:
+    """A text file in UTF-8; ``-`` is stdin.
+
+    Raises:
+        MissingFileError: it cannot be read.
+        InvalidFileError: it is not UTF-8; names the offset.
+    """
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise MissingFileError(
+            f"{file}: cannot be read ({error.strerror}); give a text file, or - for stdin"
+        ) from error
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidFileError(f"{file}: not UTF-8 at offset {error.start}; convert it to UTF-8") from error

@@ -93,8 +93,8 @@ def measure(source: Artifact, made: Artifact, recipe: str, text: str) -> Step:
         tier=tier(made, recipe),
         error=found.relative_rms,
         perplexity=quality.perplexity,
-        kl=quality.kl_mean,
-        top1=quality.top1,
+        kl=quality.kl_divergence or 0.0,
+        top1=quality.top1_agreement or 0.0,
     )
 
 

@@ -1,0 +1,27 @@
+"""`edgekit eval`: how well a model predicts a text."""
+
+from __future__ import annotations
+
+import click
+
+from edgekit.cli._output import json_option, print_json, progress, read_text
+from edgekit.evaluation import evaluate
+from edgekit.pipeline import open_artifact
+
+
+@click.command("eval")
+@click.argument("artifact")
+@click.argument("text")
+@click.option("--baseline", metavar="PATH", help="Also measure KL divergence and top-1 agreement against this model.")
+@click.option("--context", type=click.IntRange(min=2), help="Tokens of a window; 512, or the model's context if less.")
+@json_option
+def command(artifact: str, text: str, baseline: str | None, context: int | None, as_json: bool) -> None:
+    """Measure ARTIFACT's perplexity on the text file TEXT ("-" reads stdin), in the core's numpy forward pass."""
+    against = None if baseline is None else open_artifact(baseline)
+    judged = open_artifact(artifact)
+    with progress("eval") as report:
+        found = evaluate(judged, read_text(text), baseline=against, context=context, progress=report)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        click.echo(str(found))
