@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 import click
 
 from edgekit.errors import InvalidFileError, MissingFileError
+
+_SECONDS_BETWEEN_LINES = 5.0
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -83,13 +87,13 @@ def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
 
 
 def _plain_progress(title: str) -> Callable[[int, int, str], None]:
-    shown = -1
+    """The first line, the last, and between them one every few seconds."""
+    shown = -math.inf
 
     def report(done: int, total: int, what: str) -> None:
         nonlocal shown
-        tenth = 10 * done // max(1, total)
-        if tenth > shown:
-            shown = tenth
+        if done == total or time.monotonic() - shown >= _SECONDS_BETWEEN_LINES:
+            shown = time.monotonic()
             print(f"{title}: {done}/{total} {what}".rstrip(), file=sys.stderr, flush=True)
 
     return report

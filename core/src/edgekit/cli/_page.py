@@ -60,7 +60,8 @@ def chart(steps: Sequence[Step], baseline: float) -> str:
     ticks = [_size_tick(across, value) for value in _steps(max(s.size for s in steps), 5)]
     marks = [_perplexity_tick(up, value) for value in _log_steps(low, high)]
     base = up(math.log(baseline))
-    source = f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{base:.1f}" y2="{base:.1f}" class="axis" stroke-dasharray="5 4"/>'
+    ends = f'x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{base:.1f}" y2="{base:.1f}"'
+    source = f'<line {ends} class="axis" stroke-dasharray="5 4"/>'
     lines = [_line(steps, kind, across, up) for kind in _COLOURS]
     dots = [_dot(step, across(step.size), up(math.log(step.perplexity))) for step in steps]
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
@@ -117,8 +118,9 @@ def _dot(step: Step, x: float, y: float) -> str:
     label = html.escape(step.recipe.removeprefix("affine:").removesuffix("-asym-g32"))
     title = f"{step.recipe}: {size(step.size)}, perplexity {step.perplexity:.4f}, KL {step.kl:.6f}"
     above = -9 if _kind(step) == "affine" else 18
+    colour = _COLOURS[_kind(step)]
     return (
-        f'<g><title>{html.escape(title)}</title><circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{_COLOURS[_kind(step)]}"/>'
+        f'<g><title>{html.escape(title)}</title><circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>'
         f'<text x="{x:.1f}" y="{y + above:.1f}" text-anchor="middle">{label}</text></g>'
     )
 
