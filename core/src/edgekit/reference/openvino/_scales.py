@@ -87,8 +87,6 @@ def zero_point_part(zero_point: U8, precision: Precision, rows: int) -> dict[str
         return {"zero_point": np.array(1 << (precision.bits - 1), np.int8)}
     if precision.symmetric:
         return {}
-    if precision.bits == 8:
-        return {"zero_point": zero_point.reshape(rows, 1)}
     packed = _layout.pack(zero_point.reshape(-1), precision.bits)
     return {"zero_point": _layout.in_rows(packed, rows, zero_point.size // rows, precision.bits)}
 
