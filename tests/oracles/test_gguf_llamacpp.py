@@ -97,6 +97,8 @@ def test_files_equal_llama_quantizes(
         pytest.skip(f"{model} is not here ({STORIES}, {SAMPLE})")
     if (model, recipe.name, weighed) == ("sample", "Q2_K_S", False):
         pytest.skip("llama.cpp refuses Q2_K_S without an importance matrix")
+    if (model, recipe.name) == ("stories260K", "Q1_0"):
+        pytest.skip("llama.cpp has no fallback for Q1_0, whose blocks do not divide rows of 64")
     importance = random_importance(sources[model]) if weighed else None
     theirs = llama_quantize(sources[model], tmp_path / "theirs.gguf", recipe, importance)
     edgekit.quantize(sources[model], recipe, to=tmp_path / "ours.gguf", importance=importance)
@@ -194,6 +196,8 @@ def test_every_rule_and_fallback_is_llama_cpps(model: str, tmp_path: Path):
     layout = GGUF.layout(GGUF.open(source))
     configs = {layout.model and layout.model.config, None}  # without it the facts are read off names and shapes
     for recipe, weighed, config in product(RECIPES, [False, True], configs):
+        if recipe.name == "Q1_0" and any(slot.shape[-1] % 128 for slot in layout.slots):
+            continue  # llama.cpp has no fallback for it, and stops
         theirs = llama_types(source, recipe, weighed)
         assert len(theirs) == len(layout.slots)
         ours = {a.name: a.precision.name for a in recipe.plan(layout.slots, config, importance=weighed)}

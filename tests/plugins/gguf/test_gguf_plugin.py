@@ -125,7 +125,7 @@ def parts(artifact, llama, tmp_path: Path) -> list[Path]:
 
 def test_split_files_are_one_model(parts: list[Path], artifact, llama, tmp_path: Path):
     assert [path.name for path in parts] == [f"m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
-    whole = edgekit.open(parts[0])
+    whole = edgekit.open(parts[2])  # any of them will do
     assert whole.files == tuple(parts)
     assert whole.model.config.layers == 2
     joined = edgekit.convert(whole, tmp_path / "joined.gguf")

@@ -104,12 +104,14 @@ def test_reasons_are_in_words(wide: ModelConfig, llama: ModelConfig):
         ("IQ4_XS", "IQ4_NL"),
         ("TQ1_0", "Q4_0"),
         ("TQ2_0", "Q4_0"),
+        ("Q2_0", "Q4_0"),
+        ("Q1_0", "F16"),
     ],
 )
 def test_fallbacks(recipe: str, fallback: str, llama: ModelConfig):
-    assert chosen(RECIPES[recipe], llama)["blk.1.ffn_up.weight"] == fallback
-    ragged = attrs.evolve(llama, width=48, head_dim=12, rotary_dim=12)
-    assert chosen(RECIPES[recipe], ragged)["blk.1.ffn_up.weight"] == "F16"
+    assert chosen(RECIPES[recipe], llama)["blk.1.ffn_down.weight"] == fallback
+    ragged = attrs.evolve(llama, ffn=100)
+    assert chosen(RECIPES[recipe], ragged)["blk.1.ffn_down.weight"] == "F16"
 
 
 @pytest.mark.parametrize(("recipe", "weighed"), [("Q4_0", "Q4_1"), ("Q5_0", "Q5_1"), ("IQ4_NL", "IQ4_NL")])

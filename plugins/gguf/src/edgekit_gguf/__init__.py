@@ -12,7 +12,7 @@ edgekit_api = (1, 0)
 #: llama.cpp's names of its recipes, in order of size; each is an attribute of `edgekit_gguf.recipes`.
 RECIPES = (
     "F32", "BF16", "F16", "Q8_0", "Q6_K", "Q5_1", "Q5_K_M", "Q5_K_S", "Q5_0", "Q4_1", "Q4_K_M", "Q4_K_S", "IQ4_NL",
-    "Q4_0", "IQ4_XS", "MXFP4_MOE", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "Q2_K_S", "TQ2_0", "TQ1_0",
+    "Q4_0", "IQ4_XS", "MXFP4_MOE", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "Q2_K_S", "Q2_0", "TQ2_0", "TQ1_0", "Q1_0",
 )  # fmt: skip
 #: Block types that are read and decoded, never written anew; each is an attribute of `edgekit_gguf.iq`.
 DECODE_ONLY = ("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")

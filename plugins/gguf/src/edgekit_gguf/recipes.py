@@ -7,7 +7,8 @@ holds decides.
 Not quantized: vectors, norms (``*_norm.weight``), expert routers (``ffn_gate_inp``), and what is no ``weight``.
 ``output.weight``, or ``token_embd.weight`` where it is tied: Q8_0 if the default's block does not divide its rows,
 or if Q8_0 is the default; else Q6_K.
-A row that the chosen type's block does not divide falls back to a smaller block (`FALLBACKS`), else to F16.
+A row that the chosen type's block does not divide falls back to a smaller block (`FALLBACKS`), else to F16; Q1_0 goes
+to F16 at once, where llama.cpp gives up.
 Models of exactly eight experts and those of the 70B class have exceptions, below.
 
 Source: ``llama-quant.cpp`` (llama_tensor_get_type_impl, tensor_type_fallback) of llama-cpp-python 0.3.36; Falcon and
@@ -109,6 +110,7 @@ FALLBACKS = {
     "Q3_K": "Q4_0",
     "TQ1_0": "Q4_0",
     "TQ2_0": "Q4_0",
+    "Q2_0": "Q4_0",
     "Q4_K": "Q5_0",
     "Q5_K": "Q5_1",
     "Q6_K": "Q8_0",
@@ -332,5 +334,7 @@ Q2_K = GgufRecipe(
     attn_output=_only("Q3_K"),
 )
 Q2_K_S = GgufRecipe("Q2_K_S", "Q2_K", attn_v=(Rule("Q4_K", SHARED),), ffn_down=(Rule("Q4_K", FIRST_8TH),))
+Q2_0 = GgufRecipe("Q2_0", "Q2_0", token_embd="Q4_K")
 TQ2_0 = GgufRecipe("TQ2_0", "TQ2_0", token_embd="Q4_K")
 TQ1_0 = GgufRecipe("TQ1_0", "TQ1_0", token_embd="Q4_K")
+Q1_0 = GgufRecipe("Q1_0", "Q1_0")
