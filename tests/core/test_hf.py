@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import attrs
 import ml_dtypes
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ from edgekit.formats.hf import HuggingFaceFormat
 from edgekit.precision._registry import catalogue
 from edgekit.recipe import fits
 from edgekit.tensor import EncodedTensor, Tensor
+from edgekit.tokenizer import Tokenizer, TokenType
 
 CONFIG = {
     "model_type": "llama",
@@ -746,3 +748,56 @@ def resident() -> int:
     except FileNotFoundError:
         pytest.skip("this system does not say how much memory is resident")
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+# --- from another format ----------------------------------------------------------------------------------------
+
+
+def foreign(directory: Path, tokenizer: Tokenizer | None) -> Artifact:
+    """The same Llama as another format has it: canonical names only."""
+    known = edgekit.open(put(directory, llama()))
+    return attrs.evolve(
+        known,
+        format="other",
+        files=(),
+        tensors={},
+        config={},
+        load_model=lambda: known.model,
+        load_tokenizer=lambda: tokenizer,
+    )
+
+
+def test_configuration_and_tokenizer_are_generated(tmp_path: Path) -> None:
+    letters = ("<unk>", "<s>", "</s>", "▁", "a", "b", "ab")
+    kinds = tuple(TokenType(kind) for kind in (2, 3, 3, 1, 1, 1, 1))
+    tokenizer = Tokenizer("spm", letters, kinds, (0.0,) * 7, bos=1, eos=2, unk=0, chat_template="{{ x }}")
+    written = edgekit.convert(foreign(tmp_path / "m", tokenizer), tmp_path / "q", dtype="BF16")
+    assert names(tmp_path / "q") == {
+        *("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "edgekit.manifest.json"),
+    }
+    same_tensors(written, {n: a.astype(ml_dtypes.bfloat16 if a.ndim > 1 else a.dtype) for n, a in llama().items()})
+    assert written.model.config == edgekit.open(tmp_path / "m").model.config
+    assert written.config["torch_dtype"] == "bfloat16"
+    assert [written.config[f"{role}_token_id"] for role in ("bos", "eos", "pad")] == [1, 2, None]
+    read = written.tokenizer
+    assert read is not None
+    assert (read.tokens, read.types, read.bos, read.eos, read.unk) == (letters, kinds, 1, 2, 0)
+    assert (read.add_bos, read.chat_template) == (True, "{{ x }}")
+
+
+def test_without_a_tokenizer_there_is_none(tmp_path: Path) -> None:
+    written = edgekit.quantize(foreign(tmp_path / "m", None), "affine:int4-sym-g32", to=tmp_path / "q")
+    assert names(tmp_path / "q") == {"model.safetensors", "config.json", "edgekit.manifest.json"}
+    assert written.tokenizer is None
+    assert written.config["torch_dtype"] == "float32"
+    assert {t.name for t in written.model.tensors.values()} == set(llama())
+
+
+def test_a_family_without_names_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    def unknown() -> Any:
+        raise UnsupportedModelError("of no family")
+
+    source = attrs.evolve(foreign(tmp_path / "m", None), load_model=unknown)
+    with pytest.raises(UnsupportedModelError, match="of no family"):
+        edgekit.convert(source, tmp_path / "q")
+    assert names(tmp_path) == {"m"}

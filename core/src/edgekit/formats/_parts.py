@@ -200,6 +200,8 @@ def _fault(precision: Precision, shape: tuple[int, ...], parts: Mapping[str, Ten
     if layouts is None:
         wanted = math.prod(shape) * precision.bits_per_weight
         held = 8 * sum(part.nbytes for part in parts.values())
+        if any(part.shape[:1] != (math.prod(shape[:-1]),) for part in parts.values()):
+            return f"its parts are not in {math.prod(shape[:-1])} rows"
         return "" if held == wanted else f"its parts have {held} bits, {precision.name} takes {wanted}"
     if layouts.keys() != parts.keys():
         return f"{precision.name} has the parts {', '.join(layouts)}, not {', '.join(parts)}"
@@ -240,9 +242,7 @@ class _Source:
         rows = math.prod(shape[:-1])
         layouts = part_layouts(precision, shape)
         if layouts is None:  # can only be decoded: then its rows stand alone, as in every file format
-            return cls(
-                parts, frozenset(key for key, p in parts.items() if p.shape[:1] == (rows,)), frozenset(), rows, True
-            )
+            return cls(parts, frozenset(parts), frozenset(), rows, True)
         return cls(
             parts,
             per_row=frozenset(key for key, layout in layouts.items() if layout.growth == "rows"),
