@@ -45,7 +45,6 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         model = attrs.asdict(artifact.model.config)
     except UnsupportedModelError as error:
         model = {"family": f"unknown ({error})"}
-    tokenizer = artifact.tokenizer
     return {
         "path": str(artifact.path),
         "format": artifact.format,
@@ -53,13 +52,21 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "parameters": artifact.parameters,
         "size": artifact.nbytes,
         "bits_per_weight": round(8 * artifact.tensor_nbytes / max(1, artifact.parameters), 4),
-        "tokenizer": f"{tokenizer.kind}, {len(tokenizer.tokens)} tokens" if tokenizer else None,
+        "tokenizer": _tokenizer(artifact),
         "recipe": artifact.manifest.recipe if artifact.manifest else None,
         "files": [file.name for file in artifact.files],
         "model": model,
         "config": dict(artifact.config),
         "tensors": [_tensor(name, tensor) for name, tensor in artifact.tensors.items()],
     }
+
+
+def _tokenizer(artifact: Artifact) -> str | None:
+    try:
+        tokenizer = artifact.tokenizer
+    except UnsupportedModelError as error:
+        return f"unknown ({error})"
+    return f"{tokenizer.kind}, {len(tokenizer.tokens)} tokens" if tokenizer else None
 
 
 def _tensor(name: str, tensor: AnyTensor) -> dict[str, Any]:
