@@ -43,7 +43,8 @@ _CARRIERS = {
 
 def carrier(dtype: str) -> np.dtype[Any]:
     """The numpy dtype in which values of `dtype` travel: itself, or an unsigned integer of its width."""
-    return _CARRIERS.get(dtype) or np.dtype(dtype)
+    found = _CARRIERS.get(dtype)
+    return np.dtype(dtype) if found is None else found
 
 
 @attrs.frozen(eq=False)

@@ -69,6 +69,14 @@ def _tokenizer(artifact: Artifact) -> str | None:
     return f"{tokenizer.kind}, {len(tokenizer.tokens)} tokens" if tokenizer else None
 
 
+def _tokenizer(artifact: Artifact) -> str | None:
+    try:
+        found = artifact.tokenizer
+    except UnsupportedModelError as error:
+        return f"unknown ({error})"
+    return f"{found.kind}, {len(found.tokens)} tokens" if found else None
+
+
 def _tensor(name: str, tensor: AnyTensor) -> dict[str, Any]:
     precision = tensor.precision.name if isinstance(tensor, EncodedTensor) else tensor.dtype
     return {"name": name, "shape": list(tensor.shape), "precision": precision, "nbytes": tensor.nbytes}
