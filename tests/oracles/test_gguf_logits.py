@@ -50,7 +50,7 @@ _LONGROPE = {
     "rope_theta": 100.0,
     "long_factor": [1.0 + 0.5 * i for i in range(8)],
     "short_factor": [1.0 + 0.1 * i for i in range(8)],
-    "original_max_position_embeddings": 64,
+    "original_max_position_embeddings": 16,
 }
 _LINEAR = {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}
 _GEMMA3_ROPE = {
@@ -70,7 +70,11 @@ CASES = {
     "qwen2-yarn": ("Qwen2Config", {"rope_parameters": _YARN}),
     "qwen3": ("Qwen3Config", {"head_dim": 32}),
     "phi3": ("Phi3Config", {"sliding_window": None}),
-    "phi3-longrope": ("Phi3Config", {"rope_parameters": _LONGROPE, "sliding_window": None}),
+    "phi3-longrope": (
+        "Phi3Config",
+        {"rope_parameters": _LONGROPE, "sliding_window": None, "original_max_position_embeddings": 16},
+    ),
+    "llama-longrope": ("LlamaConfig", {"rope_parameters": _LONGROPE}),
     "gemma": ("GemmaConfig", {"head_dim": 32, "tie_word_embeddings": True}),
     "gemma2": ("Gemma2Config", {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}),
     "gemma3": (
