@@ -1,0 +1,263 @@
+"""One list of check functions per role, driven three ways: by pytest, by a plain call, by the command line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Generic, Literal, TypeVar
+
+import attrs
+
+from edgekit.errors import UsageError
+
+Status = Literal["passed", "failed", "expected failure", "unexpected pass", "skipped"]
+Subject = TypeVar("Subject")
+
+
+class CheckFailure(AssertionError):
+    """A check found a fault; the message says who, which check, where, and what is wrong."""
+
+
+class NotApplicable(Exception):  # noqa: N818  - not an error: the check has nothing to say
+    """A check has nothing to say about this subject; the message says why."""
+
+
+@attrs.frozen
+class Profile:
+    """How hard the checks try.
+
+    Attributes:
+        name: ``quick``, ``default`` or ``deep``; the environment variable EDGEKIT_TEST_PROFILE chooses it.
+        seeds: how often each distribution is drawn.
+        examples: how many examples hypothesis draws.
+        rows: rows of a drawn matrix.
+    """
+
+    name: str
+    seeds: int
+    examples: int
+    rows: int
+
+
+PROFILES = {
+    "quick": Profile("quick", seeds=1, examples=25, rows=4),
+    "default": Profile("default", seeds=6, examples=300, rows=8),
+    "deep": Profile("deep", seeds=200, examples=1_000_000, rows=8),
+}
+
+
+def profile_of(profile: str | Profile | None) -> Profile:
+    """The profile of that name; None takes the environment's, or ``default``.
+
+    Raises:
+        UsageError: no such profile.
+    """
+    if isinstance(profile, Profile):
+        return profile
+    name = profile or os.environ.get("EDGEKIT_TEST_PROFILE", "default")
+    if name not in PROFILES:
+        raise UsageError(f"profile {name!r}; choose one of {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+@attrs.frozen
+class Result:
+    """What one check said about one subject.
+
+    Attributes:
+        subject: what was checked.
+        check: the check's stable name.
+        status: ``passed``, ``failed``, ``skipped`` (nothing to say), ``expected failure``, or ``unexpected
+            pass`` (it was expected to fail, and does not: take the expectation away).
+        message: why, where it did not pass.
+        seconds: how long it took.
+    """
+
+    subject: str
+    check: str
+    status: Status
+    message: str
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return self.status not in ("failed", "unexpected pass")
+
+
+@attrs.frozen
+class Check(Generic[Subject]):
+    """A property that a role's implementations have to have."""
+
+    name: str
+    function: Callable[[Subject, Profile], None]
+
+    @property
+    def summary(self) -> str:
+        """First line of its docstring."""
+        return (self.function.__doc__ or "").strip().partition("\n")[0]
+
+
+@attrs.frozen
+class Bound(Generic[Subject]):
+    """A check and its subject: call it. It raises `CheckFailure`, or `NotApplicable`, or nothing."""
+
+    check: Check[Subject]
+    subject: Subject
+    label: str
+    profile: Profile
+
+    def __call__(self) -> None:
+        """Run the check; whatever the subject itself raises is a failure too."""
+        try:
+            self.check.function(self.subject, self.profile)
+        except (NotApplicable, KeyboardInterrupt, SystemExit):
+            raise
+        except CheckFailure as error:
+            raise CheckFailure(f"{self.label}, {self.check.name}: {error}") from error
+        except Exception as error:
+            raise CheckFailure(
+                f"{self.label}, {self.check.name}: it raised {type(error).__name__}: {error}"
+            ) from error
+
+
+@attrs.frozen
+class Kit(Generic[Subject]):
+    """The checks of one role, in the order in which they run: the plainest fault is named first."""
+
+    role: str
+    checks: dict[str, Check[Subject]] = attrs.field(factory=dict)
+
+    def check(self, function: Callable[[Subject, Profile], None]) -> Callable[[Subject, Profile], None]:
+        """Add a check function; its name is its stable name."""
+        name = function.__name__
+        if not name.startswith("check_") or name in self.checks:
+            raise UsageError(f"{name}: a check is called check_<property>, and only once")
+        self.checks[name] = Check(name, function)
+        return function
+
+    def select(self, names: Iterable[str] | None) -> list[Check[Subject]]:
+        """The checks of those names, or all.
+
+        Raises:
+            UsageError: a name that no check has.
+        """
+        if names is None:
+            return list(self.checks.values())
+        wanted = list(names)
+        for name in wanted:
+            if name not in self.checks:
+                near = difflib.get_close_matches(name, self.checks, n=2)
+                hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(self.checks)}"
+                raise UsageError(f"no check of {self.role} is called {name!r}; {hint}")
+        return [check for name, check in self.checks.items() if name in wanted]
+
+    def bind(self, subject: Subject, label: str, names: Iterable[str] | None, profile: Profile) -> list[Bound[Subject]]:
+        """The chosen checks with their subject."""
+        return [Bound(check, subject, label, profile) for check in self.select(names)]
+
+    def run(
+        self,
+        subject: Subject,
+        label: str,
+        *,
+        expected_failures: Mapping[str, str] | None = None,
+        checks: Iterable[str] | None = None,
+        profile: str | Profile | None = None,
+    ) -> list[Result]:
+        """Run the checks, one result each; nothing is raised for a fault."""
+        expected = self.expected(expected_failures)
+        return [result(bound, expected) for bound in self.bind(subject, label, checks, profile_of(profile))]
+
+    def expected(self, expected_failures: Mapping[str, str] | None) -> Mapping[str, str]:
+        """The expected failures, each with its reason.
+
+        Raises:
+            UsageError: an unknown check, or one without a reason.
+        """
+        expected = dict(expected_failures or {})
+        self.select(expected)
+        for name, reason in expected.items():
+            if not reason.strip():
+                raise UsageError(f"expected failure {name}: say why; a measured reason is wanted")
+        return expected
+
+    def parametrize(
+        self,
+        subject: Subject,
+        label: str,
+        *,
+        expected_failures: Mapping[str, str] | None = None,
+        checks: Iterable[str] | None = None,
+        profile: str | Profile | None = None,
+    ) -> Callable[[Callable[..., Any]], Any]:
+        """A pytest decorator that calls the test once for each check, as its argument ``check``."""
+        import pytest
+
+        expected = self.expected(expected_failures)
+        bound = self.bind(subject, label, checks, profile_of(profile))
+        return pytest.mark.parametrize("check", list(_parameters(bound, expected)))
+
+
+def result(bound: Bound[Any], expected: Mapping[str, str]) -> Result:
+    """Run one check. An expected failure that does not fail is an ``unexpected pass``, skipped or not."""
+    status: Status
+    began = time.perf_counter()
+    try:
+        bound()
+        status, message = "passed", ""
+    except NotApplicable as reason:
+        status, message = "skipped", str(reason)
+    except CheckFailure as error:
+        status, message = "failed", str(error)
+    seconds = time.perf_counter() - began
+    name = bound.check.name
+    if name in expected:
+        if status == "failed":
+            status, message = "expected failure", expected[name]
+        else:
+            status, message = "unexpected pass", f"{bound.label}, {name}: was expected to fail ({expected[name]})"
+    return Result(bound.label, name, status, message, seconds)
+
+
+def _parameters(bound: list[Bound[Any]], expected: Mapping[str, str]) -> Iterator[Any]:
+    import pytest
+
+    for each in bound:
+        name = each.check.name
+        if name in expected:
+            mark = pytest.mark.xfail(reason=expected[name], strict=True, raises=CheckFailure)
+            yield pytest.param(_quiet(each), id=name, marks=mark)
+        else:
+            yield pytest.param(_skipping(each), id=name)
+
+
+def _skipping(bound: Bound[Any]) -> Callable[[], None]:
+    import pytest
+
+    def check() -> None:
+        try:
+            bound()
+        except NotApplicable as reason:
+            pytest.skip(str(reason))
+
+    return check
+
+
+def _quiet(bound: Bound[Any]) -> Callable[[], None]:
+    """A check that does not apply passes, so that expecting it to fail is an error."""
+
+    def check() -> None:
+        try:
+            bound()
+        except NotApplicable:
+            return
+
+    return check
+
+
+def fail(message: str) -> None:
+    """Raise `CheckFailure`."""
+    raise CheckFailure(message)

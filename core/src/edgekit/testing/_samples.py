@@ -1,0 +1,250 @@
+"""Rows that have made quantizers differ: every sample has a label, and is the same on every machine.
+
+The families (`KINDS`) name what can go wrong: ties, saturation, zeros, constants … Strategies, checks and
+known-answer vectors all draw from here.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.encoding import refuse_overflow
+from edgekit.errors import ScaleOverflowError
+from edgekit.precision import Precision
+from edgekit.reference import reference
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+Draw = Callable[[np.random.RandomState, tuple[int, int]], F64]
+
+LARGEST = float(np.finfo(np.float32).max)
+#: Ends of the grids in use, so that a step is a power of two and halves of it are ties.
+_ENDS = (1, 3, 6, 7, 7.5, 8, 15, 15.5, 16, 31, 63, 127, 127.5, 128, 255, 448)
+
+
+@attrs.frozen(eq=False)
+class Sample:
+    """Rows [rows, cols], float32, and what they are."""
+
+    label: str
+    x: F32
+
+
+def _normal(random: np.random.RandomState, shape: tuple[int, int]) -> F64:
+    return random.standard_normal(shape)
+
+
+def _scaled(random: np.random.RandomState, shape: tuple[int, int]) -> F64:
+    return random.standard_normal(shape) * 2.0 ** random.randint(-30, 14, (shape[0], 1))
+
+
+def _constant_rows(random: np.random.RandomState, shape: tuple[int, int]) -> F64:
+    return np.repeat(random.standard_normal((shape[0], 1)), shape[1], axis=1)
+
+
+def _nearly_constant(random: np.random.RandomState, shape: tuple[int, int]) -> F64:
+    return 1 + random.randint(-2, 3, shape) * 2.0**-23
+
+
+def _signed_zeros(random: np.random.RandomState, shape: tuple[int, int]) -> F64:
+    return np.where(random.random_sample(shape) < 0.5, 0.0, -0.0)
+
+
+def _sparse(random: np.random.RandomState, shape: tuple[int, int]) -> F64:
+    return random.standard_normal(shape) * random.choice([0.0, -0.0, 1.0], shape, p=[0.4, 0.3, 0.3])
+
+
+def _zero_runs(random: np.random.RandomState, shape: tuple[int, int]) -> F64:
+    runs = random.random_sample((shape[0], -(-shape[1] // 16))) < 0.5
+    return random.standard_normal(shape) * np.repeat(runs, 16, axis=1)[:, : shape[1]]
+
+
+def _spike(random: np.random.RandomState, shape: tuple[int, int]) -> F64:
+    x = np.zeros(shape)
+    x[np.arange(shape[0]), random.randint(0, shape[1], shape[0])] = random.standard_normal(shape[0])
+    return x
+
+
+def _outliers(random: np.random.RandomState, shape: tuple[int, int]) -> F64:
+    return random.standard_normal(shape) * np.where(random.random_sample(shape) < 0.03, 100.0, 1.0)
+
+
+def _both_ends(random: np.random.RandomState, shape: tuple[int, int]) -> F64:
+    """The largest magnitude with either sign, several times: which of them is the first decides the scale's sign."""
+    return random.choice([-1.0, 1.0, 0.25, -0.5], shape, p=[0.1, 0.1, 0.4, 0.4]) * 2.0 ** random.randint(
+        -3, 4, (shape[0], 1)
+    )
+
+
+def _steps(unit: float) -> Draw:
+    """Multiples of a fraction of a step, between ends that make the step a power of two."""
+
+    def draw(random: np.random.RandomState, shape: tuple[int, int]) -> F64:
+        end = random.choice(_ENDS, (shape[0], 1))
+        x = np.clip(random.randint(-2048, 2049, shape) % np.maximum(4 * end, 1) - 2 * end, -end, end)
+        x = np.floor(x / unit) * unit
+        sign = random.choice([-1.0, 1.0], (shape[0], 1))
+        at = np.arange(shape[1]) % 16  # an end in every sub-block, on one side or on both
+        x = np.where(at == 3, end, x)
+        x = np.where((at == 5) & (random.random_sample((shape[0], 1)) < 0.7), -end, x)
+        return x * sign * 2.0 ** random.randint(-6, 7, (shape[0], 1))
+
+    return draw
+
+
+def _one_sided_steps(random: np.random.RandomState, shape: tuple[int, int]) -> F64:
+    end = random.choice(_ENDS, (shape[0], 1))
+    x = np.floor(random.random_sample(shape) * (2 * end + 1)) / 2
+    x[:, ::16], x[:, 1::16] = end, 0
+    return x * random.choice([-1.0, 1.0], (shape[0], 1))
+
+
+def _below_half(random: np.random.RandomState, shape: tuple[int, int]) -> F64:
+    """One unit in the last place beside a half: adding 0.5 and truncating gets these wrong."""
+    x = random.randint(-6, 7, shape) + 0.5
+    bits = x.astype(np.float32).view(np.int32) + random.randint(-1, 2, shape).astype(np.int32)
+    near = bits.view(np.float32).astype(np.float64)
+    near[:, ::16] = random.choice([7.0, -8.0, 127.0, 7.5, 15.0])
+    return near
+
+
+#: family -> label -> how it is drawn
+KINDS: dict[str, dict[str, Draw]] = {
+    "ordinary": {
+        "normal": _normal,
+        "heavy tailed": lambda random, shape: random.standard_t(2, shape),
+        "rows of every magnitude": _scaled,
+        "outliers": _outliers,
+        "weights": lambda random, shape: 0.02 * random.standard_normal(shape),
+    },
+    "ties": {
+        "ties of halves": _steps(0.5),
+        "ties of quarters": _steps(0.25),
+        "one-sided ties": _one_sided_steps,
+        "beside a half": _below_half,
+    },
+    "saturation": {
+        "largest magnitude of either sign": _both_ends,
+        "end of the grid": lambda random, shape: random.choice([-1.0, 1.0], shape) * random.choice(
+            _ENDS, (shape[0], 1)
+        ),
+        "huge": lambda random, shape: random.standard_normal(shape) * 10.0 ** random.uniform(3, 37, (shape[0], 1)),
+        "largest float": lambda random, shape: random.choice([-LARGEST, LARGEST, 1.0, 0.0], shape),
+    },
+    "zeros": {
+        "positive zeros": lambda random, shape: np.zeros(shape),
+        "negative zeros": lambda random, shape: np.full(shape, -0.0),
+        "zeros of both signs": _signed_zeros,
+        "sparse": _sparse,
+        "runs of zeros": _zero_runs,
+        "one value among zeros": _spike,
+    },
+    "subnormals": {
+        "subnormal": lambda random, shape: random.randint(-(2**22), 2**22, shape) * 2.0**-149,
+        "smallest subnormals": lambda random, shape: random.randint(-3, 4, shape) * 2.0**-149,
+        "smallest normals": lambda random, shape: random.standard_normal(shape) * 2.0**-124,
+        "scales below float16": lambda random, shape: random.standard_normal(shape) * 1e-6,
+    },
+    "constants": {
+        "constant rows": _constant_rows,
+        "ones": lambda random, shape: np.ones(shape),
+        "nearly constant": _nearly_constant,
+    },
+    "one_sided": {
+        "all positive": lambda random, shape: np.abs(random.standard_normal(shape)) + 0.01,
+        "all negative": lambda random, shape: -np.abs(random.standard_normal(shape)) - 0.01,
+        "far above zero": lambda random, shape: random.standard_normal(shape) + 9,
+        "far below zero": lambda random, shape: random.standard_normal(shape) - 9,
+    },
+}
+LABELS = {label: draw for family in KINDS.values() for label, draw in family.items()}
+
+
+def draw(label: str, seed: int, shape: tuple[int, int]) -> F32:
+    """Rows of that label; numpy's legacy stream, which is frozen."""
+    random = np.random.RandomState((zlib.crc32(label.encode()) + seed) % 2**32)
+    with np.errstate(over="ignore"):
+        x = np.clip(LABELS[label](random, shape), -LARGEST, LARGEST)
+    return np.ascontiguousarray(x, np.float32)
+
+
+def unit(precision: Precision) -> int:
+    """Columns that are encoded together: the block, or 32 where a row or the tensor shares a scale."""
+    return precision.block or 32
+
+
+def widths(precision: Precision) -> list[int]:
+    """Legal row lengths: some blocks; and with a ragged tail where the format allows one."""
+    block = unit(precision)
+    whole = [max(2 * block, 64), block]
+    return whole if precision.whole_blocks else [*whole, 2 * block + 5, max(1, block - 3)]
+
+
+def samples(precision: Precision, kind: str, rows: int, seeds: int) -> Iterator[Sample]:
+    """Drawn rows of one family that the precision can hold; rows whose scales overflow its type are left out."""
+    cols = widths(precision)[0]
+    for seed in range(seeds):
+        for label in KINDS[kind]:
+            yield from fitting(precision, Sample(label, draw(label, seed, (rows, cols))))
+    if kind == "ties":
+        for seed in range(seeds):
+            yield from fitting(precision, Sample("between two levels", level_midpoints(precision, seed, rows)))
+
+
+def fitting(precision: Precision, sample: Sample) -> Iterator[Sample]:
+    """The sample, or the rows of it that do not overflow, or nothing."""
+    if not overflows(precision, sample.x):
+        yield sample
+        return
+    rows = [row for row in sample.x if not overflows(precision, row[None])]
+    if rows and not overflows(precision, np.array(rows)):
+        yield Sample(sample.label, np.array(rows))
+
+
+def overflows(precision: Precision, x: F32) -> bool:
+    """Whether `edgekit.encode` refuses the rows because a scale does not fit its type."""
+    with np.errstate(all="ignore"):
+        parts = reference(precision).encode(np.ascontiguousarray(x), precision)
+        try:
+            refuse_overflow(parts, precision)
+        except ScaleOverflowError:
+            return True
+    return False
+
+
+def level_midpoints(precision: Precision, seed: int, rows: int) -> F32:
+    """Values half way between levels that the reference itself used, the ends of each block kept."""
+    random = np.random.RandomState(seed)
+    cols, block = widths(precision)[0], unit(precision)
+    x = random.standard_normal((rows, cols)).astype(np.float32) * np.float32(2) ** random.randint(-4, 5, (rows, 1))
+    x = x.astype(np.float32)
+    implementation = reference(precision)
+    decoded = implementation.decode(implementation.encode(x, precision), precision, x.shape)
+    for row in range(rows):
+        for start in range(0, cols, block):
+            span = slice(start, min(start + block, cols))
+            x[row, span] = _between(x[row, span], decoded[row, span], random)
+    return x
+
+
+def _between(values: F32, levels: F32, random: np.random.RandomState) -> F32:
+    grid = np.unique(levels)
+    if len(grid) < 2:
+        return values
+    middles = random.choice((grid[1:] + grid[:-1]) / np.float32(2), len(values)).astype(np.float32)
+    kept = [values.argmin(), values.argmax()]
+    middles[kept] = values[kept]
+    return middles
+
+
+def importances(seed: int, cols: int) -> dict[str, F32]:
+    """What an importance matrix holds: squares; one with columns that never fired; all the same."""
+    random = np.random.RandomState(seed)
+    squares = (random.standard_normal(cols) ** 2).astype(np.float32)
+    silent = np.where(random.random_sample(cols) < 0.5, np.float32(0), squares)
+    return {"importance": squares, "importance with zeros": silent, "equal importance": np.ones(cols, np.float32)}

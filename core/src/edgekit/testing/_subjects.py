@@ -1,0 +1,139 @@
+"""What is put to the test as a quantizer: anyone's encoder, a registered one, or the core's reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.encoding import choose, find_precision
+from edgekit.errors import EdgekitError, UsageError
+from edgekit.plugin import Registration, manager
+from edgekit.precision import Precision
+from edgekit.reference import Parts, reference
+
+F32 = npt.NDArray[np.float32]
+EXACT = "exact"
+
+
+@attrs.frozen(eq=False)
+class QuantizerSubject:
+    """A quantizer with what it claims.
+
+    Attributes:
+        quantizer: has ``encode(x, importance=None)``, and may have ``decode(parts, shape)`` and ``bound(x, parts)``.
+        precision: the number format that it encodes.
+        claim: ``"exact"``, or a sentence that states its bound.
+        name: for messages.
+    """
+
+    quantizer: Any
+    precision: Precision
+    claim: str
+    name: str
+
+    @property
+    def label(self) -> str:
+        """Name and precision."""
+        return f"quantizer {self.name!r} ({self.precision.name})"
+
+    @property
+    def exact(self) -> bool:
+        """Whether its bytes have to be the reference's."""
+        return self.claim == EXACT
+
+    def encode(self, x: npt.NDArray[Any], importance: F32 | None = None) -> Parts:
+        """The parts that the quantizer makes of rows."""
+        return dict(self.quantizer.encode(x, importance))
+
+    def decode(self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> F32:
+        """Decoded by the quantizer where it can, else by the reference."""
+        own = getattr(self.quantizer, "decode", None)
+        if own is not None:
+            values: F32 = own(parts, shape)
+            return values
+        return reference(self.precision).decode(parts, self.precision, shape)
+
+    def bound(self, x: F32, parts: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+        """Its own bound where it states one as a method, else the reference's."""
+        own = getattr(self.quantizer, "bound", None)
+        if own is not None and not self.exact:
+            return np.asarray(own(x, parts), np.float64)
+        return reference(self.precision).bound(x, parts, self.precision)
+
+    def wanted(self, x: npt.NDArray[Any], importance: F32 | None = None) -> Parts:
+        """The reference's parts."""
+        return reference(self.precision).encode(x, self.precision, importance)
+
+
+@attrs.frozen(eq=False)
+class ReferenceQuantizer:
+    """The core's own reference of a precision, in the shape of a plugin's quantizer."""
+
+    precision: Precision
+    claim: str = EXACT
+
+    def encode(self, x: npt.NDArray[Any], importance: F32 | None = None) -> Parts:
+        """Encode rows."""
+        return reference(self.precision).encode(x, self.precision, importance)
+
+    def decode(self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> F32:
+        """Decode to float32."""
+        return reference(self.precision).decode(parts, self.precision, shape)
+
+
+def adapt(quantizer: Any, precision: str | Precision | None = None, claim: str | None = None) -> QuantizerSubject:
+    """A subject from an object with `encode`, `precision` and `claim`, a class of such, or a precision's name.
+
+    Raises:
+        UsageError: something is missing; says what.
+    """
+    if isinstance(quantizer, str | Precision):
+        found = find_precision(quantizer)
+        return QuantizerSubject(ReferenceQuantizer(found), found, EXACT, "reference")
+    if isinstance(quantizer, Registration):
+        return registered(quantizer)
+    made = quantizer() if isinstance(quantizer, type) else quantizer
+    name = type(made).__name__
+    if not callable(getattr(made, "encode", None)):
+        raise UsageError(f"{name} has no method encode(x, importance=None); a quantizer encodes rows to parts")
+    stated = precision or getattr(made, "precision", None)
+    if not isinstance(stated, str | Precision):
+        raise UsageError(f"{name} does not say which precision it encodes; give it an attribute `precision`")
+    claimed = claim or getattr(made, "claim", None)
+    if not isinstance(claimed, str) or not claimed.strip():
+        raise UsageError(f'{name} claims nothing; give it an attribute `claim`: "exact", or a sentence with its bound')
+    return QuantizerSubject(made, find_precision(stated), claimed, name)
+
+
+def registered(registration: Registration) -> QuantizerSubject:
+    """The subject of a plugin's registration; the claim is the one that it was registered with."""
+    loaded = registration.load()
+    claim = str(registration.options.get("claim", "")) or None
+    subject = adapt(loaded, getattr(loaded, "precision", None) or registration.name, claim)
+    return attrs.evolve(subject, name=registration.plugin)
+
+
+def backend_subject(name: str, backend: str | None) -> QuantizerSubject:
+    """The encoder of a precision that `edgekit.encode` would use: the reference, or a plugin's."""
+    precision = find_precision(name)
+    chosen = choose(precision, backend)
+    return adapt(precision) if chosen is None else registered(chosen)
+
+
+def registrations_of(plugin: str) -> list[Registration]:
+    """The quantizers that a plugin registers."""
+    return [r for r in manager().all("quantizers") if r.plugin == plugin]
+
+
+def encodable(precision: Precision) -> bool:
+    """Whether the reference of a precision encodes (some only decode)."""
+    try:
+        cols = precision.block or 32
+        reference(precision).encode(np.ones((1, cols), np.float32), precision)
+    except (EdgekitError, NotImplementedError):
+        return False
+    return True

@@ -1,0 +1,98 @@
+"""Hypothesis strategies: labelled draws that shrink to one small block.
+
+Needs ``edgekit[testing]``. Every draw carries its label (`hypothesis.note`), so that a failing example says what
+it is: which distribution, seed and shape.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+from hypothesis import note
+
+from edgekit.architectures import Model
+from edgekit.artifact import Artifact
+from edgekit.encoding import find_precision
+from edgekit.precision import Precision, catalogue
+from edgekit.recipe import Uniform
+from edgekit.testing import _samples
+from edgekit.testing._samples import F32
+from edgekit.testing._trips import small_config
+from edgekit.testing.models import artifact_of, random_model
+
+#: Values that have made quantizers differ, the simplest first: hypothesis shrinks towards them.
+_SPECIAL = [0.0, 1.0, -1.0, 0.5, -0.5, 7.0, -8.0, 2.5, 127.0, -0.0, 0.49999997, 1e-40, -1e-45, 3e38]
+
+
+@st.composite
+def tensors(draw: st.DrawFn, precision: str | Precision = "affine:int4-sym-g32", rows: int = 3) -> F32:
+    """Rows [1..rows, blocks] that a precision can hold, float32: drawn from a distribution, or value by value."""
+    found = find_precision(precision)
+    if draw(st.booleans()):
+        return draw(adversarial_blocks(found))
+    label = draw(st.sampled_from(list(_samples.LABELS)))
+    seed = draw(st.integers(0, 2**16))
+    shape = (draw(st.integers(1, rows)), draw(_widths(found)))
+    note(f"{label}, seed {seed}, shape {shape}")
+    return _samples.draw(label, seed, shape)
+
+
+def _widths(precision: Precision) -> st.SearchStrategy[int]:
+    block = _samples.unit(precision)
+    whole = st.integers(1, 3).map(lambda blocks: blocks * block)
+    return whole if precision.whole_blocks else st.one_of(whole, st.integers(1, 2 * block + 7))
+
+
+@st.composite
+def adversarial_blocks(draw: st.DrawFn, precision: str | Precision) -> F32:
+    """One block [1, block] of a few chosen values among many equal ones; shrinks to zeros and one culprit."""
+    found = find_precision(precision)
+    cols = _samples.unit(found)
+    value = st.one_of(st.sampled_from(_SPECIAL), st.floats(-100, 100, width=32))
+    x = np.full((1, cols), draw(st.sampled_from([0.0, 1.0, -1.0, 0.02])), np.float32)
+    for column, one in draw(st.lists(st.tuples(st.integers(0, cols - 1), value), max_size=8)):
+        x[0, column] = one
+    note(f"adversarial block of {cols}: {sorted(set(x[0].tolist()))[:8]}")
+    return x
+
+
+@st.composite
+def ties(draw: st.DrawFn, precision: str | Precision) -> F32:
+    """One row whose values lie half way between two levels of its grid, or one unit in the last place beside."""
+    found = find_precision(precision)
+    seed = draw(st.integers(0, 2**16))
+    label = draw(st.sampled_from([*_samples.KINDS["ties"], "between two levels"]))
+    note(f"ties: {label}, seed {seed}")
+    if label == "between two levels":
+        return _samples.level_midpoints(found, seed, 1)
+    return _samples.draw(label, seed, (1, _samples.widths(found)[0]))
+
+
+@st.composite
+def weights_like(draw: st.DrawFn, model: Model) -> tuple[str, F32]:
+    """The name of one of a model's matrices, and rows with its width and spread, a few outliers among them."""
+    matrices = sorted(name for name, tensor in model.tensors.items() if len(tensor.shape) == 2)
+    name = draw(st.sampled_from(matrices))
+    tensor = model.tensors[name]
+    spread = float(tensor.float32(0, min(tensor.rows, 64)).std())
+    label = draw(st.sampled_from(["normal", "heavy tailed", "outliers"]))
+    rows, seed = draw(st.integers(1, min(4, tensor.rows))), draw(st.integers(0, 2**16))
+    note(f"weights like {name}: {label}, seed {seed}, {rows} rows")
+    return name, _samples.draw(label, seed, (rows, tensor.shape[-1])) * np.float32(spread)
+
+
+def recipes() -> st.SearchStrategy[Uniform]:
+    """One precision of the core for every weight matrix."""
+    return st.sampled_from([p.name for p in catalogue()]).map(lambda name: Uniform(find_precision(name)))
+
+
+@st.composite
+def artifacts(draw: st.DrawFn, folder: Path = Path("memory"), **sizes: Any) -> Artifact:
+    """A small Llama in memory: random weights, one to three layers, tied embeddings or not."""
+    config = small_config(layers=draw(st.integers(1, 3)), ffn=32 * draw(st.integers(1, 3)), **sizes)
+    seed = draw(st.integers(0, 2**16))
+    note(f"{config.family}, {config.layers} layers, ffn {config.ffn}, seed {seed}")
+    return artifact_of(random_model(config, seed), folder)
