@@ -41,6 +41,8 @@ ORACLES = [
     "olive-ai==0.13.0",
 ]
 WHEELS = Path(os.environ.get("EDGEKIT_WHEEL_CACHE", Path.home() / ".cache" / "edgekit" / "wheels"))
+# Two processes, a file in one of them, so that what a file prepares is prepared once.
+PARALLEL = ["-n", "2", "--dist", "loadfile"]
 QUIET = {"CI": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
 
@@ -59,8 +61,8 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def core(session: nox.Session) -> None:
     """The core's own tests: no framework, no plugin."""
-    session.install(*CORE, "pytest-cov", silent=True)
-    run_pytest(session, "tests/core", "--cov", "--cov-report=term:skip-covered")
+    session.install(*CORE, "pytest-cov", "pytest-xdist", silent=True)
+    run_pytest(session, "tests/core", *PARALLEL, "--cov", "--cov-report=term:skip-covered")
 
 
 @nox.session
@@ -83,7 +85,8 @@ def lowest(session: nox.Session) -> None:
 def oracles(session: nox.Session) -> None:
     """The tests that run the real frameworks and compare bytes."""
     install_oracles(session)
-    run_pytest(session, "tests/oracles")
+    session.install("pytest-xdist", silent=True)
+    run_pytest(session, "tests/oracles", *PARALLEL)
 
 
 @nox.session

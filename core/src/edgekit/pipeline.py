@@ -367,12 +367,23 @@ def make_manifest(source: Artifact, plan: Plan, encoder: _Encoder) -> Manifest:
     }
     used = {t["backend"] for t in tensors.values()}
     versions = {p.distribution: p.version for p in manager().plugins if p.name in used or p.name == "core"}
+    sources = {file.name: sha256(file) for file in source.files}
+    if encoder.importance:
+        sources["importance"] = _importance_digest(encoder.importance)
     return Manifest(
-        sources={file.name: sha256(file) for file in source.files},
+        sources=sources,
         recipe=plan.recipe,
         tensors=tensors,
         versions={**versions, "numpy": np.__version__},
     )
+
+
+def _importance_digest(importance: Mapping[str, npt.NDArray[np.float32]]) -> str:
+    """SHA-256 of an importance matrix, hex: a run that was interrupted goes on with the same one only."""
+    digest = hashlib.sha256()
+    for name in sorted(importance):
+        digest.update(name.encode() + b"\0" + np.ascontiguousarray(importance[name], "<f4").tobytes())
+    return digest.hexdigest()
 
 
 def sha256(file: Path) -> str:
