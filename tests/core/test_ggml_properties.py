@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from edgekit.precision import Precision
 from edgekit.precision.ggml import BLOCKS
 from edgekit.reference import ggml
-from edgekit.reference.ggml import _layout, _sixbit, q3_k
+from edgekit.reference._rounding import nearest_int
+from edgekit.reference.ggml import _codes, _e2m1, _layout, _nonlinear, _sixbit, mxfp4, nvfp4, q3_k
 from edgekit.reference.ggml._search import total
 
 KINDS = list(ggml.TYPES)
@@ -155,6 +156,17 @@ def test_the_power_of_long_rows_is_summed_in_order():
     assert np.array_equal(ggml.row_power(x), slow / np.float32(9000))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_read_only_and_unaligned_memory(kind):
+    x = np.random.default_rng(10).standard_normal((2, 512)).astype(np.float32)
+    memory = bytearray(x.nbytes + 4)
+    memory[4:] = x.tobytes()
+    odd = np.frombuffer(bytes(memory), np.float32, offset=4).reshape(x.shape)
+    assert not odd.flags.writeable
+    parts = ggml.encode(odd, precision(kind))
+    assert np.array_equal(parts["blocks"], ggml.encode(x, precision(kind))["blocks"])
+
+
 @pytest.mark.parametrize("kind", IDEMPOTENT)
 @settings(max_examples=20, deadline=None)
 @given(data=rows())
@@ -243,3 +255,81 @@ def test_six_bit_scales_unpack_to_what_was_packed(seed):
 def test_scales_of_q3_k_unpack_to_what_was_packed(seed):
     codes = np.random.default_rng(seed).integers(0, 64, (3, 16)).astype(np.uint8)
     assert np.array_equal(q3_k.unpack_scales(q3_k.pack_scales(codes)), codes.astype(np.int8) - 32)
+
+
+# The parts that decide in rare cases, against the definition.
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=40))
+def test_rounding_wraps_around_as_nearest_int_does(numbers):
+    v = np.array(numbers, np.float32)
+    with np.errstate(all="ignore"):
+        expected = np.clip(nearest_int(v), -4, 3)
+        assert np.array_equal(_codes.round_clip(v.copy(), -4, 3), expected)
+
+
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40))
+def test_rounding_away_from_zero(numbers):
+    v = np.array([*numbers, 0.5, -0.5, 1.5, 2.5, 0.49999997, -0.49999997], np.float32)
+    expected = np.trunc(v.astype(np.float64) + np.copysign(0.5, v))
+    assert np.array_equal(np.trunc(_codes.round_away(v.copy())), expected)
+
+
+def test_what_cannot_be_converted_has_a_value():
+    v = np.array([1.7, -2.9, np.inf, -np.inf, np.nan], np.float32)
+    assert _codes.truncate(v.copy(), np.int8).tolist() == [1, -2, 0, 0, 0]
+    assert _codes.truncate(v.copy(), np.int8, -1).tolist() == [1, -2, -1, -1, -1]
+
+
+def test_of_equal_magnitudes_the_first_counts():
+    x = np.array([[1, -2, 2], [1, 2, -2], [0, -3, 2], [0.0, -0.0, -0.0]], np.float32)
+    peak = _codes.signed_peak(x, x.max(axis=1), x.min(axis=1))
+    assert peak.tolist() == [-2, 2, -3, 0]
+    assert not np.signbit(peak[3])
+
+
+def test_of_zeros_the_first_is_the_minimum():
+    x = np.array([[0.0, -0.0, 1], [-0.0, 0.0, 1], [1, -0.0, 0.0], [2, 1, -0.5]], np.float32)
+    minimum = _codes.first_minimum(x, x.min(axis=1))
+    assert minimum.tolist() == [0, 0, 0, -0.5]
+    assert np.signbit(minimum).tolist() == [False, True, True, True]
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_uneven_codes_are_the_nearest(seed):
+    rng = np.random.default_rng(seed)
+    values = _nonlinear.VALUES.astype(np.float64)
+    x = np.concatenate([rng.uniform(-200, 200, 40), (values[1:] + values[:-1]) / 2, [1e6, -1e6]]).astype(np.float32)
+    codes = _nonlinear.codes(x[:, None], np.ones(1, np.float32))[:, 0]
+    distance = np.abs(values - x.astype(np.float64)[:, None])
+    assert np.array_equal(codes, 15 - distance[:, ::-1].argmin(axis=1))  # of two equally near ones the larger
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(-60, 60))
+def test_small_floats_are_the_nearest(seed, exponent):
+    rng = np.random.default_rng(seed)
+    d = np.ldexp(np.float32(1), exponent)
+    sixteenths = rng.integers(-16 * 14, 16 * 14 + 1, (3, 16)).astype(np.float32) / 16
+    for tame in (True, False):
+        codes = _e2m1.nearest_codes(sixteenths * d, np.full(3, d), np.full(3, tame))
+        distance = np.abs(_e2m1.VALUES - sixteenths[..., None])
+        assert np.array_equal(_layout.from_lanes(codes), distance.argmin(axis=-1))
+
+
+def test_scales_of_nvfp4():
+    codes = np.arange(1, 0x78, dtype=np.uint8)
+    values = nvfp4._HALF_SCALE[codes] * np.float32(2)
+    assert np.array_equal(nvfp4.to_ue4m3(values), codes)
+    between = (values[1:] + values[:-1]) / 2
+    up = codes[:-1] != 7  # what is below the smallest normal value stays below
+    assert np.array_equal(nvfp4.to_ue4m3(between), np.where(up, codes[1:], codes[:-1])), "ties go up"
+    assert np.array_equal(nvfp4.to_ue4m3(np.nextafter(between, np.float32(0))), codes[:-1])
+    assert nvfp4.to_ue4m3(np.array([0, 2.0**-11, 248, 256, 1e9, np.inf], np.float32)).tolist() == [0] * 2 + [0x7E] * 4
+
+
+def test_exponents_of_mxfp4():
+    largest = np.array([1, 2, 3.99, 6, 0.5, 2.0**-125, 2.0**-126, 0, np.inf], np.float32)
+    below = np.nextafter(np.float32(64), np.float32(0))  # its logarithm, 6 - 1e-7, is rounded to 6
+    with np.errstate(all="ignore"):
+        blocks = mxfp4.encode(np.repeat(np.append(largest, below)[:, None], 32, axis=1))
+    assert blocks["e"].tolist() == [125, 126, 126, 127, 124, 0, 255, 0, 0, 131]

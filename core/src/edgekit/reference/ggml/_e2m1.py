@@ -21,6 +21,7 @@ from edgekit.reference.ggml._layout import F32, U8, lanes, spread
 VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
 _MIDPOINTS = (0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0)
 _SIGN_TO_BIT_3 = np.uint32(28)
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def nearest_codes(x: F32, d: F32, tame: npt.NDArray[np.bool_]) -> U8:
@@ -69,4 +70,6 @@ def nearest_bound(x: F32, d: F64) -> F64:
     magnitude = np.abs(x.astype(np.float64))
     d = d[:, None]
     gap = np.where(magnitude <= 4 * d, 1.0, np.where(magnitude <= 8 * d, 2.0, 4.0)) * d
-    return np.minimum(np.maximum(gap / 2, magnitude - 12 * d) * (1 + 2.0**-20), magnitude)
+    # A value that overflows float32 is never the nearest: only a maximum that rounds to 2**128 has such.
+    top = np.where(12 * d <= _LARGEST, 12 * d, 6 * d)
+    return np.minimum(np.maximum(gap / 2, magnitude - top) * (1 + 2.0**-20), magnitude)

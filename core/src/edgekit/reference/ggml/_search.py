@@ -118,7 +118,8 @@ class _AffineSearch:
         weighted = np.multiply(self.codes, self.weights, out=self.scratch)
         sum_l = total(weighted)
         sum_xl = total(np.multiply(weighted, self.x, out=self.product))
-        sum_l2 = total(np.multiply(weighted, self.codes, out=self.product))
+        weighted *= self.codes
+        sum_l2 = total(weighted)
         determinant = self.sum_w * sum_l2 - sum_l * sum_l
         scale = np.divide(self.sum_w * sum_xl - self.sum_x * sum_l, determinant)
         minimum = np.divide(sum_l2 * self.sum_x - sum_l * sum_xl, determinant)

@@ -6,8 +6,9 @@
 
     d = e4m3(max|x| / 6)        value = d * e2m1
 
-There is no scale for the whole tensor. The rounding of d looks at one bit only, so that ties go up; from 256 on it
-saturates at 448. A sub-block whose maximum is below 6 * 2**-10 has scale 0: small weights are lost.
+There is no scale for the whole tensor. The rounding of d looks at one bit only, so that ties go up; from 248 on it
+saturates at 448, and nothing below 2**-6 is rounded up to it. A sub-block whose maximum is below 6 * 2**-10 has
+scale 0: small weights are lost.
 An importance matrix changes nothing.
 Source: ggml 0.25.3, ``quantize_row_nvfp4_ref``, ``ggml_fp32_to_ue4m3``. Proved bit for bit against libggml-base of
 llama-cpp-python 0.3.36.
@@ -61,7 +62,7 @@ def to_ue4m3(x: F32) -> U8:
     bits = x.view(np.int32)
     exponent = (bits >> 23) - (127 - 7)
     normal = (exponent << 3) + (bits >> 20 & 7) + (bits >> 19 & 1)
-    subnormal = np.minimum((x * np.float32(512) + np.float32(0.5)).astype(np.int32), 7)
+    subnormal = np.minimum(x * np.float32(512) + np.float32(0.5), np.float32(7)).astype(np.int32)
     return np.where(exponent > 0, np.where(normal >= 15 << 3, _LARGEST, normal), subnormal).astype(np.uint8)
 
 
