@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -11,6 +13,7 @@ import numpy.typing as npt
 from edgekit.errors import (
     MissingPluginError,
     NonFiniteError,
+    PluginError,
     ScaleOverflowError,
     ShapeError,
     UnknownPrecisionError,
@@ -116,7 +119,7 @@ def encode_rows(
 
 
 def choose(precision: Precision, backend: str | None) -> Registration | None:
-    """The native encoder to use; None for the reference.
+    """The native encoder to use: the fastest exact one that loads here; None for the reference.
 
     Raises:
         MissingPluginError: the named backend is not installed, or does not encode this precision.
@@ -126,7 +129,8 @@ def choose(precision: Precision, backend: str | None) -> Registration | None:
     found = [r for r in manager().all("quantizers") if r.name in (precision.name, precision.kind)]
     if backend is None:
         exact = [r for r in found if r.options.get("claim") == "exact"]
-        return max(exact, key=lambda r: r.options.get("speed", 1), default=None)
+        exact.sort(key=lambda r: r.options.get("speed", 1), reverse=True)
+        return next(filter(_usable, exact), None)
     named = [r for r in found if r.plugin == backend]
     if not named:
         names = ", ".join([REFERENCE, *(r.plugin for r in found)])
@@ -134,6 +138,21 @@ def choose(precision: Precision, backend: str | None) -> Registration | None:
             f"no backend {backend!r} encodes {precision.name} (there are: {names}); install edgekit-{backend}"
         )
     return named[0]
+
+
+def _usable(registration: Registration) -> bool:
+    """Whether it loads here; if not, says so once, and the next fastest does the work with the same bytes."""
+    try:
+        registration.load()
+    except PluginError as error:
+        _say_once(f"edgekit: {registration.plugin} is passed over: {error}")
+        return False
+    return True
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def rows_of(array: npt.ArrayLike, precision: Precision) -> npt.NDArray[Any]:

@@ -1,0 +1,173 @@
+"""`edgekit.encoding.Quantizer` for each block type: the kernels do the blocks, the reference what they leave.
+
+A kernel leaves a block to the reference where C's conversions are undefined or a scale overflows: infinities and
+NaN, and steps so small that their reciprocal is infinite. Such rows are rare and encoded anew as a whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+import edgekit_numba
+from edgekit.errors import MissingPluginError
+from edgekit.precision import Precision
+from edgekit.reference import reference
+from edgekit.reference.ggml import TYPES
+from edgekit_numba import library
+from edgekit_numba.compiler import llvm, processor
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+
+#: Elements encoded by one thread at a time; `edgekit.quantize` hands in no more, and has threads of its own.
+PART = 1 << 21
+_PROVED = ("x86_64", "amd64")
+
+
+def require() -> None:
+    """Refuse where the kernels cannot run or are not proved.
+
+    Raises:
+        MissingPluginError: says why, and what to do.
+    """
+    machine = platform.machine().lower()
+    if machine not in _PROVED and os.environ.get("EDGEKIT_NUMBA_UNPROVED") != "1":
+        raise MissingPluginError(
+            f"edgekit-numba's kernels are proved on x86-64 only, this is {machine}; "
+            "EDGEKIT_NUMBA_UNPROVED=1 uses them all the same"
+        )
+    llvm()
+
+
+@attrs.frozen
+class Encoder:
+    """The encoder of one block type.
+
+    Attributes:
+        kind: ggml's name of the type.
+    """
+
+    kind: str
+
+    def encode(self, x: F32, importance: F32 | None = None) -> Mapping[str, npt.NDArray[Any]]:
+        """Encode rows [rows, cols], float32 and C-contiguous; see `edgekit.reference.Reference.encode`."""
+        weights = self._weights(x, importance)
+        blocks = x.reshape(-1, TYPES[self.kind].SIZE)
+        out = np.empty((len(blocks), TYPES[self.kind].LAYOUT.itemsize), np.uint8)
+        odd = np.empty(len(blocks), np.uint8)
+        _in_parts(lambda part: self._run(blocks[part], out[part], odd[part], weights, part.start), blocks)
+        rows = out.reshape(x.shape[0], -1)
+        if odd.any():
+            left = np.flatnonzero(odd.reshape(x.shape[0], -1).any(axis=1))
+            precision = Precision.parse(f"ggml:{self.kind}")
+            rows[left] = reference(precision).encode(x[left], precision, importance)["blocks"]
+        return {"blocks": rows}
+
+    def _weights(self, x: F32, importance: F32 | None) -> _Weights | None:
+        if importance is None or TYPES[self.kind].IMPORTANCE == "unused":
+            return None
+        per_row = len(importance) // TYPES[self.kind].SIZE
+        copies = -(-(per_row + processor().lanes) // per_row)
+        power = row_power(x) if TYPES[self.kind].IMPORTANCE == "row" else np.zeros(len(x), np.float32)
+        return _Weights(np.tile(importance, copies), np.repeat(power, per_row), per_row)
+
+    def _run(self, x: F32, out: U8, odd: U8, weights: _Weights | None, first: int) -> None:
+        """Encode blocks [blocks, n]; the last group is filled up with zeros."""
+        kernel = library.kernel(self.kind if weights is None else f"{self.kind}_weighted")
+        whole = len(x) // processor().lanes * processor().lanes
+        if whole:
+            _call(kernel, x[:whole], out[:whole], odd[:whole], weights, first)
+        if whole < len(x):
+            tail, full = slice(whole, len(x)), processor().lanes
+            padded = [_padded(v[tail], full) for v in (x, out, odd)]
+            _call(kernel, padded[0], padded[1], padded[2], weights, first + whole)
+            out[tail], odd[tail] = padded[1][: len(x) - whole], padded[2][: len(x) - whole]
+
+
+@attrs.frozen
+class _Weights:
+    """An importance matrix as kernels read it.
+
+    Attributes:
+        columns: the importance of a row's columns, again and again for as many blocks as there are lanes.
+        power: mean of x² over the row, for each block.
+        per_row: blocks of a row.
+    """
+
+    columns: F32
+    power: F32
+    per_row: int
+
+    def arguments(self, first: int, count: int) -> tuple[list[Any], list[int]]:
+        """The arrays and numbers for blocks `first` and on."""
+        power = _padded(self.power[first : first + count], count)
+        return [self.columns, power], [self.per_row, first % self.per_row]
+
+
+def _call(kernel: Any, x: F32, out: U8, odd: U8, weights: _Weights | None, first: int) -> None:
+    arrays, numbers = ([], []) if weights is None else weights.arguments(first, len(x))
+    kernel(
+        x.ctypes.data,
+        out.ctypes.data,
+        odd.ctypes.data,
+        len(x) // processor().lanes,
+        *(array.ctypes.data for array in arrays),
+        *numbers,
+    )
+
+
+def _padded(v: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+    if len(v) == length:
+        return v
+    padded = np.zeros((length, *v.shape[1:]), v.dtype)
+    padded[: len(v)] = v
+    return padded
+
+
+def _in_parts(job: Any, blocks: F32) -> None:
+    parts = list(_parts(*blocks.shape))
+    threads = min(len(parts), int(os.environ.get("EDGEKIT_NUMBA_THREADS") or os.cpu_count() or 1))
+    if threads <= 1:
+        for part in parts:
+            job(part)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(job, parts))
+
+
+def _parts(count: int, size: int) -> Iterator[slice]:
+    """Slices of whole groups of lanes of about `PART` elements."""
+    step = PART // size
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
+def row_power(x: F32) -> F32:
+    """The mean of x² over each row [rows], summed one float32 after the other."""
+    lanes = processor().lanes
+    rows = _padded(x, -(-len(x) // lanes) * lanes)
+    power = np.empty(len(rows), np.float32)
+    library.kernel("row_power")(rows.ctypes.data, power.ctypes.data, len(rows) // lanes, x.shape[1])
+    return power[: len(x)] / np.float32(x.shape[1])
+
+
+@functools.cache
+def _encoder(kind: str) -> Encoder:
+    return Encoder(kind)
+
+
+def __getattr__(name: str) -> Encoder:
+    """The encoder of a block type, by its name."""
+    if name not in edgekit_numba.KINDS:
+        raise AttributeError(name)
+    require()
+    return _encoder(name)

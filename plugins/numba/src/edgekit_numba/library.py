@@ -1,0 +1,49 @@
+"""All kernels by name; each is compiled, or read from the cache, when it is first asked for."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from edgekit_numba.compiler import Kernel, compiled
+
+_POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
+_PLAIN = (_POINTER, _POINTER, _POINTER, _INTEGER)
+_WEIGHTED = (*_PLAIN, _POINTER, _POINTER, _INTEGER, _INTEGER)
+_POWER = (_POINTER, _POINTER, _INTEGER, _INTEGER)
+
+#: The module that writes each kernel; with importance matrices they are other kernels.
+_LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
+_SUPER = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+MODULES = {
+    "Q8_0": "legacy",
+    **{name: "legacy" for kind in _LEGACY for name in (kind, f"{kind}_weighted")},
+    **{name: "superblocks" for kind in _SUPER for name in (kind, f"{kind}_weighted")},
+    "row_power": "kernels",
+}
+
+
+@functools.cache
+def kernel(name: str) -> Kernel:
+    """The kernel of that name, ready to be called from any thread."""
+    return compiled(name, emitter(name), _arguments(name))
+
+
+def emitter(name: str) -> Callable[[int], str]:
+    """What writes the kernel's LLVM module, for so many lanes."""
+
+    def emit(lanes: int) -> str:
+        module: Any = importlib.import_module(f"edgekit_numba.{MODULES[name]}")  # only where it is compiled
+        text: str = next(e for e in module.emitters() if e.name == name)(lanes)
+        return text
+
+    return emit
+
+
+def _arguments(name: str) -> tuple[Any, ...]:
+    if name == "row_power":
+        return _POWER
+    return _WEIGHTED if name.endswith("_weighted") else _PLAIN
