@@ -79,6 +79,11 @@ def signed(magnitudes, value, sign_bit):
 
 
 E2M1_TIES, E4M3_TIES, CB4_TIES = (E2M1[1:] + E2M1[:-1]) / 2, (E4M3[1:126] + E4M3[:125]) / 2, codebooks.CB4_BOUNDARIES
+# Halfway between two float16 of which one is halfway between two e4m3; and the float32 on either side.
+F16_HALFWAY = np.array([1.0625 + 2.0**-11, 1.1875 - 2.0**-11], np.float32)
+F16_TIES = np.concatenate(
+    [F16_HALFWAY, np.nextafter(F16_HALFWAY, np.float32(1)), np.nextafter(F16_HALFWAY, np.float32(2))]
+)
 E2M1_LIST, E4M3_LIST = E2M1.tolist(), E4M3[:127].tolist()
 
 
@@ -196,6 +201,7 @@ def assert_agrees(x, precision):
 @example((np.array([[0, 0.5, 2.5, 253.5, -1.5]], np.float32), Precision.parse("openvino:int8-asym-channel")))
 @example((np.array([[-6, *E2M1_TIES, *-E2M1_TIES, 0.0, -0.0]], np.float32), Precision.parse("openvino:fp4-channel")))
 @example((np.array([[448, *E4M3_TIES, *-E4M3_TIES, 0.0, -0.0]], np.float32), Precision.parse("openvino:fp8-channel")))
+@example((np.array([[448, *F16_TIES, *-F16_TIES]], np.float32), Precision.parse("openvino:fp8-channel")))
 @example((np.array([[3.5, *CB4_TIES]], np.float32), Precision.parse("openvino:cb4-channel")))
 @example((np.array([[1, *codebooks.NF4_BOUNDARIES]], np.float32), Precision.parse("openvino:nf4-channel")))
 def test_agrees_with_the_slow_implementation(case):
