@@ -50,3 +50,9 @@ def bound(
     """Half a unit in the last place of each element."""
     magnitude = np.abs(x.astype(np.float64))
     return np.maximum(magnitude * _RELATIVE[precision.kind], _ABSOLUTE[precision.kind])
+
+
+def overflowed(parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> str:
+    """``values`` where one rounded to infinity: above 65,519.99 in F16, beyond the largest bfloat16 in BF16."""
+    values = bfloat16_to_float32(parts["values"]) if precision.kind == "BF16" else parts["values"]
+    return "" if np.isfinite(values).all() else "values"
