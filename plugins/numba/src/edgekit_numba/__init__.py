@@ -12,6 +12,7 @@ edgekit_api = (1, 0)
 #: The block types of ggml that have a kernel; each is an attribute of `edgekit_numba.encoders`.
 KINDS = (
     "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+    "IQ4_NL", "IQ4_XS", "MXFP4", "TQ1_0", "TQ2_0",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0: blocks of 32 with one scale; TQ1_0 and TQ2_0: ternary blocks of 256."""
+"""Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0: blocks of 32 with one scale."""
 
 from __future__ import annotations
 
@@ -7,13 +7,8 @@ from functools import partial
 from edgekit_numba.kernels import Emitter, Weights
 from edgekit_numba.layout import Output, bytes_word, planes
 from edgekit_numba.rounding import round_away, to_half
-from edgekit_numba.searches import affine, affine_steps, peak_of, symmetric
+from edgekit_numba.searches import affine, affine_steps, peak_of, reciprocal, symmetric
 from edgekit_numba.vectors import I32, Code, Rows, Vector, select
-
-
-def reciprocal(d: Vector) -> Vector:
-    """``d ? 1 / d : 0``."""
-    return select(d != 0, 1 / d, 0)
 
 
 def q8_0(code: Code, x: Rows, out: Output, weights: Weights | None) -> Vector:

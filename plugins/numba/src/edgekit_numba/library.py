@@ -17,11 +17,15 @@ _POWER = (_POINTER, _POINTER, _INTEGER, _INTEGER)
 
 #: The module that writes each kernel; with importance matrices they are other kernels.
 _LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
+_UNEVEN = ("IQ4_NL", "IQ4_XS")
+_UNWEIGHTED = ("MXFP4", "TQ1_0", "TQ2_0")
 _SUPER = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 MODULES = {
     "Q8_0": "legacy",
     **{name: "legacy" for kind in _LEGACY for name in (kind, f"{kind}_weighted")},
     **{name: "superblocks" for kind in _SUPER for name in (kind, f"{kind}_weighted")},
+    **{name: "uneven" for kind in _UNEVEN for name in (kind, f"{kind}_weighted")},
+    **dict.fromkeys(_UNWEIGHTED, "uneven"),
     "row_power": "kernels",
 }
 

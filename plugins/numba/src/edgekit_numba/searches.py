@@ -27,6 +27,11 @@ def affine_steps(first: float, step: float, tries: int, top: int) -> F32:
     return np.float32(first) + np.float32(step) * np.arange(tries + 1, dtype=np.float32) + np.float32(top)
 
 
+def reciprocal(d: Vector) -> Vector:
+    """``d ? 1 / d : 0``; infinite where d is subnormal."""
+    return select(d != 0, 1 / d, 0)
+
+
 class Affine(NamedTuple):
     """x is about ``scale * code + minimum``, with ``code = clip(nearest_int(inverse * (x - origin)), 0, top)``."""
 

@@ -289,7 +289,7 @@ class Code:
         with self.builder.if_then(self.any(mask)):
             yield
 
-    def table(self, values: npt.NDArray[np.float32] | npt.NDArray[np.int32]) -> Rows:
+    def table(self, values: npt.NDArray[np.float32] | npt.NDArray[np.int32]) -> Table:
         """Constants, one a row, each broadcast to every lane when it is read."""
         element = F32 if values.dtype == np.float32 else I32
         numbers = [v.item() for v in values]
