@@ -148,7 +148,8 @@ def _encode_affine(x: Array, precision: Precision) -> dict[str, Array]:
     for chunk in row_chunks(*x.shape):
         blocks = groups(_widen(x[chunk]), _size(precision))
         scale, bias = _fit(blocks, precision.bits)
-        codes[chunk] = pack_lsb(_quantize(blocks, scale, bias, precision.bits), precision.bits)
+        q = _quantize(blocks, scale, bias, precision.bits)
+        codes[chunk] = pack_lsb(q.reshape(x[chunk].shape), precision.bits)
         scales[chunk], biases[chunk] = _narrow(scale, x.dtype), _narrow(bias, x.dtype)
     return {"weight": _words(codes), "scales": scales, "biases": biases}
 
@@ -169,20 +170,20 @@ def _fit(blocks: F32, bits: int) -> tuple[F32, F32]:
 def _first_zero(blocks: F32, low: F32) -> F32:
     """`low` with the sign of its group's first zero where it is zero: numpy's minimum may be either zero."""
     zero = np.nonzero(low == 0)
-    first = (blocks[zero] == 0).argmax(axis=-1)
+    first = (blocks[zero] == 0).argmax(axis=1)
     signed = low.copy()
     signed[zero] = blocks[(*zero, first)]
     return signed
 
 
 def _quantize(blocks: F32, scale: F32, bias: F32, bits: int) -> U8:
-    """Codes [rows, groups * size]."""
+    """Codes [rows, groups, size]."""
     q = blocks - bias[..., None]
     q /= scale[..., None]
     np.rint(q, out=q)
     np.clip(q, 0, 2**bits - 1, out=q)
     q[~np.isfinite(scale) | (scale == 0)] = 0  # 0 / 0 is NaN, whose code is 0
-    return q.astype(np.uint8).reshape(len(q), -1)
+    return q.astype(np.uint8)
 
 
 def _line(codes: U8, scales: Array, biases: Array, out: F32) -> None:
@@ -197,14 +198,14 @@ def _line(codes: U8, scales: Array, biases: Array, out: F32) -> None:
 def _affine_bound(wide: F64, parts: Mapping[str, Array], precision: Precision) -> F64:
     unit, tiny, largest = _ROUNDING[_dtype_name(parts["scales"])]
     scale, bias = (_widen(parts[name]).astype(np.float64)[..., None] for name in ("scales", "biases"))
-    step = np.abs(scale)
-    position = np.where(step > 0, (wide - bias) / scale, 0)
+    scale = np.where(scale == 0, 1, scale)  # a huge constant, which its bias alone decodes to
+    step, position = np.abs(scale), (wide - bias) / scale
     level = np.clip(position, 0, 2**precision.bits - 1)
     # The codes were made with the scale before it was rounded to the type that stores it.
-    rounded = np.where(step > 0, np.maximum(step * unit, tiny) / step, 0)
+    rounded = np.maximum(unit, tiny / step)
     drift = np.abs(position) * (rounded / (1 - rounded) + 2.0**-22)
     error = step * (0.5 + np.abs(position - level) + drift)
-    product = np.minimum(level + 0.5 + drift, 2**precision.bits - 1) * step
+    product = np.abs(wide - bias) + error
     limit = error + 2 * unit * (product + np.abs(wide) + error) + 3 * tiny
     return np.where(np.maximum(product, np.abs(wide) + limit) <= largest, limit, np.inf)
 
@@ -218,7 +219,8 @@ def _encode_mx(x: Array, precision: Precision) -> dict[str, Array]:
         blocks = groups(_widen(x[chunk]), _size(precision))
         exponent = _exponent(_largest(blocks), x.dtype, precision)
         elements: F32 = np.divide(blocks, _power_of_two(exponent)[..., None])
-        codes[chunk] = _element_codes(elements, precision)
+        q = float32_to_float8_e4m3fn(elements) if precision.kind == "mxfp8" else _e2m1(elements)
+        codes[chunk] = pack_lsb(q.reshape(x[chunk].shape), precision.bits)
         scales[chunk] = (exponent + 127).astype(np.uint8)  # modulo 256, as in MLX
     return {"weight": _words(codes), "scales": scales}
 
@@ -236,12 +238,6 @@ def _exponent(largest: F32, dtype: np.dtype[Any], precision: Precision) -> npt.N
 
 def _power_of_two(exponent: npt.NDArray[np.int32]) -> F32:
     return np.ldexp(np.float32(1), exponent).astype(np.float32)
-
-
-def _element_codes(elements: F32, precision: Precision) -> U8:
-    """Packed codes [rows, bytes] of scaled elements [rows, groups, size]."""
-    encoded = float32_to_float8_e4m3fn(elements) if precision.kind == "mxfp8" else _e2m1(elements)
-    return pack_lsb(encoded.reshape(len(encoded), -1), precision.bits)
 
 
 def _e2m1(elements: F32) -> U8:
@@ -274,8 +270,8 @@ def _encode_nvfp4(x: Array, precision: Precision) -> dict[str, Array]:
     spread = _spread(global_scale)
     for chunk in row_chunks(*x.shape):
         blocks = groups(_widen(x[chunk]), _size(precision))
-        scales[chunk], encoded = _nvfp4(blocks, spread, x.dtype)
-        codes[chunk] = pack_lsb(encoded.reshape(len(encoded), -1), precision.bits)
+        scales[chunk], q = _nvfp4(blocks, spread, x.dtype)
+        codes[chunk] = pack_lsb(q.reshape(x[chunk].shape), precision.bits)
     parts = {"weight": _words(codes), "scales": scales}
     return parts if global_scale is None else {**parts, "global_scale": global_scale}
 
@@ -321,9 +317,9 @@ def _nvfp4_bound(wide: F64, dtype: np.dtype[Any], parts: Mapping[str, Array], pr
     exact = exact / _SCALE_RANGE if "global_scale" in parts else exact
     position = magnitude / step
     drift = position * (np.abs(step / exact - 1) + 2 * (unit + 2.0**-22)) + tiny * spread
-    limit = step * (_half_step_e2m1(position + drift) + drift + 2.0**-21) + 2.0**-149
+    limit = step * (_half_step_e2m1(position + drift) + drift) + 2.0**-149
     # Elsewhere (a scale of zero too) the value is lost or of the right sign: off by no more than itself.
-    return _finite(np.where(position + drift < _FAR / 2, limit, magnitude), magnitude)
+    return _finite(np.where(position + drift < _FAR, limit, magnitude), magnitude)
 
 
 # --- shared -----------------------------------------------------------------------------------------------
@@ -413,7 +409,7 @@ def _round_to(name: str, values: F32) -> None:
 
 def _half_step_e2m1(position: F64) -> F64:
     """Largest |position - e2m1(position)| at or below a position >= 0; all of it where MLX loses the value."""
-    beyond = np.where(position < _FAR / 2, np.maximum(1, position - 6), position)
+    beyond = np.where(position < _FAR, np.maximum(1, position - 6), position)
     return np.where(position <= 2, 0.25, np.where(position <= 4, 0.5, beyond))
 
 
