@@ -121,15 +121,26 @@ def _how_floats(want: npt.NDArray[Any], got: npt.NDArray[Any]) -> str:
 
 
 def block_report(x: F32, expected: Parts, actual: Parts, decoded: tuple[F32, F32] | None = None) -> str:
-    """The block, and the expected and the actual codes side by side."""
-    lines = [f"  smallest block [{x.shape[0]}, {x.shape[1]}]: {_values(x.reshape(-1))}"]
+    """The block, and the expected and the actual codes side by side; long ones from shortly before the fault."""
+    values = x.reshape(-1)
+    start = _start(values, decoded)
+    shown = f" from {start}" if start else ""
+    lines = [f"  smallest block [{x.shape[0]}, {x.shape[1]}]{shown}: {_values(values[start:])}"]
     for key in expected:
         if key in actual and not same(expected[key], actual[key]):
             lines += [f"  {line}" for line in _side_by_side(key, expected[key], actual[key])]
     if decoded is not None:
-        lines += [f"  decoded   expected {_values(decoded[0].reshape(-1))}"]
-        lines += [f"            actual   {_values(decoded[1].reshape(-1))}"]
+        lines += [f"  decoded{shown}   expected {_values(decoded[0].reshape(-1)[start:])}"]
+        lines += [f"         {' ' * len(shown)}   actual   {_values(decoded[1].reshape(-1)[start:])}"]
     return "\n".join(lines)
+
+
+def _start(values: F32, decoded: tuple[F32, F32] | None) -> int:
+    """Where to begin, so that the first wrong element, else the first that is not zero, is seen."""
+    wrong = values != 0
+    if decoded is not None and (decoded[0] != decoded[1]).any():
+        wrong = (decoded[0] != decoded[1]).reshape(-1)
+    return 0 if values.size <= _SHOWN else max(0, int(np.argmax(wrong)) - 4)
 
 
 def _side_by_side(key: str, want: npt.NDArray[Any], got: npt.NDArray[Any]) -> Iterator[str]:

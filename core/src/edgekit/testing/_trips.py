@@ -1,4 +1,4 @@
-"""Through a file and back: one tensor's parts, in every installed format that stores their precision."""
+"""Through a file and back: small models written with a format, and what it gives back."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from edgekit.errors import EdgekitError
 from edgekit.manifest import Manifest
 from edgekit.plugin import manager
 from edgekit.precision import Precision
-from edgekit.recipe import Assignment, Plan
+from edgekit.recipe import Assignment, Plan, Slot
 from edgekit.reference import Parts, reference
 from edgekit.tensor import EncodedTensor, QuantizedTensor
 from edgekit.testing._explain import diagnose, same_parts
 from edgekit.testing._kit import fail
 from edgekit.testing.models import artifact_of, random_model
+from edgekit.tokenizer import Tokenizer
 
 Encode = Callable[[Any], Parts]
 #: The canonical name of the tensor that is quantized; all others stay as they are.
@@ -28,7 +29,7 @@ QUANTIZED = "blk.0.ffn_up.weight"
 
 
 def small_config(width: int = 64, **changes: Any) -> ModelConfig:
-    """A one-layer Llama whose rows have that length."""
+    """A one-layer Llama whose rows have that length; heads share keys and values."""
     config = ModelConfig(
         family="llama",
         layers=1,
@@ -47,58 +48,91 @@ def small_config(width: int = 64, **changes: Any) -> ModelConfig:
     return attrs.evolve(config, **changes)
 
 
+def random_artifact(
+    folder: Path, config: ModelConfig | None = None, seed: int = 0, tokenizer: Tokenizer | None = None
+) -> Artifact:
+    """A small model with random weights, in memory."""
+    return artifact_of(random_model(config or small_config(), seed), folder / "source", tokenizer)
+
+
+def plan_of(layout: Layout, precisions: Mapping[str, Precision] | None = None) -> Plan:
+    """Float32 for every matrix but those that get a precision by their role."""
+    chosen = precisions or {}
+    return Plan("test", tuple(_assign(slot, chosen.get(slot.role)) for slot in layout.slots))
+
+
+def _assign(slot: Slot, precision: Precision | None) -> Assignment:
+    plain = Precision.parse("float:F32") if len(slot.shape) > 1 else slot.keep
+    return Assignment(slot.name, slot.role, slot.shape, precision or plain, "test")
+
+
+def encoded(slot: Slot, assignment: Assignment, encode: Encode | None = None) -> QuantizedTensor:
+    """The slot's tensor in its precision; by the reference where nobody else encodes."""
+    x, precision = np.ascontiguousarray(slot.tensor.float32()), assignment.precision
+    parts = encode(x) if encode else reference(precision).encode(x, precision)
+    return QuantizedTensor(parts, precision, slot.shape, assignment.name)
+
+
+def write(chosen: Format, path: Path, source: Artifact, precisions: Mapping[str, Precision] | None = None) -> None:
+    """Write a whole artifact."""
+    layout = chosen.layout(source)
+    plan = plan_of(layout, precisions)
+    writer = chosen.writer(path, layout, plan, Manifest())
+    try:
+        for slot, assignment in zip(layout.slots, plan, strict=True):
+            writer.write(encoded(slot, assignment))
+        writer.commit()
+    finally:
+        writer.close()
+
+
 def round_trips(encode: Encode, precision: Precision, cols: int, folder: Path) -> list[str]:
-    """The formats that stored the parts and gave them back; fails where one gave back others."""
-    artifact = artifact_of(random_model(small_config(cols)), folder / "source")
-    stored = []
+    """The installed formats that stored the parts and gave them back; fails where one gave back others."""
+    source, stored = random_artifact(folder, small_config(cols)), []
     for registration in manager().all("formats"):
-        chosen: Format = registration.load()
         suffix = next(iter(registration.options.get("suffixes", ())), "")
-        if _trip(chosen, encode, precision, artifact, folder / f"trip-{registration.name}{suffix}"):
+        path = folder / f"trip-{registration.name}{suffix}"
+        if trip(registration.load(), path, source, precision, encode):
             stored.append(registration.name)
     return stored
 
 
-def _trip(chosen: Format, encode: Encode, precision: Precision, artifact: Artifact, path: Path) -> bool:
-    layout = chosen.layout(artifact)
-    plan = Plan("one tensor", tuple(_assign(layout, precision)))
+def trip(chosen: Format, path: Path, source: Artifact, precision: Precision, encode: Encode | None = None) -> bool:
+    """Write one tensor in a precision, read it back, and compare; False where the format refuses the precision."""
+    layout = chosen.layout(source)
+    plan = plan_of(layout, {QUANTIZED: precision})
     try:
         writer = chosen.writer(path, layout, plan, Manifest())
     except EdgekitError:  # the format has no type for it
         return False
-    written: Mapping[str, Any] = {}
+    given: QuantizedTensor | None = None
     try:
         for slot, assignment in zip(layout.slots, plan, strict=True):
-            x = np.ascontiguousarray(slot.tensor.float32())
-            wanted = assignment.precision
-            parts = encode(x) if slot.role == QUANTIZED else reference(wanted).encode(x, wanted)
-            written = parts if slot.role == QUANTIZED else written
-            writer.write(QuantizedTensor(parts, wanted, slot.shape, assignment.name))
+            tensor = encoded(slot, assignment, encode if slot.role == QUANTIZED else None)
+            given = tensor if slot.role == QUANTIZED else given
+            writer.write(tensor)
         writer.commit()
     finally:
         writer.close()
-    _same_again(chosen, path, layout, written)
+    assert given is not None
+    _same_again(chosen, path, given)
     return True
 
 
-def _assign(layout: Layout, precision: Precision) -> list[Assignment]:
-    return [
-        Assignment(s.name, s.role, s.shape, precision if s.role == QUANTIZED else s.keep, "test") for s in layout.slots
-    ]
-
-
-def _same_again(chosen: Format, path: Path, layout: Layout, written: Mapping[str, Any]) -> None:
-    name = next(slot.name for slot in layout.slots if slot.role == QUANTIZED)
-    tensor = chosen.open(path).tensors[name]
+def _same_again(chosen: Format, path: Path, given: QuantizedTensor) -> None:
+    tensor = chosen.open(path).tensors[given.name]
     if not isinstance(tensor, EncodedTensor):  # plain floats come back as such
         values = np.ascontiguousarray(tensor.read_rows(0, tensor.rows))
-        if values.tobytes() != np.ascontiguousarray(written["values"]).tobytes():
-            fail(f"format {chosen.name!r} gives back other values than it was given")
+        if values.tobytes() != np.ascontiguousarray(given.parts["values"]).tobytes():
+            fail(f"format {chosen.name!r} gives back other values of {given.precision} than it was given")
         return
     found = {key: np.ascontiguousarray(part) for key, part in tensor.read().parts.items()}
-    wanted = {key: _carried(part, found.get(key)) for key, part in written.items()}
+    wanted = {key: _carried(part, found.get(key)) for key, part in given.parts.items()}
     if not same_parts(wanted, found):
-        fail(f"format {chosen.name!r} gives back other parts than it was given: {diagnose(wanted, found)}")
+        fail(
+            f"format {chosen.name!r} gives back other parts of {given.precision} than it was given: "
+            f"{diagnose(wanted, found)}"
+        )
 
 
 def _carried(part: Any, found: Any) -> Any:

@@ -1,0 +1,349 @@
+"""Checks for runtimes: the same logits as the numpy forward pass, and text that does not depend on how it is asked.
+
+A runtime is a callable: ``start(artifact, **options)`` gives an `edgekit.runtime.Runtime`. It is given small
+models with random weights, in the format that it runs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.architectures import ModelConfig
+from edgekit.architectures.forward import Transformer
+from edgekit.artifact import Artifact, Format
+from edgekit.errors import ContextOverflowError, EdgekitError, UsageError
+from edgekit.plugin import Registration, manager
+from edgekit.runtime import NumpyRuntime, Runtime
+from edgekit.testing._kit import Kit, NotApplicable, Profile, Result, fail
+from edgekit.testing._tokenizers import bpe
+from edgekit.testing._trips import random_artifact, small_config, write
+
+F32 = npt.NDArray[np.float32]
+#: Largest difference of a logit, in standard deviations of the logits, unless a runtime states another.
+TOLERANCE = 1e-3
+PROMPT = "the thing"
+
+
+@attrs.frozen(eq=False)
+class RuntimeSubject:
+    """A runtime with the formats that it runs.
+
+    Attributes:
+        start: called with an artifact; gives a runtime.
+        formats: names of formats; ``"*"`` for every one.
+        tolerance: of its logits against the numpy forward pass, in standard deviations of the logits.
+        name: for messages.
+    """
+
+    start: Callable[..., Runtime]
+    formats: tuple[str, ...]
+    tolerance: float
+    name: str
+
+    @property
+    def label(self) -> str:
+        """For messages."""
+        return f"runtime {self.name!r}"
+
+
+KIT: Kit[RuntimeSubject] = Kit("runtimes")
+
+
+def adapt(
+    runtime: Any, formats: Iterable[str] | None = None, tolerance: float | None = None, name: str = ""
+) -> RuntimeSubject:
+    """A subject from a callable, a registration, or the name of an installed runtime.
+
+    Raises:
+        UsageError: it cannot be called.
+    """
+    if isinstance(runtime, str):
+        runtime = manager().find("runtimes", runtime)
+    options: Mapping[str, Any] = {}
+    if isinstance(runtime, Registration):
+        name, options, runtime = runtime.name, runtime.options, runtime.load()
+    if not callable(runtime):
+        raise UsageError(f"{type(runtime).__name__} is no runtime: it is to be called with an artifact")
+    chosen = tuple(formats or options.get("formats", ("*",)))
+    allowed = tolerance or options.get("tolerance") or getattr(runtime, "tolerance", None) or TOLERANCE
+    return RuntimeSubject(runtime, chosen, float(allowed), name or getattr(runtime, "__name__", "runtime"))
+
+
+def run_runtime_checks(
+    runtime: Any,
+    *,
+    formats: Iterable[str] | None = None,
+    tolerance: float | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+    checks: Iterable[str] | None = None,
+    profile: str | Profile | None = None,
+) -> list[Result]:
+    """Run every check on a runtime, without pytest; arguments as `run_quantizer_checks`.
+
+    Args:
+        runtime: a callable that opens an artifact, or the name of an installed runtime.
+        formats: names of the formats that it runs; None for every one.
+        tolerance: of its logits, in standard deviations of the logits; None for `TOLERANCE`.
+    """
+    subject = adapt(runtime, formats, tolerance)
+    return KIT.run(subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile)
+
+
+def runtime_checks(
+    runtime: Any,
+    *,
+    formats: Iterable[str] | None = None,
+    tolerance: float | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+    checks: Iterable[str] | None = None,
+    profile: str | Profile | None = None,
+) -> Callable[[Callable[..., Any]], Any]:
+    """The same for pytest: a decorator that calls the test once for each check, as its argument ``check``."""
+    subject = adapt(runtime, formats, tolerance)
+    return KIT.parametrize(
+        subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile
+    )
+
+
+@contextmanager
+def loaded(subject: RuntimeSubject, config: ModelConfig | None = None, seed: int = 0) -> Iterator[_Loaded]:
+    """A small model, loaded by the runtime, and the numpy forward pass of the same artifact."""
+    chosen = config or model_config()
+    tokenizer = bpe()
+    with tempfile.TemporaryDirectory(prefix="edgekit-check-") as folder:
+        source = random_artifact(Path(folder), chosen, seed, tokenizer)
+        artifact = _on_disk(subject, source, Path(folder))
+        with subject.start(artifact) as runtime:
+            yield _Loaded(runtime, artifact, Transformer(source.model))
+
+
+@attrs.frozen(eq=False)
+class _Loaded:
+    runtime: Runtime
+    artifact: Artifact
+    judge: Transformer
+
+
+def model_config(**changes: Any) -> ModelConfig:
+    """A two-layer model with a byte-level vocabulary, whose heads share keys and values."""
+    return small_config(**{"layers": 2, "vocab": len(bpe().tokens), "context": 48, **changes})
+
+
+def _on_disk(subject: RuntimeSubject, source: Artifact, folder: Path) -> Artifact:
+    name = "hf" if "*" in subject.formats else subject.formats[0]
+    registration = manager().find("formats", name)
+    chosen: Format = registration.load()
+    path = folder / f"model{next(iter(registration.options.get('suffixes', ())), '')}"
+    write(chosen, path, source)
+    return chosen.open(path)
+
+
+def _text_needs_library() -> None:
+    if find_spec("tokenizers") is None:
+        raise NotApplicable("cutting text into tokens needs the tokenizers library; pip install 'edgekit[text]'")
+
+
+def _tokens(count: int, vocab: int, seed: int = 0) -> list[int]:
+    return np.random.RandomState(seed).randint(0, vocab, count).tolist()  # type: ignore[no-any-return]
+
+
+@KIT.check
+def check_logits(subject: RuntimeSubject, profile: Profile) -> None:
+    """Logits of every position agree with the numpy forward pass, within the stated tolerance."""
+    variants: list[dict[str, Any]] = [{}, {"kv_heads": 1, "rope_theta": 500.0}, {"kv_heads": 4, "ffn": 96}]
+    for number, changes in enumerate(variants[: 2 if profile.name == "quick" else None]):
+        with loaded(subject, model_config(**changes), number) as model:
+            vocab = model.judge.config.vocab
+            for count in (1, 2, 17, 48):
+                tokens = _tokens(count, vocab, count)
+                _close(subject, model.runtime.logits(tokens), model.judge.logits(tokens), f"{count} tokens")
+
+
+def _close(subject: RuntimeSubject, got: Any, want: F32, what: str) -> None:
+    if np.shape(got) != want.shape:
+        fail(f"{what}: logits of shape {np.shape(got)}; {want.shape} [tokens, vocabulary] is wanted")
+    if np.asarray(got).dtype != np.float32:
+        fail(f"{what}: logits are {np.asarray(got).dtype}; float32 is wanted")
+    error = np.abs(np.asarray(got, np.float64) - want).max(axis=1) / want.std()
+    if not (error <= subject.tolerance).all():  # a NaN is beyond every tolerance
+        at = int(np.argmax(~(error <= subject.tolerance)))
+        hint = "; the first token is right: look at positions (rotary pairs, mask)" if at > 0 else ""
+        fail(
+            f"{what}: at position {at} a logit is off by {error[at]:.2g} standard deviations, "
+            f"{subject.tolerance:g} are stated{hint}"
+        )
+
+
+@KIT.check
+def check_no_state(subject: RuntimeSubject, profile: Profile) -> None:
+    """Logits do not depend on what was asked before."""
+    with loaded(subject) as model:
+        tokens, others = _tokens(9, model.judge.config.vocab, 1), _tokens(21, model.judge.config.vocab, 2)
+        first = np.array(model.runtime.logits(tokens))
+        model.runtime.logits(others)
+        again = np.array(model.runtime.logits(tokens))
+        if first.shape != again.shape or first.tobytes() != again.tobytes():
+            fail("the same tokens get other logits after another question: a cache is not emptied")
+
+
+@KIT.check
+def check_causal(subject: RuntimeSubject, profile: Profile) -> None:
+    """What comes later changes nothing before it: the logits of a prefix are the prefix of the logits."""
+    with loaded(subject) as model:
+        tokens = _tokens(20, model.judge.config.vocab, 3)
+        whole = np.asarray(model.runtime.logits(tokens))
+        for count in (1, 7, 19):
+            alone = np.asarray(model.runtime.logits(tokens[:count]))
+            error = np.abs(alone - whole[:count]).max() / whole.std()
+            if not error <= subject.tolerance:
+                fail(f"the first {count} of 20 tokens get other logits on their own, off by {error:.2g} deviations")
+
+
+@KIT.check
+def check_batch(subject: RuntimeSubject, profile: Profile) -> None:
+    """Where it takes a batch [n, tokens], every row gets the logits that it gets alone."""
+    with loaded(subject) as model:
+        vocab = model.judge.config.vocab
+        batch = np.array([_tokens(8, vocab, seed) for seed in range(3)])
+        try:
+            together = np.asarray(model.runtime.logits(batch))
+        except (EdgekitError, ValueError, TypeError):
+            raise NotApplicable("it takes one sequence at a time") from None
+        alone = np.array([model.runtime.logits(row) for row in batch])
+        if together.shape != alone.shape:
+            fail(f"a batch gives logits of shape {together.shape}; {alone.shape} is wanted")
+        error = np.abs(together - alone).max() / alone.std()
+        if not error <= subject.tolerance:
+            fail(f"in a batch the logits are off by {error:.2g} standard deviations from those alone")
+
+
+@KIT.check
+def check_greedy(subject: RuntimeSubject, profile: Profile) -> None:
+    """At temperature 0 the same prompt gives the same text, and it is the likeliest token every time."""
+    _text_needs_library()
+    with loaded(subject) as model:
+        texts = [model.runtime.generate(PROMPT, max_tokens=12) for _ in range(3)]
+        if len(set(texts)) > 1:
+            fail(f"greedy text differs from call to call: {texts[0]!r}, {texts[1]!r}, {texts[2]!r}")
+        with NumpyRuntime.open(model.artifact) as judge:
+            wanted = judge.generate(PROMPT, max_tokens=12)
+        if texts[0] != wanted and _clear(model, 12, subject.tolerance):
+            fail(f"greedy text is {texts[0]!r}; the likeliest tokens are {wanted!r}")
+
+
+def _clear(model: _Loaded, count: int, tolerance: float) -> bool:
+    """Whether the likeliest token leads by more than the tolerance, all along."""
+    tokenizer = model.artifact.tokenizer
+    assert tokenizer is not None
+    ids = tokenizer.encode(PROMPT)
+    for _ in range(count):
+        logits = model.judge.logits(ids)[-1]
+        second, first = np.partition(logits, -2)[-2:]
+        if first - second <= 4 * tolerance * logits.std():
+            return False
+        ids.append(int(logits.argmax()))
+    return True
+
+
+@KIT.check
+def check_streaming(subject: RuntimeSubject, profile: Profile) -> None:
+    """The pieces of `stream` put together are the text of `generate`."""
+    _text_needs_library()
+    with loaded(subject) as model:
+        for options in ({}, {"stop": ("e",)}, {"temperature": 1.0, "seed": 3}):
+            whole = model.runtime.generate(PROMPT, max_tokens=16, **options)
+            pieces = "".join(model.runtime.stream(PROMPT, max_tokens=16, **options))
+            if whole != pieces:
+                fail(f"streamed it is {pieces!r}, at once {whole!r} ({options or 'greedy'})")
+
+
+@KIT.check
+def check_sampling(subject: RuntimeSubject, profile: Profile) -> None:
+    """The same seed gives the same text; another seed, sooner or later, another one; `max_tokens` 0 gives none."""
+    _text_needs_library()
+    with loaded(subject) as model:
+        ask = model.runtime.generate
+        if ask(PROMPT, max_tokens=12, temperature=1.5, seed=5) != ask(PROMPT, max_tokens=12, temperature=1.5, seed=5):
+            fail("with the same seed the text differs")
+        texts = {ask(PROMPT, max_tokens=12, temperature=1.5, seed=seed) for seed in range(6)}
+        if len(texts) == 1:
+            fail("six seeds at temperature 1.5 give one text: the seed or the temperature is not used")
+        if ask(PROMPT, max_tokens=0) != "":
+            fail("max_tokens=0 gives text")
+
+
+@KIT.check
+def check_stop(subject: RuntimeSubject, profile: Profile) -> None:
+    """A stop text ends the answer and is no part of it."""
+    _text_needs_library()
+    with loaded(subject) as model:
+        text = model.runtime.generate(PROMPT, max_tokens=16)
+        if len(text) < 4:
+            raise NotApplicable("this random model says too little to be stopped")
+        stop = text[2:4]
+        wanted, found = text[: text.find(stop)], model.runtime.generate(PROMPT, max_tokens=16, stop=(stop,))
+        if found != wanted:
+            fail(f"stopped at {stop!r} it gives {found!r}; {wanted!r} is wanted")
+
+
+@KIT.check
+def check_unknown_tokens(subject: RuntimeSubject, profile: Profile) -> None:
+    """Ids outside the vocabulary, and no tokens at all, are refused with a typed error."""
+    with loaded(subject) as model:
+        vocab = model.judge.config.vocab
+        for tokens in ([0, vocab], [-1, 0], [2**31], []):
+            _refused(lambda tokens=tokens: model.runtime.logits(tokens), f"tokens {tokens}", EdgekitError)
+
+
+@KIT.check
+def check_context_overflow(subject: RuntimeSubject, profile: Profile) -> None:
+    """A prompt that the context cannot hold is refused with `ContextOverflowError`, not cut off."""
+    with loaded(subject) as model:
+        context, vocab = model.judge.config.context, model.judge.config.vocab
+        too_many = _tokens(context + 1, vocab)
+        _refused(lambda: model.runtime.logits(too_many), f"{context + 1} tokens", ContextOverflowError)
+        if find_spec("tokenizers") is not None:
+            asked = "a" * (2 * context)
+            _refused(lambda: model.runtime.generate(asked, max_tokens=1), "a long prompt", ContextOverflowError)
+
+
+def _refused(ask: Callable[[], Any], what: str, wanted: type[EdgekitError]) -> None:
+    try:
+        ask()
+    except wanted:
+        return
+    except Exception as error:
+        fail(f"{what}: raises {type(error).__name__}: {error}; {wanted.__name__} is wanted")
+    fail(f"{what}: nothing is said; {wanted.__name__} is wanted")
+
+
+@KIT.check
+def check_any_text(subject: RuntimeSubject, profile: Profile) -> None:
+    """Any Unicode text can be a prompt: other scripts, emoji, control characters."""
+    _text_needs_library()
+    with loaded(subject) as model:
+        for prompt in ("é", "日本", "👩‍🚀", "\x00\t\n", "<|end|>"):
+            found = model.runtime.generate(prompt, max_tokens=2)
+            if not isinstance(found, str):
+                fail(f"the prompt {prompt!r} gives {type(found).__name__}; text is wanted")
+
+
+@KIT.check
+def check_close(subject: RuntimeSubject, profile: Profile) -> None:
+    """`close` may be called twice; afterwards a question is refused with a typed error, and files are free."""
+    with loaded(subject) as model:
+        model.runtime.close()
+        model.runtime.close()
+        _refused(lambda: model.runtime.logits([0]), "a closed runtime", EdgekitError)
+
+
+__all__ = ["KIT", "TOLERANCE", "RuntimeSubject", "adapt", "run_runtime_checks", "runtime_checks"]
