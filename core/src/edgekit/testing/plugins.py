@@ -1,0 +1,316 @@
+"""Checks for plugins as a whole: light to import, honest in its metadata, quiet, without network, tidy.
+
+A plugin is named by its entry point. What it does when it is imported and loaded is watched in a process of its
+own, through Python's audit events, with sockets blocked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from edgekit.encoding import find_precision
+from edgekit.errors import EdgekitError, UsageError
+from edgekit.plugin import BUILT_IN, Manager, PluginInfo, Registration, build, entry_points, refused
+from edgekit.testing._kit import Kit, NotApplicable, Profile, Result, fail
+
+#: Seconds that importing a plugin's light module may take, beyond edgekit's own hooks.
+IMPORT_SECONDS = 0.1
+#: Packages that a light module must not import: what a plugin drives, and everything that is large.
+HEAVY = (
+    "torch", "tensorflow", "jax", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "mlx", "gguf", "llama_cpp",
+    "olive", "numba", "scipy", "pandas", "tokenizers", "optimum", "vllm", "fastapi", "aiohttp", "requests",
+)  # fmt: skip
+#: role -> what an implementation has, one of each row; a callable has "__call__".
+METHODS: dict[str, tuple[str, ...]] = {
+    "formats": ("matches", "open", "layout", "writer"),
+    "quantizers": ("encode",),
+    "precisions": ("encode", "decode", "bound", "precision"),
+    "recipes": ("plan",),
+    "runtimes": ("__call__",),
+    "passes": ("run",),
+    "devices": ("__call__",),
+    "servers": (),
+    "commands": ("main",),
+}
+
+
+@attrs.frozen(eq=False)
+class PluginSubject:
+    """An installed plugin.
+
+    Attributes:
+        point: its entry point.
+        info: whether it was loaded, and if not, why.
+        registrations: what it registers.
+    """
+
+    point: metadata.EntryPoint
+    info: PluginInfo
+    registrations: tuple[Registration, ...]
+
+    @property
+    def label(self) -> str:
+        """For messages."""
+        return f"plugin {self.info.name!r} ({self.info.distribution} {self.info.version})".rstrip()
+
+    @property
+    def module(self) -> str:
+        """The light module."""
+        return self.point.value.partition(":")[0]
+
+
+KIT: Kit[PluginSubject] = Kit("plugins")
+
+
+def adapt(name: str) -> PluginSubject:
+    """The installed plugin with that entry point.
+
+    Raises:
+        UsageError: no such entry point is installed; names those that are.
+    """
+    points = [each for each in entry_points() if each[0].name == name]
+    if not points:
+        names = ", ".join(sorted({point.name for point, _, _ in entry_points()})) or "none"
+        raise UsageError(f"no plugin {name!r} is installed (there are: {names}); pip install it first")
+    found: Manager = build(points[:1])
+    info = next(info for info in found.plugins if info.distribution != BUILT_IN)
+    return PluginSubject(points[0][0], info, tuple(r for r in found.registrations if r.plugin == name))
+
+
+def run_plugin_checks(
+    name: str,
+    *,
+    expected_failures: Mapping[str, str] | None = None,
+    checks: Iterable[str] | None = None,
+    profile: str | Profile | None = None,
+) -> list[Result]:
+    """Run every check on an installed plugin, without pytest; arguments as `run_quantizer_checks`."""
+    subject = adapt(name)
+    return KIT.run(subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile)
+
+
+def plugin_checks(
+    name: str,
+    *,
+    expected_failures: Mapping[str, str] | None = None,
+    checks: Iterable[str] | None = None,
+    profile: str | Profile | None = None,
+) -> Callable[[Callable[..., Any]], Any]:
+    """The same for pytest: a decorator that calls the test once for each check, as its argument ``check``."""
+    subject = adapt(name)
+    return KIT.parametrize(
+        subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile
+    )
+
+
+@KIT.check
+def check_api_version(subject: PluginSubject, profile: Profile) -> None:
+    """The module states ``edgekit_api``, and this edgekit speaks that version."""
+    if subject.info.status == "refused":
+        fail(subject.info.error)
+    module = sys.modules.get(subject.module)
+    if subject.info.status == "loaded":
+        reason = refused(getattr(module, "edgekit_api", None))
+        if reason:
+            fail(reason)
+
+
+@KIT.check
+def check_loaded(subject: PluginSubject, profile: Profile) -> None:
+    """It loads: its module imports, and its hooks have the signatures of the contract."""
+    if subject.info.status in ("failed", "disabled"):
+        fail(f"{subject.info.status}: {subject.info.error}")
+
+
+@KIT.check
+def check_metadata(subject: PluginSubject, profile: Profile) -> None:
+    """The distribution says its name, version, summary, licence and Python, and depends on edgekit."""
+    found = subject.point.dist.metadata if subject.point.dist else None
+    if found is None:
+        fail("the entry point belongs to no distribution")
+        return
+    for field in ("Name", "Version", "Summary", "Requires-Python"):
+        if not found[field]:
+            fail(f"the metadata lacks {field}; pip and people need it")
+    if not (found["License-Expression"] or found["License"] or "License" in str(found.get_all("Classifier"))):
+        fail("the metadata says no licence; give `license` in pyproject.toml")
+    requires = found.get_all("Requires-Dist") or []
+    if not any(requirement.replace("_", "-").lower().startswith("edgekit") for requirement in requires):
+        fail("it does not depend on edgekit: give a range, such as edgekit>=0.1,<1")
+
+
+@KIT.check
+def check_registrations(subject: PluginSubject, profile: Profile) -> None:
+    """It registers something; every quantizer states a claim, and a precision that is known."""
+    if not subject.registrations:
+        fail("it registers nothing")
+    seen = set()
+    for each in subject.registrations:
+        if (each.role, each.name) in seen:
+            fail(f"{each.role[:-1]} {each.name!r} is registered twice")
+        seen.add((each.role, each.name))
+        if each.role == "quantizers":
+            _claimed(each)
+
+
+def _claimed(each: Registration) -> None:
+    claim = each.options.get("claim")
+    if not isinstance(claim, str) or not claim.strip():
+        fail(f'quantizer {each.name!r} claims nothing; register it with claim="exact", or a sentence with its bound')
+    try:
+        find_precision(each.name)
+    except EdgekitError as error:
+        fail(f"quantizer {each.name!r}: {error}")
+
+
+@KIT.check
+def check_targets(subject: PluginSubject, profile: Profile) -> None:
+    """Everything it registers can be imported, and has the methods of its role."""
+    for each in subject.registrations:
+        try:
+            loaded = each.load()
+        except EdgekitError as error:
+            if _missing_optional(error):
+                continue
+            fail(str(error))
+        lacks = [m for m in METHODS[each.role] if not hasattr(loaded, m)]
+        if lacks:
+            fail(f"{each.role[:-1]} {each.name!r} ({each.target}) lacks {', '.join(lacks)}")
+
+
+def _missing_optional(error: EdgekitError) -> bool:
+    """Whether a framework that the plugin drives is not installed, which it may say when it is used."""
+    cause = error.__cause__
+    return isinstance(cause, ModuleNotFoundError) and (cause.name or "").partition(".")[0] in HEAVY
+
+
+_WATCH = """
+import json, os, sys, time
+import edgekit.hookspecs, edgekit.plugin
+allowed = [os.path.realpath(p) for p in json.loads(sys.argv[2])]
+events, before = {"network": [], "writes": []}, set(sys.modules)
+def tidy(path):
+    path = os.path.realpath(os.fsdecode(path)) if isinstance(path, (str, bytes, os.PathLike)) else ""
+    return not path or path.startswith("/dev/") or any(path == a or path.startswith(a + os.sep) for a in allowed)
+def watch(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.bind", "socket.sendto", "urllib.Request"):
+        events["network"].append(event + " " + repr(arguments[1:])[:80])
+        raise PermissionError("the network is blocked while a plugin is checked")
+    writes = event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    if (writes or event in ("os.mkdir", "os.remove", "os.rename", "os.rmdir")) and not tidy(arguments[0]):
+        events["writes"].append(event + " " + os.fsdecode(arguments[0]))
+sys.addaudithook(watch)
+real, sys.stdout = sys.stdout, type("Out", (), {"text": "", "write": lambda s, t: setattr(s, "text", s.text + t),
+    "flush": lambda s: None, "isatty": lambda s: False, "encoding": "utf-8", "errors": "strict"})()
+error, began = "", time.perf_counter()
+try:
+    import importlib
+    importlib.import_module(sys.argv[1])
+except BaseException as e:
+    error = f"{type(e).__name__}: {e}"
+seconds, modules = time.perf_counter() - began, sorted(set(sys.modules) - before)
+for target in json.loads(sys.argv[3]):
+    module, _, attribute = target.partition(":")
+    try:
+        found = importlib.import_module(module)
+        for name in attribute.split("."):
+            found = getattr(found, name)
+        found() if isinstance(found, type) else None
+    except BaseException:
+        pass
+printed, sys.stdout = sys.stdout.text, real
+print("\\n" + json.dumps({**events, "seconds": seconds, "modules": modules, "error": error, "printed": printed}))
+"""
+
+
+def _watch(subject: PluginSubject, load: bool = True) -> dict[str, Any]:
+    """Import the module, and load what it registers, in a process of its own; what was seen."""
+    targets = [each.target for each in subject.registrations] if load else []
+    with tempfile.TemporaryDirectory(prefix="edgekit-check-") as folder:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, map(str, sys.path))),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HOME": folder,
+            "TMPDIR": folder,
+        }
+        command = [sys.executable, "-c", _WATCH, subject.module, json.dumps([folder]), json.dumps(targets)]
+        try:
+            done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=60)
+        except subprocess.TimeoutExpired:
+            fail("importing it takes more than a minute; it hangs")
+    try:
+        seen: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        fail(f"importing it ends the process (exit {done.returncode}): {done.stderr.strip()[-200:]}")
+    if seen["error"]:
+        fail(f"importing it raises {seen['error']}")
+    return seen
+
+
+@KIT.check
+def check_import_time(subject: PluginSubject, profile: Profile) -> None:
+    """Importing the light module takes under a tenth of a second (the best of a few tries)."""
+    seconds = min(_watch(subject, load=False)["seconds"] for _ in range(4))
+    if seconds > IMPORT_SECONDS:
+        fail(f"importing {subject.module} takes {1000 * seconds:.0f} ms; {1000 * IMPORT_SECONDS:.0f} ms are allowed")
+
+
+@KIT.check
+def check_light_imports(subject: PluginSubject, profile: Profile) -> None:
+    """Importing the light module imports no framework."""
+    packages = {name.partition(".")[0] for name in _watch(subject, load=False)["modules"]}
+    heavy = sorted(packages & set(HEAVY))
+    if heavy:
+        fail(f"importing {subject.module} imports {', '.join(heavy)}; import them where they are used")
+
+
+@KIT.check
+def check_silent_import(subject: PluginSubject, profile: Profile) -> None:
+    """Importing it, and what it registers, writes nothing to stdout."""
+    printed = _watch(subject)["printed"]
+    if printed:
+        fail(f"it writes to stdout when it is imported: {printed[:60]!r}")
+
+
+@KIT.check
+def check_no_network(subject: PluginSubject, profile: Profile) -> None:
+    """Importing it, and what it registers, opens no socket and looks up no name."""
+    found = _watch(subject)["network"]
+    if found:
+        fail(f"it uses the network: {found[0]}")
+
+
+@KIT.check
+def check_no_writes(subject: PluginSubject, profile: Profile) -> None:
+    """Importing it, and what it registers, writes nothing outside the temporary directory that it is given."""
+    found = _watch(subject)["writes"]
+    if found:
+        fail(f"it writes outside its directory: {found[0]}")
+
+
+@KIT.check
+def check_distribution(subject: PluginSubject, profile: Profile) -> None:
+    """Every file of the distribution lies in its own packages: nothing is dropped into others' or beside them."""
+    files = subject.point.dist.files if subject.point.dist else None
+    if not files:
+        raise NotApplicable("its list of files is not recorded")
+    own = subject.module.partition(".")[0]
+    for file in files:
+        top = Path(str(file)).parts[0]
+        allowed = top == own or top.endswith((".dist-info", ".egg-info", ".pth", ".data")) or top.startswith(("..", "_"))
+        if not allowed and not top.startswith(own):
+            fail(f"it installs {file}, outside its package {own}")
+
+
+__all__ = ["KIT", "PluginSubject", "adapt", "plugin_checks", "run_plugin_checks"]
