@@ -10,7 +10,19 @@ import click
 
 from edgekit.errors import EdgekitError
 
-VERBS = ("inspect", "quantize", "convert", "compare", "eval", "precisions", "plugins", "doctor", "demo")
+VERBS = (
+    "inspect",
+    "quantize",
+    "convert",
+    "compare",
+    "eval",
+    "precisions",
+    "plugins",
+    "doctor",
+    "demo",
+    "verify",
+    "vectors",
+)
 
 
 class _Verbs(click.Group):

@@ -76,7 +76,7 @@ def _outliers(random: np.random.RandomState, shape: tuple[int, int]) -> F64:
 
 def _both_ends(random: np.random.RandomState, shape: tuple[int, int]) -> F64:
     """The largest magnitude with either sign, several times: which of them is the first decides the scale's sign."""
-    return random.choice([-1.0, 1.0, 0.25, -0.5], shape, p=[0.1, 0.1, 0.4, 0.4]) * 2.0 ** random.randint(
+    return random.choice([-1.0, 1.0, 0.3, -0.6], shape, p=[0.1, 0.1, 0.4, 0.4]) * 2.0 ** random.randint(
         -3, 4, (shape[0], 1)
     )
 

@@ -245,6 +245,22 @@ def check_quiet(subject: QuantizerSubject, profile: Profile) -> None:
 
 
 @KIT.check
+def check_exact(subject: QuantizerSubject, profile: Profile) -> None:
+    """Where it claims ``exact``: on ordinary rows every byte is the reference's (packing, order, scales, codes)."""
+    if not subject.exact:
+        raise NotApplicable(f"it claims a bound: {subject.claim}")
+    _judge_kind("ordinary", subject, profile)
+
+
+@KIT.check
+def check_error_within_bound(subject: QuantizerSubject, profile: Profile) -> None:
+    """On ordinary rows every element comes back within the claimed bound of what it was."""
+    _require_encoder(subject)
+    for sample in samples(subject.precision, "ordinary", profile.rows, profile.seeds):
+        _within_bound(subject, sample, None)
+
+
+@KIT.check
 def check_zeros(subject: QuantizerSubject, profile: Profile) -> None:
     """Zeros of both signs, sparse rows and single values among zeros; nothing but zeros comes back as zeros."""
     _require_encoder(subject)
@@ -295,20 +311,12 @@ def check_shapes(subject: QuantizerSubject, profile: Profile) -> None:
 
 
 @KIT.check
-def check_error_within_bound(subject: QuantizerSubject, profile: Profile) -> None:
-    """Every element comes back within the claimed bound of what it was."""
+def check_bound_everywhere(subject: QuantizerSubject, profile: Profile) -> None:
+    """The bound holds on every family of rows: ties, ends of the grid, zeros, constants, subnormals, huge values."""
     _require_encoder(subject)
     for kind in _samples.KINDS:
         for sample in samples(subject.precision, kind, profile.rows, 1):
             _within_bound(subject, sample, None)
-
-
-@KIT.check
-def check_exact(subject: QuantizerSubject, profile: Profile) -> None:
-    """Where it claims ``exact``: every byte is the reference's."""
-    if not subject.exact:
-        raise NotApplicable(f"it claims a bound: {subject.claim}")
-    _judge_kind("ordinary", subject, profile)
 
 
 @KIT.check
