@@ -136,7 +136,7 @@ def test_importance_has_to_fit():
 
 
 def test_an_unknown_backend_names_what_there_is():
-    with pytest.raises(MissingPluginError, match=r"no backend 'cuda' encodes ggml:Q4_0 \(there are: reference\)"):
+    with pytest.raises(MissingPluginError, match=r"no backend 'cuda' encodes ggml:Q4_0 \(there are: reference.*\)"):
         edgekit.encode(np.ones((1, 32), np.float32), "Q4_0", backend="cuda")
 
 

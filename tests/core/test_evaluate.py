@@ -18,7 +18,7 @@ from edgekit.architectures.forward import Transformer
 from edgekit.architectures.hf import config_from_hf
 from edgekit.artifact import unknown_family
 from edgekit.errors import NonFiniteError, UsageError
-from edgekit.evaluation import compare, comparison, evaluate, language
+from edgekit.evaluation import Baseline, compare, comparison, evaluate, language
 from edgekit.evaluation.language import cut, kl_divergence, log_softmax
 from edgekit.tensor import EncodedTensor, Tensor
 from edgekit.testing.models import artifact_of, random_model
@@ -125,6 +125,17 @@ def test_identical_models_do_not_differ_at_all(artifact):
     assert found.kl_divergence_p99 == 0.0
     assert found.top1_agreement == 1.0
     assert found.perplexity == found.baseline_perplexity
+
+
+def test_a_baseline_is_computed_once_and_measures_the_same(artifact, monkeypatch):
+    small = artifact(encoded("affine:int4-sym-g32"))
+    expected = evaluate(small, TOKENS, baseline=artifact())
+    baseline, windows = Baseline(artifact()), []
+    hidden = baseline._model.hidden
+    monkeypatch.setattr(baseline._model, "hidden", lambda tokens: windows.append(len(tokens)) or hidden(tokens))
+    assert [evaluate(small, TOKENS, baseline=baseline) for _ in range(3)] == [expected] * 3
+    assert compare(baseline, small, TOKENS).evaluation == expected
+    assert len(windows) == 1
 
 
 def test_more_bits_are_nearer(artifact):

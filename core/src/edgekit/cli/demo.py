@@ -14,7 +14,7 @@ from edgekit import sample
 from edgekit.artifact import Artifact
 from edgekit.cli import _page
 from edgekit.cli._output import json_option, print_json, progress, size, table
-from edgekit.evaluation import Evaluation, compare, evaluate
+from edgekit.evaluation import Baseline, Evaluation, compare, evaluate
 from edgekit.pipeline import open_artifact, quantize
 from edgekit.plugin import manager
 from edgekit.precision import Tier
@@ -56,8 +56,9 @@ def command(out: str, as_json: bool) -> None:
     source = open_artifact(sample.path())
     text = sample.heldout_text()
     with progress("demo") as report:
-        baseline = evaluate(source, text)
-        steps = list(climb(source, text, target, report))
+        remembered = Baseline(source)
+        baseline = evaluate(source, text, baseline=remembered)
+        steps = list(climb(remembered, text, target, report))
     page = target / "index.html"
     page.write_text(_page.render(steps, source.nbytes, baseline.perplexity), "utf-8")
     (target / "ladder.json").write_text(json.dumps([attrs.asdict(s) for s in steps], indent=1) + "\n", "utf-8")
@@ -70,17 +71,17 @@ def command(out: str, as_json: bool) -> None:
     click.echo(f"\nArtifacts and the picture: {page}")
 
 
-def climb(source: Artifact, text: str, target: Path, report: Any) -> Iterator[Step]:
+def climb(source: Baseline, text: str, target: Path, report: Any) -> Iterator[Step]:
     """Quantize to each step of the ladder and measure it."""
     ladder = [*(GGUF_LADDER if _has_gguf() else ()), *AFFINE_LADDER]
     for index, recipe in enumerate(ladder):
         report(index, len(ladder), recipe)
         path = target / (f"sample-{recipe}.gguf" if recipe in GGUF_LADDER else "sample-" + recipe.replace(":", "-"))
-        yield measure(source, quantize(source, recipe, to=path), recipe, text)
+        yield measure(source, quantize(source.artifact, recipe, to=path), recipe, text)
     report(len(ladder), len(ladder), "")
 
 
-def measure(source: Artifact, made: Artifact, recipe: str, text: str) -> Step:
+def measure(source: Baseline, made: Artifact, recipe: str, text: str) -> Step:
     """Compare an artifact with its source on weights and on text."""
     found = compare(source, made, text)
     quality = found.evaluation

@@ -63,14 +63,6 @@ def describe(artifact: Artifact) -> dict[str, Any]:
 
 def _tokenizer(artifact: Artifact) -> str | None:
     try:
-        tokenizer = artifact.tokenizer
-    except UnsupportedModelError as error:
-        return f"unknown ({error})"
-    return f"{tokenizer.kind}, {len(tokenizer.tokens)} tokens" if tokenizer else None
-
-
-def _tokenizer(artifact: Artifact) -> str | None:
-    try:
         found = artifact.tokenizer
     except UnsupportedModelError as error:
         return f"unknown ({error})"

@@ -11,6 +11,6 @@ back as v: relative RMS error = sqrt(Σ(w - v)² / Σw²), signal-to-noise ratio
 from __future__ import annotations
 
 from edgekit.evaluation.comparison import Comparison, Size, TensorError, compare
-from edgekit.evaluation.language import Evaluation, evaluate
+from edgekit.evaluation.language import Baseline, Evaluation, evaluate
 
-__all__ = ["Comparison", "Evaluation", "Size", "TensorError", "compare", "evaluate"]
+__all__ = ["Baseline", "Comparison", "Evaluation", "Size", "TensorError", "compare", "evaluate"]

@@ -12,7 +12,7 @@ import numpy as np
 from edgekit.artifact import Artifact
 from edgekit.errors import UnsupportedModelError, UsageError
 from edgekit.evaluation._common import Progress, Source, as_artifact, finite
-from edgekit.evaluation.language import Evaluation, Text, evaluate
+from edgekit.evaluation.language import Baseline, Evaluation, Text, evaluate
 from edgekit.tensor import AnyTensor, EncodedTensor
 
 #: Elements of a tensor compared at once.
@@ -103,7 +103,7 @@ class Comparison:
 
 
 def compare(
-    baseline: Source,
+    baseline: Source | Baseline,
     artifact: Source,
     text: Text | None = None,
     *,
@@ -113,7 +113,8 @@ def compare(
     """Size, error of every tensor and, with a text, perplexity and KL divergence of an artifact against another.
 
     Args:
-        baseline: the one to compare with, usually the one that was quantized.
+        baseline: the one to compare with, usually the one that was quantized; a `Baseline` where many artifacts
+            are compared with one.
         artifact: the one to judge. Tensors are matched by their canonical names, so that the formats may
             differ; by the files' own names where the family of either is not known.
         text: as in `evaluate`.
@@ -123,13 +124,14 @@ def compare(
     Raises:
         UsageError: the two have no tensor in common, or one of different shapes; and as `evaluate`.
     """
-    base, judged = as_artifact(baseline), as_artifact(artifact)
+    base = baseline.artifact if isinstance(baseline, Baseline) else as_artifact(baseline)
+    judged = as_artifact(artifact)
     pairs, unmatched = match(base, judged)
     sums = [_difference(*pair, index, len(pairs), progress) for index, pair in enumerate(pairs.values())]
     errors = tuple(_tensor_error(name, pairs[name][1], s) for name, s in zip(pairs, sums, strict=True))
     evaluation = None
     if text is not None:
-        evaluation = evaluate(judged, text, baseline=base, context=context, progress=progress)
+        evaluation = evaluate(judged, text, baseline=baseline, context=context, progress=progress)
     error, signal = (math.fsum(s[i] for s in sums) for i in (0, 1))
     return Comparison(Size.of(base), Size.of(judged), errors, _ratio(error, signal), unmatched, evaluation)
 

@@ -65,11 +65,36 @@ class Evaluation:
         )
 
 
+class Baseline:
+    """A model to compare many others with: what it computes for a window is computed once and remembered.
+
+    Args:
+        source: the artifact, or its path. Hidden states take ``4 * width`` bytes for every token of the text.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.artifact = as_artifact(source)
+        self._model = Transformer(self.artifact.model)
+        self._known: dict[bytes, npt.NDArray[np.float32]] = {}
+        self.config = self._model.config
+        self.project = self._model.project
+
+    def hidden(self, tokens: Ints) -> npt.NDArray[np.float32]:
+        """As `Transformer.hidden`."""
+        key = tokens.tobytes()
+        if key not in self._known:
+            self._known[key] = self._model.hidden(tokens)
+        return self._known[key]
+
+
+Judge = Transformer | Baseline
+
+
 def evaluate(
     artifact: Source,
     text: Text,
     *,
-    baseline: Source | None = None,
+    baseline: Source | Baseline | None = None,
     context: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -84,7 +109,8 @@ def evaluate(
     Args:
         artifact: the model to judge.
         text: a text, which the artifact's tokenizer cuts, or token ids [n].
-        baseline: the model to compare with; it has to share the vocabulary.
+        baseline: the model to compare with; it has to share the vocabulary. A `Baseline` is computed once
+            for many artifacts.
         context: tokens of a window; None takes 512, or the model's context where that is less.
         progress: called before each batch of windows.
 
@@ -98,8 +124,7 @@ def evaluate(
         NonFiniteError: the model computes a NaN or an infinity.
     """
     judged = as_artifact(artifact)
-    reference = None if baseline is None else as_artifact(baseline)
-    models = _models(judged, reference)
+    models = _models(judged, baseline)
     windows = cut(tokens_of(judged, text), _context(context, models), _bos(judged))
     scores = list(_scores(models, windows, progress))
     return _summary(np.concatenate(scores, axis=1), windows.shape[1], judged)
@@ -137,15 +162,17 @@ def cut(tokens: Ints, context: int, bos: int | None) -> Ints:
     return windows
 
 
-def _models(judged: Artifact, baseline: Artifact | None) -> list[Transformer]:
-    models = [Transformer(artifact.model) for artifact in (judged, baseline) if artifact is not None]
+def _models(judged: Artifact, baseline: Source | Baseline | None) -> list[Judge]:
+    models: list[Judge] = [Transformer(judged.model)]
+    if baseline is not None:
+        models.append(baseline if isinstance(baseline, Baseline) else Transformer(as_artifact(baseline).model))
     sizes = {model.config.vocab for model in models}
     if len(sizes) > 1:
         raise UsageError(f"the models have vocabularies of {sizes} tokens; only models of one vocabulary compare")
     return models
 
 
-def _context(context: int | None, models: list[Transformer]) -> int:
+def _context(context: int | None, models: list[Judge]) -> int:
     longest = min(model.config.context for model in models)
     if context is None:
         return min(CONTEXT, longest)
@@ -159,7 +186,7 @@ def _bos(artifact: Artifact) -> int | None:
     return tokenizer.bos if tokenizer is not None and tokenizer.add_bos else None
 
 
-def _scores(models: list[Transformer], windows: Ints, progress: Progress | None) -> Iterator[F64]:
+def _scores(models: list[Judge], windows: Ints, progress: Progress | None) -> Iterator[F64]:
     """Rows for each scored position, [rows, positions]: negative log-likelihood, or with a baseline four rows."""
     count, context = windows.shape
     step = max(1, _BATCH // context)
@@ -171,7 +198,7 @@ def _scores(models: list[Transformer], windows: Ints, progress: Progress | None)
         progress(count, count, "")
 
 
-def _score_batch(models: list[Transformer], batch: Ints) -> Iterator[F64]:
+def _score_batch(models: list[Judge], batch: Ints) -> Iterator[F64]:
     first = batch.shape[1] // 2
     hidden = [m.hidden(batch)[:, first:-1].reshape(-1, m.config.width) for m in models]
     targets = batch[:, first + 1 :].reshape(-1)
