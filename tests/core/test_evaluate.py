@@ -131,8 +131,12 @@ def test_a_baseline_is_computed_once_and_measures_the_same(artifact, monkeypatch
     small = artifact(encoded("affine:int4-sym-g32"))
     expected = evaluate(small, TOKENS, baseline=artifact())
     baseline, windows = Baseline(artifact()), []
-    hidden = baseline._model.hidden
-    monkeypatch.setattr(baseline._model, "hidden", lambda tokens: windows.append(len(tokens)) or hidden(tokens))
+    hidden = Transformer.hidden
+    monkeypatch.setattr(
+        Transformer,
+        "hidden",
+        lambda model, tokens: (windows.append(1) if model is baseline._model else None) or hidden(model, tokens),
+    )
     assert [evaluate(small, TOKENS, baseline=baseline) for _ in range(3)] == [expected] * 3
     assert compare(baseline, small, TOKENS).evaluation == expected
     assert len(windows) == 1
