@@ -21,6 +21,7 @@ nox.options.error_on_missing_interpreters = True
 
 CORE = ["./core[testing,text,progress]"]
 PLUGINS = ["./plugins/gguf"]
+LLAMACPP = "./plugins/llamacpp"  # where llama-cpp-python is there already, so that nothing compiles
 DISTRIBUTIONS = ["core", "plugins/gguf"]
 SOURCES = ["core/src", "plugins/gguf/src"]
 
@@ -70,6 +71,7 @@ def plugins(session: nox.Session) -> None:
     """The plugins' tests and what spans the house, with the wheels installed side by side."""
     install_house(session)
     session.install("build", "hatchling", silent=True)
+    session.install("--no-deps", LLAMACPP, silent=True)  # light, and quiet without llama-cpp-python
     run_pytest(session, "tests/plugins", "tests/contracts")
 
 
@@ -143,6 +145,7 @@ def install_oracles(session: nox.Session) -> None:
     session.install(TORCH, silent=True)
     session.install(*CORE, *PLUGINS, *ORACLES, silent=True)
     session.install(str(llama_wheel(session)), silent=True)
+    session.install(LLAMACPP, silent=True)
 
 
 def llama_wheel(session: nox.Session) -> Path:

@@ -101,7 +101,7 @@ def test_files_equal_llama_quantizes(
         pytest.skip("llama.cpp has no fallback for Q1_0, whose blocks do not divide rows of 64")
     importance = random_importance(sources[model]) if weighed else None
     theirs = llama_quantize(sources[model], tmp_path / "theirs.gguf", recipe, importance)
-    edgekit.quantize(sources[model], recipe, to=tmp_path / "ours.gguf", importance=importance)
+    edgekit.quantize(sources[model], recipe, to=tmp_path / "ours.gguf", importance=importance, backend="reference")
     ours = (tmp_path / "ours.gguf").read_bytes()
     assert ours == theirs, f"{model} {recipe.name}: first differing byte {first_difference(ours, theirs)}"
 
@@ -124,7 +124,7 @@ def test_a_directory_is_quantized_as_its_f32_file(sources: dict[str, Path], tmp_
     if "sample" not in sources:
         pytest.skip(f"no sample model at {SAMPLE}")
     theirs = llama_quantize(sources["sample"], tmp_path / "theirs.gguf", BY_NAME["Q4_K_M"])
-    edgekit.quantize(SAMPLE, "Q4_K_M", to=tmp_path / "ours.gguf")
+    edgekit.quantize(SAMPLE, "Q4_K_M", to=tmp_path / "ours.gguf", backend="reference")
     assert (tmp_path / "ours.gguf").read_bytes() == theirs
 
 

@@ -1,0 +1,270 @@
+"""ggml's own encoders, called in ``libggml-base`` of the installed llama-cpp-python.
+
+``ggml_quantize_chunk`` encodes rows of float32 to a type's blocks. It needs no model and no initialization, keeps no
+state but the tables of the IQ types (built once, under its own lock), and ctypes lets go of the interpreter's lock
+while it runs, so that threads encode side by side.
+
+What would end the process is refused before the call: IQ2_XXS, IQ2_XS and IQ1_S without an importance matrix, and
+values that drive the searches of the IQ types off their grids (not finite, or so large that a sum of squares is not).
+
+The bytes are the reference's only where the library was compiled without fused multiply-add (the default on x86-64);
+so the first use of a type encodes a few rows with both and refuses a library that disagrees.
+
+Source: ``ggml.h`` and ``ggml-quants.c`` of ggml 0.25.3, llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.encoding import find_precision
+from edgekit.errors import (
+    MissingPluginError,
+    NonFiniteError,
+    PluginError,
+    ScaleOverflowError,
+    ShapeError,
+    UsageError,
+)
+from edgekit.precision import Precision
+from edgekit.reference import reference
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+
+#: ggml's number of each type (enum ggml_type).
+IDS = {
+    "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13,
+    "Q6_K": 14, "IQ2_XXS": 16, "IQ2_XS": 17, "IQ3_XXS": 18, "IQ1_S": 19, "IQ4_NL": 20, "IQ3_S": 21, "IQ2_S": 22,
+    "IQ4_XS": 23, "IQ1_M": 29, "TQ1_0": 34, "TQ2_0": 35, "MXFP4": 39, "NVFP4": 40, "Q1_0": 41, "Q2_0": 42,
+}  # fmt: skip
+#: Types that abort the process without an importance matrix.
+NEED_IMPORTANCE = frozenset({"IQ2_XXS", "IQ2_XS", "IQ1_S"})
+#: Types that search a grid, and abort the process when they find no point on it.
+GRIDS = frozenset({"IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"})
+#: Largest magnitude that those are given: fourth powers of it, summed over a row, stay finite in float32.
+GRID_LIMIT = 1e8
+#: Rows that the first use of a type encodes twice.
+_PROBE_ROWS = 16
+_INSTALL = "pip install llama-cpp-python"
+
+
+class _Traits(ctypes.Structure):
+    """The head of ``struct ggml_type_traits``."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+    )
+
+
+class BlockSize(NamedTuple):
+    """Elements and bytes of a block."""
+
+    elements: int
+    nbytes: int
+
+
+@attrs.frozen
+class NativeQuantizer:
+    """ggml's encoder of one block type; see `edgekit.encoding.Quantizer`.
+
+    Attributes:
+        kind: ggml's name of the type.
+
+    Example:
+        >>> Q4_K.encode(np.ones((1, 256), np.float32))["blocks"].shape  # doctest: +SKIP
+        (1, 144)
+    """
+
+    kind: str
+
+    claim = "exact"
+
+    @property
+    def precision(self) -> Precision:
+        """The number format that it encodes."""
+        return find_precision(f"ggml:{self.kind}")
+
+    def encode(self, x: npt.NDArray[Any], importance: F32 | None = None) -> dict[str, npt.NDArray[Any]]:
+        """Encode rows to the bytes that a GGUF file holds.
+
+        Args:
+            x: float32 [rows, cols], finite; cols is a multiple of the block.
+            importance: mean squared activations [cols], or None.
+
+        Returns:
+            ``blocks``, uint8 [rows, bytes per row].
+
+        Raises:
+            UsageError: the type needs an importance matrix, and there is none.
+            NonFiniteError, ScaleOverflowError: values that would end the process.
+            ShapeError: the block does not divide the rows.
+            MissingPluginError, PluginError: llama-cpp-python is not installed, or its library's bytes differ.
+        """
+        _refuse(self.kind, x, importance)
+        _probe(self.kind)
+        return {"blocks": quantize_chunk(self.kind, x, importance)}
+
+
+def _refuse(kind: str, x: npt.NDArray[Any], importance: F32 | None) -> None:
+    if kind in NEED_IMPORTANCE and importance is None:
+        raise UsageError(
+            f"ggml:{kind} cannot be encoded without an importance matrix; make one with `edgekit imatrix` "
+            "and pass it on (--imatrix FILE, importance=), or choose ggml:IQ2_S or ggml:Q2_K"
+        )
+    if kind not in GRIDS:
+        return
+    largest = max(abs(float(x.max())), abs(float(x.min())))
+    if not np.isfinite(largest):
+        raise NonFiniteError(f"values that are not finite, which ggml:{kind} cannot encode; mend the weights")
+    if largest > GRID_LIMIT:
+        raise ScaleOverflowError(
+            f"the largest value is {largest:.3g} and ggml:{kind} takes at most {GRID_LIMIT:g}; "
+            "rescale the tensor, or choose a precision with a wider scale"
+        )
+
+
+def quantize_chunk(kind: str, x: npt.NDArray[Any], importance: F32 | None = None) -> U8:
+    """Call ``ggml_quantize_chunk``: float32 [rows, cols] to uint8 [rows, bytes per row]; see `NativeQuantizer`."""
+    rows = np.ascontiguousarray(x, np.float32)
+    block = block_size(kind)
+    if rows.ndim != 2 or rows.size == 0 or rows.shape[1] % block.elements:
+        raise ShapeError(f"ggml:{kind} wants rows [rows, cols] of a multiple of {block.elements}, got {rows.shape}")
+    weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
+    if weights is not None and weights.shape != rows.shape[1:]:
+        raise UsageError(
+            f"importance has shape {weights.shape}; one value for each of {rows.shape[1]} columns is needed"
+        )
+    # Types that pad their blocks leave the padding alone, so it has to be zero.
+    out = np.zeros((rows.shape[0], rows.shape[1] // block.elements * block.nbytes), np.uint8)
+    pointer = None if weights is None else weights.ctypes.data
+    written = library().ggml_quantize_chunk(IDS[kind], rows.ctypes.data, out.ctypes.data, 0, *rows.shape, pointer)
+    if written != out.nbytes:
+        raise PluginError(f"ggml wrote {written} bytes of {kind}, not {out.nbytes}; reinstall llama-cpp-python")
+    return out
+
+
+@functools.cache
+def block_size(kind: str) -> BlockSize:
+    """What the library says about a type.
+
+    Raises:
+        PluginError: it does not know the type, or calls it otherwise.
+    """
+    traits = library().ggml_get_type_traits(IDS[kind]).contents
+    if (traits.type_name or b"").decode().upper() != kind:
+        raise PluginError(
+            f"the installed llama-cpp-python has no type {kind} (its number {IDS[kind]} is {traits.type_name!r}); "
+            "install llama-cpp-python 0.3.36 or later"
+        )
+    return BlockSize(traits.blck_size, traits.type_size)
+
+
+@functools.cache
+def _probe(kind: str) -> None:
+    """Encode a few rows with the library and with the reference.
+
+    Raises:
+        PluginError: the bytes differ.
+    """
+    if kind in GRIDS:  # no reference encodes them
+        return
+    precision = find_precision(f"ggml:{kind}")
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((_PROBE_ROWS, 512), np.float32)
+    importance = rng.random(512, np.float32)
+    for weights in (None, importance):
+        wanted = reference(precision).encode(x, precision, weights)["blocks"]
+        if not np.array_equal(quantize_chunk(kind, x, weights), wanted):
+            raise PluginError(
+                f"{library_path()} encodes {kind} to other bytes than the reference (it was probably compiled with "
+                'fused multiply-add); choose backend="reference", or build llama-cpp-python with -ffp-contract=off'
+            )
+
+
+@functools.cache
+def library() -> Any:
+    """``libggml-base``, loaded without importing llama_cpp.
+
+    Raises:
+        MissingPluginError: llama-cpp-python is not installed, or its library cannot be loaded.
+    """
+    path = library_path()
+    try:
+        found = ctypes.CDLL(str(path))
+        found.ggml_quantize_chunk.argtypes = [
+            ctypes.c_int,
+            *[ctypes.c_void_p] * 2,
+            *[ctypes.c_int64] * 3,
+            ctypes.c_void_p,
+        ]
+        found.ggml_quantize_chunk.restype = ctypes.c_size_t
+        found.ggml_get_type_traits.argtypes = [ctypes.c_int]
+        found.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
+    except (OSError, AttributeError) as error:
+        raise MissingPluginError(f"{path} cannot be used: {error}; reinstall llama-cpp-python ({_INSTALL})") from error
+    return found
+
+
+def library_path() -> Path:
+    """Where the installed ``libggml-base`` is; ``LLAMA_CPP_LIB_PATH`` overrides, as it does for llama_cpp.
+
+    Raises:
+        MissingPluginError: nowhere.
+    """
+    folder = _library_folder()
+    names = {"win32": "ggml-base.dll", "darwin": "libggml-base.dylib"}
+    path = folder / names.get(sys.platform, "libggml-base.so")
+    if not path.is_file():
+        raise MissingPluginError(f"{path} is not there; reinstall llama-cpp-python ({_INSTALL})")
+    return path
+
+
+def _library_folder() -> Path:
+    override = os.environ.get("LLAMA_CPP_LIB_PATH")
+    if override:
+        return Path(override)
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        raise MissingPluginError(f"llama-cpp-python is not installed; {_INSTALL}")
+    return Path(spec.origin).parent / "lib"
+
+
+Q4_0 = NativeQuantizer("Q4_0")
+Q4_1 = NativeQuantizer("Q4_1")
+Q5_0 = NativeQuantizer("Q5_0")
+Q5_1 = NativeQuantizer("Q5_1")
+Q8_0 = NativeQuantizer("Q8_0")
+Q2_K = NativeQuantizer("Q2_K")
+Q3_K = NativeQuantizer("Q3_K")
+Q4_K = NativeQuantizer("Q4_K")
+Q5_K = NativeQuantizer("Q5_K")
+Q6_K = NativeQuantizer("Q6_K")
+IQ4_NL = NativeQuantizer("IQ4_NL")
+IQ4_XS = NativeQuantizer("IQ4_XS")
+TQ1_0 = NativeQuantizer("TQ1_0")
+TQ2_0 = NativeQuantizer("TQ2_0")
+MXFP4 = NativeQuantizer("MXFP4")
+NVFP4 = NativeQuantizer("NVFP4")
+Q1_0 = NativeQuantizer("Q1_0")
+Q2_0 = NativeQuantizer("Q2_0")
+IQ3_S = NativeQuantizer("IQ3_S")
+IQ3_XXS = NativeQuantizer("IQ3_XXS")
+IQ2_S = NativeQuantizer("IQ2_S")
+IQ2_XS = NativeQuantizer("IQ2_XS")
+IQ2_XXS = NativeQuantizer("IQ2_XXS")
+IQ1_M = NativeQuantizer("IQ1_M")
+IQ1_S = NativeQuantizer("IQ1_S")
