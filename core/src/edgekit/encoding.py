@@ -36,7 +36,10 @@ class Quantizer(Protocol):
     def encode(
         self, x: npt.NDArray[Any], importance: npt.NDArray[np.float32] | None = None
     ) -> Mapping[str, npt.NDArray[Any]]:
-        """Encode rows [rows, cols], float32 and C-contiguous, to the precision's parts; as `Reference.encode`."""
+        """Encode rows [rows, cols], float32 and C-contiguous, to the precision's parts; as `Reference.encode`.
+
+        A backend may also have ``decode(parts, shape)``, as `Reference.decode`, which `edgekit.decode` then uses.
+        """
         ...
 
 
@@ -100,9 +103,23 @@ def encode(
     return QuantizedTensor(parts, found, np.shape(array), backend=name)
 
 
-def decode(tensor: QuantizedTensor) -> npt.NDArray[np.float32]:
-    """Decode to float32 in the tensor's shape; the same as ``tensor.dequantize()``."""
-    return tensor.dequantize()
+def decode(tensor: QuantizedTensor, *, backend: str | None = None) -> npt.NDArray[np.float32]:
+    """Decode to float32 in the tensor's shape; the same values as ``tensor.dequantize()``, the reference's.
+
+    Args:
+        tensor: what to decode.
+        backend: ``"reference"``, or the name of an installed plugin; None takes the fastest exact encoder that
+            also decodes.
+
+    Raises:
+        MissingPluginError: no such backend.
+    """
+    chosen = choose(tensor.precision, backend)
+    native = getattr(chosen.load(), "decode", None) if chosen else None
+    if native is None:
+        return tensor.dequantize()
+    values: npt.NDArray[np.float32] = native(tensor.parts, (tensor.rows, tensor.shape[-1]))
+    return values.reshape(tensor.shape)
 
 
 def encode_rows(
@@ -128,7 +145,7 @@ def choose(precision: Precision, backend: str | None) -> Registration | None:
         return None
     found = [r for r in manager().all("quantizers") if r.name in (precision.name, precision.kind)]
     if backend is None:
-        exact = [r for r in found if r.options.get("claim") == "exact"]
+        exact = [r for r in found if r.options.get("claim") == "exact" and r.options.get("speed", 1) >= 1]
         exact.sort(key=lambda r: r.options.get("speed", 1), reverse=True)
         return next(filter(_usable, exact), None)
     named = [r for r in found if r.plugin == backend]

@@ -72,6 +72,15 @@ class Encoder:
             rows[left] = reference(precision).encode(x[left], precision, importance)["blocks"]
         return {"blocks": rows}
 
+    def decode(self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> F32:
+        """Decode to float32 [rows, cols]; see `edgekit.reference.Reference.decode`. Any NaN stands for any other."""
+        size, width = TYPES[self.kind].SIZE, TYPES[self.kind].LAYOUT.itemsize
+        blocks = np.ascontiguousarray(parts["blocks"]).reshape(-1, width)
+        values = np.empty((len(blocks), size), np.float32)
+        kernel = library.kernel(f"{self.kind}_decode")
+        _in_parts(lambda part: kernel(blocks[part].ctypes.data, values[part].ctypes.data, len(values[part])), values)
+        return values.reshape(shape)
+
     def _weights(self, x: F32, importance: F32 | None) -> _Weights | None:
         if importance is None or TYPES[self.kind].IMPORTANCE == "unused":
             return None

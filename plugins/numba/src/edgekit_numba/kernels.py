@@ -61,7 +61,7 @@ class Emitter:
         code.builder.ret_void()
         code.builder.position_at_end(function.entry_basic_block)
         code.builder.branch(start)
-        return _vectorized(str(module))
+        return vectorized(str(module))
 
     def _type(self) -> Any:
         pointers = [F32.as_pointer(), I8.as_pointer(), I8.as_pointer(), I64]
@@ -96,7 +96,7 @@ def any_nonfinite(x: Rows) -> Vector:
     return largest.get() > 0x7F7FFFFF
 
 
-def _vectorized(text: str) -> str:
+def vectorized(text: str) -> str:
     """Let registers of 512 bits be used where they are; LLVM shuns them on some processors."""
     wide = ' "min-legal-vector-width"="512" "prefer-vector-width"="512"'
     return "\n".join(f"{line}{wide}" if line.startswith("define") else line for line in text.split("\n"))
@@ -129,7 +129,7 @@ class RowPower:
         code.builder.ret_void()
         code.builder.position_at_end(function.entry_basic_block)
         code.builder.branch(start)
-        return _vectorized(str(module))
+        return vectorized(str(module))
 
 
 def emitters() -> list[RowPower]:

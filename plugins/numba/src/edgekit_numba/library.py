@@ -13,6 +13,7 @@ from edgekit_numba.compiler import Kernel, compiled
 _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
 _PLAIN = (_POINTER, _POINTER, _POINTER, _INTEGER)
 _WEIGHTED = (*_PLAIN, _POINTER, _POINTER, _INTEGER, _INTEGER)
+_DECODE = (_POINTER, _POINTER, _INTEGER)
 _POWER = (_POINTER, _POINTER, _INTEGER, _INTEGER)
 
 #: The module that writes each kernel; with importance matrices they are other kernels.
@@ -26,6 +27,7 @@ MODULES = {
     **{name: "superblocks" for kind in _SUPER for name in (kind, f"{kind}_weighted")},
     **{name: "uneven" for kind in _UNEVEN for name in (kind, f"{kind}_weighted")},
     **dict.fromkeys(_UNWEIGHTED, "uneven"),
+    **{f"{kind}_decode": "decoders" for kind in ("Q8_0", *_LEGACY, *_SUPER, *_UNEVEN, *_UNWEIGHTED)},
     "row_power": "kernels",
 }
 
@@ -50,4 +52,6 @@ def emitter(name: str) -> Callable[[int], str]:
 def _arguments(name: str) -> tuple[Any, ...]:
     if name == "row_power":
         return _POWER
+    if name.endswith("_decode"):
+        return _DECODE
     return _WEIGHTED if name.endswith("_weighted") else _PLAIN

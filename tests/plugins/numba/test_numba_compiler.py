@@ -1,0 +1,146 @@
+"""How kernels come to be: compiled once, kept, for the processor asked for; and what happens where they cannot."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from edgekit_numba import compiler, library, warm
+from edgekit_numba.layout import Output
+from edgekit_numba.legacy import q8_0
+
+CONTRACTED = re.compile(r"^\s+v?fn?m(add|sub|la|ls)", re.MULTILINE)
+CHECK = """
+import sys, numpy as np, edgekit
+from edgekit.precision import Precision
+x = np.random.default_rng(1).standard_t(3, (5, 1280)).astype(np.float32)
+weights = np.random.default_rng(2).standard_normal(1280).astype(np.float32) ** 2
+for kind in sys.argv[1].split(","):
+    for importance in (None, weights):
+        a, b = (edgekit.encode(x, "ggml:" + kind, importance=importance, backend=name) for name in (None, "reference"))
+        assert (a.parts["blocks"] == b.parts["blocks"]).all(), kind
+        print(kind, a.backend)
+"""
+
+
+def run(code, *arguments, path=None, **environment):
+    environment = {**os.environ, **environment}
+    if path:
+        environment["PYTHONPATH"] = os.pathsep.join([str(path), environment.get("PYTHONPATH", "")])
+    command = [sys.executable, *code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.parametrize(("name", "lanes"), [("haswell", 8), ("x86-64", 4), ("skylake-avx512", 16), ("znver4", 16)])
+def test_lanes_follow_the_instruction_set(name, lanes):
+    assert compiler.lanes(name, "") == lanes
+
+
+@pytest.mark.parametrize("cpu", ["haswell", "x86-64"])
+def test_other_instruction_sets_give_the_same_bytes(cpu):
+    done = run(["-c", CHECK], "Q8_0,Q4_0,Q4_K", NUMBA_CPU_NAME=cpu)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [word for kind in ("Q8_0", "Q4_0", "Q4_K") for word in (kind, "numba") * 2]
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_K", "Q3_K", "Q4_1_weighted"])
+def test_nothing_is_contracted(name):
+    for target in (compiler.processor(), compiler.Processor("haswell", "", 8)):
+        assembly = compiler.assembly(library.emitter(name), target)
+        assert "mulps" in assembly
+        assert not CONTRACTED.search(assembly)
+
+
+def test_contraction_would_be_seen():
+    machine = compiler.target_machine("haswell", "")
+    text = "define float @f(float %a) { %b = fmul contract float %a, %a %c = fadd contract float %b, %a ret float %c }"
+    assert CONTRACTED.search(machine.emit_assembly(compiler.optimized(text, machine)))
+
+
+def test_machine_code_is_kept_and_damage_is_noticed():
+    library.kernel("TQ2_0")
+    kept = compiler.cache() / "TQ2_0.o"
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert compiler._object("TQ2_0", library.emitter("TQ2_0")) == whole[32:]
+    assert kept.read_bytes() == whole
+
+    def never(lanes):
+        raise AssertionError("compiled again")
+
+    assert compiler._object("TQ2_0", never) == whole[32:]
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run(["-c", CHECK], "Q8_0", EDGEKIT_NUMBA_CACHE=str(tmp_path / "file"))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A folder whose llvmlite does not import."""
+    (tmp_path / "llvmlite").mkdir()
+    (tmp_path / "llvmlite" / "__init__.py").write_text("raise ImportError('libLLVM is missing')")
+    return tmp_path
+
+
+def test_without_the_compiler_the_reference_does_the_work_and_one_line_says_so(broken):
+    done = run(["-c", CHECK], "Q8_0,Q4_0", path=broken)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [word for kind in ("Q8_0", "Q4_0") for word in (kind, "reference") * 2]
+    assert done.stderr == (
+        "edgekit: numba is passed over: edgekit-numba cannot compile its kernels: llvmlite does not import "
+        "(libLLVM is missing); reinstall it with: pip install --force-reinstall llvmlite\n"
+    )
+
+
+def test_without_the_compiler_the_doctor_says_so(broken):
+    done = run(["-m", "edgekit", "doctor", "--json"], path=broken)
+    assert done.returncode == 4
+    assert any("llvmlite does not import" in problem for problem in json.loads(done.stdout)["problems"])
+
+
+def test_asked_for_by_name_it_is_an_error(broken):
+    code = "import edgekit, numpy as np; edgekit.encode(np.ones((1, 32), np.float32), 'ggml:Q8_0', backend='numba')"
+    done = run(["-c", code], path=broken)
+    assert "MissingPluginError: edgekit-numba cannot compile its kernels" in done.stderr
+
+
+def test_warm_compiles_everything_and_the_doctor_knows(monkeypatch):
+    from click.testing import CliRunner
+
+    done = CliRunner().invoke(warm.command)
+    assert done.exit_code == 0, done.output
+    count = len(library.MODULES)
+    target = compiler.processor()
+    assert warm.devices() == [f"{target.instruction_set}, {target.name}: {count} of {count} kernels compiled"]
+
+
+def test_a_wrong_lane_is_caught():
+    """A kernel whose lane 3 rounds another way differs from the reference: the comparison sees single lanes."""
+    from edgekit.precision import Precision
+    from edgekit.reference import reference
+    from edgekit_numba.kernels import Emitter
+    from edgekit_numba.vectors import Vector, ir
+
+    def wrong(code, x, out, weights):
+        for j, v in enumerate(x):
+            lane = code.builder.insert_element(
+                v.value, ir.Constant(v.value.type.element, 0.0), ir.Constant(ir.IntType(32), 3)
+            )
+            if j == 31:
+                x[j] = Vector(code, lane)
+        return q8_0(code, x, Output(code, out.pointer, out.size), weights)
+
+    lanes = compiler.processor().lanes
+    kernel = compiler.compiled("wrong", Emitter("wrong", 32, 34, wrong), library._arguments("Q8_0"))
+    x = np.random.default_rng(3).standard_normal((lanes, 32)).astype(np.float32)
+    out, odd = np.zeros((lanes, 34), np.uint8), np.zeros(lanes, np.uint8)
+    kernel(x.ctypes.data, out.ctypes.data, odd.ctypes.data, 1)
+    expected = reference(Precision.parse("ggml:Q8_0")).encode(x, Precision.parse("ggml:Q8_0"))["blocks"]
+    assert np.flatnonzero((out != expected).any(axis=1)).tolist() == [3]
