@@ -170,6 +170,22 @@ def test_affine_agrees_with_the_slow_implementation(x, precision):
 
 
 @SETTINGS
+@given(matrices(), st.sampled_from(AFFINE), st.integers(0, 2**32 - 1))
+def test_affine_decodes_any_words_with_two_roundings(x, precision, seed):
+    b = precision.bits
+    parts = mlx.encode(x, precision)
+    words = np.random.default_rng(seed).integers(0, 2**32, parts["weight"].shape, dtype=np.uint32)
+    decoded = mlx.decode({**parts, "weight": words}, precision, x.shape)
+    stream = sum(int(word) << (32 * i) for i, word in enumerate(words[0]))
+    q = np.array([(stream >> (b * i)) & (2**b - 1) for i in range(x.shape[1])], np.float32)
+    s, bias = (parts[name][0].astype(np.float32).repeat(precision.block) for name in ("scales", "biases"))
+    with np.errstate(all="ignore"):
+        product = (q * s).astype(x.dtype).astype(np.float32)
+        expected = (product + bias).astype(x.dtype).astype(np.float32)
+    np.testing.assert_array_equal(decoded[0], expected)
+
+
+@SETTINGS
 @given(matrices(cols=32), st.sampled_from(["mxfp4", "mxfp8"]).map(lambda kind: Precision.parse(f"mlx:{kind}")))
 def test_microscaling_agrees_with_the_slow_implementation(x, precision):
     parts = mlx.encode(x, precision)
