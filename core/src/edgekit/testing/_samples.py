@@ -40,7 +40,7 @@ def _normal(random: np.random.RandomState, shape: tuple[int, int]) -> F64:
 
 
 def _scaled(random: np.random.RandomState, shape: tuple[int, int]) -> F64:
-    return random.standard_normal(shape) * 2.0 ** random.randint(-30, 14, (shape[0], 1))
+    return random.standard_normal(shape) * 2.0 ** random.randint(-4, 14, (shape[0], 1))
 
 
 def _constant_rows(random: np.random.RandomState, shape: tuple[int, int]) -> F64:
@@ -149,6 +149,9 @@ KINDS: dict[str, dict[str, Draw]] = {
         "smallest subnormals": lambda random, shape: random.randint(-3, 4, shape) * 2.0**-149,
         "smallest normals": lambda random, shape: random.standard_normal(shape) * 2.0**-124,
         "scales below float16": lambda random, shape: random.standard_normal(shape) * 1e-6,
+        "subnormal float16 scales": lambda random, shape: (
+            random.standard_normal(shape) * 10.0 ** random.uniform(-6.5, -3.5, (shape[0], 1))
+        ),
     },
     "constants": {
         "constant rows": _constant_rows,
@@ -194,6 +197,7 @@ def samples(precision: Precision, kind: str, rows: int, seeds: int) -> Iterator[
     if kind == "ties":
         for seed in range(seeds):
             yield from fitting(precision, Sample("between two levels", level_midpoints(precision, seed, rows)))
+            yield from fitting(precision, Sample("half steps of its own grid", own_ties(precision, seed, rows)))
 
 
 def fitting(precision: Precision, sample: Sample) -> Iterator[Sample]:
@@ -215,6 +219,20 @@ def overflows(precision: Precision, x: F32) -> bool:
         except ScaleOverflowError:
             return True
     return False
+
+
+def own_ties(precision: Precision, seed: int, rows: int) -> F32:
+    """Half steps between the ends of the precision's own integer grid, so that the step is a power of two."""
+    random = np.random.RandomState(seed)
+    half, whole = 2 ** (precision.bits - 1), 2**precision.bits - 1
+    grids = [(1 - half, half - 1), (0, whole), (-half, half - 1), (1 - half, half), (-whole, 0), (-half, half)]
+    cols = widths(precision)[0]
+    x = np.empty((max(rows, len(grids)), cols))
+    for row in range(len(x)):
+        low, high = grids[row % len(grids)]
+        x[row] = random.randint(2 * low, 2 * high + 1, cols) / 2
+        x[row, ::16], x[row, 1::16] = (low, high) if random.randint(2) else (high, low)
+    return (x * 2.0 ** random.randint(-3, 4, (len(x), 1))).astype(np.float32)
 
 
 def level_midpoints(precision: Precision, seed: int, rows: int) -> F32:

@@ -61,13 +61,15 @@ def adversarial_blocks(draw: st.DrawFn, precision: str | Precision) -> F32:
 
 @st.composite
 def ties(draw: st.DrawFn, precision: str | Precision) -> F32:
-    """One row whose values lie half way between two levels of its grid, or one unit in the last place beside."""
+    """Rows whose values lie half way between two levels of its grid, or one unit in the last place beside."""
     found = find_precision(precision)
     seed = draw(st.integers(0, 2**16))
-    label = draw(st.sampled_from([*_samples.KINDS["ties"], "between two levels"]))
+    label = draw(st.sampled_from([*_samples.KINDS["ties"], "between two levels", "its own grid"]))
     note(f"ties: {label}, seed {seed}")
     if label == "between two levels":
         return _samples.level_midpoints(found, seed, 1)
+    if label == "its own grid":
+        return _samples.own_ties(found, seed, 6)
     return _samples.draw(label, seed, (1, _samples.widths(found)[0]))
 
 
