@@ -22,6 +22,7 @@ VERBS = (
     "demo",
     "verify",
     "vectors",
+    "new-plugin",
 )
 
 
@@ -33,7 +34,7 @@ class _Verbs(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in VERBS:
-            module = importlib.import_module(f"edgekit.cli.{cmd_name}")
+            module = importlib.import_module(f"edgekit.cli.{cmd_name.replace('-', '_')}")
             found: click.Command = module.command
             return found
         if cmd_name in _plugin_commands():
