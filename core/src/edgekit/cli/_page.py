@@ -16,14 +16,18 @@ _Scale = Callable[[float], float]
 
 _WIDTH, _HEIGHT = 860, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 30, 24, 56
+#: What is nearer than this is drawn here: a logarithm has no zero.
+_FLOOR = 1e-6
 _COLOURS = {"gguf": "#2563eb", "affine": "#d97706"}
+_SVG_STYLE = """
+svg text{font:12px system-ui,sans-serif;fill:#374151} .axis{stroke:#9ca3af} .grid{stroke:#e5e7eb}
+"""
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:920px;margin:2rem auto;padding:0 1rem;color:#1f2937}
 h1{font-size:1.6rem;margin-bottom:.2rem} p{color:#4b5563;max-width:44rem}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:14px}
 th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #e5e7eb} th{color:#6b7280;font-weight:600}
 th:first-child,td:first-child,td.tier,th.tier{text-align:left} svg{width:100%;height:auto;margin:1rem 0}
-svg text{font:12px system-ui,sans-serif;fill:#374151} .axis{stroke:#9ca3af} .grid{stroke:#e5e7eb}
 .key{display:inline-block;width:.8em;height:.8em;border-radius:50%;margin:0 .3em 0 1em}
 """
 
@@ -41,36 +45,40 @@ def render(steps: Sequence[Step], source_size: int, baseline: float) -> str:
 <title>edgekit: what each bit costs</title><style>{_STYLE}</style></head><body>
 <h1>What each bit costs</h1>
 <p>The sample model ({size(source_size)} in BF16, perplexity {baseline:.4f}) quantized down the ladder, each artifact
-measured on text that the model never saw. Further left is smaller, further down is better.</p>
-{chart(steps, baseline)}
+measured on text that the model never saw. Further left is smaller, further down is nearer to the source.</p>
+{chart(steps)}
 <p><span class="key" style="background:{_COLOURS["gguf"]}"></span>GGUF recipes
 <span class="key" style="background:{_COLOURS["affine"]}"></span>textbook affine, groups of 32
-&nbsp; dashed: the source model</p>
+&nbsp; lowest line: one millionth or less</p>
 {_table(steps)}
 </body></html>
 """
 
 
-def chart(steps: Sequence[Step], baseline: float) -> str:
-    """An SVG scatter of size (linear) against the rise of perplexity over the best possible (logarithmic)."""
-    across = _scale(0, max(s.size for s in steps) * 1.05, _LEFT, _WIDTH - _RIGHT)
-    high = max(s.perplexity for s in steps) * 1.1
-    low = min(baseline, *(s.perplexity for s in steps)) * 0.97
-    up = _scale(math.log(low), math.log(high), _HEIGHT - _BOTTOM, _TOP)
+def chart(steps: Sequence[Step]) -> str:
+    """An SVG scatter of size (linear) against the KL divergence from the source (logarithmic)."""
+    across = _scale(0, max(s.size for s in steps) * 1.08, _LEFT, _WIDTH - _RIGHT)
+    up = _scale(math.log(_FLOOR), math.log(max(s.kl for s in steps) * 2), _HEIGHT - _BOTTOM, _TOP)
+
+    def height(step: Step) -> float:
+        return up(math.log(max(step.kl, _FLOOR)))
+
     ticks = [_size_tick(across, value) for value in _steps(max(s.size for s in steps), 5)]
-    marks = [_perplexity_tick(up, value) for value in _log_steps(low, high)]
-    base = up(math.log(baseline))
-    ends = f'x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{base:.1f}" y2="{base:.1f}"'
-    source = f'<line {ends} class="axis" stroke-dasharray="5 4"/>'
-    lines = [_line(steps, kind, across, up) for kind in _COLOURS]
-    dots = [_dot(step, across(step.size), up(math.log(step.perplexity))) for step in steps]
+    decades = math.floor(math.log10(max(s.kl for s in steps) * 2 / _FLOOR))
+    marks = [_kl_tick(up, _FLOOR * 10.0**decade) for decade in range(decades + 1)]
+    lines = [_line(steps, kind, across, height) for kind in _COLOURS]
+    dots = [_dot(step, across(step.size), height(step)) for step in steps]
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     labels = (
         f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 12}" text-anchor="middle">size on disk</text>'
-        f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">perplexity</text>'
+        f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">'
+        "KL divergence (nats)</text>"
     )
-    body = "\n".join([*ticks, *marks, source, *lines, *dots, labels])
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Size against perplexity">\n{body}\n</svg>'
+    body = "\n".join([*ticks, *marks, *lines, *dots, labels])
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'aria-label="Size against KL divergence"><style>{_SVG_STYLE}</style>\n{body}\n</svg>'
+    )
 
 
 def _scale(low: float, high: float, start: float, stop: float) -> _Scale:
@@ -83,11 +91,6 @@ def _steps(high: float, count: int) -> list[float]:
     return [step * i for i in range(int(high / step) + 1)]
 
 
-def _log_steps(low: float, high: float) -> list[float]:
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [m * 10.0**d for d in decades for m in (1, 1.5, 2, 3, 5, 7) if low <= m * 10.0**d <= high]
-
-
 def _size_tick(across: _Scale, value: float) -> str:
     x, bottom = across(value), _HEIGHT - _BOTTOM
     return (
@@ -96,7 +99,7 @@ def _size_tick(across: _Scale, value: float) -> str:
     )
 
 
-def _perplexity_tick(up: _Scale, value: float) -> str:
+def _kl_tick(up: _Scale, value: float) -> str:
     y = up(math.log(value))
     return (
         f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
@@ -108,20 +111,20 @@ def _kind(step: Step) -> str:
     return "affine" if step.recipe.startswith("affine") else "gguf"
 
 
-def _line(steps: Sequence[Step], kind: str, across: _Scale, up: _Scale) -> str:
+def _line(steps: Sequence[Step], kind: str, across: _Scale, height: Callable[[Step], float]) -> str:
     points = sorted((s for s in steps if _kind(s) == kind), key=lambda s: s.size)
-    path = " ".join(f"{across(s.size):.1f},{up(math.log(s.perplexity)):.1f}" for s in points)
+    path = " ".join(f"{across(s.size):.1f},{height(s):.1f}" for s in points)
     return f'<polyline points="{path}" fill="none" stroke="{_COLOURS[kind]}" stroke-opacity=".35" stroke-width="2"/>'
 
 
 def _dot(step: Step, x: float, y: float) -> str:
     label = html.escape(step.recipe.removeprefix("affine:").removesuffix("-asym-g32"))
     title = f"{step.recipe}: {size(step.size)}, perplexity {step.perplexity:.4f}, KL {step.kl:.6f}"
-    above = -9 if _kind(step) == "affine" else 18
+    dx, dy, anchor = (9, -5, "start") if _kind(step) == "affine" else (-9, 13, "end")
     colour = _COLOURS[_kind(step)]
     return (
         f'<g><title>{html.escape(title)}</title><circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>'
-        f'<text x="{x:.1f}" y="{y + above:.1f}" text-anchor="middle">{label}</text></g>'
+        f'<text x="{x + dx:.1f}" y="{y + dy:.1f}" text-anchor="{anchor}">{label}</text></g>'
     )
 
 

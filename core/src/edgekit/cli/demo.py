@@ -61,6 +61,7 @@ def command(out: str, as_json: bool) -> None:
         steps = list(climb(remembered, text, target, report))
     page = target / "index.html"
     page.write_text(_page.render(steps, source.nbytes, baseline.perplexity), "utf-8")
+    (target / "ladder.svg").write_text(_page.chart(steps) + "\n", "utf-8")
     (target / "ladder.json").write_text(json.dumps([attrs.asdict(s) for s in steps], indent=1) + "\n", "utf-8")
     if as_json:
         print_json(
