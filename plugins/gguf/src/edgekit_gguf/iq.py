@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import attrs
 import numpy as np
@@ -45,6 +45,8 @@ class GridFormat:
     """Reference implementation of one grid format; see `edgekit.reference.Reference`."""
 
     precision: Precision
+    PROOF: ClassVar[str] = "decoded only, by gguf-py 0.19.0"
+    BOUND: ClassVar[str] = "none: it is not encoded"
 
     def encode(self, x: npt.NDArray[Any], precision: Precision, importance: object = None) -> NoReturn:
         """Refuse.
