@@ -22,8 +22,8 @@ nox.options.error_on_missing_interpreters = True
 CORE = ["./core[testing,text,progress]"]
 PLUGINS = ["./plugins/gguf"]
 LLAMACPP = "./plugins/llamacpp"  # where llama-cpp-python is there already, so that nothing compiles
-DISTRIBUTIONS = ["core", "plugins/gguf"]
-SOURCES = ["core/src", "plugins/gguf/src"]
+DISTRIBUTIONS = ["core", "plugins/gguf", "plugins/example"]
+SOURCES = ["core/src", "plugins/gguf/src", "plugins/example/src"]
 
 # The versions that the bytes are proved against. torch comes first, so that nothing else chooses its build.
 TORCH = "torch==2.13.0"

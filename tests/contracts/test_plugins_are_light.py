@@ -10,13 +10,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-POINTS = [point for point in metadata.entry_points(group="edgekit")]
+POINTS = list(metadata.entry_points(group="edgekit"))
 PLUGINS = sorted(path for path in (ROOT / "plugins").iterdir() if (path / "pyproject.toml").is_file())
 LIGHT = {"attr", "attrs", "click", "edgekit", "numpy", "pluggy", "safetensors"}
 
 
-def test_every_plugin_of_the_house_is_installed():
-    assert {point.dist.name for point in POINTS} >= {f"edgekit-{path.name}" for path in PLUGINS}
+def of_the_noxfile(name):
+    """A list of the noxfile's, without importing nox."""
+    tree = ast.parse((ROOT / "noxfile.py").read_text("utf-8"))
+    (found,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == name)
+    return {path.removeprefix("./") for path in ast.literal_eval(found)}
+
+
+def test_every_plugin_that_the_house_installs_is_installed():
+    wanted = {Path(path).name for path in of_the_noxfile("PLUGINS")}
+    assert "gguf" in wanted
+    assert {point.dist.name for point in POINTS} >= {f"edgekit-{name}" for name in wanted}
+
+
+def test_every_plugin_of_the_house_is_built_and_type_checked():
+    assert of_the_noxfile("DISTRIBUTIONS") == {"core", *(f"plugins/{path.name}" for path in PLUGINS)}
+    assert of_the_noxfile("SOURCES") == {"core/src", *(f"plugins/{path.name}/src" for path in PLUGINS)}
 
 
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: point.name)
