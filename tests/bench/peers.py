@@ -37,6 +37,7 @@ def encoders(x: Array) -> Iterator[Case]:
         if _has("gguf") and kind in GGUF_PY_ENCODES:
             jobs["gguf-py"] = _gguf_py("quantize", x, GGML_IDS[kind])
         yield _case("encode", f"ggml:{kind}", x, jobs)
+        yield from _with_numba("encode", kind, x, partial(_encode, x, f"ggml:{kind}", "numba"), jobs)
     for name, peer in _others(x):
         yield _case("encode", name, x, {"edgekit": partial(_encode, x, name), **peer})
 
@@ -51,8 +52,21 @@ def decoders(x: Array) -> Iterator[Case]:
         if _has("gguf") and kind not in ("Q1_0", "Q2_0"):
             jobs["gguf-py"] = _gguf_py("dequantize", encoded.parts["blocks"], number)
         yield _case("decode", f"ggml:{kind}", x, jobs)
+        yield from _with_numba("decode", kind, x, partial(edgekit.decode, encoded, backend="numba"), jobs)
     for name in ("mlx:int4-g64", "openvino:int4-sym-g64", "onnx:int4-sym-g32", "affine:int4-asym-g32"):
         yield _case("decode", name, x, {"edgekit": edgekit.encode(x, name).dequantize})
+
+
+def _with_numba(
+    what: str, kind: str, x: Array, job: Callable[[], object], jobs: dict[str, Callable[[], object]]
+) -> Iterator[Case]:
+    """The same with edgekit-numba's kernel in edgekit's place, where it is installed and has one."""
+    if _has("edgekit_numba"):
+        from edgekit_numba import KINDS
+
+        if kind in KINDS:
+            peers = {("reference" if name == "edgekit" else name): peer for name, peer in jobs.items()}
+            yield _case(f"{what} (numba)", f"ggml:{kind}", x, {"edgekit": job, **peers})
 
 
 def _case(what: str, name: str, x: Array, jobs: dict[str, Any]) -> Case:
@@ -63,8 +77,8 @@ def _has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def _encode(x: Array, name: str) -> object:
-    return edgekit.encode(x, name, backend="reference")
+def _encode(x: Array, name: str, backend: str = "reference") -> object:
+    return edgekit.encode(x, name, backend=backend)
 
 
 def _gguf_py(what: str, data: Array, number: int) -> Callable[[], object]:

@@ -70,10 +70,10 @@ class Emitter:
 
     def _group(self, code: Code, arguments: Any, group: Any, x: Rows, importance: Rows | None) -> None:
         builder, block = code.builder, code.scaled(group, code.lanes)
-        layout.load(code, builder.gep(arguments[0], [code.scaled(block, self.size)]), self.size, x)
+        nonfinite = layout.load(code, builder.gep(arguments[0], [code.scaled(block, self.size)]), self.size, x)
         out = layout.Output(code, builder.gep(arguments[1], [code.scaled(block, self.bytes)]), self.bytes)
         weights = None if importance is None else self._weights(code, arguments[4:], block, importance)
-        odd = self.body(code, x, out, weights) | any_nonfinite(x)
+        odd = self.body(code, x, out, weights) | nonfinite
         flags = builder.gep(arguments[2], [block])
         flags = builder.bitcast(flags, code.type(I8).as_pointer())
         builder.store(builder.zext(odd.value, code.type(I8)), flags, align=1)
@@ -84,16 +84,6 @@ class Emitter:
         layout.load(code, builder.gep(columns, [place]), self.size, importance)
         at = builder.bitcast(builder.gep(powers, [block]), code.type(F32).as_pointer())
         return Weights(importance, Vector(code, builder.load(at, align=4)))
-
-
-def any_nonfinite(x: Rows) -> Vector:
-    """Which blocks hold something infinite or no number."""
-    code = x.code
-    largest = code.variable(code.i32(0))
-    with code.loop(len(x)) as j:
-        magnitude = x[j].bits() & 0x7FFFFFFF
-        largest.set(magnitude, magnitude > largest.get())
-    return largest.get() > 0x7F7FFFFF
 
 
 def vectorized(text: str) -> str:

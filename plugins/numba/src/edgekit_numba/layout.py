@@ -15,12 +15,19 @@ from edgekit_numba.vectors import F32, I16, I32, I64, Code, Rows, Vector
 _FOUR = 4
 
 
-def load(code: Code, pointer: Any, size: int, into: Rows) -> None:
-    """Read float32 blocks of `size` elements, one a lane, that follow each other from `pointer`."""
+def load(code: Code, pointer: Any, size: int, into: Rows) -> Vector:
+    """Read float32 blocks of `size` elements, one a lane, that follow each other from `pointer`.
+
+    Gives which of them hold something infinite or no number.
+    """
+    largest = code.variable(code.i32(0))
     with code.loop(size // _FOUR) as quarter:
         first = code.scaled(quarter, _FOUR)
         for j, vector in enumerate(turned(code, pointer, code.index(size), first)):
             into[code.builder.add(first, code.index(j))] = vector
+            magnitude = vector.bits() & 0x7FFFFFFF
+            largest.set(magnitude, magnitude > largest.get())
+    return largest.get() > 0x7F7FFFFF
 
 
 def turned(code: Code, pointer: Any, stride: Any, first: Any) -> list[Vector]:
