@@ -5,13 +5,16 @@ nox -s tests      every test: the core's and the plugins', then those against th
 nox -s core       the core's own tests only (under two minutes)
 nox -s oracles    only the tests against the real frameworks, and the table of formats and distributions
 nox -s lowest     the core's tests on the oldest dependencies that it declares
+nox -s mutants    mutation testing of the reference (half an hour); not part of the tests
 nox -s lint types docs bench build
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+from glob import glob
 from pathlib import Path
 
 import nox
@@ -44,6 +47,8 @@ ORACLES = [
 WHEELS = Path(os.environ.get("EDGEKIT_WHEEL_CACHE", Path.home() / ".cache" / "edgekit" / "wheels"))
 # Two processes, a file in one of them, so that what a file prepares is prepared once.
 PARALLEL = ["-n", "2", "--dist", "loadfile"]
+# The known answers and the properties of number formats: what mutants of the reference are held to.
+MUTANT_TESTS = ["test_decoded_answers.py", "test_*_properties.py", "test_bits.py", "test_smallfloats.py"]
 QUIET = {"CI": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
 
@@ -89,6 +94,24 @@ def oracles(session: nox.Session) -> None:
     install_oracles(session)
     session.install("pytest-xdist", silent=True)
     run_pytest(session, "tests/oracles", *PARALLEL)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Change the reference in thousands of ways, one at a time, and count what the tests notice."""
+    session.install(*CORE, "mutmut==3.8.1", silent=True)
+    folder = Path(session.create_tmp())
+    shutil.copytree("core/src", folder / "src", dirs_exist_ok=True)
+    shutil.copytree("tests/core/vectors", folder / "tests/core/vectors", dirs_exist_ok=True)
+    for file in [
+        "pyproject.toml",
+        "tests/mutants.py",
+        *(f for name in MUTANT_TESTS for f in glob(f"tests/core/{name}")),
+    ]:
+        shutil.copy2(file, folder / file)
+    session.chdir(folder)
+    session.run("python", "tests/mutants.py", *(session.posargs or ["run"]), env=QUIET)
+    session.run("python", "tests/mutants.py", "table")
 
 
 @nox.session
