@@ -25,7 +25,7 @@ LAYERS = [
     {"recipe"},
     {"artifact", "encoding"},
     {"formats", "bridges", "catalogue"},
-    {"pipeline", "runtime", "evaluation"},
+    {"pipeline", "runtime", "evaluation", "passes"},
     {"cli", "testing", "__main__"},
 ]
 # Upward imports at call time, each with its reason.

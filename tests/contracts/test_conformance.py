@@ -1,0 +1,227 @@
+"""The whole house runs the kit: every precision, format, runtime and plugin; and faulty plugins are named.
+
+`EDGEKIT_TEST_PROFILE=default` (or ``deep``) tries harder.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from edgekit.encoding import load_precisions
+from edgekit.plugin import BUILT_IN, build, entry_points, manager
+from edgekit.precision import catalogue
+from edgekit.testing import (
+    run_format_checks,
+    run_plugin_checks,
+    run_quantizer_checks,
+    run_runtime_checks,
+)
+from edgekit.testing import plugins as plugin_kit
+from edgekit.testing._subjects import encodable, registered
+
+PROFILE = os.environ.get("EDGEKIT_TEST_PROFILE", "quick")
+load_precisions()
+PRECISIONS = [precision for precision in catalogue() if encodable(precision)]
+QUANTIZERS = manager().all("quantizers")
+PLUGINS = [info.name for info in manager().plugins if info.distribution != BUILT_IN]
+
+
+def faults(results):
+    return [result.message for result in results if not result.ok]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+def test_the_reference_conforms(precision):
+    results = run_quantizer_checks(precision, profile=PROFILE)
+    assert faults(results) == []
+    assert sum(result.status == "passed" for result in results) >= 18
+
+
+@pytest.mark.parametrize("registration", QUANTIZERS, ids=lambda r: f"{r.plugin}-{r.name}")
+def test_every_installed_encoder_keeps_its_claim(registration):
+    assert faults(run_quantizer_checks(registered(registration), profile=PROFILE)) == []
+
+
+@pytest.mark.parametrize("name", [r.name for r in manager().all("formats")])
+def test_every_installed_format_conforms(name):
+    assert faults(run_format_checks(name, profile=PROFILE)) == []
+
+
+@pytest.mark.parametrize("name", [r.name for r in manager().all("runtimes")])
+def test_every_installed_runtime_conforms(name):
+    assert faults(run_runtime_checks(name, profile=PROFILE)) == []
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_every_installed_plugin_conforms(name):
+    assert faults(run_plugin_checks(name, profile=PROFILE)) == []
+
+
+# Faulty plugins, each a distribution of its own on the path.
+
+GOOD = """
+import edgekit
+edgekit_api = (1, 0)
+
+@edgekit.hookimpl
+def edgekit_register_quantizers(register):
+    register("affine:int4-sym-g32", "{module}_native:Int4", claim="exact")
+"""
+NATIVE = """
+import edgekit as ek
+
+class Int4:
+    def encode(self, x, importance=None):
+        return ek.encode(x, "affine:int4-sym-g32", backend="reference").parts
+"""
+METADATA = """Metadata-Version: 2.1
+Name: edgekit-{name}
+Version: 1.0
+Summary: A plugin for the tests
+License-Expression: Apache-2.0
+Requires-Python: >=3.11
+Requires-Dist: edgekit
+"""
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Puts a plugin's files and metadata on the path, as pip would."""
+
+    def put(name, light=GOOD, native=NATIVE, metadata=METADATA):
+        module = f"edgekit_{name}"
+        (tmp_path / f"{module}.py").write_text(textwrap.dedent(light).replace("{module}", module))
+        (tmp_path / f"{module}_native.py").write_text(textwrap.dedent(native))
+        info = tmp_path / f"{module}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(metadata.replace("{name}", name))
+        (info / "entry_points.txt").write_text(f"[edgekit]\n{name} = {module}\n")
+        return name
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return put
+
+
+def first_failure(name):
+    for check in plugin_kit.KIT.checks:
+        (result,) = run_plugin_checks(name, checks=[check])
+        if not result.ok:
+            return result
+    return None
+
+
+FAULTS = {
+    "no contract version": ({"light": GOOD.replace("edgekit_api = (1, 0)", "")}, "check_api_version", "does not state"),
+    "a newer contract": ({"light": GOOD.replace("(1, 0)", "(9, 0)")}, "check_api_version", "upgrade edgekit"),
+    "raises on import": ({"light": GOOD + "raise OSError('no GPU')"}, "check_loaded", "OSError: no GPU"),
+    "a hook of another signature": (
+        {"light": GOOD.replace("(register):", "(register, frobnicate):")}, "check_loaded", "frobnicate",
+    ),
+    "no licence": ({"metadata": METADATA.replace("License-Expression: Apache-2.0\n", "")}, "check_metadata", "licence"),
+    "does not depend on edgekit": (
+        {"metadata": METADATA.replace("Requires-Dist: edgekit\n", "")}, "check_metadata", "does not depend on edgekit",
+    ),
+    "registers nothing": ({"light": "edgekit_api = (1, 0)\n"}, "check_registrations", "registers nothing"),
+    "claims nothing": ({"light": GOOD.replace(', claim="exact"', "")}, "check_registrations", "claims nothing"),
+    "a precision that nobody knows": (
+        {"light": GOOD.replace("int4-sym-g32", "int4-sym-g32x")}, "check_registrations", "unknown precision",
+    ),
+    "claims a name twice": (
+        {"light": GOOD + '    register("affine:int4-sym-g32", "x:y", claim="exact")\n'}, "check_registrations", "twice",
+    ),
+    "an object without its role's methods": (
+        {"native": NATIVE.replace("def encode", "def quantize")}, "check_targets", "lacks encode",
+    ),
+    "a target that is not there": ({"native": "class Int8:\n    pass\n"}, "check_targets", "Int4"),
+    "slow to import": (
+        {"light": "import time; time.sleep(0.3)" + GOOD}, "check_import_time", "ms are allowed",
+    ),
+    "imports a framework": ({"light": "import gguf" + GOOD}, ("check_light_imports", "check_import_time"), ""),
+    "writes to stdout on import": ({"light": "print('hello')" + GOOD}, "check_silent_import", "hello"),
+    "writes to stdout when it is used first": ({"native": "print('kernel')\n" + NATIVE}, "check_silent_import", "kernel"),
+    "calls home": (
+        {"native": """
+         import socket
+         try:
+             socket.create_connection(("127.0.0.1", 9), timeout=1)
+         except OSError:
+             pass
+         """ + NATIVE.replace("\n", "\n         ")}, "check_no_network", "uses the network",
+    ),
+    "writes outside its directory": (
+        {"native": "import pathlib; pathlib.Path(__file__ + '.log').write_text('x')\n" + NATIVE}, "check_no_writes", ".log",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_every_faulty_plugin_is_named(what, install):
+    files, checks, says = FAULTS[what]
+    found = first_failure(install(f"faulty{list(FAULTS).index(what)}", **files))
+    assert found is not None, f"{what}: nobody noticed"
+    assert found.check in ([checks] if isinstance(checks, str) else checks), found.message
+    assert says in found.message
+
+
+def test_a_right_plugin_passes(install):
+    assert faults(run_plugin_checks(install("right"))) == []
+
+
+def test_a_faulty_plugin_breaks_no_other(install):
+    install("raises", light="raise OSError('no GPU')")
+    name = install("beside")
+    found = build([point for point in entry_points() if point[0].name in ("raises", "beside")])
+    status = {info.name: info.status for info in found.plugins}
+    assert (status["raises"], status[name]) == ("failed", "loaded")
+
+
+# The command line.
+
+
+def verify(*arguments, code=0, path=""):
+    environment = os.environ | ({"PYTHONPATH": os.pathsep.join([path, *filter(None, sys.path)])} if path else {})
+    command = [sys.executable, "-m", "edgekit", "verify", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == code, f"exit {done.returncode}, wanted {code}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def test_verify_a_precision():
+    done = verify("affine:int4-sym-g32")
+    assert "check_ties" in done.stdout
+    assert "passed" in done.stdout
+    report = json.loads(verify("affine:int4-sym-g32", "--check", "check_ties", "--json").stdout)
+    assert report["ok"]
+    assert [result["check"] for result in report["results"]] == ["check_ties"]
+
+
+def test_verify_a_format_and_a_runtime():
+    assert "check_tokenizer" in verify("hf", "--check", "check_tokenizer").stdout
+    assert "check_greedy" in verify("numpy", "--check", "check_greedy").stdout
+
+
+def test_verify_a_plugin_with_all_that_it_registers(install, tmp_path):
+    install("right")
+    report = json.loads(verify("right", "--json", path=str(tmp_path)).stdout)
+    assert report["ok"]
+    assert {result["check"] for result in report["results"]} >= {"check_metadata", "check_exact", "check_vectors"}
+
+
+def test_verify_says_which_line_is_wrong(install, tmp_path):
+    wrong = NATIVE.replace("return ", "parts = ") + '        return {**parts, "scale": 2 * parts["scale"]}\n'
+    install("wrong", native=wrong)
+    done = verify("wrong", "--failed", code=7, path=str(tmp_path))
+    assert "quantizer 'wrong' (affine:int4-sym-g32), check_exact: it claims exact" in done.stdout
+    assert "part 'scale'" in done.stdout
+    assert "wrong: " in done.stderr
+    assert "checks failed; the first: check_exact" in done.stderr
+
+
+def test_verify_refuses_what_it_does_not_know():
+    assert "no format, runtime, pass or plugin of that name is installed" in verify("nix", code=2).stderr
+    assert "no check of hf is called check_nix" in verify("hf", "--check", "check_nix", code=2).stderr
+    assert "no backend 'nix' encodes ggml:Q4_K" in verify("ggml:Q4_K", "--backend", "nix", code=4).stderr
