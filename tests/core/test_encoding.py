@@ -1,8 +1,10 @@
 """`edgekit.encode`: which arrays it takes, and what it refuses, the same for every convention."""
 
-import edgekit
 import numpy as np
 import pytest
+
+import edgekit
+from edgekit import encoding
 from edgekit.errors import (
     MissingPluginError,
     NonFiniteError,
@@ -11,6 +13,7 @@ from edgekit.errors import (
     UnknownPrecisionError,
     UsageError,
 )
+from edgekit.plugin import Manager, Registration
 from edgekit.precision import catalogue
 
 RNG = np.random.default_rng(11)
@@ -148,3 +151,28 @@ def test_an_unknown_precision_is_refused():
 def test_decode_is_dequantize():
     encoded = edgekit.encode(X, "Q8_0")
     np.testing.assert_array_equal(edgekit.decode(encoded), encoded.dequantize())
+
+
+@pytest.mark.parametrize(
+    ("speeds", "chosen"),
+    [
+        ({}, None),
+        ({"slow": 0, "slower": 0.5}, None),
+        ({"slow": 0, "even": 1}, "even"),
+        ({"even": 1, "fast": 9, "fastest": 10}, "fastest"),
+    ],
+)
+def test_the_fastest_exact_backend_does_the_work_unless_the_reference_is_faster(monkeypatch, speeds, chosen):
+    """The reference has speed 1; who is slower is used only when asked for."""
+    target = "collections:OrderedDict"
+    found = [
+        Registration("quantizers", "ggml:Q8_0", target, name, name, {"claim": "exact", "speed": speed})
+        for name, speed in speeds.items()
+    ]
+    options = {"claim": "half a step", "speed": 99}
+    bounded = Registration("quantizers", "ggml:Q8_0", target, "bounded", "bounded", options)
+    monkeypatch.setattr(encoding, "manager", lambda: Manager(registrations=[bounded, *found]))
+    precision = encoding.find_precision("ggml:Q8_0")
+    assert getattr(encoding.choose(precision, None), "plugin", None) == chosen
+    for name in (*speeds, "bounded"):
+        assert encoding.choose(precision, name).plugin == name
