@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from glob import glob
 from pathlib import Path
 
@@ -184,7 +183,3 @@ def run_pytest(session: nox.Session, *arguments: str, posargs: bool = True) -> N
     """Run pytest; what follows ``--`` on nox's command line is passed on."""
     extra = session.posargs if posargs else []
     session.run("python", "-m", "pytest", *arguments, *extra, env=QUIET)
-
-
-if sys.version_info < (3, 11):
-    raise SystemExit("edgekit needs Python 3.11 or later; run nox with such a Python")

@@ -1,17 +1,23 @@
 """The command line, run as a user runs it: data on stdout, progress on stderr, exit codes as designed."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+
 from edgekit import sample
 
 
 def edgekit(*arguments, code=0, **env):
     done = subprocess.run(
-        [sys.executable, "-m", "edgekit", *map(str, arguments)], capture_output=True, text=True, env=os.environ | env
+        [sys.executable, "-m", "edgekit", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | env,
+        check=False,
     )
     assert done.returncode == code, f"exit {done.returncode}, wanted {code}\n{done.stdout}\n{done.stderr}"
     return done
@@ -99,12 +105,12 @@ def test_the_demo_draws_and_its_perplexity_rises_as_bits_fall(tmp_path):
     steps = {step["recipe"]: step for step in report["steps"]}
     assert steps["Q8_0"]["perplexity"] == pytest.approx(steps["F16"]["perplexity"], rel=0.01)
     affine = [steps[f"affine:int{bits}-asym-g32"] for bits in range(8, 0, -1)]
-    for more, fewer in zip(affine, affine[1:], strict=False):
+    for more, fewer in itertools.pairwise(affine):
         assert fewer["size"] < more["size"]
         assert fewer["kl"] > more["kl"]
         assert fewer["error"] > more["error"]
     # Between 8 and 6 bits perplexity itself is within noise of the source's; below that it has to rise.
-    for more, fewer in zip(affine[3:], affine[4:], strict=False):
+    for more, fewer in itertools.pairwise(affine[3:]):
         assert fewer["perplexity"] > more["perplexity"]
     assert steps["Q2_K"]["kl"] > steps["Q3_K_M"]["kl"] > steps["Q4_K_M"]["kl"] > steps["Q8_0"]["kl"] > 0
     page = (tmp_path / "index.html").read_text("utf-8")

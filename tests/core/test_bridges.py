@@ -1,15 +1,16 @@
 """Lossless bridges: what is declared exact is exact, exhaustively where that is finite."""
 
-import edgekit
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import edgekit
 from edgekit.bridges import Carry, lattices, relation
 from edgekit.errors import InexactError
 from edgekit.precision import Precision, catalogue
 from edgekit.tensor import QuantizedTensor
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 LATTICES = lattices(catalogue())
 FINITE16 = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
@@ -81,7 +82,7 @@ def test_what_is_declared_is_what_happens(source):
             after = edgekit.transcode(tensor, target).dequantize()
         except InexactError as error:
             assert declared.carry is not Carry.EXACT, f"{source} → {target}: {error}"
-            assert f"cannot go from {source} to {target} unchanged: " in str(error)  # noqa: PT017
+            assert f"cannot go from {source} to {target} unchanged: " in str(error)
         else:
             assert declared.carry is not Carry.NO, f"{source} → {target}"
             np.testing.assert_array_equal(after, before, err_msg=f"{source} → {target}")

@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import edgekit
 import pytest
+
+import edgekit
 
 SOURCE = Path(edgekit.__file__).parent
 ALLOWED = {"attr", "attrs", "click", "numpy", "pluggy", "safetensors"}

@@ -5,9 +5,10 @@ import json
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
-import edgekit
 import numpy as np
 import pytest
+
+import edgekit
 from edgekit import pipeline
 from edgekit.architectures import Model, ModelConfig
 from edgekit.errors import (
@@ -166,9 +167,7 @@ def test_convert_changes_the_float_type_only(source, tmp_path):
     made = edgekit.convert(source, tmp_path / "f16", dtype="F16")
     name = "model.layers.0.self_attn.q_proj.weight"
     assert made.tensors[name].dtype == "float16"
-    np.testing.assert_array_equal(
-        made.tensors[name].read(), source.tensors[name].float32().astype(np.float16)
-    )
+    np.testing.assert_array_equal(made.tensors[name].read(), source.tensors[name].float32().astype(np.float16))
     again = edgekit.convert(edgekit.quantize(source, "ggml:Q8_0", to=tmp_path / "q8"), tmp_path / "again")
     np.testing.assert_array_equal(
         again.tensors[name].read().parts["blocks"], edgekit.open(tmp_path / "q8").tensors[name].read().parts["blocks"]

@@ -4,8 +4,9 @@ import sys
 import types
 from importlib.metadata import EntryPoint
 
-import edgekit
 import pytest
+
+import edgekit
 from edgekit import plugin
 from edgekit.errors import MissingPluginError, PluginError
 
@@ -153,7 +154,9 @@ def test_switching_one_off_leaves_the_others(make, monkeypatch):
 
 def test_a_missing_name_says_what_there_is_and_what_to_install():
     manager = plugin.build([])
-    with pytest.raises(MissingPluginError, match=r"no format 'gguf' is installed \(there are: hf\); install edgekit-gguf"):
+    with pytest.raises(
+        MissingPluginError, match=r"no format 'gguf' is installed \(there are: hf\); install edgekit-gguf"
+    ):
         manager.find("formats", "gguf")
 
 

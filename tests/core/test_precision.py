@@ -3,10 +3,11 @@
 from fractions import Fraction
 
 import pytest
-from edgekit.errors import UnknownPrecisionError
-from edgekit.precision import Precision, Tier, catalogue
 from hypothesis import given
 from hypothesis import strategies as st
+
+from edgekit.errors import UnknownPrecisionError
+from edgekit.precision import Precision, Tier, catalogue
 
 
 @pytest.mark.parametrize("precision", catalogue(), ids=str)
@@ -51,7 +52,19 @@ def test_a_bare_ggml_name_is_enough(precision):
 
 @pytest.mark.parametrize(
     "name",
-    ["", "Q4", "q4_k", "ggml:Q4_K-g32", "affine:int9-sym-g32", "affine:int4", "affine:int4-sym", "nope:int4", "affine:int4-sym-g0", ":", "a:b:c"],
+    [
+        "",
+        "Q4",
+        "q4_k",
+        "ggml:Q4_K-g32",
+        "affine:int9-sym-g32",
+        "affine:int4",
+        "affine:int4-sym",
+        "nope:int4",
+        "affine:int4-sym-g0",
+        ":",
+        "a:b:c",
+    ],
 )
 def test_unknown_names_are_refused(name):
     with pytest.raises(UnknownPrecisionError, match="precision"):

@@ -2,9 +2,13 @@
 
 import ml_dtypes
 import numpy as np
-from edgekit import smallfloats
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from edgekit import smallfloats
+from edgekit.precision import Precision
+from edgekit.reference import floats
 
 BYTES = np.arange(256, dtype=np.uint8)
 
@@ -57,3 +61,16 @@ def test_e4m3_ties_go_to_even_and_large_values_saturate():
 
 def test_to_float32_keeps_the_shape_of_a_scalar():
     assert smallfloats.to_float32(np.array(1.5, ml_dtypes.bfloat16)).shape == ()
+
+
+@pytest.mark.parametrize(("kind", "largest"), [("F32", 0x7F7FFFFF), ("F16", 0x477FEFFF), ("BF16", 0x7F7F7FFF)])
+def test_values_that_round_to_infinity_are_found(kind, largest):
+    precision = Precision.parse(f"float:{kind}")
+    x = np.array([[0, largest | 1 << 31, largest]], np.uint32).view(np.float32)
+    assert floats.overflowed(floats.encode(x, precision), precision) == ""
+    with np.errstate(over="ignore"):
+        x[0, 2] = np.nextafter(x[0, 2], np.float32(np.inf))
+    with np.errstate(all="raise"):
+        parts = floats.encode(x, precision)
+    assert floats.overflowed(parts, precision) == "values"
+    assert floats.decode({"values": parts["values"].reshape(-1)}, precision, (3, 1)).shape == (3, 1)

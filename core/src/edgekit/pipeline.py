@@ -130,7 +130,8 @@ def quantize(
         source: an artifact, or the path of one.
         recipe: a recipe (``"Q4_K_M"``), a precision for every weight matrix (``"affine:int4-sym-g32"``), or
             an object with a ``plan`` method.
-        to: the file or directory to write; its suffix decides the format unless `format` names one.
+        to: the file or directory to write; its suffix decides the format.
+        format: name of the format, where the suffix does not say it.
         importance: mean squared activations [cols] of each weight matrix, by canonical name.
         backend: which encoders to use; None takes the fastest exact ones. The bytes are the same.
         nonfinite: ``"refuse"`` a NaN or an infinity, or ``"keep"`` the tensors that hold one in float.
@@ -172,9 +173,11 @@ def convert(
 
     Args:
         source: an artifact, or the path of one.
-        to: the file or directory to write.
+        to: the file or directory to write; its suffix decides the format.
+        format: name of the format, where the suffix does not say it.
         dtype: ``F32``, ``F16`` or ``BF16`` for the weight matrices; None keeps every tensor's own precision
             where the target can hold it (encoded tensors carry their blocks over unchanged), else F32.
+        progress: called before each tensor.
 
     Raises:
         As `quantize`.

@@ -54,9 +54,7 @@ def catalogue() -> list[Precision]:
 def find(name: str) -> Precision:
     """The precision of that name; see `Precision.parse`."""
     spec = Spec.parse(name)
-    found = _built_in(spec) + [
-        p for p in _REGISTERED.values() if name == p.name or name == p.name.partition(":")[2]
-    ]
+    found = _built_in(spec) + [p for p in _REGISTERED.values() if name == p.name or name == p.name.partition(":")[2]]
     if len(found) == 1:
         return found[0]
     if found:
@@ -78,11 +76,7 @@ def _built_in(spec: Spec | None) -> list[Precision]:
 def _unknown(name: str, spec: Spec | None) -> str:
     names = [p.name for p in catalogue()]
     bare = {n.partition(":")[2]: n for n in names}
-    near = difflib.get_close_matches(name, names, n=3) or [
-        bare[n] for n in difflib.get_close_matches(name, bare, n=3)
-    ]
+    near = difflib.get_close_matches(name, names, n=3) or [bare[n] for n in difflib.get_close_matches(name, bare, n=3)]
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    form = (
-        "" if spec else " (the form is <convention>:<kind>[-sym|-asym][-g<size>|-channel|-tensor])"
-    )
+    form = "" if spec else " (the form is <convention>:<kind>[-sym|-asym][-g<size>|-channel|-tensor])"
     return f"unknown precision {name!r}{form}{hint}; `edgekit precisions` lists all"

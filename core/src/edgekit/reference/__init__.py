@@ -76,7 +76,8 @@ def reference(precision: Precision) -> Reference:
     module = _MODULES.get(precision.convention)
     if module is None:
         raise UnknownPrecisionError(
-            f"no reference implementation is registered for precision {precision.name!r}; install the plugin that brings it"
+            f"no reference implementation is registered for precision {precision.name!r}; "
+            "install the plugin that brings it"
         )
     return cast(Reference, importlib.import_module(module))
 

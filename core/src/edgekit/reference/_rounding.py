@@ -27,6 +27,6 @@ def half_away(x: F32) -> F32:
 
 
 def nearest_int(x: F32) -> npt.NDArray[np.int32]:
-    """ggml's ``nearest_int``: ties to even, and the same wrap-around for values beyond 2**22."""
+    """Do what ggml's ``nearest_int`` does: ties to even, and the same wrap-around for values beyond 2**22."""
     bits = (x + _MAGIC).view(np.int32)
     return (bits & 0x007FFFFF) - 0x00400000
