@@ -10,7 +10,7 @@ from edgekit.precision.ggml import BLOCKS
 from edgekit.reference import ggml
 from edgekit.reference._rounding import nearest_int
 from edgekit.reference.ggml import _codes, _e2m1, _layout, _nonlinear, _sixbit, mxfp4, nvfp4, q3_k
-from edgekit.reference.ggml._search import total
+from edgekit.reference.ggml._search import affine_steps, total
 
 KINDS = list(ggml.TYPES)
 WEIGHED = [kind for kind in KINDS if ggml.TYPES[kind].IMPORTANCE != "unused"]
@@ -333,3 +333,13 @@ def test_exponents_of_mxfp4():
     with np.errstate(all="ignore"):
         blocks = mxfp4.encode(np.repeat(np.append(largest, below)[:, None], 32, axis=1))
     assert blocks["e"].tolist() == [125, 126, 126, 127, 124, 0, 255, 0, 0, 131]
+
+
+def test_tables_that_are_made_when_a_module_is_imported():
+    half = nvfp4._half_scales()
+    assert half.dtype == np.float32
+    assert half[:17].tolist() == [code / 2**10 for code in range(16)] + [2.0**-6]
+    assert half[[0x38, 0x39, 0x7E, 0x7F, 0xB8, 0xFF]].tolist() == [0.5, 0.5625, 224, 0, 0.5, 240]
+    assert affine_steps(-1.0, 0.1, 20, 15).dtype == np.float32
+    steps = [np.float32(-1) + np.float32(0.1) * np.float32(i) + np.float32(15) for i in range(21)]
+    assert affine_steps(-1.0, 0.1, 20, 15).tolist() == steps
