@@ -48,7 +48,7 @@ class Environment:
         return found
 
     def install(self, *wheels: Path) -> None:
-        offline = ("--no-deps", "--no-index", "--quiet", "--disable-pip-version-check")
+        offline = ("--no-deps", "--no-index", "--no-compile", "--quiet", "--disable-pip-version-check")
         run(sys.executable, "-m", "pip", "--python", self.python, "install", *offline, *wheels)
 
     def uninstall(self, *names: str) -> None:
