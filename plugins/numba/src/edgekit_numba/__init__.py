@@ -15,12 +15,28 @@ KINDS = (
     "IQ4_NL", "IQ4_XS", "MXFP4", "TQ1_0", "TQ2_0",
 )  # fmt: skip
 
+#: Integers with a scale for each group, or row; attributes of `edgekit_numba.grouped_encoders`.
+GROUPED = tuple(
+    f"{name}-{size}"
+    for names, sizes in (
+        ([f"mlx:int{bits}" for bits in (2, 3, 4, 5, 6, 8)], ("g32", "g64", "g128")),
+        (["openvino:int4-sym", "openvino:int4-asym", "openvino:int2-sym"], ("g32", "g64", "g128", "channel")),
+        (["openvino:int8-sym", "openvino:int8-asym"], ("channel",)),
+        ([f"onnx:int{bits}-{kind}" for bits in (2, 4, 8) for kind in ("sym", "asym")], ("g32", "g64", "g128", "g256")),
+    )
+    for name in names
+    for size in sizes
+)
+
 
 @hookimpl
 def edgekit_register_quantizers(register: Register) -> None:
     """Encoders that give the reference's bytes; the fastest there are."""
     for kind in KINDS:
         register(f"ggml:{kind}", f"edgekit_numba.encoders:{kind}", claim="exact", speed=100)
+    for name in GROUPED:
+        attribute = name.replace(":", "_").replace("-", "_")
+        register(name, f"edgekit_numba.grouped_encoders:{attribute}", claim="exact", speed=100)
 
 
 @hookimpl

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -64,7 +64,7 @@ class Encoder:
         blocks = x.reshape(-1, TYPES[self.kind].SIZE)
         out = np.empty((len(blocks), TYPES[self.kind].LAYOUT.itemsize), np.uint8)
         odd = np.empty(len(blocks), np.uint8)
-        _in_parts(lambda part: self._run(blocks[part], out[part], odd[part], weights, part.start), blocks)
+        in_parts(lambda part: self._run(blocks[part], out[part], odd[part], weights, part.start), blocks)
         rows = out.reshape(x.shape[0], -1)
         if odd.any():
             left = np.flatnonzero(odd.reshape(x.shape[0], -1).any(axis=1))
@@ -78,7 +78,7 @@ class Encoder:
         blocks = np.ascontiguousarray(parts["blocks"]).reshape(-1, width)
         values = np.empty((len(blocks), size), np.float32)
         kernel = library.kernel(f"{self.kind}_decode")
-        _in_parts(lambda part: kernel(blocks[part].ctypes.data, values[part].ctypes.data, len(values[part])), values)
+        in_parts(lambda part: kernel(blocks[part].ctypes.data, values[part].ctypes.data, len(values[part])), values)
         return values.reshape(shape)
 
     def _weights(self, x: F32, importance: F32 | None) -> _Weights | None:
@@ -97,9 +97,9 @@ class Encoder:
             _call(kernel, x[:whole], out[:whole], odd[:whole], weights, first)
         if whole < len(x):
             tail, full = slice(whole, len(x)), processor().lanes
-            padded = [_padded(v[tail], full) for v in (x, out, odd)]
-            _call(kernel, padded[0], padded[1], padded[2], weights, first + whole)
-            out[tail], odd[tail] = padded[1][: len(x) - whole], padded[2][: len(x) - whole]
+            longer = [padded(v[tail], full) for v in (x, out, odd)]
+            _call(kernel, longer[0], longer[1], longer[2], weights, first + whole)
+            out[tail], odd[tail] = longer[1][: len(x) - whole], longer[2][: len(x) - whole]
 
 
 @attrs.frozen
@@ -118,7 +118,7 @@ class _Weights:
 
     def arguments(self, first: int, count: int) -> tuple[list[Any], list[int]]:
         """The arrays and numbers for blocks `first` and on."""
-        power = _padded(self.power[first : first + count], count)
+        power = padded(self.power[first : first + count], count)
         return [self.columns, power], [self.per_row, first % self.per_row]
 
 
@@ -134,15 +134,17 @@ def _call(kernel: Any, x: F32, out: U8, odd: U8, weights: _Weights | None, first
     )
 
 
-def _padded(v: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+def padded(v: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+    """The array with zeros behind it, `length` long; itself where it is."""
     if len(v) == length:
         return v
-    padded = np.zeros((length, *v.shape[1:]), v.dtype)
-    padded[: len(v)] = v
-    return padded
+    longer = np.zeros((length, *v.shape[1:]), v.dtype)
+    longer[: len(v)] = v
+    return longer
 
 
-def _in_parts(job: Any, blocks: F32) -> None:
+def in_parts(job: Callable[[slice], Any], blocks: F32) -> None:
+    """Call ``job(slice)`` for all blocks [blocks, n], on several threads where there are many elements."""
     parts = list(_parts(*blocks.shape))
     threads = min(len(parts), int(os.environ.get("EDGEKIT_NUMBA_THREADS") or os.cpu_count() or 1))
     if threads <= 1:
@@ -155,7 +157,7 @@ def _in_parts(job: Any, blocks: F32) -> None:
 
 def _parts(count: int, size: int) -> Iterator[slice]:
     """Slices of whole groups of lanes of about `PART` elements."""
-    step = PART // size
+    step = max(1, PART // size // 16) * 16
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
 
@@ -163,7 +165,7 @@ def _parts(count: int, size: int) -> Iterator[slice]:
 def row_power(x: F32) -> F32:
     """The mean of x² over each row [rows], summed one float32 after the other."""
     lanes = processor().lanes
-    rows = _padded(x, -(-len(x) // lanes) * lanes)
+    rows = padded(x, -(-len(x) // lanes) * lanes)
     power = np.empty(len(rows), np.float32)
     library.kernel("row_power")(rows.ctypes.data, power.ctypes.data, len(rows) // lanes, x.shape[1])
     return power[: len(x)] / np.float32(x.shape[1])

@@ -10,7 +10,7 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from edgekit_numba.vectors import F32, I16, I32, I64, Code, Rows, Vector
+from edgekit_numba.vectors import F32, I16, I32, Code, Rows, Vector
 
 _FOUR = 4
 
@@ -67,7 +67,7 @@ def _woven(code: Code, a: Any, b: Any, pattern: Sequence[int]) -> Any:
 class Output:
     """The bytes of the blocks that are being written, one block a lane."""
 
-    def __init__(self, code: Code, pointer: Any, size: int) -> None:
+    def __init__(self, code: Code, pointer: Any, size: Any) -> None:
         self.code, self.pointer, self.size = code, pointer, size
 
     def words(self, at: Any, words: Sequence[Vector]) -> None:
@@ -99,7 +99,7 @@ class Output:
             self._store(at, lane, self.code.builder.extract_element(values, ir.Constant(I32, lane)))
 
     def _store(self, at: Any, lane: int, value: Any) -> None:
-        place = self.code.builder.add(at, ir.Constant(I64, lane * self.size))
+        place = self.code.builder.add(at, self.code.builder.mul(self.code.index(lane), self.code.index(self.size)))
         pointer = self.code.builder.gep(self.pointer, [place])
         self.code.builder.store(value, self.code.builder.bitcast(pointer, value.type.as_pointer()), align=1)
 

@@ -14,6 +14,7 @@ _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
 _PLAIN = (_POINTER, _POINTER, _POINTER, _INTEGER)
 _WEIGHTED = (*_PLAIN, _POINTER, _POINTER, _INTEGER, _INTEGER)
 _DECODE = (_POINTER, _POINTER, _INTEGER)
+_GROUPED = (*[_POINTER] * 5, _INTEGER, _INTEGER)
 _POWER = (_POINTER, _POINTER, _INTEGER, _INTEGER)
 
 #: The module that writes each kernel; with importance matrices they are other kernels.
@@ -28,6 +29,9 @@ MODULES = {
     **{name: "uneven" for kind in _UNEVEN for name in (kind, f"{kind}_weighted")},
     **dict.fromkeys(_UNWEIGHTED, "uneven"),
     **{f"{kind}_decode": "decoders" for kind in ("Q8_0", *_LEGACY, *_SUPER, *_UNEVEN, *_UNWEIGHTED)},
+    **{f"mlx_int{bits}": "grouped" for bits in (2, 3, 4, 5, 6, 8)},
+    **{f"openvino_int{kind}": "grouped" for kind in ("2_sym", "4_sym", "8_sym", "4_asym", "8_asym")},
+    **{f"onnx_int{bits}_{kind}": "grouped" for bits in (2, 4, 8) for kind in ("sym", "asym")},
     "row_power": "kernels",
 }
 
@@ -52,6 +56,8 @@ def emitter(name: str) -> Callable[[int], str]:
 def _arguments(name: str) -> tuple[Any, ...]:
     if name == "row_power":
         return _POWER
+    if MODULES[name] == "grouped":
+        return _GROUPED
     if name.endswith("_decode"):
         return _DECODE
     return _WEIGHTED if name.endswith("_weighted") else _PLAIN

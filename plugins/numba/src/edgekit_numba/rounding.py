@@ -11,6 +11,7 @@ _MAGIC_BITS = 0x4B400000
 _MANTISSA = 0x007FFFFF
 _BINADE = 0x4B000000
 _BELOW_HALF = 0x3EFFFFFF  # 0.49999997, the largest float32 below one half
+_INTEGERS = 8388608.0  # 2**23, from which every float32 is an integer
 _SIGN = -0x80000000
 
 _HALF_OVERFLOWS = 0x47800000  # 2**16
@@ -33,6 +34,14 @@ def round_clip(v: Vector, low: int, high: int) -> Vector:
     bits = ((v + _MAGIC).bits() & _MANTISSA) | _BINADE
     clipped = bits.at_least(_MAGIC_BITS + low).at_most(_MAGIC_BITS + high)
     return clipped.as_float() - _MAGIC
+
+
+def rint(v: Vector) -> Vector:
+    """Round to the nearest integer, ties to even; the sign of a zero may be lost."""
+    magnitude = abs(v)
+    rounded = (magnitude + _INTEGERS) - _INTEGERS
+    rounded = select(v < 0, -rounded, rounded)
+    return select(magnitude < _INTEGERS, rounded, v)
 
 
 def round_away(v: Vector) -> Vector:

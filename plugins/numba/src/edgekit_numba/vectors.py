@@ -60,6 +60,9 @@ class Vector:
     def __mul__(self, other: Operand) -> Vector:
         return self._arithmetic("mul", other)
 
+    def __rsub__(self, other: float) -> Vector:
+        return Vector(self.code, self._like(other)) - self
+
     def __truediv__(self, other: Operand) -> Vector:
         return self._emit("fdiv", self._like(other))
 

@@ -11,17 +11,21 @@ from edgekit_numba.compiler import cache, processor
 
 
 @click.command("warm")
-def command() -> None:
-    """Compile the kernels of edgekit-numba for this processor, so that no later call has to."""
+@click.argument("names", nargs=-1)
+def command(names: tuple[str, ...]) -> None:
+    """Compile the kernels of edgekit-numba for this processor, so that no later call has to.
+
+    NAMES picks those whose name begins so: Q4_K, mlx. Without any, all are compiled.
+    """
     encoders.require()
+    chosen = [name for name in library.MODULES if not names or name.startswith(names)]
     start, target = time.perf_counter(), processor()
-    for done, name in enumerate(library.MODULES, 1):
-        click.echo(f"{done}/{len(library.MODULES)} {name}", err=True)
+    for done, name in enumerate(chosen, 1):
+        click.echo(f"{done}/{len(chosen)} {name}", err=True)
         library.kernel(name)
     seconds = time.perf_counter() - start
-    click.echo(
-        f"{len(library.MODULES)} kernels for {target.name} ({target.instruction_set}) in {seconds:.1f} s: {cache()}"
-    )
+    made_for = f"{target.name} ({target.instruction_set})"
+    click.echo(f"{len(chosen)} kernels for {made_for} in {seconds:.1f} s, kept in {cache()}")
 
 
 def devices() -> list[str]:

@@ -1,0 +1,173 @@
+"""`edgekit.encoding.Quantizer` for integers with a scale for each group: MLX, OpenVINO, ONNX Runtime.
+
+What the kernels do not do, the reference does: groups that are no multiple of 32, ragged rows, ONNX Runtime's scales
+of float16 and bfloat16 weights, and rows with groups whose scale overflows or vanishes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+import edgekit_numba
+from edgekit.precision import Precision
+from edgekit.reference import reference
+from edgekit.smallfloats import float32_to_bfloat16, is_bfloat16, to_float32
+from edgekit_numba import library
+from edgekit_numba.compiler import processor
+from edgekit_numba.encoders import in_parts, padded, require
+
+Array = npt.NDArray[Any]
+F32 = npt.NDArray[np.float32]
+_MULTIPLE = 32
+
+
+@attrs.frozen
+class Groups:
+    """What a kernel found: float32 scales and biases or zero points [rows, groups], and packed codes [rows, bytes]."""
+
+    scale: F32
+    second: F32
+    codes: npt.NDArray[np.uint8]
+    odd: npt.NDArray[np.bool_]
+
+
+@attrs.frozen
+class GroupEncoder:
+    """The encoder of one precision."""
+
+    precision: Precision
+
+    def encode(self, x: Array, importance: F32 | None = None) -> Mapping[str, Array]:
+        """Encode rows [rows, cols]; see `edgekit.reference.Reference.encode`. Importance is ignored."""
+        size = self.precision.block or x.shape[1]
+        exact_source = self.precision.convention != "onnx" or x.dtype == np.float32
+        if size % _MULTIPLE or x.shape[1] % size or not exact_source:
+            return reference(self.precision).encode(x, self.precision, importance)
+        found = self._run(x if x.dtype == np.float32 else to_float32(x), size)
+        parts: dict[str, Array] = _PARTS[self.precision.convention](found, self.precision, x.dtype)
+        rows = np.flatnonzero(found.odd.any(axis=1))
+        return self._encode_anew(x, rows, parts) if len(rows) else parts
+
+    def _encode_anew(self, x: Array, rows: npt.NDArray[np.intp], parts: dict[str, Array]) -> dict[str, Array]:
+        by_row = {name: part for name, part in parts.items() if part.ndim}
+        if any(len(part) != len(x) for part in by_row.values()):  # a part whose rows share bytes
+            return reference(self.precision).encode(x, self.precision)
+        anew = reference(self.precision).encode(np.ascontiguousarray(x[rows]), self.precision)
+        for name, part in by_row.items():
+            part[rows] = anew[name]
+        return parts
+
+    def _run(self, x: F32, size: int) -> Groups:
+        groups, lanes = x.reshape(-1, size), processor().lanes
+        scale, second = np.empty(len(groups), np.float32), np.empty(len(groups), np.float32)
+        codes = np.empty((len(groups), size * self.precision.bits // 8), np.uint8)
+        odd = np.empty(len(groups), np.uint8)
+        arrays: list[Array] = [groups, scale, second, codes, odd]
+        kernel = library.kernel(kernel_name(self.precision))
+
+        def run(part: slice) -> None:
+            whole = part.start + (part.stop - part.start) // lanes * lanes
+            if whole > part.start:
+                _call(kernel, [v[part.start : whole] for v in arrays], size)
+            if whole < part.stop:
+                tail = [padded(v[whole : part.stop], lanes) for v in arrays]
+                _call(kernel, tail, size)
+                for own, done in zip(arrays[1:], tail[1:], strict=True):
+                    own[whole : part.stop] = done[: part.stop - whole]
+
+        in_parts(run, groups)
+        rows = len(x)
+        return Groups(
+            scale.reshape(rows, -1), second.reshape(rows, -1), codes.reshape(rows, -1), odd.reshape(rows, -1) != 0
+        )
+
+
+def _call(kernel: Any, arrays: list[Array], size: int) -> None:
+    kernel(*(array.ctypes.data for array in arrays), len(arrays[0]) // processor().lanes, size)
+
+
+def kernel_name(precision: Precision) -> str:
+    """The kernel of a precision."""
+    name = f"{precision.convention}_int{precision.bits}"
+    return name if precision.convention == "mlx" else f"{name}_{'sym' if precision.symmetric else 'asym'}"
+
+
+def _mlx_parts(found: Groups, precision: Precision, dtype: np.dtype[Any]) -> dict[str, Array]:
+    weight = found.codes.view("<u4").astype(np.uint32, copy=False)
+    with np.errstate(over="ignore"):
+        return {"weight": weight, "scales": _narrow(found.scale, dtype), "biases": _narrow(found.second, dtype)}
+
+
+def _narrow(values: F32, dtype: np.dtype[Any]) -> Array:
+    """Round to the source's type."""
+    return float32_to_bfloat16(values).view(dtype) if is_bfloat16(dtype) else values.astype(dtype, copy=False)
+
+
+def _openvino_parts(found: Groups, precision: Precision, dtype: np.dtype[Any]) -> dict[str, Array]:
+    signed = precision.bits == 8 and precision.symmetric
+    with np.errstate(over="ignore"):
+        scale = found.scale.astype(np.float16)
+    parts: dict[str, Array] = {"codes": found.codes.view(np.int8) if signed else found.codes}
+    parts["scale"] = scale[..., None] if precision.block else scale
+    if precision.bits == 2:
+        parts["zero_point"] = np.array(2, np.int8)
+    elif not precision.symmetric:
+        parts["zero_point"] = _packed(found.second.astype(np.uint8), precision.bits)
+    return parts
+
+
+def _packed(zero_points: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    """Zero points [rows, groups] as bytes [rows, groups * b / 8], or flat where rows share bytes."""
+    if bits == 8:
+        return zero_points
+    if zero_points.shape[1] % 2:
+        flat = zero_points.reshape(-1)
+        flat = np.append(flat, np.uint8(0)) if flat.size % 2 else flat
+        return flat[::2] | (flat[1::2] << np.uint8(4))
+    return zero_points[:, ::2] | (zero_points[:, 1::2] << np.uint8(4))
+
+
+def _onnx_parts(found: Groups, precision: Precision, dtype: np.dtype[Any]) -> dict[str, Array]:
+    rows, blocks = found.scale.shape
+    parts: dict[str, Array] = {"B": found.codes.reshape(rows, blocks, -1), "scales": found.scale}
+    if precision.symmetric:
+        return parts
+    per_byte = 8 // precision.bits
+    zero_points = np.full((rows, -(-blocks // per_byte) * per_byte), 1 << (precision.bits - 1), np.uint8)
+    zero_points[:, :blocks] = found.second
+    packed = np.zeros((rows, zero_points.shape[1] // per_byte), np.uint8)
+    for place in range(per_byte):
+        packed |= zero_points[:, place::per_byte] << np.uint8(place * precision.bits)
+    return {**parts, "zero_points": packed}
+
+
+_PARTS: dict[str, Callable[[Groups, Precision, np.dtype[Any]], dict[str, Array]]] = {
+    "mlx": _mlx_parts,
+    "openvino": _openvino_parts,
+    "onnx": _onnx_parts,
+}
+
+
+@functools.cache
+def _encoder(name: str) -> GroupEncoder:
+    return GroupEncoder(Precision.parse(name))
+
+
+def __getattr__(name: str) -> GroupEncoder:
+    """The encoder of a precision, by its name with ``_`` for what is no letter: ``mlx_int4_g64``."""
+    for precision in edgekit_numba.GROUPED:
+        if attribute(precision) == name:
+            require()
+            return _encoder(precision)
+    raise AttributeError(name)
+
+
+def attribute(precision: str) -> str:
+    """The attribute of this module that encodes a precision."""
+    return precision.replace(":", "_").replace("-", "_")
