@@ -8,7 +8,6 @@ import attrs
 import numpy as np
 import pytest
 
-from edgekit.architectures import Model
 from edgekit.architectures.forward import Transformer
 from edgekit.artifact import Artifact
 from edgekit.errors import EdgekitError
@@ -16,7 +15,7 @@ from edgekit.formats.hf import HuggingFaceFormat
 from edgekit.manifest import Manifest
 from edgekit.recipe import Plan
 from edgekit.runtime import NumpyRuntime
-from edgekit.tensor import EncodedTensor, QuantizedTensor, Tensor
+from edgekit.tensor import Tensor
 from edgekit.testing import Profile, run_format_checks, run_pass_checks, run_runtime_checks
 from edgekit.testing import formats as format_kit
 from edgekit.testing import passes as pass_kit
@@ -163,7 +162,9 @@ class SwapsNibbles(Wrapped):
     def write(self, tensor):
         if "codes" in tensor.parts:
             codes = tensor.parts["codes"]
-            tensor = attrs.evolve(tensor, parts={**tensor.parts, "codes": (codes << 4 | codes >> 4).astype(codes.dtype)})
+            tensor = attrs.evolve(
+                tensor, parts={**tensor.parts, "codes": (codes << 4 | codes >> 4).astype(codes.dtype)}
+            )
         super().write(tensor)
 
 
@@ -232,7 +233,7 @@ FORMATS = {
     ),
     "a matrix transposed": (with_tensor("blk.0.ffn_up.weight", np.transpose), "check_tensors", "rows|comes back|shape"),
     "the output matrix lost, as if it were tied": (lost("output.weight"), "check_tensors", "is gone"),
-    "a norm off by one, as Gemma's is stored": (with_tensor("output_norm.weight", lambda w: w + 1), "check_tensors", ""),
+    "a norm off by one, as Gemma has it": (with_tensor("output_norm.weight", lambda w: w + 1), "check_tensors", ""),
     "float32 stored in float16's precision": (careless(Rounds), "check_tensors", "comes back as"),
     "the norm's epsilon lost": (with_config(norm_eps=1e-6), "check_config", "norm_eps was 1e-05"),
     "the rotary base lost": (with_config(rope_theta=10000.0), "check_config", "rope_theta"),
@@ -341,8 +342,10 @@ def mixed_batch(self, tokens, right):
 
 
 def clipped_ids(self, tokens, right):
-    return right(np.clip(np.asarray(tokens, np.int64), 0, self.artifact.model.config.vocab - 1)) if np.size(tokens) else (
-        right(tokens)
+    return (
+        right(np.clip(np.asarray(tokens, np.int64), 0, self.artifact.model.config.vocab - 1))
+        if np.size(tokens)
+        else (right(tokens))
     )
 
 
@@ -398,7 +401,9 @@ RUNTIMES = {
     "unknown ids clipped": (logits_of(clipped_ids), {"check_unknown_tokens"}, "nothing is said"),
     "a long prompt cut off": (logits_of(cut_off), {"check_context_overflow"}, "nothing is said"),
     "greedy text by chance": (
-        generating(lambda s, p, o, right: right(**({} if o.get("temperature") else {"temperature": 2.0, "seed": next(RANDOM)}))),
+        generating(
+            lambda s, p, o, right: right(**({} if o.get("temperature") else {"temperature": 2.0, "seed": next(RANDOM)}))
+        ),
         {"check_greedy"}, "from call to call",
     ),
     "greedy text that is not the likeliest": (
@@ -480,9 +485,11 @@ class Worded(Prune):
 
 class WritesBack(Prune):
     def run(self, source, to, **options):
-        file = next(f for f in source.files if f.name == "config.json") if any(
-            f.name == "config.json" for f in source.files
-        ) else source.files[0]
+        file = (
+            next(f for f in source.files if f.name == "config.json")
+            if any(f.name == "config.json" for f in source.files)
+            else source.files[0]
+        )
         file.write_bytes(file.read_bytes() + b" ")
         return super().run(source, to, **options)
 

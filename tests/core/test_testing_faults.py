@@ -62,6 +62,25 @@ def symmetric(x, n=7, rounding=np.rint, scale=None, bits=4, clip=True):
     return {"codes": pack_lsb(codes & np.uint8(2**bits - 1), bits), "scale": s}
 
 
+def half_scale(groups):
+    scale = np.abs(groups).max(axis=2) / np.float32(127)
+    return scale.astype(np.float16).astype(np.float32)
+
+
+def by_reciprocal(x):
+    groups = x.reshape(len(x), -1, 32)
+    with np.errstate(all="ignore"):
+        scale = np.abs(groups).max(axis=2) / np.float32(127)
+        inverse = np.where(scale > 0, np.float32(1) / scale, np.float32(0))
+        q = np.clip(np.rint(np.nan_to_num(groups * inverse[..., None])), -127, 127)
+    return {"codes": (q + 128).astype(np.uint8).reshape(x.shape), "scale": scale}
+
+
+def dithered(x):
+    pattern = (np.arange(x.size) % 2).reshape(len(x), -1, 32) * np.float32(0.9) - np.float32(0.45)
+    return symmetric(x, rounding=lambda v: np.where(v == 0, v, np.rint(v + pattern)))
+
+
 def on_blocks(function):
     """A fault of whole groups of 32; ragged rows are right."""
 
@@ -131,7 +150,9 @@ def msb_first(x, precision, importance):
 
 @fault("groups run down the columns", {"check_exact"}, says="differ")
 def groups_down_the_columns(x, precision, importance):
-    turned = np.ascontiguousarray(x.reshape(len(x), -1, 32).swapaxes(1, 2)).reshape(x.shape) if x.shape[1] % 32 == 0 else x
+    turned = (
+        np.ascontiguousarray(x.reshape(len(x), -1, 32).swapaxes(1, 2)).reshape(x.shape) if x.shape[1] % 32 == 0 else x
+    )
     return right(turned, precision)
 
 
@@ -167,7 +188,7 @@ fault("rounding by adding a half and truncating", {"check_ties"})(
 )
 fault("truncation in place of rounding", {"check_exact"})(on_blocks(lambda x: symmetric(x, rounding=np.trunc)))
 fault("the scale's reciprocal multiplied, in place of a division", {"check_exact", "check_ties"}, SMALL)(
-    on_blocks(lambda x: by_reciprocal(x))
+    on_blocks(by_reciprocal)
 )
 fault("the scale rounded to float16 before the codes were computed", {"check_exact"}, SMALL)(
     on_blocks(lambda x: {**symmetric(x, 127, bits=8, scale=half_scale), "scale": symmetric(x, 127, bits=8)["scale"]})
@@ -175,20 +196,6 @@ fault("the scale rounded to float16 before the codes were computed", {"check_exa
 fault("a scale of max/128, where it is max/127", {"check_exact"}, SMALL, "'scale'")(
     on_blocks(lambda x: symmetric(x, 127, bits=8, scale=lambda g: np.abs(g).max(axis=2) / np.float32(128)))
 )
-
-
-def half_scale(groups):
-    scale = np.abs(groups).max(axis=2) / np.float32(127)
-    return scale.astype(np.float16).astype(np.float32)
-
-
-def by_reciprocal(x):
-    groups = x.reshape(len(x), -1, 32)
-    with np.errstate(all="ignore"):
-        scale = np.abs(groups).max(axis=2) / np.float32(127)
-        inverse = np.where(scale > 0, np.float32(1) / scale, np.float32(0))
-        q = np.clip(np.rint(np.nan_to_num(groups * inverse[..., None])), -127, 127)
-    return {"codes": (q + 128).astype(np.uint8).reshape(x.shape), "scale": scale}
 
 
 @fault("contraction: product and sum rounded once, in asymmetric codes", {"check_exact", "check_ties"}, ASYM)
@@ -471,6 +478,7 @@ fault(
     "5 bits a weight are stored, 4 are stated",
 )(lambda x, precision, importance: right(x, precision))
 
+
 # Bounds that do not hold.
 @attrs.define(eq=False)
 class HalfStep(Faulty):
@@ -486,11 +494,11 @@ class WholeStep(HalfStep):
 
 fault(
     "outliers clipped at a percentile", {"check_error_within_bound"}, claim=BOUNDED, says="the bound is", kind=HalfStep
-)(
-    on_blocks(lambda x: symmetric(x, scale=lambda g: np.quantile(np.abs(g), 0.9, axis=2).astype(np.float32) / 7))
-)
+)(on_blocks(lambda x: symmetric(x, scale=lambda g: np.quantile(np.abs(g), 0.9, axis=2).astype(np.float32) / 7)))
 fault("the ends of the grid change their sign", {"check_error_within_bound"}, claim=BOUNDED)(
-    on_blocks(lambda x: symmetric(x, clip=False, rounding=lambda v: np.where(np.abs(v) == 7, -v, np.rint(np.nan_to_num(v)))))
+    on_blocks(
+        lambda x: symmetric(x, clip=False, rounding=lambda v: np.where(np.abs(v) == 7, -v, np.rint(np.nan_to_num(v))))
+    )
 )
 fault("a margin on the scale, so that it grows each time", {"check_idempotent"}, claim=BOUNDED)(
     on_blocks(lambda x: symmetric(x, scale=lambda g: np.abs(g).max(axis=2) / np.float32(6.9)))
@@ -498,13 +506,11 @@ fault("a margin on the scale, so that it grows each time", {"check_idempotent"},
 
 
 fault(
-    "dithering moves small values to the other side of zero", {"check_signs", "check_order"}, claim=BOUNDED, kind=WholeStep
-)(on_blocks(lambda x: dithered(x)))
-
-
-def dithered(x):
-    pattern = (np.arange(x.size) % 2).reshape(len(x), -1, 32) * np.float32(0.9) - np.float32(0.45)
-    return symmetric(x, rounding=lambda v: np.where(v == 0, v, np.rint(v + pattern)))
+    "dithering moves small values to the other side of zero",
+    {"check_signs", "check_order"},
+    claim=BOUNDED,
+    kind=WholeStep,
+)(on_blocks(dithered))
 
 
 @attrs.define(eq=False)
@@ -556,6 +562,6 @@ def test_there_are_faults_enough():
 
 @pytest.mark.parametrize("precision", [AFFINE, ASYM, "ggml:Q4_0", "mlx:int4-g32"])
 def test_the_right_quantizer_passes(precision):
-    found = run_quantizer_checks(Faulty(lambda x, p, w: right(x, p, w), precision), profile=FAST)
+    found = run_quantizer_checks(Faulty(right, precision), profile=FAST)
     assert [result.message for result in found if not result.ok] == []
     assert sum(result.status == "passed" for result in found) >= 20

@@ -47,7 +47,7 @@ def test_the_corpus_is_whole_and_untouched():
     files = {path.name: json.loads(path.read_text())["sha256"] for path in vectors.CORPUS.glob("*.json")}
     assert files == DIGESTS
     assert sum(path.stat().st_size for path in vectors.CORPUS.iterdir() if path.is_file()) < 1_500_000
-    blocks = {convention: 0 for convention in CONVENTIONS}
+    blocks = dict.fromkeys(CONVENTIONS, 0)
     for answer in vectors.load():  # reads, and so verifies, every file
         block = Precision.parse(answer.precision).block or answer.x.shape[1]
         blocks[answer.precision.partition(":")[0]] += answer.x.size // block

@@ -60,7 +60,8 @@ def affine(precision):
             scale[at], zero_point[at] = slow.slow_parameters(pieces, bits, precision.symmetric)
             for r in rows:
                 for c in columns:
-                    codes[r, c], _ = slow.slow_code(float(x[r, c]), scale[at], zero_point[at], bits, precision.symmetric)
+                    given = float(x[r, c]), scale[at], zero_point[at], bits, precision.symmetric
+                    codes[r, c], _ = slow.slow_code(*given)
         shape = tuple(np.max(list(scale), axis=0) + 1)
         each = np.unpackbits(codes[..., None], axis=2, bitorder="little")[..., :bits]
         packed = np.packbits(each.reshape(len(x), -1), axis=1, bitorder="little")

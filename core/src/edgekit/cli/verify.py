@@ -20,9 +20,7 @@ from edgekit.plugin import BUILT_IN, Registration, manager
 @click.option("--profile", type=click.Choice(["quick", "default", "deep"]), default="quick", show_default=True)
 @click.option("--failed", is_flag=True, help="Show only what is wrong.")
 @json_option
-def command(
-    name: str, backend: str | None, checks: tuple[str, ...], profile: str, failed: bool, as_json: bool
-) -> None:
+def command(name: str, backend: str | None, checks: tuple[str, ...], profile: str, failed: bool, as_json: bool) -> None:
     r"""Run the conformance kit on NAME: a precision (ggml:Q4_K), a format, a runtime, or a plugin with all it brings.
 
     \b
@@ -104,8 +102,8 @@ def _of_plugins(names: set[str]) -> Iterator[tuple[Any, Any]]:
 
 def _subject_of(registration: Registration) -> tuple[Any, Any] | None:
     """Kit and subject of one registration; None for a number format that only decodes."""
-    from edgekit.testing import formats, passes, quantizers, runtimes
     from edgekit.testing import _subjects as subjects
+    from edgekit.testing import formats, passes, quantizers, runtimes
 
     match registration.role:
         case "quantizers":

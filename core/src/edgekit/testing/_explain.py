@@ -86,7 +86,7 @@ def _how(want: npt.NDArray[Any], got: npt.NDArray[Any]) -> str:
     a, b = w[differing].astype(np.int64), g[differing].astype(np.int64)
     if w.itemsize == 1 and np.array_equal((g << 4 | g >> 4) & 255, w):
         return "the two codes of every byte are swapped (low nibble first is wanted)"
-    if want.ndim == 2 and len(want) > 1 and sorted(map(bytes, w_rows(want))) == sorted(map(bytes, w_rows(got))):
+    if want.ndim == 2 and len(want) > 1 and sorted(map(bytes, _rows(want))) == sorted(map(bytes, _rows(got))):
         return "the rows are there, in another order"
     if len(a) > 1 and len(set((b - a).tolist())) == 1 and differing.mean() > 0.5:
         return f"every code is off by {int(b[0] - a[0]):+d}"
@@ -98,8 +98,7 @@ def _how(want: npt.NDArray[Any], got: npt.NDArray[Any]) -> str:
     return share
 
 
-def w_rows(part: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-    """Rows of a part as contiguous arrays."""
+def _rows(part: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
     return list(np.ascontiguousarray(part))
 
 
@@ -157,7 +156,8 @@ def _differences(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.boo
     if a.dtype.itemsize != b.dtype.itemsize:
         return np.ones(a.size, bool)
     view = f"u{a.dtype.itemsize}"
-    return np.ascontiguousarray(a).view(view) != np.ascontiguousarray(b).view(view)
+    differing: npt.NDArray[np.bool_] = np.ascontiguousarray(a).view(view) != np.ascontiguousarray(b).view(view)
+    return differing
 
 
 def _values(values: npt.NDArray[Any]) -> str:

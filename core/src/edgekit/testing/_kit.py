@@ -6,7 +6,7 @@ import difflib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NoReturn, TypeVar
 
 import attrs
 
@@ -16,7 +16,7 @@ Status = Literal["passed", "failed", "expected failure", "unexpected pass", "ski
 Subject = TypeVar("Subject")
 
 
-class CheckFailure(AssertionError):
+class CheckFailure(AssertionError):  # noqa: N818  - as pytest's own outcomes are named
     """A check found a fault; the message says who, which check, where, and what is wrong."""
 
 
@@ -118,9 +118,7 @@ class Bound(Generic[Subject]):
         except CheckFailure as error:
             raise CheckFailure(f"{self.label}, {self.check.name}: {error}") from error
         except Exception as error:
-            raise CheckFailure(
-                f"{self.label}, {self.check.name}: it raised {type(error).__name__}: {error}"
-            ) from error
+            raise CheckFailure(f"{self.label}, {self.check.name}: it raised {type(error).__name__}: {error}") from error
 
 
 @attrs.frozen
@@ -258,6 +256,6 @@ def _quiet(bound: Bound[Any]) -> Callable[[], None]:
     return check
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Raise `CheckFailure`."""
     raise CheckFailure(message)

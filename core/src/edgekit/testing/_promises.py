@@ -1,8 +1,8 @@
 """Which formats promise more than a bound; tests hold the reference to every line of it.
 
-    idempotent   encoding decoded values gives the same bytes, on rows whose scales are normal numbers
-    signs        no value comes back with the other sign: zero is a level
-    order        where one scale serves a block, a larger value never comes back smaller
+idempotent   encoding decoded values gives the same bytes, on rows whose scales are normal numbers
+signs        no value comes back with the other sign: zero is a level
+order        where one scale serves a block, a larger value never comes back smaller
 """
 
 from __future__ import annotations

@@ -27,7 +27,14 @@ from edgekit.testing.models import random_weights
 
 #: Formats that store a part as large as the rows it is for keep these readable in slices.
 _ROWWISE = "affine:int8-sym-g32"
-_SOME = ("affine:int4-asym-g32", "ggml:Q4_0", "ggml:Q8_0", "mlx:int4-g32", "onnx:int4-asym-g32", "openvino:int4-sym-g32")
+_SOME = (
+    "affine:int4-asym-g32",
+    "ggml:Q4_0",
+    "ggml:Q8_0",
+    "mlx:int4-g32",
+    "onnx:int4-asym-g32",
+    "openvino:int4-sym-g32",
+)
 
 
 @attrs.frozen(eq=False)
@@ -85,11 +92,14 @@ def run_format_checks(
     checks: Iterable[str] | None = None,
     profile: str | Profile | None = None,
 ) -> list[Result]:
-    """Run every check on a format, without pytest; arguments as `run_quantizer_checks`.
+    """Run every check on a format, without pytest.
 
     Args:
         format: an object or class as `edgekit.artifact.Format`, or the name of an installed one.
         suffix: of the files that it writes (``".gguf"``); empty for a directory.
+        expected_failures: names of checks that fail, each with its reason.
+        checks: only these.
+        profile: ``quick``, ``default`` or ``deep``; None asks the environment.
     """
     subject = adapt(format, suffix)
     return KIT.run(subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile)
@@ -105,9 +115,7 @@ def format_checks(
 ) -> Callable[[Callable[..., Any]], Any]:
     """The same for pytest: a decorator that calls the test once for each check, as its argument ``check``."""
     subject = adapt(format, suffix)
-    return KIT.parametrize(
-        subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile
-    )
+    return KIT.parametrize(subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile)
 
 
 @contextmanager

@@ -77,12 +77,15 @@ def run_pass_checks(
     checks: Iterable[str] | None = None,
     profile: str | Profile | None = None,
 ) -> list[Result]:
-    """Run every check on a pass, without pytest; arguments as `run_quantizer_checks`.
+    """Run every check on a pass, without pytest.
 
     Args:
         subject: an object or class as `edgekit.passes.Pass`, or the name of an installed one.
         format: of the artifact that it is given.
         options: with which it is run.
+        expected_failures: names of checks that fail, each with its reason.
+        checks: only these.
+        profile: ``quick``, ``default`` or ``deep``; None asks the environment.
     """
     adapted = adapt(subject, format, options)
     return KIT.run(adapted, adapted.label, expected_failures=expected_failures, checks=checks, profile=profile)
@@ -99,9 +102,7 @@ def pass_checks(
 ) -> Callable[[Callable[..., Any]], Any]:
     """The same for pytest: a decorator that calls the test once for each check, as its argument ``check``."""
     adapted = adapt(subject, format, options)
-    return KIT.parametrize(
-        adapted, adapted.label, expected_failures=expected_failures, checks=checks, profile=profile
-    )
+    return KIT.parametrize(adapted, adapted.label, expected_failures=expected_failures, checks=checks, profile=profile)
 
 
 @contextmanager

@@ -108,9 +108,7 @@ def plugin_checks(
 ) -> Callable[[Callable[..., Any]], Any]:
     """The same for pytest: a decorator that calls the test once for each check, as its argument ``check``."""
     subject = adapt(name)
-    return KIT.parametrize(
-        subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile
-    )
+    return KIT.parametrize(subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile)
 
 
 @KIT.check
@@ -138,7 +136,6 @@ def check_metadata(subject: PluginSubject, profile: Profile) -> None:
     found = subject.point.dist.metadata if subject.point.dist else None
     if found is None:
         fail("the entry point belongs to no distribution")
-        return
     for field in ("Name", "Version", "Summary", "Requires-Python"):
         if not found[field]:
             fail(f"the metadata lacks {field}; pip and people need it")
@@ -246,7 +243,9 @@ def _watch(subject: PluginSubject, load: bool = True) -> dict[str, Any]:
         }
         command = [sys.executable, "-c", _WATCH, subject.module, json.dumps([folder]), json.dumps(targets)]
         try:
-            done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=60)
+            done = subprocess.run(
+                command, env=environment, cwd=folder, capture_output=True, text=True, timeout=60, check=False
+            )
         except subprocess.TimeoutExpired:
             fail("importing it takes more than a minute; it hangs")
     try:
@@ -308,7 +307,9 @@ def check_distribution(subject: PluginSubject, profile: Profile) -> None:
     own = subject.module.partition(".")[0]
     for file in files:
         top = Path(str(file)).parts[0]
-        allowed = top == own or top.endswith((".dist-info", ".egg-info", ".pth", ".data")) or top.startswith(("..", "_"))
+        allowed = (
+            top == own or top.endswith((".dist-info", ".egg-info", ".pth", ".data")) or top.startswith(("..", "_"))
+        )
         if not allowed and not top.startswith(own):
             fail(f"it installs {file}, outside its package {own}")
 

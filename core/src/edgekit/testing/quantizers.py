@@ -49,7 +49,8 @@ def run_quantizer_checks(
     Args:
         quantizer: an object (or its class) as the module describes, a precision's name for the core's own
             reference, or a plugin's registration.
-        precision, claim: where the object does not say so itself.
+        precision: which one it encodes, where the object does not say so itself.
+        claim: what it claims, where the object does not say so itself.
         expected_failures: names of checks that fail, each with its reason; one that does not fail is wrong too.
         checks: only these.
         profile: ``quick``, ``default`` or ``deep``; None asks the environment (EDGEKIT_TEST_PROFILE).
@@ -83,9 +84,7 @@ def quantizer_checks(
         ...     check()
     """
     subject = adapt(quantizer, precision, claim)
-    return KIT.parametrize(
-        subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile
-    )
+    return KIT.parametrize(subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile)
 
 
 # What every check is made of.
@@ -123,9 +122,7 @@ def _same_bytes(subject: QuantizerSubject, sample: Sample, importance: F32 | Non
     )
 
 
-def _decoded(
-    subject: QuantizerSubject, want: Parts, got: Parts, shape: tuple[int, ...]
-) -> tuple[F32, F32] | None:
+def _decoded(subject: QuantizerSubject, want: Parts, got: Parts, shape: tuple[int, ...]) -> tuple[F32, F32] | None:
     """Both decoded by the reference, where the parts have the shape that it takes."""
     decode = partial(reference(subject.precision).decode, precision=subject.precision, shape=(shape[0], shape[1]))
     try:
@@ -453,8 +450,10 @@ def check_executors(subject: QuantizerSubject, profile: Profile) -> None:
 def check_size(subject: QuantizerSubject, profile: Profile) -> None:
     """What is stored takes the bits a weight that the precision states, to the bit."""
     precision = subject.precision
-    width = 64 * int(np.lcm(_samples.unit(precision), 8)) // 8 if not precision.whole_blocks else 8 * _samples.unit(
-        precision
+    width = (
+        64 * int(np.lcm(_samples.unit(precision), 8)) // 8
+        if not precision.whole_blocks
+        else 8 * _samples.unit(precision)
     )
     rows = 8
     short, long = (_nbytes(subject, (rows, cols)) for cols in (width, 2 * width))
@@ -523,7 +522,9 @@ def _ordered(subject: QuantizerSubject, sample: Sample) -> None:
             falls = np.diff(back[order]) < 0
             if falls.any():
                 a, b = order[int(np.argmax(falls))], order[int(np.argmax(falls)) + 1]
-                fail(f"on {sample.label!r} {values[a]:.9g} <= {values[b]:.9g} come back as {back[a]:.9g}, {back[b]:.9g}")
+                fail(
+                    f"on {sample.label!r} {values[a]:.9g} <= {values[b]:.9g} come back as {back[a]:.9g}, {back[b]:.9g}"
+                )
 
 
 @KIT.check

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -88,12 +88,15 @@ def run_runtime_checks(
     checks: Iterable[str] | None = None,
     profile: str | Profile | None = None,
 ) -> list[Result]:
-    """Run every check on a runtime, without pytest; arguments as `run_quantizer_checks`.
+    """Run every check on a runtime, without pytest.
 
     Args:
         runtime: a callable that opens an artifact, or the name of an installed runtime.
         formats: names of the formats that it runs; None for every one.
         tolerance: of its logits, in standard deviations of the logits; None for `TOLERANCE`.
+        expected_failures: names of checks that fail, each with its reason.
+        checks: only these.
+        profile: ``quick``, ``default`` or ``deep``; None asks the environment.
     """
     subject = adapt(runtime, formats, tolerance)
     return KIT.run(subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile)
@@ -110,9 +113,7 @@ def runtime_checks(
 ) -> Callable[[Callable[..., Any]], Any]:
     """The same for pytest: a decorator that calls the test once for each check, as its argument ``check``."""
     subject = adapt(runtime, formats, tolerance)
-    return KIT.parametrize(
-        subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile
-    )
+    return KIT.parametrize(subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile)
 
 
 @contextmanager
@@ -309,7 +310,7 @@ def check_unknown_tokens(subject: RuntimeSubject, profile: Profile) -> None:
     with loaded(subject) as model:
         vocab = model.judge.config.vocab
         for tokens in ([0, vocab], [-1, 0], [2**31], []):
-            _refused(lambda tokens=tokens: model.runtime.logits(tokens), f"tokens {tokens}", EdgekitError)
+            _refused(partial(model.runtime.logits, tokens), f"tokens {tokens}", EdgekitError)
 
 
 @KIT.check
@@ -318,10 +319,11 @@ def check_context_overflow(subject: RuntimeSubject, profile: Profile) -> None:
     with loaded(subject) as model:
         context, vocab = model.judge.config.context, model.judge.config.vocab
         too_many = _tokens(context + 1, vocab)
-        _refused(lambda: model.runtime.logits(too_many), f"{context + 1} tokens", ContextOverflowError)
+        _refused(partial(model.runtime.logits, too_many), f"{context + 1} tokens", ContextOverflowError)
         if find_spec("tokenizers") is not None:
             asked = "a" * (2 * context)
-            _refused(lambda: model.runtime.generate(asked, max_tokens=1), "a long prompt", ContextOverflowError)
+            generate = partial(model.runtime.generate, asked, max_tokens=1)
+            _refused(generate, "a long prompt", ContextOverflowError)
 
 
 def _refused(ask: Callable[[], Any], what: str, wanted: type[EdgekitError]) -> None:
@@ -340,7 +342,7 @@ def check_any_text(subject: RuntimeSubject, profile: Profile) -> None:
     _text_needs_library()
     with loaded(subject) as model:
         for prompt in ("é", "日本", "👩‍🚀", "\x00\t\n", "<|end|>"):
-            found = model.runtime.generate(prompt, max_tokens=2)
+            found: Any = model.runtime.generate(prompt, max_tokens=2)
             if not isinstance(found, str):
                 fail(f"the prompt {prompt!r} gives {type(found).__name__}; text is wanted")
 
@@ -351,7 +353,7 @@ def check_close(subject: RuntimeSubject, profile: Profile) -> None:
     with loaded(subject) as model:
         model.runtime.close()
         model.runtime.close()
-        _refused(lambda: model.runtime.logits([0]), "a closed runtime", EdgekitError)
+        _refused(partial(model.runtime.logits, [0]), "a closed runtime", EdgekitError)
 
 
 __all__ = ["KIT", "TOLERANCE", "RuntimeSubject", "adapt", "run_runtime_checks", "runtime_checks"]

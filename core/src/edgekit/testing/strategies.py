@@ -92,7 +92,7 @@ def recipes() -> st.SearchStrategy[Uniform]:
 
 
 @st.composite
-def artifacts(draw: st.DrawFn, folder: Path = Path("memory"), **sizes: Any) -> Artifact:
+def artifacts(draw: st.DrawFn, /, folder: Path = Path("memory"), **sizes: Any) -> Artifact:
     """A small Llama in memory: random weights, one to three layers, tied embeddings or not."""
     config = small_config(layers=draw(st.integers(1, 3)), ffn=32 * draw(st.integers(1, 3)), **sizes)
     seed = draw(st.integers(0, 2**16))
