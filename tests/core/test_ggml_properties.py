@@ -343,3 +343,12 @@ def test_tables_that_are_made_when_a_module_is_imported():
     assert affine_steps(-1.0, 0.1, 20, 15).dtype == np.float32
     steps = [np.float32(-1) + np.float32(0.1) * np.float32(i) + np.float32(15) for i in range(21)]
     assert affine_steps(-1.0, 0.1, 20, 15).tolist() == steps
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_scale_beyond_float16_is_found(kind):
+    x = np.random.default_rng(12).standard_normal((2, 256)).astype(np.float32)
+    assert ggml.overflowed(ggml.encode(x, precision(kind)), precision(kind)) == ""
+    x[1] = np.where(np.arange(256) % 2, np.float32(1e10), np.float32(-1e10))
+    found = ggml.overflowed(ggml.encode(x, precision(kind)), precision(kind))
+    assert found == ("" if kind in ("MXFP4", "NVFP4") else "scale d")
