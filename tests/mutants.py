@@ -7,14 +7,17 @@ they do not notice meets the tests that reach its function: a few examples of ea
     python tests/mutants.py run [mutant ...]    what `mutmut run` does; verdicts are kept, so that a run can go on
     python tests/mutants.py again                the same, with those again that have survived
     python tests/mutants.py table               mutants, killed and survived of each module, as Markdown
+    python tests/mutants.py survivors           every survivor, grouped by what it changed, as Markdown
 
 EDGEKIT_MUTANT_SECONDS: CPU seconds of pytest before a mutant counts as a survivor; 0 asks the known answers only.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import sys
 import time
 import warnings
@@ -121,6 +124,10 @@ def extend_mutmut() -> None:
                 known_answers()
         if not SECONDS:
             return 0 if os.environ.get("MUTANT_UNDER_TEST") != "fail" else 1
+        if mutant_name:
+            tests = [test for test in tests if "test_decoded_answers" not in test]  # asked already
+        if mutant_name and not tests:
+            return 0
         return run_tests(self, mutant_name=mutant_name, tests=tests)
 
     def with_few(self, params, plugins=(), **more):
@@ -153,6 +160,52 @@ def table() -> None:
     print(row("**all**", whole))
 
 
+#: What survivors change, and the reason that no test notices: the first pattern that the changed line matches.
+REASONS = {
+    r"-2\b.*reshape|reshape\([^)]*-2|columns\(.*-2": "`reshape(-2)`: numpy takes every negative number for the open dimension",
+    r"axis=\+1|\[\.\.\.|axis=-2": "the last axis by another number",
+    r"astype\(None\)|dtype=None|, None\)$|view\(None\)|, \)$|np\.(zeros|empty|full)\(.*(None|, )\)": "a default in place of the argument: float64 for float32 where both are exact, or the same value",
+    r"strict=|zip\(": "`strict` of a zip whose arguments are equally long",
+    r"errstate": "which warnings are silenced",
+    r"out=|where=|copy=": "where the result is written; what is left of it is not read",
+    r"2\.0 ?[*+-]|3\.0\*\*|_SLOP|slop|\*\*-1[0-9][0-9]": "the allowance for rounding in a bound, a millionth of it",
+    r"<=|>=|[^=!]< |> ": "`<` for `<=` where both sides are never equal, or equal means the same",
+    r"CHUNK|row_chunks|_SLAB|step = max|pair": "how much is worked on at once",
+    r"clip": "a limit that no value of the tests reaches",
+    r"bound|limit|gap|misfit|ends|half|beyond|drift": "a bound, where other limits are wider",
+    r"raise|Error|f\"": "the text of an error",
+}
+
+
+def survivors() -> None:
+    """Print every survivor under the reason of its group."""
+    groups: dict[str, list[str]] = {}
+    for module, codes in verdicts().items():
+        changes = changed_lines(Path("mutants/src/edgekit/reference") / module)
+        for name in (name for name, code in codes.items() if code is not None and code not in KILLED):
+            function = name.rpartition(".")[2]
+            before, after = changes.get(function, ("", ""))
+            reason = next((r for pattern, r in REASONS.items() if re.search(pattern, after)), "other")
+            label = function.partition("__mutmut_")[0].removeprefix("x_").replace("xǁ", "").replace("ǁ", ".")
+            groups.setdefault(reason, []).append(f"{module} {label}: {before}  →  {after}")
+    for reason in [*dict.fromkeys(REASONS.values()), "other"]:
+        if reason in groups:
+            print(f"### {reason} ({len(groups[reason])})\n\n```text\n" + "\n".join(groups[reason]) + "\n```\n")
+
+
+def changed_lines(path: Path) -> dict[str, tuple[str, str]]:
+    """Of each mutated function its first line that differs from the original's: (before, after)."""
+    source = path.read_text()
+    lines = source.splitlines()
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    bodies = {n.name: [line.strip() for line in lines[n.lineno : n.end_lineno]] for n in nodes if "__mutmut_" in n.name}
+    found = {}
+    for name, body in bodies.items():
+        original = bodies[name.partition("__mutmut_")[0] + "__mutmut_orig"]
+        found[name] = next(((a, b) for a, b in zip(original, body, strict=False) if a != b), ("its signature", ""))
+    return found
+
+
 def forget_survivors() -> None:
     """Have the mutants that survived, or that no test reached, run again."""
     for meta in Path("mutants").rglob("*.meta"):
@@ -169,8 +222,8 @@ def row(name: str, counts: Counter[str]) -> str:
 
 
 def main(verb: str, *mutants: str) -> None:
-    if verb == "table":
-        return table()
+    if verb in ("table", "survivors"):
+        return {"table": table, "survivors": survivors}[verb]()
     if verb == "again":
         forget_survivors()
     extend_mutmut()
