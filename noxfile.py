@@ -23,9 +23,10 @@ nox.options.error_on_missing_interpreters = True
 
 CORE = ["./core[testing,text,progress]"]
 PLUGINS = ["./plugins/gguf"]
+NUMBA = "./plugins/numba"
 LLAMACPP = "./plugins/llamacpp"  # where llama-cpp-python is there already, so that nothing compiles
-DISTRIBUTIONS = ["core", "plugins/gguf", "plugins/example"]
-SOURCES = ["core/src", "plugins/gguf/src", "plugins/example/src"]
+DISTRIBUTIONS = ["core", "plugins/gguf", "plugins/numba", "plugins/llamacpp", "plugins/example"]
+SOURCES = ["core/src", "plugins/gguf/src", "plugins/numba/src", "plugins/llamacpp/src", "plugins/example/src"]
 
 # The versions that the bytes are proved against. torch comes first, so that nothing else chooses its build.
 TORCH = "torch==2.13.0"
@@ -74,9 +75,9 @@ def core(session: nox.Session) -> None:
 def plugins(session: nox.Session) -> None:
     """The plugins' tests and what spans the house, with the wheels installed side by side."""
     install_house(session)
-    session.install("build", "hatchling", silent=True)
+    session.install(NUMBA, "build", "hatchling", "pytest-xdist", silent=True)
     session.install("--no-deps", LLAMACPP, silent=True)  # light, and quiet without llama-cpp-python
-    run_pytest(session, "tests/plugins", "tests/contracts")
+    run_pytest(session, "tests/plugins", "tests/contracts", *PARALLEL)
 
 
 @nox.session
@@ -138,7 +139,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Types, with mypy; strict on everything that is distributed."""
-    session.install(*CORE, "mypy", "gguf", silent=True)
+    session.install(*CORE, *PLUGINS, NUMBA, "mypy==2.4.1", "jinja2", silent=True)
     session.run("mypy", *SOURCES)
 
 
@@ -167,7 +168,7 @@ def install_oracles(session: nox.Session) -> None:
     session.install(TORCH, silent=True)
     session.install(*CORE, *PLUGINS, *ORACLES, silent=True)
     session.install(str(llama_wheel(session)), silent=True)
-    session.install(LLAMACPP, silent=True)
+    session.install(LLAMACPP, NUMBA, silent=True)
 
 
 def llama_wheel(session: nox.Session) -> Path:

@@ -33,7 +33,7 @@ DTYPES: dict[str, int] = {
     "bool": 1,
 }
 #: The numpy dtype that carries the bits of a dtype numpy does not have.
-_CARRIERS = {
+_CARRIERS: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(np.uint16),
     "float8_e4m3fn": np.dtype(np.uint8),
     "float8_e5m2": np.dtype(np.uint8),

@@ -72,4 +72,5 @@ def nearest_bound(x: F32, d: F64) -> F64:
     gap = np.where(magnitude <= 4 * d, 1.0, np.where(magnitude <= 8 * d, 2.0, 4.0)) * d
     # A value that overflows float32 is never the nearest: only a maximum that rounds to 2**128 has such.
     top = np.where(12 * d <= _LARGEST, 12 * d, 6 * d)
-    return np.minimum(np.maximum(gap / 2, magnitude - top) * (1 + 2.0**-20), magnitude)
+    limit: F64 = np.minimum(np.maximum(gap / 2, magnitude - top) * (1 + 2.0**-20), magnitude)
+    return limit
