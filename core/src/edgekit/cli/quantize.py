@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import click
+import numpy as np
+import numpy.typing as npt
 
 from edgekit.artifact import Artifact
 from edgekit.cli._output import json_option, print_json, progress, size
@@ -15,6 +17,7 @@ from edgekit.pipeline import Nonfinite, open_artifact, quantize
 @click.option("--to", required=True, metavar="PATH", help="File or directory to write; its suffix decides the format.")
 @click.option("--format", "format_", metavar="NAME", help="Format to write, where the suffix does not say it.")
 @click.option("--backend", metavar="NAME", help="Encoders to use; the bytes are the same from all exact ones.")
+@click.option("--imatrix", metavar="FILE", help="Importance matrix of the model, from `edgekit imatrix` or llama.cpp.")
 @click.option(
     "--nonfinite",
     type=click.Choice(["refuse", "keep"]),
@@ -24,15 +27,38 @@ from edgekit.pipeline import Nonfinite, open_artifact, quantize
 )
 @json_option
 def command(
-    source: str, recipe: str, to: str, format_: str | None, backend: str | None, nonfinite: Nonfinite, as_json: bool
+    source: str,
+    recipe: str,
+    to: str,
+    format_: str | None,
+    backend: str | None,
+    imatrix: str | None,
+    nonfinite: Nonfinite,
+    as_json: bool,
 ) -> None:
     """Quantize SOURCE with RECIPE: a recipe such as Q4_K_M, or a precision such as affine:int4-sym-g32."""
     artifact = open_artifact(source)
+    importance = _importance(imatrix, artifact)
     with progress(recipe) as report:
         written = quantize(
-            artifact, recipe, to=to, format=format_, backend=backend, nonfinite=nonfinite, progress=report
+            artifact,
+            recipe,
+            to=to,
+            format=format_,
+            importance=importance,
+            backend=backend,
+            nonfinite=nonfinite,
+            progress=report,
         )
     show_written(artifact, written, as_json)
+
+
+def _importance(imatrix: str | None, artifact: Artifact) -> dict[str, npt.NDArray[np.float32]] | None:
+    if imatrix is None:
+        return None
+    from edgekit.calibration import read_importance
+
+    return read_importance(imatrix, artifact)
 
 
 def show_written(source: Artifact, written: Artifact, as_json: bool) -> None:

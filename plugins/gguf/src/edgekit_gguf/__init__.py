@@ -36,3 +36,9 @@ def edgekit_register_precisions(register: Register) -> None:
     """The grid formats, which gguf-py's tables decode."""
     for kind in DECODE_ONLY:
         register(f"ggml:{kind}", f"edgekit_gguf.iq:{kind}")
+
+
+@hookimpl
+def edgekit_register_commands(register: Register) -> None:
+    """Make importance matrices: ``edgekit imatrix``."""
+    register("imatrix", "edgekit_gguf.commands:imatrix")

@@ -6,11 +6,16 @@ import re
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from edgekit.artifact import Artifact, Layout
+from edgekit.calibration import Activations
 from edgekit.errors import InvalidFileError, MissingFileError
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.recipe import Plan
 from edgekit.tensor import AnyTensor
+from edgekit_gguf.imatrix import read_imatrix, write_imatrix
 from edgekit_gguf.layout import layout
 from edgekit_gguf.model import load_model
 from edgekit_gguf.reader import GgufFile, read
@@ -70,6 +75,14 @@ class GgufFormat:
     def writer(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> GgufWriter:
         """Begin, or resume, writing; raises as `GgufWriter` does."""
         return GgufWriter(path, layout, plan, manifest)
+
+    def read_importance(self, path: Path) -> dict[str, npt.NDArray[np.float32]]:
+        """Read an importance matrix; see `edgekit.calibration.read_importance`."""
+        return read_imatrix(path)
+
+    def write_importance(self, path: Path, activations: Activations, dataset: str = "") -> None:
+        """Write an importance matrix; see `edgekit.calibration.write_importance`."""
+        write_imatrix(path, activations, dataset)
 
 
 def _shards(path: Path) -> list[GgufFile]:

@@ -1,0 +1,189 @@
+"""Importance matrices: how strongly each input column of a weight matrix is used on a text.
+
+With X [tokens, cols] the inputs of a matrix product on the calibration text, the importance of column j is the mean
+over the tokens of X[:, j]². Quantizers that take one (ggml's) minimize the error weighed by it, so that columns that
+are used more are stored more exactly. The inputs come from the numpy forward pass: exact, for any artifact of a family
+that edgekit knows, and slow; made for small models, or for a little text.
+
+Source of the method: ``tools/imatrix`` of llama.cpp, which leaves out the output matrix unless asked, as here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.architectures.forward import Transformer
+from edgekit.artifact import Artifact
+from edgekit.errors import NonFiniteError, UsageError
+from edgekit.evaluation.language import CONTEXT, Text, cut, tokens_of
+from edgekit.pipeline import Progress, find_format, open_artifact
+from edgekit.plugin import manager
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+#: Tokens that go through the model at once.
+_BATCH = 2048
+_OUTPUTS = ("output.weight", "token_embd.weight")
+
+
+@attrs.frozen(eq=False)
+class Activations:
+    """Sums over a calibration text.
+
+    Attributes:
+        sums: of the squared inputs, float64 [cols], by canonical name of the weight matrix.
+        tokens: how many tokens each sum is over.
+        context: tokens of a window.
+    """
+
+    sums: Mapping[str, F64] = attrs.field(repr=False)
+    tokens: int
+    context: int
+
+    def importance(self) -> dict[str, F32]:
+        """Mean squared inputs, float32 [cols], by canonical name: what `edgekit.quantize` takes."""
+        return {name: (sums / self.tokens).astype(np.float32) for name, sums in self.sums.items()}
+
+
+def importance(
+    artifact: Artifact | str | os.PathLike[str],
+    text: Text,
+    *,
+    context: int | None = None,
+    outputs: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, F32]:
+    """Mean squared inputs [cols] of every weight matrix, by canonical name; arguments as for `collect`.
+
+    Example:
+        >>> weights = importance("model-F16.gguf", text)  # doctest: +SKIP
+        >>> edgekit.quantize("model-F16.gguf", "Q3_K_M", to="model-Q3_K_M.gguf", importance=weights)  # doctest: +SKIP
+    """
+    return collect(artifact, text, context=context, outputs=outputs, progress=progress).importance()
+
+
+def collect(
+    artifact: Artifact | str | os.PathLike[str],
+    text: Text,
+    *,
+    context: int | None = None,
+    outputs: bool = False,
+    progress: Progress | None = None,
+) -> Activations:
+    """Run a text through a model and sum the squared inputs of its matrices.
+
+    Args:
+        artifact: the model, best before quantization.
+        text: a text like those that the model is for, which the artifact's tokenizer cuts, or token ids [n]; some
+            ten thousand tokens are plenty. It is cut into windows that do not overlap, the rest is dropped.
+        context: tokens of a window; None takes 512, or the model's context where that is less.
+        outputs: whether to include the matrix that makes the logits (also where it is the embedding).
+        progress: called before each batch of windows.
+
+    Raises:
+        UsageError: fewer than three tokens, no tokenizer for a text, or a bad `context`.
+        UnsupportedModelError: the family is not known.
+        NonFiniteError: the model computes a NaN or an infinity.
+    """
+    source = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
+    sums: dict[str, F64] = {}
+    model = Transformer(source.model, observe=lambda name, x: _add(sums, name, x))
+    tokenizer = source.tokenizer
+    bos = tokenizer.bos if tokenizer is not None and tokenizer.add_bos else None
+    windows = cut(tokens_of(source, text), _context(context, model.config.context), bos)
+    step = max(1, _BATCH // windows.shape[1])
+    for start in range(0, len(windows), step):
+        if progress:
+            progress(start, len(windows), "calibration")
+        hidden = model.hidden(windows[start : start + step])
+        if outputs:
+            model.project(hidden)
+    if progress:
+        progress(len(windows), len(windows), "")
+    _refuse_nonfinite(sums)
+    return Activations(sums, windows.size, windows.shape[1])
+
+
+def _add(sums: dict[str, F64], name: str, x: F32) -> None:
+    squares = np.einsum("ij,ij->j", x, x, dtype=np.float64)
+    sums[name] = sums[name] + squares if name in sums else squares
+
+
+def _context(context: int | None, longest: int) -> int:
+    if context is None:
+        return min(CONTEXT, longest)
+    if not 3 <= context <= longest:
+        raise UsageError(f"a window of {context} tokens; choose between 3 and the model's context of {longest}")
+    return context
+
+
+def _refuse_nonfinite(sums: Mapping[str, F64]) -> None:
+    for name, values in sums.items():
+        if not np.isfinite(values).all():
+            column = int(np.argmin(np.isfinite(values)))
+            raise NonFiniteError(
+                f"the input of {name} is not finite on this text (column {column}); calibrate on the unquantized model"
+            )
+
+
+def read_importance(path: str | os.PathLike[str], artifact: Artifact | None = None) -> dict[str, F32]:
+    """Read an importance matrix.
+
+    Args:
+        path: a file of a format that holds one: llama.cpp's, ``.gguf``.
+        artifact: the model that it is for; where given, the matrix has to fit it.
+
+    Raises:
+        UsageError: no installed format reads importance matrices from it, or it is of another model.
+        InvalidFileError: truncated, corrupt or hostile.
+        MissingFileError: not there.
+    """
+    where = Path(path)
+    for registration in manager().all("formats"):
+        candidate: Any = registration.load()
+        if hasattr(candidate, "read_importance") and (candidate.matches(where) or not where.exists()):
+            found: dict[str, F32] = candidate.read_importance(where)
+            if artifact is not None:
+                _refuse_other_models(found, artifact, where)
+            return found
+    raise UsageError(f"{where}: no installed format reads an importance matrix from it; install edgekit-gguf")
+
+
+def _refuse_other_models(found: Mapping[str, F32], artifact: Artifact, where: Path) -> None:
+    tensors = artifact.model.tensors
+    if not found.keys() & tensors.keys():
+        raise UsageError(f"{where}: it has no matrix in common with {artifact.path}; make one from this model")
+    for name, values in found.items():
+        if name in tensors and values.shape != tensors[name].shape[-1:]:
+            raise UsageError(
+                f"{where}: {name} has {values.size} columns, in {artifact.path} {tensors[name].shape[-1]}; "
+                "make an importance matrix from this model"
+            )
+
+
+def write_importance(path: str | os.PathLike[str], activations: Activations, dataset: str = "") -> None:
+    """Write an importance matrix; the path's suffix decides the format.
+
+    Args:
+        path: the file to write, ``.gguf``.
+        activations: from `collect`.
+        dataset: name of the calibration text, for the record.
+
+    Raises:
+        UsageError: the format holds no importance matrices.
+        MissingPluginError: nobody writes such files.
+        ResourceError, LockedError: about the target.
+    """
+    target = Path(path)
+    chosen: Any = find_format(None, target)
+    if not hasattr(chosen, "write_importance"):
+        raise UsageError(f"{target}: {chosen.name} holds no importance matrices; name a file that ends in .gguf")
+    chosen.write_importance(target, activations, dataset)

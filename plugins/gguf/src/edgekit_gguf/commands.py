@@ -1,0 +1,50 @@
+"""`edgekit imatrix`: make an importance matrix."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from edgekit.calibration import Activations, collect, write_importance
+from edgekit.errors import InvalidFileError, MissingFileError
+
+
+@click.command("imatrix")
+@click.argument("model")
+@click.argument("text")
+@click.option("--to", required=True, metavar="FILE", help="File to write, in llama.cpp's form: it ends in .gguf.")
+@click.option("--context", type=click.IntRange(min=3), help="Tokens of a window; 512, or the model's context if less.")
+@click.option("--outputs", is_flag=True, help="Also for the matrix that makes the logits.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def imatrix(model: str, text: str, to: str, context: int | None, outputs: bool, as_json: bool) -> None:
+    """Run the text file TEXT through MODEL and write how strongly each column of its matrices is used.
+
+    `edgekit quantize --imatrix FILE` then spends its bits accordingly.
+    """
+    found = collect(model, _read(Path(text)), context=context, outputs=outputs, progress=_progress)
+    write_importance(to, found, Path(text).name)
+    click.echo(_said(to, found, as_json))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidFileError(f"{path}: it is not UTF-8 (at byte {error.start}); give a plain text file") from error
+    except OSError as error:
+        raise MissingFileError(f"{path}: cannot be read ({error.strerror}); give a plain text file") from error
+
+
+def _progress(done: int, of: int, what: str) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\r{what or 'done'} {done}/{of} ", err=True, nl=not what)
+
+
+def _said(to: str, found: Activations, as_json: bool) -> str:
+    if as_json:
+        facts = {"path": to, "matrices": len(found.sums), "tokens": found.tokens, "context": found.context}
+        return json.dumps(facts, indent=1)
+    return f"{to}  {len(found.sums)} matrices, {found.tokens} tokens in windows of {found.context}"

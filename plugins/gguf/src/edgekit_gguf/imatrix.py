@@ -1,0 +1,102 @@
+"""llama.cpp's importance matrix files.
+
+| key or tensor           | value                                                                   |
+|-------------------------|-------------------------------------------------------------------------|
+| ``general.type``        | ``imatrix``                                                             |
+| ``imatrix.datasets``    | names of the calibration texts                                          |
+| ``imatrix.chunk_count`` | windows of the calibration text (u32)                                   |
+| ``imatrix.chunk_size``  | tokens of a window (u32)                                                |
+| ``<weight>.in_sum2``    | F32 [cols]: squared inputs of the matrix, summed over the tokens        |
+| ``<weight>.counts``     | F32 [1]: over how many tokens                                           |
+
+The importance is ``in_sum2 / counts``, and 1 where nothing was counted. Matrices of experts have a row for each expert;
+edgekit, whose forward pass has none, does not read those.
+
+Source: ``tools/imatrix/imatrix.cpp`` (save_imatrix) and ``tools/quantize/quantize.cpp`` (load_imatrix) of llama.cpp,
+as of llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.atomic import write_atomic
+from edgekit.calibration import Activations
+from edgekit.errors import InvalidFileError, UnsupportedModelError, UsageError
+from edgekit.precision import Precision
+from edgekit.recipe import Assignment, Plan
+from edgekit.tensor import AnyTensor
+from edgekit_gguf.metadata import Value, text, texts, u32
+from edgekit_gguf.reader import read
+from edgekit_gguf.types import ALIGNMENT, BY_NAME
+from edgekit_gguf.writer import encode_header
+
+F32 = npt.NDArray[np.float32]
+_SUMS, _COUNTS = ".in_sum2", ".counts"
+
+
+def read_imatrix(path: Path) -> dict[str, F32]:
+    """Importance, float32 [cols], by the name of the weight matrix.
+
+    Raises:
+        UsageError: a GGUF file of something else, or one of the old kind that is no GGUF.
+        InvalidFileError: truncated, corrupt, or with values that no sum of squares has.
+        UnsupportedModelError: matrices of experts.
+    """
+    if path.is_file() and path.suffix in (".dat", ".imatrix"):
+        raise UsageError(f"{path}: convert the old file first: llama-imatrix --in-file {path.name} -o imatrix.gguf")
+    file = read(path)
+    if file.metadata.get("general.type") != "imatrix":
+        raise UsageError(f"{path}: a GGUF file, but no importance matrix; make one with `edgekit imatrix`")
+    tensors = file.tensors()
+    names = [name.removesuffix(_SUMS) for name in tensors if name.endswith(_SUMS)]
+    return {name: _mean(name, tensors, path) for name in names}
+
+
+def _mean(name: str, tensors: Mapping[str, AnyTensor], path: Path) -> F32:
+    if name + _COUNTS not in tensors:
+        raise InvalidFileError(f"{path}: {name} has sums and no counts; get the file again")
+    sums, counts = (tensors[name + suffix].float32() for suffix in (_SUMS, _COUNTS))
+    if counts.size != 1 or sums.shape[0] != 1:
+        raise UnsupportedModelError(f"{path}: {name} is the matrix of {counts.size} experts; edgekit reads dense ones")
+    count = float(counts.flat[0])
+    if not (np.isfinite(sums).all() and (sums >= 0).all() and 0 <= count < np.inf):
+        raise InvalidFileError(f"{path}: {name} has negative or non-finite sums or counts; get the file again")
+    if count == 0:
+        return np.ones(sums.size, np.float32)
+    mean: F32 = sums.reshape(-1) / np.float32(count)
+    return mean
+
+
+def write_imatrix(path: Path, activations: Activations, dataset: str = "") -> None:
+    """Write a file that llama.cpp's ``llama-quantize --imatrix`` reads, and `read_imatrix`.
+
+    Raises:
+        ResourceError, LockedError: the target cannot be written.
+    """
+    values: dict[str, F32] = {}
+    for name, sums in sorted(activations.sums.items()):
+        values[name + _SUMS] = sums.astype(np.float32)
+        values[name + _COUNTS] = np.array([activations.tokens], np.float32)
+    float32 = Precision.parse("float:F32")
+    plan = Plan("imatrix", tuple(Assignment(name, name, v.shape, float32, "a sum") for name, v in values.items()))
+    header = encode_header(_metadata(activations, dataset), plan, [BY_NAME["F32"]] * len(plan))
+    write_atomic(path, header + b"".join(map(_padded, values.values())))
+
+
+def _metadata(activations: Activations, dataset: str) -> dict[str, Value]:
+    return {
+        "general.type": text("imatrix"),
+        "imatrix.datasets": texts([dataset]),
+        "imatrix.chunk_count": u32(activations.tokens // activations.context),
+        "imatrix.chunk_size": u32(activations.context),
+    }
+
+
+def _padded(values: F32) -> bytes:
+    data = values.astype("<f4").tobytes()
+    return data + bytes(-len(data) % ALIGNMENT)
