@@ -59,7 +59,7 @@ def llvm() -> Any:
         MissingPluginError: it cannot be imported; names the cure.
     """
     try:
-        import llvmlite.binding as binding  # type: ignore[import-untyped]
+        import llvmlite.binding as binding
     except (ImportError, OSError) as error:
         raise MissingPluginError(
             f"edgekit-numba cannot compile its kernels: llvmlite does not import ({error}); "

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import attrs
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 
 from edgekit_numba.kernels import vectorized
 from edgekit_numba.rounding import from_half

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import attrs
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 
 from edgekit_numba.kernels import vectorized
 from edgekit_numba.layout import Output, turned

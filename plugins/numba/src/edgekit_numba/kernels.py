@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 
 from edgekit_numba import layout
 from edgekit_numba.vectors import F32, I8, I64, Code, Rows, Vector
