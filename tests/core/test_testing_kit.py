@@ -1,8 +1,10 @@
 """The kit itself: the three ways to drive it, expected failures, unknown names, strategies, its messages."""
 
+import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -261,3 +263,21 @@ def test_a_fault_shrinks_to_one_small_block():
 
 def test_failures_are_assertion_errors():
     assert issubclass(CheckFailure, AssertionError)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "checks.md"
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="the documentation is not beside the tests")
+@pytest.mark.parametrize("module", [formats, passes, plugins, quantizers, runtimes])
+def test_the_page_of_checks_describes_every_check(module):
+    rows = dict(re.findall(r"^\| `(check_\w+)` \| (.+) \|$", section(module.KIT.role), re.MULTILINE))
+    told = {
+        name: " ".join(check.function.__doc__.split()).replace("``", "`") for name, check in module.KIT.checks.items()
+    }
+    assert rows == told
+
+
+def section(role):
+    text = PAGE.read_text("utf-8")
+    return next(part for part in text.split("\n## ") if part.lower().startswith(role))
