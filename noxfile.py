@@ -3,6 +3,7 @@
 nox -s demo       the main job on the embedded sample model
 nox -s tests      every test: the core's and the plugins', then those against the real frameworks
 nox -s core       the core's own tests only (under two minutes)
+nox -s conformance  the conformance kit over the whole house, and the faults that it finds
 nox -s oracles    only the tests against the real frameworks, and the table of formats and distributions
 nox -s lowest     the core's tests on the oldest dependencies that it declares
 nox -s mutants    mutation testing of the reference (half an hour); not part of the tests
@@ -78,6 +79,14 @@ def plugins(session: nox.Session) -> None:
     session.install(NUMBA, "build", "hatchling", "pytest-xdist", silent=True)
     session.install("--no-deps", LLAMACPP, silent=True)  # light, and quiet without llama-cpp-python
     run_pytest(session, "tests/plugins", "tests/contracts", *PARALLEL)
+
+
+@nox.session
+def conformance(session: nox.Session) -> None:
+    """The conformance kit over the whole house, then over the faults that it has to find, with its score."""
+    install_house(session)
+    run_pytest(session, "tests/contracts/test_conformance.py")
+    session.run("python", "tests/contracts/fault_table.py", env=QUIET)
 
 
 @nox.session
