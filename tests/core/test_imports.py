@@ -26,7 +26,7 @@ LAYERS = [
     {"recipe"},
     {"artifact", "encoding"},
     {"formats", "bridges", "catalogue"},
-    {"pipeline", "runtime", "evaluation", "passes"},
+    {"pipeline", "runtime", "evaluation", "calibration", "passes"},
     {"cli", "testing", "__main__"},
 ]
 # Upward imports at call time, each with its reason.

@@ -28,3 +28,17 @@ def edgekit_register_quantizers(register: Register) -> None:
     """Encode with ggml's own code."""
     for kind in KINDS if _installed() else ():
         register(f"ggml:{kind}", f"edgekit_llamacpp.native:{kind}", claim="exact", speed=10)
+
+
+@hookimpl
+def edgekit_register_runtimes(register: Register) -> None:
+    """Run GGUF files."""
+    if _installed():
+        register("llamacpp", "edgekit_llamacpp.runtime:open_runtime", formats=("gguf",), speed=10)
+
+
+@hookimpl
+def edgekit_register_devices(register: Register) -> None:
+    """Say what the installed build computes on."""
+    if _installed():
+        register("llamacpp", "edgekit_llamacpp.library:devices")

@@ -1,0 +1,207 @@
+"""The runtime in a child process: what ends native code there is an error here.
+
+The two speak in frames over pipes: length (u32), JSON; and where the JSON says ``shape``, the bytes of a float32 array.
+Nothing is unpickled, so that a child taken over by a hostile file gets no further. Streams are pulled: the child
+computes the next piece when it is asked for it, and one that nobody pulls costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any, Self, cast
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from edgekit import errors
+from edgekit.artifact import Artifact
+from edgekit.errors import EdgekitError, InvalidFileError, PluginError, UsageError
+from edgekit_llamacpp.model import Options
+
+F32 = npt.NDArray[np.float32]
+#: Bytes of a frame's JSON, and of an array.
+_MESSAGE, _ARRAY = 64 << 20, 8 << 30
+
+
+def send(stream: IO[bytes], message: Mapping[str, Any], array: F32 | None = None) -> None:
+    """Write a frame."""
+    if array is not None:
+        message = {**message, "shape": array.shape}
+    data = json.dumps(message).encode()
+    stream.write(struct.pack("<I", len(data)) + data)
+    if array is not None:
+        stream.write(np.ascontiguousarray(array, "<f4").tobytes())
+    stream.flush()
+
+
+def receive(stream: IO[bytes]) -> tuple[dict[str, Any], F32 | None]:
+    """Read a frame.
+
+    Raises:
+        EOFError: the other side is gone, or says what no frame is.
+    """
+    (length,) = struct.unpack("<I", _exactly(stream, 4))
+    if length > _MESSAGE:
+        raise EOFError(f"a message of {length} bytes")
+    message: dict[str, Any] = json.loads(_exactly(stream, length))
+    if "shape" not in message:
+        return message, None
+    shape = [int(size) for size in message["shape"]]
+    if min(shape) < 0 or 4 * math.prod(shape) > _ARRAY:
+        raise EOFError(f"an array of shape {shape}")
+    return message, np.frombuffer(_exactly(stream, 4 * math.prod(shape)), "<f4").reshape(shape).astype(np.float32)
+
+
+def _exactly(stream: IO[bytes], count: int) -> bytes:
+    data = stream.read(count)
+    if len(data) < count:
+        raise EOFError("the other side is gone")
+    return data
+
+
+class IsolatedRuntime:
+    """`edgekit_llamacpp.runtime.LlamaCppRuntime` in a child process; the same methods, the same errors.
+
+    Raises:
+        InvalidFileError: the child died while it loaded the model or computed with it.
+    """
+
+    name = "llamacpp"
+
+    def __init__(self, artifact: Artifact, options: Options) -> None:
+        self.artifact = artifact
+        self._lock, self._streams = threading.RLock(), 0
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        self._child: subprocess.Popen[bytes] | None = subprocess.Popen(
+            [sys.executable, "-m", "edgekit_llamacpp.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        try:
+            message, _ = self._ask("load", path=str(artifact.path.resolve()), options=attrs.asdict(options))
+        except BaseException:
+            self.close()
+            raise
+        self.context = int(message["value"])
+        """Tokens that the context holds."""
+
+    def logits(self, tokens: npt.ArrayLike) -> F32:
+        """Scores of every next token, float32 [n, vocab]."""
+        return self._array("logits", tokens=np.asarray(tokens).tolist())
+
+    def embed(self, text: str) -> F32:
+        """The mean of the last layer's states over a text, float32 [width], of length 1."""
+        return self._array("embed", text=text)
+
+    def generate(self, prompt: str, **options: Any) -> str:
+        """Continue a text until the model ends it."""
+        return "".join(self.stream(prompt, **options))
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+        """As `generate`, piece by piece."""
+        return self._stream("stream", prompt=prompt, **options)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """Answer messages, with the model's own chat template."""
+        return "".join(self.chat_stream(messages, **options))
+
+    def chat_stream(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Iterator[str]:
+        """The answer piece by piece."""
+        return self._stream("chat_stream", messages=[dict(message) for message in messages], **options)
+
+    def close(self) -> None:
+        """End the child; more than once is fine."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        for pipe in (child.stdin, child.stdout):
+            with contextlib.suppress(OSError):
+                cast("IO[bytes]", pipe).close()
+        try:
+            child.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_child", None) is not None:
+            self.close()
+
+    def _array(self, method: str, **arguments: Any) -> F32:
+        _, array = self._ask(method, **arguments)
+        if array is None:
+            raise PluginError(f"the child gave no array for {method}; report this")
+        return array
+
+    def _stream(self, method: str, **arguments: Any) -> Iterator[str]:
+        self._streams += 1
+        number = self._streams
+        self._ask("begin", number=number, kind=method, arguments=arguments)
+        return self._pieces(number)
+
+    def _pieces(self, number: int) -> Iterator[str]:
+        try:
+            while True:
+                message, _ = self._ask("next", number=number)
+                if message["value"] is None:
+                    return
+                yield str(message["value"])
+        finally:
+            if self._child is not None:
+                self._ask("end", number=number)
+
+    def _ask(self, method: str, **arguments: Any) -> tuple[dict[str, Any], F32 | None]:
+        with self._lock:
+            child = self._child
+            if child is None:
+                raise UsageError("the runtime is closed; open the model again")
+            try:
+                send(cast("IO[bytes]", child.stdin), {"method": method, "arguments": arguments})
+                message, array = receive(cast("IO[bytes]", child.stdout))
+            except (EOFError, OSError, ValueError) as error:
+                raise self._died(method) from error
+        if "error" in message:
+            raise _error(str(message["error"]), str(message["message"]))
+        return message, array
+
+    def _died(self, method: str) -> EdgekitError:
+        child, self._child = self._child, None
+        assert child is not None
+        child.kill()
+        code = child.wait()
+        for pipe in (child.stdin, child.stdout):
+            with contextlib.suppress(OSError):
+                cast("IO[bytes]", pipe).close()
+        return InvalidFileError(
+            f"{self.artifact.path}: llama.cpp died ({_how(code)}) in {method}; the file is broken, or too large for "
+            "this machine: get it again, or choose a smaller one"
+        )
+
+
+def _how(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _error(name: str, message: str) -> EdgekitError:
+    """The child's error, as the class that it was."""
+    kind: Any = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, EdgekitError):
+        return kind(message)
+    return PluginError(f"{name}: {message}")

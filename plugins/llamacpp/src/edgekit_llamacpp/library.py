@@ -1,0 +1,80 @@
+"""The installed llama.cpp: what it was built for, and what it says."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib
+import threading
+from collections import deque
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+from edgekit.errors import MissingPluginError
+
+#: What builds llama-cpp-python for an accelerator, from its own README.
+BUILD = 'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir llama-cpp-python'
+_ERRORS = (3, 4)  # GGML_LOG_LEVEL_WARN, GGML_LOG_LEVEL_ERROR
+_LOCK = threading.RLock()
+
+
+@functools.cache
+def llama() -> Any:
+    """``llama_cpp.llama_cpp``, the C functions, with the backends initialized.
+
+    Raises:
+        MissingPluginError: llama-cpp-python is not installed, or cannot be loaded.
+    """
+    try:
+        found: Any = importlib.import_module("llama_cpp.llama_cpp")
+        found.llama_backend_init()
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise MissingPluginError(
+            f"llama-cpp-python cannot be loaded ({error}); pip install --force-reinstall llama-cpp-python"
+        ) from error
+    return found
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[deque[str]]:
+    """Collect llama.cpp's warnings and errors instead of printing its log; who listened before, listens again."""
+    library, said = llama(), deque[str](maxlen=20)
+    with _LOCK:  # the logger is one for the process
+        before, data = library.llama_log_callback(), ctypes.c_void_p()
+        library.llama_log_get(ctypes.byref(before), ctypes.byref(data))
+
+        def keep(level: int, text: bytes, _: object) -> None:
+            if level in _ERRORS:
+                said.append(text.decode("utf-8", "replace").strip())
+
+        callback = library.llama_log_callback(keep)
+        library.llama_log_set(callback, ctypes.c_void_p(0))
+        try:
+            yield said
+        finally:
+            library.llama_log_set(before, data)
+
+
+def features() -> dict[str, str]:
+    """What the CPU code was built for, as ``llama_print_system_info`` says: ``AVX2`` to ``1``."""
+    text: str = llama().llama_print_system_info().decode()
+    pairs = [pair.partition("=") for part in text.split("|") for pair in [part.rpartition(":")[2]] if "=" in pair]
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def backends() -> list[str]:
+    """The kinds of devices that the build computes on, as its system info names them: ``CPU``, ``CUDA``."""
+    text: str = llama().llama_print_system_info().decode()
+    return [part.partition(":")[0].strip() for part in text.split("|") if ":" in part]
+
+
+def devices() -> list[str]:
+    """A line for the CPU and one about acceleration, for `edgekit doctor`."""
+    cpu = " ".join(name for name, value in features().items() if value == "1")
+    line = f"CPU: llama-cpp-python {version('llama-cpp-python')}, {cpu or 'no extensions'}"
+    others = [name for name in backends() if name != "CPU"]
+    if llama().llama_supports_gpu_offload():
+        return [line, f"acceleration: {', '.join(others) or 'yes'}"]
+    return [line, f"acceleration: none in this build (CUDA, Metal, Vulkan and others are built in: {BUILD})"]

@@ -1,0 +1,280 @@
+"""A model and its context in llama.cpp's memory: load, check, free; every failure a typed error."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.artifact import Artifact
+from edgekit.errors import (
+    InvalidFileError,
+    MissingPluginError,
+    ResourceError,
+    UnsupportedModelError,
+    UsageError,
+)
+from edgekit.pipeline import open_artifact
+from edgekit_llamacpp.library import BUILD, llama, quiet
+
+F32 = npt.NDArray[np.float32]
+
+#: Context where the caller does not say: the model's own, but no more than this.
+CONTEXT = 4096
+#: Tokens that llama.cpp computes at once.
+BATCH = 512
+#: ggml's number and the bytes of an element of what keys and values may be stored as.
+CACHES = {"F32": (0, 4.0), "F16": (1, 2.0), "Q8_0": (8, 34 / 32)}
+_MEAN = 1  # LLAMA_POOLING_TYPE_MEAN
+_NO_FLASH = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
+_NO_VOCABULARY = 0  # LLAMA_VOCAB_TYPE_NONE
+
+
+@attrs.frozen
+class Options:
+    """How a model is loaded.
+
+    Attributes:
+        context: tokens that it can see; None takes the model's own, at most `CONTEXT`.
+        threads: None for as many as this process may use.
+        gpu_layers: layers to compute on an accelerator; -1 for all.
+        mmap: map the file instead of reading it.
+        mlock: keep it from being swapped out.
+        cache: type of the stored keys and values: ``F16``, as llama.cpp has it, ``F32`` to compute as exactly as it can
+            (without flash attention, which rounds), or ``Q8_0`` for half the memory.
+        lora: adapters, each a path or a pair (path, scale).
+    """
+
+    context: int | None = None
+    threads: int | None = None
+    gpu_layers: int = 0
+    mmap: bool = True
+    mlock: bool = False
+    cache: str = "F16"
+    lora: tuple[tuple[str, float], ...] = ()
+
+    @classmethod
+    def of(cls, **given: Any) -> Options:
+        """Checked options.
+
+        Raises:
+            UsageError: an option that is not known, or out of range.
+        """
+        known = [field.name for field in attrs.fields(cls)]
+        unknown = sorted(given.keys() - set(known))
+        if unknown:
+            raise UsageError(f"runtime llamacpp has no option {', '.join(unknown)}; it has {', '.join(known)}, isolate")
+        given["lora"] = tuple(_adapter(item) for item in given.get("lora") or ())
+        for name, least in (("context", 1), ("threads", 1), ("gpu_layers", -1)):
+            value = given.get(name)
+            if value is not None and not (isinstance(value, int) and least <= value < 1 << 31):
+                raise UsageError(f"{name} is {value!r}; choose an integer of at least {least}")
+        if given.get("cache", "F16") not in CACHES:
+            raise UsageError(f"cache is {given['cache']!r}; choose one of {', '.join(CACHES)}")
+        return cls(**given)
+
+
+def _adapter(item: Any) -> tuple[str, float]:
+    path, scale = (item, 1.0) if isinstance(item, str | os.PathLike) else item
+    if not np.isfinite(scale):
+        raise UsageError(f"LoRA adapter {path}: scale {scale}; choose a finite number")
+    return str(path), float(scale)
+
+
+class Loaded:
+    """A model, its context and its adapters in llama.cpp's memory.
+
+    Args:
+        artifact: a GGUF file, which edgekit's own reader has gone through when it was opened.
+        options: how.
+
+    Raises:
+        UnsupportedModelError: llama.cpp does not run it: an unknown architecture, or no vocabulary in the file.
+        InvalidFileError: it lacks tensors, or they have other shapes than the architecture wants.
+        MissingPluginError: acceleration is asked for that the installed build does not have.
+        ResourceError: memory does not suffice for the context, or must not be locked.
+    """
+
+    def __init__(self, artifact: Artifact, options: Options) -> None:
+        self._llama, self._free = llama(), contextlib.ExitStack()
+        self.options = options
+        with self._free as stack:
+            refuse_missing(artifact, options)
+            self.model = self._load(artifact, options)
+            stack.callback(self._llama.llama_model_free, self.model)
+            self.vocab = self._llama.llama_model_get_vocab(self.model)
+            trained = self._llama.llama_model_n_ctx_train(self.model)
+            self.size = options.context or min(trained, CONTEXT)
+            """Tokens that the context holds; llama.cpp itself rounds up to 256."""
+            refuse_memory(artifact, self.size, options.cache)
+            self._adapters = [(self._adapter(path), scale) for path, scale in options.lora]
+            self.context = self.new_context(self.size)
+            stack.callback(self._llama.llama_free, self.context)
+            self._free = stack.pop_all()
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens."""
+        return int(self._llama.llama_vocab_n_tokens(self.vocab))
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether the file says how texts are cut."""
+        return bool(self._llama.llama_vocab_type(self.vocab) != _NO_VOCABULARY)
+
+    @property
+    def batch(self) -> int:
+        """Tokens that the context computes at once; more would end the process."""
+        return int(self._llama.llama_n_batch(self.context))
+
+    def close(self) -> None:
+        """Free everything; more than once is fine."""
+        with quiet():
+            self._free.close()
+
+    def _load(self, artifact: Artifact, options: Options) -> Any:
+        parameters = self._llama.llama_model_default_params()
+        parameters.n_gpu_layers = options.gpu_layers if options.gpu_layers >= 0 else 1 << 30
+        parameters.use_mmap, parameters.use_mlock = options.mmap, options.mlock
+        with quiet() as said:
+            model = self._llama.llama_model_load_from_file(os.fsencode(artifact.files[0]), parameters)
+        if not model:
+            why = next((line for line in said if "error loading model" in line), "; ".join(said)).partition(": ")[2]
+            known = "unknown model architecture" in why or "tokenizer" in why
+            kind = UnsupportedModelError if known else InvalidFileError
+            raise kind(f"{artifact.path}: llama.cpp cannot load it: {why or 'it does not say why'}; {_CURE}")
+        return model
+
+    def new_context(self, size: int, *, embeddings: bool = False) -> Any:
+        """A context of that many tokens, with the adapters; the caller frees it."""
+        parameters = self._llama.llama_context_default_params()
+        parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = size, min(size, BATCH), min(size, BATCH)
+        parameters.n_seq_max, parameters.no_perf = 1, True
+        parameters.n_threads = parameters.n_threads_batch = self.options.threads or _cores()
+        parameters.type_k = parameters.type_v = CACHES[self.options.cache][0]
+        if self.options.cache == "F32":
+            parameters.flash_attn_type = _NO_FLASH
+        parameters.offload_kqv = self.options.gpu_layers != 0
+        if embeddings:
+            parameters.embeddings, parameters.pooling_type = True, _MEAN
+        with quiet() as said:
+            context = self._llama.llama_init_from_model(self.model, parameters)
+        if not context:
+            raise ResourceError(f"llama.cpp makes no context of {size} tokens: {'; '.join(said)}; choose a shorter one")
+        self._apply_adapters(context)
+        return context
+
+    def _adapter(self, path: str) -> Any:
+        opened = open_artifact(path)
+        if opened.format != "gguf" or opened.config.get("general.type") != "adapter":
+            raise UsageError(f"{path}: no LoRA adapter in GGUF; convert it with llama.cpp's convert_lora_to_gguf.py")
+        with quiet() as said:
+            adapter = self._llama.llama_adapter_lora_init(self.model, os.fsencode(path))
+        if not adapter:
+            raise InvalidFileError(f"{path}: the adapter does not fit the model: {'; '.join(said)}; take the right one")
+        return adapter  # freed with the model
+
+    def _apply_adapters(self, context: Any) -> None:
+        if not self._adapters:
+            return
+        count = len(self._adapters)
+        adapters = (self._llama.llama_adapter_lora_p_ctypes * count)(*(adapter for adapter, _ in self._adapters))
+        scales = (ctypes.c_float * count)(*(scale for _, scale in self._adapters))
+        if self._llama.llama_set_adapters_lora(context, adapters, count, scales):
+            self._llama.llama_free(context)
+            raise InvalidFileError("llama.cpp refuses the LoRA adapters; check that they are for this model")
+
+
+_CURE = "use a file that llama.cpp's own tools or edgekit wrote, or upgrade llama-cpp-python"
+
+
+def refuse_missing(artifact: Artifact, options: Options) -> None:
+    """Refuse what the build or the machine does not have, instead of doing without it silently.
+
+    Raises:
+        MissingPluginError, ResourceError: as in `Loaded`.
+    """
+    library = llama()
+    if options.gpu_layers and not library.llama_supports_gpu_offload():
+        raise MissingPluginError(
+            f"gpu_layers={options.gpu_layers}, but the installed llama-cpp-python computes on the CPU only; "
+            f"build it for the accelerator: {BUILD} (GGML_METAL, GGML_VULKAN for others), or leave gpu_layers out"
+        )
+    if options.mmap and not library.llama_supports_mmap():
+        raise MissingPluginError("this build of llama-cpp-python cannot map files; pass mmap=False")
+    if options.mlock:
+        _refuse_lock(artifact)
+
+
+def _refuse_lock(artifact: Artifact) -> None:
+    if not llama().llama_supports_mlock():
+        raise MissingPluginError("this build of llama-cpp-python cannot lock memory; pass mlock=False")
+    import resource
+
+    allowed, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if allowed != resource.RLIM_INFINITY and allowed < artifact.nbytes and os.geteuid():
+        raise ResourceError(
+            f"mlock=True wants {artifact.nbytes} bytes locked and {allowed} are allowed; raise `ulimit -l`"
+        )
+
+
+def refuse_memory(artifact: Artifact, context: int, cache: str = "F16") -> None:
+    """Refuse a context whose keys and values memory does not hold; nothing where the family is not known.
+
+    Raises:
+        ResourceError: says how many bytes it would take and how many there are.
+    """
+    try:
+        config = artifact.model.config
+    except UnsupportedModelError:
+        return
+    values = 2 * config.layers * config.kv_heads * config.head_dim * context
+    wanted, free = values * CACHES[cache][1], available_memory()
+    if free is not None and wanted > free:
+        raise ResourceError(
+            f"a context of {context} tokens takes {wanted / 1e9:.1f} GB for keys and values and "
+            f"{free / 1e9:.1f} GB are free; choose a shorter context"
+        )
+
+
+def available_memory() -> int | None:
+    """Bytes that can be had without swapping; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def batch_of(ids: Sequence[int], start: int, wanted: str) -> Iterator[Any]:
+    """A batch of tokens at consecutive positions.
+
+    Args:
+        ids: the tokens, at most `BATCH`.
+        start: position of the first.
+        wanted: outputs of ``all`` tokens, or of the ``last``.
+    """
+    library, count = llama(), len(ids)
+    batch = library.llama_batch_init(count, 0, 1)
+    try:
+        batch.n_tokens = count
+        for index, token in enumerate(ids):
+            batch.token[index], batch.pos[index] = token, start + index
+            batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
+            batch.logits[index] = wanted == "all" or index == count - 1
+        yield batch
+    finally:
+        library.llama_batch_free(batch)

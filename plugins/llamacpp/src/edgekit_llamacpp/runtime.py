@@ -1,0 +1,363 @@
+"""Runs GGUF files with llama.cpp.
+
+The sampler, the stop texts and the checks are edgekit's own, so that every runtime means the same by the same
+arguments; llama.cpp cuts the text and computes. The keys and values of what was computed last are kept: a prompt that
+begins like the one before, a chat that goes on, starts where the two part.
+"""
+
+from __future__ import annotations
+
+import codecs
+import ctypes
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.artifact import Artifact
+from edgekit.errors import ContextOverflowError, NonFiniteError, ResourceError, UnsupportedModelError, UsageError
+from edgekit.runtime import Runtime, Sampling, until
+from edgekit_llamacpp import template
+from edgekit_llamacpp.library import llama, quiet
+from edgekit_llamacpp.model import BATCH, Loaded, Options, batch_of
+
+F32 = npt.NDArray[np.float32]
+
+
+def open_runtime(artifact: Artifact, *, isolate: bool | None = None, **options: Any) -> Runtime:
+    """Load a GGUF artifact.
+
+    Args:
+        artifact: opened by edgekit, whose reader checks every length and offset.
+        isolate: whether llama.cpp runs in a child process, so that a crash of native code becomes an error; None: where
+            the file's architecture is one that edgekit does not know, and so could not check.
+        options: of `edgekit_llamacpp.model.Options`: context, threads, gpu_layers, mmap, mlock, cache, lora.
+
+    Raises:
+        As `edgekit_llamacpp.model.Loaded`.
+    """
+    checked = Options.of(**options)
+    if _unknown(artifact) if isolate is None else isolate:
+        from edgekit_llamacpp.isolated import IsolatedRuntime
+
+        return IsolatedRuntime(artifact, checked)
+    return LlamaCppRuntime(artifact, checked)
+
+
+def _unknown(artifact: Artifact) -> bool:
+    """Whether edgekit cannot check the model's hyper-parameters and tokenizer; checks them where it can."""
+    try:
+        _ = artifact.model, artifact.tokenizer
+    except UnsupportedModelError:
+        return True
+    return False
+
+
+class LlamaCppRuntime:
+    """A model that llama.cpp runs; see `edgekit.runtime.Runtime`. Calls from several threads take turns.
+
+    Example:
+        >>> with edgekit.load("model.gguf", runtime="llamacpp", context=2048) as model:  # doctest: +SKIP
+        ...     print(model.generate("Once upon a time", max_tokens=40))
+    """
+
+    name = "llamacpp"
+
+    def __init__(self, artifact: Artifact, options: Options) -> None:
+        self.artifact = artifact
+        self._llama, self._lock = llama(), threading.RLock()
+        self._loaded: Loaded | None = Loaded(artifact, options)
+        self._seen: list[int] = []
+
+    @property
+    def context(self) -> int:
+        """Tokens that the context holds."""
+        return self._model().size
+
+    def logits(self, tokens: npt.ArrayLike) -> F32:
+        """Scores of every next token, float32 [n, vocab], of token ids [n].
+
+        Raises:
+            UsageError: no tokens, or ids outside the vocabulary.
+            ContextOverflowError: more tokens than the context holds.
+        """
+        ids = self._checked(tokens)
+        self._room(len(ids), None)
+        with self._lock:
+            self._forget(0)
+            return np.concatenate(list(self._decode(ids, "all")))
+
+    def tokens(
+        self, prompt: Sequence[int], *, max_tokens: int | None = None, sampling: Sampling | None = None
+    ) -> Iterator[int]:
+        """Continue a sequence of token ids, one at a time; never ends by itself before `max_tokens`.
+
+        Raises:
+            UsageError, ContextOverflowError: as `logits`, of the prompt and `max_tokens` together.
+        """
+        ids = self._checked(prompt)
+        return self._continue(ids, self._room(len(ids), max_tokens), (sampling or Sampling()).sampler())
+
+    def _continue(self, ids: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
+        ids = list(ids)
+        for _ in range(count):
+            with self._lock:
+                token = choose(self._last(ids))
+            yield token
+            ids.append(token)
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> str:
+        """Continue a text until the model ends it; arguments and errors as `edgekit.runtime.NumpyRuntime.generate`."""
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        return "".join(self._stream(self.encode(prompt), max_tokens, sampling, stop))
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """As `generate`, piece by piece; each piece is whole characters, and never the start of a stop text."""
+        return self._stream(self.encode(prompt), max_tokens, Sampling(temperature, top_k, top_p, seed), stop)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> str:
+        """Answer messages, with the model's own chat template; see `chat_stream`."""
+        pieces = self.chat_stream(
+            messages, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
+        )
+        return "".join(pieces)
+
+    def chat_stream(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """The answer piece by piece.
+
+        Args:
+            messages: each with a ``role`` (system, user, assistant, tool) and a ``content``, a text.
+            max_tokens: as `generate`, as what follows.
+            temperature: 0 takes the most likely token.
+            top_k: only the k most likely; 0 for all.
+            top_p: only the most likely that together reach it.
+            seed: of the random numbers.
+            stop: texts at which to end.
+
+        Raises:
+            UsageError: no messages, or the model has no chat template.
+            InvalidFileError: its template fails; it runs in a child process that may do nothing but render.
+        """
+        ids = self.encode(self.prompt(messages), special=True)
+        return self._stream(ids, max_tokens, Sampling(temperature, top_k, top_p, seed), stop)
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """What the model's chat template makes of messages; raises as `chat_stream`."""
+        source = self.artifact.config.get("tokenizer.chat_template")
+        if not isinstance(source, str):
+            raise UsageError(f"{self.artifact.path}: it has no chat template; use generate with a prompt of your own")
+        return template.render(source, messages, bos_token=self._special("bos"), eos_token=self._special("eos"))
+
+    def embed(self, text: str) -> F32:
+        """The mean of the last layer's states over a text, float32 [width], of length 1.
+
+        Raises:
+            UsageError: an empty text, or no tokenizer.
+            ContextOverflowError: more tokens than the context holds.
+        """
+        ids = self._checked(self.encode(text))
+        self._room(len(ids), None)
+        if len(ids) > BATCH:
+            raise ContextOverflowError(f"{len(ids)} tokens; at most {BATCH} are embedded at once, split the text")
+        with self._lock:
+            return self._embed(ids)
+
+    def _embed(self, ids: list[int]) -> F32:
+        loaded = self._model()
+        context = loaded.new_context(max(len(ids), 32), embeddings=True)
+        try:
+            with batch_of(ids, 0, "all") as batch:
+                self._compute(context, batch)
+            pointer = self._llama.llama_get_embeddings_seq(context, 0)
+            width = self._llama.llama_model_n_embd(loaded.model)
+            states = np.ctypeslib.as_array(pointer, (width,)).astype(np.float64)
+        finally:
+            with quiet():
+                self._llama.llama_free(context)
+        if not np.isfinite(states).all():
+            raise NonFiniteError(f"{self.artifact.path}: it computes values that are not finite")
+        unit: F32 = (states / max(float(np.linalg.norm(states)), 1e-30)).astype(np.float32)
+        return unit
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Cut a text into token ids, with what the model puts before every text.
+
+        Args:
+            text: any Unicode text.
+            special: whether special tokens in the text are recognised; a text that names its first token itself then
+                gets no second one.
+
+        Raises:
+            UsageError: no tokenizer in the file, or half of a surrogate pair.
+        """
+        loaded = self._model()
+        if not loaded.has_vocabulary:
+            raise UsageError(f"{self.artifact.path}: it has no tokenizer; continue token ids with `tokens` instead")
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"the text is no Unicode text: {error.reason} at character {error.start}") from error
+        add = not (special and self._special("bos") and text.startswith(self._special("bos")))
+        room = (ctypes.c_int32 * (len(data) + 8))()
+        count = self._llama.llama_tokenize(loaded.vocab, data, len(data), room, len(room), add, special)
+        if count < 0:
+            raise UsageError(f"llama.cpp cannot cut the text into tokens (code {count}); shorten it")
+        ids = list(room[:count])
+        ends = add and self._llama.llama_vocab_get_add_eos(loaded.vocab) and len(ids) > 1
+        return ids[:-1] if ends else ids  # the text is to go on
+
+    def close(self) -> None:
+        """Free the model; more than once is fine."""
+        with self._lock:
+            loaded, self._loaded = self._loaded, None
+            if loaded is not None:
+                loaded.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_loaded", None) is not None:
+            self.close()
+
+    def _model(self) -> Loaded:
+        if self._loaded is None:
+            raise UsageError("the runtime is closed; open the model again")
+        return self._loaded
+
+    def _stream(self, ids: list[int], max_tokens: int | None, sampling: Sampling, stop: Sequence[str]) -> Iterator[str]:
+        return until(self._texts(self.tokens(ids, max_tokens=max_tokens, sampling=sampling)), stop)
+
+    def _texts(self, tokens: Iterator[int]) -> Iterator[str]:
+        """The whole text so far, each time that it has grown by whole characters; ends where the model ends it."""
+        decoder, text = codecs.getincrementaldecoder("utf-8")("replace"), ""
+        for token in tokens:
+            if self._llama.llama_vocab_is_eog(self._model().vocab, token):
+                break
+            new = decoder.decode(self._piece(token))
+            if new:
+                text += new
+                yield text
+        rest = decoder.decode(b"", final=True)
+        if rest:
+            yield text + rest
+
+    def _piece(self, token: int, special: bool = False) -> bytes:
+        buffer = ctypes.create_string_buffer(64)
+        count = self._llama.llama_token_to_piece(self._model().vocab, token, buffer, len(buffer), 0, special)
+        if count < 0:
+            buffer = ctypes.create_string_buffer(-count)
+            count = self._llama.llama_token_to_piece(self._model().vocab, token, buffer, len(buffer), 0, special)
+        return buffer.raw[:count]
+
+    def _special(self, name: str) -> str:
+        loaded = self._model()
+        token = getattr(self._llama, f"llama_vocab_{name}")(loaded.vocab)
+        return self._piece(token, special=True).decode("utf-8", "replace") if 0 <= token < loaded.vocabulary else ""
+
+    def _checked(self, tokens: npt.ArrayLike) -> list[int]:
+        ids = np.asarray(tokens)
+        if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
+            raise UsageError(f"tokens have to be integers [n], at least one; got {ids.dtype} {list(ids.shape)}")
+        vocabulary = self._model().vocabulary
+        if ids.min() < 0 or ids.max() >= vocabulary:
+            raise UsageError(
+                f"tokens lie between {ids.min()} and {ids.max()}, the vocabulary has 0 to {vocabulary - 1}; "
+                "use the model's own tokenizer"
+            )
+        return [int(token) for token in ids]
+
+    def _room(self, prompt: int, wanted: int | None) -> int:
+        """How many tokens to generate."""
+        if wanted is not None and wanted < 0:
+            raise UsageError(f"max_tokens {wanted}; choose 0 or more")
+        size = self.context
+        if prompt + (wanted or 0) > size:
+            raise ContextOverflowError(
+                f"{prompt} tokens of prompt and {wanted or 0} more do not fit the context of {size}; shorten the "
+                f"prompt, ask for at most {max(0, size - prompt)}, or load with a larger context"
+            )
+        return size - prompt if wanted is None else wanted
+
+    def _last(self, ids: list[int]) -> F32:
+        """Logits [vocab] after the ids; computes only what the last call has not."""
+        common = next((i for i, (a, b) in enumerate(zip(ids, self._seen, strict=False)) if a != b), None)
+        if common is None:
+            common = min(len(ids), len(self._seen))
+        kept = min(common, len(ids) - 1)  # the last is always computed: its logits are wanted
+        self._forget(kept)
+        *_, logits = self._decode(ids[len(self._seen) :], "last")
+        last: F32 = logits[-1]
+        return last
+
+    def _forget(self, kept: int) -> None:
+        """Drop the keys and values of all but the first tokens."""
+        memory = self._llama.llama_get_memory(self._model().context)
+        if not kept or not self._llama.llama_memory_seq_rm(memory, 0, kept, -1):
+            self._llama.llama_memory_clear(memory, True)
+            kept = 0
+        del self._seen[kept:]
+
+    def _decode(self, ids: list[int], wanted: str) -> Iterator[F32]:
+        """Compute tokens that follow those seen; logits [tokens or 1, vocab] of each batch."""
+        loaded = self._model()
+        step = loaded.batch
+        for start in range(0, len(ids), step):
+            part = ids[start : start + step]
+            with batch_of(part, len(self._seen), wanted) as batch:
+                self._compute(loaded.context, batch)
+            self._seen += part
+            rows = len(part) if wanted == "all" else 1
+            pointer = self._llama.llama_get_logits(loaded.context)
+            yield np.ctypeslib.as_array(pointer, (rows, loaded.vocabulary)).copy()
+
+    def _compute(self, context: Any, batch: Any) -> None:
+        code = self._llama.llama_decode(context, batch)
+        if code:
+            self._seen.clear()
+            raise ResourceError(f"llama.cpp cannot compute this batch (code {code}); choose a shorter context")

@@ -1,0 +1,82 @@
+"""The child process of `edgekit_llamacpp.isolated`: answers frames on stdin until there are no more."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import IO, Any
+
+import numpy as np
+
+from edgekit.errors import EdgekitError
+from edgekit.pipeline import open_artifact
+from edgekit_llamacpp.isolated import receive, send
+from edgekit_llamacpp.model import Options
+from edgekit_llamacpp.runtime import LlamaCppRuntime
+
+
+class Worker:
+    """One model and its streams."""
+
+    def __init__(self) -> None:
+        self.streams: dict[int, Iterator[str]] = {}
+
+    def load(self, path: str, options: dict[str, Any]) -> int:
+        """Open and load; gives the tokens that the context holds."""
+        self.model = LlamaCppRuntime(open_artifact(path), Options.of(**options))
+        return self.model.context
+
+    def logits(self, tokens: list[int]) -> Any:
+        """As the runtime's."""
+        return self.model.logits(tokens)
+
+    def embed(self, text: str) -> Any:
+        """As the runtime's."""
+        return self.model.embed(text)
+
+    def begin(self, number: int, kind: str, arguments: dict[str, Any]) -> None:
+        """Begin a stream."""
+        self.streams[number] = (
+            self.model.chat_stream(**arguments) if kind == "chat_stream" else self.model.stream(**arguments)
+        )
+
+    def next(self, number: int) -> str | None:
+        """Its next piece; None at its end."""
+        return next(self.streams[number], None)
+
+    def end(self, number: int) -> None:
+        """Forget it."""
+        self.streams.pop(number, None)
+
+
+def answer(worker: Worker, message: dict[str, Any], stream: IO[bytes]) -> None:
+    """Do what a frame asks for; every error goes back as its class's name and its message."""
+    try:
+        value = getattr(worker, message["method"])(**message["arguments"])
+    except Exception as error:
+        name = type(error).__name__ if isinstance(error, EdgekitError | MemoryError) else "PluginError"
+        text = str(error) if isinstance(error, EdgekitError) else f"{type(error).__name__}: {error}"
+        send(stream, {"error": name, "message": text})
+        return
+    if isinstance(value, np.ndarray):
+        send(stream, {}, value)
+    else:
+        send(stream, {"value": value})
+
+
+def main() -> None:
+    """Answer until stdin ends. Native code that prints, prints to stderr: stdout is for frames."""
+    frames = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    worker = Worker()
+    while True:
+        try:
+            message, _ = receive(sys.stdin.buffer)
+        except EOFError:
+            return
+        answer(worker, message, frames)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,415 @@
+"""The llama.cpp runtime on real models: what it computes, says, refuses, and survives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGUFReader, GGUFWriter
+
+import edgekit
+from edgekit.errors import (
+    ContextOverflowError,
+    EdgekitError,
+    InvalidFileError,
+    MissingPluginError,
+    PluginError,
+    ResourceError,
+    UnsupportedModelError,
+    UsageError,
+)
+from edgekit.evaluation.language import kl_divergence, log_softmax
+from edgekit_gguf.format import GgufFormat
+from edgekit_llamacpp import library, model, template
+from edgekit_llamacpp.isolated import IsolatedRuntime
+from edgekit_llamacpp.runtime import LlamaCppRuntime
+
+DATA = Path(os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+STORIES = DATA / "stories260K.gguf"
+SAMPLE = Path(edgekit.__file__).parent / "sample" / "model"
+MODELS = ["stories260K", "sample"]
+CHATML = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Real models as F32 GGUF files."""
+    found = {"stories260K": STORIES} if STORIES.is_file() else {}
+    if (SAMPLE / "config.json").is_file():
+        found["sample"] = tmp_path_factory.mktemp("sample") / "sample-F32.gguf"
+        edgekit.convert(SAMPLE, found["sample"], dtype="F32")
+    return found
+
+
+@pytest.fixture
+def source(request: pytest.FixtureRequest, sources: dict[str, Path]) -> Path:
+    name = getattr(request, "param", "stories260K")
+    if name not in sources:
+        pytest.skip(f"{name} is not here ({STORIES}, {SAMPLE})")
+    return sources[name]
+
+
+both = pytest.mark.parametrize("source", MODELS, indirect=True)
+both_ways = pytest.mark.parametrize("isolate", [False, True], ids=["here", "child"])
+
+
+def load(path: Path, **options: Any) -> Any:
+    return edgekit.load(path, "llamacpp", **{"threads": 1, "context": 256, "isolate": False, **options})
+
+
+def some_tokens(path: Path, count: int) -> np.ndarray:
+    vocabulary = edgekit.open(path).model.config.vocab
+    return np.random.default_rng(4).integers(3, vocabulary, count)
+
+
+@both
+@pytest.mark.parametrize("dtype", ["F32", "F16"])
+def test_logits_are_the_forward_pass(source: Path, dtype: str, tmp_path: Path):
+    """F32 to 1e-4 of the largest logit (measured: 1e-6); F16 too, against the forward pass on the same F16 file."""
+    path = edgekit.convert(source, tmp_path / "model.gguf", dtype=dtype).path
+    tokens = some_tokens(source, 100)
+    wanted = edgekit.load(path, "numpy").logits(tokens)
+    with load(path, cache="F32") as runtime:
+        got = runtime.logits(tokens)
+    assert got.dtype == np.float32
+    assert got.shape == wanted.shape
+    # llama.cpp rounds the inputs of products with F16 matrices to F16 as well: half of 2^-10 for each.
+    assert np.abs(got - wanted).max() <= {"F32": 1e-4, "F16": 1e-3}[dtype] * np.abs(wanted).max()
+
+
+@both
+def test_the_default_cache_is_near(source: Path):
+    """Keys and values in F16, as llama.cpp has them."""
+    tokens = some_tokens(source, 100)
+    wanted = edgekit.load(source, "numpy").logits(tokens)
+    with load(source) as runtime:
+        assert np.abs(runtime.logits(tokens) - wanted).max() <= 5e-3 * np.abs(wanted).max()
+
+
+@both
+@pytest.mark.parametrize(("recipe", "limit"), [("Q8_0", 0.01), ("Q4_K_M", 0.05)])
+def test_quantized_models_are_near_by_divergence(source: Path, recipe: str, limit: float, tmp_path: Path):
+    small = edgekit.quantize(source, recipe, to=tmp_path / "small.gguf")
+    prompt = "Once upon a time, there was a little girl named Lily. She loved to play outside in the sun."
+    with edgekit.load(source, "numpy") as whole, load(small.path) as runtime:
+        tokens = runtime.encode(prompt)
+        base, judged = (log_softmax(m.logits(tokens)) for m in (whole, runtime))
+        own = log_softmax(edgekit.load(small, "numpy").logits(tokens))
+    assert kl_divergence(base, judged).mean() < limit
+    assert kl_divergence(own, judged).mean() < 0.01  # llama.cpp also rounds the inputs of products to 8 bits
+
+
+@both
+@both_ways
+def test_text_is_the_numpy_runtimes(source: Path, isolate: bool):
+    with edgekit.load(source, "numpy") as slow, load(source, isolate=isolate, cache="F32") as fast:
+        for options in ({}, {"temperature": 0.8, "seed": 3, "top_k": 40, "top_p": 0.95}):
+            wanted = slow.generate("Once upon a time", max_tokens=40, **options)
+            assert len(wanted) > 20
+            assert fast.generate("Once upon a time", max_tokens=40, **options) == wanted
+            assert "".join(fast.stream("Once upon a time", max_tokens=40, **options)) == wanted
+
+
+@both
+def test_texts_are_cut_as_by_edgekit(source: Path):
+    tokenizer = edgekit.open(source).tokenizer
+    assert tokenizer is not None
+    with load(source) as runtime:
+        for text in ("Once upon a time", " two  spaces", "naïve café, 日本 🙂\n", ""):
+            wanted = tokenizer.encode(text)
+            assert runtime.encode(text) == (wanted[:-1] if tokenizer.add_eos else wanted), text
+
+
+def test_it_stops_where_it_is_told(source: Path):
+    with load(source) as runtime:
+        whole = runtime.generate("Once upon a time", max_tokens=40)
+        stop = whole[12:18]
+        assert runtime.generate("Once upon a time", max_tokens=40, stop=[stop]) == whole[: whole.index(stop)]
+        assert runtime.generate("Once upon a time", max_tokens=0) == ""
+
+
+@both_ways
+def test_streams_may_be_mixed_and_dropped(source: Path, isolate: bool):
+    """One context serves both: each step knows what it has to compute again."""
+    with load(source, isolate=isolate) as runtime:
+        wanted = {p: runtime.generate(p, max_tokens=12) for p in ("Once upon a time", "Lily and Tom")}
+        streams = {p: runtime.stream(p, max_tokens=12) for p in wanted}
+        dropped = runtime.stream("Once upon", max_tokens=50)
+        next(dropped)
+        dropped.close()
+        texts = dict.fromkeys(wanted, "")
+        for _ in range(14):
+            for prompt, stream in streams.items():
+                texts[prompt] += next(stream, "")
+        assert texts == wanted
+
+
+def test_threads_take_turns(source: Path):
+    with load(source) as runtime:
+        wanted = runtime.generate("Once upon a time", max_tokens=15)
+        found: list[str] = []
+        job = lambda: found.append(runtime.generate("Once upon a time", max_tokens=15))  # noqa: E731
+        threads = [threading.Thread(target=job) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == [wanted] * 4
+
+
+@both
+@both_ways
+def test_embeddings_are_unit_vectors_that_tell_texts_apart(source: Path, isolate: bool):
+    with load(source, isolate=isolate) as runtime:
+        one, same, other = (runtime.embed(t) for t in ("The cat sat.", "The cat sat.", "Tom was very angry and ran."))
+    assert one.shape == (edgekit.open(source).model.config.width,)
+    np.testing.assert_allclose(np.linalg.norm(one), 1, rtol=1e-5)
+    np.testing.assert_array_equal(one, same)
+    assert one @ other < 0.999
+
+
+def with_template(source: Path, path: Path, text: str) -> Path:
+    """The same model with a chat template."""
+    artifact = edgekit.open(source)
+    config = artifact.config
+    from edgekit_gguf.metadata import Metadata
+    from edgekit_gguf.metadata import text as string
+
+    typed = {**config.typed, "tokenizer.chat_template": string(text)}
+    import attrs
+
+    changed = attrs.evolve(artifact, config=Metadata(typed))
+    return edgekit.convert(changed, path).path
+
+
+@both_ways
+def test_chat_is_the_template_and_then_the_text(source: Path, isolate: bool, tmp_path: Path):
+    path = with_template(source, tmp_path / "chat.gguf", CHATML)
+    messages = [{"role": "system", "content": "Be brief. "}, {"role": "user", "content": "Hello"}]
+    with load(path, isolate=isolate) as runtime, load(path) as plain:
+        prompt = "<|system|>Be brief.\n<|user|>Hello\n<|assistant|>"
+        assert plain.prompt(messages) == prompt
+        answer = runtime.chat(messages, max_tokens=12)
+        assert answer == plain.generate(prompt, max_tokens=12)
+        assert "".join(runtime.chat_stream(messages, max_tokens=12)) == answer
+
+
+def test_bos_of_a_template_is_not_doubled(source: Path, tmp_path: Path):
+    path = with_template(source, tmp_path / "chat.gguf", "{{ bos_token }}" + CHATML)
+    with load(path) as runtime:
+        ids = runtime.encode(runtime.prompt([{"role": "user", "content": "Hi"}]), special=True)
+        assert ids[0] == 1
+        assert ids.count(1) == 1
+
+
+def test_without_a_template_chat_is_refused(source: Path):
+    with load(source) as runtime, pytest.raises(UsageError, match="it has no chat template; use generate"):
+        runtime.chat([{"role": "user", "content": "Hi"}])
+
+
+HOSTILE = {
+    "code": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", InvalidFileError, "SecurityError"),
+    "mutation": ("{% set x = messages.append(1) %}", InvalidFileError, "SecurityError"),
+    "endless": ("{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}", InvalidFileError,
+                "too much time or memory|did not end"),
+    "memory": ("{% set x = 'a' * 99999999999 %}{{ x }}", InvalidFileError, "too much memory|MemoryError|Overflow"),
+    "long": ("{{ 'a' * 9999999 }}", InvalidFileError, "it made 9999999 characters"),
+    "syntax": ("{% if %}", InvalidFileError, "TemplateSyntaxError"),
+    "files": ("{% include '/etc/passwd' %}", InvalidFileError, "no loader|TypeError|TemplateNotFound"),
+    "refusal": ("{{ raise_exception('only users') }}", UsageError, "refuses the messages: only users"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_templates_harm_nothing(case: str, monkeypatch: pytest.MonkeyPatch):
+    source, error, message = HOSTILE[case]
+    monkeypatch.setattr(template, "PATIENCE", 3.0)
+    with pytest.raises(error, match=message):
+        template.render(source, [{"role": "user", "content": "Hi"}])
+
+
+def test_templates_see_neither_environment_nor_directory(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SECRET", "hunter2")
+    text = template.render("{{ self }}{{ messages[0].content | tojson }}", [{"role": "user", "content": "é"}])
+    assert "hunter2" not in text
+    assert text.endswith('"é"')
+
+
+@pytest.mark.parametrize("messages", [[], [{"role": "robot", "content": "x"}], [{"role": "user", "content": 3}]])
+def test_messages_are_checked(messages: list[dict[str, Any]]):
+    with pytest.raises(UsageError, match=r"no messages|each has a role"):
+        template.render(CHATML, messages)
+
+
+@both_ways
+def test_bad_requests_are_refused_and_it_goes_on(source: Path, isolate: bool):
+    with load(source, isolate=isolate, context=64) as runtime:
+        for tokens in ([], [-1], [10**6], [0.5], [[1, 2]]):
+            with pytest.raises(UsageError):
+                runtime.logits(tokens)
+        with pytest.raises(ContextOverflowError, match="70 tokens of prompt and 0 more do not fit the context of 64"):
+            runtime.logits([5] * 70)
+        assert runtime.logits([5] * 64).shape == (64, 512)
+        for options in ({"max_tokens": -1}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}):
+            with pytest.raises(UsageError):
+                runtime.generate("Once", **options)
+        with pytest.raises(ContextOverflowError, match="ask for at most"):
+            runtime.generate("Once", max_tokens=10**6)
+        with pytest.raises(UsageError, match="no Unicode text"):
+            runtime.generate("\ud800")
+        assert runtime.generate("Once upon a time", max_tokens=3)
+    with pytest.raises(UsageError, match="the runtime is closed; open the model again"):
+        runtime.generate("Once")
+
+
+BAD_OPTIONS = [{"context": 0}, {"threads": 0}, {"gpu_layers": -2}, {"cache": "Q9"}, {"contxt": 5}, {"context": "long"}]
+
+
+@pytest.mark.parametrize("options", BAD_OPTIONS, ids=str)
+def test_options_are_checked(source: Path, options: dict[str, Any]):
+    with pytest.raises(UsageError, match=next(iter(options))):
+        load(source, **options)
+
+
+def test_acceleration_that_is_not_there_is_refused(source: Path):
+    if library.llama().llama_supports_gpu_offload():
+        pytest.skip("this build has acceleration")
+    with pytest.raises(MissingPluginError, match=r"gpu_layers=4, but .* on the CPU only; build it .*GGML_CUDA=on"):
+        load(source, gpu_layers=4)
+
+
+def test_a_context_that_memory_does_not_hold_is_refused(source: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(model, "available_memory", lambda: 1000)
+    with pytest.raises(ResourceError, match=r"a context of 256 tokens takes .* choose a shorter context"):
+        load(source)
+
+
+def test_devices_say_what_the_build_has():
+    lines = library.devices()
+    assert lines[0].startswith("CPU: llama-cpp-python ")
+    assert lines[1].startswith("acceleration: ")
+    assert ("none" in lines[1]) == (not library.llama().llama_supports_gpu_offload())
+
+
+def test_it_is_the_default_for_gguf_files(source: Path):
+    with edgekit.load(source, threads=1) as runtime:
+        assert isinstance(runtime, LlamaCppRuntime)
+
+
+def write_adapter(path: Path, source: Path, alpha: float) -> Path:
+    """A LoRA adapter of rank 2 for one matrix."""
+    rng = np.random.default_rng(6)
+    writer = GGUFWriter(path, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", alpha)
+    rows, cols = GgufFormat().open(source).tensors["blk.1.ffn_up.weight"].shape
+    writer.add_tensor("blk.1.ffn_up.weight.lora_a", rng.standard_normal((2, cols)).astype(np.float32))
+    writer.add_tensor("blk.1.ffn_up.weight.lora_b", rng.standard_normal((rows, 2)).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_lora_adapters_are_applied(source: Path, tmp_path: Path):
+    """As the numpy forward pass computes with scale * alpha / rank * B @ A added to the matrix."""
+    adapter = write_adapter(tmp_path / "lora.gguf", source, alpha=1.0)
+    tokens = some_tokens(source, 30)
+    numpy = edgekit.load(source, "numpy")
+    parts = {t.name: t.data for t in GGUFReader(adapter).tensors}
+    a, b = (parts[f"blk.1.ffn_up.weight.lora_{x}"] for x in "ab")
+    weight = numpy.transformer._weight("blk.1.ffn_up.weight")
+    numpy.transformer._kept["blk.1.ffn_up.weight"] = weight + np.float32(0.25 / 2) * (b @ a)
+    wanted = numpy.logits(tokens)
+    with load(source, cache="F32") as plain, load(source, cache="F32", lora=[(adapter, 0.25)]) as tuned:
+        got, without = tuned.logits(tokens), plain.logits(tokens)
+    assert np.abs(without - wanted).max() > 0.01 * np.abs(wanted).max()
+    assert np.abs(got - wanted).max() < 1e-4 * np.abs(wanted).max()
+
+
+def test_what_is_no_adapter_is_refused(source: Path):
+    with pytest.raises(UsageError, match="no LoRA adapter in GGUF"):
+        load(source, lora=[source])
+
+
+def altered(source: Path, path: Path, old: bytes, new: bytes) -> Path:
+    """The file with some bytes replaced."""
+    data = source.read_bytes()
+    assert old in data
+    assert len(old) == len(new)
+    path.write_bytes(data.replace(old, new, 1))
+    return path
+
+
+@pytest.fixture
+def broken(source: Path, tmp_path: Path) -> dict[str, Path]:
+    """Files that edgekit's reader or llama.cpp has to refuse."""
+    data = source.read_bytes()
+    files = {name: tmp_path / f"{name}.gguf" for name in ("garbage", "truncated", "empty")}
+    files["garbage"].write_bytes(b"no such thing" * 50)
+    files["truncated"].write_bytes(data[: len(data) // 2])
+    files["empty"].write_bytes(b"")
+    # An architecture of the same length that nobody has, in general.architecture alone.
+    key = b"general.architecture" + struct.pack("<IQ", 8, 5)
+    files["architecture"] = altered(source, tmp_path / "architecture.gguf", key + b"llama", key + b"llamX")
+    files["tensor"] = altered(source, tmp_path / "tensor.gguf", b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight")
+    return files
+
+
+@both_ways
+@pytest.mark.parametrize("case", ["garbage", "truncated", "empty", "architecture", "tensor"])
+def test_broken_files_are_errors(broken: dict[str, Path], case: str, isolate: bool):
+    with pytest.raises(EdgekitError) as caught:
+        load(broken[case], isolate=isolate)
+    assert isinstance(caught.value, InvalidFileError | UnsupportedModelError)
+    assert case in str(caught.value)
+
+
+def test_an_unknown_architecture_goes_to_a_child_by_itself(broken: dict[str, Path]):
+    with pytest.raises(UnsupportedModelError, match="unknown model architecture: 'llamX'"):
+        load(broken["architecture"], isolate=None)
+
+
+@pytest.fixture
+def child(source: Path) -> Iterator[IsolatedRuntime]:
+    with load(source, isolate=True) as runtime:
+        assert isinstance(runtime, IsolatedRuntime)
+        yield runtime
+
+
+def test_a_child_that_dies_is_an_error(child: IsolatedRuntime):
+    assert child._child is not None
+    stream = child.stream("Once upon a time", max_tokens=100)
+    next(stream)
+    child._child.send_signal(signal.SIGABRT)  # as ggml_abort does
+    with pytest.raises(InvalidFileError, match=r"llama\.cpp died \(signal 6\) in next; the file is broken"):
+        list(stream)
+    with pytest.raises(UsageError, match="the runtime is closed"):
+        child.logits([1])
+
+
+def test_errors_cross_over_as_what_they_are(child: IsolatedRuntime):
+    with pytest.raises(ContextOverflowError):
+        child.logits([1] * 5000)
+    with pytest.raises(PluginError, match="AttributeError"):
+        child._ask("no_such_method")
+
+
+def test_nothing_is_left_behind(source: Path):
+    runtime = load(source, isolate=True)
+    process = runtime._child
+    runtime.close()
+    runtime.close()
+    assert process.poll() is not None
