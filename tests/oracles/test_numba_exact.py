@@ -65,7 +65,7 @@ def test_decoded_values_are_ggmls(kind):
 SCRIPT = f"""
 import sys
 sys.path.insert(0, {str(_HERE)!r})
-import ggml_oracle, edgekit_numba, numpy as np
+import edgekit, ggml_oracle, edgekit_numba, numpy as np
 from edgekit_numba import compiler, encoders
 x = np.random.default_rng(22).standard_t(2, (24, 4096)).astype(np.float32)
 importance = np.random.default_rng(23).standard_normal(4096).astype(np.float32) ** 2
@@ -73,6 +73,9 @@ for kind in edgekit_numba.KINDS:
     for weights in (None, importance):
         ours = getattr(encoders, kind).encode(x, weights)["blocks"]
         assert (ours == ggml_oracle.encode(kind, x, weights)).all(), kind
+for name in edgekit_numba.GROUPED:
+    ours, theirs = (edgekit.encode(x, name, backend=backend).parts for backend in ("numba", "reference"))
+    assert all((ours[part] == theirs[part]).all() for part in theirs), name
 print(compiler.processor().lanes)
 """
 

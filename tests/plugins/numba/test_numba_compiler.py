@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from click.testing import CliRunner
@@ -120,6 +122,21 @@ def test_warm_compiles_what_it_is_asked_for_and_the_doctor_counts():
     assert warm.devices()[0].startswith(
         f"{target.instruction_set}, {target.name}: {len(known)} of {len(library.MODULES)} kernels compiled"
     )
+
+
+def test_threads_that_come_first_together_compile_once(monkeypatch):
+    asked = []
+
+    def slow(name, emit, arguments):
+        asked.append(name)
+        time.sleep(0.05)
+        return len(asked)
+
+    monkeypatch.setattr(library, "compiled", slow)
+    monkeypatch.setattr(library, "_KERNELS", {})
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(library.kernel, ["Q4_0"] * 8)) == {1}
+    assert asked == ["Q4_0"]
 
 
 def test_every_kernel_is_listed():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import importlib
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +16,9 @@ _WEIGHTED = (*_PLAIN, _POINTER, _POINTER, _INTEGER, _INTEGER)
 _DECODE = (_POINTER, _POINTER, _INTEGER)
 _GROUPED = (*[_POINTER] * 5, _INTEGER, _INTEGER)
 _POWER = (_POINTER, _POINTER, _INTEGER, _INTEGER)
+
+_KERNELS: dict[str, Kernel] = {}
+_LOCK = threading.Lock()
 
 #: The module that writes each kernel; with importance matrices they are other kernels.
 _LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
@@ -36,10 +39,14 @@ MODULES = {
 }
 
 
-@functools.cache
 def kernel(name: str) -> Kernel:
     """The kernel of that name, ready to be called from any thread."""
-    return compiled(name, emitter(name), _arguments(name))
+    found = _KERNELS.get(name)
+    if found is None:
+        with _LOCK:  # two threads that come first must not both compile it
+            found = _KERNELS.get(name) or compiled(name, emitter(name), _arguments(name))
+            _KERNELS[name] = found
+    return found
 
 
 def emitter(name: str) -> Callable[[int], str]:
