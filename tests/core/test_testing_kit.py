@@ -1,5 +1,6 @@
 """The kit itself: the three ways to drive it, expected failures, unknown names, strategies, its messages."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -166,6 +167,40 @@ def test_a_check_that_raises_names_the_quantizer():
     assert found.message == (
         "quantizer 'Broken' (affine:int4-sym-g32), check_parts: it raised IndexError: list index out of range"
     )
+
+
+ELSEWHERE = """
+import edgekit as ek
+
+class Seeded:
+    precision, claim = "affine:int8-sym-g32", "exact"
+
+    def encode(self, x, importance=None):
+        parts = dict(ek.encode(x, self.precision, backend="reference").parts)
+        if {WHEN}:
+            parts["scale"] = parts["scale"] * 2
+        return parts
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "status"), [("False", "passed"), ("__import__('os').environ.get('PYTHONHASHSEED') == '1234'", "failed")]
+)
+def test_another_process_gives_the_same_bytes(tmp_path, monkeypatch, when, status):
+    name = f"elsewhere_{status}"
+    (tmp_path / f"{name}.py").write_text(ELSEWHERE.replace("{WHEN}", when))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    quantizer = importlib.import_module(name).Seeded()
+    (found,) = run_quantizer_checks(quantizer, checks=["check_processes"], profile="default")
+    assert found.status == status, found.message
+    assert status == "passed" or "another hash seed, encodes otherwise: part 'scale'" in found.message
+
+
+def test_what_cannot_be_sent_to_another_process_is_skipped():
+    local = type("Local", (Right,), {})
+    (found,) = run_quantizer_checks(local(), checks=["check_processes"], profile="default")
+    assert found.status == "skipped"
+    assert found.message.startswith("it cannot be sent to another process (")
 
 
 @pytest.mark.parametrize("module", [formats, passes, plugins, quantizers, runtimes])

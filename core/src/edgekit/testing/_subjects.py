@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edgekit.encoding import choose, find_precision
 from edgekit.errors import EdgekitError, UsageError
-from edgekit.plugin import Registration, manager
+from edgekit.plugin import Registration
 from edgekit.precision import Precision
 from edgekit.reference import Parts, reference
 
@@ -122,11 +122,6 @@ def backend_subject(name: str, backend: str | None) -> QuantizerSubject:
     precision = find_precision(name)
     chosen = choose(precision, backend)
     return adapt(precision) if chosen is None else registered(chosen)
-
-
-def registrations_of(plugin: str) -> list[Registration]:
-    """The quantizers that a plugin registers."""
-    return [r for r in manager().all("quantizers") if r.plugin == plugin]
 
 
 def encodable(precision: Precision) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,8 @@ from edgekit.precision import Precision, catalogue
 from edgekit.tensor import EncodedTensor, Tensor
 from edgekit.testing._kit import Kit, NotApplicable, Profile, Result, fail
 from edgekit.testing._trips import QUANTIZED, plan_of, random_artifact, small_config, write
-from edgekit.testing.models import random_weights
 
-#: Formats that store a part as large as the rows it is for keep these readable in slices.
-_ROWWISE = "affine:int8-sym-g32"
+#: What the quick profile tries; the others try the whole catalogue.
 _SOME = (
     "affine:int4-asym-g32",
     "ggml:Q4_0",
@@ -414,11 +411,6 @@ def _read(tensor: Tensor | EncodedTensor) -> None:
     values = tensor.read()
     if isinstance(tensor, Tensor) and np.shape(values) != tensor.shape:
         raise InvalidFileError(f"{tensor.name}: values of shape {np.shape(values)} for {tensor.shape}")
-
-
-@cache
-def _weights(seed: int) -> dict[str, Any]:
-    return random_weights(small_config(), seed)
 
 
 __all__ = ["KIT", "FormatSubject", "adapt", "format_checks", "run_format_checks"]

@@ -8,6 +8,10 @@ A quantizer has ``encode(x, importance=None) -> parts``, an attribute ``precisio
 from __future__ import annotations
 
 import io
+import os
+import pickle
+import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +31,7 @@ from edgekit.reference import Parts, reference
 from edgekit.testing import _promises as promises
 from edgekit.testing import _samples
 from edgekit.testing._explain import block_report, diagnose, minimise, same_parts
-from edgekit.testing._kit import Kit, NotApplicable, Profile, Result, fail, profile_of
+from edgekit.testing._kit import Kit, NotApplicable, Profile, Result, fail
 from edgekit.testing._samples import F32, Sample, fitting, importances, samples, widths
 from edgekit.testing._subjects import QuantizerSubject, adapt, encodable
 from edgekit.testing._trips import round_trips
@@ -446,6 +450,46 @@ def check_executors(subject: QuantizerSubject, profile: Profile) -> None:
                 fail(f"job {number} on {workers} threads: {diagnose(want, got)}; calls share memory")
 
 
+_ELSEWHERE = """
+import pickle, sys
+try:
+    quantizer, x = pickle.load(sys.stdin.buffer)
+except Exception:
+    sys.exit(9)
+parts = {key: part.copy() for key, part in dict(quantizer.encode(x, None)).items()}
+pickle.dump(parts, sys.stdout.buffer)
+"""
+
+
+@KIT.check
+def check_processes(subject: QuantizerSubject, profile: Profile) -> None:
+    """In another process, with one thread and another hash seed, the bytes are the same."""
+    if profile.name == "quick":
+        raise NotApplicable("the quick profile starts no process")
+    x = _samples.draw("rows of every magnitude", 9, (64, widths(subject.precision)[0]))
+    try:
+        sent = pickle.dumps((subject.quantizer, x))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise NotApplicable(f"it cannot be sent to another process ({error})") from None
+    there, here = _encoded_elsewhere(sent), _encode(subject, x)
+    if not same_parts(here, there):
+        fail(f"another process, with one thread and another hash seed, encodes otherwise: {diagnose(here, there)}")
+
+
+def _encoded_elsewhere(sent: bytes) -> Parts:
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+    path = os.pathsep.join(filter(None, sys.path))
+    environment = {**os.environ, **one_thread, "PYTHONHASHSEED": "1234", "PYTHONPATH": path}
+    command = [sys.executable, "-c", _ELSEWHERE]
+    done = subprocess.run(command, input=sent, env=environment, capture_output=True, timeout=300, check=False)
+    if done.returncode == 9:
+        raise NotApplicable("another process cannot import it")
+    if done.returncode:
+        fail(f"another process ends with {done.returncode}: {done.stderr.decode(errors='replace').strip()[-200:]}")
+    found: Parts = pickle.loads(done.stdout)
+    return found
+
+
 @KIT.check
 def check_size(subject: QuantizerSubject, profile: Profile) -> None:
     """What is stored takes the bits a weight that the precision states, to the bit."""
@@ -571,4 +615,4 @@ def check_formats(subject: QuantizerSubject, profile: Profile) -> None:
         raise NotApplicable("no installed format stores this precision")
 
 
-__all__ = ["KIT", "profile_of", "quantizer_checks", "run_quantizer_checks"]
+__all__ = ["KIT", "quantizer_checks", "run_quantizer_checks"]
