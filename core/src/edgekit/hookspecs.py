@@ -64,7 +64,10 @@ def edgekit_register_runtimes(register: Register) -> None:
 
 @hookspec
 def edgekit_register_passes(register: Register) -> None:
-    """Offer a whole-artifact transformation (pruning, graph optimization): ``register("prune", "pkg.mod:Prune")``."""
+    """Offer a whole-artifact transformation: ``register("prune", "pkg.mod:Prune", formats=("hf",))``.
+
+    The target implements `edgekit.passes.Pass`; ``formats`` names the formats of the artifacts that it takes.
+    """
 
 
 @hookspec
