@@ -78,6 +78,7 @@ class ReferenceQuantizer:
 
     def encode(self, x: npt.NDArray[Any], importance: F32 | None = None) -> Parts:
         """Encode rows."""
+        find_precision(self.precision.name)  # in another process a plugin's precision is not known yet
         return reference(self.precision).encode(x, self.precision, importance)
 
     def decode(self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> F32:
