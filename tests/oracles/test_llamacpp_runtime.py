@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter
@@ -27,6 +28,7 @@ from edgekit.errors import (
 )
 from edgekit.evaluation.language import kl_divergence, log_softmax
 from edgekit_gguf.format import GgufFormat
+from edgekit_gguf.metadata import Metadata, Value, text, texts, u32
 from edgekit_llamacpp import library, model, template
 from edgekit_llamacpp.isolated import IsolatedRuntime
 from edgekit_llamacpp.runtime import LlamaCppRuntime
@@ -125,9 +127,9 @@ def test_texts_are_cut_as_by_edgekit(source: Path):
     tokenizer = edgekit.open(source).tokenizer
     assert tokenizer is not None
     with load(source) as runtime:
-        for text in ("Once upon a time", " two  spaces", "naïve café, 日本 🙂\n", ""):
-            wanted = tokenizer.encode(text)
-            assert runtime.encode(text) == (wanted[:-1] if tokenizer.add_eos else wanted), text
+        for said in ("Once upon a time", " two  spaces", "naïve café, 日本 🙂\n", ""):
+            wanted = tokenizer.encode(said)
+            assert runtime.encode(said) == (wanted[:-1] if tokenizer.add_eos else wanted), said
 
 
 def test_it_stops_where_it_is_told(source: Path):
@@ -178,18 +180,16 @@ def test_embeddings_are_unit_vectors_that_tell_texts_apart(source: Path, isolate
     assert one @ other < 0.999
 
 
-def with_template(source: Path, path: Path, text: str) -> Path:
-    """The same model with a chat template."""
+def with_metadata(source: Path, path: Path, changes: dict[str, Value], without: str = "nothing") -> Path:
+    """The same model with other metadata."""
     artifact = edgekit.open(source)
-    config = artifact.config
-    from edgekit_gguf.metadata import Metadata
-    from edgekit_gguf.metadata import text as string
+    typed = {key: value for key, value in artifact.config.typed.items() if not key.startswith(without)}
+    return edgekit.convert(attrs.evolve(artifact, config=Metadata(typed | changes)), path).path
 
-    typed = {**config.typed, "tokenizer.chat_template": string(text)}
-    import attrs
 
-    changed = attrs.evolve(artifact, config=Metadata(typed))
-    return edgekit.convert(changed, path).path
+def with_template(source: Path, path: Path, template: str) -> Path:
+    """The same model with a chat template."""
+    return with_metadata(source, path, {"tokenizer.chat_template": text(template)})
 
 
 @both_ways
@@ -240,9 +240,9 @@ def test_hostile_templates_harm_nothing(case: str, monkeypatch: pytest.MonkeyPat
 
 def test_templates_see_neither_environment_nor_directory(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SECRET", "hunter2")
-    text = template.render("{{ self }}{{ messages[0].content | tojson }}", [{"role": "user", "content": "é"}])
-    assert "hunter2" not in text
-    assert text.endswith('"é"')
+    said = template.render("{{ self }}{{ messages[0].content | tojson }}", [{"role": "user", "content": "é"}])
+    assert "hunter2" not in said
+    assert said.endswith('"é"')
 
 
 @pytest.mark.parametrize("messages", [[], [{"role": "robot", "content": "x"}], [{"role": "user", "content": 3}]])
@@ -398,6 +398,37 @@ def test_a_child_that_dies_is_an_error(child: IsolatedRuntime):
         list(stream)
     with pytest.raises(UsageError, match="the runtime is closed"):
         child.logits([1])
+
+
+@pytest.fixture
+def doubled(source: Path, tmp_path: Path) -> Path:
+    """A file for which ``llama_model_load_from_file`` ends the process: a token is in its vocabulary twice."""
+    tokens = list(edgekit.open(source).config["tokenizer.ggml.tokens"])
+    tokens[400] = tokens[401]
+    return with_metadata(source, tmp_path / "doubled.gguf", {"tokenizer.ggml.tokens": texts(tokens)})
+
+
+@both_ways
+def test_what_ends_the_process_is_refused_before(doubled: Path, isolate: bool):
+    with pytest.raises(InvalidFileError, match="is there twice, as 400 and 401; get the file again"):
+        load(doubled, isolate=isolate)
+
+
+def test_an_abort_of_llama_cpp_is_an_error(doubled: Path):
+    """Past the check, so that llama.cpp itself aborts in the child."""
+    with pytest.raises(InvalidFileError, match=r"llama\.cpp died \(signal 6\) in load; the file is broken"):
+        IsolatedRuntime(edgekit.open(doubled), model.Options(context=64))
+
+
+@both_ways
+def test_a_file_without_a_vocabulary_computes_and_refuses_texts(source: Path, isolate: bool, tmp_path: Path):
+    facts = {"tokenizer.ggml.model": text("no_vocab"), "llama.vocab_size": u32(512)}
+    path = with_metadata(source, tmp_path / "mute.gguf", facts, without="tokenizer.")
+    with load(path, isolate=isolate) as runtime:
+        assert runtime.logits([1, 2, 3]).shape == (3, 512)
+        for ask in (runtime.generate, runtime.embed):
+            with pytest.raises(UsageError, match="it has no tokenizer; continue token ids"):
+                ask("Once")
 
 
 def test_errors_cross_over_as_what_they_are(child: IsolatedRuntime):

@@ -244,6 +244,23 @@ def refuse_memory(artifact: Artifact, context: int, cache: str = "F16") -> None:
         )
 
 
+def refuse_ambiguous(artifact: Artifact) -> None:
+    """Refuse a vocabulary with a token twice, for which llama.cpp ends the process.
+
+    Raises:
+        InvalidFileError: names the token and its two ids.
+    """
+    tokens = artifact.config.get("tokenizer.ggml.tokens", ())
+    seen: dict[str, int] = {}
+    for number, token in enumerate(tokens if isinstance(tokens, tuple) else ()):
+        known = str(token).partition("\0")[0]  # a C string ends there
+        if known and known in seen:
+            raise InvalidFileError(
+                f"{artifact.path}: token {known!r} is there twice, as {seen[known]} and {number}; get the file again"
+            )
+        seen[known] = number
+
+
 def available_memory() -> int | None:
     """Bytes that can be had without swapping; None where the system does not say."""
     try:

@@ -21,7 +21,7 @@ from edgekit.errors import ContextOverflowError, NonFiniteError, ResourceError, 
 from edgekit.runtime import Runtime, Sampling, until
 from edgekit_llamacpp import template
 from edgekit_llamacpp.library import llama, quiet
-from edgekit_llamacpp.model import BATCH, Loaded, Options, batch_of
+from edgekit_llamacpp.model import BATCH, Loaded, Options, batch_of, refuse_ambiguous
 
 F32 = npt.NDArray[np.float32]
 
@@ -36,9 +36,10 @@ def open_runtime(artifact: Artifact, *, isolate: bool | None = None, **options: 
         options: of `edgekit_llamacpp.model.Options`: context, threads, gpu_layers, mmap, mlock, cache, lora.
 
     Raises:
-        As `edgekit_llamacpp.model.Loaded`.
+        InvalidFileError: a vocabulary with a token twice; and as `edgekit_llamacpp.model.Loaded`.
     """
     checked = Options.of(**options)
+    refuse_ambiguous(artifact)
     if _unknown(artifact) if isolate is None else isolate:
         from edgekit_llamacpp.isolated import IsolatedRuntime
 
