@@ -160,21 +160,40 @@ def table() -> None:
     print(row("**all**", whole))
 
 
-#: What survivors change, and the reason that no test notices: the first pattern that the changed line matches.
+#: Why no test notices a survivor: the first pattern in "function: code ⟦before→after⟧ code".
 REASONS = {
-    r"-2\b.*reshape|reshape\([^)]*-2|columns\(.*-2": "`reshape(-2)`: numpy takes every negative number for the open dimension",
-    r"axis=\+1|\[\.\.\.|axis=-2": "the last axis by another number",
-    r"astype\(None\)|dtype=None|, None\)$|view\(None\)|, \)$|np\.(zeros|empty|full)\(.*(None|, )\)": "a default in place of the argument: float64 for float32 where both are exact, or the same value",
-    r"strict=|zip\(": "`strict` of a zip whose arguments are equally long",
-    r"errstate": "which warnings are silenced",
-    r"out=|where=|copy=": "where the result is written; what is left of it is not read",
-    r"2\.0 ?[*+-]|3\.0\*\*|_SLOP|slop|\*\*-1[0-9][0-9]": "the allowance for rounding in a bound, a millionth of it",
-    r"<=|>=|[^=!]< |> ": "`<` for `<=` where both sides are never equal, or equal means the same",
-    r"CHUNK|row_chunks|_SLAB|step = max|pair": "how much is worked on at once",
-    r"clip": "a limit that no value of the tests reaches",
-    r"bound|limit|gap|misfit|ends|half|beyond|drift": "a bound, where other limits are wider",
-    r"raise|Error|f\"": "the text of an error",
+    r"(reshape|columns)\([^⟦]*-⟦1→2⟧": "the same: numpy takes every negative number for the open dimension",
+    r"axis=⟦-→\+⟧|axis=-⟦1→2⟧|⟦-→\+⟧1, (bitorder|keepdims)": "the same: the last axis by another number",
+    r"⟦(dtype=)?(np\.(u?int|float)\d+|\"<u4\")→(None)?⟧": "the same: another dtype on the way, which holds the values too",
+    r"strict=⟦|⟦strict=": "the same: `strict` of a zip whose arguments are equally long",
+    r"(out|copy|where)=⟦|⟦(out|copy|where)=|⟦, (out|copy|where)=": "the same: where a result is written, or what stands beside it",
+    r"unpack_lsb\(": "the same: how many codes to unpack, where the bytes hold no more",
+    r"errstate\(": "which of numpy's warnings are silenced",
+    r"_slabs|_CHUNK|_SLAB|slice\(|\.stop ": "how much is worked on at once",
+    r"np\.(u?int|float)\d+\(⟦": "a placeholder where the result is not taken",
+    r"\*\*[-+]?\d*⟦|⟦\d→\d⟧\.0\*\*|_SLOP": "a bound: its allowance for rounding, a millionth or less",
+    r"[<>]⟦(→=|=→)⟧": "`<` for `<=`, where both sides are never equal or both branches give the same",
+    r"^(\w*bound|_gap|_half_step\w*|_finite):": "a bound, where another of its terms is wider",
+    r"clip\(|minimum\(|maximum\(": "a limit that no value of the tests exceeds",
+    r"overflowed:|raise |Error": "what is said of overflow",
 }
+
+
+OTHER = "a rare case that these tests do not reach, or one to be tested next"
+
+
+def fragment(function: str, before: str, after: str) -> str:
+    """The change in its line: ``decode: x.astype(⟦np.float32→None⟧)``."""
+    start = alike(before, after)
+    end = alike(before[start:][::-1], after[start:][::-1])
+    old, new = before[start : len(before) - end], after[start : len(after) - end]
+    return f"{function}: {before[:start]}⟦{old}→{new}⟧{before[len(before) - end :]}"
+
+
+def alike(one: str, other: str) -> int:
+    """How many characters two lines begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def survivors() -> None:
@@ -184,13 +203,14 @@ def survivors() -> None:
         changes = changed_lines(Path("mutants/src/edgekit/reference") / module)
         for name in (name for name, code in codes.items() if code is not None and code not in KILLED):
             function = name.rpartition(".")[2]
-            before, after = changes.get(function, ("", ""))
-            reason = next((r for pattern, r in REASONS.items() if re.search(pattern, after)), "other")
-            label = function.partition("__mutmut_")[0].removeprefix("x_").replace("xǁ", "").replace("ǁ", ".")
-            groups.setdefault(reason, []).append(f"{module} {label}: {before}  →  {after}")
-    for reason in [*dict.fromkeys(REASONS.values()), "other"]:
+            label = function.partition("__mutmut_")[0].removeprefix("x_").strip("xǁ").replace("ǁ", ".")
+            change = fragment(label, *changes[function])
+            reason = next((reason for pattern, reason in REASONS.items() if re.search(pattern, change)), OTHER)
+            groups.setdefault(reason, []).append(f"{module} {change}")
+    for reason in [*REASONS.values(), OTHER]:
         if reason in groups:
-            print(f"### {reason} ({len(groups[reason])})\n\n```text\n" + "\n".join(groups[reason]) + "\n```\n")
+            print(f"### {reason[0].upper()}{reason[1:]} ({len(groups[reason])})\n")
+            print("```text\n" + "\n".join(groups[reason]) + "\n```\n")
 
 
 def changed_lines(path: Path) -> dict[str, tuple[str, str]]:
