@@ -61,7 +61,7 @@ def install_house(session: nox.Session) -> None:
 @nox.session(python=False, name="tests")
 def tests(session: nox.Session) -> None:
     """Every test; each part runs in an environment of its own."""
-    for part in ("core", "plugins", "oracles"):
+    for part in ("core", "lowest", "plugins", "oracles"):
         session.notify(part)
 
 
@@ -93,8 +93,9 @@ def conformance(session: nox.Session) -> None:
 def lowest(session: nox.Session) -> None:
     """The core's tests on the oldest dependencies that it declares."""
     session.install(*CORE, silent=True)
-    session.install("numpy==2.0.0", "attrs==24.1.0", "click==8.1.0", "pluggy==1.5.0", "safetensors==0.4.5")
-    run_pytest(session, "tests/core")
+    session.install("numpy==2.0.0", "attrs==24.1.0", "click==8.1.0", "pluggy==1.5.0", "safetensors==0.6.0")
+    session.install("pytest-xdist", silent=True)
+    run_pytest(session, "tests/core", *PARALLEL)
 
 
 @nox.session
