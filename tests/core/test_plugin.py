@@ -25,7 +25,7 @@ def make(monkeypatch):
     return make_plugin
 
 
-def recipes(*names, target="json:JSONDecoder"):
+def recipes(*names, target="edgekit.pipeline:AsIs"):
     def fill(module):
         @edgekit.hookimpl
         def edgekit_register_recipes(register):
@@ -42,13 +42,14 @@ def test_a_plugin_is_loaded_and_its_targets_only_when_used(make):
     sys.modules.pop("colorsys", None)
     assert manager.plugins[-1].provides == {"recipes": ("R",)}
     assert "colorsys" not in sys.modules
-    assert callable(manager.load("recipes", "R"))
+    with pytest.raises(PluginError, match="has no name, plan"):
+        manager.load("recipes", "R")
     assert "colorsys" in sys.modules
 
 
 def test_a_class_is_instantiated(make):
     manager = plugin.build([make("one", recipes("R"))])
-    assert type(manager.load("recipes", "R")).__name__ == "JSONDecoder"
+    assert type(manager.load("recipes", "R")).__name__ == "AsIs"
 
 
 def test_a_plugin_that_does_not_import_breaks_no_other(make):
@@ -171,3 +172,33 @@ def test_a_malformed_registration_fails_its_plugin(make, target):
     info = plugin.build([make("one", recipes("R", target=target))]).plugins[-1]
     assert info.status == "failed"
     assert "package.module:attribute" in info.error
+
+
+def test_a_plugin_cannot_end_its_host():
+    def leave():
+        raise SystemExit(3)
+
+    manager = plugin.Manager()
+    plugin._add(manager, plugin.PluginInfo("quitter", "edgekit-quitter", "1"), leave)
+    assert manager.plugins[-1].status == "failed"
+    assert "SystemExit: 3" in manager.plugins[-1].error
+
+
+def test_a_plugin_that_prints_is_told_of_and_stdout_stays_clean(make, capsys, monkeypatch):
+    point, distribution, version = make("loud", recipes("R"))
+    module = sys.modules[point.value]
+    manager = plugin.Manager()
+    plugin._add(manager, plugin.PluginInfo("loud", distribution, version), lambda: print("hello") or module)
+    assert capsys.readouterr().out == ""
+    assert manager.plugins[-1].status == "loaded"
+    assert manager.plugins[-1].error == "it writes to stdout when it is imported; ask its authors to stop that"
+
+
+def test_an_object_that_lacks_its_roles_methods_is_named(make):
+    manager = plugin.build([make("one", recipes("R", target="json:JSONDecoder"))])
+    with pytest.raises(PluginError) as caught:
+        manager.load("recipes", "R")
+    assert str(caught.value) == (
+        "recipe 'R' of edgekit-one has no name, plan; "
+        "the docstring of edgekit_register_recipes names what it has to implement"
+    )

@@ -7,8 +7,10 @@ is reported and never breaks another. (The module is called `plugin` because `ed
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import io
 import os
 import traceback
 from collections.abc import Callable, Iterator
@@ -35,6 +37,14 @@ ROLES = (
     "servers",
     "commands",
 )
+#: What an object has to have to play its role.
+_NEEDED = {
+    "formats": ("name", "matches", "open", "layout", "writer"),
+    "precisions": ("precision", "encode", "decode", "bound"),
+    "quantizers": ("encode",),
+    "recipes": ("name", "plan"),
+}
+_CALLED = ("runtimes", "devices")
 BUILT_IN = "edgekit"
 #: Distributions to install for what they bring, for messages that name the cure.
 KNOWN_DISTRIBUTIONS = {"gguf": "edgekit-gguf", ".gguf": "edgekit-gguf"}
@@ -50,7 +60,7 @@ class PluginInfo:
         name: of its entry point.
         distribution, version: what was installed.
         status: ``loaded``, ``failed`` (it raised), ``refused`` (wrong contract version) or ``disabled``.
-        error: why it is not loaded; empty otherwise.
+        error: why it is not loaded, or what it does wrong; empty otherwise.
         provides: registered names by role.
     """
 
@@ -86,7 +96,7 @@ class Registration:
             PluginError: it cannot be imported; names the distribution and the error.
         """
         try:
-            return _load(self.target)
+            return self._checked(_load(self.target))
         except EdgekitError:
             raise
         except Exception as error:
@@ -94,6 +104,17 @@ class Registration:
                 f"{self.role[:-1]} {self.name!r} of {self.distribution} cannot be loaded: "
                 f"{type(error).__name__}: {error}; `edgekit doctor` shows more, reinstall {self.distribution}"
             ) from error
+
+
+    def _checked(self, loaded: Any) -> Any:
+        lacking = [name for name in _NEEDED.get(self.role, ()) if not hasattr(loaded, name)]
+        if lacking or (self.role in _CALLED and not callable(loaded)):
+            what = f"has no {', '.join(lacking)}" if lacking else "cannot be called"
+            raise PluginError(
+                f"{self.role[:-1]} {self.name!r} of {self.distribution} {what}; "
+                f"the docstring of edgekit_register_{self.role} names what it has to implement"
+            )
+        return loaded
 
 
 @functools.cache
@@ -189,8 +210,10 @@ def _core_version() -> str:
 
 
 def _add(self: Manager, info: PluginInfo, load: Callable[[], Any]) -> None:
+    printed = io.StringIO()
     try:
-        module = load()
+        with contextlib.redirect_stdout(printed):  # stdout is for data
+            module = load()
         refusal = refused(getattr(module, "edgekit_api", None))
         if refusal:
             self.plugins.append(attrs.evolve(info, status="refused", error=refusal))
@@ -200,14 +223,15 @@ def _add(self: Manager, info: PluginInfo, load: Callable[[], Any]) -> None:
         if shadowed:
             names = ", ".join(f"{r.role[:-1]} {r.name!r}" for r in shadowed)
             raise UsageError(f"it would replace edgekit's own {names}; built-ins cannot be shadowed, rename it")
-    except (KeyboardInterrupt, SystemExit, MemoryError):
+    except (KeyboardInterrupt, MemoryError):
         raise
-    except BaseException as error:
+    except BaseException as error:  # SystemExit too: a plugin does not end its host
         self.plugins.append(attrs.evolve(info, status="failed", error=_reason(error)))
         return
     self.registrations += registrations
     provides = {role: tuple(r.name for r in registrations if r.role == role) for role in ROLES}
-    self.plugins.append(attrs.evolve(info, provides={k: v for k, v in provides.items() if v}))
+    noise = "it writes to stdout when it is imported; ask its authors to stop that" if printed.getvalue() else ""
+    self.plugins.append(attrs.evolve(info, error=noise, provides={k: v for k, v in provides.items() if v}))
 
 
 def refused(api: object) -> str:

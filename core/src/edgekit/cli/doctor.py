@@ -36,8 +36,8 @@ def command(ctx: click.Context, as_json: bool) -> None:
 
 def examine() -> dict[str, Any]:
     """Everything `edgekit doctor` shows, as plain data."""
-    problems = [f"{p.distribution} {p.version}: {p.error}" for p in installed() if p.status in ("failed", "refused")]
-    problems += [problem for r in manager().registrations if (problem := _problem(r))]
+    problems = [f"{p.distribution} {p.version}: {p.error}" for p in installed() if p.error and p.status != "disabled"]
+    problems += dict.fromkeys(problem for r in manager().registrations if (problem := _problem(r)))
     return {
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
@@ -51,6 +51,8 @@ def examine() -> dict[str, Any]:
 
 def _problem(registration: Registration) -> str:
     try:
+        if registration.role != "quantizers":  # of which a precision may have many
+            manager().find(registration.role, registration.name)
         registration.load()
     except EdgekitError as error:
         return str(error)
