@@ -162,14 +162,19 @@ def table() -> None:
 
 #: Why no test notices a survivor: the first pattern in "function: code ⟦before→after⟧ code".
 REASONS = {
-    r"(reshape|columns)\([^⟦]*-⟦1→2⟧": "the same: numpy takes every negative number for the open dimension",
+    r"(reshape|columns|per_block = )\(?[^⟦]*-⟦1→2⟧": "the same: numpy takes every negative number for the open dimension",
     r"axis=⟦-→\+⟧|axis=-⟦1→2⟧|⟦-→\+⟧1, (bitorder|keepdims)": "the same: the last axis by another number",
     r"⟦(dtype=)?(np\.(u?int|float)\d+|\"<u4\")→(None)?⟧": "the same: another dtype on the way, which holds the values too",
     r"strict=⟦|⟦strict=": "the same: `strict` of a zip whose arguments are equally long",
     r"(out|copy|where)=⟦|⟦(out|copy|where)=|⟦, (out|copy|where)=": "the same: where a result is written, or what stands beside it",
     r"unpack_lsb\(": "the same: how many codes to unpack, where the bytes hold no more",
+    r"cast\(⟦F32|cast\(⟦Ref": "the same: what a type checker reads",
+    r"zeros_like\(⟦|global_scale\"\]\.reshape\(|reshape\(1⟦|reshape\(1, ⟦|keepdims=⟦": "the same: one number in another shape",
+    r"range\(⟦1, →⟧": "the same: one round more, which changes nothing",
+    r"tame|_TAME|_FAR|_WRAP|_REACH|self\.finite|isfinite\(v\.m|v\.shape\[1\]": "which of two ways is taken, where both give the same",
+    r"peak\[zero\]|span\[self\.flat\]|np\.where\((zero|unusable), ⟦|initial=": "a placeholder where the result is not taken",
     r"errstate\(": "which of numpy's warnings are silenced",
-    r"_slabs|_CHUNK|_SLAB|slice\(|\.stop ": "how much is worked on at once",
+    r"_slabs|chunks:|_CHUNK|_SLAB|slice\(|\.stop ": "how much is worked on at once",
     r"np\.(u?int|float)\d+\(⟦": "a placeholder where the result is not taken",
     r"\*\*[-+]?\d*⟦|⟦\d→\d⟧\.0\*\*|_SLOP": "a bound: its allowance for rounding, a millionth or less",
     r"[<>]⟦(→=|=→)⟧": "`<` for `<=`, where both sides are never equal or both branches give the same",
@@ -207,7 +212,7 @@ def survivors() -> None:
             change = fragment(label, *changes[function])
             reason = next((reason for pattern, reason in REASONS.items() if re.search(pattern, change)), OTHER)
             groups.setdefault(reason, []).append(f"{module} {change}")
-    for reason in [*REASONS.values(), OTHER]:
+    for reason in [*dict.fromkeys(REASONS.values()), OTHER]:
         if reason in groups:
             print(f"### {reason[0].upper()}{reason[1:]} ({len(groups[reason])})\n")
             print("```text\n" + "\n".join(groups[reason]) + "\n```\n")
