@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import struct
 import threading
@@ -292,6 +293,15 @@ def test_a_context_that_memory_does_not_hold_is_refused(source: Path, monkeypatc
     monkeypatch.setattr(model, "available_memory", lambda: 1000)
     with pytest.raises(ResourceError, match=r"a context of 256 tokens takes .* choose a shorter context"):
         load(source)
+
+
+def test_memory_that_must_not_be_locked_is_said_so(source: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (65536, 65536))
+    with pytest.raises(
+        ResourceError, match=r"mlock=True wants \d+ bytes locked and 65536 are allowed; raise `ulimit -l`"
+    ):
+        load(source, mlock=True)
 
 
 def test_devices_say_what_the_build_has():

@@ -69,7 +69,9 @@ def _exactly(stream: IO[bytes], count: int) -> bytes:
 
 
 class IsolatedRuntime:
-    """`edgekit_llamacpp.runtime.LlamaCppRuntime` in a child process; the same methods, the same errors.
+    """`edgekit_llamacpp.runtime.LlamaCppRuntime` in a child process: the same answers, the same errors.
+
+    It has the methods of `edgekit.runtime.Runtime`, and `chat`, `chat_stream` and `embed`.
 
     Raises:
         InvalidFileError: the child died while it loaded the model or computed with it.

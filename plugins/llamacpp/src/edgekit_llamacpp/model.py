@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,8 @@ def refuse_missing(artifact: Artifact, options: Options) -> None:
 def _refuse_lock(artifact: Artifact) -> None:
     if not llama().llama_supports_mlock():
         raise MissingPluginError("this build of llama-cpp-python cannot lock memory; pass mlock=False")
+    if sys.platform == "win32":  # it has no such limit to ask for
+        return
     import resource
 
     allowed, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
