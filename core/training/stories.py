@@ -36,30 +36,35 @@ def words(text: str, separator: str | None = None) -> list[str]:
     return [word.strip() for word in text.split(separator)]
 
 
-GIRLS = words("Mia Anna Lily Ruth Nora Ella Rosa Ivy Clara June Wendy Kate")
-BOYS = words("Tom Ben Sam Max Leo Finn Otto Jack Hugo Peter Carl Dan")
-PETS = words("Pip Dot Moss Tilly Rusty Pepper Bruno Hazel Button Teddy Nutmeg Bramble")
-ANIMALS = words("fox bear rabbit owl mouse hedgehog otter duck goat frog squirrel badger")
-TRAITS = words("kind brave shy clever curious patient cheerful quiet young old little hungry")
+GIRLS = words("Mia Anna Lily Ruth Nora Ella Rosa Ivy Clara June Wendy Kate Emma Greta Olga Paula")
+BOYS = words("Tom Ben Sam Max Leo Finn Otto Jack Hugo Peter Carl Dan Emil Felix Noah Oscar")
+PETS = words("Pip Dot Moss Tilly Rusty Pepper Bruno Hazel Button Teddy Nutmeg Bramble Ginger Olive Patch Willow")
+ANIMALS = words("fox bear rabbit owl mouse hedgehog otter duck goat frog squirrel badger cat dog beaver")
+TRAITS = words("kind brave shy clever curious patient cheerful quiet young old little hungry merry proud")
 DAYS = words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
-LOOKS = words("red blue green yellow white black golden silver tiny old wooden round")
-THINGS = words("kite ball drum hat boat bell lamp book basket scarf cup ring coat box spoon whistle mirror clock")
+LOOKS = words("red blue green yellow white black golden silver tiny old wooden round shiny broken pretty heavy")
+THINGS = words(
+    """kite ball drum hat boat bell lamp book basket scarf cup ring coat box spoon whistle mirror chair clock
+    flag pillow teapot wheel flower"""
+)
 FOODS = words(
     """apple pie, honey cake, warm bread, pumpkin soup, cherry jam, nut cookies, goat cheese, sweet pears,
-    mint tea, plum cake, hot milk, fried fish""",
+    mint tea, plum cake, hot milk, blackberries, fried fish, roasted nuts, rice and beans, carrot salad""",
     ",",
 )
 PLACES = words(
     """by the river, on the hill, in the garden, in the barn, under the bridge, in the forest, at the market,
     behind the mill, next to the well, at the lake, under the oak tree, in front of the school,
-    inside the cave, in the meadow, in the tower, on the beach""",
+    inside the cave, in the meadow, in the tower, on the beach, in front of the castle, on the farm,
+    behind the church, at the harbor""",
     ",",
 )
 # what one loves to do: what one did
 HOBBIES = words(
     """sing: sang, dance: danced, paint: painted, swim: swam, read books: read books,
     play the flute: played the flute, plant flowers: planted flowers, tell jokes: told jokes,
-    count the stars: counted the stars, climb trees: climbed trees, draw maps: drew maps""",
+    count the stars: counted the stars, climb trees: climbed trees, draw maps: drew maps,
+    write poems: wrote poems, ride a bike: rode a bike, play chess: played chess""",
     ",",
 )
 # the weather: what one does about it: how it ends

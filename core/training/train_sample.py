@@ -61,7 +61,7 @@ CONFIG: dict[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 1,
 }
-BATCH = 4  # windows of CONTEXT tokens a step
+BATCH = 8  # windows of CONTEXT tokens a step
 PEAK_RATE, WARMUP, WEIGHT_DECAY, CLIP = 3e-3, 100, 0.01, 1.0  # AdamW; the rate falls to zero as a cosine
 
 PROMPT = "Once upon a time, there was a shy fox named Pip."
@@ -100,8 +100,8 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=PACKAGE, help="where to write (default: the package)")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--stories", type=int, default=26000, help="stories in the training text")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--stories", type=int, default=14000, help="stories in the training text")
     parser.add_argument("--threads", type=int, default=1, help="more: faster on idle cores, other rounding")
     return parser.parse_args()
 
@@ -176,7 +176,7 @@ def batches(tokens: Tensor, documents: Tensor, steps: int) -> Iterator[Tensor]:
 
 
 def train(model: torch.nn.Module, tokens: Tensor, documents: Tensor, steps: int) -> float:
-    """Train by AdamW under a cosine schedule; return the mean loss of the last 100 steps."""
+    """Train by AdamW under a cosine schedule; return the mean loss of the last 50 steps."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate(steps))
     losses: list[float] = []
@@ -189,9 +189,9 @@ def train(model: torch.nn.Module, tokens: Tensor, documents: Tensor, steps: int)
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
-        if step % 100 == 0:
-            print(f"step {step}  loss {mean(losses[-100:]):.4f}  {time.monotonic() - begun:.0f} s", file=sys.stderr)
-    return mean(losses[-100:])
+        if step % 50 == 0:
+            print(f"step {step}  loss {mean(losses[-50:]):.4f}  {time.monotonic() - begun:.0f} s", file=sys.stderr)
+    return mean(losses[-50:])
 
 
 def rate(steps: int) -> Callable[[int], float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from edgekit import sample
 
 FILES = {
@@ -18,7 +19,7 @@ FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
-HELDOUT_SHA256 = "0"
+HELDOUT_SHA256 = "16d485a05d49ff8cd5512d424bb0e95072b1d8ee5f5a8c63602269f6002eef8d"
 
 
 def loaded(name: str):
@@ -85,7 +86,8 @@ def test_the_weights_are_trained_numbers(header):
     for name in header:
         values = weights(header, name)
         assert np.isfinite(values).all(), name
-        assert np.unique(values).size > 50, f"{name} holds hardly any distinct values"
+        # 256 norm weights near 1, where bfloat16 has 128 steps to the next power of two, share values.
+        assert np.unique(values).size > (20 if values.ndim == 1 else 500), f"{name} holds hardly any distinct values"
 
 
 def test_the_tokenizer_knows_every_byte_and_begins_with_bos():
@@ -122,8 +124,9 @@ def test_the_report_shows_a_trained_model_whom_lost_bits_hurt():
     found = report()["perplexity"]
     assert found["trained"] < found["untrained"] / 100
     ladder = [found[f"int{bits}-asym-g32"] for bits in range(8, 0, -1)]
-    assert ladder == sorted(ladder)
-    assert ladder[0] < found["trained"] * 1.001
+    assert ladder[3:] == sorted(ladder[3:])
+    # With six bits and more the loss is within the noise of a text of this length: either side of the source's.
+    assert ladder[:3] == pytest.approx([found["trained"]] * 3, rel=1e-3)
     assert ladder[-2] > found["trained"] * 1.5
 
 
