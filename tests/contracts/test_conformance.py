@@ -3,6 +3,7 @@
 `EDGEKIT_TEST_PROFILE=default` (or ``deep``) tries harder.
 """
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -58,6 +59,8 @@ def test_every_installed_runtime_conforms(name):
 
 @pytest.mark.parametrize("name", PLUGINS)
 def test_every_installed_plugin_conforms(name):
+    if name == "llamacpp" and importlib.util.find_spec("llama_cpp") is None:
+        pytest.skip("without llama-cpp-python it registers nothing; with it: tests/oracles")
     assert faults(run_plugin_checks(name, profile=PROFILE)) == []
 
 

@@ -42,7 +42,7 @@ def test_a_plugin_is_loaded_and_its_targets_only_when_used(make):
     sys.modules.pop("colorsys", None)
     assert manager.plugins[-1].provides == {"recipes": ("R",)}
     assert "colorsys" not in sys.modules
-    with pytest.raises(PluginError, match="has no name, plan"):
+    with pytest.raises(PluginError, match="lacks name, plan"):
         manager.load("recipes", "R")
     assert "colorsys" in sys.modules
 
@@ -199,6 +199,6 @@ def test_an_object_that_lacks_its_roles_methods_is_named(make):
     with pytest.raises(PluginError) as caught:
         manager.load("recipes", "R")
     assert str(caught.value) == (
-        "recipe 'R' of edgekit-one has no name, plan; "
+        "recipe 'R' of edgekit-one lacks name, plan; "
         "the docstring of edgekit_register_recipes names what it has to implement"
     )

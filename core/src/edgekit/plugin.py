@@ -109,7 +109,7 @@ class Registration:
     def _checked(self, loaded: Any) -> Any:
         lacking = [name for name in _NEEDED.get(self.role, ()) if not hasattr(loaded, name)]
         if lacking or (self.role in _CALLED and not callable(loaded)):
-            what = f"has no {', '.join(lacking)}" if lacking else "cannot be called"
+            what = f"lacks {', '.join(lacking)}" if lacking else "cannot be called"
             raise PluginError(
                 f"{self.role[:-1]} {self.name!r} of {self.distribution} {what}; "
                 f"the docstring of edgekit_register_{self.role} names what it has to implement"
