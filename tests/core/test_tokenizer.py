@@ -404,7 +404,7 @@ def test_damaged_tokenizer_json_gives_typed_errors(
     try:
         from_hf_directory(put_json(directory, json.dumps(parsed), **config))
     except (InvalidFileError, UnsupportedModelError) as error:
-        assert str(directory) in str(error)  # noqa: PT017
+        assert str(directory) in str(error)
 
 
 # --- SentencePiece's own file ------------------------------------------------------------------------------------

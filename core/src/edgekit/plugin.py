@@ -105,7 +105,6 @@ class Registration:
                 f"{type(error).__name__}: {error}; `edgekit doctor` shows more, reinstall {self.distribution}"
             ) from error
 
-
     def _checked(self, loaded: Any) -> Any:
         lacking = [name for name in _NEEDED.get(self.role, ()) if not hasattr(loaded, name)]
         if lacking or (self.role in _CALLED and not callable(loaded)):
