@@ -93,7 +93,7 @@ def conformance(session: nox.Session) -> None:
 def lowest(session: nox.Session) -> None:
     """The core's tests on the oldest dependencies that it declares."""
     session.install(*CORE, silent=True)
-    session.install("numpy==2.0.0", "attrs==24.1.0", "click==8.1.0", "pluggy==1.5.0", "safetensors==0.6.0")
+    session.install("numpy==2.0.0", "attrs==24.1.0", "click==8.1.0", "pluggy==1.5.0", "safetensors==0.6.1")
     session.install("pytest-xdist", silent=True)
     run_pytest(session, "tests/core", *PARALLEL)
 

@@ -164,7 +164,7 @@ def test_decode_is_dequantize():
 )
 def test_the_fastest_exact_backend_does_the_work_unless_the_reference_is_faster(monkeypatch, speeds, chosen):
     """The reference has speed 1; who is slower is used only when asked for."""
-    target = "collections:OrderedDict"
+    target = "json:JSONEncoder"  # has an encode
     found = [
         Registration("quantizers", "ggml:Q8_0", target, name, name, {"claim": "exact", "speed": speed})
         for name, speed in speeds.items()
