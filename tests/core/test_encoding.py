@@ -89,6 +89,21 @@ def test_huge_values_never_become_a_silent_nan(precision):
 
 
 @ALL
+@pytest.mark.parametrize("size", [1e10, 3e18, 3e38])
+def test_huge_values_are_never_silently_lost(precision, size):
+    if not precision.rowwise:
+        pytest.skip("one number for the whole tensor: a row alone says nothing")
+    x = np.full((1, 512), size, np.float32)
+    x[0, ::3] *= -1
+    try:
+        decoded = edgekit.encode(x, precision).dequantize()
+    except ScaleOverflowError as error:
+        assert "rescale the tensor" in str(error)
+    else:
+        assert np.abs(decoded).max() > size * 2.0**-20
+
+
+@ALL
 def test_zeros_stay_zeros(precision):
     x = np.zeros((2, 512), np.float32)
     x[1] = -0.0

@@ -99,7 +99,7 @@ def encode(
     weights = _importance(importance, x.shape[1])
     refuse_nonfinite(x)
     name, parts = encode_rows(x, found, weights, backend)
-    refuse_overflow(parts, found)
+    refuse_overflow(x, parts, found)
     return QuantizedTensor(parts, found, np.shape(array), backend=name)
 
 
@@ -227,19 +227,39 @@ def refuse_nonfinite(x: npt.NDArray[Any], name: str = "array", first_row: int = 
     )
 
 
-def refuse_overflow(parts: Parts, precision: Precision, name: str = "array") -> None:
-    """Raise where a stored scale is no longer finite.
+def refuse_overflow(x: npt.NDArray[Any], parts: Parts, precision: Precision, name: str = "array") -> None:
+    """Raise where a stored scale is no longer finite, or where values so large were lost that they decode to zero.
+
+    Args:
+        x: the rows [rows, cols] that were encoded.
+        parts: what they were encoded to.
 
     Raises:
         ScaleOverflowError: names the tensor and the part.
     """
     check = getattr(reference(precision), "overflowed", _overflowed)
-    part = check(parts, precision)
+    part = check(parts, precision) or _lost(x, parts, precision)
     if part:
         raise ScaleOverflowError(
-            f"{name} holds values too large for {precision.name}: its {part} overflows {precision.scale_dtype}; "
+            f"{name} holds values too large for {precision.name}: its {part} overflows {precision.scale_dtype or 'float32'}; "
             "rescale the tensor, or choose a precision with a wider scale (affine: float32)"
         )
+
+
+#: The largest float16: below it no search and no scale overflows.
+_SAFE = 65504.0
+#: A row whose largest magnitude decodes to less than this share of it has been lost.
+_NOTHING = 2.0**-20
+
+
+def _lost(x: npt.NDArray[Any], parts: Parts, precision: Precision) -> str:
+    """``search`` where some row of huge values decodes to next to nothing: squares overflowed during the search."""
+    wide = bfloat16_to_float32(x.view(np.uint16)) if is_bfloat16(x.dtype) else x
+    if max(wide.max(), -wide.min()) <= _SAFE or not precision.rowwise:
+        return ""
+    peak = np.abs(wide).max(axis=1)
+    decoded = np.abs(reference(precision).decode(parts, precision, x.shape)).max(axis=1)
+    return "search" if ((peak > _SAFE) & (decoded < peak * _NOTHING)).any() else ""
 
 
 def _overflowed(parts: Parts, precision: Precision) -> str:

@@ -324,7 +324,7 @@ def encode_chunk(
         refuse_nonfinite(rows, name, first_row)
     _, parts = encode_rows(np.ascontiguousarray(rows), precision, importance, backend)
     if finite:
-        refuse_overflow(parts, precision, name)
+        refuse_overflow(rows, parts, precision, name)
     return parts
 
 

@@ -215,7 +215,7 @@ def overflows(precision: Precision, x: F32) -> bool:
     with np.errstate(all="ignore"):
         parts = reference(precision).encode(np.ascontiguousarray(x), precision)
         try:
-            refuse_overflow(parts, precision)
+            refuse_overflow(np.ascontiguousarray(x), parts, precision)
         except ScaleOverflowError:
             return True
     return False
