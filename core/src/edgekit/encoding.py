@@ -233,6 +233,8 @@ def refuse_overflow(x: npt.NDArray[Any], parts: Parts, precision: Precision, nam
     Args:
         x: the rows [rows, cols] that were encoded.
         parts: what they were encoded to.
+        precision: in which they were encoded.
+        name: of the tensor, for the error's message.
 
     Raises:
         ScaleOverflowError: names the tensor and the part.
@@ -240,8 +242,9 @@ def refuse_overflow(x: npt.NDArray[Any], parts: Parts, precision: Precision, nam
     check = getattr(reference(precision), "overflowed", _overflowed)
     part = check(parts, precision) or _lost(x, parts, precision)
     if part:
+        kind = precision.scale_dtype or "float32"
         raise ScaleOverflowError(
-            f"{name} holds values too large for {precision.name}: its {part} overflows {precision.scale_dtype or 'float32'}; "
+            f"{name} holds values too large for {precision.name}: its {part} overflows {kind}; "
             "rescale the tensor, or choose a precision with a wider scale (affine: float32)"
         )
 
