@@ -11,13 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-# Run in a process of its own, so that the peak is this job's alone.
+# Run in a process of its own, so that the peak is this job's alone. Linux's VmHWM begins anew with the program;
+# ru_maxrss begins with what the parent had when it forked.
 _CHILD = """
-import json, resource, sys
+import json, re, resource, sys
+from pathlib import Path
 import edgekit
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 edgekit.quantize(sys.argv[1], sys.argv[2], to=sys.argv[3])
-print(json.dumps({"base": base * 1024, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+status = Path("/proc/self/status")
+if status.exists():
+    peak = int(re.search(r"VmHWM:\\s*(\\d+) kB", status.read_text())[1]) * 1024
+else:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({"peak": peak}))
 """
 
 
