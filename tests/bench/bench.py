@@ -14,6 +14,8 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "EDGEKIT_NUMBA_THREADS"):
@@ -24,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np  # noqa: E402
 import peers  # noqa: E402
 from case import Case, Job  # noqa: E402
-from memory import streaming_report  # noqa: E402
+from memory import encode_report, streaming_report  # noqa: E402
 
 SHAPE = (1024, 4096)  # 16 MiB of float32: larger than the caches
 
@@ -35,7 +37,23 @@ def cases() -> Iterator[Case]:
     target = np.empty_like(x)
     yield Case("copy", "numpy", x.nbytes, {"edgekit": lambda: np.copyto(target, x)})
     yield from peers.encoders(x)
+    yield from two_threads(x)
     yield from peers.decoders(x)
+
+
+def two_threads(x: np.ndarray) -> Iterator[Case]:
+    """The encoders again, half of the rows in each of two threads. MLX keeps threads of its own and sits out."""
+    pool = ThreadPoolExecutor(2)
+    half = len(x) // 2
+    for one, other in zip(peers.encoders(x[:half]), peers.encoders(x[half:]), strict=True):
+        jobs = {name: partial(both, pool, job, other.jobs[name]) for name, job in one.jobs.items() if name != "mlx"}
+        yield Case(one.what.replace("encode", "encode, 2 threads"), one.precision, x.nbytes, jobs)
+
+
+def both(pool: ThreadPoolExecutor, *jobs: Job) -> None:
+    """Run jobs at the same time and wait for all."""
+    for future in [pool.submit(job) for job in jobs]:
+        future.result()
 
 
 def fastest(jobs: dict[str, Job], rounds: int) -> dict[str, float]:
@@ -75,7 +93,8 @@ def main() -> None:
             print(lines[-1], flush=True)
     if not options.only:
         lines += ["", streaming_report(200_000_000 if options.quick else 2_000_000_000)]
-        print("\n" + lines[-1])
+        lines += ["", *encode_report()]
+        print("\n" + "\n".join(lines[lines.index("", 3) :]))
     if options.markdown:
         options.markdown.write_text("\n".join(lines) + "\n", "utf-8")
 

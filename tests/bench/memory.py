@@ -50,6 +50,43 @@ def streaming_report(nbytes: int, recipe: str = "Q8_0") -> str:
     )
 
 
+_ENCODE = """
+import json, re, sys
+from pathlib import Path
+import numpy as np
+import edgekit
+
+def kilobytes(field):
+    return int(re.search(field + r":\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+x = np.random.default_rng(0).standard_normal((8192, 4096), np.float32)
+edgekit.encode(x[:2], sys.argv[1], backend="reference")
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+before = kilobytes("VmRSS")
+output = sum(part.nbytes for part in edgekit.encode(x, sys.argv[1], backend="reference").parts.values())
+print(json.dumps({"extra": kilobytes("VmHWM") - before - output}))
+"""
+
+
+def encode_report() -> list[str]:
+    """Peak memory of encoding 134 MB beyond input and output, for one precision of each convention (Linux only)."""
+    if not Path("/proc/self/clear_refs").exists():
+        return ["Memory of encode: not measured, it needs Linux."]
+    lines = ["Peak memory of encoding 134 MB beyond input and output; allowed are 64 MB:", ""]
+    for name in (
+        "ggml:Q4_K",
+        "ggml:Q8_0",
+        "mlx:int4-g64",
+        "openvino:int4-sym-g64",
+        "onnx:int4-sym-g32",
+        "affine:int3-asym-g32",
+    ):
+        done = subprocess.run([sys.executable, "-c", _ENCODE, name], capture_output=True, text=True, check=True)
+        extra = json.loads(done.stdout)["extra"]
+        lines.append(f"- `{name}`: {extra / 1e6:.1f} MB, {'kept' if extra <= 64e6 else '**exceeded**'}")
+    return lines
+
+
 def write_random_llama(folder: Path, nbytes: int) -> int:
     """Write a Hugging Face directory of random F32 weights, tensor by tensor; gives the largest tensor's bytes."""
     width, ffn, vocab = 2048, 8192, 16000
