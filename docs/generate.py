@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -41,20 +42,21 @@ def main() -> int:
             print(f"{path.relative_to(DOCS.parent)} is not current; run python docs/generate.py", file=sys.stderr)
             stale += 1
         elif "--check" not in sys.argv:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text, "utf-8")
     return stale
 
 
 def pages() -> dict[str, str]:
     """The generated pages by path."""
-    return {
+    generated = {
         "reference/cli.md": NOTE + command_line(),
         "reference/precisions.md": NOTE + precisions(),
         "reference/bridges.md": NOTE + bridges(),
-        "reference/hooks.md": NOTE + hooks(),
         "formats/ggml.md": NOTE + ggml(),
         "explanation/int4-symmetric.md": NOTE + int4(),
     }
+    return generated | {name: NOTE + page for name, page in hooks().items()}
 
 
 def command_line() -> str:
@@ -121,14 +123,21 @@ def bridges() -> str:
     )
 
 
-def hooks() -> str:
-    """Every hook's signature and docstring."""
-    found = [(name, member) for name, member in vars(hookspecs).items() if name.startswith("edgekit_")]
-    body = "\n\n".join(
-        f"## {name}\n\n```text\n{name}{inspect.signature(member)}\n```\n\n{inspect.getdoc(member)}"
-        for name, member in found
-    )
-    return f"# Hooks\n\n{inspect.getdoc(hookspecs)}\n\n{body}\n".replace("``", "`").replace("```", "```")
+def hooks() -> dict[str, str]:
+    """A page for each hook, and their list."""
+    found = {name: member for name, member in vars(hookspecs).items() if name.startswith("edgekit_")}
+    listed = "\n".join(f"hooks/{name}" for name in found)
+    index = f"# Hooks\n\n{_prose(hookspecs)}\n\n```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n"
+    return {"reference/hooks.md": index} | {f"reference/hooks/{n}.md": _hook(n, member) for n, member in found.items()}
+
+
+def _hook(name: str, member: Callable[..., None]) -> str:
+    return f"# {name}\n\n```text\n{name}{inspect.signature(member)}\n```\n\n{_prose(member)}\n"
+
+
+def _prose(documented: object) -> str:
+    """A docstring as Markdown."""
+    return (inspect.getdoc(documented) or "").replace("``", "`")
 
 
 def int4() -> str:
