@@ -25,9 +25,24 @@ nox.options.error_on_missing_interpreters = True
 CORE = ["./core[testing,text,progress]"]
 PLUGINS = ["./plugins/gguf"]
 NUMBA = "./plugins/numba"
+OPENVINO = "./plugins/openvino"
 LLAMACPP = "./plugins/llamacpp"  # where llama-cpp-python is there already, so that nothing compiles
-DISTRIBUTIONS = ["core", "plugins/gguf", "plugins/numba", "plugins/llamacpp", "plugins/example"]
-SOURCES = ["core/src", "plugins/gguf/src", "plugins/numba/src", "plugins/llamacpp/src", "plugins/example/src"]
+DISTRIBUTIONS = [
+    "core",
+    "plugins/gguf",
+    "plugins/numba",
+    "plugins/llamacpp",
+    "plugins/openvino",
+    "plugins/example",
+]
+SOURCES = [
+    "core/src",
+    "plugins/gguf/src",
+    "plugins/numba/src",
+    "plugins/llamacpp/src",
+    "plugins/openvino/src",
+    "plugins/example/src",
+]
 
 # The versions that the bytes are proved against. torch comes first, so that nothing else chooses its build.
 TORCH = "torch==2.13.0"
@@ -39,6 +54,8 @@ ORACLES = [
     "mlx[cpu]==0.32.4",
     "openvino==2026.4.1",
     "nncf==3.4.0",
+    "openvino-genai==2026.4.1.0",
+    "openvino-tokenizers==2026.4.1.0",
     "onnx==1.23.2",
     "onnxruntime==1.32.0",
     "onnx-ir==1.1.0",  # onnxruntime's weight-only quantizer imports it without declaring it
@@ -77,7 +94,7 @@ def plugins(session: nox.Session) -> None:
     """The plugins' tests and what spans the house, with the wheels installed side by side."""
     install_house(session)
     session.install(NUMBA, "build", "hatchling", "pytest-xdist", silent=True)
-    session.install("--no-deps", LLAMACPP, silent=True)  # light, and quiet without llama-cpp-python
+    session.install("--no-deps", LLAMACPP, OPENVINO, silent=True)  # light, and quiet without their frameworks
     run_pytest(session, "tests/plugins", "tests/contracts", *PARALLEL)
 
 
@@ -179,7 +196,7 @@ def install_oracles(session: nox.Session) -> None:
     session.install(TORCH, silent=True)
     session.install(*CORE, *PLUGINS, *ORACLES, silent=True)
     session.install(str(llama_wheel(session)), silent=True)
-    session.install(LLAMACPP, NUMBA, silent=True)
+    session.install(LLAMACPP, NUMBA, OPENVINO, silent=True)
 
 
 def llama_wheel(session: nox.Session) -> Path:

@@ -59,8 +59,9 @@ def test_every_installed_runtime_conforms(name):
 
 @pytest.mark.parametrize("name", PLUGINS)
 def test_every_installed_plugin_conforms(name):
-    if name == "llamacpp" and importlib.util.find_spec("llama_cpp") is None:
-        pytest.skip("without llama-cpp-python it registers nothing; with it: tests/oracles")
+    framework = {"llamacpp": "llama_cpp", "openvino": "openvino"}.get(name, "edgekit")
+    if importlib.util.find_spec(framework) is None:
+        pytest.skip(f"without {framework} it registers nothing; with it: tests/oracles")
     assert faults(run_plugin_checks(name, profile=PROFILE)) == []
 
 

@@ -47,7 +47,7 @@ _NEEDED = {
 _CALLED = ("runtimes", "devices")
 BUILT_IN = "edgekit"
 #: Distributions to install for what they bring, for messages that name the cure.
-KNOWN_DISTRIBUTIONS = {"gguf": "edgekit-gguf", ".gguf": "edgekit-gguf"}
+KNOWN_DISTRIBUTIONS = {"gguf": "edgekit-gguf", ".gguf": "edgekit-gguf", "openvino": "edgekit-openvino"}
 
 Status = Literal["loaded", "failed", "refused", "disabled"]
 
