@@ -1,0 +1,52 @@
+"""NNCF's compression modes and edgekit's precisions; imports no framework."""
+
+from __future__ import annotations
+
+from edgekit.errors import UsageError
+from edgekit.precision import Precision
+
+#: NNCF's `CompressWeightsMode` by the kind of a precision; integers have a symmetry besides.
+_FLOAT_MODES = {
+    "nf4": "NF4",
+    "cb4": "CB4",
+    "fp4": "FP4",
+    "fp8": "FP8_E4M3",
+    "mxfp4": "MXFP4",
+    "mxfp8": "MXFP8_E4M3",
+    "nvfp4": "NVFP4",
+}
+_GROUPED = ("int4-sym", "int4-asym", "int3-sym", "int2-sym", "nf4", "cb4", "fp4", "fp8")
+_SIZES = ("g16", "g32", "g64", "g128", "g256", "channel")
+
+NATIVE = (
+    "openvino:int8-sym-channel",
+    "openvino:int8-asym-channel",
+    *(f"openvino:{kind}-{size}" for kind in _GROUPED for size in _SIZES),
+    "openvino:mxfp4",
+    "openvino:mxfp8",
+    "openvino:nvfp4",
+)
+"""Precisions that NNCF encodes, with the usual group sizes; each is an attribute of `edgekit_openvino.native`."""
+
+
+def attribute(name: str) -> str:
+    """The attribute of `edgekit_openvino.native` that encodes a precision: ``int4_sym_g64``."""
+    return name.partition(":")[2].replace("-", "_")
+
+
+def mode_name(precision: Precision) -> str:
+    """Name of NNCF's mode for a precision: ``INT4_SYM``.
+
+    Raises:
+        UsageError: no mode computes it.
+    """
+    if precision.convention != "openvino":
+        raise UsageError(f"{precision.name} is none of NNCF's formats; choose one whose name begins with openvino:")
+    if precision.kind in _FLOAT_MODES:
+        return _FLOAT_MODES[precision.kind]
+    return f"{precision.kind}_{'sym' if precision.symmetric else 'asym'}".upper()
+
+
+def group_size(precision: Precision) -> int:
+    """NNCF's ``group_size``: -1 for one scale a row."""
+    return precision.block or -1

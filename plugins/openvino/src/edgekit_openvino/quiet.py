@@ -1,0 +1,116 @@
+"""NNCF and OpenVINO's converter without what they do besides: no telemetry, no progress bars, nothing on stdout.
+
+Both send usage events over the network unless told otherwise, and NNCF logs to stdout, which is for data. Inside
+`quiet` they do neither, and what NNCF warns of is collected. Settings that were changed are put back, so that a program
+that uses NNCF itself finds it as it was. One thread at a time: the settings are those of the process.
+
+Source: ``nncf/telemetry/wrapper.py``, ``nncf/common/logging`` of nncf 3.4.0; ``openvino_telemetry`` 2025.2.0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from edgekit.errors import MissingPluginError
+
+#: nncf takes the first when it is imported, openvino_telemetry the second whenever it begins a session.
+_SILENT = {"NNCF_CI": "1", "CI": "true"}
+_LOCK = threading.RLock()
+
+
+class _Collected(logging.Handler):
+    """Keeps the messages of warnings and errors."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[list[str]]:
+    """Let nncf and openvino work in silence; gives the list that NNCF's warnings are added to."""
+    numbers = np.errstate(all="ignore")
+    with _LOCK, _environment(_SILENT), _no_bars(), _no_telemetry(), numbers, warnings.catch_warnings(), _log() as said:
+        warnings.simplefilter("ignore")
+        yield said
+
+
+def nncf() -> Any:
+    """The module nncf, imported without its telemetry.
+
+    Raises:
+        MissingPluginError: it is not installed, or cannot be loaded.
+    """
+    found = sys.modules.get("nncf")
+    if found is not None:
+        return found
+    try:
+        with _LOCK, _environment(_SILENT), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module("nncf")
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise MissingPluginError(f"nncf cannot be loaded ({error}); pip install edgekit-openvino") from error
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextlib.contextmanager
+def _no_telemetry() -> Iterator[None]:
+    """Where somebody imported nncf before, with its telemetry: take back the consent meanwhile."""
+    module = sys.modules.get("openvino_telemetry")
+    try:
+        sender = module.Telemetry() if module is not None else None
+    except RuntimeError:  # nobody has begun a session
+        sender = None
+    before = getattr(sender, "consent", None)
+    if sender is not None:
+        sender.consent = False
+    try:
+        yield
+    finally:
+        if sender is not None:
+            sender.consent = before
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """NNCF draws its progress on rich's console of the process."""
+    nncf()
+    console = importlib.import_module("rich").get_console()
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
+@contextlib.contextmanager
+def _log() -> Iterator[list[str]]:
+    logger, collected = logging.getLogger("nncf"), _Collected()
+    before, logger.handlers = logger.handlers, [collected]
+    try:
+        yield collected.messages
+    finally:
+        logger.handlers = before
