@@ -22,7 +22,7 @@ import nox
 nox.options.sessions = ["tests"]
 nox.options.error_on_missing_interpreters = True
 
-CORE = ["./core[testing,text,progress]"]
+CORE = ["./core[testing,text,progress,chat]"]
 PLUGINS = ["./plugins/gguf"]
 NUMBA = "./plugins/numba"
 OPENVINO = "./plugins/openvino"
@@ -167,7 +167,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Types, with mypy; strict on everything that is distributed."""
-    session.install(*CORE, *PLUGINS, NUMBA, "mypy==2.4.1", "jinja2", silent=True)
+    session.install(*CORE, *PLUGINS, NUMBA, "mypy==2.4.1", silent=True)
     session.run("mypy", *SOURCES)
 
 

@@ -380,6 +380,21 @@ def no_emoji(self, prompt, options, right):
     return right()
 
 
+def streaming(**facts):
+    """A runtime whose streams say something else at their end."""
+
+    def stream(self, prompt, **options):
+        text = NumpyRuntime.stream(self, prompt, **options)
+        pieces = list(text)
+        return attrs.evolve(text, pieces=iter(pieces), **facts)
+
+    return method(stream=stream)
+
+
+def without_template(self, messages):
+    return "\n".join(message["content"] for message in messages)
+
+
 RANDOM = itertools.count()
 RUNTIMES = {
     "rotary pairs for halves": (changed_model(rotary), {"check_logits"}, "rotary"),
@@ -413,6 +428,24 @@ RUNTIMES = {
     "the last piece of a stream lost": (
         method(stream=lambda self, prompt, **o: iter(list(NumpyRuntime.stream(self, prompt, **o))[:-1])),
         {"check_streaming"}, "streamed it is",
+    ),
+    "a stream that counts nothing": (
+        method(stream=lambda self, prompt, **o: iter(list(NumpyRuntime.stream(self, prompt, **o)))),
+        {"check_counts"}, "Generation is wanted",
+    ),
+    "tokens of the prompt not counted": (streaming(prompt_tokens=0), {"check_counts"}, "the tokenizer makes"),
+    "tokens of the answer not counted": (streaming(completion_tokens=0), {"check_counts"}, "it says 0 tokens"),
+    "every text ends by itself": (streaming(finish_reason="stop"), {"check_counts"}, "'stop'"),
+    "chat without the model's template": (method(prompt=without_template), {"check_chat"}, "template makes"),
+    "chat that ignores max_tokens": (
+        method(chat=lambda self, messages, **o: NumpyRuntime.chat(self, messages)), {"check_chat"}, "say otherwise",
+    ),
+    "vectors of any length": (
+        method(embed=lambda self, text: NumpyRuntime.embed(self, text) * 2), {"check_embedding"}, "has the length",
+    ),
+    "the same vector for every text": (
+        method(embed=lambda self, text: NumpyRuntime.embed(self, "a") if text else NumpyRuntime.embed(self, text)),
+        {"check_embedding"}, "another text the same",
     ),
     "the seed is not used": (generating(lambda s, p, o, right: right(**({"seed": 7} if o.get("temperature") else {}))),
         {"check_sampling", "check_streaming"}, "",

@@ -12,7 +12,7 @@ import edgekit
 
 SOURCE = Path(edgekit.__file__).parent
 ALLOWED = {"attr", "attrs", "click", "numpy", "pluggy", "safetensors"}
-OPTIONAL = {"tokenizers", "rich", "hypothesis", "pytest", "ml_dtypes"}  # imported inside functions only
+OPTIONAL = {"tokenizers", "jinja2", "rich", "hypothesis", "pytest", "ml_dtypes"}  # imported inside functions only
 
 # Lower layers first; a module imports from its own layer or below.
 LAYERS = [
@@ -25,8 +25,8 @@ LAYERS = [
     {"tokenizer", "_tokenizer", "manifest", "atomic", "hookspecs", "builtin", "plugin", "architectures", "sample"},
     {"recipe"},
     {"artifact", "encoding"},
-    {"formats", "bridges", "catalogue"},
-    {"pipeline", "runtime", "evaluation", "calibration", "passes"},
+    {"formats", "bridges", "catalogue", "generation", "chat", "_render"},
+    {"pipeline", "numpy_runtime", "runtime", "evaluation", "calibration", "passes"},
     {"cli", "testing", "__main__"},
 ]
 # Upward imports at call time, each with its reason.

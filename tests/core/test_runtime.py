@@ -8,10 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgekit import sample
 from edgekit.architectures.forward import Transformer
 from edgekit.architectures.hf import config_from_hf
 from edgekit.errors import ContextOverflowError, MissingPluginError, UsageError
-from edgekit.runtime import NumpyRuntime, Sampling, load, until
+from edgekit.pipeline import open_artifact
+from edgekit.runtime import (
+    ChatRuntime,
+    EmbeddingRuntime,
+    NumpyRuntime,
+    Sampling,
+    TokenizingRuntime,
+    load,
+    until,
+)
 from edgekit.testing.models import artifact_of, random_model
 from edgekit.tokenizer import Tokenizer
 
@@ -94,6 +104,71 @@ def test_generation_ends(artifact):
     assert model.generate("hello", stop=["a t", "n a", "zz"]) == " once upo"
     assert model.generate("hello", stop=["times"]) == " once upon a time"
     assert model.generate("hello", stop=[""]) == " once upon a time"
+
+
+def test_tokens_are_counted_and_the_end_has_a_reason(artifact):
+    model = scripted(artifact, " once upon")
+
+    def told(**options):
+        text = model.stream("hello", **options)
+        said = "".join(text)
+        return said, text.prompt_tokens, text.completion_tokens, text.finish_reason
+
+    assert told() == (" once upon", 5, 11, "stop"), "the end token counts: it was computed"
+    assert told(max_tokens=11) == (" once upon", 5, 11, "stop")
+    assert told(max_tokens=10) == (" once upon", 5, 10, "length")
+    assert told(max_tokens=0) == ("", 5, 0, "length")
+    assert told(stop=["ce"]) == (" on", 5, 5, "stop")
+    assert told(max_tokens=5, stop=["ce"]) == (" on", 5, 5, "stop")
+    assert told(max_tokens=4, stop=["ce"]) == (" onc", 5, 4, "length"), "what was held back is given at the end"
+
+
+def test_a_text_that_goes_on_has_no_reason_to_end(artifact):
+    text = scripted(artifact, " once upon").stream("hello")
+    assert (next(text), text.completion_tokens, text.finish_reason) == (" ", 1, None)
+    text.close()
+    assert list(text) == []
+
+
+def test_chat_is_the_template_and_then_the_text(artifact):
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    chatty = attrs.evolve(artifact, load_tokenizer=lambda: Bytes("bpe", (), (), eos=0, chat_template=template))
+    model, messages = scripted(chatty, " there"), [{"role": "user", "content": "hello"}]
+    assert model.prompt(messages) == "hello"
+    assert model.chat(messages) == "".join(model.chat_stream(messages)) == " there"
+    assert model.chat(messages, max_tokens=3, stop=["h"]) == " t"
+
+
+def test_a_template_that_names_the_first_token_gets_no_second():
+    artifact = open_artifact(sample.path())
+    template = "{{ bos_token }}{{ messages[0].content }}"
+    tokenizer = attrs.evolve(artifact.tokenizer, chat_template=template)
+    model = NumpyRuntime.open(attrs.evolve(artifact, load_tokenizer=lambda: tokenizer))
+    prompt = model.prompt([{"role": "user", "content": "Once upon"}])
+    assert prompt == "<s>Once upon"
+    assert model.encode(prompt, special=True) == model.encode("Once upon")
+    assert model.encode("Once upon")[0] == tokenizer.bos
+    assert model.chat_stream([{"role": "user", "content": "Once"}]).prompt_tokens == len(model.encode("Once"))
+
+
+def test_embeddings_are_means_of_the_last_states(artifact):
+    model = NumpyRuntime.open(artifact)
+    states = Transformer(MODEL).hidden(PROMPT).astype(np.float64).mean(axis=0)
+    got = model.embed("hello")
+    assert (got.dtype, got.shape) == (np.float32, (32,))
+    np.testing.assert_allclose(got, states / np.linalg.norm(states), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ContextOverflowError):
+        model.embed("x" * 49)
+    with pytest.raises(UsageError, match="at least one"):
+        model.embed("")
+
+
+def test_what_it_can_do_is_declared(artifact):
+    model = NumpyRuntime.open(artifact)
+    assert isinstance(model, ChatRuntime)
+    assert isinstance(model, EmbeddingRuntime)
+    assert isinstance(model, TokenizingRuntime)
+    assert not isinstance(Transformer(MODEL), ChatRuntime)
 
 
 def test_a_prompt_is_not_ended(artifact):

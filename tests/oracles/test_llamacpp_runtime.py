@@ -30,7 +30,7 @@ from edgekit.errors import (
 from edgekit.evaluation.language import kl_divergence, log_softmax
 from edgekit_gguf.format import GgufFormat
 from edgekit_gguf.metadata import Metadata, Value, text, texts, u32
-from edgekit_llamacpp import library, model, template
+from edgekit_llamacpp import library, model
 from edgekit_llamacpp.isolated import IsolatedRuntime
 from edgekit_llamacpp.runtime import LlamaCppRuntime
 
@@ -181,6 +181,24 @@ def test_embeddings_are_unit_vectors_that_tell_texts_apart(source: Path, isolate
     assert one @ other < 0.999
 
 
+@both
+def test_embeddings_are_the_numpy_runtimes(source: Path):
+    with edgekit.load(source, "numpy") as slow, load(source, cache="F32") as fast:
+        np.testing.assert_allclose(fast.embed("The cat sat."), slow.embed("The cat sat."), atol=1e-5)
+
+
+@both_ways
+def test_tokens_are_counted_as_by_the_numpy_runtime(source: Path, isolate: bool):
+    with edgekit.load(source, "numpy") as slow, load(source, isolate=isolate, cache="F32") as fast:
+        assert fast.encode("Once upon a time") == slow.encode("Once upon a time")
+        for options in ({"max_tokens": 7}, {"max_tokens": 0}, {"max_tokens": 40, "stop": ["."]}):
+            texts = [runtime.stream("Once upon a time", **options) for runtime in (slow, fast)]
+            said = ["".join(text) for text in texts]
+            assert said[0] == said[1]
+            wanted, got = ((t.prompt_tokens, t.completion_tokens, t.finish_reason) for t in texts)
+            assert got == wanted
+
+
 def with_metadata(source: Path, path: Path, changes: dict[str, Value], without: str = "nothing") -> Path:
     """The same model with other metadata."""
     artifact = edgekit.open(source)
@@ -216,40 +234,6 @@ def test_bos_of_a_template_is_not_doubled(source: Path, tmp_path: Path):
 def test_without_a_template_chat_is_refused(source: Path):
     with load(source) as runtime, pytest.raises(UsageError, match="it has no chat template; use generate"):
         runtime.chat([{"role": "user", "content": "Hi"}])
-
-
-HOSTILE = {
-    "code": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", InvalidFileError, "SecurityError"),
-    "mutation": ("{% set x = messages.append(1) %}", InvalidFileError, "SecurityError"),
-    "endless": ("{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}", InvalidFileError,
-                "too much time or memory|did not end"),
-    "memory": ("{% set x = 'a' * 99999999999 %}{{ x }}", InvalidFileError, "too much memory|MemoryError|Overflow"),
-    "long": ("{{ 'a' * 9999999 }}", InvalidFileError, "it made 9999999 characters"),
-    "syntax": ("{% if %}", InvalidFileError, "TemplateSyntaxError"),
-    "files": ("{% include '/etc/passwd' %}", InvalidFileError, "no loader|TypeError|TemplateNotFound"),
-    "refusal": ("{{ raise_exception('only users') }}", UsageError, "refuses the messages: only users"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_templates_harm_nothing(case: str, monkeypatch: pytest.MonkeyPatch):
-    source, error, message = HOSTILE[case]
-    monkeypatch.setattr(template, "PATIENCE", 3.0)
-    with pytest.raises(error, match=message):
-        template.render(source, [{"role": "user", "content": "Hi"}])
-
-
-def test_templates_see_neither_environment_nor_directory(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("SECRET", "hunter2")
-    said = template.render("{{ self }}{{ messages[0].content | tojson }}", [{"role": "user", "content": "é"}])
-    assert "hunter2" not in said
-    assert said.endswith('"é"')
-
-
-@pytest.mark.parametrize("messages", [[], [{"role": "robot", "content": "x"}], [{"role": "user", "content": 3}]])
-def test_messages_are_checked(messages: list[dict[str, Any]]):
-    with pytest.raises(UsageError, match=r"no messages|each has a role"):
-        template.render(CHATML, messages)
 
 
 @both_ways

@@ -16,4 +16,4 @@ def edgekit_register_formats(register: Register) -> None:
 @hookimpl
 def edgekit_register_runtimes(register: Register) -> None:
     """The numpy forward pass, for every format whose family is known."""
-    register("numpy", "edgekit.runtime:NumpyRuntime.open", formats=("*",), speed=1)
+    register("numpy", "edgekit.numpy_runtime:NumpyRuntime.open", formats=("*",), speed=1)

@@ -39,7 +39,7 @@ class Tokenizer:
         bos, eos, unk, pad: special ids, or None.
         add_bos, add_eos: whether encoding adds them.
         add_space_prefix: whether a text is given a leading space (``spm``).
-        chat_template: Jinja source, or None. Never run by edgekit's core.
+        chat_template: Jinja source, or None; `edgekit.chat` runs it, in a process that may do nothing but render.
         json: the text of a ``tokenizer.json`` that says the same in the `tokenizers` library's own form, or None.
     """
 

@@ -14,7 +14,13 @@ from edgekit.cli._output import json_option, print_json
 from edgekit.errors import EdgekitError
 from edgekit.plugin import BUILT_IN, Registration, installed, manager
 
-_OPTIONAL = {"tokenizers": "text", "rich": "progress", "hypothesis": "testing", "ml_dtypes": "testing"}
+_OPTIONAL = {
+    "tokenizers": "text",
+    "jinja2": "chat",
+    "rich": "progress",
+    "hypothesis": "testing",
+    "ml_dtypes": "testing",
+}
 _DEPENDENCIES = ("attrs", "click", "numpy", "pluggy", "safetensors")
 
 

@@ -21,9 +21,10 @@ import numpy.typing as npt
 from edgekit.architectures import ModelConfig
 from edgekit.architectures.forward import Transformer
 from edgekit.artifact import Artifact, Format
+from edgekit.chat import prompt_of
 from edgekit.errors import ContextOverflowError, EdgekitError, UsageError
 from edgekit.plugin import Registration, manager
-from edgekit.runtime import NumpyRuntime, Runtime
+from edgekit.runtime import ChatRuntime, EmbeddingRuntime, Generation, NumpyRuntime, Runtime
 from edgekit.testing._kit import Kit, NotApplicable, Profile, Result, fail
 from edgekit.testing._tokenizers import bpe
 from edgekit.testing._trips import random_artifact, small_config, write
@@ -273,6 +274,66 @@ def check_streaming(subject: RuntimeSubject, profile: Profile) -> None:
             pieces = "".join(model.runtime.stream(PROMPT, max_tokens=16, **options))
             if whole != pieces:
                 fail(f"streamed it is {pieces!r}, at once {whole!r} ({options or 'greedy'})")
+
+
+@KIT.check
+def check_counts(subject: RuntimeSubject, profile: Profile) -> None:
+    """`stream` counts the tokens of prompt and answer, and says why the text ended; not before it did."""
+    _text_needs_library()
+    with loaded(subject) as model:
+        tokenizer = model.artifact.tokenizer
+        assert tokenizer is not None
+        text: Any = model.runtime.stream(PROMPT, max_tokens=5)
+        if not isinstance(text, Generation):
+            fail(f"`stream` gives {type(text).__name__}; an edgekit.runtime.Generation is wanted")
+        for _ in text:
+            pass
+        wanted = len(tokenizer.encode(PROMPT))
+        if text.prompt_tokens != wanted:
+            fail(f"{PROMPT!r} is said to have {text.prompt_tokens} tokens; the tokenizer makes {wanted}")
+        if not 0 <= text.completion_tokens <= 5 or (text.completion_tokens < 5) != (text.finish_reason == "stop"):
+            fail(f"of max_tokens=5 it says {text.completion_tokens} tokens and {text.finish_reason!r}")
+        none: Any = model.runtime.stream(PROMPT, max_tokens=0)
+        if list(none) or none.completion_tokens != 0 or none.finish_reason != "length":
+            fail(f"of max_tokens=0 it says {none.completion_tokens} tokens, {none.finish_reason!r}; 'length' is wanted")
+
+
+@KIT.check
+def check_chat(subject: RuntimeSubject, profile: Profile) -> None:
+    """Where it answers conversations: with the model's template, and the text that `generate` gives its prompt."""
+    _text_needs_library()
+    with loaded(subject) as model:
+        runtime: Any = model.runtime
+        if not isinstance(runtime, ChatRuntime):
+            raise NotApplicable("it has no chat")
+        if find_spec("jinja2") is None:
+            raise NotApplicable("rendering a chat template needs jinja2; pip install 'edgekit[chat]'")
+        messages = [{"role": "user", "content": PROMPT}]
+        wanted, found = prompt_of(model.artifact, messages), runtime.prompt(messages)
+        if found != wanted:
+            fail(f"the prompt is {found!r}; the model's template makes {wanted!r}")
+        answer, pieces = runtime.chat(messages, max_tokens=8), runtime.chat_stream(messages, max_tokens=8)
+        if answer != "".join(pieces) or answer != model.runtime.generate(wanted, max_tokens=8):
+            fail(f"the answer is {answer!r}; `chat_stream`, or `generate` with the template's prompt, say otherwise")
+        _refused(partial(runtime.chat, []), "no messages", UsageError)
+
+
+@KIT.check
+def check_embedding(subject: RuntimeSubject, profile: Profile) -> None:
+    """Where it makes vectors: float32 [width], finite, of length 1, the same for the same text; none of no text."""
+    _text_needs_library()
+    with loaded(subject) as model:
+        runtime: Any = model.runtime
+        if not isinstance(runtime, EmbeddingRuntime):
+            raise NotApplicable("it has no embed")
+        one, same, other = (np.asarray(runtime.embed(text)) for text in (PROMPT, PROMPT, "another text"))
+        if one.dtype != np.float32 or one.shape != (model.judge.config.width,):
+            fail(f"a vector is {one.dtype} {one.shape}; float32 [{model.judge.config.width}] is wanted")
+        if not abs(float(np.linalg.norm(one.astype(np.float64))) - 1) < 1e-4:
+            fail(f"a vector has the length {np.linalg.norm(one)}; 1 is wanted")
+        if one.tobytes() != same.tobytes() or one.tobytes() == other.tobytes():
+            fail("the same text gets another vector, or another text the same")
+        _refused(partial(runtime.embed, ""), "an empty text", EdgekitError)
 
 
 @KIT.check

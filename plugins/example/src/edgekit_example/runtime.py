@@ -12,7 +12,7 @@ import numpy.typing as npt
 from edgekit.architectures.forward import KVCache, Transformer
 from edgekit.artifact import Artifact
 from edgekit.errors import ContextOverflowError, UsageError
-from edgekit.runtime import Sampling, until
+from edgekit.runtime import Generation, Sampling, until
 from edgekit.tokenizer import Tokenizer
 
 F32 = npt.NDArray[np.float32]
@@ -60,7 +60,7 @@ class ExampleRuntime:
         top_p: float = 1.0,
         seed: int = 0,
         stop: Sequence[str] = (),
-    ) -> Iterator[str]:
+    ) -> Generation:
         """Continue a text piece by piece; the options are those of `edgekit.runtime.NumpyRuntime.generate`.
 
         Raises:
@@ -72,7 +72,8 @@ class ExampleRuntime:
         ids = tokenizer.encode(prompt)
         if tokenizer.add_eos and ids[-1:] == [tokenizer.eos]:  # the text is to go on
             del ids[-1]
-        return until(_texts(tokenizer, ids, self._tokens(ids, self._room(len(ids), max_tokens), choose)), stop)
+        tokens = self._tokens(ids, self._room(len(ids), max_tokens), choose)
+        return Generation.counting(len(ids), tokens, lambda new: until(_texts(tokenizer, ids, new), stop))
 
     def _tokens(self, prompt: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
         past, new = KVCache(), prompt

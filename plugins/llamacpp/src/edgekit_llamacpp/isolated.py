@@ -15,7 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import IO, Any, Self, cast
 
 import attrs
@@ -24,7 +24,9 @@ import numpy.typing as npt
 
 from edgekit import errors
 from edgekit.artifact import Artifact
+from edgekit.chat import Messages
 from edgekit.errors import EdgekitError, InvalidFileError, PluginError, UsageError
+from edgekit.runtime import Generation
 from edgekit_llamacpp.model import Options
 
 F32 = npt.NDArray[np.float32]
@@ -71,7 +73,7 @@ def _exactly(stream: IO[bytes], count: int) -> bytes:
 class IsolatedRuntime:
     """`edgekit_llamacpp.runtime.LlamaCppRuntime` in a child process: the same answers, the same errors.
 
-    It has the methods of `edgekit.runtime.Runtime`, and `chat`, `chat_stream` and `embed`.
+    It has the methods of `edgekit.runtime.Runtime`, and of those for chat, embeddings and tokens.
 
     Raises:
         InvalidFileError: the child died while it loaded the model or computed with it.
@@ -106,19 +108,29 @@ class IsolatedRuntime:
         """The mean of the last layer's states over a text, float32 [width], of length 1."""
         return self._array("embed", text=text)
 
+    def encode(self, text: str) -> list[int]:
+        """Cut a text into token ids, with what the model puts before every text."""
+        message, _ = self._ask("encode", text=text)
+        return [int(token) for token in message["value"]]
+
+    def prompt(self, messages: Messages) -> str:
+        """What the model's chat template makes of messages."""
+        message, _ = self._ask("prompt", messages=[dict(message) for message in messages])
+        return str(message["value"])
+
     def generate(self, prompt: str, **options: Any) -> str:
         """Continue a text until the model ends it."""
         return "".join(self.stream(prompt, **options))
 
-    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+    def stream(self, prompt: str, **options: Any) -> Generation:
         """As `generate`, piece by piece."""
         return self._stream("stream", prompt=prompt, **options)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+    def chat(self, messages: Messages, **options: Any) -> str:
         """Answer messages, with the model's own chat template."""
         return "".join(self.chat_stream(messages, **options))
 
-    def chat_stream(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Iterator[str]:
+    def chat_stream(self, messages: Messages, **options: Any) -> Generation:
         """The answer piece by piece."""
         return self._stream("chat_stream", messages=[dict(message) for message in messages], **options)
 
@@ -152,19 +164,22 @@ class IsolatedRuntime:
             raise PluginError(f"the child gave no array for {method}; report this")
         return array
 
-    def _stream(self, method: str, **arguments: Any) -> Iterator[str]:
+    def _stream(self, method: str, **arguments: Any) -> Generation:
         self._streams += 1
         number = self._streams
-        self._ask("begin", number=number, kind=method, arguments=arguments)
-        return self._pieces(number)
+        message, _ = self._ask("begin", number=number, kind=method, arguments=arguments)
+        generation = Generation(iter(()), int(message["value"]))
+        generation.pieces = self._pieces(number, generation)
+        return generation
 
-    def _pieces(self, number: int) -> Iterator[str]:
+    def _pieces(self, number: int, generation: Generation) -> Iterator[str]:
         try:
             while True:
                 message, _ = self._ask("next", number=number)
-                if message["value"] is None:
+                piece, generation.completion_tokens, generation.finish_reason = message["value"]
+                if piece is None:
                     return
-                yield str(message["value"])
+                yield str(piece)
         finally:
             if self._child is not None:
                 self._ask("end", number=number)

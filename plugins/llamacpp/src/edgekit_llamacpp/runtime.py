@@ -10,16 +10,17 @@ from __future__ import annotations
 import codecs
 import ctypes
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from edgekit import chat
 from edgekit.artifact import Artifact
+from edgekit.chat import Messages
 from edgekit.errors import ContextOverflowError, NonFiniteError, ResourceError, UnsupportedModelError, UsageError
-from edgekit.runtime import Runtime, Sampling, until
-from edgekit_llamacpp import template
+from edgekit.runtime import Generation, Runtime, Sampling, until
 from edgekit_llamacpp.library import llama, quiet
 from edgekit_llamacpp.model import BATCH, Loaded, Options, batch_of, refuse_ambiguous
 
@@ -134,13 +135,13 @@ class LlamaCppRuntime:
         top_p: float = 1.0,
         seed: int = 0,
         stop: Sequence[str] = (),
-    ) -> Iterator[str]:
+    ) -> Generation:
         """As `generate`, piece by piece; each piece is whole characters, and never the start of a stop text."""
         return self._stream(self.encode(prompt), max_tokens, Sampling(temperature, top_k, top_p, seed), stop)
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         *,
         max_tokens: int | None = None,
         temperature: float = 0.0,
@@ -157,7 +158,7 @@ class LlamaCppRuntime:
 
     def chat_stream(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         *,
         max_tokens: int | None = None,
         temperature: float = 0.0,
@@ -165,7 +166,7 @@ class LlamaCppRuntime:
         top_p: float = 1.0,
         seed: int = 0,
         stop: Sequence[str] = (),
-    ) -> Iterator[str]:
+    ) -> Generation:
         """The answer piece by piece.
 
         Args:
@@ -184,12 +185,10 @@ class LlamaCppRuntime:
         ids = self.encode(self.prompt(messages), special=True)
         return self._stream(ids, max_tokens, Sampling(temperature, top_k, top_p, seed), stop)
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def prompt(self, messages: Messages) -> str:
         """What the model's chat template makes of messages; raises as `chat_stream`."""
-        source = self.artifact.config.get("tokenizer.chat_template")
-        if not isinstance(source, str):
-            raise UsageError(f"{self.artifact.path}: it has no chat template; use generate with a prompt of your own")
-        return template.render(source, messages, bos_token=self._special("bos"), eos_token=self._special("eos"))
+        source = chat.template_of(self.artifact)
+        return chat.render(source, messages, bos_token=self._special("bos"), eos_token=self._special("eos"))
 
     def embed(self, text: str) -> F32:
         """The mean of the last layer's states over a text, float32 [width], of length 1.
@@ -271,8 +270,9 @@ class LlamaCppRuntime:
             raise UsageError("the runtime is closed; open the model again")
         return self._loaded
 
-    def _stream(self, ids: list[int], max_tokens: int | None, sampling: Sampling, stop: Sequence[str]) -> Iterator[str]:
-        return until(self._texts(self.tokens(ids, max_tokens=max_tokens, sampling=sampling)), stop)
+    def _stream(self, ids: list[int], max_tokens: int | None, sampling: Sampling, stop: Sequence[str]) -> Generation:
+        tokens = self.tokens(ids, max_tokens=max_tokens, sampling=sampling)
+        return Generation.counting(len(ids), tokens, lambda new: until(self._texts(new), stop))
 
     def _texts(self, tokens: Iterator[int]) -> Iterator[str]:
         """The whole text so far, each time that it has grown by whole characters; ends where the model ends it."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 import numpy as np
 
 from edgekit.errors import EdgekitError
 from edgekit.pipeline import open_artifact
+from edgekit.runtime import Generation
 from edgekit_llamacpp.isolated import receive, send
 from edgekit_llamacpp.model import Options
 from edgekit_llamacpp.runtime import LlamaCppRuntime
@@ -20,7 +21,7 @@ class Worker:
     """One model and its streams."""
 
     def __init__(self) -> None:
-        self.streams: dict[int, Iterator[str]] = {}
+        self.streams: dict[int, Generation] = {}
 
     def load(self, path: str, options: dict[str, Any]) -> int:
         """Open and load; gives the tokens that the context holds."""
@@ -35,15 +36,25 @@ class Worker:
         """As the runtime's."""
         return self.model.embed(text)
 
-    def begin(self, number: int, kind: str, arguments: dict[str, Any]) -> None:
-        """Begin a stream."""
+    def encode(self, text: str) -> list[int]:
+        """As the runtime's."""
+        return self.model.encode(text)
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """As the runtime's."""
+        return self.model.prompt(messages)
+
+    def begin(self, number: int, kind: str, arguments: dict[str, Any]) -> int:
+        """Begin a stream; gives the tokens of its prompt."""
         self.streams[number] = (
             self.model.chat_stream(**arguments) if kind == "chat_stream" else self.model.stream(**arguments)
         )
+        return self.streams[number].prompt_tokens
 
-    def next(self, number: int) -> str | None:
-        """Its next piece; None at its end."""
-        return next(self.streams[number], None)
+    def next(self, number: int) -> tuple[str | None, int, str | None]:
+        """Its next piece, None at its end; how many tokens it has; and why it ended."""
+        stream = self.streams[number]
+        return next(stream, None), stream.completion_tokens, stream.finish_reason
 
     def end(self, number: int) -> None:
         """Forget it."""

@@ -1,0 +1,108 @@
+"""Renders chat templates: the program of a process that may use little of anything.
+
+Frames of JSON come on stdin and go to stdout, each after its length (u32, little-endian). A template is Jinja source
+from a file that may be hostile: it runs in Jinja's immutable sandbox, in a process of its own with an empty environment
+and limited memory and time, that can write no file and start no process. Where the system can fork, that process is a
+copy of this one, which has Jinja imported already: that takes 7 to 10 ms a template, a new interpreter 90 to 100.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import struct
+import sys
+from typing import Any, NoReturn
+
+#: Bytes of address space, seconds of processor time, and characters of a rendered prompt.
+MEMORY, SECONDS, LENGTH = 512 << 20, 5, 4 << 20
+
+
+def limit() -> None:
+    """Give up everything that rendering does not need; where the system has no such limits, only the clock is left."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    limits = {"RLIMIT_AS": MEMORY, "RLIMIT_CPU": SECONDS, "RLIMIT_FSIZE": 0, "RLIMIT_NPROC": 0, "RLIMIT_CORE": 0}
+    for name, value in limits.items():
+        kind = getattr(resource, name, None)
+        if kind is not None:
+            _, hard = resource.getrlimit(kind)
+            least = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(kind, (least, least))
+
+
+def render(template: str, variables: dict[str, Any]) -> str:
+    """The template's text, with the functions that chat templates expect."""
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    environment.globals.update(raise_exception=_refuse, strftime_now=_now)
+    return environment.from_string(template).render(**variables)
+
+
+def _refuse(message: object) -> NoReturn:
+    raise ValueError(str(message))
+
+
+def _now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
+
+
+def answer(request: bytes) -> bytes:
+    """Render what a frame asks for."""
+    limit()
+    try:
+        given = json.loads(request)
+        text = render(given["template"], given["variables"])
+        said = {"text": text} if len(text) <= LENGTH else {"error": f"it made {len(text)} characters"}
+    except MemoryError:
+        said = {"error": "it wanted too much memory"}
+    except Exception as error:
+        said = {"error": f"{type(error).__name__}: {error}"[:2000]}
+    return json.dumps(said).encode()
+
+
+def in_a_copy(request: bytes) -> bytes:
+    """The same in a copy of this process; one that dies is an answer, too."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with open(writer, "wb") as pipe:
+                pipe.write(answer(request))
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        said = pipe.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code == 0:
+        return said
+    how = f"by signal {-code}: too much time or memory" if code < 0 else f"with code {code}"
+    return json.dumps({"error": f"its process was ended {how}"}).encode()
+
+
+def main() -> None:
+    """Answer frames until stdin ends; without fork only one, since the limits then are this process's own."""
+    with contextlib.suppress(ImportError):  # each answer says so
+        render("{{ 1 }}", {})  # imports all that rendering needs
+    copies = hasattr(os, "fork")
+    while header := sys.stdin.buffer.read(4):
+        request = sys.stdin.buffer.read(*struct.unpack("<I", header))
+        said = (in_a_copy if copies else answer)(request)
+        sys.stdout.buffer.write(struct.pack("<I", len(said)) + said)
+        sys.stdout.buffer.flush()
+        if not copies:
+            return
+
+
+if __name__ == "__main__":
+    main()

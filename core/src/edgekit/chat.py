@@ -1,0 +1,209 @@
+"""Chat templates: a model's own way of writing a conversation as one text.
+
+A template is a program in a file of strangers. It runs in a process that may do nothing but render; see `_render`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import importlib.util
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, cast
+
+import attrs
+
+from edgekit.artifact import Artifact
+from edgekit.errors import InvalidFileError, MissingPluginError, UsageError
+from edgekit.tokenizer import Tokenizer
+
+#: What a conversation is: each message has a ``role`` and a ``content``, a text.
+Messages = Sequence[Mapping[str, Any]]
+
+ROLES = ("system", "user", "assistant", "tool", "developer")
+#: Seconds by the clock until a template is given up.
+PATIENCE = 10.0
+_PROGRAM = Path(__file__).with_name("_render.py")
+#: Bytes of an answer that are believed: the longest prompt, every character of it escaped.
+_LARGEST = 64 << 20
+
+
+def prompt_of(artifact: Artifact, messages: Messages) -> str:
+    """What an artifact's chat template makes of messages.
+
+    Args:
+        artifact: of any format.
+        messages: each with a ``role`` (system, user, assistant, tool, developer) and a ``content``, a text.
+
+    Raises:
+        UsageError: the artifact has no template, the messages are none, or the template does not accept them.
+        InvalidFileError: the template fails, or wants too much time or memory.
+        MissingPluginError: Jinja is not installed.
+    """
+    template, tokenizer = template_of(artifact), artifact.tokenizer
+    return render(template, messages, **(special_tokens(tokenizer) if tokenizer else {}))
+
+
+def special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """``bos_token`` and ``eos_token``, where the vocabulary has them: what templates call a model's special tokens."""
+    ids = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos}
+    return {name: tokenizer.tokens[i] for name, i in ids.items() if i is not None and 0 <= i < len(tokenizer.tokens)}
+
+
+def template_of(artifact: Artifact) -> str:
+    """The source of an artifact's chat template: a GGUF file's metadata, or the tokenizer's files of a directory.
+
+    Raises:
+        UsageError: it has none.
+    """
+    # Metadata first: a GGUF file's template is there even where its tokenizer is of a kind that edgekit cannot read.
+    source = artifact.config.get("tokenizer.chat_template")
+    if source is None and artifact.tokenizer is not None:
+        source = artifact.tokenizer.chat_template
+    if not isinstance(source, str):
+        raise UsageError(f"{artifact.path}: it has no chat template; use generate with a prompt of your own")
+    return source
+
+
+def render(template: str, messages: Messages, **variables: Any) -> str:
+    """The prompt that a chat template makes of messages, in 7 to 10 ms; the first call takes 0.1 s.
+
+    Args:
+        template: Jinja source.
+        messages: each with a ``role`` and a ``content``.
+        variables: what the template sees besides, such as ``bos_token``.
+
+    Raises:
+        As `prompt_of`.
+    """
+    check(messages)
+    if importlib.util.find_spec("jinja2") is None:
+        raise MissingPluginError("rendering a chat template needs jinja2; pip install 'edgekit[chat]'")
+    given = {"messages": [dict(message) for message in messages], "add_generation_prompt": True, **variables}
+    said = _renderer(os.getpid()).ask(json.dumps({"template": template, "variables": given}).encode())
+    if "text" in said:
+        return str(said["text"])
+    if str(said["error"]).startswith("ValueError: "):  # the template's own raise_exception
+        raise UsageError(f"the model's chat template refuses the messages: {said['error'][12:]}")
+    raise InvalidFileError(f"the model's chat template fails: {said['error']}; build the prompt yourself (generate)")
+
+
+def check(messages: Messages) -> None:
+    """Refuse what is no conversation.
+
+    Raises:
+        UsageError: no messages, an unknown role, or a content that is no text.
+    """
+    if not messages:
+        raise UsageError("no messages; give at least one, {'role': 'user', 'content': ...}")
+    for message in messages:
+        if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+            raise UsageError(
+                f"message {dict(message)!r:.80}; each has a role ({', '.join(ROLES)}) and a content, a text"
+            )
+
+
+@functools.cache
+def _renderer(process: int) -> _Renderer:
+    """This process's renderer: a copy of the process that `fork` made must not share its parent's pipes."""
+    renderer = _Renderer(process)
+    atexit.register(renderer.close)
+    return renderer
+
+
+@attrs.define(eq=False)
+class _Renderer:
+    """The process that renders; it is started at the first use, and again after it died."""
+
+    owner: int
+    _process: subprocess.Popen[bytes] | None = attrs.field(default=None, init=False)
+    _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
+
+    def ask(self, given: bytes) -> dict[str, Any]:
+        """One template's answer. One at a time: a template that takes long keeps others waiting, up to `PATIENCE`."""
+        with self._lock:
+            process = self._started()
+            timer = threading.Timer(PATIENCE, _kill, [process])
+            timer.start()
+            try:
+                return _exchange(process, given)
+            except (OSError, EOFError, ValueError) as error:
+                why = (
+                    f"its process died ({error})" if timer.is_alive() else f"it did not end within {PATIENCE:g} seconds"
+                )
+                self._end()
+                return {"error": why}
+            finally:
+                timer.cancel()
+
+    def close(self) -> None:
+        """End the process."""
+        if self.owner == os.getpid():
+            self._end()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            self._end()
+            # -I: nothing of the caller's environment, working directory or start-up files.
+            line = [sys.executable, "-I", str(_PROGRAM)]
+            streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            streams["stderr"] = subprocess.DEVNULL
+            self._process = subprocess.Popen(line, env={}, start_new_session=True, **streams)
+        return self._process
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            _kill(process)
+            for pipe in (process.stdin, process.stdout):
+                _close(cast("IO[bytes]", pipe))
+            process.wait()
+
+
+def _exchange(process: subprocess.Popen[bytes], given: bytes) -> dict[str, Any]:
+    stdin, stdout = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
+    stdin.write(struct.pack("<I", len(given)) + given)
+    stdin.flush()
+    (length,) = struct.unpack("<I", _exactly(stdout, 4))
+    if length > _LARGEST:
+        raise EOFError(f"it answered {length} bytes")
+    said: dict[str, Any] = json.loads(_exactly(stdout, length))
+    return said
+
+
+def _exactly(stream: IO[bytes], count: int) -> bytes:
+    data = stream.read(count)
+    if len(data) < count:
+        raise EOFError("its answer was cut off")
+    return data
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End the process and the copy of it that renders."""
+    if process.poll() is not None:
+        return
+    try:
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    except ProcessLookupError:
+        return
+
+
+def _close(pipe: IO[bytes]) -> None:
+    try:
+        pipe.close()
+    except OSError:  # what was still to be written has no reader
+        return
+
+
+__all__ = ["PATIENCE", "ROLES", "Messages", "check", "prompt_of", "render", "special_tokens", "template_of"]

@@ -1,0 +1,146 @@
+"""How a runtime generates text: how tokens are chosen, where a text ends, and what is counted meanwhile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, Self
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import UsageError
+
+F32 = npt.NDArray[np.float32]
+#: Why a text ended: the model or a stop text ended it, or there was no room for more.
+FinishReason = Literal["stop", "length"]
+#: Makes pieces of text from token ids.
+Texts = Callable[[Iterator[int]], Iterator[str]]
+
+
+@attrs.define(eq=False)
+class Generation(Iterator[str]):
+    """A text that is being generated: an iterator of its pieces that counts tokens and knows why it ended.
+
+    A runtime makes one with `counting` where it produces tokens one by one; else it sets the fields itself.
+
+    Attributes:
+        pieces: of the text.
+        prompt_tokens: tokens of the prompt.
+        completion_tokens: tokens generated so far, with the one that ended the text.
+        finish_reason: ``"stop"`` where the model or a stop text ended it, ``"length"`` where `max_tokens` or the
+            context did; None while it goes on.
+
+    Example:
+        >>> with edgekit.load("model") as model:  # doctest: +SKIP
+        ...     text = model.stream("Once upon a time", max_tokens=40)
+        ...     for piece in text:
+        ...         print(piece, end="", flush=True)
+        ...     print(text.completion_tokens, text.finish_reason)
+    """
+
+    pieces: Iterator[str]
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    finish_reason: FinishReason | None = None
+
+    @classmethod
+    def counting(
+        cls, prompt_tokens: int, tokens: Iterator[int], text: Callable[[Iterator[int]], Iterator[str]]
+    ) -> Self:
+        """A text made from tokens.
+
+        Args:
+            prompt_tokens: tokens of the prompt.
+            tokens: new ids, one at a time; they end where there is no room for more.
+            text: makes pieces of text from ids, and ends where the model or a stop text ends it.
+        """
+        self = cls(iter(()), prompt_tokens)
+        self.pieces = self._until_end(tokens, text)
+        return self
+
+    def _until_end(self, tokens: Iterator[int], text: Texts) -> Iterator[str]:
+        yield from text(self._counted(tokens))
+        self.finish_reason = self.finish_reason or "stop"
+
+    def _counted(self, tokens: Iterator[int]) -> Iterator[int]:
+        for token in tokens:
+            self.completion_tokens += 1
+            yield token
+        self.finish_reason = "length"
+
+    def __next__(self) -> str:
+        return next(self.pieces)
+
+    def close(self) -> None:
+        """Give up the rest of the text."""
+        close = getattr(self.pieces, "close", None)
+        if close is not None:
+            close()
+
+
+@attrs.frozen
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: 0 takes the most likely token; above, probabilities are softmax(logits / temperature).
+        top_k: only the k most likely tokens; 0 for all.
+        top_p: only the most likely tokens that together reach this probability.
+        seed: of the random numbers; the same seed gives the same text.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(f"temperature {self.temperature}; choose 0 or more")
+        if self.top_k < 0:
+            raise UsageError(f"top_k {self.top_k}; choose 0 (all tokens) or more")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p {self.top_p}; choose above 0 and at most 1")
+
+    def sampler(self) -> Callable[[F32], int]:
+        """A function from logits [vocab] to the next token, with random numbers of its own."""
+        random = np.random.default_rng(self.seed)
+        return lambda logits: self._choose(logits, random)
+
+    def _choose(self, logits: F32, random: np.random.Generator) -> int:
+        if self.temperature == 0:
+            return int(logits.argmax())
+        order = np.argsort(-logits, kind="stable")[: self.top_k or None]
+        return int(random.choice(order, p=self.probabilities(logits[order])))
+
+    def probabilities(self, logits: F32) -> npt.NDArray[np.float64]:
+        """Of the candidates, whose logits are sorted in descending order: float64, summing to 1."""
+        with np.errstate(over="ignore"):  # a tiny temperature makes exp(-inf), which is the right 0
+            weights = np.exp((logits.astype(np.float64) - logits[0]) / self.temperature)
+        weights /= weights.sum()
+        # A token stays while those before it have not reached top_p; the first always does.
+        weights[weights.cumsum() - weights >= self.top_p] = 0
+        kept: npt.NDArray[np.float64] = weights / weights.sum()
+        return kept
+
+
+def until(texts: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
+    """New pieces of a growing text, up to the first stop text; what may be the start of one is held back."""
+    given, text = 0, ""
+    for text in texts:
+        ends = [place for place in (text.find(s) for s in stop if s) if place >= 0]
+        if ends:
+            yield from filter(None, [text[given : min(ends)]])
+            return
+        safe = len(text) - _held(text, stop)
+        if safe > given:
+            yield text[given:safe]
+            given = safe
+    yield from filter(None, [text[given:]])
+
+
+def _held(text: str, stop: Sequence[str]) -> int:
+    """Length of the longest end of the text that a stop text begins with."""
+    return max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
