@@ -66,7 +66,8 @@ def edgekit_register_runtimes(register: Register) -> None:
 def edgekit_register_passes(register: Register) -> None:
     """Offer a whole-artifact transformation: ``register("prune", "pkg.mod:Prune", formats=("hf",))``.
 
-    The target implements `edgekit.passes.Pass`; ``formats`` names the formats of the artifacts that it takes.
+    The target implements `edgekit.passes.Pass`; ``formats`` names the formats of the artifacts that it takes, and
+    suffixes of files that no installed format reads. `edgekit apply` runs it from the command line.
     """
 
 

@@ -6,15 +6,17 @@ A pass reads one artifact and writes another, and says what that cost: the resul
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from edgekit.artifact import Artifact
-from edgekit.errors import UsageError
+from edgekit.errors import InvalidFileError, MissingPluginError, UnsupportedModelError, UsageError
+from edgekit.manifest import read_manifest
 from edgekit.pipeline import open_artifact
-from edgekit.plugin import manager
+from edgekit.plugin import Registration, manager
 
 
 class Pass(Protocol):
@@ -48,13 +50,67 @@ def run_pass(
 ) -> Artifact:
     """Run an installed pass.
 
+    Args:
+        source: an artifact, or the path of one; or of a file that no installed format reads, where the pass takes files
+            of that suffix (it is handed over as `unread`).
+        name: of the pass.
+        to: where the result goes.
+        options: what the pass understands.
+
     Raises:
         MissingPluginError: no installed plugin brings a pass of that name.
-        UsageError: the target is the source.
+        UnsupportedModelError: the pass takes artifacts of other formats.
+        UsageError: the target is the source, or the pass has no such option.
     """
-    artifact = source if isinstance(source, Artifact) else open_artifact(source)
+    registration = manager().find("passes", name)
+    artifact = source if isinstance(source, Artifact) else _open(Path(source), registration)
+    _refuse_format(artifact, registration)
     target = Path(to)
     if target.exists() and target.resolve() == artifact.path.resolve():
         raise UsageError(f"{target}: the target is the source; choose another path")
-    chosen: Pass = manager().load("passes", name)
-    return chosen.run(artifact, target, **(options or {}))
+    chosen: Pass = registration.load()
+    given = dict(options or {})
+    _refuse_options(chosen, name, given)
+    return chosen.run(artifact, target, **given)
+
+
+def unread(path: Path) -> Artifact:
+    """A file that no installed format reads, as an artifact without tensors; its format is its suffix.
+
+    Raises:
+        UnsupportedModelError: when it is asked for its model.
+    """
+
+    def no_model() -> NoReturn:
+        raise UnsupportedModelError(f"{path}: no installed format reads {path.suffix} files; only passes take it")
+
+    manifest = read_manifest(path)
+    return Artifact(path, path.suffix.lstrip("."), (path,), {}, {}, no_model, lambda: None, manifest)
+
+
+def _open(path: Path, registration: Registration) -> Artifact:
+    try:
+        return open_artifact(path)
+    except (InvalidFileError, MissingPluginError):
+        if path.is_file() and path.suffix.lstrip(".") in registration.options.get("formats", ()):
+            return unread(path)
+        raise
+
+
+def _refuse_format(artifact: Artifact, registration: Registration) -> None:
+    taken = registration.options.get("formats", ("*",))
+    if "*" not in taken and artifact.format not in taken:
+        raise UnsupportedModelError(
+            f"{artifact.path}: the pass {registration.name!r} takes {', '.join(taken)}, this is {artifact.format}; "
+            "convert it first"
+        )
+
+
+def _refuse_options(chosen: Pass, name: str, options: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(chosen.run).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            raise UsageError(f"the pass {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")

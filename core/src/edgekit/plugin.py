@@ -101,7 +101,7 @@ class Registration:
             raise
         except Exception as error:
             raise PluginError(
-                f"{self.role[:-1]} {self.name!r} of {self.distribution} cannot be loaded: "
+                f"{one(self.role)} {self.name!r} of {self.distribution} cannot be loaded: "
                 f"{type(error).__name__}: {error}; `edgekit doctor` shows more, reinstall {self.distribution}"
             ) from error
 
@@ -110,10 +110,15 @@ class Registration:
         if lacking or (self.role in _CALLED and not callable(loaded)):
             what = f"lacks {', '.join(lacking)}" if lacking else "cannot be called"
             raise PluginError(
-                f"{self.role[:-1]} {self.name!r} of {self.distribution} {what}; "
+                f"{one(self.role)} {self.name!r} of {self.distribution} {what}; "
                 f"the docstring of edgekit_register_{self.role} names what it has to implement"
             )
         return loaded
+
+
+def one(role: str) -> str:
+    """The word for one thing of a role: ``format`` of ``formats``, ``pass`` of ``passes``."""
+    return "pass" if role == "passes" else role[:-1]
 
 
 @functools.cache
@@ -147,7 +152,7 @@ class Manager:
         if len(found) > 1 and found[0].distribution != BUILT_IN:
             owners = " and ".join(r.distribution for r in found)
             raise PluginError(
-                f"{role[:-1]} {name!r} is claimed by {owners}; uninstall one of them, "
+                f"{one(role)} {name!r} is claimed by {owners}; uninstall one of them, "
                 f"or switch it off with EDGEKIT_NO_PLUGINS={found[-1].plugin}"
             )
         return found[0]
@@ -161,7 +166,7 @@ class Manager:
         cure = f"; install {KNOWN_DISTRIBUTIONS[name]}" if name in KNOWN_DISTRIBUTIONS else ""
         failed = [f"{p.distribution} ({p.error})" for p in self.plugins if p.status in ("failed", "refused")]
         broken = f"; not loaded: {', '.join(failed)}" if failed else ""
-        return f"no {role[:-1]} {name!r} is installed (there are: {names}){cure}{broken}"
+        return f"no {one(role)} {name!r} is installed (there are: {names}){cure}{broken}"
 
 
 @functools.cache
@@ -220,7 +225,7 @@ def _add(self: Manager, info: PluginInfo, load: Callable[[], Any]) -> None:
         registrations = list(_registrations(module, info))
         shadowed = [r for r in registrations if _shadows(self, r)]
         if shadowed:
-            names = ", ".join(f"{r.role[:-1]} {r.name!r}" for r in shadowed)
+            names = ", ".join(f"{one(r.role)} {r.name!r}" for r in shadowed)
             raise UsageError(f"it would replace edgekit's own {names}; built-ins cannot be shadowed, rename it")
     except (KeyboardInterrupt, MemoryError):
         raise

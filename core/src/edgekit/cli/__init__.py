@@ -14,6 +14,7 @@ VERBS = (
     "inspect",
     "quantize",
     "convert",
+    "apply",
     "compare",
     "eval",
     "precisions",

@@ -20,7 +20,7 @@ import attrs
 
 from edgekit.encoding import find_precision
 from edgekit.errors import EdgekitError, UsageError
-from edgekit.plugin import BUILT_IN, Manager, PluginInfo, Registration, build, entry_points, refused
+from edgekit.plugin import BUILT_IN, Manager, PluginInfo, Registration, build, entry_points, one, refused
 from edgekit.testing._kit import Kit, NotApplicable, Profile, Result, fail
 
 #: Seconds that importing a plugin's light module may take, beyond edgekit's own hooks.
@@ -154,7 +154,7 @@ def check_registrations(subject: PluginSubject, profile: Profile) -> None:
     seen = set()
     for each in subject.registrations:
         if (each.role, each.name) in seen:
-            fail(f"{each.role[:-1]} {each.name!r} is registered twice")
+            fail(f"{one(each.role)} {each.name!r} is registered twice")
         seen.add((each.role, each.name))
         if each.role == "quantizers":
             _claimed(each)
@@ -182,7 +182,7 @@ def check_targets(subject: PluginSubject, profile: Profile) -> None:
             fail(str(error))
         lacks = [m for m in METHODS[each.role] if not hasattr(loaded, m)]
         if lacks:
-            fail(f"{each.role[:-1]} {each.name!r} ({each.target}) lacks {', '.join(lacks)}")
+            fail(f"{one(each.role)} {each.name!r} ({each.target}) lacks {', '.join(lacks)}")
 
 
 def _missing_optional(error: EdgekitError) -> bool:

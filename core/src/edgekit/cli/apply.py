@@ -1,0 +1,61 @@
+"""`edgekit apply`: run a plugin's pass over a whole artifact."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from edgekit.artifact import Artifact
+from edgekit.cli._output import json_option, print_json, size
+from edgekit.errors import UsageError
+from edgekit.passes import run_pass
+
+
+@click.command("apply")
+@click.argument("name", metavar="PASS")
+@click.argument("source")
+@click.option("--to", required=True, metavar="PATH", help="File or directory to write.")
+@click.option(
+    "-o",
+    "--option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the pass; the value is JSON where it can be read as such (true, 0.8, [1, 2]), else text.",
+)
+@json_option
+def command(name: str, source: str, to: str, options: tuple[str, ...], as_json: bool) -> None:
+    """Transform SOURCE as a whole with an installed PASS and say what that cost; `edgekit plugins` lists passes."""
+    written = run_pass(source, name, to=to, options=dict(map(_option, options)))
+    _show(name, written, as_json)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise UsageError(f"-o {text}: write KEY=VALUE, for example -o ratio=0.8")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def _show(name: str, written: Artifact, as_json: bool) -> None:
+    quality = dict(written.manifest.quality) if written.manifest else {}
+    if as_json:
+        print_json(
+            {
+                "path": str(written.path),
+                "format": written.format,
+                "pass": name,
+                "size": written.nbytes,
+                "files": [file.name for file in written.files],
+                "quality": quality,
+            }
+        )
+        return
+    click.echo(f"{written.path}  {size(written.nbytes)}")
+    for key, value in quality.items():
+        click.echo(f"  {key}: {value:.6g}" if isinstance(value, float) else f"  {key}: {value}")
