@@ -15,6 +15,7 @@ from edgekit.errors import (
 )
 from edgekit.plugin import Manager, Registration
 from edgekit.precision import catalogue
+from edgekit.reference import reference
 
 RNG = np.random.default_rng(11)
 X = RNG.standard_normal((3, 512)).astype(np.float32)
@@ -191,3 +192,59 @@ def test_the_fastest_exact_backend_does_the_work_unless_the_reference_is_faster(
     assert getattr(encoding.choose(precision, None), "plugin", None) == chosen
     for name in (*speeds, "bounded"):
         assert encoding.choose(precision, name).plugin == name
+
+
+class Vouching:
+    """A backend that checks for itself; it vouches for rows of at most one."""
+
+    def __init__(self):
+        self.calls = []
+
+    def encode(self, x, importance=None):
+        self.calls.append("encode")
+        precision = encoding.find_precision("ggml:Q8_0")
+        return reference(precision).encode(x, precision, importance)
+
+    def encode_checked(self, x, importance=None):
+        self.calls.append("encode_checked")
+        return {"blocks": np.zeros((len(x), 34), np.uint8)} if (np.abs(x) <= 1).all() else None
+
+
+VOUCHING = Vouching()
+
+
+@pytest.fixture
+def vouching(monkeypatch):
+    found = Registration(
+        "quantizers", "ggml:Q8_0", f"{__name__}:VOUCHING", "own", "own", {"claim": "exact", "speed": 9}
+    )
+    monkeypatch.setattr(encoding, "manager", lambda: Manager(registrations=[found]))
+    monkeypatch.setattr(VOUCHING, "calls", [])
+    return VOUCHING.calls
+
+
+def test_rows_that_a_backend_vouches_for_are_not_looked_at_again(vouching, monkeypatch):
+    monkeypatch.setattr(encoding, "refuse_nonfinite", None)
+    monkeypatch.setattr(encoding, "refuse_overflow", None)
+    encoded = edgekit.encode(np.ones((2, 32), np.float32), "ggml:Q8_0")
+    assert vouching == ["encode_checked"]
+    assert encoded.backend == "own"
+    assert not encoded.parts["blocks"].any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e38])
+def test_rows_that_a_backend_does_not_vouch_for_are_refused_as_ever(vouching, bad):
+    x = np.ones((2, 32), np.float32)
+    x[1, 3] = bad
+    with pytest.raises((NonFiniteError, ScaleOverflowError)) as found:
+        edgekit.encode(x, "ggml:Q8_0", backend="own")
+    with pytest.raises(type(found.value)) as wanted:
+        edgekit.encode(x, "ggml:Q8_0", backend="reference")
+    assert str(found.value) == str(wanted.value)
+
+
+def test_rows_that_are_large_but_fit_are_encoded_all_the_same(vouching):
+    x = np.full((1, 32), 7, np.float32)
+    encoded = edgekit.encode(x, "ggml:Q8_0")
+    assert vouching == ["encode_checked", "encode"]
+    assert np.array_equal(encoded.parts["blocks"], edgekit.encode(x, "ggml:Q8_0", backend="reference").parts["blocks"])

@@ -38,7 +38,9 @@ class Quantizer(Protocol):
     ) -> Mapping[str, npt.NDArray[Any]]:
         """Encode rows [rows, cols], float32 and C-contiguous, to the precision's parts; as `Reference.encode`.
 
-        A backend may also have ``decode(parts, shape)``, as `Reference.decode`, which `edgekit.decode` then uses.
+        A backend may also have ``decode(parts, shape)``, as `Reference.decode`, which `edgekit.decode` then uses;
+        and ``encode_checked(x, importance)``, which saves the passes over x that look for what must be refused: it
+        gives the parts only where x is finite, no magnitude exceeds 65504, and no scale is infinite; else None.
         """
         ...
 
@@ -97,9 +99,7 @@ def encode(
     found = find_precision(precision)
     x = rows_of(array, found)
     weights = _importance(importance, x.shape[1])
-    refuse_nonfinite(x)
-    name, parts = encode_rows(x, found, weights, backend)
-    refuse_overflow(x, parts, found)
+    name, parts = encode_checked(x, found, weights, backend)
     return QuantizedTensor(parts, found, np.shape(array), backend=name)
 
 
@@ -120,6 +120,30 @@ def decode(tensor: QuantizedTensor, *, backend: str | None = None) -> npt.NDArra
         return tensor.dequantize()
     values: npt.NDArray[np.float32] = native(tensor.parts, (tensor.rows, tensor.shape[-1]))
     return values.reshape(tensor.shape)
+
+
+def encode_checked(
+    x: npt.NDArray[Any],
+    precision: Precision,
+    importance: npt.NDArray[np.float32] | None = None,
+    backend: str | None = None,
+    name: str = "array",
+    first_row: int = 0,
+) -> tuple[str, Parts]:
+    """As `encode_rows`, refusing what is not finite or overflows; `name` and `first_row` are for the error's message.
+
+    Raises:
+        NonFiniteError, ScaleOverflowError: as `refuse_nonfinite` and `refuse_overflow`.
+    """
+    chosen = choose(precision, backend)
+    native = getattr(chosen.load(), "encode_checked", None) if chosen else None
+    parts = native(x, importance) if native else None
+    if chosen and parts is not None:
+        return chosen.plugin, dict(parts)
+    refuse_nonfinite(x, name, first_row)
+    used, parts = encode_rows(x, precision, importance, backend)
+    refuse_overflow(x, parts, precision, name)
+    return used, parts
 
 
 def encode_rows(

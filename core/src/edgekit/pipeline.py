@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.artifact import Artifact, Format, Layout, Writer
-from edgekit.encoding import choose, encode_rows, find_precision, refuse_nonfinite, refuse_overflow
+from edgekit.encoding import choose, encode_checked, encode_rows, find_precision, refuse_nonfinite
 from edgekit.errors import (
     InvalidFileError,
     MissingFileError,
@@ -320,12 +320,10 @@ def encode_chunk(
 ) -> Parts:
     """Encode one chunk of rows; a module-level function of picklable arguments, so that any executor can run it."""
     first_row, rows = numbered
+    rows = np.ascontiguousarray(rows)
     if finite:
-        refuse_nonfinite(rows, name, first_row)
-    _, parts = encode_rows(np.ascontiguousarray(rows), precision, importance, backend)
-    if finite:
-        refuse_overflow(rows, parts, precision, name)
-    return parts
+        return encode_checked(rows, precision, importance, backend, name, first_row)[1]
+    return encode_rows(rows, precision, importance, backend)[1]
 
 
 def _ahead(

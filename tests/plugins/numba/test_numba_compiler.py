@@ -91,7 +91,7 @@ def broken(tmp_path):
 
 
 def test_without_the_compiler_the_reference_does_the_work_and_one_line_says_so(broken):
-    done = run(["-c", CHECK], "Q8_0,Q4_0", path=broken)
+    done = run(["-c", CHECK], "Q8_0,Q4_0", path=broken, EDGEKIT_NO_PLUGINS="llamacpp")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [word for kind in ("Q8_0", "Q4_0") for word in (kind, "reference") * 2]
     assert done.stderr == (

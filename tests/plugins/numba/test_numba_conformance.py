@@ -7,12 +7,12 @@ import edgekit_numba
 from edgekit.plugin import manager
 from edgekit.precision import Precision
 from edgekit.testing import run_quantizer_checks
-from edgekit_numba import compiler, encoders, kernels, legacy, library
+from edgekit_numba import compiler, encoders, kernels, library, superblocks
 from edgekit_numba.vectors import F32, I32, Vector, ir
 
 SOME = ["ggml:Q8_0", "ggml:Q4_K", "ggml:MXFP4", "mlx:int4-g64", "openvino:int4-asym-g64", "onnx:int4-asym-g32"]
 BROKEN_LANE = 3
-PRECISION = Precision.parse("ggml:Q8_0")
+PRECISION = Precision.parse("ggml:Q4_K")
 
 
 def registration(name):
@@ -32,27 +32,27 @@ def test_the_kit_finds_nothing(name):
 
 
 def one_lane_broken(code, x, out, weights):
-    """Q8_0, but in one lane the last element counts as zero."""
-    value, lane = x[31].value, ir.Constant(I32, BROKEN_LANE)
-    x[31] = Vector(code, code.builder.insert_element(value, ir.Constant(F32, 0.0), lane))
-    return legacy.q8_0(code, x, out, weights)
+    """Q4_K, but in one lane the last element counts as zero."""
+    value, lane = x[255].value, ir.Constant(I32, BROKEN_LANE)
+    x[255] = Vector(code, code.builder.insert_element(value, ir.Constant(F32, 0.0), lane))
+    return superblocks.six_bit_block(code, x, out, weights, top=15, coarse=(-1.0, 0.1, 20))
 
 
 @pytest.fixture
 def broken(monkeypatch):
-    emit = kernels.Emitter("one_lane_broken", 32, 34, one_lane_broken)
-    kernel = compiler.compiled("one_lane_broken", emit, library._arguments("Q8_0"))
+    emit = kernels.Emitter("one_lane_broken", 256, 144, one_lane_broken)
+    kernel = compiler.compiled("one_lane_broken", emit, library._arguments("Q4_K"))
     monkeypatch.setattr(library, "kernel", lambda name: kernel)
-    return encoders.Encoder("Q8_0")
+    return encoders.Encoder("Q4_K")
 
 
 def test_a_broken_lane_is_the_only_one_that_differs(broken):
-    x = np.random.default_rng(3).standard_normal((1, 32 * compiler.processor().lanes)).astype(np.float32)
-    ours = broken.encode(x)["blocks"].reshape(-1, 34)
-    theirs = encoders.reference(PRECISION).encode(x, PRECISION)["blocks"].reshape(-1, 34)
+    x = np.random.default_rng(3).standard_normal((1, 256 * compiler.processor().lanes)).astype(np.float32)
+    ours = broken.encode(x)["blocks"].reshape(-1, 144)
+    theirs = encoders.reference(PRECISION).encode(x, PRECISION)["blocks"].reshape(-1, 144)
     assert np.flatnonzero((ours != theirs).any(axis=1)).tolist() == [BROKEN_LANE]
 
 
 def test_the_kit_catches_a_broken_lane(broken):
-    results = run_quantizer_checks(broken, precision="ggml:Q8_0", claim="exact", profile="quick")
+    results = run_quantizer_checks(broken, precision="ggml:Q4_K", claim="exact", profile="quick")
     assert any("its bytes are not the reference's" in str(result) for result in results if not result.ok)

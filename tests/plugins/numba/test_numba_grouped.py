@@ -90,3 +90,15 @@ def test_any_number_of_threads_gives_the_same_bytes(name, monkeypatch):
 @ALL
 def test_it_is_the_default(name):
     assert edgekit.encode(draw("normal", 5, (2, 256)), name).backend == "numba"
+
+
+@ALL
+def test_it_vouches_for_what_is_finite_and_not_huge_and_for_nothing_else(name):
+    for distribution in ("normal", "student t", "zeros of both signs", "halves"):
+        x = draw(distribution, 6, (3, 512))
+        ours, checked = encoder(name).encode(x), encoder(name).encode_checked(x)
+        assert all(np.array_equal(ours[part], checked[part]) for part in ours)
+    for bad in (np.nan, -np.inf, 65505.0, 3e38):
+        x = draw("normal", 7, (3, 512))
+        x[1, 300] = bad
+        assert encoder(name).encode_checked(x) is None

@@ -187,3 +187,28 @@ def test_decode_is_the_default_and_gives_the_references_values(kind, monkeypatch
     encoded = edgekit.encode(draw("student t", 13, (3, 1280)), f"ggml:{kind}")
     assert np.array_equal(edgekit.decode(encoded), encoded.dequantize())
     assert np.array_equal(edgekit.decode(encoded, backend="reference"), encoded.dequantize())
+
+
+@pytest.mark.parametrize("weigh", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_vouches_for_what_is_finite_and_not_huge_and_for_nothing_else(kind, weigh):
+    encoder, weights = getattr(encoders, kind), importance(14, 1792) if weigh else None
+    for name in ("normal", "student t", "zeros of both signs", "halves", "float16 subnormal"):
+        x = draw(name, 14)
+        assert np.array_equal(encoder.encode_checked(x, weights)["blocks"], encoder.encode(x, weights)["blocks"])
+    for bad in (np.nan, np.inf, -np.inf, 65505.0, -65536.0, 3e38):
+        for place in ((0, 0), (1, 777), (2, 1791)):
+            x = draw("normal", 15)
+            x[place] = bad
+            assert encoder.encode_checked(x, weights) is None
+    assert encoder.encode_checked(np.full(SHAPE, 65504, np.float32), weights) is not None
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q5_0", "Q4_1", "Q5_1"])
+def test_ties_between_the_signs_go_to_the_first(kind):
+    rng = np.random.default_rng(16)
+    x = rng.choice(np.array([-2, -1, -0.0, 0.0, 1, 2], np.float32), (400, 256), p=[0.05, 0.2, 0.25, 0.25, 0.2, 0.05])
+    x[::5] = np.abs(x[::5])
+    x[1::5] = -np.abs(x[1::5])
+    x[2::5] *= rng.choice(np.array([0.0, -0.0, 1], np.float32), (80, 256), p=[0.49, 0.49, 0.02])
+    assert_same(kind, x)

@@ -24,7 +24,8 @@ class QuantizerSubject:
     """A quantizer with what it claims.
 
     Attributes:
-        quantizer: has ``encode(x, importance=None)``, and may have ``decode(parts, shape)`` and ``bound(x, parts)``.
+        quantizer: has ``encode(x, importance=None)``, and may have ``decode(parts, shape)``, ``bound(x, parts)`` and
+            ``encode_checked(x, importance=None)``.
         precision: the number format that it encodes.
         claim: ``"exact"``, or a sentence that states its bound.
         name: for messages.

@@ -405,6 +405,26 @@ def _others_untouched(clean: Parts, parts: Parts, value: float, rows: int) -> No
 
 
 @KIT.check
+def check_checked(subject: QuantizerSubject, profile: Profile) -> None:
+    """Its own `encode_checked`, if it has one, gives the parts of `encode`, and None for all that may be refused."""
+    checked = getattr(subject.quantizer, "encode_checked", None)
+    if checked is None:
+        raise NotApplicable("it has no encode_checked; edgekit checks the rows itself")
+    x = _normal(subject)
+    parts = checked(x, None)
+    if parts is not None and not same_parts(_encode(subject, x), dict(parts)):
+        fail(f"encode_checked differs from encode: {diagnose(_encode(subject, x), dict(parts))}")
+    for value in (np.nan, -np.nan, np.inf, -np.inf, 65536.0, -1e38):
+        for place in ((0, 0), (2, 1), (-1, -1)):
+            bad = x.copy()
+            bad[place] = value
+            with np.errstate(all="ignore"):
+                parts = checked(bad, None)
+            if parts is not None:
+                fail(f"encode_checked gives parts for rows that hold {value}; it has to give None, edgekit decides")
+
+
+@KIT.check
 def check_row_slices(subject: QuantizerSubject, profile: Profile) -> None:
     """Encoding rows in slices, of any size and from any chunk of memory, gives the bytes of the whole."""
     if not subject.precision.rowwise:

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 from llvmlite import ir
 
-from edgekit_numba.kernels import vectorized
+from edgekit_numba.kernels import function
 from edgekit_numba.rounding import from_half
 from edgekit_numba.vectors import F32, I8, I32, I64, Code, Vector, select
 
@@ -217,16 +217,12 @@ class Decoder:
 
     def __call__(self, lanes: int) -> str:
         """LLVM's text of the module; elements, not blocks, are the lanes here."""
-        module = ir.Module(self.name)
-        signature = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), F32.as_pointer(), I64])
-        function = ir.Function(module, signature, self.name)
-        blocks, values, count = function.args
-        code = Code(module, ir.IRBuilder(function.append_basic_block("entry")), _WIDE)
-        with code.loop(count) as block:
-            source = code.builder.gep(blocks, [code.scaled(block, self.bytes)])
-            self.body(Block(code, source, code.builder.gep(values, [code.scaled(block, self.size)])))
-        code.builder.ret_void()
-        return vectorized(str(module))
+        with function(self.name, [I8.as_pointer(), F32.as_pointer(), I64], _WIDE) as (code, arguments):
+            blocks, values, count = arguments
+            with code.loop(count) as block:
+                source = code.builder.gep(blocks, [code.scaled(block, self.bytes)])
+                self.body(Block(code, source, code.builder.gep(values, [code.scaled(block, self.size)])))
+        return code.text()
 
 
 def emitters() -> list[Decoder]:

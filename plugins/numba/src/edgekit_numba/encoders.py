@@ -24,6 +24,7 @@ from edgekit.reference import reference
 from edgekit.reference.ggml import TYPES
 from edgekit_numba import library
 from edgekit_numba.compiler import llvm, processor
+from edgekit_numba.library import ODD
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -60,17 +61,26 @@ class Encoder:
 
     def encode(self, x: F32, importance: F32 | None = None) -> Mapping[str, npt.NDArray[Any]]:
         """Encode rows [rows, cols], float32 and C-contiguous; see `edgekit.reference.Reference.encode`."""
+        blocks, flags = self._encode(x, importance)
+        left = np.flatnonzero((flags & ODD).any(axis=1))
+        if len(left):
+            precision = Precision.parse(f"ggml:{self.kind}")
+            blocks[left] = reference(precision).encode(x[left], precision, importance)["blocks"]
+        return {"blocks": blocks}
+
+    def encode_checked(self, x: F32, importance: F32 | None = None) -> Mapping[str, npt.NDArray[Any]] | None:
+        """As `encode`, or None where a block is not the kernel's own work or holds magnitudes above 65504."""
+        blocks, flags = self._encode(x, importance)
+        return None if flags.any() else {"blocks": blocks}
+
+    def _encode(self, x: F32, importance: F32 | None) -> tuple[U8, U8]:
+        """Blocks [rows, bytes], and the kernel's flags [rows, blocks]."""
         weights = self._weights(x, importance)
         blocks = x.reshape(-1, TYPES[self.kind].SIZE)
         out = np.empty((len(blocks), TYPES[self.kind].LAYOUT.itemsize), np.uint8)
-        odd = np.empty(len(blocks), np.uint8)
-        in_parts(lambda part: self._run(blocks[part], out[part], odd[part], weights, part.start), blocks)
-        rows = out.reshape(x.shape[0], -1)
-        if odd.any():
-            left = np.flatnonzero(odd.reshape(x.shape[0], -1).any(axis=1))
-            precision = Precision.parse(f"ggml:{self.kind}")
-            rows[left] = reference(precision).encode(x[left], precision, importance)["blocks"]
-        return {"blocks": rows}
+        flags = np.empty(len(blocks), np.uint8)
+        in_parts(lambda part: self._run(blocks[part], out[part], flags[part], weights, part.start), blocks)
+        return out.reshape(len(x), -1), flags.reshape(len(x), -1)
 
     def decode(self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> F32:
         """Decode to float32 [rows, cols]; see `edgekit.reference.Reference.decode`. Any NaN stands for any other."""
@@ -89,17 +99,17 @@ class Encoder:
         power = row_power(x) if TYPES[self.kind].IMPORTANCE == "row" else np.zeros(len(x), np.float32)
         return _Weights(np.tile(importance, copies), np.repeat(power, per_row), per_row)
 
-    def _run(self, x: F32, out: U8, odd: U8, weights: _Weights | None, first: int) -> None:
+    def _run(self, x: F32, out: U8, flags: U8, weights: _Weights | None, first: int) -> None:
         """Encode blocks [blocks, n]; the last group is filled up with zeros."""
         kernel = library.kernel(self.kind if weights is None else f"{self.kind}_weighted")
         whole = len(x) // processor().lanes * processor().lanes
         if whole:
-            _call(kernel, x[:whole], out[:whole], odd[:whole], weights, first)
+            _call(kernel, x[:whole], out[:whole], flags[:whole], weights, first)
         if whole < len(x):
             tail, full = slice(whole, len(x)), processor().lanes
-            longer = [padded(v[tail], full) for v in (x, out, odd)]
+            longer = [padded(v[tail], full) for v in (x, out, flags)]
             _call(kernel, longer[0], longer[1], longer[2], weights, first + whole)
-            out[tail], odd[tail] = longer[1][: len(x) - whole], longer[2][: len(x) - whole]
+            out[tail], flags[tail] = longer[1][: len(x) - whole], longer[2][: len(x) - whole]
 
 
 @attrs.frozen
@@ -122,12 +132,12 @@ class _Weights:
         return [self.columns, power], [self.per_row, first % self.per_row]
 
 
-def _call(kernel: Any, x: F32, out: U8, odd: U8, weights: _Weights | None, first: int) -> None:
+def _call(kernel: Any, x: F32, out: U8, flags: U8, weights: _Weights | None, first: int) -> None:
     arrays, numbers = ([], []) if weights is None else weights.arguments(first, len(x))
     kernel(
         x.ctypes.data,
         out.ctypes.data,
-        odd.ctypes.data,
+        flags.ctypes.data,
         len(x) // processor().lanes,
         *(array.ctypes.data for array in arrays),
         *numbers,

@@ -11,9 +11,8 @@ from functools import partial
 from typing import Any
 
 import attrs
-from llvmlite import ir
 
-from edgekit_numba.kernels import vectorized
+from edgekit_numba.kernels import LARGEST, SAFE, function, set_flags
 from edgekit_numba.layout import Output, turned
 from edgekit_numba.rounding import nearest_int, rint
 from edgekit_numba.vectors import F32, I8, I64, Code, Vector, select
@@ -122,27 +121,20 @@ class Grouped:
 
     def __call__(self, lanes: int) -> str:
         """LLVM's text of the module."""
-        module = ir.Module(self.name)
         f32, i8 = F32.as_pointer(), I8.as_pointer()
-        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [f32, f32, f32, i8, i8, I64, I64]), self.name)
-        code = Code(module, ir.IRBuilder(function.append_basic_block("entry")), lanes)
-        start = code.builder.append_basic_block("start")
-        code.builder.position_at_end(start)
-        with code.loop(function.args[5]) as group:
-            self._groups(code, function.args, code.scaled(group, lanes))
-        code.builder.ret_void()
-        code.builder.position_at_end(function.entry_basic_block)
-        code.builder.branch(start)
-        return vectorized(str(module))
+        arguments = [f32, f32, f32, i8, i8, I64, I64]
+        with function(self.name, arguments, lanes) as (code, given), code.loop(given[5]) as group:
+            self._groups(code, given, code.scaled(group, lanes))
+        return code.text()
 
     def _groups(self, code: Code, arguments: Any, group: Any) -> None:
-        builder, (x, scales, seconds, codes, odd, _, size) = code.builder, arguments
+        builder, (x, scales, seconds, codes, flags, _, size) = code.builder, arguments
         rows = builder.gep(x, [builder.mul(group, size)])
-        low, high, first, nonfinite = _extremes(code, rows, size)
+        low, high, first, largest = _extremes(code, rows, size)
         found = self.fit(low, high, first)
         for pointer, values in ((scales, found.scale), (seconds, found.second)):
             _store(code, builder.gep(pointer, [group]), values.value)
-        _store(code, builder.gep(odd, [group]), builder.zext((found.odd | nonfinite).value, code.type(I8)))
+        set_flags(code, flags, group, found.odd | (largest > LARGEST), largest > SAFE)
         width = builder.mul(builder.udiv(size, code.index(_CHUNK)), code.index(4 * self.bits))
         out = Output(code, builder.gep(codes, [builder.mul(group, width)]), width)
         with code.loop(builder.udiv(size, code.index(_CHUNK))) as chunk:
@@ -154,7 +146,7 @@ class Grouped:
 
 
 def _extremes(code: Code, rows: Any, size: Any) -> tuple[Vector, Vector, Vector, Vector]:
-    """Smallest, largest and first element of each group, and which hold something infinite or no number."""
+    """Smallest, largest and first element of each group, and the bits of the largest magnitude."""
     first = turned(code, rows, size, code.index(0))[0]
     low, high, largest = code.variable(first), code.variable(first), code.variable(code.i32(0))
     with code.loop(code.builder.udiv(size, code.index(4))) as quarter:
@@ -163,7 +155,7 @@ def _extremes(code: Code, rows: Any, size: Any) -> tuple[Vector, Vector, Vector,
             high.set(v, v > high.get())
             magnitude = v.bits() & 0x7FFFFFFF
             largest.set(magnitude, magnitude > largest.get())
-    return low.get(), high.get(), first, largest.get() > 0x7F7FFFFF
+    return low.get(), high.get(), first, largest.get()
 
 
 def _store(code: Code, pointer: Any, values: Any) -> None:

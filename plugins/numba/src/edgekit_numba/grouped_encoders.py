@@ -21,6 +21,7 @@ from edgekit.smallfloats import float32_to_bfloat16, is_bfloat16, to_float32
 from edgekit_numba import library
 from edgekit_numba.compiler import processor
 from edgekit_numba.encoders import in_parts, padded, require
+from edgekit_numba.library import ODD
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -29,12 +30,12 @@ _MULTIPLE = 32
 
 @attrs.frozen
 class Groups:
-    """What a kernel found: float32 scales and biases or zero points [rows, groups], and packed codes [rows, bytes]."""
+    """What a kernel found, by row: scales, biases or zero points, packed codes, and its flags of each group."""
 
     scale: F32
     second: F32
     codes: npt.NDArray[np.uint8]
-    odd: npt.NDArray[np.bool_]
+    flags: npt.NDArray[np.uint8]
 
 
 @attrs.frozen
@@ -45,16 +46,21 @@ class GroupEncoder:
 
     def encode(self, x: Array, importance: F32 | None = None) -> Mapping[str, Array]:
         """Encode rows [rows, cols]; see `edgekit.reference.Reference.encode`. Importance is ignored."""
-        size = self.precision.block or x.shape[1]
-        exact_source = self.precision.convention != "onnx" or x.dtype == np.float32
-        if size % _MULTIPLE or x.shape[1] % size or not exact_source:
+        found = self._run(x)
+        if found is None:
             return reference(self.precision).encode(x, self.precision, importance)
-        found = self._run(x if x.dtype == np.float32 else to_float32(x), size)
-        parts: dict[str, Array] = _PARTS[self.precision.convention](found, self.precision, x.dtype)
-        rows = np.flatnonzero(found.odd.any(axis=1))
+        parts, rows = self._parts(found, x), np.flatnonzero((found.flags & ODD).any(axis=1))
         return self._encode_anew(x, rows, parts) if len(rows) else parts
 
-    def _encode_anew(self, x: Array, rows: npt.NDArray[np.intp], parts: dict[str, Array]) -> dict[str, Array]:
+    def encode_checked(self, x: Array, importance: F32 | None = None) -> Mapping[str, Array] | None:
+        """As `encode`, or None where a group is not the kernel's own work or holds magnitudes above 65504."""
+        found = self._run(x)
+        return None if found is None or found.flags.any() else self._parts(found, x)
+
+    def _parts(self, found: Groups, x: Array) -> dict[str, Array]:
+        return _PARTS[self.precision.convention](found, self.precision, x.dtype)
+
+    def _encode_anew(self, x: Array, rows: Array, parts: dict[str, Array]) -> dict[str, Array]:
         by_row = {name: part for name, part in parts.items() if part.ndim}
         if any(len(part) != len(x) for part in by_row.values()):  # a part whose rows share bytes
             return reference(self.precision).encode(x, self.precision)
@@ -63,12 +69,17 @@ class GroupEncoder:
             part[rows] = anew[name]
         return parts
 
-    def _run(self, x: F32, size: int) -> Groups:
-        groups, lanes = x.reshape(-1, size), processor().lanes
+    def _run(self, x: Array) -> Groups | None:
+        """What the kernel finds in rows [rows, cols]; None where there is no kernel for them."""
+        size, lanes = self.precision.block or x.shape[1], processor().lanes
+        exact_source = self.precision.convention != "onnx" or x.dtype == np.float32
+        if size % _MULTIPLE or x.shape[1] % size or not exact_source:
+            return None
+        groups = (x if x.dtype == np.float32 else to_float32(x)).reshape(-1, size)
         scale, second = np.empty(len(groups), np.float32), np.empty(len(groups), np.float32)
         codes = np.empty((len(groups), size * self.precision.bits // 8), np.uint8)
-        odd = np.empty(len(groups), np.uint8)
-        arrays: list[Array] = [groups, scale, second, codes, odd]
+        flags = np.empty(len(groups), np.uint8)
+        arrays: list[Array] = [groups, scale, second, codes, flags]
         kernel = library.kernel(kernel_name(self.precision))
 
         def run(part: slice) -> None:
@@ -83,9 +94,7 @@ class GroupEncoder:
 
         in_parts(run, groups)
         rows = len(x)
-        return Groups(
-            scale.reshape(rows, -1), second.reshape(rows, -1), codes.reshape(rows, -1), odd.reshape(rows, -1) != 0
-        )
+        return Groups(*(array.reshape(rows, -1) for array in arrays[1:]))
 
 
 def _call(kernel: Any, arrays: list[Array], size: int) -> None:

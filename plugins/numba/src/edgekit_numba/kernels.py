@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
 from llvmlite import ir
 
 from edgekit_numba import layout
-from edgekit_numba.vectors import F32, I8, I64, Code, Rows, Vector
+from edgekit_numba.library import HUGE, ODD
+from edgekit_numba.vectors import F32, I8, I64, Code, Rows, Vector, select
 
 
 @attrs.frozen
@@ -23,6 +25,31 @@ class Weights:
 
     columns: Rows
     power: Vector
+
+
+@contextmanager
+def function(name: str, arguments: Sequence[Any], lanes: int) -> Iterator[tuple[Code, Any]]:
+    """Write a function, the only one of its module; gives the code and the arguments."""
+    module = ir.Module(name)
+    written = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
+    written.attributes.add("nounwind")
+    code = Code(module, ir.IRBuilder(written.append_basic_block("entry")), lanes)
+    start = code.builder.append_basic_block("start")  # scratch memory is added to the entry
+    code.builder.position_at_end(start)
+    yield code, written.args
+    code.builder.ret_void()
+    code.builder.position_at_end(written.entry_basic_block)
+    code.builder.branch(start)
+
+
+LARGEST, SAFE = 0x7F7FFFFF, 0x477FE000  # the bits of the largest float32, and of the largest float16
+
+
+def set_flags(code: Code, pointer: Any, first: Any, odd: Vector, huge: Vector) -> None:
+    """Write the flags of the blocks in the lanes, a byte each, the first being block `first`; see `library`."""
+    flags = select(odd, code.i32(ODD), 0) | select(huge, code.i32(HUGE), 0)
+    place = code.builder.bitcast(code.builder.gep(pointer, [first]), code.type(I8).as_pointer())
+    code.builder.store(code.builder.trunc(flags.value, code.type(I8)), place, align=1)
 
 
 #: Writes the bytes of the blocks, and says which of them it leaves to the reference.
@@ -49,34 +76,22 @@ class Emitter:
 
     def __call__(self, lanes: int) -> str:
         """LLVM's text of the module."""
-        module = ir.Module(self.name)
-        function = ir.Function(module, self._type(), self.name)
-        function.attributes.add("nounwind")
-        code = Code(module, ir.IRBuilder(function.append_basic_block("entry")), lanes)
-        start = code.builder.append_basic_block("start")
-        code.builder.position_at_end(start)
-        x, importance = code.rows(self.size), code.rows(self.size) if self.weighted else None
-        with code.loop(function.args[3]) as group:
-            self._group(code, function.args, group, x, importance)
-        code.builder.ret_void()
-        code.builder.position_at_end(function.entry_basic_block)
-        code.builder.branch(start)
-        return vectorized(str(module))
-
-    def _type(self) -> Any:
-        pointers = [F32.as_pointer(), I8.as_pointer(), I8.as_pointer(), I64]
-        extra = [F32.as_pointer(), F32.as_pointer(), I64, I64] if self.weighted else []
-        return ir.FunctionType(ir.VoidType(), pointers + extra)
+        arguments = [F32.as_pointer(), I8.as_pointer(), I8.as_pointer(), I64]
+        if self.weighted:
+            arguments += [F32.as_pointer(), F32.as_pointer(), I64, I64]
+        with function(self.name, arguments, lanes) as (code, given):
+            x, importance = code.rows(self.size), code.rows(self.size) if self.weighted else None
+            with code.loop(given[3]) as group:
+                self._group(code, given, group, x, importance)
+        return code.text()
 
     def _group(self, code: Code, arguments: Any, group: Any, x: Rows, importance: Rows | None) -> None:
         builder, block = code.builder, code.scaled(group, code.lanes)
-        nonfinite = layout.load(code, builder.gep(arguments[0], [code.scaled(block, self.size)]), self.size, x)
+        largest = layout.load(code, builder.gep(arguments[0], [code.scaled(block, self.size)]), self.size, x)
         out = layout.Output(code, builder.gep(arguments[1], [code.scaled(block, self.bytes)]), self.bytes)
         weights = None if importance is None else self._weights(code, arguments[4:], block, importance)
-        odd = self.body(code, x, out, weights) | nonfinite
-        flags = builder.gep(arguments[2], [block])
-        flags = builder.bitcast(flags, code.type(I8).as_pointer())
-        builder.store(builder.zext(odd.value, code.type(I8)), flags, align=1)
+        odd = self.body(code, x, out, weights) | (largest > LARGEST)
+        set_flags(code, arguments[2], block, odd, out.overflowed | (largest > SAFE))
 
     def _weights(self, code: Code, arguments: Any, block: Any, importance: Rows) -> Weights:
         builder, (columns, powers, per_row, first) = code.builder, arguments
@@ -84,12 +99,6 @@ class Emitter:
         layout.load(code, builder.gep(columns, [place]), self.size, importance)
         at = builder.bitcast(builder.gep(powers, [block]), code.type(F32).as_pointer())
         return Weights(importance, Vector(code, builder.load(at, align=4)))
-
-
-def vectorized(text: str) -> str:
-    """Let registers of 512 bits be used where they are; LLVM shuns them on some processors."""
-    wide = ' "min-legal-vector-width"="512" "prefer-vector-width"="512"'
-    return "\n".join(f"{line}{wide}" if line.startswith("define") else line for line in text.split("\n"))
 
 
 @attrs.frozen
@@ -100,26 +109,16 @@ class RowPower:
 
     def __call__(self, lanes: int) -> str:
         """LLVM's text of the module."""
-        module = ir.Module(self.name)
-        signature = ir.FunctionType(ir.VoidType(), [F32.as_pointer(), F32.as_pointer(), I64, I64])
-        function = ir.Function(module, signature, self.name)
-        x, out, groups, cols = function.args
-        code = Code(module, ir.IRBuilder(function.append_basic_block("entry")), lanes)
-        start = code.builder.append_basic_block("start")
-        code.builder.position_at_end(start)
-        with code.loop(groups) as group:
-            first = code.scaled(group, lanes)
+        arguments = [F32.as_pointer(), F32.as_pointer(), I64, I64]
+        with function(self.name, arguments, lanes) as (code, (x, out, groups, cols)), code.loop(groups) as group:
+            first, total = code.scaled(group, lanes), code.variable(code.f32(0))
             rows = code.builder.gep(x, [code.builder.mul(first, cols)])
-            total = code.variable(code.f32(0))
             with code.loop(code.builder.udiv(cols, code.index(4))) as quarter:
                 for v in layout.turned(code, rows, cols, code.scaled(quarter, 4)):
                     total.set(total.get() + v * v)
             place = code.builder.bitcast(code.builder.gep(out, [first]), code.type(F32).as_pointer())
             code.builder.store(total.get().value, place, align=4)
-        code.builder.ret_void()
-        code.builder.position_at_end(function.entry_basic_block)
-        code.builder.branch(start)
-        return vectorized(str(module))
+        return code.text()
 
 
 def emitters() -> list[RowPower]:

@@ -5,7 +5,8 @@ Four elements of every lane turn at a time: 16 bytes from each block, then a 4 x
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -13,12 +14,15 @@ from llvmlite import ir
 from edgekit_numba.vectors import F32, I16, I32, Code, Rows, Vector
 
 _FOUR = 4
+_HALF_INFINITY = 0x7C00
+
+Pick = Callable[[Vector, Vector], Vector]
 
 
 def load(code: Code, pointer: Any, size: int, into: Rows) -> Vector:
     """Read float32 blocks of `size` elements, one a lane, that follow each other from `pointer`.
 
-    Gives which of them hold something infinite or no number.
+    Gives the bits of each block's largest magnitude, more than those of any float32 where there is no number.
     """
     largest = code.variable(code.i32(0))
     with code.loop(size // _FOUR) as quarter:
@@ -27,7 +31,7 @@ def load(code: Code, pointer: Any, size: int, into: Rows) -> Vector:
             into[code.builder.add(first, code.index(j))] = vector
             magnitude = vector.bits() & 0x7FFFFFFF
             largest.set(magnitude, magnitude > largest.get())
-    return largest.get() > 0x7F7FFFFF
+    return largest.get()
 
 
 def turned(code: Code, pointer: Any, stride: Any, first: Any) -> list[Vector]:
@@ -64,11 +68,41 @@ def _woven(code: Code, a: Any, b: Any, pattern: Sequence[int]) -> Any:
     return code.shuffle(a, b, places)
 
 
+def folded(vectors: Sequence[Vector], pick: Pick) -> Vector:
+    """What `pick` makes of all vectors, lane by lane."""
+    return functools.reduce(pick, vectors)
+
+
+def across(vectors: Sequence[Vector], pick: Pick) -> Vector:
+    """In lane j, what `pick` makes of all lanes of vector j, in some order; as many vectors as lanes."""
+    code = vectors[0].code
+    fours = [_transposed(code, [v.value for v in vectors[k : k + _FOUR]]) for k in range(0, len(vectors), _FOUR)]
+    # Every four lanes of one of these hold what is left of the same lanes of four vectors.
+    found = [folded([Vector(code, value) for value in four], pick) for four in fours]
+    while len(found) > 1:
+        found = [_halved(code, a, b, len(found), pick) for a, b in zip(found[::2], found[1::2], strict=True)]
+    return found[0]
+
+
+def _halved(code: Code, a: Vector, b: Vector, width: int, pick: Pick) -> Vector:
+    """Of every `width` neighbouring fours, pick between one half and the other; what is left of a, then of b."""
+    starts = range(0, 2 * code.lanes, width * _FOUR)
+    half = width * _FOUR // 2
+
+    def side(offset: int) -> Vector:
+        places = [start + offset + k for start in starts for k in range(half)]
+        return Vector(code, code.shuffle(a.value, b.value, places))
+
+    return pick(side(0), side(half))
+
+
 class Output:
     """The bytes of the blocks that are being written, one block a lane."""
 
     def __init__(self, code: Code, pointer: Any, size: Any) -> None:
         self.code, self.pointer, self.size = code, pointer, size
+        #: Where a scale that was written is infinite or no number.
+        self.overflowed = code.i32(0) != 0
 
     def words(self, at: Any, words: Sequence[Vector]) -> None:
         """Write 32-bit words at byte `at` of every block, one after the other."""
@@ -83,6 +117,11 @@ class Output:
     def halves(self, at: int, half: Vector) -> None:
         """Write the low 16 bits of the lanes at byte `at`."""
         self._each(self.code.index(at), self.code.builder.trunc(half.value, self.code.type(I16)))
+
+    def float16(self, at: int, half: Vector) -> None:
+        """Write a scale at byte `at`, from its bits."""
+        self.overflowed = self.overflowed | ((half & _HALF_INFINITY) == _HALF_INFINITY)
+        self.halves(at, half)
 
     def byte(self, at: int, value: Vector) -> None:
         """Write the low 8 bits of the lanes at byte `at`."""

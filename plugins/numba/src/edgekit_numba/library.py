@@ -10,6 +10,9 @@ from typing import Any
 
 from edgekit_numba.compiler import Kernel, compiled
 
+#: What kernels say of a block: it is left to the reference, or it holds magnitudes above 65504, or such a scale.
+ODD, HUGE = 1, 2
+
 _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
 _PLAIN = (_POINTER, _POINTER, _POINTER, _INTEGER)
 _WEIGHTED = (*_PLAIN, _POINTER, _POINTER, _INTEGER, _INTEGER)
@@ -23,15 +26,15 @@ _LOCK = threading.Lock()
 #: The module that writes each kernel; with importance matrices they are other kernels.
 _LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
 _UNEVEN = ("IQ4_NL", "IQ4_XS")
-_UNWEIGHTED = ("MXFP4", "TQ1_0", "TQ2_0")
+_TERNARY = ("TQ1_0", "TQ2_0")
 _SUPER = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 MODULES = {
-    "Q8_0": "legacy",
-    **{name: "legacy" for kind in _LEGACY for name in (kind, f"{kind}_weighted")},
+    **dict.fromkeys(("Q8_0", "MXFP4", *_LEGACY), "elementwise"),
+    **{f"{kind}_weighted": "legacy" for kind in _LEGACY},
     **{name: "superblocks" for kind in _SUPER for name in (kind, f"{kind}_weighted")},
     **{name: "uneven" for kind in _UNEVEN for name in (kind, f"{kind}_weighted")},
-    **dict.fromkeys(_UNWEIGHTED, "uneven"),
-    **{f"{kind}_decode": "decoders" for kind in ("Q8_0", *_LEGACY, *_SUPER, *_UNEVEN, *_UNWEIGHTED)},
+    **dict.fromkeys(_TERNARY, "uneven"),
+    **{f"{kind}_decode": "decoders" for kind in ("Q8_0", "MXFP4", *_LEGACY, *_SUPER, *_UNEVEN, *_TERNARY)},
     **{f"mlx_int{bits}": "grouped" for bits in (2, 3, 4, 5, 6, 8)},
     **{f"openvino_int{kind}": "grouped" for kind in ("2_sym", "4_sym", "8_sym", "4_asym", "8_asym")},
     **{f"onnx_int{bits}_{kind}": "grouped" for bits in (2, 4, 8) for kind in ("sym", "asym")},

@@ -148,8 +148,8 @@ def q2_k(code: Code, x: Rows, out: Output, weights: Weights | None) -> Vector:
     codes = _affine_codes(code, x, fits, grid, 16, 3)
     out.words(0, [bytes_word(stored.part(j, 4)) for j in range(0, 16, 4)])
     planes(code, out, 16, codes, 2, 4, 2)
-    out.halves(80, half)
-    out.halves(82, half_min)
+    out.float16(80, half)
+    out.float16(82, half_min)
     return d.nonfinite() | dmin.nonfinite()
 
 
@@ -172,8 +172,8 @@ def six_bit_block(
         return stored_d * scales[sub].to_float(), stored_dmin * depths[sub].to_float()
 
     codes = _affine_codes(code, x, fits, grid, 32, top)
-    out.halves(0, half)
-    out.halves(2, half_min)
+    out.float16(0, half)
+    out.float16(2, half_min)
     out.words(4, [bytes_word(packed[j : j + 4]) for j in range(0, 12, 4)])
     if top > 15:
         planes(code, out, 16, codes, 1, 8, 1, first=4)
@@ -240,7 +240,7 @@ def q3_k(code: Code, x: Rows, out: Output, weights: Weights | None) -> Vector:
     planes(code, out, 32, codes, 2, 4, 2)
     planes(code, out, 96, scales, 1, 2, 4)
     planes(code, out, 104, scales, 1, 4, 2, first=4)
-    out.halves(108, half)
+    out.float16(108, half)
     return d.nonfinite()
 
 
@@ -301,7 +301,7 @@ def q6_k(code: Code, x: Rows, out: Output, weights: Weights | None) -> Vector:
     planes(code, out, 0, codes, 2, 2, 4)
     planes(code, out, 128, codes, 2, 4, 2, first=4)
     out.words(192, [bytes_word(scales.part(j, 4)) for j in range(0, 16, 4)])
-    out.halves(208, half)
+    out.float16(208, half)
     return d.nonfinite()
 
 

@@ -1,11 +1,10 @@
-"""IQ4_NL and IQ4_XS, sixteen uneven values; MXFP4, 4-bit floats; TQ1_0 and TQ2_0, ternary codes."""
+"""IQ4_NL and IQ4_XS, sixteen uneven values; TQ1_0 and TQ2_0, ternary codes."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit_numba.kernels import Emitter, Weights
 from edgekit_numba.layout import Output, bytes_word, planes
@@ -15,9 +14,6 @@ from edgekit_numba.vectors import I32, Code, Rows, Vector, select
 
 _VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _TRIES = 7
-
-_MIDPOINTS = (0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0)  # of the doubled values of e2m1
-_LARGEST_EXPONENT = 252  # above, the largest values times the scale are infinite
 
 _POWERS = (81, 27, 9, 3, 1)
 _RUNS = ((0, 32, 5), (160, 16, 5), (240, 4, 4))  # first element, bytes, digits
@@ -91,7 +87,7 @@ def iq4_nl(code: Code, x: Rows, out: Output, weights: Weights | None) -> Vector:
     twice = reciprocal(d) * 2
     for j, v in enumerate(x):
         codes[j] = _code(v * twice)
-    out.halves(0, to_half(d))
+    out.float16(0, to_half(d))
     planes(code, out, 2, codes, 1, 2, 4)
     return d.nonfinite()
 
@@ -117,43 +113,11 @@ def iq4_xs(code: Code, x: Rows, out: Output, weights: Weights | None) -> Vector:
     high, low = code.i32(0), code.i32(0)
     for j, scale in enumerate(stored):
         high, low = high | ((scale >> 4) << (2 * j)), low | ((scale & 15) << (4 * j))
-    out.halves(0, to_half(d))
+    out.float16(0, to_half(d))
     out.halves(2, high)
     out.words(4, [low])
     planes(code, out, 8, codes, 8, 2, 4)
     return d.nonfinite()
-
-
-def mxfp4(code: Code, x: Rows, out: Output, weights: Weights | None) -> Vector:
-    """One block of MXFP4."""
-    largest = code.f32(0)
-    for v in x:
-        largest = select(abs(v) > largest, abs(v), largest)
-    binade, mantissa = largest.bits() >> 23, largest.bits() & 0x7FFFFF
-    up = select(mantissa < code.table(_round_up_from()).lookup(binade), code.i32(0), code.i32(1))
-    e = select(largest == 0, 0, binade + up - 2)
-    half_scale = select(e == 0, 0x00200000, select(e == 1, 0x00400000, (e - 1) << 23)).as_float()
-    codes = code.rows(32, I32)
-    for j, v in enumerate(x):
-        number, magnitude = code.i32(0), abs(v)
-        for midpoint in _MIDPOINTS:
-            number = number + (magnitude > half_scale * midpoint).ones()
-        codes[j] = select(number == 0, 0, number | ((v.bits() >> 28) & 8))
-    out.byte(0, e)
-    planes(code, out, 1, codes, 1, 2, 4)
-    return (e < 0) | (e > _LARGEST_EXPONENT)
-
-
-def _round_up_from() -> npt.NDArray[np.int32]:
-    """For each biased exponent, the mantissa from which the logarithm, rounded to float32, is the next integer."""
-    mantissas = np.arange(0x7FFF00, 0x800000, dtype=np.uint32)
-    found = np.full(256, 0x800000, np.int32)
-    for exponent in range(1, 255):
-        values = (mantissas | np.uint32(exponent << 23)).view(np.float32).astype(np.float64)
-        reached = np.log2(values).astype(np.float32) >= exponent - 126
-        if reached.any():
-            found[exponent] = mantissas[reached.argmax()]
-    return found
 
 
 def _ternary(code: Code, x: Rows) -> tuple[Vector, Rows, Vector]:
@@ -179,7 +143,7 @@ def tq1_0(code: Code, x: Rows, out: Output, weights: Weights | None) -> Vector:
             packed = [_five(codes, [start + n * width + first + j for n in range(digits)]) for j in range(count)]
             out.words(at, [bytes_word(packed[j : j + 4]) for j in range(0, count, 4)])
             at += count
-    out.halves(52, to_half(d))
+    out.float16(52, to_half(d))
     return odd
 
 
@@ -195,7 +159,7 @@ def tq2_0(code: Code, x: Rows, out: Output, weights: Weights | None) -> Vector:
     """One block of TQ2_0."""
     d, codes, odd = _ternary(code, x)
     planes(code, out, 0, codes, 2, 4, 2)
-    out.halves(64, to_half(d))
+    out.float16(64, to_half(d))
     return odd
 
 
@@ -206,7 +170,6 @@ def emitters() -> list[Emitter]:
         Emitter("IQ4_NL_weighted", 32, 18, iq4_nl, weighted=True),
         Emitter("IQ4_XS", 256, 136, iq4_xs),
         Emitter("IQ4_XS_weighted", 256, 136, iq4_xs, weighted=True),
-        Emitter("MXFP4", 32, 17, mxfp4),
         Emitter("TQ1_0", 256, 54, tq1_0),
         Emitter("TQ2_0", 256, 66, tq2_0),
     ]

@@ -78,6 +78,9 @@ class Vector:
     def __or__(self, other: Operand) -> Vector:
         return self._emit("or_", self._like(other))
 
+    def __xor__(self, other: Operand) -> Vector:
+        return self._emit("xor", self._like(other))
+
     def __invert__(self) -> Vector:
         return self._emit("not_")
 
@@ -168,6 +171,16 @@ def select(mask: Vector, then: Operand, otherwise: Operand) -> Vector:
     return Vector(mask.code, mask.code.builder.select(mask.value, model._like(then), model._like(otherwise)))
 
 
+def higher(a: Vector, b: Vector) -> Vector:
+    """The larger of two integers."""
+    return select(a > b, a, b)
+
+
+def lower(a: Vector, b: Vector) -> Vector:
+    """The smaller of two integers."""
+    return select(a < b, a, b)
+
+
 class Rows:
     """Scratch memory as structure of arrays: row j holds element j of every lane's block."""
 
@@ -217,6 +230,12 @@ class Code:
         self.module, self.builder, self.lanes = module, builder, lanes
         self._entry = builder.block
 
+    def text(self) -> str:
+        """LLVM's text of the module, with registers of 512 bits where they are; LLVM shuns them on some processors."""
+        wide = ' "min-legal-vector-width"="512" "prefer-vector-width"="512"'
+        lines = str(self.module).split("\n")
+        return "\n".join(f"{line}{wide}" if line.startswith("define") else line for line in lines)
+
     def type(self, element: Any) -> Any:
         """The vector type of that element."""
         return ir.VectorType(element, self.lanes)
@@ -237,6 +256,19 @@ class Code:
     def i32(self, value: int) -> Vector:
         """A constant of int32."""
         return Vector(self, constant(self.type(I32), value))
+
+    def load(self, pointer: Any, first: int) -> Vector:
+        """Float32 `first` and on from `pointer`, side by side in the lanes."""
+        place = self.builder.gep(pointer, [self.index(first)])
+        return Vector(self, self.builder.load(self.builder.bitcast(place, self.type(F32).as_pointer()), align=4))
+
+    def word(self, masks: Sequence[Vector]) -> Any:
+        """Masks as the bits of one integer of 32 bits, the first lane of the first lowest."""
+        word = ir.Constant(I32, 0)
+        for k, mask in enumerate(masks):
+            bits = self.builder.zext(self.builder.bitcast(mask.value, ir.IntType(self.lanes)), I32)
+            word = self.builder.or_(word, self.builder.shl(bits, ir.Constant(I32, k * self.lanes)))
+        return word
 
     def rows(self, count: int, element: Any = F32) -> Rows:
         """New scratch memory."""
