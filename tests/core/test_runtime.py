@@ -16,6 +16,7 @@ from edgekit.pipeline import open_artifact
 from edgekit.runtime import (
     ChatRuntime,
     EmbeddingRuntime,
+    Generation,
     NumpyRuntime,
     Sampling,
     TokenizingRuntime,
@@ -128,6 +129,20 @@ def test_a_text_that_goes_on_has_no_reason_to_end(artifact):
     assert (next(text), text.completion_tokens, text.finish_reason) == (" ", 1, None)
     text.close()
     assert list(text) == []
+
+
+def test_a_text_may_be_cancelled_at_any_token():
+    """Also while no piece comes: what may be the start of a stop text is held back."""
+
+    def tokens():
+        for number in range(100):
+            if number == 3:
+                text.cancel()
+            yield number
+
+    text = Generation.counting(1, tokens(), lambda new: until(("x" * (n + 1) for n in new), ["x" * 200]))
+    assert list(text) == ["xxxx"]
+    assert (text.completion_tokens, text.finish_reason) == (4, None)
 
 
 def test_chat_is_the_template_and_then_the_text(artifact):

@@ -30,7 +30,8 @@ class Generation(Iterator[str]):
         prompt_tokens: tokens of the prompt.
         completion_tokens: tokens generated so far, with the one that ended the text.
         finish_reason: ``"stop"`` where the model or a stop text ended it, ``"length"`` where `max_tokens` or the
-            context did; None while it goes on.
+            context did; None while it goes on, and where it was cancelled.
+        cancelled: whether `cancel` was called; a runtime that makes its own pieces looks here between tokens.
 
     Example:
         >>> with edgekit.load("model") as model:  # doctest: +SKIP
@@ -44,6 +45,7 @@ class Generation(Iterator[str]):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     finish_reason: FinishReason | None = None
+    cancelled: bool = attrs.field(default=False, init=False)
 
     @classmethod
     def counting(
@@ -62,19 +64,26 @@ class Generation(Iterator[str]):
 
     def _until_end(self, tokens: Iterator[int], text: Texts) -> Iterator[str]:
         yield from text(self._counted(tokens))
-        self.finish_reason = self.finish_reason or "stop"
+        if not self.cancelled:
+            self.finish_reason = self.finish_reason or "stop"
 
     def _counted(self, tokens: Iterator[int]) -> Iterator[int]:
         for token in tokens:
             self.completion_tokens += 1
             yield token
+            if self.cancelled:
+                return
         self.finish_reason = "length"
 
     def __next__(self) -> str:
         return next(self.pieces)
 
+    def cancel(self) -> None:
+        """End the text after the token that is being computed; any thread may call it."""
+        self.cancelled = True
+
     def close(self) -> None:
-        """Give up the rest of the text."""
+        """Give up the rest of the text, in the thread that asks for its pieces."""
         close = getattr(self.pieces, "close", None)
         if close is not None:
             close()

@@ -174,7 +174,7 @@ class IsolatedRuntime:
 
     def _pieces(self, number: int, generation: Generation) -> Iterator[str]:
         try:
-            while True:
+            while not generation.cancelled:
                 message, _ = self._ask("next", number=number)
                 piece, generation.completion_tokens, generation.finish_reason = message["value"]
                 if piece is None:
