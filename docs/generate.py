@@ -1,4 +1,4 @@
-"""Write the generated pages: command line, precisions, hooks, and int4 side by side.
+"""Write the generated pages: command line, precisions, bridges, bad input, hooks, and int4 side by side.
 
 python docs/generate.py           writes them
 python docs/generate.py --check   fails where one is not current
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+import bad_input
 import click
 import numpy as np
 
@@ -53,6 +54,7 @@ def pages() -> dict[str, str]:
         "reference/cli.md": NOTE + command_line(),
         "reference/precisions.md": NOTE + precisions(),
         "reference/bridges.md": NOTE + bridges(),
+        "reference/bad-input.md": NOTE + bad_input.page(),
         "formats/ggml.md": NOTE + ggml(),
         "explanation/int4-symmetric.md": NOTE + int4(),
     }

@@ -22,6 +22,7 @@ LAYERS = [
     {"precision"},
     {"tensor"},
     {"reference"},
+    {"refusals"},
     {"tokenizer", "_tokenizer", "manifest", "atomic", "hookspecs", "builtin", "plugin", "architectures", "sample"},
     {"recipe"},
     {"artifact", "encoding"},

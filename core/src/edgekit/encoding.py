@@ -10,20 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import (
-    MissingPluginError,
-    NonFiniteError,
-    PluginError,
-    ScaleOverflowError,
-    ShapeError,
-    UnknownPrecisionError,
-    UsageError,
-)
+from edgekit.errors import MissingPluginError, PluginError, ShapeError, UnknownPrecisionError, UsageError
 from edgekit.plugin import Registration, manager
 from edgekit.precision import Precision, register
 from edgekit.recipe import fits
 from edgekit.reference import Parts, reference
 from edgekit.reference import register as register_reference
+from edgekit.refusals import refuse_nonfinite, refuse_overflow
 from edgekit.smallfloats import bfloat16_to_float32, is_bfloat16
 from edgekit.tensor import QuantizedTensor
 
@@ -72,6 +65,7 @@ def encode(
     *,
     importance: npt.ArrayLike | None = None,
     backend: str | None = None,
+    strict: bool = True,
 ) -> QuantizedTensor:
     """Quantize an array.
 
@@ -84,6 +78,9 @@ def encode(
         importance: [cols], non-negative: mean squared activation of each input column, for precisions that
             use one (ggml); others ignore it.
         backend: ``"reference"``, or the name of an installed plugin; None takes the fastest exact one.
+        strict: False gives the framework's bytes for infinities and for values beyond what its scales hold too,
+            although they decode to infinities, NaN or zeros; the reference encodes where no backend is named. NaN
+            stays refused. Each convention's page says what its framework does there.
 
     Returns:
         The parts under the framework's own names, in its own dtypes and shapes.
@@ -92,14 +89,19 @@ def encode(
         UnknownPrecisionError: no such precision.
         ShapeError: 0-d, empty, or rows that the precision's blocks do not divide.
         NonFiniteError: a NaN or an infinity; names its index.
-        ScaleOverflowError: a scale too large for the type that stores it.
+        ScaleOverflowError: a scale that the type that stores it cannot hold, or that the search for it loses.
         MissingPluginError: no such backend.
         UsageError: not floating point, or an importance that does not fit.
     """
     found = find_precision(precision)
     x = rows_of(array, found)
     weights = _importance(importance, x.shape[1])
-    name, parts = encode_checked(x, found, weights, backend)
+    if strict:
+        name, parts = encode_checked(x, found, weights, backend)
+    else:
+        refuse_nonfinite(x, infinities=True)
+        with np.errstate(all="ignore"):
+            name, parts = encode_rows(x, found, weights, backend or REFERENCE)
     return QuantizedTensor(parts, found, np.shape(array), backend=name)
 
 
@@ -232,66 +234,3 @@ def _importance(importance: npt.ArrayLike | None, cols: int) -> npt.NDArray[np.f
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
         raise UsageError("importance has negative or non-finite values; mean squared activations have none")
     return weights
-
-
-def refuse_nonfinite(x: npt.NDArray[Any], name: str = "array", first_row: int = 0) -> None:
-    """Raise where there is a NaN or an infinity.
-
-    Raises:
-        NonFiniteError: names the tensor, the row and the column of the first.
-    """
-    wide = bfloat16_to_float32(x.view(np.uint16)) if is_bfloat16(x.dtype) else x
-    # Two passes of min and max are several times cheaper than isfinite, and both propagate NaN.
-    if np.isfinite(wide.min()) and np.isfinite(wide.max()):
-        return
-    row, column = np.argwhere(~np.isfinite(wide))[0]
-    raise NonFiniteError(
-        f"{name} holds {wide[row, column]} at row {first_row + row}, column {column}; "
-        'mend the weights, or leave such tensors in float with nonfinite="keep"'
-    )
-
-
-def refuse_overflow(x: npt.NDArray[Any], parts: Parts, precision: Precision, name: str = "array") -> None:
-    """Raise where a stored scale is no longer finite, or where values so large were lost that they decode to zero.
-
-    Args:
-        x: the rows [rows, cols] that were encoded.
-        parts: what they were encoded to.
-        precision: in which they were encoded.
-        name: of the tensor, for the error's message.
-
-    Raises:
-        ScaleOverflowError: names the tensor and the part.
-    """
-    check = getattr(reference(precision), "overflowed", _overflowed)
-    part = check(parts, precision) or _lost(x, parts, precision)
-    if part:
-        kind = precision.scale_dtype or "float32"
-        raise ScaleOverflowError(
-            f"{name} holds values too large for {precision.name}: its {part} overflows {kind}; "
-            "rescale the tensor, or choose a precision with a wider scale (affine: float32)"
-        )
-
-
-#: The largest float16: below it no search and no scale overflows.
-_SAFE = 65504.0
-#: A row whose largest magnitude decodes to less than this share of it has been lost.
-_NOTHING = 2.0**-20
-
-
-def _lost(x: npt.NDArray[Any], parts: Parts, precision: Precision) -> str:
-    """``search`` where some row of huge values decodes to next to nothing: squares overflowed during the search."""
-    wide = bfloat16_to_float32(x.view(np.uint16)) if is_bfloat16(x.dtype) else x
-    if max(wide.max(), -wide.min()) <= _SAFE or not precision.rowwise:
-        return ""
-    peak = np.abs(wide).max(axis=1)
-    decoded = np.abs(reference(precision).decode(parts, precision, x.shape)).max(axis=1)
-    return "search" if ((peak > _SAFE) & (decoded < peak * _NOTHING)).any() else ""
-
-
-def _overflowed(parts: Parts, precision: Precision) -> str:
-    for part, values in parts.items():
-        wide = bfloat16_to_float32(values.view(np.uint16)) if is_bfloat16(values.dtype) else values
-        if wide.dtype.kind == "f" and not np.isfinite(wide).all():
-            return part
-    return ""

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.artifact import Artifact, Format, Layout, Writer
-from edgekit.encoding import choose, encode_checked, encode_rows, find_precision, refuse_nonfinite
+from edgekit.encoding import choose, encode_checked, encode_rows, find_precision
 from edgekit.errors import (
     InvalidFileError,
     MissingFileError,
@@ -35,6 +35,7 @@ from edgekit.plugin import KNOWN_DISTRIBUTIONS, manager
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Plan, Recipe, Slot, Uniform
 from edgekit.reference import Parts, reference
+from edgekit.refusals import refuse_nonfinite
 from edgekit.tensor import EncodedTensor, QuantizedTensor, Tensor
 
 Nonfinite = Literal["refuse", "keep"]

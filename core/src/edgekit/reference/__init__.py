@@ -31,7 +31,12 @@ _REGISTERED: dict[str, Reference] = {}
 
 
 class Reference(Protocol):
-    """What a reference implementation provides. A module with these functions is one."""
+    """What a reference implementation provides. A module with these functions is one.
+
+    It may also say, by attributes and a function: ``PROOF`` and ``BOUND``, how the encoder is proved and its error
+    bound in words; ``SOURCE_DTYPES = True``, see `encode`; ``SEARCHES = False``, no search for a scale, so that huge
+    values are never lost in one; ``overflowed(parts, precision)``, the part whose scale is no number, or "".
+    """
 
     def encode(
         self, x: npt.NDArray[Any], precision: Precision, importance: npt.NDArray[np.float32] | None = None

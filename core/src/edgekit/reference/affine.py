@@ -50,6 +50,9 @@ from edgekit.reference._blocks import extremes, row_chunks, spans
 PROOF = "bounded; equal to a second implementation in plain Python (tests/core/test_affine_properties.py)"
 BOUND = "half a step; beyond the last level the distance to it (1 bit symmetric: ||x| - scale|)"
 
+#: The ends of the range give the scale. Where all codes of a row are 0, its levels are coarse; nothing overflowed.
+SEARCHES = False
+
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint8]

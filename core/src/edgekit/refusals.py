@@ -1,0 +1,122 @@
+"""What no precision encodes: values that are not finite, and values beyond what its scales can hold.
+
+The same outcome for every convention: `NonFiniteError` before encoding, `ScaleOverflowError` after it. Both work in
+pieces, so that looking costs no memory of the tensor's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import NonFiniteError, ScaleOverflowError
+from edgekit.precision import Precision
+from edgekit.reference import Parts, reference
+from edgekit.reference._blocks import row_chunks
+from edgekit.smallfloats import bfloat16_to_float32, is_bfloat16
+
+#: Elements that are looked at together: 4 MiB of float32.
+_PIECE = 1 << 20
+#: The largest float16: below it no search and no scale overflows.
+_SAFE = 65504.0
+#: A row whose largest magnitude decodes to less than this share of it has been lost.
+_NOTHING = 2.0**-20
+
+
+def refuse_nonfinite(x: npt.NDArray[Any], name: str = "array", first_row: int = 0, *, infinities: bool = False) -> None:
+    """Raise where there is a NaN or an infinity.
+
+    Args:
+        x: rows [rows, cols] of floating point values.
+        name: of the tensor, for the error's message.
+        first_row: number of the first of these rows in the tensor.
+        infinities: True lets infinities pass.
+
+    Raises:
+        NonFiniteError: names the tensor, the row and the column of the first.
+    """
+    bad = np.isnan if infinities else lambda values: ~np.isfinite(values)
+    for rows, piece in _pieces(x):
+        # Two passes of min and max are several times cheaper than isfinite, and both propagate NaN.
+        if bad(piece.min()) or bad(piece.max()):
+            row, column = np.argwhere(bad(piece))[0]
+            raise NonFiniteError(
+                f"{name} holds {piece[row, column]} at row {first_row + rows.start + row}, column {column}; "
+                'mend the weights, or leave such tensors in float with nonfinite="keep"'
+            )
+
+
+def refuse_overflow(x: npt.NDArray[Any], parts: Parts, precision: Precision, name: str = "array") -> None:
+    """Raise where a stored scale is no longer finite, or where values so large were lost that they decode to nothing.
+
+    Args:
+        x: the rows [rows, cols] that were encoded.
+        parts: what they were encoded to.
+        precision: in which they were encoded.
+        name: of the tensor, for the error's message.
+
+    Raises:
+        ScaleOverflowError: names the tensor, the part and the type that cannot hold it.
+    """
+    part = getattr(reference(precision), "overflowed", _overflowed)(parts, precision)
+    if part and precision.scale_dtype == "float8_e8m0fnu":
+        # It has an exponent for every large float32; MLX's wraps around for the smallest.
+        size, what = "small", f"its {part} would have to be less than float8_e8m0fnu can hold"
+    elif part:
+        size, what = "large", f"its {part} would have to be more than {_stored(x, precision)} can hold"
+    elif _lost(x, parts, precision):
+        size, what = "large", "a row would decode to less than a millionth of itself"
+    else:
+        return
+    raise ScaleOverflowError(
+        f"{name} holds values too {size} for {precision.name}: {what}; "
+        "rescale the tensor, or choose a precision with a wider scale (affine: float32)"
+    )
+
+
+def _pieces(x: npt.NDArray[Any]) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
+    """Rows of x and their values: float32 in place of bfloat16, with which numpy does not reckon."""
+    for rows in row_chunks(len(x), x.shape[1], _PIECE):
+        yield rows, bfloat16_to_float32(x[rows].view(np.uint16)) if is_bfloat16(x.dtype) else x[rows]
+
+
+def _stored(x: npt.NDArray[Any], precision: Precision) -> str:
+    """The type in which scales, or the values themselves, are stored."""
+    if precision.scale_dtype == "source":
+        return x.dtype.name
+    return precision.scale_dtype or {"F16": "float16", "BF16": "bfloat16"}.get(precision.kind, "float32")
+
+
+def _lost(x: npt.NDArray[Any], parts: Parts, precision: Precision) -> bool:
+    """Whether some row of huge values decodes to next to nothing.
+
+    Squares overflowed in the search for its scale, or the scale was cut off at the largest that its type has.
+    """
+    if not precision.rowwise or not getattr(reference(precision), "SEARCHES", True):
+        return False
+    for rows, piece in _pieces(x):
+        if max(piece.max(), -piece.min()) > _SAFE:
+            own = {part: values[rows] for part, values in parts.items()}
+            decoded = _peaks(reference(precision).decode(own, precision, piece.shape))
+            peaks = _peaks(piece)
+            if ((peaks > _SAFE) & (decoded < peaks * _NOTHING)).any():
+                return True
+    return False
+
+
+def _peaks(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The largest magnitude of each row."""
+    peaks: npt.NDArray[Any] = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    return peaks
+
+
+def _overflowed(parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> str:
+    """The part that holds something that is not finite, or ""."""
+    for part, values in parts.items():
+        wide = bfloat16_to_float32(values.view(np.uint16)) if is_bfloat16(values.dtype) else values
+        if wide.dtype.kind == "f" and not np.isfinite(wide).all():
+            return part
+    return ""
