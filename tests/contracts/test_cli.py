@@ -91,7 +91,7 @@ def test_exit_codes(q4, tmp_path):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(q4.read_bytes()[:1000])
     assert "Usage:" in edgekit("quantize", code=2).stderr
-    assert "neither a recipe" in edgekit("quantize", q4, "Q4_KM", "--to", tmp_path / "x.gguf", code=2).stderr
+    assert "neither a recipe" in edgekit("quantize", q4, "Q4_KM", "--to", tmp_path / "x.gguf", code=3).stderr
     assert "no such file" in edgekit("inspect", tmp_path / "nothing", code=3).stderr
     assert "broken.gguf" in edgekit("inspect", broken, code=3).stderr
     assert "edgekit-gguf" in edgekit("inspect", q4, code=4, EDGEKIT_NO_PLUGINS="1").stderr

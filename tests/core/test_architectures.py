@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import attrs
@@ -16,7 +17,7 @@ from edgekit.architectures import FAMILIES, ModelConfig, RopeScaling, check_conf
 from edgekit.architectures.forward import KVCache, Transformer, attend, silu, visible
 from edgekit.architectures.hf import config_from_hf, hf_config, hf_names, model_from_hf, to_hf_value
 from edgekit.architectures.rope import frequencies
-from edgekit.errors import EdgekitError, InvalidFileError, UnsupportedModelError, UsageError
+from edgekit.errors import EdgekitError, InvalidFileError, NonFiniteError, UnsupportedModelError, UsageError
 from edgekit.tensor import Tensor
 from edgekit.testing.models import random_hf_tensors, random_model
 
@@ -56,8 +57,11 @@ def test_logits_are_those_of_transformers(name):
 # Properties of the forward pass
 
 
-# With long longrope the length decides how all positions turn: see test_longrope_starts_over.
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "phi3-longrope-long"])
+# With these the length decides how all positions turn: see test_what_turns_with_the_length_starts_over.
+TURN_WITH_LENGTH = ["llama-dynamic", "phi3-longrope-long"]
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in TURN_WITH_LENGTH])
 def test_steps_give_what_the_full_pass_gives(name):
     network, past = model(name), KVCache()
     full = network.logits(TOKENS)
@@ -66,8 +70,9 @@ def test_steps_give_what_the_full_pass_gives(name):
     assert past.length == 24
 
 
-def test_longrope_starts_over():
-    network, past = model("phi3-longrope-long"), KVCache()
+@pytest.mark.parametrize("name", TURN_WITH_LENGTH)
+def test_what_turns_with_the_length_starts_over(name):
+    network, past = model(name), KVCache()
     for stop in range(1, 25):
         found = network.step(TOKENS[stop - 1 : stop], past)
         np.testing.assert_allclose(found, network.logits(TOKENS[:stop])[-1], atol=1e-4, rtol=1e-4)
@@ -374,8 +379,8 @@ def test_windows_of_layers():
             "where: hidden_act is 'relu'; edgekit knows silu, gelu_pytorch_tanh, gelu_new",
         ),
         (
-            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
-            "where: rope_type is 'dynamic'; edgekit knows default, linear, llama3, longrope and yarn",
+            {"rope_scaling": {"type": "proportional", "factor": 2.0}},
+            "where: rope_type is 'proportional'; edgekit knows default, linear, dynamic, llama3, longrope and yarn",
         ),
         (
             {"partial_rotary_factor": 0.5},
@@ -546,3 +551,16 @@ def test_keys_of_other_families_change_nothing():
         "text_config": {"hidden_size": 1},
     }
     assert config_from_hf(LLAMA | foreign, "where") == parse("llama")
+
+
+def test_weights_that_overflow_give_an_error_and_no_warning():
+    source = random_model(parse("llama"))
+    huge = Tensor.of("output_norm.weight", np.full(source.tensors["output_norm.weight"].shape, 3e38, np.float32))
+    network = Transformer(attrs.evolve(source, tensors={**source.tensors, huge.name: huge}))
+    assert not np.isfinite(network.logits(TOKENS)).all()
+    message = (
+        "the model computes values that are not finite; look for broken weights with `edgekit compare`, "
+        "or choose a precision that keeps more"
+    )
+    with pytest.raises(NonFiniteError, match=f"^{re.escape(message)}$"):
+        network.step(TOKENS, KVCache())

@@ -283,6 +283,18 @@ BAD: Mapping[str, tuple[bool, Callable[[Path], object], type[Exception], str]] =
         InvalidFileError,
         "{d}/edgekit.manifest.json: not an edgekit manifest ('schema'); delete it to go on without",
     ),
+    "the manifest has a field of another type": (
+        False,
+        lambda directory: (directory / "edgekit.manifest.json").write_text('{"schema": 1, "tensors": []}'),
+        InvalidFileError,
+        "{d}/edgekit.manifest.json: not an edgekit manifest (tensors is no mapping); delete it to go on without",
+    ),
+    "the manifest is no UTF-8": (
+        False,
+        lambda directory: (directory / "edgekit.manifest.json").write_bytes(b'{"schema": "\xff"}'),
+        InvalidFileError,
+        "{d}/edgekit.manifest.json: the file is not UTF-8 (at byte 12); fetch or convert it again",
+    ),
     "the manifest is nested": (
         False,
         lambda directory: (directory / "edgekit.manifest.json").write_text("[" * 100_000 + "]" * 100_000),

@@ -56,6 +56,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rms_norm_eps": 1e-2,
     },
     "llama-linear": {"model_type": "llama", **SIZES, "rope_scaling": {"type": "linear", "factor": 2.5}},
+    "llama-dynamic": {
+        "model_type": "llama",
+        **SIZES,
+        "max_position_embeddings": 20,
+        "rope_scaling": {"type": "dynamic", "factor": 3.0},
+    },
     "llama-llama3": {
         "model_type": "llama",
         **SIZES,

@@ -72,10 +72,10 @@ def test_weights_read_anew_give_the_same(name):
 def test_steps_against_the_full_pass(name):
     expected = vectors.transformers_logits(vectors.transformers_model(CONFIGS[name]), TOKENS)[0]
     model, past = ours(CONFIGS[name]), KVCache()
-    longrope = name.startswith("phi3-longrope-long")
+    by_length = name in ("llama-dynamic", "phi3-longrope-long")
     for start, stop in [(0, 5), (5, 6), (6, 7), (7, 15), (15, 16), (16, 17), (17, 24)]:
-        # With longrope the length decides how all positions turn: ask transformers for exactly this length.
-        if longrope:
+        # The length decides how all positions turn: ask transformers for exactly this length.
+        if by_length:
             fresh = vectors.transformers_model(CONFIGS[name])
             expected[stop - 1] = vectors.transformers_logits(fresh, TOKENS[:stop])[0, -1]
         assert relative(model.step(TOKENS[start:stop], past), expected[stop - 1]) < TOLERANCE, (start, stop)
@@ -84,7 +84,7 @@ def test_steps_against_the_full_pass(name):
 
 @cases
 def test_a_sequence_longer_than_a_block_of_queries(name):
-    config = {**CONFIGS[name], "max_position_embeddings": 512}
+    config = {**CONFIGS[name], "max_position_embeddings": 256 if name == "llama-dynamic" else 512}
     if "rope_scaling" in config and "factor" not in config["rope_scaling"]:
         config["rope_scaling"] = {**config["rope_scaling"], "attention_factor": 1.2}
     tokens = np.random.default_rng(9).integers(0, 40, 300)
@@ -180,6 +180,7 @@ def _tensor(name, value):
 #: What each case is there to show: without it, the result has to be another one.
 FEATURES = {
     "llama-linear": {"rope_scaling": None},
+    "llama-dynamic": {"rope_scaling": None},
     "llama-llama3": {"rope_scaling": None},
     "llama-yarn": {"rope_scaling": None},
     "llama-codellama": {"rope_theta": 1e4},

@@ -23,9 +23,13 @@ class UsageError(EdgekitError, ValueError):
 class UnknownPrecisionError(UsageError, LookupError):
     """A precision name that no installed convention knows."""
 
+    exit_code = 3
+
 
 class UnknownRecipeError(UsageError, LookupError):
     """A recipe name that nobody registered."""
+
+    exit_code = 3
 
 
 class ContextOverflowError(UsageError):

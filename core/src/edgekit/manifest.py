@@ -15,8 +15,16 @@ from typing import Any
 import attrs
 
 from edgekit.errors import InvalidFileError
+from edgekit.foreign import read_bytes, shown, strict_json
 
 SCHEMA = 1
+#: Bytes; a line or two for each of a model's tensors take less than a tenth of it.
+LIMIT = 64 << 20
+
+
+def _mapping(manifest: Manifest, field: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{field.name} is no mapping")
 
 
 @attrs.frozen
@@ -31,27 +39,33 @@ class Manifest:
         quality: what `edgekit.compare` measured, where it was asked to record it.
     """
 
-    sources: Mapping[str, str] = attrs.field(factory=dict)
-    recipe: str = ""
-    tensors: Mapping[str, Mapping[str, str]] = attrs.field(factory=dict)
-    versions: Mapping[str, str] = attrs.field(factory=dict)
-    quality: Mapping[str, Any] = attrs.field(factory=dict)
+    sources: Mapping[str, str] = attrs.field(factory=dict, validator=_mapping)
+    recipe: str = attrs.field(default="", validator=attrs.validators.instance_of(str))
+    tensors: Mapping[str, Mapping[str, str]] = attrs.field(factory=dict, validator=_mapping)
+    versions: Mapping[str, str] = attrs.field(factory=dict, validator=_mapping)
+    quality: Mapping[str, Any] = attrs.field(factory=dict, validator=_mapping)
 
     def to_json(self) -> str:
         """Deterministic JSON."""
         return json.dumps({"schema": SCHEMA, **attrs.asdict(self)}, indent=1, sort_keys=True) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, file: Path) -> Manifest:
-        """Parse; `file` is for the error's message."""
+    def from_json(cls, text: bytes, file: Path) -> Manifest:
+        """Parse; `file` is for the error's message.
+
+        Raises:
+            InvalidFileError: not strict JSON, or no manifest.
+        """
+        data = strict_json(text, file, "the file")
         try:
-            data = json.loads(text)
             schema = data.pop("schema")
             if schema != SCHEMA:
-                raise ValueError(f"schema {schema}, this edgekit reads {SCHEMA}")
+                raise ValueError(f"schema {shown(schema)}, this edgekit reads {SCHEMA}")
             return cls(**data)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InvalidFileError(f"{file}: not an edgekit manifest ({error}); delete it to go on without") from error
+            raise InvalidFileError(
+                f"{file}: not an edgekit manifest ({error!s:.200}); delete it to go on without"
+            ) from error
 
 
 def manifest_path(artifact: Path) -> Path:
@@ -64,4 +78,5 @@ def manifest_path(artifact: Path) -> Path:
 def read_manifest(artifact: Path) -> Manifest | None:
     """The artifact's manifest, or None."""
     path = manifest_path(artifact)
-    return Manifest.from_json(path.read_text("utf-8"), path) if path.is_file() else None
+    content = read_bytes(path.parent, path.name, LIMIT)
+    return None if content is None else Manifest.from_json(content, path)

@@ -119,7 +119,9 @@ class Tokenizer:
         try:
             return tokenizers.Tokenizer.from_str(text)
         except Exception as error:
-            raise InvalidFileError(f"the tokenizers library refuses the tokenizer: {error}; fetch it again") from error
+            raise InvalidFileError(
+                f"the tokenizers library refuses the tokenizer: {error!s:.300}; fetch it again"
+            ) from error
 
 
 def from_hf_directory(path: Path) -> Tokenizer | None:

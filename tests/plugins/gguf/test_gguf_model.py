@@ -150,6 +150,10 @@ def test_llama3_scaling_becomes_divisors(artifact, llama, tmp_path: Path):
             {"family": "qwen2", "rope_scaling": RopeScaling("llama3", 8.0, original_context=32)},
             "llama3 rope scaling of a qwen2 model needs rope_freqs.weight, which llama.cpp does not load for it",
         ),
+        (
+            {"rope_scaling": RopeScaling("dynamic", 2.0, original_context=64)},
+            "llama.cpp has no dynamic rope scaling, so that GGUF has no key for it",
+        ),
     ],
 )
 def test_what_gguf_cannot_say_is_refused_before_a_tensor_is_read(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import edgekit
-from edgekit.errors import LockedError, ResourceError, UnsupportedModelError, UsageError
+from edgekit.errors import InvalidFileError, LockedError, ResourceError, UnsupportedModelError, UsageError
 from edgekit.manifest import Manifest, manifest_path
 from edgekit.pipeline import AsIs
 from edgekit.precision import Precision
@@ -86,6 +87,14 @@ def test_the_manifest_lies_beside_the_file(stories: Path, tmp_path: Path):
     assert list(small.manifest.sources) == ["stories260K.gguf"]
     assert json.loads(manifest_path(small.path).read_text())["tensors"]["token_embd.weight"]["precision"] == "ggml:Q8_0"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.gguf", "small.gguf.edgekit.json"]
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"{}", b"[" * 100_000, b'{"schema": 1, "recipe": 7}'])
+def test_a_damaged_manifest_is_an_error_that_names_it(content: bytes, artifact, llama, tmp_path: Path):
+    made = edgekit.convert(artifact(llama), tmp_path / "model.gguf", dtype="F32")
+    manifest_path(made.path).write_bytes(content)
+    with pytest.raises(InvalidFileError, match=f"^{re.escape(str(manifest_path(made.path)))}: "):
+        edgekit.open(made.path)
 
 
 def test_the_same_input_gives_the_same_bytes(artifact, llama, tmp_path: Path):

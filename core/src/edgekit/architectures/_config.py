@@ -17,17 +17,18 @@ class RopeScaling:
     """How rotary frequencies are stretched for long contexts.
 
     Attributes:
-        kind: ``linear``, ``llama3``, ``longrope`` or ``yarn``.
-        factor: stretch; positions are divided by it (linear), or frequencies blended (llama3, yarn).
+        kind: ``linear``, ``dynamic``, ``llama3``, ``longrope`` or ``yarn``.
+        factor: stretch; positions are divided by it (linear), frequencies blended (llama3, yarn), or the base
+            grown with the sequence (dynamic).
         low_freq_factor, high_freq_factor: the blend's borders (llama3).
-        original_context: context length in training (llama3, longrope, yarn).
+        original_context: context length in training (dynamic, llama3, longrope, yarn).
         attention_factor: multiplies queries and keys after rotation (longrope, yarn); 1 where absent.
         long_factors, short_factors: a divisor for each frequency (longrope), for sequences longer than
             `original_context` and for the others.
         beta_fast, beta_slow: the ramp's borders, in rotations over `original_context` (yarn).
     """
 
-    kind: Literal["linear", "llama3", "longrope", "yarn"]
+    kind: Literal["linear", "dynamic", "llama3", "longrope", "yarn"]
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
@@ -218,6 +219,9 @@ def _check_scaling(scaling: RopeScaling, config: ModelConfig, where: str) -> Non
     for field in _POSITIVE_SCALING:
         number = getattr(scaling, field)
         _require(0 < number < math.inf, where, f"rope scaling's {field}", number, "finite and above 0")
+    for field in ("beta_fast", "beta_slow"):
+        number = getattr(scaling, field)
+        _require(1e-9 <= number <= 1e9, where, f"rope scaling's {field}", number, "between 1e-9 and 1e9")
     if scaling.kind != "linear":
         original = scaling.original_context
         allowed = f"between 2 and {LIMITS['context']}"

@@ -64,13 +64,16 @@ def _scaling(family: str, c: Section, p: Section) -> RopeScaling | None:
             return None
         case "linear":
             return RopeScaling("linear", factor=Section({"factor": None, **p.values}, c.where).number("factor"))
+        case "dynamic":
+            factor = Section({"factor": None, **p.values}, c.where).number("factor")
+            return RopeScaling("dynamic", factor, original_context=c.integer("max_position_embeddings"))
         case "llama3":
             return _llama3(c, p)
         case "longrope":
             return _longrope(c, p)
         case "yarn":
             return _yarn(c, p)
-    c.refuse("rope_type", kind, "default, linear, llama3, longrope and yarn")
+    c.refuse("rope_type", kind, "default, linear, dynamic, llama3, longrope and yarn")
 
 
 def _llama3(c: Section, p: Section) -> RopeScaling:

@@ -143,7 +143,7 @@ def _hf_scaling(config: ModelConfig) -> dict[str, Any] | None:
     if scaling is None:
         return None
     written: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling.kind != "linear":
+    if scaling.kind not in ("linear", "dynamic"):
         written["original_max_position_embeddings"] = scaling.original_context
     match scaling.kind:
         case "llama3":

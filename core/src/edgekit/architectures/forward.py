@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.architectures._config import Model, ModelConfig
-from edgekit.architectures.rope import Rotation, longrope_factors, rotation
-from edgekit.errors import UsageError
+from edgekit.architectures.rope import Rotation, rotation, turns_change
+from edgekit.errors import NonFiniteError, UsageError
 
 F32 = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.integer]
@@ -29,6 +29,8 @@ CACHE_LIMIT = 2 << 30
 _CHUNK = 1 << 24
 #: Queries that attend at once; the scores of one block are heads x this x keys.
 _QUERIES = 128
+#: What overflows shows in the result, which whoever uses it refuses; no warning besides.
+_quiet = np.errstate(over="ignore", invalid="ignore")
 
 
 @attrs.define(eq=False)
@@ -103,17 +105,20 @@ class Transformer:
         """
         return self.project(self.hidden(tokens))
 
+    @_quiet
     def hidden(self, tokens: npt.ArrayLike) -> F32:
         """The normalized states that `project` makes logits of: float32 [n, width] or [batch, n, width]."""
         ids = self._ids(tokens)
         states = self._states(np.atleast_2d(ids), KVCache())
         return states.reshape(*ids.shape, -1)
 
+    @_quiet
     def project(self, hidden: F32) -> F32:
         """Logits, float32 [..., vocab], of hidden states [..., width]."""
         logits = self._product("token_embd" if self.config.tied else "output", hidden)
         return logits if self.config.output_softcap is None else softcap(logits, self.config.output_softcap)
 
+    @_quiet
     def step(self, tokens: npt.ArrayLike, past: KVCache) -> F32:
         """Go on with a sequence: logits after the last of the new tokens.
 
@@ -123,23 +128,25 @@ class Transformer:
 
         Returns:
             float32 [vocab] or [batch, vocab].
+
+        Raises:
+            UsageError: as `logits`.
+            NonFiniteError: broken weights; there is no next token to choose from such scores.
         """
         ids = self._ids(tokens)
         new = np.atleast_2d(ids)
-        if self._outgrows(past.length, past.length + new.shape[1]):
+        if turns_change(self.config, past.length, past.length + new.shape[1]):  # everything is redone
             assert past.tokens is not None
             new = np.concatenate([past.tokens, new], axis=1)
             past.tokens = None
             past.layers.clear()
-        states = self._states(new, past)[:, -1]
-        return self.project(states).reshape(*ids.shape[:-1], -1)
-
-    def _outgrows(self, before: int, after: int) -> bool:
-        """Whether longrope turns the tokens seen so far differently from now on; everything is then redone."""
-        scaling = self.config.rope_scaling
-        if scaling is None or scaling.kind != "longrope" or before == 0:
-            return False
-        return longrope_factors(scaling, before) is not longrope_factors(scaling, after)
+        logits = self.project(self._states(new, past)[:, -1])
+        if not np.isfinite(logits).all():
+            raise NonFiniteError(
+                "the model computes values that are not finite; look for broken weights with `edgekit compare`, "
+                "or choose a precision that keeps more"
+            )
+        return logits.reshape(*ids.shape[:-1], -1)
 
     def _ids(self, tokens: npt.ArrayLike) -> Ints:
         ids = np.asarray(tokens)

@@ -5,6 +5,7 @@ A pair of elements (i, i + r/2) of a head's first r = rotary_dim elements turns 
 
 ========  ===============================================================================================
 linear    f / s
+dynamic   theta * g ** (r / (r - 2)) for theta, where g = 1 + s * (n / c - 1), in sequences of n > c tokens
 llama3    f / s where the wavelength 2π/f is above c / low_freq_factor, f where it is below
           c / high_freq_factor, a blend of the two between
 longrope  f / short_factors for sequences of up to c tokens, f / long_factors for longer ones
@@ -69,7 +70,7 @@ def frequencies(config: ModelConfig, length: int, local_theta: float | None = No
 
     Args:
         config: of the model.
-        length: of the whole sequence (longrope).
+        length: of the whole sequence (dynamic, longrope).
         local_theta: the base of sliding-window layers, to which no scaling applies.
     """
     exponent = np.arange(0, config.rotary_dim, 2) / config.rotary_dim
@@ -80,6 +81,8 @@ def frequencies(config: ModelConfig, length: int, local_theta: float | None = No
     match scaling.kind:
         case "linear":
             return plain / scaling.factor
+        case "dynamic":
+            return plain * _dynamic(config.rotary_dim, scaling, length)
         case "llama3":
             return _llama3(plain, scaling)
         case "longrope":
@@ -91,6 +94,23 @@ def frequencies(config: ModelConfig, length: int, local_theta: float | None = No
 def longrope_factors(scaling: RopeScaling, length: int) -> tuple[float, ...]:
     """The divisors for a sequence of that length."""
     return scaling.long_factors if length > scaling.original_context else scaling.short_factors
+
+
+def turns_change(config: ModelConfig, before: int, after: int) -> bool:
+    """Whether positions turn differently in a sequence of `after` tokens than in one of `before`."""
+    scaling = config.rope_scaling
+    if scaling is None or scaling.kind not in ("dynamic", "longrope") or before == 0:
+        return False
+    if scaling.kind == "longrope":
+        return longrope_factors(scaling, before) is not longrope_factors(scaling, after)
+    return after > max(before, scaling.original_context)
+
+
+def _dynamic(rotary_dim: int, scaling: RopeScaling, length: int) -> F64:
+    """What the larger base does to each frequency: nothing to the first, the whole growth to the last."""
+    growth = 1 + scaling.factor * (max(length / scaling.original_context, 1) - 1)
+    share: F64 = growth ** -(np.arange(0, rotary_dim, 2) / max(rotary_dim - 2, 1))
+    return share
 
 
 def _llama3(plain: F64, scaling: RopeScaling) -> F64:

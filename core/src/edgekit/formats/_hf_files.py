@@ -36,7 +36,7 @@ PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 #: A config.json has a few KiB.
 CONFIG_LIMIT = 4 << 20
-INDEX_LIMIT = MANIFEST_LIMIT = 64 << 20
+INDEX_LIMIT = 64 << 20
 
 
 @attrs.frozen

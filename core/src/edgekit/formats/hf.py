@@ -14,10 +14,10 @@ from typing import Any
 from edgekit.architectures import Model
 from edgekit.artifact import Artifact, Layout, Writer
 from edgekit.errors import MissingFileError, UnsupportedModelError
-from edgekit.foreign import read_bytes, read_object, strict_json
+from edgekit.foreign import read_object
 from edgekit.formats import _hf_files as files
 from edgekit.formats._parts import assemble
-from edgekit.manifest import Manifest
+from edgekit.manifest import Manifest, read_manifest
 from edgekit.precision import Precision
 from edgekit.recipe import Plan, Slot
 from edgekit.tensor import AnyTensor, EncodedTensor
@@ -61,7 +61,7 @@ class HuggingFaceFormat:
             tensors=tensors,
             load_model=cache(lambda: _model(config, tensors, directory)),
             load_tokenizer=cache(lambda: _tokenizer(directory)),
-            manifest=_manifest(directory),
+            manifest=read_manifest(directory),
         )
 
     def layout(self, source: Artifact) -> Layout:
@@ -132,14 +132,6 @@ def _named_layout(source: Artifact) -> Layout:
         tensor = to_hf_value(model.config, role, model.tensors[role])
         slots.append(Slot(name, role, tensor, kept(tensor)))
     return Layout(tuple(slots), source, model)
-
-
-def _manifest(directory: Path) -> Manifest | None:
-    content = read_bytes(directory, files.MANIFEST, files.MANIFEST_LIMIT)
-    if content is None:
-        return None
-    strict_json(content, directory / files.MANIFEST, "the file")
-    return Manifest.from_json(content.decode(), directory / files.MANIFEST)
 
 
 def _tokenizer(directory: Path) -> Tokenizer | None:

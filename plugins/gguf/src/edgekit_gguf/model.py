@@ -134,6 +134,8 @@ def _refuse_what_gguf_cannot_say(config: ModelConfig, own: _Architecture) -> Non
                 f"{field} of the model is {given}, but GGUF files of {FAMILIES[config.family].gguf} models "
                 f"mean {value}, and have no key to say otherwise"
             )
+    if config.rope_scaling is not None and config.rope_scaling.kind == "dynamic":
+        raise UnsupportedModelError("llama.cpp has no dynamic rope scaling, so that GGUF has no key for it")
     divisors = set(rope_tensors(config)) - set(own.divisors)
     if divisors:
         raise UnsupportedModelError(
