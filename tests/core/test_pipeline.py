@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
@@ -47,6 +48,42 @@ def broken(value):
     values[5, 7] = value
     name = "blk.1.ffn_up.weight"
     return Model(CONFIG, {**model.tensors, name: Tensor.of(name, values)})
+
+
+class Counting(ThreadPoolExecutor):
+    """Notes how many jobs were given out and are not yet taken back."""
+
+    def __init__(self):
+        super().__init__(1)
+        self.under_way, self.most, self.given = 0, 0, 0
+
+    def submit(self, *job):
+        self.given += 1
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        future, taken = super().submit(*job), self
+
+        class Taken(type(future)):
+            def result(self, timeout=None):
+                taken.under_way -= 1
+                return super().result(timeout)
+
+        future.__class__ = Taken
+        return future
+
+
+def test_chunks_of_the_next_tensors_are_encoded_meanwhile_and_few_at_once(source, tmp_path, monkeypatch):
+    """Threads are not idle at the end of each tensor, and memory does not grow with their number."""
+    monkeypatch.setattr(pipeline, "CHUNK", 1024)
+    depth = 2 * (os.cpu_count() or 1) + 1
+    waiting = []
+    with Counting() as executor:
+        edgekit.quantize(source, "ggml:Q8_0", to=tmp_path / "q", executor=executor,
+                         progress=lambda *_: waiting.append(executor.under_way))  # fmt: skip
+    assert executor.given > 10 * depth
+    assert executor.most == depth
+    assert min(waiting[1:-2]) == depth - 1
+    assert waiting[-1] == executor.under_way == 0
 
 
 @pytest.mark.parametrize("recipe", ["affine:int4-sym-g32", "affine:int3-asym-tensor", "ggml:Q8_0", "mlx:int4-g32"])

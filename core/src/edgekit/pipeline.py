@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from itertools import chain, islice, starmap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,8 +43,9 @@ Nonfinite = Literal["refuse", "keep"]
 #: Called with the number of tensors done, of all tensors, and the name of the one that comes next.
 Progress = Callable[[int, int, str], None]
 
-#: Elements encoded at once: 8 MiB of float32, so that memory follows the tensor's encoded size, not its own.
-CHUNK = 1 << 21
+#: Elements encoded at once: 2 MiB of float32, so that memory follows the tensor's encoded size, not its own, and that
+#: threads share out even a small matrix.
+CHUNK = 1 << 19
 
 
 def open_artifact(path: str | os.PathLike[str]) -> Artifact:
@@ -237,30 +239,40 @@ def _write(
 
 def _write_tensors(writer: Writer, layout: Layout, plan: Plan, encoder: _Encoder, progress: Progress | None) -> None:
     pairs = list(zip(layout.slots, plan, strict=True))
-    for index, (slot, assignment) in enumerate(pairs):
-        if index < writer.done:
-            continue
+    encoded = encoder.encode(pairs[writer.done :])
+    for index in range(writer.done, len(pairs)):
         if progress:
-            progress(index, len(pairs), assignment.name)
-        writer.write(encoder.encode(slot, assignment))
+            progress(index, len(pairs), pairs[index][1].name)
+        writer.write(next(encoded))
     if progress:
         progress(len(pairs), len(pairs), "")
 
 
 @attrs.frozen
 class _Encoder:
-    """Encodes one slot at a time, its row chunks on the pool."""
+    """Encodes slots in their order, their row chunks on the pool."""
 
     pool: Executor
     backend: str | None
     importance: Mapping[str, npt.NDArray[np.float32]]
     nonfinite: Nonfinite
 
-    def encode(self, slot: Slot, assignment: Assignment) -> QuantizedTensor:
+    def encode(self, pairs: Sequence[tuple[Slot, Assignment]]) -> Iterator[QuantizedTensor]:
+        """The encoded tensors; while one is written, chunks of the next are encoded."""
+        encoded = _ahead(chain.from_iterable(starmap(self._jobs, pairs)))
+        for slot, assignment in pairs:
+            tensor, precision = slot.tensor, assignment.precision
+            if isinstance(tensor, EncodedTensor) and tensor.precision == precision:
+                yield attrs.evolve(tensor.read(), name=assignment.name)
+            else:
+                parts = join(list(islice(encoded, len(_starts(tensor, precision)))))
+                yield QuantizedTensor(parts, precision, slot.shape, assignment.name, self.name_for(precision))
+
+    def _jobs(self, slot: Slot, assignment: Assignment) -> Iterator[Future[Parts]]:
+        """Put a slot's chunks on the pool, one each time that one is asked for; none where nothing is encoded."""
         tensor, precision = slot.tensor, assignment.precision
         if isinstance(tensor, EncodedTensor) and tensor.precision == precision:
-            return attrs.evolve(tensor.read(), name=assignment.name)
-        step = chunk_rows(tensor.rows, tensor.shape[-1] if tensor.shape else 1, precision)
+            return
         job = partial(
             encode_chunk,
             precision=precision,
@@ -269,9 +281,8 @@ class _Encoder:
             name=tensor.name,
             finite=self.nonfinite == "refuse" or precision.convention != "float",
         )
-        chunks = _ahead(self.pool, job, _chunks(tensor, precision, step))
-        parts = join(list(chunks))
-        return QuantizedTensor(parts, precision, slot.shape, assignment.name, self.name_for(precision))
+        for chunk in _chunks(tensor, precision):
+            yield self.pool.submit(job, chunk)
 
     def name_for(self, precision: Precision) -> str:
         """Which backend encodes that precision."""
@@ -284,9 +295,15 @@ def chunk_rows(rows: int, cols: int, precision: Precision) -> int:
     return max(1, CHUNK // max(1, cols)) if precision.rowwise else max(1, rows)
 
 
-def _chunks(tensor: Tensor | EncodedTensor, precision: Precision, step: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    for start in range(0, tensor.rows, step):
-        yield start, source_rows(tensor, precision, start, min(start + step, tensor.rows))
+def _starts(tensor: Tensor | EncodedTensor, precision: Precision) -> range:
+    """First rows of the chunks."""
+    return range(0, tensor.rows, chunk_rows(tensor.rows, tensor.shape[-1] if tensor.shape else 1, precision))
+
+
+def _chunks(tensor: Tensor | EncodedTensor, precision: Precision) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    starts = _starts(tensor, precision)
+    for start in starts:
+        yield start, source_rows(tensor, precision, start, min(start + starts.step, tensor.rows))
 
 
 def source_rows(tensor: Tensor | EncodedTensor, precision: Precision, start: int, stop: int) -> npt.NDArray[Any]:
@@ -327,13 +344,11 @@ def encode_chunk(
     return encode_rows(rows, precision, importance, backend)[1]
 
 
-def _ahead(
-    pool: Executor, job: Callable[[Any], Parts], items: Iterator[Any], depth: int = (os.cpu_count() or 1) + 1
-) -> Iterator[Parts]:
-    """Map in order, with at most `depth` items under way: reading never runs far ahead of encoding."""
+def _ahead(jobs: Iterator[Future[Parts]], depth: int = 2 * (os.cpu_count() or 1) + 1) -> Iterator[Parts]:
+    """Results in order, with at most `depth` jobs under way: reading never runs far ahead of encoding."""
     waiting: deque[Future[Parts]] = deque()
-    for item in items:
-        waiting.append(pool.submit(job, item))
+    for job in jobs:
+        waiting.append(job)
         if len(waiting) >= depth:
             yield waiting.popleft().result()
     while waiting:
@@ -354,7 +369,7 @@ def _keep_nonfinite(plan: Plan, layout: Layout) -> Plan:
 
 def _kept(slot: Slot, assignment: Assignment) -> Assignment:
     try:
-        for start, rows in _chunks(slot.tensor, slot.keep, chunk_rows(slot.tensor.rows, slot.shape[-1], slot.keep)):
+        for start, rows in _chunks(slot.tensor, slot.keep):
             refuse_nonfinite(rows, slot.name, start)
     except NonFiniteError as error:
         return attrs.evolve(assignment, precision=slot.keep, reason=f"kept: {str(error).partition(';')[0]}")

@@ -54,6 +54,17 @@ def write_with_gguf_py(path: Path, tensors: dict[str, tuple[np.ndarray, str]]) -
     return path
 
 
+def test_a_file_that_shrinks_after_it_was_opened_is_an_error(tmp_path: Path):
+    """A mapped one would end the process with SIGBUS."""
+    path = write_with_gguf_py(tmp_path / "a.gguf", {"a.weight": (np.ones((64, 4096), np.float32), "F32")})
+    tensor = GGUF.open(path).tensors["a.weight"]
+    assert isinstance(tensor, Tensor)
+    with path.open("r+b") as file:
+        file.truncate(4096)
+    with pytest.raises(InvalidFileError, match=r"tensor 'a\.weight' is cut off \(at byte 4,096\)"):
+        tensor.read()
+
+
 @pytest.mark.parametrize("kind", DECODED)
 def test_every_type_that_gguf_py_decodes(kind: str, tmp_path: Path):
     rng = np.random.default_rng(3)

@@ -1,4 +1,4 @@
-"""A strict, memory-mapped reader of GGUF versions 2 and 3.
+"""A strict reader of GGUF versions 2 and 3.
 
 | section | content                                                                                    |
 |---------|--------------------------------------------------------------------------------------------|
@@ -10,7 +10,9 @@
 Source: the GGUF specification in ggml's repository (``docs/gguf.md``), and what llama.cpp refuses.
 
 A file is hostile until shown otherwise: every count, length, offset and product of dimensions is checked against
-what is left of the file before anything of that size is allocated or touched.
+what is left of the file before anything of that size is allocated or touched. The header is parsed in a mapping that is
+let go of; tensors are read at their offsets when asked, so that memory holds what is used, and a file that shrinks
+meanwhile is an error and not the process's end.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import InvalidFileError, MissingFileError, ResourceError
+from edgekit.formats.safetensors import Reader
 from edgekit.precision import Precision
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
 from edgekit_gguf import DECODE_ONLY, iq
@@ -65,17 +68,17 @@ class TensorInfo:
 
 @attrs.frozen(eq=False)
 class GgufFile:
-    """Everything a file says, and its bytes, mapped."""
+    """Everything a file says, and where its bytes are read."""
 
     path: Path
     version: int
     metadata: Metadata
     infos: tuple[TensorInfo, ...]
-    data: npt.NDArray[np.uint8] = attrs.field(repr=False)
+    reader: Reader = attrs.field(repr=False)
 
     def tensors(self) -> dict[str, AnyTensor]:
         """The tensors by name, in the file's order; values are read when asked."""
-        return {info.name: _tensor(info, self.data) for info in self.infos}
+        return {info.name: _tensor(info, self.reader) for info in self.infos}
 
 
 def read(path: Path) -> GgufFile:
@@ -86,14 +89,13 @@ def read(path: Path) -> GgufFile:
         MissingFileError: not there.
         ResourceError: not readable.
     """
-    data = _map(path)
-    cursor = Cursor(path, data)
+    cursor = Cursor(path, _map(path))
     version, tensors, pairs = _header(cursor)
     metadata = Metadata(dict(_pairs(cursor, pairs)))
     alignment = _alignment(cursor, metadata)
     infos = tuple(_infos(cursor, tensors))
     start = -(-cursor.offset // alignment) * alignment
-    return GgufFile(path, version, metadata, _placed(cursor, infos, start, alignment), data)
+    return GgufFile(path, version, metadata, _placed(cursor, infos, start, alignment), Reader(path))
 
 
 def _map(path: Path) -> npt.NDArray[np.uint8]:
@@ -306,8 +308,8 @@ def _placed(cursor: Cursor, infos: tuple[TensorInfo, ...], start: int, alignment
     return placed
 
 
-def _tensor(info: TensorInfo, data: npt.NDArray[np.uint8]) -> AnyTensor:
-    rows = _row_bytes(info, data)
+def _tensor(info: TensorInfo, reader: Reader) -> AnyTensor:
+    rows = _row_bytes(info, reader)
     if info.type.dtype:
         dtype = np.dtype(_PLAIN[info.type.name])
         return Tensor(info.name, info.shape, info.type.dtype, lambda start, stop: rows(start, stop).view(dtype))
@@ -339,10 +341,10 @@ _PLAIN = {
 }
 
 
-def _row_bytes(info: TensorInfo, data: npt.NDArray[np.uint8]) -> Callable[[int, int], npt.NDArray[np.uint8]]:
+def _row_bytes(info: TensorInfo, reader: Reader) -> Callable[[int, int], npt.NDArray[np.uint8]]:
     size = info.row_nbytes
 
     def rows(start: int, stop: int) -> npt.NDArray[np.uint8]:
-        return data[info.start + start * size : info.start + stop * size].reshape(stop - start, size)
+        return reader.read(info.start + start * size, (stop - start) * size, info.name).reshape(stop - start, size)
 
     return rows
