@@ -62,6 +62,7 @@ _LARGEST = np.float32(np.finfo(np.float32).max)
 _SLOP, _TINY = 2.0**-22, 2.0**-149
 
 
+@np.errstate(under="ignore")  # subnormal scales and quotients are as they should be
 def encode(
     x: F32, precision: Precision, importance: npt.NDArray[np.float32] | None = None
 ) -> dict[str, npt.NDArray[Any]]:

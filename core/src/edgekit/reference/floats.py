@@ -32,7 +32,7 @@ def encode(
     """Round each element; importance is ignored. F16 overflows to infinity above 65,519.99."""
     if precision.kind == "BF16":
         return {"values": float32_to_bfloat16(x)}
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         return {"values": x.astype({"F32": np.float32, "F16": np.float16}[precision.kind])}
 
 

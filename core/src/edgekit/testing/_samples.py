@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import attrs
@@ -21,6 +22,7 @@ from edgekit.refusals import refuse_overflow
 
 F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
+Ordinals = npt.NDArray[np.int64]
 Draw = Callable[[np.random.RandomState, tuple[int, int]], Array]
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -42,6 +44,12 @@ def _normal(random: np.random.RandomState, shape: tuple[int, int]) -> Array:
 
 def _scaled(random: np.random.RandomState, shape: tuple[int, int]) -> Array:
     return np.asarray(random.standard_normal(shape) * 2.0 ** random.randint(-4, 14, (shape[0], 1)))
+
+
+def _groups_scaled(random: np.random.RandomState, shape: tuple[int, int]) -> Array:
+    """Each 32 columns of a magnitude of their own: a scale of the row is far too large for most of them."""
+    scales = 2.0 ** random.randint(-8, 9, (shape[0], -(-shape[1] // 32)))
+    return np.asarray(random.standard_normal(shape) * np.repeat(scales, 32, axis=1)[:, : shape[1]])
 
 
 def _constant_rows(random: np.random.RandomState, shape: tuple[int, int]) -> Array:
@@ -119,6 +127,7 @@ KINDS: dict[str, dict[str, Draw]] = {
         "normal": _normal,
         "heavy tailed": lambda random, shape: random.standard_t(2, shape),
         "rows of every magnitude": _scaled,
+        "groups of every magnitude": _groups_scaled,
         "outliers": _outliers,
         "weights": lambda random, shape: 0.02 * random.standard_normal(shape),
     },
@@ -184,7 +193,7 @@ def unit(precision: Precision) -> int:
 def widths(precision: Precision) -> list[int]:
     """Legal row lengths: some blocks; and with a ragged tail where the format allows one."""
     block = unit(precision)
-    whole = [max(2 * block, 64), block]
+    whole = [max(2 * block, 64), block, 3 * block]
     return whole if precision.whole_blocks else [*whole, 2 * block + 5, max(1, block - 3)]
 
 
@@ -198,6 +207,7 @@ def samples(precision: Precision, kind: str, rows: int, seeds: int) -> Iterator[
         for seed in range(seeds):
             yield from fitting(precision, Sample("between two levels", level_midpoints(precision, seed, rows)))
             yield from fitting(precision, Sample("half steps of its own grid", own_ties(precision, seed, rows)))
+            yield from fitting(precision, Sample("on both sides of a threshold", thresholds(precision, seed, rows)))
 
 
 def fitting(precision: Precision, sample: Sample) -> Iterator[Sample]:
@@ -248,6 +258,55 @@ def level_midpoints(precision: Precision, seed: int, rows: int) -> F32:
             span = slice(start, min(start + block, cols))
             x[row, span] = _between(x[row, span], decoded[row, span], random)
     return x
+
+
+@cache
+def thresholds(precision: Precision, seed: int, rows: int) -> F32:
+    """Pairs of rows that differ in one value by one unit in the last place, which the reference decodes otherwise."""
+    random = np.random.RandomState(seed)
+    x = random.standard_normal((rows, widths(precision)[0])).astype(np.float32)
+    at = (np.arange(rows), np.argsort(x, axis=1)[:, random.randint(2, x.shape[1] - 2)])  # a value that is no end
+    low, high = _neighbouring_levels(precision, x, random)
+    first = _decoded_with(precision, x, at, low)
+    while (high - low > 1).any():
+        middle = low + (high - low) // 2
+        same = _decoded_with(precision, x, at, middle) == first
+        low, high = np.where(same, middle, low), np.where(same, high, middle)
+    pairs = np.repeat(x, 2, axis=0)
+    pairs[np.arange(2 * rows), np.repeat(at[1], 2)] = _of_ordinal(np.stack([low, high], axis=1).ravel())
+    pairs.flags.writeable = False
+    return pairs
+
+
+def _neighbouring_levels(precision: Precision, x: F32, random: np.random.RandomState) -> tuple[Ordinals, Ordinals]:
+    """For each row two levels that its values came back as, one beside the other."""
+    implementation = reference(precision)
+    decoded = implementation.decode(implementation.encode(x, precision), precision, (x.shape[0], x.shape[1]))
+    grids = [np.unique(row) for row in decoded]
+    first = [random.randint(max(1, len(grid) - 1)) for grid in grids]
+    low = [grid[k] for grid, k in zip(grids, first, strict=True)]
+    high = [grid[min(k + 1, len(grid) - 1)] for grid, k in zip(grids, first, strict=True)]
+    return _ordinal(np.array(low, np.float32)), _ordinal(np.array(high, np.float32))
+
+
+def _decoded_with(precision: Precision, x: F32, at: tuple[Array, Array], ordinals: Ordinals) -> F32:
+    """What the values at those places come back as, when they are these floats."""
+    changed = x.copy()
+    changed[at] = _of_ordinal(ordinals)
+    implementation = reference(precision)
+    parts = implementation.encode(changed, precision)
+    return implementation.decode(parts, precision, (x.shape[0], x.shape[1]))[at]
+
+
+def _ordinal(values: F32) -> Ordinals:
+    """Floats as integers in the same order: neighbours differ by one."""
+    bits = (values + np.float32(0)).view(np.int32).astype(np.int64)  # no zero of the other sign
+    return np.where(bits >= 0, bits, np.int64(-(2**31)) - bits)
+
+
+def _of_ordinal(ordinals: Ordinals) -> F32:
+    bits = np.where(ordinals >= 0, ordinals, np.int64(-(2**31)) - ordinals)
+    return bits.astype(np.int32).view(np.float32)
 
 
 def _between(values: F32, levels: F32, random: np.random.RandomState) -> F32:

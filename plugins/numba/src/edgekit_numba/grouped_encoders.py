@@ -120,7 +120,7 @@ def _narrow(values: F32, dtype: np.dtype[Any]) -> Array:
 
 def _openvino_parts(found: Groups, precision: Precision, dtype: np.dtype[Any]) -> dict[str, Array]:
     signed = precision.bits == 8 and precision.symmetric
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         scale = found.scale.astype(np.float16)
     parts: dict[str, Array] = {"codes": found.codes.view(np.int8) if signed else found.codes}
     parts["scale"] = scale[..., None] if precision.block else scale
