@@ -24,7 +24,6 @@ def module(path: Path):
 
 def faults():
     """Pairs of role and fault, each with the names of the right checks, and what finds the first that fails."""
-    sys.path.insert(0, str(HERE.parent / "core"))  # where the table of faults lies
     arrays = module(HERE.parent / "core" / "test_testing_faults.py")
     files = module(HERE / "test_faults_files.py")
     for what, (quantizer, checks, _) in arrays.FAULTS.items():

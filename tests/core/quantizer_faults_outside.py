@@ -147,6 +147,11 @@ def beside(effect):
     return wrong
 
 
+def connect():
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", 9), timeout=0.2).close()
+
+
 EFFECTS = {
     "numpy's error state is set for good": (lambda: np.seterr(all="ignore"), "np.seterr"),
     "numpy's print options are set for good": (lambda: np.set_printoptions(precision=3), "print options"),
@@ -159,11 +164,6 @@ EFFECTS = {
     "a log is written beside the caller's files": (lambda: Path("kernel.log").write_text("x"), "kernel.log"),
     "a socket is opened": (connect, "uses the network"),
 }  # fmt: skip
-
-
-def connect():
-    with contextlib.suppress(OSError):
-        socket.create_connection(("127.0.0.1", 9), timeout=0.2).close()
 
 
 for _what, (_effect, _says) in EFFECTS.items():

@@ -1,6 +1,11 @@
 """The kit is tested by faults: the first check that fails names what is wrong with a quantizer."""
 
+import sys
+from pathlib import Path
+
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests are no package; the faults lie beside them
 from quantizer_faults import AFFINE, ASYM, Faulty, right
 from quantizer_faults_outside import FAULTS
 

@@ -59,8 +59,8 @@ def _joined(chunks: list[Parts]) -> Parts:
 def check_large(subject: QuantizerSubject, profile: Profile) -> None:
     """A matrix larger than any internal chunk gives the bytes of its rows, every single one.
 
-    A million elements at the quick profile and two at the others, so that an index that overflows, and the last, partial chunk of a
-    kernel, are met. The rows repeat, and each is compared with the same row in a small matrix.
+    A million elements at the quick profile and two at the others, so that an index that overflows, and the last,
+    partial chunk of a kernel, are met. The rows repeat, and each is compared with the same row in a small matrix.
     """
     _rowwise(subject)
     cols = widths(subject.precision)[0]
