@@ -531,3 +531,33 @@ fault("its decode is off by one zero point", {"check_error_within_bound"}, ASYM,
 fault("its decode gives float64", {"check_decoding"}, ASYM, "float64", kind=WideDecode)(
     lambda x, precision, importance: right(x, precision)
 )
+
+
+@attrs.define(eq=False)
+class Unchecked(Faulty):
+    """Its encode_checked looks at nothing."""
+
+    def encode_checked(self, x, importance=None):
+        return self.encode(x, importance)
+
+
+@attrs.define(eq=False)
+class OtherwiseChecked(Faulty):
+    """Its encode_checked forgets the last row."""
+
+    def encode_checked(self, x, importance=None):
+        if not (np.abs(x) <= 65504).all():
+            return None
+        parts = self.encode(x, importance)
+        return {name: np.concatenate([part[:-1], part[:1]]) for name, part in parts.items()}
+
+
+fault(
+    "its encode_checked does not check", {"check_checked"}, says="gives parts for rows that hold nan", kind=Unchecked
+)(lambda x, precision, importance: right(np.nan_to_num(x, nan=0, posinf=0, neginf=0), precision))
+fault(
+    "its encode_checked differs from encode",
+    {"check_checked"},
+    says="encode_checked differs from encode",
+    kind=OtherwiseChecked,
+)(lambda x, precision, importance: right(x, precision))

@@ -24,8 +24,9 @@ class QuantizerSubject:
     """A quantizer with what it claims.
 
     Attributes:
-        quantizer: has ``encode(x, importance=None)``, and may have ``decode(parts, shape)``, ``bound(x, parts)`` and
-            ``encode_checked(x, importance=None)``.
+        quantizer: has ``encode(x, importance=None)``, and may have ``decode(parts, shape)``, ``bound(x, parts)``,
+            ``encode_checked(x, importance=None)``, and ``needs_importance``, which is true where it refuses rows
+            without one.
         precision: the number format that it encodes.
         claim: ``"exact"``, or a sentence that states its bound.
         name: for messages.
@@ -47,8 +48,14 @@ class QuantizerSubject:
         return self.claim == EXACT
 
     def encode(self, x: npt.NDArray[Any], importance: F32 | None = None) -> Parts:
-        """The parts that the quantizer makes of rows."""
-        return dict(self.quantizer.encode(x, importance))
+        """The parts that the quantizer makes of rows; one that needs an importance is given ones."""
+        return dict(self.quantizer.encode(x, self.importance(x, importance)))
+
+    def importance(self, x: npt.NDArray[Any], given: F32 | None) -> F32 | None:
+        """The importance that is given, or, where the quantizer needs one, ones."""
+        if given is None and getattr(self.quantizer, "needs_importance", False):
+            return np.ones(x.shape[1], np.float32)
+        return given
 
     def decode(self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> F32:
         """Decoded by the quantizer where it can, else by the reference."""
@@ -67,7 +74,7 @@ class QuantizerSubject:
 
     def wanted(self, x: npt.NDArray[Any], importance: F32 | None = None) -> Parts:
         """The reference's parts."""
-        return reference(self.precision).encode(x, self.precision, importance)
+        return reference(self.precision).encode(x, self.precision, self.importance(x, importance))
 
 
 @attrs.frozen(eq=False)
@@ -98,6 +105,8 @@ def adapt(quantizer: Any, precision: str | Precision | None = None, claim: str |
         return QuantizerSubject(ReferenceQuantizer(found), found, EXACT, "reference")
     if isinstance(quantizer, Registration):
         return registered(quantizer)
+    if isinstance(quantizer, QuantizerSubject):
+        return quantizer
     made = quantizer() if isinstance(quantizer, type) else quantizer
     name = type(made).__name__
     if not callable(getattr(made, "encode", None)):

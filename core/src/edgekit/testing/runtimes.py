@@ -246,7 +246,8 @@ def check_greedy(subject: RuntimeSubject, profile: Profile) -> None:
         with NumpyRuntime.open(model.artifact) as judge:
             wanted = judge.generate(PROMPT, max_tokens=count)
         found = model.runtime.generate(PROMPT, max_tokens=count)
-        if found != wanted:
+        # Random models end in the middle of a character: some runtimes leave its bytes out, others show U+FFFD.
+        if found.rstrip("\ufffd") != wanted.rstrip("\ufffd"):
             fail(f"greedy text is {found!r}; the likeliest {count} tokens are {wanted!r}")
 
 

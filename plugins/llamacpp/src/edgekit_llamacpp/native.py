@@ -98,6 +98,11 @@ class NativeQuantizer:
         """The number format that it encodes."""
         return find_precision(f"ggml:{self.kind}")
 
+    @property
+    def needs_importance(self) -> bool:
+        """Whether rows without an importance matrix are refused; the conformance kit asks."""
+        return self.kind in NEED_IMPORTANCE
+
     def encode(self, x: npt.NDArray[Any], importance: F32 | None = None) -> dict[str, npt.NDArray[Any]]:
         """Encode rows to the bytes that a GGUF file holds.
 

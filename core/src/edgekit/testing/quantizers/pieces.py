@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,9 +25,9 @@ from edgekit.testing.quantizers.judge import encode
 
 #: This room's checks, in the order in which they run.
 ROOM: Kit[QuantizerSubject] = Kit("quantizers")
-#: Elements of a large matrix: beyond the chunks that kernels work in.
-_LARGE = {"quick": 1 << 20}
-_LARGEST = 1 << 21
+#: Elements of a large matrix, beyond the chunks that kernels work in; and the seconds that it may take a slow search.
+_LARGE, _SECONDS = {"quick": 1 << 20}, {"quick": 2.0}
+_LARGEST, _LONGEST = 1 << 21, 20.0
 _DISTINCT = 61
 
 
@@ -59,14 +60,18 @@ def _joined(chunks: list[Parts]) -> Parts:
 def check_large(subject: QuantizerSubject, profile: Profile) -> None:
     """A matrix larger than any internal chunk gives the bytes of its rows, every single one.
 
-    A million elements at the quick profile and two at the others, so that an index that overflows, and the last,
-    partial chunk of a kernel, are met. The rows repeat, and each is compared with the same row in a small matrix.
+    A million elements at the quick profile and two at the others (fewer for a search that would take many seconds), so
+    that an index that overflows, and the last, partial chunk of a kernel, are met. The rows repeat, and each is
+    compared with the same row in a small matrix.
     """
     _rowwise(subject)
     cols = widths(subject.precision)[0]
-    rows = _LARGE.get(profile.name, _LARGEST) // cols + 3
     few = _samples.draw("normal", 6, (_DISTINCT, cols))
-    wanted, whole = encode(subject, few), encode(subject, np.resize(few, (rows, cols)))
+    began = time.perf_counter()
+    wanted = encode(subject, few)
+    affordable = _SECONDS.get(profile.name, _LONGEST) / (time.perf_counter() - began)
+    rows = int(min(_LARGE.get(profile.name, _LARGEST), few.size * max(affordable, 8))) // cols + 3
+    whole = encode(subject, np.resize(few, (rows, cols)))
     for key, part in whole.items():
         at = _first_wrong(wanted[key], part)
         if at is not None:
@@ -94,7 +99,7 @@ def check_executors(subject: QuantizerSubject, profile: Profile) -> None:
     that belongs to the object or the module.
     """
     cols = widths(subject.precision)[0]
-    jobs = [_samples.draw("rows of every magnitude", seed, (24, cols)) for seed in range(8)]
+    jobs = [_samples.draw("rows of every magnitude", seed, (max(4, 2048 // cols), cols)) for seed in range(8)]
     alone = [encode(subject, x) for x in jobs]
     for workers in (2, 4, 8):
         for number, found in enumerate(_together(subject, jobs, workers, 3 if profile.name == "quick" else 12)):
@@ -129,10 +134,10 @@ _ELSEWHERE = """
 import pickle, sys
 
 try:
-    quantizer, x = pickle.load(sys.stdin.buffer)
+    quantizer, x, importance = pickle.load(sys.stdin.buffer)
 except Exception:
     sys.exit(9)
-parts = {key: part.copy() for key, part in dict(quantizer.encode(x, None)).items()}
+parts = {key: part.copy() for key, part in dict(quantizer.encode(x, importance)).items()}
 pickle.dump(parts, sys.stdout.buffer)
 """
 
@@ -147,7 +152,7 @@ def check_processes(subject: QuantizerSubject, profile: Profile) -> None:
         raise NotApplicable("the quick profile starts no process")
     x = _samples.draw("rows of every magnitude", 9, (64, widths(subject.precision)[0]))
     try:
-        sent = pickle.dumps((subject.quantizer, x))
+        sent = pickle.dumps((subject.quantizer, x, subject.importance(x, None)))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise NotApplicable(f"it cannot be sent to another process ({error})") from None
     there, here = _encoded_elsewhere(sent), encode(subject, x)

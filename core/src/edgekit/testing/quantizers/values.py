@@ -261,6 +261,7 @@ def check_importance(subject: QuantizerSubject, profile: Profile) -> None:
     Columns that never fired have an importance of zero. Formats that know none ignore it. Typical faults: the matrix
     ignored, the importance of the first block used for all, a division by a sum of zero.
     """
+    require_encoder(subject)
     for sample in samples(subject.precision, "ordinary", profile.rows, 1):
         for label, importance in importances(7, sample.x.shape[1]).items():
             judge(subject, Sample(f"{sample.label}, {label}", sample.x), importance)
