@@ -15,36 +15,6 @@ from edgekit.testing.quantizers import KIT
 FAST = Profile("quick", seeds=1, examples=10, rows=4)
 
 
-@attrs.define(eq=False)
-class Unchecked(Faulty):
-    """Its encode_checked looks at nothing."""
-
-    def encode_checked(self, x, importance=None):
-        return self.encode(x, importance)
-
-
-@attrs.define(eq=False)
-class OtherwiseChecked(Faulty):
-    """Its encode_checked forgets the last row."""
-
-    def encode_checked(self, x, importance=None):
-        if not (np.abs(x) <= 65504).all():
-            return None
-        parts = self.encode(x, importance)
-        return {name: np.concatenate([part[:-1], part[:1]]) for name, part in parts.items()}
-
-
-fault(
-    "its encode_checked does not check", {"check_checked"}, says="gives parts for rows that hold nan", kind=Unchecked
-)(lambda x, precision, importance: right(np.nan_to_num(x, nan=0, posinf=0, neginf=0), precision))
-fault(
-    "its encode_checked differs from encode",
-    {"check_checked"},
-    says="encode_checked differs from encode",
-    kind=OtherwiseChecked,
-)(lambda x, precision, importance: right(x, precision))
-
-
 def first_failure(quantizer):
     """The first check that fails, as `edgekit verify` would name it."""
     for name in KIT.checks:
