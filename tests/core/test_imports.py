@@ -26,7 +26,7 @@ LAYERS = [
     {"tokenizer", "_tokenizer", "manifest", "atomic", "hookspecs", "builtin", "plugin", "architectures", "sample"},
     {"recipe"},
     {"artifact", "encoding"},
-    {"formats", "bridges", "catalogue", "generation", "chat", "_render"},
+    {"formats", "bridges", "catalogue", "generation", "chat", "_render", "_stream"},
     {"pipeline", "numpy_runtime", "runtime", "evaluation", "calibration", "passes"},
     {"cli", "testing", "__main__"},
 ]

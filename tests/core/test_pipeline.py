@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 import edgekit
-from edgekit import pipeline
+from edgekit import _stream, pipeline
 from edgekit.architectures import Model, ModelConfig
 from edgekit.errors import (
     InvalidFileError,
@@ -74,15 +73,15 @@ class Counting(ThreadPoolExecutor):
 
 def test_chunks_of_the_next_tensors_are_encoded_meanwhile_and_few_at_once(source, tmp_path, monkeypatch):
     """Threads are not idle at the end of each tensor, and memory does not grow with their number."""
-    monkeypatch.setattr(pipeline, "CHUNK", 1024)
-    depth = 2 * (os.cpu_count() or 1) + 1
+    monkeypatch.setattr(_stream, "CHUNK", 1024)
+    monkeypatch.setattr(_stream, "AHEAD", 5 * 1024)
     waiting = []
     with Counting() as executor:
         edgekit.quantize(source, "ggml:Q8_0", to=tmp_path / "q", executor=executor,
                          progress=lambda *_: waiting.append(executor.under_way))  # fmt: skip
-    assert executor.given > 10 * depth
-    assert executor.most == depth
-    assert min(waiting[1:-2]) == depth - 1
+    assert executor.given > 50
+    assert 5 <= executor.most <= 12  # norms are chunks, too, and smaller ones
+    assert min(waiting[1:-2]) >= 4
     assert waiting[-1] == executor.under_way == 0
 
 
@@ -94,7 +93,7 @@ def test_the_same_bytes_from_every_executor_and_chunk_size(source, recipe, tmp_p
             made = edgekit.quantize(source, recipe, to=tmp_path / f"{workers}", executor=executor)
         assert digest(made) == expected
     for chunk in (64, 1000, 5000):
-        monkeypatch.setattr(pipeline, "CHUNK", chunk)
+        monkeypatch.setattr(_stream, "CHUNK", chunk)
         assert digest(edgekit.quantize(source, recipe, to=tmp_path / f"chunk{chunk}")) == expected
 
 

@@ -74,3 +74,15 @@ def test_values_that_round_to_infinity_are_found(kind, largest):
         parts = floats.encode(x, precision)
     assert floats.overflowed(parts, precision) == "values"
     assert floats.decode({"values": parts["values"].reshape(-1)}, precision, (3, 1)).shape == (3, 1)
+
+
+def test_float16_widens_as_in_numpy():
+    halves = np.arange(1 << 16, dtype=np.uint16)
+    finite = halves[(halves & 0x7C00) != 0x7C00].view(np.float16)
+    for values in (finite, finite[::3], finite[:0], finite.reshape(-1, 2).T, finite.astype(">f2"), finite[5]):
+        ours, theirs = smallfloats.float16_to_float32(values), values.astype(np.float32)
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+        assert ours.tobytes() == theirs.tobytes()
+    with np.errstate(invalid="ignore"):
+        ours, theirs = (f(halves.view(np.float16)) for f in (smallfloats.float16_to_float32, np.float32))
+    np.testing.assert_array_equal(ours, theirs)

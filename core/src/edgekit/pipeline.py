@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from functools import partial
-from itertools import chain, islice, starmap
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import attrs
 import numpy as np
 import numpy.typing as npt
 
+from edgekit._stream import Encoder, chunk_rows, source_rows
 from edgekit.artifact import Artifact, Format, Layout, Writer
-from edgekit.encoding import choose, encode_checked, encode_rows, find_precision
+from edgekit.encoding import find_precision
 from edgekit.errors import (
     InvalidFileError,
     MissingFileError,
@@ -35,17 +33,12 @@ from edgekit.manifest import Manifest
 from edgekit.plugin import KNOWN_DISTRIBUTIONS, manager
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Plan, Recipe, Slot, Uniform
-from edgekit.reference import Parts, reference
 from edgekit.refusals import refuse_nonfinite
-from edgekit.tensor import EncodedTensor, QuantizedTensor, Tensor
+from edgekit.tensor import EncodedTensor, Tensor
 
 Nonfinite = Literal["refuse", "keep"]
 #: Called with the number of tensors done, of all tensors, and the name of the one that comes next.
 Progress = Callable[[int, int, str], None]
-
-#: Elements encoded at once: 2 MiB of float32, so that memory follows the tensor's encoded size, not its own, and that
-#: threads share out even a small matrix.
-CHUNK = 1 << 19
 
 
 def open_artifact(path: str | os.PathLike[str]) -> Artifact:
@@ -138,7 +131,8 @@ def quantize(
         importance: mean squared activations [cols] of each weight matrix, by canonical name.
         backend: which encoders to use; None takes the fastest exact ones. The bytes are the same.
         nonfinite: ``"refuse"`` a NaN or an infinity, or ``"keep"`` the tensors that hold one in float.
-        executor: encodes the row chunks; None takes a thread for each core. The bytes are the same.
+        executor: encodes the row chunks; None takes a thread for each core. The bytes are the same. This thread
+            reads and writes meanwhile.
         progress: called before each tensor.
 
     Returns:
@@ -159,7 +153,7 @@ def quantize(
         plan = _keep_nonfinite(plan, layout)
     with ExitStack() as stack:
         pool = executor or stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
-        encoder = _Encoder(pool, backend, importance or {}, nonfinite)
+        encoder = Encoder(pool, backend, importance or {}, nonfinite == "keep")
         _write(chosen_format, target, layout, plan, encoder, progress)
     return chosen_format.open(target)
 
@@ -222,7 +216,7 @@ def _refuse_overwriting(artifact: Artifact, target: Path) -> None:
 
 
 def _write(
-    chosen: Format, target: Path, layout: Layout, plan: Plan, encoder: _Encoder, progress: Progress | None
+    chosen: Format, target: Path, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None
 ) -> None:
     writer = chosen.writer(target, layout, plan, make_manifest(layout.source, plan, encoder))
     try:
@@ -237,129 +231,16 @@ def _write(
     writer.close()
 
 
-def _write_tensors(writer: Writer, layout: Layout, plan: Plan, encoder: _Encoder, progress: Progress | None) -> None:
+def _write_tensors(writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None) -> None:
     pairs = list(zip(layout.slots, plan, strict=True))
-    encoded = encoder.encode(pairs[writer.done :])
-    for index in range(writer.done, len(pairs)):
-        if progress:
-            progress(index, len(pairs), pairs[index][1].name)
-        writer.write(next(encoded))
+    encoded = encoder.encoded(pairs[writer.done :])
+    with closing(encoded):
+        for index in range(writer.done, len(pairs)):
+            if progress:
+                progress(index, len(pairs), pairs[index][1].name)
+            writer.write(next(encoded))
     if progress:
         progress(len(pairs), len(pairs), "")
-
-
-@attrs.frozen
-class _Encoder:
-    """Encodes slots in their order, their row chunks on the pool."""
-
-    pool: Executor
-    backend: str | None
-    importance: Mapping[str, npt.NDArray[np.float32]]
-    nonfinite: Nonfinite
-
-    def encode(self, pairs: Sequence[tuple[Slot, Assignment]]) -> Iterator[QuantizedTensor]:
-        """The encoded tensors; while one is written, chunks of the next are encoded."""
-        encoded = _ahead(chain.from_iterable(starmap(self._jobs, pairs)))
-        for slot, assignment in pairs:
-            tensor, precision = slot.tensor, assignment.precision
-            if isinstance(tensor, EncodedTensor) and tensor.precision == precision:
-                yield attrs.evolve(tensor.read(), name=assignment.name)
-            else:
-                parts = join(list(islice(encoded, len(_starts(tensor, precision)))))
-                yield QuantizedTensor(parts, precision, slot.shape, assignment.name, self.name_for(precision))
-
-    def _jobs(self, slot: Slot, assignment: Assignment) -> Iterator[Future[Parts]]:
-        """Put a slot's chunks on the pool, one each time that one is asked for; none where nothing is encoded."""
-        tensor, precision = slot.tensor, assignment.precision
-        if isinstance(tensor, EncodedTensor) and tensor.precision == precision:
-            return
-        job = partial(
-            encode_chunk,
-            precision=precision,
-            importance=self.importance.get(assignment.role),
-            backend=None if precision.convention == "float" else self.backend,
-            name=tensor.name,
-            finite=self.nonfinite == "refuse" or precision.convention != "float",
-        )
-        for chunk in _chunks(tensor, precision):
-            yield self.pool.submit(job, chunk)
-
-    def name_for(self, precision: Precision) -> str:
-        """Which backend encodes that precision."""
-        chosen = choose(precision, self.backend) if precision.convention != "float" else None
-        return chosen.plugin if chosen else "reference"
-
-
-def chunk_rows(rows: int, cols: int, precision: Precision) -> int:
-    """Rows encoded at once: about `CHUNK` elements, or all where the rows depend on each other."""
-    return max(1, CHUNK // max(1, cols)) if precision.rowwise else max(1, rows)
-
-
-def _starts(tensor: Tensor | EncodedTensor, precision: Precision) -> range:
-    """First rows of the chunks."""
-    return range(0, tensor.rows, chunk_rows(tensor.rows, tensor.shape[-1] if tensor.shape else 1, precision))
-
-
-def _chunks(tensor: Tensor | EncodedTensor, precision: Precision) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    starts = _starts(tensor, precision)
-    for start in starts:
-        yield start, source_rows(tensor, precision, start, min(start + starts.step, tensor.rows))
-
-
-def source_rows(tensor: Tensor | EncodedTensor, precision: Precision, start: int, stop: int) -> npt.NDArray[Any]:
-    """Rows as the precision's reference takes them: float32, or the source's own type where that matters."""
-    if isinstance(tensor, Tensor) and getattr(reference(precision), "SOURCE_DTYPES", False):
-        if tensor.dtype == "float16":
-            return tensor.read_rows(start, stop)
-        if tensor.dtype == "bfloat16":
-            return tensor.read_rows(start, stop).view(_bfloat16())
-    return np.ascontiguousarray(tensor.float32(start, stop))
-
-
-def _bfloat16() -> np.dtype[Any]:
-    try:
-        import ml_dtypes
-    except ImportError as error:
-        raise MissingPluginError(
-            "this precision's scales take the source's bfloat16, which numpy lacks; pip install ml-dtypes"
-        ) from error
-    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return found
-
-
-def encode_chunk(
-    numbered: tuple[int, npt.NDArray[Any]],
-    *,
-    precision: Precision,
-    importance: npt.NDArray[np.float32] | None,
-    backend: str | None,
-    name: str,
-    finite: bool = True,
-) -> Parts:
-    """Encode one chunk of rows; a module-level function of picklable arguments, so that any executor can run it."""
-    first_row, rows = numbered
-    rows = np.ascontiguousarray(rows)
-    if finite:
-        return encode_checked(rows, precision, importance, backend, name, first_row)[1]
-    return encode_rows(rows, precision, importance, backend)[1]
-
-
-def _ahead(jobs: Iterator[Future[Parts]], depth: int = 2 * (os.cpu_count() or 1) + 1) -> Iterator[Parts]:
-    """Results in order, with at most `depth` jobs under way: reading never runs far ahead of encoding."""
-    waiting: deque[Future[Parts]] = deque()
-    for job in jobs:
-        waiting.append(job)
-        if len(waiting) >= depth:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def join(chunks: list[Parts]) -> Parts:
-    """Put the parts of consecutive row chunks together; every part has the rows as its first dimension."""
-    if len(chunks) == 1:
-        return chunks[0]
-    return {part: np.concatenate([chunk[part] for chunk in chunks]) for part in chunks[0]}
 
 
 def _keep_nonfinite(plan: Plan, layout: Layout) -> Plan:
@@ -369,14 +250,16 @@ def _keep_nonfinite(plan: Plan, layout: Layout) -> Plan:
 
 def _kept(slot: Slot, assignment: Assignment) -> Assignment:
     try:
-        for start, rows in _chunks(slot.tensor, slot.keep):
+        step = chunk_rows(slot.tensor.rows, slot.shape[-1], slot.keep)
+        for start in range(0, slot.tensor.rows, step):
+            rows = source_rows(slot.tensor, slot.keep, start, min(start + step, slot.tensor.rows))
             refuse_nonfinite(rows, slot.name, start)
     except NonFiniteError as error:
         return attrs.evolve(assignment, precision=slot.keep, reason=f"kept: {str(error).partition(';')[0]}")
     return assignment
 
 
-def make_manifest(source: Artifact, plan: Plan, encoder: _Encoder) -> Manifest:
+def make_manifest(source: Artifact, plan: Plan, encoder: Encoder) -> Manifest:
     """What to record about an artifact before it is written."""
     tensors = {
         a.name: {"precision": a.precision.name, "reason": a.reason, "backend": encoder.name_for(a.precision)}

@@ -105,7 +105,9 @@ class Tensor:
 def widen(values: npt.NDArray[Any], dtype: str, name: str = "tensor") -> npt.NDArray[np.float32]:
     """Values in their carrier to float32; `name` is for the error's message."""
     match dtype:
-        case "float32" | "float16" | "float64":
+        case "float16":
+            return smallfloats.float16_to_float32(values)
+        case "float32" | "float64":
             return values.astype(np.float32)
         case "bfloat16":
             return smallfloats.bfloat16_to_float32(values.view(np.uint16))

@@ -1,0 +1,204 @@
+"""Tensors through an executor, in order: while one is written, the next are read and encoded.
+
+A tensor is cut into chunks of rows. Chunks of several tensors are under way at a time, so that small tensors keep
+every worker busy too; how many elements they may have together bounds the memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future
+from functools import partial
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.encoding import choose, decode, encode_checked, encode_rows
+from edgekit.errors import MissingPluginError
+from edgekit.precision import Precision
+from edgekit.recipe import Assignment, Slot
+from edgekit.reference import Parts, reference
+from edgekit.tensor import AnyTensor, EncodedTensor, QuantizedTensor, widen
+
+#: Elements encoded at once: 2 MiB of float32, so that memory follows the tensor's encoded size, not its own.
+CHUNK = 1 << 19
+#: Elements under way: two chunks for each core, so that none waits while a tensor is being written.
+AHEAD = 2 * (os.cpu_count() or 1) * CHUNK
+
+
+@attrs.frozen
+class Rows:
+    """Rows as they were read, to be widened or decoded by whoever encodes them.
+
+    Attributes:
+        first: number of the first one, for messages.
+        values: [rows, cols] in the source's type, or still encoded.
+        dtype: the source's type where it has to be widened.
+    """
+
+    first: int
+    values: npt.NDArray[Any] | QuantizedTensor
+    dtype: str = ""
+
+    def wanted(self, name: str) -> npt.NDArray[Any]:
+        """What the precision's reference takes, C-contiguous."""
+        if isinstance(self.values, QuantizedTensor):
+            return decode(self.values)
+        return np.ascontiguousarray(widen(self.values, self.dtype, name) if self.dtype else self.values)
+
+
+@attrs.frozen
+class Encoder:
+    """Encodes slots, their row chunks on the pool."""
+
+    pool: Executor
+    backend: str | None
+    importance: Mapping[str, npt.NDArray[np.float32]]
+    keep_nonfinite: bool
+
+    def encoded(self, pairs: Iterable[tuple[Slot, Assignment]]) -> Generator[QuantizedTensor, None, None]:
+        """The tensors, in order."""
+        under_way: deque[_Task] = deque()
+        try:
+            for slot, assignment in pairs:
+                if isinstance(slot.tensor, EncodedTensor) and slot.tensor.precision == assignment.precision:
+                    yield from _drained(under_way, 0)  # as it is: held in memory only when its turn has come
+                    yield attrs.evolve(slot.tensor.read(), name=assignment.name)
+                    continue
+                for task in self._submitted(slot, assignment):
+                    under_way.append(task)
+                    yield from _drained(under_way, AHEAD)
+            yield from _drained(under_way, 0)
+        finally:
+            for task in under_way:
+                task.future.cancel()
+
+    def _submitted(self, slot: Slot, assignment: Assignment) -> Iterator[_Task]:
+        tensor, precision = slot.tensor, assignment.precision
+        job = partial(
+            encode_chunk,
+            precision=precision,
+            importance=self.importance.get(assignment.role),
+            backend=None if precision.convention == "float" else self.backend,
+            name=tensor.name,
+            finite=not (self.keep_nonfinite and precision.convention == "float"),
+        )
+        whole = _Whole(slot, assignment, self.name_for(precision))
+        step = chunk_rows(tensor.rows, tensor.shape[-1] if tensor.shape else 1, precision)
+        for start in range(0, tensor.rows, step):
+            stop = min(start + step, tensor.rows)
+            size = (stop - start) * tensor.size // tensor.rows
+            yield _Task(whole, start, stop, size, self.pool.submit(job, raw_rows(tensor, precision, start, stop)))
+
+    def name_for(self, precision: Precision) -> str:
+        """Which backend encodes that precision."""
+        chosen = choose(precision, self.backend) if precision.convention != "float" else None
+        return chosen.plugin if chosen else "reference"
+
+
+@attrs.define
+class _Whole:
+    """A tensor of which the first chunks are encoded."""
+
+    slot: Slot
+    assignment: Assignment
+    backend: str
+    parts: Parts = attrs.field(factory=dict)
+
+    def add(self, start: int, stop: int, parts: Parts) -> None:
+        """Put a chunk in its place; every part has the rows as its first dimension."""
+        rows = self.slot.tensor.rows
+        if not start:
+            whole = stop == rows
+            self.parts = parts if whole else {name: _room(part, rows) for name, part in parts.items()}
+        if stop - start < rows:
+            for name, part in parts.items():
+                if part.ndim:
+                    self.parts[name][start:stop] = part
+
+    def tensor(self) -> QuantizedTensor:
+        precision = self.assignment.precision
+        return QuantizedTensor(self.parts, precision, self.slot.shape, self.assignment.name, self.backend)
+
+
+def _room(part: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
+    return np.empty((rows, *part.shape[1:]), part.dtype) if part.ndim else part
+
+
+@attrs.frozen
+class _Task:
+    """A chunk under way: rows `start` to `stop` of a tensor, `size` elements."""
+
+    whole: _Whole
+    start: int
+    stop: int
+    size: int
+    future: Future[Parts]
+
+
+def _drained(under_way: deque[_Task], limit: int) -> Iterator[QuantizedTensor]:
+    """Wait for the oldest until no more than `limit` elements are under way; gives the tensors that this completes."""
+    size = sum(task.size for task in under_way)
+    while under_way and size > limit:
+        task = under_way[0]
+        task.whole.add(task.start, task.stop, task.future.result())
+        size -= under_way.popleft().size
+        if task.stop == task.whole.slot.tensor.rows:
+            yield task.whole.tensor()
+
+
+def chunk_rows(rows: int, cols: int, precision: Precision) -> int:
+    """Rows encoded at once: about `CHUNK` elements, or all where the rows depend on each other."""
+    return max(1, CHUNK // max(1, cols)) if precision.rowwise else max(1, rows)
+
+
+def raw_rows(tensor: AnyTensor, precision: Precision, start: int, stop: int) -> Rows:
+    """Rows as they are in the file, as far as a chunk can be taken out of it."""
+    if isinstance(tensor, EncodedTensor):
+        if not tensor.sliceable:
+            return Rows(start, tensor.float32(start, stop))
+        shape = (stop - start, tensor.shape[-1])
+        return Rows(start, QuantizedTensor(tensor.read_parts(start, stop), tensor.precision, shape, tensor.name))
+    if getattr(reference(precision), "SOURCE_DTYPES", False) and tensor.dtype in ("float16", "bfloat16"):
+        rows = tensor.read_rows(start, stop)
+        return Rows(start, rows if tensor.dtype == "float16" else rows.view(_bfloat16()))
+    return Rows(start, tensor.read_rows(start, stop), "" if tensor.dtype == "float32" else tensor.dtype)
+
+
+def source_rows(tensor: AnyTensor, precision: Precision, start: int, stop: int) -> npt.NDArray[Any]:
+    """Rows as the precision's reference takes them: float32, or the source's own type where that matters."""
+    return raw_rows(tensor, precision, start, stop).wanted(tensor.name)
+
+
+def _bfloat16() -> np.dtype[Any]:
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise MissingPluginError(
+            "this precision's scales take the source's bfloat16, which numpy lacks; pip install ml-dtypes"
+        ) from error
+    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return found
+
+
+def encode_chunk(
+    rows: Rows,
+    *,
+    precision: Precision,
+    importance: npt.NDArray[np.float32] | None,
+    backend: str | None,
+    name: str,
+    finite: bool = True,
+) -> Parts:
+    """Encode one chunk of rows; a module-level function of picklable arguments, so that any executor can run it."""
+    x = rows.wanted(name)
+    if finite:
+        return encode_checked(x, precision, importance, backend, name, rows.first)[1]
+    return encode_rows(x, precision, importance, backend)[1]
+
+
+__all__ = ["AHEAD", "CHUNK", "Encoder", "Rows", "chunk_rows", "encode_chunk", "raw_rows", "source_rows"]
