@@ -408,7 +408,7 @@ def test_decoded_values_that_overflow_have_an_infinite_bound(kind):
 
 @pytest.mark.parametrize(
     "name",
-    ["int8-sym-g32", "int8-sym", "int3-asym-g32", "int2-asym-channel", "int5-sym-g32", "int4-g32", "int4-sym", "nf4",
+    ["int8-asym-g32", "int8-sym", "int3-asym-g32", "int2-asym-channel", "int5-sym-g32", "int4-g32", "int4-sym", "nf4",
      "nf4-sym-g32", "mxfp4-g32", "nvfp4-g16", "fp4-tensor", "int4-sym-tensor", "int4-sym-g32-reduced"],
 )  # fmt: skip
 def test_what_nncf_does_not_have_is_unknown(name):

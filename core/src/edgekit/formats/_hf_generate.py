@@ -1,4 +1,4 @@
-"""The small files of a Hugging Face directory for a source of another format."""
+"""The small files of a Hugging Face directory: the source's own, or made for a source of another format."""
 
 from __future__ import annotations
 
@@ -8,10 +8,29 @@ from typing import Any
 
 from edgekit.artifact import Layout
 from edgekit.formats import _hf_files as files
+from edgekit.manifest import Manifest
 from edgekit.recipe import Plan
 from edgekit.tokenizer import Tokenizer
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def small_files(layout: Layout, plan: Plan, manifest: Manifest) -> Iterator[tuple[str, bytes]]:
+    """Name and content of everything besides weights that a directory for that source holds.
+
+    Configuration and tokenizer are the source's own, byte for byte, where it has a ``config.json``; else they are
+    generated from the model and its tokenizer. The manifest comes last.
+
+    Raises:
+        UnsupportedModelError: the source's family or tokenizer is not known.
+    """
+    if any(path.name == files.CONFIG for path in layout.source.files):
+        for path in layout.source.files:
+            if path.name in files.CARRIED:
+                yield path.name, path.read_bytes()
+    else:
+        yield from generate(layout, plan)
+    yield files.MANIFEST, manifest.to_json().encode()
 
 
 def generate(layout: Layout, plan: Plan) -> Iterator[tuple[str, bytes]]:

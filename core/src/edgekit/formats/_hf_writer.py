@@ -15,6 +15,7 @@ from edgekit.artifact import Artifact, Layout
 from edgekit.atomic import AtomicDirectory
 from edgekit.errors import UsageError
 from edgekit.formats import _hf_files as files
+from edgekit.formats._hf_generate import small_files
 from edgekit.formats._parts import describe, parts_of, stored_parts
 from edgekit.formats.hf import holds_floats
 from edgekit.formats.safetensors import Part, build_header, to_bytes
@@ -78,7 +79,7 @@ class HuggingFaceWriter:
         keys = {a.name: tuple(note) for a, note in zip(self._plan, written, strict=True)}
         self._file.overwrite(0, build_header(parts, self._metadata(keys), self._header))
         self._file.commit()
-        for name, content in _other_files(self._layout, self._plan, self._manifest):
+        for name, content in small_files(self._layout, self._plan, self._manifest):
             self._directory.write(name, content)
         self._directory.commit()
 
@@ -125,16 +126,3 @@ def _carried_tensors(source: Artifact) -> Iterator[Tensor]:
 
 def _part(tensor: Tensor) -> Part:
     return Part(tensor.name, tensor.dtype, tensor.shape)
-
-
-def _other_files(layout: Layout, plan: Plan, manifest: Manifest) -> Iterator[tuple[str, bytes]]:
-    """Configuration and tokenizer, byte for byte from a Hugging Face source, else generated; and the manifest."""
-    if layout.source.format == "hf":
-        for path in layout.source.files:
-            if path.name in files.CARRIED:
-                yield path.name, path.read_bytes()
-    else:
-        from edgekit.formats._hf_generate import generate
-
-        yield from generate(layout, plan)
-    yield files.MANIFEST, manifest.to_json().encode()

@@ -2,6 +2,7 @@
 
     kind            name                                       scale               zero point
     int8            int8-sym-channel, int8-asym-channel        float16             asym: uint8
+                    int8-sym-g<size> (not NNCF's)              float16             -
     int4            int4-sym|asym-g<size>|channel              float16             asym: 4 bits
     int3, int2      int3-sym-g<size>|channel                   float16             one for the tensor
     nf4, cb4, fp4   nf4-g<size>|channel                        float16             -
@@ -9,8 +10,8 @@
     mxfp4, mxfp8    mxfp4, mxfp8 (group 32)                    float8_e8m0fnu      -
     nvfp4           nvfp4 (group 16)                           float8_e4m3fn, and one float32 for the tensor
 
-Any group size that divides the row is legal. NNCF has no int8 with groups, no int3 or int2 asym, and no
-5, 6 or 7 bits; its FP8 is e4m3. Source: nncf 3.4.0 `CompressWeightsMode` and its checks of `group_size`.
+Any group size that divides the row is legal. NNCF has no int8 with groups (the IR has: what a GGUF file's Q8_0
+becomes, code by code), no int3 or int2 asym, and no 5, 6 or 7 bits; its FP8 is e4m3. Source: nncf 3.4.0 `CompressWeightsMode` and its checks of `group_size`.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def catalogue() -> Iterator[Precision]:
 def _integer(spec: Spec) -> Precision | None:
     if spec.symmetric is None or spec.granularity is None:
         return None
-    legal = spec.granularity == "channel" if spec.kind == "int8" else spec.symmetric or spec.kind == "int4"
+    legal = spec.symmetric or spec.kind == "int4" or (spec.kind == "int8" and spec.granularity == "channel")
     return _precision(spec.kind, _INTEGERS[spec.kind], spec.group, spec.symmetric, "float16") if legal else None
 
 

@@ -26,6 +26,12 @@ def edgekit_register_quantizers(register: Register) -> None:
 
 
 @hookimpl
+def edgekit_register_formats(register: Register) -> None:
+    """Read and write OpenVINO IR; reading needs no library."""
+    register("openvino", "edgekit_openvino.format:OpenVinoFormat", suffixes=(".xml",))
+
+
+@hookimpl
 def edgekit_register_devices(register: Register) -> None:
     """Say which devices the installed library finds."""
     if _installed("openvino"):

@@ -1,0 +1,144 @@
+"""The format ``openvino``: a directory with ``openvino_model.xml`` and ``.bin``, configuration and tokenizer beside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from edgekit.architectures import Model, check_tensors
+from edgekit.architectures.hf import config_from_hf, hf_names
+from edgekit.artifact import Artifact, Layout, Writer
+from edgekit.errors import UnsupportedModelError
+from edgekit.foreign import member, read_object
+from edgekit.formats import carried
+from edgekit.manifest import Manifest, read_manifest
+from edgekit.precision import Precision
+from edgekit.recipe import Plan, Slot
+from edgekit.tensor import AnyTensor, EncodedTensor
+from edgekit.tokenizer import Tokenizer, from_hf_directory
+from edgekit_openvino import ir, weights
+from edgekit_openvino.bridge import carried_over
+from edgekit_openvino.elements import storable
+
+XML = "openvino_model.xml"
+CONFIG = "config.json"
+CONFIG_LIMIT = 4 << 20
+TOKENIZERS = tuple(f"openvino_{which}.{end}" for which in ("tokenizer", "detokenizer") for end in ("xml", "bin"))
+#: How an IR's XML begins, after a declaration and comments.
+_HEAD = 4096
+
+
+class OpenVinoFormat:
+    """Reads and writes OpenVINO IR."""
+
+    name = "openvino"
+
+    def matches(self, path: Path) -> bool:
+        """A directory with ``openvino_model.xml``, or an .xml whose root is a ``net``."""
+        if path.is_dir():
+            return (path / XML).is_file()
+        if path.suffix != ".xml":
+            return False
+        try:
+            with path.open("rb") as file:
+                return b"<net" in file.read(_HEAD)
+        except OSError:
+            return False
+
+    def open(self, path: Path) -> Artifact:
+        """Read the graph, and check that the .bin belongs to it; no values.
+
+        Raises:
+            MissingFileError: the .xml, or its .bin, is not there.
+            InvalidFileError: damaged or hostile; names the file, the line and the constant.
+            UnsupportedModelError: operations or element types that the installed library does not know.
+        """
+        directory = path if path.is_dir() else path.parent
+        xml = path / XML if path.is_dir() else path
+        for name in (xml.name, xml.with_suffix(".bin").name):
+            member(directory, name)  # no link out of the directory
+        graph = ir.read(xml)
+        own = xml.name == XML
+        config = (read_object(directory, CONFIG, CONFIG_LIMIT) if own else None) or {}
+        tensors = weights.tensors(graph)
+        return Artifact(
+            path=path,
+            format=self.name,
+            files=(xml.with_suffix(".bin"), xml, *(_beside(directory) if own else ()))[0 if graph.constants else 1 :],
+            config=config,
+            tensors=tensors,
+            load_model=cache(lambda: _model(config, tensors, directory)),
+            load_tokenizer=cache(lambda: _tokenizer(directory) if own else None),
+            manifest=read_manifest(directory) if own else None,
+        )
+
+    def layout(self, source: Artifact) -> Layout:
+        """A decoder of the source's model, tensors under Hugging Face's names, with canonical values.
+
+        A source whose tensors are encoded keeps their codes where the IR can hold them unchanged; others are decoded.
+
+        Raises:
+            UnsupportedModelError: a family that edgekit does not know.
+        """
+        model = source.model
+        slots = (_slot(name, role, model.tensors[role]) for role, name in hf_names(model.config).items())
+        return Layout(tuple(slots), source, model)
+
+    def writer(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> Writer:
+        """Begin, or resume, a directory.
+
+        Raises:
+            MissingPluginError: openvino, which writes the graph, is not installed.
+            UnsupportedModelError: the plan has precisions that an IR does not hold.
+            ResourceError, LockedError, UsageError: about the target.
+        """
+        from edgekit_openvino.writer import OpenVinoWriter
+
+        return OpenVinoWriter(path, layout, plan, manifest)
+
+
+def _slot(name: str, role: str, tensor: AnyTensor) -> Slot:
+    stored = carried_over(tensor)
+    return Slot(name, role, stored, _kept(stored))
+
+
+def _kept(tensor: AnyTensor) -> Precision:
+    """What a tensor that is not quantized is stored in: what it has, F32 for vectors and for wider floats."""
+    if isinstance(tensor, EncodedTensor):
+        return tensor.precision if storable(tensor.precision) else Precision.parse("float:F32")
+    kind = {"float16": "F16", "bfloat16": "BF16"}.get(tensor.dtype, "F32") if len(tensor.shape) > 1 else "F32"
+    return Precision.parse(f"float:{kind}")
+
+
+def _beside(directory: Path) -> tuple[Path, ...]:
+    tokenizers = (member(directory, name) for name in TOKENIZERS)
+    return (*carried(directory), *(path for path in tokenizers if path is not None))
+
+
+def _model(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], directory: Path) -> Model:
+    """The family-neutral view of a directory whose constants have the names that edgekit gives them."""
+    if not config:
+        raise UnsupportedModelError(f"{directory}: an IR without config.json does not say its family; it runs as it is")
+    parsed = config_from_hf(config, str(directory))
+    parsed = attrs.evolve(parsed, tied="lm_head.weight" not in tensors)
+    names = hf_names(parsed)
+    missing = [name for name in names.values() if name not in tensors]
+    if missing:
+        raise UnsupportedModelError(
+            f"{directory}: its graph has no constant {missing[0]} ({len(missing)} of {len(names)} are missing), so "
+            "somebody else has written it; it runs as it is, and to change it convert it from its original files"
+        )
+    view = {role: tensors[name] for role, name in names.items()}
+    check_tensors(parsed, view, str(directory), names)
+    return Model(parsed, view)
+
+
+def _tokenizer(directory: Path) -> Tokenizer | None:
+    return from_hf_directory(directory)
+
+
+__all__ = ["OpenVinoFormat"]

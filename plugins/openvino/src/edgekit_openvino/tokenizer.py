@@ -1,0 +1,105 @@
+"""The tokenizer and the detokenizer as OpenVINO models, which GenAI and the model server want beside a model.
+
+openvino-tokenizers makes them of the Hugging Face files, through transformers. That happens in a child process: it
+takes seconds and some hundred megabytes, and what it writes depends on what the process did before. The directory is
+whole without them: `edgekit.load` cuts texts with edgekit's own tokenizer. Why they are missing is noted in the XML.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+
+#: Seconds that a conversion may take; the largest vocabularies take some ten.
+TIMEOUT = 300
+#: What there has to be to convert a tokenizer.
+NEEDED = ("openvino_tokenizers", "transformers")
+#: Files of a directory that describe its tokenizer.
+SOURCES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+@attrs.frozen
+class Converted:
+    """What became of a tokenizer.
+
+    Attributes:
+        files: name -> content of the models; empty where there are none.
+        note: what became of it, in words.
+    """
+
+    files: Mapping[str, bytes]
+    note: str
+
+
+def tokenizer_models(directory: Mapping[str, bytes]) -> Converted:
+    """Convert the tokenizer of a directory.
+
+    Args:
+        directory: its small files, name -> content.
+    """
+    if not any(name in directory for name in SOURCES):
+        return Converted({}, "none in the source")
+    lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if lacking:
+        return Converted({}, f"not converted: {' and '.join(lacking)} not installed")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in directory.items():
+            (Path(folder) / name).write_bytes(content)
+        return _converted(Path(folder))
+
+
+def _converted(folder: Path) -> Converted:
+    command = [sys.executable, "-W", "ignore", "-m", "edgekit_openvino.tokenizer", str(folder)]
+    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "USE_TORCH": "0", "CI": "1"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT, check=False, env={**os.environ, **quiet}
+        )
+    except subprocess.TimeoutExpired:
+        return Converted({}, f"not converted: it took more than {TIMEOUT} seconds")
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return Converted({}, f"not converted: {reason[:200]}")
+    files = {path.name: path.read_bytes() for path in sorted(folder.glob("openvino_*"))}
+    return Converted(
+        {name: _renamed(data) if name.endswith(".xml") else data for name, data in files.items()}, "converted"
+    )
+
+
+def _renamed(xml: bytes) -> bytes:
+    """The XML with names that do not depend on how many nodes the process had made before."""
+    root, names = ET.fromstring(xml), dict[str, str]()
+    for element in root.iter():
+        for key in ("name", "names", "output_names"):
+            value = element.get(key, "")
+            match = re.fullmatch(r"([A-Za-z]+)_\d+", value)
+            if match and element.tag in ("layer", "port"):
+                element.set(key, names.setdefault(value, f"{match[1]}.{len(names)}"))
+    return ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
+
+
+def convert(folder: Path) -> None:
+    """Write the models of a directory's tokenizer into it; what the child process does."""
+    import openvino
+    from openvino_tokenizers import convert_tokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    # What tokenizer.json says is what the other runtimes do; and the class of its own would bring all of torch.
+    loader = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
+    tokenizer = loader.from_pretrained(str(folder), local_files_only=True)
+    models = convert_tokenizer(tokenizer, with_detokenizer=True)
+    for name, model in zip(("openvino_tokenizer", "openvino_detokenizer"), models, strict=True):
+        openvino.save_model(model, folder / f"{name}.xml")
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]))

@@ -1,0 +1,224 @@
+"""The tensors of an IR: its float constants, and the constants that together dequantize a weight.
+
+    codes - Convert [- Subtract(zero point)] - Multiply(scale) [- Reshape] - Convert - the operation that uses it
+
+A weight is known by this shape of the graph, whoever wrote it; its name is the codes' constant's. What edgekit has no
+precision for keeps its bytes as they are: such a model runs, but is no source for another format.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.formats import PartLayout, part_layouts
+from edgekit.formats.safetensors import Reader
+from edgekit.precision import Precision
+from edgekit.reference.openvino.codebooks import CB4
+from edgekit.smallfloats import float32_to_float8_e4m3fn
+from edgekit.tensor import AnyTensor, EncodedTensor, Tensor, carrier
+from edgekit_openvino.elements import CODEBOOK_SUFFIX, ELEMENTS, precision_name
+from edgekit_openvino.ir import Constant, Graph, Layer
+
+#: Element types of codes; a float constant that is converted is no code.
+_CODED = frozenset({"i8", "u8", "i4", "u4", "u3", "u2", "nf4", "f4e2m1", "f8e4m3"})
+#: The one zero point of unsigned codes that stand for signed ones.
+_MIDDLES = {"u3": 4, "u2": 2}
+
+
+@attrs.frozen
+class Weight:
+    """Constants that dequantize one weight.
+
+    Attributes:
+        name: of the weight.
+        parts: the constants by the reference's names of the parts.
+        precision: the number format; None where edgekit has no such.
+        shape: of the dequantized weight.
+    """
+
+    name: str
+    parts: Mapping[str, Constant]
+    precision: Precision | None
+    shape: tuple[int, ...]
+
+
+def tensors(graph: Graph) -> dict[str, AnyTensor]:
+    """The tensors of an IR by name, in the order of the file; no values are read.
+
+    Scalars, and integers that are no codes (shapes, axes), are the graph's own business and left out.
+    """
+    reader = Reader(graph.path.with_suffix(".bin")) if graph.constants else None
+    found: dict[str, AnyTensor] = {}
+    used: set[str] = set()
+    for weight in compressed(graph, reader):
+        found[weight.name] = _encoded(weight, reader) if weight.precision else _raw(weight, reader)
+        used |= {part.name for part in weight.parts.values()}
+    return found | {
+        name: _plain(name, constant, reader)
+        for name, constant in _floats(graph)
+        if constant.name not in used and name not in found
+    }
+
+
+def compressed(graph: Graph, reader: Reader | None) -> Iterator[Weight]:
+    """The weights that are dequantized where they are used."""
+    search = _Search(graph, graph.consumers(), reader)
+    for number, constant in graph.constants.items():
+        if constant.element in _CODED:
+            weight = search.weight(number, constant)
+            if weight is not None:
+                yield weight
+
+
+@attrs.frozen(eq=False)
+class _Search:
+    """Follows the graph from a constant of codes to the operation that uses the weight."""
+
+    graph: Graph
+    consumers: Mapping[str, list[Layer]]
+    reader: Reader | None
+
+    def weight(self, number: str, codes: Constant) -> Weight | None:
+        layer = self._next(number, "Convert")
+        parts: dict[str, Constant] = {"codes": codes}
+        gather = self._next(layer.id, "Gather") if layer else None
+        if gather is not None:
+            if not self._is_cb4(gather):
+                return None
+            layer = gather
+        if layer is None:
+            return None
+        subtract = self._next(layer.id, "Subtract")
+        if subtract is not None:
+            zero = self._other(subtract, layer)
+            if zero is None:
+                return None
+            parts["zero_point"], layer = zero, subtract
+        multiply = self._next(layer.id, "Multiply")
+        if multiply is None or not self._scales(multiply, layer, parts):
+            return None
+        return self._judged(codes, parts, gather is not None, self._next(multiply.id, "Reshape") is not None)
+
+    def _next(self, number: str, kind: str) -> Layer | None:
+        """The layer of that kind that alone is fed by a layer; a weight may be used several times at its end."""
+        fed = [layer for layer in self.consumers.get(number, ()) if layer.kind == kind]
+        return fed[0] if fed else None
+
+    def _other(self, layer: Layer, known: Layer) -> Constant | None:
+        """The constant at the other input of a layer, seen through a Convert."""
+        for source, _ in layer.inputs.values():
+            if source != known.id:
+                return self._constant(source)
+        return None
+
+    def _constant(self, number: str) -> Constant | None:
+        layer = self.graph.layers[number]
+        if layer.kind == "Convert" and layer.inputs:
+            number = next(iter(layer.inputs.values()))[0]
+        return self.graph.constants.get(number)
+
+    def _scales(self, multiply: Layer, known: Layer, parts: dict[str, Constant]) -> bool:
+        """Find the scale, and the scale of the scales, of a Multiply."""
+        scale = self._other(multiply, known)
+        if scale is not None:
+            parts["scale"] = scale
+            return True
+        for source, _ in multiply.inputs.values():
+            layer = self.graph.layers[source]
+            product = self.graph.source(layer, 0) if layer.kind == "Convert" else None
+            if source != known.id and product is not None and product.kind == "Multiply" and len(product.inputs) == 2:
+                factors = [self._constant(number) for number, _ in product.inputs.values()]
+                if factors[0] is not None and factors[1] is not None:
+                    parts["scale"], parts["global_scale"] = factors
+                    return True
+        return False
+
+    def _is_cb4(self, gather: Layer) -> bool:
+        levels = self._constant(next(iter(gather.inputs.values()))[0])
+        if levels is None or levels.element != "f8e4m3" or levels.shape != (16,) or self.reader is None:
+            return False
+        return bool((self.reader.read(levels.offset, 16, levels.name) == float32_to_float8_e4m3fn(CB4)).all())
+
+    def _judged(self, codes: Constant, parts: Mapping[str, Constant], levels: bool, grouped: bool) -> Weight:
+        name = codes.name.removesuffix(CODEBOOK_SUFFIX)
+        shape = (*codes.shape[:-2], math.prod(codes.shape[-2:])) if grouped else codes.shape
+        precision = self._precision(parts, levels, grouped) if len(shape) > 1 else None
+        return Weight(name, parts, precision, shape)
+
+    def _precision(self, parts: Mapping[str, Constant], levels: bool, grouped: bool) -> Precision | None:
+        codes, scale, zero = parts["codes"], parts["scale"], parts.get("zero_point")
+        if scale.shape != (*codes.shape[:-1], 1) or (zero is not None and not self._zero_fits(codes, zero)):
+            return None
+        group = codes.shape[-1] if grouped else None
+        shared = "global_scale" in parts
+        name = precision_name(codes.element, group, scale.element, zero.element if zero else None, levels, shared)
+        return Precision.parse(name) if name else None
+
+    def _zero_fits(self, codes: Constant, zero: Constant) -> bool:
+        if codes.element in _MIDDLES:
+            assert self.reader is not None
+            is_one = zero.shape == () and zero.element == "i8"
+            return is_one and int(self.reader.read(zero.offset, 1, zero.name)[0]) == _MIDDLES[codes.element]
+        return zero.shape == (*codes.shape[:-1], 1)
+
+
+def _encoded(weight: Weight, reader: Reader | None) -> EncodedTensor:
+    assert weight.precision is not None and reader is not None
+    layouts = part_layouts(weight.precision, weight.shape)
+    assert layouts is not None  # every precision of the convention is encoded by its reference
+    rows = math.prod(weight.shape[:-1])
+
+    def read_parts(start: int, stop: int) -> dict[str, npt.NDArray[Any]]:
+        return {key: _part(reader, weight.parts[key], layout, start, stop) for key, layout in layouts.items()}
+
+    sliceable = all(layout.growth != "packed" for layout in layouts.values()) and rows > 0
+    nbytes = sum(part.nbytes for part in weight.parts.values())
+    return EncodedTensor(weight.name, weight.shape, weight.precision, nbytes, read_parts, sliceable)
+
+
+def _part(reader: Reader, stored: Constant, layout: PartLayout, start: int, stop: int) -> npt.NDArray[Any]:
+    """A part of rows ``start:stop`` where its first dimension is the rows, else all of it."""
+    dtype, begin, nbytes, shape = np.dtype(layout.dtype), stored.offset, stored.nbytes, layout.shape
+    if layout.growth == "rows":
+        row = math.prod(shape[1:]) * dtype.itemsize
+        begin, nbytes, shape = begin + start * row, (stop - start) * row, (stop - start, *shape[1:])
+    return reader.read(begin, nbytes, stored.name).view(dtype).reshape(shape)
+
+
+def _raw(weight: Weight, reader: Reader | None) -> Tensor:
+    """A weight in a format that edgekit does not know: its codes' bytes."""
+    stored = weight.parts["codes"]
+    return _plain(weight.name, Constant(weight.name, "u8", (stored.nbytes,), stored.offset, stored.nbytes), reader)
+
+
+def _floats(graph: Graph) -> Iterator[tuple[str, Constant]]:
+    """Float constants of more than one element, under the names that they had before they were made narrower."""
+    consumers = graph.consumers()
+    for number, constant in graph.constants.items():
+        if "float" in ELEMENTS.get(constant.element, (0, ""))[1] and math.prod(constant.shape) > 1:
+            yield _own_name(constant, consumers.get(number, [])), constant
+
+
+def _own_name(constant: Constant, fed: list[Layer]) -> str:
+    """`openvino.save_model` calls what it narrows to float16 ``<name>_compressed``, and the Convert ``<name>``."""
+    stem = constant.name.removesuffix("_compressed")
+    return stem if any(layer.kind == "Convert" and layer.name == stem for layer in fed) else constant.name
+
+
+def _plain(name: str, stored: Constant, reader: Reader | None) -> Tensor:
+    dtype = ELEMENTS[stored.element][1]
+    cols = stored.shape[-1] if stored.shape else 1
+    row = cols * carrier(dtype).itemsize
+
+    def read_rows(start: int, stop: int) -> npt.NDArray[Any]:
+        assert reader is not None
+        values = reader.read(stored.offset + start * row, (stop - start) * row, name).view(carrier(dtype))
+        return values.reshape(stop - start, cols)
+
+    return Tensor(name, stored.shape, dtype, read_rows)
