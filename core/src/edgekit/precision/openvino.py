@@ -11,7 +11,8 @@
     nvfp4           nvfp4 (group 16)                           float8_e4m3fn, and one float32 for the tensor
 
 Any group size that divides the row is legal. NNCF has no int8 with groups (the IR has: what a GGUF file's Q8_0
-becomes, code by code), no int3 or int2 asym, and no 5, 6 or 7 bits; its FP8 is e4m3. Source: nncf 3.4.0 `CompressWeightsMode` and its checks of `group_size`.
+becomes, code by code), no int3 or int2 asym, and no 5, 6 or 7 bits; its FP8 is e4m3.
+Source: nncf 3.4.0 `CompressWeightsMode` and its checks of `group_size`.
 """
 
 from __future__ import annotations

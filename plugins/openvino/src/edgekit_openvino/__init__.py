@@ -12,6 +12,13 @@ from edgekit_openvino.modes import NATIVE, attribute
 
 edgekit_api = (1, 0)
 
+#: NNCF's modes; those with groups also as ``<mode>_G64`` and ``_G32``. Each is an attribute of `recipes`.
+GROUPED = ("INT4_SYM", "INT4_ASYM", "INT3_SYM", "INT2_SYM", "NF4", "FP4", "FP8_E4M3")
+RECIPES = (
+    *("INT8_SYM", "INT8_ASYM", "CB4", "NVFP4", "MXFP4", "MXFP8_E4M3"),
+    *(f"{mode}{group}" for mode in GROUPED for group in ("", "_G64", "_G32")),
+)
+
 
 def _installed(package: str) -> bool:
     """Whether a package is there; without it nothing that needs it is offered, so that nothing is chosen in vain."""
@@ -28,7 +35,14 @@ def edgekit_register_quantizers(register: Register) -> None:
 @hookimpl
 def edgekit_register_formats(register: Register) -> None:
     """Read and write OpenVINO IR; reading needs no library."""
-    register("openvino", "edgekit_openvino.format:OpenVinoFormat", suffixes=(".xml",))
+    register("openvino", "edgekit_openvino.format:OpenVinoFormat")
+
+
+@hookimpl
+def edgekit_register_recipes(register: Register) -> None:
+    """NNCF's modes, with its choice of what is backed up."""
+    for name in RECIPES:
+        register(name, f"edgekit_openvino.recipes:{name}", formats=("openvino",))
 
 
 @hookimpl

@@ -134,7 +134,7 @@ class _Decoder:
         both = self.op.unsqueeze(self.op.concat([angle, angle], -1), self._int([1]))
         factor = 1.0 if scaling is None else scaling.attention_factor
         turns = self.op.cos(both), self.op.sin(both)
-        return turns if factor == 1 else tuple(self._scaled(t, factor) for t in turns)  # type: ignore[return-value]
+        return turns if factor == 1 else tuple(self._scaled(t, factor) for t in turns)
 
     def _rotate(self, x: Any, turns: tuple[Any, Any]) -> Any:
         """Rotate heads [batch, heads, n, head_dim]; elements beyond rotary_dim stay as they are."""
@@ -253,7 +253,7 @@ class _Decoder:
     # The smallest parts.
 
     def _norm(self, name: str, x: Any) -> Any:
-        """x / sqrt(mean(x²) + eps) * weight, in the shape that the CPU plugin's fusion knows."""
+        """Divide by the root of the mean square, and multiply: in the shape that the CPU plugin fuses."""
         op = self.op
         squares = op.power(x, self._float(2.0))
         mean = op.reduce_mean(squares, self._int([-1]), True)

@@ -40,7 +40,7 @@ class Layer:
     Attributes:
         id, name, kind, opset: as the file has them; `kind` is the type of operation.
         data: its attributes.
-        inputs: port -> (layer, port) that feeds it.
+        inputs: port -> (layer, port) that feeds it, in the order of the ports.
         nested: whether it is part of another operation's body (If, Loop).
         line: of the file.
     """
@@ -50,7 +50,7 @@ class Layer:
     kind: str
     opset: str
     data: dict[str, str] = attrs.field(factory=dict)
-    inputs: dict[str, tuple[str, str]] = attrs.field(factory=dict)
+    inputs: dict[int, tuple[str, str]] = attrs.field(factory=dict)
     nested: bool = False
     line: int = 0
 
@@ -145,6 +145,8 @@ class _Parser:
             self.fail(f"the root is {shown(self.root)}, an IR's is 'net'")
         if not self.layers:
             self.fail("no layers")
+        for layer in self.layers:
+            layer.inputs = dict(sorted(layer.inputs.items()))
         return self.layers
 
     def fail(self, fault: str) -> NoReturn:
@@ -211,7 +213,9 @@ class _Parser:
         known = self.graphs[-1]
         if source not in known or target not in known:
             self.fail(f"an edge between layers {shown(source)} and {shown(target)}, which are not both there")
-        known[target].inputs[place] = (source, port)
+        if not place.isdecimal():
+            self.fail(f"an edge to port {shown(place)}")
+        known[target].inputs[int(place)] = (source, port)
 
 
 def _refuse_opsets(xml: Path, layers: list[Layer]) -> None:

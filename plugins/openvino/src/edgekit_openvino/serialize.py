@@ -18,7 +18,6 @@ import numpy as np
 
 from edgekit.precision import Precision
 from edgekit.reference.openvino.codebooks import CB4
-from edgekit.smallfloats import float32_to_float8_e4m3fn
 from edgekit_openvino.elements import Stored, stored_parts
 from edgekit_openvino.library import openvino
 
@@ -91,7 +90,7 @@ def _scale(name: str, parts: Mapping[str, Any], precision: Precision) -> Any:
 def _cb4(name: str, codes: Any) -> Any:
     """The sixteen levels, looked up."""
     ov = openvino()
-    levels = ov.op.Constant(ov.Tensor(float32_to_float8_e4m3fn(CB4), ov.Shape([16]), ov.Type.f8e4m3))
+    levels = ov.op.Constant(ov.Type.f8e4m3, ov.Shape([len(CB4)]), CB4.tolist())
     axis = ov.opset13.constant(np.array(0, np.int64))
     looked_up = ov.opset13.gather(_convert(levels, "f16"), _convert(codes, "u8"), axis)
     return _named(looked_up, f"{name}_nncf_codebook")

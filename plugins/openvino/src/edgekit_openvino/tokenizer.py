@@ -84,7 +84,8 @@ def _renamed(xml: bytes) -> bytes:
             match = re.fullmatch(r"([A-Za-z]+)_\d+", value)
             if match and element.tag in ("layer", "port"):
                 element.set(key, names.setdefault(value, f"{match[1]}.{len(names)}"))
-    return ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
+    text: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
+    return text + b"\n"
 
 
 def convert(folder: Path) -> None:

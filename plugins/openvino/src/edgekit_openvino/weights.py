@@ -70,7 +70,7 @@ def compressed(graph: Graph, reader: Reader | None) -> Iterator[Weight]:
     """The weights that are dequantized where they are used."""
     search = _Search(graph, graph.consumers(), reader)
     for number, constant in graph.constants.items():
-        if constant.element in _CODED:
+        if constant.element in _CODED and len(constant.shape) > 1:
             weight = search.weight(number, constant)
             if weight is not None:
                 yield weight
@@ -133,9 +133,9 @@ class _Search:
             layer = self.graph.layers[source]
             product = self.graph.source(layer, 0) if layer.kind == "Convert" else None
             if source != known.id and product is not None and product.kind == "Multiply" and len(product.inputs) == 2:
-                factors = [self._constant(number) for number, _ in product.inputs.values()]
-                if factors[0] is not None and factors[1] is not None:
-                    parts["scale"], parts["global_scale"] = factors
+                own, shared = (self._constant(number) for number, _ in product.inputs.values())
+                if own is not None and shared is not None:
+                    parts["scale"], parts["global_scale"] = own, shared
                     return True
         return False
 
@@ -148,7 +148,7 @@ class _Search:
     def _judged(self, codes: Constant, parts: Mapping[str, Constant], levels: bool, grouped: bool) -> Weight:
         name = codes.name.removesuffix(CODEBOOK_SUFFIX)
         shape = (*codes.shape[:-2], math.prod(codes.shape[-2:])) if grouped else codes.shape
-        precision = self._precision(parts, levels, grouped) if len(shape) > 1 else None
+        precision = self._precision(parts, levels, grouped)
         return Weight(name, parts, precision, shape)
 
     def _precision(self, parts: Mapping[str, Constant], levels: bool, grouped: bool) -> Precision | None:
@@ -169,7 +169,8 @@ class _Search:
 
 
 def _encoded(weight: Weight, reader: Reader | None) -> EncodedTensor:
-    assert weight.precision is not None and reader is not None
+    assert weight.precision is not None
+    assert reader is not None
     layouts = part_layouts(weight.precision, weight.shape)
     assert layouts is not None  # every precision of the convention is encoded by its reference
     rows = math.prod(weight.shape[:-1])

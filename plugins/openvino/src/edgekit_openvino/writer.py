@@ -69,7 +69,7 @@ class OpenVinoWriter:
             if data.nbytes != stored.nbytes:
                 raise UsageError(
                     f"{self._directory.target}: part {key} of tensor {tensor.name} has {data.nbytes} bytes, "
-                    f"{stored.element} {list(stored.shape)} takes {stored.nbytes}; encode the tensor as {tensor.precision}"
+                    f"{stored.element} {list(stored.shape)} takes {stored.nbytes}; encode it as {tensor.precision}"
                 )
             self._align()
             offsets[key] = self._file.offset
