@@ -19,6 +19,7 @@ from edgekit.generation import F32, FinishReason, Generation, Sampling, until
 from edgekit.numpy_runtime import NumpyRuntime
 from edgekit.pipeline import open_artifact
 from edgekit.plugin import Registration, manager
+from edgekit.text_runtime import TextRuntime
 
 
 class Runtime(Protocol):
@@ -188,6 +189,7 @@ __all__ = [
     "NumpyRuntime",
     "Runtime",
     "Sampling",
+    "TextRuntime",
     "TokenizingRuntime",
     "choose_runtime",
     "load",

@@ -1,0 +1,190 @@
+"""What every runtime that produces token ids does alike: texts, chat, stop texts, and room in the context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from edgekit import chat
+from edgekit.artifact import Artifact
+from edgekit.chat import Messages
+from edgekit.errors import ContextOverflowError, UsageError
+from edgekit.generation import Generation, Sampling, until
+from edgekit.tokenizer import Tokenizer
+
+#: What an incomplete UTF-8 sequence decodes to.
+_REPLACEMENT = "\ufffd"
+
+
+class TextRuntime:
+    """A base for runtimes that continue token ids: texts go through the artifact's tokenizer, as edgekit reads it.
+
+    A runtime that derives from it has `artifact` and `context` and implements `tokens`; it gets `generate`, `stream`,
+    `chat`, `chat_stream`, `prompt` and `encode`, which then mean the same as everyone else's.
+
+    Attributes:
+        artifact: the model.
+    """
+
+    artifact: Artifact
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model's context holds."""
+        raise NotImplementedError
+
+    def tokens(
+        self, prompt: Sequence[int], *, max_tokens: int | None = None, sampling: Sampling | None = None
+    ) -> Iterator[int]:
+        """Continue a sequence of token ids, one at a time; never ends by itself before `max_tokens`.
+
+        What is wrong with the arguments is raised here, before the first token is asked for.
+        """
+        raise NotImplementedError
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> str:
+        """Continue a text until the model ends it.
+
+        Args:
+            prompt: the text so far.
+            max_tokens: at most so many tokens; None for as many as the model's context has room for.
+            temperature: 0 takes the most likely token each time; above it, see `Sampling`.
+            top_k: only the k most likely tokens; 0 for all.
+            top_p: only the most likely tokens that together reach this probability.
+            seed: of the random numbers.
+            stop: texts at which to end; they are not part of the result.
+
+        Returns:
+            What follows the prompt.
+
+        Raises:
+            UsageError: an empty prompt, no tokenizer, or an option out of range.
+            ContextOverflowError: the prompt and `max_tokens` do not fit the model's context.
+        """
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        return "".join(self._stream(self.encode(prompt), max_tokens, sampling, stop))
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> Generation:
+        """As `generate`, piece by piece; each piece is whole characters, and never the start of a stop text."""
+        return self._stream(self.encode(prompt), max_tokens, Sampling(temperature, top_k, top_p, seed), stop)
+
+    def _stream(self, ids: list[int], max_tokens: int | None, sampling: Sampling, stop: Sequence[str]) -> Generation:
+        tokens = self.tokens(ids, max_tokens=max_tokens, sampling=sampling)
+        return Generation.counting(len(ids), tokens, lambda new: until(_texts(self.tokenizer(), ids, new), stop))
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> str:
+        """Answer messages, with the model's own chat template; see `chat_stream`."""
+        pieces = self.chat_stream(
+            messages, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
+        )
+        return "".join(pieces)
+
+    def chat_stream(
+        self,
+        messages: Messages,
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> Generation:
+        """The answer to messages, piece by piece; arguments as `prompt` and `generate`, and raises as both."""
+        text = self.prompt(messages)
+        return self._stream(
+            self.encode(text, special=True), max_tokens, Sampling(temperature, top_k, top_p, seed), stop
+        )
+
+    def prompt(self, messages: Messages) -> str:
+        """What the model's chat template makes of messages; see `edgekit.chat.prompt_of`."""
+        return chat.prompt_of(self.artifact, messages)
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Cut a text into token ids, with what the model puts before every text.
+
+        Args:
+            text: any Unicode text; special tokens in it are recognised.
+            special: whether a text that begins with the first token's name, as chat templates write it, gets no second.
+
+        Raises:
+            UsageError: no tokenizer, or half of a surrogate pair.
+        """
+        tokenizer = self.tokenizer()
+        first = chat.special_tokens(tokenizer).get("bos_token")
+        named = special and first is not None and text.startswith(first)
+        ids = tokenizer.encode(text, add_special=not named)
+        if tokenizer.add_eos and ids[-1:] == [tokenizer.eos]:  # the text is to go on
+            del ids[-1]
+        return ids
+
+    def tokenizer(self) -> Tokenizer:
+        """The artifact's tokenizer.
+
+        Raises:
+            UsageError: it has none.
+        """
+        tokenizer = self.artifact.tokenizer
+        if tokenizer is None:
+            raise UsageError(f"{self.artifact.path}: it has no tokenizer; continue token ids with `tokens` instead")
+        return tokenizer
+
+    def room(self, prompt: int, wanted: int | None) -> int:
+        """How many tokens to generate after a prompt of so many tokens; None wants as many as there is room for.
+
+        Raises:
+            UsageError: a negative number.
+            ContextOverflowError: the prompt and what is wanted do not fit the model's context.
+        """
+        if wanted is not None and wanted < 0:
+            raise UsageError(f"max_tokens {wanted}; choose 0 or more")
+        context = self.context
+        if prompt + (wanted or 0) > context:
+            raise ContextOverflowError(
+                f"{prompt} tokens of prompt and {wanted or 0} more do not fit the model's context of {context}; "
+                f"shorten the prompt, or ask for at most {max(0, context - prompt)}"
+            )
+        return context - prompt if wanted is None else wanted
+
+
+def _texts(tokenizer: Tokenizer, prompt: list[int], tokens: Iterator[int]) -> Iterator[str]:
+    """The whole text after the prompt, each time that it has grown by whole characters; ends at the end token."""
+    # Decoded together with the prompt: on its own the first piece would lose its leading space.
+    before = len(tokenizer.decode(prompt))
+    ids = list(prompt)
+    for token in tokens:
+        if token == tokenizer.eos:
+            return
+        ids.append(token)
+        text = tokenizer.decode(ids)[before:]
+        if not text.endswith(_REPLACEMENT):
+            yield text
