@@ -75,5 +75,3 @@ def relative(a, b):
     """Largest difference over the largest magnitude."""
     assert a.shape == b.shape
     return np.abs(a - b).max() / np.abs(b).max()
-
-

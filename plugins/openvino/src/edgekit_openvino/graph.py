@@ -12,8 +12,8 @@ written out (MatMul, Softmax, MatMul) instead of the ScaledDotProductAttention t
 attention: that one knows no soft cap, and ignores a window that it does not recognise. GenAI then runs the graph as
 it is. Norm weights are canonical: Gemma's with their one added.
 
-Longrope turns all tokens of a sequence anew once it outgrows the original context. A graph cannot go back to tokens
-it has seen: whoever runs it has to start over there (`edgekit_openvino.runtime` does).
+Longrope and dynamic scaling turn all tokens of a sequence anew when it outgrows the original context. A graph cannot
+go back to tokens it has seen: whoever runs it has to start over there (`edgekit_openvino.runtime` does).
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class _Decoder:
         batch = self._dimension(ids, 0)
         windows = {self.c.window(layer) for layer in range(self.c.layers)}
         masks = self._masks(ids, mask, sorted(windows, key=lambda w: w or 0))
-        divisors = self._divisors(self._dimension(mask, 1)) if self._longrope else None
+        divisors = self._divisors(self._dimension(mask, 1))
         turns = {bool(w): self._turns(positions, bool(w), divisors) for w in windows}
         return _Step(ids, mask, positions, beam, batch, turns, masks)
 
@@ -109,22 +109,24 @@ class _Decoder:
 
     # Rotary embeddings.
 
-    @property
-    def _longrope(self) -> bool:
-        return self.c.rope_scaling is not None and self.c.rope_scaling.kind == "longrope"
-
     def _divisors(self, total: Any) -> Any:
-        """Longrope's divisors of the frequencies for a sequence of `total` [1] tokens: [rotary_dim / 2]."""
-        scaling = self.c.rope_scaling
-        assert scaling is not None
-        long = self.op.greater(total, self._int([scaling.original_context]))
-        return self.op.select(long, self._float(scaling.long_factors), self._float(scaling.short_factors))
+        """What the plain frequencies are divided by in a sequence of `total` [1] tokens: [rotary_dim / 2]; or None."""
+        op, scaling, size = self.op, self.c.rope_scaling, self.c.rotary_dim
+        if scaling is None or scaling.kind not in ("longrope", "dynamic"):
+            return None
+        if scaling.kind == "longrope":
+            long = op.greater(total, self._int([scaling.original_context]))
+            return op.select(long, self._float(scaling.long_factors), self._float(scaling.short_factors))
+        length = op.divide(op.convert(total, np.float32), self._float(scaling.original_context))
+        beyond = op.subtract(op.maximum(length, self._float(1.0)), self._float(1.0))
+        growth = op.add(self._scaled(beyond, scaling.factor), self._float(1.0))
+        return op.power(growth, self._float(np.arange(0, size, 2) / max(size - 2, 1)))
 
     def _turns(self, positions: Any, sliding: bool, divisors: Any = None) -> tuple[Any, Any]:
         """Cos and sin [batch, 1, n, rotary_dim] of positions [batch, n]."""
         local = self.c.rope_theta_local if sliding else None
         scaling = self.c.rope_scaling if local is None else None
-        if divisors is None:
+        if divisors is None or scaling is None:
             frequency = self._float(frequencies(self.c, 0, local))
         else:
             plain = attrs.evolve(self.c, rope_scaling=None)
