@@ -7,16 +7,10 @@ import importlib.util
 import sys
 from pathlib import Path
 
-import numpy as np
-import pytest
-
-_SPEC = importlib.util.spec_from_file_location("openvino_cases", Path(__file__).with_name("openvino_cases.py"))
-cases = importlib.util.module_from_spec(_SPEC)
-sys.modules[_SPEC.name] = cases
-_SPEC.loader.exec_module(cases)
-
 import nncf
+import numpy as np
 import openvino as ov
+import pytest
 from nncf import CompressWeightsMode as Mode
 
 import edgekit
@@ -27,6 +21,11 @@ from edgekit.precision import Precision
 from edgekit.tensor import EncodedTensor
 from edgekit_openvino import recipes
 from edgekit_openvino.format import XML
+
+_SPEC = importlib.util.spec_from_file_location("openvino_cases", Path(__file__).with_name("openvino_cases.py"))
+cases = importlib.util.module_from_spec(_SPEC)
+sys.modules[_SPEC.name] = cases
+_SPEC.loader.exec_module(cases)
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:nncf.*", "ignore::DeprecationWarning")
 nncf.set_log_level(40)
