@@ -106,10 +106,13 @@ def ggml() -> str:
 def bridges() -> str:
     """Which of the representative lattices carry over into which."""
     names = (
-        *("ggml:Q4_0", "ggml:Q4_1", "ggml:Q5_0", "ggml:Q5_1", "ggml:Q8_0", "ggml:Q4_K", "ggml:Q5_K", "ggml:Q6_K"),
-        *("mlx:int4-g32", "mlx:int8-g32", "openvino:int4-sym-g32", "openvino:int4-asym-g32"),
-        *("onnx:int4-sym-g32", "onnx:int4-asym-g32", "onnx:int8-sym-g32", "olive:int4-sym-g32"),
-        *("affine:int4-sym-g32", "affine:int8-sym-g32", "ggml:MXFP4", "mlx:mxfp4", "openvino:mxfp4"),
+        *("ggml:Q4_0", "ggml:Q4_1", "ggml:Q5_0", "ggml:Q5_1", "ggml:Q8_0", "ggml:Q1_0", "ggml:Q2_0", "ggml:TQ1_0"),
+        *("ggml:IQ4_NL", "ggml:Q4_K", "ggml:Q6_K", "mlx:int4-g32", "mlx:int8-g32", "openvino:int4-sym-g32"),
+        *("openvino:int4-asym-g32", "openvino:int8-sym-channel", "onnx:int4-sym-g32", "onnx:int4-asym-g32"),
+        *("onnx:qdq_int4-sym-g32", "onnx:int8-sym-g32", "onnx:int8-sym-channel", "olive:int4-sym-g32"),
+        *("affine:int4-sym-g32", "affine:int8-sym-g32", "affine:int1-sym-g32"),
+        *("ggml:MXFP4", "mlx:mxfp4", "openvino:mxfp4", "mlx:mxfp8", "ggml:NVFP4", "mlx:nvfp4", "openvino:nvfp4"),
+        *("openvino:fp4-g16", "float:F16", "float:F32"),
     )
     found = [Precision.parse(name) for name in names]
     signs = {Carry.EXACT: "●", Carry.BOUNDED: "◐", Carry.CONDITIONAL: "○", Carry.NO: ""}
@@ -120,9 +123,10 @@ def bridges() -> str:
     return (
         "# Lossless bridges\n\n`edgekit.transcode(tensor, precision)` carries codes over where two formats hold the "
         "same values, and refuses what would change one. `edgekit.bridges.relation(a, b)` says it for any ordered "
-        "pair; this table shows formats that stand for many.\n\n● exact, for every tensor · ◐ exact where no scale or "
-        "offset is rounded, else within a bound · ○ exact where the tensor at hand allows it · empty: not at all. "
-        "MLX and Olive hold these values with float32 scales; with 16-bit ones they round every value.\n\n"
+        "pair, and the reason; this table shows formats that stand for many.\n\n● exact, for every tensor · ◐ exact "
+        "where no scale or offset is rounded, else within a bound · ○ exact where the tensor at hand allows it · "
+        "empty: not at all. MLX and Olive hold these values with float32 scales; with 16-bit ones they round every "
+        "value.\n\n"
         f"{head}\n" + "\n".join(rows) + f"\n\n## The reasons\n\n{listed}\n"
     )
 

@@ -206,12 +206,21 @@ def rows_of(array: npt.ArrayLike, precision: Precision) -> npt.NDArray[Any]:
         raise ShapeError(f"cannot quantize a {kind} array (shape {x.shape}); at least one row of one element is needed")
     if x.dtype.kind != "f" and not is_bfloat16(x.dtype):
         raise UsageError(f"cannot quantize {x.dtype}; give floating point values (float32, float16, bfloat16)")
-    if not fits(precision, x.shape):
+    refuse_shape(x.shape, precision)
+    return np.ascontiguousarray(_as_source(x, precision).reshape(-1, x.shape[-1]))
+
+
+def refuse_shape(shape: tuple[int, ...], precision: Precision) -> None:
+    """Raise where the precision's blocks do not divide the rows.
+
+    Raises:
+        ShapeError: names the block and the row.
+    """
+    if not fits(precision, shape):
         raise ShapeError(
-            f"{precision.name} wants rows that are a multiple of {precision.block}, these have {x.shape[-1]}; "
+            f"{precision.name} wants rows that are a multiple of {precision.block}, these have {shape[-1]}; "
             "choose a precision with a smaller block, or pad the rows"
         )
-    return np.ascontiguousarray(_as_source(x, precision).reshape(-1, x.shape[-1]))
 
 
 def _as_source(x: npt.NDArray[Any], precision: Precision) -> npt.NDArray[Any]:

@@ -1,8 +1,9 @@
 """Lossless bridges: where two formats can hold the same values, codes are carried over, never quantized again.
 
-Many formats are lattices: evenly spaced levels, a scale (and an offset) for each group of a row. `read` takes such
-a format apart into a `Lattice`, `write` puts one together, and `relation` says beforehand, for any ordered pair,
-whether the codes carry over exactly, within a bound, or not at all. Whatever `transcode` calls exact it has
+Many formats are lattices: evenly spaced levels, a scale (and an offset) for each group of a row. Others are small
+floats under a scale. `read` takes such a format apart into a `Lattice` or into `Minifloats`, `write` puts one together,
+and `relation` says beforehand, for any ordered pair, whether the codes carry over exactly, where the tensor at hand
+allows it, within a bound, or not at all. Whatever `transcode` calls exact it has
 compared: the decoded values of both sides are equal, 0 ULP.
 """
 
@@ -11,16 +12,17 @@ from __future__ import annotations
 import attrs
 import numpy as np
 
-from edgekit.bridges._lattice import Carry, Lattice, Relation
+from edgekit.bridges._lattice import Carry, Lattice, Minifloats, Relation
 from edgekit.bridges._read import read
 from edgekit.bridges._relation import lattices, relation
 from edgekit.bridges._write import write
-from edgekit.encoding import encode, find_precision
+from edgekit.encoding import encode, find_precision, refuse_shape
 from edgekit.errors import InexactError
 from edgekit.precision import Precision
+from edgekit.reference import Parts, reference
 from edgekit.tensor import QuantizedTensor
 
-__all__ = ["Carry", "Lattice", "Relation", "lattices", "read", "relation", "transcode", "write"]
+__all__ = ["Carry", "Lattice", "Minifloats", "Relation", "lattices", "read", "relation", "transcode", "write"]
 
 
 def transcode(tensor: QuantizedTensor, precision: str | Precision, *, exact: bool = True) -> QuantizedTensor:
@@ -37,18 +39,21 @@ def transcode(tensor: QuantizedTensor, precision: str | Precision, *, exact: boo
 
     Raises:
         InexactError: `exact`, and a value would change; says which part does not fit.
+        ShapeError: the wanted precision's blocks do not divide the rows.
         UnknownPrecisionError: no such precision.
     """
     wanted = find_precision(precision)
     if wanted == tensor.precision:
         return tensor
+    refuse_shape(tensor.shape, wanted)
     declared = relation(tensor.precision, wanted)
-    if declared.carry is Carry.NO:
-        if exact:
-            raise InexactError(_refusal(tensor, wanted, declared.why))
+    if declared.carry is Carry.NO and exact:
+        raise InexactError(_refusal(tensor, wanted, declared.why))
+    if declared.carry is Carry.NO or (wanted.convention == "float" and not exact):
         return _again(tensor, wanted)
     try:
-        carried = attrs.evolve(tensor, parts=write(read(tensor), wanted, exact), precision=wanted, backend="bridge")
+        parts = _decoded(tensor, wanted) if wanted.convention == "float" else write(read(tensor), wanted, exact)
+        carried = attrs.evolve(tensor, parts=parts, precision=wanted, backend="bridge")
     except InexactError as error:
         if exact:
             raise InexactError(_refusal(tensor, wanted, str(error))) from error
@@ -56,6 +61,13 @@ def transcode(tensor: QuantizedTensor, precision: str | Precision, *, exact: boo
     if exact:
         _compare(tensor, carried)
     return carried
+
+
+def _decoded(tensor: QuantizedTensor, wanted: Precision) -> Parts:
+    """The decoded values in a plain float format."""
+    rows = tensor.dequantize().reshape(tensor.rows, -1)
+    with np.errstate(over="ignore"):  # what becomes infinite is found by comparing
+        return reference(wanted).encode(rows, wanted)
 
 
 def _again(tensor: QuantizedTensor, wanted: Precision) -> QuantizedTensor:

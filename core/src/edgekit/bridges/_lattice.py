@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -58,37 +57,41 @@ class Lattice:
     bias: F32 | None = None
 
     def regrouped(self, group: int) -> Lattice | None:
-        """The same levels for groups of another size; None where neighbours that would share a scale differ."""
-        if self.group % group == 0:
-            return self._each(group, lambda part: np.repeat(part, self.group // group, axis=1))
-        if group % self.group or self.codes.shape[1] % group:
-            return None
-        return self._merged(group, group // self.group)
+        """The same levels for groups of another size; None where neighbours that would share a scale differ.
 
-    def _merged(self, group: int, count: int) -> Lattice | None:
-        for part in (self.scale, self.zero, self.bias):
-            if part is not None:
-                together = part.reshape(len(part), -1, count)
-                if (together != together[..., :1]).any():
+        The last group of a row may be shorter, before and after.
+        """
+        own = np.arange(self.codes.shape[1]) // self.group
+        first = own[::group]
+        if self.group % group:  # a new group may hold more than one old one
+            joined = np.repeat(first, group)[: len(own)]
+            at = np.flatnonzero(own != joined)
+            for part in (self.scale, self.zero, self.bias):
+                if part is not None and (part[:, own[at]] != part[:, joined[at]]).any():
                     return None
-        return self._each(group, lambda part: part[:, ::count])
+        zero = None if self.zero is None else self.zero[:, first]
+        bias = None if self.bias is None else self.bias[:, first]
+        return Lattice(self.codes, self.scale[:, first], group, zero, bias)
 
-    def _each(self, group: int, change: Callable[[Any], Any]) -> Lattice:
-        zero = None if self.zero is None else change(self.zero)
-        bias = None if self.bias is None else change(self.bias)
-        return Lattice(self.codes, change(self.scale), group, zero, bias)
+    def by_column(self, part: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """A part [rows, groups] with one value for each column: [rows, cols], or [rows, 1] for one group."""
+        if part.shape[1] == 1:
+            return part
+        return np.repeat(part, self.group, axis=1)[:, : self.codes.shape[1]]
 
 
 @attrs.frozen(eq=False)
 class Minifloats:
-    """Microscaling: small floats with one power of two for each group of 32.
+    """Small floats with a scale for each group.
 
     Attributes:
         codes: [rows, cols], float4_e2m1fn or float8_e4m3fn patterns.
-        exponents: [rows, groups], float8_e8m0fnu patterns.
+        scale: [rows, groups], what the elements are multiplied with.
+        group: columns that share a scale.
         bits: 4 or 8.
     """
 
     codes: U8
-    exponents: U8
+    scale: F32
+    group: int
     bits: int

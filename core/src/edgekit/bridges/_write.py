@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.bridges import _minifloats
 from edgekit.bridges._lattice import F32, I16, U8, Lattice, Minifloats
 from edgekit.bridges._planes import join
 from edgekit.errors import InexactError
 from edgekit.precision import Precision
 from edgekit.reference import Parts
 from edgekit.reference._bits import pack_lsb
-from edgekit.reference.ggml import TYPES
+from edgekit.reference.ggml import TYPES, tq1_0
 from edgekit.reference.ggml._layout import Blocks
+from edgekit.reference.onnx import int8
+from edgekit.reference.openvino import _layout
 
 F16 = npt.NDArray[np.float16]
 
@@ -32,10 +35,10 @@ def write(values: Lattice | Minifloats, precision: Precision, exact: bool = True
         InexactError: something does not fit; says what.
     """
     if isinstance(values, Minifloats):
-        return _minifloats(values, precision)
+        if _minifloats.holds(precision):
+            return _minifloats.write(values, precision)
+        values = _minifloats.as_lattice(values)
     size = precision.block or values.codes.shape[1]
-    if values.codes.shape[1] % size:
-        raise InexactError(f"rows of {values.codes.shape[1]} are no multiple of {size}")
     fitted = values.regrouped(size)
     if fitted is None:
         raise InexactError(f"groups of {values.group} have scales of their own, {precision} has one for {size}")
@@ -77,18 +80,30 @@ def _integral(lattice: Lattice, top: int) -> U8:
 def _shifted(lattice: Lattice, middle: int, top: int) -> U8:
     """Codes for a format whose zero is fixed at `middle`."""
     zero: I16 = _zero(lattice, 255).astype(np.int16) if lattice.zero is None else lattice.zero
-    codes = lattice.codes.reshape(len(zero), -1, lattice.group).astype(np.int16)
-    codes += np.int16(middle) - zero[..., None]
-    codes[lattice.scale == 0] = middle  # every code of such a group means 0
+    codes = lattice.codes + (np.int16(middle) - lattice.by_column(zero))
+    if not lattice.scale.all():
+        codes[np.broadcast_to(lattice.by_column(lattice.scale == 0), codes.shape)] = middle  # every code means 0 there
     if ((codes < 0) | (codes > top)).any():
         raise InexactError(f"a code lies outside of {-middle} … {top - middle}")
-    return codes.astype(np.uint8).reshape(lattice.codes.shape)
+    return codes.astype(np.uint8)
 
 
 def _as_is(lattice: Lattice, top: int) -> U8:
     if (lattice.codes > top).any():
         raise InexactError(f"a code lies outside of 0 … {top}")
     return lattice.codes
+
+
+def _signs(lattice: Lattice) -> tuple[U8, F32]:
+    """1 and 0 for the scale and its negative [rows, cols], and the scale [rows, groups]."""
+    codes = lattice.codes.astype(np.int16)
+    if lattice.zero is not None:
+        scale, levels = lattice.scale, codes - lattice.by_column(lattice.zero)
+    else:
+        scale, levels = lattice.scale / np.float32(2), codes * np.int16(2) - np.int16(1)
+    if (lattice.zero is None and (_bias(lattice) != -scale).any()) or (np.abs(levels) != 1).any():
+        raise InexactError("a value is neither plus nor minus its scale")
+    return (levels > 0).astype(np.uint8), scale
 
 
 def _bias(lattice: Lattice) -> F32:
@@ -103,7 +118,8 @@ def _affine(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
     if precision.granularity == "tensor" and (lattice.scale != lattice.scale[0, 0]).any():
         raise InexactError("rows have scales of their own")
     if precision.symmetric and bits == 1:
-        raise InexactError("one bit symmetric has no zero")
+        signs, scale = _signs(lattice)
+        return {"codes": pack_lsb(signs, 1), "scale": _own(scale, precision)}
     if precision.symmetric:
         codes = _shifted(lattice, 1 << (bits - 1), top)
         return {"codes": pack_lsb(codes, bits), "scale": _own(lattice.scale, precision)}
@@ -117,6 +133,9 @@ def _own(values: npt.NDArray[Any], precision: Precision) -> npt.NDArray[Any]:
 
 
 def _mlx(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
+    if precision.bits == 1 and lattice.zero is not None and (lattice.codes > 1).any():
+        signs, scale = _signs(lattice)
+        lattice = Lattice(signs, scale * np.float32(2), lattice.group, bias=-scale)
     codes = pack_lsb(_as_is(lattice, (1 << precision.bits) - 1), precision.bits)
     words = np.ascontiguousarray(codes).view("<u4").astype(np.uint32, copy=False)
     scales = np.ascontiguousarray(lattice.scale)
@@ -134,11 +153,42 @@ def _zero_parts(lattice: Lattice, precision: Precision, name: str, filler: int) 
 
 
 def _onnx(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
-    if precision.granularity != "group":
-        raise InexactError(f"{precision} is no lattice that has a bridge")
     codes, zeros = _zero_parts(lattice, precision, "zero_points", 1 << (precision.bits - 1))
-    packed = pack_lsb(codes, precision.bits).reshape(*lattice.scale.shape, -1)
+    rest = np.zeros((len(codes), -codes.shape[1] % lattice.group), np.uint8)
+    packed = pack_lsb(np.concatenate([codes, rest], axis=1), precision.bits).reshape(*lattice.scale.shape, -1)
     return {"B": packed, "scales": np.ascontiguousarray(lattice.scale), **zeros}
+
+
+def _onnx_qdq(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
+    """As [in, out], two's complement where symmetric."""
+    stored: Parts = {"scale": np.ascontiguousarray(lattice.scale.T)}
+    if precision.symmetric:
+        codes = _shifted(lattice, 8, 15) ^ np.uint8(8)
+    else:
+        codes = _as_is(lattice, 15)
+        stored["zero_point"] = pack_lsb(np.ascontiguousarray(_zero(lattice, 15).T).reshape(-1), 4)
+    return {"codes": pack_lsb(np.ascontiguousarray(codes.T).reshape(-1), 4), **stored}
+
+
+def _onnx_bytes(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
+    """8 bits, signed or not; one scale for a row, or for the tensor."""
+    signed = precision.kind == "int8"
+    if precision.symmetric:
+        middle = int8.middle(precision) + (128 if signed else 0)
+        codes, zero = _shifted(lattice, middle, 255), np.full(lattice.scale.shape, middle, np.uint8)
+    else:
+        codes, zero = _as_is(lattice, 255), _zero(lattice, 255)
+    stored = tuple(_signed(each) if signed else each for each in (codes, zero))
+    if precision.granularity != "tensor":
+        return {"codes": stored[0], "scale": lattice.scale[:, 0].copy(), "zero_point": stored[1][:, 0].copy()}
+    if (lattice.scale != lattice.scale[0, 0]).any() or (zero != zero[0, 0]).any():
+        raise InexactError("rows have scales of their own")
+    return {"codes": stored[0], "scale": np.array(lattice.scale[0, 0]), "zero_point": np.array(stored[1][0, 0])}
+
+
+def _signed(codes: U8) -> npt.NDArray[Any]:
+    """Codes counted from -128, as int8."""
+    return np.ascontiguousarray(codes ^ np.uint8(128)).view(np.int8)
 
 
 def _olive(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
@@ -151,6 +201,10 @@ def _openvino(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
     scale = _float16(lattice.scale, "scale", exact)
     shape = (*scale.shape, 1) if precision.granularity == "group" else scale.shape
     stored: Parts = {"scale": scale.reshape(shape)}
+    if precision.kind in ("int3", "int2"):
+        packed = _layout.pack(_shifted(lattice, half, 2 * half - 1).reshape(-1), bits)
+        rows, cols = lattice.codes.shape
+        return {"codes": _layout.in_rows(packed, rows, cols, bits), **stored, "zero_point": np.array(half, np.int8)}
     if precision.symmetric:
         codes = _shifted(lattice, half, 2 * half - 1) ^ np.uint8(half)  # offset to two's complement
     else:
@@ -174,7 +228,7 @@ def _ggml(
         blocks["d"] = _float16(lattice.scale, "scale", exact).reshape(-1)
         if middle is None:
             blocks["m"] = _float16(_bias(lattice), "offset", exact).reshape(-1)
-        fill(blocks, codes.reshape(-1, 32))
+        fill(blocks, codes.reshape(-1, TYPES[precision.kind].SIZE))
         return {"blocks": blocks.view(np.uint8).reshape(len(codes), -1)}
 
     return writer
@@ -194,29 +248,42 @@ def _eight_bits(blocks: Blocks, codes: U8) -> None:
     blocks["qs"] = (codes ^ np.uint8(128)).view(np.int8)
 
 
+def _two_bits(blocks: Blocks, codes: U8) -> None:
+    blocks["qs"] = pack_lsb(codes, 2)
+
+
+def _two_bits_in_planes(blocks: Blocks, codes: U8) -> None:
+    blocks["qs"] = join(codes.reshape(-1, 4, 32), 2).reshape(-1, 64)
+
+
+def _five_digits(blocks: Blocks, codes: U8) -> None:
+    blocks["qs"], blocks["qh"] = tq1_0.pack(codes)
+
+
+def _one_bit(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
+    signs, scale = _signs(lattice)
+    blocks = np.empty(scale.size, TYPES["Q1_0"].LAYOUT)
+    blocks["d"] = _float16(scale, "scale", exact).reshape(-1)
+    blocks["qs"] = pack_lsb(signs.reshape(-1, TYPES["Q1_0"].SIZE), 1)
+    return {"blocks": blocks.view(np.uint8).reshape(len(signs), -1)}
+
+
 _WRITERS: dict[tuple[str, str], Callable[[Lattice, Precision, bool], Parts]] = {
     ("affine", "*"): _affine,
     ("olive", "*"): _olive,
     **{("mlx", f"int{bits}"): _mlx for bits in (1, 2, 3, 4, 5, 6, 8)},
-    **{("onnx", kind): _onnx for kind in ("int2", "int4", "int8")},
-    **{("openvino", kind): _openvino for kind in ("int4", "int8")},
+    **{("onnx", kind): _onnx for kind in ("int2", "int4")},
+    ("onnx", "int8"): lambda *given: (_onnx if given[1].granularity == "group" else _onnx_bytes)(*given),
+    ("onnx", "uint8"): _onnx_bytes,
+    ("onnx", "qdq_int4"): _onnx_qdq,
+    **{("openvino", kind): _openvino for kind in ("int2", "int3", "int4", "int8")},
     ("ggml", "Q4_0"): _ggml(15, 8, _four_bits),
     ("ggml", "Q4_1"): _ggml(15, None, _four_bits),
     ("ggml", "Q5_0"): _ggml(31, 16, _five_bits),
     ("ggml", "Q5_1"): _ggml(31, None, _five_bits),
     ("ggml", "Q8_0"): _ggml(255, 128, _eight_bits),
+    ("ggml", "Q1_0"): _one_bit,
+    ("ggml", "Q2_0"): _ggml(3, 1, _two_bits),
+    ("ggml", "TQ1_0"): _ggml(2, 1, _five_digits),
+    ("ggml", "TQ2_0"): _ggml(3, 1, _two_bits_in_planes),
 }
-
-
-def _minifloats(values: Minifloats, precision: Precision) -> Parts:
-    rows, cols = values.codes.shape
-    if precision.convention == "ggml":
-        blocks = np.empty((rows, cols // 32, 17), np.uint8)
-        blocks[..., 0] = values.exponents
-        blocks[..., 1:] = join(values.codes.reshape(-1, 2, 16), 4).reshape(rows, -1, 16)
-        return {"blocks": blocks.reshape(rows, -1)}
-    packed = pack_lsb(values.codes, values.bits)
-    if precision.convention == "mlx":
-        words = np.ascontiguousarray(packed).view("<u4").astype(np.uint32, copy=False)
-        return {"weight": words, "scales": np.ascontiguousarray(values.exponents)}
-    return {"codes": packed, "scale": np.ascontiguousarray(values.exponents)[..., None]}

@@ -111,7 +111,7 @@ def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, i
                 _line(codes, parts["scales"][chunk], parts["biases"][chunk], target)
             else:
                 elements = E4M3 if precision.kind == "mxfp8" else _E2M1_SIGNED
-                np.multiply(elements[codes], _float_scale(parts, precision, chunk)[..., None], out=target)
+                np.multiply(elements[codes], float_scale(parts, precision, chunk)[..., None], out=target)
     return values
 
 
@@ -311,7 +311,7 @@ def _nearest_by_distance(elements: F32) -> U8:
 def _nvfp4_bound(wide: F64, dtype: np.dtype[Any], parts: Mapping[str, Array], precision: Precision) -> F64:
     unit, tiny, _ = _ROUNDING[dtype.name]
     magnitude = np.abs(wide)
-    step = _float_scale(parts, precision, slice(None)).astype(np.float64)[..., None]
+    step = float_scale(parts, precision).astype(np.float64)[..., None]
     spread = np.float64(_spread(parts.get("global_scale")))
     exact = E4M3[parts["scales"]].astype(np.float64)[..., None] * float(parts.get("global_scale", 1))
     exact = exact / _SCALE_RANGE if "global_scale" in parts else exact
@@ -366,7 +366,7 @@ def _largest_of_tensor(x: Array) -> Array:
     return np.array(max(max(abs(part.min()), abs(part.max())) for part in wide), np.float32)
 
 
-def _float_scale(parts: Mapping[str, Array], precision: Precision, rows: slice) -> F32:
+def float_scale(parts: Mapping[str, Array], precision: Precision, rows: slice = slice(None)) -> F32:
     """What e2m1 and e4m3 elements are multiplied with, [rows, groups]."""
     codes = parts["scales"][rows]
     if precision.kind != "nvfp4":

@@ -55,7 +55,8 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     return blocks
 
 
-def _scales(blocks: Blocks) -> npt.NDArray[np.int8]:
+def unpack_scales(blocks: Blocks) -> npt.NDArray[np.int8]:
+    """The scale of each sub-block, -32 to 31: [blocks, 8]."""
     high, low = unpack_lsb(blocks["scales_h"], 2, _SUBS), unpack_lsb(blocks["scales_l"], 4, _SUBS)
     codes = low | high << np.uint8(4)
     return codes.view(np.int8) - np.int8(32)
@@ -64,13 +65,13 @@ def _scales(blocks: Blocks) -> npt.NDArray[np.int8]:
 def decode(blocks: Blocks) -> F32:
     """Decode to [blocks, 256]."""
     codes = unpack_planes(blocks["qs"], 8, 2, 4).reshape(-1, SUB)
-    step: F32 = blocks["d"].astype(np.float32)[:, None] * _scales(blocks)
+    step: F32 = blocks["d"].astype(np.float32)[:, None] * unpack_scales(blocks)
     return (_nonlinear.VALUES[codes] * step.reshape(-1, 1)).reshape(-1, SIZE)
 
 
 def bound(x: F32, blocks: Blocks) -> npt.NDArray[np.float64]:
     """Half the gap that x lies in, and half a unit in the last place of d, times the scale, for each step."""
-    scales = _scales(blocks)
+    scales = unpack_scales(blocks)
     step = blocks["d"].astype(np.float64)[:, None] * scales
     drift = half_ulp(blocks["d"])[:, None] * np.abs(scales.astype(np.float64))
     return _nonlinear.nearest_bound(x.reshape(-1, SUB), step.ravel(), drift.ravel()).reshape(x.shape)

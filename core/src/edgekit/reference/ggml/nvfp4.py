@@ -42,6 +42,8 @@ def _half_scales() -> F32:
 
 
 _HALF_SCALE = _half_scales()
+#: The scale of each stored byte: [256].
+SCALES = 2 * _HALF_SCALE
 
 
 def encode(x: F32, importance: Importance | None = None) -> Blocks:

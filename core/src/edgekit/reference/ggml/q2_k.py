@@ -47,7 +47,7 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     blocks = np.empty(len(x), LAYOUT)
     blocks["d"], blocks["dmin"] = fit.scales.d, fit.minima.d
     blocks["scales"] = fit.scales.codes | (fit.minima.codes << np.uint8(4))
-    codes = super_codes(x, *_steps_and_offsets(blocks), 0, TOP, fit.searched)
+    codes = super_codes(x, *steps_and_offsets(blocks), 0, TOP, fit.searched)
     blocks["qs"] = pack_planes(codes, 2, 4, 2)
     return blocks
 
@@ -61,7 +61,8 @@ def _fit(x: F32, importance: Importance | None) -> AffineFit:
     return fit_weighted(turned, weights, TOP, affine_steps(-0.9, 0.05, 36, TOP), _SCALE_TOP)
 
 
-def _steps_and_offsets(blocks: Blocks) -> tuple[F32, F32]:
+def steps_and_offsets(blocks: Blocks) -> tuple[F32, F32]:
+    """The stored scale and minimum of each sub-block, multiplied out: float32 [blocks, 16], exact."""
     scales, minima = blocks["scales"] & np.uint8(15), blocks["scales"] >> np.uint8(4)
     step = blocks["d"].astype(np.float32)[:, None] * scales
     offset = blocks["dmin"].astype(np.float32)[:, None] * minima
@@ -70,7 +71,7 @@ def _steps_and_offsets(blocks: Blocks) -> tuple[F32, F32]:
 
 def decode(blocks: Blocks) -> F32:
     """Decode to [blocks, 256]."""
-    step, offset = _steps_and_offsets(blocks)
+    step, offset = steps_and_offsets(blocks)
     value: F32 = unpack_planes(blocks["qs"], 2, 4, 2).reshape(-1, SUB) * step.reshape(-1, 1)
     value -= offset.reshape(-1, 1)
     return value.reshape(-1, SIZE)
@@ -81,6 +82,6 @@ def bound(x: F32, blocks: Blocks) -> npt.NDArray[np.float64]:
 
     A sub-block whose scale came out as zero holds minus its minimum everywhere.
     """
-    step, offset = _steps_and_offsets(blocks)
+    step, offset = steps_and_offsets(blocks)
     sub = x.reshape(-1, SUB)
     return grid_bound(sub, step.astype(np.float64), -offset.astype(np.float64), 0, TOP, wraps=True).reshape(x.shape)

@@ -41,12 +41,15 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     d, turned = ternary(x)
     codes = from_lanes(turned)
     blocks = np.empty(len(x), LAYOUT)
-    first, second, last = (_pack(codes, *run) for run in _RUNS)
-    blocks["qs"][:, :32] = first
-    blocks["qs"][:, 32:] = second
-    blocks["qh"] = last
+    blocks["qs"], blocks["qh"] = pack(codes)
     blocks["d"] = d
     return blocks
+
+
+def pack(codes: U8) -> tuple[U8, U8]:
+    """Codes 0, 1, 2 [blocks, 256] to the fields qs [blocks, 48] and qh [blocks, 4]."""
+    first, second, last = (_pack(codes, *run) for run in _RUNS)
+    return np.concatenate([first, second], axis=1), last
 
 
 def _pack(codes: U8, start: int, width: int, digits: int) -> U8:

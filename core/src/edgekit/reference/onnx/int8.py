@@ -52,6 +52,11 @@ _RANGES = {
 }
 
 
+def middle(precision: Precision) -> int:
+    """The zero point of a symmetric format."""
+    return int(np.rint(sum(_RANGES[precision.kind, True, precision.reduced]) / 2))
+
+
 def encode(x: npt.NDArray[Any], precision: Precision) -> dict[str, npt.NDArray[Any]]:
     """Encode rows [rows, cols] of float32 or float16; bfloat16 is widened first."""
     stored = np.dtype(x.dtype if x.dtype == np.float16 else np.float32)
@@ -107,7 +112,7 @@ def _fit(
     scale = (hi - lo) / (qmax - qmin)
     unusable = scale.astype(np.float16) == 0 if stored == np.float16 else scale < _LEAST_SCALE
     if precision.symmetric:
-        zero_point = np.full(scale.shape, np.rint((qmin + qmax) / 2))
+        zero_point = np.full(scale.shape, float(middle(precision)))
     else:
         zero_point = np.rint(qmin - lo / np.where(unusable, 1, scale))
     code = np.dtype(precision.kind)
