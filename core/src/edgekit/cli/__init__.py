@@ -85,3 +85,9 @@ def main(args: list[str] | None = None) -> Any:
     except BrokenPipeError:  # the reader (head, less) has seen enough
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:  # a verb that did not say it better
+        where = f"{error.filename}: " if error.filename else ""
+        click.secho(
+            f"edgekit: error: {where}{error.strerror or error}; check permissions and free space", fg="red", err=True
+        )
+        sys.exit(5)
