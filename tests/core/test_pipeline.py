@@ -87,7 +87,11 @@ def test_chunks_of_the_next_tensors_are_encoded_meanwhile_and_few_at_once(source
     assert waiting[-1] == executor.under_way == 0
 
 
-@pytest.mark.parametrize("recipe", ["affine:int4-sym-g32", "affine:int3-asym-tensor", "ggml:Q8_0", "mlx:int4-g32"])
+@pytest.mark.parametrize(
+    "recipe",
+    ["affine:int4-sym-g32", "affine:int3-asym-tensor", "ggml:Q8_0", "ggml:IQ4_NL", "mlx:int4-g32", "mlx:nvfp4-tensor",
+     "openvino:int4-asym-g32", "openvino:nvfp4", "onnx:int4-asym-g32", "onnx:qdq_int4-asym-g32", "olive:int4-asym-g32"],
+)  # fmt: skip
 def test_the_same_bytes_from_every_executor_and_chunk_size(source, recipe, tmp_path, monkeypatch):
     expected = digest(edgekit.quantize(source, recipe, to=tmp_path / "default"))
     for workers in (1, 2, 8):
