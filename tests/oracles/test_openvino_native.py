@@ -139,7 +139,9 @@ import numpy
 if sys.argv[1] == "before":
     import nncf, openvino_telemetry
     level = [type(handler) for handler in logging.getLogger("nncf").handlers]
+from edgekit_openvino.library import openvino
 from edgekit_openvino.native import NativeQuantizer
+openvino()
 NativeQuantizer("openvino:int4-sym-g32").encode(numpy.ones((2, 64), numpy.float32))
 if sys.argv[1] == "before":
     assert level == [type(handler) for handler in logging.getLogger("nncf").handlers]

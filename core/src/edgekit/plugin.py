@@ -44,15 +44,10 @@ _NEEDED = {
     "quantizers": ("encode",),
     "recipes": ("name", "plan"),
 }
-_CALLED = ("runtimes", "devices", "servers")
+_CALLED = ("runtimes", "devices")
 BUILT_IN = "edgekit"
 #: Distributions to install for what they bring, for messages that name the cure.
-KNOWN_DISTRIBUTIONS = {
-    "gguf": "edgekit-gguf",
-    ".gguf": "edgekit-gguf",
-    "openvino": "edgekit-openvino",
-    "serve": "edgekit-serve",
-}
+KNOWN_DISTRIBUTIONS = {"gguf": "edgekit-gguf", ".gguf": "edgekit-gguf", "openvino": "edgekit-openvino"}
 
 Status = Literal["loaded", "failed", "refused", "disabled"]
 

@@ -46,6 +46,15 @@ def edgekit_register_recipes(register: Register) -> None:
 
 
 @hookimpl
+def edgekit_register_passes(register: Register) -> None:
+    """Transform whole models with NNCF."""
+    if _installed("nncf"):
+        register("openvino-compress", "edgekit_openvino.compress:Compress", formats=("openvino",))
+        register("openvino-prune", "edgekit_openvino.prune:Prune", formats=("hf", "openvino", "onnx"))
+        register("openvino-quantize", "edgekit_openvino.quantize:Quantize", formats=("openvino", "onnx"))
+
+
+@hookimpl
 def edgekit_register_devices(register: Register) -> None:
     """Say which devices the installed library finds."""
     if _installed("openvino"):

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 from edgekit.errors import MissingPluginError
+
+#: openvino_telemetry asks for the first whenever a session begins, nncf for the second when it is imported.
+_SILENT = {"CI": "true", "NNCF_CI": "1"}
+_ENVIRONMENT = threading.RLock()
 
 
 @functools.cache
@@ -39,12 +48,40 @@ def tokenizers() -> ModuleType:
     return _import("openvino_tokenizers", "pip install 'edgekit-openvino[genai]'")
 
 
+def nncf() -> Any:
+    """nncf, which compresses models.
+
+    Raises:
+        MissingPluginError: it is not installed.
+    """
+    return _import("nncf", "pip install edgekit-openvino")
+
+
 def _import(name: str, cure: str) -> ModuleType:
-    os.environ.setdefault("NNCF_CI", "1")  # what it and openvino have for telemetry stays silent
+    if name in sys.modules:
+        return sys.modules[name]
     try:
-        return importlib.import_module(name)
+        with silent(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(name)
     except ImportError as error:
         raise MissingPluginError(f"this needs the package {name}, which is not installed; {cure}") from error
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Inside, openvino and nncf send no events: not when they are imported (both do), nor later.
+
+    Source: ``openvino/tools/ovc/__init__.py``, ``nncf/telemetry/wrapper.py``, ``openvino_telemetry`` 2025.2.0.
+    """
+    with _ENVIRONMENT:
+        before = {name: os.environ.get(name) for name in _SILENT}
+        os.environ.update(_SILENT)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @functools.cache

@@ -50,3 +50,20 @@ def mode_name(precision: Precision) -> str:
 def group_size(precision: Precision) -> int:
     """NNCF's ``group_size``: -1 for one scale a row."""
     return precision.block or -1
+
+
+INT8 = ("INT8_SYM", "INT8_ASYM")
+MODES = (
+    *INT8, "INT4_SYM", "INT4_ASYM", "INT3_SYM", "INT2_SYM", "NF4", "CB4", "FP4", "FP8_E4M3", "MXFP4", "MXFP8_E4M3",
+    "NVFP4", "CODEBOOK", "ADAPTIVE_CODEBOOK",
+)  # fmt: skip
+"""NNCF's modes of compression, by name."""
+BACKUPS = ("none", "int8_sym", "int8_asym", "mxfp8_e4m3", "fp8_e4m3")
+"""What layers get that the mode is not for."""
+SENSITIVITIES = (
+    "weight_quantization_error", "hessian_input_activation", "mean_activation_variance", "max_activation_variance",
+    "mean_activation_magnitude",
+)  # fmt: skip
+"""How those layers are chosen."""
+FALLBACKS = ("error", "ignore", "adjust")
+"""What becomes of rows that the group size does not divide."""

@@ -21,9 +21,9 @@ from edgekit.errors import PluginError, ShapeError
 from edgekit.formats import part_layouts
 from edgekit.precision import Precision
 from edgekit.recipe import fits
-from edgekit_openvino.library import openvino
+from edgekit_openvino.library import nncf, openvino
 from edgekit_openvino.modes import NATIVE, attribute, group_size, mode_name
-from edgekit_openvino.quiet import nncf, quiet
+from edgekit_openvino.quiet import quiet
 
 F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]

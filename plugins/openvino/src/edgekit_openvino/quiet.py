@@ -12,19 +12,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
-from edgekit.errors import MissingPluginError
+from edgekit_openvino.library import nncf, silent
 
-#: nncf takes the first when it is imported, openvino_telemetry the second whenever it begins a session.
-_SILENT = {"NNCF_CI": "1", "CI": "true"}
 _LOCK = threading.RLock()
 
 
@@ -43,37 +39,9 @@ class _Collected(logging.Handler):
 def quiet() -> Iterator[list[str]]:
     """Let nncf and openvino work in silence; gives the list that NNCF's warnings are added to."""
     numbers = np.errstate(all="ignore")
-    with _LOCK, _environment(_SILENT), _no_bars(), _no_telemetry(), numbers, warnings.catch_warnings(), _log() as said:
+    with _LOCK, silent(), _no_bars(), _no_telemetry(), numbers, warnings.catch_warnings(), _log() as said:
         warnings.simplefilter("ignore")
         yield said
-
-
-def nncf() -> Any:
-    """The module nncf, imported without its telemetry.
-
-    Raises:
-        MissingPluginError: it is not installed, or cannot be loaded.
-    """
-    found = sys.modules.get("nncf")
-    if found is not None:
-        return found
-    try:
-        with _LOCK, _environment(_SILENT), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return importlib.import_module("nncf")
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        raise MissingPluginError(f"nncf cannot be loaded ({error}); pip install edgekit-openvino") from error
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @contextlib.contextmanager

@@ -1,0 +1,86 @@
+"""What a pass costs: a model's outputs before and after, on the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import NonFiniteError, UnsupportedModelError
+from edgekit_openvino.library import core
+from edgekit_openvino.samples import Feed
+
+#: As exact as the CPU computes: float32, activations and the cache of keys and values not rounded.
+EXACT = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+    "KV_CACHE_PRECISION": "f32",
+}
+#: Samples that are compared.
+COMPARED = 16
+
+F64 = npt.NDArray[np.float64]
+
+
+def outputs(model: Any, feeds: Iterable[Mapping[str, Any]]) -> Iterator[F64]:
+    """A model's first output on each sample; a model with states starts anew each time.
+
+    Raises:
+        UnsupportedModelError: it does not compile, or cannot compute a sample.
+    """
+    try:
+        compiled = core().compile_model(model, "CPU", EXACT)
+        for feed in feeds:
+            request = compiled.create_infer_request()
+            yield np.array(request.infer(dict(feed))[0], np.float64)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UnsupportedModelError(
+            f"OpenVINO cannot run the model on a sample ({(lines or ['no reason given'])[-1][:200]}); "
+            "check that the samples are what the model takes"
+        ) from error
+
+
+def compare(before: Any, after: Any, feeds: Sequence[Feed]) -> dict[str, float]:
+    """How far a model's first output has moved, on at most `COMPARED` samples; see `difference`."""
+    chosen = feeds[:COMPARED]
+    return difference(list(outputs(before, chosen)), list(outputs(after, chosen)))
+
+
+def difference(wanted: list[F64], got: list[F64]) -> dict[str, float]:
+    """How far outputs have moved, one for each sample.
+
+    Returns:
+        ``output_error``, the root mean square of the difference relative to that of the output before; ``cosine``, the
+        mean over the samples of the similarity of outputs; ``top1``, how often the largest of the last dimension is the
+        same (where that has more than one value); and ``samples``.
+
+    Raises:
+        NonFiniteError: an output is not finite.
+    """
+    for label, values in (("before", wanted), ("after", got)):
+        if not all(np.isfinite(each).all() for each in values):
+            raise NonFiniteError(
+                f"the model computes values that are not finite {label} the pass; choose milder options"
+            )
+    cosine = float(np.mean([_cosine(a, b) for a, b in _pairs(wanted, got)]))
+    found = {"output_error": _relative(wanted, got), "cosine": cosine, "samples": float(len(wanted))}
+    if wanted[0].ndim and wanted[0].shape[-1] > 1:
+        found["top1"] = float(np.mean([np.mean(a.argmax(-1) == b.argmax(-1)) for a, b in _pairs(wanted, got)]))
+    return found
+
+
+def _pairs(a: list[F64], b: list[F64]) -> Iterator[tuple[F64, F64]]:
+    return zip(a, b, strict=True)
+
+
+def _relative(wanted: list[F64], got: list[F64]) -> float:
+    off = sum(float(np.square(a - b).sum()) for a, b in _pairs(wanted, got))
+    return float(np.sqrt(off / max(sum(float(np.square(a).sum()) for a in wanted), 1e-300)))
+
+
+def _cosine(a: F64, b: F64) -> float:
+    size = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float((a * b).sum()) / size if size else float(np.array_equal(a, b))

@@ -1,0 +1,277 @@
+"""Samples: what a model is calibrated and measured with, checked before anything runs.
+
+A sample is one call of the model: a mapping of its inputs' names to arrays, a sequence of arrays in the inputs' order,
+or one array where there is one input. Samples come from any iterable, from an .npz file (an array for each input, whose
+first dimension counts the samples), or from a text, which the model's own tokenizer cuts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.artifact import Artifact
+from edgekit.errors import InvalidFileError, MissingFileError, NonFiniteError, ShapeError, UsageError
+from edgekit.evaluation.language import tokens_of
+
+Array = npt.NDArray[Any]
+Feed = dict[str, Array]
+#: What `read` takes.
+Samples = Iterable[Any] | str | os.PathLike[str]
+
+#: Tokens of a window that a text is cut into.
+CONTEXT = 128
+#: Element types of inputs, by OpenVINO's name, as numpy's; others travel as they are.
+_DTYPES = {
+    **{f"f{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{f"{sign}{bits}": f"{name}{bits}" for sign, name in (("i", "int"), ("u", "uint")) for bits in (8, 16, 32, 64)},
+    "boolean": "bool",
+}
+
+
+@attrs.frozen
+class Input:
+    """One input of a model.
+
+    Attributes:
+        name: by which samples name it.
+        shape: with None for what may vary.
+        dtype: numpy's name.
+    """
+
+    name: str
+    shape: tuple[int | None, ...] | None
+    dtype: str
+
+    def __str__(self) -> str:
+        if self.shape is None:
+            return f"{self.name} {self.dtype}"
+        return f"{self.name} {self.dtype} [{', '.join('?' if n is None else str(n) for n in self.shape)}]"
+
+
+def inputs_of(model: Any) -> tuple[Input, ...]:
+    """The inputs of an `openvino.Model`, in its order."""
+    return tuple(_openvino_input(port) for port in model.inputs)
+
+
+def _openvino_input(port: Any) -> Input:
+    partial = port.get_partial_shape()
+    shape = tuple(None if n.is_dynamic else n.get_length() for n in partial) if partial.rank.is_static else None
+    names = port.get_names()
+    name = min(names, key=lambda n: (len(n), n)) if names else port.get_node().get_friendly_name()
+    kind = port.get_element_type().get_type_name()
+    return Input(name, shape, _DTYPES.get(kind, kind))
+
+
+def read(
+    given: Samples, inputs: Sequence[Input], *, most: int, source: Artifact | None = None, context: int = CONTEXT
+) -> list[Feed]:
+    """At most so many samples, checked against the model's inputs.
+
+    Args:
+        given: see the module.
+        inputs: of the model.
+        most: samples to take; an iterable is not asked for more.
+        source: whose tokenizer cuts a text.
+        context: tokens of a sample that is cut from a text.
+
+    Raises:
+        UsageError: no samples, other inputs than the model's, or a text without a tokenizer.
+        ShapeError: an array that the input does not take.
+        NonFiniteError: a NaN or an infinity; names the sample, the input and the index.
+        MissingFileError, InvalidFileError: about the file.
+    """
+    if most < 1:
+        raise UsageError(f"subset_size={most}; take at least one sample")
+    samples = _from_file(Path(given), inputs, source, context) if isinstance(given, str | os.PathLike) else given
+    if not isinstance(samples, Iterable) or isinstance(samples, Mapping):
+        raise UsageError(f"calibration samples of type {type(samples).__name__}; give an iterable of samples")
+    found = [check(sample, inputs, number) for number, sample in enumerate(itertools.islice(iter(samples), most))]
+    if not found:
+        raise UsageError("the calibration set is empty; give at least one sample, better a hundred like the real input")
+    return found
+
+
+def check(sample: Any, inputs: Sequence[Input], number: int, kind: str = "calibration") -> Feed:
+    """One sample by the names of the inputs, in their types.
+
+    Args:
+        sample: see the module.
+        inputs: of the model.
+        number: of the sample, for messages.
+        kind: of the set that it belongs to, for messages.
+
+    Raises:
+        UsageError, ShapeError, NonFiniteError: as `read`.
+    """
+    where = f"{kind} sample {number}"
+    return {each.name: _checked(value, each, where) for each, value in _paired(sample, inputs, where)}
+
+
+def _paired(sample: Any, inputs: Sequence[Input], where: str) -> Iterator[tuple[Input, Any]]:
+    wanted = ", ".join(map(str, inputs))
+    if isinstance(sample, Mapping):
+        names = {each.name for each in inputs}
+        if names != set(sample):
+            came = ", ".join(map(str, sample)) or "none"
+            raise UsageError(f"{where} has the inputs {came}; the model takes {wanted}")
+        yield from ((each, sample[each.name]) for each in inputs)
+        return
+    values = sample if isinstance(sample, list | tuple) else [sample]
+    if len(values) != len(inputs):
+        raise UsageError(f"{where} has {len(values)} arrays; the model takes {wanted}")
+    yield from zip(inputs, values, strict=True)
+
+
+def _checked(value: Any, wanted: Input, sample: str) -> Array:
+    array, where = np.asarray(value), f"{sample}, input {wanted.name}"
+    fits = wanted.shape is None or (
+        len(wanted.shape) == array.ndim
+        and all(n is None or n == m for n, m in zip(wanted.shape, array.shape, strict=True))
+    )
+    if not fits or array.size == 0:
+        raise ShapeError(f"{where} has shape {list(array.shape)}; the model takes {wanted}")
+    _refuse_nonfinite(array, where)
+    if not np.can_cast(array.dtype, wanted.dtype, "same_kind") and not _whole(array, wanted.dtype):
+        raise UsageError(f"{where} holds {array.dtype}; the model takes {wanted}")
+    return np.ascontiguousarray(array, wanted.dtype)
+
+
+def _whole(array: Array, dtype: str) -> bool:
+    """Whether the integers of an array are those of a narrower or an unsigned type."""
+    return array.dtype.kind in "iu" and np.dtype(dtype).kind in "iuf" and bool((array.astype(dtype) == array).all())
+
+
+def _refuse_nonfinite(array: Array, where: str) -> None:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        index = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
+        raise NonFiniteError(f"{where} holds {array[tuple(index)]} at {index}; mend the data, or leave the sample out")
+
+
+def _from_file(path: Path, inputs: Sequence[Input], source: Artifact | None, context: int) -> Iterable[Any]:
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file; calibrate with an .npz file or with a text")
+    if path.suffix == ".npz":
+        return _rows(arrays_of(path), inputs, path)
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidFileError(f"{path}: not UTF-8 at offset {error.start}; convert it to UTF-8") from error
+    return windows(text, inputs, source, context)
+
+
+def arrays_of(path: Path) -> dict[str, Array]:
+    """The arrays of an .npz file; pickles in it are refused.
+
+    Raises:
+        InvalidFileError: it is none, or damaged.
+    """
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise InvalidFileError(f"{path}: no .npz file of arrays ({error}); write it with numpy.savez") from error
+    except Exception as error:  # zipfile's and zlib's own
+        raise InvalidFileError(f"{path}: damaged ({error}); write it again with numpy.savez") from error
+
+
+def _rows(arrays: Mapping[str, Array], inputs: Sequence[Input], path: Path) -> Iterator[Feed]:
+    """Sample after sample, each with a batch of one."""
+    if set(arrays) != {each.name for each in inputs}:
+        came, wanted = ", ".join(arrays) or "none", ", ".join(map(str, inputs))
+        raise UsageError(f"{path} has the arrays {came}; the model takes {wanted}")
+    counts = {array.shape[0] if array.ndim else 0 for array in arrays.values()}
+    if len(counts) != 1:
+        raise ShapeError(f"{path}: its arrays count {sorted(counts)} samples; the first dimension has to be the same")
+    for number in range(counts.pop()):
+        yield {name: array[number : number + 1] for name, array in arrays.items()}
+
+
+def windows(text: str, inputs: Sequence[Input], source: Artifact | None, context: int) -> Iterator[Feed]:
+    """Samples of a language model: a text's tokens in windows that do not overlap; the last is dropped if it is short.
+
+    Raises:
+        UsageError: no tokenizer, a bad `context`, fewer tokens than a window, or inputs that no token ids fill.
+    """
+    if source is None or source.tokenizer is None:
+        raise UsageError(
+            "the model has no tokenizer that edgekit reads; calibrate with arrays: an .npz, or an iterable"
+        )
+    ids = np.asarray(tokens_of(source, text))
+    if context < 1 or len(ids) < context:
+        raise UsageError(
+            f"the text has {len(ids)} tokens, and a window takes {context}; give more text, or a smaller context"
+        )
+    unknown = [each.name for each in inputs if each.name not in _OF_TOKENS]
+    if unknown:
+        raise UsageError(f"the model has the input {unknown[0]}, which no text fills; calibrate with arrays")
+    for start in range(0, len(ids) - context + 1, context):
+        yield token_feed(ids[start : start + context], inputs)
+
+
+def token_feed(ids: Array, inputs: Sequence[Input]) -> Feed:
+    """One sample of a language model: every input that token ids [n] fill."""
+    return {each.name: _OF_TOKENS[each.name](ids).astype(each.dtype) for each in inputs}
+
+
+_OF_TOKENS: dict[str, Callable[[Array], Array]] = {
+    "input_ids": lambda ids: ids[None],
+    "attention_mask": lambda ids: np.ones((1, len(ids))),
+    "token_type_ids": lambda ids: np.zeros((1, len(ids))),
+    "position_ids": lambda ids: np.arange(len(ids))[None],
+    "beam_idx": lambda ids: np.zeros(1),
+}
+
+
+def probes(model: Any, count: int = 4, length: int = 32) -> list[Feed]:
+    """Samples where nobody gave any: seeded noise, and token ids that the model's tables have.
+
+    Raises:
+        UsageError: an input whose values cannot be guessed.
+    """
+    inputs, limits = inputs_of(model), _limits(model)
+    return [_probe(inputs, limits, np.random.default_rng(seed), length) for seed in range(count)]
+
+
+def _probe(inputs: Sequence[Input], limits: Mapping[str, int], rng: np.random.Generator, length: int) -> Feed:
+    sequences = [each.shape for each in inputs if each.name in _OF_TOKENS and each.shape and len(each.shape) == 2]
+    length = next((shape[1] for shape in sequences if shape[1] is not None), length)
+    ids = rng.integers(0, limits.get("input_ids", 2), length)
+    return {each.name: _probe_of(each, ids, limits, rng).astype(each.dtype) for each in inputs}
+
+
+def _probe_of(each: Input, ids: Array, limits: Mapping[str, int], rng: np.random.Generator) -> Array:
+    if each.shape is None:
+        raise UsageError(f"the input {each} has no rank; give samples with calibration=")
+    shape = tuple(1 if n is None and at == 0 else len(ids) if n is None else n for at, n in enumerate(each.shape))
+    if each.name in _OF_TOKENS:
+        return np.broadcast_to(_OF_TOKENS[each.name](ids), shape)
+    if np.dtype(each.dtype).kind in "iu":
+        return rng.integers(0, limits.get(each.name, 2), shape)
+    return rng.standard_normal(shape)
+
+
+def _limits(model: Any) -> dict[str, int]:
+    """How many rows the table has that an integer input is looked up in, by the input's name."""
+    found: dict[str, int] = {}
+    for op in model.get_ops():
+        if op.get_type_name() == "Gather" and op.input(0).get_partial_shape().rank.is_static:
+            rows, parameter = op.input(0).get_partial_shape()[0], _origin(op.input_value(1).get_node())
+            if rows.is_static and parameter is not None:
+                name = _openvino_input(parameter.output(0)).name
+                found[name] = min(rows.get_length(), found.get(name, rows.get_length()))
+    return found
+
+
+def _origin(node: Any) -> Any | None:
+    """The input of the model that a node passes on unchanged."""
+    while node.get_type_name() in ("Convert", "Reshape", "Unsqueeze", "Squeeze"):
+        node = node.input_value(0).get_node()
+    return node if node.get_type_name() == "Parameter" else None

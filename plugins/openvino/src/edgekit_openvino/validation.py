@@ -1,0 +1,149 @@
+"""How good a model is at its task: a metric over samples and labels, as accuracy control needs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import MissingFileError, UsageError
+from edgekit_openvino.measure import outputs
+from edgekit_openvino.models import as_openvino
+from edgekit_openvino.samples import Feed, Input, arrays_of, check
+
+Array = npt.NDArray[Any]
+Metric = Callable[[Array, Any], float]
+"""Judges a model's first output by a label; the more, the better. The mean over the samples counts."""
+
+
+def accuracy(output: Array, label: Any) -> float:
+    """The share of labels that the largest of the last dimension hits."""
+    return float(np.mean(output.argmax(-1) == np.asarray(label).reshape(output.shape[:-1])))
+
+
+def cosine(output: Array, label: Any) -> float:
+    """The cosine similarity of the output and the label."""
+    a, b = np.asarray(output, np.float64).ravel(), np.asarray(label, np.float64).ravel()
+    size = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / size if size else float(np.array_equal(a, b))
+
+
+METRICS: Mapping[str, Metric] = {"accuracy": accuracy, "cosine": cosine}
+_BY_ITSELF = ("cosine",)
+
+
+@attrs.frozen(eq=False)
+class Validation:
+    """Samples, what should come of them, and how that is judged.
+
+    Attributes:
+        feeds: the samples.
+        labels: one for each; None where the float model's own output is the label.
+        metric: see `Metric`.
+        name: of the metric.
+    """
+
+    feeds: Sequence[Feed]
+    labels: Sequence[Any] | None
+    metric: Metric
+    name: str
+
+    @classmethod
+    def of(cls, given: Any, metric: str | Metric, inputs: Sequence[Input]) -> Validation:
+        """From pairs of sample and label, or from an .npz file with an array ``labels`` beside the inputs'.
+
+        Args:
+            given: the pairs, or the file; for the metric ``cosine`` samples without labels as well.
+            metric: a function, ``accuracy`` or ``cosine``.
+            inputs: of the model.
+
+        Raises:
+            UsageError: no samples, no labels, an unknown metric, or samples that the model does not take.
+        """
+        if isinstance(metric, str) and metric not in METRICS:
+            raise UsageError(f"metric={metric}; choose one of {', '.join(METRICS)}, or give a function")
+        chosen = METRICS[metric] if isinstance(metric, str) else metric
+        name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
+        samples, labels = _from_file(Path(given)) if isinstance(given, str | os.PathLike) else _pairs(given, name)
+        if labels is None and name not in _BY_ITSELF:
+            raise UsageError(
+                f"the validation set has no labels, which the metric {name} needs; give (sample, label) pairs"
+            )
+        return cls([check(s, inputs, n, "validation") for n, s in enumerate(samples)], labels, chosen, name)
+
+    def labelled(self, model: Any) -> Validation:
+        """With the outputs of a model as labels, where there are none."""
+        return self if self.labels is not None else attrs.evolve(self, labels=list(outputs(model, self.feeds)))
+
+    def score(self, found: Iterable[Array]) -> list[float]:
+        """The metric for each sample, of a model's outputs in the samples' order."""
+        assert self.labels is not None
+        return [self._judge(output, label) for output, label in zip(found, self.labels, strict=True)]
+
+    def mean(self, model: Any) -> float:
+        """The metric of an `openvino.Model`."""
+        return float(np.mean(self.score(outputs(model, self.feeds))))
+
+    def for_nncf(self) -> Callable[[Any, Iterable[tuple[Feed, Any]]], tuple[float, list[float]]]:
+        """The function that NNCF calls with a model that it has changed, and some of the pairs of `items`."""
+
+        def validate(model: Any, pairs: Iterable[tuple[Feed, Any]]) -> tuple[float, list[float]]:
+            feeds, labels = zip(*pairs, strict=True)
+            scores = [self._judge(*pair) for pair in zip(_outputs_of(model, feeds), labels, strict=True)]
+            return float(np.mean(scores)), scores
+
+        return validate
+
+    @property
+    def items(self) -> list[tuple[Feed, Any]]:
+        """Samples with their labels."""
+        assert self.labels is not None
+        return list(zip(self.feeds, self.labels, strict=True))
+
+    def _judge(self, output: Array, label: Any) -> float:
+        value = float(self.metric(output, label))
+        if not np.isfinite(value):
+            raise UsageError(
+                f"the metric {self.name} gives {value}; it has to give a finite number, the more the better"
+            )
+        return value
+
+
+def _outputs_of(model: Any, feeds: Iterable[Feed]) -> Iterable[Array]:
+    """The first outputs of what NNCF hands over: an `openvino.CompiledModel`, or an `onnx.ModelProto`."""
+    if callable(model):
+        return (np.array(model(dict(feed))[0]) for feed in feeds)
+    return outputs(as_openvino(model), feeds)
+
+
+def _pairs(given: Any, name: str) -> tuple[list[Any], list[Any] | None]:
+    if not isinstance(given, Iterable) or isinstance(given, Mapping):
+        raise UsageError(f"a validation set of type {type(given).__name__}; give an iterable of (sample, label) pairs")
+    items = list(given)
+    if not items:
+        raise UsageError(
+            "the validation set is empty; give (sample, label) pairs that the calibration set does not have"
+        )
+    if all(isinstance(item, tuple) and len(item) == 2 for item in items):
+        return [sample for sample, _ in items], [label for _, label in items]
+    if name in _BY_ITSELF:
+        return items, None
+    raise UsageError(f"the metric {name} takes (sample, label) pairs; the validation set has {type(items[0]).__name__}")
+
+
+def _from_file(path: Path) -> tuple[list[Any], list[Any] | None]:
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file; validate with an .npz file")
+    arrays = arrays_of(path)
+    labels = arrays.pop("labels", None)
+    counts = {len(array) if array.ndim else 0 for array in (*arrays.values(), *([] if labels is None else [labels]))}
+    if len(counts) != 1 or counts == {0}:
+        raise UsageError(f"{path}: its arrays count {sorted(counts)} samples; all have to count the same, at least one")
+    count = counts.pop()
+    rows = [{name: array[number : number + 1] for name, array in arrays.items()} for number in range(count)]
+    return rows, None if labels is None else list(labels)
