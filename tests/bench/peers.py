@@ -24,6 +24,7 @@ GGML_IDS = {
     "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14,
     "IQ4_NL": 20, "IQ4_XS": 23, "TQ1_0": 34, "TQ2_0": 35, "MXFP4": 39, "NVFP4": 40, "Q1_0": 41, "Q2_0": 42,
 }  # fmt: skip
+WEIGHED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 FIRST = ("Q8_0", "Q4_0", "Q4_K", "Q6_K")
 
 
@@ -38,8 +39,19 @@ def encoders(x: Array) -> Iterator[Case]:
             jobs["gguf-py"] = _gguf_py("quantize", x, GGML_IDS[kind])
         yield _case("encode", f"ggml:{kind}", x, jobs)
         yield from _with_numba("encode", kind, x, partial(_encode, x, f"ggml:{kind}", "numba"), jobs)
+    yield from weighted_encoders(x)
     for name, peer in _others(x):
         yield _case("encode", name, x, {"edgekit": partial(_encode, x, name), **peer})
+
+
+def weighted_encoders(x: Array) -> Iterator[Case]:
+    """ggml's types that use an importance matrix, with one."""
+    importance = np.square(np.random.default_rng(2).standard_normal(x.shape[1])).astype(np.float32)
+    for kind in WEIGHED:
+        jobs: dict[str, Callable[[], object]] = {"edgekit": partial(_encode, x, f"ggml:{kind}", importance=importance)}
+        if _has("llama_cpp"):
+            jobs["libggml"] = Ggml().encoder(x, GGML_IDS[kind], importance)
+        yield _case("encode, importance", f"ggml:{kind}", x, jobs)
 
 
 def decoders(x: Array) -> Iterator[Case]:
@@ -77,8 +89,8 @@ def _has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def _encode(x: Array, name: str, backend: str = "reference") -> object:
-    return edgekit.encode(x, name, backend=backend)
+def _encode(x: Array, name: str, backend: str = "reference", importance: Array | None = None) -> object:
+    return edgekit.encode(x, name, backend=backend, importance=importance)
 
 
 def _gguf_py(what: str, data: Array, number: int) -> Callable[[], object]:
@@ -103,13 +115,14 @@ class Ggml:
         self.library.ggml_get_type_traits.restype = ctypes.POINTER(Traits)
         self.library.ggml_get_type_traits.argtypes = (ctypes.c_int,)
 
-    def encoder(self, x: Array, number: int) -> Callable[[], object]:
+    def encoder(self, x: Array, number: int, importance: Array | None = None) -> Callable[[], object]:
         """A job that encodes x."""
         rows, cols = x.shape
+        weights = None if importance is None else importance.ctypes.data
 
         def job() -> object:  # a fresh output each time, as edgekit's encode has
             out = np.empty(rows * self.library.ggml_row_size(number, cols), np.uint8)
-            return self.library.ggml_quantize_chunk(number, x.ctypes.data, out.ctypes.data, 0, rows, cols, None)
+            return self.library.ggml_quantize_chunk(number, x.ctypes.data, out.ctypes.data, 0, rows, cols, weights)
 
         return job
 
@@ -137,56 +150,65 @@ class Traits(ctypes.Structure):
     ]
 
 
+#: NNCF's modes, by the stem of our names.
+NNCF = {
+    "int8-sym-channel": "INT8_SYM", "int8-asym-channel": "INT8_ASYM", "int4-sym-g64": "INT4_SYM",
+    "int4-asym-g64": "INT4_ASYM", "int3-sym-g64": "INT3_SYM", "int2-sym-g64": "INT2_SYM", "nf4-g64": "NF4",
+    "cb4-g64": "CB4", "fp4-g64": "FP4", "fp8-g64": "FP8_E4M3", "mxfp4": "MXFP4", "mxfp8": "MXFP8_E4M3", "nvfp4": "NVFP4",
+}  # fmt: skip
+
+
 def _others(x: Array) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
     """Conventions of other frameworks with what they call for them."""
-    for bits in (2, 3, 4, 5, 6, 8):
+    for bits in (1, 2, 3, 4, 5, 6, 8):
         yield f"mlx:int{bits}-g64", _mlx(x, bits=bits, group_size=64) if _has("mlx") else {}
     for mode in ("mxfp4", "mxfp8", "nvfp4"):
         yield f"mlx:{mode}", _mlx(x, mode=mode) if _has("mlx") else {}
-    for name in (
-        "int8-sym-channel",
-        "int8-asym-channel",
-        "int4-sym-g64",
-        "int4-asym-g64",
-        "nf4-g64",
-        "mxfp4",
-        "fp8-g64",
-    ):
+    yield "mlx:nvfp4-tensor", _mlx(x, mode="nvfp4", for_tensor=True) if _has("mlx") else {}
+    for name in NNCF:
         yield f"openvino:{name}", _nncf(x, name) if _has("nncf") else {}
     for bits in (2, 4, 8):
-        yield f"onnx:int{bits}-sym-g32", _onnxruntime(x, bits) if _has("onnxruntime") else {}
+        for symmetry in ("sym", "asym"):
+            peer = _onnxruntime(x, bits, symmetry == "sym") if _has("onnxruntime") else {}
+            yield f"onnx:int{bits}-{symmetry}-g32", peer
+    for symmetry in ("sym", "asym"):
+        yield f"onnx:qdq_int4-{symmetry}-g32", _onnxruntime_qdq(x, symmetry == "sym") if _has("onnxruntime") else {}
+    for kind, symmetry in (("int8", "sym"), ("uint8", "asym")):
+        for where in ("channel", "tensor"):
+            peer = _onnxruntime_tool(x, kind, symmetry == "sym", where) if _has("onnxruntime") else {}
+            yield f"onnx:{kind}-{symmetry}-{where}", peer
     yield "affine:int4-asym-g32", {}
 
 
-def _mlx(x: Array, **options: Any) -> dict[str, Callable[[], object]]:
+def _mlx(x: Array, *, for_tensor: bool = False, **options: Any) -> dict[str, Callable[[], object]]:
     import mlx.core as mx
 
     source = mx.array(x)
 
     def job() -> object:
-        return mx.eval(mx.quantize(source, **options, stream=mx.cpu))
+        largest = {"global_scale": mx.max(mx.abs(source))} if for_tensor else {}
+        return mx.eval(mx.quantize(source, **options, **largest, stream=mx.cpu))
 
     return {"mlx": job}
 
 
 def _nncf(x: Array, name: str) -> dict[str, Callable[[], object]]:
-    """NNCF's own numpy arithmetic, without the walk over the model's graph."""
+    """NNCF's own arithmetic, without the walk over the model's graph."""
     from nncf import CompressWeightsMode
     from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
+    from nncf.quantization.algorithms.weight_compression.constants import CB4_QUANTILES
     from nncf.quantization.algorithms.weight_compression.weight_lowering import compress_weight
     from nncf.tensor import Tensor
 
-    kind, *rest = name.split("-")
-    mode = getattr(
-        CompressWeightsMode, "_".join([kind, *[r for r in rest if "sym" in r]]).upper().replace("FP8", "FP8_E4M3")
-    )
-    group = {"mxfp4": 32}.get(name, int(rest[-1][1:]) if rest and rest[-1][0] == "g" else -1)
-    config = WeightCompressionConfig(mode, group)
+    rest = name.rpartition("-g")[2]
+    group = {"mxfp4": 32, "mxfp8": 32, "nvfp4": 16}.get(name, int(rest) if rest.isdigit() else -1)
+    codebook = Tensor(CB4_QUANTILES) if name.startswith("cb4") else None
+    config = WeightCompressionConfig(getattr(CompressWeightsMode, NNCF[name]), group, codebook_values=codebook)
     weight = Tensor(x)
     return {"nncf": lambda: compress_weight(weight, 1, config)}
 
 
-def _onnxruntime(x: Array, bits: int) -> dict[str, Callable[[], object]]:
+def _onnxruntime(x: Array, bits: int, symmetric: bool) -> dict[str, Callable[[], object]]:
     from onnxruntime.capi import _pybind_state as ort
 
     kernel = getattr(ort, f"quantize_matmul_{bits}bits")
@@ -195,4 +217,26 @@ def _onnxruntime(x: Array, bits: int) -> dict[str, Callable[[], object]]:
     packed = np.zeros((n, k // block, block * bits // 8), np.uint8)
     scales = np.zeros(n * (k // block), np.float32)
     zeros = np.zeros(n * ((k // block * bits + 7) // 8), np.uint8)
-    return {"onnxruntime": lambda: kernel(packed, columns, scales, zeros, block, n, k, True)}
+    return {"onnxruntime": lambda: kernel(packed, columns, scales, zeros, block, n, k, symmetric)}
+
+
+def _onnxruntime_qdq(x: Array, symmetric: bool) -> dict[str, Callable[[], object]]:
+    from onnxruntime.capi import _pybind_state as ort
+
+    columns = np.ascontiguousarray(x.T)
+    k, n, block = *columns.shape, 32
+    packed = np.zeros((k * n + 1) // 2, np.uint8)
+    scales, zeros = np.zeros((k // block, n), np.float32), np.zeros((k // block * n + 1) // 2, np.uint8)
+    return {
+        "onnxruntime": lambda: ort.quantize_qdq_matmul_4bits(packed, columns, scales, zeros, block, n, k, symmetric)
+    }
+
+
+def _onnxruntime_tool(x: Array, kind: str, symmetric: bool, where: str) -> dict[str, Callable[[], object]]:
+    """The quantization tool, which is numpy itself; one call for each channel, as it makes them."""
+    from onnx import TensorProto
+    from onnxruntime.quantization.quant_utils import quantize_data
+
+    channels = list(x) if where == "channel" else [x]
+    number = {"int8": TensorProto.INT8, "uint8": TensorProto.UINT8}[kind]
+    return {"onnxruntime": lambda: [quantize_data(channel, number, symmetric) for channel in channels]}
