@@ -17,6 +17,8 @@ import pytest
 from openvino_models import VOCAB, save, token_samples, tokens_model
 
 import edgekit
+from edgekit import sample
+from edgekit.architectures.forward import Transformer
 from edgekit.errors import (
     EdgekitError,
     InvalidFileError,
@@ -32,7 +34,10 @@ from edgekit.pipeline import open_artifact
 from edgekit_openvino import compress, modes
 from edgekit_openvino.compress import Options
 from edgekit_openvino.library import openvino
+from edgekit_openvino.measure import outputs
+from edgekit_openvino.models import read_ir
 from edgekit_openvino.quiet import quiet
+from edgekit_openvino.samples import inputs_of, token_feed
 
 LAYERS = [f"layer{layer}.{which}" for layer in range(3) for which in ("gate", "up", "down")]
 
@@ -382,3 +387,56 @@ def test_the_command_line_and_its_clean_stdout(model: Path, tmp_path: Path):
     wrong = subprocess.run([*line, "-o", "ratio=7"], capture_output=True, text=True, env=loud, check=False)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == "edgekit: error: ratio=7; choose a share of the weights between 0 and 1\n"
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample model as an IR in float."""
+    path = tmp_path_factory.mktemp("language") / "float"
+    edgekit.convert(sample.path(), path, format="openvino", dtype="F32")
+    return path
+
+
+def test_a_language_model_is_calibrated_on_a_text(language: Path, tmp_path: Path):
+    (tmp_path / "text.txt").write_text(sample.heldout_text()[:6000])
+    options = {"mode": "INT4_SYM", "group_size": 64, "subset_size": 8, "context": 32}
+    plain = run(language, tmp_path / "plain", **options, calibration=tmp_path / "text.txt")
+    better = run(language, tmp_path / "better", **options, calibration=str(tmp_path / "text.txt"), gptq=True)
+    assert plain.manifest is not None
+    assert better.manifest is not None
+    assert better.manifest.quality["samples"] == 8
+    assert better.manifest.quality["output_error"] < 0.9 * plain.manifest.quality["output_error"]
+    assert better.manifest.quality["cosine"] > 0.99
+    # It still is the model that it was: the same tensors, a tokenizer, and logits in numpy like those of the graph.
+    assert set(better.tensors) == set(open_artifact(language).tensors)
+    assert better.tokenizer is not None
+    ids = np.asarray(better.tokenizer.encode(sample.heldout_text()[7000:7200]))
+    feed = token_feed(ids, inputs_of(read_ir(better)))
+    (graph,) = outputs(read_ir(better), [feed])
+    ours = Transformer(better.model).logits(ids)
+    assert np.abs(ours - graph[0]).max() <= 1e-4 * np.abs(ours).max()
+    other = token_feed(ids, inputs_of(read_ir(plain)))
+    assert not np.array_equal(graph, next(outputs(read_ir(plain), [other])))
+
+
+def test_texts_that_make_no_sample(language: Path, tmp_path: Path):
+    (tmp_path / "short.txt").write_text("Once upon a time")
+    options = {"mode": "NF4", "group_size": 64, "calibration": tmp_path / "short.txt"}
+    said = r"^the text has 10 tokens, and a window takes 128; give more text, or a smaller context$"
+    with pytest.raises(UsageError, match=said):
+        run(language, tmp_path / "out", **options)
+    (tmp_path / "latin1.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(InvalidFileError, match=r"latin1\.txt: not UTF-8 at offset 3; convert it to UTF-8$"):
+        run(language, tmp_path / "out", **{**options, "calibration": tmp_path / "latin1.txt"})
+
+
+def test_a_graph_with_corrections_runs_but_is_no_model_of_its_family(language: Path, tmp_path: Path):
+    (tmp_path / "text.txt").write_text(sample.heldout_text()[:2000])
+    written = run(
+        language, tmp_path / "out", mode="INT4_SYM", group_size=64, lora_correction=True, lora_rank=4, context=32,
+        calibration=tmp_path / "text.txt", subset_size=2, ignored={"patterns": [r".*layers\.[12].*"]},
+    )  # fmt: skip
+    with pytest.raises(
+        UnsupportedModelError, match=r"its graph has the matrix matmul\.\d+_lora_A, which llama does not h"
+    ):
+        _ = written.model

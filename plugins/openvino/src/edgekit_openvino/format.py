@@ -132,6 +132,12 @@ def _model(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], director
             f"{directory}: its graph has no constant {missing[0]} ({len(missing)} of {len(names)} are missing), so "
             "somebody else has written it; it runs as it is, and to change it convert it from its original files"
         )
+    others = [name for name, tensor in tensors.items() if name not in set(names.values()) and len(tensor.shape) > 1]
+    if others:
+        raise UnsupportedModelError(
+            f"{directory}: its graph has the matrix {others[0]}, which {parsed.family} does not have (NNCF's LoRA "
+            "correction adds such); it runs as it is, and to change it convert it from its original files"
+        )
     view = {role: tensors[name] for role, name in names.items()}
     check_tensors(parsed, view, str(directory), names)
     return Model(parsed, view)

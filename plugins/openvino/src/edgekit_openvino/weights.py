@@ -96,6 +96,8 @@ class _Search:
             return None
         subtract = self._next(layer.id, "Subtract")
         if subtract is not None:
+            if next(iter(subtract.inputs.values()))[0] != layer.id:
+                return None  # a zero point, which is subtracted from the codes
             zero = self._other(subtract, layer)
             if zero is None:
                 return None
