@@ -1,0 +1,71 @@
+"""The graphs that a runtime needs, cut out of the one in the IR: all logits, the last ones, the last states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from edgekit.errors import InvalidFileError, UnsupportedModelError
+from edgekit_openvino.library import core, openvino
+
+Variant = Literal["all", "last", "hidden"]
+
+
+def read_model(xml: Path) -> Any:
+    """The library's own view of an IR that edgekit has checked.
+
+    Raises:
+        InvalidFileError: the library refuses it; with what it says.
+    """
+    try:
+        return core().read_model(str(xml))
+    except RuntimeError as error:
+        raise InvalidFileError(f"{xml}: OpenVINO refuses it: {last_line(error)}") from error
+
+
+def last_line(error: Exception) -> str:
+    """What OpenVINO says, without the places in its source that come before."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
+
+
+def variant(model: Any, which: Variant, path: Path) -> Any:
+    """A decoder's graph that gives all logits, only those after the last token, or the states that they are made of.
+
+    Args:
+        model: an `openvino.Model` whose first result are logits; it is changed.
+        which: ``all``, ``last`` or ``hidden``.
+        path: for the error.
+
+    Raises:
+        UnsupportedModelError: the logits are no product with an output matrix.
+    """
+    if which == "all":
+        return model
+    product = _output_product(model, path)
+    if which == "hidden":
+        return _with_result(model, product.input_value(0))
+    op = openvino().opset13
+    ints = [op.constant(np.array([n], np.int64)) for n in (-1, np.iinfo(np.int64).max, 1, 1)]
+    last = op.slice(product.input_value(0), *ints)
+    product.input(0).replace_source_output(last.output(0))
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def _output_product(model: Any, path: Path) -> Any:
+    """The product with the output matrix: at most a soft cap lies between it and the result."""
+    node = model.outputs[0].get_node().input_value(0).get_node()
+    while node.get_type_name() in ("Multiply", "Tanh", "Divide", "Add", "Convert"):
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "MatMul":
+        raise UnsupportedModelError(f"{path}: its logits come of a {node.get_type_name()}, not of an output matrix")
+    return node
+
+
+def _with_result(model: Any, output: Any) -> Any:
+    ov = openvino()
+    result = ov.opset13.result(output)
+    return ov.Model([result], model.get_sinks(), model.get_parameters(), "hidden")

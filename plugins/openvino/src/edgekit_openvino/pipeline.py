@@ -1,0 +1,92 @@
+"""OpenVINO GenAI, token by token: `openvino_genai.LLMPipeline` on a directory with the tokenizer's models."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.errors import ResourceError
+from edgekit_openvino.graphs import last_line
+from edgekit_openvino.library import genai, openvino
+
+#: What has to lie beside the model.
+NEEDED = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
+_END = None
+
+
+class Pipeline:
+    """A pipeline that is fed token ids and gives token ids.
+
+    Raises:
+        ResourceError: GenAI cannot load the directory; with what it says.
+    """
+
+    def __init__(self, directory: Path, device: str, properties: Mapping[str, Any]) -> None:
+        self._genai, self._lock = genai(), threading.Lock()
+        try:
+            self._pipeline = self._genai.LLMPipeline(str(directory), device, **properties)
+        except RuntimeError as error:
+            raise ResourceError(f"{directory}: OpenVINO GenAI cannot load it: {last_line(error)}") from error
+
+    def greedy(self, prompt: Sequence[int], count: int) -> Iterator[int]:
+        """The most likely tokens, one after another; the model's end token does not end them."""
+        config = self._genai.GenerationConfig()
+        config.max_new_tokens, config.do_sample, config.ignore_eos, config.apply_chat_template = (
+            count,
+            False,
+            True,
+            False,
+        )
+        ids = np.array([list(prompt)], np.int64)
+        inputs = self._genai.TokenizedInputs(openvino().Tensor(ids), openvino().Tensor(np.ones_like(ids)))
+        yield from self._stream(inputs, config)
+
+    def _stream(self, inputs: Any, config: Any) -> Iterator[int]:
+        """What a generation in a thread of its own writes; the thread ends when the tokens are wanted no more."""
+        streamer, failure = _streamer(self._genai), list[Exception]()
+
+        def run() -> None:
+            try:
+                with self._lock:  # a pipeline has one state
+                    self._pipeline.generate(inputs, config, streamer)
+            except RuntimeError as error:
+                failure.append(error)
+            finally:
+                streamer.tokens.put(_END)
+
+        worker = threading.Thread(target=run, name="edgekit-openvino-generate", daemon=True)
+        worker.start()
+        try:
+            while (token := streamer.tokens.get()) is not _END:
+                yield token
+        finally:
+            streamer.cancelled = True
+            worker.join()
+        if failure:
+            raise ResourceError(f"OpenVINO GenAI cannot generate: {last_line(failure[0])}") from failure[0]
+
+
+def _streamer(library: Any) -> Any:
+    """A streamer that puts every token into a queue; its base is GenAI's, known only when that is imported."""
+
+    class Streamer(library.StreamerBase):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+            self.cancelled = False
+
+        def write(self, token: int | Sequence[int]) -> Any:
+            for one in token if isinstance(token, Sequence) else (token,):
+                self.tokens.put(int(one))
+            status = library.StreamingStatus
+            return status.CANCEL if self.cancelled else status.RUNNING
+
+        def end(self) -> None:
+            """Nothing is held back."""
+
+    return Streamer()

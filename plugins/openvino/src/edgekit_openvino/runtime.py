@@ -1,0 +1,343 @@
+"""Runs OpenVINO IR: any graph by its inputs' names; decoders with logits, text, chat and embeddings."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.architectures import ModelConfig
+from edgekit.architectures.rope import turns_change
+from edgekit.artifact import Artifact
+from edgekit.errors import InvalidFileError, NonFiniteError, ResourceError, UnsupportedModelError, UsageError
+from edgekit.runtime import Sampling, TextRuntime
+from edgekit_openvino import pipeline
+from edgekit_openvino.graphs import Variant, last_line, read_model, variant
+from edgekit_openvino.library import core, openvino
+from edgekit_openvino.options import Options
+
+F32 = npt.NDArray[np.float32]
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+def open_runtime(artifact: Artifact, **options: Any) -> OpenVinoRuntime:
+    """Load an IR.
+
+    Args:
+        artifact: opened by edgekit, whose reader checks every offset.
+        options: of `edgekit_openvino.options.Options`: device, hint, exact, precision, cache_dir, threads, genai,
+            properties.
+
+    Raises:
+        UsageError: an option that is not known, or a device that is not there.
+        InvalidFileError: the library refuses the graph.
+    """
+    return OpenVinoRuntime(artifact, Options.of(**options))
+
+
+class OpenVinoRuntime(TextRuntime):
+    """A model that OpenVINO runs; see `edgekit.runtime.Runtime`. Calls from several threads take turns.
+
+    Graphs are compiled when they are first needed: one for the logits of all tokens, one for those after the last,
+    one for embeddings. Greedy text is OpenVINO GenAI's where that is installed, sampled text edgekit's sampler's, so
+    that the same arguments mean the same in every runtime; both compute with the same graph.
+
+    Example:
+        >>> with edgekit.load("model-ir", runtime="openvino", device="CPU") as model:  # doctest: +SKIP
+        ...     print(model.generate("Once upon a time", max_tokens=40))
+    """
+
+    name = "openvino"
+
+    def __init__(self, artifact: Artifact, options: Options) -> None:
+        self.artifact, self.options = artifact, options
+        self._config = _known(artifact)
+        self._lock = threading.RLock()
+        self._compiled: dict[Variant, _Graph] | None = {}
+        self._pipeline: pipeline.Pipeline | None = None
+        self._graph("all" if self._config is None else "last")  # a model that cannot run is refused here
+
+    # Any graph.
+
+    @property
+    def inputs(self) -> dict[str, tuple[str, tuple[int | None, ...]]]:
+        """The graph's inputs: name -> element type and shape, None for a dimension of any size."""
+        return {port.any_name: _described(port) for port in self._graph("all").compiled.inputs}
+
+    def infer(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Run the graph once; a stateful one starts from nothing.
+
+        Args:
+            inputs: name -> array, of the types and shapes that `inputs` says.
+
+        Returns:
+            Every output by its name, in the order of the graph.
+
+        Raises:
+            UsageError: an input that is missing, not known, or of a type or shape that the graph does not take.
+        """
+        graph = self._graph("all")
+        with self._lock:
+            graph.forget()
+            return graph.run(graph.checked(inputs))
+
+    def infer_many(self, batches: Iterable[Arrays], *, jobs: int = 0) -> list[dict[str, npt.NDArray[Any]]]:
+        """Run the graph on many inputs, several at a time, through an asynchronous queue.
+
+        Args:
+            batches: as for `infer`, each on its own.
+            jobs: how many are under way at a time; 0 takes what the device does best, more with
+                ``hint="throughput"``.
+
+        Returns:
+            The outputs, in the order of the inputs.
+
+        Raises:
+            UsageError: as `infer`, or a negative number of jobs.
+        """
+        if jobs < 0:
+            raise UsageError(f"jobs {jobs}; choose 0 (what the device does best) or more")
+        return self._graph("all").run_many(batches, jobs)
+
+    # Decoders.
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model's context holds."""
+        return self._decoder().context
+
+    def logits(self, tokens: npt.ArrayLike) -> F32:
+        """Scores of every next token, float32 [n, vocab] or [batch, n, vocab], of token ids [n] or [batch, n].
+
+        Raises:
+            UsageError: no tokens, not integers, or ids outside the vocabulary.
+            ContextOverflowError: more tokens than the model's context.
+        """
+        ids = self._ids(tokens)
+        self.room(ids.shape[-1], None)
+        graph = self._graph("all")
+        with self._lock:
+            graph.forget()
+            found = graph.step(np.atleast_2d(ids))
+        return found.reshape(*ids.shape, -1)
+
+    def tokens(
+        self, prompt: Sequence[int], *, max_tokens: int | None = None, sampling: Sampling | None = None
+    ) -> Iterator[int]:
+        """Continue a sequence of token ids, one at a time; never ends by itself before `max_tokens`.
+
+        Raises:
+            UsageError, ContextOverflowError: as `logits`, of the prompt and `max_tokens` together.
+            ResourceError: the device cannot compute it.
+        """
+        ids = self._ids(np.asarray(prompt))
+        if ids.ndim != 1:
+            raise UsageError(f"a prompt is one sequence of token ids [n]; got {list(ids.shape)}")
+        count, chosen = self.room(len(ids), max_tokens), sampling or Sampling()
+        if count and chosen.temperature == 0 and self._uses_genai(len(ids) + count):
+            return self._greedy(ids.tolist(), count)
+        return self._continue(ids.tolist(), count, chosen.sampler())
+
+    def _greedy(self, ids: list[int], count: int) -> Iterator[int]:
+        with self._lock:
+            if self._pipeline is None:
+                directory, options = self.artifact.path, self.options
+                self._pipeline = pipeline.Pipeline(directory, options.device, options.compiled_with())
+            found = self._pipeline
+        return found.greedy(ids, count)
+
+    def _continue(self, ids: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
+        for _ in range(count):
+            with self._lock:
+                token = choose(self._graph("last").after(ids, self._decoder()))
+            yield token
+            ids.append(token)
+
+    def embed(self, text: str) -> F32:
+        """The mean of the last layer's states over a text, float32 [width], of length 1.
+
+        Raises:
+            UsageError: an empty text, or no tokenizer.
+            ContextOverflowError: more tokens than the model's context.
+            NonFiniteError: the model computes values that are not finite.
+        """
+        ids = self._ids(self.encode(text))
+        self.room(len(ids), None)
+        graph = self._graph("hidden")
+        with self._lock:
+            graph.forget()
+            mean = graph.step(ids[None])[0].mean(axis=0, dtype=np.float64)
+        if not np.isfinite(mean).all():
+            raise NonFiniteError(f"{self.artifact.path}: it computes values that are not finite")
+        unit: F32 = (mean / max(float(np.linalg.norm(mean)), 1e-30)).astype(np.float32)
+        return unit
+
+    def close(self) -> None:
+        """Let go of the compiled graphs; more than once is fine."""
+        with self._lock:
+            self._compiled = self._pipeline = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _graph(self, which: Variant) -> _Graph:
+        with self._lock:
+            if self._compiled is None:
+                raise UsageError("the runtime is closed; open the model again")
+            if which not in self._compiled:
+                self._compiled[which] = _Graph.compile(_xml(self.artifact), which, self.options)
+            return self._compiled[which]
+
+    def _decoder(self) -> ModelConfig:
+        if self._config is None:
+            raise UnsupportedModelError(
+                f"{self.artifact.path}: edgekit does not know it as a language model; run it with infer"
+            )
+        return self._config
+
+    def _uses_genai(self, length: int) -> bool:
+        """Whether GenAI generates: it cannot start over where a sequence outgrows the turns of its positions."""
+        wanted = self.options.genai
+        if wanted is False or turns_change(self._decoder(), 1, length):
+            return False
+        lacking = [name for name in pipeline.NEEDED if not (self.artifact.path / name).is_file()]
+        if wanted and lacking:
+            raise UsageError(f"{self.artifact.path}: it has no {lacking[0]}; convert it again with the genai extra")
+        return not lacking and importlib.util.find_spec("openvino_genai") is not None
+
+    def _ids(self, tokens: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        ids, vocab = np.asarray(tokens), self._decoder().vocab
+        if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or ids.size == 0:
+            raise UsageError(f"tokens have to be integers [n] or [batch, n], at least one; got {ids.dtype} {ids.shape}")
+        if ids.min() < 0 or ids.max() >= vocab:
+            raise UsageError(
+                f"tokens lie between {ids.min()} and {ids.max()}, the vocabulary has 0 to {vocab - 1}; "
+                "use the model's own tokenizer"
+            )
+        return ids.astype(np.int64)
+
+
+class _Graph:
+    """A compiled graph with one request, and the tokens that its states have seen."""
+
+    def __init__(self, compiled: Any, path: Path) -> None:
+        self.compiled, self._path = compiled, path
+        self._request = compiled.create_infer_request()
+        self._ports = {port.any_name: port for port in compiled.inputs}
+        self._seen: list[int] = []
+
+    @classmethod
+    def compile(cls, xml: Path, which: Variant, options: Options) -> _Graph:
+        model = read_model(xml)
+        try:
+            compiled = core().compile_model(variant(model, which, xml), options.device, options.compiled_with())
+        except RuntimeError as error:
+            raise ResourceError(f"{xml}: {options.device} cannot compile it: {last_line(error)}") from error
+        return cls(compiled, xml)
+
+    def forget(self) -> None:
+        """Start from nothing."""
+        self._seen.clear()
+        self._request.reset_state()
+
+    def step(self, ids: npt.NDArray[np.int64]) -> F32:
+        """The first output for new tokens [batch, n] after those seen."""
+        before = len(self._seen)
+        total = before + ids.shape[1]
+        given = {
+            "input_ids": ids,
+            "attention_mask": np.ones((len(ids), total), np.int64),
+            "position_ids": np.broadcast_to(np.arange(before, total, dtype=np.int64), ids.shape),
+            "beam_idx": np.arange(len(ids), dtype=np.int32),
+        }
+        first = next(iter(self.run({name: given[name] for name in self._ports}).values()))
+        return first.astype(np.float32, copy=False)
+
+    def after(self, ids: list[int], config: ModelConfig) -> F32:
+        """Logits [vocab] after the ids; computes only what the last call has not, where it may."""
+        seen = len(self._seen)
+        goes_on = seen < len(ids) and ids[:seen] == self._seen
+        if not goes_on or turns_change(config, seen, len(ids)):
+            self.forget()
+            seen = 0
+        logits = self.step(np.array([ids[seen:]], np.int64))[0, -1]
+        self._seen = list(ids)
+        return logits
+
+    def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        try:
+            self._request.infer(dict(inputs))
+        except RuntimeError as error:
+            raise ResourceError(f"{self._path}: the device cannot compute it: {last_line(error)}") from error
+        return _outputs(self._request, self.compiled)
+
+    def run_many(self, batches: Iterable[Arrays], jobs: int) -> list[dict[str, npt.NDArray[Any]]]:
+        found: dict[int, dict[str, npt.NDArray[Any]]] = {}
+
+        def done(request: Any, number: int) -> None:
+            found[number] = _outputs(request, self.compiled)
+            request.reset_state()
+
+        waiting = openvino().AsyncInferQueue(self.compiled, jobs)
+        waiting.set_callback(done)
+        for number, inputs in enumerate(batches):
+            waiting.start_async(self.checked(inputs), number)
+        waiting.wait_all()
+        return [found[number] for number in sorted(found)]
+
+    def checked(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """The inputs, where they are what the graph takes."""
+        known = ", ".join(self._ports)
+        for name in inputs:
+            if name not in self._ports:
+                raise UsageError(f"{self._path}: it has no input {name!r}; it has {known}")
+        for name, port in self._ports.items():
+            if name not in inputs:
+                raise UsageError(f"{self._path}: input {name!r} is missing; it wants {known}")
+            _check(np.asarray(inputs[name]), port, f"{self._path}: input {name!r}")
+        return {name: np.ascontiguousarray(inputs[name]) for name in self._ports}
+
+
+def _check(array: npt.NDArray[Any], port: Any, where: str) -> None:
+    element, shape = _described(port)
+    if np.dtype(port.element_type.to_dtype()) != array.dtype:
+        raise UsageError(f"{where} is {array.dtype}, the graph takes {element}; convert it")
+    fits = len(shape) == array.ndim and all(
+        wanted in (None, size) for wanted, size in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        allowed = ", ".join("any" if size is None else str(size) for size in shape)
+        raise UsageError(f"{where} has shape {list(array.shape)}, the graph takes [{allowed}]")
+
+
+def _described(port: Any) -> tuple[str, tuple[int | None, ...]]:
+    shape = port.partial_shape
+    sizes = () if shape.rank.is_dynamic else tuple(d.get_length() if d.is_static else None for d in shape)
+    return port.element_type.get_type_name(), sizes
+
+
+def _outputs(request: Any, compiled: Any) -> dict[str, npt.NDArray[Any]]:
+    """Every output by its name, in arrays of their own: the request's are overwritten by its next run."""
+    return {
+        (port.any_name if port.names else f"output {number}"): np.array(request.get_output_tensor(number).data)
+        for number, port in enumerate(compiled.outputs)
+    }
+
+
+def _known(artifact: Artifact) -> ModelConfig | None:
+    try:
+        return artifact.model.config
+    except (UnsupportedModelError, InvalidFileError):
+        return None
+
+
+def _xml(artifact: Artifact) -> Path:
+    return next(file for file in artifact.files if file.suffix == ".xml")
