@@ -259,7 +259,8 @@ class _Graph:
             "beam_idx": np.arange(len(ids), dtype=np.int32),
         }
         first = next(iter(self.run({name: given[name] for name in self._ports}).values()))
-        return first.astype(np.float32, copy=False)
+        logits: F32 = first.astype(np.float32, copy=False)
+        return logits
 
     def after(self, ids: list[int], config: ModelConfig) -> F32:
         """Logits [vocab] after the ids; computes only what the last call has not, where it may."""
