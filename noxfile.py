@@ -23,7 +23,7 @@ nox.options.sessions = ["tests"]
 nox.options.error_on_missing_interpreters = True
 
 CORE = ["./core[testing,text,progress,chat]"]
-PLUGINS = ["./plugins/gguf"]
+PLUGINS = ["./plugins/gguf", "./plugins/serve"]
 NUMBA = "./plugins/numba"
 OPENVINO = "./plugins/openvino"
 LLAMACPP = "./plugins/llamacpp"  # where llama-cpp-python is there already, so that nothing compiles
@@ -33,6 +33,7 @@ DISTRIBUTIONS = [
     "plugins/numba",
     "plugins/llamacpp",
     "plugins/openvino",
+    "plugins/serve",
     "plugins/example",
 ]
 SOURCES = [
@@ -41,9 +42,12 @@ SOURCES = [
     "plugins/numba/src",
     "plugins/llamacpp/src",
     "plugins/openvino/src",
+    "plugins/serve/src",
     "plugins/example/src",
 ]
 
+# Who calls the server in its tests: OpenAI's own client, and what Starlette tests itself with.
+CLIENTS = ["openai==3.57.0", "httpx2==2.16.2"]
 # The versions that the bytes are proved against. torch comes first, so that nothing else chooses its build.
 TORCH = "torch==2.13.0"
 LLAMA = "llama-cpp-python==0.3.36"
@@ -94,7 +98,7 @@ def core(session: nox.Session) -> None:
 def plugins(session: nox.Session) -> None:
     """The plugins' tests and what spans the house, with the wheels installed side by side."""
     install_house(session)
-    session.install(NUMBA, "build", "hatchling", "pytest-xdist", silent=True)
+    session.install(NUMBA, *CLIENTS, "build", "hatchling", "pytest-xdist", silent=True)
     session.install("--no-deps", LLAMACPP, OPENVINO, silent=True)  # light, and quiet without their frameworks
     run_pytest(session, "tests/plugins", "tests/contracts", *PARALLEL)
 
@@ -195,7 +199,7 @@ def build(session: nox.Session) -> None:
 def install_oracles(session: nox.Session) -> None:
     """Everything that the bytes are compared with; llama-cpp-python is compiled once and kept."""
     session.install(TORCH, silent=True)
-    session.install(*CORE, *PLUGINS, *ORACLES, silent=True)
+    session.install(*CORE, *PLUGINS, *ORACLES, *CLIENTS, silent=True)
     session.install(str(llama_wheel(session)), silent=True)
     session.install(LLAMACPP, NUMBA, OPENVINO, silent=True)
 

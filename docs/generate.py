@@ -18,15 +18,19 @@ import bad_input
 import click
 import numpy as np
 
+#: The plugins whose commands the pages show.
+SHOWN = ("gguf", "serve")
 # The same pages wherever they are made: only the plugins that the docs session installs take part.
-os.environ["EDGEKIT_NO_PLUGINS"] = ",".join(p.name for p in metadata.entry_points(group="edgekit") if p.name != "gguf")
+os.environ["EDGEKIT_NO_PLUGINS"] = ",".join(
+    p.name for p in metadata.entry_points(group="edgekit") if p.name not in SHOWN
+)
 os.environ["COLUMNS"] = "100"
 
 import edgekit
 from edgekit import hookspecs
 from edgekit.bridges import Carry, relation
 from edgekit.catalogue import Entry, entries
-from edgekit.cli import VERBS, cli
+from edgekit.cli import cli
 from edgekit.precision import Precision
 from edgekit.reference import ggml as reference_ggml
 from edgekit.reference.ggml import TYPES
@@ -67,7 +71,7 @@ def command_line() -> str:
     """The help of every verb, as the program prints it."""
     context = click.Context(cli, info_name="edgekit", max_content_width=100)
     blocks = [("edgekit", cli.get_help(context))]
-    for verb in VERBS:
+    for verb in cli.list_commands(context):
         command = cli.get_command(context, verb)
         assert command is not None
         child = click.Context(command, info_name=f"edgekit {verb}", max_content_width=100)

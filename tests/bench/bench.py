@@ -1,6 +1,6 @@
 """Speed and memory, side by side with the frameworks' own code in one run, as ratios.
 
-python tests/bench/bench.py [--quick] [--only TEXT] [--markdown FILE]
+python tests/bench/bench.py [--quick] [--only TEXT] [--markdown FILE]      --only llamacpp: whole files and tokens alone
 
 Rounds of all contenders are interleaved and the best of each counts, because machines are noisy: compare the
 ratios of one run, never figures of two. Speeds are GB/s of float32 (input of encode, output of decode), one thread.
@@ -23,6 +23,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import llamacpp  # noqa: E402
 import numpy as np  # noqa: E402
 import peers  # noqa: E402
 from case import Case, Job  # noqa: E402
@@ -77,6 +78,13 @@ def row(case: Case, rounds: int) -> list[str]:
     return [case.what, f"`{case.precision}`", f"{case.nbytes / own / 1e9:.3f}", "; ".join(against) or "–"]
 
 
+def shown(report: Iterator[str]) -> Iterator[str]:
+    """The lines, printed as they come."""
+    for line in report:
+        print(line, flush=True)
+        yield line
+
+
 def main() -> None:
     """Run, print the table as it grows, and write it where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -91,10 +99,12 @@ def main() -> None:
         if options.only in f"{case.what} {case.precision}":
             lines.append("| " + " | ".join(row(case, 3 if options.quick else 7)) + " |")
             print(lines[-1], flush=True)
+    if options.only in ("", "llamacpp"):
+        lines += ["", *shown(llamacpp.report(options.quick))]
     if not options.only:
-        lines += ["", streaming_report(200_000_000 if options.quick else 2_000_000_000)]
-        lines += ["", *encode_report()]
-        print("\n" + "\n".join(lines[lines.index("", 3) :]))
+        memory = ["", streaming_report(200_000_000 if options.quick else 2_000_000_000), "", *encode_report()]
+        print("\n".join(memory))
+        lines += memory
     if options.markdown:
         options.markdown.write_text("\n".join(lines) + "\n", "utf-8")
 

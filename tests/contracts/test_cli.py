@@ -97,6 +97,7 @@ def test_exit_codes(q4, tmp_path):
     assert "edgekit-gguf" in edgekit("inspect", q4, code=4, EDGEKIT_NO_PLUGINS="1").stderr
     unwritable = tmp_path / "no" / "such" / "directory" / "x.gguf"
     assert "directory" in edgekit("quantize", q4, "Q8_0", "--to", unwritable, code=5).stderr
+    assert "cannot write" in edgekit("demo", "--out", broken, code=5).stderr
     assert "target is the source" in edgekit("convert", q4, "--to", q4, code=2).stderr
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
@@ -16,6 +17,7 @@ from edgekit.errors import (
     MissingFileError,
     MissingPluginError,
     NonFiniteError,
+    ResourceError,
     UnknownRecipeError,
     UsageError,
 )
@@ -85,7 +87,11 @@ def test_chunks_of_the_next_tensors_are_encoded_meanwhile_and_few_at_once(source
     assert waiting[-1] == executor.under_way == 0
 
 
-@pytest.mark.parametrize("recipe", ["affine:int4-sym-g32", "affine:int3-asym-tensor", "ggml:Q8_0", "mlx:int4-g32"])
+@pytest.mark.parametrize(
+    "recipe",
+    ["affine:int4-sym-g32", "affine:int3-asym-tensor", "ggml:Q8_0", "ggml:IQ4_NL", "mlx:int4-g32", "mlx:nvfp4-tensor",
+     "openvino:int4-asym-g32", "openvino:nvfp4", "onnx:int4-asym-g32", "onnx:qdq_int4-asym-g32", "olive:int4-asym-g32"],
+)  # fmt: skip
 def test_the_same_bytes_from_every_executor_and_chunk_size(source, recipe, tmp_path, monkeypatch):
     expected = digest(edgekit.quantize(source, recipe, to=tmp_path / "default"))
     for workers in (1, 2, 8):
@@ -186,6 +192,24 @@ def test_opening_nothing_or_nonsense(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(InvalidFileError, match="no installed format recognises it"):
         edgekit.open(tmp_path / "notes.txt")
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="permissions are another matter on Windows")
+def test_a_folder_that_may_not_be_entered(source, tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o000)
+    superuser = os.geteuid() == 0
+    try:
+        if superuser:  # whom permissions do not bind
+            os.seteuid(65534)
+        with pytest.raises(MissingFileError, match=r"closed/m: cannot be read \(.*\); check its permissions$"):
+            edgekit.open(closed / "m")
+        with pytest.raises(ResourceError, match=r"give yourself write permission, or choose another target$"):
+            edgekit.quantize(source, "affine:int4-sym-g32", to=closed / "m")
+    finally:
+        if superuser:
+            os.seteuid(0)
+        closed.chmod(0o700)
 
 
 def test_a_missing_format_names_its_distribution(source, tmp_path, monkeypatch):

@@ -17,8 +17,16 @@ from gguf import GGUFReader, GGUFWriter
 import edgekit
 from edgekit.architectures.forward import Transformer, rms_norm
 from edgekit.calibration import collect, importance, read_importance, write_importance
-from edgekit.errors import InvalidFileError, MissingFileError, NonFiniteError, UnsupportedModelError, UsageError
+from edgekit.errors import (
+    InvalidFileError,
+    MissingFileError,
+    NonFiniteError,
+    PluginError,
+    UnsupportedModelError,
+    UsageError,
+)
 from edgekit_gguf import recipes
+from edgekit_llamacpp import activations
 
 DATA = Path(os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 STORIES = DATA / "stories260K.gguf"
@@ -213,3 +221,44 @@ def test_a_model_that_computes_nan_is_no_calibration(stories: edgekit.Artifact, 
     monkeypatch.setattr(Transformer, "_norm", lambda self, name, x: original(self, name, x) * np.float32("nan"))
     with pytest.raises(NonFiniteError, match=r"the input of blk\.0\.attn_q\.weight is not finite"):
         importance(stories, [1, 2, 3])
+
+
+@pytest.mark.parametrize("outputs", [False, True], ids=["layers", "outputs too"])
+@pytest.mark.parametrize("model", ["stories260K", "sample"])
+def test_llama_cpps_activations_are_the_forward_pass(
+    model: str, outputs: bool, text: str, tmp_path: Path, stories: edgekit.Artifact
+):
+    """Both compute in float32 and sum in another order: 2e-6 of the largest column measured."""
+    source = stories if model == "stories260K" else edgekit.convert(SAMPLE, tmp_path / "sample.gguf", dtype="F32")
+    slow = collect(source, text[:1500], context=128, outputs=outputs)
+    fast = collect(source, text[:1500], context=128, outputs=outputs, runtime="llamacpp")
+    assert (fast.tokens, fast.context) == (slow.tokens, slow.context)
+    assert set(fast.sums) == set(slow.sums)
+    for name, sums in slow.sums.items():
+        assert np.abs(fast.sums[name] - sums).max() < 1e-5 * sums.max(), name
+
+
+def test_the_command_line_takes_a_runtime(tmp_path: Path, stories: edgekit.Artifact, text: str):
+    (tmp_path / "text.txt").write_text(text, "utf-8")
+    line = [sys.executable, "-m", "edgekit", "imatrix", str(STORIES), "text.txt", "--to", "i.gguf", "--runtime"]
+    made = subprocess.run([*line, "llamacpp"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    assert made.stderr == ""
+    for name, values in importance(stories, text).items():
+        np.testing.assert_allclose(read_importance(tmp_path / "i.gguf")[name], values, rtol=1e-4, atol=1e-9)
+    refused = subprocess.run([*line, "numpy"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "runtime numpy does not show what goes into its matrices; leave it out, or use llamacpp" in refused.stderr
+
+
+def test_a_library_that_lays_tensors_out_otherwise_is_refused(
+    stories: edgekit.Artifact, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(activations._Node, "name", b"another place")
+    with pytest.raises(PluginError, match=r"lays out its tensors otherwise than 0\.3\.36.*leave the runtime out"):
+        importance(stories, [1, 2, 3], runtime="llamacpp")
+
+
+def test_windows_are_checked_before_llama_cpp_sees_them(stories: edgekit.Artifact):
+    with pytest.raises(UsageError, match="the vocabulary has 0 to 511"):
+        importance(stories, [1, 2, 10**6], runtime="llamacpp")

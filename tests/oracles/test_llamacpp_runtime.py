@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import struct
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,10 @@ from edgekit_gguf.metadata import Metadata, Value, text, texts, u32
 from edgekit_llamacpp import library, model
 from edgekit_llamacpp.isolated import IsolatedRuntime
 from edgekit_llamacpp.runtime import LlamaCppRuntime
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+
+from llama_model import Shape, write_llama
 
 DATA = Path(os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 STORIES = DATA / "stories260K.gguf"
@@ -133,6 +138,16 @@ def test_texts_are_cut_as_by_edgekit(source: Path):
             assert runtime.encode(said) == (wanted[:-1] if tokenizer.add_eos else wanted), said
 
 
+def test_a_text_of_more_tokens_than_bytes_is_cut(tmp_path: Path):
+    """A vocabulary that has no space: SentencePiece writes each in three byte tokens."""
+    path = write_llama(tmp_path / "bytes.gguf", Shape(1, 64, 64, 2, 2, vocab=300), np.float32)
+    with load(path) as runtime:
+        ids = runtime.encode("a b c d e f g h")
+        assert ids == edgekit.open(path).tokenizer.encode("a b c d e f g h")
+        assert len(ids) == 1 + 8 * 4
+        assert runtime.generate("a b c d e f g h", max_tokens=2)
+
+
 def test_it_stops_where_it_is_told(source: Path):
     with load(source) as runtime:
         whole = runtime.generate("Once upon a time", max_tokens=40)
@@ -197,6 +212,16 @@ def test_tokens_are_counted_as_by_the_numpy_runtime(source: Path, isolate: bool)
             assert said[0] == said[1]
             wanted, got = ((t.prompt_tokens, t.completion_tokens, t.finish_reason) for t in texts)
             assert got == wanted
+
+
+def test_texts_as_long_as_the_context_are_embedded(source: Path):
+    """More than llama.cpp's usual batch at once: the mean is over all of them."""
+    long = "Once upon a time there was a cat. " * 60
+    with load(source, context=2048) as runtime:
+        assert len(runtime.encode(long)) > model.BATCH
+        np.testing.assert_allclose(np.linalg.norm(runtime.embed(long)), 1, rtol=1e-5)
+        with pytest.raises(ContextOverflowError, match="do not fit the context of 2048"):
+            runtime.embed(long * 5)
 
 
 def with_metadata(source: Path, path: Path, changes: dict[str, Value], without: str = "nothing") -> Path:

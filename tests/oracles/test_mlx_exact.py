@@ -266,6 +266,19 @@ def test_tiny_groups_stay_tiny(precision):
     assert (np.abs(roundtrip([1e-40, 1e-42], precision)) < 1e-38).all()
 
 
+@pytest.mark.xfail(
+    strict=True,
+    raises=ValueError,
+    reason="MLX 0.32.4 (CPU) wants a multiple of 32 elements for nvfp4, whose group is 16",
+)
+def test_nvfp4_takes_any_number_of_groups():
+    check(np.ones((3, 16), np.float32), Precision.parse("mlx:nvfp4"), "an odd number of groups")
+
+
+def test_nvfp4_with_rows_that_share_32_elements():
+    check(np.random.default_rng(5).standard_normal((6, 48)).astype(np.float32), Precision.parse("mlx:nvfp4"), "6 x 48")
+
+
 @pytest.mark.xfail(strict=True, reason="MLX 0.32.4 rounds the product q * s to float16 before it adds the bias")
 def test_float16_groups_decode_to_finite_values():
     assert np.isfinite(roundtrip([60000, -60000], Precision.parse("mlx:int4-g32"), np.float16)).all()

@@ -53,12 +53,13 @@ class Rows:
 
 @attrs.frozen
 class Encoder:
-    """Encodes slots, their row chunks on the pool."""
+    """Encodes slots, their row chunks on the pool; `where` stands before a tensor's name in messages."""
 
     pool: Executor
     backend: str | None
     importance: Mapping[str, npt.NDArray[np.float32]]
     keep_nonfinite: bool
+    where: str = ""
 
     def encoded(self, pairs: Iterable[tuple[Slot, Assignment]]) -> Generator[QuantizedTensor, None, None]:
         """The tensors, in order."""
@@ -84,7 +85,7 @@ class Encoder:
             precision=precision,
             importance=self.importance.get(assignment.role),
             backend=None if precision.convention == "float" else self.backend,
-            name=tensor.name,
+            name=self.where + tensor.name,
             finite=not (self.keep_nonfinite and precision.convention == "float"),
         )
         whole = _Whole(slot, assignment, self.name_for(precision))

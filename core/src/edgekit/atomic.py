@@ -25,7 +25,7 @@ from typing import Any, Self
 
 import attrs
 
-from edgekit.errors import LockedError, ResourceError, UsageError
+from edgekit.errors import EdgekitError, LockedError, ResourceError, UsageError
 
 fcntl: ModuleType | None
 try:
@@ -71,7 +71,7 @@ def writing(path: Path, need: str = "") -> Iterator[None]:
     """Turn an `OSError` inside into a `ResourceError` that names the path, the need and the cure."""
     try:
         yield
-    except (ResourceError, LockedError):
+    except EdgekitError:
         raise
     except OSError as error:
         cure = _CURES.get(error.errno or 0, "choose another target")
@@ -109,6 +109,11 @@ class AtomicFile:
         ...         file.unit_done()
         ...     file.commit()
 
+    Args:
+        target: the file to replace.
+        fingerprint: of what is to be written; a run with the same one goes on where an earlier one was interrupted.
+        named: what messages call the file, where it is not the target.
+
     Attributes:
         target: the path that `commit` replaces; links are followed.
         done: units that are complete, those of an interrupted run included.
@@ -121,9 +126,10 @@ class AtomicFile:
         UsageError: the target is a directory.
     """
 
-    def __init__(self, target: Path, *, fingerprint: bytes | None = None) -> None:
+    def __init__(self, target: Path, *, fingerprint: bytes | None = None, named: Path | None = None) -> None:
         self.target = Path(os.path.realpath(target))
-        with writing(self.target):
+        self._named = named or self.target  # in messages: the place in a directory that is not there yet
+        with writing(self._named):
             if self.target.is_dir():
                 raise UsageError(f"{target} is a directory; name a file to write")
         self._partial = self.target.with_name(f".{self.target.name}.partial")
@@ -133,7 +139,7 @@ class AtomicFile:
         self._units: list[_Unit] = []
         self.offset = 0
         self._closed = False
-        with writing(self.target):
+        with writing(self._named):
             self._lock = _Lock.of(self._partial, self.target)
             try:
                 self._file = open(_open_partial(self._partial), "r+b", buffering=0)  # noqa: SIM115
@@ -161,7 +167,7 @@ class AtomicFile:
         if not (view := memoryview(data)).nbytes:
             return
         view = view.cast("B")
-        with writing(self.target, f"{len(view):,} bytes at offset {self.offset:,}"):
+        with writing(self._named, f"{len(view):,} bytes at offset {self.offset:,}"):
             _write_all(self._file, view)
         self._crc = zlib.crc32(view, self._crc)
         self.offset += len(view)
@@ -170,7 +176,7 @@ class AtomicFile:
         """Note that everything so far is worth keeping, should this run be interrupted."""
         unit = _Unit(self.offset, self._crc, note)
         if self._fingerprint is not None:
-            with writing(self.target, "its journal"), open(self._journal, "ab") as journal:
+            with writing(self._named, "its journal"), open(self._journal, "ab") as journal:
                 journal.write(unit.to_json())
         self._units.append(unit)
 
@@ -181,7 +187,7 @@ class AtomicFile:
         """
         if offset + len(data) > self.offset:
             raise UsageError(f"{self.target}: only bytes below {self.offset} can be overwritten")
-        with writing(self.target, f"{len(data):,} bytes at offset {offset:,}"):
+        with writing(self._named, f"{len(data):,} bytes at offset {offset:,}"):
             self._file.seek(offset)
             _write_all(self._file, memoryview(data))
             self._file.seek(self.offset)
@@ -192,11 +198,11 @@ class AtomicFile:
         Raises:
             ResourceError: it does not.
         """
-        require_space(self.target.parent, nbytes - self.offset, self.target)
+        require_space(self.target.parent, nbytes - self.offset, self._named)
 
     def commit(self) -> None:
         """Sync, and put the file in the target's place."""
-        with writing(self.target):
+        with writing(self._named):
             os.fsync(self._file.fileno())
             if os.name == "nt":  # an open file cannot be renamed there
                 self._file.close()
@@ -270,9 +276,9 @@ def _write_all(file: Any, view: memoryview) -> None:
         view = view[file.write(view[: 1 << 30]) :]
 
 
-def write_atomic(target: Path, data: bytes) -> None:
-    """Replace a small file as a whole; raises as `AtomicFile` does."""
-    with AtomicFile(target) as file:
+def write_atomic(target: Path, data: bytes, *, named: Path | None = None) -> None:
+    """Replace a small file as a whole; `named` and errors as for `AtomicFile`."""
+    with AtomicFile(target, named=named) as file:
         file.write(data)
         file.commit()
 
@@ -309,13 +315,13 @@ class AtomicDirectory:
 
     def file(self, name: str, *, fingerprint: bytes | None = None) -> AtomicFile:
         """Begin, or resume, a file of the directory; commit it before the directory."""
-        file = AtomicFile(self.path / name, fingerprint=fingerprint)
+        file = AtomicFile(self.path / name, fingerprint=fingerprint, named=self.target / name)
         self._files.append(file)
         return file
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file of the directory."""
-        write_atomic(self.path / name, data)
+        write_atomic(self.path / name, data, named=self.target / name)
 
     def reserve(self, nbytes: int) -> None:
         """Check that `nbytes` more bytes fit on the disk; raises `ResourceError` where they do not."""

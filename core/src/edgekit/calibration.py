@@ -2,8 +2,8 @@
 
 With X [tokens, cols] the inputs of a matrix product on the calibration text, the importance of column j is the mean
 over the tokens of X[:, j]². Quantizers that take one (ggml's) minimize the error weighed by it, so that columns that
-are used more are stored more exactly. The inputs come from the numpy forward pass: exact, for any artifact of a family
-that edgekit knows, and slow; made for small models, or for a little text.
+are used more are stored more exactly. The inputs come from the numpy forward pass (exact, for any artifact of a family
+that edgekit knows, and slow: for small models, or a little text), or from a runtime that shows them, which is fast.
 
 Source of the method: ``tools/imatrix`` of llama.cpp, which leaves out the output matrix unless asked, as here.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 import numpy as np
@@ -21,13 +21,15 @@ import numpy.typing as npt
 
 from edgekit.architectures.forward import Transformer
 from edgekit.artifact import Artifact
-from edgekit.errors import NonFiniteError, UsageError
+from edgekit.errors import NonFiniteError, UnsupportedModelError, UsageError
 from edgekit.evaluation.language import CONTEXT, Text, cut, tokens_of
 from edgekit.pipeline import Progress, find_format, open_artifact
 from edgekit.plugin import manager
+from edgekit.runtime import load
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.integer]
 
 #: Tokens that go through the model at once.
 _BATCH = 2048
@@ -53,12 +55,33 @@ class Activations:
         return {name: (sums / self.tokens).astype(np.float32) for name, sums in self.sums.items()}
 
 
+@runtime_checkable
+class CalibrationRuntime(Protocol):
+    """A runtime that shows what goes into its matrix products."""
+
+    def square_sums(
+        self, windows: npt.ArrayLike, *, outputs: bool = False, progress: Progress | None = None
+    ) -> Mapping[str, F64]:
+        """Compute every window by itself and sum the squared inputs over all of its tokens.
+
+        Args:
+            windows: token ids [count, context].
+            outputs: whether to include the matrix that makes the logits.
+            progress: called with the number of windows done, of all, and what for.
+
+        Returns:
+            Float64 [cols], by canonical name of the weight matrix.
+        """
+        ...
+
+
 def importance(
     artifact: Artifact | str | os.PathLike[str],
     text: Text,
     *,
     context: int | None = None,
     outputs: bool = False,
+    runtime: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, F32]:
     """Mean squared inputs [cols] of every weight matrix, by canonical name; arguments as for `collect`.
@@ -67,7 +90,8 @@ def importance(
         >>> weights = importance("model-F16.gguf", text)  # doctest: +SKIP
         >>> edgekit.quantize("model-F16.gguf", "Q3_K_M", to="model-Q3_K_M.gguf", importance=weights)  # doctest: +SKIP
     """
-    return collect(artifact, text, context=context, outputs=outputs, progress=progress).importance()
+    found = collect(artifact, text, context=context, outputs=outputs, runtime=runtime, progress=progress)
+    return found.importance()
 
 
 def collect(
@@ -76,6 +100,7 @@ def collect(
     *,
     context: int | None = None,
     outputs: bool = False,
+    runtime: str | None = None,
     progress: Progress | None = None,
 ) -> Activations:
     """Run a text through a model and sum the squared inputs of its matrices.
@@ -86,19 +111,40 @@ def collect(
             ten thousand tokens are plenty. It is cut into windows that do not overlap, the rest is dropped.
         context: tokens of a window; None takes 512, or the model's context where that is less.
         outputs: whether to include the matrix that makes the logits (also where it is the embedding).
+        runtime: which runtime computes, one that is a `CalibrationRuntime` (``"llamacpp"``); None for numpy.
         progress: called before each batch of windows.
 
     Raises:
-        UsageError: fewer than three tokens, no tokenizer for a text, or a bad `context`.
+        UsageError: fewer than three tokens, no tokenizer for a text, a bad `context`, or a runtime that shows nothing.
         UnsupportedModelError: the family is not known.
+        MissingPluginError: no such runtime, or it does not run the artifact's format.
         NonFiniteError: the model computes a NaN or an infinity.
     """
     source = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
-    sums: dict[str, F64] = {}
-    model = Transformer(source.model, observe=lambda name, x: _add(sums, name, x))
     tokenizer = source.tokenizer
     bos = tokenizer.bos if tokenizer is not None and tokenizer.add_bos else None
-    windows = cut(tokens_of(source, text), _context(context, model.config.context), bos)
+    windows = cut(tokens_of(source, text), _context(context, _longest(source, runtime)), bos)
+    if runtime is None:
+        sums: Mapping[str, F64] = _by_numpy(source, windows, outputs, progress)
+    else:
+        sums = _by_runtime(source, runtime, windows, outputs, progress)
+    _refuse_nonfinite(sums)
+    return Activations(sums, windows.size, windows.shape[1])
+
+
+def _longest(source: Artifact, runtime: str | None) -> int:
+    """The model's context; a runtime may run what edgekit does not know, and refuses what is too long itself."""
+    try:
+        return source.model.config.context
+    except UnsupportedModelError:
+        if runtime is None:
+            raise
+        return 1 << 30
+
+
+def _by_numpy(source: Artifact, windows: Ints, outputs: bool, progress: Progress | None) -> dict[str, F64]:
+    sums: dict[str, F64] = {}
+    model = Transformer(source.model, observe=lambda name, x: _add(sums, name, x))
     step = max(1, _BATCH // windows.shape[1])
     for start in range(0, len(windows), step):
         if progress:
@@ -108,8 +154,16 @@ def collect(
             model.project(hidden)
     if progress:
         progress(len(windows), len(windows), "")
-    _refuse_nonfinite(sums)
-    return Activations(sums, windows.size, windows.shape[1])
+    return sums
+
+
+def _by_runtime(
+    source: Artifact, name: str, windows: Ints, outputs: bool, progress: Progress | None
+) -> Mapping[str, F64]:
+    with load(source, name) as model:
+        if not isinstance(model, CalibrationRuntime):
+            raise UsageError(f"runtime {name} does not show what goes into its matrices; leave it out, or use llamacpp")
+        return model.square_sums(windows, outputs=outputs, progress=progress)
 
 
 def _add(sums: dict[str, F64], name: str, x: F32) -> None:

@@ -81,7 +81,10 @@ def edgekit_register_devices(register: Register) -> None:
 
 @hookspec
 def edgekit_register_servers(register: Register) -> None:
-    """Offer a server: ``register("openai", "pkg.mod:Server")``."""
+    """Offer a server: ``register("openai", "edgekit_serve.app:create_app")``.
+
+    The target is called with an `edgekit.runtime.Runtime` and returns an ASGI application, which closes the runtime.
+    """
 
 
 @hookspec

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from edgekit._stream import Encoder, chunk_rows, source_rows
 from edgekit.artifact import Artifact, Format, Layout, Writer
+from edgekit.atomic import writing
 from edgekit.encoding import find_precision
 from edgekit.errors import (
     InvalidFileError,
@@ -45,13 +46,17 @@ def open_artifact(path: str | os.PathLike[str]) -> Artifact:
     """Open a model of any format that an installed plugin reads; no tensor is read.
 
     Raises:
-        MissingFileError: nothing is there.
+        MissingFileError: nothing is there, or nothing that may be read.
         MissingPluginError: the format is known, but its plugin is not installed.
         InvalidFileError: no format recognises it, or it is truncated, corrupt or hostile.
     """
     where = Path(path)
-    if not where.exists():
-        raise MissingFileError(f"{where}: no such file or directory")
+    try:
+        where.stat()
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{where}: no such file or directory") from error
+    except OSError as error:
+        raise MissingFileError(f"{where}: cannot be read ({error.strerror}); check its permissions") from error
     for registration in manager().all("formats"):
         candidate: Format = manager().load("formats", registration.name)
         if candidate.matches(where):
@@ -71,11 +76,14 @@ def find_format(name: str | None, target: Path) -> Format:
 
     Raises:
         MissingPluginError: nobody writes that.
+        ResourceError: the target lies where nobody may look.
     """
     if name is not None:
         found: Format = manager().load("formats", name)
         return found
-    if not target.suffix or target.is_dir():
+    with writing(target):
+        is_directory = target.is_dir()
+    if is_directory or not target.suffix:
         return manager().load("formats", "hf")  # type: ignore[no-any-return]
     for registration in manager().all("formats"):
         if target.suffix in registration.options.get("suffixes", ()):
@@ -153,7 +161,7 @@ def quantize(
         plan = _keep_nonfinite(plan, layout)
     with ExitStack() as stack:
         pool = executor or stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
-        encoder = Encoder(pool, backend, importance or {}, nonfinite == "keep")
+        encoder = Encoder(pool, backend, importance or {}, nonfinite == "keep", f"{artifact.path}: tensor ")
         _write(chosen_format, target, layout, plan, encoder, progress)
     return chosen_format.open(target)
 
@@ -208,10 +216,10 @@ def own_precision(tensor: Tensor) -> Precision:
 
 
 def _refuse_overwriting(artifact: Artifact, target: Path) -> None:
-    if target.exists() and target.resolve() in {
-        artifact.path.resolve(),
-        *(f.resolve() for f in artifact.files),
-    }:
+    with writing(target):
+        sources = {path.resolve() for path in (artifact.path, *artifact.files)}
+        same = target.exists() and target.resolve() in sources
+    if same:
         raise UsageError(f"{target}: the target is the source; choose another path")
 
 

@@ -44,10 +44,15 @@ _NEEDED = {
     "quantizers": ("encode",),
     "recipes": ("name", "plan"),
 }
-_CALLED = ("runtimes", "devices")
+_CALLED = ("runtimes", "devices", "servers")
 BUILT_IN = "edgekit"
 #: Distributions to install for what they bring, for messages that name the cure.
-KNOWN_DISTRIBUTIONS = {"gguf": "edgekit-gguf", ".gguf": "edgekit-gguf", "openvino": "edgekit-openvino"}
+KNOWN_DISTRIBUTIONS = {
+    "gguf": "edgekit-gguf",
+    ".gguf": "edgekit-gguf",
+    "openvino": "edgekit-openvino",
+    "serve": "edgekit-serve",
+}
 
 Status = Literal["loaded", "failed", "refused", "disabled"]
 

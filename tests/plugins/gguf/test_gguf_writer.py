@@ -7,6 +7,8 @@ import json
 import os
 import re
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
@@ -196,11 +198,31 @@ def test_a_directory_that_is_not_there(artifact, llama, tmp_path: Path):
     assert caught.value.__cause__.errno == errno.ENOENT
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind the superuser")
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Without the superuser's rights, whom permissions do not bind."""
+    superuser = os.geteuid() == 0
+    if superuser:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if superuser:
+            os.seteuid(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="permissions are another matter on Windows")
 def test_a_directory_without_permission(artifact, llama, tmp_path: Path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(ResourceError, match="give yourself write permission"):
-        edgekit.convert(artifact(llama), tmp_path / "model.gguf", dtype="F32")
+    source, closed = artifact(llama), tmp_path / "closed"
+    edgekit.convert(source, tmp_path / "model.gguf", dtype="F32")  # imports what nobody may not be able to read
+    closed.mkdir(mode=0o500)
+    message = (
+        f"cannot write {closed / 'model.gguf'}: {os.strerror(errno.EACCES)}; "
+        "give yourself write permission, or choose another target"
+    )
+    with as_nobody(), pytest.raises(ResourceError, match=f"^{re.escape(message)}$"):
+        edgekit.convert(source, closed / "model.gguf", dtype="F32")
+    assert list(closed.iterdir()) == []
 
 
 def test_the_writer_holds_its_caller_to_the_plan(artifact, llama, tmp_path: Path):

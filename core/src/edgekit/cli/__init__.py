@@ -26,6 +26,9 @@ VERBS = (
     "new-plugin",
 )
 
+#: Verbs of plugins that may not be installed; asking for one then names the cure.
+_OF_PLUGINS = ("serve",)
+
 
 class _Verbs(click.Group):
     """Imports a verb when it is called, and asks the plugins for theirs."""
@@ -38,7 +41,7 @@ class _Verbs(click.Group):
             module = importlib.import_module(f"edgekit.cli.{cmd_name.replace('-', '_')}")
             found: click.Command = module.command
             return found
-        if cmd_name in _plugin_commands():
+        if cmd_name in (*_plugin_commands(), *_OF_PLUGINS):
             from edgekit.plugin import manager
 
             loaded: click.Command = manager().load("commands", cmd_name)
@@ -82,3 +85,9 @@ def main(args: list[str] | None = None) -> Any:
     except BrokenPipeError:  # the reader (head, less) has seen enough
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:  # a verb that did not say it better
+        where = f"{error.filename}: " if error.filename else ""
+        click.secho(
+            f"edgekit: error: {where}{error.strerror or error}; check permissions and free space", fg="red", err=True
+        )
+        sys.exit(5)

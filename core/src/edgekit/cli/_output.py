@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,8 @@ import click
 from edgekit.errors import InvalidFileError, MissingFileError
 
 _SECONDS_BETWEEN_LINES = 5.0
+#: A number, perhaps with a unit, a percent sign or thousands apart; or what stands for one that is not there.
+_NUMBER = re.compile(r"[<+-]?[0-9][0-9,.]*(e[+-]?[0-9]+)?( ?(%|s|[kMGT]?B))?|∞|–|nan|")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -52,7 +55,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _numeric(cell: str) -> bool:
-    return not cell or cell[0] in "+-.0123456789<∞–"
+    return _NUMBER.fullmatch(cell) is not None
 
 
 def size(nbytes: float) -> str:

@@ -12,6 +12,7 @@ import click
 
 from edgekit import sample
 from edgekit.artifact import Artifact
+from edgekit.atomic import write_atomic, writing
 from edgekit.cli import _page
 from edgekit.cli._output import json_option, print_json, progress, size, table
 from edgekit.evaluation import Baseline, Evaluation, compare, evaluate
@@ -52,7 +53,8 @@ class Step:
 def command(out: str, as_json: bool) -> None:
     """Quantize the embedded sample model down a ladder of precisions, measure each, and draw the picture."""
     target = Path(out)
-    target.mkdir(parents=True, exist_ok=True)
+    with writing(target):
+        target.mkdir(parents=True, exist_ok=True)
     source = open_artifact(sample.path())
     text = sample.heldout_text()
     with progress("demo") as report:
@@ -60,9 +62,9 @@ def command(out: str, as_json: bool) -> None:
         baseline = evaluate(source, text, baseline=remembered)
         steps = list(climb(remembered, text, target, report))
     page = target / "index.html"
-    page.write_text(_page.render(steps, source.nbytes, baseline.perplexity), "utf-8")
-    (target / "ladder.svg").write_text(_page.chart(steps) + "\n", "utf-8")
-    (target / "ladder.json").write_text(json.dumps([attrs.asdict(s) for s in steps], indent=1) + "\n", "utf-8")
+    write_atomic(page, _page.render(steps, source.nbytes, baseline.perplexity).encode())
+    write_atomic(target / "ladder.svg", (_page.chart(steps) + "\n").encode())
+    write_atomic(target / "ladder.json", (json.dumps([attrs.asdict(s) for s in steps], indent=1) + "\n").encode())
     if as_json:
         print_json(
             {"baseline_perplexity": baseline.perplexity, "page": str(page), "steps": [attrs.asdict(s) for s in steps]}

@@ -32,6 +32,7 @@ What MLX 0.32.4 does where formulas end, reproduced here because the bytes are t
     NaN where e = -128; `overflowed` finds the latter.
   * nvfp4's S saturates at 448 and vanishes below 2^-10: values beyond 2688 are cut off, groups below 0.0058
     become 0. nvfp4-tensor has neither. Beyond 2^25 * 448 even the cut off is lost: codes fall to 0.
+  * nvfp4 of an odd number of groups in all is refused by MLX, whose CPU backend reshapes to 32; here it is encoded.
   * With float16, s * q overflows to infinity in groups that span more than 65504.
   * Infinity: affine codes are 0 beside a scale that is NaN (b = 1: infinite); nvfp4 codes are 0 and S = 448.
     mxfp4 and mxfp8 convert an infinite exponent to an integer, which C++ leaves undefined: no contract.

@@ -18,13 +18,17 @@ from edgekit.errors import InvalidFileError, MissingFileError
 @click.option("--to", required=True, metavar="FILE", help="File to write, in llama.cpp's form: it ends in .gguf.")
 @click.option("--context", type=click.IntRange(min=3), help="Tokens of a window; 512, or the model's context if less.")
 @click.option("--outputs", is_flag=True, help="Also for the matrix that makes the logits.")
+@click.option("--runtime", metavar="NAME", help="Who computes: llamacpp is fast. Default: numpy, exact and slow.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def imatrix(model: str, text: str, to: str, context: int | None, outputs: bool, as_json: bool) -> None:
+def imatrix(
+    model: str, text: str, to: str, context: int | None, outputs: bool, runtime: str | None, as_json: bool
+) -> None:
     """Run the text file TEXT through MODEL and write how strongly each column of its matrices is used.
 
     `edgekit quantize --imatrix FILE` then spends its bits accordingly.
     """
-    found = collect(model, _read(Path(text)), context=context, outputs=outputs, progress=_progress)
+    words = _read(Path(text))
+    found = collect(model, words, context=context, outputs=outputs, runtime=runtime, progress=_progress)
     write_importance(to, found, Path(text).name)
     click.echo(_said(to, found, as_json))
 

@@ -153,15 +153,26 @@ class Loaded:
             raise kind(f"{artifact.path}: llama.cpp cannot load it: {why or 'it does not say why'}; {_CURE}")
         return model
 
-    def new_context(self, size: int, *, embeddings: bool = False) -> Any:
-        """A context of that many tokens, with the adapters; the caller frees it."""
+    def new_context(self, size: int, *, embeddings: bool = False, observer: Any = None) -> Any:
+        """A context of that many tokens, with the adapters; the caller frees it.
+
+        Args:
+            size: tokens that it holds.
+            embeddings: whether it gives the mean of the last layer's states.
+            observer: an evaluation callback; such a context computes all its tokens at once, as exactly as it can.
+        """
         parameters = self._llama.llama_context_default_params()
-        parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = size, min(size, BATCH), min(size, BATCH)
+        whole = embeddings or observer  # a mean is over what is computed at once
+        step = size if whole else min(size, BATCH)
+        parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = size, step, step
         parameters.n_seq_max, parameters.no_perf = 1, True
         parameters.n_threads = parameters.n_threads_batch = self.options.threads or _cores()
-        parameters.type_k = parameters.type_v = CACHES[self.options.cache][0]
-        if self.options.cache == "F32":
+        cache = "F32" if observer else self.options.cache
+        parameters.type_k = parameters.type_v = CACHES[cache][0]
+        if cache == "F32":
             parameters.flash_attn_type = _NO_FLASH
+        if observer:
+            parameters.cb_eval = observer
         parameters.offload_kqv = self.options.gpu_layers != 0
         if embeddings:
             parameters.embeddings, parameters.pooling_type = True, _MEAN

@@ -20,11 +20,14 @@ from edgekit import chat
 from edgekit.artifact import Artifact
 from edgekit.chat import Messages
 from edgekit.errors import ContextOverflowError, NonFiniteError, ResourceError, UnsupportedModelError, UsageError
+from edgekit.pipeline import Progress
 from edgekit.runtime import Generation, Runtime, Sampling, until
+from edgekit_llamacpp.activations import square_sums
 from edgekit_llamacpp.library import llama, quiet
-from edgekit_llamacpp.model import BATCH, Loaded, Options, batch_of, refuse_ambiguous
+from edgekit_llamacpp.model import Loaded, Options, batch_of, refuse_ambiguous
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 
 
 def open_runtime(artifact: Artifact, *, isolate: bool | None = None, **options: Any) -> Runtime:
@@ -190,6 +193,20 @@ class LlamaCppRuntime:
         source = chat.template_of(self.artifact)
         return chat.render(source, messages, bos_token=self._special("bos"), eos_token=self._special("eos"))
 
+    def square_sums(
+        self, windows: npt.ArrayLike, *, outputs: bool = False, progress: Progress | None = None
+    ) -> dict[str, F64]:
+        """What goes into each weight matrix, for an importance matrix; see `edgekit.calibration.CalibrationRuntime`.
+
+        Raises:
+            PluginError: the installed llama-cpp-python lays out its tensors otherwise.
+        """
+        found = np.asarray(windows)
+        for window in found:
+            self._room(len(self._checked(window)), None)
+        with self._lock:
+            return square_sums(self._model(), found, outputs, progress)
+
     def embed(self, text: str) -> F32:
         """The mean of the last layer's states over a text, float32 [width], of length 1.
 
@@ -199,8 +216,6 @@ class LlamaCppRuntime:
         """
         ids = self._checked(self.encode(text))
         self._room(len(ids), None)
-        if len(ids) > BATCH:
-            raise ContextOverflowError(f"{len(ids)} tokens; at most {BATCH} are embedded at once, split the text")
         with self._lock:
             return self._embed(ids)
 
@@ -240,13 +255,20 @@ class LlamaCppRuntime:
         except UnicodeEncodeError as error:
             raise UsageError(f"the text is no Unicode text: {error.reason} at character {error.start}") from error
         add = not (special and self._special("bos") and text.startswith(self._special("bos")))
-        room = (ctypes.c_int32 * (len(data) + 8))()
-        count = self._llama.llama_tokenize(loaded.vocab, data, len(data), room, len(room), add, special)
-        if count < 0:
-            raise UsageError(f"llama.cpp cannot cut the text into tokens (code {count}); shorten it")
-        ids = list(room[:count])
+        ids = self._cut(loaded, data, add, special)
         ends = add and self._llama.llama_vocab_get_add_eos(loaded.vocab) and len(ids) > 1
         return ids[:-1] if ends else ids  # the text is to go on
+
+    def _cut(self, loaded: Loaded, data: bytes, add: bool, special: bool) -> list[int]:
+        """Token ids; a text may have more than bytes: SentencePiece writes a space in three."""
+        size = len(data) + 8
+        for _ in range(2):
+            room = (ctypes.c_int32 * size)()
+            count = self._llama.llama_tokenize(loaded.vocab, data, len(data), room, size, add, special)
+            if count >= 0:
+                return list(room[:count])
+            size = -count
+        raise UsageError(f"llama.cpp cannot cut the text into tokens (code {count}); shorten it")
 
     def close(self) -> None:
         """Free the model; more than once is fine."""
@@ -327,9 +349,9 @@ class LlamaCppRuntime:
 
     def _last(self, ids: list[int]) -> F32:
         """Logits [vocab] after the ids; computes only what the last call has not."""
-        common = next((i for i, (a, b) in enumerate(zip(ids, self._seen, strict=False)) if a != b), None)
-        if common is None:
-            common = min(len(ids), len(self._seen))
+        common = len(self._seen)
+        if ids[:common] != self._seen:  # comparing lists at once is what makes a token cheap
+            common = next((i for i, (a, b) in enumerate(zip(ids, self._seen, strict=False)) if a != b), len(ids))
         kept = min(common, len(ids) - 1)  # the last is always computed: its logits are wanted
         self._forget(kept)
         *_, logits = self._decode(ids[len(self._seen) :], "last")

@@ -22,7 +22,8 @@ the stored scale t, which is s rounded to float16 (mx: a power of two already; n
 Decoding is what the IR's graph computes when it is compiled with ``INFERENCE_PRECISION_HINT: f32``: each
 constant widened to float32, zero point subtracted, one product, nothing else rounded. (The graph's types say
 float16. With that hint the CPU plugin computes it in float32; without it in bfloat16 or float16, which moves
-decoded weights by about one part in 256.)
+decoded weights by about one part in 256. Its product with 4-bit weights is wrong for groups of an odd number of
+elements, though their decoding alone is right: give a device even groups.)
 
 A scale that overflows float16 becomes infinite, as NNCF's does; `overflowed` finds it, and `edgekit.encode`
 refuses it. Codes do not depend on whether the source was float32, float16 or bfloat16.

@@ -1,0 +1,81 @@
+"""Reads a request's body, so much of it and so long; and notices when the client hangs up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
+
+from edgekit_serve.settings import Settings
+from edgekit_serve.wire import ApiError, ClientGoneError
+
+#: Seconds that a body which is too large is read on and thrown away, so that its sender gets to read the answer.
+_PATIENCE = 1.0
+
+
+async def read(request: Request, settings: Settings) -> bytes:
+    """The body of a JSON request.
+
+    Raises:
+        ApiError: 415 where it is not called JSON (a browser sends other types across sites without asking), 413 where
+            it is too large, 408 where it takes too long.
+        ClientGoneError: the client hung up.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(415, "the content type has to be application/json", "unsupported_media_type")
+    try:
+        async with asyncio.timeout(settings.body_seconds):
+            return await _read(request, settings.max_body)
+    except TimeoutError:
+        raise ApiError(408, f"the body did not come within {settings.body_seconds:g} seconds", "timeout") from None
+    except ClientDisconnect:
+        raise ClientGoneError from None
+
+
+async def _read(request: Request, most: int) -> bytes:
+    length = request.headers.get("content-length", "")
+    chunks, body = request.stream(), bytearray()
+    if not (length.isdigit() and int(length[:20]) > most):
+        async for chunk in chunks:
+            body += chunk
+            if len(body) > most:
+                break
+        else:
+            return bytes(body)
+    with suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(_PATIENCE):
+            async for _ in chunks:
+                pass
+    raise ApiError(413, f"the body is larger than {most} bytes", "body_too_large", headers={"connection": "close"})
+
+
+@asynccontextmanager
+async def present(receive: Receive) -> AsyncIterator[None]:
+    """Give up what is inside when the client hangs up.
+
+    Raises:
+        ClientGoneError: it did.
+    """
+    task, gone = asyncio.current_task(), False
+    assert task is not None
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if gone and task.uncancel() == 0:
+            raise ClientGoneError from None
+        raise
+    finally:
+        watcher.cancel()

@@ -1,0 +1,196 @@
+"""``edgekit serve``: open an artifact, load it, and serve it until a signal says stop."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgekit.errors import MissingFileError, ResourceError, UsageError
+from edgekit.pipeline import open_artifact
+from edgekit.runtime import load
+from edgekit_serve.settings import Settings
+
+#: Environment variable with API keys, separated by spaces or line breaks.
+KEYS = "EDGEKIT_API_KEY"
+#: Connections at once, idle ones too; more get 503.
+CONNECTIONS = 512
+
+
+@click.command("serve")
+@click.argument("artifact")
+@click.option("--runtime", help="Name of the runtime; the default is the fastest that runs the format.")
+@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Of the runtime, such as context=2048.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--name", help="Name of the model for clients; the default is the artifact's.")
+@click.option("--api-key-file", type=click.Path(), help=f"API keys, one a line; or in the environment: {KEYS}.")
+@click.option("--insecure-no-auth", is_flag=True, help="Serve other machines without a key.")
+@click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="Host name by which clients may call.")
+@click.option("--parallel", default=1, show_default=True, help="Texts generated at the same time.")
+@click.option("--queue", "waiting", default=16, show_default=True, help="Requests that may wait; more get 429.")
+@click.option("--max-tokens", type=int, help="The most that a request may ask for.")
+@click.option("--timeout", "seconds", default=300.0, show_default=True, help="Seconds for a request, waiting included.")
+@click.option("--drain", default=30, show_default=True, help="Seconds for running requests after SIGTERM.")
+def command(
+    artifact: str,
+    runtime: str | None,
+    options: tuple[str, ...],
+    host: str,
+    port: int,
+    name: str | None,
+    api_key_file: str | None,
+    insecure_no_auth: bool,
+    hosts: tuple[str, ...],
+    drain: int,
+    **limits: Any,
+) -> None:
+    """Serve a model to OpenAI's clients: completions, chat, embeddings.
+
+    Ends on SIGTERM or Ctrl-C, after the requests that run. Any address but this machine's own needs an API key.
+    """
+    keys = read_keys(api_key_file)
+    refuse_open_doors(host, keys, insecure_no_auth)
+    opened = open_artifact(artifact)
+    settings = Settings(name or default_name(opened.path), keys, frozenset(h.lower() for h in hosts), **limits)
+    with listening(host, port) as door:
+        model = load(opened, runtime, **dict(map(parse_option, options)))
+        where = f"[{host}]" if ":" in host else host
+        serve(model, settings, door, drain, f"{settings.model} on http://{where}:{door.getsockname()[1]}")
+
+
+def read_keys(path: str | None) -> frozenset[str]:
+    """API keys from a file and the environment; never from the command line, which other users can see.
+
+    Raises:
+        MissingFileError: the file cannot be read.
+        UsageError: it holds no key.
+    """
+    found = os.environ.get(KEYS, "").split()
+    if path is not None:
+        try:
+            told = Path(path).read_text("ascii").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise MissingFileError(f"{path}: cannot be read as a list of keys ({type(error).__name__})") from None
+        if not told:
+            raise UsageError(f"{path}: holds no key; put one on each line")
+        found += told
+    return frozenset(found)
+
+
+def refuse_open_doors(host: str, keys: frozenset[str], insecure: bool) -> None:
+    """Refuse to serve other machines without a key.
+
+    Raises:
+        UsageError: names the cure.
+    """
+    if not (keys or insecure or is_loopback(host)):
+        raise UsageError(
+            f"{host} can be reached from other machines: set {KEYS}, or --api-key-file, to let only those in who have "
+            "a key; --insecure-no-auth to let in everybody"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def default_name(path: Path) -> str:
+    """A name for clients, made from an artifact's."""
+    stem = path.resolve().name.removesuffix(path.suffix if path.is_file() else "")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[:128] or "model"
+
+
+def parse_option(text: str) -> tuple[str, Any]:
+    """``context=2048``: the value is JSON where it can be, else text.
+
+    Raises:
+        UsageError: no name, or no value.
+    """
+    name, _, value = text.partition("=")
+    if not name.isidentifier() or not value:
+        raise UsageError(f"--option {text!r}; NAME=VALUE is wanted, such as context=2048")
+    with contextlib.suppress(ValueError):
+        return name, json.loads(value)
+    return name, value
+
+
+@contextlib.contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that is bound, so that a port that is taken is found before a model is loaded.
+
+    Raises:
+        ResourceError: it cannot be bound.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        door = socket.socket(family, kind)
+    except OSError as error:
+        raise ResourceError(f"{host}: no address of this machine ({error.strerror}); choose another --host") from error
+    with door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            door.bind(address)
+        except OSError as error:
+            raise ResourceError(
+                f"{host}:{port} cannot be listened on ({error.strerror}); choose another --host or --port"
+            ) from error
+        yield door
+
+
+def serve(model: Any, settings: Settings, door: socket.socket, drain: int, title: str) -> None:
+    """Serve until SIGTERM, SIGINT, or the model's end.
+
+    Raises:
+        ResourceError: the model no longer computes.
+    """
+    import uvicorn
+
+    from edgekit_serve.app import create_app
+
+    log_to_stderr()
+    failures: list[str] = []
+
+    def failed() -> None:
+        failures.append(model.name)
+        server.should_exit = True
+
+    app = create_app(model, settings, failed=failed)
+    config = uvicorn.Config(
+        app, http="h11", ws="none", loop="asyncio", lifespan="on", log_config=None, access_log=False,
+        server_header=False, proxy_headers=False, timeout_keep_alive=75, timeout_graceful_shutdown=drain,
+        limit_concurrency=CONNECTIONS,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    # uvicorn raises the signal again when it is done; then it has been heard.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    logging.getLogger("edgekit_serve").info("serving %s (runtime %s)", title, model.name)
+    server.run(sockets=[door])
+    if failures:
+        raise ResourceError(f"the runtime {failures[0]!r} no longer computes; start the server again")
+
+
+def log_to_stderr() -> None:
+    """One line an event: what, when, how long; never what was asked or answered."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for name, level in (("edgekit_serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)

@@ -1,0 +1,162 @@
+"""Lets requests take turns on a runtime: a bounded queue, worker threads, and an end for those whose client is gone.
+
+A runtime computes in threads; the server talks in one event loop. Work is a function that yields items in a thread;
+`Engine.run` gives them to the loop as they come. A slot is free again when its thread has ended, never before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import traceback
+from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import attrs
+
+from edgekit.errors import UsageError
+from edgekit.runtime import Generation, Runtime
+from edgekit_serve import wire
+from edgekit_serve.wire import ApiError
+
+LOG = logging.getLogger("edgekit_serve")
+
+
+@attrs.define(eq=False)
+class Ticket:
+    """One request's work: whether it is still wanted, and the text that it makes."""
+
+    gone: threading.Event = attrs.field(factory=threading.Event)
+    text: Generation | None = None
+
+    def begin(self, text: Generation) -> Generation:
+        """Remember the text, so that it ends when the work is cancelled."""
+        self.text = text
+        if self.gone.is_set():
+            text.cancel()
+        return text
+
+    def cancel(self) -> None:
+        """Nobody wants it any more; it ends at the next token."""
+        self.gone.set()
+        if self.text is not None:
+            self.text.cancel()
+
+
+#: Yields what a request gets, in a thread.
+Work = Callable[[Ticket], Iterator[Any]]
+
+
+@attrs.frozen
+class _End:
+    """The last item of a work: how it ended."""
+
+    error: ApiError | None
+
+
+@attrs.define(eq=False)
+class Engine:
+    """A runtime, its slots and its queue.
+
+    Attributes:
+        runtime: what computes.
+        parallel: works at the same time.
+        waiting_limit: works that wait.
+        failed: called once when the runtime no longer computes.
+    """
+
+    runtime: Runtime
+    parallel: int
+    waiting_limit: int
+    failed: Callable[[], None] = lambda: None
+    well: bool = True
+    admitted: int = 0
+    running: int = 0
+    _pool: ThreadPoolExecutor = attrs.field(init=False)
+    _slots: asyncio.Semaphore = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._pool = ThreadPoolExecutor(self.parallel, thread_name_prefix="edgekit-serve")
+        self._slots = asyncio.Semaphore(self.parallel)
+
+    @property
+    def waiting(self) -> int:
+        """How many works wait."""
+        return self.admitted - self.running
+
+    def close(self) -> None:
+        """Wait for the threads, and let go of the model."""
+        self._pool.shutdown()
+        self.runtime.close()
+
+    async def run(self, work: Work, ticket: Ticket) -> AsyncGenerator[Any]:
+        """The items of a work, as they come; to be closed by who gives up on it.
+
+        Raises:
+            ApiError: 429 where the queue is full; what the work raises, as it looks on the wire.
+        """
+        loop, items = asyncio.get_running_loop(), asyncio.Queue[Any]()
+        await self._enter()
+
+        def put(item: Any) -> None:
+            loop.call_soon_threadsafe(items.put_nowait, item)
+
+        done = loop.run_in_executor(self._pool, self._produce, work, ticket, put)
+        done.add_done_callback(self._leave)
+        try:
+            while not isinstance(item := await items.get(), _End):
+                yield item
+            if item.error is not None:
+                raise item.error
+        finally:
+            ticket.cancel()
+            await asyncio.shield(done)
+
+    async def _enter(self) -> None:
+        if self.admitted >= self.parallel + self.waiting_limit:
+            raise ApiError(429, "the server is busy; try again later", "queue_full", headers={"retry-after": "1"})
+        self.admitted += 1
+        try:
+            await self._slots.acquire()
+        except BaseException:
+            self.admitted -= 1
+            raise
+        self.running += 1
+
+    def _leave(self, done: asyncio.Future[None]) -> None:
+        self.running -= 1
+        self.admitted -= 1
+        self._slots.release()
+
+    def _produce(self, work: Work, ticket: Ticket, put: Callable[[Any], object]) -> None:
+        error = None
+        try:
+            for item in work(ticket):
+                if ticket.gone.is_set():
+                    break
+                put(item)
+        except Exception as raised:
+            error = self._told(raised)
+        put(_End(error))
+
+    def _told(self, raised: Exception) -> ApiError:
+        """An error as the client sees it; the log gets kind and place, never the message: that may quote a prompt."""
+        well = isinstance(raised, ApiError | UsageError) or self._still_well(raised)
+        told = wire.of(raised, well=well)
+        if told.status >= 500:
+            place = "".join(traceback.format_tb(raised.__traceback__))
+            LOG.error("%s in the runtime\n%s", type(raised).__name__, place)
+        return told
+
+    def _still_well(self, raised: Exception) -> bool:
+        """Whether the model still computes, after an error that may mean that it does not."""
+        if self.well:
+            try:
+                self.runtime.logits([0])
+            except Exception:
+                self.well = False
+                LOG.critical("the model no longer computes after %s; the server ends", type(raised).__name__)
+                self.failed()
+        return self.well

@@ -1,0 +1,132 @@
+"""Reads the fields of a request, each with its type and range; everything else is refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from edgekit_serve.wire import ApiError, refused
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body.
+
+    Raises:
+        ApiError: 400; not UTF-8, not JSON, NaN or an infinity, nested too deeply, or no object.
+    """
+    try:
+        found = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise refused(f"the body is not UTF-8 at byte {error.start}", code="invalid_json") from None
+    except json.JSONDecodeError as error:
+        raise refused(f"the body is not JSON: {error.msg} at character {error.pos}", code="invalid_json") from None
+    except RecursionError:
+        raise refused("the body is nested too deeply", code="invalid_json") from None
+    except ValueError as error:  # NaN, and integers of thousands of digits
+        raise refused(f"the body is not JSON: {str(error)[:80]}", code="invalid_json") from None
+    if not isinstance(found, dict):
+        raise refused(f"the body is {_kind(found)}; an object is wanted", code="invalid_json")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+class Fields:
+    """The fields of a request, taken one by one; `done` refuses what nobody took.
+
+    A field that is null counts as absent, as in OpenAI's API.
+    """
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        self._left = {name: value for name, value in given.items() if value is not None}
+
+    def take(self, name: str) -> Any:
+        """A field's value, unchecked; None where it is absent."""
+        return self._left.pop(name, None)
+
+    def rename(self, newer: str, older: str) -> None:
+        """Two names of one field, of which a request has one."""
+        value = self.take(newer)
+        if value is not None and self._left.setdefault(older, value) is not value:
+            raise refused(f"{older} and {newer} mean the same; give one of them", older)
+
+    def number(self, name: str, least: float, most: float, *, above: bool = False) -> float | None:
+        """A number from `least` (or just above it) to `most`."""
+        value = self.take(name)
+        if value is None:
+            return None
+        right = isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+        if not right or (above and value == least):
+            start = f"above {least:g}" if above else f"from {least:g}"
+            raise refused(f"{name} is {_shown(value)}; a number {start} to {most:g} is wanted", name)
+        return float(value)
+
+    def integer(self, name: str, least: int, most: int) -> int | None:
+        """An integer from `least` to `most`."""
+        value = self.take(name)
+        if value is None:
+            return None
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise refused(f"{name} is {_shown(value)}; an integer from {least} to {most} is wanted", name)
+        return value
+
+    def flag(self, name: str) -> bool:
+        """True or false; false where it is absent."""
+        value = self.take(name)
+        if not isinstance(value, bool | None):
+            raise refused(f"{name} is {_shown(value)}; true or false is wanted", name)
+        return bool(value)
+
+    def text(self, name: str) -> str | None:
+        """A text."""
+        value = self.take(name)
+        if not isinstance(value, str | None):
+            raise refused(f"{name} is {_shown(value)}; a text is wanted", name)
+        return value
+
+    def texts(self, name: str, most: int, longest: int) -> list[str]:
+        """One text, or a list of at most so many; none of them empty, or longer than so many characters."""
+        value = self.take(name)
+        found = [value] if isinstance(value, str) else value
+        if found is None:
+            return []
+        right = isinstance(found, list) and len(found) <= most
+        if not right or not all(isinstance(text, str) and 0 < len(text) <= longest for text in found):
+            wanted = f"a text or a list of at most {most}, each of 1 to {longest} characters,"
+            raise refused(f"{name} is {_shown(value)}; {wanted} is wanted", name)
+        return list(found)
+
+    def only(self, name: str, *allowed: Any) -> None:
+        """A field of which this server knows one meaning: anything but the allowed values is refused."""
+        value = self.take(name)
+        # Types as well: True == 1 in Python, not in JSON.
+        if value is not None and not any(type(value) is type(one) and value == one for one in allowed):
+            choice = f"only {' or '.join(map(_shown, allowed))} is" if allowed else "it is not"
+            raise ApiError(400, f"{name} is {_shown(value)}; {choice} supported", "unsupported_value", param=name)
+
+    def ignore(self, names: Iterable[str]) -> None:
+        """Fields that change nothing here."""
+        for name in names:
+            self.take(name)
+
+    def done(self) -> None:
+        """Refuse what is left."""
+        if self._left:
+            name = next(iter(self._left))
+            raise ApiError(400, f"unknown parameter {_shown(name)}", "unknown_parameter", param=name[:80])
+
+
+def _kind(value: Any) -> str:
+    return {list: "a list", str: "a text", bool: "a truth value", type(None): "null"}.get(type(value), "a number")
+
+
+def _shown(value: Any) -> str:
+    """A value from a client, short; a list or an object by its kind alone."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
+    if isinstance(value, int) and abs(value) > 10**20:
+        return "a huge integer"
+    return json.dumps(value)[:60]

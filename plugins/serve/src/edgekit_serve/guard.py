@@ -1,0 +1,111 @@
+"""Stands before every route: counts and logs requests, checks whom they are for and who sends them."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import logging
+import time
+import traceback
+
+import attrs
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from edgekit_serve.metrics import Metrics
+from edgekit_serve.settings import Settings
+from edgekit_serve.wire import ApiError, ClientGoneError
+
+LOG = logging.getLogger("edgekit_serve")
+#: Routes as the metrics and the log name them; everything else is ``other``, so that clients make no labels.
+ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/health", "/metrics")
+
+
+def route_of(path: str) -> str:
+    """The name of a path in the metrics and the log."""
+    return path if path in ROUTES else "/v1/models/{name}" if path.startswith("/v1/models/") else "other"
+
+
+@attrs.frozen
+class Guard:
+    """The outermost application: nothing is read of a request's body before its Host and its key are right."""
+
+    app: ASGIApp
+    settings: Settings
+    metrics: Metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, whatever happens in it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            self._admit(scope)
+            await self.app(scope, receive, sending)
+        except ApiError as error:
+            await self._answer(error, status, scope, receive, sending)
+        except ClientGoneError:
+            status = 499
+        except Exception as error:
+            place = "".join(traceback.format_tb(error.__traceback__))
+            LOG.error("%s\n%s", type(error).__name__, place)  # its message may quote a prompt
+            internal = ApiError(500, "an internal error; the server's log says where", "internal_error")
+            await self._answer(internal, status, scope, receive, sending)
+        finally:
+            self._count(scope, status, time.perf_counter() - start)
+
+    async def _answer(self, error: ApiError, status: int, scope: Scope, receive: Receive, send: Send) -> None:
+        self.metrics.errors.labels(error.code).inc()
+        if status == 0:
+            await error.response()(scope, receive, send)
+
+    def _admit(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if not known_host(host, self.settings.hosts):
+            raise ApiError(421, "this server does not answer to that Host; allow it with --allow-host", "unknown_host")
+        if self.settings.keys and scope["path"] != "/health" and not self._has_key(headers.get("authorization", "")):
+            raise ApiError(401, "no API key, or a wrong one", "invalid_api_key", headers={"www-authenticate": "Bearer"})
+
+    def _has_key(self, authorization: str) -> bool:
+        scheme, _, given = authorization.partition(" ")
+        # Digests have one length, and each key is compared in full: how long it takes tells nothing.
+        found = [hmac.compare_digest(_digest(given.strip()), _digest(key)) for key in self.settings.keys]
+        return scheme.lower() == "bearer" and any(found)
+
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        route = route_of(scope["path"])
+        self.metrics.requests.labels(route, str(status)).inc()
+        self.metrics.seconds.labels(route).observe(seconds)
+        LOG.info("%s %s %d %.3fs", scope["method"] if scope["method"].isalpha() else "?", route, status, seconds)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+
+
+def known_host(host: str, names: frozenset[str]) -> bool:
+    """Whether a Host header is one that this server answers to: an address, ``localhost``, or a name that is allowed.
+
+    A web page can make a browser call this server under a name of its own that leads here (DNS rebinding), never under
+    an address or under ``localhost``.
+    """
+    before, _, port = host.rpartition(":")
+    name = before if before and port.isdigit() else host
+    if name.lower() in names | {"localhost"}:
+        return True
+    bare = name[1:-1] if name.startswith("[") and name.endswith("]") else name
+    try:
+        ipaddress.ip_address(bare)
+    except ValueError:
+        return False
+    return ":" not in bare or name.startswith("[")

@@ -1,0 +1,79 @@
+"""Prometheus metrics, in a registry of their own; they are shown to who asks and sent to nobody."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from edgekit.runtime import Generation
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+
+
+class Metrics:
+    """What a server counts; labels take few values, none of them a client's."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = self._counter("requests", "Requests by status; 499: the client hung up", "route", "status")
+        self.errors = self._counter("errors", "Answers that are errors", "code")
+        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts")
+        self.tokens = self._counter("generated_tokens", "Tokens generated")
+        self.seconds = self._histogram("request_seconds", "From a request to its whole answer", _SECONDS, "route")
+        self.first = self._histogram("first_token_seconds", "From a request to its first text", _SECONDS, "route")
+        self.speed = self._histogram("tokens_per_second", "Tokens a second after a text's first piece", _SPEEDS)
+        self.watch("resident_memory_bytes", "Memory of the server's process; 0: not known", resident)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"edgekit_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(f"edgekit_{name}", text, labels, registry=self.registry, buckets=buckets)
+
+    def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """Show what a function says when somebody looks."""
+        Gauge(f"edgekit_{name}", text, registry=self.registry).set_function(value)
+
+    def generated(self, route: str, text: Generation, times: Sequence[float]) -> None:
+        """Count a text.
+
+        Args:
+            route: that it was asked on.
+            text: as far as it came.
+            times: seconds from the request to the first piece, and to the last; empty where there was none.
+        """
+        self.prompt_tokens.inc(text.prompt_tokens)
+        self.tokens.inc(text.completion_tokens)
+        if times:
+            self.first.labels(route).observe(times[0])
+        if text.completion_tokens > 1 and len(times) > 1 and times[-1] > times[0]:
+            self.speed.observe((text.completion_tokens - 1) / (times[-1] - times[0]))
+
+    def text(self) -> bytes:
+        """What Prometheus reads."""
+        return generate_latest(self.registry)
+
+
+def resident() -> float:
+    """Bytes of memory that the process holds; at its peak where the system does not say more, 0 where nothing."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except OSError:
+        return _peak()
+    import resource
+
+    return float(pages * resource.getpagesize())
+
+
+def _peak() -> float:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else 1024 * peak)

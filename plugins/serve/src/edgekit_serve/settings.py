@@ -1,0 +1,62 @@
+"""What a server allows, in one frozen record."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import attrs
+
+from edgekit.errors import UsageError
+
+#: Characters of the shortest key that is taken.
+SHORTEST_KEY = 16
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+#: The least that a limit may be.
+_LEAST = {"parallel": 1, "waiting": 0, "max_tokens": 1, "max_body": 1, "seconds": 0.01, "body_seconds": 0.01}
+
+
+@attrs.frozen
+class Settings:
+    """Limits and names of a server.
+
+    Attributes:
+        model: the name under which clients ask for the model.
+        keys: API keys; empty for none at all.
+        hosts: names by which clients may call the server, besides ``localhost`` and addresses.
+        parallel: texts that are generated at the same time.
+        waiting: requests that may wait for their turn; more get 429.
+        max_tokens: the most that one request may ask for; None for as many as the context holds.
+        max_body: bytes of a request's body.
+        seconds: for a request, its wait included; then the text ends where it is.
+        body_seconds: for a client to send its body.
+    """
+
+    model: str = "model"
+    keys: frozenset[str] = attrs.field(default=frozenset(), repr=False)
+    hosts: frozenset[str] = frozenset()
+    parallel: int = 1
+    waiting: int = 16
+    max_tokens: int | None = None
+    max_body: int = 4_000_000
+    seconds: float = 300.0
+    body_seconds: float = 30.0
+
+    def __attrs_post_init__(self) -> None:
+        if not _NAME.fullmatch(self.model):
+            raise UsageError(f"model name {self.model!r}; choose letters, digits, '.', '_' and '-', at most 128")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < math.inf:
+                raise UsageError(f"{name} {value}; choose {least:g} or more")
+        if not all(map(_is_key, self.keys)):
+            raise UsageError(
+                f"an API key has at least {SHORTEST_KEY} ASCII characters without spaces; "
+                'python -c "import secrets; print(secrets.token_urlsafe(32))" makes one'
+            )
+
+
+def _is_key(key: str) -> bool:
+    return len(key) >= SHORTEST_KEY and key.isascii() and key.isprintable() and " " not in key

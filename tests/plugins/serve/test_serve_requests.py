@@ -1,0 +1,138 @@
+"""What clients may send: every field's type and range, and no body that does anything but be refused or taken."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgekit_serve.fields import parse
+from edgekit_serve.requests import IGNORED, NEUTRAL, ChatRequest, CompletionRequest, EmbeddingRequest
+from edgekit_serve.settings import Settings
+from edgekit_serve.wire import ApiError
+
+SETTINGS = Settings("chatty")
+HELLO = {"messages": [{"role": "user", "content": "Hi"}]}
+
+REFUSED = [
+    ({"max_tokens": 0}, "max_tokens is 0; an integer from 1 to 16777216 is wanted"),
+    ({"max_tokens": -1}, "max_tokens is -1; an integer from 1 to 16777216 is wanted"),
+    ({"max_tokens": 10**30}, "max_tokens is a huge integer; an integer from 1 to 16777216 is wanted"),
+    ({"max_tokens": 5.0}, "max_tokens is 5.0; an integer from 1 to 16777216 is wanted"),
+    ({"max_tokens": "5"}, 'max_tokens is "5"; an integer from 1 to 16777216 is wanted'),
+    ({"max_tokens": True}, "max_tokens is true; an integer from 1 to 16777216 is wanted"),
+    ({"max_tokens": []}, "max_tokens is a list of 0; an integer from 1 to 16777216 is wanted"),
+    ({"temperature": -0.1}, "temperature is -0.1; a number from 0 to 2 is wanted"),
+    ({"temperature": 2.1}, "temperature is 2.1; a number from 0 to 2 is wanted"),
+    ({"temperature": float("inf")}, "temperature is Infinity; a number from 0 to 2 is wanted"),
+    ({"temperature": False}, "temperature is false; a number from 0 to 2 is wanted"),
+    ({"top_p": 0}, "top_p is 0; a number above 0 to 1 is wanted"),
+    ({"top_p": 1.5}, "top_p is 1.5; a number above 0 to 1 is wanted"),
+    ({"top_k": -1}, "top_k is -1; an integer from 0 to 1048576 is wanted"),
+    ({"seed": 2**63}, "seed is 9223372036854775808; an integer from -9223372036854775807 to 9223372036854775807 is wanted"),
+    ({"stop": [1]}, "stop is a list of 1; a text or a list of at most 4, each of 1 to 256 characters, is wanted"),
+    ({"stop": ""}, 'stop is ""; a text or a list of at most 4, each of 1 to 256 characters, is wanted'),
+    ({"stop": ["a"] * 5}, "stop is a list of 5; a text or a list of at most 4, each of 1 to 256 characters, is wanted"),
+    ({"stream": 1}, "stream is 1; true or false is wanted"),
+    ({"stream_options": {}}, "stream_options has to be an object, and goes with stream"),
+    ({"stream": True, "stream_options": {"x": 1}}, 'unknown parameter "x"'),
+    ({"n": 2}, "n is 2; only 1 is supported"),
+    ({"n": True}, "n is true; only 1 is supported"),
+    ({"logprobs": True}, "logprobs is true; only false is supported"),
+    ({"top_logprobs": 3}, "top_logprobs is 3; it is not supported"),
+    ({"presence_penalty": 0.5}, "presence_penalty is 0.5; only 0 or 0.0 is supported"),
+    ({"logit_bias": {"5": 1}}, "logit_bias is an object; only an object is supported"),
+    ({"tools": [{}]}, "tools is a list of 1; only a list of 0 is supported"),
+    ({"response_format": {"type": "json_object"}}, "response_format is an object; only an object is supported"),
+    ({"frobnicate": 1}, 'unknown parameter "frobnicate"'),
+    ({"model": 7}, "model is 7; a text is wanted"),
+    ({"model": "gpt-4"}, "the model 'gpt-4' is not here; this server has 'chatty'"),
+    ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens and max_completion_tokens mean the same; give one of them"),
+    ({"messages": []}, "messages has to be a list of at least one message"),
+    ({"messages": "Hi"}, "messages has to be a list of at least one message"),
+    ({"messages": ["Hi"]}, "messages[0] has to be an object with a role and a content"),
+    ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role has to be one of system, user, assistant, tool, developer"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content has to be a text, or a list of parts that are texts"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]},
+     "messages[0].content: only parts of type text are supported"),
+    ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [1]}]}, 'unknown parameter "tool_calls"'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED, ids=lambda value: str(value)[:50])
+def test_what_is_refused(change, message):
+    with pytest.raises(ApiError) as caught:
+        ChatRequest.of({**HELLO, **change}, SETTINGS)
+    assert caught.value.message == message
+    assert caught.value.status == (404 if change == {"model": "gpt-4"} else 400)
+
+
+@pytest.mark.parametrize("prompt", [None, "", [], ["a", "b"], [1, 2], 7, {"text": "x"}])
+def test_prompts_that_are_refused(prompt):
+    with pytest.raises(ApiError) as caught:
+        CompletionRequest.of({"prompt": prompt}, SETTINGS)
+    assert caught.value.message == "prompt has to be one text, not empty; lists and token ids are not supported"
+
+
+def test_completions_have_no_logprobs():
+    with pytest.raises(ApiError, match="logprobs is 5; it is not supported"):
+        CompletionRequest.of({"prompt": "a", "logprobs": 5}, SETTINGS)
+    assert CompletionRequest.of({"prompt": ["a"]}, SETTINGS).prompt == "a"
+
+
+@pytest.mark.parametrize("given", [
+    {"input": []}, {"input": ""}, {"input": [""]}, {"input": ["a"] * 257}, {"input": [1]}, {},
+    {"input": "a", "dimensions": 3}, {"input": "a", "encoding_format": "int8"}, {"input": "a", "x": 1},
+])  # fmt: skip
+def test_embeddings_that_are_refused(given):
+    with pytest.raises(ApiError) as caught:
+        EmbeddingRequest.of(given, SETTINGS)
+    assert caught.value.status == 400
+
+
+def test_what_changes_nothing_is_taken():
+    neutral = {name: meanings[0] for name, meanings in NEUTRAL.items() if meanings}
+    found = ChatRequest.of({**HELLO, **neutral, **dict.fromkeys(IGNORED, "x"), "logprobs": False}, SETTINGS)
+    assert found.wanted == ChatRequest.of({**HELLO, "seed": found.wanted.options["seed"]}, SETTINGS).wanted
+    everything_null = dict.fromkeys([*NEUTRAL, *IGNORED, "max_tokens", "stop", "temperature", "seed", "stream"])
+    assert ChatRequest.of({**HELLO, **everything_null}, SETTINGS).wanted.options["temperature"] == 1
+
+
+def test_the_newer_name_of_max_tokens():
+    assert ChatRequest.of({**HELLO, "max_completion_tokens": 7}, SETTINGS).wanted.max_tokens == 7
+
+
+def test_prompts_are_not_shown():
+    """So that no traceback or log of these objects holds one."""
+    for request in (ChatRequest.of(HELLO, SETTINGS), EmbeddingRequest.of({"input": "Hi"}, SETTINGS)):
+        assert "Hi" not in repr(request)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+NAMES = st.sampled_from([*NEUTRAL, *IGNORED, "prompt", "messages", "input", "max_tokens", "temperature", "top_p", "top_k",
+                         "seed", "stop", "stream", "stream_options", "logprobs", "model", "encoding_format"]) | st.text(max_size=5)  # fmt: skip
+
+
+@given(st.sampled_from([ChatRequest, CompletionRequest, EmbeddingRequest]), st.dictionaries(NAMES, VALUES, max_size=6))
+def test_any_object_is_taken_or_refused_with_400(kind, fields):
+    valid = {"prompt": "a"} if kind is CompletionRequest else {"input": "a"} if kind is EmbeddingRequest else HELLO
+    for given_fields in (fields, {**valid, **fields}):
+        try:
+            kind.of(given_fields, SETTINGS)
+        except ApiError as error:
+            assert error.status in (400, 404)
+            json.dumps(error.body()).encode("ascii")
+
+
+@given(st.binary(max_size=200) | VALUES.map(lambda value: json.dumps(value).encode()))
+def test_any_body_is_an_object_or_refused(body):
+    try:
+        assert isinstance(parse(body), dict)
+    except ApiError as error:
+        assert (error.status, error.code) == (400, "invalid_json")
