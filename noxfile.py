@@ -5,6 +5,8 @@ nox -s tests      every test: the core's and the plugins', then those against th
 nox -s core       the core's own tests only (under two minutes)
 nox -s conformance  the conformance kit over the whole house, and the faults that it finds
 nox -s oracles    only the tests against the real frameworks, and the table of formats and distributions
+nox -s examples   ten thousand examples over all reference quantizers, each held to every promise
+nox -s fuzz       damaged models of both formats, for two minutes
 nox -s lowest     the core's tests on the oldest dependencies that it declares
 nox -s mutants    mutation testing of the reference (half an hour); not part of the tests
 nox -s lint types docs bench build
@@ -127,6 +129,20 @@ def oracles(session: nox.Session) -> None:
     session.install("pytest-xdist", silent=True)
     run_pytest(session, "tests/oracles", *PARALLEL)
     session.run("python", "-W", "ignore", "tests/oracles/table.py", env=QUIET)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Ten thousand examples over all reference quantizers, and a table of what they were held to."""
+    install_oracles(session)
+    session.run("python", "-W", "ignore", "tests/oracles/test_examples.py", *session.posargs, env=QUIET)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Damaged models of both formats through everything that reads and writes models, for two minutes."""
+    install_house(session)
+    session.run("python", "tests/contracts/fuzz.py", *session.posargs, env=QUIET)
 
 
 @nox.session

@@ -111,6 +111,8 @@ def test_the_demo_draws_and_its_perplexity_rises_as_bits_fall(tmp_path):
         assert fewer["kl"] > more["kl"]
         assert fewer["error"] > more["error"]
     # Between 8 and 6 bits perplexity itself is within noise of the source's; below that it has to rise.
+    for step in affine[:3]:
+        assert abs(step["perplexity"] - report["baseline_perplexity"]) < 3 * step["perplexity_error"] < 0.003
     for more, fewer in itertools.pairwise(affine[3:]):
         assert fewer["perplexity"] > more["perplexity"]
     assert steps["Q2_K"]["kl"] > steps["Q3_K_M"]["kl"] > steps["Q4_K_M"]["kl"] > steps["Q8_0"]["kl"] > 0

@@ -117,6 +117,9 @@ def test_divergence_is_its_definition(artifact, precision):
     assert found.top1_agreement == (log_p.argmax(1) == log_q.argmax(1)).mean()
     assert found.baseline_perplexity == pytest.approx(math.exp(-log_p[places, targets].mean()), rel=1e-6)
     assert found.perplexity == pytest.approx(math.exp(-log_q[places, targets].mean()), rel=1e-6)
+    losses = log_p[places, targets] - log_q[places, targets]
+    expected = found.perplexity * np.sqrt(np.mean((losses - losses.mean()) ** 2) / targets.size)
+    assert found.perplexity_error == pytest.approx(expected, rel=1e-4)  # the losses themselves agree within 1e-6
 
 
 def test_identical_models_do_not_differ_at_all(artifact):
@@ -125,6 +128,7 @@ def test_identical_models_do_not_differ_at_all(artifact):
     assert found.kl_divergence_p99 == 0.0
     assert found.top1_agreement == 1.0
     assert found.perplexity == found.baseline_perplexity
+    assert found.perplexity_error == 0.0
 
 
 def test_a_baseline_is_computed_once_and_measures_the_same(artifact, monkeypatch):

@@ -18,7 +18,7 @@ from edgekit.errors import InvalidFileError, MissingFileError
 
 _SECONDS_BETWEEN_LINES = 5.0
 #: A number, perhaps with a unit, a percent sign or thousands apart; or what stands for one that is not there.
-_NUMBER = re.compile(r"[<+-]?[0-9][0-9,.]*(e[+-]?[0-9]+)?( ?(%|s|[kMGT]?B))?|∞|–|nan|")
+_NUMBER = re.compile(r"[<+-]?[0-9][0-9,.]*(e[+-]?[0-9]+)?( ?(%|s|[kMGT]?B))?( ± [0-9.]+)?|∞|–|nan|")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

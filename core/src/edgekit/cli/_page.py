@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from edgekit.cli._output import size
@@ -18,9 +18,11 @@ _WIDTH, _HEIGHT = 860, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 30, 24, 56
 #: What is nearer than this is drawn here: a logarithm has no zero.
 _FLOOR = 1e-6
+#: Between the names of two dots.
+_LINE = 13
 _COLOURS = {"gguf": "#2563eb", "affine": "#d97706"}
 _SVG_STYLE = """
-svg text{font:12px system-ui,sans-serif;fill:#374151} .axis{stroke:#9ca3af} .grid{stroke:#e5e7eb}
+svg{background:#fff} svg text{font:12px system-ui,sans-serif;fill:#374151} .axis{stroke:#9ca3af} .grid{stroke:#e5e7eb}
 """
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:920px;margin:2rem auto;padding:0 1rem;color:#1f2937}
@@ -45,7 +47,8 @@ def render(steps: Sequence[Step], source_size: int, baseline: float) -> str:
 <title>edgekit: what each bit costs</title><style>{_STYLE}</style></head><body>
 <h1>What each bit costs</h1>
 <p>The sample model ({size(source_size)} in BF16, perplexity {baseline:.4f}) quantized down the ladder, each artifact
-measured on text that the model never saw. Further left is smaller, further down is nearer to the source.</p>
+measured on text that the model never saw. Further left is smaller, further down is nearer to the source. Beside each
+perplexity stands the standard error of its difference to the source's: with many bits the difference is chance.</p>
 {chart(steps)}
 <p><span class="key" style="background:{_COLOURS["gguf"]}"></span>GGUF recipes
 <span class="key" style="background:{_COLOURS["affine"]}"></span>textbook affine, groups of 32
@@ -68,13 +71,14 @@ def chart(steps: Sequence[Step]) -> str:
     marks = [_kl_tick(up, _FLOOR * 10.0**decade) for decade in range(decades + 1)]
     lines = [_line(steps, kind, across, height) for kind in _COLOURS]
     dots = [_dot(step, across(step.size), height(step)) for step in steps]
+    names = [name for kind in _COLOURS for name in _names(steps, kind, across, height)]
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     labels = (
         f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 12}" text-anchor="middle">size on disk</text>'
         f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">'
         "KL divergence (nats)</text>"
     )
-    body = "\n".join([*ticks, *marks, *lines, *dots, labels])
+    body = "\n".join([*ticks, *marks, *lines, *dots, *names, labels])
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
         f'aria-label="Size against KL divergence"><style>{_SVG_STYLE}</style>\n{body}\n</svg>'
@@ -95,7 +99,7 @@ def _size_tick(across: _Scale, value: float) -> str:
     x, bottom = across(value), _HEIGHT - _BOTTOM
     return (
         f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom}" class="grid"/>'
-        f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{size(value)}</text>'
+        f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{size(value).replace(".00", "")}</text>'
     )
 
 
@@ -103,8 +107,14 @@ def _kl_tick(up: _Scale, value: float) -> str:
     y = up(math.log(value))
     return (
         f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
-        f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>'
+        f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_decade(value)}</text>'
     )
+
+
+def _decade(value: float) -> str:
+    """0.01, and with an exponent where there would be many zeros: 10⁻⁶."""
+    exponent = round(math.log10(value))
+    return f"{value:g}" if exponent > -4 else "10⁻" + "⁰¹²³⁴⁵⁶⁷⁸⁹"[-exponent]
 
 
 def _kind(step: Step) -> str:
@@ -118,14 +128,25 @@ def _line(steps: Sequence[Step], kind: str, across: _Scale, height: Callable[[St
 
 
 def _dot(step: Step, x: float, y: float) -> str:
-    label = html.escape(step.recipe.removeprefix("affine:").removesuffix("-asym-g32"))
     title = f"{step.recipe}: {size(step.size)}, perplexity {step.perplexity:.4f}, KL {step.kl:.6f}"
-    dx, dy, anchor = (9, -5, "start") if _kind(step) == "affine" else (-9, 13, "end")
-    colour = _COLOURS[_kind(step)]
     return (
-        f'<g><title>{html.escape(title)}</title><circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>'
-        f'<text x="{x + dx:.1f}" y="{y + dy:.1f}" text-anchor="{anchor}">{label}</text></g>'
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{_COLOURS[_kind(step)]}">'
+        f"<title>{html.escape(title)}</title></circle>"
     )
+
+
+def _names(steps: Sequence[Step], kind: str, across: _Scale, height: Callable[[Step], float]) -> Iterator[str]:
+    """The names beside the dots, from the top down: affine to the right, GGUF to the left, none upon another."""
+    dx, dy, anchor = (9, -5, "start") if kind == "affine" else (-9, 13, "end")
+    above = -math.inf
+    for step in sorted((s for s in steps if _kind(s) == kind), key=height):
+        above = y = max(height(step) + dy, above + _LINE)
+        label = html.escape(step.recipe.removeprefix("affine:").removesuffix("-asym-g32"))
+        yield f'<text x="{across(step.size) + dx:.1f}" y="{y:.1f}" text-anchor="{anchor}">{label}</text>'
+
+
+def _perplexity(step: Step) -> str:
+    return f"{step.perplexity:.4f} <small>± {step.perplexity_error:.4f}</small>"
 
 
 def _table(steps: Sequence[Step]) -> str:
@@ -135,7 +156,7 @@ def _table(steps: Sequence[Step]) -> str:
     )
     rows = "\n".join(
         f"<tr><td>{html.escape(s.recipe)}</td><td>{size(s.size)}</td><td>{s.bits_per_weight:.3f}</td>"
-        f"<td class=tier>{s.tier}</td><td>{s.error:.2%}</td><td>{s.perplexity:.4f}</td><td>{s.kl:.6f}</td>"
+        f"<td class=tier>{s.tier}</td><td>{s.error:.2%}</td><td>{_perplexity(s)}</td><td>{s.kl:.6f}</td>"
         f"<td>{s.top1:.2%}</td></tr>"
         for s in steps
     )

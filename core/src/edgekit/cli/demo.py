@@ -34,6 +34,7 @@ class Step:
         tier: of the precision that most weights have.
         error: relative RMS error of all weights.
         perplexity, kl, top1: on the held-out text, the last two against the source.
+        perplexity_error: of the difference to the source's perplexity, a standard error.
     """
 
     recipe: str
@@ -43,6 +44,7 @@ class Step:
     tier: str
     error: float
     perplexity: float
+    perplexity_error: float
     kl: float
     top1: float
 
@@ -97,6 +99,7 @@ def measure(source: Baseline, made: Artifact, recipe: str, text: str) -> Step:
         tier=tier(made, recipe),
         error=found.relative_rms,
         perplexity=quality.perplexity,
+        perplexity_error=quality.perplexity_error or 0.0,
         kl=quality.kl_divergence or 0.0,
         top1=quality.top1_agreement or 0.0,
     )
@@ -112,6 +115,11 @@ def tier(made: Artifact, recipe: str) -> str:
     return max(elements, key=lambda each: elements[each])
 
 
+def perplexity(step: Step) -> str:
+    """With the standard error of its difference to the source's."""
+    return f"{step.perplexity:.4f} ± {step.perplexity_error:.4f}"
+
+
 def show(steps: list[Step], source: Artifact, baseline: Evaluation) -> None:
     """Print the table."""
     click.echo(
@@ -125,7 +133,7 @@ def show(steps: list[Step], source: Artifact, baseline: Evaluation) -> None:
             f"{s.bits_per_weight:.3f}",
             s.tier,
             f"{s.error:.2%}",
-            f"{s.perplexity:.4f}",
+            perplexity(s),
             f"{s.kl:.6f}",
             f"{s.top1:.2%}",
         )

@@ -37,6 +37,8 @@ class Evaluation:
         tokens: how many tokens were scored.
         context: tokens of a window.
         baseline_perplexity: of the baseline on the same tokens; None without one, as all that follow.
+        perplexity_error: standard error of the difference between the two perplexities, the scored tokens taken
+            as independent: a difference of less than two of it may be chance.
         kl_divergence: mean over the scored positions, of the baseline's distribution from the artifact's, in nats.
         kl_divergence_p99: its 99th percentile.
         top1_agreement: share of scored positions, 0 to 1.
@@ -46,6 +48,7 @@ class Evaluation:
     tokens: int
     context: int
     baseline_perplexity: float | None = None
+    perplexity_error: float | None = None
     kl_divergence: float | None = None
     kl_divergence_p99: float | None = None
     top1_agreement: float | None = None
@@ -58,8 +61,10 @@ class Evaluation:
         text = f"perplexity {self.perplexity:.4f} over {self.tokens} tokens in windows of {self.context}"
         if self.kl_divergence is None:
             return text
+        assert self.baseline_perplexity is not None
+        difference = f"{self.perplexity - self.baseline_perplexity:+.4f} ± {self.perplexity_error:.4f}"
         return (
-            f"{text} (baseline {self.baseline_perplexity:.4f})\n"
+            f"{text} (baseline {self.baseline_perplexity:.4f}, difference {difference})\n"
             f"KL divergence {self.kl_divergence:.6f} mean, {self.kl_divergence_p99:.6f} p99; "
             f"top-1 agreement {self.top1_agreement:.2%}"
         )
@@ -253,7 +258,8 @@ def _summary(scores: F64, context: int, artifact: Artifact) -> Evaluation:
         return Evaluation(perplexity, tokens, context)
     baseline, kl, agreement = rest
     p99 = float(np.percentile(scores[2], 99))
-    return Evaluation(perplexity, tokens, context, baseline, kl, p99, agreement)
+    error = perplexity * float(np.std(scores[0] - scores[1])) / math.sqrt(tokens)
+    return Evaluation(perplexity, tokens, context, baseline, error, kl, p99, agreement)
 
 
 def _exp(mean: float) -> float:
