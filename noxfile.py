@@ -174,6 +174,9 @@ def demo(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Speed and memory, side by side with the frameworks' own code in one run."""
     install_oracles(session)
+    session.install(
+        "fastapi", "pydantic-settings", "sse-starlette", "starlette-context<0.4", silent=True
+    )  # its server's
     session.run("python", "tests/bench/bench.py", *session.posargs, env=QUIET)
 
 

@@ -1,6 +1,6 @@
 """Speed and memory, side by side with the frameworks' own code in one run, as ratios.
 
-python tests/bench/bench.py [--quick] [--only TEXT] [--markdown FILE]      --only llamacpp: whole files and tokens alone
+python tests/bench/bench.py [--quick] [--only TEXT] [--markdown FILE]      --only llamacpp, servers: one section alone
 
 Rounds of all contenders are interleaved and the best of each counts, because machines are noisy: compare the
 ratios of one run, never figures of two. Speeds are GB/s of float32 (input of encode, output of decode), one thread.
@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import llamacpp  # noqa: E402
 import numpy as np  # noqa: E402
+import openai_servers  # noqa: E402
 import peers  # noqa: E402
 from case import Case, Job  # noqa: E402
 from memory import encode_report, streaming_report  # noqa: E402
@@ -99,6 +100,8 @@ def main() -> None:
         if options.only in f"{case.what} {case.precision}":
             lines.append("| " + " | ".join(row(case, 3 if options.quick else 7)) + " |")
             print(lines[-1], flush=True)
+    if options.only in ("", "servers"):
+        lines += ["", *shown(openai_servers.report(options.quick))]
     if options.only in ("", "llamacpp"):
         lines += ["", *shown(llamacpp.report(options.quick))]
     if not options.only:

@@ -1,0 +1,164 @@
+"""edgekit's server with its llama.cpp plugin beside llama-cpp-python's own server: the same file, threads and requests.
+
+Both are processes of their own, which are asked in turn. Every prompt is new, so that nothing is kept of it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+from llama_model import write_llama
+
+TOKENS, CLIENTS = 64, 4
+#: What llama-cpp-python's server needs besides llama-cpp-python.
+NEEDS = ("fastapi", "pydantic_settings", "sse_starlette", "starlette_context")
+
+
+@attrs.frozen
+class Server:
+    """A server that answers."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+
+    def post(self, body: dict[str, Any], read: Callable[[http.client.HTTPResponse], Any]) -> Any:
+        """Ask for a completion; what `read` makes of the response."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
+        connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
+        try:
+            return read(connection.getresponse())
+        finally:
+            connection.close()
+
+    def peak(self) -> float:
+        """MB at the most."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 1e3
+
+
+def report(quick: bool = False) -> Iterator[str]:
+    """Lines of the report, as they come."""
+    lacking = [name for name in (*NEEDS, "llama_cpp", "edgekit_serve") if importlib.util.find_spec(name) is None]
+    if lacking:
+        yield f"The servers are not compared: {', '.join(lacking)} is not installed."
+        return
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        path = _model(Path(folder))
+        size = path.stat().st_size / 1e6
+        servers = {name: stack.enter_context(_started(line)) for name, line in _lines(path, threads).items()}
+        yield f"Servers of {size:.0f} MB in Q4_K_M, {threads} threads: {TOKENS} tokens a request, {CLIENTS} clients."
+        yield ""
+        yield from _table(servers, 3 if quick else 7)
+
+
+def _model(folder: Path) -> Path:
+    import edgekit
+
+    return edgekit.quantize(write_llama(folder / "F16.gguf"), "Q4_K_M", to=folder / "tales.gguf").path
+
+
+def _lines(path: Path, threads: int) -> dict[str, list[str]]:
+    own = ["edgekit", "serve", str(path), "--runtime", "llamacpp", "--option", "context=512"]
+    other = ["llama_cpp.server", "--model", str(path), "--n_ctx", "512", "--n_batch", "512", "--verbose", "False"]
+    return {
+        "edgekit": [*own, "--option", f"threads={threads}"],
+        "llama-cpp-python": [*other, "--n_threads", str(threads), "--n_threads_batch", str(threads)],
+    }
+
+
+@contextmanager
+def _started(line: list[str]) -> Iterator[Server]:
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        port = door.getsockname()[1]
+    command = [sys.executable, "-W", "ignore", "-m", *line, "--host", "127.0.0.1", "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = Server(port, process)
+    try:
+        _wait(server)
+        yield server
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait(server: Server) -> None:
+    for _ in range(600):
+        if server.process.poll() is not None:
+            raise RuntimeError(f"a server ended with code {server.process.returncode}")
+        try:
+            _plain(server, 0, 1)
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise TimeoutError("a server does not answer")
+
+
+def _body(number: int, tokens: int, **more: Any) -> dict[str, Any]:
+    return {"prompt": f"t{number} t{number + 7} t{number + 9}", "max_tokens": tokens, "temperature": 0, **more}
+
+
+def _plain(server: Server, number: int, tokens: int = TOKENS) -> float:
+    """Tokens per second of one request."""
+    start = time.perf_counter()
+    told = server.post(_body(number, tokens), lambda response: json.loads(response.read()))
+    return float(told["usage"]["completion_tokens"] / (time.perf_counter() - start))
+
+
+def _first(server: Server, number: int) -> float:
+    """Milliseconds from a streamed request to its first text."""
+    start = time.perf_counter()
+
+    def read(response: http.client.HTTPResponse) -> float:
+        while not (line := response.readline()).startswith(b"data:") or b'"text":""' in line:
+            assert line
+        seconds = time.perf_counter() - start
+        response.read()
+        return seconds
+
+    return 1e3 * float(server.post(_body(number, 8, stream=True), read))
+
+
+def _together(server: Server, number: int) -> float:
+    """Tokens per second of several clients, a request each."""
+    start = time.perf_counter()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(lambda client: _plain(server, number + 100 * client, TOKENS // CLIENTS), range(CLIENTS)))
+    return TOKENS / (time.perf_counter() - start)
+
+
+def _table(servers: dict[str, Server], rounds: int) -> Iterator[str]:
+    measures = {"tokens/s": _plain, "tokens/s, 4 clients": _together, "ms to the first text": _first}
+    found = {name: {what: list[float]() for what in measures} for name in servers}
+    for number in range(1, rounds + 2):
+        for what, measure in measures.items():
+            for name, server in servers.items():
+                found[name][what].append(measure(server, 1000 * number))
+    middle = {n: {what: statistics.median(runs[1:]) for what, runs in told.items()} for n, told in found.items()}
+    yield f"| median of {rounds} | {' | '.join(measures)} | peak MB |"
+    yield "|---|" + "---|" * (len(measures) + 1)
+    for name, server in servers.items():
+        yield f"| {name} | {' | '.join(f'{value:.1f}' for value in middle[name].values())} | {server.peak():.0f} |"
+    own, other = middle.values()
+    ratios = " | ".join(f"**{own[what] / other[what]:.2f}**" for what in measures)
+    yield f"| ratio | {ratios} | **{servers['edgekit'].peak() / servers['llama-cpp-python'].peak():.2f}** |"
+
+
+if __name__ == "__main__":
+    for line in report("--quick" in sys.argv):
+        print(line, flush=True)
