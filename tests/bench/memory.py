@@ -79,7 +79,10 @@ def encode_report() -> list[str]:
         "mlx:int4-g64",
         "openvino:int4-sym-g64",
         "onnx:int4-sym-g32",
+        "onnx:qdq_int4-asym-g32",
+        "olive:int4-asym-g32",
         "affine:int3-asym-g32",
+        "affine:int1-sym-tensor",
     ):
         done = subprocess.run([sys.executable, "-c", _ENCODE, name], capture_output=True, text=True, check=True)
         extra = json.loads(done.stdout)["extra"]

@@ -185,18 +185,17 @@ def test_coarse_levels_of_huge_values_are_no_overflow():
         np.testing.assert_array_equal(edgekit.encode(x, "affine:int1-asym-g32").dequantize(), 0)
 
 
+#: One of each way of going through a tensor.
+PATHS = [
+    "ggml:MXFP4", "mlx:int4-g64", "mlx:nvfp4-tensor", "onnx:int4-asym-g32", "onnx:qdq_int4-asym-g32",
+    "onnx:int8-asym-tensor", "openvino:int4-sym-g64", "openvino:nvfp4", "olive:int4-asym-g32",
+    "affine:int3-sym-channel", "affine:int1-sym-tensor",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "name",
-    [
-        "ggml:Q4_K",
-        "ggml:MXFP4",
-        "mlx:int4-g64",
-        "onnx:int4-asym-g32",
-        "openvino:int4-sym-g64",
-        "affine:int3-sym-channel",
-    ],
+    ("name", "scale"), [(name, 1.0) for name in PATHS] + [("ggml:Q4_K", 1e5), ("mlx:int4-g64", 1e5)]
 )
-@pytest.mark.parametrize("scale", [1.0, 1e5])
 def test_looking_at_the_values_costs_no_memory_of_their_size(name, scale):
     x = np.resize((X * scale).astype(np.float32), (2048, 4096))  # 34 MB
     edgekit.encode(x[:1], name, backend="reference")

@@ -153,7 +153,7 @@ def _folded_sum(values: npt.NDArray[Any]) -> F64:
         half = (count + 1) // 2
         total[..., : count - half] += total[..., half:]
         total = total[..., :half]
-    result: F64 = total[..., 0]
+    result: F64 = total[..., 0].copy()  # a view would keep all that was summed
     return result
 
 
