@@ -114,6 +114,25 @@ def test_sigterm_lets_running_requests_end(slow):
     assert slow.process.wait(timeout=10) == 0
 
 
+def test_draining_has_an_end(start, chatty):
+    """A text of 20 seconds; the server waits for one, and tells the client."""
+    server = start(chatty, code=SLOW.format(pause=0.05).replace("door, 20,", "door, 1,"))
+    streamed, plain = server.connection(), server.connection()
+    for connection, stream in ((streamed, True), (plain, False)):
+        send(connection, COMPLETIONS, {**LONG, "stream": stream})
+    begun = streamed.getresponse()
+    assert begun.read(6) == b"data: "
+    start_of_end = time.monotonic()
+    assert server.stop() == 0
+    assert time.monotonic() - start_of_end < 10
+    assert plain.getresponse().status == 503
+    with pytest.raises(http.client.IncompleteRead):  # the client can tell
+        begun.read()
+    assert "Traceback" not in server.log.read_text()
+    streamed.close()
+    plain.close()
+
+
 def test_the_command(start, chatty):
     server = start("serve", chatty, "--port", 0, "--name", "tales", "--option", "cache=true", "--max-tokens", 20)
     status, told = server.post(CHAT, {"model": "tales", "messages": [{"role": "user", "content": "Once upon"}]})

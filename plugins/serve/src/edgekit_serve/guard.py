@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -55,6 +56,9 @@ class Guard:
             await self._answer(error, status, scope, receive, sending)
         except ClientGoneError:
             status = 499
+        except asyncio.CancelledError:  # the server ends, and has waited long enough
+            ending = ApiError(503, "the server ends", "shutting_down", headers={"retry-after": "5"})
+            await self._answer(ending, status, scope, receive, sending)
         except Exception as error:
             place = "".join(traceback.format_tb(error.__traceback__))
             LOG.error("%s\n%s", type(error).__name__, place)  # its message may quote a prompt
