@@ -76,6 +76,7 @@ def _model(folder: Path) -> Path:
 def _lines(path: Path, threads: int) -> dict[str, list[str]]:
     own = ["edgekit", "serve", str(path), "--runtime", "llamacpp", "--option", "context=512"]
     other = ["llama_cpp.server", "--model", str(path), "--n_ctx", "512", "--n_batch", "512", "--verbose", "False"]
+    other += ["--logits_all", "False"]  # by default it keeps the logits of every token
     return {
         "edgekit": [*own, "--option", f"threads={threads}"],
         "llama-cpp-python": [*other, "--n_threads", str(threads), "--n_threads_batch", str(threads)],
