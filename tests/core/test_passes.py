@@ -51,7 +51,9 @@ def test_a_pass_takes_artifacts_and_files_that_no_format_reads(tmp_path):
     assert (tmp_path / "b.txt").read_bytes() == b"ababab"
     assert written.manifest.quality == {"growth": 3.0, "comment": ""}
     assert (written.format, dict(written.tensors), written.tokenizer) == ("txt", {}, None)
-    with pytest.raises(UnsupportedModelError, match=r"b\.txt: no installed format reads \.txt files; only passes take"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"b\.txt: no installed format reads \.txt files; only what converts"
+    ):
         _ = written.model
     assert run_pass(sample.path(), "repeat", to=tmp_path / "c.txt").nbytes == 4
     assert run_pass(pipeline.open_artifact(sample.path()), "repeat", to=tmp_path / "c.txt").nbytes == 4

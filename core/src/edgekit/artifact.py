@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import attrs
 
 from edgekit.architectures import Model
 from edgekit.errors import UnsupportedModelError
-from edgekit.manifest import Manifest
+from edgekit.manifest import Manifest, read_manifest
 from edgekit.recipe import Plan, Slot
 from edgekit.tensor import AnyTensor, QuantizedTensor
 from edgekit.tokenizer import Tokenizer
@@ -141,6 +141,22 @@ class Format(Protocol):
             LockedError: another process writes it.
         """
         ...
+
+
+def unread(path: Path) -> Artifact:
+    """A file that no installed format reads, as an artifact without tensors; its format is its suffix.
+
+    Raises:
+        UnsupportedModelError: when it is asked for its model.
+    """
+
+    def no_model() -> NoReturn:
+        raise UnsupportedModelError(
+            f"{path}: no installed format reads {path.suffix} files; only what converts it as a whole takes it"
+        )
+
+    manifest = read_manifest(path)
+    return Artifact(path, path.suffix.lstrip("."), (path,), {}, {}, no_model, lambda: None, manifest)
 
 
 def unknown_family(what: str) -> UnsupportedModelError:

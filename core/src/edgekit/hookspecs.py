@@ -25,7 +25,8 @@ Register = Callable[..., None]
 def edgekit_register_formats(register: Register) -> None:
     """Offer a file format: ``register("gguf", "edgekit_gguf.format:GgufFormat", suffixes=(".gguf",))``.
 
-    The target implements `edgekit.artifact.Format`.
+    The target implements `edgekit.artifact.Format`. ``takes=(".onnx",)`` names suffixes of files that it converts as a
+    whole where no installed format reads them: its layout then has no slots, and its writer does all the work.
     """
 
 

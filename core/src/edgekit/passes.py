@@ -10,11 +10,10 @@ import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
-from edgekit.artifact import Artifact
+from edgekit.artifact import Artifact, unread
 from edgekit.errors import InvalidFileError, MissingPluginError, UnsupportedModelError, UsageError
-from edgekit.manifest import read_manifest
 from edgekit.pipeline import open_artifact
 from edgekit.plugin import Registration, manager
 
@@ -74,20 +73,6 @@ def run_pass(
     return chosen.run(artifact, target, **given)
 
 
-def unread(path: Path) -> Artifact:
-    """A file that no installed format reads, as an artifact without tensors; its format is its suffix.
-
-    Raises:
-        UnsupportedModelError: when it is asked for its model.
-    """
-
-    def no_model() -> NoReturn:
-        raise UnsupportedModelError(f"{path}: no installed format reads {path.suffix} files; only passes take it")
-
-    manifest = read_manifest(path)
-    return Artifact(path, path.suffix.lstrip("."), (path,), {}, {}, no_model, lambda: None, manifest)
-
-
 def _open(path: Path, registration: Registration) -> Artifact:
     try:
         return open_artifact(path)
@@ -114,3 +99,6 @@ def _refuse_options(chosen: Pass, name: str, options: Mapping[str, Any]) -> None
     for option in options:
         if option not in known:
             raise UsageError(f"the pass {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")
+
+
+__all__ = ["Pass", "run_pass", "unread"]

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit._stream import Encoder, chunk_rows, source_rows
-from edgekit.artifact import Artifact, Format, Layout, Writer
+from edgekit.artifact import Artifact, Format, Layout, Writer, unread
 from edgekit.atomic import writing
 from edgekit.encoding import find_precision
 from edgekit.errors import (
@@ -69,6 +69,22 @@ def open_artifact(path: str | os.PathLike[str]) -> Artifact:
         f"{where}: no installed format recognises it (there are: {names}); "
         "a Hugging Face directory needs config.json and *.safetensors"
     )
+
+
+def open_source(path: str | os.PathLike[str], target: Format) -> Artifact:
+    """Open what is to be written in a format; a file that only that format understands is handed over unread.
+
+    Raises:
+        As `open_artifact`, of a file of a suffix that the format does not take.
+    """
+    try:
+        return open_artifact(path)
+    except (InvalidFileError, MissingPluginError):
+        where = Path(path)
+        taken = (r.options.get("takes", ()) for r in manager().all("formats") if r.name == target.name)
+        if where.is_file() and any(where.suffix in suffixes for suffixes in taken):
+            return unread(where)
+        raise
 
 
 def find_format(name: str | None, target: Path) -> Format:
@@ -150,10 +166,10 @@ def quantize(
         NonFiniteError, ScaleOverflowError, UnsupportedModelError, InvalidFileError: about the source.
         ResourceError, LockedError: about the target. In every case nothing half-written is left behind.
     """
-    artifact = source if isinstance(source, Artifact) else open_artifact(source)
     target = Path(to)
-    _refuse_overwriting(artifact, target)
     chosen_format = find_format(format, target)
+    artifact = source if isinstance(source, Artifact) else open_source(source, chosen_format)
+    _refuse_overwriting(artifact, target)
     chosen = find_recipe(recipe, chosen_format.name)
     layout = chosen_format.layout(artifact)
     plan = chosen.plan(layout.slots, layout.model.config if layout.model else None, importance is not None)

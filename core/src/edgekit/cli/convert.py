@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from edgekit.cli._output import json_option, progress
 from edgekit.cli.quantize import show_written
-from edgekit.pipeline import convert, open_artifact
+from edgekit.pipeline import convert, find_format, open_source
 
 
 @click.command("convert")
@@ -17,7 +19,7 @@ from edgekit.pipeline import convert, open_artifact
 @json_option
 def command(source: str, to: str, format_: str | None, dtype: str | None, as_json: bool) -> None:
     """Write SOURCE in another format without quantizing; tensors that are quantized already stay as they are."""
-    artifact = open_artifact(source)
+    artifact = open_source(source, find_format(format_, Path(to)))
     with progress("convert") as report:
         written = convert(artifact, to, format=format_, dtype=dtype, progress=report)
     show_written(artifact, written, as_json)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 import numpy as np
 import numpy.typing as npt
 
 from edgekit.artifact import Artifact
 from edgekit.cli._output import json_option, print_json, progress, size
-from edgekit.pipeline import Nonfinite, open_artifact, quantize
+from edgekit.pipeline import Nonfinite, find_format, open_source, quantize
 
 
 @click.command("quantize")
@@ -37,7 +39,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Quantize SOURCE with RECIPE: a recipe such as Q4_K_M, or a precision such as affine:int4-sym-g32."""
-    artifact = open_artifact(source)
+    artifact = open_source(source, find_format(format_, Path(to)))
     importance = _importance(imatrix, artifact)
     with progress(recipe) as report:
         written = quantize(
@@ -63,7 +65,7 @@ def _importance(imatrix: str | None, artifact: Artifact) -> dict[str, npt.NDArra
 
 def show_written(source: Artifact, written: Artifact, as_json: bool) -> None:
     """Print what was written, against what it was made from."""
-    bits = 8 * written.tensor_nbytes / written.parameters
+    bits = 8 * written.tensor_nbytes / max(1, written.parameters)
     saved = 1 - written.nbytes / source.nbytes
     if as_json:
         print_json(

@@ -38,8 +38,8 @@ def edgekit_register_quantizers(register: Register) -> None:
 
 @hookimpl
 def edgekit_register_formats(register: Register) -> None:
-    """Read and write OpenVINO IR; reading needs no library."""
-    register("openvino", "edgekit_openvino.format:OpenVinoFormat")
+    """Read and write OpenVINO IR; reading needs no library. ONNX files are converted by OpenVINO, graph and all."""
+    register("openvino", "edgekit_openvino.format:OpenVinoFormat", takes=(".onnx",))
 
 
 @hookimpl

@@ -28,6 +28,8 @@ XML = "openvino_model.xml"
 CONFIG = "config.json"
 CONFIG_LIMIT = 4 << 20
 TOKENIZERS = tuple(f"openvino_{which}.{end}" for which in ("tokenizer", "detokenizer") for end in ("xml", "bin"))
+#: Suffixes of files whose graph OpenVINO reads itself.
+WHOLE = (".onnx",)
 #: How an IR's XML begins, after a declaration and comments.
 _HEAD = 4096
 
@@ -79,11 +81,15 @@ class OpenVinoFormat:
     def layout(self, source: Artifact) -> Layout:
         """A decoder of the source's model, tensors under Hugging Face's names, with canonical values.
 
+        An ONNX file has no slots: OpenVINO converts it as a whole.
+
         A source whose tensors are encoded keeps their codes where the IR can hold them unchanged; others are decoded.
 
         Raises:
             UnsupportedModelError: a family that edgekit does not know.
         """
+        if source.path.suffix in WHOLE:
+            return Layout((), source, None)
         model = source.model
         slots = (_slot(name, role, model.tensors[role]) for role, name in hf_names(model.config).items())
         return Layout(tuple(slots), source, model)
@@ -96,6 +102,10 @@ class OpenVinoFormat:
             UnsupportedModelError: the plan has precisions that an IR does not hold.
             ResourceError, LockedError, UsageError: about the target.
         """
+        if layout.source.path.suffix in WHOLE:
+            from edgekit_openvino.convert import WholeWriter
+
+            return WholeWriter(path, layout, plan, manifest)
         from edgekit_openvino.writer import OpenVinoWriter
 
         return OpenVinoWriter(path, layout, plan, manifest)

@@ -18,6 +18,7 @@ go back to tokens it has seen: whoever runs it has to start over there (`edgekit
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -298,11 +299,12 @@ class _Decoder:
 def name_nodes(model: Any) -> None:
     """Give every node without a name of its own one that is the same in every process: type and place.
 
-    OpenVINO counts unnamed nodes over the whole process; the names are written into the IR.
+    OpenVINO counts unnamed nodes over the whole process, and the names are written into the IR. A constant may have
+    the made-up name of the nodes that were folded into it.
     """
     for place, node in enumerate(model.get_ordered_ops()):
-        kind = node.get_type_name()
-        if node.friendly_name.startswith(f"{kind}_") and node.friendly_name.removeprefix(f"{kind}_").isdigit():
+        name, kind = node.friendly_name, node.get_type_name()
+        if re.fullmatch(r"[A-Za-z]+_\d+", name) and (name == node.get_name() or kind == "Constant"):
             node.friendly_name = f"{kind.lower()}.{place}"
 
 

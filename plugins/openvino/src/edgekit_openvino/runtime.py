@@ -269,7 +269,7 @@ class _Graph:
         if not goes_on or turns_change(config, seen, len(ids)):
             self.forget()
             seen = 0
-        logits = self.step(np.array([ids[seen:]], np.int64))[0, -1]
+        logits: F32 = self.step(np.array([ids[seen:]], np.int64))[0, -1]
         self._seen = list(ids)
         return logits
 
