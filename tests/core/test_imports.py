@@ -27,7 +27,7 @@ LAYERS = [
     {"recipe"},
     {"artifact", "encoding"},
     {"formats", "bridges", "catalogue", "generation", "chat", "_render", "_stream"},
-    {"pipeline", "text_runtime", "numpy_runtime", "runtime", "evaluation", "calibration", "passes"},
+    {"pipeline", "text_runtime", "numpy_runtime", "runtime", "evaluation", "calibration", "passes", "packaging"},
     {"cli", "testing", "__main__"},
 ]
 # Upward imports at call time, each with its reason.

@@ -89,5 +89,14 @@ def edgekit_register_servers(register: Register) -> None:
 
 
 @hookspec
+def edgekit_register_packagers(register: Register) -> None:
+    """Offer a model server's layout: ``register("ovms", "edgekit_openvino.ovms:Ovms")``, for `edgekit package`.
+
+    The target implements `edgekit.packaging.Packager`: it writes the directory that the server expects, and says with
+    which command the server is started.
+    """
+
+
+@hookspec
 def edgekit_register_commands(register: Register) -> None:
     """Add a command to the command line: ``register("serve", "pkg.mod:command")``; the target is a click command."""

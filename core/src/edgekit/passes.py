@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,7 +69,7 @@ def run_pass(
         raise UsageError(f"{target}: the target is the source; choose another path")
     chosen: Pass = registration.load()
     given = dict(options or {})
-    _refuse_options(chosen, name, given)
+    refuse_options(chosen.run, f"the pass {name!r}", given)
     return chosen.run(artifact, target, **given)
 
 
@@ -91,14 +91,19 @@ def _refuse_format(artifact: Artifact, registration: Registration) -> None:
         )
 
 
-def _refuse_options(chosen: Pass, name: str, options: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(chosen.run).parameters.values()
+def refuse_options(function: Callable[..., Any], who: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that a function does not have as keyword arguments.
+
+    Raises:
+        UsageError: names who has no such option, and the ones that there are.
+    """
+    parameters = inspect.signature(function).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
     known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     for option in options:
         if option not in known:
-            raise UsageError(f"the pass {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")
+            raise UsageError(f"{who} has no option {option!r}; it has {', '.join(known) or 'none'}")
 
 
-__all__ = ["Pass", "run_pass", "unread"]
+__all__ = ["Pass", "refuse_options", "run_pass", "unread"]

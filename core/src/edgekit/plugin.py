@@ -35,6 +35,7 @@ ROLES = (
     "passes",
     "devices",
     "servers",
+    "packagers",
     "commands",
 )
 #: What an object has to have to play its role.
@@ -43,6 +44,7 @@ _NEEDED = {
     "precisions": ("precision", "encode", "decode", "bound"),
     "quantizers": ("encode",),
     "recipes": ("name", "plan"),
+    "packagers": ("package",),
 }
 _CALLED = ("runtimes", "devices", "servers")
 BUILT_IN = "edgekit"
@@ -51,6 +53,7 @@ KNOWN_DISTRIBUTIONS = {
     "gguf": "edgekit-gguf",
     ".gguf": "edgekit-gguf",
     "openvino": "edgekit-openvino",
+    "ovms": "edgekit-openvino",
     "serve": "edgekit-serve",
 }
 

@@ -15,6 +15,7 @@ VERBS = (
     "quantize",
     "convert",
     "apply",
+    "package",
     "compare",
     "eval",
     "precisions",

@@ -28,11 +28,16 @@ from edgekit.passes import run_pass
 @json_option
 def command(name: str, source: str, to: str, options: tuple[str, ...], as_json: bool) -> None:
     """Transform SOURCE as a whole with an installed PASS and say what that cost; `edgekit plugins` lists passes."""
-    written = run_pass(source, name, to=to, options=dict(map(_option, options)))
+    written = run_pass(source, name, to=to, options=dict(map(parse_option, options)))
     _show(name, written, as_json)
 
 
-def _option(text: str) -> tuple[str, Any]:
+def parse_option(text: str) -> tuple[str, Any]:
+    """``KEY=VALUE`` as a name and a value.
+
+    Raises:
+        UsageError: there is no ``=``, or nothing before it.
+    """
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise UsageError(f"-o {text}: write KEY=VALUE, for example -o ratio=0.8")

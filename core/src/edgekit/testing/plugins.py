@@ -40,6 +40,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "passes": ("run",),
     "devices": ("__call__",),
     "servers": (),
+    "packagers": ("package",),
     "commands": ("main",),
 }
 

@@ -67,6 +67,12 @@ def edgekit_register_runtimes(register: Register) -> None:
 
 
 @hookimpl
+def edgekit_register_packagers(register: Register) -> None:
+    """Lay models out for OpenVINO Model Server."""
+    register("ovms", "edgekit_openvino.ovms:Ovms")
+
+
+@hookimpl
 def edgekit_register_devices(register: Register) -> None:
     """Say which devices the installed library finds."""
     if _installed("openvino"):

@@ -1,0 +1,39 @@
+"""`edgekit package`: lay a model out for a model server."""
+
+from __future__ import annotations
+
+import attrs
+import click
+
+from edgekit.cli._output import json_option, print_json
+from edgekit.cli.apply import parse_option
+from edgekit.packaging import Package, package
+
+
+@click.command("package")
+@click.argument("source")
+@click.option("--for", "server", required=True, metavar="SERVER", help="The model server, such as ovms.")
+@click.option("--to", required=True, metavar="DIR", help="Directory to write.")
+@click.option(
+    "-o",
+    "--option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the packager; the value is JSON where it can be read as such, else text.",
+)
+@json_option
+def command(source: str, server: str, to: str, options: tuple[str, ...], as_json: bool) -> None:
+    """Lay SOURCE out as a model SERVER expects it, and say how to start the server; nothing is started."""
+    _show(package(source, server, to=to, options=dict(map(parse_option, options))), as_json)
+
+
+def _show(written: Package, as_json: bool) -> None:
+    if as_json:
+        print_json({**attrs.asdict(written), "path": str(written.path)})
+        return
+    for file in written.files:
+        click.echo(f"{written.path}/{file}")
+    click.echo(f"\ncd {written.path} && {written.command}")
+    for note in written.notes:
+        click.echo(note, err=True)
