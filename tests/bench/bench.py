@@ -1,9 +1,11 @@
 """Speed and memory, side by side with the frameworks' own code in one run, as ratios.
 
-python tests/bench/bench.py [--quick] [--only TEXT] [--markdown FILE]      --only llamacpp, servers: one section alone
+python tests/bench/bench.py [--quick] [--only TEXT] [--markdown FILE] [--cpu NAME]
 
-Rounds of all contenders are interleaved and the best of each counts, because machines are noisy: compare the
-ratios of one run, never figures of two. Speeds are GB/s of float32 (input of encode, output of decode), one thread.
+Rounds of all contenders are interleaved and the median of each counts, because machines are noisy: compare the
+ratios of one run, never figures of two. Speeds are GB/s of float32 (input of encode, output of decode), one thread
+unless the row says otherwise, by processor time, which other processes disturb less than the clock on the wall: that of
+all threads of the process, and with two threads that of the busier one.
 """
 
 from __future__ import annotations
@@ -11,12 +13,15 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from statistics import median
+from typing import cast
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "EDGEKIT_NUMBA_THREADS"):
     os.environ.setdefault(variable, "1")
@@ -27,20 +32,34 @@ import llamacpp  # noqa: E402
 import numpy as np  # noqa: E402
 import openai_servers  # noqa: E402
 import peers  # noqa: E402
-from case import Case, Job  # noqa: E402
+import whole  # noqa: E402
+from case import Case, Job, timed  # noqa: E402
 from memory import encode_report, streaming_report  # noqa: E402
 
-SHAPE = (1024, 4096)  # 16 MiB of float32: larger than the caches
+SHAPE = (1024, 4096)  # 16 MiB of float32: larger than a core's own caches
+_QUICK = 0.05  # seconds
+#: Reports that take longer; the last one only when it is asked for.
+REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
+    "file-to-file": lambda quick: whole.file_to_file(3 if quick else whole.ROUNDS),
+    "startup": lambda quick: whole.startup(),
+    "llamacpp": llamacpp.report,
+    "servers": openai_servers.report,
+    "seven-billion": lambda quick: whole.seven_billion(),
+}
+#: Processors that stand for the narrower instruction sets.
+NARROWER = ("haswell", "x86-64")
 
 
-def cases() -> Iterator[Case]:
+def cases(decoders: bool) -> Iterator[Case]:
     """Every comparison that the installed frameworks allow."""
     x = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)
     target = np.empty_like(x)
+    yield Case("read", "numpy", x.nbytes, {"edgekit": x.max})
     yield Case("copy", "numpy", x.nbytes, {"edgekit": lambda: np.copyto(target, x)})
     yield from peers.encoders(x)
     yield from two_threads(x)
-    yield from peers.decoders(x)
+    if decoders:
+        yield from peers.decoders(x)
 
 
 def two_threads(x: np.ndarray) -> Iterator[Case]:
@@ -49,65 +68,91 @@ def two_threads(x: np.ndarray) -> Iterator[Case]:
     half = len(x) // 2
     for one, other in zip(peers.encoders(x[:half]), peers.encoders(x[half:]), strict=True):
         jobs = {name: partial(both, pool, job, other.jobs[name]) for name, job in one.jobs.items() if name != "mlx"}
-        yield Case(one.what.replace("encode", "encode, 2 threads"), one.precision, x.nbytes, jobs)
+        yield Case(one.what.replace("encode", "encode, 2 threads"), one.precision, x.nbytes, jobs, busier)
 
 
-def both(pool: ThreadPoolExecutor, *jobs: Job) -> None:
-    """Run jobs at the same time and wait for all."""
-    for future in [pool.submit(job) for job in jobs]:
-        future.result()
+def both(pool: ThreadPoolExecutor, *jobs: Job) -> float:
+    """Run jobs at the same time and wait for all; gives the seconds of the busier thread."""
+    return max(future.result() for future in [pool.submit(timed, job, time.thread_time) for job in jobs])
 
 
-def fastest(jobs: dict[str, Job], rounds: int) -> dict[str, float]:
-    """Best seconds of each job over interleaved rounds, after one to warm up."""
-    best = dict.fromkeys(jobs, float("inf"))
-    for job in jobs.values():
-        job()
+def busier(job: Job) -> float:
+    """Seconds of a job that says itself what it took."""
+    return cast(float, job())
+
+
+def medians(case: Case, rounds: int) -> dict[str, float]:
+    """Median seconds of each job over interleaved rounds.
+
+    Quick ones run once more before each time that counts, so that none pays for the caches and the memory that
+    another has left.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in case.jobs}
+    quick = {name: case.clock(job) < _QUICK for name, job in case.jobs.items()}
     for _ in range(rounds):
-        for name, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            best[name] = min(best[name], time.perf_counter() - start)
-    return best
+        for name, job in case.jobs.items():
+            if quick[name]:
+                job()
+            seconds[name].append(case.clock(job))
+    return {name: median(all_) for name, all_ in seconds.items()}
 
 
 def row(case: Case, rounds: int) -> list[str]:
     """One line of the table: edgekit's speed, and for each peer its speed and edgekit's ratio to it."""
-    seconds = fastest(case.jobs, rounds)
+    seconds = medians(case, rounds)
     own = seconds.pop("edgekit")
     against = [f"{peer} {case.nbytes / s / 1e9:.3f} → **{s / own:.2f}×**" for peer, s in seconds.items()]
     return [case.what, f"`{case.precision}`", f"{case.nbytes / own / 1e9:.3f}", "; ".join(against) or "–"]
 
 
-def shown(report: Iterator[str]) -> Iterator[str]:
-    """The lines, printed as they come."""
-    for line in report:
-        print(line, flush=True)
-        yield line
+def table(only: str, rounds: int, few: bool) -> Iterator[str]:
+    """The comparisons whose line contains the text; with `few`, against libggml alone."""
+    yield "| what | precision | edgekit GB/s | peers: GB/s → edgekit's ratio |"
+    yield "|---|---|---|---|"
+    for case in cases(decoders=not only.startswith("encode")):
+        if only in f"{case.what} {case.precision}":
+            yield "| " + " | ".join(row(case if not few else case.against("libggml"), rounds)) + " |"
+
+
+def narrower(quick: bool) -> Iterator[str]:
+    """The kernels' rows on narrower instruction sets, each in a process of its own."""
+    for cpu in NARROWER if peers.has("edgekit_numba") and platform.machine() in ("x86_64", "AMD64") else ():
+        command = [sys.executable, __file__, "--cpu", cpu, "--only", "encode (numba", *["--quick"] * quick]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        yield from (line for line in done.stdout.splitlines() if line.startswith("| encode"))
+
+
+def report(only: str, quick: bool, few: bool) -> Iterator[str]:
+    """All lines, as they come."""
+    yield f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}."
+    yield ""
+    if only in REPORTS:
+        yield from REPORTS[only](quick)
+        return
+    yield from table(only, 3 if quick else 7, few)
+    if not only:
+        yield from narrower(quick)
+        yield from ["", streaming_report(200_000_000 if quick else 2_000_000_000), "", *encode_report()]
+        if peers.has("edgekit_numba") and peers.has("llama_cpp"):
+            for name in ("file-to-file", "startup", "llamacpp", "servers"):
+                yield ""
+                yield from REPORTS[name](quick)
 
 
 def main() -> None:
-    """Run, print the table as it grows, and write it where asked."""
+    """Run, print the report as it grows, and write it where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, a smaller model for the memory figure")
-    parser.add_argument("--only", default="", help="only comparisons whose line contains this text")
+    parser.add_argument("--only", default="", help=f"one of {', '.join(REPORTS)}; or rows that contain this text")
     parser.add_argument("--markdown", type=Path, help="write the report there as well")
+    parser.add_argument("--cpu", help="a processor whose instruction set edgekit-numba is to use (haswell: AVX2)")
     options = parser.parse_args()
-    lines = [f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}, one thread.", ""]
-    lines += ["| what | precision | edgekit GB/s | peers: GB/s → edgekit's ratio |", "|---|---|---|---|"]
-    print("\n".join(lines), flush=True)
-    for case in cases():
-        if options.only in f"{case.what} {case.precision}":
-            lines.append("| " + " | ".join(row(case, 3 if options.quick else 7)) + " |")
-            print(lines[-1], flush=True)
-    if options.only in ("", "servers"):
-        lines += ["", *shown(openai_servers.report(options.quick))]
-    if options.only in ("", "llamacpp"):
-        lines += ["", *shown(llamacpp.report(options.quick))]
-    if not options.only:
-        memory = ["", streaming_report(200_000_000 if options.quick else 2_000_000_000), "", *encode_report()]
-        print("\n".join(memory))
-        lines += memory
+    if options.cpu:
+        os.environ["NUMBA_CPU_NAME"] = options.cpu
+    lines = []
+    for line in report(options.only, options.quick, bool(options.cpu)):
+        print(line, flush=True)
+        lines.append(line)
     if options.markdown:
         options.markdown.write_text("\n".join(lines) + "\n", "utf-8")
 

@@ -24,8 +24,9 @@ GGML_IDS = {
     "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14,
     "IQ4_NL": 20, "IQ4_XS": 23, "TQ1_0": 34, "TQ2_0": 35, "MXFP4": 39, "NVFP4": 40, "Q1_0": 41, "Q2_0": 42,
 }  # fmt: skip
-WEIGHED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 FIRST = ("Q8_0", "Q4_0", "Q4_K", "Q6_K")
+#: What an importance matrix changes.
+WEIGHTED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 
 
 def encoders(x: Array) -> Iterator[Case]:
@@ -33,9 +34,9 @@ def encoders(x: Array) -> Iterator[Case]:
     kinds = [*FIRST, *(kind for kind in GGML_IDS if kind not in FIRST)]
     for kind in kinds:
         jobs: dict[str, Callable[[], object]] = {"edgekit": partial(_encode, x, f"ggml:{kind}")}
-        if _has("llama_cpp"):
+        if has("llama_cpp"):
             jobs["libggml"] = Ggml().encoder(x, GGML_IDS[kind])
-        if _has("gguf") and kind in GGUF_PY_ENCODES:
+        if has("gguf") and kind in GGUF_PY_ENCODES:
             jobs["gguf-py"] = _gguf_py("quantize", x, GGML_IDS[kind])
         yield _case("encode", f"ggml:{kind}", x, jobs)
         yield from _with_numba("encode", kind, x, partial(_encode, x, f"ggml:{kind}", "numba"), jobs)
@@ -47,11 +48,15 @@ def encoders(x: Array) -> Iterator[Case]:
 def weighted_encoders(x: Array) -> Iterator[Case]:
     """ggml's types that use an importance matrix, with one."""
     importance = np.square(np.random.default_rng(2).standard_normal(x.shape[1])).astype(np.float32)
-    for kind in WEIGHED:
+    for kind in WEIGHTED:
         jobs: dict[str, Callable[[], object]] = {"edgekit": partial(_encode, x, f"ggml:{kind}", importance=importance)}
-        if _has("llama_cpp"):
+        if has("llama_cpp"):
             jobs["libggml"] = Ggml().encoder(x, GGML_IDS[kind], importance)
         yield _case("encode, importance", f"ggml:{kind}", x, jobs)
+        if has("edgekit_numba"):
+            own = partial(_encode, x, f"ggml:{kind}", "numba", importance)
+            what = f"encode (numba, {_instruction_set()}, importance)"
+            yield _case(what, f"ggml:{kind}", x, {**jobs, "edgekit": own, "reference": jobs["edgekit"]})
 
 
 def decoders(x: Array) -> Iterator[Case]:
@@ -59,9 +64,9 @@ def decoders(x: Array) -> Iterator[Case]:
     for kind, number in GGML_IDS.items():
         encoded = edgekit.encode(x, f"ggml:{kind}")
         jobs: dict[str, Callable[[], object]] = {"edgekit": encoded.dequantize}
-        if _has("llama_cpp"):
+        if has("llama_cpp"):
             jobs["libggml"] = Ggml().decoder(encoded.parts["blocks"], x.shape, number)
-        if _has("gguf") and kind not in ("Q1_0", "Q2_0"):
+        if has("gguf") and kind not in ("Q1_0", "Q2_0"):
             jobs["gguf-py"] = _gguf_py("dequantize", encoded.parts["blocks"], number)
         yield _case("decode", f"ggml:{kind}", x, jobs)
         yield from _with_numba("decode", kind, x, partial(edgekit.decode, encoded, backend="numba"), jobs)
@@ -73,19 +78,26 @@ def _with_numba(
     what: str, kind: str, x: Array, job: Callable[[], object], jobs: dict[str, Callable[[], object]]
 ) -> Iterator[Case]:
     """The same with edgekit-numba's kernel in edgekit's place, where it is installed and has one."""
-    if _has("edgekit_numba"):
+    if has("edgekit_numba"):
         from edgekit_numba import KINDS
 
         if kind in KINDS:
             peers = {("reference" if name == "edgekit" else name): peer for name, peer in jobs.items()}
-            yield _case(f"{what} (numba)", f"ggml:{kind}", x, {"edgekit": job, **peers})
+            yield _case(f"{what} (numba, {_instruction_set()})", f"ggml:{kind}", x, {"edgekit": job, **peers})
+
+
+def _instruction_set() -> str:
+    from edgekit_numba.compiler import processor
+
+    return processor().instruction_set.partition(" ")[0]
 
 
 def _case(what: str, name: str, x: Array, jobs: dict[str, Any]) -> Case:
     return Case(what, name, x.nbytes, jobs)
 
 
-def _has(module: str) -> bool:
+def has(module: str) -> bool:
+    """Whether a module is installed."""
     return importlib.util.find_spec(module) is not None
 
 
@@ -161,21 +173,21 @@ NNCF = {
 def _others(x: Array) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
     """Conventions of other frameworks with what they call for them."""
     for bits in (1, 2, 3, 4, 5, 6, 8):
-        yield f"mlx:int{bits}-g64", _mlx(x, bits=bits, group_size=64) if _has("mlx") else {}
+        yield f"mlx:int{bits}-g64", _mlx(x, bits=bits, group_size=64) if has("mlx") else {}
     for mode in ("mxfp4", "mxfp8", "nvfp4"):
-        yield f"mlx:{mode}", _mlx(x, mode=mode) if _has("mlx") else {}
-    yield "mlx:nvfp4-tensor", _mlx(x, mode="nvfp4", for_tensor=True) if _has("mlx") else {}
+        yield f"mlx:{mode}", _mlx(x, mode=mode) if has("mlx") else {}
+    yield "mlx:nvfp4-tensor", _mlx(x, mode="nvfp4", for_tensor=True) if has("mlx") else {}
     for name in NNCF:
-        yield f"openvino:{name}", _nncf(x, name) if _has("nncf") else {}
+        yield f"openvino:{name}", _nncf(x, name) if has("nncf") else {}
     for bits in (2, 4, 8):
         for symmetry in ("sym", "asym"):
-            peer = _onnxruntime(x, bits, symmetry == "sym") if _has("onnxruntime") else {}
+            peer = _onnxruntime(x, bits, symmetry == "sym") if has("onnxruntime") else {}
             yield f"onnx:int{bits}-{symmetry}-g32", peer
     for symmetry in ("sym", "asym"):
-        yield f"onnx:qdq_int4-{symmetry}-g32", _onnxruntime_qdq(x, symmetry == "sym") if _has("onnxruntime") else {}
+        yield f"onnx:qdq_int4-{symmetry}-g32", _onnxruntime_qdq(x, symmetry == "sym") if has("onnxruntime") else {}
     for kind, symmetry in (("int8", "sym"), ("uint8", "asym")):
         for where in ("channel", "tensor"):
-            peer = _onnxruntime_tool(x, kind, symmetry == "sym", where) if _has("onnxruntime") else {}
+            peer = _onnxruntime_tool(x, kind, symmetry == "sym", where) if has("onnxruntime") else {}
             yield f"onnx:{kind}-{symmetry}-{where}", peer
     yield "affine:int4-asym-g32", {}
 

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from click.testing import CliRunner
 
-from edgekit_numba import compiler, library, warm
+from edgekit.errors import MissingPluginError
+from edgekit_numba import compiler, encoders, library, warm
 
 CONTRACTED = re.compile(r"^\s+v?fn?m(add|sub|la|ls)", re.MULTILINE)
 CHECK = """
@@ -39,6 +40,17 @@ def run(code, *arguments, path=None, **environment):
 @pytest.mark.parametrize(("name", "lanes"), [("haswell", 8), ("x86-64", 4), ("skylake-avx512", 16), ("znver4", 16)])
 def test_lanes_follow_the_instruction_set(name, lanes):
     assert compiler.lanes(name, "") == lanes
+
+
+def test_what_the_features_say_is_what_the_compiler_uses():
+    host = (compiler.llvm().get_host_cpu_name(), compiler.llvm().get_host_cpu_features().flatten())
+    for name, features in (
+        host,
+        ("x86-64", "+avx512f,+avx2,+avx"),
+        ("x86-64", "+avx,-avx512f"),
+        ("x86-64", "-avx,-avx512f"),
+    ):
+        assert compiler.lanes(name, features) == compiler._lanes_in_use(name, features)
 
 
 @pytest.mark.parametrize("cpu", ["haswell", "x86-64"])
@@ -143,3 +155,17 @@ def test_every_kernel_is_listed():
     modules = {name: importlib.import_module(f"edgekit_numba.{name}") for name in set(library.MODULES.values())}
     written = {emitter.name: name for name, module in modules.items() for emitter in module.emitters()}
     assert written == library.MODULES
+
+
+def test_on_a_processor_without_proof_it_stays_out_of_the_way(monkeypatch):
+    monkeypatch.setattr(encoders.platform, "machine", lambda: "aarch64")
+    monkeypatch.delenv("EDGEKIT_NUMBA_UNPROVED", raising=False)
+    for asked in (encoders.require, lambda: encoders.Q8_0, warm.devices):
+        with pytest.raises(MissingPluginError) as found:
+            asked()
+        assert str(found.value) == (
+            "edgekit-numba's kernels are proved on x86-64 only, this is aarch64; "
+            "EDGEKIT_NUMBA_UNPROVED=1 uses them all the same"
+        )
+    monkeypatch.setenv("EDGEKIT_NUMBA_UNPROVED", "1")
+    encoders.require()

@@ -212,3 +212,12 @@ def test_ties_between_the_signs_go_to_the_first(kind):
     x[1::5] = -np.abs(x[1::5])
     x[2::5] *= rng.choice(np.array([0.0, -0.0, 1], np.float32), (80, 256), p=[0.49, 0.49, 0.02])
     assert_same(kind, x)
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 47])
+def test_the_power_of_rows_is_summed_in_order(rows):
+    x = draw("student t", 17, (rows, 96))
+    total = np.zeros(rows, np.float32)
+    for column in x.T:
+        total += column * column
+    assert np.array_equal(encoders.row_power(x), total / np.float32(96))

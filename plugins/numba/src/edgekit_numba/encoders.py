@@ -174,10 +174,11 @@ def _parts(count: int, size: int) -> Iterator[slice]:
 
 def row_power(x: F32) -> F32:
     """The mean of x² over each row [rows], summed one float32 after the other."""
-    lanes = processor().lanes
-    rows = padded(x, -(-len(x) // lanes) * lanes)
-    power = np.empty(len(rows), np.float32)
-    library.kernel("row_power")(rows.ctypes.data, power.ctypes.data, len(rows) // lanes, x.shape[1])
+    lanes, kernel = processor().lanes, library.kernel("row_power")
+    power = np.empty(-(-len(x) // lanes) * lanes, np.float32)
+    whole = len(x) // lanes * lanes
+    for rows, into in ((x[:whole], power[:whole]), (padded(x[whole:], len(power) - whole), power[whole:])):
+        kernel(rows.ctypes.data, into.ctypes.data, len(into) // lanes, x.shape[1]) if len(into) else None
     return power[: len(x)] / np.float32(x.shape[1])
 
 

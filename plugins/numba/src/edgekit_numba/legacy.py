@@ -7,14 +7,14 @@ from functools import partial
 from edgekit_numba.kernels import Emitter, Weights
 from edgekit_numba.layout import Output, planes
 from edgekit_numba.rounding import to_half
-from edgekit_numba.searches import affine, affine_steps, symmetric
+from edgekit_numba.searches import affine, affine_steps, symmetric, weigh
 from edgekit_numba.vectors import I32, Code, Rows, Vector
 
 
 def symmetric_block(code: Code, x: Rows, out: Output, weights: Weights | None, top: int) -> Vector:
     """One block of Q4_0 or Q5_0: codes 0 to ``2 * top - 1``."""
     codes = code.rows(32, I32)
-    found = symmetric(code, x, _search_weights(code, x, weights), top)
+    found = symmetric(code, x, _weights(code, x, weights), top)
     for j, v in enumerate(x):
         codes[j] = found.code(v, top).to_int() + top
     out.float16(0, to_half(found.scale))
@@ -25,7 +25,7 @@ def symmetric_block(code: Code, x: Rows, out: Output, weights: Weights | None, t
 def affine_block(code: Code, x: Rows, out: Output, weights: Weights | None, top: int) -> Vector:
     """One block of Q4_1 or Q5_1: codes 0 to `top`."""
     codes = code.rows(32, I32)
-    found = affine(code, x, _search_weights(code, x, weights), top, affine_steps(-0.9, 0.05, 36, top))
+    found = affine(code, x, _weights(code, x, weights), top, affine_steps(-0.9, 0.05, 36, top))
     for j, v in enumerate(x):
         codes[j] = found.code(v, top).to_int()
     out.float16(0, to_half(found.scale))
@@ -34,11 +34,10 @@ def affine_block(code: Code, x: Rows, out: Output, weights: Weights | None, top:
     return found.scale.nonfinite() | found.minimum.nonfinite()
 
 
-def _search_weights(code: Code, x: Rows, weights: Weights | None) -> Rows:
+def _weights(code: Code, x: Rows, weights: Weights | None) -> Rows:
     assert weights is not None
     found = code.rows(len(x))
-    for j, v in enumerate(x):
-        found[j] = weights.columns[j] * (weights.power + v * v).sqrt()
+    weigh(x, weights.columns, weights.power, found)
     return found
 
 

@@ -27,6 +27,23 @@ def affine_steps(first: float, step: float, tries: int, top: int) -> F32:
     return np.float32(first) + np.float32(step) * np.arange(tries + 1, dtype=np.float32) + np.float32(top)
 
 
+def squares(x: Rows) -> Vector:
+    """The sum of x²."""
+    total = x.code.variable(x.code.f32(0))
+    with x.code.loop(len(x)) as j:
+        total.set(total.get() + x[j] * x[j])
+    return total.get()
+
+
+def weigh(x: Rows, importance: Rows, power: Vector, into: Rows) -> Vector:
+    """The weights of squared errors under an importance matrix, ``importance * sqrt(power + x²)``; gives their sum."""
+    total = x.code.f32(0)
+    for j, (v, q) in enumerate(zip(x, importance, strict=True)):
+        w = into[j] = q * (power + v * v).sqrt()
+        total = total + w
+    return total
+
+
 def reciprocal(d: Vector) -> Vector:
     """``d ? 1 / d : 0``; infinite where d is subnormal."""
     return select(d != 0, 1 / d, 0)

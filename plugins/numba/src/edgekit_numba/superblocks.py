@@ -24,7 +24,9 @@ from edgekit_numba.searches import (
     descent,
     peak_of,
     positive,
+    squares,
     symmetric,
+    weigh,
 )
 from edgekit_numba.vectors import I32, Code, Rows, Vector, select
 
@@ -54,13 +56,13 @@ def affine_block(
     subs = SIZE // sub_size
     fits, sums = _AffineFits(code, subs), code.rows(subs)
     w = code.rows(sub_size)
-    power = None if weights is None else _power(x) * (1 if sub_size == 16 else 2) / SIZE
+    power = None if weights is None else squares(x) * (1 if sub_size == 16 else 2) / SIZE
     with code.loop(subs) as sub:
         part = x.part(code.scaled(sub, sub_size), sub_size)
         if weights is None or power is None:
             _plain_weights(code, part, w)
         else:
-            sums[sub] = _importance_weights(code, part, weights, code.scaled(sub, sub_size), power, w)
+            sums[sub] = weigh(part, weights.columns.part(code.scaled(sub, sub_size), sub_size), power, w)
         fits.keep(sub, affine(code, part, w, top, steps, absolute=weights is None and sub_size == 16))
     if weights is None:
         scales, depths = (_linear_scales(code, values, scale_top) for values in (fits.scales, fits.depths))
@@ -80,23 +82,6 @@ def _plain_weights(code: Code, x: Rows, into: Rows) -> None:
     level = (total / len(x)).sqrt()
     for j, v in enumerate(x):
         into[j] = level + abs(v)
-
-
-def _power(x: Rows) -> Vector:
-    """The sum of x² over the super-block."""
-    total = x.code.variable(x.code.f32(0))
-    with x.code.loop(len(x)) as j:
-        total.set(total.get() + x[j] * x[j])
-    return total.get()
-
-
-def _importance_weights(code: Code, x: Rows, weights: Weights, first: Any, power: Vector, into: Rows) -> Vector:
-    """``importance * sqrt(power + x²)``; gives their sum."""
-    total = code.f32(0)
-    for j, (v, q) in enumerate(zip(x, weights.columns.part(first, len(x)), strict=True)):
-        w = into[j] = q * (power + v * v).sqrt()
-        total = total + w
-    return total
 
 
 def _linear_scales(code: Code, values: Rows, top: int) -> tuple[Vector, Rows]:
@@ -262,11 +247,11 @@ def _q3_plain(code: Code, x: Rows, scales: Rows) -> tuple[Vector, Searched]:
 
 def _q3_weighted(code: Code, x: Rows, weights: Weights, scales: Rows) -> tuple[Vector, Searched]:
     fits, sums, w = _SymmetricFits(code, 16), code.rows(16), code.rows(16)
-    power = _power(x) * 2 / SIZE
+    power = squares(x) * 2 / SIZE
     with code.loop(16) as sub:
         first = code.scaled(sub, 16)
         part = x.part(first, 16)
-        sums[sub] = _importance_weights(code, part, weights, first, power, w)
+        sums[sub] = weigh(part, weights.columns.part(first, 16), power, w)
         fits.keep(sub, symmetric(code, part, w, 4))
     outer = symmetric(code, fits.scales, sums, 32)
     for j, v in enumerate(fits.scales):

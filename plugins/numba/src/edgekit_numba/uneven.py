@@ -9,7 +9,7 @@ import numpy as np
 from edgekit_numba.kernels import Emitter, Weights
 from edgekit_numba.layout import Output, bytes_word, planes
 from edgekit_numba.rounding import nearest_int, round_away, to_half
-from edgekit_numba.searches import EPSILON, peak_of, reciprocal
+from edgekit_numba.searches import EPSILON, peak_of, reciprocal, squares, weigh
 from edgekit_numba.vectors import I32, Code, Rows, Vector, select
 
 _VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -62,27 +62,19 @@ def _search(code: Code, x: Rows, weights: Rows) -> Vector:
     return select(zero, 0, scale.get())
 
 
-def _squares(code: Code, x: Rows) -> Vector:
-    total = code.variable(code.f32(0))
-    with code.loop(len(x)) as j:
-        total.set(total.get() + x[j] * x[j])
-    return total.get()
-
-
-def _search_weights(x: Rows, importance: Rows | None, power: Vector | None, into: Rows) -> None:
-    """x², or ``importance * sqrt(power + x²)``."""
+def _weights(x: Rows, importance: Rows | None, power: Vector | None, into: Rows) -> None:
+    if importance is not None and power is not None:
+        weigh(x, importance, power, into)
+        return
     for j, v in enumerate(x):
-        if importance is None or power is None:
-            into[j] = v * v
-        else:
-            into[j] = importance[j] * (power + v * v).sqrt()
+        into[j] = v * v
 
 
 def iq4_nl(code: Code, x: Rows, out: Output, weights: Weights | None) -> Vector:
     """One block of IQ4_NL."""
     w, codes = code.rows(32), code.rows(32, I32)
-    power = None if weights is None else _squares(code, x) * (2 / 32)
-    _search_weights(x, None if weights is None else weights.columns, power, w)
+    power = None if weights is None else squares(x) * (2 / 32)
+    _weights(x, None if weights is None else weights.columns, power, w)
     d = _search(code, x, w)
     twice = reciprocal(d) * 2
     for j, v in enumerate(x):
@@ -95,11 +87,11 @@ def iq4_nl(code: Code, x: Rows, out: Output, weights: Weights | None) -> Vector:
 def iq4_xs(code: Code, x: Rows, out: Output, weights: Weights | None) -> Vector:
     """One block of IQ4_XS."""
     w, values, codes, stored = code.rows(32), code.rows(8), code.rows(256, I32), code.rows(8, I32)
-    power = None if weights is None else _squares(code, x) * (2 / 256)
+    power = None if weights is None else squares(x) * (2 / 256)
     with code.loop(8) as sub:
         first = code.scaled(sub, 32)
         part = x.part(first, 32)
-        _search_weights(part, None if weights is None else weights.columns.part(first, 32), power, w)
+        _weights(part, None if weights is None else weights.columns.part(first, 32), power, w)
         values[sub] = _search(code, part, w)
     d = -peak_of(code, values) / 32
     inverse = reciprocal(d)
