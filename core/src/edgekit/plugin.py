@@ -12,6 +12,8 @@ import functools
 import importlib
 import io
 import os
+import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -45,8 +47,12 @@ _NEEDED = {
     "quantizers": ("encode",),
     "recipes": ("name", "plan"),
     "packagers": ("package",),
+    "passes": ("run",),
+    "commands": ("main",),
 }
 _CALLED = ("runtimes", "devices", "servers")
+#: Seconds in which a plugin's light module has to be imported, a hundred times what it may take.
+LOAD_SECONDS = float(os.environ.get("EDGEKIT_PLUGIN_SECONDS", "10"))
 BUILT_IN = "edgekit"
 #: Distributions to install for what they bring, for messages that name the cure.
 KNOWN_DISTRIBUTIONS = {
@@ -158,11 +164,7 @@ class Manager:
         if not found:
             raise MissingPluginError(self._missing(role, name))
         if len(found) > 1 and found[0].distribution != BUILT_IN:
-            owners = " and ".join(r.distribution for r in found)
-            raise PluginError(
-                f"{one(role)} {name!r} is claimed by {owners}; uninstall one of them, "
-                f"or switch it off with EDGEKIT_NO_PLUGINS={found[-1].plugin}"
-            )
+            raise PluginError(_twice(role, name, found))
         return found[0]
 
     def load(self, role: str, name: str) -> Any:
@@ -210,8 +212,56 @@ def build(points: list[tuple[metadata.EntryPoint, str, str]]) -> Manager:
         if disabled & {"1", "true", "all", point.name, distribution}:
             self.plugins.append(attrs.evolve(info, status="disabled", error="EDGEKIT_NO_PLUGINS"))
         else:
-            _add(self, info, point.load)
+            _add(self, info, functools.partial(_in_time, point.load, point.name))
+    self.plugins = [attrs.evolve(p, error=p.error or _claimed_twice(self, p)) for p in self.plugins]
     return self
+
+
+def _in_time(load: Callable[[], Any], name: str) -> Any:
+    """Load in a thread, which is left behind where it hangs.
+
+    Raises:
+        PluginError: it has not ended in time. And whatever loading raises.
+    """
+    outcome: list[tuple[Any, BaseException | None]] = []
+
+    def work() -> None:
+        try:
+            outcome.append((load(), None))
+        except BaseException as error:  # it is raised again below, in the caller's thread
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=work, daemon=True, name=f"edgekit loads {name}")
+    thread.start()
+    thread.join(LOAD_SECONDS)
+    if not outcome:
+        told = f"it hangs: importing it has not ended in {LOAD_SECONDS:g} s; EDGEKIT_NO_PLUGINS={name} switches it off"
+        print(f"edgekit: plugin {name!r} is given up: {told}", file=sys.stderr)
+        raise PluginError(told)
+    module, error = outcome[0]
+    if error is not None:
+        raise error
+    return module
+
+
+def _claimed_twice(self: Manager, plugin: PluginInfo) -> str:
+    """The first name of a plugin that is registered once more; of quantizers, once more by the same plugin."""
+    for own in (r for r in self.registrations if r.plugin == plugin.name):
+        same = [r for r in self.registrations if (r.role, r.name) == (own.role, own.name)]
+        owners = [r for r in same if own.role != "quantizers" or r.plugin == own.plugin]
+        if len(owners) > 1:
+            return _twice(own.role, own.name, owners)
+    return ""
+
+
+def _twice(role: str, name: str, found: list[Registration]) -> str:
+    owners = list(dict.fromkeys(r.distribution for r in found))
+    if len(owners) == 1:
+        return f"{one(role)} {name!r} is registered twice by {owners[0]}; ask its authors to choose one"
+    return (
+        f"{one(role)} {name!r} is claimed by {' and '.join(owners)}; uninstall one of them, "
+        f"or switch it off with EDGEKIT_NO_PLUGINS={found[-1].plugin}"
+    )
 
 
 def _core_version() -> str:
@@ -291,6 +341,8 @@ def _shadows(self: Manager, registration: Registration) -> bool:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, PluginError):  # a sentence of our own
+        return str(error)
     frame = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
     where = f" ({os.path.basename(frame.filename)}:{frame.lineno})" if frame else ""
     return f"{type(error).__name__}: {error}{where}"

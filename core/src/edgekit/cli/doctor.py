@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
+from edgekit.cli._examined import Examined, examine
 from edgekit.cli._output import json_option, print_json
-from edgekit.errors import EdgekitError
-from edgekit.plugin import BUILT_IN, Registration, installed, manager
+from edgekit.plugin import BUILT_IN, installed
 
 _OPTIONAL = {
     "tokenizers": "text",
@@ -32,7 +32,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
 
     Exits with 4 where a plugin is broken.
     """
-    report = examine()
+    report = examined()
     if as_json:
         print_json(report)
     else:
@@ -40,39 +40,23 @@ def command(ctx: click.Context, as_json: bool) -> None:
     ctx.exit(4 if report["problems"] else 0)
 
 
-def examine() -> dict[str, Any]:
+def examined() -> dict[str, Any]:
     """Everything `edgekit doctor` shows, as plain data."""
-    problems = [f"{p.distribution} {p.version}: {p.error}" for p in installed() if p.error and p.status != "disabled"]
-    problems += dict.fromkeys(problem for r in manager().registrations if (problem := _problem(r)))
+    looked_at = examine(installed())
+    problems = []
+    for plugin in installed():
+        told = [plugin.error] if plugin.error and plugin.status != "disabled" else []
+        told += looked_at.get(plugin.name, Examined()).problems
+        problems += [f"{plugin.distribution} {plugin.version}: {problem}" for problem in told]
     return {
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "versions": {name: metadata.version(name) for name in (BUILT_IN, *_DEPENDENCIES)},
         "optional": {name: importlib.util.find_spec(name) is not None for name in _OPTIONAL},
         "plugins": {p.name: f"{p.distribution} {p.version}, {p.status}" for p in installed()},
-        "devices": _devices(),
+        "devices": {name: lines for found in looked_at.values() for name, lines in found.devices.items()},
         "problems": problems,
     }
-
-
-def _problem(registration: Registration) -> str:
-    try:
-        if registration.role != "quantizers":  # of which a precision may have many
-            manager().find(registration.role, registration.name)
-        registration.load()
-    except EdgekitError as error:
-        return str(error)
-    return ""
-
-
-def _devices() -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for registration in manager().all("devices"):
-        try:
-            found[registration.name] = list(registration.load()())
-        except Exception as error:  # a framework's own failure must not hide the rest of the report
-            found[registration.name] = [f"cannot be asked: {type(error).__name__}: {error}"]
-    return found
 
 
 def _show(report: dict[str, Any]) -> None:

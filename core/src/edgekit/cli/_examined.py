@@ -1,0 +1,128 @@
+"""Looks at what one plugin brings, in a process of its own: what hangs or crashes here is a line in the report.
+
+``python -m edgekit.cli._examined NAME`` loads everything that a plugin registers, tries whether what claims to be exact
+is, and prints what is wrong as the last line of its stdout, in JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import attrs
+
+from edgekit.encoding import find_precision
+from edgekit.errors import EdgekitError
+from edgekit.plugin import BUILT_IN, PluginInfo, Registration, manager
+
+#: Seconds that a plugin has to load all that it brings; and that are spent on trying its claims.
+LOADING, TRYING = 60.0, 2.0
+
+
+@attrs.frozen
+class Examined:
+    """What was found.
+
+    Attributes:
+        problems: sentences; empty where all is well.
+        devices: what each of its registrations of devices says, by name.
+    """
+
+    problems: tuple[str, ...] = ()
+    devices: dict[str, list[str]] = attrs.field(factory=dict)
+
+
+def examine(plugins: Iterable[PluginInfo]) -> dict[str, Examined]:
+    """Look at every plugin that is loaded, two at a time; by name."""
+    known = list(plugins)
+    names = [p.name for p in known if p.status == "loaded" and p.distribution != BUILT_IN]
+    left_out = ",".join(p.name for p in known if p.status != "loaded")
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(names, pool.map(lambda name: _elsewhere(name, left_out), names), strict=True))
+
+
+def _elsewhere(name: str, left_out: str) -> Examined:
+    environment = os.environ | {"EDGEKIT_NO_PLUGINS": left_out, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", __name__, name]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LOADING, check=False)
+    except subprocess.TimeoutExpired:
+        return Examined((f"loading what it brings has not ended in {LOADING:g} s; EDGEKIT_NO_PLUGINS={name}",))
+    try:
+        said = json.loads(done.stdout.splitlines()[-1])
+        return Examined(tuple(said["problems"]), said["devices"])
+    except (ValueError, IndexError, TypeError, KeyError):
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        return Examined((f"loading what it brings ends the process (exit {done.returncode}: {last[:200]})",))
+
+
+def look(name: str) -> Examined:
+    """Load everything that a plugin registers, and try its claims."""
+    own = [r for r in manager().registrations if r.plugin == name]
+    problems = [problem for r in own if (problem := _loading(r))]
+    devices = {r.name: _asked(r) for r in own if r.role == "devices"}
+    return Examined((*dict.fromkeys(problems), *_false_claims(own)), devices)
+
+
+def _loading(registration: Registration) -> str:
+    try:
+        registration.load()
+    except EdgekitError as error:
+        return str(error)
+    return ""
+
+
+def _asked(registration: Registration) -> list[str]:
+    try:
+        return [str(line) for line in registration.load()()]
+    except Exception as error:  # a framework's own failure must not hide the rest of the report
+        return [f"cannot be asked: {type(error).__name__}: {error}"]
+
+
+def _false_claims(own: list[Registration]) -> Iterator[str]:
+    """What says that it is exact, and is not on a few rows; as many as there is time for."""
+    began = time.perf_counter()
+    for registration in own:
+        if registration.role != "quantizers" or registration.options.get("claim") != "exact":
+            continue
+        if time.perf_counter() - began > TRYING:
+            return
+        if not _as_claimed(registration):
+            yield (
+                f"quantizer {registration.name!r} of {registration.distribution} claims exact, and its bytes are not "
+                f"the reference's; `edgekit verify {registration.plugin} --failed` shows where"
+            )
+
+
+def _as_claimed(registration: Registration) -> bool:
+    """Whether it encodes a few rows as the reference does; what cannot be tried is no false claim."""
+    from edgekit.testing import vectors
+    from edgekit.testing._explain import same_parts
+    from edgekit.testing._subjects import encodable, registered
+
+    try:
+        if not encodable(find_precision(registration.name)):
+            return True
+        subject, drawn = registered(registration), vectors.inputs()
+        rows = [drawn[name] for name, importance in vectors.questions(subject.precision) if importance is None]
+        return all(same_parts(subject.wanted(x), subject.encode(x)) for x in rows)
+    except EdgekitError:  # it does not load, which is said already, or its precision's plugin is not there
+        return True
+    except Exception:
+        return False
+
+
+def main() -> None:
+    """Print what is found."""
+    found: dict[str, Any] = attrs.asdict(look(sys.argv[1]))
+    print("\n" + json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
