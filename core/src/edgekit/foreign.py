@@ -96,7 +96,8 @@ def read_bytes(directory: Path, name: str, limit: int) -> bytes | None:
         return None
     try:
         with path.open("rb") as file:
-            content = file.read(limit + 1)
+            # Python allocates what is asked for before it reads, so no more is asked for than there is.
+            content = file.read(min(limit, path.stat().st_size) + 1)
     except OSError as error:
         raise MissingFileError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     if len(content) > limit:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import attrs
+
 from edgekit.tokenizer import Tokenizer, TokenType
 
 #: What a format has to bring back.
 FIELDS = (
-    "kind", "tokens", "types", "merges", "pre", "bos", "eos", "unk",
+    "kind", "tokens", "types", "merges", "pre", "bos", "eos", "unk", "pad",
     "add_bos", "add_eos", "add_space_prefix", "chat_template",
 )  # fmt: skip
 #: `urgency` stands for the scores: a format may keep their order alone, since nothing else decides.
@@ -54,6 +56,46 @@ def bpe() -> Tokenizer:
         add_bos=False,
         add_space_prefix=False,
         chat_template=TEMPLATE,
+    )
+
+
+#: Several lines, quotes, other scripts, and blanks at both ends.
+LONG_TEMPLATE = """ {%- for message in messages %}
+{{ '<|' + message["role"] + "|>\\n" }}{{ message['content'] | trim }} 日本 ✓
+{%- endfor %}
+"""
+
+
+def spm_without_space() -> Tokenizer:
+    """As `spm`, with all that a reader might guess the other way round, and tokens in other scripts."""
+    first = spm()
+    own = ("日本", "👩\u200d🚀", "é", "<|user|>", "<pad>")
+    types = (*first.types, *[TokenType.NORMAL] * 3, TokenType.USER_DEFINED, TokenType.CONTROL)
+    return attrs.evolve(
+        first,
+        tokens=(*first.tokens, *own),
+        types=types,
+        scores=(*first.scores, -6.25, -6.5, -6.75, 0.0, 0.0),
+        add_bos=False,
+        add_eos=True,
+        add_space_prefix=False,
+        pad=len(types) - 1,
+        chat_template=LONG_TEMPLATE,
+    )
+
+
+def bpe_with_bos() -> Tokenizer:
+    """As `bpe`, but BOS is added, and is no EOS; no chat template."""
+    first = bpe()
+    tokens = (*first.tokens, "<|begin|>", "<|pad|>")
+    return attrs.evolve(
+        first,
+        tokens=tokens,
+        types=(*first.types, TokenType.CONTROL, TokenType.CONTROL),
+        bos=len(tokens) - 2,
+        pad=len(tokens) - 1,
+        add_bos=True,
+        chat_template=None,
     )
 
 

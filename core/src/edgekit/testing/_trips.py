@@ -73,11 +73,17 @@ def encoded(slot: Slot, assignment: Assignment, encode: Encode | None = None) ->
     return QuantizedTensor(parts, precision, slot.shape, assignment.name)
 
 
-def write(chosen: Format, path: Path, source: Artifact, precisions: Mapping[str, Precision] | None = None) -> None:
+def write(
+    chosen: Format,
+    path: Path,
+    source: Artifact,
+    precisions: Mapping[str, Precision] | None = None,
+    manifest: Manifest | None = None,
+) -> None:
     """Write a whole artifact."""
     layout = chosen.layout(source)
     plan = plan_of(layout, precisions)
-    writer = chosen.writer(path, layout, plan, Manifest())
+    writer = chosen.writer(path, layout, plan, manifest or Manifest())
     try:
         for slot, assignment in zip(layout.slots, plan, strict=True):
             writer.write(encoded(slot, assignment))

@@ -1,0 +1,74 @@
+"""Checks for formats: what is written comes back, nothing is half-written, and hostile files are refused.
+
+A format implements `edgekit.artifact.Format`. The checks write small models into temporary directories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from edgekit.errors import UsageError
+from edgekit.plugin import Registration, manager
+from edgekit.testing._kit import Kit, Profile, Result
+from edgekit.testing.formats import contents, files
+from edgekit.testing.formats.subject import FormatSubject
+
+_ROOMS = (contents.ROOM, files.ROOM)
+#: Every check, in the order in which they run: the first that fails names the fault.
+KIT: Kit[FormatSubject] = Kit("formats", {name: c for room in _ROOMS for name, c in room.checks.items()})
+
+
+def adapt(subject: Any, suffix: str | None = None) -> FormatSubject:
+    """A subject from a format object, its class, its registration, or the name of an installed one.
+
+    Raises:
+        UsageError: it lacks a method of the role.
+    """
+    if isinstance(subject, str):
+        subject = manager().find("formats", subject)
+    if isinstance(subject, Registration):
+        suffix = next(iter(subject.options.get("suffixes", ())), "") if suffix is None else suffix
+        subject = subject.load()
+    made = subject() if isinstance(subject, type) else subject
+    missing = [m for m in ("matches", "open", "layout", "writer") if not callable(getattr(made, m, None))]
+    if missing:
+        raise UsageError(f"{type(made).__name__} is no format: it lacks {', '.join(missing)}")
+    return FormatSubject(made, suffix or "", getattr(made, "name", type(made).__name__))
+
+
+def run_format_checks(
+    format: Any,
+    *,
+    suffix: str | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+    checks: Iterable[str] | None = None,
+    profile: str | Profile | None = None,
+) -> list[Result]:
+    """Run every check on a format, without pytest.
+
+    Args:
+        format: an object or class as `edgekit.artifact.Format`, or the name of an installed one.
+        suffix: of the files that it writes (``".gguf"``); empty for a directory.
+        expected_failures: names of checks that fail, each with its reason.
+        checks: only these.
+        profile: ``quick``, ``default`` or ``deep``; None asks the environment.
+    """
+    subject = adapt(format, suffix)
+    return KIT.run(subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile)
+
+
+def format_checks(
+    format: Any,
+    *,
+    suffix: str | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+    checks: Iterable[str] | None = None,
+    profile: str | Profile | None = None,
+) -> Callable[[Callable[..., Any]], Any]:
+    """The same for pytest: a decorator that calls the test once for each check, as its argument ``check``."""
+    subject = adapt(format, suffix)
+    return KIT.parametrize(subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile)
+
+
+__all__ = ["KIT", "FormatSubject", "adapt", "format_checks", "run_format_checks"]
