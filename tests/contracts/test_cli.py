@@ -35,7 +35,10 @@ def q4(tmp_path_factory):
 
 
 def test_help_and_version():
-    assert "inspect" in edgekit("--help").stdout
+    shown = edgekit("--help").stdout
+    assert "\n  Exit codes: 0 done, 2 usage, 3 bad input," in shown
+    assert "\n  quantize    Quantize a model.\n" in shown
+    assert "\n  new-plugin  Write the skeleton of a plugin.\n" in shown
     assert "edgekit, version" in edgekit("--version").stdout
 
 

@@ -10,22 +10,23 @@ import click
 
 from edgekit.errors import EdgekitError
 
-VERBS = (
-    "inspect",
-    "quantize",
-    "convert",
-    "apply",
-    "package",
-    "compare",
-    "eval",
-    "precisions",
-    "plugins",
-    "doctor",
-    "demo",
-    "verify",
-    "vectors",
-    "new-plugin",
-)
+#: Verb to what `edgekit --help` says of it, short enough for a narrow terminal.
+VERBS = {
+    "inspect": "Show what is in a model.",
+    "quantize": "Quantize a model.",
+    "convert": "Write a model in another format.",
+    "apply": "Transform a whole model with an installed pass.",
+    "package": "Lay a model out for a model server.",
+    "compare": "Say what a conversion cost.",
+    "eval": "Measure perplexity on a text.",
+    "precisions": "List every number format.",
+    "plugins": "List the installed plugins.",
+    "doctor": "Check the installation, and what this machine can do.",
+    "demo": "Quantize the sample model down a ladder.",
+    "verify": "Hold a quantizer, a format or a plugin to its contract.",
+    "vectors": "Write known answers of precisions.",
+    "new-plugin": "Write the skeleton of a plugin.",
+}
 
 #: Verbs of plugins that may not be installed; asking for one then names the cure.
 _OF_PLUGINS = ("serve",)
@@ -41,6 +42,7 @@ class _Verbs(click.Group):
         if cmd_name in VERBS:
             module = importlib.import_module(f"edgekit.cli.{cmd_name.replace('-', '_')}")
             found: click.Command = module.command
+            found.short_help = VERBS[cmd_name]
             return found
         if cmd_name in (*_plugin_commands(), *_OF_PLUGINS):
             from edgekit.plugin import manager
@@ -61,12 +63,12 @@ def _plugin_commands() -> list[str]:
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
-    r"""Convert and quantize models for edge devices, and prove the result right.
+    """Convert and quantize models for edge devices, and prove the result right.
 
     \b
     Exit codes: 0 done, 2 usage, 3 bad input, 4 a plugin is missing or broken,
     5 out of resources, 6 locked, 7 a quality gate failed.
-    """
+    """  # noqa: D301  - click's mark, a real backspace
     ctx.obj = {"debug": debug}
 
 

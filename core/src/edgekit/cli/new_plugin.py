@@ -29,12 +29,12 @@ _SUFFIX = ".in"
 @click.option("--dir", "directory", type=click.Path(path_type=Path), help="Where. Default: edgekit-NAME, here.")
 @json_option
 def command(name: str, directory: Path | None, as_json: bool) -> None:
-    r"""Write the skeleton of a plugin: a distribution with one exact quantizer, and tests that pass.
+    """Write the skeleton of a plugin: a distribution with one exact quantizer, and tests that pass.
 
     \b
     edgekit new-plugin mine
     pip install -e './edgekit-mine[testing]' && pytest edgekit-mine
-    """
+    """  # noqa: D301  - click's mark, a real backspace
     target = directory or Path(f"edgekit-{name}")
     written = generate(name, target)
     if as_json:

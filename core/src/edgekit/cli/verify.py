@@ -21,12 +21,12 @@ from edgekit.plugin import BUILT_IN, Registration, manager
 @click.option("--failed", is_flag=True, help="Show only what is wrong.")
 @json_option
 def command(name: str, backend: str | None, checks: tuple[str, ...], profile: str, failed: bool, as_json: bool) -> None:
-    r"""Run the conformance kit on NAME: a precision (ggml:Q4_K), a format, a runtime, or a plugin with all it brings.
+    """Run the conformance kit on NAME: a precision (ggml:Q4_K), a format, a runtime, or a plugin with all it brings.
 
     \b
     edgekit verify ggml:Q4_K --backend numba
     edgekit verify gguf --json
-    """
+    """  # noqa: D301  - click's mark, a real backspace
     results = list(_results(name, backend, list(checks) or None, profile))
     wrong = [result for result in results if not result.ok]
     shown = wrong if failed else results

@@ -12,7 +12,7 @@ from edgekit.calibration import Activations, collect, write_importance
 from edgekit.errors import InvalidFileError, MissingFileError
 
 
-@click.command("imatrix")
+@click.command("imatrix", short_help="Measure which weights matter on a text.")
 @click.argument("model")
 @click.argument("text")
 @click.option("--to", required=True, metavar="FILE", help="File to write, in llama.cpp's form: it ends in .gguf.")

@@ -10,7 +10,7 @@ from edgekit_numba import encoders, library
 from edgekit_numba.compiler import cache, processor
 
 
-@click.command("warm")
+@click.command("warm", short_help="Compile edgekit-numba's kernels ahead of use.")
 @click.argument("names", nargs=-1)
 def command(names: tuple[str, ...]) -> None:
     """Compile the kernels of edgekit-numba for this processor, so that no later call has to.
