@@ -1,5 +1,6 @@
 """Names of precisions: parsed from and printed as the same string."""
 
+import re
 from fractions import Fraction
 
 import pytest
@@ -68,6 +69,13 @@ def test_a_bare_ggml_name_is_enough(precision):
 )
 def test_unknown_names_are_refused(name):
     with pytest.raises(UnknownPrecisionError, match="precision"):
+        Precision.parse(name)
+
+
+@pytest.mark.parametrize("name", [None, 4, b"ggml:Q4_K"])
+def test_what_is_no_name_is_refused(name):
+    message = f"a precision is a Precision or its name, such as 'ggml:Q4_K'; not {name!r}"
+    with pytest.raises(UnknownPrecisionError, match=f"^{re.escape(message)}$"):
         Precision.parse(name)
 
 

@@ -202,8 +202,8 @@ def rows_of(array: npt.ArrayLike, precision: Precision) -> npt.NDArray[Any]:
     """The array as the C-contiguous rows [rows, cols] that a reference takes; a copy only where needed."""
     x = np.asarray(array)
     if x.ndim == 0 or x.size == 0:
-        kind = "0-d" if x.ndim == 0 else "empty"
-        raise ShapeError(f"cannot quantize a {kind} array (shape {x.shape}); at least one row of one element is needed")
+        kind = "a 0-d" if x.ndim == 0 else "an empty"
+        raise ShapeError(f"cannot quantize {kind} array (shape {x.shape}); at least one row of one element is needed")
     if x.dtype.kind != "f" and not is_bfloat16(x.dtype):
         raise UsageError(f"cannot quantize {x.dtype}; give floating point values (float32, float16, bfloat16)")
     refuse_shape(x.shape, precision)

@@ -51,8 +51,10 @@ def catalogue() -> list[Precision]:
     return core + list(_REGISTERED.values())
 
 
-def find(name: str) -> Precision:
+def find(name: object) -> Precision:
     """The precision of that name; see `Precision.parse`."""
+    if not isinstance(name, str):
+        raise UnknownPrecisionError(f"a precision is a Precision or its name, such as 'ggml:Q4_K'; not {name!r:.80}")
     spec = Spec.parse(name)
     found = _built_in(spec) + [p for p in _REGISTERED.values() if name == p.name or name == p.name.partition(":")[2]]
     if len(found) == 1:
