@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import llamacpp  # noqa: E402
 import numpy as np  # noqa: E402
 import openai_servers  # noqa: E402
+import openvino_runtime  # noqa: E402
 import peers  # noqa: E402
 import whole  # noqa: E402
 from case import Case, Job, timed  # noqa: E402
@@ -44,6 +45,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "startup": lambda quick: whole.startup(),
     "llamacpp": llamacpp.report,
     "servers": openai_servers.report,
+    "openvino-runtime": openvino_runtime.report,
     "seven-billion": lambda quick: whole.seven_billion(),
 }
 #: Processors that stand for the narrower instruction sets.

@@ -132,7 +132,7 @@ def test_a_sequence_that_outgrows_its_turns_starts_over(name, tmp_path):
     prompt = cases.TOKENS[: config.rope_scaling.original_context - 4].tolist()
     with edgekit.load(artifact, "numpy") as model, load(artifact) as ours:
         assert list(ours.tokens(prompt, max_tokens=12)) == list(model.tokens(prompt, max_tokens=12))
-        assert ours._pipeline is None
+        assert "last" in ours._compiled  # edgekit's own steps, not GenAI's
 
 
 def test_an_answer_that_is_given_up_ends_the_computation(small):

@@ -43,9 +43,9 @@ def open_runtime(artifact: Artifact, **options: Any) -> OpenVinoRuntime:
 class OpenVinoRuntime(TextRuntime):
     """A model that OpenVINO runs; see `edgekit.runtime.Runtime`. Calls from several threads take turns.
 
-    Graphs are compiled when they are first needed: one for the logits of all tokens, one for those after the last,
-    one for embeddings. Greedy text is OpenVINO GenAI's where that is installed, sampled text edgekit's sampler's, so
-    that the same arguments mean the same in every runtime; both compute with the same graph.
+    Graphs are compiled when they are first needed: GenAI's for greedy text, one for the logits of all tokens, one for
+    those after the last, one for embeddings. Greedy text is OpenVINO GenAI's where that is installed, sampled text
+    edgekit's sampler's, so that the same arguments mean the same in every runtime; both compute with the same graph.
 
     Example:
         >>> with edgekit.load("model-ir", runtime="openvino", device="CPU") as model:  # doctest: +SKIP
@@ -60,7 +60,13 @@ class OpenVinoRuntime(TextRuntime):
         self._lock = threading.RLock()
         self._compiled: dict[Variant, _Graph] | None = {}
         self._pipeline: pipeline.Pipeline | None = None
-        self._graph("all" if self._config is None else "last")  # a model that cannot run is refused here
+        # What will be asked first is compiled now, so that a model that cannot run is refused here.
+        if self._config is None:
+            self._graph("all")
+        elif self._uses_genai(2):
+            self._genai()
+        else:
+            self._graph("last")
 
     # Any graph.
 
@@ -140,16 +146,17 @@ class OpenVinoRuntime(TextRuntime):
             raise UsageError(f"a prompt is one sequence of token ids [n]; got {list(ids.shape)}")
         count, chosen = self.room(len(ids), max_tokens), sampling or Sampling()
         if count and chosen.temperature == 0 and self._uses_genai(len(ids) + count):
-            return self._greedy(ids.tolist(), count)
+            return self._genai().greedy(ids.tolist(), count)
         return self._continue(ids.tolist(), count, chosen.sampler())
 
-    def _greedy(self, ids: list[int], count: int) -> Iterator[int]:
+    def _genai(self) -> pipeline.Pipeline:
         with self._lock:
+            if self._compiled is None:
+                raise UsageError("the runtime is closed; open the model again")
             if self._pipeline is None:
-                directory, options = self.artifact.path, self.options
-                self._pipeline = pipeline.Pipeline(directory, options.device, options.compiled_with())
-            found = self._pipeline
-        return found.greedy(ids, count)
+                options = self.options
+                self._pipeline = pipeline.Pipeline(self.artifact.path, options.device, options.compiled_with())
+            return self._pipeline
 
     def _continue(self, ids: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
         for _ in range(count):
