@@ -49,6 +49,8 @@ def test_every_installed_encoder_keeps_its_claim(registration):
 
 @pytest.mark.parametrize("name", [r.name for r in manager().all("formats")])
 def test_every_installed_format_conforms(name):
+    if name == "openvino" and importlib.util.find_spec("openvino") is None:
+        pytest.skip("without openvino it reads, and writes nothing to read; with it: tests/oracles")
     assert faults(run_format_checks(name, profile=PROFILE)) == []
 
 

@@ -226,6 +226,8 @@ def test_agrees_in_tensors_of_ten_thousand_elements(name):
 @settings(max_examples=200, deadline=None)
 @given(cases())
 @example((np.array([[448, 1.0625 + 2.0**-13]], np.float32), Precision.parse("openvino:fp8-channel")))
+# -1.49999995 steps and zero point 10 are 8.50000005, which float32 holds as 8.5: a tie, and 8 wins.
+@example((np.array([[-0.21676899, 0.67643327, -1.4912575]], np.float32), Precision.parse("openvino:int4-asym-channel")))
 def test_decoded_values_lie_within_the_bound(case):
     x, precision = case
     x.flags.writeable = False

@@ -139,7 +139,9 @@ def bound(
         s, wide = np.abs(scale.astype(np.float64)), groups / scale.astype(np.float64)
         reach = _reach(wide, scheme.levels(precision), zero_point, precision)
         largest = np.abs(wide) + reach
-        total = reach * s + largest * np.abs(scale - stored) + largest * s * 2.0**-22
+        # The sum x / s + zero point is rounded to float32 before it is rounded to a code.
+        rounding = (largest if zero_point is None else largest + zero_point) * s * 2.0**-22
+        total = reach * s + largest * np.abs(scale - stored) + rounding
         total[largest * np.abs(stored) > _LARGEST] = np.inf
     return total.reshape(x.shape)
 
