@@ -41,6 +41,8 @@ strict expected failure in `tests/oracles`.
   a code times a rounded scale may be as much.
 - MLX's `nvfp4` has no scale for the tensor: values beyond 2,688 are cut off, and from 2^25 * 448 on lost: refused.
 - OpenVINO, NNCF: a scale below 2^-24 rounds to a float16 subnormal or zero, so tiny groups lose precision or vanish.
+- OpenVINO's CPU plugin takes the scales of `mxfp4` and `mxfp8` through float16: from 2^16 on they are infinite there,
+  below 2^-24 they vanish. The stored bytes hold them, and edgekit decodes what is stored.
 - ggml's `NVFP4` has no scale for the tensor: groups below 6 * 2^-10 become zeros, values beyond 2,688 are cut off.
 """
 

@@ -236,6 +236,20 @@ def test_odd_groups_decode_rightly(name, shape):
     np.testing.assert_array_equal(result, openvino.decode(openvino.encode(x, precision), precision, shape))
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="OpenVINO 2026.4.1's CPU plugin takes e8m0 scales through float16: 2^16 and more become infinite, below 2^-24 "
+    "they vanish; the constants hold them, and are decoded here as the format says",
+)
+@pytest.mark.parametrize(("name", "rows", "exponents"), [("mxfp4", 1, range(10, 22)), ("mxfp8", 16, range(-40, -10))])
+def test_scales_of_every_power_of_two_reach_the_product(name, rows, exponents):
+    powers = np.repeat(2.0 ** np.array(exponents), rows)[:, None]
+    x = (np.random.default_rng(0).uniform(0.5, 1, (powers.size, 32)) * powers).astype(np.float32)
+    precision = Precision.parse(f"openvino:{name}")
+    (result,) = ov.compile_model(compressed({"x": x}, name), "CPU", F32)([np.eye(32, dtype=np.float32)]).values()
+    np.testing.assert_array_equal(result.T, openvino.decode(openvino.encode(x, precision), precision, x.shape))
+
+
 def test_a_scale_beyond_float16_is_infinite_in_both(tmp_path):
     x = np.full((2, 64), 1e30, np.float32)
     assert differing({"x": x}, "int4-sym-g64", tmp_path) == []

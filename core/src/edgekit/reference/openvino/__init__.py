@@ -23,7 +23,8 @@ Decoding is what the IR's graph computes when it is compiled with ``INFERENCE_PR
 constant widened to float32, zero point subtracted, one product, nothing else rounded. (The graph's types say
 float16. With that hint the CPU plugin computes it in float32; without it in bfloat16 or float16, which moves
 decoded weights by about one part in 256. Its product with 4-bit weights is wrong for groups of an odd number of
-elements, though their decoding alone is right: give a device even groups.)
+elements, though their decoding alone is right: give a device even groups. And it takes e8m0 scales through float16,
+so that those of mxfp4 and mxfp8 from 2^16 on are infinite there and those below 2^-24 vanish.)
 
 A scale that overflows float16 becomes infinite, as NNCF's does; `overflowed` finds it, and `edgekit.encode`
 refuses it. Codes do not depend on whether the source was float32, float16 or bfloat16.
