@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import llamacpp  # noqa: E402
 import numpy as np  # noqa: E402
 import openai_servers  # noqa: E402
+import openvino_compress  # noqa: E402
 import openvino_runtime  # noqa: E402
 import peers  # noqa: E402
 import whole  # noqa: E402
@@ -46,6 +47,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "llamacpp": llamacpp.report,
     "servers": openai_servers.report,
     "openvino-runtime": openvino_runtime.report,
+    "openvino-compress": openvino_compress.report,
     "seven-billion": lambda quick: whole.seven_billion(),
 }
 #: Processors that stand for the narrower instruction sets.
@@ -65,11 +67,18 @@ def cases(decoders: bool) -> Iterator[Case]:
 
 
 def two_threads(x: np.ndarray) -> Iterator[Case]:
-    """The encoders again, half of the rows in each of two threads. MLX keeps threads of its own and sits out."""
+    """The encoders again, half of the rows in each of two threads.
+
+    MLX keeps threads of its own, and NNCF one compiled function that only one thread may call: they sit out.
+    """
     pool = ThreadPoolExecutor(2)
     half = len(x) // 2
     for one, other in zip(peers.encoders(x[:half]), peers.encoders(x[half:]), strict=True):
-        jobs = {name: partial(both, pool, job, other.jobs[name]) for name, job in one.jobs.items() if name != "mlx"}
+        jobs = {
+            name: partial(both, pool, job, other.jobs[name])
+            for name, job in one.jobs.items()
+            if name not in ("mlx", "nncf")
+        }
         yield Case(one.what.replace("encode", "encode, 2 threads"), one.precision, x.nbytes, jobs, busier)
 
 
@@ -136,7 +145,7 @@ def report(only: str, quick: bool, few: bool) -> Iterator[str]:
         yield from narrower(quick)
         yield from ["", streaming_report(200_000_000 if quick else 2_000_000_000), "", *encode_report()]
         if peers.has("edgekit_numba") and peers.has("llama_cpp"):
-            for name in ("file-to-file", "startup", "llamacpp", "servers"):
+            for name in (name for name in REPORTS if name != "seven-billion"):
                 yield ""
                 yield from REPORTS[name](quick)
 
