@@ -126,8 +126,12 @@ def _together(subject: QuantizerSubject, jobs: list[F32], workers: int, times: i
             ready.wait(timeout=60)
         return encode(subject, jobs[number % len(jobs)])
 
-    with _switching_often(), ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(work, range(times * len(jobs))))
+    with ThreadPoolExecutor(workers) as pool:
+        # All threads are there before Python switches often: in CPython 3.11 two that start at once cannot both be
+        # traced (by coverage), and one of them would be missing at the barrier.
+        list(pool.map(lambda _: ready.wait(timeout=60), range(workers)))
+        with _switching_often():
+            return list(pool.map(work, range(times * len(jobs))))
 
 
 @contextmanager
