@@ -93,7 +93,12 @@ def importances(seed, cols):
     """None; what an importance matrix holds; one with columns that never fired."""
     rng = np.random.default_rng(seed)
     squares = rng.standard_normal(cols).astype(np.float32) ** 2
-    return {"": None, "with importance": squares, "with zero importance": np.where(rng.random(cols) < 0.5, 0, squares)}
+    return {
+        "": None,
+        "with importance": squares,
+        "with zero importance": np.where(rng.random(cols) < 0.5, 0, squares),
+        "with hardly any importance": np.where(rng.random(cols) < 0.95, 0, squares),  # scales come out negative
+    }
 
 
 def precision(kind):
@@ -159,7 +164,7 @@ def test_every_magnitude(kind):
     seed=st.integers(0, 2**32 - 1),
     rows=st.integers(1, 5),
     columns=st.integers(1, 4),
-    weigh=st.sampled_from(["", "with importance", "with zero importance"]),
+    weigh=st.sampled_from(["", "with importance", "with zero importance", "with hardly any importance"]),
 )
 def test_any_shape_and_seed(kind, name, seed, rows, columns, weigh):
     x = draw(name, seed, (rows, 256 * columns))

@@ -52,11 +52,13 @@ def test_millions_of_weights(kind, name):
     assert_same(kind, weights(name))
 
 
+@pytest.mark.parametrize("silent", [0, 0.95])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if TYPES[kind].IMPORTANCE != "unused"])
-def test_a_million_weights_with_importance(kind):
-    x = weights("student t")[:256]
-    importance = np.random.default_rng(21).standard_normal(COLS).astype(np.float32) ** 2
-    assert_same(kind, x, importance)
+def test_a_million_weights_with_importance(kind, silent):
+    """Where most columns never fired, a sub-block hangs on one weight, and its scale may come out negative."""
+    x, rng = weights("student t")[:256], np.random.default_rng(21)
+    importance = rng.standard_normal(COLS).astype(np.float32) ** 2
+    assert_same(kind, x, np.where(rng.random(COLS) < silent, np.float32(0), importance))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -144,7 +144,7 @@ def six_bit_block(
     """One block of Q4_K or Q5_K."""
     steps = affine_steps(*(coarse if weights is None else _FINE), top)
     fits, (d, scales), (dmin, depths) = affine_block(code, x, weights, 32, top, steps, 63)
-    if weights is None:
+    if weights is None or top > 15:  # as in C, Q4_K with an importance matrix lets them spill
         for codes in (scales, depths):
             for j, c in enumerate(codes):
                 codes[j] = c.at_most(63)

@@ -25,6 +25,7 @@ from edgekit.reference.ggml._superblocks import (
 SUB = 32
 _SUBS = 8
 _SCALE_TOP = 63
+_Q4_TOP = 15
 
 
 def pack(scales: U8, minima: U8) -> U8:
@@ -57,9 +58,14 @@ def _fit(x: F32, importance: Importance | None, top: int, steps: F32) -> AffineF
     turned = columns(x.reshape(-1, SUB))
     if importance is not None:
         weights = importance_columns(x, importance, SUB, 2)
-        return fit_weighted(turned, weights, top, affine_steps(-0.9, 0.05, 36, top), _SCALE_TOP)
+        fit = fit_weighted(turned, weights, top, affine_steps(-0.9, 0.05, 36, top), _SCALE_TOP)
+        return _clipped(fit) if top > _Q4_TOP else fit
     weights = np.abs(turned) + np.sqrt(total(np.square(turned)) / np.float32(SUB))
-    fit = fit_plain(turned, weights, top, steps, _SCALE_TOP)
+    return _clipped(fit_plain(turned, weights, top, steps, _SCALE_TOP))
+
+
+def _clipped(fit: AffineFit) -> AffineFit:
+    """Negative scales have wrapped to codes above 63; C cuts them off, except for Q4_K with an importance matrix."""
     scales, minima = (s._replace(codes=np.minimum(s.codes, _SCALE_TOP)) for s in (fit.scales, fit.minima))
     return fit._replace(scales=scales, minima=minima)
 

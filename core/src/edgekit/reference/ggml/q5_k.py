@@ -10,7 +10,8 @@
     value = d * scale * q - dmin * minimum
     q = clip(nearest_int((x + dmin * minimum) / (d * scale)), 0, 31)
 
-Scales and minima are found as in Q4_K, with other steps in the search.
+Scales and minima are found as in Q4_K, with other steps in the search. Those that came out negative (where hardly any
+column has importance) wrap around and are cut off at 63; those of Q4_K spill.
 Source: ggml 0.25.3, ``quantize_row_q5_K_ref`` and ``_impl``. Proved bit for bit against libggml-base of
 llama-cpp-python 0.3.36.
 """
