@@ -188,3 +188,57 @@ RUNTIMES = {
     "emoji raise UnicodeEncodeError": (generating(no_emoji), {"check_any_text"}, "UnicodeEncodeError"),
     "answers after it was closed": (method(close=answers_after_close), {"check_close"}, "nothing is said"),
 }  # fmt: skip
+
+
+def without(option):
+    """A runtime that takes an option and does not use it."""
+
+    def generate(self, prompt, **options):
+        return NumpyRuntime.generate(self, prompt, **{k: v for k, v in options.items() if k != option})
+
+    def stream(self, prompt, **options):
+        return NumpyRuntime.stream(self, prompt, **{k: v for k, v in options.items() if k != option})
+
+    return method(generate=generate, stream=stream)
+
+
+class Inverted(Wrong):
+    """Multiplies by the temperature where it divides."""
+
+    def generate(self, prompt, **options):
+        return super().generate(prompt, **inverted(options))
+
+    def stream(self, prompt, **options):
+        return super().stream(prompt, **inverted(options))
+
+
+def inverted(options):
+    return {**options, "temperature": 1 / options["temperature"]} if options.get("temperature") else options
+
+
+def late_positions(self, tokens, right):
+    return right([0, *tokens])[1:] if np.ndim(tokens) == 1 and 0 < len(tokens) < 48 else right(tokens)
+
+
+class BosTwice(Wrong):
+    """The tokenizer adds one, and the runtime another."""
+
+    def tokens(self, prompt, **options):
+        tokenizer = self.artifact.tokenizer
+        first = [tokenizer.bos] if tokenizer.add_bos else []
+        return super().tokens([*first, *prompt], **options)
+
+
+class NoBos(Wrong):
+    def tokens(self, prompt, **options):
+        return super().tokens(list(prompt)[1:] if self.artifact.tokenizer.add_bos else prompt, **options)
+
+
+RUNTIMES |= {
+    "positions off by one": (logits_of(late_positions), {"check_logits"}, "off by"),
+    "BOS forgotten": (NoBos, {"check_beginning"}, "the likeliest"),
+    "BOS put twice": (BosTwice, {"check_beginning"}, "the likeliest"),
+    "top_k is not used": (without("top_k"), {"check_certain"}, "'top_k': 1"),
+    "top_p is not used": (without("top_p"), {"check_certain"}, "'top_p': 1e-06"),
+    "the temperature multiplies": (Inverted, {"check_certain"}, "'temperature': 1e-05"),
+}

@@ -26,7 +26,7 @@ from edgekit.errors import ContextOverflowError, EdgekitError, UsageError
 from edgekit.plugin import Registration, manager
 from edgekit.runtime import ChatRuntime, EmbeddingRuntime, Generation, NumpyRuntime, Runtime
 from edgekit.testing._kit import Kit, NotApplicable, Profile, Result, fail
-from edgekit.testing._tokenizers import bpe
+from edgekit.testing._tokenizers import bpe, bpe_with_bos
 from edgekit.testing._trips import random_artifact, small_config, write
 
 F32 = npt.NDArray[np.float32]
@@ -118,10 +118,12 @@ def runtime_checks(
 
 
 @contextmanager
-def loaded(subject: RuntimeSubject, config: ModelConfig | None = None, seed: int = 0) -> Iterator[_Loaded]:
+def loaded(
+    subject: RuntimeSubject, config: ModelConfig | None = None, seed: int = 0, bos: bool = False
+) -> Iterator[_Loaded]:
     """A small model, loaded by the runtime, and the numpy forward pass of the same weights."""
     name = "hf" if "*" in subject.formats else subject.formats[0]
-    artifact = _on_disk(name, config or model_config(), seed)
+    artifact = _on_disk(name, config or model_config(), seed, bos)
     judge = random_artifact(Path(), config or model_config(), seed)
     with subject.start(artifact) as runtime:
         yield _Loaded(runtime, artifact, Transformer(judge.model))
@@ -133,13 +135,13 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 @cache
-def _on_disk(name: str, config: ModelConfig, seed: int) -> Artifact:
+def _on_disk(name: str, config: ModelConfig, seed: int, bos: bool = False) -> Artifact:
     """The model as an artifact of that format; written once a process."""
     registration = manager().find("formats", name)
     chosen: Format = registration.load()
     folder = Path(tempfile.mkdtemp(dir=_folder().name))
     path = folder / f"model{next(iter(registration.options.get('suffixes', ())), '')}"
-    write(chosen, path, random_artifact(folder, config, seed, bpe()))
+    write(chosen, path, random_artifact(folder, config, seed, bpe_with_bos() if bos else bpe()))
     return chosen.open(path)
 
 
@@ -242,13 +244,30 @@ def check_greedy(subject: RuntimeSubject, profile: Profile) -> None:
         texts = [model.runtime.generate(PROMPT, max_tokens=12) for _ in range(3)]
         if len(set(texts)) > 1:
             fail(f"greedy text differs from call to call: {texts[0]!r}, {texts[1]!r}, {texts[2]!r}")
-        count = _clear_steps(model, 12, subject.tolerance)
-        with NumpyRuntime.open(model.artifact) as judge:
-            wanted = judge.generate(PROMPT, max_tokens=count)
-        found = model.runtime.generate(PROMPT, max_tokens=count)
-        # Random models end in the middle of a character: some runtimes leave its bytes out, others show U+FFFD.
-        if found.rstrip("\ufffd") != wanted.rstrip("\ufffd"):
-            fail(f"greedy text is {found!r}; the likeliest {count} tokens are {wanted!r}")
+        _likeliest(model, subject.tolerance)
+
+
+@KIT.check
+def check_beginning(subject: RuntimeSubject, profile: Profile) -> None:
+    """Where the tokenizer puts a BOS before a text, the runtime does so, once.
+
+    Shown by the greedy text of a model whose tokenizer adds one. Typical faults: BOS forgotten, or put twice, by the
+    tokenizer and by the runtime; the quality falls a little, and nobody notices.
+    """
+    _text_needs_library()
+    with loaded(subject, model_config(vocab=len(bpe_with_bos().tokens)), bos=True) as model:
+        _likeliest(model, subject.tolerance)
+
+
+def _likeliest(model: _Loaded, tolerance: float) -> None:
+    """Hold greedy text to numpy's, as far as the likeliest token leads by more than the tolerance."""
+    count = _clear_steps(model, 12, tolerance)
+    with NumpyRuntime.open(model.artifact) as judge:
+        wanted = judge.generate(PROMPT, max_tokens=count)
+    found = model.runtime.generate(PROMPT, max_tokens=count)
+    # Random models end in the middle of a character: some runtimes leave its bytes out, others show U+FFFD.
+    if found.rstrip("\ufffd") != wanted.rstrip("\ufffd"):
+        fail(f"greedy text is {found!r}; the likeliest {count} tokens are {wanted!r}")
 
 
 def _clear_steps(model: _Loaded, count: int, tolerance: float) -> int:
@@ -350,6 +369,28 @@ def check_sampling(subject: RuntimeSubject, profile: Profile) -> None:
             fail("six seeds at temperature 1.5 give one text: the seed or the temperature is not used")
         if ask(PROMPT, max_tokens=0) != "":
             fail("max_tokens=0 gives text")
+
+
+#: Options with which sampling has nothing left to choose from.
+_CERTAIN: tuple[dict[str, Any], ...] = (
+    {"temperature": 1.5, "top_k": 1}, {"temperature": 1.5, "top_p": 1e-6}, {"temperature": 1e-5},
+)  # fmt: skip
+
+
+@KIT.check
+def check_certain(subject: RuntimeSubject, profile: Profile) -> None:
+    """The likeliest token alone (`top_k` 1, a tiny `top_p`, a temperature close to 0) gives the greedy text.
+
+    Typical faults: an option that is taken and not used, a temperature multiplied where it divides.
+    """
+    _text_needs_library()
+    with loaded(subject) as model:
+        count = _clear_steps(model, 8, subject.tolerance)
+        wanted = model.runtime.generate(PROMPT, max_tokens=count)
+        for options in _CERTAIN:
+            found = model.runtime.generate(PROMPT, max_tokens=count, seed=3, **options)
+            if found != wanted:
+                fail(f"with {options} the text is {found!r}; only {wanted!r} is likely enough")
 
 
 @KIT.check
