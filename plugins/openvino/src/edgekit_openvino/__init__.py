@@ -20,8 +20,8 @@ RECIPES = (
 )
 
 #: Of logits against the numpy forward pass, in their standard deviations. By default a device computes in what suits
-#: it: bfloat16 on the CPU here, whose eight bits cost 0.03 on the kit's models. With ``exact=True`` it is 1e-5.
-TOLERANCE = 0.1
+#: it: bfloat16 on the CPU here, whose eight bits cost 0.03 to 0.13 on the kit's models. With ``exact=True`` it is 1e-5.
+TOLERANCE = 0.2
 
 
 def _installed(package: str) -> bool:
