@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.architectures import FAMILIES, ModelConfig, RopeScaling, check_config, check_tensors, tensor_shapes
@@ -508,6 +508,7 @@ ROPE_KEYS = sorted(
 KINDS = ["default", "linear", "llama3", "longrope", "yarn", "su", "dynamic"]
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(sorted(CONFIGS)),
     st.dictionaries(st.sampled_from(KEYS), junk, max_size=3),
