@@ -44,6 +44,18 @@ def test_target_appears_whole_and_only_on_commit(tmp_path: Path) -> None:
     assert names(tmp_path) == {"model.bin"}
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    """With enough rights, a rename would leave a file where ``/dev/null`` was."""
+    target = tmp_path / "pipe"
+    os.mkfifo(target)
+    message = f"{target} is a device or a pipe, not a regular file; name a file to write"
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        write_atomic(target, b"content")
+    assert target.is_fifo()
+    assert names(tmp_path) == {"pipe"}
+
+
 def test_without_commit_the_target_stays(tmp_path: Path) -> None:
     target = tmp_path / "model.bin"
     target.write_bytes(b"old")

@@ -123,7 +123,7 @@ class AtomicFile:
     Raises:
         ResourceError: no permission, no directory, a read-only or full disk.
         LockedError: another writer has the same target.
-        UsageError: the target is a directory.
+        UsageError: the target is a directory, a device or a pipe.
     """
 
     def __init__(self, target: Path, *, fingerprint: bytes | None = None, named: Path | None = None) -> None:
@@ -132,6 +132,8 @@ class AtomicFile:
         with writing(self._named):
             if self.target.is_dir():
                 raise UsageError(f"{target} is a directory; name a file to write")
+            if self.target.exists() and not self.target.is_file():  # a rename would put a file in a device's place
+                raise UsageError(f"{target} is a device or a pipe, not a regular file; name a file to write")
         self._partial = self.target.with_name(f".{self.target.name}.partial")
         self._journal = self.target.with_name(f".{self.target.name}.partial.json")
         self._fingerprint = fingerprint
