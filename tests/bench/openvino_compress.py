@@ -5,6 +5,9 @@ python tests/bench/bench.py --only openvino-compress
 Every run is a process of its own, on two cores, that reads the same IR and writes another: edgekit with the kernels of
 edgekit-numba and with the numpy reference, NNCF with `read_model`, `compress_weights` and `save_model`. The contenders
 take turns, the best of each counts, and what they wrote is compared byte by byte.
+
+The work is not quite the same: edgekit also writes the tokenizer's models, which a child process converts. Its peak is
+added to the parent's as if both fell together, so that edgekit's figure is the most that it can be.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ import json, re, resource, time
 from pathlib import Path
 status = Path("/proc/self/status")
 peak = int(re.search(r"VmHWM:\\s*(\\d+) kB", status.read_text())[1]) * 1024 if status.exists() else 0
-print(json.dumps({"peak": peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "job": time.perf_counter() - start}))
+peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak += resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+print(json.dumps({"peak": peak, "job": time.perf_counter() - start}))
 """
 _EDGEKIT = """
 import sys, time
@@ -93,7 +98,7 @@ def report(quick: bool = False) -> Iterator[str]:
     rounds = 1 if quick else 3
     yield f"A random Llama of 225 MB (F16) in OpenVINO IR, compressed on two cores; the best of {rounds} rounds in turn."
     yield ""
-    yield "| mode | by | seconds, whole process | seconds without its start | peak MB | NNCF's time / its | same bytes |"
+    yield "| mode | by | seconds, whole process | seconds from its imports on | peak MB at most | NNCF's time / its | same bytes |"
     yield "|---|---|---|---|---|---|---|"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
