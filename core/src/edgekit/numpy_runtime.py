@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edgekit.architectures.forward import KVCache, Transformer
 from edgekit.artifact import Artifact
-from edgekit.errors import NonFiniteError, UsageError
+from edgekit.errors import UsageError
 from edgekit.generation import Sampling
 from edgekit.text_runtime import TextRuntime
 
@@ -99,11 +99,7 @@ class NumpyRuntime(TextRuntime):
         """
         ids = self.encode(text)
         self.room(len(ids), None)
-        mean = self._model().hidden(ids).mean(axis=0, dtype=np.float64)
-        if not np.isfinite(mean).all():
-            raise NonFiniteError(f"{self.artifact.path}: it computes values that are not finite")
-        unit: F32 = (mean / max(float(np.linalg.norm(mean)), 1e-30)).astype(np.float32)
-        return unit
+        return self.unit(self._model().hidden(ids).mean(axis=0, dtype=np.float64))
 
     def close(self) -> None:
         """Let go of the weights."""

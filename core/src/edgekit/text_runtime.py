@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from edgekit import chat
 from edgekit.artifact import Artifact
 from edgekit.chat import Messages
-from edgekit.errors import ContextOverflowError, UsageError
-from edgekit.generation import Generation, Sampling, until
+from edgekit.errors import ContextOverflowError, NonFiniteError, UsageError
+from edgekit.generation import F32, Generation, Sampling, until
 from edgekit.tokenizer import Tokenizer
 
 #: What an incomplete UTF-8 sequence decodes to.
@@ -19,7 +22,8 @@ class TextRuntime:
     """A base for runtimes that continue token ids: texts go through the artifact's tokenizer, as edgekit reads it.
 
     A runtime that derives from it has `artifact` and `context` and implements `tokens`; it gets `generate`, `stream`,
-    `chat`, `chat_stream`, `prompt` and `encode`, which then mean the same as everyone else's.
+    `chat`, `chat_stream`, `prompt` and `encode`, which then mean the same as everyone else's. One that cuts texts
+    itself overrides `encode`, `prompt` and `texts` together.
 
     Attributes:
         artifact: the model.
@@ -89,7 +93,7 @@ class TextRuntime:
 
     def _stream(self, ids: list[int], max_tokens: int | None, sampling: Sampling, stop: Sequence[str]) -> Generation:
         tokens = self.tokens(ids, max_tokens=max_tokens, sampling=sampling)
-        return Generation.counting(len(ids), tokens, lambda new: until(_texts(self.tokenizer(), ids, new), stop))
+        return Generation.counting(len(ids), tokens, lambda new: until(self.texts(ids, new), stop))
 
     def chat(
         self,
@@ -170,21 +174,40 @@ class TextRuntime:
         context = self.context
         if prompt + (wanted or 0) > context:
             raise ContextOverflowError(
-                f"{prompt} tokens of prompt and {wanted or 0} more do not fit the model's context of {context}; "
-                f"shorten the prompt, or ask for at most {max(0, context - prompt)}"
+                f"{prompt} tokens of prompt and {wanted or 0} more {self.too_long(max(0, context - prompt))}"
             )
         return context - prompt if wanted is None else wanted
 
+    def too_long(self, most: int) -> str:
+        """How the message goes on where a text does not fit: the limit, and the cure.
 
-def _texts(tokenizer: Tokenizer, prompt: list[int], tokens: Iterator[int]) -> Iterator[str]:
-    """The whole text after the prompt, each time that it has grown by whole characters; ends at the end token."""
-    # Decoded together with the prompt: on its own the first piece would lose its leading space.
-    before = len(tokenizer.decode(prompt))
-    ids = list(prompt)
-    for token in tokens:
-        if token == tokenizer.eos:
-            return
-        ids.append(token)
-        text = tokenizer.decode(ids)[before:]
-        if not text.endswith(_REPLACEMENT):
-            yield text
+        Args:
+            most: as many tokens may be asked for after this prompt.
+        """
+        return f"do not fit the model's context of {self.context}; shorten the prompt, or ask for at most {most}"
+
+    def texts(self, prompt: list[int], tokens: Iterator[int]) -> Iterator[str]:
+        """The whole text after the prompt, each time that it has grown by whole characters; ends at the end token."""
+        tokenizer = self.tokenizer()
+        # Decoded together with the prompt: on its own the first piece would lose its leading space.
+        before = len(tokenizer.decode(prompt))
+        ids = list(prompt)
+        for token in tokens:
+            if token == tokenizer.eos:
+                return
+            ids.append(token)
+            text = tokenizer.decode(ids)[before:]
+            if not text.endswith(_REPLACEMENT):
+                yield text
+
+    def unit(self, states: npt.ArrayLike) -> F32:
+        """A vector [width] as an embedding is given: float32, of length 1.
+
+        Raises:
+            NonFiniteError: it has a NaN or an infinity.
+        """
+        vector = np.asarray(states, np.float64)
+        if not np.isfinite(vector).all():
+            raise NonFiniteError(f"{self.artifact.path}: it computes values that are not finite")
+        found: F32 = (vector / max(float(np.linalg.norm(vector)), 1e-30)).astype(np.float32)
+        return found

@@ -33,6 +33,23 @@ _QUERIES = 128
 _quiet = np.errstate(over="ignore", invalid="ignore")
 
 
+def token_ids(tokens: npt.ArrayLike, vocab: int) -> Ints:
+    """Token ids [n] or [batch, n] as an array.
+
+    Raises:
+        UsageError: none, no integers, or ids outside a vocabulary of so many tokens.
+    """
+    ids = np.asarray(tokens)
+    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or ids.size == 0:
+        raise UsageError(f"tokens have to be integers [n] or [batch, n], at least one; got {ids.dtype} {ids.shape}")
+    if ids.min() < 0 or ids.max() >= vocab:
+        raise UsageError(
+            f"tokens lie between {ids.min()} and {ids.max()}, the vocabulary has 0 to {vocab - 1}; "
+            "use the model's own tokenizer"
+        )
+    return ids
+
+
 @attrs.define(eq=False)
 class KVCache:
     """Keys and values of the tokens seen so far; starts empty, grows with each `Transformer.step`.
@@ -108,7 +125,7 @@ class Transformer:
     @_quiet
     def hidden(self, tokens: npt.ArrayLike) -> F32:
         """The normalized states that `project` makes logits of: float32 [n, width] or [batch, n, width]."""
-        ids = self._ids(tokens)
+        ids = token_ids(tokens, self.config.vocab)
         states = self._states(np.atleast_2d(ids), KVCache())
         return states.reshape(*ids.shape, -1)
 
@@ -133,7 +150,7 @@ class Transformer:
             UsageError: as `logits`.
             NonFiniteError: broken weights; there is no next token to choose from such scores.
         """
-        ids = self._ids(tokens)
+        ids = token_ids(tokens, self.config.vocab)
         new = np.atleast_2d(ids)
         if turns_change(self.config, past.length, past.length + new.shape[1]):  # everything is redone
             assert past.tokens is not None
@@ -147,17 +164,6 @@ class Transformer:
                 "or choose a precision that keeps more"
             )
         return logits.reshape(*ids.shape[:-1], -1)
-
-    def _ids(self, tokens: npt.ArrayLike) -> Ints:
-        ids = np.asarray(tokens)
-        if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or ids.size == 0:
-            raise UsageError(f"tokens have to be integers [n] or [batch, n], at least one; got {ids.dtype} {ids.shape}")
-        if ids.min() < 0 or ids.max() >= self.config.vocab:
-            raise UsageError(
-                f"tokens lie between {ids.min()} and {ids.max()}, the vocabulary has 0 to {self.config.vocab - 1}; "
-                "use the model's own tokenizer"
-            )
-        return ids
 
     def _states(self, tokens: Ints, past: KVCache) -> F32:
         start, stop = past.length, past.length + tokens.shape[1]

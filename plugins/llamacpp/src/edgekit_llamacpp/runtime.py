@@ -19,9 +19,9 @@ import numpy.typing as npt
 from edgekit import chat
 from edgekit.artifact import Artifact
 from edgekit.chat import Messages
-from edgekit.errors import ContextOverflowError, NonFiniteError, ResourceError, UnsupportedModelError, UsageError
+from edgekit.errors import ResourceError, UnsupportedModelError, UsageError
 from edgekit.pipeline import Progress
-from edgekit.runtime import Generation, Runtime, Sampling, until
+from edgekit.runtime import Runtime, Sampling, TextRuntime
 from edgekit_llamacpp.activations import square_sums
 from edgekit_llamacpp.library import llama, quiet
 from edgekit_llamacpp.model import Loaded, Options, batch_of, refuse_ambiguous
@@ -60,7 +60,7 @@ def _unknown(artifact: Artifact) -> bool:
     return False
 
 
-class LlamaCppRuntime:
+class LlamaCppRuntime(TextRuntime):
     """A model that llama.cpp runs; see `edgekit.runtime.Runtime`. Calls from several threads take turns.
 
     Example:
@@ -89,7 +89,7 @@ class LlamaCppRuntime:
             ContextOverflowError: more tokens than the context holds.
         """
         ids = self._checked(tokens)
-        self._room(len(ids), None)
+        self.room(len(ids), None)
         with self._lock:
             self._forget(0)
             return np.concatenate(list(self._decode(ids, "all")))
@@ -103,7 +103,7 @@ class LlamaCppRuntime:
             UsageError, ContextOverflowError: as `logits`, of the prompt and `max_tokens` together.
         """
         ids = self._checked(prompt)
-        return self._continue(ids, self._room(len(ids), max_tokens), (sampling or Sampling()).sampler())
+        return self._continue(ids, self.room(len(ids), max_tokens), (sampling or Sampling()).sampler())
 
     def _continue(self, ids: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
         ids = list(ids)
@@ -113,83 +113,13 @@ class LlamaCppRuntime:
             yield token
             ids.append(token)
 
-    def generate(
-        self,
-        prompt: str,
-        *,
-        max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-    ) -> str:
-        """Continue a text until the model ends it; arguments and errors as `edgekit.runtime.NumpyRuntime.generate`."""
-        sampling = Sampling(temperature, top_k, top_p, seed)
-        return "".join(self._stream(self.encode(prompt), max_tokens, sampling, stop))
-
-    def stream(
-        self,
-        prompt: str,
-        *,
-        max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-    ) -> Generation:
-        """As `generate`, piece by piece; each piece is whole characters, and never the start of a stop text."""
-        return self._stream(self.encode(prompt), max_tokens, Sampling(temperature, top_k, top_p, seed), stop)
-
-    def chat(
-        self,
-        messages: Messages,
-        *,
-        max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-    ) -> str:
-        """Answer messages, with the model's own chat template; see `chat_stream`."""
-        pieces = self.chat_stream(
-            messages, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
-        )
-        return "".join(pieces)
-
-    def chat_stream(
-        self,
-        messages: Messages,
-        *,
-        max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-    ) -> Generation:
-        """The answer piece by piece.
-
-        Args:
-            messages: each with a ``role`` (system, user, assistant, tool) and a ``content``, a text.
-            max_tokens: as `generate`, as what follows.
-            temperature: 0 takes the most likely token.
-            top_k: only the k most likely; 0 for all.
-            top_p: only the most likely that together reach it.
-            seed: of the random numbers.
-            stop: texts at which to end.
+    def prompt(self, messages: Messages) -> str:
+        """What the model's chat template makes of messages, with llama.cpp's special tokens; see `edgekit.chat`.
 
         Raises:
             UsageError: no messages, or the model has no chat template.
             InvalidFileError: its template fails; it runs in a child process that may do nothing but render.
         """
-        ids = self.encode(self.prompt(messages), special=True)
-        return self._stream(ids, max_tokens, Sampling(temperature, top_k, top_p, seed), stop)
-
-    def prompt(self, messages: Messages) -> str:
-        """What the model's chat template makes of messages; raises as `chat_stream`."""
         source = chat.template_of(self.artifact)
         return chat.render(source, messages, bos_token=self._special("bos"), eos_token=self._special("eos"))
 
@@ -203,7 +133,7 @@ class LlamaCppRuntime:
         """
         found = np.asarray(windows)
         for window in found:
-            self._room(len(self._checked(window)), None)
+            self.room(len(self._checked(window)), None)
         with self._lock:
             return square_sums(self._model(), found, outputs, progress)
 
@@ -215,7 +145,7 @@ class LlamaCppRuntime:
             ContextOverflowError: more tokens than the context holds.
         """
         ids = self._checked(self.encode(text))
-        self._room(len(ids), None)
+        self.room(len(ids), None)
         with self._lock:
             return self._embed(ids)
 
@@ -231,10 +161,7 @@ class LlamaCppRuntime:
         finally:
             with quiet():
                 self._llama.llama_free(context)
-        if not np.isfinite(states).all():
-            raise NonFiniteError(f"{self.artifact.path}: it computes values that are not finite")
-        unit: F32 = (states / max(float(np.linalg.norm(states)), 1e-30)).astype(np.float32)
-        return unit
+        return self.unit(states)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Cut a text into token ids, with what the model puts before every text.
@@ -292,11 +219,7 @@ class LlamaCppRuntime:
             raise UsageError("the runtime is closed; open the model again")
         return self._loaded
 
-    def _stream(self, ids: list[int], max_tokens: int | None, sampling: Sampling, stop: Sequence[str]) -> Generation:
-        tokens = self.tokens(ids, max_tokens=max_tokens, sampling=sampling)
-        return Generation.counting(len(ids), tokens, lambda new: until(self._texts(new), stop))
-
-    def _texts(self, tokens: Iterator[int]) -> Iterator[str]:
+    def texts(self, prompt: list[int], tokens: Iterator[int]) -> Iterator[str]:
         """The whole text so far, each time that it has grown by whole characters; ends where the model ends it."""
         decoder, text = codecs.getincrementaldecoder("utf-8")("replace"), ""
         for token in tokens:
@@ -335,17 +258,10 @@ class LlamaCppRuntime:
             )
         return [int(token) for token in ids]
 
-    def _room(self, prompt: int, wanted: int | None) -> int:
-        """How many tokens to generate."""
-        if wanted is not None and wanted < 0:
-            raise UsageError(f"max_tokens {wanted}; choose 0 or more")
-        size = self.context
-        if prompt + (wanted or 0) > size:
-            raise ContextOverflowError(
-                f"{prompt} tokens of prompt and {wanted or 0} more do not fit the context of {size}; shorten the "
-                f"prompt, ask for at most {max(0, size - prompt)}, or load with a larger context"
-            )
-        return size - prompt if wanted is None else wanted
+    def too_long(self, most: int) -> str:
+        """The context is what the model was loaded with, and may be larger."""
+        cure = f"shorten the prompt, ask for at most {most}, or load with a larger context"
+        return f"do not fit the context of {self.context}; {cure}"
 
     def _last(self, ids: list[int]) -> F32:
         """Logits [vocab] after the ids; computes only what the last call has not."""

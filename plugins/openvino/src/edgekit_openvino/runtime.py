@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.architectures import ModelConfig
+from edgekit.architectures.forward import token_ids
 from edgekit.architectures.rope import turns_change
 from edgekit.artifact import Artifact
-from edgekit.errors import InvalidFileError, NonFiniteError, ResourceError, UnsupportedModelError, UsageError
+from edgekit.errors import InvalidFileError, ResourceError, UnsupportedModelError, UsageError
 from edgekit.runtime import Sampling, TextRuntime
 from edgekit_openvino import pipeline
 from edgekit_openvino.graphs import Variant, last_line, read_model, variant
@@ -178,11 +179,7 @@ class OpenVinoRuntime(TextRuntime):
         graph = self._graph("hidden")
         with self._lock:
             graph.forget()
-            mean = graph.step(ids[None])[0].mean(axis=0, dtype=np.float64)
-        if not np.isfinite(mean).all():
-            raise NonFiniteError(f"{self.artifact.path}: it computes values that are not finite")
-        unit: F32 = (mean / max(float(np.linalg.norm(mean)), 1e-30)).astype(np.float32)
-        return unit
+            return self.unit(graph.step(ids[None])[0].mean(axis=0, dtype=np.float64))
 
     def close(self) -> None:
         """Let go of the compiled graphs; more than once is fine."""
@@ -221,15 +218,7 @@ class OpenVinoRuntime(TextRuntime):
         return not lacking and importlib.util.find_spec("openvino_genai") is not None
 
     def _ids(self, tokens: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        ids, vocab = np.asarray(tokens), self._decoder().vocab
-        if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or ids.size == 0:
-            raise UsageError(f"tokens have to be integers [n] or [batch, n], at least one; got {ids.dtype} {ids.shape}")
-        if ids.min() < 0 or ids.max() >= vocab:
-            raise UsageError(
-                f"tokens lie between {ids.min()} and {ids.max()}, the vocabulary has 0 to {vocab - 1}; "
-                "use the model's own tokenizer"
-            )
-        return ids.astype(np.int64)
+        return token_ids(tokens, self._decoder().vocab).astype(np.int64)
 
 
 class _Graph:
