@@ -25,6 +25,8 @@ from llama_model import Shape, write_llama
 RECIPE = "Q4_K_M"
 ROUNDS = 5
 _REPEATS = 32
+# pip compiles what it installs; an editable installation must be let to do so when it first runs
+_ENVIRONMENT = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
 _PEAK = """
 import json, os, re, sys, time
 from pathlib import Path
@@ -73,7 +75,7 @@ def run(script: str, cores: int, *arguments: str | Path, whole: bool = True) -> 
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
         capture_output=True, text=True, check=True, preexec_fn=lambda: os.sched_setaffinity(0, allowed),
-        env={**os.environ, "EDGEKIT_NUMBA_THREADS": str(cores)},
+        env={**_ENVIRONMENT, "EDGEKIT_NUMBA_THREADS": str(cores)},
     )  # fmt: skip
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     job, job_cpu, peak = json.loads(done.stdout)
@@ -195,7 +197,7 @@ print(time.perf_counter() - start)
 def startup() -> Iterator[str]:
     """Seconds until the kernels are there."""
     with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "EDGEKIT_NUMBA_CACHE": cache}
+        environment = {**_ENVIRONMENT, "EDGEKIT_NUMBA_CACHE": cache}
 
         def seconds(script: str) -> float:
             command = [sys.executable, "-c", script]

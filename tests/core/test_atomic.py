@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 from subprocess import PIPE
@@ -132,6 +133,56 @@ def test_anything_else_starts_anew(tmp_path: Path, damage: str) -> None:
         file.write(b"x")
         file.commit()
     assert target.read_bytes() == b"x"
+
+
+def test_a_fingerprint_may_come_late(tmp_path: Path) -> None:
+    """What it is computed from may be large: units are noted meanwhile, and count once the fingerprint is there."""
+    known = threading.Event()
+
+    def fingerprint() -> bytes:
+        known.wait()
+        return b"f"
+
+    file = AtomicFile(tmp_path / "m", fingerprint=fingerprint)
+    file.write(b"one")
+    file.unit_done()
+    journal = tmp_path / ".m.partial.json"
+    assert b"fingerprint" not in journal.read_bytes()
+    known.set()
+    file.write(b"two")
+    file.unit_done()
+    file.close()
+    assert journal.read_bytes().count(b"fingerprint") == 1
+    for other in (b"f", lambda: b"f"):
+        with AtomicFile(tmp_path / "m", fingerprint=other) as file:
+            assert (file.done, file.offset) == (2, 6)
+    with AtomicFile(tmp_path / "m", fingerprint=lambda: b"g") as file:
+        assert (file.done, file.offset) == (0, 0)
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("outcome", ["fails", "does not come", "comes after all is over"])
+def test_without_its_fingerprint_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: str) -> None:
+    monkeypatch.setattr(atomic, "_PATIENCE", 0.05)
+    known = threading.Event()
+
+    def fingerprint() -> bytes:
+        if outcome == "fails":
+            raise ValueError("the source is gone")
+        known.wait()
+        return b"f"
+
+    file = AtomicFile(tmp_path / "m", fingerprint=fingerprint)
+    file.write(b"one")
+    file.unit_done()
+    if outcome == "comes after all is over":
+        file.commit()
+    file.close()
+    known.set()
+    for thread in threading.enumerate():
+        if thread.name == "edgekit-fingerprint":
+            thread.join()
+    assert names(tmp_path) == ({"m"} if outcome == "comes after all is over" else set())
 
 
 def test_torn_journal_line_is_left_out(tmp_path: Path) -> None:

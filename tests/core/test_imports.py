@@ -17,7 +17,7 @@ OPTIONAL = {"tokenizers", "jinja2", "rich", "hypothesis", "pytest", "ml_dtypes"}
 # Lower layers first; a module imports from its own layer or below.
 LAYERS = [
     {"errors"},
-    {"foreign"},
+    {"digests", "foreign"},
     {"smallfloats"},
     {"precision"},
     {"tensor"},

@@ -3,7 +3,8 @@
 A file is written beside its target as ``.<name>.partial`` under an exclusive lock, synced, and renamed into
 place. With a fingerprint, a journal ``.<name>.partial.json`` keeps one JSON line for each completed unit (a
 tensor): where it ended, a checksum of everything before, and a note. A later run with the same fingerprint
-checks the partial file against the journal and goes on after the last unit.
+checks the partial file against the journal and goes on after the last unit. The fingerprint may come late (it
+takes the hash of large sources); the units before it count from then on.
 
 Units are not synced one by one: what a killed process has written survives it, and what a power cut took
 fails the checksum, so that the run starts anew. `commit` syncs everything before the rename.
@@ -17,8 +18,10 @@ import fnmatch
 import json
 import os
 import shutil
+import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Self
@@ -64,6 +67,10 @@ _CURES = {
     errno.ENAMETOOLONG: "choose a shorter name",
 }
 _CHUNK = 1 << 22
+#: Seconds that an interrupted run waits for its fingerprint; without it the units cannot be kept.
+_PATIENCE = 2.0
+#: Of what is to be written; the function is called in a thread, where hashing sources takes a while.
+Fingerprint = bytes | Callable[[], bytes]
 
 
 @contextlib.contextmanager
@@ -112,6 +119,7 @@ class AtomicFile:
     Args:
         target: the file to replace.
         fingerprint: of what is to be written; a run with the same one goes on where an earlier one was interrupted.
+            A function that gives it is called in a thread, and waited for only where there is something to resume.
         named: what messages call the file, where it is not the target.
 
     Attributes:
@@ -126,7 +134,7 @@ class AtomicFile:
         UsageError: the target is a directory, a device or a pipe.
     """
 
-    def __init__(self, target: Path, *, fingerprint: bytes | None = None, named: Path | None = None) -> None:
+    def __init__(self, target: Path, *, fingerprint: Fingerprint | None = None, named: Path | None = None) -> None:
         self.target = Path(os.path.realpath(target))
         self._named = named or self.target  # in messages: the place in a directory that is not there yet
         with writing(self._named):
@@ -135,10 +143,8 @@ class AtomicFile:
             if self.target.exists() and not self.target.is_file():  # a rename would put a file in a device's place
                 raise UsageError(f"{target} is a device or a pipe, not a regular file; name a file to write")
         self._partial = self.target.with_name(f".{self.target.name}.partial")
-        self._journal = self.target.with_name(f".{self.target.name}.partial.json")
-        self._fingerprint = fingerprint
+        self._journal = _Journal(self.target.with_name(f".{self.target.name}.partial.json"), fingerprint)
         self._crc = 0
-        self._units: list[_Unit] = []
         self.offset = 0
         self._closed = False
         with writing(self._named):
@@ -153,12 +159,12 @@ class AtomicFile:
     @property
     def done(self) -> int:
         """Number of complete units."""
-        return len(self._units)
+        return len(self._journal.units)
 
     @property
     def notes(self) -> list[str]:
         """The note of each complete unit."""
-        return [unit.note for unit in self._units]
+        return [unit.note for unit in self._journal.units]
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes.
@@ -176,11 +182,8 @@ class AtomicFile:
 
     def unit_done(self, note: str = "") -> None:
         """Note that everything so far is worth keeping, should this run be interrupted."""
-        unit = _Unit(self.offset, self._crc, note)
-        if self._fingerprint is not None:
-            with writing(self._named, "its journal"), open(self._journal, "ab") as journal:
-                journal.write(unit.to_json())
-        self._units.append(unit)
+        with writing(self._named, "its journal"):
+            self._journal.add(_Unit(self.offset, self._crc, note))
 
     def overwrite(self, offset: int, data: bytes) -> None:
         """Replace bytes that were written before, e.g. a header reserved as zeros; only before `commit`.
@@ -210,7 +213,7 @@ class AtomicFile:
                 self._file.close()
             os.replace(self._partial, self.target)
             _sync_directory(self.target.parent)
-            self._journal.unlink(missing_ok=True)
+            self._journal.drop()
         self._let_go()
 
     def close(self, keep: bool = True) -> None:
@@ -220,9 +223,9 @@ class AtomicFile:
         """
         if self._closed:
             return
-        if not (keep and self._units and self._fingerprint is not None):
-            with contextlib.suppress(OSError):
-                self._journal.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if not (keep and self._journal.kept()):
+                self._journal.drop()
                 self._partial.unlink(missing_ok=True)
         self._let_go()
 
@@ -240,37 +243,98 @@ class AtomicFile:
         self._lock.release()
 
     def _resume(self) -> None:
-        self._units = self._intact(self._read_journal())
-        if self._units:
-            self.offset, self._crc = self._units[-1].end, self._units[-1].crc
+        units = self._intact(self._journal.read())
+        if units:
+            self.offset, self._crc = units[-1].end, units[-1].crc
         self._file.truncate(self.offset)
         self._file.seek(self.offset)
-        self._start_journal()
-
-    def _start_journal(self) -> None:
-        if self._fingerprint is None:
-            self._journal.unlink(missing_ok=True)
-            return
-        head = json.dumps({"fingerprint": self._fingerprint.hex()}).encode() + b"\n"
-        self._journal.write_bytes(head + b"".join(unit.to_json() for unit in self._units))
-
-    def _read_journal(self) -> list[_Unit]:
-        """The units that a run of the same fingerprint noted; a torn last line is left out."""
-        if self._fingerprint is None or not self._journal.is_file():
-            return []
-        head, *lines = self._journal.read_bytes().split(b"\n")
-        units: list[_Unit] = []
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            if json.loads(head)["fingerprint"] == self._fingerprint.hex():
-                for line in lines[:-1]:
-                    units.append(_Unit(*json.loads(line)))  # noqa: PERF401 (keep those before a bad line)
-        return units
+        self._journal.start(units)
 
     def _intact(self, units: list[_Unit]) -> list[_Unit]:
         """All of the units where the partial file still holds them, none where it does not."""
         if not units or os.fstat(self._file.fileno()).st_size < units[-1].end:
             return []
         return units if _checksum(self._file, units[-1].end) == units[-1].crc else []
+
+
+class _Journal:
+    """The units that are complete, a line each, and a line with the fingerprint, wherever it comes.
+
+    Attributes:
+        units: all of them, those of an interrupted run first.
+    """
+
+    def __init__(self, path: Path, fingerprint: Fingerprint | None) -> None:
+        self.units: list[_Unit] = []
+        self._path = path
+        self._fingerprint = fingerprint
+        self._signed: Future[None] = Future()  # done when the line with the fingerprint is written
+
+    def read(self) -> list[_Unit]:
+        """The units that a run of the same fingerprint noted; a torn last line is left out."""
+        if self._fingerprint is None or not self._path.is_file():
+            return []
+        *lines, _ = self._path.read_bytes().split(b"\n")
+        self._fingerprint = _called(self._fingerprint)
+        signature = _signature(self._fingerprint)
+        units: list[_Unit] = []
+        if signature in lines:
+            with contextlib.suppress(ValueError, TypeError):
+                for line in lines:
+                    if line != signature:
+                        units.append(_Unit(*json.loads(line)))  # noqa: PERF401 (keep those before a bad line)
+        return units
+
+    def start(self, units: list[_Unit]) -> None:
+        """Begin anew with the units that are intact."""
+        self.units = list(units)
+        if self._fingerprint is None:
+            self.drop()
+            return
+        self._path.write_bytes(b"".join(unit.to_json() for unit in units))
+        if callable(self._fingerprint):
+            threading.Thread(target=self._sign, name="edgekit-fingerprint", daemon=True).start()
+        else:
+            self._sign()
+            self._signed.result()
+
+    def add(self, unit: _Unit) -> None:
+        """One more is complete."""
+        if self._fingerprint is not None:
+            with open(self._path, "ab") as file:
+                file.write(unit.to_json())
+        self.units.append(unit)
+
+    def kept(self) -> bool:
+        """Whether a later run will find the units; waits a moment for the fingerprint."""
+        if self._fingerprint is None or not self.units:
+            return False
+        wait([self._signed], _PATIENCE)
+        return self._signed.done() and self._signed.exception() is None
+
+    def drop(self) -> None:
+        """Remove the file."""
+        self._path.unlink(missing_ok=True)
+
+    def _sign(self) -> None:
+        assert self._fingerprint is not None
+        try:
+            line = _signature(_called(self._fingerprint)) + b"\n"
+            handle = os.open(self._path, os.O_WRONLY | os.O_APPEND)  # no O_CREAT: it may have been dropped meanwhile
+            with open(handle, "ab") as file:
+                file.write(line)
+        except BaseException as error:  # `kept` and `start` ask for it
+            self._signed.set_exception(error)
+        else:
+            self._signed.set_result(None)
+
+
+def _called(fingerprint: Fingerprint) -> bytes:
+    return fingerprint if isinstance(fingerprint, bytes) else fingerprint()
+
+
+def _signature(fingerprint: bytes) -> bytes:
+    return json.dumps({"fingerprint": fingerprint.hex()}).encode()
 
 
 def _write_all(file: Any, view: memoryview) -> None:
@@ -315,7 +379,7 @@ class AtomicDirectory:
             self.path.mkdir(exist_ok=True)
             self._lock = _Lock.of(self.path, self.target)
 
-    def file(self, name: str, *, fingerprint: bytes | None = None) -> AtomicFile:
+    def file(self, name: str, *, fingerprint: Fingerprint | None = None) -> AtomicFile:
         """Begin, or resume, a file of the directory; commit it before the directory."""
         file = AtomicFile(self.path / name, fingerprint=fingerprint, named=self.target / name)
         self._files.append(file)

@@ -32,7 +32,8 @@ class Manifest:
     """What edgekit recorded about an artifact that it wrote.
 
     Attributes:
-        sources: SHA-256 (hex) of every file that was read, by file name.
+        sources: SHA-256 (hex) of every file that was read, by file name; while an artifact is being written a
+            `edgekit.digests.Digests`, of which values may still be on their way.
         recipe: name of the recipe.
         tensors: for each tensor its precision, the backend that encoded it, and the reason.
         versions: version of edgekit, of numpy, and of each plugin that took part, by distribution.
@@ -46,8 +47,9 @@ class Manifest:
     quality: Mapping[str, Any] = attrs.field(factory=dict, validator=_mapping)
 
     def to_json(self) -> str:
-        """Deterministic JSON."""
-        return json.dumps({"schema": SCHEMA, **attrs.asdict(self)}, indent=1, sort_keys=True) + "\n"
+        """Deterministic JSON; waits for the sources' hashes where they are still being computed."""
+        fields = {**attrs.asdict(self), "sources": dict(self.sources)}
+        return json.dumps({"schema": SCHEMA, **fields}, indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: bytes, file: Path) -> Manifest:

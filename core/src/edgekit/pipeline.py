@@ -20,6 +20,7 @@ import numpy.typing as npt
 from edgekit._stream import Encoder, chunk_rows, source_rows
 from edgekit.artifact import Artifact, Format, Layout, Writer, unread
 from edgekit.atomic import writing
+from edgekit.digests import Digests
 from edgekit.encoding import find_precision
 from edgekit.errors import (
     InvalidFileError,
@@ -170,15 +171,18 @@ def quantize(
     chosen_format = find_format(format, target)
     artifact = source if isinstance(source, Artifact) else open_source(source, chosen_format)
     _refuse_overwriting(artifact, target)
-    chosen = find_recipe(recipe, chosen_format.name)
-    layout = chosen_format.layout(artifact)
-    plan = chosen.plan(layout.slots, layout.model.config if layout.model else None, importance is not None)
-    if nonfinite == "keep":
-        plan = _keep_nonfinite(plan, layout)
     with ExitStack() as stack:
+        known = {"importance": _importance_digest(importance)} if importance else {}
+        sources = stack.enter_context(Digests(artifact.files, known))
+        chosen = find_recipe(recipe, chosen_format.name)
+        layout = chosen_format.layout(artifact)
+        plan = chosen.plan(layout.slots, layout.model.config if layout.model else None, importance is not None)
+        if nonfinite == "keep":
+            plan = _keep_nonfinite(plan, layout)
         pool = executor or stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
         encoder = Encoder(pool, backend, importance or {}, nonfinite == "keep", f"{artifact.path}: tensor ")
-        _write(chosen_format, target, layout, plan, encoder, progress)
+        manifest = make_manifest(sources, plan, encoder)
+        _write(chosen_format, target, layout, manifest, plan, encoder, progress)
     return chosen_format.open(target)
 
 
@@ -240,9 +244,15 @@ def _refuse_overwriting(artifact: Artifact, target: Path) -> None:
 
 
 def _write(
-    chosen: Format, target: Path, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None
+    chosen: Format,
+    target: Path,
+    layout: Layout,
+    manifest: Manifest,
+    plan: Plan,
+    encoder: Encoder,
+    progress: Progress | None,
 ) -> None:
-    writer = chosen.writer(target, layout, plan, make_manifest(layout.source, plan, encoder))
+    writer = chosen.writer(target, layout, plan, manifest)
     try:
         _write_tensors(writer, layout, plan, encoder, progress)
         writer.commit()
@@ -283,7 +293,7 @@ def _kept(slot: Slot, assignment: Assignment) -> Assignment:
     return assignment
 
 
-def make_manifest(source: Artifact, plan: Plan, encoder: Encoder) -> Manifest:
+def make_manifest(sources: Mapping[str, str], plan: Plan, encoder: Encoder) -> Manifest:
     """What to record about an artifact before it is written."""
     tensors = {
         a.name: {"precision": a.precision.name, "reason": a.reason, "backend": encoder.name_for(a.precision)}
@@ -291,9 +301,6 @@ def make_manifest(source: Artifact, plan: Plan, encoder: Encoder) -> Manifest:
     }
     used = {t["backend"] for t in tensors.values()}
     versions = {p.distribution: p.version for p in manager().plugins if p.name in used or p.name == "core"}
-    sources = {file.name: sha256(file) for file in source.files}
-    if encoder.importance:
-        sources["importance"] = _importance_digest(encoder.importance)
     return Manifest(
         sources=sources,
         recipe=plan.recipe,
@@ -308,17 +315,6 @@ def _importance_digest(importance: Mapping[str, npt.NDArray[np.float32]]) -> str
     for name in sorted(importance):
         digest.update(name.encode() + b"\0" + np.ascontiguousarray(importance[name], "<f4").tobytes())
     return digest.hexdigest()
-
-
-def sha256(file: Path) -> str:
-    """SHA-256 of a file, hex."""
-    try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise MissingFileError(
-            f"{file}: cannot be read ({error.strerror}); check that it is there and readable"
-        ) from error
 
 
 __all__ = [

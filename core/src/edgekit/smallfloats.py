@@ -20,12 +20,13 @@ U16 = npt.NDArray[np.uint16]
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 
 
-_HALF_SPECIAL = 0x7C00  # from here on the magnitudes of float16 are infinite or no number
-_PIECE = 1 << 16  # elements whose temporaries stay in the cache
+_HALF_INFINITY, _HALF_MINUS_INFINITY = 0x7C00, 0xFC00  # each begins a range of infinity and NaN
+_NO_COPIES_OF_THE_SIGN = np.int32(-0x70000001)  # all bits but 28 to 30, where sign extension leaves some
+_PIECE = 1 << 17  # elements that stay in the cache from one pass over them to the next
 
 
 def float16_to_float32(x: npt.NDArray[np.float16]) -> F32:
-    """Widen float16, exact; three times as fast as numpy's own conversion where everything is finite."""
+    """Widen float16, exact; several times as fast as numpy's own conversion where everything is finite."""
     halves = np.ascontiguousarray(x, np.float16).reshape(-1)
     values = np.empty(halves.size, np.float32)
     for start in range(0, halves.size, _PIECE):
@@ -34,18 +35,21 @@ def float16_to_float32(x: npt.NDArray[np.float16]) -> F32:
 
 
 def _widen_halves(halves: npt.NDArray[np.float16], values: F32) -> None:
-    bits, magnitudes = values.view(np.uint32), halves.view(np.uint16) & np.uint16(0x7FFF)
-    if magnitudes.max() >= _HALF_SPECIAL:
+    signed, bits = halves.view(np.int16), values.view(np.int32)
+    if signed.max() >= _HALF_INFINITY or halves.view(np.uint16).max() >= _HALF_MINUS_INFINITY:
         values[:] = halves
         return
-    np.left_shift(magnitudes, np.uint32(13), out=bits, dtype=np.uint32)
+    bits[:] = signed
+    bits <<= np.int32(13)
+    bits &= _NO_COPIES_OF_THE_SIGN
     values *= np.float32(2.0**112)  # the difference of the exponents' biases; subnormals become normal
-    bits |= np.left_shift(halves.view(np.uint16) & np.uint16(0x8000), np.uint32(16), dtype=np.uint32)
 
 
 def bfloat16_to_float32(bits: U16) -> F32:
     """Widen bfloat16 bit patterns; exact."""
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    widened = bits.astype(np.uint32)
+    widened <<= np.uint32(16)  # in place: one array of the result's size, not two
+    return widened.view(np.float32)
 
 
 def float32_to_bfloat16(x: F32) -> U16:

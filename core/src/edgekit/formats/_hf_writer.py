@@ -44,7 +44,7 @@ class HuggingFaceWriter:
         self._header = self._capacity(planned)
         self._directory = AtomicDirectory(path)
         try:
-            self._file = self._directory.file(files.WEIGHTS, fingerprint=self._fingerprint())
+            self._file = self._directory.file(files.WEIGHTS, fingerprint=self._fingerprint)
             nbytes = sum(part.nbytes for parts in planned for part in parts)
             self._file.reserve(self._header + nbytes + sum(tensor.nbytes for tensor in self._carried))
             if not self._file.done:

@@ -37,10 +37,11 @@ class EkxWriter:
             raise UnsupportedModelError(f"{path}: an .ekx file needs a model of a known family")
         self._path, self._plan = path, plan
         self._parts = [_parts(assignment) for assignment in plan]
-        self._manifest = manifest.to_json().encode()
+        self._manifest = manifest
         tensors = [(a.name, a.shape, a.precision) for a in plan]
         header = build_header(layout.model.config, layout.source.tokenizer, tensors)
-        self._file = AtomicFile(path, fingerprint=hashlib.sha256(header + self._manifest).digest())
+        # a function, not its result: the sources are being hashed while the first tensors are encoded
+        self._file = AtomicFile(path, fingerprint=lambda: hashlib.sha256(header + self._json()).digest())
         try:
             self._begin(header)
         except BaseException:
@@ -85,8 +86,12 @@ class EkxWriter:
         """Check that every tensor came, sync, and put the file in its place, its manifest beside it."""
         if self.done != len(self._plan):
             raise UsageError(f"{self._path}: only {self.done} of {len(self._plan)} tensors were written")
+        manifest = self._json()
         self._file.commit()
-        write_atomic(manifest_path(self._path), self._manifest)
+        write_atomic(manifest_path(self._path), manifest)
+
+    def _json(self) -> bytes:
+        return self._manifest.to_json().encode()
 
     def close(self, keep: bool = False) -> None:
         """Let go; without `commit` the target stays as it was, and `keep` leaves complete tensors for a resume."""

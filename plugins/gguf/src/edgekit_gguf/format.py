@@ -5,23 +5,25 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekit.artifact import Artifact, Layout
-from edgekit.calibration import Activations
 from edgekit.errors import InvalidFileError, MissingFileError
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.recipe import Plan
 from edgekit.tensor import AnyTensor
-from edgekit_gguf.imatrix import read_imatrix, write_imatrix
 from edgekit_gguf.layout import layout
 from edgekit_gguf.model import load_model
 from edgekit_gguf.reader import GgufFile, read
 from edgekit_gguf.types import MAGIC
 from edgekit_gguf.vocab import from_metadata
 from edgekit_gguf.writer import GgufWriter
+
+if TYPE_CHECKING:
+    from edgekit.calibration import Activations
 
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
@@ -78,10 +80,14 @@ class GgufFormat:
 
     def read_importance(self, path: Path) -> dict[str, npt.NDArray[np.float32]]:
         """Read an importance matrix; see `edgekit.calibration.read_importance`."""
+        from edgekit_gguf.imatrix import read_imatrix  # only here: calibrating takes the runtimes and chat
+
         return read_imatrix(path)
 
     def write_importance(self, path: Path, activations: Activations, dataset: str = "") -> None:
         """Write an importance matrix; see `edgekit.calibration.write_importance`."""
+        from edgekit_gguf.imatrix import write_imatrix
+
         write_imatrix(path, activations, dataset)
 
 

@@ -39,10 +39,10 @@ class GgufWriter:
     def __init__(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> None:
         self._path = path
         self._plan = plan
-        self._manifest = manifest.to_json().encode()
+        self._manifest = manifest
         self._types = [_stored_as(assignment) for assignment in plan]
         header = encode_header(file_metadata(layout, file_type(plan)), plan, self._types)
-        self._file = AtomicFile(path, fingerprint=hashlib.sha256(header + self._manifest).digest())
+        self._file = AtomicFile(path, fingerprint=lambda: hashlib.sha256(header + self._json()).digest())
         try:
             self._begin(header)
         except BaseException:
@@ -88,8 +88,12 @@ class GgufWriter:
         """Check that every tensor came, sync, and put the file in its place, its manifest beside it."""
         if self.done != len(self._plan):
             raise UsageError(f"{self._path}: only {self.done} of {len(self._plan)} tensors were written")
+        manifest = self._json()
         self._file.commit()
-        write_atomic(manifest_path(self._path), self._manifest)
+        write_atomic(manifest_path(self._path), manifest)
+
+    def _json(self) -> bytes:
+        return self._manifest.to_json().encode()
 
     def close(self, keep: bool = False) -> None:
         """Let go; without `commit` the target stays as it was, and `keep` leaves complete tensors for a resume."""

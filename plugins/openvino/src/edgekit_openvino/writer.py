@@ -48,7 +48,7 @@ class OpenVinoWriter:
             _refuse_foreign(assignment, path)
         self._directory = AtomicDirectory(path, owned=OWNED)
         try:
-            self._file = self._directory.file(BIN, fingerprint=self._fingerprint())
+            self._file = self._directory.file(BIN, fingerprint=self._fingerprint)
             self._file.reserve(_planned_bytes(plan))
         except BaseException:
             self._directory.close()

@@ -1,0 +1,97 @@
+"""SHA-256 of a model's files, on the side: what an artifact was made from is hashed while it is being made."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from edgekit.errors import MissingFileError
+
+#: Bytes between two looks at whether hashing should stop; larger pieces are no faster.
+_PIECE = 1 << 18
+
+
+def sha256(file: Path) -> str:
+    """SHA-256 of a file, hex.
+
+    Raises:
+        MissingFileError: it is not there, or cannot be read.
+    """
+    return _sha256(file, threading.Event())
+
+
+def _sha256(file: Path, stopped: threading.Event) -> str:
+    digest, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
+    try:
+        with file.open("rb", buffering=0) as stream:
+            while (count := stream.readinto(piece)) and not stopped.is_set():
+                digest.update(piece[:count])
+    except OSError as error:
+        raise MissingFileError(
+            f"{file}: cannot be read ({error.strerror}); check that it is there and readable"
+        ) from error
+    return digest.hexdigest()
+
+
+class Digests(Mapping[str, str]):
+    """SHA-256 (hex) of files by their names, computed by a thread of its own; to read one is to wait for it.
+
+    Example:
+        >>> with Digests([Path("model.gguf")]) as digests:  # doctest: +SKIP
+        ...     encode_and_write()
+        ...     record(digests["model.gguf"])
+
+    Args:
+        files: hashed in this order.
+        known: digests to give beside them, by names of their own.
+
+    Raises:
+        MissingFileError: when the digest of a file that could not be read is asked for.
+    """
+
+    def __init__(self, files: Iterable[Path], known: Mapping[str, str] | None = None) -> None:
+        self._known = dict(known or {})
+        self._coming: dict[Path, Future[str]] = {file: Future() for file in files}
+        self._names = {file.name: future for file, future in self._coming.items()}
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="edgekit-sha256", daemon=True)
+        self._thread.start()
+
+    def __getitem__(self, name: str) -> str:
+        return self._known[name] if name in self._known else self._names[name].result()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._names, **self._known})
+
+    def __len__(self) -> int:
+        return len({**self._names, **self._known})
+
+    def close(self) -> None:
+        """Stop hashing; who waits for a digest that is not there by then gets a `CancelledError`."""
+        self._stopped.set()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        for file, future in self._coming.items():
+            try:
+                digest = _sha256(file, self._stopped)
+            except BaseException as error:  # whoever asks for it gets it
+                future.set_exception(error)
+            else:
+                if self._stopped.is_set():
+                    future.cancel()
+                else:
+                    future.set_result(digest)
