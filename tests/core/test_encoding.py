@@ -20,6 +20,11 @@ from edgekit.plugin import Manager, Registration
 from edgekit.precision import catalogue
 from edgekit.reference import reference
 
+try:
+    import ml_dtypes
+except ImportError:
+    ml_dtypes = None
+
 RNG = np.random.default_rng(11)
 X = RNG.standard_normal((3, 512)).astype(np.float32)
 ALL = pytest.mark.parametrize("precision", catalogue(), ids=str)
@@ -206,6 +211,56 @@ def test_looking_at_the_values_costs_no_memory_of_their_size(name, scale):
     finally:
         tracemalloc.stop()
     assert peak < output + 16e6  # promised are 64 MB beyond input and output
+
+
+@pytest.mark.parametrize("backend", ["reference", None])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", [*PATHS, "openvino:int4-asym-g64", "ggml:Q4_K"])
+def test_widening_costs_no_memory_of_the_tensors_size(name, dtype, backend):
+    if dtype == "bfloat16" and ml_dtypes is None:
+        pytest.skip("ml_dtypes is not installed")
+    narrow = X.astype(np.float16 if dtype == "float16" else ml_dtypes.bfloat16)
+    x = np.resize(narrow, (4096, 4096))  # 34 MB, 67 MB when widened
+    edgekit.encode(x[:1], name, backend=backend)
+    tracemalloc.start()
+    try:
+        output = edgekit.encode(x, name, backend=backend).nbytes
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < output + 48e6  # promised are 64 MB beyond input and output
+
+
+@ALL
+def test_what_is_copied_piece_by_piece_is_encoded_as_a_whole(precision, monkeypatch):
+    wide = np.zeros((5, 7, 1024), np.float32)
+    wide[..., ::2] = RNG.standard_normal((5, 7, 512))
+    strided = wide[..., ::2].transpose(1, 0, 2)
+    half = strided.astype(np.float16)
+    cases = [
+        (strided, np.ascontiguousarray(strided)),
+        (strided.astype(">f4"), np.ascontiguousarray(strided)),
+        (half.astype(np.float64), half.astype(np.float32, order="C")),
+        (half, np.ascontiguousarray(half)),
+    ]
+    if ml_dtypes is not None:
+        cases.append((half.astype(ml_dtypes.bfloat16), np.ascontiguousarray(half.astype(ml_dtypes.bfloat16))))
+    wanted = [edgekit.encode(contiguous, precision) for _, contiguous in cases]
+    monkeypatch.setattr(encoding, "_CHUNK", 2000)
+    for (given, _), whole in zip(cases, wanted, strict=True):
+        same(edgekit.encode(given, precision), whole)
+        same(edgekit.encode(given, precision, backend="reference"), whole)
+    assert edgekit.encode(strided, precision).shape == (7, 5, 512)
+
+
+def test_errors_of_pieces_name_the_tensors_row(monkeypatch):
+    monkeypatch.setattr(encoding, "_CHUNK", 2000)
+    x = np.ones((64, 512), np.float16)
+    x[37, 3] = np.inf
+    for strict, bad in ((True, np.inf), (False, np.nan)):
+        x[37, 3] = bad
+        with pytest.raises(NonFiniteError, match=rf"array holds {bad} at row 37, column 3;"):
+            edgekit.encode(x, "ggml:Q4_K", strict=strict)
 
 
 @ALL

@@ -17,7 +17,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.encoding import choose, decode, encode_checked, encode_rows
+from edgekit.encoding import choose, decode, encode_checked, encode_rows, put_rows
 from edgekit.errors import MissingPluginError
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Slot
@@ -111,23 +111,12 @@ class _Whole:
     parts: Parts = attrs.field(factory=dict)
 
     def add(self, start: int, stop: int, parts: Parts) -> None:
-        """Put a chunk in its place; every part has the rows as its first dimension."""
-        rows = self.slot.tensor.rows
-        if not start:
-            whole = stop == rows
-            self.parts = parts if whole else {name: _room(part, rows) for name, part in parts.items()}
-        if stop - start < rows:
-            for name, part in parts.items():
-                if part.ndim:
-                    self.parts[name][start:stop] = part
+        """Put a chunk in its place."""
+        self.parts = put_rows(self.parts, parts, start, stop - start, self.slot.tensor.rows)
 
     def tensor(self) -> QuantizedTensor:
         precision = self.assignment.precision
         return QuantizedTensor(self.parts, precision, self.slot.shape, self.assignment.name, self.backend)
-
-
-def _room(part: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
-    return np.empty((rows, *part.shape[1:]), part.dtype) if part.ndim else part
 
 
 @attrs.frozen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +21,8 @@ from edgekit.smallfloats import bfloat16_to_float32, is_bfloat16
 from edgekit.tensor import QuantizedTensor
 
 REFERENCE = "reference"
+#: Elements of what has to be copied that are copied and encoded together: 16 MiB of float32.
+_CHUNK = 1 << 22
 
 
 class Quantizer(Protocol):
@@ -32,6 +34,7 @@ class Quantizer(Protocol):
         """Encode rows [rows, cols], float32 and C-contiguous, to the precision's parts; as `Reference.encode`.
 
         A backend may also have ``decode(parts, shape)``, as `Reference.decode`, which `edgekit.decode` then uses;
+        ``WIDENS = True``, as a `Reference` may;
         and ``encode_checked(x, importance)``, which saves the passes over x that look for what must be refused: it
         gives the parts only where x is finite, no magnitude exceeds 65504, and no scale is infinite; else None.
         """
@@ -74,6 +77,8 @@ def encode(
             are rows: the array is [out, in] for every convention. float64 is rounded to float32 first;
             float16 and bfloat16 (ml_dtypes) are widened, except for conventions whose arithmetic depends on
             the source's type (MLX, ONNX Runtime).
+            What has to be converted or copied for that is so in pieces of 16 MiB; where the precision's rows depend on
+            each other (`Precision.rowwise`), float64 and strided arrays as a whole.
         precision: a `Precision` or its name, for example ``"ggml:Q4_K"`` or ``"affine:int3-asym-g32"``.
         importance: [cols], non-negative: mean squared activation of each input column, for precisions that
             use one (ggml); others ignore it.
@@ -94,15 +99,19 @@ def encode(
         UsageError: not floating point, or an importance that does not fit.
     """
     found = find_precision(precision)
-    x = rows_of(array, found)
-    weights = _importance(importance, x.shape[1])
-    if strict:
-        name, parts = encode_checked(x, found, weights, backend)
-    else:
-        refuse_nonfinite(x, infinities=True)
-        with np.errstate(all="ignore"):
-            name, parts = encode_rows(x, found, weights, backend or REFERENCE)
-    return QuantizedTensor(parts, found, np.shape(array), backend=name)
+    x = _validated(array, found)
+    weights = _importance(importance, x.shape[-1])
+    backend = backend if strict else backend or REFERENCE
+    name, parts = REFERENCE, Parts()
+    for rows, first in _in_memory(x, found, backend):
+        if strict:
+            name, own = encode_checked(rows, found, weights, backend, first_row=first)
+        else:
+            refuse_nonfinite(rows, first_row=first, infinities=True)
+            with np.errstate(all="ignore"):
+                name, own = encode_rows(rows, found, weights, backend)
+        parts = put_rows(parts, own, first, len(rows), x.size // x.shape[-1])
+    return QuantizedTensor(parts, found, x.shape, backend=name)
 
 
 def decode(tensor: QuantizedTensor, *, backend: str | None = None) -> npt.NDArray[np.float32]:
@@ -198,8 +207,23 @@ def _say_once(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def rows_of(array: npt.ArrayLike, precision: Precision) -> npt.NDArray[Any]:
-    """The array as the C-contiguous rows [rows, cols] that a reference takes; a copy only where needed."""
+def put_rows(whole: Parts, parts: Parts, first: int, count: int, rows: int) -> Parts:
+    """The parts of all `rows`, those of `count` rows from `first` on put in their place; `whole` is for the first {}.
+
+    Every part has the rows as its first dimension, or none.
+    """
+    if count == rows:
+        return parts
+    if not first:
+        whole = {name: np.empty((rows, *p.shape[1:]), p.dtype) if p.ndim else p for name, p in parts.items()}
+    for name, part in parts.items():
+        if part.ndim:
+            whole[name][first : first + count] = part
+    return whole
+
+
+def _validated(array: npt.ArrayLike, precision: Precision) -> npt.NDArray[Any]:
+    """The array itself, if it can be encoded."""
     x = np.asarray(array)
     if x.ndim == 0 or x.size == 0:
         kind = "a 0-d" if x.ndim == 0 else "an empty"
@@ -207,7 +231,33 @@ def rows_of(array: npt.ArrayLike, precision: Precision) -> npt.NDArray[Any]:
     if x.dtype.kind != "f" and not is_bfloat16(x.dtype):
         raise UsageError(f"cannot quantize {x.dtype}; give floating point values (float32, float16, bfloat16)")
     refuse_shape(x.shape, precision)
-    return np.ascontiguousarray(_as_source(x, precision).reshape(-1, x.shape[-1]))
+    return x
+
+
+def _in_memory(
+    x: npt.NDArray[Any], precision: Precision, backend: str | None
+) -> Iterator[tuple[npt.NDArray[Any], int]]:
+    """The array as C-contiguous rows [rows, cols] of the types that encoders take, and the number of the first row.
+
+    What has to be copied for that is copied piece by piece where rows do not depend on each other, so that encoding
+    takes no memory of the tensor's size.
+    """
+    chosen = choose(precision, backend)
+    widens = not precision.rowwise and getattr(chosen.load() if chosen else reference(precision), "WIDENS", False)
+    keep = widens or getattr(reference(precision), "SOURCE_DTYPES", False)
+    count, cols = x.size // x.shape[-1], x.shape[-1]
+    as_it_is = x.flags.c_contiguous and _as_source(x[:0], keep).dtype == x.dtype
+    step = max(1, _CHUNK // cols) if precision.rowwise and not as_it_is else count
+    for first in range(0, count, step):
+        part = x if step >= count else _some_rows(x, first, min(first + step, count))
+        yield np.ascontiguousarray(_as_source(part, keep).reshape(-1, cols)), first
+
+
+def _some_rows(x: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[Any]:
+    """Rows of an array of any dimensions and strides, which `reshape` might copy as a whole."""
+    if x.ndim == 2:
+        return x[start:stop]
+    return x[np.unravel_index(np.arange(start, stop), x.shape[:-1])]
 
 
 def refuse_shape(shape: tuple[int, ...], precision: Precision) -> None:
@@ -223,9 +273,9 @@ def refuse_shape(shape: tuple[int, ...], precision: Precision) -> None:
         )
 
 
-def _as_source(x: npt.NDArray[Any], precision: Precision) -> npt.NDArray[Any]:
+def _as_source(x: npt.NDArray[Any], keep: bool) -> npt.NDArray[Any]:
+    """In native byte order: float32; or float16 and bfloat16, where they are to be kept."""
     native = x.dtype.newbyteorder("=")
-    keep = getattr(reference(precision), "SOURCE_DTYPES", False)
     if x.dtype == np.float32 or (keep and (native == np.float16 or is_bfloat16(x.dtype))):
         return x.astype(native, copy=False)
     if is_bfloat16(x.dtype):

@@ -119,6 +119,11 @@ def is_bfloat16(dtype: np.dtype[Any]) -> bool:
     return dtype.name == "bfloat16"
 
 
+def as_float32(x: npt.NDArray[Any]) -> F32:
+    """The array itself where it is float32, else as `to_float32`."""
+    return x if x.dtype == np.float32 else to_float32(x)
+
+
 def to_float32(x: npt.NDArray[Any]) -> F32:
     """Widen float16, bfloat16 (ml_dtypes) or float32 to float32, exactly; float64 is rounded to nearest."""
     if is_bfloat16(x.dtype):

@@ -34,8 +34,9 @@ class Reference(Protocol):
     """What a reference implementation provides. A module with these functions is one.
 
     It may also say, by attributes and a function: ``PROOF`` and ``BOUND``, how the encoder is proved and its error
-    bound in words; ``SOURCE_DTYPES = True``, see `encode`; ``SEARCHES = False``, no search for a scale, so that huge
-    values are never lost in one; ``overflowed(parts, precision)``, the part whose scale is no number, or "".
+    bound in words; ``SOURCE_DTYPES`` or ``WIDENS = True``, see `encode`; ``SEARCHES = False``, no search for a scale,
+    so that huge values are never lost in one; ``overflowed(parts, precision)``, the part whose scale is no number,
+    or "".
     """
 
     def encode(
@@ -45,7 +46,9 @@ class Reference(Protocol):
 
         Args:
             x: [rows, cols], C-contiguous, at least 1 x 1. float32, except that a module which sets
-                ``SOURCE_DTYPES = True`` also gets float16 and bfloat16 (ml_dtypes) arrays as they came.
+                ``SOURCE_DTYPES = True`` also gets float16 and bfloat16 (ml_dtypes) arrays as they came, because its
+                arithmetic depends on the type. ``WIDENS = True``: it takes them too and encodes them as their
+                float32 copy, of which it never holds the whole; it gets them where rows depend on each other.
             precision: one that this module's convention resolves; cols suits it already.
             importance: [cols], mean squared activation of each input column, or None.
 

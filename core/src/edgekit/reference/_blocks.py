@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.smallfloats import as_float32
+
 #: Elements worked on at once: 256 KiB of float32, so that the temporaries of an encoder stay in the L2 cache.
 CHUNK = 1 << 16
 #: Up to this width `extremes` works on a transposed copy.
@@ -42,6 +44,13 @@ def reduce_groups(ufunc: np.ufunc, groups: npt.NDArray[Any]) -> npt.NDArray[Any]
     """Reduce contiguous groups [n, size] to [n, 1]: ``ufunc.reduce`` over the last axis, faster for short groups."""
     count, size = groups.shape
     return ufunc.reduceat(groups.reshape(-1), np.arange(0, count * size, size))[:, None]
+
+
+def extent(x: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """The least and the largest of all values of rows [rows, cols], each float32 [1, 1], piece by piece."""
+    ends = [(piece.min(), piece.max()) for piece in (as_float32(x[chunk]) for chunk in row_chunks(*x.shape))]
+    least, largest = zip(*ends, strict=True)
+    return np.reshape(min(least), (1, 1)), np.reshape(max(largest), (1, 1))
 
 
 def extremes(blocks: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

@@ -44,7 +44,8 @@ import numpy.typing as npt
 
 from edgekit.precision import Precision
 from edgekit.reference._bits import pack_lsb, unpack_lsb
-from edgekit.reference._blocks import extremes, row_chunks, spans
+from edgekit.reference._blocks import extent, extremes, row_chunks, spans
+from edgekit.smallfloats import as_float32
 
 #: How the encoder is proved, and its error bound in words, for the catalogue.
 PROOF = "bounded; equal to a second implementation in plain Python (tests/core/test_affine_properties.py)"
@@ -52,6 +53,9 @@ BOUND = "half a step; beyond the last level the distance to it (1 bit symmetric:
 
 #: The ends of the range give the scale. Where all codes of a row are 0, its levels are coarse; nothing overflowed.
 SEARCHES = False
+
+#: float16 and bfloat16 are widened chunk by chunk.
+WIDENS = True
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -64,7 +68,7 @@ _SLOP, _TINY = 2.0**-22, 2.0**-149
 
 @np.errstate(under="ignore")  # subnormal scales and quotients are as they should be
 def encode(
-    x: F32, precision: Precision, importance: npt.NDArray[np.float32] | None = None
+    x: npt.NDArray[Any], precision: Precision, importance: npt.NDArray[np.float32] | None = None
 ) -> dict[str, npt.NDArray[Any]]:
     """Encode [rows, cols]; importance is ignored. Per group and per channel each row is on its own."""
     rows, cols = x.shape
@@ -74,10 +78,10 @@ def encode(
     if not precision.rowwise:
         scale[:], zero_point[:] = _fit_tensor(x, precision)
     for chunk in row_chunks(rows, cols):
-        own = chunk if precision.rowwise else slice(None)
-        unpacked = np.empty((chunk.stop - chunk.start, cols), np.uint8)
+        own, values = chunk if precision.rowwise else slice(None), as_float32(x[chunk])
+        unpacked = np.empty(values.shape, np.uint8)
         for span, number, width in spans(cols, precision.block):
-            blocks = x[chunk, span].reshape(-1, number.stop - number.start, width)
+            blocks = values[:, span].reshape(-1, number.stop - number.start, width)
             if precision.rowwise:
                 scale[own, number], zero_point[own, number] = _fit(blocks, precision)
             quantized = _quantize(blocks, scale[own, number], zero_point[own, number], precision)
@@ -137,13 +141,13 @@ def _fit(blocks: F32, precision: Precision) -> tuple[F32, U8]:
     return _parameters(*extremes(blocks), precision)
 
 
-def _fit_tensor(x: F32, precision: Precision) -> tuple[F32, U8]:
+def _fit_tensor(x: npt.NDArray[Any], precision: Precision) -> tuple[F32, U8]:
     """Scale and zero point [1, 1] of a whole tensor, without a temporary of its size."""
     if precision.symmetric and precision.bits == 1:
-        sums = [_folded_sum(np.abs(x[chunk])) for chunk in row_chunks(*x.shape)]
+        sums = [_folded_sum(np.abs(as_float32(x[chunk]))) for chunk in row_chunks(*x.shape)]
         mean = _folded_sum(np.concatenate(sums)) / x.size
         return mean.astype(np.float32).reshape(1, 1), np.zeros((1, 1), np.uint8)
-    return _parameters(x.min(keepdims=True), x.max(keepdims=True), precision)
+    return _parameters(*extent(x), precision)
 
 
 def _folded_sum(values: npt.NDArray[Any]) -> F64:

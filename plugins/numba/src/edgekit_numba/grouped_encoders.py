@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import numpy as np
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import edgekit_numba
 from edgekit.precision import Precision
 from edgekit.reference import reference
-from edgekit.smallfloats import float32_to_bfloat16, is_bfloat16, to_float32
+from edgekit.smallfloats import as_float32, float32_to_bfloat16, is_bfloat16
 from edgekit_numba import library
 from edgekit_numba.compiler import processor
 from edgekit_numba.encoders import in_parts, padded, require
@@ -41,6 +41,8 @@ class Groups:
 @attrs.frozen
 class GroupEncoder:
     """The encoder of one precision."""
+
+    WIDENS: ClassVar[bool] = True
 
     precision: Precision
 
@@ -75,26 +77,28 @@ class GroupEncoder:
         exact_source = self.precision.convention != "onnx" or x.dtype == np.float32
         if size % _MULTIPLE or x.shape[1] % size or not exact_source:
             return None
-        groups = (x if x.dtype == np.float32 else to_float32(x)).reshape(-1, size)
+        groups = x.reshape(-1, size)
         scale, second = np.empty(len(groups), np.float32), np.empty(len(groups), np.float32)
         codes = np.empty((len(groups), size * self.precision.bits // 8), np.uint8)
         flags = np.empty(len(groups), np.uint8)
-        arrays: list[Array] = [groups, scale, second, codes, flags]
+        results: list[Array] = [scale, second, codes, flags]
         kernel = library.kernel(kernel_name(self.precision))
 
         def run(part: slice) -> None:
-            whole = part.start + (part.stop - part.start) // lanes * lanes
-            if whole > part.start:
-                _call(kernel, [v[part.start : whole] for v in arrays], size)
-            if whole < part.stop:
-                tail = [padded(v[whole : part.stop], lanes) for v in arrays]
+            own = [as_float32(groups[part]), *(v[part] for v in results)]
+            count = part.stop - part.start
+            whole = count // lanes * lanes
+            if whole:
+                _call(kernel, [v[:whole] for v in own], size)
+            if whole < count:
+                tail = [padded(v[whole:], lanes) for v in own]
                 _call(kernel, tail, size)
-                for own, done in zip(arrays[1:], tail[1:], strict=True):
-                    own[whole : part.stop] = done[: part.stop - whole]
+                for room, done in zip(own[1:], tail[1:], strict=True):
+                    room[whole:] = done[: count - whole]
 
         in_parts(run, groups)
         rows = len(x)
-        return Groups(*(array.reshape(rows, -1) for array in arrays[1:]))
+        return Groups(*(array.reshape(rows, -1) for array in results))
 
 
 def _call(kernel: Any, arrays: list[Array], size: int) -> None:

@@ -43,10 +43,14 @@ import numpy.typing as npt
 
 from edgekit.precision import Precision
 from edgekit.reference.openvino import _layout, _scales, codebooks, floats, integers
+from edgekit.smallfloats import as_float32
 
 #: How the encoder is proved, and its error bound in words, for the catalogue.
 PROOF = "exact: nncf 3.4.0 on openvino 2026.4.1"
 BOUND = "half a step; beyond the last level the distance to it; plus the scale's rounding to float16"
+
+#: float16 and bfloat16 are widened chunk by chunk.
+WIDENS = True
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -79,7 +83,7 @@ _SCHEMES: dict[str, Scheme] = {
 
 
 def encode(
-    x: F32, precision: Precision, importance: npt.NDArray[np.float32] | None = None
+    x: npt.NDArray[Any], precision: Precision, importance: npt.NDArray[np.float32] | None = None
 ) -> dict[str, npt.NDArray[Any]]:
     """Encode [rows, cols]; importance is ignored.
 
@@ -93,8 +97,9 @@ def encode(
     with np.errstate(all="ignore"):
         shared = _scales.global_scale(x, precision)
         for chunk, span in _layout.chunks(groups.shape, bits):
-            s, z = scheme.fit(groups[chunk], precision, x.size)
-            patterns = scheme.quantize(groups[chunk], s, z, precision)
+            own = as_float32(groups[chunk])
+            s, z = scheme.fit(own, precision, x.size)
+            patterns = scheme.quantize(own, s, z, precision)
             codes[span] = _layout.pack(patterns.reshape(-1), bits)
             scale[chunk], zero_point[chunk] = _scales.narrow(s, shared, precision), z
     return {
@@ -153,7 +158,7 @@ def overflowed(parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> s
         return "" if np.isfinite(_scales.widen(parts, precision)).all() else "scale"
 
 
-def _groups(x: F32, precision: Precision) -> F32:
+def _groups(x: npt.NDArray[Any], precision: Precision) -> npt.NDArray[Any]:
     """View rows [rows, cols] as groups [groups, size of a group], row after row."""
     return x.reshape(-1, precision.block or x.shape[1])
 

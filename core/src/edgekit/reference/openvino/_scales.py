@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.precision import Precision
+from edgekit.reference._blocks import extent
 from edgekit.reference.openvino import _layout
 from edgekit.smallfloats import (
     float8_e4m3fn_to_float32,
@@ -44,11 +45,12 @@ def above_zero(amax: F32, largest: float, size: int) -> F32:
     return np.maximum(np.divide(amax, np.float32(largest)), EPS)
 
 
-def global_scale(x: F32, precision: Precision) -> F32:
+def global_scale(x: npt.NDArray[Any], precision: Precision) -> F32:
     """What the scales of a whole tensor [rows, cols] are divided by, [1, 1, 1]: g for nvfp4, else 1."""
     if precision.kind != "nvfp4":
         return np.ones((1, 1, 1), np.float32)
-    amax = np.maximum(x.max(), -x.min()).reshape(1, 1, 1)
+    least, largest = extent(x)
+    amax = np.maximum(largest, -least).reshape(1, 1, 1)
     largest_scale = above_zero(amax, 6.0, x.size)  # division is monotonic: the largest of all quotients
     return above_zero(largest_scale, 448.0, x.size // 16)
 
