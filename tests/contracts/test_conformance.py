@@ -63,7 +63,7 @@ def test_every_installed_runtime_conforms(name):
 def test_every_installed_plugin_conforms(name):
     framework = {"llamacpp": "llama_cpp", "openvino": "openvino"}.get(name, "edgekit")
     if importlib.util.find_spec(framework) is None:
-        pytest.skip(f"without {framework} it registers nothing; with it: tests/oracles")
+        pytest.skip(f"{framework} is not installed; with it: tests/oracles")
     assert faults(run_plugin_checks(name, profile=PROFILE)) == []
 
 

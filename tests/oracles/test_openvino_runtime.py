@@ -25,6 +25,7 @@ from edgekit.testing.models import artifact_of, random_model
 from edgekit_openvino.format import XML
 from edgekit_openvino.pipeline import Pipeline
 from edgekit_openvino.runtime import open_runtime
+from edgekit_openvino.tokenizer import MODELS
 
 _SPEC = importlib.util.spec_from_file_location("openvino_cases", Path(__file__).with_name("openvino_cases.py"))
 cases = importlib.util.module_from_spec(_SPEC)
@@ -264,3 +265,19 @@ def test_the_written_directory_holds_what_genai_wants(small):
     names = {path.name for path in small.path.iterdir()}
     tokenizers = {f"openvino_{which}.{end}" for which in ("tokenizer", "detokenizer") for end in ("xml", "bin")}
     assert names >= {XML, "openvino_model.bin", "config.json", "tokenizer.json", *tokenizers}
+
+
+def test_an_ir_of_an_ir_takes_the_tokenizer_over(small, tmp_path, monkeypatch):
+    """Converting it anew takes a child process and seconds, and would give the same."""
+    monkeypatch.setattr("edgekit_openvino.tokenizer._converted", lambda folder: pytest.fail("converted anew"))
+    made = edgekit.quantize(small, "INT8_SYM", to=tmp_path / "int8", format="openvino")
+    for name in MODELS:
+        assert (made.path / name).read_bytes() == (small.path / name).read_bytes(), name
+    assert 'value="the source\'s"' in (made.path / XML).read_text()
+    partly = tmp_path / "partly"
+    partly.mkdir()
+    for path in small.path.iterdir():
+        if path.name not in MODELS[:1]:
+            (partly / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(pytest.fail.Exception, match="converted anew"):
+        edgekit.quantize(partly, "INT8_SYM", to=tmp_path / "again", format="openvino")

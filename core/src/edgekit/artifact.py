@@ -136,6 +136,9 @@ class Format(Protocol):
     def writer(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> Writer:
         """Begin, or resume, writing.
 
+        The sources that the manifest names are hashed while tensors are written; reading it (`Manifest.to_json`) waits
+        for that. `edgekit.atomic.AtomicFile` takes a function for its fingerprint, so that nothing needs to wait.
+
         Raises:
             ResourceError: the target cannot be written, or the disk is too small.
             LockedError: another process writes it.

@@ -23,11 +23,11 @@ from edgekit.tokenizer import Tokenizer, from_hf_directory
 from edgekit_openvino import ir, weights
 from edgekit_openvino.bridge import carried_over
 from edgekit_openvino.elements import storable
+from edgekit_openvino.tokenizer import MODELS
 
 XML = "openvino_model.xml"
 CONFIG = "config.json"
 CONFIG_LIMIT = 4 << 20
-TOKENIZERS = tuple(f"openvino_{which}.{end}" for which in ("tokenizer", "detokenizer") for end in ("xml", "bin"))
 #: Suffixes of files whose graph OpenVINO reads itself.
 WHOLE = (".onnx",)
 #: How an IR's XML begins, after a declaration and comments.
@@ -125,7 +125,7 @@ def _kept(tensor: AnyTensor) -> Precision:
 
 
 def _beside(directory: Path) -> tuple[Path, ...]:
-    tokenizers = (member(directory, name) for name in TOKENIZERS)
+    tokenizers = (member(directory, name) for name in MODELS)
     return (*carried(directory), *(path for path in tokenizers if path is not None))
 
 

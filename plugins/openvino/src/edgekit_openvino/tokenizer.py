@@ -3,6 +3,7 @@
 openvino-tokenizers makes them of the Hugging Face files, through transformers. That happens in a child process: it
 takes seconds and some hundred megabytes, and what it writes depends on what the process did before. The directory is
 whole without them: `edgekit.load` cuts texts with edgekit's own tokenizer. Why they are missing is noted in the XML.
+A source that is such a directory itself has them already; they are taken over with the tokenizer that they are of.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import attrs
@@ -23,6 +24,8 @@ import attrs
 TIMEOUT = 300
 #: What there has to be to convert a tokenizer.
 NEEDED = ("openvino_tokenizers", "transformers")
+#: The models.
+MODELS = tuple(f"openvino_{which}.{end}" for which in ("tokenizer", "detokenizer") for end in ("xml", "bin"))
 #: Files of a directory that describe its tokenizer.
 SOURCES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -40,12 +43,16 @@ class Converted:
     note: str
 
 
-def tokenizer_models(directory: Mapping[str, bytes]) -> Converted:
-    """Convert the tokenizer of a directory.
+def tokenizer_models(directory: Mapping[str, bytes], source: Iterable[Path] = ()) -> Converted:
+    """The models of a directory's tokenizer: the source's, where it has them all, else converted.
 
     Args:
         directory: its small files, name -> content.
+        source: files of what it is made from; where there are models of a tokenizer among them, they are of this one.
     """
+    models = {path.name: path for path in source if path.name in MODELS}
+    if len(models) == len(MODELS):
+        return Converted({name: models[name].read_bytes() for name in MODELS}, "the source's")
     if not any(name in directory for name in SOURCES):
         return Converted({}, "none in the source")
     lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]

@@ -82,7 +82,7 @@ class OpenVinoWriter:
         if self.done != len(self._plan):
             raise UsageError(f"{self._directory.target}: {self.done} of {len(self._plan)} tensors came; write them all")
         others = dict(small_files(self._layout, self._plan, self._manifest))
-        tokenizer = tokenizer_models(others)
+        tokenizer = tokenizer_models(others, self._layout.source.files)
         info = {"layout": LAYOUT, "tokenizer": tokenizer.note}
         xml, small = xml_of(self._build, self._places(), self._file.offset, info)
         self._align()
