@@ -6,8 +6,8 @@ Every run is a process of its own, on two cores, that reads the same IR and writ
 edgekit-numba and with the numpy reference, NNCF with `read_model`, `compress_weights` and `save_model`. The contenders
 take turns, the best of each counts, and what they wrote is compared byte by byte.
 
-The work is not quite the same: edgekit also writes the tokenizer's models, which a child process converts. Its peak is
-added to the parent's as if both fell together, so that edgekit's figure is the most that it can be.
+edgekit also takes over the tokenizer's models. The peak of a child process would be added to the parent's, as if both
+fell together, so that edgekit's figure is the most that it can be.
 """
 
 from __future__ import annotations

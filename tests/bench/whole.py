@@ -204,7 +204,7 @@ def startup() -> Iterator[str]:
             done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
             return float(done.stdout)
 
-        yield f"- importing the plugin's module: {1000 * statistics.median(seconds(_IMPORT) for _ in range(5)):.0f} ms"
+        yield f"- importing the plugin's module: {1000 * statistics.median(seconds(_IMPORT) for _ in range(5)):.1f} ms"
         yield f"- compiling the kernels of {RECIPE} (Q4_K, Q6_K), the first time ever: {seconds(_COLD):.1f} s"
         first = statistics.median(seconds(_FIRST_CALL) for _ in range(5))
         yield f"- the first call of a process, numpy's and edgekit's import included: {first:.2f} s"
