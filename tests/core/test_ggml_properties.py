@@ -352,3 +352,30 @@ def test_a_scale_beyond_float16_is_found(kind):
     x[1] = np.where(np.arange(256) % 2, np.float32(1e10), np.float32(-1e10))
     found = ggml.overflowed(ggml.encode(x, precision(kind)), precision(kind))
     assert found == ("" if kind in ("MXFP4", "NVFP4") else "scale d")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_block_alone_is_encoded_as_it_is_among_others(kind):
+    """numpy sums a single column in another order; ggml does not."""
+    rng, size = np.random.default_rng(7), ggml.TYPES[kind].SIZE
+    x = rng.standard_normal((24, size)).astype(np.float32)
+    importances = [None, *([rng.standard_normal(size).astype(np.float32) ** 2] if kind in WEIGHED else [])]
+    for importance in importances:
+        together = ggml.encode(x, precision(kind), importance)["blocks"]
+        alone = [ggml.encode(x[i : i + 1], precision(kind), importance)["blocks"][0] for i in range(len(x))]
+        np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize(
+    ("kind", "block", "expected"),
+    [("Q5_K", 4, "992c7f293c2f3fc2f32d80ef52e1b1ff"), ("Q4_K", 2, "981dfd28f5dae5ff80d3dbef6575eef4")],
+)
+def test_negative_scales_are_cut_off_where_c_cuts_them_off(kind, block, expected):
+    """With most columns at importance 0 a scale may come out negative, whose code wraps: d, dmin and the scales.
+
+    The bytes are those of libggml of llama-cpp-python 0.3.36.
+    """
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((8, 256)).astype(np.float32)
+    importance = (rng.standard_normal(256) ** 2 * (rng.random(256) < 0.1)).astype(np.float32)
+    assert ggml.encode(x, precision(kind), importance)["blocks"][block][:16].tobytes().hex() == expected
