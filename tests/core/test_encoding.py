@@ -173,6 +173,9 @@ def test_what_is_said_of_an_overflow():
     assert refused([3e38, -3e38], "mlx:int4-g32") == (
         f"array holds values too large for mlx:int4-g32: its scales would have to be more than float32 can hold; {cure}"
     )
+    assert refused([1e7, -1e7], "openvino:nvfp4") == (
+        f"array holds values too large for openvino:nvfp4: its scale would have to be more than float16 can hold; {cure}"
+    )
     assert refused([1e19, -1e19], "mlx:nvfp4") == (
         f"array holds values too large for mlx:nvfp4: a row would decode to less than a millionth of itself; {cure}"
     )

@@ -84,7 +84,10 @@ def _pieces(x: npt.NDArray[Any]) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
 
 
 def _stored(x: npt.NDArray[Any], precision: Precision) -> str:
-    """The type in which scales, or the values themselves, are stored."""
+    """The type in which scales, or the values themselves, are stored; or the narrower one that decodes them."""
+    through: Mapping[str, str] = getattr(reference(precision), "DECODED_THROUGH", {})
+    if precision.kind in through:
+        return through[precision.kind]
     if precision.scale_dtype == "source":
         return x.dtype.name
     return precision.scale_dtype or {"F16": "float16", "BF16": "bfloat16"}.get(precision.kind, "float32")

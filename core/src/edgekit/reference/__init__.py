@@ -36,7 +36,7 @@ class Reference(Protocol):
     It may also say, by attributes and a function: ``PROOF`` and ``BOUND``, how the encoder is proved and its error
     bound in words; ``SOURCE_DTYPES`` or ``WIDENS = True``, see `encode`; ``SEARCHES = False``, no search for a scale,
     so that huge values are never lost in one; ``overflowed(parts, precision)``, the part whose scale is no number,
-    or "".
+    or ""; ``DECODED_THROUGH``, by kind the type that overflows where it is not the one that stores the scale.
     """
 
     def encode(

@@ -49,6 +49,9 @@ from edgekit.smallfloats import as_float32
 PROOF = "exact: nncf 3.4.0 on openvino 2026.4.1"
 BOUND = "half a step; beyond the last level the distance to it; plus the scale's rounding to float16"
 
+#: nvfp4's scale times the tensor's; e4m3 itself has no infinity.
+DECODED_THROUGH = {"nvfp4": "float16"}
+
 #: float16 and bfloat16 are widened chunk by chunk.
 WIDENS = True
 
