@@ -181,8 +181,8 @@ def quantize(
             plan = _keep_nonfinite(plan, layout)
         pool = executor or stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
         encoder = Encoder(pool, backend, importance or {}, nonfinite == "keep", f"{artifact.path}: tensor ")
-        manifest = make_manifest(sources, plan, encoder)
-        _write(chosen_format, target, layout, manifest, plan, encoder, progress)
+        writer = chosen_format.writer(target, layout, plan, make_manifest(sources, plan, encoder))
+        _write(writer, layout, plan, encoder, progress)
     return chosen_format.open(target)
 
 
@@ -243,16 +243,7 @@ def _refuse_overwriting(artifact: Artifact, target: Path) -> None:
         raise UsageError(f"{target}: the target is the source; choose another path")
 
 
-def _write(
-    chosen: Format,
-    target: Path,
-    layout: Layout,
-    manifest: Manifest,
-    plan: Plan,
-    encoder: Encoder,
-    progress: Progress | None,
-) -> None:
-    writer = chosen.writer(target, layout, plan, manifest)
+def _write(writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None) -> None:
     try:
         _write_tensors(writer, layout, plan, encoder, progress)
         writer.commit()
