@@ -456,6 +456,19 @@ def widened_source(x, precision, importance):
     return right(x.astype(np.float32), precision)
 
 
+class Widening(Faulty):
+    """Takes rows of 16 bits."""
+
+    WIDENS = True
+
+
+@fault("subnormal float16 widened to zero", {"check_source_types"}, "ggml:Q8_0", "rows of float16", kind=Widening)
+def flushed_source(x, precision, importance):
+    if x.dtype == np.float16:
+        x = np.where(np.abs(x) < np.finfo(np.float16).smallest_normal, np.float16(0), x)
+    return right(x.astype(np.float32), precision)
+
+
 @fault("NaN refused, infinity encoded", {"check_nonfinite"}, says="not one policy")
 def half_a_policy(x, precision, importance):
     if np.isnan(x).any():

@@ -17,7 +17,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.encoding import choose, decode, encode_checked, encode_rows, put_rows
+from edgekit.encoding import REFERENCE, choose, decode, encode_checked, encode_rows, put_rows, takes_narrow
 from edgekit.errors import MissingPluginError
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Slot
@@ -93,7 +93,8 @@ class Encoder:
         for start in range(0, tensor.rows, step):
             stop = min(start + step, tensor.rows)
             size = (stop - start) * tensor.size // tensor.rows
-            yield _Task(whole, start, stop, size, self.pool.submit(job, raw_rows(tensor, precision, start, stop)))
+            rows = raw_rows(tensor, precision, start, stop, self.backend)
+            yield _Task(whole, start, stop, size, self.pool.submit(job, rows))
 
     def name_for(self, precision: Precision) -> str:
         """Which backend encodes that precision."""
@@ -146,17 +147,19 @@ def chunk_rows(rows: int, cols: int, precision: Precision) -> int:
     return max(1, CHUNK // max(1, cols)) if precision.rowwise else max(1, rows)
 
 
-def raw_rows(tensor: AnyTensor, precision: Precision, start: int, stop: int) -> Rows:
-    """Rows as they are in the file, as far as a chunk can be taken out of it."""
+def raw_rows(tensor: AnyTensor, precision: Precision, start: int, stop: int, backend: str | None = REFERENCE) -> Rows:
+    """Rows as they are in the file, as far as a chunk can be taken out of it, for what encodes them."""
     if isinstance(tensor, EncodedTensor):
         if not tensor.sliceable:
             return Rows(start, tensor.float32(start, stop))
         shape = (stop - start, tensor.shape[-1])
         return Rows(start, QuantizedTensor(tensor.read_parts(start, stop), tensor.precision, shape, tensor.name))
-    if getattr(reference(precision), "SOURCE_DTYPES", False) and tensor.dtype in ("float16", "bfloat16"):
-        rows = tensor.read_rows(start, stop)
-        return Rows(start, rows if tensor.dtype == "float16" else rows.view(_bfloat16()))
-    return Rows(start, tensor.read_rows(start, stop), "" if tensor.dtype == "float32" else tensor.dtype)
+    rows = tensor.read_rows(start, stop)
+    if tensor.dtype == "bfloat16" and getattr(reference(precision), "SOURCE_DTYPES", False):
+        return Rows(start, rows.view(_bfloat16()))
+    if tensor.dtype == "float32" or (tensor.dtype == "float16" and takes_narrow(precision, backend)):
+        return Rows(start, rows)
+    return Rows(start, rows, tensor.dtype)
 
 
 def source_rows(tensor: AnyTensor, precision: Precision, start: int, stop: int) -> npt.NDArray[Any]:

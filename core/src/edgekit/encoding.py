@@ -34,7 +34,7 @@ class Quantizer(Protocol):
         """Encode rows [rows, cols], float32 and C-contiguous, to the precision's parts; as `Reference.encode`.
 
         A backend may also have ``decode(parts, shape)``, as `Reference.decode`, which `edgekit.decode` then uses;
-        ``WIDENS = True``, as a `Reference` may;
+        ``WIDENS = True``: it takes float16 and bfloat16 (ml_dtypes) rows too, and encodes them as their float32 copy;
         and ``encode_checked(x, importance)``, which saves the passes over x that look for what must be refused: it
         gives the parts only where x is finite, no magnitude exceeds 65504, and no scale is infinite; else None.
         """
@@ -207,6 +207,13 @@ def _say_once(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def takes_narrow(precision: Precision, backend: str | None) -> bool:
+    """Whether what encodes takes float16 and bfloat16 rows as they are: ``SOURCE_DTYPES`` or ``WIDENS``."""
+    yardstick, chosen = reference(precision), choose(precision, backend)
+    widens = getattr(chosen.load() if chosen else yardstick, "WIDENS", False)
+    return bool(widens or getattr(yardstick, "SOURCE_DTYPES", False))
+
+
 def put_rows(whole: Parts, parts: Parts, first: int, count: int, rows: int) -> Parts:
     """The parts of all `rows`, those of `count` rows from `first` on put in their place; `whole` is for the first {}.
 
@@ -242,9 +249,7 @@ def _in_memory(
     What has to be copied for that is copied piece by piece where rows do not depend on each other, so that encoding
     takes no memory of the tensor's size.
     """
-    chosen = choose(precision, backend)
-    widens = not precision.rowwise and getattr(chosen.load() if chosen else reference(precision), "WIDENS", False)
-    keep = widens or getattr(reference(precision), "SOURCE_DTYPES", False)
+    keep = takes_narrow(precision, backend)
     count, cols = x.size // x.shape[-1], x.shape[-1]
     as_it_is = x.flags.c_contiguous and _as_source(x[:0], keep).dtype == x.dtype
     step = max(1, _CHUNK // cols) if precision.rowwise and not as_it_is else count

@@ -58,7 +58,7 @@ def test_it_says_what_the_core_says(artifact):
 
 def test_it_refuses_what_does_not_fit(artifact):
     with edgekit.load(artifact, "example") as model:
-        with pytest.raises(ContextOverflowError, match="5 tokens of prompt and 44 more do not fit .* 48"):
+        with pytest.raises(ContextOverflowError, match="5 tokens of prompt and 44 more do not fit"):
             model.generate("hello", max_tokens=44)
         with pytest.raises(UsageError, match="the vocabulary has 0 to 255"):
             model.logits([256])

@@ -1,5 +1,6 @@
 """The kernels against the numpy reference: every byte, for whatever is finite; and what they leave to it."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -101,6 +102,33 @@ def test_any_shape_and_seed(kind, name, seed, rows, blocks, weigh):
 def test_any_finite_bits(kind):
     for seed in range(3):
         assert_same(kind, draw("bit patterns", seed, (16, 512)))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_sources_of_16_bits_are_widened(kind, dtype, monkeypatch):
+    monkeypatch.setattr(encoders, "_PIECE", 8192)
+    rng, precision = np.random.default_rng(9), Precision.parse(f"ggml:{kind}")
+    x = (rng.standard_normal((37, 768)) * 10.0 ** rng.integers(-7, 2, (37, 1))).astype(dtype)
+    x[3, 5] = np.inf
+    weighed = TYPES[kind].IMPORTANCE != "unused"
+    for weights in (None, importance(3, 768)) if weighed else (None,):
+        wide = x.astype(np.float32)
+        expected = reference(precision).encode(wide, precision, weights)["blocks"]
+        assert np.array_equal(getattr(encoders, kind).encode(x, weights)["blocks"], expected)
+        assert getattr(encoders, kind).encode_checked(x, weights) is None
+        for rows in (slice(0, 3), slice(4, 37)):
+            expected = reference(precision).encode(wide[rows], precision, weights)["blocks"]
+            assert np.array_equal(edgekit.encode(x[rows], precision, importance=weights).parts["blocks"], expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_every_number_of_16_bits_is_widened_exactly(dtype):
+    every = np.arange(1 << 16, dtype=np.uint16).view(dtype).reshape(-1, 32)
+    ours = encoders.widened(every, np.empty(every.shape, np.float32))
+    number = ~np.isnan(every.astype(np.float32))
+    assert np.array_equal(np.isnan(ours), ~number)
+    assert np.array_equal(ours[number].view(np.uint32), every.astype(np.float32)[number].view(np.uint32))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -11,7 +11,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import numpy as np
@@ -22,13 +22,18 @@ from edgekit.errors import MissingPluginError
 from edgekit.precision import Precision
 from edgekit.reference import reference
 from edgekit.reference.ggml import TYPES
+from edgekit.smallfloats import as_float32
 from edgekit_numba import library
 from edgekit_numba.compiler import llvm, processor
 from edgekit_numba.library import ODD
 
 F32 = npt.NDArray[np.float32]
+#: float32, float16, or ml_dtypes' bfloat16.
+Narrow = npt.NDArray[Any]
 U8 = npt.NDArray[np.uint8]
 
+#: Elements that are widened together, of whole groups of blocks: 256 KiB of float32, which stay in the L2 cache.
+_PIECE = 1 << 16
 #: Elements encoded by one thread at a time; `edgekit.quantize` hands in no more, and has threads of its own.
 PART = 1 << 21
 _PROVED = ("x86_64", "amd64")
@@ -57,23 +62,25 @@ class Encoder:
         kind: ggml's name of the type.
     """
 
+    WIDENS: ClassVar[bool] = True
+
     kind: str
 
-    def encode(self, x: F32, importance: F32 | None = None) -> Mapping[str, npt.NDArray[Any]]:
-        """Encode rows [rows, cols], float32 and C-contiguous; see `edgekit.reference.Reference.encode`."""
+    def encode(self, x: Narrow, importance: F32 | None = None) -> Mapping[str, npt.NDArray[Any]]:
+        """Encode rows [rows, cols]; see `edgekit.reference.Reference.encode`."""
         blocks, flags = self._encode(x, importance)
         left = np.flatnonzero((flags & ODD).any(axis=1))
         if len(left):
             precision = Precision.parse(f"ggml:{self.kind}")
-            blocks[left] = reference(precision).encode(x[left], precision, importance)["blocks"]
+            blocks[left] = reference(precision).encode(as_float32(x[left]), precision, importance)["blocks"]
         return {"blocks": blocks}
 
-    def encode_checked(self, x: F32, importance: F32 | None = None) -> Mapping[str, npt.NDArray[Any]] | None:
+    def encode_checked(self, x: Narrow, importance: F32 | None = None) -> Mapping[str, npt.NDArray[Any]] | None:
         """As `encode`, or None where a block is not the kernel's own work or holds magnitudes above 65504."""
         blocks, flags = self._encode(x, importance)
         return None if flags.any() else {"blocks": blocks}
 
-    def _encode(self, x: F32, importance: F32 | None) -> tuple[U8, U8]:
+    def _encode(self, x: Narrow, importance: F32 | None) -> tuple[U8, U8]:
         """Blocks [rows, bytes], and the kernel's flags [rows, blocks]."""
         weights = self._weights(x, importance)
         blocks = x.reshape(-1, TYPES[self.kind].SIZE)
@@ -91,15 +98,27 @@ class Encoder:
         in_parts(lambda part: kernel(blocks[part].ctypes.data, values[part].ctypes.data, len(values[part])), values)
         return values.reshape(shape)
 
-    def _weights(self, x: F32, importance: F32 | None) -> _Weights | None:
+    def _weights(self, x: Narrow, importance: F32 | None) -> _Weights | None:
         if importance is None or TYPES[self.kind].IMPORTANCE == "unused":
             return None
         per_row = len(importance) // TYPES[self.kind].SIZE
         copies = -(-(per_row + processor().lanes) // per_row)
-        power = row_power(x) if TYPES[self.kind].IMPORTANCE == "row" else np.zeros(len(x), np.float32)
+        power = row_power(as_float32(x)) if TYPES[self.kind].IMPORTANCE == "row" else np.zeros(len(x), np.float32)
         return _Weights(np.tile(importance, copies), np.repeat(power, per_row), per_row)
 
-    def _run(self, x: F32, out: U8, flags: U8, weights: _Weights | None, first: int) -> None:
+    def _run(self, x: Narrow, out: U8, flags: U8, weights: _Weights | None, first: int) -> None:
+        """Encode blocks [blocks, n] of any type."""
+        if x.dtype == np.float32:
+            self._run_float32(x, out, flags, weights, first)
+            return
+        step = max(1, _PIECE // x.shape[1] // processor().lanes) * processor().lanes
+        values = np.empty((min(step, len(x)), x.shape[1]), np.float32)
+        for start in range(0, len(x), step):
+            part = slice(start, min(start + step, len(x)))
+            own = widened(x[part], values[: part.stop - start])
+            self._run_float32(own, out[part], flags[part], weights, first + start)
+
+    def _run_float32(self, x: F32, out: U8, flags: U8, weights: _Weights | None, first: int) -> None:
         """Encode blocks [blocks, n]; the last group is filled up with zeros."""
         kernel = library.kernel(self.kind if weights is None else f"{self.kind}_weighted")
         whole = len(x) // processor().lanes * processor().lanes
@@ -144,6 +163,13 @@ def _call(kernel: Any, x: F32, out: U8, flags: U8, weights: _Weights | None, fir
     )
 
 
+def widened(x: Narrow, into: F32) -> F32:
+    """Blocks of float16 or bfloat16 [blocks, n], n a multiple of 32, as float32 in the memory of `into`."""
+    kernel = library.kernel(f"widen_{x.dtype.name}")
+    kernel(x.ctypes.data, into.ctypes.data, x.size // processor().lanes)
+    return into
+
+
 def padded(v: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
     """The array with zeros behind it, `length` long; itself where it is."""
     if len(v) == length:
@@ -153,7 +179,7 @@ def padded(v: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
     return longer
 
 
-def in_parts(job: Callable[[slice], Any], blocks: F32) -> None:
+def in_parts(job: Callable[[slice], Any], blocks: Narrow) -> None:
     """Call ``job(slice)`` for all blocks [blocks, n], on several threads where there are many elements."""
     parts = list(_parts(*blocks.shape))
     threads = min(len(parts), int(os.environ.get("EDGEKIT_NUMBA_THREADS") or os.cpu_count() or 1))

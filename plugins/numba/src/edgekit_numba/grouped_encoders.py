@@ -17,10 +17,10 @@ import numpy.typing as npt
 import edgekit_numba
 from edgekit.precision import Precision
 from edgekit.reference import reference
-from edgekit.smallfloats import as_float32, float32_to_bfloat16, is_bfloat16
+from edgekit.smallfloats import float32_to_bfloat16, is_bfloat16
 from edgekit_numba import library
 from edgekit_numba.compiler import processor
-from edgekit_numba.encoders import in_parts, padded, require
+from edgekit_numba.encoders import in_parts, padded, require, widened
 from edgekit_numba.library import ODD
 
 Array = npt.NDArray[Any]
@@ -85,7 +85,9 @@ class GroupEncoder:
         kernel = library.kernel(kernel_name(self.precision))
 
         def run(part: slice) -> None:
-            own = [as_float32(groups[part]), *(v[part] for v in results)]
+            x = groups[part]
+            values = x if x.dtype == np.float32 else widened(x, np.empty(x.shape, np.float32))
+            own = [values, *(v[part] for v in results)]
             count = part.stop - part.start
             whole = count // lanes * lanes
             if whole:

@@ -19,6 +19,7 @@ _WEIGHTED = (*_PLAIN, _POINTER, _POINTER, _INTEGER, _INTEGER)
 _DECODE = (_POINTER, _POINTER, _INTEGER)
 _GROUPED = (*[_POINTER] * 5, _INTEGER, _INTEGER)
 _POWER = (_POINTER, _POINTER, _INTEGER, _INTEGER)
+_WIDEN = (_POINTER, _POINTER, _INTEGER)
 
 _KERNELS: dict[str, Kernel] = {}
 _LOCK = threading.Lock()
@@ -39,6 +40,7 @@ MODULES = {
     **{f"openvino_int{kind}": "grouped" for kind in ("2_sym", "4_sym", "8_sym", "4_asym", "8_asym")},
     **{f"onnx_int{bits}_{kind}": "grouped" for bits in (2, 4, 8) for kind in ("sym", "asym")},
     "row_power": "kernels",
+    **dict.fromkeys(("widen_float16", "widen_bfloat16"), "widening"),
 }
 
 
@@ -66,6 +68,8 @@ def emitter(name: str) -> Callable[[int], str]:
 def _arguments(name: str) -> tuple[Any, ...]:
     if name == "row_power":
         return _POWER
+    if MODULES[name] == "widening":
+        return _WIDEN
     if MODULES[name] == "grouped":
         return _GROUPED
     if name.endswith("_decode"):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.reference import Parts, reference
+from edgekit.smallfloats import to_float32
 from edgekit.testing import _samples
 from edgekit.testing._explain import diagnose, same_parts
 from edgekit.testing._kit import Kit, NotApplicable, Profile, fail
@@ -269,20 +270,23 @@ def check_importance(subject: QuantizerSubject, profile: Profile) -> None:
 
 @ROOM.check
 def check_source_types(subject: QuantizerSubject, profile: Profile) -> None:
-    """Where the arithmetic depends on the source's type: float16 rows (and bfloat16) as well.
+    """Where it takes rows of float16 and bfloat16: those as well, subnormal ones among them.
 
     MLX and ONNX Runtime compute in the type of the weights, so that a float16 source has other codes than its
-    float32 copy. Typical fault: every source is widened.
+    float32 copy. An encoder that says ``WIDENS`` takes them too, and gives the codes of their float32 copy. Typical
+    faults: every source is widened; subnormal numbers are widened to zero.
     """
-    if not getattr(reference(subject.precision), "SOURCE_DTYPES", False):
+    depends = getattr(reference(subject.precision), "SOURCE_DTYPES", False)
+    if not depends and not getattr(subject.quantizer, "WIDENS", False):
         raise NotApplicable("every source is widened to float32 before it is encoded")
     if not subject.exact:
         raise NotApplicable(f"it claims a bound: {subject.claim}")
     for dtype in _source_types():
-        x = _samples.draw("normal", 5, (4, widths(subject.precision)[0])).astype(dtype)
-        want, got = subject.wanted(x), encode(subject, x)
-        if not same_parts(want, got):
-            fail(f"rows of {np.dtype(dtype).name}: {diagnose(want, got)}")
+        for size in (1.0, 2.0**-18):
+            x = (_samples.draw("normal", 5, (4, widths(subject.precision)[0])) * np.float32(size)).astype(dtype)
+            want, got = subject.wanted(x if depends else to_float32(x)), encode(subject, x)
+            if not same_parts(want, got):
+                fail(f"rows of {np.dtype(dtype).name}: {diagnose(want, got)}")
 
 
 def _source_types() -> Iterator[Any]:
