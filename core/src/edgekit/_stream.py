@@ -80,11 +80,12 @@ class Encoder:
 
     def _submitted(self, slot: Slot, assignment: Assignment) -> Iterator[_Task]:
         tensor, precision = slot.tensor, assignment.precision
+        backend = None if precision.convention == "float" else self.backend
         job = partial(
             encode_chunk,
             precision=precision,
             importance=self.importance.get(assignment.role),
-            backend=None if precision.convention == "float" else self.backend,
+            backend=backend,
             name=self.where + tensor.name,
             finite=not (self.keep_nonfinite and precision.convention == "float"),
         )
@@ -93,7 +94,7 @@ class Encoder:
         for start in range(0, tensor.rows, step):
             stop = min(start + step, tensor.rows)
             size = (stop - start) * tensor.size // tensor.rows
-            rows = raw_rows(tensor, precision, start, stop, self.backend)
+            rows = raw_rows(tensor, precision, start, stop, backend)
             yield _Task(whole, start, stop, size, self.pool.submit(job, rows))
 
     def name_for(self, precision: Precision) -> str:

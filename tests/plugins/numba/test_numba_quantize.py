@@ -35,3 +35,17 @@ def test_the_artifact_is_the_same(recipe, target, tmp_path):
     assert {backends[None][name]["backend"] for name in encoded} == {"numba"}
     assert {backends["reference"][name]["backend"] for name in encoded} == {"reference"}
     assert "edgekit-numba" in made[None].manifest.versions
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+@pytest.mark.parametrize("recipe", ["Q4_K_M", "F16", "Q8_0"])
+def test_sources_of_16_bits_and_tensors_that_stay_floats(recipe, dtype, tmp_path):
+    """A backend that is asked for by name encodes what it can; floats are the core's own."""
+    source = edgekit.convert(
+        artifact_of(random_model(CONFIG), tmp_path / "source"), tmp_path / "source.gguf", dtype=dtype
+    )
+    made = []
+    for backend in ("numba", "reference"):
+        (tmp_path / backend).mkdir()
+        made.append(edgekit.quantize(source, recipe, to=tmp_path / backend / "model.gguf", backend=backend))
+    assert made[0].path.read_bytes() == made[1].path.read_bytes()
