@@ -2,8 +2,9 @@
 
 Both run in each of several processes and take turns; the median counts, and of the processes' ratios the median. Two
 pipelines of GenAI itself differ by some percent from one process to the next, by where their weights came to lie. GenAI
-is given a streamer, as edgekit gives it one: without, openvino-genai 2026.4.1 is slower by a third. The first token is timed from nothing loaded, in processes of their own, without
-and with a directory of compiled models that an earlier start has filled.
+is given a streamer, as edgekit gives it one: without, openvino-genai 2026.4.1 is slower by a third. The first token is
+timed from nothing loaded, in processes of their own, without and with a directory of compiled models that an earlier
+start has filled.
 
 python tests/bench/openvino_runtime.py first DIR [CACHE]    prints the seconds until the first token
 python tests/bench/openvino_runtime.py speed DIR            prints the seconds of every round, as JSON

@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from concurrent.futures import CancelledError
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ def test_digests_are_the_files(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
     expected = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     assert {name: sha256(tmp_path / name) for name in contents} == expected
-    with Digests([tmp_path / name for name in contents], {"importance": "0f"}) as digests:
+    with closing(Digests([tmp_path / name for name in contents], {"importance": "0f"})) as digests:
         assert dict(digests) == {**expected, "importance": "0f"}
         assert len(digests) == 4
         assert Manifest(digests).to_json() == Manifest({**expected, "importance": "0f"}).to_json()
@@ -34,7 +34,7 @@ def test_digests_are_the_files(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_an_error_where_its_digest_is_wanted(tmp_path: Path) -> None:
     (tmp_path / "there").write_bytes(b"content")
     message = rf"^{re.escape(str(tmp_path / 'gone'))}: cannot be read \(No such file or directory\); check that it is"
-    with Digests([tmp_path / "gone", tmp_path / "there"]) as digests:
+    with closing(Digests([tmp_path / "gone", tmp_path / "there"])) as digests:
         assert digests["there"] == hashlib.sha256(b"content").hexdigest()
         with pytest.raises(MissingFileError, match=message):
             digests["gone"]

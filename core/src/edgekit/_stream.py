@@ -89,12 +89,12 @@ class Encoder:
             name=self.where + tensor.name,
             finite=not (self.keep_nonfinite and precision.convention == "float"),
         )
-        whole = _Whole(slot, assignment, self.name_for(precision))
+        whole, narrow = _Whole(slot, assignment, self.name_for(precision)), takes_narrow(precision, backend)
         step = chunk_rows(tensor.rows, tensor.shape[-1] if tensor.shape else 1, precision)
         for start in range(0, tensor.rows, step):
             stop = min(start + step, tensor.rows)
             size = (stop - start) * tensor.size // tensor.rows
-            rows = raw_rows(tensor, precision, start, stop, backend)
+            rows = raw_rows(tensor, precision, start, stop, narrow)
             yield _Task(whole, start, stop, size, self.pool.submit(job, rows))
 
     def name_for(self, precision: Precision) -> str:
@@ -148,8 +148,8 @@ def chunk_rows(rows: int, cols: int, precision: Precision) -> int:
     return max(1, CHUNK // max(1, cols)) if precision.rowwise else max(1, rows)
 
 
-def raw_rows(tensor: AnyTensor, precision: Precision, start: int, stop: int, backend: str | None = REFERENCE) -> Rows:
-    """Rows as they are in the file, as far as a chunk can be taken out of it, for what encodes them."""
+def raw_rows(tensor: AnyTensor, precision: Precision, start: int, stop: int, narrow: bool = False) -> Rows:
+    """Rows as they are in the file, as far as a chunk can be taken out of it; `narrow`: see `takes_narrow`."""
     if isinstance(tensor, EncodedTensor):
         if not tensor.sliceable:
             return Rows(start, tensor.float32(start, stop))
@@ -158,14 +158,14 @@ def raw_rows(tensor: AnyTensor, precision: Precision, start: int, stop: int, bac
     rows = tensor.read_rows(start, stop)
     if tensor.dtype == "bfloat16" and getattr(reference(precision), "SOURCE_DTYPES", False):
         return Rows(start, rows.view(_bfloat16()))
-    if tensor.dtype == "float32" or (tensor.dtype == "float16" and takes_narrow(precision, backend)):
+    if tensor.dtype == "float32" or (tensor.dtype == "float16" and narrow):
         return Rows(start, rows)
     return Rows(start, rows, tensor.dtype)
 
 
 def source_rows(tensor: AnyTensor, precision: Precision, start: int, stop: int) -> npt.NDArray[Any]:
     """Rows as the precision's reference takes them: float32, or the source's own type where that matters."""
-    return raw_rows(tensor, precision, start, stop).wanted(tensor.name)
+    return raw_rows(tensor, precision, start, stop, takes_narrow(precision, REFERENCE)).wanted(tensor.name)
 
 
 def _bfloat16() -> np.dtype[Any]:

@@ -7,8 +7,6 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from edgekit.errors import MissingFileError
 
@@ -42,7 +40,7 @@ class Digests(Mapping[str, str]):
     """SHA-256 (hex) of files by their names, computed by a thread of its own; to read one is to wait for it.
 
     Example:
-        >>> with Digests([Path("model.gguf")]) as digests:  # doctest: +SKIP
+        >>> with closing(Digests([Path("model.gguf")])) as digests:  # doctest: +SKIP
         ...     encode_and_write()
         ...     record(digests["model.gguf"])
 
@@ -75,14 +73,6 @@ class Digests(Mapping[str, str]):
         """Stop hashing; who waits for a digest that is not there by then gets a `CancelledError`."""
         self._stopped.set()
         self._thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _run(self) -> None:
         for file, future in self._coming.items():

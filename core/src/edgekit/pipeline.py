@@ -173,7 +173,7 @@ def quantize(
     _refuse_overwriting(artifact, target)
     with ExitStack() as stack:
         known = {"importance": _importance_digest(importance)} if importance else {}
-        sources = stack.enter_context(Digests(artifact.files, known))
+        sources = stack.enter_context(closing(Digests(artifact.files, known)))
         chosen = find_recipe(recipe, chosen_format.name)
         layout = chosen_format.layout(artifact)
         plan = chosen.plan(layout.slots, layout.model.config if layout.model else None, importance is not None)

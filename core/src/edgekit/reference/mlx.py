@@ -57,6 +57,7 @@ from edgekit.reference._blocks import groups, row_chunks
 from edgekit.reference._floats import (
     E2M1,
     E4M3,
+    as_float32,
     bfloat16_to_float32,
     float32_to_bfloat16,
     float32_to_float8_e4m3fn,
@@ -386,7 +387,7 @@ def _widen(values: Array) -> F32:
     """Float32, exactly; no copy where it is float32 already."""
     if values.dtype == np.uint16:
         return bfloat16_to_float32(values)
-    return values if values.dtype == np.float32 else to_float32(values)
+    return as_float32(values)
 
 
 def _narrow(values: F32, dtype: np.dtype[Any]) -> Array:

@@ -32,7 +32,7 @@ import numpy.typing as npt
 from edgekit.precision import Precision
 from edgekit.reference._bits import pack_lsb, unpack_lsb
 from edgekit.reference._blocks import extremes, groups, row_chunks
-from edgekit.smallfloats import bfloat16_to_float32, float32_to_bfloat16, is_bfloat16, to_float32
+from edgekit.smallfloats import as_float32, bfloat16_to_float32, float32_to_bfloat16, is_bfloat16
 
 #: How the encoder is proved, and its error bound in words, for the catalogue.
 PROOF = "exact: olive-ai 0.13.0 on torch 2.13.0"
@@ -63,7 +63,7 @@ def encode(
     scales, zero_points = np.empty((rows, cols // size), x.dtype), np.empty((rows, cols // size), np.uint8)
     with np.errstate(all="ignore"):
         for chunk in row_chunks(rows, cols):
-            blocks = groups(_widen(x[chunk]), size)
+            blocks = groups(as_float32(x[chunk]), size)
             scale, zero_points[chunk] = _fit(blocks, precision, x.dtype)
             codes = _quantize(blocks, scale, zero_points[chunk], precision, x.dtype)
             scales[chunk] = _narrow(scale, x.dtype)
@@ -77,7 +77,7 @@ def decode(
 ) -> npt.NDArray[np.float32]:
     """Decode to float32 [rows, cols]; the product is rounded to the source's type before it is widened."""
     rows, cols = shape
-    scales, zero_points = _widen(parts["scales"]), _zero_points(parts, precision)
+    scales, zero_points = as_float32(parts["scales"]), _zero_points(parts, precision)
     values = np.empty(shape, np.float32)
     for chunk in row_chunks(rows, cols):
         codes = unpack_lsb(parts["qweight"][chunk], precision.bits, cols)
@@ -92,8 +92,8 @@ def decode(
 def bound(x: npt.NDArray[Any], parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> npt.NDArray[np.float64]:
     """Half a step, the distance to the last level where that is more, and the roundings to the source's type."""
     half_ulp, tiny, largest = _ROUNDING[x.dtype.name]
-    wide, group = _widen(x).astype(np.float64), np.arange(x.shape[1]) // (precision.block or x.shape[1])
-    step = _widen(parts["scales"]).astype(np.float64)[:, group]
+    wide, group = as_float32(x).astype(np.float64), np.arange(x.shape[1]) // (precision.block or x.shape[1])
+    step = as_float32(parts["scales"]).astype(np.float64)[:, group]
     zero_point = _zero_points(parts, precision)[:, group]
     top = (1 << precision.bits) - 1
     beyond = np.maximum(wide - (top - zero_point) * step, -1.0 * zero_point * step - wide)
@@ -138,11 +138,6 @@ def _zero_points(parts: Mapping[str, npt.NDArray[Any]], precision: Precision) ->
     if precision.symmetric:
         return np.full(shape, 1 << (precision.bits - 1), np.float32)
     return unpack_lsb(parts["qzeros"], precision.bits, shape[1]).astype(np.float32)
-
-
-def _widen(values: npt.NDArray[Any]) -> F32:
-    """Float32, exactly; no copy where it is float32 already."""
-    return values if values.dtype == np.float32 else to_float32(values)
 
 
 def _narrow(values: F32, dtype: np.dtype[Any]) -> npt.NDArray[Any]:

@@ -85,8 +85,8 @@ class GroupEncoder:
         kernel = library.kernel(kernel_name(self.precision))
 
         def run(part: slice) -> None:
-            x = groups[part]
-            values = x if x.dtype == np.float32 else widened(x, np.empty(x.shape, np.float32))
+            given = groups[part]
+            values = given if given.dtype == np.float32 else widened(given, np.empty(given.shape, np.float32))
             own = [values, *(v[part] for v in results)]
             count = part.stop - part.start
             whole = count // lanes * lanes

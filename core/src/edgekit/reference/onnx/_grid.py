@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from edgekit.precision import Precision
 from edgekit.reference._blocks import extremes
-from edgekit.smallfloats import float32_to_bfloat16, is_bfloat16, to_float32
+from edgekit.smallfloats import as_float32, float32_to_bfloat16, is_bfloat16, to_float32
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -70,16 +70,11 @@ def middle(precision: Precision) -> int:
     return 1 << (precision.bits - 1)
 
 
-def widened(x: npt.NDArray[Any]) -> F32:
-    """Float32, exactly; no copy where it is float32 already."""
-    return x if x.dtype == np.float32 else to_float32(x)
-
-
 def error_bound(
     x: npt.NDArray[Any], scale: npt.NDArray[Any], zero_point: npt.NDArray[Any], precision: Precision
 ) -> F64:
     """A bound on |x - decoded|; `scale` as stored and `zero_point` broadcast against x [rows, cols]."""
-    wide, step = widened(x).astype(np.float64), widened(scale).astype(np.float64)
+    wide, step = as_float32(x).astype(np.float64), as_float32(scale).astype(np.float64)
     ends = -1.0 * zero_point * step, (top(precision) - 1.0 * zero_point) * step
     beyond = np.maximum(wide - np.maximum(*ends), np.minimum(*ends) - wide)
     size = np.abs(step)

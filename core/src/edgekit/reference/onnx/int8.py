@@ -32,7 +32,8 @@ import numpy.typing as npt
 
 from edgekit.precision import Precision
 from edgekit.reference._blocks import row_chunks
-from edgekit.reference.onnx._grid import F64, widened
+from edgekit.reference.onnx._grid import F64
+from edgekit.smallfloats import as_float32
 
 _LARGEST = float(np.finfo(np.float32).max)
 #: The least scale that is used: below it the scale is 1.
@@ -65,7 +66,7 @@ def encode(x: npt.NDArray[Any], precision: Precision) -> dict[str, npt.NDArray[A
     least, largest = np.iinfo(codes.dtype).min, np.iinfo(codes.dtype).max
     for chunk in row_chunks(*x.shape):
         own = chunk if precision.rowwise else ...
-        q = widened(x[chunk]) / widened(scale[own])[..., None]
+        q = as_float32(x[chunk]) / as_float32(scale[own])[..., None]
         np.rint(q, out=q)
         q += zero_point[own][..., None]
         np.clip(q, np.float32(least), np.float32(largest), out=q)
@@ -79,13 +80,13 @@ def decode(
     """Decode to float32 [rows, cols]."""
     values = parts["codes"].reshape(shape).astype(np.float32)
     values -= parts["zero_point"][..., None]
-    values *= widened(parts["scale"])[..., None]
+    values *= as_float32(parts["scale"])[..., None]
     return values
 
 
 def bound(x: npt.NDArray[Any], parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> F64:
     """Half a step, and never more than the value itself where that is less, because 0 is always a level."""
-    wide, step = widened(x).astype(np.float64), widened(parts["scale"]).astype(np.float64)[..., None]
+    wide, step = as_float32(x).astype(np.float64), as_float32(parts["scale"]).astype(np.float64)[..., None]
     zero_point = parts["zero_point"].astype(np.int64)[..., None]
     limits = np.iinfo(parts["codes"].dtype)
     beyond = np.maximum(wide - (limits.max - zero_point) * step, (limits.min - zero_point) * step - wide)
@@ -96,7 +97,7 @@ def bound(x: npt.NDArray[Any], parts: Mapping[str, npt.NDArray[Any]], precision:
 def _extremes(x: npt.NDArray[Any], precision: Precision) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Minimum and maximum [rows] or [], in float32."""
     axis = 1 if precision.rowwise else None
-    return widened(np.asarray(x.min(axis=axis))), widened(np.asarray(x.max(axis=axis)))
+    return as_float32(np.asarray(x.min(axis=axis))), as_float32(np.asarray(x.max(axis=axis)))
 
 
 def _fit(

@@ -30,6 +30,7 @@ from edgekit.reference._bits import pack_lsb, unpack_lsb
 from edgekit.reference._blocks import row_chunks, spans
 from edgekit.reference.onnx import _grid
 from edgekit.reference.onnx._grid import F32, F64, U8
+from edgekit.smallfloats import as_float32
 
 
 def encode(x: npt.NDArray[Any], precision: Precision) -> dict[str, npt.NDArray[Any]]:
@@ -41,7 +42,7 @@ def encode(x: npt.NDArray[Any], precision: Precision) -> dict[str, npt.NDArray[A
     zero_points = np.empty((rows, blocks), np.uint8)
     for chunk in row_chunks(rows, cols):
         codes = np.zeros((chunk.stop - chunk.start, blocks * size), np.uint8)
-        wide = _grid.widened(x[chunk])
+        wide = as_float32(x[chunk])
         for columns, numbers, width in spans(cols, size):
             values = wide[:, columns].reshape(len(wide), -1, width)
             grid = _grid.fit(values, precision, x.dtype)
@@ -58,7 +59,7 @@ def decode(
 ) -> npt.NDArray[np.float32]:
     """Decode to float32 [rows, cols]."""
     rows, cols = shape
-    packed, scales = parts["B"].reshape(rows, -1), _grid.widened(parts["scales"])
+    packed, scales = parts["B"].reshape(rows, -1), as_float32(parts["scales"])
     zero_points = _zero_points(parts, precision)
     values = np.empty(shape, np.float32)
     for chunk in row_chunks(rows, cols):

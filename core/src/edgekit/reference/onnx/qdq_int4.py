@@ -32,6 +32,7 @@ from edgekit.reference._blocks import row_chunks, spans
 from edgekit.reference._rounding import half_away
 from edgekit.reference.onnx import _grid
 from edgekit.reference.onnx._grid import F32, F64, U8
+from edgekit.smallfloats import as_float32
 
 _BITS = 4
 #: z of a symmetric grid, and the sign bit of int4.
@@ -50,7 +51,7 @@ def encode(x: npt.NDArray[Any], precision: Precision) -> dict[str, npt.NDArray[A
         codes = np.empty((columns.stop - columns.start, rows), np.uint8)
         for chunk in row_chunks(rows, len(codes)):
             own = codes[:, chunk].T, scale[blocks, chunk].T, zero_point[blocks, chunk].T
-            _encode_rows(_grid.widened(x[chunk, columns]), precision, *own)
+            _encode_rows(as_float32(x[chunk, columns]), precision, *own)
         packed[stored] = pack_lsb((codes ^ _sign(precision)).reshape(-1), _BITS)
     parts: dict[str, npt.NDArray[Any]] = {"codes": packed, "scale": scale}
     return parts if precision.symmetric else {**parts, "zero_point": pack_lsb(zero_point.reshape(-1), _BITS)}
@@ -61,7 +62,7 @@ def decode(
 ) -> npt.NDArray[np.float32]:
     """Decode to float32 [rows, cols]."""
     rows, cols = shape
-    scale, zero_point = _grid.widened(parts["scale"]), _zero_points(parts, precision)
+    scale, zero_point = as_float32(parts["scale"]), _zero_points(parts, precision)
     values = np.empty(shape, np.float32)
     for columns, blocks, stored in _slabs(precision, rows, cols):
         width = columns.stop - columns.start
