@@ -37,6 +37,7 @@ import peers  # noqa: E402
 import whole  # noqa: E402
 from case import Case, Job, timed  # noqa: E402
 from memory import encode_report, streaming_report  # noqa: E402
+from processes import forget_fresh_libraries  # noqa: E402
 
 SHAPE = (1024, 4096)  # 16 MiB of float32: larger than a core's own caches
 _QUICK = 0.05  # seconds
@@ -160,6 +161,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.cpu:
         os.environ["NUMBA_CPU_NAME"] = options.cpu
+    forget_fresh_libraries()
     lines = []
     for line in report(options.only, options.quick, bool(options.cpu)):
         print(line, flush=True)
