@@ -208,10 +208,16 @@ def _say_once(line: str) -> None:
 
 
 def takes_narrow(precision: Precision, backend: str | None) -> bool:
-    """Whether what encodes takes float16 and bfloat16 rows as they are: ``SOURCE_DTYPES`` or ``WIDENS``."""
+    """Whether what encodes is given float16 and bfloat16 rows as they are: ``SOURCE_DTYPES`` or ``WIDENS``.
+
+    A reference that widens gets them only where all rows come at once: of a few, the values are looked at and encoded
+    as float32, and widening them once serves both.
+    """
     yardstick, chosen = reference(precision), choose(precision, backend)
-    widens = getattr(chosen.load() if chosen else yardstick, "WIDENS", False)
-    return bool(widens or getattr(yardstick, "SOURCE_DTYPES", False))
+    if getattr(yardstick, "SOURCE_DTYPES", False):
+        return True
+    whole = chosen is not None or not precision.rowwise
+    return whole and bool(getattr(chosen.load() if chosen else yardstick, "WIDENS", False))
 
 
 def put_rows(whole: Parts, parts: Parts, first: int, count: int, rows: int) -> Parts:

@@ -16,7 +16,7 @@ from edgekit.errors import NonFiniteError, ScaleOverflowError
 from edgekit.precision import Precision
 from edgekit.reference import Parts, reference
 from edgekit.reference._blocks import row_chunks
-from edgekit.smallfloats import bfloat16_to_float32, is_bfloat16
+from edgekit.smallfloats import as_float32, bfloat16_to_float32, is_bfloat16
 
 #: Elements that are looked at together: 4 MiB of float32.
 _PIECE = 1 << 20
@@ -78,9 +78,9 @@ def refuse_overflow(x: npt.NDArray[Any], parts: Parts, precision: Precision, nam
 
 
 def _pieces(x: npt.NDArray[Any]) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
-    """Rows of x and their values: float32 in place of bfloat16, with which numpy does not reckon."""
+    """Rows of x and their values as float32: numpy does not reckon with bfloat16, and is slow with float16."""
     for rows in row_chunks(len(x), x.shape[1], _PIECE):
-        yield rows, bfloat16_to_float32(x[rows].view(np.uint16)) if is_bfloat16(x.dtype) else x[rows]
+        yield rows, as_float32(x[rows])
 
 
 def _stored(x: npt.NDArray[Any], precision: Precision) -> str:

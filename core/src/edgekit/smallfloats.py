@@ -128,4 +128,4 @@ def to_float32(x: npt.NDArray[Any]) -> F32:
     """Widen float16, bfloat16 (ml_dtypes) or float32 to float32, exactly; float64 is rounded to nearest."""
     if is_bfloat16(x.dtype):
         return bfloat16_to_float32(bits_of(np.ascontiguousarray(x))).reshape(x.shape)  # 0-d stays 0-d
-    return x.astype(np.float32)
+    return float16_to_float32(x) if x.dtype == np.float16 else x.astype(np.float32)

@@ -48,7 +48,7 @@ class Reference(Protocol):
             x: [rows, cols], C-contiguous, at least 1 x 1. float32, except that a module which sets
                 ``SOURCE_DTYPES = True`` also gets float16 and bfloat16 (ml_dtypes) arrays as they came, because its
                 arithmetic depends on the type. ``WIDENS = True``: it takes them too and encodes them as their
-                float32 copy, of which it never holds the whole.
+                float32 copy, of which it never holds the whole; it gets them where rows depend on each other.
             precision: one that this module's convention resolves; cols suits it already.
             importance: [cols], mean squared activation of each input column, or None.
 
