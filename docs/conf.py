@@ -4,7 +4,7 @@ from importlib import metadata
 
 project = "edgekit"
 copyright = "the edgekit developers, Apache-2.0"
-release = metadata.version("edgekit")
+release = metadata.version("edgekit-core")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["colon_fence"]

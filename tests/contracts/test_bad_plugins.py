@@ -97,7 +97,7 @@ def digest(text):
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bad")
-    made = Environment.create(folder / "venv", "edgekit[testing,text]")
+    made = Environment.create(folder / "venv", "edgekit-core[testing,text]")
     wheels = [wheel(folder, name, light, native) for name, (light, native, _, _) in BAD.items()]
     made.install(build_wheel(ROOT / "core", folder), *wheels, wheel(folder, "good", LIGHT, NATIVE))
     return made

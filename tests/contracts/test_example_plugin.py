@@ -16,7 +16,7 @@ EXAMPLE = ROOT / "plugins" / "example"
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("example")
-    made = Environment.create(folder / "venv", "edgekit[testing,text]")
+    made = Environment.create(folder / "venv", "edgekit-core[testing,text]")
     made.install(build_wheel(ROOT / "core", folder), build_wheel(EXAMPLE, folder))
     return made
 

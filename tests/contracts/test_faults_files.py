@@ -16,7 +16,7 @@ from edgekit.testing import formats as format_kit
 from edgekit.testing import passes as pass_kit
 from edgekit.testing import runtimes as runtime_kit
 
-pytest.importorskip("tokenizers", reason="runtimes cut text with it; pip install 'edgekit[text]'")
+pytest.importorskip("tokenizers", reason="runtimes cut text with it; pip install 'edgekit-core[text]'")
 
 FAST = Profile("quick", seeds=1, examples=5, rows=4)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("tokenizers", reason="text is cut with it; pip install 'edgekit[text]'")
+pytest.importorskip("tokenizers", reason="text is cut with it; pip install 'edgekit-core[text]'")
 
 _SPEC = importlib.util.spec_from_file_location("fuzz", Path(__file__).with_name("fuzz.py"))
 fuzz = importlib.util.module_from_spec(_SPEC)

@@ -22,7 +22,7 @@ def new_plugin(*arguments, code=0, cwd=None):
 
 
 def test_a_skeleton_is_generated_built_installed_verified_and_uninstalled(tmp_path):
-    environment = Environment.create(tmp_path / "venv", "edgekit[testing,text]")
+    environment = Environment.create(tmp_path / "venv", "edgekit-core[testing,text]")
     environment.install(build_wheel(ROOT / "core", tmp_path))
     target = tmp_path / "edgekit-two-words"
     environment.run("-m", "edgekit", "new-plugin", "two-words", "--dir", target)

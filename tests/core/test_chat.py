@@ -54,7 +54,7 @@ def test_without_jinja(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingPluginError) as caught:
         chat.render(CHATML, HELLO)
-    assert str(caught.value) == "rendering a chat template needs jinja2; pip install 'edgekit[chat]'"
+    assert str(caught.value) == "rendering a chat template needs jinja2; pip install 'edgekit-core[chat]'"
 
 
 HOSTILE = {

@@ -136,7 +136,7 @@ def test_a_built_in_cannot_be_shadowed(make):
     manager = plugin.build([make("thief", fill)])
     assert manager.plugins[-1].status == "failed"
     assert "built-ins cannot be shadowed" in manager.plugins[-1].error
-    assert manager.find("formats", "hf").distribution == "edgekit"
+    assert manager.find("formats", "hf").distribution == "edgekit-core"
 
 
 @pytest.mark.parametrize("value", ["1", "one", "edgekit-one", "zero,one"])

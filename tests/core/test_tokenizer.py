@@ -25,7 +25,7 @@ try:
     import tokenizers
 except ImportError:
     tokenizers = None
-needs_tokenizers = pytest.mark.skipif(tokenizers is None, reason="edgekit[text] is not installed")
+needs_tokenizers = pytest.mark.skipif(tokenizers is None, reason="edgekit-core[text] is not installed")
 
 N, U, C, D, B = (
     TokenType.NORMAL,

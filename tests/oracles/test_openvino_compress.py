@@ -88,7 +88,7 @@ def test_embeddings_and_the_last_layer_keep_eight_bits_unless_all_layers_are_ask
     assert quality["cosine"] > 0.98
     assert quality["measured_on"] == "noise"
     assert written.manifest.recipe == "openvino-compress mode=INT4_SYM group_size=64"
-    assert set(written.manifest.versions) == {"edgekit", "edgekit-openvino", "nncf", "openvino", "numpy"}
+    assert set(written.manifest.versions) == {"edgekit-core", "edgekit-openvino", "nncf", "openvino", "numpy"}
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {"max_length": 7}
 
 

@@ -61,7 +61,7 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
-        return version("edgekit")
+        return version("edgekit-core")
     if name in _WHERE:
         module, _, attribute = _WHERE[name].partition(":")
         found = getattr(importlib.import_module(module), attribute)

@@ -86,7 +86,7 @@ def render(template: str, messages: Messages, **variables: Any) -> str:
     """
     check(messages)
     if importlib.util.find_spec("jinja2") is None:
-        raise MissingPluginError("rendering a chat template needs jinja2; pip install 'edgekit[chat]'")
+        raise MissingPluginError("rendering a chat template needs jinja2; pip install 'edgekit-core[chat]'")
     given = {"messages": [dict(message) for message in messages], "add_generation_prompt": True, **variables}
     said = _renderer(os.getpid()).ask(json.dumps({"template": template, "variables": given}).encode())
     if "text" in said:

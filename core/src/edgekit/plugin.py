@@ -53,7 +53,7 @@ _NEEDED = {
 _CALLED = ("runtimes", "devices", "servers")
 #: Seconds in which a plugin's light module has to be imported, a hundred times what it may take.
 LOAD_SECONDS = float(os.environ.get("EDGEKIT_PLUGIN_SECONDS", "10"))
-BUILT_IN = "edgekit"
+BUILT_IN = "edgekit-core"
 #: Distributions to install for what they bring, for messages that name the cure.
 KNOWN_DISTRIBUTIONS = {
     "gguf": "edgekit-gguf",
@@ -266,7 +266,7 @@ def _twice(role: str, name: str, found: list[Registration]) -> str:
 
 def _core_version() -> str:
     try:
-        return metadata.version("edgekit")
+        return metadata.version("edgekit-core")
     except metadata.PackageNotFoundError:  # a source tree on the path
         return "0"
 

@@ -113,7 +113,7 @@ class Tokenizer:
             import tokenizers
         except ImportError as error:
             raise MissingPluginError(
-                "cutting text into tokens needs the tokenizers library; pip install 'edgekit[text]'"
+                "cutting text into tokens needs the tokenizers library; pip install 'edgekit-core[text]'"
             ) from error
         text = self.to_json()
         try:

@@ -36,7 +36,7 @@ def command(precisions: tuple[str, ...], out: Path, backend: str | None, as_json
             precision, lambda x, w, p=precision: encode(x, p, importance=w, backend=who).parts, f"edgekit's {who}"
         )
     ]
-    files = vectors.write(out, answers, {"encoder": who, "edgekit": _version("edgekit"), "numpy": _version("numpy")})
+    files = vectors.write(out, answers, {"encoder": who, "edgekit": _version("edgekit-core"), "numpy": _version("numpy")})
     if as_json:
         print_json([{"file": str(file), "nbytes": file.stat().st_size} for file in files])
         return

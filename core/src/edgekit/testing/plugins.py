@@ -143,8 +143,8 @@ def check_metadata(subject: PluginSubject, profile: Profile) -> None:
     if not (found["License-Expression"] or found["License"] or "License" in str(found.get_all("Classifier"))):
         fail("the metadata says no licence; give `license` in pyproject.toml")
     requires = found.get_all("Requires-Dist") or []
-    if not any(requirement.replace("_", "-").lower().startswith("edgekit") for requirement in requires):
-        fail("it does not depend on edgekit: give a range, such as edgekit>=0.1,<1")
+    if not any(requirement.replace("_", "-").lower().startswith("edgekit-core") for requirement in requires):
+        fail("it does not depend on edgekit: give a range, such as edgekit-core>=0.1,<1")
 
 
 @KIT.check

@@ -159,7 +159,7 @@ def model_config(**changes: Any) -> ModelConfig:
 
 def _text_needs_library() -> None:
     if find_spec("tokenizers") is None:
-        raise NotApplicable("cutting text into tokens needs the tokenizers library; pip install 'edgekit[text]'")
+        raise NotApplicable("cutting text into tokens needs the tokenizers library; pip install 'edgekit-core[text]'")
 
 
 def _tokens(count: int, vocab: int, seed: int = 0) -> list[int]:
@@ -327,7 +327,7 @@ def check_chat(subject: RuntimeSubject, profile: Profile) -> None:
         if not isinstance(runtime, ChatRuntime):
             raise NotApplicable("it has no chat")
         if find_spec("jinja2") is None:
-            raise NotApplicable("rendering a chat template needs jinja2; pip install 'edgekit[chat]'")
+            raise NotApplicable("rendering a chat template needs jinja2; pip install 'edgekit-core[chat]'")
         messages = [{"role": "user", "content": PROMPT}]
         wanted, found = prompt_of(model.artifact, messages), runtime.prompt(messages)
         if found != wanted:

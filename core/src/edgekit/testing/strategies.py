@@ -1,6 +1,6 @@
 """Hypothesis strategies: labelled draws that shrink to one small block.
 
-Needs ``edgekit[testing]``. Every draw carries its label (`hypothesis.note`), so that a failing example says what
+Needs ``edgekit-core[testing]``. Every draw carries its label (`hypothesis.note`), so that a failing example says what
 it is: which distribution, seed and shape.
 """
 

@@ -210,7 +210,7 @@ def make_manifest(source: Artifact | None, recipe: str, quality: Mapping[str, An
     return Manifest(
         sources={file.name: sha256(file) for file in (source.files if source else ())},
         recipe=recipe,
-        versions={name: _version(name) for name in ("edgekit", "edgekit-openvino", "nncf", "openvino", "numpy")},
+        versions={name: _version(name) for name in ("edgekit-core", "edgekit-openvino", "nncf", "openvino", "numpy")},
         quality=quality,
     )
 

@@ -237,7 +237,7 @@ def _examples(subject: QuantizerSubject, count: int, seed: int) -> None:
     try:
         import hypothesis
     except ImportError:
-        raise NotApplicable("hypothesis is not installed; pip install 'edgekit[testing]'") from None
+        raise NotApplicable("hypothesis is not installed; pip install 'edgekit-core[testing]'") from None
     from edgekit.testing.strategies import tensors
 
     def examples(x: F32) -> None:
