@@ -27,10 +27,10 @@ os.environ["EDGEKIT_NO_PLUGINS"] = ",".join(
 os.environ["COLUMNS"] = "100"
 
 import edgekit
-from edgekit import hookspecs
 from edgekit.bridges import Carry, relation
-from edgekit.catalogue import Entry, entries
 from edgekit.cli import cli
+from edgekit.encoding.catalogue import Entry, entries
+from edgekit.plugin import hookspecs
 from edgekit.precision import Precision
 from edgekit.reference import ggml as reference_ggml
 from edgekit.reference.ggml import TYPES
@@ -171,7 +171,7 @@ _KITS = {
     ),
     "passes": (
         '`pass_checks(p, format="hf", options={})`, `run_pass_checks`, `edgekit verify NAME`.',
-        "An object as `edgekit.passes.Pass`: `run(source, to, **options)` writes another artifact.",
+        "An object as `edgekit.pipeline.passes.Pass`: `run(source, to, **options)` writes another artifact.",
     ),
     "plugins": (
         '`plugin_checks("name")`, `run_plugin_checks`, `edgekit verify NAME`.',

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import edgekit
 from edgekit import sample
-from edgekit.calibration import importance
+from edgekit.evaluation.calibration import importance
 
 DATA = Path(os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 RECIPES = ("Q4_K_M", "Q3_K_M", "Q2_K")

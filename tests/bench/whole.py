@@ -170,7 +170,7 @@ def repeated(file: Path, times: int):  # type: ignore[no-untyped-def]
 
 _IMPORT = """
 import time
-import edgekit.hookspecs, sys
+import edgekit.plugin.hookspecs, sys
 start = time.perf_counter()
 import edgekit_numba
 print(time.perf_counter() - start)

@@ -12,9 +12,9 @@ import warnings
 import attrs
 import numpy as np
 
+from edgekit.numerics.bits import pack_lsb, unpack_lsb
 from edgekit.precision import Precision
 from edgekit.reference import reference
-from edgekit.reference._bits import pack_lsb, unpack_lsb
 
 AFFINE, ASYM, SMALL = "affine:int4-sym-g32", "affine:int4-asym-g32", "affine:int8-sym-g32"
 BOUNDED = "half a step of each group's scale"

@@ -9,10 +9,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from edgekit.numerics import blocks as blocks_module
+from edgekit.numerics.bits import unpack_lsb
 from edgekit.precision import Precision
-from edgekit.reference import _blocks as blocks_module
 from edgekit.reference import affine
-from edgekit.reference._bits import unpack_lsb
 
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)

@@ -17,9 +17,9 @@ from subprocess import PIPE
 
 import pytest
 
-from edgekit import atomic
-from edgekit.atomic import AtomicDirectory, AtomicFile, write_atomic
 from edgekit.errors import LockedError, ResourceError, UsageError
+from edgekit.files import atomic
+from edgekit.files.atomic import AtomicDirectory, AtomicFile, write_atomic
 
 
 def names(directory: Path) -> set[str]:
@@ -27,7 +27,7 @@ def names(directory: Path) -> set[str]:
 
 
 def child(script: str, *args: object) -> subprocess.Popen[str]:
-    code = "from pathlib import Path\nimport sys\nfrom edgekit.atomic import *\n" + textwrap.dedent(script)
+    code = "from pathlib import Path\nimport sys\nfrom edgekit.files.atomic import *\n" + textwrap.dedent(script)
     command = [sys.executable, "-c", code, *map(str, args)]
     return subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit.reference._bits import pack_lsb, unpack_lsb
+from edgekit.numerics.bits import pack_lsb, unpack_lsb
 
 
 @st.composite

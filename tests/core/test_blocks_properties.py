@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.reference._blocks import extremes, groups, reduce_groups, row_chunks, spans
+from edgekit.numerics.blocks import extremes, groups, reduce_groups, row_chunks, spans
 
 counts, widths = st.integers(1, 40), st.integers(1, 300)
 

@@ -14,8 +14,9 @@ import attrs
 import pytest
 
 import edgekit
-from edgekit import chat, sample
+from edgekit import sample
 from edgekit.errors import InvalidFileError, MissingPluginError, UsageError
+from edgekit.runtime import chat
 
 CHATML = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}\n{% endfor %}"
@@ -113,7 +114,7 @@ def test_threads_and_processes_get_their_own_answers():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_copy_of_the_process_renders_on_its_own():
     code = (
-        "import os; from edgekit import chat; say = lambda t: chat.render(t, [{'role': 'user', 'content': 'x'}]); say('1');"
+        "import os; from edgekit.runtime import chat; say = lambda t: chat.render(t, [{'role': 'user', 'content': 'x'}]); say('1');"
         "child = os.fork(); print(say('child' if child == 0 else 'parent'), flush=True); child and os.waitpid(child, 0);"
         "print(say('2'), flush=True)"
     )

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.digests import Digests, sha256
 from edgekit.errors import MissingFileError
+from edgekit.files.digests import Digests, sha256
 from edgekit.manifest import Manifest
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import edgekit
-from edgekit import encoding
+from edgekit.encoding import codecs as encoding
 from edgekit.errors import (
     MissingPluginError,
     NonFiniteError,

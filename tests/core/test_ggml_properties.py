@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgekit.numerics.rounding import nearest_int
 from edgekit.precision import Precision
 from edgekit.precision.ggml import BLOCKS
 from edgekit.reference import ggml
-from edgekit.reference._rounding import nearest_int
 from edgekit.reference.ggml import _codes, _e2m1, _layout, _nonlinear, _sixbit, mxfp4, nvfp4, q3_k
 from edgekit.reference.ggml._search import affine_steps, total
 

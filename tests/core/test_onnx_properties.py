@@ -16,8 +16,9 @@ from hypothesis.extra import numpy as hnp
 
 from edgekit.encoding import encode
 from edgekit.errors import ScaleOverflowError, UnknownPrecisionError
+from edgekit.numerics import blocks as _blocks
 from edgekit.precision import Precision, catalogue
-from edgekit.reference import _blocks, reference
+from edgekit.reference import reference
 from edgekit.reference.onnx import int8, matmul_nbits, qdq_int4
 
 LARGEST = float(np.finfo(np.float32).max)

@@ -10,10 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgekit.errors import UnknownPrecisionError
+from edgekit.numerics.smallfloats import E2M1, E4M3
 from edgekit.precision import Precision, catalogue
 from edgekit.reference import openvino
 from edgekit.reference.openvino import _layout, codebooks
-from edgekit.smallfloats import E2M1, E4M3
 
 EPS = 2.0**-23
 GROUPED = ["int4-sym", "int4-asym", "int3-sym", "int2-sym", "nf4", "cb4", "fp4", "fp8"]

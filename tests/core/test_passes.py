@@ -7,11 +7,13 @@ import attrs
 import pytest
 from click.testing import CliRunner
 
-from edgekit import passes, pipeline, sample
+from edgekit import sample
 from edgekit.cli import cli
 from edgekit.errors import InvalidFileError, MissingPluginError, UnsupportedModelError, UsageError
 from edgekit.manifest import Manifest, manifest_path
-from edgekit.passes import run_pass, unread
+from edgekit.pipeline import conversion as pipeline
+from edgekit.pipeline import passes
+from edgekit.pipeline.passes import run_pass, unread
 from edgekit.plugin import Manager, Registration
 
 REAL = pipeline.manager()

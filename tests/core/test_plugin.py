@@ -7,8 +7,8 @@ from importlib.metadata import EntryPoint
 import pytest
 
 import edgekit
-from edgekit import plugin
 from edgekit.errors import MissingPluginError, PluginError
+from edgekit.plugin import registry as plugin
 
 
 @pytest.fixture

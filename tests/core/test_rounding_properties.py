@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.reference._rounding import half_away, half_even, nearest_int
+from edgekit.numerics.rounding import half_away, half_even, nearest_int
 
 HALF = Fraction(1, 2)
 BELOW = np.nextafter(np.float32(0.5), np.float32(0))

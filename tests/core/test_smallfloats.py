@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit import smallfloats
+from edgekit.numerics import smallfloats
 from edgekit.precision import Precision
 from edgekit.reference import floats
 

@@ -5,8 +5,8 @@ from concurrent.futures import Executor, Future
 import numpy as np
 import pytest
 
-from edgekit import _stream
 from edgekit.errors import NonFiniteError
+from edgekit.pipeline import stream as _stream
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Slot
 from edgekit.tensor import Tensor

@@ -14,12 +14,11 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from edgekit._tokenizer import pretokenizers
-from edgekit._tokenizer.sentencepiece import parse
-from edgekit._tokenizer.text import byte_alphabet
-from edgekit._tokenizer.tokenizer_json import merges_from_scores
 from edgekit.errors import InvalidFileError, MissingPluginError, UnsupportedModelError, UsageError
-from edgekit.tokenizer import Tokenizer, TokenType, from_hf_directory
+from edgekit.tokenizer import Tokenizer, TokenType, from_hf_directory, pretokenizers
+from edgekit.tokenizer.sentencepiece import parse
+from edgekit.tokenizer.text import byte_alphabet
+from edgekit.tokenizer.tokenizer_json import merges_from_scores
 
 try:
     import tokenizers
@@ -240,7 +239,7 @@ def test_a_tokenizer_json_that_the_library_refuses() -> None:
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
-    with pytest.raises(MissingPluginError, match=r"pip install 'edgekit\[text\]'$"):
+    with pytest.raises(MissingPluginError, match=r"pip install 'edgekit-core\[text\]'$"):
         spm().encode("a")
 
 

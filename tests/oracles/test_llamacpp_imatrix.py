@@ -16,7 +16,6 @@ from gguf import GGUFReader, GGUFWriter
 
 import edgekit
 from edgekit.architectures.forward import Transformer, rms_norm
-from edgekit.calibration import collect, importance, read_importance, write_importance
 from edgekit.errors import (
     InvalidFileError,
     MissingFileError,
@@ -25,6 +24,7 @@ from edgekit.errors import (
     UnsupportedModelError,
     UsageError,
 )
+from edgekit.evaluation.calibration import collect, importance, read_importance, write_importance
 from edgekit_gguf import recipes
 from edgekit_llamacpp import activations
 

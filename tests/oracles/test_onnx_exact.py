@@ -24,9 +24,9 @@ from onnxruntime.quantization.quant_utils import quantize_data
 from safetensors.numpy import load_file
 
 from edgekit.encoding import decode, encode
+from edgekit.numerics.bits import unpack_lsb
 from edgekit.precision import Precision
 from edgekit.reference import onnx as reference
-from edgekit.reference._bits import unpack_lsb
 
 DATA = Path(os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 LARGEST = np.finfo(np.float32).max

@@ -29,8 +29,8 @@ from edgekit.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from edgekit.passes import run_pass
 from edgekit.pipeline import open_artifact
+from edgekit.pipeline.passes import run_pass
 from edgekit_openvino import compress, modes
 from edgekit_openvino.compress import Options
 from edgekit_openvino.library import openvino

@@ -17,8 +17,8 @@ from vision import Cnn, images, trained
 import edgekit
 from edgekit import sample
 from edgekit.errors import MissingPluginError, NonFiniteError, UnsupportedModelError, UsageError
-from edgekit.passes import run_pass, unread
 from edgekit.pipeline import open_artifact
+from edgekit.pipeline.passes import run_pass, unread
 from edgekit_openvino.measure import outputs
 from edgekit_openvino.models import read_ir
 from edgekit_openvino.prune import prune

@@ -29,7 +29,7 @@ from edgekit.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from edgekit.passes import run_pass
+from edgekit.pipeline.passes import run_pass
 from edgekit_openvino.library import openvino
 from edgekit_openvino.measure import outputs
 from edgekit_openvino.models import read_ir

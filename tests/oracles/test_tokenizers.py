@@ -22,9 +22,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 import edgekit
-from edgekit._tokenizer import pretokenizers
 from edgekit.formats import safetensors
-from edgekit.tokenizer import Tokenizer, TokenType, from_hf_directory
+from edgekit.tokenizer import Tokenizer, TokenType, from_hf_directory, pretokenizers
 
 DATA = Path(os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 PIECES = [

@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgekit.artifact import Artifact as Artifact
     from edgekit.bridges import transcode as transcode
-    from edgekit.encoding import decode as decode
-    from edgekit.encoding import encode as encode
+    from edgekit.encoding.codecs import decode as decode
+    from edgekit.encoding.codecs import encode as encode
     from edgekit.errors import EdgekitError as EdgekitError
     from edgekit.evaluation import compare as compare
     from edgekit.evaluation import evaluate as evaluate
-    from edgekit.hookspecs import hookimpl as hookimpl
-    from edgekit.pipeline import convert as convert
-    from edgekit.pipeline import open_artifact as open
-    from edgekit.pipeline import quantize as quantize
-    from edgekit.plugin import installed as plugins
+    from edgekit.pipeline.conversion import convert as convert
+    from edgekit.pipeline.conversion import open_artifact as open
+    from edgekit.pipeline.conversion import quantize as quantize
+    from edgekit.plugin.hookspecs import hookimpl as hookimpl
+    from edgekit.plugin.registry import installed as plugins
     from edgekit.precision import Precision as Precision
     from edgekit.precision import Tier as Tier
     from edgekit.recipe import Recipe as Recipe
-    from edgekit.runtime import load as load
+    from edgekit.runtime.protocols import load as load
     from edgekit.tensor import QuantizedTensor as QuantizedTensor
     from edgekit.tensor import Tensor as Tensor
 
@@ -43,15 +43,15 @@ _WHERE = {
     "Tensor": "edgekit.tensor:Tensor",
     "Tier": "edgekit.precision:Tier",
     "compare": "edgekit.evaluation:compare",
-    "convert": "edgekit.pipeline:convert",
-    "decode": "edgekit.encoding:decode",
-    "encode": "edgekit.encoding:encode",
+    "convert": "edgekit.pipeline.conversion:convert",
+    "decode": "edgekit.encoding.codecs:decode",
+    "encode": "edgekit.encoding.codecs:encode",
     "evaluate": "edgekit.evaluation:evaluate",
-    "hookimpl": "edgekit.hookspecs:hookimpl",
-    "load": "edgekit.runtime:load",
-    "open": "edgekit.pipeline:open_artifact",
-    "plugins": "edgekit.plugin:installed",
-    "quantize": "edgekit.pipeline:quantize",
+    "hookimpl": "edgekit.plugin.hookspecs:hookimpl",
+    "load": "edgekit.runtime.protocols:load",
+    "open": "edgekit.pipeline.conversion:open_artifact",
+    "plugins": "edgekit.plugin.registry:installed",
+    "quantize": "edgekit.pipeline.conversion:quantize",
     "transcode": "edgekit.bridges:transcode",
 }
 __all__ = [*_WHERE, "__version__"]  # noqa: PLE0604

@@ -13,7 +13,7 @@ from edgekit.errors import UnsupportedModelError
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.recipe import Plan, Slot
 from edgekit.tensor import AnyTensor, QuantizedTensor
-from edgekit.tokenizer import Tokenizer
+from edgekit.tokenizer.record import Tokenizer
 
 
 @attrs.frozen(eq=False)
@@ -137,7 +137,7 @@ class Format(Protocol):
         """Begin, or resume, writing.
 
         The sources that the manifest names are hashed while tensors are written; reading it (`Manifest.to_json`) waits
-        for that. `edgekit.atomic.AtomicFile` takes a function for its fingerprint, so that nothing needs to wait.
+        for that. `edgekit.files.atomic.AtomicFile` takes a function for its fingerprint, so that nothing needs to wait.
 
         Raises:
             ResourceError: the target cannot be written, or the disk is too small.

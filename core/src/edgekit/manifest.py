@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 
 from edgekit.errors import InvalidFileError
-from edgekit.foreign import read_bytes, shown, strict_json
+from edgekit.files.foreign import read_bytes, shown, strict_json
 
 SCHEMA = 1
 #: Bytes; a line or two for each of a model's tensors take less than a tenth of it.
@@ -33,7 +33,7 @@ class Manifest:
 
     Attributes:
         sources: SHA-256 (hex) of every file that was read, by file name; while an artifact is being written a
-            `edgekit.digests.Digests`, of which values may still be on their way.
+            `edgekit.files.digests.Digests`, of which values may still be on their way.
         recipe: name of the recipe.
         tensors: for each tensor its precision, the backend that encoded it, and the reason.
         versions: version of edgekit, of numpy, and of each plugin that took part, by distribution.

@@ -9,8 +9,8 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import smallfloats
 from edgekit.errors import UsageError
+from edgekit.numerics import smallfloats
 from edgekit.precision import Precision
 
 #: Bytes of one element, by the dtype's numpy or ml_dtypes name.

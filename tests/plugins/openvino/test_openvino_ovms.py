@@ -11,7 +11,7 @@ from click.testing import CliRunner
 import edgekit
 from edgekit.cli import cli
 from edgekit.errors import MissingPluginError, UnsupportedModelError, UsageError
-from edgekit.packaging import package
+from edgekit.pipeline.packaging import package
 from edgekit_openvino.ovms import NOT_RUN, SCHEMA
 
 WEIGHTS = np.arange(6, dtype=np.float32)

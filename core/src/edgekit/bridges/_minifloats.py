@@ -18,12 +18,12 @@ import numpy.typing as npt
 from edgekit.bridges._lattice import F32, U8, Lattice, Minifloats
 from edgekit.bridges._planes import join, split
 from edgekit.errors import InexactError
+from edgekit.numerics.bits import pack_lsb, unpack_lsb
+from edgekit.numerics.smallfloats import E2M1, E4M3, float8_e8m0fnu_to_float32, float32_to_float8_e4m3fn
 from edgekit.precision import Precision
 from edgekit.reference import Parts, mlx
-from edgekit.reference._bits import pack_lsb, unpack_lsb
 from edgekit.reference.ggml import nvfp4
 from edgekit.reference.openvino import _scales
-from edgekit.smallfloats import E2M1, E4M3, float8_e8m0fnu_to_float32, float32_to_float8_e4m3fn
 from edgekit.tensor import QuantizedTensor
 
 #: From what fits everywhere to what fits least.

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from edgekit.bridges import _minifloats, _read_ggml
 from edgekit.bridges._lattice import F32, U8, Lattice, Minifloats
 from edgekit.errors import InexactError
-from edgekit.reference._bits import unpack_lsb
+from edgekit.numerics.bits import unpack_lsb
+from edgekit.numerics.smallfloats import bfloat16_to_float32, to_float32
 from edgekit.reference.openvino import _layout
-from edgekit.smallfloats import bfloat16_to_float32, to_float32
 from edgekit.tensor import QuantizedTensor
 
 _SIGN = np.uint8(128)

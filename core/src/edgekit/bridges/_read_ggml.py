@@ -9,7 +9,7 @@ import numpy as np
 from edgekit.bridges._lattice import F32, U8, Lattice
 from edgekit.bridges._planes import split
 from edgekit.errors import InexactError
-from edgekit.reference._bits import unpack_lsb
+from edgekit.numerics.bits import unpack_lsb
 from edgekit.reference.ggml import TYPES, _nonlinear, _sixbit, iq4_xs, q2_k, q3_k, q6_k
 from edgekit.reference.ggml._layout import Blocks
 from edgekit.tensor import QuantizedTensor

@@ -12,9 +12,9 @@ from edgekit.bridges import _minifloats
 from edgekit.bridges._lattice import F32, I16, U8, Lattice, Minifloats
 from edgekit.bridges._planes import join
 from edgekit.errors import InexactError
+from edgekit.numerics.bits import pack_lsb
 from edgekit.precision import Precision
 from edgekit.reference import Parts
-from edgekit.reference._bits import pack_lsb
 from edgekit.reference.ggml import TYPES, tq1_0
 from edgekit.reference.ggml._layout import Blocks
 from edgekit.reference.onnx import int8

@@ -45,7 +45,7 @@ class _Verbs(click.Group):
             found.short_help = VERBS[cmd_name]
             return found
         if cmd_name in (*_plugin_commands(), *_OF_PLUGINS):
-            from edgekit.plugin import manager
+            from edgekit.plugin.registry import manager
 
             loaded: click.Command = manager().load("commands", cmd_name)
             return loaded
@@ -53,7 +53,7 @@ class _Verbs(click.Group):
 
 
 def _plugin_commands() -> list[str]:
-    from edgekit.plugin import manager
+    from edgekit.plugin.registry import manager
 
     return sorted({r.name for r in manager().all("commands")})
 

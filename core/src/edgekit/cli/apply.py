@@ -10,7 +10,7 @@ import click
 from edgekit.artifact import Artifact
 from edgekit.cli._output import json_option, print_json, size
 from edgekit.errors import UsageError
-from edgekit.passes import run_pass
+from edgekit.pipeline.passes import run_pass
 
 
 @click.command("apply")

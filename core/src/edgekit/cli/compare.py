@@ -6,7 +6,7 @@ import click
 
 from edgekit.cli._output import json_option, print_json, progress, read_text
 from edgekit.evaluation import compare
-from edgekit.pipeline import open_artifact
+from edgekit.pipeline.conversion import open_artifact
 
 
 @click.command("compare")

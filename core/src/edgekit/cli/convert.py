@@ -8,7 +8,7 @@ import click
 
 from edgekit.cli._output import json_option, progress
 from edgekit.cli.quantize import show_written
-from edgekit.pipeline import convert, find_format, open_source
+from edgekit.pipeline.conversion import convert, find_format, open_source
 
 
 @click.command("convert")

@@ -12,12 +12,12 @@ import click
 
 from edgekit import sample
 from edgekit.artifact import Artifact
-from edgekit.atomic import write_atomic, writing
 from edgekit.cli import _page
 from edgekit.cli._output import json_option, print_json, progress, size, table
 from edgekit.evaluation import Baseline, Evaluation, compare, evaluate
-from edgekit.pipeline import open_artifact, quantize
-from edgekit.plugin import manager
+from edgekit.files.atomic import write_atomic, writing
+from edgekit.pipeline.conversion import open_artifact, quantize
+from edgekit.plugin.registry import manager
 from edgekit.precision import Tier
 
 GGUF_LADDER = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")

@@ -11,7 +11,7 @@ import click
 from edgekit.artifact import Artifact
 from edgekit.cli._output import json_option, print_json, size, table
 from edgekit.errors import UnsupportedModelError
-from edgekit.pipeline import open_artifact
+from edgekit.pipeline.conversion import open_artifact
 from edgekit.tensor import AnyTensor, EncodedTensor
 
 

@@ -13,10 +13,10 @@ from string import Template
 
 import click
 
-from edgekit.atomic import writing
 from edgekit.cli._output import json_option, print_json
 from edgekit.errors import UsageError
-from edgekit.plugin import installed
+from edgekit.files.atomic import writing
+from edgekit.plugin.registry import installed
 
 _NAME = re.compile(r"[a-z][a-z0-9]{0,31}(-[a-z0-9]{1,31}){0,3}")
 #: Names that mean something else: the core's plugin, the reference as a backend, the extra that brings everything.

@@ -7,7 +7,7 @@ import click
 
 from edgekit.cli._output import json_option, print_json
 from edgekit.cli.apply import parse_option
-from edgekit.packaging import Package, package
+from edgekit.pipeline.packaging import Package, package
 
 
 @click.command("package")

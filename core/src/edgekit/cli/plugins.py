@@ -7,7 +7,7 @@ import click
 
 from edgekit.cli._examined import Examined, examine
 from edgekit.cli._output import json_option, print_json, table
-from edgekit.plugin import PluginInfo, installed
+from edgekit.plugin.registry import PluginInfo, installed
 
 
 @click.command("plugins")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from edgekit.catalogue import entries
 from edgekit.cli._output import json_option, print_json, table
+from edgekit.encoding.catalogue import entries
 
 
 @click.command("precisions")

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from edgekit.artifact import Artifact
 from edgekit.cli._output import json_option, print_json, progress, size
-from edgekit.pipeline import Nonfinite, find_format, open_source, quantize
+from edgekit.pipeline.conversion import Nonfinite, find_format, open_source, quantize
 
 
 @click.command("quantize")
@@ -58,7 +58,7 @@ def command(
 def _importance(imatrix: str | None, artifact: Artifact) -> dict[str, npt.NDArray[np.float32]] | None:
     if imatrix is None:
         return None
-    from edgekit.calibration import read_importance
+    from edgekit.evaluation.calibration import read_importance
 
     return read_importance(imatrix, artifact)
 

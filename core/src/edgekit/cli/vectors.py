@@ -22,7 +22,7 @@ def command(precisions: tuple[str, ...], out: Path, backend: str | None, as_json
     The inputs are edgekit's own: normal and heavy-tailed rows, ties, zeros of both signs, constants, subnormals,
     one-sided and huge ones. A file for each convention; arrays are base64 of little-endian bytes.
     """
-    from edgekit.encoding import REFERENCE, encode, find_precision
+    from edgekit.encoding.codecs import REFERENCE, encode, find_precision
     from edgekit.testing import vectors
 
     chosen = [find_precision(name) for name in dict.fromkeys(precisions)]
@@ -36,7 +36,9 @@ def command(precisions: tuple[str, ...], out: Path, backend: str | None, as_json
             precision, lambda x, w, p=precision: encode(x, p, importance=w, backend=who).parts, f"edgekit's {who}"
         )
     ]
-    files = vectors.write(out, answers, {"encoder": who, "edgekit": _version("edgekit-core"), "numpy": _version("numpy")})
+    files = vectors.write(
+        out, answers, {"encoder": who, "edgekit": _version("edgekit-core"), "numpy": _version("numpy")}
+    )
     if as_json:
         print_json([{"file": str(file), "nbytes": file.stat().st_size} for file in files])
         return

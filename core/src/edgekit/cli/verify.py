@@ -10,7 +10,7 @@ import click
 
 from edgekit.cli._output import json_option, print_json, table
 from edgekit.errors import EdgekitError, QualityGateError, UnknownPrecisionError, UsageError
-from edgekit.plugin import BUILT_IN, Registration, manager
+from edgekit.plugin.registry import BUILT_IN, Registration, manager
 
 
 @click.command("verify")

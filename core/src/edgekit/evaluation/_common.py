@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edgekit.artifact import Artifact
-from edgekit.pipeline import open_artifact
+from edgekit.pipeline.conversion import open_artifact
 
 #: An artifact, or the path of one.
 Source = Artifact | str | os.PathLike[str]

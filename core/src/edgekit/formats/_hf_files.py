@@ -8,7 +8,7 @@ from pathlib import Path
 import attrs
 
 from edgekit.errors import InvalidFileError, MissingFileError
-from edgekit.foreign import member, read_object
+from edgekit.files.foreign import member, read_object
 from edgekit.formats.safetensors import open_tensors
 from edgekit.tensor import Tensor
 

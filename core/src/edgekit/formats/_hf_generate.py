@@ -10,7 +10,7 @@ from edgekit.artifact import Layout
 from edgekit.formats import _hf_files as files
 from edgekit.manifest import Manifest
 from edgekit.recipe import Plan
-from edgekit.tokenizer import Tokenizer
+from edgekit.tokenizer.record import Tokenizer
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgekit.artifact import Artifact, Layout
-from edgekit.atomic import AtomicDirectory
 from edgekit.errors import UsageError
+from edgekit.files.atomic import AtomicDirectory
 from edgekit.formats import _hf_files as files
 from edgekit.formats._hf_generate import small_files
 from edgekit.formats._parts import describe, parts_of, stored_parts

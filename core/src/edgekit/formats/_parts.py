@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import EdgekitError, InvalidFileError, MissingPluginError, UnknownPrecisionError
-from edgekit.foreign import strict_json
+from edgekit.files.foreign import strict_json
 from edgekit.formats.safetensors import Part
 from edgekit.precision import Precision
 from edgekit.recipe import fits
@@ -184,7 +184,7 @@ def _malformed(name: str, fields: Any, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _precision(name: object, where: str) -> Precision:
-    from edgekit.encoding import find_precision
+    from edgekit.encoding.codecs import find_precision
 
     try:
         return find_precision(str(name))

@@ -14,14 +14,14 @@ from typing import Any
 from edgekit.architectures import Model
 from edgekit.artifact import Artifact, Layout, Writer
 from edgekit.errors import MissingFileError, UnsupportedModelError
-from edgekit.foreign import read_object
+from edgekit.files.foreign import read_object
 from edgekit.formats import _hf_files as files
 from edgekit.formats._parts import assemble
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.precision import Precision
 from edgekit.recipe import Plan, Slot
 from edgekit.tensor import AnyTensor, EncodedTensor
-from edgekit.tokenizer import Tokenizer
+from edgekit.tokenizer.record import Tokenizer
 
 
 class HuggingFaceFormat:
@@ -135,7 +135,7 @@ def _named_layout(source: Artifact) -> Layout:
 
 
 def _tokenizer(directory: Path) -> Tokenizer | None:
-    from edgekit.tokenizer import from_hf_directory
+    from edgekit.tokenizer.record import from_hf_directory
 
     return from_hf_directory(directory)
 

@@ -33,7 +33,7 @@ import numpy.typing as npt
 import safetensors
 
 from edgekit.errors import InvalidFileError, MissingFileError, ResourceError
-from edgekit.foreign import CURE, invalid, shown, strict_json
+from edgekit.files.foreign import CURE, invalid, shown, strict_json
 from edgekit.tensor import DTYPES, Tensor, carrier
 
 #: safetensors' name of a dtype -> numpy's or ml_dtypes' name.
@@ -302,7 +302,7 @@ def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[
     Raises:
         ResourceError, LockedError: about the target, which is replaced as a whole or not at all.
     """
-    from edgekit.atomic import AtomicFile
+    from edgekit.files.atomic import AtomicFile
 
     parts = [Part(name, array.dtype.name, array.shape) for name, array in arrays.items()]
     with AtomicFile(path) as file:

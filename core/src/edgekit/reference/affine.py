@@ -42,10 +42,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.numerics.bits import pack_lsb, unpack_lsb
+from edgekit.numerics.blocks import extent, extremes, row_chunks, spans
+from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import Precision
-from edgekit.reference._bits import pack_lsb, unpack_lsb
-from edgekit.reference._blocks import extent, extremes, row_chunks, spans
-from edgekit.smallfloats import as_float32
 
 #: How the encoder is proved, and its error bound in words, for the catalogue.
 PROOF = "bounded; equal to a second implementation in plain Python (tests/core/test_affine_properties.py)"

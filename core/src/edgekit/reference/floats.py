@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.numerics.smallfloats import bfloat16_to_float32, float32_to_bfloat16
 from edgekit.precision import Precision
-from edgekit.reference._floats import bfloat16_to_float32, float32_to_bfloat16
 
 #: How the encoder is proved, and its error bound in words, for the catalogue.
 PROOF = "exact: IEEE rounding to nearest, checked against numpy and ml_dtypes"

@@ -51,10 +51,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.precision import Precision
-from edgekit.reference._bits import pack_lsb, unpack_lsb
-from edgekit.reference._blocks import groups, row_chunks
-from edgekit.reference._floats import (
+from edgekit.numerics.bits import pack_lsb, unpack_lsb
+from edgekit.numerics.blocks import groups, row_chunks
+from edgekit.numerics.smallfloats import (
     E2M1,
     E4M3,
     as_float32,
@@ -64,6 +63,7 @@ from edgekit.reference._floats import (
     is_bfloat16,
     to_float32,
 )
+from edgekit.precision import Precision
 
 #: How the encoder is proved, and its error bound in words, for the catalogue.
 PROOF = "exact: mlx 0.32.4, CPU backend"

@@ -29,10 +29,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.numerics.bits import pack_lsb, unpack_lsb
+from edgekit.numerics.blocks import extremes, groups, row_chunks
+from edgekit.numerics.smallfloats import as_float32, bfloat16_to_float32, float32_to_bfloat16, is_bfloat16
 from edgekit.precision import Precision
-from edgekit.reference._bits import pack_lsb, unpack_lsb
-from edgekit.reference._blocks import extremes, groups, row_chunks
-from edgekit.smallfloats import as_float32, bfloat16_to_float32, float32_to_bfloat16, is_bfloat16
 
 #: How the encoder is proved, and its error bound in words, for the catalogue.
 PROOF = "exact: olive-ai 0.13.0 on torch 2.13.0"

@@ -15,10 +15,10 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.encoding.refusals import refuse_overflow
 from edgekit.errors import ScaleOverflowError
 from edgekit.precision import Precision
 from edgekit.reference import reference
-from edgekit.refusals import refuse_overflow
 
 F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]

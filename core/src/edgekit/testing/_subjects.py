@@ -9,9 +9,9 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.encoding import choose, find_precision
+from edgekit.encoding.codecs import choose, find_precision
 from edgekit.errors import EdgekitError, UsageError
-from edgekit.plugin import Registration
+from edgekit.plugin.registry import Registration
 from edgekit.precision import Precision
 from edgekit.reference import Parts, reference
 

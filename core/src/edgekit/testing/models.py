@@ -12,7 +12,7 @@ from edgekit.architectures import Model, ModelConfig, tensor_shapes
 from edgekit.architectures.hf import hf_names, to_hf_value
 from edgekit.artifact import Artifact
 from edgekit.tensor import Tensor
-from edgekit.tokenizer import Tokenizer
+from edgekit.tokenizer.record import Tokenizer
 
 F32 = npt.NDArray[np.float32]
 

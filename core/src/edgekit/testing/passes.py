@@ -1,6 +1,6 @@
 """Checks for passes: the artifact stays a valid model, the source stays as it was, and quality is reported.
 
-A pass implements `edgekit.passes.Pass`. It is given a small model in the format that it asks for.
+A pass implements `edgekit.pipeline.passes.Pass`. It is given a small model in the format that it asks for.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 from edgekit.architectures.forward import Transformer
 from edgekit.artifact import Artifact
 from edgekit.errors import UsageError
-from edgekit.passes import Pass
-from edgekit.plugin import Registration, manager
+from edgekit.pipeline.passes import Pass
+from edgekit.plugin.registry import Registration, manager
 from edgekit.testing._kit import Kit, Profile, Result, fail
 from edgekit.testing._tokenizers import bpe
 from edgekit.testing._trips import random_artifact, small_config, write
@@ -31,7 +31,7 @@ class PassSubject:
     """A pass, and the format of the artifacts that it takes and gives.
 
     Attributes:
-        pass_: implements `edgekit.passes.Pass`.
+        pass_: implements `edgekit.pipeline.passes.Pass`.
         format: name of an installed format.
         options: with which it is run.
         name: for messages.
@@ -80,7 +80,7 @@ def run_pass_checks(
     """Run every check on a pass, without pytest.
 
     Args:
-        subject: an object or class as `edgekit.passes.Pass`, or the name of an installed one.
+        subject: an object or class as `edgekit.pipeline.passes.Pass`, or the name of an installed one.
         format: of the artifact that it is given.
         options: with which it is run.
         expected_failures: names of checks that fail, each with its reason.

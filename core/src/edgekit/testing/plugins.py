@@ -18,9 +18,9 @@ from typing import Any
 
 import attrs
 
-from edgekit.encoding import find_precision
+from edgekit.encoding.codecs import find_precision
 from edgekit.errors import EdgekitError, UsageError
-from edgekit.plugin import BUILT_IN, Manager, PluginInfo, Registration, build, entry_points, one, refused
+from edgekit.plugin.registry import BUILT_IN, Manager, PluginInfo, Registration, build, entry_points, one, refused
 from edgekit.testing._kit import Kit, NotApplicable, Profile, Result, fail
 
 #: Seconds that importing a plugin's light module may take, beyond edgekit's own hooks.
@@ -194,7 +194,7 @@ def _missing_optional(error: EdgekitError) -> bool:
 
 _WATCH = """
 import json, os, sys, time
-import edgekit.hookspecs, edgekit.plugin
+import edgekit.plugin.hookspecs, edgekit.plugin
 allowed = [os.path.realpath(p) for p in json.loads(sys.argv[2])]
 events, before = {"network": [], "writes": []}, set(sys.modules)
 def tidy(path):

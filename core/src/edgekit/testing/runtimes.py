@@ -21,10 +21,10 @@ import numpy.typing as npt
 from edgekit.architectures import ModelConfig
 from edgekit.architectures.forward import Transformer
 from edgekit.artifact import Artifact, Format
-from edgekit.chat import prompt_of
 from edgekit.errors import ContextOverflowError, EdgekitError, UsageError
-from edgekit.plugin import Registration, manager
-from edgekit.runtime import ChatRuntime, EmbeddingRuntime, Generation, NumpyRuntime, Runtime
+from edgekit.plugin.registry import Registration, manager
+from edgekit.runtime.chat import prompt_of
+from edgekit.runtime.protocols import ChatRuntime, EmbeddingRuntime, Generation, NumpyRuntime, Runtime
 from edgekit.testing._kit import Kit, NotApplicable, Profile, Result, fail
 from edgekit.testing._tokenizers import bpe, bpe_with_bos
 from edgekit.testing._trips import random_artifact, small_config, write

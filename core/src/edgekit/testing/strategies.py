@@ -15,7 +15,7 @@ from hypothesis import note
 
 from edgekit.architectures import Model
 from edgekit.artifact import Artifact
-from edgekit.encoding import find_precision
+from edgekit.encoding.codecs import find_precision
 from edgekit.precision import Precision, catalogue
 from edgekit.recipe import Uniform
 from edgekit.testing import _samples

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from edgekit.architectures import ModelConfig
 from edgekit.encoding import find_precision
 from edgekit.errors import InvalidFileError, MissingFileError, MissingPluginError, UnknownPrecisionError
-from edgekit.foreign import invalid, shown, strict_json
+from edgekit.files.foreign import invalid, shown, strict_json
 from edgekit.formats import PartLayout, part_layouts
 from edgekit.precision import Precision
 from edgekit.recipe import fits

@@ -16,7 +16,7 @@ from edgekit.architectures.forward import KVCache, Transformer
 from edgekit.artifact import Artifact
 from edgekit.errors import UsageError
 from edgekit.runtime import Sampling
-from edgekit.text_runtime import TextRuntime
+from edgekit.runtime.text import TextRuntime
 
 F32 = npt.NDArray[np.float32]
 

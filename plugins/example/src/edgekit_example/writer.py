@@ -13,8 +13,8 @@ import attrs
 import numpy as np
 
 from edgekit.artifact import Layout
-from edgekit.atomic import AtomicFile, write_atomic
 from edgekit.errors import UnsupportedModelError, UsageError
+from edgekit.files.atomic import AtomicFile, write_atomic
 from edgekit.formats import PartLayout, part_layouts
 from edgekit.manifest import Manifest, manifest_path
 from edgekit.recipe import Assignment, Plan

@@ -5,7 +5,7 @@ This module is light: it names what the plugin brings, and imports none of it.
 
 from __future__ import annotations
 
-from edgekit.hookspecs import Register, hookimpl
+from edgekit.plugin.hookspecs import Register, hookimpl
 
 edgekit_api = (1, 0)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from edgekit.calibration import Activations, collect, write_importance
 from edgekit.errors import InvalidFileError, MissingFileError
+from edgekit.evaluation.calibration import Activations, collect, write_importance
 
 
 @click.command("imatrix", short_help="Measure which weights matter on a text.")

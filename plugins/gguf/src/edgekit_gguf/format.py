@@ -23,7 +23,7 @@ from edgekit_gguf.vocab import from_metadata
 from edgekit_gguf.writer import GgufWriter
 
 if TYPE_CHECKING:
-    from edgekit.calibration import Activations
+    from edgekit.evaluation.calibration import Activations
 
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
@@ -79,13 +79,13 @@ class GgufFormat:
         return GgufWriter(path, layout, plan, manifest)
 
     def read_importance(self, path: Path) -> dict[str, npt.NDArray[np.float32]]:
-        """Read an importance matrix; see `edgekit.calibration.read_importance`."""
+        """Read an importance matrix; see `edgekit.evaluation.calibration.read_importance`."""
         from edgekit_gguf.imatrix import read_imatrix  # only here: calibrating takes the runtimes and chat
 
         return read_imatrix(path)
 
     def write_importance(self, path: Path, activations: Activations, dataset: str = "") -> None:
-        """Write an importance matrix; see `edgekit.calibration.write_importance`."""
+        """Write an importance matrix; see `edgekit.evaluation.calibration.write_importance`."""
         from edgekit_gguf.imatrix import write_imatrix
 
         write_imatrix(path, activations, dataset)

@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.atomic import write_atomic
-from edgekit.calibration import Activations
 from edgekit.errors import InvalidFileError, UnsupportedModelError, UsageError
+from edgekit.evaluation.calibration import Activations
+from edgekit.files.atomic import write_atomic
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Plan
 from edgekit.tensor import AnyTensor

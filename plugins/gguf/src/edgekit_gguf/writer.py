@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.artifact import Layout
-from edgekit.atomic import AtomicFile, write_atomic
 from edgekit.errors import UsageError
+from edgekit.files.atomic import AtomicFile, write_atomic
 from edgekit.manifest import Manifest, manifest_path
 from edgekit.recipe import Assignment, Plan
 from edgekit.tensor import QuantizedTensor

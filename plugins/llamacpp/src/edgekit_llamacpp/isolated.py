@@ -24,9 +24,9 @@ import numpy.typing as npt
 
 from edgekit import errors
 from edgekit.artifact import Artifact
-from edgekit.chat import Messages
 from edgekit.errors import EdgekitError, InvalidFileError, PluginError, UsageError
 from edgekit.runtime import Generation
+from edgekit.runtime.chat import Messages
 from edgekit_llamacpp.model import Options
 
 F32 = npt.NDArray[np.float32]

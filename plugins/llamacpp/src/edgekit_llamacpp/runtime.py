@@ -16,12 +16,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import chat
 from edgekit.artifact import Artifact
-from edgekit.chat import Messages
 from edgekit.errors import ResourceError, UnsupportedModelError, UsageError
 from edgekit.pipeline import Progress
-from edgekit.runtime import Runtime, Sampling, TextRuntime
+from edgekit.runtime import Runtime, Sampling, TextRuntime, chat
+from edgekit.runtime.chat import Messages
 from edgekit_llamacpp.activations import square_sums
 from edgekit_llamacpp.library import llama, quiet
 from edgekit_llamacpp.model import Loaded, Options, batch_of, refuse_ambiguous
@@ -114,7 +113,7 @@ class LlamaCppRuntime(TextRuntime):
             ids.append(token)
 
     def prompt(self, messages: Messages) -> str:
-        """What the model's chat template makes of messages, with llama.cpp's special tokens; see `edgekit.chat`.
+        """What the model's chat template makes of messages, with llama.cpp's special tokens; see `runtime.chat`.
 
         Raises:
             UsageError: no messages, or the model has no chat template.
@@ -126,7 +125,7 @@ class LlamaCppRuntime(TextRuntime):
     def square_sums(
         self, windows: npt.ArrayLike, *, outputs: bool = False, progress: Progress | None = None
     ) -> dict[str, F64]:
-        """What goes into each weight matrix, for an importance matrix; see `edgekit.calibration.CalibrationRuntime`.
+        """What goes into each weight matrix, for an importance matrix; see `evaluation.calibration.CalibrationRuntime`.
 
         Raises:
             PluginError: the installed llama-cpp-python lays out its tensors otherwise.

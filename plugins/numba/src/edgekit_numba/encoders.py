@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 import edgekit_numba
 from edgekit.errors import MissingPluginError
+from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import Precision
 from edgekit.reference import reference
 from edgekit.reference.ggml import TYPES
-from edgekit.smallfloats import as_float32
 from edgekit_numba import library
 from edgekit_numba.compiler import llvm, processor
 from edgekit_numba.library import ODD

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 import edgekit_numba
+from edgekit.numerics.smallfloats import float32_to_bfloat16, is_bfloat16
 from edgekit.precision import Precision
 from edgekit.reference import reference
-from edgekit.smallfloats import float32_to_bfloat16, is_bfloat16
 from edgekit_numba import library
 from edgekit_numba.compiler import processor
 from edgekit_numba.encoders import in_parts, padded, require, widened

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from edgekit.hookspecs import Register, hookimpl
+from edgekit.plugin.hookspecs import Register, hookimpl
 from edgekit_openvino.modes import NATIVE, attribute
 
 edgekit_api = (1, 0)

@@ -191,7 +191,7 @@ class Options:
 
 
 class Compress:
-    """Compresses the weights of an IR; see `edgekit.passes.Pass`."""
+    """Compresses the weights of an IR; see `edgekit.pipeline.passes.Pass`."""
 
     name = "openvino-compress"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.artifact import Artifact, Layout
-from edgekit.atomic import AtomicDirectory, writing
 from edgekit.errors import InvalidFileError, MissingFileError, UnsupportedModelError, UsageError
+from edgekit.files.atomic import AtomicDirectory, writing
 from edgekit.manifest import Manifest
 from edgekit.recipe import Plan
 from edgekit.tensor import QuantizedTensor

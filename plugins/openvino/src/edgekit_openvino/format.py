@@ -13,7 +13,7 @@ from edgekit.architectures import Model, check_tensors
 from edgekit.architectures.hf import config_from_hf, hf_names
 from edgekit.artifact import Artifact, Layout, Writer
 from edgekit.errors import UnsupportedModelError
-from edgekit.foreign import member, read_object
+from edgekit.files.foreign import member, read_object
 from edgekit.formats import carried
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.precision import Precision

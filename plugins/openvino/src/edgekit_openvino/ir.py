@@ -21,7 +21,7 @@ from xml.parsers import expat
 import attrs
 
 from edgekit.errors import InvalidFileError, MissingFileError, UnsupportedModelError
-from edgekit.foreign import CURE, shown
+from edgekit.files.foreign import CURE, shown
 from edgekit_openvino.elements import ELEMENTS, constant_bytes
 
 #: An XML takes some 500 bytes a layer; the largest models have a few megabytes.

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from edgekit.artifact import Artifact
-from edgekit.atomic import AtomicDirectory, AtomicFile, write_atomic, writing
-from edgekit.digests import sha256
 from edgekit.errors import InvalidFileError, MissingPluginError, UnsupportedModelError, UsageError
+from edgekit.files.atomic import AtomicDirectory, AtomicFile, write_atomic, writing
+from edgekit.files.digests import sha256
 from edgekit.manifest import Manifest, manifest_path
-from edgekit.passes import unread
 from edgekit.pipeline import open_artifact
+from edgekit.pipeline.passes import unread
 from edgekit_openvino.library import core, openvino
 from edgekit_openvino.quiet import quiet
 from edgekit_openvino.samples import Input, inputs_of

@@ -26,9 +26,9 @@ from typing import Any
 import attrs
 
 from edgekit.artifact import Artifact
-from edgekit.atomic import AtomicDirectory, writing
 from edgekit.errors import UnsupportedModelError, UsageError
-from edgekit.packaging import Package
+from edgekit.files.atomic import AtomicDirectory, writing
+from edgekit.pipeline.packaging import Package
 from edgekit_openvino import ir
 from edgekit_openvino.pipeline import NEEDED
 
@@ -140,7 +140,7 @@ class _Request:
 
 
 class Ovms:
-    """Lays an IR out for OpenVINO Model Server; see `edgekit.packaging.Packager`."""
+    """Lays an IR out for OpenVINO Model Server; see `edgekit.pipeline.packaging.Packager`."""
 
     name = "ovms"
 

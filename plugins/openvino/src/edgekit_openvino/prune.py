@@ -184,7 +184,7 @@ def _output(module: Any, call: Any, torch: Any) -> Any:
 
 
 class Prune:
-    """Prunes a Hugging Face directory; see `edgekit.passes.Pass`."""
+    """Prunes a Hugging Face directory; see `edgekit.pipeline.passes.Pass`."""
 
     name = "openvino-prune"
 

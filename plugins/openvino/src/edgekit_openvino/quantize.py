@@ -130,7 +130,7 @@ class Options:
 
 
 class Quantize:
-    """Quantizes weights and activations to 8 bits; see `edgekit.passes.Pass`."""
+    """Quantizes weights and activations to 8 bits; see `edgekit.pipeline.passes.Pass`."""
 
     name = "openvino-quantize"
 

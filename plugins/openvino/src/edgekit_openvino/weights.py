@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from edgekit.formats import PartLayout, part_layouts
 from edgekit.formats.safetensors import Reader
+from edgekit.numerics.smallfloats import float32_to_float8_e4m3fn
 from edgekit.precision import Precision
 from edgekit.reference.openvino.codebooks import CB4
-from edgekit.smallfloats import float32_to_float8_e4m3fn
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor, carrier
 from edgekit_openvino.elements import CODEBOOK_SUFFIX, ELEMENTS, precision_name
 from edgekit_openvino.ir import Constant, Graph, Layer

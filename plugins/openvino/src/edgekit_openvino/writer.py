@@ -11,8 +11,8 @@ from typing import Any
 import attrs
 
 from edgekit.artifact import Layout
-from edgekit.atomic import ARTIFACT_FILES, AtomicDirectory
 from edgekit.errors import UnsupportedModelError, UsageError
+from edgekit.files.atomic import ARTIFACT_FILES, AtomicDirectory
 from edgekit.formats import small_files
 from edgekit.formats.safetensors import to_bytes
 from edgekit.manifest import Manifest

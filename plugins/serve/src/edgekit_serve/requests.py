@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import attrs
 
-from edgekit.chat import ROLES
+from edgekit.runtime.chat import ROLES
 from edgekit_serve.fields import Fields
 from edgekit_serve.settings import Settings
 from edgekit_serve.wire import ApiError, refused

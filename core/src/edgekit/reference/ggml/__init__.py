@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.numerics.blocks import row_chunks
 from edgekit.precision import Precision
-from edgekit.reference._blocks import row_chunks
 from edgekit.reference.ggml import (
     iq4_nl,
     iq4_xs,

@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.reference._rounding import nearest_int
+from edgekit.numerics.rounding import nearest_int
 from edgekit.reference.ggml._layout import F32, U8, lanes, peak, spread
 
 Integer = TypeVar("Integer", np.int8, np.uint8)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgekit.reference._blocks import row_chunks
+from edgekit.numerics.blocks import row_chunks
 from edgekit.reference.ggml._layout import F32, columns
 from edgekit.reference.ggml._search import total
 

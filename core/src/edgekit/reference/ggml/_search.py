@@ -19,7 +19,7 @@ from typing import NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.reference._rounding import nearest_int
+from edgekit.numerics.rounding import nearest_int
 from edgekit.reference.ggml._codes import first_minimum, round_clip, signed_peak
 from edgekit.reference.ggml._layout import F32
 

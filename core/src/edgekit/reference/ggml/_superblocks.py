@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.reference._rounding import nearest_int
+from edgekit.numerics.rounding import nearest_int
 from edgekit.reference.ggml._codes import round_clip
 from edgekit.reference.ggml._importance import Importance, block_power, search_weights
 from edgekit.reference.ggml._layout import F32, U8, columns, lanes, spread

@@ -19,8 +19,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.reference._bits import pack_lsb, unpack_lsb
-from edgekit.reference._rounding import nearest_int
+from edgekit.numerics.bits import pack_lsb, unpack_lsb
+from edgekit.numerics.rounding import nearest_int
 from edgekit.reference.ggml import _nonlinear
 from edgekit.reference.ggml._bounds import half_ulp
 from edgekit.reference.ggml._codes import reciprocal

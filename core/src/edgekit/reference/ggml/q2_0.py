@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.reference._bits import pack_lsb, unpack_lsb
+from edgekit.numerics.bits import pack_lsb, unpack_lsb
 from edgekit.reference.ggml._bounds import grid_bound, half_ulp
 from edgekit.reference.ggml._codes import ternary
 from edgekit.reference.ggml._importance import Importance

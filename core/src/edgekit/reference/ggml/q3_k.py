@@ -23,7 +23,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.reference._rounding import nearest_int
+from edgekit.numerics.rounding import nearest_int
 from edgekit.reference.ggml._bounds import grid_bound
 from edgekit.reference.ggml._importance import Importance
 from edgekit.reference.ggml._layout import F32, U8, Blocks, columns, pack_planes, to_lanes, unpack_planes

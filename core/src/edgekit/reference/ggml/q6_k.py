@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.reference._rounding import nearest_int
+from edgekit.numerics.rounding import nearest_int
 from edgekit.reference.ggml._bounds import grid_bound
 from edgekit.reference.ggml._importance import Importance
 from edgekit.reference.ggml._layout import F32, Blocks, columns, pack_planes, unpack_planes

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.numerics.blocks import extremes
+from edgekit.numerics.smallfloats import as_float32, float32_to_bfloat16, is_bfloat16, to_float32
 from edgekit.precision import Precision
-from edgekit.reference._blocks import extremes
-from edgekit.smallfloats import as_float32, float32_to_bfloat16, is_bfloat16, to_float32
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.numerics.blocks import row_chunks
+from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import Precision
-from edgekit.reference._blocks import row_chunks
 from edgekit.reference.onnx._grid import F64
-from edgekit.smallfloats import as_float32
 
 _LARGEST = float(np.finfo(np.float32).max)
 #: The least scale that is used: below it the scale is 1.

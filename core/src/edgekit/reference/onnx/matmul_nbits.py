@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.numerics.bits import pack_lsb, unpack_lsb
+from edgekit.numerics.blocks import row_chunks, spans
+from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import Precision
-from edgekit.reference._bits import pack_lsb, unpack_lsb
-from edgekit.reference._blocks import row_chunks, spans
 from edgekit.reference.onnx import _grid
 from edgekit.reference.onnx._grid import F32, F64, U8
-from edgekit.smallfloats import as_float32
 
 
 def encode(x: npt.NDArray[Any], precision: Precision) -> dict[str, npt.NDArray[Any]]:

@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.numerics.bits import pack_lsb, unpack_lsb
+from edgekit.numerics.blocks import row_chunks, spans
+from edgekit.numerics.rounding import half_away
+from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import Precision
-from edgekit.reference._bits import pack_lsb, unpack_lsb
-from edgekit.reference._blocks import row_chunks, spans
-from edgekit.reference._rounding import half_away
 from edgekit.reference.onnx import _grid
 from edgekit.reference.onnx._grid import F32, F64, U8
-from edgekit.smallfloats import as_float32
 
 _BITS = 4
 #: z of a symmetric grid, and the sign bit of int4.

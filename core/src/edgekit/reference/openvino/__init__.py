@@ -41,9 +41,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import Precision
 from edgekit.reference.openvino import _layout, _scales, codebooks, floats, integers
-from edgekit.smallfloats import as_float32
 
 #: How the encoder is proved, and its error bound in words, for the catalogue.
 PROOF = "exact: nncf 3.4.0 on openvino 2026.4.1"

@@ -20,8 +20,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.reference._bits import pack_lsb, unpack_lsb
-from edgekit.reference._blocks import CHUNK
+from edgekit.numerics.bits import pack_lsb, unpack_lsb
+from edgekit.numerics.blocks import CHUNK
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.precision import Precision
-from edgekit.reference._blocks import extent
-from edgekit.reference.openvino import _layout
-from edgekit.smallfloats import (
+from edgekit.numerics.blocks import extent
+from edgekit.numerics.smallfloats import (
     float8_e4m3fn_to_float32,
     float8_e8m0fnu_to_float32,
     float32_to_float8_e4m3fn,
 )
+from edgekit.precision import Precision
+from edgekit.reference.openvino import _layout
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]

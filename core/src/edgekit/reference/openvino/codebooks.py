@@ -16,8 +16,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.numerics.blocks import reduce_groups
 from edgekit.precision import Precision
-from edgekit.reference._blocks import reduce_groups
 from edgekit.reference.openvino._scales import above_zero
 
 F32 = npt.NDArray[np.float32]

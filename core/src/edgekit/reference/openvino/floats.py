@@ -28,10 +28,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.numerics.blocks import reduce_groups
+from edgekit.numerics.smallfloats import E2M1, E4M3, float32_to_float8_e4m3fn
 from edgekit.precision import Precision
-from edgekit.reference._blocks import reduce_groups
 from edgekit.reference.openvino._scales import LARGE, above_zero
-from edgekit.smallfloats import E2M1, E4M3, float32_to_float8_e4m3fn
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]

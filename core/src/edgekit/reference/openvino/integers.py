@@ -22,8 +22,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.numerics.blocks import reduce_groups
 from edgekit.precision import Precision
-from edgekit.reference._blocks import reduce_groups
 from edgekit.reference.openvino._scales import EPS
 
 F32 = npt.NDArray[np.float32]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from edgekit.errors import UsageError
-from edgekit.plugin import Registration, manager
+from edgekit.plugin.registry import Registration, manager
 from edgekit.testing._kit import Kit, Profile, Result
 from edgekit.testing.formats import contents, files
 from edgekit.testing.formats.subject import FormatSubject

@@ -43,7 +43,7 @@ def check_deterministic(subject: FormatSubject, profile: Profile) -> None:
 def check_atomic(subject: FormatSubject, profile: Profile) -> None:
     """Nothing shows before `commit`; a writer that is closed early leaves the target and its folder as they were.
 
-    An artifact appears whole or not at all: written beside the target, synced, renamed. `edgekit.atomic` does it.
+    An artifact appears whole or not at all: written beside the target, synced, renamed. `edgekit.files.atomic` does it.
     """
     with temporary_folder() as folder:
         source, path = random_artifact(folder / "source"), folder / f"model{subject.suffix}"
@@ -168,7 +168,7 @@ def check_hostile(subject: FormatSubject, profile: Profile) -> None:
     """A file with wrong bytes in it opens or is refused with a typed error: no other exception, no huge allocation.
 
     Lengths, offsets and types in the header are overwritten at random. Every length is to be checked against what is
-    left of the file before anything is allocated for it; `edgekit.foreign` helps.
+    left of the file before anything is allocated for it; `edgekit.files.foreign` helps.
     """
     with temporary_folder() as folder:
         path = subject.write(folder, random_artifact(folder))

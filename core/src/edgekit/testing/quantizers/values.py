@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.numerics.smallfloats import to_float32
 from edgekit.reference import Parts, reference
-from edgekit.smallfloats import to_float32
 from edgekit.testing import _samples
 from edgekit.testing._explain import diagnose, same_parts
 from edgekit.testing._kit import Kit, NotApplicable, Profile, fail

@@ -24,7 +24,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.encoding import find_precision
+from edgekit.encoding.codecs import find_precision
 from edgekit.errors import InvalidFileError, UsageError
 from edgekit.precision import Precision
 from edgekit.reference import Parts, reference

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgekit.hookspecs import Register, hookimpl
+from edgekit.plugin.hookspecs import Register, hookimpl
 
 edgekit_api = (1, 0)
 
@@ -16,4 +16,4 @@ def edgekit_register_formats(register: Register) -> None:
 @hookimpl
 def edgekit_register_runtimes(register: Register) -> None:
     """The numpy forward pass, for every format whose family is known."""
-    register("numpy", "edgekit.numpy_runtime:NumpyRuntime.open", formats=("*",), speed=1)
+    register("numpy", "edgekit.runtime.numpy:NumpyRuntime.open", formats=("*",), speed=1)

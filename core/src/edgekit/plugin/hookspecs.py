@@ -67,8 +67,8 @@ def edgekit_register_runtimes(register: Register) -> None:
 def edgekit_register_passes(register: Register) -> None:
     """Offer a whole-artifact transformation: ``register("prune", "pkg.mod:Prune", formats=("hf",))``.
 
-    The target implements `edgekit.passes.Pass`; ``formats`` names the formats of the artifacts that it takes, and
-    suffixes of files that no installed format reads. `edgekit apply` runs it from the command line.
+    The target implements `edgekit.pipeline.passes.Pass`; ``formats`` names the formats of the artifacts that it takes,
+    and suffixes of files that no installed format reads. `edgekit apply` runs it from the command line.
     """
 
 
@@ -92,8 +92,8 @@ def edgekit_register_servers(register: Register) -> None:
 def edgekit_register_packagers(register: Register) -> None:
     """Offer a model server's layout: ``register("ovms", "edgekit_openvino.ovms:Ovms")``, for `edgekit package`.
 
-    The target implements `edgekit.packaging.Packager`: it writes the directory that the server expects, and says with
-    which command the server is started.
+    The target implements `edgekit.pipeline.packaging.Packager`: it writes the directory that the server expects, and
+    says with which command the server is started.
     """
 
 

@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from edgekit._tokenizer import pretokenizers
 from edgekit.errors import UnsupportedModelError
-from edgekit.tokenizer import Tokenizer, TokenType
+from edgekit.tokenizer import pretokenizers
+from edgekit.tokenizer.record import Tokenizer, TokenType
 
 SPACE = "▁"  # SentencePiece writes a space so
 

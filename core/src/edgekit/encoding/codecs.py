@@ -10,14 +10,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.encoding.refusals import refuse_nonfinite, refuse_overflow
 from edgekit.errors import MissingPluginError, PluginError, ShapeError, UnknownPrecisionError, UsageError
-from edgekit.plugin import Registration, manager
+from edgekit.numerics.smallfloats import bfloat16_to_float32, is_bfloat16
+from edgekit.plugin.registry import Registration, manager
 from edgekit.precision import Precision, register
 from edgekit.recipe import fits
 from edgekit.reference import Parts, reference
 from edgekit.reference import register as register_reference
-from edgekit.refusals import refuse_nonfinite, refuse_overflow
-from edgekit.smallfloats import bfloat16_to_float32, is_bfloat16
 from edgekit.tensor import QuantizedTensor
 
 REFERENCE = "reference"

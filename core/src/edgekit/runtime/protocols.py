@@ -13,13 +13,13 @@ from typing import Any, Protocol, Self, cast, runtime_checkable
 import numpy.typing as npt
 
 from edgekit.artifact import Artifact
-from edgekit.chat import Messages
 from edgekit.errors import MissingPluginError
-from edgekit.generation import F32, FinishReason, Generation, Sampling, until
-from edgekit.numpy_runtime import NumpyRuntime
-from edgekit.pipeline import open_artifact
-from edgekit.plugin import Registration, manager
-from edgekit.text_runtime import TextRuntime
+from edgekit.pipeline.conversion import open_artifact
+from edgekit.plugin.registry import Registration, manager
+from edgekit.runtime.chat import Messages
+from edgekit.runtime.generation import F32, FinishReason, Generation, Sampling, until
+from edgekit.runtime.numpy import NumpyRuntime
+from edgekit.runtime.text import TextRuntime
 
 
 class Runtime(Protocol):
@@ -76,7 +76,7 @@ class Runtime(Protocol):
 
 @runtime_checkable
 class ChatRuntime(Protocol):
-    """A runtime that answers conversations, with the model's own chat template (`edgekit.chat`)."""
+    """A runtime that answers conversations, with the model's own chat template (`edgekit.runtime.chat`)."""
 
     def prompt(self, messages: Messages) -> str:
         """What the model's chat template makes of messages.

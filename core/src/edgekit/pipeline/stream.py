@@ -17,7 +17,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.encoding import REFERENCE, choose, decode, encode_checked, encode_rows, put_rows, takes_narrow
+from edgekit.encoding.codecs import REFERENCE, choose, decode, encode_checked, encode_rows, put_rows, takes_narrow
 from edgekit.errors import MissingPluginError
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Slot

@@ -23,9 +23,9 @@ from edgekit.architectures.forward import Transformer
 from edgekit.artifact import Artifact
 from edgekit.errors import NonFiniteError, UnsupportedModelError, UsageError
 from edgekit.evaluation.language import CONTEXT, Text, cut, tokens_of
-from edgekit.pipeline import Progress, find_format, open_artifact
-from edgekit.plugin import manager
-from edgekit.runtime import load
+from edgekit.pipeline.conversion import Progress, find_format, open_artifact
+from edgekit.plugin.registry import manager
+from edgekit.runtime.protocols import load
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

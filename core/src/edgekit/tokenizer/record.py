@@ -39,7 +39,7 @@ class Tokenizer:
         bos, eos, unk, pad: special ids, or None.
         add_bos, add_eos: whether encoding adds them.
         add_space_prefix: whether a text is given a leading space (``spm``).
-        chat_template: Jinja source, or None; `edgekit.chat` runs it, in a process that may do nothing but render.
+        chat_template: Jinja source, or None; `edgekit.runtime.chat` runs it, in a process that may only render.
         json: the text of a ``tokenizer.json`` that says the same in the `tokenizers` library's own form, or None.
     """
 
@@ -90,7 +90,7 @@ class Tokenizer:
         Raises:
             UsageError: a negative id.
         """
-        from edgekit._tokenizer.text import decode
+        from edgekit.tokenizer.text import decode
 
         known = [int(number) for number in ids if int(number) < len(self.tokens)]
         if known and min(known) < 0:
@@ -103,7 +103,7 @@ class Tokenizer:
         Raises:
             UnsupportedModelError: a pre-tokenizer of unknown name.
         """
-        from edgekit._tokenizer.tokenizer_json import build
+        from edgekit.tokenizer.tokenizer_json import build
 
         return self.json if self.json is not None else build(self)
 
@@ -131,6 +131,6 @@ def from_hf_directory(path: Path) -> Tokenizer | None:
         UnsupportedModelError: another kind of tokenizer (WordPiece, Unigram), or one in a file that is not read.
         InvalidFileError: a file that is corrupt, too large, or a link that leads out of the directory.
     """
-    from edgekit._tokenizer.hf_directory import read
+    from edgekit.tokenizer.hf_directory import read
 
     return read(Path(path))

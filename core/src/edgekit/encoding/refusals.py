@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import NonFiniteError, ScaleOverflowError
+from edgekit.numerics.blocks import row_chunks
+from edgekit.numerics.smallfloats import as_float32, bfloat16_to_float32, is_bfloat16
 from edgekit.precision import Precision
 from edgekit.reference import Parts, reference
-from edgekit.reference._blocks import row_chunks
-from edgekit.smallfloats import as_float32, bfloat16_to_float32, is_bfloat16
 
 #: Elements that are looked at together: 4 MiB of float32.
 _PIECE = 1 << 20

@@ -22,9 +22,9 @@ from typing import Any, Literal, cast
 import attrs
 import pluggy
 
-from edgekit import hookspecs
 from edgekit.errors import EdgekitError, MissingPluginError, PluginError, UsageError
-from edgekit.hookspecs import GROUP, hookimpl
+from edgekit.plugin import hookspecs
+from edgekit.plugin.hookspecs import GROUP, hookimpl
 
 #: The version of the plugin contract: plugins state theirs as ``edgekit_api``.
 API = (1, 0)
@@ -204,7 +204,7 @@ def build(points: list[tuple[metadata.EntryPoint, str, str]]) -> Manager:
     _add(
         self,
         PluginInfo("core", BUILT_IN, _core_version()),
-        lambda: importlib.import_module("edgekit.builtin"),
+        lambda: importlib.import_module("edgekit.plugin.builtin"),
     )
     disabled = {name for name in os.environ.get("EDGEKIT_NO_PLUGINS", "").split(",") if name not in ("", "0")}
     for point, distribution, version in points:

@@ -6,8 +6,8 @@ from typing import Any
 
 import attrs
 
-from edgekit.encoding import load_precisions
-from edgekit.plugin import manager
+from edgekit.encoding.codecs import load_precisions
+from edgekit.plugin.registry import manager
 from edgekit.precision import Precision, catalogue
 from edgekit.reference import reference
 

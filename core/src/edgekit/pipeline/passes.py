@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from edgekit.artifact import Artifact, unread
 from edgekit.errors import InvalidFileError, MissingPluginError, UnsupportedModelError, UsageError
-from edgekit.pipeline import open_artifact
-from edgekit.plugin import Registration, manager
+from edgekit.pipeline.conversion import open_artifact
+from edgekit.plugin.registry import Registration, manager
 
 
 class Pass(Protocol):

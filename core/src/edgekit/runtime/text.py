@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import chat
 from edgekit.artifact import Artifact
-from edgekit.chat import Messages
 from edgekit.errors import ContextOverflowError, NonFiniteError, UsageError
-from edgekit.generation import F32, Generation, Sampling, until
-from edgekit.tokenizer import Tokenizer
+from edgekit.runtime import chat
+from edgekit.runtime.chat import Messages
+from edgekit.runtime.generation import F32, Generation, Sampling, until
+from edgekit.tokenizer.record import Tokenizer
 
 #: What an incomplete UTF-8 sequence decodes to.
 _REPLACEMENT = "\ufffd"
@@ -130,7 +130,7 @@ class TextRuntime:
         )
 
     def prompt(self, messages: Messages) -> str:
-        """What the model's chat template makes of messages; see `edgekit.chat.prompt_of`."""
+        """What the model's chat template makes of messages; see `edgekit.runtime.chat.prompt_of`."""
         return chat.prompt_of(self.artifact, messages)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:

@@ -17,11 +17,9 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from edgekit._stream import Encoder, chunk_rows, source_rows
 from edgekit.artifact import Artifact, Format, Layout, Writer, unread
-from edgekit.atomic import writing
-from edgekit.digests import Digests
-from edgekit.encoding import find_precision
+from edgekit.encoding.codecs import find_precision
+from edgekit.encoding.refusals import refuse_nonfinite
 from edgekit.errors import (
     InvalidFileError,
     MissingFileError,
@@ -31,11 +29,13 @@ from edgekit.errors import (
     UnknownRecipeError,
     UsageError,
 )
+from edgekit.files.atomic import writing
+from edgekit.files.digests import Digests
 from edgekit.manifest import Manifest
-from edgekit.plugin import KNOWN_DISTRIBUTIONS, manager
+from edgekit.pipeline.stream import Encoder, chunk_rows, source_rows
+from edgekit.plugin.registry import KNOWN_DISTRIBUTIONS, manager
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Plan, Recipe, Slot, Uniform
-from edgekit.refusals import refuse_nonfinite
 from edgekit.tensor import EncodedTensor, Tensor
 
 Nonfinite = Literal["refuse", "keep"]

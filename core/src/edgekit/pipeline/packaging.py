@@ -15,9 +15,9 @@ import attrs
 
 from edgekit.artifact import Artifact
 from edgekit.errors import UsageError
-from edgekit.passes import refuse_options
-from edgekit.pipeline import open_artifact
-from edgekit.plugin import manager
+from edgekit.pipeline.conversion import open_artifact
+from edgekit.pipeline.passes import refuse_options
+from edgekit.plugin.registry import manager
 
 
 @attrs.frozen

@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 import attrs
 
-from edgekit._tokenizer import pretokenizers, sentencepiece
-from edgekit._tokenizer.sentencepiece import SentencePiece
-from edgekit._tokenizer.text import byte_tokens
-from edgekit._tokenizer.tokenizer_json import SPACE
 from edgekit.errors import InvalidFileError, UnsupportedModelError
-from edgekit.foreign import member, read_bytes, read_object, strict_json
-from edgekit.tokenizer import Tokenizer, TokenType
+from edgekit.files.foreign import member, read_bytes, read_object, strict_json
+from edgekit.tokenizer import pretokenizers, sentencepiece
+from edgekit.tokenizer.record import Tokenizer, TokenType
+from edgekit.tokenizer.sentencepiece import SentencePiece
+from edgekit.tokenizer.text import byte_tokens
+from edgekit.tokenizer.tokenizer_json import SPACE
 
 #: A tokenizer.json of 256,000 tokens has 34 MiB.
 TOKENIZER_LIMIT = 256 << 20

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 
-from edgekit._tokenizer.tokenizer_json import SPACE
-from edgekit.tokenizer import Tokenizer, TokenType
+from edgekit.tokenizer.record import Tokenizer, TokenType
+from edgekit.tokenizer.tokenizer_json import SPACE
 
 
 def decode(tokenizer: Tokenizer, ids: Iterable[int], skip_special: bool) -> str:

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from edgekit.architectures.forward import KVCache, Transformer
 from edgekit.artifact import Artifact
 from edgekit.errors import UsageError
-from edgekit.generation import Sampling
-from edgekit.text_runtime import TextRuntime
+from edgekit.runtime.generation import Sampling
+from edgekit.runtime.text import TextRuntime
 
 F32 = npt.NDArray[np.float32]
 

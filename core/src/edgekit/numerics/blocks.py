@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.smallfloats import as_float32
+from edgekit.numerics.smallfloats import as_float32
 
 #: Elements worked on at once: 256 KiB of float32, so that the temporaries of an encoder stay in the L2 cache.
 CHUNK = 1 << 16

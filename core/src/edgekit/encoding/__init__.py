@@ -1,0 +1,23 @@
+"""Arrays to encoded tensors and back: the codecs, what no precision encodes, and the catalogue of formats."""
+
+from __future__ import annotations
+
+from edgekit.encoding.codecs import REFERENCE as REFERENCE
+from edgekit.encoding.codecs import Quantizer as Quantizer
+from edgekit.encoding.codecs import choose as choose
+from edgekit.encoding.codecs import decode as decode
+from edgekit.encoding.codecs import encode as encode
+from edgekit.encoding.codecs import find_precision as find_precision
+from edgekit.encoding.codecs import load_precisions as load_precisions
+from edgekit.encoding.codecs import refuse_shape as refuse_shape
+
+__all__ = [
+    "REFERENCE",
+    "Quantizer",
+    "choose",
+    "decode",
+    "encode",
+    "find_precision",
+    "load_precisions",
+    "refuse_shape",
+]

@@ -1,0 +1,1 @@
+"""What the number formats are made of: small floats, packed bits, blocks of a row, and ways to round."""

@@ -1,0 +1,33 @@
+"""Running a model: what a runtime can do, texts and chat, and the numpy runtime."""
+
+from __future__ import annotations
+
+from edgekit.runtime.generation import F32 as F32
+from edgekit.runtime.generation import FinishReason as FinishReason
+from edgekit.runtime.generation import Generation as Generation
+from edgekit.runtime.generation import Sampling as Sampling
+from edgekit.runtime.generation import until as until
+from edgekit.runtime.numpy import NumpyRuntime as NumpyRuntime
+from edgekit.runtime.protocols import ChatRuntime as ChatRuntime
+from edgekit.runtime.protocols import EmbeddingRuntime as EmbeddingRuntime
+from edgekit.runtime.protocols import Runtime as Runtime
+from edgekit.runtime.protocols import TokenizingRuntime as TokenizingRuntime
+from edgekit.runtime.protocols import choose_runtime as choose_runtime
+from edgekit.runtime.protocols import load as load
+from edgekit.runtime.text import TextRuntime as TextRuntime
+
+__all__ = [
+    "F32",
+    "ChatRuntime",
+    "EmbeddingRuntime",
+    "FinishReason",
+    "Generation",
+    "NumpyRuntime",
+    "Runtime",
+    "Sampling",
+    "TextRuntime",
+    "TokenizingRuntime",
+    "choose_runtime",
+    "load",
+    "until",
+]

@@ -1,0 +1,9 @@
+"""Tokenizers as data: the record, and what reads and writes it."""
+
+from __future__ import annotations
+
+from edgekit.tokenizer.record import Tokenizer as Tokenizer
+from edgekit.tokenizer.record import TokenType as TokenType
+from edgekit.tokenizer.record import from_hf_directory as from_hf_directory
+
+__all__ = ["TokenType", "Tokenizer", "from_hf_directory"]
