@@ -247,13 +247,22 @@ def _write(writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progres
     try:
         _write_tensors(writer, layout, plan, encoder, progress)
         writer.commit()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        written = writer.done
         writer.close(keep=True)
+        error.add_note(_kept_note(written, len(plan)))
         raise
     except BaseException:
         writer.close()
         raise
     writer.close()
+
+
+def _kept_note(done: int, total: int) -> str:
+    """What an interrupted run leaves behind, as a note of its `KeyboardInterrupt`."""
+    if not done:
+        return "nothing was written, and the target is as it was"
+    return f"{done} of {total} tensors are kept; the same command goes on after them, and the target is as it was"
 
 
 def _write_tensors(writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None) -> None:
