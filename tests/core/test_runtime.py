@@ -51,8 +51,11 @@ class Bytes(Tokenizer):
     def encode(self, text, add_special=True):
         return list(text.encode()) + ([self.eos] if add_special and self.add_eos else [])
 
-    def decode(self, ids, skip_special=True):
-        return bytes(ids).decode(errors="replace")
+    def piece(self, number, skip_special=True):
+        return bytes([number])
+
+    def least_tokens(self, text):
+        return len(text.encode())
 
 
 @attrs.frozen(eq=False)
@@ -140,7 +143,7 @@ def test_a_text_may_be_cancelled_at_any_token():
                 text.cancel()
             yield number
 
-    text = Generation.counting(1, tokens(), lambda new: until(("x" * (n + 1) for n in new), ["x" * 200]))
+    text = Generation.counting(1, tokens(), lambda new: until(("x" for _ in new), ["x" * 200]))
     assert list(text) == ["xxxx"]
     assert (text.completion_tokens, text.finish_reason) == (4, None)
 
@@ -205,9 +208,11 @@ def test_what_does_not_fit_the_context(artifact):
     assert str(caught.value) == (
         "5 tokens of prompt and 44 more do not fit the model's context of 48; shorten the prompt, or ask for at most 43"
     )
-    for call in (lambda: model.stream("x" * 49), lambda: model.tokens([1] * 49), lambda: model.logits([1] * 49)):
+    for call in (lambda: model.tokens([1] * 49), lambda: model.logits([1] * 49)):
         with pytest.raises(ContextOverflowError, match="49 tokens of prompt and 0 more do not fit"):
             call()
+    with pytest.raises(ContextOverflowError, match=r"^at least 49 tokens of prompt do not fit .* shorten the prompt$"):
+        model.stream("x" * 49)
     assert isinstance(caught.value, UsageError)
 
 
@@ -294,7 +299,7 @@ def test_load_picks_a_runtime(artifact):
 @given(st.text("abc", max_size=20), st.lists(st.text("abc", max_size=3), max_size=3), st.integers(1, 5))
 def test_pieces_up_to_a_stop_text(text, stop, step):
     """However the text grows: the pieces join to what lies before the first stop text, and hold none of it."""
-    pieces = list(until((text[:end] for end in range(step, len(text) + step, step)), stop))
+    pieces = list(until((text[start : start + step] for start in range(0, len(text), step)), stop))
     ends = [text.find(s) for s in stop if s and s in text]
     assert all(pieces)
     if step == 1 or not ends:
