@@ -21,6 +21,7 @@ from edgekit.runtime import (
     Sampling,
     TokenizingRuntime,
     load,
+    parse_option,
     until,
 )
 from edgekit.testing.models import artifact_of, random_model
@@ -311,3 +312,91 @@ def _first_to_complete(text, stop):
         return len(text)
     complete = min(end for end, _ in found)
     return min(start for end, start in found if end == complete)
+
+
+@pytest.mark.parametrize("stop", ["b", ["b"], ("b", "zz"), {"b"}, iter(["b"])], ids=repr)
+def test_a_stop_text_may_be_alone_or_one_of_many(artifact, stop):
+    assert scripted(artifact, "aabcc").generate("hello", max_tokens=6, stop=stop) == "aa"
+
+
+def test_a_stop_text_of_several_letters_is_one(artifact):
+    assert scripted(artifact, "xay stop z").generate("hello", max_tokens=11, stop="stop") == "xay "
+
+
+@pytest.mark.parametrize("stop", [None, (), []])
+def test_no_stop_text_stops_nothing(artifact, stop):
+    assert scripted(artifact, "aabcc").generate("hello", max_tokens=6, stop=stop) == "aabcc"
+
+
+NOT_UNDERSTOOD = {
+    "a stop that is a number": ({"stop": 5}, "stop 5; give a text, several, or None"),
+    "stop texts that are bytes": ({"stop": b"a"}, "stop b'a'; give a text, several, or None"),
+    "stop texts that are numbers": ({"stop": ["a", 5]}, "stop text 5 is int; a stop text is a string"),
+    "a seed below -1": ({"seed": -2}, "seed -2; choose -1 or more"),
+    "a seed that is a text": ({"seed": "7"}, "seed '7'; choose an integer of at least -1"),
+    "half a token": ({"max_tokens": 1.5}, "max_tokens 1.5; choose an integer of at least 0"),
+    "less than no token": ({"max_tokens": -1}, "max_tokens -1; choose 0 or more"),
+    "a temperature that is a text": ({"temperature": "hot"}, "temperature 'hot'; choose 0 or more"),
+    "half of a top_k": ({"top_k": 1.5}, "top_k 1.5; choose 0 (all tokens) or more"),
+    "no top_p": ({"top_p": None}, "top_p None; choose above 0 and at most 1"),
+}
+
+
+@pytest.mark.parametrize("what", NOT_UNDERSTOOD)
+def test_arguments_are_refused_with_what_is_allowed(artifact, what):
+    options, message = NOT_UNDERSTOOD[what]
+    with NumpyRuntime.open(artifact) as model:
+        for ask in (model.generate, model.stream):
+            with pytest.raises(UsageError) as raised:
+                ask("hello", **options)
+            assert str(raised.value) == message
+
+
+def test_a_prompt_that_is_no_text_is_refused(artifact):
+    message = r"^prompt \[1, 2\] is list; give a text, or token ids to `tokens`$"
+    with NumpyRuntime.open(artifact) as model, pytest.raises(UsageError, match=message):
+        model.generate([1, 2])
+
+
+def test_seed_minus_one_draws_a_seed_that_repeats_the_text(artifact):
+    drawn = [Sampling(1.0, seed=-1).seed for _ in range(4)]
+    assert len(set(drawn)) > 1
+    assert all(seed >= 0 for seed in drawn)
+    logits = np.zeros(256, np.float32)
+    one, same = (Sampling(1.0, seed=drawn[0]).sampler() for _ in range(2))
+    assert [one(logits) for _ in range(9)] == [same(logits) for _ in range(9)]
+
+
+def test_numpy_integers_are_integers(artifact):
+    assert scripted(artifact, "ab").generate("hello", max_tokens=np.int64(1), seed=np.int32(3)) == "a"
+
+
+def test_an_option_that_a_runtime_lacks_is_refused():
+    with pytest.raises(UsageError, match=r"^runtime 'numpy' has no option 'gpu_layers'; it has cache$"):
+        load(sample.path(), runtime="numpy", gpu_layers=3)
+
+
+def test_a_runtime_without_options_says_so():
+    pytest.importorskip("edgekit_example")
+    with pytest.raises(UsageError, match=r"^runtime 'example' has no option 'cache', 'x'; it has none$"):
+        load(sample.path(), runtime="example", cache=True, x=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("context=2048", ("context", 2048)),
+        ("mmap=false", ("mmap", False)),
+        ("device=GPU.1", ("device", "GPU.1")),
+        ('lora=["a", "b"]', ("lora", ["a", "b"])),
+        ("name=a=b", ("name", "a=b")),
+    ],
+)
+def test_options_of_a_command_line(text, found):
+    assert parse_option(text) == found
+
+
+@pytest.mark.parametrize("text", ["context", "=3", "a b=3", "context="])
+def test_options_that_are_none_are_refused(text):
+    with pytest.raises(UsageError, match=r"^--option '.*'; give NAME=VALUE, such as context=2048$"):
+        parse_option(text)

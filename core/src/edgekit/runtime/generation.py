@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Self
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import UsageError
+from edgekit.runtime.arguments import integer
 
 F32 = npt.NDArray[np.float32]
 #: Why a text ended: the model or a stop text ended it, or there was no room for more.
@@ -89,6 +91,12 @@ class Generation(Iterator[str]):
             close()
 
 
+def _drawn(seed: int) -> int:
+    """The seed to use: -1 stands for a random one, as in llama.cpp."""
+    number = integer("seed", seed, -1)
+    return secrets.randbits(32) if number == -1 else number
+
+
 @attrs.frozen
 class Sampling:
     """How the next token is chosen.
@@ -97,21 +105,21 @@ class Sampling:
         temperature: 0 takes the most likely token; above, probabilities are softmax(logits / temperature).
         top_k: only the k most likely tokens; 0 for all.
         top_p: only the most likely tokens that together reach this probability.
-        seed: of the random numbers; the same seed gives the same text.
+        seed: of the random numbers; the same seed gives the same text. -1 draws one, which is then the seed here.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
-    seed: int = 0
+    seed: int = attrs.field(default=0, converter=_drawn)
 
     def __attrs_post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise UsageError(f"temperature {self.temperature}; choose 0 or more")
-        if self.top_k < 0:
-            raise UsageError(f"top_k {self.top_k}; choose 0 (all tokens) or more")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p {self.top_p}; choose above 0 and at most 1")
+        if not (_is_number(self.temperature) and 0 <= self.temperature < math.inf):
+            raise UsageError(f"temperature {self.temperature!r:.80}; choose 0 or more")
+        if not (_is_number(self.top_k) and self.top_k >= 0 and self.top_k == int(self.top_k)):
+            raise UsageError(f"top_k {self.top_k!r:.80}; choose 0 (all tokens) or more")
+        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise UsageError(f"top_p {self.top_p!r:.80}; choose above 0 and at most 1")
 
     def sampler(self) -> Callable[[F32], int]:
         """A function from logits [vocab] to the next token, with random numbers of its own."""
@@ -133,6 +141,10 @@ class Sampling:
         weights[weights.cumsum() - weights >= self.top_p] = 0
         kept: npt.NDArray[np.float64] = weights / weights.sum()
         return kept
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def until(texts: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
