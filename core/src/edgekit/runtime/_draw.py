@@ -62,25 +62,33 @@ def _place(sums: F64, target: float) -> int:
     return int(np.searchsorted(sums, min(target, float(np.nextafter(sums[-1], 0.0))), side="right"))
 
 
-def draw_top_p(values: F32, top_p: float, random: np.random.Generator) -> int:
-    """As `draw`, among the largest weights that together reach a share of the sum; of equal ones the first count."""
+def draw_top_p(logits: F32, values: F32, top_p: float, random: np.random.Generator) -> int:
+    """As `draw`, among the most likely tokens that together reach a share of the sum; of equal ones the first count.
+
+    Args:
+        logits: float32 [n], which say what is more likely where weights round to the same.
+        values: their weights.
+        top_p: the share.
+        random: of which one number is taken for each try.
+    """
     reached = top_p * float(values.sum(dtype=np.float64))
     ids: IDS | None = None  # of what is left; None for all
     while True:
         place = draw(values, random)
-        before = values > values[place]
-        before[:place] |= values[:place] == values[place]
+        before = logits > logits[place]
+        before[:place] |= logits[:place] == logits[place]
         if float((values * before).sum(dtype=np.float64)) < reached:
             return place if ids is None else int(ids[place])
-        values, ids = values[before], np.flatnonzero(before) if ids is None else ids[before]
+        logits, values = logits[before], values[before]
+        ids = np.flatnonzero(before) if ids is None else ids[before]
 
 
-def top_k(values: F32, count: int) -> IDS:
-    """Indices of the largest weights, in ascending order; of equal ones the first count."""
-    if count >= len(values):
-        return np.arange(len(values))
-    candidates = np.flatnonzero(values >= _floor(values, count))
-    found = values[candidates]
+def top_k(logits: F32, count: int) -> IDS:
+    """Indices of the largest logits, in ascending order; of equal ones the first count."""
+    if count >= len(logits):
+        return np.arange(len(logits))
+    candidates = np.flatnonzero(logits >= _floor(logits, count))
+    found = logits[candidates]
     edge = np.partition(found, len(found) - count)[len(found) - count]
     kept = found > edge
     equal = np.flatnonzero(found == edge)
@@ -89,10 +97,10 @@ def top_k(values: F32, count: int) -> IDS:
     return chosen
 
 
-def _floor(values: F32, count: int) -> np.float32:
-    """A value that at least `count` of the weights reach: the count-th largest of the blocks' maxima."""
-    maxima = np.maximum.reduceat(values, np.arange(0, len(values), BLOCK))
+def _floor(logits: F32, count: int) -> np.float32:
+    """A value that at least `count` of the logits reach: the count-th largest of the blocks' maxima."""
+    maxima = np.maximum.reduceat(logits, np.arange(0, len(logits), BLOCK))
     if count > len(maxima):
-        return np.float32(0)
+        return np.float32(-np.inf)
     floor: np.float32 = np.partition(maxima, len(maxima) - count)[len(maxima) - count]
     return floor

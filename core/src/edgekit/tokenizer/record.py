@@ -149,7 +149,8 @@ class Tokenizer:
         It takes milliseconds where cutting the text takes seconds: for refusing what is too long by far. 0 where the
         tokenizer may leave out parts of a text, so that its length says nothing.
         """
-        return math.ceil(len(text.encode("utf-8", "replace")) / self._most_bytes)
+        written = text.replace("▁", " ") if self.kind == "spm" else text  # one piece, whichever is in the text
+        return math.ceil(len(written.encode("utf-8", "replace")) / self._most_bytes)
 
     @functools.cached_property
     def _most_bytes(self) -> float:

@@ -113,7 +113,7 @@ class LlamaCppRuntime(TextRuntime):
             yield token
             ids.append(token)
 
-    def prompt(self, messages: Messages) -> str:
+    def prompt(self, messages: Messages | str) -> str:
         """What the model's chat template makes of messages, with llama.cpp's special tokens; see `runtime.chat`.
 
         Raises:
