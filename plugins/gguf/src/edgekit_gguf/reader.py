@@ -32,8 +32,9 @@ from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, Res
 from edgekit.files.memory import shortage
 from edgekit.files.reader import Reader
 from edgekit.precision import Precision
+from edgekit.precision.ggml import GRIDS
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
-from edgekit_gguf import DECODE_ONLY, iq
+from edgekit_gguf import iq
 from edgekit_gguf.metadata import Metadata, Value
 from edgekit_gguf.types import ALIGNMENT, DTYPES, MAGIC, READABLE, RETIRED, TENSOR_TYPES, TensorType, ValueType
 
@@ -387,7 +388,7 @@ def _tensor(info: TensorInfo, reader: Reader) -> AnyTensor:
 
 
 def _precision(kind: TensorType) -> Precision:
-    if kind.name in DECODE_ONLY:  # also where edgekit has not loaded this plugin's registrations
+    if kind.name in GRIDS:  # also where edgekit has not loaded this plugin's registrations
         return iq.known(kind.name)
     return Precision.parse(kind.precision)
 
