@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import edgekit
+from edgekit.cli.inspect import describe
 from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError
 from edgekit.files import foreign
 from edgekit.files.foreign import integer, native, read_object, readable, strict_json
@@ -105,8 +106,7 @@ def test_special_files_in_a_directory(name: str, tmp_path: Path) -> None:
     signal.alarm(20)
     try:
         with pytest.raises(EdgekitError) as caught:
-            artifact = edgekit.open(tmp_path)
-            artifact.tokenizer  # noqa: B018
+            describe(edgekit.open(tmp_path))
     finally:
         signal.alarm(0)
     assert "a pipe, not a regular file" in str(caught.value) or "no installed format" in str(caught.value)
@@ -221,10 +221,7 @@ class PanicException(BaseException):
 
 
 def test_a_panic_is_a_typed_error() -> None:
-    with (
-        pytest.raises(InvalidFileError, match="^t: the library gives up on it .index out of bounds.; fetch or convert"),
-        native("t"),
-    ):
+    with pytest.raises(InvalidFileError, match=r"^t: the library gives up on it .index out of bounds.;"), native("t"):
         raise PanicException("index out of bounds")
     with pytest.raises(KeyboardInterrupt), native("t"):
         raise KeyboardInterrupt
