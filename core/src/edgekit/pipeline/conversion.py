@@ -30,6 +30,7 @@ from edgekit.errors import (
     UnknownPrecisionError,
     UnknownRecipeError,
 )
+from edgekit.files._swap import hidden
 from edgekit.files.atomic import writing
 from edgekit.files.digests import Digests
 from edgekit.files.guard import Stamp, working
@@ -219,7 +220,7 @@ def quantize(
         pool = executor or stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
         encoder = Encoder(pool, backend, importance or {}, nonfinite == "keep", f"{artifact.path}: tensor ")
         writer = chosen_format.writer(target, layout, plan, make_manifest(sources, plan, encoder, chosen_format.name))
-        _write(writer, layout, plan, encoder, progress)
+        _write(writer, layout, plan, encoder, progress, target)
     return chosen_format.open(target)
 
 
@@ -276,14 +277,16 @@ def own_precision(tensor: Tensor) -> Precision:
     return Precision.parse({"float16": "float:F16", "bfloat16": "float:BF16"}.get(tensor.dtype, "float:F32"))
 
 
-def _write(writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None) -> None:
+def _write(
+    writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None, target: Path
+) -> None:
     try:
         _write_tensors(writer, layout, plan, encoder, progress)
         writer.commit()
     except KeyboardInterrupt as error:
         written = writer.done
         writer.close(keep=True)
-        error.add_note(_kept_note(written, len(plan)))
+        error.add_note(_kept_note(written, len(plan), target))
         raise
     except BaseException:
         writer.close()
@@ -291,11 +294,11 @@ def _write(writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progres
     writer.close()
 
 
-def _kept_note(done: int, total: int) -> str:
+def _kept_note(done: int, total: int, target: Path) -> str:
     """What an interrupted run leaves behind, as a note of its `KeyboardInterrupt`."""
-    if not done:
-        return "nothing was written, and the target is as it was"
-    return f"{done} of {total} tensors are kept; the same command goes on after them, and the target is as it was"
+    if not (done and hidden(Path(os.path.realpath(target)), "partial").exists()):
+        return f"nothing is kept; {target} is as it was"
+    return f"{done} of {total} tensors are kept; the same command goes on after them; {target} is as it was"
 
 
 def _write_tensors(writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None) -> None:
