@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from edgekit import sample
 from edgekit.cli import cli
 from edgekit.errors import InvalidFileError, MissingPluginError, UnsupportedModelError, UsageError
-from edgekit.manifest import Manifest, manifest_path
+from edgekit.files.atomic import AtomicFile
+from edgekit.manifest import Manifest
 from edgekit.pipeline import conversion as pipeline
 from edgekit.pipeline import passes
 from edgekit.pipeline.passes import run_pass, unread
@@ -26,9 +27,10 @@ class Repeat:
 
     def run(self, source, to, *, times=2, comment=""):
         data = source.path.read_bytes() if source.format == "txt" else b"hf"
-        to.write_bytes(data * times)
         quality = {"growth": float(times), "comment": comment}
-        manifest_path(to).write_text(Manifest(quality=quality).to_json(), "utf-8")
+        with AtomicFile(to, manifest=True) as file:
+            file.write(data * times)
+            file.commit(Manifest(quality=quality).to_json().encode())
         return unread(to)
 
 
