@@ -70,7 +70,10 @@ def template_of(artifact: Artifact) -> str:
     if source is None and artifact.tokenizer is not None:
         source = artifact.tokenizer.chat_template
     if not isinstance(source, str):
-        raise UsageError(f"{artifact.path}: it has no chat template; use generate with a prompt of your own")
+        raise UsageError(
+            f"{artifact.path}: it has no chat template; use generate with a prompt of your own",
+            public="the model has no chat template; send a prompt to be continued instead",
+        )
     return source
 
 
@@ -93,8 +96,10 @@ def render(template: str, messages: Messages | str, **variables: Any) -> str:
     if "text" in said:
         return str(said["text"])
     if str(said["error"]).startswith("ValueError: "):  # the template's own raise_exception
-        raise UsageError(f"the model's chat template refuses the messages: {said['error'][12:]}")
-    raise InvalidFileError(f"the model's chat template fails: {said['error']}; build the prompt yourself (generate)")
+        refusal = f"the model's chat template refuses the messages: {said['error'][12:]}"
+        raise UsageError(refusal, public=refusal)
+    failure = f"the model's chat template fails: {said['error']}"
+    raise InvalidFileError(f"{failure}; build the prompt yourself (generate)", public=failure)
 
 
 def conversation(messages: Messages | str) -> Messages:

@@ -195,7 +195,7 @@ class IsolatedRuntime:
             except (EOFError, OSError, ValueError) as error:
                 raise self._died(method) from error
         if "error" in message:
-            raise _error(str(message["error"]), str(message["message"]))
+            raise _error(str(message["error"]), str(message["message"]), message.get("public"))
         return message, array
 
     def _died(self, method: str) -> EdgekitError:
@@ -221,9 +221,9 @@ def _how(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def _error(name: str, message: str) -> EdgekitError:
+def _error(name: str, message: str, public: str | None = None) -> EdgekitError:
     """The child's error, as the class that it was."""
     kind: Any = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, EdgekitError):
-        return kind(message)
+        return kind(message, public=public)
     return PluginError(f"{name}: {message}")

@@ -177,11 +177,12 @@ class LlamaCppRuntime(TextRuntime):
         """
         loaded = self._model()
         if not loaded.has_vocabulary:
-            raise UsageError(f"{self.artifact.path}: it has no tokenizer; continue token ids with `tokens` instead")
+            raise self.lacks_tokenizer()
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
-            raise UsageError(f"the text is no Unicode text: {error.reason} at character {error.start}") from error
+            message = f"the text is no Unicode text: {error.reason} at character {error.start}"
+            raise UsageError(message, public=message) from error
         add = not (special and self._special("bos") and text.startswith(self._special("bos")))
         ids = self._cut(loaded, data, add, special)
         ends = add and self._llama.llama_vocab_get_add_eos(loaded.vocab) and len(ids) > 1
