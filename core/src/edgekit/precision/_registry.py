@@ -55,14 +55,29 @@ def find(name: object) -> Precision:
     """The precision of that name; see `Precision.parse`."""
     if not isinstance(name, str):
         raise UnknownPrecisionError(f"a precision is a Precision or its name, such as 'ggml:Q4_K'; not {name!r:.80}")
-    spec = Spec.parse(name)
-    found = _built_in(spec) + [p for p in _REGISTERED.values() if name == p.name or name == p.name.partition(":")[2]]
+    found = _called(name) or _called_in_another_case(name)
     if len(found) == 1:
         return found[0]
     if found:
         names = ", ".join(p.name for p in found)
         raise UnknownPrecisionError(f"precision {name!r} is ambiguous: say which of {names}")
-    raise UnknownPrecisionError(_unknown(name, spec))
+    raise UnknownPrecisionError(_unknown(name, Spec.parse(name)))
+
+
+def _called(name: str) -> list[Precision]:
+    """The precisions that have exactly that name, full or bare."""
+    own = [p for p in _REGISTERED.values() if name == p.name or name == p.name.partition(":")[2]]
+    return _built_in(Spec.parse(name)) + own
+
+
+def _called_in_another_case(name: str) -> list[Precision]:
+    """Of ``q4_k`` or ``GGML:Q4_K``: the precisions whose name differs in upper and lower case only."""
+    lower = name.lower()
+    convention, colon, kind = lower.rpartition(":")
+    spellings = (lower, f"{convention}{colon}{kind.upper()}")
+    found = {p.name: p for spelling in spellings for p in _called(spelling)}
+    found |= {p.name: p for p in catalogue() if lower in (p.name.lower(), p.name.lower().partition(":")[2])}
+    return list(found.values())
 
 
 def _built_in(spec: Spec | None) -> list[Precision]:
