@@ -16,14 +16,12 @@ import numpy as np
 from case import Case
 
 import edgekit
+from edgekit.precision.ggml import BLOCKS
 
 Array = np.ndarray
 #: What gguf-py encodes; it decodes all of them.
 GGUF_PY_ENCODES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4")
-GGML_IDS = {
-    "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14,
-    "IQ4_NL": 20, "IQ4_XS": 23, "TQ1_0": 34, "TQ2_0": 35, "MXFP4": 39, "NVFP4": 40, "Q1_0": 41, "Q2_0": 42,
-}  # fmt: skip
+GGML_IDS = {kind: block_type.id for kind, block_type in BLOCKS.items()}
 FIRST = ("Q8_0", "Q4_0", "Q4_K", "Q6_K")
 #: What an importance matrix changes.
 WEIGHTED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")

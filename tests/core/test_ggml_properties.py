@@ -80,7 +80,7 @@ def test_the_bound_is_reached(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_shapes_and_dtypes(kind):
-    _, block, size, *_ = BLOCKS[kind]
+    block, size = BLOCKS[kind].block, BLOCKS[kind].size
     assert (ggml.TYPES[kind].SIZE, ggml.TYPES[kind].LAYOUT.itemsize) == (block, size)
     for n_rows, blocks in ((1, 1), (3, 2)):
         x = np.random.default_rng(2).standard_normal((n_rows, blocks * block)).astype(np.float32)

@@ -1,5 +1,8 @@
 """Tensors through an executor: the next ones are under way while one is written, and never too many."""
 
+import json
+import subprocess
+import sys
 from concurrent.futures import Executor, Future
 
 import numpy as np
@@ -90,3 +93,50 @@ def test_after_a_failure_nothing_more_is_encoded(encoder):
     with pytest.raises(NonFiniteError, match="bad holds nan at row 2, column 5"):
         list(tensors)
     assert len(cancelled) == 10
+
+
+@pytest.mark.parametrize("cores", [1, 2, 16, 17, 64, 1000, 1 << 30])
+def test_what_is_under_way_does_not_grow_with_the_number_of_cores(cores):
+    chunk, ahead = _stream.limits(cores)
+    assert 1 <= chunk <= 1 << 19
+    assert chunk <= ahead <= 1 << 24
+    assert ahead // chunk >= min(2 * cores, 1 << 24)  # every core has one chunk, and one that waits for it
+
+
+MEASURE = """
+import json, os, sys, tracemalloc
+os.cpu_count = lambda: int(sys.argv[1])
+import numpy as np
+import edgekit
+from edgekit.recipe import Assignment, Slot
+from edgekit.pipeline import stream
+from edgekit.precision import Precision
+from edgekit.tensor import Tensor
+from concurrent.futures import ThreadPoolExecutor
+
+precision, row = Precision.parse(sys.argv[2]), np.ones((1, 4096), np.float32)
+
+class Lazy(Tensor):  # every read is a new array, as from a file
+    def read_rows(self, start, stop):
+        return np.repeat(row, stop - start, 0)
+
+def pair(i):
+    tensor = Lazy.of(f"t{i}", np.broadcast_to(row, (8192, 4096)))
+    return Slot(tensor.name, "t", tensor, precision), Assignment(tensor.name, "t", tensor.shape, precision, "")
+
+with ThreadPoolExecutor(os.cpu_count()) as pool:
+    tracemalloc.start()
+    for done in stream.Encoder(pool, "reference", {}, False).encoded(map(pair, range(4))):
+        size = done.nbytes
+    print(json.dumps([tracemalloc.get_traced_memory()[1], size]))
+"""
+
+
+@pytest.mark.parametrize("cores", ["2", "64"])
+def test_memory_of_a_conversion_on_any_number_of_cores(cores):
+    """Four tensors of 134 MB: what is read and not yet encoded, one encoded tensor, and the next that it becomes."""
+    told = subprocess.run(
+        [sys.executable, "-c", MEASURE, cores, "ggml:Q8_0"], capture_output=True, text=True, check=True
+    )
+    peak, encoded = json.loads(told.stdout)
+    assert peak < 2 * encoded + (64 << 20) + 24e6

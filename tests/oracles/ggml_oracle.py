@@ -9,30 +9,15 @@ import importlib.util
 from importlib.metadata import version
 from pathlib import Path
 
+import gguf
 import numpy as np
+
+from edgekit.reference import ggml
 
 #: The version that the claims hold for, and ggml's number of each type.
 PROVED = "0.3.36"
-IDS = {
-    "Q4_0": 2,
-    "Q4_1": 3,
-    "Q5_0": 6,
-    "Q5_1": 7,
-    "Q8_0": 8,
-    "Q2_K": 10,
-    "Q3_K": 11,
-    "Q4_K": 12,
-    "Q5_K": 13,
-    "Q6_K": 14,
-    "IQ4_NL": 20,
-    "IQ4_XS": 23,
-    "TQ1_0": 34,
-    "TQ2_0": 35,
-    "MXFP4": 39,
-    "NVFP4": 40,
-    "Q1_0": 41,
-    "Q2_0": 42,
-}
+# Q2_0 is newer than the gguf package; its number is ggml.h's.
+IDS = {kind.name: kind.value for kind in gguf.GGMLQuantizationType if kind.name in ggml.TYPES} | {"Q2_0": 42}
 
 
 class _Traits(ctypes.Structure):

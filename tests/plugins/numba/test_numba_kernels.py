@@ -107,7 +107,7 @@ def test_any_finite_bits(kind):
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_sources_of_16_bits_are_widened(kind, dtype, monkeypatch):
-    monkeypatch.setattr(encoders, "_PIECE", 8192)
+    monkeypatch.setattr(encoders, "PIECE", 8192)
     rng, precision = np.random.default_rng(9), Precision.parse(f"ggml:{kind}")
     x = (rng.standard_normal((37, 768)) * 10.0 ** rng.integers(-7, 2, (37, 1))).astype(dtype)
     x[3, 5] = np.inf

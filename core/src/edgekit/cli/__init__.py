@@ -54,9 +54,9 @@ class _Verbs(click.Group):
 
 
 def _plugin_commands() -> list[str]:
-    from edgekit.plugin.registry import manager
+    from edgekit.plugin.registry import BUILT_IN, manager
 
-    return sorted({r.name for r in manager().all("commands")})
+    return sorted({r.name for r in manager().all("commands") if r.distribution != BUILT_IN})
 
 
 @click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

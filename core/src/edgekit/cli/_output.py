@@ -103,10 +103,11 @@ def _plain_progress(title: str) -> Callable[[int, int, str], None]:
     return report
 
 
-def print_notes(title: str, notes: Mapping[str, str]) -> None:
-    """What is of note in a conversion, as one line on stderr."""
-    if notes:
-        click.echo(f"{title}: {summary_line(notes)}", err=True)
+def print_notes(title: str, notes: Mapping[str, str], others: Sequence[str] = ()) -> None:
+    """What is of note in a conversion, as one line on stderr; `others` are sentences that the manifest has not."""
+    line = "; ".join(filter(None, [summary_line(notes), *others]))
+    if line:
+        click.echo(f"{title}: {line}", err=True)
 
 
 def read_text(file: str) -> str:

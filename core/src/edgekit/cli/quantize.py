@@ -11,6 +11,7 @@ import numpy.typing as npt
 from edgekit.artifact import Artifact
 from edgekit.cli._output import json_option, print_json, print_notes, progress, size
 from edgekit.errors import UsageError
+from edgekit.files.guard import refuse_harm
 from edgekit.pipeline.conversion import Nonfinite, find_format, open_source, quantize
 from edgekit.recipe import Recipe
 
@@ -44,6 +45,7 @@ from edgekit.recipe import Recipe
 @click.option(
     "--allow-unquantized", is_flag=True, help="Write the model even if less than half of its weights get quantized."
 )
+@click.option("--force", is_flag=True, help="Replace a target that edgekit did not write.")
 @json_option
 def command(
     source: str,
@@ -56,11 +58,14 @@ def command(
     exact_importance: bool,
     nonfinite: Nonfinite,
     allow_unquantized: bool,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Quantize SOURCE with RECIPE: a recipe such as Q4_K_M (`edgekit recipes` lists them), a precision such as
     affine:int4-sym-g32 (`edgekit precisions`), or a TOML file with rules of your own."""  # noqa: D205, D209
     artifact = open_source(source, find_format(format_, Path(to)))
+    if imatrix:
+        refuse_harm(Path(to), [Path(imatrix)])
     importance = _importance(imatrix, artifact)
     with progress(recipe) as report:
         written = quantize(
@@ -74,6 +79,7 @@ def command(
             nonfinite=nonfinite,
             allow_unquantized=allow_unquantized,
             progress=report,
+            overwrite=force,
         )
     print_notes(recipe, written.notes)
     show_written(artifact, written, as_json)

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import logging
 import os
+import stat
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -24,6 +25,7 @@ from edgekit.encoding.codecs import choose
 from edgekit.encoding.importance import Filled, fill_importance
 from edgekit.encoding.refusals import refuse_nonfinite
 from edgekit.errors import (
+    EdgekitError,
     InvalidFileError,
     MissingFileError,
     MissingPluginError,
@@ -33,6 +35,9 @@ from edgekit.errors import (
 )
 from edgekit.files.atomic import writing
 from edgekit.files.digests import Digests
+from edgekit.files.guard import Stamp, working
+from edgekit.files.memory import enough_memory
+from edgekit.files.reader import refuse_special
 from edgekit.manifest import Manifest
 from edgekit.pipeline.notes import conversion_notes, refuse_unquantized, summary_line
 from edgekit.pipeline.recipes import AnyRecipe, find_recipe
@@ -43,6 +48,8 @@ from edgekit.recipe import own_precision as own_precision
 from edgekit.reference import reference
 from edgekit.tensor import EncodedTensor
 
+#: How often a model is opened anew that is replaced while it is opened.
+_REOPENINGS = 8
 Nonfinite = Literal["refuse", "keep"]
 #: Called with the number of tensors done, of all tensors, and the name of the one that comes next.
 Progress = Callable[[int, int, str], None]
@@ -55,15 +62,39 @@ def open_artifact(path: str | os.PathLike[str]) -> Artifact:
     Raises:
         MissingFileError: nothing is there, or nothing that may be read.
         MissingPluginError: the format is known, but its plugin is not installed.
-        InvalidFileError: no format recognises it, or it is truncated, corrupt or hostile.
+        InvalidFileError: no format recognises it, it is truncated, corrupt or hostile, or a pipe or a device.
+        MemoryShortageError: there is no room for what it says of itself.
     """
     where = Path(path)
+    for _ in range(_REOPENINGS):
+        before = Stamp.of(where)
+        try:
+            artifact = _open(where)
+        except EdgekitError:
+            if Stamp.of(where) == before:
+                raise
+        else:
+            if Stamp.of(where) == before:
+                return artifact
+    return _open(where)
+
+
+def _open(where: Path) -> Artifact:
     try:
-        where.stat()
+        found = where.stat()
     except FileNotFoundError as error:
         raise MissingFileError(f"{where}: no such file or directory") from error
     except OSError as error:
         raise MissingFileError(f"{where}: cannot be read ({error.strerror}); check its permissions") from error
+    except ValueError as error:  # half of a surrogate pair, or a zero byte
+        raise MissingFileError(f"{str(where)!r:.200}: no file can be named so; check the name") from error
+    if not stat.S_ISDIR(found.st_mode):
+        refuse_special(where, found.st_mode)
+    with enough_memory(f"{where}: opening it", found.st_size):
+        return _recognised(where)
+
+
+def _recognised(where: Path) -> Artifact:
     for registration in manager().all("formats"):
         candidate: Format = manager().load("formats", registration.name)
         if candidate.matches(where):
@@ -136,6 +167,8 @@ def quantize(
     allow_unquantized: bool = False,
     executor: Executor | None = None,
     progress: Progress | None = None,
+    overwrite: bool = False,
+    notes: list[str] | None = None,
 ) -> Artifact:
     """Quantize a model and write it, streaming: peak memory follows the largest tensor, not the model.
 
@@ -157,6 +190,8 @@ def quantize(
         executor: encodes the row chunks; None takes a thread for each core. The bytes are the same. This thread
             reads and writes meanwhile.
         progress: called before each tensor.
+        overwrite: replace a target that edgekit did not write; one that it wrote is replaced in any case.
+        notes: what the user should be told about the run is appended to it, a sentence each.
 
     Returns:
         The artifact that was written, opened. Its ``notes`` say what is of note: what fell back, was quantized
@@ -165,17 +200,20 @@ def quantize(
     Raises:
         UsageError: the plan does not fit the target, or quantizes less than half of the weights.
         NonFiniteError, ScaleOverflowError, UnsupportedModelError, InvalidFileError: about the source.
+        ChangedSourceError: the source was changed while it was read.
+        UsageError: the target is, holds or lies inside the source, or is something that edgekit did not write.
         ResourceError, LockedError: about the target. In every case nothing half-written is left behind.
     """
     target = Path(to)
     chosen_format = find_format(format, target)
     chosen = find_recipe(recipe, chosen_format.name, target)
     artifact = source if isinstance(source, Artifact) else open_source(source, chosen_format)
-    _refuse_overwriting(artifact, target)
     with ExitStack() as stack:
+        work = stack.enter_context(working(target, artifact.reads, overwrite, notes))
         filled = Filled(dict(importance or {}), {}, ()) if exact_importance else fill_importance(importance or {})
         known = {"importance": _importance_digest(filled.importance)} if importance else {}
         sources = stack.enter_context(closing(Digests(artifact.files, known)))
+        work.hashes = sources
         layout = chosen_format.layout(artifact)
         plan = make_plan(chosen, layout, importance is not None, backend)
         if not allow_unquantized:
@@ -184,10 +222,13 @@ def quantize(
             plan = _keep_nonfinite(plan, layout)
         pool = executor or stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
         encoder = Encoder(pool, backend, filled.importance, nonfinite == "keep", f"{artifact.path}: tensor ")
-        notes = conversion_notes(chosen_format, layout, plan, filled if importance else None)
-        writer = chosen_format.writer(target, layout, plan, make_manifest(sources, plan, encoder, notes))
+        found = conversion_notes(chosen_format, layout, plan, target, filled if importance else None)
+        manifest = make_manifest(sources, plan, encoder, chosen_format.name, found)
+        writer = chosen_format.writer(target, layout, plan, manifest)
+        for kind in found.keys() - {"replaced"}:  # which the guard has noted
+            work.note(found[kind])
         _write(writer, layout, plan, encoder, progress)
-    _LOG.info("%s: %s", target, summary_line(notes))
+    _LOG.info("%s: %s", target, summary_line(found))
     return chosen_format.open(target)
 
 
@@ -217,6 +258,8 @@ def convert(
     format: str | None = None,
     dtype: str | None = None,
     progress: Progress | None = None,
+    overwrite: bool = False,
+    notes: list[str] | None = None,
 ) -> Artifact:
     """Write a model in another format without quantizing it.
 
@@ -227,20 +270,23 @@ def convert(
         dtype: ``F32``, ``F16`` or ``BF16`` for the weight matrices; None keeps every tensor's own precision
             where the target can hold it (encoded tensors carry their blocks over unchanged), else F32.
         progress: called before each tensor.
+        overwrite: as for `quantize`.
+        notes: as for `quantize`.
 
     Raises:
         As `quantize`.
     """
     recipe: Recipe = AsIs() if dtype is None else find_recipe(dtype, find_format(format, Path(to)).name)
-    return quantize(source, recipe, to=to, format=format, allow_unquantized=True, progress=progress)
-
-
-def _refuse_overwriting(artifact: Artifact, target: Path) -> None:
-    with writing(target):
-        sources = {path.resolve() for path in (artifact.path, *artifact.files)}
-        same = target.exists() and target.resolve() in sources
-    if same:
-        raise UsageError(f"{target}: the target is the source; choose another path")
+    return quantize(
+        source,
+        recipe,
+        to=to,
+        format=format,
+        allow_unquantized=True,
+        progress=progress,
+        overwrite=overwrite,
+        notes=notes,
+    )
 
 
 def _write(writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None) -> None:
@@ -285,14 +331,16 @@ def _kept(slot: Slot, assignment: Assignment) -> Assignment:
 
 
 def make_manifest(
-    sources: Mapping[str, str], plan: Plan, encoder: Encoder, notes: Mapping[str, str] | None = None
+    sources: Mapping[str, str], plan: Plan, encoder: Encoder, format_name: str, notes: Mapping[str, str] | None = None
 ) -> Manifest:
     """What to record about an artifact before it is written."""
     tensors = {
         a.name: {"precision": a.precision.name, "reason": a.reason, "backend": encoder.name_for(a.precision)}
         for a in plan
     }
-    used = {t["backend"] for t in tensors.values()}
+    used = {t["backend"] for t in tensors.values()} | {
+        r.plugin for r in manager().all("formats") if r.name == format_name
+    }
     versions = {p.distribution: p.version for p in manager().plugins if p.name in used or p.name == "core"}
     return Manifest(
         sources=sources,

@@ -15,12 +15,15 @@ were added to fill the embedding, readers other than edgekit that the target has
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from edgekit.artifact import Artifact, Format, Layout
 from edgekit.encoding.importance import Filled
 from edgekit.errors import EdgekitError, UsageError, option
+from edgekit.files.problems import writing
 from edgekit.plugin.registry import manager
 from edgekit.recipe import Assignment, Plan, Slot, quantized
 from edgekit.tensor import EncodedTensor
@@ -37,8 +40,16 @@ def summary_line(notes: Mapping[str, str]) -> str:
     return "; ".join(notes[kind] for kind in kinds)
 
 
-def conversion_notes(chosen: Format, layout: Layout, plan: Plan, filled: Filled | None = None) -> dict[str, str]:
-    """What is of note in a plan, before it is carried out; `filled` is the importance matrix that it is done with."""
+def conversion_notes(
+    chosen: Format, layout: Layout, plan: Plan, target: Path, filled: Filled | None = None
+) -> dict[str, str]:
+    """What is of note in a plan, before it is carried out.
+
+    Args:
+        chosen, layout, plan: what is to be written.
+        target: where.
+        filled: the importance matrix that it is done with.
+    """
     pairs = list(zip(layout.slots, plan, strict=True))
     own = getattr(chosen, "notes", None)
     found = {
@@ -47,6 +58,7 @@ def conversion_notes(chosen: Format, layout: Layout, plan: Plan, filled: Filled 
         "requantized": _requantized(pairs),
         "importance": _importance(plan, filled) if filled else "",
         "no_tokenizer": "" if layout.model is None else without_tokenizer(layout.source),
+        "replaced": replaced(target),
         **layout.notes,
         **(own(layout, plan) if own else {}),
     }
@@ -60,6 +72,13 @@ def without_tokenizer(artifact: Artifact) -> str:
     except EdgekitError:
         return ""
     return "" if found is not None else "the model has no tokenizer, so it takes token ids only"
+
+
+def replaced(target: Path) -> str:
+    """That something stands at the target; empty where nothing does."""
+    with writing(target):
+        there = any(target.iterdir()) if target.is_dir() else os.path.lexists(target)
+    return "what was at the target before is replaced" if there else ""
 
 
 def _precisions(plan: Plan) -> str:

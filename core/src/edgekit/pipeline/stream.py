@@ -24,10 +24,22 @@ from edgekit.recipe import Assignment, Slot
 from edgekit.reference import Parts, reference
 from edgekit.tensor import AnyTensor, EncodedTensor, QuantizedTensor, widen
 
-#: Elements encoded at once: 2 MiB of float32, so that memory follows the tensor's encoded size, not its own.
-CHUNK = 1 << 19
-#: Elements under way: two chunks for each core, so that none waits while a tensor is being written.
-AHEAD = 2 * (os.cpu_count() or 1) * CHUNK
+#: Elements of a chunk on up to 16 cores: 2 MiB of float32. Memory follows the tensor's encoded size, not its own.
+_LARGEST_CHUNK = 1 << 19
+#: Elements under way on any number of cores: 64 MiB of float32.
+_MOST_AHEAD = 1 << 24
+
+
+def limits(cores: int) -> tuple[int, int]:
+    """Elements of a chunk, and elements under way: two chunks for each core, so that none waits for the writer.
+
+    On more than 16 cores the chunks are smaller, so that memory does not grow with the number of cores.
+    """
+    chunk = min(_LARGEST_CHUNK, max(1, _MOST_AHEAD // (2 * cores)))
+    return chunk, min(2 * cores * chunk, _MOST_AHEAD)
+
+
+CHUNK, AHEAD = limits(os.cpu_count() or 1)
 
 
 @attrs.frozen

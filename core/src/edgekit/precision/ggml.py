@@ -1,4 +1,4 @@
-"""ggml's block types, by the names and sizes of ``ggml.h``.
+"""ggml's block types, by the names, numbers and sizes of ``ggml.h``: the one table that core and plugins read.
 
 Source: ggml 0.25.3 ``ggml-common.h`` (block structs); sizes checked against gguf-py's `GGML_QUANT_SIZES`.
 """
@@ -8,30 +8,78 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 
+import attrs
+
 from edgekit.precision._record import Precision, Spec
 
 CONVENTION = "ggml"
 
-#: name -> (bits of a code, elements in a block, bytes of a block, symmetric, stored type of the scale)
-BLOCKS: dict[str, tuple[int, int, int, bool, str]] = {
-    "Q4_0": (4, 32, 18, True, "float16"),
-    "Q4_1": (4, 32, 20, False, "float16"),
-    "Q5_0": (5, 32, 22, True, "float16"),
-    "Q5_1": (5, 32, 24, False, "float16"),
-    "Q8_0": (8, 32, 34, True, "float16"),
-    "Q2_K": (2, 256, 84, False, "float16"),
-    "Q3_K": (3, 256, 110, True, "float16"),
-    "Q4_K": (4, 256, 144, False, "float16"),
-    "Q5_K": (5, 256, 176, False, "float16"),
-    "Q6_K": (6, 256, 210, True, "float16"),
-    "IQ4_NL": (4, 32, 18, True, "float16"),
-    "IQ4_XS": (4, 256, 136, True, "float16"),
-    "TQ1_0": (2, 256, 54, True, "float16"),
-    "TQ2_0": (2, 256, 66, True, "float16"),
-    "MXFP4": (4, 32, 17, True, "float8_e8m0fnu"),
-    "NVFP4": (4, 64, 36, True, "float8_e4m3fn"),
-    "Q1_0": (1, 128, 18, True, "float16"),
-    "Q2_0": (2, 64, 18, True, "float16"),
+
+@attrs.frozen
+class GgmlType:
+    """One of ggml's block types.
+
+    Attributes:
+        id: its number (enum ggml_type), as GGUF files store it.
+        bits: width of a code, rounded up.
+        block: elements in a block.
+        size: bytes of a block.
+        symmetric: whether there is no minimum beside the scale.
+        scale_dtype: stored type of the outermost scale.
+    """
+
+    id: int
+    bits: int
+    block: int
+    size: int
+    symmetric: bool
+    scale_dtype: str = "float16"
+
+    def precision(self, kind: str) -> Precision:
+        """The record of the precision ``ggml:<kind>``."""
+        return Precision(
+            CONVENTION,
+            kind,
+            bits=self.bits,
+            granularity="group",
+            block=self.block,
+            symmetric=self.symmetric,
+            scale_dtype=self.scale_dtype,
+            bits_per_weight=Fraction(8 * self.size, self.block),
+            name=f"{CONVENTION}:{kind}",
+        )
+
+
+#: What `edgekit.reference.ggml` encodes and decodes, by ggml's names.
+BLOCKS: dict[str, GgmlType] = {
+    "Q4_0": GgmlType(2, 4, 32, 18, True),
+    "Q4_1": GgmlType(3, 4, 32, 20, False),
+    "Q5_0": GgmlType(6, 5, 32, 22, True),
+    "Q5_1": GgmlType(7, 5, 32, 24, False),
+    "Q8_0": GgmlType(8, 8, 32, 34, True),
+    "Q2_K": GgmlType(10, 2, 256, 84, False),
+    "Q3_K": GgmlType(11, 3, 256, 110, True),
+    "Q4_K": GgmlType(12, 4, 256, 144, False),
+    "Q5_K": GgmlType(13, 5, 256, 176, False),
+    "Q6_K": GgmlType(14, 6, 256, 210, True),
+    "IQ4_NL": GgmlType(20, 4, 32, 18, True),
+    "IQ4_XS": GgmlType(23, 4, 256, 136, True),
+    "TQ1_0": GgmlType(34, 2, 256, 54, True),
+    "TQ2_0": GgmlType(35, 2, 256, 66, True),
+    "MXFP4": GgmlType(39, 4, 32, 17, True, "float8_e8m0fnu"),
+    "NVFP4": GgmlType(40, 4, 64, 36, True, "float8_e4m3fn"),
+    "Q1_0": GgmlType(41, 1, 128, 18, True),
+    "Q2_0": GgmlType(42, 2, 64, 18, True),
+}
+#: The grid formats, which plugins decode with tables that other libraries keep; the core has no reference of them.
+GRIDS: dict[str, GgmlType] = {
+    "IQ3_S": GgmlType(21, 3, 256, 110, True),
+    "IQ3_XXS": GgmlType(18, 3, 256, 98, True),
+    "IQ2_S": GgmlType(22, 2, 256, 82, True),
+    "IQ2_XS": GgmlType(17, 2, 256, 74, True),
+    "IQ2_XXS": GgmlType(16, 2, 256, 66, True),
+    "IQ1_M": GgmlType(29, 2, 256, 56, True),
+    "IQ1_S": GgmlType(19, 2, 256, 50, True),
 }
 
 
@@ -39,23 +87,10 @@ def resolve(spec: Spec) -> Precision | None:
     """``ggml:<TYPE>``: the name says everything."""
     if spec.kind not in BLOCKS or spec != Spec(spec.convention, spec.kind):
         return None
-    bits, block, size, symmetric, scale_dtype = BLOCKS[spec.kind]
-    return Precision(
-        CONVENTION,
-        spec.kind,
-        bits=bits,
-        granularity="group",
-        block=block,
-        symmetric=symmetric,
-        scale_dtype=scale_dtype,
-        bits_per_weight=Fraction(8 * size, block),
-        name=f"{CONVENTION}:{spec.kind}",
-    )
+    return BLOCKS[spec.kind].precision(spec.kind)
 
 
 def catalogue() -> Iterator[Precision]:
     """Every block type that the core encodes."""
-    for kind in BLOCKS:
-        precision = resolve(Spec(CONVENTION, kind))
-        assert precision is not None
-        yield precision
+    for kind, block_type in BLOCKS.items():
+        yield block_type.precision(kind)

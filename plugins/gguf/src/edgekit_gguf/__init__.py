@@ -6,6 +6,7 @@ This module is light: it names what the plugin brings, and imports none of it.
 from __future__ import annotations
 
 from edgekit.plugin.hookspecs import Register, hookimpl
+from edgekit.precision.ggml import GRIDS
 
 edgekit_api = (1, 0)
 
@@ -14,8 +15,6 @@ RECIPES = (
     "F32", "BF16", "F16", "Q8_0", "Q6_K", "Q5_1", "Q5_K_M", "Q5_K_S", "Q5_0", "Q4_1", "Q4_K_M", "Q4_K_S", "IQ4_NL",
     "Q4_0", "IQ4_XS", "MXFP4_MOE", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "Q2_K_S", "Q2_0", "TQ2_0", "TQ1_0", "Q1_0",
 )  # fmt: skip
-#: Block types that are read and decoded, never written anew; each is an attribute of `edgekit_gguf.iq`.
-DECODE_ONLY = ("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")
 
 
 @hookimpl
@@ -34,7 +33,7 @@ def edgekit_register_recipes(register: Register) -> None:
 @hookimpl
 def edgekit_register_precisions(register: Register) -> None:
     """The grid formats, which gguf-py's tables decode."""
-    for kind in DECODE_ONLY:
+    for kind in GRIDS:
         register(f"ggml:{kind}", f"edgekit_gguf.iq:{kind}")
 
 

@@ -8,7 +8,6 @@ in ggml's order. Source: ``ggml-quants.c`` (dequantize_row_iq*), ggml 0.25.3; gg
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any, ClassVar, NoReturn
 
 import attrs
@@ -18,26 +17,7 @@ import numpy.typing as npt
 from edgekit import precision as precisions
 from edgekit import reference as references
 from edgekit.errors import UsageError
-from edgekit.precision import Precision
-from edgekit_gguf.types import BY_NAME
-
-#: Bits of a weight's code, rounded up.
-_BITS = {"IQ1_S": 2, "IQ1_M": 2, "IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 2, "IQ3_XXS": 3, "IQ3_S": 3}
-
-
-def _record(kind: str) -> Precision:
-    block_type = BY_NAME[kind]
-    return Precision(
-        "ggml",
-        kind,
-        bits=_BITS[kind],
-        granularity="group",
-        block=block_type.block,
-        symmetric=True,
-        scale_dtype="float16",
-        bits_per_weight=Fraction(8 * block_type.size, block_type.block),
-        name=f"ggml:{kind}",
-    )
+from edgekit.precision import Precision, ggml
 
 
 @attrs.frozen
@@ -80,18 +60,19 @@ class GridFormat:
         raise UsageError(f"{self.precision.name} has no encoder here, so there is no error to bound")
 
 
-IQ1_S = GridFormat(_record("IQ1_S"))
-IQ1_M = GridFormat(_record("IQ1_M"))
-IQ2_XXS = GridFormat(_record("IQ2_XXS"))
-IQ2_XS = GridFormat(_record("IQ2_XS"))
-IQ2_S = GridFormat(_record("IQ2_S"))
-IQ3_XXS = GridFormat(_record("IQ3_XXS"))
-IQ3_S = GridFormat(_record("IQ3_S"))
+_FORMATS = {kind: GridFormat(grid.precision(kind)) for kind, grid in ggml.GRIDS.items()}
+
+
+def __getattr__(kind: str) -> GridFormat:
+    """The reference implementation of each of ggml's grid formats, by its name."""
+    if kind in _FORMATS:
+        return _FORMATS[kind]
+    raise AttributeError(f"module {__name__!r} has no attribute {kind!r}; it has {', '.join(_FORMATS)}")
 
 
 def known(kind: str) -> Precision:
     """The precision of that kind, made known to `Precision.parse` and to decoding."""
-    implementation: GridFormat = globals()[kind]
+    implementation = _FORMATS[kind]
     precisions.register(implementation.precision)
     references.register(implementation.precision, implementation)
     return implementation.precision

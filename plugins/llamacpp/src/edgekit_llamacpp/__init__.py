@@ -8,14 +8,12 @@ from __future__ import annotations
 import importlib.util
 
 from edgekit.plugin.hookspecs import Register, hookimpl
+from edgekit.precision.ggml import BLOCKS, GRIDS
 
 edgekit_api = (1, 0)
 
 #: Every block type that ggml encodes; each is an attribute of `edgekit_llamacpp.native`.
-KINDS = (
-    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "TQ1_0",
-    "TQ2_0", "MXFP4", "NVFP4", "Q1_0", "Q2_0", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
-)  # fmt: skip
+KINDS = tuple(BLOCKS | GRIDS)
 
 
 #: Largest difference of a logit from edgekit's own forward pass, in standard deviations of the logits, that the runtime

@@ -36,22 +36,18 @@ from edgekit.errors import (
     ShapeError,
     UsageError,
 )
-from edgekit.precision import Precision
+from edgekit.precision import Precision, ggml
 from edgekit.reference import reference
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
 #: ggml's number of each type (enum ggml_type).
-IDS = {
-    "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13,
-    "Q6_K": 14, "IQ2_XXS": 16, "IQ2_XS": 17, "IQ3_XXS": 18, "IQ1_S": 19, "IQ4_NL": 20, "IQ3_S": 21, "IQ2_S": 22,
-    "IQ4_XS": 23, "IQ1_M": 29, "TQ1_0": 34, "TQ2_0": 35, "MXFP4": 39, "NVFP4": 40, "Q1_0": 41, "Q2_0": 42,
-}  # fmt: skip
+IDS = {kind: block_type.id for kind, block_type in (ggml.BLOCKS | ggml.GRIDS).items()}
 #: Types that abort the process without an importance matrix.
 NEED_IMPORTANCE = frozenset({"IQ2_XXS", "IQ2_XS", "IQ1_S"})
 #: Types that search a grid, and abort the process when they find no point on it.
-GRIDS = frozenset({"IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"})
+GRIDS = frozenset(ggml.GRIDS)
 #: Largest magnitude that those are given: fourth powers of it, summed over a row, stay finite in float32.
 GRID_LIMIT = 1e8
 #: Rows that the first use of a type encodes twice.
@@ -248,28 +244,11 @@ def _library_folder() -> Path:
     return Path(spec.origin).parent / "lib"
 
 
-Q4_0 = NativeQuantizer("Q4_0")
-Q4_1 = NativeQuantizer("Q4_1")
-Q5_0 = NativeQuantizer("Q5_0")
-Q5_1 = NativeQuantizer("Q5_1")
-Q8_0 = NativeQuantizer("Q8_0")
-Q2_K = NativeQuantizer("Q2_K")
-Q3_K = NativeQuantizer("Q3_K")
-Q4_K = NativeQuantizer("Q4_K")
-Q5_K = NativeQuantizer("Q5_K")
-Q6_K = NativeQuantizer("Q6_K")
-IQ4_NL = NativeQuantizer("IQ4_NL")
-IQ4_XS = NativeQuantizer("IQ4_XS")
-TQ1_0 = NativeQuantizer("TQ1_0")
-TQ2_0 = NativeQuantizer("TQ2_0")
-MXFP4 = NativeQuantizer("MXFP4")
-NVFP4 = NativeQuantizer("NVFP4")
-Q1_0 = NativeQuantizer("Q1_0")
-Q2_0 = NativeQuantizer("Q2_0")
-IQ3_S = NativeQuantizer("IQ3_S")
-IQ3_XXS = NativeQuantizer("IQ3_XXS")
-IQ2_S = NativeQuantizer("IQ2_S")
-IQ2_XS = NativeQuantizer("IQ2_XS")
-IQ2_XXS = NativeQuantizer("IQ2_XXS")
-IQ1_M = NativeQuantizer("IQ1_M")
-IQ1_S = NativeQuantizer("IQ1_S")
+_QUANTIZERS = {kind: NativeQuantizer(kind) for kind in IDS}
+
+
+def __getattr__(kind: str) -> NativeQuantizer:
+    """Ggml's encoder of each block type, by its name."""
+    if kind in _QUANTIZERS:
+        return _QUANTIZERS[kind]
+    raise AttributeError(f"module {__name__!r} has no attribute {kind!r}; it has {', '.join(_QUANTIZERS)}")

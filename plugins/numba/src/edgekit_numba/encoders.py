@@ -33,7 +33,9 @@ Narrow = npt.NDArray[Any]
 U8 = npt.NDArray[np.uint8]
 
 #: Elements that are widened together, of whole groups of blocks: 256 KiB of float32, which stay in the L2 cache.
-_PIECE = 1 << 16
+PIECE = 1 << 16
+#: Elements that all threads together have widened at a time: 16 MiB of float32, on any number of cores.
+WIDENED = 1 << 22
 #: Elements encoded by one thread at a time; `edgekit.quantize` hands in no more, and has threads of its own.
 PART = 1 << 21
 _PROVED = ("x86_64", "amd64")
@@ -103,20 +105,14 @@ class Encoder:
             return None
         per_row = len(importance) // TYPES[self.kind].SIZE
         copies = -(-(per_row + processor().lanes) // per_row)
-        power = row_power(as_float32(x)) if TYPES[self.kind].IMPORTANCE == "row" else np.zeros(len(x), np.float32)
+        by_row = TYPES[self.kind].IMPORTANCE == "row"
+        power = np.concatenate([row_power(own) for _, own in pieces(x)]) if by_row else np.zeros(len(x), np.float32)
         return _Weights(np.tile(importance, copies), np.repeat(power, per_row), per_row)
 
     def _run(self, x: Narrow, out: U8, flags: U8, weights: _Weights | None, first: int) -> None:
         """Encode blocks [blocks, n] of any type."""
-        if x.dtype == np.float32:
-            self._run_float32(x, out, flags, weights, first)
-            return
-        step = max(1, _PIECE // x.shape[1] // processor().lanes) * processor().lanes
-        values = np.empty((min(step, len(x)), x.shape[1]), np.float32)
-        for start in range(0, len(x), step):
-            part = slice(start, min(start + step, len(x)))
-            own = widened(x[part], values[: part.stop - start])
-            self._run_float32(own, out[part], flags[part], weights, first + start)
+        for part, own in pieces(x):
+            self._run_float32(own, out[part], flags[part], weights, first + part.start)
 
     def _run_float32(self, x: F32, out: U8, flags: U8, weights: _Weights | None, first: int) -> None:
         """Encode blocks [blocks, n]; the last group is filled up with zeros."""
@@ -163,6 +159,21 @@ def _call(kernel: Any, x: F32, out: U8, flags: U8, weights: _Weights | None, fir
     )
 
 
+def pieces(x: Narrow) -> Iterator[tuple[slice, F32]]:
+    """Blocks [blocks, n] of any type as float32: some whole groups of lanes at a time, in memory that is used again.
+
+    float32 comes as a whole, uncopied.
+    """
+    if x.dtype == np.float32:
+        yield slice(0, len(x)), x
+        return
+    step = max(1, PIECE // x.shape[1] // processor().lanes) * processor().lanes
+    values = np.empty((min(step, len(x)), x.shape[1]), np.float32)
+    for start in range(0, len(x), step):
+        part = slice(start, min(start + step, len(x)))
+        yield part, widened(x[part], values[: part.stop - start])
+
+
 def widened(x: Narrow, into: F32) -> F32:
     """Blocks of float16 or bfloat16 [blocks, n], n a multiple of 32, as float32 in the memory of `into`."""
     kernel = library.kernel(f"widen_{x.dtype.name}")
@@ -180,9 +191,13 @@ def padded(v: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
 
 
 def in_parts(job: Callable[[slice], Any], blocks: Narrow) -> None:
-    """Call ``job(slice)`` for all blocks [blocks, n], on several threads where there are many elements."""
+    """Call ``job(slice)`` for all blocks [blocks, n], on several threads where there are many elements.
+
+    Each job may have one piece widened at a time (`pieces`); there are no more threads than pieces in `WIDENED`.
+    """
     parts = list(_parts(*blocks.shape))
-    threads = min(len(parts), int(os.environ.get("EDGEKIT_NUMBA_THREADS") or os.cpu_count() or 1))
+    cores = int(os.environ.get("EDGEKIT_NUMBA_THREADS") or os.cpu_count() or 1)
+    threads = min(len(parts), cores, WIDENED // max(PIECE, processor().lanes * blocks.shape[1]))
     if threads <= 1:
         for part in parts:
             job(part)

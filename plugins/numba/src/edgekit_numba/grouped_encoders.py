@@ -20,7 +20,7 @@ from edgekit.precision import Precision
 from edgekit.reference import reference
 from edgekit_numba import library
 from edgekit_numba.compiler import processor
-from edgekit_numba.encoders import in_parts, padded, require, widened
+from edgekit_numba.encoders import in_parts, padded, pieces, require
 from edgekit_numba.library import ODD
 
 Array = npt.NDArray[Any]
@@ -73,7 +73,7 @@ class GroupEncoder:
 
     def _run(self, x: Array) -> Groups | None:
         """What the kernel finds in rows [rows, cols]; None where there is no kernel for them."""
-        size, lanes = self.precision.block or x.shape[1], processor().lanes
+        size = self.precision.block or x.shape[1]
         exact_source = self.precision.convention != "onnx" or x.dtype == np.float32
         if size % _MULTIPLE or x.shape[1] % size or not exact_source:
             return None
@@ -85,26 +85,30 @@ class GroupEncoder:
         kernel = library.kernel(kernel_name(self.precision))
 
         def run(part: slice) -> None:
-            given = groups[part]
-            values = given if given.dtype == np.float32 else widened(given, np.empty(given.shape, np.float32))
-            own = [values, *(v[part] for v in results)]
-            count = part.stop - part.start
-            whole = count // lanes * lanes
-            if whole:
-                _call(kernel, [v[:whole] for v in own], size)
-            if whole < count:
-                tail = [padded(v[whole:], lanes) for v in own]
-                _call(kernel, tail, size)
-                for room, done in zip(own[1:], tail[1:], strict=True):
-                    room[whole:] = done[: count - whole]
+            for piece, values in pieces(groups[part]):
+                _run_float32(kernel, [values, *(v[part][piece] for v in results)])
 
         in_parts(run, groups)
         rows = len(x)
         return Groups(*(array.reshape(rows, -1) for array in results))
 
 
-def _call(kernel: Any, arrays: list[Array], size: int) -> None:
-    kernel(*(array.ctypes.data for array in arrays), len(arrays[0]) // processor().lanes, size)
+def _run_float32(kernel: Any, arrays: list[Array]) -> None:
+    """Call the kernel with groups [groups, n] and the arrays for its results; the last lanes are filled with zeros."""
+    count, lanes = len(arrays[0]), processor().lanes
+    whole = count // lanes * lanes
+    if whole:
+        _call(kernel, [v[:whole] for v in arrays])
+    if whole < count:
+        tail = [padded(v[whole:], lanes) for v in arrays]
+        _call(kernel, tail)
+        for room, done in zip(arrays[1:], tail[1:], strict=True):
+            room[whole:] = done[: count - whole]
+
+
+def _call(kernel: Any, arrays: list[Array]) -> None:
+    groups, size = arrays[0].shape
+    kernel(*(array.ctypes.data for array in arrays), groups // processor().lanes, size)
 
 
 def kernel_name(precision: Precision) -> str:
