@@ -46,8 +46,10 @@ def conversion_notes(
     """What is of note in a plan, before it is carried out.
 
     Args:
-        chosen, layout, plan: what is to be written.
-        target: where.
+        chosen: the format.
+        layout: what it will store.
+        plan: with which precisions.
+        target: where it is written.
         filled: the importance matrix that it is done with.
     """
     pairs = list(zip(layout.slots, plan, strict=True))
