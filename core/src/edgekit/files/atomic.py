@@ -53,6 +53,7 @@ ARTIFACT_FILES = (
     "merges.txt",
     "chat_template.json",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
     "edgekit.manifest.json",
 )
 _CURES = {
@@ -386,7 +387,8 @@ class AtomicDirectory:
         return file
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a small file of the directory."""
+        """Write a small file of the directory, or of a directory in it (``name/file``)."""
+        (self.path / name).parent.mkdir(exist_ok=True)
         write_atomic(self.path / name, data, named=self.target / name)
 
     def reserve(self, nbytes: int) -> None:
@@ -435,11 +437,20 @@ class AtomicDirectory:
         if self._old.is_dir() and not self.target.exists():
             os.rename(self._old, self.target)
 
+    def _owns(self, entry: Path) -> bool:
+        """Whether a file of the target, or a directory with all its files, is an artifact's."""
+        if entry.is_file():
+            return any(fnmatch.fnmatch(entry.name, pattern) for pattern in self.owned)
+        patterns = [pattern for pattern in self.owned if pattern.startswith(f"{entry.name}/")]
+        inside = list(entry.iterdir()) if patterns and entry.is_dir() and not entry.is_symlink() else []
+        names = [f"{entry.name}/{file.name}" for file in inside if file.is_file()]
+        return len(names) == len(inside) > 0 and all(any(fnmatch.fnmatch(n, p) for p in patterns) for n in names)
+
     def _refuse_foreign(self) -> None:
         if self.target.exists() and not self.target.is_dir():
             raise UsageError(f"{self.target} is a file; name a directory to write")
         for entry in self.target.iterdir() if self.target.exists() else ():
-            if not (entry.is_file() and any(fnmatch.fnmatch(entry.name, p) for p in self.owned)):
+            if not self._owns(entry):
                 raise UsageError(
                     f"{self.target} holds {entry.name}, which is no part of an artifact; "
                     "move it away, or choose another target"

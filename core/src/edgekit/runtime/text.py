@@ -196,7 +196,7 @@ class TextRuntime:
         before = len(tokenizer.decode(prompt))
         ids = list(prompt)
         for token in tokens:
-            if token == tokenizer.eos:
+            if token in tokenizer.end_ids:
                 return
             ids.append(token)
             text = tokenizer.decode(ids)[before:]

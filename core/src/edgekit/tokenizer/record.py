@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,9 +37,11 @@ class Tokenizer:
         pre: name of the pre-tokenizer as llama.cpp knows it (``gpt-2``, ``llama-bpe``, ``qwen2`` …); ``default``
             for ``spm``; empty where llama.cpp has no name for what `json` does.
         bos, eos, unk, pad: special ids, or None.
+        ends: further ids that the model's files call an end of the text; `end_ids` has all of them.
         add_bos, add_eos: whether encoding adds them.
         add_space_prefix: whether a text is given a leading space (``spm``).
         chat_template: Jinja source, or None; `edgekit.runtime.chat` runs it, in a process that may only render.
+        chat_templates: the model's other templates by name (``tool_use``, ``rag``).
         json: the text of a ``tokenizer.json`` that says the same in the `tokenizers` library's own form, or None.
     """
 
@@ -53,10 +55,12 @@ class Tokenizer:
     eos: int | None = None
     unk: int | None = None
     pad: int | None = None
+    ends: tuple[int, ...] = ()
     add_bos: bool = True
     add_eos: bool = False
     add_space_prefix: bool = True
     chat_template: str | None = attrs.field(default=None, repr=False)
+    chat_templates: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     json: str | None = attrs.field(default=None, repr=False)
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
@@ -96,6 +100,13 @@ class Tokenizer:
         if known and min(known) < 0:
             raise UsageError(f"token id {min(known)}; ids are 0 to {len(self.tokens) - 1}")
         return decode(self, known, skip_special)
+
+    @functools.cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Ids at which a text ends, in every runtime: `eos`, `ends`, and what llama.cpp knows by its text."""
+        from edgekit.tokenizer.ends import end_ids
+
+        return end_ids(self.tokens, [*self.ends, *([] if self.eos is None else [self.eos])])
 
     def to_json(self) -> str:
         """The text of a ``tokenizer.json``: the given one, or one made from the record.

@@ -59,6 +59,15 @@ def _unknown(artifact: Artifact) -> bool:
     return False
 
 
+def _ends(artifact: Artifact) -> frozenset[int]:
+    """The end tokens as edgekit reads them: some files name more than llama.cpp has keys for."""
+    try:
+        tokenizer = artifact.tokenizer
+    except UnsupportedModelError:
+        return frozenset()
+    return frozenset() if tokenizer is None else tokenizer.end_ids
+
+
 class LlamaCppRuntime(TextRuntime):
     """A model that llama.cpp runs; see `edgekit.runtime.Runtime`. Calls from several threads take turns.
 
@@ -74,6 +83,7 @@ class LlamaCppRuntime(TextRuntime):
         self._llama, self._lock = llama(), threading.RLock()
         self._loaded: Loaded | None = Loaded(artifact, options)
         self._seen: list[int] = []
+        self._ends = _ends(artifact)
 
     @property
     def context(self) -> int:
@@ -222,7 +232,7 @@ class LlamaCppRuntime(TextRuntime):
         """The whole text so far, each time that it has grown by whole characters; ends where the model ends it."""
         decoder, text = codecs.getincrementaldecoder("utf-8")("replace"), ""
         for token in tokens:
-            if self._llama.llama_vocab_is_eog(self._model().vocab, token):
+            if token in self._ends or self._llama.llama_vocab_is_eog(self._model().vocab, token):
                 break
             new = decoder.decode(self._piece(token))
             if new:

@@ -60,7 +60,9 @@ def tokenizer_models(directory: Mapping[str, bytes], source: Iterable[Path] = ()
         return Converted({}, f"not converted: {' and '.join(lacking)} not installed")
     with tempfile.TemporaryDirectory() as folder:
         for name, content in directory.items():
-            (Path(folder) / name).write_bytes(content)
+            path = Path(folder) / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
         return _converted(Path(folder))
 
 
