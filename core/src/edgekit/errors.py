@@ -44,6 +44,10 @@ class InvalidFileError(EdgekitError, ValueError):
     """A file that is truncated, corrupt or hostile. The message names file, tensor and offset."""
 
 
+class ChangedSourceError(InvalidFileError):
+    """A file that was changed, replaced or deleted while it was read; the target stays as it was."""
+
+
 class MissingFileError(EdgekitError, FileNotFoundError):
     """A file that has to be there is not."""
 
@@ -78,6 +82,10 @@ class ResourceError(EdgekitError, OSError):
     """Disk, memory or permissions ran out."""
 
     exit_code = 5
+
+
+class MemoryShortageError(ResourceError, MemoryError):
+    """Memory ran out. The message says what for, and how many bytes were wanted."""
 
 
 class LockedError(EdgekitError, BlockingIOError):
