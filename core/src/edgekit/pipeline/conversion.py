@@ -179,12 +179,15 @@ def quantize(
     Raises:
         NonFiniteError, ScaleOverflowError, UnsupportedModelError, InvalidFileError: about the source.
         ResourceError, LockedError: about the target. In every case nothing half-written is left behind.
+        MemoryShortageError: says how many bytes were wanted.
     """
     target = Path(to)
     chosen_format = find_format(format, target)
     artifact = source if isinstance(source, Artifact) else open_source(source, chosen_format)
     _refuse_overwriting(artifact, target)
     with ExitStack() as stack:
+        widest = max((4 * tensor.size for tensor in artifact.tensors.values()), default=0)
+        stack.enter_context(enough_memory(f"{artifact.path}: writing it as {target}", widest))
         known = {"importance": _importance_digest(importance)} if importance else {}
         sources = stack.enter_context(closing(Digests(artifact.files, known)))
         chosen = find_recipe(recipe, chosen_format.name)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from edgekit.artifact import Artifact, unread
 from edgekit.errors import InvalidFileError, MissingPluginError, UnsupportedModelError, UsageError
+from edgekit.files.memory import enough_memory
 from edgekit.pipeline.conversion import open_artifact
 from edgekit.plugin.registry import Registration, manager
 
@@ -70,7 +71,8 @@ def run_pass(
     chosen: Pass = registration.load()
     given = dict(options or {})
     refuse_options(chosen.run, f"the pass {name!r}", given)
-    return chosen.run(artifact, target, **given)
+    with enough_memory(f"{artifact.path}: the pass {name!r}"):
+        return chosen.run(artifact, target, **given)
 
 
 def _open(path: Path, registration: Registration) -> Artifact:

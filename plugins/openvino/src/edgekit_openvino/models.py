@@ -16,6 +16,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import InvalidFileError, MissingPluginError, UnsupportedModelError, UsageError
 from edgekit.files.atomic import AtomicDirectory, AtomicFile, write_atomic, writing
 from edgekit.files.digests import sha256
+from edgekit.files.memory import refuse_shortage
 from edgekit.manifest import Manifest, manifest_path
 from edgekit.pipeline import open_artifact
 from edgekit.pipeline.passes import unread
@@ -49,6 +50,7 @@ def read_file(path: Path) -> Any:
     try:
         return core().read_model(str(path))
     except RuntimeError as error:
+        refuse_shortage(error, f"{path}: reading it with OpenVINO")
         raise InvalidFileError(f"{path}: OpenVINO cannot read it ({_last_line(error)}); convert it again") from error
 
 
@@ -63,6 +65,7 @@ def read_onnx(path: Path) -> Any:
     try:
         return onnx.load(str(path))
     except Exception as error:  # protobuf's own classes
+        refuse_shortage(error, f"{path}: reading it with onnx", path.stat().st_size)
         raise InvalidFileError(f"{path}: no ONNX model ({_last_line(error)}); export it again") from error
 
 
@@ -75,6 +78,7 @@ def library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
+        refuse_shortage(error, f"importing {name}")
         raise MissingPluginError(f"this needs {name}, which is not installed; pip install {name}") from error
 
 
