@@ -171,7 +171,7 @@ def test_a_full_temporary_directory(when: str) -> None:
 
 
 def test_other_errors_in_a_temporary_directory_are_not_its_own() -> None:
-    with pytest.raises(RuntimeError, match="^unrelated$"), temporary_directory("x"):
+    with pytest.raises(RuntimeError, match=r"^unrelated$"), temporary_directory("x"):
         raise RuntimeError("unrelated")
-    with pytest.raises(EdgekitError, match="^ours$"), temporary_directory("x"):
+    with pytest.raises(EdgekitError, match=r"^ours$"), temporary_directory("x"):
         raise InvalidFileError("ours")

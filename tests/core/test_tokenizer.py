@@ -590,6 +590,6 @@ def test_a_pattern_that_makes_the_library_panic_is_a_typed_error(part: str, leng
     )
     tokenizer = attrs.evolve(from_hf_directory(sample.path()), json=json.dumps(content))
     with pytest.raises(
-        InvalidFileError, match="^the tokenizer: the library gives up on it .*retry-limit-in-match over"
+        InvalidFileError, match=r"^the tokenizer: the library gives up on it .*retry-limit-in-match over"
     ):
         tokenizer.encode("x" * length)
