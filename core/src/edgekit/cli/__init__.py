@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from edgekit.errors import EdgekitError
+from edgekit.files import memory
 
 #: Verb to what `edgekit --help` says of it, short enough for a narrow terminal.
 VERBS = {
@@ -99,9 +100,10 @@ def main(args: list[str] | None = None) -> Any:
             raise
         click.secho(f"edgekit: error: {error}", fg="red", err=True)
         sys.exit(error.exit_code)
-    except MemoryError:
-        click.secho("edgekit: error: out of memory; close other programs, or take a smaller model", fg="red", err=True)
-        sys.exit(5)
+    except MemoryError as raised:
+        shortage = memory.shortage("this", memory.wanted_by(raised))
+        click.secho(f"edgekit: error: {shortage}", fg="red", err=True)
+        sys.exit(shortage.exit_code)
     except BrokenPipeError:  # the reader (head, less) has seen enough
         sys.stderr.close()
         sys.exit(0)

@@ -203,11 +203,14 @@ def quantize(
         ChangedSourceError: the source was changed while it was read.
         UsageError: the target is, holds or lies inside the source, or is something that edgekit did not write.
         ResourceError, LockedError: about the target. In every case nothing half-written is left behind.
+        MemoryShortageError: says how many bytes were wanted.
     """
     target = Path(to)
     chosen_format = find_format(format, target)
     artifact = source if isinstance(source, Artifact) else open_source(source, chosen_format)
     with ExitStack() as stack:
+        widest = max((4 * tensor.size for tensor in artifact.tensors.values()), default=0)
+        stack.enter_context(enough_memory(f"{artifact.path}: writing it as {target}", widest))
         work = stack.enter_context(working(target, artifact.reads, overwrite, notes))
         known = {"importance": _importance_digest(importance)} if importance else {}
         sources = stack.enter_context(closing(Digests(artifact.files, known)))

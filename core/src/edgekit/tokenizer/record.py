@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from edgekit.errors import InvalidFileError, MissingPluginError, UsageError
+from edgekit.errors import EdgekitError, InvalidFileError, MissingPluginError, UsageError
+from edgekit.files.foreign import native
+from edgekit.files.memory import refuse_shortage
 
 if TYPE_CHECKING:
     from edgekit.tokenizer.text import Detokenizer
@@ -81,6 +83,7 @@ class Tokenizer:
             MissingPluginError: the `tokenizers` library is not installed.
             UnsupportedModelError: a pre-tokenizer of unknown name.
             UsageError: half of a surrogate pair in the text.
+            InvalidFileError: a pattern of the tokenizer that the library gives up on.
         """
         try:
             text.encode("utf-8")
@@ -92,12 +95,13 @@ class Tokenizer:
         return [*before, *ids, *after]
 
     def _cut(self, text: str) -> list[int]:
-        if len(text) < _LONG:
-            ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
-            return ids
-        # Of the library's functions only those for batches let other threads run meanwhile.
-        (found,) = self._library.encode_batch_fast([text], add_special_tokens=False)
-        ids = found.ids
+        library = self._library
+        with native("the tokenizer"):  # a pattern may give up on a text, and that is a panic
+            if len(text) < _LONG:
+                found = library.encode(text, add_special_tokens=False)
+            else:  # Of the library's functions only those for batches let other threads run meanwhile.
+                (found,) = library.encode_batch_fast([text], add_special_tokens=False)
+        ids: list[int] = found.ids
         return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
@@ -184,13 +188,18 @@ class Tokenizer:
         try:
             import tokenizers
         except ImportError as error:
+            refuse_shortage(error, "importing the tokenizers library")
             raise MissingPluginError(
                 "cutting text into tokens needs the tokenizers library; pip install 'edgekit-core[text]'"
             ) from error
         text = self.to_json()
         try:
-            return tokenizers.Tokenizer.from_str(text)
+            with native("the tokenizer"):
+                return tokenizers.Tokenizer.from_str(text)
+        except EdgekitError:
+            raise
         except Exception as error:
+            refuse_shortage(error, "loading the tokenizer", len(text))
             raise InvalidFileError(
                 f"the tokenizers library refuses the tokenizer: {error!s:.300}; fetch it again"
             ) from error

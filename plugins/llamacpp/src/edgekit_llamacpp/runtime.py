@@ -23,7 +23,7 @@ from edgekit.pipeline import Progress
 from edgekit.runtime import Runtime, Sampling, TextRuntime, chat
 from edgekit.runtime.chat import Messages
 from edgekit_llamacpp.activations import square_sums
-from edgekit_llamacpp.library import llama, quiet
+from edgekit_llamacpp.library import copied, llama, quiet, refuse_copy
 from edgekit_llamacpp.model import Loaded, Options, batch_of, refuse_ambiguous
 
 F32 = npt.NDArray[np.float32]
@@ -36,7 +36,8 @@ def open_runtime(artifact: Artifact, *, isolate: bool | None = None, **options: 
     Args:
         artifact: opened by edgekit, whose reader checks every length and offset.
         isolate: whether llama.cpp runs in a child process, so that a crash of native code becomes an error; None: where
-            the file's architecture is one that edgekit does not know, and so could not check.
+            the file's architecture is one that edgekit does not know, and so could not check, and in a process that was
+            forked from one that had used llama.cpp, whose threads are missing there.
         options: of `edgekit_llamacpp.model.Options`: context, threads, gpu_layers, mmap, mlock, cache, lora.
 
     Raises:
@@ -44,7 +45,7 @@ def open_runtime(artifact: Artifact, *, isolate: bool | None = None, **options: 
     """
     checked = Options.of(**options)
     refuse_ambiguous(artifact)
-    if _unknown(artifact) if isolate is None else isolate:
+    if (copied() or _unknown(artifact)) if isolate is None else isolate:
         from edgekit_llamacpp.isolated import IsolatedRuntime
 
         return IsolatedRuntime(artifact, checked)
@@ -118,6 +119,7 @@ class LlamaCppRuntime(TextRuntime):
     def _continue(self, ids: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
         ids = list(ids)
         for _ in range(count):
+            refuse_copy()
             with self._lock:
                 token = choose(self._last(ids))
             yield token
@@ -216,6 +218,9 @@ class LlamaCppRuntime(TextRuntime):
 
     def close(self) -> None:
         """Free the model; more than once is fine."""
+        if copied():  # the lock may be held by a thread that only the parent has
+            self._loaded = None
+            return
         with self._lock:
             loaded, self._loaded = self._loaded, None
             if loaded is not None:
@@ -232,6 +237,7 @@ class LlamaCppRuntime(TextRuntime):
             self.close()
 
     def _model(self) -> Loaded:
+        refuse_copy()
         if self._loaded is None:
             raise UsageError("the runtime is closed; open the model again")
         return self._loaded
@@ -310,6 +316,7 @@ class LlamaCppRuntime(TextRuntime):
             yield np.ctypeslib.as_array(pointer, (rows, loaded.vocabulary)).copy()
 
     def _compute(self, context: Any, batch: Any) -> None:
+        self._model().refuse_cut()
         code = self._llama.llama_decode(context, batch)
         if code:
             self._seen.clear()

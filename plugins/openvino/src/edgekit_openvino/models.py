@@ -15,6 +15,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import InvalidFileError, MissingPluginError, UnsupportedModelError, UsageError
 from edgekit.files.atomic import AtomicDirectory, AtomicFile, writing
 from edgekit.files.digests import sha256
+from edgekit.files.memory import refuse_shortage
 from edgekit.manifest import Manifest, manifest_path
 from edgekit.pipeline import open_artifact
 from edgekit.pipeline.passes import unread
@@ -48,6 +49,7 @@ def read_file(path: Path) -> Any:
     try:
         return core().read_model(str(path))
     except RuntimeError as error:
+        refuse_shortage(error, f"{path}: reading it with OpenVINO")
         raise InvalidFileError(f"{path}: OpenVINO cannot read it ({_last_line(error)}); convert it again") from error
 
 
@@ -62,6 +64,7 @@ def read_onnx(path: Path) -> Any:
     try:
         return onnx.load(str(path))
     except Exception as error:  # protobuf's own classes
+        refuse_shortage(error, f"{path}: reading it with onnx", path.stat().st_size)
         raise InvalidFileError(f"{path}: no ONNX model ({_last_line(error)}); export it again") from error
 
 
@@ -74,6 +77,7 @@ def library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
+        refuse_shortage(error, f"importing {name}")
         raise MissingPluginError(f"this needs {name}, which is not installed; pip install {name}") from error
 
 
