@@ -33,6 +33,7 @@ from edgekit.errors import (
     UsageError,
     option,
 )
+from edgekit.files._swap import hidden
 from edgekit.files.atomic import writing
 from edgekit.files.digests import Digests
 from edgekit.files.guard import Stamp, working
@@ -203,12 +204,15 @@ def quantize(
         ChangedSourceError: the source was changed while it was read.
         UsageError: the target is, holds or lies inside the source, or is something that edgekit did not write.
         ResourceError, LockedError: about the target. In every case nothing half-written is left behind.
+        MemoryShortageError: says how many bytes were wanted.
     """
     target = Path(to)
     chosen_format = find_format(format, target)
     chosen = find_recipe(recipe, chosen_format.name, target)
     artifact = source if isinstance(source, Artifact) else open_source(source, chosen_format)
     with ExitStack() as stack:
+        widest = max((4 * tensor.size for tensor in artifact.tensors.values()), default=0)
+        stack.enter_context(enough_memory(f"{artifact.path}: writing it as {target}", widest))
         work = stack.enter_context(working(target, artifact.reads, overwrite, notes))
         filled = Filled(dict(importance or {}), {}, ()) if exact_importance else fill_importance(importance or {})
         known = {"importance": _importance_digest(filled.importance)} if importance else {}
@@ -227,7 +231,7 @@ def quantize(
         writer = chosen_format.writer(target, layout, plan, manifest)
         for kind in found.keys() - {"replaced"}:  # which the guard has noted
             work.note(found[kind])
-        _write(writer, layout, plan, encoder, progress)
+        _write(writer, layout, plan, encoder, progress, target)
     _LOG.info("%s: %s", target, summary_line(found))
     return chosen_format.open(target)
 
@@ -289,17 +293,28 @@ def convert(
     )
 
 
-def _write(writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None) -> None:
+def _write(
+    writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None, target: Path
+) -> None:
     try:
         _write_tensors(writer, layout, plan, encoder, progress)
         writer.commit()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        written = writer.done
         writer.close(keep=True)
+        error.add_note(_kept_note(written, len(plan), target))
         raise
     except BaseException:
         writer.close()
         raise
     writer.close()
+
+
+def _kept_note(done: int, total: int, target: Path) -> str:
+    """What an interrupted run leaves behind, as a note of its `KeyboardInterrupt`."""
+    if not (done and hidden(Path(os.path.realpath(target)), "partial").exists()):
+        return f"nothing is kept; {target} is as it was"
+    return f"{done} of {total} tensors are kept; the same command goes on after them; {target} is as it was"
 
 
 def _write_tensors(writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None) -> None:
