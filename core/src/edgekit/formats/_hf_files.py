@@ -11,6 +11,7 @@ from edgekit.errors import InvalidFileError, MissingFileError
 from edgekit.files.foreign import member, read_object
 from edgekit.formats.safetensors import open_tensors
 from edgekit.tensor import Tensor
+from edgekit.tokenizer.hf_files import TEMPLATES, template_files
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -37,6 +38,8 @@ PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 #: A config.json has a few KiB.
 CONFIG_LIMIT = 4 << 20
 INDEX_LIMIT = 64 << 20
+#: Tensors of a model in shards; the largest have some two hundred thousand.
+MAX_TENSORS = 1 << 20
 
 
 @attrs.frozen
@@ -50,7 +53,15 @@ class Weights:
 
 def carried(directory: Path) -> tuple[Path, ...]:
     """The directory's files besides weights."""
-    return tuple(path for name in CARRIED if (path := member(directory, name)) is not None)
+    own = (path for name in CARRIED if (path := member(directory, name)) is not None)
+    return (*own, *template_files(directory))
+
+
+def carried_name(path: Path) -> str | None:
+    """The name, relative to the directory, under which a file is carried over; None where it is not."""
+    if path.parent.name == TEMPLATES and path.suffix == ".jinja":
+        return f"{TEMPLATES}/{path.name}"
+    return path.name if path.name in CARRIED else None
 
 
 def open_weights(directory: Path, only: str | None = None) -> Weights:
@@ -110,14 +121,20 @@ def _read_index(directory: Path) -> dict[str, str] | None:
     shards = index.get("weight_map")
     if not (isinstance(shards, dict) and shards and all(isinstance(name, str) for name in shards.values())):
         raise InvalidFileError(f"{directory / INDEX}: weight_map is no mapping of tensors to files; fetch it again")
+    if len(shards) > MAX_TENSORS:
+        raise InvalidFileError(
+            f"{directory / INDEX}: {len(shards):,} tensors; at most {MAX_TENSORS:,} are read, which no model reaches"
+        )
     return shards
 
 
 def _open_shards(directory: Path, index: Mapping[str, str]) -> Weights:
     files, tensors = [], {}
-    for name in sorted(set(index.values())):
+    held: dict[str, set[str]] = {}
+    for tensor, shard in index.items():
+        held.setdefault(shard, set()).add(tensor)
+    for name, wanted in sorted(held.items()):
         path = member(directory, name)
-        wanted = {tensor for tensor, shard in index.items() if shard == name}
         if path is None:
             raise MissingFileError(
                 f"{directory / name}: the shard is missing; {INDEX} has {len(wanted)} tensors in it, "

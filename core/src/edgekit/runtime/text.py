@@ -180,8 +180,7 @@ class TextRuntime:
     def lacks_tokenizer(self) -> UsageError:
         """The error of a model that cannot read texts."""
         return UsageError(
-            f"{self.artifact.path}: it has no tokenizer; continue token ids with `tokens` instead",
-            public="the model has no tokenizer, so it cannot read texts",
+            chat.no_tokenizer(self.artifact.path), public="the model has no tokenizer, so it cannot read texts"
         )
 
     def room(self, prompt: int, wanted: int | None) -> int:
@@ -219,7 +218,7 @@ class TextRuntime:
         # Decoded as what follows the prompt: on its own the first piece would lose its leading space.
         text = tokenizer.detokenizer(prompt)
         for token in tokens:
-            if token == tokenizer.eos:
+            if token in tokenizer.end_ids:
                 break
             if piece := text.add(token):
                 yield piece
