@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, Self
 
 import attrs
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import UsageError
+from edgekit.runtime import _draw
 from edgekit.runtime.arguments import integer
 
 F32 = npt.NDArray[np.float32]
@@ -129,39 +130,58 @@ class Sampling:
     def _choose(self, logits: F32, random: np.random.Generator) -> int:
         if self.temperature == 0:
             return int(logits.argmax())
-        order = np.argsort(-logits, kind="stable")[: self.top_k or None]
-        return int(random.choice(order, p=self.probabilities(logits[order])))
+        if not self.top_k:
+            return self._draw(logits, random)
+        kept = _draw.top_k(logits, int(self.top_k))
+        return int(kept[self._draw(logits[kept], random)])
+
+    def _draw(self, logits: F32, random: np.random.Generator) -> int:
+        weights = _draw.weights(logits, self.temperature)
+        return _draw.draw(weights, random) if self.top_p == 1 else _draw.draw_top_p(logits, weights, self.top_p, random)
 
     def probabilities(self, logits: F32) -> npt.NDArray[np.float64]:
-        """Of the candidates, whose logits are sorted in descending order: float64, summing to 1."""
+        """With which `sampler` chooses each token, float64 [vocab]: the definition, which sorts the whole vocabulary.
+
+        Args:
+            logits: [vocab], finite or -infinity.
+        """
+        order = np.argsort(-logits, kind="stable")[: int(self.top_k) or None]
         with np.errstate(over="ignore"):  # a tiny temperature makes exp(-inf), which is the right 0
-            weights = np.exp((logits.astype(np.float64) - logits[0]) / self.temperature)
-        weights /= weights.sum()
+            shares = np.exp((logits[order].astype(np.float64) - logits.max()) / (self.temperature or 1e-300))
+        shares /= shares.sum()
         # A token stays while those before it have not reached top_p; the first always does.
-        weights[weights.cumsum() - weights >= self.top_p] = 0
-        kept: npt.NDArray[np.float64] = weights / weights.sum()
-        return kept
+        shares[shares.cumsum() - shares >= self.top_p] = 0
+        found = np.zeros(len(logits))
+        found[order] = shares / shares.sum()
+        return found
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
-def until(texts: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
-    """New pieces of a growing text, up to the first stop text; what may be the start of one is held back."""
-    given, text = 0, ""
-    for text in texts:
-        ends = [place for place in (text.find(s) for s in stop if s) if place >= 0]
+def until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
+    """The pieces of a text up to the first stop text that is complete; what may be the start of one is held back.
+
+    Args:
+        pieces: new text, one after the other.
+        stop: texts at which to end; an empty one never ends a text.
+    """
+    stops = [text for text in stop if text]
+    held = ""
+    for piece in pieces:
+        held += piece
+        ends = [place for place in map(held.find, stops) if place >= 0]
         if ends:
-            yield from filter(None, [text[given : min(ends)]])
+            yield from filter(None, [held[: min(ends)]])
             return
-        safe = len(text) - _held(text, stop)
-        if safe > given:
-            yield text[given:safe]
-            given = safe
-    yield from filter(None, [text[given:]])
+        safe = len(held) - _started(held, stops)
+        if safe:
+            yield held[:safe]
+            held = held[safe:]
+    yield from filter(None, [held])
 
 
-def _held(text: str, stop: Sequence[str]) -> int:
+def _started(text: str, stop: Sequence[str]) -> int:
     """Length of the longest end of the text that a stop text begins with."""
-    return max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+    return max((n for s in stop for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])), default=0)
