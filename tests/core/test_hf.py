@@ -591,7 +591,7 @@ def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
         with pytest.raises(LockedError, match="another process is writing"):
             edgekit.quantize(source, "affine:int4-asym-g32", to=tmp_path / "q")
         process.kill()
-    assert names(tmp_path) == {"m", ".q.partial"}
+    assert names(tmp_path) == {"m", ".q.lock", ".q.partial"}
     seen: list[int] = []
     edgekit.quantize(
         source, "affine:int4-asym-g32", to=tmp_path / "q", progress=lambda done, total, name: seen.append(done)

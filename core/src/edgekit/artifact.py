@@ -10,8 +10,9 @@ import attrs
 
 from edgekit.architectures import Model
 from edgekit.errors import UnsupportedModelError
+from edgekit.files.guard import Stamp, stamps
 from edgekit.files.memory import enough_memory
-from edgekit.manifest import Manifest, read_manifest
+from edgekit.manifest import Manifest, manifest_path, read_manifest
 from edgekit.recipe import Plan, Slot
 from edgekit.tensor import AnyTensor, QuantizedTensor
 from edgekit.tokenizer.record import Tokenizer
@@ -31,6 +32,7 @@ class Artifact:
         load_model: builds the family-neutral view; raises `UnsupportedModelError` for an unknown family.
         load_tokenizer: reads the tokenizer; None where there is none.
         manifest: what edgekit recorded when it wrote the artifact; None for foreign ones.
+        stamps: what the files were when the artifact was opened, to tell whether they are changed while they are read.
     """
 
     path: Path
@@ -41,6 +43,16 @@ class Artifact:
     load_model: Callable[[], Model] = attrs.field(repr=False)
     load_tokenizer: Callable[[], Tokenizer | None] = attrs.field(repr=False)
     manifest: Manifest | None = attrs.field(default=None, repr=False)
+    stamps: Mapping[Path, Stamp | None] = attrs.field(init=False, repr=False)
+
+    @stamps.default
+    def _stamps(self) -> dict[Path, Stamp | None]:
+        return stamps((self.path, *self.files))
+
+    @property
+    def reads(self) -> dict[Path, Stamp | None]:
+        """Everything that the artifact consists of, its directory and its manifest included, with the stamps."""
+        return {**self.stamps, manifest_path(self.path): None}
 
     @property
     def model(self) -> Model:
@@ -60,8 +72,8 @@ class Artifact:
 
     @property
     def nbytes(self) -> int:
-        """Bytes on disk, all files."""
-        return sum(file.stat().st_size for file in self.files)
+        """Bytes on disk when the artifact was opened, all files."""
+        return sum(stamp.size for file in self.files if (stamp := self.stamps[file]))
 
     @property
     def tensor_nbytes(self) -> int:

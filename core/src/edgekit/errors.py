@@ -44,6 +44,10 @@ class InvalidFileError(EdgekitError, ValueError):
     """A file that is truncated, corrupt or hostile. The message names file, tensor and offset."""
 
 
+class ChangedSourceError(InvalidFileError):
+    """A file that was changed, replaced or deleted while it was read; the target stays as it was."""
+
+
 class MissingFileError(EdgekitError, FileNotFoundError):
     """A file that has to be there is not."""
 

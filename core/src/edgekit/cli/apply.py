@@ -25,10 +25,11 @@ from edgekit.pipeline.passes import run_pass
     metavar="KEY=VALUE",
     help="An option of the pass; the value is JSON where it can be read as such (true, 0.8, [1, 2]), else text.",
 )
+@click.option("--force", is_flag=True, help="Replace a target that edgekit did not write.")
 @json_option
-def command(name: str, source: str, to: str, options: tuple[str, ...], as_json: bool) -> None:
+def command(name: str, source: str, to: str, options: tuple[str, ...], force: bool, as_json: bool) -> None:
     """Transform SOURCE as a whole with an installed PASS and say what that cost; `edgekit plugins` lists passes."""
-    written = run_pass(source, name, to=to, options=dict(map(parse_option, options)))
+    written = run_pass(source, name, to=to, options=dict(map(parse_option, options)), overwrite=force)
     _show(name, written, as_json)
 
 

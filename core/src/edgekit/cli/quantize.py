@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from edgekit.artifact import Artifact
 from edgekit.cli._output import json_option, print_json, progress, size
+from edgekit.files.guard import refuse_harm
 from edgekit.pipeline.conversion import Nonfinite, find_format, open_source, quantize
 
 
@@ -27,6 +28,7 @@ from edgekit.pipeline.conversion import Nonfinite, find_format, open_source, qua
     show_default=True,
     help="What to do with a tensor that holds NaN or infinity: refuse the model, or keep the tensor in float.",
 )
+@click.option("--force", is_flag=True, help="Replace a target that edgekit did not write.")
 @json_option
 def command(
     source: str,
@@ -36,10 +38,13 @@ def command(
     backend: str | None,
     imatrix: str | None,
     nonfinite: Nonfinite,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Quantize SOURCE with RECIPE: a recipe such as Q4_K_M, or a precision such as affine:int4-sym-g32."""
     artifact = open_source(source, find_format(format_, Path(to)))
+    if imatrix:
+        refuse_harm(Path(to), [Path(imatrix)])
     importance = _importance(imatrix, artifact)
     with progress(recipe) as report:
         written = quantize(
@@ -51,6 +56,7 @@ def command(
             backend=backend,
             nonfinite=nonfinite,
             progress=report,
+            overwrite=force,
         )
     show_written(artifact, written, as_json)
 

@@ -22,16 +22,18 @@ from edgekit.artifact import Artifact, Format, Layout, Writer, unread
 from edgekit.encoding.codecs import find_precision
 from edgekit.encoding.refusals import refuse_nonfinite
 from edgekit.errors import (
+    EdgekitError,
     InvalidFileError,
     MissingFileError,
     MissingPluginError,
     NonFiniteError,
     UnknownPrecisionError,
     UnknownRecipeError,
-    UsageError,
 )
+from edgekit.files._swap import hidden
 from edgekit.files.atomic import writing
 from edgekit.files.digests import Digests
+from edgekit.files.guard import Stamp, working
 from edgekit.files.memory import enough_memory
 from edgekit.files.reader import refuse_special
 from edgekit.manifest import Manifest
@@ -41,6 +43,8 @@ from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Plan, Recipe, Slot, Uniform
 from edgekit.tensor import EncodedTensor, Tensor
 
+#: How often a model is opened anew that is replaced while it is opened.
+_REOPENINGS = 8
 Nonfinite = Literal["refuse", "keep"]
 #: Called with the number of tensors done, of all tensors, and the name of the one that comes next.
 Progress = Callable[[int, int, str], None]
@@ -56,6 +60,20 @@ def open_artifact(path: str | os.PathLike[str]) -> Artifact:
         MemoryShortageError: there is no room for what it says of itself.
     """
     where = Path(path)
+    for _ in range(_REOPENINGS):
+        before = Stamp.of(where)
+        try:
+            artifact = _open(where)
+        except EdgekitError:
+            if Stamp.of(where) == before:
+                raise
+        else:
+            if Stamp.of(where) == before:
+                return artifact
+    return _open(where)
+
+
+def _open(where: Path) -> Artifact:
     try:
         found = where.stat()
     except FileNotFoundError as error:
@@ -63,14 +81,14 @@ def open_artifact(path: str | os.PathLike[str]) -> Artifact:
     except OSError as error:
         raise MissingFileError(f"{where}: cannot be read ({error.strerror}); check its permissions") from error
     except ValueError as error:  # half of a surrogate pair, or a zero byte
-        raise MissingFileError(f"{path!r:.200}: no file can be named so; check the name") from error
+        raise MissingFileError(f"{str(where)!r:.200}: no file can be named so; check the name") from error
     if not stat.S_ISDIR(found.st_mode):
         refuse_special(where, found.st_mode)
     with enough_memory(f"{where}: opening it", found.st_size):
-        return _open(where)
+        return _recognised(where)
 
 
-def _open(where: Path) -> Artifact:
+def _recognised(where: Path) -> Artifact:
     for registration in manager().all("formats"):
         candidate: Format = manager().load("formats", registration.name)
         if candidate.matches(where):
@@ -157,6 +175,8 @@ def quantize(
     nonfinite: Nonfinite = "refuse",
     executor: Executor | None = None,
     progress: Progress | None = None,
+    overwrite: bool = False,
+    notes: list[str] | None = None,
 ) -> Artifact:
     """Quantize a model and write it, streaming: peak memory follows the largest tensor, not the model.
 
@@ -172,21 +192,26 @@ def quantize(
         executor: encodes the row chunks; None takes a thread for each core. The bytes are the same. This thread
             reads and writes meanwhile.
         progress: called before each tensor.
+        overwrite: replace a target that edgekit did not write; one that it wrote is replaced in any case.
+        notes: what the user should be told about the run is appended to it, a sentence each.
 
     Returns:
         The artifact that was written, opened.
 
     Raises:
         NonFiniteError, ScaleOverflowError, UnsupportedModelError, InvalidFileError: about the source.
+        ChangedSourceError: the source was changed while it was read.
+        UsageError: the target is, holds or lies inside the source, or is something that edgekit did not write.
         ResourceError, LockedError: about the target. In every case nothing half-written is left behind.
     """
     target = Path(to)
     chosen_format = find_format(format, target)
     artifact = source if isinstance(source, Artifact) else open_source(source, chosen_format)
-    _refuse_overwriting(artifact, target)
     with ExitStack() as stack:
+        work = stack.enter_context(working(target, artifact.reads, overwrite, notes))
         known = {"importance": _importance_digest(importance)} if importance else {}
         sources = stack.enter_context(closing(Digests(artifact.files, known)))
+        work.hashes = sources
         chosen = find_recipe(recipe, chosen_format.name)
         layout = chosen_format.layout(artifact)
         plan = chosen.plan(layout.slots, layout.model.config if layout.model else None, importance is not None)
@@ -194,8 +219,8 @@ def quantize(
             plan = _keep_nonfinite(plan, layout)
         pool = executor or stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
         encoder = Encoder(pool, backend, importance or {}, nonfinite == "keep", f"{artifact.path}: tensor ")
-        writer = chosen_format.writer(target, layout, plan, make_manifest(sources, plan, encoder))
-        _write(writer, layout, plan, encoder, progress)
+        writer = chosen_format.writer(target, layout, plan, make_manifest(sources, plan, encoder, chosen_format.name))
+        _write(writer, layout, plan, encoder, progress, target)
     return chosen_format.open(target)
 
 
@@ -206,6 +231,8 @@ def convert(
     format: str | None = None,
     dtype: str | None = None,
     progress: Progress | None = None,
+    overwrite: bool = False,
+    notes: list[str] | None = None,
 ) -> Artifact:
     """Write a model in another format without quantizing it.
 
@@ -216,12 +243,14 @@ def convert(
         dtype: ``F32``, ``F16`` or ``BF16`` for the weight matrices; None keeps every tensor's own precision
             where the target can hold it (encoded tensors carry their blocks over unchanged), else F32.
         progress: called before each tensor.
+        overwrite: as for `quantize`.
+        notes: as for `quantize`.
 
     Raises:
         As `quantize`.
     """
     recipe: Recipe = AsIs() if dtype is None else find_recipe(dtype, find_format(format, Path(to)).name)
-    return quantize(source, recipe, to=to, format=format, progress=progress)
+    return quantize(source, recipe, to=to, format=format, progress=progress, overwrite=overwrite, notes=notes)
 
 
 @attrs.frozen
@@ -248,25 +277,28 @@ def own_precision(tensor: Tensor) -> Precision:
     return Precision.parse({"float16": "float:F16", "bfloat16": "float:BF16"}.get(tensor.dtype, "float:F32"))
 
 
-def _refuse_overwriting(artifact: Artifact, target: Path) -> None:
-    with writing(target):
-        sources = {path.resolve() for path in (artifact.path, *artifact.files)}
-        same = target.exists() and target.resolve() in sources
-    if same:
-        raise UsageError(f"{target}: the target is the source; choose another path")
-
-
-def _write(writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None) -> None:
+def _write(
+    writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None, target: Path
+) -> None:
     try:
         _write_tensors(writer, layout, plan, encoder, progress)
         writer.commit()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        written = writer.done
         writer.close(keep=True)
+        error.add_note(_kept_note(written, len(plan), target))
         raise
     except BaseException:
         writer.close()
         raise
     writer.close()
+
+
+def _kept_note(done: int, total: int, target: Path) -> str:
+    """What an interrupted run leaves behind, as a note of its `KeyboardInterrupt`."""
+    if not (done and hidden(Path(os.path.realpath(target)), "partial").exists()):
+        return f"nothing is kept; {target} is as it was"
+    return f"{done} of {total} tensors are kept; the same command goes on after them; {target} is as it was"
 
 
 def _write_tensors(writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None) -> None:
@@ -297,13 +329,15 @@ def _kept(slot: Slot, assignment: Assignment) -> Assignment:
     return assignment
 
 
-def make_manifest(sources: Mapping[str, str], plan: Plan, encoder: Encoder) -> Manifest:
+def make_manifest(sources: Mapping[str, str], plan: Plan, encoder: Encoder, format_name: str) -> Manifest:
     """What to record about an artifact before it is written."""
     tensors = {
         a.name: {"precision": a.precision.name, "reason": a.reason, "backend": encoder.name_for(a.precision)}
         for a in plan
     }
-    used = {t["backend"] for t in tensors.values()}
+    used = {t["backend"] for t in tensors.values()} | {
+        r.plugin for r in manager().all("formats") if r.name == format_name
+    }
     versions = {p.distribution: p.version for p in manager().plugins if p.name in used or p.name == "core"}
     return Manifest(
         sources=sources,

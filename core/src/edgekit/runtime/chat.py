@@ -70,8 +70,32 @@ def template_of(artifact: Artifact) -> str:
     if source is None and artifact.tokenizer is not None:
         source = artifact.tokenizer.chat_template
     if not isinstance(source, str):
-        raise UsageError(f"{artifact.path}: it has no chat template; use generate with a prompt of your own")
+        raise UsageError(
+            f"{artifact.path}: it has no chat template, as base models have none; "
+            "continue a text instead (`edgekit run`, `generate` in Python)"
+        )
     return source
+
+
+def no_tokenizer(path: Path) -> str:
+    """The message of an artifact that is asked for text and has no tokenizer."""
+    return (
+        f"{path}: it has no tokenizer, so it takes no text; write it again from a source that has its tokenizer's "
+        "files, or continue token ids (`tokens` in Python)"
+    )
+
+
+def has_template(artifact: Artifact) -> bool:
+    """Whether an artifact has a chat template.
+
+    Raises:
+        As reading its tokenizer does, where its files are broken or of a kind that edgekit does not know.
+    """
+    try:
+        template_of(artifact)
+    except UsageError:
+        return False
+    return True
 
 
 def render(template: str, messages: Messages | str, **variables: Any) -> str:
@@ -227,6 +251,8 @@ __all__ = [
     "Messages",
     "check",
     "conversation",
+    "has_template",
+    "no_tokenizer",
     "prompt_of",
     "render",
     "special_tokens",

@@ -171,7 +171,7 @@ class TextRuntime:
         """
         tokenizer = self.artifact.tokenizer
         if tokenizer is None:
-            raise UsageError(f"{self.artifact.path}: it has no tokenizer; continue token ids with `tokens` instead")
+            raise UsageError(chat.no_tokenizer(self.artifact.path))
         return tokenizer
 
     def room(self, prompt: int, wanted: int | None) -> int:

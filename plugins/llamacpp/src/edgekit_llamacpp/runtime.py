@@ -177,7 +177,7 @@ class LlamaCppRuntime(TextRuntime):
         """
         loaded = self._model()
         if not loaded.has_vocabulary:
-            raise UsageError(f"{self.artifact.path}: it has no tokenizer; continue token ids with `tokens` instead")
+            raise UsageError(chat.no_tokenizer(self.artifact.path))
         try:
             data = text.encode()
         except UnicodeEncodeError as error:

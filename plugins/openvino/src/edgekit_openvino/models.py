@@ -14,7 +14,7 @@ import numpy as np
 
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidFileError, MissingPluginError, UnsupportedModelError, UsageError
-from edgekit.files.atomic import AtomicDirectory, AtomicFile, write_atomic, writing
+from edgekit.files.atomic import AtomicDirectory, AtomicFile, writing
 from edgekit.files.digests import sha256
 from edgekit.manifest import Manifest, manifest_path
 from edgekit.pipeline import open_artifact
@@ -185,11 +185,9 @@ def write_onnx(model: Any, source: Artifact, to: Path, recipe: str, finish: Fini
     """
     if model.ByteSize() > _ONNX_LIMIT:
         raise UnsupportedModelError(f"{source.path}: {model.ByteSize():,} bytes do not fit one ONNX file; write an IR")
-    with AtomicFile(to) as file:
+    with AtomicFile(to, manifest=True) as file:
         file.write(model.SerializeToString(deterministic=True))
-        manifest = make_manifest(source, recipe, finish(to))
-        file.commit()
-    write_atomic(manifest_path(to), manifest.to_json().encode())
+        file.commit(make_manifest(source, recipe, finish(to)).to_json().encode())
     return opened(to)
 
 

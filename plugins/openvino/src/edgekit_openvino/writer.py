@@ -115,7 +115,7 @@ class OpenVinoWriter:
 
     def _fingerprint(self) -> bytes:
         slots = [[slot.name, list(slot.shape)] for slot in self._layout.slots]
-        text = json.dumps([LAYOUT, slots]) + self._manifest.to_json()
+        text = json.dumps(["openvino", LAYOUT, slots]) + self._manifest.to_json()
         return hashlib.sha256(text.encode()).digest()
 
 

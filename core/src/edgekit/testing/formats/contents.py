@@ -222,7 +222,7 @@ def check_manifest(subject: FormatSubject, profile: Profile) -> None:
     with temporary_folder() as folder:
         found = subject.format.open(subject.write(folder, random_artifact(folder), manifest=manifest)).manifest
         if found is None:
-            fail("the manifest is gone; write it in commit, and give it to the artifact that is opened")
+            fail("the manifest is gone; give it to AtomicFile.commit or write it into the directory, then read it")
         for field in attrs.fields(Manifest):
             was, now = getattr(manifest, field.name), getattr(found, field.name)
             if was != now and field.name != "tensors":
