@@ -36,6 +36,7 @@ class Traits:
         widens: True where the encoder takes float16 and bfloat16 rows too and encodes them as their float32 copy, of
             which it never holds the whole. A reference gets them where its rows depend on each other.
         searches: False where no search for a scale can lose huge values.
+        decode_only: True where a reference decodes but does not encode.
         needs_importance: True where rows without an importance are refused.
         decoded_through: by kind, the type that overflows where it is not the one that stores the scale.
         overflowed: the part whose scale is not finite, or "", from parts and precision.
@@ -46,6 +47,7 @@ class Traits:
     source_dtypes: bool = False
     widens: bool = False
     searches: bool = True
+    decode_only: bool = False
     needs_importance: bool = False
     decoded_through: Mapping[str, str] = attrs.field(factory=dict)
     overflowed: Callable[[Mapping[str, npt.NDArray[Any]], Precision], str] = nonfinite_part

@@ -68,13 +68,24 @@ def template_of(artifact: Artifact) -> str:
     # Metadata first: a GGUF file's template is there even where its tokenizer is of a kind that edgekit cannot read.
     source = artifact.config.get("tokenizer.chat_template")
     if source is None and artifact.tokenizer is not None:
-        source = artifact.tokenizer.chat_template
+        source = artifact.tokenizer.chat_template or _only(artifact.tokenizer, artifact)
     if not isinstance(source, str):
         raise UsageError(
             f"{artifact.path}: it has no chat template, as base models have none; "
             "continue a text instead (`edgekit run`, `generate` in Python)"
         )
     return source
+
+
+def _only(tokenizer: Tokenizer, artifact: Artifact) -> str | None:
+    """The one template of a model that calls none the default."""
+    templates = tokenizer.chat_templates
+    if len(templates) > 1:
+        raise UsageError(
+            f"{artifact.path}: of its chat templates ({', '.join(templates)}) none is the default one; render one with "
+            "edgekit.runtime.chat.render, and use generate"
+        )
+    return next(iter(templates.values()), None)
 
 
 def no_tokenizer(path: Path) -> str:

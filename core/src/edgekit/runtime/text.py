@@ -205,7 +205,7 @@ class TextRuntime:
         # Decoded as what follows the prompt: on its own the first piece would lose its leading space.
         text = tokenizer.detokenizer(prompt)
         for token in tokens:
-            if token == tokenizer.eos:
+            if token in tokenizer.end_ids:
                 break
             if piece := text.add(token):
                 yield piece

@@ -26,7 +26,9 @@ class GridFormat:
     """Reference implementation of one grid format; see `edgekit.reference.Reference`."""
 
     precision: Precision
-    traits: ClassVar[Traits] = Traits(proof="decoded only, by gguf-py 0.19.0", bound="none: it is not encoded")
+    traits: ClassVar[Traits] = Traits(
+        proof="decoded only, by gguf-py 0.19.0", bound="none: it is not encoded", decode_only=True
+    )
 
     def encode(self, x: npt.NDArray[Any], precision: Precision, importance: object = None) -> NoReturn:
         """Refuse.
