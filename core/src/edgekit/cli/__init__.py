@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from edgekit.errors import EdgekitError
+from edgekit.errors import EdgekitError, on_command_line
+from edgekit.files import memory
 
 #: Verb to what `edgekit --help` says of it, short enough for a narrow terminal.
 VERBS = {
@@ -22,6 +23,7 @@ VERBS = {
     "compare": "Say what a conversion cost.",
     "eval": "Measure perplexity on a text.",
     "precisions": "List every number format.",
+    "recipes": "List the recipes with their rules.",
     "plugins": "List the installed plugins.",
     "doctor": "Check the installation, and what this machine can do.",
     "demo": "Quantize the sample model down a ladder.",
@@ -87,6 +89,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
     5 out of resources, 6 locked, 7 a quality gate failed, 130 interrupted (Ctrl-C).
     """  # noqa: D301  - click's mark, a real backspace
     ctx.obj = {"debug": debug}
+    ctx.with_resource(on_command_line())
 
 
 def main(args: list[str] | None = None) -> Any:
@@ -99,9 +102,10 @@ def main(args: list[str] | None = None) -> Any:
             raise
         click.secho(f"edgekit: error: {error}", fg="red", err=True)
         sys.exit(error.exit_code)
-    except MemoryError:
-        click.secho("edgekit: error: out of memory; close other programs, or take a smaller model", fg="red", err=True)
-        sys.exit(5)
+    except MemoryError as raised:
+        shortage = memory.shortage("this", memory.wanted_by(raised))
+        click.secho(f"edgekit: error: {shortage}", fg="red", err=True)
+        sys.exit(shortage.exit_code)
     except BrokenPipeError:  # the reader (head, less) has seen enough
         sys.stderr.close()
         sys.exit(0)

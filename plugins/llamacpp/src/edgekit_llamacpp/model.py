@@ -17,15 +17,19 @@ import numpy.typing as npt
 from edgekit.artifact import Artifact
 from edgekit.errors import (
     InvalidFileError,
+    MemoryShortageError,
     MissingPluginError,
+    PluginError,
     ResourceError,
     UnsupportedModelError,
     UsageError,
 )
+from edgekit.files.memory import refuse_shortage
+from edgekit.files.reader import Mapped
 from edgekit.pipeline import open_artifact
 from edgekit.runtime import refuse_unknown_options
 from edgekit_llamacpp.devices import Device, accelerators, choose_layers, list_devices
-from edgekit_llamacpp.library import BUILD, llama, quiet
+from edgekit_llamacpp.library import BUILD, copied, llama, quiet
 
 F32 = npt.NDArray[np.float32]
 
@@ -116,6 +120,7 @@ class Loaded:
             refuse_missing(artifact, options)
             self.gpu_layers, self.devices = _placed(artifact, options)
             """Layers on an accelerator, the output matrix counted as one, and the devices that have them."""
+            self._mapped = Mapped(artifact.files, _CUT) if options.mmap else None
             self.model = self._load(artifact, options)
             stack.callback(self._llama.llama_model_free, self.model)
             self.vocab = self._llama.llama_model_get_vocab(self.model)
@@ -157,18 +162,33 @@ class Loaded:
         """Tokens that the context computes at once; more would end the process."""
         return int(self._llama.llama_n_batch(self.context))
 
+    def refuse_cut(self) -> None:
+        """Refuse to compute with a mapped file that was cut meanwhile: touching what is gone ends the process.
+
+        Raises:
+            InvalidFileError: it was.
+        """
+        if self._mapped is not None:
+            self._mapped.refuse_cut()
+
     def close(self) -> None:
-        """Free everything; more than once is fine."""
+        """Free everything; more than once is fine. In a copy of the process that loaded it the memory is let be."""
+        if copied():
+            self._free.pop_all()
+            return
         with quiet():
             self._free.close()
 
     def _load(self, artifact: Artifact, options: Options) -> Any:
         parameters = self._llama.llama_model_default_params()
         parameters.n_gpu_layers = self.gpu_layers
-        parameters.use_mmap, parameters.use_mlock = options.mmap, options.mlock
+        set_load_mode(parameters, options)
         with quiet() as said:
             model = self._llama.llama_model_load_from_file(os.fsencode(artifact.files[0]), parameters)
         if not model:
+            refuse_shortage(
+                RuntimeError("; ".join(said)), f"{artifact.path}: loading it with llama.cpp", artifact.nbytes
+            )
             why = next((line for line in said if "error loading model" in line), "; ".join(said)).partition(": ")[2]
             known = "unknown model architecture" in why or "tokenizer" in why
             kind = UnsupportedModelError if known else InvalidFileError
@@ -201,9 +221,9 @@ class Loaded:
         with quiet() as said:
             context = self._llama.llama_init_from_model(self.model, parameters)
         if not context:
-            cure = (
-                f"choose a shorter one{', or fewer gpu_layers than ' + str(self.gpu_layers) if self.gpu_layers else ''}"
-            )
+            refuse_shortage(RuntimeError("; ".join(said)), f"a context of {size} tokens in llama.cpp")
+            fewer = f", or fewer gpu_layers than {self.gpu_layers}" if self.gpu_layers else ""
+            cure = f"choose a shorter one{fewer}"
             raise ResourceError(f"llama.cpp makes no context of {size} tokens: {'; '.join(said)}; {cure}")
         self._apply_adapters(context)
         return context
@@ -229,6 +249,7 @@ class Loaded:
             raise InvalidFileError("llama.cpp refuses the LoRA adapters; check that they are for this model")
 
 
+_CUT = "load the model again from a whole file; mmap=False reads it into memory, isolate=True keeps a crash apart"
 _CURE = "use a file that llama.cpp's own tools or edgekit wrote, or upgrade llama-cpp-python"
 
 
@@ -246,6 +267,21 @@ def _trained(artifact: Artifact) -> int:
     """The context that the model was trained with, as its metadata has it."""
     value = artifact.config.get(f"{artifact.config.get('general.architecture')}.context_length")
     return value if isinstance(value, int) and value > 0 else CONTEXT
+
+
+def set_load_mode(parameters: Any, options: Options) -> None:
+    """Say how the file is read, in the fields that the installed llama.cpp has: ctypes takes others in silence.
+
+    Raises:
+        PluginError: the installed llama-cpp-python has none that is known.
+    """
+    fields = {name for name, *_ in parameters._fields_}
+    if "load_mode" in fields:  # LLAMA_LOAD_MODE_NONE, MMAP, MLOCK, MMAP_MLOCK
+        parameters.load_mode = options.mmap + 2 * options.mlock
+    elif {"use_mmap", "use_mlock"} <= fields:
+        parameters.use_mmap, parameters.use_mlock = options.mmap, options.mlock
+    else:
+        raise PluginError("the installed llama-cpp-python loads models in a way that is not known; install 0.3.36")
 
 
 def refuse_missing(artifact: Artifact, options: Options) -> None:
@@ -290,7 +326,7 @@ def refuse_memory(artifact: Artifact, context: int, cache: str = "F16", layers: 
         layers: those that lie in the main memory; None for all.
 
     Raises:
-        ResourceError: says how many bytes it would take and how many there are.
+        MemoryShortageError: says how many bytes it would take and how many there are.
     """
     try:
         config = artifact.model.config
@@ -299,7 +335,7 @@ def refuse_memory(artifact: Artifact, context: int, cache: str = "F16", layers: 
     values = 2 * (config.layers if layers is None else layers) * config.kv_heads * config.head_dim * context
     wanted, free = values * CACHES[cache][1], available_memory()
     if free is not None and wanted > free:
-        raise ResourceError(
+        raise MemoryShortageError(
             f"a context of {context} tokens takes {wanted / 1e9:.1f} GB for keys and values and "
             f"{free / 1e9:.1f} GB are free; choose a shorter context"
         )
