@@ -16,13 +16,14 @@ _Scale = Callable[[float], float]
 
 _WIDTH, _HEIGHT = 860, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 30, 24, 56
-#: What is nearer than this is drawn here: a logarithm has no zero.
-_FLOOR = 1e-6
+#: Height of the band for what is not above the noise floor: a logarithm has no zero.
+_BAND = 30
 #: Between the names of two dots.
 _LINE = 13
 _COLOURS = {"gguf": "#2563eb", "affine": "#d97706"}
 _SVG_STYLE = """
 svg{background:#fff} svg text{font:12px system-ui,sans-serif;fill:#374151} .axis{stroke:#9ca3af} .grid{stroke:#e5e7eb}
+.noise{fill:#f3f4f6} svg .noise-label{font-size:11px;fill:#6b7280}
 """
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:920px;margin:2rem auto;padding:0 1rem;color:#1f2937}
@@ -52,23 +53,29 @@ perplexity stands the standard error of its difference to the source's: with man
 {chart(steps)}
 <p><span class="key" style="background:{_COLOURS["gguf"]}"></span>GGUF recipes
 <span class="key" style="background:{_COLOURS["affine"]}"></span>textbook affine, groups of 32
-&nbsp; lowest line: one millionth or less</p>
+&nbsp; grey band: not above the noise floor of this measurement, {_power(steps[0].noise_floor)} nats, the divergence of
+the source from itself when its sums are taken in another order</p>
 {_table(steps)}
 </body></html>
 """
 
 
 def chart(steps: Sequence[Step]) -> str:
-    """An SVG scatter of size (linear) against the KL divergence from the source (logarithmic)."""
+    """An SVG scatter of size (linear) against the KL divergence from the source (logarithmic).
+
+    What is not above the noise floor lies in a band below the logarithmic scale.
+    """
     across = _scale(0, max(s.size for s in steps) * 1.08, _LEFT, _WIDTH - _RIGHT)
-    up = _scale(math.log(_FLOOR), math.log(max(s.kl for s in steps) * 2), _HEIGHT - _BOTTOM, _TOP)
+    low, high = _range(steps)
+    border = _HEIGHT - _BOTTOM - _BAND
+    up = _scale(math.log(low), math.log(high), border, _TOP)
 
     def height(step: Step) -> float:
-        return up(math.log(max(step.kl, _FLOOR)))
+        return border + _BAND / 2 if step.is_noise else up(math.log(step.kl))
 
     ticks = [_size_tick(across, value) for value in _steps(max(s.size for s in steps), 5)]
-    decades = math.floor(math.log10(max(s.kl for s in steps) * 2 / _FLOOR))
-    marks = [_kl_tick(up, _FLOOR * 10.0**decade) for decade in range(decades + 1)]
+    decades = range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high)) + 1)
+    marks = [_kl_tick(up, 10.0**decade) for decade in decades]
     lines = [_line(steps, kind, across, height) for kind in _COLOURS]
     dots = [_dot(step, across(step.size), height(step)) for step in steps]
     names = [name for kind in _COLOURS for name in _names(steps, kind, across, height)]
@@ -78,11 +85,36 @@ def chart(steps: Sequence[Step]) -> str:
         f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">'
         "KL divergence (nats)</text>"
     )
-    body = "\n".join([*ticks, *marks, *lines, *dots, *names, labels])
+    body = "\n".join([_band(border, steps[0].noise_floor), *ticks, *marks, *lines, *dots, *names, labels])
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
         f'aria-label="Size against KL divergence"><style>{_SVG_STYLE}</style>\n{body}\n</svg>'
     )
+
+
+def _range(steps: Sequence[Step]) -> tuple[float, float]:
+    """Ends of the logarithmic scale: from a power of ten, or the noise floor where that is higher."""
+    above = [step.kl for step in steps if not step.is_noise] or [1e-6]
+    low = 10.0 ** math.floor(math.log10(min(above)))
+    return max(low, *(step.noise_floor for step in steps)), max(above) * 2
+
+
+def _band(top: float, floor: float) -> str:
+    return (
+        f'<rect x="{_LEFT}" y="{top}" width="{_WIDTH - _RIGHT - _LEFT}" height="{_BAND}" class="noise"/>'
+        f'<text x="{_LEFT + 8}" y="{top + 19}" class="noise-label">noise floor: {_power(floor)} nats or less</text>'
+    )
+
+
+def _power(value: float) -> str:
+    """7·10⁻¹³."""
+    if value == 0:
+        return "0"
+    digit, exponent = f"{value:.0e}".split("e")
+    return f"{digit}·10{str(int(exponent)).translate(_RAISED)}"
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def _scale(low: float, high: float, start: float, stop: float) -> _Scale:
@@ -114,7 +146,7 @@ def _kl_tick(up: _Scale, value: float) -> str:
 def _decade(value: float) -> str:
     """0.01, and with an exponent where there would be many zeros: 10⁻⁶."""
     exponent = round(math.log10(value))
-    return f"{value:g}" if exponent > -4 else "10⁻" + "⁰¹²³⁴⁵⁶⁷⁸⁹"[-exponent]
+    return f"{value:g}" if exponent > -4 else "10" + str(exponent).translate(_RAISED)
 
 
 def _kind(step: Step) -> str:
@@ -128,7 +160,7 @@ def _line(steps: Sequence[Step], kind: str, across: _Scale, height: Callable[[St
 
 
 def _dot(step: Step, x: float, y: float) -> str:
-    title = f"{step.recipe}: {size(step.size)}, perplexity {step.perplexity:.4f}, KL {step.kl:.6f}"
+    title = f"{step.recipe}: {size(step.size)}, perplexity {step.perplexity:.4f}, KL {divergence(step)}"
     return (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{_COLOURS[_kind(step)]}">'
         f"<title>{html.escape(title)}</title></circle>"
@@ -145,6 +177,11 @@ def _names(steps: Sequence[Step], kind: str, across: _Scale, height: Callable[[S
         yield f'<text x="{across(step.size) + dx:.1f}" y="{y:.1f}" text-anchor="{anchor}">{label}</text>'
 
 
+def divergence(step: Step) -> str:
+    """The KL divergence; what is not above the noise floor is marked."""
+    return "≤ noise floor" if step.is_noise else f"{step.kl:.6f}"
+
+
 def _perplexity(step: Step) -> str:
     return f"{step.perplexity:.4f} <small>± {step.perplexity_error:.4f}</small>"
 
@@ -156,7 +193,7 @@ def _table(steps: Sequence[Step]) -> str:
     )
     rows = "\n".join(
         f"<tr><td>{html.escape(s.recipe)}</td><td>{size(s.size)}</td><td>{s.bits_per_weight:.3f}</td>"
-        f"<td class=tier>{s.tier}</td><td>{s.error:.2%}</td><td>{_perplexity(s)}</td><td>{s.kl:.6f}</td>"
+        f"<td class=tier>{s.tier}</td><td>{s.error:.2%}</td><td>{_perplexity(s)}</td><td>{divergence(s)}</td>"
         f"<td>{s.top1:.2%}</td></tr>"
         for s in steps
     )
