@@ -8,6 +8,7 @@ import numpy as np
 from format_faults import halves_for_pairs
 
 from edgekit.architectures.forward import Transformer
+from edgekit.errors import UsageError
 from edgekit.runtime import NumpyRuntime
 from edgekit.tensor import Tensor
 
@@ -18,7 +19,7 @@ class Wrong(NumpyRuntime):
     name = "wrong"
 
     @classmethod
-    def open(cls, artifact, **options):
+    def open(cls, artifact):
         return cls(artifact, Transformer(cls.change(artifact.model)))
 
     @staticmethod
@@ -113,6 +114,24 @@ def no_emoji(self, prompt, options, right):
     return right()
 
 
+class AnyOption(Wrong):
+    @classmethod
+    def open(cls, artifact, **options):
+        return cls(artifact, Transformer(artifact.model), **{k: v for k, v in options.items() if k == "cache"})
+
+
+class NamelessOption(Wrong):
+    @classmethod
+    def open(cls, artifact, **options):
+        if options:
+            raise UsageError("bad option")
+        return super().open(artifact)
+
+
+def letters(self, prompt, options, right):
+    return right(stop=tuple(options.get("stop") or ()))
+
+
 def streaming(**facts):
     """A runtime whose streams say something else at their end."""
 
@@ -185,6 +204,9 @@ RUNTIMES = {
     ),
     "max_tokens of 0 gives one": (generating(one_token_more), {"check_sampling"}, "max_tokens=0"),
     "the stop text is part of the answer": (generating(stop_included), {"check_stop", "check_streaming"}, ""),
+    "unknown options are taken and left unused": (AnyOption, {"check_unknown_options"}, "nothing is said"),
+    "the error of an unknown option does not name it": (NamelessOption, {"check_unknown_options"}, "to name the option"),
+    "a stop text alone is its letters": (generating(letters), {"check_stop_alone"}, "both are one stop text"),
     "emoji raise UnicodeEncodeError": (generating(no_emoji), {"check_any_text"}, "UnicodeEncodeError"),
     "answers after it was closed": (method(close=answers_after_close), {"check_close"}, "nothing is said"),
 }  # fmt: skip

@@ -38,6 +38,28 @@ def test_the_prompt_of_an_artifact(artifact):
     assert chat.prompt_of(artifact, messages) == "<s><|system|>Be brief.\n<|user|>Hello\n<|assistant|>"
 
 
+GENERATION = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}\n"
+    "{% set name = 'x' %}{{ m.content }}{% if loop.last %}!{% endif %}{% endgeneration %}{% else %}{{ m.content }}"
+    "{% endif %}{{ name is defined }}\n{% endfor %}"
+)
+
+
+def test_what_the_model_said_may_be_marked(artifact):
+    """SmolLM3's template, for one; the oracles render it with transformers."""
+    messages = [*HELLO, {"role": "assistant", "content": "Hello"}]
+    assert chat.render(GENERATION, messages) == "HiFalse\nHello!False\n"
+    with pytest.raises(InvalidFileError, match="TemplateSyntaxError"):
+        chat.render("{% generation %}never ends", messages)
+
+
+def test_transformers_renders_marks_alike():
+    render = pytest.importorskip("transformers.utils.chat_template_utils").render_jinja_template
+    messages = [*HELLO, {"role": "assistant", "content": "Hello"}]
+    (theirs,), _ = render([messages], chat_template=GENERATION)
+    assert chat.render(GENERATION, messages) == theirs
+
+
 def test_metadata_comes_before_the_tokenizer(artifact):
     def unreadable():
         raise AssertionError("the tokenizer is not needed")

@@ -11,7 +11,7 @@ import pytest
 import edgekit
 
 SOURCE = Path(edgekit.__file__).parent
-ALLOWED = {"attr", "attrs", "click", "numpy", "pluggy", "safetensors"}
+ALLOWED = {"attr", "attrs", "click", "numpy", "pluggy"}
 OPTIONAL = {"tokenizers", "jinja2", "rich", "hypothesis", "pytest", "ml_dtypes"}  # imported inside functions only
 
 # Lower layers first; a module imports from its own layer or below.

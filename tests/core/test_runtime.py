@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from edgekit import sample
 from edgekit.architectures.forward import Transformer
 from edgekit.architectures.hf import config_from_hf
-from edgekit.errors import ContextOverflowError, MissingPluginError, UsageError
+from edgekit.errors import ContextOverflowError, MissingPluginError, NonFiniteError, UsageError
 from edgekit.pipeline import open_artifact
 from edgekit.runtime import (
     ChatRuntime,
@@ -21,6 +21,7 @@ from edgekit.runtime import (
     Sampling,
     TokenizingRuntime,
     load,
+    parse_option,
     until,
 )
 from edgekit.testing.models import artifact_of, random_model
@@ -51,8 +52,11 @@ class Bytes(Tokenizer):
     def encode(self, text, add_special=True):
         return list(text.encode()) + ([self.eos] if add_special and self.add_eos else [])
 
-    def decode(self, ids, skip_special=True):
-        return bytes(ids).decode(errors="replace")
+    def piece(self, number, skip_special=True):
+        return bytes([number])
+
+    def least_tokens(self, text):
+        return len(text.encode())
 
 
 @attrs.frozen(eq=False)
@@ -98,6 +102,15 @@ def test_text_comes_as_pieces_of_itself(artifact):
     assert len(pieces) == len(" wörld, grüße €€ 🦊!"), "a piece for each whole character"
 
 
+def test_a_text_may_end_in_the_replacement_character(artifact):
+    """One that the model says is a character like any other; one that stands for half a character is the text's end."""
+    assert scripted(artifact, " what\ufffd").generate("hello") == " what\ufffd"
+    assert scripted(artifact, " 🦊").generate("hello", max_tokens=3) == " \ufffd"
+    half = NumpyRuntime(artifact, Script(b" \xc3" + bytes(1)))
+    assert list(half.stream("hello")) == [" ", "\ufffd"]
+    assert half.generate("hello", stop=["\ufffd"]) == " "
+
+
 def test_generation_ends(artifact):
     model = scripted(artifact, " once upon a time")
     assert model.generate("hello", max_tokens=6) == " once "
@@ -141,7 +154,7 @@ def test_a_text_may_be_cancelled_at_any_token():
                 text.cancel()
             yield number
 
-    text = Generation.counting(1, tokens(), lambda new: until(("x" * (n + 1) for n in new), ["x" * 200]))
+    text = Generation.counting(1, tokens(), lambda new: until(("x" for _ in new), ["x" * 200]))
     assert list(text) == ["xxxx"]
     assert (text.completion_tokens, text.finish_reason) == (4, None)
 
@@ -206,9 +219,11 @@ def test_what_does_not_fit_the_context(artifact):
     assert str(caught.value) == (
         "5 tokens of prompt and 44 more do not fit the model's context of 48; shorten the prompt, or ask for at most 43"
     )
-    for call in (lambda: model.stream("x" * 49), lambda: model.tokens([1] * 49), lambda: model.logits([1] * 49)):
+    for call in (lambda: model.tokens([1] * 49), lambda: model.logits([1] * 49)):
         with pytest.raises(ContextOverflowError, match="49 tokens of prompt and 0 more do not fit"):
             call()
+    with pytest.raises(ContextOverflowError, match=r"^at least 49 tokens of prompt do not fit .* shorten the prompt$"):
+        model.stream("x" * 49)
     assert isinstance(caught.value, UsageError)
 
 
@@ -227,20 +242,57 @@ def test_sampling_is_seeded(artifact):
     assert sample(temperature=1.0) != greedy
 
 
-def test_sampling_follows_the_distribution():
-    logits = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
-    choose = Sampling(temperature=1.0).sampler()
-    counts = np.bincount([choose(logits) for _ in range(4000)], minlength=4) / 4000
-    np.testing.assert_allclose(counts, [0.1, 0.4, 0.2, 0.3], atol=0.03)  # four standard deviations
+SAMPLINGS = [
+    {}, {"top_p": 0.95}, {"top_p": 0.5}, {"top_p": 0.01}, {"top_k": 3}, {"top_k": 300}, {"top_k": 5, "top_p": 0.7},
+    {"temperature": 0.4}, {"temperature": 3.0, "top_p": 0.9},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", SAMPLINGS, ids=str)
+@pytest.mark.parametrize("vocabulary", [7, 600])
+def test_sampling_follows_the_definition(options, vocabulary):
+    """20,000 tokens; each count lies within five standard deviations of its binomial distribution."""
+    logits = np.random.default_rng(vocabulary).standard_normal(vocabulary).astype(np.float32) * 2
+    logits[1::3] = logits[0]  # ties
+    sampling, draws = Sampling(**{"temperature": 1.0, "seed": 5, **options}), 20_000
+    choose, expected = sampling.sampler(), sampling.probabilities(logits)
+    counts = np.bincount([choose(logits) for _ in range(draws)], minlength=vocabulary)
+    assert not counts[expected == 0].any(), "what is left out is never chosen"
+    deviation = np.sqrt(draws * expected * (1 - expected))
+    assert (np.abs(counts - draws * expected) <= 5 * deviation + 1).all()
+
+
+@given(st.data())
+def test_what_is_chosen_is_among_the_likely(data):
+    values = st.sampled_from([-np.inf, -50.0, -1.0, 0.0, 0.5, 3.0])
+    logits = np.array(data.draw(st.lists(values, min_size=1, max_size=700)), np.float32)
+    logits[data.draw(st.integers(0, len(logits) - 1))] = 1.0
+    options = {"top_k": data.draw(st.integers(0, 9)), "top_p": data.draw(st.sampled_from([1.0, 0.9, 0.3, 1e-6]))}
+    sampling = Sampling(temperature=data.draw(st.sampled_from([1e-300, 0.3, 1.0, 1e300])), **options)
+    assert sampling.probabilities(logits)[sampling.sampler()(logits)] > 0
+
+
+def test_one_seed_gives_one_choice():
+    logits = np.random.default_rng(0).standard_normal(50_000).astype(np.float32)
+    for options in ({}, {"top_p": 0.9}, {"top_k": 40}):
+        one, other = (Sampling(temperature=1.0, seed=3, **options).sampler() for _ in range(2))
+        assert [one(logits) for _ in range(20)] == [other(logits) for _ in range(20)]
+
+
+@pytest.mark.parametrize("scores", [[np.nan, 1], [np.inf, 1], [-np.inf, -np.inf]])
+def test_scores_that_are_not_finite(scores):
+    with pytest.raises(NonFiniteError, match="the model computes scores that are not finite"):
+        Sampling(temperature=1.0).sampler()(np.array(scores, np.float32))
 
 
 def test_probabilities():
-    logits = np.log(np.array([0.4, 0.3, 0.2, 0.1], np.float32))
-    np.testing.assert_allclose(Sampling(1.0).probabilities(logits), [0.4, 0.3, 0.2, 0.1], rtol=1e-6)
-    np.testing.assert_allclose(Sampling(0.5).probabilities(logits), np.array([16, 9, 4, 1]) / 30, rtol=1e-6)
-    np.testing.assert_allclose(Sampling(1.0, top_p=0.5).probabilities(logits), [4 / 7, 3 / 7, 0, 0], rtol=1e-6)
-    np.testing.assert_allclose(Sampling(1.0, top_p=0.39).probabilities(logits), [1, 0, 0, 0])
-    np.testing.assert_allclose(Sampling(2.0, top_p=0.01).probabilities(logits), [1, 0, 0, 0])
+    logits = np.log(np.array([0.2, 0.4, 0.1, 0.3], np.float32))
+    np.testing.assert_allclose(Sampling(1.0).probabilities(logits), [0.2, 0.4, 0.1, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(Sampling(0.5).probabilities(logits), np.array([4, 16, 1, 9]) / 30, rtol=1e-6)
+    np.testing.assert_allclose(Sampling(1.0, top_p=0.5).probabilities(logits), [0, 4 / 7, 0, 3 / 7], rtol=1e-6)
+    np.testing.assert_allclose(Sampling(1.0, top_k=2).probabilities(logits), [0, 4 / 7, 0, 3 / 7], rtol=1e-6)
+    np.testing.assert_allclose(Sampling(1.0, top_p=0.39).probabilities(logits), [0, 1, 0, 0])
+    np.testing.assert_allclose(Sampling(2.0, top_p=0.01).probabilities(logits), [0, 1, 0, 0])
 
 
 @pytest.mark.parametrize("top_k", [1, 3])
@@ -295,7 +347,7 @@ def test_load_picks_a_runtime(artifact):
 @given(st.text("abc", max_size=20), st.lists(st.text("abc", max_size=3), max_size=3), st.integers(1, 5))
 def test_pieces_up_to_a_stop_text(text, stop, step):
     """However the text grows: the pieces join to what lies before the first stop text, and hold none of it."""
-    pieces = list(until((text[:end] for end in range(step, len(text) + step, step)), stop))
+    pieces = list(until((text[start : start + step] for start in range(0, len(text), step)), stop))
     ends = [text.find(s) for s in stop if s and s in text]
     assert all(pieces)
     if step == 1 or not ends:
@@ -312,3 +364,91 @@ def _first_to_complete(text, stop):
         return len(text)
     complete = min(end for end, _ in found)
     return min(start for end, start in found if end == complete)
+
+
+@pytest.mark.parametrize("stop", ["b", ["b"], ("b", "zz"), {"b"}, iter(["b"])], ids=repr)
+def test_a_stop_text_may_be_alone_or_one_of_many(artifact, stop):
+    assert scripted(artifact, "aabcc").generate("hello", max_tokens=6, stop=stop) == "aa"
+
+
+def test_a_stop_text_of_several_letters_is_one(artifact):
+    assert scripted(artifact, "xay stop z").generate("hello", max_tokens=11, stop="stop") == "xay "
+
+
+@pytest.mark.parametrize("stop", [None, (), []])
+def test_no_stop_text_stops_nothing(artifact, stop):
+    assert scripted(artifact, "aabcc").generate("hello", max_tokens=6, stop=stop) == "aabcc"
+
+
+NOT_UNDERSTOOD = {
+    "a stop that is a number": ({"stop": 5}, "stop 5; give a text, several, or None"),
+    "stop texts that are bytes": ({"stop": b"a"}, "stop b'a'; give a text, several, or None"),
+    "stop texts that are numbers": ({"stop": ["a", 5]}, "stop text 5 is int; a stop text is a string"),
+    "a seed below -1": ({"seed": -2}, "seed -2; choose -1 or more"),
+    "a seed that is a text": ({"seed": "7"}, "seed '7'; choose an integer of at least -1"),
+    "half a token": ({"max_tokens": 1.5}, "max_tokens 1.5; choose an integer of at least 0"),
+    "less than no token": ({"max_tokens": -1}, "max_tokens -1; choose 0 or more"),
+    "a temperature that is a text": ({"temperature": "hot"}, "temperature 'hot'; choose 0 or more"),
+    "half of a top_k": ({"top_k": 1.5}, "top_k 1.5; choose 0 (all tokens) or more"),
+    "no top_p": ({"top_p": None}, "top_p None; choose above 0 and at most 1"),
+}
+
+
+@pytest.mark.parametrize("what", NOT_UNDERSTOOD)
+def test_arguments_are_refused_with_what_is_allowed(artifact, what):
+    options, message = NOT_UNDERSTOOD[what]
+    with NumpyRuntime.open(artifact) as model:
+        for ask in (model.generate, model.stream):
+            with pytest.raises(UsageError) as raised:
+                ask("hello", **options)
+            assert str(raised.value) == message
+
+
+def test_a_prompt_that_is_no_text_is_refused(artifact):
+    message = r"^prompt \[1, 2\] is list; give a text, or token ids to `tokens`$"
+    with NumpyRuntime.open(artifact) as model, pytest.raises(UsageError, match=message):
+        model.generate([1, 2])
+
+
+def test_seed_minus_one_draws_a_seed_that_repeats_the_text(artifact):
+    drawn = [Sampling(1.0, seed=-1).seed for _ in range(4)]
+    assert len(set(drawn)) > 1
+    assert all(seed >= 0 for seed in drawn)
+    logits = np.zeros(256, np.float32)
+    one, same = (Sampling(1.0, seed=drawn[0]).sampler() for _ in range(2))
+    assert [one(logits) for _ in range(9)] == [same(logits) for _ in range(9)]
+
+
+def test_numpy_integers_are_integers(artifact):
+    assert scripted(artifact, "ab").generate("hello", max_tokens=np.int64(1), seed=np.int32(3)) == "a"
+
+
+def test_an_option_that_a_runtime_lacks_is_refused():
+    with pytest.raises(UsageError, match=r"^runtime 'numpy' has no option 'gpu_layers'; it has cache$"):
+        load(sample.path(), runtime="numpy", gpu_layers=3)
+
+
+def test_a_runtime_without_options_says_so():
+    pytest.importorskip("edgekit_example")
+    with pytest.raises(UsageError, match=r"^runtime 'example' has no option 'cache', 'x'; it has none$"):
+        load(sample.path(), runtime="example", cache=True, x=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("context=2048", ("context", 2048)),
+        ("mmap=false", ("mmap", False)),
+        ("device=GPU.1", ("device", "GPU.1")),
+        ('lora=["a", "b"]', ("lora", ["a", "b"])),
+        ("name=a=b", ("name", "a=b")),
+    ],
+)
+def test_options_of_a_command_line(text, found):
+    assert parse_option(text) == found
+
+
+@pytest.mark.parametrize("text", ["context", "=3", "a b=3", "context="])
+def test_options_that_are_none_are_refused(text):
+    with pytest.raises(UsageError, match=r"^--option '.*'; give NAME=VALUE, such as context=2048$"):
+        parse_option(text)

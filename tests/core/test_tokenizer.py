@@ -212,6 +212,87 @@ def test_any_bytes_decode_as_python_decodes_them(content: bytes) -> None:
     assert BPE.decode([by_byte[byte] for byte in content]) == expected
 
 
+KINDS = [spm(), spm(add_space_prefix=False), bpe()]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(KINDS), st.data())
+def test_ids_one_at_a_time_decode_as_all_at_once(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    """Any ids: bytes that are half a character, special tokens, and ids beyond the vocabulary among them."""
+    ids = data.draw(st.lists(st.integers(0, len(tokenizer.tokens) + 3), max_size=40))
+    text = tokenizer.detokenizer()
+    pieces = [text.add(number) for number in ids]
+    assert "".join(pieces) + text.end() == tokenizer.decode(ids)
+
+
+@needs_tokenizers
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(KINDS), st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12), st.data())
+def test_what_follows_a_prompt_decodes_as_its_end(tokenizer: Tokenizer, prompt: str, data: st.DataObject) -> None:
+    before = tokenizer.encode(prompt)
+    ids = data.draw(st.lists(st.integers(0, len(tokenizer.tokens) - 1), max_size=20))
+    text = tokenizer.detokenizer(before)
+    pieces = [text.add(number) for number in ids]
+    assert "".join(pieces) + text.end() == tokenizer.decode(before + ids)[len(tokenizer.decode(before)) :]
+
+
+def test_pieces_are_whole_characters() -> None:
+    text = bpe().detokenizer()
+    assert [text.add(number) for number in "a🦊é".encode()] == ["a", "", "", "", "🦊", "", "é"]
+    assert (text.add(0xE2), text.end()) == ("", "\ufffd")
+    with pytest.raises(UsageError, match="token id -1; ids are 0 to "):
+        text.add(-1)
+
+
+@needs_tokenizers
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from([*KINDS, bpe(pre="llama-bpe"), bpe(pre="gpt-2")]),
+    st.text(st.sampled_from("ab 1é\u0301\u1112\u1161\u11ab\u212a\u2126\U0002f800<|x|>\n日▁"), max_size=60),
+)
+def test_no_text_has_fewer_tokens_than_its_bytes_allow(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.least_tokens(text) <= len(tokenizer.encode(text, add_special=False))
+
+
+@needs_tokenizers
+def test_the_least_number_of_tokens() -> None:
+    assert bpe(pre="llama-bpe").least_tokens("a" * 700) == 100, "<|end|> has seven bytes"
+    assert bpe(pre="qwen2").least_tokens("a" * 700) == 34, "NFC shortens a text to a third at most"
+    assert spm().least_tokens("a" * 600) == spm().least_tokens("▁" * 600) == 120, (
+        "<|x|> has five; <0x00> stands for one"
+    )
+
+
+@needs_tokenizers
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pre_tokenizer": {"type": "WhitespaceSplit"}},
+        {"pre_tokenizer": {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed", "invert": False}},
+        {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": " +"}, "content": " "}},
+        {"added_tokens": [{"id": 260, "content": "<|end|>", "special": True, "single_word": False, "lstrip": False,
+                           "rstrip": True, "normalized": False}]},
+    ],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_where_a_texts_length_says_nothing(change: dict[str, Any]) -> None:
+    content = json.loads(bpe(pre="llama-bpe").to_json())
+    tokenizer = bpe(json=json.dumps(content | change))
+    assert tokenizer.least_tokens("a" * 10_000) == 0
+
+
+@needs_tokenizers
+def test_long_texts_are_cut_as_short_ones() -> None:
+    for tokenizer in KINDS:
+        line = "abc ab 12 é日\n"
+        short = tokenizer.encode(line * 20, add_special=False)
+        long = tokenizer.encode(line * 4000, add_special=False)
+        assert len(line) * 4000 > 16_384 > len(line) * 20
+        assert long[: len(short) - 5] == short[:-5]
+        assert tokenizer.decode(long) == line * 4000
+
+
 def test_special_tokens_are_left_out_or_shown() -> None:
     tokenizer = spm()
     ids = [1, tokenizer.tokens.index("▁ab"), tokenizer.tokens.index("<|x|>"), 2, 0]

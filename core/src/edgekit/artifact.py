@@ -10,6 +10,7 @@ import attrs
 
 from edgekit.architectures import Model
 from edgekit.errors import UnsupportedModelError
+from edgekit.files.memory import enough_memory
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.recipe import Plan, Slot
 from edgekit.tensor import AnyTensor, QuantizedTensor
@@ -48,12 +49,14 @@ class Artifact:
         Raises:
             UnsupportedModelError: the family is not one that edgekit knows.
         """
-        return self.load_model()
+        with enough_memory(f"{self.path}: its model"):
+            return self.load_model()
 
     @property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer, or None."""
-        return self.load_tokenizer()
+        with enough_memory(f"{self.path}: its tokenizer"):
+            return self.load_tokenizer()
 
     @property
     def nbytes(self) -> int:

@@ -80,6 +80,10 @@ class ResourceError(EdgekitError, OSError):
     exit_code = 5
 
 
+class MemoryShortageError(ResourceError, MemoryError):
+    """Memory ran out. The message says what for, and how many bytes were wanted."""
+
+
 class LockedError(EdgekitError, BlockingIOError):
     """Another process is writing the same target."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from edgekit.tensor import EncodedTensor, Tensor
 from edgekit_gguf import iq
 from edgekit_gguf.format import GgufFormat
 from edgekit_gguf.metadata import Value
-from edgekit_gguf.reader import read
+from edgekit_gguf.reader import MAX_NUMBERS, MAX_STRINGS, read
 from edgekit_gguf.types import BY_NAME, FILE_TYPES, TENSOR_TYPES, ValueType
 
 GGUF = GgufFormat()
@@ -254,6 +256,102 @@ def test_hostile_files_are_refused_before_anything_is_allocated(name: str, build
         tracemalloc.stop()
     assert str(caught.value).startswith(str(path))
     assert peak < 1 << 20, f"{peak} bytes for a file of {path.stat().st_size}"
+
+
+CUT = """
+import os, sys
+from pathlib import Path
+from edgekit.errors import InvalidFileError
+from edgekit.files import reader
+from edgekit_gguf.format import GgufFormat
+path, at, left = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+read, calls = reader.Reader.read_bytes, []
+def cutting(self, begin, nbytes):
+    calls.append(begin)
+    if len(calls) == at:
+        os.truncate(path, left)
+    return read(self, begin, nbytes)
+reader.Reader.read_bytes = cutting
+try:
+    [tensor.read() for tensor in GgufFormat().open(path).tensors.values()]
+except InvalidFileError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("at", "left"), [(1, 0), (1, 30), (2, 70_000), (3, 200_000), (99, 0)])
+def test_a_file_that_is_cut_while_it_is_parsed(at: int, left: int, tmp_path: Path):
+    """In a process of its own: a mapped file would end it with SIGBUS."""
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_token_list([f"token {i}" for i in range(30_000)])
+    writer.add_tensor("x", np.ones((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    command = [sys.executable, "-c", CUT, str(tmp_path / "m.gguf"), str(at), str(left)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    wanted = f"the file was cut to {left} bytes while it was read" if at < 99 else ""
+    assert wanted in done.stdout
+
+
+def test_limits_are_refused_from_the_counts(builder, tmp_path: Path):
+    """The file has all that it announces, so that only the limit can refuse it; and little is allocated before that."""
+    header = lambda element, count: struct.pack("<IQ", element, count)  # noqa: E731
+    cases = {
+        "65537 tensors and 0 metadata pairs; at most 65536 and 65536": builder(counts=(65537, 0), data=bytes(2 << 20)),
+        "0 tensors and 65537 metadata pairs; at most 65536 and 65536": builder(counts=(0, 65537), data=bytes(2 << 20)),
+        "4194305 more items; arrays of a file may hold 4194304 numbers": builder(data=bytes(5 << 20)).pair(
+            "a", ValueType.ARRAY, header(ValueType.UINT8, MAX_NUMBERS + 1)
+        ),
+        "2097153 more items; arrays of a file may hold 2097152 strings": builder(data=bytes(17 << 20)).pair(
+            "a", ValueType.ARRAY, header(ValueType.STRING, MAX_STRINGS + 1)
+        ),
+        "65537 more items; arrays of a file may hold 65536 arrays": builder(data=bytes(1 << 20)).pair(
+            "a", ValueType.ARRAY, header(ValueType.ARRAY, 65537)
+        ),
+        "the header takes more than 134217728 bytes": builder(counts=(0, 2)).pair(
+            "a", ValueType.STRING, struct.pack("<Q", 128 << 20)
+        ),
+    }
+    for number, (message, built) in enumerate(cases.items()):
+        path = built.write(tmp_path / f"{number}.gguf")
+        with path.open("r+b") as file:
+            file.truncate(max(path.stat().st_size, 129 << 20 if "takes more" in message else 0))
+        tracemalloc.start()
+        with pytest.raises(InvalidFileError, match=message):
+            read(path)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 1 << 20, message
+
+
+def test_numbers_of_all_arrays_count_together(builder, tmp_path: Path):
+    half = struct.pack("<IQ", ValueType.UINT8, MAX_NUMBERS // 2) + bytes(MAX_NUMBERS // 2)
+    built = builder()
+    for key in "abc":
+        built = built.pair(key, ValueType.ARRAY, half)
+    with pytest.raises(
+        InvalidFileError, match="key 'c': 2097152 more items; arrays of a file may hold 4194304 numbers"
+    ):
+        read(built.write(tmp_path / "x.gguf"))
+
+
+def test_as_much_as_the_largest_models_have(tmp_path: Path):
+    """262,144 tokens with scores and types, and 514,906 merges: Gemma 3's vocabulary, in both forms at once."""
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_token_list([f"t{i}" for i in range(262_144)])
+    writer.add_token_merges([f"a{i} b" for i in range(514_906)])
+    writer.add_token_scores([float(i) for i in range(262_144)])
+    writer.add_token_types([1] * 262_144)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    metadata = read(tmp_path / "m.gguf").metadata
+    assert metadata["tokenizer.ggml.tokens"][-1] == "t262143"
+    assert metadata["tokenizer.ggml.merges"][-1] == "a514905 b"
+    assert metadata["tokenizer.ggml.scores"][-1] == 262143.0
 
 
 def test_an_empty_file_and_none(tmp_path: Path):

@@ -1,6 +1,7 @@
 """Reading IR without the library: what it says, and every way in which it may be damaged or hostile."""
 
 import json
+import os
 from fractions import Fraction
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 
 import edgekit
 from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, UnsupportedModelError
+from edgekit.files.reader import Reader
 from edgekit.precision import Precision
 from edgekit_openvino.elements import ELEMENTS, constant_bytes, storable, stored_parts
 from edgekit_openvino.format import OpenVinoFormat
+from edgekit_openvino.ir import read
 
 WEIGHTS = np.arange(6, dtype=np.float32).reshape(2, 3)
 XML = """<?xml version="1.0"?>
@@ -216,3 +219,85 @@ def test_what_an_ir_holds():
     held = ["openvino:int4-sym-g64", "float:F32", "float:F16", "float:BF16"]
     assert [storable(Precision.parse(name)) for name in held] == [True] * 4
     assert not storable(Precision.parse("ggml:Q4_K"))
+
+
+NET = b'<net version="11"><layers><layer id="0" name="a" type="Parameter"/></layers><edges>%s</edges></net>'
+EDGE = b'<edge from-layer="0" from-port="0" to-layer="0" to-port="%s"/>'
+CONST = b'<net version="11"><layers><layer id="0" name="a" type="Const">%s</layer></layers></net>'
+DATA = b'<data element_type="f32" offset="0" size="4" shape="%s"/>'
+HUGE = b",".join([b"200000000000000"] * 20)
+HOSTILE = {
+    "an encoding of no name": (
+        b'<?xml version="1.0" encoding="klingon"?><net version="11"/>',
+        "it is written in 'klingon'",
+    ),
+    "utf-7": (
+        b'<?xml version="1.0" encoding="utf-7"?><net version="11"/>',
+        "it is written in 'utf-7'; an IR is in UTF-8",
+    ),
+    "latin-1": (b'<?xml version="1.0" encoding="latin-1"?><net version="11"/>', "it is written in 'latin-1'; an IR is"),
+    "utf-16": ('<net version="11"/>'.encode("utf-16"), "it is written in UTF-16 or UTF-32; an IR is in UTF-8"),
+    "a port of 5,000 digits": (NET % (EDGE % (b"1" * 5000)), "an edge to port '1111"),
+    "a port in other digits": (NET % (EDGE % "٣".encode()), "an edge to port '٣'"),
+    "a negative port": (NET % (EDGE % b"-1"), "an edge to port '-1'"),
+    "an offset of 5,000 digits": (
+        CONST % (DATA % b"1").replace(b'offset="0"', b'offset="' + b"1" * 5000 + b'"'),
+        "does not say its type, shape, offset and size",
+    ),
+    "a shape whose product has thousands of digits": (CONST % (DATA % HUGE), "has impossible sizes: shape [2000000"),
+    "a shape of 5,000 dimensions": (CONST % (DATA % b",".join([b"2"] * 5000)), "does not say its type, shape"),
+    "a shape of 33 dimensions": (CONST % (DATA % b",".join([b"1"] * 33)), "has impossible sizes: shape [1, 1"),
+    "a long attribute": (
+        NET % (b'<edge a="' + b"a" * (16 << 20) + b'"/>'),
+        "a tag or a comment of more than 4,194,304",
+    ),
+    "a long comment": (NET % (b"<!--" + b"a" * (16 << 20) + b"-->"), "a tag or a comment of more than 4,194,304"),
+    "many attributes": (
+        CONST % b"".join(b'<data a%d=""/>' % i for i in range(1025)),
+        "a layer with more than 1,024 attributes",
+    ),
+    "deep": (NET % (b"<a>" * 65), "elements nested more than 64 deep"),
+}
+
+
+@pytest.mark.parametrize(("xml", "fault"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_xml(xml, fault, tmp_path):
+    path = tmp_path / "openvino_model.xml"
+    path.write_bytes(xml)
+    with pytest.raises(InvalidFileError) as caught:
+        read(path)
+    assert fault in str(caught.value)
+    assert len(str(caught.value)) < 500 + len(str(path))
+
+
+def test_layers_and_edges_have_limits(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgekit_openvino.ir.MAX_LAYERS", 3)
+    monkeypatch.setattr("edgekit_openvino.ir.MAX_EDGES", 2)
+    path = tmp_path / "openvino_model.xml"
+    path.write_bytes(NET % b"".join(EDGE % b"%d" % i for i in range(3)))
+    with pytest.raises(InvalidFileError, match="more than 2 edges"):
+        read(path)
+    path.write_bytes(
+        b'<net version="11"><layers>' + b"".join(b'<layer id="%d" name="a" type="P"/>' % i for i in range(4))
+    )
+    with pytest.raises(InvalidFileError, match="more than 3 layers"):
+        read(path)
+
+
+def test_an_attribute_as_long_as_a_chat_template_may_be(tmp_path):
+    path = tmp_path / "openvino_model.xml"
+    path.write_bytes(NET % (b'<edge a="' + b"a" * (3 << 20) + b'" ' + EDGE[6:] % b"0"))
+    assert list(read(path).layers) == ["0"]
+
+
+def test_a_file_that_is_cut_while_it_is_parsed(tmp_path, monkeypatch):
+    path, read_bytes = ir(tmp_path, XML) / "openvino_model.xml", Reader.read_bytes
+
+    def cutting(self, begin, nbytes):
+        data = read_bytes(self, begin, 100)
+        os.truncate(path, 150)
+        return data
+
+    monkeypatch.setattr(Reader, "read_bytes", cutting)
+    with pytest.raises(InvalidFileError, match="not well-formed XML"):
+        read(path)

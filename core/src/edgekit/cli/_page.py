@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
+from edgekit.cli._labels import CHARACTER, Box, Point, place
 from edgekit.cli._output import size
 
 if TYPE_CHECKING:
@@ -14,25 +16,38 @@ if TYPE_CHECKING:
 
 _Scale = Callable[[float], float]
 
-_WIDTH, _HEIGHT = 860, 440
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 30, 24, 56
+#: Pixels of the chart: of the usual one, and of the one that narrow screens show.
+_WIDTH, _NARROW, _HEIGHT = 860, 388, 440
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 44, 56
 #: Height of the band for what is not above the noise floor: a logarithm has no zero.
 _BAND = 30
-#: Between the names of two dots.
-_LINE = 13
-_COLOURS = {"gguf": "#2563eb", "affine": "#d97706"}
+_COLOURS = {"gguf": "#3b82f6", "affine": "#d97706"}
+_LEGEND = {"gguf": "GGUF recipes", "affine": "affine, groups of 32"}
 _SVG_STYLE = """
-svg{background:#fff} svg text{font:12px system-ui,sans-serif;fill:#374151} .axis{stroke:#9ca3af} .grid{stroke:#e5e7eb}
-.noise{fill:#f3f4f6} svg .noise-label{font-size:11px;fill:#6b7280}
+.ladder{--back:#fff;--ink:#374151;--grid:#e5e7eb;--noise:#f3f4f6;font:12px system-ui,sans-serif}
+@media (prefers-color-scheme:dark){.ladder{--back:#131416;--ink:#cfd0d0;--grid:#33363c;--noise:#1f2126}}
+.ladder .back{fill:var(--back)} .ladder text{fill:var(--ink)} .ladder .grid{stroke:var(--grid)}
+.ladder .name{paint-order:stroke;stroke:var(--back);stroke-width:3px;stroke-linejoin:round}
+.ladder .noise{fill:var(--noise)}
+.ladder .lead{stroke:var(--ink);stroke-opacity:.5}
 """
 _STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:920px;margin:2rem auto;padding:0 1rem;color:#1f2937}
-h1{font-size:1.6rem;margin-bottom:.2rem} p{color:#4b5563;max-width:44rem}
+:root{color-scheme:light dark;--ink:#1f2937;--soft:#4b5563;--rule:#e5e7eb;--back:#fff}
+@media (prefers-color-scheme:dark){:root{--ink:#e5e7eb;--soft:#a3a9b3;--rule:#33363c;--back:#131416}}
+body{font:16px/1.5 system-ui,sans-serif;max-width:920px;margin:2rem auto;padding:0 1rem;color:var(--ink);background:var(--back)}
+h1{font-size:1.6rem;margin-bottom:.2rem} p{color:var(--soft);max-width:44rem} a{color:inherit}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:14px}
-th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #e5e7eb} th{color:#6b7280;font-weight:600}
-th:first-child,td:first-child,td.tier,th.tier{text-align:left} svg{width:100%;height:auto;margin:1rem 0}
-.key{display:inline-block;width:.8em;height:.8em;border-radius:50%;margin:0 .3em 0 1em}
-"""
+th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
+th{color:var(--soft);font-weight:600} th:first-child,td:first-child,td.tier,th.tier{text-align:left}
+svg{width:100%;height:auto;margin:1rem 0} .narrow{display:none}
+@media (max-width:640px){
+.wide,thead{display:none} .narrow{display:block} table,tbody{display:block}
+tr{display:grid;grid-template-columns:1fr 1fr;column-gap:1rem;padding:.5rem 0;border-bottom:1px solid var(--rule)}
+td{display:flex;justify-content:space-between;padding:.1rem 0;border:0}
+td:first-child{grid-column:1/3;font-weight:600} td::before{content:attr(data-of);color:var(--soft)}
+td:first-child::before{content:none} td.long{grid-column:1/3}
+}
+"""  # noqa: E501  - a style sheet
 
 
 def render(steps: Sequence[Step], source_size: int, baseline: float) -> str:
@@ -44,28 +59,30 @@ def render(steps: Sequence[Step], source_size: int, baseline: float) -> str:
         baseline: perplexity of the source model.
     """
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>edgekit: what each bit costs</title><style>{_STYLE}</style></head><body>
 <h1>What each bit costs</h1>
 <p>The sample model ({size(source_size)} in BF16, perplexity {baseline:.4f}) quantized down the ladder, each artifact
 measured on text that the model never saw. Further left is smaller, further down is nearer to the source. Beside each
 perplexity stands the standard error of its difference to the source's: with many bits the difference is chance.</p>
-{chart(steps)}
-<p><span class="key" style="background:{_COLOURS["gguf"]}"></span>GGUF recipes
-<span class="key" style="background:{_COLOURS["affine"]}"></span>textbook affine, groups of 32
-&nbsp; grey band: not above the noise floor of this measurement, {_power(steps[0].noise_floor)} nats, the divergence of
-the source from itself when its sums are taken in another order</p>
+<div class="wide">{chart(steps)}</div>
+<div class="narrow">{chart(steps, _NARROW)}</div>
+<p>The band at the bottom is the noise floor, {_power(steps[0].noise_floor)} nats: the divergence of the source from
+itself when its sums are taken in another order. What lies in it may be rounding alone.</p>
+<p>Each name in the table leads to its artifact; <a href="ladder.json">ladder.json</a> has the numbers,
+<a href="ladder.svg">ladder.svg</a> the picture.</p>
 {_table(steps)}
 </body></html>
 """
 
 
-def chart(steps: Sequence[Step]) -> str:
-    """An SVG scatter of size (linear) against the KL divergence from the source (logarithmic).
+def chart(steps: Sequence[Step], width: int = _WIDTH) -> str:
+    """An SVG scatter of size (linear) against the KL divergence from the source (logarithmic), `width` pixels wide.
 
     What is not above the noise floor lies in a band below the logarithmic scale.
     """
-    across = _scale(0, max(s.size for s in steps) * 1.08, _LEFT, _WIDTH - _RIGHT)
+    right = width - _RIGHT
+    across = _scale(0, max(s.size for s in steps) * 1.08, _LEFT, right)
     low, high = _range(steps)
     border = _HEIGHT - _BOTTOM - _BAND
     up = _scale(math.log(low), math.log(high), border, _TOP)
@@ -73,21 +90,35 @@ def chart(steps: Sequence[Step]) -> str:
     def height(step: Step) -> float:
         return border + _BAND / 2 if step.is_noise else up(math.log(step.kl))
 
-    ticks = [_size_tick(across, value) for value in _steps(max(s.size for s in steps), 5)]
+    ticks = [_size_tick(across, value) for value in _steps(max(s.size for s in steps), 5 if width > _NARROW else 3)]
     decades = range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high)) + 1)
-    marks = [_kl_tick(up, 10.0**decade) for decade in decades]
-    lines = [_line(steps, kind, across, height) for kind in _COLOURS]
+    marks = [_kl_tick(up, 10.0**decade, right) for decade in decades]
+    paths = {kind: _path(steps, kind, across, height) for kind in _COLOURS}
+    lines = [_line(kind, path) for kind, path in paths.items() if path]
     dots = [_dot(step, across(step.size), height(step)) for step in steps]
-    names = [name for kind in _COLOURS for name in _names(steps, kind, across, height)]
+    names = list(_names(steps, across, height, paths.values(), right))
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     labels = (
-        f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 12}" text-anchor="middle">size on disk</text>'
+        f'<text x="{(_LEFT + right) / 2}" y="{_HEIGHT - 12}" text-anchor="middle">size on disk</text>'
         f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">'
         "KL divergence (nats)</text>"
     )
-    body = "\n".join([_band(border, steps[0].noise_floor), *ticks, *marks, *lines, *dots, *names, labels])
+    back = f'<rect class="back" width="{width}" height="{_HEIGHT}" rx="8"/>'
+    body = "\n".join(
+        [
+            back,
+            _band(border, right, steps[0].noise_floor),
+            *ticks,
+            *marks,
+            *lines,
+            *names,
+            *dots,
+            *_legend(paths),
+            labels,
+        ]
+    )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'<svg class="ladder" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {_HEIGHT}" role="img" '
         f'aria-label="Size against KL divergence"><style>{_SVG_STYLE}</style>\n{body}\n</svg>'
     )
 
@@ -99,10 +130,10 @@ def _range(steps: Sequence[Step]) -> tuple[float, float]:
     return max(low, *(step.noise_floor for step in steps)), max(above) * 2
 
 
-def _band(top: float, floor: float) -> str:
+def _band(top: float, right: float, floor: float) -> str:
     return (
-        f'<rect x="{_LEFT}" y="{top}" width="{_WIDTH - _RIGHT - _LEFT}" height="{_BAND}" class="noise"/>'
-        f'<text x="{_LEFT + 8}" y="{top + 19}" class="noise-label">noise floor: {_power(floor)} nats or less</text>'
+        f'<rect x="{_LEFT}" y="{top}" width="{right - _LEFT}" height="{_BAND}" class="noise"/>'
+        f'<text x="{_LEFT + 8}" y="{top + 19}">noise floor: {_power(floor)} nats or less</text>'
     )
 
 
@@ -115,6 +146,15 @@ def _power(value: float) -> str:
 
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def _legend(paths: Mapping[str, Sequence[Point]]) -> Iterator[str]:
+    """What the colours mean, in a row above the picture."""
+    x = float(_LEFT)
+    for kind in (kind for kind, path in paths.items() if path):
+        yield f'<circle cx="{x + 5:.1f}" cy="22" r="5" fill="{_COLOURS[kind]}"/>'
+        yield f'<text x="{x + 15:.1f}" y="26">{_LEGEND[kind]}</text>'
+        x += 35 + CHARACTER * len(_LEGEND[kind])
 
 
 def _scale(low: float, high: float, start: float, stop: float) -> _Scale:
@@ -135,11 +175,11 @@ def _size_tick(across: _Scale, value: float) -> str:
     )
 
 
-def _kl_tick(up: _Scale, value: float) -> str:
-    y = up(math.log(value))
+def _kl_tick(up: _Scale, value: float, right: float) -> str:
+    y, tick = up(math.log(value)), f"{'≤ ' if value == _FLOOR else ''}{_decade(value)}"
     return (
-        f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
-        f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_decade(value)}</text>'
+        f'<line x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
+        f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick}</text>'
     )
 
 
@@ -153,10 +193,14 @@ def _kind(step: Step) -> str:
     return "affine" if step.recipe.startswith("affine") else "gguf"
 
 
-def _line(steps: Sequence[Step], kind: str, across: _Scale, height: Callable[[Step], float]) -> str:
-    points = sorted((s for s in steps if _kind(s) == kind), key=lambda s: s.size)
-    path = " ".join(f"{across(s.size):.1f},{height(s):.1f}" for s in points)
-    return f'<polyline points="{path}" fill="none" stroke="{_COLOURS[kind]}" stroke-opacity=".35" stroke-width="2"/>'
+def _path(steps: Sequence[Step], kind: str, across: _Scale, height: Callable[[Step], float]) -> list[Point]:
+    """The dots of one kind, from the smallest artifact on."""
+    return [(across(s.size), height(s)) for s in sorted(steps, key=lambda s: s.size) if _kind(s) == kind]
+
+
+def _line(kind: str, path: Sequence[Point]) -> str:
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in path)
+    return f'<polyline points="{points}" fill="none" stroke="{_COLOURS[kind]}" stroke-opacity=".4" stroke-width="2"/>'
 
 
 def _dot(step: Step, x: float, y: float) -> str:
@@ -167,14 +211,24 @@ def _dot(step: Step, x: float, y: float) -> str:
     )
 
 
-def _names(steps: Sequence[Step], kind: str, across: _Scale, height: Callable[[Step], float]) -> Iterator[str]:
-    """The names beside the dots, from the top down: affine to the right, GGUF to the left, none upon another."""
-    dx, dy, anchor = (9, -5, "start") if kind == "affine" else (-9, 13, "end")
-    above = -math.inf
-    for step in sorted((s for s in steps if _kind(s) == kind), key=height):
-        above = y = max(height(step) + dy, above + _LINE)
-        label = html.escape(step.recipe.removeprefix("affine:").removesuffix("-asym-g32"))
-        yield f'<text x="{across(step.size) + dx:.1f}" y="{y:.1f}" text-anchor="{anchor}">{label}</text>'
+def _names(
+    steps: Sequence[Step],
+    across: _Scale,
+    height: Callable[[Step], float],
+    paths: Iterable[Sequence[Point]],
+    right: float,
+) -> Iterator[str]:
+    """The names beside the dots; a line leads to one that stands further away."""
+    dots = [(_short(step), (across(step.size), height(step))) for step in steps]
+    for label in place(dots, paths, Box(_LEFT, _TOP - 8, right, _HEIGHT - _BOTTOM)):
+        if label.lead:
+            (x1, y1), (x2, y2) = label.lead
+            yield f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="lead"/>'
+        yield f'<text class="name" x="{label.x:.1f}" y="{label.y:.1f}">{html.escape(label.text)}</text>'
+
+
+def _short(step: Step) -> str:
+    return step.recipe.removeprefix("affine:").removesuffix("-asym-g32")
 
 
 def divergence(step: Step) -> str:
@@ -186,15 +240,27 @@ def _perplexity(step: Step) -> str:
     return f"{step.perplexity:.4f} <small>± {step.perplexity_error:.4f}</small>"
 
 
+_HEADER = ("recipe", "size", "bits/weight", "tier", "rel. error", "perplexity", "KL divergence", "top-1")
+#: Columns of another kind than numbers, and those that need a line of their own where there is little room.
+_CLASSES = {"tier": " class=tier", "perplexity": " class=long"}
+
+
 def _table(steps: Sequence[Step]) -> str:
-    header = "".join(
-        f"<th{' class=tier' if h == 'tier' else ''}>{h}</th>"
-        for h in ("recipe", "size", "bits/weight", "tier", "rel. error", "perplexity", "KL divergence", "top-1")
-    )
-    rows = "\n".join(
-        f"<tr><td>{html.escape(s.recipe)}</td><td>{size(s.size)}</td><td>{s.bits_per_weight:.3f}</td>"
-        f"<td class=tier>{s.tier}</td><td>{s.error:.2%}</td><td>{_perplexity(s)}</td><td>{divergence(s)}</td>"
-        f"<td>{s.top1:.2%}</td></tr>"
-        for s in steps
-    )
+    header = "".join(f"<th{_CLASSES.get(name, '')}>{name}</th>" for name in _HEADER)
+    rows = "\n".join(f"<tr>{''.join(_cells(step))}</tr>" for step in steps)
     return f"<table><thead><tr>{header}</tr></thead><tbody>\n{rows}\n</tbody></table>"
+
+
+def _cells(step: Step) -> Iterator[str]:
+    values = (
+        f'<a href="{html.escape(quote(step.path))}">{html.escape(step.recipe)}</a>',
+        size(step.size),
+        f"{step.bits_per_weight:.3f}",
+        step.tier,
+        f"{step.error:.2%}",
+        _perplexity(step),
+        divergence(step),
+        f"{step.top1:.2%}",
+    )
+    for name, value in zip(_HEADER, values, strict=True):
+        yield f'<td{_CLASSES.get(name, "")} data-of="{name}"><span>{value}</span></td>'

@@ -1,1 +1,1 @@
-"""Files: nothing half-written (`atomic`), hashes (`digests`), and strict reading of foreign ones (`foreign`)."""
+"""Files: nothing half-written (`atomic`), hashes (`digests`), strict reading (`foreign`, `reader`), `memory`."""

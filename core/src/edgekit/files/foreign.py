@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import math
 import os
+import re
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from edgekit.errors import InvalidFileError, MissingFileError
+from edgekit.files.memory import shortage
+from edgekit.files.reader import Reader, reading, refuse_special
 
 CURE = "fetch or convert it again"
+#: The most digits of an integer in a foreign file; `model_max_length` of some tokenizers has 31.
+MAX_DIGITS = 64
+#: The most values (members, items) of a JSON text; a tokenizer.json of 256,000 tokens has 2.3 million.
+MAX_VALUES = 1 << 23
+#: Half of a surrogate pair, as JSON writes it: only where it occurs a text can hold characters that are none.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+#: What `os.stat` says of a name that is not there, or is a link to nothing.
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_DIGITS = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 
 
 def shown(value: Any) -> str:
@@ -23,14 +40,36 @@ def invalid(path: Path, fault: str, offset: int) -> InvalidFileError:
     return InvalidFileError(f"{path}: {fault} (at byte {offset:,}); {CURE}")
 
 
-def strict_json(text: bytes, path: Path, what: str, offset: int = 0) -> Any:
-    """Parse JSON from a foreign file: UTF-8, no key twice, no NaN or infinity, no abysmal nesting.
+def integer(text: str) -> int | None:
+    """The number that up to 19 ASCII digits say, perhaps after a minus sign; None for anything else.
+
+    `int` takes the digits of every script and underscores, and gives up with a `ValueError` beyond 4,300 digits.
+    """
+    return int(text) if _DIGITS.fullmatch(text) else None
+
+
+def strict_json(text: bytes, path: Path, what: str, offset: int = 0, max_values: int = MAX_VALUES) -> Any:
+    """Parse JSON from a foreign file.
+
+    Refused are: no UTF-8, a key twice, NaN and infinity, integers of more than `MAX_DIGITS` digits, abysmal nesting,
+    half of a surrogate pair, and more than `max_values` values, which are counted before anything is parsed.
 
     Raises:
         InvalidFileError: names the file and the fault.
+        MemoryShortageError: there is no room for what it says.
     """
+    if sum(map(text.count, (b",", b"[", b"{"))) > max_values:
+        raise invalid(path, f"{what} has more than {max_values:,} values, which no model's has", offset)
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        parsed = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_int=_short_integer,
+            parse_float=_finite,
+        )
+        if _SURROGATE.search(text):
+            _refuse_surrogates(parsed)
     except UnicodeDecodeError as error:
         raise invalid(path, f"{what} is not UTF-8", offset + error.start) from error
     except json.JSONDecodeError as error:
@@ -39,6 +78,9 @@ def strict_json(text: bytes, path: Path, what: str, offset: int = 0) -> Any:
         raise invalid(path, f"{what} is nested too deeply", offset) from error
     except ValueError as error:
         raise invalid(path, f"{what}: {error}", offset) from error
+    except MemoryError as error:
+        raise shortage(f"{path}: parsing {what}", 8 * len(text), least=True) from error
+    return parsed
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -47,33 +89,104 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"key {shown(twice)} comes twice")
-    for key in found:
-        _refuse_surrogates(key)
     return found
 
 
-def _refuse_surrogates(key: str) -> None:
+def _refuse_surrogates(parsed: Any) -> None:
+    """Raise `ValueError` where a key or a value holds half of a surrogate pair."""
+    waiting = [parsed]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            for key in value:
+                if not is_unicode(key):
+                    raise ValueError(f"key {shown(key)} is no Unicode text")
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, str) and not is_unicode(value):
+            raise ValueError(f"the text {shown(value)} is no Unicode text")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: it has no half of a surrogate pair."""
     try:
-        key.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"key {shown(key)} is no Unicode text") from error
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def readable(text: str) -> str:
+    r"""The text itself where it is Unicode; else ``\xe8`` for a byte that is no UTF-8, ``\ud800`` for half of a pair.
+
+    File names are such texts where they come from a system of another encoding.
+    """
+    if is_unicode(text):
+        return text
+    return text.encode("utf-8", "surrogateescape" if _escaped(text) else "backslashreplace").decode(
+        "utf-8", "backslashreplace"
+    )
+
+
+def _escaped(text: str) -> bool:
+    return all(not 0xD800 <= ord(character) <= 0xDFFF or 0xDC80 <= ord(character) <= 0xDCFF for character in text)
+
+
+def _short_integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits):,} digits; at most {MAX_DIGITS} are read")
+    return int(digits)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"the number {shown(text)} is beyond what a float holds")
+    return number
 
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
+@contextlib.contextmanager
+def native(what: str) -> Iterator[None]:
+    """Turn a panic of Rust code into a typed error: pyo3's ``PanicException`` is no `Exception`, and passes handlers.
+
+    Args:
+        what: the file or the object that the library was given.
+
+    Raises:
+        InvalidFileError: the code inside panicked.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise InvalidFileError(f"{what}: the library gives up on it ({error!s:.200}); {CURE}") from error
+
+
 def member(directory: Path, name: str) -> Path | None:
     """The directory's file of that name, or None; `name` may come from a foreign file.
 
     Raises:
-        InvalidFileError: the name, or the link of that name, leads out of the directory.
+        InvalidFileError: the name, or the link of that name, leads out of the directory; or it is a pipe or a device.
     """
     if name != os.path.basename(name) or name in ("", ".", "..") or any(c in name for c in "\\:\0"):
         raise InvalidFileError(f"{directory}: {name!r} is no plain file name; files lie in the directory itself")
     path = directory / name
-    if not path.is_file():
+    try:
+        with reading(path):
+            mode = os.stat(path).st_mode
+    except MissingFileError as error:
+        if getattr(error.__cause__, "errno", 0) in _ABSENT:
+            return None
+        raise
+    if stat.S_ISDIR(mode):
         return None
+    refuse_special(path, mode)
     real, home = Path(os.path.realpath(path)), Path(os.path.realpath(directory))
     if not any(real.is_relative_to(allowed) for allowed in (home, *_hub_blobs(home))):
         raise InvalidFileError(f"{path}: the link leads out of the directory, to {real}; put the file itself here")
@@ -94,12 +207,7 @@ def read_bytes(directory: Path, name: str, limit: int) -> bytes | None:
     path = member(directory, name)
     if path is None:
         return None
-    try:
-        with path.open("rb") as file:
-            # Python allocates what is asked for before it reads, so no more is asked for than there is.
-            content = file.read(min(limit, path.stat().st_size) + 1)
-    except OSError as error:
-        raise MissingFileError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    content = Reader(path).read_bytes(0, limit + 1)
     if len(content) > limit:
         raise InvalidFileError(f"{path}: larger than {limit:,} bytes; this is no {name} of a model")
     return content

@@ -37,6 +37,8 @@ PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 #: A config.json has a few KiB.
 CONFIG_LIMIT = 4 << 20
 INDEX_LIMIT = 64 << 20
+#: Tensors of a model in shards; the largest have some two hundred thousand.
+MAX_TENSORS = 1 << 20
 
 
 @attrs.frozen
@@ -110,14 +112,20 @@ def _read_index(directory: Path) -> dict[str, str] | None:
     shards = index.get("weight_map")
     if not (isinstance(shards, dict) and shards and all(isinstance(name, str) for name in shards.values())):
         raise InvalidFileError(f"{directory / INDEX}: weight_map is no mapping of tensors to files; fetch it again")
+    if len(shards) > MAX_TENSORS:
+        raise InvalidFileError(
+            f"{directory / INDEX}: {len(shards):,} tensors; at most {MAX_TENSORS:,} are read, which no model reaches"
+        )
     return shards
 
 
 def _open_shards(directory: Path, index: Mapping[str, str]) -> Weights:
     files, tensors = [], {}
-    for name in sorted(set(index.values())):
+    held: dict[str, set[str]] = {}
+    for tensor, shard in index.items():
+        held.setdefault(shard, set()).add(tensor)
+    for name, wanted in sorted(held.items()):
         path = member(directory, name)
-        wanted = {tensor for tensor, shard in index.items() if shard == name}
         if path is None:
             raise MissingFileError(
                 f"{directory / name}: the shard is missing; {INDEX} has {len(wanted)} tensors in it, "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -31,6 +32,8 @@ from edgekit.errors import (
 )
 from edgekit.files.atomic import writing
 from edgekit.files.digests import Digests
+from edgekit.files.memory import enough_memory
+from edgekit.files.reader import refuse_special
 from edgekit.manifest import Manifest
 from edgekit.pipeline.stream import Encoder, chunk_rows, source_rows
 from edgekit.plugin.registry import KNOWN_DISTRIBUTIONS, manager
@@ -49,15 +52,25 @@ def open_artifact(path: str | os.PathLike[str]) -> Artifact:
     Raises:
         MissingFileError: nothing is there, or nothing that may be read.
         MissingPluginError: the format is known, but its plugin is not installed.
-        InvalidFileError: no format recognises it, or it is truncated, corrupt or hostile.
+        InvalidFileError: no format recognises it, it is truncated, corrupt or hostile, or a pipe or a device.
+        MemoryShortageError: there is no room for what it says of itself.
     """
     where = Path(path)
     try:
-        where.stat()
+        found = where.stat()
     except FileNotFoundError as error:
         raise MissingFileError(f"{where}: no such file or directory") from error
     except OSError as error:
         raise MissingFileError(f"{where}: cannot be read ({error.strerror}); check its permissions") from error
+    except ValueError as error:  # half of a surrogate pair, or a zero byte
+        raise MissingFileError(f"{path!r:.200}: no file can be named so; check the name") from error
+    if not stat.S_ISDIR(found.st_mode):
+        refuse_special(where, found.st_mode)
+    with enough_memory(f"{where}: opening it", found.st_size):
+        return _open(where)
+
+
+def _open(where: Path) -> Artifact:
     for registration in manager().all("formats"):
         candidate: Format = manager().load("formats", registration.name)
         if candidate.matches(where):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from edgekit.runtime.arguments import parse_option as parse_option
+from edgekit.runtime.arguments import refuse_unknown_options as refuse_unknown_options
 from edgekit.runtime.generation import F32 as F32
 from edgekit.runtime.generation import FinishReason as FinishReason
 from edgekit.runtime.generation import Generation as Generation
@@ -9,6 +11,8 @@ from edgekit.runtime.generation import Sampling as Sampling
 from edgekit.runtime.generation import until as until
 from edgekit.runtime.numpy import NumpyRuntime as NumpyRuntime
 from edgekit.runtime.protocols import ChatRuntime as ChatRuntime
+from edgekit.runtime.protocols import ChattingRuntime as ChattingRuntime
+from edgekit.runtime.protocols import DescribedRuntime as DescribedRuntime
 from edgekit.runtime.protocols import EmbeddingRuntime as EmbeddingRuntime
 from edgekit.runtime.protocols import Runtime as Runtime
 from edgekit.runtime.protocols import TokenizingRuntime as TokenizingRuntime
@@ -19,6 +23,8 @@ from edgekit.runtime.text import TextRuntime as TextRuntime
 __all__ = [
     "F32",
     "ChatRuntime",
+    "ChattingRuntime",
+    "DescribedRuntime",
     "EmbeddingRuntime",
     "FinishReason",
     "Generation",
@@ -29,5 +35,7 @@ __all__ = [
     "TokenizingRuntime",
     "choose_runtime",
     "load",
+    "parse_option",
+    "refuse_unknown_options",
     "until",
 ]

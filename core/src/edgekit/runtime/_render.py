@@ -36,11 +36,24 @@ def limit() -> None:
 
 
 def render(template: str, variables: dict[str, Any]) -> str:
-    """The template's text, with the functions that chat templates expect."""
-    from jinja2.ext import loopcontrols
+    """The template's text, with the functions and tags that chat templates expect."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    class Generated(Extension):
+        """``{% generation %}`` … ``{% endgeneration %}`` marks what the model itself says, for training."""
+
+        tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
+
+        def parse(self, parser: Parser) -> nodes.Node:
+            """What is inside, in a scope of its own, as transformers renders it."""
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+    tags = [loopcontrols, Generated]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=tags)
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     environment.globals.update(raise_exception=_refuse, strftime_now=_now)
     return environment.from_string(template).render(**variables)

@@ -36,12 +36,13 @@ _PROGRAM = Path(__file__).with_name("_render.py")
 _LARGEST = 64 << 20
 
 
-def prompt_of(artifact: Artifact, messages: Messages) -> str:
+def prompt_of(artifact: Artifact, messages: Messages | str) -> str:
     """What an artifact's chat template makes of messages.
 
     Args:
         artifact: of any format.
-        messages: each with a ``role`` (system, user, assistant, tool, developer) and a ``content``, a text.
+        messages: each with a ``role`` (system, user, assistant, tool, developer) and a ``content``, a text; or one
+            text, which is what the user says.
 
     Raises:
         UsageError: the artifact has no template, the messages are none, or the template does not accept them.
@@ -73,7 +74,7 @@ def template_of(artifact: Artifact) -> str:
     return source
 
 
-def render(template: str, messages: Messages, **variables: Any) -> str:
+def render(template: str, messages: Messages | str, **variables: Any) -> str:
     """The prompt that a chat template makes of messages, in 7 to 10 ms; the first call takes 0.1 s.
 
     Args:
@@ -84,7 +85,7 @@ def render(template: str, messages: Messages, **variables: Any) -> str:
     Raises:
         As `prompt_of`.
     """
-    check(messages)
+    messages = conversation(messages)
     if importlib.util.find_spec("jinja2") is None:
         raise MissingPluginError("rendering a chat template needs jinja2; pip install 'edgekit-core[chat]'")
     given = {"messages": [dict(message) for message in messages], "add_generation_prompt": True, **variables}
@@ -96,6 +97,18 @@ def render(template: str, messages: Messages, **variables: Any) -> str:
     raise InvalidFileError(f"the model's chat template fails: {said['error']}; build the prompt yourself (generate)")
 
 
+def conversation(messages: Messages | str) -> Messages:
+    """Messages that were checked; a text alone becomes a message of the user.
+
+    Raises:
+        UsageError: as `check`.
+    """
+    if isinstance(messages, str):
+        return [{"role": "user", "content": messages}]
+    check(messages)
+    return messages
+
+
 def check(messages: Messages) -> None:
     """Refuse what is no conversation.
 
@@ -105,6 +118,8 @@ def check(messages: Messages) -> None:
     if not messages:
         raise UsageError("no messages; give at least one, {'role': 'user', 'content': ...}")
     for message in messages:
+        if not isinstance(message, Mapping):
+            raise UsageError(f"message {message!r:.80}; a message is a dict with role and content")
         if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
             raise UsageError(
                 f"message {dict(message)!r:.80}; each has a role ({', '.join(ROLES)}) and a content, a text"
@@ -206,4 +221,14 @@ def _close(pipe: IO[bytes]) -> None:
         return
 
 
-__all__ = ["PATIENCE", "ROLES", "Messages", "check", "prompt_of", "render", "special_tokens", "template_of"]
+__all__ = [
+    "PATIENCE",
+    "ROLES",
+    "Messages",
+    "check",
+    "conversation",
+    "prompt_of",
+    "render",
+    "special_tokens",
+    "template_of",
+]

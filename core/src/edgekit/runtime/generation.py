@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, Self
 
 import attrs
@@ -11,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import UsageError
+from edgekit.runtime import _draw
+from edgekit.runtime.arguments import integer
 
 F32 = npt.NDArray[np.float32]
 #: Why a text ended: the model or a stop text ended it, or there was no room for more.
@@ -89,6 +92,12 @@ class Generation(Iterator[str]):
             close()
 
 
+def _drawn(seed: int) -> int:
+    """The seed to use: -1 stands for a random one, as in llama.cpp."""
+    number = integer("seed", seed, -1)
+    return secrets.randbits(32) if number == -1 else number
+
+
 @attrs.frozen
 class Sampling:
     """How the next token is chosen.
@@ -97,21 +106,21 @@ class Sampling:
         temperature: 0 takes the most likely token; above, probabilities are softmax(logits / temperature).
         top_k: only the k most likely tokens; 0 for all.
         top_p: only the most likely tokens that together reach this probability.
-        seed: of the random numbers; the same seed gives the same text.
+        seed: of the random numbers; the same seed gives the same text. -1 draws one, which is then the seed here.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
-    seed: int = 0
+    seed: int = attrs.field(default=0, converter=_drawn)
 
     def __attrs_post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise UsageError(f"temperature {self.temperature}; choose 0 or more")
-        if self.top_k < 0:
-            raise UsageError(f"top_k {self.top_k}; choose 0 (all tokens) or more")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p {self.top_p}; choose above 0 and at most 1")
+        if not (_is_number(self.temperature) and 0 <= self.temperature < math.inf):
+            raise UsageError(f"temperature {self.temperature!r:.80}; choose 0 or more")
+        if not (_is_number(self.top_k) and self.top_k >= 0 and self.top_k == int(self.top_k)):
+            raise UsageError(f"top_k {self.top_k!r:.80}; choose 0 (all tokens) or more")
+        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise UsageError(f"top_p {self.top_p!r:.80}; choose above 0 and at most 1")
 
     def sampler(self) -> Callable[[F32], int]:
         """A function from logits [vocab] to the next token, with random numbers of its own."""
@@ -121,35 +130,58 @@ class Sampling:
     def _choose(self, logits: F32, random: np.random.Generator) -> int:
         if self.temperature == 0:
             return int(logits.argmax())
-        order = np.argsort(-logits, kind="stable")[: self.top_k or None]
-        return int(random.choice(order, p=self.probabilities(logits[order])))
+        if not self.top_k:
+            return self._draw(logits, random)
+        kept = _draw.top_k(logits, int(self.top_k))
+        return int(kept[self._draw(logits[kept], random)])
+
+    def _draw(self, logits: F32, random: np.random.Generator) -> int:
+        weights = _draw.weights(logits, self.temperature)
+        return _draw.draw(weights, random) if self.top_p == 1 else _draw.draw_top_p(logits, weights, self.top_p, random)
 
     def probabilities(self, logits: F32) -> npt.NDArray[np.float64]:
-        """Of the candidates, whose logits are sorted in descending order: float64, summing to 1."""
+        """With which `sampler` chooses each token, float64 [vocab]: the definition, which sorts the whole vocabulary.
+
+        Args:
+            logits: [vocab], finite or -infinity.
+        """
+        order = np.argsort(-logits, kind="stable")[: int(self.top_k) or None]
         with np.errstate(over="ignore"):  # a tiny temperature makes exp(-inf), which is the right 0
-            weights = np.exp((logits.astype(np.float64) - logits[0]) / self.temperature)
-        weights /= weights.sum()
+            shares = np.exp((logits[order].astype(np.float64) - logits.max()) / (self.temperature or 1e-300))
+        shares /= shares.sum()
         # A token stays while those before it have not reached top_p; the first always does.
-        weights[weights.cumsum() - weights >= self.top_p] = 0
-        kept: npt.NDArray[np.float64] = weights / weights.sum()
-        return kept
+        shares[shares.cumsum() - shares >= self.top_p] = 0
+        found = np.zeros(len(logits))
+        found[order] = shares / shares.sum()
+        return found
 
 
-def until(texts: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
-    """New pieces of a growing text, up to the first stop text; what may be the start of one is held back."""
-    given, text = 0, ""
-    for text in texts:
-        ends = [place for place in (text.find(s) for s in stop if s) if place >= 0]
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
+    """The pieces of a text up to the first stop text that is complete; what may be the start of one is held back.
+
+    Args:
+        pieces: new text, one after the other.
+        stop: texts at which to end; an empty one never ends a text.
+    """
+    stops = [text for text in stop if text]
+    held = ""
+    for piece in pieces:
+        held += piece
+        ends = [place for place in map(held.find, stops) if place >= 0]
         if ends:
-            yield from filter(None, [text[given : min(ends)]])
+            yield from filter(None, [held[: min(ends)]])
             return
-        safe = len(text) - _held(text, stop)
-        if safe > given:
-            yield text[given:safe]
-            given = safe
-    yield from filter(None, [text[given:]])
+        safe = len(held) - _started(held, stops)
+        if safe:
+            yield held[:safe]
+            held = held[safe:]
+    yield from filter(None, [held])
 
 
-def _held(text: str, stop: Sequence[str]) -> int:
+def _started(text: str, stop: Sequence[str]) -> int:
     """Length of the longest end of the text that a stop text begins with."""
-    return max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+    return max((n for s in stop for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])), default=0)

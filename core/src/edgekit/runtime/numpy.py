@@ -97,6 +97,7 @@ class NumpyRuntime(TextRuntime):
             ContextOverflowError: more tokens than the model's context.
             NonFiniteError: the model computes values that are not finite.
         """
+        self.refuse_too_long(text)
         ids = self.encode(text)
         self.room(len(ids), None)
         return self.unit(self._model().hidden(ids).mean(axis=0, dtype=np.float64))

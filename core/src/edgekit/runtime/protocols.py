@@ -7,7 +7,7 @@ its methods: ``isinstance(model, ChatRuntime)``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol, Self, cast, runtime_checkable
 
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import MissingPluginError
 from edgekit.pipeline.conversion import open_artifact
 from edgekit.plugin.registry import Registration, manager
+from edgekit.runtime.arguments import Stop, declared_options, refuse_unknown_options
 from edgekit.runtime.chat import Messages
 from edgekit.runtime.generation import F32, FinishReason, Generation, Sampling, until
 from edgekit.runtime.numpy import NumpyRuntime
@@ -43,7 +44,7 @@ class Runtime(Protocol):
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-        stop: Sequence[str] = (),
+        stop: Stop = (),
     ) -> str:
         """Continue a text; see `NumpyRuntime.generate` for the arguments."""
         ...
@@ -57,7 +58,7 @@ class Runtime(Protocol):
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-        stop: Sequence[str] = (),
+        stop: Stop = (),
     ) -> Generation:
         """The same, piece by piece, with the tokens counted and why it ended.
 
@@ -78,7 +79,7 @@ class Runtime(Protocol):
 class ChatRuntime(Protocol):
     """A runtime that answers conversations, with the model's own chat template (`edgekit.runtime.chat`)."""
 
-    def prompt(self, messages: Messages) -> str:
+    def prompt(self, messages: Messages | str) -> str:
         """What the model's chat template makes of messages.
 
         Raises:
@@ -89,28 +90,28 @@ class ChatRuntime(Protocol):
 
     def chat(
         self,
-        messages: Messages,
+        messages: Messages | str,
         *,
         max_tokens: int | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-        stop: Sequence[str] = (),
+        stop: Stop = (),
     ) -> str:
         """Answer a conversation; raises as `prompt` and as `Runtime.generate`."""
         ...
 
     def chat_stream(
         self,
-        messages: Messages,
+        messages: Messages | str,
         *,
         max_tokens: int | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-        stop: Sequence[str] = (),
+        stop: Stop = (),
     ) -> Generation:
         """The same, piece by piece, as `Runtime.stream`."""
         ...
@@ -139,7 +140,23 @@ class TokenizingRuntime(Protocol):
         ...
 
 
-def load(artifact: Artifact | str | os.PathLike[str], runtime: str | None = None, **options: Any) -> Runtime:
+class ChattingRuntime(Runtime, ChatRuntime, Protocol):
+    """What `load` gives, for type checkers: a runtime with `chat` and `chat_stream`.
+
+    edgekit's own runtimes have both. A plugin's may lack them: ``isinstance(model, ChatRuntime)`` says so.
+    """
+
+
+@runtime_checkable
+class DescribedRuntime(Protocol):
+    """A runtime that says how it computes: what was chosen for it, or by it, when the model was loaded."""
+
+    def description(self) -> dict[str, Any]:
+        """Names and values for JSON and logs: ``device``, and options such as ``gpu_layers`` as they came out."""
+        ...
+
+
+def load(artifact: Artifact | str | os.PathLike[str], runtime: str | None = None, **options: Any) -> ChattingRuntime:
     """Load a model to run it.
 
     Args:
@@ -149,10 +166,30 @@ def load(artifact: Artifact | str | os.PathLike[str], runtime: str | None = None
 
     Raises:
         MissingPluginError: that runtime is not installed, or does not run the format.
+        UsageError: an option that the runtime does not have; names those that it has.
     """
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
-    start: Callable[..., Runtime] = choose_runtime(opened, runtime).load()
-    return start(opened, **options)
+    chosen = choose_runtime(opened, runtime)
+    return start(chosen.load(), chosen.name, opened, **options)
+
+
+def start(function: Callable[..., Any], name: str, artifact: Artifact, **options: Any) -> ChattingRuntime:
+    """Call a runtime's function with an artifact and options that it has.
+
+    Args:
+        function: what the runtime registered.
+        name: of the runtime, for messages.
+        artifact: the model.
+        options: of that runtime.
+
+    Raises:
+        UsageError: an option that the runtime does not have; names those that it has.
+    """
+    known = declared_options(function)
+    if known is not None:  # else it takes any, and checks them itself
+        refuse_unknown_options(name, options, known)
+    runtime: ChattingRuntime = function(artifact, **options)
+    return runtime
 
 
 def choose_runtime(artifact: Artifact, name: str | None) -> Registration:
@@ -183,6 +220,8 @@ def _runs(registration: Registration, artifact: Artifact) -> bool:
 __all__ = [
     "F32",
     "ChatRuntime",
+    "ChattingRuntime",
+    "DescribedRuntime",
     "EmbeddingRuntime",
     "FinishReason",
     "Generation",
@@ -193,5 +232,6 @@ __all__ = [
     "TokenizingRuntime",
     "choose_runtime",
     "load",
+    "start",
     "until",
 ]

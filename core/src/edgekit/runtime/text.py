@@ -10,12 +10,10 @@ import numpy.typing as npt
 from edgekit.artifact import Artifact
 from edgekit.errors import ContextOverflowError, NonFiniteError, UsageError
 from edgekit.runtime import chat
+from edgekit.runtime.arguments import Stop, integer, prompt_text, stop_texts
 from edgekit.runtime.chat import Messages
 from edgekit.runtime.generation import F32, Generation, Sampling, until
 from edgekit.tokenizer.record import Tokenizer
-
-#: What an incomplete UTF-8 sequence decodes to.
-_REPLACEMENT = "\ufffd"
 
 
 class TextRuntime:
@@ -23,7 +21,7 @@ class TextRuntime:
 
     A runtime that derives from it has `artifact` and `context` and implements `tokens`; it gets `generate`, `stream`,
     `chat`, `chat_stream`, `prompt` and `encode`, which then mean the same as everyone else's. One that cuts texts
-    itself overrides `encode`, `prompt` and `texts` together.
+    itself overrides `encode`, `prompt` and `pieces` together.
 
     Attributes:
         artifact: the model.
@@ -54,7 +52,7 @@ class TextRuntime:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-        stop: Sequence[str] = (),
+        stop: Stop = (),
     ) -> str:
         """Continue a text until the model ends it.
 
@@ -64,8 +62,8 @@ class TextRuntime:
             temperature: 0 takes the most likely token each time; above it, see `Sampling`.
             top_k: only the k most likely tokens; 0 for all.
             top_p: only the most likely tokens that together reach this probability.
-            seed: of the random numbers.
-            stop: texts at which to end; they are not part of the result.
+            seed: of the random numbers; -1 draws one.
+            stop: a text or texts at which to end; they are not part of the result.
 
         Returns:
             What follows the prompt.
@@ -75,7 +73,7 @@ class TextRuntime:
             ContextOverflowError: the prompt and `max_tokens` do not fit the model's context.
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
-        return "".join(self._stream(self.encode(prompt), max_tokens, sampling, stop))
+        return "".join(self._stream(self._prompt_ids(prompt_text(prompt)), max_tokens, sampling, stop))
 
     def stream(
         self,
@@ -86,25 +84,27 @@ class TextRuntime:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-        stop: Sequence[str] = (),
+        stop: Stop = (),
     ) -> Generation:
         """As `generate`, piece by piece; each piece is whole characters, and never the start of a stop text."""
-        return self._stream(self.encode(prompt), max_tokens, Sampling(temperature, top_k, top_p, seed), stop)
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        return self._stream(self._prompt_ids(prompt_text(prompt)), max_tokens, sampling, stop)
 
-    def _stream(self, ids: list[int], max_tokens: int | None, sampling: Sampling, stop: Sequence[str]) -> Generation:
+    def _stream(self, ids: list[int], max_tokens: int | None, sampling: Sampling, stop: Stop) -> Generation:
+        ends = stop_texts(stop)
         tokens = self.tokens(ids, max_tokens=max_tokens, sampling=sampling)
-        return Generation.counting(len(ids), tokens, lambda new: until(self.texts(ids, new), stop))
+        return Generation.counting(len(ids), tokens, lambda new: until(self.pieces(ids, new), ends))
 
     def chat(
         self,
-        messages: Messages,
+        messages: Messages | str,
         *,
         max_tokens: int | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-        stop: Sequence[str] = (),
+        stop: Stop = (),
     ) -> str:
         """Answer messages, with the model's own chat template; see `chat_stream`."""
         pieces = self.chat_stream(
@@ -114,22 +114,24 @@ class TextRuntime:
 
     def chat_stream(
         self,
-        messages: Messages,
+        messages: Messages | str,
         *,
         max_tokens: int | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-        stop: Sequence[str] = (),
+        stop: Stop = (),
     ) -> Generation:
         """The answer to messages, piece by piece; arguments as `prompt` and `generate`, and raises as both."""
-        text = self.prompt(messages)
-        return self._stream(
-            self.encode(text, special=True), max_tokens, Sampling(temperature, top_k, top_p, seed), stop
-        )
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        return self._stream(self._prompt_ids(self.prompt(messages), special=True), max_tokens, sampling, stop)
 
-    def prompt(self, messages: Messages) -> str:
+    def _prompt_ids(self, text: str, *, special: bool = False) -> list[int]:
+        self.refuse_too_long(text)
+        return self.encode(text, special=special)
+
+    def prompt(self, messages: Messages | str) -> str:
         """What the model's chat template makes of messages; see `edgekit.runtime.chat.prompt_of`."""
         return chat.prompt_of(self.artifact, messages)
 
@@ -151,6 +153,16 @@ class TextRuntime:
             del ids[-1]
         return ids
 
+    def refuse_too_long(self, text: str) -> None:
+        """Refuse a text whose bytes alone are more than the context's tokens can hold, before it is cut.
+
+        Raises:
+            ContextOverflowError: shorter texts may still have too many tokens; `room` says so.
+        """
+        least, context = self.tokenizer().least_tokens(text), self.context
+        if least > context:
+            raise ContextOverflowError(f"at least {least} tokens of prompt {self.too_long(0)}")
+
     def tokenizer(self) -> Tokenizer:
         """The artifact's tokenizer.
 
@@ -166,11 +178,11 @@ class TextRuntime:
         """How many tokens to generate after a prompt of so many tokens; None wants as many as there is room for.
 
         Raises:
-            UsageError: a negative number.
+            UsageError: a negative number, or none.
             ContextOverflowError: the prompt and what is wanted do not fit the model's context.
         """
-        if wanted is not None and wanted < 0:
-            raise UsageError(f"max_tokens {wanted}; choose 0 or more")
+        if wanted is not None:
+            wanted = integer("max_tokens", wanted, 0)
         context = self.context
         if prompt + (wanted or 0) > context:
             raise ContextOverflowError(
@@ -184,21 +196,21 @@ class TextRuntime:
         Args:
             most: as many tokens may be asked for after this prompt.
         """
-        return f"do not fit the model's context of {self.context}; shorten the prompt, or ask for at most {most}"
+        cure = f"shorten the prompt, or ask for at most {most}" if most else "shorten the prompt"
+        return f"do not fit the model's context of {self.context}; {cure}"
 
-    def texts(self, prompt: list[int], tokens: Iterator[int]) -> Iterator[str]:
-        """The whole text after the prompt, each time that it has grown by whole characters; ends at the end token."""
+    def pieces(self, prompt: list[int], tokens: Iterator[int]) -> Iterator[str]:
+        """The text after the prompt in whole characters, as they come; ends at the end token."""
         tokenizer = self.tokenizer()
-        # Decoded together with the prompt: on its own the first piece would lose its leading space.
-        before = len(tokenizer.decode(prompt))
-        ids = list(prompt)
+        # Decoded as what follows the prompt: on its own the first piece would lose its leading space.
+        text = tokenizer.detokenizer(prompt)
         for token in tokens:
             if token == tokenizer.eos:
-                return
-            ids.append(token)
-            text = tokenizer.decode(ids)[before:]
-            if not text.endswith(_REPLACEMENT):
-                yield text
+                break
+            if piece := text.add(token):
+                yield piece
+        if rest := text.end():
+            yield rest
 
     def unit(self, states: npt.ArrayLike) -> F32:
         """A vector [width] as an embedding is given: float32, of length 1.

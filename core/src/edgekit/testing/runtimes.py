@@ -24,7 +24,7 @@ from edgekit.artifact import Artifact, Format
 from edgekit.errors import ContextOverflowError, EdgekitError, UsageError
 from edgekit.plugin.registry import Registration, manager
 from edgekit.runtime.chat import prompt_of
-from edgekit.runtime.protocols import ChatRuntime, EmbeddingRuntime, Generation, NumpyRuntime, Runtime
+from edgekit.runtime.protocols import ChatRuntime, EmbeddingRuntime, Generation, NumpyRuntime, Runtime, start
 from edgekit.testing._kit import Kit, NotApplicable, Profile, Result, fail
 from edgekit.testing._tokenizers import bpe, bpe_with_bos
 from edgekit.testing._trips import random_artifact, small_config, write
@@ -125,7 +125,7 @@ def loaded(
     name = "hf" if "*" in subject.formats else subject.formats[0]
     artifact = _on_disk(name, config or model_config(), seed, bos)
     judge = random_artifact(Path(), config or model_config(), seed)
-    with subject.start(artifact) as runtime:
+    with start(subject.start, subject.name, artifact) as runtime:
         yield _Loaded(runtime, artifact, Transformer(judge.model))
 
 
@@ -336,6 +336,8 @@ def check_chat(subject: RuntimeSubject, profile: Profile) -> None:
         if answer != "".join(pieces) or answer != model.runtime.generate(wanted, max_tokens=8):
             fail(f"the answer is {answer!r}; `chat_stream`, or `generate` with the template's prompt, say otherwise")
         _refused(partial(runtime.chat, []), "no messages", UsageError)
+        if runtime.prompt(PROMPT) != wanted:
+            fail(f"a text alone becomes {runtime.prompt(PROMPT)!r}; as one message of the user it is {wanted!r}")
 
 
 @KIT.check
@@ -417,6 +419,41 @@ def check_unknown_tokens(subject: RuntimeSubject, profile: Profile) -> None:
 
 
 @KIT.check
+def check_unknown_options(subject: RuntimeSubject, profile: Profile) -> None:
+    """An option that it does not have is refused with `UsageError`, which names it; never taken and left unused.
+
+    Typical fault: ``**options`` in the runtime's function, of which only the known ones are looked at.
+    `edgekit.runtime.refuse_unknown_options` does it; a function without ``**options`` needs nothing.
+    """
+    artifact = _on_disk("hf" if "*" in subject.formats else subject.formats[0], model_config(), 0)
+    option = "no_such_option"
+
+    def ask() -> None:
+        start(subject.start, subject.name, artifact, **{option: 1}).close()
+
+    message = _refused(ask, f"the option {option!r}", UsageError)
+    if option not in message:
+        fail(f"the option {option!r}: the error says {message!r}; it has to name the option")
+
+
+@KIT.check
+def check_stop_alone(subject: RuntimeSubject, profile: Profile) -> None:
+    """A stop text may be given alone: ``stop="word"`` ends at the word, not at each of its letters; None is none."""
+    _text_needs_library()
+    with loaded(subject) as model:
+        text = model.runtime.generate(PROMPT, max_tokens=16)
+        if len(text) < 4:
+            raise NotApplicable("this random model says too little to be stopped")
+        # The second does not occur: its letters would end the text, the whole does not.
+        for stop in (text[2:4], text[2] + chr(0x10FFFF)):
+            alone, listed = (model.runtime.generate(PROMPT, max_tokens=16, stop=s) for s in (stop, [stop]))
+            if alone != listed:
+                fail(f"stop={stop!r} gives {alone!r}, stop={[stop]!r} gives {listed!r}; both are one stop text")
+        if (found := model.runtime.generate(PROMPT, max_tokens=16, stop=None)) != text:
+            fail(f"stop=None gives {found!r}; without stop texts it is {text!r}")
+
+
+@KIT.check
 def check_context_overflow(subject: RuntimeSubject, profile: Profile) -> None:
     """A prompt that the context cannot hold is refused with `ContextOverflowError`, not cut off."""
     with loaded(subject) as model:
@@ -429,11 +466,11 @@ def check_context_overflow(subject: RuntimeSubject, profile: Profile) -> None:
             _refused(generate, "a long prompt", ContextOverflowError)
 
 
-def _refused(ask: Callable[[], Any], what: str, wanted: type[EdgekitError]) -> None:
+def _refused(ask: Callable[[], Any], what: str, wanted: type[EdgekitError]) -> str:
     try:
         ask()
-    except wanted:
-        return
+    except wanted as error:
+        return str(error)
     except Exception as error:
         fail(f"{what}: raises {type(error).__name__}: {error}; {wanted.__name__} is wanted")
     fail(f"{what}: nothing is said; {wanted.__name__} is wanted")

@@ -5,5 +5,6 @@ from __future__ import annotations
 from edgekit.tokenizer.record import Tokenizer as Tokenizer
 from edgekit.tokenizer.record import TokenType as TokenType
 from edgekit.tokenizer.record import from_hf_directory as from_hf_directory
+from edgekit.tokenizer.text import Detokenizer as Detokenizer
 
-__all__ = ["TokenType", "Tokenizer", "from_hf_directory"]
+__all__ = ["Detokenizer", "TokenType", "Tokenizer", "from_hf_directory"]

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import enum
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
 from edgekit.errors import InvalidFileError, MissingPluginError, UsageError
+
+if TYPE_CHECKING:
+    from edgekit.tokenizer.text import Detokenizer
+
+#: Characters from which on a text is cut without the interpreter's lock: it takes more than some milliseconds.
+_LONG = 16_384
 
 
 class TokenType(enum.IntEnum):
@@ -75,10 +82,19 @@ class Tokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise UsageError(f"the text is no Unicode text: {error.reason} at character {error.start}") from error
-        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        ids = self._cut(text)
         before = [self.bos] if add_special and self.add_bos and self.bos is not None else []
         after = [self.eos] if add_special and self.add_eos and self.eos is not None else []
         return [*before, *ids, *after]
+
+    def _cut(self, text: str) -> list[int]:
+        if len(text) < _LONG:
+            ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+            return ids
+        # Of the library's functions only those for batches let other threads run meanwhile.
+        (found,) = self._library.encode_batch_fast([text], add_special_tokens=False)
+        ids = found.ids
+        return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of token ids; bytes that are no UTF-8 become U+FFFD.
@@ -90,12 +106,57 @@ class Tokenizer:
         Raises:
             UsageError: a negative id.
         """
-        from edgekit.tokenizer.text import decode
-
         known = [int(number) for number in ids if int(number) < len(self.tokens)]
         if known and min(known) < 0:
             raise UsageError(f"token id {min(known)}; ids are 0 to {len(self.tokens) - 1}")
-        return decode(self, known, skip_special)
+        text = b"".join(self.piece(number, skip_special) for number in known).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self.strips_first_space else text
+
+    def piece(self, number: int, skip_special: bool = True) -> bytes:
+        """The bytes that one token stands for: part of a character, or several.
+
+        Args:
+            number: a token id; one beyond the vocabulary stands for nothing.
+            skip_special: whether special tokens stand for nothing.
+
+        Raises:
+            UsageError: a negative id.
+        """
+        from edgekit.tokenizer.text import piece
+
+        if number < 0:
+            raise UsageError(f"token id {number}; ids are 0 to {len(self.tokens) - 1}")
+        return piece(self, number, skip_special) if number < len(self.tokens) else b""
+
+    def detokenizer(self, prompt: Sequence[int] = ()) -> Detokenizer:
+        """Decodes ids one at a time; see `edgekit.tokenizer.text.Detokenizer`.
+
+        Args:
+            prompt: ids before them, whose text is not given.
+        """
+        from edgekit.tokenizer.text import Detokenizer
+
+        return Detokenizer(self, prompt)
+
+    @property
+    def strips_first_space(self) -> bool:
+        """Whether the space that encoding puts before a text is left out of the decoded text."""
+        return self.kind == "spm" and self.add_space_prefix
+
+    def least_tokens(self, text: str) -> int:
+        """A number of tokens that `encode` cannot stay below, from the text's bytes and the longest token alone.
+
+        It takes milliseconds where cutting the text takes seconds: for refusing what is too long by far. 0 where the
+        tokenizer may leave out parts of a text, so that its length says nothing.
+        """
+        written = text.replace("▁", " ") if self.kind == "spm" else text  # one piece, whichever is in the text
+        return math.ceil(len(written.encode("utf-8", "replace")) / self._most_bytes)
+
+    @functools.cached_property
+    def _most_bytes(self) -> float:
+        from edgekit.tokenizer.bounds import most_bytes
+
+        return most_bytes(self, self._library)
 
     def to_json(self) -> str:
         """The text of a ``tokenizer.json``: the given one, or one made from the record.

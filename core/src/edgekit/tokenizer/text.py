@@ -1,4 +1,4 @@
-"""Token ids back to text: the bytes of the tokens one after the other, decoded at once.
+"""Token ids back to text: the bytes of the tokens one after the other, decoded as UTF-8.
 
 The `tokenizers` library makes a whole run of byte tokens U+FFFD where one character in it is cut off, line ends
 included; here only the cut-off character is lost, as in llama.cpp.
@@ -6,21 +6,65 @@ included; here only the cut-off character is lost, as in llama.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import codecs
+from collections.abc import Sequence
 from functools import cache
 
 from edgekit.tokenizer.record import Tokenizer, TokenType
 from edgekit.tokenizer.tokenizer_json import SPACE
 
+#: Bytes of the longest character in UTF-8.
+_LONGEST = 4
 
-def decode(tokenizer: Tokenizer, ids: Iterable[int], skip_special: bool) -> str:
-    """The text of ids within the vocabulary."""
-    special = (TokenType.CONTROL, TokenType.UNKNOWN) if skip_special else ()
-    kept = [number for number in ids if tokenizer.types[number] not in special]
-    if tokenizer.kind == "bpe":
-        return b"".join(_byte_level(tokenizer, number) for number in kept).decode("utf-8", "replace")
-    text = b"".join(_sentencepiece(tokenizer, number) for number in kept).decode("utf-8", "replace")
-    return text.removeprefix(" ") if tokenizer.add_space_prefix else text
+
+class Detokenizer:
+    """The text of token ids that come one at a time; each takes the same work, however many came before.
+
+    What `add` and `end` return, put together, is what `Tokenizer.decode` makes of all ids at once.
+
+    Example:
+        >>> text = tokenizer.detokenizer()  # doctest: +SKIP
+        >>> "".join(map(text.add, ids)) + text.end()
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
+        """Begin after a prompt, whose own text is not given again."""
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        tail = _tail(tokenizer, prompt)
+        self._decoder.decode(tail)
+        self._at_start = tokenizer.strips_first_space and not tail
+
+    def add(self, number: int) -> str:
+        """The characters that this token completes; bytes that can become none are U+FFFD."""
+        return self._text(self._decoder.decode(self._tokenizer.piece(number)))
+
+    def end(self) -> str:
+        """U+FFFD where the last character is cut off."""
+        return self._text(self._decoder.decode(b"", final=True))
+
+    def _text(self, text: str) -> str:
+        if not (text and self._at_start):
+            return text
+        self._at_start = False
+        return text.removeprefix(" ")
+
+
+def _tail(tokenizer: Tokenizer, ids: Sequence[int]) -> bytes:
+    """The last bytes of ids, enough to hold every byte of a character that is not complete."""
+    tail = b""
+    for number in reversed(ids):
+        tail = tokenizer.piece(number) + tail
+        if len(tail) >= _LONGEST:
+            break
+    return tail
+
+
+def piece(tokenizer: Tokenizer, number: int, skip_special: bool) -> bytes:
+    """The bytes of a token of the vocabulary."""
+    if skip_special and tokenizer.types[number] in (TokenType.CONTROL, TokenType.UNKNOWN):
+        return b""
+    return (_byte_level if tokenizer.kind == "bpe" else _sentencepiece)(tokenizer, number)
 
 
 def _sentencepiece(tokenizer: Tokenizer, number: int) -> bytes:

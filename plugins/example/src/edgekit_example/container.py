@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,9 @@ import numpy.typing as npt
 
 from edgekit.architectures import ModelConfig
 from edgekit.encoding import find_precision
-from edgekit.errors import InvalidFileError, MissingFileError, MissingPluginError, UnknownPrecisionError
+from edgekit.errors import InvalidFileError, MissingPluginError, UnknownPrecisionError
 from edgekit.files.foreign import invalid, shown, strict_json
+from edgekit.files.reader import Reader
 from edgekit.formats import PartLayout, part_layouts
 from edgekit.precision import Precision
 from edgekit.recipe import fits
@@ -94,17 +94,13 @@ def read_header(path: Path) -> Header:
         MissingFileError: it is not there, or cannot be read.
         MissingPluginError: a precision that no installed plugin knows.
     """
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            start, text = file.read(8), b""
-            if start[:4] == MAGIC and len(start) == 8:
-                text = file.read(_header_length(start, size, path))
-    except OSError as error:
-        raise MissingFileError(f"{path}: cannot be read ({error.strerror}); check that it is there") from error
+    reader = Reader(path)
+    start, text = reader.read_bytes(0, 8), b""
+    if start[:4] == MAGIC and len(start) == 8:
+        text = reader.read_bytes(8, _header_length(start, reader.size, path))
     if not text:
         raise invalid(path, "it does not begin as an .ekx file does", 0)
-    return _parse(strict_json(text, path, "the header", 8), path, 8 + len(text), size)
+    return _parse(strict_json(text, path, "the header", 8), path, 8 + len(text), reader.size)
 
 
 def _header_length(start: bytes, size: int, path: Path) -> int:

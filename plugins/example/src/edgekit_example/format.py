@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from edgekit.architectures import FAMILIES, Model, check_config, check_tensors
 from edgekit.artifact import Artifact, Layout, unknown_family
+from edgekit.files.reader import Reader, read_start
 from edgekit.formats.hf import kept
-from edgekit.formats.safetensors import Reader
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.recipe import Plan, Slot
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
@@ -29,15 +29,9 @@ class EkxFormat:
 
     def matches(self, path: Path) -> bool:
         """Whether it is a file that begins with the magic bytes, or is named like one."""
-        if not path.is_file():
-            return False
-        if path.suffix == ".ekx":
+        if path.suffix == ".ekx" and not path.is_dir():
             return True
-        try:
-            with path.open("rb") as file:
-                return file.read(len(MAGIC)) == MAGIC
-        except OSError:
-            return False
+        return read_start(path, len(MAGIC)) == MAGIC
 
     def open(self, path: Path) -> Artifact:
         """Read everything but the tensors' values; raises as `read_header` does."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from edgekit.artifact import Artifact, Layout
 from edgekit.errors import InvalidFileError, MissingFileError
+from edgekit.files.reader import read_start
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.recipe import Plan
 from edgekit.tensor import AnyTensor
@@ -35,15 +36,9 @@ class GgufFormat:
 
     def matches(self, path: Path) -> bool:
         """Whether it is a file that begins with GGUF's magic, or is named like one."""
-        if not path.is_file():
-            return False
-        if path.suffix == ".gguf":
+        if path.suffix == ".gguf" and not path.is_dir():
             return True
-        try:
-            with path.open("rb") as file:
-                return file.read(len(MAGIC)) == MAGIC
-        except OSError:
-            return False
+        return read_start(path, len(MAGIC)) == MAGIC
 
     def open(self, path: Path) -> Artifact:
         """Read everything but the tensors' values.

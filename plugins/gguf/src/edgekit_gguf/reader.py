@@ -10,15 +10,15 @@
 Source: the GGUF specification in ggml's repository (``docs/gguf.md``), and what llama.cpp refuses.
 
 A file is hostile until shown otherwise: every count, length, offset and product of dimensions is checked against
-what is left of the file before anything of that size is allocated or touched. The header is parsed in a mapping that is
-let go of; tensors are read at their offsets when asked, so that memory holds what is used, and a file that shrinks
-meanwhile is an error and not the process's end.
+what is left of the file, and against the limits below, before anything of that size is allocated. The file is never
+mapped: its header is read into memory piece by piece, as far as it says that it goes, and tensors are read at their
+offsets when asked. So memory holds what is used, and a file that shrinks meanwhile is an error and not the process's
+end.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -28,8 +28,9 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import InvalidFileError, MissingFileError, ResourceError
-from edgekit.formats.safetensors import Reader
+from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, ResourceError
+from edgekit.files.memory import shortage
+from edgekit.files.reader import Reader
 from edgekit.precision import Precision
 from edgekit.precision.ggml import GRIDS
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
@@ -41,9 +42,19 @@ from edgekit_gguf.types import ALIGNMENT, DTYPES, MAGIC, READABLE, RETIRED, TENS
 MAX_DEPTH = 4
 MAX_DIMENSIONS = 4
 MAX_NAME = 65535
+#: Tensors of a model, in one file or in all parts together; the largest have a few thousand, as experts are stacked.
+MAX_TENSORS = 1 << 16
+#: Pairs of a file; models have less than a hundred.
+MAX_PAIRS = 1 << 16
+#: Bytes of everything before the data; 262,144 tokens with 514,906 merges take 17 MB.
+MAX_HEADER = 128 << 20
+#: Strings, numbers, and arrays in all arrays of a file together; those tokens and merges are 777,050 strings.
+MAX_STRINGS, MAX_NUMBERS, MAX_ARRAYS = 1 << 21, 1 << 22, 1 << 16
 # The least bytes that a pair and a tensor info can take: they bound how many there can be.
 _MIN_PAIR = 8 + 1 + 4 + 1
 _MIN_INFO = 8 + 1 + 4 + 4 + 8
+#: Bytes of the first look at a file; each further one doubles what is held.
+_FIRST = 1 << 16
 _AGAIN = "get the file again"
 
 
@@ -90,40 +101,62 @@ def read(path: Path) -> GgufFile:
         MissingFileError: not there.
         ResourceError: not readable.
     """
-    cursor = Cursor(path, _map(path))
+    reader = _open(path)
+    try:
+        return _read(Cursor(path, reader, reader.size), reader)
+    except MemoryError as error:
+        if isinstance(error, EdgekitError):
+            raise
+        raise shortage(f"{path}: reading its header", reader.size, least=True) from error
+
+
+def _read(cursor: Cursor, reader: Reader) -> GgufFile:
     version, tensors, pairs = _header(cursor)
     metadata = Metadata(dict(_pairs(cursor, pairs)))
     alignment = _alignment(cursor, metadata)
-    infos = tuple(_infos(cursor, tensors))
+    infos = _infos(cursor, tensors)
     start = -(-cursor.offset // alignment) * alignment
-    return GgufFile(path, version, metadata, _placed(cursor, infos, start, alignment), Reader(path))
+    return GgufFile(cursor.path, version, metadata, _placed(cursor, infos, start, alignment), reader)
 
 
-def _map(path: Path) -> npt.NDArray[np.uint8]:
+def _open(path: Path) -> Reader:
     try:
-        with path.open("rb") as file:
-            if not file.seek(0, 2):
-                raise InvalidFileError(f"{path}: the file is empty; {_AGAIN}")
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path}: no such file") from error
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        reader = Reader(path)
+    except MissingFileError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise MissingFileError(f"{path}: no such file") from error
+        reason = getattr(error.__cause__, "strerror", "")
+        raise ResourceError(f"{path}: cannot be read ({reason}); check its permissions") from error
+    if not reader.size:
+        raise InvalidFileError(f"{path}: the file is empty; {_AGAIN}")
+    return reader
 
 
 @attrs.define
 class Cursor:
-    """Reads forward through a file, never past its end."""
+    """Reads forward through a file's header, never past its end.
+
+    Attributes:
+        reader: of the file.
+        size: of the file in bytes; what is beyond is never asked for.
+        data: its first bytes, as many as were needed so far.
+        strings, numbers, arrays: how many more of them arrays may hold.
+    """
 
     path: Path
-    data: npt.NDArray[np.uint8]
+    reader: Reader
+    size: int
+    data: bytes = b""
     offset: int = 0
     context: str = "the header"
+    strings: int = MAX_STRINGS
+    numbers: int = MAX_NUMBERS
+    arrays: int = MAX_ARRAYS
 
     @property
     def left(self) -> int:
         """Bytes between here and the end."""
-        return len(self.data) - self.offset
+        return self.size - self.offset
 
     def fail(self, problem: str, cure: str = _AGAIN) -> NoReturn:
         """Raise `InvalidFileError`, saying where."""
@@ -136,9 +169,21 @@ class Cursor:
 
     def take(self, nbytes: int, what: str) -> bytes:
         """The next bytes."""
-        self.need(nbytes, what)
-        self.offset += nbytes
-        return self.data[self.offset - nbytes : self.offset].tobytes()
+        start, stop = self.offset, self.offset + nbytes
+        if stop > len(self.data):
+            self.need(nbytes, what)
+            self.hold(stop)
+        self.offset = stop
+        return self.data[start:stop]
+
+    def hold(self, stop: int) -> None:
+        """Read the file into memory up to there, at least."""
+        if stop > MAX_HEADER:
+            self.fail(f"the header takes more than {MAX_HEADER} bytes", "this is no model's file")
+        wanted = min(self.size, MAX_HEADER, max(stop, _FIRST, 2 * len(self.data)))
+        self.data += self.reader.read_bytes(len(self.data), wanted - len(self.data))
+        if len(self.data) < stop:
+            self.fail(f"the file was cut to {len(self.data)} bytes while it was read")
 
     def u32(self, what: str) -> int:
         """The next four bytes."""
@@ -154,9 +199,10 @@ class Cursor:
 
     def name(self, what: str) -> str:
         """A key or a tensor's name: not empty, not endless, and UTF-8."""
-        data = self.string(what)
-        if not 0 < len(data) <= MAX_NAME:
-            self.fail(f"{what} has {len(data)} bytes; 1 to {MAX_NAME} are allowed")
+        length = self.u64(f"length of {what}")
+        if not 0 < length <= MAX_NAME:
+            self.fail(f"{what} has {length} bytes; 1 to {MAX_NAME} are allowed")
+        data = self.take(length, what)
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError:
@@ -176,6 +222,11 @@ def _header(cursor: Cursor) -> tuple[int, int, int]:
     tensors, pairs = cursor.u64("number of tensors"), cursor.u64("number of pairs")
     cursor.need(pairs * _MIN_PAIR, f"{pairs} metadata pairs")
     cursor.need(tensors * _MIN_INFO, f"{tensors} tensors")
+    if tensors > MAX_TENSORS or pairs > MAX_PAIRS:
+        cursor.fail(
+            f"{tensors} tensors and {pairs} metadata pairs; at most {MAX_TENSORS} and {MAX_PAIRS} are read",
+            "this is no model's file",
+        )
     return version, tensors, pairs
 
 
@@ -216,29 +267,39 @@ def _array(cursor: Cursor, depth: int) -> Value:
         return Value(ValueType.ARRAY, tuple(_strings(cursor, count)), element)
     if element is ValueType.ARRAY:
         cursor.need(12 * count, f"array of {count} arrays")
+        cursor.arrays = _fewer(cursor, cursor.arrays, count, MAX_ARRAYS, "arrays in arrays")
         return Value(ValueType.ARRAY, tuple(_array(cursor, depth + 1) for _ in range(count)), element)
     return Value(ValueType.ARRAY, tuple(_numbers(cursor, element, count)), element)
 
 
-def _strings(cursor: Cursor, count: int) -> list[str]:
+def _fewer(cursor: Cursor, left: int, count: int, most: int, what: str) -> int:
+    """How many items arrays may still hold after `count` more; raises where they are too many."""
+    if count > left:
+        cursor.fail(f"{count} more items; arrays of a file may hold {most} {what}", "this is no model's file")
+    return left - count
+
+
+def _strings(cursor: Cursor, count: int) -> Iterator[str]:
     """A loop on local names, because vocabularies have hundreds of thousands of strings."""
     cursor.need(8 * count, f"array of {count} strings")
-    view, offset, strings = memoryview(cursor.data.data), cursor.offset, []
+    cursor.strings = _fewer(cursor, cursor.strings, count, MAX_STRINGS, "strings")
+    data, offset = cursor.data, cursor.offset
     for _ in range(count):
         start = offset + 8
-        stop = start + int.from_bytes(view[offset:start], "little")
-        if stop > len(view) or start > len(view):
+        stop = start + int.from_bytes(data[offset:start], "little")
+        if stop > len(data) or start > len(data):
             cursor.offset = offset
-            cursor.string("string")  # raises, saying what is missing
-        strings.append(str(view[start:stop], "utf-8", "surrogateescape"))
-        offset = stop
+            text, data, offset = cursor.string("string"), cursor.data, cursor.offset  # reads on, or raises
+        else:
+            text, offset = data[start:stop], stop
+        yield text.decode("utf-8", "surrogateescape")
     cursor.offset = offset
-    return strings
 
 
 def _numbers(cursor: Cursor, kind: ValueType, count: int) -> list[Any]:
     dtype = DTYPES[kind]
     cursor.need(count * dtype.itemsize, f"{count} values of type {kind.name.lower()}")
+    cursor.numbers = _fewer(cursor, cursor.numbers, count, MAX_NUMBERS, "numbers")
     values = np.frombuffer(cursor.take(count * dtype.itemsize, "values"), dtype)
     if kind is ValueType.BOOL:
         if count and values.max() > 1:
@@ -256,18 +317,17 @@ def _alignment(cursor: Cursor, metadata: Metadata) -> int:
     return int(value.data)
 
 
-def _infos(cursor: Cursor, count: int) -> Iterator[TensorInfo]:
-    seen: set[str] = set()
+def _infos(cursor: Cursor, count: int) -> list[TensorInfo]:
+    infos: dict[str, TensorInfo] = {}
     for index in range(count):
         cursor.context = f"tensor {index}"
         name = cursor.name("name")
         cursor.context = f"tensor {name!r}"
-        if name in seen:
+        if name in infos:
             cursor.fail("the name is there twice")
-        seen.add(name)
         shape = _shape(cursor)
-        kind = _tensor_type(cursor, shape)
-        yield TensorInfo(name, shape, kind, cursor.u64("offset"))
+        infos[name] = TensorInfo(name, shape, _tensor_type(cursor, shape), cursor.u64("offset"))
+    return list(infos.values())
 
 
 def _shape(cursor: Cursor) -> tuple[int, ...]:
@@ -292,21 +352,25 @@ def _tensor_type(cursor: Cursor, shape: tuple[int, ...]) -> TensorType:
     return kind
 
 
-def _placed(cursor: Cursor, infos: tuple[TensorInfo, ...], start: int, alignment: int) -> tuple[TensorInfo, ...]:
+def _placed(cursor: Cursor, infos: list[TensorInfo], start: int, alignment: int) -> tuple[TensorInfo, ...]:
     """The infos with offsets from the beginning of the file, each checked."""
-    for info in infos:
-        cursor.context, cursor.offset = f"tensor {info.name!r}", start + info.start
-        if info.start % alignment:
-            cursor.fail(f"offset {info.start} is no multiple of the alignment, {alignment}")
-        if start + info.start + info.nbytes > len(cursor.data):
-            size = max(0, cursor.left)
-            cursor.fail(f"its {info.nbytes} bytes of {info.type.name} end beyond the file, which has {size} left here")
-    placed = tuple(attrs.evolve(info, start=start + info.start) for info in infos)
+    placed = tuple(_place(cursor, info, start, alignment) for info in infos)
     for before, after in pairwise(sorted(placed, key=lambda info: info.start)):
         if before.start + before.nbytes > after.start:
             cursor.context, cursor.offset = f"tensor {after.name!r}", after.start
             cursor.fail(f"it overlaps tensor {before.name!r}")
     return placed
+
+
+def _place(cursor: Cursor, info: TensorInfo, start: int, alignment: int) -> TensorInfo:
+    begin, nbytes = start + info.start, info.nbytes
+    if info.start % alignment or begin + nbytes > cursor.size:
+        cursor.context, cursor.offset = f"tensor {info.name!r}", begin
+        if info.start % alignment:
+            cursor.fail(f"offset {info.start} is no multiple of the alignment, {alignment}")
+        kind, left = info.type.name, max(0, cursor.left)
+        cursor.fail(f"its {nbytes} bytes of {kind} end beyond the file, which has {left} left here")
+    return TensorInfo(info.name, info.shape, info.type, begin)
 
 
 def _tensor(info: TensorInfo, reader: Reader) -> AnyTensor:

@@ -26,7 +26,7 @@ from edgekit import errors
 from edgekit.artifact import Artifact
 from edgekit.errors import EdgekitError, InvalidFileError, PluginError, UsageError
 from edgekit.runtime import Generation
-from edgekit.runtime.chat import Messages
+from edgekit.runtime.chat import Messages, conversation
 from edgekit_llamacpp.model import Options
 
 F32 = npt.NDArray[np.float32]
@@ -113,9 +113,9 @@ class IsolatedRuntime:
         message, _ = self._ask("encode", text=text)
         return [int(token) for token in message["value"]]
 
-    def prompt(self, messages: Messages) -> str:
+    def prompt(self, messages: Messages | str) -> str:
         """What the model's chat template makes of messages."""
-        message, _ = self._ask("prompt", messages=[dict(message) for message in messages])
+        message, _ = self._ask("prompt", messages=_plain(messages))
         return str(message["value"])
 
     def generate(self, prompt: str, **options: Any) -> str:
@@ -126,13 +126,13 @@ class IsolatedRuntime:
         """As `generate`, piece by piece."""
         return self._stream("stream", prompt=prompt, **options)
 
-    def chat(self, messages: Messages, **options: Any) -> str:
+    def chat(self, messages: Messages | str, **options: Any) -> str:
         """Answer messages, with the model's own chat template."""
         return "".join(self.chat_stream(messages, **options))
 
-    def chat_stream(self, messages: Messages, **options: Any) -> Generation:
+    def chat_stream(self, messages: Messages | str, **options: Any) -> Generation:
         """The answer piece by piece."""
-        return self._stream("chat_stream", messages=[dict(message) for message in messages], **options)
+        return self._stream("chat_stream", messages=_plain(messages), **options)
 
     def close(self) -> None:
         """End the child; more than once is fine."""
@@ -210,6 +210,11 @@ class IsolatedRuntime:
             f"{self.artifact.path}: llama.cpp died ({_how(code)}) in {method}; the file is broken, or too large for "
             "this machine: get it again, or choose a smaller one"
         )
+
+
+def _plain(messages: Messages | str) -> list[dict[str, Any]]:
+    """Messages as JSON has them."""
+    return [dict(message) for message in conversation(messages)]
 
 
 def _how(code: int) -> str:

@@ -23,6 +23,7 @@ from edgekit.errors import (
     UsageError,
 )
 from edgekit.pipeline import open_artifact
+from edgekit.runtime import refuse_unknown_options
 from edgekit_llamacpp.library import BUILD, llama, quiet
 
 F32 = npt.NDArray[np.float32]
@@ -69,9 +70,7 @@ class Options:
             UsageError: an option that is not known, or out of range.
         """
         known = [field.name for field in attrs.fields(cls)]
-        unknown = sorted(given.keys() - set(known))
-        if unknown:
-            raise UsageError(f"runtime llamacpp has no option {', '.join(unknown)}; it has {', '.join(known)}, isolate")
+        refuse_unknown_options("llamacpp", given, [*known, "isolate"])
         given["lora"] = tuple(_adapter(item) for item in given.get("lora") or ())
         for name, least in (("context", 1), ("threads", 1), ("gpu_layers", -1)):
             value = given.get(name)

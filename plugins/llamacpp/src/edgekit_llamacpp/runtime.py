@@ -8,6 +8,7 @@ begins like the one before, a chat that goes on, starts where the two part.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import ctypes
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.artifact import Artifact
-from edgekit.errors import ResourceError, UnsupportedModelError, UsageError
+from edgekit.errors import MissingPluginError, ResourceError, UnsupportedModelError, UsageError
 from edgekit.pipeline import Progress
 from edgekit.runtime import Runtime, Sampling, TextRuntime, chat
 from edgekit.runtime.chat import Messages
@@ -112,7 +113,7 @@ class LlamaCppRuntime(TextRuntime):
             yield token
             ids.append(token)
 
-    def prompt(self, messages: Messages) -> str:
+    def prompt(self, messages: Messages | str) -> str:
         """What the model's chat template makes of messages, with llama.cpp's special tokens; see `runtime.chat`.
 
         Raises:
@@ -143,6 +144,7 @@ class LlamaCppRuntime(TextRuntime):
             UsageError: an empty text, or no tokenizer.
             ContextOverflowError: more tokens than the context holds.
         """
+        self.refuse_too_long(text)
         ids = self._checked(self.encode(text))
         self.room(len(ids), None)
         with self._lock:
@@ -185,6 +187,12 @@ class LlamaCppRuntime(TextRuntime):
         ends = add and self._llama.llama_vocab_get_add_eos(loaded.vocab) and len(ids) > 1
         return ids[:-1] if ends else ids  # the text is to go on
 
+    def refuse_too_long(self, text: str) -> None:
+        """As in every runtime, where edgekit can read the file's tokenizer; llama.cpp cuts those that it cannot."""
+        with contextlib.suppress(UnsupportedModelError, MissingPluginError):
+            if self.artifact.tokenizer is not None:
+                super().refuse_too_long(text)
+
     def _cut(self, loaded: Loaded, data: bytes, add: bool, special: bool) -> list[int]:
         """Token ids; a text may have more than bytes: SentencePiece writes a space in three."""
         size = len(data) + 8
@@ -218,19 +226,16 @@ class LlamaCppRuntime(TextRuntime):
             raise UsageError("the runtime is closed; open the model again")
         return self._loaded
 
-    def texts(self, prompt: list[int], tokens: Iterator[int]) -> Iterator[str]:
-        """The whole text so far, each time that it has grown by whole characters; ends where the model ends it."""
-        decoder, text = codecs.getincrementaldecoder("utf-8")("replace"), ""
+    def pieces(self, prompt: list[int], tokens: Iterator[int]) -> Iterator[str]:
+        """The text after the prompt in whole characters, as they come; ends where the model ends it."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token in tokens:
             if self._llama.llama_vocab_is_eog(self._model().vocab, token):
                 break
-            new = decoder.decode(self._piece(token))
-            if new:
-                text += new
-                yield text
-        rest = decoder.decode(b"", final=True)
-        if rest:
-            yield text + rest
+            if piece := decoder.decode(self._piece(token)):
+                yield piece
+        if rest := decoder.decode(b"", final=True):
+            yield rest
 
     def _piece(self, token: int, special: bool = False) -> bytes:
         buffer = ctypes.create_string_buffer(64)
@@ -259,8 +264,8 @@ class LlamaCppRuntime(TextRuntime):
 
     def too_long(self, most: int) -> str:
         """The context is what the model was loaded with, and may be larger."""
-        cure = f"shorten the prompt, ask for at most {most}, or load with a larger context"
-        return f"do not fit the context of {self.context}; {cure}"
+        cure = f"shorten the prompt, ask for at most {most}," if most else "shorten the prompt,"
+        return f"do not fit the context of {self.context}; {cure} or load with a larger context"
 
     def _last(self, ids: list[int]) -> F32:
         """Logits [vocab] after the ids; computes only what the last call has not."""

@@ -14,6 +14,7 @@ from edgekit.architectures.hf import config_from_hf, hf_names
 from edgekit.artifact import Artifact, Layout, Writer
 from edgekit.errors import UnsupportedModelError
 from edgekit.files.foreign import member, read_object
+from edgekit.files.reader import read_start
 from edgekit.formats import carried
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.precision import Precision
@@ -43,13 +44,7 @@ class OpenVinoFormat:
         """A directory with ``openvino_model.xml``, or an .xml whose root is a ``net``."""
         if path.is_dir():
             return (path / XML).is_file()
-        if path.suffix != ".xml":
-            return False
-        try:
-            with path.open("rb") as file:
-                return b"<net" in file.read(_HEAD)
-        except OSError:
-            return False
+        return path.suffix == ".xml" and b"<net" in read_start(path, _HEAD)
 
     def open(self, path: Path) -> Artifact:
         """Read the graph, and check that the .bin belongs to it; no values.

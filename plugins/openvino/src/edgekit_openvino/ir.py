@@ -3,15 +3,17 @@
     <net version="11"> <layers> <layer id name type version> <data .../> ... </layer> </layers>
     <edges> <edge from-layer from-port to-layer to-port/> </edges> <rt_info> ... </rt_info> </net>
 
-The XML is read with expat in one pass, without a tree, and a document type (and with it every entity) is refused, so
-that a small file cannot grow. Every constant has to lie in the .bin with exactly the bytes of its type and shape, and
-the .bin has to end where the last of them does: checked before the library sees the files, which trusts them.
+The XML is read with expat in one pass, without a tree. A document type (and with it every entity) is refused, so that a
+small file cannot grow; so is another encoding than UTF-8, and what goes beyond the limits below. Every constant has to
+lie in the .bin with exactly the bytes of its type and shape, and the .bin has to end where the last of them does. All
+of it is checked before the library sees the files, which trusts them.
 
 Source: openvino 2026.4.1, IR version 11, `ir_deserializer.cpp`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,17 +22,30 @@ from xml.parsers import expat
 
 import attrs
 
-from edgekit.errors import InvalidFileError, MissingFileError, UnsupportedModelError
-from edgekit.files.foreign import CURE, shown
+from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, UnsupportedModelError
+from edgekit.files.foreign import CURE, integer, shown
+from edgekit.files.memory import enough_memory
+from edgekit.files.reader import Reader
 from edgekit_openvino.elements import ELEMENTS, constant_bytes
 
-#: An XML takes some 500 bytes a layer; the largest models have a few megabytes.
+#: Bytes of an XML; it takes some 500 a layer, and the largest models have a few megabytes.
 XML_LIMIT = 512 << 20
+#: Layers and edges; a model with 128 experts in each of 48 blocks has some 200,000 layers where none is fused.
+MAX_LAYERS, MAX_EDGES = 1 << 19, 1 << 21
+#: Bytes of a tag with its attributes, or of a comment; a tokenizer's chat template has 100,000 at most.
+MAX_TAG = 4 << 20
+#: Attributes of a layer's data; operations have a dozen.
+MAX_ATTRIBUTES = 1024
+#: Dimensions of a constant, and elements inside elements.
+MAX_DIMENSIONS, MAX_DEPTH = 32, 64
+#: Bytes that expat is given at a time: a tag that is not complete is looked through again with each piece.
+_PIECE = 1 << 19
 #: Sets of operations besides the numbered ones: the library's own, and those of loaded extensions.
 OTHER_OPSETS = frozenset({"extension", "ie_internal_opset", "type_relaxed_opset", "util", "experimental_opset"})
 #: The newest numbered set of openvino 2026.4; a newer library is asked for its own.
 NEWEST_OPSET = 17
 _VERSIONS = (10, 11)
+_ENCODINGS = ("utf-8", "utf8", "us-ascii", "ascii")
 
 
 @attrs.define
@@ -115,11 +130,13 @@ def read(xml: Path) -> Graph:
 
 
 def _parse(xml: Path) -> list[Layer]:
-    if not xml.is_file():
+    if not xml.exists():
         raise MissingFileError(f"{xml}: no such file; an IR is an .xml with its .bin beside it")
-    if (size := xml.stat().st_size) > XML_LIMIT:
-        raise InvalidFileError(f"{xml}: {size:,} bytes; no model's graph takes more than {XML_LIMIT:,}; {CURE}")
-    return _Parser(xml).run()
+    reader = Reader(xml)
+    if reader.size > XML_LIMIT:
+        raise InvalidFileError(f"{xml}: {reader.size:,} bytes; no model's graph takes more than {XML_LIMIT:,}; {CURE}")
+    with enough_memory(f"{xml}: parsing it", reader.size):
+        return _Parser(xml).run(reader)
 
 
 class _Parser:
@@ -129,18 +146,22 @@ class _Parser:
         self.xml, self.layers = xml, []  # type: ignore[var-annotated]
         self.open: list[Layer] = []
         self.graphs: list[dict[str, Layer]] = []
-        self.depth, self.root = 0, ""
+        self.depth, self.edges, self.root = 0, 0, ""
         self.expat = expat.ParserCreate()
+        self.expat.XmlDeclHandler = self.declaration
         self.expat.StartElementHandler = self.start
         self.expat.EndElementHandler = self.end
         self.expat.StartDoctypeDeclHandler = self.doctype
 
-    def run(self) -> list[Layer]:
+    def run(self, reader: Reader) -> list[Layer]:
         try:
-            with self.xml.open("rb") as file:
-                self.expat.ParseFile(file)
+            self.feed(reader)
         except expat.ExpatError as error:
             self.fail(f"not well-formed XML: {expat.errors.messages[error.code]}")
+        except (LookupError, ValueError) as error:  # what Python says of an encoding that expat does not have
+            if isinstance(error, EdgekitError):
+                raise
+            self.fail(f"an encoding that is not known: {error!s:.80}")
         if self.root != "net":
             self.fail(f"the root is {shown(self.root)}, an IR's is 'net'")
         if not self.layers:
@@ -148,6 +169,22 @@ class _Parser:
         for layer in self.layers:
             layer.inputs = dict(sorted(layer.inputs.items()))
         return self.layers
+
+    def feed(self, reader: Reader) -> None:
+        """Give expat the file piece by piece; what it cannot finish has to stay short."""
+        done = 0
+        while piece := reader.read_bytes(done, _PIECE):
+            if done == 0 and piece.startswith((b"\xfe\xff", b"\xff\xfe", b"\0", b"<\0")):
+                self.fail("it is written in UTF-16 or UTF-32; an IR is in UTF-8")
+            self.expat.Parse(piece, False)
+            done += len(piece)
+            if done - self.expat.CurrentByteIndex > MAX_TAG:
+                self.fail(f"a tag or a comment of more than {MAX_TAG:,} bytes")
+        self.expat.Parse(b"", True)
+
+    def declaration(self, version: str, encoding: str | None, standalone: int) -> None:
+        if encoding is not None and encoding.lower() not in _ENCODINGS:
+            self.fail(f"it is written in {shown(encoding)}; an IR is in UTF-8")
 
     def fail(self, fault: str) -> NoReturn:
         raise InvalidFileError(f"{self.xml}: {fault} (line {self.expat.CurrentLineNumber}); {CURE}")
@@ -157,8 +194,8 @@ class _Parser:
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
         self.depth += 1
-        if self.depth > 64:
-            self.fail("nested too deeply")
+        if self.depth > MAX_DEPTH:
+            self.fail(f"elements nested more than {MAX_DEPTH} deep")
         match tag:
             case "net":
                 self.start_net(attributes)
@@ -167,9 +204,15 @@ class _Parser:
             case "layer":
                 self.start_layer(attributes)
             case "data" if self.open:
-                self.open[-1].data.update(attributes)
+                self.data(attributes)
             case "edge" if self.graphs:
                 self.edge(attributes)
+
+    def data(self, attributes: dict[str, str]) -> None:
+        known = self.open[-1].data
+        known.update(attributes)
+        if len(known) > MAX_ATTRIBUTES:
+            self.fail(f"a layer with more than {MAX_ATTRIBUTES:,} attributes")
 
     def end(self, tag: str) -> None:
         self.depth -= 1
@@ -200,6 +243,8 @@ class _Parser:
         )
         if layer.id in self.graphs[-1]:
             self.fail(f"two layers have the id {shown(layer.id)}")
+        if len(self.layers) == MAX_LAYERS:
+            self.fail(f"more than {MAX_LAYERS:,} layers")
         self.graphs[-1][layer.id] = layer
         self.layers.append(layer)
         self.open.append(layer)
@@ -213,9 +258,13 @@ class _Parser:
         known = self.graphs[-1]
         if source not in known or target not in known:
             self.fail(f"an edge between layers {shown(source)} and {shown(target)}, which are not both there")
-        if not place.isdecimal():
+        number = integer(place)
+        if number is None or number < 0:
             self.fail(f"an edge to port {shown(place)}")
-        known[target].inputs[int(place)] = (source, port)
+        self.edges += 1
+        if self.edges > MAX_EDGES:
+            self.fail(f"more than {MAX_EDGES:,} edges")
+        known[target].inputs[number] = (source, port)
 
 
 def _refuse_opsets(xml: Path, layers: list[Layer]) -> None:
@@ -244,29 +293,33 @@ def newest_opset() -> int:
 
 def _constant(xml: Path, layer: Layer) -> Constant:
     where = f"{xml}: constant {shown(layer.name)} (line {layer.line})"
-    try:
-        element, text = layer.data["element_type"], layer.data["shape"]
-        offset, nbytes = int(layer.data["offset"]), int(layer.data["size"])
-        shape = tuple(int(size) for size in text.split(",")) if text.strip() else ()
-    except (KeyError, ValueError) as error:
-        raise InvalidFileError(f"{where} does not say its type, shape, offset and size; {CURE}") from error
-    if min(offset, nbytes, *shape, 0) < 0 or max((offset, nbytes, *shape)) >= 1 << 48:
-        raise InvalidFileError(f"{where} has impossible sizes: shape {list(shape)}, {nbytes} bytes at {offset}; {CURE}")
+    element, text = layer.data.get("element_type"), layer.data.get("shape", "")
+    sizes = text.split(",", MAX_DIMENSIONS) if text.strip() else []
+    shape = [integer(size.strip()) for size in sizes]
+    offset, nbytes = (integer(layer.data.get(key, "")) for key in ("offset", "size"))
+    if element is None or "shape" not in layer.data or offset is None or nbytes is None or None in shape:
+        raise InvalidFileError(f"{where} does not say its type, shape, offset and size; {CURE}")
+    dimensions = tuple(size for size in shape if size is not None)
+    largest = max(offset, nbytes, math.prod(filter(None, dimensions)))
+    if len(shape) > MAX_DIMENSIONS or min(offset, nbytes, *dimensions) < 0 or largest >= 1 << 48:
+        raise InvalidFileError(
+            f"{where} has impossible sizes: shape {shown(list(dimensions))}, {nbytes} bytes at {offset}; {CURE}"
+        )
     if element in ELEMENTS:
-        wanted = constant_bytes(element, shape)
+        wanted = constant_bytes(element, dimensions)
         if wanted != nbytes:
-            raise InvalidFileError(f"{where} has {nbytes} bytes, {element} {list(shape)} takes {wanted}; {CURE}")
+            raise InvalidFileError(f"{where} has {nbytes} bytes, {element} {list(dimensions)} takes {wanted}; {CURE}")
     elif element != "string":
         raise UnsupportedModelError(f"{where} is of type {shown(element)}, which this edgekit does not know")
-    return Constant(layer.name, element, shape, offset, nbytes)
+    return Constant(layer.name, element, dimensions, offset, nbytes)
 
 
 def _check_binary(xml: Path, binary: Path, constants: list[Constant]) -> None:
     if not constants:
         return
-    if not binary.is_file():
+    if not binary.exists():
         raise MissingFileError(f"{binary}: no such file; {xml.name} has its {len(constants)} constants there, fetch it")
-    size, last = binary.stat().st_size, max(constants, key=lambda c: c.offset + c.nbytes)
+    size, last = Reader(binary).size, max(constants, key=lambda c: c.offset + c.nbytes)
     end = last.offset + last.nbytes
     if size < end:
         raise InvalidFileError(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import attrs
 
 from edgekit.errors import UsageError
+from edgekit.runtime import refuse_unknown_options
 from edgekit_openvino.library import core
 
 Hint = Literal["latency", "throughput"]
@@ -58,10 +59,7 @@ class Options:
         Raises:
             UsageError: an option that is not known, or a value that is not allowed; names what is.
         """
-        known = [field.name for field in attrs.fields(cls)]
-        unknown = [name for name in options if name not in known]
-        if unknown:
-            raise UsageError(f"runtime 'openvino' has no option {unknown[0]!r}; it has {', '.join(known)}")
+        refuse_unknown_options("openvino", options, [field.name for field in attrs.fields(cls)])
         if options.get("cache_dir") is not None:
             options["cache_dir"] = Path(os.fspath(options["cache_dir"]))
         return cls(**options)

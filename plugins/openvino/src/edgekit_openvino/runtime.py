@@ -174,6 +174,7 @@ class OpenVinoRuntime(TextRuntime):
             ContextOverflowError: more tokens than the model's context.
             NonFiniteError: the model computes values that are not finite.
         """
+        self.refuse_too_long(text)
         ids = self._ids(self.encode(text))
         self.room(len(ids), None)
         graph = self._graph("hidden")

@@ -16,8 +16,8 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.files.reader import Reader
 from edgekit.formats import PartLayout, part_layouts
-from edgekit.formats.safetensors import Reader
 from edgekit.numerics.smallfloats import float32_to_float8_e4m3fn
 from edgekit.precision import Precision
 from edgekit.reference.openvino.codebooks import CB4

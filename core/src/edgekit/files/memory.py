@@ -1,0 +1,105 @@
+"""Memory shortage as an error of its own, with the number of bytes that were wanted."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgekit.errors import EdgekitError, MemoryShortageError
+
+#: What libraries and the system's loader say when an allocation fails and they raise no `MemoryError`.
+_SAID = re.compile(
+    r"bad_alloc|bad_array_new_length|cannot allocate|failed to map segment|out of memory|not enough memory|"
+    r"(failed|unable) to allocate|can't start new thread",
+    re.IGNORECASE,
+)
+#: A number of bytes in such a text.
+_BYTES = re.compile(r"(\d+(?:\.\d+)?) ?(bytes|B|KiB|kB|MiB|MB|GiB|GB)\b")
+_UNITS = {"bytes": 1, "B": 1, "KiB": 1 << 10, "kB": 1000, "MiB": 1 << 20, "MB": 10**6, "GiB": 1 << 30, "GB": 10**9}
+_CURE = "close other programs, raise the limit (ulimit -v), or take a smaller model"
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an exception of whatever library means that memory ran out."""
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return _SAID.search(str(error)) is not None
+
+
+def shortage(what: str, wanted: int | None = None, *, least: bool = False) -> MemoryShortageError:
+    """The error for memory that does not suffice.
+
+    Args:
+        what: what needs it: a file and an action, or a tensor.
+        wanted: bytes; None where nobody knows.
+        least: whether `wanted` is only a lower bound.
+    """
+    free = available()
+    figure = "more memory than there is" if wanted is None else f"{'at least ' * least}{wanted:,} bytes"
+    there = "" if free is None else f", {free:,} are available"
+    return MemoryShortageError(f"{what} needs {figure}{there}; {_CURE}")
+
+
+def wanted_by(error: BaseException) -> int | None:
+    """Bytes that a failed allocation asked for, as numpy's error has them or a library's text says; else None."""
+    shape, dtype = getattr(error, "shape", None), getattr(error, "dtype", None)
+    if isinstance(shape, tuple) and dtype is not None:
+        return math.prod(shape) * int(dtype.itemsize)
+    match = _BYTES.search(str(error))
+    return None if match is None else int(float(match[1]) * _UNITS[match[2]])
+
+
+@contextlib.contextmanager
+def enough_memory(what: str, least: int | None = None) -> Iterator[None]:
+    """Turn a shortage inside into a `MemoryShortageError`.
+
+    Args:
+        what: as for `shortage`.
+        least: bytes that it takes at least, for where the failure does not say how much it wanted.
+    """
+    try:
+        yield
+    except EdgekitError:
+        raise
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_shortage(error):
+            raise
+        wanted = wanted_by(error)
+        raise shortage(what, least if wanted is None else wanted, least=wanted is None) from error
+
+
+def available() -> int | None:
+    """Bytes that this process can still have, without swapping and within its limit of address space; None: unknown."""
+    figures = [figure for figure in (_free(), _within_limit()) if figure is not None]
+    return min(figures) if figures else None
+
+
+def _free() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+    except (OSError, MemoryError):
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _within_limit() -> int | None:
+    try:
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit == resource.RLIM_INFINITY:
+            return None
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+        return max(0, limit - pages * os.sysconf("SC_PAGE_SIZE"))
+    except (ImportError, OSError, MemoryError, AttributeError):
+        return None
+
+
+__all__ = ["available", "enough_memory", "is_shortage", "shortage", "wanted_by"]

@@ -1,0 +1,203 @@
+"""Regular files, opened once and read at offsets.
+
+Foreign files are never mapped into memory: where a mapped file is cut by another process, touching what is gone ends
+the process with SIGBUS, and no handler in Python can prevent that. A plain read of it gives fewer bytes instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, ResourceError
+from edgekit.files.memory import is_shortage, shortage
+
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+#: Bytes of one read; some systems take no more than 2 GiB.
+_PIECE = 1 << 30
+
+
+def refuse_special(path: Path, mode: int) -> None:
+    """Refuse what is no regular file; `mode` is what `os.stat` says of it.
+
+    Raises:
+        InvalidFileError: a directory, a pipe, a socket or a device.
+    """
+    if not stat.S_ISREG(mode):
+        kind = next((name for test, name in _KINDS if test(mode)), "no file")
+        raise InvalidFileError(f"{path}: {kind}, not a regular file; give a file of a model")
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn an `OSError` inside into a typed error that names the path and the cure.
+
+    Raises:
+        MissingFileError: not there, or not readable.
+        MemoryShortageError: memory ran out.
+        ResourceError: too many files are open.
+    """
+    try:
+        yield
+    except EdgekitError:
+        raise
+    except OSError as error:
+        if is_shortage(error):
+            raise shortage(f"{path}: reading it") from error
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise ResourceError(f"{path}: too many files are open; raise the limit (ulimit -n)") from error
+        raise MissingFileError(f"{path}: cannot be read ({error.strerror}); check that it is there") from error
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor to read a regular file with; the caller closes it.
+
+    A pipe would block whoever opens it, and a device can do anything then, so they are looked at first. The second look
+    is at what was opened: between the two, another file may have come into its place.
+
+    Raises:
+        InvalidFileError: no regular file.
+        OSError: not there, or not readable.
+    """
+    refuse_special(path, os.stat(path).st_mode)
+    flags = (getattr(os, name, 0) for name in ("O_BINARY", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC"))
+    descriptor = os.open(path, os.O_RDONLY | sum(flags))
+    try:
+        refuse_special(path, os.fstat(descriptor).st_mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_start(path: Path, nbytes: int) -> bytes:
+    """The first bytes of a regular file, to tell its format by; none where it cannot be read."""
+    try:
+        descriptor = open_regular(path)
+    except (OSError, InvalidFileError):
+        return b""
+    try:
+        return os.read(descriptor, nbytes)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
+
+
+class Reader:
+    """A regular file that is read at offsets, by several threads at once.
+
+    Attributes:
+        path: of the file.
+        size: bytes that it had when it was opened.
+
+    Raises:
+        MissingFileError: it is not there, or cannot be read.
+        InvalidFileError: it is a directory, a pipe or a device.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with reading(path):
+            self._fd = open_regular(path)
+            weakref.finalize(self, os.close, self._fd)
+            self.size = os.fstat(self._fd).st_size
+        self._seek = threading.Lock()  # only where the system has no positioned reads
+
+    def read(self, begin: int, nbytes: int, name: str) -> npt.NDArray[np.uint8]:
+        """Bytes ``begin : begin + nbytes`` in a new array; `name` is the tensor's, for the error.
+
+        Raises:
+            InvalidFileError: the file was cut since it was opened.
+            MemoryShortageError: there is no room for so many bytes.
+        """
+        try:
+            buffer = np.empty(nbytes, np.uint8)
+        except MemoryError as error:
+            raise shortage(f"{self.path}: reading tensor {name}", nbytes) from error
+        view, position = buffer.data, begin
+        while view:
+            count = self._read_into(view, position, f"tensor {name}")
+            if count == 0:
+                raise InvalidFileError(
+                    f"{self.path}: tensor {name!r:.80} is cut off (at byte {position:,}); fetch or convert it again"
+                )
+            view, position = view[count:], position + count
+        return buffer
+
+    def read_bytes(self, begin: int, nbytes: int) -> bytes:
+        """Bytes ``begin : begin + nbytes``, or fewer where the file ends before.
+
+        Raises:
+            MemoryShortageError: there is no room for so many bytes.
+        """
+        try:
+            data = bytearray(max(0, min(nbytes, self.size - begin)))
+            view, position = memoryview(data), begin
+            while view and (count := self._read_into(view, position, "it")):
+                view, position = view[count:], position + count
+            return bytes(memoryview(data)[: position - begin])
+        except MemoryError as error:
+            raise shortage(f"{self.path}: reading it", nbytes) from error
+
+    def _read_into(self, view: memoryview, position: int, what: str) -> int:
+        try:
+            if hasattr(os, "preadv"):
+                return os.preadv(self._fd, [view[:_PIECE]], position)
+            with self._seek:
+                os.lseek(self._fd, position, os.SEEK_SET)
+                chunk = os.read(self._fd, min(len(view), _PIECE))
+        except OSError as error:
+            raise ResourceError(f"{self.path}: reading {what} failed: {error.strerror}") from error
+        view[: len(chunk)] = chunk
+        return len(chunk)
+
+
+class Mapped:
+    """Files that a library has mapped into memory: held open, to see whether they were cut before they are touched.
+
+    A file that is replaced by another of its name is no matter: what is mapped stays.
+
+    Args:
+        paths: files as they are now.
+        cure: what the message advises.
+
+    Raises:
+        MissingFileError, InvalidFileError: as `Reader`.
+    """
+
+    def __init__(self, paths: tuple[Path, ...], cure: str) -> None:
+        self._readers, self._cure = tuple(Reader(path) for path in paths), cure
+
+    def refuse_cut(self) -> None:
+        """Raise where a file is shorter than it was.
+
+        Between this look and the library's use a file can still be cut, and then the process ends: only a process of
+        its own keeps that away from the caller.
+
+        Raises:
+            InvalidFileError: names the file and its two sizes.
+        """
+        for reader in self._readers:
+            size = os.fstat(reader._fd).st_size
+            if size < reader.size:
+                fault = f"it was cut from {reader.size:,} to {size:,} bytes while it was in use"
+                raise InvalidFileError(f"{reader.path}: {fault}; {self._cure}")
+
+
+__all__ = ["Mapped", "Reader", "open_regular", "read_start", "reading", "refuse_special"]

@@ -1,0 +1,110 @@
+"""Arguments that every runtime checks alike: the options it is loaded with, and what a text is asked for with."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from edgekit.errors import UsageError
+
+#: What a caller may give as stop texts: one text, several, or None for none.
+Stop = str | Sequence[str] | None
+
+
+def stop_texts(stop: Stop) -> tuple[str, ...]:
+    """Stop texts as a tuple: a single text is one stop text, None is none.
+
+    Raises:
+        UsageError: something else than texts.
+    """
+    texts: Any = () if stop is None else (stop,) if isinstance(stop, str) else stop
+    if not isinstance(texts, Iterable) or isinstance(texts, bytes):
+        raise UsageError(f"stop {stop!r:.80}; give a text, several, or None")
+    found = tuple(texts)
+    for text in found:
+        if not isinstance(text, str):
+            raise UsageError(f"stop text {text!r:.80} is {type(text).__name__}; a stop text is a string")
+    return found
+
+
+def prompt_text(prompt: str) -> str:
+    """The prompt, where it is a text.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if not isinstance(prompt, str):
+        raise UsageError(f"prompt {prompt!r:.80} is {type(prompt).__name__}; give a text, or token ids to `tokens`")
+    return prompt
+
+
+def integer(name: str, value: object, least: int) -> int:
+    """An integer argument; numpy's integers are integers too, True and 2.0 are not.
+
+    Raises:
+        UsageError: no integer, or less than `least`.
+    """
+    if not isinstance(value, bool):
+        with contextlib.suppress(AttributeError, TypeError):
+            number: int = value.__index__()  # type: ignore[attr-defined]
+            if number < least:
+                raise UsageError(f"{name} {number}; choose {least} or more")
+            return number
+    raise UsageError(f"{name} {value!r:.80}; choose an integer of at least {least}")
+
+
+def refuse_unknown_options(runtime: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse options that a runtime does not have.
+
+    Args:
+        runtime: its name, for the message.
+        given: names of the options that the caller gave.
+        known: names of those that it has.
+
+    Raises:
+        UsageError: names the unknown ones, and those that there are.
+    """
+    names = list(known)
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        there = f"it has {', '.join(names)}" if names else "it has none"
+        raise UsageError(f"runtime {runtime!r} has no option {', '.join(map(repr, unknown))}; {there}")
+
+
+def declared_options(start: Callable[..., Any]) -> tuple[str, ...] | None:
+    """Names of the options that a runtime's function declares besides the artifact; None where it takes any (``**``).
+
+    A function that takes any checks them itself, with `refuse_unknown_options`.
+    """
+    _, *others = inspect.signature(start).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in others):
+        return None
+    return tuple(parameter.name for parameter in others if parameter.kind is not parameter.VAR_POSITIONAL)
+
+
+def parse_option(text: str) -> tuple[str, Any]:
+    """``context=2048`` of a command line as a name and a value: JSON where it can be, else text.
+
+    Raises:
+        UsageError: no name, or no value.
+    """
+    name, _, value = text.partition("=")
+    if not name.isidentifier() or not value:
+        raise UsageError(f"--option {text!r}; give NAME=VALUE, such as context=2048")
+    with contextlib.suppress(ValueError):
+        return name, json.loads(value)
+    return name, value
+
+
+__all__ = [
+    "Stop",
+    "declared_options",
+    "integer",
+    "parse_option",
+    "prompt_text",
+    "refuse_unknown_options",
+    "stop_texts",
+]

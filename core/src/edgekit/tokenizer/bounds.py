@@ -1,0 +1,70 @@
+"""How many bytes of a text one token can stand for at most, so that a text's length says how many it has at least.
+
+The longest token is not all: a normalizer may shorten a text, some added tokens take the blanks beside them, and what
+a vocabulary without all bytes does not have becomes one unknown token however long it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from edgekit.tokenizer.record import Tokenizer, TokenType
+from edgekit.tokenizer.text import byte_alphabet, byte_tokens
+
+#: By how much a normalizer shortens UTF-8 at most. NFC: three Hangul letters of three bytes each become one of three
+#: bytes, and the Kelvin sign of three bytes a K. The others write more bytes, or as many.
+_SHORTENS = {"NFC": 3.0, "NFD": 3.0, "Prepend": 1.0, "Replace": 1.0, "Sequence": 1.0}
+#: What cuts a text in words and keeps all of it.
+_CUTS = ("ByteLevel", "Metaspace", "Split", "Digits", "Punctuation", "Sequence")
+
+
+def most_bytes(tokenizer: Tokenizer, library: Any) -> float:
+    """Bytes of a text that one token stands for at most; infinity where the tokenizer may leave out any number.
+
+    Args:
+        tokenizer: whose vocabulary counts.
+        library: the same tokenizer as the `tokenizers` library has it.
+    """
+    if not _has_all_bytes(tokenizer) or any(t.lstrip or t.rstrip for t in library.get_added_tokens_decoder().values()):
+        return math.inf
+    if not all(map(_keeps, _steps(library.pre_tokenizer))):
+        return math.inf
+    shortens = math.prod(map(_shortens, _steps(library.normalizer)))
+    return shortens * max(len(_written(tokenizer, number)) for number in range(len(tokenizer.tokens)))
+
+
+def _has_all_bytes(tokenizer: Tokenizer) -> bool:
+    expected = byte_alphabet() if tokenizer.kind == "bpe" else byte_tokens()
+    return expected.keys() <= set(tokenizer.tokens)
+
+
+def _written(tokenizer: Tokenizer, number: int) -> bytes:
+    """What stands in a text for a token."""
+    added = tokenizer.types[number] in (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
+    return tokenizer.tokens[number].encode("utf-8", "replace") if added else tokenizer.piece(number) or b"?"
+
+
+def _steps(component: Any) -> Iterator[Mapping[str, Any]]:
+    """A component of the library and the steps of which it is made, each as in a tokenizer.json."""
+    if component is None:
+        return
+    left = [json.loads(component.__getstate__())]
+    while left:
+        step = left.pop()
+        left += step.get("normalizers", []) + step.get("pretokenizers", [])
+        yield step
+
+
+def _keeps(step: Mapping[str, Any]) -> bool:
+    return step.get("type") in _CUTS and step.get("behavior") != "Removed"
+
+
+def _shortens(step: Mapping[str, Any]) -> float:
+    if step.get("type") == "Replace":
+        pattern, content = step.get("pattern", {}).get("String"), step.get("content", "")
+        # An expression may match any number of characters.
+        return math.inf if not pattern or not content else max(1.0, len(pattern.encode()) / len(content.encode()))
+    return _SHORTENS.get(str(step.get("type")), math.inf)
