@@ -176,7 +176,7 @@ def _size_tick(across: _Scale, value: float) -> str:
 
 
 def _kl_tick(up: _Scale, value: float, right: float) -> str:
-    y, tick = up(math.log(value)), f"{'≤ ' if value == _FLOOR else ''}{_decade(value)}"
+    y, tick = up(math.log(value)), _decade(value)
     return (
         f'<line x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
         f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick}</text>'
