@@ -18,7 +18,7 @@ from subprocess import PIPE
 import pytest
 
 from edgekit.errors import LockedError, ResourceError, UsageError
-from edgekit.files import atomic
+from edgekit.files import _journal, _lock, atomic
 from edgekit.files.atomic import AtomicDirectory, AtomicFile, write_atomic
 
 
@@ -163,7 +163,7 @@ def test_a_fingerprint_may_come_late(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("outcome", ["fails", "does not come", "comes after all is over"])
 def test_without_its_fingerprint_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: str) -> None:
-    monkeypatch.setattr(atomic, "_PATIENCE", 0.05)
+    monkeypatch.setattr(_journal, "PATIENCE", 0.05)
     known = threading.Event()
 
     def fingerprint() -> bytes:
@@ -247,9 +247,9 @@ def test_a_second_writer_in_the_same_process_is_refused(tmp_path: Path) -> None:
 
 
 def test_lock_file_where_there_is_no_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic, "fcntl", None)
+    monkeypatch.setattr(_lock, "fcntl", None)
     with AtomicFile(tmp_path / "m") as file:
-        with pytest.raises(LockedError, match=r"or delete .*\.m\.partial\.lock if none is"):
+        with pytest.raises(LockedError, match=r"or delete .*\.m\.lockfile if none is"):
             AtomicFile(tmp_path / "m")
         file.write(b"x")
         file.commit()
@@ -392,12 +392,23 @@ def test_links_are_followed(tmp_path: Path) -> None:
     assert (tmp_path / "real" / "m").read_bytes() == b"x"
 
 
-def test_a_planted_partial_link_is_not_followed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [".m.partial", ".m.partial.json", ".m.manifest", ".m.old", ".m.gone"])
+def test_a_planted_link_is_not_followed(tmp_path: Path, name: str) -> None:
     (tmp_path / "victim").write_bytes(b"mine")
-    (tmp_path / ".m.partial").symlink_to(tmp_path / "victim")
+    (tmp_path / name).symlink_to(tmp_path / "victim")
+    with AtomicFile(tmp_path / "m", fingerprint=b"f", manifest=True) as file:
+        file.write(b"content")
+        file.unit_done()
+        file.commit(b"{}")
+    assert (tmp_path / "victim").read_bytes() == b"mine"
+    assert names(tmp_path) == {"m", "m.edgekit.json", "victim"}
+
+
+def test_a_planted_lock_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / ".m.lock").symlink_to(tmp_path / "victim")
     with pytest.raises(ResourceError, match=r"cannot write .*m: "):
         AtomicFile(tmp_path / "m")
-    assert (tmp_path / "victim").read_bytes() == b"mine"
+    assert names(tmp_path) == {".m.lock"}
 
 
 def test_directory_appears_whole(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from edgekit import sample
 from edgekit.cli import cli
 from edgekit.errors import InvalidFileError, MissingPluginError, UnsupportedModelError, UsageError
-from edgekit.manifest import Manifest, manifest_path
+from edgekit.files.atomic import AtomicFile
+from edgekit.manifest import Manifest
 from edgekit.pipeline import conversion as pipeline
 from edgekit.pipeline import passes
 from edgekit.pipeline.passes import run_pass, unread
@@ -26,13 +27,16 @@ class Repeat:
 
     def run(self, source, to, *, times=2, comment=""):
         data = source.path.read_bytes() if source.format == "txt" else b"hf"
-        to.write_bytes(data * times)
         quality = {"growth": float(times), "comment": comment}
-        manifest_path(to).write_text(Manifest(quality=quality).to_json(), "utf-8")
+        with AtomicFile(to, manifest=True) as file:
+            file.write(data * times)
+            file.commit(Manifest(quality=quality).to_json().encode())
         return unread(to)
 
 
 class Anything(Repeat):
+    name = "anything"
+
     def run(self, source, to, **options):
         return super().run(source, to, times=len(options))
 
@@ -42,7 +46,7 @@ def installed(monkeypatch):
     found = [
         Registration("passes", "repeat", f"{__name__}:Repeat", "p", "edgekit-p", {"formats": ("txt", "hf")}),
         Registration("passes", "anything", f"{__name__}:Anything", "p", "edgekit-p", {}),
-        Registration("passes", "gguf-only", f"{__name__}:Repeat", "p", "edgekit-p", {"formats": ("gguf",)}),
+        Registration("passes", "gguf-only", f"{__name__}:Anything", "p", "edgekit-p", {"formats": ("gguf",)}),
     ]
     monkeypatch.setattr(passes, "manager", lambda: Manager(registrations=[*REAL.registrations, *found]))
 

@@ -96,7 +96,9 @@ def test_files_equal_llama_quantizes(
         pytest.skip("llama.cpp has no fallback for Q1_0, whose blocks do not divide rows of 64")
     importance = random_importance(source) if weighed else None
     theirs = llama_quantize(source, tmp_path / "theirs.gguf", recipe, importance)
-    edgekit.quantize(source, recipe, to=tmp_path / "ours.gguf", importance=importance, backend="reference")
+    edgekit.quantize(
+        source, recipe, to=tmp_path / "ours.gguf", importance=importance, backend="reference", exact_importance=True
+    )
     ours = (tmp_path / "ours.gguf").read_bytes()
     assert ours == theirs, f"{recipe.name}: first differing byte {first_difference(ours, theirs)}"
 

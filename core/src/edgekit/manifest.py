@@ -8,6 +8,7 @@ artifacts can share a directory.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,25 @@ from typing import Any
 import attrs
 
 from edgekit.errors import InvalidFileError
+from edgekit.files import pairs
 from edgekit.files.foreign import read_bytes, shown, strict_json
+from edgekit.files.pairs import LIMIT
 
 SCHEMA = 1
-#: Bytes; a line or two for each of a model's tensors take less than a tenth of it.
-LIMIT = 64 << 20
+#: What `edgekit.files` adds when the artifact is committed: to which file the manifest belongs, the record of the file
+#: that is being replaced, and the names of a directory's files.
+_ADDED = ("file", "previous", "files")
 
 
 def _mapping(manifest: Manifest, field: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, Mapping):
         raise TypeError(f"{field.name} is no mapping")
+
+
+def _sentences(manifest: Manifest, field: attrs.Attribute[Any], value: object) -> None:
+    _mapping(manifest, field, value)
+    if not all(isinstance(sentence, str) for sentence in dict(value).values()):  # type: ignore[call-overload]
+        raise TypeError(f"{field.name} holds what is no text")
 
 
 @attrs.frozen
@@ -38,6 +48,7 @@ class Manifest:
         tensors: for each tensor its precision, the backend that encoded it, and the reason.
         versions: version of edgekit, of numpy, and of each plugin that took part, by distribution.
         quality: what `edgekit.compare` measured, where it was asked to record it.
+        notes: what is of note, a sentence by kind: `edgekit.pipeline.notes`.
     """
 
     sources: Mapping[str, str] = attrs.field(factory=dict, validator=_mapping)
@@ -45,6 +56,7 @@ class Manifest:
     tensors: Mapping[str, Mapping[str, str]] = attrs.field(factory=dict, validator=_mapping)
     versions: Mapping[str, str] = attrs.field(factory=dict, validator=_mapping)
     quality: Mapping[str, Any] = attrs.field(factory=dict, validator=_mapping)
+    notes: Mapping[str, str] = attrs.field(factory=dict, validator=_sentences)
 
     def to_json(self) -> str:
         """Deterministic JSON; waits for the sources' hashes where they are still being computed."""
@@ -58,8 +70,13 @@ class Manifest:
         Raises:
             InvalidFileError: not strict JSON, or no manifest.
         """
-        data = strict_json(text, file, "the file")
+        return cls.from_record(strict_json(text, file, "the file"), file)
+
+    @classmethod
+    def from_record(cls, record: Any, file: Path) -> Manifest:
+        """As `from_json`, of what the JSON holds."""
         try:
+            data = {key: value for key, value in record.items() if key not in _ADDED}
             schema = data.pop("schema")
             if schema != SCHEMA:
                 raise ValueError(f"schema {shown(schema)}, this edgekit reads {SCHEMA}")
@@ -72,13 +89,38 @@ class Manifest:
 
 def manifest_path(artifact: Path) -> Path:
     """Where the manifest of an artifact lies."""
-    if artifact.suffix and not artifact.is_dir():
-        return artifact.with_name(artifact.name + ".edgekit.json")
-    return artifact / "edgekit.manifest.json"
+    if artifact.is_file() or (artifact.suffix and not artifact.is_dir()):
+        return pairs.beside(artifact)
+    return artifact / pairs.INSIDE
 
 
 def read_manifest(artifact: Path) -> Manifest | None:
-    """The artifact's manifest, or None."""
+    """The artifact's manifest; None where there is none, or where the one beside a file belongs to another file.
+
+    Raises:
+        InvalidFileError: it is no manifest, or larger than 64 MiB.
+    """
+    return _read(artifact)[0]
+
+
+def stale_manifest(artifact: Path) -> str | None:
+    """Why the manifest beside a file is not believed; None where there is none, or where it is."""
+    return _read(artifact)[1]
+
+
+def _read(artifact: Path) -> tuple[Manifest | None, str | None]:
     path = manifest_path(artifact)
+    if not path.is_file():
+        path = manifest_path(Path(os.path.realpath(artifact)))  # it lies beside the file, not beside a link to it
     content = read_bytes(path.parent, path.name, LIMIT)
-    return None if content is None else Manifest.from_json(content, path)
+    if content is None:
+        return None, None
+    record = strict_json(content, path, "the file")
+    if path.name == pairs.INSIDE:
+        return Manifest.from_record(record, path), None
+    Manifest.from_record(record, path)
+    own = pairs.belonging(record, pairs.seal_of(artifact))
+    if own is None:
+        which = "describes another file than" if "file" in record else "does not say that it belongs to"
+        return None, f"{path.name} is not believed: it {which} {artifact.name} as it is now"
+    return Manifest.from_record(own, path), None

@@ -11,8 +11,11 @@ import click
 from edgekit.artifact import Artifact
 from edgekit.cli._output import json_option, print_json, size, table
 from edgekit.errors import UnsupportedModelError
+from edgekit.manifest import stale_manifest
 from edgekit.pipeline.conversion import open_artifact
 from edgekit.tensor import AnyTensor, EncodedTensor
+
+_SHOWN = ("path", "format", "family", "parameters", "size", "bits_per_weight", "tokenizer", "recipe", "stale_manifest")
 
 
 @click.command("inspect")
@@ -26,7 +29,17 @@ def command(path: str, tensors: bool, metadata: bool, as_json: bool) -> None:
     if as_json:
         print_json(report)
         return
-    for key in ("path", "format", "family", "parameters", "size", "bits_per_weight", "tokenizer", "recipe"):
+    for key in (
+        "path",
+        "format",
+        "family",
+        "parameters",
+        "size",
+        "bits_per_weight",
+        "tokenizer",
+        "recipe",
+        "stale_manifest",
+    ):
         if report[key] is not None:
             click.echo(f"{key.replace('_', ' '):<16} {_shown(key, report[key])}")
     click.echo("\n" + table(("precision", "tensors", "parameters", "size"), _precisions(report)))
@@ -54,6 +67,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "bits_per_weight": round(8 * artifact.tensor_nbytes / max(1, artifact.parameters), 4),
         "tokenizer": _tokenizer(artifact),
         "recipe": artifact.manifest.recipe if artifact.manifest else None,
+        "stale_manifest": stale_manifest(artifact.path),
         "files": [file.name for file in artifact.files],
         "model": model,
         "config": dict(artifact.config),

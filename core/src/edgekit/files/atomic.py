@@ -1,109 +1,52 @@
 """Nothing half-written: files and directories that appear whole, or not at all, and resume when interrupted.
 
-A file is written beside its target as ``.<name>.partial`` under an exclusive lock, synced, and renamed into
-place. With a fingerprint, a journal ``.<name>.partial.json`` keeps one JSON line for each completed unit (a
-tensor): where it ended, a checksum of everything before, and a note. A later run with the same fingerprint
-checks the partial file against the journal and goes on after the last unit. The fingerprint may come late (it
-takes the hash of large sources); the units before it count from then on.
+Everything is written beside its target, under an exclusive lock that is taken before anything is looked at, synced,
+and put in the target's place at one commit point; `docs/explanation/commit.md` has every step, and what the next run
+does where one is cut off.
+
+With a fingerprint, a journal notes each completed unit (a tensor): where it ended, a checksum of everything before,
+and a note. A later run with the same fingerprint checks the partial file against the journal and goes on after the
+last unit that checks. The fingerprint may come late (it takes the hash of large sources); the units before it count
+from then on.
 
 Units are not synced one by one: what a killed process has written survives it, and what a power cut took
-fails the checksum, so that the run starts anew. `commit` syncs everything before the rename.
+fails the checksum, so that the run starts from what is left. `commit` syncs everything before the rename.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fnmatch
 import json
 import os
-import shutil
-import threading
+import stat
 import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from collections.abc import Container, Iterable
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
-import attrs
-
-from edgekit.errors import EdgekitError, LockedError, ResourceError, UsageError
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-#: Names in a directory that an artifact's writer may replace; anything else is somebody's own.
-ARTIFACT_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.json",
-    "chat_template.jinja",
-    "edgekit.manifest.json",
+from edgekit.errors import ResourceError, UsageError
+from edgekit.files import guard, pairs
+from edgekit.files._journal import Fingerprint, Journal, Unit
+from edgekit.files._lock import Lock
+from edgekit.files._swap import (
+    NAME_LIMIT,
+    clear,
+    hidden,
+    recover,
+    replace_directory,
+    replace_pair,
+    sync_directory,
+    sync_tree,
+    write_all,
+    write_small,
 )
-_CURES = {
-    errno.ENOSPC: "free some space, or choose a target on another disk",
-    errno.EDQUOT: "free some of your quota, or choose a target on another disk",
-    errno.EFBIG: "raise the file size limit (ulimit -f), or choose a file system that holds larger files",
-    errno.EACCES: "give yourself write permission, or choose another target",
-    errno.EPERM: "give yourself write permission, or choose another target",
-    errno.EROFS: "choose a target on a file system that is not read-only",
-    errno.ENOENT: "create the directory first, or choose another target",
-    errno.ENOTDIR: "choose a target inside a directory",
-    errno.ENAMETOOLONG: "choose a shorter name",
-}
+from edgekit.files.foreign import read_bytes, strict_json
+from edgekit.files.guard import ARTIFACT_FILES
+from edgekit.files.problems import require_space, writing
+
+_JOURNAL = ".partial.json"
 _CHUNK = 1 << 22
-#: Seconds that an interrupted run waits for its fingerprint; without it the units cannot be kept.
-_PATIENCE = 2.0
-#: Of what is to be written; the function is called in a thread, where hashing sources takes a while.
-Fingerprint = bytes | Callable[[], bytes]
-
-
-@contextlib.contextmanager
-def writing(path: Path, need: str = "") -> Iterator[None]:
-    """Turn an `OSError` inside into a `ResourceError` that names the path, the need and the cure."""
-    try:
-        yield
-    except EdgekitError:
-        raise
-    except OSError as error:
-        cure = _CURES.get(error.errno or 0, "choose another target")
-        what = f" ({need})" if need else ""
-        raise ResourceError(f"cannot write {path}{what}: {error.strerror}; {cure}") from error
-
-
-def require_space(directory: Path, nbytes: int, target: Path) -> None:
-    """Raise `ResourceError` where the disk that holds `directory` has less than `nbytes` bytes free."""
-    with writing(target):
-        free = shutil.disk_usage(directory).free
-    if free < nbytes:
-        raise ResourceError(f"cannot write {target}: {nbytes:,} bytes needed, {free:,} free; {_CURES[errno.ENOSPC]}")
-
-
-@attrs.frozen
-class _Unit:
-    """One journal line: where a unit ended, the checksum of the file up to there, and the caller's note."""
-
-    end: int
-    crc: int
-    note: str
-
-    def to_json(self) -> bytes:
-        return json.dumps(attrs.astuple(self)).encode() + b"\n"
 
 
 class AtomicFile:
@@ -118,9 +61,12 @@ class AtomicFile:
 
     Args:
         target: the file to replace.
-        fingerprint: of what is to be written; a run with the same one goes on where an earlier one was interrupted.
-            A function that gives it is called in a thread, and waited for only where there is something to resume.
+        fingerprint: of what is to be written: source, recipe, format and version. A run with the same one goes on where
+            an earlier one was interrupted. A function that gives it is called in a thread, and waited for only where
+            there is something to resume.
+        manifest: whether `commit` is going to be given a manifest, which lies beside the target.
         named: what messages call the file, where it is not the target.
+        lock: whether to take the target's lock; False where the caller has locked the directory around it.
 
     Attributes:
         target: the path that `commit` replaces; links are followed.
@@ -129,31 +75,38 @@ class AtomicFile:
         offset: bytes written so far; where the next `write` goes.
 
     Raises:
-        ResourceError: no permission, no directory, a read-only or full disk.
+        ResourceError: no permission, no directory, a name too long, a read-only or full disk.
         LockedError: another writer has the same target.
-        UsageError: the target is a directory, a device or a pipe.
+        UsageError: the target is a directory, a device or a pipe; or as `edgekit.files.guard.Work.admit`.
     """
 
-    def __init__(self, target: Path, *, fingerprint: Fingerprint | None = None, named: Path | None = None) -> None:
+    def __init__(
+        self,
+        target: Path,
+        *,
+        fingerprint: Fingerprint | None = None,
+        manifest: bool = False,
+        named: Path | None = None,
+        lock: bool = True,
+    ) -> None:
         self.target = Path(os.path.realpath(target))
         self._named = named or self.target  # in messages: the place in a directory that is not there yet
-        with writing(self._named):
-            if self.target.is_dir():
-                raise UsageError(f"{target} is a directory; name a file to write")
-            if self.target.exists() and not self.target.is_file():  # a rename would put a file in a device's place
-                raise UsageError(f"{target} is a device or a pipe, not a regular file; name a file to write")
-        self._partial = self.target.with_name(f".{self.target.name}.partial")
-        self._journal = _Journal(self.target.with_name(f".{self.target.name}.partial.json"), fingerprint)
+        self._work = guard.current() if lock else None
+        self._partial = hidden(self.target, "partial")
+        self._journal = Journal(hidden(self.target, "partial.json"), self.target.name, fingerprint)
         self._crc = 0
         self.offset = 0
         self._closed = False
         with writing(self._named):
-            self._lock = _Lock.of(self._partial, self.target)
+            _refuse_what_is_no_file(self.target, target)
+            _refuse_long_name(pairs.beside(self.target) if manifest else self.target)
+            if self._work:
+                guard.refuse_harm(self.target, self._work.reads)
+            self._lock = Lock.beside(self.target) if lock else None
             try:
-                self._file = open(_open_partial(self._partial), "r+b", buffering=0)  # noqa: SIM115
-                self._resume()
+                self._begin(target)
             except BaseException:
-                self._lock.release()
+                self._let_go()
                 raise
 
     @property
@@ -176,14 +129,14 @@ class AtomicFile:
             return
         view = view.cast("B")
         with writing(self._named, f"{len(view):,} bytes at offset {self.offset:,}"):
-            _write_all(self._file, view)
+            write_all(self._file, view)
         self._crc = zlib.crc32(view, self._crc)
         self.offset += len(view)
 
     def unit_done(self, note: str = "") -> None:
         """Note that everything so far is worth keeping, should this run be interrupted."""
         with writing(self._named, "its journal"):
-            self._journal.add(_Unit(self.offset, self._crc, note))
+            self._journal.add(Unit(self.offset, self._crc, note))
 
     def overwrite(self, offset: int, data: bytes) -> None:
         """Replace bytes that were written before, e.g. a header reserved as zeros; only before `commit`.
@@ -194,7 +147,7 @@ class AtomicFile:
             raise UsageError(f"{self.target}: only bytes below {self.offset} can be overwritten")
         with writing(self._named, f"{len(data):,} bytes at offset {offset:,}"):
             self._file.seek(offset)
-            _write_all(self._file, memoryview(data))
+            write_all(self._file, memoryview(data))
             self._file.seek(self.offset)
 
     def reserve(self, nbytes: int) -> None:
@@ -205,15 +158,25 @@ class AtomicFile:
         """
         require_space(self.target.parent, nbytes - self.offset, self._named)
 
-    def commit(self) -> None:
-        """Sync, and put the file in the target's place."""
+    def commit(self, manifest: bytes | None = None) -> None:
+        """Sync, and put the file in the target's place, with its manifest (a JSON object) where there is one.
+
+        Raises:
+            ChangedSourceError: what the verb reads was changed meanwhile; the target is untouched.
+            ResourceError: the disk is full, or a step was refused; the target is the old or the new one, whole.
+        """
+        if self._work:
+            self._work.check_sources()
         with writing(self._named):
             os.fsync(self._file.fileno())
             if os.name == "nt":  # an open file cannot be renamed there
                 self._file.close()
-            os.replace(self._partial, self.target)
-            _sync_directory(self.target.parent)
-            self._journal.drop()
+            if manifest is None:
+                os.replace(self._partial, self.target)
+                sync_directory(self.target.parent)
+            else:
+                replace_pair(self._partial, self.target, manifest)
+        self._journal.drop()
         self._let_go()
 
     def close(self, keep: bool = True) -> None:
@@ -237,109 +200,48 @@ class AtomicFile:
     ) -> None:
         self.close()
 
-    def _let_go(self) -> None:
-        self._closed = True
-        self._file.close()
-        self._lock.release()
+    def _begin(self, given: Path) -> None:
+        """Clear or resume what an earlier run has left; the lock is held."""
+        self._file: Any = contextlib.nullcontext()
+        if self._lock is not None:
+            recover(self.target)
+            _refuse_what_is_no_file(self.target, given)
+            if self._work:
+                self._work.admit(self.target)
+        if not _is_regular(self._partial):
+            clear(self._partial)
+        units = self._journal.read() if self._partial.exists() else []
+        if not units:
+            clear(self._partial)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+        self._file = open(os.open(self._partial, flags, 0o666), "r+b", buffering=0)  # noqa: SIM115
+        self._resume(self._intact(units))
 
-    def _resume(self) -> None:
-        units = self._intact(self._journal.read())
+    def _resume(self, units: list[Unit]) -> None:
         if units:
             self.offset, self._crc = units[-1].end, units[-1].crc
         self._file.truncate(self.offset)
         self._file.seek(self.offset)
         self._journal.start(units)
 
-    def _intact(self, units: list[_Unit]) -> list[_Unit]:
-        """All of the units where the partial file still holds them, none where it does not."""
-        if not units or os.fstat(self._file.fileno()).st_size < units[-1].end:
-            return []
-        return units if _checksum(self._file, units[-1].end) == units[-1].crc else []
-
-
-class _Journal:
-    """The units that are complete, a line each, and a line with the fingerprint, wherever it comes.
-
-    Attributes:
-        units: all of them, those of an interrupted run first.
-    """
-
-    def __init__(self, path: Path, fingerprint: Fingerprint | None) -> None:
-        self.units: list[_Unit] = []
-        self._path = path
-        self._fingerprint = fingerprint
-        self._signed: Future[None] = Future()  # done when the line with the fingerprint is written
-
-    def read(self) -> list[_Unit]:
-        """The units that a run of the same fingerprint noted; a torn last line is left out."""
-        if self._fingerprint is None or not self._path.is_file():
-            return []
-        *lines, _ = self._path.read_bytes().split(b"\n")
-        self._fingerprint = _called(self._fingerprint)
-        signature = _signature(self._fingerprint)
-        units: list[_Unit] = []
-        if signature in lines:
-            with contextlib.suppress(ValueError, TypeError):
-                for line in lines:
-                    if line != signature:
-                        units.append(_Unit(*json.loads(line)))  # noqa: PERF401 (keep those before a bad line)
+    def _intact(self, units: list[Unit]) -> list[Unit]:
+        """The units up to the first that the partial file does not hold."""
+        size, position, crc = os.fstat(self._file.fileno()).st_size, 0, 0
+        self._file.seek(0)
+        for index, unit in enumerate(units):
+            crc = _checksum(self._file, unit.end - position, crc)
+            position = unit.end
+            if unit.end > size or crc != unit.crc:
+                return units[:index]
         return units
 
-    def start(self, units: list[_Unit]) -> None:
-        """Begin anew with the units that are intact."""
-        self.units = list(units)
-        if self._fingerprint is None:
-            self.drop()
-            return
-        self._path.write_bytes(b"".join(unit.to_json() for unit in units))
-        if callable(self._fingerprint):
-            threading.Thread(target=self._sign, name="edgekit-fingerprint", daemon=True).start()
-        else:
-            self._sign()
-            self._signed.result()
-
-    def add(self, unit: _Unit) -> None:
-        """One more is complete."""
-        if self._fingerprint is not None:
-            with open(self._path, "ab") as file:
-                file.write(unit.to_json())
-        self.units.append(unit)
-
-    def kept(self) -> bool:
-        """Whether a later run will find the units; waits a moment for the fingerprint."""
-        if self._fingerprint is None or not self.units:
-            return False
-        wait([self._signed], _PATIENCE)
-        return self._signed.done() and self._signed.exception() is None
-
-    def drop(self) -> None:
-        """Remove the file."""
-        self._path.unlink(missing_ok=True)
-
-    def _sign(self) -> None:
-        assert self._fingerprint is not None
-        try:
-            line = _signature(_called(self._fingerprint)) + b"\n"
-            handle = os.open(self._path, os.O_WRONLY | os.O_APPEND)  # no O_CREAT: it may have been dropped meanwhile
-            with open(handle, "ab") as file:
-                file.write(line)
-        except BaseException as error:  # `kept` and `start` ask for it
-            self._signed.set_exception(error)
-        else:
-            self._signed.set_result(None)
-
-
-def _called(fingerprint: Fingerprint) -> bytes:
-    return fingerprint if isinstance(fingerprint, bytes) else fingerprint()
-
-
-def _signature(fingerprint: bytes) -> bytes:
-    return json.dumps({"fingerprint": fingerprint.hex()}).encode()
-
-
-def _write_all(file: Any, view: memoryview) -> None:
-    while view:  # a raw write may take less than it is given
-        view = view[file.write(view[: 1 << 30]) :]
+    def _let_go(self) -> None:
+        self._closed = True
+        self._journal.close()
+        if hasattr(self._file, "close"):
+            self._file.close()
+        if self._lock is not None:
+            self._lock.release()
 
 
 def write_atomic(target: Path, data: bytes, *, named: Path | None = None) -> None:
@@ -358,7 +260,7 @@ class AtomicDirectory:
     Attributes:
         target: the directory that `commit` replaces; links are followed.
         path: where to write meanwhile.
-        owned: patterns of file names that may be replaced.
+        owned: patterns of file names that may be replaced, besides those that a manifest of edgekit's names.
 
     Raises:
         ResourceError: no permission, no parent directory, a read-only or full disk.
@@ -369,40 +271,54 @@ class AtomicDirectory:
     def __init__(self, target: Path, *, owned: tuple[str, ...] = ARTIFACT_FILES) -> None:
         self.target = Path(os.path.realpath(target))
         self.owned = owned
-        self.path = self.target.with_name(f".{self.target.name}.partial")
-        self._old = self.target.with_name(f".{self.target.name}.old")
+        self.path = hidden(self.target, "partial")
+        self._work = guard.current()
         self._files: list[AtomicFile] = []
         self._closed = False
         with writing(self.target):
-            self._recover()
-            self._refuse_foreign()
-            self.path.mkdir(exist_ok=True)
-            self._lock = _Lock.of(self.path, self.target)
+            _refuse_long_name(self.target)
+            if self._work:
+                guard.refuse_harm(self.target, self._work.reads)
+            self._lock = Lock.beside(self.target)
+            try:
+                self._begin()
+            except BaseException:
+                self._let_go()
+                raise
 
     def file(self, name: str, *, fingerprint: Fingerprint | None = None) -> AtomicFile:
         """Begin, or resume, a file of the directory; commit it before the directory."""
-        file = AtomicFile(self.path / name, fingerprint=fingerprint, named=self.target / name)
+        with writing(self.target):
+            self._sweep(but=name)
+        file = AtomicFile(self.path / name, fingerprint=fingerprint, named=self.target / name, lock=False)
         self._files.append(file)
         return file
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a small file of the directory."""
-        write_atomic(self.path / name, data, named=self.target / name)
+        """Write a small file of the directory, or of a directory in it (``name/file``)."""
+        (self.path / name).parent.mkdir(exist_ok=True)
+        with writing(self.target / name):
+            write_small(self.path / name, data)
 
     def reserve(self, nbytes: int) -> None:
         """Check that `nbytes` more bytes fit on the disk; raises `ResourceError` where they do not."""
         require_space(self.path, nbytes, self.target)
 
     def commit(self) -> None:
-        """Sync, and put the directory in the target's place."""
+        """Sync, and put the directory in the target's place.
+
+        Raises:
+            ChangedSourceError: what the verb reads was changed meanwhile; the target is untouched.
+            ResourceError: the disk is full, or a step was refused; the target is the old or the new one, whole.
+        """
+        if self._work:
+            self._work.check_sources()
         with writing(self.target):
             self._refuse_foreign()
-            _sync_directory(self.path)
-            if self.target.exists():
-                os.rename(self.target, self._old)
-            os.rename(self.path, self.target)
-            _sync_directory(self.target.parent)
-            shutil.rmtree(self._old, ignore_errors=True)
+            self._sweep()
+            self._list_files()
+            sync_tree(self.path)
+            replace_directory(self.path, self.target)
         self._let_go()
 
     def close(self, keep: bool = True) -> None:
@@ -414,8 +330,9 @@ class AtomicDirectory:
             return
         for file in self._files:
             file.close(keep)
-        if not any(self.path.glob(".*.partial.json")):
-            shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            if not any(self.path.glob(f".*{_JOURNAL}")):
+                clear(self.path)
         self._let_go()
 
     def __enter__(self) -> Self:
@@ -426,99 +343,115 @@ class AtomicDirectory:
     ) -> None:
         self.close()
 
-    def _let_go(self) -> None:
-        self._closed = True
-        self._lock.release()
+    def _begin(self) -> None:
+        """Clear what an earlier run has left, but for what it may have left to resume; the lock is held."""
+        recover(self.target)
+        self._refuse_foreign()
+        if self._work:
+            self._work.admit(self.target)
+        clear(hidden(self.target, "partial.json"))  # of a file that had this name
+        if self.path.is_symlink() or not self.path.is_dir():
+            clear(self.path)
+            self.path.mkdir()
+        journals = {entry.name for entry in self.path.iterdir() if entry.name.endswith(_JOURNAL)}
+        kept = journals | {name.removesuffix(".json") for name in journals}
+        _clear_all(entry for entry in self.path.iterdir() if entry.name not in kept)
 
-    def _recover(self) -> None:
-        """Undo a swap that was interrupted between its two renames."""
-        if self._old.is_dir() and not self.target.exists():
-            os.rename(self._old, self.target)
+    def _sweep(self, but: str = "") -> None:
+        """Remove what can be resumed, of all files but one: it is another format's, or another run's."""
+        names = [but, *(file.target.name for file in self._files)] if but else []
+        kept = {hidden(Path(name), what).name for name in names for what in ("partial", "partial.json")}
+        _clear_all(
+            entry
+            for entry in self.path.iterdir()
+            if entry.name.startswith(".") and entry.name.endswith((".partial", _JOURNAL)) and entry.name not in kept
+        )
+
+    def _list_files(self) -> None:
+        """Have the manifest name the directory's files, so that a later run knows which of them it may replace."""
+        manifest = self.path / pairs.INSIDE
+        if manifest.is_file():
+            names = sorted(entry.name for entry in self.path.iterdir())
+            write_small(manifest, pairs.dumped({**json.loads(manifest.read_bytes()), "files": names}))
+
+    def _owns(self, entry: Path, listed: Container[str]) -> bool:
+        """Whether a file of the target, or a directory with all its files, is an artifact's."""
+        if entry.is_file():
+            return entry.name in listed or guard.matches(entry.name, self.owned)
+        patterns = tuple(pattern for pattern in self.owned if pattern.startswith(f"{entry.name}/"))
+        inside = list(entry.iterdir()) if patterns and entry.is_dir() and not entry.is_symlink() else []
+        return bool(inside) and all(f.is_file() and guard.matches(f"{entry.name}/{f.name}", patterns) for f in inside)
 
     def _refuse_foreign(self) -> None:
-        if self.target.exists() and not self.target.is_dir():
+        if not os.path.lexists(self.target):
+            return
+        if not self.target.is_dir():
             raise UsageError(f"{self.target} is a file; name a directory to write")
-        for entry in self.target.iterdir() if self.target.exists() else ():
-            if not (entry.is_file() and any(fnmatch.fnmatch(entry.name, p) for p in self.owned)):
+        listed = _listed(self.target)
+        for entry in self.target.iterdir():
+            if not self._owns(entry, listed):
                 raise UsageError(
                     f"{self.target} holds {entry.name}, which is no part of an artifact; "
                     "move it away, or choose another target"
                 )
 
-
-@attrs.frozen
-class _Lock:
-    """An exclusive lock on a file or a directory, held until `release` or the process's end."""
-
-    fd: int | None  # holds an flock
-    beside: Path | None  # or a lock file, where the system has no flock
-
-    @classmethod
-    def of(cls, path: Path, target: Path) -> _Lock:
-        """Lock `path`, creating it where it is no directory; links are not followed."""
-        fd = None if fcntl is None else _flocked(path, target)
-        return cls(None, _lock_file(path, target)) if fd is None else cls(fd, None)
-
-    def release(self) -> None:
-        if self.fd is not None:
-            os.close(self.fd)
-        if self.beside is not None:
-            self.beside.unlink(missing_ok=True)
+    def _let_go(self) -> None:
+        self._closed = True
+        self._lock.release()
 
 
-def _open_partial(path: Path) -> int:
-    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
-    return os.open(path, flags | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0), 0o666)
-
-
-def _flocked(path: Path, target: Path) -> int | None:
-    """A descriptor that holds the lock; None on file systems that have none."""
-    while True:
-        fd = _open_partial(path)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[union-attr]
-        except OSError as error:
-            os.close(fd)
-            if isinstance(error, BlockingIOError):
-                raise LockedError(f"another process is writing {target}; wait for it, or stop it") from error
-            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                return None
-            raise
-        if _same(fd, path):
-            return fd
-        os.close(fd)  # its last holder has renamed or removed it meanwhile
-
-
-def _lock_file(path: Path, target: Path) -> Path:
-    beside = path.with_name(path.name + ".lock")
+def _listed(directory: Path) -> frozenset[str]:
+    """The files of a directory that edgekit wrote, as its manifest names them."""
     try:
-        os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-    except FileExistsError as error:
-        raise LockedError(f"another process is writing {target}; wait for it, or delete {beside} if none is") from error
-    return beside
+        content = read_bytes(directory, pairs.INSIDE, pairs.LIMIT)
+        record = None if content is None else strict_json(content, directory / pairs.INSIDE, "the file")
+    except ValueError:
+        return frozenset()
+    names = record.get("files") if isinstance(record, dict) else None
+    return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
 
 
-def _same(fd: int, path: Path) -> bool:
+def _clear_all(entries: Iterable[Path]) -> None:
+    for entry in list(entries):
+        clear(entry)
+
+
+def _refuse_what_is_no_file(target: Path, given: Path) -> None:
+    if target.is_dir():
+        raise UsageError(f"{given} is a directory; name a file to write")
+    if target.exists() and not target.is_file():  # a rename would put a file in a device's place
+        raise UsageError(f"{given} is a device or a pipe, not a regular file; name a file to write")
+
+
+def _refuse_long_name(longest: Path) -> None:
+    """Refuse, before any work, a target whose own name or whose manifest's name the file system does not take."""
+    if len(os.fsencode(longest.name)) > NAME_LIMIT:
+        raise ResourceError(
+            f"cannot write {longest.name}: its name has {len(os.fsencode(longest.name))} bytes, {NAME_LIMIT} are "
+            "allowed; choose a shorter name"
+        )
+
+
+def _is_regular(path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(fd), os.lstat(path))
+        return stat.S_ISREG(os.lstat(path).st_mode)
     except FileNotFoundError:
         return False
 
 
-def _checksum(file: Any, length: int) -> int:
-    """CRC-32 of the file's first `length` bytes."""
-    crc = 0
-    file.seek(0)
+def _checksum(file: Any, length: int, crc: int) -> int:
+    """CRC-32 of the next `length` bytes, continued."""
     while length > 0 and (chunk := file.read(min(length, _CHUNK))):
         crc, length = zlib.crc32(chunk, crc), length - len(chunk)
     return crc
 
 
-def _sync_directory(path: Path) -> None:
-    if os.name == "nt":  # directories cannot be opened there
-        return
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+__all__ = [
+    "ARTIFACT_FILES",
+    "AtomicDirectory",
+    "AtomicFile",
+    "Fingerprint",
+    "require_space",
+    "write_atomic",
+    "writing",
+]

@@ -105,7 +105,7 @@ class HuggingFaceWriter:
         return {"format": "pt", **describe(quantized)}  # transformers wants to be told "pt"
 
     def _fingerprint(self) -> bytes:
-        text = json.dumps([self._header, [[s.name, list(s.shape)] for s in self._layout.slots]])
+        text = json.dumps(["hf", self._header, [[s.name, list(s.shape)] for s in self._layout.slots]])
         return hashlib.sha256((text + self._manifest.to_json()).encode()).digest()
 
 

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import attrs
 
 from edgekit.artifact import Artifact
-from edgekit.errors import UsageError
+from edgekit.files.guard import stamps, working
 from edgekit.pipeline.conversion import open_artifact
-from edgekit.pipeline.passes import refuse_options
+from edgekit.pipeline.passes import files_in, refuse_options
 from edgekit.plugin.registry import manager
 
 
@@ -62,6 +62,8 @@ def package(
     *,
     to: str | os.PathLike[str],
     options: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    notes: list[str] | None = None,
 ) -> Package:
     """Lay out an artifact for a model server.
 
@@ -69,19 +71,22 @@ def package(
         source: an artifact, or the path of one.
         server: name of an installed packager (``ovms``).
         to: the directory to write.
-        options: what the packager understands.
+        options: what the packager understands; a file that one names is a source too.
+        overwrite: replace a directory of a model that edgekit did not write.
+        notes: what the user should be told about the run is appended to it, a sentence each.
 
     Raises:
         MissingPluginError: no installed plugin brings that packager.
-        UsageError: the target is the source, or the packager has no such option.
+        UsageError: the target is, holds or lies inside a source, or is something that edgekit did not write; or the
+            packager has no such option.
+        ChangedSourceError: the source was changed while it was read.
     """
     chosen: Packager = manager().find("packagers", server).load()
     artifact = source if isinstance(source, Artifact) else open_artifact(source)
-    target, given = Path(to), dict(options or {})
-    if target.exists() and target.resolve() == artifact.path.resolve():
-        raise UsageError(f"{target}: the target is the source; choose another path")
-    refuse_options(chosen.package, f"the packager {server!r}", given)
-    return chosen.package(artifact, target, **given)
+    given = dict(options or {})
+    with working(Path(to), {**artifact.reads, **stamps(files_in(given))}, overwrite, notes):
+        refuse_options(chosen.package, f"the packager {server!r}", given)
+        return chosen.package(artifact, Path(to), **given)
 
 
 __all__ = ["Package", "Packager", "package"]

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from edgekit.artifact import Artifact, unread
 from edgekit.errors import InvalidFileError, MissingPluginError, UnsupportedModelError, UsageError
+from edgekit.files.guard import stamps, working
+from edgekit.files.memory import enough_memory
 from edgekit.pipeline.conversion import open_artifact
 from edgekit.plugin.registry import Registration, manager
 
@@ -46,6 +48,8 @@ def run_pass(
     *,
     to: str | os.PathLike[str],
     options: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    notes: list[str] | None = None,
 ) -> Artifact:
     """Run an installed pass.
 
@@ -54,23 +58,39 @@ def run_pass(
             of that suffix (it is handed over as `unread`).
         name: of the pass.
         to: where the result goes.
-        options: what the pass understands.
+        options: what the pass understands; a file that one names is a source too.
+        overwrite: replace a target that edgekit did not write; one that it wrote is replaced in any case.
+        notes: what the user should be told about the run is appended to it, a sentence each.
 
     Raises:
         MissingPluginError: no installed plugin brings a pass of that name.
         UnsupportedModelError: the pass takes artifacts of other formats.
-        UsageError: the target is the source, or the pass has no such option.
+        UsageError: the target is, holds or lies inside a source, or is something that edgekit did not write; or the
+            pass has no such option.
+        ChangedSourceError: the source was changed while it was read.
     """
     registration = manager().find("passes", name)
     artifact = source if isinstance(source, Artifact) else _open(Path(source), registration)
     _refuse_format(artifact, registration)
-    target = Path(to)
-    if target.exists() and target.resolve() == artifact.path.resolve():
-        raise UsageError(f"{target}: the target is the source; choose another path")
-    chosen: Pass = registration.load()
     given = dict(options or {})
-    refuse_options(chosen.run, f"the pass {name!r}", given)
-    return chosen.run(artifact, target, **given)
+    work = working(Path(to), {**artifact.reads, **stamps(files_in(given))}, overwrite, notes)
+    with enough_memory(f"{artifact.path}: the pass {name!r}"), work:
+        chosen: Pass = registration.load()
+        refuse_options(chosen.run, f"the pass {name!r}", given)
+        return chosen.run(artifact, Path(to), **given)
+
+
+def files_in(options: Mapping[str, Any]) -> list[Path]:
+    """The files that options name."""
+    values = (value for value in options.values() if isinstance(value, str | os.PathLike) and value)
+    return [path for path in map(Path, values) if _is_file(path)]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or with a NUL: a text that names no file
+        return False
 
 
 def _open(path: Path, registration: Registration) -> Artifact:

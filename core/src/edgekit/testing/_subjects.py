@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import numpy as np
@@ -13,7 +13,7 @@ from edgekit.encoding.codecs import choose, find_precision
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.plugin.registry import Registration
 from edgekit.precision import Precision
-from edgekit.reference import Parts, reference
+from edgekit.reference import Parts, Traits, reference
 
 F32 = npt.NDArray[np.float32]
 EXACT = "exact"
@@ -25,17 +25,19 @@ class QuantizerSubject:
 
     Attributes:
         quantizer: has ``encode(x, importance=None)``, and may have ``decode(parts, shape)``, ``bound(x, parts)``,
-            ``encode_checked(x, importance=None)``, and ``needs_importance``, which is true where it refuses rows
+            ``encode_checked(x, importance=None)``; its `Traits.needs_importance` is true where it refuses rows
             without one.
         precision: the number format that it encodes.
         claim: ``"exact"``, or a sentence that states its bound.
         name: for messages.
+        speed: what it claims, the reference having 1.
     """
 
     quantizer: Any
     precision: Precision
     claim: str
     name: str
+    speed: float = 1
 
     @property
     def label(self) -> str:
@@ -53,7 +55,7 @@ class QuantizerSubject:
 
     def importance(self, x: npt.NDArray[Any], given: F32 | None) -> F32 | None:
         """The importance that is given, or, where the quantizer needs one, ones."""
-        if given is None and getattr(self.quantizer, "needs_importance", False):
+        if given is None and self.quantizer.traits.needs_importance:
             return np.ones(x.shape[1], np.float32)
         return given
 
@@ -83,6 +85,7 @@ class ReferenceQuantizer:
 
     precision: Precision
     claim: str = EXACT
+    traits: ClassVar[Traits] = Traits()
 
     def encode(self, x: npt.NDArray[Any], importance: F32 | None = None) -> Parts:
         """Encode rows."""
@@ -117,7 +120,9 @@ def adapt(quantizer: Any, precision: str | Precision | None = None, claim: str |
     claimed = claim or getattr(made, "claim", None)
     if not isinstance(claimed, str) or not claimed.strip():
         raise UsageError(f'{name} claims nothing; give it an attribute `claim`: "exact", or a sentence with its bound')
-    return QuantizerSubject(made, find_precision(stated), claimed, name)
+    if not isinstance(getattr(made, "traits", None), Traits):
+        raise UsageError(f"{name} does not state its traits; give it an attribute `traits`: edgekit.reference.Traits()")
+    return QuantizerSubject(made, find_precision(stated), claimed, name, getattr(made, "speed", 1))
 
 
 def registered(registration: Registration) -> QuantizerSubject:
@@ -125,7 +130,7 @@ def registered(registration: Registration) -> QuantizerSubject:
     loaded = registration.load()
     claim = str(registration.options.get("claim", "")) or None
     subject = adapt(loaded, getattr(loaded, "precision", None) or registration.name, claim)
-    return attrs.evolve(subject, name=registration.plugin)
+    return attrs.evolve(subject, name=registration.plugin, speed=registration.options.get("speed", 1))
 
 
 def backend_subject(name: str, backend: str | None) -> QuantizerSubject:

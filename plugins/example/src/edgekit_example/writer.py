@@ -14,9 +14,9 @@ import numpy as np
 
 from edgekit.artifact import Layout
 from edgekit.errors import UnsupportedModelError, UsageError
-from edgekit.files.atomic import AtomicFile, write_atomic
+from edgekit.files.atomic import AtomicFile
 from edgekit.formats import PartLayout, part_layouts
-from edgekit.manifest import Manifest, manifest_path
+from edgekit.manifest import Manifest
 from edgekit.recipe import Assignment, Plan
 from edgekit.tensor import QuantizedTensor
 from edgekit_example.container import build_header, little, part_nbytes
@@ -41,7 +41,7 @@ class EkxWriter:
         tensors = [(a.name, a.shape, a.precision) for a in plan]
         header = build_header(layout.model.config, layout.source.tokenizer, tensors)
         # a function, not its result: the sources are being hashed while the first tensors are encoded
-        self._file = AtomicFile(path, fingerprint=lambda: hashlib.sha256(header + self._json()).digest())
+        self._file = AtomicFile(path, fingerprint=lambda: hashlib.sha256(header + self._json()).digest(), manifest=True)
         try:
             self._begin(header)
         except BaseException:
@@ -86,9 +86,7 @@ class EkxWriter:
         """Check that every tensor came, sync, and put the file in its place, its manifest beside it."""
         if self.done != len(self._plan):
             raise UsageError(f"{self._path}: only {self.done} of {len(self._plan)} tensors were written")
-        manifest = self._json()
-        self._file.commit()
-        write_atomic(manifest_path(self._path), manifest)
+        self._file.commit(self._json())
 
     def _json(self) -> bytes:
         return self._manifest.to_json().encode()

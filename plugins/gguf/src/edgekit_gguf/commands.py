@@ -8,8 +8,11 @@ from pathlib import Path
 
 import click
 
-from edgekit.errors import InvalidFileError, MissingFileError
+from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, UsageError
 from edgekit.evaluation.calibration import Activations, collect, write_importance
+from edgekit.files.guard import refuse_harm
+from edgekit.pipeline import open_artifact
+from edgekit_gguf.imatrix import read_imatrix
 
 
 @click.command("imatrix", short_help="Measure which weights matter on a text.")
@@ -19,18 +22,41 @@ from edgekit.evaluation.calibration import Activations, collect, write_importanc
 @click.option("--context", type=click.IntRange(min=3), help="Tokens of a window; 512, or the model's context if less.")
 @click.option("--outputs", is_flag=True, help="Also for the matrix that makes the logits.")
 @click.option("--runtime", metavar="NAME", help="Who computes: llamacpp is fast. Default: numpy, exact and slow.")
+@click.option("--force", is_flag=True, help="Replace a file that is no importance matrix.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def imatrix(
-    model: str, text: str, to: str, context: int | None, outputs: bool, runtime: str | None, as_json: bool
+    model: str,
+    text: str,
+    to: str,
+    context: int | None,
+    outputs: bool,
+    runtime: str | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Run the text file TEXT through MODEL and write how strongly each column of its matrices is used.
 
     `edgekit quantize --imatrix FILE` then spends its bits accordingly.
     """
-    words = _read(Path(text))
-    found = collect(model, words, context=context, outputs=outputs, runtime=runtime, progress=_progress)
+    words, source = _read(Path(text)), open_artifact(model)
+    refuse_harm(Path(to), [*source.reads, Path(text)])
+    if not force:
+        _refuse_overwriting(Path(to))
+    found = collect(source, words, context=context, outputs=outputs, runtime=runtime, progress=_progress)
     write_importance(to, found, Path(text).name)
     click.echo(_said(to, found, as_json))
+
+
+def _refuse_overwriting(target: Path) -> None:
+    """An importance matrix may be replaced; anything else of that name is somebody's own."""
+    if not target.is_file():
+        return
+    try:
+        read_imatrix(target)
+    except EdgekitError as error:
+        raise UsageError(
+            f"{target} is there already, and is no importance matrix; choose another file, or replace it with --force"
+        ) from error
 
 
 def _read(path: Path) -> str:

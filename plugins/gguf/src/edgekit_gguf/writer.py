@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from edgekit.artifact import Layout
 from edgekit.errors import UsageError
-from edgekit.files.atomic import AtomicFile, write_atomic
-from edgekit.manifest import Manifest, manifest_path
+from edgekit.files.atomic import AtomicFile
+from edgekit.manifest import Manifest
 from edgekit.recipe import Assignment, Plan
 from edgekit.tensor import QuantizedTensor
 from edgekit_gguf.layout import file_metadata
@@ -42,7 +42,7 @@ class GgufWriter:
         self._manifest = manifest
         self._types = [_stored_as(assignment) for assignment in plan]
         header = encode_header(file_metadata(layout, file_type(plan)), plan, self._types)
-        self._file = AtomicFile(path, fingerprint=lambda: hashlib.sha256(header + self._json()).digest())
+        self._file = AtomicFile(path, fingerprint=lambda: hashlib.sha256(header + self._json()).digest(), manifest=True)
         try:
             self._begin(header)
         except BaseException:
@@ -88,9 +88,7 @@ class GgufWriter:
         """Check that every tensor came, sync, and put the file in its place, its manifest beside it."""
         if self.done != len(self._plan):
             raise UsageError(f"{self._path}: only {self.done} of {len(self._plan)} tensors were written")
-        manifest = self._json()
-        self._file.commit()
-        write_atomic(manifest_path(self._path), manifest)
+        self._file.commit(self._json())
 
     def _json(self) -> bytes:
         return self._manifest.to_json().encode()

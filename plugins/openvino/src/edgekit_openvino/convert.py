@@ -9,6 +9,7 @@ from typing import Any
 from edgekit.artifact import Artifact, Layout
 from edgekit.errors import InvalidFileError, MissingFileError, UnsupportedModelError, UsageError
 from edgekit.files.atomic import AtomicDirectory, writing
+from edgekit.files.guard import refuse_harm
 from edgekit.manifest import Manifest
 from edgekit.recipe import Plan
 from edgekit.tensor import QuantizedTensor
@@ -33,12 +34,15 @@ def convert_model(model: Any, to: str | os.PathLike[str], *, example_input: Any 
 
     Raises:
         MissingFileError: no such file.
+        UsageError: the target is, holds or lies inside the file.
         InvalidFileError: OpenVINO does not read the file.
         UnsupportedModelError: it cannot convert the module; with what it says.
 
     Example:
         >>> convert_model(module.eval(), "ir", example_input=torch.zeros(1, 3, 32, 32))  # doctest: +SKIP
     """
+    if isinstance(model, (str, os.PathLike)):
+        refuse_harm(Path(to), [Path(model)])
     converted = converted_model(model, example_input=example_input, input=input)
     return write_ir(converted, None, Path(to), "convert_model", lambda xml: {})
 

@@ -218,11 +218,12 @@ def check_manifest(subject: FormatSubject, profile: Profile) -> None:
         tensors={QUANTIZED: {"precision": "float:F32", "backend": "reference", "why": "test"}},
         versions={"edgekit": "0.1.0"},
         quality={"perplexity": 12.5, "nested": {"kl": 0.25}},
+        notes={"fell_back": "a sentence"},
     )
     with temporary_folder() as folder:
         found = subject.format.open(subject.write(folder, random_artifact(folder), manifest=manifest)).manifest
         if found is None:
-            fail("the manifest is gone; write it in commit, and give it to the artifact that is opened")
+            fail("the manifest is gone; give it to AtomicFile.commit or write it into the directory, then read it")
         for field in attrs.fields(Manifest):
             was, now = getattr(manifest, field.name), getattr(found, field.name)
             if was != now and field.name != "tensors":

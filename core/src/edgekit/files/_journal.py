@@ -1,0 +1,157 @@
+"""The journal of a file that is being written: what an interrupted run has completed, and for what.
+
+    7a01b6e2f6d1c9b4 {"journal": 2, "name": "model.gguf"}
+    0b9f…            {"fingerprint": "…"}
+    5c44…            {"end": 8192, "crc": 3735928559, "note": "…"}      one for each unit
+
+Each line begins with a checksum of itself and of the checksum before it. So a line that was changed, lost, doubled or
+moved ends what is believed, with everything after it. The line with the fingerprint may come late, for it takes the
+hashes of the sources; what has no such line, or that of another fingerprint, is not resumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from edgekit.files._swap import clear
+
+VERSION = 2
+#: Seconds that an interrupted run waits for its fingerprint; without it the units cannot be kept.
+PATIENCE = 2.0
+#: Of what is to be written; the function is called in a thread, where hashing sources takes a while.
+Fingerprint = bytes | Callable[[], bytes]
+
+
+@attrs.frozen
+class Unit:
+    """Where a unit ended, the CRC-32 of the file up to there, and the caller's note."""
+
+    end: int
+    crc: int
+    note: str
+
+
+class Journal:
+    """The units that are complete, and the fingerprint.
+
+    Attributes:
+        units: all of them, those of an interrupted run first.
+    """
+
+    def __init__(self, path: Path, name: str, fingerprint: Fingerprint | None) -> None:
+        self.units: list[Unit] = []
+        self._path = path
+        self._header = {"journal": VERSION, "name": name}
+        self._fingerprint = fingerprint
+        self._signed: Future[None] = Future()  # done when the line with the fingerprint is written
+        self._file: Any = None
+        self._sum = b""
+        self._writing = threading.Lock()
+
+    def read(self) -> list[Unit]:
+        """The units that a run of the same fingerprint noted, as far as the lines check."""
+        if self._fingerprint is None or self._path.is_symlink() or not self._path.is_file():
+            return []
+        header, *lines = list(_checked(self._path.read_bytes())) or [{}]
+        fingerprints = [line["fingerprint"] for line in lines if "fingerprint" in line]
+        if header != self._header or len(fingerprints) != 1:
+            return []
+        self._fingerprint = _called(self._fingerprint)  # asked for only where there is something to resume
+        if fingerprints[0] != self._fingerprint.hex():
+            return []
+        return [Unit(**line) for line in lines if "fingerprint" not in line]
+
+    def start(self, units: list[Unit]) -> None:
+        """Begin anew with the units that are intact."""
+        self.units = list(units)
+        clear(self._path)
+        if self._fingerprint is None:
+            return
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        self._file = open(os.open(self._path, flags, 0o666), "wb", buffering=0)  # noqa: SIM115
+        self._append(self._header)
+        if callable(self._fingerprint):
+            threading.Thread(target=self._sign, name="edgekit-fingerprint", daemon=True).start()
+        else:
+            self._sign()
+            self._signed.result()
+        self._append(*map(attrs.asdict, units))
+
+    def add(self, unit: Unit) -> None:
+        """One more is complete."""
+        if self._fingerprint is not None:
+            self._append(attrs.asdict(unit))
+        self.units.append(unit)
+
+    def kept(self) -> bool:
+        """Whether a later run will find the units; waits a moment for the fingerprint."""
+        if self._fingerprint is None or not self.units:
+            return False
+        wait([self._signed], PATIENCE)
+        return self._signed.done() and self._signed.exception() is None
+
+    def close(self) -> None:
+        """Write no more."""
+        with self._writing:
+            if self._file is not None:
+                self._file.close()
+
+    def drop(self) -> None:
+        """Close, and remove the file."""
+        self.close()
+        with contextlib.suppress(OSError):  # without its data a journal is worth nothing
+            clear(self._path)
+
+    def _append(self, *lines: dict[str, Any]) -> None:
+        with self._writing:
+            if self._file.closed:
+                return
+            text = b"".join(map(self._line, lines))
+            while text:
+                text = text[self._file.write(text) :]
+
+    def _line(self, content: dict[str, Any]) -> bytes:
+        text = json.dumps(content).encode()
+        self._sum = _sum(self._sum, text)
+        return self._sum + b" " + text + b"\n"
+
+    def _sign(self) -> None:
+        assert self._fingerprint is not None
+        try:
+            self._append({"fingerprint": _called(self._fingerprint).hex()})
+        except BaseException as error:  # `kept` and `start` ask for it
+            self._signed.set_exception(error)
+        else:
+            self._signed.set_result(None)
+
+
+def _called(fingerprint: Fingerprint) -> bytes:
+    return fingerprint if isinstance(fingerprint, bytes) else fingerprint()
+
+
+def _sum(before: bytes, text: bytes) -> bytes:
+    return hashlib.blake2b(before + text, digest_size=8).hexdigest().encode()
+
+
+def _checked(content: bytes) -> Iterator[dict[str, Any]]:
+    """The lines' contents up to the first that does not check; a torn last line is none."""
+    before = b""
+    for line in content.split(b"\n")[:-1]:
+        given, _, text = line.partition(b" ")
+        before = _sum(before, text)
+        if given != before:
+            return
+        yield json.loads(text)
+
+
+__all__ = ["Fingerprint", "Journal", "Unit"]

@@ -1,0 +1,200 @@
+"""The steps of a commit: names of what is hidden beside a target, syncing, swapping, and clearing leftovers.
+
+| name             | what it is                                                            | the next run           |
+|------------------|-----------------------------------------------------------------------|------------------------|
+| `.NAME.partial`  | the file or directory being written; after a swap, the old directory  | resumes or clears it   |
+| `.NAME.partial.json` | a file's journal                                                  | resumes or clears it   |
+| `.NAME.manifest` | a manifest being written                                              | clears it              |
+| `.NAME.old`      | the whole old directory, between two renames                          | puts it back           |
+| `.NAME.gone`     | an old directory being deleted                                        | clears it              |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import shutil
+import stat
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from edgekit.files import pairs
+
+#: Bytes of the longest file name that common file systems take.
+NAME_LIMIT = 255
+_EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of <linux/fs.h> and <fcntl.h>
+_NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV, errno.EPERM)
+
+
+def hidden(target: Path, what: str) -> Path:
+    """``.NAME.what`` beside a target; a digest takes the place of a name that is too long for it."""
+    name = f".{target.name}.{what}"
+    if len(os.fsencode(name)) > NAME_LIMIT:
+        name = f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:32]}.{what}"
+    return target.with_name(name)
+
+
+def clear(path: Path) -> None:
+    """Remove whatever has that name: a file, a link (not what it leads to), a directory."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def recover(target: Path) -> None:
+    """What a killed run has left is put back or cleared; called under the lock."""
+    old = hidden(target, "old")
+    if old.is_dir() and not old.is_symlink() and not os.path.lexists(target):
+        os.rename(old, target)  # killed between two renames
+    for what in ("old", "gone", "manifest"):
+        clear(hidden(target, what))
+
+
+def sync_directory(path: Path) -> None:
+    """Have a directory's entries on the disk."""
+    if os.name == "nt":  # directories cannot be opened there
+        return
+    _sync(path)
+
+
+def sync_tree(path: Path) -> None:
+    """Have a directory and everything in it on the disk."""
+    for folder, _, files in os.walk(path):
+        for file in files:
+            _sync(Path(folder, file))
+        sync_directory(Path(folder))
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_small(path: Path, data: bytes) -> None:
+    """Write and sync a small file; what had that name is overwritten, a link is not followed."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+    with open(os.open(path, flags, 0o666), "wb", buffering=0) as file:
+        write_all(file, memoryview(data))
+        os.fsync(file.fileno())
+
+
+def write_all(file: Any, view: memoryview) -> None:
+    """Write everything; a raw write may take less than it is given."""
+    while view:
+        view = view[file.write(view[: 1 << 30]) :]
+
+
+def replace_pair(partial: Path, target: Path, manifest: bytes) -> None:
+    """Put a file in its target's place, with its manifest; the file's rename is the one commit point.
+
+    Before it, the manifest beside the target says what belongs to the old file and what to the new one; after it,
+    only the latter. Where the rename fails, the manifest is what it was.
+    """
+    path = pairs.beside(target)
+    before = path.read_bytes() if path.is_file() else None
+    record = pairs.sealed(manifest, partial)
+    previous = pairs.previous(before, target)
+    _replace_small(target, path, pairs.dumped({**record, **previous}))
+    try:
+        sync_directory(target.parent)
+        os.replace(partial, target)  # the commit point
+    except BaseException:
+        if before is None:
+            path.unlink(missing_ok=True)
+        else:
+            _replace_small(target, path, before)
+        raise
+    sync_directory(target.parent)
+    if previous:
+        _replace_small(target, path, pairs.dumped(record))
+        sync_directory(target.parent)
+
+
+def _replace_small(target: Path, path: Path, data: bytes) -> None:
+    temporary = hidden(target, "manifest")
+    try:
+        write_small(temporary, data)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def replace_directory(new: Path, target: Path) -> None:
+    """Put a directory in its target's place; what was there is deleted last.
+
+    Where the system exchanges two directories in one step, there is a target at every instant. Elsewhere there is none
+    between two renames; where the second one fails, the first is undone.
+    """
+    if not os.path.lexists(target):
+        os.rename(new, target)
+        sync_directory(target.parent)
+        return
+    if exchange(new, target):
+        old = new
+    else:
+        old = hidden(target, "old")
+        os.rename(target, old)
+        try:
+            os.rename(new, target)
+        except BaseException:
+            os.rename(old, target)
+            raise
+    sync_directory(target.parent)
+    with contextlib.suppress(OSError):  # the artifact is in its place; the next run clears what is left
+        gone = hidden(target, "gone")
+        os.rename(old, gone)
+        shutil.rmtree(gone)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Exchange what two names mean, in one step; False where the system or the file system cannot."""
+    renameat2 = _renameat2()
+    if renameat2 is None:
+        return False
+    if renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _NO_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+@cache
+def _renameat2() -> Any:
+    """The C library's function; None where there is none."""
+    if not sys.platform.startswith("linux"):
+        return None
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is not None:
+        function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    return function
+
+
+__all__ = [
+    "NAME_LIMIT",
+    "clear",
+    "exchange",
+    "hidden",
+    "recover",
+    "replace_directory",
+    "replace_pair",
+    "sync_directory",
+    "sync_tree",
+    "write_all",
+    "write_small",
+]

@@ -1,0 +1,272 @@
+"""A source is never harmed, and what edgekit did not write is not overwritten.
+
+A verb that reads a model and writes another says so with `working`. From then on every `edgekit.files.atomic`
+writer in it, a plugin's too, refuses a target that is, contains, or lies inside what is read, and compares the
+sources once more before its commit point: what changed while it was read is not vouched for.
+
+Files are compared by what the system calls them (device and inode), so that no link, spelling, case or mount
+makes two of one.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+import attrs
+
+from edgekit.errors import ChangedSourceError, UsageError
+from edgekit.files import pairs
+from edgekit.files.digests import sha256
+from edgekit.files.problems import writing
+
+#: Nanoseconds. A file modified so shortly before it is opened may change again without its times showing it.
+_RACY = 2_000_000_000
+#: Names in a directory that an artifact's writer may replace; anything else is somebody's own.
+ARTIFACT_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.json",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+    "edgekit.manifest.json",
+)
+_LINKS = 40
+Identity = tuple[int, int]
+
+
+@attrs.frozen
+class Stamp:
+    """What a file was when it was opened.
+
+    Attributes:
+        identity: device and inode.
+        size: bytes.
+        modified, changed: of the content, and of anything; nanoseconds.
+        taken: when this was looked up, nanoseconds; no part of the comparison.
+    """
+
+    identity: Identity
+    size: int
+    modified: int
+    changed: int
+    taken: int = attrs.field(eq=False)
+
+    @classmethod
+    def of(cls, path: Path) -> Stamp | None:
+        """Of a file or directory; None where nothing can be looked up."""
+        try:
+            found = os.stat(path)
+        except (OSError, ValueError):
+            return None
+        identity = (found.st_dev, found.st_ino)
+        return cls(identity, found.st_size, found.st_mtime_ns, found.st_ctime_ns, time.time_ns())
+
+    def same_content(self, other: Stamp) -> bool:
+        """Whether nothing says that the content differs."""
+        return (self.identity, self.size, self.modified) == (other.identity, other.size, other.modified)
+
+    @property
+    def racy(self) -> bool:
+        """Whether a change just after the look may have left the same times."""
+        return max(self.modified, self.changed) > self.taken - _RACY
+
+
+def stamps(files: Iterable[Path]) -> dict[Path, Stamp | None]:
+    """A stamp for each file."""
+    return {file: Stamp.of(file) for file in files}
+
+
+@attrs.define
+class Work:
+    """What a verb reads, and where it writes.
+
+    Attributes:
+        target: as it was given.
+        reads: the sources, with their stamps when they were opened.
+        overwrite: whether a target may be replaced that edgekit did not write.
+        hashes: SHA-256 (hex) of what was read, by file name, where it is computed.
+        notes: what the user should be told about the target, a sentence each.
+    """
+
+    target: Path
+    reads: Mapping[Path, Stamp | None]
+    overwrite: bool = False
+    hashes: Mapping[str, str] = attrs.field(factory=dict)
+    notes: list[str] = attrs.field(factory=list)
+
+    def admit(self, target: Path, early: bool = False) -> None:
+        """Refuse a target that may not be written.
+
+        Args:
+            target: the file or directory.
+            early: before its writer begins, which knows best which files of a directory are an artifact's.
+
+        Raises:
+            UsageError: it is, contains or lies inside a source, or edgekit did not write what is there.
+        """
+        refuse_harm(target, self.reads)
+        if os.path.realpath(target) == os.path.realpath(self.target):
+            self._refuse_foreign(target, early)
+
+    def _refuse_foreign(self, target: Path, early: bool) -> None:
+        with writing(target):
+            entries = list(target.iterdir()) if target.is_dir() else [target]
+            if not (entries and os.path.lexists(target)):
+                return
+            if early and target.is_dir() and not all(matches(entry.name, ARTIFACT_FILES) for entry in entries):
+                return
+            replaceable = self.overwrite or pairs.written_here(target)
+        if not replaceable:
+            raise UsageError(
+                f"{target} is there already, and edgekit did not write it; choose another target, or replace it with "
+                "--force (overwrite=True)"
+            )
+        self.note(f"{target} was there already and is replaced")
+
+    def note(self, text: str) -> None:
+        """Add to the notes, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def check_sources(self, hashes: bool = True) -> None:
+        """Compare the sources with what they were when they were opened.
+
+        Args:
+            hashes: whether to read a file again where its times leave a doubt.
+
+        Raises:
+            ChangedSourceError: one was changed, replaced or deleted since.
+        """
+        for file, stamp in self.reads.items():
+            if stamp is not None and not (file.is_dir() or self._unchanged(file, stamp, hashes)):
+                raise ChangedSourceError(
+                    f"{file}: changed while it was read, so the result would be a mixture and was not written; "
+                    "run it again when nothing else writes the file"
+                )
+
+    def blame_sources(self, error: Exception) -> None:
+        """Raise `ChangedSourceError` where an error came of a source that changed."""
+        try:
+            self.check_sources(hashes=False)
+        except ChangedSourceError as changed:
+            raise changed from error
+
+    def _unchanged(self, file: Path, stamp: Stamp, hashes: bool) -> bool:
+        now = Stamp.of(file)
+        if now is None or not stamp.same_content(now):
+            return False
+        if not hashes or (stamp == now and not stamp.racy) or file.name not in self.hashes:
+            return True
+        return sha256(file) == self.hashes[file.name]
+
+
+_WORK: ContextVar[Work | None] = ContextVar("edgekit_work", default=None)
+
+
+def current() -> Work | None:
+    """What the verb that runs has said with `working`."""
+    return _WORK.get()
+
+
+@contextmanager
+def working(
+    target: Path, reads: Mapping[Path, Stamp | None], overwrite: bool = False, notes: list[str] | None = None
+) -> Iterator[Work]:
+    """Say what is read and where it is written; every writer inside holds to it.
+
+    Args:
+        target: the file or directory to write.
+        reads: every file that is read, and a source's directory, with their `Stamp`.
+        overwrite: replace a target that edgekit did not write.
+        notes: where to append what the user should be told.
+
+    Raises:
+        UsageError: as `Work.admit`, before anything is opened for writing.
+    """
+    work = Work(target, reads, overwrite, notes=[] if notes is None else notes)
+    work.admit(target, early=True)
+    token = _WORK.set(work)
+    try:
+        yield work
+    except ChangedSourceError:
+        raise
+    except Exception as error:
+        work.blame_sources(error)
+        raise
+    finally:
+        _WORK.reset(token)
+
+
+def refuse_harm(target: Path, reads: Iterable[Path]) -> None:
+    """Refuse a target that is, contains, or lies inside anything that is read.
+
+    Args:
+        target: the file or directory to write; its manifest beside it counts as well.
+        reads: files and directories; links on the way to them count as well.
+
+    Raises:
+        UsageError: names both.
+    """
+    with writing(target):
+        own = _identities([target])
+        inside = _identities(Path(os.path.realpath(target)).parents)
+        beside = _identities([pairs.beside(Path(os.path.realpath(target)))])
+        held = _identities(target.iterdir()) if target.is_dir() else set()
+        lineages = {source: _lineage(source) for source in reads}
+        if any(itself & (own | beside) for itself, _ in lineages.values()):
+            raise UsageError(f"{target}: the target is the source; choose another path")
+        for source, (itself, above) in lineages.items():
+            if itself & inside:
+                raise UsageError(f"{target}: the target lies inside the source {source}; choose a path outside of it")
+            if above & own or itself & held:
+                raise UsageError(f"{target}: the target holds the source {source}; choose another path")
+
+
+def _lineage(source: Path) -> tuple[set[Identity], set[Identity]]:
+    """Identities of a source, and of every directory above it, whichever links lead to it."""
+    ways = [source, *_hops(source), Path(os.path.realpath(source))]
+    above = {parent for way in ways for parent in (*way.absolute().parents, *_real(way).parents)}
+    return _identities([source]), _identities(above)
+
+
+def _hops(path: Path) -> Iterator[Path]:
+    """The links from one to the next."""
+    for _ in range(_LINKS):
+        if not path.is_symlink():
+            return
+        path = path.parent / os.readlink(path)
+        yield path
+
+
+def _real(path: Path) -> Path:
+    """The path itself, which may be a link, in its real directory."""
+    return Path(os.path.realpath(path.absolute().parent)) / path.name
+
+
+def _identities(paths: Iterable[Path]) -> set[Identity]:
+    return {stamp.identity for stamp in map(Stamp.of, paths) if stamp}
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a file name matches one of the patterns."""
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+__all__ = ["ARTIFACT_FILES", "Stamp", "Work", "current", "matches", "refuse_harm", "stamps", "working"]
