@@ -31,6 +31,7 @@ from edgekit.bridges import Carry, relation
 from edgekit.cli import cli
 from edgekit.encoding.catalogue import Entry, entries
 from edgekit.plugin import hookspecs
+from edgekit.plugin.registry import one as kind
 from edgekit.precision import Precision
 from edgekit.reference import ggml as reference_ggml
 from edgekit.reference.ggml import TYPES
@@ -181,40 +182,36 @@ _KITS = {
 }
 _ORDER = """Every check has a stable name; the order is that in which they run, so that the first one that fails names
 the fault. A check that has nothing to say about a subject is *skipped* and says why.
-[How to prove a backend](../how-to/prove-a-backend.md) shows how to run them. Each name leads to a page: what the check
-holds, the faults that are usual, and those that it names in the kit's own fault set.
+[How to prove a backend](../how-to/prove-a-backend.md) shows how to run them. Each name leads to what the check holds,
+the faults that are usual, and those that it names in the kit's own fault set.
 """
 
 
 def checks() -> dict[str, str]:
-    """A page for each check of the conformance kit, and their list."""
+    """A page for each role of the conformance kit, and their list."""
     named = faults_by_check()
     pages, sections = {}, []
     for role, (driven, given) in _KITS.items():
         kit = importlib.import_module(f"edgekit.testing.{role}").KIT
-        rows = "\n".join(f"| [`{name}`](checks/{role}/{name}.md) | {_summary(c)} |" for name, c in kit.checks.items())
-        tree = "\n".join(f"checks/{role}/{name}" for name in kit.checks)
+        rows = "\n".join(f"| [`{name}`](checks/{role}.md#{name}) | {_summary(c)} |" for name, c in kit.checks.items())
         sections.append(
-            f"## {role.capitalize()}\n\n{driven}\n\n{given}\n\n| check | what it holds |\n|---|---|\n{rows}\n\n"
-            f"```{{toctree}}\n:hidden:\n\n{tree}\n```"
+            f"## {role.capitalize()}\n\n{driven}\n\n{given}\n\n| check | what it holds |\n|---|---|\n{rows}"
         )
-        pages |= {
-            f"reference/checks/{role}/{name}.md": _check(role, check, named.get((role[:-1], name), []))
-            for name, check in kit.checks.items()
-        }
+        each = (_check(check, named.get((kind(role), name), [])) for name, check in kit.checks.items())
+        pages[f"reference/checks/{role}.md"] = f"# Checks for {role}\n\n{driven}\n\n{given}\n\n" + "\n".join(each)
+    tree = "\n".join(f"checks/{role}" for role in _KITS)
     body = "\n\n".join(sections)
-    return {"reference/checks.md": f"# Checks of the conformance kit\n\n{_ORDER}\n{body}\n\n{_profiles()}"} | pages
+    toctree = f"```{{toctree}}\n:maxdepth: 1\n\n{tree}\n```"
+    index = f"# Checks of the conformance kit\n\n{_ORDER}\n{toctree}\n\n{body}\n\n{_profiles()}"
+    return {"reference/checks.md": index} | pages
 
 
-def _check(role: str, check: Check, faults: list[str]) -> str:
-    """One check's page."""
-    prose = "\n\n".join(inspect.cleandoc(check.function.__doc__).replace("``", "`").split("\n\n"))
+def _check(check: Check, faults: list[str]) -> str:
+    """One check's section."""
+    prose = inspect.cleandoc(check.function.__doc__).replace("``", "`")
     listed = "\n".join(f"- {fault}" for fault in faults)
-    found = f"\n## Faults that it names in the tests\n\n{listed}\n" if faults else ""
-    return (
-        f"# {check.name}\n\n*A check for {role}.*\n\n{prose}\n\n"
-        f"```sh\nedgekit verify NAME --check {check.name}\n```\n{found}"
-    )
+    found = f"\nFaults that it names in the tests:\n\n{listed}\n" if faults else ""
+    return f"## {check.name}\n\n{prose}\n{found}"
 
 
 def _summary(check: Check) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,9 @@ def module(path: Path):
     sys.modules[path.stem] = found
     spec.loader.exec_module(found)
     return found
+
+
+plugin_faults = module(HERE / "plugin_faults.py")
 
 
 def faults():
@@ -36,6 +40,18 @@ def faults():
         yield "runtime", what, checks, found
     for what, (wrong, check) in files.PASSES.items():
         yield "pass", what, {check}, partial(files.first_failure, files.pass_kit, files.run_pass_checks, wrong())
+    for what, (written, checks, _) in plugin_faults.FAULTS.items():
+        yield "plugin", what, {checks} if isinstance(checks, str) else set(checks), partial(in_a_folder, written)
+
+
+def in_a_folder(written):
+    """The first check that fails of a plugin that is on the path meanwhile."""
+    with tempfile.TemporaryDirectory() as folder:
+        sys.path.insert(0, folder)
+        try:
+            return plugin_faults.first_failure(plugin_faults.put(Path(folder), f"faulty{Path(folder).name}", **written))
+        finally:
+            sys.path.remove(folder)
 
 
 def main() -> int:

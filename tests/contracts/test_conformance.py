@@ -3,19 +3,22 @@
 `EDGEKIT_TEST_PROFILE=default` (or ``deep``) tries harder.
 """
 
+import functools
 import importlib.util
 import json
 import os
 import subprocess
 import sys
-import textwrap
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests are no package; the faults lie beside them
+from plugin_faults import FAULTS, NATIVE, first_failure, put
 
 from edgekit.encoding import load_precisions
 from edgekit.plugin import BUILT_IN, build, entry_points, manager
 from edgekit.precision import catalogue
-from edgekit.testing import plugins as plugin_kit
 from edgekit.testing import (
     run_format_checks,
     run_plugin_checks,
@@ -69,100 +72,12 @@ def test_every_installed_plugin_conforms(name):
 
 # Faulty plugins, each a distribution of its own on the path.
 
-GOOD = """
-import edgekit
-edgekit_api = (1, 0)
-
-@edgekit.hookimpl
-def edgekit_register_quantizers(register):
-    register("affine:int4-sym-g32", "{module}_native:Int4", claim="exact")
-"""
-NATIVE = """
-import edgekit as ek
-
-class Int4:
-    def encode(self, x, importance=None):
-        return ek.encode(x, "affine:int4-sym-g32", backend="reference").parts
-"""
-METADATA = """Metadata-Version: 2.1
-Name: edgekit-{name}
-Version: 1.0
-Summary: A plugin for the tests
-License-Expression: Apache-2.0
-Requires-Python: >=3.11
-Requires-Dist: edgekit
-"""
-
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Puts a plugin's files and metadata on the path, as pip would."""
-
-    def put(name, light=GOOD, native=NATIVE, metadata=METADATA):
-        module = f"edgekit_{name}"
-        (tmp_path / f"{module}.py").write_text(textwrap.dedent(light).replace("{module}", module))
-        (tmp_path / f"{module}_native.py").write_text(textwrap.dedent(native))
-        info = tmp_path / f"{module}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(metadata.replace("{name}", name))
-        (info / "entry_points.txt").write_text(f"[edgekit]\n{name} = {module}\n")
-        return name
-
+    """Puts a plugin on the path."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    return put
-
-
-def first_failure(name):
-    for check in plugin_kit.KIT.checks:
-        (result,) = run_plugin_checks(name, checks=[check])
-        if not result.ok:
-            return result
-    return None
-
-
-FAULTS = {
-    "no contract version": ({"light": GOOD.replace("edgekit_api = (1, 0)", "")}, "check_api_version", "does not state"),
-    "a newer contract": ({"light": GOOD.replace("(1, 0)", "(9, 0)")}, "check_api_version", "upgrade edgekit"),
-    "raises on import": ({"light": GOOD + "raise OSError('no GPU')"}, "check_loaded", "OSError: no GPU"),
-    "a hook of another signature": (
-        {"light": GOOD.replace("(register):", "(register, frobnicate):")}, "check_loaded", "frobnicate",
-    ),
-    "no licence": ({"metadata": METADATA.replace("License-Expression: Apache-2.0\n", "")}, "check_metadata", "licence"),
-    "does not depend on edgekit": (
-        {"metadata": METADATA.replace("Requires-Dist: edgekit\n", "")}, "check_metadata", "does not depend on edgekit",
-    ),
-    "registers nothing": ({"light": "edgekit_api = (1, 0)\n"}, "check_registrations", "registers nothing"),
-    "claims nothing": ({"light": GOOD.replace(', claim="exact"', "")}, "check_registrations", "claims nothing"),
-    "a precision that nobody knows": (
-        {"light": GOOD.replace("int4-sym-g32", "int4-sym-g32x")}, "check_registrations", "unknown precision",
-    ),
-    "claims a name twice": (
-        {"light": GOOD + '    register("affine:int4-sym-g32", "x:y", claim="exact")\n'}, "check_registrations", "twice",
-    ),
-    "an object without its role's methods": (
-        {"native": NATIVE.replace("def encode", "def quantize")}, "check_targets", "lacks encode",
-    ),
-    "a target that is not there": ({"native": "class Int8:\n    pass\n"}, "check_targets", "Int4"),
-    "slow to import": (
-        {"light": "import time; time.sleep(0.3)" + GOOD}, "check_import_time", "ms are allowed",
-    ),
-    "imports a framework": ({"light": "import gguf" + GOOD}, ("check_light_imports", "check_import_time"), ""),
-    "writes to stdout on import": ({"light": "print('hello')" + GOOD}, "check_silent_import", "hello"),
-    "writes to stdout when it is loaded": ({"native": "print('kernel')\n" + NATIVE}, "check_silent_import", "kernel"),
-    "calls home": (
-        {"native": """
-         import socket
-         try:
-             socket.create_connection(("127.0.0.1", 9), timeout=1)
-         except OSError:
-             pass
-         """ + NATIVE.replace("\n", "\n         ")}, "check_no_network", "uses the network",
-    ),
-    "writes outside its directory": (
-        {"native": "import pathlib; pathlib.Path(__file__ + '.log').write_text('x')\n" + NATIVE},
-        "check_no_writes", ".log",
-    ),
-}  # fmt: skip
+    return functools.partial(put, tmp_path)
 
 
 @pytest.mark.parametrize("what", FAULTS)

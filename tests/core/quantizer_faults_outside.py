@@ -365,3 +365,16 @@ fault("its decode writes to the parts", {"check_decoding"}, says="writes to the 
 )
 fault("its decode knows no code that its encoder never makes", {"check_decoding"}, "ggml:Q8_0", "random bytes",
     kind=decoding(code_that_never_comes))(right)  # fmt: skip
+
+
+class Hasty(Faulty):
+    """Claims to be faster than the reference."""
+
+    speed = 10
+
+
+@fault("claims a speed that it does not have", {"check_speed"}, says="speed=10", kind=Hasty)
+def dawdles(x, precision, importance):
+    for _ in range(4):
+        parts = right(x, precision, importance)
+    return parts

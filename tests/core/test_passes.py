@@ -35,6 +35,8 @@ class Repeat:
 
 
 class Anything(Repeat):
+    name = "anything"
+
     def run(self, source, to, **options):
         return super().run(source, to, times=len(options))
 
@@ -44,7 +46,7 @@ def installed(monkeypatch):
     found = [
         Registration("passes", "repeat", f"{__name__}:Repeat", "p", "edgekit-p", {"formats": ("txt", "hf")}),
         Registration("passes", "anything", f"{__name__}:Anything", "p", "edgekit-p", {}),
-        Registration("passes", "gguf-only", f"{__name__}:Repeat", "p", "edgekit-p", {"formats": ("gguf",)}),
+        Registration("passes", "gguf-only", f"{__name__}:Anything", "p", "edgekit-p", {"formats": ("gguf",)}),
     ]
     monkeypatch.setattr(passes, "manager", lambda: Manager(registrations=[*REAL.registrations, *found]))
 

@@ -48,8 +48,9 @@ def test_a_plugin_is_loaded_and_its_targets_only_when_used(make):
 
 
 def test_a_class_is_instantiated(make):
-    manager = plugin.build([make("one", recipes("R"))])
-    assert type(manager.load("recipes", "R")).__name__ == "AsIs"
+    name = "as is"
+    manager = plugin.build([make("one", recipes(name))])
+    assert type(manager.load("recipes", name)).__name__ == "AsIs"
 
 
 def test_a_plugin_that_does_not_import_breaks_no_other(make):
@@ -167,7 +168,7 @@ def test_a_target_that_does_not_import_names_its_distribution(make):
         manager.load("recipes", "R")
 
 
-@pytest.mark.parametrize("target", ["no_colon", 3])
+@pytest.mark.parametrize("target", ["no_colon", 3, "two:colons:here", "a module:Name", "module:", ":Name", "m..n:Name"])
 def test_a_malformed_registration_fails_its_plugin(make, target):
     info = plugin.build([make("one", recipes("R", target=target))]).plugins[-1]
     assert info.status == "failed"
@@ -202,3 +203,150 @@ def test_an_object_that_lacks_its_roles_methods_is_named(make):
         "recipe 'R' of edgekit-one lacks name, plan; "
         "the docstring of edgekit_register_recipes names what it has to implement"
     )
+
+
+def registering(role, name, target, **options):
+    """Fills a module with one hook that registers one thing."""
+
+    def fill(module):
+        def hook(register):
+            register(name, target, **options)
+
+        hook.__name__ = f"edgekit_register_{role}"
+        setattr(module, hook.__name__, edgekit.hookimpl(hook))
+
+    return fill
+
+
+#: role, options, and the whole error.
+STRICT = [
+    (
+        "formats", {"sufixes": (".x",)},
+        "format 'X' of edgekit-one: unknown option 'sufixes', did you mean 'suffixes'?; "
+        "edgekit_register_formats has suffixes, takes",
+    ),
+    (
+        "formats", {"suffixes": ".x"},
+        "format 'X' of edgekit-one: suffixes='.x': takes a tuple of suffixes, such as (\".gguf\",)",
+    ),
+    (
+        "formats", {"suffixes": ("x",)},
+        "format 'X' of edgekit-one: suffixes=('x',): 'x' is no suffix; a suffix is one dot and a name, "
+        "as pathlib's Path.suffix",
+    ),
+    (
+        "formats", {"takes": (".tar.gz",)},
+        "format 'X' of edgekit-one: takes=('.tar.gz',): '.tar.gz' is no suffix; a suffix is one dot and a name, "
+        "as pathlib's Path.suffix",
+    ),
+    (
+        "runtimes", {"formats": "gguf"},
+        "runtime 'X' of edgekit-one: formats='gguf': takes a tuple of names, such as (\"gguf\",) or (\"*\",)",
+    ),
+    ("passes", {"formats": ("",)}, "pass 'X' of edgekit-one: formats=('',): has an empty name"),
+    *(
+        (
+            "runtimes", {"speed": speed},
+            f"runtime 'X' of edgekit-one: speed={speed!r}: takes a number from 0 on, where the reference has 1",
+        )
+        for speed in ("10", -1, True, None, float("nan"), float("inf"))
+    ),
+    (
+        "runtimes", {"tolerance": 0},
+        "runtime 'X' of edgekit-one: tolerance=0: takes a number above 0, in standard deviations of the logits",
+    ),
+    (
+        "quantizers", {"claim": "exact", "sped": 10},
+        "quantizer 'X' of edgekit-one: unknown option 'sped', did you mean 'speed'?; "
+        "edgekit_register_quantizers has claim, speed",
+    ),
+    (
+        "quantizers", {"claim": True},
+        "quantizer 'X' of edgekit-one: claim=True: takes \"exact\", or a sentence that states the bound",
+    ),
+    (
+        "quantizers", {},
+        "quantizer 'X' of edgekit-one: it claims nothing; register it with claim=\"exact\", or a sentence with its bound",
+    ),
+    (
+        "devices", {"speed": 1},
+        "device 'X' of edgekit-one: unknown option 'speed'; edgekit_register_devices has no options",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("role", "options", "error"), STRICT, ids=lambda value: str(value)[:30])
+def test_registration_is_strict(make, role, options, error):
+    info = plugin.build([make("one", registering(role, "X", "json:loads", **options))]).plugins[-1]
+    assert (info.status, info.error) == ("failed", error)
+
+
+@pytest.mark.parametrize("name", ["", " ", None, 3])
+def test_a_name_is_a_text(make, name):
+    info = plugin.build([make("one", registering("formats", name, "json:loads"))]).plugins[-1]
+    assert info.error == f"a format of edgekit-one: its name is {name!r}; a name is a text"
+
+
+def test_lists_are_taken_as_tuples(make):
+    manager = plugin.build([make("one", registering("formats", "x", "json:loads", suffixes=[".x"]))])
+    assert manager.find("formats", "x").options == {"suffixes": (".x",)}
+
+
+@pytest.mark.parametrize("verb", ["quantize", "new-plugin", "doctor"])
+def test_a_command_of_the_core_cannot_be_taken(make, verb):
+    info = plugin.build([make("thief", registering("commands", verb, "json:loads"))]).plugins[-1]
+    assert info.status == "failed"
+    assert info.error == f"it would replace edgekit's own command {verb!r}; built-ins cannot be shadowed, rename it"
+
+
+def test_the_core_registers_the_verbs_of_its_command_line():
+    from edgekit.cli import VERBS
+
+    manager = plugin.build([])
+    assert sorted(VERBS) == sorted(r.name for r in manager.all("commands"))
+    assert all(manager.load("commands", verb).name == verb for verb in VERBS)
+
+
+class Encoder:
+    """A quantizer that says what it encodes, and what it claims."""
+
+    precision = "affine:int4-sym-g32"
+    claim = "a bound"
+
+    def encode(self, x, importance=None):
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "options", "error"),
+    [
+        (
+            "quantizers", "affine:int4-sym-g32", {"claim": "exact"},
+            "is registered with claim='exact', and {target} has claim = 'a bound'; state one claim in both places",
+        ),
+        (
+            "quantizers", "affine:int8-sym-g32", {"claim": "a bound"},
+            "({target}) calls itself 'affine:int4-sym-g32'; register it under that name",
+        ),
+        ("recipes", "Q", {}, "(edgekit.pipeline:AsIs) calls itself 'as is'; register it under that name"),
+    ],
+)  # fmt: skip
+def test_an_object_that_contradicts_its_registration_is_named(make, monkeypatch, role, name, options, error):
+    holder = types.ModuleType("edgekit_test_holder")
+    holder.Encoder = Encoder
+    monkeypatch.setitem(sys.modules, holder.__name__, holder)
+    target = "edgekit.pipeline:AsIs" if role == "recipes" else "edgekit_test_holder:Encoder"
+    manager = plugin.build([make("one", registering(role, name, target, **options))])
+    with pytest.raises(PluginError) as caught:
+        manager.load(role, name)
+    assert str(caught.value) == f"{role[:-1]} {name!r} of edgekit-one {error.format(target=target)}"
+
+
+@pytest.mark.parametrize("name", ["ggml:Q4_0", "Q4_0"])
+def test_a_quantizer_may_be_registered_under_its_bare_name(make, monkeypatch, name):
+    holder = types.ModuleType("edgekit_test_holder")
+    holder.Bare = type("Bare", (Encoder,), {"precision": "ggml:Q4_0"})
+    plugin._load.cache_clear()  # a module of the same name has been loaded before
+    monkeypatch.setitem(sys.modules, holder.__name__, holder)
+    fill = registering("quantizers", name, "edgekit_test_holder:Bare", claim="a bound")
+    assert isinstance(plugin.build([make("one", fill)]).load("quantizers", name), holder.Bare)

@@ -56,7 +56,6 @@ def test_a_bare_ggml_name_is_enough(precision):
     [
         "",
         "Q4",
-        "q4_k",
         "ggml:Q4_K-g32",
         "affine:int9-sym-g32",
         "affine:int4",
@@ -87,3 +86,43 @@ def test_a_near_miss_is_told():
 def test_an_ambiguous_name_lists_the_candidates():
     with pytest.raises(UnknownPrecisionError, match=r"ambiguous: say which of .*affine:int4-sym-g32"):
         Precision.parse("int4-sym-g32")
+
+
+@pytest.fixture
+def plugin_precision(monkeypatch):
+    """A plugin that brings a precision, registered and not yet loaded."""
+    import sys
+    import types
+
+    import attrs
+
+    from edgekit.plugin import Manager, Registration
+    from edgekit.precision import _registry
+    from edgekit.reference import reference
+
+    holder = types.ModuleType("edgekit_test_precision")
+    record = attrs.evolve(Precision.parse("float:F32"), convention="mine", kind="P1", name="mine:P1")
+    plain = reference(Precision.parse("float:F32"))
+    methods = {name: staticmethod(getattr(plain, name)) for name in ("encode", "decode", "bound")}
+    holder.P1 = type("P1", (), {"precision": record, **methods})
+    monkeypatch.setitem(sys.modules, holder.__name__, holder)
+    monkeypatch.setattr(_registry, "_REGISTERED", {})
+    found = [
+        Registration("precisions", "mine:broken", "edgekit_test_precision:Nothing", "p", "edgekit-p"),
+        Registration("precisions", "mine:other", "edgekit_test_precision:P1", "p", "edgekit-p"),
+        Registration("precisions", "mine:P1", "edgekit_test_precision:P1", "p", "edgekit-p"),
+    ]
+    monkeypatch.setattr("edgekit.encoding.codecs.manager", lambda: Manager(registrations=found))
+    return record
+
+
+@pytest.mark.parametrize("name", ["mine:P1", "P1"])
+def test_a_plugin_s_precision_is_found_by_its_name(plugin_precision, name, capsys):
+    assert Precision.parse(name) == plugin_precision
+    said = capsys.readouterr().err  # what does not load, or has another name, keeps nobody from using the rest
+    assert not said or "p is passed over: precision 'mine:broken' of edgekit-p cannot be loaded" in said
+
+
+def test_a_name_near_a_plugin_s_precision_is_told(plugin_precision):
+    with pytest.raises(UnknownPrecisionError, match=r"unknown precision 'mine:P2'; did you mean mine:P1\?"):
+        Precision.parse("mine:P2")

@@ -1,6 +1,7 @@
 """The kit itself: the three ways to drive it, expected failures, unknown names, strategies, its messages."""
 
 import importlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
 import edgekit.testing
+from edgekit import encode
 from edgekit.errors import UsageError
 from edgekit.precision import Precision
 from edgekit.precision._registry import FAMILIES
@@ -299,12 +301,83 @@ def test_failures_are_assertion_errors():
     assert issubclass(CheckFailure, AssertionError)
 
 
+TEST_OF_A_PLUGIN = """
+import edgekit as ek
+import edgekit.testing
+
+class Swapped:
+    precision = "onnx:int4-sym-g32"
+    claim = "exact"
+
+    def encode(self, x, importance=None):
+        parts = dict(ek.encode(x, self.precision, backend="reference").parts)
+        parts["B"] = parts["B"] << 4 | parts["B"] >> 4
+        return parts
+
+class Crashing(Swapped):
+    def encode(self, x, importance=None):
+        return self.native(x)
+
+    def native(self, x):
+        raise OSError("no such kernel")
+
+@edgekit.testing.quantizer_checks(Swapped(), checks=["check_exact"], profile="quick")
+def test_swapped(check):
+    check()
+
+@edgekit.testing.quantizer_checks(Crashing(), checks=["check_parts"], profile="quick")
+def test_crashing(check):
+    check()
+"""
+
+
+def test_a_failing_check_prints_the_block_and_no_frame_of_the_kit(tmp_path):
+    (tmp_path / "test_mine.py").write_text(TEST_OF_A_PLUGIN)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path).stdout
+    assert "smallest block [1, 32]" in shown
+    assert "expected 88 88" in shown
+    assert "part 'B': the two codes of every byte are swapped" in shown
+    assert 'raise OSError("no such kernel")' in shown  # the subject's own frame
+    assert "it raised OSError: no such kernel" in shown
+    frames = [line for line in shown.splitlines() if ".py:" in line]
+    assert frames
+    assert not [line for line in frames if "edgekit" in line.partition(".py:")[0]]
+    assert len(shown.splitlines()) < 60
+
+
+@pytest.mark.parametrize(
+    "precision", ["ggml:Q8_0", "ggml:Q4_K", "openvino:int4-asym-g32", "mlx:mxfp4", "float:F16", INT4]
+)
+def test_strategies_draw_what_encode_accepts(precision):
+    drawn = strategies.tensors(precision) | strategies.ties(precision) | strategies.adversarial_blocks(precision)
+
+    @settings(max_examples=150, database=None, derandomize=True, deadline=None)
+    @given(drawn)
+    def accepted(x):
+        assert encode(x, precision).shape == x.shape
+
+    accepted()
+
+
+def test_recipes_draw_precisions_that_encode():
+    @settings(max_examples=60, database=None, derandomize=True, deadline=None)
+    @given(strategies.recipes())
+    def encodes(recipe):
+        cols = recipe.precision.block or 32
+        assert (
+            encode(np.ones((2, cols), np.float32), recipe.precision, backend="reference").precision == recipe.precision
+        )
+
+    encodes()
+
+
 PAGES = Path(__file__).parents[2] / "docs" / "reference" / "checks"
 
 
 @pytest.mark.skipif(not PAGES.exists(), reason="the documentation is not beside the tests")
 @pytest.mark.parametrize("module", [formats, passes, plugins, quantizers, runtimes])
-def test_every_check_has_a_page(module):
+def test_every_check_has_a_section_in_the_docs(module):
     """Generated from its docstring; `docs/generate.py --check` says whether they are current."""
-    pages = {page.stem for page in (PAGES / module.KIT.role).glob("*.md")}
-    assert pages == module.KIT.checks.keys()
+    page = (PAGES / f"{module.KIT.role}.md").read_text("utf-8")
+    assert re.findall(r"^## (\w+)$", page, re.MULTILINE) == list(module.KIT.checks)

@@ -446,7 +446,7 @@ def test_a_file_without_a_vocabulary_computes_and_refuses_texts(source: Path, is
     with load(path, isolate=isolate) as runtime:
         assert runtime.logits([1, 2, 3]).shape == (3, 512)
         for ask in (runtime.generate, runtime.embed):
-            with pytest.raises(UsageError, match="it has no tokenizer; continue token ids"):
+            with pytest.raises(UsageError, match="it has no tokenizer, so it takes no text; "):
                 ask("Once")
 
 

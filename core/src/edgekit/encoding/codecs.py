@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.encoding.refusals import refuse_nonfinite, refuse_overflow
-from edgekit.errors import MissingPluginError, PluginError, ShapeError, UnknownPrecisionError, UsageError
+from edgekit.errors import MissingPluginError, PluginError, ShapeError, UsageError
 from edgekit.numerics.smallfloats import bfloat16_to_float32, is_bfloat16
 from edgekit.plugin.registry import Registration, manager
 from edgekit.precision import Precision, register
@@ -42,24 +42,20 @@ class Quantizer(Protocol):
 
 
 def find_precision(name: str | Precision) -> Precision:
-    """The precision of that name, asking the plugins where the core does not know it.
-
-    Raises:
-        UnknownPrecisionError: nobody knows it, or the bare name is ambiguous.
-    """
-    try:
-        return Precision.parse(name)
-    except UnknownPrecisionError:
-        load_precisions()
-        return Precision.parse(name)
+    """The same as `Precision.parse`."""
+    return Precision.parse(name)
 
 
 def load_precisions() -> None:
-    """Make the precisions that plugins bring known to `Precision.parse` and the catalogue."""
+    """Make the precisions that plugins bring known to decoding and the catalogue; one that fails is passed over."""
     for registration in manager().all("precisions"):
-        implementation = manager().load("precisions", registration.name)
-        register(implementation.precision)
-        register_reference(implementation.precision, implementation)
+        try:
+            implementation = registration.load()
+            register(implementation.precision)
+        except PluginError as error:
+            _say_once(f"edgekit: {registration.plugin} is passed over: {error}")
+        else:
+            register_reference(implementation.precision, implementation)
 
 
 def encode(
@@ -178,7 +174,7 @@ def choose(precision: Precision, backend: str | None) -> Registration | None:
     """
     if backend == REFERENCE:
         return None
-    found = [r for r in manager().all("quantizers") if r.name in (precision.name, precision.kind)]
+    found = [r for r in manager().all("quantizers") if r.name in (precision.name, precision.name.partition(":")[2])]
     if backend is None:
         exact = [r for r in found if r.options.get("claim") == "exact" and r.options.get("speed", 1) >= 1]
         exact.sort(key=lambda r: r.options.get("speed", 1), reverse=True)

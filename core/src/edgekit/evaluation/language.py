@@ -14,6 +14,7 @@ from edgekit.architectures.forward import Transformer
 from edgekit.artifact import Artifact
 from edgekit.errors import NonFiniteError, UsageError
 from edgekit.evaluation._common import Progress, Source, as_artifact, finite
+from edgekit.files.memory import enough_memory
 
 F64 = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.integer]
@@ -95,6 +96,7 @@ class Baseline:
 Judge = Transformer | Baseline
 
 
+@enough_memory("evaluating a model")
 def evaluate(
     artifact: Source,
     text: Text,

@@ -19,7 +19,7 @@ from edgekit.formats import _hf_files as files
 from edgekit.formats._parts import assemble
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.precision import Precision
-from edgekit.recipe import Plan, Slot
+from edgekit.recipe import Plan, Slot, quantized
 from edgekit.tensor import AnyTensor, EncodedTensor
 from edgekit.tokenizer.record import Tokenizer
 
@@ -95,6 +95,16 @@ class HuggingFaceFormat:
         from edgekit.formats._hf_writer import HuggingFaceWriter
 
         return HuggingFaceWriter(path, layout, plan, manifest)
+
+    def notes(self, layout: Layout, plan: Plan) -> dict[str, str]:
+        """That transformers does not read the parts of quantized tensors."""
+        conventions = sorted({line.precision.convention for line in plan if quantized(line.precision)})
+        if not conventions:
+            return {}
+        return {
+            "only_edgekit": f"only edgekit reads this directory: its {' and '.join(conventions)} tensors lie there in "
+            "parts; for another program write its own format (GGUF for llama.cpp)"
+        }
 
 
 def holds_floats(tensor: AnyTensor) -> bool:

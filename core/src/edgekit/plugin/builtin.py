@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pkgutil
+from pathlib import Path
+
 from edgekit.plugin.hookspecs import Register, hookimpl
 
 edgekit_api = (1, 0)
@@ -17,3 +20,11 @@ def edgekit_register_formats(register: Register) -> None:
 def edgekit_register_runtimes(register: Register) -> None:
     """The numpy forward pass, for every format whose family is known."""
     register("numpy", "edgekit.runtime.numpy:NumpyRuntime.open", formats=("*",), speed=1)
+
+
+@hookimpl
+def edgekit_register_commands(register: Register) -> None:
+    """The command line's verbs, a module each; none is imported here."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parents[1] / "cli")]):
+        if not module.name.startswith("_"):
+            register(module.name.replace("_", "-"), f"edgekit.cli.{module.name}:command")

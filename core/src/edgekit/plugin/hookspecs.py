@@ -3,6 +3,11 @@
 Each hook hands the plugin a ``register`` callback, so that options can be added without breaking anyone.
 Targets are strings, ``"package.module:attribute"``: the attribute is imported when it is first used. An
 attribute that is a class is instantiated without arguments.
+
+Registration is strict. An option that a hook does not have, or a value of another kind (``suffixes=".x"`` for a
+tuple, ``speed="10"``), fails the plugin with one sentence that `edgekit plugins` and `edgekit doctor` show. So does a
+name of the core's own, a command's included. What contradicts its registration, by another name or another claim,
+is refused when it is first used.
 """
 
 from __future__ import annotations
@@ -35,7 +40,8 @@ def edgekit_register_quantizers(register: Register) -> None:
     """Offer a native encoder: ``register("Q4_K", "edgekit_llamacpp.native:Q4K", claim="exact", speed=10)``.
 
     The target implements `edgekit.encoding.Quantizer`; ``claim`` is ``"exact"`` (bytes equal the reference's)
-    or a sentence stating the bound; among exact ones the highest ``speed`` (the reference has 1) is the default.
+    or a sentence stating the bound; among exact ones the highest ``speed`` is the default. The reference has 1, as has
+    whoever states none; one below 1 is used only where it is asked for by name.
     """
 
 
@@ -59,7 +65,10 @@ def edgekit_register_recipes(register: Register) -> None:
 def edgekit_register_runtimes(register: Register) -> None:
     """Offer a runtime: ``register("llamacpp", "edgekit_llamacpp.runtime:LlamaCpp", formats=("gguf",), speed=10)``.
 
-    The target is called with an artifact and options, and returns an `edgekit.runtime.Runtime`.
+    The target is called with an artifact and options, and returns an `edgekit.runtime.Runtime`. ``formats`` names the
+    formats of the artifacts that it runs, ``("*",)`` all; the highest ``speed`` is the default (numpy has 1).
+    ``tolerance`` is the largest difference of a logit from edgekit's own forward pass that it claims, in standard
+    deviations of the logits.
     """
 
 
@@ -99,4 +108,7 @@ def edgekit_register_packagers(register: Register) -> None:
 
 @hookspec
 def edgekit_register_commands(register: Register) -> None:
-    """Add a command to the command line: ``register("serve", "pkg.mod:command")``; the target is a click command."""
+    """Add a command to the command line: ``register("serve", "pkg.mod:command")``.
+
+    The target is a click command of that name, which no command of the core has.
+    """

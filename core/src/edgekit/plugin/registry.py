@@ -22,8 +22,10 @@ from typing import Any, Literal, cast
 import attrs
 import pluggy
 
-from edgekit.errors import EdgekitError, MissingPluginError, PluginError, UsageError
+from edgekit.errors import EdgekitError, MissingPluginError, PluginError
+from edgekit.files.memory import refuse_shortage
 from edgekit.plugin import hookspecs
+from edgekit.plugin._options import checked
 from edgekit.plugin.hookspecs import GROUP, hookimpl
 
 #: The version of the plugin contract: plugins state theirs as ``edgekit_api``.
@@ -51,6 +53,8 @@ _NEEDED = {
     "commands": ("main",),
 }
 _CALLED = ("runtimes", "devices", "servers")
+#: Roles whose objects may say their own name.
+_NAMED = ("formats", "recipes", "packagers", "passes", "commands")
 #: Seconds in which a plugin's light module has to be imported, a hundred times what it may take.
 LOAD_SECONDS = float(os.environ.get("EDGEKIT_PLUGIN_SECONDS", "10"))
 BUILT_IN = "edgekit-core"
@@ -114,19 +118,16 @@ class Registration:
         except EdgekitError:
             raise
         except Exception as error:
+            refuse_shortage(error, f"loading {one(self.role)} {self.name!r} of {self.distribution}")
             raise PluginError(
                 f"{one(self.role)} {self.name!r} of {self.distribution} cannot be loaded: "
                 f"{type(error).__name__}: {error}; `edgekit doctor` shows more, reinstall {self.distribution}"
             ) from error
 
     def _checked(self, loaded: Any) -> Any:
-        lacking = [name for name in _NEEDED.get(self.role, ()) if not hasattr(loaded, name)]
-        if lacking or (self.role in _CALLED and not callable(loaded)):
-            what = f"lacks {', '.join(lacking)}" if lacking else "cannot be called"
-            raise PluginError(
-                f"{one(self.role)} {self.name!r} of {self.distribution} {what}; "
-                f"the docstring of edgekit_register_{self.role} names what it has to implement"
-            )
+        fault = _fault(self.role, self.name, self.target, self.options.get("claim"))
+        if fault:
+            raise PluginError(f"{one(self.role)} {self.name!r} of {self.distribution} {fault}")
         return loaded
 
 
@@ -140,6 +141,36 @@ def _load(target: str) -> Any:
     module, _, attribute = target.partition(":")
     found: Any = functools.reduce(getattr, attribute.split("."), cast(Any, importlib.import_module(module)))
     return found() if isinstance(found, type) else found
+
+
+@functools.cache  # encoding asks for its encoder at every call
+def _fault(role: str, name: str, target: str, claim: str | None) -> str:
+    """What is wrong with a registered object: what it lacks, or says otherwise than its registration; else empty."""
+    loaded = _load(target)
+    lacking = [needed for needed in _NEEDED.get(role, ()) if not hasattr(loaded, needed)]
+    if lacking or (role in _CALLED and not callable(loaded)):
+        what = f"lacks {', '.join(lacking)}" if lacking else "cannot be called"
+        return f"{what}; the docstring of edgekit_register_{role} names what it has to implement"
+    other = _other_name(role, name, loaded)
+    if other:
+        return f"({target}) calls itself {other!r}; register it under that name"
+    own = getattr(loaded, "claim", None)
+    if role == "quantizers" and own not in (None, claim):
+        return f"is registered with claim={claim!r}, and {target} has claim = {own!r}; state one claim in both places"
+    return ""
+
+
+def _other_name(role: str, name: str, loaded: Any) -> str:
+    """The name that an object gives itself, or its precision, where it is not the registered one."""
+    if role in _NAMED:
+        own = getattr(loaded, "name", None)
+        return "" if own in (None, name) else str(own)
+    try:
+        record = getattr(loaded, "precision", None) if role in ("precisions", "quantizers") else None
+    except EdgekitError:  # of a quantizer whose precision another plugin brings, which is not there
+        return ""
+    own = "" if record is None else str(record)  # a record, or its name
+    return "" if name in (own, own.partition(":")[2]) or not own else own
 
 
 @attrs.define
@@ -284,7 +315,7 @@ def _add(self: Manager, info: PluginInfo, load: Callable[[], Any]) -> None:
         shadowed = [r for r in registrations if _shadows(self, r)]
         if shadowed:
             names = ", ".join(f"{one(r.role)} {r.name!r}" for r in shadowed)
-            raise UsageError(f"it would replace edgekit's own {names}; built-ins cannot be shadowed, rename it")
+            raise PluginError(f"it would replace edgekit's own {names}; built-ins cannot be shadowed, rename it")
     except (KeyboardInterrupt, MemoryError):
         raise
     except BaseException as error:  # SystemExit too: a plugin does not end its host
@@ -323,9 +354,10 @@ def _registrations(module: Any, info: PluginInfo) -> Iterator[Registration]:
 
 def _collector(role: str, info: PluginInfo, into: list[Registration]) -> hookspecs.Register:
     def register(name: str, target: str, **options: Any) -> None:
-        if not isinstance(name, str) or not isinstance(target, str) or ":" not in target:
-            raise UsageError(f'register({name!r}, {target!r}): wants a name and a target "package.module:attribute"')
-        into.append(Registration(role, name, target, info.name, info.distribution, options))
+        if not isinstance(name, str) or not name.strip():
+            raise PluginError(f"a {one(role)} of {info.distribution}: its name is {name!r}; a name is a text")
+        right = checked(role, f"{one(role)} {name!r} of {info.distribution}", target, options)
+        into.append(Registration(role, name, target, info.name, info.distribution, right))
 
     return register
 

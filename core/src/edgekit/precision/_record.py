@@ -122,7 +122,8 @@ class Precision:
         """Find the precision of that name.
 
         Accepts ``<convention>:<kind>[-sym|-asym][-g<size>|-channel|-tensor][-reduced]``, or a bare name
-        where only one convention has it (``Q4_K``).
+        where only one convention has it (``Q4_K``). A name that no convention of the core has is looked for in what
+        the installed plugins bring, which imports those.
 
         Raises:
             UnknownPrecisionError: no convention has it, or more than one has; the message lists what is near.

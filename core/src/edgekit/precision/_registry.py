@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import threading
 from collections.abc import Callable, Iterator
 
 import attrs
@@ -29,6 +30,7 @@ FAMILIES: dict[str, Family] = {
 }
 # Precisions that plugins bring, by full name; filled by `register`.
 _REGISTERED: dict[str, Precision] = {}
+_loading = threading.local()
 
 
 def register(precision: Precision) -> None:
@@ -56,13 +58,43 @@ def find(name: object) -> Precision:
     if not isinstance(name, str):
         raise UnknownPrecisionError(f"a precision is a Precision or its name, such as 'ggml:Q4_K'; not {name!r:.80}")
     spec = Spec.parse(name)
-    found = _built_in(spec) + [p for p in _REGISTERED.values() if name == p.name or name == p.name.partition(":")[2]]
+    found = _known(name, spec)
+    if not found and spec:
+        _ask_plugins()
+        found = _known(name, spec)
+    found = found or _in_another_case(name)
     if len(found) == 1:
         return found[0]
     if found:
         names = ", ".join(p.name for p in found)
         raise UnknownPrecisionError(f"precision {name!r} is ambiguous: say which of {names}")
     raise UnknownPrecisionError(_unknown(name, spec))
+
+
+def _in_another_case(name: str) -> list[Precision]:
+    """Of ``q4_k`` or ``GGML:Q4_K``: the precisions whose name differs in upper and lower case only."""
+    lower = name.lower()
+    convention, colon, kind = lower.rpartition(":")
+    spellings = (lower, f"{convention}{colon}{kind.upper()}")
+    found = {p.name: p for spelling in spellings for p in _known(spelling, Spec.parse(spelling))}
+    found |= {p.name: p for p in catalogue() if lower in (p.name.lower(), p.name.lower().partition(":")[2])}
+    return list(found.values())
+
+
+def _known(name: str, spec: Spec | None) -> list[Precision]:
+    return _built_in(spec) + [p for p in _REGISTERED.values() if name in (p.name, p.name.partition(":")[2])]
+
+
+def _ask_plugins() -> None:
+    """Register what plugins bring; what a plugin asks while it is loaded is answered from what is known by then."""
+    from edgekit.encoding.codecs import load_precisions
+
+    if not getattr(_loading, "now", False):
+        _loading.now = True
+        try:
+            load_precisions()
+        finally:
+            _loading.now = False
 
 
 def _built_in(spec: Spec | None) -> list[Precision]:

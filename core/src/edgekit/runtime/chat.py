@@ -68,10 +68,45 @@ def template_of(artifact: Artifact) -> str:
     # Metadata first: a GGUF file's template is there even where its tokenizer is of a kind that edgekit cannot read.
     source = artifact.config.get("tokenizer.chat_template")
     if source is None and artifact.tokenizer is not None:
-        source = artifact.tokenizer.chat_template
+        source = artifact.tokenizer.chat_template or _only(artifact.tokenizer, artifact)
     if not isinstance(source, str):
-        raise UsageError(f"{artifact.path}: it has no chat template; use generate with a prompt of your own")
+        raise UsageError(
+            f"{artifact.path}: it has no chat template, as base models have none; "
+            "continue a text instead (`edgekit run`, `generate` in Python)"
+        )
     return source
+
+
+def _only(tokenizer: Tokenizer, artifact: Artifact) -> str | None:
+    """The one template of a model that calls none the default."""
+    templates = tokenizer.chat_templates
+    if len(templates) > 1:
+        raise UsageError(
+            f"{artifact.path}: of its chat templates ({', '.join(templates)}) none is the default one; render one with "
+            "edgekit.runtime.chat.render, and use generate"
+        )
+    return next(iter(templates.values()), None)
+
+
+def no_tokenizer(path: Path) -> str:
+    """The message of an artifact that is asked for text and has no tokenizer."""
+    return (
+        f"{path}: it has no tokenizer, so it takes no text; write it again from a source that has its tokenizer's "
+        "files, or continue token ids (`tokens` in Python)"
+    )
+
+
+def has_template(artifact: Artifact) -> bool:
+    """Whether an artifact has a chat template.
+
+    Raises:
+        As reading its tokenizer does, where its files are broken or of a kind that edgekit does not know.
+    """
+    try:
+        template_of(artifact)
+    except UsageError:
+        return False
+    return True
 
 
 def render(template: str, messages: Messages | str, **variables: Any) -> str:
@@ -227,6 +262,8 @@ __all__ = [
     "Messages",
     "check",
     "conversation",
+    "has_template",
+    "no_tokenizer",
     "prompt_of",
     "render",
     "special_tokens",

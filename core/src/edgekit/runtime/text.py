@@ -171,7 +171,7 @@ class TextRuntime:
         """
         tokenizer = self.artifact.tokenizer
         if tokenizer is None:
-            raise UsageError(f"{self.artifact.path}: it has no tokenizer; continue token ids with `tokens` instead")
+            raise UsageError(chat.no_tokenizer(self.artifact.path))
         return tokenizer
 
     def room(self, prompt: int, wanted: int | None) -> int:
@@ -205,7 +205,7 @@ class TextRuntime:
         # Decoded as what follows the prompt: on its own the first piece would lose its leading space.
         text = tokenizer.detokenizer(prompt)
         for token in tokens:
-            if token == tokenizer.eos:
+            if token in tokenizer.end_ids:
                 break
             if piece := text.add(token):
                 yield piece

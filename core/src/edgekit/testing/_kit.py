@@ -110,15 +110,29 @@ class Bound(Generic[Subject]):
     profile: Profile
 
     def __call__(self) -> None:
-        """Run the check; whatever the subject itself raises is a failure too."""
+        """Run the check; whatever the subject itself raises is a failure too.
+
+        A failure's traceback has no frame of the kit: the message says what is wrong, and of what the subject raised
+        its own frames are shown.
+        """
+        __tracebackhide__ = True  # pytest then shows the caller's line
         try:
             self.check.function(self.subject, self.profile)
         except (NotApplicable, KeyboardInterrupt, SystemExit):
             raise
         except CheckFailure as error:
-            raise CheckFailure(f"{self.label}, {self.check.name}: {error}") from error
+            raise CheckFailure(f"{self.label}, {self.check.name}: {error}") from None
         except Exception as error:
-            raise CheckFailure(f"{self.label}, {self.check.name}: it raised {type(error).__name__}: {error}") from error
+            told = f"{self.label}, {self.check.name}: it raised {type(error).__name__}: {error}"
+            raise CheckFailure(told) from _from_the_subject(error)
+
+
+def _from_the_subject(error: Exception) -> Exception:
+    """The error without the kit's frames, which come first; whole where it has no others."""
+    frame = error.__traceback__
+    while frame and frame.tb_frame.f_globals.get("__name__", "").startswith("edgekit.testing."):
+        frame = frame.tb_next
+    return error.with_traceback(frame) if frame else error
 
 
 @attrs.frozen
@@ -236,6 +250,7 @@ def _skipping(bound: Bound[Any]) -> Callable[[], None]:
     import pytest
 
     def check() -> None:
+        __tracebackhide__ = True
         try:
             bound()
         except NotApplicable as reason:
@@ -248,6 +263,7 @@ def _quiet(bound: Bound[Any]) -> Callable[[], None]:
     """A check that does not apply passes, so that expecting it to fail is an error."""
 
     def check() -> None:
+        __tracebackhide__ = True
         try:
             bound()
         except NotApplicable:

@@ -30,12 +30,14 @@ class QuantizerSubject:
         precision: the number format that it encodes.
         claim: ``"exact"``, or a sentence that states its bound.
         name: for messages.
+        speed: what it claims, the reference having 1.
     """
 
     quantizer: Any
     precision: Precision
     claim: str
     name: str
+    speed: float = 1
 
     @property
     def label(self) -> str:
@@ -117,7 +119,7 @@ def adapt(quantizer: Any, precision: str | Precision | None = None, claim: str |
     claimed = claim or getattr(made, "claim", None)
     if not isinstance(claimed, str) or not claimed.strip():
         raise UsageError(f'{name} claims nothing; give it an attribute `claim`: "exact", or a sentence with its bound')
-    return QuantizerSubject(made, find_precision(stated), claimed, name)
+    return QuantizerSubject(made, find_precision(stated), claimed, name, getattr(made, "speed", 1))
 
 
 def registered(registration: Registration) -> QuantizerSubject:
@@ -125,7 +127,7 @@ def registered(registration: Registration) -> QuantizerSubject:
     loaded = registration.load()
     claim = str(registration.options.get("claim", "")) or None
     subject = adapt(loaded, getattr(loaded, "precision", None) or registration.name, claim)
-    return attrs.evolve(subject, name=registration.plugin)
+    return attrs.evolve(subject, name=registration.plugin, speed=registration.options.get("speed", 1))
 
 
 def backend_subject(name: str, backend: str | None) -> QuantizerSubject:

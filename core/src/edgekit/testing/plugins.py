@@ -149,7 +149,7 @@ def check_metadata(subject: PluginSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_registrations(subject: PluginSubject, profile: Profile) -> None:
-    """It registers something; every quantizer states a claim, and a precision that is known."""
+    """It registers something, each thing once, and quantizers of precisions that are known."""
     if not subject.registrations:
         fail("it registers nothing")
     seen = set()
@@ -158,13 +158,10 @@ def check_registrations(subject: PluginSubject, profile: Profile) -> None:
             fail(f"{one(each.role)} {each.name!r} is registered twice")
         seen.add((each.role, each.name))
         if each.role == "quantizers":
-            _claimed(each)
+            _known(each)
 
 
-def _claimed(each: Registration) -> None:
-    claim = each.options.get("claim")
-    if not isinstance(claim, str) or not claim.strip():
-        fail(f'quantizer {each.name!r} claims nothing; register it with claim="exact", or a sentence with its bound')
+def _known(each: Registration) -> None:
     try:
         find_precision(each.name)
     except EdgekitError as error:
@@ -268,9 +265,15 @@ def check_import_time(subject: PluginSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_light_imports(subject: PluginSubject, profile: Profile) -> None:
-    """Importing the light module imports no framework."""
-    packages = {name.partition(".")[0] for name in _watch(subject, load=False)["modules"]}
-    heavy = sorted(packages & set(HEAVY))
+    """Importing the light module imports no framework, and none of the modules whose objects it registers.
+
+    Those are imported when they are first used. Keep names and numbers that both need in a third module.
+    """
+    modules = set(_watch(subject, load=False)["modules"])
+    own = {each.target.partition(":")[0] for each in subject.registrations} - {subject.module}
+    if modules & own:
+        fail(f"importing {subject.module} imports {min(modules & own)}, which it registers; name it in a text only")
+    heavy = sorted({name.partition(".")[0] for name in modules} & set(HEAVY))
     if heavy:
         fail(f"importing {subject.module} imports {', '.join(heavy)}; import them where they are used")
 

@@ -1,7 +1,7 @@
 """Hypothesis strategies: labelled draws that shrink to one small block.
 
-Needs ``edgekit-core[testing]``. Every draw carries its label (`hypothesis.note`), so that a failing example says what
-it is: which distribution, seed and shape.
+Needs ``edgekit-core[testing]``. Rows are such that `edgekit.encode` accepts them. Every draw carries its label
+(`hypothesis.note`), so that a failing example says what it is: which distribution, seed and shape.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
-from hypothesis import note
+from hypothesis import note, reject
 
 from edgekit.architectures import Model
 from edgekit.artifact import Artifact
-from edgekit.encoding.codecs import find_precision
+from edgekit.encoding.codecs import REFERENCE, encode_checked, find_precision
+from edgekit.errors import NonFiniteError, ScaleOverflowError
 from edgekit.precision import Precision, catalogue
 from edgekit.recipe import Uniform
 from edgekit.testing import _samples
 from edgekit.testing._samples import F32
+from edgekit.testing._subjects import encodable
 from edgekit.testing._trips import small_config
 from edgekit.testing.models import artifact_of, random_model
 
@@ -37,7 +39,19 @@ def tensors(draw: st.DrawFn, precision: str | Precision = "affine:int4-sym-g32",
     seed = draw(st.integers(0, 2**16))
     shape = (draw(st.integers(1, rows)), draw(_widths(found)))
     note(f"{label}, seed {seed}, shape {shape}")
-    return _samples.draw(label, seed, shape)
+    return _accepted(_samples.draw(label, seed, shape), found)
+
+
+def _accepted(x: F32, precision: Precision) -> F32:
+    """The rows themselves, or clipped to what `encode` accepts: finite, and with scales that their type holds."""
+    for largest in (np.inf, 60_000.0, 400.0, 1.0):
+        rows = x if largest == np.inf else np.clip(x, -largest, largest)
+        try:
+            encode_checked(rows, precision, backend=REFERENCE)
+        except (NonFiniteError, ScaleOverflowError):
+            continue
+        return rows
+    reject()  # never seen; another draw is taken
 
 
 def _widths(precision: Precision) -> st.SearchStrategy[int]:
@@ -55,6 +69,7 @@ def adversarial_blocks(draw: st.DrawFn, precision: str | Precision) -> F32:
     x = np.full((1, cols), draw(st.sampled_from([0.0, 1.0, -1.0, 0.02])), np.float32)
     for column, one in draw(st.lists(st.tuples(st.integers(0, cols - 1), value), max_size=8)):
         x[0, column] = one
+    x = _accepted(x, found)
     note(f"adversarial block of {cols}: {sorted(set(x[0].tolist()))[:8]}")
     return x
 
@@ -67,10 +82,10 @@ def ties(draw: st.DrawFn, precision: str | Precision) -> F32:
     label = draw(st.sampled_from([*_samples.KINDS["ties"], "between two levels", "its own grid"]))
     note(f"ties: {label}, seed {seed}")
     if label == "between two levels":
-        return _samples.level_midpoints(found, seed, 1)
+        return _accepted(_samples.level_midpoints(found, seed, 1), found)
     if label == "its own grid":
-        return _samples.own_ties(found, seed, 6)
-    return _samples.draw(label, seed, (1, _samples.widths(found)[0]))
+        return _accepted(_samples.own_ties(found, seed, 6), found)
+    return _accepted(_samples.draw(label, seed, (1, _samples.widths(found)[0])), found)
 
 
 @st.composite
@@ -87,8 +102,8 @@ def weights_like(draw: st.DrawFn, model: Model) -> tuple[str, F32]:
 
 
 def recipes() -> st.SearchStrategy[Uniform]:
-    """One precision of the core for every weight matrix."""
-    return st.sampled_from([p.name for p in catalogue()]).map(lambda name: Uniform(find_precision(name)))
+    """One precision for every weight matrix, of those that encode."""
+    return st.sampled_from([p.name for p in catalogue()]).map(find_precision).filter(encodable).map(Uniform)
 
 
 @st.composite

@@ -26,6 +26,7 @@ class GridFormat:
 
     precision: Precision
     PROOF: ClassVar[str] = "decoded only, by gguf-py 0.19.0"
+    DECODE_ONLY: ClassVar[bool] = True
     BOUND: ClassVar[str] = "none: it is not encoded"
 
     def encode(self, x: npt.NDArray[Any], precision: Precision, importance: object = None) -> NoReturn:

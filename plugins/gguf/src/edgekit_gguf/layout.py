@@ -44,9 +44,23 @@ def layout(source: Artifact) -> Layout:
     if isinstance(source.config, Metadata):
         return Layout(tuple(_as_it_is(source.tensors)), source, _model_if_known(source))
     model = source.model
-    translated = Layout(tuple(_translated(model)), source, model)
+    translated = Layout(tuple(_translated(model)), source, model, _notes(source, model))
     _described(translated)  # refuses what GGUF cannot say, before a tensor is read
     return translated
+
+
+def _notes(source: Artifact, model: Model) -> dict[str, str]:
+    """What becomes of a tokenizer that has not as many tokens as the embedding has rows."""
+    if source.tokenizer is None:
+        return {}
+    tokens, rows = len(source.tokenizer.tokens), model.config.vocab
+    if tokens < rows:
+        return {
+            "added_tokens": f"{rows - tokens} tokens were added ([PAD…], unused) to fill the embedding's {rows} rows"
+        }
+    if tokens > rows:
+        return {"dropped_tokens": f"{tokens - rows} tokens beyond the embedding's {rows} rows were dropped"}
+    return {}
 
 
 def _model_if_known(source: Artifact) -> Model | None:

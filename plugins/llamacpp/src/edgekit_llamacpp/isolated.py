@@ -83,7 +83,7 @@ class IsolatedRuntime:
 
     def __init__(self, artifact: Artifact, options: Options) -> None:
         self.artifact = artifact
-        self._lock, self._streams = threading.RLock(), 0
+        self._lock, self._streams, self._owner = threading.RLock(), 0, os.getpid()
         path = os.pathsep.join(entry for entry in sys.path if entry)
         self._child: subprocess.Popen[bytes] | None = subprocess.Popen(
             [sys.executable, "-m", "edgekit_llamacpp.worker"],
@@ -137,7 +137,7 @@ class IsolatedRuntime:
     def close(self) -> None:
         """End the child; more than once is fine."""
         child, self._child = self._child, None
-        if child is None:
+        if child is None or self._owner != os.getpid():  # a copy of the process does not end its parent's child
             return
         for pipe in (child.stdin, child.stdout):
             with contextlib.suppress(OSError):
@@ -185,6 +185,7 @@ class IsolatedRuntime:
                 self._ask("end", number=number)
 
     def _ask(self, method: str, **arguments: Any) -> tuple[dict[str, Any], F32 | None]:
+        self._refuse_copy()
         with self._lock:
             child = self._child
             if child is None:
@@ -197,6 +198,13 @@ class IsolatedRuntime:
         if "error" in message:
             raise _error(str(message["error"]), str(message["message"]))
         return message, array
+
+    def _refuse_copy(self) -> None:
+        if self._owner != os.getpid():
+            raise UsageError(
+                f"{self.artifact.path}: it was loaded before this process was forked, and its pipes are the parent's; "
+                "load the model again here"
+            )
 
     def _died(self, method: str) -> EdgekitError:
         child, self._child = self._child, None

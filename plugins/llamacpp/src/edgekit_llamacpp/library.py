@@ -6,31 +6,73 @@ import contextlib
 import ctypes
 import functools
 import importlib
+import os
 import threading
 from collections import deque
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
-from edgekit.errors import MissingPluginError
+from edgekit.errors import MissingPluginError, UsageError
+from edgekit.files.memory import refuse_shortage
 
 #: What builds llama-cpp-python for an accelerator, from its own README.
 BUILD = 'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir llama-cpp-python'
 _ERRORS = (3, 4)  # GGML_LOG_LEVEL_WARN, GGML_LOG_LEVEL_ERROR
-_LOCK = threading.RLock()
+_FORKED = (
+    "llama.cpp was used before this process was forked, and waits here for ever for threads that only the parent has; "
+    "start the process with multiprocessing's method 'spawn', load the model in the child, or load it with isolate=True"
+)
 
 
-@functools.cache
+class _Process:
+    """What one process knows of the library: a lock, and whether it is the copy of a process that had used it."""
+
+    copied = False
+    lock = threading.RLock()
+
+
+_process = _Process()
+
+
 def llama() -> Any:
     """``llama_cpp.llama_cpp``, the C functions, with the backends initialized.
 
     Raises:
         MissingPluginError: llama-cpp-python is not installed, or cannot be loaded.
+        UsageError: this process was forked from one that had used it.
     """
+    refuse_copy()
+    return _loaded()
+
+
+def copied() -> bool:
+    """Whether llama.cpp cannot be used in this process, because it was used before the process was forked."""
+    return _process.copied
+
+
+def refuse_copy() -> None:
+    """Raise `UsageError` where llama.cpp was used before this process was forked; its threads stayed in the parent."""
+    if _process.copied:
+        raise UsageError(_FORKED)
+
+
+def _after_fork() -> None:
+    _process.copied = _process.copied or _loaded.cache_info().currsize > 0
+    _process.lock = threading.RLock()  # another thread of the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@functools.cache
+def _loaded() -> Any:
     try:
         found: Any = importlib.import_module("llama_cpp.llama_cpp")
         found.llama_backend_init()
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+    except (ImportError, OSError, RuntimeError, AttributeError, MemoryError) as error:
+        refuse_shortage(error, "importing llama-cpp-python")
         raise MissingPluginError(
             f"llama-cpp-python cannot be loaded ({error}); pip install --force-reinstall llama-cpp-python"
         ) from error
@@ -41,7 +83,7 @@ def llama() -> Any:
 def quiet() -> Iterator[deque[str]]:
     """Collect llama.cpp's warnings and errors instead of printing its log; who listened before, listens again."""
     library, said = llama(), deque[str](maxlen=20)
-    with _LOCK:  # the logger is one for the process
+    with _process.lock:  # the logger is one for the process
         before, data = library.llama_log_callback(), ctypes.c_void_p()
         library.llama_log_get(ctypes.byref(before), ctypes.byref(data))
 

@@ -17,14 +17,18 @@ import numpy.typing as npt
 from edgekit.artifact import Artifact
 from edgekit.errors import (
     InvalidFileError,
+    MemoryShortageError,
     MissingPluginError,
+    PluginError,
     ResourceError,
     UnsupportedModelError,
     UsageError,
 )
+from edgekit.files.memory import refuse_shortage
+from edgekit.files.reader import Mapped
 from edgekit.pipeline import open_artifact
 from edgekit.runtime import refuse_unknown_options
-from edgekit_llamacpp.library import BUILD, llama, quiet
+from edgekit_llamacpp.library import BUILD, copied, llama, quiet
 
 F32 = npt.NDArray[np.float32]
 
@@ -107,6 +111,7 @@ class Loaded:
         self.options = options
         with self._free as stack:
             refuse_missing(artifact, options)
+            self._mapped = Mapped(artifact.files, _CUT) if options.mmap else None
             self.model = self._load(artifact, options)
             stack.callback(self._llama.llama_model_free, self.model)
             self.vocab = self._llama.llama_model_get_vocab(self.model)
@@ -134,18 +139,33 @@ class Loaded:
         """Tokens that the context computes at once; more would end the process."""
         return int(self._llama.llama_n_batch(self.context))
 
+    def refuse_cut(self) -> None:
+        """Refuse to compute with a mapped file that was cut meanwhile: touching what is gone ends the process.
+
+        Raises:
+            InvalidFileError: it was.
+        """
+        if self._mapped is not None:
+            self._mapped.refuse_cut()
+
     def close(self) -> None:
-        """Free everything; more than once is fine."""
+        """Free everything; more than once is fine. In a copy of the process that loaded it the memory is let be."""
+        if copied():
+            self._free.pop_all()
+            return
         with quiet():
             self._free.close()
 
     def _load(self, artifact: Artifact, options: Options) -> Any:
         parameters = self._llama.llama_model_default_params()
         parameters.n_gpu_layers = options.gpu_layers if options.gpu_layers >= 0 else 1 << 30
-        parameters.use_mmap, parameters.use_mlock = options.mmap, options.mlock
+        set_load_mode(parameters, options)
         with quiet() as said:
             model = self._llama.llama_model_load_from_file(os.fsencode(artifact.files[0]), parameters)
         if not model:
+            refuse_shortage(
+                RuntimeError("; ".join(said)), f"{artifact.path}: loading it with llama.cpp", artifact.nbytes
+            )
             why = next((line for line in said if "error loading model" in line), "; ".join(said)).partition(": ")[2]
             known = "unknown model architecture" in why or "tokenizer" in why
             kind = UnsupportedModelError if known else InvalidFileError
@@ -178,6 +198,7 @@ class Loaded:
         with quiet() as said:
             context = self._llama.llama_init_from_model(self.model, parameters)
         if not context:
+            refuse_shortage(RuntimeError("; ".join(said)), f"a context of {size} tokens in llama.cpp")
             raise ResourceError(f"llama.cpp makes no context of {size} tokens: {'; '.join(said)}; choose a shorter one")
         self._apply_adapters(context)
         return context
@@ -203,7 +224,23 @@ class Loaded:
             raise InvalidFileError("llama.cpp refuses the LoRA adapters; check that they are for this model")
 
 
+_CUT = "load the model again from a whole file; mmap=False reads it into memory, isolate=True keeps a crash apart"
 _CURE = "use a file that llama.cpp's own tools or edgekit wrote, or upgrade llama-cpp-python"
+
+
+def set_load_mode(parameters: Any, options: Options) -> None:
+    """Say how the file is read, in the fields that the installed llama.cpp has: ctypes takes others in silence.
+
+    Raises:
+        PluginError: the installed llama-cpp-python has none that is known.
+    """
+    fields = {name for name, *_ in parameters._fields_}
+    if "load_mode" in fields:  # LLAMA_LOAD_MODE_NONE, MMAP, MLOCK, MMAP_MLOCK
+        parameters.load_mode = options.mmap + 2 * options.mlock
+    elif {"use_mmap", "use_mlock"} <= fields:
+        parameters.use_mmap, parameters.use_mlock = options.mmap, options.mlock
+    else:
+        raise PluginError("the installed llama-cpp-python loads models in a way that is not known; install 0.3.36")
 
 
 def refuse_missing(artifact: Artifact, options: Options) -> None:
@@ -242,7 +279,7 @@ def refuse_memory(artifact: Artifact, context: int, cache: str = "F16") -> None:
     """Refuse a context whose keys and values memory does not hold; nothing where the family is not known.
 
     Raises:
-        ResourceError: says how many bytes it would take and how many there are.
+        MemoryShortageError: says how many bytes it would take and how many there are.
     """
     try:
         config = artifact.model.config
@@ -251,7 +288,7 @@ def refuse_memory(artifact: Artifact, context: int, cache: str = "F16") -> None:
     values = 2 * config.layers * config.kv_heads * config.head_dim * context
     wanted, free = values * CACHES[cache][1], available_memory()
     if free is not None and wanted > free:
-        raise ResourceError(
+        raise MemoryShortageError(
             f"a context of {context} tokens takes {wanted / 1e9:.1f} GB for keys and values and "
             f"{free / 1e9:.1f} GB are free; choose a shorter context"
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -226,3 +227,43 @@ def check_formats(subject: QuantizerSubject, profile: Profile) -> None:
         stored = round_trips(subject.encode, subject.precision, cols, Path(folder))
     if not stored:
         raise NotApplicable("no installed format stores this precision")
+
+
+#: Of a speed check: elements, tries, and how much longer than the reference a try may take before it counts. A machine
+#: that does other work at the same time moves the best of seven by less than that.
+_ELEMENTS, _TRIES, _NOISE = 1 << 16, 7, 1.25
+
+
+@ROOM.check
+def check_speed(subject: QuantizerSubject, profile: Profile) -> None:
+    """What is registered with a speed above 1 is no slower than the reference, whose place it takes by default.
+
+    Both encode the same rows in turn, after a first call that may compile something; the best of several tries counts.
+    Typical fault: a speed that was copied from another plugin, and a kernel that is called row by row.
+    """
+    if not subject.exact or subject.speed <= 1:
+        raise NotApplicable("it does not claim to be faster than the reference")
+    require_encoder(subject)
+    unit = int(np.lcm(_samples.unit(subject.precision), 32))
+    cols = unit * -(-1024 // unit)
+    x = _samples.draw("normal", 1, (max(1, _ELEMENTS // cols), cols))
+    own, theirs = _best_times(x, subject.encode, subject.wanted)
+    if own > _NOISE * theirs:
+        fail(
+            f"it claims speed={subject.speed:g}, and takes {1000 * own:.2f} ms for {list(x.shape)} where the reference "
+            f"takes {1000 * theirs:.2f} ms; state speed=0, so that it is used on request only"
+        )
+
+
+def _best_times(x: F32, *encoders: Callable[[F32], Parts]) -> list[float]:
+    """Seconds of the best try of each, one after the other in every round."""
+    for encoder in encoders:
+        encoder(x)
+    rounds = [[_timed(encoder, x) for encoder in encoders] for _ in range(_TRIES)]
+    return [min(times) for times in zip(*rounds, strict=True)]
+
+
+def _timed(encoder: Callable[[F32], Parts], x: F32) -> float:
+    began = time.perf_counter()
+    encoder(x)
+    return time.perf_counter() - began

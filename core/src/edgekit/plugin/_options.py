@@ -1,0 +1,88 @@
+"""What ``register`` takes in each role; anything else is an error that names what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from edgekit.errors import PluginError
+
+_SUFFIX = re.compile(r"\.[^./\\\s]+")
+_TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def _suffixes(value: object) -> str:
+    if not isinstance(value, tuple | list) or not all(isinstance(each, str) for each in value):
+        return 'takes a tuple of suffixes, such as (".gguf",)'
+    wrong = [each for each in value if not _SUFFIX.fullmatch(each)]
+    return f"{wrong[0]!r} is no suffix; a suffix is one dot and a name, as pathlib's Path.suffix" if wrong else ""
+
+
+def _names(value: object) -> str:
+    if not isinstance(value, tuple | list) or not all(isinstance(each, str) for each in value):
+        return 'takes a tuple of names, such as ("gguf",) or ("*",)'
+    return "" if all(each.strip() for each in value) else "has an empty name"
+
+
+def _speed(value: object) -> str:
+    return "" if _number(value) >= 0 else "takes a number from 0 on, where the reference has 1"
+
+
+def _tolerance(value: object) -> str:
+    return "" if _number(value) > 0 else "takes a number above 0, in standard deviations of the logits"
+
+
+def _number(value: object) -> float:
+    """As a float; -1 of what is no finite number."""
+    right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if right else -1.0  # type: ignore[arg-type]
+
+
+def _claim(value: object) -> str:
+    right = isinstance(value, str) and value.strip()
+    return "" if right else 'takes "exact", or a sentence that states the bound'
+
+
+#: Role -> option -> what is wrong with a value, in words; empty where nothing is.
+_OPTIONS: dict[str, dict[str, Callable[[object], str]]] = {
+    "formats": {"suffixes": _suffixes, "takes": _suffixes},
+    "quantizers": {"claim": _claim, "speed": _speed},
+    "recipes": {"formats": _names},
+    "runtimes": {"formats": _names, "speed": _speed, "tolerance": _tolerance},
+    "passes": {"formats": _names},
+}
+
+
+def checked(role: str, what: str, target: object, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of one registration, lists as tuples.
+
+    Args:
+        role: ``formats``, ``quantizers``, ...
+        what: the registration in words, for messages.
+        target: ``"package.module:attribute"``.
+        options: the keyword arguments of ``register``.
+
+    Raises:
+        PluginError: a malformed target, an option that the role does not have or that lacks, or a wrong value.
+    """
+    if not isinstance(target, str) or not _TARGET.fullmatch(target):
+        raise PluginError(f'{what}: a target is "package.module:attribute", not {target!r}')
+    known = _OPTIONS.get(role, {})
+    for name, value in options.items():
+        if name not in known:
+            raise PluginError(f"{what}: {_unknown(role, name, known)}")
+        wrong = known[name](value)
+        if wrong:
+            raise PluginError(f"{what}: {name}={value!r}: {wrong}")
+    if role == "quantizers" and "claim" not in options:
+        raise PluginError(f'{what}: it claims nothing; register it with claim="exact", or a sentence with its bound')
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+def _unknown(role: str, name: str, known: Mapping[str, object]) -> str:
+    allowed = f"edgekit_register_{role} has {', '.join(known)}" if known else f"edgekit_register_{role} has no options"
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"unknown option {name!r}{f', did you mean {near[0]!r}?' if near else ''}; {allowed}"
