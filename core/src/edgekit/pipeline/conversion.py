@@ -247,7 +247,7 @@ def make_plan(recipe: Recipe, layout: Layout, importance: bool = False, backend:
     plan = check_plan(recipe.plan(layout.slots, config, importance), layout.slots, recipe.name)
     for slot, line in zip(layout.slots, plan, strict=True):
         own = isinstance(slot.tensor, EncodedTensor) and slot.tensor.precision == line.precision
-        if not own and getattr(reference(line.precision), "DECODE_ONLY", False) and not choose(line.precision, backend):
+        if not own and reference(line.precision).traits.decode_only and not choose(line.precision, backend):
             raise UsageError(
                 f"recipe {recipe.name!r}, tensor {line.name!r}: {line.precision.name} can be decoded, but not encoded; "
                 "choose a precision with an encoder (ggml:Q2_K, ggml:IQ4_XS), or quantize with llama.cpp"
