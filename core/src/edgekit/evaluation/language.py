@@ -285,7 +285,7 @@ def _scores(models: list[Judge], windows: Ints, progress: Progress | None) -> It
 
 def _step(windows: Ints) -> int:
     """How many windows go through the model at once."""
-    return max(1, _BATCH // windows.shape[1])
+    return max(1, _BATCH // int(windows.shape[1]))
 
 
 def _score_batch(models: list[Judge], batch: Ints) -> Iterator[F64]:
