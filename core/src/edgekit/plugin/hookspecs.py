@@ -59,8 +59,8 @@ def edgekit_register_recipes(register: Register) -> None:
 
     The target implements `edgekit.recipe.Recipe`; ``formats`` names the formats it is meant for. Its plan is checked
     before a tensor is read: one assignment for each slot, in their order. Where a tensor cannot have what the recipe
-    asks for, the assignment names that in ``asked``, and the conversion's notes count it. A method ``describe()``, which
-    returns `edgekit.recipe.Clause`s, shows the recipe's rules in `edgekit recipes`.
+    asks for, the assignment names that in ``asked``, and the conversion's notes count it. A method ``describe()``
+    returns `edgekit.recipe.Clause`s, which `edgekit recipes` shows.
     """
 
 
