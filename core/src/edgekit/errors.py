@@ -45,9 +45,18 @@ def option(name: str, value: str | bool = True) -> str:
 
 
 class EdgekitError(Exception):
-    """Base of all errors of edgekit and its plugins."""
+    """Base of all errors of edgekit and its plugins.
+
+    Attributes:
+        public: what a client of a server may read of it: nothing of the server's files, and no advice for Python. None
+            where the message is for the server's owner alone.
+    """
 
     exit_code: int = 3
+
+    def __init__(self, *args: object, public: str | None = None) -> None:
+        super().__init__(*args)
+        self.public = public
 
 
 class UsageError(EdgekitError, ValueError):

@@ -72,7 +72,8 @@ def template_of(artifact: Artifact) -> str:
     if not isinstance(source, str):
         raise UsageError(
             f"{artifact.path}: it has no chat template, as base models have none; "
-            "continue a text instead (`edgekit run`, `generate` in Python)"
+            "continue a text instead (`edgekit run`, `generate` in Python)",
+            public="the model has no chat template; send a prompt to be continued instead",
         )
     return source
 
@@ -83,7 +84,8 @@ def _only(tokenizer: Tokenizer, artifact: Artifact) -> str | None:
     if len(templates) > 1:
         raise UsageError(
             f"{artifact.path}: of its chat templates ({', '.join(templates)}) none is the default one; render one with "
-            "edgekit.runtime.chat.render, and use generate"
+            "edgekit.runtime.chat.render, and use generate",
+            public="none of the model's chat templates is the default one; send a prompt to be continued instead",
         )
     return next(iter(templates.values()), None)
 
@@ -128,8 +130,10 @@ def render(template: str, messages: Messages | str, **variables: Any) -> str:
     if "text" in said:
         return str(said["text"])
     if str(said["error"]).startswith("ValueError: "):  # the template's own raise_exception
-        raise UsageError(f"the model's chat template refuses the messages: {said['error'][12:]}")
-    raise InvalidFileError(f"the model's chat template fails: {said['error']}; build the prompt yourself (generate)")
+        refusal = f"the model's chat template refuses the messages: {said['error'][12:]}"
+        raise UsageError(refusal, public=refusal)
+    failure = f"the model's chat template fails: {said['error']}"
+    raise InvalidFileError(f"{failure}; build the prompt yourself (generate)", public=failure)
 
 
 def conversation(messages: Messages | str) -> Messages:

@@ -88,7 +88,8 @@ class Tokenizer:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise UsageError(f"the text is no Unicode text: {error.reason} at character {error.start}") from error
+            message = f"the text is no Unicode text: {error.reason} at character {error.start}"
+            raise UsageError(message, public=message) from error
         ids = self._cut(text)
         before = [self.bos] if add_special and self.add_bos and self.bos is not None else []
         after = [self.eos] if add_special and self.add_eos and self.eos is not None else []

@@ -92,6 +92,10 @@ class LlamaCppRuntime(TextRuntime):
         """Tokens that the context holds."""
         return self._model().size
 
+    def description(self) -> dict[str, Any]:
+        """How it computes: device, layers on it (what ``gpu_layers="auto"`` came to), context, threads."""
+        return self._model().description()
+
     def logits(self, tokens: npt.ArrayLike) -> F32:
         """Scores of every next token, float32 [n, vocab], of token ids [n].
 
@@ -189,11 +193,12 @@ class LlamaCppRuntime(TextRuntime):
         """
         loaded = self._model()
         if not loaded.has_vocabulary:
-            raise UsageError(chat.no_tokenizer(self.artifact.path))
+            raise self.lacks_tokenizer()
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
-            raise UsageError(f"the text is no Unicode text: {error.reason} at character {error.start}") from error
+            message = f"the text is no Unicode text: {error.reason} at character {error.start}"
+            raise UsageError(message, public=message) from error
         add = not (special and self._special("bos") and text.startswith(self._special("bos")))
         ids = self._cut(loaded, data, add, special)
         ends = add and self._llama.llama_vocab_get_add_eos(loaded.vocab) and len(ids) > 1
