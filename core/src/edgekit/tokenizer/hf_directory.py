@@ -16,7 +16,7 @@ from typing import Any, Literal
 import attrs
 
 from edgekit.errors import InvalidFileError, UnsupportedModelError
-from edgekit.files.foreign import member, read_bytes, read_object, strict_json
+from edgekit.files.foreign import member, read_bytes, read_object, shown, strict_json
 from edgekit.tokenizer import pretokenizers, sentencepiece
 from edgekit.tokenizer.record import Tokenizer, TokenType
 from edgekit.tokenizer.sentencepiece import SentencePiece
@@ -136,7 +136,11 @@ class _Files:
         """Jinja source, from the newest place that holds it."""
         content = read_bytes(self.directory, "chat_template.jinja", TOKENIZER_LIMIT)
         if content is not None:
-            return content.decode("utf-8", "replace")
+            try:
+                return content.decode("utf-8")
+            except UnicodeDecodeError as error:
+                path = self.directory / "chat_template.jinja"
+                raise InvalidFileError(f"{path}: not UTF-8 at byte {error.start:,}; fetch it again") from error
         beside = read_object(self.directory, "chat_template.json", TOKENIZER_LIMIT) or {}
         for template in (self.config.get("chat_template"), beside.get("chat_template")):
             if isinstance(template, list):
@@ -155,7 +159,7 @@ def _content(entry: Any, path: Path) -> tuple[str, bool]:
 
 def _checked(number: Any, path: Path) -> int:
     if not (type(number) is int and 0 <= number <= _LARGEST_ID):
-        raise InvalidFileError(f"{path}: {number!r} is no token id; fetch it again")
+        raise InvalidFileError(f"{path}: {shown(number)} is no token id; fetch it again")
     return number
 
 
@@ -355,8 +359,9 @@ def _from_vocab(files: _Files) -> Tokenizer:
     path = files.directory / "vocab.json"
     pre = _CLASSES.get(str(files.config.get("tokenizer_class")).removesuffix("Fast"))
     if pre is None:
+        named = shown(files.config.get("tokenizer_class"))
         raise UnsupportedModelError(
-            f"{path}: tokenizer_config.json names the class {files.config.get('tokenizer_class')!r}; edgekit knows "
+            f"{path}: tokenizer_config.json names the class {named}; edgekit knows "
             f"{', '.join(_CLASSES)} without a tokenizer.json; save it with transformers' AutoTokenizer to get one"
         )
     added = files.added()
