@@ -42,7 +42,7 @@ for name, found in seen.items():
     assert 0 < found[""] < 0.9 * total, (name, found)
     assert found["InvalidFileError"] > 0.1 * total, (name, found)
 print(len(seen), "kinds")
-sys.exit("\\n\\n".join(wrong))
+sys.exit(chr(10).join(wrong) or None)
 """
 
 
