@@ -173,13 +173,8 @@ def _sentencepiece(directory: Mapping[str, bytes]) -> dict[str, bytes]:
     def piece(text: str, score: float, kind: int) -> bytes:
         return field(1, field(1, text.encode()) + b"\x15" + struct.pack("<f", score) + bytes([3 << 3, kind]))
 
-    pieces = [
-        ("<unk>", 0.0, 2),
-        ("<s>", 0.0, 3),
-        ("</s>", 0.0, 3),
-        ("▁", -1.0, 1),
-        *((chr(97 + n), -2.0, 1) for n in range(16)),
-    ]
+    special = [("<s>", 0.0, 3), ("</s>", 0.0, 3), ("<unk>", 0.0, 2), ("▁", -1.0, 1)]
+    pieces = [*special, *((chr(97 + n), -2.0, 1) for n in range(14))]  # "ab" comes 18th in added_tokens.json
     model = b"".join(piece(*each) for each in pieces) + field(2, b"\x18\x02") + field(3, b"\x18\x01")
     return _without_json(directory) | {"d/tokenizer.model": model}
 

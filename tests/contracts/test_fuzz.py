@@ -18,7 +18,7 @@ _SPEC.loader.exec_module(fuzz)
 MODELS = 200
 #: Damaged files of all kinds. One takes 2.3 ms of processor time, so that 50,000 take two minutes of an idle core and a
 #: quarter of an hour of a busy machine: `nox -s fuzz` tries those.
-FILES = 5_000
+FILES = 3_000
 
 
 def test_damaged_models_give_a_result_or_a_typed_error(tmp_path):

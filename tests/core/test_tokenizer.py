@@ -336,7 +336,7 @@ def test_no_tokenizer(tmp_path: Path) -> None:
     [
         ({}, None),
         ({"tokenizer_config.json": {"chat_template": "one"}}, "one"),
-        ({"tokenizer_config.json": {"chat_template": [{"name": "a", "template": "x"}]}}, "x"),
+        ({"tokenizer_config.json": {"chat_template": [{"name": "a", "template": "x"}]}}, None),
         (
             {
                 "tokenizer_config.json": {

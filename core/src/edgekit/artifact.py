@@ -71,6 +71,11 @@ class Artifact:
             return self.load_tokenizer()
 
     @property
+    def notes(self) -> Mapping[str, str]:
+        """What was of note when edgekit wrote it, a sentence by kind; empty for foreign artifacts."""
+        return self.manifest.notes if self.manifest else {}
+
+    @property
     def nbytes(self) -> int:
         """Bytes on disk when the artifact was opened, all files."""
         return sum(stamp.size for file in self.files if (stamp := self.stamps[file]))
@@ -94,11 +99,13 @@ class Layout:
         slots: one for each tensor of the file, in order.
         source: the artifact that is read.
         model: its family-neutral view; None where the format stores tensors without knowing the family.
+        notes: what the user should know about it, a sentence by kind; see `edgekit.pipeline.notes`.
     """
 
     slots: tuple[Slot, ...]
     source: Artifact
     model: Model | None
+    notes: Mapping[str, str] = attrs.field(factory=dict)
 
 
 class Writer(Protocol):
@@ -124,7 +131,12 @@ class Writer(Protocol):
 
 
 class Format(Protocol):
-    """Reads and writes one kind of artifact."""
+    """Reads and writes one kind of artifact.
+
+    A format may also have ``conventions``, the names of the conventions whose precisions it stores under short names
+    (``("ggml",)``: ``Q4_0`` is ``ggml:Q4_0``), and ``notes(layout, plan)``, which gives what the user should know
+    about the file to be written, a sentence by kind.
+    """
 
     name: str
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from edgekit.errors import EdgekitError
+from edgekit.errors import EdgekitError, on_command_line
 from edgekit.files import memory
 
 #: Verb to what `edgekit --help` says of it, short enough for a narrow terminal.
@@ -24,6 +24,7 @@ VERBS = {
     "compare": "Say what a conversion cost.",
     "eval": "Measure perplexity on a text.",
     "precisions": "List every number format.",
+    "recipes": "List the recipes with their rules.",
     "plugins": "List the installed plugins.",
     "doctor": "Check the installation, and what this machine can do.",
     "demo": "Quantize the sample model down a ladder.",
@@ -89,6 +90,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
     5 out of resources, 6 locked, 7 a quality gate failed, 130 interrupted (Ctrl-C).
     """  # noqa: D301  - click's mark, a real backspace
     ctx.obj = {"debug": debug}
+    ctx.with_resource(on_command_line())
 
 
 def main(args: list[str] | None = None) -> Any:

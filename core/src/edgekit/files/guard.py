@@ -44,6 +44,7 @@ ARTIFACT_FILES = (
     "merges.txt",
     "chat_template.json",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
     "edgekit.manifest.json",
 )
 _LINKS = 40

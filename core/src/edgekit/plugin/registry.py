@@ -45,8 +45,8 @@ ROLES = (
 #: What an object has to have to play its role.
 _NEEDED = {
     "formats": ("name", "matches", "open", "layout", "writer"),
-    "precisions": ("precision", "encode", "decode", "bound"),
-    "quantizers": ("encode",),
+    "precisions": ("precision", "traits", "encode", "decode", "bound"),
+    "quantizers": ("encode", "traits"),
     "recipes": ("name", "plan"),
     "packagers": ("package",),
     "passes": ("run",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,9 +46,11 @@ class Tokenizer:
         pre: name of the pre-tokenizer as llama.cpp knows it (``gpt-2``, ``llama-bpe``, ``qwen2`` …); ``default``
             for ``spm``; empty where llama.cpp has no name for what `json` does.
         bos, eos, unk, pad: special ids, or None.
+        ends: further ids that the model's files call an end of the text; `end_ids` has all of them.
         add_bos, add_eos: whether encoding adds them.
         add_space_prefix: whether a text is given a leading space (``spm``).
         chat_template: Jinja source, or None; `edgekit.runtime.chat` runs it, in a process that may only render.
+        chat_templates: the model's other templates by name (``tool_use``, ``rag``).
         json: the text of a ``tokenizer.json`` that says the same in the `tokenizers` library's own form, or None.
     """
 
@@ -62,10 +64,12 @@ class Tokenizer:
     eos: int | None = None
     unk: int | None = None
     pad: int | None = None
+    ends: tuple[int, ...] = ()
     add_bos: bool = True
     add_eos: bool = False
     add_space_prefix: bool = True
     chat_template: str | None = attrs.field(default=None, repr=False)
+    chat_templates: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     json: str | None = attrs.field(default=None, repr=False)
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
@@ -84,7 +88,8 @@ class Tokenizer:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise UsageError(f"the text is no Unicode text: {error.reason} at character {error.start}") from error
+            message = f"the text is no Unicode text: {error.reason} at character {error.start}"
+            raise UsageError(message, public=message) from error
         ids = self._cut(text)
         before = [self.bos] if add_special and self.add_bos and self.bos is not None else []
         after = [self.eos] if add_special and self.add_eos and self.eos is not None else []
@@ -161,6 +166,13 @@ class Tokenizer:
         from edgekit.tokenizer.bounds import most_bytes
 
         return most_bytes(self, self._library)
+
+    @functools.cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Ids at which a text ends, in every runtime: `eos`, `ends`, and what llama.cpp knows by its text."""
+        from edgekit.tokenizer.ends import end_ids
+
+        return end_ids(self.tokens, [*self.ends, *([] if self.eos is None else [self.eos])])
 
     def to_json(self) -> str:
         """The text of a ``tokenizer.json``: the given one, or one made from the record.

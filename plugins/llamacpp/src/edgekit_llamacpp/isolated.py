@@ -100,6 +100,11 @@ class IsolatedRuntime:
         self.context = int(message["value"])
         """Tokens that the context holds."""
 
+    def description(self) -> dict[str, Any]:
+        """How it computes, with what was chosen for it."""
+        message, _ = self._ask("description")
+        return dict(message["value"])
+
     def logits(self, tokens: npt.ArrayLike) -> F32:
         """Scores of every next token, float32 [n, vocab]."""
         return self._array("logits", tokens=np.asarray(tokens).tolist())
@@ -196,7 +201,7 @@ class IsolatedRuntime:
             except (EOFError, OSError, ValueError) as error:
                 raise self._died(method) from error
         if "error" in message:
-            raise _error(str(message["error"]), str(message["message"]))
+            raise _error(str(message["error"]), str(message["message"]), message.get("public"))
         return message, array
 
     def _refuse_copy(self) -> None:
@@ -229,9 +234,9 @@ def _how(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def _error(name: str, message: str) -> EdgekitError:
+def _error(name: str, message: str, public: str | None = None) -> EdgekitError:
     """The child's error, as the class that it was."""
     kind: Any = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, EdgekitError):
-        return kind(message)
+        return kind(message, public=public)
     return PluginError(f"{name}: {message}")

@@ -61,6 +61,15 @@ def _unknown(artifact: Artifact) -> bool:
     return False
 
 
+def _ends(artifact: Artifact) -> frozenset[int]:
+    """The end tokens as edgekit reads them: some files name more than llama.cpp has keys for."""
+    try:
+        tokenizer = artifact.tokenizer
+    except UnsupportedModelError:
+        return frozenset()
+    return frozenset() if tokenizer is None else tokenizer.end_ids
+
+
 class LlamaCppRuntime(TextRuntime):
     """A model that llama.cpp runs; see `edgekit.runtime.Runtime`. Calls from several threads take turns.
 
@@ -76,11 +85,16 @@ class LlamaCppRuntime(TextRuntime):
         self._llama, self._lock = llama(), threading.RLock()
         self._loaded: Loaded | None = Loaded(artifact, options)
         self._seen: list[int] = []
+        self._ends = _ends(artifact)
 
     @property
     def context(self) -> int:
         """Tokens that the context holds."""
         return self._model().size
+
+    def description(self) -> dict[str, Any]:
+        """How it computes: device, layers on it (what ``gpu_layers="auto"`` came to), context, threads."""
+        return self._model().description()
 
     def logits(self, tokens: npt.ArrayLike) -> F32:
         """Scores of every next token, float32 [n, vocab], of token ids [n].
@@ -179,11 +193,12 @@ class LlamaCppRuntime(TextRuntime):
         """
         loaded = self._model()
         if not loaded.has_vocabulary:
-            raise UsageError(chat.no_tokenizer(self.artifact.path))
+            raise self.lacks_tokenizer()
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
-            raise UsageError(f"the text is no Unicode text: {error.reason} at character {error.start}") from error
+            message = f"the text is no Unicode text: {error.reason} at character {error.start}"
+            raise UsageError(message, public=message) from error
         add = not (special and self._special("bos") and text.startswith(self._special("bos")))
         ids = self._cut(loaded, data, add, special)
         ends = add and self._llama.llama_vocab_get_add_eos(loaded.vocab) and len(ids) > 1
@@ -236,7 +251,7 @@ class LlamaCppRuntime(TextRuntime):
         """The text after the prompt in whole characters, as they come; ends where the model ends it."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token in tokens:
-            if self._llama.llama_vocab_is_eog(self._model().vocab, token):
+            if token in self._ends or self._llama.llama_vocab_is_eog(self._model().vocab, token):
                 break
             if piece := decoder.decode(self._piece(token)):
                 yield piece

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -170,8 +169,8 @@ def write_ir(model: Any, source: Artifact | None, to: Path, recipe: str, finish:
     try:
         with writing(to), quiet():
             openvino().save_model(model, str(directory.path / XML), compress_to_fp16=False)
-            for file in _companions(source) if source else ():
-                shutil.copyfile(file, directory.path / file.name)
+            for name, file in _companions(source) if source else ():
+                directory.write(name, file.read_bytes())
         manifest = make_manifest(source, recipe, finish(directory.path / XML))
         directory.write(manifest_path(Path("directory")).name, manifest.to_json().encode())
         directory.commit()
@@ -200,11 +199,12 @@ def opened(path: Path) -> Artifact:
     return unread(path) if path.suffix == ".onnx" else open_artifact(path)
 
 
-def _companions(source: Artifact) -> Iterable[Path]:
-    if not source.path.is_dir():
-        return ()
+def _companions(source: Artifact) -> Iterable[tuple[str, Path]]:
+    """Name in the directory, and path, of what is carried over."""
     own = {XML, BIN, "edgekit.manifest.json"}
-    return (file for file in source.files if file.name not in own and file.parent == source.path)
+    for file in source.files if source.path.is_dir() else ():
+        if file.name not in own and file.is_relative_to(source.path):
+            yield file.relative_to(source.path).as_posix(), file
 
 
 def make_manifest(source: Artifact | None, recipe: str, quality: Mapping[str, Any]) -> Manifest:

@@ -61,6 +61,7 @@ def tokenizer_models(directory: Mapping[str, bytes], source: Iterable[Path] = ()
         return Converted({}, f"not converted: {' and '.join(lacking)} not installed")
     with temporary_directory("converting the tokenizer for OpenVINO") as folder:
         for name, content in directory.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(content)
         return _converted(folder)
 
