@@ -32,6 +32,7 @@ class Artifact:
         load_model: builds the family-neutral view; raises `UnsupportedModelError` for an unknown family.
         load_tokenizer: reads the tokenizer; None where there is none.
         manifest: what edgekit recorded when it wrote the artifact; None for foreign ones.
+        said: what is of note about the run that wrote it and not about the artifact, by kind.
         stamps: what the files were when the artifact was opened, to tell whether they are changed while they are read.
     """
 
@@ -43,6 +44,7 @@ class Artifact:
     load_model: Callable[[], Model] = attrs.field(repr=False)
     load_tokenizer: Callable[[], Tokenizer | None] = attrs.field(repr=False)
     manifest: Manifest | None = attrs.field(default=None, repr=False)
+    said: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     stamps: Mapping[Path, Stamp | None] = attrs.field(init=False, repr=False)
 
     @stamps.default
@@ -73,7 +75,7 @@ class Artifact:
     @property
     def notes(self) -> Mapping[str, str]:
         """What was of note when edgekit wrote it, a sentence by kind; empty for foreign artifacts."""
-        return self.manifest.notes if self.manifest else {}
+        return {**(self.manifest.notes if self.manifest else {}), **self.said}
 
     @property
     def nbytes(self) -> int:
