@@ -7,6 +7,7 @@ nox -s conformance  the conformance kit over the whole house, and the faults tha
 nox -s oracles    only the tests against the real frameworks, and the table of formats and distributions
 nox -s examples   ten thousand examples over all reference quantizers, each held to every promise
 nox -s fuzz       damaged models of both formats, for two minutes
+nox -s crash      kills, errors and races: every call at which a run can be cut off (an hour)
 nox -s lowest     the core's tests on the oldest dependencies that it declares
 nox -s mutants    mutation testing of the reference (half an hour); not part of the tests
 nox -s lint types docs bench build
@@ -143,6 +144,15 @@ def fuzz(session: nox.Session) -> None:
     """Damaged models of both formats through everything that reads and writes models, for two minutes."""
     install_house(session)
     session.run("python", "tests/contracts/fuzz.py", *session.posargs, env=QUIET)
+
+
+@nox.session
+def crash(session: nox.Session) -> None:
+    """Cut runs off before each of their file-system calls, give them errors, and let four of them race for a minute."""
+    install_house(session)
+    session.install("--no-deps", OPENVINO, "./plugins/example", silent=True)
+    session.install(*(each for each in ORACLES if each.startswith("openvino")), silent=True)
+    session.run("python", "-W", "ignore", "tests/contracts/crash.py", *session.posargs, env=QUIET)
 
 
 @nox.session

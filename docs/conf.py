@@ -12,6 +12,8 @@ myst_heading_anchors = 3
 exclude_patterns = ["_build", "requirements.txt"]
 html_theme = "furo"
 html_title = "edgekit"
+html_static_path = ["_static"]
+html_css_files = ["edgekit.css"]
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 # Of console blocks the commands are copied, without what they print.

@@ -23,8 +23,11 @@ def edgekit_register_quantizers(register):
 """
 NATIVE = """
 import edgekit as ek
+from edgekit.reference import Traits
 
 class Int4:
+    traits = Traits()
+
     def encode(self, x, importance=None):
         return ek.encode(x, "affine:int4-sym-g32", backend="reference").parts
 """

@@ -8,13 +8,14 @@ import sys
 import threading
 import time
 import warnings
+from typing import ClassVar
 
 import attrs
 import numpy as np
 
 from edgekit.numerics.bits import pack_lsb, unpack_lsb
 from edgekit.precision import Precision
-from edgekit.reference import reference
+from edgekit.reference import Traits, reference
 
 AFFINE, ASYM, SMALL = "affine:int4-sym-g32", "affine:int4-asym-g32", "affine:int8-sym-g32"
 BOUNDED = "half a step of each group's scale"
@@ -32,6 +33,7 @@ class Faulty:
     wrong: object
     precision: object
     claim: str = "exact"
+    traits: ClassVar[Traits] = Traits()
 
     def encode(self, x, importance=None):
         return self.wrong(x, getattr(self.precision, "name", self.precision), importance)
@@ -459,7 +461,7 @@ def widened_source(x, precision, importance):
 class Widening(Faulty):
     """Takes rows of 16 bits."""
 
-    WIDENS = True
+    traits = Traits(widens=True)
 
 
 @fault("subnormal float16 widened to zero", {"check_source_types"}, "ggml:Q8_0", "rows of float16", kind=Widening)

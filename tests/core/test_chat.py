@@ -69,7 +69,7 @@ def test_metadata_comes_before_the_tokenizer(artifact):
 
 
 def test_without_a_template():
-    with pytest.raises(UsageError, match="it has no chat template; use generate with a prompt of your own"):
+    with pytest.raises(UsageError, match="it has no chat template, as base models have none; continue a text instead"):
         chat.template_of(edgekit.open(sample.path()))
 
 

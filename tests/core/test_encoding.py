@@ -18,7 +18,7 @@ from edgekit.errors import (
 )
 from edgekit.plugin import Manager, Registration
 from edgekit.precision import catalogue
-from edgekit.reference import reference
+from edgekit.reference import Traits, reference
 
 try:
     import ml_dtypes
@@ -337,7 +337,7 @@ def test_decode_is_dequantize():
 )
 def test_the_fastest_exact_backend_does_the_work_unless_the_reference_is_faster(monkeypatch, speeds, chosen):
     """The reference has speed 1; who is slower is used only when asked for."""
-    target = "json:JSONEncoder"  # has an encode
+    target = f"{__name__}:VOUCHING"
     found = [
         Registration("quantizers", "ggml:Q8_0", target, name, name, {"claim": "exact", "speed": speed})
         for name, speed in speeds.items()
@@ -353,6 +353,8 @@ def test_the_fastest_exact_backend_does_the_work_unless_the_reference_is_faster(
 
 class Vouching:
     """A backend that checks for itself; it vouches for rows of at most one."""
+
+    traits = Traits()
 
     def __init__(self):
         self.calls = []

@@ -22,7 +22,7 @@ from edgekit.evaluation import Baseline, compare, comparison, evaluate, language
 from edgekit.evaluation.language import cut, kl_divergence, log_softmax
 from edgekit.tensor import EncodedTensor, Tensor
 from edgekit.testing.models import artifact_of, random_model
-from edgekit.tokenizer import Tokenizer
+from edgekit.tokenizer import Tokenizer, TokenType
 
 CONFIG = config_from_hf(
     {
@@ -381,3 +381,28 @@ def test_progress_counts_tensors(artifact):
     compare(artifact(), artifact(), progress=lambda *call: calls.append(call))
     assert calls[0] == (0, 21, "token_embd.weight")
     assert [done for done, _, _ in calls] == list(range(21))
+
+
+def test_a_broken_baseline_is_not_blamed_on_the_model(artifact):
+    broken = artifact(changed("output.weight", np.full((50, 32), np.nan, np.float32)), name="base.bin")
+    with pytest.raises(
+        NonFiniteError, match=r"base.bin: the baseline computes values that are not finite; choose another"
+    ):
+        evaluate(artifact(), TOKENS, baseline=broken)
+
+
+def test_a_baseline_of_another_tokenizer_is_refused(artifact):
+    def tokenizer(*special, first="a"):
+        tokens = (*special, first, *(f"▁t{n}" for n in range(49 - len(special))))
+        types = [TokenType.CONTROL] * len(special) + [TokenType.NORMAL] * (50 - len(special))
+        return Tokenizer("spm", tokens, tuple(types), bos=0)
+
+    judged = artifact(tokenizer=tokenizer("<s>"))
+    renamed = artifact(name="renamed.bin", tokenizer=tokenizer("<start>"))
+    assert evaluate(judged, TOKENS, baseline=renamed).kl_divergence == 0
+    other = artifact(name="other.bin", tokenizer=tokenizer("<s>", first="b"))
+    for baseline in (other, Baseline(other)):
+        with pytest.raises(
+            UsageError, match="token 1 is 'a' in the one and 'b' in the other, and 1 of 49 differ; choose"
+        ):
+            evaluate(judged, TOKENS, baseline=baseline)

@@ -786,7 +786,8 @@ def test_configuration_and_tokenizer_are_generated(tmp_path: Path) -> None:
     tokenizer = Tokenizer("spm", letters, kinds, (0.0,) * 7, bos=1, eos=2, unk=0, chat_template="{{ x }}")
     written = edgekit.convert(foreign(tmp_path / "m", tokenizer), tmp_path / "q", dtype="BF16")
     assert names(tmp_path / "q") == {
-        *("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "edgekit.manifest.json"),
+        *("model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+        "edgekit.manifest.json",
     }
     same_tensors(written, {n: a.astype(ml_dtypes.bfloat16 if a.ndim > 1 else a.dtype) for n, a in llama().items()})
     assert written.model.config == edgekit.open(tmp_path / "m").model.config

@@ -9,6 +9,7 @@ import pytest
 import edgekit
 from edgekit.errors import MissingPluginError, PluginError
 from edgekit.plugin import registry as plugin
+from edgekit.reference import Traits
 
 
 @pytest.fixture
@@ -312,6 +313,7 @@ class Encoder:
 
     precision = "affine:int4-sym-g32"
     claim = "a bound"
+    traits = Traits()
 
     def encode(self, x, importance=None):
         return {}

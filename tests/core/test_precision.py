@@ -56,7 +56,6 @@ def test_a_bare_ggml_name_is_enough(precision):
     [
         "",
         "Q4",
-        "q4_k",
         "ggml:Q4_K-g32",
         "affine:int9-sym-g32",
         "affine:int4",

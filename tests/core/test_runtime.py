@@ -323,7 +323,7 @@ def test_an_empty_prompt_is_refused(artifact):
 
 
 def test_text_needs_a_tokenizer(artifact):
-    with pytest.raises(UsageError, match="it has no tokenizer; continue token ids with `tokens` instead"):
+    with pytest.raises(UsageError, match="it has no tokenizer, so it takes no text; write it again from a source"):
         NumpyRuntime.open(attrs.evolve(artifact, load_tokenizer=lambda: None)).generate("hello")
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import Executor, Future
 import numpy as np
 import pytest
 
+from edgekit.encoding import codec
 from edgekit.errors import NonFiniteError
 from edgekit.pipeline import stream as _stream
 from edgekit.precision import Precision
@@ -71,9 +72,8 @@ def test_what_is_under_way_is_bounded(encoder):
 def test_chunks_come_together_again(encoder, dtype):
     slot, assignment = pair("t", (77, 96), 3, dtype)
     (tensor,) = encoder.encoded([(slot, assignment)])
-    whole = _stream.encode_chunk(
-        _stream.raw_rows(slot.tensor, Q8_0, 0, 77), precision=Q8_0, importance=None, backend="reference", name="t"
-    )
+    own = codec(Q8_0, "reference")
+    whole = _stream.encode_chunk(_stream.raw_rows(slot.tensor, own, 0, 77), codec=own, importance=None, name="t")
     assert np.array_equal(tensor.parts["blocks"], whole["blocks"])
 
 

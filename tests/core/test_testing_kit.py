@@ -17,7 +17,7 @@ from edgekit import encode
 from edgekit.errors import UsageError
 from edgekit.precision import Precision
 from edgekit.precision._registry import FAMILIES
-from edgekit.reference import reference
+from edgekit.reference import Traits, reference
 from edgekit.testing import (
     CheckFailure,
     Profile,
@@ -41,7 +41,7 @@ ALL = [precision for family in FAMILIES.values() for precision in family.catalog
 
 
 class Right:
-    precision, claim = INT4, "exact"
+    precision, claim, traits = INT4, "exact", Traits()
 
     def encode(self, x, importance=None):
         return reference(INT4).encode(x, INT4, importance)
@@ -79,11 +79,11 @@ def test_expected_failures_are_strict_in_pytest(tmp_path):
         """
         import edgekit.testing
         from edgekit.testing import Profile
-        from edgekit.reference import reference
+        from edgekit.reference import Traits, reference
         from edgekit.precision import Precision
         P = Precision.parse("affine:int4-sym-g32")
         class Q:
-            precision, claim = P, "exact"
+            precision, claim, traits = P, "exact", Traits()
             def encode(self, x, importance=None):
                 parts = reference(P).encode(x, P)
                 return {**parts, "scale": parts["scale"] * 2}
@@ -128,6 +128,10 @@ def test_an_expected_failure_wants_a_reason():
         (object(), "object has no method encode"),
         (type("Q", (), {"encode": lambda self, x: x})(), "does not say which precision it encodes"),
         (type("Q", (), {"encode": lambda self, x: x, "precision": INT4})(), "claims nothing"),
+        (
+            type("Q", (), {"encode": lambda self, x: x, "precision": INT4, "claim": "exact"})(),
+            "does not state its traits",
+        ),
     ],
 )
 def test_what_is_no_quantizer_is_refused(thing, message):
@@ -172,9 +176,10 @@ def test_a_check_that_raises_names_the_quantizer():
 
 ELSEWHERE = """
 import edgekit as ek
+from edgekit.reference import Traits
 
 class Seeded:
-    precision, claim = "affine:int8-sym-g32", "exact"
+    precision, claim, traits = "affine:int8-sym-g32", "exact", Traits()
 
     def encode(self, x, importance=None):
         parts = dict(ek.encode(x, self.precision, backend="reference").parts)
@@ -304,10 +309,12 @@ def test_failures_are_assertion_errors():
 TEST_OF_A_PLUGIN = """
 import edgekit as ek
 import edgekit.testing
+from edgekit.reference import Traits
 
 class Swapped:
     precision = "onnx:int4-sym-g32"
     claim = "exact"
+    traits = Traits()
 
     def encode(self, x, importance=None):
         parts = dict(ek.encode(x, self.precision, backend="reference").parts)

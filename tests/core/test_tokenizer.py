@@ -336,7 +336,7 @@ def test_no_tokenizer(tmp_path: Path) -> None:
     [
         ({}, None),
         ({"tokenizer_config.json": {"chat_template": "one"}}, "one"),
-        ({"tokenizer_config.json": {"chat_template": [{"name": "a", "template": "x"}]}}, "x"),
+        ({"tokenizer_config.json": {"chat_template": [{"name": "a", "template": "x"}]}}, None),
         (
             {
                 "tokenizer_config.json": {
@@ -572,3 +572,24 @@ def test_any_bytes_parse_or_are_refused(content: bytes, at: int, value: int) -> 
             assert parse(candidate, Path("tokenizer.model")).pieces
         except InvalidFileError:
             continue
+
+
+@needs_tokenizers
+@pytest.mark.parametrize("part", ["pre_tokenizer", "normalizer"])
+@pytest.mark.parametrize("length", [60, 20_000])
+def test_a_pattern_that_makes_the_library_panic_is_a_typed_error(part: str, length: int) -> None:
+    """pyo3's PanicException is no `Exception`: it passes every handler, and ends what does not expect it."""
+    from edgekit import sample
+
+    content = json.loads((sample.path() / "tokenizer.json").read_text("utf-8"))
+    pattern = {"Regex": "(x+x+)+y"}  # no match, and no end of ways to look for one
+    content[part] = (
+        {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+        if part == "pre_tokenizer"
+        else {"type": "Replace", "pattern": pattern, "content": "z"}
+    )
+    tokenizer = attrs.evolve(from_hf_directory(sample.path()), json=json.dumps(content))
+    with pytest.raises(
+        InvalidFileError, match=r"^the tokenizer: the library gives up on it .*retry-limit-in-match over"
+    ):
+        tokenizer.encode("x" * length)

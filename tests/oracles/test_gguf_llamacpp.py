@@ -101,7 +101,14 @@ def test_files_equal_llama_quantizes(
         pytest.skip("llama.cpp has no fallback for Q1_0, whose blocks do not divide rows of 64")
     importance = random_importance(sources[model]) if weighed else None
     theirs = llama_quantize(sources[model], tmp_path / "theirs.gguf", recipe, importance)
-    edgekit.quantize(sources[model], recipe, to=tmp_path / "ours.gguf", importance=importance, backend="reference")
+    edgekit.quantize(
+        sources[model],
+        recipe,
+        to=tmp_path / "ours.gguf",
+        importance=importance,
+        backend="reference",
+        exact_importance=True,
+    )
     ours = (tmp_path / "ours.gguf").read_bytes()
     assert ours == theirs, f"{model} {recipe.name}: first differing byte {first_difference(ours, theirs)}"
 

@@ -178,7 +178,7 @@ def check(folder: Path, shape: Shape, dtype: Any, weighed: bool, backends: tuple
             assert recipe == "Q2_K_S"
             continue
         for backend in backends:
-            edgekit.quantize(source, recipe, to=ours, importance=importance, backend=backend)
+            edgekit.quantize(source, recipe, to=ours, importance=importance, backend=backend, exact_importance=True)
             assert ours.read_bytes() == theirs.read_bytes(), f"{recipe} by {backend}"
 
 

@@ -67,7 +67,7 @@ def test_the_public_client(start: Callable[[bool], Server], model: Path, isolate
         assert (told.message.content, told.finish_reason) == (wanted[: wanted.index(stop)], "stop")
         made = client.embeddings.create(model="tales", input=["Once upon a time"]).data[0].embedding
         np.testing.assert_allclose(np.array(made, np.float32), vector, atol=1e-6)
-        with pytest.raises(openai.BadRequestError, match="do not fit the context of 256"):
+        with pytest.raises(openai.BadRequestError, match="do not fit the model's context of 256"):
             client.completions.create(prompt="Once " * 300, **options)
         with pytest.raises(openai.BadRequestError, match=r"max_tokens is -1"):
             client.completions.create(prompt="Once", **{**options, "max_tokens": -1})

@@ -32,6 +32,7 @@ class Artifact:
         load_model: builds the family-neutral view; raises `UnsupportedModelError` for an unknown family.
         load_tokenizer: reads the tokenizer; None where there is none.
         manifest: what edgekit recorded when it wrote the artifact; None for foreign ones.
+        said: what is of note about the run that wrote it and not about the artifact, by kind.
         stamps: what the files were when the artifact was opened, to tell whether they are changed while they are read.
     """
 
@@ -43,6 +44,7 @@ class Artifact:
     load_model: Callable[[], Model] = attrs.field(repr=False)
     load_tokenizer: Callable[[], Tokenizer | None] = attrs.field(repr=False)
     manifest: Manifest | None = attrs.field(default=None, repr=False)
+    said: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     stamps: Mapping[Path, Stamp | None] = attrs.field(init=False, repr=False)
 
     @stamps.default
@@ -71,6 +73,11 @@ class Artifact:
             return self.load_tokenizer()
 
     @property
+    def notes(self) -> Mapping[str, str]:
+        """What was of note when edgekit wrote it, a sentence by kind; empty for foreign artifacts."""
+        return {**(self.manifest.notes if self.manifest else {}), **self.said}
+
+    @property
     def nbytes(self) -> int:
         """Bytes on disk when the artifact was opened, all files."""
         return sum(stamp.size for file in self.files if (stamp := self.stamps[file]))
@@ -94,11 +101,13 @@ class Layout:
         slots: one for each tensor of the file, in order.
         source: the artifact that is read.
         model: its family-neutral view; None where the format stores tensors without knowing the family.
+        notes: what the user should know about it, a sentence by kind; see `edgekit.pipeline.notes`.
     """
 
     slots: tuple[Slot, ...]
     source: Artifact
     model: Model | None
+    notes: Mapping[str, str] = attrs.field(factory=dict)
 
 
 class Writer(Protocol):
@@ -124,7 +133,12 @@ class Writer(Protocol):
 
 
 class Format(Protocol):
-    """Reads and writes one kind of artifact."""
+    """Reads and writes one kind of artifact.
+
+    A format may also have ``conventions``, the names of the conventions whose precisions it stores under short names
+    (``("ggml",)``: ``Q4_0`` is ``ggml:Q4_0``), and ``notes(layout, plan)``, which gives what the user should know
+    about the file to be written, a sentence by kind.
+    """
 
     name: str
 

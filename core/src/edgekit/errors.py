@@ -2,16 +2,61 @@
 
 Each class derives from `EdgekitError` and from the builtin a caller would expect to catch, and knows
 the exit code with which the command line reports it. A message says who, what came, what was allowed,
-and the cure. This module imports nothing.
+and the cure; a cure that is an option is written with `option`. This module imports nothing of edgekit's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_ON_COMMAND_LINE = ContextVar("edgekit_on_command_line", default=False)
+
+
+@contextmanager
+def on_command_line() -> Iterator[None]:
+    """Within it, `option` writes options as the command line does."""
+    token = _ON_COMMAND_LINE.set(True)
+    try:
+        yield
+    finally:
+        _ON_COMMAND_LINE.reset(token)
+
+
+def option(name: str, value: str | bool = True) -> str:
+    """An option as the reader of a message writes it.
+
+    Args:
+        name: the Python parameter's, such as ``format``; the command line has dashes for its underscores.
+        value: what it is set to; True for a switch.
+
+    Returns:
+        ``--format gguf`` on the command line, ``format="gguf"`` in Python.
+
+    Example:
+        >>> option("format", "gguf"), option("allow_unquantized")
+        ('format="gguf"', 'allow_unquantized=True')
+    """
+    if _ON_COMMAND_LINE.get():
+        flag = f"--{name.replace('_', '-')}"
+        return flag if value is True else f"{flag} {value}"
+    return f"{name}={value}" if value is True else f'{name}="{value}"'
+
 
 class EdgekitError(Exception):
-    """Base of all errors of edgekit and its plugins."""
+    """Base of all errors of edgekit and its plugins.
+
+    Attributes:
+        public: what a client of a server may read of it: nothing of the server's files, and no advice for Python. None
+            where the message is for the server's owner alone.
+    """
 
     exit_code: int = 3
+
+    def __init__(self, *args: object, public: str | None = None) -> None:
+        super().__init__(*args)
+        self.public = public
 
 
 class UsageError(EdgekitError, ValueError):

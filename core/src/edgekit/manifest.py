@@ -31,6 +31,12 @@ def _mapping(manifest: Manifest, field: attrs.Attribute[Any], value: object) -> 
         raise TypeError(f"{field.name} is no mapping")
 
 
+def _sentences(manifest: Manifest, field: attrs.Attribute[Any], value: object) -> None:
+    _mapping(manifest, field, value)
+    if not all(isinstance(sentence, str) for sentence in dict(value).values()):  # type: ignore[call-overload]
+        raise TypeError(f"{field.name} holds what is no text")
+
+
 @attrs.frozen
 class Manifest:
     """What edgekit recorded about an artifact that it wrote.
@@ -42,6 +48,7 @@ class Manifest:
         tensors: for each tensor its precision, the backend that encoded it, and the reason.
         versions: version of edgekit, of numpy, and of each plugin that took part, by distribution.
         quality: what `edgekit.compare` measured, where it was asked to record it.
+        notes: what is of note, a sentence by kind: `edgekit.pipeline.notes`.
     """
 
     sources: Mapping[str, str] = attrs.field(factory=dict, validator=_mapping)
@@ -49,6 +56,7 @@ class Manifest:
     tensors: Mapping[str, Mapping[str, str]] = attrs.field(factory=dict, validator=_mapping)
     versions: Mapping[str, str] = attrs.field(factory=dict, validator=_mapping)
     quality: Mapping[str, Any] = attrs.field(factory=dict, validator=_mapping)
+    notes: Mapping[str, str] = attrs.field(factory=dict, validator=_sentences)
 
     def to_json(self) -> str:
         """Deterministic JSON; waits for the sources' hashes where they are still being computed."""

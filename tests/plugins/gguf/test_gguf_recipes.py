@@ -55,7 +55,8 @@ def test_recipes_find_their_names_and_numbers(name: str):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_writes_a_model_that_opens(name: str, stories: Path, tmp_path: Path):
-    small = edgekit.quantize(stories, name, to=tmp_path / "small.gguf")
+    narrow = name == "Q1_0"  # the model's rows of 64 are no multiple of its 128, and it has no fallback but F16
+    small = edgekit.quantize(stories, name, to=tmp_path / "small.gguf", allow_unquantized=narrow)
     assert small.config["general.file_type"] == RECIPES[name].file_type
     assert small.manifest is not None
     assert all(line["reason"] for line in small.manifest.tensors.values())

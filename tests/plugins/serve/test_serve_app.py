@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import edgekit
+from edgekit import sample
 from edgekit.errors import InvalidFileError, NonFiniteError, UsageError
-from edgekit.runtime import Generation, NumpyRuntime
+from edgekit.runtime import Generation, NumpyRuntime, chat
 from edgekit_serve.guard import known_host
 from edgekit_serve.settings import Settings
 
@@ -392,12 +393,152 @@ def test_what_goes_wrong_in_a_stream_is_an_event(client):
 def test_a_template_that_fails_is_the_requests_fault(client, chatty):
     class Picky(NumpyRuntime):
         def prompt(self, messages):
-            raise InvalidFileError("the model's chat template fails: UndefinedError")
+            raise InvalidFileError("the model's chat template fails; build it yourself", public="the template fails")
 
     ask = client(Picky)
     told = error_of(ask.post(CHAT, json=chat_of()), 400, "template_failed")
-    assert told == "the model's chat template fails: UndefinedError"
+    assert told == "the template fails"
     assert ask.get("/health").status_code == 200
+
+
+def test_clients_see_neither_paths_nor_advice_for_programmers(client, chatty, caplog):
+    class Plain(NumpyRuntime):
+        def prompt(self, messages):
+            raise template_of(edgekit.open(sample.path()))
+
+        def stream(self, prompt, **options):
+            raise UsageError("/srv/secret: call close() first")
+
+    def template_of(artifact):
+        with pytest.raises(UsageError) as caught:
+            chat.template_of(artifact)
+        assert str(sample.path()) in str(caught.value)
+        return caught.value
+
+    ask = client(Plain)
+    told = error_of(ask.post(CHAT, json=chat_of()), 400, "invalid_value")
+    assert told == "the model has no chat template; send a prompt to be continued instead"
+    told = error_of(ask.post(COMPLETIONS, json=GREEDY), 400, "invalid_value")
+    assert told == "the model refuses this request; the server's log says where"
+    assert "UsageError in the runtime" in caplog.text
+    assert "secret:" not in caplog.text.replace('"/srv/secret: call', "")
+
+
+def test_a_model_without_a_tokenizer(client):
+    class Mute(NumpyRuntime):
+        def tokenizer(self):
+            raise self.lacks_tokenizer()
+
+    told = error_of(client(Mute).post(COMPLETIONS, json=GREEDY), 400, "invalid_value")
+    assert told == "the model has no tokenizer, so it cannot read texts"
+
+
+HALF = "\ud800"
+QUOTING = [
+    (COMPLETIONS, {HALF: 1}), (COMPLETIONS, {"prompt": HALF}), (COMPLETIONS, {"prompt": "a", "model": HALF}),
+    (COMPLETIONS, {"prompt": "a", "n": HALF}), (COMPLETIONS, {"prompt": "a", "logit_bias": {HALF: 1}}),
+    (COMPLETIONS, {"prompt": "a", "temperature": HALF}), (COMPLETIONS, {"prompt": "a", "stop": [HALF * 300]}),
+    (COMPLETIONS, {"prompt": "a", "stream": True, "stream_options": {HALF: 1}}),
+    (CHAT, {"messages": [{"role": HALF, "content": "a"}]}), (CHAT, {"messages": [{"role": "user", "content": HALF}]}),
+    (CHAT, {"messages": [{"role": "user", "content": "a", HALF: 1}]}),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": HALF}]}]}),
+    (EMBEDDINGS, {"input": HALF}), (EMBEDDINGS, {"input": "a", HALF: 1}),
+    (EMBEDDINGS, {"input": "a", "encoding_format": HALF}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body"), QUOTING, ids=ascii)
+def test_half_a_surrogate_pair_anywhere(client, caplog, path, body):
+    answer = client().post(path, content=json.dumps(body).encode("ascii"), headers={"content-type": "application/json"})
+    assert answer.status_code in (400, 404)
+    assert answer.json().keys() == {"error"}
+    assert "Traceback" not in caplog.text
+
+
+def test_a_template_that_quotes_the_client(client, chatty):
+    class Quoting(NumpyRuntime):
+        def prompt(self, messages):
+            return chat.render("{{ raise_exception(messages[0].content) }}", messages)
+
+    body = json.dumps(chat_of(messages=[{"role": "user", "content": f"a {HALF}"}])).encode("ascii")
+    answer = client(Quoting).post(CHAT, content=body, headers={"content-type": "application/json"})
+    told = error_of(answer, 400, "invalid_value")
+    assert told == "the model's chat template refuses the messages: a \\ud800"
+
+
+def test_tools_reach_the_template(client):
+    seen = []
+
+    class Watching(NumpyRuntime):
+        def prompt(self, messages):
+            seen.append(messages)
+            return "Once"
+
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    history = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "42"},
+    ]
+    assert client(Watching).post(CHAT, json=chat_of(messages=history)).status_code == 200
+    assert seen[0][1:] == [
+        {"role": "assistant", "content": "", "tool_calls": [{**call, "function": {"name": "f", "arguments": {}}}]},
+        {"role": "tool", "content": "42", "tool_call_id": "c1"},
+    ]
+
+
+# Web pages.
+
+PAGE = "https://app.example.org"
+ASKS = {"origin": PAGE, "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization, content-type, x-stainless-lang"}  # fmt: skip
+
+
+def allowed(response):
+    return {name: value for name, value in response.headers.items() if name.startswith("access-control")}
+
+
+def test_pages_of_other_origins_get_nothing(client):
+    ask = client()
+    assert error_of(ask.options(CHAT, headers=ASKS), 405, "method_not_allowed")
+    for answer in (ask.options(CHAT, headers=ASKS), ask.get("/v1/models", headers={"origin": PAGE})):
+        assert not allowed(answer)
+        assert "vary" not in answer.headers
+
+
+def test_pages_of_an_origin_that_is_allowed(client):
+    ask = client(cors=frozenset({PAGE}), keys=frozenset({KEY}))
+    before = ask.options(CHAT, headers=ASKS)
+    assert (before.status_code, before.content) == (204, b"")
+    assert allowed(before) == {
+        "access-control-allow-origin": PAGE,
+        "access-control-allow-methods": "GET, POST",
+        "access-control-allow-headers": ASKS["access-control-request-headers"],
+        "access-control-expose-headers": "Retry-After, WWW-Authenticate",
+        "access-control-max-age": "600",
+    }
+    right = {"origin": PAGE, "authorization": f"Bearer {KEY}"}
+    for answer in (
+        ask.post(CHAT, json=chat_of(), headers=right), ask.post(CHAT, json=chat_of(stream=True), headers=right),
+        ask.post(CHAT, json=chat_of(n=2), headers=right), ask.get("/v1/models", headers={"origin": PAGE}),
+    ):  # fmt: skip
+        assert answer.headers["access-control-allow-origin"] == PAGE
+        assert answer.headers["vary"] == "Origin"
+    assert error_of(ask.get("/v1/models", headers={"origin": PAGE}), 401, "invalid_api_key")
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "http://app.example.org", "https://app.example.org:8443", "null"]
+)
+def test_an_origin_is_compared_whole(client, origin):
+    ask = client(cors=frozenset({PAGE}))
+    refused = ask.options(CHAT, headers={**ASKS, "origin": origin})
+    assert refused.status_code == 405
+    for answer in (refused, ask.get("/v1/models", headers={"origin": origin})):
+        assert not allowed(answer)
+        assert answer.headers["vary"] == "Origin"
+    odd = ask.options(CHAT, headers={**ASKS, "access-control-request-headers": "x, <script>"})
+    assert odd.headers["access-control-allow-headers"] == "authorization, content-type"
 
 
 def test_a_model_that_died_is_not_well(client):

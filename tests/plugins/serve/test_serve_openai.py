@@ -52,6 +52,25 @@ def test_the_public_client(client, wanted):
     np.testing.assert_array_equal(np.array(made.data[0].embedding, np.float32), vector)
 
 
+def test_histories_as_the_client_hands_them_back(client, wanted):
+    """Its own answers as they are, calls of tools and their results, and both names of one limit."""
+    said = client.chat.completions.create(model="chatty", messages=MESSAGES, max_tokens=2, max_completion_tokens=2)
+    function = {"name": "weather", "arguments": '{"city": "Ulm"}'}
+    history = [
+        *MESSAGES,
+        said.choices[0].message,
+        {**said.choices[0].message.model_dump(), "annotations": [], "tool_calls": []},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", "type": "function", "function": function}]},
+        {"role": "tool", "tool_call_id": "c1", "content": "rain"},
+        {"role": "user", "content": "Once upon a time"},
+    ]
+    for count in (12, 300):
+        options = {"max_tokens": count, "max_completion_tokens": count, "temperature": 0}
+        answer = client.chat.completions.create(model="chatty", messages=history, **options)
+        assert answer.choices[0].message.role == "assistant"
+        assert 0 < answer.usage.completion_tokens <= count
+
+
 def test_its_errors_are_the_clients(client):
     with pytest.raises(openai.NotFoundError, match="the model 'gpt-4' is not here; this server has 'chatty'"):
         client.chat.completions.create(model="gpt-4", messages=MESSAGES)
@@ -60,6 +79,9 @@ def test_its_errors_are_the_clients(client):
     assert (caught.value.param, caught.value.code) == ("n", "unsupported_value")
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model="chatty", prompt="Once " * 2000)
+    assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError, match=r"at least \d+ tokens of prompt do not fit") as caught:
+        client.chat.completions.create(model="chatty", messages=[{"role": "user", "content": "Once " * 700_000}])
     assert caught.value.code == "context_length_exceeded"
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="wrong-wrong-wrong-").models.list()

@@ -8,6 +8,8 @@ import random
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -16,7 +18,7 @@ from click.testing import CliRunner
 
 import edgekit
 from edgekit.errors import MissingFileError, ResourceError, UsageError
-from edgekit_serve.command import command, default_name, is_loopback, listening, parse_option
+from edgekit_serve.command import command, default_name, is_loopback, listening
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 GREEDY = {"prompt": "Once upon a time", "temperature": 0}
@@ -289,13 +291,14 @@ def test_bad_arguments(chatty, tmp_path):
     assert isinstance(run(chatty, "--api-key-file", tmp_path / "none").exception, MissingFileError)
     assert "holds no key" in str(run(chatty, "--api-key-file", tmp_path / "empty").exception)
     assert isinstance(run(tmp_path / "nothing").exception, MissingFileError)
-    assert "NAME=VALUE is wanted" in str(run(chatty, "--port", 0, "--option", "context").exception)
+    assert "give NAME=VALUE, such as context=2048" in str(run(chatty, "--port", 0, "--option", "context").exception)
     assert "parallel 0; choose 1 or more" in str(run(chatty, "--parallel", 0).exception)
+    for origin in ("*", "example.org", "https://example.org/path", "null"):
+        assert f"origin {origin!r}; give a scheme and a host" in str(run(chatty, "--cors", origin).exception)
 
 
 def test_a_port_that_is_taken():
     with listening("127.0.0.1", 0) as door:
-        door.listen()
         port = door.getsockname()[1]
         with (
             pytest.raises(ResourceError, match=f"127.0.0.1:{port} cannot be listened on"),
@@ -304,12 +307,46 @@ def test_a_port_that_is_taken():
             pass
 
 
+def test_two_servers_on_one_port(start, chatty, tmp_path):
+    """The second says so, and never that it serves; the first goes on."""
+    server = start("serve", chatty, "--port", 0)
+    line = [sys.executable, "-m", "edgekit", "serve", str(chatty), "--port", str(server.port)]
+    second = subprocess.run(line, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert second.returncode == ResourceError.exit_code
+    assert f"127.0.0.1:{server.port} cannot be listened on (Address already in use)" in second.stderr
+    assert "choose another --host or --port" in second.stderr
+    assert "serving" not in second.stderr
+    assert server.get("/health") == 200
+
+
+def test_two_servers_that_begin_together(tmp_path, chatty):
+    """Both are bound before either listens: one of them serves."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    line = [sys.executable, "-m", "edgekit", "serve", str(chatty), "--port", str(port)]
+    logs = [(tmp_path / f"{number}.log").open("w+") for number in range(2)]
+    both = [subprocess.Popen(line, stderr=log, cwd=tmp_path) for log in logs]
+    try:
+        while all(server.poll() is None for server in both):
+            time.sleep(0.05)
+        ended = next(server for server in both if server.poll() is not None)
+        other = both[1 - both.index(ended)]
+        assert ended.returncode == ResourceError.exit_code
+        while "serving" not in (tmp_path / f"{both.index(other)}.log").read_text():
+            assert other.poll() is None
+            time.sleep(0.05)
+        assert "serving" not in (tmp_path / f"{both.index(ended)}.log").read_text()
+    finally:
+        for server, log in zip(both, logs, strict=True):
+            server.kill()
+            server.wait()
+            log.close()
+
+
 def test_small_things(chatty, tmp_path):
     assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8", "0.0.0.0", "my.localhost")] == [
         True, True, True, True, False, False,
     ]  # fmt: skip
-    assert parse_option("context=2048") == ("context", 2048)
-    assert parse_option("device=CPU") == ("device", "CPU")
     assert default_name(chatty) == "chatty"
     (tmp_path / "Qwen2.5 0.5B.gguf").write_bytes(b"")
     assert default_name(tmp_path / "Qwen2.5 0.5B.gguf") == "Qwen2.5-0.5B"

@@ -23,7 +23,7 @@ REFUSED = [
     ({"max_tokens": 5.0}, "max_tokens is 5.0; an integer from 1 to 16777216 is wanted"),
     ({"max_tokens": "5"}, 'max_tokens is "5"; an integer from 1 to 16777216 is wanted'),
     ({"max_tokens": True}, "max_tokens is true; an integer from 1 to 16777216 is wanted"),
-    ({"max_tokens": []}, "max_tokens is a list of 0; an integer from 1 to 16777216 is wanted"),
+    ({"max_tokens": []}, "max_tokens is []; an integer from 1 to 16777216 is wanted"),
     ({"temperature": -0.1}, "temperature is -0.1; a number from 0 to 2 is wanted"),
     ({"temperature": 2.1}, "temperature is 2.1; a number from 0 to 2 is wanted"),
     ({"temperature": float("inf")}, "temperature is Infinity; a number from 0 to 2 is wanted"),
@@ -32,9 +32,9 @@ REFUSED = [
     ({"top_p": 1.5}, "top_p is 1.5; a number above 0 to 1 is wanted"),
     ({"top_k": -1}, "top_k is -1; an integer from 0 to 1048576 is wanted"),
     ({"seed": 2**63}, "seed is 9223372036854775808; an integer from -9223372036854775807 to 9223372036854775807 is wanted"),
-    ({"stop": [1]}, "stop is a list of 1; a text or a list of at most 4, each of 1 to 256 characters, is wanted"),
+    ({"stop": [1]}, "stop is [1]; a text or a list of at most 4, each of 1 to 256 characters, is wanted"),
     ({"stop": ""}, 'stop is ""; a text or a list of at most 4, each of 1 to 256 characters, is wanted'),
-    ({"stop": ["a"] * 5}, "stop is a list of 5; a text or a list of at most 4, each of 1 to 256 characters, is wanted"),
+    ({"stop": ["a"] * 5}, 'stop is ["a", "a", "a", "a", "a"]; a text or a list of at most 4, each of 1 to 256 characters, is wanted'),
     ({"stream": 1}, "stream is 1; true or false is wanted"),
     ({"stream_options": {}}, "stream_options has to be an object, and goes with stream"),
     ({"stream": True, "stream_options": {"x": 1}}, 'unknown parameter "x"'),
@@ -42,14 +42,14 @@ REFUSED = [
     ({"n": True}, "n is true; only 1 is supported"),
     ({"logprobs": True}, "logprobs is true; only false is supported"),
     ({"top_logprobs": 3}, "top_logprobs is 3; it is not supported"),
-    ({"presence_penalty": 0.5}, "presence_penalty is 0.5; only 0 or 0.0 is supported"),
-    ({"logit_bias": {"5": 1}}, "logit_bias is an object; only an object is supported"),
-    ({"tools": [{}]}, "tools is a list of 1; only a list of 0 is supported"),
-    ({"response_format": {"type": "json_object"}}, "response_format is an object; only an object is supported"),
+    ({"presence_penalty": 0.5}, "presence_penalty is 0.5; only 0 is supported"),
+    ({"logit_bias": {"5": 1}}, 'logit_bias is {"5": 1}; only {} is supported'),
+    ({"tools": [{}]}, "tools is [{}]; only [] is supported"),
+    ({"response_format": {"type": "json_object"}}, 'response_format is {"type": "json_object"}; only {"type": "text"} is supported'),
     ({"frobnicate": 1}, 'unknown parameter "frobnicate"'),
     ({"model": 7}, "model is 7; a text is wanted"),
     ({"model": "gpt-4"}, "the model 'gpt-4' is not here; this server has 'chatty'"),
-    ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens and max_completion_tokens mean the same; give one of them"),
+    ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens is 3 and max_completion_tokens is 4; they mean the same: give one of them"),
     ({"messages": []}, "messages has to be a list of at least one message"),
     ({"messages": "Hi"}, "messages has to be a list of at least one message"),
     ({"messages": ["Hi"]}, "messages[0] has to be an object with a role and a content"),
@@ -57,7 +57,18 @@ REFUSED = [
     ({"messages": [{"role": "user"}]}, "messages[0].content has to be a text, or a list of parts that are texts"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]},
      "messages[0].content: only parts of type text are supported"),
-    ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [1]}]}, 'unknown parameter "tool_calls"'),
+    ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [1]}]},
+     "messages[0].tool_calls[0] has to be an object with id, type function, and function: its name and arguments"),
+    ({"messages": [{"role": "user", "content": None}]}, "messages[0].content has to be a text, or a list of parts that are texts"),
+    ({"messages": [{"role": "user", "content": "x", "tool_call_id": "c1"}]}, 'unknown parameter "tool_call_id"'),
+    ({"messages": [{"role": "assistant", "annotations": [{"type": "url_citation"}]}]},
+     'annotations is [{"type": "url_citation"}]; only [] is supported'),
+    ({"n": "x" * 200}, f'n is "{"x" * 59}…; only 1 is supported'),
+    ({"tools": [["x" * 200] * 9]}, f'tools is [["{"x" * 57}…; only [] is supported'),
+    ({"presence_penalty": False}, "presence_penalty is false; only 0 is supported"),
+    ({"max_tokens": 1, "max_completion_tokens": True},
+     "max_tokens is 1 and max_completion_tokens is true; they mean the same: give one of them"),
+    ({"\ud800": 1}, 'unknown parameter "\\ud800"'),
 ]  # fmt: skip
 
 
@@ -98,6 +109,40 @@ def test_what_changes_nothing_is_taken():
     assert found.wanted == ChatRequest.of({**HELLO, "seed": found.wanted.options["seed"]}, SETTINGS).wanted
     everything_null = dict.fromkeys([*NEUTRAL, *IGNORED, "max_tokens", "stop", "temperature", "seed", "stream"])
     assert ChatRequest.of({**HELLO, **everything_null}, SETTINGS).wanted.options["temperature"] == 1
+
+
+@pytest.mark.parametrize("count", [7, 300, 100_000])
+def test_two_names_with_one_value(count):
+    """Equal, whatever Python makes of them: integers above 256 are two objects."""
+    given = json.loads(json.dumps({"max_tokens": count, "max_completion_tokens": count}))
+    assert ChatRequest.of({**HELLO, **given}, SETTINGS).wanted.max_tokens == count
+    assert ChatRequest.of({**HELLO, "presence_penalty": 0.0, "frequency_penalty": 0}, SETTINGS)
+
+
+def test_a_history_with_tools():
+    """As OpenAI's clients hand it back: nulls, empty lists, calls with their arguments as text, and what came of them."""
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}
+    odd = {"id": "c2", "type": "function", "function": {"name": "time", "arguments": "[1"}}
+    unused = {"annotations": [], "refusal": None, "audio": None, "function_call": None}
+    messages = [
+        {"role": "user", "content": "Weather?", "name": "ann"},
+        {"role": "assistant", "content": None, "tool_calls": [call, odd], **unused},
+        {"role": "tool", "tool_call_id": "c1", "content": "rain"},
+        {"role": "tool", "tool_call_id": "c2", "content": [{"type": "text", "text": "noon"}]},
+        {"role": "assistant", "content": "Rain.", "tool_calls": [], **unused},
+    ]
+    found = ChatRequest.of({"messages": messages}, SETTINGS).messages
+    assert found == [
+        {"role": "user", "content": "Weather?", "name": "ann"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{**call, "function": {"name": "weather", "arguments": {"city": "Ulm"}}}, odd],
+        },
+        {"role": "tool", "content": "rain", "tool_call_id": "c1"},
+        {"role": "tool", "content": "noon", "tool_call_id": "c2"},
+        {"role": "assistant", "content": "Rain."},
+    ]
 
 
 def test_the_newer_name_of_max_tokens():

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from edgekit.errors import EdgekitError
+from edgekit.errors import EdgekitError, on_command_line
+from edgekit.files import memory
 
 #: Verb to what `edgekit --help` says of it, short enough for a narrow terminal.
 VERBS = {
@@ -17,9 +18,12 @@ VERBS = {
     "convert": "Write a model in another format.",
     "apply": "Transform a whole model with an installed pass.",
     "package": "Lay a model out for a model server.",
+    "run": "Answer a prompt, or continue it.",
+    "chat": "Talk with a model.",
     "compare": "Say what a conversion cost.",
     "eval": "Measure perplexity on a text.",
     "precisions": "List every number format.",
+    "recipes": "List the recipes with their rules.",
     "plugins": "List the installed plugins.",
     "doctor": "Check the installation, and what this machine can do.",
     "demo": "Quantize the sample model down a ladder.",
@@ -32,8 +36,23 @@ VERBS = {
 _OF_PLUGINS = ("serve",)
 
 
+#: Exit code of a command that Ctrl-C ended: 128 and the number of SIGINT, as shells have it.
+INTERRUPTED = 130
+
+
 class _Verbs(click.Group):
     """Imports a verb when it is called, and asks the plugins for theirs."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb; Ctrl-C ends it with what it left behind, and an exit code of its own."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            if ctx.obj and ctx.obj["debug"]:
+                raise
+            told = "; ".join(getattr(error, "__notes__", ()))
+            click.secho(f"\nedgekit: interrupted{': ' * bool(told)}{told}", fg="red", err=True)
+            ctx.exit(INTERRUPTED)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*VERBS, *_plugin_commands()]
@@ -67,9 +86,10 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
     \b
     Exit codes: 0 done, 2 usage, 3 bad input, 4 a plugin is missing or broken,
-    5 out of resources, 6 locked, 7 a quality gate failed.
+    5 out of resources, 6 locked, 7 a quality gate failed, 130 interrupted (Ctrl-C).
     """  # noqa: D301  - click's mark, a real backspace
     ctx.obj = {"debug": debug}
+    ctx.with_resource(on_command_line())
 
 
 def main(args: list[str] | None = None) -> Any:
@@ -82,9 +102,10 @@ def main(args: list[str] | None = None) -> Any:
             raise
         click.secho(f"edgekit: error: {error}", fg="red", err=True)
         sys.exit(error.exit_code)
-    except MemoryError:
-        click.secho("edgekit: error: out of memory; close other programs, or take a smaller model", fg="red", err=True)
-        sys.exit(5)
+    except MemoryError as raised:
+        shortage = memory.shortage("this", memory.wanted_by(raised))
+        click.secho(f"edgekit: error: {shortage}", fg="red", err=True)
+        sys.exit(shortage.exit_code)
     except BrokenPipeError:  # the reader (head, less) has seen enough
         sys.stderr.close()
         sys.exit(0)

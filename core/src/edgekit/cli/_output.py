@@ -7,7 +7,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from edgekit.errors import InvalidFileError, MissingFileError
+from edgekit.pipeline.notes import summary_line
 
 _SECONDS_BETWEEN_LINES = 5.0
 #: A number, perhaps with a unit, a percent sign or thousands apart; or what stands for one that is not there.
@@ -100,6 +101,13 @@ def _plain_progress(title: str) -> Callable[[int, int, str], None]:
             print(f"{title}: {done}/{total} {what}".rstrip(), file=sys.stderr, flush=True)
 
     return report
+
+
+def print_notes(title: str, notes: Mapping[str, str], others: Sequence[str] = ()) -> None:
+    """What is of note in a conversion, as one line on stderr; `others` are sentences that the manifest has not."""
+    line = "; ".join(filter(None, [summary_line(notes), *others]))
+    if line:
+        click.echo(f"{title}: {line}", err=True)
 
 
 def read_text(file: str) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _Scale = Callable[[float], float]
 
 #: Pixels of the chart: of the usual one, and of the one that narrow screens show.
-_WIDTH, _NARROW, _HEIGHT = 860, 388, 440
+_WIDTH, NARROW, _HEIGHT = 860, 388, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 44, 56
 #: What is nearer than this is drawn here: a logarithm has no zero.
 _FLOOR = 1e-6
@@ -65,7 +65,7 @@ def render(steps: Sequence[Step], source_size: int, baseline: float) -> str:
 measured on text that the model never saw. Further left is smaller, further down is nearer to the source. Beside each
 perplexity stands the standard error of its difference to the source's: with many bits the difference is chance.</p>
 <div class="wide">{chart(steps)}</div>
-<div class="narrow">{chart(steps, _NARROW)}</div>
+<div class="narrow">{chart(steps, NARROW)}</div>
 <p>Each name in the table leads to its artifact; <a href="ladder.json">ladder.json</a> has the numbers,
 <a href="ladder.svg">ladder.svg</a> the picture.</p>
 {_table(steps)}
@@ -82,7 +82,7 @@ def chart(steps: Sequence[Step], width: int = _WIDTH) -> str:
     def height(step: Step) -> float:
         return up(math.log(max(step.kl, _FLOOR)))
 
-    ticks = [_size_tick(across, value) for value in _steps(max(s.size for s in steps), 5 if width > _NARROW else 3)]
+    ticks = [_size_tick(across, value) for value in _steps(max(s.size for s in steps), 5 if width > NARROW else 3)]
     decades = math.floor(math.log10(max(s.kl for s in steps) * 2 / _FLOOR))
     marks = [_kl_tick(up, _FLOOR * 10.0**decade, right) for decade in range(decades + 1)]
     paths = {kind: _path(steps, kind, across, height) for kind in _COLOURS}

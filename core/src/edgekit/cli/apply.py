@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from edgekit.artifact import Artifact
-from edgekit.cli._output import json_option, print_json, size
+from edgekit.cli._output import json_option, print_json, print_notes, size
 from edgekit.errors import UsageError
 from edgekit.pipeline.passes import run_pass
 
@@ -29,7 +29,9 @@ from edgekit.pipeline.passes import run_pass
 @json_option
 def command(name: str, source: str, to: str, options: tuple[str, ...], force: bool, as_json: bool) -> None:
     """Transform SOURCE as a whole with an installed PASS and say what that cost; `edgekit plugins` lists passes."""
-    written = run_pass(source, name, to=to, options=dict(map(parse_option, options)), overwrite=force)
+    notes: list[str] = []
+    written = run_pass(source, name, to=to, options=dict(map(parse_option, options)), overwrite=force, notes=notes)
+    print_notes(name, written.notes, notes)
     _show(name, written, as_json)
 
 
@@ -59,6 +61,7 @@ def _show(name: str, written: Artifact, as_json: bool) -> None:
                 "size": written.nbytes,
                 "files": [file.name for file in written.files],
                 "quality": quality,
+                "notes": dict(written.notes),
             }
         )
         return

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli._output import json_option, progress
+from edgekit.cli._output import json_option, print_notes, progress
 from edgekit.cli.quantize import show_written
 from edgekit.pipeline.conversion import convert, find_format, open_source
 
@@ -23,4 +23,5 @@ def command(source: str, to: str, format_: str | None, dtype: str | None, force:
     artifact = open_source(source, find_format(format_, Path(to)))
     with progress("convert") as report:
         written = convert(artifact, to, format=format_, dtype=dtype, progress=report, overwrite=force)
+    print_notes("convert", written.notes)
     show_written(artifact, written, as_json)

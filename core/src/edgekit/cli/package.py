@@ -26,7 +26,11 @@ from edgekit.pipeline.packaging import Package, package
 @json_option
 def command(source: str, server: str, to: str, options: tuple[str, ...], force: bool, as_json: bool) -> None:
     """Lay SOURCE out as a model SERVER expects it, and say how to start the server; nothing is started."""
-    _show(package(source, server, to=to, options=dict(map(parse_option, options)), overwrite=force), as_json)
+    notes: list[str] = []
+    written = package(source, server, to=to, options=dict(map(parse_option, options)), overwrite=force, notes=notes)
+    _show(written, as_json)
+    for note in (*written.notes, *notes):
+        click.echo(note, err=True)
 
 
 def _show(written: Package, as_json: bool) -> None:
@@ -36,5 +40,3 @@ def _show(written: Package, as_json: bool) -> None:
     for file in written.files:
         click.echo(f"{written.path}/{file}")
     click.echo(f"\ncd {written.path} && {written.command}")
-    for note in written.notes:
-        click.echo(note, err=True)

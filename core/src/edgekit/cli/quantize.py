@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.artifact import Artifact
-from edgekit.cli._output import json_option, print_json, progress, size
+from edgekit.cli._output import json_option, print_json, print_notes, progress, size
+from edgekit.errors import UsageError
 from edgekit.files.guard import refuse_harm
 from edgekit.pipeline.conversion import Nonfinite, find_format, open_source, quantize
+from edgekit.recipe import Recipe
 
 
 @click.command("quantize")
@@ -19,14 +21,29 @@ from edgekit.pipeline.conversion import Nonfinite, find_format, open_source, qua
 @click.argument("recipe")
 @click.option("--to", required=True, metavar="PATH", help="File or directory to write; its suffix decides the format.")
 @click.option("--format", "format_", metavar="NAME", help="Format to write, where the suffix does not say it.")
+@click.option(
+    "--tensor",
+    "rules",
+    multiple=True,
+    metavar="PATTERN=PRECISION",
+    help="Precision of the tensors whose name matches, whatever RECIPE says; the first match decides. Repeatable.",
+)
 @click.option("--backend", metavar="NAME", help="Encoders to use; the bytes are the same from all exact ones.")
 @click.option("--imatrix", metavar="FILE", help="Importance matrix of the model, from `edgekit imatrix` or llama.cpp.")
+@click.option(
+    "--exact-importance",
+    is_flag=True,
+    help="Take the importance matrix as it is, zeros included, for llama.cpp's bytes.",
+)
 @click.option(
     "--nonfinite",
     type=click.Choice(["refuse", "keep"]),
     default="refuse",
     show_default=True,
     help="What to do with a tensor that holds NaN or infinity: refuse the model, or keep the tensor in float.",
+)
+@click.option(
+    "--allow-unquantized", is_flag=True, help="Write the model even if less than half of its weights get quantized."
 )
 @click.option("--force", is_flag=True, help="Replace a target that edgekit did not write.")
 @json_option
@@ -35,13 +52,17 @@ def command(
     recipe: str,
     to: str,
     format_: str | None,
+    rules: tuple[str, ...],
     backend: str | None,
     imatrix: str | None,
+    exact_importance: bool,
     nonfinite: Nonfinite,
+    allow_unquantized: bool,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Quantize SOURCE with RECIPE: a recipe such as Q4_K_M, or a precision such as affine:int4-sym-g32."""
+    """Quantize SOURCE with RECIPE: a recipe such as Q4_K_M (`edgekit recipes` lists them), a precision such as
+    affine:int4-sym-g32 (`edgekit precisions`), or a TOML file with rules of your own."""  # noqa: D205, D209
     artifact = open_source(source, find_format(format_, Path(to)))
     if imatrix:
         refuse_harm(Path(to), [Path(imatrix)])
@@ -49,16 +70,31 @@ def command(
     with progress(recipe) as report:
         written = quantize(
             artifact,
-            recipe,
+            Recipe.of(dict(map(parse_rule, rules)), recipe) if rules else recipe,
             to=to,
             format=format_,
             importance=importance,
+            exact_importance=exact_importance,
             backend=backend,
             nonfinite=nonfinite,
+            allow_unquantized=allow_unquantized,
             progress=report,
             overwrite=force,
         )
+    print_notes(recipe, written.notes)
     show_written(artifact, written, as_json)
+
+
+def parse_rule(text: str) -> tuple[str, str]:
+    """``PATTERN=PRECISION`` as a pattern and the name of a precision.
+
+    Raises:
+        UsageError: there is no ``=``, or nothing on one side of it.
+    """
+    pattern, equals, precision = text.rpartition("=")
+    if not (pattern and equals and precision):
+        raise UsageError(f"--tensor {text}: write PATTERN=PRECISION, for example --tensor '*attn_v*=Q8_0'")
+    return pattern, precision
 
 
 def _importance(imatrix: str | None, artifact: Artifact) -> dict[str, npt.NDArray[np.float32]] | None:
@@ -82,6 +118,7 @@ def show_written(source: Artifact, written: Artifact, as_json: bool) -> None:
                 "source_size": source.nbytes,
                 "bits_per_weight": bits,
                 "files": [file.name for file in written.files],
+                "notes": dict(written.notes),
             }
         )
         return

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from edgekit.encoding.codecs import REFERENCE as REFERENCE
+from edgekit.encoding.codecs import CheckedEncoder as CheckedEncoder
+from edgekit.encoding.codecs import Codec as Codec
+from edgekit.encoding.codecs import Decoder as Decoder
 from edgekit.encoding.codecs import Quantizer as Quantizer
 from edgekit.encoding.codecs import choose as choose
+from edgekit.encoding.codecs import codec as codec
 from edgekit.encoding.codecs import decode as decode
 from edgekit.encoding.codecs import encode as encode
 from edgekit.encoding.codecs import find_precision as find_precision
@@ -13,8 +17,12 @@ from edgekit.encoding.codecs import refuse_shape as refuse_shape
 
 __all__ = [
     "REFERENCE",
+    "CheckedEncoder",
+    "Codec",
+    "Decoder",
     "Quantizer",
     "choose",
+    "codec",
     "decode",
     "encode",
     "find_precision",

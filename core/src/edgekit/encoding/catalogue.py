@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -51,7 +52,7 @@ def entries() -> list[Entry]:
 
 def entry(precision: Precision) -> Entry:
     """One precision's line."""
-    implementation = reference(precision)
+    traits = reference(precision).traits
     native = [r.plugin for r in manager().all("quantizers") if r.name in (precision.name, precision.kind)]
     return Entry(
         name=precision.name,
@@ -61,11 +62,10 @@ def entry(precision: Precision) -> Entry:
         block=str(precision.block or precision.granularity),
         symmetric=precision.symmetric,
         backends=("reference", *native),
-        proof=_told(implementation, "PROOF", precision),
-        bound=_told(implementation, "BOUND", precision),
+        proof=_told(traits.proof, precision),
+        bound=_told(traits.bound, precision),
     )
 
 
-def _told(implementation: object, what: str, precision: Precision) -> str:
-    told = getattr(implementation, what, "")
-    return told(precision) if callable(told) else str(told)
+def _told(text: str | Callable[[Precision], str], precision: Precision) -> str:
+    return text(precision) if callable(text) else text

@@ -1,12 +1,13 @@
-"""`encode` and `decode`: validate, choose a backend, call it, and check what came out."""
+"""`encode`, `decode`, and the `Codec` behind them: validate, choose a backend, call it, check what came out."""
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
 
+import attrs
 import numpy as np
 import numpy.typing as npt
 
@@ -16,9 +17,11 @@ from edgekit.numerics.smallfloats import bfloat16_to_float32, is_bfloat16
 from edgekit.plugin.registry import Registration, manager
 from edgekit.precision import Precision, register
 from edgekit.recipe import fits
-from edgekit.reference import Parts, reference
+from edgekit.reference import Parts, Reference, Traits, reference
 from edgekit.reference import register as register_reference
 from edgekit.tensor import QuantizedTensor
+
+F32 = npt.NDArray[np.float32]
 
 REFERENCE = "reference"
 #: Elements of what has to be copied that are copied and encoded together: 16 MiB of float32.
@@ -26,19 +29,132 @@ _CHUNK = 1 << 22
 
 
 class Quantizer(Protocol):
-    """A backend's encoder of one precision."""
+    """A backend's encoder of one precision. It may be a `Decoder` and a `CheckedEncoder`, too."""
 
-    def encode(
-        self, x: npt.NDArray[Any], importance: npt.NDArray[np.float32] | None = None
-    ) -> Mapping[str, npt.NDArray[Any]]:
-        """Encode rows [rows, cols], float32 and C-contiguous, to the precision's parts; as `Reference.encode`.
-
-        A backend may also have ``decode(parts, shape)``, as `Reference.decode`, which `edgekit.decode` then uses;
-        ``WIDENS = True``: it takes float16 and bfloat16 (ml_dtypes) rows too, and encodes them as their float32 copy;
-        and ``encode_checked(x, importance)``, which saves the passes over x that look for what must be refused: it
-        gives the parts only where x is finite, no magnitude exceeds 65504, and no scale is infinite; else None.
-        """
+    @property
+    def traits(self) -> Traits:
+        """What it takes beside float32 rows, and what it needs."""
         ...
+
+    def encode(self, x: npt.NDArray[Any], importance: F32 | None = None) -> Mapping[str, npt.NDArray[Any]]:
+        """Encode rows [rows, cols], float32 and C-contiguous, to the precision's parts; as `Reference.encode`."""
+        ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """A quantizer that also decodes; `edgekit.decode` asks it."""
+
+    def decode(self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> F32:
+        """Decode to float32 [rows, cols]; as `Reference.decode`."""
+        ...
+
+
+@runtime_checkable
+class CheckedEncoder(Protocol):
+    """A quantizer that looks for what must be refused while it encodes, which saves passes over the rows."""
+
+    def encode_checked(
+        self, x: npt.NDArray[Any], importance: F32 | None = None
+    ) -> Mapping[str, npt.NDArray[Any]] | None:
+        """The parts where x is finite, no magnitude exceeds 65504 and no scale is infinite; else None."""
+        ...
+
+
+@attrs.frozen
+class Codec:
+    """Who encodes and decodes a precision: resolved once a tensor by `codec`, asked for each chunk of rows.
+
+    It is pickled by its names, so that an executor's other processes resolve it for themselves.
+
+    Attributes:
+        precision: the number format.
+        backend: ``"reference"``, or the name of the plugin whose quantizer encodes.
+        reference: the yardstick, which checks, and encodes or decodes where no quantizer does.
+        quantizer: the backend's; None for the reference.
+        decoder, checker: the quantizer, where it is one of those too.
+    """
+
+    precision: Precision
+    backend: str
+    reference: Reference
+    quantizer: Quantizer | None = None
+    decoder: Decoder | None = None
+    checker: CheckedEncoder | None = None
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the encoder gets float16 and bfloat16 rows as they are.
+
+        A reference that widens gets them only where all rows come at once: the check for what is not finite and the
+        encoder both need float32, and one copy serves both.
+        """
+        if self.reference.traits.source_dtypes:
+            return True
+        if self.quantizer:
+            return self.quantizer.traits.widens
+        return not self.precision.rowwise and self.reference.traits.widens
+
+    def encode(self, x: npt.NDArray[Any], importance: F32 | None = None) -> Parts:
+        """Encode validated rows [rows, cols]."""
+        if self.quantizer is None:
+            return self.reference.encode(x, self.precision, importance)
+        return dict(self.quantizer.encode(x, importance))
+
+    def encode_checked(
+        self, x: npt.NDArray[Any], importance: F32 | None = None, name: str = "array", first_row: int = 0
+    ) -> Parts:
+        """As `encode`, refusing what is not finite or overflows; `name` and `first_row` are for the error's message.
+
+        Raises:
+            NonFiniteError, ScaleOverflowError: as `refuse_nonfinite` and `refuse_overflow`.
+        """
+        checked = self.checker.encode_checked(x, importance) if self.checker else None
+        if checked is not None:
+            return dict(checked)
+        refuse_nonfinite(x, name, first_row)
+        parts = self.encode(x, importance)
+        refuse_overflow(x, parts, self.precision, name)
+        return parts
+
+    def decode(self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> F32:
+        """Decode to float32 [rows, cols]: by the quantizer where it can, else by the reference."""
+        if self.decoder:
+            return self.decoder.decode(parts, shape)
+        return self.reference.decode(parts, self.precision, shape)
+
+    def __reduce__(self) -> tuple[Callable[[str, str], Codec], tuple[str, str]]:
+        return _restored, (self.precision.name, self.backend)
+
+
+def codec(precision: str | Precision, backend: str | None = None) -> Codec:
+    """Resolve who encodes and decodes a precision.
+
+    Args:
+        precision: a `Precision` or its name.
+        backend: ``"reference"``, or the name of an installed plugin; None takes the fastest exact one that loads here.
+
+    Raises:
+        UnknownPrecisionError: no such precision.
+        MissingPluginError: the named backend is not installed, or does not encode this precision.
+    """
+    known = find_precision(precision)
+    chosen = choose(known, backend)
+    if chosen is None:
+        return Codec(known, REFERENCE, reference(known))
+    loaded: Any = chosen.load()
+    return Codec(
+        known,
+        chosen.plugin,
+        reference(known),
+        quantizer=loaded,
+        decoder=loaded if isinstance(loaded, Decoder) else None,
+        checker=loaded if isinstance(loaded, CheckedEncoder) else None,
+    )
+
+
+def _restored(precision: str, backend: str) -> Codec:
+    return codec(precision, backend)
 
 
 def find_precision(name: str | Precision) -> Precision:
@@ -94,23 +210,22 @@ def encode(
         MissingPluginError: no such backend.
         UsageError: not floating point, or an importance that does not fit.
     """
-    found = find_precision(precision)
-    x = _validated(array, found)
+    own = codec(precision, backend if strict else backend or REFERENCE)
+    x = _validated(array, own.precision)
     weights = _importance(importance, x.shape[-1])
-    backend = backend if strict else backend or REFERENCE
-    name, parts = REFERENCE, Parts()
-    for rows, first in _in_memory(x, found, backend):
+    whole = Parts()
+    for rows, first in _in_memory(x, own):
         if strict:
-            name, own = encode_checked(rows, found, weights, backend, first_row=first)
+            parts = own.encode_checked(rows, weights, first_row=first)
         else:
             refuse_nonfinite(rows, first_row=first, infinities=True)
             with np.errstate(all="ignore"):
-                name, own = encode_rows(rows, found, weights, backend)
-        parts = put_rows(parts, own, first, len(rows), x.size // x.shape[-1])
-    return QuantizedTensor(parts, found, x.shape, backend=name)
+                parts = own.encode(rows, weights)
+        whole = put_rows(whole, parts, first, len(rows), x.size // x.shape[-1])
+    return QuantizedTensor(whole, own.precision, x.shape, backend=own.backend)
 
 
-def decode(tensor: QuantizedTensor, *, backend: str | None = None) -> npt.NDArray[np.float32]:
+def decode(tensor: QuantizedTensor, *, backend: str | None = None) -> F32:
     """Decode to float32 in the tensor's shape; the same values as ``tensor.dequantize()``, the reference's.
 
     Args:
@@ -121,49 +236,8 @@ def decode(tensor: QuantizedTensor, *, backend: str | None = None) -> npt.NDArra
     Raises:
         MissingPluginError: no such backend.
     """
-    chosen = choose(tensor.precision, backend)
-    native = getattr(chosen.load(), "decode", None) if chosen else None
-    if native is None:
-        return tensor.dequantize()
-    values: npt.NDArray[np.float32] = native(tensor.parts, (tensor.rows, tensor.shape[-1]))
-    return values.reshape(tensor.shape)
-
-
-def encode_checked(
-    x: npt.NDArray[Any],
-    precision: Precision,
-    importance: npt.NDArray[np.float32] | None = None,
-    backend: str | None = None,
-    name: str = "array",
-    first_row: int = 0,
-) -> tuple[str, Parts]:
-    """As `encode_rows`, refusing what is not finite or overflows; `name` and `first_row` are for the error's message.
-
-    Raises:
-        NonFiniteError, ScaleOverflowError: as `refuse_nonfinite` and `refuse_overflow`.
-    """
-    chosen = choose(precision, backend)
-    native = getattr(chosen.load(), "encode_checked", None) if chosen else None
-    parts = native(x, importance) if native else None
-    if chosen and parts is not None:
-        return chosen.plugin, dict(parts)
-    refuse_nonfinite(x, name, first_row)
-    used, parts = encode_rows(x, precision, importance, backend)
-    refuse_overflow(x, parts, precision, name)
-    return used, parts
-
-
-def encode_rows(
-    x: npt.NDArray[Any],
-    precision: Precision,
-    importance: npt.NDArray[np.float32] | None = None,
-    backend: str | None = None,
-) -> tuple[str, Parts]:
-    """Encode validated rows [rows, cols]; gives the backend's name and the parts."""
-    chosen = choose(precision, backend)
-    if chosen is None:
-        return REFERENCE, reference(precision).encode(x, precision, importance)
-    return chosen.plugin, dict(chosen.load().encode(x, importance))
+    own = codec(tensor.precision, backend)
+    return own.decode(tensor.parts, (tensor.rows, tensor.shape[-1])).reshape(tensor.shape)
 
 
 def choose(precision: Precision, backend: str | None) -> Registration | None:
@@ -203,19 +277,6 @@ def _say_once(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def takes_narrow(precision: Precision, backend: str | None) -> bool:
-    """Whether what encodes is given float16 and bfloat16 rows as they are: ``SOURCE_DTYPES`` or ``WIDENS``.
-
-    A reference that widens gets them only where all rows come at once: of a few, the values are looked at and encoded
-    as float32, and widening them once serves both.
-    """
-    yardstick, chosen = reference(precision), choose(precision, backend)
-    if getattr(yardstick, "SOURCE_DTYPES", False):
-        return True
-    whole = chosen is not None or not precision.rowwise
-    return whole and bool(getattr(chosen.load() if chosen else yardstick, "WIDENS", False))
-
-
 def put_rows(whole: Parts, parts: Parts, first: int, count: int, rows: int) -> Parts:
     """The parts of all `rows`, those of `count` rows from `first` on put in their place; `whole` is for the first {}.
 
@@ -243,18 +304,16 @@ def _validated(array: npt.ArrayLike, precision: Precision) -> npt.NDArray[Any]:
     return x
 
 
-def _in_memory(
-    x: npt.NDArray[Any], precision: Precision, backend: str | None
-) -> Iterator[tuple[npt.NDArray[Any], int]]:
+def _in_memory(x: npt.NDArray[Any], own: Codec) -> Iterator[tuple[npt.NDArray[Any], int]]:
     """The array as C-contiguous rows [rows, cols] of the types that encoders take, and the number of the first row.
 
     What has to be copied for that is copied piece by piece where rows do not depend on each other, so that encoding
     takes no memory of the tensor's size.
     """
-    keep = takes_narrow(precision, backend)
+    keep = own.narrow
     count, cols = x.size // x.shape[-1], x.shape[-1]
     as_it_is = x.flags.c_contiguous and _as_source(x[:0], keep).dtype == x.dtype
-    step = max(1, _CHUNK // cols) if precision.rowwise and not as_it_is else count
+    step = max(1, _CHUNK // cols) if own.precision.rowwise and not as_it_is else count
     for first in range(0, count, step):
         part = x if step >= count else _some_rows(x, first, min(first + step, count))
         yield np.ascontiguousarray(_as_source(part, keep).reshape(-1, cols)), first

@@ -6,7 +6,7 @@ pieces, so that looking costs no memory of the tensor's size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from edgekit.errors import NonFiniteError, ScaleOverflowError
 from edgekit.numerics.blocks import row_chunks
-from edgekit.numerics.smallfloats import as_float32, bfloat16_to_float32, is_bfloat16
+from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import Precision
-from edgekit.reference import Parts, reference
+from edgekit.reference import Parts, Reference, reference
 
 #: Elements that are looked at together: 4 MiB of float32.
 _PIECE = 1 << 20
@@ -61,13 +61,14 @@ def refuse_overflow(x: npt.NDArray[Any], parts: Parts, precision: Precision, nam
     Raises:
         ScaleOverflowError: names the tensor, the part and the type that cannot hold it.
     """
-    part = getattr(reference(precision), "overflowed", _overflowed)(parts, precision)
+    yardstick = reference(precision)
+    part = yardstick.traits.overflowed(parts, precision)
     if part and precision.scale_dtype == "float8_e8m0fnu":
         # It has an exponent for every large float32; MLX's wraps around for the smallest.
         size, what = "small", f"its {part} would have to be less than float8_e8m0fnu can hold"
     elif part:
         size, what = "large", f"its {part} would have to be more than {_stored(x, precision)} can hold"
-    elif _lost(x, parts, precision):
+    elif _lost(x, parts, precision, yardstick):
         size, what = "large", "a row would decode to less than a millionth of itself"
     else:
         return
@@ -85,7 +86,7 @@ def _pieces(x: npt.NDArray[Any]) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
 
 def _stored(x: npt.NDArray[Any], precision: Precision) -> str:
     """The type in which scales, or the values themselves, are stored; or the narrower one that decodes them."""
-    through: Mapping[str, str] = getattr(reference(precision), "DECODED_THROUGH", {})
+    through = reference(precision).traits.decoded_through
     if precision.kind in through:
         return through[precision.kind]
     if precision.scale_dtype == "source":
@@ -93,17 +94,17 @@ def _stored(x: npt.NDArray[Any], precision: Precision) -> str:
     return precision.scale_dtype or {"F16": "float16", "BF16": "bfloat16"}.get(precision.kind, "float32")
 
 
-def _lost(x: npt.NDArray[Any], parts: Parts, precision: Precision) -> bool:
+def _lost(x: npt.NDArray[Any], parts: Parts, precision: Precision, yardstick: Reference) -> bool:
     """Whether some row of huge values decodes to next to nothing.
 
     Squares overflowed in the search for its scale, or the scale was cut off at the largest that its type has.
     """
-    if not precision.rowwise or not getattr(reference(precision), "SEARCHES", True):
+    if not precision.rowwise or not yardstick.traits.searches:
         return False
     for rows, piece in _pieces(x):
         if max(piece.max(), -piece.min()) > _SAFE:
             own = {part: values[rows] for part, values in parts.items()}
-            decoded = _peaks(reference(precision).decode(own, precision, piece.shape))
+            decoded = _peaks(yardstick.decode(own, precision, piece.shape))
             peaks = _peaks(piece)
             if ((peaks > _SAFE) & (decoded < peaks * _NOTHING)).any():
                 return True
@@ -114,12 +115,3 @@ def _peaks(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The largest magnitude of each row."""
     peaks: npt.NDArray[Any] = np.maximum(rows.max(axis=1), -rows.min(axis=1))
     return peaks
-
-
-def _overflowed(parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> str:
-    """The part that holds something that is not finite, or ""."""
-    for part, values in parts.items():
-        wide = bfloat16_to_float32(values.view(np.uint16)) if is_bfloat16(values.dtype) else values
-        if wide.dtype.kind == "f" and not np.isfinite(wide).all():
-            return part
-    return ""

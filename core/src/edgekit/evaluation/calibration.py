@@ -23,6 +23,7 @@ from edgekit.architectures.forward import Transformer
 from edgekit.artifact import Artifact
 from edgekit.errors import NonFiniteError, UnsupportedModelError, UsageError
 from edgekit.evaluation.language import CONTEXT, Text, cut, tokens_of
+from edgekit.files.memory import enough_memory
 from edgekit.pipeline.conversion import Progress, find_format, open_artifact
 from edgekit.plugin.registry import manager
 from edgekit.runtime.protocols import load
@@ -94,6 +95,7 @@ def importance(
     return found.importance()
 
 
+@enough_memory("calibrating a model")
 def collect(
     artifact: Artifact | str | os.PathLike[str],
     text: Text,

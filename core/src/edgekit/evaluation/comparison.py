@@ -13,6 +13,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import UnsupportedModelError, UsageError
 from edgekit.evaluation._common import Progress, Source, as_artifact, finite
 from edgekit.evaluation.language import Baseline, Evaluation, Text, evaluate
+from edgekit.files.memory import enough_memory
 from edgekit.tensor import AnyTensor, EncodedTensor
 
 #: Elements of a tensor compared at once.
@@ -102,6 +103,7 @@ class Comparison:
         return "\n".join(_report(self))
 
 
+@enough_memory("comparing two models")
 def compare(
     baseline: Source | Baseline,
     artifact: Source,

@@ -12,8 +12,10 @@ import numpy.typing as npt
 
 from edgekit.architectures.forward import Transformer
 from edgekit.artifact import Artifact
-from edgekit.errors import NonFiniteError, UsageError
+from edgekit.errors import NonFiniteError, UnsupportedModelError, UsageError
 from edgekit.evaluation._common import Progress, Source, as_artifact, finite
+from edgekit.files.memory import enough_memory
+from edgekit.tokenizer import Tokenizer, TokenType
 
 F64 = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.integer]
@@ -95,6 +97,7 @@ class Baseline:
 Judge = Transformer | Baseline
 
 
+@enough_memory("evaluating a model")
 def evaluate(
     artifact: Source,
     text: Text,
@@ -124,15 +127,18 @@ def evaluate(
         is never negative, and exactly 0 for models that compute the same.
 
     Raises:
-        UsageError: fewer than three tokens, no tokenizer for a text, other vocabularies, or a bad `context`.
+        UsageError: fewer than three tokens, no tokenizer for a text, other vocabularies or tokenizers, or a bad
+            `context`.
         UnsupportedModelError: the family is not known.
-        NonFiniteError: the model computes a NaN or an infinity.
+        NonFiniteError: a model computes a NaN or an infinity; names which.
     """
     judged = as_artifact(artifact)
     models = _models(judged, baseline)
+    sources = [judged, *([] if baseline is None else [_artifact(baseline)])]
+    _refuse_other_tokenizers(sources)
     windows = cut(tokens_of(judged, text), _context(context, models), _bos(judged))
     scores = list(_scores(models, windows, progress))
-    return _summary(np.concatenate(scores, axis=1), windows.shape[1], judged)
+    return _summary(np.concatenate(scores, axis=1), windows.shape[1], sources)
 
 
 def tokens_of(artifact: Artifact, text: Text) -> Ints:
@@ -175,6 +181,40 @@ def _models(judged: Artifact, baseline: Source | Baseline | None) -> list[Judge]
     if len(sizes) > 1:
         raise UsageError(f"the models have vocabularies of {sizes} tokens; only models of one vocabulary compare")
     return models
+
+
+def _artifact(baseline: Source | Baseline) -> Artifact:
+    return baseline.artifact if isinstance(baseline, Baseline) else as_artifact(baseline)
+
+
+def _refuse_other_tokenizers(sources: list[Artifact]) -> None:
+    """Refuse a baseline to which the same ids mean other text; special tokens may be called otherwise."""
+    tokenizers = [_tokenizer(source) for source in sources]
+    if len(sources) < 2 or tokenizers[0] is None or tokenizers[1] is None:
+        return
+    ours, theirs = (_texts(tokenizer) for tokenizer in tokenizers if tokenizer)
+    odd = [number for number in ours.keys() & theirs.keys() if ours[number] != theirs[number]]
+    if odd:
+        first = min(odd)
+        raise UsageError(
+            f"{sources[0].path} and its baseline {sources[1].path} have different tokenizers: token {first} is "
+            f"{ours[first]!r} in the one and {theirs[first]!r} in the other, and {len(odd)} of {len(ours)} differ; "
+            "choose a baseline with the same tokenizer, such as the model that this one was made from"
+        )
+
+
+def _tokenizer(source: Artifact) -> Tokenizer | None:
+    try:
+        return source.tokenizer
+    except UnsupportedModelError:
+        return None
+
+
+def _texts(tokenizer: Tokenizer) -> dict[int, str]:
+    """Ids and texts of the pieces of text, in one way of writing spaces."""
+    kinds = (TokenType.NORMAL, TokenType.BYTE)
+    pieces = zip(tokenizer.tokens, tokenizer.types, strict=False)
+    return {n: token.replace("▁", " ") for n, (token, kind) in enumerate(pieces) if kind in kinds}
 
 
 def _context(context: int | None, models: list[Judge]) -> int:
@@ -246,12 +286,12 @@ def kl_divergence(log_p: F64, log_q: F64) -> F64:
     return np.maximum(divergence, 0.0)  # rounding may leave a sum of -1e-17
 
 
-def _summary(scores: F64, context: int, artifact: Artifact) -> Evaluation:
+def _summary(scores: F64, context: int, sources: list[Artifact]) -> Evaluation:
+    for row, source in enumerate(sources):
+        if not np.isfinite(scores[row]).all():
+            raise _not_finite(source, "baseline" if row else "model")
     if not np.isfinite(scores).all():
-        raise NonFiniteError(
-            f"{artifact.path}: the model computes values that are not finite; "
-            "choose a precision that keeps more, or look for broken scales with `edgekit compare`"
-        )
+        raise _not_finite(sources[0], "model")
     tokens = scores.shape[1]
     perplexity, *rest = (_exp(mean) if row < 2 else mean for row, mean in enumerate(scores.mean(axis=1).tolist()))
     if not rest:
@@ -260,6 +300,14 @@ def _summary(scores: F64, context: int, artifact: Artifact) -> Evaluation:
     p99 = float(np.percentile(scores[2], 99))
     error = perplexity * float(np.std(scores[0] - scores[1])) / math.sqrt(tokens)
     return Evaluation(perplexity, tokens, context, baseline, error, kl, p99, agreement)
+
+
+def _not_finite(source: Artifact, which: str) -> NonFiniteError:
+    cure = "choose a precision that keeps more" if which == "model" else "choose another baseline"
+    return NonFiniteError(
+        f"{source.path}: the {which} computes values that are not finite; {cure}, or look for broken scales with "
+        "`edgekit compare`"
+    )
 
 
 def _exp(mean: float) -> float:

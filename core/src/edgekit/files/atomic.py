@@ -20,7 +20,7 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -98,8 +98,8 @@ class AtomicFile:
         self.offset = 0
         self._closed = False
         with writing(self._named):
-            _refuse_what_is_no_file(self.target, target)
             _refuse_long_name(pairs.beside(self.target) if manifest else self.target)
+            _refuse_what_is_no_file(self.target, target)
             if self._work:
                 guard.refuse_harm(self.target, self._work.reads)
             self._lock = Lock.beside(self.target) if lock else None
@@ -295,7 +295,8 @@ class AtomicDirectory:
         return file
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a small file of the directory."""
+        """Write a small file of the directory, or of a directory in it (``name/file``)."""
+        (self.path / name).parent.mkdir(exist_ok=True)
         with writing(self.target / name):
             write_small(self.path / name, data)
 
@@ -373,6 +374,14 @@ class AtomicDirectory:
             names = sorted(entry.name for entry in self.path.iterdir())
             write_small(manifest, pairs.dumped({**json.loads(manifest.read_bytes()), "files": names}))
 
+    def _owns(self, entry: Path, listed: Container[str]) -> bool:
+        """Whether a file of the target, or a directory with all its files, is an artifact's."""
+        if entry.is_file():
+            return entry.name in listed or guard.matches(entry.name, self.owned)
+        patterns = tuple(pattern for pattern in self.owned if pattern.startswith(f"{entry.name}/"))
+        inside = list(entry.iterdir()) if patterns and entry.is_dir() and not entry.is_symlink() else []
+        return bool(inside) and all(f.is_file() and guard.matches(f"{entry.name}/{f.name}", patterns) for f in inside)
+
     def _refuse_foreign(self) -> None:
         if not os.path.lexists(self.target):
             return
@@ -380,7 +389,7 @@ class AtomicDirectory:
             raise UsageError(f"{self.target} is a file; name a directory to write")
         listed = _listed(self.target)
         for entry in self.target.iterdir():
-            if not (entry.is_file() and (entry.name in listed or guard.matches(entry.name, self.owned))):
+            if not self._owns(entry, listed):
                 raise UsageError(
                     f"{self.target} holds {entry.name}, which is no part of an artifact; "
                     "move it away, or choose another target"

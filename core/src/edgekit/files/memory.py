@@ -14,12 +14,13 @@ from edgekit.errors import EdgekitError, MemoryShortageError
 
 #: What libraries and the system's loader say when an allocation fails and they raise no `MemoryError`.
 _SAID = re.compile(
-    r"bad_alloc|bad_array_new_length|cannot allocate|failed to map segment|out of memory|not enough memory|"
-    r"(failed|unable) to allocate|can't start new thread",
+    r"bad_alloc|bad_array_new_length|cannot allocate|failed to map segment|out of memory|can't start new thread|"
+    r"(not enough|insufficient) memory|(failed|unable) to allocate",
     re.IGNORECASE,
 )
 #: A number of bytes in such a text.
 _BYTES = re.compile(r"(\d+(?:\.\d+)?) ?(bytes|B|KiB|kB|MiB|MB|GiB|GB)\b")
+_SIZE = re.compile(r"\bof size (\d+)\b")
 _UNITS = {"bytes": 1, "B": 1, "KiB": 1 << 10, "kB": 1000, "MiB": 1 << 20, "MB": 10**6, "GiB": 1 << 30, "GB": 10**9}
 _CURE = "close other programs, raise the limit (ulimit -v), or take a smaller model"
 
@@ -52,6 +53,8 @@ def wanted_by(error: BaseException) -> int | None:
     shape, dtype = getattr(error, "shape", None), getattr(error, "dtype", None)
     if isinstance(shape, tuple) and dtype is not None:
         return math.prod(shape) * int(dtype.itemsize)
+    if match := _SIZE.search(str(error)):
+        return int(match[1])
     match = _BYTES.search(str(error))
     return None if match is None else int(float(match[1]) * _UNITS[match[2]])
 
@@ -68,11 +71,22 @@ def enough_memory(what: str, least: int | None = None) -> Iterator[None]:
         yield
     except EdgekitError:
         raise
-    except (MemoryError, OSError, RuntimeError) as error:
-        if not is_shortage(error):
-            raise
+    except Exception as error:
+        refuse_shortage(error, what, least)
+        raise
+
+
+def refuse_shortage(error: BaseException, what: str, least: int | None = None) -> None:
+    """Raise `MemoryShortageError` from a library's exception, where that means that memory ran out.
+
+    Args:
+        error: what the library raised.
+        what: as for `enough_memory`.
+        least: as for `enough_memory`.
+    """
+    if is_shortage(error):
         wanted = wanted_by(error)
-        raise shortage(what, least if wanted is None else wanted, least=wanted is None) from error
+        raise shortage(what, least if wanted is None else wanted, least=wanted is None and bool(least)) from error
 
 
 def available() -> int | None:
@@ -102,4 +116,4 @@ def _within_limit() -> int | None:
         return None
 
 
-__all__ = ["available", "enough_memory", "is_shortage", "shortage", "wanted_by"]
+__all__ = ["available", "enough_memory", "is_shortage", "refuse_shortage", "shortage", "wanted_by"]

@@ -1,7 +1,7 @@
 """The formats that the core itself reads and writes, and what a plugin's format needs of them."""
 
 from edgekit.formats._hf_files import carried
-from edgekit.formats._hf_generate import small_files
+from edgekit.formats._hf_generate import generation_config, small_files
 from edgekit.formats._parts import PartLayout, part_layouts
 
-__all__ = ["PartLayout", "carried", "part_layouts", "small_files"]
+__all__ = ["PartLayout", "carried", "generation_config", "part_layouts", "small_files"]

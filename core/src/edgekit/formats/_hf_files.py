@@ -11,11 +11,15 @@ from edgekit.errors import InvalidFileError, MissingFileError
 from edgekit.files.foreign import member, read_object
 from edgekit.formats.safetensors import open_tensors
 from edgekit.tensor import Tensor
+from edgekit.tokenizer.hf_files import TEMPLATES, template_files
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MANIFEST = "edgekit.manifest.json"
+#: What peft writes beside, or instead of, a model.
+ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 #: What is carried over byte for byte from one directory to the next.
 CARRIED = (
     CONFIG,
@@ -52,7 +56,15 @@ class Weights:
 
 def carried(directory: Path) -> tuple[Path, ...]:
     """The directory's files besides weights."""
-    return tuple(path for name in CARRIED if (path := member(directory, name)) is not None)
+    own = (path for name in CARRIED if (path := member(directory, name)) is not None)
+    return (*own, *template_files(directory))
+
+
+def carried_name(path: Path) -> str | None:
+    """The name, relative to the directory, under which a file is carried over; None where it is not."""
+    if path.parent.name == TEMPLATES and path.suffix == ".jinja":
+        return f"{TEMPLATES}/{path.name}"
+    return path.name if path.name in CARRIED else None
 
 
 def open_weights(directory: Path, only: str | None = None) -> Weights:

@@ -26,18 +26,20 @@ def small_files(layout: Layout, plan: Plan, manifest: Manifest) -> Iterator[tupl
     """
     if any(path.name == files.CONFIG for path in layout.source.files):
         for path in layout.source.files:
-            if path.name in files.CARRIED:
-                yield path.name, path.read_bytes()
+            name = files.carried_name(path)
+            if name is not None:
+                yield name, path.read_bytes()
     else:
         yield from generate(layout, plan)
     yield files.MANIFEST, manifest.to_json().encode()
 
 
 def generate(layout: Layout, plan: Plan) -> Iterator[tuple[str, bytes]]:
-    """``config.json``, ``tokenizer.json`` and ``tokenizer_config.json``, as name and content."""
+    """``config.json``, ``generation_config.json`` and the tokenizer's two files, as name and content."""
     tokenizer = layout.source.tokenizer
     yield files.CONFIG, _json(_config(layout, plan, tokenizer))
     if tokenizer is not None:
+        yield from generation_config(tokenizer)
         yield "tokenizer.json", tokenizer.to_json().encode()
         yield "tokenizer_config.json", _json(_tokenizer_config(layout, tokenizer))
 
@@ -49,6 +51,18 @@ def _config(layout: Layout, plan: Plan, tokenizer: Tokenizer | None) -> dict[str
     # Null where there is none: a family's own defaults may lie beyond the vocabulary.
     ids = {f"{role}_token_id": getattr(tokenizer, role, None) for role in ("bos", "eos", "pad")}
     return {**hf_config(layout.model.config), **ids, "torch_dtype": _dtype(plan)}
+
+
+def generation_config(tokenizer: Tokenizer) -> Iterator[tuple[str, bytes]]:
+    """``generation_config.json`` with every token that ends a text; nothing where there is none.
+
+    transformers, OpenVINO GenAI and its model server stop at these, and at no other.
+    """
+    ends = sorted(tokenizer.end_ids, key=lambda number: (number != tokenizer.eos, number))
+    if ends:
+        ids = {"bos_token_id": tokenizer.bos, "eos_token_id": ends if len(ends) > 1 else ends[0]}
+        given = {role: number for role, number in (ids | {"pad_token_id": tokenizer.pad}).items() if number is not None}
+        yield "generation_config.json", _json(given)
 
 
 def _dtype(plan: Plan) -> str:
@@ -70,8 +84,17 @@ def _tokenizer_config(layout: Layout, tokenizer: Tokenizer) -> dict[str, Any]:
         "add_eos_token": tokenizer.add_eos,
         "clean_up_tokenization_spaces": False,
         "model_max_length": layout.model.config.context,
-        **({} if tokenizer.chat_template is None else {"chat_template": tokenizer.chat_template}),
+        **_templates(tokenizer),
     }
+
+
+def _templates(tokenizer: Tokenizer) -> dict[str, Any]:
+    """``chat_template``: one source, or a list with names; transformers 4 and 5 read both."""
+    default, others = tokenizer.chat_template, tokenizer.chat_templates
+    if not others:
+        return {} if default is None else {"chat_template": default}
+    named = others if default is None else {"default": default, **others}
+    return {"chat_template": [{"name": name, "template": source} for name, source in named.items()]}
 
 
 def _json(content: dict[str, Any]) -> bytes:

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import logging
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -19,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.artifact import Artifact, Format, Layout, Writer, unread
-from edgekit.encoding.codecs import find_precision
+from edgekit.encoding.codecs import choose
+from edgekit.encoding.importance import Filled, fill_importance
 from edgekit.encoding.refusals import refuse_nonfinite
 from edgekit.errors import (
     EdgekitError,
@@ -27,26 +30,31 @@ from edgekit.errors import (
     MissingFileError,
     MissingPluginError,
     NonFiniteError,
-    UnknownPrecisionError,
-    UnknownRecipeError,
+    UsageError,
+    option,
 )
+from edgekit.files._swap import hidden
 from edgekit.files.atomic import writing
 from edgekit.files.digests import Digests
 from edgekit.files.guard import Stamp, working
 from edgekit.files.memory import enough_memory
 from edgekit.files.reader import refuse_special
 from edgekit.manifest import Manifest
+from edgekit.pipeline.notes import OF_THE_RUN, conversion_notes, refuse_unquantized, summary_line
+from edgekit.pipeline.recipes import AnyRecipe, find_recipe
 from edgekit.pipeline.stream import Encoder, chunk_rows, source_rows
 from edgekit.plugin.registry import KNOWN_DISTRIBUTIONS, manager
-from edgekit.precision import Precision
-from edgekit.recipe import Assignment, Plan, Recipe, Slot, Uniform
-from edgekit.tensor import EncodedTensor, Tensor
+from edgekit.recipe import AsIs, Assignment, Plan, Recipe, Slot, check_plan
+from edgekit.recipe import own_precision as own_precision
+from edgekit.reference import reference
+from edgekit.tensor import EncodedTensor
 
 #: How often a model is opened anew that is replaced while it is opened.
 _REOPENINGS = 8
 Nonfinite = Literal["refuse", "keep"]
 #: Called with the number of tensors done, of all tensors, and the name of the one that comes next.
 Progress = Callable[[int, int, str], None]
+_LOG = logging.getLogger("edgekit")
 
 
 def open_artifact(path: str | os.PathLike[str]) -> Artifact:
@@ -58,18 +66,22 @@ def open_artifact(path: str | os.PathLike[str]) -> Artifact:
         InvalidFileError: no format recognises it, it is truncated, corrupt or hostile, or a pipe or a device.
         MemoryShortageError: there is no room for what it says of itself.
     """
-    where = Path(path)
+    return _settled(Path(path), _open)
+
+
+def _settled(where: Path, opening: Callable[[Path], Artifact]) -> Artifact:
+    """Open a path, anew where it was replaced meanwhile: one model's header with another's weights is no model."""
     for _ in range(_REOPENINGS):
         before = Stamp.of(where)
         try:
-            artifact = _open(where)
+            artifact = opening(where)
         except EdgekitError:
             if Stamp.of(where) == before:
                 raise
         else:
             if Stamp.of(where) == before:
                 return artifact
-    return _open(where)
+    return opening(where)
 
 
 def _open(where: Path) -> Artifact:
@@ -126,7 +138,8 @@ def find_format(name: str | None, target: Path) -> Format:
         ResourceError: the target lies where nobody may look.
     """
     if name is not None:
-        found: Format = manager().load("formats", name)
+        names = {r.name.casefold(): r.name for r in manager().all("formats")}
+        found: Format = manager().load("formats", names.get(name.casefold(), name))
         return found
     with writing(target):
         is_directory = target.is_dir()
@@ -136,42 +149,27 @@ def find_format(name: str | None, target: Path) -> Format:
         if target.suffix in registration.options.get("suffixes", ()):
             return manager().load("formats", registration.name)  # type: ignore[no-any-return]
     cure = KNOWN_DISTRIBUTIONS.get(target.suffix)
-    advice = f"pip install {cure}" if cure else "say which with format="
+    advice = f"pip install {cure}" if cure else f"{_near(target)}{option('format', 'hf')} makes a directory"
     raise MissingPluginError(f"{target}: no installed format writes {target.suffix} files; {advice}")
 
 
-def find_recipe(recipe: str | Precision | Recipe, format_name: str) -> Recipe:
-    """A recipe meant for the format, else the precision of that name for every weight matrix.
-
-    Raises:
-        UnknownRecipeError: neither a recipe nor a precision.
-    """
-    if isinstance(recipe, Precision):
-        return Uniform(recipe)
-    if not isinstance(recipe, str):
-        return recipe
-    suited = [r for r in manager().all("recipes") if format_name in r.options.get("formats", (format_name,))]
-    if any(r.name == recipe for r in suited):
-        found: Recipe = manager().load("recipes", recipe)
-        return found
-    try:
-        return Uniform(find_precision(recipe))
-    except UnknownPrecisionError as error:
-        names = ", ".join(r.name for r in suited) or "none"
-        raise UnknownRecipeError(
-            f"{recipe!r} is neither a recipe for {format_name} (there are: {names}) nor a precision: {error}"
-        ) from error
+def _near(target: Path) -> str:
+    suffixes = [suffix for r in manager().all("formats") for suffix in r.options.get("suffixes", ())]
+    near = difflib.get_close_matches(target.suffix, suffixes, n=1)
+    return f"did you mean {target.with_suffix(near[0]).name}? " if near else ""
 
 
 def quantize(
     source: Artifact | str | os.PathLike[str],
-    recipe: str | Precision | Recipe,
+    recipe: AnyRecipe,
     *,
     to: str | os.PathLike[str],
     format: str | None = None,
     importance: Mapping[str, npt.NDArray[np.float32]] | None = None,
     backend: str | None = None,
+    exact_importance: bool = False,
     nonfinite: Nonfinite = "refuse",
+    allow_unquantized: bool = False,
     executor: Executor | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
@@ -181,13 +179,19 @@ def quantize(
 
     Args:
         source: an artifact, or the path of one.
-        recipe: a recipe (``"Q4_K_M"``), a precision for every weight matrix (``"affine:int4-sym-g32"``), or
-            an object with a ``plan`` method.
+        recipe: a recipe (``"Q4_K_M"``), a precision for every weight matrix (``"affine:int4-sym-g32"``), the path of
+            a recipe's TOML file, or an object with a ``plan`` method, such as `Recipe.of` makes. Its plan is checked
+            before a tensor is read.
         to: the file or directory to write; its suffix decides the format.
         format: name of the format, where the suffix does not say it.
-        importance: mean squared activations [cols] of each weight matrix, by canonical name.
+        importance: mean squared activations [cols] of each weight matrix, by canonical name. Columns without (0) get
+            the smallest importance of their matrix; a matrix without any is encoded without.
+        exact_importance: take the importance as it is, zeros included: the bytes of llama.cpp, which erases blocks
+            of such columns.
         backend: which encoders to use; None takes the fastest exact ones. The bytes are the same.
         nonfinite: ``"refuse"`` a NaN or an infinity, or ``"keep"`` the tensors that hold one in float.
+        allow_unquantized: write the model even if less than half of the weights that the recipe is about can be
+            quantized.
         executor: encodes the row chunks; None takes a thread for each core. The bytes are the same. This thread
             reads and writes meanwhile.
         progress: called before each tensor.
@@ -195,32 +199,66 @@ def quantize(
         notes: what the user should be told about the run is appended to it, a sentence each.
 
     Returns:
-        The artifact that was written, opened.
+        The artifact that was written, opened. Its ``notes`` say what is of note: what fell back, was quantized
+        before, has no tokenizer or no importance. They are logged too (logger ``edgekit``, level INFO).
 
     Raises:
+        UsageError: the plan does not fit the target, or quantizes less than half of the weights.
         NonFiniteError, ScaleOverflowError, UnsupportedModelError, InvalidFileError: about the source.
         ChangedSourceError: the source was changed while it was read.
         UsageError: the target is, holds or lies inside the source, or is something that edgekit did not write.
         ResourceError, LockedError: about the target. In every case nothing half-written is left behind.
+        MemoryShortageError: says how many bytes were wanted.
     """
     target = Path(to)
     chosen_format = find_format(format, target)
+    chosen = find_recipe(recipe, chosen_format.name, target)
     artifact = source if isinstance(source, Artifact) else open_source(source, chosen_format)
     with ExitStack() as stack:
+        widest = max((4 * tensor.size for tensor in artifact.tensors.values()), default=0)
+        stack.enter_context(enough_memory(f"{artifact.path}: writing it as {target}", widest))
         work = stack.enter_context(working(target, artifact.reads, overwrite, notes))
-        known = {"importance": _importance_digest(importance)} if importance else {}
+        filled = Filled(dict(importance or {}), {}, ()) if exact_importance else fill_importance(importance or {})
+        known = {"importance": _importance_digest(filled.importance)} if importance else {}
         sources = stack.enter_context(closing(Digests(artifact.files, known)))
         work.hashes = sources
-        chosen = find_recipe(recipe, chosen_format.name)
         layout = chosen_format.layout(artifact)
-        plan = chosen.plan(layout.slots, layout.model.config if layout.model else None, importance is not None)
+        plan = make_plan(chosen, layout, importance is not None, backend)
+        if not allow_unquantized:
+            refuse_unquantized(plan, str(artifact.path), chosen_format.name)
         if nonfinite == "keep":
             plan = _keep_nonfinite(plan, layout)
         pool = executor or stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
-        encoder = Encoder(pool, backend, importance or {}, nonfinite == "keep", f"{artifact.path}: tensor ")
-        writer = chosen_format.writer(target, layout, plan, make_manifest(sources, plan, encoder, chosen_format.name))
-        _write(writer, layout, plan, encoder, progress)
-    return chosen_format.open(target)
+        encoder = Encoder(pool, backend, filled.importance, nonfinite == "keep", f"{artifact.path}: tensor ")
+        found = conversion_notes(chosen_format, layout, plan, target, filled if importance else None)
+        lasting = {kind: note for kind, note in found.items() if kind not in OF_THE_RUN}
+        manifest = make_manifest(sources, plan, encoder, chosen_format.name, lasting)
+        writer = chosen_format.writer(target, layout, plan, manifest)
+        for note in lasting.values():  # the guard has noted what is replaced
+            work.note(note)
+        _write(writer, layout, plan, encoder, progress, target)
+    _LOG.info("%s: %s", target, summary_line(found))
+    said = {kind: note for kind, note in found.items() if kind in OF_THE_RUN}
+    return attrs.evolve(_settled(target, chosen_format.open), said=said)
+
+
+def make_plan(recipe: Recipe, layout: Layout, importance: bool = False, backend: str | None = None) -> Plan:
+    """The recipe's plan for a layout, checked.
+
+    Raises:
+        UsageError, ShapeError: as `edgekit.recipe.check_plan`; or a precision that nothing installed encodes.
+        MissingPluginError: the backend is not installed, or does not encode a precision of the plan.
+    """
+    config = layout.model.config if layout.model else None
+    plan = check_plan(recipe.plan(layout.slots, config, importance), layout.slots, recipe.name)
+    for slot, line in zip(layout.slots, plan, strict=True):
+        own = isinstance(slot.tensor, EncodedTensor) and slot.tensor.precision == line.precision
+        if not own and reference(line.precision).traits.decode_only and not choose(line.precision, backend):
+            raise UsageError(
+                f"recipe {recipe.name!r}, tensor {line.name!r}: {line.precision.name} can be decoded, but not encoded; "
+                "choose a precision with an encoder (ggml:Q2_K, ggml:IQ4_XS), or quantize with llama.cpp"
+            )
+    return plan
 
 
 def convert(
@@ -249,44 +287,40 @@ def convert(
         As `quantize`.
     """
     recipe: Recipe = AsIs() if dtype is None else find_recipe(dtype, find_format(format, Path(to)).name)
-    return quantize(source, recipe, to=to, format=format, progress=progress, overwrite=overwrite, notes=notes)
+    return quantize(
+        source,
+        recipe,
+        to=to,
+        format=format,
+        allow_unquantized=True,
+        progress=progress,
+        overwrite=overwrite,
+        notes=notes,
+    )
 
 
-@attrs.frozen
-class AsIs:
-    """Every tensor in the precision it has."""
-
-    name: str = "as is"
-
-    def plan(self, slots: Sequence[Slot], config: object, importance: bool = False) -> Plan:
-        """Keep encoded tensors encoded and float matrices in their own type."""
-        return Plan(self.name, tuple(self._assign(slot) for slot in slots))
-
-    def _assign(self, slot: Slot) -> Assignment:
-        precision = slot.keep
-        if isinstance(slot.tensor, EncodedTensor):
-            precision = slot.tensor.precision
-        elif len(slot.shape) > 1:
-            precision = own_precision(slot.tensor)
-        return Assignment(slot.name, slot.role, slot.shape, precision, "as in the source")
-
-
-def own_precision(tensor: Tensor) -> Precision:
-    """The plain float precision of a tensor's dtype; F32 for what has none."""
-    return Precision.parse({"float16": "float:F16", "bfloat16": "float:BF16"}.get(tensor.dtype, "float:F32"))
-
-
-def _write(writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None) -> None:
+def _write(
+    writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None, target: Path
+) -> None:
     try:
         _write_tensors(writer, layout, plan, encoder, progress)
         writer.commit()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        written = writer.done
         writer.close(keep=True)
+        error.add_note(_kept_note(written, len(plan), target))
         raise
     except BaseException:
         writer.close()
         raise
     writer.close()
+
+
+def _kept_note(done: int, total: int, target: Path) -> str:
+    """What an interrupted run leaves behind, as a note of its `KeyboardInterrupt`."""
+    if not (done and hidden(Path(os.path.realpath(target)), "partial").exists()):
+        return f"nothing is kept; {target} is as it was"
+    return f"{done} of {total} tensors are kept; the same command goes on after them; {target} is as it was"
 
 
 def _write_tensors(writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None) -> None:
@@ -317,7 +351,9 @@ def _kept(slot: Slot, assignment: Assignment) -> Assignment:
     return assignment
 
 
-def make_manifest(sources: Mapping[str, str], plan: Plan, encoder: Encoder, format_name: str) -> Manifest:
+def make_manifest(
+    sources: Mapping[str, str], plan: Plan, encoder: Encoder, format_name: str, notes: Mapping[str, str] | None = None
+) -> Manifest:
     """What to record about an artifact before it is written."""
     tensors = {
         a.name: {"precision": a.precision.name, "reason": a.reason, "backend": encoder.name_for(a.precision)}
@@ -332,6 +368,7 @@ def make_manifest(sources: Mapping[str, str], plan: Plan, encoder: Encoder, form
         recipe=plan.recipe,
         tensors=tensors,
         versions={**versions, "numpy": np.__version__},
+        notes=notes or {},
     )
 
 
@@ -350,6 +387,8 @@ __all__ = [
     "convert",
     "find_format",
     "find_recipe",
+    "make_plan",
     "open_artifact",
+    "own_precision",
     "quantize",
 ]

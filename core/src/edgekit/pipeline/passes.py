@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from edgekit.artifact import Artifact, unread
 from edgekit.errors import InvalidFileError, MissingPluginError, UnsupportedModelError, UsageError
 from edgekit.files.guard import stamps, working
+from edgekit.files.memory import enough_memory
 from edgekit.pipeline.conversion import open_artifact
 from edgekit.plugin.registry import Registration, manager
 
@@ -72,7 +73,8 @@ def run_pass(
     artifact = source if isinstance(source, Artifact) else _open(Path(source), registration)
     _refuse_format(artifact, registration)
     given = dict(options or {})
-    with working(Path(to), {**artifact.reads, **stamps(files_in(given))}, overwrite, notes):
+    work = working(Path(to), {**artifact.reads, **stamps(files_in(given))}, overwrite, notes)
+    with enough_memory(f"{artifact.path}: the pass {name!r}"), work:
         chosen: Pass = registration.load()
         refuse_options(chosen.run, f"the pass {name!r}", given)
         return chosen.run(artifact, Path(to), **given)

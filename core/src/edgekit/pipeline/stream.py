@@ -17,11 +17,11 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.encoding.codecs import REFERENCE, choose, decode, encode_checked, encode_rows, put_rows, takes_narrow
+from edgekit.encoding.codecs import REFERENCE, Codec, codec, decode, put_rows
 from edgekit.errors import MissingPluginError
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Slot
-from edgekit.reference import Parts, reference
+from edgekit.reference import Parts
 from edgekit.tensor import AnyTensor, EncodedTensor, QuantizedTensor, widen
 
 #: Elements of a chunk on up to 16 cores: 2 MiB of float32. Memory follows the tensor's encoded size, not its own.
@@ -92,27 +92,28 @@ class Encoder:
 
     def _submitted(self, slot: Slot, assignment: Assignment) -> Iterator[_Task]:
         tensor, precision = slot.tensor, assignment.precision
-        backend = None if precision.convention == "float" else self.backend
+        own = self._codec(precision)
         job = partial(
             encode_chunk,
-            precision=precision,
+            codec=own,
             importance=self.importance.get(assignment.role),
-            backend=backend,
             name=self.where + tensor.name,
             finite=not (self.keep_nonfinite and precision.convention == "float"),
         )
-        whole, narrow = _Whole(slot, assignment, self.name_for(precision)), takes_narrow(precision, backend)
+        whole = _Whole(slot, assignment, own.backend)
         step = chunk_rows(tensor.rows, tensor.shape[-1] if tensor.shape else 1, precision)
         for start in range(0, tensor.rows, step):
             stop = min(start + step, tensor.rows)
             size = (stop - start) * tensor.size // tensor.rows
-            rows = raw_rows(tensor, precision, start, stop, narrow)
+            rows = raw_rows(tensor, own, start, stop)
             yield _Task(whole, start, stop, size, self.pool.submit(job, rows))
 
     def name_for(self, precision: Precision) -> str:
         """Which backend encodes that precision."""
-        chosen = choose(precision, self.backend) if precision.convention != "float" else None
-        return chosen.plugin if chosen else "reference"
+        return self._codec(precision).backend
+
+    def _codec(self, precision: Precision) -> Codec:
+        return codec(precision, None if precision.convention == "float" else self.backend)
 
 
 @attrs.define
@@ -160,24 +161,24 @@ def chunk_rows(rows: int, cols: int, precision: Precision) -> int:
     return max(1, CHUNK // max(1, cols)) if precision.rowwise else max(1, rows)
 
 
-def raw_rows(tensor: AnyTensor, precision: Precision, start: int, stop: int, narrow: bool = False) -> Rows:
-    """Rows as they are in the file, as far as a chunk can be taken out of it; `narrow`: see `takes_narrow`."""
+def raw_rows(tensor: AnyTensor, codec: Codec, start: int, stop: int) -> Rows:
+    """Rows as they are in the file, as far as a chunk can be taken out of it and the codec takes them."""
     if isinstance(tensor, EncodedTensor):
         if not tensor.sliceable:
             return Rows(start, tensor.float32(start, stop))
         shape = (stop - start, tensor.shape[-1])
         return Rows(start, QuantizedTensor(tensor.read_parts(start, stop), tensor.precision, shape, tensor.name))
     rows = tensor.read_rows(start, stop)
-    if tensor.dtype == "bfloat16" and getattr(reference(precision), "SOURCE_DTYPES", False):
+    if tensor.dtype == "bfloat16" and codec.reference.traits.source_dtypes:
         return Rows(start, rows.view(_bfloat16()))
-    if tensor.dtype == "float32" or (tensor.dtype == "float16" and narrow):
+    if tensor.dtype == "float32" or (tensor.dtype == "float16" and codec.narrow):
         return Rows(start, rows)
     return Rows(start, rows, tensor.dtype)
 
 
 def source_rows(tensor: AnyTensor, precision: Precision, start: int, stop: int) -> npt.NDArray[Any]:
     """Rows as the precision's reference takes them: float32, or the source's own type where that matters."""
-    return raw_rows(tensor, precision, start, stop, takes_narrow(precision, REFERENCE)).wanted(tensor.name)
+    return raw_rows(tensor, codec(precision, REFERENCE), start, stop).wanted(tensor.name)
 
 
 def _bfloat16() -> np.dtype[Any]:
@@ -194,17 +195,16 @@ def _bfloat16() -> np.dtype[Any]:
 def encode_chunk(
     rows: Rows,
     *,
-    precision: Precision,
+    codec: Codec,
     importance: npt.NDArray[np.float32] | None,
-    backend: str | None,
     name: str,
     finite: bool = True,
 ) -> Parts:
     """Encode one chunk of rows; a module-level function of picklable arguments, so that any executor can run it."""
     x = rows.wanted(name)
     if finite:
-        return encode_checked(x, precision, importance, backend, name, rows.first)[1]
-    return encode_rows(x, precision, importance, backend)[1]
+        return codec.encode_checked(x, importance, name, rows.first)
+    return codec.encode(x, importance)
 
 
 __all__ = ["AHEAD", "CHUNK", "Encoder", "Rows", "chunk_rows", "encode_chunk", "raw_rows", "source_rows"]

@@ -23,6 +23,7 @@ import attrs
 import pluggy
 
 from edgekit.errors import EdgekitError, MissingPluginError, PluginError
+from edgekit.files.memory import refuse_shortage
 from edgekit.plugin import hookspecs
 from edgekit.plugin._options import checked
 from edgekit.plugin.hookspecs import GROUP, hookimpl
@@ -44,8 +45,8 @@ ROLES = (
 #: What an object has to have to play its role.
 _NEEDED = {
     "formats": ("name", "matches", "open", "layout", "writer"),
-    "precisions": ("precision", "encode", "decode", "bound"),
-    "quantizers": ("encode",),
+    "precisions": ("precision", "traits", "encode", "decode", "bound"),
+    "quantizers": ("encode", "traits"),
     "recipes": ("name", "plan"),
     "packagers": ("package",),
     "passes": ("run",),
@@ -117,6 +118,7 @@ class Registration:
         except EdgekitError:
             raise
         except Exception as error:
+            refuse_shortage(error, f"loading {one(self.role)} {self.name!r} of {self.distribution}")
             raise PluginError(
                 f"{one(self.role)} {self.name!r} of {self.distribution} cannot be loaded: "
                 f"{type(error).__name__}: {error}; `edgekit doctor` shows more, reinstall {self.distribution}"

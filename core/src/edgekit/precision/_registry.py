@@ -62,12 +62,23 @@ def find(name: object) -> Precision:
     if not found and spec:
         _ask_plugins()
         found = _known(name, spec)
+    found = found or _in_another_case(name)
     if len(found) == 1:
         return found[0]
     if found:
         names = ", ".join(p.name for p in found)
         raise UnknownPrecisionError(f"precision {name!r} is ambiguous: say which of {names}")
     raise UnknownPrecisionError(_unknown(name, spec))
+
+
+def _in_another_case(name: str) -> list[Precision]:
+    """Of ``q4_k`` or ``GGML:Q4_K``: the precisions whose name differs in upper and lower case only."""
+    lower = name.lower()
+    convention, colon, kind = lower.rpartition(":")
+    spellings = (lower, f"{convention}{colon}{kind.upper()}")
+    found = {p.name: p for spelling in spellings for p in _known(spelling, Spec.parse(spelling))}
+    found |= {p.name: p for p in catalogue() if lower in (p.name.lower(), p.name.lower().partition(":")[2])}
+    return list(found.values())
 
 
 def _known(name: str, spec: Spec | None) -> list[Precision]:

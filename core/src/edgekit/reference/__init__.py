@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from edgekit.errors import UnknownPrecisionError
 from edgekit.precision import Precision
+from edgekit.reference.traits import Traits as Traits
 
 Parts = dict[str, npt.NDArray[Any]]
 
@@ -31,13 +32,12 @@ _REGISTERED: dict[str, Reference] = {}
 
 
 class Reference(Protocol):
-    """What a reference implementation provides. A module with these functions is one.
+    """What a reference implementation provides. A module with these functions and `traits` is one."""
 
-    It may also say, by attributes and a function: ``PROOF`` and ``BOUND``, how the encoder is proved and its error
-    bound in words; ``SOURCE_DTYPES`` or ``WIDENS = True``, see `encode`; ``SEARCHES = False``, no search for a scale,
-    so that huge values are never lost in one; ``overflowed(parts, precision)``, the part whose scale is no number,
-    or ""; ``DECODED_THROUGH``, by kind the type that overflows where it is not the one that stores the scale.
-    """
+    @property
+    def traits(self) -> Traits:
+        """How the encoder is proved and bounded, and what it takes."""
+        ...
 
     def encode(
         self, x: npt.NDArray[Any], precision: Precision, importance: npt.NDArray[np.float32] | None = None
@@ -45,10 +45,8 @@ class Reference(Protocol):
         """Encode rows.
 
         Args:
-            x: [rows, cols], C-contiguous, at least 1 x 1. float32, except that a module which sets
-                ``SOURCE_DTYPES = True`` also gets float16 and bfloat16 (ml_dtypes) arrays as they came, because its
-                arithmetic depends on the type. ``WIDENS = True``: it takes them too and encodes them as their
-                float32 copy, of which it never holds the whole; it gets them where rows depend on each other.
+            x: [rows, cols], C-contiguous, at least 1 x 1. float32, except that a module with
+                `Traits.source_dtypes` or `Traits.widens` also gets float16 and bfloat16 (ml_dtypes) arrays.
             precision: one that this module's convention resolves; cols suits it already.
             importance: [cols], mean squared activation of each input column, or None.
 

@@ -46,16 +46,14 @@ from edgekit.numerics.bits import pack_lsb, unpack_lsb
 from edgekit.numerics.blocks import extent, extremes, row_chunks, spans
 from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import Precision
+from edgekit.reference.traits import Traits
 
-#: How the encoder is proved, and its error bound in words, for the catalogue.
-PROOF = "bounded; equal to a second implementation in plain Python (tests/core/test_affine_properties.py)"
-BOUND = "half a step; beyond the last level the distance to it (1 bit symmetric: ||x| - scale|)"
-
-#: The ends of the range give the scale. Where all codes of a row are 0, its levels are coarse; nothing overflowed.
-SEARCHES = False
-
-#: float16 and bfloat16 are widened chunk by chunk.
-WIDENS = True
+traits = Traits(
+    proof="bounded; equal to a second implementation in plain Python (tests/core/test_affine_properties.py)",
+    bound="half a step; beyond the last level the distance to it (1 bit symmetric: ||x| - scale|)",
+    searches=False,  # the ends of the range give the scale: a row of codes 0 has coarse levels, it did not overflow
+    widens=True,
+)
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

@@ -16,10 +16,7 @@ import numpy.typing as npt
 
 from edgekit.numerics.smallfloats import bfloat16_to_float32, float32_to_bfloat16
 from edgekit.precision import Precision
-
-#: How the encoder is proved, and its error bound in words, for the catalogue.
-PROOF = "exact: IEEE rounding to nearest, checked against numpy and ml_dtypes"
-BOUND = "half a unit in the last place"
+from edgekit.reference.traits import Traits
 
 # Half a unit in the last place: relative to normal numbers, absolute among subnormals.
 _RELATIVE = {"F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-8}
@@ -56,3 +53,10 @@ def overflowed(parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> s
     """``values`` where one rounded to infinity: above 65,519.99 in F16, beyond the largest bfloat16 in BF16."""
     values = bfloat16_to_float32(parts["values"]) if precision.kind == "BF16" else parts["values"]
     return "" if np.isfinite(values).all() else "values"
+
+
+traits = Traits(
+    proof="exact: IEEE rounding to nearest, checked against numpy and ml_dtypes",
+    bound="half a unit in the last place",
+    overflowed=overflowed,
+)

@@ -64,18 +64,12 @@ from edgekit.numerics.smallfloats import (
     to_float32,
 )
 from edgekit.precision import Precision
-
-#: How the encoder is proved, and its error bound in words, for the catalogue.
-PROOF = "exact: mlx 0.32.4, CPU backend"
-BOUND = "half a step; beyond the last level the distance to it; plus rounding in the source's type"
+from edgekit.reference.traits import Traits
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint8]
-
-#: The arithmetic depends on the type of the tensor that is quantized.
-SOURCE_DTYPES = True
 
 _EPS = np.float32(1e-7)
 #: Largest magnitude of an element.
@@ -425,3 +419,11 @@ def _half_step_e4m3(position: F64) -> F64:
 def _finite(limit: F64, magnitude: F64) -> F64:
     """`limit`, infinite where the decoded value may overflow float32."""
     return np.where(magnitude + limit <= _ROUNDING["float32"][2], limit, np.inf)
+
+
+traits = Traits(
+    proof="exact: mlx 0.32.4, CPU backend",
+    bound="half a step; beyond the last level the distance to it; plus rounding in the source's type",
+    source_dtypes=True,
+    overflowed=overflowed,
+)

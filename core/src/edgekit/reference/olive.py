@@ -33,17 +33,17 @@ from edgekit.numerics.bits import pack_lsb, unpack_lsb
 from edgekit.numerics.blocks import extremes, groups, row_chunks
 from edgekit.numerics.smallfloats import as_float32, bfloat16_to_float32, float32_to_bfloat16, is_bfloat16
 from edgekit.precision import Precision
-
-#: How the encoder is proved, and its error bound in words, for the catalogue.
-PROOF = "exact: olive-ai 0.13.0 on torch 2.13.0"
-BOUND = "half a step; beyond the last level the distance to it; plus rounding in the source's type"
+from edgekit.reference.traits import Traits
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint8]
 
-#: The scales take the type of the source.
-SOURCE_DTYPES = True
+traits = Traits(
+    proof="exact: olive-ai 0.13.0 on torch 2.13.0",
+    bound="half a step; beyond the last level the distance to it; plus rounding in the source's type",
+    source_dtypes=True,  # the scales take the type of the source
+)
 
 #: type -> (half a unit in the last place: relative, and absolute among subnormals; largest value)
 _ROUNDING = {

@@ -68,10 +68,47 @@ def template_of(artifact: Artifact) -> str:
     # Metadata first: a GGUF file's template is there even where its tokenizer is of a kind that edgekit cannot read.
     source = artifact.config.get("tokenizer.chat_template")
     if source is None and artifact.tokenizer is not None:
-        source = artifact.tokenizer.chat_template
+        source = artifact.tokenizer.chat_template or _only(artifact.tokenizer, artifact)
     if not isinstance(source, str):
-        raise UsageError(f"{artifact.path}: it has no chat template; use generate with a prompt of your own")
+        raise UsageError(
+            f"{artifact.path}: it has no chat template, as base models have none; "
+            "continue a text instead (`edgekit run`, `generate` in Python)",
+            public="the model has no chat template; send a prompt to be continued instead",
+        )
     return source
+
+
+def _only(tokenizer: Tokenizer, artifact: Artifact) -> str | None:
+    """The one template of a model that calls none the default."""
+    templates = tokenizer.chat_templates
+    if len(templates) > 1:
+        raise UsageError(
+            f"{artifact.path}: of its chat templates ({', '.join(templates)}) none is the default one; render one with "
+            "edgekit.runtime.chat.render, and use generate",
+            public="none of the model's chat templates is the default one; send a prompt to be continued instead",
+        )
+    return next(iter(templates.values()), None)
+
+
+def no_tokenizer(path: Path) -> str:
+    """The message of an artifact that is asked for text and has no tokenizer."""
+    return (
+        f"{path}: it has no tokenizer, so it takes no text; write it again from a source that has its tokenizer's "
+        "files, or continue token ids (`tokens` in Python)"
+    )
+
+
+def has_template(artifact: Artifact) -> bool:
+    """Whether an artifact has a chat template.
+
+    Raises:
+        As reading its tokenizer does, where its files are broken or of a kind that edgekit does not know.
+    """
+    try:
+        template_of(artifact)
+    except UsageError:
+        return False
+    return True
 
 
 def render(template: str, messages: Messages | str, **variables: Any) -> str:
@@ -93,8 +130,10 @@ def render(template: str, messages: Messages | str, **variables: Any) -> str:
     if "text" in said:
         return str(said["text"])
     if str(said["error"]).startswith("ValueError: "):  # the template's own raise_exception
-        raise UsageError(f"the model's chat template refuses the messages: {said['error'][12:]}")
-    raise InvalidFileError(f"the model's chat template fails: {said['error']}; build the prompt yourself (generate)")
+        refusal = f"the model's chat template refuses the messages: {said['error'][12:]}"
+        raise UsageError(refusal, public=refusal)
+    failure = f"the model's chat template fails: {said['error']}"
+    raise InvalidFileError(f"{failure}; build the prompt yourself (generate)", public=failure)
 
 
 def conversation(messages: Messages | str) -> Messages:
@@ -227,6 +266,8 @@ __all__ = [
     "Messages",
     "check",
     "conversation",
+    "has_template",
+    "no_tokenizer",
     "prompt_of",
     "render",
     "special_tokens",

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from edgekit.artifact import Artifact
 from edgekit.errors import MissingPluginError
+from edgekit.files.memory import enough_memory
 from edgekit.pipeline.conversion import open_artifact
 from edgekit.plugin.registry import Registration, manager
 from edgekit.runtime.arguments import Stop, declared_options, refuse_unknown_options
@@ -188,7 +189,8 @@ def start(function: Callable[..., Any], name: str, artifact: Artifact, **options
     known = declared_options(function)
     if known is not None:  # else it takes any, and checks them itself
         refuse_unknown_options(name, options, known)
-    runtime: ChattingRuntime = function(artifact, **options)
+    with enough_memory(f"{artifact.path}: loading it with the runtime {name}", artifact.nbytes):
+        runtime: ChattingRuntime = function(artifact, **options)
     return runtime
 
 

@@ -92,6 +92,9 @@ class TextRuntime:
 
     def _stream(self, ids: list[int], max_tokens: int | None, sampling: Sampling, stop: Stop) -> Generation:
         ends = stop_texts(stop)
+        if not ids:
+            empty = "the prompt has no tokens; give at least one character"
+            raise UsageError(empty, public=empty)
         tokens = self.tokens(ids, max_tokens=max_tokens, sampling=sampling)
         return Generation.counting(len(ids), tokens, lambda new: until(self.pieces(ids, new), ends))
 
@@ -161,7 +164,7 @@ class TextRuntime:
         """
         least, context = self.tokenizer().least_tokens(text), self.context
         if least > context:
-            raise ContextOverflowError(f"at least {least} tokens of prompt {self.too_long(0)}")
+            raise self._overflow(f"at least {least} tokens of prompt", 0)
 
     def tokenizer(self) -> Tokenizer:
         """The artifact's tokenizer.
@@ -171,8 +174,14 @@ class TextRuntime:
         """
         tokenizer = self.artifact.tokenizer
         if tokenizer is None:
-            raise UsageError(f"{self.artifact.path}: it has no tokenizer; continue token ids with `tokens` instead")
+            raise self.lacks_tokenizer()
         return tokenizer
+
+    def lacks_tokenizer(self) -> UsageError:
+        """The error of a model that cannot read texts."""
+        return UsageError(
+            chat.no_tokenizer(self.artifact.path), public="the model has no tokenizer, so it cannot read texts"
+        )
 
     def room(self, prompt: int, wanted: int | None) -> int:
         """How many tokens to generate after a prompt of so many tokens; None wants as many as there is room for.
@@ -185,10 +194,14 @@ class TextRuntime:
             wanted = integer("max_tokens", wanted, 0)
         context = self.context
         if prompt + (wanted or 0) > context:
-            raise ContextOverflowError(
-                f"{prompt} tokens of prompt and {wanted or 0} more {self.too_long(max(0, context - prompt))}"
-            )
+            raise self._overflow(f"{prompt} tokens of prompt and {wanted or 0} more", max(0, context - prompt))
         return context - prompt if wanted is None else wanted
+
+    def _overflow(self, asked: str, most: int) -> ContextOverflowError:
+        """Clients cannot load the model otherwise, so they get the plain cure."""
+        return ContextOverflowError(
+            f"{asked} {self.too_long(most)}", public=f"{asked} {TextRuntime.too_long(self, most)}"
+        )
 
     def too_long(self, most: int) -> str:
         """How the message goes on where a text does not fit: the limit, and the cure.
@@ -205,7 +218,7 @@ class TextRuntime:
         # Decoded as what follows the prompt: on its own the first piece would lose its leading space.
         text = tokenizer.detokenizer(prompt)
         for token in tokens:
-            if token == tokenizer.eos:
+            if token in tokenizer.end_ids:
                 break
             if piece := text.add(token):
                 yield piece

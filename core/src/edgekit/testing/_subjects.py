@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import numpy as np
@@ -13,7 +13,7 @@ from edgekit.encoding.codecs import choose, find_precision
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.plugin.registry import Registration
 from edgekit.precision import Precision
-from edgekit.reference import Parts, reference
+from edgekit.reference import Parts, Traits, reference
 
 F32 = npt.NDArray[np.float32]
 EXACT = "exact"
@@ -25,7 +25,7 @@ class QuantizerSubject:
 
     Attributes:
         quantizer: has ``encode(x, importance=None)``, and may have ``decode(parts, shape)``, ``bound(x, parts)``,
-            ``encode_checked(x, importance=None)``, and ``needs_importance``, which is true where it refuses rows
+            ``encode_checked(x, importance=None)``; its `Traits.needs_importance` is true where it refuses rows
             without one.
         precision: the number format that it encodes.
         claim: ``"exact"``, or a sentence that states its bound.
@@ -55,7 +55,7 @@ class QuantizerSubject:
 
     def importance(self, x: npt.NDArray[Any], given: F32 | None) -> F32 | None:
         """The importance that is given, or, where the quantizer needs one, ones."""
-        if given is None and getattr(self.quantizer, "needs_importance", False):
+        if given is None and self.quantizer.traits.needs_importance:
             return np.ones(x.shape[1], np.float32)
         return given
 
@@ -85,6 +85,7 @@ class ReferenceQuantizer:
 
     precision: Precision
     claim: str = EXACT
+    traits: ClassVar[Traits] = Traits()
 
     def encode(self, x: npt.NDArray[Any], importance: F32 | None = None) -> Parts:
         """Encode rows."""
@@ -119,6 +120,8 @@ def adapt(quantizer: Any, precision: str | Precision | None = None, claim: str |
     claimed = claim or getattr(made, "claim", None)
     if not isinstance(claimed, str) or not claimed.strip():
         raise UsageError(f'{name} claims nothing; give it an attribute `claim`: "exact", or a sentence with its bound')
+    if not isinstance(getattr(made, "traits", None), Traits):
+        raise UsageError(f"{name} does not state its traits; give it an attribute `traits`: edgekit.reference.Traits()")
     return QuantizerSubject(made, find_precision(stated), claimed, name, getattr(made, "speed", 1))
 
 

@@ -8,8 +8,8 @@ from edgekit.tokenizer.record import Tokenizer, TokenType
 
 #: What a format has to bring back.
 FIELDS = (
-    "kind", "tokens", "types", "merges", "pre", "bos", "eos", "unk", "pad",
-    "add_bos", "add_eos", "add_space_prefix", "chat_template",
+    "kind", "tokens", "types", "merges", "pre", "bos", "eos", "unk", "pad", "ends",
+    "add_bos", "add_eos", "add_space_prefix", "chat_template", "chat_templates",
 )  # fmt: skip
 #: `urgency` stands for the scores: a format may keep their order alone, since nothing else decides.
 TEMPLATE = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
@@ -80,7 +80,9 @@ def spm_without_space() -> Tokenizer:
         add_eos=True,
         add_space_prefix=False,
         pad=len(types) - 1,
+        ends=(len(types) - 2,),
         chat_template=LONG_TEMPLATE,
+        chat_templates={"tool_use": TEMPLATE, "rag": LONG_TEMPLATE},
     )
 
 

@@ -15,7 +15,7 @@ from hypothesis import note, reject
 
 from edgekit.architectures import Model
 from edgekit.artifact import Artifact
-from edgekit.encoding.codecs import REFERENCE, encode_checked, find_precision
+from edgekit.encoding.codecs import REFERENCE, codec, find_precision
 from edgekit.errors import NonFiniteError, ScaleOverflowError
 from edgekit.precision import Precision, catalogue
 from edgekit.recipe import Uniform
@@ -47,7 +47,7 @@ def _accepted(x: F32, precision: Precision) -> F32:
     for largest in (np.inf, 60_000.0, 400.0, 1.0):
         rows = x if largest == np.inf else np.clip(x, -largest, largest)
         try:
-            encode_checked(rows, precision, backend=REFERENCE)
+            codec(precision, REFERENCE).encode_checked(rows)
         except (NonFiniteError, ScaleOverflowError):
             continue
         return rows

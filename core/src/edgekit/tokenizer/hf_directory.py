@@ -4,29 +4,31 @@
     tokenizer.model                SentencePiece, with added_tokens.json and tokenizer_config.json beside it
     vocab.json and merges.txt      byte-level BPE; tokenizer_config.json names the class, which decides the words
 
-Special tokens are named in tokenizer_config.json, special_tokens_map.json, or by id in config.json.
+Special tokens are named in tokenizer_config.json, special_tokens_map.json, or by id in config.json; tokens that these
+files or added_tokens.json name are added (`edgekit.tokenizer.added_tokens`). Every end token counts that
+generation_config.json or config.json names.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import attrs
-
 from edgekit.errors import InvalidFileError, UnsupportedModelError
-from edgekit.files.foreign import member, read_bytes, read_object, strict_json
+from edgekit.files.foreign import member, read_bytes, read_object
 from edgekit.tokenizer import pretokenizers, sentencepiece
+from edgekit.tokenizer.added_tokens import AddedToken, contradiction, merge
+from edgekit.tokenizer.hf_files import TOKENIZER_LIMIT, Files, added_token, checked_id
 from edgekit.tokenizer.record import Tokenizer, TokenType
 from edgekit.tokenizer.sentencepiece import SentencePiece
 from edgekit.tokenizer.text import byte_tokens
 from edgekit.tokenizer.tokenizer_json import SPACE
 
-#: A tokenizer.json of 256,000 tokens has 34 MiB.
-TOKENIZER_LIMIT = 256 << 20
-#: The largest id, and how many ids may be without a token: files that say more are not believed.
-_LARGEST_ID, _HOLES = 1 << 22, 1 << 16
+#: How many ids may be without a token: files that say more are not believed.
+_HOLES = 1 << 16
 #: What other tokenizers leave in a directory.
 _OTHERS = ("vocab.txt", "spiece.model", "tekken.json", "tokenizer.model.v3", "sentencepiece.bpe.model")
 _CLASSES = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2", "CodeGenTokenizer": "gpt-2"}
@@ -34,7 +36,7 @@ _CLASSES = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2", "CodeGenTokeniz
 
 def read(directory: Path) -> Tokenizer | None:
     """The directory's tokenizer; see `edgekit.tokenizer.from_hf_directory`."""
-    files = _Files.of(directory)
+    files = Files.of(directory)
     parsed = files.tokenizer_json()
     if parsed is not None:
         return _from_json(files, *parsed)
@@ -52,127 +54,22 @@ def read(directory: Path) -> Tokenizer | None:
     return None
 
 
-@attrs.frozen
-class _Files:
-    """The files of a directory that are read whatever the tokenizer's kind."""
-
-    directory: Path
-    config: Mapping[str, Any]
-    special: Mapping[str, Any]
-    model_config: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, directory: Path) -> _Files:
-        names = ("tokenizer_config.json", "special_tokens_map.json", "config.json")
-        return cls(directory, *(read_object(directory, name, TOKENIZER_LIMIT) or {} for name in names))
-
-    def tokenizer_json(self) -> tuple[str, dict[str, Any]] | None:
-        """The text of tokenizer.json, and what it says."""
-        content = read_bytes(self.directory, "tokenizer.json", TOKENIZER_LIMIT)
-        if content is None:
-            return None
-        path = self.directory / "tokenizer.json"
-        parsed = strict_json(content, path, "the file")
-        if not (isinstance(parsed, dict) and isinstance(parsed.get("model"), dict)):
-            raise InvalidFileError(f"{path}: describes no model; fetch it again")
-        return content.decode("utf-8"), parsed
-
-    def sentencepiece(self) -> SentencePiece | None:
-        """What tokenizer.model says, where there is one."""
-        content = read_bytes(self.directory, "tokenizer.model", TOKENIZER_LIMIT)
-        return None if content is None else sentencepiece.parse(content, self.directory / "tokenizer.model")
-
-    def added(self) -> dict[int, tuple[str, bool]]:
-        """Id to (token, whether it is special), from the files beside a vocabulary."""
-        path = self.directory / "tokenizer_config.json"
-        found: dict[int, tuple[str, bool]] = {}
-        for token, number in (read_object(self.directory, "added_tokens.json", TOKENIZER_LIMIT) or {}).items():
-            found[_checked(number, path.with_name("added_tokens.json"))] = (token, token in self._named())
-        decoder = self.config.get("added_tokens_decoder") or {}
-        if not isinstance(decoder, dict):
-            raise InvalidFileError(f"{path}: added_tokens_decoder is no object; fetch it again")
-        for key, entry in decoder.items():
-            number = int(key) if key.isascii() and key.isdigit() and len(key) < 10 else -1
-            found[_checked(number, path)] = _content(entry, path)
-        return found
-
-    def name(self, role: str) -> str | None:
-        """The token that plays a role (``bos_token``)."""
-        for source in (self.config, self.special):
-            entry = source.get(role)
-            token = entry.get("content") if isinstance(entry, dict) else entry
-            if isinstance(token, str) and token:
-                return token
-        return None
-
-    def _named(self) -> set[str]:
-        roles = ("bos_token", "eos_token", "unk_token", "pad_token")
-        others = self.special.get("additional_special_tokens")
-        return {name for role in roles if (name := self.name(role))} | {
-            t for t in (others if isinstance(others, list) else ()) if isinstance(t, str)
-        }
-
-    def special_ids(self, ids: Mapping[str, int], count: int, fallback: Mapping[str, int | None]) -> dict[str, Any]:
-        """Ids of the special tokens: by name, else by number in config.json, else as the vocabulary has them."""
-        found: dict[str, int | None] = {}
-        for role in ("bos", "eos", "unk", "pad"):
-            name = self.name(f"{role}_token")
-            number = self.model_config.get(f"{role}_token_id")
-            number = number[0] if isinstance(number, list) and number else number
-            if name is not None and name in ids:
-                found[role] = ids[name]
-            elif f"{role}_token" not in self.config and type(number) is int and 0 <= number < count:
-                found[role] = number
-            else:
-                found[role] = fallback.get(role)
-        return found
-
-    def flag(self, key: str, default: bool) -> bool:
-        """A flag of tokenizer_config.json."""
-        value = self.config.get(key)
-        return value if isinstance(value, bool) else default
-
-    def chat_template(self) -> str | None:
-        """Jinja source, from the newest place that holds it."""
-        content = read_bytes(self.directory, "chat_template.jinja", TOKENIZER_LIMIT)
-        if content is not None:
-            return content.decode("utf-8", "replace")
-        beside = read_object(self.directory, "chat_template.json", TOKENIZER_LIMIT) or {}
-        for template in (self.config.get("chat_template"), beside.get("chat_template")):
-            if isinstance(template, list):
-                named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-                template = named.get("default", next(iter(named.values()), None))
-            if isinstance(template, str):
-                return template
-        return None
-
-
-def _content(entry: Any, path: Path) -> tuple[str, bool]:
-    if not (isinstance(entry, dict) and isinstance(entry.get("content"), str)):
-        raise InvalidFileError(f"{path}: an added token without content; fetch it again")
-    return entry["content"], entry.get("special") is True
-
-
-def _checked(number: Any, path: Path) -> int:
-    if not (type(number) is int and 0 <= number <= _LARGEST_ID):
-        raise InvalidFileError(f"{path}: {number!r} is no token id; fetch it again")
-    return number
-
-
 # --- tokenizer.json ---------------------------------------------------------------------------------------------
 
 
-def _from_json(files: _Files, text: str, parsed: Mapping[str, Any]) -> Tokenizer:
+def _from_json(files: Files, text: str, parsed: dict[str, Any]) -> Tokenizer:
     path, model = files.directory / "tokenizer.json", parsed["model"]
     kind = _kind(parsed, path)
     words = _vocabulary(model.get("vocab"), path)
-    added = _added(parsed.get("added_tokens"), path)
-    tokens, types = _list(words | {number: token for number, (token, _) in added.items()}, path)
+    own = _added(parsed.get("added_tokens"), path)
+    added = merge({token: n for n, token in words.items()}, own, files.named_tokens(), str(files.directory))
+    tokens, types = _list(words | {number: token.content for number, token in added.items()}, path)
     ids = {token: number for number, token in enumerate(tokens)}
     _mark(types, tokens, added, model, kind)
     merges = _merges(model.get("merges"), path)
     bos, eos = _template(parsed.get("post_processor"))
     special = files.special_ids(ids, len(tokens), {"unk": ids.get(str(model.get("unk_token")))})
+    template, templates = files.chat_templates()
     return Tokenizer(
         kind,
         tuple(tokens),
@@ -181,12 +78,23 @@ def _from_json(files: _Files, text: str, parsed: Mapping[str, Any]) -> Tokenizer
         merges=tuple(" ".join(pair) for pair in merges) if kind == "bpe" else (),
         pre="default" if kind == "spm" else _pre(parsed, model),
         **special,
+        ends=files.ends(types, special["eos"]),
         add_bos=files.flag("add_bos_token", bos is not None and bos == _token(tokens, special["bos"])),
         add_eos=files.flag("add_eos_token", eos is not None and eos == _token(tokens, special["eos"])),
         add_space_prefix=kind == "spm" and _prepends(parsed),
-        chat_template=files.chat_template(),
-        json=text,
+        chat_template=template,
+        chat_templates=templates,
+        json=text if list(added.values()) == sorted(own, key=_by_id) else _with_added(parsed, added.values()),
     )
+
+
+def _by_id(token: AddedToken) -> int:
+    return token.id or 0
+
+
+def _with_added(parsed: dict[str, Any], added: Iterable[AddedToken]) -> str:
+    """The text of the tokenizer.json with all added tokens."""
+    return json.dumps(parsed | {"added_tokens": [token.to_json() for token in added]}, ensure_ascii=False)
 
 
 def _token(tokens: list[str], number: int | None) -> str | None:
@@ -236,16 +144,16 @@ def _pre(parsed: Mapping[str, Any], model: Mapping[str, Any]) -> str:
 def _vocabulary(vocab: Any, path: Path) -> dict[int, str]:
     if not (isinstance(vocab, dict) and vocab):
         raise InvalidFileError(f"{path}: its vocabulary is no mapping of tokens to ids; fetch it again")
-    words = {_checked(number, path): token for token, number in vocab.items()}
+    words = {checked_id(number, path): token for token, number in vocab.items()}
     if len(words) < len(vocab):
         raise InvalidFileError(f"{path}: two tokens share an id; fetch it again")
     return words
 
 
-def _added(entries: Any, path: Path) -> dict[int, tuple[str, bool]]:
+def _added(entries: Any, path: Path) -> list[AddedToken]:
     if not (isinstance(entries, list | None) and all(isinstance(e, dict) for e in entries or ())):
         raise InvalidFileError(f"{path}: added_tokens is no list of objects; fetch it again")
-    return {_checked(entry.get("id"), path): _content(entry, path) for entry in entries or ()}
+    return [added_token(entry, checked_id(entry.get("id"), path), path, path.name) for entry in entries or ()]
 
 
 def _list(words: Mapping[int, str], path: Path) -> tuple[list[str], list[TokenType]]:
@@ -260,18 +168,22 @@ def _list(words: Mapping[int, str], path: Path) -> tuple[list[str], list[TokenTy
 def _mark(
     types: list[TokenType],
     tokens: list[str],
-    added: Mapping[int, tuple[str, bool]],
+    added: Mapping[int, AddedToken],
     model: Mapping[str, Any],
     kind: str,
 ) -> None:
     """Say which tokens are bytes, added, or unknown."""
     if kind == "spm":
         _mark_bytes(types, tokens)
-    for number, (_, special) in added.items():
-        types[number] = TokenType.CONTROL if special else TokenType.USER_DEFINED
+    for number, token in added.items():
+        types[number] = _type(token)
     unknown = model.get("unk_token")
     if isinstance(unknown, str) and unknown in tokens:
         types[tokens.index(unknown)] = TokenType.UNKNOWN
+
+
+def _type(token: AddedToken) -> TokenType:
+    return TokenType.CONTROL if token.special else TokenType.USER_DEFINED
 
 
 def _mark_bytes(types: list[TokenType], tokens: list[str]) -> None:
@@ -310,7 +222,7 @@ def _special(pieces: list[tuple[str, Any]], which: int) -> str | None:
     return tokens[which] if tokens else None
 
 
-def _scores(files: _Files, tokens: list[str], merges: Iterable[tuple[str, str]]) -> tuple[float, ...]:
+def _scores(files: Files, tokens: list[str], merges: Iterable[tuple[str, str]]) -> tuple[float, ...]:
     """Scores of tokenizer.model where it has the same pieces; else a piece scores by its first merge."""
     model = files.sentencepiece()
     if model is not None and [piece for piece, _, _ in model.pieces] == tokens[: len(model.pieces)]:
@@ -326,32 +238,66 @@ def _scores(files: _Files, tokens: list[str], merges: Iterable[tuple[str, str]])
 # --- tokenizer.model, and vocab.json with merges.txt ------------------------------------------------------------
 
 
-def _from_sentencepiece(files: _Files, model: SentencePiece) -> Tokenizer:
+def _from_sentencepiece(files: Files, model: SentencePiece) -> Tokenizer:
     path = files.directory / "tokenizer.model"
     if model.model_type != sentencepiece.BPE or model.charsmap:
         kind = "normalizes texts by a table" if model.charsmap else f"is of type {model.model_type}, not BPE (2)"
         raise UnsupportedModelError(f"{path}: this SentencePiece model {kind}; edgekit knows BPE without such a table")
-    added = {number: entry for number, entry in files.added().items() if number >= len(model.pieces)}
-    words = dict(enumerate(piece for piece, _, _ in model.pieces)) | {n: token for n, (token, _) in added.items()}
-    tokens, types = _list(words, path)
-    types[: len(model.pieces)] = [TokenType(kind) for _, _, kind in model.pieces]
-    for number, (_, special) in added.items():
-        types[number] = TokenType.CONTROL if special else TokenType.USER_DEFINED
+    pieces = {number: piece for number, (piece, _, _) in enumerate(model.pieces)}
+    named = files.named_tokens()
+    _rename(pieces, model, named, files.directory)
+    added = _beside({token: number for number, token in pieces.items()}, named, files.directory, path.name)
+    tokens, types = _list(pieces | {number: token.content for number, token in added.items()}, path)
+    types[: len(pieces)] = [TokenType(kind) for _, _, kind in model.pieces]
+    for number, token in added.items():
+        if types[number] is not TokenType.UNKNOWN:
+            types[number] = _type(token)
     own = {"bos": model.bos, "eos": model.eos, "unk": model.unk, "pad": model.pad}
+    special = files.special_ids({token: number for number, token in enumerate(tokens)}, len(tokens), own)
+    template, templates = files.chat_templates()
     return Tokenizer(
         "spm",
         tuple(tokens),
         tuple(types),
         scores=tuple([score for _, score, _ in model.pieces] + [0.0] * (len(tokens) - len(model.pieces))),
-        **files.special_ids({token: number for number, token in enumerate(tokens)}, len(tokens), own),
+        **special,
+        ends=files.ends(types, special["eos"]),
         add_bos=files.flag("add_bos_token", True),
         add_eos=files.flag("add_eos_token", False),
         add_space_prefix=model.add_space_prefix,
-        chat_template=files.chat_template(),
+        chat_template=template,
+        chat_templates=templates,
     )
 
 
-def _from_vocab(files: _Files) -> Tokenizer:
+#: How vocabularies call the pieces that they keep for later.
+_PLACEHOLDER = re.compile(r"[<\[].*[>\]]")
+
+
+def _rename(pieces: dict[int, str], model: SentencePiece, named: Iterable[AddedToken], directory: Path) -> None:
+    """Give placeholders (``<unused0>``) the names that other files give their ids, as fine-tuned models have them.
+
+    Raises:
+        InvalidFileError: a file gives another name to a piece of text.
+    """
+    known = set(pieces.values())
+    for token in named:
+        if token.id not in pieces or pieces[token.id] == token.content or token.content in known:
+            continue
+        piece, kind = pieces[token.id], TokenType(model.pieces[token.id][2])
+        if kind is TokenType.BYTE or (kind is TokenType.NORMAL and not _PLACEHOLDER.fullmatch(piece)):
+            told = (f"id {token.id} is", repr(piece), "tokenizer.model")
+            raise contradiction(str(directory), told, (repr(token.content), token.source))
+        pieces[token.id] = token.content
+
+
+def _beside(ids: Mapping[str, int], named: list[AddedToken], directory: Path, source: str) -> dict[int, AddedToken]:
+    """The added tokens of a vocabulary without a tokenizer.json, whose files say each id as it is."""
+    own = [token for token in named if token.id is not None and token.content not in ids]
+    return merge(ids, own, named, str(directory), source)
+
+
+def _from_vocab(files: Files) -> Tokenizer:
     path = files.directory / "vocab.json"
     pre = _CLASSES.get(str(files.config.get("tokenizer_class")).removesuffix("Fast"))
     if pre is None:
@@ -359,9 +305,11 @@ def _from_vocab(files: _Files) -> Tokenizer:
             f"{path}: tokenizer_config.json names the class {files.config.get('tokenizer_class')!r}; edgekit knows "
             f"{', '.join(_CLASSES)} without a tokenizer.json; save it with transformers' AutoTokenizer to get one"
         )
-    added = files.added()
     words = _vocabulary(read_object(files.directory, "vocab.json", TOKENIZER_LIMIT), path)
-    tokens, types = _list(words | {number: token for number, (token, _) in added.items()}, path)
+    added = _beside({token: n for n, token in words.items()}, files.named_tokens(), files.directory, path.name)
+    tokens, types = _list(words | {number: token.content for number, token in added.items()}, path)
+    template, templates = files.chat_templates()
+    special = files.special_ids({token: number for number, token in enumerate(tokens)}, len(tokens), {})
     _mark(types, tokens, added, {}, "bpe")
     return Tokenizer(
         "bpe",
@@ -369,11 +317,13 @@ def _from_vocab(files: _Files) -> Tokenizer:
         tuple(types),
         merges=tuple(" ".join(pair) for pair in _merges(_merge_lines(files.directory), path.with_name("merges.txt"))),
         pre=pre,
-        **files.special_ids({token: number for number, token in enumerate(tokens)}, len(tokens), {}),
+        **special,
+        ends=files.ends(types, special["eos"]),
         add_bos=files.flag("add_bos_token", False),
         add_eos=files.flag("add_eos_token", False),
         add_space_prefix=False,
-        chat_template=files.chat_template(),
+        chat_template=template,
+        chat_templates=templates,
     )
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import enum
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from edgekit.errors import InvalidFileError, MissingPluginError, UsageError
+from edgekit.errors import EdgekitError, InvalidFileError, MissingPluginError, UsageError
+from edgekit.files.foreign import native
+from edgekit.files.memory import refuse_shortage
 
 if TYPE_CHECKING:
     from edgekit.tokenizer.text import Detokenizer
@@ -44,9 +46,11 @@ class Tokenizer:
         pre: name of the pre-tokenizer as llama.cpp knows it (``gpt-2``, ``llama-bpe``, ``qwen2`` …); ``default``
             for ``spm``; empty where llama.cpp has no name for what `json` does.
         bos, eos, unk, pad: special ids, or None.
+        ends: further ids that the model's files call an end of the text; `end_ids` has all of them.
         add_bos, add_eos: whether encoding adds them.
         add_space_prefix: whether a text is given a leading space (``spm``).
         chat_template: Jinja source, or None; `edgekit.runtime.chat` runs it, in a process that may only render.
+        chat_templates: the model's other templates by name (``tool_use``, ``rag``).
         json: the text of a ``tokenizer.json`` that says the same in the `tokenizers` library's own form, or None.
     """
 
@@ -60,10 +64,12 @@ class Tokenizer:
     eos: int | None = None
     unk: int | None = None
     pad: int | None = None
+    ends: tuple[int, ...] = ()
     add_bos: bool = True
     add_eos: bool = False
     add_space_prefix: bool = True
     chat_template: str | None = attrs.field(default=None, repr=False)
+    chat_templates: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     json: str | None = attrs.field(default=None, repr=False)
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
@@ -77,23 +83,26 @@ class Tokenizer:
             MissingPluginError: the `tokenizers` library is not installed.
             UnsupportedModelError: a pre-tokenizer of unknown name.
             UsageError: half of a surrogate pair in the text.
+            InvalidFileError: a pattern of the tokenizer that the library gives up on.
         """
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise UsageError(f"the text is no Unicode text: {error.reason} at character {error.start}") from error
+            message = f"the text is no Unicode text: {error.reason} at character {error.start}"
+            raise UsageError(message, public=message) from error
         ids = self._cut(text)
         before = [self.bos] if add_special and self.add_bos and self.bos is not None else []
         after = [self.eos] if add_special and self.add_eos and self.eos is not None else []
         return [*before, *ids, *after]
 
     def _cut(self, text: str) -> list[int]:
-        if len(text) < _LONG:
-            ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
-            return ids
-        # Of the library's functions only those for batches let other threads run meanwhile.
-        (found,) = self._library.encode_batch_fast([text], add_special_tokens=False)
-        ids = found.ids
+        library = self._library
+        with native("the tokenizer"):  # a pattern may give up on a text, and that is a panic
+            if len(text) < _LONG:
+                found = library.encode(text, add_special_tokens=False)
+            else:  # Of the library's functions only those for batches let other threads run meanwhile.
+                (found,) = library.encode_batch_fast([text], add_special_tokens=False)
+        ids: list[int] = found.ids
         return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
@@ -158,6 +167,13 @@ class Tokenizer:
 
         return most_bytes(self, self._library)
 
+    @functools.cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Ids at which a text ends, in every runtime: `eos`, `ends`, and what llama.cpp knows by its text."""
+        from edgekit.tokenizer.ends import end_ids
+
+        return end_ids(self.tokens, [*self.ends, *([] if self.eos is None else [self.eos])])
+
     def to_json(self) -> str:
         """The text of a ``tokenizer.json``: the given one, or one made from the record.
 
@@ -173,13 +189,18 @@ class Tokenizer:
         try:
             import tokenizers
         except ImportError as error:
+            refuse_shortage(error, "importing the tokenizers library")
             raise MissingPluginError(
                 "cutting text into tokens needs the tokenizers library; pip install 'edgekit-core[text]'"
             ) from error
         text = self.to_json()
         try:
-            return tokenizers.Tokenizer.from_str(text)
+            with native("the tokenizer"):
+                return tokenizers.Tokenizer.from_str(text)
+        except EdgekitError:
+            raise
         except Exception as error:
+            refuse_shortage(error, "loading the tokenizer", len(text))
             raise InvalidFileError(
                 f"the tokenizers library refuses the tokenizer: {error!s:.300}; fetch it again"
             ) from error

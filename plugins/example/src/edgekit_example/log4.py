@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.precision import Precision
-from edgekit.reference import Parts
+from edgekit.reference import Parts, Traits
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -44,8 +44,10 @@ class Log4:
         bits_per_weight=Fraction(17, 4),
         name="example:log4-g32",
     )
-    PROOF = "defined here; held to the conformance kit"
-    BOUND = "a third of the magnitude, or 2^-7 of the block's largest level"
+    traits = Traits(
+        proof="defined here; held to the conformance kit",
+        bound="a third of the magnitude, or 2^-7 of the block's largest level",
+    )
 
     def encode(self, x: F32, precision: Precision, importance: F32 | None = None) -> Parts:
         """Encode rows [rows, cols], cols a multiple of 32; importance changes nothing."""

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.reference import Traits
+
 BLOCK = np.dtype([("d", "<f2"), ("qs", "i1", 32)])
 
 
@@ -19,6 +21,7 @@ class Q8_0:  # noqa: N801  - the format's own name
 
     precision = "ggml:Q8_0"
     claim = "exact"
+    traits = Traits()
 
     def encode(
         self, x: npt.NDArray[np.float32], importance: npt.NDArray[np.float32] | None = None

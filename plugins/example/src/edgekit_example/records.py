@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -37,6 +38,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         return None if value is None else _typed(value, wanted, where)
     if get_origin(hint) is tuple and isinstance(value, list):
         return tuple(_typed(item, get_args(hint)[0], where) for item in value)
+    if get_origin(hint) is Mapping and isinstance(value, dict):
+        return {key: _typed(item, get_args(hint)[1], where) for key, item in value.items()}
     if get_origin(hint) is Literal and isinstance(value, str) and value in get_args(hint):
         return value
     if type(value) is int and isinstance(hint, type) and issubclass(hint, enum.IntEnum):

@@ -33,6 +33,8 @@ class GgufFormat:
     """Reads GGUF versions 2 and 3, in one file or split; writes version 3. See `edgekit.artifact.Format`."""
 
     name = "gguf"
+    #: Whose precisions have short names here.
+    conventions = ("ggml",)
 
     def matches(self, path: Path) -> bool:
         """Whether it is a file that begins with GGUF's magic, or is named like one."""

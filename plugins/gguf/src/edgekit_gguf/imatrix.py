@@ -68,7 +68,12 @@ def _mean(name: str, tensors: Mapping[str, AnyTensor], path: Path) -> F32:
         raise InvalidFileError(f"{path}: {name} has negative or non-finite sums or counts; get the file again")
     if count == 0:
         return np.ones(sums.size, np.float32)
-    mean: F32 = sums.reshape(-1) / np.float32(count)
+    with np.errstate(over="ignore"):  # counts are whole numbers; one near zero makes the mean infinite
+        mean: F32 = sums.reshape(-1) / np.float32(count)
+    if not np.isfinite(mean).all():
+        raise InvalidFileError(
+            f"{path}: {name} was counted {count:g} times, which makes its importance infinite; get the file again"
+        )
     return mean
 
 

@@ -18,6 +18,7 @@ from edgekit import precision as precisions
 from edgekit import reference as references
 from edgekit.errors import UsageError
 from edgekit.precision import Precision, ggml
+from edgekit.reference import Traits
 
 
 @attrs.frozen
@@ -25,8 +26,9 @@ class GridFormat:
     """Reference implementation of one grid format; see `edgekit.reference.Reference`."""
 
     precision: Precision
-    PROOF: ClassVar[str] = "decoded only, by gguf-py 0.19.0"
-    BOUND: ClassVar[str] = "none: it is not encoded"
+    traits: ClassVar[Traits] = Traits(
+        proof="decoded only, by gguf-py 0.19.0", bound="none: it is not encoded", decode_only=True
+    )
 
     def encode(self, x: npt.NDArray[Any], precision: Precision, importance: object = None) -> NoReturn:
         """Refuse.

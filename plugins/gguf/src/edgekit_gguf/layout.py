@@ -20,7 +20,7 @@ from edgekit.precision import Precision
 from edgekit.recipe import Slot
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
 from edgekit_gguf.metadata import Metadata, Value, text, u32
-from edgekit_gguf.model import config_to_metadata, rope_tensors
+from edgekit_gguf.model import config_to_metadata, refuse_no_model, rope_tensors
 from edgekit_gguf.naming import size_label
 from edgekit_gguf.rotary import reorder
 from edgekit_gguf.types import QUANTIZATION_VERSION
@@ -42,11 +42,26 @@ _FLOATS = {"float32": "float:F32", "float16": "float:F16", "bfloat16": "float:BF
 def layout(source: Artifact) -> Layout:
     """What GGUF will store for that source; see `edgekit.artifact.Format.layout`."""
     if isinstance(source.config, Metadata):
+        refuse_no_model(source.path, source.config, source.tensors)
         return Layout(tuple(_as_it_is(source.tensors)), source, _model_if_known(source))
     model = source.model
-    translated = Layout(tuple(_translated(model)), source, model)
+    translated = Layout(tuple(_translated(model)), source, model, _notes(source, model))
     _described(translated)  # refuses what GGUF cannot say, before a tensor is read
     return translated
+
+
+def _notes(source: Artifact, model: Model) -> dict[str, str]:
+    """What becomes of a tokenizer that has not as many tokens as the embedding has rows."""
+    if source.tokenizer is None:
+        return {}
+    tokens, rows = len(source.tokenizer.tokens), model.config.vocab
+    if tokens < rows:
+        return {
+            "added_tokens": f"{rows - tokens} tokens were added ([PAD…], unused) to fill the embedding's {rows} rows"
+        }
+    if tokens > rows:
+        return {"dropped_tokens": f"{tokens - rows} tokens beyond the embedding's {rows} rows were dropped"}
+    return {}
 
 
 def _model_if_known(source: Artifact) -> Model | None:

@@ -27,7 +27,7 @@ import attrs
 from edgekit.architectures import ModelConfig
 from edgekit.errors import UnsupportedModelError
 from edgekit.precision import Precision
-from edgekit.recipe import Assignment, Plan, Slot, fits
+from edgekit.recipe import Assignment, Clause, Plan, Slot, fits
 from edgekit_gguf.types import FILE_TYPES
 
 Kind = Literal["output", "token_embd", "attn_v", "attn_k", "attn_output", "ffn_down", "other"]
@@ -118,6 +118,8 @@ FALLBACKS = {
 }
 #: Files of eight experts whose attn_output becomes Q5_K.
 _EIGHT_EXPERTS_OUTPUT = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "IQ4_NL", "IQ4_XS")
+#: Types of attn_v that become Q5_K in models of the 70B class.
+_RAISED_IN_70B = ("Q3_K", "Q4_K")
 #: Names of matrices that stay as they are, and why.
 LEFT_ALONE = {
     r"_norm\.weight": "a norm",
@@ -170,13 +172,43 @@ class GgufRecipe:
         counts: dict[str, int] = {}
         return Plan(self.name, tuple(self._assign(slot, facts, counts) for slot in slots))
 
+    def describe(self) -> list[Clause]:
+        """The rules in words, in the order in which they are asked; see `edgekit.recipe.Recipe`."""
+        if self.default in _FLOATS:
+            return [Clause("weight matrices", self.default), Clause("the rest", "as it is")]
+        output = "Q8_0" if self.default in ("Q8_0", "MXFP4") else "Q6_K"
+        clauses = [Clause("output.weight, or a tied token_embd.weight", output)]
+        clauses += [Clause("token_embd.weight", self.token_embd)] if self.token_embd else []
+        for kind, rules in (("attn_v", self.attn_v), ("ffn_down", self.ffn_down), ("attn_output", self.attn_output)):
+            clauses += [Clause(kind, r.type, "" if r.when is ALWAYS else r.when.words) for r in rules]
+        if self.default == "MXFP4":
+            clauses.append(Clause("matrices outside experts", "Q8_0"))
+        else:
+            attn_output = "Q5_K" if self.name in _EIGHT_EXPERTS_OUTPUT else self.default
+            clauses.append(Clause("attn_v, attn_k", "Q8_0", "exactly 8 experts"))
+            clauses.append(Clause("attn_output", attn_output, "exactly 8 experts"))
+            clauses += self._describe_70b()
+        clauses.append(Clause("other weight matrices", self.default))
+        smaller = FALLBACKS.get(self.default)
+        if smaller:
+            clauses.append(Clause("rows that no block divides", smaller, f"a smaller block than {self.default}'s"))
+        return [*clauses, Clause("the rest", "as it is")]
+
+    def _describe_70b(self) -> list[Clause]:
+        types = {self.default, *(rule.type for rule in self.attn_v)} & set(_RAISED_IN_70B)
+        return [Clause("attn_v", "Q5_K", f"instead of {' or '.join(sorted(types))}, in 70B models")] if types else []
+
     def _assign(self, slot: Slot, facts: Facts, counts: dict[str, int]) -> Assignment:
         refusal = not_quantized(slot)
         if refusal:
             return Assignment(slot.name, slot.role, slot.shape, slot.keep, refusal)
-        kind, reason = self._choose(slot, facts, counts)
-        kind, reason = _fall_back(kind, reason, slot.shape)
-        return Assignment(slot.name, slot.role, slot.shape, _precision(kind), reason)
+        asked, reason = self._choose(slot, facts, counts)
+        kind, reason = _fall_back(asked, reason, slot.shape)
+        if kind == "Q8_0" and self._output_fell_back(slot, facts):
+            asked = "Q6_K"
+        return Assignment(
+            slot.name, slot.role, slot.shape, _precision(kind), reason, None if kind == asked else _precision(asked)
+        )
 
     def _choose(self, slot: Slot, facts: Facts, counts: dict[str, int]) -> tuple[str, str]:
         if self.default in _FLOATS:
@@ -187,6 +219,12 @@ class GgufRecipe:
         if kind == "token_embd" and self.token_embd:
             return self.token_embd, f"embedding of a {self.name} file"
         return self._exceptions(kind, facts, *self._by_rules(slot, kind, facts, counts))
+
+    def _output_fell_back(self, slot: Slot, facts: Facts) -> bool:
+        """Whether it is the output matrix, and Q8_0 stands for Q6_K because the default does not divide its rows."""
+        kind = kind_of(slot.role)
+        is_output = kind == "output" or (kind == "token_embd" and facts.tied)
+        return is_output and self.default not in _FLOATS and not fits(_precision(self.default), slot.shape)
 
     def _for_output(self, slot: Slot, facts: Facts) -> tuple[str, str]:
         what = "embedding doubles as output matrix" if facts.tied else "output matrix"
@@ -216,7 +254,7 @@ class GgufRecipe:
             if kind == "attn_output":
                 kept = self.name in _EIGHT_EXPERTS_OUTPUT
                 return ("Q5_K", "attn_output of eight experts") if kept else (self.default, f"default of {self.name}")
-        if kind == "attn_v" and facts.is_70b and chosen in ("Q3_K", "Q4_K"):
+        if kind == "attn_v" and facts.is_70b and chosen in _RAISED_IN_70B:
             return "Q5_K", f"attn_v of a 70B model, {reason}"
         return chosen, reason
 

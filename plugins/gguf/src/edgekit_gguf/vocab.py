@@ -7,7 +7,12 @@
 | tokens, token_type                    | text and kind of each token                                    |
 | scores (llama), merges (gpt2)         | what merges first                                              |
 | bos_, eos_, unknown_, padding_token_id | special tokens                                                |
+| eot_token_id, eom_token_id            | further tokens that end a text; llama.cpp knows more by their text |
 | add_bos_token, add_eos_token, add_space_prefix | habits                                                |
+
+Beside them ``tokenizer.chat_template`` holds the default template, ``tokenizer.chat_templates`` the names of the others
+and ``tokenizer.chat_template.NAME`` each of these; ``edgekit.end_token_ids`` every token that ends a text, in the few
+files whose end tokens llama.cpp's keys and rules do not all say.
 
 Source: the GGUF specification (``docs/gguf.md``), defaults as in llama.cpp's ``llama-vocab.cpp``.
 """
@@ -20,6 +25,7 @@ from typing import Any, Literal
 
 from edgekit.errors import InvalidFileError, UnsupportedModelError
 from edgekit.tokenizer import Tokenizer, TokenType
+from edgekit.tokenizer.ends import TEXTS
 from edgekit_gguf.metadata import Metadata, Value, f32s, flag, i32s, text, texts, u32
 
 _PREFIX = "tokenizer.ggml."
@@ -31,6 +37,10 @@ _DEFAULT_IDS: dict[str, dict[str, int]] = {
     "spm": {"bos": 1, "eos": 2, "unk": 0},
     "bpe": {"bos": 11, "eos": 11},
 }
+#: Keys of further tokens that end a text: of a turn, of a message, and of what is filled in.
+_ENDS = ("eot_token_id", "eom_token_id", "fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id")
+_ALL_ENDS = "edgekit.end_token_ids"
+_TEMPLATE, _TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
 #: Pre-tokenizers for which llama.cpp adds the first token even where the file does not ask for it.
 _PRE_ADDS_BOS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2", "tekken", "chameleon")
 #: Fill-in-the-middle tokens of Code Llama, by their text.
@@ -62,17 +72,16 @@ def to_metadata(tokenizer: Tokenizer | None, vocab: int) -> dict[str, Value]:
         "tokens": texts([*_tokens(tokenizer)[:vocab], *(f"[PAD{i}]" for i in missing)]),
         **_ranks(tokenizer, vocab),
         "token_type": i32s([*tokenizer.types[:vocab], *(TokenType.UNUSED for _ in missing)]),
-        **{_IDS[name]: u32(number) for name, number in _special(tokenizer).items() if number < vocab},
+        **{_IDS[name]: u32(number) for name, number in _special(tokenizer, vocab).items()},
         **_infill(tokenizer),
+        **_ends(tokenizer, vocab),
         "add_bos_token": flag(tokenizer.add_bos),
         "add_eos_token": flag(tokenizer.add_eos),
     }
     if tokenizer.kind == "spm":
         pairs["add_space_prefix"] = flag(tokenizer.add_space_prefix)
     typed = {_PREFIX + key: value for key, value in pairs.items()}
-    if tokenizer.chat_template is not None:
-        typed["tokenizer.chat_template"] = text(tokenizer.chat_template)
-    return typed
+    return typed | _all_ends(tokenizer, vocab) | _templates(tokenizer)
 
 
 def _tokens(tokenizer: Tokenizer) -> list[str]:
@@ -89,9 +98,34 @@ def _ranks(tokenizer: Tokenizer, vocab: int) -> dict[str, Value]:
     return {"scores": f32s([*tokenizer.scores[:vocab], *[-10000.0] * (vocab - len(tokenizer.scores))])}
 
 
-def _special(tokenizer: Tokenizer) -> dict[str, int]:
+def _special(tokenizer: Tokenizer, vocab: int) -> dict[str, int]:
+    """Ids by role, those beyond the matrix left out; a text's end then is another that the model's files name."""
     ids = {name: getattr(tokenizer, name) for name in _IDS}
-    return {name: number for name, number in ids.items() if number is not None}
+    found = {name: number for name, number in ids.items() if number is not None and number < vocab}
+    ends = [number for number in tokenizer.ends if number < vocab]
+    return found | ({"eos": ends[0]} if ends and "eos" not in found else {})
+
+
+def _ends(tokenizer: Tokenizer, vocab: int) -> dict[str, Value]:
+    """The tokens that end a text besides EOS: the first under the key of a turn's end, the second of a message's."""
+    eos = _special(tokenizer, vocab).get("eos")
+    others = [number for number in tokenizer.ends if number != eos and number < vocab]
+    return {key: u32(number) for key, number in zip(_ENDS[:2], others, strict=False)}
+
+
+def _all_ends(tokenizer: Tokenizer, vocab: int) -> dict[str, Value]:
+    """Every end, where there are more than the keys hold and a reader knows by the texts."""
+    ends = {number for number in tokenizer.ends if number < vocab}
+    said = {_special(tokenizer, vocab).get("eos"), *(value.data for value in _ends(tokenizer, vocab).values())}
+    unsaid = {number for number in ends - said if tokenizer.tokens[number] not in TEXTS}
+    return {_ALL_ENDS: i32s(sorted(ends))} if unsaid else {}
+
+
+def _templates(tokenizer: Tokenizer) -> dict[str, Value]:
+    pairs = {_TEMPLATE: text(tokenizer.chat_template)} if tokenizer.chat_template is not None else {}
+    if tokenizer.chat_templates:
+        pairs[_TEMPLATES] = texts(tokenizer.chat_templates)
+    return pairs | {f"{_TEMPLATE}.{name}": text(source) for name, source in tokenizer.chat_templates.items()}
 
 
 def _infill(tokenizer: Tokenizer) -> dict[str, Value]:
@@ -114,6 +148,7 @@ def from_metadata(metadata: Metadata, path: Path) -> Tokenizer | None:
         raise UnsupportedModelError(f"{path}: its tokenizer is of model {model!r}; edgekit knows {', '.join(_MODELS)}")
     kind = _MODELS[model]
     tokens = _list(metadata, "tokens", str, path)
+    ids = _ids(metadata, kind, len(tokens), path)
     return Tokenizer(
         kind,
         tokens,
@@ -121,9 +156,11 @@ def from_metadata(metadata: Metadata, path: Path) -> Tokenizer | None:
         scores=_scores(metadata, len(tokens), path) if kind == "spm" else (),
         merges=_list(metadata, "merges", str, path) if kind == "bpe" else (),
         pre=_one(metadata, "pre", str, "default", path),
-        **_ids(metadata, kind, len(tokens), path),
+        **ids,
+        ends=_named_ends(metadata, len(tokens), ids["eos"]),
         **_habits(metadata, kind, path),
-        chat_template=metadata.get("tokenizer.chat_template"),
+        chat_template=_template(metadata, _TEMPLATE),
+        chat_templates=_named_templates(metadata),
         json=metadata.get("tokenizer.huggingface.json"),
     )
 
@@ -149,6 +186,26 @@ def _ids(metadata: Metadata, kind: str, count: int, path: Path) -> dict[str, Any
         candidates = (_one(metadata, key, int, None, path), _DEFAULT_IDS[kind].get(name))
         found[name] = next((c for c in candidates if c is not None and 0 <= c < count), None)
     return found
+
+
+def _named_ends(metadata: Metadata, count: int, eos: int | None) -> tuple[int, ...]:
+    """Every end but EOS that the file names; those out of range count as absent."""
+    listed = metadata.get(_ALL_ENDS)
+    numbers = [metadata.get(_PREFIX + key) for key in _ENDS]
+    numbers += listed if isinstance(listed, tuple) else ()
+    return tuple(dict.fromkeys(n for n in numbers if type(n) is int and 0 <= n < count and n != eos))
+
+
+def _template(metadata: Metadata, key: str) -> str | None:
+    value = metadata.get(key)
+    return value if isinstance(value, str) else None
+
+
+def _named_templates(metadata: Metadata) -> dict[str, str]:
+    """The templates besides the default one, whether or not the list of their names is complete."""
+    prefix = _TEMPLATE + "."
+    keys = [key for key in metadata if key.startswith(prefix)]
+    return {key.removeprefix(prefix): value for key in keys if (value := _template(metadata, key)) is not None}
 
 
 def _habits(metadata: Metadata, kind: str, path: Path) -> dict[str, Any]:

@@ -160,6 +160,7 @@ def square_sums(loaded: Loaded, windows: Ints, outputs: bool, progress: Progress
         for index, window in enumerate(windows):
             if progress:
                 progress(index, len(windows), "calibration")
+            loaded.refuse_cut()
             _compute(context, window)
             observer.failed()
     finally:

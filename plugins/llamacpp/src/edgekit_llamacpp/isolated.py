@@ -83,7 +83,7 @@ class IsolatedRuntime:
 
     def __init__(self, artifact: Artifact, options: Options) -> None:
         self.artifact = artifact
-        self._lock, self._streams = threading.RLock(), 0
+        self._lock, self._streams, self._owner = threading.RLock(), 0, os.getpid()
         path = os.pathsep.join(entry for entry in sys.path if entry)
         self._child: subprocess.Popen[bytes] | None = subprocess.Popen(
             [sys.executable, "-m", "edgekit_llamacpp.worker"],
@@ -99,6 +99,11 @@ class IsolatedRuntime:
             raise
         self.context = int(message["value"])
         """Tokens that the context holds."""
+
+    def description(self) -> dict[str, Any]:
+        """How it computes, with what was chosen for it."""
+        message, _ = self._ask("description")
+        return dict(message["value"])
 
     def logits(self, tokens: npt.ArrayLike) -> F32:
         """Scores of every next token, float32 [n, vocab]."""
@@ -137,7 +142,7 @@ class IsolatedRuntime:
     def close(self) -> None:
         """End the child; more than once is fine."""
         child, self._child = self._child, None
-        if child is None:
+        if child is None or self._owner != os.getpid():  # a copy of the process does not end its parent's child
             return
         for pipe in (child.stdin, child.stdout):
             with contextlib.suppress(OSError):
@@ -185,6 +190,7 @@ class IsolatedRuntime:
                 self._ask("end", number=number)
 
     def _ask(self, method: str, **arguments: Any) -> tuple[dict[str, Any], F32 | None]:
+        self._refuse_copy()
         with self._lock:
             child = self._child
             if child is None:
@@ -195,8 +201,15 @@ class IsolatedRuntime:
             except (EOFError, OSError, ValueError) as error:
                 raise self._died(method) from error
         if "error" in message:
-            raise _error(str(message["error"]), str(message["message"]))
+            raise _error(str(message["error"]), str(message["message"]), message.get("public"))
         return message, array
+
+    def _refuse_copy(self) -> None:
+        if self._owner != os.getpid():
+            raise UsageError(
+                f"{self.artifact.path}: it was loaded before this process was forked, and its pipes are the parent's; "
+                "load the model again here"
+            )
 
     def _died(self, method: str) -> EdgekitError:
         child, self._child = self._child, None
@@ -221,9 +234,9 @@ def _how(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def _error(name: str, message: str) -> EdgekitError:
+def _error(name: str, message: str, public: str | None = None) -> EdgekitError:
     """The child's error, as the class that it was."""
     kind: Any = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, EdgekitError):
-        return kind(message)
+        return kind(message, public=public)
     return PluginError(f"{name}: {message}")

@@ -37,7 +37,7 @@ from edgekit.errors import (
     UsageError,
 )
 from edgekit.precision import Precision, ggml
-from edgekit.reference import reference
+from edgekit.reference import Traits, reference
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -95,9 +95,9 @@ class NativeQuantizer:
         return find_precision(f"ggml:{self.kind}")
 
     @property
-    def needs_importance(self) -> bool:
-        """Whether rows without an importance matrix are refused; the conformance kit asks."""
-        return self.kind in NEED_IMPORTANCE
+    def traits(self) -> Traits:
+        """Some grid formats refuse rows without an importance matrix."""
+        return Traits(needs_importance=self.kind in NEED_IMPORTANCE)
 
     def encode(self, x: npt.NDArray[Any], importance: F32 | None = None) -> dict[str, npt.NDArray[Any]]:
         """Encode rows to the bytes that a GGUF file holds.

@@ -23,7 +23,7 @@ from edgekit.pipeline import Progress
 from edgekit.runtime import Runtime, Sampling, TextRuntime, chat
 from edgekit.runtime.chat import Messages
 from edgekit_llamacpp.activations import square_sums
-from edgekit_llamacpp.library import llama, quiet
+from edgekit_llamacpp.library import copied, llama, quiet, refuse_copy
 from edgekit_llamacpp.model import Loaded, Options, batch_of, refuse_ambiguous
 
 F32 = npt.NDArray[np.float32]
@@ -36,7 +36,8 @@ def open_runtime(artifact: Artifact, *, isolate: bool | None = None, **options: 
     Args:
         artifact: opened by edgekit, whose reader checks every length and offset.
         isolate: whether llama.cpp runs in a child process, so that a crash of native code becomes an error; None: where
-            the file's architecture is one that edgekit does not know, and so could not check.
+            the file's architecture is one that edgekit does not know, and so could not check, and in a process that was
+            forked from one that had used llama.cpp, whose threads are missing there.
         options: of `edgekit_llamacpp.model.Options`: context, threads, gpu_layers, mmap, mlock, cache, lora.
 
     Raises:
@@ -44,7 +45,7 @@ def open_runtime(artifact: Artifact, *, isolate: bool | None = None, **options: 
     """
     checked = Options.of(**options)
     refuse_ambiguous(artifact)
-    if _unknown(artifact) if isolate is None else isolate:
+    if (copied() or _unknown(artifact)) if isolate is None else isolate:
         from edgekit_llamacpp.isolated import IsolatedRuntime
 
         return IsolatedRuntime(artifact, checked)
@@ -58,6 +59,15 @@ def _unknown(artifact: Artifact) -> bool:
     except UnsupportedModelError:
         return True
     return False
+
+
+def _ends(artifact: Artifact) -> frozenset[int]:
+    """The end tokens as edgekit reads them: some files name more than llama.cpp has keys for."""
+    try:
+        tokenizer = artifact.tokenizer
+    except UnsupportedModelError:
+        return frozenset()
+    return frozenset() if tokenizer is None else tokenizer.end_ids
 
 
 class LlamaCppRuntime(TextRuntime):
@@ -75,11 +85,16 @@ class LlamaCppRuntime(TextRuntime):
         self._llama, self._lock = llama(), threading.RLock()
         self._loaded: Loaded | None = Loaded(artifact, options)
         self._seen: list[int] = []
+        self._ends = _ends(artifact)
 
     @property
     def context(self) -> int:
         """Tokens that the context holds."""
         return self._model().size
+
+    def description(self) -> dict[str, Any]:
+        """How it computes: device, layers on it (what ``gpu_layers="auto"`` came to), context, threads."""
+        return self._model().description()
 
     def logits(self, tokens: npt.ArrayLike) -> F32:
         """Scores of every next token, float32 [n, vocab], of token ids [n].
@@ -108,6 +123,7 @@ class LlamaCppRuntime(TextRuntime):
     def _continue(self, ids: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
         ids = list(ids)
         for _ in range(count):
+            refuse_copy()
             with self._lock:
                 token = choose(self._last(ids))
             yield token
@@ -177,11 +193,12 @@ class LlamaCppRuntime(TextRuntime):
         """
         loaded = self._model()
         if not loaded.has_vocabulary:
-            raise UsageError(f"{self.artifact.path}: it has no tokenizer; continue token ids with `tokens` instead")
+            raise self.lacks_tokenizer()
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
-            raise UsageError(f"the text is no Unicode text: {error.reason} at character {error.start}") from error
+            message = f"the text is no Unicode text: {error.reason} at character {error.start}"
+            raise UsageError(message, public=message) from error
         add = not (special and self._special("bos") and text.startswith(self._special("bos")))
         ids = self._cut(loaded, data, add, special)
         ends = add and self._llama.llama_vocab_get_add_eos(loaded.vocab) and len(ids) > 1
@@ -206,6 +223,9 @@ class LlamaCppRuntime(TextRuntime):
 
     def close(self) -> None:
         """Free the model; more than once is fine."""
+        if copied():  # the lock may be held by a thread that only the parent has
+            self._loaded = None
+            return
         with self._lock:
             loaded, self._loaded = self._loaded, None
             if loaded is not None:
@@ -222,6 +242,7 @@ class LlamaCppRuntime(TextRuntime):
             self.close()
 
     def _model(self) -> Loaded:
+        refuse_copy()
         if self._loaded is None:
             raise UsageError("the runtime is closed; open the model again")
         return self._loaded
@@ -230,7 +251,7 @@ class LlamaCppRuntime(TextRuntime):
         """The text after the prompt in whole characters, as they come; ends where the model ends it."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token in tokens:
-            if self._llama.llama_vocab_is_eog(self._model().vocab, token):
+            if token in self._ends or self._llama.llama_vocab_is_eog(self._model().vocab, token):
                 break
             if piece := decoder.decode(self._piece(token)):
                 yield piece
@@ -300,6 +321,7 @@ class LlamaCppRuntime(TextRuntime):
             yield np.ctypeslib.as_array(pointer, (rows, loaded.vocabulary)).copy()
 
     def _compute(self, context: Any, batch: Any) -> None:
+        self._model().refuse_cut()
         code = self._llama.llama_decode(context, batch)
         if code:
             self._seen.clear()

@@ -28,6 +28,10 @@ class Worker:
         self.model = LlamaCppRuntime(open_artifact(path), Options.of(**options))
         return self.model.context
 
+    def description(self) -> dict[str, Any]:
+        """As the runtime's."""
+        return self.model.description()
+
     def logits(self, tokens: list[int]) -> Any:
         """As the runtime's."""
         return self.model.logits(tokens)
@@ -68,7 +72,7 @@ def answer(worker: Worker, message: dict[str, Any], stream: IO[bytes]) -> None:
     except Exception as error:
         name = type(error).__name__ if isinstance(error, EdgekitError | MemoryError) else "PluginError"
         text = str(error) if isinstance(error, EdgekitError) else f"{type(error).__name__}: {error}"
-        send(stream, {"error": name, "message": text})
+        send(stream, {"error": name, "message": text, "public": getattr(error, "public", None)})
         return
     if isinstance(value, np.ndarray):
         send(stream, {}, value)

@@ -21,7 +21,7 @@ import edgekit_numba
 from edgekit.errors import MissingPluginError
 from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import Precision
-from edgekit.reference import reference
+from edgekit.reference import Traits, reference
 from edgekit.reference.ggml import TYPES
 from edgekit_numba import library
 from edgekit_numba.compiler import llvm, processor
@@ -64,7 +64,7 @@ class Encoder:
         kind: ggml's name of the type.
     """
 
-    WIDENS: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(widens=True)
 
     kind: str
 

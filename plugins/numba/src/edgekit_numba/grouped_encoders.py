@@ -17,7 +17,7 @@ import numpy.typing as npt
 import edgekit_numba
 from edgekit.numerics.smallfloats import float32_to_bfloat16, is_bfloat16
 from edgekit.precision import Precision
-from edgekit.reference import reference
+from edgekit.reference import Traits, reference
 from edgekit_numba import library
 from edgekit_numba.compiler import processor
 from edgekit_numba.encoders import in_parts, padded, pieces, require
@@ -42,7 +42,7 @@ class Groups:
 class GroupEncoder:
     """The encoder of one precision."""
 
-    WIDENS: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(widens=True)
 
     precision: Precision
 

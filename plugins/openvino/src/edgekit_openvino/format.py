@@ -39,6 +39,8 @@ class OpenVinoFormat:
     """Reads and writes OpenVINO IR."""
 
     name = "openvino"
+    #: Whose precisions have short names here.
+    conventions = ("openvino",)
 
     def matches(self, path: Path) -> bool:
         """A directory with ``openvino_model.xml``, or an .xml whose root is a ``net``."""

@@ -8,20 +8,22 @@ from typing import Any, Literal
 import numpy as np
 
 from edgekit.errors import InvalidFileError, UnsupportedModelError
+from edgekit.files.memory import refuse_shortage
 from edgekit_openvino.library import core, openvino
 
 Variant = Literal["all", "last", "hidden"]
 
 
-def read_model(xml: Path) -> Any:
+def read_model(xml: Path, mmap: bool = True) -> Any:
     """The library's own view of an IR that edgekit has checked.
 
     Raises:
         InvalidFileError: the library refuses it; with what it says.
     """
     try:
-        return core().read_model(str(xml))
+        return core().read_model(str(xml), config={"ENABLE_MMAP": mmap})
     except RuntimeError as error:
+        refuse_shortage(error, f"{xml}: reading it with OpenVINO")
         raise InvalidFileError(f"{xml}: OpenVINO refuses it: {last_line(error)}") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import importlib.util
 import os
 import sys
 import threading
@@ -14,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from edgekit.errors import MissingPluginError
+from edgekit.files.memory import refuse_shortage
 
 #: openvino_telemetry asks for the first whenever a session begins, nncf for the second when it is imported.
 _SILENT = {"CI": "true", "NNCF_CI": "1"}
@@ -64,7 +66,12 @@ def _import(name: str, cure: str) -> ModuleType:
         with silent(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return importlib.import_module(name)
-    except ImportError as error:
+    except (ImportError, MemoryError, OSError, RuntimeError) as error:
+        refuse_shortage(error, f"importing {name}")
+        if importlib.util.find_spec(name) is not None:
+            raise MissingPluginError(
+                f"the package {name} is installed, but cannot be imported ({error!s:.300}); install it again: {cure}"
+            ) from error
         raise MissingPluginError(f"this needs the package {name}, which is not installed; {cure}") from error
 
 

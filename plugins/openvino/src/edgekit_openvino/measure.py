@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import NonFiniteError, UnsupportedModelError
+from edgekit.files.memory import refuse_shortage
 from edgekit_openvino.library import core
 from edgekit_openvino.samples import Feed
 
@@ -36,6 +37,7 @@ def outputs(model: Any, feeds: Iterable[Mapping[str, Any]]) -> Iterator[F64]:
             request = compiled.create_infer_request()
             yield np.array(request.infer(dict(feed))[0], np.float64)
     except RuntimeError as error:
+        refuse_shortage(error, "running the model on a sample with OpenVINO")
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UnsupportedModelError(
             f"OpenVINO cannot run the model on a sample ({(lines or ['no reason given'])[-1][:200]}); "

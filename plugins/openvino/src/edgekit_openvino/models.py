@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +15,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import InvalidFileError, MissingPluginError, UnsupportedModelError, UsageError
 from edgekit.files.atomic import AtomicDirectory, AtomicFile, writing
 from edgekit.files.digests import sha256
+from edgekit.files.memory import refuse_shortage
 from edgekit.manifest import Manifest, manifest_path
 from edgekit.pipeline import open_artifact
 from edgekit.pipeline.passes import unread
@@ -49,6 +49,7 @@ def read_file(path: Path) -> Any:
     try:
         return core().read_model(str(path))
     except RuntimeError as error:
+        refuse_shortage(error, f"{path}: reading it with OpenVINO")
         raise InvalidFileError(f"{path}: OpenVINO cannot read it ({_last_line(error)}); convert it again") from error
 
 
@@ -63,6 +64,7 @@ def read_onnx(path: Path) -> Any:
     try:
         return onnx.load(str(path))
     except Exception as error:  # protobuf's own classes
+        refuse_shortage(error, f"{path}: reading it with onnx", path.stat().st_size)
         raise InvalidFileError(f"{path}: no ONNX model ({_last_line(error)}); export it again") from error
 
 
@@ -75,6 +77,7 @@ def library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
+        refuse_shortage(error, f"importing {name}")
         raise MissingPluginError(f"this needs {name}, which is not installed; pip install {name}") from error
 
 
@@ -166,8 +169,8 @@ def write_ir(model: Any, source: Artifact | None, to: Path, recipe: str, finish:
     try:
         with writing(to), quiet():
             openvino().save_model(model, str(directory.path / XML), compress_to_fp16=False)
-            for file in _companions(source) if source else ():
-                shutil.copyfile(file, directory.path / file.name)
+            for name, file in _companions(source) if source else ():
+                directory.write(name, file.read_bytes())
         manifest = make_manifest(source, recipe, finish(directory.path / XML))
         directory.write(manifest_path(Path("directory")).name, manifest.to_json().encode())
         directory.commit()
@@ -196,11 +199,12 @@ def opened(path: Path) -> Artifact:
     return unread(path) if path.suffix == ".onnx" else open_artifact(path)
 
 
-def _companions(source: Artifact) -> Iterable[Path]:
-    if not source.path.is_dir():
-        return ()
+def _companions(source: Artifact) -> Iterable[tuple[str, Path]]:
+    """Name in the directory, and path, of what is carried over."""
     own = {XML, BIN, "edgekit.manifest.json"}
-    return (file for file in source.files if file.name not in own and file.parent == source.path)
+    for file in source.files if source.path.is_dir() else ():
+        if file.name not in own and file.is_relative_to(source.path):
+            yield file.relative_to(source.path).as_posix(), file
 
 
 def make_manifest(source: Artifact | None, recipe: str, quality: Mapping[str, Any]) -> Manifest:

@@ -10,7 +10,7 @@ Source: nncf 3.4.0 on openvino 2026.4.1; what it computes is written down in `ed
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import numpy as np
@@ -21,6 +21,7 @@ from edgekit.errors import PluginError, ShapeError
 from edgekit.formats import part_layouts
 from edgekit.precision import Precision
 from edgekit.recipe import fits
+from edgekit.reference import Traits
 from edgekit_openvino.library import nncf, openvino
 from edgekit_openvino.modes import NATIVE, attribute, group_size, mode_name
 from edgekit_openvino.quiet import quiet
@@ -48,6 +49,7 @@ class NativeQuantizer:
     name: str
 
     claim = "exact"
+    traits: ClassVar[Traits] = Traits()
 
     @property
     def precision(self) -> Precision:

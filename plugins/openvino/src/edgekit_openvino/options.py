@@ -39,6 +39,8 @@ class Options:
         precision: ``f32``, ``f16`` or ``bf16``, in which to compute; None takes what the device prefers.
         cache_dir: a directory for compiled models, so that the next start is faster; None for none.
         threads: of the CPU; None for all.
+        mmap: map the weights instead of reading them into memory; a mapped file that is cut while the model computes
+            ends the process.
         genai: whether OpenVINO GenAI generates what is greedy; None: where it is installed and can.
         properties: passed on to OpenVINO as they are; they win over the others.
     """
@@ -49,6 +51,7 @@ class Options:
     precision: str | None = None
     cache_dir: Path | None = None
     threads: int | None = None
+    mmap: bool = True
     genai: bool | None = None
     properties: Mapping[str, Any] = attrs.field(factory=dict)
 
@@ -85,6 +88,10 @@ class Options:
         if self.threads is not None:
             found["INFERENCE_NUM_THREADS"] = self.threads
         return found | dict(self.properties)
+
+    def pipeline_with(self) -> dict[str, Any]:
+        """Properties for `openvino_genai.LLMPipeline`, which reads the files too."""
+        return {**({} if self.mmap else {"ENABLE_MMAP": False}), **self.compiled_with()}
 
 
 def _one_of(option: str, value: str | None, allowed: tuple[str, ...]) -> None:

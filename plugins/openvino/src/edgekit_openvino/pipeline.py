@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from edgekit.errors import ResourceError
+from edgekit.files.memory import refuse_shortage
+from edgekit.files.reader import Mapped
 from edgekit_openvino.graphs import last_line
 from edgekit_openvino.library import genai, openvino
 
@@ -26,11 +28,14 @@ class Pipeline:
         ResourceError: GenAI cannot load the directory; with what it says.
     """
 
-    def __init__(self, directory: Path, device: str, properties: Mapping[str, Any]) -> None:
-        self._genai, self._lock = genai(), threading.Lock()
+    def __init__(
+        self, directory: Path, device: str, properties: Mapping[str, Any], mapped: Mapped | None = None
+    ) -> None:
+        self._genai, self._lock, self._mapped = genai(), threading.Lock(), mapped
         try:
             self._pipeline = self._genai.LLMPipeline(str(directory), device, **properties)
         except RuntimeError as error:
+            refuse_shortage(error, f"{directory}: loading it with OpenVINO GenAI")
             raise ResourceError(f"{directory}: OpenVINO GenAI cannot load it: {last_line(error)}") from error
 
     def greedy(self, prompt: Sequence[int], count: int) -> Iterator[int]:
@@ -48,6 +53,8 @@ class Pipeline:
 
     def _stream(self, inputs: Any, config: Any) -> Iterator[int]:
         """What a generation in a thread of its own writes; the thread ends when the tokens are wanted no more."""
+        if self._mapped is not None:
+            self._mapped.refuse_cut()
         streamer, failure = _streamer(self._genai), list[Exception]()
 
         def run() -> None:
@@ -68,6 +75,7 @@ class Pipeline:
             streamer.cancelled = True
             worker.join()
         if failure:
+            refuse_shortage(failure[0], "generating with OpenVINO GenAI")
             raise ResourceError(f"OpenVINO GenAI cannot generate: {last_line(failure[0])}") from failure[0]
 
 

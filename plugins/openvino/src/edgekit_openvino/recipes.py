@@ -31,7 +31,7 @@ import numpy.typing as npt
 from edgekit.architectures import ModelConfig
 from edgekit.errors import UsageError
 from edgekit.precision import Precision
-from edgekit.recipe import Assignment, Plan, Slot, fits
+from edgekit.recipe import Assignment, Clause, Plan, Slot, fits, is_matrix
 
 #: mode -> (precision without its group, whether it takes one, backup; fp8 takes the mode's group)
 MODES: dict[str, tuple[str, bool, str]] = {
@@ -102,11 +102,26 @@ class Nncf:
         chosen = self._chosen(slots) if self.ratio < 1 else None
         return Plan(self.name, tuple(self._assign(slot, chosen) for slot in slots))
 
+    def describe(self) -> list[Clause]:
+        """The mode in words; see `edgekit.recipe.Recipe`."""
+        backed_up = [] if self.all_layers else [Clause(" and ".join(_BACKED_UP), self.backup.name)]
+        ratio = f"the least sensitive {self.ratio:.0%}" if self.ratio < 1 else ""
+        rest = [Clause("other weight matrices", self.backup.name)] if ratio else []
+        return [
+            *backed_up,
+            Clause("other weight matrices", self.precision.name, ratio),
+            *rest,
+            Clause("rows that no block divides", _FALLBACK.name),
+            Clause("the rest", "as it is"),
+        ]
+
     def _assign(self, slot: Slot, chosen: set[str] | None) -> Assignment:
         precision, reason = self._choose(slot, chosen)
+        asked = None
         if precision is not slot.keep and not fits(precision, slot.shape):
-            precision, reason = _FALLBACK, f"rows of {slot.shape[-1]} are no multiple of {precision.block}"
-        return Assignment(slot.name, slot.role, slot.shape, precision, reason)
+            asked, reason = precision, f"rows of {slot.shape[-1]} are no multiple of {precision.block}"
+            precision = _FALLBACK
+        return Assignment(slot.name, slot.role, slot.shape, precision, reason, asked)
 
     def _choose(self, slot: Slot, chosen: set[str] | None) -> tuple[Precision, str]:
         if not is_matrix(slot):
@@ -128,11 +143,6 @@ class Nncf:
                 break
             names.add(slot.name)
         return names
-
-
-def is_matrix(slot: Slot) -> bool:
-    """Whether the slot is a weight matrix."""
-    return len(slot.shape) > 1 and slot.name.endswith("weight")
 
 
 def int8_error(slot: Slot) -> float:

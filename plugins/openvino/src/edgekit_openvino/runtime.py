@@ -16,6 +16,8 @@ from edgekit.architectures.forward import token_ids
 from edgekit.architectures.rope import turns_change
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidFileError, ResourceError, UnsupportedModelError, UsageError
+from edgekit.files.memory import refuse_shortage
+from edgekit.files.reader import Mapped
 from edgekit.runtime import Sampling, TextRuntime
 from edgekit_openvino import pipeline
 from edgekit_openvino.graphs import Variant, last_line, read_model, variant
@@ -23,6 +25,7 @@ from edgekit_openvino.library import core, openvino
 from edgekit_openvino.options import Options
 
 F32 = npt.NDArray[np.float32]
+_CUT = "load the model again from a whole file; mmap=False reads it into memory"
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
@@ -31,8 +34,8 @@ def open_runtime(artifact: Artifact, **options: Any) -> OpenVinoRuntime:
 
     Args:
         artifact: opened by edgekit, whose reader checks every offset.
-        options: of `edgekit_openvino.options.Options`: device, hint, exact, precision, cache_dir, threads, genai,
-            properties.
+        options: of `edgekit_openvino.options.Options`: device, hint, exact, precision, cache_dir, threads, mmap,
+            genai, properties.
 
     Raises:
         UsageError: an option that is not known, or a device that is not there.
@@ -156,7 +159,9 @@ class OpenVinoRuntime(TextRuntime):
                 raise UsageError("the runtime is closed; open the model again")
             if self._pipeline is None:
                 options = self.options
-                self._pipeline = pipeline.Pipeline(self.artifact.path, options.device, options.compiled_with())
+                self._pipeline = pipeline.Pipeline(
+                    self.artifact.path, options.device, options.pipeline_with(), mapped(_xml(self.artifact), options)
+                )
             return self._pipeline
 
     def _continue(self, ids: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
@@ -225,20 +230,21 @@ class OpenVinoRuntime(TextRuntime):
 class _Graph:
     """A compiled graph with one request, and the tokens that its states have seen."""
 
-    def __init__(self, compiled: Any, path: Path) -> None:
-        self.compiled, self._path = compiled, path
+    def __init__(self, compiled: Any, path: Path, mapped: Mapped | None) -> None:
+        self.compiled, self._path, self._mapped = compiled, path, mapped
         self._request = compiled.create_infer_request()
         self._ports = {port.any_name: port for port in compiled.inputs}
         self._seen: list[int] = []
 
     @classmethod
     def compile(cls, xml: Path, which: Variant, options: Options) -> _Graph:
-        model = read_model(xml)
+        model = read_model(xml, options.mmap)
         try:
             compiled = core().compile_model(variant(model, which, xml), options.device, options.compiled_with())
         except RuntimeError as error:
+            refuse_shortage(error, f"{xml}: compiling it for {options.device}", xml.with_suffix(".bin").stat().st_size)
             raise ResourceError(f"{xml}: {options.device} cannot compile it: {last_line(error)}") from error
-        return cls(compiled, xml)
+        return cls(compiled, xml, mapped(xml, options))
 
     def forget(self) -> None:
         """Start from nothing."""
@@ -271,9 +277,11 @@ class _Graph:
         return logits
 
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        self.refuse_cut()
         try:
             self._request.infer(dict(inputs))
         except RuntimeError as error:
+            refuse_shortage(error, f"{self._path}: computing it")
             raise ResourceError(f"{self._path}: the device cannot compute it: {last_line(error)}") from error
         return _outputs(self._request, self.compiled)
 
@@ -284,12 +292,18 @@ class _Graph:
             found[number] = _outputs(request, self.compiled)
             request.reset_state()
 
+        self.refuse_cut()
         waiting = openvino().AsyncInferQueue(self.compiled, jobs)
         waiting.set_callback(done)
         for number, inputs in enumerate(batches):
             waiting.start_async(self.checked(inputs), number)
         waiting.wait_all()
         return [found[number] for number in sorted(found)]
+
+    def refuse_cut(self) -> None:
+        """Refuse to compute with mapped weights that were cut meanwhile: touching what is gone ends the process."""
+        if self._mapped is not None:
+            self._mapped.refuse_cut()
 
     def checked(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
         """The inputs, where they are what the graph takes."""
@@ -328,6 +342,12 @@ def _outputs(request: Any, compiled: Any) -> dict[str, npt.NDArray[Any]]:
         (port.any_name if port.names else f"output {number}"): np.array(request.get_output_tensor(number).data)
         for number, port in enumerate(compiled.outputs)
     }
+
+
+def mapped(xml: Path, options: Options) -> Mapped | None:
+    """The file of the weights, where OpenVINO maps it."""
+    binary = xml.with_suffix(".bin")
+    return Mapped((binary,), _CUT) if options.mmap and binary.exists() else None
 
 
 def _known(artifact: Artifact) -> ModelConfig | None:

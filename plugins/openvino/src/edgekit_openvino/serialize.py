@@ -7,15 +7,14 @@ to which the small constants of the graph itself (shapes, axes, frequencies) are
 
 from __future__ import annotations
 
-import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import attrs
 import numpy as np
 
+from edgekit.files.temporary import temporary_directory
 from edgekit.precision import Precision
 from edgekit.reference.openvino.codebooks import CB4
 from edgekit_openvino.elements import Stored, stored_parts
@@ -123,8 +122,8 @@ def xml_of(
     model = build(placeholders)
     for key, value in info.items():
         model.set_rt_info(value, ["edgekit", key])
-    with tempfile.TemporaryDirectory() as folder:
-        xml, binary = Path(folder) / "graph.xml", Path(folder) / "graph.bin"
+    with temporary_directory("serializing the graph with OpenVINO") as folder:
+        xml, binary = folder / "graph.xml", folder / "graph.bin"
         openvino().serialize(model, str(xml), str(binary))
         tree, small = ET.parse(xml), binary.read_bytes()
     _place(tree.getroot(), places, aligned(end))

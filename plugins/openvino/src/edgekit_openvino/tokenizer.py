@@ -13,12 +13,13 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import attrs
+
+from edgekit.files.temporary import temporary_directory
 
 #: Seconds that a conversion may take; the largest vocabularies take some ten.
 TIMEOUT = 300
@@ -58,10 +59,11 @@ def tokenizer_models(directory: Mapping[str, bytes], source: Iterable[Path] = ()
     lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if lacking:
         return Converted({}, f"not converted: {' and '.join(lacking)} not installed")
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_directory("converting the tokenizer for OpenVINO") as folder:
         for name, content in directory.items():
-            (Path(folder) / name).write_bytes(content)
-        return _converted(Path(folder))
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(content)
+        return _converted(folder)
 
 
 def _converted(folder: Path) -> Converted:

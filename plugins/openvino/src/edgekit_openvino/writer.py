@@ -13,7 +13,7 @@ import attrs
 from edgekit.artifact import Layout
 from edgekit.errors import UnsupportedModelError, UsageError
 from edgekit.files.atomic import ARTIFACT_FILES, AtomicDirectory
-from edgekit.formats import small_files
+from edgekit.formats import generation_config, small_files
 from edgekit.formats.safetensors import to_bytes
 from edgekit.manifest import Manifest
 from edgekit.recipe import Assignment, Plan
@@ -81,7 +81,7 @@ class OpenVinoWriter:
         """Check that every tensor came, write the graph and the other files, and swap the directory in."""
         if self.done != len(self._plan):
             raise UsageError(f"{self._directory.target}: {self.done} of {len(self._plan)} tensors came; write them all")
-        others = dict(small_files(self._layout, self._plan, self._manifest))
+        others = self._others()
         tokenizer = tokenizer_models(others, self._layout.source.files)
         info = {"layout": LAYOUT, "tokenizer": tokenizer.note}
         xml, small = xml_of(self._build, self._places(), self._file.offset, info)
@@ -92,6 +92,15 @@ class OpenVinoWriter:
         for name, content in (others | dict(tokenizer.files)).items():
             self._directory.write(name, content)
         self._directory.commit()
+
+    def _others(self) -> dict[str, bytes]:
+        """The small files; GenAI and the model server read the end tokens from generation_config.json alone."""
+        try:
+            tokenizer = self._layout.source.tokenizer
+        except UnsupportedModelError:  # carried over byte for byte all the same
+            tokenizer = None
+        made = dict(generation_config(tokenizer)) if tokenizer else {}
+        return made | dict(small_files(self._layout, self._plan, self._manifest))
 
     def close(self, keep: bool = False) -> None:
         """Let go; without a `commit` before it the target stays as it was."""

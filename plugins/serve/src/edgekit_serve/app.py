@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from starlette.applications import Starlette
@@ -25,6 +26,10 @@ from edgekit_serve.guard import Guard
 from edgekit_serve.requests import ChatRequest, CompletionRequest, EmbeddingRequest, Wanted
 from edgekit_serve.settings import Settings
 from edgekit_serve.wire import HEADERS, ApiError
+
+Asked = TypeVar("Asked", CompletionRequest, ChatRequest, EmbeddingRequest)
+#: Bytes of a body whose fields take more than a millisecond to check.
+_LARGE = 65_536
 
 
 def create_app(
@@ -109,7 +114,7 @@ class Routes:
 
     async def complete(self, request: Request) -> Response:
         """Continue a text."""
-        asked = CompletionRequest.of(await self._given(request), self.settings)
+        asked = await self._given(request, CompletionRequest.of)
         begin = lambda most: self.runtime.stream(asked.prompt, max_tokens=most, **asked.wanted.options)  # noqa: E731
         return replies.reply(self._answer(request, asked.wanted, begin), replies.Completion(self.settings.model))
 
@@ -118,7 +123,7 @@ class Routes:
         runtime = self.runtime
         if not isinstance(runtime, ChatRuntime):
             raise self._lacks("chat")
-        asked = ChatRequest.of(await self._given(request), self.settings)
+        asked = await self._given(request, ChatRequest.of)
         begin = lambda most: runtime.chat_stream(asked.messages, max_tokens=most, **asked.wanted.options)  # noqa: E731
         return replies.reply(self._answer(request, asked.wanted, begin), replies.Chat(self.settings.model))
 
@@ -127,7 +132,7 @@ class Routes:
         runtime = self.runtime
         if not isinstance(runtime, EmbeddingRuntime):
             raise self._lacks("embeddings")
-        asked = EmbeddingRequest.of(await self._given(request), self.settings)
+        asked = await self._given(request, EmbeddingRequest.of)
         found: list[tuple[F32, int]] = []
 
         async def take(entry: tuple[F32, int]) -> None:
@@ -151,8 +156,12 @@ class Routes:
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return {"object": "list", "data": data, "model": self.settings.model, "usage": usage}
 
-    async def _given(self, request: Request) -> dict[str, Any]:
-        return fields.parse(await body.read(request, self.settings))
+    async def _given(self, request: Request, of: Callable[[dict[str, Any], Settings], Asked]) -> Asked:
+        """What a body asks for. A large one is read in a thread, so that others are answered meanwhile."""
+        data = await body.read(request, self.settings)
+        if len(data) < _LARGE:
+            return of(fields.parse(data), self.settings)
+        return await asyncio.to_thread(lambda: of(fields.parse(data), self.settings))
 
     def _lacks(self, what: str) -> ApiError:
         return ApiError(400, f"the runtime {self.runtime.name!r} has no {what}", "unsupported_route")

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
 from edgekit_serve.settings import Settings
 from edgekit_serve.wire import ApiError, ClientGoneError
-
-#: Seconds that a body which is too large is read on and thrown away, so that its sender gets to read the answer.
-_PATIENCE = 1.0
 
 
 async def read(request: Request, settings: Settings) -> bytes:
@@ -37,20 +34,18 @@ async def read(request: Request, settings: Settings) -> bytes:
 
 
 async def _read(request: Request, most: int) -> bytes:
-    length = request.headers.get("content-length", "")
-    chunks, body = request.stream(), bytearray()
-    if not (length.isdigit() and int(length[:20]) > most):
-        async for chunk in chunks:
-            body += chunk
-            if len(body) > most:
-                break
-        else:
-            return bytes(body)
-    with suppress(TimeoutError, ClientDisconnect):
-        async with asyncio.timeout(_PATIENCE):
-            async for _ in chunks:
-                pass
-    raise ApiError(413, f"the body is larger than {most} bytes", "body_too_large", headers={"connection": "close"})
+    length, body = request.headers.get("content-length", ""), bytearray()
+    if length.isascii() and length.isdigit() and int(length[:20]) > most:
+        raise _too_large(most)
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            raise _too_large(most)
+    return bytes(body)
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(413, f"the body is larger than {most} bytes", "body_too_large")
 
 
 @asynccontextmanager

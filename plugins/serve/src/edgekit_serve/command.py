@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import json
 import logging
 import os
 import re
@@ -17,15 +16,18 @@ from typing import Any
 
 import click
 
-from edgekit.errors import MissingFileError, ResourceError, UsageError
+from edgekit.errors import EdgekitError, MissingFileError, ResourceError, UsageError
 from edgekit.pipeline import open_artifact
-from edgekit.runtime import load
+from edgekit.runtime import DescribedRuntime, Runtime, load
+from edgekit.runtime.arguments import parse_option
 from edgekit_serve.settings import Settings
 
 #: Environment variable with API keys, separated by spaces or line breaks.
 KEYS = "EDGEKIT_API_KEY"
-#: Connections at once, idle ones too; more get 503.
+#: Connections at once; for one more, the one that has waited longest for its client is closed.
 CONNECTIONS = 512
+#: Connections that may wait to be accepted.
+BACKLOG = 2048
 
 
 @click.command("serve")
@@ -38,6 +40,7 @@ CONNECTIONS = 512
 @click.option("--api-key-file", type=click.Path(), help=f"API keys, one a line; or in the environment: {KEYS}.")
 @click.option("--insecure-no-auth", is_flag=True, help="Serve other machines without a key.")
 @click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="Host name by which clients may call.")
+@click.option("--cors", "origins", multiple=True, metavar="ORIGIN", help="Web pages of it may call from a browser.")
 @click.option("--parallel", default=1, show_default=True, help="Texts generated at the same time.")
 @click.option("--queue", "waiting", default=16, show_default=True, help="Requests that may wait; more get 429.")
 @click.option("--max-tokens", type=int, help="The most that a request may ask for.")
@@ -53,6 +56,7 @@ def command(
     api_key_file: str | None,
     insecure_no_auth: bool,
     hosts: tuple[str, ...],
+    origins: tuple[str, ...],
     drain: int,
     **limits: Any,
 ) -> None:
@@ -63,7 +67,8 @@ def command(
     keys = read_keys(api_key_file)
     refuse_open_doors(host, keys, insecure_no_auth)
     opened = open_artifact(artifact)
-    settings = Settings(name or default_name(opened.path), keys, frozenset(h.lower() for h in hosts), **limits)
+    names, pages = (frozenset(text.lower() for text in texts) for texts in (hosts, origins))
+    settings = Settings(name or default_name(opened.path), keys, names, pages, **limits)
     with listening(host, port) as door:
         model = load(opened, runtime, **dict(map(parse_option, options)))
         where = f"[{host}]" if ":" in host else host
@@ -116,26 +121,14 @@ def default_name(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[:128] or "model"
 
 
-def parse_option(text: str) -> tuple[str, Any]:
-    """``context=2048``: the value is JSON where it can be, else text.
-
-    Raises:
-        UsageError: no name, or no value.
-    """
-    name, _, value = text.partition("=")
-    if not name.isidentifier() or not value:
-        raise UsageError(f"--option {text!r}; NAME=VALUE is wanted, such as context=2048")
-    with contextlib.suppress(ValueError):
-        return name, json.loads(value)
-    return name, value
-
-
 @contextlib.contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that is bound, so that a port that is taken is found before a model is loaded.
+    """A socket that listens, so that a port that is taken is found before a model is loaded.
+
+    Clients that come before the model is loaded wait. A socket that is only bound would not keep a second server away.
 
     Raises:
-        ResourceError: it cannot be bound.
+        ResourceError: it cannot listen.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -143,9 +136,11 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
     except OSError as error:
         raise ResourceError(f"{host}: no address of this machine ({error.strerror}); choose another --host") from error
     with door:
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # elsewhere it lets two servers have one port
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             door.bind(address)
+            door.listen(BACKLOG)
         except OSError as error:
             raise ResourceError(
                 f"{host}:{port} cannot be listened on ({error.strerror}); choose another --host or --port"
@@ -162,6 +157,7 @@ def serve(model: Any, settings: Settings, door: socket.socket, drain: int, title
     import uvicorn
 
     from edgekit_serve.app import create_app
+    from edgekit_serve.connections import Connection
 
     log_to_stderr()
     failures: list[str] = []
@@ -172,18 +168,31 @@ def serve(model: Any, settings: Settings, door: socket.socket, drain: int, title
 
     app = create_app(model, settings, failed=failed)
     config = uvicorn.Config(
-        app, http="h11", ws="none", loop="asyncio", lifespan="on", log_config=None, access_log=False,
+        app, http=Connection, ws="none", loop="asyncio", lifespan="on", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, timeout_keep_alive=75, timeout_graceful_shutdown=drain,
-        limit_concurrency=CONNECTIONS,
+        limit_concurrency=CONNECTIONS, backlog=BACKLOG,
     )  # fmt: skip
     server = uvicorn.Server(config)
+    warm(model)
     # uvicorn raises the signal again when it is done; then it has been heard.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    logging.getLogger("edgekit_serve").info("serving %s (runtime %s)", title, model.name)
+    logging.getLogger("edgekit_serve").info("serving %s (runtime %s%s)", title, model.name, computes(model))
     server.run(sockets=[door])
     if failures:
         raise ResourceError(f"the runtime {failures[0]!r} no longer computes; start the server again")
+
+
+def computes(model: Any) -> str:
+    """How a runtime computes, where it says so: ``, device CPU, gpu_layers 0, …``."""
+    told = model.description() if isinstance(model, DescribedRuntime) else {}
+    return "".join(f", {name} {value}" for name, value in told.items())
+
+
+def warm(model: Runtime) -> None:
+    """Prepare the tokenizer, which takes up to seconds during which nothing else could be answered."""
+    with contextlib.suppress(EdgekitError):
+        model.stream("a", max_tokens=0).close()
 
 
 def log_to_stderr() -> None:

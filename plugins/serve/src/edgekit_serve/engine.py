@@ -145,7 +145,7 @@ class Engine:
         """An error as the client sees it; the log gets kind and place, never the message: that may quote a prompt."""
         well = isinstance(raised, ApiError | UsageError) or self._still_well(raised)
         told = wire.of(raised, well=well)
-        if told.status >= 500:
+        if told.status >= 500 or not (isinstance(raised, ApiError) or getattr(raised, "public", None)):
             place = "".join(traceback.format_tb(raised.__traceback__))
             LOG.error("%s in the runtime\n%s", type(raised).__name__, place)
         return told

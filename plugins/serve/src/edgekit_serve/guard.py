@@ -12,13 +12,18 @@ import traceback
 
 import attrs
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from edgekit_serve import cors
+from edgekit_serve.exchange import Exchange
 from edgekit_serve.metrics import Metrics
 from edgekit_serve.settings import Settings
 from edgekit_serve.wire import ApiError, ClientGoneError
 
 LOG = logging.getLogger("edgekit_serve")
+_LATER = {"retry-after": "5"}
+_INTERNAL = "an internal error; the server's log says where"
 #: Routes as the metrics and the log name them; everything else is ``other``, so that clients make no labels.
 ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/health", "/metrics")
 
@@ -41,44 +46,45 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, status = time.perf_counter(), 0
-
-        async def sending(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        start, exchange = time.perf_counter(), Exchange(scope, cors.headers(scope, self.settings.cors), receive, send)
+        status = None
         try:
-            self._admit(scope)
-            await self.app(scope, receive, sending)
+            await self._admitted(scope, exchange)
         except ApiError as error:
-            await self._answer(error, status, scope, receive, sending)
+            await self._answer(error, exchange)
         except ClientGoneError:
             status = 499
         except asyncio.CancelledError:  # the server ends, and has waited long enough
-            ending = ApiError(503, "the server ends", "shutting_down", headers={"retry-after": "5"})
-            await self._answer(ending, status, scope, receive, sending)
+            await self._answer(ApiError(503, "the server ends", "shutting_down", headers=_LATER), exchange)
         except Exception as error:
             place = "".join(traceback.format_tb(error.__traceback__))
             LOG.error("%s\n%s", type(error).__name__, place)  # its message may quote a prompt
-            internal = ApiError(500, "an internal error; the server's log says where", "internal_error")
-            await self._answer(internal, status, scope, receive, sending)
+            await self._answer(ApiError(500, _INTERNAL, "internal_error"), exchange)
         finally:
-            self._count(scope, status, time.perf_counter() - start)
+            self._count(scope, status or exchange.status, time.perf_counter() - start)
 
-    async def _answer(self, error: ApiError, status: int, scope: Scope, receive: Receive, send: Send) -> None:
-        self.metrics.errors.labels(error.code).inc()
-        if status == 0:
-            await error.response()(scope, receive, send)
-
-    def _admit(self, scope: Scope) -> None:
+    async def _admitted(self, scope: Scope, exchange: Exchange) -> None:
+        """Let a request in that is for this server, from who has a key."""
         headers = Headers(scope=scope)
-        host = headers.get("host", "")
-        if not known_host(host, self.settings.hosts):
-            raise ApiError(421, "this server does not answer to that Host; allow it with --allow-host", "unknown_host")
+        self._check_host(scope, headers.get("host", ""))
+        allowed = cors.preflight(scope, self.settings.cors)
+        if allowed is not None:
+            await exchange.answer(Response(status_code=204, headers=allowed))
+            return
         if self.settings.keys and scope["path"] != "/health" and not self._has_key(headers.get("authorization", "")):
             raise ApiError(401, "no API key, or a wrong one", "invalid_api_key", headers={"www-authenticate": "Bearer"})
+        await self.app(scope, exchange.receive, exchange.send)
+
+    async def _answer(self, error: ApiError, exchange: Exchange) -> None:
+        self.metrics.errors.labels(error.code).inc()
+        await exchange.answer(error.response())
+
+    def _check_host(self, scope: Scope, host: str) -> None:
+        # Load balancers ask in HTTP/1.0 without a Host; a browser, and so a page in it, always sends one.
+        if host == "" and scope["path"] == "/health":
+            return
+        if not known_host(host, self.settings.hosts):
+            raise ApiError(421, "this server does not answer to that Host; allow it with --allow-host", "unknown_host")
 
     def _has_key(self, authorization: str) -> bool:
         scheme, _, given = authorization.partition(" ")

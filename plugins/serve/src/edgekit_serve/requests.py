@@ -6,6 +6,7 @@ same here (``n=1``), and all others are refused, so that nobody gets something e
 
 from __future__ import annotations
 
+import json
 import secrets
 from typing import Any, Self
 
@@ -27,8 +28,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "echo": (False,),
     "suffix": (),
-    "presence_penalty": (0, 0.0),
-    "frequency_penalty": (0, 0.0),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
     "logit_bias": ({},),
     "top_logprobs": (),
     "tools": ([],),
@@ -101,7 +102,7 @@ class CompletionRequest:
 class ChatRequest:
     """Answer a conversation."""
 
-    messages: list[dict[str, str]] = attrs.field(repr=False)
+    messages: list[dict[str, Any]] = attrs.field(repr=False)
     wanted: Wanted
 
     @classmethod
@@ -178,18 +179,47 @@ def _usage(fields: Fields, stream: bool) -> bool:
     return usage
 
 
-def _message(message: Any, where: str) -> dict[str, str]:
-    """A message with a role, a text, and perhaps a name."""
+def _message(message: Any, where: str) -> dict[str, Any]:
+    """A message as templates get it: a role, a text, and what belongs to a call of a tool."""
     if not isinstance(message, dict):
         raise refused(f"{where} has to be an object with a role and a content", where)
     fields = Fields(message)
     role = fields.text("role")
     if role not in ROLES:
         raise refused(f"{where}.role has to be one of {', '.join(ROLES)}", f"{where}.role")
-    found = {"role": role, "content": _content(fields.take("content"), f"{where}.content")}
-    name = fields.text("name")
+    content = fields.take("content")
+    if content is None and role == "assistant":  # it called tools, or said nothing
+        content = ""
+    found: dict[str, Any] = {"role": role, "content": _content(content, f"{where}.content")}
+    found |= {"name": fields.text("name"), "tool_calls": _calls(fields, where) if role == "assistant" else None}
+    found["tool_call_id"] = fields.text("tool_call_id") if role == "tool" else None
+    fields.only("annotations", [])  # of an answer with quotations, as OpenAI's client hands it back
     fields.done()
-    return found if name is None else {**found, "name": name}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _calls(fields: Fields, where: str) -> list[dict[str, Any]] | None:
+    """The calls of tools that an assistant's earlier message has; None for none."""
+    calls = fields.take("tool_calls")
+    if not isinstance(calls, list | None):
+        raise refused(f"{where}.tool_calls has to be a list", f"{where}.tool_calls")
+    return [_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls or ())] or None
+
+
+def _call(call: Any, where: str) -> dict[str, Any]:
+    match call:
+        case {"id": str(number), "type": "function", "function": {"name": str(name), "arguments": str(text)}}:
+            return {"id": number, "type": "function", "function": {"name": name, "arguments": _arguments(text)}}
+    raise refused(f"{where} has to be an object with id, type function, and function: its name and arguments", where)
+
+
+def _arguments(text: str) -> Any:
+    """An object where the text is one: templates write it as JSON, and would quote a text."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return found if isinstance(found, dict) else text
 
 
 def _content(content: Any, where: str) -> str:

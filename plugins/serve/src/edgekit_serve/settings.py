@@ -12,7 +12,8 @@ from edgekit.errors import UsageError
 #: Characters of the shortest key that is taken.
 SHORTEST_KEY = 16
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-
+#: As browsers send it: in small letters, without a path.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 #: The least that a limit may be.
 _LEAST = {"parallel": 1, "waiting": 0, "max_tokens": 1, "max_body": 1, "seconds": 0.01, "body_seconds": 0.01}
@@ -26,6 +27,7 @@ class Settings:
         model: the name under which clients ask for the model.
         keys: API keys; empty for none at all.
         hosts: names by which clients may call the server, besides ``localhost`` and addresses.
+        cors: origins (``https://example.org``) whose web pages may call the server from a browser; none by default.
         parallel: texts that are generated at the same time.
         waiting: requests that may wait for their turn; more get 429.
         max_tokens: the most that one request may ask for; None for as many as the context holds.
@@ -37,6 +39,7 @@ class Settings:
     model: str = "model"
     keys: frozenset[str] = attrs.field(default=frozenset(), repr=False)
     hosts: frozenset[str] = frozenset()
+    cors: frozenset[str] = frozenset()
     parallel: int = 1
     waiting: int = 16
     max_tokens: int | None = None
@@ -47,6 +50,9 @@ class Settings:
     def __attrs_post_init__(self) -> None:
         if not _NAME.fullmatch(self.model):
             raise UsageError(f"model name {self.model!r}; choose letters, digits, '.', '_' and '-', at most 128")
+        for origin in self.cors:
+            if not _ORIGIN.fullmatch(origin):
+                raise UsageError(f"origin {origin!r}; give a scheme and a host, such as https://app.example.org:8443")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:

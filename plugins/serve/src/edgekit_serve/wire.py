@@ -9,6 +9,10 @@ from starlette.responses import JSONResponse
 
 from edgekit.errors import ContextOverflowError, EdgekitError, InvalidFileError, ResourceError, UsageError
 
+#: What clients read of errors that have no text for them: their messages may name files, and speak to programmers.
+_TOO_LONG = "the prompt and what is to follow do not fit the model's context; shorten it"
+_REFUSED = "the model refuses this request; the server's log says where"
+_TEMPLATE = "the model's chat template fails on these messages"
 #: What every answer carries: it belongs to one client, and is what it says.
 HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
@@ -34,7 +38,8 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
+        self.status, self.code = status, code
+        self.message, self.param = unicode(message), None if param is None else unicode(param)
         self.headers = {**HEADERS, **(headers or {})}
 
     def body(self) -> dict[str, Any]:
@@ -46,6 +51,11 @@ class ApiError(Exception):
     def response(self) -> JSONResponse:
         """The whole answer."""
         return JSONResponse(self.body(), self.status, self.headers)
+
+
+def unicode(text: str) -> str:
+    """A text that UTF-8 can hold: JSON may name half of a surrogate pair, which stays what JSON writes for it."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class ClientGoneError(Exception):
@@ -69,11 +79,11 @@ def of(error: BaseException, *, well: bool) -> ApiError:
         case ApiError():
             return error
         case ContextOverflowError():
-            return refused(str(error), code="context_length_exceeded")
+            return refused(error.public or _TOO_LONG, code="context_length_exceeded")
         case UsageError():
-            return refused(str(error))
+            return refused(error.public or _REFUSED)
         case InvalidFileError() if well:
-            return refused(str(error), "messages", "template_failed")
+            return refused(error.public or _TEMPLATE, "messages", "template_failed")
         case ResourceError() | MemoryError():
             return ApiError(503, "out of memory or another resource; ask for less", "out_of_resources")
         case EdgekitError():

@@ -40,11 +40,7 @@ from edgekit.reference.ggml import (
 )
 from edgekit.reference.ggml._importance import Importance, row_power
 from edgekit.reference.ggml._layout import F32, Blocks
-
-#: How the encoder is proved, and its error bound in words, for the catalogue.
-PROOF = "exact: libggml-base of llama-cpp-python 0.3.36"
-BOUND = "half a step of its sub-block under the stored scales; beyond the last level the distance to it"
-
+from edgekit.reference.traits import Traits
 
 # Elements worked on at once. Encoding is 20 to 40 calls of numpy for each try of a search, so that larger chunks pay
 # until they leave the second-level cache; the descent of Q3_K goes row by row, and its calls are the shortest.
@@ -169,3 +165,10 @@ def _weigher(x: F32, importance: F32 | None, kind: BlockType) -> Callable[[slice
         return Importance(by_block[block], power[row])
 
     return weigh
+
+
+traits = Traits(
+    proof="exact: libggml-base of llama-cpp-python 0.3.36",
+    bound="half a step of its sub-block under the stored scales; beyond the last level the distance to it",
+    overflowed=overflowed,
+)

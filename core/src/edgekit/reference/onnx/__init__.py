@@ -18,13 +18,13 @@ import numpy.typing as npt
 
 from edgekit.precision import Precision
 from edgekit.reference.onnx import int8, matmul_nbits, qdq_int4
+from edgekit.reference.traits import Traits
 
-#: How the encoder is proved, and its error bound in words, for the catalogue.
-PROOF = "exact: onnxruntime 1.32.0"
-BOUND = "half a step; beyond the last level the distance to it"
-
-#: The scales take the type of the source.
-SOURCE_DTYPES = True
+traits = Traits(
+    proof="exact: onnxruntime 1.32.0",
+    bound="half a step; beyond the last level the distance to it",
+    source_dtypes=True,  # the scales take the type of the source
+)
 
 
 def encode(

@@ -44,16 +44,7 @@ import numpy.typing as npt
 from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import Precision
 from edgekit.reference.openvino import _layout, _scales, codebooks, floats, integers
-
-#: How the encoder is proved, and its error bound in words, for the catalogue.
-PROOF = "exact: nncf 3.4.0 on openvino 2026.4.1"
-BOUND = "half a step; beyond the last level the distance to it; plus the scale's rounding to float16"
-
-#: nvfp4's scale times the tensor's; e4m3 itself has no infinity.
-DECODED_THROUGH = {"nvfp4": "float16"}
-
-#: float16 and bfloat16 are widened chunk by chunk.
-WIDENS = True
+from edgekit.reference.traits import Traits
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -183,3 +174,12 @@ def _reach(wide: F64, levels: F32, zero_point: F32 | None, precision: Precision)
     twice = np.abs(wide) * 2.0**-11 + 2.0**-25 if precision.kind in ("fp8", "mxfp8") else 0.0
     result: F64 = np.maximum(reach, beyond) + twice
     return result
+
+
+traits = Traits(
+    proof="exact: nncf 3.4.0 on openvino 2026.4.1",
+    bound="half a step; beyond the last level the distance to it; plus the scale's rounding to float16",
+    widens=True,
+    decoded_through={"nvfp4": "float16"},  # its scale times the tensor's; e4m3 itself has no infinity
+    overflowed=overflowed,
+)

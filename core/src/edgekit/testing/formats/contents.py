@@ -218,6 +218,7 @@ def check_manifest(subject: FormatSubject, profile: Profile) -> None:
         tensors={QUANTIZED: {"precision": "float:F32", "backend": "reference", "why": "test"}},
         versions={"edgekit": "0.1.0"},
         quality={"perplexity": 12.5, "nested": {"kl": 0.25}},
+        notes={"fell_back": "a sentence"},
     )
     with temporary_folder() as folder:
         found = subject.format.open(subject.write(folder, random_artifact(folder), manifest=manifest)).manifest

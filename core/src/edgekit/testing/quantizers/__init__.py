@@ -1,9 +1,10 @@
 """Checks for quantizers: whoever passes them encodes what the format says, and keeps what it claims.
 
-A quantizer has ``encode(x, importance=None) -> parts``, an attribute ``precision`` and a ``claim``: ``"exact"``
-(its bytes are the reference's) or a sentence that states its bound. It may have ``decode(parts, shape)``, and
+A quantizer has ``encode(x, importance=None) -> parts`` and the attributes ``precision``, ``traits``
+(`edgekit.reference.Traits`) and ``claim``: ``"exact"`` (its bytes are the reference's) or a sentence that states its
+bound. It may have ``decode(parts, shape)``, and
 ``bound(x, parts)`` [rows, cols] where it claims a bound of its own; otherwise the reference's bound holds. One that
-refuses rows without an importance says so with an attribute ``needs_importance = True``, and is given ones.
+refuses rows without an importance says so with `Traits.needs_importance`, and is given ones.
 
 The checks lie in five rooms, and run in this order: `manners` (what every caller relies on), `values` (the numbers
 on every family of rows), `pieces` (slices, sizes, threads, processes), `surroundings` (the process and its settings)

@@ -47,7 +47,7 @@ def check_size(subject: QuantizerSubject, profile: Profile) -> None:
 
 
 def _nbytes(subject: QuantizerSubject, shape: tuple[int, int]) -> int:
-    wide = not getattr(reference(subject.precision), "SOURCE_DTYPES", False)
+    wide = not reference(subject.precision).traits.source_dtypes
     x = _samples.draw("normal", 1, shape)
     return sum(part.nbytes for part in encode(subject, x if wide else x.astype(np.float16)).values())
 

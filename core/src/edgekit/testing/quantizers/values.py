@@ -273,11 +273,11 @@ def check_source_types(subject: QuantizerSubject, profile: Profile) -> None:
     """Where it takes rows of float16 and bfloat16: those as well, subnormal ones among them.
 
     MLX and ONNX Runtime compute in the type of the weights, so that a float16 source has other codes than its
-    float32 copy. An encoder that says ``WIDENS`` takes them too, and gives the codes of their float32 copy. Typical
+    float32 copy. An encoder with `Traits.widens` takes them too, and gives the codes of their float32 copy. Typical
     faults: every source is widened; subnormal numbers are widened to zero.
     """
-    depends = getattr(reference(subject.precision), "SOURCE_DTYPES", False)
-    if not depends and not getattr(subject.quantizer, "WIDENS", False):
+    depends = reference(subject.precision).traits.source_dtypes
+    if not depends and not subject.quantizer.traits.widens:
         raise NotApplicable("every source is widened to float32 before it is encoded")
     if not subject.exact:
         raise NotApplicable(f"it claims a bound: {subject.claim}")

@@ -1,0 +1,69 @@
+"""What an importance matrix says about columns that a calibration text never moved: nothing.
+
+The searches of ggml's types weigh squared errors by the importance. A block whose columns all weigh 0 has no error to
+minimize, and most types then store zeros: the block is erased. A text that never moved a column says nothing about
+it, so such columns get the smallest importance that the matrix has, and a matrix without any is encoded without.
+
+The products of a search are float32: importance times powers of a weight, summed over a block. Below 2^-64 they
+underflow, above 2^64 they overflow, with the same result. So less than 2^-64 counts as 0, and a matrix with more than
+2^64 is scaled down by a power of two, which changes no result otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+_LEAST, _MOST = 2.0**-64, 2.0**64
+
+
+@attrs.frozen
+class Filled:
+    """An importance matrix without zeros.
+
+    Attributes:
+        importance: float32 [cols] by name of the weight matrix, each value positive; without those in `without`.
+        columns: number of columns that got the smallest importance of their matrix, by name, where any did.
+        without: names of the matrices of which no column has an importance.
+    """
+
+    importance: dict[str, F32]
+    columns: dict[str, int]
+    without: tuple[str, ...]
+
+
+def fill_importance(importance: Mapping[str, F32]) -> Filled:
+    """Give columns without importance the smallest of their matrix; see the module's docstring.
+
+    Args:
+        importance: float32 [cols], finite and not negative, by name of the weight matrix.
+
+    Example:
+        >>> filled = fill_importance({"a": np.float32([0, 2, 1, 0]), "b": np.float32([0, 0])})
+        >>> filled.importance["a"].tolist(), filled.columns, filled.without
+        ([1.0, 2.0, 1.0, 1.0], {'a': 2}, ('b',))
+    """
+    found = {name: _scaled(np.asarray(values, np.float32)) for name, values in importance.items()}
+    known = {name: values >= _LEAST for name, values in found.items()}
+    filled = {n: np.where(known[n], v, v[known[n]].min()) for n, v in found.items() if known[n].any()}
+    counts = {name: int(np.count_nonzero(~known[name])) for name in filled}
+    return Filled(
+        importance=filled,
+        columns={name: count for name, count in counts.items() if count},
+        without=tuple(name for name in found if name not in filled),
+    )
+
+
+def _scaled(values: F32) -> F32:
+    """By a power of two to at most 2^64."""
+    most = float(values.max(initial=0))
+    if not most > _MOST:
+        return values
+    return np.ldexp(values, 64 - int(np.frexp(most)[1])).astype(np.float32)
+
+
+__all__ = ["Filled", "fill_importance"]

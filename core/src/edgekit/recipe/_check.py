@@ -1,0 +1,74 @@
+"""One check of every recipe's plan, before a tensor is read."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from edgekit.errors import ShapeError, UsageError
+from edgekit.precision import Precision
+from edgekit.recipe._plan import Assignment, Plan, Slot, fits
+
+
+def check_plan(plan: object, slots: Sequence[Slot], recipe: str) -> Plan:
+    """The plan, if it has exactly one line for each slot, in their order, with a precision that the rows can have.
+
+    Args:
+        plan: what a recipe's `plan` returned.
+        slots: what it was asked about.
+        recipe: its name, for messages.
+
+    Raises:
+        UsageError: not a plan, or tensors that are missing, twice, unknown, out of order or of another shape.
+        ShapeError: rows that the precision's block does not divide.
+    """
+    who = f"recipe {recipe!r}"
+    if not isinstance(plan, Plan) or not all(isinstance(line, Assignment) for line in plan):
+        raise UsageError(f"{who} returned {plan!r:.80}; return an edgekit.recipe.Plan of Assignments")
+    _refuse_names(plan, slots, who)
+    for slot, line in zip(slots, plan, strict=True):
+        _refuse_line(slot, line, who)
+    return plan
+
+
+def _refuse_names(plan: Plan, slots: Sequence[Slot], who: str) -> None:
+    names, wanted = [line.name for line in plan], [slot.name for slot in slots]
+    known, planned = set(wanted), set(names)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), wanted, n=3) or wanted[:3]
+            raise UsageError(f"{who} plans tensor {name!r}, which the target does not have; near it are {_list(near)}")
+    missing = [name for name in wanted if name not in planned]
+    if missing:
+        raise UsageError(
+            f"{who} leaves out {len(missing)} of {len(wanted)} tensors ({_list(missing)}); give each slot one line"
+        )
+    if len(names) != len(wanted):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"{who} plans tensor {twice!r} twice; give each slot one line")
+    for name, expected in zip(names, wanted, strict=True):
+        if name != expected:
+            raise UsageError(f"{who} plans {name!r} where {expected!r} is next; keep the order of the slots")
+
+
+def _refuse_line(slot: Slot, line: Assignment, who: str) -> None:
+    where = f"{who}, tensor {line.name!r}"
+    if (line.role, tuple(line.shape)) != (slot.role, tuple(slot.shape)):
+        raise UsageError(
+            f"{where}: role and shape are {line.role!r} {line.shape}, the slot's are {slot.role!r} {slot.shape}; "
+            "take them from the slot"
+        )
+    if not isinstance(line.precision, Precision):
+        raise UsageError(
+            f"{where}: its precision is {line.precision!r:.80}, a {type(line.precision).__name__}; "
+            "assign a Precision, such as Precision.parse('ggml:Q4_0')"
+        )
+    if not fits(line.precision, slot.shape):
+        raise ShapeError(
+            f"{where}: rows of {slot.shape[-1] if slot.shape else 1} are no multiple of {line.precision.name}'s block "
+            f"of {line.precision.block}; give {line.role} a precision with a smaller block, or a float type (F16)"
+        )
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

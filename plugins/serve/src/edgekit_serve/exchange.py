@@ -1,0 +1,71 @@
+"""One request and its answer, as the guard watches them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+
+import attrs
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+#: Seconds that a body which nobody wants is read on and thrown away, so that its sender gets to read the answer: a
+#: connection that is closed with bytes unread takes the answer with it.
+PATIENCE = 1.0
+
+
+@attrs.define(eq=False)
+class Exchange:
+    """A request and its answer.
+
+    Attributes:
+        scope: of the request.
+        headers: that every answer carries.
+        status: of the answer that has begun; 0 before.
+        unread: whether a part of the request's body has not been read.
+    """
+
+    scope: Scope
+    headers: Mapping[str, str]
+    _receive: Receive
+    _send: Send
+    status: int = attrs.field(default=0, init=False)
+    unread: bool = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        given = Headers(scope=self.scope)
+        self.unread = given.get("content-length", "0") != "0" or "transfer-encoding" in given
+
+    async def receive(self) -> Message:
+        """What comes of the request."""
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            self.unread = False
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the answer."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            own = [(name.encode(), value.encode("latin-1")) for name, value in self.headers.items()]
+            message = {**message, "headers": [*message.get("headers", ()), *own]}
+        await self._send(message)
+
+    async def answer(self, response: Response) -> None:
+        """Answer, if no answer has begun; where the body is not wanted, the connection is closed behind the answer."""
+        if self.status:
+            return
+        if not self.unread:
+            await response(self.scope, self.receive, self.send)
+            return
+        response.headers["connection"] = "close"
+        start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
+        await self.send(start)
+        await self._send({"type": "http.response.body", "body": response.body, "more_body": True})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                while self.unread and (await self.receive())["type"] != "http.disconnect":
+                    pass
+        await self._send({"type": "http.response.body", "body": b""})
