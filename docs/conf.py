@@ -21,3 +21,5 @@ copybutton_prompt_text = "$ "
 copybutton_only_copy_prompt_lines = True
 copybutton_exclude = ".linenos, .gp, .go"
 napoleon_use_ivar = True
+# Sphinx looks the names in lists of attributes up as references, and many classes have a `name`.
+suppress_warnings = ["ref.python"]
