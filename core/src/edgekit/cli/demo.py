@@ -74,6 +74,7 @@ def command(out: str, as_json: bool) -> None:
     page = target / "index.html"
     write_atomic(page, _page.render(steps, source.nbytes, baseline.perplexity).encode())
     write_atomic(target / "ladder.svg", (_page.chart(steps) + "\n").encode())
+    write_atomic(target / "ladder-narrow.svg", (_page.chart(steps, _page.NARROW) + "\n").encode())
     write_atomic(target / "ladder.json", (json.dumps([attrs.asdict(s) for s in steps], indent=1) + "\n").encode())
     if as_json:
         print_json(
