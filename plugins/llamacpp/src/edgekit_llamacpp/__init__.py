@@ -31,7 +31,8 @@ def _installed() -> bool:
 def edgekit_register_quantizers(register: Register) -> None:
     """Encode with ggml's own code."""
     for kind in KINDS if _installed() else ():
-        register(f"ggml:{kind}", f"edgekit_llamacpp.native:{kind}", claim="exact", speed=10)
+        speed = 0.5 if kind in SLOWER else 10
+        register(f"ggml:{kind}", f"edgekit_llamacpp.native:{kind}", claim="exact", speed=speed)
 
 
 @hookimpl
