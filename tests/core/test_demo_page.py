@@ -14,7 +14,7 @@ from edgekit.cli import _page
 from edgekit.cli._labels import Box, place
 from edgekit.cli.demo import AFFINE_LADDER, GGUF_LADDER, Step
 
-WIDTHS = (_page._WIDTH, _page._NARROW)
+WIDTHS = (_page._WIDTH, _page.NARROW)
 
 
 def steps(seed=0, noise=0.1, floor=7e-13):

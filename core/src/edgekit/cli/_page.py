@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _Scale = Callable[[float], float]
 
 #: Pixels of the chart: of the usual one, and of the one that narrow screens show.
-_WIDTH, _NARROW, _HEIGHT = 860, 388, 440
+_WIDTH, NARROW, _HEIGHT = 860, 388, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 44, 56
 #: Height of the band for what is not above the noise floor: a logarithm has no zero.
 _BAND = 30
@@ -66,7 +66,7 @@ def render(steps: Sequence[Step], source_size: int, baseline: float) -> str:
 measured on text that the model never saw. Further left is smaller, further down is nearer to the source. Beside each
 perplexity stands the standard error of its difference to the source's: with many bits the difference is chance.</p>
 <div class="wide">{chart(steps)}</div>
-<div class="narrow">{chart(steps, _NARROW)}</div>
+<div class="narrow">{chart(steps, NARROW)}</div>
 <p>The band at the bottom is the noise floor, {_power(steps[0].noise_floor)} nats: the divergence of the source from
 itself when its sums are taken in another order. What lies in it may be rounding alone.</p>
 <p>Each name in the table leads to its artifact; <a href="ladder.json">ladder.json</a> has the numbers,
@@ -90,7 +90,7 @@ def chart(steps: Sequence[Step], width: int = _WIDTH) -> str:
     def height(step: Step) -> float:
         return border + _BAND / 2 if step.is_noise else up(math.log(step.kl))
 
-    ticks = [_size_tick(across, value) for value in _steps(max(s.size for s in steps), 5 if width > _NARROW else 3)]
+    ticks = [_size_tick(across, value) for value in _steps(max(s.size for s in steps), 5 if width > NARROW else 3)]
     decades = range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high)) + 1)
     marks = [_kl_tick(up, 10.0**decade, right) for decade in decades]
     paths = {kind: _path(steps, kind, across, height) for kind in _COLOURS}
