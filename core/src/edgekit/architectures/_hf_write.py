@@ -27,8 +27,8 @@ _CLASSES = {
 
 #: Families whose class in transformers wants a width that is a multiple of the number of heads.
 _WIDTH_OF_HEADS = ("llama", "gemma2", "gemma3")
-#: Families that compute alike but for what their classes allow: Llama has all biases or none, Mistral none, Qwen 2 its own
-#: (of Q, K and V); Mistral and Qwen 2 have sliding windows, and any width.
+#: Families that compute alike but for what their classes allow: Llama has all biases or none, Mistral none, Qwen 2
+#: those of queries, keys and values; Mistral and Qwen 2 have sliding windows, and any width.
 _ALIKE = {"llama": ("mistral", "qwen2"), "mistral": ("qwen2", "llama"), "qwen2": ("mistral", "llama")}
 
 

@@ -44,7 +44,7 @@ class Tokenizer:
         scores: of each token (``spm``); empty for ``bpe``.
         merges: ``"left right"``, most urgent first (``bpe``); empty for ``spm``, whose scores say the same.
         pre: name of the pre-tokenizer as llama.cpp knows it (``gpt-2``, ``llama-bpe``, ``qwen2`` …); ``default``
-            for ``spm``; empty where llama.cpp has no name for what `json` does.
+            for ``spm``; empty where edgekit knows no name of llama.cpp's for what `json` does.
         bos, eos, unk, pad: special ids, or None.
         ends: further ids that the model's files call an end of the text; `end_ids` has all of them.
         add_bos, add_eos: whether encoding adds them.
