@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import re
 import signal
@@ -18,8 +19,9 @@ from subprocess import PIPE
 import pytest
 
 from edgekit.errors import LockedError, ResourceError, UsageError
-from edgekit.files import _journal, _lock, atomic
+from edgekit.files import _journal, _lock, _swap, atomic, pairs
 from edgekit.files.atomic import AtomicDirectory, AtomicFile, write_atomic
+from edgekit.manifest import Manifest, read_manifest, stale_manifest
 
 
 def names(directory: Path) -> set[str]:
@@ -518,3 +520,334 @@ def test_units_are_cheap(tmp_path: Path) -> None:
     with AtomicFile(tmp_path / "m", fingerprint=b"f") as file:
         assert file.done == 1000
     assert time.perf_counter() - start < 10, "a thousand small units take milliseconds each, not a sync each"
+
+
+# -- journals: what does not check is thrown away ------------------------------------------------------------------
+
+UNITS = [b"one", b"two", b"three"]
+
+
+def interrupted(target: Path) -> tuple[bytes, bytes]:
+    """The partial file and the journal of a run that was interrupted after three units."""
+    with AtomicFile(target, fingerprint=b"f") as file:
+        for number, unit in enumerate(UNITS):
+            file.write(unit * 10)
+            file.unit_done(f"note {number}")
+    return target.with_name(f".{target.name}.partial").read_bytes(), journal_of(target).read_bytes()
+
+
+def journal_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial.json")
+
+
+def finished(target: Path, partial: bytes, journal: bytes) -> tuple[int, list[str]]:
+    """Resume with that journal and finish; gives what was resumed. The notes are used, as writers use them."""
+    target.unlink(missing_ok=True)
+    target.with_name(f".{target.name}.partial").write_bytes(partial)
+    journal_of(target).write_bytes(journal)
+    with AtomicFile(target, fingerprint=b"f") as file:
+        resumed = file.done
+        for number, unit in list(enumerate(UNITS))[resumed:]:
+            file.write(unit * 10)
+            file.unit_done(f"note {number}")
+        notes = file.notes
+        file.commit()
+    return resumed, notes
+
+
+def test_every_bit_of_a_journal_counts(tmp_path: Path) -> None:
+    """Whatever bit is flipped: the file is the undisturbed one, and so are the notes."""
+    target = tmp_path / "m"
+    partial, journal = interrupted(target)
+    resumed = set()
+    for bit in range(8 * len(journal)):
+        damaged = bytearray(journal)
+        damaged[bit // 8] ^= 1 << bit % 8
+        count, notes = finished(target, partial, bytes(damaged))
+        assert target.read_bytes() == b"".join(unit * 10 for unit in UNITS), bit
+        assert notes == ["note 0", "note 1", "note 2"], bit
+        resumed.add(count)
+    assert resumed == {0, 1, 2}, "no damaged line is believed, and what is before it is"
+
+
+@pytest.mark.parametrize("change", ["dropped", "doubled", "swapped with the next", "cut off"])
+def test_every_line_of_a_journal_counts(tmp_path: Path, change: str) -> None:
+    target = tmp_path / "m"
+    partial, journal = interrupted(target)
+    lines = journal.splitlines(keepends=True)
+    assert len(lines) == 5, "a header, the fingerprint, three units"
+    for at in range(len(lines)):
+        changed = list(lines)
+        match change:
+            case "dropped":
+                del changed[at]
+            case "doubled":
+                changed.insert(at, lines[at])
+            case "swapped with the next":
+                changed[at : at + 2] = reversed(changed[at : at + 2])
+            case "cut off":
+                del changed[at:]
+        count, notes = finished(target, partial, b"".join(changed))
+        assert target.read_bytes() == b"".join(unit * 10 for unit in UNITS)
+        assert notes == ["note 0", "note 1", "note 2"]
+        assert count <= max(0, at - 1 if change == "doubled" else at - 2 if changed != lines else 3)
+
+
+def test_a_journal_of_another_file_is_not_believed(tmp_path: Path) -> None:
+    partial, journal = interrupted(tmp_path / "m")
+    count, _ = finished(tmp_path / "n", partial, journal)
+    assert count == 0
+
+
+def test_what_is_left_of_the_data_is_resumed(tmp_path: Path) -> None:
+    """A power cut may take the end of the data, and not the journal."""
+    target = tmp_path / "m"
+    partial, journal = interrupted(target)
+    assert finished(target, partial[:-1], journal)[0] == 2
+    assert finished(target, b"x" + partial[1:], journal)[0] == 0
+    assert finished(target, partial[:45] + b"x" + partial[46:], journal)[0] == 1
+
+
+# -- one commit point, one lock ------------------------------------------------------------------------------------
+
+
+def write_pair(target: Path, data: bytes, recipe: str) -> None:
+    with AtomicFile(target, manifest=True) as file:
+        file.write(data)
+        file.commit(Manifest(recipe=recipe).to_json().encode())
+
+
+def recipe_of(target: Path) -> str | None:
+    manifest = read_manifest(target)
+    return manifest.recipe if manifest else None
+
+
+def test_a_manifest_belongs_to_one_file(tmp_path: Path) -> None:
+    target = tmp_path / "m.gguf"
+    write_pair(target, b"old", "old")
+    first = pairs.beside(target).read_bytes()
+    write_pair(target, b"new", "new")
+    assert recipe_of(target) == "new"
+    assert stale_manifest(target) is None
+    assert b"previous" not in pairs.beside(target).read_bytes()
+    pairs.beside(target).write_bytes(first)
+    assert recipe_of(target) is None
+    assert stale_manifest(target) == (
+        "m.gguf.edgekit.json is not believed: it describes another file than m.gguf as it is now"
+    )
+    pairs.beside(target).write_text(Manifest(recipe="by hand").to_json())
+    assert stale_manifest(target) == (
+        "m.gguf.edgekit.json is not believed: it does not say that it belongs to m.gguf as it is now"
+    )
+    assert names(tmp_path) == {"m.gguf", "m.gguf.edgekit.json"}
+
+
+@pytest.mark.parametrize("size", [0, 1, (8 << 20), (8 << 20) + 1, 20 << 20])
+def test_a_fingerprint_tells_models_apart(tmp_path: Path, size: int) -> None:
+    file = tmp_path / "f"
+    file.write_bytes(bytes(size))
+    first = pairs.seal_of(file)
+    assert first == pairs.seal_of(file)
+    file.write_bytes(b"\1" * size)
+    assert size == 0 or first != pairs.seal_of(file)
+    file.write_bytes(bytes(size + 1))
+    assert first != pairs.seal_of(file)
+
+
+def test_between_the_two_renames_both_files_have_their_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "m.gguf"
+    write_pair(target, b"old", "old")
+    seen = []
+    real = os.replace
+
+    def replace(one: Path, other: Path) -> None:
+        seen.append((target.read_bytes(), recipe_of(target)))
+        real(one, other)
+        seen.append((target.read_bytes(), recipe_of(target)))
+
+    monkeypatch.setattr(os, "replace", replace)
+    write_pair(target, b"new", "new")
+    assert seen == [(b"old", "old")] * 3 + [(b"new", "new")] * 3
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_rename_that_fails_leaves_the_pair_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existed: bool
+) -> None:
+    target = tmp_path / "m.gguf"
+    if existed:
+        write_pair(target, b"old", "old")
+    before = {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()}
+    real = os.replace
+
+    def replace(one: Path, other: Path) -> None:
+        if Path(other) == target:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(one, other)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(ResourceError, match=os.strerror(errno.EIO)):
+        write_pair(target, b"new", "new")
+    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("length", [200, 234, 242, 243, 244, 255, 256])
+@pytest.mark.parametrize("letter", ["n", "ü"])
+def test_long_names_are_written_whole_or_refused_at_once(tmp_path: Path, length: int, letter: str) -> None:
+    name = letter * (length // len(letter.encode()))
+    target = tmp_path / name
+    if len(name.encode()) > 242:
+        with pytest.raises(ResourceError, match=r"its name has \d+ bytes, 255 are allowed; choose a shorter name"):
+            write_pair(target, b"x", "r")
+        assert names(tmp_path) == set()
+        return
+    write_pair(target, b"x", "r")
+    assert recipe_of(target) == "r"
+    assert names(tmp_path) == {name, name + ".edgekit.json"}
+    with AtomicFile(target, fingerprint=b"f") as file:
+        file.write(b"one")
+        file.unit_done()
+    with AtomicFile(target, fingerprint=b"f") as file:
+        assert file.done == 1
+
+
+def test_a_directory_of_a_long_name(tmp_path: Path) -> None:
+    for _ in range(2):
+        with AtomicDirectory(tmp_path / ("d" * 255)) as directory:
+            directory.write("config.json", b"{}")
+            directory.commit()
+    assert names(tmp_path) == {"d" * 255}
+    with pytest.raises(ResourceError, match="its name has 256 bytes"):
+        AtomicDirectory(tmp_path / ("d" * 256))
+
+
+def test_the_lock_comes_before_anything_is_changed(tmp_path: Path) -> None:
+    """Whoever is refused has not undone, cleared or recovered anything of the writer that it waits for."""
+    target = tmp_path / "model"
+    with AtomicDirectory(target) as directory:
+        directory.write("config.json", b"old")
+        directory.commit()
+    with AtomicDirectory(target) as directory:
+        directory.write("config.json", b"new")
+        target.rename(tmp_path / ".model.old")  # as between two renames
+        before = names(tmp_path)
+        for _ in range(2):
+            with pytest.raises(LockedError):
+                AtomicDirectory(target)
+            with pytest.raises(LockedError):
+                AtomicFile(target)
+        assert names(tmp_path) == before
+        assert (directory.path / "config.json").read_bytes() == b"new"
+        directory.commit()
+    assert (target / "config.json").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "link"])
+@pytest.mark.parametrize("name", [".m.partial", ".m.partial.json", ".m.manifest", ".m.gone", ".m.old"])
+@pytest.mark.parametrize("writer", ["file", "directory"])
+def test_leftovers_of_any_kind_block_nothing(tmp_path: Path, kind: str, name: str, writer: str) -> None:
+    """`.m.old` beside a target that is there is what a kill has left of a directory being deleted."""
+    target = tmp_path / "m"
+    if writer == "file":
+        target.write_bytes(b"old")
+    else:
+        target.mkdir()
+    left = tmp_path / name
+    match kind:
+        case "file":
+            left.write_bytes(b"left")
+        case "directory":
+            (left / "deep").mkdir(parents=True)
+            (left / "deep" / "file").write_bytes(b"left")
+        case "link":
+            left.symlink_to("nowhere")
+    if writer == "file":
+        write_atomic(target, b"new")
+        assert target.read_bytes() == b"new"
+    else:
+        with AtomicDirectory(target) as directory:
+            directory.write("config.json", b"new")
+            directory.commit()
+        assert names(target) == {"config.json"}
+    assert names(tmp_path) == {"m"}
+
+
+def test_another_runs_files_are_never_mixed_in(tmp_path: Path) -> None:
+    """A run of model A, killed before its swap; then a run of B, which writes fewer files."""
+    target = tmp_path / "model"
+    left = tmp_path / ".model.partial"
+    left.mkdir()
+    (left / "tokenizer.json").write_bytes(b"A's")
+    (left / ".other.bin.partial").write_bytes(b"A's")
+    (left / ".other.bin.partial.json").write_bytes(b"A's")
+    with AtomicDirectory(target) as directory:
+        with directory.file("model.safetensors", fingerprint=b"B") as file:
+            file.write(b"B's")
+            file.commit()
+        directory.commit()
+    assert names(target) == {"model.safetensors"}
+    assert names(tmp_path) == {"model"}
+
+
+def test_a_directory_is_exchanged_in_one_step(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+        (folder / folder.name).touch()
+    if not _swap.exchange(one, other):
+        pytest.skip("this system cannot exchange directories")
+    assert (names(one), names(other)) == ({"other"}, {"one"})
+    with pytest.raises(FileNotFoundError):
+        _swap.exchange(one, tmp_path / "none")
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_without_an_exchange_a_failed_swap_is_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    monkeypatch.setattr(_swap, "_renameat2", lambda: None)
+    target = tmp_path / "model"
+    for text in (b"first", b"second"):
+        with AtomicDirectory(target) as directory:
+            directory.write("config.json", text)
+            directory.commit()
+    assert (target / "config.json").read_bytes() == b"second"
+    real, calls = os.rename, []
+
+    def rename(one: Path, other: Path) -> None:
+        calls.append(other)
+        if len(calls) == failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(one, other)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with AtomicDirectory(target) as directory:
+        directory.write("config.json", b"third")
+        with pytest.raises(ResourceError, match=os.strerror(errno.EIO)):
+            directory.commit()
+    assert (target / "config.json").read_bytes() == b"second"
+    assert names(tmp_path) == {"model"}
+
+
+def test_a_directory_that_edgekit_wrote_names_what_may_be_replaced(tmp_path: Path) -> None:
+    """Of another format, whose file names this one does not know."""
+    target = tmp_path / "model"
+    with AtomicDirectory(target, owned=("*.special",)) as directory:
+        directory.write("weights.special", b"x")
+        directory.write("edgekit.manifest.json", Manifest().to_json().encode())
+        directory.commit()
+    assert json.loads((target / "edgekit.manifest.json").read_bytes())["files"] == [
+        "edgekit.manifest.json",
+        "weights.special",
+    ]
+    assert read_manifest(target) == Manifest()
+    (target / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"holds thesis\.txt"):
+        AtomicDirectory(target)
+    (target / "thesis.txt").unlink()
+    with AtomicDirectory(target) as directory:
+        directory.write("config.json", b"{}")
+        directory.commit()
+    assert names(target) == {"config.json"}

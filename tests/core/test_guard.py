@@ -34,14 +34,14 @@ def model(folder: Path, shards: int = 1) -> Path:
     """A Hugging Face directory without a known family, its weights in one file or in several."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"model_type": "nobody"}')
-    arrays = {f"w{n}": np.full((8, 32), n, np.float32) for n in range(4)}
+    arrays = {f"w{n}.weight": np.full((8, 32), n, np.float32) for n in range(4)}
     if shards == 1:
         safetensors.write(folder / "model.safetensors", arrays)
         return folder
     names = [f"model-{n + 1:05}-of-{shards:05}.safetensors" for n in range(shards)]
     for number, name in enumerate(names):
         safetensors.write(folder / name, {k: v for i, (k, v) in enumerate(arrays.items()) if i % shards == number})
-    index = ", ".join(f'"w{n}": "{names[n % shards]}"' for n in range(4))
+    index = ", ".join(f'"w{n}.weight": "{names[n % shards]}"' for n in range(4))
     (folder / "model.safetensors.index.json").write_text(f'{{"weight_map": {{{index}}}}}')
     return folder
 
@@ -168,11 +168,14 @@ def test_what_edgekit_did_not_write_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_what_edgekit_wrote_is_replaced_and_said(tmp_path: Path) -> None:
-    source, target, notes = model(tmp_path / "m"), tmp_path / "q", []
-    edgekit.quantize(source, RECIPE, to=target, notes=notes)
-    assert notes == []
-    edgekit.quantize(source, "affine:int8-sym-g32", to=target, notes=notes)
-    assert notes == [f"{target} was there already and is replaced"]
+    source, target, notes = model(tmp_path / "m"), tmp_path / "q", list[str]()
+    first = edgekit.quantize(source, RECIPE, to=target, notes=notes)
+    assert not any("replaced" in note for note in notes)
+    manifest = (target / "edgekit.manifest.json").read_bytes()
+    second = edgekit.quantize(source, RECIPE, to=target, notes=notes)
+    assert f"{target} was there already and is replaced" in notes
+    assert second.notes.keys() - first.notes.keys() == {"replaced"}
+    assert (target / "edgekit.manifest.json").read_bytes() == manifest, "the same command, the same bytes"
     assert sorted(os.listdir(tmp_path)) == ["m", "q"]
 
 

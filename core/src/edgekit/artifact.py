@@ -8,17 +8,18 @@ from typing import Any, NoReturn, Protocol
 
 import attrs
 
+from edgekit import _html
 from edgekit.architectures import Model
 from edgekit.errors import UnsupportedModelError
 from edgekit.files.guard import Stamp, stamps
 from edgekit.files.memory import enough_memory
 from edgekit.manifest import Manifest, manifest_path, read_manifest
 from edgekit.recipe import Plan, Slot
-from edgekit.tensor import AnyTensor, QuantizedTensor
+from edgekit.tensor import AnyTensor, QuantizedTensor, precision_name
 from edgekit.tokenizer.record import Tokenizer
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Artifact:
     """A model as it lies on disk. Nothing of its tensors is read before it is asked for.
 
@@ -32,6 +33,7 @@ class Artifact:
         load_model: builds the family-neutral view; raises `UnsupportedModelError` for an unknown family.
         load_tokenizer: reads the tokenizer; None where there is none.
         manifest: what edgekit recorded when it wrote the artifact; None for foreign ones.
+        said: what is of note about the run that wrote it and not about the artifact, by kind.
         stamps: what the files were when the artifact was opened, to tell whether they are changed while they are read.
     """
 
@@ -43,6 +45,7 @@ class Artifact:
     load_model: Callable[[], Model] = attrs.field(repr=False)
     load_tokenizer: Callable[[], Tokenizer | None] = attrs.field(repr=False)
     manifest: Manifest | None = attrs.field(default=None, repr=False)
+    said: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     stamps: Mapping[Path, Stamp | None] = attrs.field(init=False, repr=False)
 
     @stamps.default
@@ -53,6 +56,15 @@ class Artifact:
     def reads(self) -> dict[Path, Stamp | None]:
         """Everything that the artifact consists of, its directory and its manifest included, with the stamps."""
         return {**self.stamps, manifest_path(self.path): None}
+
+    def __repr__(self) -> str:
+        return f"Artifact({str(self.path)!r}, {self.format}, {len(self.tensors)} tensors)"
+
+    def _repr_html_(self) -> str:
+        bits = 8 * self.tensor_nbytes / max(1, self.parameters)
+        rows = ((name, _html.shape(t.shape), precision_name(t), f"{t.nbytes:,}") for name, t in self.tensors.items())
+        title = f"{self.path} ({self.format}): {self.parameters:,} parameters, {bits:.3f} bits a weight"
+        return _html.table(title, ("tensor", "shape", "precision", "bytes"), rows)
 
     @property
     def model(self) -> Model:
@@ -73,7 +85,7 @@ class Artifact:
     @property
     def notes(self) -> Mapping[str, str]:
         """What was of note when edgekit wrote it, a sentence by kind; empty for foreign artifacts."""
-        return self.manifest.notes if self.manifest else {}
+        return {**(self.manifest.notes if self.manifest else {}), **self.said}
 
     @property
     def nbytes(self) -> int:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import attrs
+import gguf
 import numpy as np
 import pytest
 
@@ -226,7 +227,7 @@ def rewritten(artifact, llama, tmp_path: Path):
     [
         (
             {"llama.block_count": None},
-            "key 'llama.block_count' is missing, it has to be an integer; get the file again",
+            "key 'llama.block_count' is missing, it has to be an integer; convert the model again",
         ),
         ({"llama.block_count": text("2")}, "key 'llama.block_count' is '2', it has to be an integer"),
         ({"llama.block_count": u32(0)}, "64 wide, 4 heads, 0 layers; get the file again"),
@@ -408,3 +409,34 @@ def test_tokenizers_of_other_models():
         UnsupportedModelError, match=r"^x: its tokenizer is of model 'bert'; edgekit knows llama, gpt2$"
     ):
         from_metadata(vocabulary(model=text("bert")), Path("x"))
+
+
+@pytest.mark.parametrize(
+    ("general", "names", "message"),
+    [
+        (
+            "adapter",
+            ("blk.0.attn_q.weight.lora_a", "blk.0.attn_q.weight.lora_b"),
+            "it holds a LoRA adapter, not a model",
+        ),
+        (None, ("blk.0.attn_q.weight.lora_a", "blk.0.attn_q.weight.lora_b"), "it holds a LoRA adapter, not a model"),
+        ("mmproj", ("v.blk.0.attn_q.weight",), "it holds the projector of a multimodal model"),
+        ("imatrix", ("blk.0.attn_q.weight.in_sum2",), "it holds an importance matrix, not a model"),
+        ("model", (), "it holds metadata and no weights"),
+    ],
+)
+def test_files_that_hold_no_model_say_what_they_hold(tmp_path: Path, general, names, message: str):
+    path = tmp_path / "x.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    if general:
+        writer.add_type(general)
+    for name in names:
+        writer.add_tensor(name, np.ones((32, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UnsupportedModelError, match=message):
+        _ = edgekit.open(path).model
+    with pytest.raises(UnsupportedModelError, match=message):
+        edgekit.quantize(path, "Q8_0", to=tmp_path / "q.gguf")

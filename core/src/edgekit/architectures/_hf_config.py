@@ -17,6 +17,7 @@ from edgekit.architectures._config import FAMILIES, LIMITS, ModelConfig, check_c
 from edgekit.architectures._hf_defaults import DEFAULTS
 from edgekit.architectures._hf_rope import rope_from_hf
 from edgekit.architectures._section import Section, short
+from edgekit.architectures.found import refuse_other_weights
 from edgekit.errors import InvalidFileError, UnsupportedModelError
 
 GELU_TANH = ("gelu_pytorch_tanh", "gelu_new")
@@ -85,8 +86,7 @@ def _family(config: Mapping[str, Any], where: str) -> str:
 
 
 def _refuse_features(family: str, c: Section, config: Mapping[str, Any]) -> None:
-    if config.get("quantization_config"):
-        c.refuse("quantization_config", config["quantization_config"], "unquantized weights here")
+    refuse_other_weights((), c.where, config)
     if c.values.get("use_bidirectional_attention"):
         c.refuse("use_bidirectional_attention", True, "causal attention")
     # transformers stores this for Gemma 3 and does not apply it.

@@ -88,7 +88,11 @@ def check_tensors(
     shapes = tensor_shapes(config)
     missing = [names.get(name, name) for name in shapes if name not in tensors]
     if missing:
-        raise InvalidFileError(f"{where}: tensors are missing: {_some(missing)}; fetch the model again")
+        cure = (
+            f"{len(shapes) - len(missing)} of {len(shapes)} are there: weights and configuration are of different "
+            "models, or were saved in part; take both from one place"
+        )
+        raise InvalidFileError(f"{where}: tensors are missing: {_some(missing)}; {cure}")
     odd = [tensors[name].name for name in tensors if name not in shapes]
     if odd:
         raise InvalidFileError(f"{where}: no {config.family} model has the tensors {_some(odd)}")

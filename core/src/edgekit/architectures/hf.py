@@ -64,6 +64,9 @@ _POST_NORMS = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 _FUSED = {"ffn_up": "mlp.gate_up_proj"}
+_PREFIX, _EMBEDDING, _OUTPUT = "model.", "model.embed_tokens.weight", "lm_head.weight"
+#: Elements that are compared at once.
+_PIECE = 1 << 20
 #: Buffers that old checkpoints carry.
 _IGNORED_SUFFIX = ".rotary_emb.inv_freq"
 #: Parts of a multimodal checkpoint that are not the language model.
@@ -73,6 +76,7 @@ _NESTED = {
     "language_model.model.": "model.",
     "language_model.lm_head.": "lm_head.",
     "model.language_model.": "model.",
+    "language_model.": "model.",
     "vision_tower.": "model.vision_tower.",
     "multi_modal_projector.": "model.multi_modal_projector.",
 }
@@ -94,7 +98,7 @@ def _hf_name(name: str, table: Mapping[str, str]) -> str:
 
 
 def model_from_hf(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], where: str = "config.json") -> Model:
-    """The family-neutral view of a Hugging Face model; reads no values.
+    """The family-neutral view of a Hugging Face model; reads values of an output matrix alone.
 
     Args:
         config: the parsed config.json.
@@ -102,8 +106,9 @@ def model_from_hf(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], w
         where: the file or directory, for messages.
 
     Returns:
-        The model. Where the file has an output matrix it is used, even if the configuration calls the
-        embedding tied (as transformers does where the two differ).
+        The model. Where the file has an output matrix that differs from the embedding it is used, even if the
+        configuration calls the embedding tied (as transformers does); one that is equal is the embedding. A base model
+        (names without ``model.``, as embedding models are published) has no output matrix and counts as tied.
 
     Raises:
         UnsupportedModelError: an unknown family or feature; raised before the tensors are looked at.
@@ -111,8 +116,10 @@ def model_from_hf(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], w
     """
     parsed = config_from_hf(config, where)
     found = _language_model(tensors) if parsed.family == "gemma3" else _model_tensors(tensors)
-    if parsed.tied and _TOP["output"] + ".weight" in found:
-        parsed = attrs.evolve(parsed, tied=False)
+    base, found = _is_base(found), _prefixed(found)
+    parsed = attrs.evolve(parsed, tied=_tied(parsed.tied, base, found))
+    if parsed.tied:
+        found.pop(_OUTPUT, None)
     names = hf_names(parsed)
     canonical = {name: hf for hf, name in names.items()}
     # A file that calls a tensor by a canonical name does not get it past the table.
@@ -120,6 +127,34 @@ def model_from_hf(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], w
     check_tensors(parsed, view, where, names)
     offset = FAMILIES[parsed.family].norm_offset
     return Model(parsed, {name: _shifted(name, view[name], offset) for name in names})
+
+
+def _is_base(tensors: Mapping[str, AnyTensor]) -> bool:
+    return _EMBEDDING not in tensors and _EMBEDDING.removeprefix(_PREFIX) in tensors
+
+
+def _prefixed(tensors: dict[str, AnyTensor]) -> dict[str, AnyTensor]:
+    """The tensors of a base model under the names that they have in the whole one."""
+    if not _is_base(tensors):
+        return tensors
+    return {name if name == _OUTPUT else _PREFIX + name: tensor for name, tensor in tensors.items()}
+
+
+def _tied(said: bool, base: bool, tensors: Mapping[str, AnyTensor]) -> bool:
+    """Whether the embedding doubles as the output matrix."""
+    output, embedding = tensors.get(_OUTPUT), tensors.get(_EMBEDDING)
+    if output is None or embedding is None:
+        return said or (base and output is None)
+    return equal_values(output, embedding)
+
+
+def equal_values(a: AnyTensor, b: AnyTensor) -> bool:
+    """Whether two tensors have the same values; reads them piece by piece, up to the first difference."""
+    if a.shape != b.shape:
+        return False
+    step = max(1, _PIECE // max(1, a.shape[-1]))
+    pieces = ((start, min(start + step, a.rows)) for start in range(0, a.rows, step))
+    return all(np.array_equal(a.float32(*piece), b.float32(*piece)) for piece in pieces)
 
 
 def _model_tensors(tensors: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:

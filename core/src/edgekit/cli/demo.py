@@ -13,10 +13,11 @@ import click
 from edgekit import sample
 from edgekit.artifact import Artifact
 from edgekit.cli import _page
-from edgekit.cli._output import json_option, print_json, progress, size, table
+from edgekit.cli._output import json_option, print_json, size, table
 from edgekit.evaluation import Baseline, Evaluation, compare, evaluate
 from edgekit.files.atomic import write_atomic, writing
 from edgekit.pipeline.conversion import open_artifact, quantize
+from edgekit.pipeline.progress import bar
 from edgekit.plugin.registry import manager
 from edgekit.precision import Tier
 
@@ -35,6 +36,7 @@ class Step:
         error: relative RMS error of all weights.
         perplexity, kl, top1: on the held-out text, the last two against the source.
         perplexity_error: of the difference to the source's perplexity, a standard error.
+        noise_floor: of the KL divergence; see `edgekit.evaluation.Evaluation`.
     """
 
     recipe: str
@@ -47,6 +49,12 @@ class Step:
     perplexity_error: float
     kl: float
     top1: float
+    noise_floor: float
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether the KL divergence is not above the noise floor."""
+        return self.kl <= self.noise_floor
 
 
 @click.command("demo")
@@ -59,13 +67,14 @@ def command(out: str, as_json: bool) -> None:
         target.mkdir(parents=True, exist_ok=True)
     source = open_artifact(sample.path())
     text = sample.heldout_text()
-    with progress("demo") as report:
+    with bar("demo") as report:
         remembered = Baseline(source)
         baseline = evaluate(source, text, baseline=remembered)
         steps = list(climb(remembered, text, target, report))
     page = target / "index.html"
     write_atomic(page, _page.render(steps, source.nbytes, baseline.perplexity).encode())
     write_atomic(target / "ladder.svg", (_page.chart(steps) + "\n").encode())
+    write_atomic(target / "ladder-narrow.svg", (_page.chart(steps, _page.NARROW) + "\n").encode())
     write_atomic(target / "ladder.json", (json.dumps([attrs.asdict(s) for s in steps], indent=1) + "\n").encode())
     if as_json:
         print_json(
@@ -102,6 +111,7 @@ def measure(source: Baseline, made: Artifact, recipe: str, text: str) -> Step:
         perplexity_error=quality.perplexity_error or 0.0,
         kl=quality.kl_divergence or 0.0,
         top1=quality.top1_agreement or 0.0,
+        noise_floor=quality.noise_floor or 0.0,
     )
 
 
@@ -134,12 +144,13 @@ def show(steps: list[Step], source: Artifact, baseline: Evaluation) -> None:
             s.tier,
             f"{s.error:.2%}",
             perplexity(s),
-            f"{s.kl:.6f}",
+            _page.divergence(s),
             f"{s.top1:.2%}",
         )
         for s in steps
     ]
     click.echo(table(header, rows))
+    click.echo(f"\nNoise floor of the KL divergence: {steps[0].noise_floor:.1e} nats (two orders of summation)")
     if not _has_gguf():
         click.echo("\npip install edgekit-gguf adds the GGUF half of the ladder (Q8_0 … Q2_K).")
 

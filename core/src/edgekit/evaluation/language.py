@@ -10,11 +10,13 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from edgekit import _html
 from edgekit.architectures.forward import Transformer
 from edgekit.artifact import Artifact
-from edgekit.errors import NonFiniteError, UsageError
-from edgekit.evaluation._common import Progress, Source, as_artifact, finite
+from edgekit.errors import NonFiniteError, UnsupportedModelError, UsageError
+from edgekit.evaluation._common import Progress, Shown, Source, as_artifact, finite, reporting
 from edgekit.files.memory import enough_memory
+from edgekit.tokenizer import Tokenizer, TokenType
 
 F64 = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.integer]
@@ -29,7 +31,7 @@ _BATCH = 2048
 _LOGITS = 1 << 22
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Evaluation:
     """How well a model predicts a text, and how near it is to a baseline.
 
@@ -43,6 +45,9 @@ class Evaluation:
         kl_divergence: mean over the scored positions, of the baseline's distribution from the artifact's, in nats.
         kl_divergence_p99: its 99th percentile.
         top1_agreement: share of scored positions, 0 to 1.
+        noise_floor: the KL divergence, in nats, of the baseline from itself when its products are summed in another
+            order, over the first batch of windows (at most 2048 tokens, or one window). A divergence that is no
+            larger may be float32's rounding alone.
     """
 
     perplexity: float
@@ -53,10 +58,24 @@ class Evaluation:
     kl_divergence: float | None = None
     kl_divergence_p99: float | None = None
     top1_agreement: float | None = None
+    noise_floor: float | None = None
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether the KL divergence is no larger than the noise floor; False without a baseline."""
+        return self.noise_floor is not None and (self.kl_divergence or 0.0) <= self.noise_floor
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: what is not finite becomes null."""
         return {name: finite(value) for name, value in attrs.asdict(self).items()}
+
+    def __repr__(self) -> str:
+        known = ((name, value) for name, value in attrs.asdict(self).items() if value is not None)
+        return f"Evaluation({', '.join(f'{n}={v:.6g}' if isinstance(v, float) else f'{n}={v}' for n, v in known)})"
+
+    def _repr_html_(self) -> str:
+        rows = [(name.replace("_", " "), _shown(value)) for name, value in attrs.asdict(self).items()]
+        return _html.table("Evaluation", ("measure", "value"), [row for row in rows if row[1]])
 
     def __str__(self) -> str:
         text = f"perplexity {self.perplexity:.4f} over {self.tokens} tokens in windows of {self.context}"
@@ -67,8 +86,13 @@ class Evaluation:
         return (
             f"{text} (baseline {self.baseline_perplexity:.4f}, difference {difference})\n"
             f"KL divergence {self.kl_divergence:.6f} mean, {self.kl_divergence_p99:.6f} p99; "
-            f"top-1 agreement {self.top1_agreement:.2%}"
+            f"top-1 agreement {self.top1_agreement:.2%}\n"
+            f"noise floor {self.noise_floor:.1e}{': the divergence is not above it' if self.is_noise else ''}"
         )
+
+
+def _shown(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else "" if value is None else f"{value}"
 
 
 class Baseline:
@@ -82,6 +106,7 @@ class Baseline:
         self.artifact = as_artifact(source)
         self._model = Transformer(self.artifact.model)
         self._known: dict[bytes, npt.NDArray[np.float32]] = {}
+        self._noise: dict[bytes, float] = {}
         self.config = self._model.config
         self.project = self._model.project
 
@@ -91,6 +116,17 @@ class Baseline:
         if key not in self._known:
             self._known[key] = self._model.hidden(tokens)
         return self._known[key]
+
+    def in_halves(self) -> Transformer:
+        """As `Transformer.in_halves`."""
+        return self._model.in_halves()
+
+    def noise_floor(self, windows: Ints) -> float:
+        """As `noise_floor`, measured once."""
+        key = windows.tobytes()
+        if key not in self._noise:
+            self._noise[key] = noise_floor(self, windows)
+        return self._noise[key]
 
 
 Judge = Transformer | Baseline
@@ -103,7 +139,7 @@ def evaluate(
     *,
     baseline: Source | Baseline | None = None,
     context: int | None = None,
-    progress: Progress | None = None,
+    progress: Shown = None,
 ) -> Evaluation:
     """Perplexity on a text and, with a baseline, KL divergence from it and top-1 agreement.
 
@@ -119,22 +155,44 @@ def evaluate(
         baseline: the model to compare with; it has to share the vocabulary. A `Baseline` is computed once
             for many artifacts.
         context: tokens of a window; None takes 512, or the model's context where that is less.
-        progress: called before each batch of windows.
+        progress: called before each batch of windows; True draws a bar on stderr.
 
     Returns:
-        The measures. Logits of a few positions at a time are held, never those of the text; the KL divergence
-        is never negative, and exactly 0 for models that compute the same.
+        The measures. A baseline costs a second forward pass of the text, and the noise floor two of its first batch
+        (one with a `Baseline`, and none for the artifacts after the first). Logits of a few positions at a time are
+        held, never those of the text; the KL divergence is never negative, and exactly 0 for models that compute the
+        same.
 
     Raises:
-        UsageError: fewer than three tokens, no tokenizer for a text, other vocabularies, or a bad `context`.
+        UsageError: fewer than three tokens, no tokenizer for a text, other vocabularies or tokenizers, or a bad
+            `context`.
         UnsupportedModelError: the family is not known.
-        NonFiniteError: the model computes a NaN or an infinity.
+        NonFiniteError: a model computes a NaN or an infinity; names which.
     """
     judged = as_artifact(artifact)
     models = _models(judged, baseline)
+    sources = [judged, *([] if baseline is None else [_artifact(baseline)])]
+    _refuse_other_tokenizers(sources)
     windows = cut(tokens_of(judged, text), _context(context, models), _bos(judged))
-    scores = list(_scores(models, windows, progress))
-    return _summary(np.concatenate(scores, axis=1), windows.shape[1], judged)
+    with reporting(progress, "evaluate") as report:
+        scores = list(_scores(models, windows, report))
+    found = _summary(np.concatenate(scores, axis=1), windows.shape[1], sources)
+    if baseline is None:
+        return found
+    base, first = models[-1], windows[: _step(windows)]
+    noise = base.noise_floor(first) if isinstance(base, Baseline) else noise_floor(base, first)
+    return attrs.evolve(found, noise_floor=noise)
+
+
+def noise_floor(model: Judge, windows: Ints) -> float:
+    """Mean KL divergence, in nats, of a model from itself when its products are summed in another order.
+
+    Args:
+        model: what computes.
+        windows: token ids [count, context], of which the second half of each is scored.
+    """
+    scores = np.concatenate(list(_score_batch([model.in_halves(), model], windows)), axis=1)
+    return float(scores[2].mean())
 
 
 def tokens_of(artifact: Artifact, text: Text) -> Ints:
@@ -179,6 +237,40 @@ def _models(judged: Artifact, baseline: Source | Baseline | None) -> list[Judge]
     return models
 
 
+def _artifact(baseline: Source | Baseline) -> Artifact:
+    return baseline.artifact if isinstance(baseline, Baseline) else as_artifact(baseline)
+
+
+def _refuse_other_tokenizers(sources: list[Artifact]) -> None:
+    """Refuse a baseline to which the same ids mean other text; special tokens may be called otherwise."""
+    tokenizers = [_tokenizer(source) for source in sources]
+    if len(sources) < 2 or tokenizers[0] is None or tokenizers[1] is None:
+        return
+    ours, theirs = (_texts(tokenizer) for tokenizer in tokenizers if tokenizer)
+    odd = [number for number in ours.keys() & theirs.keys() if ours[number] != theirs[number]]
+    if odd:
+        first = min(odd)
+        raise UsageError(
+            f"{sources[0].path} and its baseline {sources[1].path} have different tokenizers: token {first} is "
+            f"{ours[first]!r} in the one and {theirs[first]!r} in the other, and {len(odd)} of {len(ours)} differ; "
+            "choose a baseline with the same tokenizer, such as the model that this one was made from"
+        )
+
+
+def _tokenizer(source: Artifact) -> Tokenizer | None:
+    try:
+        return source.tokenizer
+    except UnsupportedModelError:
+        return None
+
+
+def _texts(tokenizer: Tokenizer) -> dict[int, str]:
+    """Ids and texts of the pieces of text, in one way of writing spaces."""
+    kinds = (TokenType.NORMAL, TokenType.BYTE)
+    pieces = zip(tokenizer.tokens, tokenizer.types, strict=False)
+    return {n: token.replace("▁", " ") for n, (token, kind) in enumerate(pieces) if kind in kinds}
+
+
 def _context(context: int | None, models: list[Judge]) -> int:
     longest = min(model.config.context for model in models)
     if context is None:
@@ -195,14 +287,19 @@ def _bos(artifact: Artifact) -> int | None:
 
 def _scores(models: list[Judge], windows: Ints, progress: Progress | None) -> Iterator[F64]:
     """Rows for each scored position, [rows, positions]: negative log-likelihood, or with a baseline four rows."""
-    count, context = windows.shape
-    step = max(1, _BATCH // context)
+    count = len(windows)
+    step = _step(windows)
     for start in range(0, count, step):
         if progress:
             progress(start, count, "evaluation")
         yield from _score_batch(models, windows[start : start + step])
     if progress:
         progress(count, count, "")
+
+
+def _step(windows: Ints) -> int:
+    """How many windows go through the model at once."""
+    return max(1, _BATCH // int(windows.shape[1]))
 
 
 def _score_batch(models: list[Judge], batch: Ints) -> Iterator[F64]:
@@ -248,12 +345,12 @@ def kl_divergence(log_p: F64, log_q: F64) -> F64:
     return np.maximum(divergence, 0.0)  # rounding may leave a sum of -1e-17
 
 
-def _summary(scores: F64, context: int, artifact: Artifact) -> Evaluation:
+def _summary(scores: F64, context: int, sources: list[Artifact]) -> Evaluation:
+    for row, source in enumerate(sources):
+        if not np.isfinite(scores[row]).all():
+            raise _not_finite(source, "baseline" if row else "model")
     if not np.isfinite(scores).all():
-        raise NonFiniteError(
-            f"{artifact.path}: the model computes values that are not finite; "
-            "choose a precision that keeps more, or look for broken scales with `edgekit compare`"
-        )
+        raise _not_finite(sources[0], "model")
     tokens = scores.shape[1]
     perplexity, *rest = (_exp(mean) if row < 2 else mean for row, mean in enumerate(scores.mean(axis=1).tolist()))
     if not rest:
@@ -262,6 +359,14 @@ def _summary(scores: F64, context: int, artifact: Artifact) -> Evaluation:
     p99 = float(np.percentile(scores[2], 99))
     error = perplexity * float(np.std(scores[0] - scores[1])) / math.sqrt(tokens)
     return Evaluation(perplexity, tokens, context, baseline, error, kl, p99, agreement)
+
+
+def _not_finite(source: Artifact, which: str) -> NonFiniteError:
+    cure = "choose a precision that keeps more" if which == "model" else "choose another baseline"
+    return NonFiniteError(
+        f"{source.path}: the {which} computes values that are not finite; {cure}, or look for broken scales with "
+        "`edgekit compare`"
+    )
 
 
 def _exp(mean: float) -> float:

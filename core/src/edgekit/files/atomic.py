@@ -98,8 +98,8 @@ class AtomicFile:
         self.offset = 0
         self._closed = False
         with writing(self._named):
-            _refuse_what_is_no_file(self.target, target)
             _refuse_long_name(pairs.beside(self.target) if manifest else self.target)
+            _refuse_what_is_no_file(self.target, target)
             if self._work:
                 guard.refuse_harm(self.target, self._work.reads)
             self._lock = Lock.beside(self.target) if lock else None

@@ -14,7 +14,7 @@ import fnmatch
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -48,6 +48,7 @@ ARTIFACT_FILES = (
     "edgekit.manifest.json",
 )
 _LINKS = 40
+_LOOKS = 8
 Identity = tuple[int, int]
 
 
@@ -126,19 +127,21 @@ class Work:
             self._refuse_foreign(target, early)
 
     def _refuse_foreign(self, target: Path, early: bool) -> None:
-        with writing(target):
-            entries = list(target.iterdir()) if target.is_dir() else [target]
-            if not (entries and os.path.lexists(target)):
+        for _ in range(_LOOKS):  # early, another run may be replacing it: what changed meanwhile is looked at again
+            before = Stamp.of(target)
+            entries = _entries(target)
+            if before is None or not entries:
                 return
             if early and target.is_dir() and not all(matches(entry.name, ARTIFACT_FILES) for entry in entries):
                 return
-            replaceable = self.overwrite or pairs.written_here(target)
-        if not replaceable:
-            raise UsageError(
-                f"{target} is there already, and edgekit did not write it; choose another target, or replace it with "
-                "--force (overwrite=True)"
-            )
-        self.note(f"{target} was there already and is replaced")
+            if self.overwrite or pairs.written_here(target):
+                return self.note(f"{target} was there already and is replaced")
+            if Stamp.of(target) == before:
+                break
+        raise UsageError(
+            f"{target} is there already, and edgekit did not write it; choose another target, or replace it with "
+            "--force (overwrite=True)"
+        )
 
     def note(self, text: str) -> None:
         """Add to the notes, once."""
@@ -228,7 +231,7 @@ def refuse_harm(target: Path, reads: Iterable[Path]) -> None:
         own = _identities([target])
         inside = _identities(Path(os.path.realpath(target)).parents)
         beside = _identities([pairs.beside(Path(os.path.realpath(target)))])
-        held = _identities(target.iterdir()) if target.is_dir() else set()
+        held = _identities(_entries(target)) if target.is_dir() else set()
         lineages = {source: _lineage(source) for source in reads}
         if any(itself & (own | beside) for itself, _ in lineages.values()):
             raise UsageError(f"{target}: the target is the source; choose another path")
@@ -262,6 +265,13 @@ def _real(path: Path) -> Path:
 
 def _identities(paths: Iterable[Path]) -> set[Identity]:
     return {stamp.identity for stamp in map(Stamp.of, paths) if stamp}
+
+
+def _entries(target: Path) -> list[Path]:
+    """What a directory holds, or the file itself; nothing where it is gone by now."""
+    with writing(target), suppress(FileNotFoundError):
+        return list(target.iterdir()) if target.is_dir() else [target]
+    return []
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:

@@ -17,6 +17,9 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MANIFEST = "edgekit.manifest.json"
+#: What peft writes beside, or instead of, a model.
+ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 #: What is carried over byte for byte from one directory to the next.
 CARRIED = (
     CONFIG,

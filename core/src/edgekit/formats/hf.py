@@ -6,17 +6,20 @@ so that a directory of any precision opens again as the model it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from edgekit.architectures import Model
+from edgekit.architectures.found import refuse_adapter_directory, refuse_other_weights
 from edgekit.artifact import Artifact, Layout, Writer
 from edgekit.errors import MissingFileError, UnsupportedModelError
-from edgekit.files.foreign import read_object
+from edgekit.files import guard
+from edgekit.files.foreign import member, read_object
 from edgekit.formats import _hf_files as files
 from edgekit.formats._parts import assemble
+from edgekit.formats.safetensors import open_tensors
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.precision import Precision
 from edgekit.recipe import Plan, Slot, quantized
@@ -31,6 +34,8 @@ class HuggingFaceFormat:
 
     def matches(self, path: Path) -> bool:
         """A directory with config.json and weights of any kind, or one safetensors file in such a directory."""
+        if _adapter_directory(path) is not None:
+            return True  # to be refused with the cure
         if path.is_dir():
             patterns = ("*.safetensors", files.INDEX, *files.PICKLES)
             return (path / files.CONFIG).is_file() and any(any(path.glob(pattern)) for pattern in patterns)
@@ -49,6 +54,8 @@ class HuggingFaceFormat:
             raise files.refuse_pickle(path)
         directory = path if path.is_dir() else path.parent
         config = read_object(directory, files.CONFIG, files.CONFIG_LIMIT)
+        if _adapter_directory(path) is not None:
+            _refuse_adapter(directory)
         if config is None:
             raise MissingFileError(f"{directory / files.CONFIG}: no such file; a model needs its configuration")
         weights = files.open_weights(directory, None if path.is_dir() else path.name)
@@ -59,7 +66,7 @@ class HuggingFaceFormat:
             files=(*weights.files, *files.carried(directory)),
             config=config,
             tensors=tensors,
-            load_model=cache(lambda: _model(config, tensors, directory)),
+            load_model=_noting(directory, cache(lambda: _model(config, tensors, directory))),
             load_tokenizer=cache(lambda: _tokenizer(directory)),
             manifest=read_manifest(directory),
         )
@@ -75,12 +82,13 @@ class HuggingFaceFormat:
         """
         if source.format != self.name:
             return _named_layout(source)
+        refuse_other_weights(source.tensors, str(source.path), source.config)
         model = _known_model(source)
         roles = {tensor.name: role for role, tensor in model.tensors.items()} if model else {}
         slots = (
-            Slot(name, roles.get(name, name), tensor, kept(tensor))
+            Slot(name, roles.get(name, _ROLES.get(name, name)), tensor, kept(tensor))
             for name, tensor in source.tensors.items()
-            if holds_floats(tensor)
+            if holds_floats(tensor) and not _is_copy(source, model, name)
         )
         return Layout(tuple(slots), source, model)
 
@@ -107,6 +115,29 @@ class HuggingFaceFormat:
         }
 
 
+#: Roles of tensors that a model leaves out because it has the same values elsewhere.
+_ROLES = {"lm_head.weight": "output.weight"}
+
+
+def _is_copy(source: Artifact, model: Model | None, name: str) -> bool:
+    """Whether a tensor is a second copy of the embedding, which transformers leaves out where the two are tied."""
+    return (
+        name in _ROLES and model is not None and model.config.tied and source.config.get("tie_word_embeddings") is True
+    )
+
+
+def _noting(directory: Path, load: Callable[[], Model]) -> Callable[[], Model]:
+    """`load`, which tells the verb that runs of an adapter beside the model."""
+
+    def noting() -> Model:
+        work = guard.current()
+        if work is not None and (directory / files.ADAPTER).is_file():
+            work.note(f"{directory / files.ADAPTER} is left out: the adapter beside the model is not merged into it")
+        return load()
+
+    return noting
+
+
 def holds_floats(tensor: AnyTensor) -> bool:
     """Whether the tensor has values that can be quantized."""
     return isinstance(tensor, EncodedTensor) or "float" in tensor.dtype
@@ -119,9 +150,26 @@ def kept(tensor: AnyTensor) -> Precision:
     return Precision.parse({"float16": "float:F16", "bfloat16": "float:BF16"}.get(tensor.dtype, "float:F32"))
 
 
+def _adapter_directory(path: Path) -> Path | None:
+    """The directory of an adapter without a model beside it; None where the path leads to no such thing."""
+    directory = path if path.is_dir() else path.parent
+    named = (directory / files.ADAPTER).is_file() and (path.is_dir() or path.name in files.ADAPTER_WEIGHTS)
+    weights = [p for p in directory.glob("*.safetensors") if p.name not in files.ADAPTER_WEIGHTS] if named else []
+    return directory if named and not (path.is_dir() and weights) else None
+
+
+def _refuse_adapter(directory: Path) -> NoReturn:
+    """Raise the error for a directory that holds an adapter and no model."""
+    base = (read_object(directory, files.ADAPTER, files.CONFIG_LIMIT) or {}).get("base_model_name_or_path")
+    weights = member(directory, files.ADAPTER_WEIGHTS[0])
+    names = open_tensors(weights)[0] if weights is not None else {}
+    refuse_adapter_directory(directory, base if isinstance(base, str) else None, names)
+
+
 def _model(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], directory: Path) -> Model:
     from edgekit.architectures.hf import model_from_hf
 
+    refuse_other_weights(tensors, str(directory), config)
     floats = {name: tensor for name, tensor in tensors.items() if holds_floats(tensor)}
     return model_from_hf(config, floats, str(directory))
 

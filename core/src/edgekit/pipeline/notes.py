@@ -1,4 +1,4 @@
-"""What is of note in a conversion: a sentence by kind, for the manifest and for one line on stderr.
+"""What is of note in a conversion: a sentence by kind, for the manifest (but `OF_THE_RUN`) and for one line on stderr.
 
 | kind           | says                                                                            |
 |----------------|---------------------------------------------------------------------------------|
@@ -30,6 +30,8 @@ from edgekit.tensor import EncodedTensor
 
 #: The kinds in the order of the line; others come after them.
 ORDER = ("precisions", "fell_back", "requantized", "importance", "no_tokenizer")
+#: Kinds that the manifest has not: the same command writes the same bytes, whatever was there before.
+OF_THE_RUN = ("replaced",)
 #: How much of the weights that are to be quantized has to be.
 HALF = 0.5
 
@@ -179,4 +181,4 @@ def _recipes_that_fall_back(line: Assignment, format_name: str) -> str:
     return f"a recipe, which falls back by itself ({', '.join(names)}), " if names else ""
 
 
-__all__ = ["ORDER", "conversion_notes", "refuse_unquantized", "summary_line", "without_tokenizer"]
+__all__ = ["OF_THE_RUN", "ORDER", "conversion_notes", "refuse_unquantized", "summary_line", "without_tokenizer"]

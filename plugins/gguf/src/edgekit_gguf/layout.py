@@ -20,7 +20,7 @@ from edgekit.precision import Precision
 from edgekit.recipe import Slot
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
 from edgekit_gguf.metadata import Metadata, Value, text, u32
-from edgekit_gguf.model import config_to_metadata, rope_tensors
+from edgekit_gguf.model import config_to_metadata, refuse_no_model, rope_tensors
 from edgekit_gguf.naming import size_label
 from edgekit_gguf.rotary import reorder
 from edgekit_gguf.types import QUANTIZATION_VERSION
@@ -42,6 +42,7 @@ _FLOATS = {"float32": "float:F32", "float16": "float:F16", "bfloat16": "float:BF
 def layout(source: Artifact) -> Layout:
     """What GGUF will store for that source; see `edgekit.artifact.Format.layout`."""
     if isinstance(source.config, Metadata):
+        refuse_no_model(source.path, source.config, source.tensors)
         return Layout(tuple(_as_it_is(source.tensors)), source, _model_if_known(source))
     model = source.model
     translated = Layout(tuple(_translated(model)), source, model, _notes(source, model))

@@ -17,7 +17,7 @@ Source: the GGUF specification (``docs/gguf.md``); defaults and decisions as in 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -26,6 +26,7 @@ import numpy as np
 
 from edgekit.architectures import FAMILIES, Family, Model, ModelConfig, RopeScaling, check_config, check_tensors
 from edgekit.errors import InvalidFileError, UnsupportedModelError
+from edgekit.files.foreign import shown
 from edgekit.tensor import AnyTensor
 from edgekit_gguf.metadata import Metadata, Value, f32, flags, text, u32
 from edgekit_gguf.rotary import reorder
@@ -225,6 +226,7 @@ def load_model(path: Path, metadata: Metadata, tensors: Mapping[str, AnyTensor])
         UnsupportedModelError: an architecture, or a feature of one, that edgekit does not know.
         InvalidFileError: keys or tensors that are missing, of the wrong type, or contradict each other.
     """
+    refuse_no_model(path, metadata, tensors)
     keys = _Keys(path, metadata, str(metadata.get("general.architecture", "")))
     family = _family(keys)
     weights = {name: tensor for name, tensor in tensors.items() if name not in ROPE_TENSORS}
@@ -233,6 +235,31 @@ def load_model(path: Path, metadata: Metadata, tensors: Mapping[str, AnyTensor])
     if family.rope_interleaved:
         weights = {name: reorder(name, tensor, config, "from_gguf") for name, tensor in weights.items()}
     return Model(config, weights)
+
+
+#: What GGUF files hold besides models, by ``general.type``, and what each is good for.
+_NO_MODELS = {
+    "adapter": "a LoRA adapter, not a model; load its base model with it, "
+    "edgekit.load(BASE, runtime='llamacpp', lora=['{path}']), or merge the two with llama.cpp's llama-export-lora",
+    "mmproj": "the projector of a multimodal model, without its language model; use the file of the language model",
+    "imatrix": "an importance matrix, not a model; give it to a quantization with --imatrix",
+}
+
+
+def refuse_no_model(path: Path, metadata: Metadata, tensors: Collection[str]) -> None:
+    """Refuse a file that holds no model of its own: an adapter, a projector, an importance matrix, a vocabulary.
+
+    Raises:
+        UnsupportedModelError: names what the file holds, with a cure.
+    """
+    kind = metadata.get("general.type")
+    if tensors and all(name.endswith((".lora_a", ".lora_b")) for name in tensors):
+        kind = "adapter"
+    if isinstance(kind, str) and kind in _NO_MODELS:
+        raise UnsupportedModelError(f"{path}: it holds {_NO_MODELS[kind].format(path=path.name)}")
+    if not tensors:
+        what = "a vocabulary and no weights" if "tokenizer.ggml.tokens" in metadata else "metadata and no weights"
+        raise UnsupportedModelError(f"{path}: it holds {what} (vocabulary only); use the file of the model itself")
 
 
 @attrs.frozen
@@ -277,9 +304,9 @@ class _Keys:
 
     def _wrong(self, key: str, value: object, wanted: str) -> NoReturn:
         problem = "is missing" if value is None else f"is {value!r:.40}"
-        raise InvalidFileError(
-            f"{self.path}: key '{self.architecture}.{key}' {problem}, it has to be {wanted}; get the file again"
-        )
+        # The file is whole, or its reader had said so: who wrote it left the key out.
+        cure = "convert the model again" if value is None else "get the file again"
+        raise InvalidFileError(f"{self.path}: key '{self.architecture}.{key}' {problem}, it has to be {wanted}; {cure}")
 
 
 def _family(keys: _Keys) -> Family:
@@ -287,7 +314,7 @@ def _family(keys: _Keys) -> Family:
     if not named:
         known = ", ".join(dict.fromkeys(family.gguf for family in FAMILIES.values()))
         raise UnsupportedModelError(
-            f"{keys.path}: general.architecture is {keys.architecture!r}; edgekit knows {known}"
+            f"{keys.path}: general.architecture is {shown(keys.architecture)}; edgekit knows {known}"
         )
     if keys.count("expert_count", 0):
         keys.refuse("expert_count", f"is {keys.count('expert_count')}")
@@ -409,7 +436,7 @@ def _scaling(keys: _Keys, tensors: Mapping[str, AnyTensor], context: int, rotary
             return _yarn(keys, factor, original, attention)
         case "none" | "longrope":
             return None
-    keys.refuse("rope.scaling.type", f"is {kind!r}")
+    keys.refuse("rope.scaling.type", f"is {shown(kind)}")
 
 
 def _yarn(keys: _Keys, factor: float, original: int, attention: float) -> RopeScaling:

@@ -45,4 +45,4 @@ def edgekit_register_runtimes(register: Register) -> None:
 def edgekit_register_devices(register: Register) -> None:
     """Say what the installed build computes on."""
     if _installed():
-        register("llamacpp", "edgekit_llamacpp.library:devices")
+        register("llamacpp", "edgekit_llamacpp.devices:devices")

@@ -100,6 +100,11 @@ class IsolatedRuntime:
         self.context = int(message["value"])
         """Tokens that the context holds."""
 
+    def description(self) -> dict[str, Any]:
+        """How it computes, with what was chosen for it."""
+        message, _ = self._ask("description")
+        return dict(message["value"])
+
     def logits(self, tokens: npt.ArrayLike) -> F32:
         """Scores of every next token, float32 [n, vocab]."""
         return self._array("logits", tokens=np.asarray(tokens).tolist())

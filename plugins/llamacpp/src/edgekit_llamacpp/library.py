@@ -6,11 +6,12 @@ import contextlib
 import ctypes
 import functools
 import importlib
+import logging
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
-from importlib.metadata import version
 from typing import Any
 
 from edgekit.errors import MissingPluginError, UsageError
@@ -19,6 +20,13 @@ from edgekit.files.memory import refuse_shortage
 #: What builds llama-cpp-python for an accelerator, from its own README.
 BUILD = 'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir llama-cpp-python'
 _ERRORS = (3, 4)  # GGML_LOG_LEVEL_WARN, GGML_LOG_LEVEL_ERROR
+#: llama.cpp's own log: shown where this environment variable is set, else left to Python's logging under `LOG`.
+SHOW_LOG = "EDGEKIT_LLAMACPP_LOG"
+LOG = logging.getLogger("edgekit_llamacpp.native")
+LOG.addHandler(logging.NullHandler())  # without a handler Python would print its warnings
+#: ggml's log levels as Python's: what llama.cpp calls information is detail for who runs a model.
+_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
+_KEPT: list[Any] = []  # callbacks that C may call at any time
 _FORKED = (
     "llama.cpp was used before this process was forked, and waits here for ever for threads that only the parent has; "
     "start the process with multiprocessing's method 'spawn', load the model in the child, or load it with isolate=True"
@@ -70,6 +78,7 @@ if hasattr(os, "register_at_fork"):
 def _loaded() -> Any:
     try:
         found: Any = importlib.import_module("llama_cpp.llama_cpp")
+        hush(found)
         found.llama_backend_init()
     except (ImportError, OSError, RuntimeError, AttributeError, MemoryError) as error:
         refuse_shortage(error, "importing llama-cpp-python")
@@ -77,6 +86,30 @@ def _loaded() -> Any:
             f"llama-cpp-python cannot be loaded ({error}); pip install --force-reinstall llama-cpp-python"
         ) from error
     return found
+
+
+def hush(library: Any) -> None:
+    """Take llama.cpp's log from llama-cpp-python, which prints all of it; a listener that somebody else set stays.
+
+    ggml has a logger of its own, which llama.cpp sets along with its own; both stay set while text is generated.
+    """
+    module: Any = importlib.import_module("llama_cpp._logger")
+    current, data = library.llama_log_callback(), ctypes.c_void_p()
+    library.llama_log_get(ctypes.byref(current), ctypes.byref(data))
+    address = ctypes.cast(current, ctypes.c_void_p).value
+    if address not in (None, ctypes.cast(module.llama_log_callback, ctypes.c_void_p).value):
+        return
+    callback = library.llama_log_callback(_listen)
+    _KEPT.append(callback)
+    library.llama_log_set(callback, ctypes.c_void_p(0))
+
+
+def _listen(level: int, text: bytes, _: object) -> None:
+    line = text.decode("utf-8", "replace")
+    if os.environ.get(SHOW_LOG, "0") not in ("", "0"):
+        print(line, end="", file=sys.stderr, flush=True)
+    elif line.strip():
+        LOG.log(_LEVELS.get(level, logging.DEBUG), "%s", line.strip())
 
 
 @contextlib.contextmanager
@@ -104,19 +137,3 @@ def features() -> dict[str, str]:
     text: str = llama().llama_print_system_info().decode()
     pairs = [pair.partition("=") for part in text.split("|") for pair in [part.rpartition(":")[2]] if "=" in pair]
     return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def backends() -> list[str]:
-    """The kinds of devices that the build computes on, as its system info names them: ``CPU``, ``CUDA``."""
-    text: str = llama().llama_print_system_info().decode()
-    return [part.partition(":")[0].strip() for part in text.split("|") if ":" in part]
-
-
-def devices() -> list[str]:
-    """A line for the CPU and one about acceleration, for `edgekit doctor`."""
-    cpu = " ".join(name for name, value in features().items() if value == "1")
-    line = f"CPU: llama-cpp-python {version('llama-cpp-python')}, {cpu or 'no extensions'}"
-    others = [name for name in backends() if name != "CPU"]
-    if llama().llama_supports_gpu_offload():
-        return [line, f"acceleration: {', '.join(others) or 'yes'}"]
-    return [line, f"acceleration: none in this build (CUDA, Metal, Vulkan and others are built in: {BUILD})"]

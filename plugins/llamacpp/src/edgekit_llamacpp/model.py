@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import numpy as np
@@ -28,6 +28,7 @@ from edgekit.files.memory import refuse_shortage
 from edgekit.files.reader import Mapped
 from edgekit.pipeline import open_artifact
 from edgekit.runtime import refuse_unknown_options
+from edgekit_llamacpp.devices import Device, accelerators, choose_layers, list_devices
 from edgekit_llamacpp.library import BUILD, copied, llama, quiet
 
 F32 = npt.NDArray[np.float32]
@@ -50,7 +51,8 @@ class Options:
     Attributes:
         context: tokens that it can see; None takes the model's own, at most `CONTEXT`.
         threads: None for as many as this process may use.
-        gpu_layers: layers to compute on an accelerator; -1 for all.
+        gpu_layers: layers to compute on an accelerator, counted from the last; -1 for all; ``"auto"`` for all that fit
+            its free memory, which is 0 where the build or the machine has none.
         mmap: map the file instead of reading it.
         mlock: keep it from being swapped out.
         cache: type of the stored keys and values: ``F16``, as llama.cpp has it, ``F32`` to compute as exactly as it can
@@ -60,7 +62,7 @@ class Options:
 
     context: int | None = None
     threads: int | None = None
-    gpu_layers: int = 0
+    gpu_layers: int | Literal["auto"] = "auto"
     mmap: bool = True
     mlock: bool = False
     cache: str = "F16"
@@ -78,8 +80,13 @@ class Options:
         given["lora"] = tuple(_adapter(item) for item in given.get("lora") or ())
         for name, least in (("context", 1), ("threads", 1), ("gpu_layers", -1)):
             value = given.get(name)
-            if value is not None and not (isinstance(value, int) and least <= value < 1 << 31):
-                raise UsageError(f"{name} is {value!r}; choose an integer of at least {least}")
+            if value is None or (name == "gpu_layers" and value == "auto"):
+                continue
+            if not (isinstance(value, int) and least <= value < 1 << 31):
+                auto = ", or auto" if name == "gpu_layers" else ""
+                raise UsageError(f"{name} is {value!r}; choose an integer of at least {least}{auto}")
+        if given.get("gpu_layers", 0) is None:
+            given["gpu_layers"] = "auto"
         if given.get("cache", "F16") not in CACHES:
             raise UsageError(f"cache is {given['cache']!r}; choose one of {', '.join(CACHES)}")
         return cls(**given)
@@ -111,6 +118,8 @@ class Loaded:
         self.options = options
         with self._free as stack:
             refuse_missing(artifact, options)
+            self.gpu_layers, self.devices = _placed(artifact, options)
+            """Layers on an accelerator, the output matrix counted as one, and the devices that have them."""
             self._mapped = Mapped(artifact.files, _CUT) if options.mmap else None
             self.model = self._load(artifact, options)
             stack.callback(self._llama.llama_model_free, self.model)
@@ -118,11 +127,25 @@ class Loaded:
             trained = self._llama.llama_model_n_ctx_train(self.model)
             self.size = options.context or min(trained, CONTEXT)
             """Tokens that the context holds; llama.cpp itself rounds up to 256."""
-            refuse_memory(artifact, self.size, options.cache)
+            self.layers = int(self._llama.llama_model_n_layer(self.model))
+            """Layers of the model."""
+            refuse_memory(artifact, self.size, options.cache, self.layers - min(self.layers, self.gpu_layers))
             self._adapters = [(self._adapter(path), scale) for path, scale in options.lora]
             self.context = self.new_context(self.size)
             stack.callback(self._llama.llama_free, self.context)
             self._free = stack.pop_all()
+
+    def description(self) -> dict[str, Any]:
+        """How it computes, with what was chosen for it; see `edgekit.runtime.DescribedRuntime`."""
+        moved = min(self.gpu_layers, self.layers)
+        return {
+            "device": ", ".join(map(str, self.devices)) if self.gpu_layers else "CPU",
+            "gpu_layers": moved,
+            "layers": self.layers,
+            "output_on_gpu": self.gpu_layers > self.layers,
+            "context": self.size,
+            "threads": self.options.threads or _cores(),
+        }
 
     @property
     def vocabulary(self) -> int:
@@ -158,7 +181,7 @@ class Loaded:
 
     def _load(self, artifact: Artifact, options: Options) -> Any:
         parameters = self._llama.llama_model_default_params()
-        parameters.n_gpu_layers = options.gpu_layers if options.gpu_layers >= 0 else 1 << 30
+        parameters.n_gpu_layers = self.gpu_layers
         set_load_mode(parameters, options)
         with quiet() as said:
             model = self._llama.llama_model_load_from_file(os.fsencode(artifact.files[0]), parameters)
@@ -192,14 +215,16 @@ class Loaded:
             parameters.flash_attn_type = _NO_FLASH
         if observer:
             parameters.cb_eval = observer
-        parameters.offload_kqv = self.options.gpu_layers != 0
+        parameters.offload_kqv = self.gpu_layers != 0
         if embeddings:
             parameters.embeddings, parameters.pooling_type = True, _MEAN
         with quiet() as said:
             context = self._llama.llama_init_from_model(self.model, parameters)
         if not context:
             refuse_shortage(RuntimeError("; ".join(said)), f"a context of {size} tokens in llama.cpp")
-            raise ResourceError(f"llama.cpp makes no context of {size} tokens: {'; '.join(said)}; choose a shorter one")
+            fewer = f", or fewer gpu_layers than {self.gpu_layers}" if self.gpu_layers else ""
+            cure = f"choose a shorter one{fewer}"
+            raise ResourceError(f"llama.cpp makes no context of {size} tokens: {'; '.join(said)}; {cure}")
         self._apply_adapters(context)
         return context
 
@@ -228,6 +253,22 @@ _CUT = "load the model again from a whole file; mmap=False reads it into memory,
 _CURE = "use a file that llama.cpp's own tools or edgekit wrote, or upgrade llama-cpp-python"
 
 
+def _placed(artifact: Artifact, options: Options) -> tuple[int, list[Device]]:
+    """Layers to move to accelerators, and the accelerators."""
+    if options.gpu_layers == "auto":
+        context = options.context or min(_trained(artifact), CONTEXT)
+        return choose_layers(artifact, context, CACHES[options.cache][1])
+    if options.gpu_layers == 0:
+        return 0, []
+    return options.gpu_layers if options.gpu_layers > 0 else 1 << 30, accelerators(list_devices())
+
+
+def _trained(artifact: Artifact) -> int:
+    """The context that the model was trained with, as its metadata has it."""
+    value = artifact.config.get(f"{artifact.config.get('general.architecture')}.context_length")
+    return value if isinstance(value, int) and value > 0 else CONTEXT
+
+
 def set_load_mode(parameters: Any, options: Options) -> None:
     """Say how the file is read, in the fields that the installed llama.cpp has: ctypes takes others in silence.
 
@@ -250,7 +291,7 @@ def refuse_missing(artifact: Artifact, options: Options) -> None:
         MissingPluginError, ResourceError: as in `Loaded`.
     """
     library = llama()
-    if options.gpu_layers and not library.llama_supports_gpu_offload():
+    if options.gpu_layers not in (0, "auto") and not library.llama_supports_gpu_offload():
         raise MissingPluginError(
             f"gpu_layers={options.gpu_layers}, but the installed llama-cpp-python computes on the CPU only; "
             f"build it for the accelerator: {BUILD} (GGML_METAL, GGML_VULKAN for others), or leave gpu_layers out"
@@ -275,8 +316,14 @@ def _refuse_lock(artifact: Artifact) -> None:
         )
 
 
-def refuse_memory(artifact: Artifact, context: int, cache: str = "F16") -> None:
+def refuse_memory(artifact: Artifact, context: int, cache: str = "F16", layers: int | None = None) -> None:
     """Refuse a context whose keys and values memory does not hold; nothing where the family is not known.
+
+    Args:
+        artifact: the model.
+        context: tokens.
+        cache: type of the keys and values.
+        layers: those that lie in the main memory; None for all.
 
     Raises:
         MemoryShortageError: says how many bytes it would take and how many there are.
@@ -285,7 +332,7 @@ def refuse_memory(artifact: Artifact, context: int, cache: str = "F16") -> None:
         config = artifact.model.config
     except UnsupportedModelError:
         return
-    values = 2 * config.layers * config.kv_heads * config.head_dim * context
+    values = 2 * (config.layers if layers is None else layers) * config.kv_heads * config.head_dim * context
     wanted, free = values * CACHES[cache][1], available_memory()
     if free is not None and wanted > free:
         raise MemoryShortageError(

@@ -92,6 +92,10 @@ class LlamaCppRuntime(TextRuntime):
         """Tokens that the context holds."""
         return self._model().size
 
+    def description(self) -> dict[str, Any]:
+        """How it computes: device, layers on it (what ``gpu_layers="auto"`` came to), context, threads."""
+        return self._model().description()
+
     def logits(self, tokens: npt.ArrayLike) -> F32:
         """Scores of every next token, float32 [n, vocab], of token ids [n].
 

@@ -28,6 +28,10 @@ class Worker:
         self.model = LlamaCppRuntime(open_artifact(path), Options.of(**options))
         return self.model.context
 
+    def description(self) -> dict[str, Any]:
+        """As the runtime's."""
+        return self.model.description()
+
     def logits(self, tokens: list[int]) -> Any:
         """As the runtime's."""
         return self.model.logits(tokens)

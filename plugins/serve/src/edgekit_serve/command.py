@@ -18,7 +18,7 @@ import click
 
 from edgekit.errors import EdgekitError, MissingFileError, ResourceError, UsageError
 from edgekit.pipeline import open_artifact
-from edgekit.runtime import Runtime, load
+from edgekit.runtime import DescribedRuntime, Runtime, load
 from edgekit.runtime.arguments import parse_option
 from edgekit_serve.settings import Settings
 
@@ -177,10 +177,16 @@ def serve(model: Any, settings: Settings, door: socket.socket, drain: int, title
     # uvicorn raises the signal again when it is done; then it has been heard.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    logging.getLogger("edgekit_serve").info("serving %s (runtime %s)", title, model.name)
+    logging.getLogger("edgekit_serve").info("serving %s (runtime %s%s)", title, model.name, computes(model))
     server.run(sockets=[door])
     if failures:
         raise ResourceError(f"the runtime {failures[0]!r} no longer computes; start the server again")
+
+
+def computes(model: Any) -> str:
+    """How a runtime computes, where it says so: ``, device CPU, gpu_layers 0, …``."""
+    told = model.description() if isinstance(model, DescribedRuntime) else {}
+    return "".join(f", {name} {value}" for name, value in told.items())
 
 
 def warm(model: Runtime) -> None:

@@ -1,0 +1,160 @@
+"""What a checkpoint is that does not hold a model's own weights: told from its tensors' names, each with a cure.
+
+Other tools store weights packed, or only what is to be added to them. What such a file lacks is not missing: saying so
+would send people to download it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import PurePath
+from typing import Any, NoReturn
+
+import attrs
+
+from edgekit.architectures._section import short
+from edgekit.errors import UnsupportedModelError
+
+_ORIGINAL = "convert the full-precision model that it was made from"
+_DEQUANTIZE = (
+    f"{_ORIGINAL}, or write its weights out where that runs: transformers' "
+    "AutoModelForCausalLM.from_pretrained(MODEL).dequantize().save_pretrained(NEW)"
+)
+_MERGE = (
+    "merge it into its base model first: peft's "
+    "PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload().save_pretrained(NEW), BASE being transformers' model"
+)
+
+
+@attrs.frozen
+class _Kind:
+    """A kind of checkpoint.
+
+    Attributes:
+        what: its name, as an error says it.
+        endings: of tensors' names; each has to end one of them.
+        cure: what to do.
+    """
+
+    what: str
+    endings: tuple[str, ...]
+    cure: str = _ORIGINAL
+
+
+#: The more particular first.
+_PACKED = (
+    _Kind("weights packed by bitsandbytes to 4 bits", (".absmax", ".quant_map"), _DEQUANTIZE),
+    _Kind("weights packed by bitsandbytes to 8 bits", (".SCB",), _DEQUANTIZE),
+    _Kind("weights packed by GPTQ", (".qweight", ".scales", ".g_idx")),
+    _Kind("weights packed by AWQ, or by GPTQ", (".qweight", ".scales")),
+    _Kind(
+        "weights quantized by optimum-quanto",
+        ("._data", "._scale"),
+        f"{_ORIGINAL}; where that is gone, each matrix is its _data times its _scale",
+    ),
+    _Kind("weights packed by compressed-tensors", (".weight_packed", ".weight_scale")),
+    _Kind("8-bit floats with a scale a block (fine-grained FP8)", (".weight_scale_inv",), _DEQUANTIZE),
+    _Kind("quantized weights with scales beside them (compressed-tensors, ModelOpt or FP8)", (".weight_scale",)),
+    _Kind("weights packed by HQQ", (".W_q",)),
+    _Kind("weights packed by EETQ", (".weight_scales",)),
+    _Kind("weights packed by AQLM", (".codebooks", ".codes")),
+    _Kind("weights packed by QuIP#", (".Qidxs",)),
+    _Kind("MXFP4 blocks and scales", ("_blocks", "_scales"), _DEQUANTIZE),
+)
+_METHODS = {
+    "bitsandbytes": ("bitsandbytes", _DEQUANTIZE),
+    "fp8": ("fine-grained FP8", _DEQUANTIZE),
+    "mxfp4": ("MXFP4", _DEQUANTIZE),
+    "gptq": ("GPTQ", _ORIGINAL),
+    "awq": ("AWQ", _ORIGINAL),
+    "compressed-tensors": ("compressed-tensors", _ORIGINAL),
+    "quanto": ("optimum-quanto", _ORIGINAL),
+    "modelopt": ("NVIDIA ModelOpt", _ORIGINAL),
+}
+_WRAPPERS = {"_orig_mod.": "torch.compile", "module.": "DataParallel or DeepSpeed"}
+_LORA = (
+    ".lora_A.",
+    ".lora_B.",
+    ".lora_embedding_A",
+    ".lora_embedding_B",
+    ".lora_magnitude_vector",
+    ".lora_a",
+    ".lora_b",
+)
+
+
+def refuse_other_weights(
+    names: Collection[str], where: str, config: Mapping[str, Any] | None = None, base: str | None = None
+) -> None:
+    """Refuse a checkpoint that holds something else than a model's own weights; looks at names alone.
+
+    Args:
+        names: of its tensors.
+        where: the file or directory, for the message.
+        config: its config.json; a ``quantization_config`` counts.
+        base: of an adapter the name of its base model, where a file says it.
+
+    Raises:
+        UnsupportedModelError: names what was found, with a cure.
+    """
+    problem = _lora(names, base) or _packed(names) or _configured(config or {}) or _other_names(names)
+    if problem:
+        raise UnsupportedModelError(f"{where}: {problem}")
+
+
+def _packed(names: Collection[str]) -> str | None:
+    for kind in _PACKED:
+        examples = [next((name for name in names if name.endswith(ending)), None) for ending in kind.endings]
+        if all(examples):
+            return f"it holds {kind.what} ({examples[0]}), which edgekit does not read; {kind.cure}"
+    return None
+
+
+def _configured(config: Mapping[str, Any]) -> str | None:
+    """What config.json says of weights whose names say nothing."""
+    quantization = config.get("quantization_config")
+    if not quantization:
+        return None
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    name, cure = _METHODS.get(str(method), (str(method) if isinstance(method, str) else "", _ORIGINAL))
+    what = f"weights quantized by {name}" if name else f"quantized weights ({short(quantization)})"
+    return f"its config.json says that it holds {what} (quantization_config), which edgekit does not read; {cure}"
+
+
+def _lora(names: Collection[str], base: str | None) -> str | None:
+    parts = [name for name in names if any(part in name for part in _LORA)]
+    if not parts:
+        return None
+    of = f" of {base}" if base else ""
+    if any(not any(part in name for part in (*_LORA, "modules_to_save")) for name in names):
+        return (
+            f"a LoRA adapter{of} lies unmerged in its weights ({parts[0]}); merge it first: peft's "
+            "model.merge_and_unload().save_pretrained(NEW)"
+        )
+    return f"it is a LoRA adapter{of} ({parts[0]}), not a model; {_MERGE}"
+
+
+def _other_names(names: Collection[str]) -> str | None:
+    for prefix, tool in _WRAPPERS.items():
+        if names and all(name.startswith(prefix) for name in names):
+            return (
+                f"every tensor's name begins with {prefix}, as {tool} wraps a model; save the model inside it "
+                f"({'model._orig_mod' if prefix == '_orig_mod.' else 'model.module'}.save_pretrained(NEW))"
+            )
+    if "tok_embeddings.weight" in names:
+        return (
+            "its tensors have the names of Meta's and Mistral's own files (tok_embeddings.weight); fetch the same "
+            "model in transformers' form, or convert it with transformers' convert_llama_weights_to_hf.py"
+        )
+    return None
+
+
+def refuse_adapter_directory(directory: PurePath, base: str | None, names: Collection[str]) -> NoReturn:
+    """Refuse the directory of an adapter, which holds no model.
+
+    Raises:
+        UnsupportedModelError: names the base model, with a cure.
+    """
+    refuse_other_weights(names, str(directory), base=base)
+    of = f" of {base}" if base else ""
+    raise UnsupportedModelError(f"{directory}: it holds an adapter{of} (adapter_config.json), not a model; {_MERGE}")

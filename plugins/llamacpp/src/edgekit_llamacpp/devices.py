@@ -1,0 +1,193 @@
+"""What llama.cpp computes on: ggml's devices with their memory, and how many layers of a model fit them.
+
+ggml's C functions are called through the library that llama-cpp-python loads; its Python module has none of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import attrs
+
+from edgekit.artifact import Artifact
+from edgekit.errors import InvalidFileError, UnsupportedModelError
+from edgekit_llamacpp.library import BUILD, features, llama
+
+#: ``enum ggml_backend_dev_type``: main memory; memory of its own; shares the main memory; helps the CPU (BLAS, AMX).
+_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}
+#: Bytes of each device that stay free, for its driver and what llama.cpp computes in; llama.cpp's own ``--fit`` leaves
+#: as much.
+MARGIN = 1 << 30
+#: Tokens that llama.cpp computes at once; their logits lie on the device.
+_BATCH = 512
+_BLOCK = re.compile(r"blk\.(\d+)\.")
+
+
+@attrs.frozen
+class Device:
+    """A device of ggml's.
+
+    Attributes:
+        name: ggml's, such as ``CUDA0``, ``Metal``, ``Vulkan1``, ``CPU``.
+        description: what the driver calls it.
+        kind: ``cpu``, ``gpu``, ``igpu`` (it shares the main memory) or ``accel`` (it helps the CPU).
+        free, total: bytes of memory; 0 where the backend does not say.
+    """
+
+    name: str
+    description: str
+    kind: str
+    free: int
+    total: int
+
+    def __str__(self) -> str:
+        memory = f", {self.free / 1e9:.1f} of {self.total / 1e9:.1f} GB free" if self.total else ""
+        return f"{self.name}: {self.description or self.kind}{memory}"
+
+
+def list_devices() -> list[Device]:
+    """Every device that the installed build finds, as ``ggml_backend_dev_*`` tell it; empty where it has no such list.
+
+    Raises:
+        MissingPluginError: llama-cpp-python cannot be loaded.
+    """
+    llama()  # it registers the backends
+    try:
+        count = _function("ggml_backend_dev_count", ctypes.c_size_t)()
+        get = _function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+        return [_device(ctypes.c_void_p(get(index))) for index in range(count)]
+    except AttributeError:  # a build from before 2025
+        return []
+
+
+def _device(handle: ctypes.c_void_p) -> Device:
+    name, description = (
+        _function(f"ggml_backend_dev_{what}", ctypes.c_char_p, ctypes.c_void_p)(handle)
+        for what in ("name", "description")
+    )
+    kind = _function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)(handle)
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    size = ctypes.POINTER(ctypes.c_size_t)
+    _function("ggml_backend_dev_memory", None, ctypes.c_void_p, size, size)(handle, free, total)
+    text = [(value or b"").decode("utf-8", "replace").strip() for value in (name, description)]
+    return Device(text[0], text[1], _KINDS.get(kind, "other"), free.value, total.value)
+
+
+@functools.cache
+def _function(name: str, result: Any, *arguments: Any) -> Any:
+    """A C function of ggml's, from whichever of its libraries has it.
+
+    Raises:
+        AttributeError: none has.
+    """
+    for library in _libraries():
+        if hasattr(library, name):
+            prototype = ctypes.CFUNCTYPE(result, *arguments)
+            return prototype((name, library))
+    raise AttributeError(name)
+
+
+@functools.cache
+def _libraries() -> tuple[Any, ...]:
+    ggml: Any = importlib.import_module("llama_cpp._ggml")
+    loader: Any = importlib.import_module("llama_cpp._ctypes_extensions")
+    try:
+        return (ggml.libggml, loader.load_shared_library("ggml-base", ggml.libggml_base_path))
+    except (RuntimeError, OSError):  # linked into the other
+        return (ggml.libggml,)
+
+
+def accelerators(devices: Sequence[Device]) -> list[Device]:
+    """Those that llama.cpp puts layers on: all with a memory of their own; without one, the first that shares it."""
+    own = [device for device in devices if device.kind == "gpu"]
+    return own or [device for device in devices if device.kind == "igpu"][:1]
+
+
+@attrs.frozen
+class Weight:
+    """What a model takes on a device, in bytes.
+
+    Attributes:
+        layers: each layer with its keys and values, the first first.
+        output: the output matrix, and the logits of a batch.
+    """
+
+    layers: tuple[int, ...]
+    output: int
+
+    @classmethod
+    def of(cls, artifact: Artifact, context: int, cache_bytes: float) -> Weight:
+        """Of a GGUF artifact with a context of so many tokens, whose keys and values take so many bytes each."""
+        layers: dict[int, int] = {}
+        output = 0
+        for name, tensor in artifact.tensors.items():
+            block = _BLOCK.match(name)
+            if block:
+                layers[int(block[1])] = layers.get(int(block[1]), 0) + tensor.nbytes
+            elif not name.startswith("token_embd"):  # embeddings stay in the main memory
+                output += tensor.nbytes
+        if "output.weight" not in artifact.tensors and "token_embd.weight" in artifact.tensors:  # tied: a copy of them
+            output += artifact.tensors["token_embd.weight"].nbytes
+        vocabulary = artifact.config.get("tokenizer.ggml.tokens", ())
+        logits = 4 * _BATCH * len(vocabulary) if isinstance(vocabulary, tuple) else 0
+        cached = int(_cached_values(artifact) * context * cache_bytes)
+        return cls(tuple(layers[n] + cached for n in sorted(layers)), output + logits)
+
+
+def _cached_values(artifact: Artifact) -> int:
+    """Keys and values of a token in a layer; what could be at most where the family is not known."""
+    try:
+        config = artifact.model.config
+        return 2 * config.kv_heads * config.head_dim
+    except (UnsupportedModelError, InvalidFileError):
+        width = artifact.config.get(f"{artifact.config.get('general.architecture')}.embedding_length", 0)
+        return 2 * int(width) if isinstance(width, int) else 0
+
+
+def fitting_layers(devices: Sequence[Device], weight: Weight) -> int:
+    """How many layers, counted from the last, fit the devices' free memory; one more stands for the output matrix.
+
+    llama.cpp spreads the layers over devices in proportion to what is free. The output matrix goes with the first layer
+    that is moved, so it is counted from the first on. Where a device does not say what is free, everything is tried.
+    """
+    if not devices:
+        return 0
+    everything = len(weight.layers) + 1
+    if any(not device.total for device in devices):
+        return everything
+    room = sum(max(0, device.free - MARGIN) for device in devices) - weight.output
+    for count, layer in enumerate(reversed(weight.layers)):
+        room -= layer
+        if room < 0:
+            return count
+    return everything if room >= 0 else 0
+
+
+def choose_layers(artifact: Artifact, context: int, cache_bytes: float) -> tuple[int, list[Device]]:
+    """What ``gpu_layers="auto"`` stands for on this machine, and the devices that it is for; 0 and none without one."""
+    if not llama().llama_supports_gpu_offload():
+        return 0, []
+    found = accelerators(list_devices())
+    return fitting_layers(found, Weight.of(artifact, context, cache_bytes)), found
+
+
+def devices() -> list[str]:
+    """A line for the CPU, one for each accelerator, and what ``gpu_layers="auto"`` does, for `edgekit doctor`."""
+    there = list_devices()
+    # ggml gives the whole main memory as free, so only its size is told.
+    memory = next((f", {d.total / 1e9:.1f} GB" for d in there if d.kind == "cpu" and d.total), "")
+    cpu = " ".join(name for name, value in features().items() if value == "1")
+    line = f"CPU: llama-cpp-python {version('llama-cpp-python')}, {cpu or 'no extensions'}{memory}"
+    others = [str(device) for device in there if device.kind != "cpu"]
+    used = accelerators(there)
+    if used and llama().llama_supports_gpu_offload():
+        chosen = f"gpu_layers=auto puts what fits on {', '.join(device.name for device in used)}"
+        return [line, *others, f"acceleration: {chosen}"]
+    cure = f"CUDA, Metal, Vulkan and others are built in: {BUILD}"
+    return [line, *others, f"acceleration: none in this build or machine, so gpu_layers=auto is 0 ({cure})"]
