@@ -52,6 +52,8 @@ class Tokenizer:
         chat_template: Jinja source, or None; `edgekit.runtime.chat` runs it, in a process that may only render.
         chat_templates: the model's other templates by name (``tool_use``, ``rag``).
         json: the text of a ``tokenizer.json`` that says the same in the `tokenizers` library's own form, or None.
+        merged: how many of the tokens only files beside the vocabulary name (``tokenizer_config.json``,
+            ``added_tokens.json``).
     """
 
     kind: Literal["spm", "bpe"]
@@ -71,6 +73,7 @@ class Tokenizer:
     chat_template: str | None = attrs.field(default=None, repr=False)
     chat_templates: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     json: str | None = attrs.field(default=None, repr=False)
+    merged: int = 0
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Cut a text into token ids; special tokens in the text (``</s>``) are recognised.
