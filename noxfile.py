@@ -7,7 +7,7 @@ nox -s blas       the core's forward pass and what stands on it, with BLAS kerne
 nox -s conformance  the conformance kit over the whole house, and the faults that it finds
 nox -s oracles    only the tests against the real frameworks, and the table of formats and distributions
 nox -s examples   ten thousand examples over all reference quantizers, each held to every promise
-nox -s fuzz       damaged models of both formats, for two minutes
+nox -s fuzz       damaged models for two minutes, then 50,000 damaged files of all kinds (-- --count N)
 nox -s crash      kills, errors and races: every call at which a run can be cut off (an hour)
 nox -s lowest     the core's tests on the oldest dependencies that it declares
 nox -s mutants    mutation testing of the reference (half an hour); not part of the tests
@@ -196,9 +196,19 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Damaged models of both formats through everything that reads and writes models, for two minutes."""
+    """Damaged models through everything that reads and writes models, and damaged files through their readers.
+
+    ``-- --seconds S`` for the models, ``-- --count N`` for the files (10^6 a night), ``-- --seed N`` for both.
+    """
     install_house(session)
-    session.run("python", "tests/contracts/fuzz.py", *session.posargs, env=QUIET)
+    session.install("--no-deps", OPENVINO, silent=True)  # its reader of IR needs no library
+    options = dict(zip(session.posargs[::2], session.posargs[1::2], strict=True))
+    unknown = options.keys() - {"--seed", "--seconds", "--count", "--kind"}
+    if unknown:
+        session.error(f"no option {', '.join(unknown)}; there are --seed N, --seconds S, --count N, --kind KIND")
+    for program, taken in (("fuzz", ("--seed", "--seconds")), ("fuzz_readers", ("--seed", "--count", "--kind"))):
+        given = [word for name in taken if name in options for word in (name, options[name])]
+        session.run("python", f"tests/contracts/{program}.py", *given, env=QUIET)
 
 
 @nox.session
