@@ -13,10 +13,11 @@ import click
 from edgekit import sample
 from edgekit.artifact import Artifact
 from edgekit.cli import _page
-from edgekit.cli._output import json_option, print_json, progress, size, table
+from edgekit.cli._output import json_option, print_json, size, table
 from edgekit.evaluation import Baseline, Evaluation, compare, evaluate
 from edgekit.files.atomic import write_atomic, writing
 from edgekit.pipeline.conversion import open_artifact, quantize
+from edgekit.pipeline.progress import bar
 from edgekit.plugin.registry import manager
 from edgekit.precision import Tier
 
@@ -66,13 +67,14 @@ def command(out: str, as_json: bool) -> None:
         target.mkdir(parents=True, exist_ok=True)
     source = open_artifact(sample.path())
     text = sample.heldout_text()
-    with progress("demo") as report:
+    with bar("demo") as report:
         remembered = Baseline(source)
         baseline = evaluate(source, text, baseline=remembered)
         steps = list(climb(remembered, text, target, report))
     page = target / "index.html"
     write_atomic(page, _page.render(steps, source.nbytes, baseline.perplexity).encode())
     write_atomic(target / "ladder.svg", (_page.chart(steps) + "\n").encode())
+    write_atomic(target / "ladder-narrow.svg", (_page.chart(steps, _page.NARROW) + "\n").encode())
     write_atomic(target / "ladder.json", (json.dumps([attrs.asdict(s) for s in steps], indent=1) + "\n").encode())
     if as_json:
         print_json(
