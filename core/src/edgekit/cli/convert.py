@@ -16,7 +16,11 @@ from edgekit.pipeline.progress import bar
 @click.argument("source")
 @click.option("--to", required=True, metavar="PATH", help="File or directory to write; its suffix decides the format.")
 @click.option("--format", "format_", metavar="NAME", help="Format to write, where the suffix does not say it.")
-@click.option("--dtype", type=click.Choice(["F32", "F16", "BF16"]), help="Float type of the weight matrices.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["F32", "F16", "BF16"], case_sensitive=False),
+    help="Float type of the weight matrices.",
+)
 @click.option("--force", is_flag=True, help="Replace a target that edgekit did not write.")
 @json_option
 def command(source: str, to: str, format_: str | None, dtype: str | None, force: bool, as_json: bool) -> None:

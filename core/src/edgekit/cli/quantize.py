@@ -69,7 +69,8 @@ def command(
     if imatrix:
         refuse_harm(Path(to), [Path(imatrix)])
     importance = _importance(imatrix, artifact)
-    with bar(recipe) as report:
+    title = Path(recipe).name
+    with bar(title) as report:
         written = quantize(
             artifact,
             Recipe.of(parse_rules(rules), recipe) if rules else recipe,
@@ -83,7 +84,7 @@ def command(
             progress=report,
             overwrite=force,
         )
-    print_notes(recipe, written.notes)
+    print_notes(title, written.notes)
     show_written(artifact, written, as_json)
 
 
