@@ -134,7 +134,9 @@ class Work:
                 return
             if early and target.is_dir() and not all(matches(entry.name, ARTIFACT_FILES) for entry in entries):
                 return
-            if self.overwrite or pairs.written_here(target):
+            with writing(target):
+                replaceable = self.overwrite or pairs.written_here(target)
+            if replaceable:
                 return self.note(f"{target} was there already and is replaced")
             if Stamp.of(target) == before:
                 break

@@ -102,14 +102,18 @@ def read_record(file: Path) -> Record | None:
 
 
 def written_here(target: Path) -> bool:
-    """Whether edgekit wrote the file or directory, as its manifest says."""
+    """Whether edgekit wrote the file or directory, as its manifest says.
+
+    Raises:
+        MissingFileError, OSError: the manifest, or the file, cannot be read.
+    """
     try:
         if target.is_dir():
             content = read_bytes(target, INSIDE, LIMIT)
             record = None if content is None else strict_json(content, target / INSIDE, "the file")
         else:
             record = read_record(Path(os.path.realpath(target)))
-    except (InvalidFileError, OSError):
+    except InvalidFileError:
         return False
     return isinstance(record, dict) and "schema" in record
 
