@@ -3,10 +3,11 @@
 nox -s demo       the main job on the embedded sample model
 nox -s tests      every test: the core's and the plugins', then those against the real frameworks
 nox -s core       the core's own tests only (under two minutes)
+nox -s blas       the core's forward pass and what stands on it, with BLAS kernels of other processors
 nox -s conformance  the conformance kit over the whole house, and the faults that it finds
 nox -s oracles    only the tests against the real frameworks, and the table of formats and distributions
 nox -s examples   ten thousand examples over all reference quantizers, each held to every promise
-nox -s fuzz       damaged models of both formats, for two minutes
+nox -s fuzz       damaged models for two minutes, then 50,000 damaged files of all kinds (-- --count N)
 nox -s crash      kills, errors and races: every call at which a run can be cut off (an hour)
 nox -s lowest     the core's tests on the oldest dependencies that it declares
 nox -s mutants    mutation testing of the reference (half an hour); not part of the tests
@@ -17,6 +18,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from glob import glob
 from pathlib import Path
 
@@ -75,6 +78,12 @@ WHEELS = Path(os.environ.get("EDGEKIT_WHEEL_CACHE", Path.home() / ".cache" / "ed
 PARALLEL = ["-n", "2", "--dist", "loadfile"]
 # The known answers and the properties of number formats: what mutants of the reference are held to.
 MUTANT_TESTS = ["test_decoded_answers.py", "test_*_properties.py", "test_bits.py", "test_smallfloats.py"]
+# Whose kernels OpenBLAS computes with, and what a processor needs for them. All that numpy's wheels have for x86-64;
+# other names (Zen, Cooperlake) fall back to one of these.
+KERNELS = {"Prescott": "pni", "Nehalem": "sse4_2", "Sandybridge": "avx", "Haswell": "avx2", "SkylakeX": "avx512f"}
+FORWARD = ["test_architectures", "test_evaluate", "test_runtime", "test_passes", "test_pipeline", "test_stream"]
+# Other Pythons that are supported, where an interpreter is at hand.
+VERSIONS = ("3.11", "3.12", "3.13")
 QUIET = {"CI": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
 
@@ -86,8 +95,9 @@ def install_house(session: nox.Session) -> None:
 @nox.session(python=False, name="tests")
 def tests(session: nox.Session) -> None:
     """Every test; each part runs in an environment of its own."""
-    for part in ("core", "lowest", "plugins", "oracles"):
+    for part in ("core", "blas", "lowest", *OTHERS, "plugins", "oracles"):
         session.notify(part)
+    session.log(f"on other Pythons: {', '.join(OTHERS) or 'nothing'}; looked for {', '.join(VERSIONS)}")
 
 
 @nox.session
@@ -95,6 +105,51 @@ def core(session: nox.Session) -> None:
     """The core's own tests: no framework, no plugin."""
     session.install(*CORE, "pytest-cov", "pytest-xdist", silent=True)
     run_pytest(session, "tests/core", *PARALLEL, "--cov", "--cov-report=term:skip-covered")
+
+
+@nox.session
+def blas(session: nox.Session) -> None:
+    """What stands on float32 products with the BLAS kernels of other processors, as on 2 cores and on 64."""
+    session.install(*CORE, "pytest-xdist", silent=True)
+    flags = processor_flags()
+    for number, (kernels, needed) in enumerate(KERNELS.items()):
+        if flags and needed not in flags:
+            session.log(f"{kernels}: left out, this processor has no {needed}")
+            continue
+        environment = QUIET | {"OPENBLAS_CORETYPE": kernels, "EDGEKIT_TEST_CORES": ("2", "64")[number % 2]}
+        tests = [f"tests/core/{name}.py" for name in FORWARD]
+        session.run("python", "-m", "pytest", *tests, *PARALLEL, *session.posargs, env=environment)
+
+
+def processor_flags() -> set[str]:
+    """What the processor can do, as Linux says it; empty elsewhere, where OpenBLAS has other kernels or none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def on_another_python(session: nox.Session) -> None:
+    """The core's tests on another supported Python."""
+    session.install(*CORE, "pytest-xdist", silent=True)
+    run_pytest(session, "tests/core", *PARALLEL)
+
+
+def interpreter(version: str) -> str | None:
+    """A Python of that version, other than the running one, if there is one that runs; pyenv's too."""
+    if version == f"{sys.version_info[0]}.{sys.version_info[1]}":
+        return None
+    for command in (f"python{version}", *glob(f"{Path.home()}/.pyenv/versions/{version}.*/bin/python")):
+        found = shutil.which(command)  # one of pyenv's shims may be there without its Python
+        if found and not subprocess.run([found, "--version"], capture_output=True, check=False).returncode:
+            return found
+    return None
+
+
+OTHERS = {f"core-{version}": found for version in VERSIONS if (found := interpreter(version))}
+for name, found in OTHERS.items():
+    nox.session(python=found, name=name)(on_another_python)
 
 
 @nox.session
@@ -141,9 +196,19 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Damaged models of both formats through everything that reads and writes models, for two minutes."""
+    """Damaged models through everything that reads and writes models, and damaged files through their readers.
+
+    ``-- --seconds S`` for the models, ``-- --count N`` for the files (10^6 a night), ``-- --seed N`` for both.
+    """
     install_house(session)
-    session.run("python", "tests/contracts/fuzz.py", *session.posargs, env=QUIET)
+    session.install("--no-deps", OPENVINO, silent=True)  # its reader of IR needs no library
+    options = dict(zip(session.posargs[::2], session.posargs[1::2], strict=True))
+    unknown = options.keys() - {"--seed", "--seconds", "--count", "--kind"}
+    if unknown:
+        session.error(f"no option {', '.join(unknown)}; there are --seed N, --seconds S, --count N, --kind KIND")
+    for program, taken in (("fuzz", ("--seed", "--seconds")), ("fuzz_readers", ("--seed", "--count", "--kind"))):
+        given = [word for name in taken if name in options for word in (name, options[name])]
+        session.run("python", f"tests/contracts/{program}.py", *given, env=QUIET)
 
 
 @nox.session

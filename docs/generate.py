@@ -65,7 +65,41 @@ def pages() -> dict[str, str]:
         "formats/ggml.md": NOTE + ggml(),
         "explanation/int4-symmetric.md": NOTE + int4(),
     }
+    generated |= templates()
     return generated | {name: NOTE + page for name, page in (hooks() | checks()).items()}
+
+
+#: Part of a new plugin -> the example's modules that it is made of.
+_EXAMPLES = {
+    "quantizer": ("q8_0",),
+    "precision": ("log4",),
+    "format": ("format", "container", "writer", "records"),
+    "runtime": ("runtime",),
+}
+#: What is the example's own in them -> what `edgekit new-plugin` puts there.
+_PLACEHOLDERS = {
+    "edgekit_example": "$module",
+    "EKX1": "$magic",
+    "Ekx": "${Name}",
+    ".ekx": ".$word",
+    '"ekx"': '"$name"',
+    "ExampleRuntime": "${Name}Runtime",
+    'name = "example"': 'name = "$name"',
+    '"example",': '"$word",',
+    "example:": "$word:",
+}
+
+
+def templates() -> dict[str, str]:
+    """The modules of the example plugin as templates of a new one."""
+    found = {}
+    for part, modules in _EXAMPLES.items():
+        for module in modules:
+            text = (DOCS.parent / f"plugins/example/src/edgekit_example/{module}.py").read_text("utf-8")
+            for own, placeholder in _PLACEHOLDERS.items():
+                text = text.replace(own, placeholder)
+            found[f"../core/src/edgekit/cli/_templates/{part}/src/module/{module}.py.in"] = text
+    return found
 
 
 def command_line() -> str:

@@ -56,6 +56,38 @@ def test_quantize_keeps_stdout_for_data(tmp_path):
     assert "Q8_0" in done.stderr
 
 
+def test_rules_stand_on_top_of_a_recipe_and_the_line_says_what_came_of_it(tmp_path):
+    target = tmp_path / "out.gguf"
+    rules = ("--tensor", "*attn_v*=q8_0", "--tensor", "token_embd.weight=F16")
+    done = edgekit("quantize", sample.path(), "q4_k_m", "--to", target, *rules, "--json")
+    notes, line = json.loads(done.stdout)["notes"], done.stderr.splitlines()[-1]
+    assert line == f"q4_k_m: {notes['precisions']}"
+    assert "3 ggml:Q8_0, 1 float:F16, 1 ggml:Q6_K; " in line
+    (tmp_path / "mine.toml").write_text('base = "Q4_K_M"\n[tensors]\n"*attn_v*" = "q8_0"\n')
+    again = edgekit("quantize", sample.path(), tmp_path / "mine.toml", "--to", target)
+    assert again.stderr.splitlines()[-1].endswith("; what was at the target before is replaced")
+    assert "write PATTERN=PRECISION" in edgekit("quantize", target, "Q8_0", "--to", "x", "--tensor", "a", code=2).stderr
+    assert (
+        "near it are blk.0.attn_v"
+        in edgekit("quantize", target, "Q8_0", "--to", tmp_path / "x.gguf", "--tensor", "*atn_v*=F16", code=2).stderr
+    )
+
+
+def test_recipes_are_listed_with_their_rules():
+    listed = {recipe["name"]: recipe for recipe in data("recipes", "--format", "gguf")}
+    assert {"tensors": "attn_output", "precision": "Q4_K", "when": ""} in listed["Q3_K_M"]["clauses"]
+    assert listed["Q3_K_M"]["formats"] == ["gguf"]
+    assert "ffn_down" in edgekit("recipes").stdout
+    assert "no format 'nothing' is installed" in edgekit("recipes", "--format", "nothing", code=4).stderr
+
+
+def test_messages_write_options_as_the_command_line_does(tmp_path):
+    done = edgekit("quantize", sample.path(), "Q4_K_M", "--to", tmp_path / "name", code=3)
+    assert "Q4_K_M is a recipe for gguf" in done.stderr
+    assert "has no suffix, which means a directory" in done.stderr
+    assert done.stderr.rstrip().endswith("or say --format gguf")
+
+
 def test_convert_there_and_back(q4, tmp_path):
     edgekit("convert", q4, "--to", tmp_path / "again.gguf")
     edgekit("convert", tmp_path / "again.gguf", "--to", tmp_path / "hf", "--dtype", "F32")

@@ -1,15 +1,22 @@
 """`edgekit new-plugin`: a skeleton generated, built, installed, verified and uninstalled; and what is refused."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import tomllib
+import zipfile
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package; this is a helper beside them
 from fresh_environment import ROOT, Environment, build_wheel
+
+from edgekit.cli.new_plugin import PARTS, generate
+from edgekit.plugin import build
 
 EXAMPLE = ROOT / "plugins" / "example" / "src" / "edgekit_example"
 
@@ -53,6 +60,54 @@ def test_it_is_the_example_s_quantizer_under_another_name(tmp_path):
     assert os.listdir(tmp_path) == ["edgekit-acme"]
 
 
+def combinations():
+    for count in range(1, len(PARTS) + 1):
+        yield from itertools.combinations(PARTS, count)
+
+
+@pytest.mark.parametrize("parts", list(combinations()), ids="-".join)
+def test_every_combination_of_parts_is_a_plugin_that_loads(parts, tmp_path, monkeypatch):
+    name = "a-" + "".join(part[0] for part in parts)
+    generate(name, tmp_path / "out", parts)
+    module = f"edgekit_{name.replace('-', '_')}"
+    monkeypatch.syspath_prepend(str(tmp_path / "out" / "src"))
+    found = build([(EntryPoint(name, module, "edgekit"), f"edgekit-{name}", "1")])
+    assert (found.plugins[-1].status, found.plugins[-1].error) == ("loaded", "")
+    assert sorted(found.plugins[-1].provides) == sorted(f"{part}s" for part in parts)
+    for registration in found.registrations:
+        if registration.plugin == name:
+            registration.load()
+    files = [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".py", ".md", ".toml", ".typed")]
+    assert not [path for path in files if "$" in path.read_text("utf-8")]
+    tests = (tmp_path / "out" / "tests" / "test_conformance.py").read_text("utf-8")
+    assert [f"def test_{part}" in tests for part in PARTS] == [part in parts for part in PARTS]
+    tomllib.loads((tmp_path / "out" / "pyproject.toml").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("parts", ["precision", "format", "runtime", "command", ",".join(PARTS)])
+def test_what_is_generated_passes_its_own_tests_and_verify(parts, tmp_path):
+    target = tmp_path / "edgekit-made"
+    new_plugin("made", "--with", parts, "--dir", target)
+    with zipfile.ZipFile(build_wheel(target, tmp_path)) as wheel:
+        wheel.extractall(tmp_path / "site")
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), *filter(None, sys.path)]),
+        "EDGEKIT_TEST_PROFILE": "quick",
+    }
+    for command in (["pytest", "-q", "-p", "no:cacheprovider"], ["edgekit", "verify", "made"]):
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=target, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert " passed" in done.stdout
+
+
+def test_parts_that_there_are_not_are_refused(tmp_path):
+    told = new_plugin("acme", "--with", "format,runtim", code=2, cwd=tmp_path).stderr
+    assert "a plugin has no part 'runtim', did you mean 'runtime'?; --with takes precision, quantizer, format" in told
+    assert not os.listdir(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [
@@ -63,6 +118,7 @@ def test_it_is_the_example_s_quantizer_under_another_name(tmp_path):
         ("", "'': take small letters"),
         ("edgekit-mine", "'edgekit-mine': leave out the prefix, 'mine' is enough"),
         ("core", "'core' is taken"),
+        ("quantize", "'quantize' is taken"),
         ("reference", "'reference' is taken"),
     ],
 )

@@ -14,17 +14,17 @@ from edgekit.cli import _page
 from edgekit.cli._labels import Box, place
 from edgekit.cli.demo import AFFINE_LADDER, GGUF_LADDER, Step
 
-WIDTHS = (_page._WIDTH, _page._NARROW)
+WIDTHS = (_page._WIDTH, _page.NARROW)
 
 
-def steps(seed=0, noise=0.1):
+def steps(seed=0, noise=0.1, floor=7e-13):
     """A ladder as the demo measures it: a tenth of the divergence a bit, more or less."""
     rng = np.random.default_rng(seed)
     for recipe in (*GGUF_LADDER, *AFFINE_LADDER):
         bits = 16 if recipe == "F16" else int(re.search(r"\d", recipe)[0]) + rng.normal(0.3, noise)
         kl = 0.0 if recipe == "F16" else 10 ** (1 - 0.7 * bits + rng.normal(0, noise))
         path = recipe.replace(":", "-")
-        yield Step(recipe, path, int(2.4e5 * bits + 1e5), bits, "low", 0.1, 1.5, 0.001, kl, 0.9)
+        yield Step(recipe, path, int(2.4e5 * bits + 1e5), bits, "low", 0.1, 1.5, 0.001, kl, 0.9, floor)
 
 
 def drawn(svg):
@@ -71,6 +71,23 @@ def test_a_crowd_is_led_out_of_with_lines():
 )
 def test_a_segment_crosses_a_box_or_not(start, stop, crossed):
     assert Box(10, 0, 20, 20).crossed(start, stop) is crossed
+
+
+@pytest.mark.parametrize("floor", [7e-13, 1e-4, 0.0])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_is_not_above_the_noise_floor_lies_in_the_band(width, floor):
+    ladder = list(steps(floor=floor))
+    picture = _page.chart(ladder, width)
+    top, height = map(float, re.search(r'<rect [^>]*y="([\d.]+)"[^>]*height="(\d+)" class="noise"/>', picture).groups())
+    assert top + height == _page._HEIGHT - _page._BOTTOM
+    _, dots = drawn(picture)
+    for step, (_, y) in zip(ladder, dots, strict=True):
+        assert (y > top) == (step.kl <= floor), step
+        assert (f"KL {step.kl:.6f}" in picture) or step.kl <= floor
+    wanted = {7e-13: "7·10⁻¹³", 1e-4: "1·10⁻⁴", 0.0: "0"}[floor]
+    assert f">noise floor: {wanted} nats or less</text>" in picture
+    assert f"the noise floor, {wanted} nats" in _page.render(ladder, 3_830_000, 1.4713)
+    assert _page.render(ladder, 3_830_000, 1.4713).count("≤ noise floor</span>") == sum(s.is_noise for s in ladder)
 
 
 class Links(HTMLParser):

@@ -16,7 +16,7 @@ from edgekit.errors import (
     UnknownPrecisionError,
     UsageError,
 )
-from edgekit.plugin import Manager, Registration
+from edgekit.plugin import Manager, Registration, registry
 from edgekit.precision import catalogue
 from edgekit.reference import Traits, reference
 
@@ -312,8 +312,30 @@ def test_importance_has_to_fit():
 
 
 def test_an_unknown_backend_names_what_there_is():
-    with pytest.raises(MissingPluginError, match=r"no backend 'cuda' encodes ggml:Q4_0 \(there are: reference.*\)"):
+    """And no distribution that is made of the name: somebody else may publish one."""
+    with pytest.raises(
+        MissingPluginError, match=r"no backend 'cuda' encodes ggml:Q4_0 \(there are: reference.*\); "
+    ) as told:
         edgekit.encode(np.ones((1, 32), np.float32), "Q4_0", backend="cuda")
+    assert str(told.value).endswith("; choose one of these")
+
+
+def test_a_known_backend_that_is_not_installed_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("edgekit.encoding.codecs.manager", lambda: registry.build([]))
+    for backend in ("numba", "llamacpp", "openvino"):
+        with pytest.raises(MissingPluginError) as told:
+            edgekit.encode(np.ones((1, 32), np.float32), "Q4_0", backend=backend)
+        assert str(told.value) == (
+            f"no backend {backend!r} encodes ggml:Q4_0 (there are: reference); pip install edgekit-{backend}"
+        )
+
+
+def test_an_installed_backend_is_not_to_be_installed_again(monkeypatch):
+    """It does not encode that precision; or it is broken, which `edgekit doctor` says."""
+    failed = registry.PluginInfo("numba", "edgekit-numba", "1", status="failed", error="it is broken")
+    monkeypatch.setattr("edgekit.encoding.codecs.manager", lambda: registry.Manager([failed]))
+    with pytest.raises(MissingPluginError, match=r"\(there are: reference\); choose one of these$"):
+        edgekit.encode(np.ones((1, 32), np.float32), "Q4_0", backend="numba")
 
 
 def test_an_unknown_precision_is_refused():

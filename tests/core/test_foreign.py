@@ -233,7 +233,7 @@ def test_limits_are_stated_in_the_docs() -> None:
         pytest.skip("no docs beside the tests")
     text = page.read_text("utf-8")
     from edgekit.formats import _hf_files
-    from edgekit.tokenizer import hf_directory
+    from edgekit.tokenizer import hf_files
 
     for limit in (
         foreign.MAX_DIGITS,
@@ -243,6 +243,6 @@ def test_limits_are_stated_in_the_docs() -> None:
         _hf_files.MAX_TENSORS,
         _hf_files.CONFIG_LIMIT >> 20,
         _hf_files.INDEX_LIMIT >> 20,
-        hf_directory.TOKENIZER_LIMIT >> 20,
+        hf_files.TOKENIZER_LIMIT >> 20,
     ):
         assert f"{limit:,}" in text

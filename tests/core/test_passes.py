@@ -98,6 +98,7 @@ def test_the_command_line_reaches_every_pass(tmp_path):
         "size": 8,
         "files": ["b.txt"],
         "quality": {"growth": 4.0, "comment": "no JSON"},
+        "notes": {},
     }
     told = CliRunner().invoke(cli, line, catch_exceptions=False).stdout
     assert told == f"{tmp_path / 'b.txt'}  8 B\n  comment: \n  growth: 4\n"

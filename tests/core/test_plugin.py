@@ -158,9 +158,26 @@ def test_switching_one_off_leaves_the_others(make, monkeypatch):
 def test_a_missing_name_says_what_there_is_and_what_to_install():
     manager = plugin.build([])
     with pytest.raises(
-        MissingPluginError, match=r"no format 'gguf' is installed \(there are: hf\); install edgekit-gguf"
+        MissingPluginError, match=r"no format 'gguf' is installed \(there are: hf\); pip install edgekit-gguf$"
     ):
         manager.find("formats", "gguf")
+
+
+def test_a_missing_name_invents_no_distribution():
+    for role, name in (("formats", "gguf-nope"), ("runtimes", "cuda"), ("commands", "launch")):
+        with pytest.raises(MissingPluginError) as told:
+            plugin.build([]).find(role, name)
+        assert "install edgekit" not in str(told.value)
+        assert "(there are: " in str(told.value)
+
+
+def test_what_is_installed_and_broken_is_not_to_be_installed_again():
+    broken = plugin.PluginInfo("gguf", "edgekit-gguf", "1", status="failed", error="ImportError: no gguf")
+    with pytest.raises(MissingPluginError) as told:
+        plugin.Manager([broken]).find("formats", "gguf")
+    assert str(told.value) == (
+        "no format 'gguf' is installed (there are: none); not loaded: edgekit-gguf (ImportError: no gguf)"
+    )
 
 
 def test_a_target_that_does_not_import_names_its_distribution(make):

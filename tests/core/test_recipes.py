@@ -3,6 +3,7 @@
 import re
 
 import attrs
+import numpy as np
 import pytest
 
 import edgekit
@@ -21,8 +22,8 @@ from edgekit.errors import (
 from edgekit.pipeline import find_format, find_recipe, make_plan, read_recipe
 from edgekit.pipeline.recipes import list_recipes
 from edgekit.precision import Precision
-from edgekit.recipe import Assignment, Plan, Recipe, Rules, Uniform, check_plan
-from edgekit.tensor import EncodedTensor
+from edgekit.recipe import Assignment, Plan, Recipe, Rules, Slot, Uniform, check_plan
+from edgekit.tensor import EncodedTensor, Tensor
 from edgekit.testing.models import artifact_of, random_model
 
 CONFIG = ModelConfig(
@@ -274,6 +275,12 @@ def test_a_bad_plan_is_refused_before_a_tensor_is_read(change, error, message, s
 def test_a_good_plan_of_somebody_elses_passes(source, tmp_path):
     made = edgekit.quantize(source, Other(lambda plan: plan), to=tmp_path / "out")
     assert precisions(made)["model.embed_tokens.weight"] == "ggml:Q8_0"
+
+
+def test_a_scalar_in_blocks_is_refused():
+    slot = Slot("a", "a", Tensor.of("a", np.float32(1)), Precision.parse("float:F32"))
+    with pytest.raises(ShapeError, match="rows of 1 are no multiple of ggml:Q8_0's block of 32"):
+        check_plan(Plan("other", (Assignment("a", "a", (), Q8_0, ""),)), (slot,), "other")
 
 
 def test_the_check_takes_a_plan_without_tensors():

@@ -30,8 +30,6 @@ EXACT = {
     "KV_CACHE_PRECISION": "f32",
     "INFERENCE_NUM_THREADS": "1",
 }
-DATA = Path(os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
-STORIES = DATA / "stories260K.gguf"
 
 
 def model_of(name: str, **changes) -> Model:

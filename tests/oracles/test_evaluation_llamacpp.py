@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import llama_cpp
@@ -13,29 +12,34 @@ import edgekit
 from edgekit.evaluation import evaluate
 from edgekit.runtime import NumpyRuntime
 
-DATA = Path(os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
-MODEL = DATA / "stories260K.gguf"
 CONTEXT = 256
 
-pytestmark = pytest.mark.skipif(not MODEL.exists(), reason=f"{MODEL} is not there; set EDGEKIT_TEST_DATA")
+
+@pytest.fixture(scope="module", params=["stories", "sample"])
+def model(request) -> tuple[Path, str]:
+    """A trained model, and a text of its kind."""
+    names = {"stories": ("stories", "stories_text"), "sample": ("sample_gguf", "sample_text")}[request.param]
+    path, text = map(request.getfixturevalue, names)
+    return path, text
 
 
 @pytest.fixture(scope="module")
-def llama():
+def llama(model):
     f32 = llama_cpp.GGML_TYPE_F32  # its cache of keys and values is float16 otherwise, which costs 1e-4
     options = {"n_ctx": CONTEXT, "n_batch": CONTEXT, "n_threads": 1, "logits_all": True, "verbose": False}
-    model = llama_cpp.Llama(str(MODEL), type_k=f32, type_v=f32, flash_attn=False, **options)
-    yield model
-    model.close()
+    found = llama_cpp.Llama(str(model[0]), type_k=f32, type_v=f32, flash_attn=False, **options)
+    yield found
+    found.close()
 
 
 @pytest.fixture(scope="module")
-def artifact():
-    return edgekit.open(MODEL)
+def artifact(model):
+    return edgekit.open(model[0])
 
 
-def text(length):
-    return (DATA / "stories-sample.txt").read_text("utf-8")[:length]
+@pytest.fixture(scope="module")
+def text(model):
+    return model[1]
 
 
 def llamacpp_perplexity(llama, tokens):
@@ -51,17 +55,17 @@ def llamacpp_perplexity(llama, tokens):
     return np.exp(np.mean(losses)), len(losses)
 
 
-def test_perplexity(llama, artifact):
-    tokens = llama.tokenize(text(8000).encode(), add_bos=True)
-    assert tokens == artifact.tokenizer.encode(text(8000))
+def test_perplexity(llama, artifact, text):
+    tokens = llama.tokenize(text[:8000].encode(), add_bos=True)
+    assert tokens == artifact.tokenizer.encode(text[:8000])
     expected, count = llamacpp_perplexity(llama, tokens)
-    found = evaluate(artifact, text(8000), context=CONTEXT)
+    found = evaluate(artifact, text[:8000], context=CONTEXT)
     assert found.tokens == count
     assert found.perplexity == pytest.approx(expected, rel=1e-6)  # measured: 2.5e-8
 
 
-def test_logits_to_the_contexts_end(llama, artifact):
-    tokens = llama.tokenize(text(4000).encode(), add_bos=True)[:CONTEXT]
+def test_logits_to_the_contexts_end(llama, artifact, text):
+    tokens = llama.tokenize(text[:4000].encode(), add_bos=True)[:CONTEXT]
     llama.reset()
     llama.eval(tokens)
     expected = np.array(llama.scores[:CONTEXT])

@@ -1,7 +1,6 @@
 """ggml's formats against ggml itself: every byte of every block, and every decoded bit."""
 
 import importlib.util
-import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,7 +19,6 @@ _spec = importlib.util.spec_from_file_location("ggml_oracle", _HERE / "ggml_orac
 oracle = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(oracle)
 
-DATA = Path(os.environ.get("EDGEKIT_TEST_DATA", _HERE.parents[1] / ".." / "shared" / "data"))
 KINDS = list(ggml.TYPES)
 WEIGHED = [kind for kind in KINDS if ggml.TYPES[kind].IMPORTANCE != "unused"]
 ROWS, COLS = 12, 1024
@@ -274,11 +272,13 @@ def test_decoded_values_are_those_of_gguf_py(kind):
 # Real weights.
 
 
-def stories():
-    path = DATA / "stories260K.gguf"
-    if not path.exists():
-        pytest.skip(f"{path} is not here; set EDGEKIT_TEST_DATA")
-    return {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) == 2}
+@pytest.fixture(scope="module")
+def weights(request):
+    """Matrices that were trained."""
+    if request.param == "minilm":
+        return minilm()
+    tensors = gguf.GGUFReader(request.getfixturevalue(request.param)).tensors
+    return {tensor.name: np.array(tensor.data) for tensor in tensors if len(tensor.shape) == 2}
 
 
 def minilm():
@@ -296,9 +296,8 @@ def as_blocks(x, size):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("model", [stories, minilm])
-def test_real_weights(kind, model):
-    weights = model()
+@pytest.mark.parametrize("weights", ["stories", "sample_gguf", "minilm"], indirect=True)
+def test_real_weights(kind, weights):
     assert weights
     for name, tensor in weights.items():
         x = as_blocks(tensor, ggml.TYPES[kind].SIZE)[:256]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 from collections.abc import Iterator
 from itertools import product
@@ -21,8 +20,6 @@ from edgekit_gguf.format import GgufFormat
 from edgekit_gguf.recipes import GgufRecipe
 from edgekit_gguf.types import TENSOR_TYPES
 
-DATA = Path(os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
-STORIES = DATA / "stories260K.gguf"
 SAMPLE = Path(edgekit.__file__).parent / "sample" / "model"
 GGUF = GgufFormat()
 RECIPES = [getattr(recipes, name) for name in edgekit_gguf.RECIPES]
@@ -39,14 +36,14 @@ def _quiet() -> Iterator[None]:
     llama_cpp.llama_log_set(llama_cpp.llama_log_callback(0), ctypes.c_void_p(0))
 
 
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Real models, as F32 GGUF files."""
-    found = {"stories260K": STORIES} if STORIES.is_file() else {}
-    if (SAMPLE / "config.json").is_file():
-        found["sample"] = tmp_path_factory.mktemp("sample") / "sample-F32.gguf"
-        edgekit.convert(SAMPLE, found["sample"], dtype="F32")
+@pytest.fixture
+def source(request: pytest.FixtureRequest) -> Path:
+    """A real model, as an F32 GGUF file."""
+    found: Path = request.getfixturevalue(request.param)
     return found
+
+
+both = pytest.mark.parametrize("source", ["stories", "sample_gguf"], indirect=True)
 
 
 Importance = dict[str, np.ndarray]
@@ -88,29 +85,22 @@ _PRECISIONS |= {t.name.replace("Q", "q"): t.precision for t in TENSOR_TYPES.valu
 
 
 @pytest.mark.parametrize("weighed", [False, True], ids=["plain", "weighed"])
-@pytest.mark.parametrize("model", ["stories260K", "sample"])
+@both
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_files_equal_llama_quantizes(
-    model: str, recipe: GgufRecipe, weighed: bool, sources: dict[str, Path], tmp_path: Path
+    recipe: GgufRecipe, weighed: bool, source: Path, sample_gguf: Path, tmp_path: Path
 ):
-    if model not in sources:
-        pytest.skip(f"{model} is not here ({STORIES}, {SAMPLE})")
-    if (model, recipe.name, weighed) == ("sample", "Q2_K_S", False):
+    if source == sample_gguf and recipe.name == "Q2_K_S" and not weighed:
         pytest.skip("llama.cpp refuses Q2_K_S without an importance matrix")
-    if (model, recipe.name) == ("stories260K", "Q1_0"):
+    if source != sample_gguf and recipe.name == "Q1_0":
         pytest.skip("llama.cpp has no fallback for Q1_0, whose blocks do not divide rows of 64")
-    importance = random_importance(sources[model]) if weighed else None
-    theirs = llama_quantize(sources[model], tmp_path / "theirs.gguf", recipe, importance)
+    importance = random_importance(source) if weighed else None
+    theirs = llama_quantize(source, tmp_path / "theirs.gguf", recipe, importance)
     edgekit.quantize(
-        sources[model],
-        recipe,
-        to=tmp_path / "ours.gguf",
-        importance=importance,
-        backend="reference",
-        exact_importance=True,
+        source, recipe, to=tmp_path / "ours.gguf", importance=importance, backend="reference", exact_importance=True
     )
     ours = (tmp_path / "ours.gguf").read_bytes()
-    assert ours == theirs, f"{model} {recipe.name}: first differing byte {first_difference(ours, theirs)}"
+    assert ours == theirs, f"{recipe.name}: first differing byte {first_difference(ours, theirs)}"
 
 
 def random_importance(source: Path) -> Importance:
@@ -127,10 +117,8 @@ def first_difference(a: bytes, b: bytes) -> int:
     return int(unequal.argmax()) if unequal.any() else shorter
 
 
-def test_a_directory_is_quantized_as_its_f32_file(sources: dict[str, Path], tmp_path: Path):
-    if "sample" not in sources:
-        pytest.skip(f"no sample model at {SAMPLE}")
-    theirs = llama_quantize(sources["sample"], tmp_path / "theirs.gguf", BY_NAME["Q4_K_M"])
+def test_a_directory_is_quantized_as_its_f32_file(sample_gguf: Path, tmp_path: Path):
+    theirs = llama_quantize(sample_gguf, tmp_path / "theirs.gguf", BY_NAME["Q4_K_M"])
     edgekit.quantize(SAMPLE, "Q4_K_M", to=tmp_path / "ours.gguf", backend="reference")
     assert (tmp_path / "ours.gguf").read_bytes() == theirs
 
@@ -221,19 +209,18 @@ def greedy(path: Path, prompt: str, tokens: int = 60) -> str:
     return str(text)
 
 
+@both
 @pytest.mark.parametrize("dtype", ["F32", "F16"])
-def test_text_is_the_same_after_conversion(dtype: str, tmp_path: Path):
-    if not STORIES.is_file():
-        pytest.skip(f"no {STORIES}")
-    edgekit.convert(STORIES, tmp_path / "converted.gguf", dtype=dtype)
-    before = greedy(STORIES, "Once upon a time")
+def test_text_is_the_same_after_conversion(source: Path, dtype: str, tmp_path: Path):
+    edgekit.convert(source, tmp_path / "converted.gguf", dtype=dtype)
+    before = greedy(source, "Once upon a time")
     assert len(before) > 60
     assert greedy(tmp_path / "converted.gguf", "Once upon a time") == before
 
 
+@both
 @pytest.mark.parametrize("recipe", ["Q8_0", "Q4_K_M", "Q2_K"])
-def test_quantized_files_run(recipe: str, sources: dict[str, Path], tmp_path: Path):
-    for model, source in sources.items():
-        path = tmp_path / f"{model}.gguf"
-        edgekit.quantize(source, recipe, to=path)
-        assert greedy(path, "Once", 20).strip(), f"{model} in {recipe} says nothing"
+def test_quantized_files_run(recipe: str, source: Path, tmp_path: Path):
+    path = tmp_path / "model.gguf"
+    edgekit.quantize(source, recipe, to=path)
+    assert greedy(path, "Once", 20).strip(), f"{source.name} in {recipe} says nothing"

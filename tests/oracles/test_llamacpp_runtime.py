@@ -39,35 +39,20 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 
 from llama_model import Shape, write_llama
 
-DATA = Path(os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
-STORIES = DATA / "stories260K.gguf"
-SAMPLE = Path(edgekit.__file__).parent / "sample" / "model"
-MODELS = ["stories260K", "sample"]
 CHATML = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
 
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Real models as F32 GGUF files."""
-    found = {"stories260K": STORIES} if STORIES.is_file() else {}
-    if (SAMPLE / "config.json").is_file():
-        found["sample"] = tmp_path_factory.mktemp("sample") / "sample-F32.gguf"
-        edgekit.convert(SAMPLE, found["sample"], dtype="F32")
+@pytest.fixture
+def source(request: pytest.FixtureRequest) -> Path:
+    """A real model as an F32 GGUF file."""
+    found: Path = request.getfixturevalue(getattr(request, "param", "sample_gguf"))
     return found
 
 
-@pytest.fixture
-def source(request: pytest.FixtureRequest, sources: dict[str, Path]) -> Path:
-    name = getattr(request, "param", "stories260K")
-    if name not in sources:
-        pytest.skip(f"{name} is not here ({STORIES}, {SAMPLE})")
-    return sources[name]
-
-
-both = pytest.mark.parametrize("source", MODELS, indirect=True)
+both = pytest.mark.parametrize("source", ["stories", "sample_gguf"], indirect=True)
 both_ways = pytest.mark.parametrize("isolate", [False, True], ids=["here", "child"])
 
 
@@ -250,10 +235,11 @@ def test_chat_is_the_template_and_then_the_text(source: Path, isolate: bool, tmp
 
 def test_bos_of_a_template_is_not_doubled(source: Path, tmp_path: Path):
     path = with_template(source, tmp_path / "chat.gguf", "{{ bos_token }}" + CHATML)
+    bos = edgekit.open(source).tokenizer.bos
     with load(path) as runtime:
         ids = runtime.encode(runtime.prompt([{"role": "user", "content": "Hi"}]), special=True)
-        assert ids[0] == 1
-        assert ids.count(1) == 1
+        assert ids[0] == bos
+        assert ids.count(bos) == 1
 
 
 def test_without_a_template_chat_is_refused(source: Path):

@@ -1,9 +1,7 @@
 """MLX's formats against MLX itself, on the CPU: every word, scale and bias, and every decoded bit."""
 
-import os
 from importlib.metadata import version
 from importlib.resources import files
-from pathlib import Path
 
 import ml_dtypes
 import mlx.core as mx
@@ -24,7 +22,6 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = [np.dtype(np.float32), np.dtype(np.float16), BFLOAT16]
 PRECISIONS = [p for p in catalogue() if p.convention == "mlx"]
 MICROSCALING = [p for p in PRECISIONS if p.kind in ("mxfp4", "mxfp8")]
-DATA = Path(os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[2] / "../shared/data"))
 ROWS, COLS = 96, 256
 
 
@@ -149,11 +146,13 @@ def test_any_seed_and_shape(seed, dtype, precision, rows):
         check(x, precision, name)
 
 
-def stories():
-    path = DATA / "stories260K.gguf"
-    if not path.exists():
-        pytest.skip(f"{path} is not here; set EDGEKIT_TEST_DATA")
-    return {t.name: np.array(t.data) for t in GGUFReader(path).tensors if len(t.shape) == 2}
+@pytest.fixture(scope="module")
+def weights(request):
+    """Matrices that were trained."""
+    if request.param == "minilm":
+        return minilm()
+    tensors = GGUFReader(request.getfixturevalue(request.param)).tensors
+    return {t.name: np.array(t.data) for t in tensors if len(t.shape) == 2}
 
 
 def minilm():
@@ -166,10 +165,10 @@ def minilm():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("model", [stories, minilm], ids=lambda model: model.__name__)
-def test_real_weights(model, dtype):
+@pytest.mark.parametrize("weights", ["stories", "sample_gguf", "minilm"], indirect=True)
+def test_real_weights(weights, dtype):
     compared = 0
-    for name, weight in model().items():
+    for name, weight in weights.items():
         for precision in PRECISIONS:
             if weight.shape[1] % precision.block == 0:
                 check(weight.astype(dtype), precision, name)

@@ -8,18 +8,18 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 
+import edgekit
+from edgekit import sample as sample_model
 from edgekit.precision import Precision
 from edgekit.reference import olive as reference
 
 pytestmark = pytest.mark.skipif(find_spec("olive") is None, reason="olive-ai is not installed here")
 
-DATA = Path(os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 SOURCES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 ROWS, COLS = 8, 192
 NAMES = [
@@ -95,12 +95,9 @@ def sample(distribution, source):
 
 
 def real_weights():
-    if (DATA / "stories260K.gguf").exists():
-        import gguf
-
-        for tensor in gguf.GGUFReader(DATA / "stories260K.gguf").tensors:
-            if tensor.name in ("blk.0.attn_q.weight", "blk.4.ffn_up.weight"):
-                yield tensor.name, np.ascontiguousarray(tensor.data, np.float32)
+    trained = edgekit.open(sample_model.path()).model.tensors
+    for name in ("blk.0.attn_q.weight", "blk.2.ffn_up.weight"):
+        yield name, trained[name].float32(0, 64)
 
 
 @pytest.fixture(scope="module")

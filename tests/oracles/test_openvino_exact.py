@@ -22,6 +22,8 @@ from nncf import CompressWeightsMode as Mode
 from openvino import opset13 as opset
 from safetensors.numpy import load_file
 
+import edgekit
+from edgekit import sample
 from edgekit.precision import Precision
 from edgekit.reference import openvino
 
@@ -98,15 +100,9 @@ def minilm():
 
 
 @cache
-def stories():
-    folder = os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")
-    path = Path(folder) / "stories260K.gguf"
-    if not path.exists():
-        return {}
-    from gguf import GGUFReader
-
-    tensors = {t.name: np.array(t.data) for t in GGUFReader(path).tensors}
-    return {f"stories260K {name}": x for name, x in tensors.items() if x.ndim == 2}
+def trained():
+    tensors = edgekit.open(sample.path()).model.tensors
+    return {f"sample {name}": tensor.float32() for name, tensor in tensors.items() if len(tensor.shape) == 2}
 
 
 def compressed(tensors, name):
@@ -168,7 +164,7 @@ def differing(tensors, name, folder):
 @pytest.mark.parametrize("name", NAMES)
 def test_no_byte_differs(name, tmp_path):
     precision = Precision.parse(f"openvino:{name}")
-    tensors = {**synthetic(), **minilm(), **stories()}
+    tensors = {**synthetic(), **minilm(), **trained()}
     fitting = {label: x for label, x in tensors.items() if x.shape[1] % (precision.block or 1) == 0}
     assert len(fitting) >= 28
     assert differing(fitting, name, tmp_path) == []

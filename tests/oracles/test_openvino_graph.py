@@ -88,12 +88,10 @@ def test_a_graph_is_fused_where_the_plugin_knows_how(tmp_path):
     assert counts == {"ScaledDotProductAttention": 3, "RoPE": 6, "RMS": 7, "MatMul": 0}
 
 
-MODELS = {"sample": sample.path(), **({"stories260K": cases.STORIES} if cases.STORIES.exists() else {})}
-
-
-@pytest.mark.parametrize("path", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("model", ["stories", "sample_gguf"])
 @pytest.mark.parametrize("recipe", ["float:F32", "INT8_ASYM", "INT4_SYM_G32"])
-def test_trained_models(path, recipe, tmp_path):
+def test_trained_models(model, recipe, tmp_path, request):
+    path = request.getfixturevalue(model)
     artifact = edgekit.quantize(path, recipe, to=tmp_path / "ir", format="openvino")
     tokens = np.array(edgekit.open(path).tokenizer.encode("Once upon a time there was a little dog."))
     logits = cases.Compiled(artifact.path / XML)(tokens[None])[0]

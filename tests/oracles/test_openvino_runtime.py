@@ -82,9 +82,8 @@ def test_embeddings_are_those_of_the_numpy_forward_pass(small):
         np.testing.assert_allclose(ours.embed(PROMPT), model.embed(PROMPT), atol=1e-5)
 
 
-@pytest.mark.skipif(not cases.STORIES.exists(), reason="needs stories260K.gguf of the test data")
-def test_stories(tmp_path):
-    artifact = edgekit.quantize(cases.STORIES, "INT8_ASYM", to=tmp_path / "ir", format="openvino")
+def test_stories(stories, tmp_path):
+    artifact = edgekit.quantize(stories, "INT8_ASYM", to=tmp_path / "ir", format="openvino")
     with edgekit.load(artifact, "numpy") as model, load(artifact) as ours:
         assert ours.generate(PROMPT, max_tokens=60) == model.generate(PROMPT, max_tokens=60)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import io
 import json
-import os
 import random
 import unicodedata
 from collections.abc import Iterator
@@ -25,7 +24,6 @@ import edgekit
 from edgekit.formats import safetensors
 from edgekit.tokenizer import Tokenizer, TokenType, from_hf_directory, pretokenizers
 
-DATA = Path(os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 PIECES = [
     *("  ", " ", "\n", "\t", "\r\n", "\n\n", "\0", "\x7f", "\u200b", "\u00a0", "\u3000", "\ufeff", "▁"),
     *("a", "the", " a ", "Once", "upon", "A", "ABCdef", "don't", "'s", "'LL", "'ſ", "é", "À", "ÀÉ", "ǅ", "ß", "𝔘"),
@@ -107,31 +105,30 @@ def same(ours: Tokenizer, theirs: Any, texts: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def stories() -> tuple[Tokenizer, llama_cpp.Llama]:
-    path = DATA / "stories260K.gguf"
-    if not path.is_file():
-        pytest.skip(f"{path} is absent")
-    tokenizer = edgekit.open(path).tokenizer
+def vocabulary(stories: Path) -> tuple[Tokenizer, llama_cpp.Llama]:
+    tokenizer = edgekit.open(stories).tokenizer
     assert tokenizer is not None
-    return tokenizer, llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    return tokenizer, llama_cpp.Llama(str(stories), vocab_only=True, verbose=False)
 
 
-@pytest.mark.parametrize("text", ["stories-sample.txt", "wikitext2-test-head.txt"])
-def test_long_texts_as_llama_cpp(stories: tuple[Tokenizer, llama_cpp.Llama], text: str) -> None:
-    tokenizer, model = stories
-    content = (DATA / text).read_text("utf-8")
+@pytest.mark.parametrize("text", ["stories_text", "sample_text", "wikitext"])
+def test_long_texts_as_llama_cpp(
+    vocabulary: tuple[Tokenizer, llama_cpp.Llama], text: str, request: pytest.FixtureRequest
+) -> None:
+    tokenizer, model = vocabulary
+    content = request.getfixturevalue(text)
     ids = tokenizer.encode(content)
     assert ids == model.tokenize(content.encode(), add_bos=True, special=True)
     assert tokenizer.decode(ids) == content.replace("▁", " ")
 
 
-def test_adversarial_texts_as_llama_cpp(stories: tuple[Tokenizer, llama_cpp.Llama]) -> None:
-    tokenizer, model = stories
+def test_adversarial_texts_as_llama_cpp(vocabulary: tuple[Tokenizer, llama_cpp.Llama]) -> None:
+    tokenizer, model = vocabulary
     same(tokenizer, lambda text: llama_ids(model, text), strings(2000, *MARKS, "<s>", "</s>", "<unk>"))
 
 
-def test_text_of_any_ids_as_llama_cpp(stories: tuple[Tokenizer, llama_cpp.Llama]) -> None:
-    tokenizer, model = stories
+def test_text_of_any_ids_as_llama_cpp(vocabulary: tuple[Tokenizer, llama_cpp.Llama]) -> None:
+    tokenizer, model = vocabulary
     rng = random.Random(0)
     for _ in range(1000):
         ids = [403, *rng.choices(range(3, 512), k=rng.randrange(20))]  # " Once", and whatever follows

@@ -17,7 +17,7 @@ import attrs
 
 from edgekit.errors import InvalidFileError, MissingFileError
 from edgekit.files import pairs
-from edgekit.files.foreign import read_bytes, shown, strict_json
+from edgekit.files.foreign import read_bytes, readable, shown, strict_json
 from edgekit.files.pairs import LIMIT
 
 SCHEMA = 1
@@ -61,7 +61,8 @@ class Manifest:
     def to_json(self) -> str:
         """Deterministic JSON; waits for the sources' hashes where they are still being computed."""
         fields = {**attrs.asdict(self), "sources": dict(self.sources)}
-        return json.dumps({"schema": SCHEMA, **fields}, indent=1, sort_keys=True) + "\n"
+        # A file's name may be no Unicode text, and JSON that holds such a one is no JSON to other readers.
+        return json.dumps(_readable({"schema": SCHEMA, **fields}), indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: bytes, file: Path) -> Manifest:
@@ -85,6 +86,14 @@ class Manifest:
             raise InvalidFileError(
                 f"{file}: not an edgekit manifest ({error!s:.200}); delete it to go on without"
             ) from error
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, str):
+        return readable(value)
+    if isinstance(value, Mapping):
+        return {_readable(key): _readable(item) for key, item in value.items()}
+    return [_readable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def manifest_path(artifact: Path) -> Path:

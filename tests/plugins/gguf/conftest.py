@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,17 +14,6 @@ from edgekit.architectures import Model, ModelConfig, tensor_shapes
 from edgekit.artifact import Artifact
 from edgekit.tensor import Tensor
 from edgekit.tokenizer import Tokenizer
-
-DATA = Path(os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
-
-
-@pytest.fixture
-def stories() -> Path:
-    """A real trained model."""
-    path = DATA / "stories260K.gguf"
-    if not path.is_file():
-        pytest.skip(f"no {path}")
-    return path
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def test_the_manifest_lies_beside_the_file(stories: Path, tmp_path: Path):
     small = edgekit.quantize(stories, "Q8_0", to=tmp_path / "small.gguf")
     assert small.manifest is not None
     assert small.manifest.recipe == "Q8_0"
-    assert list(small.manifest.sources) == ["stories260K.gguf"]
+    assert list(small.manifest.sources) == [stories.name]
     assert json.loads(manifest_path(small.path).read_text())["tensors"]["token_embd.weight"]["precision"] == "ggml:Q8_0"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.gguf", "small.gguf.edgekit.json"]
 

@@ -86,6 +86,8 @@ class Transformer:
         cache: whether decoded weights are kept in memory; None keeps them where all of them together take less
             than `CACHE_LIMIT` bytes in float32. Without, each pass reads them anew, a piece at a time.
         observe: called with the input of every matrix product.
+        halves: whether each product with a weight matrix is summed in two halves: the same values but for float32's
+            rounding, which shows how much of a difference between two models is rounding alone (`in_halves`).
 
     Example:
         >>> Transformer(artifact.model).logits(np.array([1, 15043, 3186]))  # doctest: +SKIP
@@ -94,6 +96,7 @@ class Transformer:
     model: Model
     cache: bool | None = None
     observe: Observe | None = None
+    halves: bool = False
     _kept: dict[str, F32] = attrs.field(factory=dict, init=False, repr=False)
     _keep: bool = attrs.field(init=False, repr=False)
 
@@ -107,6 +110,12 @@ class Transformer:
     def config(self) -> ModelConfig:
         """The model's hyper-parameters."""
         return self.model.config
+
+    def in_halves(self) -> Transformer:
+        """The same model with another order of summation (see `halves`); it shares the weights decoded so far."""
+        other = attrs.evolve(self, halves=True, observe=None)
+        other._kept.update(self._kept)
+        return other
 
     def logits(self, tokens: npt.ArrayLike) -> F32:
         """The scores of every next token.
@@ -227,10 +236,17 @@ class Transformer:
         rows = x.reshape(-1, x.shape[-1])
         if self.observe is not None:
             self.observe(f"{name}.weight", rows)
-        out = np.concatenate([rows @ piece.T for piece in self._pieces(f"{name}.weight")], axis=-1)
+        out = np.concatenate([self._times(rows, piece) for piece in self._pieces(f"{name}.weight")], axis=-1)
         if f"{name}.bias" in self.model.tensors:
             out += self._weight(f"{name}.bias")
         return out.reshape(*x.shape[:-1], -1)
+
+    def _times(self, rows: F32, piece: F32) -> F32:
+        """``rows @ piece.T`` in one of the two orders of summation."""
+        if not self.halves:
+            return rows @ piece.T
+        half = rows.shape[1] // 2
+        return rows[:, :half] @ piece[:, :half].T + rows[:, half:] @ piece[:, half:].T
 
     def _pieces(self, name: str) -> Iterator[F32]:
         """A weight matrix in float32: whole where it is kept, else some rows at a time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from typing import Any
 
@@ -95,6 +96,8 @@ def cli(ctx: click.Context, debug: bool) -> None:
 def main(args: list[str] | None = None) -> Any:
     """Run the command line; every error of edgekit's becomes one line on stderr and its exit code."""
     arguments = sys.argv[1:] if args is None else args
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may be no Unicode text, and a terminal may know ASCII
     try:
         return cli.main(arguments, prog_name="edgekit")
     except EdgekitError as error:

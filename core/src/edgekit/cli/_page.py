@@ -17,17 +17,18 @@ if TYPE_CHECKING:
 _Scale = Callable[[float], float]
 
 #: Pixels of the chart: of the usual one, and of the one that narrow screens show.
-_WIDTH, _NARROW, _HEIGHT = 860, 388, 440
+_WIDTH, NARROW, _HEIGHT = 860, 388, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 44, 56
-#: What is nearer than this is drawn here: a logarithm has no zero.
-_FLOOR = 1e-6
+#: Height of the band for what is not above the noise floor: a logarithm has no zero.
+_BAND = 30
 _COLOURS = {"gguf": "#3b82f6", "affine": "#d97706"}
 _LEGEND = {"gguf": "GGUF recipes", "affine": "affine, groups of 32"}
 _SVG_STYLE = """
-.ladder{--back:#fff;--ink:#374151;--grid:#e5e7eb;font:12px system-ui,sans-serif}
-@media (prefers-color-scheme:dark){.ladder{--back:#131416;--ink:#cfd0d0;--grid:#33363c}}
+.ladder{--back:#fff;--ink:#374151;--grid:#e5e7eb;--noise:#f3f4f6;font:12px system-ui,sans-serif}
+@media (prefers-color-scheme:dark){.ladder{--back:#131416;--ink:#cfd0d0;--grid:#33363c;--noise:#1f2126}}
 .ladder .back{fill:var(--back)} .ladder text{fill:var(--ink)} .ladder .grid{stroke:var(--grid)}
 .ladder .name{paint-order:stroke;stroke:var(--back);stroke-width:3px;stroke-linejoin:round}
+.ladder .noise{fill:var(--noise)}
 .ladder .lead{stroke:var(--ink);stroke-opacity:.5}
 """
 _STYLE = """
@@ -65,7 +66,9 @@ def render(steps: Sequence[Step], source_size: int, baseline: float) -> str:
 measured on text that the model never saw. Further left is smaller, further down is nearer to the source. Beside each
 perplexity stands the standard error of its difference to the source's: with many bits the difference is chance.</p>
 <div class="wide">{chart(steps)}</div>
-<div class="narrow">{chart(steps, _NARROW)}</div>
+<div class="narrow">{chart(steps, NARROW)}</div>
+<p>The band at the bottom is the noise floor, {_power(steps[0].noise_floor)} nats: the divergence of the source from
+itself when its sums are taken in another order. What lies in it may be rounding alone.</p>
 <p>Each name in the table leads to its artifact; <a href="ladder.json">ladder.json</a> has the numbers,
 <a href="ladder.svg">ladder.svg</a> the picture.</p>
 {_table(steps)}
@@ -74,17 +77,22 @@ perplexity stands the standard error of its difference to the source's: with man
 
 
 def chart(steps: Sequence[Step], width: int = _WIDTH) -> str:
-    """An SVG scatter of size (linear) against the KL divergence from the source (logarithmic), `width` pixels wide."""
+    """An SVG scatter of size (linear) against the KL divergence from the source (logarithmic), `width` pixels wide.
+
+    What is not above the noise floor lies in a band below the logarithmic scale.
+    """
     right = width - _RIGHT
     across = _scale(0, max(s.size for s in steps) * 1.08, _LEFT, right)
-    up = _scale(math.log(_FLOOR), math.log(max(s.kl for s in steps) * 2), _HEIGHT - _BOTTOM, _TOP)
+    low, high = _range(steps)
+    border = _HEIGHT - _BOTTOM - _BAND
+    up = _scale(math.log(low), math.log(high), border, _TOP)
 
     def height(step: Step) -> float:
-        return up(math.log(max(step.kl, _FLOOR)))
+        return border + _BAND / 2 if step.is_noise else up(math.log(step.kl))
 
-    ticks = [_size_tick(across, value) for value in _steps(max(s.size for s in steps), 5 if width > _NARROW else 3)]
-    decades = math.floor(math.log10(max(s.kl for s in steps) * 2 / _FLOOR))
-    marks = [_kl_tick(up, _FLOOR * 10.0**decade, right) for decade in range(decades + 1)]
+    ticks = [_size_tick(across, value) for value in _steps(max(s.size for s in steps), 5 if width > NARROW else 3)]
+    decades = range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high)) + 1)
+    marks = [_kl_tick(up, 10.0**decade, right) for decade in decades]
     paths = {kind: _path(steps, kind, across, height) for kind in _COLOURS}
     lines = [_line(kind, path) for kind, path in paths.items() if path]
     dots = [_dot(step, across(step.size), height(step)) for step in steps]
@@ -96,11 +104,48 @@ def chart(steps: Sequence[Step], width: int = _WIDTH) -> str:
         "KL divergence (nats)</text>"
     )
     back = f'<rect class="back" width="{width}" height="{_HEIGHT}" rx="8"/>'
-    body = "\n".join([back, *ticks, *marks, *lines, *names, *dots, *_legend(paths), labels])
+    body = "\n".join(
+        [
+            back,
+            _band(border, right, steps[0].noise_floor),
+            *ticks,
+            *marks,
+            *lines,
+            *names,
+            *dots,
+            *_legend(paths),
+            labels,
+        ]
+    )
     return (
         f'<svg class="ladder" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {_HEIGHT}" role="img" '
         f'aria-label="Size against KL divergence"><style>{_SVG_STYLE}</style>\n{body}\n</svg>'
     )
+
+
+def _range(steps: Sequence[Step]) -> tuple[float, float]:
+    """Ends of the logarithmic scale: from a power of ten, or the noise floor where that is higher."""
+    above = [step.kl for step in steps if not step.is_noise] or [1e-6]
+    low = 10.0 ** math.floor(math.log10(min(above)))
+    return max(low, *(step.noise_floor for step in steps)), max(above) * 2
+
+
+def _band(top: float, right: float, floor: float) -> str:
+    return (
+        f'<rect x="{_LEFT}" y="{top}" width="{right - _LEFT}" height="{_BAND}" class="noise"/>'
+        f'<text x="{_LEFT + 8}" y="{top + 19}">noise floor: {_power(floor)} nats or less</text>'
+    )
+
+
+def _power(value: float) -> str:
+    """7·10⁻¹³."""
+    if value == 0:
+        return "0"
+    digit, exponent = f"{value:.0e}".split("e")
+    return f"{digit}·10{str(int(exponent)).translate(_RAISED)}"
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def _legend(paths: Mapping[str, Sequence[Point]]) -> Iterator[str]:
@@ -131,7 +176,7 @@ def _size_tick(across: _Scale, value: float) -> str:
 
 
 def _kl_tick(up: _Scale, value: float, right: float) -> str:
-    y, tick = up(math.log(value)), f"{'≤ ' if value == _FLOOR else ''}{_decade(value)}"
+    y, tick = up(math.log(value)), _decade(value)
     return (
         f'<line x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
         f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick}</text>'
@@ -141,7 +186,7 @@ def _kl_tick(up: _Scale, value: float, right: float) -> str:
 def _decade(value: float) -> str:
     """0.01, and with an exponent where there would be many zeros: 10⁻⁶."""
     exponent = round(math.log10(value))
-    return f"{value:g}" if exponent > -4 else "10⁻" + "⁰¹²³⁴⁵⁶⁷⁸⁹"[-exponent]
+    return f"{value:g}" if exponent > -4 else "10" + str(exponent).translate(_RAISED)
 
 
 def _kind(step: Step) -> str:
@@ -159,7 +204,7 @@ def _line(kind: str, path: Sequence[Point]) -> str:
 
 
 def _dot(step: Step, x: float, y: float) -> str:
-    title = f"{step.recipe}: {size(step.size)}, perplexity {step.perplexity:.4f}, KL {step.kl:.6f}"
+    title = f"{step.recipe}: {size(step.size)}, perplexity {step.perplexity:.4f}, KL {divergence(step)}"
     return (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{_COLOURS[_kind(step)]}">'
         f"<title>{html.escape(title)}</title></circle>"
@@ -186,6 +231,11 @@ def _short(step: Step) -> str:
     return step.recipe.removeprefix("affine:").removesuffix("-asym-g32")
 
 
+def divergence(step: Step) -> str:
+    """The KL divergence; what is not above the noise floor is marked."""
+    return "≤ noise floor" if step.is_noise else f"{step.kl:.6f}"
+
+
 def _perplexity(step: Step) -> str:
     return f"{step.perplexity:.4f} <small>± {step.perplexity_error:.4f}</small>"
 
@@ -209,7 +259,7 @@ def _cells(step: Step) -> Iterator[str]:
         step.tier,
         f"{step.error:.2%}",
         _perplexity(step),
-        f"{step.kl:.6f}",
+        divergence(step),
         f"{step.top1:.2%}",
     )
     for name, value in zip(_HEADER, values, strict=True):

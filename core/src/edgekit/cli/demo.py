@@ -35,6 +35,7 @@ class Step:
         error: relative RMS error of all weights.
         perplexity, kl, top1: on the held-out text, the last two against the source.
         perplexity_error: of the difference to the source's perplexity, a standard error.
+        noise_floor: of the KL divergence; see `edgekit.evaluation.Evaluation`.
     """
 
     recipe: str
@@ -47,6 +48,12 @@ class Step:
     perplexity_error: float
     kl: float
     top1: float
+    noise_floor: float
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether the KL divergence is not above the noise floor."""
+        return self.kl <= self.noise_floor
 
 
 @click.command("demo")
@@ -66,6 +73,7 @@ def command(out: str, as_json: bool) -> None:
     page = target / "index.html"
     write_atomic(page, _page.render(steps, source.nbytes, baseline.perplexity).encode())
     write_atomic(target / "ladder.svg", (_page.chart(steps) + "\n").encode())
+    write_atomic(target / "ladder-narrow.svg", (_page.chart(steps, _page.NARROW) + "\n").encode())
     write_atomic(target / "ladder.json", (json.dumps([attrs.asdict(s) for s in steps], indent=1) + "\n").encode())
     if as_json:
         print_json(
@@ -102,6 +110,7 @@ def measure(source: Baseline, made: Artifact, recipe: str, text: str) -> Step:
         perplexity_error=quality.perplexity_error or 0.0,
         kl=quality.kl_divergence or 0.0,
         top1=quality.top1_agreement or 0.0,
+        noise_floor=quality.noise_floor or 0.0,
     )
 
 
@@ -134,12 +143,13 @@ def show(steps: list[Step], source: Artifact, baseline: Evaluation) -> None:
             s.tier,
             f"{s.error:.2%}",
             perplexity(s),
-            f"{s.kl:.6f}",
+            _page.divergence(s),
             f"{s.top1:.2%}",
         )
         for s in steps
     ]
     click.echo(table(header, rows))
+    click.echo(f"\nNoise floor of the KL divergence: {steps[0].noise_floor:.1e} nats (two orders of summation)")
     if not _has_gguf():
         click.echo("\npip install edgekit-gguf adds the GGUF half of the ladder (Q8_0 … Q2_K).")
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from edgekit.cli._examined import Examined, examine
+from edgekit.cli._foreign import foreign_owners
 from edgekit.cli._output import json_option, print_json
 from edgekit.plugin.registry import BUILT_IN, installed
 
@@ -30,7 +31,7 @@ _DEPENDENCIES = ("attrs", "click", "numpy", "pluggy", "safetensors")
 def command(ctx: click.Context, as_json: bool) -> None:
     """Check the installation: versions, plugins and everything they register, optional packages, devices.
 
-    Exits with 4 where a plugin is broken.
+    Exits with 4 where a plugin is broken, or where another project's distribution owns the module `edgekit` too.
     """
     report = examined()
     if as_json:
@@ -43,7 +44,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
 def examined() -> dict[str, Any]:
     """Everything `edgekit doctor` shows, as plain data."""
     looked_at = examine(installed())
-    problems = []
+    problems = list(foreign_owners())
     for plugin in installed():
         told = [plugin.error] if plugin.error and plugin.status != "disabled" else []
         told += looked_at.get(plugin.name, Examined()).problems
@@ -51,12 +52,19 @@ def examined() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: metadata.version(name) for name in (BUILT_IN, *_DEPENDENCIES)},
+        "versions": {name: _version(name) for name in (BUILT_IN, *_DEPENDENCIES)},
         "optional": {name: importlib.util.find_spec(name) is not None for name in _OPTIONAL},
         "plugins": {p.name: f"{p.distribution} {p.version}, {p.status}" for p in installed()},
         "devices": {name: lines for found in looked_at.values() for name, lines in found.devices.items()},
         "problems": problems,
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # a source tree on the path
+        return "not installed"
 
 
 def _show(report: dict[str, Any]) -> None:

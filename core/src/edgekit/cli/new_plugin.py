@@ -1,11 +1,16 @@
-"""`edgekit new-plugin`: a whole distribution to start from, whose tests pass at once."""
+"""`edgekit new-plugin`: a whole distribution to start from, whose tests pass at once.
+
+The templates lie in a folder for each part and one for what all have. The parts' modules are the example plugin's,
+which `docs/generate.py` copies.
+"""
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -16,27 +21,33 @@ import click
 from edgekit.cli._output import json_option, print_json
 from edgekit.errors import UsageError
 from edgekit.files.atomic import writing
-from edgekit.plugin.registry import installed
+from edgekit.plugin.registry import installed, manager
 
 _NAME = re.compile(r"[a-z][a-z0-9]{0,31}(-[a-z0-9]{1,31}){0,3}")
 #: Names that mean something else: the core's plugin, the reference as a backend, the extra that brings everything.
 _TAKEN = ("core", "reference", "all", "edgekit", "testing", "text")
 _SUFFIX = ".in"
+_ROOT = files("edgekit.cli") / "_templates"
+#: Of a part: its hook, its tests with their imports, and lines of the README.
+_FRAGMENTS = ("hook", "imports", "test", "does", "next")
+#: What a plugin may bring, in the order in which its files name it.
+PARTS = ("precision", "quantizer", "format", "runtime", "command")
 
 
 @click.command("new-plugin")
 @click.argument("name")
+@click.option("--with", "parts", default="quantizer", show_default=True, metavar="PART,...", help=", ".join(PARTS))
 @click.option("--dir", "directory", type=click.Path(path_type=Path), help="Where. Default: edgekit-NAME, here.")
 @json_option
-def command(name: str, directory: Path | None, as_json: bool) -> None:
-    """Write the skeleton of a plugin: a distribution with one exact quantizer, and tests that pass.
+def command(name: str, parts: str, directory: Path | None, as_json: bool) -> None:
+    """Write the skeleton of a plugin: a distribution with the parts that you name, and tests that pass.
 
     \b
-    edgekit new-plugin mine
+    edgekit new-plugin mine --with precision,format
     pip install -e './edgekit-mine[testing]' && pytest edgekit-mine
     """  # noqa: D301  - click's mark, a real backspace
     target = directory or Path(f"edgekit-{name}")
-    written = generate(name, target)
+    written = generate(name, target, parts.split(","))
     if as_json:
         print_json({"name": name, "directory": str(target), "files": written})
         return
@@ -45,14 +56,27 @@ def command(name: str, directory: Path | None, as_json: bool) -> None:
     click.echo(f"\nNext: pip install -e '{target}[testing]' && pytest {target}, then edgekit verify {name}", err=True)
 
 
-def generate(name: str, target: Path) -> list[str]:
+def generate(name: str, target: Path, parts: Sequence[str] = ("quantizer",)) -> list[str]:
     """Write the skeleton of a plugin into a directory that appears whole, or not at all; gives its files.
 
+    Args:
+        name: of the plugin.
+        target: a directory that is not there, or empty.
+        parts: of `PARTS`, what the plugin brings.
+
     Raises:
-        UsageError: a name that no plugin can have, or a target that holds something.
+        UsageError: a name that no plugin can have, an unknown part, or a target that holds something.
         ResourceError: the target cannot be written.
     """
     check_name(name)
+    chosen = [part for part in PARTS if part in [each.strip() for each in parts]]
+    for part in (each.strip() for each in parts):
+        if part not in PARTS:
+            near = difflib.get_close_matches(part, PARTS, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            raise UsageError(
+                f"a plugin has no part {part!r}{hint}; --with takes {', '.join(PARTS)}, separated by commas"
+            )
     target = Path(os.path.abspath(target))
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     with writing(target):
@@ -60,7 +84,7 @@ def generate(name: str, target: Path) -> list[str]:
             raise UsageError(f"{target} is there already, and nothing is overwritten; choose another with --dir")
         partial.mkdir()
         try:
-            written = sorted(_write(partial, name))
+            written = sorted(_write(partial, _words(name, chosen), chosen))
             os.replace(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -77,13 +101,41 @@ def check_name(name: str) -> None:
         raise UsageError(f"plugin name {name!r}: leave out the prefix, {name.removeprefix('edgekit-')!r} is enough")
     if not _NAME.fullmatch(name):
         raise UsageError(f"plugin name {name!r}: take small letters, digits and single hyphens, a letter first")
-    if name in _TAKEN or any(name == plugin.name for plugin in installed()):
+    commands = {registration.name for registration in manager().all("commands")}
+    if name in _TAKEN or name in commands or any(name == plugin.name for plugin in installed()):
         raise UsageError(f"plugin name {name!r} is taken; `edgekit plugins` lists what is installed")
 
 
-def _write(folder: Path, name: str) -> Iterator[str]:
-    words = {"name": name, "distribution": f"edgekit-{name}", "module": f"edgekit_{name.replace('-', '_')}"}
-    for path, template in _templates(files("edgekit.cli") / "_templates"):
+def _words(name: str, parts: Sequence[str]) -> dict[str, str]:
+    """What the templates' placeholders stand for."""
+    word = name.replace("-", "_")
+    words = {
+        "name": name,
+        "word": word,
+        "Name": "".join(piece.capitalize() for piece in name.split("-")),
+        "distribution": f"edgekit-{name}",
+        "module": f"edgekit_{word}",
+        "magic": f"{name.replace('-', '').upper()}XXX"[:3] + "1",
+    }
+
+    def all_of(file: str) -> list[str]:
+        return [Template((_ROOT / part / f"{file}{_SUFFIX}").read_text("utf-8")).substitute(words) for part in parts]
+
+    does = [line.strip() for line in all_of("does")]
+    return words | {
+        "hooks": "".join(all_of("hook")).rstrip("\n"),
+        "imports": "".join(sorted("".join(all_of("imports")).splitlines(keepends=True))),
+        "tests": "".join(all_of("test")).rstrip("\n"),
+        "does": ", ".join(does).replace("`", ""),
+        "list": "\n".join(f"- {line}" for line in does),
+        "next": "".join(f"- {line}" for line in all_of("next")).rstrip("\n"),
+    }
+
+
+def _write(folder: Path, words: Mapping[str, str], parts: Sequence[str]) -> Iterator[str]:
+    for path, template in (found for part in ("base", *parts) for found in _templates(_ROOT / part)):
+        if "/" not in path and path.removesuffix(_SUFFIX) in _FRAGMENTS:
+            continue
         file = folder / path.removesuffix(_SUFFIX).replace("src/module/", f"src/{words['module']}/")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(Template(template.read_text("utf-8")).substitute(words), "utf-8", newline="\n")

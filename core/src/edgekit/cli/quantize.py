@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -70,7 +71,7 @@ def command(
     with progress(recipe) as report:
         written = quantize(
             artifact,
-            Recipe.of(dict(map(parse_rule, rules)), recipe) if rules else recipe,
+            Recipe.of(parse_rules(rules), recipe) if rules else recipe,
             to=to,
             format=format_,
             importance=importance,
@@ -85,16 +86,21 @@ def command(
     show_written(artifact, written, as_json)
 
 
-def parse_rule(text: str) -> tuple[str, str]:
-    """``PATTERN=PRECISION`` as a pattern and the name of a precision.
+def parse_rules(texts: Sequence[str]) -> dict[str, str]:
+    """``PATTERN=PRECISION`` each, as the name of a precision by pattern, in order.
 
     Raises:
-        UsageError: there is no ``=``, or nothing on one side of it.
+        UsageError: there is no ``=``, or nothing on one side of it; or a pattern comes twice.
     """
-    pattern, equals, precision = text.rpartition("=")
-    if not (pattern and equals and precision):
-        raise UsageError(f"--tensor {text}: write PATTERN=PRECISION, for example --tensor '*attn_v*=Q8_0'")
-    return pattern, precision
+    rules: dict[str, str] = {}
+    for text in texts:
+        pattern, equals, precision = text.rpartition("=")
+        if not (pattern and equals and precision):
+            raise UsageError(f"--tensor {text}: write PATTERN=PRECISION, for example --tensor '*attn_v*=Q8_0'")
+        if pattern in rules:
+            raise UsageError(f"--tensor {text}: {pattern} has {rules[pattern]} already; give each pattern once")
+        rules[pattern] = precision
+    return rules
 
 
 def _importance(imatrix: str | None, artifact: Artifact) -> dict[str, npt.NDArray[np.float32]] | None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from edgekit.encoding.refusals import refuse_nonfinite, refuse_overflow
 from edgekit.errors import MissingPluginError, PluginError, ShapeError, UsageError
 from edgekit.numerics.smallfloats import bfloat16_to_float32, is_bfloat16
-from edgekit.plugin.registry import Registration, manager
+from edgekit.plugin.registry import KNOWN_DISTRIBUTIONS, Registration, manager
 from edgekit.precision import Precision, register
 from edgekit.recipe import fits
 from edgekit.reference import Parts, Reference, Traits, reference
@@ -256,9 +256,10 @@ def choose(precision: Precision, backend: str | None) -> Registration | None:
     named = [r for r in found if r.plugin == backend]
     if not named:
         names = ", ".join([REFERENCE, *(r.plugin for r in found)])
-        raise MissingPluginError(
-            f"no backend {backend!r} encodes {precision.name} (there are: {names}); install edgekit-{backend}"
-        )
+        known = KNOWN_DISTRIBUTIONS.get(backend)
+        there = backend in {p.name for p in manager().plugins}
+        cure = f"pip install {known}" if known and not there else "choose one of these"
+        raise MissingPluginError(f"no backend {backend!r} encodes {precision.name} (there are: {names}); {cure}")
     return named[0]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import NonFiniteError, ScaleOverflowError
+from edgekit.errors import NonFiniteError, ScaleOverflowError, option
 from edgekit.numerics.blocks import row_chunks
 from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import Precision
@@ -45,7 +45,7 @@ def refuse_nonfinite(x: npt.NDArray[Any], name: str = "array", first_row: int = 
             row, column = np.argwhere(bad(piece))[0]
             raise NonFiniteError(
                 f"{name} holds {piece[row, column]} at row {first_row + rows.start + row}, column {column}; "
-                'mend the weights, or leave such tensors in float with nonfinite="keep"'
+                f"mend the weights, or leave such tensors in float with {option('nonfinite', 'keep')}"
             )
 
 

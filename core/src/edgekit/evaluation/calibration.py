@@ -210,7 +210,7 @@ def read_importance(path: str | os.PathLike[str], artifact: Artifact | None = No
             if artifact is not None:
                 _refuse_other_models(found, artifact, where)
             return found
-    raise UsageError(f"{where}: no installed format reads an importance matrix from it; install edgekit-gguf")
+    raise UsageError(f"{where}: no installed format reads an importance matrix from it; pip install edgekit-gguf")
 
 
 def _refuse_other_models(found: Mapping[str, F32], artifact: Artifact, where: Path) -> None:

@@ -44,6 +44,9 @@ class Evaluation:
         kl_divergence: mean over the scored positions, of the baseline's distribution from the artifact's, in nats.
         kl_divergence_p99: its 99th percentile.
         top1_agreement: share of scored positions, 0 to 1.
+        noise_floor: the KL divergence, in nats, of the baseline from itself when its products are summed in another
+            order, over the first batch of windows (at most 2048 tokens, or one window). A divergence that is no
+            larger may be float32's rounding alone.
     """
 
     perplexity: float
@@ -54,6 +57,12 @@ class Evaluation:
     kl_divergence: float | None = None
     kl_divergence_p99: float | None = None
     top1_agreement: float | None = None
+    noise_floor: float | None = None
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether the KL divergence is no larger than the noise floor; False without a baseline."""
+        return self.noise_floor is not None and (self.kl_divergence or 0.0) <= self.noise_floor
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: what is not finite becomes null."""
@@ -68,7 +77,8 @@ class Evaluation:
         return (
             f"{text} (baseline {self.baseline_perplexity:.4f}, difference {difference})\n"
             f"KL divergence {self.kl_divergence:.6f} mean, {self.kl_divergence_p99:.6f} p99; "
-            f"top-1 agreement {self.top1_agreement:.2%}"
+            f"top-1 agreement {self.top1_agreement:.2%}\n"
+            f"noise floor {self.noise_floor:.1e}{': the divergence is not above it' if self.is_noise else ''}"
         )
 
 
@@ -83,6 +93,7 @@ class Baseline:
         self.artifact = as_artifact(source)
         self._model = Transformer(self.artifact.model)
         self._known: dict[bytes, npt.NDArray[np.float32]] = {}
+        self._noise: dict[bytes, float] = {}
         self.config = self._model.config
         self.project = self._model.project
 
@@ -92,6 +103,17 @@ class Baseline:
         if key not in self._known:
             self._known[key] = self._model.hidden(tokens)
         return self._known[key]
+
+    def in_halves(self) -> Transformer:
+        """As `Transformer.in_halves`."""
+        return self._model.in_halves()
+
+    def noise_floor(self, windows: Ints) -> float:
+        """As `noise_floor`, measured once."""
+        key = windows.tobytes()
+        if key not in self._noise:
+            self._noise[key] = noise_floor(self, windows)
+        return self._noise[key]
 
 
 Judge = Transformer | Baseline
@@ -123,8 +145,10 @@ def evaluate(
         progress: called before each batch of windows.
 
     Returns:
-        The measures. Logits of a few positions at a time are held, never those of the text; the KL divergence
-        is never negative, and exactly 0 for models that compute the same.
+        The measures. A baseline costs a second forward pass of the text, and the noise floor two of its first batch
+        (one with a `Baseline`, and none for the artifacts after the first). Logits of a few positions at a time are
+        held, never those of the text; the KL divergence is never negative, and exactly 0 for models that compute the
+        same.
 
     Raises:
         UsageError: fewer than three tokens, no tokenizer for a text, other vocabularies or tokenizers, or a bad
@@ -138,7 +162,23 @@ def evaluate(
     _refuse_other_tokenizers(sources)
     windows = cut(tokens_of(judged, text), _context(context, models), _bos(judged))
     scores = list(_scores(models, windows, progress))
-    return _summary(np.concatenate(scores, axis=1), windows.shape[1], sources)
+    found = _summary(np.concatenate(scores, axis=1), windows.shape[1], sources)
+    if baseline is None:
+        return found
+    base, first = models[-1], windows[: _step(windows)]
+    noise = base.noise_floor(first) if isinstance(base, Baseline) else noise_floor(base, first)
+    return attrs.evolve(found, noise_floor=noise)
+
+
+def noise_floor(model: Judge, windows: Ints) -> float:
+    """Mean KL divergence, in nats, of a model from itself when its products are summed in another order.
+
+    Args:
+        model: what computes.
+        windows: token ids [count, context], of which the second half of each is scored.
+    """
+    scores = np.concatenate(list(_score_batch([model.in_halves(), model], windows)), axis=1)
+    return float(scores[2].mean())
 
 
 def tokens_of(artifact: Artifact, text: Text) -> Ints:
@@ -233,14 +273,19 @@ def _bos(artifact: Artifact) -> int | None:
 
 def _scores(models: list[Judge], windows: Ints, progress: Progress | None) -> Iterator[F64]:
     """Rows for each scored position, [rows, positions]: negative log-likelihood, or with a baseline four rows."""
-    count, context = windows.shape
-    step = max(1, _BATCH // context)
+    count = len(windows)
+    step = _step(windows)
     for start in range(0, count, step):
         if progress:
             progress(start, count, "evaluation")
         yield from _score_batch(models, windows[start : start + step])
     if progress:
         progress(count, count, "")
+
+
+def _step(windows: Ints) -> int:
+    """How many windows go through the model at once."""
+    return max(1, _BATCH // int(windows.shape[1]))
 
 
 def _score_batch(models: list[Judge], batch: Ints) -> Iterator[F64]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import InvalidFileError, MissingFileError
+from edgekit.errors import InvalidFileError, MissingFileError, UnsupportedModelError
 from edgekit.files.memory import shortage
 from edgekit.files.reader import Reader, reading, refuse_special
 
@@ -115,6 +115,25 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def utf8(text: str, what: str) -> bytes:
+    """A text as UTF-8, for a file whose format holds nothing else.
+
+    Args:
+        text: what to write.
+        what: the text's name, for the message.
+
+    Raises:
+        UnsupportedModelError: it has characters that are none: bytes of a GGUF file's string that are no UTF-8.
+    """
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        part = shown(text[max(0, error.start - 10) : error.end + 10])
+        raise UnsupportedModelError(
+            f"{what} is no Unicode text near {part}, so only GGUF can hold it; write GGUF, or get the model again"
+        ) from error
 
 
 def readable(text: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from edgekit.artifact import Layout
+from edgekit.files.foreign import utf8
 from edgekit.formats import _hf_files as files
 from edgekit.manifest import Manifest
 from edgekit.recipe import Plan
@@ -40,7 +41,7 @@ def generate(layout: Layout, plan: Plan) -> Iterator[tuple[str, bytes]]:
     yield files.CONFIG, _json(_config(layout, plan, tokenizer))
     if tokenizer is not None:
         yield from generation_config(tokenizer)
-        yield "tokenizer.json", tokenizer.to_json().encode()
+        yield "tokenizer.json", utf8(tokenizer.to_json(), "the tokenizer")
         yield "tokenizer_config.json", _json(_tokenizer_config(layout, tokenizer))
 
 
@@ -98,4 +99,4 @@ def _templates(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    return utf8(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "the configuration")

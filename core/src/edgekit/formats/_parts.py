@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import EdgekitError, InvalidFileError, MissingPluginError, UnknownPrecisionError
-from edgekit.files.foreign import strict_json
+from edgekit.files.foreign import shown, strict_json
 from edgekit.formats.safetensors import Part
 from edgekit.precision import Precision
 from edgekit.recipe import fits
@@ -175,11 +175,11 @@ def _malformed(name: str, fields: Any, tensors: Mapping[str, Tensor]) -> str:
         return "wants exactly precision, shape and parts"
     shape, keys = fields["shape"], fields["parts"]
     if not (isinstance(shape, list) and shape and all(type(d) is int and d > 0 for d in shape)):
-        return f"shape {shape!r} is no list of sizes"
+        return f"shape {shown(shape)} is no list of sizes"
     if math.prod(shape) >= 1 << 62 or shape[-1] > LONGEST_ROW:
-        return f"shape {shape!r} is beyond any model"
+        return f"shape {shown(shape)} is beyond any model"
     if not (isinstance(keys, list) and keys and all(isinstance(k, str) and f"{name}.{k}" in tensors for k in keys)):
-        return f"its parts {keys!r} are not in the file"
+        return f"its parts {shown(keys)} are not in the file"
     return ""
 
 

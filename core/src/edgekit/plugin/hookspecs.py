@@ -57,7 +57,10 @@ def edgekit_register_precisions(register: Register) -> None:
 def edgekit_register_recipes(register: Register) -> None:
     """Offer a recipe: ``register("Q4_K_M", "edgekit_gguf.recipes:Q4_K_M", formats=("gguf",))``.
 
-    The target implements `edgekit.recipe.Recipe`; ``formats`` names the formats it is meant for.
+    The target implements `edgekit.recipe.Recipe`; ``formats`` names the formats it is meant for. Its plan is checked
+    before a tensor is read: one assignment for each slot, in their order. Where a tensor cannot have what the recipe
+    asks for, the assignment names that in ``asked``, and the conversion's notes count it. A method ``describe()``
+    returns `edgekit.recipe.Clause`s, which `edgekit recipes` shows.
     """
 
 

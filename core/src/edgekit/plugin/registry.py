@@ -58,10 +58,13 @@ _NAMED = ("formats", "recipes", "packagers", "passes", "commands")
 #: Seconds in which a plugin's light module has to be imported, a hundred times what it may take.
 LOAD_SECONDS = float(os.environ.get("EDGEKIT_PLUGIN_SECONDS", "10"))
 BUILT_IN = "edgekit-core"
-#: Distributions to install for what they bring, for messages that name the cure.
+#: The distribution to install for a format, a suffix, a backend, a runtime or a command. Messages that name a cure
+#: take its name from here: a name made of what the user typed may be a stranger's distribution, or nobody's.
 KNOWN_DISTRIBUTIONS = {
     "gguf": "edgekit-gguf",
     ".gguf": "edgekit-gguf",
+    "llamacpp": "edgekit-llamacpp",
+    "numba": "edgekit-numba",
     "openvino": "edgekit-openvino",
     "ovms": "edgekit-openvino",
     "serve": "edgekit-serve",
@@ -204,7 +207,9 @@ class Manager:
 
     def _missing(self, role: str, name: str) -> str:
         names = ", ".join(sorted({r.name for r in self.all(role)})) or "none"
-        cure = f"; install {KNOWN_DISTRIBUTIONS[name]}" if name in KNOWN_DISTRIBUTIONS else ""
+        known = KNOWN_DISTRIBUTIONS.get(name)
+        there = known in {p.distribution for p in self.plugins}
+        cure = f"; pip install {known}" if known and not there else ""
         failed = [f"{p.distribution} ({p.error})" for p in self.plugins if p.status in ("failed", "refused")]
         broken = f"; not loaded: {', '.join(failed)}" if failed else ""
         return f"no {one(role)} {name!r} is installed (there are: {names}){cure}{broken}"

@@ -95,7 +95,8 @@ class Plan:
 
 def fits(precision: Precision, shape: Sequence[int]) -> bool:
     """Whether rows of that shape can be encoded: any length, or whole blocks where the format wants them."""
-    return not (precision.whole_blocks and precision.block and shape[-1] % precision.block)
+    row = shape[-1] if shape else 1
+    return not (precision.whole_blocks and precision.block and row % precision.block)
 
 
 def is_matrix(slot: Slot) -> bool:

@@ -64,7 +64,7 @@ class Reference(Protocol):
     def bound(
         self, x: npt.NDArray[Any], parts: Mapping[str, npt.NDArray[Any]], precision: Precision
     ) -> npt.NDArray[np.float64]:
-        """A sound bound [rows, cols] on |x - decode(parts)|, element by element, for ``parts = encode(x)``.
+        """A sound bound [rows, cols] on ``|x - decode(parts)|``, element by element, for ``parts = encode(x)``.
 
         Derived from x and the stored scales, never by decoding.
         """

@@ -22,6 +22,7 @@ from typing import Any
 import attrs
 
 from edgekit.errors import InvalidFileError
+from edgekit.files.foreign import shown
 
 #: The roles that transformers knows, in its order.
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -117,7 +118,7 @@ def merge(
 
 def _refuse_contradictions(token: AddedToken, known: int | None, owner: str | None, where: str, source: str) -> None:
     if known is not None and known != token.id:
-        raise contradiction(where, (f"token {token.content!r} is", known, source), (token.id, token.source))
+        raise contradiction(where, (f"token {shown(token.content)} is", known, source), (token.id, token.source))
     if owner is not None and owner != token.content:
         raise contradiction(where, (f"id {token.id} is", repr(owner), source), (repr(token.content), token.source))
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgekit.errors import InvalidFileError, UnsupportedModelError
-from edgekit.files.foreign import member, read_bytes, read_object
+from edgekit.files.foreign import member, read_bytes, read_object, shown
 from edgekit.tokenizer import pretokenizers, sentencepiece
 from edgekit.tokenizer.added_tokens import AddedToken, contradiction, merge
 from edgekit.tokenizer.hf_files import TOKENIZER_LIMIT, Files, added_token, checked_id
@@ -301,8 +301,9 @@ def _from_vocab(files: Files) -> Tokenizer:
     path = files.directory / "vocab.json"
     pre = _CLASSES.get(str(files.config.get("tokenizer_class")).removesuffix("Fast"))
     if pre is None:
+        named = shown(files.config.get("tokenizer_class"))
         raise UnsupportedModelError(
-            f"{path}: tokenizer_config.json names the class {files.config.get('tokenizer_class')!r}; edgekit knows "
+            f"{path}: tokenizer_config.json names the class {named}; edgekit knows "
             f"{', '.join(_CLASSES)} without a tokenizer.json; save it with transformers' AutoTokenizer to get one"
         )
     words = _vocabulary(read_object(files.directory, "vocab.json", TOKENIZER_LIMIT), path)

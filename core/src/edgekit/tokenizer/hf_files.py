@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from edgekit.errors import InvalidFileError
-from edgekit.files.foreign import read_bytes, read_object, strict_json
+from edgekit.files.foreign import read_bytes, read_object, shown, strict_json
 from edgekit.tokenizer import sentencepiece
 from edgekit.tokenizer.added_tokens import ROLES, AddedToken, contradiction
 from edgekit.tokenizer.record import TokenType
@@ -156,7 +156,7 @@ class Files:
         """The default template (Jinja source), and the others by name, from the newest place that holds any.
 
         Raises:
-            InvalidFileError: a template's file that is too large, or a link that leads out of the directory.
+            InvalidFileError: a template's file that is too large, no UTF-8, or a link that leads out of the directory.
         """
         found = self._template_files()
         for source in (self.config, read_object(self.directory, "chat_template.json", TOKENIZER_LIMIT) or {}):
@@ -167,12 +167,19 @@ class Files:
         found: dict[str, str] = {}
         content = read_bytes(self.directory, "chat_template.jinja", TOKENIZER_LIMIT)
         if content is not None:
-            found["default"] = content.decode("utf-8", "replace")
+            found["default"] = _template(content, self.directory / "chat_template.jinja")
         for path in template_files(self.directory):
             content = read_bytes(path.parent, path.name, TOKENIZER_LIMIT)
             assert content is not None  # it was listed
-            found[path.stem] = content.decode("utf-8", "replace")
+            found[path.stem] = _template(content, path)
         return found
+
+
+def _template(content: bytes, path: Path) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidFileError(f"{path}: not UTF-8 at byte {error.start:,}; fetch it again") from error
 
 
 def template_files(directory: Path) -> tuple[Path, ...]:
@@ -210,7 +217,7 @@ def checked_id(number: Any, path: Path) -> int:
         InvalidFileError: it is none.
     """
     if not (type(number) is int and 0 <= number <= LARGEST_ID):
-        raise InvalidFileError(f"{path}: {number!r} is no token id; fetch it again")
+        raise InvalidFileError(f"{path}: {shown(number)} is no token id; fetch it again")
     return number
 
 
@@ -232,9 +239,9 @@ def _refuse_contradictions(directory: Path, first: Any, second: Any) -> None:
     for token in second:
         other = contents.get(token.content, token)
         if other.id != token.id:
-            told = (f"token {token.content!r} is", other.id, other.source)
+            told = (f"token {shown(token.content)} is", other.id, other.source)
             raise contradiction(str(directory), told, (token.id, token.source))
         other = ids.get(token.id, token)
         if other.content != token.content:
-            told = (f"id {token.id} is", repr(other.content), other.source)
-            raise contradiction(str(directory), told, (repr(token.content), token.source))
+            told = (f"id {token.id} is", shown(other.content), other.source)
+            raise contradiction(str(directory), told, (shown(token.content), token.source))

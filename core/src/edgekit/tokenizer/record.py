@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 
 from edgekit.errors import EdgekitError, InvalidFileError, MissingPluginError, UsageError
-from edgekit.files.foreign import native
+from edgekit.files.foreign import native, utf8
 from edgekit.files.memory import refuse_shortage
 
 if TYPE_CHECKING:
@@ -194,6 +194,7 @@ class Tokenizer:
                 "cutting text into tokens needs the tokenizers library; pip install 'edgekit-core[text]'"
             ) from error
         text = self.to_json()
+        utf8(text, "the tokenizer")
         try:
             with native("the tokenizer"):
                 return tokenizers.Tokenizer.from_str(text)

@@ -71,14 +71,22 @@ def _sentencepiece(tokenizer: Tokenizer, number: int) -> bytes:
     token = tokenizer.tokens[number]
     if tokenizer.types[number] == TokenType.BYTE and token in byte_tokens():
         return byte_tokens()[token]
-    return token.replace(SPACE, " ").encode("utf-8", "replace")
+    return _bytes(token.replace(SPACE, " "))
 
 
 def _byte_level(tokenizer: Tokenizer, number: int) -> bytes:
     token, alphabet = tokenizer.tokens[number], byte_alphabet()
     if tokenizer.types[number] == TokenType.NORMAL and all(character in alphabet for character in token):
         return bytes(alphabet[character] for character in token)
-    return token.encode("utf-8", "replace")
+    return _bytes(token)
+
+
+def _bytes(token: str) -> bytes:
+    """UTF-8; of a token whose bytes are no UTF-8 those of the file, which a reader keeps as surrogate escapes."""
+    try:
+        return token.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a pair, which is no byte
+        return token.encode("utf-8", "replace")
 
 
 @cache

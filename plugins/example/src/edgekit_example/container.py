@@ -25,7 +25,7 @@ import numpy.typing as npt
 from edgekit.architectures import ModelConfig
 from edgekit.encoding import find_precision
 from edgekit.errors import InvalidFileError, MissingPluginError, UnknownPrecisionError
-from edgekit.files.foreign import invalid, shown, strict_json
+from edgekit.files.foreign import invalid, shown, strict_json, utf8
 from edgekit.files.reader import Reader
 from edgekit.formats import PartLayout, part_layouts
 from edgekit.precision import Precision
@@ -82,7 +82,7 @@ def build_header(
         "tokenizer": None if tokenizer is None else to_plain(tokenizer),
         "tensors": [{"name": n, "shape": s, "precision": p.name} for n, s, p in tensors],
     }
-    text = json.dumps(fields, separators=(",", ":")).encode()
+    text = utf8(json.dumps(fields, separators=(",", ":"), ensure_ascii=False), "the configuration or the tokenizer")
     return MAGIC + len(text).to_bytes(4, "little") + text
 
 

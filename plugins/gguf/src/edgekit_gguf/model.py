@@ -26,6 +26,7 @@ import numpy as np
 
 from edgekit.architectures import FAMILIES, Family, Model, ModelConfig, RopeScaling, check_config, check_tensors
 from edgekit.errors import InvalidFileError, UnsupportedModelError
+from edgekit.files.foreign import shown
 from edgekit.tensor import AnyTensor
 from edgekit_gguf.metadata import Metadata, Value, f32, flags, text, u32
 from edgekit_gguf.rotary import reorder
@@ -313,7 +314,7 @@ def _family(keys: _Keys) -> Family:
     if not named:
         known = ", ".join(dict.fromkeys(family.gguf for family in FAMILIES.values()))
         raise UnsupportedModelError(
-            f"{keys.path}: general.architecture is {keys.architecture!r}; edgekit knows {known}"
+            f"{keys.path}: general.architecture is {shown(keys.architecture)}; edgekit knows {known}"
         )
     if keys.count("expert_count", 0):
         keys.refuse("expert_count", f"is {keys.count('expert_count')}")
@@ -435,7 +436,7 @@ def _scaling(keys: _Keys, tensors: Mapping[str, AnyTensor], context: int, rotary
             return _yarn(keys, factor, original, attention)
         case "none" | "longrope":
             return None
-    keys.refuse("rope.scaling.type", f"is {kind!r}")
+    keys.refuse("rope.scaling.type", f"is {shown(kind)}")
 
 
 def _yarn(keys: _Keys, factor: float, original: int, attention: float) -> RopeScaling:

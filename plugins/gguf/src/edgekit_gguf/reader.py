@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, ResourceError
+from edgekit.files.foreign import shown
 from edgekit.files.memory import shortage
 from edgekit.files.reader import Reader
 from edgekit.precision import Precision
@@ -235,7 +236,7 @@ def _pairs(cursor: Cursor, count: int) -> Iterator[tuple[str, Value]]:
     for index in range(count):
         cursor.context = f"metadata pair {index}"
         key = cursor.name("key")
-        cursor.context = f"key {key!r}"
+        cursor.context = f"key {shown(key)}"
         if key in seen:
             cursor.fail("the key is there twice")
         seen.add(key)
@@ -313,7 +314,7 @@ def _alignment(cursor: Cursor, metadata: Metadata) -> int:
     cursor.context = "key 'general.alignment'"
     value = metadata.typed.get("general.alignment", Value(ValueType.UINT32, ALIGNMENT))
     if value.type is not ValueType.UINT32 or value.data.bit_count() != 1:
-        cursor.fail(f"{value.data!r} of type {value.type.name.lower()}; a uint32 power of two is allowed")
+        cursor.fail(f"{shown(value.data)} of type {value.type.name.lower()}; a uint32 power of two is allowed")
     return int(value.data)
 
 
@@ -322,7 +323,7 @@ def _infos(cursor: Cursor, count: int) -> list[TensorInfo]:
     for index in range(count):
         cursor.context = f"tensor {index}"
         name = cursor.name("name")
-        cursor.context = f"tensor {name!r}"
+        cursor.context = f"tensor {shown(name)}"
         if name in infos:
             cursor.fail("the name is there twice")
         shape = _shape(cursor)
@@ -357,15 +358,15 @@ def _placed(cursor: Cursor, infos: list[TensorInfo], start: int, alignment: int)
     placed = tuple(_place(cursor, info, start, alignment) for info in infos)
     for before, after in pairwise(sorted(placed, key=lambda info: info.start)):
         if before.start + before.nbytes > after.start:
-            cursor.context, cursor.offset = f"tensor {after.name!r}", after.start
-            cursor.fail(f"it overlaps tensor {before.name!r}")
+            cursor.context, cursor.offset = f"tensor {shown(after.name)}", after.start
+            cursor.fail(f"it overlaps tensor {shown(before.name)}")
     return placed
 
 
 def _place(cursor: Cursor, info: TensorInfo, start: int, alignment: int) -> TensorInfo:
     begin, nbytes = start + info.start, info.nbytes
     if info.start % alignment or begin + nbytes > cursor.size:
-        cursor.context, cursor.offset = f"tensor {info.name!r}", begin
+        cursor.context, cursor.offset = f"tensor {shown(info.name)}", begin
         if info.start % alignment:
             cursor.fail(f"offset {info.start} is no multiple of the alignment, {alignment}")
         kind, left = info.type.name, max(0, cursor.left)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgekit.errors import InvalidFileError, UnsupportedModelError
+from edgekit.files.foreign import shown
 from edgekit.tokenizer import Tokenizer, TokenType
 from edgekit.tokenizer.ends import TEXTS
 from edgekit_gguf.metadata import Metadata, Value, f32s, flag, i32s, text, texts, u32
@@ -145,7 +146,9 @@ def from_metadata(metadata: Metadata, path: Path) -> Tokenizer | None:
     if model is None or model in _NO_VOCABULARY:
         return None
     if model not in _MODELS:
-        raise UnsupportedModelError(f"{path}: its tokenizer is of model {model!r}; edgekit knows {', '.join(_MODELS)}")
+        raise UnsupportedModelError(
+            f"{path}: its tokenizer is of model {shown(model)}; edgekit knows {', '.join(_MODELS)}"
+        )
     kind = _MODELS[model]
     tokens = _list(metadata, "tokens", str, path)
     ids = _ids(metadata, kind, len(tokens), path)

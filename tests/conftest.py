@@ -1,0 +1,58 @@
+"""What the tests share: trained models and texts, and how many cores a test sees.
+
+The models and texts that lie outside the repository come from the fixtures here and from nowhere else
+(`test_outside_data.py`): whoever has none sees these tests skipped, and the same tests on the embedded sample model.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before edgekit is imported: what depends on the number of cores is decided then.
+if _cores := os.environ.get("EDGEKIT_TEST_CORES"):
+    os.cpu_count = lambda: int(_cores)
+
+import pytest
+
+import edgekit
+from edgekit import sample
+
+OUTSIDE = Path(os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def _outside(name: str) -> Path:
+    path = OUTSIDE / name
+    if not path.is_file():
+        pytest.skip(f"{path} is not there; set EDGEKIT_TEST_DATA to a folder with stories260K.gguf and its texts")
+    return path
+
+
+@pytest.fixture(scope="session")
+def stories() -> Path:
+    """A small trained Llama with a SentencePiece vocabulary of 512, F32, rows of 64."""
+    return _outside("stories260K.gguf")
+
+
+@pytest.fixture(scope="session")
+def stories_text() -> str:
+    """Stories of the kind that `stories` was trained on, 54 KB."""
+    return _outside("stories-sample.txt").read_text("utf-8")
+
+
+@pytest.fixture(scope="session")
+def wikitext() -> str:
+    """The beginning of WikiText-2's test part, 256 KB."""
+    return _outside("wikitext2-test-head.txt").read_text("utf-8")
+
+
+@pytest.fixture(scope="session")
+def sample_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded sample model as an F32 GGUF file: rows of 256, a byte-level BPE vocabulary of 512."""
+    return edgekit.convert(sample.path(), tmp_path_factory.mktemp("sample") / "sample-F32.gguf", dtype="F32").path
+
+
+@pytest.fixture(scope="session")
+def sample_text() -> str:
+    """Text that the sample model never saw, 38 KB."""
+    return sample.heldout_text()
