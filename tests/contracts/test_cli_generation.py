@@ -230,10 +230,10 @@ INTERRUPTING = """
     import edgekit.cli, edgekit.cli.quantize as verb
 
     @contextlib.contextmanager
-    def progress(title):
+    def bar(title):
         yield lambda done, total, what: signal.raise_signal(signal.SIGINT) if done == AT else None
 
-    verb.progress = progress
+    verb.bar = bar
     edgekit.cli.main(["quantize", *sys.argv[1:]])
 """
 
@@ -253,3 +253,14 @@ def test_an_interrupted_conversion_says_what_is_kept(tmp_path, at, told):
     started = []
     quantize(sample.path(), "affine:int8-sym-channel", to=target, progress=lambda d, *_: started.append(d))
     assert started[0] == at
+
+
+def test_compare_sorts_by_error_and_shows_the_first(tmp_path):
+    ek.quantize(sample.path(), "affine:int4-sym-g32", to=tmp_path / "small")
+    asked = ("compare", sample.path(), tmp_path / "small")
+    every = json.loads(edgekit(*asked, "--json").stdout)["tensors"]
+    found = json.loads(edgekit(*asked, "--sort", "error", "--top", "3", "--json").stdout)["tensors"]
+    assert found == sorted(every, key=lambda error: -error["share"])[:3]
+    shown = edgekit(*asked, "--sort", "error", "--top", "1").stdout.splitlines()
+    assert shown[-1].startswith(found[0]["name"])
+    assert shown[-1].endswith(f"{found[0]['share']:.1%}")

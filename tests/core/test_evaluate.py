@@ -393,7 +393,7 @@ def test_the_report_is_a_table(artifact):
     assert lines[1].split() == ["baseline", "1,000", "32.000", "model.bin", "(memory)"]
     assert lines[2].endswith("small.bin (memory)")
     assert lines[3] == f"70.0% smaller; relative error {found.relative_rms:.6f}"
-    assert lines[5].split() == ["tensor", "precision", "relative", "RMS", "max", "error", "SNR", "dB"]
+    assert lines[5].split() == ["tensor", "precision", "relative", "RMS", "max", "error", "SNR", "dB", "share"]
     assert lines[6].startswith("token_embd.weight")
     assert lines[-3].startswith("perplexity ")
     assert lines[-2].startswith("KL divergence 0.")
@@ -408,6 +408,7 @@ def test_the_report_is_a_table(artifact):
         "relative_rms": 0.0,
         "max_abs": 0.0,
         "snr_db": None,
+        "share": 0.0,
     }
     assert data["evaluation"]["tokens"] == 93
 

@@ -16,7 +16,7 @@ OPTIONAL = {"tokenizers", "jinja2", "rich", "hypothesis", "pytest", "ml_dtypes"}
 
 # Lower layers first; a module imports from its own layer or below.
 LAYERS = [
-    {"errors"},
+    {"errors", "_html"},
     {"files"},
     {"numerics"},
     {"precision"},

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -74,6 +75,16 @@ def test_a_missing_tokenizer_is_said(source, tmp_path):
         assert edgekit.convert(source, tmp_path / to).notes["no_tokenizer"] == (
             "the model has no tokenizer, so it takes token ids only"
         )
+
+
+def test_tokens_that_other_files_name_are_counted(tmp_path):
+    folder = shutil.copytree(edgekit.sample.path(), tmp_path / "model")
+    tokens = len(edgekit.open(folder).tokenizer.tokens)
+    assert "merged_tokens" not in edgekit.convert(folder, tmp_path / "plain").notes
+    (folder / "added_tokens.json").write_text(json.dumps({"<|im_start|>": tokens, "<|im_end|>": tokens + 1}))
+    assert edgekit.convert(folder, tmp_path / "merged").notes["merged_tokens"] == (
+        "2 tokens that the vocabulary lacks were taken from tokenizer_config.json or added_tokens.json"
+    )
 
 
 def test_a_replaced_target_is_said(source, tmp_path):

@@ -23,16 +23,21 @@ if TYPE_CHECKING:
     from edgekit.evaluation import compare as compare
     from edgekit.evaluation import evaluate as evaluate
     from edgekit.pipeline.conversion import convert as convert
-    from edgekit.pipeline.conversion import open_artifact as open
+    from edgekit.pipeline.conversion import open_artifact
     from edgekit.pipeline.conversion import quantize as quantize
     from edgekit.plugin.hookspecs import hookimpl as hookimpl
-    from edgekit.plugin.registry import installed as plugins
+    from edgekit.plugin.registry import installed
     from edgekit.precision import Precision as Precision
     from edgekit.precision import Tier as Tier
     from edgekit.recipe import Recipe as Recipe
     from edgekit.runtime.protocols import load as load
     from edgekit.tensor import QuantizedTensor as QuantizedTensor
     from edgekit.tensor import Tensor as Tensor
+
+    # Under another name than their own: an import does not export these to type checkers.
+    open = open_artifact
+    plugins = installed
+    __version__: str
 
 _WHERE = {
     "Artifact": "edgekit.artifact:Artifact",
@@ -54,26 +59,48 @@ _WHERE = {
     "quantize": "edgekit.pipeline.conversion:quantize",
     "transcode": "edgekit.bridges:transcode",
 }
-__all__ = [*_WHERE, "__version__"]  # noqa: PLE0604
+__all__ = [
+    "Artifact",
+    "EdgekitError",
+    "Precision",
+    "QuantizedTensor",
+    "Recipe",
+    "Tensor",
+    "Tier",
+    "__version__",
+    "compare",
+    "convert",
+    "decode",
+    "encode",
+    "evaluate",
+    "hookimpl",
+    "load",
+    "open",
+    "plugins",
+    "quantize",
+    "transcode",
+]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # a type checker knows the names above, and no others
 
-        return version("edgekit-core")
-    if name in _WHERE:
-        module, _, attribute = _WHERE[name].partition(":")
-        found = getattr(importlib.import_module(module), attribute)
-        globals()[name] = found
-        return found
-    try:
-        return importlib.import_module(f"edgekit.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"edgekit.{name}":
-            raise
-    raise AttributeError(f"module 'edgekit' has no attribute {name!r}; it has {', '.join(sorted(_WHERE))}")
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("edgekit-core")
+        if name in _WHERE:
+            module, _, attribute = _WHERE[name].partition(":")
+            found = getattr(importlib.import_module(module), attribute)
+            globals()[name] = found
+            return found
+        try:
+            return importlib.import_module(f"edgekit.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"edgekit.{name}":
+                raise
+        raise AttributeError(f"module 'edgekit' has no attribute {name!r}; it has {', '.join(sorted(_WHERE))}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

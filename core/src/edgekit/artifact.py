@@ -8,17 +8,18 @@ from typing import Any, NoReturn, Protocol
 
 import attrs
 
+from edgekit import _html
 from edgekit.architectures import Model
 from edgekit.errors import UnsupportedModelError
 from edgekit.files.guard import Stamp, stamps
 from edgekit.files.memory import enough_memory
 from edgekit.manifest import Manifest, manifest_path, read_manifest
 from edgekit.recipe import Plan, Slot
-from edgekit.tensor import AnyTensor, QuantizedTensor
+from edgekit.tensor import AnyTensor, QuantizedTensor, precision_name
 from edgekit.tokenizer.record import Tokenizer
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Artifact:
     """A model as it lies on disk. Nothing of its tensors is read before it is asked for.
 
@@ -55,6 +56,15 @@ class Artifact:
     def reads(self) -> dict[Path, Stamp | None]:
         """Everything that the artifact consists of, its directory and its manifest included, with the stamps."""
         return {**self.stamps, manifest_path(self.path): None}
+
+    def __repr__(self) -> str:
+        return f"Artifact({str(self.path)!r}, {self.format}, {len(self.tensors)} tensors)"
+
+    def _repr_html_(self) -> str:
+        bits = 8 * self.tensor_nbytes / max(1, self.parameters)
+        rows = ((name, _html.shape(t.shape), precision_name(t), f"{t.nbytes:,}") for name, t in self.tensors.items())
+        title = f"{self.path} ({self.format}): {self.parameters:,} parameters, {bits:.3f} bits a weight"
+        return _html.table(title, ("tensor", "shape", "precision", "bytes"), rows)
 
     @property
     def model(self) -> Model:

@@ -9,6 +9,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from edgekit import _html
 from edgekit.errors import UsageError
 from edgekit.numerics import smallfloats
 from edgekit.precision import Precision
@@ -166,9 +167,15 @@ class EncodedTensor:
 
 #: What an artifact holds under a name.
 AnyTensor = Tensor | EncodedTensor
+_FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-@attrs.frozen(eq=False)
+def precision_name(tensor: AnyTensor) -> str:
+    """The number format's name, or the float type's (``F16``)."""
+    return tensor.precision.name if isinstance(tensor, EncodedTensor) else _FLOATS.get(tensor.dtype, tensor.dtype)
+
+
+@attrs.frozen(eq=False, repr=False)
 class QuantizedTensor:
     """A tensor in a number format: the parts as the format's framework stores them.
 
@@ -185,6 +192,16 @@ class QuantizedTensor:
     shape: tuple[int, ...]
     name: str = ""
     backend: str = "reference"
+
+    def __repr__(self) -> str:
+        size = f"{_html.shape(self.shape)}, {self.bits_per_weight:.3f} bits a weight"
+        return f"QuantizedTensor({self.name!r}, {self.precision.name}, {size}, by {self.backend})"
+
+    def _repr_html_(self) -> str:
+        rows = ((name, _html.shape(part.shape), part.dtype, f"{part.nbytes:,}") for name, part in self.parts.items())
+        title = f"{self.name or 'tensor'}: {_html.shape(self.shape)} in {self.precision.name}"
+        notes = [f"{self.bits_per_weight:.3f} bits a weight, encoded by {self.backend}"]
+        return _html.table(title, ("part", "shape", "dtype", "bytes"), rows, notes)
 
     @property
     def rows(self) -> int:

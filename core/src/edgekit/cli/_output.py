@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,6 @@ import click
 from edgekit.errors import InvalidFileError, MissingFileError
 from edgekit.pipeline.notes import summary_line
 
-_SECONDS_BETWEEN_LINES = 5.0
 #: A number, perhaps with a unit, a percent sign or thousands apart; or what stands for one that is not there.
 _NUMBER = re.compile(r"[<+-]?[0-9][0-9,.]*(e[+-]?[0-9]+)?( ?(%|s|[kMGT]?B))?( ± [0-9.]+)?|∞|–|nan|")
 
@@ -66,41 +62,6 @@ def size(nbytes: float) -> str:
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.2f} {unit}"
         nbytes /= 1000
     return f"{nbytes:.2f} TB"
-
-
-@contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress callback (done, total, what): a bar where rich and a terminal are there, else rare lines."""
-    try:
-        from rich.console import Console
-        from rich.progress import Progress
-    except ImportError:
-        yield _plain_progress(title)
-        return
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _plain_progress(title)
-        return
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task(title, total=None)
-
-        def report(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=f"{title} {what}"[:60])
-
-        yield report
-
-
-def _plain_progress(title: str) -> Callable[[int, int, str], None]:
-    """The first line, the last, and between them one every few seconds."""
-    shown = -math.inf
-
-    def report(done: int, total: int, what: str) -> None:
-        nonlocal shown
-        if done == total or time.monotonic() - shown >= _SECONDS_BETWEEN_LINES:
-            shown = time.monotonic()
-            print(f"{title}: {done}/{total} {what}".rstrip(), file=sys.stderr, flush=True)
-
-    return report
 
 
 def print_notes(title: str, notes: Mapping[str, str], others: Sequence[str] = ()) -> None:

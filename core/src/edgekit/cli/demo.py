@@ -13,11 +13,12 @@ import click
 from edgekit import sample
 from edgekit.artifact import Artifact
 from edgekit.cli import _page
-from edgekit.cli._output import json_option, print_json, progress, size, table
+from edgekit.cli._output import json_option, print_json, size, table
 from edgekit.errors import UsageError
 from edgekit.evaluation import Baseline, Evaluation, compare, evaluate
 from edgekit.files.atomic import write_atomic, writing
 from edgekit.pipeline.conversion import open_artifact, quantize
+from edgekit.pipeline.progress import bar
 from edgekit.plugin.registry import manager
 from edgekit.precision import Tier
 
@@ -68,7 +69,7 @@ def command(out: str, as_json: bool) -> None:
         _refuse_foreign(target)
     source = open_artifact(sample.path())
     text = sample.heldout_text()
-    with progress("demo") as report:
+    with bar("demo") as report:
         remembered = Baseline(source)
         baseline = evaluate(source, text, baseline=remembered)
         steps = list(climb(remembered, text, target, report))

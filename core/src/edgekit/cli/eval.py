@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
-from edgekit.cli._output import json_option, print_json, progress, read_text
+from edgekit.cli._output import json_option, print_json, read_text
 from edgekit.evaluation import evaluate
 from edgekit.pipeline.conversion import open_artifact
+from edgekit.pipeline.progress import bar
 
 
 @click.command("eval")
@@ -19,7 +20,7 @@ def command(artifact: str, text: str, baseline: str | None, context: int | None,
     """Measure ARTIFACT's perplexity on the text file TEXT ("-" reads stdin), in the core's numpy forward pass."""
     against = None if baseline is None else open_artifact(baseline)
     judged = open_artifact(artifact)
-    with progress("eval") as report:
+    with bar("eval") as report:
         found = evaluate(judged, read_text(text), baseline=against, context=context, progress=report)
     if as_json:
         print_json(found.to_dict())

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.artifact import Artifact
-from edgekit.cli._output import json_option, print_json, print_notes, progress, size
+from edgekit.cli._output import json_option, print_json, print_notes, size
 from edgekit.errors import UsageError
 from edgekit.files.guard import refuse_harm
 from edgekit.pipeline.conversion import Nonfinite, find_format, open_source, quantize
+from edgekit.pipeline.progress import bar
 from edgekit.recipe import Recipe
 
 
@@ -68,7 +69,8 @@ def command(
     if imatrix:
         refuse_harm(Path(to), [Path(imatrix)])
     importance = _importance(imatrix, artifact)
-    with progress(recipe) as report:
+    title = Path(recipe).name
+    with bar(title) as report:
         written = quantize(
             artifact,
             Recipe.of(parse_rules(rules), recipe) if rules else recipe,
@@ -82,7 +84,7 @@ def command(
             progress=report,
             overwrite=force,
         )
-    print_notes(recipe, written.notes)
+    print_notes(title, written.notes)
     show_written(artifact, written, as_json)
 
 

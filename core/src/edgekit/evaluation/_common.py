@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 from typing import Any
 
 from edgekit.artifact import Artifact
 from edgekit.pipeline.conversion import open_artifact
+from edgekit.pipeline.progress import Progress as Progress
+from edgekit.pipeline.progress import Shown as Shown
+from edgekit.pipeline.progress import reporting as reporting
 
 #: An artifact, or the path of one.
 Source = Artifact | str | os.PathLike[str]
-#: Called with what is done, of how much, and the name of what comes next.
-Progress = Callable[[int, int, str], None]
 
 
 def as_artifact(source: Source) -> Artifact:

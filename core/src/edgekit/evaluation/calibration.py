@@ -24,7 +24,8 @@ from edgekit.artifact import Artifact
 from edgekit.errors import NonFiniteError, UnsupportedModelError, UsageError
 from edgekit.evaluation.language import CONTEXT, Text, cut, tokens_of
 from edgekit.files.memory import enough_memory
-from edgekit.pipeline.conversion import Progress, find_format, open_artifact
+from edgekit.pipeline.conversion import find_format, open_artifact
+from edgekit.pipeline.progress import Progress, Shown, reporting
 from edgekit.plugin.registry import manager
 from edgekit.runtime.protocols import load
 
@@ -83,7 +84,7 @@ def importance(
     context: int | None = None,
     outputs: bool = False,
     runtime: str | None = None,
-    progress: Progress | None = None,
+    progress: Shown = None,
 ) -> dict[str, F32]:
     """Mean squared inputs [cols] of every weight matrix, by canonical name; arguments as for `collect`.
 
@@ -103,7 +104,7 @@ def collect(
     context: int | None = None,
     outputs: bool = False,
     runtime: str | None = None,
-    progress: Progress | None = None,
+    progress: Shown = None,
 ) -> Activations:
     """Run a text through a model and sum the squared inputs of its matrices.
 
@@ -114,7 +115,7 @@ def collect(
         context: tokens of a window; None takes 512, or the model's context where that is less.
         outputs: whether to include the matrix that makes the logits (also where it is the embedding).
         runtime: which runtime computes, one that is a `CalibrationRuntime` (``"llamacpp"``); None for numpy.
-        progress: called before each batch of windows.
+        progress: called before each batch of windows; True draws a bar on stderr.
 
     Raises:
         UsageError: fewer than three tokens, no tokenizer for a text, a bad `context`, or a runtime that shows nothing.
@@ -126,10 +127,11 @@ def collect(
     tokenizer = source.tokenizer
     bos = tokenizer.bos if tokenizer is not None and tokenizer.add_bos else None
     windows = cut(tokens_of(source, text), _context(context, _longest(source, runtime)), bos)
-    if runtime is None:
-        sums: Mapping[str, F64] = _by_numpy(source, windows, outputs, progress)
-    else:
-        sums = _by_runtime(source, runtime, windows, outputs, progress)
+    with reporting(progress, "calibrate") as report:
+        if runtime is None:
+            sums: Mapping[str, F64] = _by_numpy(source, windows, outputs, report)
+        else:
+            sums = _by_runtime(source, runtime, windows, outputs, report)
     _refuse_nonfinite(sums)
     return Activations(sums, windows.size, windows.shape[1])
 

@@ -9,16 +9,17 @@ from typing import Any
 import attrs
 import numpy as np
 
+from edgekit import _html
 from edgekit.artifact import Artifact
 from edgekit.errors import UnsupportedModelError, UsageError
-from edgekit.evaluation._common import Progress, Source, as_artifact, finite
+from edgekit.evaluation._common import Progress, Shown, Source, as_artifact, finite, reporting
 from edgekit.evaluation.language import Baseline, Evaluation, Text, evaluate
 from edgekit.files.memory import enough_memory
 from edgekit.tensor import AnyTensor, EncodedTensor
+from edgekit.tensor import precision_name as precision_name
 
 #: Elements of a tensor compared at once.
 _CHUNK = 1 << 21
-_FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @attrs.frozen
@@ -31,6 +32,7 @@ class TensorError:
         relative_rms: sqrt of the squared errors' sum over the squared values' sum.
         max_abs: largest absolute error.
         snr_db: signal-to-noise ratio in dB; infinite where nothing differs.
+        share: of the squared error of all tensors together, 0 to 1: where a better precision would help most.
     """
 
     name: str
@@ -38,6 +40,7 @@ class TensorError:
     relative_rms: float
     max_abs: float
     snr_db: float
+    share: float = 0.0
 
 
 @attrs.frozen
@@ -69,7 +72,7 @@ class Size:
         return 8 * self.tensor_nbytes / max(1, self.parameters)
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Comparison:
     """Two artifacts of one model, side by side. ``print`` shows it as a table.
 
@@ -88,6 +91,19 @@ class Comparison:
     unmatched: tuple[str, ...] = ()
     evaluation: Evaluation | None = None
 
+    def by_error(self, top: int | None = None) -> Comparison:
+        """The same with the tensors in the order of their share of the squared error, the largest first.
+
+        Args:
+            top: only so many of them; None for all. What is said of all tensors together stays.
+
+        Raises:
+            UsageError: `top` is less than 1.
+        """
+        if top is not None and top < 1:
+            raise UsageError(f"top {top}; choose 1 or more")
+        return attrs.evolve(self, tensors=tuple(sorted(self.tensors, key=_least_wrong)[:top]))
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON: what is not finite becomes null."""
         return {
@@ -102,6 +118,21 @@ class Comparison:
     def __str__(self) -> str:
         return "\n".join(_report(self))
 
+    def __repr__(self) -> str:
+        names = f"{self.baseline.name!r}, {self.artifact.name!r}"
+        return f"Comparison({names}, {_saved(self)}, relative_rms={self.relative_rms:.6f}, {len(self.tensors)} tensors)"
+
+    def _repr_html_(self) -> str:
+        header = ("tensor", "precision", "relative RMS", "max error", "SNR dB", "share")
+        rows = (
+            (e.name, e.precision, f"{e.relative_rms:.6f}", f"{e.max_abs:.3g}", f"{e.snr_db:.2f}", f"{e.share:.1%}")
+            for e in self.tensors
+        )
+        first, *_ = (line for line in _report(self) if "relative error" in line)
+        notes = [f"{size.name}: {size.nbytes:,} bytes" for size in (self.baseline, self.artifact)]
+        notes += str(self.evaluation).splitlines() if self.evaluation is not None else []
+        return _html.table(f"{self.artifact.name} against {self.baseline.name}: {first}", header, rows, notes)
+
 
 @enough_memory("comparing two models")
 def compare(
@@ -110,7 +141,7 @@ def compare(
     text: Text | None = None,
     *,
     context: int | None = None,
-    progress: Progress | None = None,
+    progress: Shown = None,
 ) -> Comparison:
     """Size, error of every tensor and, with a text, perplexity and KL divergence of an artifact against another.
 
@@ -121,7 +152,7 @@ def compare(
             differ; by the files' own names where the family of either is not known.
         text: as in `evaluate`.
         context: as in `evaluate`.
-        progress: called before each tensor, then as in `evaluate`.
+        progress: called before each tensor, then as in `evaluate`; True draws a bar on stderr.
 
     Raises:
         UsageError: the two have no tensor in common, or one of different shapes; and as `evaluate`.
@@ -129,12 +160,13 @@ def compare(
     base = baseline.artifact if isinstance(baseline, Baseline) else as_artifact(baseline)
     judged = as_artifact(artifact)
     pairs, unmatched = match(base, judged)
-    sums = [_difference(*pair, index, len(pairs), progress) for index, pair in enumerate(pairs.values())]
-    errors = tuple(_tensor_error(name, pairs[name][1], s) for name, s in zip(pairs, sums, strict=True))
     evaluation = None
-    if text is not None:
-        evaluation = evaluate(judged, text, baseline=baseline, context=context, progress=progress)
+    with reporting(progress, "compare") as report:
+        sums = [_difference(*pair, index, len(pairs), report) for index, pair in enumerate(pairs.values())]
+        if text is not None:
+            evaluation = evaluate(judged, text, baseline=baseline, context=context, progress=report)
     error, signal = (math.fsum(s[i] for s in sums) for i in (0, 1))
+    errors = tuple(_tensor_error(name, pairs[name][1], s, error) for name, s in zip(pairs, sums, strict=True))
     return Comparison(Size.of(base), Size.of(judged), errors, _ratio(error, signal), unmatched, evaluation)
 
 
@@ -188,11 +220,17 @@ def _rows_difference(base: AnyTensor, judged: AnyTensor, start: int, stop: int) 
     return float(np.vdot(error, error)), float(np.vdot(values, values)), float(np.abs(error).max(initial=0.0))
 
 
-def _tensor_error(name: str, tensor: AnyTensor, sums: tuple[float, float, float]) -> TensorError:
+def _tensor_error(name: str, tensor: AnyTensor, sums: tuple[float, float, float], whole: float) -> TensorError:
     error, signal, largest = sums
     rms = _ratio(error, signal)
     decibel = -20 * math.log10(rms) if rms else math.inf
-    return TensorError(name, precision_name(tensor), rms, largest, decibel)
+    share = error / whole if whole and math.isfinite(whole) else 0.0
+    return TensorError(name, precision_name(tensor), rms, largest, decibel, share)
+
+
+def _least_wrong(error: TensorError) -> tuple[float, float]:
+    """A key that puts the largest share first, and of equal ones the largest relative error."""
+    return -error.share, -error.relative_rms
 
 
 def _ratio(error: float, signal: float) -> float:
@@ -200,11 +238,6 @@ def _ratio(error: float, signal: float) -> float:
     if error == 0:
         return 0.0
     return math.sqrt(error / signal) if signal else math.inf
-
-
-def precision_name(tensor: AnyTensor) -> str:
-    """The number format's name, or the float type's (``F16``)."""
-    return tensor.precision.name if isinstance(tensor, EncodedTensor) else _FLOATS.get(tensor.dtype, tensor.dtype)
 
 
 def _size_dict(size: Size) -> dict[str, Any]:
@@ -215,8 +248,7 @@ def _report(comparison: Comparison) -> Iterator[str]:
     yield f"{'':10}{'bytes':>15}{'bits a weight':>15}  artifact"
     for label, size in (("baseline", comparison.baseline), ("compared", comparison.artifact)):
         yield f"{label:10}{size.nbytes:>15,}{size.bits_per_weight:>15.3f}  {size.name} ({size.format})"
-    saved = 1 - comparison.artifact.nbytes / max(1, comparison.baseline.nbytes)
-    yield f"{abs(saved):.1%} {'smaller' if saved >= 0 else 'larger'}; relative error {comparison.relative_rms:.6f}"
+    yield f"{_saved(comparison)}; relative error {comparison.relative_rms:.6f}"
     yield ""
     yield from _table(comparison.tensors)
     if comparison.unmatched:
@@ -226,10 +258,16 @@ def _report(comparison: Comparison) -> Iterator[str]:
         yield str(comparison.evaluation)
 
 
+def _saved(comparison: Comparison) -> str:
+    saved = 1 - comparison.artifact.nbytes / max(1, comparison.baseline.nbytes)
+    return f"{abs(saved):.1%} {'smaller' if saved >= 0 else 'larger'}"
+
+
 def _table(errors: tuple[TensorError, ...]) -> Iterator[str]:
     names = max(len("tensor"), *(len(error.name) for error in errors))
     kinds = max(len("precision"), *(len(error.precision) for error in errors))
-    yield f"{'tensor':{names}}  {'precision':{kinds}}  {'relative RMS':>12}  {'max error':>10}  {'SNR dB':>7}"
+    head = f"{'relative RMS':>12}  {'max error':>10}  {'SNR dB':>7}  {'share':>6}"
+    yield f"{'tensor':{names}}  {'precision':{kinds}}  {head}"
     for e in errors:
-        row = f"{e.relative_rms:12.6f}  {e.max_abs:10.3g}  {e.snr_db:7.2f}"
+        row = f"{e.relative_rms:12.6f}  {e.max_abs:10.3g}  {e.snr_db:7.2f}  {e.share:6.1%}"
         yield f"{e.name:{names}}  {e.precision:{kinds}}  {row}"

@@ -10,10 +10,11 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from edgekit import _html
 from edgekit.architectures.forward import Transformer
 from edgekit.artifact import Artifact
 from edgekit.errors import NonFiniteError, UnsupportedModelError, UsageError
-from edgekit.evaluation._common import Progress, Source, as_artifact, finite
+from edgekit.evaluation._common import Progress, Shown, Source, as_artifact, finite, reporting
 from edgekit.files.memory import enough_memory
 from edgekit.tokenizer import Tokenizer, TokenType
 
@@ -30,7 +31,7 @@ _BATCH = 2048
 _LOGITS = 1 << 22
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Evaluation:
     """How well a model predicts a text, and how near it is to a baseline.
 
@@ -68,6 +69,14 @@ class Evaluation:
         """For JSON: what is not finite becomes null."""
         return {name: finite(value) for name, value in attrs.asdict(self).items()}
 
+    def __repr__(self) -> str:
+        known = ((name, value) for name, value in attrs.asdict(self).items() if value is not None)
+        return f"Evaluation({', '.join(f'{n}={v:.6g}' if isinstance(v, float) else f'{n}={v}' for n, v in known)})"
+
+    def _repr_html_(self) -> str:
+        rows = [(name.replace("_", " "), _shown(value)) for name, value in attrs.asdict(self).items()]
+        return _html.table("Evaluation", ("measure", "value"), [row for row in rows if row[1]])
+
     def __str__(self) -> str:
         text = f"perplexity {self.perplexity:.4f} over {self.tokens} tokens in windows of {self.context}"
         if self.kl_divergence is None:
@@ -80,6 +89,10 @@ class Evaluation:
             f"top-1 agreement {self.top1_agreement:.2%}\n"
             f"noise floor {self.noise_floor:.1e}{': the divergence is not above it' if self.is_noise else ''}"
         )
+
+
+def _shown(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else "" if value is None else f"{value}"
 
 
 class Baseline:
@@ -126,7 +139,7 @@ def evaluate(
     *,
     baseline: Source | Baseline | None = None,
     context: int | None = None,
-    progress: Progress | None = None,
+    progress: Shown = None,
 ) -> Evaluation:
     """Perplexity on a text and, with a baseline, KL divergence from it and top-1 agreement.
 
@@ -142,7 +155,7 @@ def evaluate(
         baseline: the model to compare with; it has to share the vocabulary. A `Baseline` is computed once
             for many artifacts.
         context: tokens of a window; None takes 512, or the model's context where that is less.
-        progress: called before each batch of windows.
+        progress: called before each batch of windows; True draws a bar on stderr.
 
     Returns:
         The measures. A baseline costs a second forward pass of the text, and the noise floor two of its first batch
@@ -161,7 +174,8 @@ def evaluate(
     sources = [judged, *([] if baseline is None else [_artifact(baseline)])]
     _refuse_other_tokenizers(sources)
     windows = cut(tokens_of(judged, text), _context(context, models), _bos(judged))
-    scores = list(_scores(models, windows, progress))
+    with reporting(progress, "evaluate") as report:
+        scores = list(_scores(models, windows, report))
     found = _summary(np.concatenate(scores, axis=1), windows.shape[1], sources)
     if baseline is None:
         return found

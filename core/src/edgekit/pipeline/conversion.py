@@ -41,6 +41,8 @@ from edgekit.files.memory import enough_memory
 from edgekit.files.reader import refuse_special
 from edgekit.manifest import Manifest
 from edgekit.pipeline.notes import OF_THE_RUN, conversion_notes, refuse_unquantized, summary_line
+from edgekit.pipeline.progress import Progress as Progress
+from edgekit.pipeline.progress import Shown, reporting
 from edgekit.pipeline.recipes import AnyRecipe, find_recipe
 from edgekit.pipeline.stream import Encoder, chunk_rows, source_rows
 from edgekit.plugin.registry import KNOWN_DISTRIBUTIONS, manager
@@ -52,8 +54,6 @@ from edgekit.tensor import EncodedTensor
 #: How often a model is opened anew that is replaced while it is opened.
 _REOPENINGS = 8
 Nonfinite = Literal["refuse", "keep"]
-#: Called with the number of tensors done, of all tensors, and the name of the one that comes next.
-Progress = Callable[[int, int, str], None]
 _LOG = logging.getLogger("edgekit")
 
 
@@ -171,7 +171,7 @@ def quantize(
     nonfinite: Nonfinite = "refuse",
     allow_unquantized: bool = False,
     executor: Executor | None = None,
-    progress: Progress | None = None,
+    progress: Shown = None,
     overwrite: bool = False,
     notes: list[str] | None = None,
 ) -> Artifact:
@@ -194,7 +194,7 @@ def quantize(
             quantized.
         executor: encodes the row chunks; None takes a thread for each core. The bytes are the same. This thread
             reads and writes meanwhile.
-        progress: called before each tensor.
+        progress: called before each tensor: how many are done, of how many, its name; True draws a bar on stderr.
         overwrite: replace a target that edgekit did not write; one that it wrote is replaced in any case.
         notes: what the user should be told about the run is appended to it, a sentence each.
 
@@ -236,7 +236,8 @@ def quantize(
         writer = chosen_format.writer(target, layout, plan, manifest)
         for note in lasting.values():  # the guard has noted what is replaced
             work.note(note)
-        _write(writer, layout, plan, encoder, progress, target)
+        report = stack.enter_context(reporting(progress, "quantize"))
+        _write(writer, layout, plan, encoder, report, target)
     _LOG.info("%s: %s", target, summary_line(found))
     said = {kind: note for kind, note in found.items() if kind in OF_THE_RUN}
     return attrs.evolve(_settled(target, chosen_format.open), said=said)
@@ -267,7 +268,7 @@ def convert(
     *,
     format: str | None = None,
     dtype: str | None = None,
-    progress: Progress | None = None,
+    progress: Shown = None,
     overwrite: bool = False,
     notes: list[str] | None = None,
 ) -> Artifact:
@@ -279,7 +280,7 @@ def convert(
         format: name of the format, where the suffix does not say it.
         dtype: ``F32``, ``F16`` or ``BF16`` for the weight matrices; None keeps every tensor's own precision
             where the target can hold it (encoded tensors carry their blocks over unchanged), else F32.
-        progress: called before each tensor.
+        progress: called before each tensor: how many are done, of how many, its name; True draws a bar on stderr.
         overwrite: as for `quantize`.
         notes: as for `quantize`.
 

@@ -7,6 +7,7 @@
 | `requantized`  | matrices that were quantized before                                             |
 | `importance`   | columns and matrices without importance                                         |
 | `no_tokenizer` | the model has none                                                              |
+| `merged_tokens`| tokens that only files beside the vocabulary name                               |
 | `replaced`     | an earlier artifact stood at the target                                         |
 
 Formats add kinds of their own (`edgekit.artifact.Layout.notes`, and ``notes(layout, plan)`` of a format): tokens that
@@ -62,6 +63,7 @@ def conversion_notes(
         "requantized": _requantized(pairs),
         "importance": _importance(plan, filled) if filled else "",
         "no_tokenizer": "" if layout.model is None else without_tokenizer(layout.source),
+        "merged_tokens": "" if layout.model is None else _merged_tokens(layout.source),
         "replaced": replaced(target),
         **layout.notes,
         **(own(layout, plan) if own else {}),
@@ -83,6 +85,17 @@ def replaced(target: Path) -> str:
     with writing(target):
         there = any(target.iterdir()) if target.is_dir() else os.path.lexists(target)
     return "what was at the target before is replaced" if there else ""
+
+
+def _merged_tokens(artifact: Artifact) -> str:
+    try:
+        merged = artifact.tokenizer.merged if artifact.tokenizer else 0
+    except EdgekitError:
+        return ""
+    if not merged:
+        return ""
+    tokens = "1 token" if merged == 1 else f"{merged} tokens"
+    return f"{tokens} that the vocabulary lacks were taken from tokenizer_config.json or added_tokens.json"
 
 
 def _precisions(plan: Plan) -> str:

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import attrs
 
+from edgekit import _html
 from edgekit.precision import Precision
 from edgekit.tensor import AnyTensor
 
@@ -67,12 +68,22 @@ class Assignment:
         return size
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Plan:
     """The recipe applied to a model: one assignment a tensor, in the order of the file."""
 
     recipe: str
     assignments: tuple[Assignment, ...]
+
+    def __repr__(self) -> str:
+        return f"Plan({self._title()})"
+
+    def _repr_html_(self) -> str:
+        rows = ((a.name, _html.shape(a.shape), a.precision.name, a.reason) for a in self)
+        return _html.table(self._title(), ("tensor", "shape", "precision", "reason"), rows)
+
+    def _title(self) -> str:
+        return f"{self.recipe}: {len(self)} tensors, {float(self.bits_per_weight):.3f} bits a weight"
 
     def __iter__(self) -> Iterator[Assignment]:
         return iter(self.assignments)

@@ -85,6 +85,7 @@ def _from_json(files: Files, text: str, parsed: dict[str, Any]) -> Tokenizer:
         chat_template=template,
         chat_templates=templates,
         json=text if list(added.values()) == sorted(own, key=_by_id) else _with_added(parsed, added.values()),
+        merged=len(added.keys() - words.keys() - {token.id for token in own}),
     )
 
 
@@ -267,6 +268,7 @@ def _from_sentencepiece(files: Files, model: SentencePiece) -> Tokenizer:
         add_space_prefix=model.add_space_prefix,
         chat_template=template,
         chat_templates=templates,
+        merged=len(added.keys() - pieces.keys()),
     )
 
 
@@ -325,6 +327,7 @@ def _from_vocab(files: Files) -> Tokenizer:
         add_space_prefix=False,
         chat_template=template,
         chat_templates=templates,
+        merged=len(added.keys() - words.keys()),
     )
 
 

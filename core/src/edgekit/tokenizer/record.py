@@ -44,7 +44,7 @@ class Tokenizer:
         scores: of each token (``spm``); empty for ``bpe``.
         merges: ``"left right"``, most urgent first (``bpe``); empty for ``spm``, whose scores say the same.
         pre: name of the pre-tokenizer as llama.cpp knows it (``gpt-2``, ``llama-bpe``, ``qwen2`` …); ``default``
-            for ``spm``; empty where llama.cpp has no name for what `json` does.
+            for ``spm``; empty where edgekit knows no name of llama.cpp's for what `json` does.
         bos, eos, unk, pad: special ids, or None.
         ends: further ids that the model's files call an end of the text; `end_ids` has all of them.
         add_bos, add_eos: whether encoding adds them.
@@ -52,6 +52,8 @@ class Tokenizer:
         chat_template: Jinja source, or None; `edgekit.runtime.chat` runs it, in a process that may only render.
         chat_templates: the model's other templates by name (``tool_use``, ``rag``).
         json: the text of a ``tokenizer.json`` that says the same in the `tokenizers` library's own form, or None.
+        merged: how many of the tokens only files beside the vocabulary name (``tokenizer_config.json``,
+            ``added_tokens.json``).
     """
 
     kind: Literal["spm", "bpe"]
@@ -71,6 +73,7 @@ class Tokenizer:
     chat_template: str | None = attrs.field(default=None, repr=False)
     chat_templates: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     json: str | None = attrs.field(default=None, repr=False)
+    merged: int = 0
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Cut a text into token ids; special tokens in the text (``</s>``) are recognised.
@@ -152,20 +155,35 @@ class Tokenizer:
         """Whether the space that encoding puts before a text is left out of the decoded text."""
         return self.kind == "spm" and self.add_space_prefix
 
-    def least_tokens(self, text: str) -> int:
-        """A number of tokens that `encode` cannot stay below, from the text's bytes and the longest token alone.
+    def least_tokens(self, text: str, enough: int | None = None) -> int:
+        """A number of tokens that `encode` cannot stay below: for refusing what is too long by far.
 
-        It takes milliseconds where cutting the text takes seconds: for refusing what is too long by far. 0 where the
-        tokenizer may leave out parts of a text, so that its length says nothing.
+        It comes from the text's bytes and the longest token, in milliseconds where cutting the text takes seconds; 0
+        where the tokenizer may leave out parts of a text, so that its length says nothing.
+
+        Args:
+            text: any text.
+            enough: where the bytes do not say that there are more tokens than this, because one long token is in the
+                vocabulary, a beginning of the text is cut, long enough to have so many.
         """
+        least = self._least_by_bytes(text)
+        if enough is None or not 0 < least <= enough or self.kind == "spm":
+            return least
+        from edgekit.tokenizer.bounds import least_of_beginning
+
+        return max(least, least_of_beginning(text, enough, self._library))
+
+    def _least_by_bytes(self, text: str) -> int:
         written = text.replace("▁", " ") if self.kind == "spm" else text  # one piece, whichever is in the text
-        return math.ceil(len(written.encode("utf-8", "replace")) / self._most_bytes)
+        most, lost = self._most_bytes
+        return math.ceil(len(written.encode("utf-8", "replace").translate(None, lost)) / most)
 
     @functools.cached_property
-    def _most_bytes(self) -> float:
-        from edgekit.tokenizer.bounds import most_bytes
+    def _most_bytes(self) -> tuple[float, bytes]:
+        """Bytes that a token stands for at most, and those that the vocabulary does not have."""
+        from edgekit.tokenizer.bounds import lost_bytes, most_bytes
 
-        return most_bytes(self, self._library)
+        return most_bytes(self, self._library), lost_bytes(self)
 
     @functools.cached_property
     def end_ids(self) -> frozenset[int]:
