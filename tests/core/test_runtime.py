@@ -55,7 +55,7 @@ class Bytes(Tokenizer):
     def piece(self, number, skip_special=True):
         return bytes([number])
 
-    def least_tokens(self, text):
+    def least_tokens(self, text, enough=None):
         return len(text.encode())
 
 

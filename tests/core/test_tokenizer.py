@@ -255,6 +255,44 @@ def test_no_text_has_fewer_tokens_than_its_bytes_allow(tokenizer: Tokenizer, tex
 
 
 @needs_tokenizers
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from([bpe(pre="qwen2"), bpe(pre="llama-bpe"), bpe(pre="gpt-2")]),
+    st.lists(
+        st.sampled_from(["ab", " ab", "12", "  ", "\n", "é", "'s", "<|x|>", "abc" * 90, "日"]), min_size=1, max_size=9
+    ),
+    st.integers(1, 12),
+)
+def test_no_text_has_fewer_tokens_than_its_beginning(tokenizer: Tokenizer, parts: list[str], enough: int) -> None:
+    text = "".join(parts) * 40
+    assert tokenizer.least_tokens(text, enough) <= len(tokenizer.encode(text, add_special=False))
+
+
+@needs_tokenizers
+def test_bytes_that_a_vocabulary_does_not_have() -> None:
+    first = bpe(pre="llama-bpe")
+    letter = next(letter for letter, byte in byte_alphabet().items() if byte == 4)
+    without = attrs.evolve(first, tokens=tuple("[none]" if token == letter else token for token in first.tokens))
+    assert without.encode("\x04" * 100) == []
+    assert without.least_tokens("\x04" * 100) == 0
+    assert without.least_tokens("a\x04" * 700) == first.least_tokens("a" * 700) == 100
+    holes = spm(tokens=tuple("[none]" if token == "<0x04>" else token for token in spm().tokens))
+    assert holes.least_tokens("a" * 700) == 0, "unknown letters may become one token"
+
+
+@needs_tokenizers
+def test_a_long_token_hides_no_long_text() -> None:
+    """One token of 700 bytes: the bytes alone allow 10,000 words to be 72 tokens."""
+    first = bpe(pre="llama-bpe")
+    long = attrs.evolve(first, tokens=(*first.tokens, "=" * 700), types=(*first.types, N))
+    text = "ab 12 " * 10_000
+    assert long.least_tokens(text) == 86
+    assert long.least_tokens(text, 100) > 100
+    assert long.least_tokens("a" * 60_000, 100) == 86, "one word: nothing is known of its tokens"
+    assert len(long.encode("=" * 700 * 90)) >= long.least_tokens("=" * 700 * 90, 89)
+
+
+@needs_tokenizers
 def test_the_least_number_of_tokens() -> None:
     assert bpe(pre="llama-bpe").least_tokens("a" * 700) == 100, "<|end|> has seven bytes"
     assert bpe(pre="qwen2").least_tokens("a" * 700) == 34, "NFC shortens a text to a third at most"
@@ -593,3 +631,18 @@ def test_a_pattern_that_makes_the_library_panic_is_a_typed_error(part: str, leng
         InvalidFileError, match=r"^the tokenizer: the library gives up on it .*retry-limit-in-match over"
     ):
         tokenizer.encode("x" * length)
+
+
+@needs_tokenizers
+def test_a_tokenizer_that_fails_on_a_text_is_a_typed_error() -> None:
+    from edgekit import sample
+
+    content = json.loads((sample.path() / "tokenizer.json").read_text("utf-8"))
+    content["model"]["unk_token"] = "none"
+    content["model"]["vocab"] = {"<s>": 0, "</s>": 1, "a": 2}
+    content["model"]["merges"], content["added_tokens"] = [], content["added_tokens"][:2]
+    tokenizer = attrs.evolve(from_hf_directory(sample.path()), json=json.dumps(content))
+    with pytest.raises(
+        InvalidFileError, match=r"^the tokenizers library cannot cut a text with the tokenizer: Unk tok"
+    ):
+        tokenizer.encode("b")

@@ -157,12 +157,13 @@ class TextRuntime:
         return ids
 
     def refuse_too_long(self, text: str) -> None:
-        """Refuse a text whose bytes alone are more than the context's tokens can hold, before it is cut.
+        """Refuse a text whose length or whose beginning says that the context cannot hold it, before it is cut.
 
         Raises:
             ContextOverflowError: shorter texts may still have too many tokens; `room` says so.
         """
-        least, context = self.tokenizer().least_tokens(text), self.context
+        context = self.context
+        least = self.tokenizer().least_tokens(text, context)
         if least > context:
             raise self._overflow(f"at least {least} tokens of prompt", 0)
 

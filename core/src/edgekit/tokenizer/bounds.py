@@ -1,7 +1,8 @@
 """How many bytes of a text one token can stand for at most, so that a text's length says how many it has at least.
 
-The longest token is not all: a normalizer may shorten a text, some added tokens take the blanks beside them, and what
-a vocabulary without all bytes does not have becomes one unknown token however long it is.
+The longest token is not all: a normalizer may shorten a text, some added tokens take the blanks beside them, bytes that
+a vocabulary does not have are left out (SmolLM2's has no U+0004), and SentencePiece without all bytes makes one unknown
+token of what it does not know, however long it is.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def most_bytes(tokenizer: Tokenizer, library: Any) -> float:
         tokenizer: whose vocabulary counts.
         library: the same tokenizer as the `tokenizers` library has it.
     """
-    if not _has_all_bytes(tokenizer) or any(t.lstrip or t.rstrip for t in library.get_added_tokens_decoder().values()):
+    if tokenizer.kind == "spm" and lost_bytes(tokenizer):
+        return math.inf
+    if any(token.lstrip or token.rstrip for token in library.get_added_tokens_decoder().values()):
         return math.inf
     if not all(map(_keeps, _steps(library.pre_tokenizer))):
         return math.inf
@@ -36,9 +39,36 @@ def most_bytes(tokenizer: Tokenizer, library: Any) -> float:
     return shortens * max(len(_written(tokenizer, number)) for number in range(len(tokenizer.tokens)))
 
 
-def _has_all_bytes(tokenizer: Tokenizer) -> bool:
-    expected = byte_alphabet() if tokenizer.kind == "bpe" else byte_tokens()
-    return expected.keys() <= set(tokenizer.tokens)
+#: Characters of a beginning for each token that there may be: texts have 3 to 5, runs of blanks more.
+_BEGINNING = 12
+#: Tokens that an end may change in front of the last word: digits are grouped from the right by some expressions.
+_UNSURE = 8
+
+
+def least_of_beginning(text: str, enough: int, library: Any) -> int:
+    """Tokens of a text's beginning that are also the whole text's; 0 where the text is not much longer than that.
+
+    A pre-tokenizer cuts from left to right, so that all words but the last are words of the whole text as well.
+
+    Args:
+        text: whose words count.
+        enough: as many are of interest.
+        library: the tokenizer, whose pre-tokenizer makes words.
+    """
+    length = _BEGINNING * (enough + _UNSURE)
+    if len(text) <= 2 * length:
+        return 0
+    (found,) = library.encode_batch([text[:length]], add_special_tokens=False)
+    words: list[int | None] = found.word_ids
+    return max(0, sum(word != words[-1] for word in words) - _UNSURE)
+
+
+def lost_bytes(tokenizer: Tokenizer) -> bytes:
+    """The bytes that a vocabulary has no token for; byte-level BPE leaves them out of a text, one by one."""
+    own = set(tokenizer.tokens)
+    if tokenizer.kind == "bpe":
+        return bytes(byte for token, byte in byte_alphabet().items() if token not in own)
+    return b"".join(byte for token, byte in byte_tokens().items() if token not in own)
 
 
 def _written(tokenizer: Tokenizer, number: int) -> bytes:

@@ -44,7 +44,7 @@ class Tokenizer:
         scores: of each token (``spm``); empty for ``bpe``.
         merges: ``"left right"``, most urgent first (``bpe``); empty for ``spm``, whose scores say the same.
         pre: name of the pre-tokenizer as llama.cpp knows it (``gpt-2``, ``llama-bpe``, ``qwen2`` …); ``default``
-            for ``spm``; empty where llama.cpp has no name for what `json` does.
+            for ``spm``; empty where edgekit knows no name of llama.cpp's for what `json` does.
         bos, eos, unk, pad: special ids, or None.
         ends: further ids that the model's files call an end of the text; `end_ids` has all of them.
         add_bos, add_eos: whether encoding adds them.
@@ -86,7 +86,7 @@ class Tokenizer:
             MissingPluginError: the `tokenizers` library is not installed.
             UnsupportedModelError: a pre-tokenizer of unknown name.
             UsageError: half of a surrogate pair in the text.
-            InvalidFileError: a pattern of the tokenizer that the library gives up on.
+            InvalidFileError: a tokenizer that the library cannot cut the text with.
         """
         try:
             text.encode("utf-8")
@@ -100,11 +100,19 @@ class Tokenizer:
 
     def _cut(self, text: str) -> list[int]:
         library = self._library
-        with native("the tokenizer"):  # a pattern may give up on a text, and that is a panic
-            if len(text) < _LONG:
-                found = library.encode(text, add_special_tokens=False)
-            else:  # Of the library's functions only those for batches let other threads run meanwhile.
-                (found,) = library.encode_batch_fast([text], add_special_tokens=False)
+        try:
+            with native("the tokenizer"):  # a pattern may give up on a text, and that is a panic
+                if len(text) < _LONG:
+                    found = library.encode(text, add_special_tokens=False)
+                else:  # Of the library's functions only those for batches let other threads run meanwhile.
+                    (found,) = library.encode_batch_fast([text], add_special_tokens=False)
+        except EdgekitError:
+            raise
+        except Exception as error:  # it has no classes of its own
+            refuse_shortage(error, f"cutting a text of {len(text):,} characters into tokens")
+            raise InvalidFileError(
+                f"the tokenizers library cannot cut a text with the tokenizer: {error!s:.300}; fetch it again"
+            ) from error
         ids: list[int] = found.ids
         return ids
 
@@ -155,20 +163,35 @@ class Tokenizer:
         """Whether the space that encoding puts before a text is left out of the decoded text."""
         return self.kind == "spm" and self.add_space_prefix
 
-    def least_tokens(self, text: str) -> int:
-        """A number of tokens that `encode` cannot stay below, from the text's bytes and the longest token alone.
+    def least_tokens(self, text: str, enough: int | None = None) -> int:
+        """A number of tokens that `encode` cannot stay below: for refusing what is too long by far.
 
-        It takes milliseconds where cutting the text takes seconds: for refusing what is too long by far. 0 where the
-        tokenizer may leave out parts of a text, so that its length says nothing.
+        It comes from the text's bytes and the longest token, in milliseconds where cutting the text takes seconds; 0
+        where the tokenizer may leave out parts of a text, so that its length says nothing.
+
+        Args:
+            text: any text.
+            enough: where the bytes do not say that there are more tokens than this, because one long token is in the
+                vocabulary, a beginning of the text is cut, long enough to have so many.
         """
+        least = self._least_by_bytes(text)
+        if enough is None or not 0 < least <= enough or self.kind == "spm":
+            return least
+        from edgekit.tokenizer.bounds import least_of_beginning
+
+        return max(least, least_of_beginning(text, enough, self._library))
+
+    def _least_by_bytes(self, text: str) -> int:
         written = text.replace("▁", " ") if self.kind == "spm" else text  # one piece, whichever is in the text
-        return math.ceil(len(written.encode("utf-8", "replace")) / self._most_bytes)
+        most, lost = self._most_bytes
+        return math.ceil(len(written.encode("utf-8", "replace").translate(None, lost)) / most)
 
     @functools.cached_property
-    def _most_bytes(self) -> float:
-        from edgekit.tokenizer.bounds import most_bytes
+    def _most_bytes(self) -> tuple[float, bytes]:
+        """Bytes that a token stands for at most, and those that the vocabulary does not have."""
+        from edgekit.tokenizer.bounds import lost_bytes, most_bytes
 
-        return most_bytes(self, self._library)
+        return most_bytes(self, self._library), lost_bytes(self)
 
     @functools.cached_property
     def end_ids(self) -> frozenset[int]:
