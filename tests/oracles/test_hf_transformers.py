@@ -16,6 +16,11 @@ import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import edgekit
+from edgekit.architectures import Model, ModelConfig, tensor_shapes
+from edgekit.architectures.forward import Transformer
+from edgekit.architectures.hf import hf_config
+from edgekit.artifact import Artifact
+from edgekit.errors import UnsupportedModelError
 from edgekit.tensor import Tensor
 
 torch.set_num_threads(1)
@@ -144,3 +149,45 @@ def test_an_encoder_that_edgekit_does_not_know(tmp_path: Path) -> None:
             continue
         values = tensor.float32()
         assert np.abs(small.tensors[name].float32() - values).max() <= (values.max() - values.min()) / 255, name
+
+
+#: Shapes that GGUF files have and the family's own class in transformers forbids: what is written instead.
+SHAPES = {
+    "llama as it is": ("llama", {}, "llama"),
+    "heads that are wider than the model": ("llama", {"head_dim": 16, "rotary_dim": 16}, "llama"),
+    "a width that is no multiple of the heads": ("llama", {"width": 36, "heads": 8, "kv_heads": 4}, "mistral"),
+    "biases of Q, K and V alone": ("llama", {"qkv_bias": True}, "qwen2"),
+    "biases of Q, K and V, and an odd width": ("llama", {"qkv_bias": True, "width": 37}, "qwen2"),
+    "all biases": ("llama", {"qkv_bias": True, "attn_output_bias": True}, "llama"),
+    "a window and biases": ("mistral", {"qkv_bias": True, "sliding_window": 8}, "qwen2"),
+    "qwen2 without biases": ("qwen2", {"qkv_bias": False}, "mistral"),
+    "qwen2 with all biases": ("qwen2", {"qkv_bias": True, "attn_output_bias": True}, "llama"),
+}
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_shapes_that_a_familys_class_forbids_are_written_as_one_that_allows_them(tmp_path: Path, case: str) -> None:
+    family, changes, expected = SHAPES[case]
+    sizes = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "ffn": 64, "vocab": 96, "context": 64}
+    values = sizes | {"rotary_dim": 8, "norm_eps": 1e-5, "rope_theta": 10000.0} | changes
+    config = ModelConfig(family=family, attention_scale=values["head_dim"] ** -0.5, **values)
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: Tensor.of(name, (rng.standard_normal(shape) * 0.3).astype(np.float32))
+        for name, shape in tensor_shapes(config).items()
+    }
+    memory = Artifact(Path("memory"), "memory", (), {}, tensors, lambda: Model(config, tensors), lambda: None)
+    written = edgekit.convert(memory, tmp_path / "m.gguf")
+    back = edgekit.convert(written, tmp_path / "m")
+    assert back.config["model_type"] == expected
+    ours = Transformer(written.model).logits(TOKENS[0].numpy())
+    assert relative(logits(load(tmp_path / "m")), ours) < 2e-5
+    np.testing.assert_allclose(Transformer(back.model).logits(TOKENS[0].numpy()), ours, rtol=1e-5, atol=1e-5)
+
+
+def test_a_shape_that_no_class_allows_is_refused() -> None:
+    sizes = {"layers": 1, "width": 36, "heads": 8, "kv_heads": 8, "head_dim": 8, "ffn": 64, "vocab": 96, "context": 64}
+    scale = {"attention_scale": 8**-0.5, "embedding_scale": 6.0, "norm_eps": 1e-5, "rope_theta": 10000.0}
+    config = ModelConfig(family="gemma3", activation="gelu_tanh", rotary_dim=8, rope_theta_local=1e4, **sizes, **scale)
+    with pytest.raises(UnsupportedModelError, match="Gemma3ForCausalLM wants a width that is a multiple of its heads"):
+        hf_config(config)

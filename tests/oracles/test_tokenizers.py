@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import gguf
 import llama_cpp
 import numpy as np
 import pytest
@@ -282,12 +283,40 @@ def test_byte_level_bpe(tmp_path: Path, pre: str) -> None:
 
 
 #: llama.cpp's expressions for these know capitals of ASCII only, and no combining marks; it normalizes for none.
-APPROXIMATE = ("tekken", "gpt-4o")
+APPROXIMATE = ("tekken", "gpt-4o", "deepseek-llm")
 
 
 def beyond_ascii(text: str) -> bool:
     """Whether there is a combining mark, or a capital beyond ASCII."""
     return any(unicodedata.category(c) in ("Lu", "Lt", "Mn", "Mc") and not c.isascii() for c in text)
+
+
+@pytest.mark.parametrize("alias", pretokenizers.ALIASES)
+def test_names_of_one_way_to_cut_words_are_one_in_llama_cpp(tmp_path: Path, alias: str) -> None:
+    train_bpe(pretokenizers.ALIASES[alias], tmp_path)
+    tokenizer = from_hf_directory(tmp_path)
+    assert tokenizer is not None
+    texts = strings(200, seed=3)
+    first, second = (named(tmp_path / "v.gguf", tokenizer, pre) for pre in (alias, pretokenizers.ALIASES[alias]))
+    for text in texts:
+        assert llama_ids(first, text) == llama_ids(second, text), text
+
+
+def named(path: Path, tokenizer: Tokenizer, pre: str) -> llama_cpp.Llama:
+    """A vocabulary alone in a GGUF file, by gguf-py."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(list(tokenizer.tokens))
+    writer.add_token_types([int(kind) for kind in tokenizer.types])
+    writer.add_token_merges(list(tokenizer.merges))
+    for key in ("context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count"):
+        writer.add_uint32(f"llama.{key}", 8)
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
 
 
 def test_llama_cpps_tekken_differs_only_beyond_ascii(tmp_path: Path) -> None:

@@ -350,7 +350,8 @@ def test_user_defined_pieces_have_real_spaces():
 
 def test_a_tokenizer_without_a_name_is_refused(artifact, llama):
     with pytest.raises(
-        UnsupportedModelError, match=r"^the tokenizer cuts words in a way that llama.cpp has no name for"
+        UnsupportedModelError,
+        match=r"^the tokenizer cuts words by no rule, which a GGUF file has to call by llama.cpp's name, and edgekit knows",
     ):
         GGUF.layout(artifact(llama, attrs.evolve(BPE, pre="")))
 

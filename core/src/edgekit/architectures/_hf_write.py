@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -24,12 +25,36 @@ _CLASSES = {
 }
 
 
+#: Families whose class in transformers wants a width that is a multiple of the number of heads.
+_WIDTH_OF_HEADS = ("llama", "gemma2", "gemma3")
+#: Families that compute alike but for what their classes allow: Llama has all biases or none, Mistral none, Qwen 2
+#: those of queries, keys and values; Mistral and Qwen 2 have sliding windows, and any width.
+_ALIKE = {"llama": ("mistral", "qwen2"), "mistral": ("qwen2", "llama"), "qwen2": ("mistral", "llama")}
+
+
 def hf_config(config: ModelConfig) -> dict[str, Any]:
     """A config.json that transformers 4 and 5 load as the same model (without token ids and dtype).
+
+    A model that its family's class in transformers does not allow is written as one of a family that computes the same.
 
     Raises:
         UnsupportedModelError: transformers has no such model of that family; names what it cannot say.
     """
+    try:
+        return _hf_config(config)
+    except UnsupportedModelError:
+        for family in _ALIKE.get(config.family, ()):
+            with contextlib.suppress(UnsupportedModelError):
+                return _hf_config(attrs.evolve(config, family=family))
+        raise
+
+
+def _hf_config(config: ModelConfig) -> dict[str, Any]:
+    if config.family in _WIDTH_OF_HEADS and config.width % config.heads:
+        raise UnsupportedModelError(
+            f"transformers' {_CLASSES[config.family]} wants a width that is a multiple of its heads, and this model's "
+            f"is {config.width} for {config.heads}; keep it in the format that it is in"
+        )
     written = _hf_sizes(config) | _hf_activation(config) | _hf_windows(config) | _hf_family(config)
     read = config_from_hf(written, f"{config.family} model")
     lost = [field for field, value in _essence(config).items() if not _same(value, _essence(read)[field])]

@@ -84,13 +84,16 @@ class Label:
         return Box(self.x, self.y - ASCENT, self.x + CHARACTER * len(self.text), self.y + DESCENT)
 
 
-def place(names: Sequence[tuple[str, Point]], lines: Iterable[Sequence[Point]], area: Box) -> list[Label]:
+def place(
+    names: Sequence[tuple[str, Point]], lines: Iterable[Sequence[Point]], area: Box, taken: Sequence[Box] = ()
+) -> list[Label]:
     """Place a name beside each dot.
 
     Args:
         names: each dot's name and centre; all dots are kept clear.
         lines: paths that names should not stand on.
         area: where names may stand.
+        taken: where something else is written.
 
     Returns:
         One label for each name, in their order. Where a name fits nowhere, the place that hides least.
@@ -98,7 +101,7 @@ def place(names: Sequence[tuple[str, Point]], lines: Iterable[Sequence[Point]], 
     segments = [pair for line in lines for pair in itertools.pairwise(line)]
     placed: list[Label] = []
     for text, dot in names:
-        others = [Box(x - CLEAR, y - CLEAR, x + CLEAR, y + CLEAR) for _, (x, y) in names if (x, y) != dot]
+        others = [*taken, *(Box(x - CLEAR, y - CLEAR, x + CLEAR, y + CLEAR) for _, (x, y) in names if (x, y) != dot)]
         cost = functools.partial(_cost, taken=[label.box for label in placed] + others, segments=segments, area=area)
         placed.append(min(_candidates(text, dot), key=cost))  # the first of the best, and the nearest come first
     return placed

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from edgekit.cli._labels import CHARACTER, Box, Point, place
+from edgekit.cli._labels import CHARACTER, Box, Label, Point, place
 from edgekit.cli._output import size
 
 if TYPE_CHECKING:
@@ -96,7 +96,10 @@ def chart(steps: Sequence[Step], width: int = _WIDTH) -> str:
     paths = {kind: _path(steps, kind, across, height) for kind in _COLOURS}
     lines = [_line(kind, path) for kind, path in paths.items() if path]
     dots = [_dot(step, across(step.size), height(step)) for step in steps]
-    names = list(_names(steps, across, height, paths.values(), right))
+    words = Label(f"noise floor: {_power(steps[0].noise_floor)} nats or less", _LEFT + 8, border + 19)
+    area = Box(_LEFT, _TOP - 8, right, _HEIGHT - _BOTTOM)
+    dots_named = [(_short(step), (across(step.size), height(step))) for step in steps]
+    names = map(_name, place(dots_named, paths.values(), area, taken=[words.box]))
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     labels = (
         f'<text x="{(_LEFT + right) / 2}" y="{_HEIGHT - 12}" text-anchor="middle">size on disk</text>'
@@ -107,7 +110,7 @@ def chart(steps: Sequence[Step], width: int = _WIDTH) -> str:
     body = "\n".join(
         [
             back,
-            _band(border, right, steps[0].noise_floor),
+            _band(border, right, words),
             *ticks,
             *marks,
             *lines,
@@ -130,10 +133,10 @@ def _range(steps: Sequence[Step]) -> tuple[float, float]:
     return max(low, *(step.noise_floor for step in steps)), max(above) * 2
 
 
-def _band(top: float, right: float, floor: float) -> str:
+def _band(top: float, right: float, words: Label) -> str:
     return (
         f'<rect x="{_LEFT}" y="{top}" width="{right - _LEFT}" height="{_BAND}" class="noise"/>'
-        f'<text x="{_LEFT + 8}" y="{top + 19}">noise floor: {_power(floor)} nats or less</text>'
+        f'<text x="{words.x}" y="{words.y}">{words.text}</text>'
     )
 
 
@@ -211,20 +214,13 @@ def _dot(step: Step, x: float, y: float) -> str:
     )
 
 
-def _names(
-    steps: Sequence[Step],
-    across: _Scale,
-    height: Callable[[Step], float],
-    paths: Iterable[Sequence[Point]],
-    right: float,
-) -> Iterator[str]:
-    """The names beside the dots; a line leads to one that stands further away."""
-    dots = [(_short(step), (across(step.size), height(step))) for step in steps]
-    for label in place(dots, paths, Box(_LEFT, _TOP - 8, right, _HEIGHT - _BOTTOM)):
-        if label.lead:
-            (x1, y1), (x2, y2) = label.lead
-            yield f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="lead"/>'
-        yield f'<text class="name" x="{label.x:.1f}" y="{label.y:.1f}">{html.escape(label.text)}</text>'
+def _name(label: Label) -> str:
+    """The name beside a dot; a line leads to one that stands further away."""
+    lead = ""
+    if label.lead:
+        (x1, y1), (x2, y2) = label.lead
+        lead = f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="lead"/>'
+    return f'{lead}<text class="name" x="{label.x:.1f}" y="{label.y:.1f}">{html.escape(label.text)}</text>'
 
 
 def _short(step: Step) -> str:

@@ -10,6 +10,12 @@
     tekken          o200k's expression with digits one by one, no contractions Mistral NeMo and later
     gpt-4o          o200k's expression                                         Phi-4-mini
     deepseek-coder  line ends, letters, punctuation, ideographs, digits        DeepSeek Coder
+    deepseek-llm    line ends, cased letters, marks, ideographs, digits        DeepSeek LLM
+    deepseek-v3     digits by three, ideographs, words                         DeepSeek V3 and R1, Hunyuan
+    seed-coder      cl100k's expression with digits one by one                 Seed Coder
+    falcon          punctuation, GPT-2's expression, digits by three           Falcon
+    bloom           what lies between spaces and marks                         BLOOM, Poro
+    viking          the same, digits one by one                                Viking
     default         punctuation, GPT-2's expression, digits by three           files that name none
 
 An expression cuts every piece that the one before it left, and what it does not match is a piece as well.
@@ -20,6 +26,7 @@ family for which it uses; llama.cpp's `llama-vocab.cpp` for the names.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +42,15 @@ _O200K = (
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + _SPACES
 )
 _TEKKEN = _O200K.replace(_CONTRACTION + "?", "").replace(r"\p{N}{1,3}", r"\p{N}")
+#: DeepSeek's letters: those of scripts that have capitals, as `regex` of 2023 knew them.
+_CASED = (
+    r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-"
+    r"ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ"
+    r"-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+"
+)
+_PUNCTUATED = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"""
+_MARKS = r"\s?[!-/:-~！-／：-～‘-‟\u3000-。]+".replace(r"\u3000", "\u3000")
+_SENTENCES = r" ?[^(\s|.,!?…。，、।۔،)]+"
 
 #: The expressions of each pre-tokenizer, one after the other.
 EXPRESSIONS: dict[str, tuple[str, ...]] = {
@@ -47,6 +63,18 @@ EXPRESSIONS: dict[str, tuple[str, ...]] = {
     "tekken": (_TEKKEN,),
     "gpt-4o": (_O200K,),
     "deepseek-coder": (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"),
+    "deepseek-llm": (r"[\r\n]", _CASED, _MARKS, r"\s+$", "[一-龥ࠀ-一가-\ud7ff]+", r"\p{N}+"),
+    "deepseek-v3": (
+        r"\p{N}{1,3}",
+        "[一-龥\u3040-ゟ゠-ヿ]+",
+        _PUNCTUATED + r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
+    "seed-coder": (
+        _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
+    "falcon": (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"),
+    "bloom": (_SENTENCES,),
+    "viking": (_SENTENCES, r"\p{N}"),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
 }
 #: Other names for them.
@@ -69,7 +97,44 @@ ALIASES = {
     "command-r": "smollm",
     "codeshell": "smollm",
     "exaone": "smollm",
+    "exaone4": "gpt-2",
+    "modern-bert": "gpt-2",
+    "roberta-bpe": "gpt-2",
+    "trillion": "gpt-2",
+    "granite-docling": "gpt-2",
+    "mellum": "gpt-2",
+    "a.x-4.0": "gpt-2",
+    "jina-es": "gpt-2",
+    "jina-de": "gpt-2",
+    "jina-v1-en": "gpt-2",
+    "jina-v2-es": "gpt-2",
+    "jina-v2-de": "gpt-2",
+    "jina-v2-code": "gpt-2",
+    "mellum2": "smollm",
+    "minerva-7b": "smollm",
+    "chatglm-bpe": "dbrx",
+    "glm4": "dbrx",
+    "glm5": "dbrx",
+    "falcon-h1": "llama-bpe",
+    "lfm2": "llama-bpe",
+    "midm-2.0": "llama-bpe",
+    "jina-v5-nano": "llama-bpe",
+    "stablelm2": "qwen2",
+    "hunyuan": "qwen2",
+    "megrez": "qwen2",
+    "solar-open": "qwen2",
+    "f2llmv2": "qwen2",
+    "kanana2": "gpt-4o",
+    "minimax-m2": "gpt-4o",
+    "talkie": "gpt-4o",
+    "poro-chat": "bloom",
+    "gpt3-finnish": "bloom",
+    "hunyuan-dense": "deepseek-v3",
+    "joyai-llm": "deepseek-v3",
+    "hy_v4": "deepseek-v3",
 }
+#: Characters of an expression in a message.
+_SHOWN = 120
 #: Those that take a word as it is where the vocabulary has it, whatever the merges say.
 WHOLE_WORDS = ("llama-bpe", "tekken")
 #: Those whose texts are normalized to NFC.
@@ -93,7 +158,7 @@ def to_json(pre: str) -> dict[str, Any]:
 
 
 def from_json(pre_tokenizer: Mapping[str, Any] | None, whole_words: bool) -> str:
-    """The name of a tokenizer.json's ``pre_tokenizer``; empty where llama.cpp has no name for it.
+    """The name of a tokenizer.json's ``pre_tokenizer``; empty where no name of llama.cpp's is known for it.
 
     Args:
         pre_tokenizer: as parsed.
@@ -102,6 +167,14 @@ def from_json(pre_tokenizer: Mapping[str, Any] | None, whole_words: bool) -> str
     expressions = tuple(expression for step in _steps(pre_tokenizer) for expression in _expressions(step))
     names = [name for name, known in EXPRESSIONS.items() if known == expressions]
     return next((name for name in names if (name in WHOLE_WORDS) == whole_words), next(iter(names), ""))
+
+
+def described(text: str | None) -> str:
+    """The expressions of a tokenizer.json, or the types of its steps, short enough for a message."""
+    steps = _steps(json.loads(text).get("pre_tokenizer") if text else None)
+    said = [next(filter(None, _expressions(step)), str(step.get("type"))) for step in steps]
+    shown = ", ".join(repr(each) if len(each) <= _SHOWN else repr(each[:_SHOWN]) + "…" for each in said)
+    return shown or "no rule"
 
 
 def _steps(pre_tokenizer: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from edgekit.errors import InvalidFileError, UnsupportedModelError
 from edgekit.files.foreign import shown
-from edgekit.tokenizer import Tokenizer, TokenType
+from edgekit.tokenizer import Tokenizer, TokenType, pretokenizers
 from edgekit.tokenizer.ends import TEXTS
 from edgekit_gguf.metadata import Metadata, Value, f32s, flag, i32s, text, texts, u32
 
@@ -57,14 +57,15 @@ def to_metadata(tokenizer: Tokenizer | None, vocab: int) -> dict[str, Value]:
     """The keys for a tokenizer, with as many tokens as the embedding has rows: padded, or cut off.
 
     Raises:
-        UnsupportedModelError: byte-level BPE whose pre-tokenizer llama.cpp has no name for.
+        UnsupportedModelError: byte-level BPE whose pre-tokenizer edgekit knows no name of llama.cpp's for.
     """
     if tokenizer is None:
         return {_PREFIX + "model": text("no_vocab")}
     if not tokenizer.pre:
         raise UnsupportedModelError(
-            "the tokenizer cuts words in a way that llama.cpp has no name for, so no GGUF file can say it; "
-            "use another format, or a model of another tokenizer"
+            f"the tokenizer cuts words by {pretokenizers.described(tokenizer.json)}, which a GGUF file has to call by "
+            "llama.cpp's name, and edgekit knows none; where llama.cpp has one, its convert_hf_to_gguf.py writes the "
+            "file, which edgekit then quantizes; else use another format"
         )
     missing = range(len(tokenizer.tokens), vocab)
     pairs = {
