@@ -32,7 +32,7 @@ from edgekit.cli import cli
 from edgekit.encoding.catalogue import Entry, entries
 from edgekit.plugin import hookspecs
 from edgekit.plugin.registry import one as kind
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.reference import ggml as reference_ggml
 from edgekit.reference.ggml import TYPES
 from edgekit.testing._kit import PROFILES, Check
@@ -153,7 +153,7 @@ def bridges() -> str:
         *("ggml:MXFP4", "mlx:mxfp4", "openvino:mxfp4", "mlx:mxfp8", "ggml:NVFP4", "mlx:nvfp4", "openvino:nvfp4"),
         *("openvino:fp4-g16", "float:F16", "float:F32"),
     )
-    found = [Precision.parse(name) for name in names]
+    found = [find_precision(name) for name in names]
     signs = {Carry.EXACT: "●", Carry.BOUNDED: "◐", Carry.CONDITIONAL: "○", Carry.NO: ""}
     head = "| from \\ to | " + " | ".join(f"`{n}`" for n in names) + " |\n|---|" + ":-:|" * len(names)
     rows = [f"| `{a}` | " + " | ".join(signs[relation(a, b).carry] for b in found) + " |" for a in found]

@@ -1,5 +1,6 @@
 """Mutation testing of `edgekit.reference` with mutmut: what ``nox -s mutants`` runs, in a folder of copies.
 
+from edgekit.precision import find_precision
 mutmut changes the code in thousands of ways, one at a time, and forks a process for each mutant. Nearly every mutant
 changes a byte of a known answer, and those are asked without pytest, which takes a tenth of the time. A mutant that
 they do not notice meets the tests that reach its function: a few examples of each property, the quickest test first.
@@ -40,9 +41,9 @@ def known_answers():
     sys.path.insert(0, str(Path("tests/core").resolve()))
     from test_decoded_answers import ANSWERS, holds
 
-    from edgekit.precision import Precision
+    from edgekit.precision import find_precision
 
-    return [(Precision.parse(answer.precision), key, answer, holds) for key, answer in ANSWERS.items()]
+    return [(find_precision(answer.precision), key, answer, holds) for key, answer in ANSWERS.items()]
 
 
 def notice(mutant: str) -> bool:

@@ -16,9 +16,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package; the faults lie beside them
 from plugin_faults import FAULTS, NATIVE, first_failure, put
 
-from edgekit.encoding import load_precisions
 from edgekit.plugin import BUILT_IN, build, entry_points, manager
-from edgekit.precision import catalogue
+from edgekit.precision import catalogue, load_plugins
 from edgekit.testing import (
     run_format_checks,
     run_plugin_checks,
@@ -28,7 +27,7 @@ from edgekit.testing import (
 from edgekit.testing._subjects import encodable, registered
 
 PROFILE = os.environ.get("EDGEKIT_TEST_PROFILE", "quick")
-load_precisions()
+load_plugins()
 PRECISIONS = [precision for precision in catalogue() if encodable(precision)]
 QUANTIZERS = manager().all("quantizers")
 PLUGINS = [info.name for info in manager().plugins if info.distribution != BUILT_IN]

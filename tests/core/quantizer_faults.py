@@ -14,7 +14,7 @@ import attrs
 import numpy as np
 
 from edgekit.numerics.bits import pack_lsb, unpack_lsb
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.reference import Traits, reference
 
 AFFINE, ASYM, SMALL = "affine:int4-sym-g32", "affine:int4-asym-g32", "affine:int8-sym-g32"
@@ -22,7 +22,7 @@ BOUNDED = "half a step of each group's scale"
 
 
 def right(x, precision, importance=None):
-    found = Precision.parse(precision)
+    found = find_precision(precision)
     return reference(found).encode(np.ascontiguousarray(x), found, importance)
 
 
@@ -486,7 +486,7 @@ def nan_spreads(x, precision, importance):
 fault(
     "stores more bits a weight than it states",
     {"check_size"},
-    attrs.evolve(Precision.parse(AFFINE), bits_per_weight=4),
+    attrs.evolve(find_precision(AFFINE), bits_per_weight=4),
     "5 bits a weight are stored, 4 are stated",
 )(lambda x, precision, importance: right(x, precision))
 
@@ -531,13 +531,13 @@ class OwnDecode(Faulty):
 
     def decode(self, parts, shape):
         moved = {**parts, "zero_point": parts["zero_point"] + np.uint8(1)}
-        return reference(Precision.parse(ASYM)).decode(moved, Precision.parse(ASYM), shape)
+        return reference(find_precision(ASYM)).decode(moved, find_precision(ASYM), shape)
 
 
 @attrs.define(eq=False)
 class WideDecode(Faulty):
     def decode(self, parts, shape):
-        return reference(Precision.parse(ASYM)).decode(parts, Precision.parse(ASYM), shape).astype(np.float64)
+        return reference(find_precision(ASYM)).decode(parts, find_precision(ASYM), shape).astype(np.float64)
 
 
 fault("its decode is off by one zero point", {"check_error_within_bound"}, ASYM, "comes back as", kind=OwnDecode)(

@@ -15,7 +15,7 @@ import attrs
 import numpy as np
 from quantizer_faults import AFFINE, BOUNDED, FAULTS, Faulty, changed, fault, on_blocks, right, symmetric
 
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.reference import reference
 
 __all__ = ["FAULTS"]
@@ -277,14 +277,14 @@ class WithBound(Faulty):
     stated: object = None
 
     def bound(self, x, parts):
-        return self.stated(x, parts, reference(Precision.parse(self.precision)))
+        return self.stated(x, parts, reference(find_precision(self.precision)))
 
 
 def stating(stated):
     return lambda wrong, precision, claim: WithBound(wrong, precision, claim, stated)
 
 
-INT4 = Precision.parse(AFFINE)
+INT4 = find_precision(AFFINE)
 BOUNDS = {
     "half of the true bound is claimed": (
         lambda x, parts, found: found.bound(x, parts, INT4) / 2, "check_error_within_bound", "the bound is",
@@ -320,7 +320,7 @@ class Decoding(Faulty):
     change: object = None
 
     def decode(self, parts, shape):
-        found = Precision.parse(self.precision)
+        found = find_precision(self.precision)
         return self.change(reference(found).decode(parts, found, shape), parts, shape)
 
 

@@ -10,7 +10,7 @@ import edgekit
 from edgekit.bridges import Carry, Lattice, lattices, relation, write
 from edgekit.bridges._relation import holds
 from edgekit.errors import InexactError, ShapeError
-from edgekit.precision import Precision, catalogue
+from edgekit.precision import catalogue, find_precision
 from edgekit.tensor import QuantizedTensor
 
 LATTICES = lattices(catalogue())
@@ -23,7 +23,7 @@ def q4_0_of_every_scale():
     blocks = np.empty((FINITE16.size, 18), np.uint8)
     blocks[:, :2] = FINITE16.view(np.uint8).reshape(-1, 2)
     blocks[:, 2:] = np.arange(16, dtype=np.uint8) * 17
-    return QuantizedTensor({"blocks": blocks}, Precision.parse("Q4_0"), (FINITE16.size, 32))
+    return QuantizedTensor({"blocks": blocks}, find_precision("Q4_0"), (FINITE16.size, 32))
 
 
 def q8_0_of_every_scale():
@@ -31,7 +31,7 @@ def q8_0_of_every_scale():
     blocks = np.empty((FINITE16.size, 8, 34), np.uint8)
     blocks[..., :2] = FINITE16.view(np.uint8).reshape(-1, 1, 2)
     blocks[..., 2:] = np.arange(256, dtype=np.uint8).reshape(8, 32)
-    return QuantizedTensor({"blocks": blocks.reshape(FINITE16.size, -1)}, Precision.parse("Q8_0"), (FINITE16.size, 256))
+    return QuantizedTensor({"blocks": blocks.reshape(FINITE16.size, -1)}, find_precision("Q8_0"), (FINITE16.size, 256))
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def q8_0_of_every_scale():
 )  # fmt: skip
 def test_q4_0_carries_over_for_every_scale_and_code_and_comes_back(target):
     source = q4_0_of_every_scale()
-    assert relation(source.precision, Precision.parse(target)).carry is Carry.EXACT
+    assert relation(source.precision, find_precision(target)).carry is Carry.EXACT
     carried = edgekit.transcode(source, target)
     assert carried.backend == "bridge"
     np.testing.assert_array_equal(carried.dequantize(), source.dequantize())
@@ -55,7 +55,7 @@ def test_q4_0_carries_over_for_every_scale_and_code_and_comes_back(target):
 )
 def test_q8_0_carries_over_for_every_scale_and_code(target):
     source = q8_0_of_every_scale()
-    assert relation(source.precision, Precision.parse(target)).carry is Carry.EXACT
+    assert relation(source.precision, find_precision(target)).carry is Carry.EXACT
     carried = edgekit.transcode(source, target)
     np.testing.assert_array_equal(carried.dequantize(), source.dequantize())
     np.testing.assert_array_equal(edgekit.transcode(carried, "Q8_0").dequantize(), source.dequantize())
@@ -66,7 +66,7 @@ def test_mxfp4_carries_over_for_every_exponent_and_code(target):
     blocks = np.empty((255, 17), np.uint8)
     blocks[:, 0] = np.arange(255)
     blocks[:, 1:] = np.arange(16, dtype=np.uint8) * 17
-    source = QuantizedTensor({"blocks": blocks}, Precision.parse("MXFP4"), (255, 32))
+    source = QuantizedTensor({"blocks": blocks}, find_precision("MXFP4"), (255, 32))
     carried = edgekit.transcode(source, target)
     np.testing.assert_array_equal(carried.dequantize(), source.dequantize())
     np.testing.assert_array_equal(edgekit.transcode(carried, "MXFP4").parts["blocks"], blocks)
@@ -84,7 +84,7 @@ def awkward_rows(seed):
 
 def lattice_of_every_scale(name, columns):
     """Every finite float16 scale with every code of a symmetric format, by the bridge's own writer."""
-    precision = Precision.parse(name)
+    precision = find_precision(name)
     have = holds(precision)
     codes = (np.arange(columns) % (have.high - have.low + 1)).astype(np.uint8)
     if have.signs:
@@ -117,15 +117,15 @@ def test_every_float16_scale_with_every_code(name, columns, targets):
     source = lattice_of_every_scale(name, columns)
     before = source.dequantize()
     for target in targets:
-        assert relation(source.precision, Precision.parse(target)).carry is Carry.EXACT, target
+        assert relation(source.precision, find_precision(target)).carry is Carry.EXACT, target
         np.testing.assert_array_equal(edgekit.transcode(source, target).dequantize(), before, err_msg=target)
 
 
 def test_iq4_nl_carries_over_to_eight_bits_for_every_scale_and_code():
     blocks = q4_0_of_every_scale().parts["blocks"]
-    source = QuantizedTensor({"blocks": blocks}, Precision.parse("IQ4_NL"), (FINITE16.size, 32))
+    source = QuantizedTensor({"blocks": blocks}, find_precision("IQ4_NL"), (FINITE16.size, 32))
     for target in ("Q8_0", "mlx:int8-g32", "onnx:int8-sym-g32"):
-        assert relation(source.precision, Precision.parse(target)).carry is Carry.EXACT
+        assert relation(source.precision, find_precision(target)).carry is Carry.EXACT
         np.testing.assert_array_equal(edgekit.transcode(source, target).dequantize(), source.dequantize())
 
 
@@ -134,14 +134,14 @@ def nvfp4_of_every_scale():
     blocks = np.empty((64, 36), np.uint8)
     blocks[:, :4] = np.minimum(np.arange(256), 254).astype(np.uint8).reshape(64, 4)
     blocks[:, 4:] = np.tile(np.arange(8, dtype=np.uint8) * 17 + 128, 4)  # low nibbles 0-7, high ones 8-15
-    return QuantizedTensor({"blocks": blocks}, Precision.parse("NVFP4"), (64, 64))
+    return QuantizedTensor({"blocks": blocks}, find_precision("NVFP4"), (64, 64))
 
 
 @pytest.mark.parametrize("target", ["mlx:nvfp4", "openvino:fp4-g16", "openvino:fp8-g16", "affine:int8-sym-g16"])
 def test_nvfp4_carries_over_for_every_scale_and_element(target):
     source = nvfp4_of_every_scale()
     assert np.unique(source.dequantize()).size > 400  # products of a scale and an element
-    assert relation(source.precision, Precision.parse(target)).carry is Carry.EXACT
+    assert relation(source.precision, find_precision(target)).carry is Carry.EXACT
     carried = edgekit.transcode(source, target)
     np.testing.assert_array_equal(carried.dequantize(), source.dequantize())
     if target != "affine:int8-sym-g16":
@@ -154,7 +154,7 @@ def test_float32_holds_what_every_format_decodes_to():
     x = awkward_rows(8)
     for source in catalogue():
         tensor = edgekit.encode(x, source)
-        assert relation(source, Precision.parse("F32")).carry is Carry.EXACT
+        assert relation(source, find_precision("F32")).carry is Carry.EXACT
         np.testing.assert_array_equal(edgekit.transcode(tensor, "F32").parts["values"], tensor.dequantize())
 
 
@@ -168,7 +168,7 @@ def test_sixteen_bit_floats_take_what_they_hold_and_refuse_or_round_the_rest():
         edgekit.transcode(rounded, "F16")
     after = edgekit.transcode(rounded, "F16", exact=False)
     np.testing.assert_array_equal(after.parts["values"], rounded.dequantize().astype(np.float16))
-    assert relation(Precision.parse("F16"), Precision.parse("Q8_0")).carry is Carry.NO
+    assert relation(find_precision("F16"), find_precision("Q8_0")).carry is Carry.NO
 
 
 def test_every_ordered_pair_is_declared_with_its_reason():

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.reference import reference
 from edgekit.testing import vectors
 
@@ -24,7 +24,7 @@ ANSWERS = {f"{a.precision} {a.input}{' weighed' if a.importance is not None else
 
 def decoded(answer):
     """Decoded values [rows, cols] and their bound."""
-    precision = Precision.parse(answer.precision)
+    precision = find_precision(answer.precision)
     implementation = reference(precision)
     values = implementation.decode(answer.parts, precision, answer.x.shape)
     return values, implementation.bound(answer.x, answer.parts, precision)

@@ -17,7 +17,7 @@ from edgekit.errors import (
     UsageError,
 )
 from edgekit.plugin import Manager, Registration, registry
-from edgekit.precision import catalogue
+from edgekit.precision import catalogue, find_precision
 from edgekit.reference import Traits, reference
 
 try:
@@ -367,7 +367,7 @@ def test_the_fastest_exact_backend_does_the_work_unless_the_reference_is_faster(
     options = {"claim": "half a step", "speed": 99}
     bounded = Registration("quantizers", "ggml:Q8_0", target, "bounded", "bounded", options)
     monkeypatch.setattr(encoding, "manager", lambda: Manager(registrations=[bounded, *found]))
-    precision = encoding.find_precision("ggml:Q8_0")
+    precision = find_precision("ggml:Q8_0")
     assert getattr(encoding.choose(precision, None), "plugin", None) == chosen
     for name in (*speeds, "bounded"):
         assert encoding.choose(precision, name).plugin == name
@@ -383,7 +383,7 @@ class Vouching:
 
     def encode(self, x, importance=None):
         self.calls.append("encode")
-        precision = encoding.find_precision("ggml:Q8_0")
+        precision = find_precision("ggml:Q8_0")
         return reference(precision).encode(x, precision, importance)
 
     def encode_checked(self, x, importance=None):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.numerics.rounding import nearest_int
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.precision.ggml import BLOCKS
 from edgekit.reference import ggml
 from edgekit.reference.ggml import _codes, _e2m1, _layout, _nonlinear, _sixbit, mxfp4, nvfp4, q3_k
@@ -20,7 +20,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def precision(kind):
-    return Precision.parse(f"ggml:{kind}")
+    return find_precision(f"ggml:{kind}")
 
 
 def values(rng, what, shape):

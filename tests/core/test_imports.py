@@ -33,7 +33,7 @@ LAYERS = [
 ]
 # Upward imports at call time, each with its reason.
 EXCEPTIONS = {
-    ("precision", "encoding"): "Precision.parse() finds the precisions of plugins, which lie above it",
+    ("precision", "encoding"): "find_precision() finds the precisions of plugins, which lie above it",
     ("tensor", "reference"): "dequantize() is where users look for it",
 }
 

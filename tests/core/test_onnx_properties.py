@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from edgekit.encoding import encode
 from edgekit.errors import ScaleOverflowError, UnknownPrecisionError
 from edgekit.numerics import blocks as _blocks
-from edgekit.precision import Precision, catalogue
+from edgekit.precision import catalogue, find_precision
 from edgekit.reference import reference
 from edgekit.reference.onnx import int8, matmul_nbits, qdq_int4
 
@@ -177,11 +177,11 @@ NIBBLE_EXAMPLE = np.array([[-0.5, 1.5, -3.5, 4.0, 7.5, -7.5, 0.25]], np.float32)
 
 @settings(max_examples=150, deadline=None)
 @given(cases(tuple(p for p in BLOCKWISE if p.kind != "qdq_int4")))
-@example((Precision.parse("onnx:int4-asym-g16"), NIBBLE_EXAMPLE))
-@example((Precision.parse("onnx:int4-asym-g16"), np.array([[15, 0.49999997, 7.5]], np.float32)))
-@example((Precision.parse("onnx:int2-sym-g16"), np.cos(np.arange(65, dtype=np.float32))[None]))
-@example((Precision.parse("onnx:int4-sym-g16"), np.cos(np.arange(33, dtype=np.float32))[None]))
-@example((Precision.parse("onnx:int4-sym-g16"), np.array([[0, 3e-40, -1e-40, 1e-45]], np.float32)))
+@example((find_precision("onnx:int4-asym-g16"), NIBBLE_EXAMPLE))
+@example((find_precision("onnx:int4-asym-g16"), np.array([[15, 0.49999997, 7.5]], np.float32)))
+@example((find_precision("onnx:int2-sym-g16"), np.cos(np.arange(65, dtype=np.float32))[None]))
+@example((find_precision("onnx:int4-sym-g16"), np.cos(np.arange(33, dtype=np.float32))[None]))
+@example((find_precision("onnx:int4-sym-g16"), np.array([[0, 3e-40, -1e-40, 1e-45]], np.float32)))
 def test_matmul_nbits_agrees_with_the_kernels_loops(case):
     precision, x = case
     parts = reference(precision).encode(x, precision)
@@ -195,8 +195,8 @@ def test_matmul_nbits_agrees_with_the_kernels_loops(case):
 
 @settings(max_examples=150, deadline=None)
 @given(cases(tuple(p for p in BLOCKWISE if p.kind == "qdq_int4")))
-@example((Precision.parse("onnx:qdq_int4-asym-g16"), NIBBLE_EXAMPLE))
-@example((Precision.parse("onnx:qdq_int4-sym-g16"), np.array([[0, 3e-40, -1e-40, 1e-45]], np.float32)))
+@example((find_precision("onnx:qdq_int4-asym-g16"), NIBBLE_EXAMPLE))
+@example((find_precision("onnx:qdq_int4-sym-g16"), np.array([[0, 3e-40, -1e-40, 1e-45]], np.float32)))
 def test_qdq_int4_agrees_with_the_kernels_loops(case):
     precision, x = case
     parts = reference(precision).encode(x, precision)
@@ -216,8 +216,8 @@ def test_qdq_int4_agrees_with_the_kernels_loops(case):
 
 @settings(max_examples=150, deadline=None)
 @given(cases(tuple(p for p in CATALOGUE if p.convention == "onnx" and not p.block)))
-@example((Precision.parse("onnx:int8-sym-tensor"), np.array([[1e-38, -2e-38]], np.float32)))
-@example((Precision.parse("onnx:uint8-asym-channel"), np.array([[1e-7, -6e-8], [-1, 1]], np.float16)))
+@example((find_precision("onnx:int8-sym-tensor"), np.array([[1e-38, -2e-38]], np.float32)))
+@example((find_precision("onnx:uint8-asym-channel"), np.array([[1e-7, -6e-8], [-1, 1]], np.float16)))
 def test_int8_agrees_with_the_slow_implementation(case):
     precision, x = case
     parts = reference(precision).encode(x, precision)
@@ -381,7 +381,7 @@ def test_shapes_of_parts(name, shapes):
 )
 def test_illegal_combinations_are_unknown(name):
     with pytest.raises(UnknownPrecisionError):
-        Precision.parse(name)
+        find_precision(name)
 
 
 @pytest.mark.parametrize("name", ["onnx:int4-asym-g32", "onnx:qdq_int4-asym-g32", "olive:int4-sym-g32"])

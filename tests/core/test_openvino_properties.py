@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgekit.errors import UnknownPrecisionError
 from edgekit.numerics.smallfloats import E2M1, E4M3
-from edgekit.precision import Precision, catalogue
+from edgekit.precision import catalogue, find_precision
 from edgekit.reference import openvino
 from edgekit.reference.openvino import _layout, codebooks
 
@@ -47,7 +47,7 @@ def matrices(draw, largest=2.0**100):
 @st.composite
 def cases(draw, largest=2.0**100):
     x = draw(matrices(largest))
-    fitting = [p for n in NAMES if x.shape[1] % ((p := Precision.parse(f"openvino:{n}")).block or 1) == 0]
+    fitting = [p for n in NAMES if x.shape[1] % ((p := find_precision(f"openvino:{n}")).block or 1) == 0]
     return x, draw(st.sampled_from(fitting))
 
 
@@ -194,16 +194,16 @@ def assert_agrees(x, precision):
 
 @settings(max_examples=200, deadline=None)
 @given(cases(largest=2.0**14))
-@example((np.full((1, 3), 2.5, np.float32), Precision.parse("openvino:int4-sym-channel")))
-@example((np.full((3, 1), -2.5, np.float32), Precision.parse("openvino:int4-asym-channel")))
-@example((np.array([[7, -0.5, 0.5, 1.5, 7.5, 8, -8, 3]], np.float32), Precision.parse("openvino:int4-sym-channel")))
-@example((np.array([[0, 0.5, 2.5, 13.5, -1.5]], np.float32), Precision.parse("openvino:int4-asym-channel")))
-@example((np.array([[0, 0.5, 2.5, 253.5, -1.5]], np.float32), Precision.parse("openvino:int8-asym-channel")))
-@example((np.array([[-6, *E2M1_TIES, *-E2M1_TIES, 0.0, -0.0]], np.float32), Precision.parse("openvino:fp4-channel")))
-@example((np.array([[448, *E4M3_TIES, *-E4M3_TIES, 0.0, -0.0]], np.float32), Precision.parse("openvino:fp8-channel")))
-@example((np.array([[448, *F16_TIES, *-F16_TIES]], np.float32), Precision.parse("openvino:fp8-channel")))
-@example((np.array([[3.5, *CB4_TIES]], np.float32), Precision.parse("openvino:cb4-channel")))
-@example((np.array([[1, *codebooks.NF4_BOUNDARIES]], np.float32), Precision.parse("openvino:nf4-channel")))
+@example((np.full((1, 3), 2.5, np.float32), find_precision("openvino:int4-sym-channel")))
+@example((np.full((3, 1), -2.5, np.float32), find_precision("openvino:int4-asym-channel")))
+@example((np.array([[7, -0.5, 0.5, 1.5, 7.5, 8, -8, 3]], np.float32), find_precision("openvino:int4-sym-channel")))
+@example((np.array([[0, 0.5, 2.5, 13.5, -1.5]], np.float32), find_precision("openvino:int4-asym-channel")))
+@example((np.array([[0, 0.5, 2.5, 253.5, -1.5]], np.float32), find_precision("openvino:int8-asym-channel")))
+@example((np.array([[-6, *E2M1_TIES, *-E2M1_TIES, 0.0, -0.0]], np.float32), find_precision("openvino:fp4-channel")))
+@example((np.array([[448, *E4M3_TIES, *-E4M3_TIES, 0.0, -0.0]], np.float32), find_precision("openvino:fp8-channel")))
+@example((np.array([[448, *F16_TIES, *-F16_TIES]], np.float32), find_precision("openvino:fp8-channel")))
+@example((np.array([[3.5, *CB4_TIES]], np.float32), find_precision("openvino:cb4-channel")))
+@example((np.array([[1, *codebooks.NF4_BOUNDARIES]], np.float32), find_precision("openvino:nf4-channel")))
 def test_agrees_with_the_slow_implementation(case):
     assert_agrees(*case)
 
@@ -217,7 +217,7 @@ def test_agrees_in_tensors_of_ten_thousand_elements(name):
     rows = rng.uniform(-1, 1, (len(magnitudes), 288)) * magnitudes[:, None]
     rows[:, ::16] = rng.choice([6.0, 448.0, -6.0], rows[:, ::16].shape) * magnitudes[:, None] / 8
     x = rows.astype(np.float32)
-    precision = Precision.parse(f"openvino:{name}")
+    precision = find_precision(f"openvino:{name}")
     assert x.size >= 10_000
     assert_agrees(x, precision)
     assert_agrees(x[: 9_999 // 288], precision)
@@ -225,9 +225,9 @@ def test_agrees_in_tensors_of_ten_thousand_elements(name):
 
 @settings(max_examples=200, deadline=None)
 @given(cases())
-@example((np.array([[448, 1.0625 + 2.0**-13]], np.float32), Precision.parse("openvino:fp8-channel")))
+@example((np.array([[448, 1.0625 + 2.0**-13]], np.float32), find_precision("openvino:fp8-channel")))
 # -1.49999995 steps and zero point 10 are 8.50000005, which float32 holds as 8.5: a tie, and 8 wins.
-@example((np.array([[-0.21676899, 0.67643327, -1.4912575]], np.float32), Precision.parse("openvino:int4-asym-channel")))
+@example((np.array([[-0.21676899, 0.67643327, -1.4912575]], np.float32), find_precision("openvino:int4-asym-channel")))
 def test_decoded_values_lie_within_the_bound(case):
     x, precision = case
     x.flags.writeable = False
@@ -318,7 +318,7 @@ def test_rowwise_is_said_only_where_rows_are_independent_and_fill_bytes():
         "openvino:int8-asym-channel",
         *(f"openvino:{stem}-g{size}" for stem in ("int4-sym", "nf4", "cb4") for size in (32, 64, 128)),
     ]
-    assert not Precision.parse("openvino:int4-sym-g3").rowwise
+    assert not find_precision("openvino:int4-sym-g3").rowwise
 
 
 @given(st.integers(2, 8).filter(lambda b: b not in (5, 6, 7)), st.integers(0, 70), st.integers(0, 2**32 - 1))
@@ -347,7 +347,7 @@ def test_three_bits_as_openvino_lays_them_out():
 
 
 def test_a_constant_positive_group_saturates():
-    parts = openvino.encode(np.full((1, 32), 0.7, np.float32), Precision.parse("openvino:int4-sym-g32"))
+    parts = openvino.encode(np.full((1, 32), 0.7, np.float32), find_precision("openvino:int4-sym-g32"))
     assert parts["codes"].tobytes() == b"\x77" * 16
     assert parts["scale"] == np.float16(np.float32(0.7) / 8)
 
@@ -355,7 +355,7 @@ def test_a_constant_positive_group_saturates():
 def test_a_positive_extreme_gives_a_negative_scale():
     x = np.zeros((1, 32), np.float32)
     x[0, 0], x[0, 1] = 0.8, -0.7
-    parts = openvino.encode(x, Precision.parse("openvino:int4-sym-g32"))
+    parts = openvino.encode(x, find_precision("openvino:int4-sym-g32"))
     assert parts["scale"] == np.float16(-0.1)
     assert parts["codes"][0, 0] == 0x78
 
@@ -364,8 +364,8 @@ def test_a_positive_extreme_gives_a_negative_scale():
 def test_large_tensors_have_doubled_mx_scales_at_two_powers_of_two(exponent, doubled):
     x = np.zeros((320, 32), np.float32)
     x[:, 0] = 6 * 2.0**exponent
-    large = openvino.encode(x, Precision.parse("openvino:mxfp4"))["scale"]
-    small = openvino.encode(x[:1], Precision.parse("openvino:mxfp4"))["scale"]
+    large = openvino.encode(x, find_precision("openvino:mxfp4"))["scale"]
+    small = openvino.encode(x[:1], find_precision("openvino:mxfp4"))["scale"]
     assert (small == 127 + exponent).all()
     assert (large == 127 + exponent + doubled).all()
 
@@ -373,25 +373,25 @@ def test_large_tensors_have_doubled_mx_scales_at_two_powers_of_two(exponent, dou
 @pytest.mark.parametrize("rows", [624, 625])
 def test_ten_thousand_elements_are_many(rows):
     x = np.full((rows, 16), 3e-7, np.float32)
-    assert_agrees(x, Precision.parse("openvino:fp4-channel"))
+    assert_agrees(x, find_precision("openvino:fp4-channel"))
 
 
 @pytest.mark.parametrize(("groups", "global_scale"), [(9_999, EPS), (10_000, f32(f32(f32(1e-6) / 6) / 448))])
 def test_nvfp4_counts_its_scales(groups, global_scale):
-    parts = openvino.encode(np.full((groups, 16), 1e-6, np.float32), Precision.parse("openvino:nvfp4"))
+    parts = openvino.encode(np.full((groups, 16), 1e-6, np.float32), find_precision("openvino:nvfp4"))
     assert parts["global_scale"].tolist() == [[[global_scale]]]
 
 
 def test_overflow_of_the_scale_is_found():
     for name, largest in [("int4-sym-g32", 65519 * 8), ("int8-asym-channel", 65519 * 255), ("nf4-g32", 65519)]:
-        precision = Precision.parse(f"openvino:{name}")
+        precision = find_precision(f"openvino:{name}")
         x = np.full((1, 32), largest, np.float32)
         assert openvino.overflowed(openvino.encode(x, precision), precision) == ""
         assert openvino.overflowed(openvino.encode(x * np.float32(1.001), precision), precision) == "scale"
 
 
 def test_nvfp4_overflows_where_the_graph_rounds_its_scale_to_float16():
-    precision = Precision.parse("openvino:nvfp4")
+    precision = find_precision("openvino:nvfp4")
     parts = openvino.encode(np.full((2, 16), 1e6, np.float32), precision)
     assert np.isfinite(parts["global_scale"]).all()
     assert openvino.overflowed(parts, precision) == "scale"
@@ -401,7 +401,7 @@ def test_nvfp4_overflows_where_the_graph_rounds_its_scale_to_float16():
 def test_decoded_values_that_overflow_have_an_infinite_bound(kind):
     x = np.full((1, 32), 3.4e38, np.float32)
     x[0, 0] = 1e38
-    precision = Precision.parse(f"openvino:{kind}")
+    precision = find_precision(f"openvino:{kind}")
     parts = openvino.encode(x, precision)
     assert openvino.overflowed(parts, precision) == ""
     np.testing.assert_array_equal(np.isinf(openvino.decode(parts, precision, x.shape)), x > 2e38)
@@ -415,7 +415,7 @@ def test_decoded_values_that_overflow_have_an_infinite_bound(kind):
 )  # fmt: skip
 def test_what_nncf_does_not_have_is_unknown(name):
     with pytest.raises(UnknownPrecisionError):
-        Precision.parse(f"openvino:{name}")
+        find_precision(f"openvino:{name}")
 
 
 def test_bits_per_weight():
@@ -423,4 +423,4 @@ def test_bits_per_weight():
         "int4-sym-g64": 4.25, "int4-asym-g64": 4.3125, "int3-sym-g32": 3.5, "int8-asym-channel": 8, "nf4-g64": 4.25,
         "fp8-g128": 8.125, "mxfp4": 4.25, "mxfp8": 8.25, "nvfp4": 4.5,
     }  # fmt: skip
-    assert {name: float(Precision.parse(f"openvino:{name}").bits_per_weight) for name in expected} == expected
+    assert {name: float(find_precision(f"openvino:{name}").bits_per_weight) for name in expected} == expected

@@ -21,7 +21,7 @@ from edgekit.errors import (
 )
 from edgekit.pipeline import find_format, find_recipe, make_plan, read_recipe
 from edgekit.pipeline.recipes import list_recipes
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.recipe import Assignment, Plan, Recipe, Rules, Slot, Uniform, check_plan
 from edgekit.tensor import EncodedTensor, Tensor
 from edgekit.testing.models import artifact_of, random_model
@@ -30,7 +30,7 @@ CONFIG = ModelConfig(
     family="llama", layers=2, width=64, heads=4, kv_heads=2, head_dim=16, ffn=96, vocab=128, context=64,
     norm_eps=1e-5, rope_theta=10000.0, attention_scale=0.25, rotary_dim=16,
 )  # fmt: skip
-Q8_0 = Precision.parse("ggml:Q8_0")
+Q8_0 = find_precision("ggml:Q8_0")
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_a_recipe_is_known_in_every_case(name):
      ("f16", "float:F16"), ("MXFP4", "ggml:MXFP4")],
 )  # fmt: skip
 def test_a_precision_is_known_in_every_case(name, full):
-    assert Precision.parse(name).name == full
+    assert find_precision(name).name == full
 
 
 def test_an_unknown_name_says_what_is_near_and_where_to_look(tmp_path):
@@ -258,7 +258,7 @@ def changed(**fields):
         (changed(role="x"), UsageError, "role and shape are 'x'"),
         (changed(shape=(64, 128)), UsageError, "role and shape are"),
         (changed(precision="ggml:Q8_0"), UsageError, "its precision is 'ggml:Q8_0', a str; assign a Precision"),
-        (changed(precision=Precision.parse("ggml:Q4_K")), ShapeError, "rows of 64 are no multiple of ggml:Q4_K's"),
+        (changed(precision=find_precision("ggml:Q4_K")), ShapeError, "rows of 64 are no multiple of ggml:Q4_K's"),
     ],
 )  # fmt: skip
 def test_a_bad_plan_is_refused_before_a_tensor_is_read(change, error, message, source, tmp_path, monkeypatch):
@@ -278,7 +278,7 @@ def test_a_good_plan_of_somebody_elses_passes(source, tmp_path):
 
 
 def test_a_scalar_in_blocks_is_refused():
-    slot = Slot("a", "a", Tensor.of("a", np.float32(1)), Precision.parse("float:F32"))
+    slot = Slot("a", "a", Tensor.of("a", np.float32(1)), find_precision("float:F32"))
     with pytest.raises(ShapeError, match="rows of 1 are no multiple of ggml:Q8_0's block of 32"):
         check_plan(Plan("other", (Assignment("a", "a", (), Q8_0, ""),)), (slot,), "other")
 
@@ -292,4 +292,4 @@ def test_an_assignment_fell_back_where_another_precision_was_asked():
     line = Assignment("a", "a", (4, 64), Q8_0, "why")
     assert not line.fell_back
     assert not attrs.evolve(line, asked=Q8_0).fell_back
-    assert attrs.evolve(line, asked=Precision.parse("ggml:Q4_0")).fell_back
+    assert attrs.evolve(line, asked=find_precision("ggml:Q4_0")).fell_back

@@ -15,7 +15,7 @@ import edgekit as ek
 from edgekit import sample
 from edgekit.errors import UsageError
 from edgekit.evaluation import Evaluation
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.recipe import Assignment, Plan
 
 RECIPE = "affine:int4-sym-g32"
@@ -37,7 +37,7 @@ def encoded():
     return attrs.evolve(ek.encode(values, RECIPE), name="blk.0.x")
 
 
-PLAN = Plan("mine", (Assignment("a.weight", "a.weight", (2, 32), Precision.parse("Q8_0"), "weight matrix"),))
+PLAN = Plan("mine", (Assignment("a.weight", "a.weight", (2, 32), find_precision("Q8_0"), "weight matrix"),))
 
 
 class Cells(HTMLParser):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.numerics import smallfloats
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.reference import floats
 
 BYTES = np.arange(256, dtype=np.uint8)
@@ -65,7 +65,7 @@ def test_to_float32_keeps_the_shape_of_a_scalar():
 
 @pytest.mark.parametrize(("kind", "largest"), [("F32", 0x7F7FFFFF), ("F16", 0x477FEFFF), ("BF16", 0x7F7F7FFF)])
 def test_values_that_round_to_infinity_are_found(kind, largest):
-    precision = Precision.parse(f"float:{kind}")
+    precision = find_precision(f"float:{kind}")
     x = np.array([[0, largest | 1 << 31, largest]], np.uint32).view(np.float32)
     assert floats.overflowed(floats.encode(x, precision), precision) == ""
     with np.errstate(over="ignore"):

@@ -11,11 +11,11 @@ import pytest
 from edgekit.encoding import codec
 from edgekit.errors import NonFiniteError
 from edgekit.pipeline import stream as _stream
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.recipe import Assignment, Slot
 from edgekit.tensor import Tensor
 
-Q8_0, F32 = Precision.parse("ggml:Q8_0"), Precision.parse("float:F32")
+Q8_0, F32 = find_precision("ggml:Q8_0"), find_precision("float:F32")
 
 
 class Slow(Executor):
@@ -110,11 +110,11 @@ import numpy as np
 import edgekit
 from edgekit.recipe import Assignment, Slot
 from edgekit.pipeline import stream
-from edgekit.precision import Precision
+from edgekit.precision import Precision, find_precision
 from edgekit.tensor import Tensor
 from concurrent.futures import ThreadPoolExecutor
 
-precision, row = Precision.parse(sys.argv[2]), np.ones((1, 4096), np.float32)
+precision, row = find_precision(sys.argv[2]), np.ones((1, 4096), np.float32)
 
 class Lazy(Tensor):  # every read is a new array, as from a file
     def read_rows(self, start, stop):

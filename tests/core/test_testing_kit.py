@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import edgekit.testing
 from edgekit import encode
 from edgekit.errors import UsageError
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.precision._registry import FAMILIES
 from edgekit.reference import Traits, reference
 from edgekit.testing import (
@@ -36,7 +36,7 @@ from edgekit.testing._trips import small_config
 from edgekit.testing.models import random_model
 
 FAST = Profile("quick", seeds=1, examples=5, rows=3)
-INT4 = Precision.parse("affine:int4-sym-g32")
+INT4 = find_precision("affine:int4-sym-g32")
 ALL = [precision for family in FAMILIES.values() for precision in family.catalogue()]
 
 
@@ -80,8 +80,8 @@ def test_expected_failures_are_strict_in_pytest(tmp_path):
         import edgekit.testing
         from edgekit.testing import Profile
         from edgekit.reference import Traits, reference
-        from edgekit.precision import Precision
-        P = Precision.parse("affine:int4-sym-g32")
+        from edgekit.precision import Precision, find_precision
+        P = find_precision("affine:int4-sym-g32")
         class Q:
             precision, claim, traits = P, "exact", Traits()
             def encode(self, x, importance=None):
@@ -251,7 +251,7 @@ def promised_in_order(found, promised):
 @pytest.mark.parametrize("precision", ["ggml:Q4_0", "affine:int4-asym-g32", "mlx:int8-g64"])
 def test_ties_are_ties(precision):
     """Some values lie exactly half way: the two roundings give different codes for them."""
-    found = Precision.parse(precision)
+    found = find_precision(precision)
     drawn = [s.x for s in samples(found, "ties", 6, 2)]
     assert len(drawn) >= 8
     halves = sum(int((np.abs(x * 2 % 2) == 1).sum()) for x in drawn)
@@ -269,7 +269,7 @@ def test_drawn_tensors_fit_their_precision(data):
     assert x.dtype == np.float32
     assert np.isfinite(x).all()
     assert x.flags.c_contiguous
-    block = Precision.parse(precision).block
+    block = find_precision(precision).block
     assert precision != "ggml:Q4_K" or x.shape[1] % block == 0
 
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from edgekit.cli.vectors import command
 from edgekit.errors import InvalidFileError, UsageError
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.precision._registry import FAMILIES
 from edgekit.reference import reference
 from edgekit.testing import CheckFailure, vectors
@@ -30,7 +30,7 @@ DIGESTS = {
 
 
 def encoder(name):
-    precision = Precision.parse(name)
+    precision = find_precision(name)
     return lambda x, importance=None: reference(precision).encode(x, precision, importance)
 
 
@@ -49,7 +49,7 @@ def test_the_corpus_is_whole_and_untouched():
     assert sum(path.stat().st_size for path in vectors.CORPUS.iterdir() if path.is_file()) < 1_500_000
     blocks = dict.fromkeys(CONVENTIONS, 0)
     for answer in vectors.load():  # reads, and so verifies, every file
-        block = Precision.parse(answer.precision).block or answer.x.shape[1]
+        block = find_precision(answer.precision).block or answer.x.shape[1]
         blocks[answer.precision.partition(":")[0]] += answer.x.size // block
     assert min(blocks.values()) >= 72, blocks  # float has three types of 24 rows
     assert min(count for convention, count in blocks.items() if convention != "float") >= 1000, blocks

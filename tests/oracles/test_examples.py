@@ -29,7 +29,7 @@ from hypothesis import HealthCheck, given, note, settings
 
 import edgekit
 from edgekit.errors import ScaleOverflowError
-from edgekit.precision import Precision, catalogue
+from edgekit.precision import catalogue, find_precision
 from edgekit.reference import ggml, reference
 from edgekit.testing import _promises as promises
 from edgekit.testing._explain import diagnose, same_parts
@@ -73,7 +73,7 @@ def examples(draw):
 
 def hold(name: str, x: np.ndarray, importance: np.ndarray | None, number: int, count: Counter) -> None:
     """Hold one example to everything; `count` learns what was compared, by convention."""
-    precision = Precision.parse(name)
+    precision = find_precision(name)
     before = x.copy()
     count[precision.convention, "examples"] += 1
     try:
@@ -115,7 +115,7 @@ def asked(name: str):
     found = sys.modules.setdefault("make_vectors", importlib.util.module_from_spec(spec))
     if not hasattr(found, "ORACLES"):
         spec.loader.exec_module(found)
-    precision = Precision.parse(name)
+    precision = find_precision(name)
     encode, _ = found.ORACLES[precision.convention](precision)
     return encode
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.reference import ggml
 
 _HERE = Path(__file__).parent
@@ -100,7 +100,7 @@ def importances(seed, cols):
 
 
 def precision(kind):
-    return Precision.parse(f"ggml:{kind}")
+    return find_precision(f"ggml:{kind}")
 
 
 def assert_same_blocks(kind, x, importance=None, what=""):

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 import edgekit
-from edgekit.encoding import choose, find_precision
+from edgekit.encoding import choose
 from edgekit.errors import MissingPluginError, NonFiniteError, PluginError, ScaleOverflowError, ShapeError, UsageError
 from edgekit.plugin import manager
+from edgekit.precision import find_precision
 from edgekit.reference import reference
 from edgekit_gguf import recipes
 from edgekit_llamacpp import KINDS, native

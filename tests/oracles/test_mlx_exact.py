@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from edgekit.precision import Precision, catalogue
+from edgekit.precision import catalogue, find_precision
 from edgekit.reference import mlx
 
 #: The arithmetic moves between versions of MLX: 0.32.2 rounds the exponents of mxfp4 and mxfp8 otherwise.
@@ -192,7 +192,7 @@ def test_exponents_around_every_power_of_two(dtype, precision):
 @pytest.mark.parametrize("b", [1, 2, 3, 4, 5, 6, 8])
 def test_every_float16_scale_decodes_with_every_code(b):
     """All finite scales; the biases are those that make a symmetric format, or unrelated ones."""
-    precision = Precision.parse(f"mlx:int{b}-g32")
+    precision = find_precision(f"mlx:int{b}-g32")
     scales = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     scales = scales[np.isfinite(scales)].reshape(-1, 64)
     rng = np.random.default_rng(b)
@@ -271,20 +271,20 @@ def test_tiny_groups_stay_tiny(precision):
     reason="MLX 0.32.4 (CPU) wants a multiple of 32 elements for nvfp4, whose group is 16",
 )
 def test_nvfp4_takes_any_number_of_groups():
-    check(np.ones((3, 16), np.float32), Precision.parse("mlx:nvfp4"), "an odd number of groups")
+    check(np.ones((3, 16), np.float32), find_precision("mlx:nvfp4"), "an odd number of groups")
 
 
 def test_nvfp4_with_rows_that_share_32_elements():
-    check(np.random.default_rng(5).standard_normal((6, 48)).astype(np.float32), Precision.parse("mlx:nvfp4"), "6 x 48")
+    check(np.random.default_rng(5).standard_normal((6, 48)).astype(np.float32), find_precision("mlx:nvfp4"), "6 x 48")
 
 
 @pytest.mark.xfail(strict=True, reason="MLX 0.32.4 rounds the product q * s to float16 before it adds the bias")
 def test_float16_groups_decode_to_finite_values():
-    assert np.isfinite(roundtrip([60000, -60000], Precision.parse("mlx:int4-g32"), np.float16)).all()
+    assert np.isfinite(roundtrip([60000, -60000], find_precision("mlx:int4-g32"), np.float16)).all()
 
 
 @pytest.mark.xfail(
     strict=True, reason="MLX 0.32.4 (CPU) picks elements by float32 distances, all alike beyond 2^25 scales"
 )
 def test_nvfp4_cuts_off_what_is_beyond_its_range():
-    assert (np.abs(roundtrip([1e30, -1e30], Precision.parse("mlx:nvfp4"))) == 2688).all()
+    assert (np.abs(roundtrip([1e30, -1e30], find_precision("mlx:nvfp4"))) == 2688).all()

@@ -15,7 +15,7 @@ import pytest
 
 import edgekit
 from edgekit import sample as sample_model
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.reference import olive as reference
 
 pytestmark = pytest.mark.skipif(find_spec("olive") is None, reason="olive-ai is not installed here")
@@ -126,7 +126,7 @@ def olive(samples, tmp_path_factory):
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("name", NAMES)
 def test_same_bytes(samples, olive, name, source):
-    precision = Precision.parse(name)
+    precision = find_precision(name)
     labels = [label for n, s, label in samples if (n, s) == (name, source) and label != "underflow"]
     assert len(labels) >= len(DISTRIBUTIONS)
     for label in labels:
@@ -147,8 +147,8 @@ def test_same_bytes(samples, olive, name, source):
 def test_olive_refuses_a_zero_in_a_group_whose_scale_underflows(samples, olive):
     key = ("olive:int4-asym-g16", "float32", "underflow")
     assert "must not be less than min quantization value" in str(olive["|".join(key) + "|error"])
-    parts = reference.encode(samples[key], Precision.parse(key[0]))
-    np.testing.assert_array_equal(reference.decode(parts, Precision.parse(key[0]), (1, 16)), 0.0)
+    parts = reference.encode(samples[key], find_precision(key[0]))
+    np.testing.assert_array_equal(reference.decode(parts, find_precision(key[0]), (1, 16)), 0.0)
 
 
 def test_a_symmetric_group_without_negatives_reaches_half_way(olive):

@@ -26,7 +26,7 @@ import edgekit
 from edgekit import sample as sample_model
 from edgekit.encoding import decode, encode
 from edgekit.numerics.bits import unpack_lsb
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.reference import onnx as reference
 
 LARGEST = np.finfo(np.float32).max
@@ -105,7 +105,7 @@ def assert_same_bits(ours, theirs, what):
 
 
 def assert_matmul_nbits(x, bits, block, symmetric):
-    precision = Precision.parse(f"onnx:int{bits}-{'sym' if symmetric else 'asym'}-g{block}")
+    precision = find_precision(f"onnx:int{bits}-{'sym' if symmetric else 'asym'}-g{block}")
     parts = reference.encode(x, precision)
     packed, scales, zero_points = native(x, bits, block, symmetric)
     assert_same_bits(parts["B"], packed, "B")
@@ -170,7 +170,7 @@ def test_parts_are_the_initializers_of_a_quantized_model(source, symmetric):
     )
     quantizer.process()
     stored = initializers(quantizer.model.model)
-    parts = reference.encode(x, Precision.parse(f"onnx:int4-{'sym' if symmetric else 'asym'}-g32"))
+    parts = reference.encode(x, find_precision(f"onnx:int4-{'sym' if symmetric else 'asym'}-g32"))
     assert parts["B"].tobytes() == stored["W_Q4"].raw_data
     assert list(parts["B"].shape) == list(stored["W_Q4"].dims)
     assert parts["scales"].dtype == source
@@ -185,7 +185,7 @@ def test_parts_are_the_initializers_of_a_quantized_model(source, symmetric):
 
 
 def assert_qdq_int4(x, block, symmetric):
-    precision = Precision.parse(f"onnx:qdq_int4-{'sym' if symmetric else 'asym'}-g{block}")
+    precision = find_precision(f"onnx:qdq_int4-{'sym' if symmetric else 'asym'}-g{block}")
     parts = reference.encode(x, precision)
     packed, scales, zero_points = native(x, 4, block, symmetric, QuantFormat.QDQ)
     assert_same_bits(parts["codes"], packed, "codes")
@@ -219,7 +219,7 @@ QUANT_TYPES = {"int8": TensorProto.INT8, "uint8": TensorProto.UINT8}
 
 def assert_int8(x, kind, symmetric, granularity, reduced):
     name = f"onnx:{kind}-{'sym' if symmetric else 'asym'}-{granularity}{'-reduced' if reduced else ''}"
-    parts = reference.encode(x, Precision.parse(name))
+    parts = reference.encode(x, find_precision(name))
     channels = x if granularity == "channel" else [x.reshape(-1)]
     theirs = [quantize_data(channel, QUANT_TYPES[kind], symmetric, reduced) for channel in channels]
     zero_point, scale, codes = (
@@ -294,7 +294,7 @@ def test_whole_models(tmp_path, static, weight_type, symmetric, per_channel, red
     codes, scale, zero_point = stored_parts(tmp_path / "out.onnx")
     where = "channel" if per_channel else "tensor"
     name = f"onnx:{kind}-{'sym' if is_symmetric else 'asym'}-{where}{'-reduced' if reduced else ''}"
-    parts = reference.encode(x, Precision.parse(name))
+    parts = reference.encode(x, find_precision(name))
     np.testing.assert_array_equal(parts["codes"].T, codes)
     np.testing.assert_array_equal(parts["scale"], scale)
     np.testing.assert_array_equal(parts["zero_point"], zero_point)
@@ -338,7 +338,7 @@ def test_the_operator_decodes_as_we_do(bits, block, symmetric):
 
 def test_the_operator_has_no_2_bit_block_of_512():
     x = np.ones((4, 512), np.float32)
-    precision = Precision.parse("onnx:int4-sym-g512")
+    precision = find_precision("onnx:int4-sym-g512")
     model = operator(encode(x, precision).parts, precision, x.shape)
     node = model.graph.node[0]
     next(a for a in node.attribute if a.name == "bits").i = 2

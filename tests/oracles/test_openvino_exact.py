@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 
 import edgekit
 from edgekit import sample
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.reference import openvino
 
 # Overflow of the float16 scale, infinities divided: NNCF computes in numpy without np.errstate.
@@ -148,7 +148,7 @@ def without_padding(part, data, x, precision):
 
 def differing(tensors, name, folder):
     """What differs: (tensor, part, bytes of the reference, bytes that differ)."""
-    precision = Precision.parse(f"openvino:{name}")
+    precision = find_precision(f"openvino:{name}")
     found = []
     for label, theirs in read_back(compressed(tensors, name), tensors, folder):
         x = tensors[label].astype(np.float32, copy=False)
@@ -163,7 +163,7 @@ def differing(tensors, name, folder):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_byte_differs(name, tmp_path):
-    precision = Precision.parse(f"openvino:{name}")
+    precision = find_precision(f"openvino:{name}")
     tensors = {**synthetic(), **minilm(), **trained()}
     fitting = {label: x for label, x in tensors.items() if x.shape[1] % (precision.block or 1) == 0}
     assert len(fitting) >= 28
@@ -192,7 +192,7 @@ def test_the_type_of_the_source_does_not_matter(name, dtype, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_openvino_decodes_the_same_values(name):
-    precision = Precision.parse(f"openvino:{name}")
+    precision = find_precision(f"openvino:{name}")
     rng = np.random.default_rng(3)
     tensors = {label: x.astype(np.float32) for label, x in distributions((10, 384), rng).items() if label != "huge"}
     del tensors["bit patterns"]  # their scales overflow float16
@@ -214,7 +214,7 @@ def test_openvino_decodes_the_same_values(name):
 )
 def test_odd_groups_multiply_rightly(name, shape):
     x = np.random.default_rng(4).standard_normal(shape).astype(np.float32)
-    precision = Precision.parse(f"openvino:{name}")
+    precision = find_precision(f"openvino:{name}")
     (result,) = ov.compile_model(compressed({"x": x}, name), "CPU", F32)([np.eye(shape[1], dtype=np.float32)]).values()
     np.testing.assert_array_equal(result.T, openvino.decode(openvino.encode(x, precision), precision, shape))
 
@@ -225,7 +225,7 @@ def test_odd_groups_multiply_rightly(name, shape):
 def test_odd_groups_decode_rightly(name, shape):
     """The weights alone, without the multiplication that the CPU plugin fuses with their decoding."""
     x = np.random.default_rng(4).standard_normal(shape).astype(np.float32)
-    precision = Precision.parse(f"openvino:{name}")
+    precision = find_precision(f"openvino:{name}")
     (product,) = (node for node in compressed({"x": x}, name).get_ops() if node.get_type_name() == "MatMul")
     alone = ov.Model([opset.multiply(product.input_value(1), opset.constant(np.float32(1)))], [])
     (result,) = ov.compile_model(alone, "CPU", F32)([]).values()
@@ -241,7 +241,7 @@ def test_odd_groups_decode_rightly(name, shape):
 def test_scales_of_every_power_of_two_reach_the_product(name, rows, exponents):
     powers = np.repeat(2.0 ** np.array(exponents), rows)[:, None]
     x = (np.random.default_rng(0).uniform(0.5, 1, (powers.size, 32)) * powers).astype(np.float32)
-    precision = Precision.parse(f"openvino:{name}")
+    precision = find_precision(f"openvino:{name}")
     (result,) = ov.compile_model(compressed({"x": x}, name), "CPU", F32)([np.eye(32, dtype=np.float32)]).values()
     np.testing.assert_array_equal(result.T, openvino.decode(openvino.encode(x, precision), precision, x.shape))
 
@@ -249,7 +249,7 @@ def test_scales_of_every_power_of_two_reach_the_product(name, rows, exponents):
 def test_a_scale_beyond_float16_is_infinite_in_both(tmp_path):
     x = np.full((2, 64), 1e30, np.float32)
     assert differing({"x": x}, "int4-sym-g64", tmp_path) == []
-    precision = Precision.parse("openvino:int4-sym-g64")
+    precision = find_precision("openvino:int4-sym-g64")
     assert openvino.overflowed(openvino.encode(x, precision), precision) == "scale"
 
 

@@ -20,7 +20,7 @@ import edgekit
 from edgekit import sample
 from edgekit.architectures.forward import KVCache, Transformer
 from edgekit.architectures.rope import turns_change
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.tensor import EncodedTensor
 from edgekit_openvino import recipes
 from edgekit_openvino.format import XML
@@ -193,7 +193,7 @@ def test_a_gguf_file_keeps_its_codes(recipe, kind, tmp_path):
 
 
 def test_matmulnbits_keeps_its_codes_where_every_scale_is_a_float16(tmp_path):
-    precision = Precision.parse("onnx:int4-sym-g32")
+    precision = find_precision("onnx:int4-sym-g32")
     model = cases.model_of("llama", width=64, ffn=128)
     tensors = dict(model.tensors)
     for name in ("blk.0.ffn_up.weight", "blk.0.ffn_down.weight"):

@@ -13,9 +13,10 @@ import pytest
 from safetensors.numpy import load_file
 
 import edgekit
-from edgekit.encoding import choose, find_precision
+from edgekit.encoding import choose
 from edgekit.errors import PluginError, ShapeError, UsageError
 from edgekit.plugin import manager
+from edgekit.precision import find_precision
 from edgekit.reference import reference
 from edgekit.testing.quantizers import quantizer_checks
 from edgekit_openvino import modes, native

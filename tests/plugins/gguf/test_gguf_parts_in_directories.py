@@ -10,9 +10,9 @@ import pytest
 
 import edgekit
 from edgekit.artifact import Artifact
-from edgekit.encoding import find_precision
 from edgekit.errors import InvalidFileError, UsageError
 from edgekit.formats import safetensors
+from edgekit.precision import find_precision
 from edgekit.tensor import EncodedTensor
 
 NAME, SHAPE = "dense.weight", (24, 512)

@@ -13,7 +13,7 @@ import edgekit
 import edgekit_gguf
 from edgekit.architectures import ModelConfig
 from edgekit.errors import UnsupportedModelError
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.recipe import Slot
 from edgekit.tensor import Tensor
 from edgekit_gguf import recipes
@@ -34,7 +34,7 @@ def wide(llama: ModelConfig) -> ModelConfig:
 def empty(name: str, *shape: int) -> Slot:
     """A slot of zeros that takes no memory."""
     zeros = Tensor.of(name, np.broadcast_to(np.float32(0), shape))
-    return Slot(name, name, zeros, Precision.parse("float:F32"))
+    return Slot(name, name, zeros, find_precision("float:F32"))
 
 
 def slots_of(config: ModelConfig, **extra: tuple[int, ...]) -> list[Slot]:
@@ -162,7 +162,7 @@ def test_a_mixture_needs_layers():
     "name", ["blk.0.ssm_conv1d.weight", "position_embd.weight", "blk.0.ffn_gate_inp.weight", "blk.0.time_mix_w1.weight"]
 )
 def test_matrices_that_stay_as_they_are(name: str, wide: ModelConfig):
-    slot = attrs.evolve(empty(name, 256, 256), keep=Precision.parse("float:F16"))
+    slot = attrs.evolve(empty(name, 256, 256), keep=find_precision("float:F16"))
     plan = RECIPES["Q6_K"].plan([slot], wide)
     assert plan.assignments[0].precision.kind == "F16"
     assert plan.assignments[0].reason

@@ -20,7 +20,7 @@ import edgekit
 from edgekit.errors import InvalidFileError, LockedError, ResourceError, UnsupportedModelError, UsageError
 from edgekit.manifest import Manifest, manifest_path
 from edgekit.pipeline import AsIs
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.recipe import Plan, Uniform
 from edgekit.tensor import QuantizedTensor
 from edgekit_gguf.format import GgufFormat
@@ -256,7 +256,7 @@ def test_integer_tensors_are_refused(builder, tmp_path: Path):
 )
 def test_file_type_of_plans_that_are_no_recipe(recipe: str, number: int, artifact, llama):
     layout = GGUF.layout(artifact(attrs.evolve(llama, width=256, ffn=256, heads=16)))
-    assert file_type(Uniform(Precision.parse(recipe)).plan(layout.slots, None)) == number
+    assert file_type(Uniform(find_precision(recipe)).plan(layout.slots, None)) == number
 
 
 def test_file_type_of_other_plans(artifact, llama):

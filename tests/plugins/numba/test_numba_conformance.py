@@ -5,14 +5,14 @@ import pytest
 
 import edgekit_numba
 from edgekit.plugin import manager
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.testing import run_quantizer_checks
 from edgekit_numba import compiler, encoders, kernels, library, superblocks
 from edgekit_numba.vectors import F32, I32, Vector, ir
 
 SOME = ["ggml:Q8_0", "ggml:Q4_K", "ggml:MXFP4", "mlx:int4-g64", "openvino:int4-asym-g64", "onnx:int4-asym-g32"]
 BROKEN_LANE = 3
-PRECISION = Precision.parse("ggml:Q4_K")
+PRECISION = find_precision("ggml:Q4_K")
 
 
 def registration(name):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import edgekit
 import edgekit_numba
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.reference import reference
 from edgekit_numba import encoders, grouped_encoders
 
@@ -29,7 +29,7 @@ def encoder(name):
 
 
 def assert_same(name, x):
-    precision = Precision.parse(name)
+    precision = find_precision(name)
     ours, theirs = encoder(name).encode(x), reference(precision).encode(x, precision)
     assert ours.keys() == theirs.keys()
     for part in theirs:
@@ -71,7 +71,7 @@ def test_rows_that_do_not_fit_the_kernel(name, cols):
 
 @ALL
 def test_ordinary_groups_are_the_kernels_own_work(name, monkeypatch):
-    x, precision = draw("normal", 3, (5, 512)), Precision.parse(name)
+    x, precision = draw("normal", 3, (5, 512)), find_precision(name)
     expected = reference(precision).encode(x, precision)
     monkeypatch.setattr(grouped_encoders, "reference", None)
     found = encoder(name).encode(x)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import edgekit
 import edgekit_numba
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.reference import reference
 from edgekit.reference.ggml import TYPES
 from edgekit_numba import encoders
@@ -64,7 +64,7 @@ def importance(seed, cols, silent=0.0):
 
 
 def assert_same(kind, x, weights=None):
-    precision = Precision.parse(f"ggml:{kind}")
+    precision = find_precision(f"ggml:{kind}")
     ours = getattr(encoders, kind).encode(x, weights)["blocks"]
     theirs = reference(precision).encode(x, precision, weights)["blocks"]
     assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
@@ -108,7 +108,7 @@ def test_any_finite_bits(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_sources_of_16_bits_are_widened(kind, dtype, monkeypatch):
     monkeypatch.setattr(encoders, "PIECE", 8192)
-    rng, precision = np.random.default_rng(9), Precision.parse(f"ggml:{kind}")
+    rng, precision = np.random.default_rng(9), find_precision(f"ggml:{kind}")
     x = (rng.standard_normal((37, 768)) * 10.0 ** rng.integers(-7, 2, (37, 1))).astype(dtype)
     x[3, 5] = np.inf
     weighed = TYPES[kind].IMPORTANCE != "unused"
@@ -144,7 +144,7 @@ def test_what_is_not_finite_goes_to_the_reference(kind, bad):
 @pytest.mark.parametrize("kind", KINDS)
 def test_ordinary_blocks_are_the_kernels_own_work(kind, monkeypatch):
     x = draw("normal", 6, (5, 1024))
-    expected = reference(Precision.parse(f"ggml:{kind}")).encode(x, Precision.parse(f"ggml:{kind}"))["blocks"]
+    expected = reference(find_precision(f"ggml:{kind}")).encode(x, find_precision(f"ggml:{kind}"))["blocks"]
     monkeypatch.setattr(encoders, "reference", None)
     assert np.array_equal(getattr(encoders, kind).encode(x)["blocks"], expected)
 
@@ -195,7 +195,7 @@ def test_uneven_values_and_their_midpoints(kind):
 
 
 def assert_same_values(kind, blocks, shape):
-    precision, parts = Precision.parse(f"ggml:{kind}"), {"blocks": blocks}
+    precision, parts = find_precision(f"ggml:{kind}"), {"blocks": blocks}
     ours = getattr(encoders, kind).decode(parts, shape)
     theirs = reference(precision).decode(parts, precision, shape)
     same = (ours.view(np.uint32) == theirs.view(np.uint32)) | (np.isnan(ours) & np.isnan(theirs))

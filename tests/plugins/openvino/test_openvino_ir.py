@@ -10,7 +10,7 @@ import pytest
 import edgekit
 from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, UnsupportedModelError
 from edgekit.files.reader import Reader
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit_openvino.elements import ELEMENTS, constant_bytes, storable, stored_parts
 from edgekit_openvino.format import OpenVinoFormat
 from edgekit_openvino.ir import read
@@ -207,7 +207,7 @@ def test_constants_take_the_bytes_that_the_library_gives_them():
      "nf4-g32", "cb4-channel", "fp4-g32", "fp8-g64", "mxfp4", "mxfp8", "nvfp4"],
 )  # fmt: skip
 def test_the_parts_of_a_precision_are_its_constants(name):
-    precision = Precision.parse(f"openvino:{name}")
+    precision = find_precision(f"openvino:{name}")
     encoded = edgekit.encode(np.random.default_rng(0).standard_normal((6, 128), np.float32), precision)
     stored = stored_parts("w", precision, (6, 128))
     assert {key: part.nbytes for key, part in encoded.parts.items()} == {key: s.nbytes for key, s in stored.items()}
@@ -217,8 +217,8 @@ def test_the_parts_of_a_precision_are_its_constants(name):
 
 def test_what_an_ir_holds():
     held = ["openvino:int4-sym-g64", "float:F32", "float:F16", "float:BF16"]
-    assert [storable(Precision.parse(name)) for name in held] == [True] * 4
-    assert not storable(Precision.parse("ggml:Q4_K"))
+    assert [storable(find_precision(name)) for name in held] == [True] * 4
+    assert not storable(find_precision("ggml:Q4_K"))
 
 
 NET = b'<net version="11"><layers><layer id="0" name="a" type="Parameter"/></layers><edges>%s</edges></net>'

@@ -17,9 +17,9 @@ from typing import Any
 
 import attrs
 
-from edgekit.encoding.codecs import find_precision
 from edgekit.errors import EdgekitError
 from edgekit.plugin.registry import BUILT_IN, PluginInfo, Registration, manager
+from edgekit.precision import find_precision
 
 #: Seconds that a plugin has to load all that it brings; and that are spent on trying its claims.
 LOADING, TRYING = 60.0, 2.0

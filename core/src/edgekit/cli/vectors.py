@@ -9,6 +9,7 @@ import click
 
 from edgekit.cli._output import json_option, print_json
 from edgekit.errors import UsageError
+from edgekit.precision import find_precision
 
 
 @click.command("vectors")
@@ -22,7 +23,7 @@ def command(precisions: tuple[str, ...], out: Path, backend: str | None, as_json
     The inputs are edgekit's own: normal and heavy-tailed rows, ties, zeros of both signs, constants, subnormals,
     one-sided and huge ones. A file for each convention; arrays are base64 of little-endian bytes.
     """
-    from edgekit.encoding.codecs import REFERENCE, encode, find_precision
+    from edgekit.encoding.codecs import REFERENCE, encode
     from edgekit.testing import vectors
 
     chosen = [find_precision(name) for name in dict.fromkeys(precisions)]

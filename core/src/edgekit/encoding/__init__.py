@@ -11,9 +11,8 @@ from edgekit.encoding.codecs import choose as choose
 from edgekit.encoding.codecs import codec as codec
 from edgekit.encoding.codecs import decode as decode
 from edgekit.encoding.codecs import encode as encode
-from edgekit.encoding.codecs import find_precision as find_precision
-from edgekit.encoding.codecs import load_precisions as load_precisions
 from edgekit.encoding.codecs import refuse_shape as refuse_shape
+from edgekit.precision import find_precision as find_precision
 
 __all__ = [
     "REFERENCE",
@@ -26,6 +25,5 @@ __all__ = [
     "decode",
     "encode",
     "find_precision",
-    "load_precisions",
     "refuse_shape",
 ]

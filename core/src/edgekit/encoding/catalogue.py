@@ -7,9 +7,8 @@ from typing import Any
 
 import attrs
 
-from edgekit.encoding.codecs import load_precisions
 from edgekit.plugin.registry import manager
-from edgekit.precision import Precision, catalogue
+from edgekit.precision import Precision, catalogue, load_plugins
 from edgekit.reference import reference
 
 
@@ -46,7 +45,7 @@ class Entry:
 
 def entries() -> list[Entry]:
     """Every precision of the core and of the installed plugins."""
-    load_precisions()
+    load_plugins()
     return [entry(precision) for precision in catalogue()]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,11 +12,10 @@ import numpy.typing as npt
 from edgekit.encoding.refusals import refuse_nonfinite, refuse_overflow
 from edgekit.errors import MissingPluginError, PluginError, ShapeError, UsageError
 from edgekit.numerics.smallfloats import bfloat16_to_float32, is_bfloat16
-from edgekit.plugin.registry import KNOWN_DISTRIBUTIONS, Registration, manager
-from edgekit.precision import Precision, register
+from edgekit.plugin.registry import KNOWN_DISTRIBUTIONS, Registration, manager, skipped
+from edgekit.precision import Precision, find_precision
 from edgekit.recipe import fits
 from edgekit.reference import Parts, Reference, Traits, reference
-from edgekit.reference import register as register_reference
 from edgekit.tensor import QuantizedTensor
 
 F32 = npt.NDArray[np.float32]
@@ -157,23 +154,6 @@ def _restored(precision: str, backend: str) -> Codec:
     return codec(precision, backend)
 
 
-def find_precision(name: str | Precision) -> Precision:
-    """The same as `Precision.parse`."""
-    return Precision.parse(name)
-
-
-def load_precisions() -> None:
-    """Make the precisions that plugins bring known to decoding and the catalogue; one that fails is passed over."""
-    for registration in manager().all("precisions"):
-        try:
-            implementation = registration.load()
-            register(implementation.precision)
-        except PluginError as error:
-            _say_once(f"edgekit: {registration.plugin} is passed over: {error}")
-        else:
-            register_reference(implementation.precision, implementation)
-
-
 def encode(
     array: npt.ArrayLike,
     precision: str | Precision,
@@ -268,14 +248,9 @@ def _usable(registration: Registration) -> bool:
     try:
         registration.load()
     except PluginError as error:
-        _say_once(f"edgekit: {registration.plugin} is passed over: {error}")
+        skipped(registration, error)
         return False
     return True
-
-
-@functools.cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def put_rows(whole: Parts, parts: Parts, first: int, count: int, rows: int) -> Parts:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from edgekit.errors import EdgekitError, InvalidFileError, MissingPluginError, UnknownPrecisionError
 from edgekit.files.foreign import shown, strict_json
 from edgekit.formats.safetensors import Part
-from edgekit.precision import Precision
+from edgekit.precision import Precision, find_precision
 from edgekit.recipe import fits
 from edgekit.reference import reference
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor, carrier
@@ -184,7 +184,6 @@ def _malformed(name: str, fields: Any, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _precision(name: object, where: str) -> Precision:
-    from edgekit.encoding.codecs import find_precision
 
     try:
         return find_precision(str(name))

@@ -21,7 +21,7 @@ from edgekit.formats import _hf_files as files
 from edgekit.formats._parts import assemble
 from edgekit.formats.safetensors import open_tensors
 from edgekit.manifest import Manifest, read_manifest
-from edgekit.precision import Precision
+from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Plan, Slot, quantized
 from edgekit.tensor import AnyTensor, EncodedTensor
 from edgekit.tokenizer.record import Tokenizer
@@ -150,7 +150,7 @@ def kept(tensor: AnyTensor) -> Precision:
     """The precision of a tensor that is not quantized: its own; F32 for wider and narrower floats."""
     if isinstance(tensor, EncodedTensor):
         return tensor.precision
-    return Precision.parse({"float16": "float:F16", "bfloat16": "float:BF16"}.get(tensor.dtype, "float:F32"))
+    return find_precision({"float16": "float:F16", "bfloat16": "float:BF16"}.get(tensor.dtype, "float:F32"))
 
 
 def _adapter_directory(path: Path) -> Path | None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import attrs
 
-from edgekit.encoding.codecs import find_precision
 from edgekit.errors import (
     InvalidFileError,
     MissingFileError,
@@ -22,7 +21,7 @@ from edgekit.errors import (
     option,
 )
 from edgekit.plugin.registry import Registration, manager
-from edgekit.precision import Precision
+from edgekit.precision import Precision, find_precision
 from edgekit.precision import catalogue as precisions
 from edgekit.recipe import Clause, Recipe, Rules, Uniform
 

@@ -215,6 +215,16 @@ class Manager:
         return f"no {one(role)} {name!r} is installed (there are: {names}){cure}{broken}"
 
 
+def skipped(registration: Registration, error: PluginError) -> None:
+    """Say once, on stderr, that something registered cannot be used here and another does its work."""
+    _say_once(f"edgekit: {registration.plugin} is passed over: {error}")
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 @functools.cache
 def manager() -> Manager:
     """The process's plugin manager; importing all plugins' light modules at the first call."""

@@ -1,6 +1,16 @@
 """Precisions: one frozen record per number format, found by name."""
 
 from edgekit.precision._record import Granularity, Precision, Spec, Tier
-from edgekit.precision._registry import catalogue, find, register
+from edgekit.precision._registry import catalogue, find_precision, implementation, load_plugins, register
 
-__all__ = ["Granularity", "Precision", "Spec", "Tier", "catalogue", "find", "register"]
+__all__ = [
+    "Granularity",
+    "Precision",
+    "Spec",
+    "Tier",
+    "catalogue",
+    "find_precision",
+    "implementation",
+    "load_plugins",
+    "register",
+]

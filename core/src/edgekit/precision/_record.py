@@ -116,18 +116,3 @@ class Precision:
 
     def __str__(self) -> str:
         return self.name
-
-    @classmethod
-    def parse(cls, name: str | Precision) -> Precision:
-        """Find the precision of that name.
-
-        Accepts ``<convention>:<kind>[-sym|-asym][-g<size>|-channel|-tensor][-reduced]``, or a bare name
-        where only one convention has it (``Q4_K``). A name that no convention of the core has is looked for in what
-        the installed plugins bring, which imports those.
-
-        Raises:
-            UnknownPrecisionError: no convention has it, or more than one has; the message lists what is near.
-        """
-        from edgekit.precision._registry import find
-
-        return name if isinstance(name, Precision) else find(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import threading
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import attrs
 
@@ -13,6 +14,15 @@ from edgekit.precision import affine, floats, ggml, mlx, olive, onnx, openvino
 from edgekit.precision._record import Precision, Spec
 
 Resolve = Callable[[Spec], Precision | None]
+
+
+class Implementation(Protocol):
+    """What a plugin registers: the reference of one precision; see `edgekit.reference.Reference`."""
+
+    @property
+    def precision(self) -> Precision:
+        """The record of the precision."""
+        ...
 
 
 @attrs.frozen
@@ -28,23 +38,33 @@ FAMILIES: dict[str, Family] = {
     module.CONVENTION: Family(module.CONVENTION, module.resolve, module.catalogue)
     for module in (floats, affine, ggml, mlx, openvino, onnx, olive)
 }
-# Precisions that plugins bring, by full name; filled by `register`.
+# Precisions that plugins bring, and their implementations, by full name; filled by `register`.
 _REGISTERED: dict[str, Precision] = {}
+_IMPLEMENTATIONS: dict[str, object] = {}
 _loading = threading.local()
 
 
-def register(precision: Precision) -> None:
-    """Make a plugin's precision known to `Precision.parse`.
+def register(implementation: Implementation) -> None:
+    """Make a plugin's precision known to `find_precision`, and its implementation to `edgekit.reference.reference`.
 
     Raises:
         PluginError: a convention of the core already has that name, or another record is registered under it.
     """
+    precision = implementation.precision
     built_in = _built_in(Spec.parse(precision.name))
     if built_in or _REGISTERED.get(precision.name, precision) != precision:
         raise PluginError(
             f"precision {precision.name!r} exists already and cannot be replaced; give yours a convention of its own"
         )
     _REGISTERED[precision.name] = precision
+    _IMPLEMENTATIONS[precision.name] = implementation
+
+
+def implementation(precision: Precision) -> object | None:
+    """What a plugin registered as the implementation of a precision; None for the core's own and unknown ones."""
+    if precision.name not in _IMPLEMENTATIONS and not _built_in(Spec.parse(precision.name)):
+        load_plugins()
+    return _IMPLEMENTATIONS.get(precision.name)
 
 
 def catalogue() -> list[Precision]:
@@ -53,14 +73,23 @@ def catalogue() -> list[Precision]:
     return core + list(_REGISTERED.values())
 
 
-def find(name: object) -> Precision:
-    """The precision of that name; see `Precision.parse`."""
+def find_precision(name: str | Precision) -> Precision:
+    """Find the precision of a name, those of installed plugins included.
+
+    Accepts ``<convention>:<kind>[-sym|-asym][-g<size>|-channel|-tensor][-reduced]``, or a bare name where only one
+    convention has it (``Q4_K``); in any case. A `Precision` is returned as it is.
+
+    Raises:
+        UnknownPrecisionError: no convention has it, or more than one has; the message lists what is near.
+    """
+    if isinstance(name, Precision):
+        return name
     if not isinstance(name, str):
         raise UnknownPrecisionError(f"a precision is a Precision or its name, such as 'ggml:Q4_K'; not {name!r:.80}")
     spec = Spec.parse(name)
     found = _known(name, spec)
     if not found and spec:
-        _ask_plugins()
+        load_plugins()
         found = _known(name, spec)
     found = found or _in_another_case(name)
     if len(found) == 1:
@@ -85,16 +114,24 @@ def _known(name: str, spec: Spec | None) -> list[Precision]:
     return _built_in(spec) + [p for p in _REGISTERED.values() if name in (p.name, p.name.partition(":")[2])]
 
 
-def _ask_plugins() -> None:
-    """Register what plugins bring; what a plugin asks while it is loaded is answered from what is known by then."""
-    from edgekit.encoding.codecs import load_precisions
+def load_plugins() -> None:
+    """Register the precisions that plugins bring; one that fails is skipped with a warning.
 
-    if not getattr(_loading, "now", False):
-        _loading.now = True
-        try:
-            load_precisions()
-        finally:
-            _loading.now = False
+    What a plugin asks while it is loaded is answered from what is known by then.
+    """
+    from edgekit.plugin.registry import manager, skipped
+
+    if getattr(_loading, "now", False):
+        return
+    _loading.now = True
+    try:
+        for registration in manager().all("precisions"):
+            try:
+                register(registration.load())
+            except PluginError as error:
+                skipped(registration, error)
+    finally:
+        _loading.now = False
 
 
 def _built_in(spec: Spec | None) -> list[Precision]:

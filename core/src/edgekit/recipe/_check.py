@@ -62,7 +62,7 @@ def _refuse_line(slot: Slot, line: Assignment, who: str) -> None:
     if not isinstance(line.precision, Precision):
         raise UsageError(
             f"{where}: its precision is {line.precision!r:.80}, a {type(line.precision).__name__}; "
-            "assign a Precision, such as Precision.parse('ggml:Q4_0')"
+            "assign a Precision, such as find_precision('ggml:Q4_0')"
         )
     if not fits(line.precision, slot.shape):
         raise ShapeError(

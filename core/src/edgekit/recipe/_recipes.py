@@ -13,7 +13,7 @@ import attrs
 
 from edgekit.architectures import ModelConfig
 from edgekit.errors import UsageError
-from edgekit.precision import Precision
+from edgekit.precision import Precision, find_precision
 from edgekit.recipe._check import check_plan
 from edgekit.recipe._plan import Assignment, Plan, Slot, fits, is_matrix
 from edgekit.tensor import EncodedTensor, Tensor
@@ -165,7 +165,7 @@ def _as_it_is(slot: Slot, reason: str) -> Assignment:
 
 def own_precision(tensor: Tensor) -> Precision:
     """The plain float precision of a tensor's dtype; F32 for what has none."""
-    return Precision.parse({"float16": "float:F16", "bfloat16": "float:BF16"}.get(tensor.dtype, "float:F32"))
+    return find_precision({"float16": "float:F16", "bfloat16": "float:BF16"}.get(tensor.dtype, "float:F32"))
 
 
 @attrs.frozen
@@ -244,14 +244,14 @@ class Rules:
         if self.base is None:
             return AsIs()
         if isinstance(self.base, str):
-            return Uniform(Precision.parse(self.base))
+            return Uniform(find_precision(self.base))
         return Uniform(self.base) if isinstance(self.base, Precision) else self.base
 
     def _assign(self, slot: Slot, rest: Assignment) -> Assignment:
         rule = self._rule_of(slot)
         if rule is None:
             return rest
-        precision = Precision.parse(rule.precision)
+        precision = find_precision(rule.precision)
         return Assignment(slot.name, slot.role, slot.shape, precision, f"rule {rule.shown}")
 
     def _rule_of(self, slot: Slot) -> Rule | None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import UnknownPrecisionError
-from edgekit.precision import Precision
+from edgekit.precision import Precision, implementation
 from edgekit.reference.traits import Traits as Traits
 
 Parts = dict[str, npt.NDArray[Any]]
@@ -28,7 +28,6 @@ _MODULES = {
     "onnx": "edgekit.reference.onnx",
     "olive": "edgekit.reference.olive",
 }
-_REGISTERED: dict[str, Reference] = {}
 
 
 class Reference(Protocol):
@@ -77,8 +76,9 @@ def reference(precision: Precision) -> Reference:
     Raises:
         UnknownPrecisionError: nobody registered one.
     """
-    if precision.name in _REGISTERED:
-        return _REGISTERED[precision.name]
+    brought = implementation(precision)
+    if brought is not None:
+        return cast(Reference, brought)
     module = _MODULES.get(precision.convention)
     if module is None:
         raise UnknownPrecisionError(
@@ -86,8 +86,3 @@ def reference(precision: Precision) -> Reference:
             "install the plugin that brings it"
         )
     return cast(Reference, importlib.import_module(module))
-
-
-def register(precision: Precision, implementation: Reference) -> None:
-    """Register a plugin's reference implementation; `edgekit.precision.register` has accepted the record."""
-    _REGISTERED[precision.name] = implementation

@@ -9,10 +9,10 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.encoding.codecs import choose, find_precision
+from edgekit.encoding.codecs import choose
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.plugin.registry import Registration
-from edgekit.precision import Precision
+from edgekit.precision import Precision, find_precision
 from edgekit.reference import Parts, Traits, reference
 
 F32 = npt.NDArray[np.float32]

@@ -14,7 +14,7 @@ from edgekit.artifact import Artifact, Format, Layout
 from edgekit.errors import EdgekitError
 from edgekit.manifest import Manifest
 from edgekit.plugin.registry import manager
-from edgekit.precision import Precision
+from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Assignment, Plan, Slot
 from edgekit.reference import Parts, reference
 from edgekit.tensor import EncodedTensor, QuantizedTensor
@@ -62,7 +62,7 @@ def plan_of(layout: Layout, precisions: Mapping[str, Precision] | None = None) -
 
 
 def _assign(slot: Slot, precision: Precision | None) -> Assignment:
-    plain = Precision.parse("float:F32") if len(slot.shape) > 1 else slot.keep
+    plain = find_precision("float:F32") if len(slot.shape) > 1 else slot.keep
     return Assignment(slot.name, slot.role, slot.shape, precision or plain, "test")
 
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import attrs
 
-from edgekit.encoding.codecs import find_precision
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.plugin.registry import BUILT_IN, Manager, PluginInfo, Registration, build, entry_points, one, refused
+from edgekit.precision import find_precision
 from edgekit.testing._kit import Kit, NotApplicable, Profile, Result, fail
 
 #: Seconds that importing a plugin's light module may take, beyond edgekit's own hooks.

@@ -15,9 +15,9 @@ from hypothesis import note, reject
 
 from edgekit.architectures import Model
 from edgekit.artifact import Artifact
-from edgekit.encoding.codecs import REFERENCE, codec, find_precision
+from edgekit.encoding.codecs import REFERENCE, codec
 from edgekit.errors import NonFiniteError, ScaleOverflowError
-from edgekit.precision import Precision, catalogue
+from edgekit.precision import Precision, catalogue, find_precision
 from edgekit.recipe import Uniform
 from edgekit.testing import _samples
 from edgekit.testing._samples import F32

@@ -23,12 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.architectures import ModelConfig
-from edgekit.encoding import find_precision
 from edgekit.errors import InvalidFileError, MissingPluginError, UnknownPrecisionError
 from edgekit.files.foreign import invalid, shown, strict_json, utf8
 from edgekit.files.reader import Reader
 from edgekit.formats import PartLayout, part_layouts
-from edgekit.precision import Precision
+from edgekit.precision import Precision, find_precision
 from edgekit.recipe import fits
 from edgekit.tokenizer import Tokenizer
 from edgekit_example.records import from_plain, to_plain

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from edgekit.errors import InvalidFileError, UnsupportedModelError, UsageError
 from edgekit.evaluation.calibration import Activations
 from edgekit.files.atomic import write_atomic
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.recipe import Assignment, Plan
 from edgekit.tensor import AnyTensor
 from edgekit_gguf.metadata import Value, text, texts, u32
@@ -87,7 +87,7 @@ def write_imatrix(path: Path, activations: Activations, dataset: str = "") -> No
     for name, sums in sorted(activations.sums.items()):
         values[name + _SUMS] = sums.astype(np.float32)
         values[name + _COUNTS] = np.array([activations.tokens], np.float32)
-    float32 = Precision.parse("float:F32")
+    float32 = find_precision("float:F32")
     plan = Plan("imatrix", tuple(Assignment(name, name, v.shape, float32, "a sum") for name, v in values.items()))
     header = encode_header(_metadata(activations, dataset), plan, [BY_NAME["F32"]] * len(plan))
     write_atomic(path, header + b"".join(map(_padded, values.values())))

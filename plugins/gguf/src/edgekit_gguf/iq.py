@@ -14,10 +14,8 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import precision as precisions
-from edgekit import reference as references
 from edgekit.errors import UsageError
-from edgekit.precision import Precision, ggml
+from edgekit.precision import Precision, ggml, register
 from edgekit.reference import Traits
 
 
@@ -72,8 +70,7 @@ def __getattr__(kind: str) -> GridFormat:
 
 
 def known(kind: str) -> Precision:
-    """The precision of that kind, made known to `Precision.parse` and to decoding."""
+    """The precision of that kind, made known to `find_precision` and to decoding."""
     implementation = _FORMATS[kind]
-    precisions.register(implementation.precision)
-    references.register(implementation.precision, implementation)
+    register(implementation)
     return implementation.precision

@@ -16,7 +16,7 @@ import numpy as np
 from edgekit.architectures import FAMILIES, Model
 from edgekit.artifact import Artifact, Layout
 from edgekit.errors import UnsupportedModelError
-from edgekit.precision import Precision
+from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Slot
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
 from edgekit_gguf.metadata import Metadata, Value, text, u32
@@ -84,7 +84,7 @@ def _own_precision(tensor: AnyTensor) -> Precision:
         raise UnsupportedModelError(
             f"tensor {tensor.name!r} holds {tensor.dtype}; edgekit writes float32, float16 and bfloat16 to GGUF"
         )
-    return Precision.parse(_FLOATS[tensor.dtype])
+    return find_precision(_FLOATS[tensor.dtype])
 
 
 def _translated(model: Model) -> Iterable[Slot]:
@@ -92,7 +92,7 @@ def _translated(model: Model) -> Iterable[Slot]:
     tensors = dict(model.tensors)
     for name, values in rope_tensors(model.config).items():
         tensors[name] = Tensor.of(name, np.array(values, np.float32))
-    keep = Precision.parse("float:F32")
+    keep = find_precision("float:F32")
     for name in sorted(tensors, key=file_order):
         tensor = tensors[name]
         yield Slot(name, name, reorder(name, tensor, model.config, "to_gguf") if interleaved else tensor, keep)

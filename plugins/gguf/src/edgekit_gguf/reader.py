@@ -32,7 +32,7 @@ from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, Res
 from edgekit.files.foreign import shown
 from edgekit.files.memory import shortage
 from edgekit.files.reader import Reader
-from edgekit.precision import Precision
+from edgekit.precision import Precision, find_precision
 from edgekit.precision.ggml import GRIDS
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
 from edgekit_gguf import iq
@@ -391,7 +391,7 @@ def _tensor(info: TensorInfo, reader: Reader) -> AnyTensor:
 def _precision(kind: TensorType) -> Precision:
     if kind.name in GRIDS:  # also where edgekit has not loaded this plugin's registrations
         return iq.known(kind.name)
-    return Precision.parse(kind.precision)
+    return find_precision(kind.precision)
 
 
 #: Little-endian carriers of the plain types.

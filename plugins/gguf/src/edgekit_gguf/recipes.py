@@ -26,7 +26,7 @@ import attrs
 
 from edgekit.architectures import ModelConfig
 from edgekit.errors import UnsupportedModelError
-from edgekit.precision import Precision
+from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Assignment, Clause, Plan, Slot, fits
 from edgekit_gguf.types import FILE_TYPES
 
@@ -332,7 +332,7 @@ def _fall_back(kind: str, reason: str, shape: Sequence[int]) -> tuple[str, str]:
 
 
 def _precision(kind: str) -> Precision:
-    return Precision.parse(f"float:{kind}" if kind in _FLOATS else f"ggml:{kind}")
+    return find_precision(f"float:{kind}" if kind in _FLOATS else f"ggml:{kind}")
 
 
 def _only(kind: str) -> tuple[Rule, ...]:

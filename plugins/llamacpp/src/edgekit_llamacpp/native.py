@@ -27,7 +27,6 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.encoding import find_precision
 from edgekit.errors import (
     MissingPluginError,
     NonFiniteError,
@@ -36,7 +35,7 @@ from edgekit.errors import (
     ShapeError,
     UsageError,
 )
-from edgekit.precision import Precision, ggml
+from edgekit.precision import Precision, find_precision, ggml
 from edgekit.reference import Traits, reference
 
 F32 = npt.NDArray[np.float32]

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import edgekit_numba
 from edgekit.errors import MissingPluginError
 from edgekit.numerics.smallfloats import as_float32
-from edgekit.precision import Precision
+from edgekit.precision import find_precision
 from edgekit.reference import Traits, reference
 from edgekit.reference.ggml import TYPES
 from edgekit_numba import library
@@ -73,7 +73,7 @@ class Encoder:
         blocks, flags = self._encode(x, importance)
         left = np.flatnonzero((flags & ODD).any(axis=1))
         if len(left):
-            precision = Precision.parse(f"ggml:{self.kind}")
+            precision = find_precision(f"ggml:{self.kind}")
             blocks[left] = reference(precision).encode(as_float32(x[left]), precision, importance)["blocks"]
         return {"blocks": blocks}
 

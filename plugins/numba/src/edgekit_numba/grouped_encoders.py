@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 import edgekit_numba
 from edgekit.numerics.smallfloats import float32_to_bfloat16, is_bfloat16
-from edgekit.precision import Precision
+from edgekit.precision import Precision, find_precision
 from edgekit.reference import Traits, reference
 from edgekit_numba import library
 from edgekit_numba.compiler import processor
@@ -175,7 +175,7 @@ _PARTS: dict[str, Callable[[Groups, Precision, np.dtype[Any]], dict[str, Array]]
 
 @functools.cache
 def _encoder(name: str) -> GroupEncoder:
-    return GroupEncoder(Precision.parse(name))
+    return GroupEncoder(find_precision(name))
 
 
 def __getattr__(name: str) -> GroupEncoder:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from edgekit.bridges import Carry, relation, transcode
 from edgekit.errors import InexactError, UnknownPrecisionError
-from edgekit.precision import Precision
+from edgekit.precision import Precision, find_precision
 from edgekit.recipe import fits
 from edgekit.tensor import AnyTensor, EncodedTensor, QuantizedTensor, Tensor
 from edgekit_openvino.elements import stored_parts
@@ -40,14 +40,14 @@ def candidates(tensor: EncodedTensor) -> Iterator[Precision]:
     """OpenVINO's precisions that might hold a tensor's values, the likeliest first."""
     own = tensor.precision
     if own.kind.lower() in ("mxfp4", "mxfp8"):
-        yield Precision.parse(f"openvino:{own.kind.lower()}")
+        yield find_precision(f"openvino:{own.kind.lower()}")
         return
     where = f"g{own.block or 32}" if own.granularity != "channel" else "channel"
     if own.convention == "ggml":
         where = "g32"
     for stem in (f"int{own.bits}-sym", f"int{own.bits}-asym"):
         try:
-            precision = Precision.parse(f"openvino:{stem}-{where}")
+            precision = find_precision(f"openvino:{stem}-{where}")
         except UnknownPrecisionError:
             continue
         if fits(precision, tensor.shape):

@@ -17,8 +17,8 @@ import attrs
 import numpy as np
 
 from edgekit.artifact import Artifact
-from edgekit.encoding import find_precision
 from edgekit.errors import UnsupportedModelError, UsageError
+from edgekit.precision import find_precision
 from edgekit_openvino.library import nncf
 from edgekit_openvino.measure import compare
 from edgekit_openvino.models import low_bit, op_names, read_file, read_ir, rename_new, write_ir

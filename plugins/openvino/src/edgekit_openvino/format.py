@@ -17,7 +17,7 @@ from edgekit.files.foreign import member, read_object
 from edgekit.files.reader import read_start
 from edgekit.formats import carried
 from edgekit.manifest import Manifest, read_manifest
-from edgekit.precision import Precision
+from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Plan, Slot
 from edgekit.tensor import AnyTensor, EncodedTensor
 from edgekit.tokenizer import Tokenizer, from_hf_directory
@@ -116,9 +116,9 @@ def _slot(name: str, role: str, tensor: AnyTensor) -> Slot:
 def _kept(tensor: AnyTensor) -> Precision:
     """What a tensor that is not quantized is stored in: what it has, F32 for vectors and for wider floats."""
     if isinstance(tensor, EncodedTensor):
-        return tensor.precision if storable(tensor.precision) else Precision.parse("float:F32")
+        return tensor.precision if storable(tensor.precision) else find_precision("float:F32")
     kind = {"float16": "F16", "bfloat16": "BF16"}.get(tensor.dtype, "F32") if len(tensor.shape) > 1 else "F32"
-    return Precision.parse(f"float:{kind}")
+    return find_precision(f"float:{kind}")
 
 
 def _beside(directory: Path) -> tuple[Path, ...]:

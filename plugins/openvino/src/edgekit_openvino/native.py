@@ -16,10 +16,9 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.encoding import find_precision
 from edgekit.errors import PluginError, ShapeError
 from edgekit.formats import part_layouts
-from edgekit.precision import Precision
+from edgekit.precision import Precision, find_precision
 from edgekit.recipe import fits
 from edgekit.reference import Traits
 from edgekit_openvino.library import nncf, openvino

@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from edgekit.architectures import ModelConfig
 from edgekit.errors import UsageError
-from edgekit.precision import Precision
+from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Assignment, Clause, Plan, Slot, fits, is_matrix
 
 #: mode -> (precision without its group, whether it takes one, backup; fp8 takes the mode's group)
@@ -51,7 +51,7 @@ MODES: dict[str, tuple[str, bool, str]] = {
 }
 GROUPS = (128, 64, 32)
 #: What always fits.
-_FALLBACK = Precision.parse("openvino:int8-asym-channel")
+_FALLBACK = find_precision("openvino:int8-asym-channel")
 _BACKED_UP = ("token_embd.weight", "output.weight")
 _CHUNK = 1 << 22
 
@@ -89,13 +89,13 @@ class Nncf:
     def precision(self) -> Precision:
         """Of the matrices that get the mode."""
         stem, grouped, _ = MODES[self.mode]
-        return Precision.parse(f"openvino:{stem}-g{self.group}" if grouped else f"openvino:{stem}")
+        return find_precision(f"openvino:{stem}-g{self.group}" if grouped else f"openvino:{stem}")
 
     @property
     def backup(self) -> Precision:
         """Of the embedding, the output matrix, and what the ratio leaves over."""
         stem = MODES[self.mode][2]
-        return Precision.parse(f"openvino:{stem}-g{self.group}" if stem == "fp8" else f"openvino:{stem}")
+        return find_precision(f"openvino:{stem}-g{self.group}" if stem == "fp8" else f"openvino:{stem}")
 
     def plan(self, slots: Sequence[Slot], config: ModelConfig | None, importance: bool = False) -> Plan:
         """Choose for every slot; with a ratio below 1 the matrices are read."""

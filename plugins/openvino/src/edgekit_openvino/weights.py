@@ -19,7 +19,7 @@ import numpy.typing as npt
 from edgekit.files.reader import Reader
 from edgekit.formats import PartLayout, part_layouts
 from edgekit.numerics.smallfloats import float32_to_float8_e4m3fn
-from edgekit.precision import Precision
+from edgekit.precision import Precision, find_precision
 from edgekit.reference.openvino.codebooks import CB4
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor, carrier
 from edgekit_openvino.elements import CODEBOOK_SUFFIX, ELEMENTS, precision_name
@@ -160,7 +160,7 @@ class _Search:
         group = codes.shape[-1] if grouped else None
         shared = "global_scale" in parts
         name = precision_name(codes.element, group, scale.element, zero.element if zero else None, levels, shared)
-        return Precision.parse(name) if name else None
+        return find_precision(name) if name else None
 
     def _zero_fits(self, codes: Constant, zero: Constant) -> bool:
         if codes.element in _MIDDLES:

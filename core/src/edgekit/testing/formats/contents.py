@@ -11,7 +11,7 @@ import numpy as np
 from edgekit.architectures import Model, ModelConfig
 from edgekit.errors import EdgekitError
 from edgekit.manifest import Manifest
-from edgekit.precision import Precision, catalogue
+from edgekit.precision import Precision, catalogue, find_precision
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
 from edgekit.testing._families import FAMILIES
 from edgekit.testing._kit import Kit, NotApplicable, Profile, fail
@@ -239,7 +239,7 @@ def check_precisions(subject: FormatSubject, profile: Profile) -> None:
     swapped on the way, a zero point of 0 stored as 15.
     """
     names = _SOME if profile.name == "quick" else [p.name for p in catalogue()]
-    stored = [name for name in ("float:F16", "float:BF16", *names) if _stores(subject, Precision.parse(name))]
+    stored = [name for name in ("float:F16", "float:BF16", *names) if _stores(subject, find_precision(name))]
     if not stored:
         raise NotApplicable("it stores plain float32 only")
 
@@ -265,7 +265,7 @@ def check_row_slices(subject: FormatSubject, profile: Profile) -> None:
     edgekit streams tensors in slices of rows. Where the format stores one of the common precisions, a tensor in it is
     sliced as well, part by part.
     """
-    encoded = next((p for p in map(Precision.parse, ("float:F16", *_SOME)[::-1]) if _stores(subject, p)), None)
+    encoded = next((p for p in map(find_precision, ("float:F16", *_SOME)[::-1]) if _stores(subject, p)), None)
     for precision in (None, encoded):
         chosen = {} if precision is None else {QUANTIZED: precision}
         cols = 2 * int(np.lcm((precision and precision.block) or 32, 32))

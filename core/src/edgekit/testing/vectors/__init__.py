@@ -24,9 +24,8 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.encoding.codecs import find_precision
 from edgekit.errors import InvalidFileError, UsageError
-from edgekit.precision import Precision
+from edgekit.precision import Precision, find_precision
 from edgekit.reference import Parts, reference
 from edgekit.testing._explain import block_report, diagnose, minimise, same_parts
 from edgekit.testing._kit import fail
