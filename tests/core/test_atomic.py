@@ -851,3 +851,20 @@ def test_a_directory_that_edgekit_wrote_names_what_may_be_replaced(tmp_path: Pat
         directory.write("config.json", b"{}")
         directory.commit()
     assert names(target) == {"config.json"}
+
+
+def test_a_manifest_without_a_fingerprint_is_never_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk fails while the new file's fingerprint is read: that is an error, not a manifest nobody believes."""
+    target = tmp_path / "m.gguf"
+    write_pair(target, b"old", "old")
+
+    def seal(file: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(pairs, "seal", seal)
+    with pytest.raises(ResourceError, match=os.strerror(errno.EIO)):
+        write_pair(target, b"new", "new")
+    monkeypatch.undo()
+    assert target.read_bytes() == b"old"
+    assert recipe_of(target) == "old"
+    assert names(tmp_path) == {"m.gguf", "m.gguf.edgekit.json"}

@@ -246,3 +246,11 @@ def test_limits_are_stated_in_the_docs() -> None:
         hf_files.TOKENIZER_LIMIT >> 20,
     ):
         assert f"{limit:,}" in text
+
+
+def test_a_name_that_no_file_can_have_is_refused_shortly(tmp_path: Path) -> None:
+    with pytest.raises(InvalidFileError, match=r"a file name of 5,000 characters; file systems take 255$"):
+        read_object(tmp_path, "a" * 5000, 10)
+    with pytest.raises(InvalidFileError, match=r"is no plain file name; files lie in the directory itself$") as caught:
+        read_object(tmp_path, "/" * 5000, 10)
+    assert len(str(caught.value)) < 200 + len(str(tmp_path))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import edgekit
+from edgekit import sample
 from edgekit.architectures.found import refuse_other_weights
 from edgekit.errors import UnsupportedModelError
 from edgekit.files import guard
@@ -138,3 +139,17 @@ def test_what_is_missing_is_no_call_to_download(tmp_path: Path) -> None:
         ValueError, match=r"are missing: .*; 1 of 11 are there: weights and configuration are of differ"
     ):
         _ = edgekit.open(source).model
+
+
+def test_a_copy_of_the_embedding_is_said(tmp_path: Path) -> None:
+    config = sample.path() / "config.json"
+    tensors = edgekit.open(sample.path()).tensors
+    arrays = {name: tensor.float32().reshape(tensor.shape) for name, tensor in tensors.items()}
+    arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"]
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_bytes(config.read_bytes())
+    safetensors.write(tmp_path / "m" / "model.safetensors", arrays)
+    opened, notes = edgekit.open(tmp_path / "m"), list[str]()
+    with guard.working(tmp_path / "q", {}, notes=notes):
+        assert opened.model.config.tied
+    assert notes == ["lm_head.weight has the embedding's values, and counts as the same matrix"]

@@ -263,3 +263,14 @@ def test_a_stamp_shortly_after_a_change_is_racy(tmp_path: Path) -> None:
 def test_the_sample_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the target"):
         edgekit.quantize(sample.path(), RECIPE, to=sample.path())
+
+
+def test_the_demo_overwrites_nobodys_page(tmp_path: Path) -> None:
+    page = tmp_path / "index.html"
+    page.write_text("my own")
+    result = CliRunner().invoke(cli, ["demo", "--out", str(tmp_path)])
+    assert str(result.exception) == (
+        f"{page} is there already, and the demo did not write it; choose another directory with --out"
+    )
+    assert os.listdir(tmp_path) == ["index.html"]
+    assert page.read_text() == "my own"

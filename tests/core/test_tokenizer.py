@@ -631,3 +631,18 @@ def test_a_pattern_that_makes_the_library_panic_is_a_typed_error(part: str, leng
         InvalidFileError, match=r"^the tokenizer: the library gives up on it .*retry-limit-in-match over"
     ):
         tokenizer.encode("x" * length)
+
+
+@needs_tokenizers
+def test_a_tokenizer_that_fails_on_a_text_is_a_typed_error() -> None:
+    from edgekit import sample
+
+    content = json.loads((sample.path() / "tokenizer.json").read_text("utf-8"))
+    content["model"]["unk_token"] = "none"
+    content["model"]["vocab"] = {"<s>": 0, "</s>": 1, "a": 2}
+    content["model"]["merges"], content["added_tokens"] = [], content["added_tokens"][:2]
+    tokenizer = attrs.evolve(from_hf_directory(sample.path()), json=json.dumps(content))
+    with pytest.raises(
+        InvalidFileError, match=r"^the tokenizers library cannot cut a text with the tokenizer: Unk tok"
+    ):
+        tokenizer.encode("b")

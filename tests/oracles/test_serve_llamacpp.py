@@ -54,6 +54,7 @@ def test_the_public_client(start: Callable[[bool], Server], model: Path, isolate
         wanted = runtime.generate("Once upon a time", max_tokens=20)
         vector = runtime.embed("Once upon a time")
     server = start(isolate)
+    assert "(runtime llamacpp, device " in server.log.read_text()  # and how many layers are on it
     options: Any = {"model": "tales", "max_tokens": 20, "temperature": 0}
     with openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0) as client:
         said = client.completions.create(prompt="Once upon a time", **options)

@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-from edgekit.errors import InvalidFileError
+from edgekit.errors import InvalidFileError, MissingFileError
 from edgekit.files import pairs
 from edgekit.files.foreign import read_bytes, readable, shown, strict_json
 from edgekit.files.pairs import LIMIT
@@ -128,7 +128,10 @@ def _read(artifact: Path) -> tuple[Manifest | None, str | None]:
     if path.name == pairs.INSIDE:
         return Manifest.from_record(record, path), None
     Manifest.from_record(record, path)
-    own = pairs.belonging(record, pairs.seal_of(artifact))
+    try:
+        own = pairs.belonging(record, pairs.seal_of(artifact))
+    except OSError as error:
+        raise MissingFileError(f"{artifact}: cannot be read ({error.strerror}); check its permissions") from error
     if own is None:
         which = "describes another file than" if "file" in record else "does not say that it belongs to"
         return None, f"{path.name} is not believed: it {which} {artifact.name} as it is now"

@@ -14,6 +14,7 @@ from edgekit import sample
 from edgekit.artifact import Artifact
 from edgekit.cli import _page
 from edgekit.cli._output import json_option, print_json, size, table
+from edgekit.errors import UsageError
 from edgekit.evaluation import Baseline, Evaluation, compare, evaluate
 from edgekit.files.atomic import write_atomic, writing
 from edgekit.pipeline.conversion import open_artifact, quantize
@@ -65,6 +66,7 @@ def command(out: str, as_json: bool) -> None:
     target = Path(out)
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
+        _refuse_foreign(target)
     source = open_artifact(sample.path())
     text = sample.heldout_text()
     with bar("demo") as report:
@@ -83,6 +85,13 @@ def command(out: str, as_json: bool) -> None:
         return
     show(steps, source, baseline)
     click.echo(f"\nArtifacts and the picture: {page}")
+
+
+def _refuse_foreign(target: Path) -> None:
+    """A page of somebody's own is not overwritten; the demo's lies beside its figures."""
+    page = target / "index.html"
+    if page.exists() and not (target / "ladder.json").exists():
+        raise UsageError(f"{page} is there already, and the demo did not write it; choose another directory with --out")
 
 
 def climb(source: Baseline, text: str, target: Path, report: Any) -> Iterator[Step]:

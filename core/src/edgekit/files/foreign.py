@@ -22,6 +22,8 @@ CURE = "fetch or convert it again"
 MAX_DIGITS = 64
 #: The most values (members, items) of a JSON text; a tokenizer.json of 256,000 tokens has 2.3 million.
 MAX_VALUES = 1 << 23
+#: Characters of a file's name; file systems take 255 bytes.
+MAX_NAME = 255
 #: Half of a surrogate pair, as JSON writes it: only where it occurs a text can hold characters that are none.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 #: What `os.stat` says of a name that is not there, or is a link to nothing.
@@ -194,7 +196,9 @@ def member(directory: Path, name: str) -> Path | None:
         InvalidFileError: the name, or the link of that name, leads out of the directory; or it is a pipe or a device.
     """
     if name != os.path.basename(name) or name in ("", ".", "..") or any(c in name for c in "\\:\0"):
-        raise InvalidFileError(f"{directory}: {name!r} is no plain file name; files lie in the directory itself")
+        raise InvalidFileError(f"{directory}: {shown(name)} is no plain file name; files lie in the directory itself")
+    if len(name) > MAX_NAME:
+        raise InvalidFileError(f"{directory}: a file name of {len(name):,} characters; file systems take {MAX_NAME}")
     path = directory / name
     try:
         with reading(path):

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import attrs
 
-from edgekit.errors import ChangedSourceError, UsageError
+from edgekit.errors import ChangedSourceError, EdgekitError, UsageError
 from edgekit.files import pairs
 from edgekit.files.digests import sha256
 from edgekit.files.problems import writing
@@ -134,7 +134,7 @@ class Work:
                 return
             if early and target.is_dir() and not all(matches(entry.name, ARTIFACT_FILES) for entry in entries):
                 return
-            if self.overwrite or pairs.written_here(target):
+            if self.overwrite or _written_here(target, before):
                 return self.note(f"{target} was there already and is replaced")
             if Stamp.of(target) == before:
                 break
@@ -265,6 +265,16 @@ def _real(path: Path) -> Path:
 
 def _identities(paths: Iterable[Path]) -> set[Identity]:
     return {stamp.identity for stamp in map(Stamp.of, paths) if stamp}
+
+
+def _written_here(target: Path, before: Stamp) -> bool:
+    try:
+        with writing(target):
+            return pairs.written_here(target)
+    except EdgekitError:
+        if Stamp.of(target) == before:
+            raise
+        return False  # it is being replaced
 
 
 def _entries(target: Path) -> list[Path]:

@@ -55,11 +55,15 @@ def _pieces(size: int) -> Iterator[tuple[int, int]]:
 
 
 def seal_of(path: Path) -> Record | None:
-    """The seal of a file; None where there is none."""
+    """The seal of a file; None where there is none.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     try:
         with path.open("rb", buffering=0) as file:
             return seal(file)
-    except OSError:
+    except FileNotFoundError:
         return None
 
 
@@ -90,6 +94,7 @@ def read_record(file: Path) -> Record | None:
 
     Raises:
         InvalidFileError: the manifest is not strict JSON, or too large.
+        OSError: the file cannot be read.
     """
     path = beside(file)
     content = read_bytes(path.parent, path.name, LIMIT)
@@ -97,14 +102,18 @@ def read_record(file: Path) -> Record | None:
 
 
 def written_here(target: Path) -> bool:
-    """Whether edgekit wrote the file or directory, as its manifest says."""
+    """Whether edgekit wrote the file or directory, as its manifest says.
+
+    Raises:
+        MissingFileError, OSError: the manifest, or the file, cannot be read.
+    """
     try:
         if target.is_dir():
             content = read_bytes(target, INSIDE, LIMIT)
             record = None if content is None else strict_json(content, target / INSIDE, "the file")
         else:
             record = read_record(Path(os.path.realpath(target)))
-    except (InvalidFileError, OSError):
+    except InvalidFileError:
         return False
     return isinstance(record, dict) and "schema" in record
 

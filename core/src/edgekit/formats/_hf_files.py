@@ -141,7 +141,7 @@ def _open_shards(directory: Path, index: Mapping[str, str]) -> Weights:
         if path is None:
             raise MissingFileError(
                 f"{directory / name}: the shard is missing; {INDEX} has {len(wanted)} tensors in it, "
-                f"such as {min(wanted)}; fetch it"
+                f"such as {_brief(min(wanted))}; fetch it"
             )
         found = open_tensors(path)[0]
         _compare(path, wanted, set(found))
@@ -150,12 +150,15 @@ def _open_shards(directory: Path, index: Mapping[str, str]) -> Weights:
     return Weights((*files, directory / INDEX), tensors, {})
 
 
+def _brief(name: str) -> str:
+    return name if len(name) <= 200 else name[:197] + "..."
+
+
 def _compare(path: Path, wanted: set[str], found: set[str]) -> None:
     if wanted - found:
         raise InvalidFileError(
-            f"{path}: lacks tensor {min(wanted - found)}, which {INDEX} has there; fetch the two again"
+            f"{path}: lacks tensor {_brief(min(wanted - found))}, which {INDEX} has there; fetch the two again"
         )
     if found - wanted:
-        raise InvalidFileError(
-            f"{path}: holds tensor {min(found - wanted)}, which {INDEX} does not have there; fetch the two again"
-        )
+        extra = _brief(min(found - wanted))
+        raise InvalidFileError(f"{path}: holds tensor {extra}, which {INDEX} does not have there; fetch the two again")

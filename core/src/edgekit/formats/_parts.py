@@ -155,7 +155,7 @@ def _described(text: str, path: Path) -> dict[str, Any]:
 
 def _encoded(name: str, fields: Any, tensors: Mapping[str, Tensor], path: Path) -> tuple[EncodedTensor, list[Tensor]]:
     """A quantized tensor, and the tensors of the file that are its parts."""
-    where = f"{path}: quantized tensor {name}"
+    where = f"{path}: quantized tensor {name:.200}"
     fault = _malformed(name, fields, tensors)
     if not fault:
         shape = tuple(fields["shape"])

