@@ -242,7 +242,7 @@ def mutants(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """Quantize the embedded sample model down the ladder: a table, the artifacts and a page with the picture."""
     install_house(session)
-    session.install(NUMBA, silent=True)  # the same bytes in a seventh of the time
+    session.install(NUMBA, silent=True)  # the same bytes in half the time
     session.run("edgekit", "demo", "--out", "demo", *session.posargs)
 
 

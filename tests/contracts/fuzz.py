@@ -37,7 +37,7 @@ from edgekit.testing.models import random_hf_tensors
 
 CASES = json.loads((Path(__file__).parents[1] / "core" / "vectors" / "forward.json").read_text("utf-8"))["cases"]
 GGUF_SEEDS = [("llama", "F32"), ("llama-yarn", "Q8_0"), ("qwen3", "Q4_0"), ("gemma", "Q8_0"), ("phi3", "F32")]
-PARTS_SEEDS = ["affine:int3-asym-g32", "mlx:int4-g32", "openvino:nf4-g64", "ggml:Q4_0"]
+PARTS_SEEDS = ["affine:int3-asym-g32", "mlx:int4-g32", "openvino:nf4-g32", "ggml:Q4_0"]
 EDGES = [
     0,
     1,

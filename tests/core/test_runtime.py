@@ -366,7 +366,7 @@ def _first_to_complete(text, stop):
     return min(start for end, start in found if end == complete)
 
 
-@pytest.mark.parametrize("stop", ["b", ["b"], ("b", "zz"), {"b"}, iter(["b"])], ids=repr)
+@pytest.mark.parametrize("stop", ["b", ["b"], ("b", "zz"), {"b"}, iter(["b"])], ids=lambda stop: type(stop).__name__)
 def test_a_stop_text_may_be_alone_or_one_of_many(artifact, stop):
     assert scripted(artifact, "aabcc").generate("hello", max_tokens=6, stop=stop) == "aa"
 

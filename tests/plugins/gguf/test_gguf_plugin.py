@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import edgekit
-from edgekit.errors import InvalidFileError, MissingFileError
+from edgekit.errors import InvalidFileError, MissingFileError, UsageError
 from edgekit.plugin import manager
 from edgekit.precision.ggml import GRIDS
 from edgekit_gguf import RECIPES
@@ -160,3 +160,22 @@ def test_a_file_of_another_kind_of_model_is_still_shown(builder, tmp_path: Path)
     assert report["family"].startswith(f"unknown ({path}: general.architecture is 'bert'; edgekit knows llama, ")
     assert report["tokenizer"] == f"unknown ({path}: its tokenizer is of model 'bert'; edgekit knows llama, gpt2)"
     assert report["tensors"] == [{"name": "ids", "shape": [16], "precision": "int32", "nbytes": 64}]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_no_part_of_a_split_model_is_a_target(parts: list[Path], tmp_path: Path, number: int):
+    before = [part.read_bytes() for part in parts]
+    for target in (parts[number], parts[number].parent):
+        with pytest.raises(UsageError, match=r"the target (is|holds) the source"):
+            edgekit.convert(parts[0], target, format="gguf", overwrite=True)
+    assert [part.read_bytes() for part in parts] == before
+
+
+def test_no_manifest_of_a_source_is_a_target(artifact, llama, tmp_path: Path):
+    source = edgekit.convert(artifact(llama), tmp_path / "m.gguf", dtype="F32")
+    manifest = tmp_path / "m.gguf.edgekit.json"
+    before = manifest.read_bytes()
+    with pytest.raises(UsageError, match="the target is the source"):
+        edgekit.convert(source, manifest, format="gguf", overwrite=True)
+    assert manifest.read_bytes() == before
+    assert edgekit.convert(source, tmp_path / "beside.gguf").manifest is not None, "beside the source is no harm"

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import edgekit
-from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, UnsupportedModelError
+from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, UnsupportedModelError, UsageError
+from edgekit.files.guard import refuse_harm
 from edgekit.files.reader import Reader
 from edgekit.precision import find_precision
 from edgekit_openvino.elements import ELEMENTS, constant_bytes, storable, stored_parts
@@ -301,3 +302,19 @@ def test_a_file_that_is_cut_while_it_is_parsed(tmp_path, monkeypatch):
     monkeypatch.setattr(Reader, "read_bytes", cutting)
     with pytest.raises(InvalidFileError, match="not well-formed XML"):
         read(path)
+
+
+@pytest.mark.parametrize("relation", ["xml", "bin", "directory", "inside"])
+def test_no_target_harms_an_ir(tmp_path, relation):
+    (tmp_path / "ir").mkdir()
+    source = edgekit.open(ir(tmp_path / "ir"))
+    files = {file: file.read_bytes() for file in source.files}
+    targets = {
+        "xml": next(file for file in files if file.suffix == ".xml"),
+        "bin": next(file for file in files if file.suffix == ".bin"),
+        "directory": source.path,
+        "inside": source.path / "new",
+    }
+    with pytest.raises(UsageError, match=r"the target (is|holds|lies inside) the source"):
+        refuse_harm(targets[relation], source.reads)
+    assert {file: file.read_bytes() for file in source.files} == files

@@ -118,7 +118,8 @@ class Codec:
         """Decode to float32 [rows, cols]: by the quantizer where it can, else by the reference."""
         if self.decoder:
             return self.decoder.decode(parts, shape)
-        return self.reference.decode(parts, self.precision, shape)
+        with np.errstate(over="ignore", invalid="ignore"):  # a damaged scale is refused as the NaN that it gives
+            return self.reference.decode(parts, self.precision, shape)
 
     def __reduce__(self) -> tuple[Callable[[str, str], Codec], tuple[str, str]]:
         return _restored, (self.precision.name, self.backend)
