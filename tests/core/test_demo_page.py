@@ -12,7 +12,8 @@ import pytest
 
 from edgekit.cli import _page
 from edgekit.cli._labels import Box, place
-from edgekit.cli.demo import AFFINE_LADDER, GGUF_LADDER, Step
+from edgekit.cli._step import Step
+from edgekit.cli.demo import AFFINE_LADDER, GGUF_LADDER
 
 WIDTHS = (_page._WIDTH, _page.NARROW)
 

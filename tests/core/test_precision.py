@@ -104,7 +104,7 @@ def plugin_precision(monkeypatch):
     record = attrs.evolve(find_precision("float:F32"), convention="mine", kind="P1", name="mine:P1")
     plain = reference(find_precision("float:F32"))
     methods = {name: staticmethod(getattr(plain, name)) for name in ("encode", "decode", "bound")}
-    holder.P1 = type("P1", (), {"precision": record, **methods})
+    holder.P1 = type("P1", (), {"precision": record, "traits": plain.traits, **methods})
     monkeypatch.setitem(sys.modules, holder.__name__, holder)
     monkeypatch.setattr(_registry, "_REGISTERED", {})
     monkeypatch.setattr(_registry, "_IMPLEMENTATIONS", {})

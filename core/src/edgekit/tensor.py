@@ -12,7 +12,7 @@ import numpy.typing as npt
 from edgekit import _html
 from edgekit.errors import UsageError
 from edgekit.numerics import smallfloats
-from edgekit.precision import Precision
+from edgekit.precision import Precision, find_precision
 
 #: Bytes of one element, by the dtype's numpy or ml_dtypes name.
 DTYPES: dict[str, int] = {
@@ -231,3 +231,15 @@ class QuantizedTensor:
         with np.errstate(over="ignore", invalid="ignore"):
             values = reference(self.precision).decode(self.parts, self.precision, (self.rows, self.shape[-1]))
         return values.reshape(self.shape)
+
+
+def holds_floats(tensor: AnyTensor) -> bool:
+    """Whether the tensor has values that can be quantized."""
+    return isinstance(tensor, EncodedTensor) or "float" in tensor.dtype
+
+
+def kept(tensor: AnyTensor) -> Precision:
+    """The precision of a tensor that is not quantized: its own; F32 for wider and narrower floats."""
+    if isinstance(tensor, EncodedTensor):
+        return tensor.precision
+    return find_precision({"float16": "float:F16", "bfloat16": "float:BF16"}.get(tensor.dtype, "float:F32"))

@@ -5,14 +5,11 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from edgekit.cli._labels import CHARACTER, Box, Label, Point, place
 from edgekit.cli._output import size
-
-if TYPE_CHECKING:
-    from edgekit.cli.demo import Step
+from edgekit.cli._step import Step
 
 _Scale = Callable[[float], float]
 

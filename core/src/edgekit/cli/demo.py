@@ -14,6 +14,7 @@ from edgekit import sample
 from edgekit.artifact import Artifact
 from edgekit.cli import _page
 from edgekit.cli._output import json_option, print_json, size, table
+from edgekit.cli._step import Step
 from edgekit.errors import UsageError
 from edgekit.evaluation import Baseline, Evaluation, compare, evaluate
 from edgekit.files.atomic import write_atomic, writing
@@ -24,38 +25,6 @@ from edgekit.precision import Tier
 
 GGUF_LADDER = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
 AFFINE_LADDER = tuple(f"affine:int{bits}-asym-g32" for bits in range(8, 0, -1))
-
-
-@attrs.frozen
-class Step:
-    """One step of the ladder, measured.
-
-    Attributes:
-        size: bytes of the artifact on disk.
-        bits_per_weight: measured over all tensors.
-        tier: of the precision that most weights have.
-        error: relative RMS error of all weights.
-        perplexity, kl, top1: on the held-out text, the last two against the source.
-        perplexity_error: of the difference to the source's perplexity, a standard error.
-        noise_floor: of the KL divergence; see `edgekit.evaluation.Evaluation`.
-    """
-
-    recipe: str
-    path: str
-    size: int
-    bits_per_weight: float
-    tier: str
-    error: float
-    perplexity: float
-    perplexity_error: float
-    kl: float
-    top1: float
-    noise_floor: float
-
-    @property
-    def is_noise(self) -> bool:
-        """Whether the KL divergence is not above the noise floor."""
-        return self.kl <= self.noise_floor
 
 
 @click.command("demo")

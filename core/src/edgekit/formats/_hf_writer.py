@@ -17,11 +17,10 @@ from edgekit.files.atomic import AtomicDirectory
 from edgekit.formats import _hf_files as files
 from edgekit.formats._hf_generate import small_files
 from edgekit.formats._parts import describe, parts_of, stored_parts
-from edgekit.formats.hf import holds_floats
 from edgekit.formats.safetensors import Part, build_header, to_bytes
 from edgekit.manifest import Manifest
 from edgekit.recipe import Plan
-from edgekit.tensor import QuantizedTensor, Tensor
+from edgekit.tensor import QuantizedTensor, Tensor, holds_floats
 
 #: Bytes of header left free for each part of a quantized tensor, whose shape may turn out otherwise.
 _SLACK = 64

@@ -18,12 +18,13 @@ from edgekit.errors import MissingFileError, UnsupportedModelError
 from edgekit.files import guard
 from edgekit.files.foreign import member, read_object
 from edgekit.formats import _hf_files as files
+from edgekit.formats._hf_writer import HuggingFaceWriter
 from edgekit.formats._parts import assemble
 from edgekit.formats.safetensors import open_tensors
 from edgekit.manifest import Manifest, read_manifest
-from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Plan, Slot, quantized
-from edgekit.tensor import AnyTensor, EncodedTensor
+from edgekit.tensor import AnyTensor, holds_floats, kept
+from edgekit.tokenizer.hf_directory import from_hf_directory
 from edgekit.tokenizer.record import Tokenizer
 
 
@@ -100,8 +101,6 @@ class HuggingFaceFormat:
             LockedError: another process writes it.
             UsageError: the target is a file, or holds files that are no artifact's.
         """
-        from edgekit.formats._hf_writer import HuggingFaceWriter
-
         return HuggingFaceWriter(path, layout, plan, manifest)
 
     def notes(self, layout: Layout, plan: Plan) -> dict[str, str]:
@@ -139,18 +138,6 @@ def _noting(directory: Path, names: Collection[str], load: Callable[[], Model]) 
         return model
 
     return noting
-
-
-def holds_floats(tensor: AnyTensor) -> bool:
-    """Whether the tensor has values that can be quantized."""
-    return isinstance(tensor, EncodedTensor) or "float" in tensor.dtype
-
-
-def kept(tensor: AnyTensor) -> Precision:
-    """The precision of a tensor that is not quantized: its own; F32 for wider and narrower floats."""
-    if isinstance(tensor, EncodedTensor):
-        return tensor.precision
-    return find_precision({"float16": "float:F16", "bfloat16": "float:BF16"}.get(tensor.dtype, "float:F32"))
 
 
 def _adapter_directory(path: Path) -> Path | None:
@@ -196,8 +183,6 @@ def _named_layout(source: Artifact) -> Layout:
 
 
 def _tokenizer(directory: Path) -> Tokenizer | None:
-    from edgekit.tokenizer.record import from_hf_directory
-
     return from_hf_directory(directory)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from edgekit.tokenizer.record import Tokenizer, TokenType
+from edgekit.tokenizer import Tokenizer, TokenType
 
 #: What a format has to bring back.
 FIELDS = (

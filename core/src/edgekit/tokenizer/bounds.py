@@ -12,8 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edgekit.tokenizer.record import Tokenizer, TokenType
-from edgekit.tokenizer.text import byte_alphabet, byte_tokens
+from edgekit.tokenizer.vocabulary import TokenType, Vocabulary, byte_alphabet, byte_tokens
 
 #: By how much a normalizer shortens UTF-8 at most. NFC: three Hangul letters of three bytes each become one of three
 #: bytes, and the Kelvin sign of three bytes a K. The others write more bytes, or as many.
@@ -22,7 +21,7 @@ _SHORTENS = {"NFC": 3.0, "NFD": 3.0, "Prepend": 1.0, "Replace": 1.0, "Sequence":
 _CUTS = ("ByteLevel", "Metaspace", "Split", "Digits", "Punctuation", "Sequence")
 
 
-def most_bytes(tokenizer: Tokenizer, library: Any) -> float:
+def most_bytes(tokenizer: Vocabulary, library: Any) -> float:
     """Bytes of a text that one token stands for at most; infinity where the tokenizer may leave out any number.
 
     Args:
@@ -63,7 +62,7 @@ def least_of_beginning(text: str, enough: int, library: Any) -> int:
     return max(0, sum(word != words[-1] for word in words) - _UNSURE)
 
 
-def lost_bytes(tokenizer: Tokenizer) -> bytes:
+def lost_bytes(tokenizer: Vocabulary) -> bytes:
     """The bytes that a vocabulary has no token for; byte-level BPE leaves them out of a text, one by one."""
     own = set(tokenizer.tokens)
     if tokenizer.kind == "bpe":
@@ -71,7 +70,7 @@ def lost_bytes(tokenizer: Tokenizer) -> bytes:
     return b"".join(byte for token, byte in byte_tokens().items() if token not in own)
 
 
-def _written(tokenizer: Tokenizer, number: int) -> bytes:
+def _written(tokenizer: Vocabulary, number: int) -> bytes:
     """What stands in a text for a token."""
     added = tokenizer.types[number] in (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
     return tokenizer.tokens[number].encode("utf-8", "replace") if added else tokenizer.piece(number) or b"?"

@@ -22,10 +22,9 @@ from edgekit.files.foreign import member, read_bytes, read_object, shown
 from edgekit.tokenizer import pretokenizers, sentencepiece
 from edgekit.tokenizer.added_tokens import AddedToken, contradiction, merge
 from edgekit.tokenizer.hf_files import TOKENIZER_LIMIT, Files, added_token, checked_id
-from edgekit.tokenizer.record import Tokenizer, TokenType
+from edgekit.tokenizer.record import Tokenizer
 from edgekit.tokenizer.sentencepiece import SentencePiece
-from edgekit.tokenizer.text import byte_tokens
-from edgekit.tokenizer.tokenizer_json import SPACE
+from edgekit.tokenizer.vocabulary import SPACE, TokenType, byte_tokens
 
 #: How many ids may be without a token: files that say more are not believed.
 _HOLES = 1 << 16
@@ -34,9 +33,14 @@ _OTHERS = ("vocab.txt", "spiece.model", "tekken.json", "tokenizer.model.v3", "se
 _CLASSES = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2", "CodeGenTokenizer": "gpt-2"}
 
 
-def read(directory: Path) -> Tokenizer | None:
-    """The directory's tokenizer; see `edgekit.tokenizer.from_hf_directory`."""
-    files = Files.of(directory)
+def from_hf_directory(directory: Path) -> Tokenizer | None:
+    """The tokenizer of a Hugging Face directory: SentencePiece or byte-level BPE; None where there is none.
+
+    Raises:
+        UnsupportedModelError: another kind of tokenizer (WordPiece, Unigram), or one in a file that is not read.
+        InvalidFileError: a file that is corrupt, too large, or a link that leads out of the directory.
+    """
+    files = Files.of(Path(directory))
     parsed = files.tokenizer_json()
     if parsed is not None:
         return _from_json(files, *parsed)

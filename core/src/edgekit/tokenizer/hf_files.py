@@ -12,8 +12,8 @@ from edgekit.errors import InvalidFileError
 from edgekit.files.foreign import read_bytes, read_object, shown, strict_json
 from edgekit.tokenizer import sentencepiece
 from edgekit.tokenizer.added_tokens import ROLES, AddedToken, contradiction
-from edgekit.tokenizer.record import TokenType
 from edgekit.tokenizer.sentencepiece import SentencePiece
+from edgekit.tokenizer.vocabulary import TokenType
 
 #: A tokenizer.json of 256,000 tokens has 34 MiB.
 TOKENIZER_LIMIT = 256 << 20

@@ -2,78 +2,29 @@
 
 from __future__ import annotations
 
-import enum
 import functools
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import attrs
 
 from edgekit.errors import EdgekitError, InvalidFileError, MissingPluginError, UsageError
 from edgekit.files.foreign import native, utf8
 from edgekit.files.memory import refuse_shortage
-
-if TYPE_CHECKING:
-    from edgekit.tokenizer.text import Detokenizer
+from edgekit.tokenizer import ends
+from edgekit.tokenizer.bounds import least_of_beginning, lost_bytes, most_bytes
+from edgekit.tokenizer.text import Detokenizer
+from edgekit.tokenizer.tokenizer_json import build
+from edgekit.tokenizer.vocabulary import Vocabulary
 
 #: Characters from which on a text is cut without the interpreter's lock: it takes more than some milliseconds.
 _LONG = 16_384
 
 
-class TokenType(enum.IntEnum):
-    """What a token is; the values are GGUF's."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
-
-
 @attrs.frozen(eq=False)
-class Tokenizer:
-    """A vocabulary and the rules that cut text into it.
-
-    Attributes:
-        kind: ``spm`` (SentencePiece: pieces with scores, bytes as fallback) or ``bpe`` (byte-level, ranked merges).
-        tokens: the token of each id, in the vocabulary's own alphabet (``▁the``, ``Ġthe``).
-        types: what each token is.
-        scores: of each token (``spm``); empty for ``bpe``.
-        merges: ``"left right"``, most urgent first (``bpe``); empty for ``spm``, whose scores say the same.
-        pre: name of the pre-tokenizer as llama.cpp knows it (``gpt-2``, ``llama-bpe``, ``qwen2`` …); ``default``
-            for ``spm``; empty where edgekit knows no name of llama.cpp's for what `json` does.
-        bos, eos, unk, pad: special ids, or None.
-        ends: further ids that the model's files call an end of the text; `end_ids` has all of them.
-        add_bos, add_eos: whether encoding adds them.
-        add_space_prefix: whether a text is given a leading space (``spm``).
-        chat_template: Jinja source, or None; `edgekit.runtime.chat` runs it, in a process that may only render.
-        chat_templates: the model's other templates by name (``tool_use``, ``rag``).
-        json: the text of a ``tokenizer.json`` that says the same in the `tokenizers` library's own form, or None.
-        merged: how many of the tokens only files beside the vocabulary name (``tokenizer_config.json``,
-            ``added_tokens.json``).
-    """
-
-    kind: Literal["spm", "bpe"]
-    tokens: tuple[str, ...] = attrs.field(repr=False)
-    types: tuple[TokenType, ...] = attrs.field(repr=False)
-    scores: tuple[float, ...] = attrs.field(default=(), repr=False)
-    merges: tuple[str, ...] = attrs.field(default=(), repr=False)
-    pre: str = "default"
-    bos: int | None = None
-    eos: int | None = None
-    unk: int | None = None
-    pad: int | None = None
-    ends: tuple[int, ...] = ()
-    add_bos: bool = True
-    add_eos: bool = False
-    add_space_prefix: bool = True
-    chat_template: str | None = attrs.field(default=None, repr=False)
-    chat_templates: Mapping[str, str] = attrs.field(factory=dict, repr=False)
-    json: str | None = attrs.field(default=None, repr=False)
-    merged: int = 0
+class Tokenizer(Vocabulary):
+    """A vocabulary that cuts texts and decodes ids; the fields are `Vocabulary`'s."""
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Cut a text into token ids; special tokens in the text (``</s>``) are recognised.
@@ -132,36 +83,13 @@ class Tokenizer:
         text = b"".join(self.piece(number, skip_special) for number in known).decode("utf-8", "replace")
         return text.removeprefix(" ") if self.strips_first_space else text
 
-    def piece(self, number: int, skip_special: bool = True) -> bytes:
-        """The bytes that one token stands for: part of a character, or several.
-
-        Args:
-            number: a token id; one beyond the vocabulary stands for nothing.
-            skip_special: whether special tokens stand for nothing.
-
-        Raises:
-            UsageError: a negative id.
-        """
-        from edgekit.tokenizer.text import piece
-
-        if number < 0:
-            raise UsageError(f"token id {number}; ids are 0 to {len(self.tokens) - 1}")
-        return piece(self, number, skip_special) if number < len(self.tokens) else b""
-
     def detokenizer(self, prompt: Sequence[int] = ()) -> Detokenizer:
         """Decodes ids one at a time; see `edgekit.tokenizer.text.Detokenizer`.
 
         Args:
             prompt: ids before them, whose text is not given.
         """
-        from edgekit.tokenizer.text import Detokenizer
-
         return Detokenizer(self, prompt)
-
-    @property
-    def strips_first_space(self) -> bool:
-        """Whether the space that encoding puts before a text is left out of the decoded text."""
-        return self.kind == "spm" and self.add_space_prefix
 
     def least_tokens(self, text: str, enough: int | None = None) -> int:
         """A number of tokens that `encode` cannot stay below: for refusing what is too long by far.
@@ -177,8 +105,6 @@ class Tokenizer:
         least = self._least_by_bytes(text)
         if enough is None or not 0 < least <= enough or self.kind == "spm":
             return least
-        from edgekit.tokenizer.bounds import least_of_beginning
-
         return max(least, least_of_beginning(text, enough, self._library))
 
     def _least_by_bytes(self, text: str) -> int:
@@ -189,16 +115,12 @@ class Tokenizer:
     @functools.cached_property
     def _most_bytes(self) -> tuple[float, bytes]:
         """Bytes that a token stands for at most, and those that the vocabulary does not have."""
-        from edgekit.tokenizer.bounds import lost_bytes, most_bytes
-
         return most_bytes(self, self._library), lost_bytes(self)
 
     @functools.cached_property
     def end_ids(self) -> frozenset[int]:
         """Ids at which a text ends, in every runtime: `eos`, `ends`, and what llama.cpp knows by its text."""
-        from edgekit.tokenizer.ends import end_ids
-
-        return end_ids(self.tokens, [*self.ends, *([] if self.eos is None else [self.eos])])
+        return ends.end_ids(self.tokens, [*self.ends, *([] if self.eos is None else [self.eos])])
 
     def to_json(self) -> str:
         """The text of a ``tokenizer.json``: the given one, or one made from the record.
@@ -206,8 +128,6 @@ class Tokenizer:
         Raises:
             UnsupportedModelError: a pre-tokenizer of unknown name.
         """
-        from edgekit.tokenizer.tokenizer_json import build
-
         return self.json if self.json is not None else build(self)
 
     @functools.cached_property
@@ -231,15 +151,3 @@ class Tokenizer:
             raise InvalidFileError(
                 f"the tokenizers library refuses the tokenizer: {error!s:.300}; fetch it again"
             ) from error
-
-
-def from_hf_directory(path: Path) -> Tokenizer | None:
-    """The tokenizer of a Hugging Face directory: SentencePiece or byte-level BPE; None where there is none.
-
-    Raises:
-        UnsupportedModelError: another kind of tokenizer (WordPiece, Unigram), or one in a file that is not read.
-        InvalidFileError: a file that is corrupt, too large, or a link that leads out of the directory.
-    """
-    from edgekit.tokenizer.hf_directory import read
-
-    return read(Path(path))

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
-from functools import cache
 
-from edgekit.tokenizer.record import Tokenizer, TokenType
-from edgekit.tokenizer.tokenizer_json import SPACE
+from edgekit.tokenizer.vocabulary import Vocabulary
 
 #: Bytes of the longest character in UTF-8.
 _LONGEST = 4
@@ -27,7 +25,7 @@ class Detokenizer:
         >>> "".join(map(text.add, ids)) + text.end()
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Vocabulary, prompt: Sequence[int] = ()) -> None:
         """Begin after a prompt, whose own text is not given again."""
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -50,7 +48,7 @@ class Detokenizer:
         return text.removeprefix(" ")
 
 
-def _tail(tokenizer: Tokenizer, ids: Sequence[int]) -> bytes:
+def _tail(tokenizer: Vocabulary, ids: Sequence[int]) -> bytes:
     """The last bytes of ids, enough to hold every byte of a character that is not complete."""
     tail = b""
     for number in reversed(ids):
@@ -58,46 +56,3 @@ def _tail(tokenizer: Tokenizer, ids: Sequence[int]) -> bytes:
         if len(tail) >= _LONGEST:
             break
     return tail
-
-
-def piece(tokenizer: Tokenizer, number: int, skip_special: bool) -> bytes:
-    """The bytes of a token of the vocabulary."""
-    if skip_special and tokenizer.types[number] in (TokenType.CONTROL, TokenType.UNKNOWN):
-        return b""
-    return (_byte_level if tokenizer.kind == "bpe" else _sentencepiece)(tokenizer, number)
-
-
-def _sentencepiece(tokenizer: Tokenizer, number: int) -> bytes:
-    token = tokenizer.tokens[number]
-    if tokenizer.types[number] == TokenType.BYTE and token in byte_tokens():
-        return byte_tokens()[token]
-    return _bytes(token.replace(SPACE, " "))
-
-
-def _byte_level(tokenizer: Tokenizer, number: int) -> bytes:
-    token, alphabet = tokenizer.tokens[number], byte_alphabet()
-    if tokenizer.types[number] == TokenType.NORMAL and all(character in alphabet for character in token):
-        return bytes(alphabet[character] for character in token)
-    return _bytes(token)
-
-
-def _bytes(token: str) -> bytes:
-    """UTF-8; of a token whose bytes are no UTF-8 those of the file, which a reader keeps as surrogate escapes."""
-    try:
-        return token.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # half of a pair, which is no byte
-        return token.encode("utf-8", "replace")
-
-
-@cache
-def byte_tokens() -> dict[str, bytes]:
-    """SentencePiece's token for each byte."""
-    return {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
-
-
-@cache
-def byte_alphabet() -> dict[str, int]:
-    """The character that stands for each byte in GPT-2's vocabulary: itself where it prints, else one from 256 on."""
-    printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printing]
-    return {chr(byte): byte for byte in printing} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -13,12 +13,10 @@ from typing import Any
 
 from edgekit.errors import UnsupportedModelError
 from edgekit.tokenizer import pretokenizers
-from edgekit.tokenizer.record import Tokenizer, TokenType
-
-SPACE = "▁"  # SentencePiece writes a space so
+from edgekit.tokenizer.vocabulary import SPACE, TokenType, Vocabulary
 
 
-def build(tokenizer: Tokenizer) -> str:
+def build(tokenizer: Vocabulary) -> str:
     """The text of a tokenizer.json.
 
     Raises:
@@ -35,7 +33,7 @@ def build(tokenizer: Tokenizer) -> str:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
-def _added_tokens(tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
+def _added_tokens(tokenizer: Vocabulary) -> Iterator[dict[str, Any]]:
     """Tokens that are found in a text as they are, before it is cut."""
     found = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
     for number, (token, kind) in enumerate(zip(tokenizer.tokens, tokenizer.types, strict=True)):
@@ -51,7 +49,7 @@ def _added_tokens(tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
             }
 
 
-def _sentencepiece(tokenizer: Tokenizer) -> dict[str, Any]:
+def _sentencepiece(tokenizer: Vocabulary) -> dict[str, Any]:
     prepend = [{"type": "Prepend", "prepend": SPACE}] if tokenizer.add_space_prefix else []
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if tokenizer.add_space_prefix else []
@@ -72,7 +70,7 @@ def _sentencepiece(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _byte_level(tokenizer: Tokenizer) -> dict[str, Any]:
+def _byte_level(tokenizer: Vocabulary) -> dict[str, Any]:
     pre = pretokenizers.canonical(tokenizer.pre)
     if pre is None:
         known = ", ".join([*pretokenizers.EXPRESSIONS, *pretokenizers.ALIASES])
@@ -89,7 +87,7 @@ def _byte_level(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _model(tokenizer: Tokenizer, merges: list[list[str]]) -> dict[str, Any]:
+def _model(tokenizer: Vocabulary, merges: list[list[str]]) -> dict[str, Any]:
     return {
         "type": "BPE",
         "dropout": None,
@@ -104,7 +102,7 @@ def _model(tokenizer: Tokenizer, merges: list[list[str]]) -> dict[str, Any]:
     }
 
 
-def merges_from_scores(tokenizer: Tokenizer) -> list[tuple[str, str]]:
+def merges_from_scores(tokenizer: Vocabulary) -> list[tuple[str, str]]:
     """Every pair of pieces whose union is a piece, the highest score first; ids settle ties."""
     merged = (TokenType.NORMAL, TokenType.USER_DEFINED)
     ids = {token: n for n, token in enumerate(tokenizer.tokens) if tokenizer.types[n] in merged}
@@ -118,7 +116,7 @@ def merges_from_scores(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     return [(tokenizer.tokens[left], tokenizer.tokens[right]) for _, _, left, right in pairs]
 
 
-def _post_processor(tokenizer: Tokenizer) -> dict[str, Any]:
+def _post_processor(tokenizer: Vocabulary) -> dict[str, Any]:
     """Puts BOS before and EOS after a text, and each text of a pair."""
     before = [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
     after = [tokenizer.eos] if tokenizer.add_eos and tokenizer.eos is not None else []

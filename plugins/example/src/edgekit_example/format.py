@@ -11,10 +11,9 @@ import numpy.typing as npt
 from edgekit.architectures import FAMILIES, Model, check_config, check_tensors
 from edgekit.artifact import Artifact, Layout, unknown_family
 from edgekit.files.reader import Reader, read_start
-from edgekit.formats.hf import kept
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.recipe import Plan, Slot
-from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
+from edgekit.tensor import AnyTensor, EncodedTensor, Tensor, kept
 from edgekit_example.container import MAGIC, Header, Place, part_nbytes, read_header, read_part
 from edgekit_example.records import to_plain
 from edgekit_example.writer import EkxWriter
