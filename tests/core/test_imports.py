@@ -79,6 +79,11 @@ def module_name(file: Path) -> str:
     return ".".join(("edgekit", *file.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
 
 
+def is_module(name: str) -> bool:
+    place = SOURCE.parent / name.replace(".", "/")
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+
+
 def needed(file: Path):
     """Names of the modules that a file imports, or imports something from."""
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
@@ -86,8 +91,7 @@ def needed(file: Path):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-            known = [name for name in names if (SOURCE.parent / name.replace(".", "/")).with_suffix(".py").is_file()]
-            yield from known or [node.module]
+            yield from [name for name in names if is_module(name)] or [node.module]
 
 
 @modules
