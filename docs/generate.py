@@ -16,6 +16,7 @@ from pathlib import Path
 
 import bad_input
 import click
+import house
 import numpy as np
 
 #: The plugins whose commands the pages show.
@@ -64,6 +65,8 @@ def pages() -> dict[str, str]:
         "reference/bad-input.md": NOTE + bad_input.page(),
         "formats/ggml.md": NOTE + ggml(),
         "explanation/int4-symmetric.md": NOTE + int4(),
+        "explanation/house.md": NOTE + house.page(),
+        "images/house.svg": house.picture(),
     }
     generated |= templates()
     return generated | {name: NOTE + page for name, page in (hooks() | checks()).items()}

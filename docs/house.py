@@ -19,13 +19,6 @@ STYLE = (
 )
 
 
-def pages() -> dict[str, str]:
-    """The page and its picture, by path."""
-    needed = imports()
-    uses = {room: reduced(room, needed) for room in needed}
-    return {"explanation/house.md": _page(needed), "images/house.svg": picture(uses)}
-
-
 def rooms() -> dict[str, list[Path]]:
     """The files of each room of the core: a folder, or a single module."""
     found: dict[str, list[Path]] = {}
@@ -76,8 +69,10 @@ def levels(needed: dict[str, set[str]]) -> list[list[str]]:
     return [sorted(room for room in needed if height[room] == level) for level in range(max(height.values()) + 1)]
 
 
-def picture(uses: dict[str, set[str]]) -> str:
+def picture() -> str:
     """The rooms as boxes, the lowest at the bottom, and a line to each that is imported directly."""
+    needed = imports()
+    uses = {room: reduced(room, needed) for room in needed}
     rows = levels(uses)
     width = max(map(len, rows)) * (WIDTH + MARGIN) + MARGIN
     place = {room: spot for level, row in enumerate(rows) for room, spot in _spots(row, len(rows) - 1 - level, width)}
@@ -114,7 +109,9 @@ def _box(room: str, x: int, y: int) -> str:
     )
 
 
-def _page(needed: dict[str, set[str]]) -> str:
+def page() -> str:
+    """The page: the picture, and a table of the rooms."""
+    needed = imports()
     rows = [
         f"| `{room}` | {_summary(room)} | {', '.join(f'`{used}`' for used in sorted(needed[room])) or '–'} |"
         for row in levels(needed)

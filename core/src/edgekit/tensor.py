@@ -7,12 +7,12 @@ from typing import Any
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit import _html
 from edgekit.errors import UsageError
 from edgekit.numerics import smallfloats
 from edgekit.precision import Precision, find_precision
+from edgekit.typing import F32, Array
 
 #: Bytes of one element, by the dtype's numpy or ml_dtypes name.
 DTYPES: dict[str, int] = {
@@ -63,14 +63,14 @@ class Tensor:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    read_rows: Callable[[int, int], npt.NDArray[Any]] = attrs.field(repr=False)
+    read_rows: Callable[[int, int], Array] = attrs.field(repr=False)
 
     @classmethod
-    def of(cls, name: str, array: npt.NDArray[Any], dtype: str | None = None) -> Tensor:
+    def of(cls, name: str, array: Array, dtype: str | None = None) -> Tensor:
         """Wrap an array in memory; `dtype` names the type where the array only carries its bits."""
         matrix = array.reshape(-1, array.shape[-1] if array.ndim else 1)
 
-        def read_rows(start: int, stop: int) -> npt.NDArray[Any]:
+        def read_rows(start: int, stop: int) -> Array:
             return matrix[start:stop]
 
         return cls(name, array.shape, dtype or array.dtype.name, read_rows)
@@ -90,11 +90,11 @@ class Tensor:
         """Bytes in the file."""
         return self.size * DTYPES[self.dtype]
 
-    def read(self) -> npt.NDArray[Any]:
+    def read(self) -> Array:
         """All values, in `carrier(dtype)`."""
         return self.read_rows(0, self.rows).reshape(self.shape)
 
-    def float32(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
+    def float32(self, start: int = 0, stop: int | None = None) -> F32:
         """Rows ``start:stop`` widened to float32 [rows, cols] (float64 is rounded to nearest).
 
         Raises:
@@ -103,7 +103,7 @@ class Tensor:
         return widen(self.read_rows(start, self.rows if stop is None else stop), self.dtype, self.name)
 
 
-def widen(values: npt.NDArray[Any], dtype: str, name: str = "tensor") -> npt.NDArray[np.float32]:
+def widen(values: Array, dtype: str, name: str = "tensor") -> F32:
     """Values in their carrier to float32; `name` is for the error's message."""
     match dtype:
         case "float16":
@@ -139,7 +139,7 @@ class EncodedTensor:
     shape: tuple[int, ...]
     precision: Precision
     nbytes: int
-    read_parts: Callable[[int, int], Mapping[str, npt.NDArray[Any]]] = attrs.field(repr=False)
+    read_parts: Callable[[int, int], Mapping[str, Array]] = attrs.field(repr=False)
     sliceable: bool = True
 
     @property
@@ -156,7 +156,7 @@ class EncodedTensor:
         """The whole tensor, still encoded."""
         return QuantizedTensor(self.read_parts(0, self.rows), self.precision, self.shape, self.name, "file")
 
-    def float32(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
+    def float32(self, start: int = 0, stop: int | None = None) -> F32:
         """Rows ``start:stop`` decoded, [rows, cols]; all leading dimensions count as rows."""
         stop = self.rows if stop is None else stop
         if not self.sliceable and stop - start < self.rows:
@@ -187,7 +187,7 @@ class QuantizedTensor:
         backend: who encoded it: ``reference`` or a plugin's backend.
     """
 
-    parts: Mapping[str, npt.NDArray[Any]]
+    parts: Mapping[str, Array]
     precision: Precision
     shape: tuple[int, ...]
     name: str = ""
@@ -223,7 +223,7 @@ class QuantizedTensor:
         """Measured bits a weight, everything included."""
         return 8 * self.nbytes / self.size
 
-    def dequantize(self) -> npt.NDArray[np.float32]:
+    def dequantize(self) -> F32:
         """Decode to float32 in the tensor's shape, with the framework's own order of operations."""
         from edgekit.reference import reference
 

@@ -17,9 +17,8 @@ import numpy.typing as npt
 from edgekit.architectures._config import Model, ModelConfig
 from edgekit.architectures.rope import Rotation, rotation, turns_change
 from edgekit.errors import NonFiniteError, UsageError
+from edgekit.typing import F32, Bools, Ints
 
-F32 = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.integer]
 #: Called with the canonical name of a weight matrix and its input, float32 [tokens, in], before each product.
 Observe = Callable[[str, F32], None]
 
@@ -316,7 +315,7 @@ def _mix(scores: F32, values: F32) -> F32:
     return mixed
 
 
-def visible(start: int, stop: int, first: int, window: int | None) -> npt.NDArray[np.bool_]:
+def visible(start: int, stop: int, first: int, window: int | None) -> Bools:
     """Whether queries at ``start:stop`` see keys at ``first:stop``: [stop - start, stop - first]."""
     back = np.arange(start, stop)[:, None] - np.arange(first, stop)
     return (back >= 0) & (back < (stop if window is None else window))

@@ -29,13 +29,13 @@ from typing import Any
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.architectures._config import FAMILIES, Model, ModelConfig
 from edgekit.architectures._hf_config import config_from_hf
 from edgekit.architectures._hf_write import hf_config
 from edgekit.architectures._tensors import check_tensors, tensor_shapes
 from edgekit.tensor import AnyTensor, Tensor
+from edgekit.typing import F32
 
 __all__ = ["config_from_hf", "hf_config", "hf_names", "model_from_hf", "to_hf_value"]
 
@@ -191,7 +191,7 @@ def _shifted(name: str, tensor: AnyTensor, offset: float) -> AnyTensor:
     if not offset or not name.endswith("_norm.weight"):
         return tensor
 
-    def read_rows(start: int, stop: int) -> npt.NDArray[np.float32]:
+    def read_rows(start: int, stop: int) -> F32:
         return tensor.float32(start, stop) + np.float32(offset)
 
     return Tensor(tensor.name, tensor.shape, "float32", read_rows)

@@ -25,12 +25,9 @@ import math
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.architectures._config import ModelConfig, RopeScaling
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
+from edgekit.typing import F32, F64
 
 
 @attrs.frozen(eq=False)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import enum
-from typing import Any
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
-I16 = npt.NDArray[np.int16]
-U8 = npt.NDArray[np.uint8]
+from edgekit.typing import F32, I16, U8, Array
 
 
 class Carry(enum.StrEnum):
@@ -73,7 +69,7 @@ class Lattice:
         bias = None if self.bias is None else self.bias[:, first]
         return Lattice(self.codes, self.scale[:, first], group, zero, bias)
 
-    def by_column(self, part: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def by_column(self, part: Array) -> Array:
         """A part [rows, groups] with one value for each column: [rows, cols], or [rows, 1] for one group."""
         if part.shape[1] == 1:
             return part

@@ -9,13 +9,12 @@ float32                                 what MLX's nvfp4 with a scale for the te
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
-from edgekit.bridges._lattice import F32, U8, Lattice, Minifloats
+from edgekit.bridges._lattice import Lattice, Minifloats
 from edgekit.bridges._planes import join, split
 from edgekit.errors import InexactError
 from edgekit.numerics.bits import pack_lsb, unpack_lsb
@@ -25,6 +24,7 @@ from edgekit.reference import Parts, mlx
 from edgekit.reference.ggml import nvfp4
 from edgekit.reference.openvino import _scales
 from edgekit.tensor import QuantizedTensor
+from edgekit.typing import F32, U8, U32, Array
 
 #: From what fits everywhere to what fits least.
 Scale = Literal["e8m0", "e4m3", "float16", "float32"]
@@ -130,7 +130,7 @@ def write(values: Minifloats, precision: Precision) -> Parts:
     return {"codes": packed, "scale": stored if precision.granularity == "channel" else stored[..., None]}
 
 
-def _words(codes: U8, bits: int) -> npt.NDArray[np.uint32]:
+def _words(codes: U8, bits: int) -> U32:
     return np.ascontiguousarray(pack_lsb(codes, bits)).view("<u4").astype(np.uint32, copy=False)
 
 
@@ -159,21 +159,21 @@ def _regrouped(values: Minifloats, group: int) -> F32:
     return np.ascontiguousarray(fitted.scale)
 
 
-def _e8m0(scale: F32) -> npt.NDArray[Any]:
+def _e8m0(scale: F32) -> Array:
     mantissa, exponent = np.frexp(scale)
     if (mantissa != 0.5).any():
         raise InexactError("a scale is no power of two")
     return (exponent + 126).astype(np.uint8)
 
 
-def _e4m3(scale: F32) -> npt.NDArray[Any]:
+def _e4m3(scale: F32) -> Array:
     stored = float32_to_float8_e4m3fn(scale)
     if (E4M3[stored] != scale).any() or (scale < 0).any():
         raise InexactError("a scale is no e4m3")
     return stored
 
 
-def _float16(scale: F32) -> npt.NDArray[Any]:
+def _float16(scale: F32) -> Array:
     with np.errstate(over="ignore"):
         stored = scale.astype(np.float16)
     if (stored != scale).any():

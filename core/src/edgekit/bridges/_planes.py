@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgekit.bridges._lattice import U8
+from edgekit.typing import U8
 
 
 def split(packed: U8, bits: int) -> U8:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.bridges import _minifloats, _read_ggml
-from edgekit.bridges._lattice import F32, U8, Lattice, Minifloats
+from edgekit.bridges._lattice import Lattice, Minifloats
 from edgekit.errors import InexactError
 from edgekit.numerics.bits import unpack_lsb
 from edgekit.numerics.smallfloats import bfloat16_to_float32, to_float32
 from edgekit.reference.openvino import _layout
 from edgekit.tensor import QuantizedTensor
+from edgekit.typing import F32, U8, Array
 
 _SIGN = np.uint8(128)
 
@@ -33,7 +32,7 @@ def read(tensor: QuantizedTensor) -> Lattice | Minifloats:
     return reader(tensor)
 
 
-def _integer(tensor: QuantizedTensor, codes: U8, scale: F32, zero: npt.NDArray[Any] | int) -> Lattice:
+def _integer(tensor: QuantizedTensor, codes: U8, scale: F32, zero: Array | int) -> Lattice:
     zeros = np.broadcast_to(np.asarray(zero, np.int16), scale.shape)
     return Lattice(codes, scale, tensor.precision.block or tensor.shape[-1], zero=zeros)
 
@@ -118,7 +117,7 @@ def _openvino(tensor: QuantizedTensor) -> Lattice:
     return _integer(tensor, codes, scale, unpack_lsb(zero, precision.bits, scale.size).reshape(scale.shape))
 
 
-def _float32(values: npt.NDArray[Any]) -> F32:
+def _float32(values: Array) -> F32:
     return bfloat16_to_float32(values) if values.dtype == np.uint16 else to_float32(values)
 
 

@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edgekit.bridges._lattice import F32, U8, Lattice
+from edgekit.bridges._lattice import Lattice
 from edgekit.bridges._planes import split
 from edgekit.errors import InexactError
 from edgekit.numerics.bits import unpack_lsb
 from edgekit.reference.ggml import TYPES, _nonlinear, _sixbit, iq4_xs, q2_k, q3_k, q6_k
 from edgekit.reference.ggml._layout import Blocks
 from edgekit.tensor import QuantizedTensor
+from edgekit.typing import F32, U8
 
 #: Codes [m, n], scales [..], the code that means 0 or None, offsets or None, elements of a sub-block.
 _Taken = tuple[U8, F32, int | None, F32 | None, int]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.bridges import _minifloats
-from edgekit.bridges._lattice import F32, I16, U8, Lattice, Minifloats
+from edgekit.bridges._lattice import Lattice, Minifloats
 from edgekit.bridges._planes import join
 from edgekit.errors import InexactError
 from edgekit.numerics.bits import pack_lsb
@@ -19,8 +17,7 @@ from edgekit.reference.ggml import TYPES, tq1_0
 from edgekit.reference.ggml._layout import Blocks
 from edgekit.reference.onnx import int8
 from edgekit.reference.openvino import _layout
-
-F16 = npt.NDArray[np.float16]
+from edgekit.typing import F16, F32, I16, U8, Array
 
 
 def write(values: Lattice | Minifloats, precision: Precision, exact: bool = True) -> Parts:
@@ -128,7 +125,7 @@ def _affine(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
     return {**parts, "zero_point": _own(zero, precision)}
 
 
-def _own(values: npt.NDArray[Any], precision: Precision) -> npt.NDArray[Any]:
+def _own(values: Array, precision: Precision) -> Array:
     return np.ascontiguousarray(values[:1, :1] if precision.granularity == "tensor" else values)
 
 
@@ -186,7 +183,7 @@ def _onnx_bytes(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
     return {"codes": stored[0], "scale": np.array(lattice.scale[0, 0]), "zero_point": np.array(stored[1][0, 0])}
 
 
-def _signed(codes: U8) -> npt.NDArray[Any]:
+def _signed(codes: U8) -> Array:
     """Codes counted from -128, as int8."""
     return np.ascontiguousarray(codes ^ np.uint8(128)).view(np.int8)
 

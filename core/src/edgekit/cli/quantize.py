@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import numpy as np
-import numpy.typing as npt
 
 from edgekit.artifact import Artifact
 from edgekit.cli._output import json_option, print_json, print_notes, size
@@ -16,6 +14,7 @@ from edgekit.files.guard import refuse_harm
 from edgekit.pipeline.conversion import Nonfinite, find_format, open_source, quantize
 from edgekit.pipeline.progress import bar
 from edgekit.recipe import Recipe
+from edgekit.typing import F32
 
 
 @click.command("quantize")
@@ -105,7 +104,7 @@ def parse_rules(texts: Sequence[str]) -> dict[str, str]:
     return rules
 
 
-def _importance(imatrix: str | None, artifact: Artifact) -> dict[str, npt.NDArray[np.float32]] | None:
+def _importance(imatrix: str | None, artifact: Artifact) -> dict[str, F32] | None:
     if imatrix is None:
         return None
     from edgekit.evaluation.calibration import read_importance

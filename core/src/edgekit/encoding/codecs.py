@@ -17,8 +17,7 @@ from edgekit.precision import Precision, find_precision
 from edgekit.recipe import fits
 from edgekit.reference import Parts, Reference, Traits, reference
 from edgekit.tensor import QuantizedTensor
-
-F32 = npt.NDArray[np.float32]
+from edgekit.typing import F32, Array
 
 REFERENCE = "reference"
 #: Elements of what has to be copied that are copied and encoded together: 16 MiB of float32.
@@ -33,7 +32,7 @@ class Quantizer(Protocol):
         """What it takes beside float32 rows, and what it needs."""
         ...
 
-    def encode(self, x: npt.NDArray[Any], importance: F32 | None = None) -> Mapping[str, npt.NDArray[Any]]:
+    def encode(self, x: Array, importance: F32 | None = None) -> Mapping[str, Array]:
         """Encode rows [rows, cols], float32 and C-contiguous, to the precision's parts; as `Reference.encode`."""
         ...
 
@@ -42,7 +41,7 @@ class Quantizer(Protocol):
 class Decoder(Protocol):
     """A quantizer that also decodes; `edgekit.decode` asks it."""
 
-    def decode(self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> F32:
+    def decode(self, parts: Mapping[str, Array], shape: tuple[int, int]) -> F32:
         """Decode to float32 [rows, cols]; as `Reference.decode`."""
         ...
 
@@ -51,9 +50,7 @@ class Decoder(Protocol):
 class CheckedEncoder(Protocol):
     """A quantizer that looks for what must be refused while it encodes, which saves passes over the rows."""
 
-    def encode_checked(
-        self, x: npt.NDArray[Any], importance: F32 | None = None
-    ) -> Mapping[str, npt.NDArray[Any]] | None:
+    def encode_checked(self, x: Array, importance: F32 | None = None) -> Mapping[str, Array] | None:
         """The parts where x is finite, no magnitude exceeds 65504 and no scale is infinite; else None."""
         ...
 
@@ -92,15 +89,13 @@ class Codec:
             return self.quantizer.traits.widens
         return not self.precision.rowwise and self.reference.traits.widens
 
-    def encode(self, x: npt.NDArray[Any], importance: F32 | None = None) -> Parts:
+    def encode(self, x: Array, importance: F32 | None = None) -> Parts:
         """Encode validated rows [rows, cols]."""
         if self.quantizer is None:
             return self.reference.encode(x, self.precision, importance)
         return dict(self.quantizer.encode(x, importance))
 
-    def encode_checked(
-        self, x: npt.NDArray[Any], importance: F32 | None = None, name: str = "array", first_row: int = 0
-    ) -> Parts:
+    def encode_checked(self, x: Array, importance: F32 | None = None, name: str = "array", first_row: int = 0) -> Parts:
         """As `encode`, refusing what is not finite or overflows; `name` and `first_row` are for the error's message.
 
         Raises:
@@ -114,7 +109,7 @@ class Codec:
         refuse_overflow(x, parts, self.precision, name)
         return parts
 
-    def decode(self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> F32:
+    def decode(self, parts: Mapping[str, Array], shape: tuple[int, int]) -> F32:
         """Decode to float32 [rows, cols]: by the quantizer where it can, else by the reference."""
         if self.decoder:
             return self.decoder.decode(parts, shape)
@@ -269,7 +264,7 @@ def put_rows(whole: Parts, parts: Parts, first: int, count: int, rows: int) -> P
     return whole
 
 
-def _validated(array: npt.ArrayLike, precision: Precision) -> npt.NDArray[Any]:
+def _validated(array: npt.ArrayLike, precision: Precision) -> Array:
     """The array itself, if it can be encoded."""
     x = np.asarray(array)
     if x.ndim == 0 or x.size == 0:
@@ -281,7 +276,7 @@ def _validated(array: npt.ArrayLike, precision: Precision) -> npt.NDArray[Any]:
     return x
 
 
-def _in_memory(x: npt.NDArray[Any], own: Codec) -> Iterator[tuple[npt.NDArray[Any], int]]:
+def _in_memory(x: Array, own: Codec) -> Iterator[tuple[Array, int]]:
     """The array as C-contiguous rows [rows, cols] of the types that encoders take, and the number of the first row.
 
     What has to be copied for that is copied piece by piece where rows do not depend on each other, so that encoding
@@ -296,7 +291,7 @@ def _in_memory(x: npt.NDArray[Any], own: Codec) -> Iterator[tuple[npt.NDArray[An
         yield np.ascontiguousarray(_as_source(part, keep).reshape(-1, cols)), first
 
 
-def _some_rows(x: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[Any]:
+def _some_rows(x: Array, start: int, stop: int) -> Array:
     """Rows of an array of any dimensions and strides, which `reshape` might copy as a whole."""
     if x.ndim == 2:
         return x[start:stop]
@@ -316,7 +311,7 @@ def refuse_shape(shape: tuple[int, ...], precision: Precision) -> None:
         )
 
 
-def _as_source(x: npt.NDArray[Any], keep: bool) -> npt.NDArray[Any]:
+def _as_source(x: Array, keep: bool) -> Array:
     """In native byte order: float32; or float16 and bfloat16, where they are to be kept."""
     native = x.dtype.newbyteorder("=")
     if x.dtype == np.float32 or (keep and (native == np.float16 or is_bfloat16(x.dtype))):
@@ -327,7 +322,7 @@ def _as_source(x: npt.NDArray[Any], keep: bool) -> npt.NDArray[Any]:
         return x.astype(np.float32)
 
 
-def _importance(importance: npt.ArrayLike | None, cols: int) -> npt.NDArray[np.float32] | None:
+def _importance(importance: npt.ArrayLike | None, cols: int) -> F32 | None:
     if importance is None:
         return None
     weights = np.ascontiguousarray(importance, np.float32)

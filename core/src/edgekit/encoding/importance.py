@@ -15,9 +15,9 @@ from collections.abc import Mapping
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
+from edgekit.typing import F32
+
 _LEAST, _MOST = 2.0**-64, 2.0**64
 
 

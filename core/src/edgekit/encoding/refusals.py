@@ -7,16 +7,15 @@ pieces, so that looking costs no memory of the tensor's size.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.errors import NonFiniteError, ScaleOverflowError, option
 from edgekit.numerics.blocks import row_chunks
 from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import Precision
 from edgekit.reference import Parts, Reference, reference
+from edgekit.typing import Array
 
 #: Elements that are looked at together: 4 MiB of float32.
 _PIECE = 1 << 20
@@ -26,7 +25,7 @@ _SAFE = 65504.0
 _NOTHING = 2.0**-20
 
 
-def refuse_nonfinite(x: npt.NDArray[Any], name: str = "array", first_row: int = 0, *, infinities: bool = False) -> None:
+def refuse_nonfinite(x: Array, name: str = "array", first_row: int = 0, *, infinities: bool = False) -> None:
     """Raise where there is a NaN or an infinity.
 
     Args:
@@ -49,7 +48,7 @@ def refuse_nonfinite(x: npt.NDArray[Any], name: str = "array", first_row: int = 
             )
 
 
-def refuse_overflow(x: npt.NDArray[Any], parts: Parts, precision: Precision, name: str = "array") -> None:
+def refuse_overflow(x: Array, parts: Parts, precision: Precision, name: str = "array") -> None:
     """Raise where a stored scale is no longer finite, or where values so large were lost that they decode to nothing.
 
     Args:
@@ -78,13 +77,13 @@ def refuse_overflow(x: npt.NDArray[Any], parts: Parts, precision: Precision, nam
     )
 
 
-def _pieces(x: npt.NDArray[Any]) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
+def _pieces(x: Array) -> Iterator[tuple[slice, Array]]:
     """Rows of x and their values as float32: numpy does not reckon with bfloat16, and is slow with float16."""
     for rows in row_chunks(len(x), x.shape[1], _PIECE):
         yield rows, as_float32(x[rows])
 
 
-def _stored(x: npt.NDArray[Any], precision: Precision) -> str:
+def _stored(x: Array, precision: Precision) -> str:
     """The type in which scales, or the values themselves, are stored; or the narrower one that decodes them."""
     through = reference(precision).traits.decoded_through
     if precision.kind in through:
@@ -94,7 +93,7 @@ def _stored(x: npt.NDArray[Any], precision: Precision) -> str:
     return precision.scale_dtype or {"F16": "float16", "BF16": "bfloat16"}.get(precision.kind, "float32")
 
 
-def _lost(x: npt.NDArray[Any], parts: Parts, precision: Precision, yardstick: Reference) -> bool:
+def _lost(x: Array, parts: Parts, precision: Precision, yardstick: Reference) -> bool:
     """Whether some row of huge values decodes to next to nothing.
 
     Squares overflowed in the search for its scale, or the scale was cut off at the largest that its type has.
@@ -111,7 +110,7 @@ def _lost(x: npt.NDArray[Any], parts: Parts, precision: Precision, yardstick: Re
     return False
 
 
-def _peaks(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _peaks(rows: Array) -> Array:
     """The largest magnitude of each row."""
-    peaks: npt.NDArray[Any] = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    peaks: Array = np.maximum(rows.max(axis=1), -rows.min(axis=1))
     return peaks

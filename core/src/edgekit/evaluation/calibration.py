@@ -28,10 +28,7 @@ from edgekit.pipeline.conversion import find_format, open_artifact
 from edgekit.pipeline.progress import Progress, Shown, reporting
 from edgekit.plugin.registry import manager
 from edgekit.runtime.protocols import load
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.integer]
+from edgekit.typing import F32, F64, Ints
 
 #: Tokens that go through the model at once.
 _BATCH = 2048

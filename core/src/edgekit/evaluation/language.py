@@ -17,9 +17,8 @@ from edgekit.errors import NonFiniteError, UnsupportedModelError, UsageError
 from edgekit.evaluation._common import Progress, Shown, Source, as_artifact, finite, reporting
 from edgekit.files.memory import enough_memory
 from edgekit.tokenizer import Tokenizer, TokenType
+from edgekit.typing import F32, F64, Ints
 
-F64 = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.integer]
 #: A text, or token ids [n].
 Text = str | npt.ArrayLike
 
@@ -105,12 +104,12 @@ class Baseline:
     def __init__(self, source: Source) -> None:
         self.artifact = as_artifact(source)
         self._model = Transformer(self.artifact.model)
-        self._known: dict[bytes, npt.NDArray[np.float32]] = {}
+        self._known: dict[bytes, F32] = {}
         self._noise: dict[bytes, float] = {}
         self.config = self._model.config
         self.project = self._model.project
 
-    def hidden(self, tokens: Ints) -> npt.NDArray[np.float32]:
+    def hidden(self, tokens: Ints) -> F32:
         """As `Transformer.hidden`."""
         key = tokens.tobytes()
         if key not in self._known:

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, ResourceError
 from edgekit.files.memory import is_shortage, shortage
+from edgekit.typing import U8
 
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -119,7 +119,7 @@ class Reader:
             self.size = os.fstat(self._fd).st_size
         self._seek = threading.Lock()  # only where the system has no positioned reads
 
-    def read(self, begin: int, nbytes: int, name: str) -> npt.NDArray[np.uint8]:
+    def read(self, begin: int, nbytes: int, name: str) -> U8:
         """Bytes ``begin : begin + nbytes`` in a new array; `name` is the tensor's, for the error.
 
         Raises:

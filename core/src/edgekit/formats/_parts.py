@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.errors import EdgekitError, InvalidFileError, MissingPluginError, UnknownPrecisionError
 from edgekit.files.foreign import shown, strict_json
@@ -29,6 +28,7 @@ from edgekit.precision import Precision, find_precision
 from edgekit.recipe import fits
 from edgekit.reference import reference
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor, carrier
+from edgekit.typing import Array
 
 KEY = "edgekit"
 #: The longest row; a precision is asked for its parts by encoding a few rows of this length at most.
@@ -66,11 +66,11 @@ def part_layouts(precision: Precision, shape: tuple[int, ...]) -> dict[str, Part
 
 
 @lru_cache(maxsize=256)
-def _probe(precision: Precision, rows: int, cols: int) -> Mapping[str, npt.NDArray[Any]]:
+def _probe(precision: Precision, rows: int, cols: int) -> Mapping[str, Array]:
     return reference(precision).encode(np.ones((rows, cols), np.float32), precision)
 
 
-def _layout(eight: npt.NDArray[Any], more: npt.NDArray[Any], rows: int) -> PartLayout:
+def _layout(eight: Array, more: Array, rows: int) -> PartLayout:
     """From the part of 8 rows and of 16 + rows % 8: eight rows end on a byte whatever the width of a code."""
     dtype = eight.dtype.name
     if eight.shape == more.shape:
@@ -95,7 +95,7 @@ def stored_parts(tensor: Tensor | EncodedTensor, name: str, precision: Precision
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def parts_of(tensor: Any, shape: tuple[int, ...]) -> dict[str, tuple[Part, npt.NDArray[Any]]]:
+def parts_of(tensor: Any, shape: tuple[int, ...]) -> dict[str, tuple[Part, Array]]:
     """The arrays to store for a `QuantizedTensor`, in order; plain floats keep the tensor's name and shape."""
     if tensor.precision.convention == "float":
         dtype = _FLOATS[tensor.precision.kind]
@@ -250,15 +250,15 @@ class _Source:
             sliceable=all(layout.growth != "packed" for layout in layouts.values()),
         )
 
-    def read(self, start: int, stop: int) -> dict[str, npt.NDArray[Any]]:
+    def read(self, start: int, stop: int) -> dict[str, Array]:
         """The parts of rows ``start:stop``."""
         return {key: self._native(key, self._values(key, start, stop)) for key in self.parts}
 
-    def _values(self, key: str, start: int, stop: int) -> npt.NDArray[Any]:
+    def _values(self, key: str, start: int, stop: int) -> Array:
         part = self.parts[key]
         return _rows(part, start, stop) if key in self.per_row and stop - start < self.rows else part.read()
 
-    def _native(self, key: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def _native(self, key: str, values: Array) -> Array:
         """In the type in which the framework has the part: ml_dtypes' where numpy has none."""
         dtype = self.parts[key].dtype
         if key in self.as_bits or carrier(dtype).name == dtype:
@@ -270,7 +270,7 @@ class _Source:
         return values.view(np.dtype(getattr(ml_dtypes, dtype)))
 
 
-def _rows(part: Tensor, start: int, stop: int) -> npt.NDArray[Any]:
+def _rows(part: Tensor, start: int, stop: int) -> Array:
     """``part[start:stop]`` along its first dimension, reading no more where it has more than one."""
     if len(part.shape) < 2:
         return part.read()[start:stop]

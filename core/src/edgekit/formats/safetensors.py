@@ -27,12 +27,12 @@ from typing import Any
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.errors import InvalidFileError
 from edgekit.files.foreign import invalid, shown, strict_json
 from edgekit.files.reader import Reader
 from edgekit.tensor import DTYPES, Tensor, carrier
+from edgekit.typing import Array
 
 #: safetensors' name of a dtype -> numpy's or ml_dtypes' name.
 NAMES = {
@@ -189,7 +189,7 @@ def _tensor(entry: Entry, reader: Reader) -> Tensor:
     dtype = carrier(entry.dtype)
     row = cols * dtype.itemsize
 
-    def read_rows(start: int, stop: int) -> npt.NDArray[Any]:
+    def read_rows(start: int, stop: int) -> Array:
         raw = reader.read(entry.begin + start * row, (stop - start) * row, entry.name)
         values = raw.view(dtype) if row else np.empty(0, dtype)
         return _native(values).reshape(stop - start, cols)
@@ -197,7 +197,7 @@ def _tensor(entry: Entry, reader: Reader) -> Tensor:
     return Tensor(entry.name, entry.shape, entry.dtype, read_rows)
 
 
-def _native(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _native(values: Array) -> Array:
     """Little-endian elements in the machine's order, or the other way round."""
     return values.byteswap() if sys.byteorder == "big" else values
 
@@ -242,12 +242,12 @@ def build_header(parts: Iterable[Part], metadata: Mapping[str, str], length: int
     return (total - 8).to_bytes(8, "little") + text.ljust(total - 8)
 
 
-def to_bytes(array: npt.NDArray[Any]) -> memoryview:
+def to_bytes(array: Array) -> memoryview:
     """An array's elements as the file holds them: little-endian, row after row; a view where possible."""
     return _native(np.ascontiguousarray(array)).reshape(-1).view(np.uint8).data
 
 
-def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
+def write(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
     """Write arrays in memory as one file, in their order; ml_dtypes' arrays under their own types.
 
     Raises:

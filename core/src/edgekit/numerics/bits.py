@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-U8 = npt.NDArray[np.uint8]
-U64 = npt.NDArray[np.uint64]
+from edgekit.typing import U8, U64
 
 #: bits of a code -> the word that holds, one in a byte, the codes of one packed byte; and its masks of codes
 _WORDS = {2: "<u4", 4: "<u2"}

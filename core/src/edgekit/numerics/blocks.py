@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.numerics.smallfloats import as_float32
+from edgekit.typing import F32, Array
 
 #: Elements worked on at once: 256 KiB of float32, so that the temporaries of an encoder stay in the L2 cache.
 CHUNK = 1 << 16
@@ -16,7 +15,7 @@ CHUNK = 1 << 16
 _NARROW = 128
 
 
-def groups(x: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
+def groups(x: Array, size: int) -> Array:
     """View rows [rows, cols] as [rows, cols // size, size]; cols must be a multiple of `size`."""
     return x.reshape(x.shape[0], -1, size)
 
@@ -40,20 +39,20 @@ def spans(cols: int, size: int | None) -> Iterator[tuple[slice, slice, int]]:
         yield slice(whole * width, cols), slice(whole, whole + 1), rest
 
 
-def reduce_groups(ufunc: np.ufunc, groups: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def reduce_groups(ufunc: np.ufunc, groups: Array) -> Array:
     """Reduce contiguous groups [n, size] to [n, 1]: ``ufunc.reduce`` over the last axis, faster for short groups."""
     count, size = groups.shape
     return ufunc.reduceat(groups.reshape(-1), np.arange(0, count * size, size))[:, None]
 
 
-def extent(x: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def extent(x: Array) -> tuple[F32, F32]:
     """The least and the largest of all values of rows [rows, cols], each float32 [1, 1], piece by piece."""
     ends = [(piece.min(), piece.max()) for piece in (as_float32(x[chunk]) for chunk in row_chunks(*x.shape))]
     least, largest = zip(*ends, strict=True)
     return np.reshape(min(least), (1, 1)), np.reshape(max(largest), (1, 1))
 
 
-def extremes(blocks: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def extremes(blocks: Array) -> tuple[Array, Array]:
     """Minimum and maximum over the last axis. Which zero comes out where both signs occur is not said."""
     width = blocks.shape[-1]
     if width > _NARROW:

@@ -6,9 +6,8 @@ They differ only on ties and at the ends of the range, which is exactly where co
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
+from edgekit.typing import F32, I32
 
 _MAGIC = np.float32(12582912.0)  # 1.5 * 2**23: adding it leaves the integer in the low mantissa bits
 
@@ -26,7 +25,7 @@ def half_away(x: F32) -> F32:
     return np.trunc(x + np.copysign(np.float32(0.49999997), x))
 
 
-def nearest_int(x: F32) -> npt.NDArray[np.int32]:
+def nearest_int(x: F32) -> I32:
     """Do what ggml's ``nearest_int`` does: ties to even, and the same wrap-around for values beyond 2**22."""
     bits = (x + _MAGIC).view(np.int32)
     return (bits & 0x007FFFFF) - 0x00400000

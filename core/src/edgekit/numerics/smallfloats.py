@@ -10,11 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
-U16 = npt.NDArray[np.uint16]
+from edgekit.typing import F16, F32, U8, U16, Array
 
 #: Magnitudes of float4_e2m1fn by code; bit 3 is the sign.
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
@@ -25,7 +22,7 @@ _NO_COPIES_OF_THE_SIGN = np.int32(-0x70000001)  # all bits but 28 to 30, where s
 _PIECE = 1 << 17  # elements that stay in the cache from one pass over them to the next
 
 
-def float16_to_float32(x: npt.NDArray[np.float16]) -> F32:
+def float16_to_float32(x: F16) -> F32:
     """Widen float16, exact; several times as fast as numpy's own conversion where everything is finite."""
     halves = np.ascontiguousarray(x, np.float16).reshape(-1)
     values = np.empty(halves.size, np.float32)
@@ -34,7 +31,7 @@ def float16_to_float32(x: npt.NDArray[np.float16]) -> F32:
     return values.reshape(x.shape)
 
 
-def _widen_halves(halves: npt.NDArray[np.float16], values: F32) -> None:
+def _widen_halves(halves: F16, values: F32) -> None:
     signed, bits = halves.view(np.int16), values.view(np.int32)
     if signed.max() >= _HALF_INFINITY or halves.view(np.uint16).max() >= _HALF_MINUS_INFINITY:
         values[:] = halves
@@ -109,7 +106,7 @@ def float8_e8m0fnu_to_float32(codes: U8) -> F32:
     return E8M0[codes]
 
 
-def bits_of(x: npt.NDArray[Any]) -> U16:
+def bits_of(x: Array) -> U16:
     """The bit patterns of a 2-byte float array (float16 or ml_dtypes' bfloat16)."""
     return x.view(np.uint16)
 
@@ -119,12 +116,12 @@ def is_bfloat16(dtype: np.dtype[Any]) -> bool:
     return dtype.name == "bfloat16"
 
 
-def as_float32(x: npt.NDArray[Any]) -> F32:
+def as_float32(x: Array) -> F32:
     """The array itself where it is float32, else as `to_float32`."""
     return x if x.dtype == np.float32 else to_float32(x)
 
 
-def to_float32(x: npt.NDArray[Any]) -> F32:
+def to_float32(x: Array) -> F32:
     """Widen float16, bfloat16 (ml_dtypes) or float32 to float32, exactly; float64 is rounded to nearest."""
     if is_bfloat16(x.dtype):
         return bfloat16_to_float32(bits_of(np.ascontiguousarray(x))).reshape(x.shape)  # 0-d stays 0-d

@@ -18,7 +18,6 @@ from typing import Literal
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.artifact import Artifact, Format, Layout, Writer, unread
 from edgekit.encoding.codecs import choose
@@ -50,6 +49,7 @@ from edgekit.recipe import AsIs, Assignment, Plan, Recipe, Slot, check_plan
 from edgekit.recipe import own_precision as own_precision
 from edgekit.reference import reference
 from edgekit.tensor import EncodedTensor
+from edgekit.typing import F32
 
 #: How often a model is opened anew that is replaced while it is opened.
 _REOPENINGS = 8
@@ -165,7 +165,7 @@ def quantize(
     *,
     to: str | os.PathLike[str],
     format: str | None = None,
-    importance: Mapping[str, npt.NDArray[np.float32]] | None = None,
+    importance: Mapping[str, F32] | None = None,
     backend: str | None = None,
     exact_importance: bool = False,
     nonfinite: Nonfinite = "refuse",
@@ -373,7 +373,7 @@ def make_manifest(
     )
 
 
-def _importance_digest(importance: Mapping[str, npt.NDArray[np.float32]]) -> str:
+def _importance_digest(importance: Mapping[str, F32]) -> str:
     """SHA-256 of an importance matrix, hex: a run that was interrupted goes on with the same one only."""
     digest = hashlib.sha256()
     for name in sorted(importance):

@@ -15,7 +15,6 @@ from typing import Any
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.encoding.codecs import REFERENCE, Codec, codec, decode, put_rows
 from edgekit.errors import MissingPluginError
@@ -23,6 +22,7 @@ from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Slot
 from edgekit.reference import Parts
 from edgekit.tensor import AnyTensor, EncodedTensor, QuantizedTensor, widen
+from edgekit.typing import F32, Array
 
 #: Elements of a chunk on up to 16 cores: 2 MiB of float32. Memory follows the tensor's encoded size, not its own.
 _LARGEST_CHUNK = 1 << 19
@@ -53,10 +53,10 @@ class Rows:
     """
 
     first: int
-    values: npt.NDArray[Any] | QuantizedTensor
+    values: Array | QuantizedTensor
     dtype: str = ""
 
-    def wanted(self, name: str) -> npt.NDArray[Any]:
+    def wanted(self, name: str) -> Array:
         """What the precision's reference takes, C-contiguous."""
         if isinstance(self.values, QuantizedTensor):
             return decode(self.values)
@@ -69,7 +69,7 @@ class Encoder:
 
     pool: Executor
     backend: str | None
-    importance: Mapping[str, npt.NDArray[np.float32]]
+    importance: Mapping[str, F32]
     keep_nonfinite: bool
     where: str = ""
 
@@ -176,7 +176,7 @@ def raw_rows(tensor: AnyTensor, codec: Codec, start: int, stop: int) -> Rows:
     return Rows(start, rows, tensor.dtype)
 
 
-def source_rows(tensor: AnyTensor, precision: Precision, start: int, stop: int) -> npt.NDArray[Any]:
+def source_rows(tensor: AnyTensor, precision: Precision, start: int, stop: int) -> Array:
     """Rows as the precision's reference takes them: float32, or the source's own type where that matters."""
     return raw_rows(tensor, codec(precision, REFERENCE), start, stop).wanted(tensor.name)
 
@@ -196,7 +196,7 @@ def encode_chunk(
     rows: Rows,
     *,
     codec: Codec,
-    importance: npt.NDArray[np.float32] | None,
+    importance: F32 | None,
     name: str,
     finite: bool = True,
 ) -> Parts:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any, Protocol, cast
-
-import numpy as np
-import numpy.typing as npt
+from typing import Protocol, cast
 
 from edgekit.errors import UnknownPrecisionError
 from edgekit.precision import Precision, implementation
 from edgekit.reference.traits import Traits as Traits
+from edgekit.typing import F32, F64, Array
 
-Parts = dict[str, npt.NDArray[Any]]
+Parts = dict[str, Array]
 
 _MODULES = {
     "float": "edgekit.reference.floats",
@@ -38,9 +36,7 @@ class Reference(Protocol):
         """How the encoder is proved and bounded, and what it takes."""
         ...
 
-    def encode(
-        self, x: npt.NDArray[Any], precision: Precision, importance: npt.NDArray[np.float32] | None = None
-    ) -> Parts:
+    def encode(self, x: Array, precision: Precision, importance: F32 | None = None) -> Parts:
         """Encode rows.
 
         Args:
@@ -54,15 +50,11 @@ class Reference(Protocol):
         """
         ...
 
-    def decode(
-        self, parts: Mapping[str, npt.NDArray[Any]], precision: Precision, shape: tuple[int, int]
-    ) -> npt.NDArray[np.float32]:
+    def decode(self, parts: Mapping[str, Array], precision: Precision, shape: tuple[int, int]) -> F32:
         """Decode parts to float32 [rows, cols], with the framework's own order of operations."""
         ...
 
-    def bound(
-        self, x: npt.NDArray[Any], parts: Mapping[str, npt.NDArray[Any]], precision: Precision
-    ) -> npt.NDArray[np.float64]:
+    def bound(self, x: Array, parts: Mapping[str, Array], precision: Precision) -> F64:
         """A sound bound [rows, cols] on ``|x - decode(parts)|``, element by element, for ``parts = encode(x)``.
 
         Derived from x and the stored scales, never by decoding.

@@ -37,16 +37,15 @@ with an exact zero; H. Wu et al., "Integer Quantization for Deep Learning Infere
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.numerics.bits import pack_lsb, unpack_lsb
 from edgekit.numerics.blocks import extent, extremes, row_chunks, spans
 from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import Precision
 from edgekit.reference.traits import Traits
+from edgekit.typing import F32, F64, U8, Array
 
 traits = Traits(
     proof="bounded; equal to a second implementation in plain Python (tests/core/test_affine_properties.py)",
@@ -55,9 +54,6 @@ traits = Traits(
     widens=True,
 )
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-U8 = npt.NDArray[np.uint8]
 
 _LARGEST = np.float32(np.finfo(np.float32).max)
 # Float32 rounding in one encode and decode, relative to the largest level and absolute among subnormals.
@@ -65,9 +61,7 @@ _SLOP, _TINY = 2.0**-22, 2.0**-149
 
 
 @np.errstate(under="ignore")  # subnormal scales and quotients are as they should be
-def encode(
-    x: npt.NDArray[Any], precision: Precision, importance: npt.NDArray[np.float32] | None = None
-) -> dict[str, npt.NDArray[Any]]:
+def encode(x: Array, precision: Precision, importance: F32 | None = None) -> dict[str, Array]:
     """Encode [rows, cols]; importance is ignored. Per group and per channel each row is on its own."""
     rows, cols = x.shape
     shape = _scale_shape(precision, rows, cols)
@@ -85,13 +79,11 @@ def encode(
             quantized = _quantize(blocks, scale[own, number], zero_point[own, number], precision)
             unpacked[:, span] = quantized.reshape(len(unpacked), -1)
         codes[chunk] = pack_lsb(unpacked, precision.bits)
-    parts: dict[str, npt.NDArray[Any]] = {"codes": codes, "scale": scale}
+    parts: dict[str, Array] = {"codes": codes, "scale": scale}
     return parts if precision.symmetric else {**parts, "zero_point": zero_point}
 
 
-def decode(
-    parts: Mapping[str, npt.NDArray[Any]], precision: Precision, shape: tuple[int, int]
-) -> npt.NDArray[np.float32]:
+def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, int]) -> F32:
     """Decode to float32 [rows, cols]: level times scale, saturated at the largest float32."""
     rows, cols = shape
     scale, zero_point = parts["scale"], parts.get("zero_point")
@@ -107,9 +99,7 @@ def decode(
     return values
 
 
-def bound(
-    x: npt.NDArray[np.float32], parts: Mapping[str, npt.NDArray[Any]], precision: Precision
-) -> npt.NDArray[np.float64]:
+def bound(x: F32, parts: Mapping[str, Array], precision: Precision) -> F64:
     """Half a step, or what a value lies beyond the last level; for one bit symmetric exactly ||x| - s|."""
     wide = x.astype(np.float64)
     scale = _per_element(parts["scale"], precision, x.shape[1]).astype(np.float64)
@@ -139,7 +129,7 @@ def _fit(blocks: F32, precision: Precision) -> tuple[F32, U8]:
     return _parameters(*extremes(blocks), precision)
 
 
-def _fit_tensor(x: npt.NDArray[Any], precision: Precision) -> tuple[F32, U8]:
+def _fit_tensor(x: Array, precision: Precision) -> tuple[F32, U8]:
     """Scale and zero point [1, 1] of a whole tensor, without a temporary of its size."""
     if precision.symmetric and precision.bits == 1:
         sums = [_folded_sum(np.abs(as_float32(x[chunk]))) for chunk in row_chunks(*x.shape)]
@@ -148,7 +138,7 @@ def _fit_tensor(x: npt.NDArray[Any], precision: Precision) -> tuple[F32, U8]:
     return _parameters(*extent(x), precision)
 
 
-def _folded_sum(values: npt.NDArray[Any]) -> F64:
+def _folded_sum(values: Array) -> F64:
     """Sum over the last axis in float64, in an order that no library or processor chooses."""
     total = values.astype(np.float64)
     while (count := total.shape[-1]) > 1:
@@ -210,16 +200,14 @@ def _dequantize(blocks: U8, scale: F32, zero_point: U8 | None, precision: Precis
     return levels
 
 
-def _per_element(values: npt.NDArray[Any], precision: Precision, cols: int) -> npt.NDArray[Any]:
+def _per_element(values: Array, precision: Precision, cols: int) -> Array:
     """Per-group values as one a column; per-channel and per-tensor values broadcast as they are."""
     if precision.block is None:
         return values
     return values[:, np.arange(cols) // precision.block]
 
 
-def _levels(
-    parts: Mapping[str, npt.NDArray[Any]], precision: Precision, cols: int
-) -> tuple[npt.NDArray[Any] | int, npt.NDArray[Any] | int]:
+def _levels(parts: Mapping[str, Array], precision: Precision, cols: int) -> tuple[Array | int, Array | int]:
     """The lowest and the highest level that a code can mean, in steps."""
     if precision.symmetric:
         n = (1 << (precision.bits - 1)) - 1

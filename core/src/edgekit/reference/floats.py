@@ -9,23 +9,20 @@ bit patterns. Source: IEEE 754-2019; Intel BFLOAT16 numerics definition 1.0 (wit
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.numerics.smallfloats import bfloat16_to_float32, float32_to_bfloat16
 from edgekit.precision import Precision
 from edgekit.reference.traits import Traits
+from edgekit.typing import F32, F64, Array
 
 # Half a unit in the last place: relative to normal numbers, absolute among subnormals.
 _RELATIVE = {"F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-8}
 _ABSOLUTE = {"F32": 0.0, "F16": 2.0**-25, "BF16": 2.0**-134}
 
 
-def encode(
-    x: npt.NDArray[np.float32], precision: Precision, importance: npt.NDArray[np.float32] | None = None
-) -> dict[str, npt.NDArray[Any]]:
+def encode(x: F32, precision: Precision, importance: F32 | None = None) -> dict[str, Array]:
     """Round each element; importance is ignored. F16 overflows to infinity above 65,519.99."""
     if precision.kind == "BF16":
         return {"values": float32_to_bfloat16(x)}
@@ -33,23 +30,19 @@ def encode(
         return {"values": x.astype({"F32": np.float32, "F16": np.float16}[precision.kind])}
 
 
-def decode(
-    parts: Mapping[str, npt.NDArray[Any]], precision: Precision, shape: tuple[int, int]
-) -> npt.NDArray[np.float32]:
+def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, int]) -> F32:
     """Widen to float32; exact."""
     values = parts["values"].reshape(shape)
     return bfloat16_to_float32(values) if precision.kind == "BF16" else values.astype(np.float32)
 
 
-def bound(
-    x: npt.NDArray[np.float32], parts: Mapping[str, npt.NDArray[Any]], precision: Precision
-) -> npt.NDArray[np.float64]:
+def bound(x: F32, parts: Mapping[str, Array], precision: Precision) -> F64:
     """Half a unit in the last place of each element."""
     magnitude = np.abs(x.astype(np.float64))
     return np.maximum(magnitude * _RELATIVE[precision.kind], _ABSOLUTE[precision.kind])
 
 
-def overflowed(parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> str:
+def overflowed(parts: Mapping[str, Array], precision: Precision) -> str:
     """``values`` where one rounded to infinity: above 65,519.99 in F16, beyond the largest bfloat16 in BF16."""
     values = bfloat16_to_float32(parts["values"]) if precision.kind == "BF16" else parts["values"]
     return "" if np.isfinite(values).all() else "values"

@@ -49,7 +49,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.numerics.bits import pack_lsb, unpack_lsb
 from edgekit.numerics.blocks import groups, row_chunks
@@ -65,11 +64,7 @@ from edgekit.numerics.smallfloats import (
 )
 from edgekit.precision import Precision
 from edgekit.reference.traits import Traits
-
-Array = npt.NDArray[Any]
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-U8 = npt.NDArray[np.uint8]
+from edgekit.typing import F32, F64, I32, U8, Array
 
 _EPS = np.float32(1e-7)
 #: Largest magnitude of an element.
@@ -82,7 +77,7 @@ _FAR = np.float32(2**25)
 _E8M0_NAN = 255
 
 
-def encode(x: Array, precision: Precision, importance: npt.NDArray[np.float32] | None = None) -> dict[str, Array]:
+def encode(x: Array, precision: Precision, importance: F32 | None = None) -> dict[str, Array]:
     """Encode [rows, cols] of float32, float16 or bfloat16 (ml_dtypes); importance is ignored."""
     with np.errstate(all="ignore"):
         if precision.kind.startswith("int"):
@@ -221,18 +216,18 @@ def _encode_mx(x: Array, precision: Precision) -> dict[str, Array]:
     return {"weight": _words(codes), "scales": scales}
 
 
-def _exponent(largest: F32, dtype: np.dtype[Any], precision: Precision) -> npt.NDArray[np.int32]:
+def _exponent(largest: F32, dtype: np.dtype[Any], precision: Precision) -> I32:
     """The smallest e with 2^e >= T(largest / greatest element); 0 where that underflows to zero.
 
     Read from the float's own exponent: log2 of a float just above a power of two rounds down to it.
     """
     scale = _widen(_narrow(largest / _LARGEST[precision.kind], dtype))
     mantissa, exponent = np.frexp(scale)
-    smallest: npt.NDArray[np.int32] = exponent - (mantissa == 0.5)
+    smallest: I32 = exponent - (mantissa == 0.5)
     return smallest
 
 
-def _power_of_two(exponent: npt.NDArray[np.int32]) -> F32:
+def _power_of_two(exponent: I32) -> F32:
     return np.ldexp(np.float32(1), exponent).astype(np.float32)
 
 

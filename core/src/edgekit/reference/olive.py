@@ -27,17 +27,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.numerics.bits import pack_lsb, unpack_lsb
 from edgekit.numerics.blocks import extremes, groups, row_chunks
 from edgekit.numerics.smallfloats import as_float32, bfloat16_to_float32, float32_to_bfloat16, is_bfloat16
 from edgekit.precision import Precision
 from edgekit.reference.traits import Traits
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-U8 = npt.NDArray[np.uint8]
+from edgekit.typing import F32, F64, U8, Array
 
 traits = Traits(
     proof="exact: olive-ai 0.13.0 on torch 2.13.0",
@@ -53,9 +49,7 @@ _ROUNDING = {
 }
 
 
-def encode(
-    x: npt.NDArray[Any], precision: Precision, importance: npt.NDArray[np.float32] | None = None
-) -> dict[str, npt.NDArray[Any]]:
+def encode(x: Array, precision: Precision, importance: F32 | None = None) -> dict[str, Array]:
     """Encode rows [rows, cols] of float32, float16 or bfloat16; importance is ignored."""
     rows, cols = x.shape
     size = precision.block or cols
@@ -68,13 +62,11 @@ def encode(
             codes = _quantize(blocks, scale, zero_points[chunk], precision, x.dtype)
             scales[chunk] = _narrow(scale, x.dtype)
             qweight[chunk] = pack_lsb(codes.reshape(len(codes), -1), precision.bits)
-    parts: dict[str, npt.NDArray[Any]] = {"qweight": qweight, "scales": scales}
+    parts: dict[str, Array] = {"qweight": qweight, "scales": scales}
     return parts if precision.symmetric else {**parts, "qzeros": pack_lsb(zero_points, precision.bits)}
 
 
-def decode(
-    parts: Mapping[str, npt.NDArray[Any]], precision: Precision, shape: tuple[int, int]
-) -> npt.NDArray[np.float32]:
+def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, int]) -> F32:
     """Decode to float32 [rows, cols]; the product is rounded to the source's type before it is widened."""
     rows, cols = shape
     scales, zero_points = as_float32(parts["scales"]), _zero_points(parts, precision)
@@ -89,7 +81,7 @@ def decode(
     return values
 
 
-def bound(x: npt.NDArray[Any], parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> npt.NDArray[np.float64]:
+def bound(x: Array, parts: Mapping[str, Array], precision: Precision) -> F64:
     """Half a step, the distance to the last level where that is more, and the roundings to the source's type."""
     half_ulp, tiny, largest = _ROUNDING[x.dtype.name]
     wide, group = as_float32(x).astype(np.float64), np.arange(x.shape[1]) // (precision.block or x.shape[1])
@@ -132,7 +124,7 @@ def _quantize(blocks: F32, scale: F32, zero_point: U8, precision: Precision, dty
     return q.astype(np.uint8)
 
 
-def _zero_points(parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> F32:
+def _zero_points(parts: Mapping[str, Array], precision: Precision) -> F32:
     """Zero points [rows, groups]."""
     shape = parts["scales"].shape
     if precision.symmetric:
@@ -140,7 +132,7 @@ def _zero_points(parts: Mapping[str, npt.NDArray[Any]], precision: Precision) ->
     return unpack_lsb(parts["qzeros"], precision.bits, shape[1]).astype(np.float32)
 
 
-def _narrow(values: F32, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def _narrow(values: F32, dtype: np.dtype[Any]) -> Array:
     """Round to the source's type."""
     return float32_to_bfloat16(values).view(dtype) if is_bfloat16(dtype) else values.astype(dtype)
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.numerics.smallfloats import bfloat16_to_float32, is_bfloat16
 from edgekit.precision import Precision
+from edgekit.typing import Array
 
 
-def nonfinite_part(parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> str:
+def nonfinite_part(parts: Mapping[str, Array], precision: Precision) -> str:
     """The first part that stores a NaN or an infinity, or ""."""
     for part, values in parts.items():
         wide = bfloat16_to_float32(values.view(np.uint16)) if is_bfloat16(values.dtype) else values
@@ -50,4 +49,4 @@ class Traits:
     decode_only: bool = False
     needs_importance: bool = False
     decoded_through: Mapping[str, str] = attrs.field(factory=dict)
-    overflowed: Callable[[Mapping[str, npt.NDArray[Any]], Precision], str] = nonfinite_part
+    overflowed: Callable[[Mapping[str, Array], Precision], str] = nonfinite_part

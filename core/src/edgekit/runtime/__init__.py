@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from edgekit.runtime.arguments import parse_option as parse_option
 from edgekit.runtime.arguments import refuse_unknown_options as refuse_unknown_options
-from edgekit.runtime.generation import F32 as F32
 from edgekit.runtime.generation import FinishReason as FinishReason
 from edgekit.runtime.generation import Generation as Generation
 from edgekit.runtime.generation import Sampling as Sampling
@@ -19,6 +18,7 @@ from edgekit.runtime.protocols import TokenizingRuntime as TokenizingRuntime
 from edgekit.runtime.protocols import choose_runtime as choose_runtime
 from edgekit.runtime.protocols import load as load
 from edgekit.runtime.text import TextRuntime as TextRuntime
+from edgekit.typing import F32 as F32
 
 __all__ = [
     "F32",

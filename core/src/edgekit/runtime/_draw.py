@@ -13,13 +13,11 @@ needs. What is drawn instead:
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.errors import NonFiniteError
+from edgekit.typing import F32, F64, Indices
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-IDS = npt.NDArray[np.intp]
+IDS = Indices
 
 #: Weights that are summed together: two levels of about 200 for 50,000 tokens.
 BLOCK = 256

@@ -9,13 +9,12 @@ from typing import Literal, Self
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.errors import UsageError
 from edgekit.runtime import _draw
 from edgekit.runtime.arguments import integer
+from edgekit.typing import F32, F64
 
-F32 = npt.NDArray[np.float32]
 #: Why a text ended: the model or a stop text ended it, or there was no room for more.
 FinishReason = Literal["stop", "length"]
 #: Makes pieces of text from token ids.
@@ -139,7 +138,7 @@ class Sampling:
         weights = _draw.weights(logits, self.temperature)
         return _draw.draw(weights, random) if self.top_p == 1 else _draw.draw_top_p(logits, weights, self.top_p, random)
 
-    def probabilities(self, logits: F32) -> npt.NDArray[np.float64]:
+    def probabilities(self, logits: F32) -> F64:
         """With which `sampler` chooses each token, float64 [vocab]: the definition, which sorts the whole vocabulary.
 
         Args:

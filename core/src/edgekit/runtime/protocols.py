@@ -19,9 +19,10 @@ from edgekit.pipeline.conversion import open_artifact
 from edgekit.plugin.registry import Registration, manager
 from edgekit.runtime.arguments import Stop, declared_options, refuse_unknown_options
 from edgekit.runtime.chat import Messages
-from edgekit.runtime.generation import F32, FinishReason, Generation, Sampling, until
+from edgekit.runtime.generation import FinishReason, Generation, Sampling, until
 from edgekit.runtime.numpy import NumpyRuntime
 from edgekit.runtime.text import TextRuntime
+from edgekit.typing import F32
 
 
 class Runtime(Protocol):

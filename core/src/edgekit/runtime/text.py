@@ -12,8 +12,9 @@ from edgekit.errors import ContextOverflowError, NonFiniteError, UsageError
 from edgekit.runtime import chat
 from edgekit.runtime.arguments import Stop, integer, prompt_text, stop_texts
 from edgekit.runtime.chat import Messages
-from edgekit.runtime.generation import F32, Generation, Sampling, until
+from edgekit.runtime.generation import Generation, Sampling, until
 from edgekit.tokenizer.record import Tokenizer
+from edgekit.typing import F32
 
 
 class TextRuntime:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.precision import Precision
-from edgekit.testing._samples import F32, unit
+from edgekit.testing._samples import unit
+from edgekit.typing import F32, U8, Array, Bools
 
-Parts = Mapping[str, npt.NDArray[Any]]
+Parts = Mapping[str, Array]
 _SHOWN = 16
 #: Calls of a quantizer that shrinking may cost.
 _BUDGET = 150
 
 
-def same(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
+def same(a: Array, b: Array) -> bool:
     """Whether two parts have the same type, shape and bytes."""
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
@@ -77,7 +76,7 @@ def diagnose(expected: Parts, actual: Parts) -> str:
     return "; ".join(f"part {key!r}: {_how(expected[key], actual[key])}" for key in wrong) + rest
 
 
-def _how(want: npt.NDArray[Any], got: npt.NDArray[Any]) -> str:
+def _how(want: Array, got: Array) -> str:
     w, g = _bytes(want), _bytes(got)
     if want.dtype.kind not in "iu":
         return _how_floats(want, got)
@@ -98,15 +97,15 @@ def _how(want: npt.NDArray[Any], got: npt.NDArray[Any]) -> str:
     return share
 
 
-def _rows(part: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+def _rows(part: Array) -> list[Array]:
     return list(np.ascontiguousarray(part))
 
 
-def _bytes(part: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+def _bytes(part: Array) -> U8:
     return np.frombuffer(np.ascontiguousarray(part).tobytes(), np.uint8)
 
 
-def _how_floats(want: npt.NDArray[Any], got: npt.NDArray[Any]) -> str:
+def _how_floats(want: Array, got: Array) -> str:
     w, g = (np.atleast_1d(each).astype(np.float64).reshape(-1) for each in (want, got))
     differing = np.frombuffer(want.tobytes(), f"u{want.itemsize}") != np.frombuffer(got.tobytes(), f"u{want.itemsize}")
     at = int(np.argmax(differing))
@@ -142,7 +141,7 @@ def _start(values: F32, decoded: tuple[F32, F32] | None) -> int:
     return 0 if values.size <= _SHOWN else max(0, int(np.argmax(wrong)) - 4)
 
 
-def _side_by_side(key: str, want: npt.NDArray[Any], got: npt.NDArray[Any]) -> Iterator[str]:
+def _side_by_side(key: str, want: Array, got: Array) -> Iterator[str]:
     a, b = want.reshape(-1), got.reshape(-1)
     start = 0
     if a.size == b.size:
@@ -152,15 +151,15 @@ def _side_by_side(key: str, want: npt.NDArray[Any], got: npt.NDArray[Any]) -> It
     yield f"{' ' * len(f'part {key!r} ({got.dtype}){at}')}   actual   {_values(b[start:])}"
 
 
-def _differences(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+def _differences(a: Array, b: Array) -> Bools:
     if a.dtype.itemsize != b.dtype.itemsize:
         return np.ones(a.size, bool)
     view = f"u{a.dtype.itemsize}"
-    differing: npt.NDArray[np.bool_] = np.ascontiguousarray(a).view(view) != np.ascontiguousarray(b).view(view)
+    differing: Bools = np.ascontiguousarray(a).view(view) != np.ascontiguousarray(b).view(view)
     return differing
 
 
-def _values(values: npt.NDArray[Any]) -> str:
+def _values(values: Array) -> str:
     shown = values[:_SHOWN]
     if values.dtype.kind in "iu":
         text = " ".join(f"{int(v):02x}" if values.dtype == np.uint8 else str(int(v)) for v in shown)

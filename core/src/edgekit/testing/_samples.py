@@ -9,20 +9,17 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.encoding.refusals import refuse_overflow
 from edgekit.errors import ScaleOverflowError
 from edgekit.precision import Precision
 from edgekit.reference import reference
+from edgekit.typing import F32, I64, Array
 
-F32 = npt.NDArray[np.float32]
-Array = npt.NDArray[Any]
-Ordinals = npt.NDArray[np.int64]
+Ordinals = I64
 Draw = Callable[[np.random.RandomState, tuple[int, int]], Array]
 
 LARGEST = float(np.finfo(np.float32).max)

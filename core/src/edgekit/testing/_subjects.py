@@ -7,15 +7,14 @@ from typing import Any, ClassVar
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.encoding.codecs import choose
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.plugin.registry import Registration
 from edgekit.precision import Precision, find_precision
 from edgekit.reference import Parts, Traits, reference
+from edgekit.typing import F32, F64, Array
 
-F32 = npt.NDArray[np.float32]
 EXACT = "exact"
 
 
@@ -49,17 +48,17 @@ class QuantizerSubject:
         """Whether its bytes have to be the reference's."""
         return self.claim == EXACT
 
-    def encode(self, x: npt.NDArray[Any], importance: F32 | None = None) -> Parts:
+    def encode(self, x: Array, importance: F32 | None = None) -> Parts:
         """The parts that the quantizer makes of rows; one that needs an importance is given ones."""
         return dict(self.quantizer.encode(x, self.importance(x, importance)))
 
-    def importance(self, x: npt.NDArray[Any], given: F32 | None) -> F32 | None:
+    def importance(self, x: Array, given: F32 | None) -> F32 | None:
         """The importance that is given, or, where the quantizer needs one, ones."""
         if given is None and self.quantizer.traits.needs_importance:
             return np.ones(x.shape[1], np.float32)
         return given
 
-    def decode(self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> F32:
+    def decode(self, parts: Mapping[str, Array], shape: tuple[int, int]) -> F32:
         """Decoded by the quantizer where it can, else by the reference."""
         own = getattr(self.quantizer, "decode", None)
         if own is not None:
@@ -67,14 +66,14 @@ class QuantizerSubject:
             return values
         return reference(self.precision).decode(parts, self.precision, shape)
 
-    def bound(self, x: F32, parts: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+    def bound(self, x: F32, parts: Mapping[str, Array]) -> F64:
         """Its own bound where it states one as a method, else the reference's."""
         own = getattr(self.quantizer, "bound", None)
         if own is not None and not self.exact:
             return np.asarray(own(x, parts), np.float64)
         return reference(self.precision).bound(x, parts, self.precision)
 
-    def wanted(self, x: npt.NDArray[Any], importance: F32 | None = None) -> Parts:
+    def wanted(self, x: Array, importance: F32 | None = None) -> Parts:
         """The reference's parts."""
         return reference(self.precision).encode(x, self.precision, self.importance(x, importance))
 
@@ -87,12 +86,12 @@ class ReferenceQuantizer:
     claim: str = EXACT
     traits: ClassVar[Traits] = Traits()
 
-    def encode(self, x: npt.NDArray[Any], importance: F32 | None = None) -> Parts:
+    def encode(self, x: Array, importance: F32 | None = None) -> Parts:
         """Encode rows."""
         find_precision(self.precision.name)  # in another process a plugin's precision is not known yet
         return reference(self.precision).encode(x, self.precision, importance)
 
-    def decode(self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> F32:
+    def decode(self, parts: Mapping[str, Array], shape: tuple[int, int]) -> F32:
         """Decode to float32."""
         return reference(self.precision).decode(parts, self.precision, shape)
 

@@ -6,15 +6,13 @@ import math
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.architectures import Model, ModelConfig, tensor_shapes
 from edgekit.architectures.hf import hf_names, to_hf_value
 from edgekit.artifact import Artifact
 from edgekit.tensor import Tensor
 from edgekit.tokenizer.record import Tokenizer
-
-F32 = npt.NDArray[np.float32]
+from edgekit.typing import F32
 
 
 def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, F32]:

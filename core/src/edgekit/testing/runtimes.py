@@ -16,7 +16,6 @@ from typing import Any
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.architectures import ModelConfig
 from edgekit.architectures.forward import Transformer
@@ -28,8 +27,8 @@ from edgekit.runtime.protocols import ChatRuntime, EmbeddingRuntime, Generation,
 from edgekit.testing._kit import Kit, NotApplicable, Profile, Result, fail
 from edgekit.testing._tokenizers import bpe, bpe_with_bos
 from edgekit.testing._trips import random_artifact, small_config, write
+from edgekit.typing import F32
 
-F32 = npt.NDArray[np.float32]
 #: Largest difference of a logit, in standard deviations of the logits, unless a runtime states another.
 TOLERANCE = 1e-3
 PROMPT = "the thing"

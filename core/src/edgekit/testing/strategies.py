@@ -20,10 +20,10 @@ from edgekit.errors import NonFiniteError, ScaleOverflowError
 from edgekit.precision import Precision, catalogue, find_precision
 from edgekit.recipe import Uniform
 from edgekit.testing import _samples
-from edgekit.testing._samples import F32
 from edgekit.testing._subjects import encodable
 from edgekit.testing._trips import small_config
 from edgekit.testing.models import artifact_of, random_model
+from edgekit.typing import F32
 
 #: Values that have made quantizers differ, the simplest first: hypothesis shrinks towards them.
 _SPECIAL = [0.0, 1.0, -1.0, 0.5, -0.5, 7.0, -8.0, 2.5, 127.0, -0.0, 0.49999997, 1e-40, -1e-45, 3e38]

@@ -20,7 +20,6 @@ from typing import Any
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.architectures import ModelConfig
 from edgekit.errors import InvalidFileError, MissingPluginError, UnknownPrecisionError
@@ -30,6 +29,7 @@ from edgekit.formats import PartLayout, part_layouts
 from edgekit.precision import Precision, find_precision
 from edgekit.recipe import fits
 from edgekit.tokenizer import Tokenizer
+from edgekit.typing import U8, Array
 from edgekit_example.records import from_plain, to_plain
 
 MAGIC = b"EKX1"
@@ -163,6 +163,6 @@ def _parts(precision: Precision, shape: tuple[int, ...], where: str) -> dict[str
     return layouts
 
 
-def read_part(raw: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+def read_part(raw: U8, dtype: str, shape: tuple[int, ...]) -> Array:
     """Bytes of the file as an array in the machine's own byte order."""
     return raw.view(little(dtype)).astype(np.dtype(dtype), copy=False).reshape(shape)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
-
-import numpy.typing as npt
 
 from edgekit.architectures import FAMILIES, Model, check_config, check_tensors
 from edgekit.artifact import Artifact, Layout, unknown_family
@@ -14,6 +11,7 @@ from edgekit.files.reader import Reader, read_start
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.recipe import Plan, Slot
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor, kept
+from edgekit.typing import Array
 from edgekit_example.container import MAGIC, Header, Place, part_nbytes, read_header, read_part
 from edgekit_example.records import to_plain
 from edgekit_example.writer import EkxWriter
@@ -79,7 +77,7 @@ def _tensor(place: Place, reader: Reader) -> AnyTensor:
     return EncodedTensor(place.name, place.shape, place.precision, place.nbytes, read, sliceable)
 
 
-def _read(place: Place, reader: Reader, start: int, stop: int) -> dict[str, npt.NDArray[Any]]:
+def _read(place: Place, reader: Reader, start: int, stop: int) -> dict[str, Array]:
     """The parts of rows ``start:stop``; those whose first dimension is not the rows come whole."""
     found, begin = {}, place.begin
     for key, part in place.parts.items():

@@ -14,16 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.precision import Precision
 from edgekit.reference import Parts, Traits
-
-F32 = npt.NDArray[np.float32]
-I32 = npt.NDArray[np.int32]
+from edgekit.typing import F32, F64, I32, Array
 
 BLOCK = 32
 LOWEST, HIGHEST = -119, 127
@@ -59,7 +55,7 @@ class Log4:
         codes = (m | ((blocks < 0) & (m > 0)) << 3).astype(np.uint8).reshape(x.shape)
         return {"exponent": e[..., 0].astype(np.int8), "codes": codes[:, ::2] | codes[:, 1::2] << 4}
 
-    def decode(self, parts: Mapping[str, npt.NDArray[Any]], precision: Precision, shape: tuple[int, int]) -> F32:
+    def decode(self, parts: Mapping[str, Array], precision: Precision, shape: tuple[int, int]) -> F32:
         """Decode to float32 [rows, cols]; exact, every level being a power of two."""
         codes = np.stack([parts["codes"] & 15, parts["codes"] >> 4], axis=-1).reshape(shape[0], -1, BLOCK)
         m = (codes & 7).astype(np.int32)
@@ -67,9 +63,9 @@ class Log4:
         values = np.where(m > 0, np.where(codes > 7, -magnitude, magnitude), np.float32(0))
         return values.astype(np.float32).reshape(shape)
 
-    def bound(self, x: F32, parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> npt.NDArray[np.float64]:
+    def bound(self, x: F32, parts: Mapping[str, Array], precision: Precision) -> F64:
         """Half a gap: at most a third of the magnitude, near zero half the smallest level; above the top, the rest."""
-        top: npt.NDArray[np.float64] = np.repeat(np.ldexp(1.0, parts["exponent"].astype(np.int32)), BLOCK, axis=1)
+        top: F64 = np.repeat(np.ldexp(1.0, parts["exponent"].astype(np.int32)), BLOCK, axis=1)
         magnitude = np.abs(x.astype(np.float64))
         return np.maximum(np.maximum(magnitude / 3, top / 128), magnitude - top)
 

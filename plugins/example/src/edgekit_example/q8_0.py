@@ -6,12 +6,10 @@ and truncating is exact. A real backend would call its kernel here.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.reference import Traits
+from edgekit.typing import F32, I8, Array
 
 BLOCK = np.dtype([("d", "<f2"), ("qs", "i1", 32)])
 
@@ -23,9 +21,7 @@ class Q8_0:  # noqa: N801  - the format's own name
     claim = "exact"
     traits = Traits()
 
-    def encode(
-        self, x: npt.NDArray[np.float32], importance: npt.NDArray[np.float32] | None = None
-    ) -> dict[str, npt.NDArray[Any]]:
+    def encode(self, x: F32, importance: F32 | None = None) -> dict[str, Array]:
         """Encode rows [rows, cols], cols a multiple of 32, to ``blocks`` uint8 [rows, cols / 32 * 34]."""
         values = x.reshape(len(x), -1, 32)
         blocks = np.empty(values.shape[:2], BLOCK)
@@ -37,7 +33,7 @@ class Q8_0:  # noqa: N801  - the format's own name
         return {"blocks": blocks.view(np.uint8)}
 
 
-def round_away(steps: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
+def round_away(steps: F32) -> I8:
     """To the nearest integer, ties away from zero; what is infinite or no number becomes 0."""
     wide = steps.astype(np.float64)
     rounded = np.trunc(wide + np.copysign(0.5, wide))

@@ -17,8 +17,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import UsageError
 from edgekit.runtime import Sampling
 from edgekit.runtime.text import TextRuntime
-
-F32 = npt.NDArray[np.float32]
+from edgekit.typing import F32
 
 
 @attrs.define(eq=False)

@@ -7,15 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from edgekit.artifact import Artifact, Layout
 from edgekit.errors import InvalidFileError, MissingFileError
 from edgekit.files.reader import read_start
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.recipe import Plan
 from edgekit.tensor import AnyTensor
+from edgekit.typing import F32
 from edgekit_gguf.layout import layout
 from edgekit_gguf.model import load_model
 from edgekit_gguf.reader import GgufFile, read
@@ -75,7 +73,7 @@ class GgufFormat:
         """Begin, or resume, writing; raises as `GgufWriter` does."""
         return GgufWriter(path, layout, plan, manifest)
 
-    def read_importance(self, path: Path) -> dict[str, npt.NDArray[np.float32]]:
+    def read_importance(self, path: Path) -> dict[str, F32]:
         """Read an importance matrix; see `edgekit.evaluation.calibration.read_importance`."""
         from edgekit_gguf.imatrix import read_imatrix  # only here: calibrating takes the runtimes and chat
 

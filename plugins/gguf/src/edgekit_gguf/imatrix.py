@@ -22,7 +22,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.errors import InvalidFileError, UnsupportedModelError, UsageError
 from edgekit.evaluation.calibration import Activations
@@ -30,12 +29,12 @@ from edgekit.files.atomic import write_atomic
 from edgekit.precision import find_precision
 from edgekit.recipe import Assignment, Plan
 from edgekit.tensor import AnyTensor
+from edgekit.typing import F32
 from edgekit_gguf.metadata import Value, text, texts, u32
 from edgekit_gguf.reader import read
 from edgekit_gguf.types import ALIGNMENT, BY_NAME
 from edgekit_gguf.writer import encode_header
 
-F32 = npt.NDArray[np.float32]
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 
 

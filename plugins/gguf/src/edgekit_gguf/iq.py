@@ -8,15 +8,15 @@ in ggml's order. Source: ``ggml-quants.c`` (dequantize_row_iq*), ggml 0.25.3; gg
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NoReturn
+from typing import ClassVar, NoReturn
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.errors import UsageError
 from edgekit.precision import Precision, ggml, register
 from edgekit.reference import Traits
+from edgekit.typing import F32, Array
 
 
 @attrs.frozen
@@ -28,7 +28,7 @@ class GridFormat:
         proof="decoded only, by gguf-py 0.19.0", bound="none: it is not encoded", decode_only=True
     )
 
-    def encode(self, x: npt.NDArray[Any], precision: Precision, importance: object = None) -> NoReturn:
+    def encode(self, x: Array, precision: Precision, importance: object = None) -> NoReturn:
         """Refuse.
 
         Raises:
@@ -39,9 +39,7 @@ class GridFormat:
             "choose a precision with an encoder (ggml:Q2_K, ggml:IQ4_XS), or quantize with llama.cpp"
         )
 
-    def decode(
-        self, parts: Mapping[str, npt.NDArray[Any]], precision: Precision, shape: tuple[int, int]
-    ) -> npt.NDArray[np.float32]:
+    def decode(self, parts: Mapping[str, Array], precision: Precision, shape: tuple[int, int]) -> F32:
         """Decode ``blocks`` [rows, bytes] to float32 [rows, cols] with gguf-py's tables."""
         from gguf import GGMLQuantizationType, dequantize
 
@@ -50,7 +48,7 @@ class GridFormat:
             values = dequantize(np.ascontiguousarray(parts["blocks"]), kind)
         return values.astype(np.float32, copy=False).reshape(shape)
 
-    def bound(self, x: npt.NDArray[Any], parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> NoReturn:
+    def bound(self, x: Array, parts: Mapping[str, Array], precision: Precision) -> NoReturn:
         """Refuse: without an encoder there is no error to bound.
 
         Raises:

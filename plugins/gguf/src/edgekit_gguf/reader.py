@@ -26,7 +26,6 @@ from typing import Any, NoReturn
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, ResourceError
 from edgekit.files.foreign import shown
@@ -35,6 +34,7 @@ from edgekit.files.reader import Reader
 from edgekit.precision import Precision, find_precision
 from edgekit.precision.ggml import GRIDS
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
+from edgekit.typing import U8
 from edgekit_gguf import iq
 from edgekit_gguf.metadata import Metadata, Value
 from edgekit_gguf.types import ALIGNMENT, DTYPES, MAGIC, READABLE, RETIRED, TENSOR_TYPES, TensorType, ValueType
@@ -407,10 +407,10 @@ _PLAIN = {
 }
 
 
-def _row_bytes(info: TensorInfo, reader: Reader) -> Callable[[int, int], npt.NDArray[np.uint8]]:
+def _row_bytes(info: TensorInfo, reader: Reader) -> Callable[[int, int], U8]:
     size = info.row_nbytes
 
-    def rows(start: int, stop: int) -> npt.NDArray[np.uint8]:
+    def rows(start: int, stop: int) -> U8:
         return reader.read(info.start + start * size, (stop - start) * size, info.name).reshape(stop - start, size)
 
     return rows

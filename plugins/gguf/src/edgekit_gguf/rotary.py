@@ -9,17 +9,17 @@ converter (``conversion/llama.py``).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.architectures import ModelConfig
 from edgekit.tensor import AnyTensor, EncodedTensor
+from edgekit.typing import Array, Indices
 
 Direction = Literal["to_gguf", "from_gguf"]
-_Order = npt.NDArray[np.intp]
+_Order = Indices
 
 
 def row_order(rows: int, heads: int, direction: Direction) -> _Order:
@@ -51,16 +51,16 @@ def _heads(role: str, config: ModelConfig) -> int | None:
     return None
 
 
-def _rows_reader(read: Callable[[int, int], npt.NDArray[Any]], order: _Order) -> Callable[[int, int], npt.NDArray[Any]]:
-    def rows(start: int, stop: int) -> npt.NDArray[Any]:
+def _rows_reader(read: Callable[[int, int], Array], order: _Order) -> Callable[[int, int], Array]:
+    def rows(start: int, stop: int) -> Array:
         wanted, first, last = _span(order, start, stop)
         return read(first, last)[wanted]
 
     return rows
 
 
-def _parts_reader(tensor: EncodedTensor, order: _Order) -> Callable[[int, int], Mapping[str, npt.NDArray[Any]]]:
-    def parts(start: int, stop: int) -> Mapping[str, npt.NDArray[Any]]:
+def _parts_reader(tensor: EncodedTensor, order: _Order) -> Callable[[int, int], Mapping[str, Array]]:
+    def parts(start: int, stop: int) -> Mapping[str, Array]:
         wanted, first, last = _span(order, start, stop)
         return {name: part[wanted] for name, part in tensor.read_parts(first, last).items()}
 

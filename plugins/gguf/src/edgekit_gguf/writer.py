@@ -14,7 +14,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.artifact import Layout
 from edgekit.errors import UsageError
@@ -22,6 +21,7 @@ from edgekit.files.atomic import AtomicFile
 from edgekit.manifest import Manifest
 from edgekit.recipe import Assignment, Plan
 from edgekit.tensor import QuantizedTensor
+from edgekit.typing import U8
 from edgekit_gguf.layout import file_metadata
 from edgekit_gguf.metadata import Value, encode_pairs, encode_string
 from edgekit_gguf.types import ALIGNMENT, FILE_TYPES, LIKELY_RECIPE, MAGIC, VERSION, TensorType, tensor_type
@@ -72,7 +72,7 @@ class GgufWriter:
         self._file.write(bytes(_padded(data.nbytes) - data.nbytes))
         self._file.unit_done(tensor.name)
 
-    def _checked(self, tensor: QuantizedTensor) -> npt.NDArray[np.uint8]:
+    def _checked(self, tensor: QuantizedTensor) -> U8:
         if self.done >= len(self._plan):
             raise UsageError(f"{self._path}: tensor {tensor.name!r} is one more than the plan's {len(self._plan)}")
         wanted, stored = self._plan.assignments[self.done], self._types[self.done]
@@ -142,6 +142,6 @@ def _padded(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def _bytes(tensor: QuantizedTensor) -> npt.NDArray[np.uint8]:
+def _bytes(tensor: QuantizedTensor) -> U8:
     (part,) = tensor.parts.values()  # ggml's blocks, or a float type's values
     return np.ascontiguousarray(part, part.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)

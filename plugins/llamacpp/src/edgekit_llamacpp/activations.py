@@ -19,17 +19,14 @@ from typing import Any
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.errors import PluginError, ResourceError
 from edgekit.pipeline import Progress
+from edgekit.typing import F32, F64, Ints
 from edgekit_llamacpp import native
 from edgekit_llamacpp.library import llama, quiet
 from edgekit_llamacpp.model import Loaded, batch_of
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.integer]
 _FLOAT32 = 0  # GGML_TYPE_F32
 _OUTPUTS = (b"output.weight", b"token_embd.weight")
 

@@ -27,9 +27,9 @@ from edgekit.artifact import Artifact
 from edgekit.errors import EdgekitError, InvalidFileError, PluginError, UsageError
 from edgekit.runtime import Generation
 from edgekit.runtime.chat import Messages, conversation
+from edgekit.typing import F32
 from edgekit_llamacpp.model import Options
 
-F32 = npt.NDArray[np.float32]
 #: Bytes of a frame's JSON, and of an array.
 _MESSAGE, _ARRAY = 64 << 20, 8 << 30
 

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.artifact import Artifact
 from edgekit.errors import (
@@ -30,8 +29,6 @@ from edgekit.pipeline import open_artifact
 from edgekit.runtime import refuse_unknown_options
 from edgekit_llamacpp.devices import Device, accelerators, choose_layers, list_devices
 from edgekit_llamacpp.library import BUILD, copied, llama, quiet
-
-F32 = npt.NDArray[np.float32]
 
 #: Context where the caller does not say: the model's own, but no more than this.
 CONTEXT = 4096

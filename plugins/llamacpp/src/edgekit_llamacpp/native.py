@@ -25,21 +25,11 @@ from typing import Any, NamedTuple
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
-from edgekit.errors import (
-    MissingPluginError,
-    NonFiniteError,
-    PluginError,
-    ScaleOverflowError,
-    ShapeError,
-    UsageError,
-)
+from edgekit.errors import MissingPluginError, NonFiniteError, PluginError, ScaleOverflowError, ShapeError, UsageError
 from edgekit.precision import Precision, find_precision, ggml
 from edgekit.reference import Traits, reference
-
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
+from edgekit.typing import F32, U8, Array
 
 #: ggml's number of each type (enum ggml_type).
 IDS = {kind: block_type.id for kind, block_type in (ggml.BLOCKS | ggml.GRIDS).items()}
@@ -98,7 +88,7 @@ class NativeQuantizer:
         """Some grid formats refuse rows without an importance matrix."""
         return Traits(needs_importance=self.kind in NEED_IMPORTANCE)
 
-    def encode(self, x: npt.NDArray[Any], importance: F32 | None = None) -> dict[str, npt.NDArray[Any]]:
+    def encode(self, x: Array, importance: F32 | None = None) -> dict[str, Array]:
         """Encode rows to the bytes that a GGUF file holds.
 
         Args:
@@ -119,7 +109,7 @@ class NativeQuantizer:
         return {"blocks": quantize_chunk(self.kind, x, importance)}
 
 
-def _refuse(kind: str, x: npt.NDArray[Any], importance: F32 | None) -> None:
+def _refuse(kind: str, x: Array, importance: F32 | None) -> None:
     if kind in NEED_IMPORTANCE and importance is None:
         raise UsageError(
             f"ggml:{kind} cannot be encoded without an importance matrix; make one with `edgekit imatrix` "
@@ -137,7 +127,7 @@ def _refuse(kind: str, x: npt.NDArray[Any], importance: F32 | None) -> None:
         )
 
 
-def quantize_chunk(kind: str, x: npt.NDArray[Any], importance: F32 | None = None) -> U8:
+def quantize_chunk(kind: str, x: Array, importance: F32 | None = None) -> U8:
     """Call ``ggml_quantize_chunk``: float32 [rows, cols] to uint8 [rows, bytes per row]; see `NativeQuantizer`."""
     rows = np.ascontiguousarray(x, np.float32)
     block = block_size(kind)

@@ -22,12 +22,10 @@ from edgekit.errors import MissingPluginError, ResourceError, UnsupportedModelEr
 from edgekit.pipeline import Progress
 from edgekit.runtime import Runtime, Sampling, TextRuntime, chat
 from edgekit.runtime.chat import Messages
+from edgekit.typing import F32, F64
 from edgekit_llamacpp.activations import square_sums
 from edgekit_llamacpp.library import copied, llama, quiet, refuse_copy
 from edgekit_llamacpp.model import Loaded, Options, batch_of, refuse_ambiguous
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 
 
 def open_runtime(artifact: Artifact, *, isolate: bool | None = None, **options: Any) -> Runtime:

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 import edgekit_numba
 from edgekit.errors import MissingPluginError
@@ -23,14 +22,13 @@ from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import find_precision
 from edgekit.reference import Traits, reference
 from edgekit.reference.ggml import TYPES
+from edgekit.typing import F32, U8, Array
 from edgekit_numba import library
 from edgekit_numba.compiler import llvm, processor
 from edgekit_numba.library import ODD
 
-F32 = npt.NDArray[np.float32]
 #: float32, float16, or ml_dtypes' bfloat16.
-Narrow = npt.NDArray[Any]
-U8 = npt.NDArray[np.uint8]
+Narrow = Array
 
 #: Elements that are widened together, of whole groups of blocks: 256 KiB of float32, which stay in the L2 cache.
 PIECE = 1 << 16
@@ -68,7 +66,7 @@ class Encoder:
 
     kind: str
 
-    def encode(self, x: Narrow, importance: F32 | None = None) -> Mapping[str, npt.NDArray[Any]]:
+    def encode(self, x: Narrow, importance: F32 | None = None) -> Mapping[str, Array]:
         """Encode rows [rows, cols]; see `edgekit.reference.Reference.encode`."""
         blocks, flags = self._encode(x, importance)
         left = np.flatnonzero((flags & ODD).any(axis=1))
@@ -77,7 +75,7 @@ class Encoder:
             blocks[left] = reference(precision).encode(as_float32(x[left]), precision, importance)["blocks"]
         return {"blocks": blocks}
 
-    def encode_checked(self, x: Narrow, importance: F32 | None = None) -> Mapping[str, npt.NDArray[Any]] | None:
+    def encode_checked(self, x: Narrow, importance: F32 | None = None) -> Mapping[str, Array] | None:
         """As `encode`, or None where a block is not the kernel's own work or holds magnitudes above 65504."""
         blocks, flags = self._encode(x, importance)
         return None if flags.any() else {"blocks": blocks}
@@ -91,7 +89,7 @@ class Encoder:
         in_parts(lambda part: self._run(blocks[part], out[part], flags[part], weights, part.start), blocks)
         return out.reshape(len(x), -1), flags.reshape(len(x), -1)
 
-    def decode(self, parts: Mapping[str, npt.NDArray[Any]], shape: tuple[int, int]) -> F32:
+    def decode(self, parts: Mapping[str, Array], shape: tuple[int, int]) -> F32:
         """Decode to float32 [rows, cols]; see `edgekit.reference.Reference.decode`. Any NaN stands for any other."""
         size, width = TYPES[self.kind].SIZE, TYPES[self.kind].LAYOUT.itemsize
         blocks = np.ascontiguousarray(parts["blocks"]).reshape(-1, width)
@@ -181,7 +179,7 @@ def widened(x: Narrow, into: F32) -> F32:
     return into
 
 
-def padded(v: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+def padded(v: Array, length: int) -> Array:
     """The array with zeros behind it, `length` long; itself where it is."""
     if len(v) == length:
         return v

@@ -12,19 +12,17 @@ from typing import Any, ClassVar
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 import edgekit_numba
 from edgekit.numerics.smallfloats import float32_to_bfloat16, is_bfloat16
 from edgekit.precision import Precision, find_precision
 from edgekit.reference import Traits, reference
+from edgekit.typing import F32, U8, Array
 from edgekit_numba import library
 from edgekit_numba.compiler import processor
 from edgekit_numba.encoders import in_parts, padded, pieces, require
 from edgekit_numba.library import ODD
 
-Array = npt.NDArray[Any]
-F32 = npt.NDArray[np.float32]
 _MULTIPLE = 32
 
 
@@ -34,8 +32,8 @@ class Groups:
 
     scale: F32
     second: F32
-    codes: npt.NDArray[np.uint8]
-    flags: npt.NDArray[np.uint8]
+    codes: U8
+    flags: U8
 
 
 @attrs.frozen
@@ -141,7 +139,7 @@ def _openvino_parts(found: Groups, precision: Precision, dtype: np.dtype[Any]) -
     return parts
 
 
-def _packed(zero_points: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+def _packed(zero_points: U8, bits: int) -> U8:
     """Zero points [rows, groups] as bytes [rows, groups * b / 8], or flat where rows share bytes."""
     if bits == 8:
         return zero_points

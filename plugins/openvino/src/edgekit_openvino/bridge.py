@@ -12,16 +12,15 @@ it, once. Everything else is decoded.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import attrs
-import numpy.typing as npt
 
 from edgekit.bridges import Carry, relation, transcode
 from edgekit.errors import InexactError, UnknownPrecisionError
 from edgekit.precision import Precision, find_precision
 from edgekit.recipe import fits
 from edgekit.tensor import AnyTensor, EncodedTensor, QuantizedTensor, Tensor
+from edgekit.typing import Array
 from edgekit_openvino.elements import stored_parts
 
 
@@ -63,7 +62,7 @@ def _holds(tensor: EncodedTensor, precision: Precision) -> bool:
 
 
 def _carried(tensor: EncodedTensor, precision: Precision) -> EncodedTensor:
-    def read_parts(start: int, stop: int) -> Mapping[str, npt.NDArray[Any]]:
+    def read_parts(start: int, stop: int) -> Mapping[str, Array]:
         shape = (stop - start, tensor.shape[-1])
         rows = QuantizedTensor(tensor.read_parts(start, stop), tensor.precision, shape, tensor.name)
         return transcode(rows, precision).parts
@@ -74,7 +73,7 @@ def _carried(tensor: EncodedTensor, precision: Precision) -> EncodedTensor:
 
 
 def _decoded(tensor: EncodedTensor) -> Tensor:
-    def read_rows(start: int, stop: int) -> npt.NDArray[Any]:
+    def read_rows(start: int, stop: int) -> Array:
         return tensor.float32(start, stop)
 
     return Tensor(tensor.name, tensor.shape, "float32", read_rows)

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.errors import NonFiniteError, UnsupportedModelError
 from edgekit.files.memory import refuse_shortage
+from edgekit.typing import F64
 from edgekit_openvino.library import core
 from edgekit_openvino.samples import Feed
 
@@ -21,8 +21,6 @@ EXACT = {
 }
 #: Samples that are compared.
 COMPARED = 16
-
-F64 = npt.NDArray[np.float64]
 
 
 def outputs(model: Any, feeds: Iterable[Mapping[str, Any]]) -> Iterator[F64]:

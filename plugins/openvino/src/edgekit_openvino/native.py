@@ -10,23 +10,20 @@ Source: nncf 3.4.0 on openvino 2026.4.1; what it computes is written down in `ed
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.errors import PluginError, ShapeError
 from edgekit.formats import part_layouts
 from edgekit.precision import Precision, find_precision
 from edgekit.recipe import fits
 from edgekit.reference import Traits
+from edgekit.typing import F32, Array
 from edgekit_openvino.library import nncf, openvino
 from edgekit_openvino.modes import NATIVE, attribute, group_size, mode_name
 from edgekit_openvino.quiet import quiet
-
-F32 = npt.NDArray[np.float32]
-Array = npt.NDArray[Any]
 
 _NAME = "weight"
 #: Which constant of the compressed model holds a part.

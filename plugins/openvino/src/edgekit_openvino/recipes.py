@@ -26,12 +26,12 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.architectures import ModelConfig
 from edgekit.errors import UsageError
 from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Assignment, Clause, Plan, Slot, fits, is_matrix
+from edgekit.typing import F32
 
 #: mode -> (precision without its group, whether it takes one, backup; fp8 takes the mode's group)
 MODES: dict[str, tuple[str, bool, str]] = {
@@ -150,7 +150,7 @@ def int8_error(slot: Slot) -> float:
     return max(float(error.max()) for error in _row_errors(slot))
 
 
-def _row_errors(slot: Slot) -> Iterator[npt.NDArray[np.float32]]:
+def _row_errors(slot: Slot) -> Iterator[F32]:
     step = max(1, _CHUNK // slot.shape[-1])
     for start in range(0, slot.tensor.rows, step):
         rows = slot.tensor.float32(start, min(start + step, slot.tensor.rows))

@@ -19,14 +19,14 @@ from edgekit.errors import InvalidFileError, ResourceError, UnsupportedModelErro
 from edgekit.files.memory import refuse_shortage
 from edgekit.files.reader import Mapped
 from edgekit.runtime import Sampling, TextRuntime
+from edgekit.typing import F32, I64, Array
 from edgekit_openvino import pipeline
 from edgekit_openvino.graphs import Variant, last_line, read_model, variant
 from edgekit_openvino.library import core, openvino
 from edgekit_openvino.options import Options
 
-F32 = npt.NDArray[np.float32]
 _CUT = "load the model again from a whole file; mmap=False reads it into memory"
-Arrays = Mapping[str, npt.NDArray[Any]]
+Arrays = Mapping[str, Array]
 
 
 def open_runtime(artifact: Artifact, **options: Any) -> OpenVinoRuntime:
@@ -79,7 +79,7 @@ class OpenVinoRuntime(TextRuntime):
         """The graph's inputs: name -> element type and shape, None for a dimension of any size."""
         return {port.any_name: _described(port) for port in self._graph("all").compiled.inputs}
 
-    def infer(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+    def infer(self, inputs: Arrays) -> dict[str, Array]:
         """Run the graph once; a stateful one starts from nothing.
 
         Args:
@@ -96,7 +96,7 @@ class OpenVinoRuntime(TextRuntime):
             graph.forget()
             return graph.run(graph.checked(inputs))
 
-    def infer_many(self, batches: Iterable[Arrays], *, jobs: int = 0) -> list[dict[str, npt.NDArray[Any]]]:
+    def infer_many(self, batches: Iterable[Arrays], *, jobs: int = 0) -> list[dict[str, Array]]:
         """Run the graph on many inputs, several at a time, through an asynchronous queue.
 
         Args:
@@ -223,7 +223,7 @@ class OpenVinoRuntime(TextRuntime):
             raise UsageError(f"{self.artifact.path}: it has no {lacking[0]}; convert it again with the genai extra")
         return not lacking and importlib.util.find_spec("openvino_genai") is not None
 
-    def _ids(self, tokens: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    def _ids(self, tokens: npt.ArrayLike) -> I64:
         return token_ids(tokens, self._decoder().vocab).astype(np.int64)
 
 
@@ -251,7 +251,7 @@ class _Graph:
         self._seen.clear()
         self._request.reset_state()
 
-    def step(self, ids: npt.NDArray[np.int64]) -> F32:
+    def step(self, ids: I64) -> F32:
         """The first output for new tokens [batch, n] after those seen."""
         before = len(self._seen)
         total = before + ids.shape[1]
@@ -276,7 +276,7 @@ class _Graph:
         self._seen = list(ids)
         return logits
 
-    def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+    def run(self, inputs: Arrays) -> dict[str, Array]:
         self.refuse_cut()
         try:
             self._request.infer(dict(inputs))
@@ -285,8 +285,8 @@ class _Graph:
             raise ResourceError(f"{self._path}: the device cannot compute it: {last_line(error)}") from error
         return _outputs(self._request, self.compiled)
 
-    def run_many(self, batches: Iterable[Arrays], jobs: int) -> list[dict[str, npt.NDArray[Any]]]:
-        found: dict[int, dict[str, npt.NDArray[Any]]] = {}
+    def run_many(self, batches: Iterable[Arrays], jobs: int) -> list[dict[str, Array]]:
+        found: dict[int, dict[str, Array]] = {}
 
         def done(request: Any, number: int) -> None:
             found[number] = _outputs(request, self.compiled)
@@ -305,7 +305,7 @@ class _Graph:
         if self._mapped is not None:
             self._mapped.refuse_cut()
 
-    def checked(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+    def checked(self, inputs: Arrays) -> dict[str, Array]:
         """The inputs, where they are what the graph takes."""
         known = ", ".join(self._ports)
         for name in inputs:
@@ -318,7 +318,7 @@ class _Graph:
         return {name: np.ascontiguousarray(inputs[name]) for name in self._ports}
 
 
-def _check(array: npt.NDArray[Any], port: Any, where: str) -> None:
+def _check(array: Array, port: Any, where: str) -> None:
     element, shape = _described(port)
     if np.dtype(port.element_type.to_dtype()) != array.dtype:
         raise UsageError(f"{where} is {array.dtype}, the graph takes {element}; convert it")
@@ -336,7 +336,7 @@ def _described(port: Any) -> tuple[str, tuple[int | None, ...]]:
     return port.element_type.get_type_name(), sizes
 
 
-def _outputs(request: Any, compiled: Any) -> dict[str, npt.NDArray[Any]]:
+def _outputs(request: Any, compiled: Any) -> dict[str, Array]:
     """Every output by its name, in arrays of their own: the request's are overwritten by its next run."""
     return {
         (port.any_name if port.names else f"output {number}"): np.array(request.get_output_tensor(number).data)

@@ -15,13 +15,12 @@ from typing import Any
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidFileError, MissingFileError, NonFiniteError, ShapeError, UsageError
 from edgekit.evaluation.language import tokens_of
+from edgekit.typing import Array
 
-Array = npt.NDArray[Any]
 Feed = dict[str, Array]
 #: What `read` takes.
 Samples = Iterable[Any] | str | os.PathLike[str]

@@ -9,14 +9,13 @@ from typing import Any
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.errors import MissingFileError, UsageError
+from edgekit.typing import Array
 from edgekit_openvino.measure import outputs
 from edgekit_openvino.models import as_openvino
 from edgekit_openvino.samples import Feed, Input, arrays_of, check
 
-Array = npt.NDArray[Any]
 Metric = Callable[[Array, Any], float]
 """Judges a model's first output by a label; the more, the better. The mean over the samples counts."""
 

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.files.reader import Reader
 from edgekit.formats import PartLayout, part_layouts
@@ -22,6 +20,7 @@ from edgekit.numerics.smallfloats import float32_to_float8_e4m3fn
 from edgekit.precision import Precision, find_precision
 from edgekit.reference.openvino.codebooks import CB4
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor, carrier
+from edgekit.typing import Array
 from edgekit_openvino.elements import CODEBOOK_SUFFIX, ELEMENTS, precision_name
 from edgekit_openvino.ir import Constant, Graph, Layer
 
@@ -177,7 +176,7 @@ def _encoded(weight: Weight, reader: Reader | None) -> EncodedTensor:
     assert layouts is not None  # every precision of the convention is encoded by its reference
     rows = math.prod(weight.shape[:-1])
 
-    def read_parts(start: int, stop: int) -> dict[str, npt.NDArray[Any]]:
+    def read_parts(start: int, stop: int) -> dict[str, Array]:
         return {key: _part(reader, weight.parts[key], layout, start, stop) for key, layout in layouts.items()}
 
     sliceable = all(layout.growth != "packed" for layout in layouts.values()) and rows > 0
@@ -185,7 +184,7 @@ def _encoded(weight: Weight, reader: Reader | None) -> EncodedTensor:
     return EncodedTensor(weight.name, weight.shape, weight.precision, nbytes, read_parts, sliceable)
 
 
-def _part(reader: Reader, stored: Constant, layout: PartLayout, start: int, stop: int) -> npt.NDArray[Any]:
+def _part(reader: Reader, stored: Constant, layout: PartLayout, start: int, stop: int) -> Array:
     """A part of rows ``start:stop`` where its first dimension is the rows, else all of it."""
     dtype, begin, nbytes, shape = np.dtype(layout.dtype), stored.offset, stored.nbytes, layout.shape
     if layout.growth == "rows":
@@ -219,7 +218,7 @@ def _plain(name: str, stored: Constant, reader: Reader | None) -> Tensor:
     cols = stored.shape[-1] if stored.shape else 1
     row = cols * carrier(dtype).itemsize
 
-    def read_rows(start: int, stop: int) -> npt.NDArray[Any]:
+    def read_rows(start: int, stop: int) -> Array:
         assert reader is not None
         values = reader.read(stored.offset + start * row, (stop - start) * row, name).view(carrier(dtype))
         return values.reshape(stop - start, cols)

@@ -18,7 +18,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from edgekit.runtime import F32, ChatRuntime, EmbeddingRuntime, Runtime, TokenizingRuntime
+from edgekit.runtime import ChatRuntime, EmbeddingRuntime, Runtime, TokenizingRuntime
+from edgekit.typing import F32
 from edgekit_serve import body, fields, metrics, replies
 from edgekit_serve.engine import Engine, Ticket
 from edgekit_serve.generate import Answer, Begin, attended

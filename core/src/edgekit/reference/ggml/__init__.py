@@ -11,10 +11,9 @@ default on x86-64), for every finite and infinite input.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.numerics.blocks import row_chunks
 from edgekit.precision import Precision
@@ -39,8 +38,9 @@ from edgekit.reference.ggml import (
     tq2_0,
 )
 from edgekit.reference.ggml._importance import Importance, row_power
-from edgekit.reference.ggml._layout import F32, Blocks
+from edgekit.reference.ggml._layout import Blocks
 from edgekit.reference.traits import Traits
+from edgekit.typing import F32, F64, U8, Array
 
 # Elements worked on at once. Encoding is 20 to 40 calls of numpy for each try of a search, so that larger chunks pay
 # until they leave the second-level cache; the descent of Q3_K goes row by row, and its calls are the shortest.
@@ -70,7 +70,7 @@ class BlockType(Protocol):
         """Decode a structured array [blocks] to [blocks, SIZE]."""
         ...
 
-    def bound(self, x: F32, blocks: Blocks) -> npt.NDArray[np.float64]:
+    def bound(self, x: F32, blocks: Blocks) -> F64:
         """Bound the error of each element [blocks, SIZE]."""
         ...
 
@@ -97,9 +97,7 @@ TYPES: dict[str, BlockType] = {
 }
 
 
-def encode(
-    x: F32, precision: Precision, importance: npt.NDArray[np.float32] | None = None
-) -> dict[str, npt.NDArray[Any]]:
+def encode(x: F32, precision: Precision, importance: F32 | None = None) -> dict[str, Array]:
     """Encode rows [rows, cols] to the bytes that ggml writes."""
     kind = TYPES[precision.kind]
     blocks = x.reshape(-1, kind.SIZE)
@@ -111,9 +109,7 @@ def encode(
     return {"blocks": out.reshape(x.shape[0], -1)}
 
 
-def decode(
-    parts: Mapping[str, npt.NDArray[Any]], precision: Precision, shape: tuple[int, int]
-) -> npt.NDArray[np.float32]:
+def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, int]) -> F32:
     """Decode to float32 [rows, cols], as ggml's ``to_float`` does."""
     kind = TYPES[precision.kind]
     blocks = _structured(parts, kind)
@@ -124,7 +120,7 @@ def decode(
     return out.reshape(shape)
 
 
-def bound(x: F32, parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> npt.NDArray[np.float64]:
+def bound(x: F32, parts: Mapping[str, Array], precision: Precision) -> F64:
     """The bound of the block type; its docstring derives it."""
     kind = TYPES[precision.kind]
     values, blocks = x.reshape(-1, kind.SIZE), _structured(parts, kind)
@@ -135,7 +131,7 @@ def bound(x: F32, parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -
     return out.reshape(x.shape)
 
 
-def overflowed(parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> str:
+def overflowed(parts: Mapping[str, Array], precision: Precision) -> str:
     """The field whose float16 scale is no longer finite in some block; empty where there is none."""
     blocks = _structured(parts, TYPES[precision.kind])
     for field, (dtype, *_) in (blocks.dtype.fields or {}).items():
@@ -144,11 +140,11 @@ def overflowed(parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> s
     return ""
 
 
-def _structured(parts: Mapping[str, npt.NDArray[Any]], kind: BlockType) -> Blocks:
+def _structured(parts: Mapping[str, Array], kind: BlockType) -> Blocks:
     return np.ascontiguousarray(parts["blocks"]).reshape(-1).view(kind.LAYOUT)
 
 
-def _bytes(blocks: Blocks) -> npt.NDArray[np.uint8]:
+def _bytes(blocks: Blocks) -> U8:
     """Blocks as bytes [blocks, bytes]: copied twenty times faster than field by field."""
     return blocks.view(np.uint8).reshape(len(blocks), -1)
 

@@ -11,18 +11,15 @@ by half a step within the grid's range, and by the distance to its nearer end ou
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from edgekit.reference.ggml._layout import F32
-
-F64 = npt.NDArray[np.float64]
+from edgekit.typing import F16, F32, F64
 
 _SLOP = 2.0**-20  # eight units in the last place of float32
 _TINY = 2.0**-140  # and of its subnormals
 _WRAP = 2.0**21  # `nearest_int` wraps around beyond 2**22 steps
 
 
-def half_ulp(stored: npt.NDArray[np.float16]) -> F64:
+def half_ulp(stored: F16) -> F64:
     """How far a float can be from the float16 that it was rounded to."""
     spacing: F64 = np.spacing(np.abs(stored)).astype(np.float64)
     return spacing / 2

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.numerics.rounding import nearest_int
-from edgekit.reference.ggml._layout import F32, U8, lanes, peak, spread
+from edgekit.reference.ggml._layout import lanes, peak, spread
+from edgekit.typing import F32, U8
 
 Integer = TypeVar("Integer", np.int8, np.uint8)
 

@@ -12,10 +12,9 @@ long as the subtractions tell neighbours apart: not where x is infinite or 2**20
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from edgekit.reference.ggml._bounds import F64
-from edgekit.reference.ggml._layout import F32, U8, lanes, spread
+from edgekit.reference.ggml._layout import lanes, spread
+from edgekit.typing import F32, F64, U8, Bools
 
 #: The sixteen values, doubled.
 VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
@@ -24,7 +23,7 @@ _SIGN_TO_BIT_3 = np.uint32(28)
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def nearest_codes(x: F32, d: F32, tame: npt.NDArray[np.bool_]) -> U8:
+def nearest_codes(x: F32, d: F32, tame: Bools) -> U8:
     """The code of each element under the scale of its block, in lanes.
 
     Args:

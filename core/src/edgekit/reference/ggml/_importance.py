@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from edgekit.numerics.blocks import row_chunks
-from edgekit.reference.ggml._layout import F32, columns
+from edgekit.reference.ggml._layout import columns
 from edgekit.reference.ggml._search import total
+from edgekit.typing import F32
 
 _COLUMNS = 1 << 12  # summed at a time
 

@@ -8,21 +8,21 @@ wherever the order within a block does not matter (element by element, maxima).
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
+from edgekit.typing import F32, I8, U8, U32, Array
+
 #: Blocks as they lie in a file: a structured array [blocks] of a type's ``LAYOUT``.
 Blocks = npt.NDArray[np.void]
-Codes = TypeVar("Codes", npt.NDArray[np.uint8], npt.NDArray[np.int8])
+Codes = TypeVar("Codes", U8, I8)
 
 _LANE = 4
 
 
-def columns(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def columns(x: Array) -> Array:
     """Blocks [blocks, n] as columns [n, blocks], contiguous and a copy; its own inverse."""
     return x.T.copy(order="C")
 
@@ -79,7 +79,7 @@ def pack_planes(codes: U8, groups: int, planes: int, bits: int, first: int = 0) 
     return from_lanes(packed.reshape(-1, words.shape[1]).view(np.uint8))
 
 
-def _shifted(words: npt.NDArray[np.uint32], bits: int) -> npt.NDArray[np.uint32]:
+def _shifted(words: U32, bits: int) -> U32:
     return words << np.uint32(bits) if bits >= 0 else words >> np.uint32(-bits)
 
 

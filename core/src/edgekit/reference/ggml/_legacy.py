@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from edgekit.reference.ggml._bounds import F64, grid_bound, half_ulp
+from edgekit.reference.ggml._bounds import grid_bound, half_ulp
 from edgekit.reference.ggml._codes import first_minimum, reciprocal, signed_peak, truncate
 from edgekit.reference.ggml._importance import Importance, search_weights
-from edgekit.reference.ggml._layout import F32, U8, columns, from_lanes, lanes, peak, spread, to_lanes, trough
+from edgekit.reference.ggml._layout import columns, from_lanes, lanes, peak, spread, to_lanes, trough
 from edgekit.reference.ggml._search import affine, affine_codes, affine_steps, symmetric, symmetric_codes
+from edgekit.typing import F16, F32, F64, U8, Bools
 
 SIZE = 32
-Mask = npt.NDArray[np.bool_]
 _REACH = 0.9  # how far the searches move the number of steps
 
 
@@ -68,7 +67,7 @@ def high_bits(codes: U8) -> U8:
     return np.packbits(from_lanes(codes) > 15, axis=-1, bitorder="little")
 
 
-def symmetric_bound(x: F32, stored: npt.NDArray[np.float16], plain: Mask, top: int) -> F64:
+def symmetric_bound(x: F32, stored: F16, plain: Bools, top: int) -> F64:
     """Bound the error of codes -top to ``top - 1`` under the stored scale [blocks].
 
     Without importance (`plain`) the code is the nearest under ``max / -top``, which was rounded to float16
@@ -93,9 +92,7 @@ def _fitted_bound(x: F32, step: F64, d: F64, top: int) -> F64:
     return grid_bound(x, step, 0.0, -top, top - 1) + misfit
 
 
-def affine_bound(
-    x: F32, stored: npt.NDArray[np.float16], minimum: npt.NDArray[np.float16], plain: Mask, top: int
-) -> F64:
+def affine_bound(x: F32, stored: F16, minimum: F16, plain: Bools, top: int) -> F64:
     """Bound the error of codes 0 to `top` under the stored scale and minimum [blocks].
 
     Without importance (`plain`) the code is the nearest under ``(max - min) / top`` and min, which were rounded to

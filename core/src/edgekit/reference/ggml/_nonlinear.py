@@ -12,12 +12,10 @@ Source: ggml 0.25.3, ``quantize_row_iq4_nl_impl`` and ``best_index_int8``.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from edgekit.reference.ggml._bounds import F64
 from edgekit.reference.ggml._codes import signed_peak
-from edgekit.reference.ggml._layout import F32, U8
 from edgekit.reference.ggml._search import EPSILON, total
+from edgekit.typing import F32, F64, U8, Indices
 
 VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
 _REACH = 300  # beyond twice the largest value, and beyond all that a search comes upon
@@ -29,7 +27,7 @@ _VALUE = VALUES[_CODE].astype(np.float32)
 _TRIES = 7
 
 
-def _places(x: F32, inverse: F32) -> npt.NDArray[np.intp]:
+def _places(x: F32, inverse: F32) -> Indices:
     """Where in the tables the elements of columns x stand."""
     v = x * (np.float32(2) * inverse)
     np.floor(v, out=v)

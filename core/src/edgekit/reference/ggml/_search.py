@@ -17,15 +17,12 @@ from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.numerics.rounding import nearest_int
 from edgekit.reference.ggml._codes import first_minimum, round_clip, signed_peak
-from edgekit.reference.ggml._layout import F32
+from edgekit.typing import F32, I32, U8, Bools, Indices, Ints
 
-I32 = npt.NDArray[np.int32]
-Mask = npt.NDArray[np.bool_]
-Index = npt.NDArray[np.intp]
+Index = Indices
 At = Index | slice
 _ALL = slice(None)
 
@@ -113,7 +110,7 @@ class _AffineSearch:
         round_clip(self.codes, 0, self.top, tame)
         return inverse
 
-    def fit(self) -> tuple[F32, F32, Mask]:
+    def fit(self) -> tuple[F32, F32, Bools]:
         """Scale and minimum that fit the codes by least squares, and where there is such a fit."""
         weighted = np.multiply(self.codes, self.weights, out=self.scratch)
         sum_l = total(weighted)
@@ -146,7 +143,7 @@ class Symmetric(NamedTuple):
 
     scale: F32
     inverse: F32
-    zero: Mask
+    zero: Bools
 
 
 def symmetric_codes(x: F32, found: Symmetric, top: int, at: At = _ALL) -> F32:
@@ -156,7 +153,7 @@ def symmetric_codes(x: F32, found: Symmetric, top: int, at: At = _ALL) -> F32:
     return codes
 
 
-def peak_and_zero(x: F32) -> tuple[F32, Mask]:
+def peak_and_zero(x: F32) -> tuple[F32, Bools]:
     """The signed element of largest magnitude of each column, and where it counts as zero. NaN is passed over."""
     peak = first_peak(x.T)
     zero = np.abs(peak) < EPSILON
@@ -246,7 +243,7 @@ class _Fit(NamedTuple):
     sum_lx: F32
     sum_l2: F32
 
-    def improve(self, top: int) -> Mask:
+    def improve(self, top: int) -> Bools:
         """Offer each element in turn its best code; returns in which blocks one was taken."""
         changed = np.zeros(self.x.shape[1], np.bool_)
         terms_lx, terms_l2 = self.weighted * self.codes, self.weights * self.codes * self.codes
@@ -275,7 +272,7 @@ class Positive(NamedTuple):
     """x is about ``scale * code``, codes as uint8 columns."""
 
     scale: F32
-    codes: npt.NDArray[np.uint8]
+    codes: U8
 
 
 def positive(x: F32, weights: F32, top: int, rounds: int = 5) -> Positive:
@@ -312,12 +309,12 @@ def positive(x: F32, weights: F32, top: int, rounds: int = 5) -> Positive:
     return Positive(np.where(zero, np.float32(0), scale), np.where(zero, np.uint8(0), codes.astype(np.uint8)))
 
 
-def _squared_error(x: F32, weights: F32, inverse: F32, codes: npt.NDArray[np.integer]) -> F32:
+def _squared_error(x: F32, weights: F32, inverse: F32, codes: Ints) -> F32:
     difference = x - np.float32(1) / inverse * codes.astype(np.float32)
     return total(weights * difference * difference)
 
 
-def _times_square(weights: F32, codes: npt.NDArray[np.integer]) -> F32:
+def _times_square(weights: F32, codes: Ints) -> F32:
     as_float = codes.astype(np.float32)
     return weights * as_float * as_float
 

@@ -10,17 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgekit.reference.ggml._bounds import F64, grid_bound
+from edgekit.reference.ggml._bounds import grid_bound
 from edgekit.reference.ggml._importance import Importance
-from edgekit.reference.ggml._layout import F32, U8, Blocks, columns
+from edgekit.reference.ggml._layout import Blocks, columns
 from edgekit.reference.ggml._search import affine_steps, total
-from edgekit.reference.ggml._superblocks import (
-    AffineFit,
-    fit_plain,
-    fit_weighted,
-    importance_columns,
-    super_codes,
-)
+from edgekit.reference.ggml._superblocks import AffineFit, fit_plain, fit_weighted, importance_columns, super_codes
+from edgekit.typing import F32, F64, U8
 
 SUB = 32
 _SUBS = 8

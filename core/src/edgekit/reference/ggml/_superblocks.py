@@ -13,15 +13,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.numerics.rounding import nearest_int
 from edgekit.reference.ggml._codes import round_clip
 from edgekit.reference.ggml._importance import Importance, block_power, search_weights
-from edgekit.reference.ggml._layout import F32, U8, columns, lanes, spread
+from edgekit.reference.ggml._layout import columns, lanes, spread
 from edgekit.reference.ggml._search import Index, affine, affine_codes, positive, total
+from edgekit.typing import F32, I8, U8
 
-I8 = npt.NDArray[np.int8]
 SIZE = 256
 
 

@@ -15,14 +15,14 @@ Source: ggml 0.25.3, ``quantize_iq4_nl``. Proved bit for bit against libggml-bas
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.reference.ggml import _nonlinear
 from edgekit.reference.ggml._bounds import half_ulp
 from edgekit.reference.ggml._codes import reciprocal
 from edgekit.reference.ggml._importance import Importance, search_weights
-from edgekit.reference.ggml._layout import F32, Blocks, columns, pack_planes, to_lanes, unpack_planes
+from edgekit.reference.ggml._layout import Blocks, columns, pack_planes, to_lanes, unpack_planes
 from edgekit.reference.ggml._search import total
+from edgekit.typing import F32, F64
 
 SIZE = 32
 IMPORTANCE = "block"
@@ -51,6 +51,6 @@ def decode(blocks: Blocks) -> F32:
     return _nonlinear.VALUES[codes] * d[:, None]
 
 
-def bound(x: F32, blocks: Blocks) -> npt.NDArray[np.float64]:
+def bound(x: F32, blocks: Blocks) -> F64:
     """Half the gap that x lies in, and half a unit in the last place of the scale for each of up to 127 steps."""
     return _nonlinear.nearest_bound(x, blocks["d"].astype(np.float64), half_ulp(blocks["d"]))

@@ -17,7 +17,6 @@ Source: ggml 0.25.3, ``quantize_iq4_xs``. Proved bit for bit against libggml-bas
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.numerics.bits import pack_lsb, unpack_lsb
 from edgekit.numerics.rounding import nearest_int
@@ -25,8 +24,9 @@ from edgekit.reference.ggml import _nonlinear
 from edgekit.reference.ggml._bounds import half_ulp
 from edgekit.reference.ggml._codes import reciprocal
 from edgekit.reference.ggml._importance import Importance, block_power, search_weights
-from edgekit.reference.ggml._layout import F32, U8, Blocks, columns, pack_planes, to_lanes, unpack_planes
+from edgekit.reference.ggml._layout import Blocks, columns, pack_planes, to_lanes, unpack_planes
 from edgekit.reference.ggml._search import first_peak
+from edgekit.typing import F32, F64, I8, U8
 
 SIZE = 256
 SUB = 32
@@ -55,7 +55,7 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     return blocks
 
 
-def unpack_scales(blocks: Blocks) -> npt.NDArray[np.int8]:
+def unpack_scales(blocks: Blocks) -> I8:
     """The scale of each sub-block, -32 to 31: [blocks, 8]."""
     high, low = unpack_lsb(blocks["scales_h"], 2, _SUBS), unpack_lsb(blocks["scales_l"], 4, _SUBS)
     codes = low | high << np.uint8(4)
@@ -69,7 +69,7 @@ def decode(blocks: Blocks) -> F32:
     return (_nonlinear.VALUES[codes] * step.reshape(-1, 1)).reshape(-1, SIZE)
 
 
-def bound(x: F32, blocks: Blocks) -> npt.NDArray[np.float64]:
+def bound(x: F32, blocks: Blocks) -> F64:
     """Half the gap that x lies in, and half a unit in the last place of d, times the scale, for each step."""
     scales = unpack_scales(blocks)
     step = blocks["d"].astype(np.float64)[:, None] * scales

@@ -16,11 +16,11 @@ against libggml-base of llama-cpp-python 0.3.36.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.reference.ggml import _e2m1
 from edgekit.reference.ggml._importance import Importance
-from edgekit.reference.ggml._layout import F32, U8, Blocks, lanes, pack_planes, peak, unpack_planes
+from edgekit.reference.ggml._layout import Blocks, lanes, pack_planes, peak, unpack_planes
+from edgekit.typing import F32, F64, I32, U8
 
 SIZE = 32
 IMPORTANCE = "unused"
@@ -41,7 +41,7 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     return blocks
 
 
-def _exponent(largest: F32) -> npt.NDArray[np.int32]:
+def _exponent(largest: F32) -> I32:
     """The biased exponent [blocks], not yet cut to 8 bits; 0 for zero and infinity."""
     logarithm = np.floor(np.log2(largest.astype(np.float64)).astype(np.float32))
     return np.where(np.isfinite(logarithm), logarithm - np.float32(2 - _BIAS), np.float32(0)).astype(np.int32)
@@ -57,6 +57,6 @@ def decode(blocks: Blocks) -> F32:
     return _e2m1.VALUES[unpack_planes(blocks["qs"], 1, 2, 4)] * _half_scale(blocks["e"])[:, None]
 
 
-def bound(x: F32, blocks: Blocks) -> npt.NDArray[np.float64]:
+def bound(x: F32, blocks: Blocks) -> F64:
     """See `_e2m1.nearest_bound`."""
     return _e2m1.nearest_bound(x, _half_scale(blocks["e"]).astype(np.float64))

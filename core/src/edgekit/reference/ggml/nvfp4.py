@@ -17,11 +17,11 @@ llama-cpp-python 0.3.36.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.reference.ggml import _e2m1
 from edgekit.reference.ggml._importance import Importance
-from edgekit.reference.ggml._layout import F32, U8, Blocks, lanes, pack_planes, peak, unpack_planes
+from edgekit.reference.ggml._layout import Blocks, lanes, pack_planes, peak, unpack_planes
+from edgekit.typing import F32, F64, U8
 
 SIZE = 64
 SUB = 16
@@ -75,7 +75,7 @@ def decode(blocks: Blocks) -> F32:
     return value.reshape(-1, SIZE)
 
 
-def bound(x: F32, blocks: Blocks) -> npt.NDArray[np.float64]:
+def bound(x: F32, blocks: Blocks) -> F64:
     """See `_e2m1.nearest_bound`."""
     d = _HALF_SCALE[blocks["d"]].astype(np.float64).ravel()
     return _e2m1.nearest_bound(x.reshape(-1, SUB), d).reshape(x.shape)

@@ -13,11 +13,11 @@ Source: ggml 0.25.3, ``quantize_row_q1_0_ref``. Proved bit for bit against libgg
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.reference.ggml._importance import Importance
-from edgekit.reference.ggml._layout import F32, Blocks, columns
+from edgekit.reference.ggml._layout import Blocks, columns
 from edgekit.reference.ggml._search import total
+from edgekit.typing import F32, F64
 
 SIZE = 128
 IMPORTANCE = "unused"
@@ -39,7 +39,7 @@ def decode(blocks: Blocks) -> F32:
     return (signs * np.int8(2) - np.int8(1)) * d[:, None]
 
 
-def bound(x: F32, blocks: Blocks) -> npt.NDArray[np.float64]:
+def bound(x: F32, blocks: Blocks) -> F64:
     """The error itself, ``||x| - d|``: there is one value for each sign."""
     d = blocks["d"].astype(np.float64)
     return np.abs(np.abs(x.astype(np.float64)) - d[:, None])

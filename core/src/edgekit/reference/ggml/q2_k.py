@@ -19,19 +19,13 @@ llama-cpp-python 0.3.36.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.reference.ggml._bounds import grid_bound
 from edgekit.reference.ggml._importance import Importance
-from edgekit.reference.ggml._layout import F32, Blocks, columns, pack_planes, unpack_planes
+from edgekit.reference.ggml._layout import Blocks, columns, pack_planes, unpack_planes
 from edgekit.reference.ggml._search import affine_steps
-from edgekit.reference.ggml._superblocks import (
-    AffineFit,
-    fit_plain,
-    fit_weighted,
-    importance_columns,
-    super_codes,
-)
+from edgekit.reference.ggml._superblocks import AffineFit, fit_plain, fit_weighted, importance_columns, super_codes
+from edgekit.typing import F32, F64
 
 SIZE = 256
 SUB = 16
@@ -77,7 +71,7 @@ def decode(blocks: Blocks) -> F32:
     return value.reshape(-1, SIZE)
 
 
-def bound(x: F32, blocks: Blocks) -> npt.NDArray[np.float64]:
+def bound(x: F32, blocks: Blocks) -> F64:
     """Half a step, since codes are chosen under the stored scales; outside of the range, the distance to it.
 
     A sub-block whose scale came out as zero holds minus its minimum everywhere.

@@ -21,14 +21,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.numerics.rounding import nearest_int
 from edgekit.reference.ggml._bounds import grid_bound
 from edgekit.reference.ggml._importance import Importance
-from edgekit.reference.ggml._layout import F32, U8, Blocks, columns, pack_planes, to_lanes, unpack_planes
+from edgekit.reference.ggml._layout import Blocks, columns, pack_planes, to_lanes, unpack_planes
 from edgekit.reference.ggml._search import Index, descent, first_peak, symmetric, symmetric_codes, total
 from edgekit.reference.ggml._superblocks import Scales, importance_columns, super_codes
+from edgekit.typing import F32, F64, I8, U8
 
 SIZE = 256
 SUB = 16
@@ -79,7 +79,7 @@ def pack_scales(codes: U8) -> U8:
     return np.concatenate([pack_planes(turned, 1, 2, 4), pack_planes(turned, 1, 4, 2, first=4)], axis=1)
 
 
-def unpack_scales(packed: U8) -> npt.NDArray[np.int8]:
+def unpack_scales(packed: U8) -> I8:
     """The inverse of `pack_scales`, less 32: bytes [blocks, 12] to int8 [blocks, 16]."""
     low = packed[:, None, :8] >> np.array([[0], [4]], np.uint8) & np.uint8(15)
     high = packed[:, None, 8:] >> np.array([[0], [2], [4], [6]], np.uint8) & np.uint8(3)
@@ -100,7 +100,7 @@ def decode(blocks: Blocks) -> F32:
     return value.reshape(-1, SIZE)
 
 
-def bound(x: F32, blocks: Blocks) -> npt.NDArray[np.float64]:
+def bound(x: F32, blocks: Blocks) -> F64:
     """Half a step, since codes are chosen under the stored scales; outside of the range, the distance to it."""
     step = _step(blocks).astype(np.float64)
     return grid_bound(x.reshape(-1, SUB), step, 0.0, -TOP, TOP - 1, wraps=True).reshape(x.shape)

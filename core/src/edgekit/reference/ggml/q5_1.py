@@ -17,11 +17,11 @@ llama-cpp-python 0.3.36.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.reference.ggml import _legacy
 from edgekit.reference.ggml._importance import Importance
-from edgekit.reference.ggml._layout import F32, Blocks, pack_planes, unpack_planes
+from edgekit.reference.ggml._layout import Blocks, pack_planes, unpack_planes
+from edgekit.typing import F32, F64
 
 SIZE = _legacy.SIZE
 IMPORTANCE = "row"
@@ -52,6 +52,6 @@ def decode(blocks: Blocks) -> F32:
     return value
 
 
-def bound(x: F32, blocks: Blocks) -> npt.NDArray[np.float64]:
+def bound(x: F32, blocks: Blocks) -> F64:
     """See `_legacy.affine_bound`."""
     return _legacy.affine_bound(x, blocks["d"], blocks["m"], blocks == encode(x), TOP)

@@ -19,12 +19,12 @@ llama-cpp-python 0.3.36.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.reference.ggml import _sixbit
 from edgekit.reference.ggml._importance import Importance
-from edgekit.reference.ggml._layout import F32, U8, Blocks, pack_planes, unpack_planes
+from edgekit.reference.ggml._layout import Blocks, pack_planes, unpack_planes
 from edgekit.reference.ggml._search import affine_steps
+from edgekit.typing import F32, F64, U8
 
 SIZE = 256
 TOP = 31
@@ -51,6 +51,6 @@ def _codes(blocks: Blocks) -> U8:
     return unpack_planes(blocks["qs"], 4, 2, 4) | unpack_planes(blocks["qh"], 1, 8, 1, first=4)
 
 
-def bound(x: F32, blocks: Blocks) -> npt.NDArray[np.float64]:
+def bound(x: F32, blocks: Blocks) -> F64:
     """See `_sixbit.bound`."""
     return _sixbit.bound(x, blocks, TOP)

@@ -17,14 +17,14 @@ llama-cpp-python 0.3.36.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.numerics.rounding import nearest_int
 from edgekit.reference.ggml._bounds import grid_bound
 from edgekit.reference.ggml._importance import Importance
-from edgekit.reference.ggml._layout import F32, Blocks, columns, pack_planes, unpack_planes
+from edgekit.reference.ggml._layout import Blocks, columns, pack_planes, unpack_planes
 from edgekit.reference.ggml._search import EPSILON, first_peak, symmetric, symmetric_codes
 from edgekit.reference.ggml._superblocks import super_codes
+from edgekit.typing import F32, F64
 
 SIZE = 256
 SUB = 16
@@ -66,7 +66,7 @@ def decode(blocks: Blocks) -> F32:
     return value.reshape(-1, SIZE)
 
 
-def bound(x: F32, blocks: Blocks) -> npt.NDArray[np.float64]:
+def bound(x: F32, blocks: Blocks) -> F64:
     """Half a step, since codes are chosen under the stored scales; outside of the range, the distance to it."""
     step = _step(blocks).astype(np.float64)
     return grid_bound(x.reshape(-1, SUB), step, 0.0, -TOP, TOP - 1, wraps=True).reshape(x.shape)

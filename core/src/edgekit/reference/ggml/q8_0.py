@@ -13,12 +13,12 @@ Source: ggml 0.25.3, ``quantize_row_q8_0_ref``. Proved bit for bit against libgg
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.reference.ggml._bounds import grid_bound, half_ulp
 from edgekit.reference.ggml._codes import reciprocal, round_away, truncate
 from edgekit.reference.ggml._importance import Importance
-from edgekit.reference.ggml._layout import F32, Blocks, from_lanes, lanes, peak, spread
+from edgekit.reference.ggml._layout import Blocks, from_lanes, lanes, peak, spread
+from edgekit.typing import F32, F64
 
 SIZE = 32
 IMPORTANCE = "unused"
@@ -43,7 +43,7 @@ def decode(blocks: Blocks) -> F32:
     return value
 
 
-def bound(x: F32, blocks: Blocks) -> npt.NDArray[np.float64]:
+def bound(x: F32, blocks: Blocks) -> F64:
     """Half a step, and half a unit in the last place of the stored scale for each of up to 127 steps."""
     d = blocks["d"]
     return grid_bound(x, d.astype(np.float64), 0.0, -127, 127, drift=half_ulp(d))

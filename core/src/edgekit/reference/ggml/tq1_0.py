@@ -18,12 +18,12 @@ Source: ggml 0.25.3, ``quantize_row_tq1_0_ref``. Proved bit for bit against libg
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.reference.ggml._bounds import grid_bound, half_ulp
 from edgekit.reference.ggml._codes import ternary
 from edgekit.reference.ggml._importance import Importance
-from edgekit.reference.ggml._layout import F32, U8, Blocks, from_lanes
+from edgekit.reference.ggml._layout import Blocks, from_lanes
+from edgekit.typing import F32, F64, I8, U8
 
 SIZE = 256
 IMPORTANCE = "unused"
@@ -73,12 +73,12 @@ def decode(blocks: Blocks) -> F32:
     return codes * d[:, None]
 
 
-def _digit(packed: U8, n: int) -> npt.NDArray[np.int8]:
+def _digit(packed: U8, n: int) -> I8:
     """Digit n, the highest being 0, less 1: ``(rest * 3 >> 8) - 1``."""
     rest = packed * np.uint8(3**n)
     return (rest > 85).view(np.int8) + (rest > 170).view(np.int8) - np.int8(1)
 
 
-def bound(x: F32, blocks: Blocks) -> npt.NDArray[np.float64]:
+def bound(x: F32, blocks: Blocks) -> F64:
     """Half a step, and half a unit in the last place of the stored scale."""
     return grid_bound(x, blocks["d"].astype(np.float64), 0.0, -1, 1, drift=half_ulp(blocks["d"]))

@@ -14,12 +14,12 @@ Source: ggml 0.25.3, ``quantize_row_tq2_0_ref``. Proved bit for bit against libg
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.reference.ggml._bounds import grid_bound, half_ulp
 from edgekit.reference.ggml._codes import ternary
 from edgekit.reference.ggml._importance import Importance
-from edgekit.reference.ggml._layout import F32, Blocks, pack_planes, unpack_planes
+from edgekit.reference.ggml._layout import Blocks, pack_planes, unpack_planes
+from edgekit.typing import F32, F64
 
 SIZE = 256
 IMPORTANCE = "unused"
@@ -42,6 +42,6 @@ def decode(blocks: Blocks) -> F32:
     return (codes - np.int8(1)) * d[:, None]
 
 
-def bound(x: F32, blocks: Blocks) -> npt.NDArray[np.float64]:
+def bound(x: F32, blocks: Blocks) -> F64:
     """Half a step, and half a unit in the last place of the stored scale."""
     return grid_bound(x, blocks["d"].astype(np.float64), 0.0, -1, 1, drift=half_ulp(blocks["d"]))

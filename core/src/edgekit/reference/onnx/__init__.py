@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.precision import Precision
 from edgekit.reference.onnx import int8, matmul_nbits, qdq_int4
 from edgekit.reference.traits import Traits
+from edgekit.typing import F32, F64, Array
 
 traits = Traits(
     proof="exact: onnxruntime 1.32.0",
@@ -27,28 +26,24 @@ traits = Traits(
 )
 
 
-def encode(
-    x: npt.NDArray[Any], precision: Precision, importance: npt.NDArray[np.float32] | None = None
-) -> dict[str, npt.NDArray[Any]]:
+def encode(x: Array, precision: Precision, importance: F32 | None = None) -> dict[str, Array]:
     """Encode rows [rows, cols], which are the columns of an ONNX MatMul's weight; importance is ignored."""
     with np.errstate(all="ignore"):
-        parts: dict[str, npt.NDArray[Any]] = _module(precision).encode(x, precision)
+        parts: dict[str, Array] = _module(precision).encode(x, precision)
     return parts
 
 
-def decode(
-    parts: Mapping[str, npt.NDArray[Any]], precision: Precision, shape: tuple[int, int]
-) -> npt.NDArray[np.float32]:
+def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, int]) -> F32:
     """Decode to float32 [rows, cols]: (code - zero point) * scale, as DequantizeLinear has it."""
     with np.errstate(all="ignore"):
-        values: npt.NDArray[np.float32] = _module(precision).decode(parts, precision, shape)
+        values: F32 = _module(precision).decode(parts, precision, shape)
     return values
 
 
-def bound(x: npt.NDArray[Any], parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> npt.NDArray[np.float64]:
+def bound(x: Array, parts: Mapping[str, Array], precision: Precision) -> F64:
     """Half a step, the distance to the last level where that is more, and what rounding the scale adds."""
     with np.errstate(all="ignore"):
-        limit: npt.NDArray[np.float64] = _module(precision).bound(x, parts, precision)
+        limit: F64 = _module(precision).bound(x, parts, precision)
     return limit
 
 

@@ -14,15 +14,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.numerics.blocks import extremes
 from edgekit.numerics.smallfloats import as_float32, float32_to_bfloat16, is_bfloat16, to_float32
 from edgekit.precision import Precision
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-U8 = npt.NDArray[np.uint8]
+from edgekit.typing import F32, F64, Array
 
 #: The largest float32 below one half: truncating v + HALF is C's ``roundf`` for v >= 0 (see `_rounding`).
 HALF = np.float32(0.49999997)
@@ -39,7 +35,7 @@ _INVERTIBLE = 2.0**-128
 class Grid(NamedTuple):
     """Of blocks [..., width]: the scale as stored, 1 / scale in float32, and the zero point, each [...]."""
 
-    scale: npt.NDArray[Any]
+    scale: Array
     reciprocal: F32
     zero_point: F32
 
@@ -70,9 +66,7 @@ def middle(precision: Precision) -> int:
     return 1 << (precision.bits - 1)
 
 
-def error_bound(
-    x: npt.NDArray[Any], scale: npt.NDArray[Any], zero_point: npt.NDArray[Any], precision: Precision
-) -> F64:
+def error_bound(x: Array, scale: Array, zero_point: Array, precision: Precision) -> F64:
     """A bound on |x - decoded|; `scale` as stored and `zero_point` broadcast against x [rows, cols]."""
     wide, step = as_float32(x).astype(np.float64), as_float32(scale).astype(np.float64)
     ends = -1.0 * zero_point * step, (top(precision) - 1.0 * zero_point) * step
@@ -98,5 +92,5 @@ def _signed_edge(blocks: F32, lo: F32, hi: F32) -> F32:
     return np.where(edge == 0, blocks[..., 0], edge)
 
 
-def _store(scale: F32, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def _store(scale: F32, dtype: np.dtype[Any]) -> Array:
     return float32_to_bfloat16(scale).view(dtype) if is_bfloat16(dtype) else scale.astype(dtype)

@@ -28,12 +28,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.numerics.blocks import row_chunks
 from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import Precision
-from edgekit.reference.onnx._grid import F64
+from edgekit.typing import F32, F64, Array
 
 _LARGEST = float(np.finfo(np.float32).max)
 #: The least scale that is used: below it the scale is 1.
@@ -58,7 +57,7 @@ def middle(precision: Precision) -> int:
     return int(np.rint(sum(_RANGES[precision.kind, True, precision.reduced]) / 2))
 
 
-def encode(x: npt.NDArray[Any], precision: Precision) -> dict[str, npt.NDArray[Any]]:
+def encode(x: Array, precision: Precision) -> dict[str, Array]:
     """Encode rows [rows, cols] of float32 or float16; bfloat16 is widened first."""
     stored = np.dtype(x.dtype if x.dtype == np.float16 else np.float32)
     scale, zero_point = _fit(*_extremes(x, precision), precision, stored)
@@ -74,9 +73,7 @@ def encode(x: npt.NDArray[Any], precision: Precision) -> dict[str, npt.NDArray[A
     return {"codes": codes, "scale": scale, "zero_point": zero_point}
 
 
-def decode(
-    parts: Mapping[str, npt.NDArray[Any]], precision: Precision, shape: tuple[int, int]
-) -> npt.NDArray[np.float32]:
+def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, int]) -> F32:
     """Decode to float32 [rows, cols]."""
     values = parts["codes"].reshape(shape).astype(np.float32)
     values -= parts["zero_point"][..., None]
@@ -84,7 +81,7 @@ def decode(
     return values
 
 
-def bound(x: npt.NDArray[Any], parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> F64:
+def bound(x: Array, parts: Mapping[str, Array], precision: Precision) -> F64:
     """Half a step, and never more than the value itself where that is less, because 0 is always a level."""
     wide, step = as_float32(x).astype(np.float64), as_float32(parts["scale"]).astype(np.float64)[..., None]
     zero_point = parts["zero_point"].astype(np.int64)[..., None]
@@ -94,15 +91,13 @@ def bound(x: npt.NDArray[Any], parts: Mapping[str, npt.NDArray[Any]], precision:
     return np.where(np.abs(wide) + limit > _LARGEST, np.inf, limit)  # the decoded product may overflow
 
 
-def _extremes(x: npt.NDArray[Any], precision: Precision) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def _extremes(x: Array, precision: Precision) -> tuple[Array, Array]:
     """Minimum and maximum [rows] or [], in float32."""
     axis = 1 if precision.rowwise else None
     return as_float32(np.asarray(x.min(axis=axis))), as_float32(np.asarray(x.max(axis=axis)))
 
 
-def _fit(
-    lo: npt.NDArray[Any], hi: npt.NDArray[Any], precision: Precision, stored: np.dtype[Any]
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def _fit(lo: Array, hi: Array, precision: Precision, stored: np.dtype[Any]) -> tuple[Array, Array]:
     """Scale as stored, and zero point, of ranges [...]."""
     assert precision.symmetric is not None
     qmin, qmax = _RANGES[precision.kind, precision.symmetric, precision.reduced]

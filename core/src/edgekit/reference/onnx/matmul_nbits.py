@@ -20,20 +20,18 @@ Source: onnxruntime 1.32.0, `DefaultWeightOnlyQuantizer.qbits_block_quant` (QOpe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.numerics.bits import pack_lsb, unpack_lsb
 from edgekit.numerics.blocks import row_chunks, spans
 from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import Precision
 from edgekit.reference.onnx import _grid
-from edgekit.reference.onnx._grid import F32, F64, U8
+from edgekit.typing import F32, F64, U8, Array
 
 
-def encode(x: npt.NDArray[Any], precision: Precision) -> dict[str, npt.NDArray[Any]]:
+def encode(x: Array, precision: Precision) -> dict[str, Array]:
     """Encode rows [rows, cols] of float32, float16 or bfloat16."""
     rows, cols = x.shape
     size, blocks = _size(precision), _blocks(precision, cols)
@@ -50,13 +48,11 @@ def encode(x: npt.NDArray[Any], precision: Precision) -> dict[str, npt.NDArray[A
             codes[:, columns] = _quantize(values, grid, precision).reshape(len(wide), -1)
         packed[chunk] = pack_lsb(codes, precision.bits)
     _repeat_in_last_byte(packed, precision, cols)
-    parts: dict[str, npt.NDArray[Any]] = {"B": packed.reshape(rows, blocks, -1), "scales": scales}
+    parts: dict[str, Array] = {"B": packed.reshape(rows, blocks, -1), "scales": scales}
     return parts if precision.symmetric else {**parts, "zero_points": _pack_zero_points(zero_points, precision)}
 
 
-def decode(
-    parts: Mapping[str, npt.NDArray[Any]], precision: Precision, shape: tuple[int, int]
-) -> npt.NDArray[np.float32]:
+def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, int]) -> F32:
     """Decode to float32 [rows, cols]."""
     rows, cols = shape
     packed, scales = parts["B"].reshape(rows, -1), as_float32(parts["scales"])
@@ -72,7 +68,7 @@ def decode(
     return values
 
 
-def bound(x: npt.NDArray[Any], parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> F64:
+def bound(x: Array, parts: Mapping[str, Array], precision: Precision) -> F64:
     """Half a step; beyond the last level, which symmetric grids lack on one side, the distance to it."""
     block = np.arange(x.shape[1]) // _size(precision)
     return _grid.error_bound(x, parts["scales"][:, block], _zero_points(parts, precision)[:, block], precision)
@@ -101,7 +97,7 @@ def _pack_zero_points(zero_points: U8, precision: Precision) -> U8:
     return pack_lsb(padded, precision.bits)
 
 
-def _zero_points(parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> F32:
+def _zero_points(parts: Mapping[str, Array], precision: Precision) -> F32:
     """Zero points [rows, blocks]."""
     if precision.symmetric:
         return np.full(parts["scales"].shape, _grid.middle(precision), np.float32)

@@ -21,10 +21,8 @@ Source: onnxruntime 1.32.0, `DefaultWeightOnlyQuantizer.qbits_block_quant` (QDQ)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.numerics.bits import pack_lsb, unpack_lsb
 from edgekit.numerics.blocks import row_chunks, spans
@@ -32,7 +30,7 @@ from edgekit.numerics.rounding import half_away
 from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import Precision
 from edgekit.reference.onnx import _grid
-from edgekit.reference.onnx._grid import F32, F64, U8
+from edgekit.typing import F32, F64, U8, Array
 
 _BITS = 4
 #: z of a symmetric grid, and the sign bit of int4.
@@ -41,7 +39,7 @@ _MIDDLE = np.uint8(8)
 _SLAB = 1 << 21
 
 
-def encode(x: npt.NDArray[Any], precision: Precision) -> dict[str, npt.NDArray[Any]]:
+def encode(x: Array, precision: Precision) -> dict[str, Array]:
     """Encode rows [rows, cols] of float32, float16 or bfloat16."""
     rows, cols = x.shape
     packed = np.empty(-(-cols * rows // 2), np.uint8)
@@ -53,13 +51,11 @@ def encode(x: npt.NDArray[Any], precision: Precision) -> dict[str, npt.NDArray[A
             own = codes[:, chunk].T, scale[blocks, chunk].T, zero_point[blocks, chunk].T
             _encode_rows(as_float32(x[chunk, columns]), precision, *own)
         packed[stored] = pack_lsb((codes ^ _sign(precision)).reshape(-1), _BITS)
-    parts: dict[str, npt.NDArray[Any]] = {"codes": packed, "scale": scale}
+    parts: dict[str, Array] = {"codes": packed, "scale": scale}
     return parts if precision.symmetric else {**parts, "zero_point": pack_lsb(zero_point.reshape(-1), _BITS)}
 
 
-def decode(
-    parts: Mapping[str, npt.NDArray[Any]], precision: Precision, shape: tuple[int, int]
-) -> npt.NDArray[np.float32]:
+def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, int]) -> F32:
     """Decode to float32 [rows, cols]."""
     rows, cols = shape
     scale, zero_point = as_float32(parts["scale"]), _zero_points(parts, precision)
@@ -73,13 +69,13 @@ def decode(
     return values
 
 
-def bound(x: npt.NDArray[Any], parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> F64:
+def bound(x: Array, parts: Mapping[str, Array], precision: Precision) -> F64:
     """Half a step; beyond the last level, which symmetric grids lack on one side, the distance to it."""
     block = np.arange(x.shape[1]) // _size(precision)
     return _grid.error_bound(x, parts["scale"][block].T, _zero_points(parts, precision)[block].T, precision)
 
 
-def _encode_rows(x: F32, precision: Precision, codes: U8, scale: npt.NDArray[Any], zero_point: U8) -> None:
+def _encode_rows(x: F32, precision: Precision, codes: U8, scale: Array, zero_point: U8) -> None:
     """Encode whole blocks of rows [n, width] into views [n, width], [n, blocks], [n, blocks]."""
     for columns, blocks, width in spans(x.shape[1], _size(precision)):
         values = x[:, columns].reshape(len(x), -1, width)
@@ -120,7 +116,7 @@ def _slabs(precision: Precision, rows: int, cols: int) -> Iterator[tuple[slice, 
         yield slice(start, stop), blocks, slice(start * rows // 2, -(-stop * rows // 2))
 
 
-def _zero_points(parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> F32:
+def _zero_points(parts: Mapping[str, Array], precision: Precision) -> F32:
     """Zero points [blocks, rows]."""
     shape = parts["scale"].shape
     if precision.symmetric:

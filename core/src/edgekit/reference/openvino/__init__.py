@@ -36,19 +36,15 @@ against those two: every byte of every part, and every decoded value (tests/orac
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import Precision
 from edgekit.reference.openvino import _layout, _scales, codebooks, floats, integers
 from edgekit.reference.traits import Traits
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-U8 = npt.NDArray[np.uint8]
+from edgekit.typing import F32, F64, U8, Array
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -76,9 +72,7 @@ _SCHEMES: dict[str, Scheme] = {
 }
 
 
-def encode(
-    x: npt.NDArray[Any], precision: Precision, importance: npt.NDArray[np.float32] | None = None
-) -> dict[str, npt.NDArray[Any]]:
+def encode(x: Array, precision: Precision, importance: F32 | None = None) -> dict[str, Array]:
     """Encode [rows, cols]; importance is ignored.
 
     x has to be the whole tensor, or, where `precision.rowwise`, any of its rows.
@@ -104,9 +98,7 @@ def encode(
     }
 
 
-def decode(
-    parts: Mapping[str, npt.NDArray[Any]], precision: Precision, shape: tuple[int, int]
-) -> npt.NDArray[np.float32]:
+def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, int]) -> F32:
     """Decode to float32 [rows, cols]: (level - zero point) * scale, the difference exact, the product rounded."""
     values = np.empty(shape, np.float32)
     groups, bits = _groups(values, precision), precision.bits
@@ -122,9 +114,7 @@ def decode(
     return values
 
 
-def bound(
-    x: npt.NDArray[np.float32], parts: Mapping[str, npt.NDArray[Any]], precision: Precision
-) -> npt.NDArray[np.float64]:
+def bound(x: F32, parts: Mapping[str, Array], precision: Precision) -> F64:
     """Half the gap between the levels around x / s, or what lies beyond the last one; and what storing s costs.
 
     |x - level * t| <= |x - level * s| + |level| * |s - t|, where s is the float32 scale and t the stored one.
@@ -146,18 +136,18 @@ def bound(
     return total.reshape(x.shape)
 
 
-def overflowed(parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> str:
+def overflowed(parts: Mapping[str, Array], precision: Precision) -> str:
     """The name of the part that overflows, or "": a float16 scale, stored (most) or computed (nvfp4)."""
     with np.errstate(all="ignore"):
         return "" if np.isfinite(_scales.widen(parts, precision)).all() else "scale"
 
 
-def _groups(x: npt.NDArray[Any], precision: Precision) -> npt.NDArray[Any]:
+def _groups(x: Array, precision: Precision) -> Array:
     """View rows [rows, cols] as groups [groups, size of a group], row after row."""
     return x.reshape(-1, precision.block or x.shape[1])
 
 
-def _as_stored(codes: U8, precision: Precision) -> npt.NDArray[Any]:
+def _as_stored(codes: U8, precision: Precision) -> Array:
     """Bytes as the IR's element type where numpy has it: int8."""
     return codes.view(np.int8) if precision.kind == "int8" and precision.symmetric else codes
 

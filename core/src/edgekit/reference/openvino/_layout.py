@@ -18,13 +18,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.numerics.bits import pack_lsb, unpack_lsb
 from edgekit.numerics.blocks import CHUNK
-
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
+from edgekit.typing import F32, U8
 
 
 def packed_bytes(count: int, bits: int) -> int:

@@ -16,22 +16,14 @@ Source: nncf 3.4.0, `do_float_quantization` and `_create_compression_subgraph`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.numerics.blocks import extent
-from edgekit.numerics.smallfloats import (
-    float8_e4m3fn_to_float32,
-    float8_e8m0fnu_to_float32,
-    float32_to_float8_e4m3fn,
-)
+from edgekit.numerics.smallfloats import float8_e4m3fn_to_float32, float8_e8m0fnu_to_float32, float32_to_float8_e4m3fn
 from edgekit.precision import Precision
 from edgekit.reference.openvino import _layout
-
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
+from edgekit.typing import F32, U8, Array
 
 EPS = np.float32(2.0**-23)
 #: Elements from which NNCF computes in OpenVINO instead of numpy.
@@ -45,7 +37,7 @@ def above_zero(amax: F32, largest: float, size: int) -> F32:
     return np.maximum(np.divide(amax, np.float32(largest)), EPS)
 
 
-def global_scale(x: npt.NDArray[Any], precision: Precision) -> F32:
+def global_scale(x: Array, precision: Precision) -> F32:
     """What the scales of a whole tensor [rows, cols] are divided by, [1, 1, 1]: g for nvfp4, else 1."""
     if precision.kind != "nvfp4":
         return np.ones((1, 1, 1), np.float32)
@@ -55,7 +47,7 @@ def global_scale(x: npt.NDArray[Any], precision: Precision) -> F32:
     return above_zero(largest_scale, 448.0, x.size // 16)
 
 
-def narrow(scale: F32, shared: F32, precision: Precision) -> npt.NDArray[Any]:
+def narrow(scale: F32, shared: F32, precision: Precision) -> Array:
     """Float32 scales [groups, 1] in the dtype that carries their stored type."""
     match precision.scale_dtype:
         case "float8_e8m0fnu":
@@ -71,7 +63,7 @@ def carrier(precision: Precision) -> type[np.float16 | np.uint8]:
     return np.float16 if precision.scale_dtype == "float16" else np.uint8
 
 
-def widen(parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> F32:
+def widen(parts: Mapping[str, Array], precision: Precision) -> F32:
     """The scales [groups, 1] that decoding multiplies with."""
     scale = parts["scale"].reshape(-1, 1)
     match precision.scale_dtype:
@@ -83,7 +75,7 @@ def widen(parts: Mapping[str, npt.NDArray[Any]], precision: Precision) -> F32:
     return np.asarray(scale, np.float32)
 
 
-def zero_point_part(zero_point: U8, precision: Precision, rows: int) -> dict[str, npt.NDArray[Any]]:
+def zero_point_part(zero_point: U8, precision: Precision, rows: int) -> dict[str, Array]:
     """The part that holds zero points [groups, 1], where the IR has one."""
     if precision.kind in ("int3", "int2"):
         return {"zero_point": np.array(1 << (precision.bits - 1), np.int8)}
@@ -93,7 +85,7 @@ def zero_point_part(zero_point: U8, precision: Precision, rows: int) -> dict[str
     return {"zero_point": _layout.in_rows(packed, rows, zero_point.size // rows, precision.bits)}
 
 
-def zero_points(parts: Mapping[str, npt.NDArray[Any]], precision: Precision, groups: int) -> F32 | None:
+def zero_points(parts: Mapping[str, Array], precision: Precision, groups: int) -> F32 | None:
     """Zero points [groups, 1]; None where the levels are signed themselves."""
     if precision.symmetric:
         return None

@@ -14,14 +14,11 @@ Sources: T. Dettmers et al., "QLoRA", 2023 (arXiv:2305.14314), appendix E, for t
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.numerics.blocks import reduce_groups
 from edgekit.precision import Precision
 from edgekit.reference.openvino._scales import above_zero
-
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
+from edgekit.typing import F32, U8
 
 NF4 = np.array(
     [

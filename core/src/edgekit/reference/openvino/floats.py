@@ -26,15 +26,12 @@ nncf 3.4.0, `calculate_float_quantization_params`, `_build_float_quantization_mo
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.numerics.blocks import reduce_groups
 from edgekit.numerics.smallfloats import E2M1, E4M3, float32_to_float8_e4m3fn
 from edgekit.precision import Precision
 from edgekit.reference.openvino._scales import LARGE, above_zero
-
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
+from edgekit.typing import F32, I32, U8
 
 _INVERSE_LN2 = np.float32(1.442695)  # float32(1 / float32(log 2)): OpenVINO turns the division into a product
 
@@ -61,7 +58,7 @@ def levels(precision: Precision) -> F32:
     return E4M3 if precision.bits == 8 else np.concatenate([E2M1, -E2M1])
 
 
-def _exponent(scale: F32, size: int) -> npt.NDArray[np.int32]:
+def _exponent(scale: F32, size: int) -> I32:
     """``ceil(log2(scale))`` with NNCF's roundings: each logarithm is the float32 next to the true one."""
     wide = scale.astype(np.float64)
     large = size >= LARGE

@@ -20,14 +20,11 @@ Source: nncf 3.4.0, `calculate_integer_quantization_params`, `_calculate_signed_
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.numerics.blocks import reduce_groups
 from edgekit.precision import Precision
 from edgekit.reference.openvino._scales import EPS
-
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
+from edgekit.typing import F32, U8
 
 
 def fit(groups: F32, precision: Precision, size: int) -> tuple[F32, F32]:
@@ -38,8 +35,8 @@ def fit(groups: F32, precision: Precision, size: int) -> tuple[F32, F32]:
         return np.where(np.abs(scale) < EPS, EPS, scale), np.zeros_like(scale)
     top = np.float32((1 << precision.bits) - 1)
     lo, hi = np.minimum(lo, np.float32(0)), np.maximum(hi, np.float32(0))
-    scale = np.maximum((hi - lo) / top, EPS)
-    return scale, np.clip(-np.rint(lo / scale), np.float32(0), top)
+    wide: F32 = np.maximum((hi - lo) / top, EPS)
+    return wide, np.clip(-np.rint(lo / wide), np.float32(0), top)
 
 
 def quantize(groups: F32, scale: F32, zero_point: F32, precision: Precision) -> U8:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.reference import Parts, reference
 from edgekit.testing import _samples
 from edgekit.testing._explain import block_report, diagnose, minimise, same_parts
 from edgekit.testing._kit import NotApplicable, Profile, fail
-from edgekit.testing._samples import F32, Sample, samples, widths
+from edgekit.testing._samples import Sample, samples, widths
 from edgekit.testing._subjects import QuantizerSubject, encodable
+from edgekit.typing import F32, Array, Bools
 
 
 def judge(subject: QuantizerSubject, sample: Sample, importance: F32 | None = None) -> None:
@@ -42,7 +41,7 @@ def require_encoder(subject: QuantizerSubject) -> None:
         raise NotApplicable(f"{subject.precision.name} has no reference encoder to compare with")
 
 
-def encode(subject: QuantizerSubject, x: npt.NDArray[Any], importance: F32 | None = None) -> Parts:
+def encode(subject: QuantizerSubject, x: Array, importance: F32 | None = None) -> Parts:
     """The subject's parts of rows that are C-contiguous, as edgekit gives them."""
     return subject.encode(np.ascontiguousarray(x), importance)
 
@@ -104,7 +103,7 @@ def within_bound(subject: QuantizerSubject, sample: Sample, importance: F32 | No
     )
 
 
-def _beyond_bound(subject: QuantizerSubject, x: F32, importance: F32 | None = None) -> npt.NDArray[np.bool_]:
+def _beyond_bound(subject: QuantizerSubject, x: F32, importance: F32 | None = None) -> Bools:
     weights = None if importance is None else importance[: x.shape[1]]
     parts = encode(subject, x, weights)
     with np.errstate(all="ignore"):  # a NaN that a fault decodes to is a finding, not a warning
@@ -115,5 +114,5 @@ def _beyond_bound(subject: QuantizerSubject, x: F32, importance: F32 | None = No
     if bound.shape != x.shape:
         fail(f"its bound has shape {bound.shape}; {x.shape} is wanted, a number for each element")
     error = np.abs(x.astype(np.float64) - decoded)
-    found: npt.NDArray[np.bool_] = ~(error <= bound)  # a NaN is beyond every bound
+    found: Bools = ~(error <= bound)  # a NaN is beyond every bound
     return found

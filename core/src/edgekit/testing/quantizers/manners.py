@@ -11,9 +11,10 @@ from edgekit.testing import _samples
 from edgekit.testing._explain import diagnose, same_parts
 from edgekit.testing._kit import Kit, Profile, fail
 from edgekit.testing._process import heard
-from edgekit.testing._samples import F32, importances, widths
+from edgekit.testing._samples import importances, widths
 from edgekit.testing._subjects import QuantizerSubject
 from edgekit.testing.quantizers.judge import encode, normal, require_encoder
+from edgekit.typing import F32
 
 #: This room's checks, in the order in which they run.
 ROOM: Kit[QuantizerSubject] = Kit("quantizers")

@@ -19,9 +19,10 @@ from edgekit.reference import Parts
 from edgekit.testing import _samples
 from edgekit.testing._explain import diagnose, same_parts
 from edgekit.testing._kit import Kit, NotApplicable, Profile, fail
-from edgekit.testing._samples import F32, widths
+from edgekit.testing._samples import widths
 from edgekit.testing._subjects import QuantizerSubject
 from edgekit.testing.quantizers.judge import encode
+from edgekit.typing import F32
 
 #: This room's checks, in the order in which they run.
 ROOM: Kit[QuantizerSubject] = Kit("quantizers")

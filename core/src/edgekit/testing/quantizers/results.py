@@ -7,10 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.recipe import fits
 from edgekit.reference import Parts, reference
@@ -18,10 +16,11 @@ from edgekit.testing import _promises as promises
 from edgekit.testing import _samples
 from edgekit.testing._explain import diagnose, same_parts
 from edgekit.testing._kit import Kit, NotApplicable, Profile, fail
-from edgekit.testing._samples import F32, Sample, samples, widths
+from edgekit.testing._samples import Sample, samples, widths
 from edgekit.testing._subjects import QuantizerSubject
 from edgekit.testing._trips import round_trips
 from edgekit.testing.quantizers.judge import encode, normal, require_encoder
+from edgekit.typing import F32, Array
 
 #: This room's checks, in the order in which they run.
 ROOM: Kit[QuantizerSubject] = Kit("quantizers")
@@ -103,7 +102,7 @@ def _random_codes(parts: Parts) -> Parts:
     """The same parts with random bytes in everything that is no float."""
     random = np.random.RandomState(11)
 
-    def drawn(part: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def drawn(part: Array) -> Array:
         return np.frombuffer(random.bytes(part.nbytes), part.dtype).reshape(part.shape).copy()
 
     return {key: drawn(part) if part.dtype.kind in "iu" else part for key, part in parts.items()}

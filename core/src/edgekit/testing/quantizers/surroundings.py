@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.testing import _samples
 from edgekit.testing._explain import diagnose, same_parts
 from edgekit.testing._kit import Kit, Profile, fail
 from edgekit.testing._process import States, strict_state, traces, unusual_state
-from edgekit.testing._samples import F32, Sample, samples
+from edgekit.testing._samples import Sample, samples
 from edgekit.testing._subjects import QuantizerSubject
 from edgekit.testing.quantizers.judge import encode, normal, require_encoder
+from edgekit.typing import F32, Array
 
 #: This room's checks, in the order in which they run.
 ROOM: Kit[QuantizerSubject] = Kit("quantizers")
@@ -87,7 +86,7 @@ def check_strides(subject: QuantizerSubject, profile: Profile) -> None:
             fail(f"{what} are encoded otherwise than their copy: {diagnose(wanted, found)}; copy them, or refuse them")
 
 
-def _views(x: F32) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+def _views(x: F32) -> Iterator[tuple[str, Array]]:
     yield "every second column of a matrix", np.repeat(x, 2, axis=1)[:, ::2]
     yield "every second row of a matrix", np.repeat(x, 2, axis=0)[::2]
     yield "rows in Fortran order", np.asfortranarray(x)

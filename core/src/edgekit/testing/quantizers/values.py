@@ -12,9 +12,10 @@ from edgekit.reference import Parts, reference
 from edgekit.testing import _samples
 from edgekit.testing._explain import diagnose, same_parts
 from edgekit.testing._kit import Kit, NotApplicable, Profile, fail
-from edgekit.testing._samples import F32, Sample, fitting, importances, samples, unit, widths
+from edgekit.testing._samples import Sample, fitting, importances, samples, unit, widths
 from edgekit.testing._subjects import QuantizerSubject
 from edgekit.testing.quantizers.judge import encode, judge, judge_kind, normal, require_encoder, within_bound
+from edgekit.typing import F32
 
 #: This room's checks, in the order in which they run.
 ROOM: Kit[QuantizerSubject] = Kit("quantizers")

@@ -22,7 +22,6 @@ from typing import Any
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.errors import InvalidFileError, UsageError
 from edgekit.precision import Precision, find_precision
@@ -30,9 +29,9 @@ from edgekit.reference import Parts, reference
 from edgekit.testing._explain import block_report, diagnose, minimise, same_parts
 from edgekit.testing._kit import fail
 from edgekit.testing._samples import LABELS, draw
+from edgekit.typing import F32, Array
 
-F32 = npt.NDArray[np.float32]
-Encode = Callable[..., Mapping[str, npt.NDArray[Any]]]
+Encode = Callable[..., Mapping[str, Array]]
 SCHEMA = 1
 #: Where the stored corpus lies.
 CORPUS = Path(__file__).parent
@@ -153,7 +152,7 @@ def _record(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _array(array: npt.NDArray[Any]) -> dict[str, Any]:
+def _array(array: Array) -> dict[str, Any]:
     little = np.ascontiguousarray(array)
     little = little.astype(little.dtype.newbyteorder("<"), copy=False) if little.dtype.kind in "iuf" else little
     data = base64.b64encode(little.tobytes()).decode("ascii")
@@ -186,7 +185,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _values(record: Mapping[str, Any]) -> npt.NDArray[Any]:
+def _values(record: Mapping[str, Any]) -> Array:
     dtype = np.dtype(record["dtype"]).newbyteorder("<")
     values = np.frombuffer(base64.b64decode(record["data"], validate=True), dtype).reshape(record["shape"])
     return values.astype(dtype.newbyteorder("="), copy=True)
