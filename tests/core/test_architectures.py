@@ -384,7 +384,7 @@ def test_a_config_that_hugging_face_cannot_say():
         "keep it in the format that it is in"
     )
     with pytest.raises(UnsupportedModelError, match="cannot say this model's attn_output_bias"):
-        hf_config(attrs.evolve(parse("qwen3"), qkv_bias=True))
+        hf_config(attrs.evolve(parse("qwen3"), qkv_bias=True, attn_output_bias=False))
 
 
 @pytest.mark.parametrize("rotary_dim", range(2, 100, 2))

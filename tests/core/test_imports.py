@@ -16,7 +16,7 @@ OPTIONAL = {"tokenizers", "jinja2", "rich", "hypothesis", "pytest", "ml_dtypes"}
 
 # Lower layers first; a module imports from its own layer or below, at call time and for types too.
 LAYERS = [
-    {"errors", "_html", "typing"},
+    {"errors", "typing"},
     {"files", "numerics"},
     {"plugin", "tokenizer", "manifest", "sample"},
     {"precision"},

@@ -120,7 +120,7 @@ def test_the_command_line_ends_with_5(large: Path) -> None:
     program = """
 import edgekit.cli.quantize, edgekit.reference.affine, edgekit.pipeline.stream
 limit(24 << 20)
-main(["quantize", path, "affine:int4-sym-g32", "--to", path + "-out"])
+main(["quantize", path, "affine:int4-sym-g32", "--to", path + "-out", "--allow-unquantized"])
 """
     code, said = limited(program, large)
     assert code == 5, said

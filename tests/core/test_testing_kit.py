@@ -312,9 +312,7 @@ import edgekit.testing
 from edgekit.reference import Traits
 
 class Swapped:
-    precision = "onnx:int4-sym-g32"
-    claim = "exact"
-    traits = Traits()
+    precision, claim, traits = "onnx:int4-sym-g32", "exact", Traits()
 
     def encode(self, x, importance=None):
         parts = dict(ek.encode(x, self.precision, backend="reference").parts)

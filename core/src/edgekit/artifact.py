@@ -8,9 +8,9 @@ from typing import Any, NoReturn, Protocol
 
 import attrs
 
-from edgekit import _html
 from edgekit.architectures import Model
 from edgekit.errors import UnsupportedModelError
+from edgekit.files import _html
 from edgekit.files.guard import Stamp, stamps
 from edgekit.files.memory import enough_memory
 from edgekit.manifest import Manifest, manifest_path, read_manifest

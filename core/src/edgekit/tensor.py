@@ -8,8 +8,8 @@ from typing import Any
 import attrs
 import numpy as np
 
-from edgekit import _html
 from edgekit.errors import UsageError
+from edgekit.files import _html
 from edgekit.numerics import smallfloats
 from edgekit.precision import Precision, find_precision
 from edgekit.typing import F32, Array

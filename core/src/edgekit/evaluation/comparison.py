@@ -9,11 +9,11 @@ from typing import Any
 import attrs
 import numpy as np
 
-from edgekit import _html
 from edgekit.artifact import Artifact
 from edgekit.errors import UnsupportedModelError, UsageError
 from edgekit.evaluation._common import Progress, Shown, Source, as_artifact, finite, reporting
 from edgekit.evaluation.language import Baseline, Evaluation, Text, evaluate
+from edgekit.files import _html
 from edgekit.files.memory import enough_memory
 from edgekit.tensor import AnyTensor, EncodedTensor
 from edgekit.tensor import precision_name as precision_name

@@ -10,11 +10,11 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import _html
 from edgekit.architectures.forward import Transformer
 from edgekit.artifact import Artifact
 from edgekit.errors import NonFiniteError, UnsupportedModelError, UsageError
 from edgekit.evaluation._common import Progress, Shown, Source, as_artifact, finite, reporting
+from edgekit.files import _html
 from edgekit.files.memory import enough_memory
 from edgekit.tokenizer import Tokenizer, TokenType
 from edgekit.typing import F32, F64, Ints

@@ -1,1 +1,1 @@
-"""Files: nothing half-written (`atomic`), hashes (`digests`), strict reading (`foreign`, `reader`), `memory`."""
+"""Files and what else leaves the process: nothing half-written (`atomic`), hashes (`digests`), strict reading (`foreign`, `reader`), `memory`."""

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import attrs
 
-from edgekit import _html
+from edgekit.files import _html
 from edgekit.precision import Precision
 from edgekit.tensor import AnyTensor
 
