@@ -1,1 +1,1 @@
-"""Files and what else leaves the process: nothing half-written (`atomic`), hashes (`digests`), strict reading (`foreign`, `reader`), `memory`."""
+"""What comes in and goes out: `atomic` writing, `digests`, strict reading (`foreign`, `reader`), limits of `memory`."""
