@@ -158,7 +158,7 @@ def test_switching_one_off_leaves_the_others(make, monkeypatch):
 def test_a_missing_name_says_what_there_is_and_what_to_install():
     manager = plugin.build([])
     with pytest.raises(
-        MissingPluginError, match=r"no format 'gguf' is installed \(there are: hf\); pip install edgekit-gguf$"
+        MissingPluginError, match=r"no format 'gguf' is installed \(available: hf\); pip install edgekit-gguf$"
     ):
         manager.find("formats", "gguf")
 
@@ -168,7 +168,7 @@ def test_a_missing_name_invents_no_distribution():
         with pytest.raises(MissingPluginError) as told:
             plugin.build([]).find(role, name)
         assert "install edgekit" not in str(told.value)
-        assert "(there are: " in str(told.value)
+        assert "(available: " in str(told.value)
 
 
 def test_what_is_installed_and_broken_is_not_to_be_installed_again():
@@ -176,7 +176,7 @@ def test_what_is_installed_and_broken_is_not_to_be_installed_again():
     with pytest.raises(MissingPluginError) as told:
         plugin.Manager([broken]).find("formats", "gguf")
     assert str(told.value) == (
-        "no format 'gguf' is installed (there are: none); not loaded: edgekit-gguf (ImportError: no gguf)"
+        "no format 'gguf' is installed (available: none); not loaded: edgekit-gguf (ImportError: no gguf)"
     )
 
 
@@ -210,7 +210,7 @@ def test_a_plugin_that_prints_is_told_of_and_stdout_stays_clean(make, capsys, mo
     plugin._add(manager, plugin.PluginInfo("loud", distribution, version), lambda: print("hello") or module)
     assert capsys.readouterr().out == ""
     assert manager.plugins[-1].status == "loaded"
-    assert manager.plugins[-1].error == "it writes to stdout when it is imported; ask its authors to stop that"
+    assert manager.plugins[-1].error == "it writes to stdout when it is imported; report this to its authors"
 
 
 def test_an_object_that_lacks_its_roles_methods_is_named(make):
@@ -219,7 +219,7 @@ def test_an_object_that_lacks_its_roles_methods_is_named(make):
         manager.load("recipes", "R")
     assert str(caught.value) == (
         "recipe 'R' of edgekit-one lacks name, plan; "
-        "the docstring of edgekit_register_recipes names what it has to implement"
+        "the docstring of edgekit_register_recipes names what it must implement"
     )
 
 
@@ -249,12 +249,12 @@ STRICT = [
     ),
     (
         "formats", {"suffixes": ("x",)},
-        "format 'X' of edgekit-one: suffixes=('x',): 'x' is no suffix; a suffix is one dot and a name, "
+        "format 'X' of edgekit-one: suffixes=('x',): 'x' is not a suffix; a suffix is one dot and a name, "
         "as pathlib's Path.suffix",
     ),
     (
         "formats", {"takes": (".tar.gz",)},
-        "format 'X' of edgekit-one: takes=('.tar.gz',): '.tar.gz' is no suffix; a suffix is one dot and a name, "
+        "format 'X' of edgekit-one: takes=('.tar.gz',): '.tar.gz' is not a suffix; a suffix is one dot and a name, "
         "as pathlib's Path.suffix",
     ),
     (
@@ -284,7 +284,7 @@ STRICT = [
     ),
     (
         "quantizers", {},
-        "quantizer 'X' of edgekit-one: it claims nothing; register it with claim=\"exact\", or a sentence with its bound",
+        "quantizer 'X' of edgekit-one: it states no claim; register it with claim=\"exact\", or a sentence with its bound",
     ),
     (
         "devices", {"speed": 1},
@@ -302,7 +302,7 @@ def test_registration_is_strict(make, role, options, error):
 @pytest.mark.parametrize("name", ["", " ", None, 3])
 def test_a_name_is_a_text(make, name):
     info = plugin.build([make("one", registering("formats", name, "json:loads"))]).plugins[-1]
-    assert info.error == f"a format of edgekit-one: its name is {name!r}; a name is a text"
+    assert info.error == f"a format of edgekit-one: its name is {name!r}; a name is a non-empty string"
 
 
 def test_lists_are_taken_as_tuples(make):

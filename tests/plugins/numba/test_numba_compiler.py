@@ -107,7 +107,7 @@ def test_without_the_compiler_the_reference_does_the_work_and_one_line_says_so(b
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [word for kind in ("Q8_0", "Q4_0") for word in (kind, "reference") * 2]
     assert done.stderr == (
-        "edgekit: numba is passed over: edgekit-numba cannot compile its kernels: llvmlite does not import "
+        "edgekit: numba is skipped: edgekit-numba cannot compile its kernels: llvmlite does not import "
         "(libLLVM is missing); reinstall it with: pip install --force-reinstall llvmlite\n"
     )
 
