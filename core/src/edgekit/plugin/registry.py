@@ -11,8 +11,8 @@ import contextlib
 import functools
 import importlib
 import io
+import logging
 import os
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -28,6 +28,7 @@ from edgekit.plugin import hookspecs
 from edgekit.plugin._options import checked
 from edgekit.plugin.hookspecs import GROUP, hookimpl
 
+_LOG = logging.getLogger("edgekit")
 #: The version of the plugin contract: plugins state theirs as ``edgekit_api``.
 API = (1, 0)
 ROLES = (
@@ -217,13 +218,13 @@ class Manager:
 
 
 def skipped(registration: Registration, error: PluginError) -> None:
-    """Report on stderr, once, that a registration cannot be used and the next one replaces it."""
-    _say_once(f"edgekit: {registration.plugin} is skipped: {error}")
+    """Warn once, in the log, that a registration cannot be used and the next one replaces it."""
+    _warn_once(f"{registration.plugin} is skipped: {error}")
 
 
 @functools.cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)
+def _warn_once(message: str) -> None:
+    _LOG.warning("%s", message)
 
 
 @functools.cache
@@ -283,7 +284,7 @@ def _in_time(load: Callable[[], Any], name: str) -> Any:
     thread.join(LOAD_SECONDS)
     if not outcome:
         message = f"importing it did not end within {LOAD_SECONDS:g} s; EDGEKIT_NO_PLUGINS={name} switches it off"
-        print(f"edgekit: plugin {name!r} is skipped: {message}", file=sys.stderr)
+        _LOG.warning("plugin %r is skipped: %s", name, message)
         raise PluginError(message)
     module, error = outcome[0]
     if error is not None:
