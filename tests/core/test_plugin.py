@@ -1,12 +1,15 @@
 """The plugin loader: lazy, isolating, and polite in refusing."""
 
+import logging
 import sys
+import threading
 import types
 from importlib.metadata import EntryPoint
 
 import pytest
 
 import edgekit
+from edgekit.cli._log import log_on_stderr
 from edgekit.errors import MissingPluginError, PluginError
 from edgekit.plugin import registry as plugin
 from edgekit.reference import Traits
@@ -369,3 +372,33 @@ def test_a_quantizer_may_be_registered_under_its_bare_name(make, monkeypatch, na
     monkeypatch.setitem(sys.modules, holder.__name__, holder)
     fill = registering("quantizers", name, "edgekit_test_holder:Bare", claim="a bound")
     assert isinstance(plugin.build([make("one", fill)]).load("quantizers", name), holder.Bare)
+
+
+def test_what_hangs_or_does_not_load_is_warned_of_once_and_never_printed(caplog, capfd, monkeypatch):
+    monkeypatch.setattr(plugin, "LOAD_SECONDS", 0.01)
+    ended = threading.Event()
+    with pytest.raises(PluginError, match=r"it hangs: importing it has not ended in 0\.01 s"):
+        plugin._in_time(ended.wait, "slow")
+    ended.set()
+    registration = plugin.Registration("quantizers", "ggml:Q8_0", "m:n", "warned_once", "edgekit-warned-once")
+    for _ in range(2):
+        plugin.skipped(registration, PluginError("it does not load"))
+    assert [(record.name, record.levelname, record.getMessage()) for record in caplog.records] == [
+        (
+            "edgekit",
+            "WARNING",
+            "plugin 'slow' is given up: it hangs: importing it has not ended in 0.01 s; "
+            "EDGEKIT_NO_PLUGINS=slow switches it off",
+        ),
+        ("edgekit", "WARNING", "warned_once is passed over: it does not load"),
+    ]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_command_line_shows_warnings_on_stderr(capsys):
+    with log_on_stderr():
+        logging.getLogger("edgekit").warning("%s is passed over", "it")
+        logging.getLogger("edgekit.numba").warning("compiled")
+        logging.getLogger("edgekit").info("a note")
+    logging.getLogger("edgekit").warning("after the command")
+    assert capsys.readouterr() == ("", "edgekit: it is passed over\nedgekit-numba: compiled\n")

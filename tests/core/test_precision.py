@@ -118,9 +118,9 @@ def plugin_precision(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["mine:P1", "P1"])
-def test_a_plugin_s_precision_is_found_by_its_name(plugin_precision, name, capsys):
+def test_a_plugin_s_precision_is_found_by_its_name(plugin_precision, name, caplog):
     assert find_precision(name) == plugin_precision
-    said = capsys.readouterr().err  # what does not load, or has another name, keeps nobody from using the rest
+    said = caplog.text  # what does not load, or has another name, keeps nobody from using the rest
     assert not said or "p is passed over: precision 'mine:broken' of edgekit-p cannot be loaded" in said
 
 

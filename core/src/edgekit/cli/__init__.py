@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from edgekit.cli._log import log_on_stderr
 from edgekit.errors import EdgekitError, on_command_line
 from edgekit.files import memory
 
@@ -99,7 +100,8 @@ def main(args: list[str] | None = None) -> Any:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # names may be no Unicode text, and a terminal may know ASCII
     try:
-        return cli.main(arguments, prog_name="edgekit")
+        with log_on_stderr():
+            return cli.main(arguments, prog_name="edgekit")
     except EdgekitError as error:
         if "--debug" in arguments:
             raise

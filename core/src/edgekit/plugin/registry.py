@@ -11,8 +11,8 @@ import contextlib
 import functools
 import importlib
 import io
+import logging
 import os
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -28,6 +28,7 @@ from edgekit.plugin import hookspecs
 from edgekit.plugin._options import checked
 from edgekit.plugin.hookspecs import GROUP, hookimpl
 
+_LOG = logging.getLogger("edgekit")
 #: The version of the plugin contract: plugins state theirs as ``edgekit_api``.
 API = (1, 0)
 ROLES = (
@@ -216,13 +217,13 @@ class Manager:
 
 
 def skipped(registration: Registration, error: PluginError) -> None:
-    """Say once, on stderr, that something registered cannot be used here and another does its work."""
-    _say_once(f"edgekit: {registration.plugin} is passed over: {error}")
+    """Warn once, in the log, that something registered cannot be used here and another does its work."""
+    _warn_once(f"{registration.plugin} is passed over: {error}")
 
 
 @functools.cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)
+def _warn_once(message: str) -> None:
+    _LOG.warning("%s", message)
 
 
 @functools.cache
@@ -282,7 +283,7 @@ def _in_time(load: Callable[[], Any], name: str) -> Any:
     thread.join(LOAD_SECONDS)
     if not outcome:
         told = f"it hangs: importing it has not ended in {LOAD_SECONDS:g} s; EDGEKIT_NO_PLUGINS={name} switches it off"
-        print(f"edgekit: plugin {name!r} is given up: {told}", file=sys.stderr)
+        _LOG.warning("plugin %r is given up: %s", name, told)
         raise PluginError(told)
     module, error = outcome[0]
     if error is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from edgekit.errors import MissingPluginError
 
 Kernel = Callable[..., Any]
 
+_LOG = logging.getLogger("edgekit.numba")
 _LOCK = threading.RLock()
 _SLOW = 1.0  # seconds of compiling after which it is worth a line
 _FOLDER = Path(__file__).parent
@@ -160,7 +162,7 @@ def _compile(name: str, emit: Callable[[int], str]) -> bytes:
     data: bytes = machine.emit_object(optimized(emit(target.lanes), machine))
     seconds = time.perf_counter() - start
     if seconds > _SLOW:
-        print(f"edgekit-numba: compiled {name} for {target.name} in {seconds:.1f} s, once", file=sys.stderr)
+        _LOG.warning("compiled %s for %s in %.1f s, once", name, target.name, seconds)
     return data
 
 
