@@ -48,7 +48,16 @@ def draw(values: F32, random: np.random.Generator) -> int:
         values: float32 [n], not negative, at least one above 0.
         random: of which one number is taken.
     """
+    return _place_in(values, block_sums(values), random)
+
+
+def block_sums(values: F32) -> F64:
+    """Cumulative sums of blocks of weights: float64 [ceil(n / BLOCK)], the last is the sum of all."""
     sums: F64 = np.add.reduceat(values, np.arange(0, len(values), BLOCK), dtype=np.float64).cumsum()
+    return sums
+
+
+def _place_in(values: F32, sums: F64, random: np.random.Generator) -> int:
     target = random.random() * float(sums[-1])
     block = _place(sums, target)
     inside: F64 = values[block * BLOCK : (block + 1) * BLOCK].astype(np.float64).cumsum()
@@ -69,16 +78,17 @@ def draw_top_p(logits: F32, values: F32, top_p: float, random: np.random.Generat
         top_p: the share.
         random: of which one number is taken for each try.
     """
-    reached = top_p * float(values.sum(dtype=np.float64))
-    ids: IDS | None = None  # of what is left; None for all
+    sums = block_sums(values)
+    reached = top_p * float(sums[-1])
     while True:
-        place = draw(values, random)
+        place = _place_in(values, sums, random)
         before = logits > logits[place]
         before[:place] |= logits[:place] == logits[place]
-        if float((values * before).sum(dtype=np.float64)) < reached:
-            return place if ids is None else int(ids[place])
-        logits, values = logits[before], values[before]
-        ids = np.flatnonzero(before) if ids is None else ids[before]
+        # What is dropped weighs 0 and stays where it is: choosing elements by a mask takes twenty times as long.
+        values = values * before
+        sums = block_sums(values)
+        if float(sums[-1]) < reached:
+            return place
 
 
 def top_k(logits: F32, count: int) -> IDS:
