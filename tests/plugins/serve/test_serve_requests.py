@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit_serve.fields import parse
+from edgekit_serve.fields import MAX_CONTAINERS, parse
 from edgekit_serve.requests import IGNORED, NEUTRAL, ChatRequest, CompletionRequest, EmbeddingRequest
 from edgekit_serve.settings import Settings
 from edgekit_serve.wire import ApiError
@@ -162,6 +162,20 @@ VALUES = st.recursive(
 )
 NAMES = st.sampled_from([*NEUTRAL, *IGNORED, "prompt", "messages", "input", "max_tokens", "temperature", "top_p", "top_k",
                          "seed", "stop", "stream", "stream_options", "logprobs", "model", "encoding_format"]) | st.text(max_size=5)  # fmt: skip
+
+
+def test_a_body_of_many_lists_is_refused_unread():
+    many = json.dumps({"prompt": "a", "stop": [[]] * (MAX_CONTAINERS - 2)}).encode()
+    assert len(parse(many)["stop"]) == MAX_CONTAINERS - 2
+    for body in (b"[" + b"[]," * MAX_CONTAINERS + b"[]]", b"[" * (MAX_CONTAINERS + 1), many.replace(b"[]]", b"[],{}]")):
+        with pytest.raises(ApiError) as caught:
+            parse(body)
+        assert (caught.value.status, caught.value.message) == (400, "the body has more than 65,536 objects and lists")
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '\\"[{' * 100_000, '"' * 100_001 + "{" * 100_000], ids=len)
+def test_brackets_in_a_text_are_text(text):
+    assert parse(json.dumps({"prompt": text}).encode()) == {"prompt": text}
 
 
 @given(st.sampled_from([ChatRequest, CompletionRequest, EmbeddingRequest]), st.dictionaries(NAMES, VALUES, max_size=6))
