@@ -1,5 +1,6 @@
 """The demo's page: names that do not collide, a legend, links to what was made, and room on narrow screens."""
 
+import contextlib
 import html
 import itertools
 import re
@@ -10,7 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from edgekit.cli import _page
+from edgekit.cli import _page, demo
 from edgekit.cli._labels import Box, place
 from edgekit.cli._step import Step
 from edgekit.cli.demo import AFFINE_LADDER, GGUF_LADDER
@@ -136,3 +137,22 @@ def test_nothing_is_wider_than_the_window(tmp_path, width):
     taken, given = re.search(r"<title>(\d+) of (\d+)</title>", done.stdout).groups()
     assert int(given) == width
     assert int(taken) <= width
+
+
+@pytest.mark.parametrize("written", range(5))
+def test_a_run_that_was_cut_off_is_replaced(tmp_path, monkeypatch, written):
+    """However many of its four files were written."""
+    whole, left = demo.write_atomic, iter(range(written))
+
+    def cut_off(path, data):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        whole(path, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(demo, "write_atomic", cut_off)
+        with contextlib.suppress(KeyboardInterrupt):
+            demo.write_pictures(tmp_path, list(steps()), 1000, 2.5)
+    assert len(list(tmp_path.iterdir())) == min(written, 4)
+    demo.refuse_foreign(tmp_path)
+    assert demo.write_pictures(tmp_path, list(steps()), 1000, 2.5).is_file()

@@ -35,18 +35,14 @@ def command(out: str, as_json: bool) -> None:
     target = Path(out)
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
-        _refuse_foreign(target)
+        refuse_foreign(target)
     source = open_artifact(sample.path())
     text = sample.heldout_text()
     with bar("demo") as report:
         remembered = Baseline(source)
         baseline = evaluate(source, text, baseline=remembered)
         steps = list(climb(remembered, text, target, report))
-    page = target / "index.html"
-    write_atomic(page, _page.render(steps, source.nbytes, baseline.perplexity).encode())
-    write_atomic(target / "ladder.svg", (_page.chart(steps) + "\n").encode())
-    write_atomic(target / "ladder-narrow.svg", (_page.chart(steps, _page.NARROW) + "\n").encode())
-    write_atomic(target / "ladder.json", (json.dumps([attrs.asdict(s) for s in steps], indent=1) + "\n").encode())
+    page = write_pictures(target, steps, source.nbytes, baseline.perplexity)
     if as_json:
         print_json(
             {"baseline_perplexity": baseline.perplexity, "page": str(page), "steps": [attrs.asdict(s) for s in steps]}
@@ -56,7 +52,20 @@ def command(out: str, as_json: bool) -> None:
     click.echo(f"\nArtifacts and the picture: {page}")
 
 
-def _refuse_foreign(target: Path) -> None:
+def write_pictures(target: Path, steps: list[Step], source_size: int, perplexity: float) -> Path:
+    """Write figures, pictures and page; returns the page's path.
+
+    The figures come first: they mark the page as the demo's, so that a run after one that was cut off may replace it.
+    """
+    write_atomic(target / "ladder.json", (json.dumps([attrs.asdict(s) for s in steps], indent=1) + "\n").encode())
+    write_atomic(target / "ladder.svg", (_page.chart(steps) + "\n").encode())
+    write_atomic(target / "ladder-narrow.svg", (_page.chart(steps, _page.NARROW) + "\n").encode())
+    page = target / "index.html"
+    write_atomic(page, _page.render(steps, source_size, perplexity).encode())
+    return page
+
+
+def refuse_foreign(target: Path) -> None:
     """A page of somebody's own is not overwritten; the demo's lies beside its figures."""
     page = target / "index.html"
     if page.exists() and not (target / "ladder.json").exists():
