@@ -70,6 +70,7 @@ def test_a_graph(tmp_path):
         "Dockerfile",
         "README.md",
         "config.json",
+        "edgekit.manifest.json",
         "models/resnet/3/model.bin",
         "models/resnet/3/model.xml",
     )
@@ -181,6 +182,33 @@ def test_models_that_it_does_not_serve(tmp_path):
 def test_a_server_that_nobody_knows(tmp_path):
     with pytest.raises(MissingPluginError, match="no packager 'triton' is installed"):
         package(graph(tmp_path / "g"), "triton", to=tmp_path / "served")
+
+
+def files_of(folder):
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def test_a_second_package_replaces_the_first(tmp_path):
+    source, served, notes = graph(tmp_path / "g"), tmp_path / "served", []
+    package(source, "ovms", to=served, options={"name": "one"}, notes=notes)
+    assert not notes
+    written = package(source, "ovms", to=served, options={"name": "two"}, notes=notes)
+    assert notes == [f"{served} was there already and is replaced"]
+    assert sorted(files_of(served)) == list(written.files)
+    assert not (served / "models" / "one").exists()
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "models/g/1/mine.txt", "models/g/2/model.bin", "more/mine.txt"])
+def test_a_package_with_files_of_somebody_is_not_replaced(name, tmp_path):
+    source, served = graph(tmp_path / "g"), tmp_path / "served"
+    package(source, "ovms", to=served, options={"name": "g"})
+    (served / name).parent.mkdir(exist_ok=True)
+    (served / name).write_text("mine")
+    before = files_of(served)
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match=f"holds {name.split('/')[0]}, which is no part of an artifact"):
+            package(source, "ovms", to=served, overwrite=overwrite)
+    assert files_of(served) == before
 
 
 def test_a_target_that_holds_something_is_left_alone(tmp_path):

@@ -371,16 +371,22 @@ class AtomicDirectory:
         """Have the manifest name the directory's files, so that a later run knows which of them it may replace."""
         manifest = self.path / pairs.INSIDE
         if manifest.is_file():
-            names = sorted(entry.name for entry in self.path.iterdir())
+            names = sorted(f.relative_to(self.path).as_posix() for f in self.path.rglob("*") if f.is_file())
             write_small(manifest, pairs.dumped({**json.loads(manifest.read_bytes()), "files": names}))
 
     def _owns(self, entry: Path, listed: Container[str]) -> bool:
         """Whether a file of the target, or a directory with all its files, is an artifact's."""
         if entry.is_file():
-            return entry.name in listed or guard.matches(entry.name, self.owned)
-        patterns = tuple(pattern for pattern in self.owned if pattern.startswith(f"{entry.name}/"))
-        inside = list(entry.iterdir()) if patterns and entry.is_dir() and not entry.is_symlink() else []
-        return bool(inside) and all(f.is_file() and guard.matches(f"{entry.name}/{f.name}", patterns) for f in inside)
+            return self._owns_file(entry, listed)
+        if entry.is_symlink() or not entry.is_dir():
+            return False
+        inside = [each for each in entry.rglob("*") if each.is_symlink() or not each.is_dir()]
+        return bool(inside) and all(each.is_file() and self._owns_file(each, listed) for each in inside)
+
+    def _owns_file(self, file: Path, listed: Container[str]) -> bool:
+        name = file.relative_to(self.target).as_posix()
+        patterns = [pattern for pattern in self.owned if pattern.count("/") == name.count("/")]  # * matches / too
+        return name in listed or guard.matches(name, patterns)
 
     def _refuse_foreign(self) -> None:
         if not os.path.lexists(self.target):

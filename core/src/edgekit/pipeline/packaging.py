@@ -14,10 +14,15 @@ from typing import Any, Protocol
 import attrs
 
 from edgekit.artifact import Artifact
+from edgekit.files import pairs
 from edgekit.files.guard import stamps, working
+from edgekit.manifest import Manifest
 from edgekit.pipeline.conversion import open_artifact
 from edgekit.pipeline.passes import files_in, refuse_options
 from edgekit.plugin.registry import manager
+
+#: Name of the file that marks a package as edgekit's, so that a later run may replace it.
+PACKAGE_MANIFEST = pairs.INSIDE
 
 
 @attrs.frozen
@@ -45,6 +50,8 @@ class Packager(Protocol):
     def package(self, source: Artifact, to: Path, **options: Any) -> Package:
         """Write the directory, whole or not at all; the source is not modified.
 
+        Write `package_manifest` into it, too: a later run replaces only a directory that has one.
+
         Args:
             source: the artifact to serve, in a format that the server reads.
             to: the directory.
@@ -54,6 +61,11 @@ class Packager(Protocol):
             UnsupportedModelError: the server cannot serve the source; raised before anything is written.
         """
         ...
+
+
+def package_manifest(server: str) -> str:
+    """Content of `PACKAGE_MANIFEST` in a package for `server`; `AtomicDirectory.commit` adds the files' names."""
+    return Manifest(recipe=f"package:{server}").to_json()
 
 
 def package(
@@ -72,7 +84,8 @@ def package(
         server: name of an installed packager (``ovms``).
         to: the directory to write.
         options: of the packager; a file that one names is a source too.
-        overwrite: replace a directory of a model that edgekit did not write.
+        overwrite: replace a model directory that edgekit did not write. A package that it wrote is replaced in any
+            case; a directory with other files never is.
         notes: remarks about the run for the user are appended to it, one sentence each.
 
     Raises:
@@ -89,4 +102,4 @@ def package(
         return chosen.package(artifact, Path(to), **given)
 
 
-__all__ = ["Package", "Packager", "package"]
+__all__ = ["PACKAGE_MANIFEST", "Package", "Packager", "package", "package_manifest"]

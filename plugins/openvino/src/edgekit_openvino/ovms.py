@@ -28,7 +28,7 @@ import attrs
 from edgekit.artifact import Artifact
 from edgekit.errors import UnsupportedModelError, UsageError
 from edgekit.files.atomic import AtomicDirectory, writing
-from edgekit.pipeline.packaging import Package
+from edgekit.pipeline.packaging import PACKAGE_MANIFEST, Package, package_manifest
 from edgekit_openvino import ir
 from edgekit_openvino.pipeline import NEEDED
 
@@ -212,7 +212,12 @@ def _check(request: _Request) -> None:
 def _write(request: _Request, to: Path) -> tuple[str, ...]:
     directory = AtomicDirectory(to)
     try:
-        contents = {"config.json": _config(request), "Dockerfile": _dockerfile(request), "README.md": _readme(request)}
+        contents = {
+            "config.json": _config(request),
+            "Dockerfile": _dockerfile(request),
+            "README.md": _readme(request),
+            PACKAGE_MANIFEST: package_manifest(Ovms.name),
+        }
         if request.is_language_model:
             contents[f"{request.folder}/graph.pbtxt"] = graph_of(request)
         copies = _copies(request)
