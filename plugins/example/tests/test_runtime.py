@@ -71,4 +71,5 @@ def test_it_refuses_what_does_not_fit(artifact):
 def test_the_core_prefers_its_own(artifact):
     with edgekit.load(artifact) as model:
         assert model.name == "numpy"
-    assert edgekit.encode(np.ones((1, 32), np.float32), "ggml:Q8_0").backend == "reference"
+    # Others may be installed that are faster than the core; this plugin's, which is not, is never chosen by itself.
+    assert edgekit.encode(np.ones((1, 32), np.float32), "ggml:Q8_0").backend != "example"

@@ -65,4 +65,4 @@ def test_they_are_not_encoded(source: Artifact, tmp_path: Path) -> None:
     tensor = source.tensors[NAME]
     assert isinstance(tensor, EncodedTensor)
     with pytest.raises(UsageError, match="can be decoded, but not encoded"):
-        edgekit.encode(np.ones((2, 256), np.float32), tensor.precision)
+        edgekit.encode(np.ones((2, 256), np.float32), tensor.precision, backend="reference")  # llama.cpp encodes some
