@@ -388,8 +388,10 @@ __all__ = [
     "convert",
     "find_format",
     "find_recipe",
+    "make_manifest",
     "make_plan",
     "open_artifact",
+    "open_source",
     "own_precision",
     "quantize",
 ]

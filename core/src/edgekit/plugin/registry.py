@@ -396,7 +396,23 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}{where}"
 
 
-__all__ = ["API", "ROLES", "Manager", "PluginInfo", "Registration", "build", "hookimpl", "manager", "refused"]
+__all__ = [
+    "API",
+    "BUILT_IN",
+    "KNOWN_DISTRIBUTIONS",
+    "ROLES",
+    "Manager",
+    "PluginInfo",
+    "Registration",
+    "build",
+    "entry_points",
+    "hookimpl",
+    "installed",
+    "manager",
+    "one",
+    "refused",
+    "skipped",
+]
 
 
 def installed() -> tuple[PluginInfo, ...]:
