@@ -198,3 +198,6 @@ def _asked(
 ) -> tuple[int | None, Sampling, Stop]:
     """Generation options, those of sampling checked and the others as they came."""
     return max_tokens, Sampling(**sampling), stop
+
+
+__all__ = ["TextRuntime"]
