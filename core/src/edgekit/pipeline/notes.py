@@ -9,6 +9,7 @@
 | `no_tokenizer` | the model has none                                                              |
 | `merged_tokens`| tokens that only files beside the vocabulary name                               |
 | `replaced`     | an earlier artifact stood at the target                                         |
+| `restarted`    | an interrupted run's work could not be used                                     |
 
 Formats add kinds of their own (`edgekit.artifact.Layout.notes`, and ``notes(layout, plan)`` of a format): tokens that
 were added to fill the embedding, readers other than edgekit that the target has not.
@@ -32,7 +33,7 @@ from edgekit.tensor import EncodedTensor
 #: The kinds in the order of the line; others come after them.
 ORDER = ("precisions", "fell_back", "requantized", "importance", "no_tokenizer")
 #: Kinds that the manifest has not: the same command writes the same bytes, whatever was there before.
-OF_THE_RUN = ("replaced",)
+OF_THE_RUN = ("replaced", "restarted")
 #: How much of the weights that are to be quantized has to be.
 HALF = 0.5
 
