@@ -16,7 +16,7 @@ from pathlib import Path
 
 import bad_input
 import click
-import house
+import modules
 import numpy as np
 
 #: The plugins whose commands the pages show.
@@ -65,8 +65,8 @@ def pages() -> dict[str, str]:
         "reference/bad-input.md": NOTE + bad_input.page(),
         "formats/ggml.md": NOTE + ggml(),
         "explanation/int4-symmetric.md": NOTE + int4(),
-        "explanation/house.md": NOTE + house.page(),
-        "images/house.svg": house.picture(),
+        "explanation/modules.md": NOTE + modules.page(),
+        "images/modules.svg": modules.picture(),
     }
     generated |= templates()
     return generated | {name: NOTE + page for name, page in (hooks() | checks()).items()}
@@ -96,8 +96,8 @@ _PLACEHOLDERS = {
 def templates() -> dict[str, str]:
     """The modules of the example plugin as templates of a new one."""
     found = {}
-    for part, modules in _EXAMPLES.items():
-        for module in modules:
+    for part, sources in _EXAMPLES.items():
+        for module in sources:
             text = (DOCS.parent / f"plugins/example/src/edgekit_example/{module}.py").read_text("utf-8")
             for own, placeholder in _PLACEHOLDERS.items():
                 text = text.replace(own, placeholder)
@@ -140,8 +140,8 @@ def _section(convention: str, found: list[Entry]) -> str:
 
 def ggml() -> str:
     """The specification on top of each block type's module."""
-    modules = sorted(TYPES.items())
-    body = "\n\n".join(f"## {name}\n\n```text\n{inspect.getdoc(module)}\n```" for name, module in modules)
+    types = sorted(TYPES.items())
+    body = "\n\n".join(f"## {name}\n\n```text\n{inspect.getdoc(module)}\n```" for name, module in types)
     return f"# ggml's block types\n\n```text\n{inspect.getdoc(reference_ggml)}\n```\n\n{body}\n"
 
 

@@ -660,7 +660,7 @@ def test_the_plans_order_is_kept(tmp_path: Path) -> None:
     second = edgekit.encode(llama()["model.norm.weight"], "float:F32")
     with pytest.raises(UsageError, match=r"write in the plan's order"):
         writer.write(second)
-    with pytest.raises(UsageError, match=r"0 of 20 tensors came; write them all"):
+    with pytest.raises(UsageError, match=r"only 0 of 20 tensors were written; write them all"):
         writer.commit()
     writer.close()
     assert names(tmp_path) == {"m"}

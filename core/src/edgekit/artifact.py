@@ -121,10 +121,15 @@ class Layout:
 
 
 class Writer(Protocol):
-    """Writes one artifact, tensor by tensor, in the order of the plan. Nothing shows before `commit`."""
+    """Writes one artifact, tensor by tensor, in the order of the plan. Nothing shows before `commit`.
 
-    done: int
-    """How many tensors of the plan an interrupted run has left behind, complete; writing goes on after them."""
+    `edgekit.formats.PlannedFile` and `PlannedDirectory` are bases that have all of it but how a tensor is stored.
+    """
+
+    @property
+    def done(self) -> int:
+        """How many tensors of the plan are complete, those of an interrupted run included; the next one follows."""
+        ...
 
     def write(self, tensor: QuantizedTensor) -> None:
         """Append the plan's next tensor."""
@@ -206,3 +211,6 @@ def unknown_family(what: str) -> UnsupportedModelError:
     from edgekit.architectures import FAMILIES
 
     return UnsupportedModelError(f"{what} is of no family that edgekit knows ({', '.join(sorted(FAMILIES))})")
+
+
+__all__ = ["Artifact", "Format", "Layout", "Writer", "unknown_family", "unread"]

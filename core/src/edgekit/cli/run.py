@@ -55,3 +55,6 @@ def _begin(model: Runtime, artifact: Artifact, text: str, system: str | None, ch
         raise UsageError(f"runtime {model.name!r} does not chat; --raw continues the prompt as text")
     messages = [] if system is None else [{"role": "system", "content": system}]
     return model.chat_stream([*messages, {"role": "user", "content": text}], **asked.arguments())
+
+
+__all__ = ["command"]

@@ -3,5 +3,15 @@
 from edgekit.formats._hf_files import carried
 from edgekit.formats._hf_generate import generation_config, small_files
 from edgekit.formats._parts import PartLayout, part_layouts
+from edgekit.formats.writer import PlannedDirectory, PlannedFile, PlannedWriter
 
-__all__ = ["PartLayout", "carried", "generation_config", "part_layouts", "small_files"]
+__all__ = [
+    "PartLayout",
+    "PlannedDirectory",
+    "PlannedFile",
+    "PlannedWriter",
+    "carried",
+    "generation_config",
+    "part_layouts",
+    "small_files",
+]

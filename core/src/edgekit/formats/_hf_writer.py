@@ -6,106 +6,77 @@ are appended, and the header is filled in at the end, padded with spaces as the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from edgekit.artifact import Artifact, Layout
-from edgekit.errors import UsageError
-from edgekit.files.atomic import AtomicDirectory
 from edgekit.formats import _hf_files as files
 from edgekit.formats._hf_generate import small_files
 from edgekit.formats._parts import describe, parts_of, stored_parts
 from edgekit.formats.safetensors import Part, build_header, to_bytes
+from edgekit.formats.writer import PlannedDirectory
 from edgekit.manifest import Manifest
-from edgekit.recipe import Plan
+from edgekit.recipe import Assignment, Plan
 from edgekit.tensor import QuantizedTensor, Tensor, holds_floats
 
 #: Bytes of header left free for each part of a quantized tensor, whose shape may turn out otherwise.
 _SLACK = 64
 
 
-class HuggingFaceWriter:
-    """Writes one directory: the weights first, everything else at `commit`.
+class HuggingFaceWriter(PlannedDirectory):
+    """Writes one directory: the weights first, everything else at `commit`."""
 
-    Attributes:
-        done: how many tensors of the plan are complete, those of an interrupted run included.
-    """
+    data = files.WEIGHTS
 
     def __init__(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> None:
-        self._layout, self._plan, self._manifest = layout, plan, manifest
+        self._layout = layout
         self._carried = list(_carried_tensors(layout.source))
         planned = [
             stored_parts(slot.tensor, slot.name, assignment.precision)
             for slot, assignment in zip(layout.slots, plan, strict=True)
         ]
-        self._header = self._capacity(planned)
-        self._directory = AtomicDirectory(path)
-        try:
-            self._file = self._directory.file(files.WEIGHTS, fingerprint=self._fingerprint)
-            nbytes = sum(part.nbytes for parts in planned for part in parts)
-            self._file.reserve(self._header + nbytes + sum(tensor.nbytes for tensor in self._carried))
-            if not self._file.done:
-                self._file.write(bytes(self._header))
-        except BaseException:
-            self._directory.close()
-            raise
-        self.done = self._file.done
+        self._header = self._capacity(plan, planned)
+        nbytes = sum(part.nbytes for parts in planned for part in parts)
+        nbytes += self._header + sum(tensor.nbytes for tensor in self._carried)
+        identity = json.dumps(["hf", self._header, [[slot.name, list(slot.shape)] for slot in layout.slots]]).encode()
+        super().__init__(path, plan, manifest, header=bytes(self._header), nbytes=nbytes, identity=identity)
 
-    def write(self, tensor: QuantizedTensor) -> None:
-        """Append the plan's next tensor."""
-        expected = self._plan.assignments[self.done]
-        if (tensor.name, tensor.precision) != (expected.name, expected.precision):
-            raise UsageError(
-                f"{self._directory.target}: tensor {tensor.name} in {tensor.precision} came where the plan has "
-                f"{expected.name} in {expected.precision}; write in the plan's order"
-            )
-        written = parts_of(tensor, expected.shape)
+    def append(self, tensor: QuantizedTensor, assignment: Assignment) -> str:
+        """Write the tensor's parts; the note says under which names, types and shapes they are stored."""
+        written = parts_of(tensor, assignment.shape)
         for _, array in written.values():
-            self._file.write(to_bytes(array))
-        self._file.unit_done(_note({key: part for key, (part, _) in written.items()}))
-        self.done += 1
+            self.file.write(to_bytes(array))
+        return _note({key: part for key, (part, _) in written.items()})
 
-    def commit(self) -> None:
-        """Check that every tensor came, fill in the header, write the other files, and swap the directory in."""
-        if self.done != len(self._plan):
-            raise UsageError(f"{self._directory.target}: {self.done} of {len(self._plan)} tensors came; write them all")
-        written = [_parse_note(note) for note in self._file.notes]
+    def finish(self) -> None:
+        """Write the carried tensors, and fill in the header."""
+        written = [_parse_note(note) for note in self.notes]
         for tensor in self._carried:
-            self._file.write(to_bytes(tensor.read()))
+            self.file.write(to_bytes(tensor.read()))
         parts = [part for note in written for part in note.values()] + list(map(_part, self._carried))
-        keys = {a.name: tuple(note) for a, note in zip(self._plan, written, strict=True)}
-        self._file.overwrite(0, build_header(parts, self._metadata(keys), self._header))
-        self._file.commit()
-        for name, content in small_files(self._layout, self._plan, self._manifest):
-            self._directory.write(name, content)
-        self._directory.commit()
+        keys = {a.name: tuple(note) for a, note in zip(self.plan, written, strict=True)}
+        self.file.overwrite(0, build_header(parts, _metadata(self.plan, keys), self._header))
 
-    def close(self, keep: bool = False) -> None:
-        """Let go; without a `commit` before it the target stays as it was."""
-        self._directory.close(keep)
+    def small_files(self) -> Iterator[tuple[str, bytes]]:
+        """Configuration, tokenizer and manifest."""
+        return small_files(self._layout, self.plan, self.manifest)
 
-    def _capacity(self, planned: list[list[Part]]) -> int:
+    def _capacity(self, plan: Plan, planned: list[list[Part]]) -> int:
         """Bytes to leave for the header: exactly what plain floats take, and some slack for quantized tensors."""
         keys = {
             assignment.name: tuple(part.name.removeprefix(assignment.name + ".") for part in parts)
-            for assignment, parts in zip(self._plan, planned, strict=True)
+            for assignment, parts in zip(plan, planned, strict=True)
         }
-        metadata = self._metadata(keys)
+        metadata = _metadata(plan, keys)
         parts = [part for parts in planned for part in parts]
         exact = len(build_header([*parts, *map(_part, self._carried)], metadata))
         return exact + _SLACK * (len(parts) if len(metadata) > 1 else 0)
 
-    def _metadata(self, keys: dict[str, tuple[str, ...]]) -> dict[str, str]:
-        quantized = {
-            a.name: (a.precision, a.shape, keys[a.name]) for a in self._plan if a.precision.convention != "float"
-        }
-        return {"format": "pt", **describe(quantized)}  # transformers wants to be told "pt"
 
-    def _fingerprint(self) -> bytes:
-        text = json.dumps(["hf", self._header, [[s.name, list(s.shape)] for s in self._layout.slots]])
-        return hashlib.sha256((text + self._manifest.to_json()).encode()).digest()
+def _metadata(plan: Plan, keys: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    quantized = {a.name: (a.precision, a.shape, keys[a.name]) for a in plan if a.precision.convention != "float"}
+    return {"format": "pt", **describe(quantized)}  # transformers requires "pt"
 
 
 def _note(parts: dict[str, Part]) -> str:

@@ -184,3 +184,6 @@ def until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
 def _started(text: str, stop: Sequence[str]) -> int:
     """Length of the longest end of the text that a stop text begins with."""
     return max((n for s in stop for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])), default=0)
+
+
+__all__ = ["FinishReason", "Generation", "Sampling", "Texts", "until"]

@@ -238,3 +238,6 @@ class TextRuntime:
             raise NonFiniteError(f"{self.artifact.path}: it computes values that are not finite")
         found: F32 = (vector / max(float(np.linalg.norm(vector)), 1e-30)).astype(np.float32)
         return found
+
+
+__all__ = ["TextRuntime"]

@@ -1,14 +1,12 @@
 """Writes GGUF version 3, tensor by tensor; nothing shows before all of it is there.
 
 The header needs only the plan, so it is written first, complete. Each tensor is padded to 32 bytes, the last one
-too, as llama.cpp's quantizer does. The header is the first unit of the resumable file and each tensor one more:
-an interrupted run goes on after the last complete tensor if its header and its manifest (which has the sources'
-hashes) are the same.
+too, as llama.cpp's quantizer does. An interrupted run goes on after the last complete tensor if its header and its
+manifest (which has the sources' hashes) are the same.
 """
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections import Counter
 from pathlib import Path
@@ -17,7 +15,7 @@ import numpy as np
 
 from edgekit.artifact import Layout
 from edgekit.errors import UsageError
-from edgekit.files.atomic import AtomicFile
+from edgekit.formats import PlannedFile
 from edgekit.manifest import Manifest
 from edgekit.recipe import Assignment, Plan
 from edgekit.tensor import QuantizedTensor
@@ -27,8 +25,8 @@ from edgekit_gguf.metadata import Value, encode_pairs, encode_string
 from edgekit_gguf.types import ALIGNMENT, FILE_TYPES, LIKELY_RECIPE, MAGIC, VERSION, TensorType, tensor_type
 
 
-class GgufWriter:
-    """Writes one file; see `edgekit.artifact.Writer`.
+class GgufWriter(PlannedFile):
+    """Writes one file; see `edgekit.formats.PlannedFile`.
 
     Raises:
         UsageError: the plan has a precision that GGUF has no type for.
@@ -37,65 +35,17 @@ class GgufWriter:
     """
 
     def __init__(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> None:
-        self._path = path
-        self._plan = plan
-        self._manifest = manifest
-        self._types = [_stored_as(assignment) for assignment in plan]
-        header = encode_header(file_metadata(layout, file_type(plan)), plan, self._types)
-        self._file = AtomicFile(path, fingerprint=lambda: hashlib.sha256(header + self._json()).digest(), manifest=True)
-        try:
-            self._begin(header)
-        except BaseException:
-            self._file.close()
-            raise
+        types = [_stored_as(assignment) for assignment in plan]
+        header = encode_header(file_metadata(layout, file_type(plan)), plan, types)
+        sizes = list(map(_nbytes, plan, types))
+        nbytes = len(header) + sum(map(_padded, sizes))
+        super().__init__(path, plan, manifest, header=header, nbytes=nbytes, sizes=sizes)
 
-    def _begin(self, header: bytes) -> None:
-        self._file.reserve(len(header) + sum(map(_padded, map(_nbytes, self._plan, self._types))))
-        if not self._file.done:
-            self._file.write(header)
-            self._file.unit_done()
-
-    @property
-    def done(self) -> int:
-        """Tensors that an interrupted run has left complete."""
-        return self._file.done - 1
-
-    def write(self, tensor: QuantizedTensor) -> None:
-        """Append the plan's next tensor.
-
-        Raises:
-            UsageError: it is not the one that the plan has next.
-            ResourceError: the disk is full; the target stays as it was.
-        """
-        data = self._checked(tensor)
-        self._file.write(data.data)
-        self._file.write(bytes(_padded(data.nbytes) - data.nbytes))
-        self._file.unit_done(tensor.name)
-
-    def _checked(self, tensor: QuantizedTensor) -> U8:
-        if self.done >= len(self._plan):
-            raise UsageError(f"{self._path}: tensor {tensor.name!r} is one more than the plan's {len(self._plan)}")
-        wanted, stored = self._plan.assignments[self.done], self._types[self.done]
-        given = (tensor.name, tensor.precision.name, tensor.nbytes)
-        expected = (wanted.name, wanted.precision.name, _nbytes(wanted, stored))
-        if given != expected:
-            raise UsageError(
-                f"{self._path}: (name, precision, bytes) of the plan's next tensor are {expected}, not {given}"
-            )
-        return _bytes(tensor)
-
-    def commit(self) -> None:
-        """Check that every tensor came, sync, and put the file in its place, its manifest beside it."""
-        if self.done != len(self._plan):
-            raise UsageError(f"{self._path}: only {self.done} of {len(self._plan)} tensors were written")
-        self._file.commit(self._json())
-
-    def _json(self) -> bytes:
-        return self._manifest.to_json().encode()
-
-    def close(self, keep: bool = False) -> None:
-        """Let go; without `commit` the target stays as it was, and `keep` leaves complete tensors for a resume."""
-        self._file.close(keep=keep)
+    def append(self, tensor: QuantizedTensor, assignment: Assignment) -> None:
+        """Write the tensor's blocks, padded to the alignment."""
+        data = _bytes(tensor)
+        self.file.write(data.data)
+        self.file.write(bytes(_padded(data.nbytes) - data.nbytes))
 
 
 def encode_header(metadata: dict[str, Value], plan: Plan, types: list[TensorType]) -> bytes:
@@ -145,3 +95,6 @@ def _padded(nbytes: int) -> int:
 def _bytes(tensor: QuantizedTensor) -> U8:
     (part,) = tensor.parts.values()  # ggml's blocks, or a float type's values
     return np.ascontiguousarray(part, part.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+
+
+__all__ = ["GgufWriter", "encode_header", "file_type"]

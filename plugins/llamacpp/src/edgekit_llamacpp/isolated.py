@@ -240,3 +240,6 @@ def _error(name: str, message: str, public: str | None = None) -> EdgekitError:
     if isinstance(kind, type) and issubclass(kind, EdgekitError):
         return kind(message, public=public)
     return PluginError(f"{name}: {message}")
+
+
+__all__ = ["IsolatedRuntime", "receive", "send"]

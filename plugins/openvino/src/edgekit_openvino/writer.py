@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import attrs
 
 from edgekit.artifact import Layout
 from edgekit.errors import UnsupportedModelError, UsageError
-from edgekit.files.atomic import ARTIFACT_FILES, AtomicDirectory
-from edgekit.formats import generation_config, small_files
+from edgekit.files.atomic import ARTIFACT_FILES
+from edgekit.formats import PlannedDirectory, generation_config, small_files
 from edgekit.formats.safetensors import to_bytes
 from edgekit.manifest import Manifest
 from edgekit.recipe import Assignment, Plan
@@ -34,64 +33,54 @@ OWNED = (
 LAYOUT = "1"
 
 
-class OpenVinoWriter:
-    """Writes one directory; see `edgekit.artifact.Writer`.
+class OpenVinoWriter(PlannedDirectory):
+    """Writes one directory; see `edgekit.formats.PlannedDirectory`.
 
-    Attributes:
-        done: how many tensors of the plan are complete, those of an interrupted run included.
+    Raises:
+        UnsupportedModelError: the plan has a precision that an IR cannot hold.
+        ResourceError: the target cannot be written, or the disk is too small.
+        LockedError: another process writes it.
     """
 
+    data = BIN
+    owned = OWNED
+
     def __init__(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> None:
-        openvino()  # said before any work
-        self._layout, self._plan, self._manifest = layout, plan, manifest
+        openvino()  # a missing package is reported before any work
         for assignment in plan:
             _refuse_foreign(assignment, path)
-        self._directory = AtomicDirectory(path, owned=OWNED)
-        try:
-            self._file = self._directory.file(BIN, fingerprint=self._fingerprint)
-            self._file.reserve(_planned_bytes(plan))
-        except BaseException:
-            self._directory.close()
-            raise
-        self.done = self._file.done
+        self._layout = layout
+        identity = json.dumps(["openvino", LAYOUT, [[slot.name, list(slot.shape)] for slot in layout.slots]]).encode()
+        super().__init__(path, plan, manifest, nbytes=_planned_bytes(plan), identity=identity)
 
-    def write(self, tensor: QuantizedTensor) -> None:
-        """Append the plan's next tensor, each part of it at an aligned place."""
-        expected = self._plan.assignments[self.done]
-        if (tensor.name, tensor.precision) != (expected.name, expected.precision):
-            raise UsageError(
-                f"{self._directory.target}: tensor {tensor.name} in {tensor.precision} came where the plan has "
-                f"{expected.name} in {expected.precision}; write in the plan's order"
-            )
+    def append(self, tensor: QuantizedTensor, assignment: Assignment) -> str:
+        """Write each part of the tensor at an aligned place; the note has the places."""
         offsets = {}
-        for key, stored in stored_parts(expected.name, expected.precision, expected.shape).items():
+        for key, stored in stored_parts(assignment.name, assignment.precision, assignment.shape).items():
             data = to_bytes(tensor.parts[key])
             if data.nbytes != stored.nbytes:
                 raise UsageError(
-                    f"{self._directory.target}: part {key} of tensor {tensor.name} has {data.nbytes} bytes, "
+                    f"{self.path}: part {key} of tensor {tensor.name} has {data.nbytes} bytes, "
                     f"{stored.element} {list(stored.shape)} takes {stored.nbytes}; encode it as {tensor.precision}"
                 )
             self._align()
-            offsets[key] = self._file.offset
-            self._file.write(data)
-        self._file.unit_done(json.dumps(offsets))
-        self.done += 1
+            offsets[key] = self.file.offset
+            self.file.write(data)
+        return json.dumps(offsets)
 
-    def commit(self) -> None:
-        """Check that every tensor came, write the graph and the other files, and swap the directory in."""
-        if self.done != len(self._plan):
-            raise UsageError(f"{self._directory.target}: {self.done} of {len(self._plan)} tensors came; write them all")
+    def finish(self) -> None:
+        """Build the graph, and write its small constants behind the weights."""
         others = self._others()
         tokenizer = tokenizer_models(others, self._layout.source.files)
         info = {"layout": LAYOUT, "tokenizer": tokenizer.note}
-        xml, small = xml_of(self._build, self._places(), self._file.offset, info)
+        xml, small = xml_of(self._build, self._places(), self.file.offset, info)
         self._align()
-        self._file.write(small)
-        self._file.commit()
-        self._directory.write(XML, xml)
-        for name, content in (others | dict(tokenizer.files)).items():
-            self._directory.write(name, content)
-        self._directory.commit()
+        self.file.write(small)
+        self._small = {XML: xml, **others, **dict(tokenizer.files)}
+
+    def small_files(self) -> Iterable[tuple[str, bytes]]:
+        """The graph, the tokenizer's, and what a Hugging Face directory has besides weights."""
+        return self._small.items()
 
     def _others(self) -> dict[str, bytes]:
         """The small files; GenAI and the model server read the end tokens from generation_config.json alone."""
@@ -100,19 +89,15 @@ class OpenVinoWriter:
         except UnsupportedModelError:  # carried over byte for byte all the same
             tokenizer = None
         made = dict(generation_config(tokenizer)) if tokenizer else {}
-        return made | dict(small_files(self._layout, self._plan, self._manifest))
-
-    def close(self, keep: bool = False) -> None:
-        """Let go; without a `commit` before it the target stays as it was."""
-        self._directory.close(keep)
+        return made | dict(small_files(self._layout, self.plan, self.manifest))
 
     def _align(self) -> None:
-        self._file.write(bytes(aligned(self._file.offset) - self._file.offset))
+        self.file.write(bytes(aligned(self.file.offset) - self.file.offset))
 
     def _places(self) -> dict[str, Placed]:
         """Where the constants of all tensors begin, by their names."""
         places: dict[str, Placed] = {}
-        for assignment, note in zip(self._plan, self._file.notes, strict=True):
+        for assignment, note in zip(self.plan, self.notes, strict=True):
             offsets = json.loads(note)
             for key, stored in stored_parts(assignment.name, assignment.precision, assignment.shape).items():
                 places[stored.name] = Placed(stored, offsets[key])
@@ -120,12 +105,7 @@ class OpenVinoWriter:
 
     def _build(self, placeholders: Placeholders) -> Any:
         assert self._layout.model is not None  # the format's layout refuses what has no known family
-        return decoder(self._layout, self._plan, placeholders)
-
-    def _fingerprint(self) -> bytes:
-        slots = [[slot.name, list(slot.shape)] for slot in self._layout.slots]
-        text = json.dumps(["openvino", LAYOUT, slots]) + self._manifest.to_json()
-        return hashlib.sha256(text.encode()).digest()
+        return decoder(self._layout, self.plan, placeholders)
 
 
 def decoder(layout: Layout, plan: Plan, placeholders: Placeholders) -> Any:
@@ -154,3 +134,6 @@ def _refuse_foreign(assignment: Assignment, path: Path) -> None:
 def _planned_bytes(plan: Plan) -> int:
     parts = (stored_parts(a.name, a.precision, a.shape).values() for a in plan)
     return sum(aligned(stored.nbytes) for stored_of in parts for stored in stored_of)
+
+
+__all__ = ["BIN", "LAYOUT", "OWNED", "XML", "OpenVinoWriter", "decoder"]

@@ -1,0 +1,186 @@
+"""The base of writers: the plan's order, completeness, resuming, and what a fingerprint tells apart."""
+
+import json
+import re
+from pathlib import Path
+
+import attrs
+import numpy as np
+import pytest
+
+import edgekit
+from edgekit.errors import LockedError, ResourceError, UsageError
+from edgekit.formats import PlannedDirectory, PlannedFile
+from edgekit.manifest import Manifest
+from edgekit.precision import find_precision
+from edgekit.recipe import Assignment, Plan
+
+F32 = find_precision("float:F32")
+PLAN = Plan("test", tuple(Assignment(name, name, (2, 4), F32, "") for name in "abc"))
+TENSORS = [
+    attrs.evolve(edgekit.encode(np.full((2, 4), index, np.float32), F32), name=name) for index, name in enumerate("abc")
+]
+VALUES = b"".join(np.ascontiguousarray(tensor.parts["values"], "<f4").tobytes() for tensor in TENSORS)
+
+
+class File(PlannedFile):
+    def __init__(self, path, plan=PLAN, manifest=None, *, header=b"HEAD", nbytes=100, sizes=(32, 32, 32)):
+        super().__init__(path, plan, manifest or Manifest(), header=header, nbytes=nbytes, sizes=sizes)
+
+    def append(self, tensor, assignment):
+        assert assignment.name == tensor.name
+        self.file.write(tensor.parts["values"].tobytes())
+
+
+class Directory(PlannedDirectory):
+    data = "tensors.bin"
+    owned = ("tensors.bin", "notes.json", "edgekit.manifest.json")
+
+    def __init__(self, path, identity=b"mine"):
+        super().__init__(path, PLAN, Manifest(), header=bytes(4), nbytes=100, identity=identity)
+
+    def append(self, tensor, assignment):
+        begin = self.file.offset
+        self.file.write(tensor.parts["values"].tobytes())
+        return f"{tensor.name} at {begin}"
+
+    def finish(self):
+        self.file.write(b"END")
+        self.file.overwrite(0, b"HEAD")
+
+    def small_files(self):
+        yield "notes.json", json.dumps(self.notes).encode()
+        yield "edgekit.manifest.json", self.manifest.to_json().encode()
+
+
+def write_all(writer, tensors=TENSORS):
+    for tensor in tensors[writer.done :]:
+        writer.write(tensor)
+    writer.commit()
+    writer.close()
+
+
+def test_a_file_has_header_and_tensors_and_its_manifest_beside_it(tmp_path: Path):
+    write_all(File(tmp_path / "m.raw"))
+    assert (tmp_path / "m.raw").read_bytes() == b"HEAD" + VALUES
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.raw", "m.raw.edgekit.json"]
+
+
+def test_a_directory_has_the_tensors_and_the_small_files(tmp_path: Path):
+    write_all(Directory(tmp_path / "m"))
+    assert (tmp_path / "m" / "tensors.bin").read_bytes() == b"HEAD" + VALUES + b"END"
+    assert json.loads((tmp_path / "m" / "notes.json").read_bytes()) == ["a at 4", "b at 36", "c at 68"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "edgekit.manifest.json",
+        "m",
+        "notes.json",
+        "tensors.bin",
+    ]
+
+
+@pytest.mark.parametrize("make", [File, Directory])
+def test_an_interrupted_run_goes_on(make, tmp_path: Path):
+    """And what it writes is what one run writes, the notes of the first run included."""
+    for stop in range(3):
+        writer = make(tmp_path / f"{stop}")
+        for tensor in TENSORS[:stop]:
+            writer.write(tensor)
+        writer.close(keep=True)
+        assert not (tmp_path / f"{stop}").exists()
+        writer = make(tmp_path / f"{stop}")
+        assert writer.done == stop
+        write_all(writer)
+    write_all(make(tmp_path / "whole"))
+    whole = contents(tmp_path / "whole")
+    assert whole
+    assert all(contents(tmp_path / f"{stop}") == whole for stop in range(3))
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    return {"" if file == path else file.name: file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda path: File(path, header=b"DEAD"),
+        lambda path: File(path, manifest=Manifest(sources={"weights": "another hash"})),
+    ],
+    ids=["header", "source"],
+)
+def test_a_run_that_would_write_something_else_begins_anew(other, tmp_path: Path):
+    writer = File(tmp_path / "m")
+    writer.write(TENSORS[0])
+    writer.close(keep=True)
+    writer = other(tmp_path / "m")
+    assert writer.done == 0
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_identity_begins_anew(tmp_path: Path):
+    for identity, done in ((b"mine", 0), (b"mine", 1), (b"other", 0)):
+        writer = Directory(tmp_path / "m", identity)
+        assert writer.done == done
+        if not done:
+            writer.write(TENSORS[0])
+        writer.close(keep=True)
+
+
+def test_without_keep_nothing_is_left(tmp_path: Path):
+    for make in (File, Directory):
+        writer = make(tmp_path / "m")
+        writer.write(TENSORS[0])
+        writer.close()
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((32, 32, 32), "(name, precision, bytes) of the plan's next tensor are ('a', 'float:F32', 32), "
+                       "not ('b', 'float:F32', 32)"),
+        (None, "(name, precision) of the plan's next tensor are ('a', 'float:F32'), not ('b', 'float:F32')"),
+    ],
+)  # fmt: skip
+def test_the_plans_order(sizes, message: str, tmp_path: Path):
+    writer = File(tmp_path / "m", sizes=sizes)
+    whole = f"{tmp_path / 'm'}: {message}; write in the plan's order"
+    with pytest.raises(UsageError, match=f"^{re.escape(whole)}$"):
+        writer.write(TENSORS[1])
+    assert writer.done == 0
+    writer.close()
+
+
+def test_the_bytes_of_a_tensor(tmp_path: Path):
+    writer = File(tmp_path / "m", sizes=(32, 16, 32))
+    writer.write(TENSORS[0])
+    with pytest.raises(UsageError, match=r"are \('b', 'float:F32', 16\), not \('b', 'float:F32', 32\)"):
+        writer.write(TENSORS[1])
+    writer.close()
+
+
+@pytest.mark.parametrize("make", [File, Directory])
+def test_no_tensor_is_missing_and_none_is_one_more(make, tmp_path: Path):
+    path = tmp_path / "m"
+    writer = make(path)
+    writer.write(TENSORS[0])
+    with pytest.raises(
+        UsageError, match=f"^{re.escape(str(path))}: only 1 of 3 tensors were written; write them all before commit$"
+    ):
+        writer.commit()
+    for tensor in TENSORS[1:]:
+        writer.write(tensor)
+    with pytest.raises(UsageError, match=f"^{re.escape(str(path))}: tensor 'd' is one more than the plan's 3$"):
+        writer.write(attrs.evolve(TENSORS[0], name="d"))
+    writer.close()
+
+
+def test_what_cannot_begin_lets_the_target_go(tmp_path: Path):
+    with pytest.raises(ResourceError, match="bytes needed"):
+        File(tmp_path / "m", nbytes=1 << 60)
+    writer = File(tmp_path / "m")
+    with pytest.raises(LockedError):
+        File(tmp_path / "m")
+    write_all(writer)
