@@ -235,7 +235,7 @@ def quantize(
         manifest = make_manifest(sources, plan, encoder, chosen_format.name, lasting)
         writer = chosen_format.writer(target, layout, plan, manifest)
         if work.restarted:
-            found["restarted"] = work.restarted
+            remarks["restarted"] = work.restarted
         for note in lasting.values():  # the guard has noted what is replaced
             work.note(note)
         report = stack.enter_context(reporting(progress, "quantize"))
