@@ -72,7 +72,7 @@ FAULTS = {
         {"metadata": METADATA.replace("Requires-Dist: edgekit-core\n", "")}, "check_metadata", "does not depend on edgekit",
     ),
     "registers nothing": ({"light": "edgekit_api = (1, 0)\n"}, "check_registrations", "registers nothing"),
-    "claims nothing": ({"light": GOOD.replace(', claim="exact"', "")}, "check_loaded", "it claims nothing"),
+    "claims nothing": ({"light": GOOD.replace(', claim="exact"', "")}, "check_loaded", "it states no claim"),
     "a precision that nobody knows": (
         {"light": GOOD.replace("int4-sym-g32", "int4-sym-g32x")}, "check_registrations", "unknown precision",
     ),

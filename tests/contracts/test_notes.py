@@ -62,7 +62,7 @@ def test_quantizing_twice_is_said(source, tmp_path):
     second = edgekit.quantize(first, "Q4_0", to=tmp_path / "q4.gguf")
     # The output matrix stays: Q4_0 files have it in Q6_K, whose fallback for its rows of 320 is the Q8_0 that it has.
     assert second.notes["requantized"] == (
-        "15 matrices quantized already (15 ggml:Q8_0) got quantized again; start from the full precision"
+        "15 matrices quantized already (15 ggml:Q8_0) were quantized again; start from the full precision"
     )
     assert "requantized" not in edgekit.convert(first, tmp_path / "copy.gguf").notes
     assert "requantized" not in edgekit.convert(first, tmp_path / "f16.gguf", dtype="F16").notes

@@ -138,7 +138,7 @@ def test_a_recipe_is_a_toml_file_wherever_a_name_is_taken(source, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[tensors", "no TOML"),
+        ("[tensors", "not TOML"),
         ("", "table tensors: a recipe is made of patterns with precisions"),
         ("[tensors]\n", "a recipe is made of patterns"),
         ("tensors = 3", "a recipe is made of patterns"),
@@ -147,8 +147,8 @@ def test_a_recipe_is_a_toml_file_wherever_a_name_is_taken(source, tmp_path):
         ('base = "other.toml"\n[tensors]\n"*" = "Q8_0"', "base is the file other.toml"),
         ('[tensors]\n"*" = 8', "rule '*': 8; write a pattern"),
         ("[tensors]\nblk.0 = 'Q8_0'", "rule 'blk': {'0': 'Q8_0'}"),
-        ("a = " + "[" * 5000, "no TOML"),
-        ("\udcff", "no TOML"),
+        ("a = " + "[" * 5000, "not TOML"),
+        ("\udcff", "not TOML"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused(text, message, tmp_path):
@@ -209,7 +209,7 @@ def test_options_are_written_as_the_reader_writes_them():
 
 @pytest.mark.parametrize("thing", [None, 4, object(), {"*": "Q8_0"}, ["Q8_0"]])
 def test_what_is_no_recipe_is_refused(thing, source, tmp_path):
-    with pytest.raises(UsageError, match="is no recipe; give the name of a recipe"):
+    with pytest.raises(UsageError, match="is not a recipe; give the name of a recipe"):
         edgekit.quantize(source, thing, to=tmp_path / "out")
 
 

@@ -218,7 +218,7 @@ def test_rows_with_a_ragged_last_group_carry_over_as_declared(source):
 
 def test_blocks_that_do_not_divide_the_rows_are_a_matter_of_shape():
     tensor = edgekit.encode(np.ones((2, 48), np.float32), "affine:int4-sym-channel")
-    with pytest.raises(ShapeError, match="ggml:Q4_0 wants rows that are a multiple of 32, these have 48"):
+    with pytest.raises(ShapeError, match="ggml:Q4_0 requires rows that are a multiple of 32, these have 48"):
         edgekit.transcode(tensor, "Q4_0")
 
 

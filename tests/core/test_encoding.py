@@ -121,7 +121,7 @@ def test_the_largest_float16_and_what_is_just_above_it(precision, dtype):
         try:
             decoded = edgekit.encode(x, precision).dequantize()
         except ScaleOverflowError as error:
-            assert "can hold" in str(error)
+            assert "the range of" in str(error)
         else:
             assert not np.isnan(decoded).any()
 
@@ -134,7 +134,7 @@ def test_rows_that_no_block_divides_are_refused_or_have_a_ragged_tail(precision,
         with pytest.raises(ShapeError) as refused:
             edgekit.encode(x, precision)
         assert str(refused.value) == (
-            f"{precision} wants rows that are a multiple of {precision.block}, these have {cols}; "
+            f"{precision} requires rows that are a multiple of {precision.block}, these have {cols}; "
             "choose a precision with a smaller block, or pad the rows"
         )
     else:
@@ -165,24 +165,24 @@ def test_what_is_said_of_an_overflow():
 
     cure = "rescale the tensor, or choose a precision with a wider scale (affine: float32)"
     assert refused([1e9, -1e9], "ggml:Q8_0") == (
-        f"array holds values too large for ggml:Q8_0: its scale d would have to be more than float16 can hold; {cure}"
+        f"array holds values too large for ggml:Q8_0: its scale d exceeds the range of float16; {cure}"
     )
     assert refused([1e9, -1e9], "openvino:int4-sym-g32") == (
-        f"array holds values too large for openvino:int4-sym-g32: its scale would have to be more than float16 can hold; {cure}"
+        f"array holds values too large for openvino:int4-sym-g32: its scale exceeds the range of float16; {cure}"
     )
     assert refused([3e38, -3e38], "mlx:int4-g32") == (
-        f"array holds values too large for mlx:int4-g32: its scales would have to be more than float32 can hold; {cure}"
+        f"array holds values too large for mlx:int4-g32: its scales exceeds the range of float32; {cure}"
     )
     assert refused([1e7, -1e7], "openvino:nvfp4") == (
-        f"array holds values too large for openvino:nvfp4: its scale would have to be more than float16 can hold; {cure}"
+        f"array holds values too large for openvino:nvfp4: its scale exceeds the range of float16; {cure}"
     )
     assert refused([1e19, -1e19], "mlx:nvfp4") == (
         f"array holds values too large for mlx:nvfp4: a row would decode to less than a millionth of itself; {cure}"
     )
     assert refused([1e-38], "mlx:mxfp4") == (
-        f"array holds values too small for mlx:mxfp4: its scales would have to be less than float8_e8m0fnu can hold; {cure}"
+        f"array holds values too small for mlx:mxfp4: its scales is below the range of float8_e8m0fnu; {cure}"
     )
-    with pytest.raises(ScaleOverflowError, match="its values would have to be more than float16 can hold"):
+    with pytest.raises(ScaleOverflowError, match="its values exceeds the range of float16"):
         edgekit.encode(np.full((1, 4), 7e4, np.float32), "F16")
 
 
@@ -314,7 +314,7 @@ def test_importance_has_to_fit():
 def test_an_unknown_backend_names_what_there_is():
     """And no distribution that is made of the name: somebody else may publish one."""
     with pytest.raises(
-        MissingPluginError, match=r"no backend 'cuda' encodes ggml:Q4_0 \(there are: reference.*\); "
+        MissingPluginError, match=r"no backend 'cuda' encodes ggml:Q4_0 \(available: reference.*\); "
     ) as told:
         edgekit.encode(np.ones((1, 32), np.float32), "Q4_0", backend="cuda")
     assert str(told.value).endswith("; choose one of these")
@@ -326,7 +326,7 @@ def test_a_known_backend_that_is_not_installed_says_what_to_install(monkeypatch)
         with pytest.raises(MissingPluginError) as told:
             edgekit.encode(np.ones((1, 32), np.float32), "Q4_0", backend=backend)
         assert str(told.value) == (
-            f"no backend {backend!r} encodes ggml:Q4_0 (there are: reference); pip install edgekit-{backend}"
+            f"no backend {backend!r} encodes ggml:Q4_0 (available: reference); pip install edgekit-{backend}"
         )
 
 
@@ -334,7 +334,7 @@ def test_an_installed_backend_is_not_to_be_installed_again(monkeypatch):
     """It does not encode that precision; or it is broken, which `edgekit doctor` says."""
     failed = registry.PluginInfo("numba", "edgekit-numba", "1", status="failed", error="it is broken")
     monkeypatch.setattr("edgekit.encoding.codecs.manager", lambda: registry.Manager([failed]))
-    with pytest.raises(MissingPluginError, match=r"\(there are: reference\); choose one of these$"):
+    with pytest.raises(MissingPluginError, match=r"\(available: reference\); choose one of these$"):
         edgekit.encode(np.ones((1, 32), np.float32), "Q4_0", backend="numba")
 
 

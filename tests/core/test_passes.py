@@ -70,7 +70,7 @@ def test_what_makes_no_sense_is_refused_before_the_pass_runs(tmp_path):
     source = tmp_path / "a.txt"
     source.write_bytes(b"ab")
     target = tmp_path / "b.txt"
-    with pytest.raises(MissingPluginError, match=r"^no pass 'nothing' is installed \(there are: .*repeat"):
+    with pytest.raises(MissingPluginError, match=r"^no pass 'nothing' is installed \(available: .*repeat"):
         run_pass(source, "nothing", to=target)
     with pytest.raises(UsageError, match=r"^the pass 'repeat' has no option 'time'; it has times, comment$"):
         run_pass(source, "repeat", to=target, options={"time": 3})

@@ -161,7 +161,7 @@ def test_switching_one_off_leaves_the_others(make, monkeypatch):
 def test_a_missing_name_says_what_there_is_and_what_to_install():
     manager = plugin.build([])
     with pytest.raises(
-        MissingPluginError, match=r"no format 'gguf' is installed \(there are: hf\); pip install edgekit-gguf$"
+        MissingPluginError, match=r"no format 'gguf' is installed \(available: hf\); pip install edgekit-gguf$"
     ):
         manager.find("formats", "gguf")
 
@@ -171,7 +171,7 @@ def test_a_missing_name_invents_no_distribution():
         with pytest.raises(MissingPluginError) as told:
             plugin.build([]).find(role, name)
         assert "install edgekit" not in str(told.value)
-        assert "(there are: " in str(told.value)
+        assert "(available: " in str(told.value)
 
 
 def test_what_is_installed_and_broken_is_not_to_be_installed_again():
@@ -179,7 +179,7 @@ def test_what_is_installed_and_broken_is_not_to_be_installed_again():
     with pytest.raises(MissingPluginError) as told:
         plugin.Manager([broken]).find("formats", "gguf")
     assert str(told.value) == (
-        "no format 'gguf' is installed (there are: none); not loaded: edgekit-gguf (ImportError: no gguf)"
+        "no format 'gguf' is installed (available: none); not loaded: edgekit-gguf (ImportError: no gguf)"
     )
 
 
@@ -213,7 +213,7 @@ def test_a_plugin_that_prints_is_told_of_and_stdout_stays_clean(make, capsys, mo
     plugin._add(manager, plugin.PluginInfo("loud", distribution, version), lambda: print("hello") or module)
     assert capsys.readouterr().out == ""
     assert manager.plugins[-1].status == "loaded"
-    assert manager.plugins[-1].error == "it writes to stdout when it is imported; ask its authors to stop that"
+    assert manager.plugins[-1].error == "it writes to stdout when it is imported; report this to its authors"
 
 
 def test_an_object_that_lacks_its_roles_methods_is_named(make):
@@ -222,7 +222,7 @@ def test_an_object_that_lacks_its_roles_methods_is_named(make):
         manager.load("recipes", "R")
     assert str(caught.value) == (
         "recipe 'R' of edgekit-one lacks name, plan; "
-        "the docstring of edgekit_register_recipes names what it has to implement"
+        "the docstring of edgekit_register_recipes names what it must implement"
     )
 
 
@@ -252,12 +252,12 @@ STRICT = [
     ),
     (
         "formats", {"suffixes": ("x",)},
-        "format 'X' of edgekit-one: suffixes=('x',): 'x' is no suffix; a suffix is one dot and a name, "
+        "format 'X' of edgekit-one: suffixes=('x',): 'x' is not a suffix; a suffix is one dot and a name, "
         "as pathlib's Path.suffix",
     ),
     (
         "formats", {"takes": (".tar.gz",)},
-        "format 'X' of edgekit-one: takes=('.tar.gz',): '.tar.gz' is no suffix; a suffix is one dot and a name, "
+        "format 'X' of edgekit-one: takes=('.tar.gz',): '.tar.gz' is not a suffix; a suffix is one dot and a name, "
         "as pathlib's Path.suffix",
     ),
     (
@@ -287,7 +287,7 @@ STRICT = [
     ),
     (
         "quantizers", {},
-        "quantizer 'X' of edgekit-one: it claims nothing; register it with claim=\"exact\", or a sentence with its bound",
+        "quantizer 'X' of edgekit-one: it states no claim; register it with claim=\"exact\", or a sentence with its bound",
     ),
     (
         "devices", {"speed": 1},
@@ -305,7 +305,7 @@ def test_registration_is_strict(make, role, options, error):
 @pytest.mark.parametrize("name", ["", " ", None, 3])
 def test_a_name_is_a_text(make, name):
     info = plugin.build([make("one", registering("formats", name, "json:loads"))]).plugins[-1]
-    assert info.error == f"a format of edgekit-one: its name is {name!r}; a name is a text"
+    assert info.error == f"a format of edgekit-one: its name is {name!r}; a name is a non-empty string"
 
 
 def test_lists_are_taken_as_tuples(make):
@@ -377,7 +377,7 @@ def test_a_quantizer_may_be_registered_under_its_bare_name(make, monkeypatch, na
 def test_what_hangs_or_does_not_load_is_warned_of_once_and_never_printed(caplog, capfd, monkeypatch):
     monkeypatch.setattr(plugin, "LOAD_SECONDS", 0.01)
     ended = threading.Event()
-    with pytest.raises(PluginError, match=r"it hangs: importing it has not ended in 0\.01 s"):
+    with pytest.raises(PluginError, match=r"importing it did not end within 0\.01 s"):
         plugin._in_time(ended.wait, "slow")
     ended.set()
     registration = plugin.Registration("quantizers", "ggml:Q8_0", "m:n", "warned_once", "edgekit-warned-once")
@@ -387,18 +387,17 @@ def test_what_hangs_or_does_not_load_is_warned_of_once_and_never_printed(caplog,
         (
             "edgekit",
             "WARNING",
-            "plugin 'slow' is given up: it hangs: importing it has not ended in 0.01 s; "
-            "EDGEKIT_NO_PLUGINS=slow switches it off",
+            "plugin 'slow' is skipped: importing it did not end within 0.01 s; EDGEKIT_NO_PLUGINS=slow switches it off",
         ),
-        ("edgekit", "WARNING", "warned_once is passed over: it does not load"),
+        ("edgekit", "WARNING", "warned_once is skipped: it does not load"),
     ]
     assert capfd.readouterr() == ("", "")
 
 
 def test_the_command_line_shows_warnings_on_stderr(capsys):
     with log_on_stderr():
-        logging.getLogger("edgekit").warning("%s is passed over", "it")
+        logging.getLogger("edgekit").warning("%s is skipped", "it")
         logging.getLogger("edgekit.numba").warning("compiled")
         logging.getLogger("edgekit").info("a note")
     logging.getLogger("edgekit").warning("after the command")
-    assert capsys.readouterr() == ("", "edgekit: it is passed over\nedgekit-numba: compiled\n")
+    assert capsys.readouterr() == ("", "edgekit: it is skipped\nedgekit-numba: compiled\n")

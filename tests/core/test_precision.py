@@ -121,7 +121,7 @@ def plugin_precision(monkeypatch):
 def test_a_plugin_s_precision_is_found_by_its_name(plugin_precision, name, caplog):
     assert find_precision(name) == plugin_precision
     said = caplog.text  # what does not load, or has another name, keeps nobody from using the rest
-    assert not said or "p is passed over: precision 'mine:broken' of edgekit-p cannot be loaded" in said
+    assert not said or "p is skipped: precision 'mine:broken' of edgekit-p cannot be loaded" in said
 
 
 def test_a_name_near_a_plugin_s_precision_is_told(plugin_precision):

@@ -17,8 +17,8 @@ from edgekit.errors import MissingPluginError
 from edgekit_numba import compiler, encoders, library, warm
 
 CONTRACTED = re.compile(r"^\s+v?fn?m(add|sub|la|ls)", re.MULTILINE)
-PASSED_OVER = (
-    "numba is passed over: edgekit-numba cannot compile its kernels: llvmlite does not import "
+SKIPPED = (
+    "numba is skipped: edgekit-numba cannot compile its kernels: llvmlite does not import "
     "(libLLVM is missing); reinstall it with: pip install --force-reinstall llvmlite\n"
 )
 CHECK = """
@@ -111,7 +111,7 @@ def test_without_the_compiler_the_reference_does_the_work_and_one_line_says_so(b
     done = run(["-c", CHECK], "Q8_0,Q4_0", path=broken, EDGEKIT_NO_PLUGINS="llamacpp")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [word for kind in ("Q8_0", "Q4_0") for word in (kind, "reference") * 2]
-    assert done.stderr == PASSED_OVER  # Python's own handler of warnings that nobody else handles
+    assert done.stderr == SKIPPED  # Python's own handler of warnings that nobody else handles
 
 
 def test_without_the_compiler_the_command_line_says_so_in_one_line(broken, tmp_path):
@@ -128,7 +128,7 @@ def test_without_the_compiler_the_command_line_says_so_in_one_line(broken, tmp_p
     ]
     done = run(command, path=broken, EDGEKIT_NO_PLUGINS="llamacpp")
     assert done.returncode == 0, done.stderr
-    assert [line for line in done.stderr.splitlines(True) if "passed over" in line] == [f"edgekit: {PASSED_OVER}"]
+    assert [line for line in done.stderr.splitlines(True) if "skipped" in line] == [f"edgekit: {SKIPPED}"]
 
 
 def test_without_the_compiler_the_doctor_says_so(broken):

@@ -68,3 +68,6 @@ def _show(name: str, written: Artifact, as_json: bool) -> None:
     click.echo(f"{written.path}  {size(written.nbytes)}")
     for key, value in quality.items():
         click.echo(f"  {key}: {value:.6g}" if isinstance(value, float) else f"  {key}: {value}")
+
+
+__all__ = ["command", "parse_option"]

@@ -36,3 +36,6 @@ def command(
         print_json(found.to_dict())
     else:
         click.echo(str(found))
+
+
+__all__ = ["command"]

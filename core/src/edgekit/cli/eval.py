@@ -26,3 +26,6 @@ def command(artifact: str, text: str, baseline: str | None, context: int | None,
         print_json(found.to_dict())
     else:
         click.echo(str(found))
+
+
+__all__ = ["command"]

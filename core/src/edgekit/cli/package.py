@@ -40,3 +40,6 @@ def _show(written: Package, as_json: bool) -> None:
     for file in written.files:
         click.echo(f"{written.path}/{file}")
     click.echo(f"\ncd {written.path} && {written.command}")
+
+
+__all__ = ["command"]

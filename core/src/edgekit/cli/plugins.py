@@ -42,3 +42,6 @@ def _told(problems: tuple[str, ...]) -> str:
     """The first problem, and how many more there are."""
     more = f" (and {len(problems) - 1} more: `edgekit doctor`)" if len(problems) > 1 else ""
     return f"{problems[0]}{more}" if problems else ""
+
+
+__all__ = ["command", "looked_at"]

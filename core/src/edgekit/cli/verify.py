@@ -83,7 +83,7 @@ def _subjects(name: str, backend: str | None) -> Iterator[tuple[Any, Any]]:
         names = ", ".join(sorted({r.name for r in manager().registrations if r.role in ("formats", "runtimes")}))
         raise UsageError(
             f"{name!r} is no precision, and no format, runtime, pass or plugin of that name is installed "
-            f"(there are: {names}); {unknown}"
+            f"(available: {names}); {unknown}"
         )
     yield from _of_plugins(plugins)
     yield from (pair for each in registered if (pair := _subject_of(each)) is not None)
@@ -119,3 +119,6 @@ def _subject_of(registration: Registration) -> tuple[Any, Any] | None:
     except EdgekitError:
         return None
     return (quantizers.KIT, subject) if subjects.encodable(subject.precision) else None
+
+
+__all__ = ["command"]

@@ -1,4 +1,4 @@
-"""Arrays to encoded tensors and back: the codecs, what no precision encodes, and the catalogue of formats."""
+"""Encoding and decoding: the codecs, the values that are refused, and the catalogue of precisions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The catalogue: every precision, what it costs, and how it is proved."""
+"""The catalogue: every precision, its size, and how it is tested."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Entry:
         bits: width of a code.
         bits_per_weight: exact, scales included; the limit for long rows where a whole row shares a scale.
         block: elements that share a scale, or ``channel`` or ``tensor``.
-        symmetric: whether there is no zero point; None where the question does not apply.
-        backends: who encodes it: ``reference`` and the installed plugins.
-        proof: what the encoder is proved against, with the version, or how it is bounded.
+        symmetric: whether it has no zero point; None if that does not apply.
+        backends: that encode it: ``reference`` and installed plugins.
+        proof: the implementation and version that the encoder is tested against, or how its error is bounded.
         bound: the error bound in words.
     """
 
@@ -39,18 +39,18 @@ class Entry:
     bound: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return the entry as plain data for JSON."""
         return attrs.asdict(self)
 
 
 def entries() -> list[Entry]:
-    """Every precision of the core and of the installed plugins."""
+    """Return the entry of every precision of the core and the installed plugins."""
     load_plugins()
     return [entry(precision) for precision in catalogue()]
 
 
 def entry(precision: Precision) -> Entry:
-    """One precision's line."""
+    """Return the catalogue entry of a precision."""
     traits = reference(precision).traits
     native = [r.plugin for r in manager().all("quantizers") if r.name in (precision.name, precision.kind)]
     return Entry(
@@ -68,3 +68,6 @@ def entry(precision: Precision) -> Entry:
 
 def _told(text: str | Callable[[Precision], str], precision: Precision) -> str:
     return text(precision) if callable(text) else text
+
+
+__all__ = ["Entry", "entries", "entry"]

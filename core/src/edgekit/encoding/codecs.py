@@ -1,4 +1,4 @@
-"""`encode`, `decode`, and the `Codec` behind them: validate, choose a backend, call it, check what came out."""
+"""`encode`, `decode` and `Codec`: validate, choose a backend, encode, check the result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgekit.tensor import QuantizedTensor
 from edgekit.typing import F32, Array
 
 REFERENCE = "reference"
-#: Elements of what has to be copied that are copied and encoded together: 16 MiB of float32.
+#: Elements that are copied and encoded at a time where a copy is needed: 16 MiB of float32.
 _CHUNK = 1 << 22
 
 
@@ -29,7 +29,7 @@ class Quantizer(Protocol):
 
     @property
     def traits(self) -> Traits:
-        """What it takes beside float32 rows, and what it needs."""
+        """The input types that it accepts beside float32, and what it requires."""
         ...
 
     def encode(self, x: Array, importance: F32 | None = None) -> Mapping[str, Array]:
@@ -39,7 +39,7 @@ class Quantizer(Protocol):
 
 @runtime_checkable
 class Decoder(Protocol):
-    """A quantizer that also decodes; `edgekit.decode` asks it."""
+    """A quantizer that also decodes; `edgekit.decode` uses it."""
 
     def decode(self, parts: Mapping[str, Array], shape: tuple[int, int]) -> F32:
         """Decode to float32 [rows, cols]; as `Reference.decode`."""
@@ -48,25 +48,25 @@ class Decoder(Protocol):
 
 @runtime_checkable
 class CheckedEncoder(Protocol):
-    """A quantizer that looks for what must be refused while it encodes, which saves passes over the rows."""
+    """A quantizer that detects unsupported values while it encodes, which saves passes over the rows."""
 
     def encode_checked(self, x: Array, importance: F32 | None = None) -> Mapping[str, Array] | None:
-        """The parts where x is finite, no magnitude exceeds 65504 and no scale is infinite; else None."""
+        """Return the parts if x is finite, no magnitude exceeds 65504 and no scale is infinite; else None."""
         ...
 
 
 @attrs.frozen
 class Codec:
-    """Who encodes and decodes a precision: resolved once a tensor by `codec`, asked for each chunk of rows.
+    """The encoder and decoder of a precision, resolved by `codec` once a tensor and called for each chunk of rows.
 
-    It is pickled by its names, so that an executor's other processes resolve it for themselves.
+    It is pickled by its names, so that the worker processes of an executor resolve it themselves.
 
     Attributes:
         precision: the number format.
         backend: ``"reference"``, or the name of the plugin whose quantizer encodes.
-        reference: the yardstick, which checks, and encodes or decodes where no quantizer does.
+        reference: checks results, and encodes or decodes where the quantizer does not.
         quantizer: the backend's; None for the reference.
-        decoder, checker: the quantizer, where it is one of those too.
+        decoder, checker: the quantizer, if it implements `Decoder` or `CheckedEncoder`; else None.
     """
 
     precision: Precision
@@ -78,10 +78,10 @@ class Codec:
 
     @property
     def narrow(self) -> bool:
-        """Whether the encoder gets float16 and bfloat16 rows as they are.
+        """Whether float16 and bfloat16 rows are passed to the encoder without widening.
 
-        A reference that widens gets them only where all rows come at once: the check for what is not finite and the
-        encoder both need float32, and one copy serves both.
+        A reference that widens receives them only if all rows are passed at once: the check for non-finite values and
+        the encoder both need float32, and share one copy.
         """
         if self.reference.traits.source_dtypes:
             return True
@@ -96,7 +96,7 @@ class Codec:
         return dict(self.quantizer.encode(x, importance))
 
     def encode_checked(self, x: Array, importance: F32 | None = None, name: str = "array", first_row: int = 0) -> Parts:
-        """As `encode`, refusing what is not finite or overflows; `name` and `first_row` are for the error's message.
+        """Encode as `encode` does, and refuse non-finite values and overflow; `name` and `first_row` are for messages.
 
         Raises:
             NonFiniteError, ScaleOverflowError: as `refuse_nonfinite` and `refuse_overflow`.
@@ -113,7 +113,7 @@ class Codec:
         """Decode to float32 [rows, cols]: by the quantizer where it can, else by the reference."""
         if self.decoder:
             return self.decoder.decode(parts, shape)
-        with np.errstate(over="ignore", invalid="ignore"):  # a damaged scale is refused as the NaN that it gives
+        with np.errstate(over="ignore", invalid="ignore"):  # the NaN of a damaged scale is refused later
             return self.reference.decode(parts, self.precision, shape)
 
     def __reduce__(self) -> tuple[Callable[[str, str], Codec], tuple[str, str]]:
@@ -121,7 +121,7 @@ class Codec:
 
 
 def codec(precision: str | Precision, backend: str | None = None) -> Codec:
-    """Resolve who encodes and decodes a precision.
+    """Return the codec of a precision.
 
     Args:
         precision: a `Precision` or its name.
@@ -165,15 +165,15 @@ def encode(
             are rows: the array is [out, in] for every convention. float64 is rounded to float32 first;
             float16 and bfloat16 (ml_dtypes) are widened, except for conventions whose arithmetic depends on
             the source's type (MLX, ONNX Runtime).
-            What has to be converted or copied for that is so in pieces of 16 MiB; where the precision's rows depend on
-            each other (`Precision.rowwise`), float64 and strided arrays as a whole.
+            Conversions and copies are made in pieces of 16 MiB; if the precision's rows depend on each other (not
+            `Precision.rowwise`), float64 and strided arrays are copied as a whole.
         precision: a `Precision` or its name, for example ``"ggml:Q4_K"`` or ``"affine:int3-asym-g32"``.
         importance: [cols], non-negative: mean squared activation of each input column, for precisions that
             use one (ggml); others ignore it.
         backend: ``"reference"``, or the name of an installed plugin; None takes the fastest exact one.
-        strict: False gives the framework's bytes for infinities and for values beyond what its scales hold too,
-            although they decode to infinities, NaN or zeros; the reference encodes where no backend is named. NaN
-            stays refused. Each convention's page says what its framework does there.
+        strict: False also encodes infinities, and values beyond the range of the scales, to the framework's bytes,
+            although they decode to infinities, NaN or zeros; the reference encodes unless a backend is named. NaN is
+            always refused. Each convention's page says what its framework does there.
 
     Returns:
         The parts under the framework's own names, in its own dtypes and shapes.
@@ -181,24 +181,24 @@ def encode(
     Raises:
         UnknownPrecisionError: no such precision.
         ShapeError: 0-d, empty, or rows that the precision's blocks do not divide.
-        NonFiniteError: a NaN or an infinity; names its index.
-        ScaleOverflowError: a scale that the type that stores it cannot hold, or that the search for it loses.
+        NonFiniteError: a NaN or an infinity; the message states its index.
+        ScaleOverflowError: a scale that its stored type cannot represent, or that overflows in the search.
         MissingPluginError: no such backend.
-        UsageError: not floating point, or an importance that does not fit.
+        UsageError: not floating point, or an importance of the wrong shape or with invalid values.
     """
-    own = codec(precision, backend if strict else backend or REFERENCE)
-    x = _validated(array, own.precision)
+    resolved = codec(precision, backend if strict else backend or REFERENCE)
+    x = _validated(array, resolved.precision)
     weights = _importance(importance, x.shape[-1])
     whole = Parts()
-    for rows, first in _in_memory(x, own):
+    for rows, first in _in_memory(x, resolved):
         if strict:
-            parts = own.encode_checked(rows, weights, first_row=first)
+            parts = resolved.encode_checked(rows, weights, first_row=first)
         else:
             refuse_nonfinite(rows, first_row=first, infinities=True)
             with np.errstate(all="ignore"):
-                parts = own.encode(rows, weights)
+                parts = resolved.encode(rows, weights)
         whole = put_rows(whole, parts, first, len(rows), x.size // x.shape[-1])
-    return QuantizedTensor(whole, own.precision, x.shape, backend=own.backend)
+    return QuantizedTensor(whole, resolved.precision, x.shape, backend=resolved.backend)
 
 
 def decode(tensor: QuantizedTensor, *, backend: str | None = None) -> F32:
@@ -212,35 +212,36 @@ def decode(tensor: QuantizedTensor, *, backend: str | None = None) -> F32:
     Raises:
         MissingPluginError: no such backend.
     """
-    own = codec(tensor.precision, backend)
-    return own.decode(tensor.parts, (tensor.rows, tensor.shape[-1])).reshape(tensor.shape)
+    resolved = codec(tensor.precision, backend)
+    return resolved.decode(tensor.parts, (tensor.rows, tensor.shape[-1])).reshape(tensor.shape)
 
 
 def choose(precision: Precision, backend: str | None) -> Registration | None:
-    """The native encoder to use: the fastest exact one that loads here; None for the reference.
+    """Return the fastest exact quantizer that loads, or the one of the named backend; None for the reference.
 
     Raises:
         MissingPluginError: the named backend is not installed, or does not encode this precision.
     """
     if backend == REFERENCE:
         return None
-    found = [r for r in manager().all("quantizers") if r.name in (precision.name, precision.name.partition(":")[2])]
+    names = (precision.name, precision.name.partition(":")[2])
+    quantizers = [r for r in manager().all("quantizers") if r.name in names]
     if backend is None:
-        exact = [r for r in found if r.options.get("claim") == "exact" and r.options.get("speed", 1) >= 1]
+        exact = [r for r in quantizers if r.options.get("claim") == "exact" and r.options.get("speed", 1) >= 1]
         exact.sort(key=lambda r: r.options.get("speed", 1), reverse=True)
         return next(filter(_usable, exact), None)
-    named = [r for r in found if r.plugin == backend]
+    named = [r for r in quantizers if r.plugin == backend]
     if not named:
-        names = ", ".join([REFERENCE, *(r.plugin for r in found)])
+        backends = ", ".join([REFERENCE, *(r.plugin for r in quantizers)])
         known = KNOWN_DISTRIBUTIONS.get(backend)
         there = backend in {p.name for p in manager().plugins}
         cure = f"pip install {known}" if known and not there else "choose one of these"
-        raise MissingPluginError(f"no backend {backend!r} encodes {precision.name} (there are: {names}); {cure}")
+        raise MissingPluginError(f"no backend {backend!r} encodes {precision.name} (available: {backends}); {cure}")
     return named[0]
 
 
 def _usable(registration: Registration) -> bool:
-    """Whether it loads here; if not, says so once, and the next fastest does the work with the same bytes."""
+    """Whether it loads; if not, that is reported once, and the next fastest encodes to the same bytes."""
     try:
         registration.load()
     except PluginError as error:
@@ -252,7 +253,7 @@ def _usable(registration: Registration) -> bool:
 def put_rows(whole: Parts, parts: Parts, first: int, count: int, rows: int) -> Parts:
     """The parts of all `rows`, those of `count` rows from `first` on put in their place; `whole` is for the first {}.
 
-    Every part has the rows as its first dimension, or none.
+    The first dimension of every part is the rows, unless the part is 0-d.
     """
     if count == rows:
         return parts
@@ -265,7 +266,7 @@ def put_rows(whole: Parts, parts: Parts, first: int, count: int, rows: int) -> P
 
 
 def _validated(array: npt.ArrayLike, precision: Precision) -> Array:
-    """The array itself, if it can be encoded."""
+    """Return the array if it can be encoded; else raise."""
     x = np.asarray(array)
     if x.ndim == 0 or x.size == 0:
         kind = "a 0-d" if x.ndim == 0 else "an empty"
@@ -276,49 +277,48 @@ def _validated(array: npt.ArrayLike, precision: Precision) -> Array:
     return x
 
 
-def _in_memory(x: Array, own: Codec) -> Iterator[tuple[Array, int]]:
+def _in_memory(x: Array, resolved: Codec) -> Iterator[tuple[Array, int]]:
     """The array as C-contiguous rows [rows, cols] of the types that encoders take, and the number of the first row.
 
-    What has to be copied for that is copied piece by piece where rows do not depend on each other, so that encoding
-    takes no memory of the tensor's size.
+    Copies are made piece by piece if rows do not depend on each other, so that no copy has the tensor's size.
     """
-    keep = own.narrow
+    keep = resolved.narrow
     count, cols = x.size // x.shape[-1], x.shape[-1]
     as_it_is = x.flags.c_contiguous and _as_source(x[:0], keep).dtype == x.dtype
-    step = max(1, _CHUNK // cols) if own.precision.rowwise and not as_it_is else count
+    step = max(1, _CHUNK // cols) if resolved.precision.rowwise and not as_it_is else count
     for first in range(0, count, step):
         part = x if step >= count else _some_rows(x, first, min(first + step, count))
         yield np.ascontiguousarray(_as_source(part, keep).reshape(-1, cols)), first
 
 
 def _some_rows(x: Array, start: int, stop: int) -> Array:
-    """Rows of an array of any dimensions and strides, which `reshape` might copy as a whole."""
+    """Return rows of an array of any dimensions and strides; `reshape` might copy the whole array."""
     if x.ndim == 2:
         return x[start:stop]
     return x[np.unravel_index(np.arange(start, stop), x.shape[:-1])]
 
 
 def refuse_shape(shape: tuple[int, ...], precision: Precision) -> None:
-    """Raise where the precision's blocks do not divide the rows.
+    """Raise if the row length is not a multiple of the precision's block.
 
     Raises:
         ShapeError: names the block and the row.
     """
     if not fits(precision, shape):
         raise ShapeError(
-            f"{precision.name} wants rows that are a multiple of {precision.block}, these have {shape[-1]}; "
+            f"{precision.name} requires rows that are a multiple of {precision.block}, these have {shape[-1]}; "
             "choose a precision with a smaller block, or pad the rows"
         )
 
 
 def _as_source(x: Array, keep: bool) -> Array:
-    """In native byte order: float32; or float16 and bfloat16, where they are to be kept."""
+    """Return the array in native byte order, as float32; float16 and bfloat16 are preserved if `keep`."""
     native = x.dtype.newbyteorder("=")
     if x.dtype == np.float32 or (keep and (native == np.float16 or is_bfloat16(x.dtype))):
         return x.astype(native, copy=False)
     if is_bfloat16(x.dtype):
         return bfloat16_to_float32(np.ascontiguousarray(x).view(np.uint16))
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite and is refused below
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite and is refused later
         return x.astype(np.float32)
 
 
@@ -331,3 +331,18 @@ def _importance(importance: npt.ArrayLike | None, cols: int) -> F32 | None:
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
         raise UsageError("importance has negative or non-finite values; mean squared activations have none")
     return weights
+
+
+__all__ = [
+    "REFERENCE",
+    "CheckedEncoder",
+    "Codec",
+    "Decoder",
+    "Quantizer",
+    "choose",
+    "codec",
+    "decode",
+    "encode",
+    "put_rows",
+    "refuse_shape",
+]

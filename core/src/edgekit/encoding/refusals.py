@@ -1,7 +1,7 @@
-"""What no precision encodes: values that are not finite, and values beyond what its scales can hold.
+"""Values that are refused: those that are not finite, and those beyond the range of a precision's scales.
 
-The same outcome for every convention: `NonFiniteError` before encoding, `ScaleOverflowError` after it. Both work in
-pieces, so that looking costs no memory of the tensor's size.
+Every convention raises `NonFiniteError` before encoding and `ScaleOverflowError` after it. Both checks work in pieces,
+so that no temporary array has the tensor's size.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edgekit.precision import Precision
 from edgekit.reference import Parts, Reference, reference
 from edgekit.typing import Array
 
-#: Elements that are looked at together: 4 MiB of float32.
+#: Elements that are checked at a time: 4 MiB of float32.
 _PIECE = 1 << 20
 #: The largest float16: below it no search and no scale overflows.
 _SAFE = 65504.0
@@ -26,11 +26,11 @@ _NOTHING = 2.0**-20
 
 
 def refuse_nonfinite(x: Array, name: str = "array", first_row: int = 0, *, infinities: bool = False) -> None:
-    """Raise where there is a NaN or an infinity.
+    """Raise if a value is NaN or infinite.
 
     Args:
         x: rows [rows, cols] of floating point values.
-        name: of the tensor, for the error's message.
+        name: of the tensor, for the message.
         first_row: number of the first of these rows in the tensor.
         infinities: True lets infinities pass.
 
@@ -49,24 +49,24 @@ def refuse_nonfinite(x: Array, name: str = "array", first_row: int = 0, *, infin
 
 
 def refuse_overflow(x: Array, parts: Parts, precision: Precision, name: str = "array") -> None:
-    """Raise where a stored scale is no longer finite, or where values so large were lost that they decode to nothing.
+    """Raise if a stored scale is not finite, or if large values decode to almost zero.
 
     Args:
         x: the rows [rows, cols] that were encoded.
         parts: what they were encoded to.
-        precision: in which they were encoded.
+        precision: of the parts.
         name: of the tensor, for the error's message.
 
     Raises:
-        ScaleOverflowError: names the tensor, the part and the type that cannot hold it.
+        ScaleOverflowError: names the tensor, the part and the type that cannot represent it.
     """
     yardstick = reference(precision)
     part = yardstick.traits.overflowed(parts, precision)
     if part and precision.scale_dtype == "float8_e8m0fnu":
-        # It has an exponent for every large float32; MLX's wraps around for the smallest.
-        size, what = "small", f"its {part} would have to be less than float8_e8m0fnu can hold"
+        # Its exponents cover every large float32; for the smallest, MLX's wrap around.
+        size, what = "small", f"its {part} is below the range of float8_e8m0fnu"
     elif part:
-        size, what = "large", f"its {part} would have to be more than {_stored(x, precision)} can hold"
+        size, what = "large", f"its {part} exceeds the range of {_stored(x, precision)}"
     elif _lost(x, parts, precision, yardstick):
         size, what = "large", "a row would decode to less than a millionth of itself"
     else:
@@ -78,13 +78,13 @@ def refuse_overflow(x: Array, parts: Parts, precision: Precision, name: str = "a
 
 
 def _pieces(x: Array) -> Iterator[tuple[slice, Array]]:
-    """Rows of x and their values as float32: numpy does not reckon with bfloat16, and is slow with float16."""
+    """Rows of x and their values as float32: numpy has no arithmetic for bfloat16, and is slow with float16."""
     for rows in row_chunks(len(x), x.shape[1], _PIECE):
         yield rows, as_float32(x[rows])
 
 
 def _stored(x: Array, precision: Precision) -> str:
-    """The type in which scales, or the values themselves, are stored; or the narrower one that decodes them."""
+    """Return the type that stores the scales (or the values), or the narrower one through which they are decoded."""
     through = reference(precision).traits.decoded_through
     if precision.kind in through:
         return through[precision.kind]
@@ -94,16 +94,16 @@ def _stored(x: Array, precision: Precision) -> str:
 
 
 def _lost(x: Array, parts: Parts, precision: Precision, yardstick: Reference) -> bool:
-    """Whether some row of huge values decodes to next to nothing.
+    """Whether a row of huge values decodes to almost zero.
 
-    Squares overflowed in the search for its scale, or the scale was cut off at the largest that its type has.
+    Squares overflowed in the search for its scale, or the scale was clipped to the largest of its type.
     """
     if not precision.rowwise or not yardstick.traits.searches:
         return False
     for rows, piece in _pieces(x):
         if max(piece.max(), -piece.min()) > _SAFE:
-            own = {part: values[rows] for part, values in parts.items()}
-            decoded = _peaks(yardstick.decode(own, precision, piece.shape))
+            chunk = {part: values[rows] for part, values in parts.items()}
+            decoded = _peaks(yardstick.decode(chunk, precision, piece.shape))
             peaks = _peaks(piece)
             if ((peaks > _SAFE) & (decoded < peaks * _NOTHING)).any():
                 return True
@@ -111,6 +111,9 @@ def _lost(x: Array, parts: Parts, precision: Precision, yardstick: Reference) ->
 
 
 def _peaks(rows: Array) -> Array:
-    """The largest magnitude of each row."""
+    """Return the largest magnitude of each row."""
     peaks: Array = np.maximum(rows.max(axis=1), -rows.min(axis=1))
     return peaks
+
+
+__all__ = ["refuse_nonfinite", "refuse_overflow"]

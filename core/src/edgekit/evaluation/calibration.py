@@ -242,3 +242,6 @@ def write_importance(path: str | os.PathLike[str], activations: Activations, dat
     if not hasattr(chosen, "write_importance"):
         raise UsageError(f"{target}: {chosen.name} holds no importance matrices; name a file that ends in .gguf")
     chosen.write_importance(target, activations, dataset)
+
+
+__all__ = ["Activations", "CalibrationRuntime", "collect", "importance", "read_importance", "write_importance"]

@@ -271,3 +271,6 @@ def _table(errors: tuple[TensorError, ...]) -> Iterator[str]:
     for e in errors:
         row = f"{e.relative_rms:12.6f}  {e.max_abs:10.3g}  {e.snr_db:7.2f}  {e.share:6.1%}"
         yield f"{e.name:{names}}  {e.precision:{kinds}}  {row}"
+
+
+__all__ = ["Comparison", "Size", "TensorError", "compare", "match"]

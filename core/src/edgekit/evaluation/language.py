@@ -370,3 +370,19 @@ def _not_finite(source: Artifact, which: str) -> NonFiniteError:
 
 def _exp(mean: float) -> float:
     return math.exp(mean) if mean < 700 else math.inf
+
+
+__all__ = [
+    "CONTEXT",
+    "Baseline",
+    "Evaluation",
+    "Judge",
+    "Text",
+    "cut",
+    "evaluate",
+    "kl_divergence",
+    "log_softmax",
+    "noise_floor",
+    "score",
+    "tokens_of",
+]

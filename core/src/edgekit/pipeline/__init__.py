@@ -1,4 +1,4 @@
-"""From one artifact to another: open, quantize, convert; passes; packages for servers."""
+"""Pipelines from one artifact to another: open, quantize, convert; passes; packages for model servers."""
 
 from __future__ import annotations
 

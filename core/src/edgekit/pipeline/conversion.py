@@ -51,7 +51,7 @@ from edgekit.reference import reference
 from edgekit.tensor import EncodedTensor
 from edgekit.typing import F32
 
-#: How often a model is opened anew that is replaced while it is opened.
+#: Attempts to open a model that is replaced while it is opened.
 _REOPENINGS = 8
 Nonfinite = Literal["refuse", "keep"]
 _LOG = logging.getLogger("edgekit")
@@ -61,16 +61,16 @@ def open_artifact(path: str | os.PathLike[str]) -> Artifact:
     """Open a model of any format that an installed plugin reads; no tensor is read.
 
     Raises:
-        MissingFileError: nothing is there, or nothing that may be read.
+        MissingFileError: the path does not exist, or cannot be read.
         MissingPluginError: the format is known, but its plugin is not installed.
-        InvalidFileError: no format recognises it, it is truncated, corrupt or hostile, or a pipe or a device.
-        MemoryShortageError: there is no room for what it says of itself.
+        InvalidFileError: no format recognises it; it is truncated, corrupt or malicious; or it is a pipe or a device.
+        MemoryShortageError: its header states sizes that exceed the available memory.
     """
     return _settled(Path(path), _open)
 
 
 def _settled(where: Path, opening: Callable[[Path], Artifact]) -> Artifact:
-    """Open a path, anew where it was replaced meanwhile: one model's header with another's weights is no model."""
+    """Open a path, again if it was replaced meanwhile, so that the header and the weights are of one model."""
     for _ in range(_REOPENINGS):
         before = Stamp.of(where)
         try:
@@ -86,16 +86,16 @@ def _settled(where: Path, opening: Callable[[Path], Artifact]) -> Artifact:
 
 def _open(where: Path) -> Artifact:
     try:
-        found = where.stat()
+        status = where.stat()
     except FileNotFoundError as error:
         raise MissingFileError(f"{where}: no such file or directory") from error
     except OSError as error:
         raise MissingFileError(f"{where}: cannot be read ({error.strerror}); check its permissions") from error
     except ValueError as error:  # half of a surrogate pair, or a zero byte
-        raise MissingFileError(f"{str(where)!r:.200}: no file can be named so; check the name") from error
-    if not stat.S_ISDIR(found.st_mode):
-        refuse_special(where, found.st_mode)
-    with enough_memory(f"{where}: opening it", found.st_size):
+        raise MissingFileError(f"{str(where)!r:.200}: not a valid file name; check the name") from error
+    if not stat.S_ISDIR(status.st_mode):
+        refuse_special(where, status.st_mode)
+    with enough_memory(f"{where}: opening it", status.st_size):
         return _recognised(where)
 
 
@@ -109,16 +109,16 @@ def _recognised(where: Path) -> Artifact:
     if cure and where.suffix.removeprefix(".") not in names.split(", "):
         raise MissingPluginError(f"{where}: reading {where.suffix} files needs a plugin; pip install {cure}")
     raise InvalidFileError(
-        f"{where}: no installed format recognises it (there are: {names}); "
+        f"{where}: no installed format recognises it (available: {names}); "
         "a Hugging Face directory needs config.json and *.safetensors"
     )
 
 
 def open_source(path: str | os.PathLike[str], target: Format) -> Artifact:
-    """Open what is to be written in a format; a file that only that format understands is handed over unread.
+    """Open a source to be written in a format; a file that only that format converts is passed on unread.
 
     Raises:
-        As `open_artifact`, of a file of a suffix that the format does not take.
+        As `open_artifact`, unless the format takes files of that suffix.
     """
     try:
         return open_artifact(path)
@@ -131,16 +131,16 @@ def open_source(path: str | os.PathLike[str], target: Format) -> Artifact:
 
 
 def find_format(name: str | None, target: Path) -> Format:
-    """The format of that name, or the one that the target's suffix stands for; a directory is ``hf``.
+    """Return the format of that name, or the one of the target's suffix; a directory is ``hf``.
 
     Raises:
-        MissingPluginError: nobody writes that.
-        ResourceError: the target lies where nobody may look.
+        MissingPluginError: no installed format has that name or suffix.
+        ResourceError: the target cannot be accessed.
     """
     if name is not None:
         names = {r.name.casefold(): r.name for r in manager().all("formats")}
-        found: Format = manager().load("formats", names.get(name.casefold(), name))
-        return found
+        by_name: Format = manager().load("formats", names.get(name.casefold(), name))
+        return by_name
     with writing(target):
         is_directory = target.is_dir()
     if is_directory or not target.suffix:
@@ -180,35 +180,35 @@ def quantize(
     Args:
         source: an artifact, or the path of one.
         recipe: a recipe (``"Q4_K_M"``), a precision for every weight matrix (``"affine:int4-sym-g32"``), the path of
-            a recipe's TOML file, or an object with a ``plan`` method, such as `Recipe.of` makes. Its plan is checked
+            a recipe's TOML file, or an object with a ``plan`` method, such as `Recipe.of` returns. Its plan is checked
             before a tensor is read.
         to: the file or directory to write; its suffix decides the format.
-        format: name of the format, where the suffix does not say it.
+        format: name of the format; None derives it from the suffix.
         importance: mean squared activations [cols] of each weight matrix, by canonical name. Columns without (0) get
             the smallest importance of their matrix; a matrix without any is encoded without.
-        exact_importance: take the importance as it is, zeros included: the bytes of llama.cpp, which erases blocks
-            of such columns.
-        backend: which encoders to use; None takes the fastest exact ones. The bytes are the same.
+        exact_importance: use the importance unchanged, zeros included. This gives the bytes of llama.cpp, which erases
+            blocks of such columns.
+        backend: name of the encoders to use; None takes the fastest exact ones, whose bytes are the same.
         nonfinite: ``"refuse"`` a NaN or an infinity, or ``"keep"`` the tensors that hold one in float.
-        allow_unquantized: write the model even if less than half of the weights that the recipe is about can be
+        allow_unquantized: write the model even if less than half of the weights that the recipe covers can be
             quantized.
-        executor: encodes the row chunks; None takes a thread for each core. The bytes are the same. This thread
+        executor: encodes the row chunks; None takes a thread for each core. The bytes are the same. The calling thread
             reads and writes meanwhile.
         progress: called before each tensor: how many are done, of how many, its name; True draws a bar on stderr.
         overwrite: replace a target that edgekit did not write; one that it wrote is replaced in any case.
-        notes: what the user should be told about the run is appended to it, a sentence each.
+        notes: remarks about the run for the user are appended to it, one sentence each.
 
     Returns:
-        The artifact that was written, opened. Its ``notes`` say what is of note: what fell back, was quantized
-        before, has no tokenizer or no importance. They are logged too (logger ``edgekit``, level INFO).
+        The written artifact, opened. Its ``notes`` state which tensors fell back, were quantized before or have no
+        importance, and whether the tokenizer is missing. They are logged too (logger ``edgekit``, level INFO).
 
     Raises:
         UsageError: the plan does not fit the target, or quantizes less than half of the weights.
         NonFiniteError, ScaleOverflowError, UnsupportedModelError, InvalidFileError: about the source.
         ChangedSourceError: the source was changed while it was read.
         UsageError: the target is, holds or lies inside the source, or is something that edgekit did not write.
-        ResourceError, LockedError: about the target. In every case nothing half-written is left behind.
-        MemoryShortageError: says how many bytes were wanted.
+        ResourceError, LockedError: about the target. In every case no partial target is left behind.
+        MemoryShortageError: the message states how many bytes were requested.
     """
     target = Path(to)
     chosen_format = find_format(format, target)
@@ -230,31 +230,33 @@ def quantize(
             plan = _keep_nonfinite(plan, layout)
         pool = executor or stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
         encoder = Encoder(pool, backend, filled.importance, nonfinite == "keep", f"{artifact.path}: tensor ")
-        found = conversion_notes(chosen_format, layout, plan, target, filled if importance else None)
-        lasting = {kind: note for kind, note in found.items() if kind not in OF_THE_RUN}
+        remarks = conversion_notes(chosen_format, layout, plan, target, filled if importance else None)
+        lasting = {kind: note for kind, note in remarks.items() if kind not in OF_THE_RUN}
         manifest = make_manifest(sources, plan, encoder, chosen_format.name, lasting)
         writer = chosen_format.writer(target, layout, plan, manifest)
+        if work.restarted:
+            remarks["restarted"] = work.restarted
         for note in lasting.values():  # the guard has noted what is replaced
             work.note(note)
         report = stack.enter_context(reporting(progress, "quantize"))
         _write(writer, layout, plan, encoder, report, target)
-    _LOG.info("%s: %s", target, summary_line(found))
-    said = {kind: note for kind, note in found.items() if kind in OF_THE_RUN}
+    _LOG.info("%s: %s", target, summary_line(remarks))
+    said = {kind: note for kind, note in remarks.items() if kind in OF_THE_RUN}
     return attrs.evolve(_settled(target, chosen_format.open), said=said)
 
 
 def make_plan(recipe: Recipe, layout: Layout, importance: bool = False, backend: str | None = None) -> Plan:
-    """The recipe's plan for a layout, checked.
+    """Return the recipe's plan for a layout, checked.
 
     Raises:
-        UsageError, ShapeError: as `edgekit.recipe.check_plan`; or a precision that nothing installed encodes.
+        UsageError, ShapeError: as `edgekit.recipe.check_plan`; or no installed encoder for a precision.
         MissingPluginError: the backend is not installed, or does not encode a precision of the plan.
     """
     config = layout.model.config if layout.model else None
     plan = check_plan(recipe.plan(layout.slots, config, importance), layout.slots, recipe.name)
     for slot, line in zip(layout.slots, plan, strict=True):
-        own = isinstance(slot.tensor, EncodedTensor) and slot.tensor.precision == line.precision
-        if not own and reference(line.precision).traits.decode_only and not choose(line.precision, backend):
+        unchanged = isinstance(slot.tensor, EncodedTensor) and slot.tensor.precision == line.precision
+        if not unchanged and reference(line.precision).traits.decode_only and not choose(line.precision, backend):
             raise UsageError(
                 f"recipe {recipe.name!r}, tensor {line.name!r}: {line.precision.name} can be decoded, but not encoded; "
                 "choose a precision with an encoder (ggml:Q2_K, ggml:IQ4_XS), or quantize with llama.cpp"
@@ -277,7 +279,7 @@ def convert(
     Args:
         source: an artifact, or the path of one.
         to: the file or directory to write; its suffix decides the format.
-        format: name of the format, where the suffix does not say it.
+        format: name of the format; None derives it from the suffix.
         dtype: ``F32``, ``F16`` or ``BF16`` for the weight matrices; None keeps every tensor's own precision
             where the target can hold it (encoded tensors carry their blocks over unchanged), else F32.
         progress: called before each tensor: how many are done, of how many, its name; True draws a bar on stderr.
@@ -318,7 +320,7 @@ def _write(
 
 
 def _kept_note(done: int, total: int, target: Path) -> str:
-    """What an interrupted run leaves behind, as a note of its `KeyboardInterrupt`."""
+    """Return the note for the `KeyboardInterrupt` of a run: what is kept, and how to resume."""
     if not (done and hidden(Path(os.path.realpath(target)), "partial").exists()):
         return f"nothing is kept; {target} is as it was"
     return f"{done} of {total} tensors are kept; the same command goes on after them; {target} is as it was"
@@ -355,7 +357,7 @@ def _kept(slot: Slot, assignment: Assignment) -> Assignment:
 def make_manifest(
     sources: Mapping[str, str], plan: Plan, encoder: Encoder, format_name: str, notes: Mapping[str, str] | None = None
 ) -> Manifest:
-    """What to record about an artifact before it is written."""
+    """Return the manifest of an artifact that is about to be written."""
     tensors = {
         a.name: {"precision": a.precision.name, "reason": a.reason, "backend": encoder.name_for(a.precision)}
         for a in plan
@@ -374,7 +376,7 @@ def make_manifest(
 
 
 def _importance_digest(importance: Mapping[str, F32]) -> str:
-    """SHA-256 of an importance matrix, hex: a run that was interrupted goes on with the same one only."""
+    """SHA-256 of an importance matrix, hex: an interrupted run resumes only with the same matrix."""
     digest = hashlib.sha256()
     for name in sorted(importance):
         digest.update(name.encode() + b"\0" + np.ascontiguousarray(importance[name], "<f4").tobytes())
@@ -388,8 +390,10 @@ __all__ = [
     "convert",
     "find_format",
     "find_recipe",
+    "make_manifest",
     "make_plan",
     "open_artifact",
+    "open_source",
     "own_precision",
     "quantize",
 ]

@@ -1,4 +1,4 @@
-"""What is of note in a conversion: a sentence by kind, for the manifest (but `OF_THE_RUN`) and for one line on stderr.
+"""Notes of a conversion: a sentence by kind, for the manifest (except `OF_THE_RUN`) and for one line on stderr.
 
 | kind           | says                                                                            |
 |----------------|---------------------------------------------------------------------------------|
@@ -9,9 +9,10 @@
 | `no_tokenizer` | the model has none                                                              |
 | `merged_tokens`| tokens that only files beside the vocabulary name                               |
 | `replaced`     | an earlier artifact stood at the target                                         |
+| `restarted`    | an interrupted run's work could not be used                                     |
 
 Formats add kinds of their own (`edgekit.artifact.Layout.notes`, and ``notes(layout, plan)`` of a format): tokens that
-were added to fill the embedding, readers other than edgekit that the target has not.
+were added to fill the embedding, or other readers that cannot load the target.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from edgekit.plugin.registry import manager
 from edgekit.recipe import Assignment, Plan, Slot, quantized
 from edgekit.tensor import EncodedTensor
 
-#: The kinds in the order of the line; others come after them.
+#: The kinds in the order of the line; all others follow.
 ORDER = ("precisions", "fell_back", "requantized", "importance", "no_tokenizer")
-#: Kinds that the manifest has not: the same command writes the same bytes, whatever was there before.
-OF_THE_RUN = ("replaced",)
-#: How much of the weights that are to be quantized has to be.
+#: Kinds that are left out of the manifest, so that the same command always writes the same bytes.
+OF_THE_RUN = ("replaced", "restarted")
+#: The share of the weights to be quantized that must be quantized.
 HALF = 0.5
 
 
 def summary_line(notes: Mapping[str, str]) -> str:
-    """The notes as one line."""
+    """Return the notes as one line."""
     kinds = sorted(notes, key=lambda kind: (ORDER.index(kind) if kind in ORDER else len(ORDER), kind))
     return "; ".join(notes[kind] for kind in kinds)
 
@@ -46,18 +47,18 @@ def summary_line(notes: Mapping[str, str]) -> str:
 def conversion_notes(
     chosen: Format, layout: Layout, plan: Plan, target: Path, filled: Filled | None = None
 ) -> dict[str, str]:
-    """What is of note in a plan, before it is carried out.
+    """Return the notes of a plan before it is executed, by kind.
 
     Args:
         chosen: the format.
-        layout: what it will store.
-        plan: with which precisions.
-        target: where it is written.
-        filled: the importance matrix that it is done with.
+        layout: the tensors to store.
+        plan: the precision of each tensor.
+        target: the path to write.
+        filled: the importance matrix, if one is used.
     """
     pairs = list(zip(layout.slots, plan, strict=True))
-    own = getattr(chosen, "notes", None)
-    found = {
+    format_notes = getattr(chosen, "notes", None)
+    sentences = {
         "precisions": _precisions(plan),
         "fell_back": _fell_back(plan),
         "requantized": _requantized(pairs),
@@ -66,22 +67,22 @@ def conversion_notes(
         "merged_tokens": "" if layout.model is None else _merged_tokens(layout.source),
         "replaced": replaced(target),
         **layout.notes,
-        **(own(layout, plan) if own else {}),
+        **(format_notes(layout, plan) if format_notes else {}),
     }
-    return {kind: sentence for kind, sentence in found.items() if sentence}
+    return {kind: sentence for kind, sentence in sentences.items() if sentence}
 
 
 def without_tokenizer(artifact: Artifact) -> str:
-    """That the artifact has no tokenizer; empty where it has one, if only one that edgekit does not read."""
+    """Return the note on a missing tokenizer; empty if the artifact has one, even one that edgekit cannot read."""
     try:
-        found = artifact.tokenizer
+        tokenizer = artifact.tokenizer
     except EdgekitError:
         return ""
-    return "" if found is not None else "the model has no tokenizer, so it takes token ids only"
+    return "" if tokenizer is not None else "the model has no tokenizer, so it takes token ids only"
 
 
 def replaced(target: Path) -> str:
-    """That something stands at the target; empty where nothing does."""
+    """Return the note on a target that is replaced; empty if nothing exists there."""
     with writing(target):
         there = any(target.iterdir()) if target.is_dir() else os.path.lexists(target)
     return "what was at the target before is replaced" if there else ""
@@ -128,7 +129,7 @@ def _requantized(pairs: Iterable[tuple[Slot, Assignment]]) -> str:
     if not again:
         return ""
     shown = ", ".join(f"{count} {name}" for name, count in sorted(again.items()))
-    return f"{_matrices(again.total())} quantized already ({shown}) got quantized again; start from the full precision"
+    return f"{_matrices(again.total())} quantized already ({shown}) were quantized again; start from the full precision"
 
 
 def _importance(plan: Plan, filled: Filled) -> str:
@@ -147,7 +148,7 @@ def _importance(plan: Plan, filled: Filled) -> str:
     return ", ".join(filter(None, parts))
 
 
-#: Matrices that calibration leaves out unless asked.
+#: Matrices that calibration leaves out by default.
 _OUTPUTS = ("output.weight", "token_embd.weight")
 
 
@@ -156,22 +157,23 @@ def _matrices(count: int) -> str:
 
 
 def refuse_unquantized(plan: Plan, where: str, format_name: str) -> None:
-    """Refuse a plan that quantizes nothing, or less than half of the weights that it is asked to.
+    """Raise if a plan quantizes nothing, or less than half of the weights that its recipe should quantize.
 
     Args:
-        plan: what is to be written; a plan whose recipe asks for floats only passes.
+        plan: of the artifact to be written; a plan whose recipe specifies only floats passes.
         where: the source, for the message.
         format_name: of the target.
 
     Raises:
-        UsageError: says how much, why, and which recipes fall back.
+        UsageError: states the share that is quantized, why it is not more, and which recipes fall back.
     """
     asked = [line for line in plan if quantized(line.asked or line.precision)]
     done = [line for line in asked if quantized(line.precision)]
-    wanted, got = sum(line.size for line in asked), sum(line.size for line in done)
+    requested = sum(line.size for line in asked)
+    share = sum(line.size for line in done) / requested if requested else 0.0
     if not len(plan) or (not asked and any(len(line.shape) > 1 for line in plan)):
         return
-    if asked and got >= HALF * wanted:
+    if asked and share >= HALF:
         return
     allow = f"or allow it with {option('allow_unquantized')}"
     if not asked:
@@ -179,7 +181,7 @@ def refuse_unquantized(plan: Plan, where: str, format_name: str) -> None:
     left = next(line for line in asked if line not in done)
     cure = _recipes_that_fall_back(left, format_name)
     raise UsageError(
-        f"{where}: {plan.recipe} quantizes {len(done)} of {_matrices(len(asked))}, {got / wanted:.1%} of the weights "
+        f"{where}: {plan.recipe} quantizes {len(done)} of {_matrices(len(asked))}, {share:.1%} of the weights "
         f"({left.name}: {left.reason}); take {cure}a precision with a smaller block, {allow}"
     )
 

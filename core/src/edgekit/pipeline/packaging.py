@@ -1,7 +1,7 @@
-"""Packages: an artifact laid out as a model server expects it, with what it takes to start the server.
+"""Packages: an artifact in the directory layout of a model server, with the command that starts the server.
 
-Plugins bring the servers' layouts (``edgekit_register_packagers``). edgekit starts nothing: a package says with which
-command it is started.
+Plugins provide the servers' layouts (``edgekit_register_packagers``). edgekit does not start the server; the package
+states the command.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from edgekit.plugin.registry import manager
 
 @attrs.frozen
 class Package:
-    """What was laid out.
+    """A package that was written.
 
     Attributes:
         path: the directory.
-        files: in it, relative to it.
-        command: starts the server on it, from within the directory.
-        notes: what the user should know: what was checked, and what was not.
+        files: paths relative to `path`.
+        command: starts the server; run it in the directory.
+        notes: remarks for the user: what was checked, and what was not.
     """
 
     path: Path
@@ -43,12 +43,12 @@ class Packager(Protocol):
     name: str
 
     def package(self, source: Artifact, to: Path, **options: Any) -> Package:
-        """Write the directory, whole or not at all; the source stays as it is.
+        """Write the directory, whole or not at all; the source is not modified.
 
         Args:
-            source: what to serve; of a format that the server reads.
+            source: the artifact to serve, in a format that the server reads.
             to: the directory.
-            options: what the packager understands besides, as keyword arguments of their own.
+            options: the packager's further options, as keyword arguments.
 
         Raises:
             UnsupportedModelError: the server cannot serve the source; raised before anything is written.
@@ -71,12 +71,12 @@ def package(
         source: an artifact, or the path of one.
         server: name of an installed packager (``ovms``).
         to: the directory to write.
-        options: what the packager understands; a file that one names is a source too.
+        options: of the packager; a file that one names is a source too.
         overwrite: replace a directory of a model that edgekit did not write.
-        notes: what the user should be told about the run is appended to it, a sentence each.
+        notes: remarks about the run for the user are appended to it, one sentence each.
 
     Raises:
-        MissingPluginError: no installed plugin brings that packager.
+        MissingPluginError: no installed plugin provides that packager.
         UsageError: the target is, holds or lies inside a source, or is something that edgekit did not write; or the
             packager has no such option.
         ChangedSourceError: the source was changed while it was read.

@@ -1,7 +1,6 @@
-"""Passes: whole-artifact transformations, such as pruning or graph optimization, which plugins bring.
+"""Passes: whole-artifact transformations of plugins, such as pruning or graph optimization.
 
-A pass reads one artifact and writes another, and says what that cost: the result's manifest records, under
-``quality``, what the pass measured.
+A pass reads one artifact and writes another; the result's manifest records what the pass measured under ``quality``.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ class Pass(Protocol):
     name: str
 
     def run(self, source: Artifact, to: Path, **options: Any) -> Artifact:
-        """Write the changed artifact, atomically, and give it opened; the source stays as it is.
+        """Write the changed artifact atomically and return it, opened; the source is not modified.
 
         Args:
-            source: what to change; of a format that the pass understands.
-            to: where the result goes.
-            options: what the pass understands besides.
+            source: the artifact to change, in a format that the pass supports.
+            to: the path of the result.
+            options: the pass's further options.
 
         Returns:
-            The result. Its ``manifest.quality`` holds what was measured: names to finite numbers.
+            The result. Its ``manifest.quality`` maps the names of measurements to finite numbers.
 
         Raises:
-            UnsupportedModelError: the pass does not understand the source; raised before anything is written.
+            UnsupportedModelError: the pass does not support the source; raised before anything is written.
         """
         ...
 
@@ -57,13 +56,13 @@ def run_pass(
         source: an artifact, or the path of one; or of a file that no installed format reads, where the pass takes files
             of that suffix (it is handed over as `unread`).
         name: of the pass.
-        to: where the result goes.
-        options: what the pass understands; a file that one names is a source too.
+        to: the path of the result.
+        options: of the pass; a file that one names is a source too.
         overwrite: replace a target that edgekit did not write; one that it wrote is replaced in any case.
-        notes: what the user should be told about the run is appended to it, a sentence each.
+        notes: remarks about the run for the user are appended to it, one sentence each.
 
     Raises:
-        MissingPluginError: no installed plugin brings a pass of that name.
+        MissingPluginError: no installed plugin provides a pass of that name.
         UnsupportedModelError: the pass takes artifacts of other formats.
         UsageError: the target is, holds or lies inside a source, or is something that edgekit did not write; or the
             pass has no such option.
@@ -81,7 +80,7 @@ def run_pass(
 
 
 def files_in(options: Mapping[str, Any]) -> list[Path]:
-    """The files that options name."""
+    """Return the files that options name."""
     values = (value for value in options.values() if isinstance(value, str | os.PathLike) and value)
     return [path for path in map(Path, values) if _is_file(path)]
 
@@ -89,7 +88,7 @@ def files_in(options: Mapping[str, Any]) -> list[Path]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # too long, or with a NUL: a text that names no file
+    except (OSError, ValueError):  # too long, or with a NUL: the text names no file
         return False
 
 
@@ -112,10 +111,10 @@ def _refuse_format(artifact: Artifact, registration: Registration) -> None:
 
 
 def refuse_options(function: Callable[..., Any], who: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that a function does not have as keyword arguments.
+    """Raise if a function has no keyword argument for one of the options.
 
     Raises:
-        UsageError: names who has no such option, and the ones that there are.
+        UsageError: names the option and those that are allowed.
     """
     parameters = inspect.signature(function).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
@@ -126,4 +125,4 @@ def refuse_options(function: Callable[..., Any], who: str, options: Mapping[str,
             raise UsageError(f"{who} has no option {option!r}; it has {', '.join(known) or 'none'}")
 
 
-__all__ = ["Pass", "refuse_options", "run_pass", "unread"]
+__all__ = ["Pass", "files_in", "refuse_options", "run_pass", "unread"]

@@ -1,4 +1,4 @@
-"""How far a long run is: a callback, or a bar on stderr."""
+"""Progress of a long run: a callback, or a bar on stderr."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-#: Called with what is done, of how much, and the name of what comes next.
+#: Called with the number of steps done, the total, and the name of the next step.
 Progress = Callable[[int, int, str], None]
-#: What ``progress=`` takes: a callback; True for a bar on stderr; None or False for nothing.
+#: The values of ``progress=``: a callback; True for a bar on stderr; None or False for no report.
 Shown = Progress | bool | None
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -18,7 +18,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 @contextmanager
 def bar(title: str) -> Iterator[Progress]:
-    """A callback that draws a bar where rich and a terminal (or a notebook) are there, else rare lines on stderr."""
+    """Return a callback that draws a bar if rich and a terminal or notebook are available; else prints a few lines."""
     try:
         from rich.console import Console
         from rich.progress import Progress as Bar
@@ -40,7 +40,7 @@ def bar(title: str) -> Iterator[Progress]:
 
 @contextmanager
 def reporting(progress: Shown, title: str) -> Iterator[Progress | None]:
-    """The callback that ``progress=`` stands for, None for none; a bar ends with the block."""
+    """Yield the callback that ``progress=`` stands for, or None; a bar ends with the block."""
     if progress is True:
         with bar(title) as report:
             yield report
@@ -49,7 +49,7 @@ def reporting(progress: Shown, title: str) -> Iterator[Progress | None]:
 
 
 def _lines(title: str) -> Progress:
-    """The first line, the last, and between them one every few seconds."""
+    """Return a callback that prints the first line, the last, and one every few seconds between them."""
     shown = -math.inf
 
     def report(done: int, total: int, what: str) -> None:

@@ -1,4 +1,4 @@
-"""Which recipe a name, a file, a precision or an object stands for; and what there are."""
+"""Look up the recipe for a name, a file, a precision or an object; list the registered recipes."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from edgekit.precision import Precision, find_precision
 from edgekit.precision import catalogue as precisions
 from edgekit.recipe import Clause, Recipe, Rules, Uniform
 
-#: How a recipe is named: a recipe, a precision, the name of one, or the path of a TOML file.
+#: A recipe, a precision, the name of either, or the path of a TOML file.
 AnyRecipe = str | os.PathLike[str] | Precision | Recipe
 SUFFIX = ".toml"
-#: Bytes of a recipe's file; a line for every tensor of a large model takes a tenth of it.
+#: Largest size of a recipe's file in bytes; a line for every tensor of a large model takes a tenth of it.
 LIMIT = 1 << 20
 _KEYS = ("name", "base", "tensors")
 
 
 def find_recipe(recipe: AnyRecipe, format_name: str, to: Path | None = None) -> Recipe:
-    """The recipe of that name for the format, else the precision of that name for every weight matrix.
+    """Return the recipe of that name for the format, else one with the precision of that name for every weight matrix.
 
     Args:
-        recipe: a name, upper and lower case alike; a path that ends in ``.toml`` (`read_recipe`); or an object, of
-            which the names in its rules are looked up.
+        recipe: a name, upper and lower case alike; a path that ends in ``.toml`` (`read_recipe`); or an object; names
+            in its rules are looked up.
         format_name: of the target.
         to: the target, for messages.
 
     Raises:
         UnknownRecipeError: neither a recipe nor a precision.
-        UsageError: no recipe at all.
+        UsageError: the object is not a recipe.
         InvalidFileError, MissingFileError: about the file.
     """
     if isinstance(recipe, os.PathLike) or (isinstance(recipe, str) and recipe.lower().endswith(SUFFIX)):
@@ -59,7 +59,7 @@ def find_recipe(recipe: AnyRecipe, format_name: str, to: Path | None = None) -> 
         return _named(recipe, format_name, to)
     if not (hasattr(recipe, "name") and callable(getattr(recipe, "plan", None))):
         raise UsageError(
-            f"{recipe!r:.80} is no recipe; give the name of a recipe (Q4_K_M) or of a precision (ggml:Q4_0), "
+            f"{recipe!r:.80} is not a recipe; give the name of a recipe (Q4_K_M) or of a precision (ggml:Q4_0), "
             'or make one with edgekit.Recipe.of({"*": "Q4_0"})'
         )
     return recipe
@@ -67,10 +67,10 @@ def find_recipe(recipe: AnyRecipe, format_name: str, to: Path | None = None) -> 
 
 def _named(name: str, format_name: str, to: Path | None) -> Recipe:
     suited = {r.name: r for r in manager().all("recipes") if _suits(r, format_name)}
-    own = name if name in suited else next((known for known in suited if _folded(known) == _folded(name)), None)
-    if own is not None:
-        found: Recipe = manager().load("recipes", own)
-        return found
+    match = name if name in suited else next((known for known in suited if _folded(known) == _folded(name)), None)
+    if match is not None:
+        loaded: Recipe = manager().load("recipes", match)
+        return loaded
     try:
         return Uniform(target_precision(name, format_name))
     except UnknownPrecisionError as error:
@@ -86,13 +86,13 @@ def _folded(name: str) -> str:
 
 
 def target_precision(name: str, format_name: str) -> Precision:
-    """The precision of that name; a short name that several conventions have is the target format's own.
+    """Return the precision of that name; a short name is looked up in the target format's conventions first.
 
     Raises:
-        UnknownPrecisionError: nobody has it, or several conventions that are not the format's.
+        UnknownPrecisionError: no convention has it, or several do and none is the format's.
     """
-    own = getattr(manager().load("formats", format_name), "conventions", ())
-    for convention in own if ":" not in name else ():
+    conventions = getattr(manager().load("formats", format_name), "conventions", ())
+    for convention in conventions if ":" not in name else ():
         try:
             return find_precision(f"{convention}:{name}")
         except UnknownPrecisionError:
@@ -111,7 +111,7 @@ def _unknown(name: str, suited: list[str], format_name: str, to: Path | None, er
             f"{meant}; {' or '.join(map(_how_to_choose, formats))}"
         )
     if ambiguous:
-        return f"{name!r} is no recipe for {format_name}{meant}, and as a {error}"
+        return f"{name!r} is not a recipe for {format_name}{meant}, and as a {error}"
     others = [r.name for r in manager().all("recipes")]
     names = [*suited, *(p.name for p in precisions()), *others]
     folded = {_folded(known): known for known in [*(n.partition(":")[2] or n for n in reversed(names))]}
@@ -124,21 +124,21 @@ def _unknown(name: str, suited: list[str], format_name: str, to: Path | None, er
 
 
 def _how_to_choose(format_name: str) -> str:
-    """How to choose a format as the target's: with its suffix where it has one."""
+    """Return how to select a format for the target: by suffix if it has one, else by option."""
     suffixes = next((r.options.get("suffixes") for r in manager().all("formats") if r.name == format_name), ())
     by_suffix = f"name a file that ends in {suffixes[0]}, or say " if suffixes else "say "
     return by_suffix + option("format", format_name)
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Rules:
-    r"""A recipe from a TOML file.
+    r"""Read a recipe from a TOML file.
 
     The table ``tensors`` holds the rules, in order: a pattern of tensor names and a precision. ``base`` names the
-    recipe or the precision for what no pattern matches, ``name`` the recipe; by default it is the file's name.
+    recipe or the precision for what no pattern matches, ``name`` is the recipe's name; the default is the file's.
 
     Raises:
         MissingFileError: it cannot be read.
-        InvalidFileError: it is no TOML, or has other keys or types; names what came.
+        InvalidFileError: it is not TOML, or has unknown keys or wrong types; names them.
 
     Example:
         >>> from pathlib import Path
@@ -176,18 +176,18 @@ def _parsed(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidFileError(f"{file}: no TOML ({error!s:.200})") from error
+        raise InvalidFileError(f"{file}: not TOML ({error!s:.200})") from error
 
 
 @attrs.frozen
 class Listed:
-    """A registered recipe, for people.
+    """A registered recipe, as `edgekit recipes` shows it.
 
     Attributes:
-        name: as it is asked for.
-        formats: that it is meant for; ``*`` for all.
-        distribution: that brings it.
-        clauses: its rules in words; empty where it has none to show.
+        name: by which it is selected.
+        formats: that it applies to; ``*`` for all.
+        distribution: that registers it.
+        clauses: its rules in words; empty if it describes none.
         error: why it cannot be loaded; empty otherwise.
     """
 
@@ -199,7 +199,7 @@ class Listed:
 
 
 def list_recipes(format_name: str | None = None) -> Iterator[Listed]:
-    """Every registered recipe, those of one format or all; a recipe that does not load is listed with its error."""
+    """Return all registered recipes, or those of one format; a recipe that does not load is listed with its error."""
     for registration in manager().all("recipes"):
         if format_name is None or _suits(registration, format_name):
             yield _listed(registration)

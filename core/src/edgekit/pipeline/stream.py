@@ -1,7 +1,7 @@
 """Tensors through an executor, in order: while one is written, the next are read and encoded.
 
 A tensor is cut into chunks of rows. Chunks of several tensors are under way at a time, so that small tensors keep
-every worker busy too; how many elements they may have together bounds the memory.
+every worker busy too; a limit on their total elements bounds the memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MOST_AHEAD = 1 << 24
 
 
 def limits(cores: int) -> tuple[int, int]:
-    """Elements of a chunk, and elements under way: two chunks for each core, so that none waits for the writer.
+    """Return the elements of a chunk, and of all chunks under way: two a core, so that none waits for the writer.
 
     On more than 16 cores the chunks are smaller, so that memory does not grow with the number of cores.
     """
@@ -44,12 +44,12 @@ CHUNK, AHEAD = limits(os.cpu_count() or 1)
 
 @attrs.frozen
 class Rows:
-    """Rows as they were read, to be widened or decoded by whoever encodes them.
+    """Rows in the source's type, to be widened or decoded by the worker that encodes them.
 
     Attributes:
-        first: number of the first one, for messages.
+        first: number of the first row, for messages.
         values: [rows, cols] in the source's type, or still encoded.
-        dtype: the source's type where it has to be widened.
+        dtype: the source's type if the values must be widened; else empty.
     """
 
     first: int
@@ -57,7 +57,7 @@ class Rows:
     dtype: str = ""
 
     def wanted(self, name: str) -> Array:
-        """What the precision's reference takes, C-contiguous."""
+        """Return the rows in a type that the precision's reference accepts, C-contiguous."""
         if isinstance(self.values, QuantizedTensor):
             return decode(self.values)
         return np.ascontiguousarray(widen(self.values, self.dtype, name) if self.dtype else self.values)
@@ -65,7 +65,7 @@ class Rows:
 
 @attrs.frozen
 class Encoder:
-    """Encodes slots, their row chunks on the pool; `where` stands before a tensor's name in messages."""
+    """Encodes slots in row chunks on the pool; `where` is the prefix of a tensor's name in messages."""
 
     pool: Executor
     backend: str | None
@@ -74,12 +74,12 @@ class Encoder:
     where: str = ""
 
     def encoded(self, pairs: Iterable[tuple[Slot, Assignment]]) -> Generator[QuantizedTensor, None, None]:
-        """The tensors, in order."""
+        """Yield the encoded tensors, in order."""
         under_way: deque[_Task] = deque()
         try:
             for slot, assignment in pairs:
                 if isinstance(slot.tensor, EncodedTensor) and slot.tensor.precision == assignment.precision:
-                    yield from _drained(under_way, 0)  # as it is: held in memory only when its turn has come
+                    yield from _drained(under_way, 0)  # copied unchanged: read only when it is next
                     yield attrs.evolve(slot.tensor.read(), name=assignment.name)
                     continue
                 for task in self._submitted(slot, assignment):
@@ -92,24 +92,24 @@ class Encoder:
 
     def _submitted(self, slot: Slot, assignment: Assignment) -> Iterator[_Task]:
         tensor, precision = slot.tensor, assignment.precision
-        own = self._codec(precision)
+        resolved = self._codec(precision)
         job = partial(
             encode_chunk,
-            codec=own,
+            codec=resolved,
             importance=self.importance.get(assignment.role),
             name=self.where + tensor.name,
             finite=not (self.keep_nonfinite and precision.convention == "float"),
         )
-        whole = _Whole(slot, assignment, own.backend)
+        whole = _Whole(slot, assignment, resolved.backend)
         step = chunk_rows(tensor.rows, tensor.shape[-1] if tensor.shape else 1, precision)
         for start in range(0, tensor.rows, step):
             stop = min(start + step, tensor.rows)
             size = (stop - start) * tensor.size // tensor.rows
-            rows = raw_rows(tensor, own, start, stop)
+            rows = raw_rows(tensor, resolved, start, stop)
             yield _Task(whole, start, stop, size, self.pool.submit(job, rows))
 
     def name_for(self, precision: Precision) -> str:
-        """Which backend encodes that precision."""
+        """Return the name of the backend that encodes that precision."""
         return self._codec(precision).backend
 
     def _codec(self, precision: Precision) -> Codec:
@@ -118,7 +118,7 @@ class Encoder:
 
 @attrs.define
 class _Whole:
-    """A tensor of which the first chunks are encoded."""
+    """A tensor that is being encoded, with the chunks that are done."""
 
     slot: Slot
     assignment: Assignment
@@ -126,7 +126,7 @@ class _Whole:
     parts: Parts = attrs.field(factory=dict)
 
     def add(self, start: int, stop: int, parts: Parts) -> None:
-        """Put a chunk in its place."""
+        """Insert an encoded chunk."""
         self.parts = put_rows(self.parts, parts, start, stop - start, self.slot.tensor.rows)
 
     def tensor(self) -> QuantizedTensor:
@@ -146,7 +146,7 @@ class _Task:
 
 
 def _drained(under_way: deque[_Task], limit: int) -> Iterator[QuantizedTensor]:
-    """Wait for the oldest until no more than `limit` elements are under way; gives the tensors that this completes."""
+    """Wait for the oldest tasks until at most `limit` elements are under way; yield the tensors that are complete."""
     size = sum(task.size for task in under_way)
     while under_way and size > limit:
         task = under_way[0]
@@ -157,12 +157,12 @@ def _drained(under_way: deque[_Task], limit: int) -> Iterator[QuantizedTensor]:
 
 
 def chunk_rows(rows: int, cols: int, precision: Precision) -> int:
-    """Rows encoded at once: about `CHUNK` elements, or all where the rows depend on each other."""
+    """Return the rows to encode at a time: about `CHUNK` elements, or all if the rows depend on each other."""
     return max(1, CHUNK // max(1, cols)) if precision.rowwise else max(1, rows)
 
 
 def raw_rows(tensor: AnyTensor, codec: Codec, start: int, stop: int) -> Rows:
-    """Rows as they are in the file, as far as a chunk can be taken out of it and the codec takes them."""
+    """Return rows in the file's type if the codec accepts it; else as float32, or with the type to widen."""
     if isinstance(tensor, EncodedTensor):
         if not tensor.sliceable:
             return Rows(start, tensor.float32(start, stop))
@@ -177,7 +177,7 @@ def raw_rows(tensor: AnyTensor, codec: Codec, start: int, stop: int) -> Rows:
 
 
 def source_rows(tensor: AnyTensor, precision: Precision, start: int, stop: int) -> Array:
-    """Rows as the precision's reference takes them: float32, or the source's own type where that matters."""
+    """Return rows as the precision's reference accepts them: float32, or the source's type if that matters."""
     return raw_rows(tensor, codec(precision, REFERENCE), start, stop).wanted(tensor.name)
 
 
@@ -188,8 +188,8 @@ def _bfloat16() -> np.dtype[Any]:
         raise MissingPluginError(
             "this precision's scales take the source's bfloat16, which numpy lacks; pip install ml-dtypes"
         ) from error
-    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return found
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 def encode_chunk(

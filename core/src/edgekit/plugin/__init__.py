@@ -1,4 +1,4 @@
-"""Plugins: the hooks that they implement, what is registered, and who is asked for what."""
+"""Plugins: the hook specifications, the registry and the manager that loads them."""
 
 from __future__ import annotations
 

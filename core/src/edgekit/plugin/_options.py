@@ -1,4 +1,4 @@
-"""What ``register`` takes in each role; anything else is an error that names what is allowed."""
+"""The options that ``register`` takes in each role; any other raises an error that names what is allowed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _suffixes(value: object) -> str:
     if not isinstance(value, tuple | list) or not all(isinstance(each, str) for each in value):
         return 'takes a tuple of suffixes, such as (".gguf",)'
     wrong = [each for each in value if not _SUFFIX.fullmatch(each)]
-    return f"{wrong[0]!r} is no suffix; a suffix is one dot and a name, as pathlib's Path.suffix" if wrong else ""
+    return f"{wrong[0]!r} is not a suffix; a suffix is one dot and a name, as pathlib's Path.suffix" if wrong else ""
 
 
 def _names(value: object) -> str:
@@ -36,7 +36,7 @@ def _tolerance(value: object) -> str:
 
 
 def _number(value: object) -> float:
-    """As a float; -1 of what is no finite number."""
+    """The value as a float; -1 if it is not a finite number."""
     right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if right else -1.0  # type: ignore[arg-type]
 
@@ -46,7 +46,7 @@ def _claim(value: object) -> str:
     return "" if right else 'takes "exact", or a sentence that states the bound'
 
 
-#: Role -> option -> what is wrong with a value, in words; empty where nothing is.
+#: Role -> option -> function that returns why a value is invalid, or an empty string.
 _OPTIONS: dict[str, dict[str, Callable[[object], str]]] = {
     "formats": {"suffixes": _suffixes, "takes": _suffixes},
     "quantizers": {"claim": _claim, "speed": _speed},
@@ -57,7 +57,7 @@ _OPTIONS: dict[str, dict[str, Callable[[object], str]]] = {
 
 
 def checked(role: str, what: str, target: object, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of one registration, lists as tuples.
+    """Return the validated options of one registration, lists as tuples.
 
     Args:
         role: ``formats``, ``quantizers``, ...
@@ -66,7 +66,7 @@ def checked(role: str, what: str, target: object, options: Mapping[str, Any]) ->
         options: the keyword arguments of ``register``.
 
     Raises:
-        PluginError: a malformed target, an option that the role does not have or that lacks, or a wrong value.
+        PluginError: a malformed target, an unknown or missing option, or an invalid value.
     """
     if not isinstance(target, str) or not _TARGET.fullmatch(target):
         raise PluginError(f'{what}: a target is "package.module:attribute", not {target!r}')
@@ -78,7 +78,7 @@ def checked(role: str, what: str, target: object, options: Mapping[str, Any]) ->
         if wrong:
             raise PluginError(f"{what}: {name}={value!r}: {wrong}")
     if role == "quantizers" and "claim" not in options:
-        raise PluginError(f'{what}: it claims nothing; register it with claim="exact", or a sentence with its bound')
+        raise PluginError(f'{what}: it states no claim; register it with claim="exact", or a sentence with its bound')
     return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
 
 

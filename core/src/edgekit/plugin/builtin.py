@@ -1,4 +1,4 @@
-"""What the core itself registers, through the same hooks as everyone else."""
+"""The core's own registrations, through the same hooks as plugins."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ edgekit_api = (1, 0)
 
 @hookimpl
 def edgekit_register_formats(register: Register) -> None:
-    """Hugging Face directories."""
+    """Register the format of Hugging Face directories."""
     register("hf", "edgekit.formats.hf:HuggingFaceFormat", suffixes=())
 
 
 @hookimpl
 def edgekit_register_runtimes(register: Register) -> None:
-    """The numpy forward pass, for every format whose family is known."""
+    """Register the numpy runtime, for every format whose model family the core implements."""
     register("numpy", "edgekit.runtime.numpy:NumpyRuntime.open", formats=("*",), speed=1)
 
 
 @hookimpl
 def edgekit_register_commands(register: Register) -> None:
-    """The command line's verbs, a module each; none is imported here."""
+    """Register the commands of the command line, one module each; none is imported here."""
     for module in pkgutil.iter_modules([str(Path(__file__).parents[1] / "cli")]):
         if not module.name.startswith("_"):
             register(module.name.replace("_", "-"), f"edgekit.cli.{module.name}:command")
+
+
+__all__ = ["edgekit_api", "edgekit_register_commands", "edgekit_register_formats", "edgekit_register_runtimes"]

@@ -4,10 +4,10 @@ Each hook hands the plugin a ``register`` callback, so that options can be added
 Targets are strings, ``"package.module:attribute"``: the attribute is imported when it is first used. An
 attribute that is a class is instantiated without arguments.
 
-Registration is strict. An option that a hook does not have, or a value of another kind (``suffixes=".x"`` for a
+Registration is strict. An unknown option, or a value of the wrong type (``suffixes=".x"`` for a
 tuple, ``speed="10"``), fails the plugin with one sentence that `edgekit plugins` and `edgekit doctor` show. So does a
-name of the core's own, a command's included. What contradicts its registration, by another name or another claim,
-is refused when it is first used.
+name that the core registers itself, commands included. An object whose name or claim differs from its registration is
+refused when it is first used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable
 import pluggy
 
 GROUP = "edgekit"
-"""The entry point group, and the project name that pluggy knows."""
+"""The entry point group, which is pluggy's project name too."""
 
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
@@ -30,8 +30,8 @@ Register = Callable[..., None]
 def edgekit_register_formats(register: Register) -> None:
     """Offer a file format: ``register("gguf", "edgekit_gguf.format:GgufFormat", suffixes=(".gguf",))``.
 
-    The target implements `edgekit.artifact.Format`. ``takes=(".onnx",)`` names suffixes of files that it converts as a
-    whole where no installed format reads them: its layout then has no slots, and its writer does all the work.
+    The target implements `edgekit.artifact.Format`. ``takes=(".onnx",)`` names suffixes of files that no installed
+    format reads and that it converts as a whole: the layout then has no slots, and the writer does all the work.
     """
 
 
@@ -40,14 +40,14 @@ def edgekit_register_quantizers(register: Register) -> None:
     """Offer a native encoder: ``register("Q4_K", "edgekit_llamacpp.native:Q4K", claim="exact", speed=10)``.
 
     The target implements `edgekit.encoding.Quantizer`; ``claim`` is ``"exact"`` (bytes equal the reference's)
-    or a sentence stating the bound; among exact ones the highest ``speed`` is the default. The reference has 1, as has
-    whoever states none; one below 1 is used only where it is asked for by name.
+    or a sentence stating the bound; among exact ones the highest ``speed`` is the default. The reference has 1, which
+    is also the default; an encoder below 1 is used only if it is selected by name.
     """
 
 
 @hookspec
 def edgekit_register_precisions(register: Register) -> None:
-    """Bring a number format of your own: ``register("ggml:IQ2_XXS", "edgekit_gguf.iq:IQ2_XXS")``.
+    """Add a number format: ``register("ggml:IQ2_XXS", "edgekit_gguf.iq:IQ2_XXS")``.
 
     The target implements `edgekit.reference.Reference` and has an attribute ``precision``, its record.
     """
@@ -57,10 +57,10 @@ def edgekit_register_precisions(register: Register) -> None:
 def edgekit_register_recipes(register: Register) -> None:
     """Offer a recipe: ``register("Q4_K_M", "edgekit_gguf.recipes:Q4_K_M", formats=("gguf",))``.
 
-    The target implements `edgekit.recipe.Recipe`; ``formats`` names the formats it is meant for. Its plan is checked
-    before a tensor is read: one assignment for each slot, in their order. Where a tensor cannot have what the recipe
-    asks for, the assignment names that in ``asked``, and the conversion's notes count it. A method ``describe()``
-    returns `edgekit.recipe.Clause`s, which `edgekit recipes` shows.
+    The target implements `edgekit.recipe.Recipe`; ``formats`` names the formats that it applies to. Its plan is checked
+    before a tensor is read: one assignment for each slot, in their order. If a tensor cannot have the precision that
+    the recipe specifies, the assignment states that precision in ``asked``, and the conversion's notes count it. A
+    method ``describe()`` returns `edgekit.recipe.Clause`s, which `edgekit recipes` shows.
     """
 
 
@@ -105,7 +105,7 @@ def edgekit_register_packagers(register: Register) -> None:
     """Offer a model server's layout: ``register("ovms", "edgekit_openvino.ovms:Ovms")``, for `edgekit package`.
 
     The target implements `edgekit.pipeline.packaging.Packager`: it writes the directory that the server expects, and
-    says with which command the server is started.
+    returns the command that starts the server.
     """
 
 
@@ -113,5 +113,23 @@ def edgekit_register_packagers(register: Register) -> None:
 def edgekit_register_commands(register: Register) -> None:
     """Add a command to the command line: ``register("serve", "pkg.mod:command")``.
 
-    The target is a click command of that name, which no command of the core has.
+    The target is a click command of that name; the names of the core's commands are reserved.
     """
+
+
+__all__ = [
+    "GROUP",
+    "Register",
+    "edgekit_register_commands",
+    "edgekit_register_devices",
+    "edgekit_register_formats",
+    "edgekit_register_packagers",
+    "edgekit_register_passes",
+    "edgekit_register_precisions",
+    "edgekit_register_quantizers",
+    "edgekit_register_recipes",
+    "edgekit_register_runtimes",
+    "edgekit_register_servers",
+    "hookimpl",
+    "hookspec",
+]

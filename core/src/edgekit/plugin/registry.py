@@ -1,7 +1,7 @@
-"""Plugins: find them, load on demand, refuse politely.
+"""The plugin registry: discovery, loading on demand, and reporting plugins that fail.
 
 Entry points of the group ``edgekit`` are listed from metadata alone. The light modules they name are imported
-when the first registry is asked; what those register is imported when it is first used. A plugin that fails
+at the first look-up; what those register is imported when it is first used. A plugin that fails
 is reported and never breaks another. (The module is called `plugin` because `edgekit.plugins()` is the function.)
 """
 
@@ -43,7 +43,7 @@ ROLES = (
     "packagers",
     "commands",
 )
-#: What an object has to have to play its role.
+#: Attributes that an object must have in each role.
 _NEEDED = {
     "formats": ("name", "matches", "open", "layout", "writer"),
     "precisions": ("precision", "traits", "encode", "decode", "bound"),
@@ -54,13 +54,13 @@ _NEEDED = {
     "commands": ("main",),
 }
 _CALLED = ("runtimes", "devices", "servers")
-#: Roles whose objects may say their own name.
+#: Roles whose objects may state their name.
 _NAMED = ("formats", "recipes", "packagers", "passes", "commands")
-#: Seconds in which a plugin's light module has to be imported, a hundred times what it may take.
+#: Time limit in seconds for importing a plugin's light module, a hundred times its budget.
 LOAD_SECONDS = float(os.environ.get("EDGEKIT_PLUGIN_SECONDS", "10"))
 BUILT_IN = "edgekit-core"
-#: The distribution to install for a format, a suffix, a backend, a runtime or a command. Messages that name a cure
-#: take its name from here: a name made of what the user typed may be a stranger's distribution, or nobody's.
+#: The distribution to install for a format, a suffix, a backend, a runtime or a command. Messages suggest only these
+#: names: a name built from the user's input could be an unrelated distribution, or none.
 KNOWN_DISTRIBUTIONS = {
     "gguf": "edgekit-gguf",
     ".gguf": "edgekit-gguf",
@@ -76,13 +76,13 @@ Status = Literal["loaded", "failed", "refused", "disabled"]
 
 @attrs.frozen
 class PluginInfo:
-    """What `edgekit plugins` says about a plugin.
+    """An installed plugin and its status, as `edgekit plugins` shows it.
 
     Attributes:
         name: of its entry point.
-        distribution, version: what was installed.
+        distribution, version: the installed distribution and its version.
         status: ``loaded``, ``failed`` (it raised), ``refused`` (wrong contract version) or ``disabled``.
-        error: why it is not loaded, or what it does wrong; empty otherwise.
+        error: why it is not loaded, or which rule it breaks; empty otherwise.
         provides: registered names by role.
     """
 
@@ -100,7 +100,7 @@ class Registration:
 
     Attributes:
         target: ``"package.module:attribute"``.
-        plugin, distribution: who registered it.
+        plugin, distribution: the plugin that registered it, and its distribution.
         options: the keyword arguments of ``register``.
     """
 
@@ -112,7 +112,7 @@ class Registration:
     options: dict[str, Any] = attrs.field(factory=dict)
 
     def load(self) -> Any:
-        """Import the target; a class is instantiated.
+        """Import and return the target; a class is instantiated.
 
         Raises:
             PluginError: it cannot be imported; names the distribution and the error.
@@ -136,74 +136,75 @@ class Registration:
 
 
 def one(role: str) -> str:
-    """The word for one thing of a role: ``format`` of ``formats``, ``pass`` of ``passes``."""
+    """Return a role in the singular: ``format`` for ``formats``, ``pass`` for ``passes``."""
     return "pass" if role == "passes" else role[:-1]
 
 
 @functools.cache
 def _load(target: str) -> Any:
     module, _, attribute = target.partition(":")
-    found: Any = functools.reduce(getattr, attribute.split("."), cast(Any, importlib.import_module(module)))
-    return found() if isinstance(found, type) else found
+    target_object: Any = functools.reduce(getattr, attribute.split("."), cast(Any, importlib.import_module(module)))
+    return target_object() if isinstance(target_object, type) else target_object
 
 
-@functools.cache  # encoding asks for its encoder at every call
+@functools.cache  # looked up at every call of `encode`
 def _fault(role: str, name: str, target: str, claim: str | None) -> str:
-    """What is wrong with a registered object: what it lacks, or says otherwise than its registration; else empty."""
+    """Return what a registered object lacks, or how it contradicts its registration; empty if it is valid."""
     loaded = _load(target)
     lacking = [needed for needed in _NEEDED.get(role, ()) if not hasattr(loaded, needed)]
     if lacking or (role in _CALLED and not callable(loaded)):
         what = f"lacks {', '.join(lacking)}" if lacking else "cannot be called"
-        return f"{what}; the docstring of edgekit_register_{role} names what it has to implement"
+        return f"{what}; the docstring of edgekit_register_{role} names what it must implement"
     other = _other_name(role, name, loaded)
     if other:
         return f"({target}) calls itself {other!r}; register it under that name"
-    own = getattr(loaded, "claim", None)
-    if role == "quantizers" and own not in (None, claim):
-        return f"is registered with claim={claim!r}, and {target} has claim = {own!r}; state one claim in both places"
+    stated = getattr(loaded, "claim", None)
+    if role == "quantizers" and stated not in (None, claim):
+        contradiction = f"is registered with claim={claim!r}, and {target} has claim = {stated!r}"
+        return f"{contradiction}; state one claim in both places"
     return ""
 
 
 def _other_name(role: str, name: str, loaded: Any) -> str:
-    """The name that an object gives itself, or its precision, where it is not the registered one."""
+    """Return the name of an object, or of its precision, if it differs from the registered name; else empty."""
     if role in _NAMED:
-        own = getattr(loaded, "name", None)
-        return "" if own in (None, name) else str(own)
+        stated = getattr(loaded, "name", None)
+        return "" if stated in (None, name) else str(stated)
     try:
         record = getattr(loaded, "precision", None) if role in ("precisions", "quantizers") else None
-    except EdgekitError:  # of a quantizer whose precision another plugin brings, which is not there
+    except EdgekitError:  # a quantizer for a precision of another plugin, which is not installed
         return ""
-    own = "" if record is None else str(record)  # a record, or its name
-    return "" if name in (own, own.partition(":")[2]) or not own else own
+    stated = "" if record is None else str(record)  # a record or a name
+    return "" if name in (stated, stated.partition(":")[2]) or not stated else stated
 
 
 @attrs.define
 class Manager:
-    """Holds the registries of one process."""
+    """The plugins and registrations of one process."""
 
     plugins: list[PluginInfo] = attrs.field(factory=list)
     registrations: list[Registration] = attrs.field(factory=list)
 
     def all(self, role: str) -> list[Registration]:
-        """Everything registered in a role, built-ins first."""
+        """Return all registrations of a role, built-ins first."""
         return [r for r in self.registrations if r.role == role]
 
     def find(self, role: str, name: str) -> Registration:
-        """The registration of that name.
+        """Return the registration of that name.
 
         Raises:
-            MissingPluginError: nobody registered it; names what is there and the cure.
+            MissingPluginError: it is not registered; names what is available and the cure.
             PluginError: two distributions registered it.
         """
-        found = [r for r in self.all(role) if r.name == name]
-        if not found:
+        matching = [r for r in self.all(role) if r.name == name]
+        if not matching:
             raise MissingPluginError(self._missing(role, name))
-        if len(found) > 1 and found[0].distribution != BUILT_IN:
-            raise PluginError(_twice(role, name, found))
-        return found[0]
+        if len(matching) > 1 and matching[0].distribution != BUILT_IN:
+            raise PluginError(_twice(role, name, matching))
+        return matching[0]
 
     def load(self, role: str, name: str) -> Any:
-        """Find and import in one step."""
+        """Find the registration of that name and import its target; raises as both."""
         return self.find(role, name).load()
 
     def _missing(self, role: str, name: str) -> str:
@@ -213,12 +214,12 @@ class Manager:
         cure = f"; pip install {known}" if known and not there else ""
         failed = [f"{p.distribution} ({p.error})" for p in self.plugins if p.status in ("failed", "refused")]
         broken = f"; not loaded: {', '.join(failed)}" if failed else ""
-        return f"no {one(role)} {name!r} is installed (there are: {names}){cure}{broken}"
+        return f"no {one(role)} {name!r} is installed (available: {names}){cure}{broken}"
 
 
 def skipped(registration: Registration, error: PluginError) -> None:
-    """Warn once, in the log, that something registered cannot be used here and another does its work."""
-    _warn_once(f"{registration.plugin} is passed over: {error}")
+    """Warn once, in the log, that a registration cannot be used and the next one replaces it."""
+    _warn_once(f"{registration.plugin} is skipped: {error}")
 
 
 @functools.cache
@@ -228,13 +229,13 @@ def _warn_once(message: str) -> None:
 
 @functools.cache
 def manager() -> Manager:
-    """The process's plugin manager; importing all plugins' light modules at the first call."""
+    """Return the process's plugin manager; the first call imports the light modules of all plugins."""
     return build(entry_points())
 
 
 def entry_points() -> list[tuple[metadata.EntryPoint, str, str]]:
-    """The installed plugins, from metadata alone: entry point, distribution and its version."""
-    found = {
+    """Return each installed plugin's entry point, distribution and version, from metadata alone."""
+    points = {
         (point.name, point.value, point.dist.name if point.dist else "unknown"): (
             point,
             point.dist.name if point.dist else "unknown",
@@ -242,11 +243,11 @@ def entry_points() -> list[tuple[metadata.EntryPoint, str, str]]:
         )
         for point in metadata.entry_points(group=GROUP)
     }
-    return [found[key] for key in sorted(found)]
+    return [points[key] for key in sorted(points)]
 
 
 def build(points: list[tuple[metadata.EntryPoint, str, str]]) -> Manager:
-    """Load the built-ins and then each plugin, keeping every failure to its plugin."""
+    """Load the built-ins, then each plugin; a plugin that fails does not affect the others."""
     self = Manager()
     _add(
         self,
@@ -265,26 +266,26 @@ def build(points: list[tuple[metadata.EntryPoint, str, str]]) -> Manager:
 
 
 def _in_time(load: Callable[[], Any], name: str) -> Any:
-    """Load in a thread, which is left behind where it hangs.
+    """Load in a thread, which is abandoned if it hangs.
 
     Raises:
-        PluginError: it has not ended in time. And whatever loading raises.
+        PluginError: loading exceeded the time limit. Errors of loading are raised unchanged.
     """
     outcome: list[tuple[Any, BaseException | None]] = []
 
     def work() -> None:
         try:
             outcome.append((load(), None))
-        except BaseException as error:  # it is raised again below, in the caller's thread
+        except BaseException as error:  # raised again below, in the caller's thread
             outcome.append((None, error))
 
     thread = threading.Thread(target=work, daemon=True, name=f"edgekit loads {name}")
     thread.start()
     thread.join(LOAD_SECONDS)
     if not outcome:
-        told = f"it hangs: importing it has not ended in {LOAD_SECONDS:g} s; EDGEKIT_NO_PLUGINS={name} switches it off"
-        _LOG.warning("plugin %r is given up: %s", name, told)
-        raise PluginError(told)
+        message = f"importing it did not end within {LOAD_SECONDS:g} s; EDGEKIT_NO_PLUGINS={name} switches it off"
+        _LOG.warning("plugin %r is skipped: %s", name, message)
+        raise PluginError(message)
     module, error = outcome[0]
     if error is not None:
         raise error
@@ -292,22 +293,22 @@ def _in_time(load: Callable[[], Any], name: str) -> Any:
 
 
 def _claimed_twice(self: Manager, plugin: PluginInfo) -> str:
-    """The first name of a plugin that is registered once more; of quantizers, once more by the same plugin."""
-    for own in (r for r in self.registrations if r.plugin == plugin.name):
-        same = [r for r in self.registrations if (r.role, r.name) == (own.role, own.name)]
-        owners = [r for r in same if own.role != "quantizers" or r.plugin == own.plugin]
+    """Return the error for the first name that a plugin and another both register, or one plugin twice; else empty."""
+    for registration in (r for r in self.registrations if r.plugin == plugin.name):
+        same = [r for r in self.registrations if (r.role, r.name) == (registration.role, registration.name)]
+        owners = [r for r in same if registration.role != "quantizers" or r.plugin == registration.plugin]
         if len(owners) > 1:
-            return _twice(own.role, own.name, owners)
+            return _twice(registration.role, registration.name, owners)
     return ""
 
 
-def _twice(role: str, name: str, found: list[Registration]) -> str:
-    owners = list(dict.fromkeys(r.distribution for r in found))
+def _twice(role: str, name: str, registrations: list[Registration]) -> str:
+    owners = list(dict.fromkeys(r.distribution for r in registrations))
     if len(owners) == 1:
         return f"{one(role)} {name!r} is registered twice by {owners[0]}; ask its authors to choose one"
     return (
         f"{one(role)} {name!r} is claimed by {' and '.join(owners)}; uninstall one of them, "
-        f"or switch it off with EDGEKIT_NO_PLUGINS={found[-1].plugin}"
+        f"or switch it off with EDGEKIT_NO_PLUGINS={registrations[-1].plugin}"
     )
 
 
@@ -334,17 +335,17 @@ def _add(self: Manager, info: PluginInfo, load: Callable[[], Any]) -> None:
             raise PluginError(f"it would replace edgekit's own {names}; built-ins cannot be shadowed, rename it")
     except (KeyboardInterrupt, MemoryError):
         raise
-    except BaseException as error:  # SystemExit too: a plugin does not end its host
+    except BaseException as error:  # SystemExit too: a plugin must not end its host
         self.plugins.append(attrs.evolve(info, status="failed", error=_reason(error)))
         return
     self.registrations += registrations
     provides = {role: tuple(r.name for r in registrations if r.role == role) for role in ROLES}
-    noise = "it writes to stdout when it is imported; ask its authors to stop that" if printed.getvalue() else ""
+    noise = "it writes to stdout when it is imported; report this to its authors" if printed.getvalue() else ""
     self.plugins.append(attrs.evolve(info, error=noise, provides={k: v for k, v in provides.items() if v}))
 
 
 def refused(api: object) -> str:
-    """Why a plugin that states that contract version is refused, in one sentence; empty if it is not."""
+    """Return why a plugin with that contract version is refused, in one sentence; empty if it is accepted."""
     host = f"{API[0]}.{API[1]}"
     match api:
         case (int(major), int(minor)) if major == API[0] and minor <= API[1]:
@@ -357,7 +358,7 @@ def refused(api: object) -> str:
 
 
 def _registrations(module: Any, info: PluginInfo) -> Iterator[Registration]:
-    # A pluggy manager of its own per plugin: it checks the signatures, and a raising hook stays alone.
+    # One pluggy manager per plugin: it checks the signatures, and a hook that raises affects no other plugin.
     hooks = pluggy.PluginManager(GROUP)
     hooks.add_hookspecs(hookspecs)
     hooks.register(module, info.name)
@@ -371,7 +372,8 @@ def _registrations(module: Any, info: PluginInfo) -> Iterator[Registration]:
 def _collector(role: str, info: PluginInfo, into: list[Registration]) -> hookspecs.Register:
     def register(name: str, target: str, **options: Any) -> None:
         if not isinstance(name, str) or not name.strip():
-            raise PluginError(f"a {one(role)} of {info.distribution}: its name is {name!r}; a name is a text")
+            what = f"a {one(role)} of {info.distribution}"
+            raise PluginError(f"{what}: its name is {name!r}; a name is a non-empty string")
         right = checked(role, f"{one(role)} {name!r} of {info.distribution}", target, options)
         into.append(Registration(role, name, target, info.name, info.distribution, right))
 
@@ -389,16 +391,32 @@ def _shadows(self: Manager, registration: Registration) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, PluginError):  # a sentence of our own
+    if isinstance(error, PluginError):  # raised by edgekit with a message that is complete
         return str(error)
     frame = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
     where = f" ({os.path.basename(frame.filename)}:{frame.lineno})" if frame else ""
     return f"{type(error).__name__}: {error}{where}"
 
 
-__all__ = ["API", "ROLES", "Manager", "PluginInfo", "Registration", "build", "hookimpl", "manager", "refused"]
+__all__ = [
+    "API",
+    "BUILT_IN",
+    "KNOWN_DISTRIBUTIONS",
+    "ROLES",
+    "Manager",
+    "PluginInfo",
+    "Registration",
+    "build",
+    "entry_points",
+    "hookimpl",
+    "installed",
+    "manager",
+    "one",
+    "refused",
+    "skipped",
+]
 
 
 def installed() -> tuple[PluginInfo, ...]:
-    """The installed plugins, the core's own first: what each provides, or why it is not loaded."""
+    """Return the installed plugins, the core first: what each provides, or why it is not loaded."""
     return tuple(manager().plugins)

@@ -82,7 +82,7 @@ def adapt(name: str) -> PluginSubject:
     points = [each for each in entry_points() if each[0].name == name]
     if not points:
         names = ", ".join(sorted({point.name for point, _, _ in entry_points()})) or "none"
-        raise UsageError(f"no plugin {name!r} is installed (there are: {names}); pip install it first")
+        raise UsageError(f"no plugin {name!r} is installed (available: {names}); pip install it first")
     found: Manager = build(points[:1])
     info = next(info for info in found.plugins if info.distribution != BUILT_IN)
     return PluginSubject(points[0][0], info, tuple(r for r in found.registrations if r.plugin == name))

@@ -98,3 +98,6 @@ class WholeWriter:
     def close(self, keep: bool = False) -> None:
         """Let go; without a `commit` before it the target stays as it was."""
         self._directory.close(False)
+
+
+__all__ = ["WholeWriter", "convert_model", "converted_model"]

@@ -71,3 +71,6 @@ def _with_result(model: Any, output: Any) -> Any:
     ov = openvino()
     result = ov.opset13.result(output)
     return ov.Model([result], model.get_sinks(), model.get_parameters(), "hidden")
+
+
+__all__ = ["Variant", "last_line", "read_model", "variant"]

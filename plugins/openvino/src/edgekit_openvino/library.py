@@ -107,3 +107,6 @@ def _described(found: Any, device: str) -> str:
     name = found.get_property(device, "FULL_DEVICE_NAME")
     capabilities = ", ".join(found.get_property(device, "OPTIMIZATION_CAPABILITIES"))
     return f"{device}: {name} ({capabilities})"
+
+
+__all__ = ["core", "devices", "genai", "nncf", "openvino", "silent", "tokenizers"]

@@ -84,3 +84,6 @@ def _relative(wanted: list[F64], got: list[F64]) -> float:
 def _cosine(a: F64, b: F64) -> float:
     size = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float((a * b).sum()) / size if size else float(np.array_equal(a, b))
+
+
+__all__ = ["COMPARED", "EXACT", "compare", "difference", "outputs"]

@@ -227,3 +227,25 @@ def _version(distribution: str) -> str:
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:200] if lines else type(error).__name__
+
+
+__all__ = [
+    "Finish",
+    "as_openvino",
+    "inputs",
+    "library",
+    "low_bit",
+    "make_manifest",
+    "onnx_inputs",
+    "op_names",
+    "opened",
+    "quantizers",
+    "read_file",
+    "read_ir",
+    "read_onnx",
+    "rename_new",
+    "weight_bytes",
+    "write_ir",
+    "write_onnx",
+    "xml_of",
+]

@@ -98,3 +98,6 @@ def _streamer(library: Any) -> Any:
             """Nothing is held back."""
 
     return Streamer()
+
+
+__all__ = ["NEEDED", "Pipeline"]

@@ -359,3 +359,6 @@ def _known(artifact: Artifact) -> ModelConfig | None:
 
 def _xml(artifact: Artifact) -> Path:
     return next(file for file in artifact.files if file.suffix == ".xml")
+
+
+__all__ = ["Arrays", "OpenVinoRuntime", "mapped", "open_runtime"]

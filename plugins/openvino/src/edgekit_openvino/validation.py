@@ -146,3 +146,6 @@ def _from_file(path: Path) -> tuple[list[Any], list[Any] | None]:
     count = counts.pop()
     rows = [{name: array[number : number + 1] for name, array in arrays.items()} for number in range(count)]
     return rows, None if labels is None else list(labels)
+
+
+__all__ = ["METRICS", "Metric", "Validation", "accuracy", "cosine"]

@@ -180,3 +180,6 @@ def _vectors(runtime: EmbeddingRuntime, texts: list[str], ticket: Ticket) -> Ite
 def _encoded(vector: F32) -> str:
     """Little-endian float32 in base64, which OpenAI's client asks for."""
     return b64encode(np.ascontiguousarray(vector, "<f4").tobytes()).decode("ascii")
+
+
+__all__ = ["Routes", "create_app"]

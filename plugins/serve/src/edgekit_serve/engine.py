@@ -160,3 +160,6 @@ class Engine:
                 LOG.critical("the model no longer computes after %s; the server ends", type(raised).__name__)
                 self.failed()
         return self.well
+
+
+__all__ = ["Engine", "Ticket", "Work"]

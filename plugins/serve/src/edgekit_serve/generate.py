@@ -113,3 +113,6 @@ class Answer:
         if self._ticket.text is None:
             return ApiError(503, "no turn came in time; try again later", "timeout", headers={"retry-after": "5"})
         return ApiError(504, f"no text came within {self.seconds:g} seconds; send a shorter prompt", "timeout")
+
+
+__all__ = ["Answer", "Begin", "Take", "attended"]

@@ -170,3 +170,6 @@ class Events(Response):
 async def _send(send: Send, event: dict[str, Any]) -> None:
     data = f"data: {json.dumps(event, separators=(',', ':'))}\n\n"
     await send({"type": "http.response.body", "body": data.encode(), "more_body": True})
+
+
+__all__ = ["Chat", "Completion", "Events", "Shape", "Whole", "reply"]
