@@ -104,6 +104,7 @@ class Work:
         overwrite: whether a target may be replaced that edgekit did not write.
         hashes: SHA-256 (hex) of what was read, by file name, where it is computed.
         notes: what the user should be told about the target, a sentence each.
+        restarted: that an interrupted run has left something of which nothing could be used; else empty.
     """
 
     target: Path
@@ -111,6 +112,7 @@ class Work:
     overwrite: bool = False
     hashes: Mapping[str, str] = attrs.field(factory=dict)
     notes: list[str] = attrs.field(factory=list)
+    restarted: str = ""
 
     def admit(self, target: Path, early: bool = False) -> None:
         """Refuse a target that may not be written.
@@ -147,6 +149,11 @@ class Work:
         """Add to the notes, once."""
         if text not in self.notes:
             self.notes.append(text)
+
+    def restart(self) -> None:
+        """Say that nothing of what an interrupted run has left could be used."""
+        self.restarted = "nothing of what an interrupted run left could be used, so this one started anew"
+        self.note(self.restarted)
 
     def check_sources(self, hashes: bool = True) -> None:
         """Compare the sources with what they were when they were opened.

@@ -234,6 +234,8 @@ def quantize(
         lasting = {kind: note for kind, note in remarks.items() if kind not in OF_THE_RUN}
         manifest = make_manifest(sources, plan, encoder, chosen_format.name, lasting)
         writer = chosen_format.writer(target, layout, plan, manifest)
+        if work.restarted:
+            remarks["restarted"] = work.restarted
         for note in lasting.values():  # the guard has noted what is replaced
             work.note(note)
         report = stack.enter_context(reporting(progress, "quantize"))
