@@ -96,7 +96,7 @@ class WholeWriter:
         self._directory.commit()
 
     def close(self, keep: bool = False) -> None:
-        """Let go; without a `commit` before it the target stays as it was."""
+        """Release everything; without a `commit` before it the target stays as it was."""
         self._directory.close(False)
 
 
