@@ -23,12 +23,12 @@ from edgekit.pipeline.passes import run_pass
     "options",
     multiple=True,
     metavar="KEY=VALUE",
-    help="An option of the pass; the value is JSON where it can be read as such (true, 0.8, [1, 2]), else text.",
+    help="An option of the pass; the value is parsed as JSON (true, 0.8, [1, 2]), else taken as text.",
 )
 @click.option("--force", is_flag=True, help="Replace a target that edgekit did not write.")
 @json_option
 def command(name: str, source: str, to: str, options: tuple[str, ...], force: bool, as_json: bool) -> None:
-    """Transform SOURCE as a whole with an installed PASS and say what that cost; `edgekit plugins` lists passes."""
+    """Transform SOURCE as a whole with an installed PASS and report the loss; `edgekit plugins` lists passes."""
     notes: list[str] = []
     written = run_pass(source, name, to=to, options=dict(map(parse_option, options)), overwrite=force, notes=notes)
     print_notes(name, written.notes, notes)
@@ -36,10 +36,10 @@ def command(name: str, source: str, to: str, options: tuple[str, ...], force: bo
 
 
 def parse_option(text: str) -> tuple[str, Any]:
-    """``KEY=VALUE`` as a name and a value.
+    """Split ``KEY=VALUE`` into the name and the value, parsed as JSON if possible.
 
     Raises:
-        UsageError: there is no ``=``, or nothing before it.
+        UsageError: no ``=``, or nothing before it.
     """
     key, equals, value = text.partition("=")
     if not key or not equals:
