@@ -80,7 +80,7 @@ class Label:
 
     @property
     def box(self) -> Box:
-        """Return the rectangle that it covers."""
+        """The rectangle that it covers."""
         return Box(self.x, self.y - ASCENT, self.x + CHARACTER * len(self.text), self.y + DESCENT)
 
 

@@ -73,11 +73,11 @@ class Stamp:
     def of(cls, path: Path) -> Stamp | None:
         """Of a file or directory; None where nothing can be looked up."""
         try:
-            found = os.stat(path)
+            status = os.stat(path)
         except (OSError, ValueError):
             return None
-        identity = (found.st_dev, found.st_ino)
-        return cls(identity, found.st_size, found.st_mtime_ns, found.st_ctime_ns, time.time_ns())
+        identity = (status.st_dev, status.st_ino)
+        return cls(identity, status.st_size, status.st_mtime_ns, status.st_ctime_ns, time.time_ns())
 
     def same_content(self, other: Stamp) -> bool:
         """Whether nothing says that the content differs."""
