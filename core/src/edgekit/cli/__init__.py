@@ -120,3 +120,6 @@ def main(args: list[str] | None = None) -> Any:
             f"edgekit: error: {where}{error.strerror or error}; check permissions and free space", fg="red", err=True
         )
         sys.exit(5)
+
+
+__all__ = ["INTERRUPTED", "VERBS", "cli", "main"]

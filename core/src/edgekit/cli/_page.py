@@ -135,7 +135,7 @@ def _band(top: float, right: float, words: Label) -> str:
 
 
 def _power(value: float) -> str:
-    """Format a number as 7·10⁻¹³."""
+    """Format a number as Format a number as 7·10⁻¹³."""
     if value == 0:
         return "0"
     digit, exponent = f"{value:.0e}".split("e")

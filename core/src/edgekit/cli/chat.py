@@ -122,3 +122,6 @@ def _piped() -> Iterator[str]:
     """Yield lines of a pipe or a file."""
     for line in sys.stdin.buffer:
         yield decoded(line).rstrip("\r\n")
+
+
+__all__ = ["command"]

@@ -42,3 +42,6 @@ def command(
         print_json(comparison.to_dict())
     else:
         click.echo(str(comparison))
+
+
+__all__ = ["command"]

@@ -30,3 +30,6 @@ def command(source: str, to: str, format_: str | None, dtype: str | None, force:
         written = convert(artifact, to, format=format_, dtype=dtype, progress=report, overwrite=force)
     print_notes("convert", written.notes)
     show_written(artifact, written, as_json)
+
+
+__all__ = ["command"]

@@ -135,3 +135,6 @@ def show(steps: list[Step], source: Artifact, baseline: Evaluation) -> None:
 
 def _has_gguf() -> bool:
     return any(r.name == "gguf" for r in manager().all("formats"))
+
+
+__all__ = ["AFFINE_LADDER", "GGUF_LADDER", "climb", "command", "measure", "perplexity", "show", "tier"]

@@ -80,3 +80,6 @@ def _show(report: dict[str, Any]) -> None:
     for problem in report["problems"]:
         click.secho(f"✗ {problem}", fg="red")
     click.echo("" if report["problems"] else "All is well.")
+
+
+__all__ = ["command", "examined"]

@@ -30,3 +30,6 @@ def command(artifact: str, text: str, baseline: str | None, context: int | None,
         print_json(evaluation.to_dict())
     else:
         click.echo(str(evaluation))
+
+
+__all__ = ["command"]

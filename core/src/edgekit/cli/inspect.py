@@ -109,3 +109,6 @@ def _shown(key: str, value: Any) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 80 else text[:77] + "…"
+
+
+__all__ = ["command", "describe"]

@@ -153,3 +153,6 @@ def _templates(folder: Traversable, before: str = "") -> Iterator[tuple[str, Tra
             yield from _templates(entry, f"{before}{entry.name}/")
         elif entry.name.endswith(_SUFFIX):
             yield before + entry.name, entry
+
+
+__all__ = ["PARTS", "check_name", "command", "generate"]

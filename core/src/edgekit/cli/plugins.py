@@ -42,3 +42,6 @@ def _summary(problems: tuple[str, ...]) -> str:
     """Return the first problem and the number of further ones."""
     more = f" (and {len(problems) - 1} more: `edgekit doctor`)" if len(problems) > 1 else ""
     return f"{problems[0]}{more}" if problems else ""
+
+
+__all__ = ["command", "looked_at"]

@@ -19,3 +19,6 @@ def command(tier: str | None, as_json: bool) -> None:
         return
     rows = [(e.name, e.tier, f"{e.bits_per_weight:.4g}", e.block, e.proof) for e in listed]
     click.echo(table(("precision", "tier", "bits/weight", "block", "proof"), rows))
+
+
+__all__ = ["command"]

@@ -131,3 +131,6 @@ def show_written(source: Artifact, written: Artifact, as_json: bool) -> None:
         return
     change = f"{abs(saved):.1%} {'smaller' if saved >= 0 else 'larger'} than {source.path.name}"
     click.echo(f"{written.path}  {size(written.nbytes)}  {bits:.3f} bits a weight  {change}")
+
+
+__all__ = ["command", "parse_rules", "show_written"]

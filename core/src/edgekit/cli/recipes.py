@@ -43,3 +43,6 @@ def _rows(recipe: Listed) -> list[tuple[str, ...]]:
     clauses = [(clause.tensors, clause.precision, clause.when) for clause in recipe.clauses]
     lines = clauses or [(recipe.error or "not described", "", "")]
     return [(*(first if not index else ("", "")), *line) for index, line in enumerate(lines)]
+
+
+__all__ = ["command", "find_format_name"]

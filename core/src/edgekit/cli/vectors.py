@@ -52,3 +52,6 @@ def _version(distribution: str) -> str:
         return version(distribution)
     except PackageNotFoundError:  # a source tree on the path
         return "0"
+
+
+__all__ = ["command"]

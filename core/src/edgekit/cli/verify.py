@@ -121,3 +121,6 @@ def _subject_of(registration: Registration) -> tuple[Any, Any] | None:
     except EdgekitError:
         return None
     return (quantizers.KIT, subject) if subjects.encodable(subject.precision) else None
+
+
+__all__ = ["command"]

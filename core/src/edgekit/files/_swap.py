@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from edgekit.errors import ResourceError
 from edgekit.files import pairs
 
 #: Bytes of the longest file name that common file systems take.
@@ -46,18 +47,45 @@ def clear(path: Path) -> None:
     except FileNotFoundError:
         return
     if stat.S_ISDIR(mode):
-        shutil.rmtree(path)
+        _remove_tree(path)
     else:
         path.unlink(missing_ok=True)
 
 
+def _remove_tree(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+    except PermissionError:
+        _unprotect(path)
+        shutil.rmtree(path)
+
+
+def _unprotect(directory: Path) -> None:
+    """Let the owner delete what is in write-protected directories: what they held is in its place by now."""
+    os.chmod(directory, 0o700)
+    for entry in list(directory.iterdir()):
+        if entry.is_dir() and not entry.is_symlink():
+            _unprotect(entry)
+
+
 def recover(target: Path) -> None:
-    """What a killed run has left is put back or cleared; called under the lock."""
+    """What a killed run has left is put back or cleared; called under the lock.
+
+    Raises:
+        ResourceError: something of it can be neither; names it.
+    """
     old = hidden(target, "old")
     if old.is_dir() and not old.is_symlink() and not os.path.lexists(target):
         os.rename(old, target)  # killed between two renames
     for what in ("old", "gone", "manifest"):
-        clear(hidden(target, what))
+        left = hidden(target, what)
+        try:
+            clear(left)
+        except OSError as error:
+            raise ResourceError(
+                f"cannot write {target}: an earlier run has left {left}, which cannot be deleted ({error.strerror}); "
+                "delete it, or choose another target"
+            ) from error
 
 
 def sync_directory(path: Path) -> None:
@@ -112,15 +140,20 @@ def replace_pair(partial: Path, target: Path, manifest: bytes) -> None:
         sync_directory(target.parent)
         os.replace(partial, target)  # the commit point
     except BaseException:
-        if before is None:
-            path.unlink(missing_ok=True)
-        else:
-            _replace_small(target, path, before)
+        if os.path.lexists(partial):  # an interrupt may come just after the rename
+            _put_back(target, path, before)
         raise
     sync_directory(target.parent)
     if previous:
         _replace_small(target, path, pairs.dumped(record))
         sync_directory(target.parent)
+
+
+def _put_back(target: Path, path: Path, before: bytes | None) -> None:
+    if before is None:
+        path.unlink(missing_ok=True)
+    else:
+        _replace_small(target, path, before)
 
 
 def _replace_small(target: Path, path: Path, data: bytes) -> None:
@@ -148,17 +181,18 @@ def replace_directory(new: Path, target: Path) -> None:
         old = new
     else:
         old = hidden(target, "old")
-        os.rename(target, old)
         try:
+            os.rename(target, old)
             os.rename(new, target)
         except BaseException:
-            os.rename(old, target)
+            if not os.path.lexists(target):  # an interrupt may come after either
+                os.rename(old, target)
             raise
     sync_directory(target.parent)
     with contextlib.suppress(OSError):  # the artifact is in its place; the next run clears what is left
         gone = hidden(target, "gone")
         os.rename(old, gone)
-        shutil.rmtree(gone)
+        _remove_tree(gone)
 
 
 def exchange(one: Path, other: Path) -> bool:

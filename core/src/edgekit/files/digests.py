@@ -85,3 +85,6 @@ class Digests(Mapping[str, str]):
                     future.cancel()
                 else:
                     future.set_result(digest)
+
+
+__all__ = ["Digests", "sha256"]

@@ -249,3 +249,22 @@ def read_object(directory: Path, name: str, limit: int) -> dict[str, Any] | None
     if not isinstance(parsed, dict):
         raise InvalidFileError(f"{directory / name}: holds no JSON object; fetch it again")
     return parsed
+
+
+__all__ = [
+    "CURE",
+    "MAX_DIGITS",
+    "MAX_NAME",
+    "MAX_VALUES",
+    "integer",
+    "invalid",
+    "is_unicode",
+    "member",
+    "native",
+    "read_bytes",
+    "read_object",
+    "readable",
+    "shown",
+    "strict_json",
+    "utf8",
+]

@@ -27,13 +27,10 @@ from edgekit.files.problems import writing
 
 #: Nanoseconds. A file modified so shortly before it is opened may change again without its times showing it.
 _RACY = 2_000_000_000
-#: Names in a directory that an artifact's writer may replace; anything else is somebody's own.
-ARTIFACT_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
+#: Files of a model's directory besides weights: carried over byte for byte from one directory to the next.
+CARRIED_FILES = (
     "config.json",
     "generation_config.json",
-    "preprocessor_config.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -44,6 +41,13 @@ ARTIFACT_FILES = (
     "merges.txt",
     "chat_template.json",
     "chat_template.jinja",
+)
+#: Names in a directory that an artifact's writer may replace; anything else belongs to the user.
+ARTIFACT_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "preprocessor_config.json",
+    *CARRIED_FILES,
     "additional_chat_templates/*.jinja",
     "edgekit.manifest.json",
 )
@@ -104,6 +108,7 @@ class Work:
         overwrite: whether a target may be replaced that edgekit did not write.
         hashes: SHA-256 (hex) of what was read, by file name, where it is computed.
         notes: what the user should be told about the target, a sentence each.
+        restarted: that an interrupted run has left something of which nothing could be used; else empty.
     """
 
     target: Path
@@ -111,6 +116,7 @@ class Work:
     overwrite: bool = False
     hashes: Mapping[str, str] = attrs.field(factory=dict)
     notes: list[str] = attrs.field(factory=list)
+    restarted: str = ""
 
     def admit(self, target: Path, early: bool = False) -> None:
         """Refuse a target that may not be written.
@@ -147,6 +153,11 @@ class Work:
         """Add to the notes, once."""
         if text not in self.notes:
             self.notes.append(text)
+
+    def restart(self) -> None:
+        """Say that nothing of what an interrupted run has left could be used."""
+        self.restarted = "nothing of what an interrupted run left could be used, so this one started anew"
+        self.note(self.restarted)
 
     def check_sources(self, hashes: bool = True) -> None:
         """Compare the sources with what they were when they were opened.
@@ -289,4 +300,4 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
-__all__ = ["ARTIFACT_FILES", "Stamp", "Work", "current", "matches", "refuse_harm", "stamps", "working"]
+__all__ = ["ARTIFACT_FILES", "CARRIED_FILES", "Stamp", "Work", "current", "matches", "refuse_harm", "stamps", "working"]

@@ -115,3 +115,21 @@ def edgekit_register_commands(register: Register) -> None:
 
     The target is a click command of that name; the names of the core's commands are reserved.
     """
+
+
+__all__ = [
+    "GROUP",
+    "Register",
+    "edgekit_register_commands",
+    "edgekit_register_devices",
+    "edgekit_register_formats",
+    "edgekit_register_packagers",
+    "edgekit_register_passes",
+    "edgekit_register_precisions",
+    "edgekit_register_quantizers",
+    "edgekit_register_recipes",
+    "edgekit_register_runtimes",
+    "edgekit_register_servers",
+    "hookimpl",
+    "hookspec",
+]

@@ -115,3 +115,6 @@ class NumpyRuntime(TextRuntime):
         if self.transformer is None:
             raise UsageError("the runtime is closed; open the model again")
         return self.transformer
+
+
+__all__ = ["NumpyRuntime"]

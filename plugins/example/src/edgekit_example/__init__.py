@@ -32,3 +32,12 @@ def edgekit_register_formats(register: Register) -> None:
 def edgekit_register_runtimes(register: Register) -> None:
     """Run models of any format; never by default, since the core's own runtime is as fast (speed 1)."""
     register("example", "edgekit_example.runtime:ExampleRuntime.open", formats=("*",), speed=0)
+
+
+__all__ = [
+    "edgekit_api",
+    "edgekit_register_formats",
+    "edgekit_register_precisions",
+    "edgekit_register_quantizers",
+    "edgekit_register_runtimes",
+]

@@ -166,3 +166,17 @@ def _parts(precision: Precision, shape: tuple[int, ...], where: str) -> dict[str
 def read_part(raw: U8, dtype: str, shape: tuple[int, ...]) -> Array:
     """Bytes of the file as an array in the machine's own byte order."""
     return raw.view(little(dtype)).astype(np.dtype(dtype), copy=False).reshape(shape)
+
+
+__all__ = [
+    "HEADER_LIMIT",
+    "LONGEST_ROW",
+    "MAGIC",
+    "Header",
+    "Place",
+    "build_header",
+    "little",
+    "part_nbytes",
+    "read_header",
+    "read_part",
+]

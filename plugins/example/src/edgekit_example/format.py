@@ -88,3 +88,6 @@ def _read(place: Place, reader: Reader, start: int, stop: int) -> dict[str, Arra
         found[key] = read_part(reader.read(begin + skip, nbytes, place.name), part.dtype, shape)
         begin += part_nbytes(part)
     return found
+
+
+__all__ = ["EkxFormat"]

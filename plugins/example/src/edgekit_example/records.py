@@ -49,3 +49,6 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     if type(value) is hint:
         return value
     raise ValueError(f"{where} is {value!r:.40}")
+
+
+__all__ = ["from_plain", "to_plain"]

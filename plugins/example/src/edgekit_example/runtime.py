@@ -86,3 +86,6 @@ class ExampleRuntime(TextRuntime):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+__all__ = ["ExampleRuntime"]

@@ -59,3 +59,6 @@ def _parts(assignment: Assignment) -> dict[str, PartLayout]:
     if assignment.precision.convention == "float":  # vectors too are stored in their own shape
         return {key: attrs.evolve(part, shape=(part.shape[0], assignment.shape[-1])) for key, part in layouts.items()}
     return layouts
+
+
+__all__ = ["EkxWriter"]

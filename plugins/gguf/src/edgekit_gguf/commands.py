@@ -78,3 +78,6 @@ def _said(to: str, found: Activations, as_json: bool) -> str:
         facts = {"path": to, "matrices": len(found.sums), "tokens": found.tokens, "context": found.context}
         return json.dumps(facts, indent=1)
     return f"{to}  {len(found.sums)} matrices, {found.tokens} tokens in windows of {found.context}"
+
+
+__all__ = ["imatrix"]

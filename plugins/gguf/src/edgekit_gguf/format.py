@@ -120,3 +120,6 @@ def _merged(shards: list[GgufFile]) -> dict[str, AnyTensor]:
             f"{shards[0].path}: {total} tensors are announced, the parts hold {len(tensors)}; get the files again"
         )
     return tensors
+
+
+__all__ = ["GgufFormat"]

@@ -72,3 +72,6 @@ def known(kind: str) -> Precision:
     implementation = _FORMATS[kind]
     register(implementation)
     return implementation.precision
+
+
+__all__ = ["GridFormat", "known"]

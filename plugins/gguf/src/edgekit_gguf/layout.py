@@ -126,3 +126,6 @@ def _described(laid_out: Layout) -> dict[str, Value]:
         | config_to_metadata(model.config)
         | to_metadata(laid_out.source.tokenizer, model.config.vocab)
     )
+
+
+__all__ = ["file_metadata", "file_order", "layout"]

@@ -132,3 +132,20 @@ def _encode_items(element: ValueType, items: tuple[Any, ...]) -> bytes:
     if element is ValueType.ARRAY:
         return b"".join(map(encode_value, items))
     return np.asarray(items, DTYPES[element]).tobytes()
+
+
+__all__ = [
+    "Metadata",
+    "Value",
+    "encode_pairs",
+    "encode_string",
+    "encode_value",
+    "f32",
+    "f32s",
+    "flag",
+    "flags",
+    "i32s",
+    "text",
+    "texts",
+    "u32",
+]

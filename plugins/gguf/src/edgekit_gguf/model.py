@@ -458,3 +458,15 @@ def _divisors(tensor: AnyTensor, rotary_dim: int, path: Path) -> tuple[float, ..
             "get the file again"
         )
     return tuple(tensor.float32().reshape(-1).tolist())
+
+
+__all__ = [
+    "ROPE_FREQS",
+    "ROPE_LONG",
+    "ROPE_SHORT",
+    "ROPE_TENSORS",
+    "config_to_metadata",
+    "load_model",
+    "refuse_no_model",
+    "rope_tensors",
+]

@@ -414,3 +414,20 @@ def _row_bytes(info: TensorInfo, reader: Reader) -> Callable[[int, int], U8]:
         return reader.read(info.start + start * size, (stop - start) * size, info.name).reshape(stop - start, size)
 
     return rows
+
+
+__all__ = [
+    "MAX_ARRAYS",
+    "MAX_DEPTH",
+    "MAX_DIMENSIONS",
+    "MAX_HEADER",
+    "MAX_NAME",
+    "MAX_NUMBERS",
+    "MAX_PAIRS",
+    "MAX_STRINGS",
+    "MAX_TENSORS",
+    "Cursor",
+    "GgufFile",
+    "TensorInfo",
+    "read",
+]

@@ -162,3 +162,20 @@ FILE_TYPES: dict[str, int] = {
 }
 #: The recipe that llama.cpp takes a file for whose most frequent tensor type is not a recipe's own name.
 LIKELY_RECIPE = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "MXFP4": "MXFP4_MOE"}
+
+__all__ = [
+    "ALIGNMENT",
+    "BY_NAME",
+    "DTYPES",
+    "FILE_TYPES",
+    "LIKELY_RECIPE",
+    "MAGIC",
+    "QUANTIZATION_VERSION",
+    "READABLE",
+    "RETIRED",
+    "TENSOR_TYPES",
+    "VERSION",
+    "TensorType",
+    "ValueType",
+    "tensor_type",
+]

@@ -241,3 +241,6 @@ def _list(
             f"{path}: key {_PREFIX + key!r} has {len(value)} items for {count} tokens; get the file again"
         )
     return value[:count]
+
+
+__all__ = ["from_metadata", "to_metadata"]

@@ -95,3 +95,6 @@ def _padded(nbytes: int) -> int:
 def _bytes(tensor: QuantizedTensor) -> U8:
     (part,) = tensor.parts.values()  # ggml's blocks, or a float type's values
     return np.ascontiguousarray(part, part.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+
+
+__all__ = ["GgufWriter", "encode_header", "file_type"]

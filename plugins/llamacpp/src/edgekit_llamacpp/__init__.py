@@ -48,3 +48,14 @@ def edgekit_register_devices(register: Register) -> None:
     """Say what the installed build computes on."""
     if _installed():
         register("llamacpp", "edgekit_llamacpp.devices:devices")
+
+
+__all__ = [
+    "KINDS",
+    "SLOWER",
+    "TOLERANCE",
+    "edgekit_api",
+    "edgekit_register_devices",
+    "edgekit_register_quantizers",
+    "edgekit_register_runtimes",
+]

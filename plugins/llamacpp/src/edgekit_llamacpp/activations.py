@@ -176,3 +176,6 @@ def _compute(context: Any, window: Ints) -> None:
         code = library.llama_decode(context, batch)
     if code:
         raise ResourceError(f"llama.cpp cannot compute this window (code {code}); choose a shorter context")
+
+
+__all__ = ["Observer", "square_sums"]

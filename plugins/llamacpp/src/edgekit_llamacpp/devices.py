@@ -191,3 +191,6 @@ def devices() -> list[str]:
         return [line, *others, f"acceleration: {chosen}"]
     cure = f"CUDA, Metal, Vulkan and others are built in: {BUILD}"
     return [line, *others, f"acceleration: none in this build or machine, so gpu_layers=auto is 0 ({cure})"]
+
+
+__all__ = ["MARGIN", "Device", "Weight", "accelerators", "choose_layers", "devices", "fitting_layers", "list_devices"]

@@ -137,3 +137,6 @@ def features() -> dict[str, str]:
     text: str = llama().llama_print_system_info().decode()
     pairs = [pair.partition("=") for part in text.split("|") for pair in [part.rpartition(":")[2]] if "=" in pair]
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+__all__ = ["BUILD", "SHOW_LOG", "copied", "features", "hush", "llama", "quiet", "refuse_copy"]

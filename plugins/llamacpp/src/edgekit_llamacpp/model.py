@@ -389,3 +389,18 @@ def batch_of(ids: Sequence[int], start: int, wanted: str) -> Iterator[Any]:
         yield batch
     finally:
         library.llama_batch_free(batch)
+
+
+__all__ = [
+    "BATCH",
+    "CACHES",
+    "CONTEXT",
+    "Loaded",
+    "Options",
+    "available_memory",
+    "batch_of",
+    "refuse_ambiguous",
+    "refuse_memory",
+    "refuse_missing",
+    "set_load_mode",
+]

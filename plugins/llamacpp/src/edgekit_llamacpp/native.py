@@ -241,3 +241,17 @@ def __getattr__(kind: str) -> NativeQuantizer:
     if kind in _QUANTIZERS:
         return _QUANTIZERS[kind]
     raise AttributeError(f"module {__name__!r} has no attribute {kind!r}; it has {', '.join(_QUANTIZERS)}")
+
+
+__all__ = [
+    "GRIDS",
+    "GRID_LIMIT",
+    "IDS",
+    "NEED_IMPORTANCE",
+    "BlockSize",
+    "NativeQuantizer",
+    "block_size",
+    "library",
+    "library_path",
+    "quantize_chunk",
+]

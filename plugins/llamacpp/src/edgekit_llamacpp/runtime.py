@@ -324,3 +324,6 @@ class LlamaCppRuntime(TextRuntime):
         if code:
             self._seen.clear()
             raise ResourceError(f"llama.cpp cannot compute this batch (code {code}); choose a shorter context")
+
+
+__all__ = ["LlamaCppRuntime", "open_runtime"]

@@ -95,3 +95,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+__all__ = ["Worker", "answer", "main"]

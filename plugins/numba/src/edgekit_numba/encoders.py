@@ -232,3 +232,18 @@ def __getattr__(name: str) -> Encoder:
         raise AttributeError(name)
     require()
     return _encoder(name)
+
+
+__all__ = [
+    "PART",
+    "PIECE",
+    "WIDENED",
+    "Encoder",
+    "Narrow",
+    "in_parts",
+    "padded",
+    "pieces",
+    "require",
+    "row_power",
+    "widened",
+]

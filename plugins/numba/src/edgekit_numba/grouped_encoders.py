@@ -188,3 +188,6 @@ def __getattr__(name: str) -> GroupEncoder:
 def attribute(precision: str) -> str:
     """The attribute of this module that encodes a precision."""
     return precision.replace(":", "_").replace("-", "_")
+
+
+__all__ = ["GroupEncoder", "Groups", "attribute", "kernel_name"]

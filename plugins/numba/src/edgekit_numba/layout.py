@@ -186,3 +186,6 @@ def bytes_word(codes: Iterable[Vector]) -> Vector:
     for j, other in enumerate(others, 1):
         word = word | ((other & 0xFF) << (8 * j))
     return word
+
+
+__all__ = ["Output", "Pick", "across", "bytes_word", "folded", "load", "planes", "turned"]

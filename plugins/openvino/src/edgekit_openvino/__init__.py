@@ -77,3 +77,18 @@ def edgekit_register_devices(register: Register) -> None:
     """Say which devices the installed library finds."""
     if _installed("openvino"):
         register("openvino", "edgekit_openvino.library:devices")
+
+
+__all__ = [
+    "GROUPED",
+    "RECIPES",
+    "TOLERANCE",
+    "edgekit_api",
+    "edgekit_register_devices",
+    "edgekit_register_formats",
+    "edgekit_register_packagers",
+    "edgekit_register_passes",
+    "edgekit_register_quantizers",
+    "edgekit_register_recipes",
+    "edgekit_register_runtimes",
+]

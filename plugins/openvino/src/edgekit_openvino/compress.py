@@ -277,3 +277,6 @@ def _agreed(given: int | None, own: int) -> int:
     if given not in (None, own):
         raise UsageError(f"group_size={given} contradicts the precision's {own}; leave it out")
     return own
+
+
+__all__ = ["Compress", "Options", "compressed", "weights_ratio"]

@@ -161,3 +161,16 @@ def precision_name(
         case ("f4e2m1", "f8e4m3", None) if group == 16 and shared:
             return "openvino:nvfp4"
     return None
+
+
+__all__ = [
+    "CODEBOOK_SUFFIX",
+    "ELEMENTS",
+    "FLOATS",
+    "SUFFIXES",
+    "Stored",
+    "constant_bytes",
+    "precision_name",
+    "storable",
+    "stored_parts",
+]

@@ -331,3 +331,21 @@ def _check_binary(xml: Path, binary: Path, constants: list[Constant]) -> None:
             f"{binary}: {size:,} bytes, but the last constant, {shown(last.name)}, ends at byte {end:,}; it belongs "
             f"to another model; {CURE}"
         )
+
+
+__all__ = [
+    "MAX_ATTRIBUTES",
+    "MAX_DEPTH",
+    "MAX_DIMENSIONS",
+    "MAX_EDGES",
+    "MAX_LAYERS",
+    "MAX_TAG",
+    "NEWEST_OPSET",
+    "OTHER_OPSETS",
+    "XML_LIMIT",
+    "Constant",
+    "Graph",
+    "Layer",
+    "newest_opset",
+    "read",
+]

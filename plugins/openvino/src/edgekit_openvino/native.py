@@ -115,3 +115,6 @@ def __getattr__(name: str) -> NativeQuantizer:
         if attribute(precision) == name:
             return NativeQuantizer(precision)
     raise AttributeError(name)
+
+
+__all__ = ["NativeQuantizer"]

@@ -115,3 +115,6 @@ def check_device(device: str) -> None:
         # A device alone of its kind is GPU; one of several GPU.0, GPU.1; GPU then stands for the first.
         if plain not in there and not any(found.partition(".")[0] == plain for found in there):
             raise UsageError(f"device {plain!r} is not there; OpenVINO finds {', '.join([*there, 'AUTO'])}")
+
+
+__all__ = ["EXACT", "VIRTUAL", "Hint", "Options", "check_device"]

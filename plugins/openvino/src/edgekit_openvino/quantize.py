@@ -274,3 +274,6 @@ def _load(source: Artifact, to: Path) -> Any:
 def _again(source: Artifact) -> Any:
     """The float model as an `openvino.Model`."""
     return read_file(source.path) if source.format == "onnx" else read_ir(source)
+
+
+__all__ = ["DEVICES", "DROPS", "PRESETS", "Options", "Quantize"]

@@ -82,3 +82,6 @@ def _log() -> Iterator[list[str]]:
         yield collected.messages
     finally:
         logger.handlers = before
+
+
+__all__ = ["quiet"]

@@ -171,3 +171,37 @@ INT2_SYM, INT2_SYM_G64, INT2_SYM_G32 = (Nncf("INT2_SYM", group) for group in GRO
 NF4, NF4_G64, NF4_G32 = (Nncf("NF4", group) for group in GROUPS)
 FP4, FP4_G64, FP4_G32 = (Nncf("FP4", group) for group in GROUPS)
 FP8_E4M3, FP8_E4M3_G64, FP8_E4M3_G32 = (Nncf("FP8_E4M3", group) for group in GROUPS)
+
+__all__ = [
+    "CB4",
+    "FP4",
+    "FP4_G32",
+    "FP4_G64",
+    "FP8_E4M3",
+    "FP8_E4M3_G32",
+    "FP8_E4M3_G64",
+    "GROUPS",
+    "INT2_SYM",
+    "INT2_SYM_G32",
+    "INT2_SYM_G64",
+    "INT3_SYM",
+    "INT3_SYM_G32",
+    "INT3_SYM_G64",
+    "INT4_ASYM",
+    "INT4_ASYM_G32",
+    "INT4_ASYM_G64",
+    "INT4_SYM",
+    "INT4_SYM_G32",
+    "INT4_SYM_G64",
+    "INT8_ASYM",
+    "INT8_SYM",
+    "MODES",
+    "MXFP4",
+    "MXFP8_E4M3",
+    "NF4",
+    "NF4_G32",
+    "NF4_G64",
+    "NVFP4",
+    "Nncf",
+    "int8_error",
+]

@@ -80,3 +80,6 @@ def ignored_scope(given: Any) -> Any:
     if not set(scope) <= {"names", "patterns", "types"}:
         raise UsageError(f"ignored has {', '.join(map(str, scope))}; it takes names, patterns and types, each a list")
     return nncf().IgnoredScope(**{key: list(values) for key, values in scope.items()})
+
+
+__all__ = ["ignored_scope", "known", "one_of", "translated"]

@@ -274,3 +274,18 @@ def _origin(node: Any) -> Any | None:
     while node.get_type_name() in ("Convert", "Reshape", "Unsqueeze", "Squeeze"):
         node = node.input_value(0).get_node()
     return node if node.get_type_name() == "Parameter" else None
+
+
+__all__ = [
+    "CONTEXT",
+    "Feed",
+    "Input",
+    "Samples",
+    "arrays_of",
+    "check",
+    "inputs_of",
+    "probes",
+    "read",
+    "token_feed",
+    "windows",
+]

@@ -113,3 +113,5 @@ def convert(folder: Path) -> None:
 
 if __name__ == "__main__":
     convert(Path(sys.argv[1]))
+
+__all__ = ["MODELS", "NEEDED", "SOURCES", "TIMEOUT", "Converted", "convert", "tokenizer_models"]

@@ -20,3 +20,6 @@ def edgekit_register_servers(register: Register) -> None:
 def edgekit_register_commands(register: Register) -> None:
     """``edgekit serve ARTIFACT``."""
     register("serve", "edgekit_serve.command:command")
+
+
+__all__ = ["edgekit_api", "edgekit_register_commands", "edgekit_register_servers"]

@@ -74,3 +74,6 @@ async def present(receive: Receive) -> AsyncIterator[None]:
         raise
     finally:
         watcher.cancel()
+
+
+__all__ = ["present", "read"]

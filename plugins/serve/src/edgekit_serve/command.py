@@ -203,3 +203,20 @@ def log_to_stderr() -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
+
+
+__all__ = [
+    "BACKLOG",
+    "CONNECTIONS",
+    "KEYS",
+    "command",
+    "computes",
+    "default_name",
+    "is_loopback",
+    "listening",
+    "log_to_stderr",
+    "read_keys",
+    "refuse_open_doors",
+    "serve",
+    "warm",
+]

@@ -167,3 +167,6 @@ async def _full(scope: Scope, receive: Receive, send: Send) -> None:
     response = ApiError(503, _FULL, "too_many_connections", headers={"retry-after": "1"}).response()
     response.headers["connection"] = "close"
     await response(scope, receive, send)
+
+
+__all__ = ["Connection"]

@@ -163,3 +163,6 @@ def _shown(value: Any) -> str:
         if len(text) > _SHOWN:
             return f"{text[:_SHOWN]}…"
     return text
+
+
+__all__ = ["Fields", "parse"]

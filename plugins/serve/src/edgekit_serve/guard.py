@@ -119,3 +119,6 @@ def known_host(host: str, names: frozenset[str]) -> bool:
     except ValueError:
         return False
     return ":" not in bare or name.startswith("[")
+
+
+__all__ = ["ROUTES", "Guard", "known_host", "route_of"]

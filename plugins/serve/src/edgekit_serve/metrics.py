@@ -77,3 +77,6 @@ def _peak() -> float:
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(peak if sys.platform == "darwin" else 1024 * peak)
+
+
+__all__ = ["CONTENT_TYPE", "Metrics", "resident"]

@@ -232,3 +232,19 @@ def _content(content: Any, where: str) -> str:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             raise ApiError(400, f"{where}: only parts of type text are supported", "unsupported_value", param=where)
     return "".join(part["text"] for part in content)
+
+
+__all__ = [
+    "COMPLETION_TOKENS",
+    "IGNORED",
+    "LARGEST_SEED",
+    "LONGEST_STOP",
+    "MOST_INPUTS",
+    "MOST_STOPS",
+    "MOST_TOKENS",
+    "NEUTRAL",
+    "ChatRequest",
+    "CompletionRequest",
+    "EmbeddingRequest",
+    "Wanted",
+]

@@ -89,3 +89,6 @@ def of(error: BaseException, *, well: bool) -> ApiError:
         case EdgekitError():
             return ApiError(500, f"the model cannot compute this: {type(error).__name__}", "model_error")
     return ApiError(500, "an internal error; the server's log says where", "internal_error")
+
+
+__all__ = ["HEADERS", "ApiError", "ClientGoneError", "of", "refused", "unicode"]
