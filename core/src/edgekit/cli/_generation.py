@@ -5,14 +5,23 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import attrs
 import click
 
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidFileError, UsageError
-from edgekit.runtime import DescribedRuntime, Generation, Runtime, Sampling, load, parse_option
+from edgekit.runtime import (
+    DescribedRuntime,
+    Generation,
+    GenerationOptions,
+    Runtime,
+    Sampling,
+    SamplingOptions,
+    load,
+    parse_option,
+)
 from edgekit.runtime.arguments import Stop, integer
 
 _OPTIONS = (
@@ -63,9 +72,10 @@ class Asked:
         """The model, loaded by the runtime."""
         return load(artifact, self.runtime, **dict(map(parse_option, self.options)))
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> GenerationOptions:
         """For `Runtime.stream` and `ChatRuntime.chat_stream`."""
-        return {**attrs.asdict(self.sampling), "max_tokens": self.max_tokens, "stop": self.stop}
+        sampling = cast(SamplingOptions, attrs.asdict(self.sampling))
+        return {**sampling, "max_tokens": self.max_tokens, "stop": self.stop}
 
 
 @attrs.frozen

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import attrs
 import click
 
 from edgekit.artifact import Artifact
@@ -41,8 +40,7 @@ def command(model: str, prompt: str | None, system: str | None, raw: bool, as_js
             note(f"{artifact.path.name} has no chat template; the prompt is continued as text")
         told = tell(generation, [], as_json)
         if as_json:
-            sampling = {**attrs.asdict(asked.sampling), "max_tokens": asked.max_tokens, "stop": asked.stop}
-            print_json({"text": told.text, **told.to_dict(), "chat": chats, "sampling": sampling}
+            print_json({"text": told.text, **told.to_dict(), "chat": chats, "sampling": asked.arguments()}
                        | described(loaded, artifact))  # fmt: skip
         else:
             note_end(told, asked)

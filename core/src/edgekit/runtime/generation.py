@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, Self
+from typing import Literal, Self, TypedDict
 
 import attrs
 import numpy as np
 
 from edgekit.errors import UsageError
 from edgekit.runtime import _draw
-from edgekit.runtime.arguments import integer
+from edgekit.runtime.arguments import Stop, integer
 from edgekit.typing import F32, F64
 
 #: Why a text ended: the model or a stop text ended it, or there was no room for more.
@@ -89,6 +89,35 @@ class Generation(Iterator[str]):
         close = getattr(self.pieces, "close", None)
         if close is not None:
             close()
+
+
+class SamplingOptions(TypedDict, total=False):
+    """How the next token is chosen, as keyword arguments; `Sampling` says what they mean, and checks them."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+
+
+class GenerationOptions(SamplingOptions, total=False):
+    """Keyword arguments of `generate`, `stream`, `chat` and `chat_stream` of every runtime; all may be left out.
+
+    Attributes:
+        max_tokens: at most so many tokens; None, the default, for as many as the model's context has room for.
+        temperature: 0, the default, takes the most likely token each time; above it, see `Sampling`.
+        top_k: only the k most likely tokens; 0, the default, for all.
+        top_p: only the most likely tokens that together reach this probability; 1, the default, for all.
+        seed: of the random numbers; 0 by default, -1 draws one.
+        stop: a text or texts at which to end; they are not part of the result.
+
+    Example:
+        >>> def answer(model: Runtime, **options: Unpack[GenerationOptions]) -> str:  # doctest: +SKIP
+        ...     return model.generate("Once upon a time", **options)
+    """
+
+    max_tokens: int | None
+    stop: Stop
 
 
 def _drawn(seed: int) -> int:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, Protocol, Self, cast, runtime_checkable
+from typing import Any, Protocol, Self, Unpack, cast, runtime_checkable
 
 import numpy.typing as npt
 
 from edgekit.artifact import Artifact
 from edgekit.errors import MissingPluginError
 from edgekit.files.memory import enough_memory
-from edgekit.pipeline.conversion import open_artifact
+from edgekit.pipeline.conversion import as_artifact
 from edgekit.plugin.registry import Registration, manager
-from edgekit.runtime.arguments import Stop, declared_options, refuse_unknown_options
+from edgekit.runtime.arguments import declared_options, refuse_unknown_options
 from edgekit.runtime.chat import Messages
-from edgekit.runtime.generation import FinishReason, Generation, Sampling, until
+from edgekit.runtime.generation import FinishReason, Generation, GenerationOptions, Sampling, until
 from edgekit.runtime.numpy import NumpyRuntime
 from edgekit.runtime.text import TextRuntime
 from edgekit.typing import F32
@@ -37,31 +37,11 @@ class Runtime(Protocol):
         """Scores of every next token, float32 [n, vocab], of token ids [n]."""
         ...
 
-    def generate(
-        self,
-        prompt: str,
-        *,
-        max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: Stop = (),
-    ) -> str:
-        """Continue a text; see `NumpyRuntime.generate` for the arguments."""
+    def generate(self, prompt: str, **options: Unpack[GenerationOptions]) -> str:
+        """Continue a text; see `GenerationOptions` for the options."""
         ...
 
-    def stream(
-        self,
-        prompt: str,
-        *,
-        max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: Stop = (),
-    ) -> Generation:
+    def stream(self, prompt: str, **options: Unpack[GenerationOptions]) -> Generation:
         """The same, piece by piece, with the tokens counted and why it ended.
 
         What is wrong with the arguments is raised here, before the first piece is asked for.
@@ -90,31 +70,11 @@ class ChatRuntime(Protocol):
         """
         ...
 
-    def chat(
-        self,
-        messages: Messages | str,
-        *,
-        max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: Stop = (),
-    ) -> str:
+    def chat(self, messages: Messages | str, **options: Unpack[GenerationOptions]) -> str:
         """Answer a conversation; raises as `prompt` and as `Runtime.generate`."""
         ...
 
-    def chat_stream(
-        self,
-        messages: Messages | str,
-        *,
-        max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: Stop = (),
-    ) -> Generation:
+    def chat_stream(self, messages: Messages | str, **options: Unpack[GenerationOptions]) -> Generation:
         """The same, piece by piece, as `Runtime.stream`."""
         ...
 
@@ -170,7 +130,7 @@ def load(artifact: Artifact | str | os.PathLike[str], runtime: str | None = None
         MissingPluginError: that runtime is not installed, or does not run the format.
         UsageError: an option that the runtime does not have; names those that it has.
     """
-    opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
+    opened = as_artifact(artifact)
     chosen = choose_runtime(opened, runtime)
     return start(chosen.load(), chosen.name, opened, **options)
 
@@ -228,6 +188,7 @@ __all__ = [
     "EmbeddingRuntime",
     "FinishReason",
     "Generation",
+    "GenerationOptions",
     "NumpyRuntime",
     "Runtime",
     "Sampling",

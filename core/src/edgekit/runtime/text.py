@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from edgekit.errors import ContextOverflowError, NonFiniteError, UsageError
 from edgekit.runtime import chat
 from edgekit.runtime.arguments import Stop, integer, prompt_text, stop_texts
 from edgekit.runtime.chat import Messages
-from edgekit.runtime.generation import Generation, Sampling, until
+from edgekit.runtime.generation import Generation, GenerationOptions, Sampling, SamplingOptions, until
 from edgekit.tokenizer.record import Tokenizer
 from edgekit.typing import F32
 
@@ -44,27 +45,12 @@ class TextRuntime:
         """
         raise NotImplementedError
 
-    def generate(
-        self,
-        prompt: str,
-        *,
-        max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: Stop = (),
-    ) -> str:
+    def generate(self, prompt: str, **options: Unpack[GenerationOptions]) -> str:
         """Continue a text until the model ends it.
 
         Args:
             prompt: the text so far.
-            max_tokens: at most so many tokens; None for as many as the model's context has room for.
-            temperature: 0 takes the most likely token each time; above it, see `Sampling`.
-            top_k: only the k most likely tokens; 0 for all.
-            top_p: only the most likely tokens that together reach this probability.
-            seed: of the random numbers; -1 draws one.
-            stop: a text or texts at which to end; they are not part of the result.
+            options: how long the text gets and how tokens are chosen; see `edgekit.runtime.GenerationOptions`.
 
         Returns:
             What follows the prompt.
@@ -73,23 +59,13 @@ class TextRuntime:
             UsageError: an empty prompt, no tokenizer, or an option out of range.
             ContextOverflowError: the prompt and `max_tokens` do not fit the model's context.
         """
-        sampling = Sampling(temperature, top_k, top_p, seed)
-        return "".join(self._stream(self._prompt_ids(prompt_text(prompt)), max_tokens, sampling, stop))
+        asked = _asked(**options)
+        return "".join(self._stream(self._prompt_ids(prompt_text(prompt)), *asked))
 
-    def stream(
-        self,
-        prompt: str,
-        *,
-        max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: Stop = (),
-    ) -> Generation:
+    def stream(self, prompt: str, **options: Unpack[GenerationOptions]) -> Generation:
         """As `generate`, piece by piece; each piece is whole characters, and never the start of a stop text."""
-        sampling = Sampling(temperature, top_k, top_p, seed)
-        return self._stream(self._prompt_ids(prompt_text(prompt)), max_tokens, sampling, stop)
+        asked = _asked(**options)
+        return self._stream(self._prompt_ids(prompt_text(prompt)), *asked)
 
     def _stream(self, ids: list[int], max_tokens: int | None, sampling: Sampling, stop: Stop) -> Generation:
         ends = stop_texts(stop)
@@ -99,37 +75,14 @@ class TextRuntime:
         tokens = self.tokens(ids, max_tokens=max_tokens, sampling=sampling)
         return Generation.counting(len(ids), tokens, lambda new: until(self.pieces(ids, new), ends))
 
-    def chat(
-        self,
-        messages: Messages | str,
-        *,
-        max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: Stop = (),
-    ) -> str:
+    def chat(self, messages: Messages | str, **options: Unpack[GenerationOptions]) -> str:
         """Answer messages, with the model's own chat template; see `chat_stream`."""
-        pieces = self.chat_stream(
-            messages, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
-        )
-        return "".join(pieces)
+        return "".join(self.chat_stream(messages, **options))
 
-    def chat_stream(
-        self,
-        messages: Messages | str,
-        *,
-        max_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: Stop = (),
-    ) -> Generation:
+    def chat_stream(self, messages: Messages | str, **options: Unpack[GenerationOptions]) -> Generation:
         """The answer to messages, piece by piece; arguments as `prompt` and `generate`, and raises as both."""
-        sampling = Sampling(temperature, top_k, top_p, seed)
-        return self._stream(self._prompt_ids(self.prompt(messages), special=True), max_tokens, sampling, stop)
+        asked = _asked(**options)
+        return self._stream(self._prompt_ids(self.prompt(messages), special=True), *asked)
 
     def _prompt_ids(self, text: str, *, special: bool = False) -> list[int]:
         self.refuse_too_long(text)
@@ -238,6 +191,13 @@ class TextRuntime:
             raise NonFiniteError(f"{self.artifact.path}: it computes values that are not finite")
         found: F32 = (vector / max(float(np.linalg.norm(vector)), 1e-30)).astype(np.float32)
         return found
+
+
+def _asked(
+    *, max_tokens: int | None = None, stop: Stop = (), **sampling: Unpack[SamplingOptions]
+) -> tuple[int | None, Sampling, Stop]:
+    """Generation options, those of sampling checked and the others as they came."""
+    return max_tokens, Sampling(**sampling), stop
 
 
 __all__ = ["TextRuntime"]

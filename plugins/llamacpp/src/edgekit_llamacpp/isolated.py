@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from typing import IO, Any, Self, cast
+from typing import IO, Any, Self, Unpack, cast
 
 import attrs
 import numpy as np
@@ -25,7 +25,7 @@ import numpy.typing as npt
 from edgekit import errors
 from edgekit.artifact import Artifact
 from edgekit.errors import EdgekitError, InvalidFileError, PluginError, UsageError
-from edgekit.runtime import Generation
+from edgekit.runtime import Generation, GenerationOptions
 from edgekit.runtime.chat import Messages, conversation
 from edgekit.typing import F32
 from edgekit_llamacpp.model import Options
@@ -123,19 +123,19 @@ class IsolatedRuntime:
         message, _ = self._ask("prompt", messages=_plain(messages))
         return str(message["value"])
 
-    def generate(self, prompt: str, **options: Any) -> str:
+    def generate(self, prompt: str, **options: Unpack[GenerationOptions]) -> str:
         """Continue a text until the model ends it."""
         return "".join(self.stream(prompt, **options))
 
-    def stream(self, prompt: str, **options: Any) -> Generation:
+    def stream(self, prompt: str, **options: Unpack[GenerationOptions]) -> Generation:
         """As `generate`, piece by piece."""
         return self._stream("stream", prompt=prompt, **options)
 
-    def chat(self, messages: Messages | str, **options: Any) -> str:
+    def chat(self, messages: Messages | str, **options: Unpack[GenerationOptions]) -> str:
         """Answer messages, with the model's own chat template."""
         return "".join(self.chat_stream(messages, **options))
 
-    def chat_stream(self, messages: Messages | str, **options: Any) -> Generation:
+    def chat_stream(self, messages: Messages | str, **options: Unpack[GenerationOptions]) -> Generation:
         """The answer piece by piece."""
         return self._stream("chat_stream", messages=_plain(messages), **options)
 

@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import aclosing
 from typing import Any
 
 import attrs
@@ -122,13 +123,11 @@ class Whole(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Generate, then send."""
-        pieces: list[str] = []
-
-        async def take(piece: str) -> None:
-            pieces.append(piece)
-
-        await self.answer.give(receive, take)
-        await JSONResponse(self.shape.whole("".join(pieces), self.answer), headers=HEADERS)(scope, receive, send)
+        text: list[str] = []
+        async with self.answer.attended(receive), aclosing(self.answer.pieces()) as pieces:
+            async for piece in pieces:
+                text.append(piece)  # noqa: PERF401  - out of time, what has come is the answer
+        await JSONResponse(self.shape.whole("".join(text), self.answer), headers=HEADERS)(scope, receive, send)
 
 
 class Events(Response):
@@ -140,13 +139,11 @@ class Events(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send pieces as they come."""
-
-        async def take(piece: str) -> None:
-            await self._begin(send)
-            await _send(send, self.shape.piece(piece))
-
         try:
-            await self.answer.give(receive, take)
+            async with self.answer.attended(receive), aclosing(self.answer.pieces()) as pieces:
+                async for piece in pieces:
+                    await self._begin(send)
+                    await _send(send, self.shape.piece(piece))
         except ApiError as error:
             if not self.begun:
                 raise
