@@ -135,6 +135,8 @@ class Work:
     def _refuse_foreign(self, target: Path, early: bool) -> None:
         for _ in range(_LOOKS):  # early, another run may be replacing it: what changed meanwhile is looked at again
             before = Stamp.of(target)
+            if target.exists() and not (target.is_file() or target.is_dir()):  # --force would not help
+                raise UsageError(f"{target} is a device or a pipe, not a regular file; name a file to write")
             entries = _entries(target)
             if before is None or not entries:
                 return
