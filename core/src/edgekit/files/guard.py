@@ -27,13 +27,10 @@ from edgekit.files.problems import writing
 
 #: Nanoseconds. A file modified so shortly before it is opened may change again without its times showing it.
 _RACY = 2_000_000_000
-#: Names in a directory that an artifact's writer may replace; anything else is somebody's own.
-ARTIFACT_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
+#: Files of a model's directory besides weights: carried over byte for byte from one directory to the next.
+CARRIED_FILES = (
     "config.json",
     "generation_config.json",
-    "preprocessor_config.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -44,6 +41,13 @@ ARTIFACT_FILES = (
     "merges.txt",
     "chat_template.json",
     "chat_template.jinja",
+)
+#: Names in a directory that an artifact's writer may replace; anything else belongs to the user.
+ARTIFACT_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "preprocessor_config.json",
+    *CARRIED_FILES,
     "additional_chat_templates/*.jinja",
     "edgekit.manifest.json",
 )
@@ -73,11 +77,11 @@ class Stamp:
     def of(cls, path: Path) -> Stamp | None:
         """Of a file or directory; None where nothing can be looked up."""
         try:
-            found = os.stat(path)
+            status = os.stat(path)
         except (OSError, ValueError):
             return None
-        identity = (found.st_dev, found.st_ino)
-        return cls(identity, found.st_size, found.st_mtime_ns, found.st_ctime_ns, time.time_ns())
+        identity = (status.st_dev, status.st_ino)
+        return cls(identity, status.st_size, status.st_mtime_ns, status.st_ctime_ns, time.time_ns())
 
     def same_content(self, other: Stamp) -> bool:
         """Whether nothing says that the content differs."""
@@ -131,6 +135,8 @@ class Work:
     def _refuse_foreign(self, target: Path, early: bool) -> None:
         for _ in range(_LOOKS):  # early, another run may be replacing it: what changed meanwhile is looked at again
             before = Stamp.of(target)
+            if target.exists() and not (target.is_file() or target.is_dir()):  # --force would not help
+                raise UsageError(f"{target} is a device or a pipe, not a regular file; name a file to write")
             entries = _entries(target)
             if before is None or not entries:
                 return
@@ -296,4 +302,4 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
-__all__ = ["ARTIFACT_FILES", "Stamp", "Work", "current", "matches", "refuse_harm", "stamps", "working"]
+__all__ = ["ARTIFACT_FILES", "CARRIED_FILES", "Stamp", "Work", "current", "matches", "refuse_harm", "stamps", "working"]

@@ -9,6 +9,7 @@ import attrs
 
 from edgekit.errors import InvalidFileError, MissingFileError
 from edgekit.files.foreign import member, read_object
+from edgekit.files.guard import CARRIED_FILES
 from edgekit.formats.safetensors import open_tensors
 from edgekit.tensor import Tensor
 from edgekit.tokenizer.hf_files import TEMPLATES, template_files
@@ -20,21 +21,6 @@ MANIFEST = "edgekit.manifest.json"
 #: What peft writes beside, or instead of, a model.
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-#: What is carried over byte for byte from one directory to the next.
-CARRIED = (
-    CONFIG,
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.json",
-    "chat_template.jinja",
-)
 #: Patterns of weights in pickles, which are never read.
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -56,15 +42,15 @@ class Weights:
 
 def carried(directory: Path) -> tuple[Path, ...]:
     """The directory's files besides weights."""
-    own = (path for name in CARRIED if (path := member(directory, name)) is not None)
-    return (*own, *template_files(directory))
+    weights = (path for name in CARRIED_FILES if (path := member(directory, name)) is not None)
+    return (*weights, *template_files(directory))
 
 
 def carried_name(path: Path) -> str | None:
     """The name, relative to the directory, under which a file is carried over; None where it is not."""
     if path.parent.name == TEMPLATES and path.suffix == ".jinja":
         return f"{TEMPLATES}/{path.name}"
-    return path.name if path.name in CARRIED else None
+    return path.name if path.name in CARRIED_FILES else None
 
 
 def open_weights(directory: Path, only: str | None = None) -> Weights:
@@ -136,17 +122,17 @@ def _open_shards(directory: Path, index: Mapping[str, str]) -> Weights:
     held: dict[str, set[str]] = {}
     for tensor, shard in index.items():
         held.setdefault(shard, set()).add(tensor)
-    for name, wanted in sorted(held.items()):
+    for name, expected in sorted(held.items()):
         path = member(directory, name)
         if path is None:
             raise MissingFileError(
-                f"{directory / name}: the shard is missing; {INDEX} has {len(wanted)} tensors in it, "
-                f"such as {_brief(min(wanted))}; fetch it"
+                f"{directory / name}: the shard is missing; {INDEX} has {len(expected)} tensors in it, "
+                f"such as {_brief(min(expected))}; fetch it"
             )
-        found = open_tensors(path)[0]
-        _compare(path, wanted, set(found))
+        actual = open_tensors(path)[0]
+        _compare(path, expected, set(actual))
         files.append(path)
-        tensors.update(found)
+        tensors.update(actual)
     return Weights((*files, directory / INDEX), tensors, {})
 
 
@@ -154,11 +140,11 @@ def _brief(name: str) -> str:
     return name if len(name) <= 200 else name[:197] + "..."
 
 
-def _compare(path: Path, wanted: set[str], found: set[str]) -> None:
-    if wanted - found:
+def _compare(path: Path, expected: set[str], actual: set[str]) -> None:
+    if expected - actual:
         raise InvalidFileError(
-            f"{path}: lacks tensor {_brief(min(wanted - found))}, which {INDEX} has there; fetch the two again"
+            f"{path}: lacks tensor {_brief(min(expected - actual))}, which {INDEX} has there; fetch the two again"
         )
-    if found - wanted:
-        extra = _brief(min(found - wanted))
+    if actual - expected:
+        extra = _brief(min(actual - expected))
         raise InvalidFileError(f"{path}: holds tensor {extra}, which {INDEX} does not have there; fetch the two again")
