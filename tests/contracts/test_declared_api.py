@@ -101,7 +101,7 @@ def test_types_are_named():
 
 def imported_by_plugins():
     for name in FILES:
-        for node in ast.walk(tree(name)) if not name.startswith("edgekit.") else ():
+        for node in ast.walk(tree(name)) if name.partition(".")[0] != "edgekit" else ():
             if isinstance(node, ast.ImportFrom) and node.module in CORE:
                 full = (f"{node.module}.{alias.name}" for alias in node.names)
                 yield from (one if one in FILES else node.module for one in full)

@@ -102,5 +102,5 @@ def test_the_command_line_reaches_every_pass(tmp_path):
     }
     told = CliRunner().invoke(cli, line, catch_exceptions=False).stdout
     assert told == f"{tmp_path / 'b.txt'}  8 B\n  comment: \n  growth: 4\n"
-    with pytest.raises(UsageError, match=r"^-o times: write KEY=VALUE, for example -o ratio=0\.8$"):
+    with pytest.raises(UsageError, match=r"^-o 'times'; give NAME=VALUE, such as ratio=0\.8$"):
         CliRunner().invoke(cli, [*line[:-1], "times"], catch_exceptions=False)

@@ -24,7 +24,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import NonFiniteError, UnsupportedModelError, UsageError
 from edgekit.evaluation.language import CONTEXT, Text, cut, tokens_of
 from edgekit.files.memory import enough_memory
-from edgekit.pipeline.conversion import find_format, open_artifact
+from edgekit.pipeline.conversion import as_artifact, find_format
 from edgekit.pipeline.progress import Progress, Shown, reporting
 from edgekit.plugin.registry import manager
 from edgekit.runtime.protocols import load
@@ -120,7 +120,7 @@ def collect(
         MissingPluginError: no such runtime, or it does not run the artifact's format.
         NonFiniteError: the model computes a NaN or an infinity.
     """
-    source = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
+    source = as_artifact(artifact)
     tokenizer = source.tokenizer
     bos = tokenizer.bos if tokenizer is not None and tokenizer.add_bos else None
     windows = cut(tokens_of(source, text), _context(context, _longest(source, runtime)), bos)

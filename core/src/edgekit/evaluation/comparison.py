@@ -11,10 +11,12 @@ import numpy as np
 
 from edgekit.artifact import Artifact
 from edgekit.errors import UnsupportedModelError, UsageError
-from edgekit.evaluation._common import Progress, Shown, Source, as_artifact, finite, reporting
+from edgekit.evaluation._common import Source, finite
 from edgekit.evaluation.language import Baseline, Evaluation, Text, evaluate
 from edgekit.files import _html
 from edgekit.files.memory import enough_memory
+from edgekit.pipeline.conversion import as_artifact
+from edgekit.pipeline.progress import Progress, Shown, reporting
 from edgekit.tensor import AnyTensor, EncodedTensor
 from edgekit.tensor import precision_name as precision_name
 

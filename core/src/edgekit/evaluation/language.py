@@ -13,9 +13,11 @@ import numpy.typing as npt
 from edgekit.architectures.forward import Transformer
 from edgekit.artifact import Artifact
 from edgekit.errors import NonFiniteError, UnsupportedModelError, UsageError
-from edgekit.evaluation._common import Progress, Shown, Source, as_artifact, finite, reporting
+from edgekit.evaluation._common import Source, finite
 from edgekit.files import _html
 from edgekit.files.memory import enough_memory
+from edgekit.pipeline.conversion import as_artifact
+from edgekit.pipeline.progress import Progress, Shown, reporting
 from edgekit.tokenizer import Tokenizer, TokenType
 from edgekit.typing import F32, F64, Ints
 

@@ -27,13 +27,10 @@ from edgekit.files.problems import writing
 
 #: Nanoseconds. A file modified so shortly before it is opened may change again without its times showing it.
 _RACY = 2_000_000_000
-#: Names in a directory that an artifact's writer may replace; anything else is somebody's own.
-ARTIFACT_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
+#: Files of a model's directory besides weights: carried over byte for byte from one directory to the next.
+CARRIED_FILES = (
     "config.json",
     "generation_config.json",
-    "preprocessor_config.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -44,6 +41,13 @@ ARTIFACT_FILES = (
     "merges.txt",
     "chat_template.json",
     "chat_template.jinja",
+)
+#: Names in a directory that an artifact's writer may replace; anything else belongs to the user.
+ARTIFACT_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "preprocessor_config.json",
+    *CARRIED_FILES,
     "additional_chat_templates/*.jinja",
     "edgekit.manifest.json",
 )
@@ -296,4 +300,4 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
-__all__ = ["ARTIFACT_FILES", "Stamp", "Work", "current", "matches", "refuse_harm", "stamps", "working"]
+__all__ = ["ARTIFACT_FILES", "CARRIED_FILES", "Stamp", "Work", "current", "matches", "refuse_harm", "stamps", "working"]

@@ -9,6 +9,7 @@ import attrs
 
 from edgekit.errors import InvalidFileError, MissingFileError
 from edgekit.files.foreign import member, read_object
+from edgekit.files.guard import CARRIED_FILES
 from edgekit.formats.safetensors import open_tensors
 from edgekit.tensor import Tensor
 from edgekit.tokenizer.hf_files import TEMPLATES, template_files
@@ -20,21 +21,6 @@ MANIFEST = "edgekit.manifest.json"
 #: What peft writes beside, or instead of, a model.
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-#: What is carried over byte for byte from one directory to the next.
-CARRIED = (
-    CONFIG,
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.json",
-    "chat_template.jinja",
-)
 #: Patterns of weights in pickles, which are never read.
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -56,7 +42,7 @@ class Weights:
 
 def carried(directory: Path) -> tuple[Path, ...]:
     """The directory's files besides weights."""
-    own = (path for name in CARRIED if (path := member(directory, name)) is not None)
+    own = (path for name in CARRIED_FILES if (path := member(directory, name)) is not None)
     return (*own, *template_files(directory))
 
 
@@ -64,7 +50,7 @@ def carried_name(path: Path) -> str | None:
     """The name, relative to the directory, under which a file is carried over; None where it is not."""
     if path.parent.name == TEMPLATES and path.suffix == ".jinja":
         return f"{TEMPLATES}/{path.name}"
-    return path.name if path.name in CARRIED else None
+    return path.name if path.name in CARRIED_FILES else None
 
 
 def open_weights(directory: Path, only: str | None = None) -> Weights:

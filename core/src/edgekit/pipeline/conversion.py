@@ -69,6 +69,11 @@ def open_artifact(path: str | os.PathLike[str]) -> Artifact:
     return _settled(Path(path), _open)
 
 
+def as_artifact(source: Artifact | str | os.PathLike[str]) -> Artifact:
+    """Return an artifact as it is, and open the path of one; raises as `open_artifact`."""
+    return source if isinstance(source, Artifact) else open_artifact(source)
+
+
 def _settled(where: Path, opening: Callable[[Path], Artifact]) -> Artifact:
     """Open a path, again if it was replaced meanwhile, so that the header and the weights are of one model."""
     for _ in range(_REOPENINGS):
@@ -387,6 +392,7 @@ __all__ = [
     "AsIs",
     "Nonfinite",
     "Progress",
+    "as_artifact",
     "convert",
     "find_format",
     "find_recipe",

@@ -15,7 +15,7 @@ import attrs
 
 from edgekit.artifact import Artifact
 from edgekit.files.guard import stamps, working
-from edgekit.pipeline.conversion import open_artifact
+from edgekit.pipeline.conversion import as_artifact
 from edgekit.pipeline.passes import files_in, refuse_options
 from edgekit.plugin.registry import manager
 
@@ -82,7 +82,7 @@ def package(
         ChangedSourceError: the source was changed while it was read.
     """
     chosen: Packager = manager().find("packagers", server).load()
-    artifact = source if isinstance(source, Artifact) else open_artifact(source)
+    artifact = as_artifact(source)
     given = dict(options or {})
     with working(Path(to), {**artifact.reads, **stamps(files_in(given))}, overwrite, notes):
         refuse_options(chosen.package, f"the packager {server!r}", given)

@@ -85,15 +85,23 @@ def declared_options(start: Callable[..., Any]) -> tuple[str, ...] | None:
     return tuple(parameter.name for parameter in others if parameter.kind is not parameter.VAR_POSITIONAL)
 
 
-def parse_option(text: str) -> tuple[str, Any]:
-    """``context=2048`` of a command line as a name and a value: JSON where it can be, else text.
+def parse_option(
+    text: str, flag: str = "--option", example: str = "context=2048", *, empty: bool = False
+) -> tuple[str, Any]:
+    """Split ``context=2048`` of a command line into a name and a value: JSON if it can be read as such, else text.
+
+    Args:
+        text: as it was typed.
+        flag: of the command line, for the message.
+        example: of a right one, for the message.
+        empty: whether the value may be an empty text.
 
     Raises:
         UsageError: no name, or no value.
     """
-    name, _, value = text.partition("=")
-    if not name.isidentifier() or not value:
-        raise UsageError(f"--option {text!r}; give NAME=VALUE, such as context=2048")
+    name, equals, value = text.partition("=")
+    if not name.isidentifier() or not (value or (empty and equals)):
+        raise UsageError(f"{flag} {text!r}; give NAME=VALUE, such as {example}")
     with contextlib.suppress(ValueError):
         return name, json.loads(value)
     return name, value

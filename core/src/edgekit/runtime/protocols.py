@@ -15,7 +15,7 @@ import numpy.typing as npt
 from edgekit.artifact import Artifact
 from edgekit.errors import MissingPluginError
 from edgekit.files.memory import enough_memory
-from edgekit.pipeline.conversion import open_artifact
+from edgekit.pipeline.conversion import as_artifact
 from edgekit.plugin.registry import Registration, manager
 from edgekit.runtime.arguments import declared_options, refuse_unknown_options
 from edgekit.runtime.chat import Messages
@@ -130,7 +130,7 @@ def load(artifact: Artifact | str | os.PathLike[str], runtime: str | None = None
         MissingPluginError: that runtime is not installed, or does not run the format.
         UsageError: an option that the runtime does not have; names those that it has.
     """
-    opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
+    opened = as_artifact(artifact)
     chosen = choose_runtime(opened, runtime)
     return start(chosen.load(), chosen.name, opened, **options)
 

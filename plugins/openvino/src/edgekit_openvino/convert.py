@@ -14,8 +14,7 @@ from edgekit.manifest import Manifest
 from edgekit.recipe import Plan
 from edgekit.tensor import QuantizedTensor
 from edgekit_openvino import graph
-from edgekit_openvino.graphs import last_line
-from edgekit_openvino.library import openvino, silent
+from edgekit_openvino.library import last_line, openvino, silent
 from edgekit_openvino.models import write_ir
 from edgekit_openvino.writer import OWNED, XML
 

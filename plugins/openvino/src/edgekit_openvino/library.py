@@ -91,6 +91,12 @@ def silent() -> Iterator[None]:
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
+def last_line(error: Exception) -> str:
+    """Return the last line of an error's message: OpenVINO puts the places in its source before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
+
+
 @functools.cache
 def core() -> Any:
     """One `openvino.Core` for the process: it holds the device plugins and their caches."""
@@ -109,4 +115,4 @@ def _described(found: Any, device: str) -> str:
     return f"{device}: {name} ({capabilities})"
 
 
-__all__ = ["core", "devices", "genai", "nncf", "openvino", "silent", "tokenizers"]
+__all__ = ["core", "devices", "genai", "last_line", "nncf", "openvino", "silent", "tokenizers"]

@@ -13,8 +13,7 @@ import numpy as np
 from edgekit.errors import ResourceError
 from edgekit.files.memory import refuse_shortage
 from edgekit.files.reader import Mapped
-from edgekit_openvino.graphs import last_line
-from edgekit_openvino.library import genai, openvino
+from edgekit_openvino.library import genai, last_line, openvino
 
 #: What has to lie beside the model.
 NEEDED = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")

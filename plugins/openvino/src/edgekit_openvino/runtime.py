@@ -21,8 +21,8 @@ from edgekit.files.reader import Mapped
 from edgekit.runtime import Sampling, TextRuntime
 from edgekit.typing import F32, I64, Array
 from edgekit_openvino import pipeline
-from edgekit_openvino.graphs import Variant, last_line, read_model, variant
-from edgekit_openvino.library import core, openvino
+from edgekit_openvino.graphs import Variant, read_model, variant
+from edgekit_openvino.library import core, last_line, openvino
 from edgekit_openvino.options import Options
 
 _CUT = "load the model again from a whole file; mmap=False reads it into memory"
