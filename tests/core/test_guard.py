@@ -169,6 +169,14 @@ def test_what_edgekit_did_not_write_is_not_overwritten(tmp_path: Path) -> None:
     assert edgekit.open(target).manifest is not None
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_pipe_is_refused_without_the_advice_to_force_it(tmp_path: Path, overwrite: bool) -> None:
+    os.mkfifo(tmp_path / "t")
+    with pytest.raises(UsageError) as caught, working(tmp_path / "t", {}, overwrite):
+        pass
+    assert str(caught.value) == f"{tmp_path / 't'} is a device or a pipe, not a regular file; name a file to write"
+
+
 def test_what_edgekit_wrote_is_replaced_and_said(tmp_path: Path) -> None:
     source, target, notes = model(tmp_path / "m"), tmp_path / "q", list[str]()
     first = edgekit.quantize(source, RECIPE, to=target, notes=notes)
@@ -360,7 +368,7 @@ def test_the_demo_overwrites_nobodys_page(tmp_path: Path) -> None:
     page.write_text("my own")
     result = CliRunner().invoke(cli, ["demo", "--out", str(tmp_path)])
     assert str(result.exception) == (
-        f"{page} is there already, and the demo did not write it; choose another directory with --out"
+        f"{page} exists, and the demo did not write it; choose another directory with --out"
     )
     assert os.listdir(tmp_path) == ["index.html"]
     assert page.read_text() == "my own"

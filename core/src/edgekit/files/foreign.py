@@ -86,12 +86,12 @@ def strict_json(text: bytes, path: Path, what: str, offset: int = 0, max_values:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"key {shown(twice)} comes twice")
-    return found
+    return members
 
 
 def _refuse_surrogates(parsed: Any) -> None:

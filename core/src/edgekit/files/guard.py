@@ -77,11 +77,11 @@ class Stamp:
     def of(cls, path: Path) -> Stamp | None:
         """Of a file or directory; None where nothing can be looked up."""
         try:
-            found = os.stat(path)
+            status = os.stat(path)
         except (OSError, ValueError):
             return None
-        identity = (found.st_dev, found.st_ino)
-        return cls(identity, found.st_size, found.st_mtime_ns, found.st_ctime_ns, time.time_ns())
+        identity = (status.st_dev, status.st_ino)
+        return cls(identity, status.st_size, status.st_mtime_ns, status.st_ctime_ns, time.time_ns())
 
     def same_content(self, other: Stamp) -> bool:
         """Whether nothing says that the content differs."""
@@ -135,6 +135,8 @@ class Work:
     def _refuse_foreign(self, target: Path, early: bool) -> None:
         for _ in range(_LOOKS):  # early, another run may be replacing it: what changed meanwhile is looked at again
             before = Stamp.of(target)
+            if target.exists() and not (target.is_file() or target.is_dir()):  # --force would not help
+                raise UsageError(f"{target} is a device or a pipe, not a regular file; name a file to write")
             entries = _entries(target)
             if before is None or not entries:
                 return

@@ -67,10 +67,10 @@ def seal_of(path: Path) -> Record | None:
         return None
 
 
-def belonging(record: Any, found: Record | None) -> Record | None:
+def belonging(record: Any, paths: Record | None) -> Record | None:
     """The record of a manifest that belongs to the file with that seal: the newest, the one before, or None."""
-    for candidate in (record, record.get("previous")) if isinstance(record, dict) and found else ():
-        if isinstance(candidate, dict) and candidate.get("file") == found:
+    for candidate in (record, record.get("previous")) if isinstance(record, dict) and paths else ():
+        if isinstance(candidate, dict) and candidate.get("file") == paths:
             return {key: value for key, value in candidate.items() if key != "previous"}
     return None
 

@@ -42,8 +42,8 @@ class Weights:
 
 def carried(directory: Path) -> tuple[Path, ...]:
     """The directory's files besides weights."""
-    own = (path for name in CARRIED_FILES if (path := member(directory, name)) is not None)
-    return (*own, *template_files(directory))
+    weights = (path for name in CARRIED_FILES if (path := member(directory, name)) is not None)
+    return (*weights, *template_files(directory))
 
 
 def carried_name(path: Path) -> str | None:
@@ -122,17 +122,17 @@ def _open_shards(directory: Path, index: Mapping[str, str]) -> Weights:
     held: dict[str, set[str]] = {}
     for tensor, shard in index.items():
         held.setdefault(shard, set()).add(tensor)
-    for name, wanted in sorted(held.items()):
+    for name, expected in sorted(held.items()):
         path = member(directory, name)
         if path is None:
             raise MissingFileError(
-                f"{directory / name}: the shard is missing; {INDEX} has {len(wanted)} tensors in it, "
-                f"such as {_brief(min(wanted))}; fetch it"
+                f"{directory / name}: the shard is missing; {INDEX} has {len(expected)} tensors in it, "
+                f"such as {_brief(min(expected))}; fetch it"
             )
-        found = open_tensors(path)[0]
-        _compare(path, wanted, set(found))
+        actual = open_tensors(path)[0]
+        _compare(path, expected, set(actual))
         files.append(path)
-        tensors.update(found)
+        tensors.update(actual)
     return Weights((*files, directory / INDEX), tensors, {})
 
 
@@ -140,11 +140,11 @@ def _brief(name: str) -> str:
     return name if len(name) <= 200 else name[:197] + "..."
 
 
-def _compare(path: Path, wanted: set[str], found: set[str]) -> None:
-    if wanted - found:
+def _compare(path: Path, expected: set[str], actual: set[str]) -> None:
+    if expected - actual:
         raise InvalidFileError(
-            f"{path}: lacks tensor {_brief(min(wanted - found))}, which {INDEX} has there; fetch the two again"
+            f"{path}: lacks tensor {_brief(min(expected - actual))}, which {INDEX} has there; fetch the two again"
         )
-    if found - wanted:
-        extra = _brief(min(found - wanted))
+    if actual - expected:
+        extra = _brief(min(actual - expected))
         raise InvalidFileError(f"{path}: holds tensor {extra}, which {INDEX} does not have there; fetch the two again")

@@ -197,11 +197,11 @@ def _fault(precision: Precision, shape: tuple[int, ...], parts: Mapping[str, Ten
         return f"{precision.name} cannot hold rows of {shape[-1]}"
     layouts = part_layouts(precision, shape)
     if layouts is None:
-        wanted = math.prod(shape) * precision.bits_per_weight
+        expected = math.prod(shape) * precision.bits_per_weight
         held = 8 * sum(part.nbytes for part in parts.values())
         if any(part.shape[:1] != (math.prod(shape[:-1]),) for part in parts.values()):
             return f"its parts are not in {math.prod(shape[:-1])} rows"
-        return "" if held == wanted else f"its parts have {held} bits, {precision.name} takes {wanted}"
+        return "" if held == expected else f"its parts have {held} bits, {precision.name} takes {expected}"
     if layouts.keys() != parts.keys():
         return f"{precision.name} has the parts {', '.join(layouts)}, not {', '.join(parts)}"
     for key, layout in layouts.items():

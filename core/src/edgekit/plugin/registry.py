@@ -416,6 +416,7 @@ __all__ = [
     "entry_points",
     "hookimpl",
     "installed",
+    "lacks",
     "manager",
     "one",
     "refused",
