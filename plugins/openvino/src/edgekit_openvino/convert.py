@@ -79,7 +79,7 @@ class WholeWriter:
                 "it first, then compress or quantize the IR with the passes openvino-compress or openvino-quantize"
             )
         openvino()
-        self._layout, self._plan, self._manifest = layout, plan, manifest
+        self._layout, self._manifest = layout, manifest
         self._directory = AtomicDirectory(path, owned=OWNED)
 
     def write(self, tensor: QuantizedTensor) -> None:
