@@ -18,6 +18,7 @@ import bad_input
 import click
 import modules
 import numpy as np
+import public_modules
 
 #: The plugins whose commands the pages show.
 SHOWN = ("gguf", "serve")
@@ -69,7 +70,7 @@ def pages() -> dict[str, str]:
         "images/modules.svg": modules.picture(),
     }
     generated |= templates()
-    return generated | {name: NOTE + page for name, page in (hooks() | checks()).items()}
+    return generated | {name: NOTE + page for name, page in (hooks() | checks() | public_modules.pages()).items()}
 
 
 #: Part of a new plugin -> the example's modules that it is made of.

@@ -1,5 +1,7 @@
 """safetensors files: strict checks of the header, tensors read on demand, files written tensor by tensor.
 
+A file holds::
+
     bytes          holds
     0 .. 8         n, the header's length, little-endian unsigned 64-bit
     8 .. 8+n       UTF-8 JSON, one object, from `{` to `}` and then only spaces:

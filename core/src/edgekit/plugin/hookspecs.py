@@ -93,14 +93,6 @@ def edgekit_register_devices(register: Register) -> None:
 
 
 @hookspec
-def edgekit_register_servers(register: Register) -> None:
-    """Offer a server: ``register("openai", "edgekit_serve.app:create_app")``.
-
-    The target is called with an `edgekit.runtime.Runtime` and returns an ASGI application, which closes the runtime.
-    """
-
-
-@hookspec
 def edgekit_register_packagers(register: Register) -> None:
     """Offer a model server's layout: ``register("ovms", "edgekit_openvino.ovms:Ovms")``, for `edgekit package`.
 
@@ -129,7 +121,6 @@ __all__ = [
     "edgekit_register_quantizers",
     "edgekit_register_recipes",
     "edgekit_register_runtimes",
-    "edgekit_register_servers",
     "hookimpl",
     "hookspec",
 ]

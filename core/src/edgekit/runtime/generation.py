@@ -216,4 +216,4 @@ def _started(text: str, stop: Sequence[str]) -> int:
     return max((n for s in stop for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])), default=0)
 
 
-__all__ = ["FinishReason", "Generation", "Sampling", "Texts", "until"]
+__all__ = ["FinishReason", "Generation", "GenerationOptions", "Sampling", "SamplingOptions", "Texts", "until"]
