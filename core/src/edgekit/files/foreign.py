@@ -217,7 +217,7 @@ def member(directory: Path, name: str) -> Path | None:
 
 
 def _hub_blobs(home: Path) -> tuple[Path, ...]:
-    """Return the directory of link targets in the Hugging Face hub's cache, for ``models--x--y/snapshots/<revision>``."""
+    """Return the directories to which links of the Hugging Face hub's cache may lead."""
     return (home.parent.parent / "blobs",) if home.parent.name == "snapshots" else ()
 
 
