@@ -1,6 +1,6 @@
 """Kills, errors and races: what a writer leaves behind, and what the next run makes of it.
 
-    python tests/contracts/crash.py [kills|errors|races] [--driver strace|python] [--setup NAME] [--every N]
+    python tests/contracts/crash.py [kills|errors|interrupts|races] [--driver strace|python] [--setup NAME] [--every N]
 
 A run is cut off before each of its file-system calls in turn. What it leaves is looked at, and then the same command
 runs, or a different one: their bytes have to be those of an undisturbed run, with nothing beside them. There are two
@@ -8,6 +8,8 @@ ways to cut a run off:
 
 * `strace` injects a SIGKILL, or an error, into the n-th call of a kind; everything is seen, what libraries write too.
 * Without it, a forked child wraps Python's own functions of the file system and kills itself at the n-th call.
+
+A Ctrl-C that comes just after a call is raised by the second way alone.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -45,6 +48,8 @@ CALLS = (
     "rmdir,flock,link,symlink,copy_file_range,sendfile"
 )
 Tree = Mapping[str, bytes]
+#: What the command line's program ends with after Ctrl-C.
+INTERRUPTED = 130
 #: A file that only one of the two models has.
 EXTRA = ("preprocessor_config.json", "generation_config.json")
 
@@ -208,6 +213,8 @@ def forked(function: Callable[[], object]) -> int:
             code = 0
         except EdgekitError as error:
             code = error.exit_code
+        except KeyboardInterrupt:
+            code = INTERRUPTED
         finally:
             os._exit(code)
     _, status = os.waitpid(child, 0)
@@ -218,14 +225,23 @@ def forked(function: Callable[[], object]) -> int:
 
 
 class Calls:
-    """Counts calls below a folder, and does something at the n-th."""
+    """Counts calls below a folder, and does something before the n-th, or after it."""
 
-    def __init__(self, folder: Path, at: int, action: Callable[[str], None]) -> None:
-        self.folder, self.at, self.action = str(folder), at, action
+    def __init__(self, folder: Path, at: int, action: Callable[[str], None], after: bool = False) -> None:
+        self.folder, self.at, self.action, self.after = str(folder), at, action, after
         self.seen: list[str] = []
 
+    def call(self, name: str, where: object, real: Callable[..., Any], *rest: Any, **named: Any) -> Any:
+        """Make a call; `where` as for `come`."""
+        if not self.after:
+            self.come(name, where)
+        result = real(*rest, **named)
+        if self.after:
+            self.come(name, where)
+        return result
+
     def come(self, name: str, where: object) -> None:
-        """A call is about to be made; `where` is a path, or None where that is known to be the folder."""
+        """A call is about to be made, or was; `where` is a path, or None where that is known to be the folder."""
         inside = where is None or os.path.abspath(os.fsdecode(where)).startswith(self.folder)  # type: ignore[arg-type]
         if inside:
             self.seen.append(name)
@@ -249,12 +265,10 @@ class Calls:
 
         class Watched(io.FileIO):
             def write(self, data: Any) -> int:
-                calls.come("write", None)
-                return super().write(data)
+                return int(calls.call("write", None, super().write, data))
 
             def truncate(self, size: int | None = None) -> int:
-                calls.come("truncate", None)
-                return super().truncate(size)
+                return int(calls.call("truncate", None, super().truncate, size))
 
         def opened(file: Any, mode: str = "r", buffering: int = -1, **rest: Any) -> Any:
             if isinstance(file, int) and buffering == 0 and ("w" in mode or "+" in mode):
@@ -270,16 +284,15 @@ class Calls:
         def wrapped(first: Any, *rest: Any, **named: Any) -> Any:
             descriptor = whole or isinstance(first, int) or named.get("dir_fd") is not None
             reads = name == "open" and not (rest and rest[0] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-            if not reads:
-                self.come(name, None if descriptor else first)
-            return real(first, *rest, **named)
+            if reads:
+                return real(first, *rest, **named)
+            return self.call(name, None if descriptor else first, real, first, *rest, **named)
 
         setattr(module, name, wrapped)
 
     def _exchange(self, real: Any) -> Any:
         def exchanged(*arguments: Any) -> Any:
-            self.come("renameat2", None)
-            return real(*arguments)
+            return self.call("renameat2", None, real, *arguments)
 
         return exchanged
 
@@ -298,18 +311,26 @@ def failing(code: int) -> Callable[[str], None]:
     return action
 
 
+def interrupted(name: str) -> None:
+    """As Ctrl-C does it, which may come between any two instructions of the main thread."""
+    if threading.current_thread() is threading.main_thread():
+        raise KeyboardInterrupt
+
+
 def without_exchange() -> None:
     """As on a system that cannot exchange two directories in one step."""
     _swap._renameat2 = lambda: None  # type: ignore[assignment]
 
 
-def cut_by_python(bench: Bench, setup: Setup, at: int, action: Callable[[str], None], prepare: Any = None) -> int:
-    """Run a set-up's command with something at its n-th call; gives the exit code."""
+def cut_by_python(
+    bench: Bench, setup: Setup, at: int, action: Callable[[str], None], prepare: Any = None, after: bool = False
+) -> int:
+    """Run a set-up's command with something at its n-th call, or after it; gives the exit code."""
 
     def run() -> None:
         if prepare:
             prepare()
-        with Calls(bench.out, at, action).watching():
+        with Calls(bench.out, at, action, after).watching():
             setup.command.run(bench.folder, setup.target)
 
     return forked(run)
@@ -361,6 +382,21 @@ def python_errors(bench: Bench, setup: Setup, every: int = 1, start: int = 1, pr
         check(code in (0, 5), f"{setup.name}, {where}")
         bench.check_whole(setup, where, new_only=code == 0)
         bench.check_next(setup, setup.command, where)
+        done += 1
+    return done
+
+
+def python_interrupts(bench: Bench, setup: Setup, every: int = 1, start: int = 1, prepare: Any = None) -> int:
+    """A Ctrl-C after every call that Python makes; gives how many there were."""
+    nexts = itertools.cycle((setup.command, *setup.others))
+    done = 0
+    for at in range(start, number_of_calls(bench, setup, prepare) + 1, every):
+        bench.lay(setup.before, setup.target)
+        code = cut_by_python(bench, setup, at, interrupted, prepare, after=True)
+        where = f"interrupted after call {at}, exit code {code}"
+        check(code in (0, INTERRUPTED), f"{setup.name}, {where}")  # 0: after a call of another thread, or the last one
+        bench.check_whole(setup, where, new_only=code == 0)
+        bench.check_next(setup, next(nexts), where)
         done += 1
     return done
 
@@ -514,7 +550,7 @@ def chosen_setups(name: str | None) -> list[Setup]:
 def main() -> None:
     """Run what the command line asks for, and print how much there was."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", nargs="*", default=["kills", "errors", "races"])
+    parser.add_argument("what", nargs="*", default=["kills", "errors", "interrupts", "races"])
     parser.add_argument(
         "--driver", choices=["strace", "python"], default="strace" if shutil.which("strace") else "python"
     )
@@ -530,7 +566,7 @@ def main() -> None:
                     runs, readings = race(bench, target, commands, given.seconds)
                     print(f"race for {target}: {runs} runs, {readings} readings, nothing mixed", flush=True)
                 continue
-            function = globals()[f"{given.driver}_{what}"]
+            function = globals()[f"{'python' if what == 'interrupts' else given.driver}_{what}"]
             for setup in chosen_setups(given.setup):
                 start = time.monotonic()
                 count = function(bench, setup, given.every)

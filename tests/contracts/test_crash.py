@@ -53,6 +53,19 @@ def test_an_error_at_any_call_leaves_the_old_or_the_new(bench, name):
     assert crash.python_errors(bench, SETUPS[name], every(name), start(name)) > 1
 
 
+@pytest.mark.parametrize("name", SETUPS)
+def test_an_interrupt_after_any_call_leaves_the_old_or_the_new(bench, name):
+    assert crash.python_interrupts(bench, SETUPS[name], every(name), start(name)) > 1
+
+
+@pytest.mark.parametrize("name", [name for name in SETUPS if "over an older one" in name])
+def test_an_interrupt_after_the_commit_point_does_not_undo_it(bench, name):
+    """With the calls around the renames; without an exchange of directories there are two of them."""
+    prepare = crash.without_exchange if name.startswith("directory") else None
+    calls = crash.number_of_calls(bench, SETUPS[name], prepare)
+    assert crash.python_interrupts(bench, SETUPS[name], start=calls - 24, prepare=prepare) > 20
+
+
 @pytest.mark.parametrize("name", [name for name in SETUPS if name == "directory over an older one"])
 def test_the_same_without_an_exchange_of_directories(bench, name):
     """Between two renames there is no target, which the next run puts back; a rename that fails is undone."""

@@ -17,7 +17,11 @@ README = "\n".join(
     re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
 )
 USES = """
+from collections.abc import Sequence
+from typing import Any, Self, Unpack
+
 import edgekit as ek
+from edgekit.runtime import Generation, GenerationOptions, Runtime
 
 artifact = ek.open("model")
 reveal_type(artifact)
@@ -29,6 +33,34 @@ with ek.load(artifact, runtime="numpy") as model:
     for piece in model.chat_stream([{"role": "user", "content": "Hi"}]):
         print(piece)
 ek.quantize(artifact, "Q4_0", to="x", progress=True)
+
+
+def ask(model: Runtime, **options: Unpack[GenerationOptions]) -> str:
+    return model.generate("Hi", **options)
+
+
+class Theirs:
+    name = "theirs"
+
+    def logits(self, tokens: object) -> Any:
+        raise NotImplementedError
+
+    def generate(self, prompt: str, *, max_tokens: int | None = None, temperature: float = 0.0, top_k: int = 0,
+                 top_p: float = 1.0, seed: int = 0, stop: str | Sequence[str] | None = ()) -> str:
+        raise NotImplementedError
+
+    def stream(self, prompt: str, *, max_tokens: int | None = None, temperature: float = 0.0, top_k: int = 0,
+               top_p: float = 1.0, seed: int = 0, stop: str | Sequence[str] | None = ()) -> Generation:
+        raise NotImplementedError
+
+    def close(self) -> None: ...
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+ask(Theirs(), seed=3, stop=["x"])
 ek.compare(artifact, artifact, progress=lambda done, total, what: None).by_error(3)
 """
 REVEALED = [
@@ -43,6 +75,8 @@ WRONG = {
     "ek.open(3)": "arg-type",
     "ek.load('model').generate(5)": "arg-type",
     "ek.quantize('model', 'Q4_0')": "call-arg",
+    "ek.load('model').generate('Hi', stopp='x')": "call-arg",
+    "ek.load('model').chat('Hi', top_k='x')": "arg-type",
 }
 
 

@@ -465,6 +465,24 @@ def test_directory_checks_again_before_it_replaces(tmp_path: Path) -> None:
     assert names(tmp_path) == {"model"}
 
 
+def test_directory_checks_once_more_after_it_has_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Syncing a large model takes a while."""
+    target, real = tmp_path / "model", atomic.sync_tree
+
+    def slow(path: Path) -> None:
+        real(path)
+        target.mkdir()
+        (target / "thesis.txt").write_text("mine")
+
+    monkeypatch.setattr(atomic, "sync_tree", slow)
+    with AtomicDirectory(target) as directory:
+        directory.write("config.json", b"{}")
+        with pytest.raises(UsageError, match=r"holds thesis\.txt"):
+            directory.commit()
+    assert (target / "thesis.txt").read_text() == "mine"
+    assert names(tmp_path) == {"model"}
+
+
 def test_directory_without_commit_leaves_nothing(tmp_path: Path) -> None:
     with AtomicDirectory(tmp_path / "model") as directory:
         directory.write("config.json", b"{}")
@@ -597,6 +615,39 @@ def test_a_journal_of_another_file_is_not_believed(tmp_path: Path) -> None:
     partial, journal = interrupted(tmp_path / "m")
     count, _ = finished(tmp_path / "n", partial, journal)
     assert count == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"end": 33, "crc": 0, "note": "", "later": 1},
+        {"end": 33, "crc": 0},
+        {"end": "33", "crc": 0, "note": ""},
+        {"end": -1, "crc": 0, "note": ""},
+        [],
+        7,
+    ],
+)
+def test_a_line_of_another_version_ends_what_is_believed(tmp_path: Path, line: object) -> None:
+    """Its checksum is right, what it says is not understood."""
+    target = tmp_path / "m"
+    partial, journal = interrupted(target)
+    before = journal.splitlines()[2].split(b" ")[0]  # of the first unit
+    text = json.dumps(line).encode()
+    kept = b"".join(journal.splitlines(keepends=True)[:3])
+    count, notes = finished(target, partial, kept + _journal._sum(before, text) + b" " + text + b"\n")
+    assert (count, notes) == (1, ["note 0", "note 1", "note 2"])
+    assert target.read_bytes() == b"".join(unit * 10 for unit in UNITS)
+
+
+def test_a_journal_of_any_length_is_read_within_a_limit(tmp_path: Path) -> None:
+    target = tmp_path / "m"
+    partial, journal = interrupted(target)
+    target.with_name(".m.partial").write_bytes(partial)
+    journal_of(target).write_bytes(journal)
+    os.truncate(journal_of(target), 1 << 40)  # sparse
+    with AtomicFile(target, fingerprint=b"f") as file:
+        assert file.done == 0
 
 
 def test_what_is_left_of_the_data_is_resumed(tmp_path: Path) -> None:
@@ -829,6 +880,53 @@ def test_without_an_exchange_a_failed_swap_is_undone(
             directory.commit()
     assert (target / "config.json").read_bytes() == b"second"
     assert names(tmp_path) == {"model"}
+
+
+WRITE_TWICE = """
+    import os
+    if os.geteuid() == 0:  # root may delete everything
+        os.seteuid(65534)
+    for text in (b"new", b"newest"):
+        with AtomicDirectory(Path(sys.argv[1])) as directory:
+            directory.write("config.json", text)
+            directory.commit()
+    """
+
+
+def test_a_write_protected_directory_is_replaced_and_deleted(tmp_path: Path) -> None:
+    """Its owner said that nothing is to be changed in it, and then to replace it."""
+    tmp_path.chmod(0o777)
+    for folder in (target := tmp_path / "model", target / "additional_chat_templates"):
+        folder.mkdir()
+    (target / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
+    if os.geteuid() == 0:
+        for path in (target, *target.rglob("*")):
+            os.chown(path, 65534, 65534)
+    for folder in (target / "additional_chat_templates", target):
+        folder.chmod(0o555)
+    for folder in tmp_path.parents:
+        if os.geteuid() == 0 and "pytest" in folder.name:
+            folder.chmod(0o755)
+    output, errors = child(WRITE_TWICE, target).communicate()
+    assert (output, errors) == ("", "")
+    assert names(tmp_path) == {"model"}
+    assert (target / "config.json").read_bytes() == b"newest"
+
+
+def test_what_cannot_be_deleted_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, gone = tmp_path / "model", tmp_path / ".model.gone"
+    gone.mkdir()
+
+    def refused(path: Path) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(_swap, "_remove_tree", refused)
+    with pytest.raises(ResourceError) as caught:
+        AtomicDirectory(target)
+    assert str(caught.value) == (
+        f"cannot write {target}: an earlier run has left {gone}, which cannot be deleted "
+        f"({os.strerror(errno.EPERM)}); delete it, or choose another target"
+    )
 
 
 def test_a_directory_that_edgekit_wrote_names_what_may_be_replaced(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import edgekit
 from edgekit import sample
 from edgekit.cli import cli
 from edgekit.errors import ChangedSourceError, InvalidFileError, UsageError
+from edgekit.files import digests as digests_module
 from edgekit.files import guard
 from edgekit.files.atomic import AtomicDirectory, AtomicFile
 from edgekit.files.guard import Stamp, refuse_harm, stamps, working
@@ -167,6 +169,14 @@ def test_what_edgekit_did_not_write_is_not_overwritten(tmp_path: Path) -> None:
     assert edgekit.open(target).manifest is not None
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_pipe_is_refused_without_the_advice_to_force_it(tmp_path: Path, overwrite: bool) -> None:
+    os.mkfifo(tmp_path / "t")
+    with pytest.raises(UsageError) as caught, working(tmp_path / "t", {}, overwrite):
+        pass
+    assert str(caught.value) == f"{tmp_path / 't'} is a device or a pipe, not a regular file; name a file to write"
+
+
 def test_what_edgekit_wrote_is_replaced_and_said(tmp_path: Path) -> None:
     source, target, notes = model(tmp_path / "m"), tmp_path / "q", list[str]()
     first = edgekit.quantize(source, RECIPE, to=target, notes=notes)
@@ -239,6 +249,94 @@ def test_a_source_that_changes_is_noticed(tmp_path: Path, change: str, which: st
     assert sorted(os.listdir(tmp_path)) == ["m", "q"]
 
 
+@pytest.mark.parametrize("hashed", ["before the change", "after it"])
+def test_what_an_interrupted_run_read_before_a_change_is_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashed: str
+) -> None:
+    """The hash may be that of the new content, as large files are hashed for a while; the first tensors are not."""
+    source, other = model(tmp_path / "m"), model(tmp_path / "other")
+    safetensors.write(
+        other / "model.safetensors", {f"w{n}.weight": np.full((8, 32), 9 + n, np.float32) for n in range(4)}
+    )
+    for file in source.iterdir():
+        os.utime(file, ns=(0, 0))
+    new, changed, real = (other / "model.safetensors").read_bytes(), threading.Event(), digests_module._sha256
+
+    def late(file: Path, stopped: threading.Event) -> str:
+        changed.wait(10)
+        return real(file, stopped)
+
+    def progress(done: int, total: int, name: str) -> None:
+        if done == 2 and hashed == "after it":
+            with (source / "model.safetensors").open("r+b") as opened:
+                opened.write(new)
+            changed.set()
+        if done == 3:
+            raise KeyboardInterrupt
+
+    if hashed == "after it":
+        monkeypatch.setattr(digests_module, "_sha256", late)
+    with pytest.raises((KeyboardInterrupt, ChangedSourceError)):
+        edgekit.quantize(source, RECIPE, to=tmp_path / "q", progress=progress)
+    (source / "model.safetensors").write_bytes(new)
+    edgekit.quantize(source, RECIPE, to=tmp_path / "q")
+    edgekit.quantize(other, RECIPE, to=tmp_path / "undisturbed")
+    assert digests(tmp_path / "q") == digests(tmp_path / "undisturbed")
+
+
+def test_a_unit_of_a_source_that_changed_is_not_noted(tmp_path: Path) -> None:
+    """However the process ends after it."""
+    (source := tmp_path / "s").write_bytes(b"old")
+    with (
+        working(tmp_path / "t", stamps([source])),
+        AtomicFile(tmp_path / "t", fingerprint=lambda: b"f") as file,
+    ):
+        file.write(b"first")
+        file.unit_done()
+        source.write_bytes(b"changed")
+        file.write(b"second")
+        with pytest.raises(ChangedSourceError):
+            file.unit_done()
+        assert file.done == 1
+
+
+def test_what_came_to_the_target_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "t"
+    with working(target, {}), AtomicFile(target) as file:
+        file.write(b"ours")
+        target.write_bytes(b"theirs")
+        with pytest.raises(UsageError, match="edgekit did not write it"):
+            file.commit()
+    assert target.read_bytes() == b"theirs"
+    assert os.listdir(tmp_path) == ["t"]
+
+
+@pytest.mark.parametrize("damage", ["nothing", "a line", "the data", "another recipe"])
+def test_a_run_that_cannot_use_what_is_left_says_so(tmp_path: Path, damage: str) -> None:
+    source, target = model(tmp_path / "m"), tmp_path / "q"
+
+    def progress(done: int, total: int, name: str) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        edgekit.quantize(source, RECIPE, to=target, progress=progress)
+    partial = tmp_path / ".q.partial" / ".model.safetensors.partial"
+    journal = partial.with_name(partial.name + ".json")
+    match damage:
+        case "a line":
+            journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[1:]))
+        case "the data":
+            partial.write_bytes(b"x" + partial.read_bytes()[1:])
+    recipe = "affine:int8-sym-g32" if damage == "another recipe" else RECIPE
+    result = CliRunner().invoke(cli, ["quantize", str(source), recipe, "--to", str(target)])
+    assert result.exit_code == 0, result.output
+    said = "nothing of what an interrupted run left could be used, so this one started anew"
+    assert (said in result.output) == (damage != "nothing")
+    kinds = edgekit.quantize(source, recipe, to=target).notes
+    assert "restarted" not in kinds, "neither the manifest nor a later run has it"
+
+
 def test_a_touch_of_the_times_alone_is_no_change_of_the_content(tmp_path: Path) -> None:
     """A backup that makes hard links changes a file's ctime: the hash says that nothing else did."""
     source = model(tmp_path / "m")
@@ -270,7 +368,7 @@ def test_the_demo_overwrites_nobodys_page(tmp_path: Path) -> None:
     page.write_text("my own")
     result = CliRunner().invoke(cli, ["demo", "--out", str(tmp_path)])
     assert str(result.exception) == (
-        f"{page} is there already, and the demo did not write it; choose another directory with --out"
+        f"{page} exists, and the demo did not write it; choose another directory with --out"
     )
     assert os.listdir(tmp_path) == ["index.html"]
     assert page.read_text() == "my own"

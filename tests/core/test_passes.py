@@ -87,6 +87,14 @@ def test_what_makes_no_sense_is_refused_before_the_pass_runs(tmp_path):
     assert not target.exists()
 
 
+def apart() -> CliRunner:
+    """A runner that keeps stderr out of stdout; before click 8.2 that has to be asked for."""
+    try:
+        return CliRunner(mix_stderr=False)
+    except TypeError:
+        return CliRunner()
+
+
 def test_the_command_line_reaches_every_pass(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"ab")
     line = ["apply", "repeat", str(tmp_path / "a.txt"), "--to", str(tmp_path / "b.txt"), "-o", "times=4"]
@@ -100,7 +108,7 @@ def test_the_command_line_reaches_every_pass(tmp_path):
         "quality": {"growth": 4.0, "comment": "no JSON"},
         "notes": {},
     }
-    told = CliRunner().invoke(cli, line, catch_exceptions=False).stdout
+    told = apart().invoke(cli, line, catch_exceptions=False).stdout
     assert told == f"{tmp_path / 'b.txt'}  8 B\n  comment: \n  growth: 4\n"
-    with pytest.raises(UsageError, match=r"^-o times: write KEY=VALUE, for example -o ratio=0\.8$"):
+    with pytest.raises(UsageError, match=r"^-o 'times'; give NAME=VALUE, such as ratio=0\.8$"):
         CliRunner().invoke(cli, [*line[:-1], "times"], catch_exceptions=False)

@@ -18,14 +18,14 @@ import edgekit
 from edgekit import sample
 from edgekit.architectures.hf import config_from_hf
 from edgekit.cli import cli
-from edgekit.errors import UsageError
+from edgekit.errors import MemoryShortageError, UsageError
 from edgekit.testing import runtime_checks
 from edgekit.testing._tokenizers import bpe
 from edgekit.testing.models import artifact_of, random_model
 from edgekit_openvino.format import XML
 from edgekit_openvino.pipeline import Pipeline
 from edgekit_openvino.runtime import open_runtime
-from edgekit_openvino.tokenizer import MODELS
+from edgekit_openvino.tokenizer import MODELS, tokenizer_models
 
 _SPEC = importlib.util.spec_from_file_location("openvino_cases", Path(__file__).with_name("openvino_cases.py"))
 cases = importlib.util.module_from_spec(_SPEC)
@@ -193,7 +193,7 @@ def test_many_prompts_at_a_time_have_states_of_their_own(small):
 
 INPUTS = {
     "it has no input 'z'; it has x, y": {"x": np.ones((1, 3), np.float32), "z": np.ones(3, np.float32)},
-    "input 'y' is missing; it wants x, y": {"x": np.ones((1, 3), np.float32)},
+    "input 'y' is missing; the inputs are x, y": {"x": np.ones((1, 3), np.float32)},
     "input 'x' is float64, the graph takes f32; convert it": {"x": np.ones((1, 3)), "y": np.ones(3, np.float32)},
     "input 'x' has shape [1, 4], the graph takes [any, 3]": {"x": np.ones((1, 4), np.float32), "y": np.ones(3, np.float32)},
     "input 'y' has shape [1, 3], the graph takes [3]": {"x": np.ones((1, 3), np.float32), "y": np.ones((1, 3), np.float32)},
@@ -264,6 +264,21 @@ def test_the_written_directory_holds_what_genai_wants(small):
     names = {path.name for path in small.path.iterdir()}
     tokenizers = {f"openvino_{which}.{end}" for which in ("tokenizer", "detokenizer") for end in ("xml", "bin")}
     assert names >= {XML, "openvino_model.bin", "config.json", "tokenizer.json", *tokenizers}
+
+
+@pytest.mark.parametrize("limit", ["address space", "killed"])
+def test_a_tokenizer_is_not_left_out_for_want_of_memory(tmp_path, monkeypatch, limit):
+    """The same command has to write the same files on every machine, or to fail."""
+    directory = {path.name: path.read_bytes() for path in Path(str(sample.path())).glob("*.json")}
+    program = tmp_path / "python"
+    doing = "kill -9 $$" if limit == "killed" else f'ulimit -v 400000; exec "{sys.executable}" "$@"'
+    program.write_text(f"#!/bin/sh\n{doing}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with pytest.raises(
+        MemoryShortageError, match=r"^converting the tokenizer for OpenVINO needs more memory than there"
+    ):
+        tokenizer_models(directory)
 
 
 def test_an_ir_of_an_ir_takes_the_tokenizer_over(small, tmp_path, monkeypatch):

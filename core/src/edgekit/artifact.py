@@ -211,3 +211,6 @@ def unknown_family(what: str) -> UnsupportedModelError:
     from edgekit.architectures import FAMILIES
 
     return UnsupportedModelError(f"{what} is of no family that edgekit knows ({', '.join(sorted(FAMILIES))})")
+
+
+__all__ = ["Artifact", "Format", "Layout", "Writer", "unknown_family", "unread"]

@@ -143,3 +143,28 @@ class QualityGateError(EdgekitError, AssertionError):
     """The artifact is valid, but its measured quality is below what was demanded."""
 
     exit_code = 7
+
+
+__all__ = [
+    "ChangedSourceError",
+    "ContextOverflowError",
+    "EdgekitError",
+    "InexactError",
+    "InvalidFileError",
+    "LockedError",
+    "MemoryShortageError",
+    "MissingFileError",
+    "MissingPluginError",
+    "NonFiniteError",
+    "PluginError",
+    "QualityGateError",
+    "ResourceError",
+    "ScaleOverflowError",
+    "ShapeError",
+    "UnknownPrecisionError",
+    "UnknownRecipeError",
+    "UnsupportedModelError",
+    "UsageError",
+    "on_command_line",
+    "option",
+]

@@ -136,3 +136,6 @@ def _read(artifact: Path) -> tuple[Manifest | None, str | None]:
         which = "describes another file than" if "file" in record else "does not say that it belongs to"
         return None, f"{path.name} is not believed: it {which} {artifact.name} as it is now"
     return Manifest.from_record(own, path), None
+
+
+__all__ = ["SCHEMA", "Manifest", "manifest_path", "read_manifest", "stale_manifest"]

@@ -243,3 +243,17 @@ def kept(tensor: AnyTensor) -> Precision:
     if isinstance(tensor, EncodedTensor):
         return tensor.precision
     return find_precision({"float16": "float:F16", "bfloat16": "float:BF16"}.get(tensor.dtype, "float:F32"))
+
+
+__all__ = [
+    "DTYPES",
+    "AnyTensor",
+    "EncodedTensor",
+    "QuantizedTensor",
+    "Tensor",
+    "carrier",
+    "holds_floats",
+    "kept",
+    "precision_name",
+    "widen",
+]

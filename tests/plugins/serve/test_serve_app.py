@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import logging
@@ -15,6 +16,7 @@ import edgekit
 from edgekit import sample
 from edgekit.errors import InvalidFileError, NonFiniteError, UsageError
 from edgekit.runtime import Generation, NumpyRuntime, chat
+from edgekit_serve.app import create_app
 from edgekit_serve.guard import known_host
 from edgekit_serve.settings import Settings
 
@@ -148,7 +150,7 @@ def test_the_most_tokens_of_a_request(client):
     usage = ask.post(CHAT, json={"messages": chat_of()["messages"], "temperature": 0}).json()["usage"]
     assert usage["completion_tokens"] == 5
     told = error_of(ask.post(CHAT, json=chat_of(max_tokens=6)), 400, "invalid_value")
-    assert told == "max_tokens is 6; an integer from 1 to 5 is wanted"
+    assert told == "max_tokens is 6; it must be an integer from 1 to 5"
 
 
 def test_other_routes_and_methods(client):
@@ -593,3 +595,31 @@ def test_metrics(client):
     assert (lines["edgekit_running"], lines["edgekit_waiting"]) == ("0.0", "0.0")
     assert float(lines["edgekit_resident_memory_bytes"]) > 10e6
     assert "secret" not in told.text
+
+
+def test_a_text_whose_client_does_not_read_ends_in_time(chatty):
+    """The time counts while a piece is sent, too; the stream is then ended as any other."""
+    sent, never = [], []
+
+    async def send(message):
+        sent.append(message)
+        if b'"text":' in message.get("body", b"") and not never:
+            never.append(message)
+            await asyncio.Event().wait()
+
+    async def ask():
+        incoming = [{"type": "http.request", "body": json.dumps({**GREEDY, "stream": True}).encode()}]
+
+        async def receive():
+            return incoming.pop() if incoming else await asyncio.Event().wait()
+
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": COMPLETIONS, "headers": headers, "query_string": b""}
+        app = create_app(edgekit.load(chatty, "numpy"), Settings(model="chatty", seconds=1))
+        await app({**scope, "root_path": "", "scheme": "http", "server": ("localhost", 80)}, receive, send)
+
+    asyncio.run(ask())
+    last = json.loads(sent[-2]["body"].removeprefix(b"data: "))
+    assert last["choices"][0]["finish_reason"] == "length"
+    assert sent[-1]["body"] == b"data: [DONE]\n\n"
+    assert len(never) == 1

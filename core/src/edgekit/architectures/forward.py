@@ -345,3 +345,18 @@ def gelu_tanh(x: F32) -> F32:
     inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)
     activated: F32 = np.float32(0.5) * x * (1 + np.tanh(inner))
     return activated
+
+
+__all__ = [
+    "CACHE_LIMIT",
+    "KVCache",
+    "Observe",
+    "Transformer",
+    "attend",
+    "gelu_tanh",
+    "rms_norm",
+    "silu",
+    "softcap",
+    "token_ids",
+    "visible",
+]

@@ -158,3 +158,6 @@ def refuse_adapter_directory(directory: PurePath, base: str | None, names: Colle
     refuse_other_weights(names, str(directory), base=base)
     of = f" of {base}" if base else ""
     raise UnsupportedModelError(f"{directory}: it holds an adapter{of} (adapter_config.json), not a model; {_MERGE}")
+
+
+__all__ = ["refuse_adapter_directory", "refuse_other_weights"]

@@ -132,3 +132,6 @@ def _element(config: ModelConfig, scaling: RopeScaling, turns: float) -> float:
 def _blend(plain: F64, factor: float, keep: F64) -> F64:
     """`keep` of the plain frequency, the rest of the stretched one."""
     return plain * keep + plain / factor * (1 - keep)
+
+
+__all__ = ["Rotation", "frequencies", "longrope_factors", "rotation", "turns_change"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from edgekit.artifact import Artifact
+from edgekit.cli._options import value_options
 from edgekit.cli._output import json_option, print_json, print_notes, size
-from edgekit.errors import UsageError
 from edgekit.pipeline.passes import run_pass
 
 
@@ -17,37 +16,15 @@ from edgekit.pipeline.passes import run_pass
 @click.argument("name", metavar="PASS")
 @click.argument("source")
 @click.option("--to", required=True, metavar="PATH", help="File or directory to write.")
-@click.option(
-    "-o",
-    "--option",
-    "options",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="An option of the pass; the value is JSON where it can be read as such (true, 0.8, [1, 2]), else text.",
-)
+@value_options("the pass", "ratio=0.8")
 @click.option("--force", is_flag=True, help="Replace a target that edgekit did not write.")
 @json_option
-def command(name: str, source: str, to: str, options: tuple[str, ...], force: bool, as_json: bool) -> None:
-    """Transform SOURCE as a whole with an installed PASS and say what that cost; `edgekit plugins` lists passes."""
+def command(name: str, source: str, to: str, options: dict[str, Any], force: bool, as_json: bool) -> None:
+    """Transform SOURCE as a whole with an installed PASS and report the loss; `edgekit plugins` lists passes."""
     notes: list[str] = []
-    written = run_pass(source, name, to=to, options=dict(map(parse_option, options)), overwrite=force, notes=notes)
+    written = run_pass(source, name, to=to, options=options, overwrite=force, notes=notes)
     print_notes(name, written.notes, notes)
     _show(name, written, as_json)
-
-
-def parse_option(text: str) -> tuple[str, Any]:
-    """``KEY=VALUE`` as a name and a value.
-
-    Raises:
-        UsageError: there is no ``=``, or nothing before it.
-    """
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise UsageError(f"-o {text}: write KEY=VALUE, for example -o ratio=0.8")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
 
 
 def _show(name: str, written: Artifact, as_json: bool) -> None:
@@ -68,3 +45,6 @@ def _show(name: str, written: Artifact, as_json: bool) -> None:
     click.echo(f"{written.path}  {size(written.nbytes)}")
     for key, value in quality.items():
         click.echo(f"  {key}: {value:.6g}" if isinstance(value, float) else f"  {key}: {value}")
+
+
+__all__ = ["command"]

@@ -1,4 +1,4 @@
-"""`edgekit demo`: the main job on the embedded sample model, from 8 bits down to 1."""
+"""`edgekit demo`: quantize the embedded sample model, from 8 bits down to 1."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def write_pictures(target: Path, steps: list[Step], source_size: int, perplexity
 
 
 def refuse_foreign(target: Path) -> None:
-    """A page of somebody's own is not overwritten; the demo's lies beside its figures."""
+    """Raise if a page exists that the demo did not write; its own lies beside its figures."""
     page = target / "index.html"
     if page.exists() and not (target / "ladder.json").exists():
-        raise UsageError(f"{page} is there already, and the demo did not write it; choose another directory with --out")
+        raise UsageError(f"{page} exists, and the demo did not write it; choose another directory with --out")
 
 
 def climb(source: Baseline, text: str, target: Path, report: Any) -> Iterator[Step]:
@@ -84,8 +84,8 @@ def climb(source: Baseline, text: str, target: Path, report: Any) -> Iterator[St
 
 def measure(source: Baseline, made: Artifact, recipe: str, text: str) -> Step:
     """Compare an artifact with its source on weights and on text."""
-    found = compare(source, made, text)
-    quality = found.evaluation
+    comparison = compare(source, made, text)
+    quality = comparison.evaluation
     assert quality is not None
     return Step(
         recipe=recipe,
@@ -93,7 +93,7 @@ def measure(source: Baseline, made: Artifact, recipe: str, text: str) -> Step:
         size=made.nbytes,
         bits_per_weight=8 * made.tensor_nbytes / made.parameters,
         tier=tier(made, recipe),
-        error=found.relative_rms,
+        error=comparison.relative_rms,
         perplexity=quality.perplexity,
         perplexity_error=quality.perplexity_error or 0.0,
         kl=quality.kl_divergence or 0.0,
@@ -103,17 +103,17 @@ def measure(source: Baseline, made: Artifact, recipe: str, text: str) -> Step:
 
 
 def tier(made: Artifact, recipe: str) -> str:
-    """The tier of the precision that most of the weights have."""
+    """Return the tier of the precision that most of the weights have."""
     elements: dict[Tier, int] = {}
     for tensor in made.tensors.values():
         precision = getattr(tensor, "precision", None)
-        found = precision.tier if precision else Tier.FULL
-        elements[found] = elements.get(found, 0) + tensor.size
+        of_tensor = precision.tier if precision else Tier.FULL
+        elements[of_tensor] = elements.get(of_tensor, 0) + tensor.size
     return max(elements, key=lambda each: elements[each])
 
 
 def perplexity(step: Step) -> str:
-    """With the standard error of its difference to the source's."""
+    """Return the perplexity with the standard error of its difference to the source's."""
     return f"{step.perplexity:.4f} ± {step.perplexity_error:.4f}"
 
 
@@ -144,3 +144,6 @@ def show(steps: list[Step], source: Artifact, baseline: Evaluation) -> None:
 
 def _has_gguf() -> bool:
     return any(r.name == "gguf" for r in manager().all("formats"))
+
+
+__all__ = ["AFFINE_LADDER", "GGUF_LADDER", "climb", "command", "measure", "perplexity", "show", "tier"]

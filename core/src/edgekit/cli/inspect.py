@@ -1,4 +1,4 @@
-"""`edgekit inspect`: what is in a model file."""
+"""`edgekit inspect`: show the contents of a model."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def command(path: str, tensors: bool, metadata: bool, as_json: bool) -> None:
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:
-    """Everything `edgekit inspect` shows, as plain data."""
+    """Return everything that `edgekit inspect` shows, as plain data."""
     try:
         model = attrs.asdict(artifact.model.config)
     except UnsupportedModelError as error:
@@ -77,10 +77,10 @@ def describe(artifact: Artifact) -> dict[str, Any]:
 
 def _tokenizer(artifact: Artifact) -> str | None:
     try:
-        found = artifact.tokenizer
+        tokenizer = artifact.tokenizer
     except UnsupportedModelError as error:
         return f"unknown ({error})"
-    return f"{found.kind}, {len(found.tokens)} tokens" if found else None
+    return f"{tokenizer.kind}, {len(tokenizer.tokens)} tokens" if tokenizer else None
 
 
 def _tensor(name: str, tensor: AnyTensor) -> dict[str, Any]:
@@ -109,3 +109,6 @@ def _shown(key: str, value: Any) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 80 else text[:77] + "…"
+
+
+__all__ = ["command", "describe"]

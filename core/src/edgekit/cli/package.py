@@ -1,12 +1,14 @@
-"""`edgekit package`: lay a model out for a model server."""
+"""`edgekit package`: write the directory that a model server expects."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import attrs
 import click
 
+from edgekit.cli._options import value_options
 from edgekit.cli._output import json_option, print_json
-from edgekit.cli.apply import parse_option
 from edgekit.pipeline.packaging import Package, package
 
 
@@ -14,20 +16,13 @@ from edgekit.pipeline.packaging import Package, package
 @click.argument("source")
 @click.option("--for", "server", required=True, metavar="SERVER", help="The model server, such as ovms.")
 @click.option("--to", required=True, metavar="DIR", help="Directory to write.")
-@click.option(
-    "-o",
-    "--option",
-    "options",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="An option of the packager; the value is JSON where it can be read as such, else text.",
-)
+@value_options("the packager", "name=llama")
 @click.option("--force", is_flag=True, help="Replace a target that edgekit did not write.")
 @json_option
-def command(source: str, server: str, to: str, options: tuple[str, ...], force: bool, as_json: bool) -> None:
-    """Lay SOURCE out as a model SERVER expects it, and say how to start the server; nothing is started."""
+def command(source: str, server: str, to: str, options: dict[str, Any], force: bool, as_json: bool) -> None:
+    """Write SOURCE in the directory layout of a model SERVER and print the command that starts it."""
     notes: list[str] = []
-    written = package(source, server, to=to, options=dict(map(parse_option, options)), overwrite=force, notes=notes)
+    written = package(source, server, to=to, options=options, overwrite=force, notes=notes)
     _show(written, as_json)
     for note in (*written.notes, *notes):
         click.echo(note, err=True)
@@ -40,3 +35,6 @@ def _show(written: Package, as_json: bool) -> None:
     for file in written.files:
         click.echo(f"{written.path}/{file}")
     click.echo(f"\ncd {written.path} && {written.command}")
+
+
+__all__ = ["command"]

@@ -68,3 +68,6 @@ def entry(precision: Precision) -> Entry:
 
 def _told(text: str | Callable[[Precision], str], precision: Precision) -> str:
     return text(precision) if callable(text) else text
+
+
+__all__ = ["Entry", "entries", "entry"]

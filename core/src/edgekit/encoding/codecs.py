@@ -331,3 +331,18 @@ def _importance(importance: npt.ArrayLike | None, cols: int) -> F32 | None:
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
         raise UsageError("importance has negative or non-finite values; mean squared activations have none")
     return weights
+
+
+__all__ = [
+    "REFERENCE",
+    "CheckedEncoder",
+    "Codec",
+    "Decoder",
+    "Quantizer",
+    "choose",
+    "codec",
+    "decode",
+    "encode",
+    "put_rows",
+    "refuse_shape",
+]

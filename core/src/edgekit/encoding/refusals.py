@@ -114,3 +114,6 @@ def _peaks(rows: Array) -> Array:
     """Return the largest magnitude of each row."""
     peaks: Array = np.maximum(rows.max(axis=1), -rows.min(axis=1))
     return peaks
+
+
+__all__ = ["refuse_nonfinite", "refuse_overflow"]

@@ -1,4 +1,4 @@
-"""What both kinds of measurement share."""
+"""Helpers of the measurements."""
 
 from __future__ import annotations
 
@@ -7,20 +7,11 @@ import os
 from typing import Any
 
 from edgekit.artifact import Artifact
-from edgekit.pipeline.conversion import open_artifact
-from edgekit.pipeline.progress import Progress as Progress
-from edgekit.pipeline.progress import Shown as Shown
-from edgekit.pipeline.progress import reporting as reporting
 
 #: An artifact, or the path of one.
 Source = Artifact | str | os.PathLike[str]
 
 
-def as_artifact(source: Source) -> Artifact:
-    """An artifact, opened where it is a path."""
-    return source if isinstance(source, Artifact) else open_artifact(source)
-
-
 def finite(value: Any) -> Any:
-    """The value as JSON has it: a float that is not finite becomes null."""
+    """Return the value for JSON: a float that is not finite becomes None."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ import attrs
 from edgekit.files._swap import clear
 
 VERSION = 2
-#: Seconds that an interrupted run waits for its fingerprint; without it the units cannot be kept.
+#: Time limit in seconds for the fingerprint of an interrupted run; without it the units are dropped.
 PATIENCE = 2.0
+#: Bytes of the longest journal that is read; a model of 100,000 tensors takes a tenth of it.
+LIMIT = 256 << 20
 #: Of what is to be written; the function is called in a thread, where hashing sources takes a while.
 Fingerprint = bytes | Callable[[], bytes]
 
@@ -53,23 +55,30 @@ class Journal:
         self._path = path
         self._header = {"journal": VERSION, "name": name}
         self._fingerprint = fingerprint
-        self._signed: Future[None] = Future()  # done when the line with the fingerprint is written
+        self._signed: Future[None] = Future()  # done when the fingerprint's line is written
         self._file: Any = None
         self._sum = b""
         self._writing = threading.Lock()
 
+    @property
+    def resumable(self) -> bool:
+        """Whether a later run may go on where this one is interrupted."""
+        return self._fingerprint is not None
+
     def read(self) -> list[Unit]:
-        """The units that a run of the same fingerprint noted, as far as the lines check."""
+        """Return the units of a run with the same fingerprint, up to the first line whose checksum fails."""
         if self._fingerprint is None or self._path.is_symlink() or not self._path.is_file():
+            return []
+        if self._path.stat().st_size > LIMIT:
             return []
         header, *lines = list(_checked(self._path.read_bytes())) or [{}]
         fingerprints = [line["fingerprint"] for line in lines if "fingerprint" in line]
         if header != self._header or len(fingerprints) != 1:
             return []
-        self._fingerprint = _called(self._fingerprint)  # asked for only where there is something to resume
+        self._fingerprint = _called(self._fingerprint)  # computed only if there is something to resume
         if fingerprints[0] != self._fingerprint.hex():
             return []
-        return [Unit(**line) for line in lines if "fingerprint" not in line]
+        return list(_units(line for line in lines if "fingerprint" not in line))
 
     def start(self, units: list[Unit]) -> None:
         """Begin anew with the units that are intact."""
@@ -88,7 +97,7 @@ class Journal:
         self._append(*map(attrs.asdict, units))
 
     def add(self, unit: Unit) -> None:
-        """One more is complete."""
+        """Record a complete unit."""
         if self._fingerprint is not None:
             self._append(attrs.asdict(unit))
         self.units.append(unit)
@@ -101,7 +110,7 @@ class Journal:
         return self._signed.done() and self._signed.exception() is None
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the file; nothing is written after this."""
         with self._writing:
             if self._file is not None:
                 self._file.close()
@@ -109,7 +118,7 @@ class Journal:
     def drop(self) -> None:
         """Close, and remove the file."""
         self.close()
-        with contextlib.suppress(OSError):  # without its data a journal is worth nothing
+        with contextlib.suppress(OSError):  # a journal without its data is useless
             clear(self._path)
 
     def _append(self, *lines: dict[str, Any]) -> None:
@@ -143,15 +152,32 @@ def _sum(before: bytes, text: bytes) -> bytes:
     return hashlib.blake2b(before + text, digest_size=8).hexdigest().encode()
 
 
-def _checked(content: bytes) -> Iterator[dict[str, Any]]:
-    """The lines' contents up to the first that does not check; a torn last line is none."""
+def _checked(journal: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the lines' contents up to the first whose checksum fails; a torn last line is skipped."""
     before = b""
-    for line in content.split(b"\n")[:-1]:
+    for line in journal.split(b"\n")[:-1]:
         given, _, text = line.partition(b" ")
         before = _sum(before, text)
         if given != before:
             return
-        yield json.loads(text)
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError):
+            return
+        if not isinstance(content, dict):
+            return
+        yield content
+
+
+def _units(lines: Iterable[dict[str, Any]]) -> Iterator[Unit]:
+    """The units up to the first line that says something else: another version of edgekit may have written it."""
+    end = 0
+    for line in lines:
+        kinds = {key: type(value) for key, value in line.items()}
+        if kinds != {"end": int, "crc": int, "note": str} or line["end"] < end:
+            return
+        end = line["end"]
+        yield Unit(**line)
 
 
 __all__ = ["Fingerprint", "Journal", "Unit"]

@@ -23,9 +23,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from edgekit.errors import ResourceError
 from edgekit.files import pairs
 
-#: Bytes of the longest file name that common file systems take.
+#: Longest file name of common file systems, in bytes.
 NAME_LIMIT = 255
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of <linux/fs.h> and <fcntl.h>
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV, errno.EPERM)
@@ -40,35 +41,62 @@ def hidden(target: Path, what: str) -> Path:
 
 
 def clear(path: Path) -> None:
-    """Remove whatever has that name: a file, a link (not what it leads to), a directory."""
+    """Remove a file, a link (not its target) or a directory."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if stat.S_ISDIR(mode):
-        shutil.rmtree(path)
+        _remove_tree(path)
     else:
         path.unlink(missing_ok=True)
 
 
+def _remove_tree(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+    except PermissionError:
+        _unprotect(path)
+        shutil.rmtree(path)
+
+
+def _unprotect(directory: Path) -> None:
+    """Let the owner delete what is in write-protected directories: what they held is in its place by now."""
+    os.chmod(directory, 0o700)
+    for entry in list(directory.iterdir()):
+        if entry.is_dir() and not entry.is_symlink():
+            _unprotect(entry)
+
+
 def recover(target: Path) -> None:
-    """What a killed run has left is put back or cleared; called under the lock."""
+    """Restore or clear the files of a killed run; called under the lock.
+
+    Raises:
+        ResourceError: something of it can be neither; names it.
+    """
     old = hidden(target, "old")
     if old.is_dir() and not old.is_symlink() and not os.path.lexists(target):
         os.rename(old, target)  # killed between two renames
     for what in ("old", "gone", "manifest"):
-        clear(hidden(target, what))
+        left = hidden(target, what)
+        try:
+            clear(left)
+        except OSError as error:
+            raise ResourceError(
+                f"cannot write {target}: an earlier run has left {left}, which cannot be deleted ({error.strerror}); "
+                "delete it, or choose another target"
+            ) from error
 
 
 def sync_directory(path: Path) -> None:
-    """Have a directory's entries on the disk."""
+    """Sync a directory's entries to the disk."""
     if os.name == "nt":  # directories cannot be opened there
         return
     _sync(path)
 
 
 def sync_tree(path: Path) -> None:
-    """Have a directory and everything in it on the disk."""
+    """Sync a directory and everything in it to the disk."""
     for folder, _, files in os.walk(path):
         for file in files:
             _sync(Path(folder, file))
@@ -84,7 +112,7 @@ def _sync(path: Path) -> None:
 
 
 def write_small(path: Path, data: bytes) -> None:
-    """Write and sync a small file; what had that name is overwritten, a link is not followed."""
+    """Write and sync a small file; a file of that name is overwritten, a link is not followed."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
     with open(os.open(path, flags, 0o666), "wb", buffering=0) as file:
         write_all(file, memoryview(data))
@@ -92,7 +120,7 @@ def write_small(path: Path, data: bytes) -> None:
 
 
 def write_all(file: Any, view: memoryview) -> None:
-    """Write everything; a raw write may take less than it is given."""
+    """Write all bytes; a raw write may accept fewer."""
     while view:
         view = view[file.write(view[: 1 << 30]) :]
 
@@ -112,15 +140,20 @@ def replace_pair(partial: Path, target: Path, manifest: bytes) -> None:
         sync_directory(target.parent)
         os.replace(partial, target)  # the commit point
     except BaseException:
-        if before is None:
-            path.unlink(missing_ok=True)
-        else:
-            _replace_small(target, path, before)
+        if os.path.lexists(partial):  # an interrupt may come just after the rename
+            _put_back(target, path, before)
         raise
     sync_directory(target.parent)
     if previous:
         _replace_small(target, path, pairs.dumped(record))
         sync_directory(target.parent)
+
+
+def _put_back(target: Path, path: Path, before: bytes | None) -> None:
+    if before is None:
+        path.unlink(missing_ok=True)
+    else:
+        _replace_small(target, path, before)
 
 
 def _replace_small(target: Path, path: Path, data: bytes) -> None:
@@ -148,21 +181,22 @@ def replace_directory(new: Path, target: Path) -> None:
         old = new
     else:
         old = hidden(target, "old")
-        os.rename(target, old)
         try:
+            os.rename(target, old)
             os.rename(new, target)
         except BaseException:
-            os.rename(old, target)
+            if not os.path.lexists(target):  # an interrupt may come after either
+                os.rename(old, target)
             raise
     sync_directory(target.parent)
     with contextlib.suppress(OSError):  # the artifact is in its place; the next run clears what is left
         gone = hidden(target, "gone")
         os.rename(old, gone)
-        shutil.rmtree(gone)
+        _remove_tree(gone)
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Exchange what two names mean, in one step; False where the system or the file system cannot."""
+    """Exchange two directory entries atomically; False if the system or the file system does not support it."""
     renameat2 = _renameat2()
     if renameat2 is None:
         return False
@@ -176,7 +210,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 @cache
 def _renameat2() -> Any:
-    """The C library's function; None where there is none."""
+    """Return the C library's function; None if it has none."""
     if not sys.platform.startswith("linux"):
         return None
     function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)

@@ -1,4 +1,4 @@
-"""Nothing half-written: files and directories that appear whole, or not at all, and resume when interrupted.
+"""Atomic writing: files and directories that appear whole or not at all, and can be resumed.
 
 Everything is written beside its target, under an exclusive lock that is taken before anything is looked at, synced,
 and put in the target's place at one commit point; `docs/explanation/commit.md` has every step, and what the next run
@@ -91,9 +91,10 @@ class AtomicFile:
     ) -> None:
         self.target = Path(os.path.realpath(target))
         self._named = named or self.target  # in messages: the place in a directory that is not there yet
-        self._work = guard.current() if lock else None
+        self._reading = guard.current()
+        self._work = self._reading if lock else None
         self._partial = hidden(self.target, "partial")
-        self._journal = Journal(hidden(self.target, "partial.json"), self.target.name, fingerprint)
+        self._journal = Journal(hidden(self.target, "partial.json"), self.target.name, self._vouched(fingerprint))
         self._crc = 0
         self.offset = 0
         self._closed = False
@@ -134,7 +135,13 @@ class AtomicFile:
         self.offset += len(view)
 
     def unit_done(self, note: str = "") -> None:
-        """Note that everything so far is worth keeping, should this run be interrupted."""
+        """Note that everything so far is worth keeping, should this run be interrupted.
+
+        Raises:
+            ChangedSourceError: what the verb reads was changed by now, so that the unit may be of either content.
+        """
+        if self._reading:
+            self._reading.check_sources(hashes=False)
         with writing(self._named, "its journal"):
             self._journal.add(Unit(self.offset, self._crc, note))
 
@@ -167,6 +174,7 @@ class AtomicFile:
         """
         if self._work:
             self._work.check_sources()
+            self._work.admit(self.target)  # something else may have been put there meanwhile
         with writing(self._named):
             os.fsync(self._file.fileno())
             if os.name == "nt":  # an open file cannot be renamed there
@@ -210,12 +218,29 @@ class AtomicFile:
                 self._work.admit(self.target)
         if not _is_regular(self._partial):
             clear(self._partial)
-        units = self._journal.read() if self._partial.exists() else []
+        left = self._partial.exists() and self._partial.stat().st_size > 0
+        units = self._journal.read() if left else []
         if not units:
             clear(self._partial)
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
         self._file = open(os.open(self._partial, flags, 0o666), "r+b", buffering=0)  # noqa: SIM115
-        self._resume(self._intact(units))
+        units = self._intact(units)
+        if self._reading and self._journal.resumable and left and not units:
+            self._reading.restart()
+        self._resume(units)
+
+    def _vouched(self, fingerprint: Fingerprint | None) -> Fingerprint | None:
+        """The fingerprint, but an error where the sources changed before their hashes, which it covers, were there."""
+        reading = self._reading
+        if reading is None or not callable(fingerprint):
+            return fingerprint
+
+        def vouched() -> bytes:
+            known = fingerprint()
+            reading.check_sources(hashes=False)
+            return known
+
+        return vouched
 
     def _resume(self, units: list[Unit]) -> None:
         if units:
@@ -225,7 +250,7 @@ class AtomicFile:
         self._journal.start(units)
 
     def _intact(self, units: list[Unit]) -> list[Unit]:
-        """The units up to the first that the partial file does not hold."""
+        """Return the units up to the first that is missing in the partial file."""
         size, position, crc = os.fstat(self._file.fileno()).st_size, 0, 0
         self._file.seek(0)
         for index, unit in enumerate(units):
@@ -314,10 +339,10 @@ class AtomicDirectory:
         if self._work:
             self._work.check_sources()
         with writing(self.target):
-            self._refuse_foreign()
             self._sweep()
             self._list_files()
             sync_tree(self.path)
+            self._refuse_foreign()  # syncing may take a while, in which somebody may have put something there
             replace_directory(self.path, self.target)
         self._let_go()
 
@@ -349,7 +374,7 @@ class AtomicDirectory:
         self._refuse_foreign()
         if self._work:
             self._work.admit(self.target)
-        clear(hidden(self.target, "partial.json"))  # of a file that had this name
+        clear(hidden(self.target, "partial.json"))  # left by a file that had this name
         if self.path.is_symlink() or not self.path.is_dir():
             clear(self.path)
             self.path.mkdir()
@@ -358,7 +383,7 @@ class AtomicDirectory:
         _clear_all(entry for entry in self.path.iterdir() if entry.name not in kept)
 
     def _sweep(self, but: str = "") -> None:
-        """Remove what can be resumed, of all files but one: it is another format's, or another run's."""
+        """Remove all resumable files except one: the others are of another format or run."""
         names = [but, *(file.target.name for file in self._files)] if but else []
         kept = {hidden(Path(name), what).name for name in names for what in ("partial", "partial.json")}
         _clear_all(
@@ -375,7 +400,7 @@ class AtomicDirectory:
             write_small(manifest, pairs.dumped({**json.loads(manifest.read_bytes()), "files": names}))
 
     def _owns(self, entry: Path, listed: Container[str]) -> bool:
-        """Whether a file of the target, or a directory with all its files, is an artifact's."""
+        """Whether a file of the target, or a directory with all its files, belongs to an artifact."""
         if entry.is_file():
             return self._owns_file(entry, listed)
         if entry.is_symlink() or not entry.is_dir():
@@ -407,7 +432,7 @@ class AtomicDirectory:
 
 
 def _listed(directory: Path) -> frozenset[str]:
-    """The files of a directory that edgekit wrote, as its manifest names them."""
+    """Return the files that edgekit wrote in a directory, from its manifest."""
     try:
         content = read_bytes(directory, pairs.INSIDE, pairs.LIMIT)
         record = None if content is None else strict_json(content, directory / pairs.INSIDE, "the file")

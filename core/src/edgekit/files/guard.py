@@ -1,4 +1,4 @@
-"""A source is never harmed, and what edgekit did not write is not overwritten.
+"""Protects sources, and files that edgekit did not write, from being overwritten.
 
 A verb that reads a model and writes another says so with `working`. From then on every `edgekit.files.atomic`
 writer in it, a plugin's too, refuses a target that is, contains, or lies inside what is read, and compares the
@@ -27,13 +27,10 @@ from edgekit.files.problems import writing
 
 #: Nanoseconds. A file modified so shortly before it is opened may change again without its times showing it.
 _RACY = 2_000_000_000
-#: Names in a directory that an artifact's writer may replace; anything else is somebody's own.
-ARTIFACT_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
+#: Files of a model's directory besides weights: carried over byte for byte from one directory to the next.
+CARRIED_FILES = (
     "config.json",
     "generation_config.json",
-    "preprocessor_config.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -44,6 +41,13 @@ ARTIFACT_FILES = (
     "merges.txt",
     "chat_template.json",
     "chat_template.jinja",
+)
+#: Names in a directory that an artifact's writer may replace; anything else belongs to the user.
+ARTIFACT_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "preprocessor_config.json",
+    *CARRIED_FILES,
     "additional_chat_templates/*.jinja",
     "edgekit.manifest.json",
 )
@@ -54,7 +58,7 @@ Identity = tuple[int, int]
 
 @attrs.frozen
 class Stamp:
-    """What a file was when it was opened.
+    """The identity, size and times of a file when it was opened.
 
     Attributes:
         identity: device and inode.
@@ -71,32 +75,32 @@ class Stamp:
 
     @classmethod
     def of(cls, path: Path) -> Stamp | None:
-        """Of a file or directory; None where nothing can be looked up."""
+        """Return the stamp of a file or directory; None if it cannot be read."""
         try:
-            found = os.stat(path)
+            status = os.stat(path)
         except (OSError, ValueError):
             return None
-        identity = (found.st_dev, found.st_ino)
-        return cls(identity, found.st_size, found.st_mtime_ns, found.st_ctime_ns, time.time_ns())
+        identity = (status.st_dev, status.st_ino)
+        return cls(identity, status.st_size, status.st_mtime_ns, status.st_ctime_ns, time.time_ns())
 
     def same_content(self, other: Stamp) -> bool:
-        """Whether nothing says that the content differs."""
+        """Whether size and times show no change of the content."""
         return (self.identity, self.size, self.modified) == (other.identity, other.size, other.modified)
 
     @property
     def racy(self) -> bool:
-        """Whether a change just after the look may have left the same times."""
+        """Whether a change just after the stamp may have left the same times."""
         return max(self.modified, self.changed) > self.taken - _RACY
 
 
 def stamps(files: Iterable[Path]) -> dict[Path, Stamp | None]:
-    """A stamp for each file."""
+    """Return a stamp for each file."""
     return {file: Stamp.of(file) for file in files}
 
 
 @attrs.define
 class Work:
-    """What a verb reads, and where it writes.
+    """The sources and the target of a running verb.
 
     Attributes:
         target: as it was given.
@@ -104,6 +108,7 @@ class Work:
         overwrite: whether a target may be replaced that edgekit did not write.
         hashes: SHA-256 (hex) of what was read, by file name, where it is computed.
         notes: what the user should be told about the target, a sentence each.
+        restarted: that an interrupted run has left something of which nothing could be used; else empty.
     """
 
     target: Path
@@ -111,6 +116,7 @@ class Work:
     overwrite: bool = False
     hashes: Mapping[str, str] = attrs.field(factory=dict)
     notes: list[str] = attrs.field(factory=list)
+    restarted: str = ""
 
     def admit(self, target: Path, early: bool = False) -> None:
         """Refuse a target that may not be written.
@@ -129,6 +135,8 @@ class Work:
     def _refuse_foreign(self, target: Path, early: bool) -> None:
         for _ in range(_LOOKS):  # early, another run may be replacing it: what changed meanwhile is looked at again
             before = Stamp.of(target)
+            if target.exists() and not (target.is_file() or target.is_dir()):  # --force would not help
+                raise UsageError(f"{target} is a device or a pipe, not a regular file; name a file to write")
             entries = _entries(target)
             if before is None or not entries:
                 return
@@ -144,9 +152,14 @@ class Work:
         )
 
     def note(self, text: str) -> None:
-        """Add to the notes, once."""
+        """Add a note unless it is there already."""
         if text not in self.notes:
             self.notes.append(text)
+
+    def restart(self) -> None:
+        """Say that nothing of what an interrupted run has left could be used."""
+        self.restarted = "nothing of what an interrupted run left could be used, so this one started anew"
+        self.note(self.restarted)
 
     def check_sources(self, hashes: bool = True) -> None:
         """Compare the sources with what they were when they were opened.
@@ -184,7 +197,7 @@ _WORK: ContextVar[Work | None] = ContextVar("edgekit_work", default=None)
 
 
 def current() -> Work | None:
-    """What the verb that runs has said with `working`."""
+    """Return the work that the running verb declared with `working`."""
     return _WORK.get()
 
 
@@ -192,7 +205,7 @@ def current() -> Work | None:
 def working(
     target: Path, reads: Mapping[Path, Stamp | None], overwrite: bool = False, notes: list[str] | None = None
 ) -> Iterator[Work]:
-    """Say what is read and where it is written; every writer inside holds to it.
+    """Declare what is read and written; every writer inside checks against it.
 
     Args:
         target: the file or directory to write.
@@ -243,14 +256,14 @@ def refuse_harm(target: Path, reads: Iterable[Path]) -> None:
 
 
 def _lineage(source: Path) -> tuple[set[Identity], set[Identity]]:
-    """Identities of a source, and of every directory above it, whichever links lead to it."""
+    """Return identities of a source and of every directory above it, through all links."""
     ways = [source, *_hops(source), Path(os.path.realpath(source))]
     above = {parent for way in ways for parent in (*way.absolute().parents, *_real(way).parents)}
     return _identities([source]), _identities(above)
 
 
 def _hops(path: Path) -> Iterator[Path]:
-    """The links from one to the next."""
+    """Yield a path and the links that it leads through."""
     for _ in range(_LINKS):
         if not path.is_symlink():
             return
@@ -278,7 +291,7 @@ def _written_here(target: Path, before: Stamp) -> bool:
 
 
 def _entries(target: Path) -> list[Path]:
-    """What a directory holds, or the file itself; nothing where it is gone by now."""
+    """Return the entries of a directory, or the file itself; empty if it no longer exists."""
     with writing(target), suppress(FileNotFoundError):
         return list(target.iterdir()) if target.is_dir() else [target]
     return []
@@ -289,4 +302,4 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
-__all__ = ["ARTIFACT_FILES", "Stamp", "Work", "current", "matches", "refuse_harm", "stamps", "working"]
+__all__ = ["ARTIFACT_FILES", "CARRIED_FILES", "Stamp", "Work", "current", "matches", "refuse_harm", "stamps", "working"]

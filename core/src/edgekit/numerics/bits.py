@@ -87,3 +87,6 @@ def _spread(words: U64, bits: int) -> U64:
 def _every_other(lane: int, full: int) -> np.uint64:
     """The lowest `full` bits of every second lane of `lane` bits."""
     return np.uint64(sum(((1 << full) - 1) << start for start in range(0, 64, 2 * lane)))
+
+
+__all__ = ["pack_lsb", "unpack_lsb"]

@@ -60,3 +60,6 @@ def extremes(blocks: Array) -> tuple[Array, Array]:
     # Reducing many short rows costs a loop each; one transposed copy makes both reductions long and vectorised.
     turned = np.ascontiguousarray(blocks.reshape(-1, width).T)
     return turned.min(axis=0).reshape(blocks.shape[:-1]), turned.max(axis=0).reshape(blocks.shape[:-1])
+
+
+__all__ = ["CHUNK", "extent", "extremes", "groups", "reduce_groups", "row_chunks", "spans"]

@@ -29,3 +29,6 @@ def nearest_int(x: F32) -> I32:
     """Do what ggml's ``nearest_int`` does: ties to even, and the same wrap-around for values beyond 2**22."""
     bits = (x + _MAGIC).view(np.int32)
     return (bits & 0x007FFFFF) - 0x00400000
+
+
+__all__ = ["half_away", "half_even", "nearest_int"]

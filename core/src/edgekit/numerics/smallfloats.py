@@ -126,3 +126,20 @@ def to_float32(x: Array) -> F32:
     if is_bfloat16(x.dtype):
         return bfloat16_to_float32(bits_of(np.ascontiguousarray(x))).reshape(x.shape)  # 0-d stays 0-d
     return float16_to_float32(x) if x.dtype == np.float16 else x.astype(np.float32)
+
+
+__all__ = [
+    "E2M1",
+    "E4M3",
+    "E8M0",
+    "as_float32",
+    "bfloat16_to_float32",
+    "bits_of",
+    "float8_e4m3fn_to_float32",
+    "float8_e8m0fnu_to_float32",
+    "float16_to_float32",
+    "float32_to_bfloat16",
+    "float32_to_float8_e4m3fn",
+    "is_bfloat16",
+    "to_float32",
+]

@@ -69,6 +69,11 @@ def open_artifact(path: str | os.PathLike[str]) -> Artifact:
     return _settled(Path(path), _open)
 
 
+def as_artifact(source: Artifact | str | os.PathLike[str]) -> Artifact:
+    """Return an artifact as it is, and open the path of one; raises as `open_artifact`."""
+    return source if isinstance(source, Artifact) else open_artifact(source)
+
+
 def _settled(where: Path, opening: Callable[[Path], Artifact]) -> Artifact:
     """Open a path, again if it was replaced meanwhile, so that the header and the weights are of one model."""
     for _ in range(_REOPENINGS):
@@ -234,6 +239,8 @@ def quantize(
         lasting = {kind: note for kind, note in remarks.items() if kind not in OF_THE_RUN}
         manifest = make_manifest(sources, plan, encoder, chosen_format.name, lasting)
         writer = chosen_format.writer(target, layout, plan, manifest)
+        if work.restarted:
+            remarks["restarted"] = work.restarted
         for note in lasting.values():  # the guard has noted what is replaced
             work.note(note)
         report = stack.enter_context(reporting(progress, "quantize"))
@@ -385,11 +392,14 @@ __all__ = [
     "AsIs",
     "Nonfinite",
     "Progress",
+    "as_artifact",
     "convert",
     "find_format",
     "find_recipe",
+    "make_manifest",
     "make_plan",
     "open_artifact",
+    "open_source",
     "own_precision",
     "quantize",
 ]

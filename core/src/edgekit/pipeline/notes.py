@@ -9,6 +9,7 @@
 | `no_tokenizer` | the model has none                                                              |
 | `merged_tokens`| tokens that only files beside the vocabulary name                               |
 | `replaced`     | an earlier artifact stood at the target                                         |
+| `restarted`    | an interrupted run's work could not be used                                     |
 
 Formats add kinds of their own (`edgekit.artifact.Layout.notes`, and ``notes(layout, plan)`` of a format): tokens that
 were added to fill the embedding, or other readers that cannot load the target.
@@ -32,7 +33,7 @@ from edgekit.tensor import EncodedTensor
 #: The kinds in the order of the line; all others follow.
 ORDER = ("precisions", "fell_back", "requantized", "importance", "no_tokenizer")
 #: Kinds that are left out of the manifest, so that the same command always writes the same bytes.
-OF_THE_RUN = ("replaced",)
+OF_THE_RUN = ("replaced", "restarted")
 #: The share of the weights to be quantized that must be quantized.
 HALF = 0.5
 

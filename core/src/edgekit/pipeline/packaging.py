@@ -17,7 +17,7 @@ from edgekit.artifact import Artifact
 from edgekit.files import pairs
 from edgekit.files.guard import stamps, working
 from edgekit.manifest import Manifest
-from edgekit.pipeline.conversion import open_artifact
+from edgekit.pipeline.conversion import as_artifact
 from edgekit.pipeline.passes import files_in, refuse_options
 from edgekit.plugin.registry import manager
 
@@ -95,7 +95,7 @@ def package(
         ChangedSourceError: the source was changed while it was read.
     """
     chosen: Packager = manager().find("packagers", server).load()
-    artifact = source if isinstance(source, Artifact) else open_artifact(source)
+    artifact = as_artifact(source)
     given = dict(options or {})
     with working(Path(to), {**artifact.reads, **stamps(files_in(given))}, overwrite, notes):
         refuse_options(chosen.package, f"the packager {server!r}", given)

@@ -125,4 +125,4 @@ def refuse_options(function: Callable[..., Any], who: str, options: Mapping[str,
             raise UsageError(f"{who} has no option {option!r}; it has {', '.join(known) or 'none'}")
 
 
-__all__ = ["Pass", "refuse_options", "run_pass", "unread"]
+__all__ = ["Pass", "files_in", "refuse_options", "run_pass", "unread"]

@@ -28,3 +28,6 @@ def edgekit_register_commands(register: Register) -> None:
     for module in pkgutil.iter_modules([str(Path(__file__).parents[1] / "cli")]):
         if not module.name.startswith("_"):
             register(module.name.replace("_", "-"), f"edgekit.cli.{module.name}:command")
+
+
+__all__ = ["edgekit_api", "edgekit_register_commands", "edgekit_register_formats", "edgekit_register_runtimes"]

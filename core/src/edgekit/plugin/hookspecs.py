@@ -37,7 +37,7 @@ def edgekit_register_formats(register: Register) -> None:
 
 @hookspec
 def edgekit_register_quantizers(register: Register) -> None:
-    """Offer a native encoder: ``register("Q4_K", "edgekit_llamacpp.native:Q4K", claim="exact", speed=10)``.
+    """Offer a native encoder: ``register("ggml:Q4_K", "edgekit_llamacpp.native:Q4_K", claim="exact", speed=4)``.
 
     The target implements `edgekit.encoding.Quantizer`; ``claim`` is ``"exact"`` (bytes equal the reference's)
     or a sentence stating the bound; among exact ones the highest ``speed`` is the default. The reference has 1, which
@@ -66,7 +66,7 @@ def edgekit_register_recipes(register: Register) -> None:
 
 @hookspec
 def edgekit_register_runtimes(register: Register) -> None:
-    """Offer a runtime: ``register("llamacpp", "edgekit_llamacpp.runtime:LlamaCpp", formats=("gguf",), speed=10)``.
+    """Offer a runtime: ``register("llamacpp", "edgekit_llamacpp.runtime:open_runtime", formats=("gguf",))``.
 
     The target is called with an artifact and options, and returns an `edgekit.runtime.Runtime`. ``formats`` names the
     formats of the artifacts that it runs, ``("*",)`` all; the highest ``speed`` is the default (numpy has 1).
@@ -93,14 +93,6 @@ def edgekit_register_devices(register: Register) -> None:
 
 
 @hookspec
-def edgekit_register_servers(register: Register) -> None:
-    """Offer a server: ``register("openai", "edgekit_serve.app:create_app")``.
-
-    The target is called with an `edgekit.runtime.Runtime` and returns an ASGI application, which closes the runtime.
-    """
-
-
-@hookspec
 def edgekit_register_packagers(register: Register) -> None:
     """Offer a model server's layout: ``register("ovms", "edgekit_openvino.ovms:Ovms")``, for `edgekit package`.
 
@@ -115,3 +107,20 @@ def edgekit_register_commands(register: Register) -> None:
 
     The target is a click command of that name; the names of the core's commands are reserved.
     """
+
+
+__all__ = [
+    "GROUP",
+    "Register",
+    "edgekit_register_commands",
+    "edgekit_register_devices",
+    "edgekit_register_formats",
+    "edgekit_register_packagers",
+    "edgekit_register_passes",
+    "edgekit_register_precisions",
+    "edgekit_register_quantizers",
+    "edgekit_register_recipes",
+    "edgekit_register_runtimes",
+    "hookimpl",
+    "hookspec",
+]

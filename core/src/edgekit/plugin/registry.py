@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from typing import Any, Literal, cast
 
@@ -39,12 +39,11 @@ ROLES = (
     "runtimes",
     "passes",
     "devices",
-    "servers",
     "packagers",
     "commands",
 )
-#: Attributes that an object must have in each role.
-_NEEDED = {
+#: Role -> the attributes of an object that plays it; ``__call__`` if it is called. `edgekit.testing` checks the same.
+CONTRACTS: Mapping[str, tuple[str, ...]] = {
     "formats": ("name", "matches", "open", "layout", "writer"),
     "precisions": ("precision", "traits", "encode", "decode", "bound"),
     "quantizers": ("encode", "traits"),
@@ -52,8 +51,9 @@ _NEEDED = {
     "packagers": ("package",),
     "passes": ("run",),
     "commands": ("main",),
+    "runtimes": ("__call__",),
+    "devices": ("__call__",),
 }
-_CALLED = ("runtimes", "devices", "servers")
 #: Roles whose objects may state their name.
 _NAMED = ("formats", "recipes", "packagers", "passes", "commands")
 #: Time limit in seconds for importing a plugin's light module, a hundred times its budget.
@@ -151,9 +151,9 @@ def _load(target: str) -> Any:
 def _fault(role: str, name: str, target: str, claim: str | None) -> str:
     """Return what a registered object lacks, or how it contradicts its registration; empty if it is valid."""
     loaded = _load(target)
-    lacking = [needed for needed in _NEEDED.get(role, ()) if not hasattr(loaded, needed)]
-    if lacking or (role in _CALLED and not callable(loaded)):
-        what = f"lacks {', '.join(lacking)}" if lacking else "cannot be called"
+    lacking = lacks(role, loaded)
+    if lacking:
+        what = "cannot be called" if lacking == ["__call__"] else f"lacks {', '.join(lacking)}"
         return f"{what}; the docstring of edgekit_register_{role} names what it must implement"
     other = _other_name(role, name, loaded)
     if other:
@@ -163,6 +163,11 @@ def _fault(role: str, name: str, target: str, claim: str | None) -> str:
         contradiction = f"is registered with claim={claim!r}, and {target} has claim = {stated!r}"
         return f"{contradiction}; state one claim in both places"
     return ""
+
+
+def lacks(role: str, loaded: object) -> list[str]:
+    """Return the attributes of its role (`CONTRACTS`) that an object does not have."""
+    return [name for name in CONTRACTS[role] if not hasattr(loaded, name)]
 
 
 def _other_name(role: str, name: str, loaded: Any) -> str:
@@ -398,7 +403,25 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}{where}"
 
 
-__all__ = ["API", "ROLES", "Manager", "PluginInfo", "Registration", "build", "hookimpl", "manager", "refused"]
+__all__ = [
+    "API",
+    "BUILT_IN",
+    "CONTRACTS",
+    "KNOWN_DISTRIBUTIONS",
+    "ROLES",
+    "Manager",
+    "PluginInfo",
+    "Registration",
+    "build",
+    "entry_points",
+    "hookimpl",
+    "installed",
+    "lacks",
+    "manager",
+    "one",
+    "refused",
+    "skipped",
+]
 
 
 def installed() -> tuple[PluginInfo, ...]:

@@ -45,3 +45,6 @@ def _precision(bits: int, symmetric: bool, granularity: Granularity, group: int 
         whole_blocks=False,
         name=f"{CONVENTION}:int{bits}-{'sym' if symmetric else 'asym'}-{where}",
     )
+
+
+__all__ = ["CONVENTION", "catalogue", "resolve"]

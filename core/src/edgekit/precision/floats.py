@@ -36,3 +36,6 @@ def catalogue() -> Iterator[Precision]:
         precision = resolve(Spec(CONVENTION, kind))
         assert precision is not None
         yield precision
+
+
+__all__ = ["CONVENTION", "catalogue", "resolve"]

@@ -94,3 +94,6 @@ def catalogue() -> Iterator[Precision]:
     """Every block type that the core encodes."""
     for kind, block_type in BLOCKS.items():
         yield block_type.precision(kind)
+
+
+__all__ = ["BLOCKS", "CONVENTION", "GRIDS", "GgmlType", "catalogue", "resolve"]

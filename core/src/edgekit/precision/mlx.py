@@ -83,3 +83,6 @@ def _float(kind: str, *, for_tensor: bool) -> Precision:
         whole_tensor=for_tensor,
         name=f"{CONVENTION}:{kind}{'-tensor' if for_tensor else ''}",
     )
+
+
+__all__ = ["CONVENTION", "catalogue", "resolve"]

@@ -60,3 +60,6 @@ def _precision(kind: str, symmetric: bool, granularity: Granularity, group: int 
         bits_per_weight=bits + (Fraction(overhead, group) if group else Fraction(0)),
         name=f"{CONVENTION}:{kind}-{'sym' if symmetric else 'asym'}-{f'g{group}' if group else granularity}",
     )
+
+
+__all__ = ["CONVENTION", "catalogue", "resolve"]

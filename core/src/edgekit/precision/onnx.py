@@ -90,3 +90,6 @@ def _whole(kind: str, symmetric: bool, granularity: Granularity, reduced: bool) 
 
 def _symmetry(symmetric: bool) -> str:
     return "sym" if symmetric else "asym"
+
+
+__all__ = ["CONVENTION", "catalogue", "resolve"]

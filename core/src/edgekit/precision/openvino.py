@@ -99,3 +99,6 @@ def _rows_are_whole_bytes(kind: str, bits: int, group: int | None, symmetric: bo
     if bits == 8:
         return True
     return kind not in ("int3", "int2") and symmetric is not False and group is not None and group * bits % 8 == 0
+
+
+__all__ = ["CONVENTION", "catalogue", "resolve"]

@@ -78,3 +78,6 @@ def reference(precision: Precision) -> Reference:
             "install the plugin that brings it"
         )
     return cast(Reference, importlib.import_module(module))
+
+
+__all__ = ["Parts", "Reference", "Traits", "reference"]

@@ -214,3 +214,6 @@ def _levels(parts: Mapping[str, Array], precision: Precision, cols: int) -> tupl
         return -n, n
     zero_point = _per_element(parts["zero_point"], precision, cols).astype(np.int64)
     return -zero_point, (1 << precision.bits) - 1 - zero_point
+
+
+__all__ = ["bound", "decode", "encode", "traits"]

@@ -53,3 +53,5 @@ traits = Traits(
     bound="half a unit in the last place",
     overflowed=overflowed,
 )
+
+__all__ = ["bound", "decode", "encode", "overflowed", "traits"]

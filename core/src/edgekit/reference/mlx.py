@@ -422,3 +422,5 @@ traits = Traits(
     source_dtypes=True,
     overflowed=overflowed,
 )
+
+__all__ = ["bound", "decode", "encode", "float_scale", "overflowed", "traits"]

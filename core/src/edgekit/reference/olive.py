@@ -144,3 +144,6 @@ def _rounded(values: F32, dtype: np.dtype[Any]) -> F32:
     if is_bfloat16(dtype):
         return bfloat16_to_float32(float32_to_bfloat16(values))
     return values.astype(np.float16).astype(np.float32)
+
+
+__all__ = ["bound", "decode", "encode", "traits"]

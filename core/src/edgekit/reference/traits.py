@@ -50,3 +50,6 @@ class Traits:
     needs_importance: bool = False
     decoded_through: Mapping[str, str] = attrs.field(factory=dict)
     overflowed: Callable[[Mapping[str, Array], Precision], str] = nonfinite_part
+
+
+__all__ = ["Traits", "nonfinite_part"]

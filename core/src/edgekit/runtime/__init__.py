@@ -1,4 +1,4 @@
-"""Running a model: what a runtime can do, texts and chat, and the numpy runtime."""
+"""Running a model: the runtime protocols, text generation, chat, and the numpy runtime."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from edgekit.runtime.arguments import parse_option as parse_option
 from edgekit.runtime.arguments import refuse_unknown_options as refuse_unknown_options
 from edgekit.runtime.generation import FinishReason as FinishReason
 from edgekit.runtime.generation import Generation as Generation
+from edgekit.runtime.generation import GenerationOptions as GenerationOptions
 from edgekit.runtime.generation import Sampling as Sampling
+from edgekit.runtime.generation import SamplingOptions as SamplingOptions
 from edgekit.runtime.generation import until as until
 from edgekit.runtime.numpy import NumpyRuntime as NumpyRuntime
 from edgekit.runtime.protocols import ChatRuntime as ChatRuntime
@@ -28,9 +30,11 @@ __all__ = [
     "EmbeddingRuntime",
     "FinishReason",
     "Generation",
+    "GenerationOptions",
     "NumpyRuntime",
     "Runtime",
     "Sampling",
+    "SamplingOptions",
     "TextRuntime",
     "TokenizingRuntime",
     "choose_runtime",

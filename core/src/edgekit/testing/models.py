@@ -61,3 +61,6 @@ def artifact_of(model: Model, path: Path, tokenizer: Tokenizer | None = None) ->
         load_model=lambda: model,
         load_tokenizer=lambda: tokenizer,
     )
+
+
+__all__ = ["artifact_of", "random_hf_tensors", "random_model", "random_weights"]

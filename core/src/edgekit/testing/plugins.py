@@ -19,7 +19,17 @@ from typing import Any
 import attrs
 
 from edgekit.errors import EdgekitError, UsageError
-from edgekit.plugin.registry import BUILT_IN, Manager, PluginInfo, Registration, build, entry_points, one, refused
+from edgekit.plugin.registry import (
+    BUILT_IN,
+    Manager,
+    PluginInfo,
+    Registration,
+    build,
+    entry_points,
+    lacks,
+    one,
+    refused,
+)
 from edgekit.precision import find_precision
 from edgekit.testing._kit import Kit, NotApplicable, Profile, Result, fail
 
@@ -30,19 +40,6 @@ HEAVY = (
     "torch", "tensorflow", "jax", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "mlx", "gguf", "llama_cpp",
     "olive", "numba", "scipy", "pandas", "tokenizers", "optimum", "vllm", "fastapi", "aiohttp", "requests",
 )  # fmt: skip
-#: role -> what an implementation has, one of each row; a callable has "__call__".
-METHODS: dict[str, tuple[str, ...]] = {
-    "formats": ("matches", "open", "layout", "writer"),
-    "quantizers": ("encode",),
-    "precisions": ("encode", "decode", "bound", "precision"),
-    "recipes": ("plan",),
-    "runtimes": ("__call__",),
-    "passes": ("run",),
-    "devices": ("__call__",),
-    "servers": (),
-    "packagers": ("package",),
-    "commands": ("main",),
-}
 
 
 @attrs.frozen(eq=False)
@@ -178,9 +175,9 @@ def check_targets(subject: PluginSubject, profile: Profile) -> None:
             if _missing_optional(error):
                 continue
             fail(str(error))
-        lacks = [m for m in METHODS[each.role] if not hasattr(loaded, m)]
-        if lacks:
-            fail(f"{one(each.role)} {each.name!r} ({each.target}) lacks {', '.join(lacks)}")
+        missing = lacks(each.role, loaded)
+        if missing:
+            fail(f"{one(each.role)} {each.name!r} ({each.target}) lacks {', '.join(missing)}")
 
 
 def _missing_optional(error: EdgekitError) -> bool:

@@ -113,3 +113,6 @@ def artifacts(draw: st.DrawFn, /, folder: Path = Path("memory"), **sizes: Any) -
     seed = draw(st.integers(0, 2**16))
     note(f"{config.family}, {config.layers} layers, ffn {config.ffn}, seed {seed}")
     return artifact_of(random_model(config, seed), folder)
+
+
+__all__ = ["adversarial_blocks", "artifacts", "recipes", "tensors", "ties", "weights_like"]

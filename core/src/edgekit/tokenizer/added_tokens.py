@@ -131,3 +131,6 @@ def contradiction(where: str, first: tuple[str, object, str], second: tuple[obje
         f"{where}: the files of its tokenizer contradict each other: {what} {one} in {source} and {other} in "
         f"{other_source}; take all of them from one place, or remove the one that is wrong"
     )
+
+
+__all__ = ["ROLES", "AddedToken", "contradiction", "merge"]

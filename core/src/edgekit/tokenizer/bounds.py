@@ -97,3 +97,6 @@ def _shortens(step: Mapping[str, Any]) -> float:
         # An expression may match any number of characters.
         return math.inf if not pattern or not content else max(1.0, len(pattern.encode()) / len(content.encode()))
     return _SHORTENS.get(str(step.get("type")), math.inf)
+
+
+__all__ = ["least_of_beginning", "lost_bytes", "most_bytes"]

@@ -42,3 +42,6 @@ def end_ids(tokens: Sequence[str], named: Iterable[int]) -> frozenset[int]:
     if "<|tool_response>" in present:  # Gemma 4, in whose vocabulary </s> is the HTML tag
         not_ends.add("</s>")
     return frozenset(number for number in ids if said.get(number) not in not_ends)
+
+
+__all__ = ["TEXTS", "end_ids"]

@@ -348,3 +348,6 @@ def _merge_lines(directory: Path) -> list[str]:
         for number, line in enumerate(lines)
         if line.strip() and not (number == 0 and line.startswith("#version"))
     ]
+
+
+__all__ = ["from_hf_directory"]

@@ -245,3 +245,6 @@ def _refuse_contradictions(directory: Path, first: Any, second: Any) -> None:
         if other.content != token.content:
             told = (f"id {token.id} is", shown(other.content), other.source)
             raise contradiction(str(directory), told, (shown(token.content), token.source))
+
+
+__all__ = ["LARGEST_ID", "TEMPLATES", "TOKENIZER_LIMIT", "Files", "added_token", "checked_id", "template_files"]

@@ -203,3 +203,6 @@ def _plain(expression: str) -> str:
     """One way of writing contractions for the several in use."""
     spelled = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
     return expression.replace(spelled, _CONTRACTION).replace(r"(?:'s|'t|'re|'ve|'m|'ll|'d)", _CONTRACTION)
+
+
+__all__ = ["ALIASES", "EXPRESSIONS", "NFC", "WHOLE_WORDS", "canonical", "described", "from_json", "to_json"]

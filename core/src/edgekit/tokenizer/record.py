@@ -151,3 +151,6 @@ class Tokenizer(Vocabulary):
             raise InvalidFileError(
                 f"the tokenizers library refuses the tokenizer: {error!s:.300}; fetch it again"
             ) from error
+
+
+__all__ = ["Tokenizer"]

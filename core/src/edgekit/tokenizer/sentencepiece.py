@@ -158,3 +158,6 @@ class _Reader:
             if byte < 0x80:
                 return number, start + index + 1
         raise self.broken("an endless number", start)
+
+
+__all__ = ["BPE", "UNIGRAM", "SentencePiece", "parse"]

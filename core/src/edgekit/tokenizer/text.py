@@ -56,3 +56,6 @@ def _tail(tokenizer: Vocabulary, ids: Sequence[int]) -> bytes:
         if len(tail) >= _LONGEST:
             break
     return tail
+
+
+__all__ = ["Detokenizer"]

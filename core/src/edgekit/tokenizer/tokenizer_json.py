@@ -136,3 +136,6 @@ def _post_processor(tokenizer: Vocabulary) -> dict[str, Any]:
             for n in {*before, *after}
         },
     }
+
+
+__all__ = ["build", "merges_from_scores"]

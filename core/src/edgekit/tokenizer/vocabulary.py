@@ -129,3 +129,6 @@ def byte_alphabet() -> dict[str, int]:
     printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printing]
     return {chr(byte): byte for byte in printing} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+__all__ = ["SPACE", "TokenType", "Vocabulary", "byte_alphabet", "byte_tokens"]

@@ -1,4 +1,4 @@
-"""The smallest whole edgekit backend: a precision, a quantizer, a format and a runtime.
+"""The smallest complete edgekit backend: a precision, a quantizer, a format and a runtime.
 
 This module is light: it names what the plugin brings, and imports none of it.
 """
@@ -12,13 +12,13 @@ edgekit_api = (1, 0)
 
 @hookimpl
 def edgekit_register_precisions(register: Register) -> None:
-    """A number format of its own."""
+    """A new number format."""
     register("example:log4-g32", "edgekit_example.log4:Log4")
 
 
 @hookimpl
 def edgekit_register_quantizers(register: Register) -> None:
-    """A native encoder of a number format that exists already; never by default, being slower than the reference."""
+    """An encoder of an existing number format; never the default, because it is slower than the reference."""
     register("ggml:Q8_0", "edgekit_example.q8_0:Q8_0", claim="exact", speed=0)
 
 
@@ -32,3 +32,12 @@ def edgekit_register_formats(register: Register) -> None:
 def edgekit_register_runtimes(register: Register) -> None:
     """Run models of any format; never by default, since the core's own runtime is as fast (speed 1)."""
     register("example", "edgekit_example.runtime:ExampleRuntime.open", formats=("*",), speed=0)
+
+
+__all__ = [
+    "edgekit_api",
+    "edgekit_register_formats",
+    "edgekit_register_precisions",
+    "edgekit_register_quantizers",
+    "edgekit_register_runtimes",
+]

@@ -38,3 +38,6 @@ def round_away(steps: F32) -> I8:
     wide = steps.astype(np.float64)
     rounded = np.trunc(wide + np.copysign(0.5, wide))
     return np.where(np.isfinite(rounded), rounded, 0).astype(np.int8)
+
+
+__all__ = ["BLOCK", "Q8_0", "round_away"]

@@ -1,4 +1,4 @@
-"""Writes an ``.ekx`` file, tensor by tensor; nothing shows before all of it is there.
+"""Writes an ``.ekx`` file, tensor by tensor; the target appears only when it is complete.
 
 The header needs only the plan, so it is written first. `edgekit.formats.PlannedFile` has the rest: the plan's order,
 that nothing is missing, and that an interrupted run goes on after its last complete tensor.
@@ -59,3 +59,6 @@ def _parts(assignment: Assignment) -> dict[str, PartLayout]:
     if assignment.precision.convention == "float":  # vectors too are stored in their own shape
         return {key: attrs.evolve(part, shape=(part.shape[0], assignment.shape[-1])) for key, part in layouts.items()}
     return layouts
+
+
+__all__ = ["EkxWriter"]

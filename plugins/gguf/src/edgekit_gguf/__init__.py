@@ -41,3 +41,13 @@ def edgekit_register_precisions(register: Register) -> None:
 def edgekit_register_commands(register: Register) -> None:
     """Make importance matrices: ``edgekit imatrix``."""
     register("imatrix", "edgekit_gguf.commands:imatrix")
+
+
+__all__ = [
+    "RECIPES",
+    "edgekit_api",
+    "edgekit_register_commands",
+    "edgekit_register_formats",
+    "edgekit_register_precisions",
+    "edgekit_register_recipes",
+]

@@ -104,3 +104,6 @@ def _metadata(activations: Activations, dataset: str) -> dict[str, Value]:
 def _padded(values: F32) -> bytes:
     data = values.astype("<f4").tobytes()
     return data + bytes(-len(data) % ALIGNMENT)
+
+
+__all__ = ["read_imatrix", "write_imatrix"]

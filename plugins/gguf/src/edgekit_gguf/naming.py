@@ -37,3 +37,6 @@ def suggest_name(model: str, parameters: int, encoding: str) -> str:
     size = "" if _SIZE.search(base) else f"-{size_label(parameters)}"
     kind = re.sub(r"[^A-Za-z0-9_]+", "_", encoding.rpartition(":")[2])
     return f"{base}{size}-{kind}.gguf"
+
+
+__all__ = ["size_label", "suggest_name"]

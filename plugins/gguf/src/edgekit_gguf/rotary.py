@@ -74,3 +74,6 @@ def _span(order: _Order, start: int, stop: int) -> tuple[_Order, int, int]:
         return wanted, 0, 0
     first = int(wanted.min())
     return wanted - first, first, int(wanted.max()) + 1
+
+
+__all__ = ["Direction", "reorder", "row_order"]

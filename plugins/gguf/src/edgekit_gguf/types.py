@@ -1,4 +1,4 @@
-"""GGUF's numbers: what the ids in a file stand for.
+"""The type ids of GGUF: metadata values and tensors.
 
 Source: ``ggml.h`` (enum ggml_type), ``gguf.h`` (enum gguf_type) and ``llama.h`` (enum llama_ftype) of ggml 0.25.3;
 the tests check ids and sizes against gguf-py's `GGMLQuantizationType`, `GGML_QUANT_SIZES` and `LlamaFileType`.
@@ -76,14 +76,14 @@ class TensorType:
 
     @property
     def precision(self) -> str:
-        """Name of the precision in which such a tensor is written; empty where edgekit writes none."""
+        """Name of the precision in which such a tensor is written; empty if edgekit does not write it."""
         if self.dtype:
             return f"float:{self.name}" if self.name in ("F32", "F16", "BF16") else ""
         return f"ggml:{self.name}"
 
     @property
     def bits_per_weight(self) -> Fraction:
-        """Bits an element, scales included."""
+        """Bits per element, scales included."""
         return Fraction(8 * self.size, self.block)
 
 
@@ -116,7 +116,7 @@ RETIRED = {
 
 
 def tensor_type(precision: Precision) -> TensorType | None:
-    """The type in which a precision's parts are stored; None where GGUF has none."""
+    """The type in which a precision's parts are stored; None if GGUF has none."""
     found = BY_NAME.get(precision.kind)
     return found if found and found.precision == precision.name else None
 
@@ -162,3 +162,20 @@ FILE_TYPES: dict[str, int] = {
 }
 #: The recipe that llama.cpp takes a file for whose most frequent tensor type is not a recipe's own name.
 LIKELY_RECIPE = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "MXFP4": "MXFP4_MOE"}
+
+__all__ = [
+    "ALIGNMENT",
+    "BY_NAME",
+    "DTYPES",
+    "FILE_TYPES",
+    "LIKELY_RECIPE",
+    "MAGIC",
+    "QUANTIZATION_VERSION",
+    "READABLE",
+    "RETIRED",
+    "TENSOR_TYPES",
+    "VERSION",
+    "TensorType",
+    "ValueType",
+    "tensor_type",
+]

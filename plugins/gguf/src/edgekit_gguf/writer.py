@@ -1,4 +1,4 @@
-"""Writes GGUF version 3, tensor by tensor; nothing shows before all of it is there.
+"""Writes GGUF version 3, tensor by tensor; the target appears only when it is complete.
 
 The header needs only the plan, so it is written first, complete. Each tensor is padded to 32 bytes, the last one
 too, as llama.cpp's quantizer does. An interrupted run goes on after the last complete tensor if its header and its
@@ -95,3 +95,6 @@ def _padded(nbytes: int) -> int:
 def _bytes(tensor: QuantizedTensor) -> U8:
     (part,) = tensor.parts.values()  # ggml's blocks, or a float type's values
     return np.ascontiguousarray(part, part.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+
+
+__all__ = ["GgufWriter", "encode_header", "file_type"]

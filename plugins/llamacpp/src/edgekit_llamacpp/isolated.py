@@ -1,8 +1,8 @@
-"""The runtime in a child process: what ends native code there is an error here.
+"""The runtime in a child process, so that a crash of native code becomes an error.
 
 The two speak in frames over pipes: length (u32), JSON; and where the JSON says ``shape``, the bytes of a float32 array.
-Nothing is unpickled, so that a child taken over by a hostile file gets no further. Streams are pulled: the child
-computes the next piece when it is asked for it, and one that nobody pulls costs nothing.
+Nothing is unpickled, so that a child compromised by a malicious file cannot execute code here. Streams are pulled: the
+child computes the next piece when it is asked for it, and an unused stream costs nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from typing import IO, Any, Self, cast
+from typing import IO, Any, Self, Unpack, cast
 
 import attrs
 import numpy as np
@@ -25,7 +25,7 @@ import numpy.typing as npt
 from edgekit import errors
 from edgekit.artifact import Artifact
 from edgekit.errors import EdgekitError, InvalidFileError, PluginError, UsageError
-from edgekit.runtime import Generation
+from edgekit.runtime import Generation, GenerationOptions
 from edgekit.runtime.chat import Messages, conversation
 from edgekit.typing import F32
 from edgekit_llamacpp.model import Options
@@ -123,24 +123,24 @@ class IsolatedRuntime:
         message, _ = self._ask("prompt", messages=_plain(messages))
         return str(message["value"])
 
-    def generate(self, prompt: str, **options: Any) -> str:
+    def generate(self, prompt: str, **options: Unpack[GenerationOptions]) -> str:
         """Continue a text until the model ends it."""
         return "".join(self.stream(prompt, **options))
 
-    def stream(self, prompt: str, **options: Any) -> Generation:
+    def stream(self, prompt: str, **options: Unpack[GenerationOptions]) -> Generation:
         """As `generate`, piece by piece."""
         return self._stream("stream", prompt=prompt, **options)
 
-    def chat(self, messages: Messages | str, **options: Any) -> str:
+    def chat(self, messages: Messages | str, **options: Unpack[GenerationOptions]) -> str:
         """Answer messages, with the model's own chat template."""
         return "".join(self.chat_stream(messages, **options))
 
-    def chat_stream(self, messages: Messages | str, **options: Any) -> Generation:
+    def chat_stream(self, messages: Messages | str, **options: Unpack[GenerationOptions]) -> Generation:
         """The answer piece by piece."""
         return self._stream("chat_stream", messages=_plain(messages), **options)
 
     def close(self) -> None:
-        """End the child; more than once is fine."""
+        """End the child; may be called more than once."""
         child, self._child = self._child, None
         if child is None or self._owner != os.getpid():  # a copy of the process does not end its parent's child
             return
@@ -226,7 +226,7 @@ class IsolatedRuntime:
 
 
 def _plain(messages: Messages | str) -> list[dict[str, Any]]:
-    """Messages as JSON has them."""
+    """Messages as plain JSON values."""
     return [dict(message) for message in conversation(messages)]
 
 
@@ -235,8 +235,11 @@ def _how(code: int) -> str:
 
 
 def _error(name: str, message: str, public: str | None = None) -> EdgekitError:
-    """The child's error, as the class that it was."""
+    """The child's error, as an instance of its class."""
     kind: Any = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, EdgekitError):
         return kind(message, public=public)
     return PluginError(f"{name}: {message}")
+
+
+__all__ = ["IsolatedRuntime", "receive", "send"]

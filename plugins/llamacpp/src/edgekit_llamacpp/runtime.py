@@ -220,7 +220,7 @@ class LlamaCppRuntime(TextRuntime):
         raise UsageError(f"llama.cpp cannot cut the text into tokens (code {count}); shorten it")
 
     def close(self) -> None:
-        """Free the model; more than once is fine."""
+        """Free the model; may be called more than once."""
         if copied():  # the lock may be held by a thread that only the parent has
             self._loaded = None
             return
@@ -324,3 +324,6 @@ class LlamaCppRuntime(TextRuntime):
         if code:
             self._seen.clear()
             raise ResourceError(f"llama.cpp cannot compute this batch (code {code}); choose a shorter context")
+
+
+__all__ = ["LlamaCppRuntime", "open_runtime"]

@@ -49,3 +49,13 @@ def edgekit_register_devices(register: Register) -> None:
 def edgekit_register_commands(register: Register) -> None:
     """Compile everything ahead of the first use."""
     register("warm", "edgekit_numba.warm:command")
+
+
+__all__ = [
+    "GROUPED",
+    "KINDS",
+    "edgekit_api",
+    "edgekit_register_commands",
+    "edgekit_register_devices",
+    "edgekit_register_quantizers",
+]

@@ -203,3 +203,17 @@ def _source_hash() -> str:
     """The plugin's version, as its code: an installation that was changed in place must not find old kernels."""
     files = sorted(_FOLDER.glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+__all__ = [
+    "Kernel",
+    "Processor",
+    "assembly",
+    "cache",
+    "compiled",
+    "lanes",
+    "llvm",
+    "optimized",
+    "processor",
+    "target_machine",
+]

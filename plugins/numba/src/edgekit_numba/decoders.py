@@ -228,3 +228,6 @@ class Decoder:
 def emitters() -> list[Decoder]:
     """The kernels of this module."""
     return [Decoder(f"{kind}_decode", *body) for kind, body in _BODIES.items()]
+
+
+__all__ = ["Block", "Decoder", "emitters"]

@@ -280,3 +280,6 @@ KINDS = {
 def emitters() -> list[Emitter]:
     """The kernels of this module."""
     return [Emitter(name, kind) for name, kind in KINDS.items()]
+
+
+__all__ = ["KINDS", "SIZE", "Block", "Elements", "Emitter", "Fit", "Group", "Kind", "Numbers", "emitters"]

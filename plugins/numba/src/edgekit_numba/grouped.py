@@ -182,3 +182,6 @@ def emitters() -> list[Grouped]:
         for kind in ("sym", "asym"):
             found.append(Grouped(f"onnx_int{bits}_{kind}", bits, partial(onnx, bits=bits, symmetric=kind == "sym")))
     return found
+
+
+__all__ = ["Fit", "Fitter", "Grouped", "emitters", "mlx", "onnx", "openvino_asymmetric", "openvino_symmetric"]

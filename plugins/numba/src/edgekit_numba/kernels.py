@@ -124,3 +124,6 @@ class RowPower:
 def emitters() -> list[RowPower]:
     """The kernels of this module."""
     return [RowPower()]
+
+
+__all__ = ["LARGEST", "SAFE", "Body", "Emitter", "RowPower", "Weights", "emitters", "function", "set_flags"]

@@ -1,4 +1,4 @@
-"""Between memory, where a block's elements lie side by side, and lanes, where those of many blocks do.
+"""Moves blocks between memory, one block after another, and lanes, one block per lane.
 
 Four elements of every lane turn at a time: 16 bytes from each block, then a 4 x 4 transposition.
 """
@@ -186,3 +186,6 @@ def bytes_word(codes: Iterable[Vector]) -> Vector:
     for j, other in enumerate(others, 1):
         word = word | ((other & 0xFF) << (8 * j))
     return word
+
+
+__all__ = ["Output", "Pick", "across", "bytes_word", "folded", "load", "planes", "turned"]

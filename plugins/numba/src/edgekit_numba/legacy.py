@@ -61,3 +61,6 @@ def emitters() -> list[Emitter]:
             ("Q5_1", 24, affine_block, 31),
         )
     ]
+
+
+__all__ = ["affine_block", "emitters", "symmetric_block"]

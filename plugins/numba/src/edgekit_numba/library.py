@@ -75,3 +75,6 @@ def _arguments(name: str) -> tuple[Any, ...]:
     if name.endswith("_decode"):
         return _DECODE
     return _WEIGHTED if name.endswith("_weighted") else _PLAIN
+
+
+__all__ = ["HUGE", "MODULES", "ODD", "emitter", "kernel"]

@@ -68,3 +68,6 @@ def from_half(half: Vector) -> Vector:
     special = (half & _HALF_INFINITY) == _HALF_INFINITY
     bits = select(special, shifted | 0x7F800000, scaled.bits())
     return (bits | ((half & 0x8000) << 16)).as_float()
+
+
+__all__ = ["from_half", "nearest_int", "rint", "round_away", "round_clip", "to_half"]

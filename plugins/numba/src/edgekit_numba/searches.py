@@ -259,3 +259,20 @@ def positive(code: Code, x: Rows, weights: Rows, codes: Rows, top: int, rounds: 
     for j, q in enumerate(codes):
         codes[j] = select(zero, 0, q)
     return select(zero | ~(l2.get() > 0), 0, lx.get() / l2.get())
+
+
+__all__ = [
+    "EPSILON",
+    "F32",
+    "Affine",
+    "Symmetric",
+    "affine",
+    "affine_steps",
+    "descent",
+    "peak_of",
+    "positive",
+    "reciprocal",
+    "squares",
+    "symmetric",
+    "weigh",
+]

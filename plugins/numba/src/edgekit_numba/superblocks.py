@@ -302,3 +302,6 @@ def emitters() -> list[Emitter]:
     ):
         found += [Emitter(kind, SIZE, size, body), Emitter(f"{kind}_weighted", SIZE, size, body, weighted=True)]
     return found
+
+
+__all__ = ["SIZE", "Searched", "Steps", "affine_block", "emitters", "q2_k", "q3_k", "q6_k", "six_bit_block"]

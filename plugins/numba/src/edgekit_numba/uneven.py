@@ -165,3 +165,6 @@ def emitters() -> list[Emitter]:
         Emitter("TQ1_0", 256, 54, tq1_0),
         Emitter("TQ2_0", 256, 66, tq2_0),
     ]
+
+
+__all__ = ["emitters", "iq4_nl", "iq4_xs", "tq1_0", "tq2_0"]

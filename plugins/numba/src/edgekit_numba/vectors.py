@@ -360,3 +360,24 @@ class Table(Rows):
             place = builder.sext(builder.extract_element(places.value, at), I64)
             found = builder.insert_element(found, builder.load(self._at(place)), at)
         return Vector(self.code, found)
+
+
+__all__ = [
+    "ALIGNMENT",
+    "F32",
+    "I1",
+    "I8",
+    "I16",
+    "I32",
+    "I64",
+    "Code",
+    "Operand",
+    "Rows",
+    "Table",
+    "Variable",
+    "Vector",
+    "constant",
+    "higher",
+    "lower",
+    "select",
+]

@@ -35,3 +35,6 @@ def devices() -> list[str]:
     kept = sum((cache() / f"{name}.o").is_file() for name in library.MODULES)
     advice = "" if kept == len(library.MODULES) else " (`edgekit warm` compiles the rest ahead)"
     return [f"{target.instruction_set}, {target.name}: {kept} of {len(library.MODULES)} kernels compiled{advice}"]
+
+
+__all__ = ["command", "devices"]

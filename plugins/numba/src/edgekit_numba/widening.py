@@ -41,3 +41,6 @@ def emitters() -> list[Widening]:
         Widening("widen_float16", from_half),
         Widening("widen_bfloat16", lambda bits: (bits << 16).as_float()),
     ]
+
+
+__all__ = ["Widening", "emitters"]

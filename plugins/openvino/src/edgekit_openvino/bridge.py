@@ -77,3 +77,6 @@ def _decoded(tensor: EncodedTensor) -> Tensor:
         return tensor.float32(start, stop)
 
     return Tensor(tensor.name, tensor.shape, "float32", read_rows)
+
+
+__all__ = ["candidates", "carried_over"]

@@ -1,4 +1,4 @@
-"""The pass ``openvino-compress``: `nncf.compress_weights` on a whole IR, with all that it can be told.
+"""The pass ``openvino-compress``: `nncf.compress_weights` on a whole IR, with all its options.
 
 Which options go together is checked before anything is read. What the pass cost is measured on the calibration samples,
 or on seeded noise where there are none, and recorded in the manifest.
@@ -277,3 +277,6 @@ def _agreed(given: int | None, own: int) -> int:
     if given not in (None, own):
         raise UsageError(f"group_size={given} contradicts the precision's {own}; leave it out")
     return own
+
+
+__all__ = ["Compress", "Options", "compressed", "weights_ratio"]

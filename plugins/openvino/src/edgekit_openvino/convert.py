@@ -14,8 +14,7 @@ from edgekit.manifest import Manifest
 from edgekit.recipe import Plan
 from edgekit.tensor import QuantizedTensor
 from edgekit_openvino import graph
-from edgekit_openvino.graphs import last_line
-from edgekit_openvino.library import openvino, silent
+from edgekit_openvino.library import last_line, openvino, silent
 from edgekit_openvino.models import write_ir
 from edgekit_openvino.writer import OWNED, XML
 
@@ -80,7 +79,7 @@ class WholeWriter:
                 "it first, then compress or quantize the IR with the passes openvino-compress or openvino-quantize"
             )
         openvino()
-        self._layout, self._plan, self._manifest = layout, plan, manifest
+        self._layout, self._manifest = layout, manifest
         self._directory = AtomicDirectory(path, owned=OWNED)
 
     def write(self, tensor: QuantizedTensor) -> None:
@@ -96,5 +95,8 @@ class WholeWriter:
         self._directory.commit()
 
     def close(self, keep: bool = False) -> None:
-        """Let go; without a `commit` before it the target stays as it was."""
+        """Release everything; without a `commit` before it the target stays as it was."""
         self._directory.close(False)
+
+
+__all__ = ["WholeWriter", "convert_model", "converted_model"]

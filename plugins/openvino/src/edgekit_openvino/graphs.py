@@ -9,7 +9,7 @@ import numpy as np
 
 from edgekit.errors import InvalidFileError, UnsupportedModelError
 from edgekit.files.memory import refuse_shortage
-from edgekit_openvino.library import core, openvino
+from edgekit_openvino.library import core, last_line, openvino
 
 Variant = Literal["all", "last", "hidden"]
 
@@ -25,12 +25,6 @@ def read_model(xml: Path, mmap: bool = True) -> Any:
     except RuntimeError as error:
         refuse_shortage(error, f"{xml}: reading it with OpenVINO")
         raise InvalidFileError(f"{xml}: OpenVINO refuses it: {last_line(error)}") from error
-
-
-def last_line(error: Exception) -> str:
-    """What OpenVINO says, without the places in its source that come before."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
 
 
 def variant(model: Any, which: Variant, path: Path) -> Any:
@@ -71,3 +65,6 @@ def _with_result(model: Any, output: Any) -> Any:
     ov = openvino()
     result = ov.opset13.result(output)
     return ov.Model([result], model.get_sinks(), model.get_parameters(), "hidden")
+
+
+__all__ = ["Variant", "read_model", "variant"]

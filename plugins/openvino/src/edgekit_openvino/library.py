@@ -1,4 +1,4 @@
-"""The openvino package: imported when it is first used, without telemetry, and asked what is there."""
+"""The openvino package: imported on first use, without telemetry, and its devices."""
 
 from __future__ import annotations
 
@@ -91,6 +91,12 @@ def silent() -> Iterator[None]:
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
+def last_line(error: Exception) -> str:
+    """Return the last line of an error's message: OpenVINO puts the places in its source before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
+
+
 @functools.cache
 def core() -> Any:
     """One `openvino.Core` for the process: it holds the device plugins and their caches."""
@@ -107,3 +113,6 @@ def _described(found: Any, device: str) -> str:
     name = found.get_property(device, "FULL_DEVICE_NAME")
     capabilities = ", ".join(found.get_property(device, "OPTIMIZATION_CAPABILITIES"))
     return f"{device}: {name} ({capabilities})"
+
+
+__all__ = ["core", "devices", "genai", "last_line", "nncf", "openvino", "silent", "tokenizers"]

@@ -1,4 +1,4 @@
-"""What a pass costs: a model's outputs before and after, on the same samples."""
+"""Measures what a pass costs: a model's outputs before and after, on the same samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from edgekit.errors import NonFiniteError, UnsupportedModelError
 from edgekit.files.memory import refuse_shortage
 from edgekit.typing import F64
-from edgekit_openvino.library import core
+from edgekit_openvino.library import core, last_line
 from edgekit_openvino.samples import Feed
 
 #: As exact as the CPU computes: float32, activations and the cache of keys and values not rounded.
@@ -36,9 +36,8 @@ def outputs(model: Any, feeds: Iterable[Mapping[str, Any]]) -> Iterator[F64]:
             yield np.array(request.infer(dict(feed))[0], np.float64)
     except RuntimeError as error:
         refuse_shortage(error, "running the model on a sample with OpenVINO")
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UnsupportedModelError(
-            f"OpenVINO cannot run the model on a sample ({(lines or ['no reason given'])[-1][:200]}); "
+            f"OpenVINO cannot run the model on a sample ({last_line(error)}); "
             "check that the samples are what the model takes"
         ) from error
 
@@ -65,8 +64,8 @@ def difference(wanted: list[F64], got: list[F64]) -> dict[str, float]:
             raise NonFiniteError(
                 f"the model computes values that are not finite {label} the pass; choose milder options"
             )
-    cosine = float(np.mean([_cosine(a, b) for a, b in _pairs(wanted, got)]))
-    found = {"output_error": _relative(wanted, got), "cosine": cosine, "samples": float(len(wanted))}
+    similarity = float(np.mean([cosine(a, b) for a, b in _pairs(wanted, got)]))
+    found = {"output_error": _relative(wanted, got), "cosine": similarity, "samples": float(len(wanted))}
     if wanted[0].ndim and wanted[0].shape[-1] > 1:
         found["top1"] = float(np.mean([np.mean(a.argmax(-1) == b.argmax(-1)) for a, b in _pairs(wanted, got)]))
     return found
@@ -81,6 +80,10 @@ def _relative(wanted: list[F64], got: list[F64]) -> float:
     return float(np.sqrt(off / max(sum(float(np.square(a).sum()) for a in wanted), 1e-300)))
 
 
-def _cosine(a: F64, b: F64) -> float:
+def cosine(a: F64, b: F64) -> float:
+    """Return the cosine similarity of two arrays of one shape; of two zeros it is 1."""
     size = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float((a * b).sum()) / size if size else float(np.array_equal(a, b))
+
+
+__all__ = ["COMPARED", "EXACT", "compare", "cosine", "difference", "outputs"]

@@ -19,7 +19,7 @@ from edgekit.files.memory import refuse_shortage
 from edgekit.manifest import Manifest, manifest_path
 from edgekit.pipeline import open_artifact
 from edgekit.pipeline.passes import unread
-from edgekit_openvino.library import core, openvino
+from edgekit_openvino.library import core, last_line, openvino
 from edgekit_openvino.quiet import quiet
 from edgekit_openvino.samples import Input, inputs_of
 from edgekit_openvino.writer import BIN, OWNED, XML
@@ -50,7 +50,7 @@ def read_file(path: Path) -> Any:
         return core().read_model(str(path))
     except RuntimeError as error:
         refuse_shortage(error, f"{path}: reading it with OpenVINO")
-        raise InvalidFileError(f"{path}: OpenVINO cannot read it ({_last_line(error)}); convert it again") from error
+        raise InvalidFileError(f"{path}: OpenVINO cannot read it ({last_line(error)}); convert it again") from error
 
 
 def read_onnx(path: Path) -> Any:
@@ -65,7 +65,7 @@ def read_onnx(path: Path) -> Any:
         return onnx.load(str(path))
     except Exception as error:  # protobuf's own classes
         refuse_shortage(error, f"{path}: reading it with onnx", path.stat().st_size)
-        raise InvalidFileError(f"{path}: no ONNX model ({_last_line(error)}); export it again") from error
+        raise InvalidFileError(f"{path}: no ONNX model ({last_line(error)}); export it again") from error
 
 
 def library(name: str) -> Any:
@@ -224,6 +224,23 @@ def _version(distribution: str) -> str:
         return "0"
 
 
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else type(error).__name__
+__all__ = [
+    "Finish",
+    "as_openvino",
+    "inputs",
+    "library",
+    "low_bit",
+    "make_manifest",
+    "onnx_inputs",
+    "op_names",
+    "opened",
+    "quantizers",
+    "read_file",
+    "read_ir",
+    "read_onnx",
+    "rename_new",
+    "weight_bytes",
+    "write_ir",
+    "write_onnx",
+    "xml_of",
+]

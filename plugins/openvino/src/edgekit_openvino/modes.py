@@ -67,3 +67,5 @@ SENSITIVITIES = (
 """How those layers are chosen."""
 FALLBACKS = ("error", "ignore", "adjust")
 """What becomes of rows that the group size does not divide."""
+
+__all__ = ["BACKUPS", "FALLBACKS", "INT8", "MODES", "NATIVE", "SENSITIVITIES", "attribute", "group_size", "mode_name"]

@@ -1,4 +1,4 @@
-"""What a model is loaded with: device, hints, precision, cache."""
+"""The options of loading a model: device, hints, precision, cache."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Options:
 
     @classmethod
     def of(cls, **options: Any) -> Options:
-        """Check what `edgekit.load` was given.
+        """Check the options of `edgekit.load`.
 
         Raises:
             UsageError: an option that is not known, or a value that is not allowed; names what is.
@@ -115,3 +115,6 @@ def check_device(device: str) -> None:
         # A device alone of its kind is GPU; one of several GPU.0, GPU.1; GPU then stands for the first.
         if plain not in there and not any(found.partition(".")[0] == plain for found in there):
             raise UsageError(f"device {plain!r} is not there; OpenVINO finds {', '.join([*there, 'AUTO'])}")
+
+
+__all__ = ["EXACT", "VIRTUAL", "Hint", "Options", "check_device"]

@@ -13,8 +13,7 @@ import numpy as np
 from edgekit.errors import ResourceError
 from edgekit.files.memory import refuse_shortage
 from edgekit.files.reader import Mapped
-from edgekit_openvino.graphs import last_line
-from edgekit_openvino.library import genai, openvino
+from edgekit_openvino.library import genai, last_line, openvino
 
 #: What has to lie beside the model.
 NEEDED = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
@@ -52,7 +51,7 @@ class Pipeline:
         yield from self._stream(inputs, config)
 
     def _stream(self, inputs: Any, config: Any) -> Iterator[int]:
-        """What a generation in a thread of its own writes; the thread ends when the tokens are wanted no more."""
+        """Yield the tokens of a generation in another thread; the thread ends when the caller stops."""
         if self._mapped is not None:
             self._mapped.refuse_cut()
         streamer, failure = _streamer(self._genai), list[Exception]()
@@ -98,3 +97,6 @@ def _streamer(library: Any) -> Any:
             """Nothing is held back."""
 
     return Streamer()
+
+
+__all__ = ["NEEDED", "Pipeline"]

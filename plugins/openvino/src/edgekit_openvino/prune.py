@@ -270,3 +270,6 @@ def _zeroed(tensor: Any, zero: Any) -> Tensor:
     values = tensor.read().copy()
     values[zero] = 0
     return Tensor.of(tensor.name, values, tensor.dtype)
+
+
+__all__ = ["MODES", "Prune", "Pruned", "prune"]

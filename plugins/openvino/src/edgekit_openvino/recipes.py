@@ -12,7 +12,7 @@ Every weight matrix gets the mode's precision; the embedding and the output matr
     FP4, FP8_E4M3                           128, 64 or 32     FP8_E4M3 of the same group
 
 The group is part of the name (``INT4_SYM_G64``); without it, it is NNCF's 128. A matrix whose rows the group does not
-divide gets INT8_ASYM, where NNCF gives up unless it is told to ignore the matrix.
+divide gets INT8_ASYM, where NNCF raises unless the matrix is ignored.
 
 With a ratio below 1 only so much of the weights gets the mode, the rest the backup: `Nncf("INT4_SYM", 64, ratio=0.8)`.
 As in NNCF without data, those come first whose int8 error, the largest mean square of a row, is the largest.
@@ -171,3 +171,37 @@ INT2_SYM, INT2_SYM_G64, INT2_SYM_G32 = (Nncf("INT2_SYM", group) for group in GRO
 NF4, NF4_G64, NF4_G32 = (Nncf("NF4", group) for group in GROUPS)
 FP4, FP4_G64, FP4_G32 = (Nncf("FP4", group) for group in GROUPS)
 FP8_E4M3, FP8_E4M3_G64, FP8_E4M3_G32 = (Nncf("FP8_E4M3", group) for group in GROUPS)
+
+__all__ = [
+    "CB4",
+    "FP4",
+    "FP4_G32",
+    "FP4_G64",
+    "FP8_E4M3",
+    "FP8_E4M3_G32",
+    "FP8_E4M3_G64",
+    "GROUPS",
+    "INT2_SYM",
+    "INT2_SYM_G32",
+    "INT2_SYM_G64",
+    "INT3_SYM",
+    "INT3_SYM_G32",
+    "INT3_SYM_G64",
+    "INT4_ASYM",
+    "INT4_ASYM_G32",
+    "INT4_ASYM_G64",
+    "INT4_SYM",
+    "INT4_SYM_G32",
+    "INT4_SYM_G64",
+    "INT8_ASYM",
+    "INT8_SYM",
+    "MODES",
+    "MXFP4",
+    "MXFP8_E4M3",
+    "NF4",
+    "NF4_G32",
+    "NF4_G64",
+    "NVFP4",
+    "Nncf",
+    "int8_error",
+]

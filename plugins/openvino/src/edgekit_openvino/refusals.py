@@ -1,4 +1,4 @@
-"""NNCF's errors as edgekit's."""
+"""Turns NNCF's errors into edgekit's."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def one_of(option: str, value: str | None, allowed: Collection[str]) -> str:
 
 
 def known(given: Collection[str], options: type, what: str, *others: str) -> None:
-    """Refuse options that a class of options, or `others`, does not have.
+    """Refuse options that are neither attributes of a class of options nor in `others`.
 
     Raises:
         UsageError: names the first, and what there is.
@@ -80,3 +80,6 @@ def ignored_scope(given: Any) -> Any:
     if not set(scope) <= {"names", "patterns", "types"}:
         raise UsageError(f"ignored has {', '.join(map(str, scope))}; it takes names, patterns and types, each a list")
     return nncf().IgnoredScope(**{key: list(values) for key, values in scope.items()})
+
+
+__all__ = ["ignored_scope", "known", "one_of", "translated"]

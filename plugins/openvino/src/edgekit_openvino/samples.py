@@ -230,7 +230,7 @@ _OF_TOKENS: dict[str, Callable[[Array], Array]] = {
 
 
 def probes(model: Any, count: int = 4, length: int = 32) -> list[Feed]:
-    """Samples where nobody gave any: seeded noise, and token ids that the model's tables have.
+    """Default samples: seeded noise, and token ids that the model's tables have.
 
     Raises:
         UsageError: an input whose values cannot be guessed.
@@ -274,3 +274,18 @@ def _origin(node: Any) -> Any | None:
     while node.get_type_name() in ("Convert", "Reshape", "Unsqueeze", "Squeeze"):
         node = node.input_value(0).get_node()
     return node if node.get_type_name() == "Parameter" else None
+
+
+__all__ = [
+    "CONTEXT",
+    "Feed",
+    "Input",
+    "Samples",
+    "arrays_of",
+    "check",
+    "inputs_of",
+    "probes",
+    "read",
+    "token_feed",
+    "windows",
+]

@@ -156,3 +156,6 @@ def _become_constant(layer: ET.Element, placed: Placed) -> None:
     data.set("size", str(stored.nbytes))
     for port in layer.iter("port"):
         port.attrib.pop("names", None)
+
+
+__all__ = ["ALIGNMENT", "Placed", "Placeholders", "aligned", "dequantized", "xml_of"]

@@ -8,6 +8,7 @@ A source that is such a directory itself has them already; they are taken over w
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import re
@@ -19,10 +20,13 @@ from pathlib import Path
 
 import attrs
 
+from edgekit.files.memory import refuse_shortage, shortage
 from edgekit.files.temporary import temporary_directory
 
 #: Seconds that a conversion may take; the largest vocabularies take some ten.
 TIMEOUT = 300
+_WHAT = "converting the tokenizer for OpenVINO"
+_KILLED = 9  # SIGKILL, which the signal module lacks on Windows
 #: What there has to be to convert a tokenizer.
 NEEDED = ("openvino_tokenizers", "transformers")
 #: The models.
@@ -50,6 +54,9 @@ def tokenizer_models(directory: Mapping[str, bytes], source: Iterable[Path] = ()
     Args:
         directory: its small files, name -> content.
         source: files of what it is made from; where there are models of a tokenizer among them, they are of this one.
+
+    Raises:
+        ResourceError: memory or disk space do not suffice; a tokenizer that cannot be converted is noted instead.
     """
     models = {path.name: path for path in source if path.name in MODELS}
     if len(models) == len(MODELS):
@@ -59,7 +66,7 @@ def tokenizer_models(directory: Mapping[str, bytes], source: Iterable[Path] = ()
     lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if lacking:
         return Converted({}, f"not converted: {' and '.join(lacking)} not installed")
-    with temporary_directory("converting the tokenizer for OpenVINO") as folder:
+    with temporary_directory(_WHAT) as folder:
         for name, content in directory.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(content)
@@ -77,11 +84,26 @@ def _converted(folder: Path) -> Converted:
         return Converted({}, f"not converted: it took more than {TIMEOUT} seconds")
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        _refuse_outage(done.returncode, reason)
         return Converted({}, f"not converted: {reason[:200]}")
     files = {path.name: path.read_bytes() for path in sorted(folder.glob("openvino_*"))}
     return Converted(
         {name: _renamed(data) if name.endswith(".xml") else data for name, data in files.items()}, "converted"
     )
+
+
+def _refuse_outage(code: int, reason: str) -> None:
+    """Raise an error if the machine failed and not the tokenizer: the same command would write more files elsewhere.
+
+    Raises:
+        MemoryShortageError: the child process ran out of memory, or was killed, as the kernel does in that case.
+        OSError: the temporary directory is full.
+    """
+    refuse_shortage(RuntimeError(reason), _WHAT)
+    if code == -_KILLED:
+        raise shortage(_WHAT)
+    if os.strerror(errno.ENOSPC) in reason:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _renamed(xml: bytes) -> bytes:
@@ -113,3 +135,5 @@ def convert(folder: Path) -> None:
 
 if __name__ == "__main__":
     convert(Path(sys.argv[1]))
+
+__all__ = ["MODELS", "NEEDED", "SOURCES", "TIMEOUT", "Converted", "convert", "tokenizer_models"]

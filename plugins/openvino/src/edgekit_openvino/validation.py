@@ -12,6 +12,7 @@ import numpy as np
 
 from edgekit.errors import MissingFileError, UsageError
 from edgekit.typing import Array
+from edgekit_openvino import measure
 from edgekit_openvino.measure import outputs
 from edgekit_openvino.models import as_openvino
 from edgekit_openvino.samples import Feed, Input, arrays_of, check
@@ -27,9 +28,7 @@ def accuracy(output: Array, label: Any) -> float:
 
 def cosine(output: Array, label: Any) -> float:
     """The cosine similarity of the output and the label."""
-    a, b = np.asarray(output, np.float64).ravel(), np.asarray(label, np.float64).ravel()
-    size = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / size if size else float(np.array_equal(a, b))
+    return measure.cosine(np.asarray(output, np.float64).ravel(), np.asarray(label, np.float64).ravel())
 
 
 METRICS: Mapping[str, Metric] = {"accuracy": accuracy, "cosine": cosine}
@@ -146,3 +145,6 @@ def _from_file(path: Path) -> tuple[list[Any], list[Any] | None]:
     count = counts.pop()
     rows = [{name: array[number : number + 1] for name, array in arrays.items()} for number in range(count)]
     return rows, None if labels is None else list(labels)
+
+
+__all__ = ["METRICS", "Metric", "Validation", "accuracy", "cosine"]

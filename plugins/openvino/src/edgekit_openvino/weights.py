@@ -224,3 +224,6 @@ def _plain(name: str, stored: Constant, reader: Reader | None) -> Tensor:
         return values.reshape(stop - start, cols)
 
     return Tensor(name, stored.shape, dtype, read_rows)
+
+
+__all__ = ["Weight", "compressed", "tensors"]

@@ -134,3 +134,6 @@ def _refuse_foreign(assignment: Assignment, path: Path) -> None:
 def _planned_bytes(plan: Plan) -> int:
     parts = (stored_parts(a.name, a.precision, a.shape).values() for a in plan)
     return sum(aligned(stored.nbytes) for stored_of in parts for stored in stored_of)
+
+
+__all__ = ["BIN", "LAYOUT", "OWNED", "XML", "OpenVinoWriter", "decoder"]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -18,11 +17,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from edgekit.runtime import ChatRuntime, EmbeddingRuntime, Runtime, TokenizingRuntime
+from edgekit.runtime import ChatRuntime, EmbeddingRuntime, Generation, Runtime, TokenizingRuntime
 from edgekit.typing import F32
 from edgekit_serve import body, fields, metrics, replies
 from edgekit_serve.engine import Engine, Ticket
-from edgekit_serve.generate import Answer, Begin, attended
+from edgekit_serve.generate import Answer, attended
 from edgekit_serve.guard import Guard
 from edgekit_serve.requests import ChatRequest, CompletionRequest, EmbeddingRequest, Wanted
 from edgekit_serve.settings import Settings
@@ -36,7 +35,7 @@ _LARGE = 65_536
 def create_app(
     runtime: Runtime, settings: Settings | None = None, *, failed: Callable[[], None] = lambda: None
 ) -> Starlette:
-    """An ASGI application around a runtime, which it closes at its end.
+    """An ASGI application around a runtime, which it closes at shutdown.
 
     Args:
         runtime: of any plugin; what it can do besides `edgekit.runtime.Runtime` decides which routes work.
@@ -97,15 +96,15 @@ class Routes:
         return JSONResponse({"status": "ok" if well else "failed"}, 200 if well else 503, HEADERS)
 
     async def show_metrics(self, request: Request) -> Response:
-        """For Prometheus."""
+        """Return the metrics in Prometheus's text format."""
         return Response(self.metrics.text(), headers={**HEADERS, "content-type": metrics.CONTENT_TYPE})
 
     async def models(self, request: Request) -> Response:
-        """The one model."""
+        """List the one model."""
         return JSONResponse({"object": "list", "data": [self._card()]}, headers=HEADERS)
 
     async def model(self, request: Request) -> Response:
-        """The same, by its name."""
+        """Return the model of that name; 404 for any other."""
         if request.path_params["name"] != self.settings.model:
             raise ApiError(404, f"no such model; this server has {self.settings.model!r}", "model_not_found")
         return JSONResponse(self._card(), headers=HEADERS)
@@ -116,7 +115,10 @@ class Routes:
     async def complete(self, request: Request) -> Response:
         """Continue a text."""
         asked = await self._given(request, CompletionRequest.of)
-        begin = lambda most: self.runtime.stream(asked.prompt, max_tokens=most, **asked.wanted.options)  # noqa: E731
+
+        def begin(most: int | None) -> Generation:
+            return self.runtime.stream(asked.prompt, max_tokens=most, **asked.wanted.options)
+
         return replies.reply(self._answer(request, asked.wanted, begin), replies.Completion(self.settings.model))
 
     async def chat(self, request: Request) -> Response:
@@ -125,7 +127,10 @@ class Routes:
         if not isinstance(runtime, ChatRuntime):
             raise self._lacks("chat")
         asked = await self._given(request, ChatRequest.of)
-        begin = lambda most: runtime.chat_stream(asked.messages, max_tokens=most, **asked.wanted.options)  # noqa: E731
+
+        def begin(most: int | None) -> Generation:
+            return runtime.chat_stream(asked.messages, max_tokens=most, **asked.wanted.options)
+
         return replies.reply(self._answer(request, asked.wanted, begin), replies.Chat(self.settings.model))
 
     async def embed(self, request: Request) -> Response:
@@ -134,14 +139,10 @@ class Routes:
         if not isinstance(runtime, EmbeddingRuntime):
             raise self._lacks("embeddings")
         asked = await self._given(request, EmbeddingRequest.of)
-        found: list[tuple[F32, int]] = []
-
-        async def take(entry: tuple[F32, int]) -> None:
-            found.append(entry)
-
-        work = partial(_vectors, runtime, asked.texts)
+        work = self.engine.run(_vectors(runtime, asked.texts), Ticket())
         try:
-            await attended(self.engine, work, Ticket(), request.receive, self.settings.seconds, take)
+            async with attended(request.receive, self.settings.seconds), aclosing(work) as vectors:
+                found = [vector async for vector in vectors]
         except TimeoutError:
             late = f"not done within {self.settings.seconds:g} seconds; send fewer texts"
             raise ApiError(504, late, "timeout") from None
@@ -158,7 +159,7 @@ class Routes:
         return {"object": "list", "data": data, "model": self.settings.model, "usage": usage}
 
     async def _given(self, request: Request, of: Callable[[dict[str, Any], Settings], Asked]) -> Asked:
-        """What a body asks for. A large one is read in a thread, so that others are answered meanwhile."""
+        """The parsed body. A large one is parsed in a thread, so that other requests are answered meanwhile."""
         data = await body.read(request, self.settings)
         if len(data) < _LARGE:
             return of(fields.parse(data), self.settings)
@@ -167,12 +168,12 @@ class Routes:
     def _lacks(self, what: str) -> ApiError:
         return ApiError(400, f"the runtime {self.runtime.name!r} has no {what}", "unsupported_route")
 
-    def _answer(self, request: Request, wanted: Wanted, begin: Begin) -> Answer:
+    def _answer(self, request: Request, wanted: Wanted, begin: Callable[[int | None], Generation]) -> Answer:
         return Answer(self.engine, self.metrics, request.url.path, wanted, begin, self.settings.seconds)
 
 
-def _vectors(runtime: EmbeddingRuntime, texts: list[str], ticket: Ticket) -> Iterator[tuple[F32, int]]:
-    """A vector of each text, and how many tokens it has; 0 where the runtime does not say."""
+def _vectors(runtime: EmbeddingRuntime, texts: list[str]) -> Generator[tuple[F32, int]]:
+    """A vector per text, and the number of tokens; 0 if the runtime does not count them."""
     for text in texts:
         yield runtime.embed(text), len(runtime.encode(text)) if isinstance(runtime, TokenizingRuntime) else 0
 
@@ -180,3 +181,6 @@ def _vectors(runtime: EmbeddingRuntime, texts: list[str], ticket: Ticket) -> Ite
 def _encoded(vector: F32) -> str:
     """Little-endian float32 in base64, which OpenAI's client asks for."""
     return b64encode(np.ascontiguousarray(vector, "<f4").tobytes()).decode("ascii")
+
+
+__all__ = ["Routes", "create_app"]

@@ -42,3 +42,6 @@ def preflight(scope: Scope, origins: frozenset[str]) -> dict[str, str] | None:
         "access-control-allow-headers": wanted if _NAMES.fullmatch(wanted) else "authorization, content-type",
         "access-control-max-age": str(_REMEMBERED),
     }
+
+
+__all__ = ["headers", "preflight"]

@@ -1,7 +1,7 @@
-"""Lets requests take turns on a runtime: a bounded queue, worker threads, and an end for those whose client is gone.
+"""Lets requests take turns on a runtime: a bounded queue, worker threads, and cancellation if the client disconnects.
 
-A runtime computes in threads; the server talks in one event loop. Work is a function that yields items in a thread;
-`Engine.run` gives them to the loop as they come. A slot is free again when its thread has ended, never before.
+A runtime computes in threads; the server talks in one event loop. Work is a generator that makes items in a thread;
+`Engine.run` hands them to the loop as they come. A slot is free again when its thread has ended, never before.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import asyncio
 import logging
 import threading
 import traceback
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import closing
+from typing import TypeVar
 
 import attrs
 
@@ -22,11 +23,13 @@ from edgekit_serve import wire
 from edgekit_serve.wire import ApiError
 
 LOG = logging.getLogger("edgekit_serve")
+#: What a work makes: a piece of text, or a vector.
+Item = TypeVar("Item")
 
 
 @attrs.define(eq=False)
 class Ticket:
-    """One request's work: whether it is still wanted, and the text that it makes."""
+    """One request's work: whether it is cancelled, and its text."""
 
     gone: threading.Event = attrs.field(factory=threading.Event)
     text: Generation | None = None
@@ -39,14 +42,10 @@ class Ticket:
         return text
 
     def cancel(self) -> None:
-        """Nobody wants it any more; it ends at the next token."""
+        """Cancel the work; its text ends at the next token."""
         self.gone.set()
         if self.text is not None:
             self.text.cancel()
-
-
-#: Yields what a request gets, in a thread.
-Work = Callable[[Ticket], Iterator[Any]]
 
 
 @attrs.frozen
@@ -83,24 +82,24 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """How many works wait."""
+        """Number of queued works."""
         return self.admitted - self.running
 
     def close(self) -> None:
-        """Wait for the threads, and let go of the model."""
+        """Wait for the threads, and release the model."""
         self._pool.shutdown()
         self.runtime.close()
 
-    async def run(self, work: Work, ticket: Ticket) -> AsyncGenerator[Any]:
-        """The items of a work, as they come; to be closed by who gives up on it.
+    async def run(self, work: Generator[Item], ticket: Ticket) -> AsyncGenerator[Item]:
+        """The items of a work, as they come; to be closed by who leaves early.
 
         Raises:
             ApiError: 429 where the queue is full; what the work raises, as it looks on the wire.
         """
-        loop, items = asyncio.get_running_loop(), asyncio.Queue[Any]()
+        loop, items = asyncio.get_running_loop(), asyncio.Queue[Item | _End]()
         await self._enter()
 
-        def put(item: Any) -> None:
+        def put(item: Item | _End) -> None:
             loop.call_soon_threadsafe(items.put_nowait, item)
 
         done = loop.run_in_executor(self._pool, self._produce, work, ticket, put)
@@ -130,13 +129,14 @@ class Engine:
         self.admitted -= 1
         self._slots.release()
 
-    def _produce(self, work: Work, ticket: Ticket, put: Callable[[Any], object]) -> None:
+    def _produce(self, work: Generator[Item], ticket: Ticket, put: Callable[[Item | _End], None]) -> None:
         error = None
         try:
-            for item in work(ticket):
-                if ticket.gone.is_set():
-                    break
-                put(item)
+            with closing(work):  # here, in its thread, and before the slot is free
+                for item in work:
+                    if ticket.gone.is_set():
+                        break
+                    put(item)
         except Exception as raised:
             error = self._told(raised)
         put(_End(error))
@@ -160,3 +160,6 @@ class Engine:
                 LOG.critical("the model no longer computes after %s; the server ends", type(raised).__name__)
                 self.failed()
         return self.well
+
+
+__all__ = ["Engine", "Ticket"]

@@ -69,3 +69,6 @@ class Exchange:
                 while self.unread and (await self.receive())["type"] != "http.disconnect":
                     pass
         await self._send({"type": "http.response.body", "body": b""})
+
+
+__all__ = ["PATIENCE", "Exchange"]

@@ -1,12 +1,15 @@
-"""Generates a text for a request: in a thread, within its time, for as long as its client is there."""
+"""Generates a text for a request: in a thread, until the timeout, or until the client disconnects.
+
+The path of a request: `app.Routes` makes an `Answer`, `replies` sends its `pieces`, which come out of `Engine.run`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import aclosing
-from typing import Any, Literal
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from contextlib import aclosing, asynccontextmanager
+from typing import Literal
 
 import attrs
 from starlette.types import Receive
@@ -14,27 +17,22 @@ from starlette.types import Receive
 from edgekit.errors import ContextOverflowError
 from edgekit.runtime import Generation
 from edgekit_serve.body import present
-from edgekit_serve.engine import Engine, Ticket, Work
+from edgekit_serve.engine import Engine, Ticket
 from edgekit_serve.metrics import Metrics
 from edgekit_serve.requests import Wanted
 from edgekit_serve.wire import ApiError
 
-#: Begins a text, in a thread, given how many tokens it may have.
-Begin = Callable[[int | None], Generation]
-#: Gets each item of a work.
-Take = Callable[[Any], Awaitable[None]]
 
-
-async def attended(engine: Engine, work: Work, ticket: Ticket, receive: Receive, seconds: float, take: Take) -> None:
-    """Hand the items of a work to `take`, for so many seconds, while the client is there.
+@asynccontextmanager
+async def attended(receive: Receive, seconds: float) -> AsyncIterator[None]:
+    """Cancel the block at the timeout or when the client disconnects.
 
     Raises:
         TimeoutError: it took longer.
-        ClientGoneError, ApiError: as `present` and `Engine.run`.
+        ClientGoneError: the client hung up.
     """
-    async with present(receive), asyncio.timeout(seconds), aclosing(engine.run(work, ticket)) as items:
-        async for item in items:
-            await take(item)
+    async with present(receive), asyncio.timeout(seconds):
+        yield
 
 
 @attrs.define(eq=False)
@@ -46,7 +44,7 @@ class Answer:
         metrics: that count it.
         route: for the metrics.
         wanted: how long it may be.
-        begin: begins it.
+        begin: begins it, in a thread, given how many tokens it may have.
         seconds: that it may take, its wait included.
     """
 
@@ -54,9 +52,11 @@ class Answer:
     metrics: Metrics
     route: str
     wanted: Wanted
-    begin: Begin
+    begin: Callable[[int | None], Generation]
     seconds: float
     _ticket: Ticket = attrs.field(factory=Ticket, init=False)
+    _start: float = attrs.field(default=0.0, init=False)
+    _times: list[float] = attrs.field(factory=list, init=False)
 
     @property
     def usage(self) -> dict[str, int]:
@@ -71,35 +71,43 @@ class Answer:
 
     @property
     def finish_reason(self) -> Literal["stop", "length"]:
-        """Why it ended; out of time counts as length."""
+        """Why it ended; a timeout counts as length."""
         text = self._ticket.text
         return "stop" if text is not None and text.finish_reason == "stop" else "length"
 
-    async def give(self, receive: Receive, take: Take) -> None:
-        """Hand each piece of the text to `take`. Out of time the text ends where it is, if it has begun.
+    @asynccontextmanager
+    async def attended(self, receive: Receive) -> AsyncIterator[None]:
+        """Count the text that is made inside. Out of time the text ends where it is, if it has begun.
 
         Raises:
-            ApiError: 429 where the queue is full, 503 and 504 where time ran out before the first piece, or the
-                runtime's error.
+            ApiError: 503 or 504, where time ran out before the first piece.
             ClientGoneError: the client hung up.
         """
-        start, times = time.perf_counter(), list[float]()
-
-        async def timed(piece: str) -> None:
-            times[1:] = [time.perf_counter() - start]
-            await take(piece)
-
+        self._start = time.perf_counter()
         try:
-            await attended(self.engine, self._work, self._ticket, receive, self.seconds, timed)
+            async with attended(receive, self.seconds):
+                yield
         except TimeoutError:
-            if not times:
+            if not self._times:
                 raise self._too_late() from None
         finally:
             if self._ticket.text is not None:
-                self.metrics.generated(self.route, self._ticket.text, times)
+                self.metrics.generated(self.route, self._ticket.text, self._times)
 
-    def _work(self, ticket: Ticket) -> Iterator[str]:
-        yield from ticket.begin(self._begin())
+    async def pieces(self) -> AsyncGenerator[str]:
+        """The pieces of the text as they come; iterate inside `attended`, and close the generator when stopping early.
+
+        Raises:
+            ApiError: 429 where the queue is full, or the runtime's error.
+        """
+        async with aclosing(self.engine.run(self._text(), self._ticket)) as pieces:
+            async for piece in pieces:
+                self._times[1:] = [time.perf_counter() - self._start]
+                yield piece
+
+    def _text(self) -> Generator[str]:
+        """The text, begun in the thread that asks for its first piece."""
+        yield from self._ticket.begin(self._begin())
 
     def _begin(self) -> Generation:
         try:
@@ -113,3 +121,6 @@ class Answer:
         if self._ticket.text is None:
             return ApiError(503, "no turn came in time; try again later", "timeout", headers={"retry-after": "5"})
         return ApiError(504, f"no text came within {self.seconds:g} seconds; send a shorter prompt", "timeout")
+
+
+__all__ = ["Answer", "attended"]

@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import aclosing
 from typing import Any
 
 import attrs
@@ -53,7 +54,7 @@ class Shape:
         return self._event(self._choice(self.added(text), None))
 
     def last(self, answer: Answer) -> Iterator[dict[str, Any]]:
-        """Why it ended, and the tokens where they are wanted."""
+        """Why it ended, and the token counts if requested."""
         yield self._event(self._choice(self.added(""), answer.finish_reason))
         if answer.wanted.usage:
             yield {**self._head(self.part), "choices": [], "usage": answer.usage}
@@ -122,17 +123,15 @@ class Whole(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Generate, then send."""
-        pieces: list[str] = []
-
-        async def take(piece: str) -> None:
-            pieces.append(piece)
-
-        await self.answer.give(receive, take)
-        await JSONResponse(self.shape.whole("".join(pieces), self.answer), headers=HEADERS)(scope, receive, send)
+        text: list[str] = []
+        async with self.answer.attended(receive), aclosing(self.answer.pieces()) as pieces:
+            async for piece in pieces:
+                text.append(piece)  # noqa: PERF401  - out of time, what has come is the answer
+        await JSONResponse(self.shape.whole("".join(text), self.answer), headers=HEADERS)(scope, receive, send)
 
 
 class Events(Response):
-    """The answer piece by piece. What goes wrong before the first piece is an error response; after it, an event."""
+    """The answer piece by piece. An error before the first piece is an error response; after it, an event."""
 
     def __init__(self, answer: Answer, shape: Shape) -> None:
         self.answer, self.shape, self.background = answer, shape, None
@@ -140,13 +139,11 @@ class Events(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send pieces as they come."""
-
-        async def take(piece: str) -> None:
-            await self._begin(send)
-            await _send(send, self.shape.piece(piece))
-
         try:
-            await self.answer.give(receive, take)
+            async with self.answer.attended(receive), aclosing(self.answer.pieces()) as pieces:
+                async for piece in pieces:
+                    await self._begin(send)
+                    await _send(send, self.shape.piece(piece))
         except ApiError as error:
             if not self.begun:
                 raise
@@ -170,3 +167,6 @@ class Events(Response):
 async def _send(send: Send, event: dict[str, Any]) -> None:
     data = f"data: {json.dumps(event, separators=(',', ':'))}\n\n"
     await send({"type": "http.response.body", "body": data.encode(), "more_body": True})
+
+
+__all__ = ["Chat", "Completion", "Events", "Shape", "Whole", "reply"]

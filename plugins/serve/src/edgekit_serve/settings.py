@@ -66,3 +66,6 @@ class Settings:
 
 def _is_key(key: str) -> bool:
     return len(key) >= SHORTEST_KEY and key.isascii() and key.isprintable() and " " not in key
+
+
+__all__ = ["SHORTEST_KEY", "Settings"]

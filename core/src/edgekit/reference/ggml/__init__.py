@@ -168,3 +168,5 @@ traits = Traits(
     bound="half a step of its sub-block under the stored scales; beyond the last level the distance to it",
     overflowed=overflowed,
 )
+
+__all__ = ["TYPES", "BlockType", "bound", "decode", "encode", "overflowed", "traits"]

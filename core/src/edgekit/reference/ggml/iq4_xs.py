@@ -75,3 +75,6 @@ def bound(x: F32, blocks: Blocks) -> F64:
     step = blocks["d"].astype(np.float64)[:, None] * scales
     drift = half_ulp(blocks["d"])[:, None] * np.abs(scales.astype(np.float64))
     return _nonlinear.nearest_bound(x.reshape(-1, SUB), step.ravel(), drift.ravel()).reshape(x.shape)
+
+
+__all__ = ["IMPORTANCE", "LAYOUT", "SIZE", "SUB", "bound", "decode", "encode", "unpack_scales"]

@@ -60,3 +60,6 @@ def decode(blocks: Blocks) -> F32:
 def bound(x: F32, blocks: Blocks) -> F64:
     """See `_e2m1.nearest_bound`."""
     return _e2m1.nearest_bound(x, _half_scale(blocks["e"]).astype(np.float64))
+
+
+__all__ = ["IMPORTANCE", "LAYOUT", "SIZE", "bound", "decode", "encode"]

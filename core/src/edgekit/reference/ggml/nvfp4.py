@@ -79,3 +79,6 @@ def bound(x: F32, blocks: Blocks) -> F64:
     """See `_e2m1.nearest_bound`."""
     d = _HALF_SCALE[blocks["d"]].astype(np.float64).ravel()
     return _e2m1.nearest_bound(x.reshape(-1, SUB), d).reshape(x.shape)
+
+
+__all__ = ["IMPORTANCE", "LAYOUT", "SCALES", "SIZE", "SUB", "bound", "decode", "encode", "to_ue4m3"]

@@ -43,3 +43,6 @@ def bound(x: F32, blocks: Blocks) -> F64:
     """The error itself, ``||x| - d|``: there is one value for each sign."""
     d = blocks["d"].astype(np.float64)
     return np.abs(np.abs(x.astype(np.float64)) - d[:, None])
+
+
+__all__ = ["IMPORTANCE", "LAYOUT", "SIZE", "bound", "decode", "encode"]

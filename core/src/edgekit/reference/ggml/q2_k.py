@@ -79,3 +79,6 @@ def bound(x: F32, blocks: Blocks) -> F64:
     step, offset = steps_and_offsets(blocks)
     sub = x.reshape(-1, SUB)
     return grid_bound(sub, step.astype(np.float64), -offset.astype(np.float64), 0, TOP, wraps=True).reshape(x.shape)
+
+
+__all__ = ["IMPORTANCE", "LAYOUT", "SIZE", "SUB", "TOP", "bound", "decode", "encode", "steps_and_offsets"]

@@ -104,3 +104,18 @@ def bound(x: F32, blocks: Blocks) -> F64:
     """Half a step, since codes are chosen under the stored scales; outside of the range, the distance to it."""
     step = _step(blocks).astype(np.float64)
     return grid_bound(x.reshape(-1, SUB), step, 0.0, -TOP, TOP - 1, wraps=True).reshape(x.shape)
+
+
+__all__ = [
+    "IMPORTANCE",
+    "LAYOUT",
+    "SIZE",
+    "SUB",
+    "TOP",
+    "Searched",
+    "bound",
+    "decode",
+    "encode",
+    "pack_scales",
+    "unpack_scales",
+]

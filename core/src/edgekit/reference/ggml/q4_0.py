@@ -50,3 +50,6 @@ def decode(blocks: Blocks) -> F32:
 def bound(x: F32, blocks: Blocks) -> F64:
     """See `_legacy.symmetric_bound`."""
     return _legacy.symmetric_bound(x, blocks["d"], blocks == encode(x), TOP)
+
+
+__all__ = ["IMPORTANCE", "LAYOUT", "SIZE", "TOP", "bound", "decode", "encode"]

@@ -52,3 +52,6 @@ def decode(blocks: Blocks) -> F32:
 def bound(x: F32, blocks: Blocks) -> F64:
     """See `_legacy.affine_bound`."""
     return _legacy.affine_bound(x, blocks["d"], blocks["m"], blocks == encode(x), TOP)
+
+
+__all__ = ["IMPORTANCE", "LAYOUT", "SIZE", "TOP", "bound", "decode", "encode"]

@@ -54,3 +54,6 @@ def _codes(blocks: Blocks) -> U8:
 def bound(x: F32, blocks: Blocks) -> F64:
     """See `_sixbit.bound`."""
     return _sixbit.bound(x, blocks, TOP)
+
+
+__all__ = ["IMPORTANCE", "LAYOUT", "SIZE", "TOP", "bound", "decode", "encode"]

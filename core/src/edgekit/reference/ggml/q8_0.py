@@ -47,3 +47,6 @@ def bound(x: F32, blocks: Blocks) -> F64:
     """Half a step, and half a unit in the last place of the stored scale for each of up to 127 steps."""
     d = blocks["d"]
     return grid_bound(x, d.astype(np.float64), 0.0, -127, 127, drift=half_ulp(d))
+
+
+__all__ = ["IMPORTANCE", "LAYOUT", "SIZE", "bound", "decode", "encode"]

@@ -45,3 +45,6 @@ def decode(blocks: Blocks) -> F32:
 def bound(x: F32, blocks: Blocks) -> F64:
     """Half a step, and half a unit in the last place of the stored scale."""
     return grid_bound(x, blocks["d"].astype(np.float64), 0.0, -1, 1, drift=half_ulp(blocks["d"]))
+
+
+__all__ = ["IMPORTANCE", "LAYOUT", "SIZE", "bound", "decode", "encode"]

@@ -51,3 +51,6 @@ def _module(precision: Precision) -> ModuleType:
     if precision.kind == "qdq_int4":
         return qdq_int4
     return matmul_nbits if precision.granularity == "group" else int8
+
+
+__all__ = ["bound", "decode", "encode", "traits"]

@@ -113,3 +113,6 @@ def _fit(lo: Array, hi: Array, precision: Precision, stored: np.dtype[Any]) -> t
         zero_point = np.rint(qmin - lo / np.where(unusable, 1, scale))
     code = np.dtype(precision.kind)
     return np.where(unusable, 1, scale).astype(stored), np.where(unusable, 0, zero_point).astype(code)
+
+
+__all__ = ["bound", "decode", "encode", "middle"]

@@ -112,3 +112,6 @@ def _size(precision: Precision) -> int:
 
 def _blocks(precision: Precision, cols: int) -> int:
     return -(-cols // _size(precision))
+
+
+__all__ = ["bound", "decode", "encode"]

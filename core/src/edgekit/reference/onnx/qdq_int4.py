@@ -131,3 +131,6 @@ def _sign(precision: Precision) -> np.uint8:
 def _size(precision: Precision) -> int:
     assert precision.block is not None
     return precision.block
+
+
+__all__ = ["bound", "decode", "encode"]

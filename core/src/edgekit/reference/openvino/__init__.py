@@ -173,3 +173,5 @@ traits = Traits(
     decoded_through={"nvfp4": "float16"},  # its scale times the tensor's; e4m3 itself has no infinity
     overflowed=overflowed,
 )
+
+__all__ = ["Scheme", "bound", "decode", "encode", "overflowed", "traits"]

@@ -69,3 +69,6 @@ def quantize(groups: F32, scale: F32, zero_point: F32, precision: Precision) -> 
 def levels(precision: Precision) -> F32:
     """The table: [16]."""
     return _TABLES[precision.kind][0]
+
+
+__all__ = ["CB4", "CB4_BOUNDARIES", "NF4", "NF4_BOUNDARIES", "fit", "levels", "quantize"]

@@ -89,3 +89,6 @@ def _through_float16(x: F32) -> F32:
     odd += bits
     odd &= np.uint32(0xFFFFE000)
     return odd.view(np.float32)
+
+
+__all__ = ["fit", "levels", "quantize"]

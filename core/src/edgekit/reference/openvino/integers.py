@@ -63,3 +63,6 @@ def levels(precision: Precision) -> F32:
     if not precision.symmetric:
         return patterns
     return patterns - half if precision.kind in ("int3", "int2") else np.roll(patterns - half, half)
+
+
+__all__ = ["fit", "levels", "quantize"]

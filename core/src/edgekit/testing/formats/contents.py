@@ -283,3 +283,17 @@ def _sliced(name: str, tensor: Tensor | EncodedTensor) -> None:
         parts = [tensor.float32(start, min(start + step, tensor.rows)) for start in starts]
         if np.concatenate(parts).tobytes() != whole.tobytes():
             fail(f"tensor {name} read in slices of {step} rows differs from the whole")
+
+
+__all__ = [
+    "ROOM",
+    "check_config",
+    "check_families",
+    "check_manifest",
+    "check_matches",
+    "check_precisions",
+    "check_row_slices",
+    "check_tensors",
+    "check_tokenizer",
+    "check_values",
+]

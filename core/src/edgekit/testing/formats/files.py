@@ -226,3 +226,15 @@ def _read(tensor: Tensor | EncodedTensor) -> None:
     values = tensor.read()
     if isinstance(tensor, Tensor) and np.shape(values) != tensor.shape:
         raise InvalidFileError(f"{tensor.name}: values of shape {np.shape(values)} for {tensor.shape}")
+
+
+__all__ = [
+    "ROOM",
+    "check_atomic",
+    "check_complete",
+    "check_deterministic",
+    "check_hostile",
+    "check_opening_writes_nothing",
+    "check_resumes",
+    "check_truncated",
+]

@@ -58,3 +58,6 @@ def contents_of(path: Path) -> dict[str, bytes]:
     """Every file of an artifact, the manifest too, by name."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path, manifest_path(path)]
     return {file.name: file.read_bytes() for file in files if file.is_file()}
+
+
+__all__ = ["FormatSubject", "contents_of", "temporary_folder"]

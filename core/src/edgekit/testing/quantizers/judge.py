@@ -116,3 +116,6 @@ def _beyond_bound(subject: QuantizerSubject, x: F32, importance: F32 | None = No
     error = np.abs(x.astype(np.float64) - decoded)
     found: Bools = ~(error <= bound)  # a NaN is beyond every bound
     return found
+
+
+__all__ = ["encode", "judge", "judge_kind", "normal", "require_encoder", "within_bound"]

@@ -133,3 +133,6 @@ def check_inputs_unwritten(subject: QuantizerSubject, profile: Profile) -> None:
         fail("it wrote to the importance that it was given")
     x.flags.writeable = importance.flags.writeable = False
     subject.encode(x, importance)
+
+
+__all__ = ["ROOM", "check_inputs_unwritten", "check_parts", "check_pure", "check_quiet"]

@@ -187,3 +187,6 @@ def _encoded_elsewhere(sent: bytes) -> Parts:
         fail(f"another process ends with {done.returncode}: {done.stderr.decode(errors='replace').strip()[-200:]}")
     found: Parts = pickle.loads(done.stdout)
     return found
+
+
+__all__ = ["ROOM", "check_executors", "check_large", "check_processes", "check_row_slices"]

@@ -266,3 +266,16 @@ def _timed(encoder: Callable[[F32], Parts], x: F32) -> float:
     began = time.perf_counter()
     encoder(x)
     return time.perf_counter() - began
+
+
+__all__ = [
+    "ROOM",
+    "check_decoding",
+    "check_formats",
+    "check_idempotent",
+    "check_order",
+    "check_signs",
+    "check_size",
+    "check_speed",
+    "check_vectors",
+]

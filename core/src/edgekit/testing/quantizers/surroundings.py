@@ -92,3 +92,6 @@ def _views(x: F32) -> Iterator[tuple[str, Array]]:
     yield "rows in Fortran order", np.asfortranarray(x)
     yield "rows from the last to the first", np.ascontiguousarray(x[::-1])[::-1]
     yield "rows that begin four bytes further", np.concatenate([[np.float32(0)], x.ravel()])[1:].reshape(x.shape)
+
+
+__all__ = ["ROOM", "check_global_state", "check_side_effects", "check_strides"]

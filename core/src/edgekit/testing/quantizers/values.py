@@ -358,3 +358,26 @@ def check_checked(subject: QuantizerSubject, profile: Profile) -> None:
                 parts = checked(bad, None)
             if parts is not None:
                 fail(f"encode_checked gives parts for rows that hold {value}; it has to give None, edgekit decides")
+
+
+__all__ = [
+    "COARSER",
+    "ROOM",
+    "check_bound",
+    "check_bound_everywhere",
+    "check_checked",
+    "check_constants",
+    "check_error_like_reference",
+    "check_error_within_bound",
+    "check_exact",
+    "check_exact_on_examples",
+    "check_importance",
+    "check_nonfinite",
+    "check_one_sided",
+    "check_saturation",
+    "check_shapes",
+    "check_source_types",
+    "check_subnormals",
+    "check_ties",
+    "check_zeros",
+]

@@ -265,3 +265,20 @@ def _report(encode: Encode, precision: Precision, answer: Answer, given: Parts) 
 
 def _weights(answer: Answer, x: F32) -> F32 | None:
     return None if answer.importance is None else answer.importance[: x.shape[1]]
+
+
+__all__ = [
+    "CORPUS",
+    "INPUTS",
+    "SCHEMA",
+    "Answer",
+    "Encode",
+    "answers",
+    "check",
+    "digest",
+    "inputs",
+    "load",
+    "names",
+    "questions",
+    "write",
+]
