@@ -22,7 +22,7 @@ from edgekit_gguf.imatrix import read_imatrix
 @click.option("--context", type=click.IntRange(min=3), help="Tokens of a window; 512, or the model's context if less.")
 @click.option("--outputs", is_flag=True, help="Also for the matrix that makes the logits.")
 @click.option("--runtime", metavar="NAME", help="Who computes: llamacpp is fast. Default: numpy, exact and slow.")
-@click.option("--force", is_flag=True, help="Replace a file that is no importance matrix.")
+@click.option("--force", is_flag=True, help="Replace a file that is not an importance matrix.")
 @json_option
 def imatrix(
     model: str,
@@ -51,14 +51,14 @@ def imatrix(
 
 
 def _refuse_overwriting(target: Path) -> None:
-    """An importance matrix may be replaced; anything else of that name is somebody's own."""
+    """Refuse to replace an existing file that is not an importance matrix."""
     if not target.is_file():
         return
     try:
         read_imatrix(target)
     except EdgekitError as error:
         raise UsageError(
-            f"{target} is there already, and is no importance matrix; choose another file, or replace it with --force"
+            f"{target} exists already and is not an importance matrix; choose another file, or replace it with --force"
         ) from error
 
 
