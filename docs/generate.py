@@ -18,6 +18,7 @@ import bad_input
 import click
 import modules
 import numpy as np
+import public_modules
 
 #: The plugins whose commands the pages show.
 SHOWN = ("gguf", "serve")
@@ -69,7 +70,7 @@ def pages() -> dict[str, str]:
         "images/modules.svg": modules.picture(),
     }
     generated |= templates()
-    return generated | {name: NOTE + page for name, page in (hooks() | checks()).items()}
+    return generated | {name: NOTE + page for name, page in (hooks() | checks() | public_modules.pages()).items()}
 
 
 #: Part of a new plugin -> the example's modules that it is made of.
@@ -164,8 +165,9 @@ def bridges() -> str:
     listed = "\n".join(f"- *{carry}*: {why}" for carry, why in reasons)
     return (
         "# Lossless bridges\n\n`edgekit.transcode(tensor, precision)` carries codes over where two formats hold the "
-        "same values, and refuses what would change one. `edgekit.bridges.relation(a, b)` says it for any ordered "
-        "pair, and the reason; this table shows formats that stand for many.\n\n● exact, for every tensor · ◐ exact "
+        "same values, and refuses a conversion that would change one. `edgekit.bridges.relation(a, b)` returns the "
+        "relation of any ordered pair, with the reason; this table shows representative formats.\n\n"
+        "● exact, for every tensor · ◐ exact "
         "where no scale or offset is rounded, else within a bound · ○ exact where the tensor at hand allows it · "
         "empty: not at all. MLX and Olive hold these values with float32 scales; with 16-bit ones they round every "
         "value.\n\n"
@@ -217,10 +219,10 @@ _KITS = {
         "its own, watched through Python's audit events, with sockets blocked.",
     ),
 }
-_ORDER = """Every check has a stable name; the order is that in which they run, so that the first one that fails names
-the fault. A check that has nothing to say about a subject is *skipped* and says why.
-[How to prove a backend](../how-to/prove-a-backend.md) shows how to run them. Each name leads to what the check holds,
-the faults that are usual, and those that it names in the kit's own fault set.
+_ORDER = """Every check has a stable name. They run in this order, so that the first one that fails names the fault.
+A check that does not apply to a subject is *skipped*, with the reason.
+[How to prove a backend](../how-to/prove-a-backend.md) shows how to run them. Each name links to what the check tests,
+the usual faults, and the faults of the kit's own fault set that it detects.
 """
 
 
@@ -247,7 +249,7 @@ def _check(check: Check, faults: list[str]) -> str:
     """One check's section."""
     prose = inspect.cleandoc(check.function.__doc__).replace("``", "`")
     listed = "\n".join(f"- {fault}" for fault in faults)
-    found = f"\nFaults that it names in the tests:\n\n{listed}\n" if faults else ""
+    found = f"\nFaults of the fault set that it detects:\n\n{listed}\n" if faults else ""
     return f"## {check.name}\n\n{prose}\n{found}"
 
 
@@ -292,7 +294,7 @@ def int4() -> str:
         "# Four conventions that are all called int4\n\nThe same 32 numbers, encoded and decoded. The conventions "
         "differ in which end of the range the scale is anchored to, in its sign, in the rounding of ties, and in "
         "whether codes come from the scale before or after it is rounded to its stored type. That is why a "
-        "precision's name always says whose convention it is.\n\n"
+        "precision's name includes its convention.\n\n"
         f"| x | {' | '.join(f'`{n}`' for n in names)} |\n|---|{'---|' * len(names)}\n{rows}\n"
         f"| **RMS error** | {errors} |\n"
     )

@@ -151,8 +151,7 @@ def _line(upper: tuple[int, int], lower: tuple[int, int]) -> str:
 
 def _box(room: str, middle: int, y: int) -> str:
     files = rooms()[room]
-    lines = sum(len(file.read_text("utf-8").splitlines()) for file in files)
-    size = f"{len(files)} files, about {max(100, round(lines, -2)):,} lines" if len(files) > 1 else "one file"
+    size = f"{len(files)} files" if len(files) > 1 else "one file"
     return (
         f'<rect x="{middle - WIDTH // 2}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6"/>'
         f'<text class="room" x="{middle}" y="{y + 19}" text-anchor="middle">{escape(room)}</text>'

@@ -69,7 +69,7 @@ BAD = {
         LIGHT, NATIVE.replace("def encode", "def quantize"), "loaded",
         "quantizer 'affine:int4-sym-g32' of edgekit-lacks lacks encode",
     ),
-    "crashes": (LIGHT, "import os; os.abort()", "loaded", "loading what it brings ends the process (exit -6"),
+    "crashes": (LIGHT, "import os; os.abort()", "loaded", "loading its registrations ends the process (exit -6"),
     "missing": (LIGHT, "", "loaded", "AttributeError: module 'edgekit_missing.native' has no attribute 'Int4'"),
 }  # fmt: skip
 

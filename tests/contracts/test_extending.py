@@ -109,7 +109,7 @@ print(encoded.precision.name, encoded.dequantize().sum())
 """,
         "plain:F16 6.0",
     ),
-    "a verb of the command line": (
+    "a command": (
         {
             "cli/hello.py": written("cli/hello.py", VERB),
             "cli/__init__.py": changed("cli/__init__.py", ("VERBS = {\n", 'VERBS = {\n    "hello": "Say hello.",\n')),
@@ -135,7 +135,7 @@ with ek.load(sample.path(), runtime="silent") as model:
     ),
 }  # fmt: skip
 #: Files of the core that each may touch.
-LIMITS = {"a ggml type": 6, "a number convention": 5, "a verb of the command line": 2, "a runtime": 2}
+LIMITS = {"a ggml type": 6, "a number convention": 5, "a command": 2, "a runtime": 2}
 
 
 @pytest.mark.parametrize("what", ADDITIONS)

@@ -111,11 +111,11 @@ def test_parts_that_there_are_not_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("Mine", "'Mine': take small letters, digits and single hyphens, a letter first"),
-        ("my_engine", "'my_engine': take small letters"),
-        ("../evil", "'../evil': take small letters"),
-        ("a--b", "'a--b': take small letters"),
-        ("", "'': take small letters"),
+        ("Mine", "'Mine': use lower-case letters, digits and single hyphens, a letter first"),
+        ("my_engine", "'my_engine': use lower-case letters"),
+        ("../evil", "'../evil': use lower-case letters"),
+        ("a--b", "'a--b': use lower-case letters"),
+        ("", "'': use lower-case letters"),
         ("edgekit-mine", "'edgekit-mine': leave out the prefix, 'mine' is enough"),
         ("core", "'core' is taken"),
         ("quantize", "'quantize' is taken"),
@@ -133,7 +133,7 @@ def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "file").write_text("mine")
     for target in ("full", "file"):
         told = new_plugin("acme", "--dir", target, code=2, cwd=tmp_path).stderr
-        assert f"{target} is there already, and nothing is overwritten; choose another with --dir" in told
+        assert f"{target} exists, and nothing is overwritten; choose another with --dir" in told
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "full", "precious.txt"]
     assert "create the directory first" in new_plugin("acme", "--dir", "no/such/place", code=5, cwd=tmp_path).stderr
 

@@ -368,7 +368,7 @@ def test_the_demo_overwrites_nobodys_page(tmp_path: Path) -> None:
     page.write_text("my own")
     result = CliRunner().invoke(cli, ["demo", "--out", str(tmp_path)])
     assert str(result.exception) == (
-        f"{page} is there already, and the demo did not write it; choose another directory with --out"
+        f"{page} exists, and the demo did not write it; choose another directory with --out"
     )
     assert os.listdir(tmp_path) == ["index.html"]
     assert page.read_text() == "my own"

@@ -296,9 +296,7 @@ def test_a_context_that_memory_does_not_hold_is_refused(source: Path, monkeypatc
 def test_memory_that_must_not_be_locked_is_said_so(source: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (65536, 65536))
-    with pytest.raises(
-        ResourceError, match=r"mlock=True wants \d+ bytes locked and 65536 are allowed; raise `ulimit -l`"
-    ):
+    with pytest.raises(ResourceError, match=r"mlock=True must lock \d+ bytes and 65536 are allowed; raise `ulimit -l`"):
         load(source, mlock=True)
 
 

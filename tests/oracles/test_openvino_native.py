@@ -119,7 +119,7 @@ def test_every_precision_is_registered_once_and_can_be_loaded():
 
 
 def test_rows_that_no_group_divides_and_formats_of_others_are_refused():
-    with pytest.raises(ShapeError, match=r"^openvino:int4-sym-g32 wants rows \[rows, cols\] of a multiple of 32"):
+    with pytest.raises(ShapeError, match=r"^openvino:int4-sym-g32 needs rows \[rows, cols\] of a multiple of 32"):
         NativeQuantizer("openvino:int4-sym-g32").encode(np.ones((2, 40), np.float32))
     with pytest.raises(UsageError, match=r"^ggml:Q4_0 is none of NNCF's formats; choose one whose name begins with"):
         modes.mode_name(find_precision("ggml:Q4_0"))

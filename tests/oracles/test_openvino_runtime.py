@@ -193,7 +193,7 @@ def test_many_prompts_at_a_time_have_states_of_their_own(small):
 
 INPUTS = {
     "it has no input 'z'; it has x, y": {"x": np.ones((1, 3), np.float32), "z": np.ones(3, np.float32)},
-    "input 'y' is missing; it wants x, y": {"x": np.ones((1, 3), np.float32)},
+    "input 'y' is missing; the inputs are x, y": {"x": np.ones((1, 3), np.float32)},
     "input 'x' is float64, the graph takes f32; convert it": {"x": np.ones((1, 3)), "y": np.ones(3, np.float32)},
     "input 'x' has shape [1, 4], the graph takes [any, 3]": {"x": np.ones((1, 4), np.float32), "y": np.ones(3, np.float32)},
     "input 'y' has shape [1, 3], the graph takes [3]": {"x": np.ones((1, 3), np.float32), "y": np.ones((1, 3), np.float32)},

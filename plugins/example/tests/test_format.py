@@ -108,15 +108,15 @@ def hostile(small: bytes, path: Path, change) -> Path:
         (lambda h: h["tensors"][0].update(shape=[1, 1 << 60]), "does not fit the"),
         (lambda h: h["tensors"][0].update(shape=[-1, 64]), "is no list of sizes"),
         (lambda h: h["tensors"][0].update(shape=[]), "does not fit the"),
-        (lambda h: h["tensors"][0].update(offset=0), "wants exactly name, shape and precision"),
+        (lambda h: h["tensors"][0].update(offset=0), "must have exactly name, shape and precision"),
         (lambda h: h["tensors"][0].update(precision="ggml:Q9_9"), "unknown precision"),
         (lambda h: h["tensors"][1].update(name=h["tensors"][0]["name"]), "two tensors have the same name"),
         (lambda h: h["tensors"].pop(), "the tensors end here"),
         (lambda h: h["config"].update(layers="2"), "ModelConfig.layers is '2'"),
-        (lambda h: h["config"].pop("layers"), "a ModelConfig wants the keys family"),
+        (lambda h: h["config"].pop("layers"), "a ModelConfig must have the keys family"),
         (lambda h: h["tokenizer"].update(bos="<s>"), "Tokenizer.bos is '<s>'"),
         (lambda h: h["tokenizer"]["types"].__setitem__(0, 99), "99 is not a valid TokenType"),
-        (lambda h: h.pop("tokenizer"), "wants exactly config, tokenizer and tensors"),
+        (lambda h: h.pop("tokenizer"), "must have exactly config, tokenizer and tensors"),
     ],
 )
 def test_lies_are_refused(small, tmp_path, change, message):

@@ -247,7 +247,7 @@ def test_contradictions_are_refused(changes, message: str, rewritten):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"general.architecture": text("mamba")}, "general.architecture is 'mamba'; edgekit knows llama, qwen2, qwen3"),
+        ({"general.architecture": text("mamba")}, "general.architecture is 'mamba'; supported are llama, qwen2, qwen3"),
         ({"llama.expert_count": u32(8)}, "llama.expert_count is 8; edgekit does not know that"),
         ({"llama.attention.value_length": u32(8)}, "llama.attention.value_length is not 16, as the keys' length is"),
         ({"llama.rope.scaling.type": text("magic")}, "llama.rope.scaling.type is 'magic'; edgekit does not know that"),
@@ -351,7 +351,7 @@ def test_user_defined_pieces_have_real_spaces():
 def test_a_tokenizer_without_a_name_is_refused(artifact, llama):
     with pytest.raises(
         UnsupportedModelError,
-        match=r"^the tokenizer cuts words by no rule, which a GGUF file has to call by llama.cpp's name, and edgekit knows",
+        match=r"^the tokenizer cuts words by no rule, which a GGUF file has to call by llama.cpp's name, and edgekit has none",
     ):
         GGUF.layout(artifact(llama, attrs.evolve(BPE, pre="")))
 
@@ -394,8 +394,8 @@ def test_no_vocabulary():
     ("changes", "message"),
     [
         ({"scores": f32s([0.0])}, "x: key 'tokenizer.ggml.scores' has 1 items for 7 tokens; get the file again"),
-        ({"scores": texts(["a"] * 7)}, "x: key 'tokenizer.ggml.scores' is no array of the right type; get"),
-        ({"tokens": u32(1)}, "x: key 'tokenizer.ggml.tokens' is no array of the right type; get the file again"),
+        ({"scores": texts(["a"] * 7)}, "x: key 'tokenizer.ggml.scores' is not an array of the right type; get"),
+        ({"tokens": u32(1)}, "x: key 'tokenizer.ggml.tokens' is not an array of the right type; get the file again"),
         ({"bos_token_id": text("1")}, "x: key 'tokenizer.ggml.bos_token_id' holds '1', not of type int; get the"),
         ({"add_bos_token": text("1")}, "x: key 'tokenizer.ggml.add_bos_token' holds '1', not of type bool; get"),
     ],
@@ -407,7 +407,7 @@ def test_broken_tokenizers(changes, message: str):
 
 def test_tokenizers_of_other_models():
     with pytest.raises(
-        UnsupportedModelError, match=r"^x: its tokenizer is of model 'bert'; edgekit knows llama, gpt2$"
+        UnsupportedModelError, match=r"^x: its tokenizer is of model 'bert'; supported are llama, gpt2$"
     ):
         from_metadata(vocabulary(model=text("bert")), Path("x"))
 

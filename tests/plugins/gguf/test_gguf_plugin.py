@@ -157,8 +157,8 @@ def test_a_file_of_another_kind_of_model_is_still_shown(builder, tmp_path: Path)
     file = builder(data=bytes(64)).pair("general.architecture", 8, string("bert")).tensor("ids", [16], 26)
     path = file.pair("tokenizer.ggml.model", 8, string("bert")).write(tmp_path / "bert.gguf")
     report = describe(edgekit.open(path))
-    assert report["family"].startswith(f"unknown ({path}: general.architecture is 'bert'; edgekit knows llama, ")
-    assert report["tokenizer"] == f"unknown ({path}: its tokenizer is of model 'bert'; edgekit knows llama, gpt2)"
+    assert report["family"].startswith(f"unknown ({path}: general.architecture is 'bert'; supported are llama, ")
+    assert report["tokenizer"] == f"unknown ({path}: its tokenizer is of model 'bert'; supported are llama, gpt2)"
     assert report["tensors"] == [{"name": "ids", "shape": [16], "precision": "int32", "nbytes": 64}]
 
 

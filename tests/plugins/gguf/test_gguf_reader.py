@@ -187,7 +187,10 @@ def hostile(builder):
     deep = b"".join(array(ValueType.ARRAY, 1) for _ in range(4)) + array(ValueType.UINT8, 0)
     b = builder
     return {
-        "magic": (b(magic=b"GGML"), r"the header: it begins with b'GGML', not b'GGUF' \(at byte 4\); this is no GGUF"),
+        "magic": (
+            b(magic=b"GGML"),
+            r"the header: it begins with b'GGML', not b'GGUF' \(at byte 4\); this is not a GGUF",
+        ),
         "version-1": (b(version=1), r"GGUF version 1; versions 2 and 3 are read \(at byte 8\); convert it with an old"),
         "version-4": (b(version=4), r"GGUF version 4; versions 2 and 3 are read \(at byte 8\); upgrade edgekit-gguf"),
         "big-endian": (b(version=3 << 24), r"the file is big-endian .*; convert it with gguf-py's gguf-convert-endian"),
@@ -221,8 +224,11 @@ def hostile(builder):
         "type": (b(data=bytes(64)).tensor("x", [4], 99), r"tensor type 99, which this edgekit-gguf does not know"),
         "retired": (b(data=bytes(64)).tensor("x", [4], 31), r"tensor type 31, Q4_0_4_4, dropped: download the Q4_0"),
         "memory-only": (b(data=bytes(64)).tensor("x", [4], 9), r"tensor type 9, Q8_1, which exists in memory only"),
-        "ragged": (b(data=bytes(64)).tensor("x", [48], 2), r"Q4_0 wants rows of a multiple of 32, its shape is \[48\]"),
-        "unaligned": (b(data=bytes(64)).tensor("x", [4], offset=16), r"offset 16 is no multiple of the alignment, 32"),
+        "ragged": (b(data=bytes(64)).tensor("x", [48], 2), r"Q4_0 needs rows of a multiple of 32, its shape is \[48\]"),
+        "unaligned": (
+            b(data=bytes(64)).tensor("x", [4], offset=16),
+            r"offset 16 is not a multiple of the alignment, 32",
+        ),
         "beyond": (b(data=bytes(64)).tensor("x", [4], offset=64), r"its 16 bytes of F32 end beyond the file"),
         "far-beyond": (b(data=bytes(64)).tensor("x", [4], offset=(1 << 64) - 32), r"end beyond the file, which has 0"),
         "overlap": (

@@ -150,7 +150,7 @@ def test_the_most_tokens_of_a_request(client):
     usage = ask.post(CHAT, json={"messages": chat_of()["messages"], "temperature": 0}).json()["usage"]
     assert usage["completion_tokens"] == 5
     told = error_of(ask.post(CHAT, json=chat_of(max_tokens=6)), 400, "invalid_value")
-    assert told == "max_tokens is 6; an integer from 1 to 5 is wanted"
+    assert told == "max_tokens is 6; it must be an integer from 1 to 5"
 
 
 def test_other_routes_and_methods(client):

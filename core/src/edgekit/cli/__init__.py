@@ -1,4 +1,4 @@
-"""The `edgekit` command: one file a verb. Data on stdout, progress on stderr, `--json` everywhere."""
+"""The `edgekit` command, one module a verb. Data on stdout, progress on stderr, `--json` for every verb."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ from edgekit.cli._log import log_on_stderr
 from edgekit.errors import EdgekitError, on_command_line
 from edgekit.files import memory
 
-#: Verb to what `edgekit --help` says of it, short enough for a narrow terminal.
+#: Verb to its short help, for narrow terminals.
 VERBS = {
-    "inspect": "Show what is in a model.",
+    "inspect": "Show the contents of a model.",
     "quantize": "Quantize a model.",
     "convert": "Write a model in another format.",
     "apply": "Transform a whole model with an installed pass.",
-    "package": "Lay a model out for a model server.",
-    "run": "Answer a prompt, or continue it.",
-    "chat": "Talk with a model.",
-    "compare": "Say what a conversion cost.",
+    "package": "Write the directory of a model server.",
+    "run": "Answer or continue a prompt.",
+    "chat": "Chat with a model.",
+    "compare": "Measure the loss of a conversion.",
     "eval": "Measure perplexity on a text.",
     "precisions": "List every number format.",
     "recipes": "List the recipes with their rules.",
     "plugins": "List the installed plugins.",
-    "doctor": "Check the installation, and what this machine can do.",
-    "demo": "Quantize the sample model down a ladder.",
-    "verify": "Hold a quantizer, a format or a plugin to its contract.",
-    "vectors": "Write known answers of precisions.",
+    "doctor": "Check the installation and list devices.",
+    "demo": "Quantize the sample model at every size.",
+    "verify": "Run the checks of a precision, a format or a plugin.",
+    "vectors": "Write test vectors of precisions.",
     "new-plugin": "Write the skeleton of a plugin.",
 }
 
-#: Verbs of plugins that may not be installed; asking for one then names the cure.
+#: Verbs of plugins; calling one that is not installed raises an error with the package to install.
 _OF_PLUGINS = ("serve",)
 
 
-#: Exit code of a command that Ctrl-C ended: 128 and the number of SIGINT, as shells have it.
+#: Exit code after Ctrl-C: 128 plus the number of SIGINT, as in shells.
 INTERRUPTED = 130
 
 
 class _Verbs(click.Group):
-    """Imports a verb when it is called, and asks the plugins for theirs."""
+    """Imports a verb when it is called; includes the commands of plugins."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the verb; Ctrl-C ends it with what it left behind, and an exit code of its own."""
+        """Run the verb; Ctrl-C prints what is kept and exits with `INTERRUPTED`."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             if ctx.obj and ctx.obj["debug"]:
                 raise
-            told = "; ".join(getattr(error, "__notes__", ()))
-            click.secho(f"\nedgekit: interrupted{': ' * bool(told)}{told}", fg="red", err=True)
+            notes = "; ".join(getattr(error, "__notes__", ()))
+            click.secho(f"\nedgekit: interrupted{': ' * bool(notes)}{notes}", fg="red", err=True)
             ctx.exit(INTERRUPTED)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -62,9 +62,9 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in VERBS:
             module = importlib.import_module(f"edgekit.cli.{cmd_name.replace('-', '_')}")
-            found: click.Command = module.command
-            found.short_help = VERBS[cmd_name]
-            return found
+            command: click.Command = module.command
+            command.short_help = VERBS[cmd_name]
+            return command
         if cmd_name in (*_plugin_commands(), *_OF_PLUGINS):
             from edgekit.plugin.registry import manager
 
@@ -84,7 +84,7 @@ def _plugin_commands() -> list[str]:
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
-    """Convert and quantize models for edge devices, and prove the result right.
+    """Convert and quantize models for edge devices, and verify the result.
 
     \b
     Exit codes: 0 done, 2 usage, 3 bad input, 4 a plugin is missing or broken,
@@ -95,10 +95,10 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 
 def main(args: list[str] | None = None) -> Any:
-    """Run the command line; every error of edgekit's becomes one line on stderr and its exit code."""
+    """Run the command line; an `EdgekitError` is printed as one line on stderr and sets the exit code."""
     arguments = sys.argv[1:] if args is None else args
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # names may be no Unicode text, and a terminal may know ASCII
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may not be Unicode text, and a terminal may be ASCII
     try:
         with log_on_stderr():
             return cli.main(arguments, prog_name="edgekit")
@@ -111,10 +111,10 @@ def main(args: list[str] | None = None) -> Any:
         shortage = memory.shortage("this", memory.wanted_by(raised))
         click.secho(f"edgekit: error: {shortage}", fg="red", err=True)
         sys.exit(shortage.exit_code)
-    except BrokenPipeError:  # the reader (head, less) has seen enough
+    except BrokenPipeError:  # the reader (head, less) closed the pipe
         sys.stderr.close()
         sys.exit(0)
-    except OSError as error:  # a verb that did not say it better
+    except OSError as error:  # not wrapped in an EdgekitError by the verb
         where = f"{error.filename}: " if error.filename else ""
         click.secho(
             f"edgekit: error: {where}{error.strerror or error}; check permissions and free space", fg="red", err=True

@@ -1,7 +1,7 @@
-"""Looks at what one plugin brings, in a process of its own: what hangs or crashes here is a line in the report.
+"""Checks one plugin in a separate process, so that a hang or a crash is one line in the report.
 
-``python -m edgekit.cli._examined NAME`` loads everything that a plugin registers, tries whether what claims to be exact
-is, and prints what is wrong as the last line of its stdout, in JSON.
+``python -m edgekit.cli._examined NAME`` loads everything that a plugin registers, tests on a few rows whether its exact
+encoders are exact, and prints the problems as the last line of stdout, in JSON.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from edgekit.errors import EdgekitError
 from edgekit.plugin.registry import BUILT_IN, PluginInfo, Registration, manager
 from edgekit.precision import find_precision
 
-#: Seconds that a plugin has to load all that it brings; and that are spent on trying its claims.
+#: Time limits in seconds: for loading everything that a plugin registers, and for testing its claims.
 LOADING, TRYING = 60.0, 2.0
 
 
 @attrs.frozen
 class Examined:
-    """What was found.
+    """Result of checking one plugin.
 
     Attributes:
-        problems: sentences; empty where all is well.
-        devices: what each of its registrations of devices says, by name.
+        problems: one sentence each; empty if there are none.
+        devices: the lines of each of its device reports, by name.
     """
 
     problems: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class Examined:
 
 
 def examine(plugins: Iterable[PluginInfo]) -> dict[str, Examined]:
-    """Look at every plugin that is loaded, two at a time; by name."""
+    """Check every loaded plugin, two at a time; return the results by name."""
     known = list(plugins)
     names = [p.name for p in known if p.status == "loaded" and p.distribution != BUILT_IN]
     left_out = ",".join(p.name for p in known if p.status != "loaded")
@@ -53,21 +53,21 @@ def _elsewhere(name: str, left_out: str) -> Examined:
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LOADING, check=False)
     except subprocess.TimeoutExpired:
-        return Examined((f"loading what it brings has not ended in {LOADING:g} s; EDGEKIT_NO_PLUGINS={name}",))
+        return Examined((f"loading its registrations did not end within {LOADING:g} s; EDGEKIT_NO_PLUGINS={name}",))
     try:
-        said = json.loads(done.stdout.splitlines()[-1])
-        return Examined(tuple(said["problems"]), said["devices"])
+        result = json.loads(done.stdout.splitlines()[-1])
+        return Examined(tuple(result["problems"]), result["devices"])
     except (ValueError, IndexError, TypeError, KeyError):
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        return Examined((f"loading what it brings ends the process (exit {done.returncode}: {last[:200]})",))
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        return Examined((f"loading its registrations ends the process (exit {done.returncode}: {last[:200]})",))
 
 
 def look(name: str) -> Examined:
-    """Load everything that a plugin registers, and try its claims."""
-    own = [r for r in manager().registrations if r.plugin == name]
-    problems = [problem for r in own if (problem := _loading(r))]
-    devices = {r.name: _asked(r) for r in own if r.role == "devices"}
-    return Examined((*dict.fromkeys(problems), *_false_claims(own)), devices)
+    """Load everything that a plugin registers, and test its claims."""
+    registrations = [r for r in manager().registrations if r.plugin == name]
+    problems = [problem for r in registrations if (problem := _loading(r))]
+    devices = {r.name: _asked(r) for r in registrations if r.role == "devices"}
+    return Examined((*dict.fromkeys(problems), *_false_claims(registrations)), devices)
 
 
 def _loading(registration: Registration) -> str:
@@ -82,13 +82,13 @@ def _asked(registration: Registration) -> list[str]:
     try:
         return [str(line) for line in registration.load()()]
     except Exception as error:  # a framework's own failure must not hide the rest of the report
-        return [f"cannot be asked: {type(error).__name__}: {error}"]
+        return [f"fails: {type(error).__name__}: {error}"]
 
 
-def _false_claims(own: list[Registration]) -> Iterator[str]:
-    """What says that it is exact, and is not on a few rows; as many as there is time for."""
+def _false_claims(registrations: list[Registration]) -> Iterator[str]:
+    """Yield a sentence for each encoder that claims to be exact and is not; stops after `TRYING` seconds."""
     began = time.perf_counter()
-    for registration in own:
+    for registration in registrations:
         if registration.role != "quantizers" or registration.options.get("claim") != "exact":
             continue
         if time.perf_counter() - began > TRYING:
@@ -101,7 +101,7 @@ def _false_claims(own: list[Registration]) -> Iterator[str]:
 
 
 def _as_claimed(registration: Registration) -> bool:
-    """Whether it encodes a few rows as the reference does; what cannot be tried is no false claim."""
+    """Whether it encodes a few rows as the reference does; True if it cannot be tested."""
     from edgekit.testing import vectors
     from edgekit.testing._explain import same_parts
     from edgekit.testing._subjects import encodable, registered
@@ -112,16 +112,16 @@ def _as_claimed(registration: Registration) -> bool:
         subject, drawn = registered(registration), vectors.inputs()
         rows = [drawn[name] for name, importance in vectors.questions(subject.precision) if importance is None]
         return all(same_parts(subject.wanted(x), subject.encode(x)) for x in rows)
-    except EdgekitError:  # it does not load, which is said already, or its precision's plugin is not there
+    except EdgekitError:  # it does not load, which is reported already, or its precision's plugin is missing
         return True
     except Exception:
         return False
 
 
 def main() -> None:
-    """Print what is found."""
-    found: dict[str, Any] = attrs.asdict(look(sys.argv[1]))
-    print("\n" + json.dumps(found))
+    """Print the result as JSON."""
+    result: dict[str, Any] = attrs.asdict(look(sys.argv[1]))
+    print("\n" + json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Whether another project's distribution owns the module `edgekit` too: the index has one of that name."""
+"""Detect another project's distribution that installs the module `edgekit` too; the package index has one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CURE = f"pip uninstall {{}}, then pip install --force-reinstall --no-deps {BUILT
 
 
 def foreign_owners() -> Iterator[str]:
-    """A sentence for each distribution besides `edgekit-core` that installs files into the module."""
+    """Return a sentence for each distribution other than `edgekit-core` that installs files into the module."""
     for name in sorted(set(metadata.packages_distributions().get(MODULE, ())) - {BUILT_IN}):
         yield (
             f"{name} {metadata.version(name)}: another project's distribution that installs the module {MODULE!r} too; "

@@ -1,4 +1,4 @@
-"""What `edgekit run` and `edgekit chat` share: the options, and text that shows as it is generated."""
+"""Shared by `edgekit run` and `edgekit chat`: the options, and text that is printed as it is generated."""
 
 from __future__ import annotations
 
@@ -26,27 +26,46 @@ from edgekit.runtime.arguments import Stop, integer
 
 _OPTIONS = (
     click.option("--runtime", metavar="NAME", help="Runtime; the default is the fastest that runs the format."),
-    click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="Of the runtime: context=2048."),
-    click.option("--max-tokens", type=int, metavar="N", help="At most so many; default: as many as the context holds."),
-    click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the most likely token."),
-    click.option("--top-k", type=int, default=0, metavar="K", help="Only the K most likely tokens; 0 for all."),
-    click.option("--top-p", type=float, default=1.0, metavar="P", help="Only the most likely, up to this probability."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of the random numbers; -1 draws one."),
-    click.option("--stop", multiple=True, metavar="TEXT", help="End at this text; may be given several times."),
+    click.option(
+        "--option",
+        "options",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="An option of the runtime, such as context=2048.",
+    ),
+    click.option(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="Largest number of tokens to generate; default: until the context is full.",
+    ),
+    click.option(
+        "--temperature", type=float, default=0.0, show_default=True, help="0 always takes the most likely token."
+    ),
+    click.option("--top-k", type=int, default=0, metavar="K", help="Sample from the K most likely tokens; 0 for all."),
+    click.option(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="Sample from the most likely tokens up to this total probability.",
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random numbers; -1 draws one."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="Stop at this text (repeatable)."),
 )
 _UNSAFE = {code: "\ufffd" for code in [*range(32), 127, *range(0x80, 0xA0)] if chr(code) not in "\n\t"}
 
 
 @attrs.frozen
 class Asked:
-    """How a text is asked for on the command line.
+    """Generation options of the command line.
 
     Attributes:
-        sampling: with the seed that was drawn for -1.
-        max_tokens: None for as many as the context has room for.
-        stop: texts.
-        runtime: its name; None takes the fastest.
-        options: of the runtime, as they were typed.
+        sampling: its seed is drawn if the option was -1.
+        max_tokens: None generates until the context is full.
+        stop: texts at which generation ends.
+        runtime: name of the runtime; None takes the fastest.
+        options: of the runtime, each ``KEY=VALUE``.
     """
 
     sampling: Sampling
@@ -59,7 +78,7 @@ class Asked:
     def of(
         cls, *, runtime: str | None, options: tuple[str, ...], max_tokens: int | None, stop: Stop, **sampling: Any
     ) -> Self:
-        """Checked before a model is read.
+        """Return the checked options, before a model is read.
 
         Raises:
             UsageError: an option out of range.
@@ -69,22 +88,22 @@ class Asked:
         return cls(Sampling(**sampling), max_tokens, stop, runtime, options)
 
     def load(self, artifact: Artifact) -> Runtime:
-        """The model, loaded by the runtime."""
+        """Load the model with the runtime."""
         return load(artifact, self.runtime, **dict(map(parse_option, self.options)))
 
     def arguments(self) -> GenerationOptions:
-        """For `Runtime.stream` and `ChatRuntime.chat_stream`."""
+        """Return the keyword arguments for `Runtime.stream` and `ChatRuntime.chat_stream`."""
         sampling = cast(SamplingOptions, attrs.asdict(self.sampling))
         return {**sampling, "max_tokens": self.max_tokens, "stop": self.stop}
 
 
 @attrs.frozen
 class Told:
-    """A text that was generated, and what it took.
+    """A generated text with its token counts and time.
 
     Attributes:
-        text: all of it.
-        generation: with the counts.
+        text: the whole text.
+        generation: with the token counts.
         seconds: from the first token of the prompt to the last of the text.
     """
 
@@ -93,7 +112,7 @@ class Told:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return counts, speed and finish reason for JSON."""
         tokens = self.generation.completion_tokens
         return {
             "prompt_tokens": self.generation.prompt_tokens,
@@ -112,12 +131,12 @@ def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def tell(generation: Generation, pieces: list[str], silent: bool) -> Told:
-    """Take a text to its end and, unless `silent`, show each piece at once.
+    """Generate a text to its end and, unless `silent`, print each piece at once.
 
     Args:
         generation: the text.
-        pieces: where the pieces go, so that a caller who interrupts has those that came.
-        silent: whether nothing is shown.
+        pieces: receives the pieces, so that a caller has them if it is interrupted.
+        silent: whether nothing is printed.
     """
     began = time.perf_counter()
     for piece in generation:
@@ -138,24 +157,24 @@ def show(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     click.echo(f"edgekit: {text}", err=True)
 
 
-def note_end(told: Told, asked: Asked) -> None:
-    """Say that a text ended because the context is full, where the caller set no other limit."""
-    if told.generation.finish_reason == "length" and asked.max_tokens is None:
-        note("the context is full, so the text ends here; --option context=N makes it larger where the runtime can")
+def note_end(generated: Told, asked: Asked) -> None:
+    """Report that a text ended because the context is full, unless the user set a limit."""
+    if generated.generation.finish_reason == "length" and asked.max_tokens is None:
+        note("the context is full, so the text ends here; --option context=N makes it larger if the runtime can")
 
 
 def described(model: Runtime, artifact: Artifact) -> dict[str, Any]:
-    """The model, the runtime, and how it computes, for JSON."""
+    """Return the model, the runtime and how it computes, for JSON."""
     computes = model.description() if isinstance(model, DescribedRuntime) else {}
     return {"model": str(artifact.path), "format": artifact.format, "runtime": model.name, "computes": computes}
 
 
 def read_stdin() -> str:
-    """All of stdin as text, without the line break at its end.
+    """Return all of stdin as text, without the final line break.
 
     Raises:
         UsageError: stdin is a terminal.
@@ -167,10 +186,10 @@ def read_stdin() -> str:
 
 
 def decoded(data: bytes) -> str:
-    """UTF-8 from stdin.
+    """Decode bytes from stdin as UTF-8.
 
     Raises:
-        InvalidFileError: it is not; names the offset.
+        InvalidFileError: it is not UTF-8; the message states the offset.
     """
     try:
         return data.decode("utf-8")

@@ -1,4 +1,4 @@
-"""Where the names of a chart's dots go: beside their dots, upon no line, no dot and no other name."""
+"""Label placement in a chart: beside the dot, clear of lines, dots and other labels."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import attrs
 
 Point = tuple[float, float]
 
-#: Of 12 px text in the widest of the usual fonts: pixels a character, above and below the baseline.
+#: Size of 12 px text in the widest common font: pixels a character, above and below the baseline.
 CHARACTER, ASCENT, DESCENT = 7.9, 10.0, 3.0
-#: Radius of a dot; and with the space around it that other dots' names keep clear.
+#: Radius of a dot, and the radius that labels of other dots keep clear.
 DOT, CLEAR = 6.0, 9.0
-#: From the dot's edge to its name: beside it, then further and further away.
+#: Distances from the dot's edge to its label, nearest first.
 _DISTANCES = (3.0, 14.0, 26.0, 40.0, 56.0, 74.0, 94.0)
-#: Where a name may stand, seen from its dot.
+#: Directions of a label from its dot.
 _SIDES = ((1, -1), (-1, 1), (1, 0), (-1, 0), (1, 1), (-1, -1), (0, -1), (0, 1))
 
 
@@ -30,13 +30,13 @@ class Box:
     bottom: float
 
     def meets(self, other: Box) -> bool:
-        """Whether the two have a point in common."""
+        """Whether the two rectangles intersect."""
         return (
             self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
         )
 
     def inside(self, other: Box) -> bool:
-        """Whether it lies in the other one."""
+        """Whether it lies inside the other rectangle."""
         return (
             self.left >= other.left
             and self.top >= other.top
@@ -67,7 +67,7 @@ class Box:
 
 @attrs.frozen
 class Label:
-    """A name with the start of its baseline.
+    """A label with the start of its baseline.
 
     Attributes:
         lead: the line that leads from the dot to a name that stands further away; None beside the dot.
@@ -80,7 +80,7 @@ class Label:
 
     @property
     def box(self) -> Box:
-        """The room that it takes."""
+        """The rectangle that it covers."""
         return Box(self.x, self.y - ASCENT, self.x + CHARACTER * len(self.text), self.y + DESCENT)
 
 
@@ -93,22 +93,22 @@ def place(
         names: each dot's name and centre; all dots are kept clear.
         lines: paths that names should not stand on.
         area: where names may stand.
-        taken: where something else is written.
+        taken: rectangles of other text.
 
     Returns:
-        One label for each name, in their order. Where a name fits nowhere, the place that hides least.
+        One label for each name, in their order. A name that fits nowhere takes the place that hides least.
     """
     segments = [pair for line in lines for pair in itertools.pairwise(line)]
     placed: list[Label] = []
     for text, dot in names:
         others = [*taken, *(Box(x - CLEAR, y - CLEAR, x + CLEAR, y + CLEAR) for _, (x, y) in names if (x, y) != dot)]
         cost = functools.partial(_cost, taken=[label.box for label in placed] + others, segments=segments, area=area)
-        placed.append(min(_candidates(text, dot), key=cost))  # the first of the best, and the nearest come first
+        placed.append(min(_candidates(text, dot), key=cost))  # ties take the first, and the nearest come first
     return placed
 
 
 def _cost(label: Label, taken: Sequence[Box], segments: Sequence[tuple[Point, Point]], area: Box) -> int:
-    """What a place hides: names and dots count more than lines, and nothing stands outside."""
+    """Return the cost of a place: names and dots count more than lines; outside the area is not allowed."""
     box, lead = label.box, label.lead
     hidden = 100 * sum(box.meets(other) for other in taken) + 5 * sum(box.crossed(*segment) for segment in segments)
     led_over = 20 * sum(other.crossed(*lead) for other in taken) if lead else 0

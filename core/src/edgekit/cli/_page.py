@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from urllib.parse import quote
 
 from edgekit.cli._labels import CHARACTER, Box, Label, Point, place
-from edgekit.cli._output import size
 from edgekit.cli._step import Step
+from edgekit.cli.output import size
 
 _Scale = Callable[[float], float]
 
-#: Pixels of the chart: of the usual one, and of the one that narrow screens show.
+#: Width of the chart in pixels, on wide and on narrow screens.
 _WIDTH, NARROW, _HEIGHT = 860, 388, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 44, 56
-#: Height of the band for what is not above the noise floor: a logarithm has no zero.
+#: Height of the band for values up to the noise floor, which a logarithmic scale cannot show.
 _BAND = 30
 _COLOURS = {"gguf": "#3b82f6", "affine": "#d97706"}
 _LEGEND = {"gguf": "GGUF recipes", "affine": "affine, groups of 32"}
@@ -48,7 +48,7 @@ td:first-child::before{content:none} td.long{grid-column:1/3}
 
 
 def render(steps: Sequence[Step], source_size: int, baseline: float) -> str:
-    """The page as text.
+    """Return the page as HTML.
 
     Args:
         steps: the measured ladder.
@@ -60,23 +60,20 @@ def render(steps: Sequence[Step], source_size: int, baseline: float) -> str:
 <title>edgekit: what each bit costs</title><style>{_STYLE}</style></head><body>
 <h1>What each bit costs</h1>
 <p>The sample model ({size(source_size)} in BF16, perplexity {baseline:.4f}) quantized down the ladder, each artifact
-measured on text that the model never saw. Further left is smaller, further down is nearer to the source. Beside each
-perplexity stands the standard error of its difference to the source's: with many bits the difference is chance.</p>
-<div class="wide">{chart(steps)}</div>
-<div class="narrow">{chart(steps, NARROW)}</div>
-<p>The band at the bottom is the noise floor, {_power(steps[0].noise_floor)} nats: the divergence of the source from
-itself when its sums are taken in another order. What lies in it may be rounding alone.</p>
-<p>Each name in the table leads to its artifact; <a href="ladder.json">ladder.json</a> has the numbers,
-<a href="ladder.svg">ladder.svg</a> the picture.</p>
-{_table(steps)}
-</body></html>
+measured on text that was not in its training data. Further left is smaller, further down is nearer to the source.
+Beside each perplexity stands the standard error of its difference to the source's: with many bits the difference is
+chance.</p> <div class="wide">{chart(steps)}</div> <div class="narrow">{chart(steps, NARROW)}</div> <p>The band at the
+bottom is the noise floor, {_power(steps[0].noise_floor)} nats: the divergence of the source from itself when its sums
+are taken in another order. Values in it may be due to rounding alone.</p> <p>Each name in the table leads to its
+artifact; <a href="ladder.json">ladder.json</a> has the numbers, <a href="ladder.svg">ladder.svg</a> the picture.</p>
+{_table(steps)} </body></html>
 """
 
 
 def chart(steps: Sequence[Step], width: int = _WIDTH) -> str:
     """An SVG scatter of size (linear) against the KL divergence from the source (logarithmic), `width` pixels wide.
 
-    What is not above the noise floor lies in a band below the logarithmic scale.
+    Values up to the noise floor are drawn in a band below the logarithmic scale.
     """
     right = width - _RIGHT
     across = _scale(0, max(s.size for s in steps) * 1.08, _LEFT, right)
@@ -124,7 +121,7 @@ def chart(steps: Sequence[Step], width: int = _WIDTH) -> str:
 
 
 def _range(steps: Sequence[Step]) -> tuple[float, float]:
-    """Ends of the logarithmic scale: from a power of ten, or the noise floor where that is higher."""
+    """Return the ends of the logarithmic scale, from a power of ten or the noise floor, whichever is higher."""
     above = [step.kl for step in steps if not step.is_noise] or [1e-6]
     low = 10.0 ** math.floor(math.log10(min(above)))
     return max(low, *(step.noise_floor for step in steps)), max(above) * 2
@@ -138,7 +135,7 @@ def _band(top: float, right: float, words: Label) -> str:
 
 
 def _power(value: float) -> str:
-    """7·10⁻¹³."""
+    """Format a number as Format a number as 7·10⁻¹³."""
     if value == 0:
         return "0"
     digit, exponent = f"{value:.0e}".split("e")
@@ -149,7 +146,7 @@ _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def _legend(paths: Mapping[str, Sequence[Point]]) -> Iterator[str]:
-    """What the colours mean, in a row above the picture."""
+    """Return the legend of the colours, a row above the picture."""
     x = float(_LEFT)
     for kind in (kind for kind, path in paths.items() if path):
         yield f'<circle cx="{x + 5:.1f}" cy="22" r="5" fill="{_COLOURS[kind]}"/>'
@@ -184,7 +181,7 @@ def _kl_tick(up: _Scale, value: float, right: float) -> str:
 
 
 def _decade(value: float) -> str:
-    """0.01, and with an exponent where there would be many zeros: 10⁻⁶."""
+    """Format a power of ten: 0.01, or with an exponent (10⁻⁶) if it has many zeros."""
     exponent = round(math.log10(value))
     return f"{value:g}" if exponent > -4 else "10" + str(exponent).translate(_RAISED)
 
@@ -194,7 +191,7 @@ def _kind(step: Step) -> str:
 
 
 def _path(steps: Sequence[Step], kind: str, across: _Scale, height: Callable[[Step], float]) -> list[Point]:
-    """The dots of one kind, from the smallest artifact on."""
+    """Return the line through the dots of one kind, from the smallest artifact on."""
     return [(across(s.size), height(s)) for s in sorted(steps, key=lambda s: s.size) if _kind(s) == kind]
 
 
@@ -212,7 +209,7 @@ def _dot(step: Step, x: float, y: float) -> str:
 
 
 def _name(label: Label) -> str:
-    """The name beside a dot; a line leads to one that stands further away."""
+    """Return the label of a dot, with a line to it if it is further away."""
     lead = ""
     if label.lead:
         (x1, y1), (x2, y2) = label.lead
@@ -225,7 +222,7 @@ def _short(step: Step) -> str:
 
 
 def divergence(step: Step) -> str:
-    """The KL divergence; what is not above the noise floor is marked."""
+    """Return the KL divergence as text; values up to the noise floor are marked."""
     return "≤ noise floor" if step.is_noise else f"{step.kl:.6f}"
 
 
@@ -234,7 +231,7 @@ def _perplexity(step: Step) -> str:
 
 
 _HEADER = ("recipe", "size", "bits/weight", "tier", "rel. error", "perplexity", "KL divergence", "top-1")
-#: Columns of another kind than numbers, and those that need a line of their own where there is little room.
+#: Columns that hold no numbers, and those that take a whole line on narrow screens.
 _CLASSES = {"tier": " class=tier", "perplexity": " class=long"}
 
 

@@ -10,12 +10,12 @@ class Step:
     """One step of the ladder, measured.
 
     Attributes:
-        size: bytes of the artifact on disk.
+        size: of the artifact on disk, in bytes.
         bits_per_weight: measured over all tensors.
         tier: of the precision that most weights have.
         error: relative RMS error of all weights.
         perplexity, kl, top1: on the held-out text, the last two against the source.
-        perplexity_error: of the difference to the source's perplexity, a standard error.
+        perplexity_error: standard error of the difference to the source's perplexity.
         noise_floor: of the KL divergence; see `edgekit.evaluation.Evaluation`.
     """
 

@@ -8,7 +8,7 @@ import click
 
 from edgekit.artifact import Artifact
 from edgekit.cli._options import value_options
-from edgekit.cli._output import json_option, print_json, print_notes, size
+from edgekit.cli.output import json_option, print_json, print_notes, size
 from edgekit.pipeline.passes import run_pass
 
 
@@ -20,7 +20,7 @@ from edgekit.pipeline.passes import run_pass
 @click.option("--force", is_flag=True, help="Replace a target that edgekit did not write.")
 @json_option
 def command(name: str, source: str, to: str, options: dict[str, Any], force: bool, as_json: bool) -> None:
-    """Transform SOURCE as a whole with an installed PASS and say what that cost; `edgekit plugins` lists passes."""
+    """Transform SOURCE as a whole with an installed PASS and report the loss; `edgekit plugins` lists passes."""
     notes: list[str] = []
     written = run_pass(source, name, to=to, options=options, overwrite=force, notes=notes)
     print_notes(name, written.notes, notes)

@@ -13,7 +13,7 @@ import attrs
 import click
 
 from edgekit.cli._generation import Asked, decoded, described, generation_options, note, note_end, show, tell
-from edgekit.cli._output import json_option
+from edgekit.cli.output import json_option
 from edgekit.errors import ContextOverflowError, UsageError
 from edgekit.pipeline.conversion import open_artifact
 from edgekit.runtime import ChatRuntime
@@ -28,17 +28,17 @@ _HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops 
 @click.option("--system", metavar="TEXT", help="System message at the beginning of the conversation.")
 @json_option
 def command(model: str, system: str | None, as_json: bool, **options: Any) -> None:
-    """Talk with MODEL, which needs a chat template: each line of stdin is a message, each answer streams to stdout.
+    """Chat with MODEL, which needs a chat template: each line of stdin is a message, each answer streams to stdout.
 
-    In a terminal, Ctrl-C stops an answer and Ctrl-D ends the conversation; /reset forgets it, /help says so. With
-    --json every answer is one line of JSON.
+    In a terminal, Ctrl-C stops an answer and Ctrl-D ends the conversation; /reset starts a new one, /help lists the
+    commands. With --json every answer is one line of JSON.
     """
     asked = Asked.of(**options)
     artifact = open_artifact(model)
-    template_of(artifact)  # a model without one is refused before it is loaded
+    template_of(artifact)  # raises before loading if there is none
     with asked.load(artifact) as loaded:
         if not isinstance(loaded, ChatRuntime):
-            raise UsageError(f"runtime {loaded.name!r} does not chat; choose another --runtime")
+            raise UsageError(f"runtime {loaded.name!r} does not support chat; choose another --runtime")
         chat = _Chat(loaded, system, asked, as_json, {} if not as_json else described(loaded, artifact))
         if chat.terminal:
             note(f"{artifact.path.name} with {loaded.name}; {_HELP}")
@@ -47,7 +47,7 @@ def command(model: str, system: str | None, as_json: bool, **options: Any) -> No
 
 @attrs.define(eq=False)
 class _Chat:
-    """A conversation, and where it goes."""
+    """A conversation with its model and options."""
 
     model: ChatRuntime
     system: str | None
@@ -58,7 +58,7 @@ class _Chat:
     terminal: bool = attrs.field(factory=lambda: sys.stdin.isatty() and sys.stdout.isatty())
 
     def run(self) -> None:
-        """Answer every line until there are no more."""
+        """Answer each line until the input ends."""
         self._reset()
         for line in _typed() if self.terminal else _piped():
             if line in ("/exit", "/quit", "/bye"):
@@ -88,10 +88,10 @@ class _Chat:
             self.messages.pop()
 
     def _answer(self) -> str:
-        """The answer, or as much of it as came before it was interrupted in a terminal."""
+        """Return the answer, or the part before it was interrupted in a terminal."""
         pieces: list[str] = []
         try:
-            told = tell(self.model.chat_stream(self.messages, **self.asked.arguments()), pieces, self.as_json)
+            generated = tell(self.model.chat_stream(self.messages, **self.asked.arguments()), pieces, self.as_json)
         except KeyboardInterrupt:
             if not self.terminal:
                 raise
@@ -99,15 +99,15 @@ class _Chat:
             note("stopped; the answer so far is kept" if pieces else "stopped; the message is forgotten")
             return "".join(pieces)
         if self.as_json:
-            answer = {"role": "assistant", "content": told.text, **told.to_dict(), **self.described}
+            answer = {"role": "assistant", "content": generated.text, **generated.to_dict(), **self.described}
             click.echo(json.dumps(answer, ensure_ascii=False))
         else:
-            note_end(told, self.asked)
-        return told.text
+            note_end(generated, self.asked)
+        return generated.text
 
 
 def _typed() -> Iterator[str]:
-    """Lines of a terminal, with the editing that readline brings where it is there."""
+    """Yield lines of a terminal, with readline's editing if it is available."""
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")
     while True:
@@ -119,7 +119,7 @@ def _typed() -> Iterator[str]:
 
 
 def _piped() -> Iterator[str]:
-    """Lines of a pipe or a file."""
+    """Yield lines of a pipe or a file."""
     for line in sys.stdin.buffer:
         yield decoded(line).rstrip("\r\n")
 

@@ -1,11 +1,11 @@
-"""`edgekit compare`: what a conversion cost."""
+"""`edgekit compare`: the loss of a conversion."""
 
 from __future__ import annotations
 
 import attrs
 import click
 
-from edgekit.cli._output import json_option, print_json, read_text
+from edgekit.cli.output import json_option, print_json, read_text
 from edgekit.evaluation import compare
 from edgekit.pipeline.conversion import open_artifact
 from edgekit.pipeline.progress import bar
@@ -15,7 +15,11 @@ from edgekit.pipeline.progress import bar
 @click.argument("baseline")
 @click.argument("artifact")
 @click.option("--text", metavar="FILE", help="Also measure perplexity, KL divergence and top-1 agreement on this text.")
-@click.option("--context", type=click.IntRange(min=2), help="Tokens of a window; 512, or the model's context if less.")
+@click.option(
+    "--context",
+    type=click.IntRange(min=2),
+    help="Tokens in a window; default: 512, or the model's context if that is less.",
+)
 @click.option(
     "--sort", type=click.Choice(["model", "error"]), default="model", show_default=True, help="Order of tensors."
 )
@@ -26,16 +30,18 @@ def command(
 ) -> None:
     """Compare ARTIFACT with BASELINE: size, error of every tensor and, with a text, quality.
 
-    A tensor's share is that of the squared error of all tensors together; --sort error puts the largest first.
+    A tensor's share is its part of the total squared error; --sort error lists the largest first.
     """
     sources = open_artifact(baseline), open_artifact(artifact)
     with bar("compare") as report:
-        found = compare(*sources, None if text is None else read_text(text), context=context, progress=report)
-    found = found.by_error(top) if sort == "error" else attrs.evolve(found, tensors=found.tensors[:top])
+        comparison = compare(*sources, None if text is None else read_text(text), context=context, progress=report)
+    comparison = (
+        comparison.by_error(top) if sort == "error" else attrs.evolve(comparison, tensors=comparison.tensors[:top])
+    )
     if as_json:
-        print_json(found.to_dict())
+        print_json(comparison.to_dict())
     else:
-        click.echo(str(found))
+        click.echo(str(comparison))
 
 
 __all__ = ["command"]

@@ -1,4 +1,4 @@
-"""`edgekit demo`: the main job on the embedded sample model, from 8 bits down to 1."""
+"""`edgekit demo`: quantize the embedded sample model, from 8 bits down to 1."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import click
 from edgekit import sample
 from edgekit.artifact import Artifact
 from edgekit.cli import _page
-from edgekit.cli._output import json_option, print_json, size, table
 from edgekit.cli._step import Step
+from edgekit.cli.output import json_option, print_json, size, table
 from edgekit.errors import UsageError
 from edgekit.evaluation import Baseline, Evaluation, compare, evaluate
 from edgekit.files.atomic import write_atomic, writing
@@ -57,10 +57,10 @@ def command(out: str, as_json: bool) -> None:
 
 
 def _refuse_foreign(target: Path) -> None:
-    """A page of somebody's own is not overwritten; the demo's lies beside its figures."""
+    """Raise if a page exists that the demo did not write; its own lies beside its figures."""
     page = target / "index.html"
     if page.exists() and not (target / "ladder.json").exists():
-        raise UsageError(f"{page} is there already, and the demo did not write it; choose another directory with --out")
+        raise UsageError(f"{page} exists, and the demo did not write it; choose another directory with --out")
 
 
 def climb(source: Baseline, text: str, target: Path, report: Any) -> Iterator[Step]:
@@ -75,8 +75,8 @@ def climb(source: Baseline, text: str, target: Path, report: Any) -> Iterator[St
 
 def measure(source: Baseline, made: Artifact, recipe: str, text: str) -> Step:
     """Compare an artifact with its source on weights and on text."""
-    found = compare(source, made, text)
-    quality = found.evaluation
+    comparison = compare(source, made, text)
+    quality = comparison.evaluation
     assert quality is not None
     return Step(
         recipe=recipe,
@@ -84,7 +84,7 @@ def measure(source: Baseline, made: Artifact, recipe: str, text: str) -> Step:
         size=made.nbytes,
         bits_per_weight=8 * made.tensor_nbytes / made.parameters,
         tier=tier(made, recipe),
-        error=found.relative_rms,
+        error=comparison.relative_rms,
         perplexity=quality.perplexity,
         perplexity_error=quality.perplexity_error or 0.0,
         kl=quality.kl_divergence or 0.0,
@@ -94,17 +94,17 @@ def measure(source: Baseline, made: Artifact, recipe: str, text: str) -> Step:
 
 
 def tier(made: Artifact, recipe: str) -> str:
-    """The tier of the precision that most of the weights have."""
+    """Return the tier of the precision that most of the weights have."""
     elements: dict[Tier, int] = {}
     for tensor in made.tensors.values():
         precision = getattr(tensor, "precision", None)
-        found = precision.tier if precision else Tier.FULL
-        elements[found] = elements.get(found, 0) + tensor.size
+        of_tensor = precision.tier if precision else Tier.FULL
+        elements[of_tensor] = elements.get(of_tensor, 0) + tensor.size
     return max(elements, key=lambda each: elements[each])
 
 
 def perplexity(step: Step) -> str:
-    """With the standard error of its difference to the source's."""
+    """Return the perplexity with the standard error of its difference to the source's."""
     return f"{step.perplexity:.4f} ± {step.perplexity_error:.4f}"
 
 

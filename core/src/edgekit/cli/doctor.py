@@ -1,4 +1,4 @@
-"""`edgekit doctor`: is this installation well, and what can this machine do?"""
+"""`edgekit doctor`: check the installation and list the devices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 
 from edgekit.cli._examined import Examined, examine
 from edgekit.cli._foreign import foreign_owners
-from edgekit.cli._output import json_option, print_json
+from edgekit.cli.output import json_option, print_json
 from edgekit.plugin.registry import BUILT_IN, installed
 
 _OPTIONAL = {
@@ -31,7 +31,7 @@ _DEPENDENCIES = ("attrs", "click", "numpy", "pluggy", "safetensors")
 def command(ctx: click.Context, as_json: bool) -> None:
     """Check the installation: versions, plugins and everything they register, optional packages, devices.
 
-    Exits with 4 where a plugin is broken, or where another project's distribution owns the module `edgekit` too.
+    Exits with 4 if a plugin is broken, or if another project's distribution installs the module `edgekit` too.
     """
     report = examined()
     if as_json:
@@ -42,20 +42,20 @@ def command(ctx: click.Context, as_json: bool) -> None:
 
 
 def examined() -> dict[str, Any]:
-    """Everything `edgekit doctor` shows, as plain data."""
+    """Return everything that `edgekit doctor` shows, as plain data."""
     looked_at = examine(installed())
     problems = list(foreign_owners())
     for plugin in installed():
-        told = [plugin.error] if plugin.error and plugin.status != "disabled" else []
-        told += looked_at.get(plugin.name, Examined()).problems
-        problems += [f"{plugin.distribution} {plugin.version}: {problem}" for problem in told]
+        messages = [plugin.error] if plugin.error and plugin.status != "disabled" else []
+        messages += looked_at.get(plugin.name, Examined()).problems
+        problems += [f"{plugin.distribution} {plugin.version}: {problem}" for problem in messages]
     return {
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "versions": {name: _version(name) for name in (BUILT_IN, *_DEPENDENCIES)},
         "optional": {name: importlib.util.find_spec(name) is not None for name in _OPTIONAL},
         "plugins": {p.name: f"{p.distribution} {p.version}, {p.status}" for p in installed()},
-        "devices": {name: lines for found in looked_at.values() for name, lines in found.devices.items()},
+        "devices": {name: lines for result in looked_at.values() for name, lines in result.devices.items()},
         "problems": problems,
     }
 

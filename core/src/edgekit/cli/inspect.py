@@ -1,4 +1,4 @@
-"""`edgekit inspect`: what is in a model file."""
+"""`edgekit inspect`: show the contents of a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import attrs
 import click
 
 from edgekit.artifact import Artifact
-from edgekit.cli._output import json_option, print_json, size, table
+from edgekit.cli.output import json_option, print_json, size, table
 from edgekit.errors import UnsupportedModelError
 from edgekit.manifest import stale_manifest
 from edgekit.pipeline.conversion import open_artifact
@@ -53,7 +53,7 @@ def command(path: str, tensors: bool, metadata: bool, as_json: bool) -> None:
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:
-    """Everything `edgekit inspect` shows, as plain data."""
+    """Return everything that `edgekit inspect` shows, as plain data."""
     try:
         model = attrs.asdict(artifact.model.config)
     except UnsupportedModelError as error:
@@ -77,10 +77,10 @@ def describe(artifact: Artifact) -> dict[str, Any]:
 
 def _tokenizer(artifact: Artifact) -> str | None:
     try:
-        found = artifact.tokenizer
+        tokenizer = artifact.tokenizer
     except UnsupportedModelError as error:
         return f"unknown ({error})"
-    return f"{found.kind}, {len(found.tokens)} tokens" if found else None
+    return f"{tokenizer.kind}, {len(tokenizer.tokens)} tokens" if tokenizer else None
 
 
 def _tensor(name: str, tensor: AnyTensor) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""`edgekit new-plugin`: a whole distribution to start from, whose tests pass at once.
+"""`edgekit new-plugin`: write the skeleton of a plugin, a distribution whose tests pass.
 
-The templates lie in a folder for each part and one for what all have. The parts' modules are the example plugin's,
-which `docs/generate.py` copies.
+The templates lie in one folder for each part and one for files that all plugins have. The parts' modules are the
+example plugin's, which `docs/generate.py` copies.
 """
 
 from __future__ import annotations
@@ -18,26 +18,31 @@ from string import Template
 
 import click
 
-from edgekit.cli._output import json_option, print_json
+from edgekit.cli.output import json_option, print_json
 from edgekit.errors import UsageError
 from edgekit.files.atomic import writing
 from edgekit.plugin.registry import installed, manager
 
 _NAME = re.compile(r"[a-z][a-z0-9]{0,31}(-[a-z0-9]{1,31}){0,3}")
-#: Names that mean something else: the core's plugin, the reference as a backend, the extra that brings everything.
+#: Reserved names: the core's plugin, the reference backend, and the extra with all plugins.
 _TAKEN = ("core", "reference", "all", "edgekit", "testing", "text")
 _SUFFIX = ".in"
 _ROOT = files("edgekit.cli") / "_templates"
-#: Of a part: its hook, its tests with their imports, and lines of the README.
+#: Template files of a part: its hook, its tests with their imports, and lines of the README.
 _FRAGMENTS = ("hook", "imports", "test", "does", "next")
-#: What a plugin may bring, in the order in which its files name it.
+#: The parts that a plugin may have, in the order of its files.
 PARTS = ("precision", "quantizer", "format", "runtime", "command")
 
 
 @click.command("new-plugin")
 @click.argument("name")
 @click.option("--with", "parts", default="quantizer", show_default=True, metavar="PART,...", help=", ".join(PARTS))
-@click.option("--dir", "directory", type=click.Path(path_type=Path), help="Where. Default: edgekit-NAME, here.")
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path),
+    help="Directory to write; default: edgekit-NAME in the current directory.",
+)
 @json_option
 def command(name: str, parts: str, directory: Path | None, as_json: bool) -> None:
     """Write the skeleton of a plugin: a distribution with the parts that you name, and tests that pass.
@@ -57,15 +62,15 @@ def command(name: str, parts: str, directory: Path | None, as_json: bool) -> Non
 
 
 def generate(name: str, target: Path, parts: Sequence[str] = ("quantizer",)) -> list[str]:
-    """Write the skeleton of a plugin into a directory that appears whole, or not at all; gives its files.
+    """Write the skeleton of a plugin into a new directory, whole or not at all; return its files.
 
     Args:
         name: of the plugin.
-        target: a directory that is not there, or empty.
-        parts: of `PARTS`, what the plugin brings.
+        target: a directory that does not exist or is empty.
+        parts: of the plugin, from `PARTS`.
 
     Raises:
-        UsageError: a name that no plugin can have, an unknown part, or a target that holds something.
+        UsageError: an invalid name, an unknown part, or a target that is not empty.
         ResourceError: the target cannot be written.
     """
     check_name(name)
@@ -81,7 +86,7 @@ def generate(name: str, target: Path, parts: Sequence[str] = ("quantizer",)) -> 
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     with writing(target):
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise UsageError(f"{target} is there already, and nothing is overwritten; choose another with --dir")
+            raise UsageError(f"{target} exists, and nothing is overwritten; choose another with --dir")
         partial.mkdir()
         try:
             written = sorted(_write(partial, _words(name, chosen), chosen))
@@ -92,22 +97,22 @@ def generate(name: str, target: Path, parts: Sequence[str] = ("quantizer",)) -> 
 
 
 def check_name(name: str) -> None:
-    """Refuse names that are no plugin's.
+    """Raise if a plugin cannot have that name.
 
     Raises:
-        UsageError: says what is allowed.
+        UsageError: states what is allowed.
     """
     if name.startswith("edgekit-"):
         raise UsageError(f"plugin name {name!r}: leave out the prefix, {name.removeprefix('edgekit-')!r} is enough")
     if not _NAME.fullmatch(name):
-        raise UsageError(f"plugin name {name!r}: take small letters, digits and single hyphens, a letter first")
+        raise UsageError(f"plugin name {name!r}: use lower-case letters, digits and single hyphens, a letter first")
     commands = {registration.name for registration in manager().all("commands")}
     if name in _TAKEN or name in commands or any(name == plugin.name for plugin in installed()):
         raise UsageError(f"plugin name {name!r} is taken; `edgekit plugins` lists what is installed")
 
 
 def _words(name: str, parts: Sequence[str]) -> dict[str, str]:
-    """What the templates' placeholders stand for."""
+    """Return the values of the templates' placeholders."""
     word = name.replace("-", "_")
     words = {
         "name": name,
@@ -133,7 +138,7 @@ def _words(name: str, parts: Sequence[str]) -> dict[str, str]:
 
 
 def _write(folder: Path, words: Mapping[str, str], parts: Sequence[str]) -> Iterator[str]:
-    for path, template in (found for part in ("base", *parts) for found in _templates(_ROOT / part)):
+    for path, template in (listed for part in ("base", *parts) for listed in _templates(_ROOT / part)):
         if "/" not in path and path.removesuffix(_SUFFIX) in _FRAGMENTS:
             continue
         file = folder / path.removesuffix(_SUFFIX).replace("src/module/", f"src/{words['module']}/")

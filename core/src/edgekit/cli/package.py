@@ -1,4 +1,4 @@
-"""`edgekit package`: lay a model out for a model server."""
+"""`edgekit package`: write the directory that a model server expects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import attrs
 import click
 
 from edgekit.cli._options import value_options
-from edgekit.cli._output import json_option, print_json
+from edgekit.cli.output import json_option, print_json
 from edgekit.pipeline.packaging import Package, package
 
 
@@ -20,7 +20,7 @@ from edgekit.pipeline.packaging import Package, package
 @click.option("--force", is_flag=True, help="Replace a target that edgekit did not write.")
 @json_option
 def command(source: str, server: str, to: str, options: dict[str, Any], force: bool, as_json: bool) -> None:
-    """Lay SOURCE out as a model SERVER expects it, and say how to start the server; nothing is started."""
+    """Write SOURCE in the directory layout of a model SERVER and print the command that starts it."""
     notes: list[str] = []
     written = package(source, server, to=to, options=options, overwrite=force, notes=notes)
     _show(written, as_json)

@@ -1,4 +1,4 @@
-"""`edgekit quantize`: the main job."""
+"""`edgekit quantize`: quantize a model with a recipe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from edgekit.artifact import Artifact
-from edgekit.cli._output import json_option, print_json, print_notes, size
+from edgekit.cli.output import json_option, print_json, print_notes, size
 from edgekit.errors import UsageError
 from edgekit.files.guard import refuse_harm
 from edgekit.pipeline.conversion import Nonfinite, find_format, open_source, quantize
@@ -21,30 +21,30 @@ from edgekit.typing import F32
 @click.argument("source")
 @click.argument("recipe")
 @click.option("--to", required=True, metavar="PATH", help="File or directory to write; its suffix decides the format.")
-@click.option("--format", "format_", metavar="NAME", help="Format to write, where the suffix does not say it.")
+@click.option("--format", "format_", metavar="NAME", help="Format to write; default: by the suffix.")
 @click.option(
     "--tensor",
     "rules",
     multiple=True,
     metavar="PATTERN=PRECISION",
-    help="Precision of the tensors whose name matches, whatever RECIPE says; the first match decides. Repeatable.",
+    help="Precision of the tensors whose name matches, instead of RECIPE's; the first match decides (repeatable).",
 )
-@click.option("--backend", metavar="NAME", help="Encoders to use; the bytes are the same from all exact ones.")
+@click.option("--backend", metavar="NAME", help="Encoders to use; all exact ones write the same bytes.")
 @click.option("--imatrix", metavar="FILE", help="Importance matrix of the model, from `edgekit imatrix` or llama.cpp.")
 @click.option(
     "--exact-importance",
     is_flag=True,
-    help="Take the importance matrix as it is, zeros included, for llama.cpp's bytes.",
+    help="Use the importance matrix unchanged, zeros included, for llama.cpp's bytes.",
 )
 @click.option(
     "--nonfinite",
     type=click.Choice(["refuse", "keep"]),
     default="refuse",
     show_default=True,
-    help="What to do with a tensor that holds NaN or infinity: refuse the model, or keep the tensor in float.",
+    help="Tensors that hold NaN or infinity: refuse the model, or keep them in float.",
 )
 @click.option(
-    "--allow-unquantized", is_flag=True, help="Write the model even if less than half of its weights get quantized."
+    "--allow-unquantized", is_flag=True, help="Write the model even if less than half of its weights are quantized."
 )
 @click.option("--force", is_flag=True, help="Replace a target that edgekit did not write.")
 @json_option
@@ -88,10 +88,10 @@ def command(
 
 
 def parse_rules(texts: Sequence[str]) -> dict[str, str]:
-    """``PATTERN=PRECISION`` each, as the name of a precision by pattern, in order.
+    """Parse ``PATTERN=PRECISION`` options; return the names of precisions by pattern, in order.
 
     Raises:
-        UsageError: there is no ``=``, or nothing on one side of it; or a pattern comes twice.
+        UsageError: no ``=``, nothing on one side of it, or a pattern that is given twice.
     """
     rules: dict[str, str] = {}
     for text in texts:
@@ -113,7 +113,7 @@ def _importance(imatrix: str | None, artifact: Artifact) -> dict[str, F32] | Non
 
 
 def show_written(source: Artifact, written: Artifact, as_json: bool) -> None:
-    """Print what was written, against what it was made from."""
+    """Print the sizes of the written artifact and of its source."""
     bits = 8 * written.tensor_nbytes / max(1, written.parameters)
     saved = 1 - written.nbytes / source.nbytes
     if as_json:

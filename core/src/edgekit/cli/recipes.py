@@ -1,4 +1,4 @@
-"""`edgekit recipes`: what a recipe gives to which tensor."""
+"""`edgekit recipes`: list the recipes with their rules."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from pathlib import Path
 import attrs
 import click
 
-from edgekit.cli._output import json_option, print_json, table
+from edgekit.cli.output import json_option, print_json, table
 from edgekit.pipeline.conversion import find_format
 from edgekit.pipeline.recipes import Listed, list_recipes
 
 
 @click.command("recipes")
-@click.option("--format", "format_", metavar="NAME", help="Only the recipes for this format.")
+@click.option("--format", "format_", metavar="NAME", help="List only the recipes for this format.")
 @json_option
 def command(format_: str | None, as_json: bool) -> None:
-    """List the recipes with their rules, the first that applies decides.
+    """List the recipes with their rules; the first rule that applies decides.
 
     Besides these, every precision is a recipe for all weight matrices (`edgekit precisions`), and so is a TOML file of
     rules of your own.
     """
     name = find_format_name(format_) if format_ else None
-    found = list(list_recipes(name))
+    recipes = list(list_recipes(name))
     if as_json:
-        print_json([attrs.asdict(recipe) for recipe in found])
+        print_json([attrs.asdict(recipe) for recipe in recipes])
         return
-    click.echo(table(("recipe", "format", "tensors", "precision", "when"), [row for r in found for row in _rows(r)]))
+    click.echo(table(("recipe", "format", "tensors", "precision", "when"), [row for r in recipes for row in _rows(r)]))
 
 
 def find_format_name(name: str) -> str:
-    """The format's registered name.
+    """Return the format's registered name.
 
     Raises:
         MissingPluginError: no such format is installed.

@@ -1,4 +1,4 @@
-"""`edgekit run`: one prompt, one text."""
+"""`edgekit run`: answer or continue one prompt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from edgekit.artifact import Artifact
 from edgekit.cli._generation import Asked, described, generation_options, note, note_end, read_stdin, tell
-from edgekit.cli._output import json_option, print_json
+from edgekit.cli.output import json_option, print_json
 from edgekit.errors import UsageError
 from edgekit.pipeline.conversion import open_artifact
 from edgekit.runtime import ChatRuntime, Generation, Runtime
@@ -20,13 +20,13 @@ from edgekit.runtime.chat import has_template
 @click.argument("prompt", required=False)
 @generation_options
 @click.option("--system", metavar="TEXT", help="System message before the prompt.")
-@click.option("--raw", is_flag=True, help="Continue PROMPT as it is, without the model's chat template.")
+@click.option("--raw", is_flag=True, help="Continue PROMPT unchanged, without the model's chat template.")
 @json_option
 def command(model: str, prompt: str | None, system: str | None, raw: bool, as_json: bool, **options: Any) -> None:
     """Answer PROMPT with MODEL, or continue it: the text streams to stdout.
 
     A model with a chat template answers PROMPT as a message of the user; a model without one, and any with --raw,
-    continues it. PROMPT is read from stdin where it is left out, or "-".
+    continues it. PROMPT is read from stdin if it is left out or "-".
     """
     asked = Asked.of(**options)
     if raw and system is not None:
@@ -38,19 +38,19 @@ def command(model: str, prompt: str | None, system: str | None, raw: bool, as_js
         generation = _begin(loaded, artifact, str(text), system, chats, asked)
         if not (chats or raw or as_json):
             note(f"{artifact.path.name} has no chat template; the prompt is continued as text")
-        told = tell(generation, [], as_json)
+        generated = tell(generation, [], as_json)
         if as_json:
-            print_json({"text": told.text, **told.to_dict(), "chat": chats, "sampling": asked.arguments()}
+            print_json({"text": generated.text, **generated.to_dict(), "chat": chats, "sampling": asked.arguments()}
                        | described(loaded, artifact))  # fmt: skip
         else:
-            note_end(told, asked)
+            note_end(generated, asked)
 
 
 def _begin(model: Runtime, artifact: Artifact, text: str, system: str | None, chats: bool, asked: Asked) -> Generation:
     if not chats:
         return model.stream(text, **asked.arguments())
     if not isinstance(model, ChatRuntime):
-        raise UsageError(f"runtime {model.name!r} does not chat; --raw continues the prompt as text")
+        raise UsageError(f"runtime {model.name!r} does not support chat; --raw continues the prompt as text")
     messages = [] if system is None else [{"role": "system", "content": system}]
     return model.chat_stream([*messages, {"role": "user", "content": text}], **asked.arguments())
 

@@ -1,4 +1,4 @@
-"""`edgekit vectors`: known answers of any precision, for backends in any language."""
+"""`edgekit vectors`: test vectors of any precision, for backends in any language."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli._output import json_option, print_json
+from edgekit.cli.output import json_option, print_json
 from edgekit.errors import UsageError
 from edgekit.precision import find_precision
 
@@ -15,20 +15,20 @@ from edgekit.precision import find_precision
 @click.command("vectors")
 @click.argument("precisions", nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory to write into.")
-@click.option("--backend", help="Who encodes: reference (the default), or a plugin's name.")
+@click.option("--backend", help="Encoder to use: reference (the default), or a plugin's name.")
 @json_option
 def command(precisions: tuple[str, ...], out: Path, backend: str | None, as_json: bool) -> None:
     """Write inputs and encoded bytes of PRECISIONS as JSON, with provenance and SHA-256.
 
-    The inputs are edgekit's own: normal and heavy-tailed rows, ties, zeros of both signs, constants, subnormals,
-    one-sided and huge ones. A file for each convention; arrays are base64 of little-endian bytes.
+    The inputs are fixed: normal and heavy-tailed rows, ties, zeros of both signs, constants, subnormal, one-sided and
+    huge values. A file for each convention; arrays are base64 of little-endian bytes.
     """
     from edgekit.encoding.codecs import REFERENCE, encode
     from edgekit.testing import vectors
 
     chosen = [find_precision(name) for name in dict.fromkeys(precisions)]
     if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: a file; --out wants a directory")
+        raise UsageError(f"{out}: a file; --out must be a directory")
     who = backend or REFERENCE
     answers = [
         answer

@@ -1,4 +1,4 @@
-"""`edgekit verify`: hold a quantizer, a format, a runtime or a whole plugin to its contract."""
+"""`edgekit verify`: run the conformance checks of a quantizer, a format, a runtime or a plugin."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import Any
 import attrs
 import click
 
-from edgekit.cli._output import json_option, print_json, table
+from edgekit.cli.output import json_option, print_json, table
 from edgekit.errors import EdgekitError, QualityGateError, UnknownPrecisionError, UsageError
 from edgekit.plugin.registry import BUILT_IN, Registration, manager
 
 
 @click.command("verify")
 @click.argument("name")
-@click.option("--backend", help="Whose encoder of the precision: reference, or a plugin's name. Default: the fastest.")
-@click.option("--check", "checks", multiple=True, help="Only this check (repeatable).")
+@click.option(
+    "--backend", help="Encoder of the precision: reference, or a plugin's name; default: the fastest exact one."
+)
+@click.option("--check", "checks", multiple=True, help="Run only this check (repeatable).")
 @click.option("--profile", type=click.Choice(["quick", "default", "deep"]), default="quick", show_default=True)
-@click.option("--failed", is_flag=True, help="Show only what is wrong.")
+@click.option("--failed", is_flag=True, help="Show only failed checks.")
 @json_option
 def command(name: str, backend: str | None, checks: tuple[str, ...], profile: str, failed: bool, as_json: bool) -> None:
-    """Run the conformance kit on NAME: a precision (ggml:Q4_K), a format, a runtime, or a plugin with all it brings.
+    """Run the conformance kit on NAME: a precision (ggml:Q4_K), a format, a runtime, or a plugin with its parts.
 
     \b
     edgekit verify ggml:Q4_K --backend numba
@@ -46,24 +48,24 @@ def _print(shown: list[Any], results: list[Any]) -> None:
         if not result.ok:
             click.echo(f"\n{result.message}")
     counts = {status: sum(r.status == status for r in results) for status in dict.fromkeys(r.status for r in results)}
-    told = ", ".join(f"{count} {status}" for status, count in counts.items()) or "no checks"
-    click.echo(f"\n{told}; {sum(r.seconds for r in results):.1f} s")
+    summary = ", ".join(f"{count} {status}" for status, count in counts.items()) or "no checks"
+    click.echo(f"\n{summary}; {sum(r.seconds for r in results):.1f} s")
 
 
 def _results(name: str, backend: str | None, checks: list[str] | None, profile: str) -> Iterator[Any]:
-    """Results of everything of that name, in the order in which names are looked up: precisions come first."""
-    found = False
+    """Yield the results of every subject of that name, in the order of the look-up: precisions first."""
+    matched = False
     for kit, subject in _subjects(name, backend):
         known = [check for check in checks if check in kit.checks] if checks else None
         if known != []:
-            found = True
+            matched = True
             yield from kit.run(subject, subject.label, checks=known, profile=profile)
-    if not found:
+    if not matched:
         raise UsageError(f"no check of {name} is called {' or '.join(checks or ())}; see docs/reference/checks.md")
 
 
 def _subjects(name: str, backend: str | None) -> Iterator[tuple[Any, Any]]:
-    """Pairs of a role's kit and a subject.
+    """Yield pairs of a role's kit and a subject of that name.
 
     Raises:
         UsageError: nothing has that name.
@@ -82,7 +84,7 @@ def _subjects(name: str, backend: str | None) -> Iterator[tuple[Any, Any]]:
     if not registered and not plugins:
         names = ", ".join(sorted({r.name for r in manager().registrations if r.role in ("formats", "runtimes")}))
         raise UsageError(
-            f"{name!r} is no precision, and no format, runtime, pass or plugin of that name is installed "
+            f"{name!r} is not a precision, and no format, runtime, pass or plugin of that name is installed "
             f"(available: {names}); {unknown}"
         )
     yield from _of_plugins(plugins)
@@ -101,7 +103,7 @@ def _of_plugins(names: set[str]) -> Iterator[tuple[Any, Any]]:
 
 
 def _subject_of(registration: Registration) -> tuple[Any, Any] | None:
-    """Kit and subject of one registration; None for a number format that only decodes."""
+    """Return the kit and the subject of one registration; None for a precision that only decodes."""
     from edgekit.testing import _subjects as subjects
     from edgekit.testing import formats, passes, quantizers, runtimes
 

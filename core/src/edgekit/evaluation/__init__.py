@@ -1,4 +1,4 @@
-"""What quantization cost: error of each tensor, perplexity, KL divergence, top-1 agreement.
+"""The loss of quantization: error of each tensor, perplexity, KL divergence, top-1 agreement.
 
 (The package is called `evaluation` because `edgekit.evaluate` is the function.)
 

@@ -1,4 +1,4 @@
-"""What both kinds of measurement share."""
+"""Helpers of the measurements."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ Source = Artifact | str | os.PathLike[str]
 
 
 def finite(value: Any) -> Any:
-    """The value as JSON has it: a float that is not finite becomes null."""
+    """Return the value for JSON: a float that is not finite becomes None."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

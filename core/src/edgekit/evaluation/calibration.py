@@ -2,10 +2,10 @@
 
 With X [tokens, cols] the inputs of a matrix product on the calibration text, the importance of column j is the mean
 over the tokens of X[:, j]². Quantizers that take one (ggml's) minimize the error weighed by it, so that columns that
-are used more are stored more exactly. The inputs come from the numpy forward pass (exact, for any artifact of a family
-that edgekit knows, and slow: for small models, or a little text), or from a runtime that shows them, which is fast.
+are used more are stored more exactly. The inputs come from the numpy forward pass (exact, for any artifact of a
+supported family, and slow: for small models, or a little text), or from a runtime that exposes them, which is fast.
 
-Source of the method: ``tools/imatrix`` of llama.cpp, which leaves out the output matrix unless asked, as here.
+Source of the method: ``tools/imatrix`` of llama.cpp, which leaves out the output matrix by default, as here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from edgekit.plugin.registry import manager
 from edgekit.runtime.protocols import load
 from edgekit.typing import F32, F64, Ints
 
-#: Tokens that go through the model at once.
+#: Tokens in a batch.
 _BATCH = 2048
 _OUTPUTS = ("output.weight", "token_embd.weight")
 
@@ -50,18 +50,18 @@ class Activations:
     context: int
 
     def importance(self) -> dict[str, F32]:
-        """Mean squared inputs, float32 [cols], by canonical name: what `edgekit.quantize` takes."""
+        """Return the mean squared inputs, float32 [cols], by canonical name, for `edgekit.quantize`."""
         return {name: (sums / self.tokens).astype(np.float32) for name, sums in self.sums.items()}
 
 
 @runtime_checkable
 class CalibrationRuntime(Protocol):
-    """A runtime that shows what goes into its matrix products."""
+    """A runtime that exposes the inputs of its matrix products."""
 
     def square_sums(
         self, windows: npt.ArrayLike, *, outputs: bool = False, progress: Progress | None = None
     ) -> Mapping[str, F64]:
-        """Compute every window by itself and sum the squared inputs over all of its tokens.
+        """Compute every window independently and sum the squared inputs over all tokens.
 
         Args:
             windows: token ids [count, context].
@@ -83,14 +83,14 @@ def importance(
     runtime: str | None = None,
     progress: Shown = None,
 ) -> dict[str, F32]:
-    """Mean squared inputs [cols] of every weight matrix, by canonical name; arguments as for `collect`.
+    """Return the mean squared inputs [cols] of every weight matrix, by canonical name; arguments as for `collect`.
 
     Example:
         >>> weights = importance("model-F16.gguf", text)  # doctest: +SKIP
         >>> edgekit.quantize("model-F16.gguf", "Q3_K_M", to="model-Q3_K_M.gguf", importance=weights)  # doctest: +SKIP
     """
-    found = collect(artifact, text, context=context, outputs=outputs, runtime=runtime, progress=progress)
-    return found.importance()
+    activations = collect(artifact, text, context=context, outputs=outputs, runtime=runtime, progress=progress)
+    return activations.importance()
 
 
 @enough_memory("calibrating a model")
@@ -107,11 +107,11 @@ def collect(
 
     Args:
         artifact: the model, best before quantization.
-        text: a text like those that the model is for, which the artifact's tokenizer cuts, or token ids [n]; some
-            ten thousand tokens are plenty. It is cut into windows that do not overlap, the rest is dropped.
+        text: a text typical of the model's use, or token ids [n]; ten thousand tokens are enough. It is cut into
+            windows that do not overlap, the rest is dropped.
         context: tokens of a window; None takes 512, or the model's context where that is less.
         outputs: whether to include the matrix that makes the logits (also where it is the embedding).
-        runtime: which runtime computes, one that is a `CalibrationRuntime` (``"llamacpp"``); None for numpy.
+        runtime: name of a runtime that is a `CalibrationRuntime` (``"llamacpp"``); None for numpy.
         progress: called before each batch of windows; True draws a bar on stderr.
 
     Raises:
@@ -134,7 +134,7 @@ def collect(
 
 
 def _longest(source: Artifact, runtime: str | None) -> int:
-    """The model's context; a runtime may run what edgekit does not know, and refuses what is too long itself."""
+    """Return the model's context; unlimited for a family that only the runtime supports."""
     try:
         return source.model.config.context
     except UnsupportedModelError:
@@ -194,29 +194,29 @@ def read_importance(path: str | os.PathLike[str], artifact: Artifact | None = No
 
     Args:
         path: a file of a format that holds one: llama.cpp's, ``.gguf``.
-        artifact: the model that it is for; where given, the matrix has to fit it.
+        artifact: the model that it is for; if given, the matrix must match it.
 
     Raises:
         UsageError: no installed format reads importance matrices from it, or it is of another model.
-        InvalidFileError: truncated, corrupt or hostile.
-        MissingFileError: not there.
+        InvalidFileError: truncated, corrupt or malicious.
+        MissingFileError: the file does not exist.
     """
     where = Path(path)
     for registration in manager().all("formats"):
         candidate: Any = registration.load()
         if hasattr(candidate, "read_importance") and (candidate.matches(where) or not where.exists()):
-            found: dict[str, F32] = candidate.read_importance(where)
+            matrix: dict[str, F32] = candidate.read_importance(where)
             if artifact is not None:
-                _refuse_other_models(found, artifact, where)
-            return found
+                _refuse_other_models(matrix, artifact, where)
+            return matrix
     raise UsageError(f"{where}: no installed format reads an importance matrix from it; pip install edgekit-gguf")
 
 
-def _refuse_other_models(found: Mapping[str, F32], artifact: Artifact, where: Path) -> None:
+def _refuse_other_models(matrix: Mapping[str, F32], artifact: Artifact, where: Path) -> None:
     tensors = artifact.model.tensors
-    if not found.keys() & tensors.keys():
+    if not matrix.keys() & tensors.keys():
         raise UsageError(f"{where}: it has no matrix in common with {artifact.path}; make one from this model")
-    for name, values in found.items():
+    for name, values in matrix.items():
         if name in tensors and values.shape != tensors[name].shape[-1:]:
             raise UsageError(
                 f"{where}: {name} has {values.size} columns, in {artifact.path} {tensors[name].shape[-1]}; "
@@ -234,7 +234,7 @@ def write_importance(path: str | os.PathLike[str], activations: Activations, dat
 
     Raises:
         UsageError: the format holds no importance matrices.
-        MissingPluginError: nobody writes such files.
+        MissingPluginError: no installed format writes such files.
         ResourceError, LockedError: about the target.
     """
     target = Path(path)

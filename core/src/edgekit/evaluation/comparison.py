@@ -1,4 +1,4 @@
-"""Two artifacts side by side: what they weigh, and how far apart their tensors lie."""
+"""Comparison of two artifacts: their sizes, and the errors of their tensors."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _CHUNK = 1 << 21
 
 @attrs.frozen
 class TensorError:
-    """How far a tensor's values lie from the baseline's.
+    """The error of a tensor against the baseline's.
 
     Attributes:
-        name: canonical, or the files' own where the family is not known.
+        name: canonical, or as in the files if the family is unsupported.
         precision: the compared tensor's.
         relative_rms: sqrt of the squared errors' sum over the squared values' sum.
         max_abs: largest absolute error.
-        snr_db: signal-to-noise ratio in dB; infinite where nothing differs.
+        snr_db: signal-to-noise ratio in dB; infinite if all values are equal.
         share: of the squared error of all tensors together, 0 to 1: where a better precision would help most.
     """
 
@@ -47,7 +47,7 @@ class TensorError:
 
 @attrs.frozen
 class Size:
-    """What an artifact weighs.
+    """The size of an artifact.
 
     Attributes:
         name: of the file or directory.
@@ -65,12 +65,12 @@ class Size:
 
     @classmethod
     def of(cls, artifact: Artifact) -> Size:
-        """Of an artifact."""
+        """Return the size of an artifact."""
         return cls(artifact.path.name, artifact.format, artifact.nbytes, artifact.tensor_nbytes, artifact.parameters)
 
     @property
     def bits_per_weight(self) -> float:
-        """Average over all tensors, everything included."""
+        """Average over all tensors, scales included."""
         return 8 * self.tensor_nbytes / max(1, self.parameters)
 
 
@@ -79,11 +79,11 @@ class Comparison:
     """Two artifacts of one model, side by side. ``print`` shows it as a table.
 
     Attributes:
-        baseline, artifact: sizes of the one compared with, and of the one compared.
+        baseline, artifact: sizes of the two artifacts.
         tensors: error of each tensor, in the order of the model.
         relative_rms: over all these tensors together.
         unmatched: tensors that only one of the two has.
-        evaluation: on a text, where one was given.
+        evaluation: on a text, if one was given.
     """
 
     baseline: Size
@@ -94,10 +94,10 @@ class Comparison:
     evaluation: Evaluation | None = None
 
     def by_error(self, top: int | None = None) -> Comparison:
-        """The same with the tensors in the order of their share of the squared error, the largest first.
+        """Return the comparison with the tensors sorted by their share of the squared error, largest first.
 
         Args:
-            top: only so many of them; None for all. What is said of all tensors together stays.
+            top: keep only so many; None keeps all. Figures over all tensors do not change.
 
         Raises:
             UsageError: `top` is less than 1.
@@ -107,7 +107,7 @@ class Comparison:
         return attrs.evolve(self, tensors=tuple(sorted(self.tensors, key=_least_wrong)[:top]))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: what is not finite becomes null."""
+        """Return plain data for JSON; values that are not finite become None."""
         return {
             "baseline": _size_dict(self.baseline),
             "artifact": _size_dict(self.artifact),
@@ -145,13 +145,13 @@ def compare(
     context: int | None = None,
     progress: Shown = None,
 ) -> Comparison:
-    """Size, error of every tensor and, with a text, perplexity and KL divergence of an artifact against another.
+    """Compare two artifacts: size, error of every tensor and, with a text, perplexity and KL divergence.
 
     Args:
         baseline: the one to compare with, usually the one that was quantized; a `Baseline` where many artifacts
             are compared with one.
-        artifact: the one to judge. Tensors are matched by their canonical names, so that the formats may
-            differ; by the files' own names where the family of either is not known.
+        artifact: the one to evaluate. Tensors are matched by their canonical names, so that the formats may
+            differ; by the names in the files if the family of either is unsupported.
         text: as in `evaluate`.
         context: as in `evaluate`.
         progress: called before each tensor, then as in `evaluate`; True draws a bar on stderr.
@@ -173,10 +173,10 @@ def compare(
 
 
 def match(baseline: Artifact, artifact: Artifact) -> tuple[dict[str, tuple[AnyTensor, AnyTensor]], tuple[str, ...]]:
-    """Pairs of the two artifacts' floating point tensors by name, and the names that only one has.
+    """Return pairs of the two artifacts' floating-point tensors by name, and the names that only one has.
 
     Raises:
-        UsageError: nothing in common, or shapes that differ.
+        UsageError: no tensor in common, or shapes that differ.
     """
     base, judged = _known_tensors(baseline), _known_tensors(artifact)
     if base is None or judged is None:
@@ -207,7 +207,7 @@ def _is_float(tensor: AnyTensor) -> bool:
 def _difference(
     base: AnyTensor, judged: AnyTensor, index: int, count: int, progress: Progress | None
 ) -> tuple[float, float, float]:
-    """Sum of squared errors, of squared values, and the largest absolute error; a few rows in memory at a time."""
+    """Return the sums of squared errors and squared values, and the largest absolute error, in chunks of rows."""
     if progress:
         progress(index, count, judged.name)
     step = max(1, _CHUNK * base.rows // max(1, base.size))
@@ -231,12 +231,12 @@ def _tensor_error(name: str, tensor: AnyTensor, sums: tuple[float, float, float]
 
 
 def _least_wrong(error: TensorError) -> tuple[float, float]:
-    """A key that puts the largest share first, and of equal ones the largest relative error."""
+    """Return a sort key: the largest share first, then the largest relative error."""
     return -error.share, -error.relative_rms
 
 
 def _ratio(error: float, signal: float) -> float:
-    """Relative RMS; infinite where zeros became something else."""
+    """Return the relative RMS; infinite if only zeros were expected and other values came."""
     if error == 0:
         return 0.0
     return math.sqrt(error / signal) if signal else math.inf

@@ -1,4 +1,4 @@
-"""How well a model predicts a text, and how near its predictions are to a baseline's."""
+"""Perplexity of a model on a text, and the distance of its predictions to a baseline's."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from edgekit.typing import F32, F64, Ints
 #: A text, or token ids [n].
 Text = str | npt.ArrayLike
 
-#: Tokens of a window where the caller does not say; llama.cpp's.
+#: Default number of tokens in a window, as in llama.cpp.
 CONTEXT = 512
-#: Tokens that go through the model at once: several windows where they are short.
+#: Tokens in a batch: several windows if they are short.
 _BATCH = 2048
 #: Logits in memory at once: 32 MiB in float64.
 _LOGITS = 1 << 22
@@ -34,7 +34,7 @@ _LOGITS = 1 << 22
 
 @attrs.frozen(repr=False)
 class Evaluation:
-    """How well a model predicts a text, and how near it is to a baseline.
+    """Quality of a model on a text, absolute and relative to a baseline.
 
     Attributes:
         perplexity: exp of the mean negative log-likelihood of the scored tokens.
@@ -67,7 +67,7 @@ class Evaluation:
         return self.noise_floor is not None and (self.kl_divergence or 0.0) <= self.noise_floor
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: what is not finite becomes null."""
+        """Return plain data for JSON; values that are not finite become None."""
         return {name: finite(value) for name, value in attrs.asdict(self).items()}
 
     def __repr__(self) -> str:
@@ -97,7 +97,7 @@ def _shown(value: object) -> str:
 
 
 class Baseline:
-    """A model to compare many others with: what it computes for a window is computed once and remembered.
+    """A model to compare many others with; its results for each window are cached.
 
     Args:
         source: the artifact, or its path. Hidden states take ``4 * width`` bytes for every token of the text.
@@ -112,18 +112,18 @@ class Baseline:
         self.project = self._model.project
 
     def hidden(self, tokens: Ints) -> F32:
-        """As `Transformer.hidden`."""
+        """Return `Transformer.hidden` for the tokens, cached."""
         key = tokens.tobytes()
         if key not in self._known:
             self._known[key] = self._model.hidden(tokens)
         return self._known[key]
 
     def in_halves(self) -> Transformer:
-        """As `Transformer.in_halves`."""
+        """Return `Transformer.in_halves` for the tokens, cached."""
         return self._model.in_halves()
 
     def noise_floor(self, windows: Ints) -> float:
-        """As `noise_floor`, measured once."""
+        """Return the `noise_floor` of the model, measured once."""
         key = windows.tobytes()
         if key not in self._noise:
             self._noise[key] = noise_floor(self, windows)
@@ -151,8 +151,8 @@ def evaluate(
     window is one window of its own length.
 
     Args:
-        artifact: the model to judge.
-        text: a text, which the artifact's tokenizer cuts, or token ids [n].
+        artifact: the model to evaluate.
+        text: a text, or token ids [n].
         baseline: the model to compare with; it has to share the vocabulary. A `Baseline` is computed once
             for many artifacts.
         context: tokens of a window; None takes 512, or the model's context where that is less.
@@ -177,19 +177,19 @@ def evaluate(
     windows = cut(tokens_of(judged, text), _context(context, models), _bos(judged))
     with reporting(progress, "evaluate") as report:
         scores = list(_scores(models, windows, report))
-    found = _summary(np.concatenate(scores, axis=1), windows.shape[1], sources)
+    evaluation = _summary(np.concatenate(scores, axis=1), windows.shape[1], sources)
     if baseline is None:
-        return found
+        return evaluation
     base, first = models[-1], windows[: _step(windows)]
     noise = base.noise_floor(first) if isinstance(base, Baseline) else noise_floor(base, first)
-    return attrs.evolve(found, noise_floor=noise)
+    return attrs.evolve(evaluation, noise_floor=noise)
 
 
 def noise_floor(model: Judge, windows: Ints) -> float:
-    """Mean KL divergence, in nats, of a model from itself when its products are summed in another order.
+    """Return the mean KL divergence, in nats, of a model from itself when its products are summed in another order.
 
     Args:
-        model: what computes.
+        model: the forward pass.
         windows: token ids [count, context], of which the second half of each is scored.
     """
     scores = np.concatenate(list(_score_batch([model.in_halves(), model], windows)), axis=1)
@@ -197,10 +197,10 @@ def noise_floor(model: Judge, windows: Ints) -> float:
 
 
 def tokens_of(artifact: Artifact, text: Text) -> Ints:
-    """Token ids [n] of a text, with what the artifact's tokenizer adds to every text; ids are passed on.
+    """Return the token ids [n] of a text, with the tokenizer's BOS; ids are returned unchanged.
 
     Raises:
-        UsageError: a text, and the artifact has no tokenizer.
+        UsageError: the artifact has no tokenizer for a text.
     """
     if not isinstance(text, str):
         return np.asarray(text)
@@ -211,7 +211,7 @@ def tokens_of(artifact: Artifact, text: Text) -> Ints:
 
 
 def cut(tokens: Ints, context: int, bos: int | None) -> Ints:
-    """Windows [count, context] of the tokens [n], each beginning with `bos` unless it is None.
+    """Return windows [count, context] of the tokens [n], each beginning with `bos` unless it is None.
 
     Raises:
         UsageError: not [n], not integers, or fewer than three.
@@ -243,7 +243,7 @@ def _artifact(baseline: Source | Baseline) -> Artifact:
 
 
 def _refuse_other_tokenizers(sources: list[Artifact]) -> None:
-    """Refuse a baseline to which the same ids mean other text; special tokens may be called otherwise."""
+    """Raise if the baseline maps the same ids to other text; names of special tokens may differ."""
     tokenizers = [_tokenizer(source) for source in sources]
     if len(sources) < 2 or tokenizers[0] is None or tokenizers[1] is None:
         return
@@ -266,7 +266,7 @@ def _tokenizer(source: Artifact) -> Tokenizer | None:
 
 
 def _texts(tokenizer: Tokenizer) -> dict[int, str]:
-    """Ids and texts of the pieces of text, in one way of writing spaces."""
+    """Return ids and texts of the tokens of text, with spaces in one notation."""
     kinds = (TokenType.NORMAL, TokenType.BYTE)
     pieces = zip(tokenizer.tokens, tokenizer.types, strict=False)
     return {n: token.replace("▁", " ") for n, (token, kind) in enumerate(pieces) if kind in kinds}
@@ -287,7 +287,7 @@ def _bos(artifact: Artifact) -> int | None:
 
 
 def _scores(models: list[Judge], windows: Ints, progress: Progress | None) -> Iterator[F64]:
-    """Rows for each scored position, [rows, positions]: negative log-likelihood, or with a baseline four rows."""
+    """Yield rows for each scored position, [rows, positions]: negative log-likelihood, or four rows with a baseline."""
     count = len(windows)
     step = _step(windows)
     for start in range(0, count, step):
@@ -299,7 +299,7 @@ def _scores(models: list[Judge], windows: Ints, progress: Progress | None) -> It
 
 
 def _step(windows: Ints) -> int:
-    """How many windows go through the model at once."""
+    """Return the number of windows in a batch."""
     return max(1, _BATCH // int(windows.shape[1]))
 
 
@@ -314,11 +314,11 @@ def _score_batch(models: list[Judge], batch: Ints) -> Iterator[F64]:
 
 
 def score(log_q: list[F64], targets: Ints) -> F64:
-    """What each position contributes.
+    """Return the measurements of each position.
 
     Args:
         log_q: log-probabilities [positions, vocab] of the artifact and, where there is one, of the baseline.
-        targets: the tokens that came [positions].
+        targets: the actual tokens [positions].
 
     Returns:
         float64 [1 or 4, positions]: negative log-likelihood of the artifact; with a baseline also that of
@@ -333,7 +333,7 @@ def score(log_q: list[F64], targets: Ints) -> F64:
 
 
 def log_softmax(logits: npt.NDArray[np.floating]) -> F64:
-    """Log-probabilities over the last dimension, in float64 and shifted so that nothing overflows."""
+    """Return log-probabilities over the last dimension, in float64, shifted to avoid overflow."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=-1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
@@ -341,7 +341,7 @@ def log_softmax(logits: npt.NDArray[np.floating]) -> F64:
 
 
 def kl_divergence(log_p: F64, log_q: F64) -> F64:
-    """Σ p·(log p - log q) over the last dimension, in nats; at least 0, and 0 where the two are equal."""
+    """Return Σ p·(log p - log q) over the last dimension, in nats; at least 0, and 0 if the two are equal."""
     divergence: F64 = np.einsum("...i,...i->...", np.exp(log_p), log_p - log_q)
     return np.maximum(divergence, 0.0)  # rounding may leave a sum of -1e-17
 

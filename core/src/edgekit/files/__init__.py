@@ -1,3 +1,3 @@
-"""What comes in and goes out: `atomic` writing, `digests`, strict reading (`foreign`, `reader`), limits of `memory`."""
+"""File access: `atomic` writing, `digests`, strict reading (`foreign`, `reader`), limits of `memory`."""
 
 __all__: list[str] = []

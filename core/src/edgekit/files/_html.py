@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-#: Rows of a long table that are shown.
+#: Largest number of rows shown.
 ROWS = 60
 
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]], notes: Iterable[str] = ()) -> str:
-    """An HTML table with a title above and lines of text below; every text is escaped, since names come from files.
+    """Return an HTML table with a title and notes; all text is escaped, since names come from files.
 
     Args:
         title: shown above.
@@ -38,5 +38,5 @@ def _cell(tag: str, text: object, number: int) -> str:
 
 
 def shape(dimensions: Sequence[int]) -> str:
-    """``4 × 256``."""
+    """Format a shape as ``4 × 256``."""
     return " × ".join(map(str, dimensions)) or "scalar"

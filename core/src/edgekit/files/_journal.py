@@ -26,7 +26,7 @@ import attrs
 from edgekit.files._swap import clear
 
 VERSION = 2
-#: Seconds that an interrupted run waits for its fingerprint; without it the units cannot be kept.
+#: Time limit in seconds for the fingerprint of an interrupted run; without it the units are dropped.
 PATIENCE = 2.0
 #: Bytes of the longest journal that is read; a model of 100,000 tensors takes a tenth of it.
 LIMIT = 256 << 20
@@ -55,7 +55,7 @@ class Journal:
         self._path = path
         self._header = {"journal": VERSION, "name": name}
         self._fingerprint = fingerprint
-        self._signed: Future[None] = Future()  # done when the line with the fingerprint is written
+        self._signed: Future[None] = Future()  # done when the fingerprint's line is written
         self._file: Any = None
         self._sum = b""
         self._writing = threading.Lock()
@@ -66,7 +66,7 @@ class Journal:
         return self._fingerprint is not None
 
     def read(self) -> list[Unit]:
-        """The units that a run of the same fingerprint noted, as far as the lines check."""
+        """Return the units of a run with the same fingerprint, up to the first line whose checksum fails."""
         if self._fingerprint is None or self._path.is_symlink() or not self._path.is_file():
             return []
         if self._path.stat().st_size > LIMIT:
@@ -75,7 +75,7 @@ class Journal:
         fingerprints = [line["fingerprint"] for line in lines if "fingerprint" in line]
         if header != self._header or len(fingerprints) != 1:
             return []
-        self._fingerprint = _called(self._fingerprint)  # asked for only where there is something to resume
+        self._fingerprint = _called(self._fingerprint)  # computed only if there is something to resume
         if fingerprints[0] != self._fingerprint.hex():
             return []
         return list(_units(line for line in lines if "fingerprint" not in line))
@@ -97,7 +97,7 @@ class Journal:
         self._append(*map(attrs.asdict, units))
 
     def add(self, unit: Unit) -> None:
-        """One more is complete."""
+        """Record a complete unit."""
         if self._fingerprint is not None:
             self._append(attrs.asdict(unit))
         self.units.append(unit)
@@ -110,7 +110,7 @@ class Journal:
         return self._signed.done() and self._signed.exception() is None
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the file; nothing is written after this."""
         with self._writing:
             if self._file is not None:
                 self._file.close()
@@ -118,7 +118,7 @@ class Journal:
     def drop(self) -> None:
         """Close, and remove the file."""
         self.close()
-        with contextlib.suppress(OSError):  # without its data a journal is worth nothing
+        with contextlib.suppress(OSError):  # a journal without its data is useless
             clear(self._path)
 
     def _append(self, *lines: dict[str, Any]) -> None:
@@ -153,7 +153,7 @@ def _sum(before: bytes, text: bytes) -> bytes:
 
 
 def _checked(journal: bytes) -> Iterator[dict[str, Any]]:
-    """The lines' contents up to the first that does not check; a torn last line is none."""
+    """Yield the lines' contents up to the first whose checksum fails; a torn last line is skipped."""
     before = b""
     for line in journal.split(b"\n")[:-1]:
         given, _, text = line.partition(b" ")

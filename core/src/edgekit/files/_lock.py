@@ -1,4 +1,4 @@
-"""One lock for a target: ``.NAME.lock`` beside it, taken before anything else is looked at or changed."""
+"""One lock for a target: ``.NAME.lock`` beside it, taken before any other file is read or changed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class Lock:
     """An exclusive lock, held until `release` or the process's end.
 
     The file is removed on release, while the lock is still held. A process that has opened it by then finds that
-    the name means another file, or none, and tries again; one that was killed leaves a file that the next one takes.
+    the name means another file, or none, and tries again; a process that is killed leaves a file that the next one
+    reuses.
     """
 
     path: Path
@@ -48,7 +49,7 @@ class Lock:
         return cls(_created(hidden(target, "lockfile"), target), None)
 
     def release(self) -> None:
-        """Let the next writer in."""
+        """Release the lock."""
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
         if self.fd is not None and fcntl is not None:
@@ -58,7 +59,7 @@ class Lock:
 
 
 def _flocked(path: Path, target: Path) -> int | None:
-    """A descriptor that holds the lock; None on file systems that have none."""
+    """Return a descriptor that holds the lock; None on file systems without locks."""
     assert fcntl is not None
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)

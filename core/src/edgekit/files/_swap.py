@@ -26,7 +26,7 @@ from typing import Any
 from edgekit.errors import ResourceError
 from edgekit.files import pairs
 
-#: Bytes of the longest file name that common file systems take.
+#: Longest file name of common file systems, in bytes.
 NAME_LIMIT = 255
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of <linux/fs.h> and <fcntl.h>
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV, errno.EPERM)
@@ -41,7 +41,7 @@ def hidden(target: Path, what: str) -> Path:
 
 
 def clear(path: Path) -> None:
-    """Remove whatever has that name: a file, a link (not what it leads to), a directory."""
+    """Remove a file, a link (not its target) or a directory."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -69,7 +69,7 @@ def _unprotect(directory: Path) -> None:
 
 
 def recover(target: Path) -> None:
-    """What a killed run has left is put back or cleared; called under the lock.
+    """Restore or clear the files of a killed run; called under the lock.
 
     Raises:
         ResourceError: something of it can be neither; names it.
@@ -89,14 +89,14 @@ def recover(target: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Have a directory's entries on the disk."""
+    """Sync a directory's entries to the disk."""
     if os.name == "nt":  # directories cannot be opened there
         return
     _sync(path)
 
 
 def sync_tree(path: Path) -> None:
-    """Have a directory and everything in it on the disk."""
+    """Sync a directory and everything in it to the disk."""
     for folder, _, files in os.walk(path):
         for file in files:
             _sync(Path(folder, file))
@@ -112,7 +112,7 @@ def _sync(path: Path) -> None:
 
 
 def write_small(path: Path, data: bytes) -> None:
-    """Write and sync a small file; what had that name is overwritten, a link is not followed."""
+    """Write and sync a small file; a file of that name is overwritten, a link is not followed."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
     with open(os.open(path, flags, 0o666), "wb", buffering=0) as file:
         write_all(file, memoryview(data))
@@ -120,7 +120,7 @@ def write_small(path: Path, data: bytes) -> None:
 
 
 def write_all(file: Any, view: memoryview) -> None:
-    """Write everything; a raw write may take less than it is given."""
+    """Write all bytes; a raw write may accept fewer."""
     while view:
         view = view[file.write(view[: 1 << 30]) :]
 
@@ -196,7 +196,7 @@ def replace_directory(new: Path, target: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Exchange what two names mean, in one step; False where the system or the file system cannot."""
+    """Exchange two directory entries atomically; False if the system or the file system does not support it."""
     renameat2 = _renameat2()
     if renameat2 is None:
         return False
@@ -210,7 +210,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 @cache
 def _renameat2() -> Any:
-    """The C library's function; None where there is none."""
+    """Return the C library's function; None if it has none."""
     if not sys.platform.startswith("linux"):
         return None
     function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)

@@ -1,4 +1,4 @@
-"""Nothing half-written: files and directories that appear whole, or not at all, and resume when interrupted.
+"""Atomic writing: files and directories that appear whole or not at all, and can be resumed.
 
 Everything is written beside its target, under an exclusive lock that is taken before anything is looked at, synced,
 and put in the target's place at one commit point; `docs/explanation/commit.md` has every step, and what the next run
@@ -250,7 +250,7 @@ class AtomicFile:
         self._journal.start(units)
 
     def _intact(self, units: list[Unit]) -> list[Unit]:
-        """The units up to the first that the partial file does not hold."""
+        """Return the units up to the first that is missing in the partial file."""
         size, position, crc = os.fstat(self._file.fileno()).st_size, 0, 0
         self._file.seek(0)
         for index, unit in enumerate(units):
@@ -374,7 +374,7 @@ class AtomicDirectory:
         self._refuse_foreign()
         if self._work:
             self._work.admit(self.target)
-        clear(hidden(self.target, "partial.json"))  # of a file that had this name
+        clear(hidden(self.target, "partial.json"))  # left by a file that had this name
         if self.path.is_symlink() or not self.path.is_dir():
             clear(self.path)
             self.path.mkdir()
@@ -383,7 +383,7 @@ class AtomicDirectory:
         _clear_all(entry for entry in self.path.iterdir() if entry.name not in kept)
 
     def _sweep(self, but: str = "") -> None:
-        """Remove what can be resumed, of all files but one: it is another format's, or another run's."""
+        """Remove all resumable files except one: the others are of another format or run."""
         names = [but, *(file.target.name for file in self._files)] if but else []
         kept = {hidden(Path(name), what).name for name in names for what in ("partial", "partial.json")}
         _clear_all(
@@ -400,7 +400,7 @@ class AtomicDirectory:
             write_small(manifest, pairs.dumped({**json.loads(manifest.read_bytes()), "files": names}))
 
     def _owns(self, entry: Path, listed: Container[str]) -> bool:
-        """Whether a file of the target, or a directory with all its files, is an artifact's."""
+        """Whether a file of the target, or a directory with all its files, belongs to an artifact."""
         if entry.is_file():
             return entry.name in listed or guard.matches(entry.name, self.owned)
         patterns = tuple(pattern for pattern in self.owned if pattern.startswith(f"{entry.name}/"))
@@ -426,7 +426,7 @@ class AtomicDirectory:
 
 
 def _listed(directory: Path) -> frozenset[str]:
-    """The files of a directory that edgekit wrote, as its manifest names them."""
+    """Return the files that edgekit wrote in a directory, from its manifest."""
     try:
         content = read_bytes(directory, pairs.INSIDE, pairs.LIMIT)
         record = None if content is None else strict_json(content, directory / pairs.INSIDE, "the file")

@@ -1,4 +1,4 @@
-"""SHA-256 of a model's files, on the side: what an artifact was made from is hashed while it is being made."""
+"""SHA-256 of a model's files, computed in a background thread while the artifact is written."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 from edgekit.errors import MissingFileError
 
-#: Bytes between two looks at whether hashing should stop; larger pieces are no faster.
+#: Bytes hashed between checks for cancellation; larger pieces are no faster.
 _PIECE = 1 << 18
 
 
 def sha256(file: Path) -> str:
-    """SHA-256 of a file, hex.
+    """Return the SHA-256 of a file, hex.
 
     Raises:
-        MissingFileError: it is not there, or cannot be read.
+        MissingFileError: it does not exist, or cannot be read.
     """
     return _sha256(file, threading.Event())
 
@@ -37,7 +37,7 @@ def _sha256(file: Path, stopped: threading.Event) -> str:
 
 
 class Digests(Mapping[str, str]):
-    """SHA-256 (hex) of files by their names, computed by a thread of its own; to read one is to wait for it.
+    """SHA-256 (hex) of files by their names, computed in a thread; reading one waits for it.
 
     Example:
         >>> with closing(Digests([Path("model.gguf")])) as digests:  # doctest: +SKIP
@@ -70,7 +70,7 @@ class Digests(Mapping[str, str]):
         return len({**self._names, **self._known})
 
     def close(self) -> None:
-        """Stop hashing; who waits for a digest that is not there by then gets a `CancelledError`."""
+        """Stop hashing; waiting for an unfinished digest raises `CancelledError`."""
         self._stopped.set()
         self._thread.join()
 
@@ -78,7 +78,7 @@ class Digests(Mapping[str, str]):
         for file, future in self._coming.items():
             try:
                 digest = _sha256(file, self._stopped)
-            except BaseException as error:  # whoever asks for it gets it
+            except BaseException as error:  # raised when the digest is read
                 future.set_exception(error)
             else:
                 if self._stopped.is_set():

@@ -1,4 +1,4 @@
-"""Foreign files are hostile: read only so much, parsed strictly, and never a path that leads elsewhere."""
+"""Foreign files are untrusted: limited in size, parsed strictly, and never followed out of their directory."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ MAX_DIGITS = 64
 MAX_VALUES = 1 << 23
 #: Characters of a file's name; file systems take 255 bytes.
 MAX_NAME = 255
-#: Half of a surrogate pair, as JSON writes it: only where it occurs a text can hold characters that are none.
+#: Half of a surrogate pair, as JSON escapes it: only then can a text hold invalid characters.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-#: What `os.stat` says of a name that is not there, or is a link to nothing.
+#: Errors of `os.stat` for a name that does not exist, or a broken link.
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _DIGITS = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 
 
 def shown(value: Any) -> str:
-    """A value from a foreign file, short enough for a message."""
+    """Return a value from a foreign file, shortened for a message."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def invalid(path: Path, fault: str, offset: int) -> InvalidFileError:
-    """The error for a fault at an offset in bytes."""
+    """Return the error for a fault at an offset in bytes."""
     return InvalidFileError(f"{path}: {fault} (at byte {offset:,}); {CURE}")
 
 
 def integer(text: str) -> int | None:
-    """The number that up to 19 ASCII digits say, perhaps after a minus sign; None for anything else.
+    """Return the number of up to 19 ASCII digits, after an optional minus sign; None for any other text.
 
-    `int` takes the digits of every script and underscores, and gives up with a `ValueError` beyond 4,300 digits.
+    `int` accepts digits of every script and underscores, and raises `ValueError` beyond 4,300 digits.
     """
     return int(text) if _DIGITS.fullmatch(text) else None
 
@@ -53,12 +53,12 @@ def integer(text: str) -> int | None:
 def strict_json(text: bytes, path: Path, what: str, offset: int = 0, max_values: int = MAX_VALUES) -> Any:
     """Parse JSON from a foreign file.
 
-    Refused are: no UTF-8, a key twice, NaN and infinity, integers of more than `MAX_DIGITS` digits, abysmal nesting,
+    Refused are: no UTF-8, a key twice, NaN and infinity, integers of more than `MAX_DIGITS` digits, excessive nesting,
     half of a surrogate pair, and more than `max_values` values, which are counted before anything is parsed.
 
     Raises:
         InvalidFileError: names the file and the fault.
-        MemoryShortageError: there is no room for what it says.
+        MemoryShortageError: the parsed values do not fit into memory.
     """
     if sum(map(text.count, (b",", b"[", b"{"))) > max_values:
         raise invalid(path, f"{what} has more than {max_values:,} values, which no model's has", offset)
@@ -86,12 +86,12 @@ def strict_json(text: bytes, path: Path, what: str, offset: int = 0, max_values:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"key {shown(twice)} comes twice")
-    return found
+    return members
 
 
 def _refuse_surrogates(parsed: Any) -> None:
@@ -139,7 +139,7 @@ def utf8(text: str, what: str) -> bytes:
 
 
 def readable(text: str) -> str:
-    r"""The text itself where it is Unicode; else ``\xe8`` for a byte that is no UTF-8, ``\ud800`` for half of a pair.
+    r"""Return the text if it is Unicode; else with ``\xe8`` for a byte that is no UTF-8, ``\ud800`` for half of a pair.
 
     File names are such texts where they come from a system of another encoding.
     """
@@ -190,7 +190,7 @@ def native(what: str) -> Iterator[None]:
 
 
 def member(directory: Path, name: str) -> Path | None:
-    """The directory's file of that name, or None; `name` may come from a foreign file.
+    """Return the directory's file of that name, or None; `name` may come from a foreign file.
 
     Raises:
         InvalidFileError: the name, or the link of that name, leads out of the directory; or it is a pipe or a device.
@@ -217,12 +217,12 @@ def member(directory: Path, name: str) -> Path | None:
 
 
 def _hub_blobs(home: Path) -> tuple[Path, ...]:
-    """Where links lead in a directory of the Hugging Face hub's cache, ``models--x--y/snapshots/<revision>``."""
+    """Return the directories to which links of the Hugging Face hub's cache may lead."""
     return (home.parent.parent / "blobs",) if home.parent.name == "snapshots" else ()
 
 
 def read_bytes(directory: Path, name: str, limit: int) -> bytes | None:
-    """A small file's content, or None where it is absent.
+    """Return a small file's content, or None if it does not exist.
 
     Raises:
         InvalidFileError: larger than `limit` bytes, or a link that leads out of the directory.
@@ -237,7 +237,7 @@ def read_bytes(directory: Path, name: str, limit: int) -> bytes | None:
 
 
 def read_object(directory: Path, name: str, limit: int) -> dict[str, Any] | None:
-    """A JSON object, or None where the file is absent.
+    """Return a JSON object, or None if the file does not exist.
 
     Raises:
         InvalidFileError: not strict JSON, no object, too large, or a link that leads out of the directory.

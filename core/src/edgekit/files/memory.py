@@ -1,4 +1,4 @@
-"""Memory shortage as an error of its own, with the number of bytes that were wanted."""
+"""Memory shortage as a typed error, with the number of bytes that were requested."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edgekit.errors import EdgekitError, MemoryShortageError
 
-#: What libraries and the system's loader say when an allocation fails and they raise no `MemoryError`.
+#: Messages of libraries and the system's loader when an allocation fails without a `MemoryError`.
 _SAID = re.compile(
     r"bad_alloc|bad_array_new_length|cannot allocate|failed to map segment|out of memory|can't start new thread|"
     r"(not enough|insufficient) memory|(failed|unable) to allocate",
@@ -26,7 +26,7 @@ _CURE = "close other programs, raise the limit (ulimit -v), or take a smaller mo
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an exception of whatever library means that memory ran out."""
+    """Whether an exception of any library means that memory ran out."""
     if isinstance(error, MemoryError):
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
@@ -35,11 +35,11 @@ def is_shortage(error: BaseException) -> bool:
 
 
 def shortage(what: str, wanted: int | None = None, *, least: bool = False) -> MemoryShortageError:
-    """The error for memory that does not suffice.
+    """Return the error for insufficient memory.
 
     Args:
         what: what needs it: a file and an action, or a tensor.
-        wanted: bytes; None where nobody knows.
+        wanted: bytes; None if unknown.
         least: whether `wanted` is only a lower bound.
     """
     free = available()
@@ -49,7 +49,7 @@ def shortage(what: str, wanted: int | None = None, *, least: bool = False) -> Me
 
 
 def wanted_by(error: BaseException) -> int | None:
-    """Bytes that a failed allocation asked for, as numpy's error has them or a library's text says; else None."""
+    """Return the bytes that a failed allocation requested, from numpy's error or a library's message; else None."""
     shape, dtype = getattr(error, "shape", None), getattr(error, "dtype", None)
     if isinstance(shape, tuple) and dtype is not None:
         return math.prod(shape) * int(dtype.itemsize)
@@ -90,7 +90,7 @@ def refuse_shortage(error: BaseException, what: str, least: int | None = None) -
 
 
 def available() -> int | None:
-    """Bytes that this process can still have, without swapping and within its limit of address space; None: unknown."""
+    """Return the bytes that this process can allocate without swapping and within its limits; None if unknown."""
     figures = [figure for figure in (_free(), _within_limit()) if figure is not None]
     return min(figures) if figures else None
 

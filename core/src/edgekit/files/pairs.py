@@ -30,12 +30,12 @@ Record = dict[str, Any]
 
 
 def beside(target: Path) -> Path:
-    """Where the manifest of a single file lies."""
+    """Return the path of a single file's manifest."""
     return target.with_name(target.name + SUFFIX)
 
 
 def seal(file: BinaryIO) -> Record:
-    """Length and fingerprint of an open file."""
+    """Return the length and fingerprint of an open file."""
     size = os.fstat(file.fileno()).st_size
     digest = hashlib.sha256()
     for begin, length in _pieces(size):
@@ -55,7 +55,7 @@ def _pieces(size: int) -> Iterator[tuple[int, int]]:
 
 
 def seal_of(path: Path) -> Record | None:
-    """The seal of a file; None where there is none.
+    """Return the seal of a file; None if it does not exist.
 
     Raises:
         OSError: it cannot be read.
@@ -67,10 +67,10 @@ def seal_of(path: Path) -> Record | None:
         return None
 
 
-def belonging(record: Any, found: Record | None) -> Record | None:
-    """The record of a manifest that belongs to the file with that seal: the newest, the one before, or None."""
-    for candidate in (record, record.get("previous")) if isinstance(record, dict) and found else ():
-        if isinstance(candidate, dict) and candidate.get("file") == found:
+def belonging(record: Any, paths: Record | None) -> Record | None:
+    """Return the record that belongs to the file with that seal: the newest, the previous one, or None."""
+    for candidate in (record, record.get("previous")) if isinstance(record, dict) and paths else ():
+        if isinstance(candidate, dict) and candidate.get("file") == paths:
             return {key: value for key, value in candidate.items() if key != "previous"}
     return None
 
@@ -81,7 +81,7 @@ def sealed(manifest: bytes, file: Path) -> Record:
 
 
 def previous(manifest: bytes | None, file: Path) -> Record:
-    """What is to be remembered of the manifest beside a file that is about to be replaced: its record, or nothing."""
+    """Return the record to keep of the manifest beside a file that is about to be replaced; empty if there is none."""
     try:
         record = belonging(json.loads(manifest or b"null"), seal_of(file))
     except (ValueError, RecursionError):
@@ -90,7 +90,7 @@ def previous(manifest: bytes | None, file: Path) -> Record:
 
 
 def read_record(file: Path) -> Record | None:
-    """What the manifest beside a file says about the file as it is now; None where it says nothing.
+    """Return the record of the file's current content from the manifest beside it; None if there is none.
 
     Raises:
         InvalidFileError: the manifest is not strict JSON, or too large.
@@ -119,7 +119,7 @@ def written_here(target: Path) -> bool:
 
 
 def dumped(record: Record) -> bytes:
-    """A manifest's bytes, the same as `edgekit.manifest.Manifest.to_json` gives."""
+    """Return a manifest's bytes, the same as `edgekit.manifest.Manifest.to_json`."""
     return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
 
 

@@ -1,4 +1,4 @@
-"""What the system refuses, said with the path, the need and the cure."""
+"""Errors of the system, with the path, what is needed and the cure."""
 
 from __future__ import annotations
 

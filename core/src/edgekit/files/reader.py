@@ -33,7 +33,7 @@ _PIECE = 1 << 30
 
 
 def refuse_special(path: Path, mode: int) -> None:
-    """Refuse what is no regular file; `mode` is what `os.stat` says of it.
+    """Raise if a file is not a regular one; `mode` is from `os.stat`.
 
     Raises:
         InvalidFileError: a directory, a pipe, a socket or a device.

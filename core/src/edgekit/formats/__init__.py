@@ -1,4 +1,4 @@
-"""The formats that the core itself reads and writes, and what a plugin's format needs of them."""
+"""The formats that the core reads and writes, and the writers that plugin formats derive from."""
 
 from edgekit.formats._hf_files import carried
 from edgekit.formats._hf_generate import generation_config, small_files

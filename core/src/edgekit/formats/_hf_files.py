@@ -1,4 +1,4 @@
-"""The files of a Hugging Face directory: which there are, and that none of them leads elsewhere."""
+"""The files of a Hugging Face directory: their names and limits; links out of it are refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MANIFEST = "edgekit.manifest.json"
-#: What peft writes beside, or instead of, a model.
+#: Files that peft writes beside, or instead of, a model.
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 #: Patterns of weights in pickles, which are never read.
@@ -33,7 +33,7 @@ MAX_TENSORS = 1 << 20
 
 @attrs.frozen
 class Weights:
-    """The tensors of a directory, by the files' own names and in the files' own order, and what they lie in."""
+    """The tensors of a directory, by their names in the files and in the files' order, and the files that hold them."""
 
     files: tuple[Path, ...]
     tensors: Mapping[str, Tensor]
@@ -41,13 +41,13 @@ class Weights:
 
 
 def carried(directory: Path) -> tuple[Path, ...]:
-    """The directory's files besides weights."""
-    own = (path for name in CARRIED_FILES if (path := member(directory, name)) is not None)
-    return (*own, *template_files(directory))
+    """Return the directory's files other than weights."""
+    weights = (path for name in CARRIED_FILES if (path := member(directory, name)) is not None)
+    return (*weights, *template_files(directory))
 
 
 def carried_name(path: Path) -> str | None:
-    """The name, relative to the directory, under which a file is carried over; None where it is not."""
+    """Return the name, relative to the directory, under which a file is copied; None if it is not."""
     if path.parent.name == TEMPLATES and path.suffix == ".jinja":
         return f"{TEMPLATES}/{path.name}"
     return path.name if path.name in CARRIED_FILES else None
@@ -58,7 +58,7 @@ def open_weights(directory: Path, only: str | None = None) -> Weights:
 
     Args:
         directory: holds the files.
-        only: the name of one file in it; a shard stands for the whole index.
+        only: the name of one file in it; a shard selects all shards of its index.
 
     Raises:
         MissingFileError: there are no weights, or a shard is missing.
@@ -94,7 +94,7 @@ def _single(directory: Path) -> str:
 
 
 def refuse_pickle(path: Path) -> InvalidFileError:
-    """The error for weights in a pickle."""
+    """Return the error for weights in a pickle."""
     return InvalidFileError(
         f"{path}: reading a pickle can run any program hidden in it, so it is never read; fetch the model's "
         "safetensors files, or convert it where you trust it: "
@@ -103,7 +103,7 @@ def refuse_pickle(path: Path) -> InvalidFileError:
 
 
 def _read_index(directory: Path) -> dict[str, str] | None:
-    """Tensor name -> shard's file name."""
+    """Read the index: tensor name -> file name of its shard."""
     index = read_object(directory, INDEX, INDEX_LIMIT)
     if index is None:
         return None
@@ -122,17 +122,17 @@ def _open_shards(directory: Path, index: Mapping[str, str]) -> Weights:
     held: dict[str, set[str]] = {}
     for tensor, shard in index.items():
         held.setdefault(shard, set()).add(tensor)
-    for name, wanted in sorted(held.items()):
+    for name, expected in sorted(held.items()):
         path = member(directory, name)
         if path is None:
             raise MissingFileError(
-                f"{directory / name}: the shard is missing; {INDEX} has {len(wanted)} tensors in it, "
-                f"such as {_brief(min(wanted))}; fetch it"
+                f"{directory / name}: the shard is missing; {INDEX} has {len(expected)} tensors in it, "
+                f"such as {_brief(min(expected))}; fetch it"
             )
-        found = open_tensors(path)[0]
-        _compare(path, wanted, set(found))
+        actual = open_tensors(path)[0]
+        _compare(path, expected, set(actual))
         files.append(path)
-        tensors.update(found)
+        tensors.update(actual)
     return Weights((*files, directory / INDEX), tensors, {})
 
 
@@ -140,11 +140,11 @@ def _brief(name: str) -> str:
     return name if len(name) <= 200 else name[:197] + "..."
 
 
-def _compare(path: Path, wanted: set[str], found: set[str]) -> None:
-    if wanted - found:
+def _compare(path: Path, expected: set[str], actual: set[str]) -> None:
+    if expected - actual:
         raise InvalidFileError(
-            f"{path}: lacks tensor {_brief(min(wanted - found))}, which {INDEX} has there; fetch the two again"
+            f"{path}: lacks tensor {_brief(min(expected - actual))}, which {INDEX} has there; fetch the two again"
         )
-    if found - wanted:
-        extra = _brief(min(found - wanted))
+    if actual - expected:
+        extra = _brief(min(actual - expected))
         raise InvalidFileError(f"{path}: holds tensor {extra}, which {INDEX} does not have there; fetch the two again")

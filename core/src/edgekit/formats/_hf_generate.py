@@ -1,4 +1,4 @@
-"""The small files of a Hugging Face directory: the source's own, or made for a source of another format."""
+"""The small files of a Hugging Face directory: copied from the source, or generated for a source of another format."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def small_files(layout: Layout, plan: Plan, manifest: Manifest) -> Iterator[tuple[str, bytes]]:
-    """Name and content of everything besides weights that a directory for that source holds.
+    """Yield name and content of every file of the directory except weights.
 
     Configuration and tokenizer are the source's own, byte for byte, where it has a ``config.json``; else they are
     generated from the model and its tokenizer. The manifest comes last.
 
     Raises:
-        UnsupportedModelError: the source's family or tokenizer is not known.
+        UnsupportedModelError: the source's family or tokenizer is unsupported.
     """
     if any(path.name == files.CONFIG for path in layout.source.files):
         for path in layout.source.files:
@@ -55,7 +55,7 @@ def _config(layout: Layout, plan: Plan, tokenizer: Tokenizer | None) -> dict[str
 
 
 def generation_config(tokenizer: Tokenizer) -> Iterator[tuple[str, bytes]]:
-    """``generation_config.json`` with every token that ends a text; nothing where there is none.
+    """``generation_config.json`` with every token that ends a text; empty if there are none.
 
     transformers, OpenVINO GenAI and its model server stop at these, and at no other.
     """
@@ -67,7 +67,7 @@ def generation_config(tokenizer: Tokenizer) -> Iterator[tuple[str, bytes]]:
 
 
 def _dtype(plan: Plan) -> str:
-    """The float type that holds most elements; quantized tensors decode to float32."""
+    """Return the float type of most elements; quantized tensors decode to float32."""
     elements = dict.fromkeys(_DTYPES, 0)
     for assignment in plan:
         kind = assignment.precision.kind if assignment.precision.convention == "float" else "F32"

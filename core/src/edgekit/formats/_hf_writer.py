@@ -1,7 +1,7 @@
-"""Writing a Hugging Face directory, one tensor at a time.
+"""The writer of a Hugging Face directory, one tensor at a time.
 
-The header of a safetensors file comes first, but says what comes after it: room is left for it, the tensors
-are appended, and the header is filled in at the end, padded with spaces as the format allows.
+The header of a safetensors file precedes the tensors that it describes: space is reserved for it, the tensors are
+appended, and the header is filled in at the end, padded with spaces as the format allows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgekit.manifest import Manifest
 from edgekit.recipe import Assignment, Plan
 from edgekit.tensor import QuantizedTensor, Tensor, holds_floats
 
-#: Bytes of header left free for each part of a quantized tensor, whose shape may turn out otherwise.
+#: Header bytes reserved for each part of a quantized tensor, whose shape may differ from the estimate.
 _SLACK = 64
 
 
@@ -43,7 +43,7 @@ class HuggingFaceWriter(PlannedDirectory):
         super().__init__(path, plan, manifest, header=bytes(self._header), nbytes=nbytes, identity=identity)
 
     def append(self, tensor: QuantizedTensor, assignment: Assignment) -> str:
-        """Write the tensor's parts; the note says under which names, types and shapes they are stored."""
+        """Write the tensor's parts; return a note with their names, types and shapes in the file."""
         written = parts_of(tensor, assignment.shape)
         for _, array in written.values():
             self.file.write(to_bytes(array))
@@ -63,7 +63,7 @@ class HuggingFaceWriter(PlannedDirectory):
         return small_files(self._layout, self.plan, self.manifest)
 
     def _capacity(self, plan: Plan, planned: list[list[Part]]) -> int:
-        """Bytes to leave for the header: exactly what plain floats take, and some slack for quantized tensors."""
+        """Return the bytes to reserve for the header: exact for plain floats, with slack for quantized tensors."""
         keys = {
             assignment.name: tuple(part.name.removeprefix(assignment.name + ".") for part in parts)
             for assignment, parts in zip(plan, planned, strict=True)
@@ -88,7 +88,7 @@ def _parse_note(note: str) -> dict[str, Part]:
 
 
 def _carried_tensors(source: Artifact) -> Iterator[Tensor]:
-    """Integer tensors of a Hugging Face source."""
+    """Return the integer tensors of a Hugging Face source."""
     for tensor in source.tensors.values():
         if source.format == "hf" and isinstance(tensor, Tensor) and not holds_floats(tensor):
             yield tensor

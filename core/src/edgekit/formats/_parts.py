@@ -1,6 +1,6 @@
-"""Quantized tensors in safetensors files: each part is an array of its own, ``<name>.<part>``.
+"""Quantized tensors in safetensors files: each part is a separate array, ``<name>.<part>``.
 
-The file's metadata says, under the key ``edgekit``, what they belong to:
+The file's metadata describes them under the key ``edgekit``:
 
     {"tensors": {"<name>": {"precision": "affine:int4-sym-g32", "shape": [rows, cols], "parts": ["codes", "scale"]}}}
 
@@ -31,7 +31,7 @@ from edgekit.tensor import AnyTensor, EncodedTensor, Tensor, carrier
 from edgekit.typing import Array
 
 KEY = "edgekit"
-#: The longest row; a precision is asked for its parts by encoding a few rows of this length at most.
+#: The longest row; a precision's parts are determined by encoding a few rows of at most this length.
 LONGEST_ROW = 1 << 20
 
 
@@ -52,7 +52,7 @@ class PartLayout:
 
 
 def part_layouts(precision: Precision, shape: tuple[int, ...]) -> dict[str, PartLayout] | None:
-    """The parts of a tensor of that shape; None where the reference of the precision can only decode."""
+    """Return the parts of a tensor of that shape; None if the precision's reference can only decode."""
     rows, cols = math.prod(shape[:-1]), shape[-1]
     try:
         if precision.rowwise:
@@ -107,7 +107,7 @@ def parts_of(tensor: Any, shape: tuple[int, ...]) -> dict[str, tuple[Part, Array
 
 
 def _stored(precision: Precision, key: str, dtype: str) -> str:
-    """The type under which a part is stored: what its values are, where an integer only carries them."""
+    """Return the type under which a part is stored: that of its values, if an integer only carries their bits."""
     return "float8_e4m3fn" if (key, precision.scale_dtype, dtype) == _CARRIED_SCALE else dtype
 
 
@@ -116,7 +116,7 @@ _CARRIED_SCALE = ("scale", "float8_e4m3fn", "uint8")
 
 
 def describe(tensors: Mapping[str, tuple[Precision, tuple[int, ...], Sequence[str]]]) -> dict[str, str]:
-    """The file's metadata for quantized tensors: name -> precision, shape, parts."""
+    """Return the file's metadata for quantized tensors: name -> precision, shape, parts."""
     if not tensors:
         return {}
     described = {
@@ -127,11 +127,11 @@ def describe(tensors: Mapping[str, tuple[Precision, tuple[int, ...], Sequence[st
 
 
 def assemble(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> dict[str, AnyTensor]:
-    """Put the parts of quantized tensors together, in the place of the first one; the others stay.
+    """Replace the parts of each quantized tensor by one encoded tensor; other tensors are unchanged.
 
     Raises:
-        InvalidFileError: the metadata is damaged, or the parts are not what the precision has.
-        MissingPluginError: a precision that no installed plugin knows.
+        InvalidFileError: the metadata is malformed, or the parts do not match the precision.
+        MissingPluginError: no installed plugin registers the precision.
     """
     if KEY not in metadata:
         return dict(tensors)
@@ -170,7 +170,7 @@ def _encoded(name: str, fields: Any, tensors: Mapping[str, Tensor], path: Path) 
 
 
 def _malformed(name: str, fields: Any, tensors: Mapping[str, Tensor]) -> str:
-    """What is wrong with an entry of the metadata; empty where nothing is."""
+    """Return why an entry of the metadata is malformed; empty if it is valid."""
     if not (isinstance(fields, dict) and fields.keys() == {"precision", "shape", "parts"}):
         return "wants exactly precision, shape and parts"
     shape, keys = fields["shape"], fields["parts"]
@@ -192,16 +192,16 @@ def _precision(name: object, where: str) -> Precision:
 
 
 def _fault(precision: Precision, shape: tuple[int, ...], parts: Mapping[str, Tensor]) -> str:
-    """What is wrong with parts for a tensor of that shape; empty where nothing is."""
+    """Return why parts do not match a tensor of that shape; empty if they do."""
     if precision.convention == "float" or not fits(precision, shape):
         return f"{precision.name} cannot hold rows of {shape[-1]}"
     layouts = part_layouts(precision, shape)
     if layouts is None:
-        wanted = math.prod(shape) * precision.bits_per_weight
+        expected = math.prod(shape) * precision.bits_per_weight
         held = 8 * sum(part.nbytes for part in parts.values())
         if any(part.shape[:1] != (math.prod(shape[:-1]),) for part in parts.values()):
             return f"its parts are not in {math.prod(shape[:-1])} rows"
-        return "" if held == wanted else f"its parts have {held} bits, {precision.name} takes {wanted}"
+        return "" if held == expected else f"its parts have {held} bits, {precision.name} takes {expected}"
     if layouts.keys() != parts.keys():
         return f"{precision.name} has the parts {', '.join(layouts)}, not {', '.join(parts)}"
     for key, layout in layouts.items():
@@ -220,7 +220,7 @@ def _dtypes(layout: PartLayout, precision: Precision, key: str) -> tuple[str, ..
 
 @attrs.frozen
 class _Source:
-    """Where a quantized tensor's parts are read.
+    """Reads the parts of a quantized tensor.
 
     Attributes:
         parts: by the precision's own names.
@@ -259,7 +259,7 @@ class _Source:
         return _rows(part, start, stop) if key in self.per_row and stop - start < self.rows else part.read()
 
     def _native(self, key: str, values: Array) -> Array:
-        """In the type in which the framework has the part: ml_dtypes' where numpy has none."""
+        """Return the part in the framework's type: ml_dtypes' if numpy has none."""
         dtype = self.parts[key].dtype
         if key in self.as_bits or carrier(dtype).name == dtype:
             return values

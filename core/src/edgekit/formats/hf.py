@@ -1,7 +1,7 @@
 """Hugging Face directories: ``config.json``, one or many safetensors files, and the tokenizer's files.
 
 Full-precision tensors are stored under their own names, quantized ones part by part (`edgekit.formats._parts`),
-so that a directory of any precision opens again as the model it is.
+so that a directory of any precision opens as the same model again.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ class HuggingFaceFormat:
     name = "hf"
 
     def matches(self, path: Path) -> bool:
-        """A directory with config.json and weights of any kind, or one safetensors file in such a directory."""
+        """Whether the path is a directory with config.json and weights, or a safetensors file in such a directory."""
         if _adapter_directory(path) is not None:
-            return True  # to be refused with the cure
+            return True  # refused later, with the cure
         if path.is_dir():
             patterns = ("*.safetensors", files.INDEX, *files.PICKLES)
             return (path / files.CONFIG).is_file() and any(any(path.glob(pattern)) for pattern in patterns)
         if any(path.match(pattern) for pattern in files.PICKLES):
-            return True  # to be refused with the cure
+            return True  # refused later, with the cure
         return path.suffix == ".safetensors" and (path.parent / files.CONFIG).is_file()
 
     def open(self, path: Path) -> Artifact:
         """Read the configuration and the files' headers; no values.
 
         Raises:
-            MissingFileError: config.json, the weights or a shard are not there.
-            InvalidFileError: truncated, corrupt or hostile; names file, tensor and offset.
+            MissingFileError: config.json, the weights or a shard do not exist.
+            InvalidFileError: truncated, corrupt or malicious; names file, tensor and offset.
         """
         if any(path.match(pattern) for pattern in files.PICKLES):
             raise files.refuse_pickle(path)
@@ -75,11 +75,11 @@ class HuggingFaceFormat:
     def layout(self, source: Artifact) -> Layout:
         """A Hugging Face source keeps its names and their order; another format's get those of the family.
 
-        Integer tensors (buffers such as position ids) are no slots: from a Hugging Face source they are carried
-        over as they are.
+        Integer tensors (buffers such as position ids) have no slots: from a Hugging Face source they are copied
+        unchanged.
 
         Raises:
-            UnsupportedModelError: from another format, a family that edgekit does not know.
+            UnsupportedModelError: the family of a source in another format is unsupported.
         """
         if source.format != self.name:
             return _named_layout(source)
@@ -99,12 +99,12 @@ class HuggingFaceFormat:
         Raises:
             ResourceError: the target cannot be written, or the disk is too small.
             LockedError: another process writes it.
-            UsageError: the target is a file, or holds files that are no artifact's.
+            UsageError: the target is a file, or holds files that do not belong to an artifact.
         """
         return HuggingFaceWriter(path, layout, plan, manifest)
 
     def notes(self, layout: Layout, plan: Plan) -> dict[str, str]:
-        """That transformers does not read the parts of quantized tensors."""
+        """Return the note that transformers does not read the parts of quantized tensors."""
         conventions = sorted({line.precision.convention for line in plan if quantized(line.precision)})
         if not conventions:
             return {}
@@ -114,12 +114,12 @@ class HuggingFaceFormat:
         }
 
 
-#: Roles of tensors that a model leaves out because it has the same values elsewhere.
+#: Roles of tensors that a model may omit because another tensor has the same values.
 _ROLES = {"lm_head.weight": "output.weight"}
 
 
 def _is_copy(source: Artifact, model: Model | None, name: str) -> bool:
-    """Whether a tensor is a second copy of the embedding, which transformers leaves out where the two are tied."""
+    """Whether a tensor is a second copy of the embedding, which transformers omits if the two are tied."""
     return (
         name in _ROLES and model is not None and model.config.tied and source.config.get("tie_word_embeddings") is True
     )
@@ -141,7 +141,7 @@ def _noting(directory: Path, names: Collection[str], load: Callable[[], Model]) 
 
 
 def _adapter_directory(path: Path) -> Path | None:
-    """The directory of an adapter without a model beside it; None where the path leads to no such thing."""
+    """Return the directory of an adapter without a model; None if the path is not one."""
     directory = path if path.is_dir() else path.parent
     named = (directory / files.ADAPTER).is_file() and (path.is_dir() or path.name in files.ADAPTER_WEIGHTS)
     weights = [p for p in directory.glob("*.safetensors") if p.name not in files.ADAPTER_WEIGHTS] if named else []

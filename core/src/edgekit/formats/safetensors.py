@@ -1,4 +1,6 @@
-"""safetensors files: a strict look at the header, tensors read when asked, files written tensor by tensor.
+"""safetensors files: strict checks of the header, tensors read on demand, files written tensor by tensor.
+
+A file holds::
 
     bytes          holds
     0 .. 8         n, the header's length, little-endian unsigned 64-bit
@@ -7,7 +9,7 @@
                     "<name>": {"dtype": "F32", "shape": [rows, cols], "data_offsets": [begin, end]}, ...}
     8+n .. end     the tensors' elements, little-endian, row after row; offsets count from 8+n
 
-The header is refused where a key comes twice, a dtype is unknown, a shape and its offsets disagree, or the
+The header is refused if a key is duplicated, a dtype is unknown, a shape and its offsets disagree, or the
 tensors leave a hole, overlap, or do not end with the file. Header and values are read with plain reads through one
 descriptor and never mapped into memory: a file that is cut meanwhile gives an error instead of a fault, and what was
 read does not stay resident. (The safetensors library maps the file to parse its header, so it is the tests' oracle and
@@ -66,7 +68,7 @@ _VALUES = 16 * MAX_TENSORS
 
 @attrs.frozen
 class Entry:
-    """Where a tensor lies in the file: `begin` and `end` are offsets in bytes from the file's start."""
+    """A tensor's position in the file: `begin` and `end` are offsets in bytes from the file's start."""
 
     name: str
     dtype: str
@@ -77,7 +79,7 @@ class Entry:
 
 @attrs.frozen
 class Header:
-    """What a file says about itself: its tensors in the order of their data, and its metadata."""
+    """A file's header: its tensors in the order of their data, and its metadata."""
 
     entries: tuple[Entry, ...]
     metadata: Mapping[str, str]
@@ -87,9 +89,9 @@ def read_header(path: Path) -> Header:
     """Read and check a header.
 
     Raises:
-        InvalidFileError: truncated, corrupt or hostile; names the file, the tensor and the offset.
-        MissingFileError: it is not there, or cannot be read.
-        MemoryShortageError: there is no room for it.
+        InvalidFileError: truncated, corrupt or malicious; names the file, the tensor and the offset.
+        MissingFileError: it does not exist, or cannot be read.
+        MemoryShortageError: it does not fit into memory.
     """
     return _header(Reader(path))
 
@@ -113,7 +115,7 @@ def _header_text(reader: Reader) -> bytes:
         raise invalid(path, f"the header was cut to {len(text):,} of {length:,} bytes while it was read", 8)
     if not (text.startswith(b"{") and text.rstrip(b" ").endswith(b"}")):
         raise invalid(path, "the header is no JSON object from '{' to '}' followed by spaces only", 8)
-    if text.count(b'"data_offsets"') > MAX_TENSORS:  # before anything of it is built
+    if text.count(b'"data_offsets"') > MAX_TENSORS:  # before any object is built
         raise invalid(path, f"the header has more than {MAX_TENSORS:,} tensors", 8)
     return text
 
@@ -174,10 +176,10 @@ def _naturals(value: Any) -> bool:
 
 
 def open_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    """The tensors of a file, none of them read, in the order of their data; and the file's metadata.
+    """Return the tensors of a file, unread, in the order of their data, and the file's metadata.
 
     Raises:
-        InvalidFileError: truncated, corrupt or hostile; names the file, the tensor and the offset.
+        InvalidFileError: truncated, corrupt or malicious; names the file, the tensor and the offset.
     """
     reader = Reader(path)
     header = _header(reader)
@@ -204,7 +206,7 @@ def _native(values: Array) -> Array:
 
 @attrs.frozen
 class Part:
-    """An array to store: its name, its dtype by numpy's or ml_dtypes' name, its shape."""
+    """An array to store: its name, its dtype by numpy's or ml_dtypes' name, and its shape."""
 
     name: str
     dtype: str
@@ -217,7 +219,7 @@ class Part:
 
 
 def build_header(parts: Iterable[Part], metadata: Mapping[str, str], length: int | None = None) -> bytes:
-    """The bytes before the data, for parts stored one after another.
+    """Return the bytes before the data, for parts that are stored contiguously.
 
     Args:
         parts: in the order of their data.
@@ -243,7 +245,7 @@ def build_header(parts: Iterable[Part], metadata: Mapping[str, str], length: int
 
 
 def to_bytes(array: Array) -> memoryview:
-    """An array's elements as the file holds them: little-endian, row after row; a view where possible."""
+    """Return an array's elements in the file's order: little-endian, row after row; a view if possible."""
     return _native(np.ascontiguousarray(array)).reshape(-1).view(np.uint8).data
 
 

@@ -19,7 +19,7 @@ from edgekit.manifest import Manifest
 from edgekit.recipe import Assignment, Plan
 from edgekit.tensor import QuantizedTensor
 
-#: Part of every fingerprint: a run never continues what an edgekit with another order of units has begun.
+#: Part of every fingerprint: a run never resumes one of an edgekit version with another order of units.
 _UNITS = b"edgekit.formats.writer 1\n"
 
 
@@ -119,7 +119,7 @@ class PlannedWriter(ABC):
 
     @abstractmethod
     def close(self, keep: bool = False) -> None:
-        """Let go; without `commit` the target stays as it was, and `keep` leaves complete tensors for a resume."""
+        """Close the files; without `commit` the target is unchanged, and `keep` keeps complete tensors for a resume."""
 
     @abstractmethod
     def _open(self, fingerprint: Callable[[], bytes]) -> AtomicFile:
@@ -174,7 +174,7 @@ class PlannedFile(PlannedWriter):
         self.file.commit(self._manifest_json())
 
     def close(self, keep: bool = False) -> None:
-        """Let go; without `commit` the target stays as it was, and `keep` leaves complete tensors for a resume."""
+        """Close the files; without `commit` the target is unchanged, and `keep` keeps complete tensors for a resume."""
         self.file.close(keep)
 
     def _open(self, fingerprint: Callable[[], bytes]) -> AtomicFile:
@@ -212,7 +212,7 @@ class PlannedDirectory(PlannedWriter):
         self.directory.commit()
 
     def close(self, keep: bool = False) -> None:
-        """Let go; without `commit` the target stays as it was, and `keep` leaves complete tensors for a resume."""
+        """Close the files; without `commit` the target is unchanged, and `keep` keeps complete tensors for a resume."""
         self.directory.close(keep)
 
     def _open(self, fingerprint: Callable[[], bytes]) -> AtomicFile:

@@ -37,7 +37,7 @@ def edgekit_register_formats(register: Register) -> None:
 
 @hookspec
 def edgekit_register_quantizers(register: Register) -> None:
-    """Offer a native encoder: ``register("Q4_K", "edgekit_llamacpp.native:Q4K", claim="exact", speed=10)``.
+    """Offer a native encoder: ``register("ggml:Q4_K", "edgekit_llamacpp.native:Q4_K", claim="exact", speed=4)``.
 
     The target implements `edgekit.encoding.Quantizer`; ``claim`` is ``"exact"`` (bytes equal the reference's)
     or a sentence stating the bound; among exact ones the highest ``speed`` is the default. The reference has 1, which
@@ -66,7 +66,7 @@ def edgekit_register_recipes(register: Register) -> None:
 
 @hookspec
 def edgekit_register_runtimes(register: Register) -> None:
-    """Offer a runtime: ``register("llamacpp", "edgekit_llamacpp.runtime:LlamaCpp", formats=("gguf",), speed=10)``.
+    """Offer a runtime: ``register("llamacpp", "edgekit_llamacpp.runtime:open_runtime", formats=("gguf",))``.
 
     The target is called with an artifact and options, and returns an `edgekit.runtime.Runtime`. ``formats`` names the
     formats of the artifacts that it runs, ``("*",)`` all; the highest ``speed`` is the default (numpy has 1).
@@ -89,14 +89,6 @@ def edgekit_register_devices(register: Register) -> None:
     """Offer a device report: ``register("openvino", "pkg.mod:devices")``; called without arguments by `edgekit doctor`.
 
     The target returns a list of strings, a line for each device.
-    """
-
-
-@hookspec
-def edgekit_register_servers(register: Register) -> None:
-    """Offer a server: ``register("openai", "edgekit_serve.app:create_app")``.
-
-    The target is called with an `edgekit.runtime.Runtime` and returns an ASGI application, which closes the runtime.
     """
 
 
@@ -129,7 +121,6 @@ __all__ = [
     "edgekit_register_quantizers",
     "edgekit_register_recipes",
     "edgekit_register_runtimes",
-    "edgekit_register_servers",
     "hookimpl",
     "hookspec",
 ]

@@ -39,7 +39,6 @@ ROLES = (
     "runtimes",
     "passes",
     "devices",
-    "servers",
     "packagers",
     "commands",
 )
@@ -54,7 +53,6 @@ CONTRACTS: Mapping[str, tuple[str, ...]] = {
     "commands": ("main",),
     "runtimes": ("__call__",),
     "devices": ("__call__",),
-    "servers": ("__call__",),
 }
 #: Roles whose objects may state their name.
 _NAMED = ("formats", "recipes", "packagers", "passes", "commands")
@@ -418,6 +416,7 @@ __all__ = [
     "entry_points",
     "hookimpl",
     "installed",
+    "lacks",
     "manager",
     "one",
     "refused",

@@ -1,4 +1,4 @@
-"""Running a model: what a runtime can do, texts and chat, and the numpy runtime."""
+"""Running a model: the runtime protocols, text generation, chat, and the numpy runtime."""
 
 from __future__ import annotations
 

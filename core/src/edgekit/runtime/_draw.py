@@ -19,34 +19,34 @@ from edgekit.typing import F32, F64, Indices
 
 IDS = Indices
 
-#: Weights that are summed together: two levels of about 200 for 50,000 tokens.
+#: Size of a block of weights: two levels of about 200 for 50,000 tokens.
 BLOCK = 256
 _LEAST, _MOST = np.finfo(np.float32).tiny, np.finfo(np.float32).max
 
 
 def weights(logits: F32, temperature: float) -> F32:
-    """What the probabilities softmax(logits / temperature) are proportional to: float32 [n], the largest is 1.
+    """Return softmax(logits / temperature) up to a factor: float32 [n], the largest is 1.
 
     Raises:
-        NonFiniteError: a NaN or +infinity among the logits, or nothing but -infinity.
+        NonFiniteError: a NaN or +infinity among the logits, or all are -infinity.
     """
     peak = logits.max()
     if not np.isfinite(peak):
         raise NonFiniteError("the model computes scores that are not finite; choose another artifact of it")
     # A temperature outside float32's range would divide 0 by 0.
     divisor = np.float32(min(max(temperature, float(_LEAST)), float(_MOST)))
-    with np.errstate(over="ignore"):  # a tiny temperature makes exp(-inf), which is the right 0
-        found: F32 = np.subtract(logits, peak, dtype=np.float32)
-        np.divide(found, divisor, out=found)
-    return np.exp(found, out=found)
+    with np.errstate(over="ignore"):  # a tiny temperature makes exp(-inf), which is correctly 0
+        scaled: F32 = np.subtract(logits, peak, dtype=np.float32)
+        np.divide(scaled, divisor, out=scaled)
+    return np.exp(scaled, out=scaled)
 
 
 def draw(values: F32, random: np.random.Generator) -> int:
-    """An index, each with a probability proportional to its weight.
+    """Return a random index, with probability proportional to its weight.
 
     Args:
         values: float32 [n], not negative, at least one above 0.
-        random: of which one number is taken.
+        random: one number is drawn.
     """
     sums: F64 = np.add.reduceat(values, np.arange(0, len(values), BLOCK), dtype=np.float64).cumsum()
     target = random.random() * float(sums[-1])
@@ -56,18 +56,18 @@ def draw(values: F32, random: np.random.Generator) -> int:
 
 
 def _place(sums: F64, target: float) -> int:
-    """Where cumulative sums first exceed a target; rounding never leads past the last weight above 0."""
+    """Return where cumulative sums first exceed a target; rounding never leads past the last weight above 0."""
     return int(np.searchsorted(sums, min(target, float(np.nextafter(sums[-1], 0.0))), side="right"))
 
 
 def draw_top_p(logits: F32, values: F32, top_p: float, random: np.random.Generator) -> int:
-    """As `draw`, among the most likely tokens that together reach a share of the sum; of equal ones the first count.
+    """Draw as `draw`, from the most likely tokens that together reach a share of the sum; ties count in order.
 
     Args:
-        logits: float32 [n], which say what is more likely where weights round to the same.
+        logits: float32 [n], which order tokens whose weights round to the same value.
         values: their weights.
         top_p: the share.
-        random: of which one number is taken for each try.
+        random: one number is drawn for each try.
     """
     reached = top_p * float(values.sum(dtype=np.float64))
     ids: IDS | None = None  # of what is left; None for all
@@ -82,21 +82,21 @@ def draw_top_p(logits: F32, values: F32, top_p: float, random: np.random.Generat
 
 
 def top_k(logits: F32, count: int) -> IDS:
-    """Indices of the largest logits, in ascending order; of equal ones the first count."""
+    """Return the indices of the largest logits, in ascending order; ties count in order."""
     if count >= len(logits):
         return np.arange(len(logits))
     candidates = np.flatnonzero(logits >= _floor(logits, count))
-    found = logits[candidates]
-    edge = np.partition(found, len(found) - count)[len(found) - count]
-    kept = found > edge
-    equal = np.flatnonzero(found == edge)
+    indices = logits[candidates]
+    edge = np.partition(indices, len(indices) - count)[len(indices) - count]
+    kept = indices > edge
+    equal = np.flatnonzero(indices == edge)
     kept[equal[: count - int(kept.sum())]] = True
     chosen: IDS = candidates[kept]
     return chosen
 
 
 def _floor(logits: F32, count: int) -> np.float32:
-    """A value that at least `count` of the logits reach: the count-th largest of the blocks' maxima."""
+    """Return a lower bound that at least `count` logits reach: the count-th largest of the blocks' maxima."""
     maxima = np.maximum.reduceat(logits, np.arange(0, len(logits), BLOCK))
     if count > len(maxima):
         return np.float32(-np.inf)

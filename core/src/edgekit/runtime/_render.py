@@ -1,7 +1,7 @@
-"""Renders chat templates: the program of a process that may use little of anything.
+"""Renders chat templates: the main program of a process with limited resources.
 
 Frames of JSON come on stdin and go to stdout, each after its length (u32, little-endian). A template is Jinja source
-from a file that may be hostile: it runs in Jinja's immutable sandbox, in a process of its own with an empty environment
+from a file that may be malicious: it runs in Jinja's immutable sandbox, in a separate process with an empty environment
 and limited memory and time, that can write no file and start no process. Where the system can fork, that process is a
 copy of this one, which has Jinja imported already: that takes 7 to 10 ms a template, a new interpreter 90 to 100.
 """
@@ -21,7 +21,7 @@ MEMORY, SECONDS, LENGTH = 512 << 20, 5, 4 << 20
 
 
 def limit() -> None:
-    """Give up everything that rendering does not need; where the system has no such limits, only the clock is left."""
+    """Limit this process to what rendering needs; on a system without such limits, only the time-out remains."""
     try:
         import resource
     except ImportError:  # Windows
@@ -36,19 +36,19 @@ def limit() -> None:
 
 
 def render(template: str, variables: dict[str, Any]) -> str:
-    """The template's text, with the functions and tags that chat templates expect."""
+    """Return the template's text, rendered with the functions and tags that chat templates expect."""
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generated(Extension):
-        """``{% generation %}`` … ``{% endgeneration %}`` marks what the model itself says, for training."""
+        """``{% generation %}`` … ``{% endgeneration %}`` marks the model's answers, for training."""
 
         tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
 
         def parse(self, parser: Parser) -> nodes.Node:
-            """What is inside, in a scope of its own, as transformers renders it."""
+            """Parse the block's content in a separate scope, as transformers does."""
             line = next(parser.stream).lineno
             return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
@@ -68,21 +68,21 @@ def _now(form: str) -> str:
 
 
 def answer(request: bytes) -> bytes:
-    """Render what a frame asks for."""
+    """Render the template of one frame; return the answer or the error."""
     limit()
     try:
         given = json.loads(request)
         text = render(given["template"], given["variables"])
-        said = {"text": text} if len(text) <= LENGTH else {"error": f"it made {len(text)} characters"}
+        result = {"text": text} if len(text) <= LENGTH else {"error": f"it made {len(text)} characters"}
     except MemoryError:
-        said = {"error": "it wanted too much memory"}
+        result = {"error": "it wanted too much memory"}
     except Exception as error:
-        said = {"error": f"{type(error).__name__}: {error}"[:2000]}
-    return json.dumps(said).encode()
+        result = {"error": f"{type(error).__name__}: {error}"[:2000]}
+    return json.dumps(result).encode()
 
 
 def in_a_copy(request: bytes) -> bytes:
-    """The same in a copy of this process; one that dies is an answer, too."""
+    """Render in a copy of this process; return an error if it dies."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -95,23 +95,23 @@ def in_a_copy(request: bytes) -> bytes:
             os._exit(code)
     os.close(writer)
     with open(reader, "rb") as pipe:
-        said = pipe.read()
+        result = pipe.read()
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code == 0:
-        return said
+        return result
     how = f"by signal {-code}: too much time or memory" if code < 0 else f"with code {code}"
     return json.dumps({"error": f"its process was ended {how}"}).encode()
 
 
 def main() -> None:
     """Answer frames until stdin ends; without fork only one, since the limits then are this process's own."""
-    with contextlib.suppress(ImportError):  # each answer says so
-        render("{{ 1 }}", {})  # imports all that rendering needs
+    with contextlib.suppress(ImportError):  # reported in each answer
+        render("{{ 1 }}", {})  # imports everything that rendering needs
     copies = hasattr(os, "fork")
     while header := sys.stdin.buffer.read(4):
         request = sys.stdin.buffer.read(*struct.unpack("<I", header))
-        said = (in_a_copy if copies else answer)(request)
-        sys.stdout.buffer.write(struct.pack("<I", len(said)) + said)
+        result = (in_a_copy if copies else answer)(request)
+        sys.stdout.buffer.write(struct.pack("<I", len(result)) + result)
         sys.stdout.buffer.flush()
         if not copies:
             return

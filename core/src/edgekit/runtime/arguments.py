@@ -1,4 +1,4 @@
-"""Arguments that every runtime checks alike: the options it is loaded with, and what a text is asked for with."""
+"""Argument checks that all runtimes share: load options, prompts, stop texts and integers."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 from edgekit.errors import UsageError
 
-#: What a caller may give as stop texts: one text, several, or None for none.
+#: Type of `stop` arguments: one text, several, or None for none.
 Stop = str | Sequence[str] | None
 
 
 def stop_texts(stop: Stop) -> tuple[str, ...]:
-    """Stop texts as a tuple: a single text is one stop text, None is none.
+    """Return stop texts as a tuple: a single text is one stop text, None is none.
 
     Raises:
-        UsageError: something else than texts.
+        UsageError: the value is not a text or texts.
     """
     texts: Any = () if stop is None else (stop,) if isinstance(stop, str) else stop
     if not isinstance(texts, Iterable) or isinstance(texts, bytes):
@@ -31,10 +31,10 @@ def stop_texts(stop: Stop) -> tuple[str, ...]:
 
 
 def prompt_text(prompt: str) -> str:
-    """The prompt, where it is a text.
+    """Return the prompt if it is a text; else raise.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: it is not a text.
     """
     if not isinstance(prompt, str):
         raise UsageError(f"prompt {prompt!r:.80} is {type(prompt).__name__}; give a text, or token ids to `tokens`")
@@ -42,10 +42,10 @@ def prompt_text(prompt: str) -> str:
 
 
 def integer(name: str, value: object, least: int) -> int:
-    """An integer argument; numpy's integers are integers too, True and 2.0 are not.
+    """Return an integer argument; numpy's integers are accepted, True and 2.0 are not.
 
     Raises:
-        UsageError: no integer, or less than `least`.
+        UsageError: not an integer, or less than `least`.
     """
     if not isinstance(value, bool):
         with contextlib.suppress(AttributeError, TypeError):
@@ -57,7 +57,7 @@ def integer(name: str, value: object, least: int) -> int:
 
 
 def refuse_unknown_options(runtime: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse options that a runtime does not have.
+    """Raise if a runtime does not have one of the options.
 
     Args:
         runtime: its name, for the message.
@@ -65,7 +65,7 @@ def refuse_unknown_options(runtime: str, given: Iterable[str], known: Iterable[s
         known: names of those that it has.
 
     Raises:
-        UsageError: names the unknown ones, and those that there are.
+        UsageError: names the unknown options and the known ones.
     """
     names = list(known)
     unknown = [name for name in given if name not in names]
@@ -75,7 +75,7 @@ def refuse_unknown_options(runtime: str, given: Iterable[str], known: Iterable[s
 
 
 def declared_options(start: Callable[..., Any]) -> tuple[str, ...] | None:
-    """Names of the options that a runtime's function declares besides the artifact; None where it takes any (``**``).
+    """Return the names of the options that a runtime's function declares; None if it takes any (``**``).
 
     A function that takes any checks them itself, with `refuse_unknown_options`.
     """

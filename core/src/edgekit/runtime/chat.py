@@ -1,6 +1,6 @@
-"""Chat templates: a model's own way of writing a conversation as one text.
+"""Chat templates: how a model expects a conversation to be written as one text.
 
-A template is a program in a file of strangers. It runs in a process that may do nothing but render; see `_render`.
+A template is a program from an untrusted file. It runs in a process that can only render; see `_render`.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from edgekit.artifact import Artifact
 from edgekit.errors import InvalidFileError, MissingPluginError, UsageError
 from edgekit.tokenizer.record import Tokenizer
 
-#: What a conversation is: each message has a ``role`` and a ``content``, a text.
+#: A conversation: each message has a ``role`` and a ``content``, a text.
 Messages = Sequence[Mapping[str, Any]]
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
-#: Seconds by the clock until a template is given up.
+#: Time limit for rendering a template, in seconds.
 PATIENCE = 10.0
 _PROGRAM = Path(__file__).with_name("_render.py")
-#: Bytes of an answer that are believed: the longest prompt, every character of it escaped.
+#: Largest answer in bytes: the longest prompt with every character escaped.
 _LARGEST = 64 << 20
 
 
 def prompt_of(artifact: Artifact, messages: Messages | str) -> str:
-    """What an artifact's chat template makes of messages.
+    """Render messages with an artifact's chat template.
 
     Args:
         artifact: of any format.
         messages: each with a ``role`` (system, user, assistant, tool, developer) and a ``content``, a text; or one
-            text, which is what the user says.
+            text, the message of the user.
 
     Raises:
-        UsageError: the artifact has no template, the messages are none, or the template does not accept them.
-        InvalidFileError: the template fails, or wants too much time or memory.
+        UsageError: the artifact has no template, the messages are malformed, or the template does not accept them.
+        InvalidFileError: the template fails, or exceeds the limits of time or memory.
         MissingPluginError: Jinja is not installed.
     """
     template, tokenizer = template_of(artifact), artifact.tokenizer
@@ -54,18 +54,18 @@ def prompt_of(artifact: Artifact, messages: Messages | str) -> str:
 
 
 def special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
-    """``bos_token`` and ``eos_token``, where the vocabulary has them: what templates call a model's special tokens."""
+    """Return ``bos_token`` and ``eos_token`` if the vocabulary has them: template variables for special tokens."""
     ids = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos}
     return {name: tokenizer.tokens[i] for name, i in ids.items() if i is not None and 0 <= i < len(tokenizer.tokens)}
 
 
 def template_of(artifact: Artifact) -> str:
-    """The source of an artifact's chat template: a GGUF file's metadata, or the tokenizer's files of a directory.
+    """Return the source of an artifact's chat template, from a GGUF file's metadata or the tokenizer's files.
 
     Raises:
         UsageError: it has none.
     """
-    # Metadata first: a GGUF file's template is there even where its tokenizer is of a kind that edgekit cannot read.
+    # Metadata first: a GGUF file has its template even if edgekit cannot read the kind of its tokenizer.
     source = artifact.config.get("tokenizer.chat_template")
     if source is None and artifact.tokenizer is not None:
         source = artifact.tokenizer.chat_template or _only(artifact.tokenizer, artifact)
@@ -79,7 +79,7 @@ def template_of(artifact: Artifact) -> str:
 
 
 def _only(tokenizer: Tokenizer, artifact: Artifact) -> str | None:
-    """The one template of a model that calls none the default."""
+    """Return the only template of a model without a default one."""
     templates = tokenizer.chat_templates
     if len(templates) > 1:
         raise UsageError(
@@ -91,7 +91,7 @@ def _only(tokenizer: Tokenizer, artifact: Artifact) -> str | None:
 
 
 def no_tokenizer(path: Path) -> str:
-    """The message of an artifact that is asked for text and has no tokenizer."""
+    """Return the error message for an artifact without a tokenizer."""
     return (
         f"{path}: it has no tokenizer, so it takes no text; write it again from a source that has its tokenizer's "
         "files, or continue token ids (`tokens` in Python)"
@@ -102,7 +102,7 @@ def has_template(artifact: Artifact) -> bool:
     """Whether an artifact has a chat template.
 
     Raises:
-        As reading its tokenizer does, where its files are broken or of a kind that edgekit does not know.
+        As reading its tokenizer does, if its files are malformed or of an unsupported kind.
     """
     try:
         template_of(artifact)
@@ -112,12 +112,12 @@ def has_template(artifact: Artifact) -> bool:
 
 
 def render(template: str, messages: Messages | str, **variables: Any) -> str:
-    """The prompt that a chat template makes of messages, in 7 to 10 ms; the first call takes 0.1 s.
+    """Return the prompt that a chat template renders, in 7 to 10 ms; the first call takes 0.1 s.
 
     Args:
         template: Jinja source.
         messages: each with a ``role`` and a ``content``.
-        variables: what the template sees besides, such as ``bos_token``.
+        variables: further variables of the template, such as ``bos_token``.
 
     Raises:
         As `prompt_of`.
@@ -126,18 +126,18 @@ def render(template: str, messages: Messages | str, **variables: Any) -> str:
     if importlib.util.find_spec("jinja2") is None:
         raise MissingPluginError("rendering a chat template needs jinja2; pip install 'edgekit-core[chat]'")
     given = {"messages": [dict(message) for message in messages], "add_generation_prompt": True, **variables}
-    said = _renderer(os.getpid()).ask(json.dumps({"template": template, "variables": given}).encode())
-    if "text" in said:
-        return str(said["text"])
-    if str(said["error"]).startswith("ValueError: "):  # the template's own raise_exception
-        refusal = f"the model's chat template refuses the messages: {said['error'][12:]}"
+    answer = _renderer(os.getpid()).ask(json.dumps({"template": template, "variables": given}).encode())
+    if "text" in answer:
+        return str(answer["text"])
+    if str(answer["error"]).startswith("ValueError: "):  # the template's own raise_exception
+        refusal = f"the model's chat template refuses the messages: {answer['error'][12:]}"
         raise UsageError(refusal, public=refusal)
-    failure = f"the model's chat template fails: {said['error']}"
+    failure = f"the model's chat template fails: {answer['error']}"
     raise InvalidFileError(f"{failure}; build the prompt yourself (generate)", public=failure)
 
 
 def conversation(messages: Messages | str) -> Messages:
-    """Messages that were checked; a text alone becomes a message of the user.
+    """Return the checked messages; a single text becomes a message of the user.
 
     Raises:
         UsageError: as `check`.
@@ -149,10 +149,10 @@ def conversation(messages: Messages | str) -> Messages:
 
 
 def check(messages: Messages) -> None:
-    """Refuse what is no conversation.
+    """Raise if the messages are malformed.
 
     Raises:
-        UsageError: no messages, an unknown role, or a content that is no text.
+        UsageError: no messages, an unknown role, or a content that is not a text.
     """
     if not messages:
         raise UsageError("no messages; give at least one, {'role': 'user', 'content': ...}")
@@ -167,7 +167,7 @@ def check(messages: Messages) -> None:
 
 @functools.cache
 def _renderer(process: int) -> _Renderer:
-    """This process's renderer: a copy of the process that `fork` made must not share its parent's pipes."""
+    """Return this process's renderer; a forked process must not share its parent's pipes."""
     renderer = _Renderer(process)
     atexit.register(renderer.close)
     return renderer
@@ -175,14 +175,14 @@ def _renderer(process: int) -> _Renderer:
 
 @attrs.define(eq=False)
 class _Renderer:
-    """The process that renders; it is started at the first use, and again after it died."""
+    """The rendering process; started at the first use, and restarted if it dies."""
 
     owner: int
     _process: subprocess.Popen[bytes] | None = attrs.field(default=None, init=False)
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
 
     def ask(self, given: bytes) -> dict[str, Any]:
-        """One template's answer. One at a time: a template that takes long keeps others waiting, up to `PATIENCE`."""
+        """Return the answer for one template; calls are serialised, and one takes at most `PATIENCE`."""
         with self._lock:
             process = self._started()
             timer = threading.Timer(PATIENCE, _kill, [process])
@@ -206,7 +206,7 @@ class _Renderer:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             self._end()
-            # -I: nothing of the caller's environment, working directory or start-up files.
+            # -I: ignores the caller's environment, working directory and start-up files.
             line = [sys.executable, "-I", str(_PROGRAM)]
             streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
             streams["stderr"] = subprocess.DEVNULL
@@ -229,8 +229,8 @@ def _exchange(process: subprocess.Popen[bytes], given: bytes) -> dict[str, Any]:
     (length,) = struct.unpack("<I", _exactly(stdout, 4))
     if length > _LARGEST:
         raise EOFError(f"it answered {length} bytes")
-    said: dict[str, Any] = json.loads(_exactly(stdout, length))
-    return said
+    answer: dict[str, Any] = json.loads(_exactly(stdout, length))
+    return answer
 
 
 def _exactly(stream: IO[bytes], count: int) -> bytes:
@@ -256,7 +256,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def _close(pipe: IO[bytes]) -> None:
     try:
         pipe.close()
-    except OSError:  # what was still to be written has no reader
+    except OSError:  # unwritten data has no reader
         return
 
 

@@ -1,4 +1,4 @@
-"""How a runtime generates text: how tokens are chosen, where a text ends, and what is counted meanwhile."""
+"""Text generation of runtimes: sampling, stop texts and token counts."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from edgekit.runtime import _draw
 from edgekit.runtime.arguments import Stop, integer
 from edgekit.typing import F32, F64
 
-#: Why a text ended: the model or a stop text ended it, or there was no room for more.
+#: Why a text ended: by the model or a stop text, or because a limit was reached.
 FinishReason = Literal["stop", "length"]
-#: Makes pieces of text from token ids.
+#: Turns token ids into pieces of text.
 Texts = Callable[[Iterator[int]], Iterator[str]]
 
 
 @attrs.define(eq=False)
 class Generation(Iterator[str]):
-    """A text that is being generated: an iterator of its pieces that counts tokens and knows why it ended.
+    """A text that is being generated: an iterator of its pieces, with token counts and the reason why it ended.
 
     A runtime makes one with `counting` where it produces tokens one by one; else it sets the fields itself.
 
@@ -32,8 +32,9 @@ class Generation(Iterator[str]):
         prompt_tokens: tokens of the prompt.
         completion_tokens: tokens generated so far, with the one that ended the text.
         finish_reason: ``"stop"`` where the model or a stop text ended it, ``"length"`` where `max_tokens` or the
-            context did; None while it goes on, and where it was cancelled.
-        cancelled: whether `cancel` was called; a runtime that makes its own pieces looks here between tokens.
+            context did; None until it ends, and if it was cancelled.
+        cancelled: whether `cancel` was called; a runtime that produces the pieces itself must check this between
+            tokens.
 
     Example:
         >>> with edgekit.load("model") as model:  # doctest: +SKIP
@@ -53,12 +54,12 @@ class Generation(Iterator[str]):
     def counting(
         cls, prompt_tokens: int, tokens: Iterator[int], text: Callable[[Iterator[int]], Iterator[str]]
     ) -> Self:
-        """A text made from tokens.
+        """Return a generation from tokens.
 
         Args:
             prompt_tokens: tokens of the prompt.
-            tokens: new ids, one at a time; they end where there is no room for more.
-            text: makes pieces of text from ids, and ends where the model or a stop text ends it.
+            tokens: new ids, one at a time; they end when the limit is reached.
+            text: turns ids into pieces of text; ends where the model or a stop text ends it.
         """
         self = cls(iter(()), prompt_tokens)
         self.pieces = self._until_end(tokens, text)
@@ -81,11 +82,11 @@ class Generation(Iterator[str]):
         return next(self.pieces)
 
     def cancel(self) -> None:
-        """End the text after the token that is being computed; any thread may call it."""
+        """End the text after the current token; any thread may call it."""
         self.cancelled = True
 
     def close(self) -> None:
-        """Give up the rest of the text, in the thread that asks for its pieces."""
+        """Discard the rest of the text, in the thread that iterates."""
         close = getattr(self.pieces, "close", None)
         if close is not None:
             close()
@@ -121,7 +122,7 @@ class GenerationOptions(SamplingOptions, total=False):
 
 
 def _drawn(seed: int) -> int:
-    """The seed to use: -1 stands for a random one, as in llama.cpp."""
+    """Return the seed to use: -1 draws a random one, as in llama.cpp."""
     number = integer("seed", seed, -1)
     return secrets.randbits(32) if number == -1 else number
 
@@ -151,7 +152,7 @@ class Sampling:
             raise UsageError(f"top_p {self.top_p!r:.80}; choose above 0 and at most 1")
 
     def sampler(self) -> Callable[[F32], int]:
-        """A function from logits [vocab] to the next token, with random numbers of its own."""
+        """Return a function from logits [vocab] to the next token, with a new random generator."""
         random = np.random.default_rng(self.seed)
         return lambda logits: self._choose(logits, random)
 
@@ -168,13 +169,13 @@ class Sampling:
         return _draw.draw(weights, random) if self.top_p == 1 else _draw.draw_top_p(logits, weights, self.top_p, random)
 
     def probabilities(self, logits: F32) -> F64:
-        """With which `sampler` chooses each token, float64 [vocab]: the definition, which sorts the whole vocabulary.
+        """Return the probability with which `sampler` chooses each token, float64 [vocab], by sorting the vocabulary.
 
         Args:
             logits: [vocab], finite or -infinity.
         """
         order = np.argsort(-logits, kind="stable")[: int(self.top_k) or None]
-        with np.errstate(over="ignore"):  # a tiny temperature makes exp(-inf), which is the right 0
+        with np.errstate(over="ignore"):  # a tiny temperature makes exp(-inf), which is correctly 0
             shares = np.exp((logits[order].astype(np.float64) - logits.max()) / (self.temperature or 1e-300))
         shares /= shares.sum()
         # A token stays while those before it have not reached top_p; the first always does.
@@ -189,10 +190,10 @@ def _is_number(value: object) -> bool:
 
 
 def until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
-    """The pieces of a text up to the first stop text that is complete; what may be the start of one is held back.
+    """Yield a text up to the first complete stop text; text that may be the start of one is delayed.
 
     Args:
-        pieces: new text, one after the other.
+        pieces: of new text, in order.
         stop: texts at which to end; an empty one never ends a text.
     """
     stops = [text for text in stop if text]
@@ -211,8 +212,8 @@ def until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
 
 
 def _started(text: str, stop: Sequence[str]) -> int:
-    """Length of the longest end of the text that a stop text begins with."""
+    """Return the length of the longest suffix of the text that is a prefix of a stop text."""
     return max((n for s in stop for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])), default=0)
 
 
-__all__ = ["FinishReason", "Generation", "Sampling", "Texts", "until"]
+__all__ = ["FinishReason", "Generation", "GenerationOptions", "Sampling", "SamplingOptions", "Texts", "until"]

@@ -19,11 +19,11 @@ from edgekit.typing import F32
 
 @attrs.define(eq=False)
 class NumpyRuntime(TextRuntime):
-    """The numpy forward pass with a cache of keys and values: slow, exact, and always there.
+    """The numpy forward pass with a cache of keys and values: slow, exact, and always available.
 
     Attributes:
         artifact: the model.
-        transformer: what computes; its weights are let go at the end of a ``with`` block.
+        transformer: the forward pass; its weights are released at the end of a ``with`` block.
 
     Example:
         >>> with NumpyRuntime.open(artifact) as model:  # doctest: +SKIP
@@ -40,21 +40,21 @@ class NumpyRuntime(TextRuntime):
         """Load an artifact.
 
         Args:
-            artifact: of any format, of a family that edgekit knows.
-            cache: whether decoded weights stay in memory; None: where they take little (`Transformer`).
+            artifact: of any format, of a supported family.
+            cache: whether decoded weights stay in memory; None caches them if they are small (`Transformer`).
 
         Raises:
-            UnsupportedModelError: the family is not known.
+            UnsupportedModelError: the family is unsupported.
         """
         return cls(artifact, Transformer(artifact.model, cache))
 
     @property
     def context(self) -> int:
-        """Tokens that the model's context holds."""
+        """The number of tokens in the model's context."""
         return self._model().config.context
 
     def logits(self, tokens: npt.ArrayLike) -> F32:
-        """Scores of every next token, float32 [n, vocab], of token ids [n].
+        """Return the logits of every next token, float32 [n, vocab], for token ids [n].
 
         Raises:
             UsageError: no tokens, or ids outside the vocabulary.
@@ -89,7 +89,7 @@ class NumpyRuntime(TextRuntime):
             new = np.array([token])
 
     def embed(self, text: str) -> F32:
-        """The mean of the last layer's states over a text, float32 [width], of length 1.
+        """Return the mean of the last layer's states over a text, float32 [width], normalized to length 1.
 
         Raises:
             UsageError: an empty text, or no tokenizer.
@@ -102,7 +102,7 @@ class NumpyRuntime(TextRuntime):
         return self.unit(self._model().hidden(ids).mean(axis=0, dtype=np.float64))
 
     def close(self) -> None:
-        """Let go of the weights."""
+        """Release the weights."""
         self.transformer = None
 
     def __enter__(self) -> Self:

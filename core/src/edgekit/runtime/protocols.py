@@ -1,7 +1,7 @@
-"""Runtimes: what executes a model. The core's own is the numpy forward pass; plugins bring faster ones.
+"""Runtimes: they execute a model. The core's own is the numpy forward pass; plugins bring faster ones.
 
-`Runtime` is what every runtime can do. What only some can is a protocol of its own, which a runtime declares by having
-its methods: ``isinstance(model, ChatRuntime)``.
+Every runtime implements `Runtime`. Each optional capability is a protocol, which a runtime supports if it has the
+methods: ``isinstance(model, ChatRuntime)``.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from edgekit.typing import F32
 
 
 class Runtime(Protocol):
-    """A model that is loaded and can be run; a context manager that lets go of it at the end."""
+    """A loaded model; a context manager that releases it at the end."""
 
     @property
     def name(self) -> str:
-        """Under which the runtime is registered."""
+        """The name under which the runtime is registered."""
         ...
 
     def logits(self, tokens: npt.ArrayLike) -> F32:
-        """Scores of every next token, float32 [n, vocab], of token ids [n]."""
+        """Return the logits of every next token, float32 [n, vocab], for token ids [n]."""
         ...
 
     def generate(self, prompt: str, **options: Unpack[GenerationOptions]) -> str:
@@ -44,12 +44,12 @@ class Runtime(Protocol):
     def stream(self, prompt: str, **options: Unpack[GenerationOptions]) -> Generation:
         """The same, piece by piece, with the tokens counted and why it ended.
 
-        What is wrong with the arguments is raised here, before the first piece is asked for.
+        Invalid arguments raise here, before the first piece is requested.
         """
         ...
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -62,11 +62,11 @@ class ChatRuntime(Protocol):
     """A runtime that answers conversations, with the model's own chat template (`edgekit.runtime.chat`)."""
 
     def prompt(self, messages: Messages | str) -> str:
-        """What the model's chat template makes of messages.
+        """Return the prompt that the model's chat template renders from messages.
 
         Raises:
-            UsageError: the model has no template, the messages are none, or the template does not accept them.
-            InvalidFileError: the template fails, or wants too much time or memory.
+            UsageError: the model has no template, the messages are malformed, or the template does not accept them.
+            InvalidFileError: the template fails, or exceeds the limits of time or memory.
         """
         ...
 
@@ -75,16 +75,16 @@ class ChatRuntime(Protocol):
         ...
 
     def chat_stream(self, messages: Messages | str, **options: Unpack[GenerationOptions]) -> Generation:
-        """The same, piece by piece, as `Runtime.stream`."""
+        """Answer a conversation piece by piece, as `Runtime.stream`."""
         ...
 
 
 @runtime_checkable
 class EmbeddingRuntime(Protocol):
-    """A runtime that makes vectors of texts."""
+    """A runtime that computes embeddings of texts."""
 
     def embed(self, text: str) -> F32:
-        """A vector of a text, float32 [width], of length 1.
+        """Return the embedding of a text, float32 [width], normalized to length 1.
 
         Raises:
             UsageError: an empty text, or no tokenizer.
@@ -95,26 +95,26 @@ class EmbeddingRuntime(Protocol):
 
 @runtime_checkable
 class TokenizingRuntime(Protocol):
-    """A runtime that says how a text is cut."""
+    """A runtime that exposes its tokenization."""
 
     def encode(self, text: str) -> list[int]:
-        """The token ids that `Runtime.stream` and `EmbeddingRuntime.embed` compute for a text."""
+        """Return the token ids that `Runtime.stream` and `EmbeddingRuntime.embed` use for a text."""
         ...
 
 
 class ChattingRuntime(Runtime, ChatRuntime, Protocol):
-    """What `load` gives, for type checkers: a runtime with `chat` and `chat_stream`.
+    """The return type of `load`, for type checkers: a runtime with `chat` and `chat_stream`.
 
-    edgekit's own runtimes have both. A plugin's may lack them: ``isinstance(model, ChatRuntime)`` says so.
+    edgekit's runtimes have both. A plugin's may lack them: check with ``isinstance(model, ChatRuntime)``.
     """
 
 
 @runtime_checkable
 class DescribedRuntime(Protocol):
-    """A runtime that says how it computes: what was chosen for it, or by it, when the model was loaded."""
+    """A runtime that reports how it computes: the settings in effect since the model was loaded."""
 
     def description(self) -> dict[str, Any]:
-        """Names and values for JSON and logs: ``device``, and options such as ``gpu_layers`` as they came out."""
+        """Return names and values for JSON and logs: ``device``, and effective options such as ``gpu_layers``."""
         ...
 
 
@@ -124,7 +124,7 @@ def load(artifact: Artifact | str | os.PathLike[str], runtime: str | None = None
     Args:
         artifact: an artifact, or the path of one.
         runtime: name of an installed runtime; None takes the fastest that runs the artifact's format.
-        options: what that runtime understands besides.
+        options: of that runtime.
 
     Raises:
         MissingPluginError: that runtime is not installed, or does not run the format.
@@ -136,10 +136,10 @@ def load(artifact: Artifact | str | os.PathLike[str], runtime: str | None = None
 
 
 def start(function: Callable[..., Any], name: str, artifact: Artifact, **options: Any) -> ChattingRuntime:
-    """Call a runtime's function with an artifact and options that it has.
+    """Call a runtime's function with an artifact and options; raise if it does not declare one of them.
 
     Args:
-        function: what the runtime registered.
+        function: the registered target of the runtime.
         name: of the runtime, for messages.
         artifact: the model.
         options: of that runtime.
@@ -156,20 +156,20 @@ def start(function: Callable[..., Any], name: str, artifact: Artifact, **options
 
 
 def choose_runtime(artifact: Artifact, name: str | None) -> Registration:
-    """The runtime to use.
+    """Return the registration of the runtime to use.
 
     Raises:
         MissingPluginError: it is not installed, or does not run the artifact's format.
     """
     if name is not None:
-        found = manager().find("runtimes", name)
-        if not _runs(found, artifact):
-            formats = ", ".join(found.options.get("formats", ()))
+        matching = manager().find("runtimes", name)
+        if not _runs(matching, artifact):
+            formats = ", ".join(matching.options.get("formats", ()))
             raise MissingPluginError(
                 f"runtime {name!r} runs {formats}, {artifact.path} is {artifact.format}; "
                 "convert it first, or choose another runtime"
             )
-        return found
+        return matching
     return max(
         (r for r in manager().all("runtimes") if _runs(r, artifact)), key=lambda r: cast(int, r.options.get("speed", 1))
     )

@@ -1,4 +1,4 @@
-"""What every runtime that produces token ids does alike: texts, chat, stop texts, and room in the context."""
+"""The base of runtimes that produce token ids: texts, chat, stop texts, and the context's limit."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from edgekit.typing import F32
 
 
 class TextRuntime:
-    """A base for runtimes that continue token ids: texts go through the artifact's tokenizer, as edgekit reads it.
+    """A base for runtimes that continue token ids; texts are tokenized with the artifact's tokenizer.
 
     A runtime that derives from it has `artifact` and `context` and implements `tokens`; it gets `generate`, `stream`,
-    `chat`, `chat_stream`, `prompt` and `encode`, which then mean the same as everyone else's. One that cuts texts
+    `chat`, `chat_stream`, `prompt` and `encode`, which then behave as in all other runtimes. One that tokenizes texts
     itself overrides `encode`, `prompt` and `pieces` together.
 
     Attributes:
@@ -33,7 +33,7 @@ class TextRuntime:
 
     @property
     def context(self) -> int:
-        """Tokens that the model's context holds."""
+        """The number of tokens in the model's context."""
         raise NotImplementedError
 
     def tokens(
@@ -41,7 +41,7 @@ class TextRuntime:
     ) -> Iterator[int]:
         """Continue a sequence of token ids, one at a time; never ends by itself before `max_tokens`.
 
-        What is wrong with the arguments is raised here, before the first token is asked for.
+        Invalid arguments raise here, before the first token is requested.
         """
         raise NotImplementedError
 
@@ -63,7 +63,7 @@ class TextRuntime:
         return "".join(self._stream(self._prompt_ids(prompt_text(prompt)), *asked))
 
     def stream(self, prompt: str, **options: Unpack[GenerationOptions]) -> Generation:
-        """As `generate`, piece by piece; each piece is whole characters, and never the start of a stop text."""
+        """Generate as `generate`, piece by piece, in whole characters and without any part of a stop text."""
         asked = _asked(**options)
         return self._stream(self._prompt_ids(prompt_text(prompt)), *asked)
 
@@ -80,7 +80,7 @@ class TextRuntime:
         return "".join(self.chat_stream(messages, **options))
 
     def chat_stream(self, messages: Messages | str, **options: Unpack[GenerationOptions]) -> Generation:
-        """The answer to messages, piece by piece; arguments as `prompt` and `generate`, and raises as both."""
+        """Answer messages piece by piece; arguments as `prompt` and `generate`, and raises as both."""
         asked = _asked(**options)
         return self._stream(self._prompt_ids(self.prompt(messages), special=True), *asked)
 
@@ -89,11 +89,11 @@ class TextRuntime:
         return self.encode(text, special=special)
 
     def prompt(self, messages: Messages | str) -> str:
-        """What the model's chat template makes of messages; see `edgekit.runtime.chat.prompt_of`."""
+        """Return the prompt that the model's chat template renders; see `edgekit.runtime.chat.prompt_of`."""
         return chat.prompt_of(self.artifact, messages)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Cut a text into token ids, with what the model puts before every text.
+        """Tokenize a text, with the token that the model expects at the beginning of every text.
 
         Args:
             text: any Unicode text; special tokens in it are recognised.
@@ -111,10 +111,10 @@ class TextRuntime:
         return ids
 
     def refuse_too_long(self, text: str) -> None:
-        """Refuse a text whose length or whose beginning says that the context cannot hold it, before it is cut.
+        """Raise, before tokenizing, if a text's length or beginning shows that it does not fit the context.
 
         Raises:
-            ContextOverflowError: shorter texts may still have too many tokens; `room` says so.
+            ContextOverflowError: shorter texts may still have too many tokens; `room` raises for those.
         """
         context = self.context
         least = self.tokenizer().least_tokens(text, context)
@@ -122,7 +122,7 @@ class TextRuntime:
             raise self._overflow(f"at least {least} tokens of prompt", 0)
 
     def tokenizer(self) -> Tokenizer:
-        """The artifact's tokenizer.
+        """Return the artifact's tokenizer.
 
         Raises:
             UsageError: it has none.
@@ -133,17 +133,17 @@ class TextRuntime:
         return tokenizer
 
     def lacks_tokenizer(self) -> UsageError:
-        """The error of a model that cannot read texts."""
+        """Return the error for a model without a tokenizer."""
         return UsageError(
             chat.no_tokenizer(self.artifact.path), public="the model has no tokenizer, so it cannot read texts"
         )
 
     def room(self, prompt: int, wanted: int | None) -> int:
-        """How many tokens to generate after a prompt of so many tokens; None wants as many as there is room for.
+        """Return how many tokens to generate after a prompt of so many tokens; None fills the context.
 
         Raises:
             UsageError: a negative number, or none.
-            ContextOverflowError: the prompt and what is wanted do not fit the model's context.
+            ContextOverflowError: the prompt and the requested tokens do not fit the model's context.
         """
         if wanted is not None:
             wanted = integer("max_tokens", wanted, 0)
@@ -153,22 +153,22 @@ class TextRuntime:
         return context - prompt if wanted is None else wanted
 
     def _overflow(self, asked: str, most: int) -> ContextOverflowError:
-        """Clients cannot load the model otherwise, so they get the plain cure."""
+        """Clients cannot reload the model with other options, so their message omits that cure."""
         return ContextOverflowError(
             f"{asked} {self.too_long(most)}", public=f"{asked} {TextRuntime.too_long(self, most)}"
         )
 
     def too_long(self, most: int) -> str:
-        """How the message goes on where a text does not fit: the limit, and the cure.
+        """Return the end of the message for a text that does not fit: the limit and the cure.
 
         Args:
-            most: as many tokens may be asked for after this prompt.
+            most: largest number of tokens that can be generated after this prompt.
         """
         cure = f"shorten the prompt, or ask for at most {most}" if most else "shorten the prompt"
         return f"do not fit the model's context of {self.context}; {cure}"
 
     def pieces(self, prompt: list[int], tokens: Iterator[int]) -> Iterator[str]:
-        """The text after the prompt in whole characters, as they come; ends at the end token."""
+        """Yield the text after the prompt in whole characters; ends at the end token."""
         tokenizer = self.tokenizer()
         # Decoded as what follows the prompt: on its own the first piece would lose its leading space.
         text = tokenizer.detokenizer(prompt)
@@ -181,7 +181,7 @@ class TextRuntime:
             yield rest
 
     def unit(self, states: npt.ArrayLike) -> F32:
-        """A vector [width] as an embedding is given: float32, of length 1.
+        """Return a vector [width] as an embedding: float32, normalized to length 1.
 
         Raises:
             NonFiniteError: it has a NaN or an infinity.

@@ -1,4 +1,4 @@
-"""The smallest whole edgekit backend: a precision, a quantizer, a format and a runtime.
+"""The smallest complete edgekit backend: a precision, a quantizer, a format and a runtime.
 
 This module is light: it names what the plugin brings, and imports none of it.
 """
@@ -12,13 +12,13 @@ edgekit_api = (1, 0)
 
 @hookimpl
 def edgekit_register_precisions(register: Register) -> None:
-    """A number format of its own."""
+    """A new number format."""
     register("example:log4-g32", "edgekit_example.log4:Log4")
 
 
 @hookimpl
 def edgekit_register_quantizers(register: Register) -> None:
-    """A native encoder of a number format that exists already; never by default, being slower than the reference."""
+    """An encoder of an existing number format; never the default, because it is slower than the reference."""
     register("ggml:Q8_0", "edgekit_example.q8_0:Q8_0", claim="exact", speed=0)
 
 

@@ -39,7 +39,7 @@ LONGEST_ROW = 1 << 20
 
 @attrs.frozen
 class Place:
-    """Where a tensor lies: its parts follow each other from byte `begin` on."""
+    """The position of a tensor: its parts follow each other from byte `begin` on."""
 
     name: str
     shape: tuple[int, ...]
@@ -55,7 +55,7 @@ class Place:
 
 @attrs.frozen
 class Header:
-    """What a file says about itself."""
+    """The parsed header of a file."""
 
     config: ModelConfig
     tokenizer: Tokenizer | None
@@ -68,7 +68,7 @@ def part_nbytes(part: PartLayout) -> int:
 
 
 def little(dtype: str) -> np.dtype[Any]:
-    """The type as it lies in the file."""
+    """The type in the file's byte order."""
     return np.dtype(dtype).newbyteorder("<")
 
 
@@ -89,9 +89,9 @@ def read_header(path: Path) -> Header:
     """Read and check the header.
 
     Raises:
-        InvalidFileError: truncated, corrupt or hostile; names the file, the tensor and the offset.
+        InvalidFileError: truncated or malformed; names the file, the tensor and the offset.
         MissingFileError: it is not there, or cannot be read.
-        MissingPluginError: a precision that no installed plugin knows.
+        MissingPluginError: a precision that no installed plugin has.
     """
     reader = Reader(path)
     start, text = reader.read_bytes(0, 8), b""
@@ -111,7 +111,7 @@ def _header_length(start: bytes, size: int, path: Path) -> int:
 
 def _parse(fields: Any, path: Path, begin: int, size: int) -> Header:
     if not isinstance(fields, dict) or fields.keys() != {"config", "tokenizer", "tensors"}:
-        raise invalid(path, "the header wants exactly config, tokenizer and tensors", 8)
+        raise invalid(path, "the header must have exactly config, tokenizer and tensors", 8)
     try:
         config = from_plain(ModelConfig, fields["config"])
         tokenizer = None if fields["tokenizer"] is None else from_plain(Tokenizer, fields["tokenizer"])
@@ -136,7 +136,7 @@ def _places(tensors: Any, path: Path, begin: int, size: int) -> Iterator[Place]:
 
 def _place(fields: Any, path: Path, begin: int, size: int) -> Place:
     if not isinstance(fields, dict) or fields.keys() != {"name", "shape", "precision"}:
-        raise invalid(path, "a tensor wants exactly name, shape and precision", 8)
+        raise invalid(path, "a tensor must have exactly name, shape and precision", 8)
     name, shape = fields["name"], fields["shape"]
     where = f"tensor {shown(name)}"
     if not (isinstance(name, str) and isinstance(shape, list) and all(type(d) is int and d > 0 for d in shape)):

@@ -1,4 +1,4 @@
-"""The format as edgekit's core sees it: recognise, open, lay out, write."""
+"""The format that the plugin registers: recognise, open, lay out, write."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class EkxFormat:
     name = "ekx"
 
     def matches(self, path: Path) -> bool:
-        """Whether it is a file that begins with the magic bytes, or is named like one."""
+        """Whether the file begins with the magic bytes or has the suffix."""
         if path.suffix == ".ekx" and not path.is_dir():
             return True
         return read_start(path, len(MAGIC)) == MAGIC
 
     def open(self, path: Path) -> Artifact:
-        """Read everything but the tensors' values; raises as `read_header` does."""
+        """Read everything except the tensors' values; raises as `read_header` does."""
         header, reader = read_header(path), Reader(path)
         tensors = {place.name: _tensor(place, reader) for place in header.places}
         return Artifact(
@@ -49,14 +49,14 @@ class EkxFormat:
         """Every tensor under its canonical name.
 
         Raises:
-            UnsupportedModelError: a family that edgekit does not know.
+            UnsupportedModelError: an unsupported model family.
         """
         model = source.model
         slots = (Slot(name, name, tensor, kept(tensor)) for name, tensor in model.tensors.items())
         return Layout(tuple(slots), source, model)
 
     def writer(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> EkxWriter:
-        """Begin, or resume, writing; raises as `EkxWriter` does."""
+        """Start or resume writing; raises as `EkxWriter` does."""
         return EkxWriter(path, layout, plan, manifest)
 
 

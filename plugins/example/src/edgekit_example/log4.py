@@ -41,7 +41,7 @@ class Log4:
         name="example:log4-g32",
     )
     traits = Traits(
-        proof="defined here; held to the conformance kit",
+        proof="defined here; checked by the conformance kit",
         bound="a third of the magnitude, or 2^-7 of the block's largest level",
     )
 

@@ -1,4 +1,4 @@
-"""attrs records to JSON and back; what comes back is foreign, so every value has the type that its field states."""
+"""Converts attrs records to JSON and back, and checks the type of every value read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def from_plain(kind: type[Record], value: Any) -> Record:
     """
     hints = {name: hint for name, hint in get_type_hints(kind).items() if name in attrs.fields_dict(kind)}  # type: ignore[arg-type]
     if not isinstance(value, dict) or value.keys() != hints.keys():
-        raise ValueError(f"a {kind.__name__} wants the keys {', '.join(hints)}")
+        raise ValueError(f"a {kind.__name__} must have the keys {', '.join(hints)}")
     return kind(**{name: _typed(value[name], hint, f"{kind.__name__}.{name}") for name, hint in hints.items()})
 
 

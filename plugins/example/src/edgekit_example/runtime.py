@@ -34,7 +34,7 @@ class ExampleRuntime(TextRuntime):
         """Load an artifact.
 
         Raises:
-            UnsupportedModelError: a family that edgekit does not know.
+            UnsupportedModelError: an unsupported model family.
         """
         return cls(artifact, Transformer(artifact.model))
 
@@ -78,7 +78,7 @@ class ExampleRuntime(TextRuntime):
         return self.transformer
 
     def close(self) -> None:
-        """Let go of the weights."""
+        """Release the weights."""
         self.transformer = None
 
     def __enter__(self) -> Self:

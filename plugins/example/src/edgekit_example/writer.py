@@ -1,4 +1,4 @@
-"""Writes an ``.ekx`` file, tensor by tensor; nothing shows before all of it is there.
+"""Writes an ``.ekx`` file, tensor by tensor; the target appears only when it is complete.
 
 The header needs only the plan, so it is written first. `edgekit.formats.PlannedFile` has the rest: the plan's order,
 that nothing is missing, and that an interrupted run goes on after its last complete tensor.

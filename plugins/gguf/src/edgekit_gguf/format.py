@@ -1,4 +1,4 @@
-"""The format as edgekit's core sees it: open, lay out, write."""
+"""The format that the plugin registers: open, lay out, write."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class GgufFormat:
     conventions = ("ggml",)
 
     def matches(self, path: Path) -> bool:
-        """Whether it is a file that begins with GGUF's magic, or is named like one."""
-        if path.suffix == ".gguf" and not path.is_dir():
+        """Whether the file begins with GGUF's magic or has its suffix."""
+        if path.suffix == ".gguf" and path.exists() and not path.is_dir():
             return True
         return read_start(path, len(MAGIC)) == MAGIC
 
     def open(self, path: Path) -> Artifact:
-        """Read everything but the tensors' values.
+        """Read everything except the tensors' values.
 
         Raises:
-            InvalidFileError: truncated, corrupt or hostile; names file, key or tensor, byte offset and cure.
+            InvalidFileError: truncated or malformed; names file, key or tensor, byte offset and cure.
             MissingFileError: the file, or a part of a split one, is not there.
         """
         shards = _shards(path)
@@ -70,7 +70,7 @@ class GgufFormat:
         return layout(source)
 
     def writer(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> GgufWriter:
-        """Begin, or resume, writing; raises as `GgufWriter` does."""
+        """Start or resume writing; raises as `GgufWriter` does."""
         return GgufWriter(path, layout, plan, manifest)
 
     def read_importance(self, path: Path) -> dict[str, F32]:

@@ -68,7 +68,7 @@ def __getattr__(kind: str) -> GridFormat:
 
 
 def known(kind: str) -> Precision:
-    """The precision of that kind, made known to `find_precision` and to decoding."""
+    """The precision of that kind, registered for `find_precision` and for decoding."""
     implementation = _FORMATS[kind]
     register(implementation)
     return implementation.precision

@@ -51,7 +51,7 @@ def layout(source: Artifact) -> Layout:
 
 
 def _notes(source: Artifact, model: Model) -> dict[str, str]:
-    """What becomes of a tokenizer that has not as many tokens as the embedding has rows."""
+    """Notes on a tokenizer that has fewer or more tokens than the embedding has rows."""
     if source.tokenizer is None:
         return {}
     tokens, rows = len(source.tokenizer.tokens), model.config.vocab
@@ -99,7 +99,7 @@ def _translated(model: Model) -> Iterable[Slot]:
 
 
 def file_order(name: str) -> tuple[int, bytes]:
-    """Sort key of a tensor's name: what lies outside the layers, then by layer, then by name."""
+    """Sort key of a tensor's name: first those outside the layers, then by layer, then by name."""
     match = _LAYER.match(name)
     return int(match[1]) if match else -1, name.encode()
 

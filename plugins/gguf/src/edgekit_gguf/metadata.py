@@ -61,12 +61,12 @@ class Metadata(Mapping[str, Any]):
         return len(self.typed)
 
     def without(self, *keys: str) -> dict[str, Value]:
-        """The typed values less some keys."""
+        """The typed values without some keys."""
         return {key: value for key, value in self.typed.items() if key not in keys}
 
 
 def u32(number: int) -> Value:
-    """An unsigned 32-bit integer: what llama.cpp wants of every count."""
+    """An unsigned 32-bit integer, which llama.cpp requires for every count."""
     return Value(ValueType.UINT32, int(number))
 
 
@@ -76,7 +76,7 @@ def f32(number: float) -> Value:
 
 
 def flag(value: bool) -> Value:
-    """A bool."""
+    """A boolean."""
     return Value(ValueType.BOOL, bool(value))
 
 

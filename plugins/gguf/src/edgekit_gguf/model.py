@@ -1,4 +1,4 @@
-"""Hyper-parameters in GGUF metadata, both ways, and a file's tensors by what they are for.
+"""Reads and writes hyper-parameters in GGUF metadata, and assigns a role to each tensor of a file.
 
 The table `_KEYS` pairs fields of `ModelConfig` with keys under ``<architecture>.``. What has no key of its own:
 
@@ -63,7 +63,7 @@ _PATTERN = "attention.sliding_window_pattern"
 
 @attrs.frozen
 class _Architecture:
-    """What llama.cpp takes for granted in an architecture.
+    """What llama.cpp assumes for an architecture.
 
     Attributes:
         gelu: GeGLU instead of SwiGLU, and embeddings times the square root of the width.
@@ -183,7 +183,7 @@ def _scaling_keys(scaling: RopeScaling | None) -> dict[str, Value]:
 
 
 def _own_attention_factor(kind: str, factor: float) -> float:
-    """What llama.cpp multiplies with by itself."""
+    """The attention factor that llama.cpp computes itself."""
     return 0.1 * math.log(factor) + 1 if kind == "yarn" and factor > 1 else 1.0
 
 
@@ -247,7 +247,7 @@ _NO_MODELS = {
 
 
 def refuse_no_model(path: Path, metadata: Metadata, tensors: Collection[str]) -> None:
-    """Refuse a file that holds no model of its own: an adapter, a projector, an importance matrix, a vocabulary.
+    """Refuse a file that does not hold a model: an adapter, a projector, an importance matrix, a vocabulary.
 
     Raises:
         UnsupportedModelError: names what the file holds, with a cure.
@@ -289,7 +289,7 @@ class _Keys:
         return value
 
     def real(self, key: str, default: float | None = None) -> float | None:
-        """A number, or the default; of a float32 the shortest decimal that stands for it (0.00001, not 0.00000999…)."""
+        """A number, or the default; a float32 is returned as its shortest decimal (0.00001, not 0.00000999…)."""
         value = self.get(key)
         if value is None:
             return default
@@ -314,7 +314,7 @@ def _family(keys: _Keys) -> Family:
     if not named:
         known = ", ".join(dict.fromkeys(family.gguf for family in FAMILIES.values()))
         raise UnsupportedModelError(
-            f"{keys.path}: general.architecture is {shown(keys.architecture)}; edgekit knows {known}"
+            f"{keys.path}: general.architecture is {shown(keys.architecture)}; supported are {known}"
         )
     if keys.count("expert_count", 0):
         keys.refuse("expert_count", f"is {keys.count('expert_count')}")

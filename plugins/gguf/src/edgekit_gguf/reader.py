@@ -9,7 +9,7 @@
 
 Source: the GGUF specification in ggml's repository (``docs/gguf.md``), and what llama.cpp refuses.
 
-A file is hostile until shown otherwise: every count, length, offset and product of dimensions is checked against
+Files are untrusted: every count, length, offset and product of dimensions is checked against
 what is left of the file, and against the limits below, before anything of that size is allocated. The file is never
 mapped: its header is read into memory piece by piece, as far as it says that it goes, and tensors are read at their
 offsets when asked. So memory holds what is used, and a file that shrinks meanwhile is an error and not the process's
@@ -39,7 +39,7 @@ from edgekit_gguf import iq
 from edgekit_gguf.metadata import Metadata, Value
 from edgekit_gguf.types import ALIGNMENT, DTYPES, MAGIC, READABLE, RETIRED, TENSOR_TYPES, TensorType, ValueType
 
-#: Arrays inside arrays; llama.cpp knows none, the specification sets no limit.
+#: Arrays inside arrays: unsupported by llama.cpp, unlimited in the specification.
 MAX_DEPTH = 4
 MAX_DIMENSIONS = 4
 MAX_NAME = 65535
@@ -61,7 +61,7 @@ _AGAIN = "get the file again"
 
 @attrs.frozen
 class TensorInfo:
-    """Where a tensor lies: `shape` is outermost first, `start` counts from the beginning of the file."""
+    """The position of a tensor: `shape` is outermost first, `start` counts from the beginning of the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -81,7 +81,7 @@ class TensorInfo:
 
 @attrs.frozen(eq=False)
 class GgufFile:
-    """Everything a file says, and where its bytes are read."""
+    """The parsed contents of a file, and the reader of its bytes."""
 
     path: Path
     version: int
@@ -95,10 +95,10 @@ class GgufFile:
 
 
 def read(path: Path) -> GgufFile:
-    """Read all but the tensors' values.
+    """Read everything except the tensors' values.
 
     Raises:
-        InvalidFileError: truncated, corrupt or hostile; names file, key or tensor, byte offset and cure.
+        InvalidFileError: truncated or malformed; names file, key or tensor, byte offset and cure.
         MissingFileError: not there.
         ResourceError: not readable.
     """
@@ -160,7 +160,7 @@ class Cursor:
         return self.size - self.offset
 
     def fail(self, problem: str, cure: str = _AGAIN) -> NoReturn:
-        """Raise `InvalidFileError`, saying where."""
+        """Raise `InvalidFileError` with the position."""
         raise InvalidFileError(f"{self.path}: {self.context}: {problem} (at byte {self.offset}); {cure}")
 
     def need(self, nbytes: int, what: str) -> None:
@@ -180,7 +180,7 @@ class Cursor:
     def hold(self, stop: int) -> None:
         """Read the file into memory up to there, at least."""
         if stop > MAX_HEADER:
-            self.fail(f"the header takes more than {MAX_HEADER} bytes", "this is no model's file")
+            self.fail(f"the header takes more than {MAX_HEADER} bytes", "this is not the file of a model")
         wanted = min(self.size, MAX_HEADER, max(stop, _FIRST, 2 * len(self.data)))
         self.data += self.reader.read_bytes(len(self.data), wanted - len(self.data))
         if len(self.data) < stop:
@@ -199,7 +199,7 @@ class Cursor:
         return self.take(self.u64(f"length of {what}"), what)
 
     def name(self, what: str) -> str:
-        """A key or a tensor's name: not empty, not endless, and UTF-8."""
+        """A key or a tensor's name: UTF-8, not empty, of limited length."""
         length = self.u64(f"length of {what}")
         if not 0 < length <= MAX_NAME:
             self.fail(f"{what} has {length} bytes; 1 to {MAX_NAME} are allowed")
@@ -213,7 +213,7 @@ class Cursor:
 def _header(cursor: Cursor) -> tuple[int, int, int]:
     magic = cursor.take(4, "magic")
     if magic != MAGIC:
-        cursor.fail(f"it begins with {magic!r}, not {MAGIC!r}", "this is no GGUF file")
+        cursor.fail(f"it begins with {magic!r}, not {MAGIC!r}", "this is not a GGUF file")
     version = cursor.u32("version")
     if version & 0xFFFF == 0 and version:
         cursor.fail("the file is big-endian", "convert it with gguf-py's gguf-convert-endian FILE little")
@@ -226,7 +226,7 @@ def _header(cursor: Cursor) -> tuple[int, int, int]:
     if tensors > MAX_TENSORS or pairs > MAX_PAIRS:
         cursor.fail(
             f"{tensors} tensors and {pairs} metadata pairs; at most {MAX_TENSORS} and {MAX_PAIRS} are read",
-            "this is no model's file",
+            "this is not the file of a model",
         )
     return version, tensors, pairs
 
@@ -274,9 +274,9 @@ def _array(cursor: Cursor, depth: int) -> Value:
 
 
 def _fewer(cursor: Cursor, left: int, count: int, most: int, what: str) -> int:
-    """How many items arrays may still hold after `count` more; raises where they are too many."""
+    """The number of array items left after `count` more; raises if there are too many."""
     if count > left:
-        cursor.fail(f"{count} more items; arrays of a file may hold {most} {what}", "this is no model's file")
+        cursor.fail(f"{count} more items; arrays of a file may hold {most} {what}", "this is not the file of a model")
     return left - count
 
 
@@ -349,7 +349,7 @@ def _tensor_type(cursor: Cursor, shape: tuple[int, ...]) -> TensorType:
         known = RETIRED.get(number, "which this edgekit-gguf does not know: upgrade it")
         cursor.fail(f"tensor type {number}, {known}", "use another file of the model")
     if (shape[-1] if shape else 1) % kind.block:
-        cursor.fail(f"{kind.name} wants rows of a multiple of {kind.block}, its shape is {list(shape)}")
+        cursor.fail(f"{kind.name} needs rows of a multiple of {kind.block}, its shape is {list(shape)}")
     return kind
 
 
@@ -368,7 +368,7 @@ def _place(cursor: Cursor, info: TensorInfo, start: int, alignment: int) -> Tens
     if info.start % alignment or begin + nbytes > cursor.size:
         cursor.context, cursor.offset = f"tensor {shown(info.name)}", begin
         if info.start % alignment:
-            cursor.fail(f"offset {info.start} is no multiple of the alignment, {alignment}")
+            cursor.fail(f"offset {info.start} is not a multiple of the alignment, {alignment}")
         kind, left = info.type.name, max(0, cursor.left)
         cursor.fail(f"its {nbytes} bytes of {kind} end beyond the file, which has {left} left here")
     return TensorInfo(info.name, info.shape, info.type, begin)

@@ -35,7 +35,7 @@ Kind = Literal["output", "token_embd", "attn_v", "attn_k", "attn_output", "ffn_d
 
 @attrs.frozen
 class Facts:
-    """What the rules ask of a model.
+    """The properties of a model that the rules use.
 
     Attributes:
         layers: their number.
@@ -61,7 +61,7 @@ class Facts:
 
 @attrs.frozen
 class Place:
-    """Where a rule is asked: tensor i of n of its kind."""
+    """The tensor that a rule is applied to: number i of n of its kind."""
 
     i: int
     n: int
@@ -70,7 +70,7 @@ class Place:
 
 @attrs.frozen
 class When:
-    """A condition, and how to say it."""
+    """A condition and its description."""
 
     words: str
     holds: Callable[[Place], bool]
@@ -78,7 +78,7 @@ class When:
 
 @attrs.frozen
 class Rule:
-    """A type, and when."""
+    """A type and the condition under which a tensor gets it."""
 
     type: str
     when: When
@@ -173,7 +173,7 @@ class GgufRecipe:
         return Plan(self.name, tuple(self._assign(slot, facts, counts) for slot in slots))
 
     def describe(self) -> list[Clause]:
-        """The rules in words, in the order in which they are asked; see `edgekit.recipe.Recipe`."""
+        """The rules in words, in the order in which they are tried; see `edgekit.recipe.Recipe`."""
         if self.default in _FLOATS:
             return [Clause("weight matrices", self.default), Clause("the rest", "as it is")]
         output = "Q8_0" if self.default in ("Q8_0", "MXFP4") else "Q6_K"
@@ -221,7 +221,7 @@ class GgufRecipe:
         return self._exceptions(kind, facts, *self._by_rules(slot, kind, facts, counts))
 
     def _output_fell_back(self, slot: Slot, facts: Facts) -> bool:
-        """Whether it is the output matrix, and Q8_0 stands for Q6_K because the default does not divide its rows."""
+        """Whether it is the output matrix and gets Q8_0 instead of Q6_K because the block does not divide its rows."""
         kind = kind_of(slot.role)
         is_output = kind == "output" or (kind == "token_embd" and facts.tied)
         return is_output and self.default not in _FLOATS and not fits(_precision(self.default), slot.shape)
@@ -269,12 +269,12 @@ def not_quantized(slot: Slot) -> str:
 
 
 def _from_first_above_1(shape: Sequence[int]) -> Iterator[int]:
-    """The dimensions that ggml counts: leading ones of size 1 are none."""
+    """The dimensions that ggml counts: without leading ones of size 1."""
     return itertools.dropwhile(lambda size: size == 1, shape)
 
 
 def kind_of(role: str) -> Kind:
-    """What the rules call a tensor of that canonical name."""
+    """The kind of a tensor in the rules, from its canonical name."""
     if role == "output.weight":
         return "output"
     if role == "token_embd.weight":
@@ -296,7 +296,7 @@ def _place(role: str, kind: Kind, facts: Facts, counts: dict[str, int]) -> Place
 
 
 def layer_of(role: str) -> int:
-    """Number of the layer; -1 outside."""
+    """Number of the layer; -1 for a tensor outside the layers."""
     parts = role.split(".")
     return int(parts[1]) if parts[0] == "blk" and len(parts) > 2 and parts[1].isdecimal() else -1
 

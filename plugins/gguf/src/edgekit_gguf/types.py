@@ -1,4 +1,4 @@
-"""GGUF's numbers: what the ids in a file stand for.
+"""The type ids of GGUF: metadata values and tensors.
 
 Source: ``ggml.h`` (enum ggml_type), ``gguf.h`` (enum gguf_type) and ``llama.h`` (enum llama_ftype) of ggml 0.25.3;
 the tests check ids and sizes against gguf-py's `GGMLQuantizationType`, `GGML_QUANT_SIZES` and `LlamaFileType`.
@@ -76,14 +76,14 @@ class TensorType:
 
     @property
     def precision(self) -> str:
-        """Name of the precision in which such a tensor is written; empty where edgekit writes none."""
+        """Name of the precision in which such a tensor is written; empty if edgekit does not write it."""
         if self.dtype:
             return f"float:{self.name}" if self.name in ("F32", "F16", "BF16") else ""
         return f"ggml:{self.name}"
 
     @property
     def bits_per_weight(self) -> Fraction:
-        """Bits an element, scales included."""
+        """Bits per element, scales included."""
         return Fraction(8 * self.size, self.block)
 
 
@@ -116,7 +116,7 @@ RETIRED = {
 
 
 def tensor_type(precision: Precision) -> TensorType | None:
-    """The type in which a precision's parts are stored; None where GGUF has none."""
+    """The type in which a precision's parts are stored; None if GGUF has none."""
     found = BY_NAME.get(precision.kind)
     return found if found and found.precision == precision.name else None
 

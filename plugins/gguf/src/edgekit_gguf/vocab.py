@@ -1,4 +1,4 @@
-"""Tokenizers in GGUF metadata, both ways.
+"""Reads and writes tokenizers in GGUF metadata.
 
 | key under ``tokenizer.ggml.``         | content                                                        |
 |---------------------------------------|----------------------------------------------------------------|
@@ -7,7 +7,7 @@
 | tokens, token_type                    | text and kind of each token                                    |
 | scores (llama), merges (gpt2)         | what merges first                                              |
 | bos_, eos_, unknown_, padding_token_id | special tokens                                                |
-| eot_token_id, eom_token_id            | further tokens that end a text; llama.cpp knows more by their text |
+| eot_token_id, eom_token_id            | further end tokens; llama.cpp recognises more by text          |
 | add_bos_token, add_eos_token, add_space_prefix | habits                                                |
 
 Beside them ``tokenizer.chat_template`` holds the default template, ``tokenizer.chat_templates`` the names of the others
@@ -57,14 +57,14 @@ def to_metadata(tokenizer: Tokenizer | None, vocab: int) -> dict[str, Value]:
     """The keys for a tokenizer, with as many tokens as the embedding has rows: padded, or cut off.
 
     Raises:
-        UnsupportedModelError: byte-level BPE whose pre-tokenizer edgekit knows no name of llama.cpp's for.
+        UnsupportedModelError: byte-level BPE whose pre-tokenizer has no name in llama.cpp that edgekit supports.
     """
     if tokenizer is None:
         return {_PREFIX + "model": text("no_vocab")}
     if not tokenizer.pre:
         raise UnsupportedModelError(
             f"the tokenizer cuts words by {pretokenizers.described(tokenizer.json)}, which a GGUF file has to call by "
-            "llama.cpp's name, and edgekit knows none; where llama.cpp has one, its convert_hf_to_gguf.py writes the "
+            "llama.cpp's name, and edgekit has none for it; if llama.cpp has one, its convert_hf_to_gguf.py writes the "
             "file, which edgekit then quantizes; else use another format"
         )
     missing = range(len(tokenizer.tokens), vocab)
@@ -109,14 +109,14 @@ def _special(tokenizer: Tokenizer, vocab: int) -> dict[str, int]:
 
 
 def _ends(tokenizer: Tokenizer, vocab: int) -> dict[str, Value]:
-    """The tokens that end a text besides EOS: the first under the key of a turn's end, the second of a message's."""
+    """The end tokens besides EOS: the first is stored as eot_token_id, the second as eom_token_id."""
     eos = _special(tokenizer, vocab).get("eos")
     others = [number for number in tokenizer.ends if number != eos and number < vocab]
     return {key: u32(number) for key, number in zip(_ENDS[:2], others, strict=False)}
 
 
 def _all_ends(tokenizer: Tokenizer, vocab: int) -> dict[str, Value]:
-    """Every end, where there are more than the keys hold and a reader knows by the texts."""
+    """All end tokens, if there are more than the keys hold and a reader recognises by text; else none."""
     ends = {number for number in tokenizer.ends if number < vocab}
     said = {_special(tokenizer, vocab).get("eos"), *(value.data for value in _ends(tokenizer, vocab).values())}
     unsaid = {number for number in ends - said if tokenizer.tokens[number] not in TEXTS}
@@ -137,7 +137,7 @@ def _infill(tokenizer: Tokenizer) -> dict[str, Value]:
 
 
 def from_metadata(metadata: Metadata, path: Path) -> Tokenizer | None:
-    """The tokenizer of a file; None where it has none. Special ids that are out of range count as absent.
+    """The tokenizer of a file; None if it has none. Special ids that are out of range count as absent.
 
     Raises:
         UnsupportedModelError: neither SentencePiece nor byte-level BPE.
@@ -148,7 +148,7 @@ def from_metadata(metadata: Metadata, path: Path) -> Tokenizer | None:
         return None
     if model not in _MODELS:
         raise UnsupportedModelError(
-            f"{path}: its tokenizer is of model {shown(model)}; edgekit knows {', '.join(_MODELS)}"
+            f"{path}: its tokenizer is of model {shown(model)}; supported are {', '.join(_MODELS)}"
         )
     kind = _MODELS[model]
     tokens = _list(metadata, "tokens", str, path)
@@ -235,7 +235,7 @@ def _list(
 ) -> tuple[Any, ...]:
     value = metadata.get(_PREFIX + key, ())
     if not isinstance(value, tuple) or not all(isinstance(item, kind) for item in value):
-        raise InvalidFileError(f"{path}: key {_PREFIX + key!r} is no array of the right type; get the file again")
+        raise InvalidFileError(f"{path}: key {_PREFIX + key!r} is not an array of the right type; get the file again")
     if count is not None and len(value) < count:
         raise InvalidFileError(
             f"{path}: key {_PREFIX + key!r} has {len(value)} items for {count} tokens; get the file again"

@@ -1,4 +1,4 @@
-"""Writes GGUF version 3, tensor by tensor; nothing shows before all of it is there.
+"""Writes GGUF version 3, tensor by tensor; the target appears only when it is complete.
 
 The header needs only the plan, so it is written first, complete. Each tensor is padded to 32 bytes, the last one
 too, as llama.cpp's quantizer does. An interrupted run goes on after the last complete tensor if its header and its

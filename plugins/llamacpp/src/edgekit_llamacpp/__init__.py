@@ -24,7 +24,7 @@ TOLERANCE = 0.02
 
 
 def _installed() -> bool:
-    """Whether llama-cpp-python is there; without it nothing is offered, so that nothing is chosen that cannot work."""
+    """Whether llama-cpp-python is installed; without it the plugin registers nothing."""
     return importlib.util.find_spec("llama_cpp") is not None
 
 
@@ -45,7 +45,7 @@ def edgekit_register_runtimes(register: Register) -> None:
 
 @hookimpl
 def edgekit_register_devices(register: Register) -> None:
-    """Say what the installed build computes on."""
+    """List the devices of the installed build."""
     if _installed():
         register("llamacpp", "edgekit_llamacpp.devices:devices")
 

@@ -1,6 +1,6 @@
-"""What goes into each weight matrix while llama.cpp computes, seen through its evaluation callback.
+"""Measures the inputs of each weight matrix through llama.cpp's evaluation callback.
 
-llama.cpp asks the callback about every node of its graph before it computes it, and shows it those that it wants to see
+llama.cpp asks the callback about every node of its graph before computing it, and passes it the requested nodes
 afterwards. For a matrix product the first source is the weight, by its name in the file, and the second its input. The
 API has no function for a node's sources, so that the head of ``struct ggml_tensor`` is read here; that it lies where it
 is expected is checked on the first node against what the library says about it.
@@ -87,7 +87,7 @@ class Observer:
         self.callback = llama().ggml_backend_sched_eval_callback(self._called)
 
     def failed(self) -> None:
-        """Raise what went wrong in the callback, where nothing can be raised through C.
+        """Raise the exception that the callback stored: none can be raised through C.
 
         Raises:
             PluginError: the installed library lays its tensors out otherwise.
@@ -110,7 +110,7 @@ class Observer:
             return False
 
     def _weight(self, node: _Node) -> str:
-        """Name of the weight matrix of a product; empty where it is none that counts."""
+        """Name of the weight matrix of a product; empty if it is not measured."""
         if node.op != _product():
             return ""
         name, kind = node.src[0].contents.name, node.src[1].contents.type
@@ -120,7 +120,7 @@ class Observer:
 
 @functools.cache
 def _product() -> int:
-    """The number of GGML_OP_MUL_MAT, which moves whenever an operation is added."""
+    """The number of GGML_OP_MUL_MAT, which changes whenever ggml adds an operation."""
     names = (_library().ggml_op_name(number) for number in range(200))
     return next(number for number, name in enumerate(names) if name == b"MUL_MAT")
 

@@ -52,7 +52,7 @@ class Device:
 
 
 def list_devices() -> list[Device]:
-    """Every device that the installed build finds, as ``ggml_backend_dev_*`` tell it; empty where it has no such list.
+    """The devices that the installed build finds, from ``ggml_backend_dev_*``; empty if it lacks these functions.
 
     Raises:
         MissingPluginError: llama-cpp-python cannot be loaded.
@@ -81,7 +81,7 @@ def _device(handle: ctypes.c_void_p) -> Device:
 
 @functools.cache
 def _function(name: str, result: Any, *arguments: Any) -> Any:
-    """A C function of ggml's, from whichever of its libraries has it.
+    """A C function of ggml, from the library that exports it.
 
     Raises:
         AttributeError: none has.
@@ -104,7 +104,7 @@ def _libraries() -> tuple[Any, ...]:
 
 
 def accelerators(devices: Sequence[Device]) -> list[Device]:
-    """Those that llama.cpp puts layers on: all with a memory of their own; without one, the first that shares it."""
+    """The devices that llama.cpp places layers on: all with their own memory; without one, the first that shares it."""
     own = [device for device in devices if device.kind == "gpu"]
     return own or [device for device in devices if device.kind == "igpu"][:1]
 
@@ -170,7 +170,7 @@ def fitting_layers(devices: Sequence[Device], weight: Weight) -> int:
 
 
 def choose_layers(artifact: Artifact, context: int, cache_bytes: float) -> tuple[int, list[Device]]:
-    """What ``gpu_layers="auto"`` stands for on this machine, and the devices that it is for; 0 and none without one."""
+    """The number of layers for ``gpu_layers="auto"`` here, and the devices; 0 and none without an accelerator."""
     if not llama().llama_supports_gpu_offload():
         return 0, []
     found = accelerators(list_devices())

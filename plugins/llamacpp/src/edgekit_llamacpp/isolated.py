@@ -1,8 +1,8 @@
-"""The runtime in a child process: what ends native code there is an error here.
+"""The runtime in a child process, so that a crash of native code becomes an error.
 
 The two speak in frames over pipes: length (u32), JSON; and where the JSON says ``shape``, the bytes of a float32 array.
-Nothing is unpickled, so that a child taken over by a hostile file gets no further. Streams are pulled: the child
-computes the next piece when it is asked for it, and one that nobody pulls costs nothing.
+Nothing is unpickled, so that a child compromised by a malicious file cannot execute code here. Streams are pulled: the
+child computes the next piece when it is asked for it, and an unused stream costs nothing.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class IsolatedRuntime:
         return self._stream("chat_stream", messages=_plain(messages), **options)
 
     def close(self) -> None:
-        """End the child; more than once is fine."""
+        """End the child; may be called more than once."""
         child, self._child = self._child, None
         if child is None or self._owner != os.getpid():  # a copy of the process does not end its parent's child
             return
@@ -226,7 +226,7 @@ class IsolatedRuntime:
 
 
 def _plain(messages: Messages | str) -> list[dict[str, Any]]:
-    """Messages as JSON has them."""
+    """Messages as plain JSON values."""
     return [dict(message) for message in conversation(messages)]
 
 
@@ -235,7 +235,7 @@ def _how(code: int) -> str:
 
 
 def _error(name: str, message: str, public: str | None = None) -> EdgekitError:
-    """The child's error, as the class that it was."""
+    """The child's error, as an instance of its class."""
     kind: Any = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, EdgekitError):
         return kind(message, public=public)

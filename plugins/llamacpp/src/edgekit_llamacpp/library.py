@@ -1,4 +1,4 @@
-"""The installed llama.cpp: what it was built for, and what it says."""
+"""The installed llama.cpp: its build features and its log."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FORKED = (
 
 
 class _Process:
-    """What one process knows of the library: a lock, and whether it is the copy of a process that had used it."""
+    """The library's state in one process: a lock, and whether the process was forked after another had used it."""
 
     copied = False
     lock = threading.RLock()
@@ -89,7 +89,7 @@ def _loaded() -> Any:
 
 
 def hush(library: Any) -> None:
-    """Take llama.cpp's log from llama-cpp-python, which prints all of it; a listener that somebody else set stays.
+    """Take llama.cpp's log from llama-cpp-python, which prints all of it; another listener is kept.
 
     ggml has a logger of its own, which llama.cpp sets along with its own; both stay set while text is generated.
     """
@@ -114,7 +114,7 @@ def _listen(level: int, text: bytes, _: object) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[deque[str]]:
-    """Collect llama.cpp's warnings and errors instead of printing its log; who listened before, listens again."""
+    """Collect llama.cpp's warnings and errors instead of printing its log; the previous listener is restored."""
     library, said = llama(), deque[str](maxlen=20)
     with _process.lock:  # the logger is one for the process
         before, data = library.llama_log_callback(), ctypes.c_void_p()

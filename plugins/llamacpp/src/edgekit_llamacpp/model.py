@@ -151,7 +151,7 @@ class Loaded:
 
     @property
     def has_vocabulary(self) -> bool:
-        """Whether the file says how texts are cut."""
+        """Whether the file has a tokenizer."""
         return bool(self._llama.llama_vocab_type(self.vocab) != _NO_VOCABULARY)
 
     @property
@@ -160,7 +160,7 @@ class Loaded:
         return int(self._llama.llama_n_batch(self.context))
 
     def refuse_cut(self) -> None:
-        """Refuse to compute with a mapped file that was cut meanwhile: touching what is gone ends the process.
+        """Refuse to compute with a mapped file that was truncated: reading the missing pages ends the process.
 
         Raises:
             InvalidFileError: it was.
@@ -169,7 +169,7 @@ class Loaded:
             self._mapped.refuse_cut()
 
     def close(self) -> None:
-        """Free everything; more than once is fine. In a copy of the process that loaded it the memory is let be."""
+        """Free everything; may be called more than once. In a forked process nothing is freed."""
         if copied():
             self._free.pop_all()
             return
@@ -267,7 +267,7 @@ def _trained(artifact: Artifact) -> int:
 
 
 def set_load_mode(parameters: Any, options: Options) -> None:
-    """Say how the file is read, in the fields that the installed llama.cpp has: ctypes takes others in silence.
+    """Set how the file is read, in fields that the installed llama.cpp has: ctypes silently accepts any others.
 
     Raises:
         PluginError: the installed llama-cpp-python has none that is known.
@@ -282,7 +282,7 @@ def set_load_mode(parameters: Any, options: Options) -> None:
 
 
 def refuse_missing(artifact: Artifact, options: Options) -> None:
-    """Refuse what the build or the machine does not have, instead of doing without it silently.
+    """Refuse options that the build or the machine does not support, instead of ignoring them.
 
     Raises:
         MissingPluginError, ResourceError: as in `Loaded`.
@@ -309,12 +309,12 @@ def _refuse_lock(artifact: Artifact) -> None:
     allowed, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if allowed != resource.RLIM_INFINITY and allowed < artifact.nbytes and os.geteuid():
         raise ResourceError(
-            f"mlock=True wants {artifact.nbytes} bytes locked and {allowed} are allowed; raise `ulimit -l`"
+            f"mlock=True must lock {artifact.nbytes} bytes and {allowed} are allowed; raise `ulimit -l`"
         )
 
 
 def refuse_memory(artifact: Artifact, context: int, cache: str = "F16", layers: int | None = None) -> None:
-    """Refuse a context whose keys and values memory does not hold; nothing where the family is not known.
+    """Refuse a context whose keys and values do not fit in memory; skipped if the family is unsupported.
 
     Args:
         artifact: the model.
@@ -356,7 +356,7 @@ def refuse_ambiguous(artifact: Artifact) -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not say."""
+    """Bytes available without swapping; None if the system does not report them."""
     try:
         lines = Path("/proc/meminfo").read_text("ascii").splitlines()
     except OSError:

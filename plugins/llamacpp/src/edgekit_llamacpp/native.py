@@ -4,8 +4,9 @@
 state but the tables of the IQ types (built once, under its own lock), and ctypes lets go of the interpreter's lock
 while it runs, so that threads encode side by side.
 
-What would end the process is refused before the call: IQ2_XXS, IQ2_XS and IQ1_S without an importance matrix, and
-values that drive the searches of the IQ types off their grids (not finite, or so large that a sum of squares is not).
+Input on which the library would abort the process is refused before the call: IQ2_XXS, IQ2_XS and IQ1_S without an
+importance matrix, and values that drive the searches of the IQ types off their grids (not finite, or so large that a
+sum of squares is not).
 
 The bytes are the reference's only where the library was compiled without fused multiply-add (the default on x86-64);
 so the first use of a type encodes a few rows with both and refuses a library that disagrees.
@@ -132,7 +133,7 @@ def quantize_chunk(kind: str, x: Array, importance: F32 | None = None) -> U8:
     rows = np.ascontiguousarray(x, np.float32)
     block = block_size(kind)
     if rows.ndim != 2 or rows.size == 0 or rows.shape[1] % block.elements:
-        raise ShapeError(f"ggml:{kind} wants rows [rows, cols] of a multiple of {block.elements}, got {rows.shape}")
+        raise ShapeError(f"ggml:{kind} needs rows [rows, cols] of a multiple of {block.elements}, got {rows.shape}")
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
     if weights is not None and weights.shape != rows.shape[1:]:
         raise UsageError(
@@ -149,7 +150,7 @@ def quantize_chunk(kind: str, x: Array, importance: F32 | None = None) -> U8:
 
 @functools.cache
 def block_size(kind: str) -> BlockSize:
-    """What the library says about a type.
+    """The block size of a type, from the library.
 
     Raises:
         PluginError: it does not know the type, or calls it otherwise.

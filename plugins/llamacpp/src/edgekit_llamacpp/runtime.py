@@ -220,7 +220,7 @@ class LlamaCppRuntime(TextRuntime):
         raise UsageError(f"llama.cpp cannot cut the text into tokens (code {count}); shorten it")
 
     def close(self) -> None:
-        """Free the model; more than once is fine."""
+        """Free the model; may be called more than once."""
         if copied():  # the lock may be held by a thread that only the parent has
             self._loaded = None
             return

@@ -66,7 +66,7 @@ class Worker:
 
 
 def answer(worker: Worker, message: dict[str, Any], stream: IO[bytes]) -> None:
-    """Do what a frame asks for; every error goes back as its class's name and its message."""
+    """Execute a frame; an error is returned as the name of its class and its message."""
     try:
         value = getattr(worker, message["method"])(**message["arguments"])
     except Exception as error:

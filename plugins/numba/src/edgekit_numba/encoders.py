@@ -1,4 +1,4 @@
-"""`edgekit.encoding.Quantizer` for each block type: the kernels do the blocks, the reference what they leave.
+"""`edgekit.encoding.Quantizer` for each block type: the kernels encode the blocks, the reference those that they leave.
 
 A kernel leaves a block to the reference where C's conversions are undefined or a scale overflows: infinities and
 NaN, and steps so small that their reciprocal is infinite. Such rows are rare and encoded anew as a whole.
@@ -40,7 +40,7 @@ _PROVED = ("x86_64", "amd64")
 
 
 def require() -> None:
-    """Refuse where the kernels cannot run or are not proved.
+    """Refuse a platform on which the kernels cannot run or are not tested.
 
     Raises:
         MissingPluginError: says why, and what to do.
@@ -90,7 +90,7 @@ class Encoder:
         return out.reshape(len(x), -1), flags.reshape(len(x), -1)
 
     def decode(self, parts: Mapping[str, Array], shape: tuple[int, int]) -> F32:
-        """Decode to float32 [rows, cols]; see `edgekit.reference.Reference.decode`. Any NaN stands for any other."""
+        """Decode to float32 [rows, cols]; see `edgekit.reference.Reference.decode`. The payload of a NaN may differ."""
         size, width = TYPES[self.kind].SIZE, TYPES[self.kind].LAYOUT.itemsize
         blocks = np.ascontiguousarray(parts["blocks"]).reshape(-1, width)
         values = np.empty((len(blocks), size), np.float32)
@@ -180,7 +180,7 @@ def widened(x: Narrow, into: F32) -> F32:
 
 
 def padded(v: Array, length: int) -> Array:
-    """The array with zeros behind it, `length` long; itself where it is."""
+    """The array with zeros behind it, `length` long; unchanged if it has that length."""
     if len(v) == length:
         return v
     longer = np.zeros((length, *v.shape[1:]), v.dtype)

@@ -28,7 +28,7 @@ _MULTIPLE = 32
 
 @attrs.frozen
 class Groups:
-    """What a kernel found, by row: scales, biases or zero points, packed codes, and its flags of each group."""
+    """The results of a kernel, by row: scales, biases or zero points, packed codes, and its flags of each group."""
 
     scale: F32
     second: F32

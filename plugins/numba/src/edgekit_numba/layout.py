@@ -1,4 +1,4 @@
-"""Between memory, where a block's elements lie side by side, and lanes, where those of many blocks do.
+"""Moves blocks between memory, one block after another, and lanes, one block per lane.
 
 Four elements of every lane turn at a time: 16 bytes from each block, then a 4 x 4 transposition.
 """

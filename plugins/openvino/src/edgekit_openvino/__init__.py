@@ -25,7 +25,7 @@ TOLERANCE = 0.2
 
 
 def _installed(package: str) -> bool:
-    """Whether a package is there; without it nothing that needs it is offered, so that nothing is chosen in vain."""
+    """Whether a package is installed; without it the plugin registers nothing that needs it."""
     return importlib.util.find_spec(package) is not None
 
 
@@ -74,7 +74,7 @@ def edgekit_register_packagers(register: Register) -> None:
 
 @hookimpl
 def edgekit_register_devices(register: Register) -> None:
-    """Say which devices the installed library finds."""
+    """List the devices that the installed library finds."""
     if _installed("openvino"):
         register("openvino", "edgekit_openvino.library:devices")
 

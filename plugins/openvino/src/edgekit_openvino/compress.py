@@ -1,4 +1,4 @@
-"""The pass ``openvino-compress``: `nncf.compress_weights` on a whole IR, with all that it can be told.
+"""The pass ``openvino-compress``: `nncf.compress_weights` on a whole IR, with all its options.
 
 Which options go together is checked before anything is read. What the pass cost is measured on the calibration samples,
 or on seeded noise where there are none, and recorded in the manifest.

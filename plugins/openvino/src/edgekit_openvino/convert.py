@@ -79,7 +79,7 @@ class WholeWriter:
                 "it first, then compress or quantize the IR with the passes openvino-compress or openvino-quantize"
             )
         openvino()
-        self._layout, self._plan, self._manifest = layout, plan, manifest
+        self._layout, self._manifest = layout, manifest
         self._directory = AtomicDirectory(path, owned=OWNED)
 
     def write(self, tensor: QuantizedTensor) -> None:
@@ -95,7 +95,7 @@ class WholeWriter:
         self._directory.commit()
 
     def close(self, keep: bool = False) -> None:
-        """Let go; without a `commit` before it the target stays as it was."""
+        """Release everything; without a `commit` before it the target stays as it was."""
         self._directory.close(False)
 
 

@@ -64,9 +64,7 @@ _CODES = {
     "cb4": ("u4", ""),
 }
 _SCALES = {"float16": "f16", "float8_e8m0fnu": "f8e8m0", "float8_e4m3fn": "f8e4m3"}
-#: What NNCF adds to a constant's name for each part.
-SUFFIXES = {"codes": "", "scale": "/scale", "zero_point": "/zero_point", "global_scale": "/second_order_scale"}
-#: And for the codes of cb4, beside whose levels they lie.
+#: What NNCF adds to a constant's name for the codes of cb4; the constant itself holds their levels.
 CODEBOOK_SUFFIX = "_nncf_codebook_idxs"
 
 
@@ -167,7 +165,6 @@ __all__ = [
     "CODEBOOK_SUFFIX",
     "ELEMENTS",
     "FLOATS",
-    "SUFFIXES",
     "Stored",
     "constant_bytes",
     "precision_name",

@@ -53,7 +53,7 @@ class OpenVinoFormat:
 
         Raises:
             MissingFileError: the .xml, or its .bin, is not there.
-            InvalidFileError: damaged or hostile; names the file, the line and the constant.
+            InvalidFileError: malformed; names the file, the line and the constant.
             UnsupportedModelError: operations or element types that the installed library does not know.
         """
         directory = path if path.is_dir() else path.parent
@@ -83,7 +83,7 @@ class OpenVinoFormat:
         A source whose tensors are encoded keeps their codes where the IR can hold them unchanged; others are decoded.
 
         Raises:
-            UnsupportedModelError: a family that edgekit does not know.
+            UnsupportedModelError: an unsupported model family.
         """
         if source.path.suffix in WHOLE:
             return Layout((), source, None)
@@ -92,7 +92,7 @@ class OpenVinoFormat:
         return Layout(tuple(slots), source, model)
 
     def writer(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> Writer:
-        """Begin, or resume, a directory.
+        """Start or resume a directory.
 
         Raises:
             MissingPluginError: openvino, which writes the graph, is not installed.

@@ -9,7 +9,7 @@
 Keys and values are states of the graph (ReadValue, Assign), [batch, kv_heads, m, head_dim]: what
 `openvino_genai.LLMPipeline` calls a stateful model. Where a sliding window or a soft cap is at work, attention is
 written out (MatMul, Softmax, MatMul) instead of the ScaledDotProductAttention that GenAI turns into its paged
-attention: that one knows no soft cap, and ignores a window that it does not recognise. GenAI then runs the graph as
+attention: it supports no soft cap, and ignores a window that it does not recognise. GenAI then runs the graph as
 it is. Norm weights are canonical: Gemma's with their one added.
 
 Longrope and dynamic scaling turn all tokens of a sequence anew when it outgrows the original context. A graph cannot

@@ -1,4 +1,4 @@
-"""Reading the IR: an XML that describes the graph, and a .bin with its constants. Foreign files are hostile.
+"""Reading the IR: an XML that describes the graph, and a .bin with its constants. Files are untrusted.
 
     <net version="11"> <layers> <layer id name type version> <data .../> ... </layer> </layers>
     <edges> <edge from-layer from-port to-layer to-port/> </edges> <rt_info> ... </rt_info> </net>
@@ -83,7 +83,7 @@ class Constant:
 
 @attrs.frozen(eq=False)
 class Graph:
-    """What an XML says.
+    """The parsed XML.
 
     Attributes:
         path: the XML.
@@ -114,7 +114,7 @@ def read(xml: Path) -> Graph:
 
     Raises:
         MissingFileError: there is no .bin.
-        InvalidFileError: not an IR, hostile, or the .bin is not the one that belongs to it.
+        InvalidFileError: not an IR, malformed, or the .bin is not the one that belongs to it.
         UnsupportedModelError: operations of a set that the installed library does not know.
     """
     binary = xml.with_suffix(".bin")
@@ -140,7 +140,7 @@ def _parse(xml: Path) -> list[Layer]:
 
 
 class _Parser:
-    """Collects layers and edges; what it does not know it passes over."""
+    """Collects layers and edges; other elements are skipped."""
 
     def __init__(self, xml: Path) -> None:
         self.xml, self.layers = xml, []  # type: ignore[var-annotated]
@@ -281,7 +281,7 @@ def _refuse_opsets(xml: Path, layers: list[Layer]) -> None:
 
 
 def newest_opset() -> int:
-    """The newest numbered set of operations that the installed library knows."""
+    """The newest numbered set of operations that the installed library supports."""
     import importlib.util
 
     if importlib.util.find_spec("openvino") is None:

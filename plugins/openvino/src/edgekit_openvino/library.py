@@ -1,4 +1,4 @@
-"""The openvino package: imported when it is first used, without telemetry, and asked what is there."""
+"""The openvino package: imported on first use, without telemetry, and its devices."""
 
 from __future__ import annotations
 

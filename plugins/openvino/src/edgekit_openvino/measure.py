@@ -1,4 +1,4 @@
-"""What a pass costs: a model's outputs before and after, on the same samples."""
+"""Measures what a pass costs: a model's outputs before and after, on the same samples."""
 
 from __future__ import annotations
 

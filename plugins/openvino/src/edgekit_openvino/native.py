@@ -69,7 +69,7 @@ class NativeQuantizer:
         """
         precision = self.precision
         if x.ndim != 2 or not fits(precision, x.shape):
-            raise ShapeError(f"{self.name} wants rows [rows, cols] of a multiple of {precision.block}, got {x.shape}")
+            raise ShapeError(f"{self.name} needs rows [rows, cols] of a multiple of {precision.block}, got {x.shape}")
         layouts = part_layouts(precision, x.shape) or {}
         found = _compressed(np.ascontiguousarray(x, np.float32), precision)
         parts = {part: _part(found, part, layout.dtype, layout.shape) for part, layout in layouts.items()}

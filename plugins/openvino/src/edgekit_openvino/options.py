@@ -1,4 +1,4 @@
-"""What a model is loaded with: device, hints, precision, cache."""
+"""The options of loading a model: device, hints, precision, cache."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Options:
 
     @classmethod
     def of(cls, **options: Any) -> Options:
-        """Check what `edgekit.load` was given.
+        """Check the options of `edgekit.load`.
 
         Raises:
             UsageError: an option that is not known, or a value that is not allowed; names what is.

@@ -51,7 +51,7 @@ class Pipeline:
         yield from self._stream(inputs, config)
 
     def _stream(self, inputs: Any, config: Any) -> Iterator[int]:
-        """What a generation in a thread of its own writes; the thread ends when the tokens are wanted no more."""
+        """Yield the tokens of a generation in another thread; the thread ends when the caller stops."""
         if self._mapped is not None:
             self._mapped.refuse_cut()
         streamer, failure = _streamer(self._genai), list[Exception]()

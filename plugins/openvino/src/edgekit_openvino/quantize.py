@@ -73,7 +73,7 @@ class Options:
 
     @classmethod
     def of(cls, calibrated: bool, validated: bool, **given: Any) -> Options:
-        """Options that make sense.
+        """Checked options.
 
         Args:
             calibrated: whether there are samples.
@@ -263,7 +263,7 @@ class _Job:
 
 
 def _load(source: Artifact, to: Path) -> Any:
-    """The model as NNCF is to have it: an ONNX file stays one where that is wanted."""
+    """The model for NNCF; an ONNX file stays ONNX if the target is one."""
     if to.suffix == ".onnx":
         if source.format != "onnx":
             raise UsageError(f"{to}: an IR is quantized to an IR; name a directory")

@@ -1,6 +1,6 @@
-"""NNCF and OpenVINO's converter without what they do besides: no telemetry, no progress bars, nothing on stdout.
+"""Runs NNCF and OpenVINO's converter without telemetry, progress bars and output on stdout.
 
-Both send usage events over the network unless told otherwise, and NNCF logs to stdout, which is for data. Inside
+Both send usage events over the network by default, and NNCF logs to stdout, which is for data. Inside
 `quiet` they do neither, and what NNCF warns of is collected. Settings that were changed are put back, so that a program
 that uses NNCF itself finds it as it was. One thread at a time: the settings are those of the process.
 
@@ -37,7 +37,7 @@ class _Collected(logging.Handler):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[list[str]]:
-    """Let nncf and openvino work in silence; gives the list that NNCF's warnings are added to."""
+    """Run nncf and openvino without output; yields the list to which NNCF's warnings are added."""
     numbers = np.errstate(all="ignore")
     with _LOCK, silent(), _no_bars(), _no_telemetry(), numbers, warnings.catch_warnings(), _log() as said:
         warnings.simplefilter("ignore")
@@ -50,7 +50,7 @@ def _no_telemetry() -> Iterator[None]:
     module = sys.modules.get("openvino_telemetry")
     try:
         sender = module.Telemetry() if module is not None else None
-    except RuntimeError:  # nobody has begun a session
+    except RuntimeError:  # no session was started
         sender = None
     before = getattr(sender, "consent", None)
     if sender is not None:

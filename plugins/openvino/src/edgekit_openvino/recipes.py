@@ -12,7 +12,7 @@ Every weight matrix gets the mode's precision; the embedding and the output matr
     FP4, FP8_E4M3                           128, 64 or 32     FP8_E4M3 of the same group
 
 The group is part of the name (``INT4_SYM_G64``); without it, it is NNCF's 128. A matrix whose rows the group does not
-divide gets INT8_ASYM, where NNCF gives up unless it is told to ignore the matrix.
+divide gets INT8_ASYM, where NNCF raises unless the matrix is ignored.
 
 With a ratio below 1 only so much of the weights gets the mode, the rest the backup: `Nncf("INT4_SYM", 64, ratio=0.8)`.
 As in NNCF without data, those come first whose int8 error, the largest mean square of a row, is the largest.

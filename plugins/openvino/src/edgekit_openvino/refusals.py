@@ -1,4 +1,4 @@
-"""NNCF's errors as edgekit's."""
+"""Turns NNCF's errors into edgekit's."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def one_of(option: str, value: str | None, allowed: Collection[str]) -> str:
 
 
 def known(given: Collection[str], options: type, what: str, *others: str) -> None:
-    """Refuse options that a class of options, or `others`, does not have.
+    """Refuse options that are neither attributes of a class of options nor in `others`.
 
     Raises:
         UsageError: names the first, and what there is.

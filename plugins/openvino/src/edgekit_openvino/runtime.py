@@ -188,7 +188,7 @@ class OpenVinoRuntime(TextRuntime):
             return self.unit(graph.step(ids[None])[0].mean(axis=0, dtype=np.float64))
 
     def close(self) -> None:
-        """Let go of the compiled graphs; more than once is fine."""
+        """Release the compiled graphs; may be called more than once."""
         with self._lock:
             self._compiled = self._pipeline = None
 
@@ -313,7 +313,7 @@ class _Graph:
                 raise UsageError(f"{self._path}: it has no input {name!r}; it has {known}")
         for name, port in self._ports.items():
             if name not in inputs:
-                raise UsageError(f"{self._path}: input {name!r} is missing; it wants {known}")
+                raise UsageError(f"{self._path}: input {name!r} is missing; the inputs are {known}")
             _check(np.asarray(inputs[name]), port, f"{self._path}: input {name!r}")
         return {name: np.ascontiguousarray(inputs[name]) for name in self._ports}
 

@@ -230,7 +230,7 @@ _OF_TOKENS: dict[str, Callable[[Array], Array]] = {
 
 
 def probes(model: Any, count: int = 4, length: int = 32) -> list[Feed]:
-    """Samples where nobody gave any: seeded noise, and token ids that the model's tables have.
+    """Default samples: seeded noise, and token ids that the model's tables have.
 
     Raises:
         UsageError: an input whose values cannot be guessed.

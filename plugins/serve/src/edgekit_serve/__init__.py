@@ -11,15 +11,9 @@ edgekit_api = (1, 0)
 
 
 @hookimpl
-def edgekit_register_servers(register: Register) -> None:
-    """An ASGI application around a runtime."""
-    register("openai", "edgekit_serve.app:create_app")
-
-
-@hookimpl
 def edgekit_register_commands(register: Register) -> None:
     """``edgekit serve ARTIFACT``."""
     register("serve", "edgekit_serve.command:command")
 
 
-__all__ = ["edgekit_api", "edgekit_register_commands", "edgekit_register_servers"]
+__all__ = ["edgekit_api", "edgekit_register_commands"]

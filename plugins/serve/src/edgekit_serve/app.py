@@ -35,7 +35,7 @@ _LARGE = 65_536
 def create_app(
     runtime: Runtime, settings: Settings | None = None, *, failed: Callable[[], None] = lambda: None
 ) -> Starlette:
-    """An ASGI application around a runtime, which it closes at its end.
+    """An ASGI application around a runtime, which it closes at shutdown.
 
     Args:
         runtime: of any plugin; what it can do besides `edgekit.runtime.Runtime` decides which routes work.
@@ -96,15 +96,15 @@ class Routes:
         return JSONResponse({"status": "ok" if well else "failed"}, 200 if well else 503, HEADERS)
 
     async def show_metrics(self, request: Request) -> Response:
-        """For Prometheus."""
+        """Return the metrics in Prometheus's text format."""
         return Response(self.metrics.text(), headers={**HEADERS, "content-type": metrics.CONTENT_TYPE})
 
     async def models(self, request: Request) -> Response:
-        """The one model."""
+        """List the one model."""
         return JSONResponse({"object": "list", "data": [self._card()]}, headers=HEADERS)
 
     async def model(self, request: Request) -> Response:
-        """The same, by its name."""
+        """Return the model of that name; 404 for any other."""
         if request.path_params["name"] != self.settings.model:
             raise ApiError(404, f"no such model; this server has {self.settings.model!r}", "model_not_found")
         return JSONResponse(self._card(), headers=HEADERS)
@@ -159,7 +159,7 @@ class Routes:
         return {"object": "list", "data": data, "model": self.settings.model, "usage": usage}
 
     async def _given(self, request: Request, of: Callable[[dict[str, Any], Settings], Asked]) -> Asked:
-        """What a body asks for. A large one is read in a thread, so that others are answered meanwhile."""
+        """The parsed body. A large one is parsed in a thread, so that other requests are answered meanwhile."""
         data = await body.read(request, self.settings)
         if len(data) < _LARGE:
             return of(fields.parse(data), self.settings)
@@ -173,7 +173,7 @@ class Routes:
 
 
 def _vectors(runtime: EmbeddingRuntime, texts: list[str]) -> Generator[tuple[F32, int]]:
-    """A vector of each text, and how many tokens it has; 0 where the runtime does not say."""
+    """A vector per text, and the number of tokens; 0 if the runtime does not count them."""
     for text in texts:
         yield runtime.embed(text), len(runtime.encode(text)) if isinstance(runtime, TokenizingRuntime) else 0
 

@@ -1,4 +1,4 @@
-"""Reads a request's body, so much of it and so long; and notices when the client hangs up."""
+"""Reads a request's body within limits of size and time, and detects a client that disconnects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def read(request: Request, settings: Settings) -> bytes:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise ApiError(415, "the content type has to be application/json", "unsupported_media_type")
+        raise ApiError(415, "the content type must be application/json", "unsupported_media_type")
     try:
         async with asyncio.timeout(settings.body_seconds):
             return await _read(request, settings.max_body)
@@ -50,7 +50,7 @@ def _too_large(most: int) -> ApiError:
 
 @asynccontextmanager
 async def present(receive: Receive) -> AsyncIterator[None]:
-    """Give up what is inside when the client hangs up.
+    """Cancel the block when the client disconnects.
 
     Raises:
         ClientGoneError: it did.

@@ -95,7 +95,7 @@ def read_keys(path: str | None) -> frozenset[str]:
 
 
 def refuse_open_doors(host: str, keys: frozenset[str], insecure: bool) -> None:
-    """Refuse to serve other machines without a key.
+    """Refuse to listen on a non-local address without a key.
 
     Raises:
         UsageError: names the cure.
@@ -108,7 +108,7 @@ def refuse_open_doors(host: str, keys: frozenset[str], insecure: bool) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's own."""
+    """Whether an address is a loopback address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -184,7 +184,7 @@ def serve(model: Any, settings: Settings, door: socket.socket, drain: int, title
 
 
 def computes(model: Any) -> str:
-    """How a runtime computes, where it says so: ``, device CPU, gpu_layers 0, …``."""
+    """What a runtime computes on, if it reports that: ``, device CPU, gpu_layers 0, …``."""
     told = model.description() if isinstance(model, DescribedRuntime) else {}
     return "".join(f", {name} {value}" for name, value in told.items())
 
@@ -196,7 +196,7 @@ def warm(model: Runtime) -> None:
 
 
 def log_to_stderr() -> None:
-    """One line an event: what, when, how long; never what was asked or answered."""
+    """One line per event: what, when, how long; never a prompt or an answer."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for name, level in (("edgekit_serve", logging.INFO), ("uvicorn.error", logging.WARNING)):

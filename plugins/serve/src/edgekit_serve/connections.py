@@ -1,4 +1,4 @@
-"""Connections with an end: each waits only so long for a client, and idle ones make room for new ones.
+"""Connections with deadlines; at the limit the one that has been idle longest is closed for a new one.
 
 uvicorn lets a connection wait for ever for the rest of a request, and counts idle ones against its limit; a client that
 opens 512 connections and says nothing would keep all others out.
@@ -87,20 +87,20 @@ class Connection(H11Protocol):
             self._watch()
 
     def pause_writing(self) -> None:
-        """The client does not take what it is sent."""
+        """The client does not read; start the deadline."""
         super().pause_writing()
         self._limit_writing()
 
     def resume_writing(self) -> None:
-        """It does again."""
+        """The client reads again; stop the deadline."""
         super().resume_writing()
         if self._writing is not None:
             self._writing.cancel()
             self._writing = None
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP."""
-        self._refuse(ApiError(400, "this is no HTTP/1.1 request", "invalid_http"))
+        """Refuse a malformed HTTP request."""
+        self._refuse(ApiError(400, "this is not an HTTP/1.1 request", "invalid_http"))
 
     # Deadlines.
 
@@ -151,7 +151,7 @@ class Connection(H11Protocol):
     # The limit.
 
     def _make_room(self) -> None:
-        """Close those that have waited longest, until the limit holds."""
+        """Close the connections that have been idle longest, down to the limit."""
         while self.most is not None and len(self.connections) > self.most:
             others = (c for c in self.connections if isinstance(c, Connection) and c is not self and c.replaceable)
             oldest = min(others, key=lambda c: c.since, default=None)
@@ -163,7 +163,7 @@ class Connection(H11Protocol):
 
 
 async def _full(scope: Scope, receive: Receive, send: Send) -> None:
-    """Every connection is being answered."""
+    """The error for a new connection if all are busy."""
     response = ApiError(503, _FULL, "too_many_connections", headers={"retry-after": "1"}).response()
     response.headers["connection"] = "close"
     await response(scope, receive, send)

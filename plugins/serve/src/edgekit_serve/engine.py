@@ -1,4 +1,4 @@
-"""Lets requests take turns on a runtime: a bounded queue, worker threads, and an end for those whose client is gone.
+"""Lets requests take turns on a runtime: a bounded queue, worker threads, and cancellation if the client disconnects.
 
 A runtime computes in threads; the server talks in one event loop. Work is a generator that makes items in a thread;
 `Engine.run` hands them to the loop as they come. A slot is free again when its thread has ended, never before.
@@ -29,7 +29,7 @@ Item = TypeVar("Item")
 
 @attrs.define(eq=False)
 class Ticket:
-    """One request's work: whether it is still wanted, and the text that it makes."""
+    """One request's work: whether it is cancelled, and its text."""
 
     gone: threading.Event = attrs.field(factory=threading.Event)
     text: Generation | None = None
@@ -42,7 +42,7 @@ class Ticket:
         return text
 
     def cancel(self) -> None:
-        """Nobody wants it any more; it ends at the next token."""
+        """Cancel the work; its text ends at the next token."""
         self.gone.set()
         if self.text is not None:
             self.text.cancel()
@@ -82,11 +82,11 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """How many works wait."""
+        """Number of queued works."""
         return self.admitted - self.running
 
     def close(self) -> None:
-        """Wait for the threads, and let go of the model."""
+        """Wait for the threads, and release the model."""
         self._pool.shutdown()
         self.runtime.close()
 

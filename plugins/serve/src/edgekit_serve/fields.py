@@ -1,4 +1,4 @@
-"""Reads the fields of a request, each with its type and range; everything else is refused by name."""
+"""Reads the fields of a request, each with its type and range; any other field is refused by name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def parse(body: bytes) -> dict[str, Any]:
     except ValueError as error:  # NaN, and integers of thousands of digits
         raise refused(f"the body is not JSON: {str(error)[:80]}", code="invalid_json") from None
     if not isinstance(found, dict):
-        raise refused(f"the body is {_kind(found)}; an object is wanted", code="invalid_json")
+        raise refused(f"the body is {_kind(found)}; it must be an object", code="invalid_json")
     return found
 
 
@@ -49,11 +49,11 @@ def _no_collector() -> Iterator[None]:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 class Fields:
-    """The fields of a request, taken one by one; `done` refuses what nobody took.
+    """The fields of a request, taken one by one; `done` refuses the rest.
 
     A field that is null counts as absent, as in OpenAI's API.
     """
@@ -83,7 +83,7 @@ class Fields:
         right = isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
         if not right or (above and value == least):
             start = f"above {least:g}" if above else f"from {least:g}"
-            raise refused(f"{name} is {_shown(value)}; a number {start} to {most:g} is wanted", name)
+            raise refused(f"{name} is {_shown(value)}; it must be a number {start} to {most:g}", name)
         return float(value)
 
     def integer(self, name: str, least: int, most: int) -> int | None:
@@ -92,21 +92,21 @@ class Fields:
         if value is None:
             return None
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise refused(f"{name} is {_shown(value)}; an integer from {least} to {most} is wanted", name)
+            raise refused(f"{name} is {_shown(value)}; it must be an integer from {least} to {most}", name)
         return value
 
     def flag(self, name: str) -> bool:
         """True or false; false where it is absent."""
         value = self.take(name)
         if not isinstance(value, bool | None):
-            raise refused(f"{name} is {_shown(value)}; true or false is wanted", name)
+            raise refused(f"{name} is {_shown(value)}; it must be true or false", name)
         return bool(value)
 
     def text(self, name: str) -> str | None:
         """A text."""
         value = self.take(name)
         if not isinstance(value, str | None):
-            raise refused(f"{name} is {_shown(value)}; a text is wanted", name)
+            raise refused(f"{name} is {_shown(value)}; it must be a text", name)
         return value
 
     def texts(self, name: str, most: int, longest: int) -> list[str]:
@@ -117,24 +117,24 @@ class Fields:
             return []
         right = isinstance(found, list) and len(found) <= most
         if not right or not all(isinstance(text, str) and 0 < len(text) <= longest for text in found):
-            wanted = f"a text or a list of at most {most}, each of 1 to {longest} characters,"
-            raise refused(f"{name} is {_shown(value)}; {wanted} is wanted", name)
+            wanted = f"a text or a list of at most {most}, each of 1 to {longest} characters"
+            raise refused(f"{name} is {_shown(value)}; it must be {wanted}", name)
         return list(found)
 
     def only(self, name: str, *allowed: Any) -> None:
-        """A field of which this server knows one meaning: anything but the allowed values is refused."""
+        """A field that is supported with the allowed values only; any other value is refused."""
         value = self.take(name)
         if value is not None and not any(_equal(value, one) for one in allowed):
             choice = f"only {' or '.join(map(_shown, allowed))} is" if allowed else "it is not"
             raise ApiError(400, f"{name} is {_shown(value)}; {choice} supported", "unsupported_value", param=name)
 
     def ignore(self, names: Iterable[str]) -> None:
-        """Fields that change nothing here."""
+        """Fields that have no effect here."""
         for name in names:
             self.take(name)
 
     def done(self) -> None:
-        """Refuse what is left."""
+        """Refuse fields that were not read."""
         if self._left:
             name = next(iter(self._left))
             raise ApiError(400, f"unknown parameter {_shown(name)}", "unknown_parameter", param=name[:80])
@@ -145,7 +145,7 @@ def _kind(value: Any) -> str:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Equal as JSON: true is not 1 there, as in Python, but 1.0 is."""
+    """Equal as JSON values: 1.0 equals 1, but true does not."""
     return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 

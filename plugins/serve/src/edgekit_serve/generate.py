@@ -1,4 +1,4 @@
-"""Generates a text for a request: in a thread, within its time, for as long as its client is there.
+"""Generates a text for a request: in a thread, until the timeout, or until the client disconnects.
 
 The path of a request: `app.Routes` makes an `Answer`, `replies` sends its `pieces`, which come out of `Engine.run`.
 """
@@ -25,7 +25,7 @@ from edgekit_serve.wire import ApiError
 
 @asynccontextmanager
 async def attended(receive: Receive, seconds: float) -> AsyncIterator[None]:
-    """End what is inside after so many seconds, or when the client hangs up.
+    """Cancel the block at the timeout or when the client disconnects.
 
     Raises:
         TimeoutError: it took longer.
@@ -71,7 +71,7 @@ class Answer:
 
     @property
     def finish_reason(self) -> Literal["stop", "length"]:
-        """Why it ended; out of time counts as length."""
+        """Why it ended; a timeout counts as length."""
         text = self._ticket.text
         return "stop" if text is not None and text.finish_reason == "stop" else "length"
 
@@ -95,7 +95,7 @@ class Answer:
                 self.metrics.generated(self.route, self._ticket.text, self._times)
 
     async def pieces(self) -> AsyncGenerator[str]:
-        """The pieces of the text as they come; to be iterated inside `attended`, and closed by who leaves early.
+        """The pieces of the text as they come; iterate inside `attended`, and close the generator when stopping early.
 
         Raises:
             ApiError: 429 where the queue is full, or the runtime's error.

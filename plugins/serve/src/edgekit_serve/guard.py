@@ -1,4 +1,4 @@
-"""Stands before every route: counts and logs requests, checks whom they are for and who sends them."""
+"""The middleware before every route: counts and logs requests, checks their Host and their key."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def route_of(path: str) -> str:
 
 @attrs.frozen
 class Guard:
-    """The outermost application: nothing is read of a request's body before its Host and its key are right."""
+    """The outermost application: it checks Host and key before it reads the body."""
 
     app: ASGIApp
     settings: Settings
     metrics: Metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, whatever happens in it."""
+        """Answer a request; any exception becomes an error response."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -64,7 +64,7 @@ class Guard:
             self._count(scope, status or exchange.status, time.perf_counter() - start)
 
     async def _admitted(self, scope: Scope, exchange: Exchange) -> None:
-        """Let a request in that is for this server, from who has a key."""
+        """Check the Host and the key of a request."""
         headers = Headers(scope=scope)
         self._check_host(scope, headers.get("host", ""))
         allowed = cors.preflight(scope, self.settings.cors)

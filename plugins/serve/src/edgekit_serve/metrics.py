@@ -1,4 +1,4 @@
-"""Prometheus metrics, in a registry of their own; they are shown to who asks and sent to nobody."""
+"""Prometheus metrics, in a registry of their own; they are served on request and never sent anywhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
 class Metrics:
-    """What a server counts; labels take few values, none of them a client's."""
+    """What a server counts; labels have few values, none from a client."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -36,7 +36,7 @@ class Metrics:
         return Histogram(f"edgekit_{name}", text, labels, registry=self.registry, buckets=buckets)
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """Show what a function says when somebody looks."""
+        """Register a gauge whose value is read from a function."""
         Gauge(f"edgekit_{name}", text, registry=self.registry).set_function(value)
 
     def generated(self, route: str, text: Generation, times: Sequence[float]) -> None:
@@ -55,7 +55,7 @@ class Metrics:
             self.speed.observe((text.completion_tokens - 1) / (times[-1] - times[0]))
 
     def text(self) -> bytes:
-        """What Prometheus reads."""
+        """The metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
 

@@ -54,7 +54,7 @@ class Shape:
         return self._event(self._choice(self.added(text), None))
 
     def last(self, answer: Answer) -> Iterator[dict[str, Any]]:
-        """Why it ended, and the tokens where they are wanted."""
+        """Why it ended, and the token counts if requested."""
         yield self._event(self._choice(self.added(""), answer.finish_reason))
         if answer.wanted.usage:
             yield {**self._head(self.part), "choices": [], "usage": answer.usage}
@@ -131,7 +131,7 @@ class Whole(Response):
 
 
 class Events(Response):
-    """The answer piece by piece. What goes wrong before the first piece is an error response; after it, an event."""
+    """The answer piece by piece. An error before the first piece is an error response; after it, an event."""
 
     def __init__(self, answer: Answer, shape: Shape) -> None:
         self.answer, self.shape, self.background = answer, shape, None

@@ -1,7 +1,7 @@
-"""What clients may ask for: OpenAI's requests, as far as the runtime's role goes.
+"""Requests of clients: the part of OpenAI's API that a runtime supports.
 
 Of OpenAI's many parameters some are used, some change nothing here and are ignored, some have one value that means the
-same here (``n=1``), and all others are refused, so that nobody gets something else than was asked for.
+same here (``n=1``), and any other parameter is refused.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ COMPLETION_TOKENS = 16
 
 @attrs.frozen
 class Wanted:
-    """How to generate, whatever the prompt.
+    """Generation options, independent of the prompt.
 
     Attributes:
         max_tokens: at most so many; None for as many as the context has room for.
@@ -64,7 +64,7 @@ class Wanted:
 
     @classmethod
     def of(cls, fields: Fields, settings: Settings, default: int | None) -> Self:
-        """Take what all requests for text have in common, and refuse what is left."""
+        """Read the fields that all requests for text share, and refuse the rest."""
         tokens = fields.integer("max_tokens", 1, settings.max_tokens or MOST_TOKENS)
         most = [limit for limit in (default, settings.max_tokens) if limit is not None]
         allowed = min(most, default=None) if tokens is None else tokens
@@ -93,7 +93,7 @@ class CompletionRequest:
         if isinstance(prompt, list) and len(prompt) == 1:
             (prompt,) = prompt
         if not isinstance(prompt, str) or not prompt:
-            raise refused("prompt has to be one text, not empty; lists and token ids are not supported", "prompt")
+            raise refused("prompt must be one text, not empty; lists and token ids are not supported", "prompt")
         fields.only("logprobs")
         return cls(prompt, Wanted.of(fields, settings, COMPLETION_TOKENS))
 
@@ -112,7 +112,7 @@ class ChatRequest:
         _model(fields, settings)
         messages = fields.take("messages")
         if not isinstance(messages, list) or not messages:
-            raise refused("messages has to be a list of at least one message", "messages")
+            raise refused("messages must be a list of at least one message", "messages")
         fields.only("logprobs", False)
         fields.rename("max_completion_tokens", "max_tokens")
         return cls([_message(m, f"messages[{i}]") for i, m in enumerate(messages)], Wanted.of(fields, settings, None))
@@ -132,10 +132,10 @@ class EmbeddingRequest:
         _model(fields, settings)
         texts = fields.texts("input", MOST_INPUTS, settings.max_body)
         if not texts:
-            raise refused(f"input has to be a text, or a list of at most {MOST_INPUTS}", "input")
+            raise refused(f"input must be a text, or a list of at most {MOST_INPUTS}", "input")
         form = fields.take("encoding_format")
         if form not in (None, "float", "base64"):
-            raise refused("encoding_format has to be float or base64", "encoding_format")
+            raise refused("encoding_format must be float or base64", "encoding_format")
         fields.only("dimensions")
         fields.ignore(IGNORED)
         fields.done()
@@ -171,7 +171,7 @@ def _usage(fields: Fields, stream: bool) -> bool:
     if options is None:
         return False
     if not stream or not isinstance(options, dict):
-        raise refused("stream_options has to be an object, and goes with stream", "stream_options")
+        raise refused("stream_options must be an object, and goes with stream", "stream_options")
     inner = Fields(options)
     usage = inner.flag("include_usage")
     inner.ignore(["include_obfuscation"])
@@ -182,11 +182,11 @@ def _usage(fields: Fields, stream: bool) -> bool:
 def _message(message: Any, where: str) -> dict[str, Any]:
     """A message as templates get it: a role, a text, and what belongs to a call of a tool."""
     if not isinstance(message, dict):
-        raise refused(f"{where} has to be an object with a role and a content", where)
+        raise refused(f"{where} must be an object with a role and a content", where)
     fields = Fields(message)
     role = fields.text("role")
     if role not in ROLES:
-        raise refused(f"{where}.role has to be one of {', '.join(ROLES)}", f"{where}.role")
+        raise refused(f"{where}.role must be one of {', '.join(ROLES)}", f"{where}.role")
     content = fields.take("content")
     if content is None and role == "assistant":  # it called tools, or said nothing
         content = ""
@@ -202,7 +202,7 @@ def _calls(fields: Fields, where: str) -> list[dict[str, Any]] | None:
     """The calls of tools that an assistant's earlier message has; None for none."""
     calls = fields.take("tool_calls")
     if not isinstance(calls, list | None):
-        raise refused(f"{where}.tool_calls has to be a list", f"{where}.tool_calls")
+        raise refused(f"{where}.tool_calls must be a list", f"{where}.tool_calls")
     return [_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls or ())] or None
 
 
@@ -210,7 +210,7 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     match call:
         case {"id": str(number), "type": "function", "function": {"name": str(name), "arguments": str(text)}}:
             return {"id": number, "type": "function", "function": {"name": name, "arguments": _arguments(text)}}
-    raise refused(f"{where} has to be an object with id, type function, and function: its name and arguments", where)
+    raise refused(f"{where} must be an object with id, type function, and function: its name and arguments", where)
 
 
 def _arguments(text: str) -> Any:
@@ -227,7 +227,7 @@ def _content(content: Any, where: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not content:
-        raise refused(f"{where} has to be a text, or a list of parts that are texts", where)
+        raise refused(f"{where} must be a text, or a list of parts that are texts", where)
     for part in content:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             raise ApiError(400, f"{where}: only parts of type text are supported", "unsupported_value", param=where)

@@ -49,7 +49,7 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        """The whole answer."""
+        """The response."""
         return JSONResponse(self.body(), self.status, self.headers)
 
 
@@ -59,16 +59,16 @@ def unicode(text: str) -> str:
 
 
 class ClientGoneError(Exception):
-    """The client hung up; nobody is there to be answered."""
+    """The client disconnected before the answer."""
 
 
 def refused(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
-    """400: what the client sent cannot be done."""
+    """An error 400: the request is invalid or unsupported."""
     return ApiError(400, message, code, param=param)
 
 
 def of(error: BaseException, *, well: bool) -> ApiError:
-    """What an error of the runtime becomes on the wire.
+    """The response for an error of the runtime.
 
     Args:
         error: as it was raised.

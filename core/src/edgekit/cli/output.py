@@ -1,27 +1,32 @@
-"""Tables and JSON on stdout, progress on stderr."""
+"""What the commands of edgekit and of plugins print with: tables and JSON on stdout, notes on stderr."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from edgekit.errors import InvalidFileError, MissingFileError
 from edgekit.pipeline.notes import summary_line
 
-#: A number, perhaps with a unit, a percent sign or thousands apart; or what stands for one that is not there.
+#: A number, optionally with a unit, a percent sign or thousands separators; or a placeholder for a missing one.
 _NUMBER = re.compile(r"[<+-]?[0-9][0-9,.]*(e[+-]?[0-9]+)?( ?(%|s|[kMGT]?B))?( ± [0-9.]+)?|∞|–|nan|")
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def json_option(command: _Command) -> _Command:
+    """Add ``--json`` to a command, as the argument ``as_json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
 def print_json(data: Any) -> None:
-    """Print indented JSON; what JSON cannot say (NaN, infinity) becomes null."""
+    """Print indented JSON; NaN and infinity become null."""
     click.echo(json.dumps(_plain(data), indent=1, allow_nan=False, default=str))
 
 
@@ -36,7 +41,7 @@ def _plain(data: Any) -> Any:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A plain text table: the first column to the left, numbers to the right."""
+    """Return a plain text table: the first column aligned left, numbers right."""
     cells = [list(header), *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     numeric = [all(_numeric(row[column]) for row in cells[1:]) for column in range(len(header))]
@@ -56,7 +61,7 @@ def _numeric(cell: str) -> bool:
 
 
 def size(nbytes: float) -> str:
-    """Bytes for people: 3.8 MB (powers of ten)."""
+    """Format a size in bytes: 3.8 MB (powers of ten)."""
     for unit in ("B", "kB", "MB", "GB"):
         if nbytes < 1000:
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.2f} {unit}"
@@ -65,18 +70,18 @@ def size(nbytes: float) -> str:
 
 
 def print_notes(title: str, notes: Mapping[str, str], others: Sequence[str] = ()) -> None:
-    """What is of note in a conversion, as one line on stderr; `others` are sentences that the manifest has not."""
+    """Print the notes of a conversion as one line on stderr; `others` are sentences that are not in the manifest."""
     line = "; ".join(filter(None, [summary_line(notes), *others]))
     if line:
         click.echo(f"{title}: {line}", err=True)
 
 
 def read_text(file: str) -> str:
-    """A text file in UTF-8; ``-`` is stdin.
+    """Read a text file in UTF-8; ``-`` is stdin.
 
     Raises:
         MissingFileError: it cannot be read.
-        InvalidFileError: it is not UTF-8; names the offset.
+        InvalidFileError: it is not UTF-8; the message states the offset.
     """
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
@@ -88,3 +93,6 @@ def read_text(file: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidFileError(f"{file}: not UTF-8 at offset {error.start}; convert it to UTF-8") from error
+
+
+__all__ = ["json_option", "print_json", "print_notes", "read_text", "size", "table"]
