@@ -233,7 +233,7 @@ def test_what_does_not_go_together_is_said_before_anything_is_read(case: str, tm
     """The source is not even there."""
     monkeypatch.setattr(compress, "read_ir", lambda _: pytest.fail("the model was read"))
     options, said = SAYS[case]
-    source = edgekit.Artifact(tmp_path, "openvino", (), {}, {}, dict, lambda: None)
+    source = edgekit.Artifact(tmp_path / "ir", "openvino", (), {}, {}, dict, lambda: None)
     with pytest.raises(UsageError, match=f"^{re.escape(said)}$"):
         run_pass(source, "openvino-compress", to=tmp_path / "out", options=options)
 

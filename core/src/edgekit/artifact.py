@@ -21,7 +21,7 @@ from edgekit.tokenizer.record import Tokenizer
 
 @attrs.frozen(eq=False, repr=False)
 class Artifact:
-    """A model as it lies on disk. Nothing of its tensors is read before it is asked for.
+    """A model on disk. Tensors are read only on access.
 
     Attributes:
         path: the file, or the directory.
@@ -140,7 +140,7 @@ class Writer(Protocol):
         ...
 
     def close(self, keep: bool = False) -> None:
-        """Let go of files and locks; without a `commit` before it the target stays as it was.
+        """Close files and locks; without a `commit` before it the target is unchanged.
 
         What was written so far is removed, unless `keep` asks to leave it for a later run to resume.
         """
@@ -207,7 +207,7 @@ def unread(path: Path) -> Artifact:
 
 
 def unknown_family(what: str) -> UnsupportedModelError:
-    """The error for a model family that edgekit does not know."""
+    """Return the error for an unsupported model family."""
     from edgekit.architectures import FAMILIES
 
     return UnsupportedModelError(f"{what} is of no family that edgekit knows ({', '.join(sorted(FAMILIES))})")

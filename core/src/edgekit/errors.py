@@ -60,7 +60,7 @@ class EdgekitError(Exception):
 
 
 class UsageError(EdgekitError, ValueError):
-    """The caller asked for something that makes no sense: a bad argument or option."""
+    """An invalid argument or option."""
 
     exit_code = 2
 
@@ -72,7 +72,7 @@ class UnknownPrecisionError(UsageError, LookupError):
 
 
 class UnknownRecipeError(UsageError, LookupError):
-    """A recipe name that nobody registered."""
+    """A recipe name that is not registered."""
 
     exit_code = 3
 
@@ -98,7 +98,7 @@ class MissingFileError(EdgekitError, FileNotFoundError):
 
 
 class UnsupportedModelError(EdgekitError, ValueError):
-    """A model family, tokenizer or feature that edgekit does not know; raised before any tensor is read."""
+    """An unsupported model family, tokenizer or feature; raised before any tensor is read."""
 
 
 class NonFiniteError(EdgekitError, ValueError):
@@ -110,7 +110,7 @@ class ScaleOverflowError(EdgekitError, OverflowError):
 
 
 class InexactError(EdgekitError, ValueError):
-    """A transcoding that would lose information, refused unless asked for."""
+    """A transcoding that would lose information, refused unless requested."""
 
 
 class PluginError(EdgekitError, RuntimeError):
@@ -120,7 +120,7 @@ class PluginError(EdgekitError, RuntimeError):
 
 
 class MissingPluginError(PluginError, ImportError):
-    """What was asked for needs a plugin, or an optional package, that is not installed."""
+    """The request requires a plugin, or an optional package, that is not installed."""
 
 
 class ResourceError(EdgekitError, OSError):
@@ -130,7 +130,7 @@ class ResourceError(EdgekitError, OSError):
 
 
 class MemoryShortageError(ResourceError, MemoryError):
-    """Memory ran out. The message says what for, and how many bytes were wanted."""
+    """Memory ran out. The message states what needed it, and how many bytes were requested."""
 
 
 class LockedError(EdgekitError, BlockingIOError):

@@ -1,4 +1,4 @@
-"""Array types by element: what signatures of the core and of plugins say.
+"""Array types by element, for signatures of the core and of plugins.
 
 `Array` is an array of any dtype; the others name the dtype. Shapes are in docstrings, in brackets: ``[rows, cols]``.
 """

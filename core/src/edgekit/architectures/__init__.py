@@ -1,4 +1,4 @@
-"""What a model family's tensors are for, and its forward pass in numpy.
+"""Model families: the roles of their tensors, and the forward pass in numpy.
 
 Canonical tensor names are GGUF's (``token_embd.weight``, ``blk.0.attn_q.weight``, ``output_norm.weight`` …),
 because they are short, documented and the ones that recipes are stated in. Values are canonical too: Q and K

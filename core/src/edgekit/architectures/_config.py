@@ -42,7 +42,7 @@ class RopeScaling:
 
 @attrs.frozen
 class ModelConfig:
-    """Everything the forward pass has to know besides the weights.
+    """The hyper-parameters of the forward pass.
 
     Attributes:
         family: a key of `FAMILIES`.

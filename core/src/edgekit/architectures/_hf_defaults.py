@@ -1,4 +1,4 @@
-"""What transformers assumes where a config.json is silent, by family.
+"""Defaults of transformers for keys that a config.json omits, by family.
 
 Source: transformers 5.23, ``models/<family>/configuration_<family>.py``.
 """
@@ -51,7 +51,7 @@ _GEMMA2: dict[str, Any] = _GEMMA | {
     "final_logit_softcapping": 30.0,
     "attn_logit_softcapping": 50.0,
 }
-#: What transformers assumes where config.json is silent.
+#: Defaults of transformers for keys that config.json omits.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": _COMMON | {"vocab_size": 32_000, "intermediate_size": 11_008, "max_position_embeddings": 2048},
     "mistral": _COMMON

@@ -1,4 +1,4 @@
-"""Typed access to a parsed JSON object that nobody vouches for."""
+"""Typed access to an untrusted JSON object."""
 
 from __future__ import annotations
 

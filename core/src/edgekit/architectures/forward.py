@@ -67,7 +67,7 @@ class KVCache:
         return 0 if self.tokens is None else self.tokens.shape[1]
 
     def extend(self, layer: int, keys: F32, values: F32) -> tuple[F32, F32]:
-        """Append a layer's keys and values, and give all of them."""
+        """Append a layer's keys and values, and return all of them."""
         if layer in self.layers:
             old_keys, old_values = self.layers[layer]
             keys = np.concatenate([old_keys, keys], axis=2)
@@ -334,7 +334,7 @@ def softcap(x: F32, cap: float) -> F32:
 
 
 def silu(x: F32) -> F32:
-    """``x * sigmoid(x)``."""
+    """Return ``x * sigmoid(x)``."""
     with np.errstate(over="ignore"):  # exp(-x) of a very negative x is infinite, and x / inf is the right -0
         activated: F32 = x / (1 + np.exp(-x))
     return activated

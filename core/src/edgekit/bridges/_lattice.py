@@ -1,4 +1,4 @@
-"""What bridges carry: codes, a scale and an offset for each group."""
+"""Lattice tensors of bridges: codes, a scale and an offset for each group."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Carry(enum.StrEnum):
 
 @attrs.frozen
 class Relation:
-    """What is declared of an ordered pair of formats.
+    """The declared relation of an ordered pair of formats.
 
     Attributes:
         carry: exactly, where the tensor at hand allows it, within a bound, or not at all.

@@ -1,4 +1,4 @@
-"""What is declared of every ordered pair of formats, from what each can hold."""
+"""The declared relation of every ordered pair of formats, from the values that each can represent."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from urllib.parse import quote
 
 from edgekit.cli._labels import CHARACTER, Box, Label, Point, place
-from edgekit.cli._output import size
 from edgekit.cli._step import Step
+from edgekit.cli.output import size
 
 _Scale = Callable[[float], float]
 

@@ -8,7 +8,7 @@ import click
 
 from edgekit.artifact import Artifact
 from edgekit.cli._options import value_options
-from edgekit.cli._output import json_option, print_json, print_notes, size
+from edgekit.cli.output import json_option, print_json, print_notes, size
 from edgekit.pipeline.passes import run_pass
 
 

@@ -13,7 +13,7 @@ import attrs
 import click
 
 from edgekit.cli._generation import Asked, decoded, described, generation_options, note, note_end, show, tell
-from edgekit.cli._output import json_option
+from edgekit.cli.output import json_option
 from edgekit.errors import ContextOverflowError, UsageError
 from edgekit.pipeline.conversion import open_artifact
 from edgekit.runtime import ChatRuntime

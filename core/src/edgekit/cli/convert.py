@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli._output import json_option, print_notes
+from edgekit.cli.output import json_option, print_notes
 from edgekit.cli.quantize import show_written
 from edgekit.pipeline.conversion import convert, find_format, open_source
 from edgekit.pipeline.progress import bar

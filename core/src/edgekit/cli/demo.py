@@ -13,8 +13,8 @@ import click
 from edgekit import sample
 from edgekit.artifact import Artifact
 from edgekit.cli import _page
-from edgekit.cli._output import json_option, print_json, size, table
 from edgekit.cli._step import Step
+from edgekit.cli.output import json_option, print_json, size, table
 from edgekit.errors import UsageError
 from edgekit.evaluation import Baseline, Evaluation, compare, evaluate
 from edgekit.files.atomic import write_atomic, writing

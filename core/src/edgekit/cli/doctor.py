@@ -12,7 +12,7 @@ import click
 
 from edgekit.cli._examined import Examined, examine
 from edgekit.cli._foreign import foreign_owners
-from edgekit.cli._output import json_option, print_json
+from edgekit.cli.output import json_option, print_json
 from edgekit.plugin.registry import BUILT_IN, installed
 
 _OPTIONAL = {

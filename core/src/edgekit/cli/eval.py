@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgekit.cli._output import json_option, print_json, read_text
+from edgekit.cli.output import json_option, print_json, read_text
 from edgekit.evaluation import evaluate
 from edgekit.pipeline.conversion import open_artifact
 from edgekit.pipeline.progress import bar

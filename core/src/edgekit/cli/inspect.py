@@ -9,7 +9,7 @@ import attrs
 import click
 
 from edgekit.artifact import Artifact
-from edgekit.cli._output import json_option, print_json, size, table
+from edgekit.cli.output import json_option, print_json, size, table
 from edgekit.errors import UnsupportedModelError
 from edgekit.manifest import stale_manifest
 from edgekit.pipeline.conversion import open_artifact

@@ -18,7 +18,7 @@ from string import Template
 
 import click
 
-from edgekit.cli._output import json_option, print_json
+from edgekit.cli.output import json_option, print_json
 from edgekit.errors import UsageError
 from edgekit.files.atomic import writing
 from edgekit.plugin.registry import installed, manager

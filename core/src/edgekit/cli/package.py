@@ -8,7 +8,7 @@ import attrs
 import click
 
 from edgekit.cli._options import value_options
-from edgekit.cli._output import json_option, print_json
+from edgekit.cli.output import json_option, print_json
 from edgekit.pipeline.packaging import Package, package
 
 

@@ -6,7 +6,7 @@ import attrs
 import click
 
 from edgekit.cli._examined import Examined, examine
-from edgekit.cli._output import json_option, print_json, table
+from edgekit.cli.output import json_option, print_json, table
 from edgekit.plugin.registry import PluginInfo, installed
 
 

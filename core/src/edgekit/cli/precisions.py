@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgekit.cli._output import json_option, print_json, table
+from edgekit.cli.output import json_option, print_json, table
 from edgekit.encoding.catalogue import entries
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from edgekit.artifact import Artifact
-from edgekit.cli._output import json_option, print_json, print_notes, size
+from edgekit.cli.output import json_option, print_json, print_notes, size
 from edgekit.errors import UsageError
 from edgekit.files.guard import refuse_harm
 from edgekit.pipeline.conversion import Nonfinite, find_format, open_source, quantize

@@ -7,7 +7,7 @@ from pathlib import Path
 import attrs
 import click
 
-from edgekit.cli._output import json_option, print_json, table
+from edgekit.cli.output import json_option, print_json, table
 from edgekit.pipeline.conversion import find_format
 from edgekit.pipeline.recipes import Listed, list_recipes
 

@@ -8,7 +8,7 @@ import click
 
 from edgekit.artifact import Artifact
 from edgekit.cli._generation import Asked, described, generation_options, note, note_end, read_stdin, tell
-from edgekit.cli._output import json_option, print_json
+from edgekit.cli.output import json_option, print_json
 from edgekit.errors import UsageError
 from edgekit.pipeline.conversion import open_artifact
 from edgekit.runtime import ChatRuntime, Generation, Runtime

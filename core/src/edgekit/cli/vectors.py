@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli._output import json_option, print_json
+from edgekit.cli.output import json_option, print_json
 from edgekit.errors import UsageError
 from edgekit.precision import find_precision
 

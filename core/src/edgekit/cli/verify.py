@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import click
 
-from edgekit.cli._output import json_option, print_json, table
+from edgekit.cli.output import json_option, print_json, table
 from edgekit.errors import EdgekitError, QualityGateError, UnknownPrecisionError, UsageError
 from edgekit.plugin.registry import BUILT_IN, Registration, manager
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from edgekit.plugin.hookspecs import Register, hookimpl
 
 edgekit_api = (1, 0)
+#: Modules beside the commands that plugins' commands share with them.
+_NO_COMMANDS = ("output",)
 
 
 @hookimpl
@@ -26,7 +28,7 @@ def edgekit_register_runtimes(register: Register) -> None:
 def edgekit_register_commands(register: Register) -> None:
     """Register the commands of the command line, one module each; none is imported here."""
     for module in pkgutil.iter_modules([str(Path(__file__).parents[1] / "cli")]):
-        if not module.name.startswith("_"):
+        if not module.name.startswith("_") and module.name not in _NO_COMMANDS:
             register(module.name.replace("_", "-"), f"edgekit.cli.{module.name}:command")
 
 

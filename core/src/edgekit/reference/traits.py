@@ -1,4 +1,4 @@
-"""What the codec has to know of an encoder beside its functions."""
+"""Properties of an encoder that the codec needs beside its functions."""
 
 from __future__ import annotations
 

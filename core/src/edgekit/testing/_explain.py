@@ -61,7 +61,7 @@ def _with_zeros(x: F32, still: Callable[[F32], bool]) -> F32:
 
 
 def diagnose(expected: Parts, actual: Parts) -> str:
-    """A sentence that says in which way two encodings differ."""
+    """Return a sentence that describes how two encodings differ."""
     if expected.keys() != actual.keys():
         return f"the parts are {', '.join(actual)}; {', '.join(expected)} are wanted"
     for key, want in expected.items():

@@ -20,8 +20,8 @@ class CheckFailure(AssertionError):  # noqa: N818  - as pytest's own outcomes ar
     """A check found a fault; the message says who, which check, where, and what is wrong."""
 
 
-class NotApplicable(Exception):  # noqa: N818  - not an error: the check has nothing to say
-    """A check has nothing to say about this subject; the message says why."""
+class NotApplicable(Exception):  # noqa: N818  - not an error: the check does not apply
+    """A check does not apply to this subject; the message states why."""
 
 
 @attrs.frozen
@@ -64,7 +64,7 @@ def profile_of(profile: str | Profile | None) -> Profile:
 
 @attrs.frozen
 class Result:
-    """What one check said about one subject.
+    """The result of one check of one subject.
 
     Attributes:
         subject: what was checked.
@@ -83,7 +83,7 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether the check found no fault."""
         return self.status not in ("failed", "unexpected pass")
 
 

@@ -22,7 +22,7 @@ _FILES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir")
 
 @attrs.define
 class Heard:
-    """What was said: warnings, and the text that came on stdout, from Python or from C."""
+    """Captured output: warnings, and text on stdout from Python or C."""
 
     warnings: list[warnings.WarningMessage] = attrs.field(factory=list)
     text: str = ""
@@ -102,7 +102,7 @@ def strict_state() -> Iterator[None]:
 
 @contextmanager
 def unusual_state() -> Iterator[None]:
-    """Values that nobody would set, so that whoever sets the usual ones is noticed."""
+    """Unusual values, so that a change to the usual ones is detected."""
     with _restored(), np.errstate(all="warn", under="ignore"), np.printoptions(precision=11):
         np.random.seed(54321)
         random.seed(54321)
@@ -119,7 +119,7 @@ class States:
 
     @classmethod
     def now(cls) -> States:
-        """As they are."""
+        """Return the current settings."""
         return cls(
             {
                 "numpy's error state (np.seterr)": np.geterr(),
@@ -135,7 +135,7 @@ class States:
         )
 
     def differences(self, later: States) -> list[str]:
-        """What is another now."""
+        """Return the settings that changed."""
         return [name for name, value in self.values.items() if later.values[name] != value]
 
 
@@ -174,7 +174,7 @@ _hooked: list[bool] = []
 
 
 def _hook() -> None:
-    """Once a process: an audit hook cannot be taken away again, so it does nothing while nobody watches."""
+    """Once a process: an audit hook cannot be taken away again, so it does nothing unless a check is active."""
     if not _hooked:
         _hooked.append(True)
         sys.addaudithook(_watch)

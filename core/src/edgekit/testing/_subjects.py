@@ -1,4 +1,4 @@
-"""What is put to the test as a quantizer: anyone's encoder, a registered one, or the core's reference."""
+"""Subjects of the quantizer checks: any encoder, a registered one, or the core's reference."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class QuantizerSubject:
 
     @property
     def label(self) -> str:
-        """Name and precision."""
+        """Name and precision, for messages."""
         return f"quantizer {self.name!r} ({self.precision.name})"
 
     @property
@@ -74,7 +74,7 @@ class QuantizerSubject:
         return reference(self.precision).bound(x, parts, self.precision)
 
     def wanted(self, x: Array, importance: F32 | None = None) -> Parts:
-        """The reference's parts."""
+        """Return the parts that the reference encodes."""
         return reference(self.precision).encode(x, self.precision, self.importance(x, importance))
 
 
@@ -87,12 +87,12 @@ class ReferenceQuantizer:
     traits: ClassVar[Traits] = Traits()
 
     def encode(self, x: Array, importance: F32 | None = None) -> Parts:
-        """Encode rows."""
+        """Encode rows [rows, cols] to parts."""
         find_precision(self.precision.name)  # in another process a plugin's precision is not known yet
         return reference(self.precision).encode(x, self.precision, importance)
 
     def decode(self, parts: Mapping[str, Array], shape: tuple[int, int]) -> F32:
-        """Decode to float32."""
+        """Decode parts to float32 [rows, cols]."""
         return reference(self.precision).decode(parts, self.precision, shape)
 
 

@@ -24,7 +24,7 @@ from edgekit.testing.models import artifact_of, random_model
 from edgekit.tokenizer.record import Tokenizer
 
 Encode = Callable[[Any], Parts]
-#: The canonical name of the tensor that is quantized; all others stay as they are.
+#: The canonical name of the tensor that is quantized; all others are unchanged.
 QUANTIZED = "blk.0.ffn_up.weight"
 
 
@@ -67,7 +67,7 @@ def _assign(slot: Slot, precision: Precision | None) -> Assignment:
 
 
 def encoded(slot: Slot, assignment: Assignment, encode: Encode | None = None) -> QuantizedTensor:
-    """The slot's tensor in its precision; by the reference where nobody else encodes."""
+    """The slot's tensor in its precision; encoded by the reference if there is no other encoder."""
     x, precision = np.ascontiguousarray(slot.tensor.float32()), assignment.precision
     parts = encode(x) if encode else reference(precision).encode(x, precision)
     return QuantizedTensor(parts, precision, slot.shape, assignment.name)
@@ -132,12 +132,12 @@ def _same_again(chosen: Format, path: Path, given: QuantizedTensor) -> None:
         if values.tobytes() != np.ascontiguousarray(given.parts["values"]).tobytes():
             fail(f"format {chosen.name!r} gives back other values of {given.precision} than it was given")
         return
-    found = {key: np.ascontiguousarray(part) for key, part in tensor.read().parts.items()}
-    wanted = {key: _carried(part, found.get(key)) for key, part in given.parts.items()}
-    if not same_parts(wanted, found):
+    actual = {key: np.ascontiguousarray(part) for key, part in tensor.read().parts.items()}
+    expected = {key: _carried(part, actual.get(key)) for key, part in given.parts.items()}
+    if not same_parts(expected, actual):
         fail(
             f"format {chosen.name!r} gives back other parts of {given.precision} than it was given: "
-            f"{diagnose(wanted, found)}"
+            f"{diagnose(expected, actual)}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Checks for passes: the artifact stays a valid model, the source stays as it was, and quality is reported.
+"""Checks for passes: the result is a valid model, the source is unchanged, and quality is reported.
 
 A pass implements `edgekit.pipeline.passes.Pass`. It is given a small model in the format that it asks for.
 """
@@ -44,7 +44,7 @@ class PassSubject:
 
     @property
     def label(self) -> str:
-        """For messages."""
+        """The subject's name, for messages."""
         return f"pass {self.name!r}"
 
 
@@ -100,7 +100,7 @@ def pass_checks(
     checks: Iterable[str] | None = None,
     profile: str | Profile | None = None,
 ) -> Callable[[Callable[..., Any]], Any]:
-    """The same for pytest: a decorator that calls the test once for each check, as its argument ``check``."""
+    """Run the checks under pytest: a decorator that calls the test once for each check, as its argument ``check``."""
     adapted = adapt(subject, format, options)
     return KIT.parametrize(adapted, adapted.label, expected_failures=expected_failures, checks=checks, profile=profile)
 

@@ -1,4 +1,4 @@
-"""Checks for plugins as a whole: light to import, honest in its metadata, quiet, without network, tidy.
+"""Checks for plugins as a whole: import time, metadata, output, network and files.
 
 A plugin is named by its entry point. What it does when it is imported and loaded is watched in a process of its
 own, through Python's audit events, with sockets blocked.
@@ -58,12 +58,12 @@ class PluginSubject:
 
     @property
     def label(self) -> str:
-        """For messages."""
+        """The plugin's name, for messages."""
         return f"plugin {self.info.name!r} ({self.info.distribution} {self.info.version})".rstrip()
 
     @property
     def module(self) -> str:
-        """The light module."""
+        """The plugin's light module."""
         return self.point.value.partition(":")[0]
 
 
@@ -104,7 +104,7 @@ def plugin_checks(
     checks: Iterable[str] | None = None,
     profile: str | Profile | None = None,
 ) -> Callable[[Callable[..., Any]], Any]:
-    """The same for pytest: a decorator that calls the test once for each check, as its argument ``check``."""
+    """Run the checks under pytest: a decorator that calls the test once for each check, as its argument ``check``."""
     subject = adapt(name)
     return KIT.parametrize(subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile)
 
@@ -130,7 +130,7 @@ def check_loaded(subject: PluginSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_metadata(subject: PluginSubject, profile: Profile) -> None:
-    """The distribution says its name, version, summary, licence and Python, and depends on edgekit."""
+    """The distribution states its name, version, summary, licence and Python, and depends on edgekit."""
     found = subject.point.dist.metadata if subject.point.dist else None
     if found is None:
         fail("the entry point belongs to no distribution")

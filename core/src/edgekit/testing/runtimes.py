@@ -52,7 +52,7 @@ class RuntimeSubject:
 
     @property
     def label(self) -> str:
-        """For messages."""
+        """The runtime's name, for messages."""
         return f"runtime {self.name!r}"
 
 
@@ -111,7 +111,7 @@ def runtime_checks(
     checks: Iterable[str] | None = None,
     profile: str | Profile | None = None,
 ) -> Callable[[Callable[..., Any]], Any]:
-    """The same for pytest: a decorator that calls the test once for each check, as its argument ``check``."""
+    """Run the checks under pytest: a decorator that calls the test once for each check, as its argument ``check``."""
     subject = adapt(runtime, formats, tolerance)
     return KIT.parametrize(subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile)
 
@@ -206,7 +206,7 @@ def check_no_state(subject: RuntimeSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_causal(subject: RuntimeSubject, profile: Profile) -> None:
-    """What comes later changes nothing before it: the logits of a prefix are the prefix of the logits."""
+    """Later tokens do not change earlier logits: the logits of a prefix are the prefix of the logits."""
     with loaded(subject) as model:
         tokens = _tokens(20, model.judge.config.vocab, 3)
         whole = np.asarray(model.runtime.logits(tokens))
@@ -262,11 +262,11 @@ def _likeliest(model: _Loaded, tolerance: float) -> None:
     """Hold greedy text to numpy's, as far as the likeliest token leads by more than the tolerance."""
     count = _clear_steps(model, 12, tolerance)
     with NumpyRuntime.open(model.artifact) as judge:
-        wanted = judge.generate(PROMPT, max_tokens=count)
-    found = model.runtime.generate(PROMPT, max_tokens=count)
+        expected = judge.generate(PROMPT, max_tokens=count)
+    actual = model.runtime.generate(PROMPT, max_tokens=count)
     # Random models end in the middle of a character: some runtimes leave its bytes out, others show U+FFFD.
-    if found.rstrip("\ufffd") != wanted.rstrip("\ufffd"):
-        fail(f"greedy text is {found!r}; the likeliest {count} tokens are {wanted!r}")
+    if actual.rstrip("\ufffd") != expected.rstrip("\ufffd"):
+        fail(f"greedy text is {actual!r}; the likeliest {count} tokens are {expected!r}")
 
 
 def _clear_steps(model: _Loaded, count: int, tolerance: float) -> int:
@@ -307,9 +307,9 @@ def check_counts(subject: RuntimeSubject, profile: Profile) -> None:
             fail(f"`stream` gives {type(text).__name__}; an edgekit.runtime.Generation is wanted")
         for _ in text:
             pass
-        wanted = len(tokenizer.encode(PROMPT))
-        if text.prompt_tokens != wanted:
-            fail(f"{PROMPT!r} is said to have {text.prompt_tokens} tokens; the tokenizer makes {wanted}")
+        expected = len(tokenizer.encode(PROMPT))
+        if text.prompt_tokens != expected:
+            fail(f"{PROMPT!r} is said to have {text.prompt_tokens} tokens; the tokenizer makes {expected}")
         if not 0 <= text.completion_tokens <= 5 or (text.completion_tokens < 5) != (text.finish_reason == "stop"):
             fail(f"of max_tokens=5 it says {text.completion_tokens} tokens and {text.finish_reason!r}")
         none: Any = model.runtime.stream(PROMPT, max_tokens=0)
@@ -387,11 +387,11 @@ def check_certain(subject: RuntimeSubject, profile: Profile) -> None:
     _text_needs_library()
     with loaded(subject) as model:
         count = _clear_steps(model, 8, subject.tolerance)
-        wanted = model.runtime.generate(PROMPT, max_tokens=count)
+        expected = model.runtime.generate(PROMPT, max_tokens=count)
         for options in _CERTAIN:
-            found = model.runtime.generate(PROMPT, max_tokens=count, seed=3, **options)
-            if found != wanted:
-                fail(f"with {options} the text is {found!r}; only {wanted!r} is likely enough")
+            actual = model.runtime.generate(PROMPT, max_tokens=count, seed=3, **options)
+            if actual != expected:
+                fail(f"with {options} the text is {actual!r}; only {expected!r} is likely enough")
 
 
 @KIT.check
@@ -419,9 +419,9 @@ def check_unknown_tokens(subject: RuntimeSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_unknown_options(subject: RuntimeSubject, profile: Profile) -> None:
-    """An option that it does not have is refused with `UsageError`, which names it; never taken and left unused.
+    """An unknown option is refused with `UsageError`, which names it; it is never ignored.
 
-    Typical fault: ``**options`` in the runtime's function, of which only the known ones are looked at.
+    Typical fault: ``**options`` in the runtime's function, of which only the known ones are used.
     `edgekit.runtime.refuse_unknown_options` does it; a function without ``**options`` needs nothing.
     """
     artifact = _on_disk("hf" if "*" in subject.formats else subject.formats[0], model_config(), 0)

@@ -1,4 +1,4 @@
-"""The files of a Hugging Face directory that say something of its tokenizer, besides its vocabulary."""
+"""The files of a Hugging Face directory that describe its tokenizer, besides its vocabulary."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgekit.tokenizer.vocabulary import TokenType
 
 #: A tokenizer.json of 256,000 tokens has 34 MiB.
 TOKENIZER_LIMIT = 256 << 20
-#: The largest id: files that say more are not believed.
+#: The largest id: larger ones are refused.
 LARGEST_ID = 1 << 22
 #: Where transformers 5 keeps the templates besides the default one: a file a template.
 TEMPLATES = "additional_chat_templates"
@@ -37,7 +37,7 @@ class Files:
 
     @classmethod
     def of(cls, directory: Path) -> Files:
-        """Read them."""
+        """Read the files of a directory."""
         names = ("tokenizer_config.json", "special_tokens_map.json", "config.json", "generation_config.json")
         return cls(directory, *(read_object(directory, name, TOKENIZER_LIMIT) or {} for name in names))
 
@@ -53,7 +53,7 @@ class Files:
         return content.decode("utf-8"), parsed
 
     def sentencepiece(self) -> SentencePiece | None:
-        """What tokenizer.model says, where there is one."""
+        """The content of tokenizer.model, if it exists."""
         content = read_bytes(self.directory, "tokenizer.model", TOKENIZER_LIMIT)
         return None if content is None else sentencepiece.parse(content, self.directory / "tokenizer.model")
 

@@ -32,7 +32,7 @@ _Value = int | float | memoryview
 
 @attrs.frozen
 class SentencePiece:
-    """What a tokenizer.model says.
+    """The content of a tokenizer.model.
 
     Attributes:
         pieces: the text, the score and the type (GGUF's and SentencePiece's numbers agree) of each id.
@@ -133,7 +133,7 @@ class _Reader:
             yield tag >> 3, value, offset
 
     def text(self, value: memoryview, offset: int) -> str:
-        """UTF-8 text."""
+        """Decode a string field as UTF-8."""
         try:
             return bytes(value).decode("utf-8")
         except UnicodeDecodeError as error:

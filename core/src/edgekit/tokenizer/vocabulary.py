@@ -1,4 +1,4 @@
-"""What a tokenizer consists of, as data, and the bytes that each token stands for."""
+"""A tokenizer's vocabulary as data, and the bytes of each token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPACE = "▁"
 
 
 class TokenType(enum.IntEnum):
-    """What a token is; the values are GGUF's."""
+    """The type of a token; the values are GGUF's."""
 
     NORMAL = 1
     UNKNOWN = 2

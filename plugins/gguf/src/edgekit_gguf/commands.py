@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import click
 
+from edgekit.cli.output import json_option, print_json
 from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, UsageError
-from edgekit.evaluation.calibration import Activations, collect, write_importance
+from edgekit.evaluation.calibration import collect, write_importance
 from edgekit.files.guard import refuse_harm
 from edgekit.pipeline import open_artifact
 from edgekit_gguf.imatrix import read_imatrix
@@ -23,7 +23,7 @@ from edgekit_gguf.imatrix import read_imatrix
 @click.option("--outputs", is_flag=True, help="Also for the matrix that makes the logits.")
 @click.option("--runtime", metavar="NAME", help="Who computes: llamacpp is fast. Default: numpy, exact and slow.")
 @click.option("--force", is_flag=True, help="Replace a file that is not an importance matrix.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def imatrix(
     model: str,
     text: str,
@@ -44,7 +44,10 @@ def imatrix(
         _refuse_overwriting(Path(to))
     found = collect(source, words, context=context, outputs=outputs, runtime=runtime, progress=_progress)
     write_importance(to, found, Path(text).name)
-    click.echo(_said(to, found, as_json))
+    if as_json:
+        print_json({"path": to, "matrices": len(found.sums), "tokens": found.tokens, "context": found.context})
+    else:
+        click.echo(f"{to}  {len(found.sums)} matrices, {found.tokens} tokens in windows of {found.context}")
 
 
 def _refuse_overwriting(target: Path) -> None:
@@ -71,13 +74,6 @@ def _read(path: Path) -> str:
 def _progress(done: int, of: int, what: str) -> None:
     if sys.stderr.isatty():
         click.echo(f"\r{what or 'done'} {done}/{of} ", err=True, nl=not what)
-
-
-def _said(to: str, found: Activations, as_json: bool) -> str:
-    if as_json:
-        facts = {"path": to, "matrices": len(found.sums), "tokens": found.tokens, "context": found.context}
-        return json.dumps(facts, indent=1)
-    return f"{to}  {len(found.sums)} matrices, {found.tokens} tokens in windows of {found.context}"
 
 
 __all__ = ["imatrix"]

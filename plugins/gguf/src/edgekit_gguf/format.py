@@ -36,7 +36,7 @@ class GgufFormat:
 
     def matches(self, path: Path) -> bool:
         """Whether the file begins with GGUF's magic or has its suffix."""
-        if path.suffix == ".gguf" and not path.is_dir():
+        if path.suffix == ".gguf" and path.exists() and not path.is_dir():
             return True
         return read_start(path, len(MAGIC)) == MAGIC
 

@@ -25,7 +25,7 @@ def encode_symmetric(x: F32, top: int) -> tuple[F32, U8]:
 
 
 def encode_symmetric_weighted(x: F32, top: int, importance: Importance) -> tuple[F32, U8]:
-    """The same, by search."""
+    """Encode by searching for the scale that minimizes the weighted squared error."""
     turned, weights = columns(x), _weights(x, importance)
     found = symmetric(turned, weights, top)
     codes = symmetric_codes(turned, found, top) + np.float32(top)
@@ -44,7 +44,7 @@ def encode_affine(x: F32, top: int) -> tuple[F32, F32, U8]:
 
 
 def encode_affine_weighted(x: F32, top: int, importance: Importance) -> tuple[F32, F32, U8]:
-    """The same, by search."""
+    """Encode by searching for the scale that minimizes the weighted squared error."""
     turned, weights = columns(x), _weights(x, importance)
     found = affine(turned, weights, top, affine_steps(-0.9, 0.05, 36, top))
     codes = affine_codes(turned, found, top)

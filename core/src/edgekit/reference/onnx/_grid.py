@@ -57,7 +57,7 @@ def fit(blocks: F32, precision: Precision, dtype: np.dtype[Any]) -> Grid:
 
 
 def top(precision: Precision) -> int:
-    """The largest code."""
+    """Return the largest code."""
     return (1 << precision.bits) - 1
 
 

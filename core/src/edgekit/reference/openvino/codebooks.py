@@ -67,7 +67,7 @@ def quantize(groups: F32, scale: F32, zero_point: F32, precision: Precision) -> 
 
 
 def levels(precision: Precision) -> F32:
-    """The table: [16]."""
+    """Return the table of values, [16]."""
     return _TABLES[precision.kind][0]
 
 

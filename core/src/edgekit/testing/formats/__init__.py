@@ -1,4 +1,4 @@
-"""Checks for formats: what is written comes back, nothing is half-written, and hostile files are refused.
+"""Checks for formats: written data is read back, no file is written partially, and malicious files are refused.
 
 A format implements `edgekit.artifact.Format`. The checks write small models into temporary directories.
 """
@@ -66,7 +66,7 @@ def format_checks(
     checks: Iterable[str] | None = None,
     profile: str | Profile | None = None,
 ) -> Callable[[Callable[..., Any]], Any]:
-    """The same for pytest: a decorator that calls the test once for each check, as its argument ``check``."""
+    """Run the checks under pytest: a decorator that calls the test once for each check, as its argument ``check``."""
     subject = adapt(format, suffix)
     return KIT.parametrize(subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile)
 

@@ -21,7 +21,7 @@ from edgekit.testing.models import artifact_of, random_model
 
 #: This room's checks, in the order in which they run.
 ROOM: Kit[FormatSubject] = Kit("formats")
-#: What the quick profile tries; the others try the whole catalogue.
+#: Precisions of the quick profile; the others test the whole catalogue.
 _SOME = (
     "affine:int4-asym-g32",
     "ggml:Q4_0",
@@ -34,9 +34,9 @@ _SOME = (
 
 @ROOM.check
 def check_matches(subject: FormatSubject, profile: Profile) -> None:
-    """`matches` knows what the format wrote, and nothing else; it never raises.
+    """`matches` recognises the format's artifacts and no others; it never raises.
 
-    `edgekit.open` asks every installed format in turn, so that one that raises breaks all others.
+    `edgekit.open` calls every installed format in turn, so that one that raises breaks all others.
     """
     with temporary_folder() as folder:
         path = subject.write(folder, random_artifact(folder))
@@ -74,10 +74,10 @@ def _same_tensors(source: Model, found: Model, what: str = "") -> None:
         fail(f"{what}tensors come back that were not written: {', '.join(extra)}")
 
 
-def _same_values(name: str, wanted: Any, found: Any) -> None:
-    if wanted.shape != found.shape:
-        fail(f"{name} comes back with shape {found.shape}; {wanted.shape} was written")
-    a, b = (np.ascontiguousarray(each.float32()) for each in (wanted, found))
+def _same_values(name: str, expected: Any, actual: Any) -> None:
+    if expected.shape != actual.shape:
+        fail(f"{name} comes back with shape {actual.shape}; {expected.shape} was written")
+    a, b = (np.ascontiguousarray(each.float32()) for each in (expected, actual))
     if a.tobytes() == b.tobytes():
         return
     rows = a.shape[0]
@@ -159,7 +159,7 @@ def check_families(subject: FormatSubject, profile: Profile) -> None:
             source = artifact_of(attrs.evolve(model, tensors=tensors), folder / "source")
             try:
                 path = subject.write(folder, source)
-            except EdgekitError:  # the format does not know the family, and says so
+            except EdgekitError:  # the family is unsupported, and the error is typed
                 continue
             found = subject.format.open(path).model
             _same_config(config, found.config, f"{name}: ")
@@ -210,7 +210,7 @@ def _told(was: Any, now: Any) -> str:
 def check_manifest(subject: FormatSubject, profile: Profile) -> None:
     """The manifest is written with the artifact and comes back: sources, recipe, precisions, versions, quality.
 
-    It is what says later from which files, with which versions, and how good an artifact is.
+    It records the source files, the versions and the quality of an artifact.
     """
     manifest = Manifest(
         sources={"model.safetensors": "0123456789abcdef" * 4},

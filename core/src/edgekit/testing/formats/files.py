@@ -1,4 +1,4 @@
-"""How files are written and read: the same bytes, all or nothing, resumed, and hostile ones refused."""
+"""How files are written and read: the same bytes, all or nothing, resumed, and malicious ones refused."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def check_resumes(subject: FormatSubject, profile: Profile) -> None:
         for name in ("whole", "parts"):
             (folder / name).mkdir()
         source = random_artifact(folder / "source")
-        wanted = contents_of(subject.write(folder / "whole", source))
+        expected = contents_of(subject.write(folder / "whole", source))
         path, layout = folder / "parts" / f"model{subject.suffix}", subject.format.layout(source)
         plan = plan_of(layout)
         pairs = list(zip(layout.slots, plan, strict=True))
@@ -123,8 +123,8 @@ def check_resumes(subject: FormatSubject, profile: Profile) -> None:
             writer.commit()
         finally:
             writer.close()
-        found = contents_of(path)
-        differing = sorted(file for file in wanted if found.get(file) != wanted[file])
+        actual = contents_of(path)
+        differing = sorted(file for file in expected if actual.get(file) != expected[file])
         if differing:
             fail(f"resumed, {', '.join(differing)} differs from what one run writes")
 
@@ -211,7 +211,7 @@ def _modest(subject: FormatSubject, path: Path, allowed: int, what: str) -> None
 
 
 def _refusal(subject: FormatSubject, path: Path) -> EdgekitError | None:
-    """Open and read everything; gives the typed error, or None where all is well."""
+    """Open and read everything; return the typed error, or None if there is none."""
     try:
         artifact = subject.format.open(path)
         for tensor in artifact.tensors.values():

@@ -1,4 +1,4 @@
-"""What is put to the test as a format, and the folders that it is tested in."""
+"""The subject of the format checks, and its temporary folders."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class FormatSubject:
 
     @property
     def label(self) -> str:
-        """For messages."""
+        """The format's name, for messages."""
         return f"format {self.name!r}"
 
     def write(

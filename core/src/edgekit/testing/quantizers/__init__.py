@@ -1,4 +1,4 @@
-"""Checks for quantizers: whoever passes them encodes what the format says, and keeps what it claims.
+"""Checks for quantizers: the encoding follows the format, and the claim holds.
 
 A quantizer has ``encode(x, importance=None) -> parts`` and the attributes ``precision``, ``traits``
 (`edgekit.reference.Traits`) and ``claim``: ``"exact"`` (its bytes are the reference's) or a sentence that states its
@@ -67,7 +67,7 @@ def quantizer_checks(
     checks: Iterable[str] | None = None,
     profile: str | Profile | None = None,
 ) -> Callable[[Callable[..., Any]], Any]:
-    """The same for pytest: a decorator that calls the test once for each check, as its argument ``check``.
+    """Run the checks under pytest: a decorator that calls the test once for each check, as its argument ``check``.
 
     Example:
         >>> @quantizer_checks("affine:int4-sym-g32")

@@ -1,4 +1,4 @@
-"""What every check is made of: hold rows to a claim, and where they break it, show the smallest block that does."""
+"""The core of every check: compare rows with a claim, and report the smallest block that violates it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every caller relies on before a single number is compared: silence, form, purity, inputs left alone."""
+"""Checks of side effects and form: no output, shapes and dtypes, purity, unchanged inputs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _tried(subject: QuantizerSubject, x: F32) -> None:
     try:
         encode(subject, x)
     except Exception:
-        return  # another check says so
+        return  # reported by another check
 
 
 @ROOM.check
@@ -110,9 +110,11 @@ def _changed_in_place(subject: QuantizerSubject, x: F32) -> None:
     changing, values = x.copy(), _samples.draw("normal", 8, (x.shape[0], x.shape[1]))
     encode(subject, changing)
     changing[...] = values
-    found, wanted = encode(subject, changing), encode(subject, values.copy())
-    if not same_parts(wanted, found):
-        fail(f"rows that changed in place are encoded as they were: {diagnose(wanted, found)}; it remembers addresses")
+    actual, expected = encode(subject, changing), encode(subject, values.copy())
+    if not same_parts(expected, actual):
+        fail(
+            f"rows that changed in place are encoded as they were: {diagnose(expected, actual)}; it remembers addresses"
+        )
 
 
 @ROOM.check

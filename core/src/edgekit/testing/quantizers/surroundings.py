@@ -1,4 +1,4 @@
-"""What surrounds a call: the process and its settings, and the layout of the rows in memory."""
+"""Checks of the environment: the process's settings, and the layout of the rows in memory."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ def check_global_state(subject: QuantizerSubject, profile: Profile) -> None:
 
 
 def _same_in_strict_state(subject: QuantizerSubject, sample: Sample) -> None:
-    wanted = encode(subject, sample.x)
+    expected = encode(subject, sample.x)
     with strict_state():
         try:
-            found = encode(subject, sample.x)
+            actual = encode(subject, sample.x)
         except FloatingPointError as error:
             fail(f"with np.errstate(all='raise') it raises on {sample.label!r}: {error}; compute under np.errstate")
-    if not same_parts(wanted, found):
+    if not same_parts(expected, actual):
         fail(
             f"under another error state and random stream {sample.label!r} is encoded otherwise: "
-            f"{diagnose(wanted, found)}"
+            f"{diagnose(expected, actual)}"
         )
 
 
@@ -76,14 +76,16 @@ def check_strides(subject: QuantizerSubject, profile: Profile) -> None:
     is not. Typical fault: a native kernel is given `x.ctypes.data` of a view.
     """
     x = normal(subject, rows=6)
-    wanted = encode(subject, x)
+    expected = encode(subject, x)
     for what, view in _views(x):
         try:
-            found = subject.encode(view)
+            actual = subject.encode(view)
         except Exception:
             continue
-        if not same_parts(wanted, found):
-            fail(f"{what} are encoded otherwise than their copy: {diagnose(wanted, found)}; copy them, or refuse them")
+        if not same_parts(expected, actual):
+            fail(
+                f"{what} are encoded otherwise than their copy: {diagnose(expected, actual)}; copy them, or refuse them"
+            )
 
 
 def _views(x: F32) -> Iterator[tuple[str, Array]]:

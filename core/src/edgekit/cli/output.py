@@ -1,13 +1,13 @@
-"""Tables and JSON on stdout, progress on stderr."""
+"""What the commands of edgekit and of plugins print with: tables and JSON on stdout, notes on stderr."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -17,7 +17,12 @@ from edgekit.pipeline.notes import summary_line
 #: A number, optionally with a unit, a percent sign or thousands separators; or a placeholder for a missing one.
 _NUMBER = re.compile(r"[<+-]?[0-9][0-9,.]*(e[+-]?[0-9]+)?( ?(%|s|[kMGT]?B))?( ± [0-9.]+)?|∞|–|nan|")
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def json_option(command: _Command) -> _Command:
+    """Add ``--json`` to a command, as the argument ``as_json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
 def print_json(data: Any) -> None:
@@ -88,3 +93,6 @@ def read_text(file: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidFileError(f"{file}: not UTF-8 at offset {error.start}; convert it to UTF-8") from error
+
+
+__all__ = ["json_option", "print_json", "print_notes", "read_text", "size", "table"]
