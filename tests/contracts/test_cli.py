@@ -152,5 +152,6 @@ def test_the_demo_draws_and_its_perplexity_rises_as_bits_fall(tmp_path):
         assert fewer["perplexity"] > more["perplexity"]
     assert steps["Q2_K"]["kl"] > steps["Q3_K_M"]["kl"] > steps["Q4_K_M"]["kl"] > steps["Q8_0"]["kl"] > 0
     page = (tmp_path / "index.html").read_text("utf-8")
-    assert page.count("<circle") == len(steps)
+    # Two pictures, for wide and narrow screens, each with a legend of the two kinds of steps.
+    assert page.count("<circle") == 2 * (len(steps) + 2)
     assert "http" not in page.replace("http://www.w3.org/2000/svg", ""), "the page needs nothing from elsewhere"

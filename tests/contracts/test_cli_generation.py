@@ -163,6 +163,14 @@ def test_stdin_that_is_no_text_is_refused(talker):
         assert "stdin: not UTF-8 at offset 1; convert it to UTF-8" in err
 
 
+@pytest.fixture(autouse=True)
+def children_are_interruptible():
+    """A shell's background jobs ignore SIGINT, and so would every child of these tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def terminal(*arguments):
     """The command in a terminal of its own: the process, and the descriptor of the terminal's other side."""
     pty = pytest.importorskip("pty", reason="this system has no pseudo-terminals")

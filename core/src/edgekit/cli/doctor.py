@@ -22,7 +22,7 @@ _OPTIONAL = {
     "hypothesis": "testing",
     "ml_dtypes": "testing",
 }
-_DEPENDENCIES = ("attrs", "click", "numpy", "pluggy", "safetensors")
+_DEPENDENCIES = ("attrs", "click", "numpy", "pluggy")
 
 
 @click.command("doctor")
