@@ -222,7 +222,7 @@ OPTIONS = {
     "precision 'f64'; choose f32 or f16 or bf16": {"precision": "f64"},
     "threads 0; choose 1 or more": {"threads": 0},
     "exact computes in f32, precision is f16; choose one of the two": {"exact": True, "precision": "f16"},
-    "runtime 'openvino' has no option 'gpu_layers'; it has device, hint, exact, precision, cache_dir, threads, genai, "
+    "runtime 'openvino' has no option 'gpu_layers'; it has device, hint, exact, precision, cache_dir, threads, mmap, genai, "
     "properties": {"gpu_layers": 3},
 }  # fmt: skip
 
