@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -62,7 +63,7 @@ def register(implementation: Implementation) -> None:
 
 def implementation(precision: Precision) -> object | None:
     """What a plugin registered as the implementation of a precision; None for the core's own and unknown ones."""
-    if precision.name not in _IMPLEMENTATIONS and not _built_in(Spec.parse(precision.name)):
+    if precision.name not in _IMPLEMENTATIONS and not _is_built_in(precision.name):
         load_plugins()
     return _IMPLEMENTATIONS.get(precision.name)
 
@@ -132,6 +133,11 @@ def load_plugins() -> None:
                 skipped(registration, error)
     finally:
         _loading.now = False
+
+
+@functools.lru_cache(1024)  # asked for each chunk of rows; a name is taken apart and resolved once
+def _is_built_in(name: str) -> bool:
+    return bool(_built_in(Spec.parse(name)))
 
 
 def _built_in(spec: Spec | None) -> list[Precision]:
