@@ -419,7 +419,7 @@ def test_windows_of_layers():
         ),
         (
             {"partial_rotary_factor": 0.5},
-            "where: partial_rotary_factor is 0.5; edgekit knows up to 1 for phi3, and 1 for the other families",
+            "where: partial_rotary_factor is 0.5; edgekit knows 1 for this family",
         ),
         (
             {"quantization_config": {"quant_method": "gptq"}},

@@ -33,6 +33,7 @@ _LOG = logging.getLogger("edgekit")
 API = (1, 0)
 ROLES = (
     "formats",
+    "families",
     "quantizers",
     "precisions",
     "recipes",
@@ -45,6 +46,10 @@ ROLES = (
 #: Role -> the attributes of an object that plays it; ``__call__`` if it is called. `edgekit.testing` checks the same.
 CONTRACTS: Mapping[str, tuple[str, ...]] = {
     "formats": ("name", "matches", "open", "layout", "writer"),
+    "families": (
+        "name", "model_types", "apart", "gguf", "nested", "alike", "config_from_hf", "config_to_hf", "network", "links",
+        "ignores", "gguf_metadata", "gguf_fits", "gguf_config",
+    ),
     "precisions": ("precision", "traits", "encode", "decode", "bound"),
     "quantizers": ("encode", "traits"),
     "recipes": ("name", "plan"),
@@ -55,7 +60,7 @@ CONTRACTS: Mapping[str, tuple[str, ...]] = {
     "devices": ("__call__",),
 }
 #: Roles whose objects may state their name.
-_NAMED = ("formats", "recipes", "packagers", "passes", "commands")
+_NAMED = ("formats", "families", "recipes", "packagers", "passes", "commands")
 #: Time limit in seconds for importing a plugin's light module, a hundred times its budget.
 LOAD_SECONDS = float(os.environ.get("EDGEKIT_PLUGIN_SECONDS", "10"))
 BUILT_IN = "edgekit-core"
@@ -137,7 +142,7 @@ class Registration:
 
 def one(role: str) -> str:
     """Return a role in the singular: ``format`` for ``formats``, ``pass`` for ``passes``."""
-    return "pass" if role == "passes" else role[:-1]
+    return {"passes": "pass", "families": "family"}.get(role, role[:-1])
 
 
 @functools.cache

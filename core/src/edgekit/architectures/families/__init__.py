@@ -1,0 +1,3 @@
+"""The families that the core brings, one file each."""
+
+from __future__ import annotations
