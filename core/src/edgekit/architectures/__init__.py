@@ -7,7 +7,15 @@ rows in Hugging Face's order (rotary halves apart), norm weights as they multipl
 
 from __future__ import annotations
 
-from edgekit.architectures._config import Model, ModelConfig, RopeScaling, check_config, integer_field, number_field, settings
+from edgekit.architectures._config import (
+    Model,
+    ModelConfig,
+    RopeScaling,
+    check_config,
+    integer_field,
+    number_field,
+    settings,
+)
 from edgekit.architectures._families import FAMILIES
 from edgekit.architectures._hf_rope import RopeDialect
 from edgekit.architectures._section import Section

@@ -114,6 +114,10 @@ class Network:
         return logits if self.softcap is None else ops.softcap(logits, self.softcap)
 
 
+#: What messages call the part of a model that is no mixer.
+OUTSIDE = "embeddings and head"
+
+
 def calls(network: Network) -> list[Call]:
     """Every operation that a model's forward pass uses, the mixers' first; computes nothing."""
     recorder = Recorder()
@@ -121,9 +125,9 @@ def calls(network: Network) -> list[Call]:
         for mixer, _, _ in block.halves:
             recorder.mixer = mixer.name
             mixer.forward(recorder, layer, object())
-    recorder.mixer = "embeddings and head"
+    recorder.mixer = OUTSIDE
     network.logits(recorder, network.states(recorder))
     return recorder.calls
 
 
-__all__ = ["Block", "Network", "calls"]
+__all__ = ["OUTSIDE", "Block", "Network", "calls"]

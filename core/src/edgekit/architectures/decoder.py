@@ -3,8 +3,8 @@
 A family derives from `Decoder` and states what is its own: data first (`Decoder.defaults`, `Decoder.layer_names`,
 `Decoder.gguf`), a method where that is not enough (`Decoder.tokens`, `Decoder.channels`).
 
-Both dialects of config.json are read: transformers 4 (``rope_theta``, ``rope_scaling``, ``sliding_window_pattern``) and 5
-(``rope_parameters``, ``layer_types``). What a file leaves out gets transformers' default for the family. What
+Both dialects of config.json are read: transformers 4 (``rope_theta``, ``rope_scaling``, ``sliding_window_pattern``) and
+5 (``rope_parameters``, ``layer_types``). What a file leaves out gets transformers' default for the family. What
 transformers ignores is ignored; what would change the result and is not implemented is refused.
 
 Source: transformers 5.23, ``models/<family>/configuration_<family>.py``.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import attrs
 
@@ -90,24 +90,24 @@ class Decoder:
         attention_biases: whether ``attention_bias`` is read.
     """
 
-    name: ClassVar[str]
-    model_types: ClassVar[tuple[str, ...]]
-    hf_class: ClassVar[str]
-    defaults: ClassVar[Mapping[str, Any]]
-    apart: ClassVar[str] = ""
-    gguf: ClassVar[Gguf | None] = None
-    nested: ClassVar[bool] = False
-    alike: ClassVar[tuple[str, ...]] = ()
-    rope: ClassVar[RopeDialect] = RopeDialect()
-    layer_names: ClassVar[Mapping[str, str]] = LAYER
-    norm_offset: ClassVar[float] = 0.0
-    fused: ClassVar[bool] = False
-    qk_norm: ClassVar[bool] = False
-    post_norms: ClassVar[bool] = False
-    windows: ClassVar[Literal["none", "all", "types"]] = "none"
-    whole_heads: ClassVar[bool] = False
-    tanh_names: ClassVar[tuple[str, ...]] = ()
-    attention_biases: ClassVar[bool] = True
+    name: str
+    model_types: tuple[str, ...]
+    hf_class: str
+    defaults: Mapping[str, Any]
+    apart: str = ""
+    gguf: Gguf | None = None
+    nested: bool = False
+    alike: tuple[str, ...] = ()
+    rope: RopeDialect = RopeDialect()
+    layer_names: Mapping[str, str] = LAYER
+    norm_offset: float = 0.0
+    fused: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    windows: Literal["none", "all", "types"] = "none"
+    whole_heads: bool = False
+    tanh_names: tuple[str, ...] = ()
+    attention_biases: bool = True
 
     # Reading config.json.
 
@@ -184,12 +184,12 @@ class Decoder:
         """What embeddings are multiplied with."""
         return 1.0
 
-    def biases(self, c: Section) -> dict[str, bool]:
+    def biases(self, c: Section) -> dict[str, Any]:
         """Which matrices have biases: fields of `ModelConfig`."""
         attention = c.flag("attention_bias")
         return {"qkv_bias": attention, "attn_output_bias": attention}
 
-    def windows_from_hf(self, c: Section) -> dict[str, int]:
+    def windows_from_hf(self, c: Section) -> dict[str, Any]:
         """Which layers have a sliding window: fields of `ModelConfig`."""
         if self.windows == "none" or c.values["sliding_window"] is None or not self.window_used(c):
             return {}

@@ -58,9 +58,7 @@ def mapped(
     canonical: str, hf: str, read: Callable[[AnyTensor], AnyTensor], write: Callable[[AnyTensor], AnyTensor]
 ) -> Link:
     """A tensor whose values or shape a function changes (`changed`), and another changes back."""
-    return Link(
-        (canonical,), (hf,), lambda t: (read(t[0]),), lambda t: (write(t[0]),), (canonical,), (hf,)
-    )
+    return Link((canonical,), (hf,), lambda t: (read(t[0]),), lambda t: (write(t[0]),), (canonical,), (hf,))
 
 
 def stacked(canonical: str, hf: Sequence[str], label: str) -> Link:

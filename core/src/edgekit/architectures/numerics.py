@@ -137,7 +137,7 @@ def gelu(x: F32) -> F32:
 def sigmoid(x: F32) -> F32:
     """Return ``1 / (1 + exp(-x))``."""
     with np.errstate(over="ignore"):
-        activated: F32 = 1 / (1 + np.exp(-x))
+        activated: F32 = np.reciprocal(1 + np.exp(-x))
     return activated
 
 
@@ -155,13 +155,15 @@ def relu2(x: F32) -> F32:
 
 def clipped_swiglu(gate: F32, up: F32) -> F32:
     """gpt-oss's gate: ``(clip(up, -7, 7) + 1) * g * sigmoid(1.702 g)`` with ``g = min(gate, 7)``."""
-    g = np.minimum(gate, np.float32(7))
-    return (np.clip(up, np.float32(-7), np.float32(7)) + 1) * (g * sigmoid(g * np.float32(1.702)))
+    g: F32 = np.minimum(gate, np.float32(7))
+    between: F32 = np.asarray(up.clip(-7, 7) + 1, np.float32)
+    out: F32 = between * (g * sigmoid(np.asarray(g * np.float32(1.702), np.float32)))
+    return out
 
 
 def route(scores: F32, how: Routing, bias: F32 | None) -> F32:
     """The weight of every expert, 0 for those not chosen; see `edgekit.architectures.ops.Ops.route`."""
-    every = sigmoid(scores) if how.score == "sigmoid" else scores if how.score == "chosen" else _softmax(scores)
+    every = {"sigmoid": sigmoid, "softmax": _softmax, "chosen": _unchanged}[how.score](scores)
     ranked = every if bias is None else every + bias
     if how.groups > 1:
         ranked = np.where(_best_groups(ranked, how), ranked, -np.inf)
@@ -181,12 +183,18 @@ def _best_groups(ranked: F32, how: Routing) -> Bools:
     apart = ranked.reshape(*ranked.shape[:-1], how.groups, -1)
     best = np.sort(apart, axis=-1)[..., -2:].sum(axis=-1)
     least = np.sort(best, axis=-1)[..., -how.groups_used, None]
-    return np.repeat(best >= least, apart.shape[-1], axis=-1)
+    kept: Bools = np.repeat(best >= least, apart.shape[-1], axis=-1)
+    return kept
 
 
 def _softmax(x: F32) -> F32:
     shares: F32 = np.exp(x - x.max(axis=-1, keepdims=True))
-    return shares / shares.sum(axis=-1, keepdims=True)
+    shares /= shares.sum(axis=-1, keepdims=True)
+    return shares
+
+
+def _unchanged(x: F32) -> F32:
+    return x
 
 
 def convolve(x: F32, kernel: F32, state: F32 | None) -> tuple[F32, F32]:
@@ -208,9 +216,11 @@ def delta_rule(queries: F32, keys: F32, values: F32, decay: F32, beta: F32, stat
     """The gated delta rule, token by token, and the next state.
 
     Args:
-        queries, keys: [batch, heads, n, key_dim].
+        queries: [batch, heads, n, key_dim].
+        keys: as `queries`.
         values: [batch, heads, n, value_dim].
-        decay, beta: [batch, n, heads].
+        decay: [batch, n, heads].
+        beta: as `decay`.
         state: [batch, heads, key_dim, value_dim]; None for zeros.
     """
     shape = (*keys.shape[:2], keys.shape[3], values.shape[3])
@@ -226,16 +236,16 @@ def delta_rule(queries: F32, keys: F32, values: F32, decay: F32, beta: F32, stat
     return out, s
 
 
-def scan(
-    x: F32, step: F32, decay: F32, skip: F32, inputs: F32, outputs: F32, state: F32 | None
-) -> tuple[F32, F32]:
+def scan(x: F32, step: F32, decay: F32, skip: F32, inputs: F32, outputs: F32, state: F32 | None) -> tuple[F32, F32]:
     """Mamba 2's selective scan, token by token, and the next state.
 
     Args:
         x: [batch, heads, n, head_dim].
         step: [batch, n, heads].
-        decay, skip: [heads, 1].
-        inputs, outputs: [batch, groups, n, state].
+        decay: [heads, 1].
+        skip: as `decay`.
+        inputs: [batch, groups, n, state].
+        outputs: as `inputs`.
         state: [batch, heads, head_dim, state]; None for zeros.
     """
     shared = x.shape[1] // inputs.shape[1]

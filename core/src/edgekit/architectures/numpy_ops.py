@@ -56,7 +56,8 @@ class NumpyOps:
 
     def vector(self, name: str) -> F32:
         """See `Ops.vector`."""
-        return self.weights.values(name)[0]
+        row: F32 = self.weights.values(name)[0]
+        return row
 
     def rms_norm(self, x: F32, eps: float, name: str | None = None) -> F32:
         """See `Ops.rms_norm`."""
@@ -126,7 +127,8 @@ class NumpyOps:
         start = self.past.length
         positions = np.arange(start, start + self.tokens.shape[1], dtype=np.float32)
         steps = np.floor((positions + np.float32(ahead)) / np.float32(every))
-        return x * (1 + np.float32(scale) * np.log1p(steps))[:, None]
+        tempered: F32 = x * (1 + np.float32(scale) * np.log1p(steps))[:, None]
+        return tempered
 
     def remember(self, layer: int, keys: F32, values: F32) -> tuple[F32, F32]:
         """See `Ops.remember`."""
@@ -158,9 +160,7 @@ class NumpyOps:
         )
         return out + self.vector(f"{name}.bias") if f"{name}.bias" in self.weights.tensors else out
 
-    def delta_rule(
-        self, layer: int, queries: F32, keys: F32, values: F32, decay: F32, beta: F32, tiled: bool
-    ) -> F32:
+    def delta_rule(self, layer: int, queries: F32, keys: F32, values: F32, decay: F32, beta: F32, tiled: bool) -> F32:
         """See `Ops.delta_rule`."""
         place, shared = (layer, "recurrence"), values.shape[1] // keys.shape[1]
         q, k = (np.tile(x, (1, shared, 1, 1)) if tiled else x.repeat(shared, axis=1) for x in (queries, keys))
@@ -206,9 +206,8 @@ class NumpyOps:
 
     def pool(self, x: F32, how: Pooling) -> F32:
         """See `Ops.pool`."""
-        if how == "mean":
-            return x.mean(axis=1)
-        return x[:, 0 if how == "first" else -1]
+        pooled: F32 = x.mean(axis=1) if how == "mean" else x[:, 0 if how == "first" else -1]
+        return pooled
 
 
 __all__ = ["NumpyOps"]

@@ -212,13 +212,14 @@ class Ops(Protocol[V]):
         ...
 
     def delta_rule(self, layer: int, queries: V, keys: V, values: V, decay: V, beta: V, tiled: bool) -> V:
-        """The gated delta rule, with a state S [key_dim, value_dim] a head:
+        """The gated delta rule, with a state S [key_dim, value_dim] a head.
 
         ``S = exp(g) S``, ``S += k (beta (v - S' k))'``, ``out = S' q``.
 
         Args:
             layer: whose state.
-            queries, keys: heads [batch, key_heads, n, key_dim].
+            queries: heads [batch, key_heads, n, key_dim].
+            keys: as `queries`.
             values: heads [batch, value_heads, n, value_dim].
             decay: g, [batch, n, value_heads].
             beta: [batch, n, value_heads].
@@ -230,7 +231,7 @@ class Ops(Protocol[V]):
         ...
 
     def scan(self, layer: int, x: V, step: V, decay: str, skip: str, inputs: V, outputs: V) -> V:
-        """The selective scan of Mamba 2, with a state S [head_dim, state] a head:
+        """The selective scan of Mamba 2, with a state S [head_dim, state] a head.
 
         ``S = exp(dt a) S + dt x B'``, ``y = S C + d x``.
 
@@ -240,7 +241,8 @@ class Ops(Protocol[V]):
             step: dt, [batch, n, heads].
             decay: full name of a, [heads, 1]; below 0.
             skip: full name of d, [heads, 1].
-            inputs, outputs: B and C, heads [batch, groups, n, state]; heads / groups heads share one.
+            inputs: B, heads [batch, groups, n, state]; heads / groups heads share one.
+            outputs: C, as `inputs`.
 
         Returns:
             Heads [batch, heads, n, head_dim].

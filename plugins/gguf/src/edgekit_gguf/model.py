@@ -396,7 +396,7 @@ def _local_theta(keys: _Keys, own: Gguf) -> float | None:
     return None if own.local_theta is None else keys.real("rope.freq_base_swa", own.local_theta)
 
 
-def _biases(tensors: Mapping[str, AnyTensor]) -> dict[str, bool]:
+def _biases(tensors: Mapping[str, AnyTensor]) -> dict[str, Any]:
     def has(*names: str) -> bool:
         return any(f"blk.0.{name}.bias" in tensors for name in names)
 

@@ -22,7 +22,7 @@ class Gemma(Decoder):
     """Gemma: GeGLU, embeddings times the square root of the width, norm weights stored less one."""
 
     name = "gemma"
-    model_types = ("gemma",)
+    model_types: tuple[str, ...] = ("gemma",)
     hf_class = "GemmaForCausalLM"
     apart = "GeGLU, scaled embeddings, norm weights stored less one"
     defaults = GEMMA | {
@@ -36,7 +36,7 @@ class Gemma(Decoder):
     }
     gguf = Gguf("gemma", gelu=True, untied=False)
     norm_offset = 1.0
-    tanh_names = ("gelu",)  # the first release says so and means the approximation
+    tanh_names: tuple[str, ...] = ("gelu",)  # the first release says so and means the approximation
 
     def embedding_scale(self, c: Section, width: int) -> float:
         """The square root of the width."""

@@ -33,7 +33,7 @@ class Gemma2(Gemma):
     """Gemma 2: soft caps, norms after attention and feed-forward, a window in every other layer."""
 
     name = "gemma2"
-    model_types = ("gemma2",)
+    model_types: tuple[str, ...] = ("gemma2",)
     hf_class = "Gemma2ForCausalLM"
     apart = "and: soft caps, norms after attention and feed-forward, a window in every other layer"
     defaults = GEMMA2

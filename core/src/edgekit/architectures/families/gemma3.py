@@ -33,7 +33,7 @@ class Gemma3(Gemma2):
     qk_norm = True
 
     def refuse(self, c: Section) -> None:
-        """transformers stores a cap of the scores for Gemma 3 and does not apply it."""
+        """Transformers stores a cap of the scores for Gemma 3 and does not apply it."""
         super().refuse(c)
         if c.values["attn_logit_softcapping"] is not None:
             c.refuse("attn_logit_softcapping", c.values["attn_logit_softcapping"], "null for Gemma 3")

@@ -26,7 +26,7 @@ class Llama(Decoder):
     # queries, keys and values; Mistral and Qwen 2 have sliding windows, and any width.
     alike = ("mistral", "qwen2")
 
-    def biases(self, c: Section) -> dict[str, bool]:
+    def biases(self, c: Section) -> dict[str, Any]:
         """All of attention's or none, all of the feed-forward network's or none."""
         return {**super().biases(c), "ffn_bias": c.flag("mlp_bias")}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgekit.architectures._section import Section
 from edgekit.architectures.decoder import COMMON, Decoder
 from edgekit.architectures.families.llama import Llama
@@ -26,8 +28,8 @@ class Mistral(Decoder):
     attention_biases = False
     alike = ("qwen2", "llama")
 
-    def biases(self, c: Section) -> dict[str, bool]:
-        """transformers builds it without, whatever the file says."""
+    def biases(self, c: Section) -> dict[str, Any]:
+        """Transformers builds it without, whatever the file says."""
         return {}
 
     def gguf_fits(self, keys: Section) -> bool:

@@ -32,9 +32,9 @@ class Qwen2(Decoder):
     gguf = Gguf("qwen2")
     windows = "types"
     attention_biases = False
-    alike = ("mistral", "llama")
+    alike: tuple[str, ...] = ("mistral", "llama")
 
-    def biases(self, c: Section) -> dict[str, bool]:
+    def biases(self, c: Section) -> dict[str, Any]:
         """Always those."""
         return {"qkv_bias": True}
 

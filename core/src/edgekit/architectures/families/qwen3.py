@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgekit.architectures._section import Section
 from edgekit.architectures.decoder import Decoder
 from edgekit.architectures.families.qwen2 import QWEN, Qwen2
@@ -21,7 +23,7 @@ class Qwen3(Qwen2):
     attention_biases = True
     alike = ()
 
-    def biases(self, c: Section) -> dict[str, bool]:
+    def biases(self, c: Section) -> dict[str, Any]:
         """All of attention's, or none."""
         return Decoder.biases(self, c)
 

@@ -32,7 +32,7 @@ class Experts:
     count: int
     ffn: int
     routing: Routing
-    network: Ffn = Ffn()
+    network: Ffn
     bias: bool = False
     router_bias: bool = False
     choice_bias: bool = False
