@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,8 +14,7 @@ from edgekit.encoding.refusals import refuse_nonfinite, refuse_overflow
 from edgekit.errors import MissingPluginError, PluginError, ShapeError, UsageError
 from edgekit.numerics.smallfloats import bfloat16_to_float32, is_bfloat16
 from edgekit.plugin.registry import KNOWN_DISTRIBUTIONS, Registration, manager, skipped
-from edgekit.precision import Precision, find_precision
-from edgekit.recipe import fits
+from edgekit.precision import Precision, find_precision, fits
 from edgekit.reference import Parts, Reference, Traits, reference
 from edgekit.tensor import QuantizedTensor
 from edgekit.typing import F32, Array
@@ -141,9 +141,14 @@ def codec(precision: str | Precision, backend: str | None = None) -> Codec:
         chosen.plugin,
         reference(known),
         quantizer=loaded,
-        decoder=loaded if isinstance(loaded, Decoder) else None,
-        checker=loaded if isinstance(loaded, CheckedEncoder) else None,
+        decoder=loaded if _plays(type(loaded), Decoder) else None,
+        checker=loaded if _plays(type(loaded), CheckedEncoder) else None,
     )
+
+
+@functools.cache  # Python compares class and protocol anew each time, for as long as it takes to decode 16,000 values
+def _plays(kind: type, role: type) -> bool:
+    return issubclass(kind, role)
 
 
 def _restored(precision: str, backend: str) -> Codec:

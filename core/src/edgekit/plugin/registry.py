@@ -11,13 +11,12 @@ import contextlib
 import functools
 import importlib
 import io
-import logging
 import os
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import attrs
 import pluggy
@@ -28,7 +27,9 @@ from edgekit.plugin import hookspecs
 from edgekit.plugin._options import checked
 from edgekit.plugin.hookspecs import GROUP, hookimpl
 
-_LOG = logging.getLogger("edgekit")
+if TYPE_CHECKING:
+    import logging
+
 #: The version of the plugin contract: plugins state theirs as ``edgekit_api``.
 API = (1, 0)
 ROLES = (
@@ -229,7 +230,13 @@ def skipped(registration: Registration, error: PluginError) -> None:
 
 @functools.cache
 def _warn_once(message: str) -> None:
-    _LOG.warning("%s", message)
+    _log().warning("%s", message)
+
+
+def _log() -> logging.Logger:
+    import logging  # only here: a first `encode` need not load it
+
+    return logging.getLogger("edgekit")
 
 
 @functools.cache
@@ -289,7 +296,7 @@ def _in_time(load: Callable[[], Any], name: str) -> Any:
     thread.join(LOAD_SECONDS)
     if not outcome:
         message = f"importing it did not end within {LOAD_SECONDS:g} s; EDGEKIT_NO_PLUGINS={name} switches it off"
-        _LOG.warning("plugin %r is skipped: %s", name, message)
+        _log().warning("plugin %r is skipped: %s", name, message)
         raise PluginError(message)
     module, error = outcome[0]
     if error is not None:
