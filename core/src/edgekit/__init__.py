@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgekit.errors import EdgekitError as EdgekitError
     from edgekit.evaluation import compare as compare
     from edgekit.evaluation import evaluate as evaluate
+    from edgekit.evaluation.moments import calibrate as calibrate
     from edgekit.pipeline.conversion import convert as convert
     from edgekit.pipeline.conversion import open_artifact
     from edgekit.pipeline.conversion import quantize as quantize
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from edgekit.precision import Precision as Precision
     from edgekit.precision import Tier as Tier
     from edgekit.recipe import Recipe as Recipe
+    from edgekit.rounding import Calibration as Calibration
     from edgekit.runtime.protocols import load as load
     from edgekit.tensor import QuantizedTensor as QuantizedTensor
     from edgekit.tensor import Tensor as Tensor
@@ -41,12 +43,14 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "Artifact": "edgekit.artifact:Artifact",
+    "Calibration": "edgekit.rounding:Calibration",
     "EdgekitError": "edgekit.errors:EdgekitError",
     "Precision": "edgekit.precision:Precision",
     "QuantizedTensor": "edgekit.tensor:QuantizedTensor",
     "Recipe": "edgekit.recipe:Recipe",
     "Tensor": "edgekit.tensor:Tensor",
     "Tier": "edgekit.precision:Tier",
+    "calibrate": "edgekit.evaluation.moments:calibrate",
     "compare": "edgekit.evaluation:compare",
     "convert": "edgekit.pipeline.conversion:convert",
     "decode": "edgekit.encoding.codecs:decode",
@@ -61,6 +65,7 @@ _WHERE = {
 }
 __all__ = [
     "Artifact",
+    "Calibration",
     "EdgekitError",
     "Precision",
     "QuantizedTensor",
@@ -68,6 +73,7 @@ __all__ = [
     "Tensor",
     "Tier",
     "__version__",
+    "calibrate",
     "compare",
     "convert",
     "decode",

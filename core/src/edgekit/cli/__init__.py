@@ -22,6 +22,7 @@ VERBS = {
     "package": "Write the directory of a model server.",
     "run": "Answer or continue a prompt.",
     "chat": "Chat with a model.",
+    "calibrate": "Measure the inputs of a model's matrices.",
     "compare": "Measure the loss of a conversion.",
     "eval": "Measure perplexity on a text.",
     "precisions": "List every number format.",
