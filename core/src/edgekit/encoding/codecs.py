@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,6 +21,7 @@ from edgekit.typing import F32, Array
 REFERENCE = "reference"
 #: Elements that are copied and encoded at a time where a copy is needed: 16 MiB of float32.
 _CHUNK = 1 << 22
+_ROLES: dict[type, tuple[bool, bool]] = {}
 
 
 class Quantizer(Protocol):
@@ -136,19 +136,25 @@ def codec(precision: str | Precision, backend: str | None = None) -> Codec:
     if chosen is None:
         return Codec(known, REFERENCE, reference(known))
     loaded: Any = chosen.load()
+    decodes, checks = _roles(type(loaded))
     return Codec(
         known,
         chosen.plugin,
         reference(known),
         quantizer=loaded,
-        decoder=loaded if _plays(type(loaded), Decoder) else None,
-        checker=loaded if _plays(type(loaded), CheckedEncoder) else None,
+        decoder=loaded if decodes else None,
+        checker=loaded if checks else None,
     )
 
 
-@functools.cache  # Python compares class and protocol anew each time, for as long as it takes to decode 16,000 values
-def _plays(kind: type, role: type) -> bool:
-    return issubclass(kind, role)
+def _roles(kind: type) -> tuple[bool, bool]:
+    """Return whether a quantizer's class is a `Decoder`, and whether it is a `CheckedEncoder`.
+
+    Python compares a class with a protocol method by method each time, for as long as 16,000 values take to decode.
+    """
+    if kind not in _ROLES:
+        _ROLES[kind] = issubclass(kind, Decoder), issubclass(kind, CheckedEncoder)
+    return _ROLES[kind]
 
 
 def _restored(precision: str, backend: str) -> Codec:
