@@ -13,8 +13,7 @@ from edgekit.encoding.refusals import refuse_nonfinite, refuse_overflow
 from edgekit.errors import MemoryShortageError, MissingPluginError, PluginError, ShapeError, UsageError
 from edgekit.numerics.smallfloats import bfloat16_to_float32, is_bfloat16
 from edgekit.plugin.registry import KNOWN_DISTRIBUTIONS, Registration, manager, skipped
-from edgekit.precision import Precision, find_precision
-from edgekit.recipe import fits
+from edgekit.precision import Precision, find_precision, fits
 from edgekit.reference import Parts, Reference, Traits, reference
 from edgekit.tensor import QuantizedTensor
 from edgekit.typing import F32, Array
@@ -22,6 +21,7 @@ from edgekit.typing import F32, Array
 REFERENCE = "reference"
 #: Elements that are copied and encoded at a time where a copy is needed: 16 MiB of float32.
 _CHUNK = 1 << 22
+_ROLES: dict[type, tuple[bool, bool]] = {}
 
 
 class Quantizer(Protocol):
@@ -136,14 +136,25 @@ def codec(precision: str | Precision, backend: str | None = None) -> Codec:
     if chosen is None:
         return Codec(known, REFERENCE, reference(known))
     loaded: Any = chosen.load()
+    decodes, checks = _roles(type(loaded))
     return Codec(
         known,
         chosen.plugin,
         reference(known),
         quantizer=loaded,
-        decoder=loaded if isinstance(loaded, Decoder) else None,
-        checker=loaded if isinstance(loaded, CheckedEncoder) else None,
+        decoder=loaded if decodes else None,
+        checker=loaded if checks else None,
     )
+
+
+def _roles(kind: type) -> tuple[bool, bool]:
+    """Return whether a quantizer's class is a `Decoder`, and whether it is a `CheckedEncoder`.
+
+    Python compares a class with a protocol method by method each time, for as long as 16,000 values take to decode.
+    """
+    if kind not in _ROLES:
+        _ROLES[kind] = issubclass(kind, Decoder), issubclass(kind, CheckedEncoder)
+    return _ROLES[kind]
 
 
 def _restored(precision: str, backend: str) -> Codec:
