@@ -10,7 +10,8 @@ from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 
 import pytest
 
-from edgekit.files.threads import Thread, Workers
+from edgekit.files.threads import Thread
+from edgekit.files.workers import Workers
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
 
@@ -118,7 +119,7 @@ def test_a_thread_runs_once_and_can_be_joined():
 SHORT = """
 import os, resource, signal, sys
 from edgekit.errors import MemoryShortageError
-from edgekit.files import threads
+from edgekit.files import threads, workers
 
 threads.PATIENCE = 0.5
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the interpreter prints what ends a thread
@@ -143,7 +144,7 @@ for more in range(stack - 65536, stack + 3 * 65536, 4096):
 print(codes)
 """
 THREAD = 'threads.Thread(target=print, name="a thread").start()'
-POOL = "assert list(threads.Workers(4).map(abs, range(9))) == list(range(9))"
+POOL = "assert list(workers.Workers(4).map(abs, range(9))) == list(range(9))"
 
 
 @linux

@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 
 from edgekit.errors import EdgekitError
-from edgekit.files.threads import Workers
+from edgekit.files.workers import Workers
 from edgekit.plugin.registry import BUILT_IN, PluginInfo, Registration, manager
 from edgekit.precision import find_precision
 

@@ -38,7 +38,7 @@ from edgekit.files.digests import Digests
 from edgekit.files.guard import Stamp, working
 from edgekit.files.memory import enough_memory
 from edgekit.files.reader import refuse_special
-from edgekit.files.threads import Workers
+from edgekit.files.workers import Workers
 from edgekit.manifest import Manifest
 from edgekit.pipeline.notes import OF_THE_RUN, conversion_notes, refuse_unquantized, summary_line
 from edgekit.pipeline.progress import Progress as Progress

@@ -11,12 +11,11 @@ import contextlib
 import functools
 import importlib
 import io
-import logging
 import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import attrs
 import pluggy
@@ -28,7 +27,9 @@ from edgekit.plugin import hookspecs
 from edgekit.plugin._options import checked
 from edgekit.plugin.hookspecs import GROUP, hookimpl
 
-_LOG = logging.getLogger("edgekit")
+if TYPE_CHECKING:
+    import logging
+
 #: Plugins of which a registration was skipped, each with the reason.
 _SKIPPED: set[tuple[str, str]] = set()
 #: The version of the plugin contract: plugins state theirs as ``edgekit_api``.
@@ -229,7 +230,13 @@ def skipped(registration: Registration, error: EdgekitError) -> None:
     reason = "memory" if isinstance(error, MemoryError) else str(error)  # how much there is differs each time
     if (registration.plugin, reason) not in _SKIPPED:
         _SKIPPED.add((registration.plugin, reason))
-        _LOG.warning("%s is skipped: %s", registration.plugin, error)
+        _log().warning("%s is skipped: %s", registration.plugin, error)
+
+
+def _log() -> logging.Logger:
+    import logging  # only here: a first `encode` need not load it
+
+    return logging.getLogger("edgekit")
 
 
 @functools.cache
@@ -292,7 +299,7 @@ def _in_time(load: Callable[[], Any], name: str) -> Any:
     thread.join(LOAD_SECONDS)
     if not outcome:
         message = f"importing it did not end within {LOAD_SECONDS:g} s; EDGEKIT_NO_PLUGINS={name} switches it off"
-        _LOG.warning("plugin %r is skipped: %s", name, message)
+        _log().warning("plugin %r is skipped: %s", name, message)
         raise PluginError(message)
     module, error = outcome[0]
     if error is not None:

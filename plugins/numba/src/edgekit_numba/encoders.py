@@ -17,7 +17,7 @@ import numpy as np
 
 import edgekit_numba
 from edgekit.errors import MissingPluginError
-from edgekit.files.threads import Workers
+from edgekit.files.workers import Workers
 from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import find_precision
 from edgekit.reference import Traits, reference

@@ -17,7 +17,7 @@ from typing import TypeVar
 import attrs
 
 from edgekit.errors import UsageError
-from edgekit.files.threads import Workers
+from edgekit.files.workers import Workers
 from edgekit.runtime import Generation, Runtime
 from edgekit_serve import wire
 from edgekit_serve.wire import ApiError
