@@ -246,6 +246,10 @@ def quantize(
             work.note(note)
         report = stack.enter_context(reporting(progress, "quantize"))
         _write(writer, layout, plan, encoder, report, target)
+        found = dict(getattr(writer, "remarks", {}))
+        for note in found.values():
+            work.note(note)
+        remarks |= found
     _LOG.info("%s: %s", target, summary_line(remarks))
     said = {kind: note for kind, note in remarks.items() if kind in OF_THE_RUN}
     return attrs.evolve(_settled(target, chosen_format.open), said=said)
