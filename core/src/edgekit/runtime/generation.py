@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 
 from edgekit.errors import UsageError
-from edgekit.runtime import _draw
+from edgekit.runtime._draw import Drawer
 from edgekit.runtime.arguments import Stop, integer
 from edgekit.typing import F32, F64
 
@@ -153,20 +153,16 @@ class Sampling:
 
     def sampler(self) -> Callable[[F32], int]:
         """Return a function from logits [vocab] to the next token, with a new random generator."""
-        random = np.random.default_rng(self.seed)
-        return lambda logits: self._choose(logits, random)
+        drawer = Drawer(np.random.default_rng(self.seed))
+        return lambda logits: self._choose(logits, drawer)
 
-    def _choose(self, logits: F32, random: np.random.Generator) -> int:
+    def _choose(self, logits: F32, drawer: Drawer) -> int:
         if self.temperature == 0:
             return int(logits.argmax())
         if not self.top_k:
-            return self._draw(logits, random)
-        kept = _draw.top_k(logits, int(self.top_k))
-        return int(kept[self._draw(logits[kept], random)])
-
-    def _draw(self, logits: F32, random: np.random.Generator) -> int:
-        weights = _draw.weights(logits, self.temperature)
-        return _draw.draw(weights, random) if self.top_p == 1 else _draw.draw_top_p(logits, weights, self.top_p, random)
+            return drawer.draw(logits, self.temperature, self.top_p)
+        kept = drawer.top_k(logits, int(self.top_k))
+        return int(kept[drawer.draw(logits[kept], self.temperature, self.top_p)])
 
     def probabilities(self, logits: F32) -> F64:
         """Return the probability with which `sampler` chooses each token, float64 [vocab], by sorting the vocabulary.
