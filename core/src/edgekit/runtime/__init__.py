@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgekit.runtime.arguments import Prompt as Prompt
 from edgekit.runtime.arguments import parse_option as parse_option
 from edgekit.runtime.arguments import refuse_unknown_options as refuse_unknown_options
 from edgekit.runtime.generation import FinishReason as FinishReason
@@ -20,6 +21,7 @@ from edgekit.runtime.protocols import TokenizingRuntime as TokenizingRuntime
 from edgekit.runtime.protocols import choose_runtime as choose_runtime
 from edgekit.runtime.protocols import load as load
 from edgekit.runtime.text import TextRuntime as TextRuntime
+from edgekit.runtime.watch import TokenScore as TokenScore
 from edgekit.typing import F32 as F32
 
 __all__ = [
@@ -32,10 +34,12 @@ __all__ = [
     "Generation",
     "GenerationOptions",
     "NumpyRuntime",
+    "Prompt",
     "Runtime",
     "Sampling",
     "SamplingOptions",
     "TextRuntime",
+    "TokenScore",
     "TokenizingRuntime",
     "choose_runtime",
     "load",
