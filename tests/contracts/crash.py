@@ -40,7 +40,7 @@ import attrs
 
 import edgekit
 from edgekit.errors import EdgekitError, LockedError
-from edgekit.files import _pairs, _swap
+from edgekit.files import _swap, pairs
 
 #: What strace is asked to look at: every call that changes a file system, and locks.
 CALLS = (
@@ -118,14 +118,14 @@ def tree(folder: Path) -> dict[str, bytes]:
 def believed(found: Tree, target: str) -> dict[str, bytes]:
     """What a reader sees of a target: its files, and its manifest's record where that belongs to them."""
     seen = {name: data for name, data in found.items() if name == target or name.startswith(target + "/")}
-    manifest = found.get(target + _pairs.SUFFIX)
+    manifest = found.get(target + pairs.SUFFIX)
     if target in seen and manifest is not None:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / target).write_bytes(seen[target])
-            _pairs.beside(Path(folder) / target).write_bytes(manifest)
-            record = _pairs.read_record(Path(folder) / target)
+            pairs.beside(Path(folder) / target).write_bytes(manifest)
+            record = pairs.read_record(Path(folder) / target)
         if record is not None:
-            seen[target + _pairs.SUFFIX] = _pairs.dumped(record)
+            seen[target + pairs.SUFFIX] = pairs.dumped(record)
     return seen
 
 
@@ -426,7 +426,7 @@ def traced_paths(bench: Bench, setup: Setup) -> list[str]:
     parts = {_swap.hidden(Path(name), what).name for name in names for what in ("partial", "partial.json")}
     folders = [around[1], around[4], around[5], target] if names else []
     inside = [folder / name for folder in folders for name in sorted(names | parts)]
-    return [str(path) for path in (out, target, _pairs.beside(target), *around, *inside)]
+    return [str(path) for path in (out, target, pairs.beside(target), *around, *inside)]
 
 
 def strace_calls(bench: Bench, setup: Setup) -> list[tuple[str, int]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.files import _pairs, _swap, atomic
+from edgekit.files import _swap, atomic, pairs
 
 if not hasattr(os, "fork"):
     pytest.skip("runs are cut off in forked children", allow_module_level=True)
@@ -76,7 +76,7 @@ def test_the_same_without_an_exchange_of_directories(bench, name):
 def two_commit_points(partial, target, manifest):
     """The file first, then its manifest."""
     os.replace(partial, target)
-    _swap._replace_small(target, _pairs.beside(target), _pairs.dumped(_pairs.sealed(manifest, target)))
+    _swap._replace_small(target, pairs.beside(target), pairs.dumped(pairs.sealed(manifest, target)))
 
 
 def nothing_cleared(entries):

@@ -19,7 +19,7 @@ from subprocess import PIPE
 import pytest
 
 from edgekit.errors import LockedError, ResourceError, UsageError
-from edgekit.files import _journal, _lock, _pairs, _swap, atomic
+from edgekit.files import _journal, _lock, _swap, atomic, pairs
 from edgekit.files.atomic import AtomicDirectory, AtomicFile, write_atomic
 from edgekit.manifest import Manifest, read_manifest, stale_manifest
 
@@ -676,17 +676,17 @@ def recipe_of(target: Path) -> str | None:
 def test_a_manifest_belongs_to_one_file(tmp_path: Path) -> None:
     target = tmp_path / "m.gguf"
     write_pair(target, b"old", "old")
-    first = _pairs.beside(target).read_bytes()
+    first = pairs.beside(target).read_bytes()
     write_pair(target, b"new", "new")
     assert recipe_of(target) == "new"
     assert stale_manifest(target) is None
-    assert b"previous" not in _pairs.beside(target).read_bytes()
-    _pairs.beside(target).write_bytes(first)
+    assert b"previous" not in pairs.beside(target).read_bytes()
+    pairs.beside(target).write_bytes(first)
     assert recipe_of(target) is None
     assert stale_manifest(target) == (
         "m.gguf.edgekit.json is not believed: it describes another file than m.gguf as it is now"
     )
-    _pairs.beside(target).write_text(Manifest(recipe="by hand").to_json())
+    pairs.beside(target).write_text(Manifest(recipe="by hand").to_json())
     assert stale_manifest(target) == (
         "m.gguf.edgekit.json is not believed: it does not say that it belongs to m.gguf as it is now"
     )
@@ -697,12 +697,12 @@ def test_a_manifest_belongs_to_one_file(tmp_path: Path) -> None:
 def test_a_fingerprint_tells_models_apart(tmp_path: Path, size: int) -> None:
     file = tmp_path / "f"
     file.write_bytes(bytes(size))
-    first = _pairs.seal_of(file)
-    assert first == _pairs.seal_of(file)
+    first = pairs.seal_of(file)
+    assert first == pairs.seal_of(file)
     file.write_bytes(b"\1" * size)
-    assert size == 0 or first != _pairs.seal_of(file)
+    assert size == 0 or first != pairs.seal_of(file)
     file.write_bytes(bytes(size + 1))
-    assert first != _pairs.seal_of(file)
+    assert first != pairs.seal_of(file)
 
 
 def test_between_the_two_renames_both_files_have_their_manifest(
@@ -959,7 +959,7 @@ def test_a_manifest_without_a_fingerprint_is_never_committed(tmp_path: Path, mon
     def seal(file: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(_pairs, "seal", seal)
+    monkeypatch.setattr(pairs, "seal", seal)
     with pytest.raises(ResourceError, match=os.strerror(errno.EIO)):
         write_pair(target, b"new", "new")
     monkeypatch.undo()

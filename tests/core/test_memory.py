@@ -54,6 +54,28 @@ def test_what_libraries_say(error: Exception, wanted: int | None) -> None:
         raise error
 
 
+def test_what_a_library_says_instead() -> None:
+    """llvmlite answers the loader's error with one of its own."""
+    try:
+        try:
+            raise OSError("libllvmlite.so: failed to map segment from shared object")
+        except OSError:
+            raise OSError("Could not find/load shared object file")  # noqa: B904
+    except OSError as error:
+        assert is_shortage(error)
+
+
+@linux
+def test_an_error_that_compiled_code_forgot_to_set(tmp_path: Path) -> None:
+    """CPython's C code may miss a failed allocation; it is a shortage only where memory is short."""
+    program = """
+print(edgekit.files.memory.is_shortage(SystemError("error return without exception set")))
+limit(16 << 20)
+print(edgekit.files.memory.is_shortage(SystemError("error return without exception set")))
+"""
+    assert limited(program, tmp_path) == (0, "False\nTrue\n")
+
+
 def test_other_errors_stay_what_they_are() -> None:
     for error in (ValueError("x"), OSError(errno.ENOENT, "No such file"), InvalidFileError("out of memory")):
         with pytest.raises(type(error)) as caught, enough_memory("it", 5):

@@ -124,6 +124,7 @@ class Writer(Protocol):
     """Writes one artifact, tensor by tensor, in the order of the plan. Nothing shows before `commit`.
 
     `edgekit.formats.PlannedFile` and `PlannedDirectory` are bases that have all of it but how a tensor is stored.
+    A writer may also have ``remarks``: what turned out while writing and the user should know, a sentence by kind.
     """
 
     @property

@@ -16,9 +16,9 @@ from typing import Any
 import attrs
 
 from edgekit.errors import InvalidFileError, MissingFileError
-from edgekit.files import _pairs
-from edgekit.files._pairs import LIMIT
+from edgekit.files import pairs
 from edgekit.files.foreign import read_bytes, readable, shown, strict_json
+from edgekit.files.pairs import LIMIT
 
 SCHEMA = 1
 #: What `edgekit.files` adds when the artifact is committed: to which file the manifest belongs, the record of the file
@@ -99,8 +99,8 @@ def _readable(value: Any) -> Any:
 def manifest_path(artifact: Path) -> Path:
     """Where the manifest of an artifact lies."""
     if artifact.is_file() or (artifact.suffix and not artifact.is_dir()):
-        return _pairs.beside(artifact)
-    return artifact / _pairs.INSIDE
+        return pairs.beside(artifact)
+    return artifact / pairs.INSIDE
 
 
 def read_manifest(artifact: Path) -> Manifest | None:
@@ -125,11 +125,11 @@ def _read(artifact: Path) -> tuple[Manifest | None, str | None]:
     if content is None:
         return None, None
     record = strict_json(content, path, "the file")
-    if path.name == _pairs.INSIDE:
+    if path.name == pairs.INSIDE:
         return Manifest.from_record(record, path), None
     Manifest.from_record(record, path)
     try:
-        own = _pairs.belonging(record, _pairs.seal_of(artifact))
+        own = pairs.belonging(record, pairs.seal_of(artifact))
     except OSError as error:
         raise MissingFileError(f"{artifact}: cannot be read ({error.strerror}); check its permissions") from error
     if own is None:

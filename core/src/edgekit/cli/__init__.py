@@ -108,7 +108,9 @@ def main(args: list[str] | None = None) -> Any:
             raise
         click.secho(f"edgekit: error: {error}", fg="red", err=True)
         sys.exit(error.exit_code)
-    except MemoryError as raised:
+    except (MemoryError, SystemError) as raised:
+        if not memory.is_shortage(raised):
+            raise
         shortage = memory.shortage("this", memory.wanted_by(raised))
         click.secho(f"edgekit: error: {shortage}", fg="red", err=True)
         sys.exit(shortage.exit_code)

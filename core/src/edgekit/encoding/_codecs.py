@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.encoding._refusals import refuse_nonfinite, refuse_overflow
-from edgekit.errors import MissingPluginError, PluginError, ShapeError, UsageError
+from edgekit.errors import MemoryShortageError, MissingPluginError, PluginError, ShapeError, UsageError
 from edgekit.numerics.smallfloats import bfloat16_to_float32, is_bfloat16
 from edgekit.plugin._registry import KNOWN_DISTRIBUTIONS, Registration, manager, skipped
 from edgekit.precision import Precision, find_precision, fits
@@ -255,7 +255,7 @@ def _usable(registration: Registration) -> bool:
     """Whether it loads; if not, that is reported once, and the next fastest encodes to the same bytes."""
     try:
         registration.load()
-    except PluginError as error:
+    except (PluginError, MemoryShortageError) as error:
         skipped(registration, error)
         return False
     return True

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import ResourceError
-from edgekit.files import _pairs
+from edgekit.files import pairs
 
 #: Longest file name of common file systems, in bytes.
 NAME_LIMIT = 255
@@ -131,11 +131,11 @@ def replace_pair(partial: Path, target: Path, manifest: bytes) -> None:
     Before it, the manifest beside the target says what belongs to the old file and what to the new one; after it,
     only the latter. Where the rename fails, the manifest is what it was.
     """
-    path = _pairs.beside(target)
+    path = pairs.beside(target)
     before = path.read_bytes() if path.is_file() else None
-    record = _pairs.sealed(manifest, partial)
-    previous = _pairs.previous(before, target)
-    _replace_small(target, path, _pairs.dumped({**record, **previous}))
+    record = pairs.sealed(manifest, partial)
+    previous = pairs.previous(before, target)
+    _replace_small(target, path, pairs.dumped({**record, **previous}))
     try:
         sync_directory(target.parent)
         os.replace(partial, target)  # the commit point
@@ -145,7 +145,7 @@ def replace_pair(partial: Path, target: Path, manifest: bytes) -> None:
         raise
     sync_directory(target.parent)
     if previous:
-        _replace_small(target, path, _pairs.dumped(record))
+        _replace_small(target, path, pairs.dumped(record))
         sync_directory(target.parent)
 
 

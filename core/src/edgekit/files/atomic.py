@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from edgekit.errors import ResourceError, UsageError
-from edgekit.files import _pairs, guard
+from edgekit.files import guard, pairs
 from edgekit.files._journal import Fingerprint, Journal, Unit
 from edgekit.files._lock import Lock
 from edgekit.files._problems import require_space, writing
@@ -99,7 +99,7 @@ class AtomicFile:
         self.offset = 0
         self._closed = False
         with writing(self._named):
-            _refuse_long_name(_pairs.beside(self.target) if manifest else self.target)
+            _refuse_long_name(pairs.beside(self.target) if manifest else self.target)
             _refuse_what_is_no_file(self.target, target)
             if self._work:
                 guard.refuse_harm(self.target, self._work.reads)
@@ -394,10 +394,10 @@ class AtomicDirectory:
 
     def _list_files(self) -> None:
         """Have the manifest name the directory's files, so that a later run knows which of them it may replace."""
-        manifest = self.path / _pairs.INSIDE
+        manifest = self.path / pairs.INSIDE
         if manifest.is_file():
             names = sorted(f.relative_to(self.path).as_posix() for f in self.path.rglob("*") if f.is_file())
-            write_small(manifest, _pairs.dumped({**json.loads(manifest.read_bytes()), "files": names}))
+            write_small(manifest, pairs.dumped({**json.loads(manifest.read_bytes()), "files": names}))
 
     def _owns(self, entry: Path, listed: Container[str]) -> bool:
         """Whether a file of the target, or a directory with all its files, belongs to an artifact."""
@@ -434,8 +434,8 @@ class AtomicDirectory:
 def _listed(directory: Path) -> frozenset[str]:
     """Return the files that edgekit wrote in a directory, from its manifest."""
     try:
-        content = read_bytes(directory, _pairs.INSIDE, _pairs.LIMIT)
-        record = None if content is None else strict_json(content, directory / _pairs.INSIDE, "the file")
+        content = read_bytes(directory, pairs.INSIDE, pairs.LIMIT)
+        record = None if content is None else strict_json(content, directory / pairs.INSIDE, "the file")
     except ValueError:
         return frozenset()
     names = record.get("files") if isinstance(record, dict) else None

@@ -21,7 +21,7 @@ from pathlib import Path
 import attrs
 
 from edgekit.errors import ChangedSourceError, EdgekitError, UsageError
-from edgekit.files import _pairs
+from edgekit.files import pairs
 from edgekit.files._problems import writing
 from edgekit.files.digests import sha256
 
@@ -243,7 +243,7 @@ def refuse_harm(target: Path, reads: Iterable[Path]) -> None:
     with writing(target):
         own = _identities([target])
         inside = _identities(Path(os.path.realpath(target)).parents)
-        beside = _identities([_pairs.beside(Path(os.path.realpath(target)))])
+        beside = _identities([pairs.beside(Path(os.path.realpath(target)))])
         held = _identities(_entries(target)) if target.is_dir() else set()
         lineages = {source: _lineage(source) for source in reads}
         if any(itself & (own | beside) for itself, _ in lineages.values()):
@@ -283,7 +283,7 @@ def _identities(paths: Iterable[Path]) -> set[Identity]:
 def _written_here(target: Path, before: Stamp) -> bool:
     try:
         with writing(target):
-            return _pairs.written_here(target)
+            return pairs.written_here(target)
     except EdgekitError:
         if Stamp.of(target) == before:
             raise

@@ -11,7 +11,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Literal
@@ -38,6 +38,7 @@ from edgekit.files.digests import Digests
 from edgekit.files.guard import Stamp, working
 from edgekit.files.memory import enough_memory
 from edgekit.files.reader import refuse_special
+from edgekit.files.workers import Workers
 from edgekit.manifest import Manifest
 from edgekit.pipeline._notes import OF_THE_RUN, conversion_notes, refuse_unquantized, summary_line
 from edgekit.pipeline._progress import Progress as Progress
@@ -233,7 +234,7 @@ def quantize(
             refuse_unquantized(plan, str(artifact.path), chosen_format.name)
         if nonfinite == "keep":
             plan = _keep_nonfinite(plan, layout)
-        pool = executor or stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
+        pool = executor or stack.enter_context(Workers(os.cpu_count() or 1, "edgekit-encode"))
         encoder = Encoder(pool, backend, filled.importance, nonfinite == "keep", f"{artifact.path}: tensor ")
         remarks = conversion_notes(chosen_format, layout, plan, target, filled if importance else None)
         lasting = {kind: note for kind, note in remarks.items() if kind not in OF_THE_RUN}
@@ -245,6 +246,10 @@ def quantize(
             work.note(note)
         report = stack.enter_context(reporting(progress, "quantize"))
         _write(writer, layout, plan, encoder, report, target)
+        found = dict(getattr(writer, "remarks", {}))
+        for note in found.values():
+            work.note(note)
+        remarks |= found
     _LOG.info("%s: %s", target, summary_line(remarks))
     said = {kind: note for kind, note in remarks.items() if kind in OF_THE_RUN}
     return attrs.evolve(_settled(target, chosen_format.open), said=said)

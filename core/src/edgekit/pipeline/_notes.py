@@ -12,7 +12,8 @@
 | `restarted`    | an interrupted run's work could not be used                                     |
 
 Formats add kinds of their own (`edgekit.artifact.Layout.notes`, and ``notes(layout, plan)`` of a format): tokens that
-were added to fill the embedding, or other readers that cannot load the target.
+were added to fill the embedding, or other readers that cannot load the target. A writer adds what turns out while it
+writes (``remarks``).
 """
 
 from __future__ import annotations

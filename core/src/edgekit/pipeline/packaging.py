@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import attrs
 
 from edgekit.artifact import Artifact
-from edgekit.files import _pairs
+from edgekit.files import pairs
 from edgekit.files.guard import stamps, working
 from edgekit.manifest import Manifest
 from edgekit.pipeline._conversion import as_artifact
@@ -22,7 +22,7 @@ from edgekit.pipeline.passes import files_in, refuse_options
 from edgekit.plugin._registry import manager
 
 #: Name of the file that marks a package as edgekit's, so that a later run may replace it.
-PACKAGE_MANIFEST = _pairs.INSIDE
+PACKAGE_MANIFEST = pairs.INSIDE
 
 
 @attrs.frozen

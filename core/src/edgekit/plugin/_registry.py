@@ -12,7 +12,6 @@ import functools
 import importlib
 import io
 import os
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
@@ -21,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import attrs
 import pluggy
 
-from edgekit.errors import EdgekitError, MissingPluginError, PluginError
+from edgekit.errors import EdgekitError, MemoryShortageError, MissingPluginError, PluginError
 from edgekit.files.memory import refuse_shortage
+from edgekit.files.threads import Thread
 from edgekit.plugin import hookspecs
 from edgekit.plugin._options import checked
 from edgekit.plugin.hookspecs import GROUP, hookimpl
@@ -30,6 +30,8 @@ from edgekit.plugin.hookspecs import GROUP, hookimpl
 if TYPE_CHECKING:
     import logging
 
+#: Plugins of which a registration was skipped, each with the reason.
+_SKIPPED: set[tuple[str, str]] = set()
 #: The version of the plugin contract: plugins state theirs as ``edgekit_api``.
 API = (1, 0)
 ROLES = (
@@ -223,14 +225,12 @@ class Manager:
         return f"no {one(role)} {name!r} is installed (available: {names}){cure}{broken}"
 
 
-def skipped(registration: Registration, error: PluginError) -> None:
+def skipped(registration: Registration, error: EdgekitError) -> None:
     """Warn once, in the log, that a registration cannot be used and the next one replaces it."""
-    _warn_once(f"{registration.plugin} is skipped: {error}")
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    _log().warning("%s", message)
+    reason = "memory" if isinstance(error, MemoryError) else str(error)  # how much there is differs each time
+    if (registration.plugin, reason) not in _SKIPPED:
+        _SKIPPED.add((registration.plugin, reason))
+        _log().warning("%s is skipped: %s", registration.plugin, error)
 
 
 def _log() -> logging.Logger:
@@ -291,8 +291,11 @@ def _in_time(load: Callable[[], Any], name: str) -> Any:
         except BaseException as error:  # raised again below, in the caller's thread
             outcome.append((None, error))
 
-    thread = threading.Thread(target=work, daemon=True, name=f"edgekit loads {name}")
-    thread.start()
+    thread = Thread(target=work, name=f"edgekit loads {name}")
+    try:
+        thread.start()
+    except MemoryShortageError:  # the limit on time is no reason to fail
+        return load()
     thread.join(LOAD_SECONDS)
     if not outcome:
         message = f"importing it did not end within {LOAD_SECONDS:g} s; EDGEKIT_NO_PLUGINS={name} switches it off"
@@ -348,6 +351,7 @@ def _add(self: Manager, info: PluginInfo, load: Callable[[], Any]) -> None:
     except (KeyboardInterrupt, MemoryError):
         raise
     except BaseException as error:  # SystemExit too: a plugin must not end its host
+        refuse_shortage(error, f"importing the plugin {info.name!r}")
         self.plugins.append(attrs.evolve(info, status="failed", error=_reason(error)))
         return
     self.registrations += registrations

@@ -120,7 +120,7 @@ def _refuse_contradictions(token: AddedToken, known: int | None, owner: str | No
     if known is not None and known != token.id:
         raise contradiction(where, (f"token {shown(token.content)} is", known, source), (token.id, token.source))
     if owner is not None and owner != token.content:
-        raise contradiction(where, (f"id {token.id} is", repr(owner), source), (repr(token.content), token.source))
+        raise contradiction(where, (f"id {token.id} is", shown(owner), source), (shown(token.content), token.source))
 
 
 def contradiction(where: str, first: tuple[str, object, str], second: tuple[object, str]) -> InvalidFileError:

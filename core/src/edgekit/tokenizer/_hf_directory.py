@@ -292,8 +292,8 @@ def _rename(pieces: dict[int, str], model: SentencePiece, named: Iterable[AddedT
             continue
         piece, kind = pieces[token.id], TokenType(model.pieces[token.id][2])
         if kind is TokenType.BYTE or (kind is TokenType.NORMAL and not _PLACEHOLDER.fullmatch(piece)):
-            told = (f"id {token.id} is", repr(piece), "tokenizer.model")
-            raise contradiction(str(directory), told, (repr(token.content), token.source))
+            told = (f"id {token.id} is", shown(piece), "tokenizer.model")
+            raise contradiction(str(directory), told, (shown(token.content), token.source))
         pieces[token.id] = token.content
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from edgekit.errors import UnsupportedModelError
+from edgekit.files.foreign import shown
 from edgekit.tokenizer import pretokenizers
 from edgekit.tokenizer._vocabulary import SPACE, TokenType, Vocabulary
 
@@ -74,7 +75,7 @@ def _byte_level(tokenizer: Vocabulary) -> dict[str, Any]:
     pre = pretokenizers.canonical(tokenizer.pre)
     if pre is None:
         known = ", ".join([*pretokenizers.EXPRESSIONS, *pretokenizers.ALIASES])
-        raise UnsupportedModelError(f"pre-tokenizer {tokenizer.pre!r} is not known; edgekit knows {known}")
+        raise UnsupportedModelError(f"pre-tokenizer {shown(tokenizer.pre)} is not known; edgekit knows {known}")
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     return {
         "normalizer": {"type": "NFC"} if pre in pretokenizers.NFC else None,
