@@ -11,7 +11,7 @@ import pytest
 import edgekit
 from edgekit.cli._log import log_on_stderr
 from edgekit.errors import MissingPluginError, PluginError
-from edgekit.plugin import registry as plugin
+from edgekit.plugin import _registry as plugin
 from edgekit.reference import Traits
 
 

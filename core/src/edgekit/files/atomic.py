@@ -29,6 +29,7 @@ from edgekit.errors import ResourceError, UsageError
 from edgekit.files import guard, pairs
 from edgekit.files._journal import Fingerprint, Journal, Unit
 from edgekit.files._lock import Lock
+from edgekit.files._problems import require_space, writing
 from edgekit.files._swap import (
     NAME_LIMIT,
     clear,
@@ -43,7 +44,6 @@ from edgekit.files._swap import (
 )
 from edgekit.files.foreign import read_bytes, strict_json
 from edgekit.files.guard import ARTIFACT_FILES
-from edgekit.files.problems import require_space, writing
 
 _JOURNAL = ".partial.json"
 _CHUNK = 1 << 22
