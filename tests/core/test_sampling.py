@@ -14,7 +14,7 @@ from edgekit import sample
 from edgekit.errors import UsageError
 from edgekit.pipeline import open_artifact
 from edgekit.runtime import NumpyRuntime, Sampling
-from edgekit.runtime.watch import TokenScore
+from edgekit.runtime._watch import TokenScore
 
 PROMPT = "Once upon a time there was a little"
 #: A forward pass token by token and one over all of them differ in the order of float32 sums.

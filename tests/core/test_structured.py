@@ -14,8 +14,8 @@ from edgekit import sample
 from edgekit.errors import MissingPluginError, UsageError
 from edgekit.pipeline import open_artifact
 from edgekit.runtime import NumpyRuntime
-from edgekit.runtime import structured as room
-from edgekit.tokenizer.record import Tokenizer
+from edgekit.runtime import _structured as room
+from edgekit.tokenizer._record import Tokenizer
 
 pytest.importorskip("llguidance", reason="the extra: pip install 'edgekit-core[structured]'")
 PROMPT = "Once upon a time"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgekit.runtime._watch import TokenScore as TokenScore
 from edgekit.runtime.arguments import Prompt as Prompt
 from edgekit.runtime.arguments import parse_option as parse_option
 from edgekit.runtime.arguments import refuse_unknown_options as refuse_unknown_options
@@ -21,7 +22,6 @@ from edgekit.runtime.protocols import TokenizingRuntime as TokenizingRuntime
 from edgekit.runtime.protocols import choose_runtime as choose_runtime
 from edgekit.runtime.protocols import load as load
 from edgekit.runtime.text import TextRuntime as TextRuntime
-from edgekit.runtime.watch import TokenScore as TokenScore
 from edgekit.typing import F32 as F32
 
 __all__ = [

@@ -7,9 +7,9 @@ from typing import Any, Literal, Self
 
 import attrs
 
+from edgekit.runtime._sampling import Sampling, SamplingOptions
+from edgekit.runtime._watch import TokenScore
 from edgekit.runtime.arguments import Stop
-from edgekit.runtime.sampling import Sampling, SamplingOptions
-from edgekit.runtime.watch import TokenScore
 
 #: Why a text ended: by the model or a stop text, or because a limit was reached.
 FinishReason = Literal["stop", "length"]

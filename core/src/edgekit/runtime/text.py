@@ -13,13 +13,13 @@ import numpy.typing as npt
 from edgekit.artifact import Artifact
 from edgekit.errors import ContextOverflowError, NonFiniteError, UsageError
 from edgekit.runtime import chat
+from edgekit.runtime._structured import Grammar, Words
+from edgekit.runtime._watch import MOST_SCORES, Watch
 from edgekit.runtime.arguments import Prompt, Stop, integer, prompt_given, stop_texts
 from edgekit.runtime.chat import Messages
 from edgekit.runtime.generation import Generation, GenerationOptions, Sampling, SamplingOptions, until
-from edgekit.runtime.structured import Grammar, Words
-from edgekit.runtime.watch import MOST_SCORES, Watch
-from edgekit.tokenizer.record import Tokenizer
-from edgekit.tokenizer.vocabulary import TokenType
+from edgekit.tokenizer._record import Tokenizer
+from edgekit.tokenizer._vocabulary import TokenType
 from edgekit.typing import F32
 
 
