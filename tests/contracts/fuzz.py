@@ -31,7 +31,7 @@ from damage import damaged
 import edgekit
 from edgekit import sample
 from edgekit.architectures.hf import config_from_hf
-from edgekit.cli.inspect import describe
+from edgekit.cli._verbs.inspect import describe
 from edgekit.errors import EdgekitError
 from edgekit.formats import safetensors
 from edgekit.testing.models import random_hf_tensors

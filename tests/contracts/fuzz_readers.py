@@ -33,7 +33,7 @@ from damage import damaged
 
 import edgekit
 from edgekit import sample
-from edgekit.cli.inspect import describe
+from edgekit.cli._verbs.inspect import describe
 from edgekit.errors import EdgekitError, MemoryShortageError
 from edgekit.formats import safetensors
 from edgekit.manifest import Manifest, read_manifest

@@ -140,7 +140,7 @@ def test_opening_a_large_file_takes_no_address_space(large: Path) -> None:
 @linux
 def test_the_command_line_ends_with_5(large: Path) -> None:
     program = """
-import edgekit.cli.quantize, edgekit.reference.affine, edgekit.pipeline.stream
+import edgekit.cli._verbs.quantize, edgekit.reference.affine, edgekit.pipeline._stream
 limit(24 << 20)
 main(["quantize", path, "affine:int4-sym-g32", "--to", path + "-out", "--allow-unquantized"])
 """
@@ -154,7 +154,7 @@ main(["quantize", path, "affine:int4-sym-g32", "--to", path + "-out", "--allow-u
 
 @linux
 def test_a_plugin_that_memory_does_not_hold_is_not_called_broken() -> None:
-    from edgekit.plugin.registry import Registration
+    from edgekit.plugin._registry import Registration
 
     class Registered(Registration):
         def _checked(self, loaded: object) -> object:

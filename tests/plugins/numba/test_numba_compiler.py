@@ -138,7 +138,7 @@ def test_without_the_compiler_the_doctor_says_so(broken):
 
 
 LIMIT = """
-import numpy, edgekit, edgekit.encoding.codecs, resource
+import numpy, edgekit, edgekit.encoding._codecs, resource
 edgekit.plugins()
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (64 << 20),) * 2)

@@ -116,6 +116,8 @@ def _configured(config: Mapping[str, Any]) -> str | None:
     if not quantization:
         return None
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if method is None and isinstance(quantization, dict) and {"bits", "group_size"} <= quantization.keys():
+        return "its config.json says that it holds weights quantized by MLX; pip install edgekit-mlx, which reads them"
     name, cure = _METHODS.get(str(method), (str(method) if isinstance(method, str) else "", _ORIGINAL))
     what = f"weights quantized by {name}" if name else f"quantized weights ({short(quantization)})"
     return f"its config.json says that it holds {what} (quantization_config), which edgekit does not read; {cure}"

@@ -18,7 +18,7 @@ import attrs
 
 from edgekit.errors import EdgekitError
 from edgekit.files.workers import Workers
-from edgekit.plugin.registry import BUILT_IN, PluginInfo, Registration, manager
+from edgekit.plugin._registry import BUILT_IN, PluginInfo, Registration, manager
 from edgekit.precision import find_precision
 
 #: Time limits in seconds: for loading everything that a plugin registers, and for testing its claims.

@@ -12,7 +12,7 @@ from edgekit.files.foreign import member, read_object
 from edgekit.files.guard import CARRIED_FILES
 from edgekit.formats.safetensors import open_tensors
 from edgekit.tensor import Tensor
-from edgekit.tokenizer.hf_files import TEMPLATES, template_files
+from edgekit.tokenizer._hf_files import TEMPLATES, template_files
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

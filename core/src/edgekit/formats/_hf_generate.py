@@ -11,7 +11,7 @@ from edgekit.files.foreign import utf8
 from edgekit.formats import _hf_files as files
 from edgekit.manifest import Manifest
 from edgekit.recipe import Plan
-from edgekit.tokenizer.record import Tokenizer
+from edgekit.tokenizer._record import Tokenizer
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 

@@ -24,8 +24,8 @@ from edgekit.formats.safetensors import open_tensors
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.recipe import Plan, Slot, quantized
 from edgekit.tensor import AnyTensor, holds_floats, kept
-from edgekit.tokenizer.hf_directory import from_hf_directory
-from edgekit.tokenizer.record import Tokenizer
+from edgekit.tokenizer._hf_directory import from_hf_directory
+from edgekit.tokenizer._record import Tokenizer
 
 
 class HuggingFaceFormat:

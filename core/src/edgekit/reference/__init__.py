@@ -12,7 +12,7 @@ from typing import Protocol, cast
 
 from edgekit.errors import UnknownPrecisionError
 from edgekit.precision import Precision, implementation
-from edgekit.reference.traits import Traits as Traits
+from edgekit.reference._traits import Traits as Traits
 from edgekit.typing import F32, F64, Array
 
 Parts = dict[str, Array]

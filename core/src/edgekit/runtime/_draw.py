@@ -48,18 +48,21 @@ class Drawer:
         self._random = random
         self._rooms: dict[str, npt.NDArray[Any]] = {}
 
-    def draw(self, logits: F32, temperature: float, top_p: float = 1.0) -> int:
+    def draw(self, logits: F32, temperature: float, top_p: float = 1.0, min_p: float = 0.0) -> int:
         """Return a random index, with the probability softmax(logits / temperature).
 
         Args:
             logits: float32 [n].
             temperature: above 0.
             top_p: only the most likely tokens that together reach this share; ties count in order.
+            min_p: before that, only tokens at least this times as likely as the most likely one.
 
         Raises:
             NonFiniteError: a NaN or +infinity among the logits, or all are -infinity.
         """
         values = weights(logits, temperature, self._room("weights", len(logits), np.float32))
+        if min_p:
+            np.multiply(values, values >= min_p, out=values)
         sums = block_sums(values)
         return self._place_in(values, sums) if top_p == 1 else self._top_p(logits, values, sums, top_p)
 
