@@ -11,7 +11,7 @@ from typing import Protocol
 import attrs
 
 from edgekit.errors import PluginError, UnknownPrecisionError
-from edgekit.precision import affine, floats, ggml, mlx, olive, onnx, openvino
+from edgekit.precision import affine, floats, ggml, mlx, olive, onnx, openvino, packed
 from edgekit.precision._record import Precision, Spec
 
 Resolve = Callable[[Spec], Precision | None]
@@ -37,7 +37,7 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     module.CONVENTION: Family(module.CONVENTION, module.resolve, module.catalogue)
-    for module in (floats, affine, ggml, mlx, openvino, onnx, olive)
+    for module in (floats, affine, ggml, mlx, openvino, onnx, olive, packed)
 }
 # Precisions that plugins bring, and their implementations, by full name; filled by `register`.
 _REGISTERED: dict[str, Precision] = {}

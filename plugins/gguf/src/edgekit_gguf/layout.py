@@ -15,6 +15,7 @@ import numpy as np
 
 from edgekit.architectures import FAMILIES, Model
 from edgekit.artifact import Artifact, Layout
+from edgekit.bridges import carried_over
 from edgekit.errors import UnsupportedModelError
 from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Slot
@@ -92,10 +93,24 @@ def _translated(model: Model) -> Iterable[Slot]:
     tensors = dict(model.tensors)
     for name, values in rope_tensors(model.config).items():
         tensors[name] = Tensor.of(name, np.array(values, np.float32))
-    keep = find_precision("float:F32")
     for name in sorted(tensors, key=file_order):
-        tensor = tensors[name]
-        yield Slot(name, name, reorder(name, tensor, model.config, "to_gguf") if interleaved else tensor, keep)
+        tensor = _held(tensors[name])
+        ordered = reorder(name, tensor, model.config, "to_gguf") if interleaved else tensor
+        yield Slot(name, name, ordered, _kept(tensor))
+
+
+def _held(tensor: AnyTensor) -> AnyTensor:
+    """The tensor in a type of GGUF that holds its values unchanged, if it is quantized and there is one."""
+    if isinstance(tensor, Tensor) or tensor.precision.convention == "ggml":
+        return tensor
+    return carried_over(tensor, ("ggml",)) or tensor
+
+
+def _kept(tensor: AnyTensor) -> Precision:
+    """The type of a tensor that is quantized already; F32 for the others."""
+    if isinstance(tensor, EncodedTensor) and tensor.precision.convention == "ggml":
+        return tensor.precision
+    return find_precision("float:F32")
 
 
 def file_order(name: str) -> tuple[int, bytes]:
