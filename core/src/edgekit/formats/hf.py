@@ -180,10 +180,10 @@ def _unpacked(tensors: dict[str, AnyTensor], config: Mapping[str, Any], director
 def _refuse_unread(tensors: Mapping[str, AnyTensor], config: Mapping[str, Any], where: Path) -> Mapping[str, Any]:
     """Refuse weights that are not read; return the configuration without the quantization that was understood."""
     packed.unpack(tensors, config, str(where))  # says why, if something is left
-    if any(isinstance(tensor, EncodedTensor) for tensor in tensors.values()):
+    if packed.quantization_of(config) and any(isinstance(tensor, EncodedTensor) for tensor in tensors.values()):
+        packed.refuse_leftovers(tensors, str(where))
         config = packed.without_quantization(config)
     refuse_other_weights(tensors, str(where), config)
-    packed.refuse_leftovers(tensors, str(where))
     return config
 
 

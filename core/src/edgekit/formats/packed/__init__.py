@@ -101,7 +101,7 @@ def _replaced(tensors: Mapping[str, AnyTensor], packed: list[Packed], where: str
 
 
 def refuse_leftovers(tensors: Mapping[str, AnyTensor], where: str) -> None:
-    """Raise if 8-bit floats are left that no scale belongs to."""
+    """Raise if 8-bit floats are left that no scale belongs to, in a checkpoint whose others have one."""
     for name, tensor in tensors.items():
         if isinstance(tensor, Tensor) and tensor.dtype.startswith("float8"):
             raise UnsupportedModelError(f"{where}: {shown(name)} is {tensor.dtype} without a scale; {CURE}")
