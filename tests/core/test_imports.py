@@ -26,6 +26,7 @@ LAYERS = [
     {"recipe"},
     {"artifact", "encoding"},
     {"formats", "bridges"},
+    {"rounding"},
     {"pipeline"},
     {"runtime"},
     {"evaluation"},

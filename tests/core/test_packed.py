@@ -16,9 +16,9 @@ import pytest
 import edgekit
 from edgekit.errors import InvalidFileError, UnsupportedModelError
 from edgekit.formats import safetensors
-from edgekit.formats.packed import SCHEMES
+from edgekit.formats._packed import SCHEMES
 from edgekit.numerics.smallfloats import E2M1, E4M3
-from edgekit.reference.packed import BNB_FP4, LLM_INT8_UNIT, NF4
+from edgekit.reference._packed import BNB_FP4, LLM_INT8_UNIT, NF4
 from edgekit.tensor import EncodedTensor
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -559,6 +559,6 @@ def test_every_scheme_has_a_module_and_says_its_source() -> None:
     import importlib
 
     for method, module in SCHEMES.items():
-        found = importlib.import_module(f"edgekit.formats.packed.{module}")
+        found = importlib.import_module(f"edgekit.formats._packed.{module}")
         assert "\nSource: " in (found.__doc__ or ""), method
         assert "quant_method" in found.KNOWN

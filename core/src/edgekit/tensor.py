@@ -11,7 +11,8 @@ import numpy as np
 from edgekit.errors import UsageError
 from edgekit.files import _html
 from edgekit.numerics import smallfloats
-from edgekit.precision import Precision, find_precision, packed
+from edgekit.precision import Precision, find_precision
+from edgekit.precision import _packed as packed
 from edgekit.typing import F32, Array
 
 #: Bytes of one element, by the dtype's numpy or ml_dtypes name.

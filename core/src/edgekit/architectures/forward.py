@@ -144,6 +144,30 @@ class Transformer:
         return logits if self.config.output_softcap is None else softcap(logits, self.config.output_softcap)
 
     @_quiet
+    def embedded(self, tokens: Ints) -> F32:
+        """The states before the first layer, float32 [batch, n, width], of token ids [batch, n]."""
+        return self._embed(token_ids(tokens, self.config.vocab))
+
+    @_quiet
+    def layer(self, index: int, states: F32) -> F32:
+        """The states after one layer, of whole sequences: for those who go through a model layer by layer.
+
+        A weight is read after `observe` was called with its input: whoever observes may replace it just before.
+        `normalized` of the last layer's states is what `hidden` returns.
+
+        Args:
+            index: of the layer, from 0.
+            states: float32 [batch, n, width], from `embedded` or from the layer before.
+        """
+        turn = rotation(self.config, 0, states.shape[1], self.config.window(index) is not None)
+        return self._block(index, states, turn, KVCache())
+
+    @_quiet
+    def normalized(self, states: F32) -> F32:
+        """The states after the last layer as `project` takes them."""
+        return self._norm("output_norm", states)
+
+    @_quiet
     def step(self, tokens: npt.ArrayLike, past: KVCache) -> F32:
         """Go on with a sequence: logits after the last of the new tokens.
 

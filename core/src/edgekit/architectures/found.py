@@ -34,7 +34,7 @@ class _Kind:
         what: its name, as an error says it.
         endings: of tensors' names; each has to end one of them.
         cure: what to do.
-        read: whether `edgekit.formats.packed` reads it, given the configuration that says how it was packed.
+        read: whether `edgekit.formats._packed` reads it, given the configuration that says how it was packed.
     """
 
     what: str
@@ -75,7 +75,7 @@ _METHODS = {
     "quanto": ("optimum-quanto", _ORIGINAL),
     "modelopt": ("NVIDIA ModelOpt", _ORIGINAL),
 }
-#: Those that `edgekit.formats.packed` reads.
+#: Those that `edgekit.formats._packed` reads.
 _READ = ("bitsandbytes", "fp8", "mxfp4", "gptq", "awq", "compressed-tensors")
 _WRAPPERS = {"_orig_mod.": "torch.compile", "module.": "DataParallel or DeepSpeed"}
 _LORA = (
@@ -134,6 +134,8 @@ def _configured(config: Mapping[str, Any]) -> str | None:
     if not quantization:
         return None
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if method is None and isinstance(quantization, dict) and {"bits", "group_size"} <= quantization.keys():
+        return "its config.json says that it holds weights quantized by MLX; pip install edgekit-mlx, which reads them"
     name, cure = _METHODS.get(str(method), (str(method) if isinstance(method, str) else "", _ORIGINAL))
     what = f"weights quantized by {name}" if name else f"quantized weights ({short(quantization)})"
     why = "and none of its tensors is quantized that way" if str(method) in _READ else "which edgekit does not read"

@@ -12,8 +12,7 @@ from edgekit.bridges._relation import lattices, relation
 from edgekit.bridges._transcode import transcode
 from edgekit.errors import InexactError
 from edgekit.numerics.bits import pack_lsb
-from edgekit.precision import Precision, catalogue, find_precision
-from edgekit.recipe import fits
+from edgekit.precision import Precision, catalogue, find_precision, fits
 from edgekit.tensor import EncodedTensor, QuantizedTensor
 from edgekit.typing import U8, Array
 

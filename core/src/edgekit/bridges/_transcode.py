@@ -9,7 +9,7 @@ from edgekit.bridges._lattice import Carry
 from edgekit.bridges._read import read
 from edgekit.bridges._relation import relation
 from edgekit.bridges._write import write
-from edgekit.encoding.codecs import encode, refuse_shape
+from edgekit.encoding._codecs import encode, refuse_shape
 from edgekit.errors import InexactError
 from edgekit.precision import Precision, find_precision
 from edgekit.reference import Parts, reference

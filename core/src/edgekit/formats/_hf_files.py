@@ -11,10 +11,10 @@ import attrs
 from edgekit.errors import InvalidFileError, MissingFileError
 from edgekit.files.foreign import member, read_object
 from edgekit.files.guard import CARRIED_FILES
-from edgekit.formats.packed import quantization_of
+from edgekit.formats._packed import quantization_of
 from edgekit.formats.safetensors import open_tensors
 from edgekit.tensor import Tensor
-from edgekit.tokenizer.hf_files import TEMPLATES, template_files
+from edgekit.tokenizer._hf_files import TEMPLATES, template_files
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

@@ -10,10 +10,10 @@ from typing import Any
 from edgekit.artifact import Layout
 from edgekit.files.foreign import strict_json, utf8
 from edgekit.formats import _hf_files as files
-from edgekit.formats.packed import quantization_of, without_quantization
+from edgekit.formats._packed import quantization_of, without_quantization
 from edgekit.manifest import Manifest
 from edgekit.recipe import Plan
-from edgekit.tokenizer.record import Tokenizer
+from edgekit.tokenizer._record import Tokenizer
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 

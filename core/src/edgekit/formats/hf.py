@@ -18,15 +18,15 @@ from edgekit.errors import MissingFileError, UnsupportedModelError
 from edgekit.files import guard
 from edgekit.files.foreign import member, read_object
 from edgekit.formats import _hf_files as files
-from edgekit.formats import packed
+from edgekit.formats import _packed as packed
 from edgekit.formats._hf_writer import HuggingFaceWriter
 from edgekit.formats._parts import assemble
 from edgekit.formats.safetensors import open_tensors
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.recipe import Plan, Slot, quantized
 from edgekit.tensor import AnyTensor, EncodedTensor, holds_floats, kept
-from edgekit.tokenizer.hf_directory import from_hf_directory
-from edgekit.tokenizer.record import Tokenizer
+from edgekit.tokenizer._hf_directory import from_hf_directory
+from edgekit.tokenizer._record import Tokenizer
 
 
 class HuggingFaceFormat:

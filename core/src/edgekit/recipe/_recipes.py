@@ -13,9 +13,9 @@ import attrs
 
 from edgekit.architectures import ModelConfig
 from edgekit.errors import UsageError
-from edgekit.precision import Precision, find_precision
+from edgekit.precision import Precision, find_precision, fits
 from edgekit.recipe._check import check_plan
-from edgekit.recipe._plan import Assignment, Plan, Slot, fits, is_matrix
+from edgekit.recipe._plan import Assignment, Plan, Slot, is_matrix
 from edgekit.tensor import EncodedTensor, Tensor
 
 if TYPE_CHECKING:  # what mypy takes a protocol's metaclass for

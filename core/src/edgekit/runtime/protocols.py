@@ -15,8 +15,8 @@ import numpy.typing as npt
 from edgekit.artifact import Artifact
 from edgekit.errors import MissingPluginError
 from edgekit.files.memory import enough_memory
-from edgekit.pipeline.conversion import as_artifact
-from edgekit.plugin.registry import Registration, manager
+from edgekit.pipeline._conversion import as_artifact
+from edgekit.plugin._registry import Registration, manager
 from edgekit.runtime.arguments import declared_options, refuse_unknown_options
 from edgekit.runtime.chat import Messages
 from edgekit.runtime.generation import FinishReason, Generation, GenerationOptions, Sampling, until

@@ -14,7 +14,7 @@ from edgekit.runtime import chat
 from edgekit.runtime.arguments import Stop, integer, prompt_text, stop_texts
 from edgekit.runtime.chat import Messages
 from edgekit.runtime.generation import Generation, GenerationOptions, Sampling, SamplingOptions, until
-from edgekit.tokenizer.record import Tokenizer
+from edgekit.tokenizer._record import Tokenizer
 from edgekit.typing import F32
 
 

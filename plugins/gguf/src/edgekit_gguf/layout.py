@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import TypeGuard
 
 import numpy as np
 
 from edgekit.architectures import FAMILIES, Model
 from edgekit.artifact import Artifact, Layout
-from edgekit.bridges import carried_over
 from edgekit.errors import UnsupportedModelError
 from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Slot
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
+from edgekit_gguf.bridge import carried_over
 from edgekit_gguf.metadata import Metadata, Value, text, u32
 from edgekit_gguf.model import config_to_metadata, refuse_no_model, rope_tensors
 from edgekit_gguf.naming import size_label
@@ -94,23 +95,13 @@ def _translated(model: Model) -> Iterable[Slot]:
     for name, values in rope_tensors(model.config).items():
         tensors[name] = Tensor.of(name, np.array(values, np.float32))
     for name in sorted(tensors, key=file_order):
-        tensor = _held(tensors[name])
-        ordered = reorder(name, tensor, model.config, "to_gguf") if interleaved else tensor
-        yield Slot(name, name, ordered, _kept(tensor))
+        tensor = carried_over(tensors[name])
+        keep = tensor.precision if _in_blocks(tensor) else find_precision("float:F32")
+        yield Slot(name, name, reorder(name, tensor, model.config, "to_gguf") if interleaved else tensor, keep)
 
 
-def _held(tensor: AnyTensor) -> AnyTensor:
-    """The tensor in a type of GGUF that holds its values unchanged, if it is quantized and there is one."""
-    if isinstance(tensor, Tensor) or tensor.precision.convention == "ggml":
-        return tensor
-    return carried_over(tensor, ("ggml",)) or tensor
-
-
-def _kept(tensor: AnyTensor) -> Precision:
-    """The type of a tensor that is quantized already; F32 for the others."""
-    if isinstance(tensor, EncodedTensor) and tensor.precision.convention == "ggml":
-        return tensor.precision
-    return find_precision("float:F32")
+def _in_blocks(tensor: AnyTensor) -> TypeGuard[EncodedTensor]:
+    return isinstance(tensor, EncodedTensor) and tensor.precision.convention == "ggml"
 
 
 def file_order(name: str) -> tuple[int, bytes]:
