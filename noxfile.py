@@ -28,7 +28,7 @@ import nox
 nox.options.sessions = ["tests"]
 nox.options.error_on_missing_interpreters = True
 
-CORE = ["./core[testing,text,progress,chat]"]
+CORE = ["./core[testing,text,progress,chat,structured]"]
 PLUGINS = ["./plugins/gguf", "./plugins/serve"]
 NUMBA = "./plugins/numba"
 OPENVINO = "./plugins/openvino"
