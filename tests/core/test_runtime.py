@@ -243,7 +243,8 @@ def test_sampling_is_seeded(artifact):
 
 
 SAMPLINGS = [
-    {}, {"top_p": 0.95}, {"top_p": 0.5}, {"top_p": 0.3}, {"top_p": 0.05}, {"top_p": 0.01}, {"top_k": 3}, {"top_k": 300}, {"top_k": 5, "top_p": 0.7},
+    {}, {"top_p": 0.95}, {"top_p": 0.5}, {"top_p": 0.3}, {"top_p": 0.05}, {"top_p": 0.01},
+    {"top_k": 3}, {"top_k": 300}, {"top_k": 5, "top_p": 0.7},
     {"temperature": 0.4}, {"temperature": 3.0, "top_p": 0.9},
 ]  # fmt: skip
 
