@@ -423,8 +423,8 @@ def test_windows_of_layers():
         ),
         (
             {"quantization_config": {"quant_method": "gptq"}},
-            "where: its config.json says that it holds weights quantized by GPTQ (quantization_config), which edgekit does not "
-            "read; convert the full-precision model that it was made from",
+            "where: its config.json says that it holds weights quantized by GPTQ (quantization_config), and none of its "
+            "tensors is quantized that way; convert the full-precision model that it was made from",
         ),
     ],
 )

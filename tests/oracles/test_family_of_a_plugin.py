@@ -13,9 +13,9 @@ os.environ["NNCF_CI"] = "1"  # no telemetry
 import pytest
 
 import edgekit
+from edgekit import plugin
 from edgekit.architectures import FAMILIES
 from edgekit.architectures.forward import KVCache, Transformer
-from edgekit.plugin import registry
 
 
 def neighbour(name):
@@ -45,7 +45,7 @@ def installed():
     """The plugin, as if it were installed."""
     neighbour("family_plugin")
     point = importlib.metadata.EntryPoint("seed-oss", "family_plugin", "edgekit")
-    plugins = registry.build([*registry.entry_points(), (point, "edgekit-seed-oss", "1.0")])
+    plugins = plugin.build([*plugin.entry_points(), (point, "edgekit-seed-oss", "1.0")])
     patch = pytest.MonkeyPatch()
     patch.setattr("edgekit.architectures._families.manager", lambda: plugins)
     yield

@@ -17,19 +17,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgekit.artifact import Artifact as Artifact
     from edgekit.bridges import transcode as transcode
-    from edgekit.encoding.codecs import decode as decode
-    from edgekit.encoding.codecs import encode as encode
+    from edgekit.encoding._codecs import decode as decode
+    from edgekit.encoding._codecs import encode as encode
     from edgekit.errors import EdgekitError as EdgekitError
     from edgekit.evaluation import compare as compare
     from edgekit.evaluation import evaluate as evaluate
-    from edgekit.pipeline.conversion import convert as convert
-    from edgekit.pipeline.conversion import open_artifact
-    from edgekit.pipeline.conversion import quantize as quantize
+    from edgekit.evaluation.moments import calibrate as calibrate
+    from edgekit.pipeline._conversion import convert as convert
+    from edgekit.pipeline._conversion import open_artifact
+    from edgekit.pipeline._conversion import quantize as quantize
+    from edgekit.plugin._registry import installed
     from edgekit.plugin.hookspecs import hookimpl as hookimpl
-    from edgekit.plugin.registry import installed
     from edgekit.precision import Precision as Precision
     from edgekit.precision import Tier as Tier
     from edgekit.recipe import Recipe as Recipe
+    from edgekit.rounding import Calibration as Calibration
     from edgekit.runtime.protocols import load as load
     from edgekit.tensor import QuantizedTensor as QuantizedTensor
     from edgekit.tensor import Tensor as Tensor
@@ -41,26 +43,29 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "Artifact": "edgekit.artifact:Artifact",
+    "Calibration": "edgekit.rounding:Calibration",
     "EdgekitError": "edgekit.errors:EdgekitError",
     "Precision": "edgekit.precision:Precision",
     "QuantizedTensor": "edgekit.tensor:QuantizedTensor",
     "Recipe": "edgekit.recipe:Recipe",
     "Tensor": "edgekit.tensor:Tensor",
     "Tier": "edgekit.precision:Tier",
+    "calibrate": "edgekit.evaluation.moments:calibrate",
     "compare": "edgekit.evaluation:compare",
-    "convert": "edgekit.pipeline.conversion:convert",
-    "decode": "edgekit.encoding.codecs:decode",
-    "encode": "edgekit.encoding.codecs:encode",
+    "convert": "edgekit.pipeline._conversion:convert",
+    "decode": "edgekit.encoding._codecs:decode",
+    "encode": "edgekit.encoding._codecs:encode",
     "evaluate": "edgekit.evaluation:evaluate",
     "hookimpl": "edgekit.plugin.hookspecs:hookimpl",
     "load": "edgekit.runtime.protocols:load",
-    "open": "edgekit.pipeline.conversion:open_artifact",
-    "plugins": "edgekit.plugin.registry:installed",
-    "quantize": "edgekit.pipeline.conversion:quantize",
+    "open": "edgekit.pipeline._conversion:open_artifact",
+    "plugins": "edgekit.plugin._registry:installed",
+    "quantize": "edgekit.pipeline._conversion:quantize",
     "transcode": "edgekit.bridges:transcode",
 }
 __all__ = [
     "Artifact",
+    "Calibration",
     "EdgekitError",
     "Precision",
     "QuantizedTensor",
@@ -68,6 +73,7 @@ __all__ = [
     "Tensor",
     "Tier",
     "__version__",
+    "calibrate",
     "compare",
     "convert",
     "decode",

@@ -7,7 +7,7 @@ from typing import cast
 
 from edgekit.architectures.family import Family
 from edgekit.errors import PluginError
-from edgekit.plugin.registry import BUILT_IN, Registration, manager, skipped
+from edgekit.plugin._registry import BUILT_IN, Registration, manager, skipped
 
 
 class Families(Mapping[str, Family]):

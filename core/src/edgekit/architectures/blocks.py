@@ -99,11 +99,18 @@ class Network:
 
     def states(self, ops: Ops[V]) -> V:
         """The normalized states [batch, n, width] of the new tokens."""
-        x = ops.embed("token_embd")
-        if self.embedding_scale != 1:
-            x = ops.scale(x, self.embedding_scale)
+        x = self.embedded(ops)
         for layer, block in enumerate(self.blocks):
             x = block.forward(ops, layer, x)
+        return self.normalized(ops, x)
+
+    def embedded(self, ops: Ops[V]) -> V:
+        """The states before the first block."""
+        x = ops.embed("token_embd")
+        return x if self.embedding_scale == 1 else ops.scale(x, self.embedding_scale)
+
+    def normalized(self, ops: Ops[V], x: V) -> V:
+        """The states after the last block as `logits` takes them."""
         return ops.rms_norm(x, self.eps, f"{self.norm}.weight")
 
     def logits(self, ops: Ops[V], states: V) -> V:

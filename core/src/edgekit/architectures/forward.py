@@ -115,7 +115,34 @@ class Transformer:
     @_quiet
     def project(self, hidden: F32) -> F32:
         """Logits, float32 [..., vocab], of hidden states [..., width]."""
-        return self.network.logits(self.ops(np.zeros((1, 1), np.int64), KVCache()), hidden)
+        return self.network.logits(self._anew(hidden), hidden)
+
+    def _anew(self, states: F32) -> NumpyOps:
+        """The operations for states [..., n, width] of sequences that nothing came before."""
+        return self.ops(np.zeros(states.shape[:-1], np.int64), KVCache())
+
+    @_quiet
+    def embedded(self, tokens: Ints) -> F32:
+        """The states before the first layer, float32 [batch, n, width], of token ids [batch, n]."""
+        return self.network.embedded(self.ops(token_ids(tokens, self.config.vocab), KVCache()))
+
+    @_quiet
+    def layer(self, index: int, states: F32) -> F32:
+        """The states after one layer, of whole sequences: for those who go through a model layer by layer.
+
+        A weight is read after `observe` was called with its input: whoever observes may replace it just before.
+        `normalized` of the last layer's states is what `hidden` returns.
+
+        Args:
+            index: of the layer, from 0.
+            states: float32 [batch, n, width], from `embedded` or from the layer before.
+        """
+        return self.network.blocks[index].forward(self._anew(states), index, states)
+
+    @_quiet
+    def normalized(self, states: F32) -> F32:
+        """The states after the last layer as `project` takes them."""
+        return self.network.normalized(self._anew(states), states)
 
     @_quiet
     def step(self, tokens: npt.ArrayLike, past: KVCache) -> F32:

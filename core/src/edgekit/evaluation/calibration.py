@@ -24,9 +24,10 @@ from edgekit.artifact import Artifact
 from edgekit.errors import NonFiniteError, UnsupportedModelError, UsageError
 from edgekit.evaluation.language import CONTEXT, Text, cut, tokens_of
 from edgekit.files.memory import enough_memory
-from edgekit.pipeline.conversion import as_artifact, find_format
-from edgekit.pipeline.progress import Progress, Shown, reporting
-from edgekit.plugin.registry import manager
+from edgekit.pipeline._conversion import as_artifact, find_format
+from edgekit.pipeline._progress import Progress, Shown, reporting
+from edgekit.plugin._registry import manager
+from edgekit.rounding.calibration import Calibration
 from edgekit.runtime.protocols import load
 from edgekit.typing import F32, F64, Ints
 
@@ -224,12 +225,12 @@ def _refuse_other_models(matrix: Mapping[str, F32], artifact: Artifact, where: P
             )
 
 
-def write_importance(path: str | os.PathLike[str], activations: Activations, dataset: str = "") -> None:
+def write_importance(path: str | os.PathLike[str], activations: Activations | Calibration, dataset: str = "") -> None:
     """Write an importance matrix; the path's suffix decides the format.
 
     Args:
         path: the file to write, ``.gguf``.
-        activations: from `collect`.
+        activations: from `collect` or `edgekit.calibrate`.
         dataset: name of the calibration text, for the record.
 
     Raises:
@@ -241,6 +242,10 @@ def write_importance(path: str | os.PathLike[str], activations: Activations, dat
     chosen: Any = find_format(None, target)
     if not hasattr(chosen, "write_importance"):
         raise UsageError(f"{target}: {chosen.name} holds no importance matrices; name a file that ends in .gguf")
+    if isinstance(activations, Calibration):
+        means, tokens = activations.importance(), activations.tokens
+        sums = {name: mean.astype(np.float64) * tokens for name, mean in means.items()}
+        activations = Activations(sums, tokens, activations.context)
     chosen.write_importance(target, activations, dataset)
 
 

@@ -20,7 +20,7 @@ import attrs
 
 from edgekit.architectures import FAMILIES, Family
 from edgekit.errors import EdgekitError, UsageError
-from edgekit.plugin.registry import (
+from edgekit.plugin._registry import (
     BUILT_IN,
     Manager,
     PluginInfo,

@@ -1,0 +1,240 @@
+"""`calibrate`: run a text through a model, layer by layer, and keep the second moments of its matrices' inputs.
+
+A layer is read once, computes all windows, and is forgotten: memory holds one layer, its moments, and the states of
+the text (``4 * width`` bytes a token), so that a model larger than memory can be calibrated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import attrs
+import numpy as np
+
+from edgekit.architectures.forward import Transformer
+from edgekit.artifact import Artifact
+from edgekit.errors import EdgekitError, NonFiniteError, UsageError
+from edgekit.evaluation.language import CONTEXT, Text, cut, tokens_of
+from edgekit.files.atomic import AtomicFile
+from edgekit.files.guard import refuse_harm
+from edgekit.files.memory import enough_memory
+from edgekit.formats.safetensors import to_bytes
+from edgekit.pipeline._conversion import as_artifact
+from edgekit.pipeline._progress import Progress, Shown, reporting
+from edgekit.rounding.calibration import (
+    Calibration,
+    as_ids,
+    header_of,
+    inputs_of,
+    model_digest,
+    moment_shape,
+    read_calibration,
+    text_digest,
+)
+from edgekit.tensor import Tensor
+from edgekit.typing import F32, Ints
+
+#: Tokens that go through a layer at once.
+_BATCH = 2048
+#: Share of the windows that is set aside to measure with, unless the caller says otherwise.
+HOLDOUT = 0.125
+
+
+@enough_memory("calibrating a model")
+def calibrate(
+    source: Artifact | str | os.PathLike[str],
+    text: Text,
+    *,
+    to: str | os.PathLike[str] | None = None,
+    context: int | None = None,
+    outputs: bool = False,
+    holdout: float = HOLDOUT,
+    runtime: str | None = None,
+    progress: Shown = None,
+    overwrite: bool = False,
+) -> Calibration:
+    """Measure how the inputs of every weight matrix go together on a text, for `edgekit.quantize`.
+
+    Args:
+        source: the model before quantization, or its path.
+        text: a text typical of the model's use, or token ids [n]; ten thousand tokens are enough. It is cut into
+            windows that do not overlap, the rest is dropped.
+        to: a calibration file to write; the moments then go there one by one and never are in memory together.
+        context: tokens of a window; None takes 512, or the model's context where that is less.
+        outputs: whether to include the matrix that makes the logits (also where it is the embedding).
+        holdout: share of the windows, 0 to below 1, that is set aside for measurements: the last ones, which become
+            `Calibration.held_out`.
+        runtime: None for numpy, the only one that gives second moments; importance matrices can be made with others
+            (`edgekit.evaluation.calibration.collect`).
+        progress: called before each layer; True draws a bar on stderr.
+        overwrite: replace a file at `to` that is no calibration file.
+
+    Returns:
+        The calibration, opened from `to` or in memory.
+
+    Raises:
+        UsageError: a text shorter than a window, no tokenizer for a text, a bad `context` or `holdout`, or a target
+            that must not be replaced.
+        UnsupportedModelError: the family is not supported.
+        NonFiniteError: the model computes a NaN or an infinity.
+        ResourceError, LockedError: about the target.
+
+    Example:
+        >>> calibration = edgekit.calibrate("model-F16.gguf", text)  # doctest: +SKIP
+        >>> edgekit.quantize("model-F16.gguf", "Q4_0", to="model-Q4_0.gguf", calibration=calibration)  # doctest: +SKIP
+    """
+    if runtime is not None:
+        raise UsageError(f"runtime {runtime} gives no second moments; leave it out: numpy computes them")
+    artifact = as_artifact(source)
+    windows = _windows(artifact, text, context)
+    used = windows[: len(windows) - _held_out(len(windows), holdout)]
+    target = None if to is None else Path(to)
+    if target is not None:
+        refuse_harm(target, artifact.reads)
+        _refuse_overwriting(target, overwrite)
+    inputs = inputs_of(artifact.model, outputs)
+    digests = model_digest(artifact), text_digest(text)
+    record = Calibration(as_ids(used), as_ids(windows[len(used) :]), *digests, inputs, {}, target)
+    with reporting(progress, "calibrate") as report:
+        if target is None:
+            found = layer_moments(artifact, record, report)
+            return attrs.evolve(record, moments={name: Tensor.of(name, moment) for name, moment in found})
+        _write(record, artifact, report)
+    return read_calibration(target)
+
+
+def _windows(artifact: Artifact, text: Text, context: int | None) -> Ints:
+    longest = artifact.model.config.context
+    length = min(CONTEXT, longest) if context is None else context
+    if not 3 <= length <= longest:
+        raise UsageError(f"a window of {context} tokens; choose between 3 and the model's context of {longest}")
+    tokens, tokenizer = tokens_of(artifact, text), artifact.tokenizer
+    if tokens.ndim == 1 and tokens.size < length:
+        raise UsageError(
+            f"the text has {tokens.size} tokens, fewer than a window of {length}; give more text, better ten thousand "
+            f"tokens, or choose a smaller context"
+        )
+    return cut(tokens, length, tokenizer.bos if tokenizer is not None and tokenizer.add_bos else None)
+
+
+def _held_out(count: int, share: float) -> int:
+    if not 0 <= share < 1:
+        raise UsageError(f"a holdout of {share}; choose a share from 0 to below 1")
+    return int(count * share)
+
+
+def _refuse_overwriting(target: Path, overwrite: bool) -> None:
+    if overwrite or not target.exists():
+        return
+    try:
+        read_calibration(target)
+    except EdgekitError as error:
+        raise UsageError(
+            f"{target} exists already and is not a calibration file; choose another file, or replace it with "
+            "overwrite=True (--force)"
+        ) from error
+
+
+def layer_moments(
+    artifact: Artifact, calibration: Calibration, progress: Progress | None = None, done: int = 0
+) -> Iterator[tuple[str, F32]]:
+    """Yield the name of each moment and its values [cols, cols], in the order of the forward pass.
+
+    Args:
+        artifact: the model.
+        calibration: its windows and inputs.
+        progress: called before each layer.
+        done: how many moments are there already; the following ones are yielded.
+    """
+    wanted = dict(list(calibration.inputs.items())[done:])
+    model, windows = artifact.model, calibration.windows
+    step = max(1, _BATCH // windows.shape[1])
+    batches = [slice(start, start + step) for start in range(0, len(windows), step)]
+    states = Transformer(model, cache=False).embedded(windows)
+    for layer in range(model.config.layers):
+        if progress:
+            progress(layer, model.config.layers, f"layer {layer}")
+        sums = _Sums(wanted)
+        computing = Transformer(model, cache=True, observe=sums.add)  # keeps what it decoded: this layer
+        for batch in batches:
+            states[batch] = computing.layer(layer, states[batch])
+        yield from sums.means()
+    outputs = [name for name in ("token_embd.weight", "output.weight") if name in wanted]
+    if outputs:
+        sums = _Sums(wanted)
+        last = Transformer(model, cache=False)
+        for batch in batches:
+            sums.add(outputs[0], last.normalized(states[batch]).reshape(-1, model.config.width))
+        yield from sums.means()
+    if progress:
+        progress(model.config.layers, model.config.layers, "")
+
+
+class _Sums:
+    """Sums of outer products of inputs, by the name of the moment."""
+
+    def __init__(self, inputs: Mapping[str, tuple[str, ...]]) -> None:
+        self._inputs = inputs
+        self._sums: dict[str, F32] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, name: str, x: F32) -> None:
+        """Add the inputs [tokens, cols] of a matrix; those of the others that share them are the same."""
+        if name not in self._inputs:
+            return
+        products = outer(x, moment_shape(x.shape[1]))
+        if name in self._sums:
+            self._sums[name] += products
+        else:
+            self._sums[name] = products
+        self._counts[name] = self._counts.get(name, 0) + len(x)
+
+    def means(self) -> Iterator[tuple[str, F32]]:
+        """Yield the moments in the order of the inputs, and forget them."""
+        for name in [name for name in self._inputs if name in self._sums]:
+            moment = self._sums.pop(name)
+            moment /= np.float32(self._counts[name])
+            if not np.isfinite(moment).all():
+                column = int(np.argmin(np.isfinite(np.diagonal(moment, axis1=-2, axis2=-1).reshape(-1))))
+                raise NonFiniteError(
+                    f"the input of {name} is not finite on this text (column {column}); calibrate on the unquantized "
+                    "model"
+                )
+            yield name, moment
+
+
+def outer(x: F32, shape: tuple[int, ...]) -> F32:
+    """``x^T x`` of inputs [tokens, cols], or its blocks on the diagonal, in the shape of a moment."""
+    with np.errstate(over="ignore", invalid="ignore"):  # refused with the name of the matrix
+        if len(shape) == 2:
+            return x.T @ x
+        width = shape[-1]
+        blocks = [x[:, start : start + width] for start in range(0, x.shape[1], width)]
+        return np.stack([block.T @ block for block in blocks])
+
+
+def _write(record: Calibration, artifact: Artifact, progress: Progress | None) -> None:
+    """Write a calibration file; an interrupted run goes on after the last moment that is whole."""
+    assert record.path is not None
+    shapes = {name: moment_shape(artifact.model.tensors[name].shape[-1]) for name in record.inputs}
+    header = header_of(record, shapes)
+    windows = to_bytes(record.windows), to_bytes(record.held_out)
+    fingerprint = hashlib.sha256(b"".join([header, *windows])).digest()
+    with AtomicFile(record.path, fingerprint=fingerprint) as file:
+        file.reserve(len(header) + sum(len(data) for data in windows) + 4 * sum(map(math.prod, shapes.values())))
+        if not file.done:
+            file.write(header)
+            for data in windows:
+                file.write(data)
+            file.unit_done()
+        for _, moment in layer_moments(artifact, record, progress, file.done - 1):
+            file.write(to_bytes(moment))
+            file.unit_done()
+        file.commit()
+
+
+__all__ = ["HOLDOUT", "calibrate", "layer_moments", "outer"]

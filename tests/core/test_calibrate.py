@@ -1,0 +1,232 @@
+"""Calibrations: second moments of the inputs of weight matrices, and their file."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import attrs
+import numpy as np
+import pytest
+
+import edgekit
+from edgekit import sample
+from edgekit.architectures.forward import Transformer
+from edgekit.architectures.hf import config_from_hf
+from edgekit.errors import InvalidFileError, NonFiniteError, UsageError
+from edgekit.evaluation import moments
+from edgekit.evaluation.calibration import importance
+from edgekit.formats import safetensors
+from edgekit.rounding import calibration as calibrations
+from edgekit.rounding import read_calibration
+from edgekit.tensor import Tensor
+from edgekit.testing.models import artifact_of, random_model
+
+CONFIG = config_from_hf(
+    {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 50,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": False,
+    },
+    "test",
+)
+MODEL = random_model(CONFIG)
+TOKENS = np.random.RandomState(3).randint(0, 50, 330)
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"weights")
+    return artifact_of(MODEL, path)
+
+
+def test_moments_are_those_of_the_inputs(artifact):
+    calibration = edgekit.calibrate(artifact, TOKENS, context=32, holdout=0, outputs=True)
+    seen: dict[str, list] = {}
+    model = Transformer(MODEL, observe=lambda name, x: seen.setdefault(name, []).append(x))
+    model.logits(calibration.windows)
+    for name, inputs in seen.items():
+        x = np.concatenate(inputs).astype(np.float64)
+        exact = x.T @ x / len(x)
+        found = calibration.moment(name)
+        assert found.dtype == np.float32
+        assert np.array_equal(found, found.T)
+        # A float32 sum of 320 products, in any order.
+        assert np.abs(found - exact).max() <= 320 * 2.0**-24 * np.sqrt(np.outer(np.diag(exact), np.diag(exact))).max()
+    assert sum(map(len, calibration.inputs.values())) == len(seen)
+
+
+def test_matrices_with_the_same_input_share_a_moment(artifact):
+    calibration = edgekit.calibrate(artifact, TOKENS, context=32)
+    assert calibration.inputs["blk.0.attn_q.weight"] == tuple(f"blk.0.attn_{n}.weight" for n in "qkv")
+    assert calibration.inputs["blk.1.ffn_gate.weight"] == ("blk.1.ffn_gate.weight", "blk.1.ffn_up.weight")
+    assert calibration.moment("output.weight") is None
+
+
+def test_the_diagonal_is_the_importance(artifact):
+    calibration = edgekit.calibrate(artifact, TOKENS, context=32, holdout=0)
+    collected = importance(artifact, TOKENS, context=32)
+    diagonal = calibration.importance()
+    assert diagonal.keys() == collected.keys()
+    for name, values in collected.items():
+        np.testing.assert_allclose(diagonal[name], values, rtol=320 * 2.0**-24)
+
+
+def test_the_last_windows_are_held_out(artifact):
+    calibration = edgekit.calibrate(artifact, TOKENS, context=32)
+    assert calibration.windows.shape == (9, 32)
+    assert np.array_equal(calibration.held_out, TOKENS[9 * 32 : 10 * 32].reshape(1, 32))
+    assert calibration.tokens == 288
+
+
+def test_a_file_holds_the_same(artifact, tmp_path):
+    made = edgekit.calibrate(artifact, TOKENS, context=32)
+    streamed = edgekit.calibrate(artifact, TOKENS, context=32, to=tmp_path / "a.safetensors")
+    made.save(tmp_path / "b.safetensors")
+    saved = read_calibration(tmp_path / "b.safetensors")
+    assert made.digest == streamed.digest == saved.digest
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert saved.held_out.tolist() == made.held_out.tolist()
+    saved.refuse_other_model(artifact)
+
+
+def test_an_interrupted_run_goes_on_and_writes_the_same(artifact, tmp_path, monkeypatch):
+    target = tmp_path / "c.safetensors"
+    edgekit.calibrate(artifact, TOKENS, context=32, to=target)
+    whole = target.read_bytes()
+    target.unlink()
+    outer, calls = moments.outer, []
+
+    def cut_off(x, shape):
+        calls.append(shape)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return outer(x, shape)
+
+    monkeypatch.setattr(moments, "outer", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        edgekit.calibrate(artifact, TOKENS, context=32, to=target)
+    assert not target.exists()
+    calls.clear()
+    monkeypatch.setattr(moments, "outer", lambda x, shape: calls.append(shape) or outer(x, shape))
+    edgekit.calibrate(artifact, TOKENS, context=32, to=target)
+    assert target.read_bytes() == whole
+    assert len(calls) == 4  # of eight moments, the first layer's four were there
+
+
+def test_wide_matrices_keep_blocks_on_the_diagonal(artifact, monkeypatch):
+    whole = edgekit.calibrate(artifact, TOKENS, context=32)
+    monkeypatch.setattr(calibrations, "WIDEST", 20)
+    blocks = edgekit.calibrate(artifact, TOKENS, context=32)
+    found = blocks.moment("blk.0.ffn_down.weight")
+    assert found.shape == (3, 16, 16)
+    exact = whole.moment("blk.0.ffn_down.weight")
+    np.testing.assert_allclose(found[2], exact[32:, 32:], rtol=1e-4, atol=1e-5 * np.abs(exact).max())
+    np.testing.assert_allclose(
+        blocks.importance()["blk.0.ffn_down.weight"], whole.importance()["blk.0.ffn_down.weight"], rtol=288 * 2.0**-24
+    )
+
+
+def test_another_model_is_refused(artifact, tmp_path):
+    calibration = edgekit.calibrate(artifact, TOKENS, context=32)
+    (tmp_path / "other.bin").write_bytes(b"others")
+    other = artifact_of(MODEL, tmp_path / "other.bin")
+    with pytest.raises(UsageError, match=r"is of a model with other weights than .*other\.bin; calibrate this model"):
+        calibration.refuse_other_model(other)
+    wide = artifact_of(random_model(attrs.evolve(CONFIG, ffn=64)), tmp_path / "model.bin")
+    with pytest.raises(UsageError, match=re.escape("blk.0.ffn_down.weight has 48 columns, in ")):
+        calibration.refuse_other_model(wide)
+    shallow = artifact_of(random_model(attrs.evolve(CONFIG, layers=1)), tmp_path / "model.bin")
+    with pytest.raises(UsageError, match=re.escape("blk.1.attn_q.weight is not in ")):
+        calibration.refuse_other_model(shallow)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"text": TOKENS[:20], "context": 32}, "the text has 20 tokens, fewer than a window of 32"),
+        ({"context": 2}, "a window of 2 tokens; choose between 3 and the model's context of 64"),
+        ({"context": 65}, "a window of 65 tokens; choose between 3 and the model's context of 64"),
+        ({"holdout": 1}, "a holdout of 1; choose a share from 0 to below 1"),
+        ({"runtime": "llamacpp"}, "runtime llamacpp gives no second moments; leave it out"),
+    ],
+)
+def test_bad_arguments_are_refused(artifact, arguments, message):
+    text = arguments.pop("text", TOKENS)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        edgekit.calibrate(artifact, text, **arguments)
+
+
+def test_a_model_that_computes_nan_is_refused(tmp_path):
+    broken = Tensor.of("blk.1.ffn_up.weight", np.full((48, 32), np.inf, np.float32))
+    model = attrs.evolve(MODEL, tensors={**MODEL.tensors, "blk.1.ffn_up.weight": broken})
+    with pytest.raises(NonFiniteError, match=re.escape("the input of blk.1.ffn_down.weight is not finite")):
+        edgekit.calibrate(artifact_of(model, tmp_path / "m.bin"), TOKENS, context=32)
+
+
+def test_a_file_that_is_no_calibration_is_not_replaced(artifact, tmp_path):
+    target = tmp_path / "mine.safetensors"
+    target.write_bytes(b"mine")
+    with pytest.raises(UsageError, match="exists already and is not a calibration file"):
+        edgekit.calibrate(artifact, TOKENS, context=32, to=target)
+    assert target.read_bytes() == b"mine"
+    edgekit.calibrate(artifact, TOKENS, context=32, to=target, overwrite=True)
+    assert read_calibration(target).context == 32
+
+
+def damaged(metadata=None, **arrays):
+    """The arguments of `safetensors.write` for a calibration that is changed."""
+    ids = np.zeros((1, 4), np.int32)
+    whole = {"windows": ids, "held_out": ids[:0], "a.weight": np.eye(3, dtype=np.float32), **arrays}
+    known = {
+        "format": "edgekit.calibration",
+        "version": "1",
+        "model": "m",
+        "text": "t",
+        "inputs": '{"a.weight": ["a"]}',
+    }
+    merged = {key: value for key, value in {**known, **(metadata or {})}.items() if value is not None}
+    return {name: array for name, array in whole.items() if array is not None}, merged
+
+
+@pytest.mark.parametrize(
+    ("arrays", "metadata", "message"),
+    [
+        ({}, {"format": None}, "it is no calibration file"),
+        ({}, {"version": "9"}, "calibration files of version '9' are not supported"),
+        ({}, {"model": None}, "its metadata lack model"),
+        ({}, {"inputs": "[]"}, "its inputs are no lists of names"),
+        ({}, {"inputs": json.dumps({"a.weight": []})}, "its inputs are no lists of names"),
+        ({"windows": None}, {}, "tensor 'windows' is missing"),
+        ({"a.weight": None}, {}, "tensor 'a.weight' is missing"),
+        ({"windows": np.zeros(4, np.int32)}, {}, "windows are no token ids"),
+        ({"held_out": np.zeros((0, 5), np.int32)}, {}, "held_out are no token ids"),
+        ({"a.weight": np.zeros((3, 2), np.float32)}, {}, "'a.weight' is no moment"),
+        ({"a.weight": np.zeros((3, 3), np.float64)}, {}, "'a.weight' is no moment"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path, arrays, metadata, message):
+    path = tmp_path / "c.safetensors"
+    safetensors.write(path, *damaged(metadata, **arrays))
+    with pytest.raises(InvalidFileError, match=re.escape(message)):
+        read_calibration(path)
+
+
+def test_an_undamaged_file_is_read(tmp_path):
+    path = tmp_path / "c.safetensors"
+    safetensors.write(path, *damaged())
+    assert read_calibration(path).importance()["a"].tolist() == [1, 1, 1]
+
+
+def test_the_sample_model_calibrates_with_its_text(tmp_path):
+    calibration = edgekit.calibrate(sample.path(), sample.heldout_text()[:4000], context=128)
+    calibration.refuse_other_model(edgekit.open(sample.path()))
+    ffn = edgekit.open(sample.path()).model.config.ffn
+    assert calibration.moment("blk.0.ffn_down.weight").shape == (ffn, ffn)
