@@ -21,7 +21,7 @@ from typing import Any, cast
 from edgekit.architectures import FAMILIES, ModelConfig
 from edgekit.architectures.blocks import Network, calls
 from edgekit.architectures.ops import OPERATIONS, Ops, refuse_missing
-from edgekit_openvino.ops import HIDDEN, GraphOps, Weights
+from edgekit_openvino.ops import GraphOps, Weights
 
 
 def build(config: ModelConfig, weights: Weights, stand_ins: Callable[[], Iterable[Any]] = tuple) -> Any:
@@ -69,4 +69,4 @@ def name_nodes(model: Any) -> None:
             node.friendly_name = f"{kind.lower()}.{place}"
 
 
-__all__ = ["HIDDEN", "Weights", "build", "name_nodes", "refuse_lacking"]
+__all__ = ["build", "name_nodes", "refuse_lacking"]
