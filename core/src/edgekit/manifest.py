@@ -129,13 +129,13 @@ def _read(artifact: Path) -> tuple[Manifest | None, str | None]:
         return Manifest.from_record(record, path), None
     Manifest.from_record(record, path)
     try:
-        own = pairs.belonging(record, pairs.seal_of(artifact))
+        matching = pairs.belonging(record, pairs.seal_of(artifact))
     except OSError as error:
         raise MissingFileError(f"{artifact}: cannot be read ({error.strerror}); check its permissions") from error
-    if own is None:
+    if matching is None:
         which = "describes another file than" if "file" in record else "does not say that it belongs to"
         return None, f"{path.name} is not believed: it {which} {artifact.name} as it is now"
-    return Manifest.from_record(own, path), None
+    return Manifest.from_record(matching, path), None
 
 
 __all__ = ["SCHEMA", "Manifest", "manifest_path", "read_manifest", "stale_manifest"]

@@ -44,8 +44,8 @@ _CARRIERS: dict[str, np.dtype[Any]] = {
 
 def carrier(dtype: str) -> np.dtype[Any]:
     """The numpy dtype in which values of `dtype` travel: itself, or an unsigned integer of its width."""
-    found = _CARRIERS.get(dtype)
-    return np.dtype(dtype) if found is None else found
+    dtype_of_parts = _CARRIERS.get(dtype)
+    return np.dtype(dtype) if dtype_of_parts is None else dtype_of_parts
 
 
 @attrs.frozen(eq=False)

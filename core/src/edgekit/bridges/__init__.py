@@ -42,36 +42,36 @@ def transcode(tensor: QuantizedTensor, precision: str | Precision, *, exact: boo
         ShapeError: the wanted precision's blocks do not divide the rows.
         UnknownPrecisionError: no such precision.
     """
-    wanted = find_precision(precision)
-    if wanted == tensor.precision:
+    target = find_precision(precision)
+    if target == tensor.precision:
         return tensor
-    refuse_shape(tensor.shape, wanted)
-    declared = relation(tensor.precision, wanted)
+    refuse_shape(tensor.shape, target)
+    declared = relation(tensor.precision, target)
     if declared.carry is Carry.NO and exact:
-        raise InexactError(_refusal(tensor, wanted, declared.why))
-    if declared.carry is Carry.NO or (wanted.convention == "float" and not exact):
-        return _again(tensor, wanted)
+        raise InexactError(_refusal(tensor, target, declared.why))
+    if declared.carry is Carry.NO or (target.convention == "float" and not exact):
+        return _again(tensor, target)
     try:
-        parts = _decoded(tensor, wanted) if wanted.convention == "float" else write(read(tensor), wanted, exact)
-        carried = attrs.evolve(tensor, parts=parts, precision=wanted, backend="bridge")
+        parts = _decoded(tensor, target) if target.convention == "float" else write(read(tensor), target, exact)
+        carried = attrs.evolve(tensor, parts=parts, precision=target, backend="bridge")
     except InexactError as error:
         if exact:
-            raise InexactError(_refusal(tensor, wanted, str(error))) from error
-        return _again(tensor, wanted)
+            raise InexactError(_refusal(tensor, target, str(error))) from error
+        return _again(tensor, target)
     if exact:
         _compare(tensor, carried)
     return carried
 
 
-def _decoded(tensor: QuantizedTensor, wanted: Precision) -> Parts:
+def _decoded(tensor: QuantizedTensor, target: Precision) -> Parts:
     """The decoded values in a plain float format."""
     rows = tensor.dequantize().reshape(tensor.rows, -1)
     with np.errstate(over="ignore"):  # what becomes infinite is found by comparing
-        return reference(wanted).encode(rows, wanted)
+        return reference(target).encode(rows, target)
 
 
-def _again(tensor: QuantizedTensor, wanted: Precision) -> QuantizedTensor:
-    return attrs.evolve(encode(tensor.dequantize(), wanted), name=tensor.name)
+def _again(tensor: QuantizedTensor, target: Precision) -> QuantizedTensor:
+    return attrs.evolve(encode(tensor.dequantize(), target), name=tensor.name)
 
 
 def _compare(tensor: QuantizedTensor, carried: QuantizedTensor) -> None:
@@ -82,6 +82,6 @@ def _compare(tensor: QuantizedTensor, carried: QuantizedTensor) -> None:
         raise InexactError(_refusal(tensor, carried.precision, why))
 
 
-def _refusal(tensor: QuantizedTensor, wanted: Precision, why: str) -> str:
+def _refusal(tensor: QuantizedTensor, target: Precision, why: str) -> str:
     name = tensor.name or "tensor"
-    return f"{name} cannot go from {tensor.precision} to {wanted} unchanged: {why}; exact=False rounds or requantizes"
+    return f"{name} cannot go from {tensor.precision} to {target} unchanged: {why}; exact=False rounds or requantizes"

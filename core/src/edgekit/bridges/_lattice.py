@@ -57,13 +57,13 @@ class Lattice:
 
         The last group of a row may be shorter, before and after.
         """
-        own = np.arange(self.codes.shape[1]) // self.group
-        first = own[::group]
+        group_of_column = np.arange(self.codes.shape[1]) // self.group
+        first = group_of_column[::group]
         if self.group % group:  # a new group may hold more than one old one
-            joined = np.repeat(first, group)[: len(own)]
-            at = np.flatnonzero(own != joined)
+            joined = np.repeat(first, group)[: len(group_of_column)]
+            at = np.flatnonzero(group_of_column != joined)
             for part in (self.scale, self.zero, self.bias):
-                if part is not None and (part[:, own[at]] != part[:, joined[at]]).any():
+                if part is not None and (part[:, group_of_column[at]] != part[:, joined[at]]).any():
                     return None
         zero = None if self.zero is None else self.zero[:, first]
         bias = None if self.bias is None else self.bias[:, first]

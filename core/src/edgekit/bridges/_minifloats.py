@@ -67,13 +67,13 @@ _NARROWER[_WIDER] = np.arange(16)
 
 def holds(precision: Precision) -> Elements | None:
     """What a format holds; None where it is not of small floats under a scale."""
-    found = _HOLDS.get((precision.convention, precision.kind))
-    if found is None:
+    elements = _HOLDS.get((precision.convention, precision.kind))
+    if elements is None:
         return None
     group = 16 if precision.kind == "NVFP4" else precision.block or 0
     if precision.convention == "mlx" and precision.whole_tensor:
         return Elements(precision.bits, group, "float32", written=False)
-    return Elements(precision.bits, group, *found)
+    return Elements(precision.bits, group, *elements)
 
 
 def read(tensor: QuantizedTensor) -> Minifloats:

@@ -93,13 +93,13 @@ def holds(precision: Precision) -> Holds | None:
     return attrs.evolve(_integers(bits, precision, group, stored), whole=where)
 
 
-def _of_elements(found: Elements) -> Holds | None:
+def _of_elements(elements: Elements) -> Holds | None:
     """Elements of e2m1 are multiples of a half: a lattice that is only read."""
-    if found.bits != 4:
+    if elements.bits != 4:
         return None
-    bits = {"e8m0": 1, "e4m3": 4, "float16": 11, "float32": 24}[found.scale]
-    small = found.scale in ("e8m0", "float16")
-    return Holds(-12, 12, "fixed", found.group, bits, None, _UNEVEN, small=small)
+    bits = {"e8m0": 1, "e4m3": 4, "float16": 11, "float32": 24}[elements.scale]
+    small = elements.scale in ("e8m0", "float16")
+    return Holds(-12, 12, "fixed", elements.group, bits, None, _UNEVEN, small=small)
 
 
 def _integers(bits: int, precision: Precision, group: int, scale: Literal["float16", "float32"]) -> Holds:

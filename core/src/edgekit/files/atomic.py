@@ -379,17 +379,17 @@ class AtomicDirectory:
             clear(self.path)
             self.path.mkdir()
         journals = {entry.name for entry in self.path.iterdir() if entry.name.endswith(_JOURNAL)}
-        kept = journals | {name.removesuffix(".json") for name in journals}
-        _clear_all(entry for entry in self.path.iterdir() if entry.name not in kept)
+        retained = journals | {name.removesuffix(".json") for name in journals}
+        _clear_all(entry for entry in self.path.iterdir() if entry.name not in retained)
 
     def _sweep(self, but: str = "") -> None:
         """Remove all resumable files except one: the others are of another format or run."""
         names = [but, *(file.target.name for file in self._files)] if but else []
-        kept = {hidden(Path(name), what).name for name in names for what in ("partial", "partial.json")}
+        retained = {hidden(Path(name), what).name for name in names for what in ("partial", "partial.json")}
         _clear_all(
             entry
             for entry in self.path.iterdir()
-            if entry.name.startswith(".") and entry.name.endswith((".partial", _JOURNAL)) and entry.name not in kept
+            if entry.name.startswith(".") and entry.name.endswith((".partial", _JOURNAL)) and entry.name not in retained
         )
 
     def _list_files(self) -> None:

@@ -241,17 +241,17 @@ def refuse_harm(target: Path, reads: Iterable[Path]) -> None:
         UsageError: names both.
     """
     with writing(target):
-        own = _identities([target])
+        identities = _identities([target])
         inside = _identities(Path(os.path.realpath(target)).parents)
         beside = _identities([pairs.beside(Path(os.path.realpath(target)))])
         held = _identities(_entries(target)) if target.is_dir() else set()
         lineages = {source: _lineage(source) for source in reads}
-        if any(itself & (own | beside) for itself, _ in lineages.values()):
+        if any(itself & (identities | beside) for itself, _ in lineages.values()):
             raise UsageError(f"{target}: the target is the source; choose another path")
         for source, (itself, above) in lineages.items():
             if itself & inside:
                 raise UsageError(f"{target}: the target lies inside the source {source}; choose a path outside of it")
-            if above & own or itself & held:
+            if above & identities or itself & held:
                 raise UsageError(f"{target}: the target holds the source {source}; choose another path")
 
 

@@ -55,21 +55,21 @@ def _says_so(error: BaseException) -> bool:
     return _SAID.search(str(error)) is not None
 
 
-def shortage(what: str, wanted: int | None = None, *, least: bool = False) -> MemoryShortageError:
+def shortage(what: str, requested: int | None = None, *, least: bool = False) -> MemoryShortageError:
     """Return the error for insufficient memory.
 
     Args:
         what: what needs it: a file and an action, or a tensor.
-        wanted: bytes; None if unknown.
-        least: whether `wanted` is only a lower bound.
+        requested: bytes; None if unknown.
+        least: whether `requested` is only a lower bound.
     """
     free = available()
-    figure = "more memory than there is" if wanted is None else f"{'at least ' * least}{wanted:,} bytes"
-    there = "" if free is None else f", {free:,} are available"
-    return MemoryShortageError(f"{what} needs {figure}{there}; {_CURE}")
+    figure = "more memory than there is" if requested is None else f"{'at least ' * least}{requested:,} bytes"
+    remaining = "" if free is None else f", {free:,} are available"
+    return MemoryShortageError(f"{what} needs {figure}{remaining}; {_CURE}")
 
 
-def wanted_by(error: BaseException) -> int | None:
+def requested_by(error: BaseException) -> int | None:
     """Return the bytes that a failed allocation requested, from numpy's error or a library's message; else None."""
     shape, dtype = getattr(error, "shape", None), getattr(error, "dtype", None)
     if isinstance(shape, tuple) and dtype is not None:
@@ -106,8 +106,10 @@ def refuse_shortage(error: BaseException, what: str, least: int | None = None) -
         least: as for `enough_memory`.
     """
     if is_shortage(error):
-        wanted = wanted_by(error)
-        raise shortage(what, least if wanted is None else wanted, least=wanted is None and bool(least)) from error
+        requested = requested_by(error)
+        raise shortage(
+            what, least if requested is None else requested, least=requested is None and bool(least)
+        ) from error
 
 
 def available() -> int | None:
@@ -137,4 +139,4 @@ def _within_limit() -> int | None:
         return None
 
 
-__all__ = ["available", "enough_memory", "is_shortage", "refuse_shortage", "shortage", "wanted_by"]
+__all__ = ["available", "enough_memory", "is_shortage", "refuse_shortage", "requested_by", "shortage"]

@@ -88,15 +88,15 @@ def find_precision(name: str | Precision) -> Precision:
     if not isinstance(name, str):
         raise UnknownPrecisionError(f"a precision is a Precision or its name, such as 'ggml:Q4_K'; not {name!r:.80}")
     spec = Spec.parse(name)
-    found = _known(name, spec)
-    if not found and spec:
+    matches = _known(name, spec)
+    if not matches and spec:
         load_plugins()
-        found = _known(name, spec)
-    found = found or _in_another_case(name)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(p.name for p in found)
+        matches = _known(name, spec)
+    matches = matches or _in_another_case(name)
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        names = ", ".join(p.name for p in matches)
         raise UnknownPrecisionError(f"precision {name!r} is ambiguous: say which of {names}")
     raise UnknownPrecisionError(_unknown(name, spec))
 
@@ -106,9 +106,9 @@ def _in_another_case(name: str) -> list[Precision]:
     lower = name.lower()
     convention, colon, kind = lower.rpartition(":")
     spellings = (lower, f"{convention}{colon}{kind.upper()}")
-    found = {p.name: p for spelling in spellings for p in _known(spelling, Spec.parse(spelling))}
-    found |= {p.name: p for p in catalogue() if lower in (p.name.lower(), p.name.lower().partition(":")[2])}
-    return list(found.values())
+    matches = {p.name: p for spelling in spellings for p in _known(spelling, Spec.parse(spelling))}
+    matches |= {p.name: p for p in catalogue() if lower in (p.name.lower(), p.name.lower().partition(":")[2])}
+    return list(matches.values())
 
 
 def _known(name: str, spec: Spec | None) -> list[Precision]:

@@ -33,23 +33,23 @@ def check_plan(plan: object, slots: Sequence[Slot], recipe: str) -> Plan:
 
 
 def _refuse_names(plan: Plan, slots: Sequence[Slot], who: str) -> None:
-    names, wanted = [line.name for line in plan], [slot.name for slot in slots]
-    known, planned = set(wanted), set(names)
+    names, expected = [line.name for line in plan], [slot.name for slot in slots]
+    known, planned = set(expected), set(names)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name), wanted, n=3) or wanted[:3]
+            near = difflib.get_close_matches(str(name), expected, n=3) or expected[:3]
             raise UsageError(f"{who} plans tensor {name!r}, which the target does not have; near it are {_list(near)}")
-    missing = [name for name in wanted if name not in planned]
+    missing = [name for name in expected if name not in planned]
     if missing:
         raise UsageError(
-            f"{who} leaves out {len(missing)} of {len(wanted)} tensors ({_list(missing)}); give each slot one line"
+            f"{who} leaves out {len(missing)} of {len(expected)} tensors ({_list(missing)}); give each slot one line"
         )
-    if len(names) != len(wanted):
+    if len(names) != len(expected):
         twice = next(name for name in names if names.count(name) > 1)
         raise UsageError(f"{who} plans tensor {twice!r} twice; give each slot one line")
-    for name, expected in zip(names, wanted, strict=True):
-        if name != expected:
-            raise UsageError(f"{who} plans {name!r} where {expected!r} is next; keep the order of the slots")
+    for name, slot in zip(names, slots, strict=True):
+        if name != slot.name:
+            raise UsageError(f"{who} plans {name!r} where {slot.name!r} is next; keep the order of the slots")
 
 
 def _refuse_line(slot: Slot, line: Assignment, who: str) -> None:

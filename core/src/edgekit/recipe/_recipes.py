@@ -218,8 +218,8 @@ class Rules:
     def resolved(self, precision: Callable[[str], Precision], base: Callable[[str | Precision], Recipe]) -> Rules:
         """The same with names looked up: of precisions, and of the base."""
         rules = (attrs.evolve(r, precision=_looked_up(r, precision)) for r in self.rules)
-        found = base(self.base) if isinstance(self.base, str | Precision) else self.base
-        return attrs.evolve(self, rules=tuple(rules), base=found, given_name=self.name)
+        base_recipe = base(self.base) if isinstance(self.base, str | Precision) else self.base
+        return attrs.evolve(self, rules=tuple(rules), base=base_recipe, given_name=self.name)
 
     def plan(self, slots: Sequence[Slot], config: ModelConfig | None, importance: bool = False) -> Plan:
         """Assign by the first rule that matches; see `Recipe.plan`.
@@ -237,8 +237,8 @@ class Rules:
         """For people."""
         rest = self._base()
         describe = getattr(rest, "describe", None)
-        own = [Clause(rule.pattern, str(rule.precision)) for rule in self.rules]
-        return [*own, *(describe() if describe else [Clause("the rest", rest.name)])]
+        clauses = [Clause(rule.pattern, str(rule.precision)) for rule in self.rules]
+        return [*clauses, *(describe() if describe else [Clause("the rest", rest.name)])]
 
     def _base(self) -> Recipe:
         if self.base is None:
@@ -255,8 +255,8 @@ class Rules:
         return Assignment(slot.name, slot.role, slot.shape, precision, f"rule {rule.shown}")
 
     def _rule_of(self, slot: Slot) -> Rule | None:
-        found = next((rule for rule in self.rules if rule.matches(slot)), None)
-        return found if found and (len(slot.shape) > 1 or found.names(slot)) else None
+        first = next((rule for rule in self.rules if rule.matches(slot)), None)
+        return first if first and (len(slot.shape) > 1 or first.names(slot)) else None
 
     def _refuse_idle(self, slots: Sequence[Slot]) -> None:
         decided = {id(self._rule_of(slot)) for slot in slots}
@@ -283,8 +283,8 @@ def _near(pattern: str, slots: Sequence[Slot]) -> list[str]:
     words = list(dict.fromkeys(word for name in names for word in (name, *name.split("."))))
     literals = [literal.strip(".") for literal in re.split(r"\[.*?\]|[*?]+", pattern.lower())]
     near = [word for literal in literals if literal for word in difflib.get_close_matches(literal, words, n=2)]
-    found = [next(name for name in names if word == name or word in name.split(".")) for word in near]
-    return list(dict.fromkeys(found))[:3] or names[:3]
+    similar = [next(name for name in names if word == name or word in name.split(".")) for word in near]
+    return list(dict.fromkeys(similar))[:3] or names[:3]
 
 
 def _looked_up(rule: Rule, find: Callable[[str], Precision]) -> Precision:

@@ -70,13 +70,13 @@ def encode(x: Array, precision: Precision, importance: F32 | None = None) -> dic
     if not precision.rowwise:
         scale[:], zero_point[:] = _fit_tensor(x, precision)
     for chunk in row_chunks(rows, cols):
-        own, values = chunk if precision.rowwise else slice(None), as_float32(x[chunk])
+        where, values = chunk if precision.rowwise else slice(None), as_float32(x[chunk])
         unpacked = np.empty(values.shape, np.uint8)
         for span, number, width in spans(cols, precision.block):
             blocks = values[:, span].reshape(-1, number.stop - number.start, width)
             if precision.rowwise:
-                scale[own, number], zero_point[own, number] = _fit(blocks, precision)
-            quantized = _quantize(blocks, scale[own, number], zero_point[own, number], precision)
+                scale[where, number], zero_point[where, number] = _fit(blocks, precision)
+            quantized = _quantize(blocks, scale[where, number], zero_point[where, number], precision)
             unpacked[:, span] = quantized.reshape(len(unpacked), -1)
         codes[chunk] = pack_lsb(unpacked, precision.bits)
     parts: dict[str, Array] = {"codes": codes, "scale": scale}
@@ -89,12 +89,12 @@ def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, i
     scale, zero_point = parts["scale"], parts.get("zero_point")
     values = np.empty(shape, np.float32)
     for chunk in row_chunks(rows, cols):
-        own = chunk if precision.rowwise else slice(None)
+        where = chunk if precision.rowwise else slice(None)
         codes = unpack_lsb(parts["codes"][chunk], precision.bits, cols)
         for span, number, width in spans(cols, precision.block):
             blocks = codes[:, span].reshape(-1, number.stop - number.start, width)
-            zero = None if zero_point is None else zero_point[own, number]
-            decoded = _dequantize(blocks, scale[own, number], zero, precision)
+            zero = None if zero_point is None else zero_point[where, number]
+            decoded = _dequantize(blocks, scale[where, number], zero, precision)
             values[chunk, span] = decoded.reshape(len(codes), -1)
     return values
 

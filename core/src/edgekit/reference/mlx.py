@@ -275,9 +275,9 @@ def _spread(global_scale: Array | None) -> np.float32:
 def _nvfp4(blocks: F32, spread: np.float32, dtype: np.dtype[Any]) -> tuple[U8, U8]:
     """Scale codes [rows, groups] and element codes [rows, groups, size]."""
     largest = _largest(blocks)
-    wanted = _widen(_narrow(largest / _LARGEST["nvfp4"], dtype)) * spread
-    scales = float32_to_float8_e4m3fn(wanted)
-    scales[np.isnan(wanted)] = 0xFE  # an empty group in a tensor so small that E is infinite
+    scale = _widen(_narrow(largest / _LARGEST["nvfp4"], dtype)) * spread
+    scales = float32_to_float8_e4m3fn(scale)
+    scales[np.isnan(scale)] = 0xFE  # an empty group in a tensor so small that E is infinite
     elements = _scaled(blocks, scales, spread, dtype)
     codes = _e2m1(elements)
     far = ~(_scaled(largest[..., None], scales, spread, dtype)[..., 0] < _FAR)

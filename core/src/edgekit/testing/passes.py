@@ -121,8 +121,8 @@ def _source(subject: PassSubject, folder: Path) -> Artifact:
     path = folder / f"model{next(iter(registration.options.get('suffixes', ())), '')}"
     config = small_config(layers=2, vocab=len(bpe().tokens))
     write(registration.load(), path, random_artifact(folder, config, tokenizer=bpe()))
-    found: Artifact = registration.load().open(path)
-    return found
+    artifact: Artifact = registration.load().open(path)
+    return artifact
 
 
 @KIT.check

@@ -328,15 +328,15 @@ def check_chat(subject: RuntimeSubject, profile: Profile) -> None:
         if find_spec("jinja2") is None:
             raise NotApplicable("rendering a chat template needs jinja2; pip install 'edgekit-core[chat]'")
         messages = [{"role": "user", "content": PROMPT}]
-        wanted, found = prompt_of(model.artifact, messages), runtime.prompt(messages)
-        if found != wanted:
-            fail(f"the prompt is {found!r}; the model's template makes {wanted!r}")
+        expected, prompt = prompt_of(model.artifact, messages), runtime.prompt(messages)
+        if prompt != expected:
+            fail(f"the prompt is {prompt!r}; the model's template makes {expected!r}")
         answer, pieces = runtime.chat(messages, max_tokens=8), runtime.chat_stream(messages, max_tokens=8)
-        if answer != "".join(pieces) or answer != model.runtime.generate(wanted, max_tokens=8):
+        if answer != "".join(pieces) or answer != model.runtime.generate(expected, max_tokens=8):
             fail(f"the answer is {answer!r}; `chat_stream`, or `generate` with the template's prompt, say otherwise")
         _refused(partial(runtime.chat, []), "no messages", UsageError)
-        if runtime.prompt(PROMPT) != wanted:
-            fail(f"a text alone becomes {runtime.prompt(PROMPT)!r}; as one message of the user it is {wanted!r}")
+        if runtime.prompt(PROMPT) != expected:
+            fail(f"a text alone becomes {runtime.prompt(PROMPT)!r}; as one message of the user it is {expected!r}")
 
 
 @KIT.check
@@ -403,9 +403,9 @@ def check_stop(subject: RuntimeSubject, profile: Profile) -> None:
         if len(text) < 4:
             raise NotApplicable("this random model says too little to be stopped")
         stop = text[2:4]
-        wanted, found = text[: text.find(stop)], model.runtime.generate(PROMPT, max_tokens=16, stop=(stop,))
-        if found != wanted:
-            fail(f"stopped at {stop!r} it gives {found!r}; {wanted!r} is wanted")
+        expected, stopped = text[: text.find(stop)], model.runtime.generate(PROMPT, max_tokens=16, stop=(stop,))
+        if stopped != expected:
+            fail(f"stopped at {stop!r} it gives {stopped!r}; {expected!r} is wanted")
 
 
 @KIT.check
@@ -448,8 +448,8 @@ def check_stop_alone(subject: RuntimeSubject, profile: Profile) -> None:
             alone, listed = (model.runtime.generate(PROMPT, max_tokens=16, stop=s) for s in (stop, [stop]))
             if alone != listed:
                 fail(f"stop={stop!r} gives {alone!r}, stop={[stop]!r} gives {listed!r}; both are one stop text")
-        if (found := model.runtime.generate(PROMPT, max_tokens=16, stop=None)) != text:
-            fail(f"stop=None gives {found!r}; without stop texts it is {text!r}")
+        if (unstopped := model.runtime.generate(PROMPT, max_tokens=16, stop=None)) != text:
+            fail(f"stop=None gives {unstopped!r}; without stop texts it is {text!r}")
 
 
 @KIT.check
@@ -465,14 +465,14 @@ def check_context_overflow(subject: RuntimeSubject, profile: Profile) -> None:
             _refused(generate, "a long prompt", ContextOverflowError)
 
 
-def _refused(ask: Callable[[], Any], what: str, wanted: type[EdgekitError]) -> str:
+def _refused(ask: Callable[[], Any], what: str, expected: type[EdgekitError]) -> str:
     try:
         ask()
-    except wanted as error:
+    except expected as error:
         return str(error)
     except Exception as error:
-        fail(f"{what}: raises {type(error).__name__}: {error}; {wanted.__name__} is wanted")
-    fail(f"{what}: nothing is said; {wanted.__name__} is wanted")
+        fail(f"{what}: raises {type(error).__name__}: {error}; {expected.__name__} is wanted")
+    fail(f"{what}: nothing is said; {expected.__name__} is wanted")
 
 
 @KIT.check
@@ -481,9 +481,9 @@ def check_any_text(subject: RuntimeSubject, profile: Profile) -> None:
     _text_needs_library()
     with loaded(subject) as model:
         for prompt in ("é", "日本", "👩‍🚀", "\x00\t\n", "<|end|>"):
-            found: Any = model.runtime.generate(prompt, max_tokens=2)
-            if not isinstance(found, str):
-                fail(f"the prompt {prompt!r} gives {type(found).__name__}; text is wanted")
+            generated: Any = model.runtime.generate(prompt, max_tokens=2)
+            if not isinstance(generated, str):
+                fail(f"the prompt {prompt!r} gives {type(generated).__name__}; text is wanted")
 
 
 @KIT.check

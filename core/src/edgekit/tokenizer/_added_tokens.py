@@ -80,7 +80,7 @@ class AddedToken:
 
 def merge(
     vocabulary: Mapping[str, int],
-    own: Iterable[AddedToken],
+    first: Iterable[AddedToken],
     named: Iterable[AddedToken],
     where: str,
     source: str = "tokenizer.json",
@@ -89,7 +89,7 @@ def merge(
 
     Args:
         vocabulary: the model's own tokens and ids.
-        own: added tokens of the file that holds the vocabulary, each with its id.
+        first: added tokens of the file that holds the vocabulary, each with its id.
         named: those of the other files: first those with ids, then the roles.
         where: the directory, for messages.
         source: the file that holds the vocabulary, for messages.
@@ -97,7 +97,7 @@ def merge(
     Raises:
         InvalidFileError: two files give one token two ids, or one id two tokens; shows both.
     """
-    merged = {token.id: token for token in own if token.id is not None}
+    merged = {token.id: token for token in first if token.id is not None}
     declared: set[int] = set()
     ids = dict(vocabulary) | {token.content: number for number, token in merged.items()}
     owners = {number: content for content, number in ids.items()}

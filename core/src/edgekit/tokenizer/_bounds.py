@@ -57,17 +57,17 @@ def least_of_beginning(text: str, enough: int, library: Any) -> int:
     length = _BEGINNING * (enough + _UNSURE)
     if len(text) <= 2 * length:
         return 0
-    (found,) = library.encode_batch([text[:length]], add_special_tokens=False)
-    words: list[int | None] = found.word_ids
+    (encoding,) = library.encode_batch([text[:length]], add_special_tokens=False)
+    words: list[int | None] = encoding.word_ids
     return max(0, sum(word != words[-1] for word in words) - _UNSURE)
 
 
 def lost_bytes(tokenizer: Vocabulary) -> bytes:
     """The bytes that a vocabulary has no token for; byte-level BPE leaves them out of a text, one by one."""
-    own = set(tokenizer.tokens)
+    tokens = set(tokenizer.tokens)
     if tokenizer.kind == "bpe":
-        return bytes(byte for token, byte in byte_alphabet().items() if token not in own)
-    return b"".join(byte for token, byte in byte_tokens().items() if token not in own)
+        return bytes(byte for token, byte in byte_alphabet().items() if token not in tokens)
+    return b"".join(byte for token, byte in byte_tokens().items() if token not in tokens)
 
 
 def _written(tokenizer: Vocabulary, number: int) -> bytes:

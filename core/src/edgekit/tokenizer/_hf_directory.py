@@ -65,8 +65,8 @@ def _from_json(files: Files, text: str, parsed: dict[str, Any]) -> Tokenizer:
     path, model = files.directory / "tokenizer.json", parsed["model"]
     kind = _kind(parsed, path)
     words = _vocabulary(model.get("vocab"), path)
-    own = _added(parsed.get("added_tokens"), path)
-    added = merge({token: n for n, token in words.items()}, own, files.named_tokens(), str(files.directory))
+    entries = _added(parsed.get("added_tokens"), path)
+    added = merge({token: n for n, token in words.items()}, entries, files.named_tokens(), str(files.directory))
     tokens, types = _list(words | {number: token.content for number, token in added.items()}, path)
     ids = {token: number for number, token in enumerate(tokens)}
     _mark(types, tokens, added, model, kind)
@@ -88,8 +88,8 @@ def _from_json(files: Files, text: str, parsed: dict[str, Any]) -> Tokenizer:
         add_space_prefix=kind == "spm" and _prepends(parsed),
         chat_template=template,
         chat_templates=templates,
-        json=text if list(added.values()) == sorted(own, key=_by_id) else _with_added(parsed, added.values()),
-        merged=len(added.keys() - words.keys() - {token.id for token in own}),
+        json=text if list(added.values()) == sorted(entries, key=_by_id) else _with_added(parsed, added.values()),
+        merged=len(added.keys() - words.keys() - {token.id for token in entries}),
     )
 
 
@@ -231,8 +231,8 @@ def _scores(files: Files, tokens: list[str], merges: Iterable[tuple[str, str]]) 
     """Scores of tokenizer.model where it has the same pieces; else a piece scores by its first merge."""
     model = files.sentencepiece()
     if model is not None and [piece for piece, _, _ in model.pieces] == tokens[: len(model.pieces)]:
-        own = [score for _, score, _ in model.pieces]
-        return (*own, *(0.0 for _ in tokens[len(own) :]))
+        scores = [score for _, score, _ in model.pieces]
+        return (*scores, *(0.0 for _ in tokens[len(scores) :]))
     ranks: dict[str, int] = {}
     for left, right in merges:
         ranks.setdefault(left + right, len(ranks))
@@ -257,8 +257,8 @@ def _from_sentencepiece(files: Files, model: SentencePiece) -> Tokenizer:
     for number, token in added.items():
         if types[number] is not TokenType.UNKNOWN:
             types[number] = _type(token)
-    own = {"bos": model.bos, "eos": model.eos, "unk": model.unk, "pad": model.pad}
-    special = files.special_ids({token: number for number, token in enumerate(tokens)}, len(tokens), own)
+    ids_of_roles = {"bos": model.bos, "eos": model.eos, "unk": model.unk, "pad": model.pad}
+    special = files.special_ids({token: number for number, token in enumerate(tokens)}, len(tokens), ids_of_roles)
     template, templates = files.chat_templates()
     return Tokenizer(
         "spm",
@@ -292,15 +292,15 @@ def _rename(pieces: dict[int, str], model: SentencePiece, named: Iterable[AddedT
             continue
         piece, kind = pieces[token.id], TokenType(model.pieces[token.id][2])
         if kind is TokenType.BYTE or (kind is TokenType.NORMAL and not _PLACEHOLDER.fullmatch(piece)):
-            told = (f"id {token.id} is", shown(piece), "tokenizer.model")
-            raise contradiction(str(directory), told, (shown(token.content), token.source))
+            first = (f"id {token.id} is", shown(piece), "tokenizer.model")
+            raise contradiction(str(directory), first, (shown(token.content), token.source))
         pieces[token.id] = token.content
 
 
 def _beside(ids: Mapping[str, int], named: list[AddedToken], directory: Path, source: str) -> dict[int, AddedToken]:
     """The added tokens of a vocabulary without a tokenizer.json, whose files say each id as it is."""
-    own = [token for token in named if token.id is not None and token.content not in ids]
-    return merge(ids, own, named, str(directory), source)
+    added = [token for token in named if token.id is not None and token.content not in ids]
+    return merge(ids, added, named, str(directory), source)
 
 
 def _from_vocab(files: Files) -> Tokenizer:

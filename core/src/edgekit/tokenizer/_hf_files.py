@@ -105,12 +105,14 @@ class Files:
         return next((source[role] for source in sources if source.get(role)), None)
 
     def _extra(self) -> list[Any]:
-        found: list[Any] = []
+        tokens: list[Any] = []
         for source in (self.config,) if "added_tokens_decoder" in self.config else (self.config, self.special):
             for key in ("extra_special_tokens", "additional_special_tokens"):
                 entries = source.get(key)
-                found += entries.values() if isinstance(entries, dict) else entries if isinstance(entries, list) else []
-        return found
+                tokens += (
+                    entries.values() if isinstance(entries, dict) else entries if isinstance(entries, list) else []
+                )
+        return tokens
 
     def name(self, role: str) -> str | None:
         """The token that plays a role (``bos_token``)."""
@@ -119,17 +121,17 @@ class Files:
 
     def special_ids(self, ids: Mapping[str, int], count: int, fallback: Mapping[str, int | None]) -> dict[str, Any]:
         """Ids of the special tokens: by name, else by number in config.json, else as the vocabulary has them."""
-        found: dict[str, int | None] = {}
+        by_role: dict[str, int | None] = {}
         for role in ("bos", "eos", "unk", "pad"):
             name = self.name(f"{role}_token")
             numbers = self._numbers(f"{role}_token_id", count)
             if name is not None and name in ids:
-                found[role] = ids[name]
+                by_role[role] = ids[name]
             elif f"{role}_token" not in self.config and numbers:
-                found[role] = numbers[0]
+                by_role[role] = numbers[0]
             else:
-                found[role] = fallback.get(role)
-        return found
+                by_role[role] = fallback.get(role)
+        return by_role
 
     def _numbers(self, key: str, count: int) -> list[int]:
         """Ids within the vocabulary that config.json gives for a key."""
@@ -158,21 +160,21 @@ class Files:
         Raises:
             InvalidFileError: a template's file that is too large, no UTF-8, or a link that leads out of the directory.
         """
-        found = self._template_files()
+        templates = self._template_files()
         for source in (self.config, read_object(self.directory, "chat_template.json", TOKENIZER_LIMIT) or {}):
-            found = found or _named(source.get("chat_template"))
-        return found.pop("default", None), found
+            templates = templates or _named(source.get("chat_template"))
+        return templates.pop("default", None), templates
 
     def _template_files(self) -> dict[str, str]:
-        found: dict[str, str] = {}
+        templates: dict[str, str] = {}
         content = read_bytes(self.directory, "chat_template.jinja", TOKENIZER_LIMIT)
         if content is not None:
-            found["default"] = _template(content, self.directory / "chat_template.jinja")
+            templates["default"] = _template(content, self.directory / "chat_template.jinja")
         for path in template_files(self.directory):
             content = read_bytes(path.parent, path.name, TOKENIZER_LIMIT)
             assert content is not None  # it was listed
-            found[path.stem] = _template(content, path)
-        return found
+            templates[path.stem] = _template(content, path)
+        return templates
 
 
 def _template(content: bytes, path: Path) -> str:
@@ -189,12 +191,12 @@ def template_files(directory: Path) -> tuple[Path, ...]:
         InvalidFileError: more than a model has, or a directory that is a link to somewhere else.
     """
     folder = directory / TEMPLATES
-    found = sorted(folder.glob("*.jinja"))
-    if len(found) > _MOST_TEMPLATES:
-        raise InvalidFileError(f"{folder}: holds {len(found)} templates; a model has at most {_MOST_TEMPLATES}")
-    if found and folder.is_symlink():
+    templates = sorted(folder.glob("*.jinja"))
+    if len(templates) > _MOST_TEMPLATES:
+        raise InvalidFileError(f"{folder}: holds {len(templates)} templates; a model has at most {_MOST_TEMPLATES}")
+    if templates and folder.is_symlink():
         raise InvalidFileError(f"{folder}: the link leads out of the directory; put the templates themselves here")
-    return tuple(path for path in found if path.is_file())
+    return tuple(path for path in templates if path.is_file())
 
 
 def _named(template: Any) -> dict[str, str]:
@@ -239,12 +241,12 @@ def _refuse_contradictions(directory: Path, first: Any, second: Any) -> None:
     for token in second:
         other = contents.get(token.content, token)
         if other.id != token.id:
-            told = (f"token {shown(token.content)} is", other.id, other.source)
-            raise contradiction(str(directory), told, (token.id, token.source))
+            claim = (f"token {shown(token.content)} is", other.id, other.source)
+            raise contradiction(str(directory), claim, (token.id, token.source))
         other = ids.get(token.id, token)
         if other.content != token.content:
-            told = (f"id {token.id} is", shown(other.content), other.source)
-            raise contradiction(str(directory), told, (shown(token.content), token.source))
+            claim = (f"id {token.id} is", shown(other.content), other.source)
+            raise contradiction(str(directory), claim, (shown(token.content), token.source))
 
 
 __all__ = ["LARGEST_ID", "TEMPLATES", "TOKENIZER_LIMIT", "Files", "added_token", "checked_id", "template_files"]

@@ -54,9 +54,9 @@ class Tokenizer(Vocabulary):
         try:
             with native("the tokenizer"):  # a pattern may give up on a text, and that is a panic
                 if len(text) < _LONG:
-                    found = library.encode(text, add_special_tokens=False)
+                    encoding = library.encode(text, add_special_tokens=False)
                 else:  # Of the library's functions only those for batches let other threads run meanwhile.
-                    (found,) = library.encode_batch_fast([text], add_special_tokens=False)
+                    (encoding,) = library.encode_batch_fast([text], add_special_tokens=False)
         except EdgekitError:
             raise
         except Exception as error:  # it has no classes of its own
@@ -64,7 +64,7 @@ class Tokenizer(Vocabulary):
             raise InvalidFileError(
                 f"the tokenizers library cannot cut a text with the tokenizer: {error!s:.300}; fetch it again"
             ) from error
-        ids: list[int] = found.ids
+        ids: list[int] = encoding.ids
         return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:

@@ -36,9 +36,9 @@ def build(tokenizer: Vocabulary) -> str:
 
 def _added_tokens(tokenizer: Vocabulary) -> Iterator[dict[str, Any]]:
     """Tokens that are found in a text as they are, before it is cut."""
-    found = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
+    types = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
     for number, (token, kind) in enumerate(zip(tokenizer.tokens, tokenizer.types, strict=True)):
-        if kind in found and token:
+        if kind in types and token:
             yield {
                 "id": number,
                 "content": token,

@@ -33,15 +33,15 @@ def end_ids(tokens: Sequence[str], named: Iterable[int]) -> frozenset[int]:
         named: ids that the model's files name.
     """
     ids = set(named) | {number for number, token in enumerate(tokens) if token in TEXTS}
-    said = {number: tokens[number] for number in ids if 0 <= number < len(tokens)}
-    present = set(said.values())
+    ends = {number: tokens[number] for number in ids if 0 <= number < len(tokens)}
+    present = set(ends.values())
     not_ends = set()
     # OpenAI's open models end each message of a turn with <|end|>, and go on.
     if {"<|return|>", "<|call|>"} <= present or {"<|calls|>", "<|flush|>"} <= present:
         not_ends.add("<|end|>")
     if "<|tool_response>" in present:  # Gemma 4, in whose vocabulary </s> is the HTML tag
         not_ends.add("</s>")
-    return frozenset(number for number in ids if said.get(number) not in not_ends)
+    return frozenset(number for number in ids if ends.get(number) not in not_ends)
 
 
 __all__ = ["TEXTS", "end_ids"]

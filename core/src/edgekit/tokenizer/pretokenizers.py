@@ -172,8 +172,8 @@ def from_json(pre_tokenizer: Mapping[str, Any] | None, whole_words: bool) -> str
 def described(text: str | None) -> str:
     """The expressions of a tokenizer.json, or the types of its steps, short enough for a message."""
     steps = _steps(json.loads(text).get("pre_tokenizer") if text else None)
-    said = [next(filter(None, _expressions(step)), str(step.get("type"))) for step in steps]
-    shown = ", ".join(repr(each) if len(each) <= _SHOWN else repr(each[:_SHOWN]) + "…" for each in said)
+    names = [next(filter(None, _expressions(step)), str(step.get("type"))) for step in steps]
+    shown = ", ".join(repr(each) if len(each) <= _SHOWN else repr(each[:_SHOWN]) + "…" for each in names)
     return shown or "no rule"
 
 

@@ -78,10 +78,10 @@ class Validation:
         """With the outputs of a model as labels, where there are none."""
         return self if self.labels is not None else attrs.evolve(self, labels=list(outputs(model, self.feeds)))
 
-    def score(self, found: Iterable[Array]) -> list[float]:
+    def score(self, outputs: Iterable[Array]) -> list[float]:
         """The metric for each sample, of a model's outputs in the samples' order."""
         assert self.labels is not None
-        return [self._judge(output, label) for output, label in zip(found, self.labels, strict=True)]
+        return [self._judge(output, label) for output, label in zip(outputs, self.labels, strict=True)]
 
     def mean(self, model: Any) -> float:
         """The metric of an `openvino.Model`."""
