@@ -351,7 +351,7 @@ def test_user_defined_pieces_have_real_spaces():
 def test_a_tokenizer_without_a_name_is_refused(artifact, llama):
     with pytest.raises(
         UnsupportedModelError,
-        match=r"^the tokenizer cuts words by no rule, which a GGUF file has to call by llama.cpp's name, and edgekit has none",
+        match=r"^the tokenizer cuts words by no rule, which a GGUF file must call by llama.cpp's name, and edgekit has none",
     ):
         GGUF.layout(artifact(llama, attrs.evolve(BPE, pre="")))
 

@@ -1,10 +1,10 @@
-"""Lossless bridges: where two formats can hold the same values, codes are carried over, never quantized again.
+"""Lossless bridges: if two formats can represent the same values, codes are converted without quantizing again.
 
 Many formats are lattices: evenly spaced levels, a scale (and an offset) for each group of a row. Others are small
-floats under a scale. `read` takes such a format apart into a `Lattice` or into `Minifloats`, `write` puts one together,
-and `relation` says beforehand, for any ordered pair, whether the codes carry over exactly, where the tensor at hand
-allows it, within a bound, or not at all. Whatever `transcode` calls exact it has
-compared: the decoded values of both sides are equal, 0 ULP.
+floats under a scale. `read` converts such a tensor to a `Lattice` or to `Minifloats`, `write` stores one in
+a format, and `relation` returns, for any ordered pair of formats, whether the conversion is exact, exact for some
+tensors, within a bound, or impossible. An exact conversion by `transcode` is verified: the decoded values of both
+tensors are equal bit by bit.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ def transcode(tensor: QuantizedTensor, precision: str | Precision, *, exact: boo
     """Store a quantized tensor in another precision.
 
     Args:
-        tensor: what is there.
-        precision: what is wanted, or its name.
-        exact: True refuses whatever changes a value. False rounds scales where only they do not fit, and where
-            codes do not carry over decodes and encodes again.
+        tensor: the source.
+        precision: the target's precision, or its name.
+        exact: True refuses a conversion that changes a value. False rounds scales that the target cannot represent, and
+            decodes and encodes again if the codes cannot be converted.
 
     Returns:
-        The tensor in the wanted precision; ``backend`` is ``bridge`` where codes were carried over.
+        The tensor in the target's precision; ``backend`` is ``bridge`` if the codes were converted.
 
     Raises:
-        InexactError: `exact`, and a value would change; says which part does not fit.
-        ShapeError: the wanted precision's blocks do not divide the rows.
+        InexactError: `exact`, and a value would change; names the part that the target cannot represent.
+        ShapeError: the rows are not a multiple of the target's block.
         UnknownPrecisionError: no such precision.
     """
     target = find_precision(precision)
@@ -64,9 +64,9 @@ def transcode(tensor: QuantizedTensor, precision: str | Precision, *, exact: boo
 
 
 def _decoded(tensor: QuantizedTensor, target: Precision) -> Parts:
-    """The decoded values in a plain float format."""
+    """Return the decoded values in a plain float format."""
     rows = tensor.dequantize().reshape(tensor.rows, -1)
-    with np.errstate(over="ignore"):  # what becomes infinite is found by comparing
+    with np.errstate(over="ignore"):  # values that become infinite are detected by the comparison
         return reference(target).encode(rows, target)
 
 

@@ -21,9 +21,9 @@ _SAID = re.compile(
 #: A number of bytes in such a text.
 _BYTES = re.compile(r"(\d+(?:\.\d+)?) ?(bytes|B|KiB|kB|MiB|MB|GiB|GB)\b")
 _SIZE = re.compile(r"\bof size (\d+)\b")
-#: Bytes below which an error that says nothing is taken for a shortage.
+#: If fewer bytes are available, an error without a message is treated as a shortage.
 _LITTLE = 64 << 20
-#: Exceptions looked at behind one another.
+#: Longest chain of exceptions that is examined.
 _LINKS = 10
 _UNITS = {"bytes": 1, "B": 1, "KiB": 1 << 10, "kB": 1000, "MiB": 1 << 20, "MB": 10**6, "GiB": 1 << 30, "GB": 10**9}
 _CURE = "close other programs, raise the limit (ulimit -v), or take a smaller model"
@@ -86,7 +86,7 @@ def enough_memory(what: str, least: int | None = None) -> Iterator[None]:
 
     Args:
         what: as for `shortage`.
-        least: bytes that it takes at least, for where the failure does not say how much it wanted.
+        least: lower bound of the bytes needed, used if the failure does not state a number.
     """
     try:
         yield
@@ -98,7 +98,7 @@ def enough_memory(what: str, least: int | None = None) -> Iterator[None]:
 
 
 def refuse_shortage(error: BaseException, what: str, least: int | None = None) -> None:
-    """Raise `MemoryShortageError` from a library's exception, where that means that memory ran out.
+    """Raise `MemoryShortageError` from a library's exception if it means that memory ran out.
 
     Args:
         error: what the library raised.

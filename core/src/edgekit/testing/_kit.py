@@ -193,7 +193,7 @@ class Kit(Generic[Subject]):
         self.select(expected)
         for name, reason in expected.items():
             if not reason.strip():
-                raise UsageError(f"expected failure {name}: say why; a measured reason is wanted")
+                raise UsageError(f"expected failure {name}: state a measured reason")
         return expected
 
     def parametrize(

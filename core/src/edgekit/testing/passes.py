@@ -64,7 +64,7 @@ def adapt(subject: Any, format: str = "hf", options: Mapping[str, Any] | None = 
         subject = subject.load()
     made = subject() if isinstance(subject, type) else subject
     if not callable(getattr(made, "run", None)):
-        raise UsageError(f"{type(made).__name__} is no pass: it has no method run(source, to, **options)")
+        raise UsageError(f"{type(made).__name__} is not a pass: it has no method run(source, to, **options)")
     return PassSubject(made, format, options or {}, getattr(made, "name", type(made).__name__))
 
 

@@ -73,7 +73,7 @@ def adapt(
     if isinstance(runtime, Registration):
         name, options, runtime = runtime.name, runtime.options, runtime.load()
     if not callable(runtime):
-        raise UsageError(f"{type(runtime).__name__} is no runtime: it is to be called with an artifact")
+        raise UsageError(f"{type(runtime).__name__} is not a runtime: it must be callable with an artifact")
     chosen = tuple(formats or options.get("formats", ("*",)))
     allowed = tolerance or options.get("tolerance") or getattr(runtime, "tolerance", None) or TOLERANCE
     return RuntimeSubject(runtime, chosen, float(allowed), name or getattr(runtime, "__name__", "runtime"))
@@ -179,9 +179,9 @@ def check_logits(subject: RuntimeSubject, profile: Profile) -> None:
 
 def _close(subject: RuntimeSubject, got: Any, want: F32, what: str) -> None:
     if np.shape(got) != want.shape:
-        fail(f"{what}: logits of shape {np.shape(got)}; {want.shape} [tokens, vocabulary] is wanted")
+        fail(f"{what}: logits of shape {np.shape(got)}; {want.shape} [tokens, vocabulary] is expected")
     if np.asarray(got).dtype != np.float32:
-        fail(f"{what}: logits are {np.asarray(got).dtype}; float32 is wanted")
+        fail(f"{what}: logits are {np.asarray(got).dtype}; float32 is expected")
     error = np.abs(np.asarray(got, np.float64) - want).max(axis=1) / want.std()
     if not (error <= subject.tolerance).all():  # a NaN is beyond every tolerance
         at = int(np.argmax(~(error <= subject.tolerance)))
@@ -229,7 +229,7 @@ def check_batch(subject: RuntimeSubject, profile: Profile) -> None:
             raise NotApplicable("it takes one sequence at a time") from None
         alone = np.array([model.runtime.logits(row) for row in batch])
         if together.shape != alone.shape:
-            fail(f"a batch gives logits of shape {together.shape}; {alone.shape} is wanted")
+            fail(f"a batch gives logits of shape {together.shape}; {alone.shape} is expected")
         error = np.abs(together - alone).max() / alone.std()
         if not error <= subject.tolerance:
             fail(f"in a batch the logits are off by {error:.2g} standard deviations from those alone")
@@ -304,7 +304,7 @@ def check_counts(subject: RuntimeSubject, profile: Profile) -> None:
         assert tokenizer is not None
         text: Any = model.runtime.stream(PROMPT, max_tokens=5)
         if not isinstance(text, Generation):
-            fail(f"`stream` gives {type(text).__name__}; an edgekit.runtime.Generation is wanted")
+            fail(f"`stream` gives {type(text).__name__}; an edgekit.runtime.Generation is expected")
         for _ in text:
             pass
         expected = len(tokenizer.encode(PROMPT))
@@ -314,7 +314,9 @@ def check_counts(subject: RuntimeSubject, profile: Profile) -> None:
             fail(f"of max_tokens=5 it says {text.completion_tokens} tokens and {text.finish_reason!r}")
         none: Any = model.runtime.stream(PROMPT, max_tokens=0)
         if list(none) or none.completion_tokens != 0 or none.finish_reason != "length":
-            fail(f"of max_tokens=0 it says {none.completion_tokens} tokens, {none.finish_reason!r}; 'length' is wanted")
+            fail(
+                f"of max_tokens=0 it says {none.completion_tokens} tokens, {none.finish_reason!r}; 'length' is expected"
+            )
 
 
 @KIT.check
@@ -349,9 +351,9 @@ def check_embedding(subject: RuntimeSubject, profile: Profile) -> None:
             raise NotApplicable("it has no embed")
         one, same, other = (np.asarray(runtime.embed(text)) for text in (PROMPT, PROMPT, "another text"))
         if one.dtype != np.float32 or one.shape != (model.judge.config.width,):
-            fail(f"a vector is {one.dtype} {one.shape}; float32 [{model.judge.config.width}] is wanted")
+            fail(f"a vector is {one.dtype} {one.shape}; float32 [{model.judge.config.width}] is expected")
         if not abs(float(np.linalg.norm(one.astype(np.float64))) - 1) < 1e-4:
-            fail(f"a vector has the length {np.linalg.norm(one)}; 1 is wanted")
+            fail(f"a vector has the length {np.linalg.norm(one)}; 1 is expected")
         if one.tobytes() != same.tobytes() or one.tobytes() == other.tobytes():
             fail("the same text gets another vector, or another text the same")
         _refused(partial(runtime.embed, ""), "an empty text", EdgekitError)
@@ -405,7 +407,7 @@ def check_stop(subject: RuntimeSubject, profile: Profile) -> None:
         stop = text[2:4]
         expected, stopped = text[: text.find(stop)], model.runtime.generate(PROMPT, max_tokens=16, stop=(stop,))
         if stopped != expected:
-            fail(f"stopped at {stop!r} it gives {stopped!r}; {expected!r} is wanted")
+            fail(f"stopped at {stop!r} it gives {stopped!r}; {expected!r} is expected")
 
 
 @KIT.check
@@ -432,7 +434,7 @@ def check_unknown_options(subject: RuntimeSubject, profile: Profile) -> None:
 
     message = _refused(ask, f"the option {option!r}", UsageError)
     if option not in message:
-        fail(f"the option {option!r}: the error says {message!r}; it has to name the option")
+        fail(f"the option {option!r}: the error says {message!r}; it must name the option")
 
 
 @KIT.check
@@ -471,8 +473,8 @@ def _refused(ask: Callable[[], Any], what: str, expected: type[EdgekitError]) ->
     except expected as error:
         return str(error)
     except Exception as error:
-        fail(f"{what}: raises {type(error).__name__}: {error}; {expected.__name__} is wanted")
-    fail(f"{what}: nothing is said; {expected.__name__} is wanted")
+        fail(f"{what}: raises {type(error).__name__}: {error}; {expected.__name__} is expected")
+    fail(f"{what}: no error is raised; {expected.__name__} is expected")
 
 
 @KIT.check
@@ -483,7 +485,7 @@ def check_any_text(subject: RuntimeSubject, profile: Profile) -> None:
         for prompt in ("é", "日本", "👩‍🚀", "\x00\t\n", "<|end|>"):
             generated: Any = model.runtime.generate(prompt, max_tokens=2)
             if not isinstance(generated, str):
-                fail(f"the prompt {prompt!r} gives {type(generated).__name__}; text is wanted")
+                fail(f"the prompt {prompt!r} gives {type(generated).__name__}; text is expected")
 
 
 @KIT.check

@@ -63,7 +63,7 @@ def to_metadata(tokenizer: Tokenizer | None, vocab: int) -> dict[str, Value]:
         return {_PREFIX + "model": text("no_vocab")}
     if not tokenizer.pre:
         raise UnsupportedModelError(
-            f"the tokenizer cuts words by {pretokenizers.described(tokenizer.json)}, which a GGUF file has to call by "
+            f"the tokenizer cuts words by {pretokenizers.described(tokenizer.json)}, which a GGUF file must call by "
             "llama.cpp's name, and edgekit has none for it; if llama.cpp has one, its convert_hf_to_gguf.py writes the "
             "file, which edgekit then quantizes; else use another format"
         )

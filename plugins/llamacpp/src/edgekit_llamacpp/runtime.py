@@ -195,7 +195,7 @@ class LlamaCppRuntime(TextRuntime):
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
-            message = f"the text is no Unicode text: {error.reason} at character {error.start}"
+            message = f"the text is not Unicode text: {error.reason} at character {error.start}"
             raise UsageError(message, public=message) from error
         add = not (special and self._special("bos") and text.startswith(self._special("bos")))
         ids = self._cut(loaded, data, add, special)
@@ -272,7 +272,7 @@ class LlamaCppRuntime(TextRuntime):
     def _checked(self, tokens: npt.ArrayLike) -> list[int]:
         ids = np.asarray(tokens)
         if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
-            raise UsageError(f"tokens have to be integers [n], at least one; got {ids.dtype} {list(ids.shape)}")
+            raise UsageError(f"tokens must be integers [n], at least one; got {ids.dtype} {list(ids.shape)}")
         vocabulary = self._model().vocabulary
         if ids.min() < 0 or ids.max() >= vocabulary:
             raise UsageError(

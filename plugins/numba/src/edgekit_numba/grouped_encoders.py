@@ -1,6 +1,6 @@
 """`edgekit.encoding.Quantizer` for integers with a scale for each group: MLX, OpenVINO, ONNX Runtime.
 
-What the kernels do not do, the reference does: groups that are no multiple of 32, ragged rows, ONNX Runtime's scales
+What the kernels do not do, the reference does: groups that are not a multiple of 32, ragged rows, ONNX Runtime's scales
 of float16 and bfloat16 weights, and rows with groups whose scale overflows or vanishes.
 """
 

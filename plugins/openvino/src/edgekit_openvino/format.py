@@ -139,7 +139,7 @@ def _model(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], director
     if missing:
         raise UnsupportedModelError(
             f"{directory}: its graph has no constant {missing[0]} ({len(missing)} of {len(names)} are missing), so "
-            "somebody else has written it; it runs as it is, and to change it convert it from its original files"
+            "another program wrote it; it runs as it is, and to change it convert it from its original files"
         )
     others = [name for name, tensor in tensors.items() if name not in set(names.values()) and len(tensor.shape) > 1]
     if others:

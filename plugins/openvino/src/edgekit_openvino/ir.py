@@ -310,7 +310,7 @@ def _constant(xml: Path, layer: Layer) -> Constant:
         if needed != nbytes:
             raise InvalidFileError(f"{where} has {nbytes} bytes, {element} {list(dimensions)} takes {needed}; {CURE}")
     elif element != "string":
-        raise UnsupportedModelError(f"{where} is of type {shown(element)}, which this edgekit does not know")
+        raise UnsupportedModelError(f"{where} is of type {shown(element)}, which this edgekit does not support")
     return Constant(layer.name, element, dimensions, offset, nbytes)
 
 

@@ -188,7 +188,7 @@ def _rows(arrays: Mapping[str, Array], inputs: Sequence[Input], path: Path) -> I
         raise UsageError(f"{path} has the arrays {came}; the model takes {expected}")
     counts = {array.shape[0] if array.ndim else 0 for array in arrays.values()}
     if len(counts) != 1:
-        raise ShapeError(f"{path}: its arrays count {sorted(counts)} samples; the first dimension has to be the same")
+        raise ShapeError(f"{path}: its arrays count {sorted(counts)} samples; the first dimension must be the same")
     for number in range(counts.pop()):
         yield {name: array[number : number + 1] for name, array in arrays.items()}
 

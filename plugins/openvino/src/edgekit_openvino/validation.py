@@ -107,7 +107,7 @@ class Validation:
         value = float(self.metric(output, label))
         if not np.isfinite(value):
             raise UsageError(
-                f"the metric {self.name} gives {value}; it has to give a finite number, the more the better"
+                f"the metric {self.name} gives {value}; it must return a finite number, the larger the better"
             )
         return value
 
@@ -141,7 +141,9 @@ def _from_file(path: Path) -> tuple[list[Any], list[Any] | None]:
     labels = arrays.pop("labels", None)
     counts = {len(array) if array.ndim else 0 for array in (*arrays.values(), *([] if labels is None else [labels]))}
     if len(counts) != 1 or counts == {0}:
-        raise UsageError(f"{path}: its arrays count {sorted(counts)} samples; all have to count the same, at least one")
+        raise UsageError(
+            f"{path}: its arrays count {sorted(counts)} samples; all must have the same count, at least one"
+        )
     count = counts.pop()
     rows = [{name: array[number : number + 1] for name, array in arrays.items()} for number in range(count)]
     return rows, None if labels is None else list(labels)

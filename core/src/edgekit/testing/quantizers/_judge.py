@@ -110,9 +110,9 @@ def _beyond_bound(subject: QuantizerSubject, x: F32, importance: F32 | None = No
         decoded = subject.decode(parts, (x.shape[0], x.shape[1]))
         bound = subject.bound(x, parts)
     if decoded.shape != x.shape:
-        fail(f"decoded it has shape {decoded.shape}; {x.shape} is wanted")
+        fail(f"decoded it has shape {decoded.shape}; {x.shape} is expected")
     if bound.shape != x.shape:
-        fail(f"its bound has shape {bound.shape}; {x.shape} is wanted, a number for each element")
+        fail(f"its bound has shape {bound.shape}; {x.shape} is expected, a number for each element")
     error = np.abs(x.astype(np.float64) - decoded)
     beyond: Bools = ~(error <= bound)  # a NaN is beyond every bound
     return beyond

@@ -74,7 +74,7 @@ def check_decoding(subject: QuantizerSubject, profile: Profile) -> None:
         if not same_parts(before, parts):
             fail(f"its decode writes to the parts ({what})")
         if (got.dtype, got.shape) != (want.dtype, want.shape):
-            fail(f"decode gives {got.dtype} {got.shape}; {want.dtype} {want.shape} is wanted")
+            fail(f"decode gives {got.dtype} {got.shape}; {want.dtype} {want.shape} is expected")
         if subject.exact:
             _same_values(got, want, what)
         elif what in _BOUNDED:

@@ -55,9 +55,9 @@ def check_bound(subject: QuantizerSubject, profile: Profile) -> None:
     shape = (x.shape[0], x.shape[1])
     bound = subject.bound(x, encode(subject, x))
     if bound.shape != shape:
-        fail(f"its bound has shape {bound.shape}; {shape} is wanted, a number for each element")
+        fail(f"its bound has shape {bound.shape}; {shape} is expected, a number for each element")
     if not (np.isfinite(bound).all() and (bound >= 0).all()):
-        fail(f"its bound holds {float(bound[~(np.isfinite(bound) & (bound >= 0))][0]):g}; finite numbers are wanted")
+        fail(f"its bound holds {float(bound[~(np.isfinite(bound) & (bound >= 0))][0]):g}; finite numbers are expected")
     parts = encode(subject, _moved(x))
     beyond = np.abs(x - subject.decode(parts, shape).astype(np.float64)) > subject.bound(x, parts)
     if subject.precision.bits > 2 and not beyond.any():
@@ -357,7 +357,7 @@ def check_checked(subject: QuantizerSubject, profile: Profile) -> None:
             with np.errstate(all="ignore"):
                 parts = checked(bad, None)
             if parts is not None:
-                fail(f"encode_checked gives parts for rows that hold {value}; it has to give None, edgekit decides")
+                fail(f"encode_checked returns parts for rows with {value}; it must return None so that edgekit decides")
 
 
 __all__ = [
