@@ -1,8 +1,8 @@
 """The largest number of bytes of a text that one token covers, from which follows the smallest number of tokens.
 
 The longest token is not enough: a normalizer may shorten a text, some added tokens include the spaces beside them,
-bytes that a vocabulary lacks are left out (SmolLM2's has no U+0004), and SentencePiece without all bytes makes one unknown
-token of what it does not know, however long it is.
+bytes that a vocabulary lacks are left out (SmolLM2's has no U+0004), and SentencePiece without all bytes makes one
+unknown token of unknown text of any length.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def _same_values(name: str, expected: Any, actual: Any) -> None:
 def check_values(subject: FormatSubject, profile: Profile) -> None:
     """Every float comes back bit for bit, in tensors of odd sizes too: zeros of both signs, subnormals, the largest.
 
-    Sizes are not a multiple of what files align to. Typical faults: -0.0 becomes 0.0, subnormals are flushed, the end of
+    Sizes are not multiples of the alignment. Typical faults: -0.0 becomes 0.0, subnormals are flushed, the end of
     a tensor is lost in its padding.
     """
     config = small_config(width=63, ffn=45, vocab=51)
