@@ -255,7 +255,7 @@ def test_a_scale_that_is_no_float16_is_refused_and_rounded_on_request():
 
 def test_mlx_scales_of_sixteen_bits_are_no_lattice():
     x = np.random.default_rng(0).standard_normal((1, 32)).astype(ml_dtypes.bfloat16)
-    with pytest.raises(InexactError, match="have to be float32"):
+    with pytest.raises(InexactError, match="which must be float32"):
         edgekit.transcode(edgekit.encode(x, "mlx:int4-g32"), "affine:int4-asym-g32")
 
 

@@ -221,7 +221,7 @@ class PanicException(BaseException):
 
 
 def test_a_panic_is_a_typed_error() -> None:
-    with pytest.raises(InvalidFileError, match=r"^t: the library gives up on it .index out of bounds.;"), native("t"):
+    with pytest.raises(InvalidFileError, match=r"^t: the library failed on it .index out of bounds.;"), native("t"):
         raise PanicException("index out of bounds")
     with pytest.raises(KeyboardInterrupt), native("t"):
         raise KeyboardInterrupt

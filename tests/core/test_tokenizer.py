@@ -446,7 +446,7 @@ def test_vocab_and_merges(tmp_path: Path) -> None:
 def test_vocab_and_merges_of_an_unknown_class(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text("{}")
     (tmp_path / "merges.txt").write_text("")
-    with pytest.raises(UnsupportedModelError, match=r"names the class None; edgekit knows Qwen2Tokenizer, GPT2"):
+    with pytest.raises(UnsupportedModelError, match=r"names the class None; edgekit supports Qwen2Tokenizer, GPT2"):
         from_hf_directory(tmp_path)
 
 
@@ -628,7 +628,7 @@ def test_a_pattern_that_makes_the_library_panic_is_a_typed_error(part: str, leng
     )
     tokenizer = attrs.evolve(from_hf_directory(sample.path()), json=json.dumps(content))
     with pytest.raises(
-        InvalidFileError, match=r"^the tokenizer: the library gives up on it .*retry-limit-in-match over"
+        InvalidFileError, match=r"^the tokenizer: the library failed on it .*retry-limit-in-match over"
     ):
         tokenizer.encode("x" * length)
 

@@ -53,8 +53,8 @@ def integer(text: str) -> int | None:
 def strict_json(text: bytes, path: Path, what: str, offset: int = 0, max_values: int = MAX_VALUES) -> Any:
     """Parse JSON from a foreign file.
 
-    It refuses text that is not UTF-8, duplicate keys, NaN and infinity, integers of more than `MAX_DIGITS`
-    digits, excessive nesting, half of a surrogate pair, and more than `max_values` values, which are counted before anything is parsed.
+    It refuses text that is not UTF-8, duplicate keys, NaN and infinity, integers of more than `MAX_DIGITS` digits,
+    excessive nesting, half of a surrogate pair, and more than `max_values` values, which are counted before parsing.
 
     Raises:
         InvalidFileError: names the file and the fault.
@@ -139,7 +139,7 @@ def utf8(text: str, what: str) -> bytes:
 
 
 def readable(text: str) -> str:
-    r"""Return the text if it is Unicode; else with ``\xe8`` for a byte that is not UTF-8, ``\ud800`` for half of a pair.
+    r"""Return the text if it is Unicode; else with ``\xe8`` for a byte that is not UTF-8, ``\ud800`` for a lone half.
 
     File names from a system with another encoding are not Unicode.
     """
