@@ -28,10 +28,11 @@ import nox
 nox.options.sessions = ["tests"]
 nox.options.error_on_missing_interpreters = True
 
-CORE = ["./core[testing,text,progress,chat]"]
+CORE = ["./core[testing,text,progress,chat,structured]"]
 PLUGINS = ["./plugins/gguf", "./plugins/serve"]
 NUMBA = "./plugins/numba"
 OPENVINO = "./plugins/openvino"
+MLX = "./plugins/mlx"
 LLAMACPP = "./plugins/llamacpp"  # where llama-cpp-python is there already, so that nothing compiles
 DISTRIBUTIONS = [
     "core",
@@ -39,6 +40,7 @@ DISTRIBUTIONS = [
     "plugins/numba",
     "plugins/llamacpp",
     "plugins/openvino",
+    "plugins/mlx",
     "plugins/serve",
     "plugins/example",
 ]
@@ -48,6 +50,7 @@ SOURCES = [
     "plugins/numba/src",
     "plugins/llamacpp/src",
     "plugins/openvino/src",
+    "plugins/mlx/src",
     "plugins/serve/src",
     "plugins/example/src",
 ]
@@ -60,8 +63,11 @@ LLAMA = "llama-cpp-python==0.3.36"
 ORACLES = [
     "gguf==0.19.0",
     "transformers==5.23.0",
+    "compressed-tensors==0.20.0",
+    "bitsandbytes==0.50.2",
     "sentencepiece",
     "mlx[cpu]==0.32.4",
+    "mlx-lm==0.32.2",
     "openvino==2026.4.1",
     "nncf==3.4.0",
     "torchao==0.18.0",  # nncf imports it to strip a pruned module, without declaring it
@@ -163,7 +169,7 @@ def plugins(session: nox.Session) -> None:
     """The plugins' tests and what spans the house, with the wheels installed side by side."""
     install_house(session)
     session.install(NUMBA, *CLIENTS, "build", "hatchling", "pytest-xdist", silent=True)
-    session.install("--no-deps", LLAMACPP, OPENVINO, silent=True)  # light, and quiet without their frameworks
+    session.install("--no-deps", LLAMACPP, OPENVINO, MLX, silent=True)  # light, and quiet without their frameworks
     run_pytest(session, "tests/plugins", "tests/contracts", *PARALLEL)
 
 
@@ -303,7 +309,7 @@ def install_oracles(session: nox.Session) -> None:
     session.install(TORCH, silent=True)
     session.install(*CORE, *PLUGINS, *ORACLES, *CLIENTS, silent=True)
     session.install(str(llama_wheel(session)), silent=True)
-    session.install(LLAMACPP, NUMBA, OPENVINO, silent=True)
+    session.install(LLAMACPP, NUMBA, OPENVINO, MLX, silent=True)
 
 
 def llama_wheel(session: nox.Session) -> Path:

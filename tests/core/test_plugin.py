@@ -244,7 +244,7 @@ STRICT = [
     (
         "formats", {"sufixes": (".x",)},
         "format 'X' of edgekit-one: unknown option 'sufixes', did you mean 'suffixes'?; "
-        "edgekit_register_formats has suffixes, takes",
+        "edgekit_register_formats has suffixes, takes, refines",
     ),
     (
         "formats", {"suffixes": ".x"},

@@ -627,9 +627,7 @@ def test_a_pattern_that_makes_the_library_panic_is_a_typed_error(part: str, leng
         else {"type": "Replace", "pattern": pattern, "content": "z"}
     )
     tokenizer = attrs.evolve(from_hf_directory(sample.path()), json=json.dumps(content))
-    with pytest.raises(
-        InvalidFileError, match=r"^the tokenizer: the library failed on it .*retry-limit-in-match over"
-    ):
+    with pytest.raises(InvalidFileError, match=r"^the tokenizer: the library failed on it .*retry-limit-in-match over"):
         tokenizer.encode("x" * length)
 
 

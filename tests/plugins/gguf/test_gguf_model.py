@@ -250,7 +250,10 @@ def test_contradictions_are_refused(changes, message: str, rewritten):
         ({"general.architecture": text("mamba")}, "general.architecture is 'mamba'; supported are llama, qwen2, qwen3"),
         ({"llama.expert_count": u32(8)}, "llama.expert_count is 8; edgekit does not support that"),
         ({"llama.attention.value_length": u32(8)}, "llama.attention.value_length is not 16, as the keys' length is"),
-        ({"llama.rope.scaling.type": text("magic")}, "llama.rope.scaling.type is 'magic'; edgekit does not support that"),
+        (
+            {"llama.rope.scaling.type": text("magic")},
+            "llama.rope.scaling.type is 'magic'; edgekit does not support that",
+        ),
         (
             {"llama.attention.head_count": Value(ValueType.ARRAY, (4, 2), ValueType.UINT32)},
             "llama.attention.head_count differs from layer to layer: (4, 2)",

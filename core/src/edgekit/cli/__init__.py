@@ -36,7 +36,7 @@ VERBS = {
 }
 
 #: Verbs of plugins; calling one that is not installed raises an error with the package to install.
-_OF_PLUGINS = ("serve",)
+_OF_PLUGINS = ("finetune", "fuse", "serve")
 
 
 #: Exit code after Ctrl-C: 128 plus the number of SIGINT, as in shells.

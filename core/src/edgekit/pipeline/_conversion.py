@@ -109,7 +109,7 @@ def _recognised(where: Path) -> Artifact:
     for registration in manager().all("formats"):
         candidate: Format = manager().load("formats", registration.name)
         if candidate.matches(where):
-            return candidate.open(where)
+            return _refined(registration.name, candidate, where).open(where)
     names = ", ".join(r.name for r in manager().all("formats"))
     cure = KNOWN_DISTRIBUTIONS.get(where.suffix)
     if cure and where.suffix.removeprefix(".") not in names.split(", "):
@@ -118,6 +118,16 @@ def _recognised(where: Path) -> Artifact:
         f"{where}: no installed format recognises it (available: {names}); "
         "a Hugging Face directory needs config.json and *.safetensors"
     )
+
+
+def _refined(name: str, recognised: Format, where: Path) -> Format:
+    """Return the more particular format of an artifact that this one recognises too, if one is installed."""
+    for registration in manager().all("formats"):
+        if name in registration.options.get("refines", ()):
+            candidate: Format = manager().load("formats", registration.name)
+            if candidate.matches(where):
+                return candidate
+    return recognised
 
 
 def open_source(path: str | os.PathLike[str], target: Format) -> Artifact:

@@ -21,7 +21,8 @@ class Slot:
         role: edgekit's canonical name of the tensor (``blk.0.attn_q.weight``), which recipes use; the target's name
             if the family is unknown.
         tensor: its values, rows already in the target's order.
-        keep: the precision in which the format stores the tensor if it is not quantized (a norm, a bias).
+        keep: the precision in which the format stores the tensor if it is not quantized (a norm, a bias) or already
+            encoded: the encoded tensor's precision, or the float type to which it is decoded.
     """
 
     name: str
