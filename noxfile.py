@@ -63,6 +63,8 @@ LLAMA = "llama-cpp-python==0.3.36"
 ORACLES = [
     "gguf==0.19.0",
     "transformers==5.23.0",
+    "compressed-tensors==0.20.0",
+    "bitsandbytes==0.50.2",
     "sentencepiece",
     "mlx[cpu]==0.32.4",
     "mlx-lm==0.32.2",

@@ -4,7 +4,9 @@
 |----------------|---------------------------------------------------------------------------------|
 | `precisions`   | how many tensors have which precision, and the bits a weight                     |
 | `fell_back`    | matrices that could not have the precision asked for                            |
-| `requantized`  | matrices that were quantized before                                             |
+| `carried`      | matrices that were quantized before and keep their codes in another precision   |
+| `decoded`      | matrices that were quantized before and are floats now                          |
+| `requantized`  | matrices that were quantized before, and are again                              |
 | `importance`   | columns and matrices without importance                                         |
 | `no_tokenizer` | the model has none                                                              |
 | `merged_tokens`| tokens that only files beside the vocabulary name                               |
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from edgekit.artifact import Artifact, Format, Layout
@@ -32,7 +34,7 @@ from edgekit.recipe import Assignment, Plan, Slot, quantized
 from edgekit.tensor import EncodedTensor
 
 #: The kinds in the order of the line; all others follow.
-ORDER = ("precisions", "fell_back", "requantized", "importance", "no_tokenizer")
+ORDER = ("precisions", "fell_back", "carried", "decoded", "requantized", "importance", "no_tokenizer")
 #: Kinds that are left out of the manifest, so that the same command always writes the same bytes.
 OF_THE_RUN = ("replaced", "restarted")
 #: The share of the weights to be quantized that must be quantized.
@@ -62,6 +64,8 @@ def conversion_notes(
     sentences = {
         "precisions": _precisions(plan),
         "fell_back": _fell_back(plan),
+        "carried": _carried(pairs),
+        "decoded": _decoded(pairs),
         "requantized": _requantized(pairs),
         "importance": _importance(plan, filled) if filled else "",
         "no_tokenizer": "" if layout.model is None else without_tokenizer(layout.source),
@@ -118,19 +122,47 @@ def _fell_back(plan: Plan) -> str:
     return f"{_matrices(len(fallen))} fell back ({shown}): {bits:.2f} bits a weight instead of {asked:.2f}"
 
 
+def _carried(pairs: Iterable[tuple[Slot, Assignment]]) -> str:
+    kinds = Counter(
+        f"{tensor.origin} → {tensor.precision}"
+        for tensor, line in _encoded(pairs)
+        if tensor.origin is not None and tensor.precision == line.precision
+    )
+    return f"{_matrices(kinds.total())} carried over without changing a value ({_listed(kinds)})" if kinds else ""
+
+
+def _decoded(pairs: Iterable[tuple[Slot, Assignment]]) -> str:
+    kinds = Counter(_before(tensor) for tensor, line in _encoded(pairs) if not quantized(line.precision))
+    return f"{_matrices(kinds.total())} quantized already ({_listed(kinds)}) were decoded to floats" if kinds else ""
+
+
 def _requantized(pairs: Iterable[tuple[Slot, Assignment]]) -> str:
     again = Counter(
-        slot.tensor.precision.name
-        for slot, line in pairs
-        if isinstance(slot.tensor, EncodedTensor)
-        and quantized(slot.tensor.precision)
-        and quantized(line.precision)
-        and slot.tensor.precision != line.precision
+        _before(tensor)
+        for tensor, line in _encoded(pairs)
+        if quantized(line.precision) and tensor.precision != line.precision
     )
     if not again:
         return ""
-    shown = ", ".join(f"{count} {name}" for name, count in sorted(again.items()))
-    return f"{_matrices(again.total())} quantized already ({shown}) were quantized again; start from the full precision"
+    return (
+        f"{_matrices(again.total())} quantized already ({_listed(again)}) were quantized again; "
+        "start from the full precision"
+    )
+
+
+def _encoded(pairs: Iterable[tuple[Slot, Assignment]]) -> Iterator[tuple[EncodedTensor, Assignment]]:
+    """Yield the tensors that are quantized already."""
+    for slot, line in pairs:
+        if isinstance(slot.tensor, EncodedTensor) and quantized(slot.tensor.precision):
+            yield slot.tensor, line
+
+
+def _before(tensor: EncodedTensor) -> str:
+    return (tensor.origin or tensor.precision).name
+
+
+def _listed(kinds: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
 
 def _importance(plan: Plan, filled: Filled) -> str:

@@ -21,7 +21,8 @@ class Slot:
         role: what the tensor is for, in edgekit's canonical names (``blk.0.attn_q.weight``), in which recipes
             are stated; the target's name where the family is not known.
         tensor: its values, rows already in the target's order.
-        keep: the precision of a tensor that is not quantized (a norm, a bias): what the format would store.
+        keep: the precision of a tensor that is not quantized (a norm, a bias), or that is quantized already: what the
+            format would store. For an encoded tensor its own precision, or the float type to decode it to.
     """
 
     name: str

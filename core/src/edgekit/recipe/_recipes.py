@@ -146,7 +146,7 @@ class AsIs:
     name: str = "as is"
 
     def plan(self, slots: Sequence[Slot], config: object, importance: bool = False) -> Plan:
-        """Keep encoded tensors encoded and float matrices in their own type."""
+        """Keep encoded tensors encoded, where the format can, and float matrices in their own type."""
         return Plan(self.name, tuple(_as_it_is(slot, "as in the source") for slot in slots))
 
     def describe(self) -> list[Clause]:
@@ -156,9 +156,7 @@ class AsIs:
 
 def _as_it_is(slot: Slot, reason: str) -> Assignment:
     precision = slot.keep
-    if isinstance(slot.tensor, EncodedTensor):
-        precision = slot.tensor.precision
-    elif len(slot.shape) > 1:
+    if not isinstance(slot.tensor, EncodedTensor) and len(slot.shape) > 1:
         precision = own_precision(slot.tensor)
     return Assignment(slot.name, slot.role, slot.shape, precision, reason)
 

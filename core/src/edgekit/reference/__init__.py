@@ -25,6 +25,7 @@ _MODULES = {
     "openvino": "edgekit.reference.openvino",
     "onnx": "edgekit.reference.onnx",
     "olive": "edgekit.reference.olive",
+    "packed": "edgekit.reference._packed",
 }
 
 
