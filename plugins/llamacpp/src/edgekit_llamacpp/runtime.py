@@ -20,8 +20,7 @@ import numpy.typing as npt
 from edgekit.artifact import Artifact
 from edgekit.errors import MissingPluginError, ResourceError, UnsupportedModelError, UsageError
 from edgekit.pipeline import Progress
-from edgekit.runtime import Prompt, Runtime, Sampling, TextRuntime, chat
-from edgekit.runtime.chat import Messages
+from edgekit.runtime import Prompt, Runtime, Sampling, TextRuntime
 from edgekit.typing import F32, F64
 from edgekit_llamacpp.activations import square_sums
 from edgekit_llamacpp.library import copied, llama, quiet, refuse_copy
@@ -127,15 +126,9 @@ class LlamaCppRuntime(TextRuntime):
             yield token
             ids.append(token)
 
-    def prompt(self, messages: Messages | str) -> str:
-        """What the model's chat template makes of messages, with llama.cpp's special tokens; see `runtime.chat`.
-
-        Raises:
-            UsageError: no messages, or the model has no chat template.
-            InvalidFileError: its template fails; it runs in a child process that may do nothing but render.
-        """
-        source = chat.template_of(self.artifact)
-        return chat.render(source, messages, bos_token=self._special("bos"), eos_token=self._special("eos"))
+    def special_texts(self) -> dict[str, str]:
+        """The template variables for special tokens, as llama.cpp writes them."""
+        return {"bos_token": self._special("bos"), "eos_token": self._special("eos")}
 
     def square_sums(
         self, windows: npt.ArrayLike, *, outputs: bool = False, progress: Progress | None = None
