@@ -17,10 +17,10 @@ from edgekit.architectures._config import (
     settings,
 )
 from edgekit.architectures._families import FAMILIES
+from edgekit.architectures._family import Family, Gguf, Key, Setting
 from edgekit.architectures._hf_rope import RopeDialect
 from edgekit.architectures._section import Section
 from edgekit.architectures._tensors import check_tensors, tensor_shapes
-from edgekit.architectures.family import Family, Gguf, Key, Setting
 
 __all__ = [
     "FAMILIES",

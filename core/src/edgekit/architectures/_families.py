@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import cast
 
-from edgekit.architectures.family import Family
+from edgekit.architectures._family import Family
 from edgekit.errors import PluginError
 from edgekit.plugin._registry import BUILT_IN, Registration, manager, skipped
 

@@ -19,10 +19,10 @@ from typing import Any, Literal
 import attrs
 
 from edgekit.architectures._config import LIMITS, ModelConfig, RopeScaling, check_config
+from edgekit.architectures._family import Gguf, Setting
 from edgekit.architectures._hf_rope import RopeDialect, rope_from_hf
 from edgekit.architectures._section import Section
 from edgekit.architectures.blocks import Block, Network
-from edgekit.architectures.family import Gguf, Setting
 from edgekit.architectures.links import Link, one
 from edgekit.architectures.mixers import Attention, Gated, Mixer
 from edgekit.architectures.ops import Attend, Gate
@@ -72,7 +72,7 @@ _BUFFERS = ".rotary_emb.inv_freq"
 
 
 class Decoder:
-    """A family of decoders; see `edgekit.architectures.family.Family`.
+    """A family of decoders; see `edgekit.architectures._family.Family`.
 
     Attributes:
         name, model_types, apart, gguf, nested, alike: as the protocol has them.

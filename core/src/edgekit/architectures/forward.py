@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from edgekit.architectures._config import Model, ModelConfig
 from edgekit.architectures._families import FAMILIES
+from edgekit.architectures._numerics import attend, gelu_tanh, rms_norm, silu, softcap, visible
 from edgekit.architectures._weights import Observe, Weights
 from edgekit.architectures.blocks import Network
-from edgekit.architectures.numerics import attend, gelu_tanh, rms_norm, silu, softcap, visible
 from edgekit.architectures.numpy_ops import NumpyOps
 from edgekit.architectures.rope import turns_change
 from edgekit.architectures.state import KVCache

@@ -15,9 +15,9 @@ import numpy as np
 
 from edgekit.architectures._config import Model, ModelConfig
 from edgekit.architectures._families import FAMILIES
+from edgekit.architectures._family import Family
 from edgekit.architectures._section import Section, short
 from edgekit.architectures._tensors import check_tensors, refuse_missing, refuse_odd
-from edgekit.architectures.family import Family
 from edgekit.architectures.found import refuse_other_weights
 from edgekit.architectures.links import Link
 from edgekit.errors import UnsupportedModelError

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import attrs
 import numpy as np
 
-from edgekit.architectures import numerics
+from edgekit.architectures import _numerics as numerics
 from edgekit.architectures._weights import Weights
 from edgekit.architectures.ops import Activation, Attend, Ffn, Gate, Pooling, Routing
 from edgekit.architectures.rope import Rope, Rotation

@@ -357,5 +357,6 @@ __all__ = [
     "Pooling",
     "Recorder",
     "Routing",
+    "V",
     "refuse_missing",
 ]

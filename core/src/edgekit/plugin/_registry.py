@@ -238,8 +238,8 @@ class Manager:
     def _missing(self, role: str, name: str) -> str:
         names = ", ".join(sorted({r.name for r in self.all(role)})) or "none"
         known = KNOWN_DISTRIBUTIONS.get(name)
-        there = known in {p.distribution for p in self.plugins}
-        cure = f"; pip install {known}" if known and not there else ""
+        installed = known in {p.distribution for p in self.plugins}
+        cure = f"; pip install {known}" if known and not installed else ""
         failed = [f"{p.distribution} ({p.error})" for p in self.plugins if p.status in ("failed", "refused")]
         broken = f"; not loaded: {', '.join(failed)}" if failed else ""
         return f"no {one(role)} {name!r} is installed (available: {names}){cure}{broken}"

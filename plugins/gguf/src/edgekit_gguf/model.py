@@ -316,13 +316,13 @@ class _Keys:
 
     def refuse(self, key: str, problem: str) -> NoReturn:
         """Raise `UnsupportedModelError`."""
-        raise UnsupportedModelError(f"{self.path}: {self.architecture}.{key} {problem}; edgekit does not know that")
+        raise UnsupportedModelError(f"{self.path}: {self.architecture}.{key} {problem}; edgekit does not support that")
 
-    def _wrong(self, key: str, value: object, wanted: str) -> NoReturn:
+    def _wrong(self, key: str, value: object, expected: str) -> NoReturn:
         problem = "is missing" if value is None else f"is {value!r:.40}"
         # The file is whole, or its reader had said so: who wrote it left the key out.
         cure = "convert the model again" if value is None else "get the file again"
-        raise InvalidFileError(f"{self.path}: key '{self.architecture}.{key}' {problem}, it has to be {wanted}; {cure}")
+        raise InvalidFileError(f"{self.path}: key '{self.architecture}.{key}' {problem}, it must be {expected}; {cure}")
 
 
 def _short(value: float) -> float:

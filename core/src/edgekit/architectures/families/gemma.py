@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from edgekit.architectures._family import Gguf
 from edgekit.architectures._section import Section
 from edgekit.architectures.decoder import COMMON, Decoder
-from edgekit.architectures.family import Gguf
 
 GEMMA: dict[str, Any] = COMMON | {
     "vocab_size": 256_000,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from edgekit.architectures._config import ModelConfig
+from edgekit.architectures._family import Gguf
 from edgekit.architectures._section import Section
 from edgekit.architectures.decoder import LAYER, pre_attention_scalar
 from edgekit.architectures.families.gemma import GEMMA, Gemma
-from edgekit.architectures.family import Gguf
 
 GEMMA2: dict[str, Any] = GEMMA | {
     "hidden_size": 2304,

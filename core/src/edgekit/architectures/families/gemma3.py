@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from edgekit.architectures._config import ModelConfig
+from edgekit.architectures._family import Gguf
 from edgekit.architectures._hf_rope import RopeDialect
 from edgekit.architectures._section import Section
 from edgekit.architectures.families.gemma2 import GEMMA2, Gemma2
-from edgekit.architectures.family import Gguf
 
 
 class Gemma3(Gemma2):

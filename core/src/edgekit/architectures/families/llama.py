@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from edgekit.architectures._config import ModelConfig
+from edgekit.architectures._family import Gguf
 from edgekit.architectures._section import Section
 from edgekit.architectures.decoder import COMMON, Decoder
-from edgekit.architectures.family import Gguf
 
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 

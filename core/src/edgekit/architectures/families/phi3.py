@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from edgekit.architectures._config import ModelConfig
+from edgekit.architectures._family import Gguf
 from edgekit.architectures._hf_rope import RopeDialect
 from edgekit.architectures._section import Section
 from edgekit.architectures.decoder import COMMON, LAYER, Decoder, fraction
-from edgekit.architectures.family import Gguf
 
 
 class Phi3(Decoder):

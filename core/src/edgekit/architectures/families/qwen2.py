@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from edgekit.architectures._config import ModelConfig
+from edgekit.architectures._family import Gguf
 from edgekit.architectures._section import Section
 from edgekit.architectures.decoder import COMMON, Decoder
-from edgekit.architectures.family import Gguf
 
 #: Of Qwen 2, and with a head size of Qwen 3.
 QWEN: dict[str, Any] = COMMON | {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgekit.architectures._family import Gguf
 from edgekit.architectures._section import Section
 from edgekit.architectures.decoder import Decoder
 from edgekit.architectures.families.qwen2 import QWEN, Qwen2
-from edgekit.architectures.family import Gguf
 
 
 class Qwen3(Qwen2):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from edgekit.architectures.mixers._attention import Attention, Temper
+from edgekit.architectures.mixers._convolution import ShortConvolution
+from edgekit.architectures.mixers._delta import DeltaNet
+from edgekit.architectures.mixers._dense import Gated, Plain
+from edgekit.architectures.mixers._experts import Experts
+from edgekit.architectures.mixers._mamba import Mamba2
 from edgekit.architectures.mixers._mixer import Mixer, Shape, matrix
-from edgekit.architectures.mixers.attention import Attention, Temper
-from edgekit.architectures.mixers.convolution import ShortConvolution
-from edgekit.architectures.mixers.delta import DeltaNet
-from edgekit.architectures.mixers.dense import Gated, Plain
-from edgekit.architectures.mixers.experts import Experts
-from edgekit.architectures.mixers.mamba import Mamba2
 
 __all__ = [
     "Attention",

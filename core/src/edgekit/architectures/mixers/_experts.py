@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import attrs
 
+from edgekit.architectures.mixers._dense import Gated, Plain
 from edgekit.architectures.mixers._mixer import Shape, matrix
-from edgekit.architectures.mixers.dense import Gated, Plain
 from edgekit.architectures.ops import Ffn, Ops, Routing, V
 
 
