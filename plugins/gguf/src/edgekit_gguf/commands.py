@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from edgekit.cli.output import json_option, print_json
-from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, UsageError
+from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, UsageError, counted
 from edgekit.evaluation.calibration import collect, write_importance
 from edgekit.files.guard import refuse_harm
 from edgekit.pipeline import open_artifact
@@ -47,7 +47,8 @@ def imatrix(
     if as_json:
         print_json({"path": to, "matrices": len(found.sums), "tokens": found.tokens, "context": found.context})
     else:
-        click.echo(f"{to}  {len(found.sums)} matrices, {found.tokens} tokens in windows of {found.context}")
+        matrices, tokens = counted(len(found.sums), "matrix", "matrices"), counted(found.tokens, "token")
+        click.echo(f"{to}  {matrices}, {tokens} in windows of {found.context}")
 
 
 def _refuse_overwriting(target: Path) -> None:
