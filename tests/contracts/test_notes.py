@@ -150,7 +150,7 @@ def test_the_line_begins_with_what_matters_most():
 
 
 def test_a_manifest_whose_notes_are_no_text_is_refused(tmp_path):
-    with pytest.raises(TypeError, match="notes holds what is no text"):
+    with pytest.raises(TypeError, match="notes holds values that are not text"):
         Manifest(notes={"a": 3})
 
 

@@ -257,13 +257,13 @@ def quantize(
             work.note(note)
         report = stack.enter_context(reporting(progress, "quantize"))
         _write(writer, layout, plan, encoder, report, target)
-        found = dict(getattr(writer, "remarks", {}))
-        for note in found.values():
+        remarks_of_writer = dict(getattr(writer, "remarks", {}))
+        for note in remarks_of_writer.values():
             work.note(note)
-        remarks |= found
+        remarks |= remarks_of_writer
     _LOG.info("%s: %s", target, summary_line(remarks))
-    said = {kind: note for kind, note in remarks.items() if kind in OF_THE_RUN}
-    return attrs.evolve(_settled(target, chosen_format.open), said=said)
+    reported = {kind: note for kind, note in remarks.items() if kind in OF_THE_RUN}
+    return attrs.evolve(_settled(target, chosen_format.open), run_notes=reported)
 
 
 def make_plan(recipe: Recipe, layout: Layout, importance: bool = False, backend: str | None = None) -> Plan:

@@ -91,8 +91,8 @@ def without_tokenizer(artifact: Artifact) -> str:
 def replaced(target: Path) -> str:
     """Return the note on a target that is replaced; empty if nothing exists there."""
     with writing(target):
-        there = any(target.iterdir()) if target.is_dir() else os.path.lexists(target)
-    return "what was at the target before is replaced" if there else ""
+        exists = any(target.iterdir()) if target.is_dir() else os.path.lexists(target)
+    return "what was at the target before is replaced" if exists else ""
 
 
 def _merged_tokens(artifact: Artifact) -> str:

@@ -227,8 +227,8 @@ class Manager:
         near = _meant(name, registered)
         hint = f"; did you mean {near!r}?" if near not in ("", name) else ""
         known = KNOWN_DISTRIBUTIONS.get(near or name)
-        there = known in {p.distribution for p in self.plugins}
-        cure = f"{'' if hint else ';'} pip install {known}" if known and not there else ""
+        installed = known in {p.distribution for p in self.plugins}
+        cure = f"{'' if hint else ';'} pip install {known}" if known and not installed else ""
         failed = [f"{p.distribution} ({p.error})" for p in self.plugins if p.status in ("failed", "refused")]
         broken = f"; not loaded: {', '.join(failed)}" if failed else ""
         return f"no {one(role)} {name!r} is installed (available: {names}){hint}{cure}{broken}"

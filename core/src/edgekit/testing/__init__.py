@@ -56,9 +56,9 @@ __all__ = [*_WHERE, *_ROOMS]  # noqa: PLE0604
 
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
-        found = getattr(importlib.import_module(f"edgekit.testing.{_WHERE[name]}"), name)
-        globals()[name] = found
-        return found
+        value = getattr(importlib.import_module(f"edgekit.testing.{_WHERE[name]}"), name)
+        globals()[name] = value
+        return value
     if name in _ROOMS:
         return importlib.import_module(f"edgekit.testing.{name}")
     raise AttributeError(f"module 'edgekit.testing' has no attribute {name!r}; it has {', '.join(sorted(__all__))}")

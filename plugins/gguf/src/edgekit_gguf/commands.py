@@ -42,13 +42,15 @@ def imatrix(
     refuse_harm(Path(to), [*source.reads, Path(text)])
     if not force:
         _refuse_overwriting(Path(to))
-    found = collect(source, words, context=context, outputs=outputs, runtime=runtime, progress=_progress)
-    write_importance(to, found, Path(text).name)
+    importance = collect(source, words, context=context, outputs=outputs, runtime=runtime, progress=_progress)
+    write_importance(to, importance, Path(text).name)
     if as_json:
-        print_json({"path": to, "matrices": len(found.sums), "tokens": found.tokens, "context": found.context})
+        print_json(
+            {"path": to, "matrices": len(importance.sums), "tokens": importance.tokens, "context": importance.context}
+        )
     else:
-        matrices, tokens = counted(len(found.sums), "matrix", "matrices"), counted(found.tokens, "token")
-        click.echo(f"{to}  {matrices}, {tokens} in windows of {found.context}")
+        matrices, tokens = counted(len(importance.sums), "matrix", "matrices"), counted(importance.tokens, "token")
+        click.echo(f"{to}  {matrices}, {tokens} in windows of {importance.context}")
 
 
 def _refuse_overwriting(target: Path) -> None:

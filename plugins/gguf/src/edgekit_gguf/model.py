@@ -119,14 +119,14 @@ def config_to_metadata(config: ModelConfig) -> dict[str, Value]:
     return {f"{family.gguf}.{key}": value for key, value in pairs.items()}
 
 
-def _refuse_what_gguf_cannot_say(config: ModelConfig, own: _Architecture) -> None:
+def _refuse_what_gguf_cannot_say(config: ModelConfig, architecture: _Architecture) -> None:
     expected = {
-        "activation": "gelu_tanh" if own.gelu else "silu",
-        "attention_scale": _attention_scale(own, config.layers, config.width, config.heads, config.head_dim),
-        "embedding_scale": math.sqrt(config.width) if own.gelu else 1.0,
-        "tied": config.tied if own.untied else True,
-        "attention_softcap": own.softcaps[0] and (config.attention_softcap or own.softcaps[0]),
-        "output_softcap": (config.output_softcap or own.softcaps[1]) if own.caps_output else None,
+        "activation": "gelu_tanh" if architecture.gelu else "silu",
+        "attention_scale": _attention_scale(architecture, config.layers, config.width, config.heads, config.head_dim),
+        "embedding_scale": math.sqrt(config.width) if architecture.gelu else 1.0,
+        "tied": config.tied if architecture.untied else True,
+        "attention_softcap": architecture.softcaps[0] and (config.attention_softcap or architecture.softcaps[0]),
+        "output_softcap": (config.output_softcap or architecture.softcaps[1]) if architecture.caps_output else None,
     }
     for field, value in expected.items():
         given = getattr(config, field)
@@ -137,7 +137,7 @@ def _refuse_what_gguf_cannot_say(config: ModelConfig, own: _Architecture) -> Non
             )
     if config.rope_scaling is not None and config.rope_scaling.kind == "dynamic":
         raise UnsupportedModelError("llama.cpp has no dynamic rope scaling, so that GGUF has no key for it")
-    divisors = set(rope_tensors(config)) - set(own.divisors)
+    divisors = set(rope_tensors(config)) - set(architecture.divisors)
     if divisors:
         raise UnsupportedModelError(
             f"{config.rope_scaling and config.rope_scaling.kind} rope scaling of a {config.family} model needs "
@@ -151,15 +151,15 @@ def _same(given: Any, expected: Any) -> bool:
     return bool(given == expected)
 
 
-def _attention_scale(own: _Architecture, layers: int, width: int, heads: int, head_dim: int) -> float:
-    return math.pow(width // heads if layers == own.wide_layers else head_dim, -0.5)
+def _attention_scale(architecture: _Architecture, layers: int, width: int, heads: int, head_dim: int) -> float:
+    return math.pow(width // heads if layers == architecture.wide_layers else head_dim, -0.5)
 
 
-def _window_keys(config: ModelConfig, own: _Architecture) -> dict[str, Value]:
+def _window_keys(config: ModelConfig, architecture: _Architecture) -> dict[str, Value]:
     if config.sliding_window is None:
-        return {_WINDOW: u32(0)} if own.window or config.family == "phi3" else {}
+        return {_WINDOW: u32(0)} if architecture.window or config.family == "phi3" else {}
     pattern = [config.window(layer) is not None for layer in range(config.layers)]
-    if pattern == _periodic(own.window_period, config.layers):
+    if pattern == _periodic(architecture.window_period, config.layers):
         return {_WINDOW: u32(config.sliding_window)}
     return {_WINDOW: u32(config.sliding_window), _PATTERN: flags(pattern)}
 
@@ -300,13 +300,13 @@ class _Keys:
 
     def refuse(self, key: str, problem: str) -> NoReturn:
         """Raise `UnsupportedModelError`."""
-        raise UnsupportedModelError(f"{self.path}: {self.architecture}.{key} {problem}; edgekit does not know that")
+        raise UnsupportedModelError(f"{self.path}: {self.architecture}.{key} {problem}; edgekit does not support that")
 
-    def _wrong(self, key: str, value: object, wanted: str) -> NoReturn:
+    def _wrong(self, key: str, value: object, expected: str) -> NoReturn:
         problem = "is missing" if value is None else f"is {value!r:.40}"
         # The file is whole, or its reader had said so: who wrote it left the key out.
         cure = "convert the model again" if value is None else "get the file again"
-        raise InvalidFileError(f"{self.path}: key '{self.architecture}.{key}' {problem}, it has to be {wanted}; {cure}")
+        raise InvalidFileError(f"{self.path}: key '{self.architecture}.{key}' {problem}, it must be {expected}; {cure}")
 
 
 def _family(keys: _Keys) -> Family:
@@ -323,7 +323,7 @@ def _family(keys: _Keys) -> Family:
 
 
 def _config(keys: _Keys, family: Family, tensors: Mapping[str, AnyTensor]) -> ModelConfig:
-    own = _ARCHITECTURES[family.gguf]
+    architecture = _ARCHITECTURES[family.gguf]
     width, heads, layers = keys.count("embedding_length"), keys.count("attention.head_count"), keys.count("block_count")
     if min(width, heads, layers) < 1:
         raise InvalidFileError(f"{keys.path}: {width} wide, {heads} heads, {layers} layers; get the file again")
@@ -345,16 +345,20 @@ def _config(keys: _Keys, family: Family, tensors: Mapping[str, AnyTensor]) -> Mo
         norm_eps=_required(keys, "attention.layer_norm_rms_epsilon"),
         rope_theta=keys.real("rope.freq_base", 10000.0) or 0.0,
         rope_theta_local=_local_theta(keys, family),
-        attention_scale=_attention_scale(own, layers, width, heads, max(1, head_dim)),
+        attention_scale=_attention_scale(architecture, layers, width, heads, max(1, head_dim)),
         rotary_dim=rotary_dim,
-        activation="gelu_tanh" if own.gelu else "silu",
+        activation="gelu_tanh" if architecture.gelu else "silu",
         tied="output.weight" not in tensors,
         **_biases(tensors),
         rope_scaling=_scaling(keys, tensors, context, rotary_dim),
-        **_windows(keys, own, layers),
-        attention_softcap=keys.real("attn_logit_softcapping", own.softcaps[0]) if own.softcaps[0] else None,
-        output_softcap=(keys.real("final_logit_softcapping", own.softcaps[1]) or None) if own.caps_output else None,
-        embedding_scale=math.sqrt(width) if own.gelu else 1.0,
+        **_windows(keys, architecture, layers),
+        attention_softcap=keys.real("attn_logit_softcapping", architecture.softcaps[0])
+        if architecture.softcaps[0]
+        else None,
+        output_softcap=(keys.real("final_logit_softcapping", architecture.softcaps[1]) or None)
+        if architecture.caps_output
+        else None,
+        embedding_scale=math.sqrt(width) if architecture.gelu else 1.0,
         name=str(keys.metadata.get("general.name", "")),
     )
 
@@ -386,15 +390,15 @@ def _biases(tensors: Mapping[str, AnyTensor]) -> dict[str, bool]:
     }
 
 
-def _windows(keys: _Keys, own: _Architecture, layers: int) -> dict[str, Any]:
-    window = keys.count(_WINDOW, own.window or 0)
+def _windows(keys: _Keys, architecture: _Architecture, layers: int) -> dict[str, Any]:
+    window = keys.count(_WINDOW, architecture.window or 0)
     if not window:
         return {}
     pattern = keys.get(_PATTERN)
     if type(pattern) is int:
         return {"sliding_window": window, "full_attention_every": pattern}
     if pattern is None:
-        return {"sliding_window": window, "full_attention_every": own.window_period}
+        return {"sliding_window": window, "full_attention_every": architecture.window_period}
     return {"sliding_window": window, **_regular(keys, [bool(windowed) for windowed in pattern][:layers])}
 
 

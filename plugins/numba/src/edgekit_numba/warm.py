@@ -33,9 +33,9 @@ def devices() -> list[str]:
     """The instruction set in use, and how many kernels are compiled for it."""
     encoders.require()
     target = processor()
-    kept = sum((cache() / f"{name}.o").is_file() for name in library.MODULES)
-    advice = "" if kept == len(library.MODULES) else " (`edgekit warm` compiles the rest ahead)"
-    return [f"{target.instruction_set}, {target.name}: {kept} of {len(library.MODULES)} kernels compiled{advice}"]
+    compiled = sum((cache() / f"{name}.o").is_file() for name in library.MODULES)
+    advice = "" if compiled == len(library.MODULES) else " (`edgekit warm` compiles the rest ahead)"
+    return [f"{target.instruction_set}, {target.name}: {compiled} of {len(library.MODULES)} kernels compiled{advice}"]
 
 
 __all__ = ["command", "devices"]
