@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from edgekit.cli.output import json_option, print_json
-from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, UsageError
+from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, UsageError, counted
 from edgekit.evaluation.calibration import collect, write_importance
 from edgekit.files.guard import refuse_harm
 from edgekit.pipeline import open_artifact
@@ -49,9 +49,8 @@ def imatrix(
             {"path": to, "matrices": len(importance.sums), "tokens": importance.tokens, "context": importance.context}
         )
     else:
-        click.echo(
-            f"{to}  {len(importance.sums)} matrices, {importance.tokens} tokens in windows of {importance.context}"
-        )
+        matrices, tokens = counted(len(importance.sums), "matrix", "matrices"), counted(importance.tokens, "token")
+        click.echo(f"{to}  {matrices}, {tokens} in windows of {importance.context}")
 
 
 def _refuse_overwriting(target: Path) -> None:
