@@ -20,7 +20,8 @@ def small_files(layout: Layout, plan: Plan, manifest: Manifest) -> Iterator[tupl
     """Yield name and content of every file of the directory except weights.
 
     Configuration and tokenizer are the source's own, byte for byte, where it has a ``config.json``; else they are
-    generated from the model and its tokenizer. The manifest comes last.
+    generated from the model and its tokenizer. What an MLX directory says about its packed weights is left out. The
+    manifest comes last.
 
     Raises:
         UnsupportedModelError: the source's family or tokenizer is unsupported.
@@ -29,10 +30,19 @@ def small_files(layout: Layout, plan: Plan, manifest: Manifest) -> Iterator[tupl
         for path in layout.source.files:
             name = files.carried_name(path)
             if name is not None:
-                yield name, path.read_bytes()
+                content = path.read_bytes()
+                yield name, _without_packing(content) if name == files.CONFIG else content
     else:
         yield from generate(layout, plan)
     yield files.MANIFEST, manifest.to_json().encode()
+
+
+def _without_packing(content: bytes) -> bytes:
+    """Return a config.json without MLX's section on packed weights, and its copy; unchanged where it has none."""
+    config = json.loads(content)
+    if not (isinstance(config, dict) and isinstance(config.get("quantization"), dict)):
+        return content
+    return _json({key: value for key, value in config.items() if key not in ("quantization", "quantization_config")})
 
 
 def generate(layout: Layout, plan: Plan) -> Iterator[tuple[str, bytes]]:
