@@ -28,7 +28,7 @@ import nox
 nox.options.sessions = ["tests"]
 nox.options.error_on_missing_interpreters = True
 
-CORE = ["./core[testing,text,progress,chat]"]
+CORE = ["./core[testing,text,progress,chat,structured]"]
 PLUGINS = ["./plugins/gguf", "./plugins/serve"]
 NUMBA = "./plugins/numba"
 OPENVINO = "./plugins/openvino"
@@ -63,6 +63,8 @@ LLAMA = "llama-cpp-python==0.3.36"
 ORACLES = [
     "gguf==0.19.0",
     "transformers==5.23.0",
+    "compressed-tensors==0.20.0",
+    "bitsandbytes==0.50.2",
     "sentencepiece",
     "mlx[cpu]==0.32.4",
     "mlx-lm==0.32.2",

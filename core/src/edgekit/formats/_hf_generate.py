@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from edgekit.artifact import Layout
-from edgekit.files.foreign import utf8
+from edgekit.files.foreign import strict_json, utf8
 from edgekit.formats import _hf_files as files
+from edgekit.formats._packed import quantization_of, without_quantization
 from edgekit.manifest import Manifest
 from edgekit.recipe import Plan
 from edgekit.tokenizer._record import Tokenizer
@@ -19,8 +21,8 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 def small_files(layout: Layout, plan: Plan, manifest: Manifest) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of every file of the directory except weights.
 
-    Configuration and tokenizer are the source's own, byte for byte, where it has a ``config.json``; else they are
-    generated from the model and its tokenizer. What an MLX directory says about its packed weights is left out. The
+    Configuration and tokenizer are the source's own, byte for byte, where it has a ``config.json`` (without a
+    quantization that another library made); else they are generated from the model and its tokenizer. The
     manifest comes last.
 
     Raises:
@@ -30,19 +32,17 @@ def small_files(layout: Layout, plan: Plan, manifest: Manifest) -> Iterator[tupl
         for path in layout.source.files:
             name = files.carried_name(path)
             if name is not None:
-                content = path.read_bytes()
-                yield name, _without_packing(content) if name == files.CONFIG else content
+                yield name, _own_config(path) if name == files.CONFIG else path.read_bytes()
     else:
         yield from generate(layout, plan)
     yield files.MANIFEST, manifest.to_json().encode()
 
 
-def _without_packing(content: bytes) -> bytes:
-    """Return a config.json without MLX's section on packed weights, and its copy; unchanged where it has none."""
-    config = json.loads(content)
-    if not (isinstance(config, dict) and isinstance(config.get("quantization"), dict)):
-        return content
-    return _json({key: value for key, value in config.items() if key not in ("quantization", "quantization_config")})
+def _own_config(path: Path) -> bytes:
+    """Return a config.json as it is; without the quantization that the weights no longer have."""
+    content = path.read_bytes()
+    config = strict_json(content, path, "the configuration")
+    return _json(without_quantization(config)) if quantization_of(config) else content
 
 
 def generate(layout: Layout, plan: Plan) -> Iterator[tuple[str, bytes]]:

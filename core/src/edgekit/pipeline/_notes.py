@@ -4,10 +4,13 @@
 |----------------|---------------------------------------------------------------------------------|
 | `precisions`   | how many tensors have which precision, and the bits a weight                     |
 | `fell_back`    | matrices that could not have the precision asked for                            |
-| `requantized`  | matrices that were quantized before                                             |
+| `carried`      | matrices that were quantized before and keep their codes in another precision   |
+| `decoded`      | matrices that were quantized before and are floats now                          |
+| `requantized`  | matrices that were quantized before, and are again                              |
 | `importance`   | columns and matrices without importance                                         |
 | `no_tokenizer` | the model has none                                                              |
 | `merged_tokens`| tokens that only files beside the vocabulary name                               |
+| `tokenizer`    | end tokens that do not exist; placeholders that were given a name               |
 | `replaced`     | an earlier artifact stood at the target                                         |
 | `restarted`    | an interrupted run's work could not be used                                     |
 
@@ -20,19 +23,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from edgekit.artifact import Artifact, Format, Layout
 from edgekit.encoding._importance import Filled
-from edgekit.errors import EdgekitError, UsageError, option
+from edgekit.errors import EdgekitError, UsageError, counted, option
 from edgekit.files._problems import writing
 from edgekit.plugin._registry import manager
 from edgekit.recipe import Assignment, Plan, Slot, quantized
 from edgekit.tensor import EncodedTensor
 
 #: The kinds in the order of the line; all others follow.
-ORDER = ("precisions", "fell_back", "requantized", "importance", "no_tokenizer")
+ORDER = ("precisions", "fell_back", "carried", "decoded", "requantized", "importance", "no_tokenizer")
 #: Kinds that are left out of the manifest, so that the same command always writes the same bytes.
 OF_THE_RUN = ("replaced", "restarted")
 #: The share of the weights to be quantized that must be quantized.
@@ -62,10 +65,13 @@ def conversion_notes(
     sentences = {
         "precisions": _precisions(plan),
         "fell_back": _fell_back(plan),
+        "carried": _carried(pairs),
+        "decoded": _decoded(pairs),
         "requantized": _requantized(pairs),
         "importance": _importance(plan, filled) if filled else "",
         "no_tokenizer": "" if layout.model is None else without_tokenizer(layout.source),
         "merged_tokens": "" if layout.model is None else _merged_tokens(layout.source),
+        "tokenizer": "" if layout.model is None else _tokenizer(layout.source),
         "replaced": replaced(target),
         **layout.notes,
         **(format_notes(layout, plan) if format_notes else {}),
@@ -85,8 +91,8 @@ def without_tokenizer(artifact: Artifact) -> str:
 def replaced(target: Path) -> str:
     """Return the note on a target that is replaced; empty if nothing exists there."""
     with writing(target):
-        there = any(target.iterdir()) if target.is_dir() else os.path.lexists(target)
-    return "what was at the target before is replaced" if there else ""
+        exists = any(target.iterdir()) if target.is_dir() else os.path.lexists(target)
+    return "what was at the target before is replaced" if exists else ""
 
 
 def _merged_tokens(artifact: Artifact) -> str:
@@ -96,8 +102,16 @@ def _merged_tokens(artifact: Artifact) -> str:
         return ""
     if not merged:
         return ""
-    tokens = "1 token" if merged == 1 else f"{merged} tokens"
-    return f"{tokens} that the vocabulary lacks were taken from tokenizer_config.json or added_tokens.json"
+    lacking = "that the vocabulary lacks"
+    tokens = counted(merged, f"token {lacking} was", f"tokens {lacking} were")
+    return f"{tokens} taken from tokenizer_config.json or added_tokens.json"
+
+
+def _tokenizer(artifact: Artifact) -> str:
+    try:
+        return "; ".join(artifact.tokenizer.remarks) if artifact.tokenizer else ""
+    except EdgekitError:
+        return ""
 
 
 def _precisions(plan: Plan) -> str:
@@ -105,7 +119,7 @@ def _precisions(plan: Plan) -> str:
     if not counts:
         return ""
     shown = ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-    return f"{len(plan)} tensors: {shown}; {float(plan.bits_per_weight):.2f} bits a weight"
+    return f"{counted(len(plan), 'tensor')}: {shown}; {float(plan.bits_per_weight):.2f} bits a weight"
 
 
 def _fell_back(plan: Plan) -> str:
@@ -118,19 +132,47 @@ def _fell_back(plan: Plan) -> str:
     return f"{_matrices(len(fallen))} fell back ({shown}): {bits:.2f} bits a weight instead of {asked:.2f}"
 
 
+def _carried(pairs: Iterable[tuple[Slot, Assignment]]) -> str:
+    kinds = Counter(
+        f"{tensor.origin} → {tensor.precision}"
+        for tensor, line in _encoded(pairs)
+        if tensor.origin is not None and tensor.precision == line.precision
+    )
+    return f"{_matrices(kinds.total())} carried over without changing a value ({_listed(kinds)})" if kinds else ""
+
+
+def _decoded(pairs: Iterable[tuple[Slot, Assignment]]) -> str:
+    kinds = Counter(_before(tensor) for tensor, line in _encoded(pairs) if not quantized(line.precision))
+    return f"{_matrices(kinds.total())} quantized already ({_listed(kinds)}) were decoded to floats" if kinds else ""
+
+
 def _requantized(pairs: Iterable[tuple[Slot, Assignment]]) -> str:
     again = Counter(
-        slot.tensor.precision.name
-        for slot, line in pairs
-        if isinstance(slot.tensor, EncodedTensor)
-        and quantized(slot.tensor.precision)
-        and quantized(line.precision)
-        and slot.tensor.precision != line.precision
+        _before(tensor)
+        for tensor, line in _encoded(pairs)
+        if quantized(line.precision) and tensor.precision != line.precision
     )
     if not again:
         return ""
-    shown = ", ".join(f"{count} {name}" for name, count in sorted(again.items()))
-    return f"{_matrices(again.total())} quantized already ({shown}) were quantized again; start from the full precision"
+    return (
+        f"{_matrices(again.total())} quantized already ({_listed(again)}) were quantized again; "
+        "start from the full precision"
+    )
+
+
+def _encoded(pairs: Iterable[tuple[Slot, Assignment]]) -> Iterator[tuple[EncodedTensor, Assignment]]:
+    """Yield the tensors that are quantized already."""
+    for slot, line in pairs:
+        if isinstance(slot.tensor, EncodedTensor) and quantized(slot.tensor.precision):
+            yield slot.tensor, line
+
+
+def _before(tensor: EncodedTensor) -> str:
+    return (tensor.origin or tensor.precision).name
+
+
+def _listed(kinds: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
 
 def _importance(plan: Plan, filled: Filled) -> str:
@@ -138,11 +180,9 @@ def _importance(plan: Plan, filled: Filled) -> str:
     columns = {name: count for name, count in filled.columns.items() if name in used}
     without = [name for name in filled.without if name in used]
     missing = sum(1 for n in used if n not in filled.importance and n not in filled.without and n not in _OUTPUTS)
+    low = f"{counted(sum(columns.values()), 'column')} of {_matrices(len(columns))} without importance"
     parts = [
-        f"{sum(columns.values())} columns of {_matrices(len(columns))} without importance got the smallest of their "
-        f"matrix"
-        if columns
-        else "",
+        f"{low} got the smallest of their matrix" if columns else "",
         f"{_matrices(len(without))} without any importance encoded without" if without else "",
         f"{_matrices(missing)} not in the importance matrix" if missing else "",
     ]
@@ -154,7 +194,7 @@ _OUTPUTS = ("output.weight", "token_embd.weight")
 
 
 def _matrices(count: int) -> str:
-    return f"{count} {'matrix' if count == 1 else 'matrices'}"
+    return counted(count, "matrix", "matrices")
 
 
 def refuse_unquantized(plan: Plan, where: str, format_name: str) -> None:

@@ -5,6 +5,7 @@
     the same of 5 and 8 bits                      Q5_0, else Q5_1; Q8_0
     mlx:mxfp4, openvino:mxfp4                     MXFP4
     mlx:nvfp4                                     NVFP4
+    affine, and what other libraries pack         the smallest type that holds it (`edgekit.bridges.carried_over`)
 
 What depends on the tensor is tried on all of it, once; what a block cannot hold unchanged is decoded.
 """
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 
 import attrs
 
+from edgekit import bridges
 from edgekit.bridges import Carry, relation, transcode
 from edgekit.errors import InexactError
 from edgekit.precision import Precision, find_precision
@@ -31,6 +33,8 @@ def carried_over(tensor: AnyTensor) -> AnyTensor:
     """The tensor in blocks that hold the same values, or as it is where it is not quantized or no blocks do."""
     if isinstance(tensor, Tensor) or tensor.precision.convention == "ggml":
         return tensor
+    if tensor.precision.convention in ("affine", "packed"):
+        return bridges.carried_over(tensor, ("ggml",)) or tensor
     for precision in _candidates(tensor):
         carry = relation(tensor.precision, precision).carry
         if carry is Carry.EXACT or (carry is not Carry.NO and _holds(tensor, precision)):
@@ -63,7 +67,9 @@ def _carried(tensor: EncodedTensor, precision: Precision) -> EncodedTensor:
         return transcode(rows, precision).parts
 
     nbytes = int(tensor.size * precision.bits_per_weight) // 8
-    return attrs.evolve(tensor, precision=precision, nbytes=nbytes, read_parts=read_parts, sliceable=True)
+    return attrs.evolve(
+        tensor, precision=precision, nbytes=nbytes, read_parts=read_parts, sliceable=True, origin=tensor.precision
+    )
 
 
 __all__ = ["carried_over"]

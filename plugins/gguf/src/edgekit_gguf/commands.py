@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from edgekit.cli.output import json_option, print_json
-from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, UsageError
+from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, UsageError, counted
 from edgekit.evaluation.calibration import collect, write_importance
 from edgekit.files.guard import refuse_harm
 from edgekit.pipeline import open_artifact
@@ -42,12 +42,15 @@ def imatrix(
     refuse_harm(Path(to), [*source.reads, Path(text)])
     if not force:
         _refuse_overwriting(Path(to))
-    found = collect(source, words, context=context, outputs=outputs, runtime=runtime, progress=_progress)
-    write_importance(to, found, Path(text).name)
+    importance = collect(source, words, context=context, outputs=outputs, runtime=runtime, progress=_progress)
+    write_importance(to, importance, Path(text).name)
     if as_json:
-        print_json({"path": to, "matrices": len(found.sums), "tokens": found.tokens, "context": found.context})
+        print_json(
+            {"path": to, "matrices": len(importance.sums), "tokens": importance.tokens, "context": importance.context}
+        )
     else:
-        click.echo(f"{to}  {len(found.sums)} matrices, {found.tokens} tokens in windows of {found.context}")
+        matrices, tokens = counted(len(importance.sums), "matrix", "matrices"), counted(importance.tokens, "token")
+        click.echo(f"{to}  {matrices}, {tokens} in windows of {importance.context}")
 
 
 def _refuse_overwriting(target: Path) -> None:

@@ -24,7 +24,7 @@ from edgekit.architectures.forward import token_ids
 from edgekit.artifact import Artifact
 from edgekit.errors import ResourceError, UsageError
 from edgekit.files.memory import refuse_shortage
-from edgekit.runtime import Sampling, TextRuntime
+from edgekit.runtime import Prompt, Sampling, TextRuntime
 from edgekit.typing import F32, I64
 from edgekit_mlx import prompt_cache
 from edgekit_mlx.library import chosen, core, device_name, lm, version
@@ -158,7 +158,8 @@ class MlxRuntime(TextRuntime):
         ids = self._ids(np.asarray(prompt))
         if ids.ndim != 1:
             raise UsageError(f"a prompt is one sequence of token ids [n]; got {list(ids.shape)}")
-        return self._continue(ids.tolist(), self.room(len(ids), max_tokens), (sampling or Sampling()).sampler())
+        choose = (sampling or Sampling()).sampler(ids.tolist())
+        return self._continue(ids.tolist(), self.room(len(ids), max_tokens), choose)
 
     def _continue(self, ids: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
         for _ in range(count):
@@ -166,16 +167,15 @@ class MlxRuntime(TextRuntime):
             yield token
             ids.append(token)
 
-    def embed(self, text: str) -> F32:
-        """The mean of the last layer's states over a text, float32 [width], of length 1.
+    def embed(self, text: Prompt) -> F32:
+        """The mean of the last layer's states over a text or token ids, float32 [width], of length 1.
 
         Raises:
             UsageError: an empty text, or no tokenizer.
             ContextOverflowError: more tokens than the context holds.
             NonFiniteError: the model computes values that are not finite.
         """
-        self.refuse_too_long(text)
-        ids = self._ids(self.encode(text))
+        ids = self._ids(self.prompt_ids(text))
         self.room(len(ids), None)
         states = self._run(lambda: self._float32(self._model().module.model(core().array(ids[None]))))
         return self.unit(states[0].mean(axis=0, dtype=np.float64))

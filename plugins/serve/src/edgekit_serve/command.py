@@ -82,16 +82,16 @@ def read_keys(path: str | None) -> frozenset[str]:
         MissingFileError: the file cannot be read.
         UsageError: it holds no key.
     """
-    found = os.environ.get(KEYS, "").split()
+    keys = os.environ.get(KEYS, "").split()
     if path is not None:
         try:
-            told = Path(path).read_text("ascii").split()
+            in_file = Path(path).read_text("ascii").split()
         except (OSError, UnicodeDecodeError) as error:
             raise MissingFileError(f"{path}: cannot be read as a list of keys ({type(error).__name__})") from None
-        if not told:
+        if not in_file:
             raise UsageError(f"{path}: holds no key; put one on each line")
-        found += told
-    return frozenset(found)
+        keys += in_file
+    return frozenset(keys)
 
 
 def refuse_open_doors(host: str, keys: frozenset[str], insecure: bool) -> None:
@@ -185,8 +185,8 @@ def serve(model: Any, settings: Settings, door: socket.socket, drain: int, title
 
 def computes(model: Any) -> str:
     """What a runtime computes on, if it reports that: ``, device CPU, gpu_layers 0, …``."""
-    told = model.description() if isinstance(model, DescribedRuntime) else {}
-    return "".join(f", {name} {value}" for name, value in told.items())
+    description = model.description() if isinstance(model, DescribedRuntime) else {}
+    return "".join(f", {name} {value}" for name, value in description.items())
 
 
 def warm(model: Runtime) -> None:
