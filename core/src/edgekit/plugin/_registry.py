@@ -13,14 +13,14 @@ import importlib
 import io
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import attrs
 import pluggy
 
-from edgekit.errors import EdgekitError, MemoryShortageError, MissingPluginError, PluginError
+from edgekit.errors import EdgekitError, MemoryShortageError, MissingPluginError, PluginError, near_names
 from edgekit.files.memory import refuse_shortage
 from edgekit.files.threads import Thread
 from edgekit.plugin import hookspecs
@@ -76,6 +76,9 @@ KNOWN_DISTRIBUTIONS = {
     "ovms": "edgekit-openvino",
     "serve": "edgekit-serve",
 }
+
+#: What the formats and runtimes of other libraries are called.
+_ALSO_CALLED = {"safetensors": "hf", "huggingface": "hf", "transformers": "hf", "ir": "openvino", "ggml": "gguf"}
 
 Status = Literal["loaded", "failed", "refused", "disabled"]
 
@@ -219,13 +222,23 @@ class Manager:
         return self.find(role, name).load()
 
     def _missing(self, role: str, name: str) -> str:
-        names = ", ".join(sorted({r.name for r in self.all(role)})) or "none"
-        known = KNOWN_DISTRIBUTIONS.get(name)
+        registered = {r.name for r in self.all(role)}
+        names = ", ".join(sorted(registered)) or "none"
+        near = _meant(name, registered)
+        hint = f"; did you mean {near!r}?" if near not in ("", name) else ""
+        known = KNOWN_DISTRIBUTIONS.get(near or name)
         installed = known in {p.distribution for p in self.plugins}
-        cure = f"; pip install {known}" if known and not installed else ""
+        cure = f"{'' if hint else ';'} pip install {known}" if known and not installed else ""
         failed = [f"{p.distribution} ({p.error})" for p in self.plugins if p.status in ("failed", "refused")]
         broken = f"; not loaded: {', '.join(failed)}" if failed else ""
-        return f"no {one(role)} {name!r} is installed (available: {names}){cure}{broken}"
+        return f"no {one(role)} {name!r} is installed (available: {names}){hint}{cure}{broken}"
+
+
+def _meant(name: str, registered: Iterable[str]) -> str:
+    """Return the name, registered or of a known plugin, that a name stands for; empty if there is none."""
+    called = _ALSO_CALLED.get(name.casefold(), name)
+    others = near_names(called, filter(str.isalnum, KNOWN_DISTRIBUTIONS), 1, alike=1.0)
+    return (near_names(called, sorted(registered), 1) or others or [""])[0]
 
 
 def skipped(registration: Registration, error: EdgekitError) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +9,7 @@ from typing import Protocol
 
 import attrs
 
-from edgekit.errors import PluginError, UnknownPrecisionError
+from edgekit.errors import PluginError, UnknownPrecisionError, near_names
 from edgekit.precision import _affine, _floats, _mlx, _olive, _onnx, _openvino, _packed, ggml
 from edgekit.precision._record import Precision, Spec
 
@@ -153,7 +152,7 @@ def _built_in(spec: Spec | None) -> list[Precision]:
 def _unknown(name: str, spec: Spec | None) -> str:
     names = [p.name for p in catalogue()]
     bare = {n.partition(":")[2]: n for n in names}
-    near = difflib.get_close_matches(name, names, n=3) or [bare[n] for n in difflib.get_close_matches(name, bare, n=3)]
+    near = near_names(name, names) or [bare[each] for each in near_names(name, bare)]
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     form = "" if spec else " (the form is <convention>:<kind>[-sym|-asym][-g<size>|-channel|-tensor])"
     return f"unknown precision {name!r}{form}{hint}; `edgekit precisions` lists all"

@@ -90,6 +90,7 @@ def _from_json(files: Files, text: str, parsed: dict[str, Any]) -> Tokenizer:
         chat_templates=templates,
         json=text if list(added.values()) == sorted(entries, key=_by_id) else _with_added(parsed, added.values()),
         merged=len(added.keys() - words.keys() - {token.id for token in entries}),
+        remarks=tuple(files.invalid_ends(len(tokens))),
     )
 
 
@@ -252,7 +253,7 @@ def _from_sentencepiece(files: Files, model: SentencePiece) -> Tokenizer:
         )
     pieces = {number: piece for number, (piece, _, _) in enumerate(model.pieces)}
     named = files.named_tokens()
-    _rename(pieces, model, named, files.directory)
+    renamed = _rename(pieces, model, named, files.directory)
     added = _beside({token: number for number, token in pieces.items()}, named, files.directory, path.name)
     tokens, types = _list(pieces | {number: token.content for number, token in added.items()}, path)
     types[: len(pieces)] = [TokenType(kind) for _, _, kind in model.pieces]
@@ -275,20 +276,30 @@ def _from_sentencepiece(files: Files, model: SentencePiece) -> Tokenizer:
         chat_template=template,
         chat_templates=templates,
         merged=len(added.keys() - pieces.keys()),
+        remarks=(*renamed, *files.invalid_ends(len(tokens))),
     )
 
 
+#: Renamed pieces that a remark shows.
+_NAMED = 3
 #: Names of reserved pieces in vocabularies.
 _PLACEHOLDER = re.compile(r"[<\[].*[>\]]")
 
 
-def _rename(pieces: dict[int, str], model: SentencePiece, named: Iterable[AddedToken], directory: Path) -> None:
+def _rename(pieces: dict[int, str], model: SentencePiece, named: Iterable[AddedToken], directory: Path) -> list[str]:
     """Rename reserved pieces (``<unused0>``) to the tokens that other files assign to their ids.
+
+    transformers 5 appends such tokens to the vocabulary instead when it makes a LlamaTokenizer or a GemmaTokenizer of
+    tokenizer.model, so that its ids lie beyond the model's rows; with a PreTrainedTokenizerFast it keeps the ids.
+
+    Returns:
+        A remark, if any was renamed.
 
     Raises:
         InvalidFileError: a file assigns another token to the id of a text piece.
     """
     known = set(pieces.values())
+    renamed: list[str] = []
     for token in named:
         if token.id not in pieces or pieces[token.id] == token.content or token.content in known:
             continue
@@ -296,7 +307,15 @@ def _rename(pieces: dict[int, str], model: SentencePiece, named: Iterable[AddedT
         if kind is TokenType.BYTE or (kind is TokenType.NORMAL and not _PLACEHOLDER.fullmatch(piece)):
             first = (f"id {token.id} is", shown(piece), "tokenizer.model")
             raise contradiction(str(directory), first, (shown(token.content), token.source))
+        renamed.append(f"{shown(piece)} is {shown(token.content)}")
         pieces[token.id] = token.content
+    if not renamed:
+        return []
+    more = f" and {len(renamed) - _NAMED} more" if len(renamed) > _NAMED else ""
+    return [
+        f"tokens that tokenizer.model keeps for later have the names of tokenizer_config.json or added_tokens.json "
+        f"({', '.join(renamed[:_NAMED])}{more}); transformers may number such tokens anew, beyond the model's rows"
+    ]
 
 
 def _beside(ids: Mapping[str, int], named: list[AddedToken], directory: Path, source: str) -> dict[int, AddedToken]:
@@ -334,6 +353,7 @@ def _from_vocab(files: Files) -> Tokenizer:
         chat_template=template,
         chat_templates=templates,
         merged=len(added.keys() - words.keys()),
+        remarks=tuple(files.invalid_ends(len(tokens))),
     )
 
 

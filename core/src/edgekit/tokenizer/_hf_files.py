@@ -149,6 +149,21 @@ class Files:
             config = [number for number in config if types[number] in (TokenType.CONTROL, TokenType.USER_DEFINED)]
         return tuple(number for number in dict.fromkeys(generation + config) if number != eos)
 
+    def invalid_ends(self, count: int) -> Iterator[str]:
+        """Yield a sentence for each end token of generation_config.json and config.json that does not exist."""
+        text = self.model_config.get("text_config")
+        sections = {
+            "generation_config.json": self.generation,
+            "config.json": self.model_config,
+            "config.json's text_config": text if isinstance(text, dict) else {},
+        }
+        for where, section in sections.items():
+            given = section.get("eos_token_id")
+            listed = given if isinstance(given, list) else [] if given is None else [given]
+            for value in listed:
+                if not _ids(value, count):
+                    yield f"{where}: the end token {shown(value)} is left out, as no token of the {count} has that id"
+
     def flag(self, key: str, default: bool) -> bool:
         """Return a flag of tokenizer_config.json."""
         value = self.config.get(key)

@@ -47,6 +47,7 @@ class Vocabulary:
         json: the text of an equivalent ``tokenizer.json`` of the `tokenizers` library, or None.
         merged: number of tokens that only other files than the vocabulary name (``tokenizer_config.json``,
             ``added_tokens.json``).
+        remarks: what the user should know about how its files were read, a sentence each.
     """
 
     kind: Literal["spm", "bpe"]
@@ -67,6 +68,7 @@ class Vocabulary:
     chat_templates: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     json: str | None = attrs.field(default=None, repr=False)
     merged: int = 0
+    remarks: tuple[str, ...] = attrs.field(default=(), repr=False, eq=False)
 
     @property
     def strips_first_space(self) -> bool:

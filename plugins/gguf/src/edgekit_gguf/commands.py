@@ -8,7 +8,7 @@ import click
 
 from edgekit.cli.options import context_option
 from edgekit.cli.output import json_option, print_json, progress_bar, read_text
-from edgekit.errors import EdgekitError, UsageError
+from edgekit.errors import EdgekitError, UsageError, counted
 from edgekit.evaluation.calibration import collect, write_importance
 from edgekit.files.guard import refuse_harm
 from edgekit.pipeline import open_artifact
@@ -50,9 +50,8 @@ def imatrix(
             {"path": to, "matrices": len(importance.sums), "tokens": importance.tokens, "context": importance.context}
         )
     else:
-        click.echo(
-            f"{to}  {len(importance.sums)} matrices, {importance.tokens} tokens in windows of {importance.context}"
-        )
+        matrices, tokens = counted(len(importance.sums), "matrix", "matrices"), counted(importance.tokens, "token")
+        click.echo(f"{to}  {matrices}, {tokens} in windows of {importance.context}")
 
 
 def _refuse_overwriting(target: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgekit.architectures import FAMILIES, Model
 from edgekit.artifact import Artifact, Layout
-from edgekit.errors import UnsupportedModelError
+from edgekit.errors import UnsupportedModelError, counted
 from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Slot
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
@@ -58,11 +58,11 @@ def _notes(source: Artifact, model: Model) -> dict[str, str]:
         return {}
     tokens, rows = len(source.tokenizer.tokens), model.config.vocab
     if tokens < rows:
-        return {
-            "added_tokens": f"{rows - tokens} tokens were added ([PAD…], unused) to fill the embedding's {rows} rows"
-        }
+        added = counted(rows - tokens, "token was", "tokens were")
+        return {"added_tokens": f"{added} added ([PAD…], unused) to fill the embedding's {rows} rows"}
     if tokens > rows:
-        return {"dropped_tokens": f"{tokens - rows} tokens beyond the embedding's {rows} rows were dropped"}
+        beyond = f"beyond the embedding's {rows} rows"
+        return {"dropped_tokens": f"{counted(tokens - rows, f'token {beyond} was', f'tokens {beyond} were')} dropped"}
     return {}
 
 

@@ -6,6 +6,7 @@ import time
 
 import click
 
+from edgekit.errors import counted
 from edgekit_numba import encoders, library
 from edgekit_numba.compiler import cache, processor
 
@@ -25,7 +26,7 @@ def command(names: tuple[str, ...]) -> None:
         library.kernel(name)
     seconds = time.perf_counter() - start
     made_for = f"{target.name} ({target.instruction_set})"
-    click.echo(f"{len(chosen)} kernels for {made_for} in {seconds:.1f} s, kept in {cache()}")
+    click.echo(f"{counted(len(chosen), 'kernel')} for {made_for} in {seconds:.1f} s, kept in {cache()}")
 
 
 def devices() -> list[str]:

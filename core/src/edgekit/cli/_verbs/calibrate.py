@@ -8,7 +8,7 @@ import click
 
 from edgekit.cli.options import context_option
 from edgekit.cli.output import json_option, print_json, progress_bar, read_text, size
-from edgekit.errors import UsageError
+from edgekit.errors import UsageError, counted
 from edgekit.evaluation.moments import HOLDOUT, calibrate
 from edgekit.files.guard import refuse_harm
 from edgekit.pipeline._conversion import open_artifact
@@ -65,8 +65,9 @@ def command(
             }
         )
         return
+    matrices = counted(sum(map(len, made.inputs.values())), "matrix", "matrices")
     click.echo(
-        f"{to}  {size(nbytes)}  {sum(map(len, made.inputs.values()))} matrices, {made.tokens} tokens in windows of "
+        f"{to}  {size(nbytes)}  {matrices}, {counted(made.tokens, 'token')} in windows of "
         f"{made.context}, {made.held_out.size} held out"
     )
 
