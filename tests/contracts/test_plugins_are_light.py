@@ -1,4 +1,4 @@
-"""What every plugin of the house promises: a light entry point, public names only, a stated contract."""
+"""The contract of every plugin of the project: a light entry point, public names only, a stated contract."""
 
 import ast
 import json
