@@ -8,7 +8,7 @@ from typing import Any, NoReturn, Protocol
 
 import attrs
 
-from edgekit.architectures import Model
+from edgekit.architectures import FAMILIES, Model
 from edgekit.errors import UnsupportedModelError
 from edgekit.files import _html
 from edgekit.files.guard import Stamp, stamps
@@ -209,9 +209,7 @@ def unread(path: Path) -> Artifact:
 
 def unknown_family(what: str) -> UnsupportedModelError:
     """Return the error for an unsupported model family."""
-    from edgekit.architectures import FAMILIES
-
-    return UnsupportedModelError(f"{what} is of no family that edgekit knows ({', '.join(sorted(FAMILIES))})")
+    return UnsupportedModelError(f"{what} is of an unsupported family (supported: {', '.join(sorted(FAMILIES))})")
 
 
 __all__ = ["Artifact", "Format", "Layout", "Writer", "unknown_family", "unread"]

@@ -36,6 +36,7 @@ _SKIPPED: set[tuple[str, str]] = set()
 API = (1, 0)
 ROLES = (
     "formats",
+    "families",
     "quantizers",
     "precisions",
     "recipes",
@@ -48,6 +49,22 @@ ROLES = (
 #: Role -> the attributes of an object that plays it; ``__call__`` if it is called. `edgekit.testing` checks the same.
 CONTRACTS: Mapping[str, tuple[str, ...]] = {
     "formats": ("name", "matches", "open", "layout", "writer"),
+    "families": (
+        "name",
+        "model_types",
+        "apart",
+        "gguf",
+        "nested",
+        "alike",
+        "config_from_hf",
+        "config_to_hf",
+        "network",
+        "links",
+        "ignores",
+        "gguf_metadata",
+        "gguf_fits",
+        "gguf_config",
+    ),
     "precisions": ("precision", "traits", "encode", "decode", "bound"),
     "quantizers": ("encode", "traits"),
     "recipes": ("name", "plan"),
@@ -58,7 +75,7 @@ CONTRACTS: Mapping[str, tuple[str, ...]] = {
     "devices": ("__call__",),
 }
 #: Roles whose objects may state their name.
-_NAMED = ("formats", "recipes", "packagers", "passes", "commands")
+_NAMED = ("formats", "families", "recipes", "packagers", "passes", "commands")
 #: Time limit in seconds for importing a plugin's light module, a hundred times its budget.
 LOAD_SECONDS = float(os.environ.get("EDGEKIT_PLUGIN_SECONDS", "10"))
 BUILT_IN = "edgekit-core"
@@ -146,7 +163,7 @@ class Registration:
 
 def one(role: str) -> str:
     """Return a role in the singular: ``format`` for ``formats``, ``pass`` for ``passes``."""
-    return "pass" if role == "passes" else role[:-1]
+    return {"passes": "pass", "families": "family"}.get(role, role[:-1])
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from typing import Any
 
 import attrs
 
+from edgekit.architectures import FAMILIES, Family
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.plugin._registry import (
     BUILT_IN,
@@ -178,6 +179,35 @@ def check_targets(subject: PluginSubject, profile: Profile) -> None:
         missing = lacks(each.role, loaded)
         if missing:
             fail(f"{one(each.role)} {each.name!r} ({each.target}) lacks {', '.join(missing)}")
+
+
+@KIT.check
+def check_families(subject: PluginSubject, profile: Profile) -> None:
+    """Its families read the config.json that they write, and name every tensor of their blocks once."""
+    families = [each for each in subject.registrations if each.role == "families"]
+    if not families:
+        raise NotApplicable("it brings no model family")
+    for each in families:
+        _family(each.name, each.load())
+
+
+def _family(name: str, family: Family) -> None:
+    taken = [t for t in family.model_types if (own := FAMILIES.of_model_type(t)) and own.name != name]
+    if taken:
+        fail(f"family {name!r} claims model_type {taken[0]!r}, which another family has")
+    config = family.config_from_hf({"model_type": family.model_types[0]}, "a config.json without sizes")
+    again = family.config_from_hf(json.loads(json.dumps(family.config_to_hf(config))), "what it writes")
+    if again != config:
+        fail(f"family {name!r} reads another configuration from the config.json that it writes itself")
+    shapes = [tensor for tensor, _ in family.network(config).shapes()]
+    links = family.links(config, ())
+    linked = [tensor for link in links for tensor in link.canonical]
+    if sorted(linked) != sorted(shapes):
+        odd = sorted(set(linked) ^ set(shapes)) or [n for n in linked if linked.count(n) > 1]
+        fail(f"family {name!r}: its links and its blocks disagree on the tensor {odd[0]}")
+    stored = [tensor for link in links for tensor in link.hf]
+    if len(set(stored)) < len(stored):
+        fail(f"family {name!r}: two links name the same tensor of a checkpoint")
 
 
 def _missing_optional(error: EdgekitError) -> bool:
