@@ -209,7 +209,7 @@ def unread(path: Path) -> Artifact:
 
 def unknown_family(what: str) -> UnsupportedModelError:
     """Return the error for an unsupported model family."""
-    return UnsupportedModelError(f"{what} is of no family that edgekit knows ({', '.join(sorted(FAMILIES))})")
+    return UnsupportedModelError(f"{what} is of an unsupported family (supported: {', '.join(sorted(FAMILIES))})")
 
 
 __all__ = ["Artifact", "Format", "Layout", "Writer", "unknown_family", "unread"]

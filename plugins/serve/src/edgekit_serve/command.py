@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from edgekit.cli.options import runtime_options
 from edgekit.errors import EdgekitError, MissingFileError, ResourceError, UsageError
 from edgekit.pipeline import open_artifact
 from edgekit.runtime import DescribedRuntime, Runtime, load
@@ -32,8 +33,7 @@ BACKLOG = 2048
 
 @click.command("serve")
 @click.argument("artifact")
-@click.option("--runtime", help="Name of the runtime; the default is the fastest that runs the format.")
-@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Of the runtime, such as context=2048.")
+@runtime_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--name", help="Name of the model for clients; the default is the artifact's.")
