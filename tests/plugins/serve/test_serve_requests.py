@@ -125,13 +125,13 @@ def test_options_that_reach_the_runtime():
         "stop_token_ids": [7], "stop": ["x"] * 16, "seed": 3, "response_format": {"type": "json_object"}, "n": 3,
         "logprobs": True, "top_logprobs": 2,
     }  # fmt: skip
-    wanted = ChatRequest.of({**HELLO, **given}, SETTINGS).wanted
-    assert wanted.options == {
+    requested = ChatRequest.of({**HELLO, **given}, SETTINGS).requested
+    assert requested.options == {
         "temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": 3, "stop": ("x",) * 16, "min_p": 0.1,
         "repetition_penalty": 1.1, "frequency_penalty": -0.5, "logit_bias": {"5": -100}, "stop_token_ids": [7],
         "json_schema": {"type": "object"}, "logprobs": 2,
     }  # fmt: skip
-    assert [wanted.of_choice(number)["seed"] for number in range(3)] == [3, 4, 5]
+    assert [requested.of_choice(number)["seed"] for number in range(3)] == [3, 4, 5]
 
 
 @pytest.mark.parametrize("given", [
@@ -149,23 +149,23 @@ def test_what_changes_nothing_is_taken():
     found = ChatRequest.of({**HELLO, **neutral, **dict.fromkeys(IGNORED, "x"), "logprobs": False}, SETTINGS)
     given = {
         **HELLO,
-        "seed": found.wanted.options["seed"],
+        "seed": found.requested.options["seed"],
         "tools": [],
         "tool_choice": "auto",
         "repetition_penalty": 1.0,
     }
-    assert found.wanted.options == {**ChatRequest.of(given, SETTINGS).wanted.options}
+    assert found.requested.options == {**ChatRequest.of(given, SETTINGS).requested.options}
     everything_null = dict.fromkeys(
         [*NEUTRAL, *IGNORED, "max_tokens", "stop", "temperature", "seed", "stream", "n", "logit_bias", "tools"]
     )
-    assert ChatRequest.of({**HELLO, **everything_null}, SETTINGS).wanted.options["temperature"] == 1
+    assert ChatRequest.of({**HELLO, **everything_null}, SETTINGS).requested.options["temperature"] == 1
 
 
 @pytest.mark.parametrize("count", [7, 300, 100_000])
 def test_two_names_with_one_value(count):
     """Equal, whatever Python makes of them: integers above 256 are two objects."""
     given = json.loads(json.dumps({"max_tokens": count, "max_completion_tokens": count}))
-    assert ChatRequest.of({**HELLO, **given}, SETTINGS).wanted.max_tokens == count
+    assert ChatRequest.of({**HELLO, **given}, SETTINGS).requested.max_tokens == count
     assert ChatRequest.of({**HELLO, "presence_penalty": 0.0, "frequency_penalty": 0}, SETTINGS)
 
 
@@ -196,7 +196,7 @@ def test_a_history_with_tools():
 
 
 def test_the_newer_name_of_max_tokens():
-    assert ChatRequest.of({**HELLO, "max_completion_tokens": 7}, SETTINGS).wanted.max_tokens == 7
+    assert ChatRequest.of({**HELLO, "max_completion_tokens": 7}, SETTINGS).requested.max_tokens == 7
 
 
 def test_prompts_are_not_shown():

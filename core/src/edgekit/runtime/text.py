@@ -337,19 +337,19 @@ class TextRuntime:
             chat.no_tokenizer(self.artifact.path), public="the model has no tokenizer, so it cannot read texts"
         )
 
-    def room(self, prompt: int, wanted: int | None) -> int:
+    def room(self, prompt: int, requested: int | None) -> int:
         """Return how many tokens to generate after a prompt of so many tokens; None fills the context.
 
         Raises:
             UsageError: a negative number, or none.
             ContextOverflowError: the prompt and the requested tokens do not fit the model's context.
         """
-        if wanted is not None:
-            wanted = integer("max_tokens", wanted, 0)
+        if requested is not None:
+            requested = integer("max_tokens", requested, 0)
         context = self.context
-        if prompt + (wanted or 0) > context:
-            raise self._overflow(f"{prompt} tokens of prompt and {wanted or 0} more", max(0, context - prompt))
-        return context - prompt if wanted is None else wanted
+        if prompt + (requested or 0) > context:
+            raise self._overflow(f"{prompt} tokens of prompt and {requested or 0} more", max(0, context - prompt))
+        return context - prompt if requested is None else requested
 
     def _overflow(self, asked: str, most: int) -> ContextOverflowError:
         """Clients cannot reload the model with other options, so their message omits that cure."""
@@ -388,8 +388,8 @@ class TextRuntime:
         vector = np.asarray(states, np.float64)
         if not np.isfinite(vector).all():
             raise NonFiniteError(f"{self.artifact.path}: it computes values that are not finite")
-        found: F32 = (vector / max(float(np.linalg.norm(vector)), 1e-30)).astype(np.float32)
-        return found
+        scaled: F32 = (vector / max(float(np.linalg.norm(vector)), 1e-30)).astype(np.float32)
+        return scaled
 
 
 @attrs.frozen

@@ -35,7 +35,7 @@ from edgekit_serve.engine import Engine, Ticket
 from edgekit_serve.generate import Answer, Asked, Begin, attended
 from edgekit_serve.guard import Guard
 from edgekit_serve.replies import Shape
-from edgekit_serve.requests import ChatRequest, CompletionRequest, EmbeddingRequest, Prompt, Wanted
+from edgekit_serve.requests import AnswerOptions, ChatRequest, CompletionRequest, EmbeddingRequest, Prompt
 from edgekit_serve.settings import Settings
 from edgekit_serve.texts import DetokenizeRequest, RankRequest, TokenizeRequest
 from edgekit_serve.wire import HEADERS, ApiError, refused
@@ -137,18 +137,18 @@ class Routes:
         """Continue texts."""
         asked = await self._given(request, CompletionRequest.of)
         texts = [
-            Asked(self._continuing(prompt, asked.wanted.of_choice(number)), place, self._echoing(asked, prompt))
+            Asked(self._continuing(prompt, asked.requested.of_choice(number)), place, self._echoing(asked, prompt))
             for place, prompt in enumerate(asked.prompts)
-            for number in range(asked.wanted.choices)
+            for number in range(asked.requested.choices)
         ]
-        return replies.reply(self._answer(request, asked.wanted, texts), replies.Completion(self.settings.model))
+        return replies.reply(self._answer(request, asked.requested, texts), replies.Completion(self.settings.model))
 
     def _continuing(self, prompt: Prompt, options: dict[str, Any]) -> Begin:
         return lambda most: self.runtime.stream(prompt, max_tokens=most, **options)
 
     def _echoing(self, asked: CompletionRequest, prompt: Prompt) -> Callable[[], tuple[str, list[TokenScore]]] | None:
         """What gives the prompt back, and its tokens' scores if those are asked for."""
-        runtime, count = self.runtime, asked.wanted.options.get("logprobs")
+        runtime, count = self.runtime, asked.requested.options.get("logprobs")
         if not asked.echo:
             return None
         if not isinstance(prompt, str) and not isinstance(runtime, DetokenizingRuntime):
@@ -181,9 +181,9 @@ class Routes:
         return self._replied(request, asked, messages.Message(self.settings.model))
 
     def _replied(self, request: Request, asked: ChatRequest, shape: Shape) -> Response:
-        wanted = asked.wanted
-        texts = [Asked(self._answering(asked, wanted.of_choice(number))) for number in range(wanted.choices)]
-        return replies.reply(self._answer(request, wanted, texts), shape)
+        requested = asked.requested
+        texts = [Asked(self._answering(asked, requested.of_choice(number))) for number in range(requested.choices)]
+        return replies.reply(self._answer(request, requested, texts), shape)
 
     def _answering(self, asked: ChatRequest, options: dict[str, Any]) -> Begin:
         runtime = self.runtime
@@ -201,8 +201,8 @@ class Routes:
         if not isinstance(runtime, EmbeddingRuntime):
             raise self._lacks("embeddings")
         asked = await self._given(request, EmbeddingRequest.of)
-        found = await self._vectors(request, runtime, asked.texts)
-        vectors = [(_shortened(vector, asked.dimensions), count) for vector, count in found]
+        made = await self._vectors(request, runtime, asked.texts)
+        vectors = [(_shortened(vector, asked.dimensions), count) for vector, count in made]
         return JSONResponse(self._embeddings(vectors, asked.base64), headers=HEADERS)
 
     async def rank(self, request: Request) -> Response:
@@ -211,11 +211,11 @@ class Routes:
         if not isinstance(runtime, EmbeddingRuntime):
             raise self._lacks("embeddings, which order documents")
         asked = await self._given(request, RankRequest.of)
-        found = await self._vectors(request, runtime, [asked.query, *asked.documents])
-        tokens = sum(count for _, count in found)
+        made = await self._vectors(request, runtime, [asked.query, *asked.documents])
+        tokens = sum(count for _, count in made)
         self.metrics.prompt_tokens.inc(tokens)
         return JSONResponse(
-            texts.ranked(asked, [vector for vector, _ in found], self.settings.model, tokens), headers=HEADERS
+            texts.ranked(asked, [vector for vector, _ in made], self.settings.model, tokens), headers=HEADERS
         )
 
     async def tokenize(self, request: Request) -> Response:
@@ -243,8 +243,8 @@ class Routes:
         return await self._all(request, _vectors(runtime, given))
 
     async def _one(self, request: Request, work: Callable[[], Item]) -> Item:
-        (found,) = await self._all(request, (work() for _ in range(1)))
-        return found
+        (made,) = await self._all(request, (work() for _ in range(1)))
+        return made
 
     async def _all(self, request: Request, work: Generator[Item]) -> list[Item]:
         """Everything that a work makes on the model."""
@@ -252,19 +252,19 @@ class Routes:
         made = self.engine.run(work, ticket)
         try:
             async with attended(request.receive, self.settings.seconds), aclosing(made) as items:
-                found = [item async for item in items]
+                collected = [item async for item in items]
         except TimeoutError:
             late = f"not done within {self.settings.seconds:g} seconds; send fewer texts"
             raise ApiError(504, late, "timeout") from None
         self.metrics.waited(ticket.waited)
-        return found
+        return collected
 
-    def _embeddings(self, found: list[tuple[F32, int]], base64: bool) -> dict[str, Any]:
-        tokens = sum(count for _, count in found)
+    def _embeddings(self, made: list[tuple[F32, int]], base64: bool) -> dict[str, Any]:
+        tokens = sum(count for _, count in made)
         self.metrics.prompt_tokens.inc(tokens)
         data = [
             {"object": "embedding", "index": index, "embedding": _encoded(vector) if base64 else vector.tolist()}
-            for index, (vector, _) in enumerate(found)
+            for index, (vector, _) in enumerate(made)
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return {"object": "list", "data": data, "model": self.settings.model, "usage": usage}
@@ -279,8 +279,8 @@ class Routes:
     def _lacks(self, what: str) -> ApiError:
         return ApiError(400, f"the runtime {self.runtime.name!r} has no {what}", "unsupported_route")
 
-    def _answer(self, request: Request, wanted: Wanted, asked: Sequence[Asked]) -> Answer:
-        return Answer(self.engine, self.metrics, request.url.path, wanted, asked, self.settings.seconds)
+    def _answer(self, request: Request, requested: AnswerOptions, asked: Sequence[Asked]) -> Answer:
+        return Answer(self.engine, self.metrics, request.url.path, requested, asked, self.settings.seconds)
 
 
 def _context(runtime: Runtime) -> int | None:

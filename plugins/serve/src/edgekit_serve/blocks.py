@@ -62,20 +62,20 @@ class Blocks:
 
 def blocks_of(text: Text) -> list[Block]:
     """The blocks of a whole answer."""
-    found, calls = Blocks(), iter(text.calls)
+    arguments, calls = Blocks(), iter(text.calls)
     for part in text.parts:
-        for _ in found.add(Piece(0, part, call=next(calls) if part.kind == "call" else None)):
+        for _ in arguments.add(Piece(0, part, call=next(calls) if part.kind == "call" else None)):
             pass
-    return found.blocks
+    return arguments.blocks
 
 
 def arguments_of(block: Block) -> dict[str, Any]:
     """The arguments of a call as an object; empty where they were cut off."""
     try:
-        found = json.loads(block.text or "{}")
+        arguments = json.loads(block.text or "{}")
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return arguments if isinstance(arguments, dict) else {}
 
 
 __all__ = ["Block", "BlockKind", "Blocks", "arguments_of", "blocks_of"]

@@ -18,7 +18,7 @@ from edgekit.runtime import Generation, Part, Reply, TokenScore, ToolCall
 from edgekit_serve.body import present
 from edgekit_serve.engine import Engine, Ticket
 from edgekit_serve.metrics import Metrics
-from edgekit_serve.requests import Wanted
+from edgekit_serve.requests import AnswerOptions
 from edgekit_serve.wire import ApiError
 
 #: Begins a text, given how many tokens it may have.
@@ -114,7 +114,7 @@ class Answer:
         engine: where.
         metrics: that count it.
         route: for the metrics.
-        wanted: how long the texts may be.
+        requested: how long the texts may be.
         asked: the texts.
         seconds: that it may take, its wait included.
         texts: as far as they have been sent.
@@ -123,7 +123,7 @@ class Answer:
     engine: Engine
     metrics: Metrics
     route: str
-    wanted: Wanted
+    requested: AnswerOptions
     asked: Sequence[Asked]
     seconds: float
     texts: list[Text] = attrs.field(init=False)
@@ -206,9 +206,9 @@ class Answer:
 
     def _begin(self, begin: Begin) -> Generation | Reply:
         try:
-            return begin(self.wanted.max_tokens)
+            return begin(self.requested.max_tokens)
         except ContextOverflowError:
-            if self.wanted.asked or self.wanted.max_tokens is None:
+            if self.requested.asked or self.requested.max_tokens is None:
                 raise
             return begin(None)  # nobody asked for so many: what the context has room for will do
 

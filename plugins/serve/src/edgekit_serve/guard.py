@@ -91,8 +91,8 @@ class Guard:
 
     def _has_key(self, given: str) -> bool:
         # Digests have one length, and each key is compared in full: how long it takes tells nothing.
-        found = [hmac.compare_digest(_digest(given), _digest(key)) for key in self.settings.keys]
-        return any(found)
+        matches = [hmac.compare_digest(_digest(given), _digest(key)) for key in self.settings.keys]
+        return any(matches)
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route = route_of(scope["path"])

@@ -15,7 +15,7 @@ from edgekit_serve.blocks import Block, Blocks, arguments_of, blocks_of
 from edgekit_serve.fields import Fields
 from edgekit_serve.generate import Answer, Piece
 from edgekit_serve.replies import Event, Shape
-from edgekit_serve.requests import ChatRequest, Wanted, content_of, messages_of, model
+from edgekit_serve.requests import AnswerOptions, ChatRequest, content_of, messages_of, model
 from edgekit_serve.settings import Settings
 from edgekit_serve.wire import ApiError, refused
 
@@ -33,20 +33,20 @@ def request_of(given: dict[str, Any], settings: Settings) -> ChatRequest:
     if thinking is not None:
         reply["template_variables"] = {"enable_thinking": thinking.get("type") in ("enabled", "adaptive")}
     fields.ignore(["context_management", "output_config", "betas", "container"])
-    wanted = Wanted.of(fields, settings, None)
+    requested = AnswerOptions.of(fields, settings, None)
     if messages[-1]["role"] == "assistant":
         reply["continue_final"] = True
-    return ChatRequest(messages, wanted, reply)
+    return ChatRequest(messages, requested, reply)
 
 
 def _messages(given: Any, system: Any) -> list[dict[str, Any]]:
     """The messages of a conversation as OpenAI's API has them."""
     if not isinstance(given, list) or not given:
         raise refused("messages must be a list of at least one message", "messages")
-    found = [] if system is None else [{"role": "system", "content": content_of(system, "system")}]
+    converted = [] if system is None else [{"role": "system", "content": content_of(system, "system")}]
     for number, message in enumerate(given):
-        found += _message(message, f"messages[{number}]")
-    return messages_of(found, "messages")
+        converted += _message(message, f"messages[{number}]")
+    return messages_of(converted, "messages")
 
 
 def _message(message: Any, where: str) -> list[dict[str, Any]]:
@@ -92,21 +92,21 @@ def _tools(tools: Any, choice: dict[str, Any] | None) -> dict[str, Any]:
         return {}
     if not isinstance(tools, list):
         raise refused("tools must be a list", "tools")
-    found: dict[str, Any] = {"tools": [_tool(tool, f"tools[{number}]") for number, tool in enumerate(tools)]}
+    converted: dict[str, Any] = {"tools": [_tool(tool, f"tools[{number}]") for number, tool in enumerate(tools)]}
     match choice or {"type": "auto"}:
         case {"type": "auto"}:
             pass
         case {"type": "none"}:
             return {}
         case {"type": "any"}:
-            found["tool_choice"] = "required"
+            converted["tool_choice"] = "required"
         case {"type": "tool", "name": str(name)}:
-            found["tool_choice"] = {"type": "function", "function": {"name": name}}
+            converted["tool_choice"] = {"type": "function", "function": {"name": name}}
         case _:
             raise refused("tool_choice.type must be auto, any, none, or tool with a name", "tool_choice")
     if choice and choice.get("disable_parallel_tool_use"):
-        found["parallel_tool_calls"] = False
-    return found
+        converted["parallel_tool_calls"] = False
+    return converted
 
 
 def _tool(tool: Any, where: str) -> dict[str, Any]:

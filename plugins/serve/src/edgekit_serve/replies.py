@@ -88,7 +88,7 @@ class _Choices(Shape):
         for index, text in enumerate(answer.texts):
             if not text.ended:
                 yield self._event(index, self.added(Piece(index, None)), None, text.reason)
-        if answer.wanted.usage:
+        if answer.requested.usage:
             yield {**self._head(self.part), "choices": [], "usage": answer.usage}
 
     def said(self, text: Text) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def _name(text: bytes) -> str:
 
 def reply(answer: Answer, shape: Shape) -> Response:
     """The response to a request for text."""
-    return Events(answer, shape) if answer.wanted.stream else Whole(answer, shape)
+    return Events(answer, shape) if answer.requested.stream else Whole(answer, shape)
 
 
 class Whole(Response):

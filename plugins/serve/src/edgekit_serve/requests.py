@@ -56,7 +56,7 @@ Prompt = str | list[int]
 
 
 @attrs.frozen
-class Wanted:
+class AnswerOptions:
     """Generation options, independent of the prompt.
 
     Attributes:
@@ -97,7 +97,7 @@ class CompletionRequest:
     """Continue texts."""
 
     prompts: list[Prompt] = attrs.field(repr=False)
-    wanted: Wanted
+    requested: AnswerOptions
     echo: bool = False
 
     @classmethod
@@ -107,10 +107,10 @@ class CompletionRequest:
         model(fields, settings)
         prompts = _prompts(fields.take("prompt"), "prompt", MOST_PROMPTS)
         echo, count = fields.flag("echo"), fields.integer("logprobs", 0, MOST_SCORES)
-        wanted = Wanted.of(fields, settings, COMPLETION_TOKENS, least=0)
+        requested = AnswerOptions.of(fields, settings, COMPLETION_TOKENS, least=0)
         if count is not None:
-            wanted.options["logprobs"] = count
-        return cls(prompts, wanted, echo)
+            requested.options["logprobs"] = count
+        return cls(prompts, requested, echo)
 
 
 @attrs.frozen
@@ -119,13 +119,13 @@ class ChatRequest:
 
     Attributes:
         messages: of the conversation.
-        wanted: how long the answer may be, and how its tokens are chosen.
+        requested: how long the answer may be, and how its tokens are chosen.
         reply: the keyword arguments of `edgekit.runtime.ReplyingRuntime.reply` besides; those that differ from its
             defaults.
     """
 
     messages: list[dict[str, Any]] = attrs.field(repr=False)
-    wanted: Wanted
+    requested: AnswerOptions
     reply: dict[str, Any] = attrs.field(factory=dict, repr=False)
 
     @classmethod
@@ -140,10 +140,10 @@ class ChatRequest:
             raise refused("top_logprobs goes with logprobs true", "top_logprobs")
         reply = reply_of(fields)
         fields.rename("max_completion_tokens", "max_tokens")
-        wanted = Wanted.of(fields, settings, None)
+        requested = AnswerOptions.of(fields, settings, None)
         if scores:
-            wanted.options["logprobs"] = count or 0
-        return cls(messages, wanted, reply)
+            requested.options["logprobs"] = count or 0
+        return cls(messages, requested, reply)
 
 
 @attrs.frozen
@@ -191,11 +191,11 @@ def model(fields: Fields, settings: Settings) -> None:
 
 def _prompts(given: Any, name: str, most: int) -> list[Prompt]:
     """One text, or several; the ids of one, or of several."""
-    found = [given] if isinstance(given, str) or _are_ids(given) else given
-    if isinstance(found, list) and 0 < len(found) <= most and all(map(_is_prompt, found)):
-        return found
-    if isinstance(found, list) and len(found) > most:
-        raise refused(f"{name} has {len(found)} entries; at most {most} are supported", name)
+    parsed = [given] if isinstance(given, str) or _are_ids(given) else given
+    if isinstance(parsed, list) and 0 < len(parsed) <= most and all(map(_is_prompt, parsed)):
+        return parsed
+    if isinstance(parsed, list) and len(parsed) > most:
+        raise refused(f"{name} has {len(parsed)} entries; at most {most} are supported", name)
     raise refused(f"{name} must be a text, token ids, or a list of at most {most} of either, none of them empty", name)
 
 
@@ -214,7 +214,7 @@ def options(fields: Fields) -> dict[str, Any]:
     top_k = fields.integer("top_k", -1, 1 << 20)  # -1 for all, as vLLM has it
     seed = fields.integer("seed", -LARGEST_SEED, LARGEST_SEED)
     fields.rename("repeat_penalty", "repetition_penalty")  # llama.cpp's name of it
-    found: dict[str, Any] = {
+    parsed: dict[str, Any] = {
         "temperature": 1.0 if temperature is None else temperature,
         "top_p": 1.0 if top_p is None else top_p,
         "top_k": max(0, top_k or 0),
@@ -231,7 +231,7 @@ def options(fields: Fields) -> dict[str, Any]:
         **_followed(fields),
     }
     neutral = {"repetition_penalty": 1.0}
-    return found | {name: value for name, value in further.items() if value and value != neutral.get(name)}
+    return parsed | {name: value for name, value in further.items() if value and value != neutral.get(name)}
 
 
 def _biases(fields: Fields) -> dict[str, float]:
@@ -247,8 +247,8 @@ def _biases(fields: Fields) -> dict[str, float]:
 
 def _followed(fields: Fields) -> dict[str, Any]:
     """What the text follows: a schema, a regular expression or a grammar."""
-    found: dict[str, Any] = {"regex": fields.text("regex"), "grammar": fields.text("grammar")}
-    return found | format_of(fields.object("response_format"), "response_format")
+    parsed: dict[str, Any] = {"regex": fields.text("regex"), "grammar": fields.text("grammar")}
+    return parsed | format_of(fields.object("response_format"), "response_format")
 
 
 def format_of(given: dict[str, Any] | None, where: str) -> dict[str, Any]:
@@ -290,7 +290,7 @@ def reply_of(fields: Fields) -> dict[str, Any]:
         )
     on = fields.flag("continue_final_message")
     fields.only("add_generation_prompt", not on)
-    found = {
+    parsed = {
         "tools": tools if choice != "none" else None,
         "tool_choice": choice if tools else None,
         "parallel_tool_calls": False if parallel is False and tools else None,
@@ -298,7 +298,7 @@ def reply_of(fields: Fields) -> dict[str, Any]:
         "template_variables": variables,
         "continue_final": on or None,
     }
-    return {name: value for name, value in found.items() if value not in (None, [], {})}
+    return {name: value for name, value in parsed.items() if value not in (None, [], {})}
 
 
 def _usage(fields: Fields, stream: bool) -> bool:
@@ -332,15 +332,15 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     content = fields.take("content")
     if content is None and role == "assistant":  # it called tools, or said nothing
         content = ""
-    found: dict[str, Any] = {"role": role, "content": content_of(content, f"{where}.content")}
-    found |= {"name": fields.text("name"), "tool_calls": _calls(fields, where) if role == "assistant" else None}
-    found["tool_call_id"] = fields.text("tool_call_id") if role == "tool" else None
+    parsed: dict[str, Any] = {"role": role, "content": content_of(content, f"{where}.content")}
+    parsed |= {"name": fields.text("name"), "tool_calls": _calls(fields, where) if role == "assistant" else None}
+    parsed["tool_call_id"] = fields.text("tool_call_id") if role == "tool" else None
     if role == "assistant":
-        found["reasoning_content"] = fields.text("reasoning_content") or fields.text("reasoning")
+        parsed["reasoning_content"] = fields.text("reasoning_content") or fields.text("reasoning")
     fields.only("annotations", [])  # of an answer with quotations, as OpenAI's client hands it back
     fields.ignore(["parsed"])  # as its helper for schemas hands an answer back
     fields.done()
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in parsed.items() if value is not None}
 
 
 def _calls(fields: Fields, where: str) -> list[dict[str, Any]] | None:
@@ -361,10 +361,10 @@ def _call(call: Any, where: str) -> dict[str, Any]:
 def _arguments(text: str) -> Any:
     """An object where the text is one: templates write it as JSON, and would quote a text."""
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    return found if isinstance(found, dict) else text
+    return parsed if isinstance(parsed, dict) else text
 
 
 def content_of(content: Any, where: str, kinds: tuple[str, ...] = ("text",)) -> str:
@@ -394,11 +394,11 @@ __all__ = [
     "MOST_STOPS",
     "MOST_TOKENS",
     "NEUTRAL",
+    "AnswerOptions",
     "ChatRequest",
     "CompletionRequest",
     "EmbeddingRequest",
     "Prompt",
-    "Wanted",
     "content_of",
     "finish",
     "format_of",

@@ -14,7 +14,7 @@ from edgekit_serve.blocks import Block, Blocks, blocks_of
 from edgekit_serve.fields import Fields
 from edgekit_serve.generate import Answer, Piece
 from edgekit_serve.replies import Event, Shape
-from edgekit_serve.requests import ChatRequest, Wanted, content_of, format_of, messages_of, model, reply_of
+from edgekit_serve.requests import AnswerOptions, ChatRequest, content_of, format_of, messages_of, model, reply_of
 from edgekit_serve.settings import Settings
 from edgekit_serve.wire import ApiError, refused
 
@@ -54,38 +54,38 @@ def request_of(given: dict[str, Any], settings: Settings) -> ResponseRequest:
     parallel = fields.take("parallel_tool_calls")
     asked = {"tools": tools, "tool_choice": choice, "parallel_tool_calls": parallel}
     reply = reply_of(Fields({**asked, "reasoning_effort": reasoning.get("effort")}))
-    wanted = Wanted.of(fields, settings, None)
-    wanted.options.update(held)
-    shown |= {"instructions": instructions, "max_output_tokens": wanted.max_tokens if wanted.asked else None}
-    return ResponseRequest(ChatRequest(messages, wanted, reply), shown)
+    requested = AnswerOptions.of(fields, settings, None)
+    requested.options.update(held)
+    shown |= {"instructions": instructions, "max_output_tokens": requested.max_tokens if requested.asked else None}
+    return ResponseRequest(ChatRequest(messages, requested, reply), shown)
 
 
 def _messages(given: Any, instructions: str | None) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [{"role": "system", "content": instructions}] if instructions else []
+    converted: list[dict[str, Any]] = [{"role": "system", "content": instructions}] if instructions else []
     if isinstance(given, str) and given:
-        return messages_of([*found, {"role": "user", "content": given}], "input")
+        return messages_of([*converted, {"role": "user", "content": given}], "input")
     if not isinstance(given, list) or not given:
         raise refused("input must be a text, not empty, or a list of items", "input")
     for number, item in enumerate(given):
-        _take(item, f"input[{number}]", found)
-    return messages_of(found, "input")
+        _take(item, f"input[{number}]", converted)
+    return messages_of(converted, "input")
 
 
-def _take(item: Any, where: str, found: list[dict[str, Any]]) -> None:
+def _take(item: Any, where: str, converted: list[dict[str, Any]]) -> None:
     """Add an item to the messages; calls of one turn are one message."""
     match item:
         case {"type": "function_call", "call_id": str(number), "name": str(name), "arguments": str(text)}:
-            if not found or found[-1]["role"] != "assistant":
-                found.append({"role": "assistant", "content": ""})
+            if not converted or converted[-1]["role"] != "assistant":
+                converted.append({"role": "assistant", "content": ""})
             function = {"name": name, "arguments": text}
-            found[-1].setdefault("tool_calls", []).append({"id": number, "type": "function", "function": function})
+            converted[-1].setdefault("tool_calls", []).append({"id": number, "type": "function", "function": function})
         case {"type": "function_call_output", "call_id": str(number), "output": output}:
             content = output if output == "" else content_of(output, f"{where}.output", _TEXTS)
-            found.append({"role": "tool", "tool_call_id": number, "content": content})
+            converted.append({"role": "tool", "tool_call_id": number, "content": content})
         case {"type": "reasoning"}:
             pass  # of an earlier turn
         case {"role": str(role), "content": content, **rest} if rest.get("type") in (None, "message"):
-            found.append({"role": role, "content": content_of(content, f"{where}.content", _TEXTS)})
+            converted.append({"role": role, "content": content_of(content, f"{where}.content", _TEXTS)})
         case _:
             kinds = "message, function_call, function_call_output and reasoning"
             raise ApiError(400, f"{where}: only items of type {kinds} are supported", "unsupported_value", param=where)
@@ -230,11 +230,11 @@ class Response(Shape):
             "model": self.model,
             "output": items,
             "parallel_tool_calls": self.asked.chat.reply.get("parallel_tool_calls", True),
-            "temperature": self.asked.chat.wanted.options["temperature"],
+            "temperature": self.asked.chat.requested.options["temperature"],
             "text": shown["text"] or {"format": {"type": "text"}},
             "tool_choice": shown["tool_choice"] or "auto",
             "tools": shown["tools"] or [],
-            "top_p": self.asked.chat.wanted.options["top_p"],
+            "top_p": self.asked.chat.requested.options["top_p"],
             "usage": None if status == "in_progress" else tokens,
         }
 

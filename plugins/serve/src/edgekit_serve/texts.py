@@ -45,12 +45,12 @@ class RankRequest:
 
 
 def _documents(given: Any) -> list[str]:
-    found: list[Any] = (
+    texts: list[Any] = (
         [each.get("text") if isinstance(each, dict) else each for each in given] if isinstance(given, list) else []
     )
-    if not 0 < len(found) <= MOST_DOCUMENTS or not all(isinstance(each, str) and each for each in found):
+    if not 0 < len(texts) <= MOST_DOCUMENTS or not all(isinstance(each, str) and each for each in texts):
         raise refused(f"documents must be a list of 1 to {MOST_DOCUMENTS} texts, none of them empty", "documents")
-    return found
+    return texts
 
 
 def ranked(asked: RankRequest, vectors: Sequence[F32], name: str, tokens: int) -> dict[str, Any]:
