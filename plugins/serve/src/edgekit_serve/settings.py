@@ -34,6 +34,7 @@ class Settings:
         max_body: bytes of a request's body.
         seconds: for a request, its wait included; then the text ends where it is.
         body_seconds: for a client to send its body.
+        lenient: whether parameters that are not supported are ignored, not refused.
     """
 
     model: str = "model"
@@ -46,6 +47,7 @@ class Settings:
     max_body: int = 4_000_000
     seconds: float = 300.0
     body_seconds: float = 30.0
+    lenient: bool = False
 
     def __attrs_post_init__(self) -> None:
         if not _NAME.fullmatch(self.model):
