@@ -13,8 +13,10 @@ import attrs
 import numpy as np
 
 from edgekit.bridges._lattice import Carry, Lattice, Minifloats, Relation
+from edgekit.bridges._levels import Levels, levels, recoded
 from edgekit.bridges._read import read
 from edgekit.bridges._relation import lattices, relation
+from edgekit.bridges._scales import Choices, choices, rescaled
 from edgekit.bridges._write import write
 from edgekit.encoding.codecs import encode, refuse_shape
 from edgekit.errors import InexactError
@@ -22,7 +24,23 @@ from edgekit.precision import Precision, find_precision
 from edgekit.reference import Parts, reference
 from edgekit.tensor import QuantizedTensor
 
-__all__ = ["Carry", "Lattice", "Minifloats", "Relation", "lattices", "read", "relation", "transcode", "write"]
+__all__ = [
+    "Carry",
+    "Choices",
+    "Lattice",
+    "Levels",
+    "Minifloats",
+    "Relation",
+    "choices",
+    "lattices",
+    "levels",
+    "read",
+    "recoded",
+    "relation",
+    "rescaled",
+    "transcode",
+    "write",
+]
 
 
 def transcode(tensor: QuantizedTensor, precision: str | Precision, *, exact: bool = True) -> QuantizedTensor:
