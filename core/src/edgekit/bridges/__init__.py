@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 
 from edgekit.bridges._lattice import Carry, Lattice, Minifloats, Relation
-from edgekit.bridges._levels import Levels, levels, recoded
+from edgekit.bridges._levels import Levels, has_levels, levels, recoded
 from edgekit.bridges._read import read
 from edgekit.bridges._relation import lattices, relation
 from edgekit.bridges._scales import Choices, choices, rescaled
@@ -32,6 +32,7 @@ __all__ = [
     "Minifloats",
     "Relation",
     "choices",
+    "has_levels",
     "lattices",
     "levels",
     "read",

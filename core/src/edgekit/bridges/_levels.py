@@ -23,6 +23,7 @@ from edgekit.bridges._relation import holds
 from edgekit.bridges._write import write
 from edgekit.errors import InexactError
 from edgekit.numerics.smallfloats import E2M1, E4M3, bfloat16_to_float32, to_float32
+from edgekit.precision import Precision
 from edgekit.reference.ggml import TYPES, _nonlinear, iq4_xs
 from edgekit.reference.ggml._layout import Blocks
 from edgekit.reference.openvino import _layout, _scales, codebooks
@@ -56,6 +57,7 @@ class Levels:
         return bool((np.diff(self.table) == 1).all())
 
 
+_SIGNS = np.array([-1, 1], np.float32)
 #: Code parts of conventions whose scales are parts of their own.
 _CODE_PART = {"affine": "codes", "mlx": "weight", "olive": "qweight", "openvino": "codes"}
 #: Patterns of ascending values, without the second zero; and of e4m3 without NaN.
@@ -97,14 +99,21 @@ def levels(tensor: QuantizedTensor) -> Levels:
     return Levels(lattice.codes, table, lattice.group, lattice.scale, zero, lattice.bias)
 
 
+def has_levels(precision: Precision) -> bool:
+    """Whether tensors of a precision have `levels`."""
+    table = precision.convention == "openvino" and precision.kind in ("nf4", "cb4")
+    return table or bool(_minifloats.holds(precision)) or holds(precision) is not None
+
+
 def _fixed(tensor: QuantizedTensor, lattice: Lattice) -> Levels:
     """Levels around a zero that the format fixes."""
     precision = tensor.precision
     held = holds(precision)
-    assert held is not None and lattice.zero is not None
+    assert held is not None
+    assert lattice.zero is not None
     zero = int(lattice.zero.flat[0])
     if held.signs:
-        return Levels((lattice.codes > zero).astype(np.uint8), np.float32([-1, 1]), lattice.group, lattice.scale)
+        return Levels((lattice.codes > zero).astype(np.uint8), _SIGNS, lattice.group, lattice.scale)
     low, high = held.low, held.high
     if precision.reduced:  # its codes stay within the range that the encoder leaves itself
         low, high = int(lattice.codes.min()) - zero, int(lattice.codes.max()) - zero
@@ -128,7 +137,7 @@ def _float32(values: Array) -> F32:
 
 def _small(tensor: QuantizedTensor) -> Levels:
     values = _minifloats.read(tensor)
-    table, patterns = _TABLES[values.bits]
+    table = _TABLES[values.bits][0]
     place = np.zeros(1 << values.bits, np.uint8)
     every = _E2M1 if values.bits == 4 else E4M3
     finite = np.isfinite(every)

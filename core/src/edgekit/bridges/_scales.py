@@ -7,8 +7,7 @@ from collections.abc import Callable
 import attrs
 import numpy as np
 
-from edgekit.bridges import _minifloats
-from edgekit.bridges._levels import UNEVEN, blocks_of, evolved, levels
+from edgekit.bridges._levels import blocks_of, evolved, levels
 from edgekit.numerics.bits import pack_lsb
 from edgekit.numerics.smallfloats import E4M3, bfloat16_to_float32, float32_to_bfloat16, float32_to_float8_e4m3fn
 from edgekit.reference.ggml import _sixbit, q3_k
@@ -16,8 +15,8 @@ from edgekit.reference.ggml._layout import Blocks
 from edgekit.tensor import QuantizedTensor
 from edgekit.typing import F32, U8, Array
 
-#: Gives the neighbours that can be stored of wanted values [rows] of a group of columns: one array or two.
-Near = Callable[[F32, int], tuple[F32, ...]]
+#: Gives the neighbours that can be stored of wanted values of some rows and a group of columns: one array or two.
+Near = Callable[[F32, slice, int], tuple[F32, ...]]
 
 
 @attrs.frozen(eq=False)
@@ -72,12 +71,12 @@ def _scale_part(tensor: QuantizedTensor) -> str | None:
     return next((name for name in ("scale", "scales") if name in tensor.parts), None)
 
 
-def _rounding(part: Array, scale_dtype: str) -> Near | None:
+def _rounding(part: Array, scale_dtype: str | None) -> Near | None:
     if part.dtype == np.uint8:
         return _near_e8m0 if scale_dtype == "float8_e8m0fnu" else _near_e4m3
     if part.dtype == np.float32:
-        return lambda wanted, group: (wanted,)
-    return lambda wanted, group: (_widened(_narrowed(wanted, part)),)
+        return lambda wanted, rows, group: (wanted,)
+    return lambda wanted, rows, group: (_widened(_narrowed(wanted, part)),)
 
 
 def _narrowed(values: F32, part: Array) -> Array:
@@ -91,7 +90,7 @@ def _widened(values: Array) -> F32:
     return bfloat16_to_float32(values) if values.dtype == np.uint16 else values.astype(np.float32)
 
 
-def _stored(values: F32, part: Array, scale_dtype: str) -> Array:
+def _stored(values: F32, part: Array, scale_dtype: str | None) -> Array:
     if part.dtype != np.uint8:
         return _narrowed(values, part).reshape(part.shape)
     if scale_dtype == "float8_e8m0fnu":
@@ -99,7 +98,7 @@ def _stored(values: F32, part: Array, scale_dtype: str) -> Array:
     return float32_to_float8_e4m3fn(values).reshape(part.shape)
 
 
-def _near_e8m0(wanted: F32, group: int) -> tuple[F32, ...]:
+def _near_e8m0(wanted: F32, rows: slice, group: int) -> tuple[F32, ...]:
     """The powers of two around a positive value."""
     exponent = np.clip(np.frexp(np.maximum(np.abs(wanted), np.float32(2.0**-120)))[1], -100, 100)
     return np.ldexp(np.float32(1), exponent - 1), np.ldexp(np.float32(1), exponent)
@@ -108,12 +107,12 @@ def _near_e8m0(wanted: F32, group: int) -> tuple[F32, ...]:
 _POSITIVE = np.unique(np.abs(E4M3[np.isfinite(E4M3)]))
 
 
-def _near_e4m3(wanted: F32, group: int) -> tuple[F32, ...]:
+def _near_e4m3(wanted: F32, rows: slice, group: int) -> tuple[F32, ...]:
     place = np.clip(np.searchsorted(_POSITIVE, wanted), 1, len(_POSITIVE) - 1)
     return _POSITIVE[place - 1], _POSITIVE[place]
 
 
-def _near_float16(wanted: F32, group: int) -> tuple[F32, ...]:
+def _near_float16(wanted: F32, rows: slice, group: int) -> tuple[F32, ...]:
     with np.errstate(over="ignore"):
         return (wanted.astype(np.float16).astype(np.float32),)
 
@@ -122,8 +121,8 @@ def _multiples(d: F32, rows: int, subs: int, low: int, high: int) -> Near:
     """Whole multiples, `low` to `high`, of the d [blocks] of each super-block of `subs` groups."""
     unit = np.repeat(d.reshape(rows, -1), subs, axis=1)
 
-    def near(wanted: F32, group: int) -> tuple[F32, ...]:
-        each = unit[:, group]
+    def near(wanted: F32, rows: slice, group: int) -> tuple[F32, ...]:
+        each = unit[rows, group]
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             steps = np.where(each == 0, np.float32(0), wanted / each)
         lower = np.floor(np.clip(steps, np.float32(low), np.float32(high)))

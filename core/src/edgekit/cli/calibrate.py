@@ -19,7 +19,7 @@ from edgekit.pipeline.progress import bar
 @click.option("--text", required=True, metavar="FILE", help='A text typical of the model\'s use, UTF-8; "-" is stdin.')
 @click.option("--to", required=True, metavar="FILE", help="File to write; it ends in .safetensors.")
 @click.option("--context", type=click.IntRange(min=3), help="Tokens of a window; 512, or the model's context if less.")
-@click.option("--outputs", is_flag=True, help="Also for the matrix that makes the logits.")
+@click.option("--outputs/--no-outputs", default=True, show_default=True, help="Also for the matrix that makes logits.")
 @click.option(
     "--holdout",
     type=click.FloatRange(0, 1, max_open=True),

@@ -6,6 +6,7 @@
 | `fell_back`    | matrices that could not have the precision asked for                            |
 | `requantized`  | matrices that were quantized before                                             |
 | `importance`   | columns and matrices without importance                                         |
+| `rounding`     | matrices rounded with error feedback, and others                                |
 | `no_tokenizer` | the model has none                                                              |
 | `merged_tokens`| tokens that only files beside the vocabulary name                               |
 | `replaced`     | an earlier artifact stood at the target                                         |
@@ -31,7 +32,7 @@ from edgekit.recipe import Assignment, Plan, Slot, quantized
 from edgekit.tensor import EncodedTensor
 
 #: The kinds in the order of the line; all others follow.
-ORDER = ("precisions", "fell_back", "requantized", "importance", "no_tokenizer")
+ORDER = ("precisions", "fell_back", "requantized", "importance", "rounding", "no_tokenizer")
 #: Kinds that are left out of the manifest, so that the same command always writes the same bytes.
 OF_THE_RUN = ("replaced", "restarted")
 #: The share of the weights to be quantized that must be quantized.

@@ -1,8 +1,8 @@
 """The triangular factor by which errors are spread.
 
-The loss of rounding a row w to q is ``(w - q) H (w - q)^T`` with H the damped moment of its inputs. With ``H = R R^T``,
-R upper triangular, it is the sum over the columns j of ``((w - q) R)_j ** 2``, and column j of that depends on the errors
-of the columns up to j only. So each column in turn is rounded to the level nearest to
+The loss of rounding a row w to q is ``(w - q) H (w - q)^T`` with H the damped moment of its inputs. With
+``H = R R^T``, R upper triangular, it is the sum over the columns j of ``((w - q) R)_j ** 2``, and column j of that
+depends on the errors of the columns up to j only. So each column in turn is rounded to the level nearest to
 
     w_j + sum over k < j of (w_k - q_k) * R_kj / R_jj
 
@@ -84,7 +84,8 @@ def _cholesky(h: F64, accumulate: Accumulate) -> F64 | None:
 
 def spread(factor: F64) -> F32:
     """What the error of column k adds to the target of column j > k: ``R_kj / R_jj``, float32 [cols, cols]."""
-    return (factor / np.einsum("ii->i", factor)).astype(np.float32)
+    share: F32 = (factor / np.einsum("ii->i", factor)).astype(np.float32)
+    return share
 
 
 def decreasing(moment: F32) -> Indices:

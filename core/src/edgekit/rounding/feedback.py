@@ -39,8 +39,8 @@ class Grid:
     @classmethod
     def of(cls, levels: Levels) -> Grid:
         """The grid of a tensor's levels."""
-        scale = np.ascontiguousarray(levels.scale.T)
-        zero, bias = (None if part is None else np.ascontiguousarray(part.T) for part in (levels.zero, levels.bias))
+        scale = np.array(levels.scale.T, order="C")  # a copy: it is going to be changed
+        zero, bias = (None if part is None else np.array(part.T, order="C") for part in (levels.zero, levels.bias))
         return cls(levels.table, levels.group, scale, _inverse(scale), zero, bias, levels.even)
 
     def move(self, group: int, rows: Indices, best: _Best) -> None:
@@ -60,14 +60,16 @@ class Grid:
             t = t + self.zero[group]
         if self.even:
             t = np.rint(t) - self.table[0]
-            return np.clip(t, 0, len(self.table) - 1, out=t).astype(np.uint8)
+            places: U8 = np.clip(t, 0, len(self.table) - 1, out=t).astype(np.uint8)
+            return places
         middles = (self.table[1:] + self.table[:-1]) * np.float32(0.5)
-        return np.searchsorted(middles, t).astype(np.uint8)
+        found: U8 = np.searchsorted(middles, t).astype(np.uint8)
+        return found
 
     def values(self, codes: U8, column: int) -> F32:
         """What codes [rows] of a column stand for."""
         group = column // self.group
-        value = self.table[codes]
+        value: F32 = self.table[codes]
         if self.zero is not None:
             value = value - self.zero[group]
         value = value * self.scale[group]
@@ -147,7 +149,7 @@ def sweep(weights: F32, grid: Grid, h: F32, codes: U8, accumulate: Accumulate = 
 
 
 def refit(
-    weights: F32, grid: Grid, choices: Choices, h: F32, codes: U8, accumulate: Accumulate = accumulate
+    weights: F32, grid: Grid, choices: Choices, rows: slice, h: F32, codes: U8, accumulate: Accumulate = accumulate
 ) -> int:
     """Give the scale and the bias of each group in turn their best values while all else stays, in place.
 
@@ -158,6 +160,7 @@ def refit(
         weights: float32 [cols, rows].
         grid: the levels; its scales are changed.
         choices: what the scales can be.
+        rows: which rows of the tensor these are.
         h: the damped moment, float32 [cols, cols].
         codes: [cols, rows].
         accumulate: adds products.
@@ -165,13 +168,13 @@ def refit(
     Returns:
         How many groups of rows changed.
     """
-    changed, (cols, rows) = 0, weights.shape
+    changed, cols = 0, len(weights)
     errors = weights - grid.decoded(codes)
     for group in range(len(grid.scale)):
         start, stop = group * grid.group, min((group + 1) * grid.group, cols)
         part = slice(start, stop)
         normal = _Normal.of(grid, h, codes, errors, group, part, accumulate)
-        best = normal.best(grid, choices, group)
+        best = normal.best(grid, choices, rows, group)
         different = np.flatnonzero(best.gain > 0)
         if not len(different):
             continue
@@ -207,9 +210,7 @@ class _Normal:
     bias_bias: F64
 
     @classmethod
-    def of(
-        cls, grid: Grid, h: F32, codes: U8, errors: F32, group: int, part: slice, accumulate: Accumulate
-    ) -> _Normal:
+    def of(cls, grid: Grid, h: F32, codes: U8, errors: F32, group: int, part: slice, accumulate: Accumulate) -> _Normal:
         """The equations of the columns `part`, whose codes stay."""
         direction = grid.table[codes[part]]
         if grid.zero is not None:
@@ -224,13 +225,12 @@ class _Normal:
         def total(values: F32) -> F64:
             result = np.zeros((1, values.shape[1]), np.float64)
             accumulate(result, ones.astype(np.float64), values.astype(np.float64))
-            return result[0]
+            sums: F64 = result[0]
+            return sums
 
-        return cls(
-            total(slopes * direction), total(slopes), total(turned * direction), total(turned), total(alone)
-        )
+        return cls(total(slopes * direction), total(slopes), total(turned * direction), total(turned), total(alone))
 
-    def best(self, grid: Grid, choices: Choices, group: int) -> _Best:
+    def best(self, grid: Grid, choices: Choices, rows: slice, group: int) -> _Best:
         """The neighbours of the optimum that lower the loss most."""
         scale, bias = grid.scale[group], None if grid.bias is None else grid.bias[group]
         free = bias is not None and choices.bias is not None
@@ -244,13 +244,16 @@ class _Normal:
             wanted, shift = (scale + ds).astype(np.float32), None if bias is None else (bias + db).astype(np.float32)
         known = np.isfinite(wanted) if shift is None else np.isfinite(wanted) & np.isfinite(shift)
         best = _Best(scale.copy(), None if bias is None else bias.copy(), np.zeros(len(scale)))
-        for candidate in choices.scale(np.where(known, wanted, scale), group):
+        for candidate in choices.scale(np.where(known, wanted, scale), rows, group):
             if free:
-                assert choices.bias is not None and shift is not None and bias is not None
+                assert bias is not None
+                assert choices.bias is not None
                 # Given the scale that is stored, the best bias is another one.
-                moved = bias + (self.by_bias - (candidate.astype(np.float64) - scale) * self.scale_bias) / self.bias_bias
+                moved = (
+                    bias + (self.by_bias - (candidate.astype(np.float64) - scale) * self.scale_bias) / self.bias_bias
+                )
                 usable = known & np.isfinite(moved)
-                for offset in choices.bias(np.where(usable, moved, bias).astype(np.float32), group):
+                for offset in choices.bias(np.where(usable, moved, bias).astype(np.float32), rows, group):
                     self._take(best, scale, bias, candidate, offset, usable)
             else:
                 self._take(best, scale, bias, candidate, bias, known)
