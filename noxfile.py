@@ -1,10 +1,10 @@
 """The verbs of the project: each sets up all that it needs.
 
 nox -s demo       the main job on the embedded sample model
-nox -s tests      every test: the core's and the plugins', then those against the real frameworks
+nox -s tests      every test: the core's and the plugins', 50,000 damaged files, then those against the frameworks
 nox -s core       the core's own tests only (under two minutes)
 nox -s blas       the core's forward pass and what stands on it, with BLAS kernels of other processors
-nox -s conformance  the conformance kit over the whole house, and the faults that it finds
+nox -s conformance  the conformance kit over the core and all plugins, and the faults that it finds
 nox -s oracles    only the tests against the real frameworks, and the table of formats and distributions
 nox -s examples   ten thousand examples over all reference quantizers, each held to every promise
 nox -s fuzz       damaged models for two minutes, then 50,000 damaged files of all kinds (-- --count N)
@@ -28,10 +28,11 @@ import nox
 nox.options.sessions = ["tests"]
 nox.options.error_on_missing_interpreters = True
 
-CORE = ["./core[testing,text,progress,chat]"]
+CORE = ["./core[testing,text,progress,chat,structured]"]
 PLUGINS = ["./plugins/gguf", "./plugins/serve"]
 NUMBA = "./plugins/numba"
 OPENVINO = "./plugins/openvino"
+MLX = "./plugins/mlx"
 LLAMACPP = "./plugins/llamacpp"  # where llama-cpp-python is there already, so that nothing compiles
 DISTRIBUTIONS = [
     "core",
@@ -39,6 +40,7 @@ DISTRIBUTIONS = [
     "plugins/numba",
     "plugins/llamacpp",
     "plugins/openvino",
+    "plugins/mlx",
     "plugins/serve",
     "plugins/example",
 ]
@@ -48,6 +50,7 @@ SOURCES = [
     "plugins/numba/src",
     "plugins/llamacpp/src",
     "plugins/openvino/src",
+    "plugins/mlx/src",
     "plugins/serve/src",
     "plugins/example/src",
 ]
@@ -60,8 +63,11 @@ LLAMA = "llama-cpp-python==0.3.36"
 ORACLES = [
     "gguf==0.19.0",
     "transformers==5.23.0",
+    "compressed-tensors==0.20.0",
+    "bitsandbytes==0.50.2",
     "sentencepiece",
     "mlx[cpu]==0.32.4",
+    "mlx-lm==0.32.2",
     "openvino==2026.4.1",
     "nncf==3.4.0",
     "torchao==0.18.0",  # nncf imports it to strip a pruned module, without declaring it
@@ -74,6 +80,10 @@ ORACLES = [
     "olive-ai==0.13.0",
 ]
 WHEELS = Path(os.environ.get("EDGEKIT_WHEEL_CACHE", Path.home() / ".cache" / "edgekit" / "wheels"))
+# What `nox -s tests` damages: models for a few seconds (the plugins' tests try 200), and 50,000 files.
+DAMAGED = ["--seconds", "5", "--count", "50000"]
+# What damages, and the options that it takes.
+FUZZERS = {"fuzz": ["--seed", "--seconds"], "fuzz_readers": ["--seed", "--count", "--kind", "--jobs"]}
 # Two processes, a file in one of them, so that what a file prepares is prepared once.
 PARALLEL = ["-n", "2", "--dist", "loadfile"]
 # The known answers and the properties of number formats: what mutants of the reference are held to.
@@ -87,16 +97,18 @@ VERSIONS = ("3.11", "3.12", "3.13")
 QUIET = {"CI": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
 
-def install_house(session: nox.Session) -> None:
-    """Install the wheels of the house, not the source trees: what is tested is what users get."""
+def install_project(session: nox.Session) -> None:
+    """Install the project's wheels, not the source trees: what is tested is what users get."""
     session.install(*CORE, *PLUGINS, silent=True)
 
 
 @nox.session(python=False, name="tests")
 def tests(session: nox.Session) -> None:
     """Every test; each part runs in an environment of its own."""
-    for part in ("core", "blas", "lowest", *OTHERS, "plugins", "oracles"):
+    for part in ("core", "blas", "lowest", *OTHERS, "plugins"):
         session.notify(part)
+    session.notify("fuzz", posargs=DAMAGED)
+    session.notify("oracles")
     session.log(f"on other Pythons: {', '.join(OTHERS) or 'nothing'}; looked for {', '.join(VERSIONS)}")
 
 
@@ -154,17 +166,17 @@ for name, found in OTHERS.items():
 
 @nox.session
 def plugins(session: nox.Session) -> None:
-    """The plugins' tests and what spans the house, with the wheels installed side by side."""
-    install_house(session)
+    """The plugins' tests and those across distributions, with the wheels installed side by side."""
+    install_project(session)
     session.install(NUMBA, *CLIENTS, "build", "hatchling", "pytest-xdist", silent=True)
-    session.install("--no-deps", LLAMACPP, OPENVINO, silent=True)  # light, and quiet without their frameworks
+    session.install("--no-deps", LLAMACPP, OPENVINO, MLX, silent=True)  # light, and quiet without their frameworks
     run_pytest(session, "tests/plugins", "tests/contracts", *PARALLEL)
 
 
 @nox.session
 def conformance(session: nox.Session) -> None:
-    """The conformance kit over the whole house, then over the faults that it has to find, with its score."""
-    install_house(session)
+    """The conformance kit over the core and all plugins, then over the faults that it must find, with its score."""
+    install_project(session)
     run_pytest(session, "tests/contracts/test_conformance.py")
     session.run("python", "tests/contracts/fault_table.py", env=QUIET)
 
@@ -198,15 +210,16 @@ def examples(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """Damaged models through everything that reads and writes models, and damaged files through their readers.
 
-    ``-- --seconds S`` for the models, ``-- --count N`` for the files (10^6 a night), ``-- --seed N`` for both.
+    ``-- --seconds S`` for the models, ``-- --count N`` for the files (10^6 a night), ``-- --jobs N`` for
+    the processes that read those, ``-- --seed N`` for both.
     """
-    install_house(session)
+    install_project(session)
     session.install("--no-deps", OPENVINO, silent=True)  # its reader of IR needs no library
     options = dict(zip(session.posargs[::2], session.posargs[1::2], strict=True))
-    unknown = options.keys() - {"--seed", "--seconds", "--count", "--kind"}
-    if unknown:
-        session.error(f"no option {', '.join(unknown)}; there are --seed N, --seconds S, --count N, --kind KIND")
-    for program, taken in (("fuzz", ("--seed", "--seconds")), ("fuzz_readers", ("--seed", "--count", "--kind"))):
+    known = {name for names in FUZZERS.values() for name in names}
+    if unknown := options.keys() - known:
+        session.error(f"no option {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
+    for program, taken in FUZZERS.items():
         given = [word for name in taken if name in options for word in (name, options[name])]
         session.run("python", f"tests/contracts/{program}.py", *given, env=QUIET)
 
@@ -214,7 +227,7 @@ def fuzz(session: nox.Session) -> None:
 @nox.session
 def crash(session: nox.Session) -> None:
     """Cut runs off before each of their file-system calls, give them errors, and let four of them race for a minute."""
-    install_house(session)
+    install_project(session)
     session.install("--no-deps", OPENVINO, "./plugins/example", silent=True)
     session.install(*(each for each in ORACLES if each.startswith("openvino")), silent=True)
     session.run("python", "-W", "ignore", "tests/contracts/crash.py", *session.posargs, env=QUIET)
@@ -241,7 +254,7 @@ def mutants(session: nox.Session) -> None:
 @nox.session
 def demo(session: nox.Session) -> None:
     """Quantize the embedded sample model down the ladder: a table, the artifacts and a page with the picture."""
-    install_house(session)
+    install_project(session)
     session.install(NUMBA, silent=True)  # the same bytes in half the time
     session.run("edgekit", "demo", "--out", "demo", *session.posargs)
 
@@ -274,7 +287,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Check that generated pages are current and that every code block runs, then build the HTML."""
-    install_house(session)
+    install_project(session)
     session.install("-r", "docs/requirements.txt", silent=True)
     session.run("python", "docs/generate.py", *(["--check"] if "--write" not in session.posargs else []))
     run_pytest(session, "docs/test_blocks.py", posargs=False)
@@ -284,7 +297,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build the wheels and source distributions of the house into dist/."""
+    """Build all wheels and source distributions into dist/."""
     session.install("build", "twine", silent=True)
     for distribution in DISTRIBUTIONS:
         session.run("python", "-m", "build", "--outdir", "dist", distribution, silent=True)
@@ -296,7 +309,7 @@ def install_oracles(session: nox.Session) -> None:
     session.install(TORCH, silent=True)
     session.install(*CORE, *PLUGINS, *ORACLES, *CLIENTS, silent=True)
     session.install(str(llama_wheel(session)), silent=True)
-    session.install(LLAMACPP, NUMBA, OPENVINO, silent=True)
+    session.install(LLAMACPP, NUMBA, OPENVINO, MLX, silent=True)
 
 
 def llama_wheel(session: nox.Session) -> Path:

@@ -20,7 +20,7 @@ from edgekit.errors import (
     option,
 )
 from edgekit.pipeline import find_format, find_recipe, make_plan, read_recipe
-from edgekit.pipeline.recipes import list_recipes
+from edgekit.pipeline._recipes import list_recipes
 from edgekit.precision import find_precision
 from edgekit.recipe import Assignment, Plan, Recipe, Rules, Slot, Uniform, check_plan
 from edgekit.tensor import EncodedTensor, Tensor
@@ -101,7 +101,7 @@ def test_what_is_no_rule_is_refused(rules):
 
 def test_rows_that_no_block_divides_are_refused_before_a_tensor_is_read(source, tmp_path):
     with pytest.raises(
-        ShapeError, match=r"tensor 'model.embed_tokens.weight': rows of 64 are no multiple of ggml:Q4_K"
+        ShapeError, match=r"tensor 'model.embed_tokens.weight': rows of 64 are not a multiple of ggml:Q4_K"
     ):
         edgekit.quantize(source, Recipe.of({"*": "ggml:Q4_K"}), to=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -258,14 +258,14 @@ def changed(**fields):
         (changed(role="x"), UsageError, "role and shape are 'x'"),
         (changed(shape=(64, 128)), UsageError, "role and shape are"),
         (changed(precision="ggml:Q8_0"), UsageError, "its precision is 'ggml:Q8_0', a str; assign a Precision"),
-        (changed(precision=find_precision("ggml:Q4_K")), ShapeError, "rows of 64 are no multiple of ggml:Q4_K's"),
+        (changed(precision=find_precision("ggml:Q4_K")), ShapeError, "rows of 64 are not a multiple of ggml:Q4_K's"),
     ],
 )  # fmt: skip
 def test_a_bad_plan_is_refused_before_a_tensor_is_read(change, error, message, source, tmp_path, monkeypatch):
     def no_reading(*arguments, **options):
         raise AssertionError("a tensor was read")
 
-    monkeypatch.setattr("edgekit.pipeline.stream.raw_rows", no_reading)
+    monkeypatch.setattr("edgekit.pipeline._stream.raw_rows", no_reading)
     with pytest.raises(error, match=re.escape(message)) as caught:
         edgekit.quantize(source, Other(change), to=tmp_path / "out")
     assert str(caught.value).startswith("recipe 'other'")
@@ -279,7 +279,7 @@ def test_a_good_plan_of_somebody_elses_passes(source, tmp_path):
 
 def test_a_scalar_in_blocks_is_refused():
     slot = Slot("a", "a", Tensor.of("a", np.float32(1)), find_precision("float:F32"))
-    with pytest.raises(ShapeError, match="rows of 1 are no multiple of ggml:Q8_0's block of 32"):
+    with pytest.raises(ShapeError, match="rows of 1 are not a multiple of ggml:Q8_0's block of 32"):
         check_plan(Plan("other", (Assignment("a", "a", (), Q8_0, ""),)), (slot,), "other")
 
 

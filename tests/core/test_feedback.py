@@ -15,12 +15,12 @@ from edgekit import encode, sample
 from edgekit.bridges import choices, levels
 from edgekit.errors import NonFiniteError, UsageError
 from edgekit.evaluation import Baseline, evaluate
-from edgekit.pipeline.feedback import row_order
-from edgekit.rounding import matrix as matrices
-from edgekit.rounding.factor import damped, decreasing, spread, upper_factor
-from edgekit.rounding.feedback import Grid, feedback, refit, sweep
+from edgekit.pipeline._feedback import row_order
+from edgekit.rounding import _matrix as matrices
+from edgekit.rounding._factor import damped, decreasing, spread, upper_factor
+from edgekit.rounding._feedback import Grid, feedback, refit, sweep
+from edgekit.rounding._matrix import Metric, round_matrix
 from edgekit.rounding.kernels import accumulate
-from edgekit.rounding.matrix import Metric, round_matrix
 
 RANDOM = np.random.RandomState(7)
 ROWS, COLS = 24, 256

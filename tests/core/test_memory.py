@@ -12,7 +12,7 @@ import pytest
 
 from edgekit.errors import EdgekitError, InvalidFileError, MemoryShortageError, ResourceError
 from edgekit.files import memory
-from edgekit.files.memory import enough_memory, is_shortage, shortage, wanted_by
+from edgekit.files.memory import enough_memory, is_shortage, requested_by, shortage
 from edgekit.files.temporary import temporary_directory
 from edgekit.formats import safetensors
 
@@ -49,9 +49,31 @@ def test_messages(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_libraries_say(error: Exception, wanted: int | None) -> None:
     assert is_shortage(error)
-    assert wanted_by(error) == wanted
+    assert requested_by(error) == wanted
     with pytest.raises(MemoryShortageError), enough_memory("it"):
         raise error
+
+
+def test_what_a_library_says_instead() -> None:
+    """llvmlite answers the loader's error with one of its own."""
+    try:
+        try:
+            raise OSError("libllvmlite.so: failed to map segment from shared object")
+        except OSError:
+            raise OSError("Could not find/load shared object file")  # noqa: B904
+    except OSError as error:
+        assert is_shortage(error)
+
+
+@linux
+def test_an_error_that_compiled_code_forgot_to_set(tmp_path: Path) -> None:
+    """CPython's C code may miss a failed allocation; it is a shortage only where memory is short."""
+    program = """
+print(edgekit.files.memory.is_shortage(SystemError("error return without exception set")))
+limit(16 << 20)
+print(edgekit.files.memory.is_shortage(SystemError("error return without exception set")))
+"""
+    assert limited(program, tmp_path) == (0, "False\nTrue\n")
 
 
 def test_other_errors_stay_what_they_are() -> None:
@@ -118,7 +140,7 @@ def test_opening_a_large_file_takes_no_address_space(large: Path) -> None:
 @linux
 def test_the_command_line_ends_with_5(large: Path) -> None:
     program = """
-import edgekit.cli.quantize, edgekit.reference.affine, edgekit.pipeline.stream
+import edgekit.cli._verbs.quantize, edgekit.reference.affine, edgekit.pipeline._stream
 limit(24 << 20)
 main(["quantize", path, "affine:int4-sym-g32", "--to", path + "-out", "--allow-unquantized"])
 """
@@ -132,7 +154,7 @@ main(["quantize", path, "affine:int4-sym-g32", "--to", path + "-out", "--allow-u
 
 @linux
 def test_a_plugin_that_memory_does_not_hold_is_not_called_broken() -> None:
-    from edgekit.plugin.registry import Registration
+    from edgekit.plugin._registry import Registration
 
     class Registered(Registration):
         def _checked(self, loaded: object) -> object:

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgekit.artifact import Artifact as Artifact
     from edgekit.bridges import transcode as transcode
-    from edgekit.encoding.codecs import decode as decode
-    from edgekit.encoding.codecs import encode as encode
+    from edgekit.encoding._codecs import decode as decode
+    from edgekit.encoding._codecs import encode as encode
     from edgekit.errors import EdgekitError as EdgekitError
     from edgekit.evaluation import compare as compare
     from edgekit.evaluation import evaluate as evaluate
     from edgekit.evaluation.moments import calibrate as calibrate
-    from edgekit.pipeline.conversion import convert as convert
-    from edgekit.pipeline.conversion import open_artifact
-    from edgekit.pipeline.conversion import quantize as quantize
+    from edgekit.pipeline._conversion import convert as convert
+    from edgekit.pipeline._conversion import open_artifact
+    from edgekit.pipeline._conversion import quantize as quantize
+    from edgekit.plugin._registry import installed
     from edgekit.plugin.hookspecs import hookimpl as hookimpl
-    from edgekit.plugin.registry import installed
     from edgekit.precision import Precision as Precision
     from edgekit.precision import Tier as Tier
     from edgekit.recipe import Recipe as Recipe
@@ -52,15 +52,15 @@ _WHERE = {
     "Tier": "edgekit.precision:Tier",
     "calibrate": "edgekit.evaluation.moments:calibrate",
     "compare": "edgekit.evaluation:compare",
-    "convert": "edgekit.pipeline.conversion:convert",
-    "decode": "edgekit.encoding.codecs:decode",
-    "encode": "edgekit.encoding.codecs:encode",
+    "convert": "edgekit.pipeline._conversion:convert",
+    "decode": "edgekit.encoding._codecs:decode",
+    "encode": "edgekit.encoding._codecs:encode",
     "evaluate": "edgekit.evaluation:evaluate",
     "hookimpl": "edgekit.plugin.hookspecs:hookimpl",
     "load": "edgekit.runtime.protocols:load",
-    "open": "edgekit.pipeline.conversion:open_artifact",
-    "plugins": "edgekit.plugin.registry:installed",
-    "quantize": "edgekit.pipeline.conversion:quantize",
+    "open": "edgekit.pipeline._conversion:open_artifact",
+    "plugins": "edgekit.plugin._registry:installed",
+    "quantize": "edgekit.pipeline._conversion:quantize",
     "transcode": "edgekit.bridges:transcode",
 }
 __all__ = [
@@ -97,9 +97,9 @@ if not TYPE_CHECKING:  # a type checker knows the names above, and no others
             return version("edgekit-core")
         if name in _WHERE:
             module, _, attribute = _WHERE[name].partition(":")
-            found = getattr(importlib.import_module(module), attribute)
-            globals()[name] = found
-            return found
+            attribute_value = getattr(importlib.import_module(module), attribute)
+            globals()[name] = attribute_value
+            return attribute_value
         try:
             return importlib.import_module(f"edgekit.{name}")
         except ModuleNotFoundError as error:

@@ -11,6 +11,7 @@ import attrs
 import click
 
 from edgekit.artifact import Artifact
+from edgekit.cli.options import runtime_options
 from edgekit.errors import InvalidFileError, UsageError
 from edgekit.runtime import (
     DescribedRuntime,
@@ -18,21 +19,12 @@ from edgekit.runtime import (
     GenerationOptions,
     Runtime,
     Sampling,
-    SamplingOptions,
     load,
     parse_option,
 )
 from edgekit.runtime.arguments import Stop, integer
 
 _OPTIONS = (
-    click.option("--runtime", metavar="NAME", help="Runtime; the default is the fastest that runs the format."),
-    click.option(
-        "--option",
-        "options",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="An option of the runtime, such as context=2048.",
-    ),
     click.option(
         "--max-tokens",
         type=int,
@@ -93,8 +85,7 @@ class Asked:
 
     def arguments(self) -> GenerationOptions:
         """Return the keyword arguments for `Runtime.stream` and `ChatRuntime.chat_stream`."""
-        sampling = cast(SamplingOptions, attrs.asdict(self.sampling))
-        return {**sampling, "max_tokens": self.max_tokens, "stop": self.stop}
+        return cast(GenerationOptions, {**self.sampling.options(), "max_tokens": self.max_tokens, "stop": self.stop})
 
 
 @attrs.frozen
@@ -127,7 +118,7 @@ def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that `Asked.of` takes."""
     for option in reversed(_OPTIONS):
         command = option(command)
-    return command
+    return runtime_options(command)
 
 
 def tell(generation: Generation, pieces: list[str], silent: bool) -> Told:

@@ -32,6 +32,18 @@ def edgekit_register_formats(register: Register) -> None:
 
     The target implements `edgekit.artifact.Format`. ``takes=(".onnx",)`` names suffixes of files that no installed
     format reads and that it converts as a whole: the layout then has no slots, and the writer does all the work.
+    ``refines=("hf",)`` names formats that recognise this one's artifacts too: where one of them does, this one is asked
+    before it.
+    """
+
+
+@hookspec
+def edgekit_register_families(register: Register) -> None:
+    """Offer a model family: ``register("olmo", "edgekit_olmo.family:Olmo")``.
+
+    The target implements `edgekit.architectures.Family`, most easily by deriving from
+    `edgekit.architectures.decoder.Decoder`. It says which blocks a configuration means and what its tensors are called;
+    every runtime and every format then has it. It cannot claim a ``model_type`` of the core's families.
     """
 
 
@@ -124,6 +136,7 @@ __all__ = [
     "Register",
     "edgekit_register_commands",
     "edgekit_register_devices",
+    "edgekit_register_families",
     "edgekit_register_formats",
     "edgekit_register_kernels",
     "edgekit_register_packagers",

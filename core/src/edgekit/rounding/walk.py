@@ -21,9 +21,9 @@ import numpy as np
 from edgekit.architectures import Model
 from edgekit.architectures.forward import Transformer
 from edgekit.errors import NonFiniteError
+from edgekit.rounding._matrix import Metric, round_matrix
 from edgekit.rounding.calibration import Calibration
 from edgekit.rounding.kernels import Accumulate, accumulate
-from edgekit.rounding.matrix import Metric, round_matrix
 from edgekit.tensor import AnyTensor, QuantizedTensor, Tensor
 from edgekit.typing import F32, Indices
 

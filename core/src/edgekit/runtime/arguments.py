@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from edgekit.errors import UsageError
 
 #: Type of `stop` arguments: one text, several, or None for none.
 Stop = str | Sequence[str] | None
+#: A text to be continued, or its token ids.
+Prompt = str | Sequence[int]
 
 
 def stop_texts(stop: Stop) -> tuple[str, ...]:
@@ -23,22 +25,24 @@ def stop_texts(stop: Stop) -> tuple[str, ...]:
     texts: Any = () if stop is None else (stop,) if isinstance(stop, str) else stop
     if not isinstance(texts, Iterable) or isinstance(texts, bytes):
         raise UsageError(f"stop {stop!r:.80}; give a text, several, or None")
-    found = tuple(texts)
-    for text in found:
+    stops = tuple(texts)
+    for text in stops:
         if not isinstance(text, str):
             raise UsageError(f"stop text {text!r:.80} is {type(text).__name__}; a stop text is a string")
-    return found
+    return stops
 
 
-def prompt_text(prompt: str) -> str:
-    """Return the prompt if it is a text; else raise.
+def prompt_given(prompt: Prompt) -> str | list[int]:
+    """Return a prompt: a text as it is, token ids as a list.
 
     Raises:
-        UsageError: it is not a text.
+        UsageError: neither.
     """
-    if not isinstance(prompt, str):
-        raise UsageError(f"prompt {prompt!r:.80} is {type(prompt).__name__}; give a text, or token ids to `tokens`")
-    return prompt
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, Iterable) and not isinstance(prompt, bytes | Mapping):
+        return [integer("a token id of the prompt", token, 0) for token in prompt]
+    raise UsageError(f"prompt {prompt!r:.80} is {type(prompt).__name__}; give a text, or token ids")
 
 
 def integer(name: str, value: object, least: int) -> int:
@@ -70,8 +74,8 @@ def refuse_unknown_options(runtime: str, given: Iterable[str], known: Iterable[s
     names = list(known)
     unknown = [name for name in given if name not in names]
     if unknown:
-        there = f"it has {', '.join(names)}" if names else "it has none"
-        raise UsageError(f"runtime {runtime!r} has no option {', '.join(map(repr, unknown))}; {there}")
+        allowed = f"it has {', '.join(names)}" if names else "it has none"
+        raise UsageError(f"runtime {runtime!r} has no option {', '.join(map(repr, unknown))}; {allowed}")
 
 
 def declared_options(start: Callable[..., Any]) -> tuple[str, ...] | None:
@@ -108,11 +112,12 @@ def parse_option(
 
 
 __all__ = [
+    "Prompt",
     "Stop",
     "declared_options",
     "integer",
     "parse_option",
-    "prompt_text",
+    "prompt_given",
     "refuse_unknown_options",
     "stop_texts",
 ]

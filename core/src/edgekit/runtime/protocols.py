@@ -15,12 +15,13 @@ import numpy.typing as npt
 from edgekit.artifact import Artifact
 from edgekit.errors import MissingPluginError
 from edgekit.files.memory import enough_memory
-from edgekit.pipeline.conversion import as_artifact
-from edgekit.plugin.registry import Registration, manager
-from edgekit.runtime.arguments import declared_options, refuse_unknown_options
+from edgekit.pipeline._conversion import as_artifact
+from edgekit.plugin._registry import Registration, manager
+from edgekit.runtime.arguments import Prompt, declared_options, refuse_unknown_options
 from edgekit.runtime.chat import Messages
 from edgekit.runtime.generation import FinishReason, Generation, GenerationOptions, Sampling, until
 from edgekit.runtime.numpy import NumpyRuntime
+from edgekit.runtime.reply import Reply, ReplyOptions
 from edgekit.runtime.text import TextRuntime
 from edgekit.typing import F32
 
@@ -37,11 +38,11 @@ class Runtime(Protocol):
         """Return the logits of every next token, float32 [n, vocab], for token ids [n]."""
         ...
 
-    def generate(self, prompt: str, **options: Unpack[GenerationOptions]) -> str:
-        """Continue a text; see `GenerationOptions` for the options."""
+    def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> str:
+        """Continue a text, or token ids; see `GenerationOptions` for the options."""
         ...
 
-    def stream(self, prompt: str, **options: Unpack[GenerationOptions]) -> Generation:
+    def stream(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Generation:
         """The same, piece by piece, with the tokens counted and why it ended.
 
         Invalid arguments raise here, before the first piece is requested.
@@ -80,11 +81,20 @@ class ChatRuntime(Protocol):
 
 
 @runtime_checkable
+class ReplyingRuntime(Protocol):
+    """A runtime that takes answers apart: text, reasoning, and calls of tools."""
+
+    def reply(self, messages: Messages | str, **options: Unpack[ReplyOptions]) -> Reply:
+        """Answer a conversation; see `edgekit.runtime.ReplyOptions`."""
+        ...
+
+
+@runtime_checkable
 class EmbeddingRuntime(Protocol):
     """A runtime that computes embeddings of texts."""
 
-    def embed(self, text: str) -> F32:
-        """Return the embedding of a text, float32 [width], normalized to length 1.
+    def embed(self, text: Prompt) -> F32:
+        """Return the embedding of a text, or of token ids, float32 [width], normalized to length 1.
 
         Raises:
             UsageError: an empty text, or no tokenizer.
@@ -102,10 +112,10 @@ class TokenizingRuntime(Protocol):
         ...
 
 
-class ChattingRuntime(Runtime, ChatRuntime, Protocol):
-    """The return type of `load`, for type checkers: a runtime with `chat` and `chat_stream`.
+class ChattingRuntime(Runtime, ChatRuntime, ReplyingRuntime, Protocol):
+    """The return type of `load`, for type checkers: a runtime with `chat`, `chat_stream` and `reply`.
 
-    edgekit's runtimes have both. A plugin's may lack them: check with ``isinstance(model, ChatRuntime)``.
+    edgekit's runtimes have them. A plugin's may lack them: check with ``isinstance(model, ChatRuntime)``.
     """
 
 
@@ -190,6 +200,7 @@ __all__ = [
     "Generation",
     "GenerationOptions",
     "NumpyRuntime",
+    "ReplyingRuntime",
     "Runtime",
     "Sampling",
     "TextRuntime",

@@ -13,7 +13,7 @@ from functools import cache
 import attrs
 import numpy as np
 
-from edgekit.encoding.refusals import refuse_overflow
+from edgekit.encoding._refusals import refuse_overflow
 from edgekit.errors import ScaleOverflowError
 from edgekit.precision import Precision
 from edgekit.reference import reference
@@ -311,8 +311,8 @@ def _between(values: F32, levels: F32, random: np.random.RandomState) -> F32:
     if len(grid) < 2:
         return values
     middles = random.choice((grid[1:] + grid[:-1]) / np.float32(2), len(values)).astype(np.float32)
-    kept = [values.argmin(), values.argmax()]
-    middles[kept] = values[kept]
+    extremes = [values.argmin(), values.argmax()]
+    middles[extremes] = values[extremes]
     return middles
 
 

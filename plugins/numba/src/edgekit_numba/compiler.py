@@ -24,6 +24,7 @@ from typing import Any
 import attrs
 
 from edgekit.errors import MissingPluginError
+from edgekit.files.memory import refuse_shortage
 
 Kernel = Callable[..., Any]
 
@@ -59,10 +60,12 @@ def llvm() -> Any:
 
     Raises:
         MissingPluginError: it cannot be imported; names the cure.
+        MemoryShortageError: there is no memory to import it.
     """
     try:
         import llvmlite.binding as binding
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, MemoryError) as error:
+        refuse_shortage(error, "importing llvmlite, with which edgekit-numba compiles its kernels,")
         raise MissingPluginError(
             f"edgekit-numba cannot compile its kernels: llvmlite does not import ({error}); "
             "reinstall it with: pip install --force-reinstall llvmlite"
@@ -146,13 +149,13 @@ def compiled(name: str, emit: Callable[[int], str], arguments: tuple[Any, ...]) 
 
 
 def _object(name: str, emit: Callable[[int], str]) -> bytes:
-    kept = cache() / f"{name}.o"
+    path = cache() / f"{name}.o"
     with suppress(OSError):
-        data = kept.read_bytes()
+        data = path.read_bytes()
         if hashlib.sha256(data[32:]).digest() == data[:32]:
             return data[32:]
     data = _compile(name, emit)
-    _keep(kept, hashlib.sha256(data).digest() + data)
+    _keep(path, hashlib.sha256(data).digest() + data)
     return data
 
 

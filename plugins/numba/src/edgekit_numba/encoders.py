@@ -10,7 +10,6 @@ import functools
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import attrs
@@ -18,6 +17,7 @@ import numpy as np
 
 import edgekit_numba
 from edgekit.errors import MissingPluginError
+from edgekit.files.workers import Workers
 from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import find_precision
 from edgekit.reference import Traits, reference
@@ -104,13 +104,13 @@ class Encoder:
         per_row = len(importance) // TYPES[self.kind].SIZE
         copies = -(-(per_row + processor().lanes) // per_row)
         by_row = TYPES[self.kind].IMPORTANCE == "row"
-        power = np.concatenate([row_power(own) for _, own in pieces(x)]) if by_row else np.zeros(len(x), np.float32)
+        power = np.concatenate([row_power(rows) for _, rows in pieces(x)]) if by_row else np.zeros(len(x), np.float32)
         return _Weights(np.tile(importance, copies), np.repeat(power, per_row), per_row)
 
     def _run(self, x: Narrow, out: U8, flags: U8, weights: _Weights | None, first: int) -> None:
         """Encode blocks [blocks, n] of any type."""
-        for part, own in pieces(x):
-            self._run_float32(own, out[part], flags[part], weights, first + part.start)
+        for part, rows in pieces(x):
+            self._run_float32(rows, out[part], flags[part], weights, first + part.start)
 
     def _run_float32(self, x: F32, out: U8, flags: U8, weights: _Weights | None, first: int) -> None:
         """Encode blocks [blocks, n]; the last group is filled up with zeros."""
@@ -200,7 +200,7 @@ def in_parts(job: Callable[[slice], Any], blocks: Narrow) -> None:
         for part in parts:
             job(part)
         return
-    with ThreadPoolExecutor(threads) as pool:
+    with Workers(threads, "edgekit-numba") as pool:
         list(pool.map(job, parts))
 
 

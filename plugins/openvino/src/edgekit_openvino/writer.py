@@ -11,6 +11,7 @@ import attrs
 
 from edgekit.artifact import Layout
 from edgekit.errors import UnsupportedModelError, UsageError
+from edgekit.files import pairs
 from edgekit.files.atomic import ARTIFACT_FILES
 from edgekit.formats import PlannedDirectory, generation_config, small_files
 from edgekit.formats.safetensors import to_bytes
@@ -73,6 +74,12 @@ class OpenVinoWriter(PlannedDirectory):
         others = self._others()
         tokenizer = tokenizer_models(others, self._layout.source.files)
         info = {"layout": LAYOUT, "tokenizer": tokenizer.note}
+        if tokenizer.failed:
+            self.remarks["tokenizer_models"] = (
+                f"the tokenizer was {tokenizer.note}; OpenVINO GenAI and the model server cannot use this directory"
+            )
+            notes = {**self.manifest.notes, **self.remarks}
+            others[pairs.INSIDE] = attrs.evolve(self.manifest, notes=notes).to_json().encode()
         xml, small = xml_of(self._build, self._places(), self.file.offset, info)
         self._align()
         self.file.write(small)

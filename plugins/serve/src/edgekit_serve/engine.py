@@ -11,13 +11,13 @@ import logging
 import threading
 import traceback
 from collections.abc import AsyncGenerator, Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TypeVar
 
 import attrs
 
 from edgekit.errors import UsageError
+from edgekit.files.workers import Workers
 from edgekit.runtime import Generation, Runtime
 from edgekit_serve import wire
 from edgekit_serve.wire import ApiError
@@ -73,11 +73,11 @@ class Engine:
     well: bool = True
     admitted: int = 0
     running: int = 0
-    _pool: ThreadPoolExecutor = attrs.field(init=False)
+    _pool: Workers = attrs.field(init=False)
     _slots: asyncio.Semaphore = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._pool = ThreadPoolExecutor(self.parallel, thread_name_prefix="edgekit-serve")
+        self._pool = Workers(self.parallel, "edgekit-serve")
         self._slots = asyncio.Semaphore(self.parallel)
 
     @property
@@ -138,17 +138,17 @@ class Engine:
                         break
                     put(item)
         except Exception as raised:
-            error = self._told(raised)
+            error = self._reply(raised)
         put(_End(error))
 
-    def _told(self, raised: Exception) -> ApiError:
+    def _reply(self, raised: Exception) -> ApiError:
         """An error as the client sees it; the log gets kind and place, never the message: that may quote a prompt."""
         well = isinstance(raised, ApiError | UsageError) or self._still_well(raised)
-        told = wire.of(raised, well=well)
-        if told.status >= 500 or not (isinstance(raised, ApiError) or getattr(raised, "public", None)):
+        error = wire.of(raised, well=well)
+        if error.status >= 500 or not (isinstance(raised, ApiError) or getattr(raised, "public", None)):
             place = "".join(traceback.format_tb(raised.__traceback__))
             LOG.error("%s in the runtime\n%s", type(raised).__name__, place)
-        return told
+        return error
 
     def _still_well(self, raised: Exception) -> bool:
         """Whether the model still computes, after an error that may mean that it does not."""
