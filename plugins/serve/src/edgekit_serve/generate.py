@@ -1,6 +1,6 @@
 """Generates a text for a request: in a thread, until the timeout, or until the client disconnects.
 
-The path of a request: `app.Routes` makes an `Answer`, `replies` sends its `pieces`, which come out of `Engine.run`.
+The path of a request: `app.Routes` creates an `Answer`, `replies` sends its `pieces`, which `Engine.run` yields.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Answer:
     """A text that is being generated for a client.
 
     Attributes:
-        engine: where.
+        engine: that generates it.
         metrics: that count it.
         route: for the metrics.
-        requested: how long it may be.
-        begin: begins it, in a thread, given how many tokens it may have.
-        seconds: that it may take, its wait included.
+        requested: its options.
+        begin: starts it, in a thread, with the largest number of tokens.
+        seconds: time limit, including the time in the queue.
     """
 
     engine: Engine
@@ -60,7 +60,7 @@ class Answer:
 
     @property
     def usage(self) -> dict[str, int]:
-        """Tokens, as OpenAI's API has them."""
+        """Return the token counts in the form of OpenAI's API."""
         text = self._ticket.text or Generation(iter(()))
         total = text.prompt_tokens + text.completion_tokens
         return {
@@ -71,16 +71,16 @@ class Answer:
 
     @property
     def finish_reason(self) -> Literal["stop", "length"]:
-        """Why it ended; a timeout counts as length."""
+        """The reason for its end; a timeout counts as length."""
         text = self._ticket.text
         return "stop" if text is not None and text.finish_reason == "stop" else "length"
 
     @asynccontextmanager
     async def attended(self, receive: Receive) -> AsyncIterator[None]:
-        """Count the text that is made inside. Out of time the text ends where it is, if it has begun.
+        """Count the text that is generated inside. At the timeout a text that has begun ends.
 
         Raises:
-            ApiError: 503 or 504, where time ran out before the first piece.
+            ApiError: 503 or 504, if the timeout came before the first piece.
             ClientGoneError: the client hung up.
         """
         self._start = time.perf_counter()
@@ -95,10 +95,10 @@ class Answer:
                 self.metrics.generated(self.route, self._ticket.text, self._times)
 
     async def pieces(self) -> AsyncGenerator[str]:
-        """The pieces of the text as they come; iterate inside `attended`, and close the generator when stopping early.
+        """Yield the pieces of the text; iterate inside `attended`, and close the generator when stopping early.
 
         Raises:
-            ApiError: 429 where the queue is full, or the runtime's error.
+            ApiError: 429 if the queue is full, or the runtime's error.
         """
         async with aclosing(self.engine.run(self._text(), self._ticket)) as pieces:
             async for piece in pieces:
@@ -106,7 +106,7 @@ class Answer:
                 yield piece
 
     def _text(self) -> Generator[str]:
-        """The text, begun in the thread that asks for its first piece."""
+        """Start the text in the thread that reads its first piece."""
         yield from self._ticket.begin(self._begin())
 
     def _begin(self) -> Generation:
@@ -115,7 +115,7 @@ class Answer:
         except ContextOverflowError:
             if self.requested.asked or self.requested.max_tokens is None:
                 raise
-            return self.begin(None)  # nobody asked for so many: what the context has room for will do
+            return self.begin(None)  # the client set no limit: use the rest of the context
 
     def _too_late(self) -> ApiError:
         if self._ticket.text is None:

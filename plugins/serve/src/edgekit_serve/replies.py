@@ -1,4 +1,4 @@
-"""What the server answers: OpenAI's objects, whole or piece by piece as server-sent events."""
+"""The server's answers: OpenAI's objects, at once or as server-sent events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EVENTS = {**HEADERS, "content-type": "text/event-stream; charset=utf-8", "x-acc
 
 @attrs.define
 class Shape:
-    """How an answer looks; `Completion` and `Chat` fill it in.
+    """The form of an answer, completed by `Completion` and `Chat`.
 
     Attributes:
         model: its name.
@@ -41,30 +41,30 @@ class Shape:
         self.identifier = f"{self.prefix}-{secrets.token_hex(12)}"
 
     def whole(self, text: str, answer: Answer) -> dict[str, Any]:
-        """The answer at once."""
+        """Return the whole answer."""
         choice = self._choice(self.said(text), answer.finish_reason)
         return {**self._head(self.kind), "choices": [choice], "usage": answer.usage}
 
     def first(self) -> Iterator[dict[str, Any]]:
-        """What is sent before the first piece."""
+        """Return what is sent before the first piece."""
         return iter(())
 
     def piece(self, text: str) -> dict[str, Any]:
-        """A piece of the text."""
+        """Return the event of a piece of the text."""
         return self._event(self._choice(self.added(text), None))
 
     def last(self, answer: Answer) -> Iterator[dict[str, Any]]:
-        """Why it ended, and the token counts if requested."""
+        """Return the reason for the end, and the token counts if requested."""
         yield self._event(self._choice(self.added(""), answer.finish_reason))
         if answer.requested.usage:
             yield {**self._head(self.part), "choices": [], "usage": answer.usage}
 
     def said(self, text: str) -> dict[str, Any]:
-        """A choice's text."""
+        """Return a choice with the whole text."""
         raise NotImplementedError
 
     def added(self, text: str) -> dict[str, Any]:
-        """A choice's new text."""
+        """Return a choice with new text."""
         raise NotImplementedError
 
     def _event(self, choice: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class Shape:
 
 
 class Completion(Shape):
-    """Of ``/v1/completions``."""
+    """The form of answers to ``/v1/completions``."""
 
     kind = part = "text_completion"
     prefix = "cmpl"
@@ -91,7 +91,7 @@ class Completion(Shape):
 
 
 class Chat(Shape):
-    """Of ``/v1/chat/completions``."""
+    """The form of answers to ``/v1/chat/completions``."""
 
     kind = "chat.completion"
     part = "chat.completion.chunk"
@@ -102,7 +102,7 @@ class Chat(Shape):
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
     def added(self, text: str) -> dict[str, Any]:
-        """A part of a message."""
+        """Return a choice with a part of a message."""
         return {"delta": {"content": text} if text else {}}
 
     def first(self) -> Iterator[dict[str, Any]]:
@@ -111,7 +111,7 @@ class Chat(Shape):
 
 
 def reply(answer: Answer, shape: Shape) -> Response:
-    """The response to a request for text."""
+    """Return the response to a request for text."""
     return Events(answer, shape) if answer.requested.stream else Whole(answer, shape)
 
 

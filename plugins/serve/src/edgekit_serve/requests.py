@@ -1,7 +1,7 @@
 """Requests of clients: the part of OpenAI's API that a runtime supports.
 
-Of OpenAI's many parameters some are used, some change nothing here and are ignored, some have one value that means the
-same here (``n=1``), and any other parameter is refused.
+Some of OpenAI's parameters are used, some have no effect here and are ignored, some are accepted with the one value
+that matches this server (``n=1``); any other parameter is refused.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from edgekit_serve.fields import Fields
 from edgekit_serve.settings import Settings
 from edgekit_serve.wire import ApiError, refused
 
-#: Change nothing: bookkeeping of OpenAI's platform.
+#: Parameters without effect: bookkeeping of OpenAI's platform.
 IGNORED = (
     "user", "metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
     "parallel_tool_calls",
 )  # fmt: skip
-#: Have one value that means what this server does.
+#: Parameters that are accepted with these values only, which match this server.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
@@ -40,7 +40,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
 }
 MOST_TOKENS, MOST_STOPS, LONGEST_STOP, MOST_INPUTS, LARGEST_SEED = 1 << 24, 4, 256, 256, (1 << 63) - 1
-#: What a completion gets that does not say; as OpenAI's.
+#: Default of ``max_tokens`` for completions, as in OpenAI's API.
 COMPLETION_TOKENS = 16
 
 
@@ -49,11 +49,11 @@ class AnswerOptions:
     """Generation options, independent of the prompt.
 
     Attributes:
-        max_tokens: at most so many; None for as many as the context has room for.
-        asked: whether the client said so; else fewer will do where the context is too short.
+        max_tokens: largest number; None for the rest of the context.
+        asked: whether the client set it; else it is reduced if the context is too short.
         options: the other keyword arguments of `edgekit.runtime.Runtime.stream`.
         stream: whether pieces are sent as they come.
-        usage: whether a stream ends with the tokens counted.
+        usage: whether a stream ends with token counts.
     """
 
     max_tokens: int | None
@@ -64,7 +64,7 @@ class AnswerOptions:
 
     @classmethod
     def of(cls, fields: Fields, settings: Settings, default: int | None) -> Self:
-        """Read the fields that all requests for text share, and refuse the rest."""
+        """Read the fields that all requests for text have, and refuse the rest."""
         tokens = fields.integer("max_tokens", 1, settings.max_tokens or MOST_TOKENS)
         most = [limit for limit in (default, settings.max_tokens) if limit is not None]
         allowed = min(most, default=None) if tokens is None else tokens
@@ -182,7 +182,7 @@ def _usage(fields: Fields, stream: bool) -> bool:
 
 
 def _message(message: Any, where: str) -> dict[str, Any]:
-    """A message as templates get it: a role, a text, and what belongs to a call of a tool."""
+    """Return a message for templates: a role, a text, and the fields of tool calls."""
     if not isinstance(message, dict):
         raise refused(f"{where} must be an object with a role and a content", where)
     fields = Fields(message)
@@ -190,7 +190,7 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     if role not in ROLES:
         raise refused(f"{where}.role must be one of {', '.join(ROLES)}", f"{where}.role")
     content = fields.take("content")
-    if content is None and role == "assistant":  # it called tools, or said nothing
+    if content is None and role == "assistant":  # it has tool calls, or is empty
         content = ""
     parsed: dict[str, Any] = {"role": role, "content": _content(content, f"{where}.content")}
     parsed |= {"name": fields.text("name"), "tool_calls": _calls(fields, where) if role == "assistant" else None}
@@ -201,7 +201,7 @@ def _message(message: Any, where: str) -> dict[str, Any]:
 
 
 def _calls(fields: Fields, where: str) -> list[dict[str, Any]] | None:
-    """The calls of tools that an assistant's earlier message has; None for none."""
+    """Return the tool calls of an assistant's earlier message; None if there are none."""
     calls = fields.take("tool_calls")
     if not isinstance(calls, list | None):
         raise refused(f"{where}.tool_calls must be a list", f"{where}.tool_calls")
@@ -216,7 +216,7 @@ def _call(call: Any, where: str) -> dict[str, Any]:
 
 
 def _arguments(text: str) -> Any:
-    """An object where the text is one: templates write it as JSON, and would quote a text."""
+    """Return the object that a text describes, if it does: templates write objects as JSON, but would quote a text."""
     try:
         parsed = json.loads(text)
     except (ValueError, RecursionError):
@@ -225,7 +225,7 @@ def _arguments(text: str) -> Any:
 
 
 def _content(content: Any, where: str) -> str:
-    """A text, or the texts of a list of parts."""
+    """Return a text, or the joined texts of a list of parts."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not content:
