@@ -150,10 +150,10 @@ def _cached_values(artifact: Artifact) -> int:
 
 
 def fitting_layers(devices: Sequence[Device], weight: Weight) -> int:
-    """Return how many layers, counted from the last, fit the devices' free memory, plus one for the output matrix.
+    """Return how many layers, counted from the last, fit the free memory, plus one for the output matrix.
 
-    llama.cpp distributes the layers over devices in proportion to their free memory. The output matrix is moved with the
-    first layer, so it is always counted. If a device does not report its free memory, all layers are tried.
+    llama.cpp distributes the layers over devices in proportion to their free memory. The output matrix is moved with
+    the first layer, so it is always counted. If a device does not report its free memory, all layers are tried.
     """
     if not devices:
         return 0

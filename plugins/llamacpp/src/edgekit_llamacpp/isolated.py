@@ -15,7 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, Self, Unpack, cast
 
 import attrs
@@ -126,6 +126,16 @@ class IsolatedRuntime:
         given = {"variables": variables and dict(variables), "continue_final": continue_final}
         message, _ = self._ask("prompt", messages=_plain(messages), **given)
         return str(message["value"])
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, special tokens by their names."""
+        message, _ = self._ask("decode", tokens=[int(token) for token in tokens])
+        return str(message["value"])
+
+    def scores(self, tokens: Sequence[int], logprobs: int = 0) -> list[TokenScore]:
+        """The score of each token given those before it."""
+        message, _ = self._ask("scores", tokens=[int(token) for token in tokens], logprobs=logprobs)
+        return [TokenScore.of(score) for score in message["value"]]
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> str:
         """Continue a text until the model ends it."""

@@ -45,6 +45,14 @@ class Worker:
         """Return the runtime's result."""
         return self.model.encode(text)
 
+    def decode(self, tokens: list[int]) -> str:
+        """As the runtime's."""
+        return self.model.decode(tokens)
+
+    def scores(self, tokens: list[int], logprobs: int) -> list[dict[str, Any]]:
+        """As the runtime's, as plain values."""
+        return [score.to_dict() for score in self.model.scores(tokens, logprobs)]
+
     def prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """Return the runtime's result."""
         return self.model.prompt(messages, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import logging
 import os
 import re
@@ -44,6 +45,8 @@ BACKLOG = 2048
 @click.option("--parallel", default=1, show_default=True, help="Texts generated at the same time.")
 @click.option("--queue", "waiting", default=16, show_default=True, help="Requests that may wait; more get 429.")
 @click.option("--max-tokens", type=int, help="The most that a request may ask for.")
+@click.option("--lenient", is_flag=True, help="Ignore parameters that are not supported, instead of refusing them.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of stderr.")
 @click.option("--timeout", "seconds", default=300.0, show_default=True, help="Seconds for a request, waiting included.")
 @click.option("--drain", default=30, show_default=True, help="Seconds for running requests after SIGTERM.")
 def command(
@@ -58,6 +61,7 @@ def command(
     hosts: tuple[str, ...],
     origins: tuple[str, ...],
     drain: int,
+    log_format: str,
     **limits: Any,
 ) -> None:
     """Serve a model to OpenAI's clients: completions, chat, embeddings.
@@ -72,6 +76,7 @@ def command(
     with listening(host, port) as door:
         model = load(opened, runtime, **dict(map(parse_option, options)))
         where = f"[{host}]" if ":" in host else host
+        log_to_stderr(log_format)
         serve(model, settings, door, drain, f"{settings.model} on http://{where}:{door.getsockname()[1]}")
 
 
@@ -160,7 +165,6 @@ def serve(model: Any, settings: Settings, door: socket.socket, drain: int, title
     from edgekit_serve.app import create_app
     from edgekit_serve.connections import Connection
 
-    log_to_stderr()
     failures: list[str] = []
 
     def failed() -> None:
@@ -196,10 +200,19 @@ def warm(model: Runtime) -> None:
         model.stream("a", max_tokens=0).close()
 
 
-def log_to_stderr() -> None:
+class _JsonLines(logging.Formatter):
+    """One JSON object per event, with what a request came to as fields of their own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        told = {"time": self.formatTime(record), "level": record.levelname.lower(), "message": record.getMessage()}
+        return json.dumps({**told, **getattr(record, "fields", {})})
+
+
+def log_to_stderr(form: str = "text") -> None:
     """Log one line per event with its time and duration; never a prompt or an answer."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(_JsonLines() if form == "json" else plain)
     for name, level in (("edgekit_serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 import traceback
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import closing
@@ -29,10 +30,11 @@ Item = TypeVar("Item")
 
 @attrs.define(eq=False)
 class Ticket:
-    """One request's work: whether it is cancelled, and its text."""
+    """One request's work: whether it is cancelled, its text, and the seconds that it waited for its turn."""
 
     gone: threading.Event = attrs.field(factory=threading.Event)
     text: Generation | None = None
+    waited: float = 0.0
 
     def begin(self, text: Generation) -> Generation:
         """Remember the text, so that it ends when the work is cancelled."""
@@ -97,7 +99,9 @@ class Engine:
             ApiError: 429 if the queue is full; or the response for an error of the work.
         """
         loop, items = asyncio.get_running_loop(), asyncio.Queue[Item | _End]()
+        came = time.perf_counter()
         await self._enter()
+        ticket.waited = time.perf_counter() - came
 
         def put(item: Item | _End) -> None:
             loop.call_soon_threadsafe(items.put_nowait, item)

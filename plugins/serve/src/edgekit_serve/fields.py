@@ -73,9 +73,14 @@ class Fields:
     """The fields of a request, read one by one; `done` refuses the rest.
 
     A field that is null counts as absent, as in OpenAI's API.
+
+    Args:
+        given: the fields.
+        lenient: whether fields and values that are not supported are ignored.
     """
 
-    def __init__(self, given: dict[str, Any]) -> None:
+    def __init__(self, given: dict[str, Any], lenient: bool = False) -> None:
+        self.lenient = lenient
         self._left = {name: value for name, value in given.items() if value is not None}
 
     def take(self, name: str) -> Any:
@@ -89,7 +94,7 @@ class Fields:
             return
         other = self._left.setdefault(older, value)
         if not _equal(value, other):
-            both = f"{older} is {_shown(other)} and {newer} is {_shown(value)}"
+            both = f"{older} is {shown(other)} and {newer} is {shown(value)}"
             raise refused(f"{both}; they mean the same: give one of them", older)
 
     def number(self, name: str, least: float, most: float, *, above: bool = False) -> float | None:
@@ -100,7 +105,7 @@ class Fields:
         right = isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
         if not right or (above and value == least):
             start = f"above {least:g}" if above else f"from {least:g}"
-            raise refused(f"{name} is {_shown(value)}; it must be a number {start} to {most:g}", name)
+            raise refused(f"{name} is {shown(value)}; it must be a number {start} to {most:g}", name)
         return float(value)
 
     def integer(self, name: str, least: int, most: int) -> int | None:
@@ -109,21 +114,37 @@ class Fields:
         if value is None:
             return None
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise refused(f"{name} is {_shown(value)}; it must be an integer from {least} to {most}", name)
+            raise refused(f"{name} is {shown(value)}; it must be an integer from {least} to {most}", name)
+        return value
+
+    def integers(self, name: str, most: int, largest: int) -> list[int]:
+        """A list of at most so many integers from 0 to `largest`; empty where it is absent."""
+        value = self.take(name)
+        right = value is None or (isinstance(value, list) and len(value) <= most)
+        if not right or not all(is_id(each, largest) for each in value or ()):
+            requested = f"a list of at most {most} integers from 0 to {largest}"
+            raise refused(f"{name} is {shown(value)}; it must be {requested}", name)
+        return list(value or ())
+
+    def object(self, name: str) -> dict[str, Any] | None:
+        """An object."""
+        value = self.take(name)
+        if not isinstance(value, dict | None):
+            raise refused(f"{name} is {shown(value)}; it must be an object", name)
         return value
 
     def flag(self, name: str) -> bool:
         """Return true or false; false if it is absent."""
         value = self.take(name)
         if not isinstance(value, bool | None):
-            raise refused(f"{name} is {_shown(value)}; it must be true or false", name)
+            raise refused(f"{name} is {shown(value)}; it must be true or false", name)
         return bool(value)
 
     def text(self, name: str) -> str | None:
         """A text."""
         value = self.take(name)
         if not isinstance(value, str | None):
-            raise refused(f"{name} is {_shown(value)}; it must be a text", name)
+            raise refused(f"{name} is {shown(value)}; it must be a text", name)
         return value
 
     def texts(self, name: str, most: int, longest: int) -> list[str]:
@@ -134,16 +155,16 @@ class Fields:
             return []
         right = isinstance(items, list) and len(items) <= most
         if not right or not all(isinstance(text, str) and 0 < len(text) <= longest for text in items):
-            expected = f"a text or a list of at most {most}, each of 1 to {longest} characters"
-            raise refused(f"{name} is {_shown(value)}; it must be {expected}", name)
+            requested = f"a text or a list of at most {most}, each of 1 to {longest} characters"
+            raise refused(f"{name} is {shown(value)}; it must be {requested}", name)
         return list(items)
 
     def only(self, name: str, *allowed: Any) -> None:
         """Refuse any value of a field other than the allowed ones."""
         value = self.take(name)
-        if value is not None and not any(_equal(value, one) for one in allowed):
-            choice = f"only {' or '.join(map(_shown, allowed))} is" if allowed else "it is not"
-            raise ApiError(400, f"{name} is {_shown(value)}; {choice} supported", "unsupported_value", param=name)
+        if value is not None and not self.lenient and not any(_equal(value, one) for one in allowed):
+            choice = f"only {' or '.join(map(shown, allowed))} is" if allowed else "it is not"
+            raise ApiError(400, f"{name} is {shown(value)}; {choice} supported", "unsupported_value", param=name)
 
     def ignore(self, names: Iterable[str]) -> None:
         """Accept fields that have no effect here."""
@@ -152,9 +173,14 @@ class Fields:
 
     def done(self) -> None:
         """Refuse fields that were not read."""
-        if self._left:
+        if self._left and not self.lenient:
             name = next(iter(self._left))
-            raise ApiError(400, f"unknown parameter {_shown(name)}", "unknown_parameter", param=name[:80])
+            raise ApiError(400, f"unknown parameter {shown(name)}", "unknown_parameter", param=name[:80])
+
+
+def is_id(value: Any, largest: int) -> bool:
+    """Whether a value is an integer from 0 to `largest`."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= largest
 
 
 def _kind(value: Any) -> str:
@@ -170,7 +196,7 @@ def _equal(one: Any, other: Any) -> bool:
 _SHOWN = 60
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Return the beginning of a value's JSON."""
     if isinstance(value, int) and abs(value) > 10**20:
         return "a huge integer"
@@ -182,4 +208,4 @@ def _shown(value: Any) -> str:
     return text
 
 
-__all__ = ["Fields", "parse"]
+__all__ = ["Fields", "is_id", "parse", "shown"]

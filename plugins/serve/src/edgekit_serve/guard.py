@@ -25,7 +25,10 @@ LOG = logging.getLogger("edgekit_serve")
 _LATER = {"retry-after": "5"}
 _INTERNAL = "an internal error; the server's log says where"
 #: Names of routes in the metrics and the log; others are ``other``, so that clients cannot create labels.
-ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/health", "/metrics")
+ROUTES = (
+    "/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/responses", "/v1/messages",
+    "/v1/rerank", "/tokenize", "/detokenize", "/health", "/metrics",
+)  # fmt: skip
 
 
 def route_of(path: str) -> str:
@@ -71,13 +74,13 @@ class Guard:
         if allowed is not None:
             await exchange.answer(Response(status_code=204, headers=allowed))
             return
-        if self.settings.keys and scope["path"] != "/health" and not self._has_key(headers.get("authorization", "")):
+        if self.settings.keys and scope["path"] != "/health" and not self._has_key(_key(headers)):
             raise ApiError(401, "no API key, or a wrong one", "invalid_api_key", headers={"www-authenticate": "Bearer"})
         await self.app(scope, exchange.receive, exchange.send)
 
     async def _answer(self, error: ApiError, exchange: Exchange) -> None:
         self.metrics.errors.labels(error.code).inc()
-        await exchange.answer(error.response())
+        await exchange.answer(error.response(anthropic=exchange.scope["path"] == "/v1/messages"))
 
     def _check_host(self, scope: Scope, host: str) -> None:
         # Load balancers send HTTP/1.0 without a Host; browsers always send one.
@@ -86,17 +89,24 @@ class Guard:
         if not known_host(host, self.settings.hosts):
             raise ApiError(421, "this server does not answer to that Host; allow it with --allow-host", "unknown_host")
 
-    def _has_key(self, authorization: str) -> bool:
-        scheme, _, given = authorization.partition(" ")
+    def _has_key(self, given: str) -> bool:
         # Digests have equal length, and all keys are compared in full, so that the time reveals nothing.
-        matches = [hmac.compare_digest(_digest(given.strip()), _digest(key)) for key in self.settings.keys]
-        return scheme.lower() == "bearer" and any(matches)
+        matches = [hmac.compare_digest(_digest(given), _digest(key)) for key in self.settings.keys]
+        return any(matches)
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route = route_of(scope["path"])
         self.metrics.requests.labels(route, str(status)).inc()
         self.metrics.seconds.labels(route).observe(seconds)
-        LOG.info("%s %s %d %.3fs", scope["method"] if scope["method"].isalpha() else "?", route, status, seconds)
+        method = scope["method"] if scope["method"].isalpha() else "?"
+        told = {"method": method, "route": route, "status": status, "seconds": round(seconds, 3)}
+        LOG.info("%s %s %d %.3fs", method, route, status, seconds, extra={"fields": told})
+
+
+def _key(headers: Headers) -> str:
+    """The key that a request has: ``Authorization: Bearer KEY``, or ``x-api-key: KEY`` as Anthropic's clients send."""
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
 
 
 def _digest(text: str) -> bytes:

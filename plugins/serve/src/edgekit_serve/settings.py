@@ -34,6 +34,7 @@ class Settings:
         max_body: largest size of a request's body in bytes.
         seconds: time limit of a request, including the queue; the text then ends.
         body_seconds: time limit for a client to send its body.
+        lenient: whether parameters that are not supported are ignored, not refused.
     """
 
     model: str = "model"
@@ -46,6 +47,7 @@ class Settings:
     max_body: int = 4_000_000
     seconds: float = 300.0
     body_seconds: float = 30.0
+    lenient: bool = False
 
     def __attrs_post_init__(self) -> None:
         if not _NAME.fullmatch(self.model):

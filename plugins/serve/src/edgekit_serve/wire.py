@@ -48,9 +48,16 @@ class ApiError(Exception):
         kind = "rate_limit_error" if self.status == 429 else kind
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
-    def response(self) -> JSONResponse:
-        """Return the response."""
-        return JSONResponse(self.body(), self.status, self.headers)
+    def anthropic_body(self) -> dict[str, Any]:
+        """The object that Anthropic's clients understand."""
+        kinds = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error"}
+        kinds |= {413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error"}
+        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
+
+    def response(self, *, anthropic: bool = False) -> JSONResponse:
+        """The response, to a client of OpenAI's or Anthropic's."""
+        return JSONResponse(self.anthropic_body() if anthropic else self.body(), self.status, self.headers)
 
 
 def unicode(text: str) -> str:
