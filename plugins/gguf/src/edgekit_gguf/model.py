@@ -136,6 +136,11 @@ def _refuse_what_gguf_cannot_say(config: ModelConfig, own: Gguf) -> None:
                 f"{field} of the model is {given}, but GGUF files of {own.architecture} models "
                 f"mean {value}, and have no key to say otherwise"
             )
+    if config.tied and not own.ties:
+        raise UnsupportedModelError(
+            f"the embedding of the model doubles as the output matrix, and llama.cpp loads {own.architecture} files "
+            "only with an output matrix of their own; choose another format"
+        )
     if config.rope_scaling is not None and config.rope_scaling.kind == "dynamic":
         raise UnsupportedModelError("llama.cpp has no dynamic rope scaling, so that GGUF has no key for it")
     divisors = set(rope_tensors(config)) - set(own.divisors)
