@@ -39,7 +39,8 @@ def edgekit_register_precisions(register: Register) -> None:
 
 @hookimpl
 def edgekit_register_commands(register: Register) -> None:
-    """Make importance matrices: ``edgekit imatrix``."""
+    """Make importance matrices and adapters: ``edgekit imatrix``, ``edgekit adapter``."""
+    register("adapter", "edgekit_gguf.commands:adapter")
     register("imatrix", "edgekit_gguf.commands:imatrix")
 
 

@@ -1,4 +1,4 @@
-"""`edgekit imatrix`: make an importance matrix."""
+"""`edgekit imatrix`: make an importance matrix. `edgekit adapter`: write an adapter for llama.cpp."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, Usa
 from edgekit.evaluation.calibration import collect, write_importance
 from edgekit.files.guard import refuse_harm
 from edgekit.pipeline import open_artifact
+from edgekit_gguf.adapter import write_adapter
 from edgekit_gguf.imatrix import read_imatrix
 
 
@@ -76,4 +77,22 @@ def _progress(done: int, of: int, what: str) -> None:
         click.echo(f"\r{what or 'done'} {done}/{of} ", err=True, nl=not what)
 
 
-__all__ = ["imatrix"]
+@click.command("adapter", short_help="Write a LoRA adapter for llama.cpp.")
+@click.argument("model")
+@click.argument("adapter")
+@click.option("--to", required=True, metavar="FILE", help="File to write; it ends in .gguf.")
+@click.option("--force", is_flag=True, help="Replace a file that is not an adapter.")
+@json_option
+def adapter(model: str, adapter: str, to: str, force: bool, as_json: bool) -> None:
+    """Write the LoRA ADAPTER, a directory of peft's for the Hugging Face directory MODEL, as a GGUF file.
+
+    llama.cpp loads it beside MODEL's GGUF file, of any quantization.
+    """
+    found = write_adapter(model, adapter, to, overwrite=force)
+    if as_json:
+        print_json({"path": to, "matrices": len(found.changes), "base": found.base})
+    else:
+        click.echo(f"{to}  {len(found.changes)} matrices")
+
+
+__all__ = ["adapter", "imatrix"]
