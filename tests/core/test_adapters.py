@@ -141,7 +141,7 @@ def test_merging_at_the_command_line(tmp_path: Path, base: Path) -> None:
     assert result.exit_code == 0, result.output
     manifest = edgekit.open(tmp_path / "m").manifest
     assert manifest is not None
-    assert manifest.notes["merged"] == "the LoRA adapter a of some/Base-1B was merged: 1 matrices changed"
+    assert manifest.notes["merged"] == "the LoRA adapter a of some/Base-1B was merged: 1 matrix changed"
     assert {"adapter_model.safetensors", "adapter_config.json", "model.safetensors"} <= set(manifest.sources)
     assert manifest.tensors[f"{Q}.weight"]["precision"] == "affine:int4-sym-g8"
     assert edgekit.open(base).tensors.keys() == SHAPES.keys()

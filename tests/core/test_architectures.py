@@ -419,12 +419,12 @@ def test_windows_of_layers():
         ),
         (
             {"partial_rotary_factor": 0.5},
-            "where: partial_rotary_factor is 0.5; edgekit knows up to 1 for phi3, and 1 for the other families",
+            "where: partial_rotary_factor is 0.5; edgekit knows 1 for this family",
         ),
         (
             {"quantization_config": {"quant_method": "gptq"}},
-            "where: its config.json says that it holds weights quantized by GPTQ (quantization_config), which edgekit does not "
-            "read; convert the full-precision model that it was made from",
+            "where: its config.json says that it holds weights quantized by GPTQ (quantization_config), and none of its "
+            "tensors is quantized that way; convert the full-precision model that it was made from",
         ),
     ],
 )

@@ -110,7 +110,7 @@ def test_the_command_replaces_adapters_and_nothing_else(tmp_path: Path, sample_g
     for _ in range(2):
         result = CliRunner().invoke(cli, arguments)
         assert result.exit_code == 0, result.output
-        assert result.output == f"{target}  1 matrices\n"
+        assert result.output == f"{target}  1 matrix\n"
     target.write_bytes(sample_gguf.read_bytes())
     with pytest.raises(UsageError, match="exists already and is not an adapter"):
         write_adapter(sample.path(), source, target)

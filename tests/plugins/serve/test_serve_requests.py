@@ -106,16 +106,16 @@ def test_embeddings_that_are_refused(given):
 def test_what_changes_nothing_is_taken():
     neutral = {name: meanings[0] for name, meanings in NEUTRAL.items() if meanings}
     found = ChatRequest.of({**HELLO, **neutral, **dict.fromkeys(IGNORED, "x"), "logprobs": False}, SETTINGS)
-    assert found.wanted == ChatRequest.of({**HELLO, "seed": found.wanted.options["seed"]}, SETTINGS).wanted
+    assert found.requested == ChatRequest.of({**HELLO, "seed": found.requested.options["seed"]}, SETTINGS).requested
     everything_null = dict.fromkeys([*NEUTRAL, *IGNORED, "max_tokens", "stop", "temperature", "seed", "stream"])
-    assert ChatRequest.of({**HELLO, **everything_null}, SETTINGS).wanted.options["temperature"] == 1
+    assert ChatRequest.of({**HELLO, **everything_null}, SETTINGS).requested.options["temperature"] == 1
 
 
 @pytest.mark.parametrize("count", [7, 300, 100_000])
 def test_two_names_with_one_value(count):
     """Equal, whatever Python makes of them: integers above 256 are two objects."""
     given = json.loads(json.dumps({"max_tokens": count, "max_completion_tokens": count}))
-    assert ChatRequest.of({**HELLO, **given}, SETTINGS).wanted.max_tokens == count
+    assert ChatRequest.of({**HELLO, **given}, SETTINGS).requested.max_tokens == count
     assert ChatRequest.of({**HELLO, "presence_penalty": 0.0, "frequency_penalty": 0}, SETTINGS)
 
 
@@ -146,7 +146,7 @@ def test_a_history_with_tools():
 
 
 def test_the_newer_name_of_max_tokens():
-    assert ChatRequest.of({**HELLO, "max_completion_tokens": 7}, SETTINGS).wanted.max_tokens == 7
+    assert ChatRequest.of({**HELLO, "max_completion_tokens": 7}, SETTINGS).requested.max_tokens == 7
 
 
 def test_prompts_are_not_shown():

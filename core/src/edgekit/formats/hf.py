@@ -89,7 +89,7 @@ class HuggingFaceFormat:
             return _named_layout(source)
         _refuse_unread(source.tensors, source.config, source.path)
         model = _known_model(source)
-        roles = {tensor.name: role for role, tensor in model.tensors.items()} if model else {}
+        roles = model.roles if model else {}
         slots = (
             Slot(name, roles.get(name, _ROLES.get(name, name)), tensor, kept(tensor))
             for name, tensor in source.tensors.items()
@@ -213,13 +213,11 @@ def _known_model(source: Artifact) -> Model | None:
 
 
 def _named_layout(source: Artifact) -> Layout:
-    from edgekit.architectures.hf import hf_names, to_hf_value
+    from edgekit.architectures.hf import hf_tensors
 
     model = source.model
-    slots = []
-    for role, name in hf_names(model.config).items():
-        tensor = to_hf_value(model.config, role, model.tensors[role])
-        slots.append(Slot(name, role, tensor, kept(tensor)))
+    written = hf_tensors(model.config, model.tensors)
+    slots = (Slot(name, role, tensor, kept(tensor)) for name, (role, tensor) in written.items())
     return Layout(tuple(slots), source, model)
 
 

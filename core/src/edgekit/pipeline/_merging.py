@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 
 from edgekit.artifact import Artifact
-from edgekit.errors import UnsupportedModelError, UsageError, option
+from edgekit.errors import UnsupportedModelError, UsageError, counted, option
 from edgekit.files.guard import refuse_harm
 from edgekit.formats.adapters import Adapter, LowRank, name_in, open_adapter, refuse_another_model
 from edgekit.formats.hf import with_tensors
@@ -63,7 +63,7 @@ def merged(
         tensors[_OUTPUT] = attrs.evolve(output, name=_OUTPUT)
         config["tie_word_embeddings"] = False
     return attrs.evolve(
-        with_tensors(model, tensors, config, (*model.files, *found.files)), said={"merged": _sentence(found)}
+        with_tensors(model, tensors, config, (*model.files, *found.files)), run_notes={"merged": _sentence(found)}
     )
 
 
@@ -132,9 +132,10 @@ def _short(name: str) -> str:
 
 
 def _sentence(adapter: Adapter) -> str:
-    replaced = f" and {len(adapter.replaced)} tensors replaced" if adapter.replaced else ""
+    count = len(adapter.replaced)
+    replaced = f" and {counted(count, 'tensor', 'tensors')} replaced" if count else ""
     base = f" of {adapter.base}" if adapter.base else ""
-    changed = f"{len(adapter.changes)} matrices changed"
+    changed = f"{counted(len(adapter.changes), 'matrix', 'matrices')} changed"
     return f"the {adapter.kind} adapter {adapter.path.name}{base} was merged: {changed}{replaced}"
 
 

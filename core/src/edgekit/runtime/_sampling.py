@@ -16,7 +16,7 @@ import attrs
 import numpy as np
 
 from edgekit.errors import UsageError
-from edgekit.runtime import _draw
+from edgekit.runtime._draw import Drawer
 from edgekit.runtime.arguments import integer
 from edgekit.typing import F32, F64
 
@@ -176,7 +176,7 @@ class Sampler:
     """Chooses the tokens of one text, from logits [vocab] at a time."""
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int] = ()) -> None:
-        self._sampling, self._random = sampling, np.random.default_rng(sampling.seed)
+        self._sampling, self._drawer = sampling, Drawer(np.random.default_rng(sampling.seed))
         self._adjusts, self._penalizes, self._step = sampling.adjusts, sampling.penalizes, sampling.step
         self._prompt = set(map(int, prompt)) if sampling.repetition_penalty != 1 else set()
         self._counts: Counter[int] = Counter()
@@ -219,17 +219,12 @@ class Sampler:
             return int(logits.argmax())
         if not chosen.top_k:
             return self._draw(logits)
-        kept = _draw.top_k(logits, int(chosen.top_k))
+        kept = self._drawer.top_k(logits, int(chosen.top_k))
         return int(kept[self._draw(logits[kept])])
 
     def _draw(self, logits: F32) -> int:
         chosen = self._sampling
-        weights = _draw.weights(logits, chosen.temperature)
-        if chosen.min_p:
-            weights *= weights >= chosen.min_p
-        if chosen.top_p == 1:
-            return _draw.draw(weights, self._random)
-        return _draw.draw_top_p(logits, weights, chosen.top_p, self._random)
+        return self._drawer.draw(logits, chosen.temperature, chosen.top_p, chosen.min_p)
 
 
 def _biased(logits: F32, biases: Mapping[int, float]) -> F32:

@@ -21,6 +21,7 @@ from edgekit.runtime.arguments import Prompt, declared_options, refuse_unknown_o
 from edgekit.runtime.chat import Messages
 from edgekit.runtime.generation import FinishReason, Generation, GenerationOptions, Sampling, until
 from edgekit.runtime.numpy import NumpyRuntime
+from edgekit.runtime.reply import Reply, ReplyOptions
 from edgekit.runtime.text import TextRuntime
 from edgekit.typing import F32
 
@@ -80,6 +81,15 @@ class ChatRuntime(Protocol):
 
 
 @runtime_checkable
+class ReplyingRuntime(Protocol):
+    """A runtime that takes answers apart: text, reasoning, and calls of tools."""
+
+    def reply(self, messages: Messages | str, **options: Unpack[ReplyOptions]) -> Reply:
+        """Answer a conversation; see `edgekit.runtime.ReplyOptions`."""
+        ...
+
+
+@runtime_checkable
 class EmbeddingRuntime(Protocol):
     """A runtime that computes embeddings of texts."""
 
@@ -102,10 +112,10 @@ class TokenizingRuntime(Protocol):
         ...
 
 
-class ChattingRuntime(Runtime, ChatRuntime, Protocol):
-    """The return type of `load`, for type checkers: a runtime with `chat` and `chat_stream`.
+class ChattingRuntime(Runtime, ChatRuntime, ReplyingRuntime, Protocol):
+    """The return type of `load`, for type checkers: a runtime with `chat`, `chat_stream` and `reply`.
 
-    edgekit's runtimes have both. A plugin's may lack them: check with ``isinstance(model, ChatRuntime)``.
+    edgekit's runtimes have them. A plugin's may lack them: check with ``isinstance(model, ChatRuntime)``.
     """
 
 
@@ -190,6 +200,7 @@ __all__ = [
     "Generation",
     "GenerationOptions",
     "NumpyRuntime",
+    "ReplyingRuntime",
     "Runtime",
     "Sampling",
     "TextRuntime",

@@ -27,8 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit.architectures import FAMILIES, Model
-from edgekit.architectures.hf import hf_names
+from edgekit.architectures import Model
 from edgekit.artifact import Artifact
 from edgekit.errors import EdgekitError, UnsupportedModelError, UsageError
 from edgekit.files.atomic import write_atomic
@@ -40,6 +39,7 @@ from edgekit.recipe import Assignment, Plan
 from edgekit.tensor import Tensor
 from edgekit.typing import F32
 from edgekit_gguf.metadata import Value, f32, text
+from edgekit_gguf.model import gguf_of
 from edgekit_gguf.reader import read
 from edgekit_gguf.rotary import reorder
 from edgekit_gguf.types import ALIGNMENT, BY_NAME
@@ -106,20 +106,21 @@ def _refuse_what_llamacpp_lacks(adapter: Adapter, model: Model) -> None:
 
 def _tensors(adapter: Adapter, source: Artifact) -> Iterator[tuple[str, F32]]:
     """Yield the file's tensors by name."""
-    config = source.model.config
-    roles = {name: role for role, name in hf_names(config).items()}
-    folded = _alpha(adapter) == 0
+    model = source.model
+    interleaved, folded = gguf_of(model.config).interleaved, _alpha(adapter) == 0
     for change in adapter.changes.values():
         held = name_in(f"{change.module}.weight", source.tensors) or ""
-        role = next((roles[each] for each in (held, f"model.{held}") if each in roles), None)
-        if role is None:
-            raise UnsupportedModelError(f"{adapter.path}: {change.module} has no name in GGUF; merge it into the model")
+        role = model.roles.get(held, "")
+        if role not in model.tensors or model.tensors[role].shape != change.shape:
+            raise UnsupportedModelError(
+                f"{adapter.path}: {change.module} is no matrix of its own in GGUF; merge it into the model "
+                "(`edgekit merge`)"
+            )
         a, b = change.a.float32(), change.b.float32()
         if folded:
             b = b * np.float32(change.scale)
-        if FAMILIES[config.family].rope_interleaved:
-            ordered = reorder(role, Tensor.of(change.b.name, b), config, "to_gguf")
-            b = ordered.float32()
+        if interleaved:
+            b = reorder(role, Tensor.of(change.b.name, b), model.config, "to_gguf").float32()
         yield f"{role}.lora_a", np.ascontiguousarray(a.T) if role == _EMBEDDING else a
         yield f"{role}.lora_b", b
 
@@ -132,7 +133,7 @@ def _alpha(adapter: Adapter) -> float:
 
 def _file(model: Model, adapter: Adapter, tensors: list[tuple[str, F32]]) -> bytes:
     metadata: dict[str, Value] = {
-        "general.architecture": text(FAMILIES[model.config.family].gguf),
+        "general.architecture": text(gguf_of(model.config).architecture),
         "general.type": text("adapter"),
         "general.name": text(adapter.path.name),
         "adapter.type": text("lora"),

@@ -14,15 +14,15 @@ from typing import TypeGuard
 
 import numpy as np
 
-from edgekit.architectures import FAMILIES, Model
+from edgekit.architectures import Model
 from edgekit.artifact import Artifact, Layout
-from edgekit.errors import UnsupportedModelError
+from edgekit.errors import UnsupportedModelError, counted
 from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Slot
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
 from edgekit_gguf.bridge import carried_over
 from edgekit_gguf.metadata import Metadata, Value, text, u32
-from edgekit_gguf.model import config_to_metadata, refuse_no_model, rope_tensors
+from edgekit_gguf.model import config_to_metadata, gguf_of, refuse_no_model, rope_tensors
 from edgekit_gguf.naming import size_label
 from edgekit_gguf.rotary import reorder
 from edgekit_gguf.types import QUANTIZATION_VERSION
@@ -58,11 +58,11 @@ def _notes(source: Artifact, model: Model) -> dict[str, str]:
         return {}
     tokens, rows = len(source.tokenizer.tokens), model.config.vocab
     if tokens < rows:
-        return {
-            "added_tokens": f"{rows - tokens} tokens were added ([PAD…], unused) to fill the embedding's {rows} rows"
-        }
+        added = counted(rows - tokens, "token was", "tokens were")
+        return {"added_tokens": f"{added} added ([PAD…], unused) to fill the embedding's {rows} rows"}
     if tokens > rows:
-        return {"dropped_tokens": f"{tokens - rows} tokens beyond the embedding's {rows} rows were dropped"}
+        beyond = f"beyond the embedding's {rows} rows"
+        return {"dropped_tokens": f"{counted(tokens - rows, f'token {beyond} was', f'tokens {beyond} were')} dropped"}
     return {}
 
 
@@ -90,7 +90,7 @@ def _own_precision(tensor: AnyTensor) -> Precision:
 
 
 def _translated(model: Model) -> Iterable[Slot]:
-    interleaved = FAMILIES[model.config.family].rope_interleaved
+    interleaved = gguf_of(model.config).interleaved
     tensors = dict(model.tensors)
     for name, values in rope_tensors(model.config).items():
         tensors[name] = Tensor.of(name, np.array(values, np.float32))
@@ -123,7 +123,7 @@ def file_metadata(laid_out: Layout, file_type: int) -> dict[str, Value]:
 def _described(laid_out: Layout) -> dict[str, Value]:
     model = laid_out.model
     assert model is not None
-    general = {"architecture": text(FAMILIES[model.config.family].gguf), "type": text("model")}
+    general = {"architecture": text(gguf_of(model.config).architecture), "type": text("model")}
     if model.config.name:
         general["name"] = text(model.config.name)
     general["size_label"] = text(size_label(sum(slot.tensor.size for slot in laid_out.slots)))

@@ -54,7 +54,7 @@ _Node._fields_ = (
 @functools.cache
 def _library() -> Any:
     """``libggml-base``, with the functions that look at a tensor."""
-    found = native.library()
+    library = native.library()
     for name, result, arguments in (
         ("ggml_get_name", ctypes.c_char_p, [ctypes.c_void_p]),
         ("ggml_nelements", ctypes.c_int64, [ctypes.c_void_p]),
@@ -62,9 +62,9 @@ def _library() -> Any:
         ("ggml_op_name", ctypes.c_char_p, [ctypes.c_int]),
         ("ggml_backend_tensor_get", None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]),
     ):
-        function = getattr(found, name)
+        function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    return found
+    return library
 
 
 @attrs.define(eq=False)
@@ -114,8 +114,8 @@ class Observer:
         if node.op != _product():
             return ""
         name, kind = node.src[0].contents.name, node.src[1].contents.type
-        wanted = name.startswith(b"blk.") or (self.outputs and name in _OUTPUTS)
-        return name.decode() if wanted and name.endswith(b".weight") and kind == _FLOAT32 else ""
+        measured = name.startswith(b"blk.") or (self.outputs and name in _OUTPUTS)
+        return name.decode() if measured and name.endswith(b".weight") and kind == _FLOAT32 else ""
 
 
 @functools.cache
@@ -127,8 +127,8 @@ def _product() -> int:
 
 def _check_layout(node: _Node) -> None:
     library, address = _library(), ctypes.addressof(node)
-    said = library.ggml_get_name(address), library.ggml_nelements(address)
-    if said != (node.name, math.prod(node.ne)):
+    reported = library.ggml_get_name(address), library.ggml_nelements(address)
+    if reported != (node.name, math.prod(node.ne)):
         raise PluginError(
             "the installed llama-cpp-python lays out its tensors otherwise than 0.3.36, whose activations can be read; "
             "leave the runtime out, or install 0.3.36"

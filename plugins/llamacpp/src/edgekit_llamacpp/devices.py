@@ -105,8 +105,8 @@ def _libraries() -> tuple[Any, ...]:
 
 def accelerators(devices: Sequence[Device]) -> list[Device]:
     """The devices that llama.cpp places layers on: all with their own memory; without one, the first that shares it."""
-    own = [device for device in devices if device.kind == "gpu"]
-    return own or [device for device in devices if device.kind == "igpu"][:1]
+    discrete = [device for device in devices if device.kind == "gpu"]
+    return discrete or [device for device in devices if device.kind == "igpu"][:1]
 
 
 @attrs.frozen
@@ -173,19 +173,19 @@ def choose_layers(artifact: Artifact, context: int, cache_bytes: float) -> tuple
     """The number of layers for ``gpu_layers="auto"`` here, and the devices; 0 and none without an accelerator."""
     if not llama().llama_supports_gpu_offload():
         return 0, []
-    found = accelerators(list_devices())
-    return fitting_layers(found, Weight.of(artifact, context, cache_bytes)), found
+    devices = accelerators(list_devices())
+    return fitting_layers(devices, Weight.of(artifact, context, cache_bytes)), devices
 
 
 def devices() -> list[str]:
     """A line for the CPU, one for each accelerator, and what ``gpu_layers="auto"`` does, for `edgekit doctor`."""
-    there = list_devices()
+    listed = list_devices()
     # ggml gives the whole main memory as free, so only its size is told.
-    memory = next((f", {d.total / 1e9:.1f} GB" for d in there if d.kind == "cpu" and d.total), "")
+    memory = next((f", {d.total / 1e9:.1f} GB" for d in listed if d.kind == "cpu" and d.total), "")
     cpu = " ".join(name for name, value in features().items() if value == "1")
     line = f"CPU: llama-cpp-python {version('llama-cpp-python')}, {cpu or 'no extensions'}{memory}"
-    others = [str(device) for device in there if device.kind != "cpu"]
-    used = accelerators(there)
+    others = [str(device) for device in listed if device.kind != "cpu"]
+    used = accelerators(listed)
     if used and llama().llama_supports_gpu_offload():
         chosen = f"gpu_layers=auto puts what fits on {', '.join(device.name for device in used)}"
         return [line, *others, f"acceleration: {chosen}"]

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from edgekit import errors
 from edgekit.artifact import Artifact
 from edgekit.errors import EdgekitError, InvalidFileError, PluginError, UsageError
-from edgekit.runtime import Generation, GenerationOptions, Prompt, TokenScore
+from edgekit.runtime import Generation, GenerationOptions, Part, Prompt, Reply, ReplyOptions, TokenScore
 from edgekit.runtime.arguments import prompt_given
 from edgekit.runtime.chat import Messages, conversation
 from edgekit.typing import F32
@@ -119,9 +119,12 @@ class IsolatedRuntime:
         message, _ = self._ask("encode", text=text)
         return [int(token) for token in message["value"]]
 
-    def prompt(self, messages: Messages | str) -> str:
+    def prompt(
+        self, messages: Messages | str, variables: Mapping[str, Any] | None = None, *, continue_final: bool = False
+    ) -> str:
         """What the model's chat template makes of messages."""
-        message, _ = self._ask("prompt", messages=_plain(messages))
+        given = {"variables": variables and dict(variables), "continue_final": continue_final}
+        message, _ = self._ask("prompt", messages=_plain(messages), **given)
         return str(message["value"])
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> str:
@@ -139,6 +142,12 @@ class IsolatedRuntime:
     def chat_stream(self, messages: Messages | str, **options: Unpack[GenerationOptions]) -> Generation:
         """The answer piece by piece."""
         return self._stream("chat_stream", messages=_plain(messages), **options)
+
+    def reply(self, messages: Messages | str, **options: Unpack[ReplyOptions]) -> Reply:
+        """The answer in parts: text, reasoning and calls of tools."""
+        number, generation = self._begin("reply", messages=_plain(messages), **options)
+        found = (Part(*part) for part in self._items(number, generation))
+        return Reply(generation, found)
 
     def close(self) -> None:
         """End the child; may be called more than once."""
@@ -171,14 +180,17 @@ class IsolatedRuntime:
         return array
 
     def _stream(self, method: str, **arguments: Any) -> Generation:
+        number, generation = self._begin(method, **arguments)
+        generation.pieces = map(str, self._items(number, generation))
+        return generation
+
+    def _begin(self, method: str, **arguments: Any) -> tuple[int, Generation]:
         self._streams += 1
         number = self._streams
         message, _ = self._ask("begin", number=number, kind=method, arguments=arguments)
-        generation = Generation(iter(()), int(message["value"]))
-        generation.pieces = self._pieces(number, generation)
-        return generation
+        return number, Generation(iter(()), int(message["value"]))
 
-    def _pieces(self, number: int, generation: Generation) -> Iterator[str]:
+    def _items(self, number: int, generation: Generation) -> Iterator[Any]:
         try:
             while not generation.cancelled:
                 message, _ = self._ask("next", number=number)
@@ -186,7 +198,7 @@ class IsolatedRuntime:
                 generation.scores += map(TokenScore.of, scores)
                 if piece is None:
                     return
-                yield str(piece)
+                yield piece
         finally:
             if self._child is not None:
                 self._ask("end", number=number)

@@ -77,15 +77,15 @@ if hasattr(os, "register_at_fork"):
 @functools.cache
 def _loaded() -> Any:
     try:
-        found: Any = importlib.import_module("llama_cpp.llama_cpp")
-        hush(found)
-        found.llama_backend_init()
+        module: Any = importlib.import_module("llama_cpp.llama_cpp")
+        hush(module)
+        module.llama_backend_init()
     except (ImportError, OSError, RuntimeError, AttributeError, MemoryError) as error:
         refuse_shortage(error, "importing llama-cpp-python")
         raise MissingPluginError(
             f"llama-cpp-python cannot be loaded ({error}); pip install --force-reinstall llama-cpp-python"
         ) from error
-    return found
+    return module
 
 
 def hush(library: Any) -> None:
@@ -115,19 +115,19 @@ def _listen(level: int, text: bytes, _: object) -> None:
 @contextlib.contextmanager
 def quiet() -> Iterator[deque[str]]:
     """Collect llama.cpp's warnings and errors instead of printing its log; the previous listener is restored."""
-    library, said = llama(), deque[str](maxlen=20)
+    library, lines = llama(), deque[str](maxlen=20)
     with _process.lock:  # the logger is one for the process
         before, data = library.llama_log_callback(), ctypes.c_void_p()
         library.llama_log_get(ctypes.byref(before), ctypes.byref(data))
 
         def keep(level: int, text: bytes, _: object) -> None:
             if level in _ERRORS:
-                said.append(text.decode("utf-8", "replace").strip())
+                lines.append(text.decode("utf-8", "replace").strip())
 
         callback = library.llama_log_callback(keep)
         library.llama_log_set(callback, ctypes.c_void_p(0))
         try:
-            yield said
+            yield lines
         finally:
             library.llama_log_set(before, data)
 

@@ -180,13 +180,13 @@ class Loaded:
         parameters = self._llama.llama_model_default_params()
         parameters.n_gpu_layers = self.gpu_layers
         set_load_mode(parameters, options)
-        with quiet() as said:
+        with quiet() as lines:
             model = self._llama.llama_model_load_from_file(os.fsencode(artifact.files[0]), parameters)
         if not model:
             refuse_shortage(
-                RuntimeError("; ".join(said)), f"{artifact.path}: loading it with llama.cpp", artifact.nbytes
+                RuntimeError("; ".join(lines)), f"{artifact.path}: loading it with llama.cpp", artifact.nbytes
             )
-            why = next((line for line in said if "error loading model" in line), "; ".join(said)).partition(": ")[2]
+            why = next((line for line in lines if "error loading model" in line), "; ".join(lines)).partition(": ")[2]
             known = "unknown model architecture" in why or "tokenizer" in why
             kind = UnsupportedModelError if known else InvalidFileError
             raise kind(f"{artifact.path}: llama.cpp cannot load it: {why or 'it does not say why'}; {_CURE}")
@@ -215,13 +215,13 @@ class Loaded:
         parameters.offload_kqv = self.gpu_layers != 0
         if embeddings:
             parameters.embeddings, parameters.pooling_type = True, _MEAN
-        with quiet() as said:
+        with quiet() as lines:
             context = self._llama.llama_init_from_model(self.model, parameters)
         if not context:
-            refuse_shortage(RuntimeError("; ".join(said)), f"a context of {size} tokens in llama.cpp")
+            refuse_shortage(RuntimeError("; ".join(lines)), f"a context of {size} tokens in llama.cpp")
             fewer = f", or fewer gpu_layers than {self.gpu_layers}" if self.gpu_layers else ""
             cure = f"choose a shorter one{fewer}"
-            raise ResourceError(f"llama.cpp makes no context of {size} tokens: {'; '.join(said)}; {cure}")
+            raise ResourceError(f"llama.cpp makes no context of {size} tokens: {'; '.join(lines)}; {cure}")
         self._apply_adapters(context)
         return context
 
@@ -229,10 +229,12 @@ class Loaded:
         opened = open_artifact(path)
         if opened.format != "gguf" or opened.config.get("general.type") != "adapter":
             raise UsageError(f"{path}: no LoRA adapter in GGUF; convert it with llama.cpp's convert_lora_to_gguf.py")
-        with quiet() as said:
+        with quiet() as lines:
             adapter = self._llama.llama_adapter_lora_init(self.model, os.fsencode(path))
         if not adapter:
-            raise InvalidFileError(f"{path}: the adapter does not fit the model: {'; '.join(said)}; take the right one")
+            raise InvalidFileError(
+                f"{path}: the adapter does not fit the model: {'; '.join(lines)}; take the right one"
+            )
         return adapter  # freed with the model
 
     def _apply_adapters(self, context: Any) -> None:
@@ -330,10 +332,10 @@ def refuse_memory(artifact: Artifact, context: int, cache: str = "F16", layers: 
     except UnsupportedModelError:
         return
     values = 2 * (config.layers if layers is None else layers) * config.kv_heads * config.head_dim * context
-    wanted, free = values * CACHES[cache][1], available_memory()
-    if free is not None and wanted > free:
+    needed, free = values * CACHES[cache][1], available_memory()
+    if free is not None and needed > free:
         raise MemoryShortageError(
-            f"a context of {context} tokens takes {wanted / 1e9:.1f} GB for keys and values and "
+            f"a context of {context} tokens takes {needed / 1e9:.1f} GB for keys and values and "
             f"{free / 1e9:.1f} GB are free; choose a shorter context"
         )
 
@@ -370,13 +372,13 @@ def _cores() -> int:
 
 
 @contextlib.contextmanager
-def batch_of(ids: Sequence[int], start: int, wanted: str) -> Iterator[Any]:
+def batch_of(ids: Sequence[int], start: int, outputs: str) -> Iterator[Any]:
     """A batch of tokens at consecutive positions.
 
     Args:
         ids: the tokens, at most `BATCH`.
         start: position of the first.
-        wanted: outputs of ``all`` tokens, or of the ``last``.
+        outputs: outputs of ``all`` tokens, or of the ``last``.
     """
     library, count = llama(), len(ids)
     batch = library.llama_batch_init(count, 0, 1)
@@ -385,7 +387,7 @@ def batch_of(ids: Sequence[int], start: int, wanted: str) -> Iterator[Any]:
         for index, token in enumerate(ids):
             batch.token[index], batch.pos[index] = token, start + index
             batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
-            batch.logits[index] = wanted == "all" or index == count - 1
+            batch.logits[index] = outputs == "all" or index == count - 1
         yield batch
     finally:
         library.llama_batch_free(batch)

@@ -178,8 +178,8 @@ def _probe(kind: str) -> None:
     x = rng.standard_normal((_PROBE_ROWS, 512), np.float32)
     importance = rng.random(512, np.float32)
     for weights in (None, importance):
-        wanted = reference(precision).encode(x, precision, weights)["blocks"]
-        if not np.array_equal(quantize_chunk(kind, x, weights), wanted):
+        expected = reference(precision).encode(x, precision, weights)["blocks"]
+        if not np.array_equal(quantize_chunk(kind, x, weights), expected):
             raise PluginError(
                 f"{library_path()} encodes {kind} to other bytes than the reference (it was probably compiled with "
                 'fused multiply-add); choose backend="reference", or build llama-cpp-python with -ffp-contract=off'
@@ -195,19 +195,19 @@ def library() -> Any:
     """
     path = library_path()
     try:
-        found = ctypes.CDLL(str(path))
-        found.ggml_quantize_chunk.argtypes = [
+        loaded = ctypes.CDLL(str(path))
+        loaded.ggml_quantize_chunk.argtypes = [
             ctypes.c_int,
             *[ctypes.c_void_p] * 2,
             *[ctypes.c_int64] * 3,
             ctypes.c_void_p,
         ]
-        found.ggml_quantize_chunk.restype = ctypes.c_size_t
-        found.ggml_get_type_traits.argtypes = [ctypes.c_int]
-        found.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
+        loaded.ggml_quantize_chunk.restype = ctypes.c_size_t
+        loaded.ggml_get_type_traits.argtypes = [ctypes.c_int]
+        loaded.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
     except (OSError, AttributeError) as error:
         raise MissingPluginError(f"{path} cannot be used: {error}; reinstall llama-cpp-python ({_INSTALL})") from error
-    return found
+    return loaded
 
 
 def library_path() -> Path:

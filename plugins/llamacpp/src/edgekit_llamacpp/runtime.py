@@ -20,8 +20,7 @@ import numpy.typing as npt
 from edgekit.artifact import Artifact
 from edgekit.errors import MissingPluginError, ResourceError, UnsupportedModelError, UsageError
 from edgekit.pipeline import Progress
-from edgekit.runtime import Prompt, Runtime, Sampling, TextRuntime, chat
-from edgekit.runtime.chat import Messages
+from edgekit.runtime import Prompt, Runtime, Sampling, TextRuntime
 from edgekit.typing import F32, F64
 from edgekit_llamacpp.activations import square_sums
 from edgekit_llamacpp.library import copied, llama, quiet, refuse_copy
@@ -127,15 +126,9 @@ class LlamaCppRuntime(TextRuntime):
             yield token
             ids.append(token)
 
-    def prompt(self, messages: Messages | str) -> str:
-        """What the model's chat template makes of messages, with llama.cpp's special tokens; see `runtime.chat`.
-
-        Raises:
-            UsageError: no messages, or the model has no chat template.
-            InvalidFileError: its template fails; it runs in a child process that may do nothing but render.
-        """
-        source = chat.template_of(self.artifact)
-        return chat.render(source, messages, bos_token=self._special("bos"), eos_token=self._special("eos"))
+    def special_texts(self) -> dict[str, str]:
+        """The template variables for special tokens, as llama.cpp writes them."""
+        return {"bos_token": self._special("bos"), "eos_token": self._special("eos")}
 
     def square_sums(
         self, windows: npt.ArrayLike, *, outputs: bool = False, progress: Progress | None = None
@@ -145,11 +138,11 @@ class LlamaCppRuntime(TextRuntime):
         Raises:
             PluginError: the installed llama-cpp-python lays out its tensors otherwise.
         """
-        found = np.asarray(windows)
-        for window in found:
+        rows = np.asarray(windows)
+        for window in rows:
             self.room(len(self._checked(window)), None)
         with self._lock:
-            return square_sums(self._model(), found, outputs, progress)
+            return square_sums(self._model(), rows, outputs, progress)
 
     def embed(self, text: Prompt) -> F32:
         """The mean of the last layer's states over a text or token ids, float32 [width], of length 1.
@@ -194,7 +187,7 @@ class LlamaCppRuntime(TextRuntime):
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
-            message = f"the text is no Unicode text: {error.reason} at character {error.start}"
+            message = f"the text is not Unicode text: {error.reason} at character {error.start}"
             raise UsageError(message, public=message) from error
         add = not (special and self._special("bos") and text.startswith(self._special("bos")))
         ids = self._cut(loaded, data, add, special)
@@ -279,7 +272,7 @@ class LlamaCppRuntime(TextRuntime):
     def _checked(self, tokens: npt.ArrayLike) -> list[int]:
         ids = np.asarray(tokens)
         if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
-            raise UsageError(f"tokens have to be integers [n], at least one; got {ids.dtype} {list(ids.shape)}")
+            raise UsageError(f"tokens must be integers [n], at least one; got {ids.dtype} {list(ids.shape)}")
         vocabulary = self._model().vocabulary
         if ids.min() < 0 or ids.max() >= vocabulary:
             raise UsageError(
@@ -298,30 +291,30 @@ class LlamaCppRuntime(TextRuntime):
         common = len(self._seen)
         if ids[:common] != self._seen:  # comparing lists at once is what makes a token cheap
             common = next((i for i, (a, b) in enumerate(zip(ids, self._seen, strict=False)) if a != b), len(ids))
-        kept = min(common, len(ids) - 1)  # the last is always computed: its logits are wanted
-        self._forget(kept)
+        reused = min(common, len(ids) - 1)  # the last is always computed: its logits are wanted
+        self._forget(reused)
         *_, logits = self._decode(ids[len(self._seen) :], "last")
         last: F32 = logits[-1]
         return last
 
-    def _forget(self, kept: int) -> None:
+    def _forget(self, length: int) -> None:
         """Drop the keys and values of all but the first tokens."""
         memory = self._llama.llama_get_memory(self._model().context)
-        if not kept or not self._llama.llama_memory_seq_rm(memory, 0, kept, -1):
+        if not length or not self._llama.llama_memory_seq_rm(memory, 0, length, -1):
             self._llama.llama_memory_clear(memory, True)
-            kept = 0
-        del self._seen[kept:]
+            length = 0
+        del self._seen[length:]
 
-    def _decode(self, ids: list[int], wanted: str) -> Iterator[F32]:
+    def _decode(self, ids: list[int], outputs: str) -> Iterator[F32]:
         """Compute tokens that follow those seen; logits [tokens or 1, vocab] of each batch."""
         loaded = self._model()
         step = loaded.batch
         for start in range(0, len(ids), step):
             part = ids[start : start + step]
-            with batch_of(part, len(self._seen), wanted) as batch:
+            with batch_of(part, len(self._seen), outputs) as batch:
                 self._compute(loaded.context, batch)
             self._seen += part
-            rows = len(part) if wanted == "all" else 1
+            rows = len(part) if outputs == "all" else 1
             pointer = self._llama.llama_get_logits(loaded.context)
             yield np.ctypeslib.as_array(pointer, (rows, loaded.vocabulary)).copy()
 

@@ -149,13 +149,13 @@ def compiled(name: str, emit: Callable[[int], str], arguments: tuple[Any, ...]) 
 
 
 def _object(name: str, emit: Callable[[int], str]) -> bytes:
-    kept = cache() / f"{name}.o"
+    path = cache() / f"{name}.o"
     with suppress(OSError):
-        data = kept.read_bytes()
+        data = path.read_bytes()
         if hashlib.sha256(data[32:]).digest() == data[:32]:
             return data[32:]
     data = _compile(name, emit)
-    _keep(kept, hashlib.sha256(data).digest() + data)
+    _keep(path, hashlib.sha256(data).digest() + data)
     return data
 
 

@@ -140,8 +140,8 @@ class Group:
         """The sign bit of each block's first element of that magnitude, given as bits; only for the blocks `where`."""
         code, signs, magnitudes = self.code, Numbers(self.code.i32(0)), Numbers(magnitude)
         with code.where_any(where), code.loop(code.lanes) as lane:
-            bits, wanted = [v.bits() for v in self.elements(lane)], magnitudes.one(lane)
-            chosen = code.word([(b & _MAGNITUDE) == wanted for b in bits])
+            bits, target = [v.bits() for v in self.elements(lane)], magnitudes.one(lane)
+            chosen = code.word([(b & _MAGNITUDE) == target for b in bits])
             first = code.builder.and_(chosen, code.builder.neg(chosen))
             negative = code.builder.and_(first, code.word([b < 0 for b in bits]))
             is_negative = code.builder.icmp_unsigned("!=", negative, ir.Constant(I32, 0))
@@ -171,8 +171,8 @@ class Emitter:
         set_flags(code, arguments[2], first, fit.odd | (fit.largest > LARGEST), fit.largest > SAFE)
         numbers = [Numbers(vector) for vector in fit.numbers]
         with code.loop(code.lanes) as lane:
-            own = [number.one(lane) for number in numbers]
-            codes = [kind.code(v, *own) for v in x.elements(lane)]
+            values = [number.one(lane) for number in numbers]
+            codes = [kind.code(v, *values) for v in x.elements(lane)]
             kind.pack(Block(code, builder.gep(blocks, [code.scaled(lane, kind.bytes)])), codes)
 
 
@@ -250,13 +250,13 @@ def _code_mxfp4(v: Vector, half_scale: Vector) -> Vector:
 def _round_up_from() -> npt.NDArray[np.int32]:
     """For each biased exponent, the mantissa from which the logarithm, rounded to float32, is the next integer."""
     mantissas = np.arange(0x7FFF00, 0x800000, dtype=np.uint32)
-    found = np.full(256, 0x800000, np.int32)
+    thresholds = np.full(256, 0x800000, np.int32)
     for exponent in range(1, 255):
         values = (mantissas | np.uint32(exponent << 23)).view(np.float32).astype(np.float64)
         reached = np.log2(values).astype(np.float32) >= exponent - 126
         if reached.any():
-            found[exponent] = mantissas[reached.argmax()]
-    return found
+            thresholds[exponent] = mantissas[reached.argmax()]
+    return thresholds
 
 
 def _symmetric(top: int) -> dict[str, Any]:

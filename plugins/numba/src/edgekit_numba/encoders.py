@@ -104,13 +104,13 @@ class Encoder:
         per_row = len(importance) // TYPES[self.kind].SIZE
         copies = -(-(per_row + processor().lanes) // per_row)
         by_row = TYPES[self.kind].IMPORTANCE == "row"
-        power = np.concatenate([row_power(own) for _, own in pieces(x)]) if by_row else np.zeros(len(x), np.float32)
+        power = np.concatenate([row_power(rows) for _, rows in pieces(x)]) if by_row else np.zeros(len(x), np.float32)
         return _Weights(np.tile(importance, copies), np.repeat(power, per_row), per_row)
 
     def _run(self, x: Narrow, out: U8, flags: U8, weights: _Weights | None, first: int) -> None:
         """Encode blocks [blocks, n] of any type."""
-        for part, own in pieces(x):
-            self._run_float32(own, out[part], flags[part], weights, first + part.start)
+        for part, rows in pieces(x):
+            self._run_float32(rows, out[part], flags[part], weights, first + part.start)
 
     def _run_float32(self, x: F32, out: U8, flags: U8, weights: _Weights | None, first: int) -> None:
         """Encode blocks [blocks, n]; the last group is filled up with zeros."""

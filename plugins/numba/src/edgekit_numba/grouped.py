@@ -131,17 +131,17 @@ class Grouped:
         builder, (x, scales, seconds, codes, flags, _, size) = code.builder, arguments
         rows = builder.gep(x, [builder.mul(group, size)])
         low, high, first, largest = _extremes(code, rows, size)
-        found = self.fit(low, high, first)
-        for pointer, values in ((scales, found.scale), (seconds, found.second)):
+        fits = self.fit(low, high, first)
+        for pointer, values in ((scales, fits.scale), (seconds, fits.second)):
             _store(code, builder.gep(pointer, [group]), values.value)
-        set_flags(code, flags, group, found.odd | (largest > LARGEST), largest > SAFE)
+        set_flags(code, flags, group, fits.odd | (largest > LARGEST), largest > SAFE)
         width = builder.mul(builder.udiv(size, code.index(_CHUNK)), code.index(4 * self.bits))
         out = Output(code, builder.gep(codes, [builder.mul(group, width)]), width)
         with code.loop(builder.udiv(size, code.index(_CHUNK))) as chunk:
             quantized = []
             for quarter in range(0, _CHUNK, 4):
                 vectors = turned(code, rows, size, code.scaled(chunk, _CHUNK, quarter))
-                quantized += [found.code(v) for v in vectors]
+                quantized += [fits.code(v) for v in vectors]
             out.words(code.scaled(chunk, 4 * self.bits), _stream(quantized, self.bits))
 
 
@@ -175,13 +175,13 @@ def _stream(codes: list[Vector], bits: int) -> list[Vector]:
 
 def emitters() -> list[Grouped]:
     """The kernels of this module."""
-    found = [Grouped(f"mlx_int{bits}", bits, partial(mlx, bits=bits)) for bits in (2, 3, 4, 5, 6, 8)]
-    found += [Grouped(f"openvino_int{bits}_sym", bits, partial(openvino_symmetric, bits=bits)) for bits in (2, 4, 8)]
-    found += [Grouped(f"openvino_int{bits}_asym", bits, partial(openvino_asymmetric, bits=bits)) for bits in (4, 8)]
+    kernels = [Grouped(f"mlx_int{bits}", bits, partial(mlx, bits=bits)) for bits in (2, 3, 4, 5, 6, 8)]
+    kernels += [Grouped(f"openvino_int{bits}_sym", bits, partial(openvino_symmetric, bits=bits)) for bits in (2, 4, 8)]
+    kernels += [Grouped(f"openvino_int{bits}_asym", bits, partial(openvino_asymmetric, bits=bits)) for bits in (4, 8)]
     for bits in (2, 4, 8):
         for kind in ("sym", "asym"):
-            found.append(Grouped(f"onnx_int{bits}_{kind}", bits, partial(onnx, bits=bits, symmetric=kind == "sym")))
-    return found
+            kernels.append(Grouped(f"onnx_int{bits}_{kind}", bits, partial(onnx, bits=bits, symmetric=kind == "sym")))
+    return kernels
 
 
 __all__ = ["Fit", "Fitter", "Grouped", "emitters", "mlx", "onnx", "openvino_asymmetric", "openvino_symmetric"]

@@ -78,10 +78,10 @@ def across(vectors: Sequence[Vector], pick: Pick) -> Vector:
     code = vectors[0].code
     fours = [_transposed(code, [v.value for v in vectors[k : k + _FOUR]]) for k in range(0, len(vectors), _FOUR)]
     # Every four lanes of one of these hold what is left of the same lanes of four vectors.
-    found = [folded([Vector(code, value) for value in four], pick) for four in fours]
-    while len(found) > 1:
-        found = [_halved(code, a, b, len(found), pick) for a, b in zip(found[::2], found[1::2], strict=True)]
-    return found[0]
+    columns = [folded([Vector(code, value) for value in four], pick) for four in fours]
+    while len(columns) > 1:
+        columns = [_halved(code, a, b, len(columns), pick) for a, b in zip(columns[::2], columns[1::2], strict=True)]
+    return columns[0]
 
 
 def _halved(code: Code, a: Vector, b: Vector, width: int, pick: Pick) -> Vector:

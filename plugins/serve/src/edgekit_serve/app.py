@@ -23,7 +23,7 @@ from edgekit_serve import body, fields, metrics, replies
 from edgekit_serve.engine import Engine, Ticket
 from edgekit_serve.generate import Answer, attended
 from edgekit_serve.guard import Guard
-from edgekit_serve.requests import ChatRequest, CompletionRequest, EmbeddingRequest, Wanted
+from edgekit_serve.requests import AnswerOptions, ChatRequest, CompletionRequest, EmbeddingRequest
 from edgekit_serve.settings import Settings
 from edgekit_serve.wire import HEADERS, ApiError
 
@@ -117,9 +117,9 @@ class Routes:
         asked = await self._given(request, CompletionRequest.of)
 
         def begin(most: int | None) -> Generation:
-            return self.runtime.stream(asked.prompt, max_tokens=most, **asked.wanted.options)
+            return self.runtime.stream(asked.prompt, max_tokens=most, **asked.requested.options)
 
-        return replies.reply(self._answer(request, asked.wanted, begin), replies.Completion(self.settings.model))
+        return replies.reply(self._answer(request, asked.requested, begin), replies.Completion(self.settings.model))
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
@@ -129,9 +129,9 @@ class Routes:
         asked = await self._given(request, ChatRequest.of)
 
         def begin(most: int | None) -> Generation:
-            return runtime.chat_stream(asked.messages, max_tokens=most, **asked.wanted.options)
+            return runtime.chat_stream(asked.messages, max_tokens=most, **asked.requested.options)
 
-        return replies.reply(self._answer(request, asked.wanted, begin), replies.Chat(self.settings.model))
+        return replies.reply(self._answer(request, asked.requested, begin), replies.Chat(self.settings.model))
 
     async def embed(self, request: Request) -> Response:
         """Make vectors of texts."""
@@ -142,18 +142,18 @@ class Routes:
         work = self.engine.run(_vectors(runtime, asked.texts), Ticket())
         try:
             async with attended(request.receive, self.settings.seconds), aclosing(work) as vectors:
-                found = [vector async for vector in vectors]
+                embeddings = [vector async for vector in vectors]
         except TimeoutError:
             late = f"not done within {self.settings.seconds:g} seconds; send fewer texts"
             raise ApiError(504, late, "timeout") from None
-        return JSONResponse(self._embeddings(found, asked.base64), headers=HEADERS)
+        return JSONResponse(self._embeddings(embeddings, asked.base64), headers=HEADERS)
 
-    def _embeddings(self, found: list[tuple[F32, int]], base64: bool) -> dict[str, Any]:
-        tokens = sum(count for _, count in found)
+    def _embeddings(self, vectors: list[tuple[F32, int]], base64: bool) -> dict[str, Any]:
+        tokens = sum(count for _, count in vectors)
         self.metrics.prompt_tokens.inc(tokens)
         data = [
             {"object": "embedding", "index": index, "embedding": _encoded(vector) if base64 else vector.tolist()}
-            for index, (vector, _) in enumerate(found)
+            for index, (vector, _) in enumerate(vectors)
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return {"object": "list", "data": data, "model": self.settings.model, "usage": usage}
@@ -168,8 +168,8 @@ class Routes:
     def _lacks(self, what: str) -> ApiError:
         return ApiError(400, f"the runtime {self.runtime.name!r} has no {what}", "unsupported_route")
 
-    def _answer(self, request: Request, wanted: Wanted, begin: Callable[[int | None], Generation]) -> Answer:
-        return Answer(self.engine, self.metrics, request.url.path, wanted, begin, self.settings.seconds)
+    def _answer(self, request: Request, texts: AnswerOptions, begin: Callable[[int | None], Generation]) -> Answer:
+        return Answer(self.engine, self.metrics, request.url.path, texts, begin, self.settings.seconds)
 
 
 def _vectors(runtime: EmbeddingRuntime, texts: list[str]) -> Generator[tuple[F32, int]]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from edgekit.cli.options import runtime_options
 from edgekit.errors import EdgekitError, MissingFileError, ResourceError, UsageError
 from edgekit.pipeline import open_artifact
 from edgekit.runtime import DescribedRuntime, Runtime, load
@@ -32,8 +33,7 @@ BACKLOG = 2048
 
 @click.command("serve")
 @click.argument("artifact")
-@click.option("--runtime", help="Name of the runtime; the default is the fastest that runs the format.")
-@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Of the runtime, such as context=2048.")
+@runtime_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--name", help="Name of the model for clients; the default is the artifact's.")
@@ -82,16 +82,16 @@ def read_keys(path: str | None) -> frozenset[str]:
         MissingFileError: the file cannot be read.
         UsageError: it holds no key.
     """
-    found = os.environ.get(KEYS, "").split()
+    keys = os.environ.get(KEYS, "").split()
     if path is not None:
         try:
-            told = Path(path).read_text("ascii").split()
+            in_file = Path(path).read_text("ascii").split()
         except (OSError, UnicodeDecodeError) as error:
             raise MissingFileError(f"{path}: cannot be read as a list of keys ({type(error).__name__})") from None
-        if not told:
+        if not in_file:
             raise UsageError(f"{path}: holds no key; put one on each line")
-        found += told
-    return frozenset(found)
+        keys += in_file
+    return frozenset(keys)
 
 
 def refuse_open_doors(host: str, keys: frozenset[str], insecure: bool) -> None:
@@ -185,8 +185,8 @@ def serve(model: Any, settings: Settings, door: socket.socket, drain: int, title
 
 def computes(model: Any) -> str:
     """What a runtime computes on, if it reports that: ``, device CPU, gpu_layers 0, …``."""
-    told = model.description() if isinstance(model, DescribedRuntime) else {}
-    return "".join(f", {name} {value}" for name, value in told.items())
+    description = model.description() if isinstance(model, DescribedRuntime) else {}
+    return "".join(f", {name} {value}" for name, value in description.items())
 
 
 def warm(model: Runtime) -> None:

@@ -36,10 +36,10 @@ def preflight(scope: Scope, origins: frozenset[str]) -> dict[str, str] | None:
     asks = scope["method"] == "OPTIONS" and "access-control-request-method" in given
     if not asks or given.get("origin") not in origins:
         return None
-    wanted = given.get("access-control-request-headers", "")
+    requested = given.get("access-control-request-headers", "")
     return {
         "access-control-allow-methods": "GET, POST",
-        "access-control-allow-headers": wanted if _NAMES.fullmatch(wanted) else "authorization, content-type",
+        "access-control-allow-headers": requested if _NAMES.fullmatch(requested) else "authorization, content-type",
         "access-control-max-age": str(_REMEMBERED),
     }
 

@@ -138,17 +138,17 @@ class Engine:
                         break
                     put(item)
         except Exception as raised:
-            error = self._told(raised)
+            error = self._reply(raised)
         put(_End(error))
 
-    def _told(self, raised: Exception) -> ApiError:
+    def _reply(self, raised: Exception) -> ApiError:
         """An error as the client sees it; the log gets kind and place, never the message: that may quote a prompt."""
         well = isinstance(raised, ApiError | UsageError) or self._still_well(raised)
-        told = wire.of(raised, well=well)
-        if told.status >= 500 or not (isinstance(raised, ApiError) or getattr(raised, "public", None)):
+        error = wire.of(raised, well=well)
+        if error.status >= 500 or not (isinstance(raised, ApiError) or getattr(raised, "public", None)):
             place = "".join(traceback.format_tb(raised.__traceback__))
             LOG.error("%s in the runtime\n%s", type(raised).__name__, place)
-        return told
+        return error
 
     def _still_well(self, raised: Exception) -> bool:
         """Whether the model still computes, after an error that may mean that it does not."""

@@ -49,8 +49,8 @@ class Exchange:
         """Send a part of the answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            own = [(name.encode(), value.encode("latin-1")) for name, value in self.headers.items()]
-            message = {**message, "headers": [*message.get("headers", ()), *own]}
+            headers = [(name.encode(), value.encode("latin-1")) for name, value in self.headers.items()]
+            message = {**message, "headers": [*message.get("headers", ()), *headers]}
         await self._send(message)
 
     async def answer(self, response: Response) -> None:

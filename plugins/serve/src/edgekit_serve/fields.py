@@ -27,7 +27,7 @@ def parse(body: bytes) -> dict[str, Any]:
         raise refused(f"the body has more than {MAX_CONTAINERS:,} objects and lists", code="invalid_json")
     try:
         with _no_collector():
-            found = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+            body_object = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise refused(f"the body is not UTF-8 at byte {error.start}", code="invalid_json") from None
     except json.JSONDecodeError as error:
@@ -36,9 +36,9 @@ def parse(body: bytes) -> dict[str, Any]:
         raise refused("the body is nested too deeply", code="invalid_json") from None
     except ValueError as error:  # NaN, and integers of thousands of digits
         raise refused(f"the body is not JSON: {str(error)[:80]}", code="invalid_json") from None
-    if not isinstance(found, dict):
-        raise refused(f"the body is {_kind(found)}; it must be an object", code="invalid_json")
-    return found
+    if not isinstance(body_object, dict):
+        raise refused(f"the body is {_kind(body_object)}; it must be an object", code="invalid_json")
+    return body_object
 
 
 def _containers(body: bytes) -> int:
@@ -129,14 +129,14 @@ class Fields:
     def texts(self, name: str, most: int, longest: int) -> list[str]:
         """One text, or a list of at most so many; none of them empty, or longer than so many characters."""
         value = self.take(name)
-        found = [value] if isinstance(value, str) else value
-        if found is None:
+        items = [value] if isinstance(value, str) else value
+        if items is None:
             return []
-        right = isinstance(found, list) and len(found) <= most
-        if not right or not all(isinstance(text, str) and 0 < len(text) <= longest for text in found):
-            wanted = f"a text or a list of at most {most}, each of 1 to {longest} characters"
-            raise refused(f"{name} is {_shown(value)}; it must be {wanted}", name)
-        return list(found)
+        right = isinstance(items, list) and len(items) <= most
+        if not right or not all(isinstance(text, str) and 0 < len(text) <= longest for text in items):
+            expected = f"a text or a list of at most {most}, each of 1 to {longest} characters"
+            raise refused(f"{name} is {_shown(value)}; it must be {expected}", name)
+        return list(items)
 
     def only(self, name: str, *allowed: Any) -> None:
         """A field that is supported with the allowed values only; any other value is refused."""

@@ -19,7 +19,7 @@ from edgekit.runtime import Generation
 from edgekit_serve.body import present
 from edgekit_serve.engine import Engine, Ticket
 from edgekit_serve.metrics import Metrics
-from edgekit_serve.requests import Wanted
+from edgekit_serve.requests import AnswerOptions
 from edgekit_serve.wire import ApiError
 
 
@@ -43,7 +43,7 @@ class Answer:
         engine: where.
         metrics: that count it.
         route: for the metrics.
-        wanted: how long it may be.
+        requested: how long it may be.
         begin: begins it, in a thread, given how many tokens it may have.
         seconds: that it may take, its wait included.
     """
@@ -51,7 +51,7 @@ class Answer:
     engine: Engine
     metrics: Metrics
     route: str
-    wanted: Wanted
+    requested: AnswerOptions
     begin: Callable[[int | None], Generation]
     seconds: float
     _ticket: Ticket = attrs.field(factory=Ticket, init=False)
@@ -111,9 +111,9 @@ class Answer:
 
     def _begin(self) -> Generation:
         try:
-            return self.begin(self.wanted.max_tokens)
+            return self.begin(self.requested.max_tokens)
         except ContextOverflowError:
-            if self.wanted.asked or self.wanted.max_tokens is None:
+            if self.requested.asked or self.requested.max_tokens is None:
                 raise
             return self.begin(None)  # nobody asked for so many: what the context has room for will do
 

@@ -89,8 +89,8 @@ class Guard:
     def _has_key(self, authorization: str) -> bool:
         scheme, _, given = authorization.partition(" ")
         # Digests have one length, and each key is compared in full: how long it takes tells nothing.
-        found = [hmac.compare_digest(_digest(given.strip()), _digest(key)) for key in self.settings.keys]
-        return scheme.lower() == "bearer" and any(found)
+        matches = [hmac.compare_digest(_digest(given.strip()), _digest(key)) for key in self.settings.keys]
+        return scheme.lower() == "bearer" and any(matches)
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route = route_of(scope["path"])

@@ -56,7 +56,7 @@ class Shape:
     def last(self, answer: Answer) -> Iterator[dict[str, Any]]:
         """Why it ended, and the token counts if requested."""
         yield self._event(self._choice(self.added(""), answer.finish_reason))
-        if answer.wanted.usage:
+        if answer.requested.usage:
             yield {**self._head(self.part), "choices": [], "usage": answer.usage}
 
     def said(self, text: str) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class Chat(Shape):
 
 def reply(answer: Answer, shape: Shape) -> Response:
     """The response to a request for text."""
-    return Events(answer, shape) if answer.wanted.stream else Whole(answer, shape)
+    return Events(answer, shape) if answer.requested.stream else Whole(answer, shape)
 
 
 class Whole(Response):

@@ -45,7 +45,7 @@ COMPLETION_TOKENS = 16
 
 
 @attrs.frozen
-class Wanted:
+class AnswerOptions:
     """Generation options, independent of the prompt.
 
     Attributes:
@@ -82,7 +82,7 @@ class CompletionRequest:
     """Continue a text."""
 
     prompt: str = attrs.field(repr=False)
-    wanted: Wanted
+    requested: AnswerOptions
 
     @classmethod
     def of(cls, given: dict[str, Any], settings: Settings) -> Self:
@@ -95,7 +95,7 @@ class CompletionRequest:
         if not isinstance(prompt, str) or not prompt:
             raise refused("prompt must be one text, not empty; lists and token ids are not supported", "prompt")
         fields.only("logprobs")
-        return cls(prompt, Wanted.of(fields, settings, COMPLETION_TOKENS))
+        return cls(prompt, AnswerOptions.of(fields, settings, COMPLETION_TOKENS))
 
 
 @attrs.frozen
@@ -103,7 +103,7 @@ class ChatRequest:
     """Answer a conversation."""
 
     messages: list[dict[str, Any]] = attrs.field(repr=False)
-    wanted: Wanted
+    requested: AnswerOptions
 
     @classmethod
     def of(cls, given: dict[str, Any], settings: Settings) -> Self:
@@ -115,7 +115,9 @@ class ChatRequest:
             raise refused("messages must be a list of at least one message", "messages")
         fields.only("logprobs", False)
         fields.rename("max_completion_tokens", "max_tokens")
-        return cls([_message(m, f"messages[{i}]") for i, m in enumerate(messages)], Wanted.of(fields, settings, None))
+        return cls(
+            [_message(m, f"messages[{i}]") for i, m in enumerate(messages)], AnswerOptions.of(fields, settings, None)
+        )
 
 
 @attrs.frozen
@@ -190,12 +192,12 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     content = fields.take("content")
     if content is None and role == "assistant":  # it called tools, or said nothing
         content = ""
-    found: dict[str, Any] = {"role": role, "content": _content(content, f"{where}.content")}
-    found |= {"name": fields.text("name"), "tool_calls": _calls(fields, where) if role == "assistant" else None}
-    found["tool_call_id"] = fields.text("tool_call_id") if role == "tool" else None
+    parsed: dict[str, Any] = {"role": role, "content": _content(content, f"{where}.content")}
+    parsed |= {"name": fields.text("name"), "tool_calls": _calls(fields, where) if role == "assistant" else None}
+    parsed["tool_call_id"] = fields.text("tool_call_id") if role == "tool" else None
     fields.only("annotations", [])  # of an answer with quotations, as OpenAI's client hands it back
     fields.done()
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in parsed.items() if value is not None}
 
 
 def _calls(fields: Fields, where: str) -> list[dict[str, Any]] | None:
@@ -216,10 +218,10 @@ def _call(call: Any, where: str) -> dict[str, Any]:
 def _arguments(text: str) -> Any:
     """An object where the text is one: templates write it as JSON, and would quote a text."""
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    return found if isinstance(found, dict) else text
+    return parsed if isinstance(parsed, dict) else text
 
 
 def _content(content: Any, where: str) -> str:
@@ -243,8 +245,8 @@ __all__ = [
     "MOST_STOPS",
     "MOST_TOKENS",
     "NEUTRAL",
+    "AnswerOptions",
     "ChatRequest",
     "CompletionRequest",
     "EmbeddingRequest",
-    "Wanted",
 ]
