@@ -151,7 +151,7 @@ def _noting(directory: Path, names: Collection[str], load: Callable[[], Model]) 
     def noting() -> Model:
         work = guard.current()
         if work is not None and (directory / files.ADAPTER).is_file():
-            work.note(f"{directory / files.ADAPTER} is left out: the adapter beside the model is not merged into it")
+            work.note(f"{files.ADAPTER} is left out: the adapter beside the model is not merged into it")
         model = load()
         if work is not None and model.config.tied and any(name.endswith("lm_head.weight") for name in names):
             work.note("lm_head.weight has the embedding's values, and counts as the same matrix")

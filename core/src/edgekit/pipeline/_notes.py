@@ -12,6 +12,7 @@
 | `no_tokenizer` | the model has none                                                              |
 | `merged_tokens`| tokens that only files beside the vocabulary name                               |
 | `tokenizer`    | end tokens that do not exist; placeholders that were given a name               |
+| `source`       | what its reader left out or took for the same: an adapter, a copy of a matrix   |
 | `replaced`     | an earlier artifact stood at the target                                         |
 | `restarted`    | an interrupted run's work could not be used                                     |
 
