@@ -239,7 +239,9 @@ def quantize(
         known = {"importance": _importance_digest(filled.importance)} if importance else {}
         sources = stack.enter_context(closing(Digests(artifact.files, known)))
         work.hashes = sources
+        earlier = len(work.notes)
         layout = chosen_format.layout(artifact)
+        of_source = work.notes[earlier:]  # by its reader, when the model was loaded
         plan = make_plan(chosen, layout, importance is not None, backend)
         if not allow_unquantized:
             refuse_unquantized(plan, str(artifact.path), chosen_format.name)
@@ -248,13 +250,15 @@ def quantize(
         pool = executor or stack.enter_context(Workers(os.cpu_count() or 1, "edgekit-encode"))
         encoder = Encoder(pool, backend, filled.importance, nonfinite == "keep", f"{artifact.path}: tensor ")
         remarks = conversion_notes(chosen_format, layout, plan, target, filled if importance else None)
+        remarks |= {"source": "; ".join(of_source)} if of_source else {}
         lasting = {kind: note for kind, note in remarks.items() if kind not in OF_THE_RUN}
         manifest = make_manifest(sources, plan, encoder, chosen_format.name, lasting)
         writer = chosen_format.writer(target, layout, plan, manifest)
         if work.restarted:
             remarks["restarted"] = work.restarted
-        for note in lasting.values():  # the guard has noted what is replaced
-            work.note(note)
+        for kind, note in lasting.items():  # the guard has noted what is replaced
+            if kind != "source":  # noted already, one by one
+                work.note(note)
         report = stack.enter_context(reporting(progress, "quantize"))
         _write(writer, layout, plan, encoder, report, target)
         remarks_of_writer = dict(getattr(writer, "remarks", {}))

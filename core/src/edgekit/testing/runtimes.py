@@ -401,13 +401,18 @@ def check_stop(subject: RuntimeSubject, profile: Profile) -> None:
     """A stop text ends the answer and is no part of it."""
     _text_needs_library()
     with loaded(subject) as model:
-        text = model.runtime.generate(PROMPT, max_tokens=16)
-        if len(text) < 4:
-            raise NotApplicable("this random model says too little to be stopped")
+        text = _text_to_stop(model)
         stop = text[2:4]
         expected, stopped = text[: text.find(stop)], model.runtime.generate(PROMPT, max_tokens=16, stop=(stop,))
         if stopped != expected:
             fail(f"stopped at {stop!r} it gives {stopped!r}; {expected!r} is expected")
+
+
+def _text_to_stop(model: _Loaded) -> str:
+    text = model.runtime.generate(PROMPT, max_tokens=16)
+    if len(text) < 4:
+        raise NotApplicable("this random model says too little to be stopped")
+    return text
 
 
 @KIT.check
@@ -442,9 +447,7 @@ def check_stop_alone(subject: RuntimeSubject, profile: Profile) -> None:
     """A stop text may be given alone: ``stop="word"`` ends at the word, not at each of its letters; None is none."""
     _text_needs_library()
     with loaded(subject) as model:
-        text = model.runtime.generate(PROMPT, max_tokens=16)
-        if len(text) < 4:
-            raise NotApplicable("this random model says too little to be stopped")
+        text = _text_to_stop(model)
         # The second does not occur: its letters would end the text, the whole does not.
         for stop in (text[2:4], text[2] + chr(0x10FFFF)):
             alone, listed = (model.runtime.generate(PROMPT, max_tokens=16, stop=s) for s in (stop, [stop]))
