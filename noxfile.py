@@ -56,7 +56,7 @@ SOURCES = [
 ]
 
 # Who calls the server in its tests: OpenAI's own client, and what Starlette tests itself with.
-CLIENTS = ["openai==3.57.0", "httpx2==2.16.2"]
+CLIENTS = ["openai==3.57.0", "anthropic==2.14.0", "pydantic>=2", "httpx2==2.16.2"]
 # The versions that the bytes are proved against. torch comes first, so that nothing else chooses its build.
 TORCH = "torch==2.13.0"
 LLAMA = "llama-cpp-python==0.3.36"
@@ -65,6 +65,7 @@ ORACLES = [
     "transformers==5.23.0",
     "compressed-tensors==0.20.0",
     "bitsandbytes==0.50.2",
+    "peft==0.21.2",
     "sentencepiece",
     "mlx[cpu]==0.32.4",
     "mlx-lm==0.32.2",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgekit.pipeline._conversion import convert as convert
     from edgekit.pipeline._conversion import open_artifact
     from edgekit.pipeline._conversion import quantize as quantize
+    from edgekit.pipeline._merging import merge as merge
     from edgekit.plugin._registry import installed
     from edgekit.plugin.hookspecs import hookimpl as hookimpl
     from edgekit.precision import Precision as Precision
@@ -58,6 +59,7 @@ _WHERE = {
     "evaluate": "edgekit.evaluation:evaluate",
     "hookimpl": "edgekit.plugin.hookspecs:hookimpl",
     "load": "edgekit.runtime.protocols:load",
+    "merge": "edgekit.pipeline._merging:merge",
     "open": "edgekit.pipeline._conversion:open_artifact",
     "plugins": "edgekit.plugin._registry:installed",
     "quantize": "edgekit.pipeline._conversion:quantize",
@@ -81,6 +83,7 @@ __all__ = [
     "evaluate",
     "hookimpl",
     "load",
+    "merge",
     "open",
     "plugins",
     "quantize",

@@ -16,9 +16,11 @@ from edgekit.runtime.numpy import NumpyRuntime as NumpyRuntime
 from edgekit.runtime.protocols import ChatRuntime as ChatRuntime
 from edgekit.runtime.protocols import ChattingRuntime as ChattingRuntime
 from edgekit.runtime.protocols import DescribedRuntime as DescribedRuntime
+from edgekit.runtime.protocols import DetokenizingRuntime as DetokenizingRuntime
 from edgekit.runtime.protocols import EmbeddingRuntime as EmbeddingRuntime
 from edgekit.runtime.protocols import ReplyingRuntime as ReplyingRuntime
 from edgekit.runtime.protocols import Runtime as Runtime
+from edgekit.runtime.protocols import ScoringRuntime as ScoringRuntime
 from edgekit.runtime.protocols import TokenizingRuntime as TokenizingRuntime
 from edgekit.runtime.protocols import choose_runtime as choose_runtime
 from edgekit.runtime.protocols import load as load
@@ -34,6 +36,7 @@ __all__ = [
     "ChatRuntime",
     "ChattingRuntime",
     "DescribedRuntime",
+    "DetokenizingRuntime",
     "EmbeddingRuntime",
     "FinishReason",
     "Generation",
@@ -47,6 +50,7 @@ __all__ = [
     "Runtime",
     "Sampling",
     "SamplingOptions",
+    "ScoringRuntime",
     "TextRuntime",
     "TokenScore",
     "TokenizingRuntime",

@@ -7,7 +7,7 @@ methods: ``isinstance(model, ChatRuntime)``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Self, Unpack, cast, runtime_checkable
 
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from edgekit.errors import MissingPluginError
 from edgekit.files.memory import enough_memory
 from edgekit.pipeline._conversion import as_artifact
 from edgekit.plugin._registry import Registration, manager
+from edgekit.runtime._watch import TokenScore
 from edgekit.runtime.arguments import Prompt, declared_options, refuse_unknown_options
 from edgekit.runtime.chat import Messages
 from edgekit.runtime.generation import FinishReason, Generation, GenerationOptions, Sampling, until
@@ -112,6 +113,24 @@ class TokenizingRuntime(Protocol):
         ...
 
 
+@runtime_checkable
+class DetokenizingRuntime(Protocol):
+    """A runtime that turns token ids into text."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of token ids, special tokens by their names."""
+        ...
+
+
+@runtime_checkable
+class ScoringRuntime(Protocol):
+    """A runtime that scores the tokens of a prompt."""
+
+    def scores(self, tokens: Sequence[int], logprobs: int = 0) -> list[TokenScore]:
+        """Return the score of each token given those before it, with so many alternatives; of the first NaN."""
+        ...
+
+
 class ChattingRuntime(Runtime, ChatRuntime, ReplyingRuntime, Protocol):
     """The return type of `load`, for type checkers: a runtime with `chat`, `chat_stream` and `reply`.
 
@@ -195,6 +214,7 @@ __all__ = [
     "ChatRuntime",
     "ChattingRuntime",
     "DescribedRuntime",
+    "DetokenizingRuntime",
     "EmbeddingRuntime",
     "FinishReason",
     "Generation",
@@ -203,6 +223,7 @@ __all__ = [
     "ReplyingRuntime",
     "Runtime",
     "Sampling",
+    "ScoringRuntime",
     "TextRuntime",
     "TokenizingRuntime",
     "choose_runtime",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Unpack
@@ -18,7 +19,7 @@ from edgekit.runtime._calls import Tools, after_thought, demanded_calls
 from edgekit.runtime._dialects import Dialect, Thought, dialect_of, marks_of, thought_of, variables_of
 from edgekit.runtime._parse import parts
 from edgekit.runtime._structured import Grammar, Words
-from edgekit.runtime._watch import MOST_SCORES, Watch
+from edgekit.runtime._watch import MOST_SCORES, TokenScore, Watch, log_softmax, score
 from edgekit.runtime.arguments import Prompt, Stop, integer, prompt_given, stop_texts
 from edgekit.runtime.chat import Messages
 from edgekit.runtime.generation import Generation, GenerationOptions, Sampling, SamplingOptions, until
@@ -26,6 +27,9 @@ from edgekit.runtime.reply import Reply, ReplyOptions
 from edgekit.tokenizer._record import Tokenizer
 from edgekit.tokenizer._vocabulary import TokenType
 from edgekit.typing import F32
+
+#: Scores that `TextRuntime.scores` computes at once, tokens times vocabulary: 1 GiB.
+MOST_PROMPT_SCORES = 1 << 28
 
 
 class TextRuntime:
@@ -127,7 +131,10 @@ class TextRuntime:
         variables = {**variables_of(chosen.effort), **chosen.variables}
         if chosen.tools is not None:
             variables["tools"] = list(chosen.tools.given)
-        prompt = self.prompt(messages, variables, continue_final=chosen.continue_final)
+        if variables or chosen.continue_final:
+            prompt = self.prompt(messages, variables, continue_final=chosen.continue_final)
+        else:
+            prompt = self.prompt(messages)
         thought, dialect = thought_of(template), dialect_of(template)
         opened = thought is not None and prompt.rstrip().endswith(thought.begin.rstrip())
         grammar = self._held_to(chosen, dialect, thought, opened)
@@ -206,6 +213,46 @@ class TextRuntime:
             return given
         self.refuse_too_long(given)
         return self.encode(given, special=special)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of token ids, special tokens by their names; bytes that are no UTF-8 become U+FFFD.
+
+        Raises:
+            UsageError: an id outside the vocabulary, or no tokenizer.
+        """
+        return b"".join(self.token_bytes(self._known(token)) for token in tokens).decode("utf-8", "replace")
+
+    def _known(self, token: int) -> int:
+        count = len(self.tokenizer().tokens)
+        if not 0 <= token < count:
+            wrong = f"token id {token}; ids are 0 to {count - 1}"
+            raise UsageError(wrong, public=wrong)
+        return token
+
+    def scores(self, tokens: Sequence[int], logprobs: int = 0) -> list[TokenScore]:
+        """Return the scores of a prompt's tokens, each given those before it.
+
+        Args:
+            tokens: ids; of the first nothing is known, so its score is NaN.
+            logprobs: number of alternatives.
+
+        Raises:
+            UsageError: no tokens, ids outside the vocabulary, or more than fit in `MOST_PROMPT_SCORES`.
+            ContextOverflowError: more tokens than the model's context.
+        """
+        count = len(self.tokenizer().tokens)
+        if len(tokens) * count > MOST_PROMPT_SCORES:
+            wrong = f"the scores of {len(tokens)} tokens; at most {MOST_PROMPT_SCORES // count} at once"
+            raise UsageError(wrong, public=wrong)
+        self.room(len(tokens), None)
+        first = TokenScore(tokens[0], self.token_bytes(self._known(tokens[0])), math.nan)
+        rows = self.logits(tokens[:-1]) if len(tokens) > 1 else ()
+        later = zip(tokens[1:], rows, strict=True)
+        return [first, *(score(log_softmax(row), token, logprobs, self.token_bytes) for token, row in later)]
+
+    def logits(self, tokens: npt.ArrayLike) -> F32:
+        """Return the logits of every next token, float32 [n, vocab], for token ids [n]."""
+        raise NotImplementedError
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that a token stands for, of a special token its name."""
