@@ -30,6 +30,7 @@ LAYERS = [
     {"pipeline"},
     {"runtime"},
     {"evaluation"},
+    {"fitting"},
     {"testing"},
     {"cli", "__main__"},
 ]

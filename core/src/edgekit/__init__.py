@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from edgekit.evaluation import compare as compare
     from edgekit.evaluation import evaluate as evaluate
     from edgekit.evaluation.moments import calibrate as calibrate
+    from edgekit.fitting import fit as fit
+    from edgekit.fitting import sensitivity as sensitivity
     from edgekit.pipeline.conversion import convert as convert
     from edgekit.pipeline.conversion import open_artifact
     from edgekit.pipeline.conversion import quantize as quantize
@@ -56,11 +58,13 @@ _WHERE = {
     "decode": "edgekit.encoding.codecs:decode",
     "encode": "edgekit.encoding.codecs:encode",
     "evaluate": "edgekit.evaluation:evaluate",
+    "fit": "edgekit.fitting:fit",
     "hookimpl": "edgekit.plugin.hookspecs:hookimpl",
     "load": "edgekit.runtime.protocols:load",
     "open": "edgekit.pipeline.conversion:open_artifact",
     "plugins": "edgekit.plugin.registry:installed",
     "quantize": "edgekit.pipeline.conversion:quantize",
+    "sensitivity": "edgekit.fitting:sensitivity",
     "transcode": "edgekit.bridges:transcode",
 }
 __all__ = [
@@ -79,11 +83,13 @@ __all__ = [
     "decode",
     "encode",
     "evaluate",
+    "fit",
     "hookimpl",
     "load",
     "open",
     "plugins",
     "quantize",
+    "sensitivity",
     "transcode",
 ]
 
