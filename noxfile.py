@@ -1,7 +1,7 @@
 """The verbs of the project: each sets up all that it needs.
 
 nox -s demo       the main job on the embedded sample model
-nox -s tests      every test: the core's and the plugins', then those against the real frameworks
+nox -s tests      every test: the core's and the plugins', 50,000 damaged files, then those against the frameworks
 nox -s core       the core's own tests only (under two minutes)
 nox -s blas       the core's forward pass and what stands on it, with BLAS kernels of other processors
 nox -s conformance  the conformance kit over the whole house, and the faults that it finds
@@ -28,10 +28,11 @@ import nox
 nox.options.sessions = ["tests"]
 nox.options.error_on_missing_interpreters = True
 
-CORE = ["./core[testing,text,progress,chat]"]
+CORE = ["./core[testing,text,progress,chat,structured]"]
 PLUGINS = ["./plugins/gguf", "./plugins/serve"]
 NUMBA = "./plugins/numba"
 OPENVINO = "./plugins/openvino"
+MLX = "./plugins/mlx"
 LLAMACPP = "./plugins/llamacpp"  # where llama-cpp-python is there already, so that nothing compiles
 DISTRIBUTIONS = [
     "core",
@@ -39,6 +40,7 @@ DISTRIBUTIONS = [
     "plugins/numba",
     "plugins/llamacpp",
     "plugins/openvino",
+    "plugins/mlx",
     "plugins/serve",
     "plugins/example",
 ]
@@ -48,6 +50,7 @@ SOURCES = [
     "plugins/numba/src",
     "plugins/llamacpp/src",
     "plugins/openvino/src",
+    "plugins/mlx/src",
     "plugins/serve/src",
     "plugins/example/src",
 ]
@@ -60,8 +63,11 @@ LLAMA = "llama-cpp-python==0.3.36"
 ORACLES = [
     "gguf==0.19.0",
     "transformers==5.23.0",
+    "compressed-tensors==0.20.0",
+    "bitsandbytes==0.50.2",
     "sentencepiece",
     "mlx[cpu]==0.32.4",
+    "mlx-lm==0.32.2",
     "openvino==2026.4.1",
     "nncf==3.4.0",
     "torchao==0.18.0",  # nncf imports it to strip a pruned module, without declaring it
@@ -74,6 +80,10 @@ ORACLES = [
     "olive-ai==0.13.0",
 ]
 WHEELS = Path(os.environ.get("EDGEKIT_WHEEL_CACHE", Path.home() / ".cache" / "edgekit" / "wheels"))
+# What `nox -s tests` damages: models for a few seconds (the plugins' tests try 200), and 50,000 files.
+DAMAGED = ["--seconds", "5", "--count", "50000"]
+# What damages, and the options that it takes.
+FUZZERS = {"fuzz": ["--seed", "--seconds"], "fuzz_readers": ["--seed", "--count", "--kind", "--jobs"]}
 # Two processes, a file in one of them, so that what a file prepares is prepared once.
 PARALLEL = ["-n", "2", "--dist", "loadfile"]
 # The known answers and the properties of number formats: what mutants of the reference are held to.
@@ -95,8 +105,10 @@ def install_house(session: nox.Session) -> None:
 @nox.session(python=False, name="tests")
 def tests(session: nox.Session) -> None:
     """Every test; each part runs in an environment of its own."""
-    for part in ("core", "blas", "lowest", *OTHERS, "plugins", "oracles"):
+    for part in ("core", "blas", "lowest", *OTHERS, "plugins"):
         session.notify(part)
+    session.notify("fuzz", posargs=DAMAGED)
+    session.notify("oracles")
     session.log(f"on other Pythons: {', '.join(OTHERS) or 'nothing'}; looked for {', '.join(VERSIONS)}")
 
 
@@ -157,7 +169,7 @@ def plugins(session: nox.Session) -> None:
     """The plugins' tests and what spans the house, with the wheels installed side by side."""
     install_house(session)
     session.install(NUMBA, *CLIENTS, "build", "hatchling", "pytest-xdist", silent=True)
-    session.install("--no-deps", LLAMACPP, OPENVINO, silent=True)  # light, and quiet without their frameworks
+    session.install("--no-deps", LLAMACPP, OPENVINO, MLX, silent=True)  # light, and quiet without their frameworks
     run_pytest(session, "tests/plugins", "tests/contracts", *PARALLEL)
 
 
@@ -198,15 +210,16 @@ def examples(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """Damaged models through everything that reads and writes models, and damaged files through their readers.
 
-    ``-- --seconds S`` for the models, ``-- --count N`` for the files (10^6 a night), ``-- --seed N`` for both.
+    ``-- --seconds S`` for the models, ``-- --count N`` for the files (10^6 a night), ``-- --jobs N`` for
+    the processes that read those, ``-- --seed N`` for both.
     """
     install_house(session)
     session.install("--no-deps", OPENVINO, silent=True)  # its reader of IR needs no library
     options = dict(zip(session.posargs[::2], session.posargs[1::2], strict=True))
-    unknown = options.keys() - {"--seed", "--seconds", "--count", "--kind"}
-    if unknown:
-        session.error(f"no option {', '.join(unknown)}; there are --seed N, --seconds S, --count N, --kind KIND")
-    for program, taken in (("fuzz", ("--seed", "--seconds")), ("fuzz_readers", ("--seed", "--count", "--kind"))):
+    known = {name for names in FUZZERS.values() for name in names}
+    if unknown := options.keys() - known:
+        session.error(f"no option {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
+    for program, taken in FUZZERS.items():
         given = [word for name in taken if name in options for word in (name, options[name])]
         session.run("python", f"tests/contracts/{program}.py", *given, env=QUIET)
 
@@ -296,7 +309,7 @@ def install_oracles(session: nox.Session) -> None:
     session.install(TORCH, silent=True)
     session.install(*CORE, *PLUGINS, *ORACLES, *CLIENTS, silent=True)
     session.install(str(llama_wheel(session)), silent=True)
-    session.install(LLAMACPP, NUMBA, OPENVINO, silent=True)
+    session.install(LLAMACPP, NUMBA, OPENVINO, MLX, silent=True)
 
 
 def llama_wheel(session: nox.Session) -> Path:

@@ -31,9 +31,9 @@ os.environ["COLUMNS"] = "100"
 import edgekit
 from edgekit.bridges import Carry, relation
 from edgekit.cli import cli
-from edgekit.encoding.catalogue import Entry, entries
+from edgekit.encoding._catalogue import Entry, entries
 from edgekit.plugin import hookspecs
-from edgekit.plugin.registry import one as kind
+from edgekit.plugin._registry import one as kind
 from edgekit.precision import find_precision
 from edgekit.reference import ggml as reference_ggml
 from edgekit.reference.ggml import TYPES

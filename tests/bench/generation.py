@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -20,7 +21,14 @@ from edgekit.runtime import Sampling
 Way = Callable[[Any], object]
 #: Of SmolLM2, near Llama 3's, and Gemma 3's.
 VOCABULARIES = (49_152, 128_256, 262_144)
-SAMPLINGS = {"temperature 1": {}, "top_p 0.95": {"top_p": 0.95}, "top_k 40": {"top_k": 40}}
+SAMPLINGS = {
+    "temperature 1": {},
+    "top_p 0.95": {"top_p": 0.95},
+    "top_p 0.05": {"top_p": 0.05},
+    "top_k 40": {"top_k": 40},
+}
+#: Deviations of the scores' normal distribution: as a model's, and all equal.
+SPREADS = {"": 2, ", flat": 0}
 #: Tokens so far: the work for one more is the same after each.
 LENGTHS = (100, 1000, 3000)
 
@@ -38,14 +46,14 @@ def report(quick: bool) -> Iterator[str]:
 
 
 def sampling(vocabulary: int, rounds: int) -> Iterator[str]:
-    """Rows of one vocabulary, over logits as flat as a normal distribution with deviation 2."""
+    """Rows of one vocabulary, over logits of each spread."""
     random = np.random.default_rng(1)
     options: dict[str, Any]
-    logits = random.standard_normal(vocabulary).astype(np.float32) * 2
-    for name, options in SAMPLINGS.items():
+    normal = random.standard_normal(vocabulary).astype(np.float32)
+    for (name, options), (scores, spread) in product(SAMPLINGS.items(), SPREADS.items()):
         chosen = Sampling(temperature=1.0, seed=1, **options)
-        own, plain = side_by_side(rounds, chosen.sampler(), plainly(chosen, random), logits)
-        yield f"| {name} | {vocabulary:,} | {own:.3f} | {plain:.3f} → **{plain / own:.0f}×** |"
+        own, plain = side_by_side(rounds, chosen.sampler(), plainly(chosen, random), normal * np.float32(spread))
+        yield f"| {name}{scores} | {vocabulary:,} | {own:.3f} | {plain:.3f} → **{plain / own:.0f}×** |"
 
 
 def plainly(chosen: Sampling, random: np.random.Generator) -> Callable[[np.ndarray], int]:

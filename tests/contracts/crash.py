@@ -539,7 +539,7 @@ RACES = {"t.gguf": (GGUF, GGUF_B), "t": (HF, HF_B)}
 
 def chosen_setups(name: str | None) -> list[Setup]:
     """The set-ups of a name, or all for which the plugins are installed."""
-    formats = {registration.name for registration in edgekit.plugin.registry.manager().all("formats")}
+    formats = {registration.name for registration in edgekit.plugin._registry.manager().all("formats")}
     if importlib.util.find_spec("openvino") is None:
         formats.discard("openvino")  # the plugin is there, its framework is not
     used = [s for s in SETUPS if {c.format for c in (s.command, s.before) if c} <= formats]

@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from damage import damaged
 
 import edgekit
 from edgekit import sample
 from edgekit.architectures.hf import config_from_hf
-from edgekit.cli.inspect import describe
+from edgekit.cli._verbs.inspect import describe
 from edgekit.errors import EdgekitError
 from edgekit.formats import safetensors
 from edgekit.testing.models import random_hf_tensors
@@ -38,45 +39,6 @@ from edgekit.testing.models import random_hf_tensors
 CASES = json.loads((Path(__file__).parents[1] / "core" / "vectors" / "forward.json").read_text("utf-8"))["cases"]
 GGUF_SEEDS = [("llama", "F32"), ("llama-yarn", "Q8_0"), ("qwen3", "Q4_0"), ("gemma", "Q8_0"), ("phi3", "F32")]
 PARTS_SEEDS = ["affine:int3-asym-g32", "mlx:int4-g32", "openvino:nf4-g32", "ggml:Q4_0"]
-EDGES = [
-    0,
-    1,
-    2,
-    3,
-    7,
-    8,
-    31,
-    32,
-    64,
-    127,
-    128,
-    255,
-    256,
-    65535,
-    *(2**n - k for n in (31, 32, 40, 63, 64) for k in (0, 1)),
-]
-ODD: list[Any] = [
-    *(
-        None,
-        True,
-        False,
-        0,
-        -1,
-        1,
-        3,
-        1.5,
-        1e308,
-        1e-320,
-        2**31,
-        2**63,
-        10**30,
-        "",
-        "x",
-        "../../etc/passwd",
-        "a" * 5000,
-    ),
-    *([], [1], {}, {"a": 1}, [[]], "\ud800", "\0", float("inf"), float("nan")),
-]
 #: Float32 that no weight should be: NaN, infinity, the largest, the smallest, minus zero.
 BAD_WEIGHTS = [b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\xff\xff\x7f\x7f", b"\1\0\0\0", b"\0\0\0\x80"]
 LONGEST_MESSAGE = 3000
@@ -129,80 +91,16 @@ def damage(rng: random.Random, source: Path, target: Path) -> None:
         if rng.random() < 0.02:
             file.unlink(missing_ok=True)
         elif file.exists():
-            file.write_bytes(damaged(rng, file.suffix, file.read_bytes()))
+            file.write_bytes(damaged_model(rng, file.name, file.read_bytes()))
 
 
-def damaged(rng: random.Random, suffix: str, data: bytes) -> bytes:
-    if rng.random() < 0.3:
-        return damaged_bytes(rng, data)
-    if suffix == ".json":
-        return dump(damaged_json(rng, load(data)))
-    if suffix == ".safetensors":
-        return damaged_safetensors(rng, data)
-    return damaged_bytes(rng, data)
-
-
-def load(data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except ValueError:  # damaged before
-        return {}
-
-
-def dump(value: Any) -> bytes:
-    return json.dumps(value).encode("utf-8", "surrogatepass")
-
-
-def damaged_safetensors(rng: random.Random, data: bytes) -> bytes:
-    """A header that says something else, or a weight that no model should hold."""
+def damaged_model(rng: random.Random, name: str, data: bytes) -> bytes:
+    """As `damaged`, mostly near the beginning; in safetensors often a weight that no model should hold."""
     stop = 8 + int.from_bytes(data[:8], "little")
-    if rng.random() < 0.4 and stop < len(data):
-        at = stop + 4 * rng.randrange((len(data) - stop) // 4)
+    if name.endswith(".safetensors") and stop < len(data) and rng.random() < 0.3:
+        at = stop + 4 * rng.randrange((len(data) - stop) // 4 or 1)
         return data[:at] + rng.choice(BAD_WEIGHTS) + data[at + 4 :]
-    header = dump(damaged_json(rng, load(data[8:stop])))
-    return len(header).to_bytes(8, "little") + header + data[stop:]
-
-
-def damaged_json(rng: random.Random, value: Any) -> Any:
-    """The value with something in it changed, taken away or put elsewhere."""
-    if not (isinstance(value, dict | list) and value) or rng.random() < 0.2:
-        if type(value) in (int, float) and rng.random() < 0.5:
-            return rng.choice([value + 1, value - 1, value * 2, -value, value * 1000, 0])
-        return rng.choice(ODD)
-    where = rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
-    changed = value.copy()
-    if rng.random() < 0.15:
-        del changed[where]
-    elif isinstance(changed, dict) and rng.random() < 0.1:
-        changed[rng.choice(["x", "rope_scaling", "__metadata__", "vocab_size", "model_type"])] = value[where]
-    else:
-        changed[where] = damaged_json(rng, value[where])
-    return changed
-
-
-def damaged_bytes(rng: random.Random, data: bytes) -> bytes:
-    """Bits flipped, numbers replaced, pieces taken out, put in or copied, the end cut; mostly near the beginning."""
-    out = bytearray(data)
-    for _ in range(rng.choice([1, 1, 1, 2, 3, 8])):
-        at = rng.randrange(min(len(out), rng.choice([64, 512, 4096, 1 << 20])) or 1)
-        size = rng.choice([1, 4, 8, 32])
-        match rng.randrange(7):
-            case 0 if out:
-                out[min(at, len(out) - 1)] ^= 1 << rng.randrange(8)
-            case 1:
-                out[at : at + 8] = (rng.choice(EDGES) % 2**64).to_bytes(8, "little")
-            case 2:
-                out[at : at + 4] = (rng.choice(EDGES) % 2**32).to_bytes(4, "little")
-            case 3:
-                del out[at : at + size]
-            case 4:
-                out[at:at] = rng.randbytes(size)
-            case 5:
-                start = rng.randrange(len(out) or 1)
-                out[at : at + size] = out[start : start + size]
-            case 6 if rng.random() < 0.3:
-                del out[rng.randrange(len(out) or 1) :]
-    return bytes(out)
+    return damaged(rng, name, data, reaches=(64, 512, 4096, 1 << 20))
 
 
 def exercise(rng: random.Random, path: Path, out: Path, seen: Counter[str]) -> None:

@@ -1,6 +1,6 @@
 """Damage every kind of file that edgekit reads, and hold its reader to its limits.
 
-python tests/contracts/fuzz_readers.py [--seed N] [--count N] [--kind KIND]
+python tests/contracts/fuzz_readers.py [--seed N] [--count N] [--kind KIND] [--jobs N]
 
 Whatever a file holds, the answer is a result or an `EdgekitError` of a reasonable length, within a second of processor
 time and 64 MB more than the file has. A safetensors file that edgekit accepts the safetensors library accepts too. Inputs
@@ -13,26 +13,27 @@ import argparse
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import struct
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import attrs
 import numpy as np
+from damage import damaged
 
 import edgekit
 from edgekit import sample
-from edgekit.cli.inspect import describe
+from edgekit.cli._verbs.inspect import describe
 from edgekit.errors import EdgekitError, MemoryShortageError
 from edgekit.formats import safetensors
 from edgekit.manifest import Manifest, read_manifest
@@ -40,31 +41,6 @@ from edgekit.tensor import EncodedTensor
 
 SECONDS, MEMORY = 1.0, 64 << 20
 LONGEST_MESSAGE = 3000
-#: What is put into a file as it is: texts that parsers stumble over.
-SNIPPETS = [
-    *(b"\\ud800", b"\\udc00\\ud800", b"\xff\xfe", b"\xed\xa0\x80", b"\0", b"\xef\xbb\xbf", "٣".encode(), "²".encode()),
-    *(b"9" * 20, b"9" * 5000, b"-1", b"1e999", b"-1e999", b"NaN", b"Infinity", b"0x10", b"1_0", b"1e-999", b"-0"),
-    *(b"[" * 2000, b"{" * 2000, b'{"a":' * 2000, b"<a>" * 100, b"<!DOCTYPE x>", b"<!--", b"]]>", b"&#x0;", b"&amp;"),
-    *(
-        b'encoding="utf-7"',
-        b'encoding="x"',
-        b'version="99"',
-        b"../../x",
-        b"a" * 5000,
-        b'"',
-        b",",
-        b"}",
-        b"]",
-        b"\n",
-        b":",
-    ),
-]
-EDGES = [0, 1, 2, 7, 8, 31, 32, 127, 128, 255, 256, 65535, *(2**n - k for n in (31, 32, 40, 63, 64) for k in (0, 1))]
-ODD: list[Any] = [
-    *(None, True, False, 0, -1, 1, 3, 1.5, 1e308, 1e-320, 2**31, 2**53, 2**63, 10**30, 10**70, "", "x", "a" * 5000),
-    *("../../etc/passwd", "\ud800", "\udce8", "\0", "x\0y", [], [1], {}, {"a": 1}, [[]], [[[[]]]], float("inf")),
-    *("BPE", "Unigram", "ByteLevel", "llama", "float:F32", "ggml:Q4_0", float("nan"), [0] * 100, {"": ""}),
-]
 
 
 @attrs.frozen
@@ -296,79 +272,6 @@ def _use_safetensors(where: Path) -> None:
         tensor.read()
 
 
-# --- Damage -----------------------------------------------------------------------------------------------------
-
-
-def damaged(rng: random.Random, name: str, data: bytes) -> bytes:
-    """A content with something in it changed."""
-    share = rng.random()
-    if name.endswith(".json") and share < 0.6:
-        return _dump(_damaged_json(rng, json.loads(data)))
-    if name.endswith(".safetensors") and share < 0.6:
-        stop = 8 + int.from_bytes(data[:8], "little")
-        header = _dump(_damaged_json(rng, json.loads(data[8:stop])))
-        return len(header).to_bytes(8, "little") + header + data[stop:]
-    if name.endswith((".xml", ".json", ".txt")) and share < 0.85:
-        return _damaged_text(rng, data)
-    return _damaged_bytes(rng, data)
-
-
-def _dump(value: Any) -> bytes:
-    return json.dumps(value).encode("utf-8", "surrogatepass")
-
-
-def _damaged_json(rng: random.Random, value: Any) -> Any:
-    if not (isinstance(value, dict | list) and value) or rng.random() < 0.15:
-        if type(value) in (int, float) and rng.random() < 0.5:
-            return rng.choice([value + 1, value - 1, value * 2, -value, value * 1000, 0])
-        return rng.choice(ODD)
-    where = rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
-    changed = value.copy()
-    if rng.random() < 0.15:
-        del changed[where]
-    elif isinstance(changed, dict) and rng.random() < 0.1:
-        changed[rng.choice(["x", "\ud800", "__metadata__", "model_type", "schema", "type"])] = value[where]
-    else:
-        changed[where] = _damaged_json(rng, value[where])
-    return changed
-
-
-def _damaged_text(rng: random.Random, data: bytes) -> bytes:
-    """A word or a number replaced, doubled, or taken out."""
-    words = [match.span() for match in re.finditer(rb"[A-Za-z_]+|[0-9]+|[^\sA-Za-z0-9_]", data)]
-    for _ in range(rng.choice([1, 1, 2])):
-        start, stop = rng.choice(words)
-        other = rng.choice(words)
-        new = rng.choice([b"", data[start:stop] * 2, data[slice(*other)], rng.choice(SNIPPETS), rng.choice(SNIPPETS)])
-        data = data[:start] + new + data[stop:]
-    return data
-
-
-def _damaged_bytes(rng: random.Random, data: bytes) -> bytes:
-    out = bytearray(data)
-    for _ in range(rng.choice([1, 1, 1, 2, 3, 8])):
-        at, size = rng.randrange(len(out) or 1), rng.choice([1, 4, 8, 32])
-        match rng.randrange(8):
-            case 0 if out:
-                out[min(at, len(out) - 1)] ^= 1 << rng.randrange(8)
-            case 1:
-                out[at : at + 8] = (rng.choice(EDGES) % 2**64).to_bytes(8, "little")
-            case 2:
-                out[at : at + 4] = (rng.choice(EDGES) % 2**32).to_bytes(4, "little")
-            case 3:
-                del out[at : at + size]
-            case 4:
-                out[at:at] = rng.randbytes(size)
-            case 5:
-                start = rng.randrange(len(out) or 1)
-                out[at : at + size] = out[start : start + size]
-            case 6:
-                out[at:at] = rng.choice(SNIPPETS)
-            case 7 if rng.random() < 0.3:
-                del out[at:]
-    return bytes(out)
-
-
 # --- Limits -----------------------------------------------------------------------------------------------------
 
 
@@ -424,7 +327,10 @@ def put(folder: Path, files: Mapping[str, bytes]) -> None:
         path.write_bytes(content)
 
 
-def fuzz(home: Path, seed: int, count: int, only: str | None = None) -> tuple[dict[str, Counter[str]], list[str]]:
+Outcome = tuple[dict[str, Counter[str]], list[str]]
+
+
+def fuzz(home: Path, seed: int, numbers: Iterable[int], only: str | None = None) -> Outcome:
     """How often each kind gave which error, and a traceback for each input that gave anything else."""
     chosen = {name: kind for name, kind in kinds().items() if only in (None, name)}
     seen: dict[str, Counter[str]] = {name: Counter() for name in chosen}
@@ -433,7 +339,7 @@ def fuzz(home: Path, seed: int, count: int, only: str | None = None) -> tuple[di
     for name in names:
         put(home / name, chosen[name].files)
         chosen[name].use(home / name)  # undamaged it is read; and what is imported late is there afterwards
-    for number in range(count):
+    for number in numbers:
         name = names[number % len(names)]
         kind, folder, rng = chosen[name], home / name, random.Random(f"{seed}:{number}")
         victim = rng.choice(kind.damaged)
@@ -449,19 +355,32 @@ def fuzz(home: Path, seed: int, count: int, only: str | None = None) -> tuple[di
     return seen, wrong
 
 
+def fuzz_in_parts(home: Path, seed: int, count: int, only: str | None, jobs: int) -> Outcome:
+    """As `fuzz`, in several processes; the inputs are the same for any number of them."""
+    parts = [(home / str(job), seed, range(job, count, jobs), only) for job in range(jobs)]
+    with get_context("spawn").Pool(jobs) as pool:
+        outcomes = pool.starmap(fuzz, parts, chunksize=1)
+    seen = {name: sum((found[name] for found, _ in outcomes), Counter[str]()) for name in outcomes[0][0]}
+    return seen, [each for _, wrong in outcomes for each in wrong]
+
+
 def main() -> int:
     """Print what was found; gives 1 where anything but a result or an EdgekitError came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--count", type=int, default=50_000)
     parser.add_argument("--kind", default=None)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at the same time")
     options = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     home = Path(tempfile.mkdtemp(prefix="edgekit-fuzz-"))
-    seen, wrong = fuzz(home, options.seed, options.count, options.kind)
+    start = time.monotonic()
+    seen, wrong = fuzz_in_parts(home, options.seed, options.count, options.kind, options.jobs)
     for name, found in seen.items():
         print(f"{sum(found.values()):8} {name:14}", ", ".join(f"{n} {e or 'read'}" for e, n in found.most_common()))
-    print(f"{len(wrong)} of {options.count} inputs, seed {options.seed}, gave something else")
+    children = os.times()
+    took = f"{time.monotonic() - start:.0f} s, {children.children_user + children.children_system:.0f} s of a processor"
+    print(f"{len(wrong)} of {options.count} inputs, seed {options.seed}, gave something else ({took})")
     for each in wrong[:20]:
         print("\n" + each)
     if not wrong:

@@ -241,7 +241,7 @@ def test_an_interrupted_run_has_an_exit_code_of_its_own(talker):
 
 INTERRUPTING = """
     import contextlib, signal, sys
-    import edgekit.cli, edgekit.cli.quantize as verb
+    import edgekit.cli, edgekit.cli._verbs.quantize as verb
 
     @contextlib.contextmanager
     def bar(title):

@@ -19,10 +19,16 @@ FILES = {
 PUBLIC = [name for name in FILES if not any(part.startswith("_") for part in name.split("."))]
 CORE = [name for name in PUBLIC if name.partition(".")[0] == "edgekit"]
 PLUGINS = [name for name in PUBLIC if name.partition(".")[0] != "edgekit"]
+#: What the registry loads by name, what plugins' tests import, and what is private in all but its name.
+USED_OTHERWISE = {
+    *("edgekit.formats.hf", "edgekit.runtime.numpy"),
+    *("edgekit.testing.models", "edgekit.testing.strategies"),
+    *("edgekit.evaluation.comparison", "edgekit.formats.writer", "edgekit.runtime.generation"),
+}
 #: Who may write to stdout or stderr: the command line, plugins' commands, the bar that `progress=True` asks for, what
 #: runs in a process of its own, and llama.cpp's log, which an environment variable asks for.
 WRITES = re.compile(
-    r"edgekit\.cli(\..*)?|edgekit_gguf\.commands|edgekit_numba\.warm|edgekit\.pipeline\.progress"
+    r"edgekit\.cli(\..*)?|edgekit_gguf\.commands|edgekit_numba\.warm|edgekit\.pipeline\._progress"
     r"|edgekit\.runtime\._render|edgekit_llamacpp\.library"
 )
 
@@ -44,7 +50,8 @@ def declared(name: str) -> list[str]:
 
 
 def test_the_sources_are_found():
-    assert len(CORE) > 100
+    assert len([name for name in FILES if name.startswith("edgekit.")]) > 150
+    assert len(CORE) > 50
     assert {name.partition(".")[0] for name in PLUGINS} >= {"edgekit_example", "edgekit_gguf", "edgekit_serve"}
 
 
@@ -99,12 +106,29 @@ def test_types_are_named():
     assert len(uses) * 1000 <= 15 * len(lines), f"{len(uses)} lines of {len(lines)} hold Any"
 
 
+def imported(name):
+    """The core's public modules that a module imports."""
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.ImportFrom) and node.module in CORE:
+            full = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (one if one in FILES else node.module for one in full)
+
+
 def imported_by_plugins():
     for name in FILES:
-        for node in ast.walk(tree(name)) if name.partition(".")[0] != "edgekit" else ():
-            if isinstance(node, ast.ImportFrom) and node.module in CORE:
-                full = (f"{node.module}.{alias.name}" for alias in node.names)
-                yield from (one if one in FILES else node.module for one in full)
+        if name.partition(".")[0] != "edgekit":
+            yield from imported(name)
+
+
+def test_public_modules_of_the_core_are_used_outside_their_room():
+    """Others begin with an underscore. The number formats are read rather than imported."""
+    outside = set(imported_by_plugins())
+    for name in FILES:
+        room = name.split(".")[1:2]
+        outside |= {used for used in imported(name) if used.split(".")[1:2] != room}
+    packages = {name for name in CORE if FILES[name].name == "__init__.py"}
+    unused = {name for name in CORE if not name.startswith("edgekit.reference.")} - packages - outside
+    assert unused == USED_OTHERWISE, f"no other room imports {sorted(unused)}; begin new names with an underscore"
 
 
 def test_what_plugins_import_has_a_page():

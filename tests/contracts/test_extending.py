@@ -77,7 +77,7 @@ ADDITIONS = {
         },
         """
 import numpy as np, edgekit as ek
-from edgekit.encoding.catalogue import entries
+from edgekit.encoding._catalogue import entries
 from edgekit_gguf.types import TENSOR_TYPES
 import edgekit_llamacpp
 x = np.random.default_rng(0).standard_normal((3, 64), np.float32)
@@ -91,10 +91,10 @@ print(TENSOR_TYPES[250].name, TENSOR_TYPES[250].size)
     ),
     "a number convention": (
         {
-            "precision/plain.py": copied("precision/floats.py", "precision/plain.py", ('"float"', '"plain"')),
+            "precision/_plain.py": copied("precision/_floats.py", "precision/_plain.py", ('"float"', '"plain"')),
             "precision/_registry.py": changed(
                 "precision/_registry.py",
-                ("olive, onnx, openvino\n", "olive, onnx, openvino, plain\n"), ("onnx, olive)", "onnx, olive, plain)"),
+                ("_openvino, ggml\n", "_openvino, _plain, ggml\n"), ("_onnx, _olive)", "_onnx, _olive, _plain)"),
             ),
             "reference/plain.py": copied("reference/floats.py", "reference/plain.py"),
             "reference/__init__.py": changed(
@@ -111,7 +111,7 @@ print(encoded.precision.name, encoded.dequantize().sum())
     ),
     "a command": (
         {
-            "cli/hello.py": written("cli/hello.py", VERB),
+            "cli/_verbs/hello.py": written("cli/_verbs/hello.py", VERB),
             "cli/__init__.py": changed("cli/__init__.py", ("VERBS = {\n", 'VERBS = {\n    "hello": "Say hello.",\n')),
         },
         "from edgekit.cli import main; main(['hello'])",
@@ -120,8 +120,8 @@ print(encoded.precision.name, encoded.dequantize().sum())
     "a runtime": (
         {
             "runtime/silent.py": written("runtime/silent.py", RUNTIME),
-            "plugin/builtin.py": changed(
-                "plugin/builtin.py",
+            "plugin/_builtin.py": changed(
+                "plugin/_builtin.py",
                 ('    register("numpy",', '    register("silent", "edgekit.runtime.silent:Silent.open", formats=("hf",), speed=0)\n    register("numpy",'),
             ),
         },
@@ -158,8 +158,8 @@ def test_an_addition_touches_few_files(what: str, tmp_path: Path) -> None:
 def test_the_page_lists_the_files(what: str) -> None:
     section = PAGE.read_text("utf-8").partition(f"## {what[0].upper()}{what[1:]}")[2].partition("\n## ")[0]
     assert section, f"no section on {what}"
-    names = {"reference/ggml/q8_x.py": "reference/ggml/NAME.py", "precision/plain.py": "precision/NAME.py",
-             "reference/plain.py": "reference/NAME.py", "cli/hello.py": "cli/NAME.py",
+    names = {"reference/ggml/q8_x.py": "reference/ggml/NAME.py", "precision/_plain.py": "precision/_NAME.py",
+             "reference/plain.py": "reference/NAME.py", "cli/_verbs/hello.py": "cli/_verbs/NAME.py",
              "runtime/silent.py": "runtime/NAME.py"}  # fmt: skip
     for file in ADDITIONS[what][0]:
         assert f"`{names.get(file, file)}`" in section, f"{file} is not in the section on {what}"

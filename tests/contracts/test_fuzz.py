@@ -1,4 +1,4 @@
-"""Some damaged models and files; `nox -s fuzz` tries as many as there is time for."""
+"""Some damaged models and files; `nox -s fuzz` tries as many as there is time for, `nox -s tests` 50,000 files."""
 
 import importlib.util
 import os
@@ -10,14 +10,19 @@ import pytest
 
 pytest.importorskip("tokenizers", reason="text is cut with it; pip install 'edgekit-core[text]'")
 
-_SPEC = importlib.util.spec_from_file_location("fuzz", Path(__file__).with_name("fuzz.py"))
-fuzz = importlib.util.module_from_spec(_SPEC)
-sys.modules[_SPEC.name] = fuzz
-_SPEC.loader.exec_module(fuzz)
+
+def _program(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+_program("damage")  # which the other imports
+fuzz = _program("fuzz")
 
 MODELS = 200
-#: Damaged files of all kinds. One takes 2.3 ms of processor time, so that 50,000 take two minutes of an idle core and a
-#: quarter of an hour of a busy machine: `nox -s fuzz` tries those.
+#: A short form: `nox -s tests` also runs `fuzz_readers.py`, with 50,000.
 FILES = 3_000
 
 
@@ -35,7 +40,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import fuzz_readers
 from pathlib import Path
-seen, wrong = fuzz_readers.fuzz(Path(sys.argv[2]), 2027, int(sys.argv[3]))
+seen, wrong = fuzz_readers.fuzz(Path(sys.argv[2]), 2027, range(int(sys.argv[3])))
 for name, found in seen.items():
     total = found.total()
     # Damage that everything survived, or that nothing did, would show nothing.

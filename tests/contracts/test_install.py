@@ -163,7 +163,7 @@ def test_extras_are_the_core_s():
 
 
 def test_messages_take_names_from_a_list_of_what_exists():
-    from edgekit.plugin.registry import KNOWN_DISTRIBUTIONS
+    from edgekit.plugin._registry import KNOWN_DISTRIBUTIONS
 
     assert set(KNOWN_DISTRIBUTIONS.values()) <= DISTRIBUTIONS
     invented = re.compile(r"install [^\n]*edgekit-\{")

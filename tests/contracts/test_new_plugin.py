@@ -15,7 +15,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package; this is a helper beside them
 from fresh_environment import ROOT, Environment, build_wheel
 
-from edgekit.cli.new_plugin import PARTS, generate
+from edgekit.cli._verbs.new_plugin import PARTS, generate
 from edgekit.plugin import build
 
 EXAMPLE = ROOT / "plugins" / "example" / "src" / "edgekit_example"

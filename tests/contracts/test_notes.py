@@ -9,7 +9,7 @@ import pytest
 
 import edgekit
 from edgekit.architectures import ModelConfig
-from edgekit.encoding.importance import fill_importance
+from edgekit.encoding._importance import fill_importance
 from edgekit.errors import UsageError
 from edgekit.manifest import Manifest
 from edgekit.pipeline import AsIs, summary_line

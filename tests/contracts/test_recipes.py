@@ -20,7 +20,7 @@ from edgekit.errors import (
     option,
 )
 from edgekit.pipeline import find_format, find_recipe, make_plan, read_recipe
-from edgekit.pipeline.recipes import list_recipes
+from edgekit.pipeline._recipes import list_recipes
 from edgekit.precision import find_precision
 from edgekit.recipe import Assignment, Plan, Recipe, Rules, Slot, Uniform, check_plan
 from edgekit.tensor import EncodedTensor, Tensor
@@ -265,7 +265,7 @@ def test_a_bad_plan_is_refused_before_a_tensor_is_read(change, error, message, s
     def no_reading(*arguments, **options):
         raise AssertionError("a tensor was read")
 
-    monkeypatch.setattr("edgekit.pipeline.stream.raw_rows", no_reading)
+    monkeypatch.setattr("edgekit.pipeline._stream.raw_rows", no_reading)
     with pytest.raises(error, match=re.escape(message)) as caught:
         edgekit.quantize(source, Other(change), to=tmp_path / "out")
     assert str(caught.value).startswith("recipe 'other'")

@@ -65,7 +65,7 @@ ek.compare(artifact, artifact, progress=lambda done, total, what: None).by_error
 """
 REVEALED = [
     "edgekit.artifact.Artifact",
-    "tuple[edgekit.plugin.registry.PluginInfo, ...]",
+    "tuple[edgekit.plugin._registry.PluginInfo, ...]",
     "str",
     "str",
     "str",

@@ -11,10 +11,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from edgekit.cli import _page, demo
+from edgekit.cli import _page
 from edgekit.cli._labels import Box, place
 from edgekit.cli._step import Step
-from edgekit.cli.demo import AFFINE_LADDER, GGUF_LADDER
+from edgekit.cli._verbs import demo
+from edgekit.cli._verbs.demo import AFFINE_LADDER, GGUF_LADDER
 
 WIDTHS = (_page._WIDTH, _page.NARROW)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import edgekit
-from edgekit.encoding import codecs as encoding
+from edgekit.encoding import _codecs as encoding
 from edgekit.errors import (
     MissingPluginError,
     NonFiniteError,
@@ -16,7 +16,7 @@ from edgekit.errors import (
     UnknownPrecisionError,
     UsageError,
 )
-from edgekit.plugin import Manager, Registration, registry
+from edgekit.plugin import Manager, Registration, _registry
 from edgekit.precision import catalogue, find_precision
 from edgekit.reference import Traits, reference
 
@@ -321,7 +321,7 @@ def test_an_unknown_backend_names_what_there_is():
 
 
 def test_a_known_backend_that_is_not_installed_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("edgekit.encoding.codecs.manager", lambda: registry.build([]))
+    monkeypatch.setattr("edgekit.encoding._codecs.manager", lambda: _registry.build([]))
     for backend in ("numba", "llamacpp", "openvino"):
         with pytest.raises(MissingPluginError) as told:
             edgekit.encode(np.ones((1, 32), np.float32), "Q4_0", backend=backend)
@@ -332,8 +332,8 @@ def test_a_known_backend_that_is_not_installed_says_what_to_install(monkeypatch)
 
 def test_an_installed_backend_is_not_to_be_installed_again(monkeypatch):
     """It does not encode that precision; or it is broken, which `edgekit doctor` says."""
-    failed = registry.PluginInfo("numba", "edgekit-numba", "1", status="failed", error="it is broken")
-    monkeypatch.setattr("edgekit.encoding.codecs.manager", lambda: registry.Manager([failed]))
+    failed = _registry.PluginInfo("numba", "edgekit-numba", "1", status="failed", error="it is broken")
+    monkeypatch.setattr("edgekit.encoding._codecs.manager", lambda: _registry.Manager([failed]))
     with pytest.raises(MissingPluginError, match=r"\(available: reference\); choose one of these$"):
         edgekit.encode(np.ones((1, 32), np.float32), "Q4_0", backend="numba")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import edgekit
-from edgekit.cli.inspect import describe
+from edgekit.cli._verbs.inspect import describe
 from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError
 from edgekit.files import foreign
 from edgekit.files.foreign import integer, native, read_object, readable, strict_json
@@ -233,7 +233,7 @@ def test_limits_are_stated_in_the_docs() -> None:
         pytest.skip("no docs beside the tests")
     text = page.read_text("utf-8")
     from edgekit.formats import _hf_files
-    from edgekit.tokenizer import hf_files
+    from edgekit.tokenizer import _hf_files as tokenizer_files
 
     for limit in (
         foreign.MAX_DIGITS,
@@ -243,7 +243,7 @@ def test_limits_are_stated_in_the_docs() -> None:
         _hf_files.MAX_TENSORS,
         _hf_files.CONFIG_LIMIT >> 20,
         _hf_files.INDEX_LIMIT >> 20,
-        hf_files.TOKENIZER_LIMIT >> 20,
+        tokenizer_files.TOKENIZER_LIMIT >> 20,
     ):
         assert f"{limit:,}" in text
 

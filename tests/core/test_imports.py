@@ -12,7 +12,15 @@ import edgekit
 
 SOURCE = Path(edgekit.__file__).parent
 ALLOWED = {"attr", "attrs", "click", "numpy", "pluggy"}
-OPTIONAL = {"tokenizers", "jinja2", "rich", "hypothesis", "pytest", "ml_dtypes"}  # imported inside functions only
+OPTIONAL = {
+    "tokenizers",
+    "jinja2",
+    "llguidance",
+    "rich",
+    "hypothesis",
+    "pytest",
+    "ml_dtypes",
+}  # imported inside functions only
 
 # Lower layers first; a module imports from its own layer or below, at call time and for types too.
 LAYERS = [

@@ -54,6 +54,28 @@ def test_what_libraries_say(error: Exception, wanted: int | None) -> None:
         raise error
 
 
+def test_what_a_library_says_instead() -> None:
+    """llvmlite answers the loader's error with one of its own."""
+    try:
+        try:
+            raise OSError("libllvmlite.so: failed to map segment from shared object")
+        except OSError:
+            raise OSError("Could not find/load shared object file")  # noqa: B904
+    except OSError as error:
+        assert is_shortage(error)
+
+
+@linux
+def test_an_error_that_compiled_code_forgot_to_set(tmp_path: Path) -> None:
+    """CPython's C code may miss a failed allocation; it is a shortage only where memory is short."""
+    program = """
+print(edgekit.files.memory.is_shortage(SystemError("error return without exception set")))
+limit(16 << 20)
+print(edgekit.files.memory.is_shortage(SystemError("error return without exception set")))
+"""
+    assert limited(program, tmp_path) == (0, "False\nTrue\n")
+
+
 def test_other_errors_stay_what_they_are() -> None:
     for error in (ValueError("x"), OSError(errno.ENOENT, "No such file"), InvalidFileError("out of memory")):
         with pytest.raises(type(error)) as caught, enough_memory("it", 5):
@@ -118,7 +140,7 @@ def test_opening_a_large_file_takes_no_address_space(large: Path) -> None:
 @linux
 def test_the_command_line_ends_with_5(large: Path) -> None:
     program = """
-import edgekit.cli.quantize, edgekit.reference.affine, edgekit.pipeline.stream
+import edgekit.cli._verbs.quantize, edgekit.reference.affine, edgekit.pipeline._stream
 limit(24 << 20)
 main(["quantize", path, "affine:int4-sym-g32", "--to", path + "-out", "--allow-unquantized"])
 """
@@ -132,7 +154,7 @@ main(["quantize", path, "affine:int4-sym-g32", "--to", path + "-out", "--allow-u
 
 @linux
 def test_a_plugin_that_memory_does_not_hold_is_not_called_broken() -> None:
-    from edgekit.plugin.registry import Registration
+    from edgekit.plugin._registry import Registration
 
     class Registered(Registration):
         def _checked(self, loaded: object) -> object:

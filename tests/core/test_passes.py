@@ -12,7 +12,7 @@ from edgekit.cli import cli
 from edgekit.errors import InvalidFileError, MissingPluginError, UnsupportedModelError, UsageError
 from edgekit.files.atomic import AtomicFile
 from edgekit.manifest import Manifest
-from edgekit.pipeline import conversion as pipeline
+from edgekit.pipeline import _conversion as pipeline
 from edgekit.pipeline import passes
 from edgekit.pipeline.passes import run_pass, unread
 from edgekit.plugin import Manager, Registration

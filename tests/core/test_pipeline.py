@@ -20,8 +20,8 @@ from edgekit.errors import (
     UnknownRecipeError,
     UsageError,
 )
-from edgekit.pipeline import conversion as pipeline
-from edgekit.pipeline import stream as _stream
+from edgekit.pipeline import _conversion as pipeline
+from edgekit.pipeline import _stream
 from edgekit.tensor import EncodedTensor, Tensor
 from edgekit.testing.models import artifact_of, random_model
 
@@ -214,7 +214,7 @@ def test_a_folder_that_may_not_be_entered(source, tmp_path):
 
 
 def test_a_missing_format_names_its_distribution(source, tmp_path, monkeypatch):
-    from edgekit.plugin import registry as plugin
+    from edgekit.plugin import _registry as plugin
 
     monkeypatch.setattr(pipeline, "manager", lambda: plugin.build([]))
     with pytest.raises(MissingPluginError, match="pip install edgekit-gguf"):

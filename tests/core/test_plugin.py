@@ -11,7 +11,7 @@ import pytest
 import edgekit
 from edgekit.cli._log import log_on_stderr
 from edgekit.errors import MissingPluginError, PluginError
-from edgekit.plugin import registry as plugin
+from edgekit.plugin import _registry as plugin
 from edgekit.reference import Traits
 
 
@@ -244,7 +244,7 @@ STRICT = [
     (
         "formats", {"sufixes": (".x",)},
         "format 'X' of edgekit-one: unknown option 'sufixes', did you mean 'suffixes'?; "
-        "edgekit_register_formats has suffixes, takes",
+        "edgekit_register_formats has suffixes, takes, refines",
     ),
     (
         "formats", {"suffixes": ".x"},

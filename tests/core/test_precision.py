@@ -113,7 +113,7 @@ def plugin_precision(monkeypatch):
         Registration("precisions", "mine:other", "edgekit_test_precision:P1", "p", "edgekit-p"),
         Registration("precisions", "mine:P1", "edgekit_test_precision:P1", "p", "edgekit-p"),
     ]
-    monkeypatch.setattr("edgekit.plugin.registry.manager", lambda: Manager(registrations=found))
+    monkeypatch.setattr("edgekit.plugin._registry.manager", lambda: Manager(registrations=found))
     return record
 
 

@@ -243,23 +243,40 @@ def test_sampling_is_seeded(artifact):
 
 
 SAMPLINGS = [
-    {}, {"top_p": 0.95}, {"top_p": 0.5}, {"top_p": 0.01}, {"top_k": 3}, {"top_k": 300}, {"top_k": 5, "top_p": 0.7},
+    {}, {"top_p": 0.95}, {"top_p": 0.5}, {"top_p": 0.3}, {"top_p": 0.05}, {"top_p": 0.01},
+    {"top_k": 3}, {"top_k": 300}, {"top_k": 5, "top_p": 0.7},
     {"temperature": 0.4}, {"temperature": 3.0, "top_p": 0.9},
 ]  # fmt: skip
 
 
+#: Fewer where there are more tokens, which take longer to draw from.
+DRAWS = {7: 10_000, 600: 6_000, 2503: 2_000}
+
+
 @pytest.mark.parametrize("options", SAMPLINGS, ids=str)
-@pytest.mark.parametrize("vocabulary", [7, 600])
-def test_sampling_follows_the_definition(options, vocabulary):
-    """20,000 tokens; each count lies within five standard deviations of its binomial distribution."""
-    logits = np.random.default_rng(vocabulary).standard_normal(vocabulary).astype(np.float32) * 2
+@pytest.mark.parametrize(("vocabulary", "spread"), [(7, 2), (600, 2), (2503, 2), (2503, 0)])
+def test_sampling_follows_the_definition(options, vocabulary, spread):
+    """Thousands of tokens; each count lies within five standard deviations of its binomial distribution."""
+    logits = np.random.default_rng(vocabulary).standard_normal(vocabulary).astype(np.float32) * spread
     logits[1::3] = logits[0]  # ties
-    sampling, draws = Sampling(**{"temperature": 1.0, "seed": 5, **options}), 20_000
+    sampling, draws = Sampling(**{"temperature": 1.0, "seed": 5, **options}), DRAWS[vocabulary]
     choose, expected = sampling.sampler(), sampling.probabilities(logits)
     counts = np.bincount([choose(logits) for _ in range(draws)], minlength=vocabulary)
     assert not counts[expected == 0].any(), "what is left out is never chosen"
     deviation = np.sqrt(draws * expected * (1 - expected))
     assert (np.abs(counts - draws * expected) <= 5 * deviation + 1).all()
+
+
+def test_a_sample_that_misleads_loses_no_token():
+    """Two likely tokens among 100,000: a sample of them sees the first, which is not enough, or neither."""
+    for first in (0, 1):
+        logits = np.zeros(100_000, np.float32)
+        logits[[first, 50_001]] = 20, 19.9
+        choose = Sampling(temperature=1.0, seed=1, top_p=0.49).sampler()
+        assert {choose(logits) for _ in range(20)} == {first}
+        logits[[first, 50_001]] = 12, 11.9  # 42 and 38 %
+        choose = Sampling(temperature=1.0, seed=1, top_p=0.49).sampler()
+        assert {choose(logits) for _ in range(50)} == {first, 50_001}
 
 
 @given(st.data())
@@ -405,9 +422,9 @@ def test_arguments_are_refused_with_what_is_allowed(artifact, what):
 
 
 def test_a_prompt_that_is_no_text_is_refused(artifact):
-    message = r"^prompt \[1, 2\] is list; give a text, or token ids to `tokens`$"
+    message = r"^prompt b'a' is bytes; give a text, or token ids$"
     with NumpyRuntime.open(artifact) as model, pytest.raises(UsageError, match=message):
-        model.generate([1, 2])
+        model.generate(b"a")
 
 
 def test_seed_minus_one_draws_a_seed_that_repeats_the_text(artifact):

@@ -153,7 +153,7 @@ def test_false_and_none_draw_nothing(tmp_path, capfd):
 
 BAR = """
 import time
-from edgekit.pipeline.progress import bar
+from edgekit.pipeline._progress import bar
 with bar("work") as report:
     report(1, 2, "half")
     time.sleep(0.5)

@@ -10,7 +10,7 @@ import pytest
 
 from edgekit.encoding import codec
 from edgekit.errors import NonFiniteError
-from edgekit.pipeline import stream as _stream
+from edgekit.pipeline import _stream
 from edgekit.precision import find_precision
 from edgekit.recipe import Assignment, Slot
 from edgekit.tensor import Tensor
@@ -109,7 +109,7 @@ os.cpu_count = lambda: int(sys.argv[1])
 import numpy as np
 import edgekit
 from edgekit.recipe import Assignment, Slot
-from edgekit.pipeline import stream
+from edgekit.pipeline import _stream
 from edgekit.precision import Precision, find_precision
 from edgekit.tensor import Tensor
 from concurrent.futures import ThreadPoolExecutor
@@ -126,7 +126,7 @@ def pair(i):
 
 with ThreadPoolExecutor(os.cpu_count()) as pool:
     tracemalloc.start()
-    for done in stream.Encoder(pool, "reference", {}, False).encoded(map(pair, range(4))):
+    for done in _stream.Encoder(pool, "reference", {}, False).encoded(map(pair, range(4))):
         size = done.nbytes
     print(json.dumps([tracemalloc.get_traced_memory()[1], size]))
 """

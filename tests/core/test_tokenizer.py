@@ -16,9 +16,9 @@ from hypothesis import given, settings
 
 from edgekit.errors import InvalidFileError, MissingPluginError, UnsupportedModelError, UsageError
 from edgekit.tokenizer import Tokenizer, TokenType, from_hf_directory, pretokenizers
-from edgekit.tokenizer.sentencepiece import parse
-from edgekit.tokenizer.tokenizer_json import merges_from_scores
-from edgekit.tokenizer.vocabulary import byte_alphabet
+from edgekit.tokenizer._sentencepiece import parse
+from edgekit.tokenizer._tokenizer_json import merges_from_scores
+from edgekit.tokenizer._vocabulary import byte_alphabet
 
 try:
     import tokenizers

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from edgekit.cli.vectors import command
+from edgekit.cli._verbs.vectors import command
 from edgekit.errors import InvalidFileError, UsageError
 from edgekit.precision import find_precision
 from edgekit.precision._registry import FAMILIES

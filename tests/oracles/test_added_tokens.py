@@ -127,6 +127,13 @@ def test_an_id_with_two_tokens_is_an_error_that_shows_both(tmp_path: Path, base:
         from_hf_directory(tmp_path)
 
 
+def test_a_long_token_is_shortened_in_the_message(tmp_path: Path, base: str) -> None:
+    put(tmp_path, base, {}, added_tokens={"a" * 5000: 5})
+    with pytest.raises(InvalidFileError, match=r"id 5 is '&' in tokenizer\.json and 'a{76}\.\.\. in added") as error:
+        from_hf_directory(tmp_path)
+    assert len(str(error.value)) < 500
+
+
 def test_two_files_besides_the_vocabulary_may_not_disagree(tmp_path: Path, base: str) -> None:
     count = json.loads(base)["added_tokens"][0]["id"] + 1
     config = {"added_tokens_decoder": {str(count): {"content": "<a>"}, str(count + 1): {"content": "<b>"}}}

@@ -4,6 +4,7 @@ Run against openvino and openvino-genai 2026.4.1 on the CPU.
 """
 
 import importlib.util
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -264,6 +265,7 @@ def test_the_written_directory_holds_what_genai_wants(small):
     names = {path.name for path in small.path.iterdir()}
     tokenizers = {f"openvino_{which}.{end}" for which in ("tokenizer", "detokenizer") for end in ("xml", "bin")}
     assert names >= {XML, "openvino_model.bin", "config.json", "tokenizer.json", *tokenizers}
+    assert "tokenizer_models" not in small.notes
 
 
 @pytest.mark.parametrize("limit", ["address space", "killed"])
@@ -279,6 +281,40 @@ def test_a_tokenizer_is_not_left_out_for_want_of_memory(tmp_path, monkeypatch, l
         MemoryShortageError, match=r"^converting the tokenizer for OpenVINO needs more memory than there"
     ):
         tokenizer_models(directory)
+
+
+def test_a_tokenizer_that_cannot_be_converted_is_a_note(tmp_path, monkeypatch, caplog):
+    """GenAI cannot use the directory; the summary, the manifest and the XML say so, and why."""
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho 'ValueError: no such tokenizer' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    notes: list[str] = []
+    caplog.set_level("INFO", logger="edgekit")
+    made = edgekit.quantize(
+        str(sample.path()), "INT8_SYM", to=tmp_path / "made", format="openvino", backend="reference", notes=notes
+    )
+    note = (
+        "the tokenizer was not converted: ValueError: no such tokenizer; OpenVINO GenAI and the model server cannot use "
+        "this directory"
+    )
+    assert made.notes["tokenizer_models"] == note
+    assert json.loads((made.path / "edgekit.manifest.json").read_text())["notes"]["tokenizer_models"] == note
+    assert notes[-1] == note
+    assert note in caplog.text
+    assert 'value="not converted: ValueError: no such tokenizer"' in (made.path / XML).read_text()
+
+
+def test_a_tokenizer_that_takes_too_long_is_given_up_and_noted(tmp_path, monkeypatch):
+    directory = {path.name: path.read_bytes() for path in Path(str(sample.path())).glob("*.json")}
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr("edgekit_openvino.tokenizer.TIMEOUT", 0.2)
+    converted = tokenizer_models(directory)
+    assert (dict(converted.files), converted.failed) == ({}, True)
+    assert converted.note == "not converted: it took more than 0.2 seconds"
 
 
 def test_an_ir_of_an_ir_takes_the_tokenizer_over(small, tmp_path, monkeypatch):

@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgekit.artifact import Artifact as Artifact
     from edgekit.bridges import transcode as transcode
-    from edgekit.encoding.codecs import decode as decode
-    from edgekit.encoding.codecs import encode as encode
+    from edgekit.encoding._codecs import decode as decode
+    from edgekit.encoding._codecs import encode as encode
     from edgekit.errors import EdgekitError as EdgekitError
     from edgekit.evaluation import compare as compare
     from edgekit.evaluation import evaluate as evaluate
     from edgekit.evaluation.moments import calibrate as calibrate
     from edgekit.fitting import fit as fit
     from edgekit.fitting import sensitivity as sensitivity
-    from edgekit.pipeline.conversion import convert as convert
-    from edgekit.pipeline.conversion import open_artifact
-    from edgekit.pipeline.conversion import quantize as quantize
+    from edgekit.pipeline._conversion import convert as convert
+    from edgekit.pipeline._conversion import open_artifact
+    from edgekit.pipeline._conversion import quantize as quantize
+    from edgekit.plugin._registry import installed
     from edgekit.plugin.hookspecs import hookimpl as hookimpl
-    from edgekit.plugin.registry import installed
     from edgekit.precision import Precision as Precision
     from edgekit.precision import Tier as Tier
     from edgekit.recipe import Recipe as Recipe
@@ -54,16 +54,16 @@ _WHERE = {
     "Tier": "edgekit.precision:Tier",
     "calibrate": "edgekit.evaluation.moments:calibrate",
     "compare": "edgekit.evaluation:compare",
-    "convert": "edgekit.pipeline.conversion:convert",
-    "decode": "edgekit.encoding.codecs:decode",
-    "encode": "edgekit.encoding.codecs:encode",
+    "convert": "edgekit.pipeline._conversion:convert",
+    "decode": "edgekit.encoding._codecs:decode",
+    "encode": "edgekit.encoding._codecs:encode",
     "evaluate": "edgekit.evaluation:evaluate",
     "fit": "edgekit.fitting:fit",
     "hookimpl": "edgekit.plugin.hookspecs:hookimpl",
     "load": "edgekit.runtime.protocols:load",
-    "open": "edgekit.pipeline.conversion:open_artifact",
-    "plugins": "edgekit.plugin.registry:installed",
-    "quantize": "edgekit.pipeline.conversion:quantize",
+    "open": "edgekit.pipeline._conversion:open_artifact",
+    "plugins": "edgekit.plugin._registry:installed",
+    "quantize": "edgekit.pipeline._conversion:quantize",
     "sensitivity": "edgekit.fitting:sensitivity",
     "transcode": "edgekit.bridges:transcode",
 }

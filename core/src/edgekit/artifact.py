@@ -17,7 +17,7 @@ from edgekit.manifest import Manifest, manifest_path, read_manifest
 from edgekit.precision import Precision
 from edgekit.recipe import Plan, Slot
 from edgekit.tensor import AnyTensor, QuantizedTensor, precision_name
-from edgekit.tokenizer.record import Tokenizer
+from edgekit.tokenizer._record import Tokenizer
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -112,7 +112,7 @@ class Layout:
         slots: one for each tensor of the file, in order.
         source: the artifact that is read.
         model: its family-neutral view; None where the format stores tensors without knowing the family.
-        notes: what the user should know about it, a sentence by kind; see `edgekit.pipeline.notes`.
+        notes: what the user should know about it, a sentence by kind; see `edgekit.pipeline._notes`.
     """
 
     slots: tuple[Slot, ...]
@@ -125,6 +125,7 @@ class Writer(Protocol):
     """Writes one artifact, tensor by tensor, in the order of the plan. Nothing shows before `commit`.
 
     `edgekit.formats.PlannedFile` and `PlannedDirectory` are bases that have all of it but how a tensor is stored.
+    A writer may also have ``remarks``: what turned out while writing and the user should know, a sentence by kind.
     """
 
     @property

@@ -48,7 +48,7 @@ class Manifest:
         tensors: for each tensor its precision, the backend that encoded it, and the reason.
         versions: version of edgekit, of numpy, and of each plugin that took part, by distribution.
         quality: what `edgekit.compare` measured, where it was asked to record it.
-        notes: what is of note, a sentence by kind: `edgekit.pipeline.notes`.
+        notes: what is of note, a sentence by kind: `edgekit.pipeline._notes`.
     """
 
     sources: Mapping[str, str] = attrs.field(factory=dict, validator=_mapping)

@@ -12,6 +12,7 @@ from edgekit.errors import UsageError
 from edgekit.files import _html
 from edgekit.numerics import smallfloats
 from edgekit.precision import Precision, find_precision
+from edgekit.precision import _packed as packed
 from edgekit.typing import F32, Array
 
 #: Bytes of one element, by the dtype's numpy or ml_dtypes name.
@@ -133,6 +134,7 @@ class EncodedTensor:
         read_parts: ``read_parts(start, stop)`` gives the parts of those rows (all leading dimensions counted
             together). Not to be written to: they may be views of the file.
         sliceable: False where rows share bytes; then `read_parts` is only asked for all of them.
+        origin: the file's own number format, where the codes are carried over to `precision` as they are read.
     """
 
     name: str
@@ -141,6 +143,7 @@ class EncodedTensor:
     nbytes: int
     read_parts: Callable[[int, int], Mapping[str, Array]] = attrs.field(repr=False)
     sliceable: bool = True
+    origin: Precision | None = attrs.field(default=None, repr=False)
 
     @property
     def rows(self) -> int:
@@ -239,10 +242,15 @@ def holds_floats(tensor: AnyTensor) -> bool:
 
 
 def kept(tensor: AnyTensor) -> Precision:
-    """The precision of a tensor that is not quantized: its own; F32 for wider and narrower floats."""
+    """The precision of a tensor that is not quantized: its own; F32 for other floats and for what is only read."""
     if isinstance(tensor, EncodedTensor):
-        return tensor.precision
+        return find_precision("float:F32") if only_read(tensor.precision) else tensor.precision
     return find_precision({"float16": "float:F16", "bfloat16": "float:BF16"}.get(tensor.dtype, "float:F32"))
+
+
+def only_read(precision: Precision) -> bool:
+    """Whether a precision is one that no format writes: what other tools pack and edgekit decodes."""
+    return precision.convention == packed.CONVENTION
 
 
 __all__ = [
@@ -254,6 +262,7 @@ __all__ = [
     "carrier",
     "holds_floats",
     "kept",
+    "only_read",
     "precision_name",
     "widen",
 ]

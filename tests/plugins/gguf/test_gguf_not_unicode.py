@@ -60,7 +60,7 @@ def changed(request: pytest.FixtureRequest, whole: Path, tmp_path: Path) -> tupl
 
 
 def _precision(artifact: edgekit.Artifact, name: str) -> edgekit.Precision:
-    from edgekit.pipeline.conversion import own_precision
+    from edgekit.pipeline._conversion import own_precision
 
     return own_precision(artifact.tensors[name])
 

@@ -8,7 +8,7 @@ import pytest
 import edgekit
 from edgekit import sample
 from edgekit.architectures import Model, ModelConfig
-from edgekit.pipeline.recipes import list_recipes
+from edgekit.pipeline._recipes import list_recipes
 from edgekit.testing.models import artifact_of, random_model
 from edgekit_gguf import recipes
 

@@ -151,7 +151,7 @@ def test_split_files_with_parts_missing_or_misnamed(parts: list[Path], tmp_path:
 
 
 def test_a_file_of_another_kind_of_model_is_still_shown(builder, tmp_path: Path):
-    from edgekit.cli.inspect import describe
+    from edgekit.cli._verbs.inspect import describe
 
     string = builder.string
     file = builder(data=bytes(64)).pair("general.architecture", 8, string("bert")).tensor("ids", [16], 26)

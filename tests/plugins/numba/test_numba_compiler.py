@@ -137,6 +137,28 @@ def test_without_the_compiler_the_doctor_says_so(broken):
     assert any("llvmlite does not import" in problem for problem in json.loads(done.stdout)["problems"])
 
 
+LIMIT = """
+import numpy, edgekit, edgekit.encoding._codecs, resource
+edgekit.plugins()
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (64 << 20),) * 2)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_where_memory_is_short_for_the_compiler_that_is_what_is_said():
+    """LLVM's library takes more than 100 MB of address space."""
+    done = run(["-c", LIMIT + CHECK], "Q8_0", EDGEKIT_NO_PLUGINS="llamacpp", OPENBLAS_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["Q8_0", "reference"] * 2
+    (line,) = done.stderr.splitlines()
+    needs = (
+        "numba is skipped: importing llvmlite, with which edgekit-numba compiles its kernels, needs more memory than "
+    )
+    assert line.startswith(needs)
+    assert "reinstall" not in line
+
+
 def test_asked_for_by_name_it_is_an_error(broken):
     code = "import edgekit, numpy as np; edgekit.encode(np.ones((1, 32), np.float32), 'ggml:Q8_0', backend='numba')"
     done = run(["-c", code], path=broken)

@@ -5,7 +5,7 @@ import pytest
 
 from edgekit import sample
 from edgekit.pipeline import find_format, find_recipe, make_plan, open_artifact
-from edgekit.pipeline.recipes import list_recipes
+from edgekit.pipeline._recipes import list_recipes
 from edgekit.recipe import Recipe
 from edgekit_openvino.recipes import INT4_SYM, Nncf
 

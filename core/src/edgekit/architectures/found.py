@@ -34,32 +34,36 @@ class _Kind:
         what: its name, as an error says it.
         endings: of tensors' names; each has to end one of them.
         cure: what to do.
+        read: whether `edgekit.formats._packed` reads it, given the configuration that says how it was packed.
     """
 
     what: str
     endings: tuple[str, ...]
     cure: str = _ORIGINAL
+    read: bool = False
 
 
 #: The more particular first.
 _PACKED = (
-    _Kind("weights packed by bitsandbytes to 4 bits", (".absmax", ".quant_map"), _DEQUANTIZE),
-    _Kind("weights packed by bitsandbytes to 8 bits", (".SCB",), _DEQUANTIZE),
-    _Kind("weights packed by GPTQ", (".qweight", ".scales", ".g_idx")),
-    _Kind("weights packed by AWQ, or by GPTQ", (".qweight", ".scales")),
+    _Kind("weights packed by bitsandbytes to 4 bits", (".absmax", ".quant_map"), read=True),
+    _Kind("weights packed by bitsandbytes to 8 bits", (".SCB",), read=True),
+    _Kind("weights packed by GPTQ", (".qweight", ".scales", ".g_idx"), read=True),
+    _Kind("weights packed by AWQ, or by GPTQ", (".qweight", ".scales"), read=True),
     _Kind(
         "weights quantized by optimum-quanto",
         ("._data", "._scale"),
         f"{_ORIGINAL}; where that is gone, each matrix is its _data times its _scale",
     ),
-    _Kind("weights packed by compressed-tensors", (".weight_packed", ".weight_scale")),
-    _Kind("8-bit floats with a scale a block (fine-grained FP8)", (".weight_scale_inv",), _DEQUANTIZE),
-    _Kind("quantized weights with scales beside them (compressed-tensors, ModelOpt or FP8)", (".weight_scale",)),
+    _Kind("weights packed by compressed-tensors", (".weight_packed", ".weight_scale"), read=True),
+    _Kind("8-bit floats with a scale a block (fine-grained FP8)", (".weight_scale_inv",), read=True),
+    _Kind(
+        "quantized weights with scales beside them (compressed-tensors, ModelOpt or FP8)", (".weight_scale",), read=True
+    ),
     _Kind("weights packed by HQQ", (".W_q",)),
     _Kind("weights packed by EETQ", (".weight_scales",)),
     _Kind("weights packed by AQLM", (".codebooks", ".codes")),
     _Kind("weights packed by QuIP#", (".Qidxs",)),
-    _Kind("MXFP4 blocks and scales", ("_blocks", "_scales"), _DEQUANTIZE),
+    _Kind("MXFP4 blocks and scales", ("_blocks", "_scales"), read=True),
 )
 _METHODS = {
     "bitsandbytes": ("bitsandbytes", _DEQUANTIZE),
@@ -71,6 +75,8 @@ _METHODS = {
     "quanto": ("optimum-quanto", _ORIGINAL),
     "modelopt": ("NVIDIA ModelOpt", _ORIGINAL),
 }
+#: Those that `edgekit.formats._packed` reads.
+_READ = ("bitsandbytes", "fp8", "mxfp4", "gptq", "awq", "compressed-tensors")
 _WRAPPERS = {"_orig_mod.": "torch.compile", "module.": "DataParallel or DeepSpeed"}
 _LORA = (
     ".lora_A.",
@@ -97,17 +103,29 @@ def refuse_other_weights(
     Raises:
         UnsupportedModelError: names what was found, with a cure.
     """
-    problem = _lora(names, base) or _packed(names) or _configured(config or {}) or _other_names(names)
+    given = config or {}
+    packed = _packed(names, given.get("quantization_config"))
+    problem = _lora(names, base) or packed or _configured(given) or _other_names(names)
     if problem:
         raise UnsupportedModelError(f"{where}: {problem}")
 
 
-def _packed(names: Collection[str]) -> str | None:
+def _packed(names: Collection[str], quantization: object) -> str | None:
     for kind in _PACKED:
         examples = [next((name for name in names if name.endswith(ending)), None) for ending in kind.endings]
         if all(examples):
-            return f"it holds {kind.what} ({examples[0]}), which edgekit does not read; {kind.cure}"
+            return f"it holds {kind.what} ({examples[0]}), {_why_not(kind, quantization)}; {kind.cure}"
     return None
+
+
+def _why_not(kind: _Kind, quantization: object) -> str:
+    """Why weights are not read: nothing reads them, or no configuration says how they were packed."""
+    if not kind.read:
+        return "which edgekit does not read"
+    method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
+    if method is None:
+        return "and its config.json has no quantization_config that says how; fetch the model's own config.json"
+    return f"and the quant_method of its config.json, {short(method)}, is not one that edgekit reads"
 
 
 def _configured(config: Mapping[str, Any]) -> str | None:
@@ -116,9 +134,12 @@ def _configured(config: Mapping[str, Any]) -> str | None:
     if not quantization:
         return None
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if method is None and isinstance(quantization, dict) and {"bits", "group_size"} <= quantization.keys():
+        return "its config.json says that it holds weights quantized by MLX; pip install edgekit-mlx, which reads them"
     name, cure = _METHODS.get(str(method), (str(method) if isinstance(method, str) else "", _ORIGINAL))
     what = f"weights quantized by {name}" if name else f"quantized weights ({short(quantization)})"
-    return f"its config.json says that it holds {what} (quantization_config), which edgekit does not read; {cure}"
+    why = "and none of its tensors is quantized that way" if str(method) in _READ else "which edgekit does not read"
+    return f"its config.json says that it holds {what} (quantization_config), {why}; {cure}"
 
 
 def _lora(names: Collection[str], base: str | None) -> str | None:

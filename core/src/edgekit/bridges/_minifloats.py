@@ -4,7 +4,7 @@ scale      values                       stored by
 e8m0       2^-127 … 2^127               ggml MXFP4; mxfp4 and mxfp8 of MLX and OpenVINO
 e4m3       0, 2^-9 … 448                ggml NVFP4; nvfp4 of MLX
 float16                                 fp4 and fp8 of OpenVINO; what its nvfp4 multiplies with
-float32                                 what MLX's nvfp4 with a scale for the tensor multiplies with
+float32                                 what MLX's nvfp4 with a scale for the tensor multiplies with; packed fp4 and fp8
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ _HOLDS: dict[tuple[str, str], tuple[Scale, bool]] = {
     ("openvino", "nvfp4"): ("float16", False),
     ("openvino", "fp4"): ("float16", True),
     ("openvino", "fp8"): ("float16", True),
+    ("packed", "fp4"): ("float32", False),
+    ("packed", "fp8"): ("float32", False),
 }
 #: e2m1 among the patterns of e4m3, and back: 255 where there is none.
 _WIDER = float32_to_float8_e4m3fn(np.concatenate([E2M1, -E2M1]))
@@ -86,6 +88,8 @@ def read(tensor: QuantizedTensor) -> Minifloats:
     elif precision.convention == "mlx":
         codes = unpack_lsb(np.ascontiguousarray(parts["weight"], "<u4").view(np.uint8), bits, cols)
         scale = mlx.float_scale(parts, precision)
+    elif precision.convention == "packed":
+        codes, scale = unpack_lsb(parts["codes"], bits, cols), parts["scale"]
     else:
         codes = unpack_lsb(parts["codes"].view(np.uint8).reshape(-1), bits, rows * cols)
         scale = _scales.widen(parts, precision)

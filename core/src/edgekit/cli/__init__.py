@@ -38,7 +38,7 @@ VERBS = {
 }
 
 #: Verbs of plugins; calling one that is not installed raises an error with the package to install.
-_OF_PLUGINS = ("serve",)
+_OF_PLUGINS = ("finetune", "fuse", "serve")
 
 
 #: Exit code after Ctrl-C: 128 plus the number of SIGINT, as in shells.
@@ -64,12 +64,12 @@ class _Verbs(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in VERBS:
-            module = importlib.import_module(f"edgekit.cli.{cmd_name.replace('-', '_')}")
+            module = importlib.import_module(f"edgekit.cli._verbs.{cmd_name.replace('-', '_')}")
             command: click.Command = module.command
             command.short_help = VERBS[cmd_name]
             return command
         if cmd_name in (*_plugin_commands(), *_OF_PLUGINS):
-            from edgekit.plugin.registry import manager
+            from edgekit.plugin._registry import manager
 
             loaded: click.Command = manager().load("commands", cmd_name)
             return loaded
@@ -77,7 +77,7 @@ class _Verbs(click.Group):
 
 
 def _plugin_commands() -> list[str]:
-    from edgekit.plugin.registry import BUILT_IN, manager
+    from edgekit.plugin._registry import BUILT_IN, manager
 
     return sorted({r.name for r in manager().all("commands") if r.distribution != BUILT_IN})
 
@@ -110,7 +110,9 @@ def main(args: list[str] | None = None) -> Any:
             raise
         click.secho(f"edgekit: error: {error}", fg="red", err=True)
         sys.exit(error.exit_code)
-    except MemoryError as raised:
+    except (MemoryError, SystemError) as raised:
+        if not memory.is_shortage(raised):
+            raise
         shortage = memory.shortage("this", memory.wanted_by(raised))
         click.secho(f"edgekit: error: {shortage}", fg="red", err=True)
         sys.exit(shortage.exit_code)

@@ -12,13 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import attrs
 
 from edgekit.errors import EdgekitError
-from edgekit.plugin.registry import BUILT_IN, PluginInfo, Registration, manager
+from edgekit.files.workers import Workers
+from edgekit.plugin._registry import BUILT_IN, PluginInfo, Registration, manager
 from edgekit.precision import find_precision
 
 #: Time limits in seconds: for loading everything that a plugin registers, and for testing its claims.
@@ -43,7 +43,7 @@ def examine(plugins: Iterable[PluginInfo]) -> dict[str, Examined]:
     known = list(plugins)
     names = [p.name for p in known if p.status == "loaded" and p.distribution != BUILT_IN]
     left_out = ",".join(p.name for p in known if p.status != "loaded")
-    with ThreadPoolExecutor(2) as pool:
+    with Workers(2, "edgekit-examine") as pool:
         return dict(zip(names, pool.map(lambda name: _elsewhere(name, left_out), names), strict=True))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib import metadata
 
-from edgekit.plugin.registry import BUILT_IN
+from edgekit.plugin._registry import BUILT_IN
 
 MODULE = "edgekit"
 CURE = f"pip uninstall {{}}, then pip install --force-reinstall --no-deps {BUILT_IN} (or ./core of a checkout)"

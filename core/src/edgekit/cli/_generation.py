@@ -18,7 +18,6 @@ from edgekit.runtime import (
     GenerationOptions,
     Runtime,
     Sampling,
-    SamplingOptions,
     load,
     parse_option,
 )
@@ -93,8 +92,7 @@ class Asked:
 
     def arguments(self) -> GenerationOptions:
         """Return the keyword arguments for `Runtime.stream` and `ChatRuntime.chat_stream`."""
-        sampling = cast(SamplingOptions, attrs.asdict(self.sampling))
-        return {**sampling, "max_tokens": self.max_tokens, "stop": self.stop}
+        return cast(GenerationOptions, {**self.sampling.options(), "max_tokens": self.max_tokens, "stop": self.stop})
 
 
 @attrs.frozen

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from edgekit.errors import InvalidFileError, MissingFileError
-from edgekit.pipeline.notes import summary_line
+from edgekit.pipeline._notes import summary_line
 
 #: A number, optionally with a unit, a percent sign or thousands separators; or a placeholder for a missing one.
 _NUMBER = re.compile(r"[<+-]?[0-9][0-9,.]*(e[+-]?[0-9]+)?( ?(%|s|[kMGT]?B))?( ± [0-9.]+)?|∞|–|nan|")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from edgekit.encoding.codecs import REFERENCE as REFERENCE
-from edgekit.encoding.codecs import CheckedEncoder as CheckedEncoder
-from edgekit.encoding.codecs import Codec as Codec
-from edgekit.encoding.codecs import Decoder as Decoder
-from edgekit.encoding.codecs import Quantizer as Quantizer
-from edgekit.encoding.codecs import choose as choose
-from edgekit.encoding.codecs import codec as codec
-from edgekit.encoding.codecs import decode as decode
-from edgekit.encoding.codecs import encode as encode
-from edgekit.encoding.codecs import refuse_shape as refuse_shape
+from edgekit.encoding._codecs import REFERENCE as REFERENCE
+from edgekit.encoding._codecs import CheckedEncoder as CheckedEncoder
+from edgekit.encoding._codecs import Codec as Codec
+from edgekit.encoding._codecs import Decoder as Decoder
+from edgekit.encoding._codecs import Quantizer as Quantizer
+from edgekit.encoding._codecs import choose as choose
+from edgekit.encoding._codecs import codec as codec
+from edgekit.encoding._codecs import decode as decode
+from edgekit.encoding._codecs import encode as encode
+from edgekit.encoding._codecs import refuse_shape as refuse_shape
 from edgekit.precision import find_precision as find_precision
 
 __all__ = [

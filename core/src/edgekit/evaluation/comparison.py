@@ -15,8 +15,8 @@ from edgekit.evaluation._common import Source, finite
 from edgekit.evaluation.language import Baseline, Evaluation, Text, evaluate
 from edgekit.files import _html
 from edgekit.files.memory import enough_memory
-from edgekit.pipeline.conversion import as_artifact
-from edgekit.pipeline.progress import Progress, Shown, reporting
+from edgekit.pipeline._conversion import as_artifact
+from edgekit.pipeline._progress import Progress, Shown, reporting
 from edgekit.tensor import AnyTensor, EncodedTensor
 from edgekit.tensor import precision_name as precision_name
 

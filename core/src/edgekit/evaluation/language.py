@@ -16,8 +16,8 @@ from edgekit.errors import NonFiniteError, UnsupportedModelError, UsageError
 from edgekit.evaluation._common import Source, finite
 from edgekit.files import _html
 from edgekit.files.memory import enough_memory
-from edgekit.pipeline.conversion import as_artifact
-from edgekit.pipeline.progress import Progress, Shown, reporting
+from edgekit.pipeline._conversion import as_artifact
+from edgekit.pipeline._progress import Progress, Shown, reporting
 from edgekit.tokenizer import Tokenizer, TokenType
 from edgekit.typing import F32, F64, Ints
 

@@ -23,8 +23,8 @@ from edgekit.files.atomic import AtomicFile
 from edgekit.files.guard import refuse_harm
 from edgekit.files.memory import enough_memory
 from edgekit.formats.safetensors import to_bytes
-from edgekit.pipeline.conversion import as_artifact
-from edgekit.pipeline.progress import Progress, Shown, reporting
+from edgekit.pipeline._conversion import as_artifact
+from edgekit.pipeline._progress import Progress, Shown, reporting
 from edgekit.rounding.calibration import (
     Calibration,
     as_ids,

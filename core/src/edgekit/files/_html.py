@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from html import escape
 
 #: Largest number of rows shown.
 ROWS = 60
@@ -25,16 +24,22 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]], n
     body = "".join(
         f"<tr>{''.join(_cell('td', cell, number) for number, cell in enumerate(row))}</tr>" for row in every[:ROWS]
     )
-    below = "".join(f"<div>{escape(line)}</div>" for line in lines)
+    below = "".join(f"<div>{_escape(line)}</div>" for line in lines)
     return (
-        f"<div><strong>{escape(title)}</strong></div>"
+        f"<div><strong>{_escape(title)}</strong></div>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}"
     )
 
 
 def _cell(tag: str, text: object, number: int) -> str:
     side = "right" if number else "left"
-    return f'<{tag} style="text-align: {side}">{escape(str(text))}</{tag}>'
+    return f'<{tag} style="text-align: {side}">{_escape(text)}</{tag}>'
+
+
+def _escape(text: object) -> str:
+    from html import escape  # only here: a first `encode` need not load HTML's named characters
+
+    return escape(str(text))
 
 
 def shape(dimensions: Sequence[int]) -> str:

@@ -24,6 +24,7 @@ from typing import Any
 import attrs
 
 from edgekit.files._swap import clear
+from edgekit.files.threads import Thread
 
 VERSION = 2
 #: Time limit in seconds for the fingerprint of an interrupted run; without it the units are dropped.
@@ -90,7 +91,7 @@ class Journal:
         self._file = open(os.open(self._path, flags, 0o666), "wb", buffering=0)  # noqa: SIM115
         self._append(self._header)
         if callable(self._fingerprint):
-            threading.Thread(target=self._sign, name="edgekit-fingerprint", daemon=True).start()
+            Thread(target=self._sign, name="edgekit-fingerprint").start()
         else:
             self._sign()
             self._signed.result()

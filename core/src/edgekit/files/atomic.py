@@ -20,7 +20,7 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,6 +29,7 @@ from edgekit.errors import ResourceError, UsageError
 from edgekit.files import guard, pairs
 from edgekit.files._journal import Fingerprint, Journal, Unit
 from edgekit.files._lock import Lock
+from edgekit.files._problems import require_space, writing
 from edgekit.files._swap import (
     NAME_LIMIT,
     clear,
@@ -43,7 +44,6 @@ from edgekit.files._swap import (
 )
 from edgekit.files.foreign import read_bytes, strict_json
 from edgekit.files.guard import ARTIFACT_FILES
-from edgekit.files.problems import require_space, writing
 
 _JOURNAL = ".partial.json"
 _CHUNK = 1 << 22
@@ -311,10 +311,16 @@ class AtomicDirectory:
                 self._let_go()
                 raise
 
-    def file(self, name: str, *, fingerprint: Fingerprint | None = None) -> AtomicFile:
-        """Begin, or resume, a file of the directory; commit it before the directory."""
+    def file(self, name: str, *, fingerprint: Fingerprint | None = None, beside: Iterable[str] = ()) -> AtomicFile:
+        """Begin, or resume, a file of the directory; commit it before the directory.
+
+        Args:
+            name: of the file.
+            fingerprint: as for `AtomicFile`.
+            beside: names of files that are opened after it, and may be resumed too.
+        """
         with writing(self.target):
-            self._sweep(but=name)
+            self._sweep(but=(name, *beside))
         file = AtomicFile(self.path / name, fingerprint=fingerprint, named=self.target / name, lock=False)
         self._files.append(file)
         return file
@@ -382,9 +388,9 @@ class AtomicDirectory:
         kept = journals | {name.removesuffix(".json") for name in journals}
         _clear_all(entry for entry in self.path.iterdir() if entry.name not in kept)
 
-    def _sweep(self, but: str = "") -> None:
-        """Remove all resumable files except one: the others are of another format or run."""
-        names = [but, *(file.target.name for file in self._files)] if but else []
+    def _sweep(self, but: Collection[str] = ()) -> None:
+        """Remove all resumable files except these and open ones: the others are of another format or run."""
+        names = [*but, *(file.target.name for file in self._files)] if but else []
         kept = {hidden(Path(name), what).name for name in names for what in ("partial", "partial.json")}
         _clear_all(
             entry

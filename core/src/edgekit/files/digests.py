@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from edgekit.errors import MissingFileError
+from edgekit.files.threads import Thread
 
 #: Bytes hashed between checks for cancellation; larger pieces are no faster.
 _PIECE = 1 << 18
@@ -50,6 +51,7 @@ class Digests(Mapping[str, str]):
 
     Raises:
         MissingFileError: when the digest of a file that could not be read is asked for.
+        MemoryShortageError: there is no memory for the thread.
     """
 
     def __init__(self, files: Iterable[Path], known: Mapping[str, str] | None = None) -> None:
@@ -57,7 +59,7 @@ class Digests(Mapping[str, str]):
         self._coming: dict[Path, Future[str]] = {file: Future() for file in files}
         self._names = {file.name: future for file, future in self._coming.items()}
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="edgekit-sha256", daemon=True)
+        self._thread = Thread(target=self._run, name="edgekit-sha256")
         self._thread.start()
 
     def __getitem__(self, name: str) -> str:

@@ -22,8 +22,8 @@ import attrs
 
 from edgekit.errors import ChangedSourceError, EdgekitError, UsageError
 from edgekit.files import pairs
+from edgekit.files._problems import writing
 from edgekit.files.digests import sha256
-from edgekit.files.problems import writing
 
 #: Nanoseconds. A file modified so shortly before it is opened may change again without its times showing it.
 _RACY = 2_000_000_000

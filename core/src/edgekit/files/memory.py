@@ -21,16 +21,37 @@ _SAID = re.compile(
 #: A number of bytes in such a text.
 _BYTES = re.compile(r"(\d+(?:\.\d+)?) ?(bytes|B|KiB|kB|MiB|MB|GiB|GB)\b")
 _SIZE = re.compile(r"\bof size (\d+)\b")
+#: Bytes below which an error that says nothing is taken for a shortage.
+_LITTLE = 64 << 20
+#: Exceptions looked at behind one another.
+_LINKS = 10
 _UNITS = {"bytes": 1, "B": 1, "KiB": 1 << 10, "kB": 1000, "MiB": 1 << 20, "MB": 10**6, "GiB": 1 << 30, "GB": 10**9}
 _CURE = "close other programs, raise the limit (ulimit -v), or take a smaller model"
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an exception of any library means that memory ran out."""
+    """Whether an exception of any library means that memory ran out, or was raised while one that does was handled."""
+    return any(map(_says_so, _chain(error)))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception, and those that a traceback shows before it."""
+    at: BaseException | None = error
+    for _ in range(_LINKS):
+        if at is None:
+            return
+        yield at
+        at = at.__cause__ or (None if at.__suppress_context__ else at.__context__)
+
+
+def _says_so(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
+    if isinstance(error, SystemError):  # compiled code that forgets to report a failed allocation ends in one
+        free = available()
+        return free is not None and free < _LITTLE
     return _SAID.search(str(error)) is not None
 
 

@@ -1,6 +1,6 @@
 """The formats that the core reads and writes, and the writers that plugin formats derive from."""
 
-from edgekit.formats._hf_files import carried
+from edgekit.formats._hf_files import Weights, carried, open_weights
 from edgekit.formats._hf_generate import generation_config, small_files
 from edgekit.formats._parts import PartLayout, part_layouts
 from edgekit.formats.writer import PlannedDirectory, PlannedFile, PlannedWriter
@@ -10,8 +10,10 @@ __all__ = [
     "PlannedDirectory",
     "PlannedFile",
     "PlannedWriter",
+    "Weights",
     "carried",
     "generation_config",
+    "open_weights",
     "part_layouts",
     "small_files",
 ]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 from edgekit.errors import InvalidFileError, MissingFileError
 from edgekit.files.foreign import member, read_object
 from edgekit.files.guard import CARRIED_FILES
+from edgekit.formats._packed import quantization_of
 from edgekit.formats.safetensors import open_tensors
 from edgekit.tensor import Tensor
-from edgekit.tokenizer.hf_files import TEMPLATES, template_files
+from edgekit.tokenizer._hf_files import TEMPLATES, template_files
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -21,6 +23,8 @@ MANIFEST = "edgekit.manifest.json"
 #: Files that peft writes beside, or instead of, a model.
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+#: What AutoGPTQ wrote before config.json had a quantization_config.
+QUANTIZE_CONFIG = "quantize_config.json"
 #: Patterns of weights in pickles, which are never read.
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -74,6 +78,12 @@ def open_weights(directory: Path, only: str | None = None) -> Weights:
         raise MissingFileError(f"{directory / name}: no such file")
     tensors, metadata = open_tensors(path)
     return Weights((path,), tensors, metadata)
+
+
+def with_quantization(directory: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the configuration; with AutoGPTQ's own file as its quantization_config if it has none."""
+    own = None if quantization_of(config) else read_object(directory, QUANTIZE_CONFIG, CONFIG_LIMIT)
+    return {**config, "quantization_config": {"quant_method": "gptq", **own}} if own else config
 
 
 def _single(directory: Path) -> str:

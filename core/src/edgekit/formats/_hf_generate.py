@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from edgekit.artifact import Layout
-from edgekit.files.foreign import utf8
+from edgekit.files.foreign import strict_json, utf8
 from edgekit.formats import _hf_files as files
+from edgekit.formats._packed import quantization_of, without_quantization
 from edgekit.manifest import Manifest
 from edgekit.recipe import Plan
-from edgekit.tokenizer.record import Tokenizer
+from edgekit.tokenizer._record import Tokenizer
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -19,8 +21,9 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 def small_files(layout: Layout, plan: Plan, manifest: Manifest) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of every file of the directory except weights.
 
-    Configuration and tokenizer are the source's own, byte for byte, where it has a ``config.json``; else they are
-    generated from the model and its tokenizer. The manifest comes last.
+    Configuration and tokenizer are the source's own, byte for byte, where it has a ``config.json`` (without a
+    quantization that another library made); else they are generated from the model and its tokenizer. The
+    manifest comes last.
 
     Raises:
         UnsupportedModelError: the source's family or tokenizer is unsupported.
@@ -29,10 +32,17 @@ def small_files(layout: Layout, plan: Plan, manifest: Manifest) -> Iterator[tupl
         for path in layout.source.files:
             name = files.carried_name(path)
             if name is not None:
-                yield name, path.read_bytes()
+                yield name, _own_config(path) if name == files.CONFIG else path.read_bytes()
     else:
         yield from generate(layout, plan)
     yield files.MANIFEST, manifest.to_json().encode()
+
+
+def _own_config(path: Path) -> bytes:
+    """Return a config.json as it is; without the quantization that the weights no longer have."""
+    content = path.read_bytes()
+    config = strict_json(content, path, "the configuration")
+    return _json(without_quantization(config)) if quantization_of(config) else content
 
 
 def generate(layout: Layout, plan: Plan) -> Iterator[tuple[str, bytes]]:

@@ -18,15 +18,16 @@ from edgekit.errors import MissingFileError, UnsupportedModelError
 from edgekit.files import guard
 from edgekit.files.foreign import member, read_object
 from edgekit.formats import _hf_files as files
+from edgekit.formats import _packed as packed
 from edgekit.formats._hf_sizes import HuggingFaceSizes
 from edgekit.formats._hf_writer import HuggingFaceWriter
 from edgekit.formats._parts import assemble
 from edgekit.formats.safetensors import open_tensors
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.recipe import Plan, Slot, quantized
-from edgekit.tensor import AnyTensor, holds_floats, kept
-from edgekit.tokenizer.hf_directory import from_hf_directory
-from edgekit.tokenizer.record import Tokenizer
+from edgekit.tensor import AnyTensor, EncodedTensor, holds_floats, kept
+from edgekit.tokenizer._hf_directory import from_hf_directory
+from edgekit.tokenizer._record import Tokenizer
 
 
 class HuggingFaceFormat:
@@ -55,13 +56,14 @@ class HuggingFaceFormat:
         if any(path.match(pattern) for pattern in files.PICKLES):
             raise files.refuse_pickle(path)
         directory = path if path.is_dir() else path.parent
-        config = read_object(directory, files.CONFIG, files.CONFIG_LIMIT)
+        given = read_object(directory, files.CONFIG, files.CONFIG_LIMIT)
         if _adapter_directory(path) is not None:
             _refuse_adapter(directory)
-        if config is None:
+        if given is None:
             raise MissingFileError(f"{directory / files.CONFIG}: no such file; a model needs its configuration")
+        config = files.with_quantization(directory, given)
         weights = files.open_weights(directory, None if path.is_dir() else path.name)
-        tensors = assemble(weights.tensors, weights.metadata, weights.files[0])
+        tensors = _unpacked(assemble(weights.tensors, weights.metadata, weights.files[0]), config, directory)
         return Artifact(
             path=path,
             format=self.name,
@@ -84,7 +86,7 @@ class HuggingFaceFormat:
         """
         if source.format != self.name:
             return _named_layout(source)
-        refuse_other_weights(source.tensors, str(source.path), source.config)
+        _refuse_unread(source.tensors, source.config, source.path)
         model = _known_model(source)
         roles = {tensor.name: role for role, tensor in model.tensors.items()} if model else {}
         slots = (
@@ -164,9 +166,30 @@ def _refuse_adapter(directory: Path) -> NoReturn:
 def _model(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], directory: Path) -> Model:
     from edgekit.architectures.hf import model_from_hf
 
-    refuse_other_weights(tensors, str(directory), config)
+    config = _refuse_unread(tensors, config, directory)
     floats = {name: tensor for name, tensor in tensors.items() if holds_floats(tensor)}
     return model_from_hf(config, floats, str(directory))
+
+
+def _unpacked(tensors: dict[str, AnyTensor], config: Mapping[str, Any], directory: Path) -> dict[str, AnyTensor]:
+    """Return the tensors with those that other libraries quantized as encoded ones; unchanged if they are not read.
+
+    Why they are not read is raised when the model is asked for, so that `edgekit inspect` shows the file.
+    """
+    try:
+        return packed.unpack(tensors, config, str(directory))
+    except UnsupportedModelError:
+        return tensors
+
+
+def _refuse_unread(tensors: Mapping[str, AnyTensor], config: Mapping[str, Any], where: Path) -> Mapping[str, Any]:
+    """Refuse weights that are not read; return the configuration without the quantization that was understood."""
+    packed.unpack(tensors, config, str(where))  # says why, if something is left
+    if packed.quantization_of(config) and any(isinstance(tensor, EncodedTensor) for tensor in tensors.values()):
+        packed.refuse_leftovers(tensors, str(where))
+        config = packed.without_quantization(config)
+    refuse_other_weights(tensors, str(where), config)
+    return config
 
 
 def _known_model(source: Artifact) -> Model | None:

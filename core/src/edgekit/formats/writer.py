@@ -43,6 +43,7 @@ class PlannedWriter(ABC):
         plan: as given.
         manifest: as given. Reading its JSON waits for the hashes of the sources; leave it for `commit`.
         file: where `append` writes.
+        remarks: what turned out while it was written and the user should know, a sentence by kind.
 
     Raises:
         ResourceError: the target cannot be written, or the disk is too small.
@@ -63,6 +64,7 @@ class PlannedWriter(ABC):
         self.path, self.plan, self.manifest = path, plan, manifest
         self._identity = header if identity is None else identity
         self._sizes = sizes
+        self.remarks: dict[str, str] = {}
         self.file = self._open(self._fingerprint)  # called later: the sources are hashed while tensors are written
         try:
             self.file.reserve(nbytes)

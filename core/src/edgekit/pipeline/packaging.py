@@ -17,9 +17,9 @@ from edgekit.artifact import Artifact
 from edgekit.files import pairs
 from edgekit.files.guard import stamps, working
 from edgekit.manifest import Manifest
-from edgekit.pipeline.conversion import as_artifact
+from edgekit.pipeline._conversion import as_artifact
 from edgekit.pipeline.passes import files_in, refuse_options
-from edgekit.plugin.registry import manager
+from edgekit.plugin._registry import manager
 
 #: Name of the file that marks a package as edgekit's, so that a later run may replace it.
 PACKAGE_MANIFEST = pairs.INSIDE

@@ -15,8 +15,8 @@ from edgekit.artifact import Artifact, unread
 from edgekit.errors import InvalidFileError, MissingPluginError, UnsupportedModelError, UsageError
 from edgekit.files.guard import stamps, working
 from edgekit.files.memory import enough_memory
-from edgekit.pipeline.conversion import open_artifact
-from edgekit.plugin.registry import Registration, manager
+from edgekit.pipeline._conversion import open_artifact
+from edgekit.plugin._registry import Registration, manager
 
 
 class Pass(Protocol):

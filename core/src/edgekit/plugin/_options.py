@@ -48,7 +48,7 @@ def _claim(value: object) -> str:
 
 #: Role -> option -> function that returns why a value is invalid, or an empty string.
 _OPTIONS: dict[str, dict[str, Callable[[object], str]]] = {
-    "formats": {"suffixes": _suffixes, "takes": _suffixes},
+    "formats": {"suffixes": _suffixes, "takes": _suffixes, "refines": _names},
     "quantizers": {"claim": _claim, "speed": _speed},
     "recipes": {"formats": _names},
     "runtimes": {"formats": _names, "speed": _speed, "tolerance": _tolerance},

@@ -32,6 +32,8 @@ def edgekit_register_formats(register: Register) -> None:
 
     The target implements `edgekit.artifact.Format`. ``takes=(".onnx",)`` names suffixes of files that no installed
     format reads and that it converts as a whole: the layout then has no slots, and the writer does all the work.
+    ``refines=("hf",)`` names formats that recognise this one's artifacts too: where one of them does, this one is asked
+    before it.
     """
 
 

@@ -1,6 +1,6 @@
 """Precisions: one frozen record per number format, found by name."""
 
-from edgekit.precision._record import Granularity, Precision, Spec, Tier
+from edgekit.precision._record import Granularity, Precision, Spec, Tier, fits, quantized
 from edgekit.precision._registry import catalogue, find_precision, implementation, load_plugins, register
 
 __all__ = [
@@ -10,7 +10,9 @@ __all__ = [
     "Tier",
     "catalogue",
     "find_precision",
+    "fits",
     "implementation",
     "load_plugins",
+    "quantized",
     "register",
 ]

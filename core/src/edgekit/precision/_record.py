@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal
 
@@ -116,3 +117,14 @@ class Precision:
 
     def __str__(self) -> str:
         return self.name
+
+
+def fits(precision: Precision, shape: Sequence[int]) -> bool:
+    """Return whether tensors of a shape can be encoded: their rows need whole blocks if the format does."""
+    row = shape[-1] if shape else 1
+    return not (precision.whole_blocks and precision.block and row % precision.block)
+
+
+def quantized(precision: Precision) -> bool:
+    """Return whether a precision is not a plain float type."""
+    return precision.convention != "float"

@@ -11,7 +11,7 @@ from typing import Protocol
 import attrs
 
 from edgekit.errors import PluginError, UnknownPrecisionError
-from edgekit.precision import affine, floats, ggml, mlx, olive, onnx, openvino
+from edgekit.precision import _affine, _floats, _mlx, _olive, _onnx, _openvino, _packed, ggml
 from edgekit.precision._record import Precision, Spec
 
 Resolve = Callable[[Spec], Precision | None]
@@ -37,7 +37,7 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     module.CONVENTION: Family(module.CONVENTION, module.resolve, module.catalogue)
-    for module in (floats, affine, ggml, mlx, openvino, onnx, olive)
+    for module in (_floats, _affine, ggml, _mlx, _openvino, _onnx, _olive, _packed)
 }
 # Precisions that plugins bring, and their implementations, by full name; filled by `register`.
 _REGISTERED: dict[str, Precision] = {}
@@ -120,7 +120,7 @@ def load_plugins() -> None:
 
     What a plugin asks while it is loaded is answered from what is known by then.
     """
-    from edgekit.plugin.registry import manager, skipped
+    from edgekit.plugin._registry import manager, skipped
 
     if getattr(_loading, "now", False):
         return

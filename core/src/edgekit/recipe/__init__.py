@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from edgekit.precision import fits as fits
+from edgekit.precision import quantized as quantized
 from edgekit.recipe._check import check_plan as check_plan
 from edgekit.recipe._plan import Assignment as Assignment
 from edgekit.recipe._plan import Plan as Plan
 from edgekit.recipe._plan import Slot as Slot
-from edgekit.recipe._plan import fits as fits
 from edgekit.recipe._plan import is_matrix as is_matrix
-from edgekit.recipe._plan import quantized as quantized
 from edgekit.recipe._recipes import AsIs as AsIs
 from edgekit.recipe._recipes import Clause as Clause
 from edgekit.recipe._recipes import Recipe as Recipe

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Sequence
 
 from edgekit.errors import ShapeError, UsageError
-from edgekit.precision import Precision
-from edgekit.recipe._plan import Assignment, Plan, Slot, fits
+from edgekit.precision import Precision, fits
+from edgekit.recipe._plan import Assignment, Plan, Slot
 
 
 def check_plan(plan: object, slots: Sequence[Slot], recipe: str) -> Plan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fractions import Fraction
 
 import attrs
@@ -21,7 +21,8 @@ class Slot:
         role: what the tensor is for, in edgekit's canonical names (``blk.0.attn_q.weight``), in which recipes
             are stated; the target's name where the family is not known.
         tensor: its values, rows already in the target's order.
-        keep: the precision of a tensor that is not quantized (a norm, a bias): what the format would store.
+        keep: the precision of a tensor that is not quantized (a norm, a bias), or that is quantized already: what the
+            format would store. For an encoded tensor its own precision, or the float type to decode it to.
     """
 
     name: str
@@ -104,17 +105,6 @@ class Plan:
         return bits / max(1, sum(a.size for a in self))
 
 
-def fits(precision: Precision, shape: Sequence[int]) -> bool:
-    """Whether rows of that shape can be encoded: any length, or whole blocks where the format wants them."""
-    row = shape[-1] if shape else 1
-    return not (precision.whole_blocks and precision.block and row % precision.block)
-
-
 def is_matrix(slot: Slot) -> bool:
     """Whether the slot is a weight matrix: two dimensions or more, and a name that ends in ``weight``."""
     return len(slot.shape) > 1 and slot.name.endswith("weight")
-
-
-def quantized(precision: Precision) -> bool:
-    """Whether it is no plain float type."""
-    return precision.convention != "float"

@@ -13,9 +13,9 @@ import attrs
 
 from edgekit.architectures import ModelConfig
 from edgekit.errors import UsageError
-from edgekit.precision import Precision, find_precision
+from edgekit.precision import Precision, find_precision, fits
 from edgekit.recipe._check import check_plan
-from edgekit.recipe._plan import Assignment, Plan, Slot, fits, is_matrix
+from edgekit.recipe._plan import Assignment, Plan, Slot, is_matrix
 from edgekit.tensor import EncodedTensor, Tensor
 
 if TYPE_CHECKING:  # what mypy takes a protocol's metaclass for
@@ -146,7 +146,7 @@ class AsIs:
     name: str = "as is"
 
     def plan(self, slots: Sequence[Slot], config: object, importance: bool = False) -> Plan:
-        """Keep encoded tensors encoded and float matrices in their own type."""
+        """Keep encoded tensors encoded, where the format can, and float matrices in their own type."""
         return Plan(self.name, tuple(_as_it_is(slot, "as in the source") for slot in slots))
 
     def describe(self) -> list[Clause]:
@@ -156,9 +156,7 @@ class AsIs:
 
 def _as_it_is(slot: Slot, reason: str) -> Assignment:
     precision = slot.keep
-    if isinstance(slot.tensor, EncodedTensor):
-        precision = slot.tensor.precision
-    elif len(slot.shape) > 1:
+    if not isinstance(slot.tensor, EncodedTensor) and len(slot.shape) > 1:
         precision = own_precision(slot.tensor)
     return Assignment(slot.name, slot.role, slot.shape, precision, reason)
 

@@ -12,7 +12,7 @@ from typing import Protocol, cast
 
 from edgekit.errors import UnknownPrecisionError
 from edgekit.precision import Precision, implementation
-from edgekit.reference.traits import Traits as Traits
+from edgekit.reference._traits import Traits as Traits
 from edgekit.typing import F32, F64, Array
 
 Parts = dict[str, Array]
@@ -25,6 +25,7 @@ _MODULES = {
     "openvino": "edgekit.reference.openvino",
     "onnx": "edgekit.reference.onnx",
     "olive": "edgekit.reference.olive",
+    "packed": "edgekit.reference._packed",
 }
 
 

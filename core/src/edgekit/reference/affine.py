@@ -44,7 +44,7 @@ from edgekit.numerics.bits import pack_lsb, unpack_lsb
 from edgekit.numerics.blocks import extent, extremes, row_chunks, spans
 from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import Precision
-from edgekit.reference.traits import Traits
+from edgekit.reference._traits import Traits
 from edgekit.typing import F32, F64, U8, Array
 
 traits = Traits(

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgekit.numerics.smallfloats import bfloat16_to_float32, float32_to_bfloat16
 from edgekit.precision import Precision
-from edgekit.reference.traits import Traits
+from edgekit.reference._traits import Traits
 from edgekit.typing import F32, F64, Array
 
 # Half a unit in the last place: relative to normal numbers, absolute among subnormals.

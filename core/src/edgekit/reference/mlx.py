@@ -63,7 +63,7 @@ from edgekit.numerics.smallfloats import (
     to_float32,
 )
 from edgekit.precision import Precision
-from edgekit.reference.traits import Traits
+from edgekit.reference._traits import Traits
 from edgekit.typing import F32, F64, I32, U8, Array
 
 _EPS = np.float32(1e-7)

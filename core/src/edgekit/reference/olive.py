@@ -32,7 +32,7 @@ from edgekit.numerics.bits import pack_lsb, unpack_lsb
 from edgekit.numerics.blocks import extremes, groups, row_chunks
 from edgekit.numerics.smallfloats import as_float32, bfloat16_to_float32, float32_to_bfloat16, is_bfloat16
 from edgekit.precision import Precision
-from edgekit.reference.traits import Traits
+from edgekit.reference._traits import Traits
 from edgekit.typing import F32, F64, U8, Array
 
 traits = Traits(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from edgekit.runtime._watch import TokenScore as TokenScore
+from edgekit.runtime.arguments import Prompt as Prompt
 from edgekit.runtime.arguments import parse_option as parse_option
 from edgekit.runtime.arguments import refuse_unknown_options as refuse_unknown_options
 from edgekit.runtime.generation import FinishReason as FinishReason
@@ -32,10 +34,12 @@ __all__ = [
     "Generation",
     "GenerationOptions",
     "NumpyRuntime",
+    "Prompt",
     "Runtime",
     "Sampling",
     "SamplingOptions",
     "TextRuntime",
+    "TokenScore",
     "TokenizingRuntime",
     "choose_runtime",
     "load",

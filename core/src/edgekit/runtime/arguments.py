@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from edgekit.errors import UsageError
 
 #: Type of `stop` arguments: one text, several, or None for none.
 Stop = str | Sequence[str] | None
+#: A text to be continued, or its token ids.
+Prompt = str | Sequence[int]
 
 
 def stop_texts(stop: Stop) -> tuple[str, ...]:
@@ -30,15 +32,17 @@ def stop_texts(stop: Stop) -> tuple[str, ...]:
     return found
 
 
-def prompt_text(prompt: str) -> str:
-    """Return the prompt if it is a text; else raise.
+def prompt_given(prompt: Prompt) -> str | list[int]:
+    """Return a prompt: a text as it is, token ids as a list.
 
     Raises:
-        UsageError: it is not a text.
+        UsageError: neither.
     """
-    if not isinstance(prompt, str):
-        raise UsageError(f"prompt {prompt!r:.80} is {type(prompt).__name__}; give a text, or token ids to `tokens`")
-    return prompt
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, Iterable) and not isinstance(prompt, bytes | Mapping):
+        return [integer("a token id of the prompt", token, 0) for token in prompt]
+    raise UsageError(f"prompt {prompt!r:.80} is {type(prompt).__name__}; give a text, or token ids")
 
 
 def integer(name: str, value: object, least: int) -> int:
@@ -108,11 +112,12 @@ def parse_option(
 
 
 __all__ = [
+    "Prompt",
     "Stop",
     "declared_options",
     "integer",
     "parse_option",
-    "prompt_text",
+    "prompt_given",
     "refuse_unknown_options",
     "stop_texts",
 ]

@@ -23,7 +23,7 @@ import attrs
 
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidFileError, MissingPluginError, UsageError
-from edgekit.tokenizer.record import Tokenizer
+from edgekit.tokenizer._record import Tokenizer
 
 #: A conversation: each message has a ``role`` and a ``content``, a text.
 Messages = Sequence[Mapping[str, Any]]

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, Self, TypedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Self
 
 import attrs
-import numpy as np
 
-from edgekit.errors import UsageError
-from edgekit.runtime import _draw
-from edgekit.runtime.arguments import Stop, integer
-from edgekit.typing import F32, F64
+from edgekit.runtime._sampling import Sampling, SamplingOptions
+from edgekit.runtime._watch import TokenScore
+from edgekit.runtime.arguments import Stop
 
 #: Why a text ended: by the model or a stop text, or because a limit was reached.
 FinishReason = Literal["stop", "length"]
@@ -33,6 +29,7 @@ class Generation(Iterator[str]):
         completion_tokens: tokens generated so far, with the one that ended the text.
         finish_reason: ``"stop"`` where the model or a stop text ended it, ``"length"`` where `max_tokens` or the
             context did; None until it ends, and if it was cancelled.
+        scores: of the tokens so far, without the one that ended the text; empty unless `logprobs` was given.
         cancelled: whether `cancel` was called; a runtime that produces the pieces itself must check this between
             tokens.
 
@@ -48,6 +45,7 @@ class Generation(Iterator[str]):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     finish_reason: FinishReason | None = None
+    scores: list[TokenScore] = attrs.field(factory=list)
     cancelled: bool = attrs.field(default=False, init=False)
 
     @classmethod
@@ -92,15 +90,6 @@ class Generation(Iterator[str]):
             close()
 
 
-class SamplingOptions(TypedDict, total=False):
-    """How the next token is chosen, as keyword arguments; `Sampling` says what they mean, and checks them."""
-
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int
-
-
 class GenerationOptions(SamplingOptions, total=False):
     """Keyword arguments of `generate`, `stream`, `chat` and `chat_stream` of every runtime; all may be left out.
 
@@ -110,7 +99,15 @@ class GenerationOptions(SamplingOptions, total=False):
         top_k: only the k most likely tokens; 0, the default, for all.
         top_p: only the most likely tokens that together reach this probability; 1, the default, for all.
         seed: of the random numbers; 0 by default, -1 draws one.
+        min_p: only tokens at least this times as likely as the most likely one; 0, the default, for all.
+        repetition_penalty, presence_penalty, frequency_penalty, logit_bias: see `Sampling`; by default without effect.
         stop: a text or texts at which to end; they are not part of the result.
+        stop_token_ids: tokens at which to end, besides the model's own.
+        logprobs: keeps each token's score and those of so many alternatives, at most 20; None, the default, none.
+        json_schema: the text is JSON that this schema accepts; needs llguidance (`edgekit-core[structured]`), as do
+            the next two, of which one may be given.
+        regex: the text matches this regular expression, in Rust's syntax.
+        grammar: the text matches this grammar, in llguidance's variant of Lark.
 
     Example:
         >>> def answer(model: Runtime, **options: Unpack[GenerationOptions]) -> str:  # doctest: +SKIP
@@ -119,74 +116,11 @@ class GenerationOptions(SamplingOptions, total=False):
 
     max_tokens: int | None
     stop: Stop
-
-
-def _drawn(seed: int) -> int:
-    """Return the seed to use: -1 draws a random one, as in llama.cpp."""
-    number = integer("seed", seed, -1)
-    return secrets.randbits(32) if number == -1 else number
-
-
-@attrs.frozen
-class Sampling:
-    """How the next token is chosen.
-
-    Attributes:
-        temperature: 0 takes the most likely token; above, probabilities are softmax(logits / temperature).
-        top_k: only the k most likely tokens; 0 for all.
-        top_p: only the most likely tokens that together reach this probability.
-        seed: of the random numbers; the same seed gives the same text. -1 draws one, which is then the seed here.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = attrs.field(default=0, converter=_drawn)
-
-    def __attrs_post_init__(self) -> None:
-        if not (_is_number(self.temperature) and 0 <= self.temperature < math.inf):
-            raise UsageError(f"temperature {self.temperature!r:.80}; choose 0 or more")
-        if not (_is_number(self.top_k) and self.top_k >= 0 and self.top_k == int(self.top_k)):
-            raise UsageError(f"top_k {self.top_k!r:.80}; choose 0 (all tokens) or more")
-        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
-            raise UsageError(f"top_p {self.top_p!r:.80}; choose above 0 and at most 1")
-
-    def sampler(self) -> Callable[[F32], int]:
-        """Return a function from logits [vocab] to the next token, with a new random generator."""
-        random = np.random.default_rng(self.seed)
-        return lambda logits: self._choose(logits, random)
-
-    def _choose(self, logits: F32, random: np.random.Generator) -> int:
-        if self.temperature == 0:
-            return int(logits.argmax())
-        if not self.top_k:
-            return self._draw(logits, random)
-        kept = _draw.top_k(logits, int(self.top_k))
-        return int(kept[self._draw(logits[kept], random)])
-
-    def _draw(self, logits: F32, random: np.random.Generator) -> int:
-        weights = _draw.weights(logits, self.temperature)
-        return _draw.draw(weights, random) if self.top_p == 1 else _draw.draw_top_p(logits, weights, self.top_p, random)
-
-    def probabilities(self, logits: F32) -> F64:
-        """Return the probability with which `sampler` chooses each token, float64 [vocab], by sorting the vocabulary.
-
-        Args:
-            logits: [vocab], finite or -infinity.
-        """
-        order = np.argsort(-logits, kind="stable")[: int(self.top_k) or None]
-        with np.errstate(over="ignore"):  # a tiny temperature makes exp(-inf), which is correctly 0
-            shares = np.exp((logits[order].astype(np.float64) - logits.max()) / (self.temperature or 1e-300))
-        shares /= shares.sum()
-        # A token stays while those before it have not reached top_p; the first always does.
-        shares[shares.cumsum() - shares >= self.top_p] = 0
-        found = np.zeros(len(logits))
-        found[order] = shares / shares.sum()
-        return found
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    stop_token_ids: Sequence[int] | None
+    logprobs: int | None
+    json_schema: Mapping[str, Any] | bool | str | None
+    regex: str | None
+    grammar: str | None
 
 
 def until(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from edgekit.architectures.forward import KVCache, Transformer
 from edgekit.artifact import Artifact
 from edgekit.errors import UsageError
+from edgekit.runtime.arguments import Prompt
 from edgekit.runtime.generation import Sampling
 from edgekit.runtime.text import TextRuntime
 from edgekit.typing import F32
@@ -78,7 +79,7 @@ class NumpyRuntime(TextRuntime):
             ContextOverflowError: the prompt and `max_tokens` do not fit the model's context.
         """
         count = self.room(len(prompt), max_tokens)
-        choose = (sampling or Sampling()).sampler()
+        choose = (sampling or Sampling()).sampler(prompt)
         return self._continue(prompt, count, choose)
 
     def _continue(self, prompt: Sequence[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
@@ -88,16 +89,15 @@ class NumpyRuntime(TextRuntime):
             yield token
             new = np.array([token])
 
-    def embed(self, text: str) -> F32:
-        """Return the mean of the last layer's states over a text, float32 [width], normalized to length 1.
+    def embed(self, text: Prompt) -> F32:
+        """Return the mean of the last layer's states over a text or token ids, float32 [width], normalized to length 1.
 
         Raises:
             UsageError: an empty text, or no tokenizer.
             ContextOverflowError: more tokens than the model's context.
             NonFiniteError: the model computes values that are not finite.
         """
-        self.refuse_too_long(text)
-        ids = self.encode(text)
+        ids = self.prompt_ids(text)
         self.room(len(ids), None)
         return self.unit(self._model().hidden(ids).mean(axis=0, dtype=np.float64))
 

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from edgekit.artifact import Artifact
 from edgekit.errors import MissingPluginError
 from edgekit.files.memory import enough_memory
-from edgekit.pipeline.conversion import as_artifact
-from edgekit.plugin.registry import Registration, manager
-from edgekit.runtime.arguments import declared_options, refuse_unknown_options
+from edgekit.pipeline._conversion import as_artifact
+from edgekit.plugin._registry import Registration, manager
+from edgekit.runtime.arguments import Prompt, declared_options, refuse_unknown_options
 from edgekit.runtime.chat import Messages
 from edgekit.runtime.generation import FinishReason, Generation, GenerationOptions, Sampling, until
 from edgekit.runtime.numpy import NumpyRuntime
@@ -37,11 +37,11 @@ class Runtime(Protocol):
         """Return the logits of every next token, float32 [n, vocab], for token ids [n]."""
         ...
 
-    def generate(self, prompt: str, **options: Unpack[GenerationOptions]) -> str:
-        """Continue a text; see `GenerationOptions` for the options."""
+    def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> str:
+        """Continue a text, or token ids; see `GenerationOptions` for the options."""
         ...
 
-    def stream(self, prompt: str, **options: Unpack[GenerationOptions]) -> Generation:
+    def stream(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Generation:
         """The same, piece by piece, with the tokens counted and why it ended.
 
         Invalid arguments raise here, before the first piece is requested.
@@ -83,8 +83,8 @@ class ChatRuntime(Protocol):
 class EmbeddingRuntime(Protocol):
     """A runtime that computes embeddings of texts."""
 
-    def embed(self, text: str) -> F32:
-        """Return the embedding of a text, float32 [width], normalized to length 1.
+    def embed(self, text: Prompt) -> F32:
+        """Return the embedding of a text, or of token ids, float32 [width], normalized to length 1.
 
         Raises:
             UsageError: an empty text, or no tokenizer.

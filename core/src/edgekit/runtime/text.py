@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Unpack
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Unpack
 
+import attrs
 import numpy as np
 import numpy.typing as npt
 
 from edgekit.artifact import Artifact
 from edgekit.errors import ContextOverflowError, NonFiniteError, UsageError
 from edgekit.runtime import chat
-from edgekit.runtime.arguments import Stop, integer, prompt_text, stop_texts
+from edgekit.runtime._structured import Grammar, Words
+from edgekit.runtime._watch import MOST_SCORES, Watch
+from edgekit.runtime.arguments import Prompt, Stop, integer, prompt_given, stop_texts
 from edgekit.runtime.chat import Messages
 from edgekit.runtime.generation import Generation, GenerationOptions, Sampling, SamplingOptions, until
-from edgekit.tokenizer.record import Tokenizer
+from edgekit.tokenizer._record import Tokenizer
+from edgekit.tokenizer._vocabulary import TokenType
 from edgekit.typing import F32
 
 
@@ -45,35 +50,60 @@ class TextRuntime:
         """
         raise NotImplementedError
 
-    def generate(self, prompt: str, **options: Unpack[GenerationOptions]) -> str:
+    def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> str:
         """Continue a text until the model ends it.
 
         Args:
-            prompt: the text so far.
+            prompt: the text so far, or its token ids.
             options: how long the text gets and how tokens are chosen; see `edgekit.runtime.GenerationOptions`.
 
         Returns:
             What follows the prompt.
 
         Raises:
-            UsageError: an empty prompt, no tokenizer, or an option out of range.
+            UsageError: an empty prompt, no tokenizer, an option out of range, or a grammar that nothing matches.
             ContextOverflowError: the prompt and `max_tokens` do not fit the model's context.
+            MissingPluginError: a schema or grammar, and llguidance is not installed.
         """
-        asked = _asked(**options)
-        return "".join(self._stream(self._prompt_ids(prompt_text(prompt)), *asked))
+        return "".join(self.stream(prompt, **options))
 
-    def stream(self, prompt: str, **options: Unpack[GenerationOptions]) -> Generation:
+    def stream(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Generation:
         """Generate as `generate`, piece by piece, in whole characters and without any part of a stop text."""
-        asked = _asked(**options)
-        return self._stream(self._prompt_ids(prompt_text(prompt)), *asked)
+        asked = Asked.of(**options)
+        return self._stream(self.prompt_ids(prompt), asked)
 
-    def _stream(self, ids: list[int], max_tokens: int | None, sampling: Sampling, stop: Stop) -> Generation:
-        ends = stop_texts(stop)
+    def _stream(self, ids: list[int], asked: Asked) -> Generation:
         if not ids:
             empty = "the prompt has no tokens; give at least one character"
             raise UsageError(empty, public=empty)
-        tokens = self.tokens(ids, max_tokens=max_tokens, sampling=sampling)
-        return Generation.counting(len(ids), tokens, lambda new: until(self.pieces(ids, new), ends))
+        watch = self._watch(asked)
+        sampling = attrs.evolve(asked.sampling, step=watch) if watch else asked.sampling
+        tokens = self.tokens(ids, max_tokens=asked.max_tokens, sampling=sampling)
+        ended = frozenset(asked.stop_token_ids)
+
+        def text(new: Iterator[int]) -> Iterator[str]:
+            kept = self._kept(new, ended, watch, generation)
+            return until(self.pieces(ids, kept), asked.stop)
+
+        generation = Generation.counting(len(ids), tokens, text)
+        return generation
+
+    def _watch(self, asked: Asked) -> Watch | None:
+        if asked.grammar is None and asked.logprobs is None:
+            return None
+        matcher = None if asked.grammar is None else self._words.matcher(asked.grammar)
+        return Watch(matcher, asked.logprobs, self.token_bytes)
+
+    def _kept(
+        self, tokens: Iterator[int], ended: frozenset[int], watch: Watch | None, generation: Generation
+    ) -> Iterator[int]:
+        """Yield tokens up to a stop token or the grammar's end, and keep their scores."""
+        for number, token in enumerate(watch.until_complete(tokens) if watch else tokens):
+            if token in ended:
+                return
+            if watch is not None and watch.logprobs is not None and not self.ends(token):
+                generation.scores.append(watch.scores[number])
+            yield token
 
     def chat(self, messages: Messages | str, **options: Unpack[GenerationOptions]) -> str:
         """Answer messages, with the model's own chat template; see `chat_stream`."""
@@ -81,12 +111,42 @@ class TextRuntime:
 
     def chat_stream(self, messages: Messages | str, **options: Unpack[GenerationOptions]) -> Generation:
         """Answer messages piece by piece; arguments as `prompt` and `generate`, and raises as both."""
-        asked = _asked(**options)
-        return self._stream(self._prompt_ids(self.prompt(messages), special=True), *asked)
+        asked = Asked.of(**options)
+        return self._stream(self.prompt_ids(self.prompt(messages), special=True), asked)
 
-    def _prompt_ids(self, text: str, *, special: bool = False) -> list[int]:
-        self.refuse_too_long(text)
-        return self.encode(text, special=special)
+    def prompt_ids(self, prompt: Prompt, *, special: bool = False) -> list[int]:
+        """Return the token ids of a prompt that is a text, or token ids already.
+
+        Args:
+            prompt: a text, or ids, which may be none.
+            special: as of `encode`.
+
+        Raises:
+            UsageError: neither; or as `encode`.
+            ContextOverflowError: a text that is too long by far.
+        """
+        given = prompt_given(prompt)
+        if not isinstance(given, str):
+            return given
+        self.refuse_too_long(given)
+        return self.encode(given, special=special)
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes that a token stands for, of a special token its name."""
+        return self.tokenizer().piece(token, skip_special=False)
+
+    def ends(self, token: int) -> bool:
+        """Whether a token ends a text."""
+        return token in self.tokenizer().end_ids
+
+    @cached_property
+    def _words(self) -> Words:
+        tokenizer = self.tokenizer()
+        kinds = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.UNUSED)
+        special = [number for number, kind in enumerate(tokenizer.types) if kind in kinds]
+        count = len(tokenizer.tokens)
+        ends = sorted(number for number in tokenizer.end_ids if 0 <= number < count)
+        return Words([self.token_bytes(number) for number in range(count)], special, ends)
 
     def prompt(self, messages: Messages | str) -> str:
         """Return the prompt that the model's chat template renders; see `edgekit.runtime.chat.prompt_of`."""
@@ -193,11 +253,50 @@ class TextRuntime:
         return found
 
 
-def _asked(
-    *, max_tokens: int | None = None, stop: Stop = (), **sampling: Unpack[SamplingOptions]
-) -> tuple[int | None, Sampling, Stop]:
-    """Generation options, those of sampling checked and the others as they came."""
-    return max_tokens, Sampling(**sampling), stop
+@attrs.frozen
+class Asked:
+    """Generation options, checked.
+
+    Attributes:
+        max_tokens: at most so many; None for as many as the context has room for.
+        sampling: how tokens are chosen.
+        stop: texts at which to end.
+        stop_token_ids: tokens at which to end.
+        logprobs: alternatives whose scores are kept; None keeps no scores.
+        grammar: what the text matches; None for any text.
+    """
+
+    max_tokens: int | None
+    sampling: Sampling
+    stop: tuple[str, ...]
+    stop_token_ids: tuple[int, ...]
+    logprobs: int | None
+    grammar: Grammar | None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        max_tokens: int | None = None,
+        stop: Stop = (),
+        stop_token_ids: Sequence[int] | None = None,
+        logprobs: int | None = None,
+        json_schema: Mapping[str, Any] | bool | str | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Asked:
+        """Return checked options; `max_tokens` is checked with the prompt.
+
+        Raises:
+            UsageError: an option out of range.
+            MissingPluginError: a schema or grammar, and llguidance is not installed.
+        """
+        ids = tuple(integer("a stop token id", token, 0) for token in stop_token_ids or ())
+        if logprobs is not None and integer("logprobs", logprobs, 0) > MOST_SCORES:
+            raise UsageError(f"logprobs {logprobs}; choose 0 to {MOST_SCORES}, or None for no scores")
+        follows = Grammar.of(json_schema=json_schema, regex=regex, grammar=grammar)
+        return cls(max_tokens, Sampling(**sampling), stop_texts(stop), ids, logprobs, follows)
 
 
-__all__ = ["TextRuntime"]
+__all__ = ["Asked", "TextRuntime"]

@@ -13,7 +13,7 @@ from functools import cache
 import attrs
 import numpy as np
 
-from edgekit.encoding.refusals import refuse_overflow
+from edgekit.encoding._refusals import refuse_overflow
 from edgekit.errors import ScaleOverflowError
 from edgekit.precision import Precision
 from edgekit.reference import reference

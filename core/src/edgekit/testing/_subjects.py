@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import attrs
 import numpy as np
 
-from edgekit.encoding.codecs import choose
+from edgekit.encoding._codecs import choose
 from edgekit.errors import EdgekitError, UsageError
-from edgekit.plugin.registry import Registration
+from edgekit.plugin._registry import Registration
 from edgekit.precision import Precision, find_precision
 from edgekit.reference import Parts, Traits, reference
 from edgekit.typing import F32, F64, Array

@@ -13,7 +13,7 @@ from edgekit.architectures import ModelConfig
 from edgekit.artifact import Artifact, Format, Layout
 from edgekit.errors import EdgekitError
 from edgekit.manifest import Manifest
-from edgekit.plugin.registry import manager
+from edgekit.plugin._registry import manager
 from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Assignment, Plan, Slot
 from edgekit.reference import Parts, reference
@@ -21,7 +21,7 @@ from edgekit.tensor import EncodedTensor, QuantizedTensor
 from edgekit.testing._explain import diagnose, same_parts
 from edgekit.testing._kit import fail
 from edgekit.testing.models import artifact_of, random_model
-from edgekit.tokenizer.record import Tokenizer
+from edgekit.tokenizer._record import Tokenizer
 
 Encode = Callable[[Any], Parts]
 #: The canonical name of the tensor that is quantized; all others are unchanged.

@@ -11,7 +11,7 @@ from edgekit.architectures import Model, ModelConfig, tensor_shapes
 from edgekit.architectures.hf import hf_names, to_hf_value
 from edgekit.artifact import Artifact
 from edgekit.tensor import Tensor
-from edgekit.tokenizer.record import Tokenizer
+from edgekit.tokenizer._record import Tokenizer
 from edgekit.typing import F32
 
 

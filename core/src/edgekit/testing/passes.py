@@ -20,7 +20,7 @@ from edgekit.architectures.forward import Transformer
 from edgekit.artifact import Artifact
 from edgekit.errors import UsageError
 from edgekit.pipeline.passes import Pass
-from edgekit.plugin.registry import Registration, manager
+from edgekit.plugin._registry import Registration, manager
 from edgekit.testing._kit import Kit, Profile, Result, fail
 from edgekit.testing._tokenizers import bpe
 from edgekit.testing._trips import random_artifact, small_config, write

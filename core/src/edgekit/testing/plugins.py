@@ -19,7 +19,7 @@ from typing import Any
 import attrs
 
 from edgekit.errors import EdgekitError, UsageError
-from edgekit.plugin.registry import (
+from edgekit.plugin._registry import (
     BUILT_IN,
     Manager,
     PluginInfo,

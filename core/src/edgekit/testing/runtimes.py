@@ -21,7 +21,7 @@ from edgekit.architectures import ModelConfig
 from edgekit.architectures.forward import Transformer
 from edgekit.artifact import Artifact, Format
 from edgekit.errors import ContextOverflowError, EdgekitError, UsageError
-from edgekit.plugin.registry import Registration, manager
+from edgekit.plugin._registry import Registration, manager
 from edgekit.runtime.chat import prompt_of
 from edgekit.runtime.protocols import ChatRuntime, EmbeddingRuntime, Generation, NumpyRuntime, Runtime, start
 from edgekit.testing._kit import Kit, NotApplicable, Profile, Result, fail

@@ -15,7 +15,7 @@ from hypothesis import note, reject
 
 from edgekit.architectures import Model
 from edgekit.artifact import Artifact
-from edgekit.encoding.codecs import REFERENCE, codec
+from edgekit.encoding._codecs import REFERENCE, codec
 from edgekit.errors import NonFiniteError, ScaleOverflowError
 from edgekit.precision import Precision, catalogue, find_precision
 from edgekit.recipe import Uniform

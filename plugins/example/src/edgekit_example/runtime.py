@@ -63,7 +63,7 @@ class ExampleRuntime(TextRuntime):
             ContextOverflowError: the prompt and `max_tokens` do not fit the model's context.
         """
         count = self.room(len(prompt), max_tokens)  # what is wrong is said here, before the first token is asked for
-        return self._continue(list(prompt), count, (sampling or Sampling()).sampler())
+        return self._continue(list(prompt), count, (sampling or Sampling()).sampler(prompt))
 
     def _continue(self, prompt: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
         past, new = KVCache(), prompt

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import TypeGuard
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from edgekit.errors import UnsupportedModelError
 from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Slot
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
+from edgekit_gguf.bridge import carried_over
 from edgekit_gguf.metadata import Metadata, Value, text, u32
 from edgekit_gguf.model import config_to_metadata, refuse_no_model, rope_tensors
 from edgekit_gguf.naming import size_label
@@ -92,10 +94,14 @@ def _translated(model: Model) -> Iterable[Slot]:
     tensors = dict(model.tensors)
     for name, values in rope_tensors(model.config).items():
         tensors[name] = Tensor.of(name, np.array(values, np.float32))
-    keep = find_precision("float:F32")
     for name in sorted(tensors, key=file_order):
-        tensor = tensors[name]
+        tensor = carried_over(tensors[name])
+        keep = tensor.precision if _in_blocks(tensor) else find_precision("float:F32")
         yield Slot(name, name, reorder(name, tensor, model.config, "to_gguf") if interleaved else tensor, keep)
+
+
+def _in_blocks(tensor: AnyTensor) -> TypeGuard[EncodedTensor]:
+    return isinstance(tensor, EncodedTensor) and tensor.precision.convention == "ggml"
 
 
 def file_order(name: str) -> tuple[int, bytes]:

@@ -25,7 +25,8 @@ import numpy.typing as npt
 from edgekit import errors
 from edgekit.artifact import Artifact
 from edgekit.errors import EdgekitError, InvalidFileError, PluginError, UsageError
-from edgekit.runtime import Generation, GenerationOptions
+from edgekit.runtime import Generation, GenerationOptions, Prompt, TokenScore
+from edgekit.runtime.arguments import prompt_given
 from edgekit.runtime.chat import Messages, conversation
 from edgekit.typing import F32
 from edgekit_llamacpp.model import Options
@@ -109,9 +110,9 @@ class IsolatedRuntime:
         """Scores of every next token, float32 [n, vocab]."""
         return self._array("logits", tokens=np.asarray(tokens).tolist())
 
-    def embed(self, text: str) -> F32:
+    def embed(self, text: Prompt) -> F32:
         """The mean of the last layer's states over a text, float32 [width], of length 1."""
-        return self._array("embed", text=text)
+        return self._array("embed", text=prompt_given(text))
 
     def encode(self, text: str) -> list[int]:
         """Cut a text into token ids, with what the model puts before every text."""
@@ -123,13 +124,13 @@ class IsolatedRuntime:
         message, _ = self._ask("prompt", messages=_plain(messages))
         return str(message["value"])
 
-    def generate(self, prompt: str, **options: Unpack[GenerationOptions]) -> str:
+    def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> str:
         """Continue a text until the model ends it."""
         return "".join(self.stream(prompt, **options))
 
-    def stream(self, prompt: str, **options: Unpack[GenerationOptions]) -> Generation:
+    def stream(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Generation:
         """As `generate`, piece by piece."""
-        return self._stream("stream", prompt=prompt, **options)
+        return self._stream("stream", prompt=prompt_given(prompt), **options)
 
     def chat(self, messages: Messages | str, **options: Unpack[GenerationOptions]) -> str:
         """Answer messages, with the model's own chat template."""
@@ -181,7 +182,8 @@ class IsolatedRuntime:
         try:
             while not generation.cancelled:
                 message, _ = self._ask("next", number=number)
-                piece, generation.completion_tokens, generation.finish_reason = message["value"]
+                piece, generation.completion_tokens, generation.finish_reason, scores = message["value"]
+                generation.scores += map(TokenScore.of, scores)
                 if piece is None:
                     return
                 yield str(piece)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from edgekit.artifact import Artifact
 from edgekit.errors import MissingPluginError, ResourceError, UnsupportedModelError, UsageError
 from edgekit.pipeline import Progress
-from edgekit.runtime import Runtime, Sampling, TextRuntime, chat
+from edgekit.runtime import Prompt, Runtime, Sampling, TextRuntime, chat
 from edgekit.runtime.chat import Messages
 from edgekit.typing import F32, F64
 from edgekit_llamacpp.activations import square_sums
@@ -116,7 +116,7 @@ class LlamaCppRuntime(TextRuntime):
             UsageError, ContextOverflowError: as `logits`, of the prompt and `max_tokens` together.
         """
         ids = self._checked(prompt)
-        return self._continue(ids, self.room(len(ids), max_tokens), (sampling or Sampling()).sampler())
+        return self._continue(ids, self.room(len(ids), max_tokens), (sampling or Sampling()).sampler(ids))
 
     def _continue(self, ids: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
         ids = list(ids)
@@ -151,15 +151,14 @@ class LlamaCppRuntime(TextRuntime):
         with self._lock:
             return square_sums(self._model(), found, outputs, progress)
 
-    def embed(self, text: str) -> F32:
-        """The mean of the last layer's states over a text, float32 [width], of length 1.
+    def embed(self, text: Prompt) -> F32:
+        """The mean of the last layer's states over a text or token ids, float32 [width], of length 1.
 
         Raises:
             UsageError: an empty text, or no tokenizer.
             ContextOverflowError: more tokens than the context holds.
         """
-        self.refuse_too_long(text)
-        ids = self._checked(self.encode(text))
+        ids = self._checked(self.prompt_ids(text))
         self.room(len(ids), None)
         with self._lock:
             return self._embed(ids)
@@ -249,12 +248,20 @@ class LlamaCppRuntime(TextRuntime):
         """The text after the prompt in whole characters, as they come; ends where the model ends it."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token in tokens:
-            if token in self._ends or self._llama.llama_vocab_is_eog(self._model().vocab, token):
+            if self.ends(token):
                 break
             if piece := decoder.decode(self._piece(token)):
                 yield piece
         if rest := decoder.decode(b"", final=True):
             yield rest
+
+    def ends(self, token: int) -> bool:
+        """Whether a token ends a text: those that edgekit and those that llama.cpp know."""
+        return token in self._ends or bool(self._llama.llama_vocab_is_eog(self._model().vocab, token))
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for, of a special token its name."""
+        return self._piece(token, special=True)
 
     def _piece(self, token: int, special: bool = False) -> bytes:
         buffer = ctypes.create_string_buffer(64)

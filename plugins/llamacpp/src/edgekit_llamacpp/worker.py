@@ -36,7 +36,7 @@ class Worker:
         """As the runtime's."""
         return self.model.logits(tokens)
 
-    def embed(self, text: str) -> Any:
+    def embed(self, text: str | list[int]) -> Any:
         """As the runtime's."""
         return self.model.embed(text)
 
@@ -55,10 +55,12 @@ class Worker:
         )
         return self.streams[number].prompt_tokens
 
-    def next(self, number: int) -> tuple[str | None, int, str | None]:
-        """Its next piece, None at its end; how many tokens it has; and why it ended."""
+    def next(self, number: int) -> tuple[str | None, int, str | None, list[dict[str, Any]]]:
+        """Its next piece, None at its end; how many tokens it has; why it ended; and the scores that are new."""
         stream = self.streams[number]
-        return next(stream, None), stream.completion_tokens, stream.finish_reason
+        seen, piece = len(stream.scores), next(stream, None)
+        scores = [score.to_dict() for score in stream.scores[seen:]]
+        return piece, stream.completion_tokens, stream.finish_reason, scores
 
     def end(self, number: int) -> None:
         """Forget it."""

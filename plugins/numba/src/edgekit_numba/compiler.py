@@ -24,6 +24,7 @@ from typing import Any
 import attrs
 
 from edgekit.errors import MissingPluginError
+from edgekit.files.memory import refuse_shortage
 
 Kernel = Callable[..., Any]
 
@@ -59,10 +60,12 @@ def llvm() -> Any:
 
     Raises:
         MissingPluginError: it cannot be imported; names the cure.
+        MemoryShortageError: there is no memory to import it.
     """
     try:
         import llvmlite.binding as binding
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, MemoryError) as error:
+        refuse_shortage(error, "importing llvmlite, with which edgekit-numba compiles its kernels,")
         raise MissingPluginError(
             f"edgekit-numba cannot compile its kernels: llvmlite does not import ({error}); "
             "reinstall it with: pip install --force-reinstall llvmlite"

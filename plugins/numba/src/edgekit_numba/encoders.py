@@ -10,7 +10,6 @@ import functools
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import attrs
@@ -18,6 +17,7 @@ import numpy as np
 
 import edgekit_numba
 from edgekit.errors import MissingPluginError
+from edgekit.files.workers import Workers
 from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import find_precision
 from edgekit.reference import Traits, reference
@@ -200,7 +200,7 @@ def in_parts(job: Callable[[slice], Any], blocks: Narrow) -> None:
         for part in parts:
             job(part)
         return
-    with ThreadPoolExecutor(threads) as pool:
+    with Workers(threads, "edgekit-numba") as pool:
         list(pool.map(job, parts))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from edgekit.errors import ResourceError
 from edgekit.files.memory import refuse_shortage
 from edgekit.files.reader import Mapped
+from edgekit.files.threads import Thread
 from edgekit_openvino.library import genai, last_line, openvino
 
 #: What has to lie beside the model.
@@ -65,7 +66,7 @@ class Pipeline:
             finally:
                 streamer.tokens.put(_END)
 
-        worker = threading.Thread(target=run, name="edgekit-openvino-generate", daemon=True)
+        worker = Thread(target=run, name="edgekit-openvino-generate")
         worker.start()
         try:
             while (token := streamer.tokens.get()) is not _END:

@@ -18,7 +18,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import InvalidFileError, ResourceError, UnsupportedModelError, UsageError
 from edgekit.files.memory import refuse_shortage
 from edgekit.files.reader import Mapped
-from edgekit.runtime import Sampling, TextRuntime
+from edgekit.runtime import Prompt, Sampling, TextRuntime
 from edgekit.typing import F32, I64, Array
 from edgekit_openvino import pipeline
 from edgekit_openvino.graphs import Variant, read_model, variant
@@ -149,9 +149,9 @@ class OpenVinoRuntime(TextRuntime):
         if ids.ndim != 1:
             raise UsageError(f"a prompt is one sequence of token ids [n]; got {list(ids.shape)}")
         count, chosen = self.room(len(ids), max_tokens), sampling or Sampling()
-        if count and chosen.temperature == 0 and self._uses_genai(len(ids) + count):
+        if count and chosen.greedy and self._uses_genai(len(ids) + count):
             return self._genai().greedy(ids.tolist(), count)
-        return self._continue(ids.tolist(), count, chosen.sampler())
+        return self._continue(ids.tolist(), count, chosen.sampler(ids.tolist()))
 
     def _genai(self) -> pipeline.Pipeline:
         with self._lock:
@@ -171,16 +171,15 @@ class OpenVinoRuntime(TextRuntime):
             yield token
             ids.append(token)
 
-    def embed(self, text: str) -> F32:
-        """The mean of the last layer's states over a text, float32 [width], of length 1.
+    def embed(self, text: Prompt) -> F32:
+        """The mean of the last layer's states over a text or token ids, float32 [width], of length 1.
 
         Raises:
             UsageError: an empty text, or no tokenizer.
             ContextOverflowError: more tokens than the model's context.
             NonFiniteError: the model computes values that are not finite.
         """
-        self.refuse_too_long(text)
-        ids = self._ids(self.encode(text))
+        ids = self._ids(self.prompt_ids(text))
         self.room(len(ids), None)
         graph = self._graph("hidden")
         with self._lock:

@@ -2,7 +2,8 @@
 
 openvino-tokenizers makes them of the Hugging Face files, through transformers. That happens in a child process: it
 takes seconds and some hundred megabytes, and what it writes depends on what the process did before. The directory is
-whole without them: `edgekit.load` cuts texts with edgekit's own tokenizer. Why they are missing is noted in the XML.
+whole without them: `edgekit.load` cuts texts with edgekit's own tokenizer. Why they are missing is a note of the
+conversion, and stands in the XML.
 A source that is such a directory itself has them already; they are taken over with the tokenizer that they are of.
 """
 
@@ -42,10 +43,12 @@ class Converted:
     Attributes:
         files: name -> content of the models; empty where there are none.
         note: what became of it, in words.
+        failed: whether there is a tokenizer that was not converted.
     """
 
     files: Mapping[str, bytes]
     note: str
+    failed: bool = False
 
 
 def tokenizer_models(directory: Mapping[str, bytes], source: Iterable[Path] = ()) -> Converted:
@@ -65,12 +68,16 @@ def tokenizer_models(directory: Mapping[str, bytes], source: Iterable[Path] = ()
         return Converted({}, "none in the source")
     lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if lacking:
-        return Converted({}, f"not converted: {' and '.join(lacking)} not installed")
+        return _failed(f"{' and '.join(lacking)} {'are' if len(lacking) > 1 else 'is'} not installed")
     with temporary_directory(_WHAT) as folder:
         for name, content in directory.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(content)
         return _converted(folder)
+
+
+def _failed(reason: str) -> Converted:
+    return Converted({}, f"not converted: {reason}", failed=True)
 
 
 def _converted(folder: Path) -> Converted:
@@ -81,11 +88,11 @@ def _converted(folder: Path) -> Converted:
             command, capture_output=True, text=True, timeout=TIMEOUT, check=False, env={**os.environ, **quiet}
         )
     except subprocess.TimeoutExpired:
-        return Converted({}, f"not converted: it took more than {TIMEOUT} seconds")
+        return _failed(f"it took more than {TIMEOUT} seconds")
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         _refuse_outage(done.returncode, reason)
-        return Converted({}, f"not converted: {reason[:200]}")
+        return _failed(reason[:200])
     files = {path.name: path.read_bytes() for path in sorted(folder.glob("openvino_*"))}
     return Converted(
         {name: _renamed(data) if name.endswith(".xml") else data for name, data in files.items()}, "converted"

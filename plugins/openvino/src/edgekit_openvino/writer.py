@@ -11,6 +11,7 @@ import attrs
 
 from edgekit.artifact import Layout
 from edgekit.errors import UnsupportedModelError, UsageError
+from edgekit.files import pairs
 from edgekit.files.atomic import ARTIFACT_FILES
 from edgekit.formats import PlannedDirectory, generation_config, small_files
 from edgekit.formats.safetensors import to_bytes
@@ -72,6 +73,12 @@ class OpenVinoWriter(PlannedDirectory):
         """Build the graph, and write its small constants behind the weights."""
         others = small_ones(self._layout, self.plan, self.manifest)
         tokenizer = tokenizer_models(others, self._layout.source.files)
+        if tokenizer.failed:
+            self.remarks["tokenizer_models"] = (
+                f"the tokenizer was {tokenizer.note}; OpenVINO GenAI and the model server cannot use this directory"
+            )
+            notes = {**self.manifest.notes, **self.remarks}
+            others[pairs.INSIDE] = attrs.evolve(self.manifest, notes=notes).to_json().encode()
         xml, small = graph_of(self._layout, self.plan, self._places(), self.file.offset, tokenizer.note)
         self._align()
         self.file.write(small)

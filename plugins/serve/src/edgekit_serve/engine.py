@@ -11,13 +11,13 @@ import logging
 import threading
 import traceback
 from collections.abc import AsyncGenerator, Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TypeVar
 
 import attrs
 
 from edgekit.errors import UsageError
+from edgekit.files.workers import Workers
 from edgekit.runtime import Generation, Runtime
 from edgekit_serve import wire
 from edgekit_serve.wire import ApiError
@@ -73,11 +73,11 @@ class Engine:
     well: bool = True
     admitted: int = 0
     running: int = 0
-    _pool: ThreadPoolExecutor = attrs.field(init=False)
+    _pool: Workers = attrs.field(init=False)
     _slots: asyncio.Semaphore = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._pool = ThreadPoolExecutor(self.parallel, thread_name_prefix="edgekit-serve")
+        self._pool = Workers(self.parallel, "edgekit-serve")
         self._slots = asyncio.Semaphore(self.parallel)
 
     @property

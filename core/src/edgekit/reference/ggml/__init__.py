@@ -17,6 +17,7 @@ import numpy as np
 
 from edgekit.numerics.blocks import row_chunks
 from edgekit.precision import Precision
+from edgekit.reference._traits import Traits
 from edgekit.reference.ggml import (
     iq4_nl,
     iq4_xs,
@@ -39,7 +40,6 @@ from edgekit.reference.ggml import (
 )
 from edgekit.reference.ggml._importance import Importance, row_power
 from edgekit.reference.ggml._layout import Blocks
-from edgekit.reference.traits import Traits
 from edgekit.typing import F32, F64, U8, Array
 
 # Elements worked on at once. Encoding is 20 to 40 calls of numpy for each try of a search, so that larger chunks pay

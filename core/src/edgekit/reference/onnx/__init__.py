@@ -15,8 +15,8 @@ from types import ModuleType
 import numpy as np
 
 from edgekit.precision import Precision
+from edgekit.reference._traits import Traits
 from edgekit.reference.onnx import int8, matmul_nbits, qdq_int4
-from edgekit.reference.traits import Traits
 from edgekit.typing import F32, F64, Array
 
 traits = Traits(

@@ -42,8 +42,8 @@ import numpy as np
 
 from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import Precision
+from edgekit.reference._traits import Traits
 from edgekit.reference.openvino import _layout, _scales, codebooks, floats, integers
-from edgekit.reference.traits import Traits
 from edgekit.typing import F32, F64, U8, Array
 
 _LARGEST = float(np.finfo(np.float32).max)

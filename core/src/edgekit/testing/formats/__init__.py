@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from edgekit.errors import UsageError
-from edgekit.plugin.registry import Registration, manager
+from edgekit.plugin._registry import Registration, manager
 from edgekit.testing._kit import Kit, Profile, Result
-from edgekit.testing.formats import contents, files
-from edgekit.testing.formats.subject import FormatSubject
+from edgekit.testing.formats import _contents, _files
+from edgekit.testing.formats._subject import FormatSubject
 
-_ROOMS = (contents.ROOM, files.ROOM)
+_ROOMS = (_contents.ROOM, _files.ROOM)
 #: Every check, in the order in which they run: the first that fails names the fault.
 KIT: Kit[FormatSubject] = Kit("formats", {name: c for room in _ROOMS for name, c in room.checks.items()})
 

@@ -19,9 +19,9 @@ from typing import Any
 from edgekit.precision import Precision
 from edgekit.testing._kit import Kit, Profile, Result
 from edgekit.testing._subjects import QuantizerSubject, adapt
-from edgekit.testing.quantizers import manners, pieces, results, surroundings, values
+from edgekit.testing.quantizers import _manners, _pieces, _results, _surroundings, _values
 
-_ROOMS = (manners.ROOM, values.ROOM, pieces.ROOM, surroundings.ROOM, results.ROOM)
+_ROOMS = (_manners.ROOM, _values.ROOM, _pieces.ROOM, _surroundings.ROOM, _results.ROOM)
 #: Every check, in the order in which they run: the first that fails names the fault.
 KIT: Kit[QuantizerSubject] = Kit("quantizers", {name: c for room in _ROOMS for name, c in room.checks.items()})
 

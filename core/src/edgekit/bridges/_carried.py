@@ -1,0 +1,92 @@
+"""Tensors in a file that another format holds unchanged: decided from scales and zero points, carried row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+import attrs
+import numpy as np
+
+from edgekit.bridges._lattice import Carry
+from edgekit.bridges._relation import lattices, relation
+from edgekit.bridges._transcode import transcode
+from edgekit.errors import InexactError
+from edgekit.numerics.bits import pack_lsb
+from edgekit.precision import Precision, catalogue, find_precision, fits
+from edgekit.tensor import EncodedTensor, QuantizedTensor
+from edgekit.typing import U8, Array
+
+#: Scales that are looked at once.
+_SCALES = 1 << 16
+
+
+def carried_over(tensor: EncodedTensor, conventions: Collection[str]) -> EncodedTensor | None:
+    """Return a tensor's values in the smallest precision of some conventions that holds them exactly.
+
+    Whether one does is decided from scales and zero points, as if every code occurred; so it does not depend on the
+    codes, which are carried when they are read. Only ``affine`` precisions, and those of small floats that other
+    libraries pack, are looked at.
+
+    Args:
+        tensor: what a file holds.
+        conventions: names of those that the target stores.
+
+    Returns:
+        The tensor in the new precision, whose ``origin`` is its own; None if no precision holds the values.
+    """
+    if tensor.precision.convention not in ("affine", "packed") or not tensor.sliceable:
+        return None
+    target = next((each for each in _candidates(tensor, conventions) if _holds(tensor, each)), None)
+    return None if target is None else _carried(tensor, target)
+
+
+def _candidates(tensor: EncodedTensor, conventions: Collection[str]) -> Iterator[Precision]:
+    known = lattices([precision for precision in catalogue() if precision.convention in conventions])
+    for precision in sorted(known, key=lambda each: each.bits_per_weight):
+        if fits(precision, tensor.shape) and relation(tensor.precision, precision).carry is not Carry.NO:
+            yield precision
+
+
+def _holds(tensor: EncodedTensor, target: Precision) -> bool:
+    """Whether the target holds every code under the scales and zero points of all rows."""
+    groups = 1 if tensor.precision.block is None else -(-tensor.shape[-1] // tensor.precision.block)
+    step = max(1, _SCALES // groups)
+    try:
+        for start in range(0, tensor.rows, step):
+            parts = tensor.read_parts(start, min(start + step, tensor.rows))
+            transcode(_every_code(parts, tensor.precision, target, groups), target)
+    except InexactError:
+        return False
+    return True
+
+
+def _every_code(parts: Mapping[str, Array], precision: Precision, target: Precision, groups: int) -> QuantizedTensor:
+    """Return a tensor with the same scales and zero points, and groups of the target's size that hold every code."""
+    width = _group(target)
+    name = precision.name.rpartition("-")[0] + f"-g{width}"
+    pattern = np.rint(np.linspace(0, (1 << precision.bits) - 1, width)).astype(np.uint8)
+    rows = len(parts["scale"])
+    codes: U8 = np.tile(pack_lsb(pattern, precision.bits), (rows, groups))
+    return QuantizedTensor({**parts, "codes": codes}, find_precision(name), (rows, groups * width))
+
+
+def _group(precision: Precision) -> int:
+    """Return the columns that share a scale in a target."""
+    return 16 if precision.kind == "NVFP4" else precision.block or 32
+
+
+def _carried(tensor: EncodedTensor, precision: Precision) -> EncodedTensor:
+    def read_parts(start: int, stop: int) -> Mapping[str, Array]:
+        shape = (stop - start, tensor.shape[-1])
+        rows = QuantizedTensor(tensor.read_parts(start, stop), tensor.precision, shape, tensor.name)
+        return transcode(rows, precision).parts
+
+    nbytes = int(tensor.size * precision.bits_per_weight) // 8
+    return attrs.evolve(
+        tensor,
+        precision=precision,
+        nbytes=nbytes,
+        read_parts=read_parts,
+        sliceable=precision.rowwise,
+        origin=tensor.precision,
+    )

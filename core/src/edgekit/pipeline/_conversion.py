@@ -1,0 +1,420 @@
+"""read -> plan -> encode -> write, one tensor in memory at a time.
+
+(The module is called `pipeline` because `edgekit.quantize` is the function.)
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import os
+import stat
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Literal
+
+import attrs
+import numpy as np
+
+from edgekit.artifact import Artifact, Format, Layout, Writer, unread
+from edgekit.encoding._codecs import choose
+from edgekit.encoding._importance import Filled, fill_importance
+from edgekit.encoding._refusals import refuse_nonfinite
+from edgekit.errors import (
+    EdgekitError,
+    InvalidFileError,
+    MissingFileError,
+    MissingPluginError,
+    NonFiniteError,
+    UsageError,
+    option,
+)
+from edgekit.files._swap import hidden
+from edgekit.files.atomic import writing
+from edgekit.files.digests import Digests
+from edgekit.files.guard import Stamp, working
+from edgekit.files.memory import enough_memory
+from edgekit.files.reader import refuse_special
+from edgekit.files.workers import Workers
+from edgekit.manifest import Manifest
+from edgekit.pipeline._notes import OF_THE_RUN, conversion_notes, refuse_unquantized, summary_line
+from edgekit.pipeline._progress import Progress as Progress
+from edgekit.pipeline._progress import Shown, reporting
+from edgekit.pipeline._recipes import AnyRecipe, find_recipe
+from edgekit.pipeline._stream import Encoder, chunk_rows, source_rows
+from edgekit.plugin._registry import KNOWN_DISTRIBUTIONS, manager
+from edgekit.recipe import AsIs, Assignment, Plan, Recipe, Slot, check_plan
+from edgekit.recipe import own_precision as own_precision
+from edgekit.reference import reference
+from edgekit.tensor import EncodedTensor
+from edgekit.typing import F32
+
+#: Attempts to open a model that is replaced while it is opened.
+_REOPENINGS = 8
+Nonfinite = Literal["refuse", "keep"]
+_LOG = logging.getLogger("edgekit")
+
+
+def open_artifact(path: str | os.PathLike[str]) -> Artifact:
+    """Open a model of any format that an installed plugin reads; no tensor is read.
+
+    Raises:
+        MissingFileError: the path does not exist, or cannot be read.
+        MissingPluginError: the format is known, but its plugin is not installed.
+        InvalidFileError: no format recognises it; it is truncated, corrupt or malicious; or it is a pipe or a device.
+        MemoryShortageError: its header states sizes that exceed the available memory.
+    """
+    return _settled(Path(path), _open)
+
+
+def as_artifact(source: Artifact | str | os.PathLike[str]) -> Artifact:
+    """Return an artifact as it is, and open the path of one; raises as `open_artifact`."""
+    return source if isinstance(source, Artifact) else open_artifact(source)
+
+
+def _settled(where: Path, opening: Callable[[Path], Artifact]) -> Artifact:
+    """Open a path, again if it was replaced meanwhile, so that the header and the weights are of one model."""
+    for _ in range(_REOPENINGS):
+        before = Stamp.of(where)
+        try:
+            artifact = opening(where)
+        except EdgekitError:
+            if Stamp.of(where) == before:
+                raise
+        else:
+            if Stamp.of(where) == before:
+                return artifact
+    return opening(where)
+
+
+def _open(where: Path) -> Artifact:
+    try:
+        status = where.stat()
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{where}: no such file or directory") from error
+    except OSError as error:
+        raise MissingFileError(f"{where}: cannot be read ({error.strerror}); check its permissions") from error
+    except ValueError as error:  # half of a surrogate pair, or a zero byte
+        raise MissingFileError(f"{str(where)!r:.200}: not a valid file name; check the name") from error
+    if not stat.S_ISDIR(status.st_mode):
+        refuse_special(where, status.st_mode)
+    with enough_memory(f"{where}: opening it", status.st_size):
+        return _recognised(where)
+
+
+def _recognised(where: Path) -> Artifact:
+    for registration in manager().all("formats"):
+        candidate: Format = manager().load("formats", registration.name)
+        if candidate.matches(where):
+            return _refined(registration.name, candidate, where).open(where)
+    names = ", ".join(r.name for r in manager().all("formats"))
+    cure = KNOWN_DISTRIBUTIONS.get(where.suffix)
+    if cure and where.suffix.removeprefix(".") not in names.split(", "):
+        raise MissingPluginError(f"{where}: reading {where.suffix} files needs a plugin; pip install {cure}")
+    raise InvalidFileError(
+        f"{where}: no installed format recognises it (available: {names}); "
+        "a Hugging Face directory needs config.json and *.safetensors"
+    )
+
+
+def _refined(name: str, recognised: Format, where: Path) -> Format:
+    """Return the more particular format of an artifact that this one recognises too, if one is installed."""
+    for registration in manager().all("formats"):
+        if name in registration.options.get("refines", ()):
+            candidate: Format = manager().load("formats", registration.name)
+            if candidate.matches(where):
+                return candidate
+    return recognised
+
+
+def open_source(path: str | os.PathLike[str], target: Format) -> Artifact:
+    """Open a source to be written in a format; a file that only that format converts is passed on unread.
+
+    Raises:
+        As `open_artifact`, unless the format takes files of that suffix.
+    """
+    try:
+        return open_artifact(path)
+    except (InvalidFileError, MissingPluginError):
+        where = Path(path)
+        taken = (r.options.get("takes", ()) for r in manager().all("formats") if r.name == target.name)
+        if where.is_file() and any(where.suffix in suffixes for suffixes in taken):
+            return unread(where)
+        raise
+
+
+def find_format(name: str | None, target: Path) -> Format:
+    """Return the format of that name, or the one of the target's suffix; a directory is ``hf``.
+
+    Raises:
+        MissingPluginError: no installed format has that name or suffix.
+        ResourceError: the target cannot be accessed.
+    """
+    if name is not None:
+        names = {r.name.casefold(): r.name for r in manager().all("formats")}
+        by_name: Format = manager().load("formats", names.get(name.casefold(), name))
+        return by_name
+    with writing(target):
+        is_directory = target.is_dir()
+    if is_directory or not target.suffix:
+        return manager().load("formats", "hf")  # type: ignore[no-any-return]
+    for registration in manager().all("formats"):
+        if target.suffix in registration.options.get("suffixes", ()):
+            return manager().load("formats", registration.name)  # type: ignore[no-any-return]
+    cure = KNOWN_DISTRIBUTIONS.get(target.suffix)
+    advice = f"pip install {cure}" if cure else f"{_near(target)}{option('format', 'hf')} makes a directory"
+    raise MissingPluginError(f"{target}: no installed format writes {target.suffix} files; {advice}")
+
+
+def _near(target: Path) -> str:
+    suffixes = [suffix for r in manager().all("formats") for suffix in r.options.get("suffixes", ())]
+    near = difflib.get_close_matches(target.suffix, suffixes, n=1)
+    return f"did you mean {target.with_suffix(near[0]).name}? " if near else ""
+
+
+def quantize(
+    source: Artifact | str | os.PathLike[str],
+    recipe: AnyRecipe,
+    *,
+    to: str | os.PathLike[str],
+    format: str | None = None,
+    importance: Mapping[str, F32] | None = None,
+    backend: str | None = None,
+    exact_importance: bool = False,
+    nonfinite: Nonfinite = "refuse",
+    allow_unquantized: bool = False,
+    executor: Executor | None = None,
+    progress: Shown = None,
+    overwrite: bool = False,
+    notes: list[str] | None = None,
+) -> Artifact:
+    """Quantize a model and write it, streaming: peak memory follows the largest tensor, not the model.
+
+    Args:
+        source: an artifact, or the path of one.
+        recipe: a recipe (``"Q4_K_M"``), a precision for every weight matrix (``"affine:int4-sym-g32"``), the path of
+            a recipe's TOML file, or an object with a ``plan`` method, such as `Recipe.of` returns. Its plan is checked
+            before a tensor is read.
+        to: the file or directory to write; its suffix decides the format.
+        format: name of the format; None derives it from the suffix.
+        importance: mean squared activations [cols] of each weight matrix, by canonical name. Columns without (0) get
+            the smallest importance of their matrix; a matrix without any is encoded without.
+        exact_importance: use the importance unchanged, zeros included. This gives the bytes of llama.cpp, which erases
+            blocks of such columns.
+        backend: name of the encoders to use; None takes the fastest exact ones, whose bytes are the same.
+        nonfinite: ``"refuse"`` a NaN or an infinity, or ``"keep"`` the tensors that hold one in float.
+        allow_unquantized: write the model even if less than half of the weights that the recipe covers can be
+            quantized.
+        executor: encodes the row chunks; None takes a thread for each core. The bytes are the same. The calling thread
+            reads and writes meanwhile.
+        progress: called before each tensor: how many are done, of how many, its name; True draws a bar on stderr.
+        overwrite: replace a target that edgekit did not write; one that it wrote is replaced in any case.
+        notes: remarks about the run for the user are appended to it, one sentence each.
+
+    Returns:
+        The written artifact, opened. Its ``notes`` state which tensors fell back, were quantized before or have no
+        importance, and whether the tokenizer is missing. They are logged too (logger ``edgekit``, level INFO).
+
+    Raises:
+        UsageError: the plan does not fit the target, or quantizes less than half of the weights.
+        NonFiniteError, ScaleOverflowError, UnsupportedModelError, InvalidFileError: about the source.
+        ChangedSourceError: the source was changed while it was read.
+        UsageError: the target is, holds or lies inside the source, or is something that edgekit did not write.
+        ResourceError, LockedError: about the target. In every case no partial target is left behind.
+        MemoryShortageError: the message states how many bytes were requested.
+    """
+    target = Path(to)
+    chosen_format = find_format(format, target)
+    chosen = find_recipe(recipe, chosen_format.name, target)
+    artifact = source if isinstance(source, Artifact) else open_source(source, chosen_format)
+    with ExitStack() as stack:
+        widest = max((4 * tensor.size for tensor in artifact.tensors.values()), default=0)
+        stack.enter_context(enough_memory(f"{artifact.path}: writing it as {target}", widest))
+        work = stack.enter_context(working(target, artifact.reads, overwrite, notes))
+        filled = Filled(dict(importance or {}), {}, ()) if exact_importance else fill_importance(importance or {})
+        known = {"importance": _importance_digest(filled.importance)} if importance else {}
+        sources = stack.enter_context(closing(Digests(artifact.files, known)))
+        work.hashes = sources
+        layout = chosen_format.layout(artifact)
+        plan = make_plan(chosen, layout, importance is not None, backend)
+        if not allow_unquantized:
+            refuse_unquantized(plan, str(artifact.path), chosen_format.name)
+        if nonfinite == "keep":
+            plan = _keep_nonfinite(plan, layout)
+        pool = executor or stack.enter_context(Workers(os.cpu_count() or 1, "edgekit-encode"))
+        encoder = Encoder(pool, backend, filled.importance, nonfinite == "keep", f"{artifact.path}: tensor ")
+        remarks = conversion_notes(chosen_format, layout, plan, target, filled if importance else None)
+        lasting = {kind: note for kind, note in remarks.items() if kind not in OF_THE_RUN}
+        manifest = make_manifest(sources, plan, encoder, chosen_format.name, lasting)
+        writer = chosen_format.writer(target, layout, plan, manifest)
+        if work.restarted:
+            remarks["restarted"] = work.restarted
+        for note in lasting.values():  # the guard has noted what is replaced
+            work.note(note)
+        report = stack.enter_context(reporting(progress, "quantize"))
+        _write(writer, layout, plan, encoder, report, target)
+        found = dict(getattr(writer, "remarks", {}))
+        for note in found.values():
+            work.note(note)
+        remarks |= found
+    _LOG.info("%s: %s", target, summary_line(remarks))
+    said = {kind: note for kind, note in remarks.items() if kind in OF_THE_RUN}
+    return attrs.evolve(_settled(target, chosen_format.open), said=said)
+
+
+def make_plan(recipe: Recipe, layout: Layout, importance: bool = False, backend: str | None = None) -> Plan:
+    """Return the recipe's plan for a layout, checked.
+
+    Raises:
+        UsageError, ShapeError: as `edgekit.recipe.check_plan`; or no installed encoder for a precision.
+        MissingPluginError: the backend is not installed, or does not encode a precision of the plan.
+    """
+    config = layout.model.config if layout.model else None
+    plan = check_plan(recipe.plan(layout.slots, config, importance), layout.slots, recipe.name)
+    for slot, line in zip(layout.slots, plan, strict=True):
+        unchanged = isinstance(slot.tensor, EncodedTensor) and slot.tensor.precision == line.precision
+        if not unchanged and reference(line.precision).traits.decode_only and not choose(line.precision, backend):
+            raise UsageError(
+                f"recipe {recipe.name!r}, tensor {line.name!r}: {line.precision.name} can be decoded, but not encoded; "
+                "choose a precision with an encoder (ggml:Q2_K, ggml:IQ4_XS), or quantize with llama.cpp"
+            )
+    return plan
+
+
+def convert(
+    source: Artifact | str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    dtype: str | None = None,
+    progress: Shown = None,
+    overwrite: bool = False,
+    notes: list[str] | None = None,
+) -> Artifact:
+    """Write a model in another format without quantizing it.
+
+    Args:
+        source: an artifact, or the path of one.
+        to: the file or directory to write; its suffix decides the format.
+        format: name of the format; None derives it from the suffix.
+        dtype: ``F32``, ``F16`` or ``BF16`` for the weight matrices; None keeps every tensor's own precision
+            where the target can hold it (encoded tensors carry their blocks over unchanged), else F32.
+        progress: called before each tensor: how many are done, of how many, its name; True draws a bar on stderr.
+        overwrite: as for `quantize`.
+        notes: as for `quantize`.
+
+    Raises:
+        As `quantize`.
+    """
+    recipe: Recipe = AsIs() if dtype is None else find_recipe(dtype, find_format(format, Path(to)).name)
+    return quantize(
+        source,
+        recipe,
+        to=to,
+        format=format,
+        allow_unquantized=True,
+        progress=progress,
+        overwrite=overwrite,
+        notes=notes,
+    )
+
+
+def _write(
+    writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None, target: Path
+) -> None:
+    try:
+        _write_tensors(writer, layout, plan, encoder, progress)
+        writer.commit()
+    except KeyboardInterrupt as error:
+        written = writer.done
+        writer.close(keep=True)
+        error.add_note(_kept_note(written, len(plan), target))
+        raise
+    except BaseException:
+        writer.close()
+        raise
+    writer.close()
+
+
+def _kept_note(done: int, total: int, target: Path) -> str:
+    """Return the note for the `KeyboardInterrupt` of a run: what is kept, and how to resume."""
+    if not (done and hidden(Path(os.path.realpath(target)), "partial").exists()):
+        return f"nothing is kept; {target} is as it was"
+    return f"{done} of {total} tensors are kept; the same command goes on after them; {target} is as it was"
+
+
+def _write_tensors(writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None) -> None:
+    pairs = list(zip(layout.slots, plan, strict=True))
+    encoded = encoder.encoded(pairs[writer.done :])
+    with closing(encoded):
+        for index in range(writer.done, len(pairs)):
+            if progress:
+                progress(index, len(pairs), pairs[index][1].name)
+            writer.write(next(encoded))
+    if progress:
+        progress(len(pairs), len(pairs), "")
+
+
+def _keep_nonfinite(plan: Plan, layout: Layout) -> Plan:
+    pairs = zip(layout.slots, plan, strict=True)
+    return attrs.evolve(plan, assignments=tuple(_kept(slot, assignment) for slot, assignment in pairs))
+
+
+def _kept(slot: Slot, assignment: Assignment) -> Assignment:
+    try:
+        step = chunk_rows(slot.tensor.rows, slot.shape[-1], slot.keep)
+        for start in range(0, slot.tensor.rows, step):
+            rows = source_rows(slot.tensor, slot.keep, start, min(start + step, slot.tensor.rows))
+            refuse_nonfinite(rows, slot.name, start)
+    except NonFiniteError as error:
+        return attrs.evolve(assignment, precision=slot.keep, reason=f"kept: {str(error).partition(';')[0]}")
+    return assignment
+
+
+def make_manifest(
+    sources: Mapping[str, str], plan: Plan, encoder: Encoder, format_name: str, notes: Mapping[str, str] | None = None
+) -> Manifest:
+    """Return the manifest of an artifact that is about to be written."""
+    tensors = {
+        a.name: {"precision": a.precision.name, "reason": a.reason, "backend": encoder.name_for(a.precision)}
+        for a in plan
+    }
+    used = {t["backend"] for t in tensors.values()} | {
+        r.plugin for r in manager().all("formats") if r.name == format_name
+    }
+    versions = {p.distribution: p.version for p in manager().plugins if p.name in used or p.name == "core"}
+    return Manifest(
+        sources=sources,
+        recipe=plan.recipe,
+        tensors=tensors,
+        versions={**versions, "numpy": np.__version__},
+        notes=notes or {},
+    )
+
+
+def _importance_digest(importance: Mapping[str, F32]) -> str:
+    """SHA-256 of an importance matrix, hex: an interrupted run resumes only with the same matrix."""
+    digest = hashlib.sha256()
+    for name in sorted(importance):
+        digest.update(name.encode() + b"\0" + np.ascontiguousarray(importance[name], "<f4").tobytes())
+    return digest.hexdigest()
+
+
+__all__ = [
+    "AsIs",
+    "Nonfinite",
+    "Progress",
+    "as_artifact",
+    "convert",
+    "find_format",
+    "find_recipe",
+    "make_manifest",
+    "make_plan",
+    "open_artifact",
+    "open_source",
+    "own_precision",
+    "quantize",
+]

@@ -1,0 +1,210 @@
+"""Tensors through an executor, in order: while one is written, the next are read and encoded.
+
+A tensor is cut into chunks of rows. Chunks of several tensors are under way at a time, so that small tensors keep
+every worker busy too; a limit on their total elements bounds the memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future
+from functools import partial
+from typing import Any
+
+import attrs
+import numpy as np
+
+from edgekit.encoding._codecs import REFERENCE, Codec, codec, decode, put_rows
+from edgekit.errors import MissingPluginError
+from edgekit.precision import Precision
+from edgekit.recipe import Assignment, Slot
+from edgekit.reference import Parts
+from edgekit.tensor import AnyTensor, EncodedTensor, QuantizedTensor, widen
+from edgekit.typing import F32, Array
+
+#: Elements of a chunk on up to 16 cores: 2 MiB of float32. Memory follows the tensor's encoded size, not its own.
+_LARGEST_CHUNK = 1 << 19
+#: Elements under way on any number of cores: 64 MiB of float32.
+_MOST_AHEAD = 1 << 24
+
+
+def limits(cores: int) -> tuple[int, int]:
+    """Return the elements of a chunk, and of all chunks under way: two a core, so that none waits for the writer.
+
+    On more than 16 cores the chunks are smaller, so that memory does not grow with the number of cores.
+    """
+    chunk = min(_LARGEST_CHUNK, max(1, _MOST_AHEAD // (2 * cores)))
+    return chunk, min(2 * cores * chunk, _MOST_AHEAD)
+
+
+CHUNK, AHEAD = limits(os.cpu_count() or 1)
+
+
+@attrs.frozen
+class Rows:
+    """Rows in the source's type, to be widened or decoded by the worker that encodes them.
+
+    Attributes:
+        first: number of the first row, for messages.
+        values: [rows, cols] in the source's type, or still encoded.
+        dtype: the source's type if the values must be widened; else empty.
+    """
+
+    first: int
+    values: Array | QuantizedTensor
+    dtype: str = ""
+
+    def wanted(self, name: str) -> Array:
+        """Return the rows in a type that the precision's reference accepts, C-contiguous."""
+        if isinstance(self.values, QuantizedTensor):
+            return decode(self.values)
+        return np.ascontiguousarray(widen(self.values, self.dtype, name) if self.dtype else self.values)
+
+
+@attrs.frozen
+class Encoder:
+    """Encodes slots in row chunks on the pool; `where` is the prefix of a tensor's name in messages."""
+
+    pool: Executor
+    backend: str | None
+    importance: Mapping[str, F32]
+    keep_nonfinite: bool
+    where: str = ""
+
+    def encoded(self, pairs: Iterable[tuple[Slot, Assignment]]) -> Generator[QuantizedTensor, None, None]:
+        """Yield the encoded tensors, in order."""
+        under_way: deque[_Task] = deque()
+        try:
+            for slot, assignment in pairs:
+                if isinstance(slot.tensor, EncodedTensor) and slot.tensor.precision == assignment.precision:
+                    yield from _drained(under_way, 0)  # copied unchanged: read only when it is next
+                    yield attrs.evolve(slot.tensor.read(), name=assignment.name)
+                    continue
+                for task in self._submitted(slot, assignment):
+                    under_way.append(task)
+                    yield from _drained(under_way, AHEAD)
+            yield from _drained(under_way, 0)
+        finally:
+            for task in under_way:
+                task.future.cancel()
+
+    def _submitted(self, slot: Slot, assignment: Assignment) -> Iterator[_Task]:
+        tensor, precision = slot.tensor, assignment.precision
+        resolved = self._codec(precision)
+        job = partial(
+            encode_chunk,
+            codec=resolved,
+            importance=self.importance.get(assignment.role),
+            name=self.where + tensor.name,
+            finite=not (self.keep_nonfinite and precision.convention == "float"),
+        )
+        whole = _Whole(slot, assignment, resolved.backend)
+        step = chunk_rows(tensor.rows, tensor.shape[-1] if tensor.shape else 1, precision)
+        for start in range(0, tensor.rows, step):
+            stop = min(start + step, tensor.rows)
+            size = (stop - start) * tensor.size // tensor.rows
+            rows = raw_rows(tensor, resolved, start, stop)
+            yield _Task(whole, start, stop, size, self.pool.submit(job, rows))
+
+    def name_for(self, precision: Precision) -> str:
+        """Return the name of the backend that encodes that precision."""
+        return self._codec(precision).backend
+
+    def _codec(self, precision: Precision) -> Codec:
+        return codec(precision, None if precision.convention == "float" else self.backend)
+
+
+@attrs.define
+class _Whole:
+    """A tensor that is being encoded, with the chunks that are done."""
+
+    slot: Slot
+    assignment: Assignment
+    backend: str
+    parts: Parts = attrs.field(factory=dict)
+
+    def add(self, start: int, stop: int, parts: Parts) -> None:
+        """Insert an encoded chunk."""
+        self.parts = put_rows(self.parts, parts, start, stop - start, self.slot.tensor.rows)
+
+    def tensor(self) -> QuantizedTensor:
+        precision = self.assignment.precision
+        return QuantizedTensor(self.parts, precision, self.slot.shape, self.assignment.name, self.backend)
+
+
+@attrs.frozen
+class _Task:
+    """A chunk under way: rows `start` to `stop` of a tensor, `size` elements."""
+
+    whole: _Whole
+    start: int
+    stop: int
+    size: int
+    future: Future[Parts]
+
+
+def _drained(under_way: deque[_Task], limit: int) -> Iterator[QuantizedTensor]:
+    """Wait for the oldest tasks until at most `limit` elements are under way; yield the tensors that are complete."""
+    size = sum(task.size for task in under_way)
+    while under_way and size > limit:
+        task = under_way[0]
+        task.whole.add(task.start, task.stop, task.future.result())
+        size -= under_way.popleft().size
+        if task.stop == task.whole.slot.tensor.rows:
+            yield task.whole.tensor()
+
+
+def chunk_rows(rows: int, cols: int, precision: Precision) -> int:
+    """Return the rows to encode at a time: about `CHUNK` elements, or all if the rows depend on each other."""
+    return max(1, CHUNK // max(1, cols)) if precision.rowwise else max(1, rows)
+
+
+def raw_rows(tensor: AnyTensor, codec: Codec, start: int, stop: int) -> Rows:
+    """Return rows in the file's type if the codec accepts it; else as float32, or with the type to widen."""
+    if isinstance(tensor, EncodedTensor):
+        if not tensor.sliceable:
+            return Rows(start, tensor.float32(start, stop))
+        shape = (stop - start, tensor.shape[-1])
+        return Rows(start, QuantizedTensor(tensor.read_parts(start, stop), tensor.precision, shape, tensor.name))
+    rows = tensor.read_rows(start, stop)
+    if tensor.dtype == "bfloat16" and codec.reference.traits.source_dtypes:
+        return Rows(start, rows.view(_bfloat16()))
+    if tensor.dtype == "float32" or (tensor.dtype == "float16" and codec.narrow):
+        return Rows(start, rows)
+    return Rows(start, rows, tensor.dtype)
+
+
+def source_rows(tensor: AnyTensor, precision: Precision, start: int, stop: int) -> Array:
+    """Return rows as the precision's reference accepts them: float32, or the source's type if that matters."""
+    return raw_rows(tensor, codec(precision, REFERENCE), start, stop).wanted(tensor.name)
+
+
+def _bfloat16() -> np.dtype[Any]:
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise MissingPluginError(
+            "this precision's scales take the source's bfloat16, which numpy lacks; pip install ml-dtypes"
+        ) from error
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
+
+
+def encode_chunk(
+    rows: Rows,
+    *,
+    codec: Codec,
+    importance: F32 | None,
+    name: str,
+    finite: bool = True,
+) -> Parts:
+    """Encode one chunk of rows; a module-level function of picklable arguments, so that any executor can run it."""
+    x = rows.wanted(name)
+    if finite:
+        return codec.encode_checked(x, importance, name, rows.first)
+    return codec.encode(x, importance)
+
+
+__all__ = ["AHEAD", "CHUNK", "Encoder", "Rows", "chunk_rows", "encode_chunk", "raw_rows", "source_rows"]

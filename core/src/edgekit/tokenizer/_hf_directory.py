@@ -1,0 +1,353 @@
+"""The tokenizer of a Hugging Face directory, from whichever of its files says most.
+
+    tokenizer.json                 everything; scores come from tokenizer.model, or from the order of the merges
+    tokenizer.model                SentencePiece, with added_tokens.json and tokenizer_config.json beside it
+    vocab.json and merges.txt      byte-level BPE; tokenizer_config.json names the class, which decides the words
+
+Special tokens are named in tokenizer_config.json, special_tokens_map.json, or by id in config.json; tokens that these
+files or added_tokens.json name are added (`edgekit.tokenizer._added_tokens`). Every end token counts that
+generation_config.json or config.json names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from edgekit.errors import InvalidFileError, UnsupportedModelError
+from edgekit.files.foreign import member, read_bytes, read_object, shown
+from edgekit.tokenizer import _sentencepiece, pretokenizers
+from edgekit.tokenizer._added_tokens import AddedToken, contradiction, merge
+from edgekit.tokenizer._hf_files import TOKENIZER_LIMIT, Files, added_token, checked_id
+from edgekit.tokenizer._record import Tokenizer
+from edgekit.tokenizer._sentencepiece import SentencePiece
+from edgekit.tokenizer._vocabulary import SPACE, TokenType, byte_tokens
+
+#: How many ids may be without a token: files that say more are not believed.
+_HOLES = 1 << 16
+#: What other tokenizers leave in a directory.
+_OTHERS = ("vocab.txt", "spiece.model", "tekken.json", "tokenizer.model.v3", "sentencepiece.bpe.model")
+_CLASSES = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2", "CodeGenTokenizer": "gpt-2"}
+
+
+def from_hf_directory(directory: Path) -> Tokenizer | None:
+    """The tokenizer of a Hugging Face directory: SentencePiece or byte-level BPE; None where there is none.
+
+    Raises:
+        UnsupportedModelError: another kind of tokenizer (WordPiece, Unigram), or one in a file that is not read.
+        InvalidFileError: a file that is corrupt, too large, or a link that leads out of the directory.
+    """
+    files = Files.of(Path(directory))
+    parsed = files.tokenizer_json()
+    if parsed is not None:
+        return _from_json(files, *parsed)
+    model = files.sentencepiece()
+    if model is not None:
+        return _from_sentencepiece(files, model)
+    if member(directory, "vocab.json") and member(directory, "merges.txt"):
+        return _from_vocab(files)
+    others = [name for name in _OTHERS if member(directory, name)]
+    if others:
+        raise UnsupportedModelError(
+            f"{directory}: its tokenizer is in {others[0]}; edgekit reads tokenizer.json, a SentencePiece "
+            "tokenizer.model, or vocab.json with merges.txt; save it with transformers' AutoTokenizer to get the first"
+        )
+    return None
+
+
+# --- tokenizer.json ---------------------------------------------------------------------------------------------
+
+
+def _from_json(files: Files, text: str, parsed: dict[str, Any]) -> Tokenizer:
+    path, model = files.directory / "tokenizer.json", parsed["model"]
+    kind = _kind(parsed, path)
+    words = _vocabulary(model.get("vocab"), path)
+    own = _added(parsed.get("added_tokens"), path)
+    added = merge({token: n for n, token in words.items()}, own, files.named_tokens(), str(files.directory))
+    tokens, types = _list(words | {number: token.content for number, token in added.items()}, path)
+    ids = {token: number for number, token in enumerate(tokens)}
+    _mark(types, tokens, added, model, kind)
+    merges = _merges(model.get("merges"), path)
+    bos, eos = _template(parsed.get("post_processor"))
+    special = files.special_ids(ids, len(tokens), {"unk": ids.get(str(model.get("unk_token")))})
+    template, templates = files.chat_templates()
+    return Tokenizer(
+        kind,
+        tuple(tokens),
+        tuple(types),
+        scores=_scores(files, tokens, merges) if kind == "spm" else (),
+        merges=tuple(" ".join(pair) for pair in merges) if kind == "bpe" else (),
+        pre="default" if kind == "spm" else _pre(parsed, model),
+        **special,
+        ends=files.ends(types, special["eos"]),
+        add_bos=files.flag("add_bos_token", bos is not None and bos == _token(tokens, special["bos"])),
+        add_eos=files.flag("add_eos_token", eos is not None and eos == _token(tokens, special["eos"])),
+        add_space_prefix=kind == "spm" and _prepends(parsed),
+        chat_template=template,
+        chat_templates=templates,
+        json=text if list(added.values()) == sorted(own, key=_by_id) else _with_added(parsed, added.values()),
+        merged=len(added.keys() - words.keys() - {token.id for token in own}),
+    )
+
+
+def _by_id(token: AddedToken) -> int:
+    return token.id or 0
+
+
+def _with_added(parsed: dict[str, Any], added: Iterable[AddedToken]) -> str:
+    """The text of the tokenizer.json with all added tokens."""
+    return json.dumps(parsed | {"added_tokens": [token.to_json() for token in added]}, ensure_ascii=False)
+
+
+def _token(tokens: list[str], number: int | None) -> str | None:
+    return None if number is None else tokens[number]
+
+
+def _kind(parsed: Mapping[str, Any], path: Path) -> Literal["spm", "bpe"]:
+    model = parsed["model"]
+    name = model.get("type") or ("BPE" if "merges" in model else "of no type")
+    if name == "BPE":
+        if _steps(parsed, "pre_tokenizer", "ByteLevel") or _steps(parsed, "decoder", "ByteLevel"):
+            return "bpe"
+        if model.get("byte_fallback") or _prepends(parsed) or _steps(parsed, "normalizer", "Replace"):
+            return "spm"
+        name = "BPE over characters"
+    raise UnsupportedModelError(
+        f"{path}: its model is {name}; edgekit knows byte-level BPE, and SentencePiece's BPE with bytes as fallback"
+    )
+
+
+def _steps(parsed: Mapping[str, Any], component: str, kind: str) -> list[Mapping[str, Any]]:
+    """The steps of that type in a component, which is one step or a sequence."""
+    top = parsed.get(component)
+    if not isinstance(top, dict):
+        return []
+    steps = next(
+        (s for key in ("normalizers", "pretokenizers", "decoders", "processors") if (s := top.get(key))), [top]
+    )
+    return [
+        step
+        for step in (steps if isinstance(steps, list) else ())
+        if isinstance(step, dict) and step.get("type") == kind
+    ]
+
+
+def _prepends(parsed: Mapping[str, Any]) -> bool:
+    if any(step.get("prepend") == SPACE for step in _steps(parsed, "normalizer", "Prepend")):
+        return True
+    metaspace = _steps(parsed, "pre_tokenizer", "Metaspace")
+    return any(s.get("prepend_scheme", "always") != "never" and s.get("add_prefix_space", True) for s in metaspace)
+
+
+def _pre(parsed: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    return pretokenizers.from_json(parsed.get("pre_tokenizer"), model.get("ignore_merges") is True)
+
+
+def _vocabulary(vocab: Any, path: Path) -> dict[int, str]:
+    if not (isinstance(vocab, dict) and vocab):
+        raise InvalidFileError(f"{path}: its vocabulary is no mapping of tokens to ids; fetch it again")
+    words = {checked_id(number, path): token for token, number in vocab.items()}
+    if len(words) < len(vocab):
+        raise InvalidFileError(f"{path}: two tokens share an id; fetch it again")
+    return words
+
+
+def _added(entries: Any, path: Path) -> list[AddedToken]:
+    if not (isinstance(entries, list | None) and all(isinstance(e, dict) for e in entries or ())):
+        raise InvalidFileError(f"{path}: added_tokens is no list of objects; fetch it again")
+    return [added_token(entry, checked_id(entry.get("id"), path), path, path.name) for entry in entries or ()]
+
+
+def _list(words: Mapping[int, str], path: Path) -> tuple[list[str], list[TokenType]]:
+    """Tokens and types by id; ids without a token are filled with unused ones."""
+    count = max(words) + 1
+    if count - len(words) > _HOLES:
+        raise InvalidFileError(f"{path}: {len(words)} tokens have ids up to {count - 1}; fetch it again")
+    tokens = [words.get(number, f"[PAD{number}]") for number in range(count)]
+    return tokens, [TokenType.NORMAL if number in words else TokenType.UNUSED for number in range(count)]
+
+
+def _mark(
+    types: list[TokenType],
+    tokens: list[str],
+    added: Mapping[int, AddedToken],
+    model: Mapping[str, Any],
+    kind: str,
+) -> None:
+    """Say which tokens are bytes, added, or unknown."""
+    if kind == "spm":
+        _mark_bytes(types, tokens)
+    for number, token in added.items():
+        types[number] = _type(token)
+    unknown = model.get("unk_token")
+    if isinstance(unknown, str) and unknown in tokens:
+        types[tokens.index(unknown)] = TokenType.UNKNOWN
+
+
+def _type(token: AddedToken) -> TokenType:
+    return TokenType.CONTROL if token.special else TokenType.USER_DEFINED
+
+
+def _mark_bytes(types: list[TokenType], tokens: list[str]) -> None:
+    for number, token in enumerate(tokens):
+        if token in byte_tokens():
+            types[number] = TokenType.BYTE
+
+
+def _merges(merges: Any, path: Path) -> list[tuple[str, str]]:
+    """Pairs, from ``["left right"]`` or ``[["left", "right"]]``."""
+    pairs = [
+        tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) if isinstance(merge, list) else ()
+        for merge in (merges if isinstance(merges, list) else [None])
+    ]
+    if not all(len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs):
+        raise InvalidFileError(f"{path}: its merges are no list of pairs; fetch it again")
+    return pairs  # type: ignore[return-value]
+
+
+def _template(processor: Any) -> tuple[str | None, str | None]:
+    """The special tokens that a post-processor puts before and after a single text."""
+    for step in _steps({"post_processor": processor}, "post_processor", "TemplateProcessing"):
+        single = step.get("single")
+        pieces = (
+            [next(iter(p.items())) for p in single if isinstance(p, dict) and p] if isinstance(single, list) else []
+        )
+        kinds = [kind for kind, _ in pieces]
+        if "Sequence" in kinds:
+            middle = kinds.index("Sequence")
+            return _special(pieces[:middle], 0), _special(pieces[middle + 1 :], -1)
+    return None, None
+
+
+def _special(pieces: list[tuple[str, Any]], which: int) -> str | None:
+    tokens = [value.get("id") for kind, value in pieces if kind == "SpecialToken" and isinstance(value, dict)]
+    return tokens[which] if tokens else None
+
+
+def _scores(files: Files, tokens: list[str], merges: Iterable[tuple[str, str]]) -> tuple[float, ...]:
+    """Scores of tokenizer.model where it has the same pieces; else a piece scores by its first merge."""
+    model = files.sentencepiece()
+    if model is not None and [piece for piece, _, _ in model.pieces] == tokens[: len(model.pieces)]:
+        own = [score for _, score, _ in model.pieces]
+        return (*own, *(0.0 for _ in tokens[len(own) :]))
+    ranks: dict[str, int] = {}
+    for left, right in merges:
+        ranks.setdefault(left + right, len(ranks))
+    # Single characters are never the result of a merge; their scores order nothing.
+    return tuple(-float(ranks.get(token, len(ranks))) for token in tokens)
+
+
+# --- tokenizer.model, and vocab.json with merges.txt ------------------------------------------------------------
+
+
+def _from_sentencepiece(files: Files, model: SentencePiece) -> Tokenizer:
+    path = files.directory / "tokenizer.model"
+    if model.model_type != _sentencepiece.BPE or model.charsmap:
+        kind = "normalizes texts by a table" if model.charsmap else f"is of type {model.model_type}, not BPE (2)"
+        raise UnsupportedModelError(f"{path}: this SentencePiece model {kind}; edgekit knows BPE without such a table")
+    pieces = {number: piece for number, (piece, _, _) in enumerate(model.pieces)}
+    named = files.named_tokens()
+    _rename(pieces, model, named, files.directory)
+    added = _beside({token: number for number, token in pieces.items()}, named, files.directory, path.name)
+    tokens, types = _list(pieces | {number: token.content for number, token in added.items()}, path)
+    types[: len(pieces)] = [TokenType(kind) for _, _, kind in model.pieces]
+    for number, token in added.items():
+        if types[number] is not TokenType.UNKNOWN:
+            types[number] = _type(token)
+    own = {"bos": model.bos, "eos": model.eos, "unk": model.unk, "pad": model.pad}
+    special = files.special_ids({token: number for number, token in enumerate(tokens)}, len(tokens), own)
+    template, templates = files.chat_templates()
+    return Tokenizer(
+        "spm",
+        tuple(tokens),
+        tuple(types),
+        scores=tuple([score for _, score, _ in model.pieces] + [0.0] * (len(tokens) - len(model.pieces))),
+        **special,
+        ends=files.ends(types, special["eos"]),
+        add_bos=files.flag("add_bos_token", True),
+        add_eos=files.flag("add_eos_token", False),
+        add_space_prefix=model.add_space_prefix,
+        chat_template=template,
+        chat_templates=templates,
+        merged=len(added.keys() - pieces.keys()),
+    )
+
+
+#: How vocabularies call the pieces that they keep for later.
+_PLACEHOLDER = re.compile(r"[<\[].*[>\]]")
+
+
+def _rename(pieces: dict[int, str], model: SentencePiece, named: Iterable[AddedToken], directory: Path) -> None:
+    """Give placeholders (``<unused0>``) the names that other files give their ids, as fine-tuned models have them.
+
+    Raises:
+        InvalidFileError: a file gives another name to a piece of text.
+    """
+    known = set(pieces.values())
+    for token in named:
+        if token.id not in pieces or pieces[token.id] == token.content or token.content in known:
+            continue
+        piece, kind = pieces[token.id], TokenType(model.pieces[token.id][2])
+        if kind is TokenType.BYTE or (kind is TokenType.NORMAL and not _PLACEHOLDER.fullmatch(piece)):
+            told = (f"id {token.id} is", shown(piece), "tokenizer.model")
+            raise contradiction(str(directory), told, (shown(token.content), token.source))
+        pieces[token.id] = token.content
+
+
+def _beside(ids: Mapping[str, int], named: list[AddedToken], directory: Path, source: str) -> dict[int, AddedToken]:
+    """The added tokens of a vocabulary without a tokenizer.json, whose files say each id as it is."""
+    own = [token for token in named if token.id is not None and token.content not in ids]
+    return merge(ids, own, named, str(directory), source)
+
+
+def _from_vocab(files: Files) -> Tokenizer:
+    path = files.directory / "vocab.json"
+    pre = _CLASSES.get(str(files.config.get("tokenizer_class")).removesuffix("Fast"))
+    if pre is None:
+        named = shown(files.config.get("tokenizer_class"))
+        raise UnsupportedModelError(
+            f"{path}: tokenizer_config.json names the class {named}; edgekit knows "
+            f"{', '.join(_CLASSES)} without a tokenizer.json; save it with transformers' AutoTokenizer to get one"
+        )
+    words = _vocabulary(read_object(files.directory, "vocab.json", TOKENIZER_LIMIT), path)
+    added = _beside({token: n for n, token in words.items()}, files.named_tokens(), files.directory, path.name)
+    tokens, types = _list(words | {number: token.content for number, token in added.items()}, path)
+    template, templates = files.chat_templates()
+    special = files.special_ids({token: number for number, token in enumerate(tokens)}, len(tokens), {})
+    _mark(types, tokens, added, {}, "bpe")
+    return Tokenizer(
+        "bpe",
+        tuple(tokens),
+        tuple(types),
+        merges=tuple(" ".join(pair) for pair in _merges(_merge_lines(files.directory), path.with_name("merges.txt"))),
+        pre=pre,
+        **special,
+        ends=files.ends(types, special["eos"]),
+        add_bos=files.flag("add_bos_token", False),
+        add_eos=files.flag("add_eos_token", False),
+        add_space_prefix=False,
+        chat_template=template,
+        chat_templates=templates,
+        merged=len(added.keys() - words.keys()),
+    )
+
+
+def _merge_lines(directory: Path) -> list[str]:
+    content = read_bytes(directory, "merges.txt", TOKENIZER_LIMIT) or b""
+    try:
+        lines = content.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InvalidFileError(
+            f"{directory / 'merges.txt'}: not UTF-8 at byte {error.start:,}; fetch it again"
+        ) from error
+    return [
+        line.rstrip("\r")
+        for number, line in enumerate(lines)
+        if line.strip() and not (number == 0 and line.startswith("#version"))
+    ]
+
+
+__all__ = ["from_hf_directory"]

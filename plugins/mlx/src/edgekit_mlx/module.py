@@ -1,0 +1,204 @@
+"""An artifact as a module of mlx-lm's: weights are read by edgekit's readers, which check every length and offset.
+
+So a file is never mapped or parsed by native code, and artifacts of any format whose family mlx-lm has can be trained
+and run: what they have quantized stays quantized where MLX has the format, and is decoded elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import attrs
+import numpy as np
+
+from edgekit.artifact import Artifact
+from edgekit.errors import InvalidFileError, MemoryShortageError, UnsupportedModelError
+from edgekit.files.memory import available, refuse_shortage
+from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
+from edgekit.typing import Array
+from edgekit_mlx import families
+from edgekit_mlx.format import MlxFormat
+from edgekit_mlx.library import core, has_lm, lm, nn, to_mlx, tree_flatten
+from edgekit_mlx.modes import mode_of
+
+#: Types in which a model may be computed.
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@attrs.frozen(eq=False)
+class Loaded:
+    """A model in memory.
+
+    Attributes:
+        module: an ``mlx_lm.models.<type>.Model``.
+        context: tokens of the longest sequence that it computes as it was trained.
+        quantized: modules with quantized weights.
+        dtype: the type in which its states travel.
+    """
+
+    module: Any
+    context: int
+    quantized: int
+    dtype: str
+
+
+def load(artifact: Artifact, dtype: str | None = None, *, decoded: bool = False) -> Loaded:
+    """Read an artifact into a module; call it in the thread that is to compute.
+
+    Args:
+        artifact: of a family that mlx-lm has.
+        dtype: ``float32``, ``float16`` or ``bfloat16``, in which to compute; None keeps the weights' own types.
+        decoded: decode quantized weights to `dtype` when they are read, as the reference does.
+
+    Raises:
+        UnsupportedModelError: a family that edgekit or mlx-lm does not have.
+        MemoryShortageError: the model is larger than the memory; nothing is read.
+    """
+    refuse_too_large(artifact, dtype, decoded)
+    try:
+        known = artifact.model
+    except UnsupportedModelError:
+        if artifact.format != "mlx":
+            raise
+        return _foreign(artifact, dtype)
+    layout = MlxFormat().layout(artifact)
+    config = families.mlx_config(known.config, str(artifact.path))
+    module = _module(config, artifact)
+    tensors = {slot.name: slot.tensor for slot in layout.slots}
+    quantized = {} if decoded else {n: t for n, t in tensors.items() if isinstance(t, EncodedTensor)}
+    _fill(module, tensors, quantized, dtype, artifact)
+    return Loaded(module, families.faithful_context(known.config), len(quantized), _dtype(module))
+
+
+def refuse_too_large(artifact: Artifact, dtype: str | None = None, decoded: bool = False) -> None:
+    """Refuse a model whose weights are larger than the memory that is left.
+
+    Raises:
+        MemoryShortageError: states both sizes.
+    """
+    size = _bytes(artifact.tensors.values(), dtype, decoded)
+    free = available()
+    if free is not None and size > free:
+        raise MemoryShortageError(
+            f"{artifact.path}: its weights take {size:,} bytes of memory, and {free:,} are left; choose a model or a "
+            "quantization that is smaller"
+        )
+
+
+def _bytes(tensors: Iterable[AnyTensor], dtype: str | None, decoded: bool) -> int:
+    width = 4 if dtype == "float32" else 2
+    whole = sum(width * t.size if (decoded or (dtype and isinstance(t, Tensor))) else t.nbytes for t in tensors)
+    return int(whole)
+
+
+def _module(config: Mapping[str, Any], artifact: Artifact) -> Any:
+    """An empty module of mlx-lm's class for a config.json."""
+    model_type = {"mistral": "llama", "gemma3": "gemma3_text"}.get(config["model_type"], config["model_type"])
+    if not has_lm(f"models.{model_type}"):
+        raise UnsupportedModelError(
+            f"{artifact.path}: the installed mlx-lm has no model of type {model_type}; upgrade it, or choose another "
+            "runtime"
+        )
+    architecture = lm(f"models.{model_type}")
+    module = architecture.Model(architecture.ModelArgs.from_dict(dict(config)))
+    if hasattr(module, "sanitize"):  # gemma3 learns from the names whether it is tied
+        tied = config.get("tie_word_embeddings", True)
+        module.sanitize({} if tied else {"lm_head.weight": None})
+    return module
+
+
+def _fill(
+    module: Any,
+    tensors: Mapping[str, AnyTensor],
+    quantized: Mapping[str, EncodedTensor],
+    dtype: str | None,
+    artifact: Artifact,
+) -> None:
+    """Put the weights into the module, tensor by tensor."""
+    mx = core()
+    if quantized:
+        formats = {name.removesuffix(".weight"): mode_of(tensor.precision) for name, tensor in quantized.items()}
+        nn().quantize(module, class_predicate=lambda path, _: formats.get(path, False))
+    weights = []
+    for name, array in _arrays(tensors, quantized, dtype):
+        weights.append((name, array))
+    module.eval()
+    try:
+        module.load_weights(weights, strict=True)
+        mx.eval(module.parameters())
+    except ValueError as error:
+        raise InvalidFileError(
+            f"{artifact.path}: its tensors are not those of mlx-lm's model ({error!s:.300}); convert it again"
+        ) from error
+    except (MemoryError, RuntimeError) as error:
+        refuse_shortage(error, f"{artifact.path}: loading it")
+        raise
+
+
+def _arrays(
+    tensors: Mapping[str, AnyTensor], quantized: Mapping[str, EncodedTensor], dtype: str | None
+) -> Iterator[tuple[str, Any]]:
+    mx = core()
+    for name, tensor in tensors.items():
+        if name not in quantized:
+            yield name, _floats(tensor, dtype)
+            continue
+        module = name.removesuffix(".weight")
+        for part, values in quantized[name].read().parts.items():
+            array = to_mlx(_shaped(values, tensor))
+            if dtype and mx.issubdtype(array.dtype, mx.floating):
+                array = array.astype(getattr(mx, dtype))
+            mx.eval(array)
+            yield f"{module}.{part}", array
+
+
+def _shaped(values: Array, tensor: AnyTensor) -> Array:
+    """A part with the tensor's leading dimensions, which count as rows while it is read."""
+    if values.ndim != 2:
+        return np.ascontiguousarray(values)
+    return np.ascontiguousarray(values).reshape(*tensor.shape[:-1], values.shape[-1])
+
+
+def _floats(tensor: AnyTensor, dtype: str | None) -> Any:
+    mx = core()
+    if isinstance(tensor, Tensor) and tensor.dtype == "bfloat16":
+        array = mx.array(np.ascontiguousarray(tensor.read())).view(mx.bfloat16)
+    elif isinstance(tensor, Tensor) and tensor.dtype in ("float16", "float32"):
+        array = mx.array(np.ascontiguousarray(tensor.read()))
+    else:
+        array = mx.array(np.ascontiguousarray(tensor.float32().reshape(tensor.shape)))
+    if dtype:
+        array = array.astype(getattr(mx, dtype))
+    mx.eval(array)
+    return array
+
+
+def _dtype(module: Any) -> str:
+    """The type in which states travel: the one that those of all weights are promoted to."""
+    mx = core()
+    values = [value for _, value in tree_flatten()(module.parameters()) if mx.issubdtype(value.dtype, mx.floating)]
+    kinds = {str(value.dtype).rpartition(".")[2] for value in values}
+    return kinds.pop() if len(kinds) == 1 else "float32"
+
+
+def _foreign(artifact: Artifact, dtype: str | None) -> Loaded:
+    """A model of a family that edgekit does not know, by mlx-lm's own loader; its headers were checked before."""
+    if "model_file" in artifact.config:
+        raise UnsupportedModelError(
+            f"{artifact.path}: its config.json names a program to run (model_file), which edgekit never does; "
+            "run it with mlx-lm, where you trust it"
+        )
+    directory = artifact.path if artifact.path.is_dir() else artifact.path.parent
+    try:
+        module, config = lm("utils").load_model(directory, lazy=False, strict=True)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UnsupportedModelError(f"{artifact.path}: mlx-lm does not load it: {error!s:.300}") from error
+    if dtype:
+        module.set_dtype(getattr(core(), dtype))
+    inner = config.get("text_config") or config
+    count = sum(f"{name.removesuffix('.weight')}.scales" in artifact.tensors for name in artifact.tensors)
+    return Loaded(module, int(inner.get("max_position_embeddings") or 4096), count, _dtype(module))
+
+
+__all__ = ["DTYPES", "Loaded", "load", "refuse_too_large"]

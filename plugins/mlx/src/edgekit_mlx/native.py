@@ -1,0 +1,124 @@
+"""`mx.quantize` and `mx.dequantize` as a backend.
+
+It claims the reference's bytes. The reference is as fast, and edgekit-numba several times faster, so that this one
+works only when it is asked for (``backend="mlx"``): to compare with, and to see what an installed MLX does.
+
+MLX before 0.32.4 rounds the exponents of mxfp4 and mxfp8 otherwise, and has no 1 bit: there this encoder refuses
+instead of giving other bytes than it claims.
+
+Source: mlx 0.32.4; what it computes is written down in `edgekit.reference.mlx`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import attrs
+import numpy as np
+
+from edgekit.errors import PluginError, ShapeError
+from edgekit.precision import Precision, find_precision
+from edgekit.recipe import fits
+from edgekit.reference import Traits
+from edgekit.reference import reference as judge
+from edgekit.typing import F32, Array
+from edgekit_mlx.library import PROVED, core, exponent_rounding, from_mlx, to_mlx, version
+from edgekit_mlx.modes import NATIVE, attribute, mode_of
+
+_PARTS = ("weight", "scales", "biases")
+
+
+@attrs.frozen
+class NativeQuantizer:
+    """`mx.quantize` as an encoder and a decoder; see `edgekit.encoding.Quantizer`.
+
+    Attributes:
+        name: of the precision.
+
+    Example:
+        >>> NativeQuantizer("mlx:int4-g64").encode(np.ones((1, 64), np.float32))["weight"].shape  # doctest: +SKIP
+        (1, 8)
+    """
+
+    name: str
+
+    claim = "exact"
+    traits: ClassVar[Traits] = Traits(source_dtypes=True)
+
+    @property
+    def precision(self) -> Precision:
+        """The number format that it encodes."""
+        return find_precision(self.name)
+
+    def encode(self, x: Array, importance: F32 | None = None) -> dict[str, Array]:
+        """Encode rows as `mx.quantize` does, on the CPU.
+
+        Args:
+            x: float32, float16 or bfloat16 [rows, cols]; cols is a multiple of the group size.
+            importance: ignored, as MLX has none.
+
+        Returns:
+            ``weight``, ``scales`` and for integers ``biases``; as `edgekit.reference.mlx.encode`.
+
+        Raises:
+            ShapeError: the group size does not divide the rows.
+            PluginError: the installed MLX computes this format otherwise.
+        """
+        precision = self.precision
+        if not fits(precision, x.shape):
+            raise ShapeError(f"{precision.name} requires rows that are a multiple of {precision.block}, not {x.shape}")
+        _refuse_other_rules(precision)
+        mx = core()
+        rows = _even(x, precision)
+        with mx.stream(mx.cpu):
+            arrays = mx.quantize(to_mlx(rows), **mode_of(precision))
+            parts = {name: from_mlx(array)[: len(x)] for name, array in zip(_PARTS, arrays, strict=False)}
+        return parts
+
+    def decode(self, parts: Mapping[str, Array], shape: tuple[int, int]) -> F32:
+        """Decode as `mx.dequantize` does, to float32 [rows, cols]: affine values in the type of the scales."""
+        precision, mx = self.precision, core()
+        if precision.kind == "nvfp4" and parts["scales"].size % 2:  # as in `encode`
+            return judge(precision).decode(parts, precision, shape)
+        with mx.stream(mx.cpu):
+            arrays = {name: to_mlx(_typed(part)) for name, part in parts.items()}
+            affine = "biases" in parts
+            values = mx.dequantize(
+                arrays.pop("weight"), **arrays, **mode_of(precision), dtype=None if affine else mx.float32
+            )
+            return from_mlx(values.astype(mx.float32))
+
+
+def _typed(part: Array) -> Array:
+    """A part whose bfloat16 comes as bits, in its type."""
+    if part.dtype == np.uint16:
+        import ml_dtypes
+
+        return part.view(ml_dtypes.bfloat16)
+    return part
+
+
+def _even(x: Array, precision: Precision) -> Array:
+    """The rows, and one more where MLX cannot take an odd number of nvfp4's groups."""
+    odd = precision.kind == "nvfp4" and (x.size // 16) % 2
+    return np.concatenate([x, x[:1]]) if odd else x
+
+
+def _refuse_other_rules(precision: Precision) -> None:
+    if precision.kind in ("mxfp4", "mxfp8") and exponent_rounding() == "nearest":
+        raise PluginError(
+            f"MLX {version()} rounds the exponents of {precision.kind} to the nearest; {precision.name} is what MLX "
+            f"{PROVED} computes, which rounds them up: pip install 'mlx>={PROVED}', or choose backend=\"reference\""
+        )
+
+
+def __getattr__(name: str) -> NativeQuantizer:
+    """The encoder of a precision by its attribute's name, such as ``int4_g64``."""
+    for native in NATIVE:
+        if attribute(native) == name:
+            return NativeQuantizer(native)
+    raise AttributeError(name)
+
+
+__all__ = ["NativeQuantizer"]

@@ -1,0 +1,124 @@
+"""Keys and values of a prompt in a file, so that a long one is computed once.
+
+One safetensors file, written whole or not at all: the arrays of each layer (``<layer>.<place>``) and, in its metadata
+under ``edgekit_mlx``, the token ids, the kinds of the layers' caches with their counters, and which model it is of. A
+file of another model, or of the same model in another type, is refused: its numbers mean something else there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+
+from edgekit.artifact import Artifact
+from edgekit.errors import InvalidFileError, UsageError
+from edgekit.files.foreign import strict_json
+from edgekit.formats import safetensors
+from edgekit.tensor import Tensor
+from edgekit_mlx.library import core, from_mlx
+
+KEY = "edgekit_mlx"
+_AGAIN = "write it again with save_prompt_cache"
+
+
+@attrs.frozen(eq=False)
+class Kept:
+    """What a file holds.
+
+    Attributes:
+        cache: mlx-lm's caches, one a layer.
+        tokens: the ids whose keys and values they hold.
+    """
+
+    cache: list[Any]
+    tokens: list[int]
+
+
+def identity(artifact: Artifact, dtype: str) -> dict[str, str]:
+    """Which model a cache is of: a hash of the tensors' names, types and sizes and of the first norm's values."""
+    digest = hashlib.sha256()
+    for name, tensor in artifact.tensors.items():
+        kind = tensor.dtype if isinstance(tensor, Tensor) else tensor.precision.name
+        digest.update(f"{name} {kind} {list(tensor.shape)}\n".encode())
+        if len(tensor.shape) == 1:
+            digest.update(np.ascontiguousarray(tensor.float32()).tobytes())
+    return {"model": digest.hexdigest(), "dtype": dtype}
+
+
+def save(path: Path, cache: list[Any], tokens: list[int], model: dict[str, str]) -> None:
+    """Write caches and the tokens whose keys and values they hold.
+
+    Raises:
+        ResourceError: the file cannot be written.
+    """
+    mx = core()
+    arrays, layers = {}, []
+    for number, layer in enumerate(cache):
+        state: list[Any] = []
+        for place, value in enumerate(layer.state):
+            if isinstance(value, mx.array):
+                arrays[f"{number}.{place}"] = from_mlx(value)
+                state.append(None)
+            else:
+                state.append(value)
+        layers.append({"kind": type(layer).__name__, "state": state})
+    record = {**model, "tokens": tokens, "layers": layers}
+    safetensors.write(path, arrays, {KEY: json.dumps(record)})
+
+
+def load(path: Path, model: dict[str, str], fresh: list[Any]) -> Kept:
+    """Read a file into fresh caches of the same model.
+
+    Args:
+        path: of the file.
+        model: what `identity` gives.
+        fresh: empty caches, one a layer.
+
+    Raises:
+        InvalidFileError, MissingFileError: not a file of `save`.
+        UsageError: of another model or type.
+    """
+    tensors, metadata = safetensors.open_tensors(path)
+    if KEY not in metadata:
+        raise InvalidFileError(f"{path}: it is no prompt cache of edgekit; {_AGAIN}")
+    record = strict_json(metadata[KEY].encode(), path, f"the metadata {KEY!r}")
+    try:
+        tokens, layers = record["tokens"], record["layers"]
+        found = {name: record[name] for name in ("model", "dtype")}
+        right = bool(tokens) and all(type(token) is int and token >= 0 for token in tokens)
+        kinds = [layer["kind"] for layer in layers]
+    except (TypeError, KeyError) as error:
+        raise InvalidFileError(f"{path}: its metadata lacks {error}; {_AGAIN}") from error
+    if found != model:
+        what = "another model" if found["model"] != model["model"] else f"this model in {found['dtype']}"
+        raise UsageError(f"{path}: the prompt cache is of {what}; load that one, or {_AGAIN}")
+    if not right or kinds != [type(layer).__name__ for layer in fresh]:
+        raise InvalidFileError(f"{path}: its tokens or layers are not those of the model; {_AGAIN}")
+    for number, (layer, stored) in enumerate(zip(fresh, layers, strict=True)):
+        layer.state = _state(path, number, stored["state"], tensors)
+    return Kept(fresh, tokens)
+
+
+def _state(path: Path, number: int, state: Any, tensors: Any) -> tuple[Any, ...]:
+    if not isinstance(state, list) or not all(value is None or type(value) is int for value in state):
+        raise InvalidFileError(f"{path}: the state of layer {number} is malformed; {_AGAIN}")
+    return tuple(
+        _array(tensors[f"{number}.{place}"]) if f"{number}.{place}" in tensors else value
+        for place, value in enumerate(state)
+    )
+
+
+def _array(tensor: Tensor) -> Any:
+    mx = core()
+    values = mx.array(np.ascontiguousarray(tensor.read()))
+    array = values.view(mx.bfloat16) if tensor.dtype == "bfloat16" else values
+    mx.eval(array)
+    return array
+
+
+__all__ = ["KEY", "Kept", "identity", "load", "save"]

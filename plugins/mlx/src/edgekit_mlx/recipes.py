@@ -1,0 +1,142 @@
+"""MLX's recipes: one width for every matrix, and mlx-lm's mixtures of two.
+
+    recipe               most matrices   v_proj and down_proj in the layers that get more, lm_head
+    2bit … 8bit          2 … 8 bits      the same
+    mixed_2_6            2               6
+    mixed_3_4            3               4
+    mixed_3_6            3               6
+    mixed_4_6            4               6
+
+All in groups of 64. Of n layers, counted from 0, those get more bits that are among the first or the last n // 8, and
+of the others each third one. Matrices whose rows no group divides, and vectors, stay in float. Phi 3's fused
+``qkv_proj`` counts as a v_proj, as in mlx-lm, whose rule looks for these letters in the name.
+
+Source: mlx-lm 0.32.2, ``convert.py`` (`mixed_quant_predicate_builder`); compared with it model by model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from edgekit.architectures import ModelConfig
+from edgekit.errors import UnsupportedModelError
+from edgekit.precision import Precision, find_precision
+from edgekit.recipe import Assignment, Clause, Plan, Slot, Uniform, fits, is_matrix
+
+GROUP = 64
+_MORE = ("v_proj", "down_proj")
+
+
+@attrs.frozen
+class Width(Uniform):
+    """One width for every matrix, under MLX's name for it; see `edgekit.recipe.Recipe`.
+
+    Attributes:
+        precision: of every matrix.
+        given_name: ``4bit``.
+    """
+
+    given_name: str = ""
+
+    @property
+    def name(self) -> str:
+        """As it is registered."""
+        return self.given_name
+
+    def describe(self) -> list[Clause]:
+        """For people."""
+        return [Clause("weight matrices", self.precision.name), Clause("the rest", "as it is")]
+
+
+@attrs.frozen
+class Mixed:
+    """Two widths; see `edgekit.recipe.Recipe`.
+
+    Attributes:
+        low, high: bits of most matrices, and of those that get more.
+    """
+
+    low: int
+    high: int
+
+    @property
+    def name(self) -> str:
+        """As mlx-lm has it."""
+        return f"mixed_{self.low}_{self.high}"
+
+    def plan(self, slots: Sequence[Slot], config: ModelConfig | None, importance: bool = False) -> Plan:
+        """Choose for every slot.
+
+        Raises:
+            UnsupportedModelError: the family is unknown, so that its layers cannot be counted.
+        """
+        if config is None:
+            raise UnsupportedModelError(f"recipe {self.name} counts layers, and the model's family is unknown")
+        return Plan(self.name, tuple(self._assign(slot, config.layers) for slot in slots))
+
+    def describe(self) -> list[Clause]:
+        """The mixture in words; see `edgekit.recipe.Recipe`."""
+        low, high = _affine(self.low), _affine(self.high)
+        return [
+            Clause("lm_head", high.name),
+            Clause("*v_proj*, *down_proj*", high.name, "in the first and last eighth of the layers, and each third"),
+            Clause("other weight matrices", low.name),
+            Clause("rows that no group divides", "as they are"),
+            Clause("the rest", "as it is"),
+        ]
+
+    def _assign(self, slot: Slot, layers: int) -> Assignment:
+        if not is_matrix(slot):
+            return Assignment(slot.name, slot.role, slot.shape, slot.keep, "not a weight matrix")
+        bits, reason = self._bits(slot.name, layers)
+        precision, asked = _affine(bits), None
+        if not fits(precision, slot.shape):
+            asked, reason = precision, f"rows of {slot.shape[-1]} are no multiple of {GROUP}"
+            precision = slot.keep
+        return Assignment(slot.name, slot.role, slot.shape, precision, reason, asked)
+
+    def _bits(self, name: str, layers: int) -> tuple[int, str]:
+        if "lm_head" in name:
+            return self.high, "output matrix"
+        if any(word in name for word in _MORE) and gets_more(_layer(name), layers):
+            return self.high, "among the layers that get more"
+        return self.low, f"default of {self.name}"
+
+
+def gets_more(layer: int, layers: int) -> bool:
+    """Whether a layer, counted from 0, is one of those that get more bits."""
+    eighth = layers // 8
+    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
+
+
+def _layer(name: str) -> int:
+    return next((int(word) for word in name.split(".") if word.isdigit()), 0)
+
+
+def _affine(bits: int) -> Precision:
+    return find_precision(f"mlx:int{bits}-g{GROUP}")
+
+
+BITS_2, BITS_3, BITS_4, BITS_5, BITS_6, BITS_8 = (
+    Width(_affine(bits), given_name=f"{bits}bit") for bits in (2, 3, 4, 5, 6, 8)
+)
+MIXED_2_6, MIXED_3_4, MIXED_3_6, MIXED_4_6 = Mixed(2, 6), Mixed(3, 4), Mixed(3, 6), Mixed(4, 6)
+
+__all__ = [
+    "BITS_2",
+    "BITS_3",
+    "BITS_4",
+    "BITS_5",
+    "BITS_6",
+    "BITS_8",
+    "GROUP",
+    "MIXED_2_6",
+    "MIXED_3_4",
+    "MIXED_3_6",
+    "MIXED_4_6",
+    "Mixed",
+    "Width",
+    "gets_more",
+]

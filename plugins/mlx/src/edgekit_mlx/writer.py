@@ -1,0 +1,231 @@
+"""Writing an MLX model directory: the weights one tensor at a time, in shards where they are large.
+
+Sizes and types of all parts follow from the plan and the sources' types, so that each file's header is written first,
+complete. A run that was cut off goes on after its last complete tensor, in whichever shard that is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from edgekit.artifact import Layout
+from edgekit.errors import UnsupportedModelError, UsageError
+from edgekit.files.atomic import ARTIFACT_FILES, AtomicDirectory, AtomicFile
+from edgekit.files.foreign import utf8
+from edgekit.formats import PlannedDirectory, small_files
+from edgekit.formats.safetensors import Part, build_header, to_bytes
+from edgekit.manifest import Manifest
+from edgekit.precision import Precision
+from edgekit.recipe import Assignment, Plan, Slot, quantized
+from edgekit.tensor import EncodedTensor, QuantizedTensor
+from edgekit_mlx.families import mlx_config
+from edgekit_mlx.modes import FLOATS
+from edgekit_mlx.sections import KEY, MIRROR, section_of
+
+WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+#: Bytes of a shard, as mlx-lm has them; a tensor that is larger has a shard of its own.
+SHARD = 5 << 30
+#: The number of what this edgekit writes, for the fingerprint of runs that go on.
+LAYOUT = 1
+_FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_METADATA = {"format": "mlx"}
+
+
+@attrs.frozen
+class _Shard:
+    """A file of the directory: its name, its header, and which tensors of the plan it holds."""
+
+    name: str
+    header: bytes
+    first: int
+    stop: int
+
+
+class MlxWriter(PlannedDirectory):
+    """Writes one directory; see `edgekit.formats.PlannedDirectory`.
+
+    Raises:
+        UnsupportedModelError: the plan has a precision that MLX does not have.
+        ResourceError: the target cannot be written, or the disk is too small.
+        LockedError: another process writes it.
+    """
+
+    data = WEIGHTS
+    owned = (*ARTIFACT_FILES, "README.md")
+
+    def __init__(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> None:
+        for assignment in plan:
+            _refuse_foreign(assignment, path)
+        self._layout = layout
+        self._parts = [stored_parts(slot, line) for slot, line in zip(layout.slots, plan, strict=True)]
+        self._shards = _shards(self._parts)
+        self._files: list[AtomicFile] = []
+        nbytes = sum(part.nbytes for parts in self._parts for part in parts) + sum(len(s.header) for s in self._shards)
+        described = [[part.name, part.dtype, list(part.shape)] for parts in self._parts for part in parts]
+        identity = json.dumps(["mlx", LAYOUT, SHARD, described]).encode()
+        super().__init__(path, plan, manifest, nbytes=nbytes, identity=identity)
+
+    @property
+    def done(self) -> int:
+        """Tensors that are complete, those of an interrupted run included: whole shards, and the one after them."""
+        count = 0
+        for shard, file in zip(self._shards, self._files, strict=True):
+            count += file.done
+            if file.done < shard.stop - shard.first:
+                break
+        return count
+
+    def write(self, tensor: QuantizedTensor) -> None:
+        """Append the plan's next tensor, in the shard that is to hold it; see `PlannedWriter.write`."""
+        number = next((n for n, shard in enumerate(self._shards) if self.done < shard.stop), len(self._shards) - 1)
+        self.file = self._files[number]
+        if not self.file.offset:
+            self.file.write(self._shards[number].header)
+        super().write(tensor)
+
+    def append(self, tensor: QuantizedTensor, assignment: Assignment) -> None:
+        """Write the tensor's parts."""
+        for expected in self._parts[self.done]:
+            key = "values" if assignment.precision.convention == "float" else expected.name.rpartition(".")[2]
+            array = tensor.parts[key]
+            data = to_bytes(array)
+            if data.nbytes != expected.nbytes:
+                raise UsageError(
+                    f"{self.path}: {expected.name} has {data.nbytes} bytes as {array.dtype} {list(array.shape)}, "
+                    f"{expected.dtype} {list(expected.shape)} is planned; encode it from the layout's own tensor"
+                )
+            self.file.write(data)
+
+    def commit(self) -> None:
+        """Check that every tensor came, write the other files, and swap the directory in."""
+        self._refuse_missing()
+        for shard, file in zip(self._shards, self._files, strict=True):
+            if not file.offset:  # a model without tensors
+                file.write(shard.header)
+            file.commit()
+        for name, content in self.small_files():
+            self.directory.write(name, content)
+        self.directory.commit()
+
+    def small_files(self) -> Iterator[tuple[str, bytes]]:
+        """Configuration, index, tokenizer and manifest."""
+        for name, content in small_files(self._layout, self.plan, self.manifest):
+            yield name, self._config(content) if name == CONFIG else content
+        yield INDEX, _json(self._index())
+
+    def _config(self, content: bytes) -> bytes:
+        """The source's config.json with what mlx-lm reads, in the words that mlx-lm reads."""
+        model = self._layout.model
+        assert model is not None  # the format's layout refuses what has no known family
+        source = json.loads(content)
+        own = {key: value for key, value in source.items() if key not in (KEY, MIRROR, "rope_parameters")}
+        if "text_config" in own:  # the language model alone is written, under the names that it has alone
+            own = {key: value for key, value in own.items() if key.endswith("token_id") or key == "torch_dtype"}
+        written = own | mlx_config(model.config, str(self.path))
+        chosen = {a.name.removesuffix(".weight"): a.precision for a in self.plan if quantized(a.precision)}
+        if chosen:
+            written[KEY] = written[MIRROR] = section_of(chosen)
+        return _json(dict(sorted(written.items())))
+
+    def _index(self) -> dict[str, Any]:
+        names = {
+            part.name: shard.name
+            for shard in self._shards
+            for parts in self._parts[shard.first : shard.stop]
+            for part in parts
+        }
+        total = sum(part.nbytes for parts in self._parts for part in parts)
+        parameters = sum(assignment.size for assignment in self.plan)
+        return {
+            "metadata": {"total_size": total, "total_parameters": parameters},
+            "weight_map": dict(sorted(names.items())),
+        }
+
+    def _open(self, fingerprint: Any) -> AtomicFile:
+        self.directory = AtomicDirectory(self.path, owned=self.owned)
+        names = [shard.name for shard in self._shards]
+        try:
+            self._files = [self.directory.file(name, fingerprint=fingerprint, beside=names) for name in names]
+        except BaseException:
+            self.directory.close()
+            raise
+        return self._files[0]
+
+
+def _json(content: Any) -> bytes:
+    return utf8(json.dumps(content, indent=4, ensure_ascii=False) + "\n", "the configuration")
+
+
+def _refuse_foreign(assignment: Assignment, path: Path) -> None:
+    if assignment.precision.convention not in ("mlx", "float"):
+        raise UnsupportedModelError(
+            f"{path}: MLX has its own precisions and F32, F16, BF16; the plan has {assignment.precision} for "
+            f"{assignment.name}: choose one of those, such as mlx:int4-g64"
+        )
+    if quantized(assignment.precision) and not assignment.name.endswith(".weight"):
+        raise UnsupportedModelError(f"{path}: MLX quantizes weights alone, not {assignment.name}; leave it in float")
+
+
+def stored_parts(slot: Slot, assignment: Assignment) -> list[Part]:
+    """Name, type and shape of the arrays that a tensor takes."""
+    precision, shape = assignment.precision, tuple(assignment.shape)
+    if precision.convention == "float":
+        return [Part(slot.name, _FLOATS[precision.kind], shape)]
+    if isinstance(slot.tensor, EncodedTensor) and slot.tensor.precision == precision:
+        return _as_they_are(slot, shape)
+    dtype = slot.tensor.dtype if not isinstance(slot.tensor, EncodedTensor) else "float32"
+    return _parts(slot.name, precision, shape, dtype if dtype in ("float16", "bfloat16") else "float32")
+
+
+def _as_they_are(slot: Slot, shape: tuple[int, ...]) -> list[Part]:
+    """The parts of an encoded tensor that is copied."""
+    assert isinstance(slot.tensor, EncodedTensor)
+    scales = slot.tensor.read_parts(0, 1 if slot.tensor.sliceable else slot.tensor.rows)["scales"]
+    name = "bfloat16" if scales.dtype.itemsize == 2 and scales.dtype != "float16" else scales.dtype.name
+    return _parts(slot.name, slot.tensor.precision, shape, name)
+
+
+def _parts(name: str, precision: Precision, shape: tuple[int, ...], dtype: str) -> list[Part]:
+    """A weight's parts; `dtype` is that of affine scales."""
+    assert precision.block is not None
+    module = name.removesuffix(".weight")
+    words = (*shape[:-1], shape[-1] * precision.bits // 32)
+    groups = (*shape[:-1], shape[-1] // precision.block)
+    found = [Part(name, "uint32", words)]
+    if precision.kind in FLOATS:
+        found.append(Part(f"{module}.scales", "uint8", groups))
+    else:
+        found += [Part(f"{module}.{part}", dtype, groups) for part in ("scales", "biases")]
+    if precision.whole_tensor:
+        found.append(Part(f"{module}.global_scale", "float32", ()))
+    return found
+
+
+def _shards(parts: Sequence[list[Part]]) -> list[_Shard]:
+    """Files of at most `SHARD` bytes, each with its tensors in the plan's order."""
+    starts, size = [0], 0
+    for number, of_one in enumerate(parts):
+        nbytes = sum(part.nbytes for part in of_one)
+        if number > starts[-1] and size + nbytes > SHARD:
+            starts.append(number)
+            size = 0
+        size += nbytes
+    bounds = list(pairwise([*starts, len(parts)]))
+    return [_Shard(_name(n, len(bounds)), _header(parts[a:b]), a, b) for n, (a, b) in enumerate(bounds)]
+
+
+def _name(number: int, count: int) -> str:
+    return WEIGHTS if count == 1 else f"model-{number + 1:05}-of-{count:05}.safetensors"
+
+
+def _header(parts: Sequence[list[Part]]) -> bytes:
+    return build_header([part for of_one in parts for part in of_one], _METADATA)
+
+
+__all__ = ["CONFIG", "INDEX", "SHARD", "WEIGHTS", "MlxWriter", "stored_parts"]

@@ -1,0 +1,564 @@
+"""Checkpoints that other libraries quantized, built here to their specifications, code by code.
+
+The libraries' own dequantization is the oracle of `tests/oracles/test_packed.py`; what is here needs none of them. Each
+builder states the source of its layout. They pack in plain loops, as the specifications do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgekit
+from edgekit.errors import InvalidFileError, UnsupportedModelError
+from edgekit.formats import safetensors
+from edgekit.formats._packed import SCHEMES
+from edgekit.numerics.smallfloats import E2M1, E4M3
+from edgekit.reference._packed import BNB_FP4, LLM_INT8_UNIT, NF4
+from edgekit.tensor import EncodedTensor
+
+Q = "model.layers.0.self_attn.q_proj"
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 32,
+    "max_position_embeddings": 16,
+    "tie_word_embeddings": True,
+}
+MATRICES = {
+    **{f"model.layers.0.self_attn.{name}_proj": (64, 64) for name in "qkvo"},
+    **{f"model.layers.0.mlp.{name}_proj": (96, 64) for name in ("gate", "up")},
+    "model.layers.0.mlp.down_proj": (64, 96),
+}
+rng = np.random.default_rng(15)
+
+
+def write(directory: Path, tensors: Mapping[str, np.ndarray], quantization: Mapping[str, object] | None) -> Path:
+    """A checkpoint with these tensors; `E4M3` codes are given as uint8 under names of 8-bit floats."""
+    directory.mkdir()
+    config = CONFIG | ({} if quantization is None else {"quantization_config": quantization})
+    (directory / "config.json").write_text(json.dumps(config))
+    safetensors.write(directory / "model.safetensors", tensors)
+    return directory
+
+
+def with_plain(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The quantized tensors, and what a model has beside them."""
+    norms = {f"model.layers.0.{name}_layernorm.weight": (64,) for name in ("input", "post_attention")}
+    plain = {"model.embed_tokens.weight": (32, 64), "model.norm.weight": (64,), **norms}
+    return {**tensors, **{name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in plain.items()}}
+
+
+def float8(codes: np.ndarray) -> np.ndarray:
+    import ml_dtypes
+
+    return codes.view(ml_dtypes.float8_e4m3fn)
+
+
+def finite_codes(shape: tuple[int, ...]) -> np.ndarray:
+    codes = rng.integers(0, 256, shape, np.uint8)
+    return np.where(codes & 0x7F == 0x7F, codes ^ 1, codes)
+
+
+def check(directory: Path, expected: Mapping[str, np.ndarray], precision: str) -> None:
+    """Every matrix has the precision and the values, whole and in any rows."""
+    artifact = edgekit.open(directory)
+    assert set(artifact.model.tensors)
+    for name, values in expected.items():
+        tensor = artifact.tensors[f"{name}.weight"]
+        assert isinstance(tensor, EncodedTensor)
+        assert tensor.precision.name == precision
+        assert tensor.shape == values.shape
+        np.testing.assert_array_equal(tensor.float32(), values.reshape(-1, values.shape[-1]))
+        np.testing.assert_array_equal(tensor.float32(5, 23), values[5:23])
+        np.testing.assert_array_equal(tensor.read().dequantize(), values)
+
+
+def packed_words(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes [n, m] packed along the first dimension into int32 [n * bits / 32, m], lowest bits first."""
+    words = np.zeros((-(-len(codes) * bits // 32), codes.shape[1]), np.uint32)
+    for column in range(codes.shape[1]):
+        stream = sum(int(code) << bits * number for number, code in enumerate(codes[:, column]))
+        for number in range(len(words)):
+            words[number, column] = stream >> 32 * number & 0xFFFFFFFF
+    return words.view(np.int32)
+
+
+def grid(values: np.ndarray, group: int, cols: int) -> np.ndarray:
+    return np.repeat(values, group, axis=1)[:, :cols]
+
+
+# --- GPTQ: AutoGPTQ 0.7.1, nn_modules/qlinear/qlinear_cuda_old.py (`pack`) ---
+
+
+def gptq(bits: int, group: int, *, version: str = "gptq", order: bool = False, sym: bool = False, cfg: object = None):
+    tensors, expected = {}, {}
+    for name, (out, cols) in MATRICES.items():
+        size = cols if group == -1 else group
+        groups = -(-cols // size)
+        codes = rng.integers(0, 1 << bits, (out, cols))
+        zeros = np.full((out, groups), 1 << (bits - 1)) if sym else rng.integers(1, 1 << bits, (out, groups))
+        scales = rng.uniform(0.001, 0.01, (groups, out)).astype(np.float16)
+        index = np.arange(cols) // size
+        if order:
+            index = rng.permutation(index)
+        tensors[f"{name}.qweight"] = packed_words(codes.T, bits)
+        stored = zeros if version == "gptq_v2" else zeros - 1
+        tensors[f"{name}.qzeros"] = np.ascontiguousarray(packed_words(stored, bits).T)
+        tensors[f"{name}.scales"] = scales
+        tensors[f"{name}.g_idx"] = index.astype(np.int32)
+        expected[name] = (codes - zeros[:, index]).astype(np.float32) * scales.T.astype(np.float32)[:, index]
+    config = {"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": order, "sym": sym}
+    return tensors, expected, config | {"checkpoint_format": version}
+
+
+@pytest.mark.parametrize("version", ["gptq", "gptq_v2"])
+@pytest.mark.parametrize(("bits", "group"), [(2, 32), (3, 32), (4, 32), (4, -1), (8, 32)])
+def test_gptq(tmp_path: Path, bits: int, group: int, version: str) -> None:
+    tensors, expected, config = gptq(bits, group, version=version)
+    where = "channel" if group == -1 else f"g{group}"
+    check(write(tmp_path / "m", with_plain(tensors), config), expected, f"affine:int{bits}-asym-{where}")
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_gptq_in_the_order_of_activations(tmp_path: Path, bits: int) -> None:
+    tensors, expected, config = gptq(bits, 32, order=True)
+    check(write(tmp_path / "m", with_plain(tensors), config), expected, f"packed:int{bits}-g32")
+
+
+def test_the_first_version_of_gptq_undoes_its_borrow(tmp_path: Path) -> None:
+    """GPTQModel subtracts 0x11111111 from whole words, which borrows from the next field where a zero point is 0."""
+    tensors, expected, config = gptq(4, 32, version="gptq_v2")
+    for name, values in tensors.items():
+        if name.endswith("qzeros"):
+            values.view(np.uint32)[:] &= 0xFFF0FFFF  # zero points of 0 among others
+    second = write(tmp_path / "v2", with_plain(tensors), config)
+    wanted = {name: edgekit.open(second).tensors[f"{name}.weight"].float32() for name in expected}
+    first = {
+        name: (values.view(np.uint32) - np.uint32(0x11111111)).view(np.int32) if name.endswith("qzeros") else values
+        for name, values in tensors.items()
+    }
+    check(
+        write(tmp_path / "v1", with_plain(first), config | {"checkpoint_format": "gptq"}),
+        wanted,
+        "affine:int4-asym-g32",
+    )
+
+
+def test_autogptq_configuration_in_its_own_file(tmp_path: Path) -> None:
+    tensors, expected, config = gptq(4, 32)
+    directory = write(tmp_path / "m", with_plain(tensors), None)
+    with pytest.raises(UnsupportedModelError, match=r"its config.json has no quantization_config that says how"):
+        _ = edgekit.open(directory).model
+    own = {key: config[key] for key in ("bits", "group_size", "desc_act", "sym")} | {"damp_percent": 0.01}
+    (directory / "quantize_config.json").write_text(json.dumps(own))
+    check(directory, expected, "affine:int4-asym-g32")
+
+
+# --- AWQ: AutoAWQ 0.2.9, awq/modules/linear/gemm.py (`from_linear`), order_map ---
+
+
+def awq(group: int, zero_point: bool = True):
+    tensors, expected = {}, {}
+    for name, (out, cols) in MATRICES.items():
+        codes = rng.integers(0, 16, (cols, out))
+        zeros = rng.integers(0, 16, (cols // group, out)) if zero_point else np.full((cols // group, out), 8)
+        scales = rng.uniform(0.001, 0.01, (cols // group, out)).astype(np.float16)
+        tensors[f"{name}.qweight"], tensors[f"{name}.scales"] = interleaved(codes), scales
+        if zero_point:
+            tensors[f"{name}.qzeros"] = interleaved(zeros)
+        index = np.arange(cols) // group
+        expected[name] = ((codes - zeros[index]).astype(np.float32) * scales[index].astype(np.float32)).T.copy()
+    return tensors, expected, {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": zero_point}
+
+
+def interleaved(codes: np.ndarray) -> np.ndarray:
+    order = [0, 2, 4, 6, 1, 3, 5, 7]
+    words = np.zeros((len(codes), codes.shape[1] // 8), np.uint32)
+    for column in range(words.shape[1]):
+        for position, of in enumerate(order):
+            words[:, column] |= codes[:, column * 8 + of].astype(np.uint32) << np.uint32(4 * position)
+    return words.view(np.int32)
+
+
+@pytest.mark.parametrize("zero_point", [True, False])
+def test_awq(tmp_path: Path, zero_point: bool) -> None:
+    tensors, expected, config = awq(32, zero_point)
+    config |= {"version": "gemm", "modules_to_not_convert": None}
+    symmetry = "asym" if zero_point else "sym"
+    check(write(tmp_path / "m", with_plain(tensors), config), expected, f"affine:int4-{symmetry}-g32")
+
+
+# --- FP8: DeepSeek-V3, inference/kernel.py (`weight_dequant`) ---
+
+
+def fp8(block: tuple[int, int] | None, scales: str = "float32", ending: str = "weight_scale_inv"):
+    import ml_dtypes
+
+    tensors, expected = {}, {}
+    for name, (out, cols) in MATRICES.items():
+        codes = finite_codes((out, cols))
+        shape = (out, 1) if block is None else (-(-out // block[0]), -(-cols // block[1]))
+        scale = rng.uniform(0.001, 0.01, shape).astype(np.float32)
+        if scales == "float8_e8m0fnu":
+            exponents = rng.integers(110, 125, shape, np.uint8)
+            scale = np.ldexp(np.float32(1), exponents.astype(np.int32) - 127).astype(np.float32)
+            stored = exponents.view(ml_dtypes.float8_e8m0fnu)
+        else:
+            stored = scale.astype(ml_dtypes.bfloat16 if scales == "bfloat16" else np.float32)
+            scale = stored.astype(np.float32)
+        tensors[f"{name}.weight"], tensors[f"{name}.{ending}"] = float8(codes), stored
+        rows, columns = (1, cols) if block is None else block
+        expected[name] = E4M3[codes] * np.repeat(np.repeat(scale, rows, 0)[:out], columns, 1)[:, :cols]
+    config = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3"}
+    return tensors, expected, config | {"weight_block_size": None if block is None else list(block)}
+
+
+@pytest.mark.parametrize("scales", ["float32", "bfloat16", "float8_e8m0fnu"])
+@pytest.mark.parametrize("block", [(32, 32), (40, 48), (128, 128)], ids=str)
+def test_fine_grained_fp8(tmp_path: Path, block: tuple[int, int], scales: str) -> None:
+    tensors, expected, config = fp8(block, scales)
+    several = any(tensors[f"{name}.weight_scale_inv"].size > 1 for name in expected)
+    precision = f"packed:fp8-g{block[1]}" if several else "packed:fp8-channel"
+    check(write(tmp_path / "m", with_plain(tensors), config), expected, precision)
+
+
+def test_fp8_with_a_scale_a_row_or_a_tensor(tmp_path: Path) -> None:
+    tensors, expected, config = fp8(None, ending="weight_scale")
+    check(write(tmp_path / "rows", with_plain(tensors), config), expected, "packed:fp8-channel")
+    for name in expected:
+        tensors[f"{name}.weight_scale"] = np.array(0.25, np.float32)
+        tensors[f"{name}.input_scale"] = np.array(3, np.float32)
+    expected = {name: E4M3[tensors[f"{name}.weight"].view(np.uint8)] * np.float32(0.25) for name in expected}
+    check(write(tmp_path / "tensor", with_plain(tensors), config), expected, "packed:fp8-channel")
+
+
+def test_fp8_experts_in_one_tensor(tmp_path: Path) -> None:
+    codes, scale = finite_codes((3, 40, 64)), rng.uniform(0.01, 0.1, (3, 2, 2)).astype(np.float32)
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    tensors = {name: float8(codes), f"{name}_scale_inv": scale}
+    config = {"quant_method": "fp8", "weight_block_size": [32, 32]}
+    tensor = edgekit.open(write(tmp_path / "m", tensors, config)).tensors[name]
+    expected = E4M3[codes] * np.repeat(np.repeat(scale, 32, 1)[:, :40], 32, 2)
+    np.testing.assert_array_equal(tensor.read().dequantize(), expected)
+    np.testing.assert_array_equal(tensor.float32(37, 81), expected.reshape(-1, 64)[37:81])
+
+
+# --- MXFP4: OCP Microscaling Formats v1.0; transformers' integrations/mxfp4.py ---
+
+
+def test_mxfp4_blocks(tmp_path: Path) -> None:
+    blocks, scales = rng.integers(0, 256, (3, 40, 2, 16), np.uint8), rng.integers(110, 130, (3, 40, 2), np.uint8)
+    name = "model.layers.0.mlp.experts.down_proj"
+    tensors = {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    tensor = edgekit.open(write(tmp_path / "m", tensors, {"quant_method": "mxfp4"})).tensors[name]
+    assert isinstance(tensor, EncodedTensor)
+    assert tensor.precision.name == "ggml:MXFP4"
+    codes = np.stack([blocks & 15, blocks >> 4], -1).reshape(3, 40, 64)
+    exponents = np.ldexp(np.float32(1), scales.astype(np.int32) - 127)
+    expected = np.concatenate([E2M1, -E2M1])[codes] * np.repeat(exponents, 32, -1).astype(np.float32)
+    np.testing.assert_array_equal(tensor.read().dequantize(), expected)
+    np.testing.assert_array_equal(tensor.float32(37, 81), expected.reshape(-1, 64)[37:81])
+    held = tensor.read().parts["blocks"].reshape(3, 40, 2, 17)
+    np.testing.assert_array_equal(held[..., 0], scales)
+    again = np.concatenate([held[..., 1:] & 15, held[..., 1:] >> 4], -1).reshape(3, 40, 64)
+    np.testing.assert_array_equal(again, codes)
+
+
+# --- bitsandbytes 0.50.2: functional.py (`QuantState.as_dict`, `int8_vectorwise_dequant`) ---
+
+
+def bitsandbytes(kind: str, block: int, nested: bool):
+    levels = {"nf4": NF4, "fp4": BNB_FP4}[kind]
+    tensors, expected = {}, {}
+    for name, (out, cols) in MATRICES.items():
+        codes = rng.integers(0, 16, out * cols, np.uint8)
+        state = {"quant_type": kind, "blocksize": block, "dtype": "bfloat16", "shape": [out, cols]}
+        count = -(-len(codes) // block)
+        absmax = rng.uniform(0.01, 0.1, count).astype(np.float32)
+        tensors[f"{name}.weight"] = (codes[0::2] << 4 | codes[1::2])[:, None]
+        tensors[f"{name}.weight.quant_map"] = levels
+        if nested:
+            numbers, inner = rng.integers(0, 256, count, np.uint8), np.linspace(-1, 1, 256, dtype=np.float32)
+            outer = rng.uniform(0.01, 0.1, -(-count // 8)).astype(np.float32)
+            state |= {"nested_blocksize": 8, "nested_dtype": "float32", "nested_offset": 0.0625}
+            absmax = inner[numbers] * outer[np.arange(count) // 8] + np.float32(0.0625)
+            tensors |= {f"{name}.weight.nested_absmax": outer, f"{name}.weight.nested_quant_map": inner}
+        tensors[f"{name}.weight.absmax"] = numbers if nested else absmax
+        text = np.frombuffer(json.dumps(state).encode(), np.uint8)
+        tensors[f"{name}.weight.quant_state.bitsandbytes__{kind}"] = text
+        expected[name] = (levels[codes] * np.repeat(absmax, block)[: len(codes)]).reshape(out, cols)
+    config = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": kind}
+    return tensors, expected, config | {"bnb_4bit_compute_dtype": "bfloat16", "bnb_4bit_use_double_quant": nested}
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["", "nested"])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_bitsandbytes_4_bits(tmp_path: Path, kind: str, nested: bool) -> None:
+    tensors, expected, config = bitsandbytes(kind, 32, nested)
+    name = {"nf4": "nf4", "fp4": "bnb_fp4"}[kind]
+    check(write(tmp_path / "m", with_plain(tensors), config), expected, f"packed:{name}-g32")
+
+
+def test_bitsandbytes_blocks_that_run_over_the_ends_of_rows(tmp_path: Path) -> None:
+    tensors, expected, config = bitsandbytes("nf4", 128, False)
+    directory = write(tmp_path / "m", with_plain(tensors), config)
+    for name, values in expected.items():
+        tensor = edgekit.open(directory).tensors[f"{name}.weight"]
+        assert tensor.precision.name == f"packed:nf4-g{np.gcd(128, values.shape[1])}"
+        np.testing.assert_array_equal(tensor.float32(5, 23), values[5:23])
+
+
+def test_bitsandbytes_8_bits(tmp_path: Path) -> None:
+    tensors, expected = {}, {}
+    for name, shape in MATRICES.items():
+        codes, scale = rng.integers(-127, 128, shape, np.int8), rng.uniform(0.1, 1, shape[0]).astype(np.float32)
+        tensors |= {f"{name}.weight": codes, f"{name}.SCB": scale, f"{name}.weight_format": np.array(0, np.uint8)}
+        expected[name] = codes.astype(np.float32) * scale[:, None] * LLM_INT8_UNIT
+    config = {"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_threshold": 6.0}
+    check(write(tmp_path / "m", with_plain(tensors), config), expected, "packed:int8-channel")
+
+
+# --- compressed-tensors 0.20.0: compressors/pack_quantized/helpers.py (`pack_to_int32`) ---
+
+
+def compressed(bits: int, group: int, symmetric: bool, order: bool = False):
+    tensors, expected = {}, {}
+    half = 1 << (bits - 1)
+    for name, (out, cols) in MATRICES.items():
+        codes = rng.integers(-half, half, (out, cols))
+        zeros = np.zeros((out, cols // group), int) if symmetric else rng.integers(-half, half, (out, cols // group))
+        scale = rng.uniform(0.001, 0.01, (out, cols // group)).astype(np.float32)
+        index = np.arange(cols) // group
+        if order:
+            index = rng.permutation(index)
+            tensors[f"{name}.weight_g_idx"] = index.astype(np.int32)
+        tensors[f"{name}.weight_packed"] = np.ascontiguousarray(packed_words((codes + half).T, bits).T)
+        tensors[f"{name}.weight_scale"] = scale
+        tensors[f"{name}.weight_shape"] = np.array([out, cols], np.int64)
+        if not symmetric:
+            tensors[f"{name}.weight_zero_point"] = packed_words(zeros + half, bits)
+        expected[name] = (codes - zeros[:, index]).astype(np.float32) * scale[:, index]
+    weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "group", "group_size": group}
+    config = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}},
+        "ignore": ["lm_head"],
+    }
+    return tensors, expected, config
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["sym", "asym"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_compressed_tensors_packed(tmp_path: Path, bits: int, symmetric: bool) -> None:
+    tensors, expected, config = compressed(bits, 32, symmetric)
+    precision = f"affine:int{bits}-{'sym' if symmetric else 'asym'}-g32"
+    check(write(tmp_path / "m", with_plain(tensors), config), expected, precision)
+
+
+def test_compressed_tensors_in_the_order_of_activations(tmp_path: Path) -> None:
+    tensors, expected, config = compressed(4, 32, False, order=True)
+    config["config_groups"]["group_0"]["weights"]["actorder"] = "group"
+    check(write(tmp_path / "m", with_plain(tensors), config), expected, "packed:int4-g32")
+
+
+def test_compressed_tensors_groups_of_modules(tmp_path: Path) -> None:
+    """Two groups: one by pattern, the rest by class."""
+    four, expected, config = compressed(4, 32, True)
+    eight, others, another = compressed(8, 32, True)
+    tensors = {name: (eight if "mlp" in name else four)[name] for name in four}
+    weights = another["config_groups"]["group_0"]["weights"]
+    config["config_groups"]["group_1"] = {"targets": ["re:.*mlp.*"], "weights": weights}
+    artifact = edgekit.open(write(tmp_path / "m", with_plain(tensors), config))
+    for name in MATRICES:
+        tensor, values = artifact.tensors[f"{name}.weight"], (others if "mlp" in name else expected)[name]
+        assert tensor.precision.name == f"affine:int{8 if 'mlp' in name else 4}-sym-g32"
+        np.testing.assert_array_equal(tensor.float32(), values)
+
+
+# --- what is refused ---
+
+BUILT = {
+    "gptq": lambda: gptq(4, 32),
+    "awq": lambda: awq(32),
+    "fp8": lambda: fp8((32, 32)),
+    "bitsandbytes": lambda: bitsandbytes("nf4", 32, True),
+    "compressed-tensors": lambda: compressed(4, 32, False),
+}
+
+
+@pytest.mark.parametrize("method", BUILT)
+def test_a_field_that_is_not_understood_is_named(tmp_path: Path, method: str) -> None:
+    tensors, _, config = BUILT[method]()
+    directory = write(tmp_path / "m", with_plain(tensors), config | {"rotation": "hadamard"})
+    assert edgekit.open(directory).tensors  # `edgekit inspect` shows it
+    message = r"m: quantization_config has the field 'rotation' \('hadamard'\), which is not understood; known are "
+    with pytest.raises(UnsupportedModelError, match=message):
+        _ = edgekit.open(directory).model
+    with pytest.raises(UnsupportedModelError, match=message):
+        edgekit.quantize(directory, "affine:int4-sym-g32", to=tmp_path / "q")
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "message"),
+    [
+        ("gptq", {"bits": 5}, r"quantization_config.bits is 5; read is 2 or 3 or 4 or 8"),
+        ("gptq", {"checkpoint_format": "marlin"}, r"checkpoint_format is 'marlin'; read is gptq or gptq_v2"),
+        ("gptq", {"group_size": 0}, r"group_size is 0; a positive integer is needed"),
+        ("gptq", {"dynamic": {"+:.*mlp.*": {"bits": 8}}}, r"has the field 'dynamic'"),
+        ("awq", {"version": "gemv"}, r"version is 'gemv'; read is gemm"),
+        ("awq", {"bits": 3}, r"bits is 3; read is 4"),
+        ("fp8", {"fmt": "e5m2"}, r"fmt is 'e5m2'; read is e4m3"),
+        ("fp8", {"weight_block_size": [128]}, r"weight_block_size is \[128\]; two positive integers are needed"),
+        ("fp8", {"expert_dtype": "fp4"}, r"expert_dtype is 'fp4'; read is fp8"),
+        ("bitsandbytes", {"llm_int8_has_fp16_weight": True}, r"llm_int8_has_fp16_weight is True; read is False"),
+        ("compressed-tensors", {"format": "marlin-24"}, r"format is 'marlin-24'; read is pack-quantized or "),
+        ("compressed-tensors", {"transform_config": {"R1": {}}}, r"transform_config .* weights that were rotated"),
+        ("compressed-tensors", {"sparsity_config": {"format": "sparse-bitmask"}}, r"only dense weights are read"),
+        ("compressed-tensors", {"config_groups": {}}, r"config_groups is \{\}; an object of groups is needed"),
+    ],
+)
+def test_a_value_that_is_not_understood_is_named(tmp_path: Path, method: str, change: dict, message: str) -> None:
+    tensors, _, config = BUILT[method]()
+    with pytest.raises(UnsupportedModelError, match=message):
+        _ = edgekit.open(write(tmp_path / "m", with_plain(tensors), config | change)).model
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_bits": 16}, r"config_groups.group_0.weights.num_bits is 16"),
+        ({"strategy": "attn_head"}, r"weights.strategy is 'attn_head'; integers by group, channel or tensor are read"),
+        ({"curve": 3}, r"config_groups.group_0.weights has the field 'curve' \(3\)"),
+        ({"dynamic": True}, r"weights.dynamic is True; read is False"),
+    ],
+)
+def test_an_argument_that_is_not_understood_is_named(tmp_path: Path, change: dict, message: str) -> None:
+    tensors, _, config = compressed(4, 32, True)
+    config["config_groups"]["group_0"]["weights"] |= change
+    with pytest.raises(UnsupportedModelError, match=message):
+        _ = edgekit.open(write(tmp_path / "m", with_plain(tensors), config)).model
+
+
+PARTS = [(method, name.rpartition(Q)[2]) for method, make in BUILT.items() for name in make()[0] if Q in name]
+
+
+@pytest.mark.parametrize(
+    ("method", "part"), [each for each in PARTS if not each[1].endswith((".g_idx", ".weight_shape"))]
+)
+def test_a_part_of_the_wrong_shape_is_refused(tmp_path: Path, method: str, part: str) -> None:
+    """One row more than the others are for. The matrix itself then disagrees with its scales."""
+    tensors, _, config = BUILT[method]()
+    wrong = tensors[Q + part]
+    tensors[Q + part] = np.concatenate([wrong, wrong[:1]])
+    with pytest.raises((InvalidFileError, UnsupportedModelError), match=r"needed|is not JSON|belong"):
+        _ = edgekit.open(write(tmp_path / "m", with_plain(tensors), config)).model
+
+
+@pytest.mark.parametrize(("method", "part"), [each for each in PARTS if not each[1].endswith((".g_idx", "_packed"))])
+def test_a_missing_part_is_named(tmp_path: Path, method: str, part: str) -> None:
+    tensors, _, config = BUILT[method]()
+    del tensors[Q + part]
+    with pytest.raises(
+        (InvalidFileError, UnsupportedModelError), match=r"missing|without a scale|not one that|zero_point"
+    ):
+        _ = edgekit.open(write(tmp_path / "m", with_plain(tensors), config)).model
+
+
+def test_scales_of_another_type_are_refused(tmp_path: Path) -> None:
+    tensors, _, config = gptq(4, 32)
+    tensors[f"{Q}.scales"] = tensors[f"{Q}.scales"].astype(np.int32)
+    with pytest.raises(InvalidFileError, match=r"q_proj.scales is int32, float16 or bfloat16 or float32 is needed"):
+        edgekit.open(write(tmp_path / "m", with_plain(tensors), config))
+
+
+def test_a_column_of_no_group_is_refused(tmp_path: Path) -> None:
+    tensors, _, config = gptq(4, 32, order=True)
+    tensors[f"{Q}.g_idx"][7] = 2
+    with pytest.raises(InvalidFileError, match=r"q_proj.g_idx .* groups of 0 … 1 as its values"):
+        edgekit.open(write(tmp_path / "m", with_plain(tensors), config))
+
+
+def test_levels_that_are_not_the_known_ones_are_refused(tmp_path: Path) -> None:
+    tensors, _, config = bitsandbytes("nf4", 32, False)
+    tensors[f"{Q}.weight.quant_map"] = NF4 * np.float32(1.5)
+    with pytest.raises(InvalidFileError, match=r"quant_map are not the levels of nf4"):
+        edgekit.open(write(tmp_path / "m", with_plain(tensors), config))
+
+
+def test_a_quantized_tensor_beside_the_unquantized_one_is_refused(tmp_path: Path) -> None:
+    tensors, _, config = gptq(4, 32)
+    tensors[f"{Q}.weight"] = np.ones((64, 64), np.float32)
+    with pytest.raises(InvalidFileError, match=r"q_proj.weight is there quantized and unquantized"):
+        edgekit.open(write(tmp_path / "m", with_plain(tensors), config))
+
+
+def test_8_bit_floats_without_a_scale_are_refused(tmp_path: Path) -> None:
+    tensors, _, config = compressed(4, 32, True)
+    tensors = {name: values for name, values in tensors.items() if Q not in name}
+    tensors[f"{Q}.weight"] = float8(finite_codes((64, 64)))
+    with pytest.raises(UnsupportedModelError, match=r"q_proj.weight' is float8_e4m3fn without a scale"):
+        _ = edgekit.open(write(tmp_path / "m", with_plain(tensors), config)).model
+
+
+# --- what becomes of them ---
+
+
+def test_a_directory_of_floats_is_one_that_transformers_reads(tmp_path: Path) -> None:
+    """Decoded, with neither parts nor a quantization_config left."""
+    tensors, expected, config = fp8((32, 32))
+    source = write(tmp_path / "m", with_plain(tensors), config)
+    written = edgekit.convert(source, tmp_path / "plain")
+    assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+    assert not [name for name in written.tensors if "scale" in name]
+    for name, values in expected.items():
+        np.testing.assert_array_equal(written.tensors[f"{name}.weight"].float32(), values)
+    assert written.notes["decoded"] == "7 matrices quantized already (7 packed:fp8-g32) were decoded to floats"
+
+
+def test_quantizing_again_is_said(tmp_path: Path) -> None:
+    tensors, _, config = bitsandbytes("nf4", 32, False)
+    source = write(tmp_path / "m", with_plain(tensors), config)
+    written = edgekit.quantize(source, "affine:int4-sym-g32", to=tmp_path / "again")
+    assert "7 matrices quantized already (7 packed:nf4-g32) were quantized again" in written.notes["requantized"]
+
+
+def test_integers_stay_as_they_are(tmp_path: Path) -> None:
+    tensors, expected, config = gptq(4, 32)
+    written = edgekit.convert(write(tmp_path / "m", with_plain(tensors), config), tmp_path / "same")
+    for name, values in expected.items():
+        tensor = written.tensors[f"{name}.weight"]
+        assert tensor.precision.name == "affine:int4-asym-g32"
+        np.testing.assert_array_equal(tensor.float32(), values)
+    assert "requantized" not in written.notes
+
+
+def test_the_forward_pass_runs_on_them(tmp_path: Path) -> None:
+    tensors, expected, config = awq(32)
+    both = with_plain(tensors)
+    plain = {name: values for name, values in both.items() if not name.endswith(("qweight", "qzeros", "scales"))}
+    plain |= {f"{name}.weight": values for name, values in expected.items()}
+    logits = []
+    for directory in (write(tmp_path / "q", both, config), write(tmp_path / "f", plain, None)):
+        with edgekit.load(directory, runtime="numpy") as model:
+            logits.append(model.logits([1, 2, 3]))
+    np.testing.assert_array_equal(*logits)
+
+
+def test_every_scheme_has_a_module_and_says_its_source() -> None:
+    import importlib
+
+    for method, module in SCHEMES.items():
+        found = importlib.import_module(f"edgekit.formats._packed.{module}")
+        assert "\nSource: " in (found.__doc__ or ""), method
+        assert "quant_method" in found.KNOWN

@@ -1,0 +1,68 @@
+"""MLX behind the same server, asked by OpenAI's client."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+
+import edgekit
+from edgekit import sample
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "plugins" / "serve"))
+from serving import send, servers
+
+TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+MESSAGES = [{"role": "user", "content": "Once upon a time"}]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample model with a chat template, as an MLX directory, float32."""
+    folder = tmp_path_factory.mktemp("model")
+    shutil.copytree(sample.path(), folder / "hf")
+    config = folder / "hf" / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": TEMPLATE}))
+    return edgekit.convert(folder / "hf", folder / "tales", format="mlx", dtype="F32").path
+
+
+def test_the_public_client(model: Path, tmp_path: Path):
+    with edgekit.load(model, "mlx") as runtime:
+        wanted = runtime.generate("Once upon a time", max_tokens=20)
+        vector = runtime.embed("Once upon a time")  # type: ignore[attr-defined]
+    options: Any = {"model": "tales", "max_tokens": 20, "temperature": 0}
+    with servers(tmp_path) as start:
+        server = start("serve", model, "--port", 0, "--runtime", "mlx")
+        with openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0) as client:
+            said = client.completions.create(prompt="Once upon a time", **options)
+            assert (said.choices[0].text, said.choices[0].finish_reason) == (wanted, "length")
+            assert said.usage is not None
+            assert (said.usage.prompt_tokens, said.usage.completion_tokens) == (10, 20)
+            parts = client.chat.completions.create(messages=MESSAGES, stream=True, **options)
+            assert "".join(part.choices[0].delta.content or "" for part in parts) == wanted
+            again = client.completions.create(prompt="Once", seed=3, **{**options, "temperature": 1}).choices[0].text
+            assert (
+                client.completions.create(prompt="Once", seed=3, **{**options, "temperature": 1}).choices[0].text
+                == again
+            )
+            made = client.embeddings.create(model="tales", input=["Once upon a time"]).data[0].embedding
+            np.testing.assert_allclose(np.array(made, np.float32), vector, atol=1e-6)
+            with pytest.raises(openai.BadRequestError, match="do not fit"):
+                client.completions.create(prompt="Once " * 600, **options)
+        for stream in (True, False):
+            connection = server.connection()
+            send(
+                connection, "/v1/completions", {"prompt": "Once", "max_tokens": 400, "temperature": 0, "stream": stream}
+            )
+            connection.close()
+            begun = time.monotonic()
+            assert server.post("/v1/completions", {"prompt": "Once upon a time", "max_tokens": 1})[0] == 200
+            assert time.monotonic() - begun < 5
+        assert server.stop() == 0
