@@ -104,13 +104,13 @@ def refuse_out_of_reach(problem: Problem, budget: Budget) -> None:
     name = problem.format
     if budget.most < smallest:
         raise UsageError(
-            f"a budget of {budget.most:,} bytes ({budget.asked}): the smallest {name} artifact of this model with these "
-            f"precisions has {smallest:,} bytes; give more, or allow smaller precisions"
+            f"a budget of {budget.most:,} bytes ({budget.asked}): the smallest {name} artifact of this model with "
+            f"these precisions has {smallest:,} bytes; give more, or allow smaller precisions"
         )
     if budget.least > largest:
         raise UsageError(
-            f"a budget of {budget.most:,} bytes ({budget.asked}): the largest {name} artifact of this model with these "
-            f"precisions has {largest:,} bytes; give less, or allow larger precisions"
+            f"a budget of {budget.most:,} bytes ({budget.asked}): the largest {name} artifact of this model with "
+            f"these precisions has {largest:,} bytes; give less, or allow larger precisions"
         )
 
 

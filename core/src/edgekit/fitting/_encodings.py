@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import attrs
@@ -78,7 +78,7 @@ class Encodings:
         return decoded(encoded.name, held)
 
 
-def _read(encoded: QuantizedTensor):
+def _read(encoded: QuantizedTensor) -> Callable[[int, int], Mapping[str, Array]]:
     return lambda start, stop: encoded.parts
 
 

@@ -23,7 +23,8 @@ from edgekit.files.memory import enough_memory
 from edgekit.fitting._budget import Budget, refuse_out_of_reach
 from edgekit.fitting._encodings import Encodings
 from edgekit.fitting._marginals import Bench
-from edgekit.fitting._measuring import Divergence, Judge, Walk
+from edgekit.fitting._measuring import Divergence, Judge
+from edgekit.fitting._pooling import pooled
 from edgekit.fitting._problem import Problem
 from edgekit.fitting._record import Record
 from edgekit.fitting._search import Found, Precisions, search
@@ -193,7 +194,7 @@ def fit(
         nbytes=written.nbytes,
         precisions=found.choice,
         chosen=found.divergence,
-        divergence=judge.divergence(written.model, Walk.start(written.model, parts.reporting)),
+        divergence=judge.divergence(written.model),
         noise_floor=alone.noise_floor,
         positions=judge.scored,
         sensitivity=alone,
@@ -215,9 +216,10 @@ def _searched(
     assert problem.layout.model is not None
     head = {**head_of(problem, parts, FORMAT, backend), "budget": budget.most, "asked": budget.asked}
     judge = Judge.on(problem.layout.model, parts.choosing)
+    others = _others(problem, budget, like)
     with closing(Record(file, head, overwrite=True)) as record:
         bench = Bench(judge, Encodings(problem.layout.model, parts.calibration, backend), record, progress)
-        found = search(bench, problem, budget, table_of(alone), _others(problem, budget, like))
+        found = search(bench, problem, budget, pooled(table_of(alone), alone.noise_floor), others)
         precisions = {role: precision.name for role, precision in found.choice.items()}
         record.finish({"kl": finite(found.divergence.kl), "precisions": precisions})
     return found

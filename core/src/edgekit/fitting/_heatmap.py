@@ -47,8 +47,8 @@ def draw(cells: Cells, noise_floor: float) -> str:
     ]
     title = f'<text class="lead" x="{_EDGE}" y="{_EDGE + 8}">KL divergence (nats) with one tensor quantized</text>'
     note = (
-        f'<text class="lead" x="{_EDGE}" y="{height - _EDGE + 2}">noise floor: {power(noise_floor)} nats; cells without '
-        "a figure are not above it</text>"
+        f'<text class="lead" x="{_EDGE}" y="{height - _EDGE + 2}">noise floor: {power(noise_floor)} nats; cells '
+        "without a figure are not above it</text>"
     )
     body = "\n".join(
         [f'<rect class="back" width="{width}" height="{height}" rx="8"/>', title, *heads, *rows, *boxes, note]

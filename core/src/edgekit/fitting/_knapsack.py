@@ -23,13 +23,16 @@ of the items, and the bound is given the slack of their rounding.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import TypeVar
 
 import attrs
 import numpy as np
 
 from edgekit.typing import F64, I64, Bools, Indices
 
+_Number = TypeVar("_Number", int, float)
 #: Halvings of the interval that holds the multiplier.
 _HALVINGS = 100
 #: Relative slack of a bound: sums of some hundred float64 are exact to far less.
@@ -153,10 +156,10 @@ class _Bound:
 
     most: int
     least: int
-    smallest: I64
-    largest: I64
+    smallest: list[int]
+    largest: list[int]
     multiplier: float
-    relaxed: F64
+    relaxed: list[float]
     known: float
 
     @classmethod
@@ -172,18 +175,19 @@ class _Bound:
 
     def reachable(self, states: _States, item: int) -> Bools:
         """Which states, whose items end before `item`, may lead to a best choice."""
-        fits = states.size + self.smallest[item] <= self.most
+        fits: Bools = states.size + self.smallest[item] <= self.most
         fits &= states.size + self.largest[item] >= self.least
         if not np.isfinite(self.known):
             return fits
         paid = states.cost + self.multiplier * states.size + self.relaxed[item]
         limit = self.known + self.multiplier * self.most
-        return fits & (paid <= limit + _SLACK * (abs(limit) + abs(self.relaxed[0])))
+        fits &= paid <= limit + _SLACK * (abs(limit) + abs(self.relaxed[0]))
+        return fits
 
 
-def _rest(values: Sequence[float]) -> F64 | I64:
-    """Sums of the values from each place to the end; 0 after the last."""
-    return np.concatenate([np.cumsum(np.array(values)[::-1])[::-1], np.zeros(1, np.array(values).dtype)])
+def _rest(values: Sequence[_Number]) -> list[_Number]:
+    """Sums of the values from each place to the end, and that of none."""
+    return list(itertools.accumulate(reversed(values), initial=values[0] - values[0]))[::-1]
 
 
 def _multiplier(sizes: list[I64], costs: list[F64], most: int) -> float:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import attrs
+import numpy as np
 
 from edgekit.architectures import Model
 from edgekit.errors import ScaleOverflowError
@@ -15,9 +17,25 @@ from edgekit.fitting._problem import Choice, Unit
 from edgekit.fitting._record import Entry, Record
 from edgekit.pipeline._progress import Progress
 from edgekit.precision import Precision
+from edgekit.typing import F64
 
 #: The divergence of a unit in a precision, by their names.
 Table = dict[tuple[str, str], Divergence]
+
+
+@attrs.frozen
+class Whole:
+    """The divergence of a whole choice.
+
+    Attributes:
+        divergence: from the source.
+        gain: how much smaller it is than that of the choice that it was compared with, in nats.
+        gain_error: standard error of the gain, the positions taken as independent.
+    """
+
+    divergence: Divergence
+    gain: float
+    gain_error: float
 
 
 @attrs.frozen(eq=False)
@@ -35,24 +53,46 @@ class Bench:
     encodings: Encodings
     record: Record
     progress: Progress | None = None
+    _kept: dict[tuple[tuple[str, str], ...], F64] = attrs.field(factory=dict, init=False, repr=False)
 
     def noise_floor(self) -> float:
         """The divergence of the source from itself, in another order of summation."""
         return float(self.record.value({"step": "noise"}, lambda: {"kl": self.judge.noise_floor()})["kl"])
 
-    def whole(self, step: str, choice: Choice) -> Divergence:
+    def whole(self, step: str, choice: Choice, best: Choice | None = None) -> Whole:
         """The divergence of a model with every tensor of a choice.
 
         Args:
             step: name of the value in the record.
             choice: the precisions.
+            best: a choice to compare with, position by position.
         """
 
-        def measure() -> Divergence:
-            model = with_tensors(self.judge.source, self.encodings.tensors(choice))
-            return self.judge.divergence(model, Walk.start(model, self.judge.windows))
+        def measure() -> Entry:
+            values = self._values(choice)
+            found = _entry(lambda: Divergence.of(values))
+            if best is None:
+                return found
+            gain = Divergence.of(self._values(best) - values)
+            return found | {"gain": _plain(gain.kl), "gain_error": _plain(gain.error)}
 
-        return self._value({"step": step, "recipe": {role: p.name for role, p in choice.items()}}, measure)
+        entry = self.record.value({"step": step, "recipe": {role: p.name for role, p in choice.items()}}, measure)
+        gain = entry.get("gain"), entry.get("gain_error")
+        return Whole(_divergence(entry), -math.inf if gain[0] is None else gain[0], gain[1] or 0.0)
+
+    def _values(self, choice: Choice) -> F64:
+        """The divergence at each position; that of the last two choices is kept."""
+        key = tuple((role, precision.name) for role, precision in choice.items())
+        if key not in self._kept:
+            try:
+                model = with_tensors(self.judge.source, self.encodings.tensors(choice))
+                values = self.judge.values(model)
+            except ScaleOverflowError:
+                values = np.full(self.judge.scored, math.inf)
+            while len(self._kept) > 1:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[key] = values
+        return self._kept[key]
 
     def each(self, step: str, base: Choice, changes: Sequence[tuple[Unit, Sequence[Precision]]]) -> Table:
         """The divergence with one unit changed and the rest as in `base`, for each unit and precision.
@@ -71,7 +111,7 @@ class Bench:
                 if self.progress:
                     self.progress(len(found), total, f"{unit.name} {precision.name}")
                 key = {"step": step, "tensor": unit.name, "precision": precision.name}
-                found[unit.name, precision.name] = self._value(key, lambda u=unit, p=precision: self._one(lazy, u, p))
+                found[unit.name, precision.name] = self._value(key, partial(self._one, lazy, unit, precision))
         if self.progress:
             self.progress(total, total, "")
         return found
@@ -83,8 +123,7 @@ class Bench:
         return self.judge.divergence(with_tensors(walk.model, changed), walk)
 
     def _value(self, key: Entry, measure: Callable[[], Divergence]) -> Divergence:
-        entry = self.record.value(key, lambda: _entry(measure))
-        return Divergence(*(math.inf if entry[name] is None else entry[name] for name in ("kl", "error")))
+        return _divergence(self.record.value(key, lambda: _entry(measure)))
 
 
 def _entry(measure: Callable[[], Divergence]) -> Entry:
@@ -92,7 +131,15 @@ def _entry(measure: Callable[[], Divergence]) -> Entry:
         found = measure()
     except ScaleOverflowError:  # a precision that cannot hold the tensor is never chosen
         found = Divergence(math.inf, math.inf)
-    return {name: value if math.isfinite(value) else None for name, value in attrs.asdict(found).items()}
+    return {name: _plain(value) for name, value in attrs.asdict(found).items()}
+
+
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _divergence(entry: Entry) -> Divergence:
+    return Divergence(*(math.inf if entry[name] is None else entry[name] for name in ("kl", "error")))
 
 
 @attrs.define(eq=False)
@@ -111,4 +158,4 @@ class _LazyWalk:
         return self.walk
 
 
-__all__ = ["Bench", "Table"]
+__all__ = ["Bench", "Table", "Whole"]

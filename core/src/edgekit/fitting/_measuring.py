@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import attrs
 import numpy as np
@@ -77,23 +77,28 @@ class Judge:
     @property
     def scored(self) -> int:
         """Number of positions that are scored."""
-        return len(self.windows) * (self.windows.shape[1] - 1 - self.windows.shape[1] // 2)
+        count, context = self.windows.shape
+        return int(count * (context - 1 - context // 2))
 
     def noise_floor(self) -> float:
         """As `edgekit.evaluation.Evaluation.noise_floor`, on the first batch of windows."""
         step = max(1, _BATCH // self.windows.shape[1])
         return noise_floor(Transformer(self.source), self.windows[:step])
 
-    def divergence(self, model: Model, walk: Walk) -> Divergence:
-        """How far a model is whose states at `walk` are those given.
+    def divergence(self, model: Model, walk: Walk | None = None) -> Divergence:
+        """How far a model is; arguments as for `values`."""
+        return Divergence.of(self.values(model, walk))
+
+    def values(self, model: Model, walk: Walk | None = None) -> F64:
+        """The KL divergence at each scored position, in nats, [positions].
 
         Args:
             model: the source with other values of some tensors.
-            walk: the states of such a model, up to the first layer with a tensor that `model` has otherwise.
+            walk: the states of such a model up to the first layer with a tensor that `model` has otherwise; None
+                computes all of them.
         """
-        return Divergence.of(self._compared(Transformer(model), walk.on(model).finished()))
-
-    def _compared(self, computing: Transformer, states: F32) -> F64:
+        walk = Walk.start(model, self.windows) if walk is None else walk.on(model)
+        computing, states = Transformer(model), walk.finished()
         hidden = self._scored_states(computing, states)
         if self._hidden is None:
             source = Transformer(self.source)
@@ -181,10 +186,4 @@ def with_tensors(model: Model, tensors: Mapping[str, AnyTensor]) -> Model:
     return attrs.evolve(model, tensors={**model.tensors, **tensors})
 
 
-def scored_windows(windows: Ints, parts: Sequence[int]) -> list[Ints]:
-    """The windows in consecutive parts of so many."""
-    ends = np.cumsum(parts)
-    return [windows[end - count : end] for end, count in zip(ends, parts, strict=True)]
-
-
-__all__ = ["Divergence", "Judge", "Walk", "decoded", "first_layer", "in_memory", "scored_windows", "with_tensors"]
+__all__ = ["Divergence", "Judge", "Walk", "decoded", "first_layer", "in_memory", "with_tensors"]

@@ -21,6 +21,8 @@ from edgekit.precision import Precision
 
 #: How often changes around a choice are measured, and how often one such table is solved with other charges.
 ROUNDS, ATTEMPTS = 3, 3
+#: Standard errors by which a choice must be better to be taken: what is chosen among many looks better than it is.
+CERTAIN = 2.0
 #: Precisions tried on either side of a tensor's own.
 _NEIGHBOURS = 1
 Precisions = dict[str, Precision]
@@ -44,8 +46,11 @@ def search(bench: Bench, problem: Problem, budget: Budget, table: Table, others:
         table: what each unit costs alone.
         others: further choices within the budget to begin with.
     """
-    starts = [cheapest(problem, budget, _costs(problem, table)), *others]
-    best = min((_measured(bench, "start", choice) for choice in starts), key=lambda found: found.divergence.kl)
+    choice = cheapest(problem, budget, _costs(problem, table))
+    best = Found(choice, bench.whole("start", choice).divergence)
+    for other in others:
+        found = bench.whole("start", other, best.choice)
+        best = Found(other, found.divergence) if found.gain > CERTAIN * found.gain_error else best
     for number in range(1, ROUNDS + 1):
         improved = _around(bench, problem, budget, table, best, f"round {number}")
         if improved is best:
@@ -58,23 +63,20 @@ def _around(bench: Bench, problem: Problem, budget: Budget, table: Table, best: 
     """A better choice near the best; the best itself if none is found."""
     changes = [(unit, list(_neighbours(unit, best.choice[unit.roles[0]], table))) for unit in problem.units]
     each = bench.each(step, best.choice, changes)
-    charge = 0.0
+    charge, tried = 0.0, [best.choice]
     for _ in range(ATTEMPTS):
         costs = _costs_around(problem, each, best, charge)
         choice = cheapest(problem, budget, costs)
-        changed = [unit for unit in problem.units if choice[unit.roles[0]] != best.choice[unit.roles[0]]]
-        if not changed:
+        if choice in tried:
             break
-        found = _measured(bench, step, choice)
-        if found.divergence.kl < best.divergence.kl:
-            return found
+        tried.append(choice)
+        changed = [unit for unit in problem.units if choice[unit.roles[0]] != best.choice[unit.roles[0]]]
+        found = bench.whole(step, choice, best.choice)
+        if found.gain > CERTAIN * found.gain_error:
+            return Found(choice, found.divergence)
         predicted = sum(each[unit.name, choice[unit.roles[0]].name].kl - best.divergence.kl for unit in changed)
-        charge += max(0.0, found.divergence.kl - best.divergence.kl - predicted) / len(changed)
+        charge += max(0.0, -found.gain - predicted) / len(changed)
     return best
-
-
-def _measured(bench: Bench, step: str, choice: Precisions) -> Found:
-    return Found(choice, bench.whole(step, choice))
 
 
 def _costs(problem: Problem, table: Table) -> list[list[float]]:

@@ -20,7 +20,8 @@ from edgekit.typing import Ints
 CHOOSING = 4096
 #: Tokens that the result is measured on at most.
 REPORTING = 8192
-#: Tokens of a run that two texts do not share by chance, and the share of such runs that makes them one text.
+#: Tokens of a run that two texts do not share by chance (half a window where that is less), and the share of such runs
+#: that makes them one text.
 _RUN, _SHARED = 32, 0.1
 
 
@@ -138,16 +139,17 @@ def _matrices(calibration: Calibration) -> set[str]:
 
 def _refuse_same(windows: Ints, calibration: Calibration) -> None:
     """Raise if much of what the calibration is of stands in the windows, wherever they begin."""
-    tokens = as_ids(windows).reshape(-1)
-    if len(tokens) < _RUN:
+    tokens, run = as_ids(windows).reshape(-1), min(_RUN, calibration.context // 2)
+    if len(tokens) < run:
         return
-    runs = np.lib.stride_tricks.sliding_window_view(tokens, _RUN)
-    there = {run.tobytes() for run in runs}
+    there = {view.tobytes() for view in np.lib.stride_tricks.sliding_window_view(tokens, run)}
     own = [
-        window[start : start + _RUN] for window in calibration.windows for start in range(1, len(window) - _RUN, _RUN)
+        as_ids(window[start : start + run])
+        for window in calibration.windows
+        for start in range(1, len(window) - run + 1, run)  # the first token may be BOS
     ]
-    shared = sum(as_ids(run).tobytes() in there for run in own)
-    if own and shared > _SHARED * min(len(own), max(1, len(tokens) // _RUN)):
+    shared = sum(piece.tobytes() in there for piece in own)
+    if shared > _SHARED * min(len(own), len(tokens) // run):
         raise UsageError(
             "the calibration is of the text to measure on, which would flatter the result; give another text, or none "
             "to use what the calibration has held out"
