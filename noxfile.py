@@ -4,7 +4,7 @@ nox -s demo       the main job on the embedded sample model
 nox -s tests      every test: the core's and the plugins', 50,000 damaged files, then those against the frameworks
 nox -s core       the core's own tests only (under two minutes)
 nox -s blas       the core's forward pass and what stands on it, with BLAS kernels of other processors
-nox -s conformance  the conformance kit over the whole house, and the faults that it finds
+nox -s conformance  the conformance kit over the core and all plugins, and the faults that it finds
 nox -s oracles    only the tests against the real frameworks, and the table of formats and distributions
 nox -s examples   ten thousand examples over all reference quantizers, each held to every promise
 nox -s fuzz       damaged models for two minutes, then 50,000 damaged files of all kinds (-- --count N)
@@ -56,7 +56,7 @@ SOURCES = [
 ]
 
 # Who calls the server in its tests: OpenAI's own client, and what Starlette tests itself with.
-CLIENTS = ["openai==3.57.0", "httpx2==2.16.2"]
+CLIENTS = ["openai==3.57.0", "anthropic==2.14.0", "pydantic>=2", "httpx2==2.16.2"]
 # The versions that the bytes are proved against. torch comes first, so that nothing else chooses its build.
 TORCH = "torch==2.13.0"
 LLAMA = "llama-cpp-python==0.3.36"
@@ -97,8 +97,8 @@ VERSIONS = ("3.11", "3.12", "3.13")
 QUIET = {"CI": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
 
-def install_house(session: nox.Session) -> None:
-    """Install the wheels of the house, not the source trees: what is tested is what users get."""
+def install_project(session: nox.Session) -> None:
+    """Install the project's wheels, not the source trees: what is tested is what users get."""
     session.install(*CORE, *PLUGINS, silent=True)
 
 
@@ -166,8 +166,8 @@ for name, found in OTHERS.items():
 
 @nox.session
 def plugins(session: nox.Session) -> None:
-    """The plugins' tests and what spans the house, with the wheels installed side by side."""
-    install_house(session)
+    """The plugins' tests and those across distributions, with the wheels installed side by side."""
+    install_project(session)
     session.install(NUMBA, *CLIENTS, "build", "hatchling", "pytest-xdist", silent=True)
     session.install("--no-deps", LLAMACPP, OPENVINO, MLX, silent=True)  # light, and quiet without their frameworks
     run_pytest(session, "tests/plugins", "tests/contracts", *PARALLEL)
@@ -175,8 +175,8 @@ def plugins(session: nox.Session) -> None:
 
 @nox.session
 def conformance(session: nox.Session) -> None:
-    """The conformance kit over the whole house, then over the faults that it has to find, with its score."""
-    install_house(session)
+    """The conformance kit over the core and all plugins, then over the faults that it must find, with its score."""
+    install_project(session)
     run_pytest(session, "tests/contracts/test_conformance.py")
     session.run("python", "tests/contracts/fault_table.py", env=QUIET)
 
@@ -213,7 +213,7 @@ def fuzz(session: nox.Session) -> None:
     ``-- --seconds S`` for the models, ``-- --count N`` for the files (10^6 a night), ``-- --jobs N`` for
     the processes that read those, ``-- --seed N`` for both.
     """
-    install_house(session)
+    install_project(session)
     session.install("--no-deps", OPENVINO, silent=True)  # its reader of IR needs no library
     options = dict(zip(session.posargs[::2], session.posargs[1::2], strict=True))
     known = {name for names in FUZZERS.values() for name in names}
@@ -227,7 +227,7 @@ def fuzz(session: nox.Session) -> None:
 @nox.session
 def crash(session: nox.Session) -> None:
     """Cut runs off before each of their file-system calls, give them errors, and let four of them race for a minute."""
-    install_house(session)
+    install_project(session)
     session.install("--no-deps", OPENVINO, "./plugins/example", silent=True)
     session.install(*(each for each in ORACLES if each.startswith("openvino")), silent=True)
     session.run("python", "-W", "ignore", "tests/contracts/crash.py", *session.posargs, env=QUIET)
@@ -254,7 +254,7 @@ def mutants(session: nox.Session) -> None:
 @nox.session
 def demo(session: nox.Session) -> None:
     """Quantize the embedded sample model down the ladder: a table, the artifacts and a page with the picture."""
-    install_house(session)
+    install_project(session)
     session.install(NUMBA, silent=True)  # the same bytes in half the time
     session.run("edgekit", "demo", "--out", "demo", *session.posargs)
 
@@ -287,7 +287,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Check that generated pages are current and that every code block runs, then build the HTML."""
-    install_house(session)
+    install_project(session)
     session.install("-r", "docs/requirements.txt", silent=True)
     session.run("python", "docs/generate.py", *(["--check"] if "--write" not in session.posargs else []))
     run_pytest(session, "docs/test_blocks.py", posargs=False)
@@ -297,7 +297,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build the wheels and source distributions of the house into dist/."""
+    """Build all wheels and source distributions into dist/."""
     session.install("build", "twine", silent=True)
     for distribution in DISTRIBUTIONS:
         session.run("python", "-m", "build", "--outdir", "dist", distribution, silent=True)

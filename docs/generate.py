@@ -29,6 +29,8 @@ os.environ["EDGEKIT_NO_PLUGINS"] = ",".join(
 os.environ["COLUMNS"] = "100"
 
 import edgekit
+from edgekit.architectures import FAMILIES, Family
+from edgekit.architectures.blocks import OUTSIDE, calls
 from edgekit.bridges import Carry, relation
 from edgekit.cli import cli
 from edgekit.encoding._catalogue import Entry, entries
@@ -64,6 +66,7 @@ def pages() -> dict[str, str]:
         "reference/precisions.md": NOTE + precisions(),
         "reference/bridges.md": NOTE + bridges(),
         "reference/bad-input.md": NOTE + bad_input.page(),
+        "reference/families.md": NOTE + families(),
         "formats/ggml.md": NOTE + ggml(),
         "explanation/int4-symmetric.md": NOTE + int4(),
         "explanation/modules.md": NOTE + modules.page(),
@@ -130,6 +133,35 @@ def precisions() -> str:
         "scale a row or a tensor it is the limit for long rows. *Exact* means: zero differing bytes against the named "
         "library, shown by `nox -s oracles`.\n\n" + "\n\n".join(sections) + "\n"
     )
+
+
+def families() -> str:
+    """The model families, from what each of them says of itself."""
+    rows = [_family(FAMILIES[name]) for name in FAMILIES]
+    return (
+        "# Table of model families\n\n"
+        "Every family runs in numpy; [](architectures.md) says what that means. Blocks consist of the named mixers. "
+        "GGUF is the architecture's name there; llama.cpp runs those files. OpenVINO runs a family whose operations it "
+        "has; the column names those that it lacks. Logits are compared with transformers 5.23 (float32, eager "
+        "attention), GGUF files with llama-cpp-python 0.3.36, IRs with numpy: `tests/oracles`.\n\n"
+        "| family | `model_type` in config.json | GGUF | OpenVINO | mixers | what sets it apart |\n"
+        "|---|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    )
+
+
+#: Operations that the OpenVINO plugin lacks; `tests/oracles/test_openvino_ops.py` compares with the plugin itself.
+OPENVINO_LACKS = ("delta_rule", "embed_positions", "pool", "scan")
+
+
+def _family(family: Family) -> str:
+    config = family.config_from_hf({"model_type": family.model_types[0]}, family.name)
+    used = calls(family.network(config))
+    mixers = dict.fromkeys(call.mixer for call in used if call.mixer != OUTSIDE)
+    lacking = dict.fromkeys(call.operation for call in used if call.operation in OPENVINO_LACKS)
+    types = ", ".join(f"`{name}`" for name in family.model_types)
+    gguf = f"`{family.gguf.architecture}`" if family.gguf else "no"
+    runs = f"lacks {', '.join(lacking)}" if lacking else "yes"
+    return f"| `{family.name}` | {types} | {gguf} | {runs} | {', '.join(mixers)} | {family.apart} |"
 
 
 def _section(convention: str, found: list[Entry]) -> str:
@@ -208,6 +240,12 @@ _KITS = {
         '`runtime_checks(start, formats=("hf",), tolerance=1e-3)`, `run_runtime_checks`, `edgekit verify NAME`.',
         "A callable: `start(artifact)` gives an `edgekit.runtime.Runtime`. The tolerance is the largest difference of "
         "a logit, in standard deviations of the logits; a registration may state its own as the option `tolerance`.",
+    ),
+    "operations": (
+        "`ops_checks(subject)`, `run_ops_checks(subject)`.",
+        "An `edgekit.testing.operations.OpsSubject`: the names of the operations that a runtime has, and a function "
+        "that computes a small program with them. Each operation is compared with numpy's, in steps that go on where "
+        "the last one was.",
     ),
     "passes": (
         '`pass_checks(p, format="hf", options={})`, `run_pass_checks`, `edgekit verify NAME`.',

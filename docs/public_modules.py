@@ -10,8 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-#: What users import beside what plugins do.
-OF_USERS = ("edgekit.encoding", "edgekit.evaluation")
+#: What users import beside what plugins do, and what the authors of model families import.
+OF_USERS = (
+    *("edgekit.encoding", "edgekit.evaluation"),
+    *("edgekit.architectures.decoder", "edgekit.architectures.links"),
+    *("edgekit.architectures.mixers", "edgekit.architectures.mixture"),
+)
 #: Modules with a page of their own.
 ELSEWHERE = ("edgekit.errors", "edgekit.files.atomic", "edgekit.files.foreign", "edgekit.testing")
 

@@ -28,6 +28,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import commands  # noqa: E402
 import generation  # noqa: E402
 import llamacpp  # noqa: E402
 import numpy as np  # noqa: E402
@@ -45,6 +46,7 @@ _QUICK = 0.05  # seconds
 #: Reports that take longer; the last one only when it is asked for.
 REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "file-to-file": lambda quick: whole.file_to_file(3 if quick else whole.ROUNDS),
+    "commands": commands.report,
     "generation": generation.report,
     "startup": lambda quick: whole.startup(),
     "llamacpp": llamacpp.report,

@@ -1,4 +1,4 @@
-"""Wrong formats: the house's own, each with one thing wrong. `FORMATS` says which check is right, and what it says."""
+"""Wrong formats: the project's formats, each with one fault. `FORMATS` says which check is right, and what it says."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Fresh virtual environments without a network: wheels of the house, and the dependencies of this environment."""
+"""Fresh virtual environments without a network: the project's wheels, and the dependencies of this environment."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Environment:
 
 
 def needed(requirements: tuple[str, ...]) -> set[str]:
-    """Names of those distributions and of all that they need here; the house's own come as wheels."""
+    """Names of those distributions and of all that they need here; the project's own come as wheels."""
     found: dict[str, Requirement] = {}
     waiting = [Requirement(text) for text in requirements]
     while waiting:

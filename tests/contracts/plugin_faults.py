@@ -17,7 +17,7 @@ edgekit_api = (1, 0)
 
 @edgekit.hookimpl
 def edgekit_register_quantizers(register):
-    register("affine:int4-sym-g32", "{module}_native:Int4", claim="exact")
+    register("affine:int4-sym-g32", "{module}.native:Int4", claim="exact")
 """
 NATIVE = """
 import edgekit as ek
@@ -41,14 +41,22 @@ Requires-Dist: edgekit-core
 
 def put(folder: Path, name: str, light: str = GOOD, native: str = NATIVE, metadata: str = METADATA) -> str:
     """Write a plugin's files and metadata into a folder of the path; gives its name."""
-    module = f"edgekit_{name}"
-    (folder / f"{module}.py").write_text(textwrap.dedent(light).replace("{module}", module))
-    (folder / f"{module}_native.py").write_text(textwrap.dedent(native))
-    info = folder / f"{module}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(metadata.replace("{name}", name))
-    (info / "entry_points.txt").write_text(f"[edgekit]\n{name} = {module}\n")
+    for path, text in files(name, light, native, metadata).items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text(text)
     return name
+
+
+def files(name: str, light: str = GOOD, native: str = NATIVE, metadata: str = METADATA) -> dict[str, str]:
+    """A plugin as it is installed: path to content. Its light module is a package, with `native` inside."""
+    module = f"edgekit_{name.replace('-', '_')}"
+    info = f"{module}-1.0.dist-info"
+    return {
+        f"{module}/__init__.py": textwrap.dedent(light).replace("{module}", module),
+        f"{module}/native.py": textwrap.dedent(native),
+        f"{info}/METADATA": metadata.replace("{name}", name),
+        f"{info}/entry_points.txt": f"[edgekit]\n{name} = {module}\n",
+    }
 
 
 def first_failure(name: str):
@@ -107,7 +115,7 @@ FAULTS = {
         "check_targets", "calls itself 'affine:int8-sym-g32'; register it under that name",
     ),
     "a light module that imports its heavy one": (
-        {"light": "import {module}_native" + GOOD}, "check_light_imports", "_native, which it registers",
+        {"light": "import {module}.native" + GOOD}, "check_light_imports", ".native, which it registers",
     ),
     "slow to import": (
         {"light": "import time; time.sleep(0.3)" + GOOD}, "check_import_time", "ms are allowed",

@@ -183,7 +183,7 @@ RUNTIMES = {
     ),
     "a stream that counts nothing": (
         method(stream=lambda self, prompt, **o: iter(list(NumpyRuntime.stream(self, prompt, **o)))),
-        {"check_counts"}, "Generation is wanted",
+        {"check_counts"}, "Generation is expected",
     ),
     "tokens of the prompt not counted": (streaming(prompt_tokens=0), {"check_counts"}, "the tokenizer makes"),
     "tokens of the answer not counted": (streaming(completion_tokens=0), {"check_counts"}, "it says 0 tokens"),

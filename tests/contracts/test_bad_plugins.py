@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import sys
-import textwrap
 import zipfile
 from pathlib import Path
 
@@ -12,25 +11,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package; this is a helper beside them
 from fresh_environment import ROOT, Environment, build_wheel
+from plugin_faults import GOOD, NATIVE, files
 
-LIGHT = """
-import edgekit
-edgekit_api = (1, 0)
-
-@edgekit.hookimpl
-def edgekit_register_quantizers(register):
-    register("affine:int4-sym-g32", "{module}.native:Int4", claim="exact")
-"""
-NATIVE = """
-import edgekit as ek
-from edgekit.reference import Traits
-
-class Int4:
-    traits = Traits()
-
-    def encode(self, x, importance=None):
-        return ek.encode(x, "affine:int4-sym-g32", backend="reference").parts
-"""
 FORMAT = """
 import edgekit
 edgekit_api = (1, 0)
@@ -42,35 +24,35 @@ def edgekit_register_formats(register):
 WHOLE_FORMAT = NATIVE + "    name = 'twin'\n    matches = open = layout = writer = None\n"
 #: name -> light module, native module, status, and what the line says.
 BAD = {
-    "raises": (LIGHT + "raise OSError('no GPU')", NATIVE, "failed", "OSError: no GPU (__init__.py:8)"),
-    "exits": (LIGHT + "raise SystemExit(3)", NATIVE, "failed", "SystemExit: 3"),
+    "raises": (GOOD + "raise OSError('no GPU')", NATIVE, "failed", "OSError: no GPU (__init__.py:8)"),
+    "exits": (GOOD + "raise SystemExit(3)", NATIVE, "failed", "SystemExit: 3"),
     "hangs": (
-        LIGHT + "import threading; threading.Event().wait()", NATIVE, "failed",
+        GOOD + "import threading; threading.Event().wait()", NATIVE, "failed",
         "importing it did not end within 2 s; EDGEKIT_NO_PLUGINS=hangs switches it off",
     ),
-    "spins": (LIGHT + "while True: pass", NATIVE, "failed", "importing it did not end within 2 s"),
-    "prints": (LIGHT + "print('hello')", NATIVE, "loaded", "it writes to stdout when it is imported"),
+    "spins": (GOOD + "while True: pass", NATIVE, "failed", "importing it did not end within 2 s"),
+    "prints": (GOOD + "print('hello')", NATIVE, "loaded", "it writes to stdout when it is imported"),
     "newer": (
-        LIGHT.replace("(1, 0)", "(1, 9)"), NATIVE, "refused",
+        GOOD.replace("(1, 0)", "(1, 9)"), NATIVE, "refused",
         "it is written for plugin contract 1.9 and this edgekit has 1.0: upgrade edgekit.",
     ),
     "twin-a": (FORMAT, WHOLE_FORMAT, "loaded", "format 'twin' is claimed by edgekit-twin-a and edgekit-twin-b"),
     "twin-b": (FORMAT, WHOLE_FORMAT, "loaded", "format 'twin' is claimed by edgekit-twin-a and edgekit-twin-b"),
     "twice": (
-        LIGHT + "    register('affine:int4-sym-g32', '{module}.native:Int4', claim='exact')\n", NATIVE, "loaded",
+        GOOD + "    register('affine:int4-sym-g32', '{module}.native:Int4', claim='exact')\n", NATIVE, "loaded",
         "quantizer 'affine:int4-sym-g32' is registered twice by edgekit-twice",
     ),
     "liar": (
-        LIGHT, NATIVE.replace("return ", "parts = ") + "        return {**parts, 'scale': parts['scale'] * 2}\n", "loaded",
+        GOOD, NATIVE.replace("return ", "parts = ") + "        return {**parts, 'scale': parts['scale'] * 2}\n", "loaded",
         "quantizer 'affine:int4-sym-g32' of edgekit-liar claims exact, and its bytes are not the reference's; "
         "`edgekit verify liar --failed` shows where",
     ),
     "lacks": (
-        LIGHT, NATIVE.replace("def encode", "def quantize"), "loaded",
+        GOOD, NATIVE.replace("def encode", "def quantize"), "loaded",
         "quantizer 'affine:int4-sym-g32' of edgekit-lacks lacks encode",
     ),
-    "crashes": (LIGHT, "import os; os.abort()", "loaded", "loading its registrations ends the process (exit -6"),
-    "missing": (LIGHT, "", "loaded", "AttributeError: module 'edgekit_missing.native' has no attribute 'Int4'"),
+    "crashes": (GOOD, "import os; os.abort()", "loaded", "loading its registrations ends the process (exit -6"),
+    "missing": (GOOD, "", "loaded", "AttributeError: module 'edgekit_missing.native' has no attribute 'Int4'"),
 }  # fmt: skip
 
 
@@ -78,17 +60,13 @@ def wheel(folder, name, light, native):
     """A wheel as a build backend would make it; gives its path."""
     module = f"edgekit_{name.replace('-', '_')}"
     info = f"{module}-1.0.dist-info"
-    files = {
-        f"{module}/__init__.py": textwrap.dedent(light).replace("{module}", module),
-        f"{module}/native.py": native,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: edgekit-{name}\nVersion: 1.0\nRequires-Dist: edgekit\n",
+    content = files(name, light, native) | {
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/entry_points.txt": f"[edgekit]\n{name} = {module}\n",
     }
-    record = "".join(f"{path},sha256={digest(text)},{len(text.encode())}\n" for path, text in files.items())
+    record = "".join(f"{path},sha256={digest(text)},{len(text.encode())}\n" for path, text in content.items())
     path = folder / f"{module}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
-        for name_, text in {**files, f"{info}/RECORD": f"{record}{info}/RECORD,,\n"}.items():
+        for name_, text in {**content, f"{info}/RECORD": f"{record}{info}/RECORD,,\n"}.items():
             archive.writestr(name_, text)
     return path
 
@@ -102,7 +80,7 @@ def environment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bad")
     made = Environment.create(folder / "venv", "edgekit-core[testing,text]")
     wheels = [wheel(folder, name, light, native) for name, (light, native, _, _) in BAD.items()]
-    made.install(build_wheel(ROOT / "core", folder), *wheels, wheel(folder, "good", LIGHT, NATIVE))
+    made.install(build_wheel(ROOT / "core", folder), *wheels, wheel(folder, "good", GOOD, NATIVE))
     return made
 
 

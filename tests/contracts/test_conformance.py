@@ -1,4 +1,4 @@
-"""The whole house runs the kit: every precision, format, runtime and plugin; and faulty plugins are named.
+"""The kit over the core and all plugins: every precision, format, runtime and plugin; and faulty plugins are named.
 
 `EDGEKIT_TEST_PROFILE=default` (or ``deep``) tries harder.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,23 @@ def test_the_directory_of_an_adapter_names_its_base(tmp_path: Path, config: bool
         edgekit.open(directory / file)
 
 
+#: Without a path: it is written into the manifest, whose bytes must not depend on where the source lies.
+ADAPTER_NOTE = "adapter_config.json is left out: the adapter beside the model is not merged into it"
+
+
+def test_what_a_reader_leaves_out_is_in_the_manifest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = Path(shutil.copytree(sample.path(), tmp_path / "m"))
+    adapter(source)
+    caplog.set_level("INFO", logger="edgekit")
+    notes: list[str] = []
+    made = edgekit.quantize(source, "affine:int8-sym-g32", to=tmp_path / "q", notes=notes)
+    assert made.notes["source"] == ADAPTER_NOTE
+    assert made.manifest is not None
+    assert made.manifest.notes["source"] == ADAPTER_NOTE
+    assert ADAPTER_NOTE in caplog.text
+    assert notes.count(ADAPTER_NOTE) == 1
+
+
 def test_an_adapter_beside_a_model_is_left_out_and_said_so(tmp_path: Path) -> None:
     source = put(tmp_path / "m", ["model.embed_tokens.weight"])
     (source / "config.json").write_text(json.dumps(CONFIG | {"model_type": "other"}))
@@ -128,9 +146,7 @@ def test_an_adapter_beside_a_model_is_left_out_and_said_so(tmp_path: Path) -> No
     assert set(opened.tensors) == {"model.embed_tokens.weight"}
     with guard.working(tmp_path / "q", {}, notes=notes), pytest.raises(UnsupportedModelError):
         _ = opened.model
-    assert notes == [
-        f"{source / 'adapter_config.json'} is left out: the adapter beside the model is not merged into it"
-    ]
+    assert notes == [ADAPTER_NOTE]
 
 
 def test_what_is_missing_is_no_call_to_download(tmp_path: Path) -> None:

@@ -87,6 +87,34 @@ def test_tokens_that_other_files_name_are_counted(tmp_path):
     )
 
 
+def test_one_of_a_kind_is_one(tmp_path):
+    folder = shutil.copytree(edgekit.sample.path(), tmp_path / "model")
+    tokens = len(edgekit.open(folder).tokenizer.tokens)
+    (folder / "added_tokens.json").write_text(json.dumps({"<|im_start|>": tokens}))
+    assert edgekit.convert(folder, tmp_path / "merged").notes["merged_tokens"] == (
+        "1 token that the vocabulary lacks was taken from tokenizer_config.json or added_tokens.json"
+    )
+    assert edgekit.convert(folder, tmp_path / "merged.gguf").notes["dropped_tokens"] == (
+        f"1 token beyond the embedding's {tokens} rows was dropped"
+    )
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("value", [-1, 99_999, "</s>", 1.5, True])
+def test_an_end_token_that_does_not_exist_is_said(name, value, tmp_path):
+    folder = shutil.copytree(edgekit.sample.path(), tmp_path / "model")
+    tokenizer = edgekit.open(folder).tokenizer
+    config = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps({**config, "eos_token_id": [tokenizer.eos, value]}))
+    count = len(tokenizer.tokens)
+    note = f"{name}: the end token {value!r} is left out, as no token of the {count} has that id"
+    made = edgekit.convert(folder, tmp_path / "made.gguf")
+    assert made.notes["tokenizer"] == note
+    assert made.tokenizer.end_ids == tokenizer.end_ids
+    (folder / name).write_text(json.dumps({**config, "eos_token_id": None}))
+    assert "tokenizer" not in edgekit.convert(folder, tmp_path / "none.gguf").notes
+
+
 def test_a_replaced_target_is_said(source, tmp_path):
     for to in ("out.gguf", "out"):
         assert "replaced" not in edgekit.quantize(source, "ggml:Q8_0", to=tmp_path / to).notes
@@ -122,7 +150,7 @@ def test_the_line_begins_with_what_matters_most():
 
 
 def test_a_manifest_whose_notes_are_no_text_is_refused(tmp_path):
-    with pytest.raises(TypeError, match="notes holds what is no text"):
+    with pytest.raises(TypeError, match="notes holds values that are not text"):
         Manifest(notes={"a": 3})
 
 

@@ -101,7 +101,7 @@ def test_what_is_no_rule_is_refused(rules):
 
 def test_rows_that_no_block_divides_are_refused_before_a_tensor_is_read(source, tmp_path):
     with pytest.raises(
-        ShapeError, match=r"tensor 'model.embed_tokens.weight': rows of 64 are no multiple of ggml:Q4_K"
+        ShapeError, match=r"tensor 'model.embed_tokens.weight': rows of 64 are not a multiple of ggml:Q4_K"
     ):
         edgekit.quantize(source, Recipe.of({"*": "ggml:Q4_K"}), to=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -258,7 +258,7 @@ def changed(**fields):
         (changed(role="x"), UsageError, "role and shape are 'x'"),
         (changed(shape=(64, 128)), UsageError, "role and shape are"),
         (changed(precision="ggml:Q8_0"), UsageError, "its precision is 'ggml:Q8_0', a str; assign a Precision"),
-        (changed(precision=find_precision("ggml:Q4_K")), ShapeError, "rows of 64 are no multiple of ggml:Q4_K's"),
+        (changed(precision=find_precision("ggml:Q4_K")), ShapeError, "rows of 64 are not a multiple of ggml:Q4_K's"),
     ],
 )  # fmt: skip
 def test_a_bad_plan_is_refused_before_a_tensor_is_read(change, error, message, source, tmp_path, monkeypatch):
@@ -279,7 +279,7 @@ def test_a_good_plan_of_somebody_elses_passes(source, tmp_path):
 
 def test_a_scalar_in_blocks_is_refused():
     slot = Slot("a", "a", Tensor.of("a", np.float32(1)), find_precision("float:F32"))
-    with pytest.raises(ShapeError, match="rows of 1 are no multiple of ggml:Q8_0's block of 32"):
+    with pytest.raises(ShapeError, match="rows of 1 are not a multiple of ggml:Q8_0's block of 32"):
         check_plan(Plan("other", (Assignment("a", "a", (), Q8_0, ""),)), (slot,), "other")
 
 

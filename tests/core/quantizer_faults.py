@@ -164,8 +164,8 @@ def padded_rows(x, precision, importance):
 fault("codes transposed, as [in, out] wants them", {"check_parts"}, says="shape")(
     changed("codes", lambda c: np.ascontiguousarray(c.T))
 )
-fault("codes as int8", {"check_parts"}, says="int8; uint8 is wanted")(changed("codes", lambda c: c.view(np.int8)))
-fault("scales stored as float16", {"check_parts"}, says="float16; float32 is wanted")(
+fault("codes as int8", {"check_parts"}, says="int8; uint8 is expected")(changed("codes", lambda c: c.view(np.int8)))
+fault("scales stored as float16", {"check_parts"}, says="float16; float32 is expected")(
     changed("scale", lambda s: np.clip(s, None, 60000).astype(np.float16))
 )
 

@@ -447,7 +447,7 @@ def test_directory_never_deletes_what_is_not_an_artifact(tmp_path: Path, foreign
     else:
         (target / foreign).write_text("mine")
     before = names(target)
-    with pytest.raises(UsageError, match=f"holds {foreign.rstrip('/')}, which is no part of an artifact"):
+    with pytest.raises(UsageError, match=f"holds {foreign.rstrip('/')}, which is not part of an artifact"):
         AtomicDirectory(target)
     assert names(target) == before
     assert names(tmp_path) == {"model"}
@@ -684,11 +684,11 @@ def test_a_manifest_belongs_to_one_file(tmp_path: Path) -> None:
     pairs.beside(target).write_bytes(first)
     assert recipe_of(target) is None
     assert stale_manifest(target) == (
-        "m.gguf.edgekit.json is not believed: it describes another file than m.gguf as it is now"
+        "m.gguf.edgekit.json is ignored: it describes another file than m.gguf as it is now"
     )
     pairs.beside(target).write_text(Manifest(recipe="by hand").to_json())
     assert stale_manifest(target) == (
-        "m.gguf.edgekit.json is not believed: it does not say that it belongs to m.gguf as it is now"
+        "m.gguf.edgekit.json is ignored: it does not say that it belongs to m.gguf as it is now"
     )
     assert names(tmp_path) == {"m.gguf", "m.gguf.edgekit.json"}
 

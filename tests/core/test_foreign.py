@@ -32,9 +32,9 @@ def refused(text: bytes) -> str:
 
 
 JSON = {
-    b'{"a": "\\ud800"}': "the file: the text '\\ud800' is no Unicode text (at byte 0)",
-    b'{"a": [{"b": "x\\udfff"}]}': "the file: the text 'x\\udfff' is no Unicode text (at byte 0)",
-    b'{"\\ud800": 1}': "the file: key '\\ud800' is no Unicode text (at byte 0)",
+    b'{"a": "\\ud800"}': "the file: the text '\\ud800' is not Unicode text (at byte 0)",
+    b'{"a": [{"b": "x\\udfff"}]}': "the file: the text 'x\\udfff' is not Unicode text (at byte 0)",
+    b'{"\\ud800": 1}': "the file: key '\\ud800' is not Unicode text (at byte 0)",
     b"[1e400]": "the file: the number '1e400' is beyond what a float holds (at byte 0)",
     b"[-1e400]": "the file: the number '-1e400' is beyond what a float holds (at byte 0)",
     b"[Infinity]": "the file: Infinity is not JSON (at byte 0)",
@@ -221,7 +221,7 @@ class PanicException(BaseException):
 
 
 def test_a_panic_is_a_typed_error() -> None:
-    with pytest.raises(InvalidFileError, match=r"^t: the library gives up on it .index out of bounds.;"), native("t"):
+    with pytest.raises(InvalidFileError, match=r"^t: the library failed on it .index out of bounds.;"), native("t"):
         raise PanicException("index out of bounds")
     with pytest.raises(KeyboardInterrupt), native("t"):
         raise KeyboardInterrupt
@@ -251,6 +251,8 @@ def test_limits_are_stated_in_the_docs() -> None:
 def test_a_name_that_no_file_can_have_is_refused_shortly(tmp_path: Path) -> None:
     with pytest.raises(InvalidFileError, match=r"a file name of 5,000 characters; file systems take 255$"):
         read_object(tmp_path, "a" * 5000, 10)
-    with pytest.raises(InvalidFileError, match=r"is no plain file name; files lie in the directory itself$") as caught:
+    with pytest.raises(
+        InvalidFileError, match=r"is not a plain file name; files lie in the directory itself$"
+    ) as caught:
         read_object(tmp_path, "/" * 5000, 10)
     assert len(str(caught.value)) < 200 + len(str(tmp_path))

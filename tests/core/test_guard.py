@@ -156,7 +156,7 @@ def test_what_edgekit_did_not_write_is_not_overwritten(tmp_path: Path) -> None:
     source, target = model(tmp_path / "m"), model(tmp_path / "mine")
     before = digests(target)
     message = (
-        f"{target} is there already, and edgekit did not write it; choose another target, or replace it with --force "
+        f"{target} exists and was not written by edgekit; choose another target, or replace it with --force "
         "(overwrite=True)"
     )
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
@@ -183,7 +183,7 @@ def test_what_edgekit_wrote_is_replaced_and_said(tmp_path: Path) -> None:
     assert not any("replaced" in note for note in notes)
     manifest = (target / "edgekit.manifest.json").read_bytes()
     second = edgekit.quantize(source, RECIPE, to=target, notes=notes)
-    assert f"{target} was there already and is replaced" in notes
+    assert f"{target} existed and is replaced" in notes
     assert second.notes.keys() - first.notes.keys() == {"replaced"}
     assert (target / "edgekit.manifest.json").read_bytes() == manifest, "the same command, the same bytes"
     assert sorted(os.listdir(tmp_path)) == ["m", "q"]
@@ -199,7 +199,7 @@ def test_a_manifest_of_another_file_does_not_make_a_file_ours(tmp_path: Path) ->
         file.write(b"ours")
         file.commit(b'{"schema": 1}')
     with working(tmp_path / "f", {}) as work:
-        assert work.notes == [f"{tmp_path / 'f'} was there already and is replaced"]
+        assert work.notes == [f"{tmp_path / 'f'} existed and is replaced"]
     (tmp_path / "f").write_bytes(b"mine")
     with pytest.raises(UsageError, match="edgekit did not write it"), working(tmp_path / "f", {}):
         pass

@@ -312,25 +312,25 @@ BAD: Mapping[str, tuple[bool, Callable[[Path], object], type[Exception], str]] =
         True,
         remap(x="../elsewhere.safetensors"),
         InvalidFileError,
-        "{d}: '../elsewhere.safetensors' is no plain file name; files lie in the directory itself",
+        "{d}: '../elsewhere.safetensors' is not a plain file name; files lie in the directory itself",
     ),
     "the index is absolute": (
         True,
         remap(x="/etc/passwd"),
         InvalidFileError,
-        "{d}: '/etc/passwd' is no plain file name; files lie in the directory itself",
+        "{d}: '/etc/passwd' is not a plain file name; files lie in the directory itself",
     ),
     "the index leads outside on Windows": (
         True,
         remap(x="..\\elsewhere.safetensors"),
         InvalidFileError,
-        "{d}: '..\\\\elsewhere.safetensors' is no plain file name; files lie in the directory itself",
+        "{d}: '..\\\\elsewhere.safetensors' is not a plain file name; files lie in the directory itself",
     ),
     "the index names the directory": (
         True,
         remap(x=".."),
         InvalidFileError,
-        "{d}: '..' is no plain file name; files lie in the directory itself",
+        "{d}: '..' is not a plain file name; files lie in the directory itself",
     ),
     "the index has a tensor too many": (
         True,
@@ -632,7 +632,7 @@ def test_targets_that_cannot_be_written(tmp_path: Path) -> None:
     source = put(tmp_path / "m", llama())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"holds thesis\.txt, which is no part of an artifact"):
+    with pytest.raises(UsageError, match=r"holds thesis\.txt, which is not part of an artifact"):
         edgekit.quantize(source, "affine:int4-sym-g32", to=tmp_path / "mine")
     with pytest.raises(ResourceError, match="create the directory first"):
         edgekit.quantize(source, "affine:int4-sym-g32", to=tmp_path / "none" / "q")

@@ -12,7 +12,7 @@ import pytest
 
 from edgekit.errors import EdgekitError, InvalidFileError, MemoryShortageError, ResourceError
 from edgekit.files import memory
-from edgekit.files.memory import enough_memory, is_shortage, shortage, wanted_by
+from edgekit.files.memory import enough_memory, is_shortage, requested_by, shortage
 from edgekit.files.temporary import temporary_directory
 from edgekit.formats import safetensors
 
@@ -49,7 +49,7 @@ def test_messages(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_libraries_say(error: Exception, wanted: int | None) -> None:
     assert is_shortage(error)
-    assert wanted_by(error) == wanted
+    assert requested_by(error) == wanted
     with pytest.raises(MemoryShortageError), enough_memory("it"):
         raise error
 

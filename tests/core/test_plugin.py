@@ -10,7 +10,7 @@ import pytest
 
 import edgekit
 from edgekit.cli._log import log_on_stderr
-from edgekit.errors import MissingPluginError, PluginError
+from edgekit.errors import MissingPluginError, PluginError, counted, near_names
 from edgekit.plugin import _registry as plugin
 from edgekit.reference import Traits
 
@@ -172,6 +172,36 @@ def test_a_missing_name_invents_no_distribution():
             plugin.build([]).find(role, name)
         assert "install edgekit" not in str(told.value)
         assert "(available: " in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "ending"),
+    [
+        ("runtimes", "num.py", "(available: numpy); did you mean 'numpy'?"),
+        ("runtimes", "NumPi", "(available: numpy); did you mean 'numpy'?"),
+        ("runtimes", "llama.cpp", "; did you mean 'llamacpp'? pip install edgekit-llamacpp"),
+        ("formats", "G-GUF", "; did you mean 'gguf'? pip install edgekit-gguf"),
+        ("formats", "safetensors", "; did you mean 'hf'?"),
+        ("runtimes", "cuda", "(available: numpy)"),
+    ],
+)
+def test_a_name_of_other_punctuation_is_understood(role, name, ending):
+    with pytest.raises(MissingPluginError) as told:
+        plugin.build([]).find(role, name)
+    assert str(told.value).endswith(ending)
+
+
+def test_near_names():
+    known = ["Q4_K_M", "Q4_K_S", "Q8_0", "IQ4_XS"]
+    assert near_names("q4km", known) == ["Q4_K_M", "Q4_K_S"]
+    assert near_names("Q4-K-M", known, 1) == ["Q4_K_M"]
+    assert near_names("float", known) == []
+    assert near_names("Q4_K", known, alike=1.0) == []
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows")])
+def test_one_stands_in_the_singular(count, text):
+    assert counted(count, "row") == text
 
 
 def test_what_is_installed_and_broken_is_not_to_be_installed_again():

@@ -182,7 +182,7 @@ BAD_HEADERS: Mapping[str, tuple[object, str]] = {
         "the header is nested too deeply (at byte 8)",
     ),
     "NaN": (b'{"a":NaN}', "the header: NaN is not JSON (at byte 8)"),
-    "lone surrogate": (b'{"\\ud800":{}}', "the header: key '\\ud800' is no Unicode text (at byte 8)"),
+    "lone surrogate": (b'{"\\ud800":{}}', "the header: key '\\ud800' is not Unicode text (at byte 8)"),
     "metadata is a list": (
         {**TWO, "__metadata__": []},
         "__metadata__ is no mapping of strings to strings (at byte 8)",

@@ -119,7 +119,7 @@ def test_an_unknown_check_is_an_error(where):
 
 
 def test_an_expected_failure_wants_a_reason():
-    with pytest.raises(UsageError, match="say why; a measured reason is wanted"):
+    with pytest.raises(UsageError, match="state a measured reason"):
         run_quantizer_checks(Right(), expected_failures={"check_ties": " "})
 
 

@@ -128,7 +128,7 @@ def test_a_pre_tokenizer_without_a_name_still_cuts_by_its_json(tmp_path: Path, p
     assert read is not None
     assert read.pre == ""
     assert read.to_json() == json.dumps(parsed)
-    with pytest.raises(UnsupportedModelError, match=r"^pre-tokenizer '' is not known; edgekit knows gpt-2, "):
+    with pytest.raises(UnsupportedModelError, match=r"^pre-tokenizer '' is unknown; edgekit supports gpt-2, "):
         attrs.evolve(read, json=None).to_json()
 
 
@@ -346,7 +346,7 @@ def test_ids_beyond_the_vocabulary() -> None:
 
 @needs_tokenizers
 def test_half_a_character_is_no_text() -> None:
-    with pytest.raises(UsageError, match=r"^the text is no Unicode text: surrogates not allowed at character 1$"):
+    with pytest.raises(UsageError, match=r"^the text is not Unicode text: surrogates not allowed at character 1$"):
         spm().encode("a\ud800")
 
 
@@ -446,7 +446,7 @@ def test_vocab_and_merges(tmp_path: Path) -> None:
 def test_vocab_and_merges_of_an_unknown_class(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text("{}")
     (tmp_path / "merges.txt").write_text("")
-    with pytest.raises(UnsupportedModelError, match=r"names the class None; edgekit knows Qwen2Tokenizer, GPT2"):
+    with pytest.raises(UnsupportedModelError, match=r"names the class None; edgekit supports Qwen2Tokenizer, GPT2"):
         from_hf_directory(tmp_path)
 
 
@@ -472,24 +472,24 @@ def added(*entries: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
 BAD: Mapping[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] = {
     "no model": (lambda p: without(p, "model"), InvalidFileError, "describes no model"),
     "a list": (lambda p: [p], InvalidFileError, "describes no model"),
-    "Unigram": (model(type="Unigram"), UnsupportedModelError, "its model is Unigram; edgekit knows byte-level BPE"),
+    "Unigram": (model(type="Unigram"), UnsupportedModelError, "its model is Unigram; edgekit supports byte-level BPE"),
     "WordPiece": (model(type="WordPiece"), UnsupportedModelError, "its model is WordPiece"),
     "characters": (
         lambda p: {**p, "pre_tokenizer": None, "decoder": None},
         UnsupportedModelError,
         "its model is BPE over characters",
     ),
-    "no vocabulary": (model(vocab=None), InvalidFileError, "its vocabulary is no mapping"),
-    "an id that is text": (model(vocab={"a": "0"}), InvalidFileError, "'0' is no token id"),
-    "an id that is negative": (model(vocab={"a": -1}), InvalidFileError, "-1 is no token id"),
-    "an id that is huge": (model(vocab={"a": 1 << 40}), InvalidFileError, "1099511627776 is no token id"),
+    "no vocabulary": (model(vocab=None), InvalidFileError, "its vocabulary is not a mapping"),
+    "an id that is text": (model(vocab={"a": "0"}), InvalidFileError, "'0' is not a token id"),
+    "an id that is negative": (model(vocab={"a": -1}), InvalidFileError, "-1 is not a token id"),
+    "an id that is huge": (model(vocab={"a": 1 << 40}), InvalidFileError, "1099511627776 is not a token id"),
     "an id used twice": (model(vocab={"a": 1, "b": 1}), InvalidFileError, "two tokens share an id"),
     "too many holes": (model(vocab={"a": 1 << 20}), InvalidFileError, "1 tokens have ids up to 1048576"),
-    "merges of numbers": (model(merges=[1]), InvalidFileError, "its merges are no list of pairs"),
-    "a merge of three": (model(merges=[["a", "b", "c"]]), InvalidFileError, "its merges are no list of pairs"),
-    "merges missing": (model(merges=None), InvalidFileError, "its merges are no list of pairs"),
-    "added tokens of numbers": (added(1), InvalidFileError, "added_tokens is no list of objects"),
-    "an added token without id": (added({"content": "x"}), InvalidFileError, "None is no token id"),
+    "merges of numbers": (model(merges=[1]), InvalidFileError, "its merges are not a list of pairs"),
+    "a merge of three": (model(merges=[["a", "b", "c"]]), InvalidFileError, "its merges are not a list of pairs"),
+    "merges missing": (model(merges=None), InvalidFileError, "its merges are not a list of pairs"),
+    "added tokens of numbers": (added(1), InvalidFileError, "added_tokens is not a list of objects"),
+    "an added token without id": (added({"content": "x"}), InvalidFileError, "None is not a token id"),
     "an added token without content": (added({"id": 1}), InvalidFileError, "an added token without content"),
 }
 
@@ -577,13 +577,13 @@ def test_other_sentencepiece_models(tmp_path: Path, trainer: bytes, normalizer: 
     with pytest.raises(UnsupportedModelError) as caught:
         from_hf_directory(tmp_path)
     where = f"{tmp_path}/tokenizer.model: this SentencePiece model"
-    assert str(caught.value) == f"{where} {message}; edgekit knows BPE without such a table"
+    assert str(caught.value) == f"{where} {message}; edgekit supports BPE without such a table"
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds no pieces; this is no SentencePiece model"),
+        (b"", "holds no pieces; this is not a SentencePiece model"),
         (b"\x0a\xff\xff\xff\xff\x7f", "a field of 34,359,738,367 bytes with 0 left at byte 6"),
         (b"\x0a\x05\x0a\x7fabc", "a field of 127 bytes with 3 left at byte 4"),
         (b"\xff" * 11, "an endless number at byte 0"),
@@ -627,9 +627,7 @@ def test_a_pattern_that_makes_the_library_panic_is_a_typed_error(part: str, leng
         else {"type": "Replace", "pattern": pattern, "content": "z"}
     )
     tokenizer = attrs.evolve(from_hf_directory(sample.path()), json=json.dumps(content))
-    with pytest.raises(
-        InvalidFileError, match=r"^the tokenizer: the library gives up on it .*retry-limit-in-match over"
-    ):
+    with pytest.raises(InvalidFileError, match=r"^the tokenizer: the library failed on it .*retry-limit-in-match over"):
         tokenizer.encode("x" * length)
 
 

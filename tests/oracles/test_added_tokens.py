@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
@@ -142,3 +144,68 @@ def test_two_files_besides_the_vocabulary_may_not_disagree(tmp_path: Path, base:
         InvalidFileError, match=r"token '<a>' is .* in added_tokens\.json and .* in tokenizer_config\.json"
     ):
         from_hf_directory(tmp_path)
+
+
+# --- tokenizer.model alone, with tokens beyond it and names for its placeholders ----------------------------------
+
+
+@pytest.fixture(scope="module")
+def model_file() -> bytes:
+    """A SentencePiece BPE that keeps two pieces for later, at ids 4 and 5."""
+    content = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the time there was the little girl named Lily and it is the end"] * 40),
+        model_writer=content,
+        model_type="bpe",
+        vocab_size=310,
+        byte_fallback=True,
+        pad_id=3,
+        user_defined_symbols=["<unused0>", "<unused1>"],
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+    return content.getvalue()
+
+
+def with_model(place: Path, content: bytes, named: dict[int, str], kind: str) -> Path:
+    decoder = {str(number): {"content": token, "special": True, "normalized": False} for number, token in named.items()}
+    config = {"tokenizer_class": kind, "add_bos_token": True, "added_tokens_decoder": decoder, "eos_token": "</s>"}
+    place.mkdir()
+    (place / "tokenizer.model").write_bytes(content)
+    (place / "config.json").write_text('{"model_type": "llama"}')
+    (place / "tokenizer_config.json").write_text(json.dumps(config))
+    return place
+
+
+def test_tokens_behind_a_sentencepiece_model_are_as_in_transformers(tmp_path: Path, model_file: bytes) -> None:
+    named = {310: "<|im_start|>", 311: "<|im_end|>"}
+    place = with_model(tmp_path / "m", model_file, named, "LlamaTokenizer")
+    theirs, ours = AutoTokenizer.from_pretrained(place), from_hf_directory(place)
+    assert ours is not None
+    assert len(ours.tokens) == len(theirs) == 312
+    for text in ("<|im_start|>", "<|im_start|><|im_end|>", "the time<|im_end|>", "Lily"):
+        assert ours.encode(text) == theirs(text)["input_ids"], text
+    assert (ours.merged, ours.remarks) == (2, ())
+
+
+def test_placeholders_keep_their_ids_where_transformers_leaves_the_matrix(tmp_path: Path, model_file: bytes) -> None:
+    """The files say 4, 5 and 310, and the embedding has 311 rows.
+
+    transformers 5 gives a LlamaTokenizer 310, 311 and 312, which its own model cannot look up; a
+    PreTrainedTokenizerFast of the same files has the ids that they say, and so has edgekit.
+    """
+    named = {4: "<|im_start|>", 5: "<|im_end|>", 310: "<stat>"}
+    theirs = AutoTokenizer.from_pretrained(with_model(tmp_path / "llama", model_file, named, "LlamaTokenizer"))
+    assert theirs.convert_tokens_to_ids(list(named.values())) == [310, 311, 312]
+    same = AutoTokenizer.from_pretrained(with_model(tmp_path / "fast", model_file, named, "PreTrainedTokenizerFast"))
+    for folder in ("llama", "fast"):
+        ours = from_hf_directory(tmp_path / folder)
+        assert ours is not None
+        assert len(ours.tokens) == 311
+        assert [ours.tokens.index(token) for token in named.values()] == [4, 5, 310]
+        assert same.convert_tokens_to_ids(list(named.values())) == [4, 5, 310]
+        assert ours.remarks == (
+            "tokens that tokenizer.model keeps for later have the names of tokenizer_config.json or added_tokens.json "
+            "('<unused0>' is '<|im_start|>', '<unused1>' is '<|im_end|>'); transformers may number such tokens anew, "
+            "beyond the model's rows",
+        )

@@ -94,3 +94,17 @@ def test_k_quants_are_decoded_and_that_is_said(tmp_path):
     said.clear()
     edgekit.quantize(first, "int4-g32", to=tmp_path / "small", format="mlx", notes=said)
     assert any("quantized already (16 ggml:IQ4_NL) were quantized again" in note for note in said)
+
+
+def test_to_a_hugging_face_directory_and_to_openvino(tmp_path):
+    """config.json says nothing there of MLX's packed weights."""
+    source = artifact_of(random_model(BASE, 3), tmp_path / "memory")
+    mlx = edgekit.quantize(source, "int4-g32", to=tmp_path / "mlx", format="mlx")
+    floats = edgekit.convert(mlx, tmp_path / "hf", dtype="F32")
+    again = edgekit.open(floats.path)
+    assert (again.format, "quantization" in again.config, "quantization_config" in again.config) == ("hf", False, False)
+    assert_same_values(mlx, again)
+    parts = edgekit.convert(mlx, tmp_path / "parts")
+    assert_same_values(mlx, edgekit.open(parts.path))
+    ir = edgekit.convert(mlx, tmp_path / "ir", format="openvino", dtype="F32")
+    assert_same_values(mlx, edgekit.open(ir.path))

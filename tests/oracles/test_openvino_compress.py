@@ -351,7 +351,7 @@ def test_targets(model: Path, tmp_path: Path):
         run(model, tmp_path / "out.xml")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").write_text("dear")
-    with pytest.raises(UsageError, match=r"holds diary\.txt, which is no part of an artifact"):
+    with pytest.raises(UsageError, match=r"holds diary\.txt, which is not part of an artifact"):
         run(model, tmp_path / "mine")
     run(model, tmp_path / "out", mode="INT8_SYM")
     run(model, tmp_path / "out", mode="INT8_ASYM")  # an artifact may be replaced

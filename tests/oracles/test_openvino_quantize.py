@@ -252,7 +252,7 @@ def test_a_metric_of_your_own(ir: Path, tmp_path: Path):
     assert told["metric_float"] > 1
     assert told["drop"] == told["metric_float"] - told["metric"]
     with pytest.raises(
-        UsageError, match=r"^the metric undefined gives nan; it has to give a finite number, the more the be"
+        UsageError, match=r"^the metric undefined gives nan; it must return a finite number, the larger the be"
     ):
         run(ir, tmp_path / "out", calibration=calibration(), validation=labelled(3), metric=undefined)
 

@@ -14,8 +14,10 @@ import pytest
 for name in ("edgekit_gguf", "llama_cpp", "openvino", "tokenizers", "jinja2"):
     pytest.importorskip(name, reason="one of the three runtimes, or the model's text, needs it")
 
-#: The shorter question is a near tie in this model (two tokens 0.08 apart): llama.cpp's 8-bit activations turn it over.
 QUESTION = "What is the capital of France? Answer in one short sentence."
+#: To this one alone the published file's first token is a near tie (two of them 0.08 apart in the logits), and llama.cpp,
+#: which computes Q4_1 with activations of 8 bits, takes the other one. The weights' own values answer it.
+BARE = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."
 
 
@@ -58,13 +60,20 @@ def compressed(converted):
     return path
 
 
-RUNS = [("published", "llamacpp"), ("quantized", "numpy"), ("quantized", "llamacpp"), ("compressed", "openvino")]
+OTHERS = [("quantized", "numpy"), ("quantized", "llamacpp"), ("compressed", "openvino")]
+RUNS = [
+    ("published", "llamacpp", QUESTION),
+    ("published", "numpy", QUESTION),
+    ("published", "numpy", BARE),
+    *((*run, question) for run in OTHERS for question in (QUESTION, BARE)),
+]
 
 
-@pytest.mark.parametrize(("which", "runtime"), RUNS)
-def test_it_answers_and_stops(which, runtime, request):
+@pytest.mark.parametrize(("which", "runtime", "question"), RUNS)
+def test_it_answers_and_stops(which, runtime, question, request):
+    """Through the model's own chat template, the likeliest token each time."""
     model = request.getfixturevalue(which)
-    told = json.loads(edgekit("run", model, QUESTION, "--runtime", runtime, "--max-tokens", "40", "--json"))
+    told = json.loads(edgekit("run", model, question, "--runtime", runtime, "--max-tokens", "40", "--json"))
     assert told["text"] == ANSWER
     assert told["finish_reason"] == "stop"
     assert (told["runtime"], told["chat"]) == (runtime, True)

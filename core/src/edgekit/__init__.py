@@ -103,9 +103,9 @@ if not TYPE_CHECKING:  # a type checker knows the names above, and no others
             return version("edgekit-core")
         if name in _WHERE:
             module, _, attribute = _WHERE[name].partition(":")
-            found = getattr(importlib.import_module(module), attribute)
-            globals()[name] = found
-            return found
+            attribute_value = getattr(importlib.import_module(module), attribute)
+            globals()[name] = attribute_value
+            return attribute_value
         try:
             return importlib.import_module(f"edgekit.{name}")
         except ModuleNotFoundError as error:

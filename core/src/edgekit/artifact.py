@@ -8,7 +8,7 @@ from typing import Any, NoReturn, Protocol
 
 import attrs
 
-from edgekit.architectures import Model
+from edgekit.architectures import FAMILIES, Model
 from edgekit.errors import UnsupportedModelError
 from edgekit.files import _html
 from edgekit.files.guard import Stamp, stamps
@@ -34,7 +34,7 @@ class Artifact:
         load_model: builds the family-neutral view; raises `UnsupportedModelError` for an unknown family.
         load_tokenizer: reads the tokenizer; None where there is none.
         manifest: what edgekit recorded when it wrote the artifact; None for foreign ones.
-        said: what is of note about the run that wrote it and not about the artifact, by kind.
+        run_notes: notes on the run that wrote the artifact, by kind; they are not part of its manifest.
         stamps: what the files were when the artifact was opened, to tell whether they are changed while they are read.
     """
 
@@ -46,7 +46,7 @@ class Artifact:
     load_model: Callable[[], Model] = attrs.field(repr=False)
     load_tokenizer: Callable[[], Tokenizer | None] = attrs.field(repr=False)
     manifest: Manifest | None = attrs.field(default=None, repr=False)
-    said: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    run_notes: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     stamps: Mapping[Path, Stamp | None] = attrs.field(init=False, repr=False)
 
     @stamps.default
@@ -85,8 +85,8 @@ class Artifact:
 
     @property
     def notes(self) -> Mapping[str, str]:
-        """What was of note when edgekit wrote it, a sentence by kind; empty for foreign artifacts."""
-        return {**(self.manifest.notes if self.manifest else {}), **self.said}
+        """The notes from when edgekit wrote the artifact, one sentence by kind; empty for other artifacts."""
+        return {**(self.manifest.notes if self.manifest else {}), **self.run_notes}
 
     @property
     def nbytes(self) -> int:
@@ -230,9 +230,7 @@ def unread(path: Path) -> Artifact:
 
 def unknown_family(what: str) -> UnsupportedModelError:
     """Return the error for an unsupported model family."""
-    from edgekit.architectures import FAMILIES
-
-    return UnsupportedModelError(f"{what} is of no family that edgekit knows ({', '.join(sorted(FAMILIES))})")
+    return UnsupportedModelError(f"{what} is of an unsupported family (supported: {', '.join(sorted(FAMILIES))})")
 
 
 __all__ = ["Artifact", "Format", "Layout", "Sizes", "Writer", "unknown_family", "unread"]

@@ -7,7 +7,7 @@ and the cure; a cure that is an option is written with `option`. This module imp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -22,6 +22,44 @@ def on_command_line() -> Iterator[None]:
         yield
     finally:
         _ON_COMMAND_LINE.reset(token)
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number with its noun, which stands in the singular for 1 alone.
+
+    Args:
+        count: how many.
+        one: the noun, or a phrase, for one.
+        many: for any other number; by default `one` with an s.
+
+    Example:
+        >>> counted(1, "token"), counted(2, "token"), counted(0, "matrix", "matrices")
+        ('1 token', '2 tokens', '0 matrices')
+    """
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def near_names(name: str, known: Iterable[str], count: int = 3, *, alike: float = 0.6) -> list[str]:
+    """The known names that a name may stand for, the nearest first; case and punctuation make no difference.
+
+    Args:
+        name: as it was given.
+        known: the names to choose from; of two that differ in punctuation alone the later one counts.
+        count: the most names to return.
+        alike: the least likeness, from 0 to 1, as `difflib.get_close_matches` measures it.
+
+    Example:
+        >>> near_names("llama.cpp", ["numpy", "llamacpp"])
+        ['llamacpp']
+    """
+    import difflib
+
+    folded = {_folded(each): each for each in known}
+    return [folded[each] for each in difflib.get_close_matches(_folded(name), folded, count, alike)]
+
+
+def _folded(name: str) -> str:
+    return "".join(filter(str.isalnum, name.casefold()))
 
 
 def option(name: str, value: str | bool = True) -> str:
@@ -165,6 +203,8 @@ __all__ = [
     "UnknownRecipeError",
     "UnsupportedModelError",
     "UsageError",
+    "counted",
+    "near_names",
     "on_command_line",
     "option",
 ]

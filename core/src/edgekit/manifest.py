@@ -1,6 +1,6 @@
-"""The manifest beside an artifact: what it was made from, how, and how good it is.
+"""The manifest beside an artifact: what it was made from, how, and its measured quality.
 
-It holds no clock, no host name and no path, so that the same input gives the same bytes. In a directory
+It contains no time, no host name and no path, so that the same input gives the same bytes. In a directory
 it is ``edgekit.manifest.json``; beside a single file it is ``<file>.edgekit.json``, so that several
 artifacts can share a directory.
 """
@@ -28,13 +28,13 @@ _ADDED = ("file", "previous", "files")
 
 def _mapping(manifest: Manifest, field: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, Mapping):
-        raise TypeError(f"{field.name} is no mapping")
+        raise TypeError(f"{field.name} is not a mapping")
 
 
 def _sentences(manifest: Manifest, field: attrs.Attribute[Any], value: object) -> None:
     _mapping(manifest, field, value)
     if not all(isinstance(sentence, str) for sentence in dict(value).values()):  # type: ignore[call-overload]
-        raise TypeError(f"{field.name} holds what is no text")
+        raise TypeError(f"{field.name} holds values that are not text")
 
 
 @attrs.frozen
@@ -43,12 +43,12 @@ class Manifest:
 
     Attributes:
         sources: SHA-256 (hex) of every file that was read, by file name; while an artifact is being written a
-            `edgekit.files.digests.Digests`, of which values may still be on their way.
+            `edgekit.files.digests.Digests`, whose values may still be being computed.
         recipe: name of the recipe.
         tensors: for each tensor its precision, the backend that encoded it, and the reason.
         versions: version of edgekit, of numpy, and of each plugin that took part, by distribution.
-        quality: what `edgekit.compare` measured, where it was asked to record it.
-        notes: what is of note, a sentence by kind: `edgekit.pipeline._notes`.
+        quality: what `edgekit.compare` measured, if it was asked to record it.
+        notes: remarks for the user, one sentence by kind; `edgekit.pipeline` lists the kinds.
     """
 
     sources: Mapping[str, str] = attrs.field(factory=dict, validator=_mapping)
@@ -59,23 +59,23 @@ class Manifest:
     notes: Mapping[str, str] = attrs.field(factory=dict, validator=_sentences)
 
     def to_json(self) -> str:
-        """Deterministic JSON; waits for the sources' hashes where they are still being computed."""
+        """Return deterministic JSON; waits until the sources' hashes are computed."""
         fields = {**attrs.asdict(self), "sources": dict(self.sources)}
-        # A file's name may be no Unicode text, and JSON that holds such a one is no JSON to other readers.
+        # A file's name may not be Unicode text; other readers reject JSON that contains one.
         return json.dumps(_readable({"schema": SCHEMA, **fields}), indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: bytes, file: Path) -> Manifest:
-        """Parse; `file` is for the error's message.
+        """Parse a manifest; `file` is for the error's message.
 
         Raises:
-            InvalidFileError: not strict JSON, or no manifest.
+            InvalidFileError: the text is not strict JSON, or not a manifest.
         """
         return cls.from_record(strict_json(text, file, "the file"), file)
 
     @classmethod
     def from_record(cls, record: Any, file: Path) -> Manifest:
-        """As `from_json`, of what the JSON holds."""
+        """Return the manifest that parsed JSON describes; raises as `from_json`."""
         try:
             data = {key: value for key, value in record.items() if key not in _ADDED}
             schema = data.pop("schema")
@@ -97,23 +97,23 @@ def _readable(value: Any) -> Any:
 
 
 def manifest_path(artifact: Path) -> Path:
-    """Where the manifest of an artifact lies."""
+    """Return the path of an artifact's manifest."""
     if artifact.is_file() or (artifact.suffix and not artifact.is_dir()):
         return pairs.beside(artifact)
     return artifact / pairs.INSIDE
 
 
 def read_manifest(artifact: Path) -> Manifest | None:
-    """The artifact's manifest; None where there is none, or where the one beside a file belongs to another file.
+    """Return the artifact's manifest; None if there is none, or if the one beside a file belongs to another file.
 
     Raises:
-        InvalidFileError: it is no manifest, or larger than 64 MiB.
+        InvalidFileError: the file is not a manifest, or larger than 64 MiB.
     """
     return _read(artifact)[0]
 
 
 def stale_manifest(artifact: Path) -> str | None:
-    """Why the manifest beside a file is not believed; None where there is none, or where it is."""
+    """Return why the manifest beside a file is ignored; None if there is none, or if it is valid."""
     return _read(artifact)[1]
 
 
@@ -129,13 +129,13 @@ def _read(artifact: Path) -> tuple[Manifest | None, str | None]:
         return Manifest.from_record(record, path), None
     Manifest.from_record(record, path)
     try:
-        own = pairs.belonging(record, pairs.seal_of(artifact))
+        matching = pairs.belonging(record, pairs.seal_of(artifact))
     except OSError as error:
         raise MissingFileError(f"{artifact}: cannot be read ({error.strerror}); check its permissions") from error
-    if own is None:
+    if matching is None:
         which = "describes another file than" if "file" in record else "does not say that it belongs to"
-        return None, f"{path.name} is not believed: it {which} {artifact.name} as it is now"
-    return Manifest.from_record(own, path), None
+        return None, f"{path.name} is ignored: it {which} {artifact.name} as it is now"
+    return Manifest.from_record(matching, path), None
 
 
 __all__ = ["SCHEMA", "Manifest", "manifest_path", "read_manifest", "stale_manifest"]

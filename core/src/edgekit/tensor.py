@@ -1,4 +1,4 @@
-"""Tensors: named, shaped, and read only when asked; and what quantization makes of them."""
+"""Tensors that are read on demand, and quantized tensors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DTYPES: dict[str, int] = {
     "uint8": 1,
     "bool": 1,
 }
-#: The numpy dtype that carries the bits of a dtype numpy does not have.
+#: The numpy dtype that carries the bits of a dtype that numpy lacks.
 _CARRIERS: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(np.uint16),
     "float8_e4m3fn": np.dtype(np.uint8),
@@ -44,21 +44,21 @@ _CARRIERS: dict[str, np.dtype[Any]] = {
 
 
 def carrier(dtype: str) -> np.dtype[Any]:
-    """The numpy dtype in which values of `dtype` travel: itself, or an unsigned integer of its width."""
-    found = _CARRIERS.get(dtype)
-    return np.dtype(dtype) if found is None else found
+    """Return the numpy dtype that represents values of `dtype`: itself, or an unsigned integer of its width."""
+    dtype_of_parts = _CARRIERS.get(dtype)
+    return np.dtype(dtype) if dtype_of_parts is None else dtype_of_parts
 
 
 @attrs.frozen(eq=False)
 class Tensor:
-    """A tensor in a file: its name and shape are known, its values are read when asked.
+    """A tensor in a file: its name and shape are known, its values are read on demand.
 
     Attributes:
-        name: the name under which its artifact knows it.
-        shape: outermost dimension first, as numpy has it.
+        name: its name in the artifact.
+        shape: outermost dimension first, as in numpy.
         dtype: numpy's or ml_dtypes' name of the element type (``float32``, ``bfloat16``, ``float8_e4m3fn``).
         read_rows: ``read_rows(start, stop)`` gives [rows, cols] in `carrier(dtype)`, all leading dimensions
-            counted together as rows. Not to be written to: it may be a view of the file.
+            counted together as rows. It may be read-only.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Tensor:
 
     @classmethod
     def of(cls, name: str, array: Array, dtype: str | None = None) -> Tensor:
-        """Wrap an array in memory; `dtype` names the type where the array only carries its bits."""
+        """Return a tensor of an array in memory; `dtype` names the type if the array only carries its bits."""
         matrix = array.reshape(-1, array.shape[-1] if array.ndim else 1)
 
         def read_rows(start: int, stop: int) -> Array:
@@ -92,11 +92,11 @@ class Tensor:
         return self.size * DTYPES[self.dtype]
 
     def read(self) -> Array:
-        """All values, in `carrier(dtype)`."""
+        """Read all values, in `carrier(dtype)`."""
         return self.read_rows(0, self.rows).reshape(self.shape)
 
     def float32(self, start: int = 0, stop: int | None = None) -> F32:
-        """Rows ``start:stop`` widened to float32 [rows, cols] (float64 is rounded to nearest).
+        """Return rows ``start:stop`` widened to float32 [rows, cols]; float64 is rounded to nearest.
 
         Raises:
             UsageError: the tensor holds integers.
@@ -105,7 +105,7 @@ class Tensor:
 
 
 def widen(values: Array, dtype: str, name: str = "tensor") -> F32:
-    """Values in their carrier to float32; `name` is for the error's message."""
+    """Return values in their carrier as float32; `name` is for the error's message."""
     match dtype:
         case "float16":
             return smallfloats.float16_to_float32(values)
@@ -124,17 +124,17 @@ def widen(values: Array, dtype: str, name: str = "tensor") -> F32:
 
 @attrs.frozen(eq=False)
 class EncodedTensor:
-    """A quantized tensor in a file: like `Tensor`, but what it reads are a number format's parts.
+    """A quantized tensor in a file: like `Tensor`, but it reads the parts of a number format.
 
     Attributes:
-        name: the name under which its artifact knows it.
+        name: its name in the artifact.
         shape: shape of the decoded tensor, outermost dimension first; the last dimension is a row.
         precision: the number format.
         nbytes: bytes in the file.
         read_parts: ``read_parts(start, stop)`` gives the parts of those rows (all leading dimensions counted
-            together). Not to be written to: they may be views of the file.
+            together). They may be read-only.
         sliceable: False where rows share bytes; then `read_parts` is only asked for all of them.
-        origin: the file's own number format, where the codes are carried over to `precision` as they are read.
+        origin: the file's number format, if the codes are converted to `precision` when they are read.
     """
 
     name: str
@@ -156,11 +156,11 @@ class EncodedTensor:
         return int(np.prod(self.shape, dtype=np.int64))
 
     def read(self) -> QuantizedTensor:
-        """The whole tensor, still encoded."""
+        """Read the whole tensor, encoded."""
         return QuantizedTensor(self.read_parts(0, self.rows), self.precision, self.shape, self.name, "file")
 
     def float32(self, start: int = 0, stop: int | None = None) -> F32:
-        """Rows ``start:stop`` decoded, [rows, cols]; all leading dimensions count as rows."""
+        """Return rows ``start:stop`` decoded, [rows, cols]; all leading dimensions count as rows."""
         stop = self.rows if stop is None else stop
         if not self.sliceable and stop - start < self.rows:
             return self.float32().reshape(self.rows, -1)[start:stop]
@@ -168,13 +168,13 @@ class EncodedTensor:
         return QuantizedTensor(self.read_parts(start, stop), self.precision, shape, self.name).dequantize()
 
 
-#: What an artifact holds under a name.
+#: A tensor of an artifact.
 AnyTensor = Tensor | EncodedTensor
 _FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def precision_name(tensor: AnyTensor) -> str:
-    """The number format's name, or the float type's (``F16``)."""
+    """Return the name of the number format, or of the float type (``F16``)."""
     return tensor.precision.name if isinstance(tensor, EncodedTensor) else _FLOATS.get(tensor.dtype, tensor.dtype)
 
 
@@ -186,8 +186,8 @@ class QuantizedTensor:
         parts: the framework's own part names to arrays (ggml: ``blocks``, uint8 [rows, bytes per row]).
         precision: the number format.
         shape: shape of the tensor that was encoded; its last dimension is a row.
-        name: name of the tensor, where it has one.
-        backend: who encoded it: ``reference`` or a plugin's backend.
+        name: of the tensor; may be empty.
+        backend: that encoded it: ``reference``, or the name of a plugin.
     """
 
     parts: Mapping[str, Array]
@@ -223,26 +223,26 @@ class QuantizedTensor:
 
     @property
     def bits_per_weight(self) -> float:
-        """Measured bits a weight, everything included."""
+        """Bits per weight of the stored parts, scales and zero points included."""
         return 8 * self.nbytes / self.size
 
     def dequantize(self) -> F32:
         """Decode to float32 in the tensor's shape, with the framework's own order of operations."""
         from edgekit.reference import reference
 
-        # A file's scales may be anything: what they make of the codes shows in the values; no warning besides.
+        # A file's scales may be NaN or infinite. The values show that; numpy's warning would say it again.
         with np.errstate(over="ignore", invalid="ignore"):
             values = reference(self.precision).decode(self.parts, self.precision, (self.rows, self.shape[-1]))
         return values.reshape(self.shape)
 
 
 def holds_floats(tensor: AnyTensor) -> bool:
-    """Whether the tensor has values that can be quantized."""
+    """Return whether the tensor has values that can be quantized."""
     return isinstance(tensor, EncodedTensor) or "float" in tensor.dtype
 
 
 def kept(tensor: AnyTensor) -> Precision:
-    """The precision of a tensor that is not quantized: its own; F32 for other floats and for what is only read."""
+    """Return the precision of a tensor that is not quantized: its own; F32 for other floats and read-only formats."""
     if isinstance(tensor, EncodedTensor):
         return find_precision("float:F32") if only_read(tensor.precision) else tensor.precision
     return find_precision({"float16": "float:F16", "bfloat16": "float:BF16"}.get(tensor.dtype, "float:F32"))

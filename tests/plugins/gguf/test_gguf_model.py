@@ -227,13 +227,13 @@ def rewritten(artifact, llama, tmp_path: Path):
     [
         (
             {"llama.block_count": None},
-            "key 'llama.block_count' is missing, it has to be an integer; convert the model again",
+            "key 'llama.block_count' is missing, it must be an integer; convert the model again",
         ),
-        ({"llama.block_count": text("2")}, "key 'llama.block_count' is '2', it has to be an integer"),
+        ({"llama.block_count": text("2")}, "key 'llama.block_count' is '2', it must be an integer"),
         ({"llama.block_count": u32(0)}, "64 wide, 4 heads, 0 layers; get the file again"),
         ({"llama.attention.layer_norm_rms_epsilon": None}, "key 'llama.attention.layer_norm_rms_epsilon' is missing"),
-        ({"llama.rope.freq_base": text("x")}, "key 'llama.rope.freq_base' is 'x', it has to be a number"),
-        ({"llama.attention.head_count_kv": u32(3)}, "kv_heads is 3, it has to be a divisor of the 4 heads"),
+        ({"llama.rope.freq_base": text("x")}, "key 'llama.rope.freq_base' is 'x', it must be a number"),
+        ({"llama.attention.head_count_kv": u32(3)}, "kv_heads is 3, it must be a divisor of the 4 heads"),
         ({"llama.feed_forward_length": u32(97)}, "tensor blk.0.ffn_gate.weight has shape [96, 64], the configuration"),
         ({"llama.block_count": u32(3)}, "tensors are missing: blk.2.attn_norm.weight"),
     ],
@@ -248,9 +248,12 @@ def test_contradictions_are_refused(changes, message: str, rewritten):
     ("changes", "message"),
     [
         ({"general.architecture": text("mamba")}, "general.architecture is 'mamba'; supported are llama, qwen2, qwen3"),
-        ({"llama.expert_count": u32(8)}, "llama.expert_count is 8; edgekit does not know that"),
+        ({"llama.expert_count": u32(8)}, "llama.expert_count is 8; edgekit does not support that"),
         ({"llama.attention.value_length": u32(8)}, "llama.attention.value_length is not 16, as the keys' length is"),
-        ({"llama.rope.scaling.type": text("magic")}, "llama.rope.scaling.type is 'magic'; edgekit does not know that"),
+        (
+            {"llama.rope.scaling.type": text("magic")},
+            "llama.rope.scaling.type is 'magic'; edgekit does not support that",
+        ),
         (
             {"llama.attention.head_count": Value(ValueType.ARRAY, (4, 2), ValueType.UINT32)},
             "llama.attention.head_count differs from layer to layer: (4, 2)",
@@ -351,7 +354,7 @@ def test_user_defined_pieces_have_real_spaces():
 def test_a_tokenizer_without_a_name_is_refused(artifact, llama):
     with pytest.raises(
         UnsupportedModelError,
-        match=r"^the tokenizer cuts words by no rule, which a GGUF file has to call by llama.cpp's name, and edgekit has none",
+        match=r"^the tokenizer cuts words by no rule, which a GGUF file must call by llama.cpp's name, and edgekit has none",
     ):
         GGUF.layout(artifact(llama, attrs.evolve(BPE, pre="")))
 

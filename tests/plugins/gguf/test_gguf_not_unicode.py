@@ -20,7 +20,7 @@ from edgekit_gguf.reader import read
 from edgekit_gguf.writer import encode_header
 
 BAD = "\udcff\udcfe"
-#: Which key of the metadata is no Unicode text, and how.
+#: Which key of the metadata is not Unicode text, and how.
 CHANGES = {
     "token": "tokenizer.ggml.tokens",
     "template": "tokenizer.chat_template",
@@ -82,7 +82,7 @@ def test_other_formats_hold_them_or_refuse(changed: tuple[str, Path], tmp_path: 
     with pytest.raises(UnsupportedModelError) as caught:
         edgekit.convert(path, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
-    known = "general.architecture is 'llama" if which == "architecture" else "is no Unicode text near"
+    known = "general.architecture is 'llama" if which == "architecture" else "is not Unicode text near"
     assert known in str(caught.value)
 
 
@@ -102,7 +102,7 @@ def test_a_token_that_is_no_utf8_stands_for_its_bytes(changed: tuple[str, Path])
         pytest.skip("its tokens are whole")
     tokenizer = edgekit.open(path).tokenizer
     assert tokenizer.piece(len(tokenizer.tokens) - 1) == b"\xff\xfe"
-    with pytest.raises(UnsupportedModelError, match="the tokenizer is no Unicode text near"):
+    with pytest.raises(UnsupportedModelError, match="the tokenizer is not Unicode text near"):
         tokenizer.encode("x")
 
 

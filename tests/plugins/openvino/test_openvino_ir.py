@@ -87,8 +87,8 @@ def test_a_graph_with_other_names_says_so(tmp_path):
     with pytest.raises(UnsupportedModelError) as caught:
         _ = edgekit.open(ir(tmp_path)).model
     assert str(caught.value) == (
-        f"{tmp_path}: its graph has no constant model.embed_tokens.weight (11 of 11 are missing), so somebody else has "
-        "written it; it runs as it is, and to change it convert it from its original files"
+        f"{tmp_path}: its graph has no constant model.embed_tokens.weight (11 of 11 are missing), so another program "
+        "wrote it; it runs as it is, and to change it convert it from its original files"
     )
 
 

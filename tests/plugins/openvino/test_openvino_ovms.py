@@ -193,7 +193,7 @@ def test_a_second_package_replaces_the_first(tmp_path):
     package(source, "ovms", to=served, options={"name": "one"}, notes=notes)
     assert not notes
     written = package(source, "ovms", to=served, options={"name": "two"}, notes=notes)
-    assert notes == [f"{served} was there already and is replaced"]
+    assert notes == [f"{served} existed and is replaced"]
     assert sorted(files_of(served)) == list(written.files)
     assert not (served / "models" / "one").exists()
 
@@ -206,7 +206,7 @@ def test_a_package_with_files_of_somebody_is_not_replaced(name, tmp_path):
     (served / name).write_text("mine")
     before = files_of(served)
     for overwrite in (False, True):
-        with pytest.raises(UsageError, match=f"holds {name.split('/')[0]}, which is no part of an artifact"):
+        with pytest.raises(UsageError, match=f"holds {name.split('/')[0]}, which is not part of an artifact"):
             package(source, "ovms", to=served, overwrite=overwrite)
     assert files_of(served) == before
 
@@ -214,6 +214,6 @@ def test_a_package_with_files_of_somebody_is_not_replaced(name, tmp_path):
 def test_a_target_that_holds_something_is_left_alone(tmp_path):
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "mine.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"holds mine\.txt, which is no part of an artifact"):
+    with pytest.raises(UsageError, match=r"holds mine\.txt, which is not part of an artifact"):
         package(graph(tmp_path / "g"), "ovms", to=tmp_path / "served")
     assert (tmp_path / "served" / "mine.txt").read_text() == "mine"

@@ -579,7 +579,7 @@ def test_metrics(client):
     ask = client()
     ask.post(COMPLETIONS, json=GREEDY)
     ask.post(CHAT, json=chat_of(stream=True))
-    ask.post(CHAT, json=chat_of(n=2))
+    ask.post(CHAT, json=chat_of(suffix="x"))
     ask.get("/secret-path")
     told = ask.get("/metrics")
     assert told.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -588,9 +588,10 @@ def test_metrics(client):
     assert lines['edgekit_requests_total{route="/v1/chat/completions",status="400"}'] == "1.0"
     assert lines['edgekit_requests_total{route="other",status="404"}'] == "1.0"
     assert lines['edgekit_errors_total{code="unsupported_value"}'] == "1.0"
-    assert lines['edgekit_first_token_seconds_count{route="/v1/chat/completions"}'] == "1.0"
+    assert lines['edgekit_first_token_seconds_count{model="chatty",route="/v1/chat/completions"}'] == "1.0"
+    assert lines['edgekit_queue_seconds_count{model="chatty"}'] == "2.0"
     assert lines['edgekit_request_seconds_count{route="/v1/chat/completions"}'] == "2.0"
-    assert lines["edgekit_tokens_per_second_count"] == "2.0"
+    assert lines['edgekit_tokens_per_second_count{model="chatty"}'] == "2.0"
     assert (lines["edgekit_generated_tokens_total"], lines["edgekit_prompt_tokens_total"]) == ("24.0", "20.0")
     assert (lines["edgekit_running"], lines["edgekit_waiting"]) == ("0.0", "0.0")
     assert float(lines["edgekit_resident_memory_bytes"]) > 10e6

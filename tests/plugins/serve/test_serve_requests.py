@@ -30,22 +30,34 @@ REFUSED = [
     ({"temperature": False}, "temperature is false; it must be a number from 0 to 2"),
     ({"top_p": 0}, "top_p is 0; it must be a number above 0 to 1"),
     ({"top_p": 1.5}, "top_p is 1.5; it must be a number above 0 to 1"),
-    ({"top_k": -1}, "top_k is -1; it must be an integer from 0 to 1048576"),
+    ({"top_k": -2}, "top_k is -2; it must be an integer from -1 to 1048576"),
     ({"seed": 2**63}, "seed is 9223372036854775808; it must be an integer from -9223372036854775807 to 9223372036854775807"),
-    ({"stop": [1]}, "stop is [1]; it must be a text or a list of at most 4, each of 1 to 256 characters"),
-    ({"stop": ""}, 'stop is ""; it must be a text or a list of at most 4, each of 1 to 256 characters'),
-    ({"stop": ["a"] * 5}, 'stop is ["a", "a", "a", "a", "a"]; it must be a text or a list of at most 4, each of 1 to 256 characters'),
+    ({"stop": [1]}, "stop is [1]; it must be a text or a list of at most 16, each of 1 to 256 characters"),
+    ({"stop": ""}, 'stop is ""; it must be a text or a list of at most 16, each of 1 to 256 characters'),
+    ({"stop": ["a"] * 17}, 'stop is ["a", "a", "a", "a", "a", "a", "a", "a", "a", "a", "a", "a",…; it must be a text or a list of at most 16, each of 1 to 256 characters'),
     ({"stream": 1}, "stream is 1; it must be true or false"),
     ({"stream_options": {}}, "stream_options must be an object, and goes with stream"),
     ({"stream": True, "stream_options": {"x": 1}}, 'unknown parameter "x"'),
-    ({"n": 2}, "n is 2; only 1 is supported"),
-    ({"n": True}, "n is true; only 1 is supported"),
-    ({"logprobs": True}, "logprobs is true; only false is supported"),
-    ({"top_logprobs": 3}, "top_logprobs is 3; it is not supported"),
-    ({"presence_penalty": 0.5}, "presence_penalty is 0.5; only 0 is supported"),
-    ({"logit_bias": {"5": 1}}, 'logit_bias is {"5": 1}; only {} is supported'),
-    ({"tools": [{}]}, "tools is [{}]; only [] is supported"),
-    ({"response_format": {"type": "json_object"}}, 'response_format is {"type": "json_object"}; only {"type": "text"} is supported'),
+    ({"n": 17}, "n is 17; it must be an integer from 1 to 16"),
+    ({"n": True}, "n is true; it must be an integer from 1 to 16"),
+    ({"n": 2, "best_of": 3}, "best_of is 3; only 2 is supported"),
+    ({"logprobs": 1}, "logprobs is 1; it must be true or false"),
+    ({"top_logprobs": 3}, "top_logprobs goes with logprobs true"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs is 21; it must be an integer from 0 to 20"),
+    ({"presence_penalty": 2.5}, "presence_penalty is 2.5; it must be a number from -2 to 2"),
+    ({"repetition_penalty": 0}, "repetition_penalty is 0; it must be a number above 0 to 100"),
+    ({"min_p": -1}, "min_p is -1; it must be a number from 0 to 1"),
+    ({"logit_bias": {"a": 1}}, "logit_bias must map token ids to numbers from -100 to 100"),
+    ({"logit_bias": {"5": 101}}, "logit_bias must map token ids to numbers from -100 to 100"),
+    ({"logit_bias": [5]}, "logit_bias is [5]; it must be an object"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids is [-1]; it must be a list of at most 64 integers from 0 to 2147483647"),
+    ({"tools": {}}, "tools is {}; it must be a list"),
+    ({"tool_choice": "required"}, "tool_choice demands a call, and there are no tools"),
+    ({"reasoning_effort": "huge"}, 'reasoning_effort is "huge"; it must be one of none, minimal, low, medium, high, xhigh'),
+    ({"response_format": {"type": "xml"}}, 'response_format is {"type": "xml"}; its type must be text, json_object or json_schema'),
+    ({"response_format": {"type": "json_schema"}},
+     "response_format of type json_schema must have a json_schema with a schema, an object"),
+    ({"ignore_eos": True}, "ignore_eos is true; only false is supported"),
     ({"frobnicate": 1}, 'unknown parameter "frobnicate"'),
     ({"model": 7}, "model is 7; it must be a text"),
     ({"model": "gpt-4"}, "the model 'gpt-4' is not here; this server has 'chatty'"),
@@ -63,9 +75,9 @@ REFUSED = [
     ({"messages": [{"role": "user", "content": "x", "tool_call_id": "c1"}]}, 'unknown parameter "tool_call_id"'),
     ({"messages": [{"role": "assistant", "annotations": [{"type": "url_citation"}]}]},
      'annotations is [{"type": "url_citation"}]; only [] is supported'),
-    ({"n": "x" * 200}, f'n is "{"x" * 59}…; only 1 is supported'),
-    ({"tools": [["x" * 200] * 9]}, f'tools is [["{"x" * 57}…; only [] is supported'),
-    ({"presence_penalty": False}, "presence_penalty is false; only 0 is supported"),
+    ({"suffix": "x" * 200}, f'suffix is "{"x" * 59}…; only "" is supported'),
+    ({"functions": [["x" * 200] * 9]}, f'functions is [["{"x" * 57}…; only [] is supported'),
+    ({"presence_penalty": False}, "presence_penalty is false; it must be a number from -2 to 2"),
     ({"max_tokens": 1, "max_completion_tokens": True},
      "max_tokens is 1 and max_completion_tokens is true; they mean the same: give one of them"),
     ({"\ud800": 1}, 'unknown parameter "\\ud800"'),
@@ -80,22 +92,51 @@ def test_what_is_refused(change, message):
     assert caught.value.status == (404 if change == {"model": "gpt-4"} else 400)
 
 
-@pytest.mark.parametrize("prompt", [None, "", [], ["a", "b"], [1, 2], 7, {"text": "x"}])
+@pytest.mark.parametrize("prompt", [None, "", [], [""], ["a", 1], [[1], []], [-1], [True], 7, {"text": "x"}])
 def test_prompts_that_are_refused(prompt):
     with pytest.raises(ApiError) as caught:
         CompletionRequest.of({"prompt": prompt}, SETTINGS)
-    assert caught.value.message == "prompt must be one text, not empty; lists and token ids are not supported"
+    assert (
+        caught.value.message
+        == "prompt must be a text, token ids, or a list of at most 64 of either, none of them empty"
+    )
 
 
-def test_completions_have_no_logprobs():
-    with pytest.raises(ApiError, match="logprobs is 5; it is not supported"):
-        CompletionRequest.of({"prompt": "a", "logprobs": 5}, SETTINGS)
-    assert CompletionRequest.of({"prompt": ["a"]}, SETTINGS).prompt == "a"
+def test_prompts_of_every_kind():
+    for prompt, prompts in (("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1], "a"], [[1], "a"])):
+        assert CompletionRequest.of({"prompt": prompt}, SETTINGS).prompts == prompts
+    with pytest.raises(ApiError, match="prompt has 65 entries; at most 64 are supported"):
+        CompletionRequest.of({"prompt": ["a"] * 65}, SETTINGS)
+    with pytest.raises(ApiError, match="logprobs is 21; it must be an integer from 0 to 20"):
+        CompletionRequest.of({"prompt": "a", "logprobs": 21}, SETTINGS)
+
+
+def test_a_lenient_server_ignores_what_it_does_not_support():
+    lenient = Settings("chatty", lenient=True)
+    given = {**HELLO, "frobnicate": 1, "ignore_eos": True, "suffix": "x", "seed": 1}
+    assert ChatRequest.of(given, lenient) == ChatRequest.of({**HELLO, "seed": 1}, SETTINGS)
+    with pytest.raises(ApiError, match="max_tokens is 0"):
+        ChatRequest.of({**HELLO, "max_tokens": 0}, lenient)
+
+
+def test_options_that_reach_the_runtime():
+    given = {
+        "min_p": 0.1, "repeat_penalty": 1.1, "frequency_penalty": -0.5, "logit_bias": {"5": -100}, "top_k": -1,
+        "stop_token_ids": [7], "stop": ["x"] * 16, "seed": 3, "response_format": {"type": "json_object"}, "n": 3,
+        "logprobs": True, "top_logprobs": 2,
+    }  # fmt: skip
+    requested = ChatRequest.of({**HELLO, **given}, SETTINGS).requested
+    assert requested.options == {
+        "temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": 3, "stop": ("x",) * 16, "min_p": 0.1,
+        "repetition_penalty": 1.1, "frequency_penalty": -0.5, "logit_bias": {"5": -100}, "stop_token_ids": [7],
+        "json_schema": {"type": "object"}, "logprobs": 2,
+    }  # fmt: skip
+    assert [requested.of_choice(number)["seed"] for number in range(3)] == [3, 4, 5]
 
 
 @pytest.mark.parametrize("given", [
-    {"input": []}, {"input": ""}, {"input": [""]}, {"input": ["a"] * 257}, {"input": [1]}, {},
-    {"input": "a", "dimensions": 3}, {"input": "a", "encoding_format": "int8"}, {"input": "a", "x": 1},
+    {"input": []}, {"input": ""}, {"input": [""]}, {"input": ["a"] * 257}, {"input": [-1]}, {},
+    {"input": "a", "dimensions": 0}, {"input": "a", "encoding_format": "int8"}, {"input": "a", "x": 1},
 ])  # fmt: skip
 def test_embeddings_that_are_refused(given):
     with pytest.raises(ApiError) as caught:
@@ -106,16 +147,25 @@ def test_embeddings_that_are_refused(given):
 def test_what_changes_nothing_is_taken():
     neutral = {name: meanings[0] for name, meanings in NEUTRAL.items() if meanings}
     found = ChatRequest.of({**HELLO, **neutral, **dict.fromkeys(IGNORED, "x"), "logprobs": False}, SETTINGS)
-    assert found.wanted == ChatRequest.of({**HELLO, "seed": found.wanted.options["seed"]}, SETTINGS).wanted
-    everything_null = dict.fromkeys([*NEUTRAL, *IGNORED, "max_tokens", "stop", "temperature", "seed", "stream"])
-    assert ChatRequest.of({**HELLO, **everything_null}, SETTINGS).wanted.options["temperature"] == 1
+    given = {
+        **HELLO,
+        "seed": found.requested.options["seed"],
+        "tools": [],
+        "tool_choice": "auto",
+        "repetition_penalty": 1.0,
+    }
+    assert found.requested.options == {**ChatRequest.of(given, SETTINGS).requested.options}
+    everything_null = dict.fromkeys(
+        [*NEUTRAL, *IGNORED, "max_tokens", "stop", "temperature", "seed", "stream", "n", "logit_bias", "tools"]
+    )
+    assert ChatRequest.of({**HELLO, **everything_null}, SETTINGS).requested.options["temperature"] == 1
 
 
 @pytest.mark.parametrize("count", [7, 300, 100_000])
 def test_two_names_with_one_value(count):
     """Equal, whatever Python makes of them: integers above 256 are two objects."""
     given = json.loads(json.dumps({"max_tokens": count, "max_completion_tokens": count}))
-    assert ChatRequest.of({**HELLO, **given}, SETTINGS).wanted.max_tokens == count
+    assert ChatRequest.of({**HELLO, **given}, SETTINGS).requested.max_tokens == count
     assert ChatRequest.of({**HELLO, "presence_penalty": 0.0, "frequency_penalty": 0}, SETTINGS)
 
 
@@ -146,7 +196,7 @@ def test_a_history_with_tools():
 
 
 def test_the_newer_name_of_max_tokens():
-    assert ChatRequest.of({**HELLO, "max_completion_tokens": 7}, SETTINGS).wanted.max_tokens == 7
+    assert ChatRequest.of({**HELLO, "max_completion_tokens": 7}, SETTINGS).requested.max_tokens == 7
 
 
 def test_prompts_are_not_shown():

@@ -7,16 +7,36 @@ rows in Hugging Face's order (rotary halves apart), norm weights as they multipl
 
 from __future__ import annotations
 
-from edgekit.architectures._config import FAMILIES, Family, Model, ModelConfig, RopeScaling, check_config
+from edgekit.architectures._config import (
+    Model,
+    ModelConfig,
+    RopeScaling,
+    check_config,
+    integer_field,
+    number_field,
+    settings,
+)
+from edgekit.architectures._families import FAMILIES
+from edgekit.architectures._family import Family, Gguf, Key, Setting
+from edgekit.architectures._hf_rope import RopeDialect
+from edgekit.architectures._section import Section
 from edgekit.architectures._tensors import check_tensors, tensor_shapes
 
 __all__ = [
     "FAMILIES",
     "Family",
+    "Gguf",
+    "Key",
     "Model",
     "ModelConfig",
+    "RopeDialect",
     "RopeScaling",
+    "Section",
+    "Setting",
     "check_config",
     "check_tensors",
+    "integer_field",
+    "number_field",
+    "settings",
     "tensor_shapes",
 ]

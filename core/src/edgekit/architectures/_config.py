@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal, TypeVar, cast
 
 import attrs
 
@@ -40,6 +40,71 @@ class RopeScaling:
     beta_slow: float = 1.0
 
 
+def _plain(own: Mapping[str, object]) -> dict[str, object]:
+    """A copy in which lists, as JSON has them, are tuples."""
+    return {name: _frozen(value) for name, value in own.items()}
+
+
+def _frozen(value: object) -> object:
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def integer_field(most: int, least: int = 0, **options: Any) -> Any:
+    """A field for an integer of a family's own, checked when the record is made.
+
+    Args:
+        most: the largest value that is believed.
+        least: the smallest.
+        options: of `attrs.field`.
+    """
+
+    def check(record: object, field: attrs.Attribute[Any], value: object) -> None:
+        if type(value) is not int or not least <= value <= most:
+            raise InvalidFileError(
+                f"{field.name} is {value!r:.40}, it has to be an integer between {least} and {most}; "
+                "the file is damaged or hostile"
+            )
+
+    return attrs.field(validator=check, **options)
+
+
+def number_field(most: float = 1e9, least: float = 0.0, **options: Any) -> Any:
+    """As `integer_field`, for a number above `least` and up to `most`."""
+
+    def check(record: object, field: attrs.Attribute[Any], value: object) -> None:
+        if type(value) not in (int, float) or not least < cast(float, value) <= most:
+            raise InvalidFileError(
+                f"{field.name} is {value!r:.40}, it has to be a number above {least:g} and up to {most:g}; "
+                "the file is damaged or hostile"
+            )
+
+    return attrs.field(validator=check, **options)
+
+
+Own = TypeVar("Own")
+
+
+def settings(kind: type[Own], config: ModelConfig) -> Own:
+    """The hyper-parameters of a family's own as its record.
+
+    Args:
+        kind: the record, a frozen attrs class.
+        config: of the model.
+
+    Raises:
+        InvalidFileError: one is missing or unknown, or has a value that no model can have.
+    """
+    fields = {field.name: field for field in attrs.fields(cast(Any, kind))}
+    required = {name for name, field in fields.items() if field.default is attrs.NOTHING}
+    wrong = sorted((config.own.keys() - fields.keys()) | (required - config.own.keys()))
+    if wrong:
+        raise InvalidFileError(
+            f"a {config.family} model has the hyper-parameters {', '.join(fields)} of its own; "
+            f"{', '.join(wrong)} is missing or unknown"
+        )
+    return kind(**config.own)
+
+
 @attrs.frozen
 class ModelConfig:
     """The hyper-parameters of the forward pass.
@@ -64,6 +129,8 @@ class ModelConfig:
         attention_softcap, output_softcap: ``cap * tanh(x / cap)`` on attention scores and on logits; None without.
         embedding_scale: multiplies the embeddings (Gemma: sqrt(width)).
         name: the model's own name, where it has one.
+        own: further hyper-parameters that only this family has, plain values by name: what kind each layer is, how many
+            experts there are. The family knows them; everyone else stores them and hands them on.
     """
 
     family: str
@@ -93,6 +160,7 @@ class ModelConfig:
     output_softcap: float | None = None
     embedding_scale: float = 1.0
     name: str = ""
+    own: Mapping[str, object] = attrs.field(factory=dict, converter=_plain, hash=False)
 
     def window(self, layer: int) -> int | None:
         """The sliding window of a layer (counted from 0); None where it attends to all."""
@@ -103,50 +171,23 @@ class ModelConfig:
 
 @attrs.frozen(eq=False)
 class Model:
-    """The family-neutral view of an artifact: hyper-parameters, and tensors by their canonical names."""
+    """The family-neutral view of an artifact: hyper-parameters, and tensors by their canonical names.
+
+    Attributes:
+        config: the hyper-parameters.
+        tensors: by canonical name.
+        roles: what each tensor of the artifact is for, by its own name there: a canonical name, with the expert's
+            number where the canonical tensor is a stack.
+    """
 
     config: ModelConfig
     tensors: Mapping[str, AnyTensor] = attrs.field(repr=False)
+    roles: Mapping[str, str] = attrs.field(repr=False)
 
+    @roles.default
+    def _own_names(self) -> dict[str, str]:
+        return {tensor.name: role for role, tensor in self.tensors.items()}
 
-@attrs.frozen
-class Family:
-    """A model family.
-
-    Attributes:
-        name: edgekit's name.
-        model_types: ``model_type`` in a Hugging Face config.json.
-        gguf: GGUF's architecture name (Mistral files say ``llama``).
-        rope_interleaved: whether GGUF files hold Q and K rows permuted so that rotary pairs are neighbours.
-        norm_offset: added to Hugging Face norm weights to make them canonical (Gemma: 1).
-        fused: whether Q, K and V are one matrix, and gate and up another (Phi 3).
-        qk_norm: whether queries and keys are normalized, head by head.
-        post_norms: whether attention and feed-forward are normalized once more before they are added.
-    """
-
-    name: str
-    model_types: tuple[str, ...]
-    gguf: str
-    rope_interleaved: bool = False
-    norm_offset: float = 0.0
-    fused: bool = False
-    qk_norm: bool = False
-    post_norms: bool = False
-
-
-FAMILIES: dict[str, Family] = {
-    family.name: family
-    for family in (
-        Family("llama", ("llama",), "llama", rope_interleaved=True),
-        Family("mistral", ("mistral",), "llama", rope_interleaved=True),
-        Family("qwen2", ("qwen2",), "qwen2"),
-        Family("qwen3", ("qwen3",), "qwen3", qk_norm=True),
-        Family("phi3", ("phi3",), "phi3", fused=True),
-        Family("gemma", ("gemma",), "gemma", norm_offset=1.0),
-        Family("gemma2", ("gemma2",), "gemma2", norm_offset=1.0, post_norms=True),
-        Family("gemma3", ("gemma3_text", "gemma3"), "gemma3", norm_offset=1.0, qk_norm=True, post_norms=True),
-    )
-}
 
 #: The largest sizes that are believed: well above any model's, small enough that no product overflows 64 bits.
 LIMITS = {

@@ -9,23 +9,40 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import attrs
+
 from edgekit.architectures._config import LIMITS, RopeScaling
 from edgekit.architectures._section import Section
 from edgekit.errors import InvalidFileError
 
 
-def rope_from_hf(family: str, c: Section, head_dim: int) -> dict[str, Any]:
+@attrs.frozen
+class RopeDialect:
+    """What a family's config.json may say of rotation.
+
+    Attributes:
+        local: whether layers with a window have a base of their own (Gemma 3).
+        partial: whether only a part of each head may rotate.
+        longrope_names: other names of longrope.
+    """
+
+    local: bool = False
+    partial: bool = False
+    longrope_names: tuple[str, ...] = ()
+
+
+def rope_from_hf(dialect: RopeDialect, c: Section, head_dim: int) -> dict[str, Any]:
     """The fields of `ModelConfig` that say how queries and keys rotate."""
     local: dict[str, Any] = {}
-    if family == "gemma3":
+    if dialect.local:
         parameters, local = _gemma3_rope(c)
     else:
         parameters = c.section("rope_scaling") or c.section("rope_parameters")
     if any(isinstance(value, Mapping) for value in parameters.values()):
         c.refuse("rope_parameters", parameters, "one rotation for all layers of this family")
     p = Section({"rope_theta": c.values["rope_theta"], **parameters}, c.where)
-    rotary_dim = _rotary_dim(family, c, p, head_dim)
-    scaling = _scaling(family, c, p)
+    rotary_dim = _rotary_dim(dialect, c, p, head_dim)
+    scaling = _scaling(dialect, c, p)
     return {"rope_theta": p.number("rope_theta"), "rope_scaling": scaling, "rotary_dim": rotary_dim, **local}
 
 
@@ -47,17 +64,17 @@ def _rope_type(p: Section) -> object:
     return p.values.get("rope_type", p.values.get("type", "default"))
 
 
-def _rotary_dim(family: str, c: Section, p: Section, head_dim: int) -> int:
+def _rotary_dim(dialect: RopeDialect, c: Section, p: Section, head_dim: int) -> int:
     values = {"partial_rotary_factor": c.values["partial_rotary_factor"], **p.values}
     factor = Section(values, c.where).number("partial_rotary_factor")
-    if not (factor == 1 or (family == "phi3" and 0 < factor < 1)):
-        c.refuse("partial_rotary_factor", factor, "up to 1 for phi3, and 1 for the other families")
+    if not (factor == 1 or (dialect.partial and 0 < factor < 1)):
+        c.refuse("partial_rotary_factor", factor, "up to 1" if dialect.partial else "1 for this family")
     return int(head_dim * factor)
 
 
-def _scaling(family: str, c: Section, p: Section) -> RopeScaling | None:
+def _scaling(dialect: RopeDialect, c: Section, p: Section) -> RopeScaling | None:
     kind = _rope_type(p)
-    if family == "phi3" and kind in ("su", "yarn"):  # its older names
+    if kind in dialect.longrope_names:
         kind = "longrope"
     match kind:
         case "default":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-from edgekit.architectures._config import FAMILIES, ModelConfig
+from edgekit.architectures._config import ModelConfig
+from edgekit.architectures._families import FAMILIES
+from edgekit.architectures.mixers import Shape
 from edgekit.errors import InvalidFileError
 from edgekit.tensor import AnyTensor
-
-Shape = tuple[int, ...]
 
 #: How many names an error lists before it only counts.
 LISTED = 4
@@ -19,52 +19,7 @@ def tensor_shapes(config: ModelConfig) -> dict[str, Shape]:
 
     Shapes are numpy's: [out, in] for a weight matrix.
     """
-    shapes: dict[str, Shape] = {"token_embd.weight": (config.vocab, config.width)}
-    for layer in range(config.layers):
-        shapes |= {f"blk.{layer}.{name}": shape for name, shape in _layer_shapes(config)}
-    shapes["output_norm.weight"] = (config.width,)
-    if not config.tied:
-        shapes["output.weight"] = (config.vocab, config.width)
-    return shapes
-
-
-def _layer_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
-    family = FAMILIES[config.family]
-    yield "attn_norm.weight", (config.width,)
-    yield from _attention_shapes(config)
-    if family.post_norms:
-        yield "post_attention_norm.weight", (config.width,)
-    yield "ffn_norm.weight", (config.width,)
-    yield from _feed_forward_shapes(config)
-    if family.post_norms:
-        yield "post_ffw_norm.weight", (config.width,)
-
-
-def _attention_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
-    family = FAMILIES[config.family]
-    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    split = {"attn_q": queries, "attn_k": keys, "attn_v": keys}
-    for name, rows in ({"attn_qkv": queries + 2 * keys} if family.fused else split).items():
-        yield from _matrix(name, (rows, config.width), config.qkv_bias)
-    if family.qk_norm:
-        yield "attn_q_norm.weight", (config.head_dim,)
-        yield "attn_k_norm.weight", (config.head_dim,)
-    yield from _matrix("attn_output", (config.width, queries), config.attn_output_bias)
-
-
-def _feed_forward_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
-    if FAMILIES[config.family].fused:
-        yield from _matrix("ffn_up", (2 * config.ffn, config.width), config.ffn_bias)
-    else:
-        yield from _matrix("ffn_gate", (config.ffn, config.width), config.ffn_bias)
-        yield from _matrix("ffn_up", (config.ffn, config.width), config.ffn_bias)
-    yield from _matrix("ffn_down", (config.width, config.ffn), config.ffn_bias)
-
-
-def _matrix(name: str, shape: Shape, bias: bool) -> Iterator[tuple[str, Shape]]:
-    yield f"{name}.weight", shape
-    if bias:
-        yield f"{name}.bias", shape[:1]
+    return dict(FAMILIES[config.family].network(config).shapes())
 
 
 def check_tensors(
@@ -86,22 +41,30 @@ def check_tensors(
     """
     names = names or {}
     shapes = tensor_shapes(config)
-    missing = [names.get(name, name) for name in shapes if name not in tensors]
-    if missing:
-        cure = (
-            f"{len(shapes) - len(missing)} of {len(shapes)} are there: weights and configuration are of different "
-            "models, or were saved in part; take both from one place"
-        )
-        raise InvalidFileError(f"{where}: tensors are missing: {_some(missing)}; {cure}")
-    odd = [tensors[name].name for name in tensors if name not in shapes]
-    if odd:
-        raise InvalidFileError(f"{where}: no {config.family} model has the tensors {_some(odd)}")
+    refuse_missing([names.get(name, name) for name in shapes if name not in tensors], len(shapes), where)
+    refuse_odd([tensors[name].name for name in tensors if name not in shapes], config.family, where)
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
             raise InvalidFileError(
                 f"{where}: tensor {tensors[name].name} has shape {list(tensors[name].shape)}, "
                 f"the configuration asks for {list(shape)}; the two do not belong together"
             )
+
+
+def refuse_missing(missing: list[str], count: int, where: str) -> None:
+    """Refuse a file that lacks tensors, by their names in the file, of so many that it should have."""
+    if missing:
+        cure = (
+            f"{count - len(missing)} of {count} are there: weights and configuration are of different "
+            "models, or were saved in part; take both from one place"
+        )
+        raise InvalidFileError(f"{where}: tensors are missing: {_some(missing)}; {cure}")
+
+
+def refuse_odd(odd: list[str], family: str, where: str) -> None:
+    """Refuse a file with tensors that no model of the family has."""
+    if odd:
+        raise InvalidFileError(f"{where}: no {family} model has the tensors {_some(odd)}")
 
 
 def _some(names: list[str]) -> str:

@@ -1,76 +1,42 @@
-"""Hugging Face's tensor names, and the family-neutral view of a Hugging Face directory.
+"""Hugging Face directories: config.json and tensors as a family's model, and back.
 
-===========================  =============================================  =================================
-canonical                    Hugging Face                                   families
-===========================  =============================================  =================================
-token_embd.weight            model.embed_tokens.weight                      all
-blk.N.attn_norm.weight       model.layers.N.input_layernorm.weight          all
-blk.N.attn_{q,k,v}.*         model.layers.N.self_attn.{q,k,v}_proj.*        all but Phi 3
-blk.N.attn_qkv.weight        model.layers.N.self_attn.qkv_proj.weight       Phi 3
-blk.N.attn_{q,k}_norm        model.layers.N.self_attn.{q,k}_norm            Qwen 3, Gemma 3
-blk.N.attn_output.*          model.layers.N.self_attn.o_proj.*              all
-blk.N.post_attention_norm    model.layers.N.post_attention_layernorm        Gemma 2, Gemma 3
-blk.N.ffn_norm.weight        model.layers.N.post_attention_layernorm        all but Gemma 2, Gemma 3
-blk.N.ffn_norm.weight        model.layers.N.pre_feedforward_layernorm       Gemma 2, Gemma 3
-blk.N.ffn_gate.*             model.layers.N.mlp.gate_proj.*                 all but Phi 3
-blk.N.ffn_up.*               model.layers.N.mlp.up_proj.*                   all but Phi 3
-blk.N.ffn_up.weight          model.layers.N.mlp.gate_up_proj.weight         Phi 3: gate rows, then up rows
-blk.N.ffn_down.*             model.layers.N.mlp.down_proj.*                 all
-blk.N.post_ffw_norm.weight   model.layers.N.post_feedforward_layernorm      Gemma 2, Gemma 3
-output_norm.weight           model.norm.weight                              all
-output.weight                lm_head.weight                                 all that are not tied
-===========================  =============================================  =================================
+A family says what its tensors are called there, and which values differ (`Family.links`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import attrs
 import numpy as np
 
-from edgekit.architectures._config import FAMILIES, Model, ModelConfig
-from edgekit.architectures._hf_config import config_from_hf
-from edgekit.architectures._hf_write import hf_config
-from edgekit.architectures._tensors import check_tensors, tensor_shapes
-from edgekit.tensor import AnyTensor, Tensor
-from edgekit.typing import F32
+from edgekit.architectures._config import Model, ModelConfig
+from edgekit.architectures._families import FAMILIES
+from edgekit.architectures._family import Family
+from edgekit.architectures._section import Section, short
+from edgekit.architectures._tensors import check_tensors, refuse_missing, refuse_odd
+from edgekit.architectures.found import refuse_other_weights
+from edgekit.architectures.links import Link
+from edgekit.errors import UnsupportedModelError
+from edgekit.tensor import AnyTensor
 
-__all__ = ["config_from_hf", "hf_config", "hf_names", "model_from_hf", "to_hf_value"]
+__all__ = [
+    "config_from_hf",
+    "equal_values",
+    "hf_config",
+    "hf_names",
+    "hf_tensors",
+    "model_from_hf",
+    "other_parts",
+    "to_hf_value",
+]
 
-_TOP = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
-_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_qkv": "self_attn.qkv_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_POST_NORMS = {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-_FUSED = {"ffn_up": "mlp.gate_up_proj"}
 _PREFIX, _EMBEDDING, _OUTPUT = "model.", "model.embed_tokens.weight", "lm_head.weight"
 #: Elements that are compared at once.
 _PIECE = 1 << 20
-#: Buffers that old checkpoints carry.
-_IGNORED_SUFFIX = ".rotary_emb.inv_freq"
-#: Parts of a multimodal checkpoint that are not the language model.
-_IGNORED_PREFIXES = ("model.vision_tower.", "model.multi_modal_projector.")
 #: Where multimodal checkpoints keep the language model: transformers 4, then 5; the first match counts.
 _NESTED = {
     "language_model.model.": "model.",
@@ -80,21 +46,108 @@ _NESTED = {
     "vision_tower.": "model.vision_tower.",
     "multi_modal_projector.": "model.multi_modal_projector.",
 }
+#: Parts of a multimodal checkpoint that are not the language model.
+_OTHER_PARTS = (
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+    "model.visual.",
+    "model.audio_tower.",
+    "model.embed_vision.",
+    "model.embed_audio.",
+)
+
+
+def config_from_hf(config: Mapping[str, Any], where: str) -> ModelConfig:
+    """Hyper-parameters from a Hugging Face config.json.
+
+    Args:
+        config: the parsed JSON; of a multimodal model the ``text_config`` is taken.
+        where: the file, for messages.
+
+    Raises:
+        UnsupportedModelError: a family, or a feature of one, that edgekit does not know.
+        InvalidFileError: values of the wrong type, or sizes that no model can have.
+    """
+    family = _family(config, where)
+    refuse_other_weights((), where, config)
+    nested = family.nested and "text_config" in config
+    given = Section(config, where).section("text_config") if nested else config
+    return family.config_from_hf(given, where)
+
+
+def _family(config: Mapping[str, Any], where: str) -> Family:
+    model_type = config.get("model_type")
+    found = FAMILIES.of_model_type(model_type)
+    if found is None:
+        known = ", ".join(t for family in FAMILIES.values() for t in family.model_types)
+        raise UnsupportedModelError(f"{where}: model_type is {short(model_type)}; edgekit knows {known}")
+    return found
+
+
+def hf_config(config: ModelConfig) -> dict[str, Any]:
+    """A config.json that transformers 4 and 5 load as the same model (without token ids and dtype).
+
+    A model that its family's class in transformers does not allow is written as one of a family that computes the same.
+
+    Raises:
+        UnsupportedModelError: transformers has no such model of that family; names what it cannot say.
+    """
+    try:
+        return _hf_config(config)
+    except UnsupportedModelError:
+        for family in FAMILIES[config.family].alike:
+            with contextlib.suppress(UnsupportedModelError):
+                return _hf_config(attrs.evolve(config, family=family))
+        raise
+
+
+def _hf_config(config: ModelConfig) -> dict[str, Any]:
+    written = FAMILIES[config.family].config_to_hf(config)
+    read = config_from_hf(written, f"{config.family} model")
+    lost = [field for field, value in _essence(config).items() if not _same(value, _essence(read)[field])]
+    if lost:
+        raise UnsupportedModelError(
+            f"a config.json of the {config.family} family cannot say this model's {', '.join(lost)}; "
+            "keep it in the format that it is in"
+        )
+    return written
+
+
+def _essence(config: ModelConfig) -> dict[str, Any]:
+    """What the forward pass sees: the windows of the layers instead of the pattern that makes them."""
+    fields = attrs.asdict(config, recurse=False)
+    for hidden in ("name", "full_attention_every", "full_attention_first"):
+        del fields[hidden]
+    return fields | {"sliding_window": [config.window(layer) for layer in range(config.layers)]}
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-12)  # 1/sqrt(x) is not always x ** -0.5
+    return a == b
 
 
 def hf_names(config: ModelConfig) -> dict[str, str]:
-    """Hugging Face's name of every tensor of such a model, by its canonical name."""
-    family = FAMILIES[config.family]
-    table = _LAYER | (_POST_NORMS if family.post_norms else {}) | (_FUSED if family.fused else {})
-    return {name: _hf_name(name, table) for name in tensor_shapes(config)}
+    """A name in Hugging Face's terms for every tensor of such a model, by its canonical name.
+
+    Hugging Face's own, where it has the tensor as one; of a stack of experts a name that it might have.
+    """
+    links = FAMILIES[config.family].links(config, ())
+    return {name: label for link in links for name, label in zip(link.canonical, link.labels, strict=True)}
 
 
-def _hf_name(name: str, table: Mapping[str, str]) -> str:
-    stem, _, kind = name.rpartition(".")
-    if not stem.startswith("blk."):
-        return f"{_TOP[stem]}.{kind}"
-    _, layer, role = stem.split(".")
-    return f"model.layers.{layer}.{table[role]}.{kind}"
+def hf_tensors(config: ModelConfig, tensors: Mapping[str, AnyTensor]) -> dict[str, tuple[str, AnyTensor]]:
+    """The tensors that a Hugging Face directory holds for a model: role and tensor by Hugging Face's name.
+
+    Args:
+        config: of the model.
+        tensors: by canonical name; read when the result's are.
+    """
+    written: dict[str, tuple[str, AnyTensor]] = {}
+    for link in FAMILIES[config.family].links(config, ()):
+        made = link.write(tuple(tensors[name] for name in link.canonical))
+        written |= {name: (role, tensor) for name, role, tensor in zip(link.hf, link.roles, made, strict=True)}
+    return written
 
 
 def model_from_hf(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], where: str = "config.json") -> Model:
@@ -115,18 +168,29 @@ def model_from_hf(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], w
         InvalidFileError: a tensor that is missing, of an odd shape, or that no such model has.
     """
     parsed = config_from_hf(config, where)
-    found = _language_model(tensors) if parsed.family == "gemma3" else _model_tensors(tensors)
+    family = FAMILIES[parsed.family]
+    found = _language_model(tensors) if family.nested else dict(tensors)
+    found = {name: tensor for name, tensor in found.items() if not family.ignores(name)}
     base, found = _is_base(found), _prefixed(found)
     parsed = attrs.evolve(parsed, tied=_tied(parsed.tied, base, found))
     if parsed.tied:
         found.pop(_OUTPUT, None)
-    names = hf_names(parsed)
-    canonical = {name: hf for hf, name in names.items()}
-    # A file that calls a tensor by a canonical name does not get it past the table.
-    view = {canonical.get(name, f"hf:{name}"): tensor for name, tensor in found.items()}
-    check_tensors(parsed, view, where, names)
-    offset = FAMILIES[parsed.family].norm_offset
-    return Model(parsed, {name: _shifted(name, view[name], offset) for name in names})
+    links = family.links(parsed, found.keys())
+    needed = [name for link in links for name in link.hf]
+    refuse_missing([name for name in needed if name not in found], len(needed), where)
+    known = set(needed)
+    refuse_odd([tensor.name for name, tensor in found.items() if name not in known], parsed.family, where)
+    view = _read(links, found)
+    check_tensors(parsed, view, where)
+    roles = {found[name].name: role for link in links for name, role in zip(link.hf, link.roles, strict=True)}
+    return Model(parsed, view, roles)
+
+
+def _read(links: Collection[Link], found: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
+    view: dict[str, AnyTensor] = {}
+    for link in links:
+        view |= zip(link.canonical, link.read(tuple(found[name] for name in link.hf)), strict=True)
+    return view
 
 
 def _is_base(tensors: Mapping[str, AnyTensor]) -> bool:
@@ -157,16 +221,17 @@ def equal_values(a: AnyTensor, b: AnyTensor) -> bool:
     return all(np.array_equal(a.float32(*piece), b.float32(*piece)) for piece in pieces)
 
 
-def _model_tensors(tensors: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
-    return {name: tensor for name, tensor in tensors.items() if not name.endswith(_IGNORED_SUFFIX)}
-
-
 def _language_model(tensors: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
     flat: dict[str, AnyTensor] = {}
     for name, tensor in tensors.items():
         # Two names for one place: the second keeps its own, which no model has.
         flat[name if _flat(name) in flat else _flat(name)] = tensor
-    return {name: tensor for name, tensor in flat.items() if not name.startswith(_IGNORED_PREFIXES)}
+    return {name: tensor for name, tensor in flat.items() if not name.startswith(_OTHER_PARTS)}
+
+
+def other_parts(tensors: Mapping[str, AnyTensor]) -> list[str]:
+    """Names of the tensors of a multimodal checkpoint that are not the language model's."""
+    return [name for name in tensors if _flat(name).startswith(_OTHER_PARTS)]
 
 
 def _flat(name: str) -> str:
@@ -181,17 +246,8 @@ def to_hf_value(config: ModelConfig, name: str, tensor: AnyTensor) -> AnyTensor:
 
     Args:
         config: of the model.
-        name: the tensor's canonical name.
+        name: the tensor's canonical name, of one that Hugging Face has as one tensor (`hf_tensors` gives all).
         tensor: its canonical values; read when the result is.
     """
-    return _shifted(name, tensor, -FAMILIES[config.family].norm_offset)
-
-
-def _shifted(name: str, tensor: AnyTensor, offset: float) -> AnyTensor:
-    if not offset or not name.endswith("_norm.weight"):
-        return tensor
-
-    def read_rows(start: int, stop: int) -> F32:
-        return tensor.float32(start, stop) + np.float32(offset)
-
-    return Tensor(tensor.name, tensor.shape, "float32", read_rows)
+    link = next(each for each in FAMILIES[config.family].links(config, ()) if each.canonical == (name,))
+    return link.write((tensor,))[0]

@@ -30,16 +30,70 @@ from edgekit.architectures._config import ModelConfig, RopeScaling
 from edgekit.typing import F32, F64
 
 
+@attrs.frozen
+class Rope:
+    """How the queries and keys of a layer rotate.
+
+    Attributes:
+        theta: base of the frequencies.
+        dim: how many of a head's elements rotate.
+        scaling: None for plain rotary embeddings.
+        neighbours: whether a pair is two elements beside each other (Llama 4), not one of each half of `dim`.
+    """
+
+    theta: float
+    dim: int
+    scaling: RopeScaling | None = None
+    neighbours: bool = False
+
+    def frequencies(self, length: int) -> F64:
+        """Radians a position for each pair, float64 [dim / 2], in a sequence of `length` tokens."""
+        exponent = np.arange(0, self.dim, 2) / self.dim
+        plain: F64 = self.theta**-exponent
+        if self.scaling is None:
+            return plain
+        match self.scaling.kind:
+            case "linear":
+                return plain / self.scaling.factor
+            case "dynamic":
+                return plain * _dynamic(self.dim, self.scaling, length)
+            case "llama3":
+                return _llama3(plain, self.scaling)
+            case "longrope":
+                return plain / np.array(longrope_factors(self.scaling, length), np.float64)
+            case "yarn":
+                return _yarn(plain, self.theta, self.dim, self.scaling)
+
+    def rotation(self, start: int, stop: int) -> Rotation:
+        """The turns of positions ``start:stop`` of a sequence that ends at `stop`."""
+        frequency = self.frequencies(stop).astype(np.float32)
+        angle = np.arange(start, stop, dtype=np.float32)[:, None] * frequency
+        factor = np.float32(1.0 if self.scaling is None else self.scaling.attention_factor)
+        return Rotation(np.cos(angle) * factor, np.sin(angle) * factor, self.neighbours)
+
+
+def rope_of(config: ModelConfig, sliding: bool = False) -> Rope:
+    """The rotation of a layer; of one with a sliding window if `sliding` (Gemma 3 gives those a base of their own)."""
+    if sliding and config.rope_theta_local is not None:
+        return Rope(config.rope_theta_local, config.rotary_dim)
+    return Rope(config.rope_theta, config.rotary_dim, config.rope_scaling)
+
+
 @attrs.frozen(eq=False)
 class Rotation:
     """The turns of consecutive positions: cos and sin, float32 [positions, rotary_dim / 2]."""
 
     cos: F32
     sin: F32
+    neighbours: bool = False
 
     def __call__(self, x: F32) -> F32:
         """Rotate heads [..., positions, head_dim]; elements beyond rotary_dim stay as they are."""
         half = self.cos.shape[-1]
+        if self.neighbours:
+            a, b = x[..., : 2 * half : 2], x[..., 1 : 2 * half : 2]
+            pairs = np.stack((a * self.cos - b * self.sin, b * self.cos + a * self.sin), axis=-1)
+            return np.concatenate((pairs.reshape(*a.shape[:-1], -1), x[..., 2 * half :]), axis=-1)
         a, b = x[..., :half], x[..., half : 2 * half]
         turned = (a * self.cos - b * self.sin, b * self.cos + a * self.sin, x[..., 2 * half :])
         return np.concatenate(turned, axis=-1)
@@ -54,12 +108,7 @@ def rotation(config: ModelConfig, start: int, stop: int, sliding: bool = False) 
         stop: position after the last.
         sliding: whether for a layer with a sliding window (Gemma 3 gives those a base of their own).
     """
-    local = config.rope_theta_local if sliding else None
-    scaling = config.rope_scaling if local is None else None
-    frequency = frequencies(config, stop, local).astype(np.float32)
-    angle = np.arange(start, stop, dtype=np.float32)[:, None] * frequency
-    factor = np.float32(1.0 if scaling is None else scaling.attention_factor)
-    return Rotation(np.cos(angle) * factor, np.sin(angle) * factor)
+    return rope_of(config, sliding).rotation(start, stop)
 
 
 def frequencies(config: ModelConfig, length: int, local_theta: float | None = None) -> F64:
@@ -70,22 +119,9 @@ def frequencies(config: ModelConfig, length: int, local_theta: float | None = No
         length: of the whole sequence (dynamic, longrope).
         local_theta: the base of sliding-window layers, to which no scaling applies.
     """
-    exponent = np.arange(0, config.rotary_dim, 2) / config.rotary_dim
-    plain: F64 = (config.rope_theta if local_theta is None else local_theta) ** -exponent
-    scaling = config.rope_scaling
-    if scaling is None or local_theta is not None:
-        return plain
-    match scaling.kind:
-        case "linear":
-            return plain / scaling.factor
-        case "dynamic":
-            return plain * _dynamic(config.rotary_dim, scaling, length)
-        case "llama3":
-            return _llama3(plain, scaling)
-        case "longrope":
-            return plain / np.array(longrope_factors(scaling, length), np.float64)
-        case "yarn":
-            return _yarn(plain, config, scaling)
+    scaling = config.rope_scaling if local_theta is None else None
+    theta = config.rope_theta if local_theta is None else local_theta
+    return Rope(theta, config.rotary_dim, scaling).frequencies(length)
 
 
 def longrope_factors(scaling: RopeScaling, length: int) -> tuple[float, ...]:
@@ -116,17 +152,17 @@ def _llama3(plain: F64, scaling: RopeScaling) -> F64:
     return _blend(plain, scaling.factor, np.clip((turns - low) / (high - low), 0, 1))
 
 
-def _yarn(plain: F64, config: ModelConfig, scaling: RopeScaling) -> F64:
-    first = max(math.floor(_element(config, scaling, scaling.beta_fast)), 0)
-    last = min(math.ceil(_element(config, scaling, scaling.beta_slow)), config.rotary_dim - 1)
+def _yarn(plain: F64, theta: float, dim: int, scaling: RopeScaling) -> F64:
+    first = max(math.floor(_element(theta, dim, scaling, scaling.beta_fast)), 0)
+    last = min(math.ceil(_element(theta, dim, scaling, scaling.beta_slow)), dim - 1)
     width = last - first or 0.001
     return _blend(plain, scaling.factor, 1 - np.clip((np.arange(plain.size) - first) / width, 0, 1))
 
 
-def _element(config: ModelConfig, scaling: RopeScaling, turns: float) -> float:
+def _element(theta: float, dim: int, scaling: RopeScaling, turns: float) -> float:
     """Which pair of elements turns that many times over the original context."""
     wavelength = math.log(scaling.original_context / (turns * 2 * math.pi))
-    return config.rotary_dim * wavelength / (2 * math.log(config.rope_theta))
+    return dim * wavelength / (2 * math.log(theta))
 
 
 def _blend(plain: F64, factor: float, keep: F64) -> F64:
@@ -134,4 +170,4 @@ def _blend(plain: F64, factor: float, keep: F64) -> F64:
     return plain * keep + plain / factor * (1 - keep)
 
 
-__all__ = ["Rotation", "frequencies", "longrope_factors", "rotation", "turns_change"]
+__all__ = ["Rope", "Rotation", "frequencies", "longrope_factors", "rope_of", "rotation", "turns_change"]

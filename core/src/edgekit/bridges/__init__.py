@@ -1,10 +1,10 @@
-"""Lossless bridges: where two formats can hold the same values, codes are carried over, never quantized again.
+"""Lossless bridges: if two formats can represent the same values, codes are converted without quantizing again.
 
 Many formats are lattices: evenly spaced levels, a scale (and an offset) for each group of a row. Others are small
-floats under a scale. `read` takes such a format apart into a `Lattice` or into `Minifloats`, `write` puts one together,
-and `relation` says beforehand, for any ordered pair, whether the codes carry over exactly, where the tensor at hand
-allows it, within a bound, or not at all. Whatever `transcode` calls exact it has
-compared: the decoded values of both sides are equal, 0 ULP.
+floats under a scale. `read` converts such a tensor to a `Lattice` or to `Minifloats`, `write` stores one in
+a format, and `relation` returns, for any ordered pair of formats, whether the conversion is exact, exact for some
+tensors, within a bound, or impossible. An exact conversion by `transcode` is verified: the decoded values of both
+tensors are equal bit by bit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Lattice tensors of bridges: codes, a scale and an offset for each group."""
+"""The intermediate forms of bridges: codes with a scale and an offset for each group."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from edgekit.typing import F32, I16, U8, Array
 
 
 class Carry(enum.StrEnum):
-    """Whether codes carry over from one format to another."""
+    """Whether codes can be converted from one format to another."""
 
     EXACT = "exact"
-    CONDITIONAL = "conditional"  # exactly, where the values of the tensor at hand allow it
-    BOUNDED = "bounded"  # exactly where no scale is rounded, else within a bound
+    CONDITIONAL = "conditional"  # exactly, if the tensor's values allow it
+    BOUNDED = "bounded"  # exactly if no scale is rounded, else within a bound
     NO = "no"
 
 
 @attrs.frozen
 class Relation:
-    """The declared relation of an ordered pair of formats.
+    """The relation of an ordered pair of formats.
 
     Attributes:
-        carry: exactly, where the tensor at hand allows it, within a bound, or not at all.
-        why: the condition under which it is exact, the bound, or what stands in the way.
+        carry: exactly, exactly for some tensors, within a bound, or not at all.
+        why: the condition under which it is exact, the bound, or the reason why it is impossible.
     """
 
     source: str
@@ -41,8 +41,8 @@ class Lattice:
     Attributes:
         codes: [rows, cols].
         scale: [rows, groups]; may be negative.
-        zero: [rows, groups], the code that means 0; None where the offset is real.
-        bias: [rows, groups]; None where the offset is an integer.
+        zero: [rows, groups], the code of the value 0; None if the offset is real.
+        bias: [rows, groups]; None if the offset is an integer.
         group: columns that share a scale.
     """
 
@@ -53,24 +53,24 @@ class Lattice:
     bias: F32 | None = None
 
     def regrouped(self, group: int) -> Lattice | None:
-        """The same levels for groups of another size; None where neighbours that would share a scale differ.
+        """Return the same levels with another group size; None if groups that would be merged differ.
 
         The last group of a row may be shorter, before and after.
         """
-        own = np.arange(self.codes.shape[1]) // self.group
-        first = own[::group]
+        group_of_column = np.arange(self.codes.shape[1]) // self.group
+        first = group_of_column[::group]
         if self.group % group:  # a new group may hold more than one old one
-            joined = np.repeat(first, group)[: len(own)]
-            at = np.flatnonzero(own != joined)
+            joined = np.repeat(first, group)[: len(group_of_column)]
+            at = np.flatnonzero(group_of_column != joined)
             for part in (self.scale, self.zero, self.bias):
-                if part is not None and (part[:, own[at]] != part[:, joined[at]]).any():
+                if part is not None and (part[:, group_of_column[at]] != part[:, joined[at]]).any():
                     return None
         zero = None if self.zero is None else self.zero[:, first]
         bias = None if self.bias is None else self.bias[:, first]
         return Lattice(self.codes, self.scale[:, first], group, zero, bias)
 
     def by_column(self, part: Array) -> Array:
-        """A part [rows, groups] with one value for each column: [rows, cols], or [rows, 1] for one group."""
+        """Repeat a part [rows, groups] for each column: [rows, cols], or [rows, 1] for one group."""
         if part.shape[1] == 1:
             return part
         return np.repeat(part, self.group, axis=1)[:, : self.codes.shape[1]]
@@ -82,7 +82,7 @@ class Minifloats:
 
     Attributes:
         codes: [rows, cols], float4_e2m1fn or float8_e4m3fn patterns.
-        scale: [rows, groups], what the elements are multiplied with.
+        scale: [rows, groups], the factor of the elements.
         group: columns that share a scale.
         bits: 4 or 8.
     """

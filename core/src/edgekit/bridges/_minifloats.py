@@ -1,10 +1,10 @@
-"""Formats of small floats under a scale: elements e2m1 (4 bits) or e4m3 (8 bits), and what their scales can be.
+"""Formats of small floats under a scale: elements e2m1 (4 bits) or e4m3 (8 bits), and the types of their scales.
 
 scale      values                       stored by
 e8m0       2^-127 … 2^127               ggml MXFP4; mxfp4 and mxfp8 of MLX and OpenVINO
 e4m3       0, 2^-9 … 448                ggml NVFP4; nvfp4 of MLX
-float16                                 fp4 and fp8 of OpenVINO; what its nvfp4 multiplies with
-float32                                 what MLX's nvfp4 with a scale for the tensor multiplies with; packed fp4 and fp8
+float16                                 fp4 and fp8 of OpenVINO; the product of its nvfp4's scales
+float32                                 the scales' product in MLX's nvfp4 with a scale for the tensor; packed fp4, fp8
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from edgekit.reference.openvino import _scales
 from edgekit.tensor import QuantizedTensor
 from edgekit.typing import F32, U8, U32, Array
 
-#: From what fits everywhere to what fits least.
+#: Types of scales; every later one can represent all values of the earlier ones.
 Scale = Literal["e8m0", "e4m3", "float16", "float32"]
 
 
 @attrs.frozen
 class Elements:
-    """What a format of small floats holds.
+    """Properties of a format of small floats.
 
     Attributes:
         bits: 4 for e2m1, 8 for e4m3.
-        group: columns that share a scale; 0 stands for a whole row.
-        scale: what a scale can be.
-        written: False where a second scale would have to be found.
+        group: columns that share a scale; 0 for a whole row.
+        scale: type of the scales.
+        written: False if writing the format requires a search for a second scale.
     """
 
     bits: int
@@ -61,25 +61,25 @@ _HOLDS: dict[tuple[str, str], tuple[Scale, bool]] = {
     ("packed", "fp4"): ("float32", False),
     ("packed", "fp8"): ("float32", False),
 }
-#: e2m1 among the patterns of e4m3, and back: 255 where there is none.
+#: The e4m3 pattern of each e2m1 code, and the reverse: 255 if there is none.
 _WIDER = float32_to_float8_e4m3fn(np.concatenate([E2M1, -E2M1]))
 _NARROWER = np.full(256, 255, np.uint8)
 _NARROWER[_WIDER] = np.arange(16)
 
 
 def holds(precision: Precision) -> Elements | None:
-    """What a format holds; None where it is not of small floats under a scale."""
-    found = _HOLDS.get((precision.convention, precision.kind))
-    if found is None:
+    """Return a format's properties; None if it does not store small floats with scales."""
+    elements = _HOLDS.get((precision.convention, precision.kind))
+    if elements is None:
         return None
     group = 16 if precision.kind == "NVFP4" else precision.block or 0
     if precision.convention == "mlx" and precision.whole_tensor:
         return Elements(precision.bits, group, "float32", written=False)
-    return Elements(precision.bits, group, *found)
+    return Elements(precision.bits, group, *elements)
 
 
 def read(tensor: QuantizedTensor) -> Minifloats:
-    """The elements and scales of a tensor."""
+    """Return the elements and scales of a tensor."""
     precision, parts = tensor.precision, tensor.parts
     rows, cols, bits = tensor.rows, tensor.shape[-1], tensor.precision.bits
     group = 16 if precision.kind == "NVFP4" else precision.block or cols
@@ -106,23 +106,23 @@ def _of_blocks(blocks: U8, kind: str) -> tuple[U8, F32]:
 
 
 def as_lattice(values: Minifloats) -> Lattice:
-    """Elements of e2m1 as multiples of a half."""
+    """Convert e2m1 elements to a lattice of multiples of one half."""
     if values.bits != 4:
-        raise InexactError("elements of e4m3 are no lattice")
+        raise InexactError("elements of e4m3 are not a lattice")
     codes = (np.concatenate([E2M1, -E2M1]) * 2 + 16).astype(np.uint8)[values.codes]
     zero = np.full(values.scale.shape, 16, np.int16)
     return Lattice(codes, values.scale / np.float32(2), values.group, zero=zero)
 
 
 def write(values: Minifloats, precision: Precision) -> Parts:
-    """The parts in which `precision` stores the small floats.
+    """Return the parts in which `precision` stores the small floats.
 
     Raises:
-        InexactError: something does not fit; says what.
+        InexactError: the precision cannot represent an element or a scale; names it.
     """
     wants = holds(precision)
     if wants is None or not wants.written:
-        raise InexactError(f"{precision} does not take small floats and their scales as they are")
+        raise InexactError(f"{precision} cannot store small floats and their scales unchanged")
     codes, scale = _elements(values, wants.bits), _regrouped(values, wants.group or values.codes.shape[1])
     stored = _STORED[wants.scale](scale)
     if precision.convention == "ggml":
@@ -151,7 +151,7 @@ def _elements(values: Minifloats, bits: int) -> U8:
         return _WIDER[values.codes]
     codes = _NARROWER[values.codes]
     if (codes == 255).any():
-        raise InexactError("an element is no e2m1")
+        raise InexactError("an element is not an e2m1 value")
     return codes
 
 
@@ -166,14 +166,14 @@ def _regrouped(values: Minifloats, group: int) -> F32:
 def _e8m0(scale: F32) -> Array:
     mantissa, exponent = np.frexp(scale)
     if (mantissa != 0.5).any():
-        raise InexactError("a scale is no power of two")
+        raise InexactError("a scale is not a power of two")
     return (exponent + 126).astype(np.uint8)
 
 
 def _e4m3(scale: F32) -> Array:
     stored = float32_to_float8_e4m3fn(scale)
     if (E4M3[stored] != scale).any() or (scale < 0).any():
-        raise InexactError("a scale is no e4m3")
+        raise InexactError("a scale is not an e4m3 value")
     return stored
 
 
@@ -181,7 +181,7 @@ def _float16(scale: F32) -> Array:
     with np.errstate(over="ignore"):
         stored = scale.astype(np.float16)
     if (stored != scale).any():
-        raise InexactError("a scale is no float16")
+        raise InexactError("a scale is not a float16 value")
     return stored
 
 

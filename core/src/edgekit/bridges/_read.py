@@ -1,4 +1,4 @@
-"""Take a stored tensor apart into its lattice, or into its small floats."""
+"""Convert a stored tensor to its lattice, or to its small floats."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SIGN = np.uint8(128)
 
 
 def read(tensor: QuantizedTensor) -> Lattice | Minifloats:
-    """The lattice, or the small floats, that a tensor's parts stand for.
+    """Return the lattice, or the small floats, that a tensor's parts represent.
 
     Raises:
         InexactError: its format is neither.
@@ -28,7 +28,7 @@ def read(tensor: QuantizedTensor) -> Lattice | Minifloats:
         return _minifloats.read(tensor)
     reader = _READERS.get(tensor.precision.convention)
     if reader is None:
-        raise InexactError(f"{tensor.precision} is no lattice of evenly spaced levels")
+        raise InexactError(f"{tensor.precision} is not a lattice of evenly spaced levels")
     return reader(tensor)
 
 
@@ -50,7 +50,7 @@ def _affine(tensor: QuantizedTensor) -> Lattice:
 def _mlx(tensor: QuantizedTensor) -> Lattice:
     parts, bits = tensor.parts, tensor.precision.bits
     if parts["scales"].dtype != np.float32:
-        raise InexactError("its values are rounded to the type of its scales, which have to be float32 to be a lattice")
+        raise InexactError("its values are rounded to the type of its scales, which must be float32 to be a lattice")
     packed = np.ascontiguousarray(parts["weight"], "<u4").view(np.uint8)
     codes = unpack_lsb(packed, bits, tensor.shape[-1])
     return Lattice(codes, parts["scales"], tensor.precision.block or 0, bias=parts["biases"])
@@ -72,7 +72,7 @@ def _onnx(tensor: QuantizedTensor) -> Lattice:
 
 
 def _onnx_qdq(tensor: QuantizedTensor) -> Lattice:
-    """Stored as [in, out], two's complement where symmetric."""
+    """Read codes stored as [in, out], in two's complement if symmetric."""
     parts, cols = tensor.parts, tensor.shape[-1]
     codes = unpack_lsb(parts["codes"], 4, cols * tensor.rows).reshape(cols, tensor.rows).T
     scale = _float32(parts["scale"])
@@ -83,7 +83,7 @@ def _onnx_qdq(tensor: QuantizedTensor) -> Lattice:
 
 
 def _onnx_bytes(tensor: QuantizedTensor) -> Lattice:
-    """8 bits, signed or not; one scale for a row, or for the tensor."""
+    """Read 8-bit codes, signed or unsigned, with one scale for each row or for the tensor."""
     parts = tensor.parts
     codes, zero = parts["codes"].reshape(tensor.rows, -1), parts["zero_point"].astype(np.int16).reshape(-1, 1)
     if codes.dtype == np.int8:
@@ -95,7 +95,7 @@ def _onnx_bytes(tensor: QuantizedTensor) -> Lattice:
 def _olive(tensor: QuantizedTensor) -> Lattice:
     parts, bits = tensor.parts, tensor.precision.bits
     if parts["scales"].dtype != np.float32:
-        raise InexactError("its values are rounded to the type of its scales, which have to be float32 to be a lattice")
+        raise InexactError("its values are rounded to the type of its scales, which must be float32 to be a lattice")
     codes = unpack_lsb(parts["qweight"], bits, tensor.shape[-1])
     return _integer(tensor, codes, parts["scales"], _packed_zeros(parts.get("qzeros"), bits, parts["scales"].shape[1]))
 
@@ -104,7 +104,7 @@ def _openvino(tensor: QuantizedTensor) -> Lattice:
     parts, precision = tensor.parts, tensor.precision
     rows, cols = tensor.rows, tensor.shape[-1]
     if not precision.kind.startswith("int"):
-        raise InexactError(f"{precision} is no lattice that has a bridge")
+        raise InexactError(f"{precision} is not a lattice with a bridge")
     packed = parts["codes"].view(np.uint8).reshape(-1)
     codes = _layout.unpack(packed, precision.bits, rows * cols).reshape(rows, cols)
     scale = parts["scale"].astype(np.float32).reshape(rows, -1)

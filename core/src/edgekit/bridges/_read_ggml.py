@@ -1,4 +1,4 @@
-"""Take ggml's blocks apart: codes, scale, zero and offset of each sub-block."""
+"""Read ggml's blocks: codes, scale, zero and offset of each sub-block."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from edgekit.reference.ggml._layout import Blocks
 from edgekit.tensor import QuantizedTensor
 from edgekit.typing import F32, U8
 
-#: Codes [m, n], scales [..], the code that means 0 or None, offsets or None, elements of a sub-block.
+#: Codes [m, n], scales [..], the code of the value 0 or None, offsets or None, elements of a sub-block.
 _Taken = tuple[U8, F32, int | None, F32 | None, int]
 
 
 def read(tensor: QuantizedTensor) -> Lattice:
-    """The lattice that a tensor's blocks stand for."""
+    """Return the lattice that a tensor's blocks represent."""
     kind, rows = tensor.precision.kind, tensor.rows
     if kind not in _TAKE:
-        raise InexactError(f"{tensor.precision} is no lattice that has a bridge")
+        raise InexactError(f"{tensor.precision} is not a lattice with a bridge")
     blocks = np.ascontiguousarray(tensor.parts["blocks"]).reshape(-1).view(TYPES[kind].LAYOUT)
     codes, scale, zero, bias, group = _TAKE[kind](blocks)
     return Lattice(
@@ -50,7 +50,7 @@ def _five_bits(blocks: Blocks) -> U8:
 
 
 def _of_levels(kind: str, zero: int) -> Callable[[Blocks], _Taken]:
-    """Of a type with one scale a block: under a scale of 1 it decodes to its levels."""
+    """Read a type with one scale per block: with a scale of 1 it decodes to its levels."""
 
     def take(blocks: Blocks) -> _Taken:
         plain = blocks.copy()
@@ -62,7 +62,7 @@ def _of_levels(kind: str, zero: int) -> Callable[[Blocks], _Taken]:
 
 
 def _uneven(codes: U8) -> U8:
-    """The sixteen uneven values, counted from -128."""
+    """Read codes of the sixteen uneven values, counted from -128."""
     return _nonlinear.VALUES[codes].view(np.uint8) ^ np.uint8(128)
 
 

@@ -1,4 +1,4 @@
-"""The declared relation of every ordered pair of formats, from the values that each can represent."""
+"""The relation of every ordered pair of formats, from the values that each can represent."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _TWO_LEVELS = "splits its scales in two levels, which takes a search"
 
 @attrs.frozen
 class Holds:
-    """What a lattice format can hold.
+    """The values that a lattice format can represent.
 
     Attributes:
-        low, high: the smallest and largest code, counted from the zero where that is fixed, else from 0.
-        offset: the zero is ``fixed``, an ``integer`` code of its own, or a ``real`` bias.
-        group: columns that share a scale; 0 stands for a whole row.
+        low, high: the smallest and largest code, counted from the zero if that is fixed, else from 0.
+        offset: the zero is ``fixed``, an ``integer`` code stored for each group, or a ``real`` bias.
+        group: columns that share a scale; 0 for a whole row.
         scale_bits: significant bits of the scale.
-        scale_stored: stored type of the scale when it is written to; None where the format is only read.
-        only_read: why, where it is.
-        signs: there are two levels, plus and minus the scale.
-        whole: one scale for the tensor.
-        small: a scale may be below what float16 holds, although it has few bits.
+        scale_stored: stored type of the scale; None if the format can be read only.
+        only_read: the reason why it can be read only.
+        signs: whether there are two levels, plus and minus the scale.
+        whole: whether there is one scale for the tensor.
+        small: whether a scale may be below the range of float16, although it has few bits.
     """
 
     low: int
@@ -71,7 +71,7 @@ _GGML = {
 
 
 def holds(precision: Precision) -> Holds | None:
-    """What a format can hold; None where it is no lattice that has a bridge."""
+    """Return the values that a format can represent; None if it is not a lattice with a bridge."""
     convention, kind, bits = precision.convention, precision.kind, precision.bits
     if convention == "ggml" and kind in _GGML:
         return _GGML[kind]
@@ -93,13 +93,13 @@ def holds(precision: Precision) -> Holds | None:
     return attrs.evolve(_integers(bits, precision, group, stored), whole=where)
 
 
-def _of_elements(found: Elements) -> Holds | None:
-    """Elements of e2m1 are multiples of a half: a lattice that is only read."""
-    if found.bits != 4:
+def _of_elements(elements: Elements) -> Holds | None:
+    """Return the lattice of e2m1 elements, multiples of one half, which can be read only."""
+    if elements.bits != 4:
         return None
-    bits = {"e8m0": 1, "e4m3": 4, "float16": 11, "float32": 24}[found.scale]
-    small = found.scale in ("e8m0", "float16")
-    return Holds(-12, 12, "fixed", found.group, bits, None, _UNEVEN, small=small)
+    bits = {"e8m0": 1, "e4m3": 4, "float16": 11, "float32": 24}[elements.scale]
+    small = elements.scale in ("e8m0", "float16")
+    return Holds(-12, 12, "fixed", elements.group, bits, None, _UNEVEN, small=small)
 
 
 def _integers(bits: int, precision: Precision, group: int, scale: Literal["float16", "float32"]) -> Holds:
@@ -109,12 +109,12 @@ def _integers(bits: int, precision: Precision, group: int, scale: Literal["float
 
 
 def lattices(precisions: list[Precision]) -> list[Precision]:
-    """Those of the precisions that have a bridge: lattices and small floats."""
+    """Return those of the precisions that have a bridge: lattices and small floats."""
     return [p for p in precisions if holds(p) or _minifloats.holds(p)]
 
 
 def relation(source: Precision, target: Precision) -> Relation:
-    """Whether codes carry over from one format to the other, and under which condition."""
+    """Return whether codes can be converted from one format to the other, and under which condition."""
     carry, why = _judge(source, target)
     return Relation(source.name, target.name, carry, why)
 
@@ -129,7 +129,7 @@ def _judge(source: Precision, target: Precision) -> tuple[Carry, str]:
         return _small(elements[0], elements[1], target)
     have, wants = holds(source), holds(target)
     if have is None or wants is None:
-        return Carry.NO, f"{(source if have is None else target).name} is no lattice that has a bridge"
+        return Carry.NO, f"{(source if have is None else target).name} is not a lattice with a bridge"
     if wants.scale_stored is None:
         return Carry.NO, f"{target.name} {wants.only_read}"
     obstacle = _group(have.group, wants.group) or _whole(have, wants)
@@ -140,7 +140,7 @@ def _judge(source: Precision, target: Precision) -> tuple[Carry, str]:
 
 
 def _float(source: Precision, target: Precision) -> tuple[Carry, str]:
-    """Every format decodes to float32."""
+    """Return the relation of a format to a float type: every format decodes to float32."""
     if target.kind == "F32":
         return Carry.EXACT, "decoded values are float32"
     digits = {"F16": 11, "BF16": 8}[target.kind]
@@ -148,7 +148,7 @@ def _float(source: Precision, target: Precision) -> tuple[Carry, str]:
 
 
 def _small(have: Elements, wants: Elements, target: Precision) -> tuple[Carry, str]:
-    """Between formats of small floats."""
+    """Return the relation of two formats of small floats."""
     if not wants.written:
         return Carry.NO, f"{target.name} has a second scale, for the tensor, which would have to be found"
     obstacle = _group(have.group, wants.group)

@@ -20,49 +20,49 @@ def transcode(tensor: QuantizedTensor, precision: str | Precision, *, exact: boo
     """Store a quantized tensor in another precision.
 
     Args:
-        tensor: what is there.
-        precision: what is wanted, or its name.
-        exact: True refuses whatever changes a value. False rounds scales where only they do not fit, and where
-            codes do not carry over decodes and encodes again.
+        tensor: the source.
+        precision: the target's precision, or its name.
+        exact: True refuses a conversion that changes a value. False rounds scales that the target cannot represent, and
+            decodes and encodes again if the codes cannot be converted.
 
     Returns:
-        The tensor in the wanted precision; ``backend`` is ``bridge`` where codes were carried over.
+        The tensor in the target's precision; ``backend`` is ``bridge`` if the codes were converted.
 
     Raises:
-        InexactError: `exact`, and a value would change; says which part does not fit.
-        ShapeError: the wanted precision's blocks do not divide the rows.
+        InexactError: `exact`, and a value would change; names the part that the target cannot represent.
+        ShapeError: the rows are not a multiple of the target's block.
         UnknownPrecisionError: no such precision.
     """
-    wanted = find_precision(precision)
-    if wanted == tensor.precision:
+    target = find_precision(precision)
+    if target == tensor.precision:
         return tensor
-    refuse_shape(tensor.shape, wanted)
-    declared = relation(tensor.precision, wanted)
+    refuse_shape(tensor.shape, target)
+    declared = relation(tensor.precision, target)
     if declared.carry is Carry.NO and exact:
-        raise InexactError(_refusal(tensor, wanted, declared.why))
-    if declared.carry is Carry.NO or (wanted.convention == "float" and not exact):
-        return _again(tensor, wanted)
+        raise InexactError(_refusal(tensor, target, declared.why))
+    if declared.carry is Carry.NO or (target.convention == "float" and not exact):
+        return _again(tensor, target)
     try:
-        parts = _decoded(tensor, wanted) if wanted.convention == "float" else write(read(tensor), wanted, exact)
-        carried = attrs.evolve(tensor, parts=parts, precision=wanted, backend="bridge")
+        parts = _decoded(tensor, target) if target.convention == "float" else write(read(tensor), target, exact)
+        carried = attrs.evolve(tensor, parts=parts, precision=target, backend="bridge")
     except InexactError as error:
         if exact:
-            raise InexactError(_refusal(tensor, wanted, str(error))) from error
-        return _again(tensor, wanted)
+            raise InexactError(_refusal(tensor, target, str(error))) from error
+        return _again(tensor, target)
     if exact:
         _compare(tensor, carried)
     return carried
 
 
-def _decoded(tensor: QuantizedTensor, wanted: Precision) -> Parts:
-    """The decoded values in a plain float format."""
+def _decoded(tensor: QuantizedTensor, target: Precision) -> Parts:
+    """Return the decoded values in a plain float format."""
     rows = tensor.dequantize().reshape(tensor.rows, -1)
-    with np.errstate(over="ignore"):  # what becomes infinite is found by comparing
-        return reference(wanted).encode(rows, wanted)
+    with np.errstate(over="ignore"):  # values that become infinite are detected by the comparison
+        return reference(target).encode(rows, target)
 
 
-def _again(tensor: QuantizedTensor, wanted: Precision) -> QuantizedTensor:
-    return attrs.evolve(encode(tensor.dequantize(), wanted), name=tensor.name)
+def _again(tensor: QuantizedTensor, target: Precision) -> QuantizedTensor:
+    return attrs.evolve(encode(tensor.dequantize(), target), name=tensor.name)
 
 
 def _compare(tensor: QuantizedTensor, carried: QuantizedTensor) -> None:
@@ -73,6 +73,6 @@ def _compare(tensor: QuantizedTensor, carried: QuantizedTensor) -> None:
         raise InexactError(_refusal(tensor, carried.precision, why))
 
 
-def _refusal(tensor: QuantizedTensor, wanted: Precision, why: str) -> str:
+def _refusal(tensor: QuantizedTensor, target: Precision, why: str) -> str:
     name = tensor.name or "tensor"
-    return f"{name} cannot go from {tensor.precision} to {wanted} unchanged: {why}; exact=False rounds or requantizes"
+    return f"{name} cannot go from {tensor.precision} to {target} unchanged: {why}; exact=False rounds or requantizes"

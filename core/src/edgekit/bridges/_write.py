@@ -1,4 +1,4 @@
-"""Put a lattice together in a format's own parts, refusing what does not fit."""
+"""Store a lattice in the parts of a format; values that it cannot represent are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgekit.typing import F16, F32, I16, U8, Array
 
 
 def write(values: Lattice | Minifloats, precision: Precision, exact: bool = True) -> Parts:
-    """The parts in which `precision` stores the lattice.
+    """Return the parts in which `precision` stores the lattice.
 
     Args:
         values: the lattice, or the small floats.
@@ -29,7 +29,7 @@ def write(values: Lattice | Minifloats, precision: Precision, exact: bool = True
         exact: True refuses a scale or offset that its stored type would round; False rounds it.
 
     Raises:
-        InexactError: something does not fit; says what.
+        InexactError: the format cannot represent a code, a scale or an offset; names it.
     """
     if isinstance(values, Minifloats):
         if _minifloats.holds(precision):
@@ -41,7 +41,7 @@ def write(values: Lattice | Minifloats, precision: Precision, exact: bool = True
         raise InexactError(f"groups of {values.group} have scales of their own, {precision} has one for {size}")
     writer = _WRITERS.get((precision.convention, precision.kind)) or _WRITERS.get((precision.convention, "*"))
     if writer is None:
-        raise InexactError(f"{precision} is no lattice that has a bridge")
+        raise InexactError(f"{precision} is not a lattice with a bridge")
     return writer(fitted, precision, exact)
 
 
@@ -49,12 +49,12 @@ def _float16(values: F32, what: str, exact: bool) -> F16:
     with np.errstate(over="ignore"):
         narrow = values.astype(np.float16)
     if not np.isfinite(narrow).all() or (exact and (narrow.astype(np.float32) != values).any()):
-        raise InexactError(f"a {what} is no float16")
+        raise InexactError(f"a {what} is not a float16 value")
     return narrow
 
 
 def _zero(lattice: Lattice, top: int) -> U8:
-    """Integer zero points in 0 … top."""
+    """Return integer zero points in 0 … top."""
     if lattice.zero is None:
         return _integral(lattice, top)
     if ((lattice.zero < 0) | (lattice.zero > top)).any():
@@ -63,23 +63,25 @@ def _zero(lattice: Lattice, top: int) -> U8:
 
 
 def _integral(lattice: Lattice, top: int) -> U8:
-    """Zero points out of a real offset, where it happens to be a whole number of steps."""
+    """Return zero points for real offsets that are whole numbers of steps."""
     assert lattice.bias is not None
     with np.errstate(all="ignore"):
         steps = np.where(lattice.scale == 0, np.float32(0), -lattice.bias / lattice.scale)
     zero = np.rint(steps)
     off = (zero < 0) | (zero > top) | ~np.isfinite(steps) | (zero * lattice.scale != -lattice.bias)
     if off.any():
-        raise InexactError(f"an offset is no whole number of steps in 0 … {top}")
+        raise InexactError(f"an offset is not a whole number of steps in 0 … {top}")
     return zero.astype(np.uint8)
 
 
 def _shifted(lattice: Lattice, middle: int, top: int) -> U8:
-    """Codes for a format whose zero is fixed at `middle`."""
+    """Return codes for a format whose zero is fixed at `middle`."""
     zero: I16 = _zero(lattice, 255).astype(np.int16) if lattice.zero is None else lattice.zero
     codes = lattice.codes + (np.int16(middle) - lattice.by_column(zero))
     if not lattice.scale.all():
-        codes[np.broadcast_to(lattice.by_column(lattice.scale == 0), codes.shape)] = middle  # every code means 0 there
+        codes[np.broadcast_to(lattice.by_column(lattice.scale == 0), codes.shape)] = (
+            middle  # there every code decodes to 0
+        )
     if ((codes < 0) | (codes > top)).any():
         raise InexactError(f"a code lies outside of {-middle} … {top - middle}")
     return codes.astype(np.uint8)
@@ -92,7 +94,7 @@ def _as_is(lattice: Lattice, top: int) -> U8:
 
 
 def _signs(lattice: Lattice) -> tuple[U8, F32]:
-    """1 and 0 for the scale and its negative [rows, cols], and the scale [rows, groups]."""
+    """Return 1 for the scale and 0 for its negative [rows, cols], and the scale [rows, groups]."""
     codes = lattice.codes.astype(np.int16)
     if lattice.zero is not None:
         scale, levels = lattice.scale, codes - lattice.by_column(lattice.zero)
@@ -140,7 +142,7 @@ def _mlx(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
 
 
 def _zero_parts(lattice: Lattice, precision: Precision, name: str, filler: int) -> tuple[U8, Parts]:
-    """Codes, and the packed zero points under their name where the format has them."""
+    """Return codes, and packed zero points if the format has them, by the parts' names."""
     bits, top = precision.bits, (1 << precision.bits) - 1
     if precision.symmetric:
         return _shifted(lattice, 1 << (bits - 1), top), {}
@@ -157,7 +159,7 @@ def _onnx(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
 
 
 def _onnx_qdq(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
-    """As [in, out], two's complement where symmetric."""
+    """Return codes as [in, out], in two's complement if symmetric."""
     stored: Parts = {"scale": np.ascontiguousarray(lattice.scale.T)}
     if precision.symmetric:
         codes = _shifted(lattice, 8, 15) ^ np.uint8(8)
@@ -168,7 +170,7 @@ def _onnx_qdq(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
 
 
 def _onnx_bytes(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
-    """8 bits, signed or not; one scale for a row, or for the tensor."""
+    """Return 8-bit codes, signed or unsigned, with one scale for each row or for the tensor."""
     signed = precision.kind == "int8"
     if precision.symmetric:
         middle = int8.middle(precision) + (128 if signed else 0)
@@ -184,7 +186,7 @@ def _onnx_bytes(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
 
 
 def _signed(codes: U8) -> Array:
-    """Codes counted from -128, as int8."""
+    """Convert codes counted from -128 to int8."""
     return np.ascontiguousarray(codes ^ np.uint8(128)).view(np.int8)
 
 
@@ -212,7 +214,7 @@ def _openvino(lattice: Lattice, precision: Precision, exact: bool) -> Parts:
 
 
 def _rows_or_flat(codes: U8, bits: int) -> U8:
-    """Packed [rows, bytes]; one stream for all where a row does not fill whole bytes."""
+    """Pack codes as [rows, bytes], or as one stream if a row does not fill whole bytes."""
     return pack_lsb(codes if codes.shape[1] * bits % 8 == 0 else codes.reshape(-1), bits)
 
 

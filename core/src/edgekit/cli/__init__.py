@@ -113,7 +113,7 @@ def main(args: list[str] | None = None) -> Any:
     except (MemoryError, SystemError) as raised:
         if not memory.is_shortage(raised):
             raise
-        shortage = memory.shortage("this", memory.wanted_by(raised))
+        shortage = memory.shortage("this", memory.requested_by(raised))
         click.secho(f"edgekit: error: {shortage}", fg="red", err=True)
         sys.exit(shortage.exit_code)
     except BrokenPipeError:  # the reader (head, less) closed the pipe

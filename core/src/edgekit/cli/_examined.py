@@ -111,7 +111,7 @@ def _as_claimed(registration: Registration) -> bool:
             return True
         subject, drawn = registered(registration), vectors.inputs()
         rows = [drawn[name] for name, importance in vectors.questions(subject.precision) if importance is None]
-        return all(same_parts(subject.wanted(x), subject.encode(x)) for x in rows)
+        return all(same_parts(subject.expected(x), subject.encode(x)) for x in rows)
     except EdgekitError:  # it does not load, which is reported already, or its precision's plugin is missing
         return True
     except Exception:

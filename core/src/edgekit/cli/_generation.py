@@ -11,6 +11,7 @@ import attrs
 import click
 
 from edgekit.artifact import Artifact
+from edgekit.cli.options import runtime_options
 from edgekit.errors import InvalidFileError, UsageError
 from edgekit.runtime import (
     DescribedRuntime,
@@ -24,14 +25,6 @@ from edgekit.runtime import (
 from edgekit.runtime.arguments import Stop, integer
 
 _OPTIONS = (
-    click.option("--runtime", metavar="NAME", help="Runtime; the default is the fastest that runs the format."),
-    click.option(
-        "--option",
-        "options",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="An option of the runtime, such as context=2048.",
-    ),
     click.option(
         "--max-tokens",
         type=int,
@@ -125,7 +118,7 @@ def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that `Asked.of` takes."""
     for option in reversed(_OPTIONS):
         command = option(command)
-    return command
+    return runtime_options(command)
 
 
 def tell(generation: Generation, pieces: list[str], silent: bool) -> Told:

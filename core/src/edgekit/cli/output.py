@@ -13,6 +13,7 @@ import click
 
 from edgekit.errors import InvalidFileError, MissingFileError
 from edgekit.pipeline._notes import summary_line
+from edgekit.pipeline._progress import bar as progress_bar
 
 #: A number, optionally with a unit, a percent sign or thousands separators; or a placeholder for a missing one.
 _NUMBER = re.compile(r"[<+-]?[0-9][0-9,.]*(e[+-]?[0-9]+)?( ?(%|s|[kMGT]?B))?( ± [0-9.]+)?|∞|–|nan|")
@@ -95,4 +96,4 @@ def read_text(file: str) -> str:
         raise InvalidFileError(f"{file}: not UTF-8 at offset {error.start}; convert it to UTF-8") from error
 
 
-__all__ = ["json_option", "print_json", "print_notes", "read_text", "size", "table"]
+__all__ = ["json_option", "print_json", "print_notes", "progress_bar", "read_text", "size", "table"]

@@ -61,12 +61,12 @@ def entry(precision: Precision) -> Entry:
         block=str(precision.block or precision.granularity),
         symmetric=precision.symmetric,
         backends=("reference", *native),
-        proof=_told(traits.proof, precision),
-        bound=_told(traits.bound, precision),
+        proof=_in_words(traits.proof, precision),
+        bound=_in_words(traits.bound, precision),
     )
 
 
-def _told(text: str | Callable[[Precision], str], precision: Precision) -> str:
+def _in_words(text: str | Callable[[Precision], str], precision: Precision) -> str:
     return text(precision) if callable(text) else text
 
 

@@ -245,8 +245,8 @@ def choose(precision: Precision, backend: str | None) -> Registration | None:
     if not named:
         backends = ", ".join([REFERENCE, *(r.plugin for r in quantizers)])
         known = KNOWN_DISTRIBUTIONS.get(backend)
-        there = backend in {p.name for p in manager().plugins}
-        cure = f"pip install {known}" if known and not there else "choose one of these"
+        installed = backend in {p.name for p in manager().plugins}
+        cure = f"pip install {known}" if known and not installed else "choose one of these"
         raise MissingPluginError(f"no backend {backend!r} encodes {precision.name} (available: {backends}); {cure}")
     return named[0]
 

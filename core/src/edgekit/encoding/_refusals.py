@@ -60,14 +60,14 @@ def refuse_overflow(x: Array, parts: Parts, precision: Precision, name: str = "a
     Raises:
         ScaleOverflowError: names the tensor, the part and the type that cannot represent it.
     """
-    yardstick = reference(precision)
-    part = yardstick.traits.overflowed(parts, precision)
+    judge = reference(precision)
+    part = judge.traits.overflowed(parts, precision)
     if part and precision.scale_dtype == "float8_e8m0fnu":
         # Its exponents cover every large float32; for the smallest, MLX's wrap around.
         size, what = "small", f"its {part} is below the range of float8_e8m0fnu"
     elif part:
         size, what = "large", f"its {part} exceeds the range of {_stored(x, precision)}"
-    elif _lost(x, parts, precision, yardstick):
+    elif _lost(x, parts, precision, judge):
         size, what = "large", "a row would decode to less than a millionth of itself"
     else:
         return
@@ -93,17 +93,17 @@ def _stored(x: Array, precision: Precision) -> str:
     return precision.scale_dtype or {"F16": "float16", "BF16": "bfloat16"}.get(precision.kind, "float32")
 
 
-def _lost(x: Array, parts: Parts, precision: Precision, yardstick: Reference) -> bool:
+def _lost(x: Array, parts: Parts, precision: Precision, judge: Reference) -> bool:
     """Whether a row of huge values decodes to almost zero.
 
     Squares overflowed in the search for its scale, or the scale was clipped to the largest of its type.
     """
-    if not precision.rowwise or not yardstick.traits.searches:
+    if not precision.rowwise or not judge.traits.searches:
         return False
     for rows, piece in _pieces(x):
         if max(piece.max(), -piece.min()) > _SAFE:
             chunk = {part: values[rows] for part, values in parts.items()}
-            decoded = _peaks(yardstick.decode(chunk, precision, piece.shape))
+            decoded = _peaks(judge.decode(chunk, precision, piece.shape))
             peaks = _peaks(piece)
             if ((peaks > _SAFE) & (decoded < peaks * _NOTHING)).any():
                 return True

@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 
 from edgekit.artifact import Artifact
-from edgekit.errors import UnsupportedModelError, UsageError
+from edgekit.errors import UnsupportedModelError, UsageError, counted
 from edgekit.evaluation._common import Source, finite
 from edgekit.evaluation.language import Baseline, Evaluation, Text, evaluate
 from edgekit.files import _html
@@ -122,7 +122,8 @@ class Comparison:
 
     def __repr__(self) -> str:
         names = f"{self.baseline.name!r}, {self.artifact.name!r}"
-        return f"Comparison({names}, {_saved(self)}, relative_rms={self.relative_rms:.6f}, {len(self.tensors)} tensors)"
+        tensors = counted(len(self.tensors), "tensor")
+        return f"Comparison({names}, {_saved(self)}, relative_rms={self.relative_rms:.6f}, {tensors})"
 
     def _repr_html_(self) -> str:
         header = ("tensor", "precision", "relative RMS", "max error", "SNR dB", "share")

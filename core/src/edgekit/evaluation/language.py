@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from edgekit.architectures.forward import Transformer
 from edgekit.artifact import Artifact
-from edgekit.errors import NonFiniteError, UnsupportedModelError, UsageError
+from edgekit.errors import NonFiniteError, UnsupportedModelError, UsageError, counted
 from edgekit.evaluation._common import Source, finite
 from edgekit.files import _html
 from edgekit.files.memory import enough_memory
@@ -79,7 +79,7 @@ class Evaluation:
         return _html.table("Evaluation", ("measure", "value"), [row for row in rows if row[1]])
 
     def __str__(self) -> str:
-        text = f"perplexity {self.perplexity:.4f} over {self.tokens} tokens in windows of {self.context}"
+        text = f"perplexity {self.perplexity:.4f} over {counted(self.tokens, 'token')} in windows of {self.context}"
         if self.kl_divergence is None:
             return text
         assert self.baseline_perplexity is not None

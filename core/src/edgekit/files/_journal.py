@@ -4,9 +4,9 @@
     0b9f…            {"fingerprint": "…"}
     5c44…            {"end": 8192, "crc": 3735928559, "note": "…"}      one for each unit
 
-Each line begins with a checksum of itself and of the checksum before it. So a line that was changed, lost, doubled or
-moved ends what is believed, with everything after it. The line with the fingerprint may come late, for it takes the
-hashes of the sources; what has no such line, or that of another fingerprint, is not resumed.
+Each line begins with a checksum of itself and of the checksum before it. So reading
+stops before the first line that was changed, lost, duplicated or moved. The line with the fingerprint may be written
+late, since it includes the hashes of the sources; a journal without it, or with another fingerprint, is not resumed.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ VERSION = 2
 PATIENCE = 2.0
 #: Bytes of the longest journal that is read; a model of 100,000 tensors takes a tenth of it.
 LIMIT = 256 << 20
-#: Of what is to be written; the function is called in a thread, where hashing sources takes a while.
+#: The fingerprint of the output; a function is called in a thread, since hashing sources takes time.
 Fingerprint = bytes | Callable[[], bytes]
 
 
 @attrs.frozen
 class Unit:
-    """Where a unit ended, the CRC-32 of the file up to there, and the caller's note."""
+    """The end of a unit, the CRC-32 of the file up to there, and the caller's note."""
 
     end: int
     crc: int
@@ -48,7 +48,7 @@ class Journal:
     """The units that are complete, and the fingerprint.
 
     Attributes:
-        units: all of them, those of an interrupted run first.
+        units: complete units, those of an interrupted run first.
     """
 
     def __init__(self, path: Path, name: str, fingerprint: Fingerprint | None) -> None:
@@ -63,7 +63,7 @@ class Journal:
 
     @property
     def resumable(self) -> bool:
-        """Whether a later run may go on where this one is interrupted."""
+        """Whether a later run may resume this one."""
         return self._fingerprint is not None
 
     def read(self) -> list[Unit]:
@@ -82,7 +82,7 @@ class Journal:
         return list(_units(line for line in lines if "fingerprint" not in line))
 
     def start(self, units: list[Unit]) -> None:
-        """Begin anew with the units that are intact."""
+        """Start a new journal with the units that are intact."""
         self.units = list(units)
         clear(self._path)
         if self._fingerprint is None:
@@ -104,7 +104,7 @@ class Journal:
         self.units.append(unit)
 
     def kept(self) -> bool:
-        """Whether a later run will find the units; waits a moment for the fingerprint."""
+        """Return whether a later run can resume; waits briefly for the fingerprint."""
         if self._fingerprint is None or not self.units:
             return False
         wait([self._signed], PATIENCE)
@@ -171,7 +171,7 @@ def _checked(journal: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _units(lines: Iterable[dict[str, Any]]) -> Iterator[Unit]:
-    """The units up to the first line that says something else: another version of edgekit may have written it."""
+    """Return the units up to the first line of another kind, which another version of edgekit may have written."""
     end = 0
     for line in lines:
         kinds = {key: type(value) for key, value in line.items()}

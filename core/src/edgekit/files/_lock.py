@@ -26,21 +26,20 @@ _NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 class Lock:
     """An exclusive lock, held until `release` or the process's end.
 
-    The file is removed on release, while the lock is still held. A process that has opened it by then finds that
-    the name means another file, or none, and tries again; a process that is killed leaves a file that the next one
-    reuses.
+    The file is removed on release, before the lock is released. A process that has opened it then detects that the name
+    refers to another file, or none, and tries again; the file of a killed process is reused by the next one.
     """
 
     path: Path
-    fd: int | None  # holds an flock; None where the file's existence is the lock
+    fd: int | None  # holds an flock; None if the file's existence is the lock
 
     @classmethod
     def beside(cls, target: Path) -> Lock:
         """Take the lock of a target.
 
         Raises:
-            LockedError: another writer has it.
-            OSError: the directory cannot be written, or is not there.
+            LockedError: another process holds it.
+            OSError: the directory does not exist, or cannot be written.
         """
         path = hidden(target, "lock")
         fd = None if fcntl is None else _flocked(path, target)

@@ -1,4 +1,4 @@
-"""Errors of the system, with the path, what is needed and the cure."""
+"""Errors of the file system as typed errors, with the path, the need and the cure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def writing(path: Path, need: str = "") -> Iterator[None]:
 
 
 def require_space(directory: Path, nbytes: int, target: Path) -> None:
-    """Raise `ResourceError` where the disk that holds `directory` has less than `nbytes` bytes free."""
+    """Raise `ResourceError` if the disk of `directory` has less than `nbytes` bytes free."""
     with writing(target):
         free = shutil.disk_usage(directory).free
     if free < nbytes:

@@ -1,4 +1,4 @@
-"""The steps of a commit: names of what is hidden beside a target, syncing, swapping, and clearing leftovers.
+"""The steps of a commit: names of hidden files beside a target, syncing, swapping, and cleaning up.
 
 | name             | what it is                                                            | the next run           |
 |------------------|-----------------------------------------------------------------------|------------------------|
@@ -33,7 +33,7 @@ _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV, errno.EP
 
 
 def hidden(target: Path, what: str) -> Path:
-    """``.NAME.what`` beside a target; a digest takes the place of a name that is too long for it."""
+    """Return ``.NAME.what`` beside a target; a name that is too long is replaced by a digest."""
     name = f".{target.name}.{what}"
     if len(os.fsencode(name)) > NAME_LIMIT:
         name = f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:32]}.{what}"
@@ -61,7 +61,7 @@ def _remove_tree(path: Path) -> None:
 
 
 def _unprotect(directory: Path) -> None:
-    """Let the owner delete what is in write-protected directories: what they held is in its place by now."""
+    """Make write-protected directories writable, so that their content can be deleted."""
     os.chmod(directory, 0o700)
     for entry in list(directory.iterdir()):
         if entry.is_dir() and not entry.is_symlink():
@@ -69,10 +69,10 @@ def _unprotect(directory: Path) -> None:
 
 
 def recover(target: Path) -> None:
-    """Restore or clear the files of a killed run; called under the lock.
+    """Restore or delete the files of a killed run; called under the lock.
 
     Raises:
-        ResourceError: something of it can be neither; names it.
+        ResourceError: a file can be neither restored nor deleted; names it.
     """
     old = hidden(target, "old")
     if old.is_dir() and not old.is_symlink() and not os.path.lexists(target):
@@ -126,10 +126,10 @@ def write_all(file: Any, view: memoryview) -> None:
 
 
 def replace_pair(partial: Path, target: Path, manifest: bytes) -> None:
-    """Put a file in its target's place, with its manifest; the file's rename is the one commit point.
+    """Replace a target by a file, with its manifest; the file's rename is the commit point.
 
-    Before it, the manifest beside the target says what belongs to the old file and what to the new one; after it,
-    only the latter. Where the rename fails, the manifest is what it was.
+    Before it, the manifest beside the target has the records of the old and the new file; after it, only the latter. If
+    the rename fails, the manifest is restored.
     """
     path = pairs.beside(target)
     before = path.read_bytes() if path.is_file() else None
@@ -168,10 +168,10 @@ def _replace_small(target: Path, path: Path, data: bytes) -> None:
 
 
 def replace_directory(new: Path, target: Path) -> None:
-    """Put a directory in its target's place; what was there is deleted last.
+    """Replace a target by a directory; the old one is deleted last.
 
-    Where the system exchanges two directories in one step, there is a target at every instant. Elsewhere there is none
-    between two renames; where the second one fails, the first is undone.
+    If the system can exchange two directories in one step, the target exists at every instant. Elsewhere it is missing
+    between two renames; if the second one fails, the first is undone.
     """
     if not os.path.lexists(target):
         os.rename(new, target)
@@ -189,7 +189,7 @@ def replace_directory(new: Path, target: Path) -> None:
                 os.rename(old, target)
             raise
     sync_directory(target.parent)
-    with contextlib.suppress(OSError):  # the artifact is in its place; the next run clears what is left
+    with contextlib.suppress(OSError):  # the artifact is complete; the next run deletes the rest
         gone = hidden(target, "gone")
         os.rename(old, gone)
         _remove_tree(gone)

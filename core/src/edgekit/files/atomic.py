@@ -1,16 +1,16 @@
 """Atomic writing: files and directories that appear whole or not at all, and can be resumed.
 
-Everything is written beside its target, under an exclusive lock that is taken before anything is looked at, synced,
+Everything is written beside its target, under an exclusive lock that is taken before any file is examined, synced,
 and put in the target's place at one commit point; `docs/explanation/commit.md` has every step, and what the next run
-does where one is cut off.
+does if a step is interrupted.
 
 With a fingerprint, a journal notes each completed unit (a tensor): where it ended, a checksum of everything before,
-and a note. A later run with the same fingerprint checks the partial file against the journal and goes on after the
-last unit that checks. The fingerprint may come late (it takes the hash of large sources); the units before it count
+and a note. A later run with the same fingerprint checks the partial file against the journal and continues after the
+last valid unit. The fingerprint may be known late (it includes the hash of large sources); earlier units are valid
 from then on.
 
-Units are not synced one by one: what a killed process has written survives it, and what a power cut took
-fails the checksum, so that the run starts from what is left. `commit` syncs everything before the rename.
+Units are not synced one by one: data that a killed process has written is kept by the system, and data lost in a power
+cut fails the checksum, so that the run continues before it. `commit` syncs everything before the rename.
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ class AtomicFile:
 
     Args:
         target: the file to replace.
-        fingerprint: of what is to be written: source, recipe, format and version. A run with the same one goes on where
-            an earlier one was interrupted. A function that gives it is called in a thread, and waited for only where
-            there is something to resume.
-        manifest: whether `commit` is going to be given a manifest, which lies beside the target.
-        named: what messages call the file, where it is not the target.
-        lock: whether to take the target's lock; False where the caller has locked the directory around it.
+        fingerprint: of what is to be written: source, recipe, format and version. A run with the same one continues
+            where an earlier one was interrupted. A function that returns it is called in a thread, and awaited only
+            if there is something to resume.
+        manifest: whether `commit` will receive a manifest, which lies beside the target.
+        named: the file's name in messages, if it is not the target.
+        lock: whether to take the target's lock; False if the caller has locked its directory.
 
     Attributes:
         target: the path that `commit` replaces; links are followed.
         done: units that are complete, those of an interrupted run included.
-        notes: what `unit_done` was told for each of them.
+        notes: the note of each unit, from `unit_done`.
         offset: bytes written so far; where the next `write` goes.
 
     Raises:
@@ -90,7 +90,7 @@ class AtomicFile:
         lock: bool = True,
     ) -> None:
         self.target = Path(os.path.realpath(target))
-        self._named = named or self.target  # in messages: the place in a directory that is not there yet
+        self._named = named or self.target  # in messages: the path in a directory that does not exist yet
         self._reading = guard.current()
         self._work = self._reading if lock else None
         self._partial = hidden(self.target, "partial")
@@ -135,10 +135,10 @@ class AtomicFile:
         self.offset += len(view)
 
     def unit_done(self, note: str = "") -> None:
-        """Note that everything so far is worth keeping, should this run be interrupted.
+        """Record that a unit is complete, so that a later run can resume after it.
 
         Raises:
-            ChangedSourceError: what the verb reads was changed by now, so that the unit may be of either content.
+            ChangedSourceError: a source was changed, so that the unit may have old or new content.
         """
         if self._reading:
             self._reading.check_sources(hashes=False)
@@ -146,9 +146,9 @@ class AtomicFile:
             self._journal.add(Unit(self.offset, self._crc, note))
 
     def overwrite(self, offset: int, data: bytes) -> None:
-        """Replace bytes that were written before, e.g. a header reserved as zeros; only before `commit`.
+        """Overwrite earlier bytes, e.g. a header reserved as zeros; only before `commit`.
 
-        A run that is resumed afterwards finds the checksum broken and starts anew.
+        The checksums no longer match afterwards, so that an interrupted run starts anew.
         """
         if offset + len(data) > self.offset:
             raise UsageError(f"{self.target}: only bytes below {self.offset} can be overwritten")
@@ -158,7 +158,7 @@ class AtomicFile:
             self._file.seek(self.offset)
 
     def reserve(self, nbytes: int) -> None:
-        """Check that a file of `nbytes` bytes in all fits on the disk.
+        """Raise if a file of `nbytes` bytes in total does not fit on the disk.
 
         Raises:
             ResourceError: it does not.
@@ -166,7 +166,7 @@ class AtomicFile:
         require_space(self.target.parent, nbytes - self.offset, self._named)
 
     def commit(self, manifest: bytes | None = None) -> None:
-        """Sync, and put the file in the target's place, with its manifest (a JSON object) where there is one.
+        """Sync, and replace the target by the file, with its manifest (a JSON object) if there is one.
 
         Raises:
             ChangedSourceError: what the verb reads was changed meanwhile; the target is untouched.
@@ -188,9 +188,9 @@ class AtomicFile:
         self._let_go()
 
     def close(self, keep: bool = True) -> None:
-        """Let go; without `commit` the target stays as it was.
+        """Close the file; without `commit` the target is unchanged.
 
-        Complete units are kept for a later run to resume, unless `keep` is False.
+        Complete units are kept for a later run, unless `keep` is False.
         """
         if self._closed:
             return
@@ -209,7 +209,7 @@ class AtomicFile:
         self.close()
 
     def _begin(self, given: Path) -> None:
-        """Clear or resume what an earlier run has left; the lock is held."""
+        """Resume or delete the files of an earlier run; called under the lock."""
         self._file: Any = contextlib.nullcontext()
         if self._lock is not None:
             recover(self.target)
@@ -230,7 +230,7 @@ class AtomicFile:
         self._resume(units)
 
     def _vouched(self, fingerprint: Fingerprint | None) -> Fingerprint | None:
-        """The fingerprint, but an error where the sources changed before their hashes, which it covers, were there."""
+        """Return the fingerprint; raise if the sources changed before the hashes that it includes were computed."""
         reading = self._reading
         if reading is None or not callable(fingerprint):
             return fingerprint
@@ -279,18 +279,18 @@ def write_atomic(target: Path, data: bytes, *, named: Path | None = None) -> Non
 class AtomicDirectory:
     """A directory that replaces its target when it is complete.
 
-    Files are written in `path`, a hidden directory beside the target; where `file` was given a fingerprint,
-    an interrupted run is found again there.
+    Files are written in `path`, a hidden directory beside the target; with a fingerprint for `file`, an interrupted run
+    is resumed there.
 
     Attributes:
         target: the directory that `commit` replaces; links are followed.
-        path: where to write meanwhile.
+        path: the directory to write in.
         owned: patterns of file names that may be replaced, besides those that a manifest of edgekit's names.
 
     Raises:
         ResourceError: no permission, no parent directory, a read-only or full disk.
         LockedError: another writer has the same target.
-        UsageError: the target is a file, or holds files that are not an artifact's; they are never deleted.
+        UsageError: the target is a file, or contains files that are not part of an artifact; they are never deleted.
     """
 
     def __init__(self, target: Path, *, owned: tuple[str, ...] = ARTIFACT_FILES) -> None:
@@ -332,11 +332,11 @@ class AtomicDirectory:
             write_small(self.path / name, data)
 
     def reserve(self, nbytes: int) -> None:
-        """Check that `nbytes` more bytes fit on the disk; raises `ResourceError` where they do not."""
+        """Raise `ResourceError` if `nbytes` more bytes do not fit on the disk."""
         require_space(self.path, nbytes, self.target)
 
     def commit(self) -> None:
-        """Sync, and put the directory in the target's place.
+        """Sync, and replace the target by the directory.
 
         Raises:
             ChangedSourceError: what the verb reads was changed meanwhile; the target is untouched.
@@ -348,12 +348,12 @@ class AtomicDirectory:
             self._sweep()
             self._list_files()
             sync_tree(self.path)
-            self._refuse_foreign()  # syncing may take a while, in which somebody may have put something there
+            self._refuse_foreign()  # something may have been put there during the sync
             replace_directory(self.path, self.target)
         self._let_go()
 
     def close(self, keep: bool = True) -> None:
-        """Let go; without `commit` the target stays as it was.
+        """Close the directory; without `commit` the target is unchanged.
 
         Files that can be resumed are kept for a later run, unless `keep` is False.
         """
@@ -375,7 +375,7 @@ class AtomicDirectory:
         self.close()
 
     def _begin(self) -> None:
-        """Clear what an earlier run has left, but for what it may have left to resume; the lock is held."""
+        """Delete the files of an earlier run, except those that can be resumed; called under the lock."""
         recover(self.target)
         self._refuse_foreign()
         if self._work:
@@ -385,28 +385,28 @@ class AtomicDirectory:
             clear(self.path)
             self.path.mkdir()
         journals = {entry.name for entry in self.path.iterdir() if entry.name.endswith(_JOURNAL)}
-        kept = journals | {name.removesuffix(".json") for name in journals}
-        _clear_all(entry for entry in self.path.iterdir() if entry.name not in kept)
+        retained = journals | {name.removesuffix(".json") for name in journals}
+        _clear_all(entry for entry in self.path.iterdir() if entry.name not in retained)
 
     def _sweep(self, but: Collection[str] = ()) -> None:
         """Remove all resumable files except these and open ones: the others are of another format or run."""
         names = [*but, *(file.target.name for file in self._files)] if but else []
-        kept = {hidden(Path(name), what).name for name in names for what in ("partial", "partial.json")}
+        retained = {hidden(Path(name), what).name for name in names for what in ("partial", "partial.json")}
         _clear_all(
             entry
             for entry in self.path.iterdir()
-            if entry.name.startswith(".") and entry.name.endswith((".partial", _JOURNAL)) and entry.name not in kept
+            if entry.name.startswith(".") and entry.name.endswith((".partial", _JOURNAL)) and entry.name not in retained
         )
 
     def _list_files(self) -> None:
-        """Have the manifest name the directory's files, so that a later run knows which of them it may replace."""
+        """Add the directory's files to the manifest, so that a later run can replace them."""
         manifest = self.path / pairs.INSIDE
         if manifest.is_file():
             names = sorted(f.relative_to(self.path).as_posix() for f in self.path.rglob("*") if f.is_file())
             write_small(manifest, pairs.dumped({**json.loads(manifest.read_bytes()), "files": names}))
 
     def _owns(self, entry: Path, listed: Container[str]) -> bool:
-        """Whether a file of the target, or a directory with all its files, belongs to an artifact."""
+        """Return whether a file of the target, or a directory with all its files, belongs to an artifact."""
         if entry.is_file():
             return self._owns_file(entry, listed)
         if entry.is_symlink() or not entry.is_dir():
@@ -428,7 +428,7 @@ class AtomicDirectory:
         for entry in self.target.iterdir():
             if not self._owns(entry, listed):
                 raise UsageError(
-                    f"{self.target} holds {entry.name}, which is no part of an artifact; "
+                    f"{self.target} holds {entry.name}, which is not part of an artifact; "
                     "move it away, or choose another target"
                 )
 
@@ -456,12 +456,12 @@ def _clear_all(entries: Iterable[Path]) -> None:
 def _refuse_what_is_no_file(target: Path, given: Path) -> None:
     if target.is_dir():
         raise UsageError(f"{given} is a directory; name a file to write")
-    if target.exists() and not target.is_file():  # a rename would put a file in a device's place
+    if target.exists() and not target.is_file():  # a rename would replace a device by a file
         raise UsageError(f"{given} is a device or a pipe, not a regular file; name a file to write")
 
 
 def _refuse_long_name(longest: Path) -> None:
-    """Refuse, before any work, a target whose own name or whose manifest's name the file system does not take."""
+    """Raise, before any work, if the target's or its manifest's name is too long for the file system."""
     if len(os.fsencode(longest.name)) > NAME_LIMIT:
         raise ResourceError(
             f"cannot write {longest.name}: its name has {len(os.fsencode(longest.name))} bytes, {NAME_LIMIT} are "
@@ -477,7 +477,7 @@ def _is_regular(path: Path) -> bool:
 
 
 def _checksum(file: Any, length: int, crc: int) -> int:
-    """CRC-32 of the next `length` bytes, continued."""
+    """Return the CRC-32 continued over the next `length` bytes."""
     while length > 0 and (chunk := file.read(min(length, _CHUNK))):
         crc, length = zlib.crc32(chunk, crc), length - len(chunk)
     return crc

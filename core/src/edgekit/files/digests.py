@@ -47,7 +47,7 @@ class Digests(Mapping[str, str]):
 
     Args:
         files: hashed in this order.
-        known: digests to give beside them, by names of their own.
+        known: further digests, by name.
 
     Raises:
         MissingFileError: when the digest of a file that could not be read is asked for.

@@ -1,4 +1,4 @@
-"""Foreign files are untrusted: limited in size, parsed strictly, and never followed out of their directory."""
+"""Reading of untrusted files: limited in size, parsed strictly, never followed out of their directory."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def integer(text: str) -> int | None:
 def strict_json(text: bytes, path: Path, what: str, offset: int = 0, max_values: int = MAX_VALUES) -> Any:
     """Parse JSON from a foreign file.
 
-    Refused are: no UTF-8, a key twice, NaN and infinity, integers of more than `MAX_DIGITS` digits, excessive nesting,
-    half of a surrogate pair, and more than `max_values` values, which are counted before anything is parsed.
+    It refuses text that is not UTF-8, duplicate keys, NaN and infinity, integers of more than `MAX_DIGITS` digits,
+    excessive nesting, half of a surrogate pair, and more than `max_values` values, which are counted before parsing.
 
     Raises:
         InvalidFileError: names the file and the fault.
@@ -95,23 +95,23 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_surrogates(parsed: Any) -> None:
-    """Raise `ValueError` where a key or a value holds half of a surrogate pair."""
+    """Raise `ValueError` if a key or a value contains half of a surrogate pair."""
     waiting = [parsed]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
             for key in value:
                 if not is_unicode(key):
-                    raise ValueError(f"key {shown(key)} is no Unicode text")
+                    raise ValueError(f"key {shown(key)} is not Unicode text")
             waiting += value.values()
         elif isinstance(value, list):
             waiting += value
         elif isinstance(value, str) and not is_unicode(value):
-            raise ValueError(f"the text {shown(value)} is no Unicode text")
+            raise ValueError(f"the text {shown(value)} is not Unicode text")
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8: it has no half of a surrogate pair."""
+    """Return whether a text can be written as UTF-8, that is, has no half of a surrogate pair."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -120,28 +120,28 @@ def is_unicode(text: str) -> bool:
 
 
 def utf8(text: str, what: str) -> bytes:
-    """A text as UTF-8, for a file whose format holds nothing else.
+    """Encode a text as UTF-8, for formats that only store UTF-8.
 
     Args:
         text: what to write.
         what: the text's name, for the message.
 
     Raises:
-        UnsupportedModelError: it has characters that are none: bytes of a GGUF file's string that are no UTF-8.
+        UnsupportedModelError: the text has surrogate escapes: bytes of a GGUF file's string that are not UTF-8.
     """
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         part = shown(text[max(0, error.start - 10) : error.end + 10])
         raise UnsupportedModelError(
-            f"{what} is no Unicode text near {part}, so only GGUF can hold it; write GGUF, or get the model again"
+            f"{what} is not Unicode text near {part}, so only GGUF can hold it; write GGUF, or get the model again"
         ) from error
 
 
 def readable(text: str) -> str:
-    r"""Return the text if it is Unicode; else with ``\xe8`` for a byte that is no UTF-8, ``\ud800`` for half of a pair.
+    r"""Return the text if it is Unicode; else with ``\xe8`` for a byte that is not UTF-8, ``\ud800`` for a lone half.
 
-    File names are such texts where they come from a system of another encoding.
+    File names from a system with another encoding are not Unicode.
     """
     if is_unicode(text):
         return text
@@ -173,7 +173,7 @@ def _no_constant(name: str) -> float:
 
 @contextlib.contextmanager
 def native(what: str) -> Iterator[None]:
-    """Turn a panic of Rust code into a typed error: pyo3's ``PanicException`` is no `Exception`, and passes handlers.
+    """Turn a panic of Rust code into a typed error: pyo3's ``PanicException`` is not an `Exception`.
 
     Args:
         what: the file or the object that the library was given.
@@ -186,7 +186,7 @@ def native(what: str) -> Iterator[None]:
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise InvalidFileError(f"{what}: the library gives up on it ({error!s:.200}); {CURE}") from error
+        raise InvalidFileError(f"{what}: the library failed on it ({error!s:.200}); {CURE}") from error
 
 
 def member(directory: Path, name: str) -> Path | None:
@@ -196,7 +196,9 @@ def member(directory: Path, name: str) -> Path | None:
         InvalidFileError: the name, or the link of that name, leads out of the directory; or it is a pipe or a device.
     """
     if name != os.path.basename(name) or name in ("", ".", "..") or any(c in name for c in "\\:\0"):
-        raise InvalidFileError(f"{directory}: {shown(name)} is no plain file name; files lie in the directory itself")
+        raise InvalidFileError(
+            f"{directory}: {shown(name)} is not a plain file name; files lie in the directory itself"
+        )
     if len(name) > MAX_NAME:
         raise InvalidFileError(f"{directory}: a file name of {len(name):,} characters; file systems take {MAX_NAME}")
     path = directory / name
@@ -240,7 +242,7 @@ def read_object(directory: Path, name: str, limit: int) -> dict[str, Any] | None
     """Return a JSON object, or None if the file does not exist.
 
     Raises:
-        InvalidFileError: not strict JSON, no object, too large, or a link that leads out of the directory.
+        InvalidFileError: not a strict JSON object, too large, or a link to a place outside the directory.
     """
     content = read_bytes(directory, name, limit)
     if content is None:

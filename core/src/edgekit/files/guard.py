@@ -1,11 +1,10 @@
 """Protects sources, and files that edgekit did not write, from being overwritten.
 
-A verb that reads a model and writes another says so with `working`. From then on every `edgekit.files.atomic`
-writer in it, a plugin's too, refuses a target that is, contains, or lies inside what is read, and compares the
-sources once more before its commit point: what changed while it was read is not vouched for.
+A verb that reads a model and writes another declares both with `working`. Every `edgekit.files.atomic` writer inside,
+including those of plugins, refuses a target that is, contains, or lies inside a source, and checks before its commit
+point that no source was changed while it was read.
 
-Files are compared by what the system calls them (device and inode), so that no link, spelling, case or mount
-makes two of one.
+Files are compared by device and inode, so that links, spelling, case and mounts do not matter.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from edgekit.files import pairs
 from edgekit.files._problems import writing
 from edgekit.files.digests import sha256
 
-#: Nanoseconds. A file modified so shortly before it is opened may change again without its times showing it.
+#: Nanoseconds. A file modified within this time before it is opened may change again with the same times.
 _RACY = 2_000_000_000
-#: Files of a model's directory besides weights: carried over byte for byte from one directory to the next.
+#: Files of a model's directory besides weights, which are copied unchanged.
 CARRIED_FILES = (
     "config.json",
     "generation_config.json",
@@ -64,7 +63,7 @@ class Stamp:
         identity: device and inode.
         size: bytes.
         modified, changed: of the content, and of anything; nanoseconds.
-        taken: when this was looked up, nanoseconds; no part of the comparison.
+        taken: time of the stamp, nanoseconds; not compared.
     """
 
     identity: Identity
@@ -84,12 +83,12 @@ class Stamp:
         return cls(identity, status.st_size, status.st_mtime_ns, status.st_ctime_ns, time.time_ns())
 
     def same_content(self, other: Stamp) -> bool:
-        """Whether size and times show no change of the content."""
+        """Return whether size and times show no change of the content."""
         return (self.identity, self.size, self.modified) == (other.identity, other.size, other.modified)
 
     @property
     def racy(self) -> bool:
-        """Whether a change just after the stamp may have left the same times."""
+        """Return whether a change just after the stamp could have the same times."""
         return max(self.modified, self.changed) > self.taken - _RACY
 
 
@@ -103,12 +102,12 @@ class Work:
     """The sources and the target of a running verb.
 
     Attributes:
-        target: as it was given.
+        target: as given.
         reads: the sources, with their stamps when they were opened.
-        overwrite: whether a target may be replaced that edgekit did not write.
-        hashes: SHA-256 (hex) of what was read, by file name, where it is computed.
-        notes: what the user should be told about the target, a sentence each.
-        restarted: that an interrupted run has left something of which nothing could be used; else empty.
+        overwrite: whether to replace a target that edgekit did not write.
+        hashes: SHA-256 (hex) of the sources, by file name, if they are computed.
+        notes: remarks about the target for the user, one sentence each.
+        restarted: remark that nothing of an interrupted run could be used; else empty.
     """
 
     target: Path
@@ -119,21 +118,21 @@ class Work:
     restarted: str = ""
 
     def admit(self, target: Path, early: bool = False) -> None:
-        """Refuse a target that may not be written.
+        """Raise if a target must not be written.
 
         Args:
             target: the file or directory.
-            early: before its writer begins, which knows best which files of a directory are an artifact's.
+            early: whether the writer, which checks a directory's files in detail, has not begun yet.
 
         Raises:
-            UsageError: it is, contains or lies inside a source, or edgekit did not write what is there.
+            UsageError: it is, contains or lies inside a source, or exists and was not written by edgekit.
         """
         refuse_harm(target, self.reads)
         if os.path.realpath(target) == os.path.realpath(self.target):
             self._refuse_foreign(target, early)
 
     def _refuse_foreign(self, target: Path, early: bool) -> None:
-        for _ in range(_LOOKS):  # early, another run may be replacing it: what changed meanwhile is looked at again
+        for _ in range(_LOOKS):  # another run may be replacing it: look again if it changed meanwhile
             before = Stamp.of(target)
             if target.exists() and not (target.is_file() or target.is_dir()):  # --force would not help
                 raise UsageError(f"{target} is a device or a pipe, not a regular file; name a file to write")
@@ -143,29 +142,29 @@ class Work:
             if early and target.is_dir() and not all(matches(entry.name, ARTIFACT_FILES) for entry in entries):
                 return
             if self.overwrite or _written_here(target, before):
-                return self.note(f"{target} was there already and is replaced")
+                return self.note(f"{target} existed and is replaced")
             if Stamp.of(target) == before:
                 break
         raise UsageError(
-            f"{target} is there already, and edgekit did not write it; choose another target, or replace it with "
+            f"{target} exists and was not written by edgekit; choose another target, or replace it with "
             "--force (overwrite=True)"
         )
 
     def note(self, text: str) -> None:
-        """Add a note unless it is there already."""
+        """Add a note, unless it was added before."""
         if text not in self.notes:
             self.notes.append(text)
 
     def restart(self) -> None:
-        """Say that nothing of what an interrupted run has left could be used."""
+        """Add the note that nothing of an interrupted run could be used."""
         self.restarted = "nothing of what an interrupted run left could be used, so this one started anew"
         self.note(self.restarted)
 
     def check_sources(self, hashes: bool = True) -> None:
-        """Compare the sources with what they were when they were opened.
+        """Raise if a source was changed since it was opened.
 
         Args:
-            hashes: whether to read a file again where its times leave a doubt.
+            hashes: whether to read a file again if its times are not conclusive.
 
         Raises:
             ChangedSourceError: one was changed, replaced or deleted since.
@@ -178,7 +177,7 @@ class Work:
                 )
 
     def blame_sources(self, error: Exception) -> None:
-        """Raise `ChangedSourceError` where an error came of a source that changed."""
+        """Raise `ChangedSourceError` if an error was caused by a source that changed."""
         try:
             self.check_sources(hashes=False)
         except ChangedSourceError as changed:
@@ -211,7 +210,7 @@ def working(
         target: the file or directory to write.
         reads: every file that is read, and a source's directory, with their `Stamp`.
         overwrite: replace a target that edgekit did not write.
-        notes: where to append what the user should be told.
+        notes: list to which remarks for the user are appended.
 
     Raises:
         UsageError: as `Work.admit`, before anything is opened for writing.
@@ -241,17 +240,17 @@ def refuse_harm(target: Path, reads: Iterable[Path]) -> None:
         UsageError: names both.
     """
     with writing(target):
-        own = _identities([target])
+        identities = _identities([target])
         inside = _identities(Path(os.path.realpath(target)).parents)
         beside = _identities([pairs.beside(Path(os.path.realpath(target)))])
         held = _identities(_entries(target)) if target.is_dir() else set()
         lineages = {source: _lineage(source) for source in reads}
-        if any(itself & (own | beside) for itself, _ in lineages.values()):
+        if any(itself & (identities | beside) for itself, _ in lineages.values()):
             raise UsageError(f"{target}: the target is the source; choose another path")
         for source, (itself, above) in lineages.items():
             if itself & inside:
                 raise UsageError(f"{target}: the target lies inside the source {source}; choose a path outside of it")
-            if above & own or itself & held:
+            if above & identities or itself & held:
                 raise UsageError(f"{target}: the target holds the source {source}; choose another path")
 
 
@@ -272,7 +271,7 @@ def _hops(path: Path) -> Iterator[Path]:
 
 
 def _real(path: Path) -> Path:
-    """The path itself, which may be a link, in its real directory."""
+    """Return the path, which may be a link, in its real directory."""
     return Path(os.path.realpath(path.absolute().parent)) / path.name
 
 
@@ -298,7 +297,7 @@ def _entries(target: Path) -> list[Path]:
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a file name matches one of the patterns."""
+    """Return whether a file name matches one of the patterns."""
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 

@@ -21,9 +21,9 @@ _SAID = re.compile(
 #: A number of bytes in such a text.
 _BYTES = re.compile(r"(\d+(?:\.\d+)?) ?(bytes|B|KiB|kB|MiB|MB|GiB|GB)\b")
 _SIZE = re.compile(r"\bof size (\d+)\b")
-#: Bytes below which an error that says nothing is taken for a shortage.
+#: If fewer bytes are available, an error without a message is treated as a shortage.
 _LITTLE = 64 << 20
-#: Exceptions looked at behind one another.
+#: Longest chain of exceptions that is examined.
 _LINKS = 10
 _UNITS = {"bytes": 1, "B": 1, "KiB": 1 << 10, "kB": 1000, "MiB": 1 << 20, "MB": 10**6, "GiB": 1 << 30, "GB": 10**9}
 _CURE = "close other programs, raise the limit (ulimit -v), or take a smaller model"
@@ -55,21 +55,21 @@ def _says_so(error: BaseException) -> bool:
     return _SAID.search(str(error)) is not None
 
 
-def shortage(what: str, wanted: int | None = None, *, least: bool = False) -> MemoryShortageError:
+def shortage(what: str, requested: int | None = None, *, least: bool = False) -> MemoryShortageError:
     """Return the error for insufficient memory.
 
     Args:
         what: what needs it: a file and an action, or a tensor.
-        wanted: bytes; None if unknown.
-        least: whether `wanted` is only a lower bound.
+        requested: bytes; None if unknown.
+        least: whether `requested` is only a lower bound.
     """
     free = available()
-    figure = "more memory than there is" if wanted is None else f"{'at least ' * least}{wanted:,} bytes"
-    there = "" if free is None else f", {free:,} are available"
-    return MemoryShortageError(f"{what} needs {figure}{there}; {_CURE}")
+    figure = "more memory than there is" if requested is None else f"{'at least ' * least}{requested:,} bytes"
+    remaining = "" if free is None else f", {free:,} are available"
+    return MemoryShortageError(f"{what} needs {figure}{remaining}; {_CURE}")
 
 
-def wanted_by(error: BaseException) -> int | None:
+def requested_by(error: BaseException) -> int | None:
     """Return the bytes that a failed allocation requested, from numpy's error or a library's message; else None."""
     shape, dtype = getattr(error, "shape", None), getattr(error, "dtype", None)
     if isinstance(shape, tuple) and dtype is not None:
@@ -86,7 +86,7 @@ def enough_memory(what: str, least: int | None = None) -> Iterator[None]:
 
     Args:
         what: as for `shortage`.
-        least: bytes that it takes at least, for where the failure does not say how much it wanted.
+        least: lower bound of the bytes needed, used if the failure does not state a number.
     """
     try:
         yield
@@ -98,7 +98,7 @@ def enough_memory(what: str, least: int | None = None) -> Iterator[None]:
 
 
 def refuse_shortage(error: BaseException, what: str, least: int | None = None) -> None:
-    """Raise `MemoryShortageError` from a library's exception, where that means that memory ran out.
+    """Raise `MemoryShortageError` from a library's exception if it means that memory ran out.
 
     Args:
         error: what the library raised.
@@ -106,8 +106,10 @@ def refuse_shortage(error: BaseException, what: str, least: int | None = None) -
         least: as for `enough_memory`.
     """
     if is_shortage(error):
-        wanted = wanted_by(error)
-        raise shortage(what, least if wanted is None else wanted, least=wanted is None and bool(least)) from error
+        requested = requested_by(error)
+        raise shortage(
+            what, least if requested is None else requested, least=requested is None and bool(least)
+        ) from error
 
 
 def available() -> int | None:
@@ -137,4 +139,4 @@ def _within_limit() -> int | None:
         return None
 
 
-__all__ = ["available", "enough_memory", "is_shortage", "refuse_shortage", "shortage", "wanted_by"]
+__all__ = ["available", "enough_memory", "is_shortage", "refuse_shortage", "requested_by", "shortage"]

@@ -1,12 +1,12 @@
 """A file and the manifest beside it, with one commit point: the file's own rename.
 
-The manifest says to which file it belongs: ``"file"`` holds the file's length and a fingerprint of it. While a
-file replaces another, the manifest on disk holds both records, the older one under ``"previous"``; whoever reads
-takes the one that belongs to the file. One that belongs to neither is stale, and is not believed.
+The manifest states to which file it belongs: ``"file"`` holds the file's length and a fingerprint of it. While a
+file replaces another, the manifest on disk holds both records, the older one under ``"previous"``; readers
+use the one that belongs to the file. A manifest whose records belong to another file is stale and is ignored.
 
 The fingerprint is the SHA-256 of files up to 8 MiB; of larger ones of the first MiB, the last 64 KiB and 64
-pieces of 4 KiB between them, so that opening a model costs no reading of it. It tells one model's file from another's;
-it is no check against damage.
+pieces of 4 KiB between them, so that opening a model need not read all of it. It tells files of different
+models apart; it does not detect damage.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgekit.files.foreign import read_bytes, strict_json
 
 SUFFIX = ".edgekit.json"
 INSIDE = "edgekit.manifest.json"
-#: Bytes of the largest manifest that is read; a line or two for each of a model's tensors take less than a tenth.
+#: Largest size in bytes of a manifest; one or two lines for each tensor take less than a tenth.
 LIMIT = 64 << 20
 _WHOLE, _HEAD, _TAIL, _PIECE, _PIECES = 8 << 20, 1 << 20, 64 << 10, 4 << 10, 64
 Record = dict[str, Any]
@@ -76,7 +76,7 @@ def belonging(record: Any, paths: Record | None) -> Record | None:
 
 
 def sealed(manifest: bytes, file: Path) -> Record:
-    """A manifest that says to which file it belongs; `manifest` is a JSON object."""
+    """Return a manifest that states to which file it belongs; `manifest` is a JSON object."""
     return {**json.loads(manifest), "file": seal_of(file)}
 
 
@@ -102,7 +102,7 @@ def read_record(file: Path) -> Record | None:
 
 
 def written_here(target: Path) -> bool:
-    """Whether edgekit wrote the file or directory, as its manifest says.
+    """Return whether edgekit wrote the file or directory, according to its manifest.
 
     Raises:
         MissingFileError, OSError: the manifest, or the file, cannot be read.

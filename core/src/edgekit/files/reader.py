@@ -1,7 +1,7 @@
 """Regular files, opened once and read at offsets.
 
-Foreign files are never mapped into memory: where a mapped file is cut by another process, touching what is gone ends
-the process with SIGBUS, and no handler in Python can prevent that. A plain read of it gives fewer bytes instead.
+Files are never mapped into memory: if another process truncates a mapped file, access to the missing part ends the
+process with SIGBUS, which Python cannot handle. A plain read returns fewer bytes instead.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def open_regular(path: Path) -> int:
-    """A descriptor to read a regular file with; the caller closes it.
+    """Return a descriptor for reading a regular file; the caller closes it.
 
-    A pipe would block whoever opens it, and a device can do anything then, so they are looked at first. The second look
-    is at what was opened: between the two, another file may have come into its place.
+    Opening a pipe blocks, and opening a device may have effects, so the type is checked first. It is checked again
+    after opening, since the file may have been replaced in between.
 
     Raises:
-        InvalidFileError: no regular file.
-        OSError: not there, or not readable.
+        InvalidFileError: it is not a regular file.
+        OSError: it does not exist, or cannot be read.
     """
     refuse_special(path, os.stat(path).st_mode)
     flags = (getattr(os, name, 0) for name in ("O_BINARY", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC"))
@@ -86,7 +86,7 @@ def open_regular(path: Path) -> int:
 
 
 def read_start(path: Path, nbytes: int) -> bytes:
-    """The first bytes of a regular file, to tell its format by; none where it cannot be read."""
+    """Return the first bytes of a regular file, which identify its format; empty if it cannot be read."""
     try:
         descriptor = open_regular(path)
     except (OSError, InvalidFileError):
@@ -100,7 +100,7 @@ def read_start(path: Path, nbytes: int) -> bytes:
 
 
 class Reader:
-    """A regular file that is read at offsets, by several threads at once.
+    """A regular file for reads at offsets; several threads may use it.
 
     Attributes:
         path: of the file.
@@ -120,11 +120,11 @@ class Reader:
         self._seek = threading.Lock()  # only where the system has no positioned reads
 
     def read(self, begin: int, nbytes: int, name: str) -> U8:
-        """Bytes ``begin : begin + nbytes`` in a new array; `name` is the tensor's, for the error.
+        """Read bytes ``begin : begin + nbytes`` into a new array; `name` is the tensor's, for the error.
 
         Raises:
-            InvalidFileError: the file was cut since it was opened.
-            MemoryShortageError: there is no room for so many bytes.
+            InvalidFileError: the file was truncated after it was opened.
+            MemoryShortageError: the bytes do not fit into memory.
         """
         try:
             buffer = np.empty(nbytes, np.uint8)
@@ -141,7 +141,7 @@ class Reader:
         return buffer
 
     def read_bytes(self, begin: int, nbytes: int) -> bytes:
-        """Bytes ``begin : begin + nbytes``, or fewer where the file ends before.
+        """Read bytes ``begin : begin + nbytes``, or fewer if the file ends before.
 
         Raises:
             MemoryShortageError: there is no room for so many bytes.
@@ -169,13 +169,13 @@ class Reader:
 
 
 class Mapped:
-    """Files that a library has mapped into memory: held open, to see whether they were cut before they are touched.
+    """Files that a library has mapped into memory, kept open to detect truncation before they are used.
 
-    A file that is replaced by another of its name is no matter: what is mapped stays.
+    Replacing a file by another of its name is harmless: the mapped content remains.
 
     Args:
-        paths: files as they are now.
-        cure: what the message advises.
+        paths: of the files.
+        cure: the advice in the message.
 
     Raises:
         MissingFileError, InvalidFileError: as `Reader`.
@@ -185,10 +185,10 @@ class Mapped:
         self._readers, self._cure = tuple(Reader(path) for path in paths), cure
 
     def refuse_cut(self) -> None:
-        """Raise where a file is shorter than it was.
+        """Raise if a file was truncated.
 
-        Between this look and the library's use a file can still be cut, and then the process ends: only a process of
-        its own keeps that away from the caller.
+        A file may still be truncated between this check and the library's access, which ends the process; only a
+        separate process protects the caller.
 
         Raises:
             InvalidFileError: names the file and its two sizes.

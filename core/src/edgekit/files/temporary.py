@@ -1,4 +1,4 @@
-"""Temporary directories; one that cannot be made, or is full, is a typed error that says where to make room."""
+"""Temporary directories; if one cannot be created, or is full, the error names the place."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from edgekit.files.memory import refuse_shortage
 
 @contextlib.contextmanager
 def temporary_directory(what: str) -> Iterator[Path]:
-    """A directory for the time of a ``with`` block.
+    """A temporary directory for a ``with`` block.
 
     Args:
         what: what needs it, for the message.
 
     Raises:
-        ResourceError: none can be made, or writing into it fails, with whatever exception of a library's own.
+        ResourceError: it cannot be created, or writing into it fails, whatever exception a library raises.
     """
     made: Path | None = None
     try:
@@ -29,7 +29,7 @@ def temporary_directory(what: str) -> Iterator[Path]:
             yield made
     except EdgekitError:
         raise
-    except (OSError, RuntimeError, SyntaxError) as error:  # an XML that was cut off is a SyntaxError
+    except (OSError, RuntimeError, SyntaxError) as error:  # a truncated XML file raises SyntaxError
         refuse_shortage(error, what)
         if isinstance(error, OSError) or (made is not None and _full(made)):
             where = made.parent if made else os.environ.get("TMPDIR", "the system's")
@@ -41,7 +41,7 @@ def temporary_directory(what: str) -> Iterator[Path]:
 
 
 def _full(directory: Path) -> bool:
-    """Whether a page more cannot be written beside it."""
+    """Return whether one more page cannot be written there."""
     try:
         with tempfile.TemporaryFile(dir=directory.parent) as file:
             file.write(bytes(1 << 16))

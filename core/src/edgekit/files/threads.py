@@ -1,7 +1,7 @@
-"""Threads whose start fails, and does not hang, where memory runs out.
+"""Threads whose start raises, and does not hang, if memory runs out.
 
-A thread needs address space for its stack, and memory for its first Python frame. Where it gets the stack but not the
-frame, it ends before it has reported that it runs, and `threading.Thread.start` waits for that report without end.
+A thread needs address space for its stack, and memory for its first Python frame. If the frame
+cannot be allocated, the thread ends before it reports that it runs, and `threading.Thread.start` waits forever.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from edgekit.files.memory import refuse_shortage, shortage
 
-#: Seconds in which a thread has to report that it runs. It takes microseconds; a busy machine may take longer.
+#: Time limit in seconds for a thread to report that it runs, which normally takes microseconds.
 PATIENCE = 10.0
 
 
@@ -58,13 +58,13 @@ class Thread(threading.Thread):
             raise shortage(what, _stack(), least=True)
 
     def run(self) -> None:
-        """Call the target, unless `start` has raised meanwhile."""
+        """Call the target, unless `start` has raised."""
         if self._decided.acquire(blocking=False):
             super().run()
 
 
 def _stack() -> int | None:
-    """The bytes of address space that a thread's stack takes; None if unknown."""
+    """Return the bytes of address space of a thread's stack; None if unknown."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""A pool of threads that makes do with fewer where memory is short."""
+"""A pool of threads that uses fewer if memory is short."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 
 class Workers(Executor):
-    """A pool of threads, started as work comes in; it makes do with fewer where memory allows no more.
+    """A pool of threads, started as work is submitted; it uses fewer if memory does not allow more.
 
     Example:
         >>> with Workers(4) as pool:
@@ -41,7 +41,7 @@ class Workers(Executor):
         self._closed = False
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
-        """Have a thread call a function.
+        """Submit a function call.
 
         Raises:
             RuntimeError: after `shutdown`.
@@ -56,7 +56,7 @@ class Workers(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more work, and wait for what is there; as `concurrent.futures.Executor.shutdown`."""
+        """Accept no more work, and wait for what was submitted; as `concurrent.futures.Executor.shutdown`."""
         with self._changing:
             self._closed = True
             while cancel_futures and not self._jobs.empty():
@@ -95,7 +95,7 @@ def _call(future: Future[_T], function: Callable[..., _T], args: Any, kwargs: An
         result = function(*args, **kwargs)
     except BaseException as error:  # raised where the result is asked for
         future.set_exception(error)
-        del future  # or the error would hold itself, through its traceback and this frame
+        del future  # else the error would refer to itself through its traceback and this frame
     else:
         future.set_result(result)
 

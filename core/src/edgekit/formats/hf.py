@@ -88,7 +88,7 @@ class HuggingFaceFormat:
             return _named_layout(source)
         _refuse_unread(source.tensors, source.config, source.path)
         model = _known_model(source)
-        roles = {tensor.name: role for role, tensor in model.tensors.items()} if model else {}
+        roles = model.roles if model else {}
         slots = (
             Slot(name, roles.get(name, _ROLES.get(name, name)), tensor, kept(tensor))
             for name, tensor in source.tensors.items()
@@ -138,7 +138,7 @@ def _noting(directory: Path, names: Collection[str], load: Callable[[], Model]) 
     def noting() -> Model:
         work = guard.current()
         if work is not None and (directory / files.ADAPTER).is_file():
-            work.note(f"{directory / files.ADAPTER} is left out: the adapter beside the model is not merged into it")
+            work.note(f"{files.ADAPTER} is left out: the adapter beside the model is not merged into it")
         model = load()
         if work is not None and model.config.tied and any(name.endswith("lm_head.weight") for name in names):
             work.note("lm_head.weight has the embedding's values, and counts as the same matrix")
@@ -200,13 +200,11 @@ def _known_model(source: Artifact) -> Model | None:
 
 
 def _named_layout(source: Artifact) -> Layout:
-    from edgekit.architectures.hf import hf_names, to_hf_value
+    from edgekit.architectures.hf import hf_tensors
 
     model = source.model
-    slots = []
-    for role, name in hf_names(model.config).items():
-        tensor = to_hf_value(model.config, role, model.tensors[role])
-        slots.append(Slot(name, role, tensor, kept(tensor)))
+    written = hf_tensors(model.config, model.tensors)
+    slots = (Slot(name, role, tensor, kept(tensor)) for name, (role, tensor) in written.items())
     return Layout(tuple(slots), source, model)
 
 

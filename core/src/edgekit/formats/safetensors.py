@@ -127,7 +127,8 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
 
 
 def _check(parsed: dict[str, Any], start: int, size: int, path: Path) -> Header:
-    metadata = parsed.pop("__metadata__", {})
+    metadata = parsed.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # MLX writes null
     if not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
         raise invalid(path, "__metadata__ is no mapping of strings to strings", 8)
     entries = sorted(

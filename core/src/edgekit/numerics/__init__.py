@@ -1,3 +1,3 @@
-"""What the number formats are made of: small floats, packed bits, blocks of a row, and ways to round."""
+"""Arithmetic that the number formats share: small floats, packed bits, blocks of a row, rounding."""
 
 __all__: list[str] = []

@@ -6,7 +6,7 @@ import numpy as np
 
 from edgekit.typing import U8, U64
 
-#: bits of a code -> the word that holds, one in a byte, the codes of one packed byte; and its masks of codes
+#: Bits of a code -> the word type with one byte for each code of a packed byte, and its masks.
 _WORDS = {2: "<u4", 4: "<u2"}
 _MASKS = {2: 0x03030303, 4: 0x0F0F}
 
@@ -24,7 +24,7 @@ def pack_lsb(codes: U8, bits: int) -> U8:
     if bits in _WORDS:
         lanes = _pad(codes, 8 // bits).view(_WORDS[bits])
         packed = lanes.copy()
-        for lane in range(1, 8 // bits):  # the lowest byte collects the codes; what is above it is dropped
+        for lane in range(1, 8 // bits):  # the lowest byte collects the codes; the bits above it are dropped
             packed |= lanes >> (8 - bits) * lane
         return packed.astype(np.uint8)
     words = _squeeze(_pad(codes, 8).view("<u8"), bits).view(np.uint8)
@@ -33,7 +33,7 @@ def pack_lsb(codes: U8, bits: int) -> U8:
 
 
 def unpack_lsb(packed: U8, bits: int, count: int) -> U8:
-    """The inverse of `pack_lsb`: bytes [..., m] to the first `count` codes [..., count]."""
+    """Unpack bytes [..., m] to the first `count` codes [..., count]; the inverse of `pack_lsb`."""
     if bits == 8:
         return packed[..., :count]
     if bits == 1:
@@ -52,7 +52,7 @@ def unpack_lsb(packed: U8, bits: int, count: int) -> U8:
 
 
 def _pad(values: U8, multiple: int) -> U8:
-    """Contiguous `values`, zeros appended to the last axis up to a multiple."""
+    """Return contiguous values, zeros appended to the last axis up to a multiple."""
     missing = -values.shape[-1] % multiple
     if not missing:
         return np.ascontiguousarray(values)
@@ -60,7 +60,7 @@ def _pad(values: U8, multiple: int) -> U8:
 
 
 def _squeeze(words: U64, bits: int) -> U64:
-    """Eight codes, one in each byte of a word, to the lowest ``8 * bits`` bits of the word."""
+    """Move eight codes, one in each byte of a word, to the lowest ``8 * bits`` bits of the word."""
     for lane in (
         8,
         16,
@@ -74,7 +74,7 @@ def _squeeze(words: U64, bits: int) -> U64:
 
 
 def _spread(words: U64, bits: int) -> U64:
-    """The inverse of `_squeeze`."""
+    """Move eight packed codes to one in each byte of a word; the inverse of `_squeeze`."""
     for lane in (32, 16, 8):
         full = lane * bits // 8
         low = words & _every_other(lane, full)
@@ -85,7 +85,7 @@ def _spread(words: U64, bits: int) -> U64:
 
 
 def _every_other(lane: int, full: int) -> np.uint64:
-    """The lowest `full` bits of every second lane of `lane` bits."""
+    """Return a mask of the lowest `full` bits of every second lane of `lane` bits."""
     return np.uint64(sum(((1 << full) - 1) << start for start in range(0, 64, 2 * lane)))
 
 

@@ -1,4 +1,4 @@
-"""Views of rows as groups, and the cache-sized chunks in which rows are worked through."""
+"""Views of rows as groups, and chunks of rows that fit the cache."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from edgekit.numerics.smallfloats import as_float32
 from edgekit.typing import F32, Array
 
-#: Elements worked on at once: 256 KiB of float32, so that the temporaries of an encoder stay in the L2 cache.
+#: Elements of a chunk: 256 KiB of float32, so that the temporaries of an encoder stay in the L2 cache.
 CHUNK = 1 << 16
-#: Up to this width `extremes` works on a transposed copy.
+#: Largest width at which `extremes` reduces a transposed copy.
 _NARROW = 128
 
 
@@ -21,14 +21,14 @@ def groups(x: Array, size: int) -> Array:
 
 
 def row_chunks(rows: int, cols: int, elements: int = CHUNK) -> Iterator[slice]:
-    """Slices of whole rows of about `elements` elements each; at least one row a slice."""
+    """Yield slices of whole rows of about `elements` elements, at least one row each."""
     step = max(1, elements // max(1, cols))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 
 
 def spans(cols: int, size: int | None) -> Iterator[tuple[slice, slice, int]]:
-    """The columns of a row's whole groups, then of its ragged last one: (columns, groups, width of a group).
+    """Yield (columns, groups, width of a group) for the whole groups of a row, then for a shorter last one.
 
     A `size` of None, or larger than the row, makes the row one group.
     """
@@ -46,18 +46,18 @@ def reduce_groups(ufunc: np.ufunc, groups: Array) -> Array:
 
 
 def extent(x: Array) -> tuple[F32, F32]:
-    """The least and the largest of all values of rows [rows, cols], each float32 [1, 1], piece by piece."""
+    """Return the smallest and the largest value of rows [rows, cols], each float32 [1, 1]; works in pieces."""
     ends = [(piece.min(), piece.max()) for piece in (as_float32(x[chunk]) for chunk in row_chunks(*x.shape))]
     least, largest = zip(*ends, strict=True)
     return np.reshape(min(least), (1, 1)), np.reshape(max(largest), (1, 1))
 
 
 def extremes(blocks: Array) -> tuple[Array, Array]:
-    """Minimum and maximum over the last axis. Which zero comes out where both signs occur is not said."""
+    """Return minimum and maximum over the last axis. If zeros of both signs occur, either may be returned."""
     width = blocks.shape[-1]
     if width > _NARROW:
         return blocks.min(axis=-1), blocks.max(axis=-1)
-    # Reducing many short rows costs a loop each; one transposed copy makes both reductions long and vectorised.
+    # numpy reduces short rows one by one; over a transposed copy both reductions are long and vectorised.
     turned = np.ascontiguousarray(blocks.reshape(-1, width).T)
     return turned.min(axis=0).reshape(blocks.shape[:-1]), turned.max(axis=0).reshape(blocks.shape[:-1])
 

@@ -1,6 +1,6 @@
-"""The roundings that frameworks use, each under its own name.
+"""The rounding functions of the frameworks.
 
-They differ only on ties and at the ends of the range, which is exactly where codes differ.
+They differ on ties and at the ends of the range.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def half_away(x: F32) -> F32:
 
 
 def nearest_int(x: F32) -> I32:
-    """Do what ggml's ``nearest_int`` does: ties to even, and the same wrap-around for values beyond 2**22."""
+    """Round as ggml's ``nearest_int``: ties to even, with the same wrap-around for values beyond 2**22."""
     bits = (x + _MAGIC).view(np.int32)
     return (bits & 0x007FFFFF) - 0x00400000
 

@@ -1,7 +1,7 @@
 """Small floating point types in plain numpy, named as ml_dtypes names them.
 
-bfloat16 travels as uint16 bit patterns and the 8-bit types as uint8, because numpy has no such dtypes;
-where a caller hands in an ml_dtypes array, `bits_of` and `like` go back and forth without importing ml_dtypes.
+bfloat16 is represented as uint16 bit patterns and the 8-bit types as uint8, because numpy has no such dtypes.
+`bits_of` and `like` convert ml_dtypes arrays from and to them without importing ml_dtypes.
 Source: OCP Microscaling Formats (MX) v1.0 for e2m1 and e8m0; OCP 8-bit Floating Point v1.0 for e4m3fn.
 """
 
@@ -17,13 +17,13 @@ from edgekit.typing import F16, F32, U8, U16, Array
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 
 
-_HALF_INFINITY, _HALF_MINUS_INFINITY = 0x7C00, 0xFC00  # each begins a range of infinity and NaN
-_NO_COPIES_OF_THE_SIGN = np.int32(-0x70000001)  # all bits but 28 to 30, where sign extension leaves some
-_PIECE = 1 << 17  # elements that stay in the cache from one pass over them to the next
+_HALF_INFINITY, _HALF_MINUS_INFINITY = 0x7C00, 0xFC00  # each is the first pattern of infinity and NaN
+_NO_COPIES_OF_THE_SIGN = np.int32(-0x70000001)  # all bits but 28 to 30, into which the sign is extended
+_PIECE = 1 << 17  # elements that stay in the cache between two passes
 
 
 def float16_to_float32(x: F16) -> F32:
-    """Widen float16, exact; several times as fast as numpy's own conversion where everything is finite."""
+    """Widen float16 to float32, exactly; several times as fast as numpy's conversion if all values are finite."""
     halves = np.ascontiguousarray(x, np.float16).reshape(-1)
     values = np.empty(halves.size, np.float32)
     for start in range(0, halves.size, _PIECE):
@@ -43,7 +43,7 @@ def _widen_halves(halves: F16, values: F32) -> None:
 
 
 def bfloat16_to_float32(bits: U16) -> F32:
-    """Widen bfloat16 bit patterns; exact."""
+    """Widen bfloat16 bit patterns to float32, exactly."""
     widened = bits.astype(np.uint32)
     widened <<= np.uint32(16)  # in place: one array of the result's size, not two
     return widened.view(np.float32)
@@ -107,17 +107,17 @@ def float8_e8m0fnu_to_float32(codes: U8) -> F32:
 
 
 def bits_of(x: Array) -> U16:
-    """The bit patterns of a 2-byte float array (float16 or ml_dtypes' bfloat16)."""
+    """Return the bit patterns of a 2-byte float array (float16 or ml_dtypes' bfloat16)."""
     return x.view(np.uint16)
 
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    """Whether that is ml_dtypes' bfloat16, judged by name so that ml_dtypes need not be installed."""
+    """Return whether a dtype is ml_dtypes' bfloat16, by its name, so that ml_dtypes need not be installed."""
     return dtype.name == "bfloat16"
 
 
 def as_float32(x: Array) -> F32:
-    """The array itself where it is float32, else as `to_float32`."""
+    """Return a float32 array as it is, any other as `to_float32`."""
     return x if x.dtype == np.float32 else to_float32(x)
 
 

@@ -30,6 +30,7 @@ from edgekit.errors import (
     MissingPluginError,
     NonFiniteError,
     UsageError,
+    counted,
     option,
 )
 from edgekit.files._swap import hidden
@@ -238,7 +239,9 @@ def quantize(
         known = {"importance": _importance_digest(filled.importance)} if importance else {}
         sources = stack.enter_context(closing(Digests(artifact.files, known)))
         work.hashes = sources
+        earlier = len(work.notes)
         layout = chosen_format.layout(artifact)
+        of_source = work.notes[earlier:]  # by its reader, when the model was loaded
         plan = make_plan(chosen, layout, importance is not None, backend)
         if not allow_unquantized:
             refuse_unquantized(plan, str(artifact.path), chosen_format.name)
@@ -247,22 +250,24 @@ def quantize(
         pool = executor or stack.enter_context(Workers(os.cpu_count() or 1, "edgekit-encode"))
         encoder = Encoder(pool, backend, filled.importance, nonfinite == "keep", f"{artifact.path}: tensor ")
         remarks = conversion_notes(chosen_format, layout, plan, target, filled if importance else None)
+        remarks |= {"source": "; ".join(of_source)} if of_source else {}
         lasting = {kind: note for kind, note in remarks.items() if kind not in OF_THE_RUN}
         manifest = make_manifest(sources, plan, encoder, chosen_format.name, lasting)
         writer = chosen_format.writer(target, layout, plan, manifest)
         if work.restarted:
             remarks["restarted"] = work.restarted
-        for note in lasting.values():  # the guard has noted what is replaced
-            work.note(note)
+        for kind, note in lasting.items():  # the guard has noted what is replaced
+            if kind != "source":  # noted already, one by one
+                work.note(note)
         report = stack.enter_context(reporting(progress, "quantize"))
         _write(writer, layout, plan, encoder, report, target)
-        found = dict(getattr(writer, "remarks", {}))
-        for note in found.values():
+        remarks_of_writer = dict(getattr(writer, "remarks", {}))
+        for note in remarks_of_writer.values():
             work.note(note)
-        remarks |= found
+        remarks |= remarks_of_writer
     _LOG.info("%s: %s", target, summary_line(remarks))
-    said = {kind: note for kind, note in remarks.items() if kind in OF_THE_RUN}
-    return attrs.evolve(_settled(target, chosen_format.open), said=said)
+    reported = {kind: note for kind, note in remarks.items() if kind in OF_THE_RUN}
+    return attrs.evolve(_settled(target, chosen_format.open), run_notes=reported)
 
 
 def make_plan(recipe: Recipe, layout: Layout, importance: bool = False, backend: str | None = None) -> Plan:
@@ -343,7 +348,8 @@ def _kept_note(done: int, total: int, target: Path) -> str:
     """Return the note for the `KeyboardInterrupt` of a run: what is kept, and how to resume."""
     if not (done and hidden(Path(os.path.realpath(target)), "partial").exists()):
         return f"nothing is kept; {target} is as it was"
-    return f"{done} of {total} tensors are kept; the same command goes on after them; {target} is as it was"
+    kept = counted(done, f"of {counted(total, 'tensor')} is", f"of {counted(total, 'tensor')} are")
+    return f"{kept} kept; the same command goes on from there; {target} is as it was"
 
 
 def _write_tensors(writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None) -> None:

@@ -10,6 +10,8 @@
 | `importance`   | columns and matrices without importance                                         |
 | `no_tokenizer` | the model has none                                                              |
 | `merged_tokens`| tokens that only files beside the vocabulary name                               |
+| `tokenizer`    | end tokens that do not exist; placeholders that were given a name               |
+| `source`       | what its reader left out or took for the same: an adapter, a copy of a matrix   |
 | `replaced`     | an earlier artifact stood at the target                                         |
 | `restarted`    | an interrupted run's work could not be used                                     |
 
@@ -27,7 +29,7 @@ from pathlib import Path
 
 from edgekit.artifact import Artifact, Format, Layout
 from edgekit.encoding._importance import Filled
-from edgekit.errors import EdgekitError, UsageError, option
+from edgekit.errors import EdgekitError, UsageError, counted, option
 from edgekit.files._problems import writing
 from edgekit.plugin._registry import manager
 from edgekit.recipe import Assignment, Plan, Slot, quantized
@@ -70,6 +72,7 @@ def conversion_notes(
         "importance": _importance(plan, filled) if filled else "",
         "no_tokenizer": "" if layout.model is None else without_tokenizer(layout.source),
         "merged_tokens": "" if layout.model is None else _merged_tokens(layout.source),
+        "tokenizer": "" if layout.model is None else _tokenizer(layout.source),
         "replaced": replaced(target),
         **layout.notes,
         **(format_notes(layout, plan) if format_notes else {}),
@@ -89,8 +92,8 @@ def without_tokenizer(artifact: Artifact) -> str:
 def replaced(target: Path) -> str:
     """Return the note on a target that is replaced; empty if nothing exists there."""
     with writing(target):
-        there = any(target.iterdir()) if target.is_dir() else os.path.lexists(target)
-    return "what was at the target before is replaced" if there else ""
+        exists = any(target.iterdir()) if target.is_dir() else os.path.lexists(target)
+    return "what was at the target before is replaced" if exists else ""
 
 
 def _merged_tokens(artifact: Artifact) -> str:
@@ -100,8 +103,16 @@ def _merged_tokens(artifact: Artifact) -> str:
         return ""
     if not merged:
         return ""
-    tokens = "1 token" if merged == 1 else f"{merged} tokens"
-    return f"{tokens} that the vocabulary lacks were taken from tokenizer_config.json or added_tokens.json"
+    lacking = "that the vocabulary lacks"
+    tokens = counted(merged, f"token {lacking} was", f"tokens {lacking} were")
+    return f"{tokens} taken from tokenizer_config.json or added_tokens.json"
+
+
+def _tokenizer(artifact: Artifact) -> str:
+    try:
+        return "; ".join(artifact.tokenizer.remarks) if artifact.tokenizer else ""
+    except EdgekitError:
+        return ""
 
 
 def _precisions(plan: Plan) -> str:
@@ -109,7 +120,7 @@ def _precisions(plan: Plan) -> str:
     if not counts:
         return ""
     shown = ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-    return f"{len(plan)} tensors: {shown}; {float(plan.bits_per_weight):.2f} bits a weight"
+    return f"{counted(len(plan), 'tensor')}: {shown}; {float(plan.bits_per_weight):.2f} bits a weight"
 
 
 def _fell_back(plan: Plan) -> str:
@@ -170,11 +181,9 @@ def _importance(plan: Plan, filled: Filled) -> str:
     columns = {name: count for name, count in filled.columns.items() if name in used}
     without = [name for name in filled.without if name in used]
     missing = sum(1 for n in used if n not in filled.importance and n not in filled.without and n not in _OUTPUTS)
+    low = f"{counted(sum(columns.values()), 'column')} of {_matrices(len(columns))} without importance"
     parts = [
-        f"{sum(columns.values())} columns of {_matrices(len(columns))} without importance got the smallest of their "
-        f"matrix"
-        if columns
-        else "",
+        f"{low} got the smallest of their matrix" if columns else "",
         f"{_matrices(len(without))} without any importance encoded without" if without else "",
         f"{_matrices(missing)} not in the importance matrix" if missing else "",
     ]
@@ -186,7 +195,7 @@ _OUTPUTS = ("output.weight", "token_embd.weight")
 
 
 def _matrices(count: int) -> str:
-    return f"{count} {'matrix' if count == 1 else 'matrices'}"
+    return counted(count, "matrix", "matrices")
 
 
 def refuse_unquantized(plan: Plan, where: str, format_name: str) -> None:

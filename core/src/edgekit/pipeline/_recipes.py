@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import tomllib
@@ -19,6 +18,7 @@ from edgekit.errors import (
     UnknownPrecisionError,
     UnknownRecipeError,
     UsageError,
+    near_names,
     option,
 )
 from edgekit.plugin._registry import Registration, manager
@@ -115,8 +115,7 @@ def _unknown(name: str, suited: list[str], format_name: str, to: Path | None, er
         return f"{name!r} is not a recipe for {format_name}{meant}, and as a {error}"
     others = [r.name for r in manager().all("recipes")]
     names = [*suited, *(p.name for p in precisions()), *others]
-    folded = {_folded(known): known for known in [*(n.partition(":")[2] or n for n in reversed(names))]}
-    near = [folded[n] for n in difflib.get_close_matches(_folded(name), folded, n=3)]
+    near = near_names(name, (n.partition(":")[2] or n for n in reversed(names)))
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return (
         f"{name!r} is neither a recipe for {format_name}{meant} nor a precision{hint} "

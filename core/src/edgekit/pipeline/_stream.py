@@ -56,7 +56,7 @@ class Rows:
     values: Array | QuantizedTensor
     dtype: str = ""
 
-    def wanted(self, name: str) -> Array:
+    def for_reference(self, name: str) -> Array:
         """Return the rows in a type that the precision's reference accepts, C-contiguous."""
         if isinstance(self.values, QuantizedTensor):
             return decode(self.values)
@@ -178,7 +178,7 @@ def raw_rows(tensor: AnyTensor, codec: Codec, start: int, stop: int) -> Rows:
 
 def source_rows(tensor: AnyTensor, precision: Precision, start: int, stop: int) -> Array:
     """Return rows as the precision's reference accepts them: float32, or the source's type if that matters."""
-    return raw_rows(tensor, codec(precision, REFERENCE), start, stop).wanted(tensor.name)
+    return raw_rows(tensor, codec(precision, REFERENCE), start, stop).for_reference(tensor.name)
 
 
 def _bfloat16() -> np.dtype[Any]:
@@ -201,7 +201,7 @@ def encode_chunk(
     finite: bool = True,
 ) -> Parts:
     """Encode one chunk of rows; a module-level function of picklable arguments, so that any executor can run it."""
-    x = rows.wanted(name)
+    x = rows.for_reference(name)
     if finite:
         return codec.encode_checked(x, importance, name, rows.first)
     return codec.encode(x, importance)

@@ -8,12 +8,33 @@ from pathlib import Path
 from edgekit.plugin.hookspecs import Register, hookimpl
 
 edgekit_api = (1, 0)
+#: Module and class of each family, in the order in which they are listed.
+_FAMILIES = {
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "phi3": "Phi3",
+    "gemma": "Gemma",
+    "gemma2": "Gemma2",
+    "gemma3": "Gemma3",
+    "qwen3_moe": "Qwen3Moe",
+    "mixtral": "Mixtral",
+    "olmoe": "Olmoe",
+}
 
 
 @hookimpl
 def edgekit_register_formats(register: Register) -> None:
     """Register the format of Hugging Face directories."""
     register("hf", "edgekit.formats.hf:HuggingFaceFormat", suffixes=())
+
+
+@hookimpl
+def edgekit_register_families(register: Register) -> None:
+    """Register the model families of the core, one module each."""
+    for name, family in _FAMILIES.items():
+        register(name, f"edgekit.architectures.families.{name}:{family}")
 
 
 @hookimpl
@@ -29,4 +50,10 @@ def edgekit_register_commands(register: Register) -> None:
         register(module.name.replace("_", "-"), f"edgekit.cli._verbs.{module.name}:command")
 
 
-__all__ = ["edgekit_api", "edgekit_register_commands", "edgekit_register_formats", "edgekit_register_runtimes"]
+__all__ = [
+    "edgekit_api",
+    "edgekit_register_commands",
+    "edgekit_register_families",
+    "edgekit_register_formats",
+    "edgekit_register_runtimes",
+]

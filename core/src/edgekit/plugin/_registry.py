@@ -13,14 +13,14 @@ import importlib
 import io
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import attrs
 import pluggy
 
-from edgekit.errors import EdgekitError, MemoryShortageError, MissingPluginError, PluginError
+from edgekit.errors import EdgekitError, MemoryShortageError, MissingPluginError, PluginError, near_names
 from edgekit.files.memory import refuse_shortage
 from edgekit.files.threads import Thread
 from edgekit.plugin import hookspecs
@@ -36,6 +36,7 @@ _SKIPPED: set[tuple[str, str]] = set()
 API = (1, 0)
 ROLES = (
     "formats",
+    "families",
     "quantizers",
     "precisions",
     "recipes",
@@ -48,6 +49,22 @@ ROLES = (
 #: Role -> the attributes of an object that plays it; ``__call__`` if it is called. `edgekit.testing` checks the same.
 CONTRACTS: Mapping[str, tuple[str, ...]] = {
     "formats": ("name", "matches", "open", "layout", "writer"),
+    "families": (
+        "name",
+        "model_types",
+        "apart",
+        "gguf",
+        "nested",
+        "alike",
+        "config_from_hf",
+        "config_to_hf",
+        "network",
+        "links",
+        "ignores",
+        "gguf_metadata",
+        "gguf_fits",
+        "gguf_config",
+    ),
     "precisions": ("precision", "traits", "encode", "decode", "bound"),
     "quantizers": ("encode", "traits"),
     "recipes": ("name", "plan"),
@@ -58,7 +75,7 @@ CONTRACTS: Mapping[str, tuple[str, ...]] = {
     "devices": ("__call__",),
 }
 #: Roles whose objects may state their name.
-_NAMED = ("formats", "recipes", "packagers", "passes", "commands")
+_NAMED = ("formats", "families", "recipes", "packagers", "passes", "commands")
 #: Time limit in seconds for importing a plugin's light module, a hundred times its budget.
 LOAD_SECONDS = float(os.environ.get("EDGEKIT_PLUGIN_SECONDS", "10"))
 BUILT_IN = "edgekit-core"
@@ -76,6 +93,9 @@ KNOWN_DISTRIBUTIONS = {
     "ovms": "edgekit-openvino",
     "serve": "edgekit-serve",
 }
+
+#: What the formats and runtimes of other libraries are called.
+_ALSO_CALLED = {"safetensors": "hf", "huggingface": "hf", "transformers": "hf", "ir": "openvino", "ggml": "gguf"}
 
 Status = Literal["loaded", "failed", "refused", "disabled"]
 
@@ -143,7 +163,7 @@ class Registration:
 
 def one(role: str) -> str:
     """Return a role in the singular: ``format`` for ``formats``, ``pass`` for ``passes``."""
-    return "pass" if role == "passes" else role[:-1]
+    return {"passes": "pass", "families": "family"}.get(role, role[:-1])
 
 
 @functools.cache
@@ -219,13 +239,23 @@ class Manager:
         return self.find(role, name).load()
 
     def _missing(self, role: str, name: str) -> str:
-        names = ", ".join(sorted({r.name for r in self.all(role)})) or "none"
-        known = KNOWN_DISTRIBUTIONS.get(name)
-        there = known in {p.distribution for p in self.plugins}
-        cure = f"; pip install {known}" if known and not there else ""
+        registered = {r.name for r in self.all(role)}
+        names = ", ".join(sorted(registered)) or "none"
+        near = _meant(name, registered)
+        hint = f"; did you mean {near!r}?" if near not in ("", name) else ""
+        known = KNOWN_DISTRIBUTIONS.get(near or name)
+        installed = known in {p.distribution for p in self.plugins}
+        cure = f"{'' if hint else ';'} pip install {known}" if known and not installed else ""
         failed = [f"{p.distribution} ({p.error})" for p in self.plugins if p.status in ("failed", "refused")]
         broken = f"; not loaded: {', '.join(failed)}" if failed else ""
-        return f"no {one(role)} {name!r} is installed (available: {names}){cure}{broken}"
+        return f"no {one(role)} {name!r} is installed (available: {names}){hint}{cure}{broken}"
+
+
+def _meant(name: str, registered: Iterable[str]) -> str:
+    """Return the name, registered or of a known plugin, that a name stands for; empty if there is none."""
+    called = _ALSO_CALLED.get(name.casefold(), name)
+    others = near_names(called, filter(str.isalnum, KNOWN_DISTRIBUTIONS), 1, alike=1.0)
+    return (near_names(called, sorted(registered), 1) or others or [""])[0]
 
 
 def skipped(registration: Registration, error: EdgekitError) -> None:

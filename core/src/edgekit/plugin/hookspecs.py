@@ -38,6 +38,16 @@ def edgekit_register_formats(register: Register) -> None:
 
 
 @hookspec
+def edgekit_register_families(register: Register) -> None:
+    """Offer a model family: ``register("olmo", "edgekit_olmo.family:Olmo")``.
+
+    The target implements `edgekit.architectures.Family`, most easily by deriving from
+    `edgekit.architectures.decoder.Decoder`. It says which blocks a configuration means and what its tensors are called;
+    every runtime and every format then has it. It cannot claim a ``model_type`` of the core's families.
+    """
+
+
+@hookspec
 def edgekit_register_quantizers(register: Register) -> None:
     """Offer a native encoder: ``register("ggml:Q4_K", "edgekit_llamacpp.native:Q4_K", claim="exact", speed=4)``.
 
@@ -116,6 +126,7 @@ __all__ = [
     "Register",
     "edgekit_register_commands",
     "edgekit_register_devices",
+    "edgekit_register_families",
     "edgekit_register_formats",
     "edgekit_register_packagers",
     "edgekit_register_passes",

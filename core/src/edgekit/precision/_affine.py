@@ -11,18 +11,18 @@ CONVENTION = "affine"
 
 _KINDS = {f"int{bits}": bits for bits in range(1, 9)}
 _SCALE_BITS = 32  # float32
-_ZERO_POINT_BITS = 8  # uint8, only where there is one
+_ZERO_POINT_BITS = 8  # uint8, if there is one
 
 
 def resolve(spec: Spec) -> Precision | None:
-    """``affine:int<1-8>-sym|asym-g<size>|channel|tensor``; symmetry and granularity have to be said."""
+    """Resolve ``affine:int<1-8>-sym|asym-g<size>|channel|tensor``; symmetry and granularity must be stated."""
     if spec.kind not in _KINDS or spec.reduced or spec.symmetric is None or spec.granularity is None:
         return None
     return _precision(_KINDS[spec.kind], spec.symmetric, spec.granularity, spec.group)
 
 
 def catalogue() -> Iterator[Precision]:
-    """Every width, both symmetries; group size 32 stands for all sizes."""
+    """Yield every width in both symmetries, with group size 32 as the example of a group size."""
     for bits in _KINDS.values():
         for symmetric in (True, False):
             yield _precision(bits, symmetric, "group", 32)

@@ -1,4 +1,4 @@
-"""Plain floating point: F32, F16 and BF16, for what is not quantized."""
+"""Plain floating point: F32, F16 and BF16."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BITS = {"F32": 32, "F16": 16, "BF16": 16}
 
 
 def resolve(spec: Spec) -> Precision | None:
-    """``F32``, ``F16``, ``BF16``; no symmetry, no groups."""
+    """Resolve ``F32``, ``F16`` and ``BF16``, which have no symmetry and no groups."""
     if spec.kind not in _BITS or spec != Spec(spec.convention, spec.kind):
         return None
     bits = _BITS[spec.kind]

@@ -28,12 +28,12 @@ _FLOATS = {
     "mxfp8": (8, 32, "float8_e8m0fnu"),
     "nvfp4": (4, 16, "float8_e4m3fn"),
 }
-# Scale and bias of a group, for a float16 or bfloat16 source; a float32 source takes twice as much.
+# Scale and bias of a group, for a float16 or bfloat16 source; twice as much for float32.
 _AFFINE_OVERHEAD = 16 + 16
 
 
 def resolve(spec: Spec) -> Precision | None:
-    """``mlx:int<b>-g<size>``, ``mlx:mxfp4``, ``mlx:mxfp8``, ``mlx:nvfp4`` and ``mlx:nvfp4-tensor``."""
+    """Resolve ``mlx:int<b>-g<size>``, ``mlx:mxfp4``, ``mlx:mxfp8``, ``mlx:nvfp4`` and ``mlx:nvfp4-tensor``."""
     if spec.reduced or spec.symmetric is not None:
         return None
     if spec.kind in _INTEGERS and spec.group in _GROUPS:
@@ -46,7 +46,7 @@ def resolve(spec: Spec) -> Precision | None:
 
 
 def catalogue() -> Iterator[Precision]:
-    """Every width with every group size, then the small floats."""
+    """Yield every width with every group size, then the small floats."""
     for kind in _INTEGERS:
         for group in _GROUPS:
             yield _integer(kind, group)

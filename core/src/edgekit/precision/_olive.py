@@ -18,12 +18,12 @@ CONVENTION = "olive"
 
 _KINDS = {"int2": 2, "int4": 4, "int8": 8}
 _SMALLEST_GROUP = 16
-# Of a float16 or bfloat16 source; a float32 source takes twice as much.
+# For a float16 or bfloat16 source; twice as much for float32.
 _SCALE_BITS = 16
 
 
 def resolve(spec: Spec) -> Precision | None:
-    """``olive:int<b>-sym|asym-g<size>|channel``; symmetry and granularity have to be said."""
+    """Resolve ``olive:int<b>-sym|asym-g<size>|channel``; symmetry and granularity must be stated."""
     if spec.kind not in _KINDS or spec.symmetric is None or spec.reduced:
         return None
     if spec.granularity == "channel":
@@ -34,7 +34,7 @@ def resolve(spec: Spec) -> Precision | None:
 
 
 def catalogue() -> Iterator[Precision]:
-    """Every width, both symmetries; groups 32, 64 and 128 stand for all powers of two."""
+    """Yield every width in both symmetries, with groups of 32, 64 and 128 as examples."""
     for kind in _KINDS:
         for symmetric in (True, False):
             for group in (32, 64, 128):

@@ -7,7 +7,7 @@
 
 MatMulNBits blocks are 16, 32, 64, 128 or 256, and 512 for 4 and 8 bits: its quantizer stops at 256, its operator
 runs 512 (not for 2 bits). A QDQ block may have any size. A row need not be a multiple of its block.
-Source: onnxruntime 1.32.0, found by running `DefaultWeightOnlyQuantizer` and the CPU execution provider.
+Source: onnxruntime 1.32.0, by running `DefaultWeightOnlyQuantizer` and the CPU execution provider.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _BLOCKS = {
 }
 _BITS = {"int2": 2, "int4": 4, "int8": 8, "uint8": 8, "qdq_int4": 4}
 _WHOLE = ("int8", "uint8")
-# Of a float16 source; a float32 source takes twice as much.
+# For a float16 source; twice as much for float32.
 _SCALE_BITS = 16
 
 
 def resolve(spec: Spec) -> Precision | None:
-    """Symmetry and granularity have to be said; only scales of whole rows or tensors have a reduced range."""
+    """Resolve a name: symmetry and granularity must be stated; only scales of rows or tensors have a reduced range."""
     if spec.symmetric is None or spec.granularity is None:
         return None
     if spec.group is None:
@@ -42,7 +42,7 @@ def resolve(spec: Spec) -> Precision | None:
 
 
 def catalogue() -> Iterator[Precision]:
-    """Every format; for QDQ the block sizes of the 4-bit MatMulNBits stand for all sizes."""
+    """Yield every format, QDQ with the block sizes of the 4-bit MatMulNBits as examples."""
     for kind, blocks in {**_BLOCKS, "qdq_int4": _BLOCKS["int4"]}.items():
         for symmetric in (True, False):
             for block in blocks:

@@ -39,7 +39,7 @@ _SIZE_DEPENDENT = ("fp4", "fp8", "mxfp4", "mxfp8", "nvfp4")
 
 
 def resolve(spec: Spec) -> Precision | None:
-    """Symmetry and granularity have to be said where there is a choice, and must not where there is none."""
+    """Resolve a name: symmetry and granularity must be stated if there is a choice, else left out."""
     if spec.reduced or spec.granularity == "tensor":
         return None
     if spec.kind in _INTEGERS:
@@ -55,7 +55,7 @@ def resolve(spec: Spec) -> Precision | None:
 
 
 def catalogue() -> Iterator[Precision]:
-    """Every format; group sizes 32, 64 and 128 stand for all sizes."""
+    """Yield every format, with group sizes 32, 64 and 128 as examples."""
     names = ["int8-sym-channel", "int8-asym-channel"]
     for stem in ("int4-sym", "int4-asym", "int3-sym", "int2-sym", *_GROUPED_FLOATS):
         names += [f"{stem}-g32", f"{stem}-g64", f"{stem}-g128", f"{stem}-channel"]
@@ -92,7 +92,7 @@ def _precision(kind: str, bits: int, group: int | None, symmetric: bool | None, 
 
 
 def _rows_are_whole_bytes(kind: str, bits: int, group: int | None, symmetric: bool | None) -> bool:
-    """Whether every part of every row surely starts at a byte of its own.
+    """Return whether every part of every row starts at a byte boundary, for rows of any length.
 
     Packed zero points do not, nor do the codes of an odd row; int3 and int2 have one zero point for all rows.
     """

@@ -1,4 +1,4 @@
-"""What a precision is: one frozen record per number format."""
+"""The record of a precision: one frozen object per number format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Granularity = Literal["element", "group", "channel", "tensor"]
 
 
 class Tier(enum.StrEnum):
-    """How aggressive a precision is, by the width of its codes."""
+    """The class of a precision by the width of its codes."""
 
     ULTRA_LOW = "ultra-low"  # 1-2 bit
     LOW = "low"  # 3-4 bit
@@ -23,7 +23,7 @@ class Tier(enum.StrEnum):
 
     @classmethod
     def of(cls, bits: int) -> Tier:
-        """The tier of a code width in bits."""
+        """Return the tier of a code width in bits."""
         if bits <= 2:
             return cls.ULTRA_LOW
         if bits <= 4:
@@ -33,7 +33,7 @@ class Tier(enum.StrEnum):
 
 @attrs.frozen
 class Spec:
-    """A precision's name taken apart, before any convention has judged it.
+    """The parts of a precision's name, not yet checked by a convention.
 
     Grammar: ``<convention>:<kind>[-sym|-asym][-g<size>|-channel|-tensor][-reduced]``.
     """
@@ -53,7 +53,7 @@ class Spec:
 
     @classmethod
     def parse(cls, name: str) -> Spec | None:
-        """Take a name apart; None where it does not follow the grammar."""
+        """Parse a name; None if it does not follow the grammar."""
         match = cls._PATTERN.fullmatch(name)
         if match is None:
             return None
@@ -70,25 +70,25 @@ class Spec:
 
 @attrs.frozen
 class Precision:
-    """One number format: how a row of float32 becomes codes and scales, and what that costs.
+    """A number format: how rows of float32 are encoded, and their size.
 
     Attributes:
-        convention: who defines the arithmetic: ``ggml``, ``mlx``, ``openvino``, ``onnx``, ``affine``, ``float``.
+        convention: that defines the arithmetic: ``ggml``, ``mlx``, ``openvino``, ``onnx``, ``affine``, ``float``.
         kind: the format inside the convention: ``Q4_K``, ``int4``, ``mxfp4``, ``nf4``, ``F16``.
         bits: width of one code in bits, rounded up; it decides the tier.
         granularity: what shares one scale: each element its own exponent (``element``: plain floats),
             a group of `block` elements along the row, a whole row (``channel``), the whole ``tensor``.
         block: elements that are encoded together along a row (the scale's group, or ggml's super-block);
             None for channel and tensor granularity.
-        symmetric: True without a zero point, False with one, None where the question does not apply.
+        symmetric: True without a zero point, False with one, None if that does not apply.
         scale_dtype: stored type of the (outermost) scale, by its numpy or ml_dtypes name; None without scales.
-            ``"source"`` where the scale takes the type of the tensor that is quantized (MLX).
-        bits_per_weight: exact bits a weight, scales and zero points included; for channel and tensor
+            ``"source"`` if the scale has the type of the quantized tensor (MLX).
+        bits_per_weight: exact bits per weight, scales and zero points included; for channel and tensor
             granularity the limit for long rows, i.e. the codes alone.
-        whole_blocks: True where a row must be a multiple of `block`; False where a ragged tail is allowed.
+        whole_blocks: True if a row must be a multiple of `block`; False if its last block may be shorter.
         reduced: True for ONNX Runtime's reduced range.
-        whole_tensor: True where rows depend on each other although groups or rows have scales of their own: a
-            scale for the whole tensor beside them, arithmetic that depends on the tensor's size, or rows
+        whole_tensor: True if rows depend on each other although groups or rows have their own scales: an additional
+            scale for the whole tensor, arithmetic that depends on the tensor's size, or rows
             that share a byte.
     """
 

@@ -1,8 +1,7 @@
-"""Which conventions there are, and how a name finds its precision."""
+"""The conventions, and the look-up of a precision by its name."""
 
 from __future__ import annotations
 
-import difflib
 import functools
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +9,7 @@ from typing import Protocol
 
 import attrs
 
-from edgekit.errors import PluginError, UnknownPrecisionError
+from edgekit.errors import PluginError, UnknownPrecisionError, near_names
 from edgekit.precision import _affine, _floats, _mlx, _olive, _onnx, _openvino, _packed, ggml
 from edgekit.precision._record import Precision, Spec
 
@@ -28,7 +27,7 @@ class Implementation(Protocol):
 
 @attrs.frozen
 class Family:
-    """A convention: what turns a `Spec` into a `Precision`, and the precisions worth listing."""
+    """A convention: the function that resolves a `Spec` to a `Precision`, and its catalogue."""
 
     name: str
     resolve: Resolve
@@ -62,53 +61,53 @@ def register(implementation: Implementation) -> None:
 
 
 def implementation(precision: Precision) -> object | None:
-    """What a plugin registered as the implementation of a precision; None for the core's own and unknown ones."""
+    """Return the implementation that a plugin registered for a precision; None for the core's own and unknown ones."""
     if precision.name not in _IMPLEMENTATIONS and not _is_built_in(precision.name):
         load_plugins()
     return _IMPLEMENTATIONS.get(precision.name)
 
 
 def catalogue() -> list[Precision]:
-    """Every precision worth listing: the core's conventions first, then what plugins registered."""
+    """Return the precisions of the catalogue: the core's conventions first, then those that plugins registered."""
     core = [precision for family in FAMILIES.values() for precision in family.catalogue()]
     return core + list(_REGISTERED.values())
 
 
 def find_precision(name: str | Precision) -> Precision:
-    """Find the precision of a name, those of installed plugins included.
+    """Return the precision of that name, of the core or an installed plugin.
 
-    Accepts ``<convention>:<kind>[-sym|-asym][-g<size>|-channel|-tensor][-reduced]``, or a bare name where only one
-    convention has it (``Q4_K``); in any case. A `Precision` is returned as it is.
+    Accepts ``<convention>:<kind>[-sym|-asym][-g<size>|-channel|-tensor][-reduced]``, or a name without
+    convention if only one has it (``Q4_K``). Case is ignored. A `Precision` is returned unchanged.
 
     Raises:
-        UnknownPrecisionError: no convention has it, or more than one has; the message lists what is near.
+        UnknownPrecisionError: no convention has it, or more than one has; the message lists similar names.
     """
     if isinstance(name, Precision):
         return name
     if not isinstance(name, str):
         raise UnknownPrecisionError(f"a precision is a Precision or its name, such as 'ggml:Q4_K'; not {name!r:.80}")
     spec = Spec.parse(name)
-    found = _known(name, spec)
-    if not found and spec:
+    matches = _known(name, spec)
+    if not matches and spec:
         load_plugins()
-        found = _known(name, spec)
-    found = found or _in_another_case(name)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(p.name for p in found)
-        raise UnknownPrecisionError(f"precision {name!r} is ambiguous: say which of {names}")
+        matches = _known(name, spec)
+    matches = matches or _in_another_case(name)
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        names = ", ".join(p.name for p in matches)
+        raise UnknownPrecisionError(f"precision {name!r} is ambiguous: choose one of {names}")
     raise UnknownPrecisionError(_unknown(name, spec))
 
 
 def _in_another_case(name: str) -> list[Precision]:
-    """Of ``q4_k`` or ``GGML:Q4_K``: the precisions whose name differs in upper and lower case only."""
+    """Return the precisions whose name differs from it in case only, as ``q4_k`` and ``GGML:Q4_K`` do."""
     lower = name.lower()
     convention, colon, kind = lower.rpartition(":")
     spellings = (lower, f"{convention}{colon}{kind.upper()}")
-    found = {p.name: p for spelling in spellings for p in _known(spelling, Spec.parse(spelling))}
-    found |= {p.name: p for p in catalogue() if lower in (p.name.lower(), p.name.lower().partition(":")[2])}
-    return list(found.values())
+    matches = {p.name: p for spelling in spellings for p in _known(spelling, Spec.parse(spelling))}
+    matches |= {p.name: p for p in catalogue() if lower in (p.name.lower(), p.name.lower().partition(":")[2])}
+    return list(matches.values())
 
 
 def _known(name: str, spec: Spec | None) -> list[Precision]:
@@ -118,7 +117,7 @@ def _known(name: str, spec: Spec | None) -> list[Precision]:
 def load_plugins() -> None:
     """Register the precisions that plugins bring; one that fails is skipped with a warning.
 
-    What a plugin asks while it is loaded is answered from what is known by then.
+    A look-up by a plugin that is being loaded only sees what is registered by then.
     """
     from edgekit.plugin._registry import manager, skipped
 
@@ -135,7 +134,7 @@ def load_plugins() -> None:
         _loading.now = False
 
 
-@functools.lru_cache(1024)  # asked for each chunk of rows; a name is taken apart and resolved once
+@functools.lru_cache(1024)  # called for each chunk of rows; each name is parsed and resolved once
 def _is_built_in(name: str) -> bool:
     return bool(_built_in(Spec.parse(name)))
 
@@ -153,7 +152,7 @@ def _built_in(spec: Spec | None) -> list[Precision]:
 def _unknown(name: str, spec: Spec | None) -> str:
     names = [p.name for p in catalogue()]
     bare = {n.partition(":")[2]: n for n in names}
-    near = difflib.get_close_matches(name, names, n=3) or [bare[n] for n in difflib.get_close_matches(name, bare, n=3)]
+    near = near_names(name, names) or [bare[each] for each in near_names(name, bare)]
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     form = "" if spec else " (the form is <convention>:<kind>[-sym|-asym][-g<size>|-channel|-tensor])"
     return f"unknown precision {name!r}{form}{hint}; `edgekit precisions` lists all"

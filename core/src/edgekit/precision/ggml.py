@@ -1,4 +1,4 @@
-"""ggml's block types, by the names, numbers and sizes of ``ggml.h``: the one table that core and plugins read.
+"""ggml's block types, by the names, numbers and sizes of ``ggml.h``; core and plugins share this table.
 
 Source: ggml 0.25.3 ``ggml-common.h`` (block structs); sizes checked against gguf-py's `GGML_QUANT_SIZES`.
 """
@@ -24,7 +24,7 @@ class GgmlType:
         bits: width of a code, rounded up.
         block: elements in a block.
         size: bytes of a block.
-        symmetric: whether there is no minimum beside the scale.
+        symmetric: whether a block has no minimum besides the scale.
         scale_dtype: stored type of the outermost scale.
     """
 
@@ -36,7 +36,7 @@ class GgmlType:
     scale_dtype: str = "float16"
 
     def precision(self, kind: str) -> Precision:
-        """The record of the precision ``ggml:<kind>``."""
+        """Return the record of the precision ``ggml:<kind>``."""
         return Precision(
             CONVENTION,
             kind,
@@ -71,7 +71,7 @@ BLOCKS: dict[str, GgmlType] = {
     "Q1_0": GgmlType(41, 1, 128, 18, True),
     "Q2_0": GgmlType(42, 2, 64, 18, True),
 }
-#: The grid formats, which plugins decode with tables that other libraries keep; the core has no reference of them.
+#: The grid formats. Plugins decode them with tables of other libraries; the core has no reference for them.
 GRIDS: dict[str, GgmlType] = {
     "IQ3_S": GgmlType(21, 3, 256, 110, True),
     "IQ3_XXS": GgmlType(18, 3, 256, 98, True),
@@ -84,14 +84,14 @@ GRIDS: dict[str, GgmlType] = {
 
 
 def resolve(spec: Spec) -> Precision | None:
-    """``ggml:<TYPE>``: the name says everything."""
+    """Resolve ``ggml:<TYPE>``."""
     if spec.kind not in BLOCKS or spec != Spec(spec.convention, spec.kind):
         return None
     return BLOCKS[spec.kind].precision(spec.kind)
 
 
 def catalogue() -> Iterator[Precision]:
-    """Every block type that the core encodes."""
+    """Yield every block type that the core encodes."""
     for kind, block_type in BLOCKS.items():
         yield block_type.precision(kind)
 

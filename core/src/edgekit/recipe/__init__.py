@@ -1,4 +1,4 @@
-"""Recipes: which tensor gets which precision, and why."""
+"""Recipes: the precision of each tensor, with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One check of every recipe's plan, before a tensor is read."""
+"""The check of a recipe's plan, before a tensor is read."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from edgekit.recipe._plan import Assignment, Plan, Slot
 
 
 def check_plan(plan: object, slots: Sequence[Slot], recipe: str) -> Plan:
-    """The plan, if it has exactly one line for each slot, in their order, with a precision that the rows can have.
+    """Return the plan if it has one assignment for each slot, in their order, with a precision that fits the rows.
 
     Args:
         plan: what a recipe's `plan` returned.
-        slots: what it was asked about.
+        slots: for which it was made.
         recipe: its name, for messages.
 
     Raises:
-        UsageError: not a plan, or tensors that are missing, twice, unknown, out of order or of another shape.
-        ShapeError: rows that the precision's block does not divide.
+        UsageError: not a plan, or tensors that are missing, duplicate, unknown, out of order or of another shape.
+        ShapeError: rows that are not a multiple of the precision's block.
     """
     who = f"recipe {recipe!r}"
     if not isinstance(plan, Plan) or not all(isinstance(line, Assignment) for line in plan):
@@ -33,23 +33,23 @@ def check_plan(plan: object, slots: Sequence[Slot], recipe: str) -> Plan:
 
 
 def _refuse_names(plan: Plan, slots: Sequence[Slot], who: str) -> None:
-    names, wanted = [line.name for line in plan], [slot.name for slot in slots]
-    known, planned = set(wanted), set(names)
+    names, expected = [line.name for line in plan], [slot.name for slot in slots]
+    known, planned = set(expected), set(names)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name), wanted, n=3) or wanted[:3]
+            near = difflib.get_close_matches(str(name), expected, n=3) or expected[:3]
             raise UsageError(f"{who} plans tensor {name!r}, which the target does not have; near it are {_list(near)}")
-    missing = [name for name in wanted if name not in planned]
+    missing = [name for name in expected if name not in planned]
     if missing:
         raise UsageError(
-            f"{who} leaves out {len(missing)} of {len(wanted)} tensors ({_list(missing)}); give each slot one line"
+            f"{who} leaves out {len(missing)} of {len(expected)} tensors ({_list(missing)}); give each slot one line"
         )
-    if len(names) != len(wanted):
+    if len(names) != len(expected):
         twice = next(name for name in names if names.count(name) > 1)
         raise UsageError(f"{who} plans tensor {twice!r} twice; give each slot one line")
-    for name, expected in zip(names, wanted, strict=True):
-        if name != expected:
-            raise UsageError(f"{who} plans {name!r} where {expected!r} is next; keep the order of the slots")
+    for name, slot in zip(names, slots, strict=True):
+        if name != slot.name:
+            raise UsageError(f"{who} plans {name!r} where {slot.name!r} is next; keep the order of the slots")
 
 
 def _refuse_line(slot: Slot, line: Assignment, who: str) -> None:
@@ -66,8 +66,8 @@ def _refuse_line(slot: Slot, line: Assignment, who: str) -> None:
         )
     if not fits(line.precision, slot.shape):
         raise ShapeError(
-            f"{where}: rows of {slot.shape[-1] if slot.shape else 1} are no multiple of {line.precision.name}'s block "
-            f"of {line.precision.block}; give {line.role} a precision with a smaller block, or a float type (F16)"
+            f"{where}: rows of {slot.shape[-1] if slot.shape else 1} are not a multiple of {line.precision.name}'s "
+            f"block of {line.precision.block}; give {line.role} a precision with a smaller block, or a float type (F16)"
         )
 
 

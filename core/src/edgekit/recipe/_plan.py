@@ -1,4 +1,4 @@
-"""Slots, and the plan that a recipe makes for them."""
+"""Slots, and a recipe's plan for them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Slot:
 
     Attributes:
         name: the tensor's name in the target's own naming.
-        role: what the tensor is for, in edgekit's canonical names (``blk.0.attn_q.weight``), in which recipes
-            are stated; the target's name where the family is not known.
+        role: edgekit's canonical name of the tensor (``blk.0.attn_q.weight``), which recipes use; the target's name
+            if the family is unknown.
         tensor: its values, rows already in the target's order.
-        keep: the precision of a tensor that is not quantized (a norm, a bias), or that is quantized already: what the
-            format would store. For an encoded tensor its own precision, or the float type to decode it to.
+        keep: the precision in which the format stores the tensor if it is not quantized (a norm, a bias) or already
+            encoded: the encoded tensor's precision, or the float type to which it is decoded.
     """
 
     name: str
@@ -38,14 +38,14 @@ class Slot:
 
 @attrs.frozen
 class Assignment:
-    """One line of a plan: this tensor gets this precision, for this reason.
+    """One line of a plan: the precision of a tensor, with the reason.
 
     Attributes:
         name, role, shape: the slot's.
-        precision: what the tensor is stored in.
-        reason: why, for people.
-        asked: the precision that the recipe asks for and the tensor cannot have (its block does not divide the rows);
-            None where `precision` is what was asked.
+        precision: in which the tensor is stored.
+        reason: a sentence for the user.
+        asked: the precision that the recipe specifies, if the tensor cannot have it (its rows are not a multiple of
+            the block); else None.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Assignment:
 
     @property
     def fell_back(self) -> bool:
-        """Whether the tensor gets another precision than the recipe asks for."""
+        """Whether the tensor gets another precision than the recipe specifies."""
         return self.asked is not None and self.asked != self.precision
 
     @property
@@ -71,7 +71,7 @@ class Assignment:
 
 @attrs.frozen(repr=False)
 class Plan:
-    """The recipe applied to a model: one assignment a tensor, in the order of the file."""
+    """A recipe applied to a model: one assignment for each tensor, in the order of the file."""
 
     recipe: str
     assignments: tuple[Assignment, ...]
@@ -94,17 +94,17 @@ class Plan:
 
     @property
     def bits_per_weight(self) -> Fraction:
-        """Average over all elements, from the precisions' own figures; 0 for a plan without elements."""
+        """Average over all elements, from the precisions' bits per weight; 0 for a plan without elements."""
         bits = sum((a.size * a.precision.bits_per_weight for a in self), Fraction(0))
         return bits / max(1, sum(a.size for a in self))
 
     @property
     def asked_bits_per_weight(self) -> Fraction:
-        """As `bits_per_weight`, had every tensor the precision that the recipe asks for."""
+        """The average if every tensor had the precision that the recipe specifies."""
         bits = sum((a.size * (a.asked or a.precision).bits_per_weight for a in self), Fraction(0))
         return bits / max(1, sum(a.size for a in self))
 
 
 def is_matrix(slot: Slot) -> bool:
-    """Whether the slot is a weight matrix: two dimensions or more, and a name that ends in ``weight``."""
+    """Return whether a slot is a weight matrix: two dimensions or more, and a name that ends in ``weight``."""
     return len(slot.shape) > 1 and slot.name.endswith("weight")

@@ -1,4 +1,4 @@
-"""What a recipe is, and the recipes of the core: one precision for all, as it is, and rules of one's own."""
+"""The recipe protocol and the core's recipes: one precision for all matrices, no change, and the user's rules."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from edgekit.recipe._check import check_plan
 from edgekit.recipe._plan import Assignment, Plan, Slot, is_matrix
 from edgekit.tensor import EncodedTensor, Tensor
 
-if TYPE_CHECKING:  # what mypy takes a protocol's metaclass for
+if TYPE_CHECKING:  # mypy's view of a protocol's metaclass
     _ProtocolMeta = ABCMeta
 else:
     _ProtocolMeta = type(Protocol)
 
 
 class _Making(_ProtocolMeta):
-    """Gives `Recipe` its constructor. A method of the protocol itself would be asked of every recipe."""
+    """Adds the constructor `of` to `Recipe`. As a method of the protocol, every recipe would have to implement it."""
 
     def of(
         cls,  # noqa: N805  - a metaclass
@@ -34,19 +34,19 @@ class _Making(_ProtocolMeta):
         *,
         name: str = "",
     ) -> Rules:
-        """A recipe of one's own: which tensors get which precision; the first pattern that matches decides.
+        """Return a recipe of rules; the first pattern that matches a tensor decides.
 
         Args:
             rules: patterns (``*``, ``?``, ``[abc]``) of tensor names, canonical (``blk.0.attn_q.weight``) or the
                 target's own, each with a precision: its full name (``"ggml:Q4_0"``), or the target format's short
                 one (``"Q4_0"``). A pattern is about matrices; vectors (norms, biases) keep their precision, unless a
                 pattern is the tensor's full name.
-            base: decides on what no pattern matches: a recipe, a precision, or the name of one. None leaves that as
-                it is.
-            name: what the manifest calls it; made from the base's name by default.
+            base: for tensors that no pattern matches: a recipe, a precision, or the name of one. None leaves them
+                unchanged.
+            name: for the manifest; derived from the base's name by default.
 
         Raises:
-            UsageError: no rules, or rules that are not patterns with precisions.
+            UsageError: there are no rules, or a rule is not a pattern with a precision.
 
         Example:
             >>> recipe = Recipe.of({"*attn*": "Q8_0", "token_embd*": "F16", "*": "Q4_0"})
@@ -77,19 +77,19 @@ class Recipe(Protocol, metaclass=_Making):
 
     @property
     def name(self) -> str:
-        """What the user calls it."""
+        """The name by which users choose it."""
         ...
 
     def plan(self, slots: Sequence[Slot], config: ModelConfig | None, importance: bool = False) -> Plan:
-        """Choose, giving a reason for each tensor.
+        """Return the precision of each tensor, with a reason.
 
         Args:
             slots: the tensors in the order of the file.
-            config: the model's hyper-parameters; None where the family is not known.
-            importance: whether an importance matrix is at hand.
+            config: the model's hyper-parameters; None if the family is unknown.
+            importance: whether an importance matrix is used.
 
         Raises:
-            UnsupportedModelError: the recipe needs to know the family, and `config` is None.
+            UnsupportedModelError: the recipe requires the family, and `config` is None.
         """
         ...
 
@@ -99,9 +99,9 @@ class Clause:
     """One line of a recipe's description.
 
     Attributes:
-        tensors: which ones: a pattern, or in words.
-        precision: what they get.
-        when: a further condition, in words; empty for always.
+        tensors: a pattern of names, or a description.
+        precision: of those tensors.
+        when: a condition in words; empty if there is none.
     """
 
     tensors: str
@@ -111,7 +111,7 @@ class Clause:
 
 @attrs.frozen
 class Uniform:
-    """One precision for every weight matrix; norms, biases and what the blocks do not fit keep theirs."""
+    """One precision for every weight matrix whose rows fit its blocks; all other tensors are unchanged."""
 
     precision: Precision
 
@@ -121,7 +121,7 @@ class Uniform:
         return self.precision.name
 
     def plan(self, slots: Sequence[Slot], config: ModelConfig | None, importance: bool = False) -> Plan:
-        """Assign the precision to every slot of two or more dimensions whose rows it can hold."""
+        """Assign the precision to every weight matrix whose rows fit its blocks."""
         return Plan(self.name, tuple(self._assign(slot) for slot in slots))
 
     def _assign(self, slot: Slot) -> Assignment:
@@ -135,22 +135,22 @@ class Uniform:
         return Assignment(slot.name, slot.role, slot.shape, precision, reason, asked)
 
     def describe(self) -> list[Clause]:
-        """For people."""
+        """Return the description that ``edgekit recipes`` shows."""
         return [Clause("weight matrices", self.name), Clause("the rest", "as it is")]
 
 
 @attrs.frozen
 class AsIs:
-    """Every tensor in the precision it has."""
+    """Leaves every tensor in its precision."""
 
     name: str = "as is"
 
     def plan(self, slots: Sequence[Slot], config: object, importance: bool = False) -> Plan:
-        """Keep encoded tensors encoded, where the format can, and float matrices in their own type."""
+        """Keep encoded tensors encoded, if the format supports it, and float matrices in their type."""
         return Plan(self.name, tuple(_as_it_is(slot, "as in the source") for slot in slots))
 
     def describe(self) -> list[Clause]:
-        """For people."""
+        """Return the description that ``edgekit recipes`` shows."""
         return [Clause("all tensors", "as it is")]
 
 
@@ -162,17 +162,16 @@ def _as_it_is(slot: Slot, reason: str) -> Assignment:
 
 
 def own_precision(tensor: Tensor) -> Precision:
-    """The plain float precision of a tensor's dtype; F32 for what has none."""
+    """Return the float precision of a tensor's dtype; F32 for other dtypes."""
     return find_precision({"float16": "float:F16", "bfloat16": "float:BF16"}.get(tensor.dtype, "float:F32"))
 
 
 @attrs.frozen
 class Rule:
-    """Tensors whose name matches a pattern get a precision.
+    """A precision for the tensors whose name matches a pattern.
 
     Attributes:
-        pattern: of shell wildcards, matched against the tensor's canonical and target names; upper and lower case
-            differ.
+        pattern: with shell wildcards, matched against the tensor's canonical and target names; case-sensitive.
         precision: a precision, or a name that `edgekit.quantize` resolves for the target's format.
     """
 
@@ -180,26 +179,26 @@ class Rule:
     precision: str | Precision
 
     def matches(self, slot: Slot) -> bool:
-        """Whether the slot is one of those tensors."""
+        """Return whether the pattern matches a slot."""
         return fnmatchcase(slot.role, self.pattern) or fnmatchcase(slot.name, self.pattern)
 
     def names(self, slot: Slot) -> bool:
-        """Whether the pattern is the slot's full name."""
+        """Return whether the pattern is the full name of a slot."""
         return self.pattern in (slot.role, slot.name)
 
     @property
     def shown(self) -> str:
-        """As it is written on the command line."""
+        """The rule as it is written on the command line."""
         return f"{self.pattern}={self.precision}"
 
 
 @attrs.frozen
 class Rules:
-    """Rules on top of a recipe, the first that matches decides; made by ``Recipe.of``.
+    """Rules with a base recipe, returned by ``Recipe.of``; the first rule that matches decides.
 
     Attributes:
         rules: in order.
-        base: decides on the rest; None leaves it as it is.
+        base: for the other tensors; None leaves them unchanged.
         given_name: overrides `name`.
     """
 
@@ -209,22 +208,22 @@ class Rules:
 
     @property
     def name(self) -> str:
-        """As given, or the base's name with ``+rules``, or ``rules``."""
+        """The given name, or the base's name with ``+rules``, or ``rules``."""
         base = self.base if isinstance(self.base, str) else getattr(self.base, "name", "")
         return self.given_name or (f"{base}+rules" if base else "rules")
 
     def resolved(self, precision: Callable[[str], Precision], base: Callable[[str | Precision], Recipe]) -> Rules:
-        """The same with names looked up: of precisions, and of the base."""
+        """Return the rules with the names of precisions and of the base looked up."""
         rules = (attrs.evolve(r, precision=_looked_up(r, precision)) for r in self.rules)
-        found = base(self.base) if isinstance(self.base, str | Precision) else self.base
-        return attrs.evolve(self, rules=tuple(rules), base=found, given_name=self.name)
+        base_recipe = base(self.base) if isinstance(self.base, str | Precision) else self.base
+        return attrs.evolve(self, rules=tuple(rules), base=base_recipe, given_name=self.name)
 
     def plan(self, slots: Sequence[Slot], config: ModelConfig | None, importance: bool = False) -> Plan:
-        """Assign by the first rule that matches; see `Recipe.plan`.
+        """Assign each tensor the precision of the first rule that matches; see `Recipe.plan`.
 
         Raises:
-            UsageError: a pattern that decides on no tensor; names those that are near.
-            UnknownPrecisionError: of a rule's precision.
+            UsageError: a pattern decides on no tensor; names similar tensors.
+            UnknownPrecisionError: a rule's precision does not exist.
         """
         self._refuse_idle(slots)
         base = self._base()
@@ -232,11 +231,11 @@ class Rules:
         return Plan(self.name, tuple(self._assign(slot, line) for slot, line in zip(slots, rest, strict=True)))
 
     def describe(self) -> list[Clause]:
-        """For people."""
+        """Return the description that ``edgekit recipes`` shows."""
         rest = self._base()
         describe = getattr(rest, "describe", None)
-        own = [Clause(rule.pattern, str(rule.precision)) for rule in self.rules]
-        return [*own, *(describe() if describe else [Clause("the rest", rest.name)])]
+        clauses = [Clause(rule.pattern, str(rule.precision)) for rule in self.rules]
+        return [*clauses, *(describe() if describe else [Clause("the rest", rest.name)])]
 
     def _base(self) -> Recipe:
         if self.base is None:
@@ -253,8 +252,8 @@ class Rules:
         return Assignment(slot.name, slot.role, slot.shape, precision, f"rule {rule.shown}")
 
     def _rule_of(self, slot: Slot) -> Rule | None:
-        found = next((rule for rule in self.rules if rule.matches(slot)), None)
-        return found if found and (len(slot.shape) > 1 or found.names(slot)) else None
+        first = next((rule for rule in self.rules if rule.matches(slot)), None)
+        return first if first and (len(slot.shape) > 1 or first.names(slot)) else None
 
     def _refuse_idle(self, slots: Sequence[Slot]) -> None:
         decided = {id(self._rule_of(slot)) for slot in slots}
@@ -276,13 +275,13 @@ class Rules:
 
 
 def _near(pattern: str, slots: Sequence[Slot]) -> list[str]:
-    """Names that look like what the pattern says between its wildcards; the first ones where none does."""
+    """Return names similar to the literal parts of a pattern; the first names if there are none."""
     names = list(dict.fromkeys(name for slot in slots for name in (slot.role, slot.name)))
     words = list(dict.fromkeys(word for name in names for word in (name, *name.split("."))))
     literals = [literal.strip(".") for literal in re.split(r"\[.*?\]|[*?]+", pattern.lower())]
     near = [word for literal in literals if literal for word in difflib.get_close_matches(literal, words, n=2)]
-    found = [next(name for name in names if word == name or word in name.split(".")) for word in near]
-    return list(dict.fromkeys(found))[:3] or names[:3]
+    similar = [next(name for name in names if word == name or word in name.split(".")) for word in near]
+    return list(dict.fromkeys(similar))[:3] or names[:3]
 
 
 def _looked_up(rule: Rule, find: Callable[[str], Precision]) -> Precision:

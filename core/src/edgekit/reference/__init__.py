@@ -1,4 +1,4 @@
-"""The yardstick: every number format in plain numpy, to the bit.
+"""Reference implementations: every number format in plain numpy, bit by bit as the framework stores it.
 
 One convention a module (ggml: one block type a module). A reference module has three functions, which
 `Reference` describes; the public `edgekit.encode` and `edgekit.decode` validate their input and call them.
@@ -30,11 +30,11 @@ _MODULES = {
 
 
 class Reference(Protocol):
-    """What a reference implementation provides. A module with these functions and `traits` is one."""
+    """The interface of a reference implementation: a module or an object with these functions and `traits`."""
 
     @property
     def traits(self) -> Traits:
-        """How the encoder is proved and bounded, and what it takes."""
+        """How the encoder is tested, its error bound, and the input types that it accepts."""
         ...
 
     def encode(self, x: Array, precision: Precision, importance: F32 | None = None) -> Parts:
@@ -43,7 +43,7 @@ class Reference(Protocol):
         Args:
             x: [rows, cols], C-contiguous, at least 1 x 1. float32, except that a module with
                 `Traits.source_dtypes` or `Traits.widens` also gets float16 and bfloat16 (ml_dtypes) arrays.
-            precision: one that this module's convention resolves; cols suits it already.
+            precision: of this module's convention; cols is a length that it allows.
             importance: [cols], mean squared activation of each input column, or None.
 
         Returns:
@@ -56,18 +56,18 @@ class Reference(Protocol):
         ...
 
     def bound(self, x: Array, parts: Mapping[str, Array], precision: Precision) -> F64:
-        """A sound bound [rows, cols] on ``|x - decode(parts)|``, element by element, for ``parts = encode(x)``.
+        """Return an upper bound [rows, cols] of ``|x - decode(parts)|`` for each element, where ``parts = encode(x)``.
 
-        Derived from x and the stored scales, never by decoding.
+        It is computed from x and the stored scales, without decoding.
         """
         ...
 
 
 def reference(precision: Precision) -> Reference:
-    """The reference implementation of a precision.
+    """Return the reference implementation of a precision.
 
     Raises:
-        UnknownPrecisionError: nobody registered one.
+        UnknownPrecisionError: none is registered.
     """
     brought = implementation(precision)
     if brought is not None:

@@ -1,4 +1,4 @@
-"""Properties of an encoder that the codec needs beside its functions."""
+"""Properties of an encoder that the codec reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgekit.typing import Array
 
 
 def nonfinite_part(parts: Mapping[str, Array], precision: Precision) -> str:
-    """The first part that stores a NaN or an infinity, or ""."""
+    """Return the first part that stores a NaN or an infinity; empty if there is none."""
     for part, values in parts.items():
         wide = bfloat16_to_float32(values.view(np.uint16)) if is_bfloat16(values.dtype) else values
         if wide.dtype.kind == "f" and not np.isfinite(wide).all():
@@ -25,20 +25,20 @@ def nonfinite_part(parts: Mapping[str, Array], precision: Precision) -> str:
 class Traits:
     """The traits of a reference, or of a backend's quantizer; each states them as its attribute ``traits``.
 
-    A quantizer's matter only where they are about its own encoder: `widens` and `needs_importance`.
+    Of a quantizer's traits only `widens` and `needs_importance` are used; the reference states the others.
 
     Attributes:
-        proof: what the encoder is proved against, with the version, or how it is bounded.
+        proof: the implementation and version that the encoder is tested against, or how its error is bounded.
         bound: the error bound in words.
-        source_dtypes: True where the arithmetic depends on the source's type: float16 and bfloat16 (ml_dtypes) rows
-            come as they are.
-        widens: True where the encoder takes float16 and bfloat16 rows too and encodes them as their float32 copy, of
-            which it never holds the whole. A reference gets them where its rows depend on each other.
-        searches: False where no search for a scale can lose huge values.
-        decode_only: True where a reference decodes but does not encode.
-        needs_importance: True where rows without an importance are refused.
-        decoded_through: by kind, the type that overflows where it is not the one that stores the scale.
-        overflowed: the part whose scale is not finite, or "", from parts and precision.
+        source_dtypes: True if the arithmetic depends on the source's type: float16 and bfloat16 (ml_dtypes) rows
+            are then passed unchanged.
+        widens: True if the encoder also accepts float16 and bfloat16 rows, and widens them in pieces. A reference
+            receives them if its rows depend on each other.
+        searches: False if the encoder has no search for a scale in which huge values could overflow.
+        decode_only: True if a reference decodes but does not encode.
+        needs_importance: True if rows without an importance are refused.
+        decoded_through: by kind, the type that overflows, if it is not the one that stores the scale.
+        overflowed: function of parts and precision; returns the part whose scale is not finite, or an empty string.
     """
 
     proof: str | Callable[[Precision], str] = ""

@@ -50,7 +50,7 @@ from edgekit.typing import F32, F64, U8, Array
 traits = Traits(
     proof="bounded; equal to a second implementation in plain Python (tests/core/test_affine_properties.py)",
     bound="half a step; beyond the last level the distance to it (1 bit symmetric: ||x| - scale|)",
-    searches=False,  # the ends of the range give the scale: a row of codes 0 has coarse levels, it did not overflow
+    searches=False,  # the scale follows from the ends of the range: a row of codes 0 has coarse levels, no overflow
     widens=True,
 )
 
@@ -60,9 +60,9 @@ _LARGEST = np.float32(np.finfo(np.float32).max)
 _SLOP, _TINY = 2.0**-22, 2.0**-149
 
 
-@np.errstate(under="ignore")  # subnormal scales and quotients are as they should be
+@np.errstate(under="ignore")  # subnormal scales and quotients are intended
 def encode(x: Array, precision: Precision, importance: F32 | None = None) -> dict[str, Array]:
-    """Encode [rows, cols]; importance is ignored. Per group and per channel each row is on its own."""
+    """Encode [rows, cols]; importance is ignored. With groups or channels each row is encoded independently."""
     rows, cols = x.shape
     shape = _scale_shape(precision, rows, cols)
     codes = np.empty((rows, -(-cols * precision.bits // 8)), np.uint8)
@@ -70,13 +70,13 @@ def encode(x: Array, precision: Precision, importance: F32 | None = None) -> dic
     if not precision.rowwise:
         scale[:], zero_point[:] = _fit_tensor(x, precision)
     for chunk in row_chunks(rows, cols):
-        own, values = chunk if precision.rowwise else slice(None), as_float32(x[chunk])
+        where, values = chunk if precision.rowwise else slice(None), as_float32(x[chunk])
         unpacked = np.empty(values.shape, np.uint8)
         for span, number, width in spans(cols, precision.block):
             blocks = values[:, span].reshape(-1, number.stop - number.start, width)
             if precision.rowwise:
-                scale[own, number], zero_point[own, number] = _fit(blocks, precision)
-            quantized = _quantize(blocks, scale[own, number], zero_point[own, number], precision)
+                scale[where, number], zero_point[where, number] = _fit(blocks, precision)
+            quantized = _quantize(blocks, scale[where, number], zero_point[where, number], precision)
             unpacked[:, span] = quantized.reshape(len(unpacked), -1)
         codes[chunk] = pack_lsb(unpacked, precision.bits)
     parts: dict[str, Array] = {"codes": codes, "scale": scale}
@@ -89,18 +89,18 @@ def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, i
     scale, zero_point = parts["scale"], parts.get("zero_point")
     values = np.empty(shape, np.float32)
     for chunk in row_chunks(rows, cols):
-        own = chunk if precision.rowwise else slice(None)
+        where = chunk if precision.rowwise else slice(None)
         codes = unpack_lsb(parts["codes"][chunk], precision.bits, cols)
         for span, number, width in spans(cols, precision.block):
             blocks = codes[:, span].reshape(-1, number.stop - number.start, width)
-            zero = None if zero_point is None else zero_point[own, number]
-            decoded = _dequantize(blocks, scale[own, number], zero, precision)
+            zero = None if zero_point is None else zero_point[where, number]
+            decoded = _dequantize(blocks, scale[where, number], zero, precision)
             values[chunk, span] = decoded.reshape(len(codes), -1)
     return values
 
 
 def bound(x: F32, parts: Mapping[str, Array], precision: Precision) -> F64:
-    """Half a step, or what a value lies beyond the last level; for one bit symmetric exactly ||x| - s|."""
+    """Return half a step, or the distance to the last level if x lies beyond; for one bit symmetric ||x| - s|."""
     wide = x.astype(np.float64)
     scale = _per_element(parts["scale"], precision, x.shape[1]).astype(np.float64)
     if precision.symmetric and precision.bits == 1:
@@ -139,13 +139,13 @@ def _fit_tensor(x: Array, precision: Precision) -> tuple[F32, U8]:
 
 
 def _folded_sum(values: Array) -> F64:
-    """Sum over the last axis in float64, in an order that no library or processor chooses."""
+    """Sum over the last axis in float64, in the same order on every machine."""
     total = values.astype(np.float64)
     while (count := total.shape[-1]) > 1:
         half = (count + 1) // 2
         total[..., : count - half] += total[..., half:]
         total = total[..., :half]
-    result: F64 = total[..., 0].copy()  # a view would keep all that was summed
+    result: F64 = total[..., 0].copy()  # a view would keep the whole array alive
     return result
 
 
@@ -201,14 +201,14 @@ def _dequantize(blocks: U8, scale: F32, zero_point: U8 | None, precision: Precis
 
 
 def _per_element(values: Array, precision: Precision, cols: int) -> Array:
-    """Per-group values as one a column; per-channel and per-tensor values broadcast as they are."""
+    """Repeat per-group values for each column; per-channel and per-tensor values are returned unchanged."""
     if precision.block is None:
         return values
     return values[:, np.arange(cols) // precision.block]
 
 
 def _levels(parts: Mapping[str, Array], precision: Precision, cols: int) -> tuple[Array | int, Array | int]:
-    """The lowest and the highest level that a code can mean, in steps."""
+    """Return the lowest and the highest level of a code, in steps."""
     if precision.symmetric:
         n = (1 << (precision.bits - 1)) - 1
         return -n, n

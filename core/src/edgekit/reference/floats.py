@@ -31,19 +31,19 @@ def encode(x: F32, precision: Precision, importance: F32 | None = None) -> dict[
 
 
 def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, int]) -> F32:
-    """Widen to float32; exact."""
+    """Widen to float32, exactly."""
     values = parts["values"].reshape(shape)
     return bfloat16_to_float32(values) if precision.kind == "BF16" else values.astype(np.float32)
 
 
 def bound(x: F32, parts: Mapping[str, Array], precision: Precision) -> F64:
-    """Half a unit in the last place of each element."""
+    """Return half a unit in the last place of each element."""
     magnitude = np.abs(x.astype(np.float64))
     return np.maximum(magnitude * _RELATIVE[precision.kind], _ABSOLUTE[precision.kind])
 
 
 def overflowed(parts: Mapping[str, Array], precision: Precision) -> str:
-    """``values`` where one rounded to infinity: above 65,519.99 in F16, beyond the largest bfloat16 in BF16."""
+    """Return ``"values"`` if a value became infinite: above 65,519.99 in F16, beyond the largest bfloat16 in BF16."""
     values = bfloat16_to_float32(parts["values"]) if precision.kind == "BF16" else parts["values"]
     return "" if np.isfinite(values).all() else "values"
 

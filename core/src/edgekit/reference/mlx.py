@@ -26,7 +26,7 @@ e2m1 rounds to the nearest of 0, 0.5, 1, 1.5, 2, 3, 4, 6, ties to the smaller ma
 rounds half to even, saturates at 448 and keeps -0. Decoded values are those of `mx.dequantize` in the scales'
 type for affine and with ``dtype=float32`` for the others (whose default, bfloat16, holds the same values).
 
-What MLX 0.32.4 does where formulas end, reproduced here because the bytes are the contract:
+Edge cases of MLX 0.32.4, reproduced here because the bytes must be equal:
   * A constant group beyond 3.4e31 has s = 0: its codes are 0, its bias is exact.
   * e is stored modulo 256. max|w| / 6 below 2^-127 (for mxfp8 / 448) therefore decodes to huge numbers, and to
     NaN where e = -128; `overflowed` finds the latter.
@@ -107,9 +107,9 @@ def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, i
 
 
 def bound(x: Array, parts: Mapping[str, Array], precision: Precision) -> F64:
-    """About half a step, what a value lies beyond the last level, and the roundings in the source's type.
+    """Return half a step, or the distance to the last level if larger, plus the roundings to the source's type.
 
-    Infinite where a decoded value may overflow, as `mx.dequantize` does; huge where MLX's exponent wrapped.
+    It is infinite if a decoded value may overflow, as in `mx.dequantize`, and huge if MLX's exponent wrapped.
     """
     with np.errstate(all="ignore"):
         wide = groups(to_float32(x).astype(np.float64), _size(precision))
@@ -123,7 +123,7 @@ def bound(x: Array, parts: Mapping[str, Array], precision: Precision) -> F64:
 
 
 def overflowed(parts: Mapping[str, Array], precision: Precision) -> str:
-    """The name of the part that holds a scale without a value; empty where there is none."""
+    """Return the part with a scale that is not finite; empty if there is none."""
     if precision.kind in ("mxfp4", "mxfp8"):
         return "scales" if (parts["scales"] == _E8M0_NAN).any() else ""
     floats = [name for name in ("scales", "biases", "global_scale") if name in parts and parts[name].dtype != np.uint8]
@@ -275,9 +275,9 @@ def _spread(global_scale: Array | None) -> np.float32:
 def _nvfp4(blocks: F32, spread: np.float32, dtype: np.dtype[Any]) -> tuple[U8, U8]:
     """Scale codes [rows, groups] and element codes [rows, groups, size]."""
     largest = _largest(blocks)
-    wanted = _widen(_narrow(largest / _LARGEST["nvfp4"], dtype)) * spread
-    scales = float32_to_float8_e4m3fn(wanted)
-    scales[np.isnan(wanted)] = 0xFE  # an empty group in a tensor so small that E is infinite
+    scale = _widen(_narrow(largest / _LARGEST["nvfp4"], dtype)) * spread
+    scales = float32_to_float8_e4m3fn(scale)
+    scales[np.isnan(scale)] = 0xFE  # an empty group in a tensor so small that E is infinite
     elements = _scaled(blocks, scales, spread, dtype)
     codes = _e2m1(elements)
     far = ~(_scaled(largest[..., None], scales, spread, dtype)[..., 0] < _FAR)
@@ -293,7 +293,7 @@ def _scaled(blocks: F32, scales: U8, spread: np.float32, dtype: np.dtype[Any]) -
 
 
 def _nearest_by_distance(elements: F32) -> U8:
-    """Codes as MLX finds them: the first of the smallest float32 distances, which are all alike far away."""
+    """Return codes as MLX chooses them: the first of the smallest float32 distances; large values have equal ones."""
     distances = np.abs(elements[..., None] - _E2M1_SIGNED)
     nearest: U8 = distances.argmin(axis=-1).astype(np.uint8)
     return nearest
@@ -329,7 +329,7 @@ def _size(precision: Precision) -> int:
 
 
 def _empty(x: Array, precision: Precision, scale_dtype: np.dtype[Any]) -> tuple[U8, Array]:
-    """Room for packed codes [rows, bytes] and scales [rows, groups]."""
+    """Allocate packed codes [rows, bytes] and scales [rows, groups]."""
     rows, cols = x.shape
     codes = np.empty((rows, cols * precision.bits // 8), np.uint8)
     return codes, np.empty((rows, cols // _size(precision)), scale_dtype)
@@ -358,7 +358,7 @@ def _largest_of_tensor(x: Array) -> Array:
 
 
 def float_scale(parts: Mapping[str, Array], precision: Precision, rows: slice = slice(None)) -> F32:
-    """What e2m1 and e4m3 elements are multiplied with, [rows, groups]."""
+    """Return the factor of e2m1 and e4m3 elements, [rows, groups]."""
     codes = parts["scales"][rows]
     if precision.kind != "nvfp4":
         return _power_of_two(codes.astype(np.int32) - 127)
@@ -373,7 +373,7 @@ def _dtype_name(values: Array) -> str:
 
 
 def _widen(values: Array) -> F32:
-    """Float32, exactly; no copy where it is float32 already."""
+    """Widen to float32, exactly; no copy of a float32 array."""
     if values.dtype == np.uint16:
         return bfloat16_to_float32(values)
     return as_float32(values)
@@ -387,7 +387,7 @@ def _narrow(values: F32, dtype: np.dtype[Any]) -> Array:
 
 
 def _round_to(name: str, values: F32) -> None:
-    """Round float32 values in place to what the type of that name can hold."""
+    """Round float32 values in place to the type of that name."""
     if name == "float16":
         values[...] = values.astype(np.float16)
     elif name == "bfloat16":

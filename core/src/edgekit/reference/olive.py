@@ -82,7 +82,7 @@ def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, i
 
 
 def bound(x: Array, parts: Mapping[str, Array], precision: Precision) -> F64:
-    """Half a step, the distance to the last level where that is more, and the roundings to the source's type."""
+    """Return half a step, or the distance to the last level if larger, plus the roundings to the source's type."""
     half_ulp, tiny, largest = _ROUNDING[x.dtype.name]
     wide, group = as_float32(x).astype(np.float64), np.arange(x.shape[1]) // (precision.block or x.shape[1])
     step = as_float32(parts["scales"]).astype(np.float64)[:, group]
@@ -138,7 +138,7 @@ def _narrow(values: F32, dtype: np.dtype[Any]) -> Array:
 
 
 def _rounded(values: F32, dtype: np.dtype[Any]) -> F32:
-    """T: rounded to the source's type, as float32."""
+    """Return values rounded to the source's type, as float32."""
     if dtype == np.float32:
         return values
     if is_bfloat16(dtype):

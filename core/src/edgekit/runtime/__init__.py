@@ -16,11 +16,18 @@ from edgekit.runtime.numpy import NumpyRuntime as NumpyRuntime
 from edgekit.runtime.protocols import ChatRuntime as ChatRuntime
 from edgekit.runtime.protocols import ChattingRuntime as ChattingRuntime
 from edgekit.runtime.protocols import DescribedRuntime as DescribedRuntime
+from edgekit.runtime.protocols import DetokenizingRuntime as DetokenizingRuntime
 from edgekit.runtime.protocols import EmbeddingRuntime as EmbeddingRuntime
+from edgekit.runtime.protocols import ReplyingRuntime as ReplyingRuntime
 from edgekit.runtime.protocols import Runtime as Runtime
+from edgekit.runtime.protocols import ScoringRuntime as ScoringRuntime
 from edgekit.runtime.protocols import TokenizingRuntime as TokenizingRuntime
 from edgekit.runtime.protocols import choose_runtime as choose_runtime
 from edgekit.runtime.protocols import load as load
+from edgekit.runtime.reply import Part as Part
+from edgekit.runtime.reply import Reply as Reply
+from edgekit.runtime.reply import ReplyOptions as ReplyOptions
+from edgekit.runtime.reply import ToolCall as ToolCall
 from edgekit.runtime.text import TextRuntime as TextRuntime
 from edgekit.typing import F32 as F32
 
@@ -29,18 +36,25 @@ __all__ = [
     "ChatRuntime",
     "ChattingRuntime",
     "DescribedRuntime",
+    "DetokenizingRuntime",
     "EmbeddingRuntime",
     "FinishReason",
     "Generation",
     "GenerationOptions",
     "NumpyRuntime",
+    "Part",
     "Prompt",
+    "Reply",
+    "ReplyOptions",
+    "ReplyingRuntime",
     "Runtime",
     "Sampling",
     "SamplingOptions",
+    "ScoringRuntime",
     "TextRuntime",
     "TokenScore",
     "TokenizingRuntime",
+    "ToolCall",
     "choose_runtime",
     "load",
     "parse_option",

@@ -7,6 +7,7 @@ applies it. Source: https://github.com/guidance-ai/llguidance (the syntax of its
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -34,9 +35,11 @@ class Grammar:
 
     Attributes:
         source: a grammar of llguidance's, as JSON or Lark.
+        rule: the same as the right side of a rule of Lark; None where it is a whole grammar.
     """
 
     source: str = attrs.field(repr=False)
+    rule: str | None = attrs.field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -72,7 +75,8 @@ class Grammar:
             _refuse("json_schema", "nothing satisfies false")
         options = {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE, "coerce_one_of": True}
         try:
-            return cls(_library().LLMatcher.grammar_from_json_schema(text, overrides=options))
+            rule = None if text == "true" else f"%json {json.dumps({**json.loads(text), 'x-guidance': options})}"
+            return cls(_library().LLMatcher.grammar_from_json_schema(text, overrides=options), rule)
         except ValueError as error:
             message = f"json_schema: {error!s:.200}"
             raise UsageError(message, public=message) from error
@@ -84,7 +88,9 @@ class Grammar:
         if len(text) > LARGEST:
             _refuse(name, f"it has {len(text):,} characters; at most {LARGEST:,}")
         matcher = _library().LLMatcher
-        return cls(matcher.grammar_from_regex(text) if name == "regex" else matcher.grammar_from_lark(text))
+        if name == "regex":
+            return cls(matcher.grammar_from_regex(text), "/" + re.sub(r"(?<!\\)/", r"\/", text) + "/")
+        return cls(matcher.grammar_from_lark(text))
 
 
 def schema_text(schema: Mapping[str, Any] | bool | str) -> str:

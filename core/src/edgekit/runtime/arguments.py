@@ -25,11 +25,11 @@ def stop_texts(stop: Stop) -> tuple[str, ...]:
     texts: Any = () if stop is None else (stop,) if isinstance(stop, str) else stop
     if not isinstance(texts, Iterable) or isinstance(texts, bytes):
         raise UsageError(f"stop {stop!r:.80}; give a text, several, or None")
-    found = tuple(texts)
-    for text in found:
+    stops = tuple(texts)
+    for text in stops:
         if not isinstance(text, str):
             raise UsageError(f"stop text {text!r:.80} is {type(text).__name__}; a stop text is a string")
-    return found
+    return stops
 
 
 def prompt_given(prompt: Prompt) -> str | list[int]:
@@ -74,8 +74,8 @@ def refuse_unknown_options(runtime: str, given: Iterable[str], known: Iterable[s
     names = list(known)
     unknown = [name for name in given if name not in names]
     if unknown:
-        there = f"it has {', '.join(names)}" if names else "it has none"
-        raise UsageError(f"runtime {runtime!r} has no option {', '.join(map(repr, unknown))}; {there}")
+        allowed = f"it has {', '.join(names)}" if names else "it has none"
+        raise UsageError(f"runtime {runtime!r} has no option {', '.join(map(repr, unknown))}; {allowed}")
 
 
 def declared_options(start: Callable[..., Any]) -> tuple[str, ...] | None:

@@ -6,6 +6,7 @@ A template is a program from an untrusted file. It runs in a process that can on
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import importlib.util
 import json
@@ -23,6 +24,7 @@ import attrs
 
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidFileError, MissingPluginError, UsageError
+from edgekit.runtime._dialects import INSTRUCTIONS, has_tools
 from edgekit.tokenizer._record import Tokenizer
 
 #: A conversation: each message has a ``role`` and a ``content``, a text.
@@ -31,18 +33,28 @@ Messages = Sequence[Mapping[str, Any]]
 ROLES = ("system", "user", "assistant", "tool", "developer")
 #: Time limit for rendering a template, in seconds.
 PATIENCE = 10.0
+#: Stands behind a message that is to be continued, to find its end in the prompt.
+_MARK = "\ue000edgekit:continue\ue001"
 _PROGRAM = Path(__file__).with_name("_render.py")
 #: Largest answer in bytes: the longest prompt with every character escaped.
 _LARGEST = 64 << 20
 
 
-def prompt_of(artifact: Artifact, messages: Messages | str) -> str:
+def prompt_of(
+    artifact: Artifact,
+    messages: Messages | str,
+    variables: Mapping[str, Any] | None = None,
+    *,
+    continue_final: bool = False,
+) -> str:
     """Render messages with an artifact's chat template.
 
     Args:
         artifact: of any format.
         messages: each with a ``role`` (system, user, assistant, tool, developer) and a ``content``, a text; or one
             text, the message of the user.
+        variables: further variables of the template, such as ``tools`` and ``enable_thinking``.
+        continue_final: whether the last message, of the assistant, is the beginning of the answer.
 
     Raises:
         UsageError: the artifact has no template, the messages are malformed, or the template does not accept them.
@@ -50,7 +62,8 @@ def prompt_of(artifact: Artifact, messages: Messages | str) -> str:
         MissingPluginError: Jinja is not installed.
     """
     template, tokenizer = template_of(artifact), artifact.tokenizer
-    return render(template, messages, **(special_tokens(tokenizer) if tokenizer else {}))
+    special = special_tokens(tokenizer) if tokenizer else {}
+    return render_answer(template, messages, {**special, **(variables or {})}, continue_final=continue_final)
 
 
 def special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
@@ -111,6 +124,52 @@ def has_template(artifact: Artifact) -> bool:
     return True
 
 
+def render_answer(
+    template: str, messages: Messages | str, variables: Mapping[str, Any], *, continue_final: bool = False
+) -> str:
+    """Return the prompt of an answer; arguments as of `prompt_of`, raises as `render`.
+
+    A template that shows no tools gets them in the system message, and calls in the history as text.
+    """
+    told = [dict(message) for message in conversation(messages)]
+    if not has_tools(template):
+        told = without_tools(told, variables.get("tools"))
+    if not continue_final:
+        return render(template, told, **variables)
+    if told[-1]["role"] != "assistant":
+        wrong = "the last message is to be continued, and is not of the assistant"
+        raise UsageError(wrong, public=wrong)
+    told[-1]["content"] += _MARK
+    text, mark, _ = render(template, told, **{**variables, "add_generation_prompt": False}).partition(_MARK)
+    if not mark:
+        wrong = "the model's chat template leaves out the last message, so it cannot be continued"
+        raise UsageError(wrong, public=wrong)
+    return text
+
+
+def without_tools(messages: Messages, tools: Any) -> list[dict[str, Any]]:
+    """Return messages for a template that knows no tools: these are told in words, and calls and results are texts."""
+    found = [_as_text(message) for message in messages]
+    if tools:
+        told = INSTRUCTIONS.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
+        if found[0]["role"] in ("system", "developer"):
+            found[0] = {**found[0], "content": f"{found[0]['content']}\n\n{told}"}
+        else:
+            found.insert(0, {"role": "system", "content": told})
+    return found
+
+
+def _as_text(message: Mapping[str, Any]) -> dict[str, Any]:
+    if message["role"] == "tool":
+        return {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
+    calls = [
+        f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False)}\n</tool_call>"
+        for call in message.get("tool_calls") or ()
+    ]
+    content = "\n".join(filter(None, [message["content"], *calls]))
+    return {**{key: value for key, value in message.items() if key != "tool_calls"}, "content": content}
+
+
 def render(template: str, messages: Messages | str, **variables: Any) -> str:
     """Return the prompt that a chat template renders, in 7 to 10 ms; the first call takes 0.1 s.
 
@@ -145,7 +204,25 @@ def conversation(messages: Messages | str) -> Messages:
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
     check(messages)
-    return messages
+    return [_completed(message) for message in messages]
+
+
+def _completed(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message whose content is a text, and the arguments of whose calls are objects, as templates expect."""
+    found = {**message, "content": message.get("content") or ""}
+    if found.get("tool_calls"):
+        found["tool_calls"] = [{**call, "function": _function(call)} for call in found["tool_calls"]]
+    return found
+
+
+def _function(call: Any) -> dict[str, Any]:
+    function = dict(call["function"])
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            parsed = json.loads(arguments)
+            arguments = parsed if isinstance(parsed, dict) else arguments
+    return {**function, "arguments": arguments}
 
 
 def check(messages: Messages) -> None:
@@ -159,10 +236,22 @@ def check(messages: Messages) -> None:
     for message in messages:
         if not isinstance(message, Mapping):
             raise UsageError(f"message {message!r:.80}; a message is a dict with role and content")
-        if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+        calls = message.get("tool_calls") or ()
+        if not _are_calls(calls) or (calls and message.get("role") != "assistant"):
+            raise UsageError(
+                f"message {dict(message)!r:.80}; tool_calls is of the assistant's messages, a list of "
+                "{'id': ..., 'type': 'function', 'function': {'name': ..., 'arguments': ...}}"
+            )
+        silent = message.get("role") == "assistant" and message.get("content") is None
+        if message.get("role") not in ROLES or not (silent or isinstance(message.get("content"), str)):
             raise UsageError(
                 f"message {dict(message)!r:.80}; each has a role ({', '.join(ROLES)}) and a content, a text"
             )
+
+
+def _are_calls(calls: Any) -> bool:
+    functions = [call.get("function") if isinstance(call, Mapping) else None for call in calls]
+    return all(isinstance(each, Mapping) and isinstance(each.get("name"), str) for each in functions)
 
 
 @functools.cache
@@ -270,6 +359,8 @@ __all__ = [
     "no_tokenizer",
     "prompt_of",
     "render",
+    "render_answer",
     "special_tokens",
     "template_of",
+    "without_tools",
 ]

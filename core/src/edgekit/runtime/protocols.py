@@ -7,7 +7,7 @@ methods: ``isinstance(model, ChatRuntime)``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Self, Unpack, cast, runtime_checkable
 
 import numpy.typing as npt
@@ -17,10 +17,12 @@ from edgekit.errors import MissingPluginError
 from edgekit.files.memory import enough_memory
 from edgekit.pipeline._conversion import as_artifact
 from edgekit.plugin._registry import Registration, manager
+from edgekit.runtime._watch import TokenScore
 from edgekit.runtime.arguments import Prompt, declared_options, refuse_unknown_options
 from edgekit.runtime.chat import Messages
 from edgekit.runtime.generation import FinishReason, Generation, GenerationOptions, Sampling, until
 from edgekit.runtime.numpy import NumpyRuntime
+from edgekit.runtime.reply import Reply, ReplyOptions
 from edgekit.runtime.text import TextRuntime
 from edgekit.typing import F32
 
@@ -80,6 +82,15 @@ class ChatRuntime(Protocol):
 
 
 @runtime_checkable
+class ReplyingRuntime(Protocol):
+    """A runtime that takes answers apart: text, reasoning, and calls of tools."""
+
+    def reply(self, messages: Messages | str, **options: Unpack[ReplyOptions]) -> Reply:
+        """Answer a conversation; see `edgekit.runtime.ReplyOptions`."""
+        ...
+
+
+@runtime_checkable
 class EmbeddingRuntime(Protocol):
     """A runtime that computes embeddings of texts."""
 
@@ -102,10 +113,28 @@ class TokenizingRuntime(Protocol):
         ...
 
 
-class ChattingRuntime(Runtime, ChatRuntime, Protocol):
-    """The return type of `load`, for type checkers: a runtime with `chat` and `chat_stream`.
+@runtime_checkable
+class DetokenizingRuntime(Protocol):
+    """A runtime that turns token ids into text."""
 
-    edgekit's runtimes have both. A plugin's may lack them: check with ``isinstance(model, ChatRuntime)``.
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of token ids, special tokens by their names."""
+        ...
+
+
+@runtime_checkable
+class ScoringRuntime(Protocol):
+    """A runtime that scores the tokens of a prompt."""
+
+    def scores(self, tokens: Sequence[int], logprobs: int = 0) -> list[TokenScore]:
+        """Return the score of each token given those before it, with so many alternatives; of the first NaN."""
+        ...
+
+
+class ChattingRuntime(Runtime, ChatRuntime, ReplyingRuntime, Protocol):
+    """The return type of `load`, for type checkers: a runtime with `chat`, `chat_stream` and `reply`.
+
+    edgekit's runtimes have them. A plugin's may lack them: check with ``isinstance(model, ChatRuntime)``.
     """
 
 
@@ -185,13 +214,16 @@ __all__ = [
     "ChatRuntime",
     "ChattingRuntime",
     "DescribedRuntime",
+    "DetokenizingRuntime",
     "EmbeddingRuntime",
     "FinishReason",
     "Generation",
     "GenerationOptions",
     "NumpyRuntime",
+    "ReplyingRuntime",
     "Runtime",
     "Sampling",
+    "ScoringRuntime",
     "TextRuntime",
     "TokenizingRuntime",
     "choose_runtime",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Unpack
@@ -11,16 +13,23 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.artifact import Artifact
-from edgekit.errors import ContextOverflowError, NonFiniteError, UsageError
+from edgekit.errors import ContextOverflowError, NonFiniteError, UnsupportedModelError, UsageError
 from edgekit.runtime import chat
+from edgekit.runtime._calls import Tools, after_thought, demanded_calls
+from edgekit.runtime._dialects import Dialect, Thought, dialect_of, marks_of, thought_of, variables_of
+from edgekit.runtime._parse import parts
 from edgekit.runtime._structured import Grammar, Words
-from edgekit.runtime._watch import MOST_SCORES, Watch
+from edgekit.runtime._watch import MOST_SCORES, TokenScore, Watch, log_softmax, score
 from edgekit.runtime.arguments import Prompt, Stop, integer, prompt_given, stop_texts
 from edgekit.runtime.chat import Messages
 from edgekit.runtime.generation import Generation, GenerationOptions, Sampling, SamplingOptions, until
+from edgekit.runtime.reply import Reply, ReplyOptions
 from edgekit.tokenizer._record import Tokenizer
 from edgekit.tokenizer._vocabulary import TokenType
 from edgekit.typing import F32
+
+#: Scores that `TextRuntime.scores` computes at once, tokens times vocabulary: 1 GiB.
+MOST_PROMPT_SCORES = 1 << 28
 
 
 class TextRuntime:
@@ -72,7 +81,7 @@ class TextRuntime:
         asked = Asked.of(**options)
         return self._stream(self.prompt_ids(prompt), asked)
 
-    def _stream(self, ids: list[int], asked: Asked) -> Generation:
+    def _stream(self, ids: list[int], asked: Asked, marks: Mapping[int, str] | None = None) -> Generation:
         if not ids:
             empty = "the prompt has no tokens; give at least one character"
             raise UsageError(empty, public=empty)
@@ -83,10 +92,84 @@ class TextRuntime:
 
         def text(new: Iterator[int]) -> Iterator[str]:
             kept = self._kept(new, ended, watch, generation)
-            return until(self.pieces(ids, kept), asked.stop)
+            return until(self._marked(ids, kept, marks) if marks else self.pieces(ids, kept), asked.stop)
 
         generation = Generation.counting(len(ids), tokens, text)
         return generation
+
+    def _marked(self, ids: list[int], tokens: Iterator[int], marks: Mapping[int, str]) -> Iterator[str]:
+        """Yield pieces of text in which some special tokens are shown by name."""
+        found: list[int] = []
+
+        def run() -> Iterator[int]:
+            for token in tokens:
+                if token in marks and not self.ends(token):
+                    found.append(token)
+                    return
+                yield token
+
+        before = ids
+        while True:
+            yield from self.pieces(before, run())
+            if not found:
+                return
+            before = [found.pop()]
+            yield marks[before[0]]
+
+    def reply(self, messages: Messages | str, **options: Unpack[ReplyOptions]) -> Reply:
+        """Answer messages: text, reasoning and calls of tools, as the model's family writes them.
+
+        Args:
+            messages: as of `prompt`; with calls of tools in ``tool_calls``, and their results in messages of role tool.
+            options: see `edgekit.runtime.ReplyOptions`.
+
+        Raises:
+            As `prompt` and `generate`; UsageError: a malformed tool.
+        """
+        chosen = _Chosen.of(**options)
+        template = self.template()
+        variables = {**variables_of(chosen.effort), **chosen.variables}
+        if chosen.tools is not None:
+            variables["tools"] = list(chosen.tools.given)
+        if variables or chosen.continue_final:
+            prompt = self.prompt(messages, variables, continue_final=chosen.continue_final)
+        else:
+            prompt = self.prompt(messages)
+        thought, dialect = thought_of(template), dialect_of(template)
+        opened = thought is not None and prompt.rstrip().endswith(thought.begin.rstrip())
+        grammar = self._held_to(chosen, dialect, thought, opened)
+        asked = attrs.evolve(chosen.asked, grammar=grammar)
+        generation = self._stream(self.prompt_ids(prompt, special=True), asked, self._marks(marks_of(template)))
+        names = chosen.tools.names if chosen.tools is not None else None
+        return Reply(generation, parts(generation, dialect, names, thought, opened))
+
+    def _held_to(self, chosen: _Chosen, dialect: Dialect, thought: Thought | None, opened: bool) -> Grammar | None:
+        """The grammar of an answer: that of a call that is demanded, or what was asked, with reasoning before it."""
+        grammar = chosen.asked.grammar
+        if chosen.tools is not None and chosen.tools.demanded:
+            return demanded_calls(chosen.tools, dialect, thought, opened, self._mark)
+        if grammar is None or grammar.rule is None or thought is None:
+            return grammar
+        return after_thought(grammar.rule, (), thought, opened, self._mark)
+
+    def _mark(self, text: str) -> str:
+        """A mark in a grammar: its token where it is a special one, else its text."""
+        tokens = self.tokenizer().tokens
+        begun = [number for number in self._words.special if tokens[number] and text.startswith(tokens[number])]
+        if not begun:
+            return json.dumps(text)
+        number = max(begun, key=lambda number: len(tokens[number]))
+        rest = text[len(tokens[number]) :]
+        return f"<[{number}]>" + (f" {json.dumps(rest)}" if rest else "")
+
+    def _marks(self, texts: Sequence[str]) -> dict[int, str]:
+        """The special tokens among marks, by id; others are text anyway."""
+        try:
+            tokenizer = self.tokenizer()
+        except UnsupportedModelError:
+            return {}
+        hidden = {number for number, kind in enumerate(tokenizer.types) if kind == TokenType.CONTROL}
+        return {number: tokenizer.tokens[number] for number in hidden if tokenizer.tokens[number] in texts}
 
     def _watch(self, asked: Asked) -> Watch | None:
         if asked.grammar is None and asked.logprobs is None:
@@ -131,6 +214,46 @@ class TextRuntime:
         self.refuse_too_long(given)
         return self.encode(given, special=special)
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of token ids, special tokens by their names; bytes that are no UTF-8 become U+FFFD.
+
+        Raises:
+            UsageError: an id outside the vocabulary, or no tokenizer.
+        """
+        return b"".join(self.token_bytes(self._known(token)) for token in tokens).decode("utf-8", "replace")
+
+    def _known(self, token: int) -> int:
+        count = len(self.tokenizer().tokens)
+        if not 0 <= token < count:
+            wrong = f"token id {token}; ids are 0 to {count - 1}"
+            raise UsageError(wrong, public=wrong)
+        return token
+
+    def scores(self, tokens: Sequence[int], logprobs: int = 0) -> list[TokenScore]:
+        """Return the scores of a prompt's tokens, each given those before it.
+
+        Args:
+            tokens: ids; of the first nothing is known, so its score is NaN.
+            logprobs: number of alternatives.
+
+        Raises:
+            UsageError: no tokens, ids outside the vocabulary, or more than fit in `MOST_PROMPT_SCORES`.
+            ContextOverflowError: more tokens than the model's context.
+        """
+        count = len(self.tokenizer().tokens)
+        if len(tokens) * count > MOST_PROMPT_SCORES:
+            wrong = f"the scores of {len(tokens)} tokens; at most {MOST_PROMPT_SCORES // count} at once"
+            raise UsageError(wrong, public=wrong)
+        self.room(len(tokens), None)
+        first = TokenScore(tokens[0], self.token_bytes(self._known(tokens[0])), math.nan)
+        rows = self.logits(tokens[:-1]) if len(tokens) > 1 else ()
+        later = zip(tokens[1:], rows, strict=True)
+        return [first, *(score(log_softmax(row), token, logprobs, self.token_bytes) for token, row in later)]
+
+    def logits(self, tokens: npt.ArrayLike) -> F32:
+        """Return the logits of every next token, float32 [n, vocab], for token ids [n]."""
+        raise NotImplementedError
+
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that a token stands for, of a special token its name."""
         return self.tokenizer().piece(token, skip_special=False)
@@ -148,9 +271,25 @@ class TextRuntime:
         ends = sorted(number for number in tokenizer.end_ids if 0 <= number < count)
         return Words([self.token_bytes(number) for number in range(count)], special, ends)
 
-    def prompt(self, messages: Messages | str) -> str:
+    def prompt(
+        self, messages: Messages | str, variables: Mapping[str, Any] | None = None, *, continue_final: bool = False
+    ) -> str:
         """Return the prompt that the model's chat template renders; see `edgekit.runtime.chat.prompt_of`."""
-        return chat.prompt_of(self.artifact, messages)
+        given = {**self.special_texts(), **(variables or {})}
+        return chat.render_answer(self.template(), messages, given, continue_final=continue_final)
+
+    def template(self) -> str:
+        """Return the source of the model's chat template.
+
+        Raises:
+            UsageError: it has none.
+        """
+        return chat.template_of(self.artifact)
+
+    def special_texts(self) -> dict[str, str]:
+        """Return the template variables for special tokens, ``bos_token`` and ``eos_token``."""
+        tokenizer = self.artifact.tokenizer
+        return chat.special_tokens(tokenizer) if tokenizer else {}
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Tokenize a text, with the token that the model expects at the beginning of every text.
@@ -198,19 +337,19 @@ class TextRuntime:
             chat.no_tokenizer(self.artifact.path), public="the model has no tokenizer, so it cannot read texts"
         )
 
-    def room(self, prompt: int, wanted: int | None) -> int:
+    def room(self, prompt: int, requested: int | None) -> int:
         """Return how many tokens to generate after a prompt of so many tokens; None fills the context.
 
         Raises:
             UsageError: a negative number, or none.
             ContextOverflowError: the prompt and the requested tokens do not fit the model's context.
         """
-        if wanted is not None:
-            wanted = integer("max_tokens", wanted, 0)
+        if requested is not None:
+            requested = integer("max_tokens", requested, 0)
         context = self.context
-        if prompt + (wanted or 0) > context:
-            raise self._overflow(f"{prompt} tokens of prompt and {wanted or 0} more", max(0, context - prompt))
-        return context - prompt if wanted is None else wanted
+        if prompt + (requested or 0) > context:
+            raise self._overflow(f"{prompt} tokens of prompt and {requested or 0} more", max(0, context - prompt))
+        return context - prompt if requested is None else requested
 
     def _overflow(self, asked: str, most: int) -> ContextOverflowError:
         """Clients cannot reload the model with other options, so their message omits that cure."""
@@ -249,8 +388,8 @@ class TextRuntime:
         vector = np.asarray(states, np.float64)
         if not np.isfinite(vector).all():
             raise NonFiniteError(f"{self.artifact.path}: it computes values that are not finite")
-        found: F32 = (vector / max(float(np.linalg.norm(vector)), 1e-30)).astype(np.float32)
-        return found
+        scaled: F32 = (vector / max(float(np.linalg.norm(vector)), 1e-30)).astype(np.float32)
+        return scaled
 
 
 @attrs.frozen
@@ -297,6 +436,41 @@ class Asked:
             raise UsageError(f"logprobs {logprobs}; choose 0 to {MOST_SCORES}, or None for no scores")
         follows = Grammar.of(json_schema=json_schema, regex=regex, grammar=grammar)
         return cls(max_tokens, Sampling(**sampling), stop_texts(stop), ids, logprobs, follows)
+
+
+@attrs.frozen
+class _Chosen:
+    """The options of a reply, checked."""
+
+    asked: Asked
+    tools: Tools | None
+    effort: str | None
+    variables: Mapping[str, Any]
+    continue_final: bool
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
+        reasoning_effort: str | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        continue_final: bool = False,
+        **options: Unpack[GenerationOptions],
+    ) -> _Chosen:
+        """Return checked options.
+
+        Raises:
+            UsageError: a malformed tool, an option out of range, or a schema besides a demanded call.
+        """
+        asked = Asked.of(**options)
+        offered = Tools.of(tools, tool_choice, parallel_tool_calls)
+        if offered is not None and offered.demanded and asked.grammar is not None:
+            both = "tool_choice demands a call, and a schema or grammar is given; an answer follows one of them"
+            raise UsageError(both, public=both)
+        return cls(asked, offered, reasoning_effort, dict(template_variables or {}), continue_final)
 
 
 __all__ = ["Asked", "TextRuntime"]

@@ -1,8 +1,8 @@
-"""The embedded sample model: a small trained Llama that tells little stories, and text it has never seen.
+"""The embedded sample model: a small trained Llama that writes short stories, and held-out text.
 
 `model/` is a Hugging Face directory like any other: bfloat16 safetensors, byte-level BPE, tied embeddings.
 Every matrix's rows divide by 256, so every number format can encode it without a fallback. `PROVENANCE.md`
-says how it was made and `report.json` how well it does.
+describes how it was trained and `report.json` its quality.
 
     >>> from edgekit import sample
     >>> sorted(file.name for file in sample.path().glob("*.safetensors"))

@@ -8,9 +8,10 @@
 
     results = edgekit.testing.run_quantizer_checks(MyQuantizer())   # the same without pytest
 
-The same functions hold formats, runtimes, passes and whole plugins to their contracts: ``format_checks``,
-``runtime_checks``, ``pass_checks``, ``plugin_checks`` and their ``run_`` twins. Every check has a stable name,
-``check_<property>``; docs/reference/checks.md describes them all. Names are imported when they are first used.
+The same functions hold formats, runtimes, their operations, passes and whole plugins to their contracts:
+``format_checks``, ``runtime_checks``, ``ops_checks``, ``pass_checks``, ``plugin_checks`` and their ``run_`` twins.
+Every check has a stable name, ``check_<property>``; docs/reference/checks.md describes them all. Names are imported
+when they are first used.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from edgekit.testing._kit import Result as Result
     from edgekit.testing.formats import format_checks as format_checks
     from edgekit.testing.formats import run_format_checks as run_format_checks
+    from edgekit.testing.operations import ops_checks as ops_checks
+    from edgekit.testing.operations import run_ops_checks as run_ops_checks
     from edgekit.testing.passes import pass_checks as pass_checks
     from edgekit.testing.passes import run_pass_checks as run_pass_checks
     from edgekit.testing.plugins import plugin_checks as plugin_checks
@@ -40,25 +43,27 @@ _WHERE = {
     "Profile": "_kit",
     "Result": "_kit",
     "format_checks": "formats",
+    "ops_checks": "operations",
     "pass_checks": "passes",
     "plugin_checks": "plugins",
     "quantizer_checks": "quantizers",
     "run_format_checks": "formats",
+    "run_ops_checks": "operations",
     "run_pass_checks": "passes",
     "run_plugin_checks": "plugins",
     "run_quantizer_checks": "quantizers",
     "run_runtime_checks": "runtimes",
     "runtime_checks": "runtimes",
 }
-_ROOMS = ("formats", "models", "passes", "plugins", "quantizers", "runtimes", "strategies", "vectors")
+_ROOMS = ("formats", "models", "operations", "passes", "plugins", "quantizers", "runtimes", "strategies", "vectors")
 __all__ = [*_WHERE, *_ROOMS]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
-        found = getattr(importlib.import_module(f"edgekit.testing.{_WHERE[name]}"), name)
-        globals()[name] = found
-        return found
+        value = getattr(importlib.import_module(f"edgekit.testing.{_WHERE[name]}"), name)
+        globals()[name] = value
+        return value
     if name in _ROOMS:
         return importlib.import_module(f"edgekit.testing.{name}")
     raise AttributeError(f"module 'edgekit.testing' has no attribute {name!r}; it has {', '.join(sorted(__all__))}")

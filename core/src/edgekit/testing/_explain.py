@@ -63,13 +63,13 @@ def _with_zeros(x: F32, still: Callable[[F32], bool]) -> F32:
 def diagnose(expected: Parts, actual: Parts) -> str:
     """Return a sentence that describes how two encodings differ."""
     if expected.keys() != actual.keys():
-        return f"the parts are {', '.join(actual)}; {', '.join(expected)} are wanted"
+        return f"the parts are {', '.join(actual)}; {', '.join(expected)} are expected"
     for key, want in expected.items():
         got = actual[key]
         if got.dtype != want.dtype:
-            return f"part {key!r} is {got.dtype}; {want.dtype} is wanted"
+            return f"part {key!r} is {got.dtype}; {want.dtype} is expected"
         if got.shape != want.shape:
-            return f"part {key!r} has shape {got.shape}; {want.shape} is wanted"
+            return f"part {key!r} has shape {got.shape}; {want.shape} is expected"
     wrong = [key for key in expected if not same(expected[key], actual[key])]
     right = [key for key in expected if key not in wrong]
     rest = f" ({', '.join(right)} {'agrees' if len(right) == 1 else 'agree'})" if right and wrong else ""
@@ -84,7 +84,7 @@ def _how(want: Array, got: Array) -> str:
     share = f"{int(differing.sum())} of {w.size} bytes differ"
     a, b = w[differing].astype(np.int64), g[differing].astype(np.int64)
     if w.itemsize == 1 and np.array_equal((g << 4 | g >> 4) & 255, w):
-        return "the two codes of every byte are swapped (low nibble first is wanted)"
+        return "the two codes of every byte are swapped (the low nibble must come first)"
     if want.ndim == 2 and len(want) > 1 and sorted(map(bytes, _rows(want))) == sorted(map(bytes, _rows(got))):
         return "the rows are there, in another order"
     if len(a) > 1 and len(set((b - a).tolist())) == 1 and differing.mean() > 0.5:
@@ -110,7 +110,7 @@ def _how_floats(want: Array, got: Array) -> str:
     differing = np.frombuffer(want.tobytes(), f"u{want.itemsize}") != np.frombuffer(got.tobytes(), f"u{want.itemsize}")
     at = int(np.argmax(differing))
     if np.isnan(g).any() and not np.isnan(w).any():
-        return f"NaN where {w[np.isnan(g)][0]:g} is wanted"
+        return f"NaN where {w[np.isnan(g)][0]:g} is expected"
     if np.array_equal(w, g):
         return "only the sign of a zero differs"
     if np.array_equal(np.abs(w), np.abs(g)):

@@ -123,8 +123,8 @@ class Bound(Generic[Subject]):
         except CheckFailure as error:
             raise CheckFailure(f"{self.label}, {self.check.name}: {error}") from None
         except Exception as error:
-            told = f"{self.label}, {self.check.name}: it raised {type(error).__name__}: {error}"
-            raise CheckFailure(told) from _from_the_subject(error)
+            message = f"{self.label}, {self.check.name}: it raised {type(error).__name__}: {error}"
+            raise CheckFailure(message) from _from_the_subject(error)
 
 
 def _from_the_subject(error: Exception) -> Exception:
@@ -158,13 +158,13 @@ class Kit(Generic[Subject]):
         """
         if names is None:
             return list(self.checks.values())
-        wanted = list(names)
-        for name in wanted:
+        selected = list(names)
+        for name in selected:
             if name not in self.checks:
                 near = difflib.get_close_matches(name, self.checks, n=2)
                 hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(self.checks)}"
                 raise UsageError(f"no check of {self.role} is called {name!r}; {hint}")
-        return [check for name, check in self.checks.items() if name in wanted]
+        return [check for name, check in self.checks.items() if name in selected]
 
     def bind(self, subject: Subject, label: str, names: Iterable[str] | None, profile: Profile) -> list[Bound[Subject]]:
         """The chosen checks with their subject."""
@@ -193,7 +193,7 @@ class Kit(Generic[Subject]):
         self.select(expected)
         for name, reason in expected.items():
             if not reason.strip():
-                raise UsageError(f"expected failure {name}: say why; a measured reason is wanted")
+                raise UsageError(f"expected failure {name}: state a measured reason")
         return expected
 
     def parametrize(

@@ -31,21 +31,21 @@ class Heard:
 @contextmanager
 def heard() -> Iterator[Heard]:
     """Listen to warnings and to file descriptor 1; the result is filled at the end."""
-    said = Heard()
+    output = Heard()
     with warnings.catch_warnings(record=True) as caught, tempfile.TemporaryFile() as file:
         warnings.simplefilter("always")
         with _stdout_into(file):
-            yield said
+            yield output
         file.seek(0)
-        said.text = file.read().decode(errors="replace")
-        said.warnings = list(caught)
+        output.text = file.read().decode(errors="replace")
+        output.warnings = list(caught)
 
 
 @contextmanager
 def _stdout_into(file: Any) -> Iterator[None]:
     """Python's stdout and the file descriptor beneath it, which native code writes to."""
     _flush()
-    kept, python = os.dup(1), sys.stdout
+    saved, python = os.dup(1), sys.stdout
     os.dup2(file.fileno(), 1)
     sys.stdout = open(os.dup(1), "w", encoding="utf-8", errors="replace")  # noqa: SIM115
     try:
@@ -54,8 +54,8 @@ def _stdout_into(file: Any) -> Iterator[None]:
         sys.stdout.close()
         sys.stdout = python
         _flush()
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 def _flush() -> None:

@@ -311,8 +311,8 @@ def _between(values: F32, levels: F32, random: np.random.RandomState) -> F32:
     if len(grid) < 2:
         return values
     middles = random.choice((grid[1:] + grid[:-1]) / np.float32(2), len(values)).astype(np.float32)
-    kept = [values.argmin(), values.argmax()]
-    middles[kept] = values[kept]
+    extremes = [values.argmin(), values.argmax()]
+    middles[extremes] = values[extremes]
     return middles
 
 

@@ -60,20 +60,20 @@ class QuantizerSubject:
 
     def decode(self, parts: Mapping[str, Array], shape: tuple[int, int]) -> F32:
         """Decoded by the quantizer where it can, else by the reference."""
-        own = getattr(self.quantizer, "decode", None)
-        if own is not None:
-            values: F32 = own(parts, shape)
+        decoder = getattr(self.quantizer, "decode", None)
+        if decoder is not None:
+            values: F32 = decoder(parts, shape)
             return values
         return reference(self.precision).decode(parts, self.precision, shape)
 
     def bound(self, x: F32, parts: Mapping[str, Array]) -> F64:
         """Its own bound where it states one as a method, else the reference's."""
-        own = getattr(self.quantizer, "bound", None)
-        if own is not None and not self.exact:
-            return np.asarray(own(x, parts), np.float64)
+        stated = getattr(self.quantizer, "bound", None)
+        if stated is not None and not self.exact:
+            return np.asarray(stated(x, parts), np.float64)
         return reference(self.precision).bound(x, parts, self.precision)
 
-    def wanted(self, x: Array, importance: F32 | None = None) -> Parts:
+    def expected(self, x: Array, importance: F32 | None = None) -> Parts:
         """Return the parts that the reference encodes."""
         return reference(self.precision).encode(x, self.precision, self.importance(x, importance))
 
@@ -103,8 +103,8 @@ def adapt(quantizer: Any, precision: str | Precision | None = None, claim: str |
         UsageError: something is missing; says what.
     """
     if isinstance(quantizer, str | Precision):
-        found = find_precision(quantizer)
-        return QuantizerSubject(ReferenceQuantizer(found), found, EXACT, "reference")
+        record = find_precision(quantizer)
+        return QuantizerSubject(ReferenceQuantizer(record), record, EXACT, "reference")
     if isinstance(quantizer, Registration):
         return registered(quantizer)
     if isinstance(quantizer, QuantizerSubject):

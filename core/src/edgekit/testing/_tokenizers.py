@@ -69,11 +69,11 @@ LONG_TEMPLATE = """ {%- for message in messages %}
 def spm_without_space() -> Tokenizer:
     """As `spm`, with all that a reader might guess the other way round, and tokens in other scripts."""
     first = spm()
-    own = ("日本", "👩\u200d🚀", "é", "<|user|>", "<pad>")
+    added = ("日本", "👩\u200d🚀", "é", "<|user|>", "<pad>")
     types = (*first.types, *[TokenType.NORMAL] * 3, TokenType.USER_DEFINED, TokenType.CONTROL)
     return attrs.evolve(
         first,
-        tokens=(*first.tokens, *own),
+        tokens=(*first.tokens, *added),
         types=types,
         scores=(*first.scores, -6.25, -6.5, -6.75, 0.0, 0.0),
         add_bos=False,

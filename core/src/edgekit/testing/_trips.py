@@ -141,8 +141,8 @@ def _same_again(chosen: Format, path: Path, given: QuantizedTensor) -> None:
         )
 
 
-def _carried(part: Any, found: Any) -> Any:
+def _carried(part: Any, restored: Any) -> Any:
     """The part in the shape in which the file has it, where it holds as many values."""
-    if found is not None and part.size == found.size and part.dtype.itemsize == found.dtype.itemsize:
-        return np.ascontiguousarray(part).reshape(found.shape).view(found.dtype)
+    if restored is not None and part.size == restored.size and part.dtype.itemsize == restored.dtype.itemsize:
+        return np.ascontiguousarray(part).reshape(restored.shape).view(restored.dtype)
     return part

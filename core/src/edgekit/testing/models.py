@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.architectures import Model, ModelConfig, tensor_shapes
-from edgekit.architectures.hf import hf_names, to_hf_value
+from edgekit.architectures.hf import hf_tensors
 from edgekit.artifact import Artifact
 from edgekit.tensor import Tensor
 from edgekit.tokenizer._record import Tokenizer
@@ -31,6 +31,8 @@ def _draw(random: np.random.RandomState, name: str, shape: tuple[int, ...]) -> F
         return (1 + 0.3 * values).astype(np.float32)
     if name.endswith(".bias"):
         return (0.3 * values).astype(np.float32)
+    if name.endswith("ssm_a"):  # a decay rate: below 0
+        return (-np.exp(values)).astype(np.float32)
     gain = 1.0 if name.startswith("token_embd") else 1.5 / math.sqrt(shape[-1])
     return (gain * values).astype(np.float32)
 
@@ -42,12 +44,8 @@ def random_model(config: ModelConfig, seed: int = 0) -> Model:
 
 def random_hf_tensors(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
     """The same weights as a Hugging Face directory holds them, by Hugging Face's names, in float32."""
-    model, names = random_model(config, seed), hf_names(config)
-    return {hf: _renamed(hf, to_hf_value(config, name, model.tensors[name]).float32()) for name, hf in names.items()}
-
-
-def _renamed(name: str, values: F32) -> Tensor:
-    return Tensor.of(name, values[0] if name.endswith(("norm.weight", ".bias")) else values)
+    written = hf_tensors(config, random_model(config, seed).tensors)
+    return {name: Tensor.of(name, tensor.float32().reshape(tensor.shape)) for name, (_, tensor) in written.items()}
 
 
 def artifact_of(model: Model, path: Path, tokenizer: Tokenizer | None = None) -> Artifact:

@@ -64,7 +64,7 @@ def adapt(subject: Any, format: str = "hf", options: Mapping[str, Any] | None = 
         subject = subject.load()
     made = subject() if isinstance(subject, type) else subject
     if not callable(getattr(made, "run", None)):
-        raise UsageError(f"{type(made).__name__} is no pass: it has no method run(source, to, **options)")
+        raise UsageError(f"{type(made).__name__} is not a pass: it has no method run(source, to, **options)")
     return PassSubject(made, format, options or {}, getattr(made, "name", type(made).__name__))
 
 
@@ -121,8 +121,8 @@ def _source(subject: PassSubject, folder: Path) -> Artifact:
     path = folder / f"model{next(iter(registration.options.get('suffixes', ())), '')}"
     config = small_config(layers=2, vocab=len(bpe().tokens))
     write(registration.load(), path, random_artifact(folder, config, tokenizer=bpe()))
-    found: Artifact = registration.load().open(path)
-    return found
+    artifact: Artifact = registration.load().open(path)
+    return artifact
 
 
 @KIT.check

@@ -18,6 +18,7 @@ from typing import Any
 
 import attrs
 
+from edgekit.architectures import FAMILIES, Family
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.plugin._registry import (
     BUILT_IN,
@@ -80,9 +81,9 @@ def adapt(name: str) -> PluginSubject:
     if not points:
         names = ", ".join(sorted({point.name for point, _, _ in entry_points()})) or "none"
         raise UsageError(f"no plugin {name!r} is installed (available: {names}); pip install it first")
-    found: Manager = build(points[:1])
-    info = next(info for info in found.plugins if info.distribution != BUILT_IN)
-    return PluginSubject(points[0][0], info, tuple(r for r in found.registrations if r.plugin == name))
+    manager: Manager = build(points[:1])
+    info = next(info for info in manager.plugins if info.distribution != BUILT_IN)
+    return PluginSubject(points[0][0], info, tuple(r for r in manager.registrations if r.plugin == name))
 
 
 def run_plugin_checks(
@@ -131,15 +132,15 @@ def check_loaded(subject: PluginSubject, profile: Profile) -> None:
 @KIT.check
 def check_metadata(subject: PluginSubject, profile: Profile) -> None:
     """The distribution states its name, version, summary, licence and Python, and depends on edgekit."""
-    found = subject.point.dist.metadata if subject.point.dist else None
-    if found is None:
+    metadata = subject.point.dist.metadata if subject.point.dist else None
+    if metadata is None:
         fail("the entry point belongs to no distribution")
     for field in ("Name", "Version", "Summary", "Requires-Python"):
-        if not found[field]:
+        if not metadata[field]:
             fail(f"the metadata lacks {field}; pip and people need it")
-    if not (found["License-Expression"] or found["License"] or "License" in str(found.get_all("Classifier"))):
+    if not (metadata["License-Expression"] or metadata["License"] or "License" in str(metadata.get_all("Classifier"))):
         fail("the metadata says no licence; give `license` in pyproject.toml")
-    requires = found.get_all("Requires-Dist") or []
+    requires = metadata.get_all("Requires-Dist") or []
     if not any(requirement.replace("_", "-").lower().startswith("edgekit-core") for requirement in requires):
         fail("it does not depend on edgekit: give a range, such as edgekit-core>=0.1,<1")
 
@@ -178,6 +179,35 @@ def check_targets(subject: PluginSubject, profile: Profile) -> None:
         missing = lacks(each.role, loaded)
         if missing:
             fail(f"{one(each.role)} {each.name!r} ({each.target}) lacks {', '.join(missing)}")
+
+
+@KIT.check
+def check_families(subject: PluginSubject, profile: Profile) -> None:
+    """Its families read the config.json that they write, and name every tensor of their blocks once."""
+    families = [each for each in subject.registrations if each.role == "families"]
+    if not families:
+        raise NotApplicable("it brings no model family")
+    for each in families:
+        _family(each.name, each.load())
+
+
+def _family(name: str, family: Family) -> None:
+    taken = [t for t in family.model_types if (own := FAMILIES.of_model_type(t)) and own.name != name]
+    if taken:
+        fail(f"family {name!r} claims model_type {taken[0]!r}, which another family has")
+    config = family.config_from_hf({"model_type": family.model_types[0]}, "a config.json without sizes")
+    again = family.config_from_hf(json.loads(json.dumps(family.config_to_hf(config))), "what it writes")
+    if again != config:
+        fail(f"family {name!r} reads another configuration from the config.json that it writes itself")
+    shapes = [tensor for tensor, _ in family.network(config).shapes()]
+    links = family.links(config, ())
+    linked = [tensor for link in links for tensor in link.canonical]
+    if sorted(linked) != sorted(shapes):
+        odd = sorted(set(linked) ^ set(shapes)) or [n for n in linked if linked.count(n) > 1]
+        fail(f"family {name!r}: its links and its blocks disagree on the tensor {odd[0]}")
+    stored = [tensor for link in links for tensor in link.hf]
+    if len(set(stored)) < len(stored):
+        fail(f"family {name!r}: two links name the same tensor of a checkpoint")
 
 
 def _missing_optional(error: EdgekitError) -> bool:
@@ -267,9 +297,12 @@ def check_light_imports(subject: PluginSubject, profile: Profile) -> None:
     Those are imported when they are first used. Keep names and numbers that both need in a third module.
     """
     modules = set(_watch(subject, load=False)["modules"])
-    own = {each.target.partition(":")[0] for each in subject.registrations} - {subject.module}
-    if modules & own:
-        fail(f"importing {subject.module} imports {min(modules & own)}, which it registers; name it in a text only")
+    implementations = {each.target.partition(":")[0] for each in subject.registrations} - {subject.module}
+    if modules & implementations:
+        fail(
+            f"importing {subject.module} imports {min(modules & implementations)}, which it registers; "
+            "name it in a text only"
+        )
     heavy = sorted({name.partition(".")[0] for name in modules} & set(HEAVY))
     if heavy:
         fail(f"importing {subject.module} imports {', '.join(heavy)}; import them where they are used")
@@ -286,17 +319,17 @@ def check_silent_import(subject: PluginSubject, profile: Profile) -> None:
 @KIT.check
 def check_no_network(subject: PluginSubject, profile: Profile) -> None:
     """Importing it, and what it registers, opens no socket and looks up no name."""
-    found = _watch(subject)["network"]
-    if found:
-        fail(f"it uses the network: {found[0]}")
+    attempts = _watch(subject)["network"]
+    if attempts:
+        fail(f"it uses the network: {attempts[0]}")
 
 
 @KIT.check
 def check_no_writes(subject: PluginSubject, profile: Profile) -> None:
     """Importing it, and what it registers, writes nothing outside the temporary directory that it is given."""
-    found = _watch(subject)["writes"]
-    if found:
-        fail(f"it writes outside its directory: {found[0]}")
+    writes = _watch(subject)["writes"]
+    if writes:
+        fail(f"it writes outside its directory: {writes[0]}")
 
 
 @KIT.check
@@ -305,14 +338,14 @@ def check_distribution(subject: PluginSubject, profile: Profile) -> None:
     files = subject.point.dist.files if subject.point.dist else None
     if not files:
         raise NotApplicable("its list of files is not recorded")
-    own = subject.module.partition(".")[0]
+    package = subject.module.partition(".")[0]
     for file in files:
         top = Path(str(file)).parts[0]
         allowed = (
-            top == own or top.endswith((".dist-info", ".egg-info", ".pth", ".data")) or top.startswith(("..", "_"))
+            top == package or top.endswith((".dist-info", ".egg-info", ".pth", ".data")) or top.startswith(("..", "_"))
         )
-        if not allowed and not top.startswith(own):
-            fail(f"it installs {file}, outside its package {own}")
+        if not allowed and not top.startswith(package):
+            fail(f"it installs {file}, outside its package {package}")
 
 
 __all__ = ["KIT", "PluginSubject", "adapt", "plugin_checks", "run_plugin_checks"]

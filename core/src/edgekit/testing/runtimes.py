@@ -73,7 +73,7 @@ def adapt(
     if isinstance(runtime, Registration):
         name, options, runtime = runtime.name, runtime.options, runtime.load()
     if not callable(runtime):
-        raise UsageError(f"{type(runtime).__name__} is no runtime: it is to be called with an artifact")
+        raise UsageError(f"{type(runtime).__name__} is not a runtime: it must be callable with an artifact")
     chosen = tuple(formats or options.get("formats", ("*",)))
     allowed = tolerance or options.get("tolerance") or getattr(runtime, "tolerance", None) or TOLERANCE
     return RuntimeSubject(runtime, chosen, float(allowed), name or getattr(runtime, "__name__", "runtime"))
@@ -179,9 +179,9 @@ def check_logits(subject: RuntimeSubject, profile: Profile) -> None:
 
 def _close(subject: RuntimeSubject, got: Any, want: F32, what: str) -> None:
     if np.shape(got) != want.shape:
-        fail(f"{what}: logits of shape {np.shape(got)}; {want.shape} [tokens, vocabulary] is wanted")
+        fail(f"{what}: logits of shape {np.shape(got)}; {want.shape} [tokens, vocabulary] is expected")
     if np.asarray(got).dtype != np.float32:
-        fail(f"{what}: logits are {np.asarray(got).dtype}; float32 is wanted")
+        fail(f"{what}: logits are {np.asarray(got).dtype}; float32 is expected")
     error = np.abs(np.asarray(got, np.float64) - want).max(axis=1) / want.std()
     if not (error <= subject.tolerance).all():  # a NaN is beyond every tolerance
         at = int(np.argmax(~(error <= subject.tolerance)))
@@ -229,7 +229,7 @@ def check_batch(subject: RuntimeSubject, profile: Profile) -> None:
             raise NotApplicable("it takes one sequence at a time") from None
         alone = np.array([model.runtime.logits(row) for row in batch])
         if together.shape != alone.shape:
-            fail(f"a batch gives logits of shape {together.shape}; {alone.shape} is wanted")
+            fail(f"a batch gives logits of shape {together.shape}; {alone.shape} is expected")
         error = np.abs(together - alone).max() / alone.std()
         if not error <= subject.tolerance:
             fail(f"in a batch the logits are off by {error:.2g} standard deviations from those alone")
@@ -304,7 +304,7 @@ def check_counts(subject: RuntimeSubject, profile: Profile) -> None:
         assert tokenizer is not None
         text: Any = model.runtime.stream(PROMPT, max_tokens=5)
         if not isinstance(text, Generation):
-            fail(f"`stream` gives {type(text).__name__}; an edgekit.runtime.Generation is wanted")
+            fail(f"`stream` gives {type(text).__name__}; an edgekit.runtime.Generation is expected")
         for _ in text:
             pass
         expected = len(tokenizer.encode(PROMPT))
@@ -314,7 +314,9 @@ def check_counts(subject: RuntimeSubject, profile: Profile) -> None:
             fail(f"of max_tokens=5 it says {text.completion_tokens} tokens and {text.finish_reason!r}")
         none: Any = model.runtime.stream(PROMPT, max_tokens=0)
         if list(none) or none.completion_tokens != 0 or none.finish_reason != "length":
-            fail(f"of max_tokens=0 it says {none.completion_tokens} tokens, {none.finish_reason!r}; 'length' is wanted")
+            fail(
+                f"of max_tokens=0 it says {none.completion_tokens} tokens, {none.finish_reason!r}; 'length' is expected"
+            )
 
 
 @KIT.check
@@ -328,15 +330,15 @@ def check_chat(subject: RuntimeSubject, profile: Profile) -> None:
         if find_spec("jinja2") is None:
             raise NotApplicable("rendering a chat template needs jinja2; pip install 'edgekit-core[chat]'")
         messages = [{"role": "user", "content": PROMPT}]
-        wanted, found = prompt_of(model.artifact, messages), runtime.prompt(messages)
-        if found != wanted:
-            fail(f"the prompt is {found!r}; the model's template makes {wanted!r}")
+        expected, prompt = prompt_of(model.artifact, messages), runtime.prompt(messages)
+        if prompt != expected:
+            fail(f"the prompt is {prompt!r}; the model's template makes {expected!r}")
         answer, pieces = runtime.chat(messages, max_tokens=8), runtime.chat_stream(messages, max_tokens=8)
-        if answer != "".join(pieces) or answer != model.runtime.generate(wanted, max_tokens=8):
+        if answer != "".join(pieces) or answer != model.runtime.generate(expected, max_tokens=8):
             fail(f"the answer is {answer!r}; `chat_stream`, or `generate` with the template's prompt, say otherwise")
         _refused(partial(runtime.chat, []), "no messages", UsageError)
-        if runtime.prompt(PROMPT) != wanted:
-            fail(f"a text alone becomes {runtime.prompt(PROMPT)!r}; as one message of the user it is {wanted!r}")
+        if runtime.prompt(PROMPT) != expected:
+            fail(f"a text alone becomes {runtime.prompt(PROMPT)!r}; as one message of the user it is {expected!r}")
 
 
 @KIT.check
@@ -349,9 +351,9 @@ def check_embedding(subject: RuntimeSubject, profile: Profile) -> None:
             raise NotApplicable("it has no embed")
         one, same, other = (np.asarray(runtime.embed(text)) for text in (PROMPT, PROMPT, "another text"))
         if one.dtype != np.float32 or one.shape != (model.judge.config.width,):
-            fail(f"a vector is {one.dtype} {one.shape}; float32 [{model.judge.config.width}] is wanted")
+            fail(f"a vector is {one.dtype} {one.shape}; float32 [{model.judge.config.width}] is expected")
         if not abs(float(np.linalg.norm(one.astype(np.float64))) - 1) < 1e-4:
-            fail(f"a vector has the length {np.linalg.norm(one)}; 1 is wanted")
+            fail(f"a vector has the length {np.linalg.norm(one)}; 1 is expected")
         if one.tobytes() != same.tobytes() or one.tobytes() == other.tobytes():
             fail("the same text gets another vector, or another text the same")
         _refused(partial(runtime.embed, ""), "an empty text", EdgekitError)
@@ -399,13 +401,18 @@ def check_stop(subject: RuntimeSubject, profile: Profile) -> None:
     """A stop text ends the answer and is no part of it."""
     _text_needs_library()
     with loaded(subject) as model:
-        text = model.runtime.generate(PROMPT, max_tokens=16)
-        if len(text) < 4:
-            raise NotApplicable("this random model says too little to be stopped")
+        text = _text_to_stop(model)
         stop = text[2:4]
-        wanted, found = text[: text.find(stop)], model.runtime.generate(PROMPT, max_tokens=16, stop=(stop,))
-        if found != wanted:
-            fail(f"stopped at {stop!r} it gives {found!r}; {wanted!r} is wanted")
+        expected, stopped = text[: text.find(stop)], model.runtime.generate(PROMPT, max_tokens=16, stop=(stop,))
+        if stopped != expected:
+            fail(f"stopped at {stop!r} it gives {stopped!r}; {expected!r} is expected")
+
+
+def _text_to_stop(model: _Loaded) -> str:
+    text = model.runtime.generate(PROMPT, max_tokens=16)
+    if len(text) < 4:
+        raise NotApplicable("this random model says too little to be stopped")
+    return text
 
 
 @KIT.check
@@ -432,7 +439,7 @@ def check_unknown_options(subject: RuntimeSubject, profile: Profile) -> None:
 
     message = _refused(ask, f"the option {option!r}", UsageError)
     if option not in message:
-        fail(f"the option {option!r}: the error says {message!r}; it has to name the option")
+        fail(f"the option {option!r}: the error says {message!r}; it must name the option")
 
 
 @KIT.check
@@ -440,16 +447,14 @@ def check_stop_alone(subject: RuntimeSubject, profile: Profile) -> None:
     """A stop text may be given alone: ``stop="word"`` ends at the word, not at each of its letters; None is none."""
     _text_needs_library()
     with loaded(subject) as model:
-        text = model.runtime.generate(PROMPT, max_tokens=16)
-        if len(text) < 4:
-            raise NotApplicable("this random model says too little to be stopped")
+        text = _text_to_stop(model)
         # The second does not occur: its letters would end the text, the whole does not.
         for stop in (text[2:4], text[2] + chr(0x10FFFF)):
             alone, listed = (model.runtime.generate(PROMPT, max_tokens=16, stop=s) for s in (stop, [stop]))
             if alone != listed:
                 fail(f"stop={stop!r} gives {alone!r}, stop={[stop]!r} gives {listed!r}; both are one stop text")
-        if (found := model.runtime.generate(PROMPT, max_tokens=16, stop=None)) != text:
-            fail(f"stop=None gives {found!r}; without stop texts it is {text!r}")
+        if (unstopped := model.runtime.generate(PROMPT, max_tokens=16, stop=None)) != text:
+            fail(f"stop=None gives {unstopped!r}; without stop texts it is {text!r}")
 
 
 @KIT.check
@@ -465,14 +470,14 @@ def check_context_overflow(subject: RuntimeSubject, profile: Profile) -> None:
             _refused(generate, "a long prompt", ContextOverflowError)
 
 
-def _refused(ask: Callable[[], Any], what: str, wanted: type[EdgekitError]) -> str:
+def _refused(ask: Callable[[], Any], what: str, expected: type[EdgekitError]) -> str:
     try:
         ask()
-    except wanted as error:
+    except expected as error:
         return str(error)
     except Exception as error:
-        fail(f"{what}: raises {type(error).__name__}: {error}; {wanted.__name__} is wanted")
-    fail(f"{what}: nothing is said; {wanted.__name__} is wanted")
+        fail(f"{what}: raises {type(error).__name__}: {error}; {expected.__name__} is expected")
+    fail(f"{what}: no error is raised; {expected.__name__} is expected")
 
 
 @KIT.check
@@ -481,9 +486,9 @@ def check_any_text(subject: RuntimeSubject, profile: Profile) -> None:
     _text_needs_library()
     with loaded(subject) as model:
         for prompt in ("é", "日本", "👩‍🚀", "\x00\t\n", "<|end|>"):
-            found: Any = model.runtime.generate(prompt, max_tokens=2)
-            if not isinstance(found, str):
-                fail(f"the prompt {prompt!r} gives {type(found).__name__}; text is wanted")
+            generated: Any = model.runtime.generate(prompt, max_tokens=2)
+            if not isinstance(generated, str):
+                fail(f"the prompt {prompt!r} gives {type(generated).__name__}; text is expected")
 
 
 @KIT.check

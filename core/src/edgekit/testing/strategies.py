@@ -32,14 +32,14 @@ _SPECIAL = [0.0, 1.0, -1.0, 0.5, -0.5, 7.0, -8.0, 2.5, 127.0, -0.0, 0.49999997, 
 @st.composite
 def tensors(draw: st.DrawFn, precision: str | Precision = "affine:int4-sym-g32", rows: int = 3) -> F32:
     """Rows [1..rows, blocks] that a precision can hold, float32: drawn from a distribution, or value by value."""
-    found = find_precision(precision)
+    record = find_precision(precision)
     if not draw(st.booleans()):  # the simpler of the two: what shrinks ends here
-        return draw(adversarial_blocks(found))
+        return draw(adversarial_blocks(record))
     label = draw(st.sampled_from(list(_samples.LABELS)))
     seed = draw(st.integers(0, 2**16))
-    shape = (draw(st.integers(1, rows)), draw(_widths(found)))
+    shape = (draw(st.integers(1, rows)), draw(_widths(record)))
     note(f"{label}, seed {seed}, shape {shape}")
-    return _accepted(_samples.draw(label, seed, shape), found)
+    return _accepted(_samples.draw(label, seed, shape), record)
 
 
 def _accepted(x: F32, precision: Precision) -> F32:
@@ -63,13 +63,13 @@ def _widths(precision: Precision) -> st.SearchStrategy[int]:
 @st.composite
 def adversarial_blocks(draw: st.DrawFn, precision: str | Precision) -> F32:
     """One block [1, block] of a few chosen values among many equal ones; shrinks to zeros and one culprit."""
-    found = find_precision(precision)
-    cols = _samples.unit(found)
+    record = find_precision(precision)
+    cols = _samples.unit(record)
     value = st.one_of(st.sampled_from(_SPECIAL), st.floats(-100, 100, width=32))
     x = np.full((1, cols), draw(st.sampled_from([0.0, 1.0, -1.0, 0.02])), np.float32)
     for column, one in draw(st.lists(st.tuples(st.integers(0, cols - 1), value), max_size=8)):
         x[0, column] = one
-    x = _accepted(x, found)
+    x = _accepted(x, record)
     note(f"adversarial block of {cols}: {sorted(set(x[0].tolist()))[:8]}")
     return x
 
@@ -77,15 +77,15 @@ def adversarial_blocks(draw: st.DrawFn, precision: str | Precision) -> F32:
 @st.composite
 def ties(draw: st.DrawFn, precision: str | Precision) -> F32:
     """Rows whose values lie half way between two levels of its grid, or one unit in the last place beside."""
-    found = find_precision(precision)
+    record = find_precision(precision)
     seed = draw(st.integers(0, 2**16))
     label = draw(st.sampled_from([*_samples.KINDS["ties"], "between two levels", "its own grid"]))
     note(f"ties: {label}, seed {seed}")
     if label == "between two levels":
-        return _accepted(_samples.level_midpoints(found, seed, 1), found)
+        return _accepted(_samples.level_midpoints(record, seed, 1), record)
     if label == "its own grid":
-        return _accepted(_samples.own_ties(found, seed, 6), found)
-    return _accepted(_samples.draw(label, seed, (1, _samples.widths(found)[0])), found)
+        return _accepted(_samples.own_ties(record, seed, 6), record)
+    return _accepted(_samples.draw(label, seed, (1, _samples.widths(record)[0])), record)
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""Tokenizers as data: the record, and what reads and writes it."""
+"""Tokenizers as data: the record, its readers and its writer."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@
     special_tokens_map.json    roles (eos_token), additional_special_tokens       without added_tokens_decoder
     tokenizer_config.json      roles, other ``*_token`` keys, extra_special_tokens  always
 
-A token that the vocabulary has keeps the vocabulary's id; a new one gets the next free id, in the order of the ids that
-the files give, then in the order of the roles. A later file's flags (special, lstrip) count.
+A token of the vocabulary keeps its id; a new one gets the next free id, in the order of the ids in the files, then in
+the order of the roles. The flags (special, lstrip) of the last file apply.
 
 Source: transformers 5.23, `PreTrainedTokenizerBase._from_pretrained` and `TokenizersBackend.__init__`; tokenizers 0.22,
 `AddedVocabulary::add_tokens`.
@@ -24,23 +24,23 @@ import attrs
 from edgekit.errors import InvalidFileError
 from edgekit.files.foreign import shown
 
-#: The roles that transformers knows, in its order.
+#: The roles of transformers, in its order.
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 @attrs.frozen
 class AddedToken:
-    """A token that is found in a text as it is, before the text is cut.
+    """A token that is matched in the text before the text is split.
 
     Attributes:
         content: its text.
-        id: as the file says it; None where the file names the token alone.
-        special: whether it stands for something besides its text.
-        lstrip, rstrip: whether it takes the blanks before and after it.
-        single_word: whether it is found as a whole word only.
-        normalized: whether it is looked for in the normalized text.
-        role: whether the file gives it one that transformers knows, as end of the text or padding; it then is special.
+        id: as in the file; None if the file only names the token.
+        special: whether it is a control token and not text.
+        lstrip, rstrip: whether it includes the spaces before and after it.
+        single_word: whether it only matches a whole word.
+        normalized: whether it is matched in the normalized text.
+        role: whether the file gives it a role of transformers, such as end of text or padding; it is special then.
         source: the file, and the key in it, for messages.
     """
 
@@ -56,13 +56,13 @@ class AddedToken:
 
     @classmethod
     def of(cls, entry: Any, source: str, number: int | None = None, special: bool | None = None) -> AddedToken | None:
-        """The token of an entry, a text or an object with ``content``; None where it is neither.
+        """Return the token of an entry: a text, or an object with ``content``; None for anything else.
 
         Args:
             entry: from the file.
             source: see the class.
             number: its id.
-            special: what counts instead of the entry's own flag.
+            special: overrides the entry's flag.
         """
         content = entry.get("content") if isinstance(entry, Mapping) else entry
         if not isinstance(content, str) or not content:
@@ -74,30 +74,30 @@ class AddedToken:
         return cls(content, number, source=source, **flags)
 
     def to_json(self) -> dict[str, Any]:
-        """The entry of a tokenizer.json."""
+        """Return the entry for a tokenizer.json."""
         return {"id": self.id, "content": self.content, **{flag: getattr(self, flag) for flag in _FLAGS}}
 
 
 def merge(
     vocabulary: Mapping[str, int],
-    own: Iterable[AddedToken],
+    first: Iterable[AddedToken],
     named: Iterable[AddedToken],
     where: str,
     source: str = "tokenizer.json",
 ) -> dict[int, AddedToken]:
-    """The added tokens of all files by id.
+    """Return the added tokens of all files by id.
 
     Args:
-        vocabulary: the model's own tokens and ids.
-        own: added tokens of the file that holds the vocabulary, each with its id.
-        named: those of the other files: first those with ids, then the roles.
+        vocabulary: the model's tokens and ids.
+        first: added tokens of the file that holds the vocabulary, each with its id.
+        named: tokens of the other files: those with ids first, then the roles.
         where: the directory, for messages.
         source: the file that holds the vocabulary, for messages.
 
     Raises:
-        InvalidFileError: two files give one token two ids, or one id two tokens; shows both.
+        InvalidFileError: two files give a token different ids, or an id different tokens; names both.
     """
-    merged = {token.id: token for token in own if token.id is not None}
+    merged = {token.id: token for token in first if token.id is not None}
     declared: set[int] = set()
     ids = dict(vocabulary) | {token.content: number for number, token in merged.items()}
     owners = {number: content for content, number in ids.items()}
@@ -110,7 +110,7 @@ def merge(
             ids[token.content], owners[known] = known, token.content
         if token.id is not None:
             declared.add(known)
-        elif known in merged:  # a role alone: what was said of the token stays
+        elif known in merged:  # only a role: the token's flags are kept
             token = attrs.evolve(merged[known], special=True) if token.role and known in declared else merged[known]
         merged[known] = attrs.evolve(token, id=known)
     return dict(sorted(merged.items()))
@@ -124,7 +124,7 @@ def _refuse_contradictions(token: AddedToken, known: int | None, owner: str | No
 
 
 def contradiction(where: str, first: tuple[str, object, str], second: tuple[object, str]) -> InvalidFileError:
-    """The error for two files of which only one can be right."""
+    """Return the error for two files that contradict each other."""
     what, one, source = first
     other, other_source = second
     return InvalidFileError(

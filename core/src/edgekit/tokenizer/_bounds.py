@@ -1,8 +1,8 @@
-"""How many bytes of a text one token can stand for at most, so that a text's length says how many it has at least.
+"""The largest number of bytes of a text that one token covers, from which follows the smallest number of tokens.
 
-The longest token is not all: a normalizer may shorten a text, some added tokens take the blanks beside them, bytes that
-a vocabulary does not have are left out (SmolLM2's has no U+0004), and SentencePiece without all bytes makes one unknown
-token of what it does not know, however long it is.
+The longest token is not enough: a normalizer may shorten a text, some added tokens include the spaces beside them,
+bytes that a vocabulary lacks are left out (SmolLM2's has no U+0004), and SentencePiece without all bytes makes one
+unknown token of unknown text of any length.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any
 
 from edgekit.tokenizer._vocabulary import TokenType, Vocabulary, byte_alphabet, byte_tokens
 
-#: By how much a normalizer shortens UTF-8 at most. NFC: three Hangul letters of three bytes each become one of three
-#: bytes, and the Kelvin sign of three bytes a K. The others write more bytes, or as many.
+#: The largest factor by which a normalizer shortens UTF-8. NFC: three Hangul letters of three bytes each become one of
+#: three bytes, and the Kelvin sign of three bytes a K. The others never shorten it.
 _SHORTENS = {"NFC": 3.0, "NFD": 3.0, "Prepend": 1.0, "Replace": 1.0, "Sequence": 1.0}
-#: What cuts a text in words and keeps all of it.
+#: Pre-tokenizers that split a text into words and keep all of it.
 _CUTS = ("ByteLevel", "Metaspace", "Split", "Digits", "Punctuation", "Sequence")
 
 
 def most_bytes(tokenizer: Vocabulary, library: Any) -> float:
-    """Bytes of a text that one token stands for at most; infinity where the tokenizer may leave out any number.
+    """Return the largest number of bytes that one token covers; infinity if the tokenizer may drop any number.
 
     Args:
-        tokenizer: whose vocabulary counts.
-        library: the same tokenizer as the `tokenizers` library has it.
+        tokenizer: with the vocabulary.
+        library: the same tokenizer of the `tokenizers` library.
     """
     if tokenizer.kind == "spm" and lost_bytes(tokenizer):
         return math.inf
@@ -38,46 +38,46 @@ def most_bytes(tokenizer: Vocabulary, library: Any) -> float:
     return shortens * max(len(_written(tokenizer, number)) for number in range(len(tokenizer.tokens)))
 
 
-#: Characters of a beginning for each token that there may be: texts have 3 to 5, runs of blanks more.
+#: Characters of a prefix for each token: texts have 3 to 5, runs of spaces more.
 _BEGINNING = 12
-#: Tokens that an end may change in front of the last word: digits are grouped from the right by some expressions.
+#: Tokens before the last word that the end of a prefix may change: some expressions group digits from the right.
 _UNSURE = 8
 
 
 def least_of_beginning(text: str, enough: int, library: Any) -> int:
-    """Tokens of a text's beginning that are also the whole text's; 0 where the text is not much longer than that.
+    """Return how many tokens of a text's prefix are tokens of the whole text; 0 if the text is hardly longer.
 
-    A pre-tokenizer cuts from left to right, so that all words but the last are words of the whole text as well.
+    A pre-tokenizer splits from left to right, so all words of a prefix but the last are words of the whole text.
 
     Args:
-        text: whose words count.
-        enough: as many are of interest.
+        text: the whole text.
+        enough: number of tokens at which counting may stop.
         library: the tokenizer, whose pre-tokenizer makes words.
     """
     length = _BEGINNING * (enough + _UNSURE)
     if len(text) <= 2 * length:
         return 0
-    (found,) = library.encode_batch([text[:length]], add_special_tokens=False)
-    words: list[int | None] = found.word_ids
+    (encoding,) = library.encode_batch([text[:length]], add_special_tokens=False)
+    words: list[int | None] = encoding.word_ids
     return max(0, sum(word != words[-1] for word in words) - _UNSURE)
 
 
 def lost_bytes(tokenizer: Vocabulary) -> bytes:
-    """The bytes that a vocabulary has no token for; byte-level BPE leaves them out of a text, one by one."""
-    own = set(tokenizer.tokens)
+    """Return the bytes for which a vocabulary has no token; byte-level BPE drops them from a text."""
+    tokens = set(tokenizer.tokens)
     if tokenizer.kind == "bpe":
-        return bytes(byte for token, byte in byte_alphabet().items() if token not in own)
-    return b"".join(byte for token, byte in byte_tokens().items() if token not in own)
+        return bytes(byte for token, byte in byte_alphabet().items() if token not in tokens)
+    return b"".join(byte for token, byte in byte_tokens().items() if token not in tokens)
 
 
 def _written(tokenizer: Vocabulary, number: int) -> bytes:
-    """What stands in a text for a token."""
+    """Return the text that a token covers."""
     added = tokenizer.types[number] in (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
     return tokenizer.tokens[number].encode("utf-8", "replace") if added else tokenizer.piece(number) or b"?"
 
 
 def _steps(component: Any) -> Iterator[Mapping[str, Any]]:
-    """A component of the library and the steps of which it is made, each as in a tokenizer.json."""
+    """Yield a component of the library and its steps, each as in a tokenizer.json."""
     if component is None:
         return
     left = [json.loads(component.__getstate__())]

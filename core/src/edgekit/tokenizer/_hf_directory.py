@@ -1,12 +1,12 @@
-"""The tokenizer of a Hugging Face directory, from whichever of its files says most.
+"""The tokenizer of a Hugging Face directory, from the most complete of its files.
 
-    tokenizer.json                 everything; scores come from tokenizer.model, or from the order of the merges
+    tokenizer.json                 complete; scores come from tokenizer.model, or from the order of the merges
     tokenizer.model                SentencePiece, with added_tokens.json and tokenizer_config.json beside it
-    vocab.json and merges.txt      byte-level BPE; tokenizer_config.json names the class, which decides the words
+    vocab.json and merges.txt      byte-level BPE; tokenizer_config.json names the class and so the pre-tokenizer
 
 Special tokens are named in tokenizer_config.json, special_tokens_map.json, or by id in config.json; tokens that these
-files or added_tokens.json name are added (`edgekit.tokenizer._added_tokens`). Every end token counts that
-generation_config.json or config.json names.
+files or added_tokens.json name are added (`edgekit.tokenizer._added_tokens`). All end tokens of
+generation_config.json and config.json are used.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from edgekit.tokenizer._record import Tokenizer
 from edgekit.tokenizer._sentencepiece import SentencePiece
 from edgekit.tokenizer._vocabulary import SPACE, TokenType, byte_tokens
 
-#: How many ids may be without a token: files that say more are not believed.
+#: Largest number of ids without a token; files with more are refused.
 _HOLES = 1 << 16
-#: What other tokenizers leave in a directory.
+#: Files of unsupported tokenizers.
 _OTHERS = ("vocab.txt", "spiece.model", "tekken.json", "tokenizer.model.v3", "sentencepiece.bpe.model")
 _CLASSES = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2", "CodeGenTokenizer": "gpt-2"}
 
 
 def from_hf_directory(directory: Path) -> Tokenizer | None:
-    """The tokenizer of a Hugging Face directory: SentencePiece or byte-level BPE; None where there is none.
+    """Return the tokenizer of a Hugging Face directory, SentencePiece or byte-level BPE; None if there is none.
 
     Raises:
-        UnsupportedModelError: another kind of tokenizer (WordPiece, Unigram), or one in a file that is not read.
-        InvalidFileError: a file that is corrupt, too large, or a link that leads out of the directory.
+        UnsupportedModelError: another kind of tokenizer (WordPiece, Unigram), or a file that is not supported.
+        InvalidFileError: a file is malformed, too large, or a link to a place outside the directory.
     """
     files = Files.of(Path(directory))
     parsed = files.tokenizer_json()
@@ -65,8 +65,8 @@ def _from_json(files: Files, text: str, parsed: dict[str, Any]) -> Tokenizer:
     path, model = files.directory / "tokenizer.json", parsed["model"]
     kind = _kind(parsed, path)
     words = _vocabulary(model.get("vocab"), path)
-    own = _added(parsed.get("added_tokens"), path)
-    added = merge({token: n for n, token in words.items()}, own, files.named_tokens(), str(files.directory))
+    entries = _added(parsed.get("added_tokens"), path)
+    added = merge({token: n for n, token in words.items()}, entries, files.named_tokens(), str(files.directory))
     tokens, types = _list(words | {number: token.content for number, token in added.items()}, path)
     ids = {token: number for number, token in enumerate(tokens)}
     _mark(types, tokens, added, model, kind)
@@ -88,8 +88,9 @@ def _from_json(files: Files, text: str, parsed: dict[str, Any]) -> Tokenizer:
         add_space_prefix=kind == "spm" and _prepends(parsed),
         chat_template=template,
         chat_templates=templates,
-        json=text if list(added.values()) == sorted(own, key=_by_id) else _with_added(parsed, added.values()),
-        merged=len(added.keys() - words.keys() - {token.id for token in own}),
+        json=text if list(added.values()) == sorted(entries, key=_by_id) else _with_added(parsed, added.values()),
+        merged=len(added.keys() - words.keys() - {token.id for token in entries}),
+        remarks=tuple(files.invalid_ends(len(tokens))),
     )
 
 
@@ -98,7 +99,7 @@ def _by_id(token: AddedToken) -> int:
 
 
 def _with_added(parsed: dict[str, Any], added: Iterable[AddedToken]) -> str:
-    """The text of the tokenizer.json with all added tokens."""
+    """Return the text of the tokenizer.json with all added tokens."""
     return json.dumps(parsed | {"added_tokens": [token.to_json() for token in added]}, ensure_ascii=False)
 
 
@@ -116,12 +117,12 @@ def _kind(parsed: Mapping[str, Any], path: Path) -> Literal["spm", "bpe"]:
             return "spm"
         name = "BPE over characters"
     raise UnsupportedModelError(
-        f"{path}: its model is {name}; edgekit knows byte-level BPE, and SentencePiece's BPE with bytes as fallback"
+        f"{path}: its model is {name}; edgekit supports byte-level BPE, and SentencePiece's BPE with bytes as fallback"
     )
 
 
 def _steps(parsed: Mapping[str, Any], component: str, kind: str) -> list[Mapping[str, Any]]:
-    """The steps of that type in a component, which is one step or a sequence."""
+    """Return the steps of a type in a component, which is one step or a sequence."""
     top = parsed.get(component)
     if not isinstance(top, dict):
         return []
@@ -148,7 +149,7 @@ def _pre(parsed: Mapping[str, Any], model: Mapping[str, Any]) -> str:
 
 def _vocabulary(vocab: Any, path: Path) -> dict[int, str]:
     if not (isinstance(vocab, dict) and vocab):
-        raise InvalidFileError(f"{path}: its vocabulary is no mapping of tokens to ids; fetch it again")
+        raise InvalidFileError(f"{path}: its vocabulary is not a mapping of tokens to ids; fetch it again")
     words = {checked_id(number, path): token for token, number in vocab.items()}
     if len(words) < len(vocab):
         raise InvalidFileError(f"{path}: two tokens share an id; fetch it again")
@@ -157,12 +158,12 @@ def _vocabulary(vocab: Any, path: Path) -> dict[int, str]:
 
 def _added(entries: Any, path: Path) -> list[AddedToken]:
     if not (isinstance(entries, list | None) and all(isinstance(e, dict) for e in entries or ())):
-        raise InvalidFileError(f"{path}: added_tokens is no list of objects; fetch it again")
+        raise InvalidFileError(f"{path}: added_tokens is not a list of objects; fetch it again")
     return [added_token(entry, checked_id(entry.get("id"), path), path, path.name) for entry in entries or ()]
 
 
 def _list(words: Mapping[int, str], path: Path) -> tuple[list[str], list[TokenType]]:
-    """Tokens and types by id; ids without a token are filled with unused ones."""
+    """Return tokens and types by id; ids without a token get unused ones."""
     count = max(words) + 1
     if count - len(words) > _HOLES:
         raise InvalidFileError(f"{path}: {len(words)} tokens have ids up to {count - 1}; fetch it again")
@@ -177,7 +178,7 @@ def _mark(
     model: Mapping[str, Any],
     kind: str,
 ) -> None:
-    """Say which tokens are bytes, added, or unknown."""
+    """Set the types of bytes, added tokens and the unknown token."""
     if kind == "spm":
         _mark_bytes(types, tokens)
     for number, token in added.items():
@@ -198,18 +199,18 @@ def _mark_bytes(types: list[TokenType], tokens: list[str]) -> None:
 
 
 def _merges(merges: Any, path: Path) -> list[tuple[str, str]]:
-    """Pairs, from ``["left right"]`` or ``[["left", "right"]]``."""
+    """Return pairs from ``["left right"]`` or ``[["left", "right"]]``."""
     pairs = [
         tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) if isinstance(merge, list) else ()
         for merge in (merges if isinstance(merges, list) else [None])
     ]
     if not all(len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs):
-        raise InvalidFileError(f"{path}: its merges are no list of pairs; fetch it again")
+        raise InvalidFileError(f"{path}: its merges are not a list of pairs; fetch it again")
     return pairs  # type: ignore[return-value]
 
 
 def _template(processor: Any) -> tuple[str | None, str | None]:
-    """The special tokens that a post-processor puts before and after a single text."""
+    """Return the special tokens that a post-processor adds before and after a single text."""
     for step in _steps({"post_processor": processor}, "post_processor", "TemplateProcessing"):
         single = step.get("single")
         pieces = (
@@ -228,15 +229,15 @@ def _special(pieces: list[tuple[str, Any]], which: int) -> str | None:
 
 
 def _scores(files: Files, tokens: list[str], merges: Iterable[tuple[str, str]]) -> tuple[float, ...]:
-    """Scores of tokenizer.model where it has the same pieces; else a piece scores by its first merge."""
+    """Return the scores of tokenizer.model if it has the same pieces; else the rank of each piece's first merge."""
     model = files.sentencepiece()
     if model is not None and [piece for piece, _, _ in model.pieces] == tokens[: len(model.pieces)]:
-        own = [score for _, score, _ in model.pieces]
-        return (*own, *(0.0 for _ in tokens[len(own) :]))
+        scores = [score for _, score, _ in model.pieces]
+        return (*scores, *(0.0 for _ in tokens[len(scores) :]))
     ranks: dict[str, int] = {}
     for left, right in merges:
         ranks.setdefault(left + right, len(ranks))
-    # Single characters are never the result of a merge; their scores order nothing.
+    # Single characters are never the result of a merge; their scores have no effect.
     return tuple(-float(ranks.get(token, len(ranks))) for token in tokens)
 
 
@@ -247,18 +248,20 @@ def _from_sentencepiece(files: Files, model: SentencePiece) -> Tokenizer:
     path = files.directory / "tokenizer.model"
     if model.model_type != _sentencepiece.BPE or model.charsmap:
         kind = "normalizes texts by a table" if model.charsmap else f"is of type {model.model_type}, not BPE (2)"
-        raise UnsupportedModelError(f"{path}: this SentencePiece model {kind}; edgekit knows BPE without such a table")
+        raise UnsupportedModelError(
+            f"{path}: this SentencePiece model {kind}; edgekit supports BPE without such a table"
+        )
     pieces = {number: piece for number, (piece, _, _) in enumerate(model.pieces)}
     named = files.named_tokens()
-    _rename(pieces, model, named, files.directory)
+    renamed = _rename(pieces, model, named, files.directory)
     added = _beside({token: number for number, token in pieces.items()}, named, files.directory, path.name)
     tokens, types = _list(pieces | {number: token.content for number, token in added.items()}, path)
     types[: len(pieces)] = [TokenType(kind) for _, _, kind in model.pieces]
     for number, token in added.items():
         if types[number] is not TokenType.UNKNOWN:
             types[number] = _type(token)
-    own = {"bos": model.bos, "eos": model.eos, "unk": model.unk, "pad": model.pad}
-    special = files.special_ids({token: number for number, token in enumerate(tokens)}, len(tokens), own)
+    ids_of_roles = {"bos": model.bos, "eos": model.eos, "unk": model.unk, "pad": model.pad}
+    special = files.special_ids({token: number for number, token in enumerate(tokens)}, len(tokens), ids_of_roles)
     template, templates = files.chat_templates()
     return Tokenizer(
         "spm",
@@ -273,34 +276,52 @@ def _from_sentencepiece(files: Files, model: SentencePiece) -> Tokenizer:
         chat_template=template,
         chat_templates=templates,
         merged=len(added.keys() - pieces.keys()),
+        remarks=(*renamed, *files.invalid_ends(len(tokens))),
     )
 
 
-#: How vocabularies call the pieces that they keep for later.
+#: Renamed pieces that a remark shows.
+_NAMED = 3
+#: Names of reserved pieces in vocabularies.
 _PLACEHOLDER = re.compile(r"[<\[].*[>\]]")
 
 
-def _rename(pieces: dict[int, str], model: SentencePiece, named: Iterable[AddedToken], directory: Path) -> None:
-    """Give placeholders (``<unused0>``) the names that other files give their ids, as fine-tuned models have them.
+def _rename(pieces: dict[int, str], model: SentencePiece, named: Iterable[AddedToken], directory: Path) -> list[str]:
+    """Rename reserved pieces (``<unused0>``) to the tokens that other files assign to their ids.
+
+    transformers 5 appends such tokens to the vocabulary instead when it makes a LlamaTokenizer or a GemmaTokenizer of
+    tokenizer.model, so that its ids lie beyond the model's rows; with a PreTrainedTokenizerFast it keeps the ids.
+
+    Returns:
+        A remark, if any was renamed.
 
     Raises:
-        InvalidFileError: a file gives another name to a piece of text.
+        InvalidFileError: a file assigns another token to the id of a text piece.
     """
     known = set(pieces.values())
+    renamed: list[str] = []
     for token in named:
         if token.id not in pieces or pieces[token.id] == token.content or token.content in known:
             continue
         piece, kind = pieces[token.id], TokenType(model.pieces[token.id][2])
         if kind is TokenType.BYTE or (kind is TokenType.NORMAL and not _PLACEHOLDER.fullmatch(piece)):
-            told = (f"id {token.id} is", shown(piece), "tokenizer.model")
-            raise contradiction(str(directory), told, (shown(token.content), token.source))
+            first = (f"id {token.id} is", shown(piece), "tokenizer.model")
+            raise contradiction(str(directory), first, (shown(token.content), token.source))
+        renamed.append(f"{shown(piece)} is {shown(token.content)}")
         pieces[token.id] = token.content
+    if not renamed:
+        return []
+    more = f" and {len(renamed) - _NAMED} more" if len(renamed) > _NAMED else ""
+    return [
+        f"tokens that tokenizer.model keeps for later have the names of tokenizer_config.json or added_tokens.json "
+        f"({', '.join(renamed[:_NAMED])}{more}); transformers may number such tokens anew, beyond the model's rows"
+    ]
 
 
 def _beside(ids: Mapping[str, int], named: list[AddedToken], directory: Path, source: str) -> dict[int, AddedToken]:
-    """The added tokens of a vocabulary without a tokenizer.json, whose files say each id as it is."""
-    own = [token for token in named if token.id is not None and token.content not in ids]
-    return merge(ids, own, named, str(directory), source)
+    """Return the added tokens of a vocabulary without a tokenizer.json, whose files state every id."""
+    added = [token for token in named if token.id is not None and token.content not in ids]
+    return merge(ids, added, named, str(directory), source)
 
 
 def _from_vocab(files: Files) -> Tokenizer:
@@ -309,7 +330,7 @@ def _from_vocab(files: Files) -> Tokenizer:
     if pre is None:
         named = shown(files.config.get("tokenizer_class"))
         raise UnsupportedModelError(
-            f"{path}: tokenizer_config.json names the class {named}; edgekit knows "
+            f"{path}: tokenizer_config.json names the class {named}; edgekit supports "
             f"{', '.join(_CLASSES)} without a tokenizer.json; save it with transformers' AutoTokenizer to get one"
         )
     words = _vocabulary(read_object(files.directory, "vocab.json", TOKENIZER_LIMIT), path)
@@ -332,6 +353,7 @@ def _from_vocab(files: Files) -> Tokenizer:
         chat_template=template,
         chat_templates=templates,
         merged=len(added.keys() - words.keys()),
+        remarks=tuple(files.invalid_ends(len(tokens))),
     )
 
 

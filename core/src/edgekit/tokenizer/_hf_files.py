@@ -15,19 +15,19 @@ from edgekit.tokenizer._added_tokens import ROLES, AddedToken, contradiction
 from edgekit.tokenizer._sentencepiece import SentencePiece
 from edgekit.tokenizer._vocabulary import TokenType
 
-#: A tokenizer.json of 256,000 tokens has 34 MiB.
+#: Largest size in bytes; a tokenizer.json of 256,000 tokens has 34 MiB.
 TOKENIZER_LIMIT = 256 << 20
-#: The largest id: larger ones are refused.
+#: Largest id that is accepted.
 LARGEST_ID = 1 << 22
-#: Where transformers 5 keeps the templates besides the default one: a file a template.
+#: Directory of the templates besides the default one in transformers 5, one file each.
 TEMPLATES = "additional_chat_templates"
-#: Templates that are read: a few names, not a directory of anything.
+#: Largest number of templates.
 _MOST_TEMPLATES = 64
 
 
 @attrs.frozen
 class Files:
-    """The files of a directory that are read whatever the tokenizer's kind."""
+    """The files of a directory that all kinds of tokenizers have in common."""
 
     directory: Path
     config: Mapping[str, Any]
@@ -37,12 +37,12 @@ class Files:
 
     @classmethod
     def of(cls, directory: Path) -> Files:
-        """Read the files of a directory."""
+        """Return the parsed files of a directory."""
         names = ("tokenizer_config.json", "special_tokens_map.json", "config.json", "generation_config.json")
         return cls(directory, *(read_object(directory, name, TOKENIZER_LIMIT) or {} for name in names))
 
     def tokenizer_json(self) -> tuple[str, dict[str, Any]] | None:
-        """The text of tokenizer.json, and what it says."""
+        """Return the text of tokenizer.json and its parsed content."""
         content = read_bytes(self.directory, "tokenizer.json", TOKENIZER_LIMIT)
         if content is None:
             return None
@@ -53,15 +53,15 @@ class Files:
         return content.decode("utf-8"), parsed
 
     def sentencepiece(self) -> SentencePiece | None:
-        """The content of tokenizer.model, if it exists."""
+        """Return the content of tokenizer.model; None if it does not exist."""
         content = read_bytes(self.directory, "tokenizer.model", TOKENIZER_LIMIT)
         return None if content is None else _sentencepiece.parse(content, self.directory / "tokenizer.model")
 
     def named_tokens(self) -> list[AddedToken]:
-        """The tokens that the files name, in the order in which transformers adds them.
+        """Return the tokens that the files name, in the order in which transformers adds them.
 
         Raises:
-            InvalidFileError: entries that are no tokens, or two that contradict each other.
+            InvalidFileError: an entry is not a token, or two contradict each other.
         """
         declared = {token.id: token for token in self._added_tokens_json()}
         decoder = {token.id: token for token in self._decoder()}
@@ -73,7 +73,7 @@ class Files:
         path = self.directory / "tokenizer_config.json"
         decoder = self.config.get("added_tokens_decoder") or {}
         if not isinstance(decoder, dict):
-            raise InvalidFileError(f"{path}: added_tokens_decoder is no object; fetch it again")
+            raise InvalidFileError(f"{path}: added_tokens_decoder is not an object; fetch it again")
         for key, entry in decoder.items():
             number = checked_id(int(key) if key.isascii() and key.isdigit() and len(key) < 10 else key, path)
             yield added_token(entry, number, path, "tokenizer_config.json's added_tokens_decoder")
@@ -86,7 +86,7 @@ class Files:
             yield AddedToken(token, checked_id(number, path), special=known, normalized=not known, source=path.name)
 
     def _roles(self) -> Iterator[AddedToken]:
-        """The tokens that the files give a role."""
+        """Return the tokens to which the files give a role."""
         others = [key for key in self.config if key.endswith("_token") and key not in ROLES]
         for role in (*ROLES, *others):
             token = AddedToken.of(self._entry(role), "tokenizer_config.json", special=True)
@@ -98,48 +98,50 @@ class Files:
                 yield token
 
     def _entry(self, role: str) -> Any:
-        """What says which token plays a role: special_tokens_map.json only counts without added_tokens_decoder."""
+        """Return the entry of a role; special_tokens_map.json is ignored if there is an added_tokens_decoder."""
         sources = [self.config, self.special]
         if "added_tokens_decoder" not in self.config:
             sources.reverse()
         return next((source[role] for source in sources if source.get(role)), None)
 
     def _extra(self) -> list[Any]:
-        found: list[Any] = []
+        tokens: list[Any] = []
         for source in (self.config,) if "added_tokens_decoder" in self.config else (self.config, self.special):
             for key in ("extra_special_tokens", "additional_special_tokens"):
                 entries = source.get(key)
-                found += entries.values() if isinstance(entries, dict) else entries if isinstance(entries, list) else []
-        return found
+                tokens += (
+                    entries.values() if isinstance(entries, dict) else entries if isinstance(entries, list) else []
+                )
+        return tokens
 
     def name(self, role: str) -> str | None:
-        """The token that plays a role (``bos_token``)."""
+        """Return the token with a role (``bos_token``); None if there is none."""
         token = AddedToken.of(self._entry(role), "tokenizer_config.json")
         return None if token is None else token.content
 
     def special_ids(self, ids: Mapping[str, int], count: int, fallback: Mapping[str, int | None]) -> dict[str, Any]:
-        """Ids of the special tokens: by name, else by number in config.json, else as the vocabulary has them."""
-        found: dict[str, int | None] = {}
+        """Return the ids of the special tokens: by name, else by number in config.json, else from the vocabulary."""
+        by_role: dict[str, int | None] = {}
         for role in ("bos", "eos", "unk", "pad"):
             name = self.name(f"{role}_token")
             numbers = self._numbers(f"{role}_token_id", count)
             if name is not None and name in ids:
-                found[role] = ids[name]
+                by_role[role] = ids[name]
             elif f"{role}_token" not in self.config and numbers:
-                found[role] = numbers[0]
+                by_role[role] = numbers[0]
             else:
-                found[role] = fallback.get(role)
-        return found
+                by_role[role] = fallback.get(role)
+        return by_role
 
     def _numbers(self, key: str, count: int) -> list[int]:
-        """Ids within the vocabulary that config.json gives for a key."""
+        """Return the ids within the vocabulary that config.json states for a key."""
         sections = (self.model_config, self.model_config.get("text_config"))
         return next((n for s in sections if isinstance(s, dict) and (n := _ids(s.get(key), count))), [])
 
     def ends(self, types: Sequence[TokenType], eos: int | None) -> tuple[int, ...]:
-        """Every id but EOS that generation_config.json and config.json call an end of the text.
+        """Return every id except EOS that generation_config.json and config.json list as an end of text.
 
-        Where generation_config.json has some, config.json's may be a library's default: a piece of text is none.
+        If generation_config.json has some, config.json's may be a library's default; text pieces are then ignored.
         """
         generation = _ids(self.generation.get("eos_token_id"), len(types))
         config = self._numbers("eos_token_id", len(types))
@@ -147,32 +149,47 @@ class Files:
             config = [number for number in config if types[number] in (TokenType.CONTROL, TokenType.USER_DEFINED)]
         return tuple(number for number in dict.fromkeys(generation + config) if number != eos)
 
+    def invalid_ends(self, count: int) -> Iterator[str]:
+        """Yield a sentence for each end token of generation_config.json and config.json that does not exist."""
+        text = self.model_config.get("text_config")
+        sections = {
+            "generation_config.json": self.generation,
+            "config.json": self.model_config,
+            "config.json's text_config": text if isinstance(text, dict) else {},
+        }
+        for where, section in sections.items():
+            given = section.get("eos_token_id")
+            listed = given if isinstance(given, list) else [] if given is None else [given]
+            for value in listed:
+                if not _ids(value, count):
+                    yield f"{where}: the end token {shown(value)} is left out, as no token of the {count} has that id"
+
     def flag(self, key: str, default: bool) -> bool:
-        """A flag of tokenizer_config.json."""
+        """Return a flag of tokenizer_config.json."""
         value = self.config.get(key)
         return value if isinstance(value, bool) else default
 
     def chat_templates(self) -> tuple[str | None, dict[str, str]]:
-        """The default template (Jinja source), and the others by name, from the newest place that holds any.
+        """Return the default template (Jinja source), and the others by name, from the newest location that has any.
 
         Raises:
-            InvalidFileError: a template's file that is too large, no UTF-8, or a link that leads out of the directory.
+            InvalidFileError: a template's file is too large, not UTF-8, or a link to a place outside the directory.
         """
-        found = self._template_files()
+        templates = self._template_files()
         for source in (self.config, read_object(self.directory, "chat_template.json", TOKENIZER_LIMIT) or {}):
-            found = found or _named(source.get("chat_template"))
-        return found.pop("default", None), found
+            templates = templates or _named(source.get("chat_template"))
+        return templates.pop("default", None), templates
 
     def _template_files(self) -> dict[str, str]:
-        found: dict[str, str] = {}
+        templates: dict[str, str] = {}
         content = read_bytes(self.directory, "chat_template.jinja", TOKENIZER_LIMIT)
         if content is not None:
-            found["default"] = _template(content, self.directory / "chat_template.jinja")
+            templates["default"] = _template(content, self.directory / "chat_template.jinja")
         for path in template_files(self.directory):
             content = read_bytes(path.parent, path.name, TOKENIZER_LIMIT)
-            assert content is not None  # it was listed
-            found[path.stem] = _template(content, path)
-        return found
+            assert content is not None  # it was listed, so it exists
+            templates[path.stem] = _template(content, path)
+        return templates
 
 
 def _template(content: bytes, path: Path) -> str:
@@ -183,22 +200,22 @@ def _template(content: bytes, path: Path) -> str:
 
 
 def template_files(directory: Path) -> tuple[Path, ...]:
-    """The files of the templates besides the default one.
+    """Return the files of the templates besides the default one.
 
     Raises:
-        InvalidFileError: more than a model has, or a directory that is a link to somewhere else.
+        InvalidFileError: there are too many, or the directory is a link to a place outside.
     """
     folder = directory / TEMPLATES
-    found = sorted(folder.glob("*.jinja"))
-    if len(found) > _MOST_TEMPLATES:
-        raise InvalidFileError(f"{folder}: holds {len(found)} templates; a model has at most {_MOST_TEMPLATES}")
-    if found and folder.is_symlink():
+    templates = sorted(folder.glob("*.jinja"))
+    if len(templates) > _MOST_TEMPLATES:
+        raise InvalidFileError(f"{folder}: holds {len(templates)} templates; a model has at most {_MOST_TEMPLATES}")
+    if templates and folder.is_symlink():
         raise InvalidFileError(f"{folder}: the link leads out of the directory; put the templates themselves here")
-    return tuple(path for path in found if path.is_file())
+    return tuple(path for path in templates if path.is_file())
 
 
 def _named(template: Any) -> dict[str, str]:
-    """Templates by name, from one source or ``[{"name": …, "template": …}]``."""
+    """Return templates by name, from one source or ``[{"name": …, "template": …}]``."""
     if isinstance(template, str):
         return {"default": template}
     entries = template if isinstance(template, list) else ()
@@ -211,18 +228,18 @@ def _ids(value: Any, count: int) -> list[int]:
 
 
 def checked_id(number: Any, path: Path) -> int:
-    """A token id from a file.
+    """Return a token id from a file.
 
     Raises:
-        InvalidFileError: it is none.
+        InvalidFileError: the value is not a token id.
     """
     if not (type(number) is int and 0 <= number <= LARGEST_ID):
-        raise InvalidFileError(f"{path}: {shown(number)} is no token id; fetch it again")
+        raise InvalidFileError(f"{path}: {shown(number)} is not a token id; fetch it again")
     return number
 
 
 def added_token(entry: Any, number: int, path: Path, source: str) -> AddedToken:
-    """The added token of an object in a file.
+    """Return the added token of an object in a file.
 
     Raises:
         InvalidFileError: it has no content.
@@ -234,17 +251,17 @@ def added_token(entry: Any, number: int, path: Path, source: str) -> AddedToken:
 
 
 def _refuse_contradictions(directory: Path, first: Any, second: Any) -> None:
-    """Refuse one token with two ids, and one id with two tokens, in two files."""
+    """Raise if two files give a token different ids, or an id different tokens."""
     contents, ids = {token.content: token for token in first}, {token.id: token for token in first}
     for token in second:
         other = contents.get(token.content, token)
         if other.id != token.id:
-            told = (f"token {shown(token.content)} is", other.id, other.source)
-            raise contradiction(str(directory), told, (token.id, token.source))
+            claim = (f"token {shown(token.content)} is", other.id, other.source)
+            raise contradiction(str(directory), claim, (token.id, token.source))
         other = ids.get(token.id, token)
         if other.content != token.content:
-            told = (f"id {token.id} is", shown(other.content), other.source)
-            raise contradiction(str(directory), told, (shown(token.content), token.source))
+            claim = (f"id {token.id} is", shown(other.content), other.source)
+            raise contradiction(str(directory), claim, (shown(token.content), token.source))
 
 
 __all__ = ["LARGEST_ID", "TEMPLATES", "TOKENIZER_LIMIT", "Files", "added_token", "checked_id", "template_files"]

@@ -1,4 +1,4 @@
-"""Tokenizers as data, the same for every file format; the `tokenizers` library cuts texts."""
+"""The tokenizer record, the same for every file format; the `tokenizers` library encodes texts."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from edgekit.tokenizer._text import Detokenizer
 from edgekit.tokenizer._tokenizer_json import build
 from edgekit.tokenizer._vocabulary import Vocabulary
 
-#: Characters from which on a text is cut without the interpreter's lock: it takes more than some milliseconds.
+#: Characters from which a text is encoded without the interpreter's lock, since that takes several milliseconds.
 _LONG = 16_384
 
 
 @attrs.frozen(eq=False)
 class Tokenizer(Vocabulary):
-    """A vocabulary that cuts texts and decodes ids; the fields are `Vocabulary`'s."""
+    """A vocabulary that encodes texts and decodes ids; the fields are those of `Vocabulary`."""
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
-        """Cut a text into token ids; special tokens in the text (``</s>``) are recognised.
+        """Encode a text to token ids; special tokens in the text (``</s>``) are recognised.
 
         Args:
             text: any Unicode text.
-            add_special: whether to put BOS before and EOS after it, where `add_bos` and `add_eos` say so.
+            add_special: whether to add BOS and EOS if `add_bos` and `add_eos` are set.
 
         Raises:
             MissingPluginError: the `tokenizers` library is not installed.
             UnsupportedModelError: a pre-tokenizer of unknown name.
-            UsageError: half of a surrogate pair in the text.
-            InvalidFileError: a tokenizer that the library cannot cut the text with.
+            UsageError: the text has half of a surrogate pair.
+            InvalidFileError: the library cannot encode the text with this tokenizer.
         """
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            message = f"the text is no Unicode text: {error.reason} at character {error.start}"
+            message = f"the text is not Unicode text: {error.reason} at character {error.start}"
             raise UsageError(message, public=message) from error
         ids = self._cut(text)
         before = [self.bos] if add_special and self.add_bos and self.bos is not None else []
@@ -52,26 +52,26 @@ class Tokenizer(Vocabulary):
     def _cut(self, text: str) -> list[int]:
         library = self._library
         try:
-            with native("the tokenizer"):  # a pattern may give up on a text, and that is a panic
+            with native("the tokenizer"):  # a pattern may fail on a text, which is a panic
                 if len(text) < _LONG:
-                    found = library.encode(text, add_special_tokens=False)
+                    encoding = library.encode(text, add_special_tokens=False)
                 else:  # Of the library's functions only those for batches let other threads run meanwhile.
-                    (found,) = library.encode_batch_fast([text], add_special_tokens=False)
+                    (encoding,) = library.encode_batch_fast([text], add_special_tokens=False)
         except EdgekitError:
             raise
-        except Exception as error:  # it has no classes of its own
+        except Exception as error:  # the library has no exception classes
             refuse_shortage(error, f"cutting a text of {len(text):,} characters into tokens")
             raise InvalidFileError(
                 f"the tokenizers library cannot cut a text with the tokenizer: {error!s:.300}; fetch it again"
             ) from error
-        ids: list[int] = found.ids
+        ids: list[int] = encoding.ids
         return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text of token ids; bytes that are no UTF-8 become U+FFFD.
+        """Decode token ids to text; bytes that are not UTF-8 become U+FFFD.
 
         Args:
-            ids: token ids; those beyond the vocabulary (a matrix may have spare rows) stand for nothing.
+            ids: token ids; those beyond the vocabulary (a matrix may have spare rows) are ignored.
             skip_special: whether to leave out special tokens.
 
         Raises:
@@ -84,23 +84,23 @@ class Tokenizer(Vocabulary):
         return text.removeprefix(" ") if self.strips_first_space else text
 
     def detokenizer(self, prompt: Sequence[int] = ()) -> Detokenizer:
-        """Decodes ids one at a time; see `edgekit.tokenizer._text.Detokenizer`.
+        """Return a decoder of ids one at a time; see `edgekit.tokenizer._text.Detokenizer`.
 
         Args:
-            prompt: ids before them, whose text is not given.
+            prompt: ids before them, whose text is not returned.
         """
         return Detokenizer(self, prompt)
 
     def least_tokens(self, text: str, enough: int | None = None) -> int:
-        """A number of tokens that `encode` cannot stay below: for refusing what is too long by far.
+        """Return a lower bound of the number of tokens, to refuse texts that are much too long.
 
-        It comes from the text's bytes and the longest token, in milliseconds where cutting the text takes seconds; 0
-        where the tokenizer may leave out parts of a text, so that its length says nothing.
+        It is computed from the text's bytes and the longest token, in milliseconds where encoding takes seconds; 0 if
+        the tokenizer may drop parts of a text.
 
         Args:
             text: any text.
-            enough: where the bytes do not say that there are more tokens than this, because one long token is in the
-                vocabulary, a beginning of the text is cut, long enough to have so many.
+            enough: if the bytes do not show that there are more tokens than this, because the vocabulary has one long
+                token, a prefix that is long enough for so many tokens is encoded.
         """
         least = self._least_by_bytes(text)
         if enough is None or not 0 < least <= enough or self.kind == "spm":
@@ -108,22 +108,22 @@ class Tokenizer(Vocabulary):
         return max(least, least_of_beginning(text, enough, self._library))
 
     def _least_by_bytes(self, text: str) -> int:
-        written = text.replace("▁", " ") if self.kind == "spm" else text  # one piece, whichever is in the text
+        written = text.replace("▁", " ") if self.kind == "spm" else text  # one piece, for any text
         most, lost = self._most_bytes
         return math.ceil(len(written.encode("utf-8", "replace").translate(None, lost)) / most)
 
     @functools.cached_property
     def _most_bytes(self) -> tuple[float, bytes]:
-        """Bytes that a token stands for at most, and those that the vocabulary does not have."""
+        """Return the largest number of bytes of a token, and the bytes that the vocabulary lacks."""
         return most_bytes(self, self._library), lost_bytes(self)
 
     @functools.cached_property
     def end_ids(self) -> frozenset[int]:
-        """Ids at which a text ends, in every runtime: `eos`, `ends`, and what llama.cpp knows by its text."""
+        """Ids at which a text ends, in every runtime: `eos`, `ends`, and those that llama.cpp recognises."""
         return ends.end_ids(self.tokens, [*self.ends, *([] if self.eos is None else [self.eos])])
 
     def to_json(self) -> str:
-        """The text of a ``tokenizer.json``: the given one, or one made from the record.
+        """Return the text of a ``tokenizer.json``: the given one, or one made from the record.
 
         Raises:
             UnsupportedModelError: a pre-tokenizer of unknown name.

@@ -12,7 +12,7 @@
     NormalizerSpec charsmap     2  bytes
                    dummy prefix 3  bool
 
-Every length is checked against what is left. Source: `sentencepiece_model.proto` of SentencePiece 0.2.
+Every length is checked against the rest of the file. Source: `sentencepiece_model.proto` of SentencePiece 0.2.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SentencePiece:
         pieces: the text, the score and the type (GGUF's and SentencePiece's numbers agree) of each id.
         model_type: `UNIGRAM`, `BPE`, or another number.
         unk, bos, eos, pad: ids, or None.
-        add_space_prefix: whether a text is given a leading space.
+        add_space_prefix: whether a leading space is added to a text.
         charsmap: whether texts are normalized by a table of characters.
     """
 
@@ -56,7 +56,7 @@ def parse(content: bytes, path: Path) -> SentencePiece:
     """Parse a tokenizer.model.
 
     Raises:
-        InvalidFileError: truncated or corrupt; names the file and the offset.
+        InvalidFileError: it is truncated or malformed; names the file and the offset.
     """
     reader = _Reader(memoryview(content), path)
     pieces: list[tuple[str, float, int]] = []
@@ -72,7 +72,7 @@ def parse(content: bytes, path: Path) -> SentencePiece:
             else:
                 normalizer.update((number, v) for number, v, _ in inner)
     if not pieces:
-        raise InvalidFileError(f"{path}: holds no pieces; this is no SentencePiece model")
+        raise InvalidFileError(f"{path}: holds no pieces; this is not a SentencePiece model")
     return SentencePiece(
         tuple(pieces),
         trainer.get(3, UNIGRAM),
@@ -106,13 +106,13 @@ def _id(trainer: dict[int, int], field: int, default: int, count: int) -> int | 
 
 @attrs.frozen
 class _Reader:
-    """Protobuf's wire format, within bounds."""
+    """Reads protobuf's wire format, with bounds checks."""
 
     content: memoryview
     path: Path
 
     def fields(self, start: int, stop: int) -> Iterator[tuple[int, _Value, int]]:
-        """(number, value, offset of the value) of each field of the message in ``start:stop``."""
+        """Yield (number, value, offset of the value) of each field of the message in ``start:stop``."""
         while start < stop:
             tag, start = self._varint(start, stop)
             wire, offset = tag & 7, start
@@ -140,9 +140,9 @@ class _Reader:
             raise self.broken("a piece that is not UTF-8", offset) from error
 
     def broken(self, fault: str, offset: int) -> InvalidFileError:
-        """The error for a fault at an offset."""
+        """Return the error for a fault at an offset."""
         return InvalidFileError(
-            f"{self.path}: {fault} at byte {offset:,}; this is no SentencePiece model, or a damaged one"
+            f"{self.path}: {fault} at byte {offset:,}; this is not a SentencePiece model, or a damaged one"
         )
 
     def _take(self, start: int, length: int, stop: int) -> tuple[memoryview, int]:

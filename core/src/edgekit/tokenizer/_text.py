@@ -1,7 +1,7 @@
-"""Token ids back to text: the bytes of the tokens one after the other, decoded as UTF-8.
+"""Decoding: the concatenated bytes of the tokens, decoded as UTF-8.
 
-The `tokenizers` library makes a whole run of byte tokens U+FFFD where one character in it is cut off, line ends
-included; here only the cut-off character is lost, as in llama.cpp.
+If one character in a run of byte tokens is incomplete, the `tokenizers` library decodes the whole run to U+FFFD, line
+ends included; here only the incomplete character becomes U+FFFD, as in llama.cpp.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 from edgekit.tokenizer._vocabulary import Vocabulary
 
-#: Bytes of the longest character in UTF-8.
+#: Bytes of the longest UTF-8 character.
 _LONGEST = 4
 
 
 class Detokenizer:
-    """The text of token ids that come one at a time; each takes the same work, however many came before.
+    """Decodes token ids one at a time, in constant time for each.
 
-    What `add` and `end` return, put together, is what `Tokenizer.decode` makes of all ids at once.
+    The concatenated results of `add` and `end` equal `Tokenizer.decode` of all ids.
 
     Example:
         >>> text = tokenizer.detokenizer()  # doctest: +SKIP
@@ -26,7 +26,7 @@ class Detokenizer:
     """
 
     def __init__(self, tokenizer: Vocabulary, prompt: Sequence[int] = ()) -> None:
-        """Begin after a prompt, whose own text is not given again."""
+        """Begin after a prompt, whose text is not returned."""
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         tail = _tail(tokenizer, prompt)
@@ -34,11 +34,11 @@ class Detokenizer:
         self._at_start = tokenizer.strips_first_space and not tail
 
     def add(self, number: int) -> str:
-        """The characters that this token completes; bytes that can become none are U+FFFD."""
+        """Return the characters that this token completes; invalid bytes are U+FFFD."""
         return self._text(self._decoder.decode(self._tokenizer.piece(number)))
 
     def end(self) -> str:
-        """U+FFFD where the last character is cut off."""
+        """Return U+FFFD if the last character is incomplete, else an empty text."""
         return self._text(self._decoder.decode(b"", final=True))
 
     def _text(self, text: str) -> str:
@@ -49,7 +49,7 @@ class Detokenizer:
 
 
 def _tail(tokenizer: Vocabulary, ids: Sequence[int]) -> bytes:
-    """The last bytes of ids, enough to hold every byte of a character that is not complete."""
+    """Return the last bytes of ids, enough for every byte of an incomplete character."""
     tail = b""
     for number in reversed(ids):
         tail = tokenizer.piece(number) + tail

@@ -1,7 +1,7 @@
-"""A tokenizer record as tokenizer.json, which the `tokenizers` library and transformers read.
+"""Writes a tokenizer record as tokenizer.json, which the `tokenizers` library and transformers read.
 
 SentencePiece's BPE always merges the neighbours whose union has the highest score, the leftmost first; the
-library merges the pair that comes first in its list. So every way of cutting a piece in two known pieces
+library merges the pair that comes first in its list. So every split of a piece into two known pieces
 becomes a merge, in the order of the pieces' scores. The two agree wherever scores differ.
 """
 
@@ -18,7 +18,7 @@ from edgekit.tokenizer._vocabulary import SPACE, TokenType, Vocabulary
 
 
 def build(tokenizer: Vocabulary) -> str:
-    """The text of a tokenizer.json.
+    """Return the text of a tokenizer.json.
 
     Raises:
         UnsupportedModelError: a pre-tokenizer of unknown name.
@@ -35,10 +35,10 @@ def build(tokenizer: Vocabulary) -> str:
 
 
 def _added_tokens(tokenizer: Vocabulary) -> Iterator[dict[str, Any]]:
-    """Tokens that are found in a text as they are, before it is cut."""
-    found = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
+    """Return the tokens that are matched in a text before it is split."""
+    types = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
     for number, (token, kind) in enumerate(zip(tokenizer.tokens, tokenizer.types, strict=True)):
-        if kind in found and token:
+        if kind in types and token:
             yield {
                 "id": number,
                 "content": token,
@@ -75,7 +75,7 @@ def _byte_level(tokenizer: Vocabulary) -> dict[str, Any]:
     pre = pretokenizers.canonical(tokenizer.pre)
     if pre is None:
         known = ", ".join([*pretokenizers.EXPRESSIONS, *pretokenizers.ALIASES])
-        raise UnsupportedModelError(f"pre-tokenizer {shown(tokenizer.pre)} is not known; edgekit knows {known}")
+        raise UnsupportedModelError(f"pre-tokenizer {shown(tokenizer.pre)} is unknown; edgekit supports {known}")
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     return {
         "normalizer": {"type": "NFC"} if pre in pretokenizers.NFC else None,
@@ -104,7 +104,7 @@ def _model(tokenizer: Vocabulary, merges: list[list[str]]) -> dict[str, Any]:
 
 
 def merges_from_scores(tokenizer: Vocabulary) -> list[tuple[str, str]]:
-    """Every pair of pieces whose union is a piece, the highest score first; ids settle ties."""
+    """Return every pair of pieces whose concatenation is a piece, highest score first, then by id."""
     merged = (TokenType.NORMAL, TokenType.USER_DEFINED)
     ids = {token: n for n, token in enumerate(tokenizer.tokens) if tokenizer.types[n] in merged}
     pairs = [
@@ -118,7 +118,7 @@ def merges_from_scores(tokenizer: Vocabulary) -> list[tuple[str, str]]:
 
 
 def _post_processor(tokenizer: Vocabulary) -> dict[str, Any]:
-    """Puts BOS before and EOS after a text, and each text of a pair."""
+    """Return the post-processor that adds BOS before and EOS after a text, and each text of a pair."""
     before = [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
     after = [tokenizer.eos] if tokenizer.add_eos and tokenizer.eos is not None else []
 

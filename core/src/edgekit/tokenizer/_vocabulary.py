@@ -11,7 +11,7 @@ import attrs
 
 from edgekit.errors import UsageError
 
-#: SentencePiece writes a space so.
+#: SentencePiece's character for a space.
 SPACE = "▁"
 
 
@@ -28,25 +28,26 @@ class TokenType(enum.IntEnum):
 
 @attrs.frozen(eq=False)
 class Vocabulary:
-    """A vocabulary and the rules that cut text into it.
+    """A vocabulary and the rules by which text is split into its tokens.
 
     Attributes:
         kind: ``spm`` (SentencePiece: pieces with scores, bytes as fallback) or ``bpe`` (byte-level, ranked merges).
         tokens: the token of each id, in the vocabulary's own alphabet (``▁the``, ``Ġthe``).
-        types: what each token is.
+        types: the type of each token.
         scores: of each token (``spm``); empty for ``bpe``.
-        merges: ``"left right"``, most urgent first (``bpe``); empty for ``spm``, whose scores say the same.
-        pre: name of the pre-tokenizer as llama.cpp knows it (``gpt-2``, ``llama-bpe``, ``qwen2`` …); ``default``
-            for ``spm``; empty where edgekit knows no name of llama.cpp's for what `json` does.
+        merges: ``"left right"``, highest priority first (``bpe``); empty for ``spm``, which has scores instead.
+        pre: llama.cpp's name of the pre-tokenizer (``gpt-2``, ``llama-bpe``, ``qwen2`` …); ``default`` for ``spm``;
+            empty if llama.cpp has no name for the pre-tokenizer of `json`.
         bos, eos, unk, pad: special ids, or None.
-        ends: further ids that the model's files call an end of the text; `end_ids` has all of them.
+        ends: further ids that the model's files list as an end of text; `end_ids` has all of them.
         add_bos, add_eos: whether encoding adds them.
-        add_space_prefix: whether a text is given a leading space (``spm``).
-        chat_template: Jinja source, or None; `edgekit.runtime.chat` runs it, in a process that may only render.
+        add_space_prefix: whether a leading space is added to a text (``spm``).
+        chat_template: Jinja source, or None; `edgekit.runtime.chat` renders it in a restricted process.
         chat_templates: the model's other templates by name (``tool_use``, ``rag``).
-        json: the text of a ``tokenizer.json`` that says the same in the `tokenizers` library's own form, or None.
-        merged: how many of the tokens only files beside the vocabulary name (``tokenizer_config.json``,
+        json: the text of an equivalent ``tokenizer.json`` of the `tokenizers` library, or None.
+        merged: number of tokens that only other files than the vocabulary name (``tokenizer_config.json``,
             ``added_tokens.json``).
+        remarks: what the user should know about how its files were read, a sentence each.
     """
 
     kind: Literal["spm", "bpe"]
@@ -67,18 +68,19 @@ class Vocabulary:
     chat_templates: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     json: str | None = attrs.field(default=None, repr=False)
     merged: int = 0
+    remarks: tuple[str, ...] = attrs.field(default=(), repr=False, eq=False)
 
     @property
     def strips_first_space(self) -> bool:
-        """Whether the space that encoding puts before a text is left out of the decoded text."""
+        """Whether decoding removes the leading space that encoding adds."""
         return self.kind == "spm" and self.add_space_prefix
 
     def piece(self, number: int, skip_special: bool = True) -> bytes:
-        """The bytes that one token stands for: part of a character, or several.
+        """Return the bytes of a token: part of a character, or several.
 
         Args:
-            number: a token id; one beyond the vocabulary stands for nothing.
-            skip_special: whether special tokens stand for nothing.
+            number: a token id; one beyond the vocabulary has no bytes.
+            skip_special: whether special tokens have no bytes.
 
         Raises:
             UsageError: a negative id.
@@ -89,7 +91,7 @@ class Vocabulary:
 
 
 def _piece(vocabulary: Vocabulary, number: int, skip_special: bool) -> bytes:
-    """The bytes of a token of the vocabulary."""
+    """Return the bytes of a token of the vocabulary."""
     if skip_special and vocabulary.types[number] in (TokenType.CONTROL, TokenType.UNKNOWN):
         return b""
     return (_byte_level if vocabulary.kind == "bpe" else _sentencepiece)(vocabulary, number)
@@ -110,22 +112,22 @@ def _byte_level(vocabulary: Vocabulary, number: int) -> bytes:
 
 
 def _bytes(token: str) -> bytes:
-    """UTF-8; of a token whose bytes are no UTF-8 those of the file, which a reader keeps as surrogate escapes."""
+    """Encode as UTF-8; surrogate escapes, which readers use for bytes that are not UTF-8, become those bytes."""
     try:
         return token.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # half of a pair, which is no byte
+    except UnicodeEncodeError:  # half of a surrogate pair, which is not an escape
         return token.encode("utf-8", "replace")
 
 
 @cache
 def byte_tokens() -> dict[str, bytes]:
-    """SentencePiece's token for each byte."""
+    """Return SentencePiece's token for each byte."""
     return {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
 
 
 @cache
 def byte_alphabet() -> dict[str, int]:
-    """The character that stands for each byte in GPT-2's vocabulary: itself where it prints, else one from 256 on."""
+    """Return the character of each byte in GPT-2's vocabulary: itself if it is printable, else one from 256 on."""
     printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printing]
     return {chr(byte): byte for byte in printing} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -1,4 +1,4 @@
-"""How byte-level BPE cuts a text into words before it merges, by the names that llama.cpp gives it.
+"""Pre-tokenizers: how byte-level BPE splits a text into words before merging, by llama.cpp's names.
 
     name            cut at                                                     used by
     gpt-2           GPT-2's expression                                         GPT-2, Phi-2
@@ -18,7 +18,7 @@
     viking          the same, digits one by one                                Viking
     default         punctuation, GPT-2's expression, digits by three           files that name none
 
-An expression cuts every piece that the one before it left, and what it does not match is a piece as well.
+Each expression splits every piece of the one before; text that it does not match is a piece, too.
 
 Sources: OpenAI's tiktoken (cl100k_base, o200k_base) and GPT-2 for the expressions; the tokenizer.json of each
 family for which it uses; llama.cpp's `llama-vocab.cpp` for the names.
@@ -42,7 +42,7 @@ _O200K = (
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + _SPACES
 )
 _TEKKEN = _O200K.replace(_CONTRACTION + "?", "").replace(r"\p{N}{1,3}", r"\p{N}")
-#: DeepSeek's letters: those of scripts that have capitals, as `regex` of 2023 knew them.
+#: DeepSeek's letters: those of scripts with capitals, in `regex` of 2023.
 _CASED = (
     r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-"
     r"ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ"
@@ -77,7 +77,7 @@ EXPRESSIONS: dict[str, tuple[str, ...]] = {
     "viking": (_SENTENCES, r"\p{N}"),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
 }
-#: Other names for them.
+#: Other names of the pre-tokenizers.
 ALIASES = {
     "llama3": "llama-bpe",
     "llama-v3": "llama-bpe",
@@ -133,22 +133,22 @@ ALIASES = {
     "joyai-llm": "deepseek-v3",
     "hy_v4": "deepseek-v3",
 }
-#: Characters of an expression in a message.
+#: Largest number of characters of an expression in a message.
 _SHOWN = 120
-#: Those that take a word as it is where the vocabulary has it, whatever the merges say.
+#: Pre-tokenizers with which a word of the vocabulary is one token, regardless of the merges.
 WHOLE_WORDS = ("llama-bpe", "tekken")
-#: Those whose texts are normalized to NFC.
+#: Pre-tokenizers whose texts are normalized to NFC.
 NFC = ("qwen2", "qwen35")
 
 
 def canonical(pre: str) -> str | None:
-    """The name in `EXPRESSIONS`, or None."""
+    """Return the name in `EXPRESSIONS`, or None."""
     name = ALIASES.get(pre, pre)
     return name if name in EXPRESSIONS else None
 
 
 def to_json(pre: str) -> dict[str, Any]:
-    """The ``pre_tokenizer`` of a tokenizer.json; `pre` is canonical."""
+    """Return the ``pre_tokenizer`` of a tokenizer.json; `pre` is canonical."""
     splits = [
         {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
         for expression in EXPRESSIONS[pre]
@@ -158,7 +158,7 @@ def to_json(pre: str) -> dict[str, Any]:
 
 
 def from_json(pre_tokenizer: Mapping[str, Any] | None, whole_words: bool) -> str:
-    """The name of a tokenizer.json's ``pre_tokenizer``; empty where no name of llama.cpp's is known for it.
+    """Return llama.cpp's name of a tokenizer.json's ``pre_tokenizer``; empty if it has none.
 
     Args:
         pre_tokenizer: as parsed.
@@ -170,10 +170,10 @@ def from_json(pre_tokenizer: Mapping[str, Any] | None, whole_words: bool) -> str
 
 
 def described(text: str | None) -> str:
-    """The expressions of a tokenizer.json, or the types of its steps, short enough for a message."""
+    """Return the expressions of a tokenizer.json, or the types of its steps, shortened for a message."""
     steps = _steps(json.loads(text).get("pre_tokenizer") if text else None)
-    said = [next(filter(None, _expressions(step)), str(step.get("type"))) for step in steps]
-    shown = ", ".join(repr(each) if len(each) <= _SHOWN else repr(each[:_SHOWN]) + "…" for each in said)
+    names = [next(filter(None, _expressions(step)), str(step.get("type"))) for step in steps]
+    shown = ", ".join(repr(each) if len(each) <= _SHOWN else repr(each[:_SHOWN]) + "…" for each in names)
     return shown or "no rule"
 
 
@@ -196,11 +196,11 @@ def _expressions(step: Mapping[str, Any]) -> tuple[str, ...]:
             pattern = step.get("pattern")
             expression = pattern.get("Regex") if isinstance(pattern, Mapping) else None
             return (_plain(expression),) if isinstance(expression, str) else ("",)
-    return ("",)  # matches no known sequence
+    return ("",)  # equals no known sequence
 
 
 def _plain(expression: str) -> str:
-    """One way of writing contractions for the several in use."""
+    """Return an expression with its contractions in one of the several spellings in use."""
     spelled = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
     return expression.replace(spelled, _CONTRACTION).replace(r"(?:'s|'t|'re|'ve|'m|'ll|'d)", _CONTRACTION)
 

@@ -140,7 +140,7 @@ def _place(fields: Any, path: Path, begin: int, size: int) -> Place:
     name, shape = fields["name"], fields["shape"]
     where = f"tensor {shown(name)}"
     if not (isinstance(name, str) and isinstance(shape, list) and all(type(d) is int and d > 0 for d in shape)):
-        raise invalid(path, f"{where}: shape {shown(shape)} is no list of sizes", 8)
+        raise invalid(path, f"{where}: shape {shown(shape)} is not a list of sizes", 8)
     precision = _precision(fields["precision"], f"{path}: {where}")
     # Before the precision is asked for its parts: what a file cannot hold must not cost memory either.
     bits = math.prod(shape) * precision.bits_per_weight

@@ -34,8 +34,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     if attrs.has(hint):
         return from_plain(hint, value)
     if get_origin(hint) is UnionType:
-        (wanted,) = (each for each in get_args(hint) if each is not NoneType)
-        return None if value is None else _typed(value, wanted, where)
+        (expected,) = (each for each in get_args(hint) if each is not NoneType)
+        return None if value is None else _typed(value, expected, where)
     if get_origin(hint) is tuple and isinstance(value, list):
         return tuple(_typed(item, get_args(hint)[0], where) for item in value)
     if get_origin(hint) is Mapping and isinstance(value, dict):
@@ -46,7 +46,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         return hint(value)
     if hint is float and type(value) in (int, float) and abs(value) < math.inf:
         return float(value)
-    if type(value) is hint:
+    if type(value) is hint or hint is object:  # what a model family has of its own: the family checks it
         return value
     raise ValueError(f"{where} is {value!r:.40}")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from edgekit.cli.output import json_option, print_json
-from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, UsageError
+from edgekit.cli.options import context_option
+from edgekit.cli.output import json_option, print_json, progress_bar, read_text
+from edgekit.errors import EdgekitError, UsageError, counted
 from edgekit.evaluation.calibration import collect, write_importance
 from edgekit.files.guard import refuse_harm
 from edgekit.pipeline import open_artifact
@@ -19,7 +19,7 @@ from edgekit_gguf.imatrix import read_imatrix
 @click.argument("model")
 @click.argument("text")
 @click.option("--to", required=True, metavar="FILE", help="File to write, in llama.cpp's form: it ends in .gguf.")
-@click.option("--context", type=click.IntRange(min=3), help="Tokens of a window; 512, or the model's context if less.")
+@context_option(least=3)
 @click.option("--outputs", is_flag=True, help="Also for the matrix that makes the logits.")
 @click.option("--runtime", metavar="NAME", help="Who computes: llamacpp is fast. Default: numpy, exact and slow.")
 @click.option("--force", is_flag=True, help="Replace a file that is not an importance matrix.")
@@ -34,20 +34,24 @@ def imatrix(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Run the text file TEXT through MODEL and write how strongly each column of its matrices is used.
+    """Run the text file TEXT ("-" reads stdin) through MODEL and write the mean square of each matrix column's input.
 
-    `edgekit quantize --imatrix FILE` then spends its bits accordingly.
+    `edgekit quantize --imatrix FILE` weighs its errors with it.
     """
-    words, source = _read(Path(text)), open_artifact(model)
-    refuse_harm(Path(to), [*source.reads, Path(text)])
+    words, source = read_text(text), open_artifact(model)
+    refuse_harm(Path(to), source.reads if text == "-" else [*source.reads, Path(text)])
     if not force:
         _refuse_overwriting(Path(to))
-    found = collect(source, words, context=context, outputs=outputs, runtime=runtime, progress=_progress)
-    write_importance(to, found, Path(text).name)
+    with progress_bar("imatrix") as report:
+        importance = collect(source, words, context=context, outputs=outputs, runtime=runtime, progress=report)
+    write_importance(to, importance, Path(text).name)
     if as_json:
-        print_json({"path": to, "matrices": len(found.sums), "tokens": found.tokens, "context": found.context})
+        print_json(
+            {"path": to, "matrices": len(importance.sums), "tokens": importance.tokens, "context": importance.context}
+        )
     else:
-        click.echo(f"{to}  {len(found.sums)} matrices, {found.tokens} tokens in windows of {found.context}")
+        matrices, tokens = counted(len(importance.sums), "matrix", "matrices"), counted(importance.tokens, "token")
+        click.echo(f"{to}  {matrices}, {tokens} in windows of {importance.context}")
 
 
 def _refuse_overwriting(target: Path) -> None:
@@ -60,20 +64,6 @@ def _refuse_overwriting(target: Path) -> None:
         raise UsageError(
             f"{target} exists already and is not an importance matrix; choose another file, or replace it with --force"
         ) from error
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidFileError(f"{path}: it is not UTF-8 (at byte {error.start}); give a plain text file") from error
-    except OSError as error:
-        raise MissingFileError(f"{path}: cannot be read ({error.strerror}); give a plain text file") from error
-
-
-def _progress(done: int, of: int, what: str) -> None:
-    if sys.stderr.isatty():
-        click.echo(f"\r{what or 'done'} {done}/{of} ", err=True, nl=not what)
 
 
 __all__ = ["imatrix"]

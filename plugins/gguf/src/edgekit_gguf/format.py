@@ -1,4 +1,4 @@
-"""The format that the plugin registers: open, lay out, write."""
+"""The GGUF format: opening, layout, writing."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class GgufFormat:
     """Reads GGUF versions 2 and 3, in one file or split; writes version 3. See `edgekit.artifact.Format`."""
 
     name = "gguf"
-    #: Whose precisions have short names here.
+    #: The convention whose precisions have short names in this format.
     conventions = ("ggml",)
 
     def matches(self, path: Path) -> bool:
-        """Whether the file begins with GGUF's magic or has its suffix."""
+        """Return whether a file begins with GGUF's magic or has its suffix."""
         if path.suffix == ".gguf" and path.exists() and not path.is_dir():
             return True
         return read_start(path, len(MAGIC)) == MAGIC
@@ -63,10 +63,10 @@ class GgufFormat:
         )
 
     def layout(self, source: Artifact) -> Layout:
-        """What a GGUF file will store for that source.
+        """Return what a GGUF file stores for a source.
 
         Raises:
-            UnsupportedModelError: the family is unknown, or computes what GGUF cannot say.
+            UnsupportedModelError: the family is unknown, or has a feature that GGUF cannot express.
         """
         return layout(source)
 
@@ -92,7 +92,7 @@ class GgufFormat:
 
 
 def _shards(path: Path) -> list[GgufFile]:
-    """The file, or all the files that it is split into, the first one first."""
+    """Return the file, or all files of a split model in order."""
     file = read(path)
     count = file.metadata.get("split.count", 1)
     if type(count) is not int or count < 2:

@@ -1,8 +1,8 @@
-"""What a GGUF file will hold for a source: tensors in llama.cpp's order, and the metadata.
+"""The content of a GGUF file for a source: tensors in llama.cpp's order, and the metadata.
 
-llama.cpp's quantizer writes what lies outside the layers first, then layer by layer, each sorted by name
+llama.cpp's quantizer writes tensors outside the layers first, then layer by layer, each sorted by name
 (``weight_name_comparer`` in ``llama-model-loader.h``). edgekit does the same for every source, so that whole files
-can be compared. The metadata of a GGUF source is carried over as it is; other sources get it from their
+can be compared. The metadata of a GGUF source is copied; other sources get it from their
 configuration and tokenizer. ``general.quantization_version`` and ``general.file_type`` come last, as in its files.
 """
 
@@ -14,22 +14,22 @@ from typing import TypeGuard
 
 import numpy as np
 
-from edgekit.architectures import FAMILIES, Model
+from edgekit.architectures import Model
 from edgekit.artifact import Artifact, Layout
-from edgekit.errors import UnsupportedModelError
+from edgekit.errors import UnsupportedModelError, counted
 from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Slot
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
 from edgekit_gguf.bridge import carried_over
 from edgekit_gguf.metadata import Metadata, Value, text, u32
-from edgekit_gguf.model import config_to_metadata, refuse_no_model, rope_tensors
+from edgekit_gguf.model import config_to_metadata, gguf_of, refuse_no_model, rope_tensors
 from edgekit_gguf.naming import size_label
 from edgekit_gguf.rotary import reorder
 from edgekit_gguf.types import QUANTIZATION_VERSION
 from edgekit_gguf.vocab import to_metadata
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
-#: Keys that the writer says anew, or that no longer hold for the file it writes.
+#: Keys that the writer sets, or that do not apply to the written file.
 _OURS = (
     "general.quantization_version",
     "general.file_type",
@@ -42,27 +42,27 @@ _FLOATS = {"float32": "float:F32", "float16": "float:F16", "bfloat16": "float:BF
 
 
 def layout(source: Artifact) -> Layout:
-    """What GGUF will store for that source; see `edgekit.artifact.Format.layout`."""
+    """Return what GGUF stores for a source; see `edgekit.artifact.Format.layout`."""
     if isinstance(source.config, Metadata):
         refuse_no_model(source.path, source.config, source.tensors)
         return Layout(tuple(_as_it_is(source.tensors)), source, _model_if_known(source))
     model = source.model
     translated = Layout(tuple(_translated(model)), source, model, _notes(source, model))
-    _described(translated)  # refuses what GGUF cannot say, before a tensor is read
+    _described(translated)  # refuses what GGUF cannot express, before a tensor is read
     return translated
 
 
 def _notes(source: Artifact, model: Model) -> dict[str, str]:
-    """Notes on a tokenizer that has fewer or more tokens than the embedding has rows."""
+    """Return notes on a tokenizer with fewer or more tokens than the embedding has rows."""
     if source.tokenizer is None:
         return {}
     tokens, rows = len(source.tokenizer.tokens), model.config.vocab
     if tokens < rows:
-        return {
-            "added_tokens": f"{rows - tokens} tokens were added ([PAD…], unused) to fill the embedding's {rows} rows"
-        }
+        added = counted(rows - tokens, "token was", "tokens were")
+        return {"added_tokens": f"{added} added ([PAD…], unused) to fill the embedding's {rows} rows"}
     if tokens > rows:
-        return {"dropped_tokens": f"{tokens - rows} tokens beyond the embedding's {rows} rows were dropped"}
+        beyond = f"beyond the embedding's {rows} rows"
+        return {"dropped_tokens": f"{counted(tokens - rows, f'token {beyond} was', f'tokens {beyond} were')} dropped"}
     return {}
 
 
@@ -90,7 +90,7 @@ def _own_precision(tensor: AnyTensor) -> Precision:
 
 
 def _translated(model: Model) -> Iterable[Slot]:
-    interleaved = FAMILIES[model.config.family].rope_interleaved
+    interleaved = gguf_of(model.config).interleaved
     tensors = dict(model.tensors)
     for name, values in rope_tensors(model.config).items():
         tensors[name] = Tensor.of(name, np.array(values, np.float32))
@@ -111,7 +111,7 @@ def file_order(name: str) -> tuple[int, bytes]:
 
 
 def file_metadata(laid_out: Layout, file_type: int) -> dict[str, Value]:
-    """All key-value pairs of the file."""
+    """Return all key-value pairs of the file."""
     source = laid_out.source
     pairs = source.config.without(*_OURS) if isinstance(source.config, Metadata) else _described(laid_out)
     return pairs | {
@@ -123,7 +123,7 @@ def file_metadata(laid_out: Layout, file_type: int) -> dict[str, Value]:
 def _described(laid_out: Layout) -> dict[str, Value]:
     model = laid_out.model
     assert model is not None
-    general = {"architecture": text(FAMILIES[model.config.family].gguf), "type": text("model")}
+    general = {"architecture": text(gguf_of(model.config).architecture), "type": text("model")}
     if model.config.name:
         general["name"] = text(model.config.name)
     general["size_label"] = text(size_label(sum(slot.tensor.size for slot in laid_out.slots)))

@@ -1,8 +1,8 @@
 """Reads and writes hyper-parameters in GGUF metadata, and assigns a role to each tensor of a file.
 
-The table `_KEYS` pairs fields of `ModelConfig` with keys under ``<architecture>.``. What has no key of its own:
+The table `_KEYS` pairs fields of `ModelConfig` with keys under ``<architecture>.``. Without a key:
 
-| what                | how GGUF says it                                                                     |
+| what                | in GGUF                                                                              |
 |---------------------|--------------------------------------------------------------------------------------|
 | tied embeddings     | there is no ``output.weight``                                                        |
 | biases              | the tensors are there                                                                |
@@ -24,11 +24,22 @@ from typing import Any, Literal, NoReturn
 import attrs
 import numpy as np
 
-from edgekit.architectures import FAMILIES, Family, Model, ModelConfig, RopeScaling, check_config, check_tensors
+from edgekit.architectures import (
+    FAMILIES,
+    Family,
+    Gguf,
+    Model,
+    ModelConfig,
+    RopeScaling,
+    Section,
+    Setting,
+    check_config,
+    check_tensors,
+)
 from edgekit.errors import InvalidFileError, UnsupportedModelError
 from edgekit.files.foreign import shown
 from edgekit.tensor import AnyTensor
-from edgekit_gguf.metadata import Metadata, Value, f32, flags, text, u32
+from edgekit_gguf.metadata import Metadata, Value, f32, f32s, flag, flags, i32s, text, texts, u32
 from edgekit_gguf.rotary import reorder
 
 #: Tensors that hold rotary frequencies' divisors; they are configuration, not weights.
@@ -61,65 +72,53 @@ _WINDOW = "attention.sliding_window"
 _PATTERN = "attention.sliding_window_pattern"
 
 
-@attrs.frozen
-class _Architecture:
-    """What llama.cpp assumes for an architecture.
-
-    Attributes:
-        gelu: GeGLU instead of SwiGLU, and embeddings times the square root of the width.
-        window_period: with a sliding window every n-th layer attends to all; 0: none does.
-        window: of a file that names none.
-        softcaps: of attention scores and logits, in a file that names none.
-        caps_output: whether a cap on the logits is looked for.
-        untied: whether an output matrix of its own is loaded.
-        wide_layers: number of layers of the one model whose attention is scaled by width / heads.
-        divisors: which rope tensors are loaded.
-    """
-
-    gelu: bool = False
-    window_period: int = 0
-    window: int | None = None
-    softcaps: tuple[float | None, float | None] = (None, None)
-    caps_output: bool = False
-    untied: bool = True
-    wide_layers: int = 0
-    divisors: tuple[str, ...] = ()
-
-
-_ARCHITECTURES = {
-    "llama": _Architecture(divisors=ROPE_TENSORS),
-    "qwen2": _Architecture(),
-    "qwen3": _Architecture(),
-    "phi3": _Architecture(divisors=(ROPE_LONG, ROPE_SHORT)),
-    "gemma": _Architecture(gelu=True, untied=False),
-    "gemma2": _Architecture(
-        gelu=True,
-        untied=False,
-        window_period=2,
-        window=4096,
-        softcaps=(50.0, 30.0),
-        caps_output=True,
-        wide_layers=46,
-    ),
-    "gemma3": _Architecture(gelu=True, window_period=6, caps_output=True, wide_layers=62),
-}
-
-
 def config_to_metadata(config: ModelConfig) -> dict[str, Value]:
     """The architecture's keys.
 
     Raises:
-        UnsupportedModelError: the model computes something that the architecture cannot say.
+        UnsupportedModelError: the model has a feature that the architecture cannot express.
     """
-    family = FAMILIES[config.family]
-    _refuse_what_gguf_cannot_say(config, _ARCHITECTURES[family.gguf])
+    family, own = FAMILIES[config.family], gguf_of(config)
+    further = {key: _typed(value) for key, value in family.gguf_metadata(config).items()}  # may refuse
+    _refuse_what_gguf_cannot_say(config, own)
     counts = {key: u32(getattr(config, field)) for field, key in _COUNTS}
     reals = {key: f32(value) for field, key in _REALS if (value := getattr(config, field)) is not None}
-    pairs = counts | reals | _window_keys(config, _ARCHITECTURES[family.gguf]) | _scaling_keys(config.rope_scaling)
-    return {f"{family.gguf}.{key}": value for key, value in pairs.items()}
+    pairs = counts | reals | _window_keys(config, own) | _scaling_keys(config.rope_scaling) | further
+    return {f"{own.architecture}.{key}": value for key, value in pairs.items()}
 
 
-def _refuse_what_gguf_cannot_say(config: ModelConfig, own: _Architecture) -> None:
+def gguf_of(config: ModelConfig) -> Gguf:
+    """Return the architecture of GGUF files of the model's family.
+
+    Raises:
+        UnsupportedModelError: llama.cpp does not support the family.
+    """
+    own = FAMILIES[config.family].gguf
+    if own is None:
+        raise UnsupportedModelError(
+            f"llama.cpp has no architecture for {config.family} models, so that GGUF cannot hold one; "
+            "choose another format"
+        )
+    return own
+
+
+def _typed(value: Setting) -> Value:
+    """Return a family's value with the type that llama.cpp reads."""
+    if isinstance(value, tuple):
+        kind = type(value[0]) if value else int
+        if kind is bool:
+            return flags([bool(each) for each in value])
+        if kind is str:
+            return texts([str(each) for each in value])
+        return f32s(value) if kind is float else i32s(value)  # type: ignore[arg-type]
+    if isinstance(value, bool):
+        return flag(value)
+    if isinstance(value, str):
+        return text(value)
+    return f32(value) if isinstance(value, float) else u32(value)
+
+
+def _refuse_what_gguf_cannot_say(config: ModelConfig, own: Gguf) -> None:
     expected = {
         "activation": "gelu_tanh" if own.gelu else "silu",
         "attention_scale": _attention_scale(own, config.layers, config.width, config.heads, config.head_dim),
@@ -129,12 +128,19 @@ def _refuse_what_gguf_cannot_say(config: ModelConfig, own: _Architecture) -> Non
         "output_softcap": (config.output_softcap or own.softcaps[1]) if own.caps_output else None,
     }
     for field, value in expected.items():
+        if field in own.states:
+            continue
         given = getattr(config, field)
         if not _same(given, value):
             raise UnsupportedModelError(
-                f"{field} of the model is {given}, but GGUF files of {FAMILIES[config.family].gguf} models "
+                f"{field} of the model is {given}, but GGUF files of {own.architecture} models "
                 f"mean {value}, and have no key to say otherwise"
             )
+    if config.tied and not own.ties:
+        raise UnsupportedModelError(
+            f"the embedding of the model doubles as the output matrix, and llama.cpp loads {own.architecture} files "
+            "only with an output matrix of their own; choose another format"
+        )
     if config.rope_scaling is not None and config.rope_scaling.kind == "dynamic":
         raise UnsupportedModelError("llama.cpp has no dynamic rope scaling, so that GGUF has no key for it")
     divisors = set(rope_tensors(config)) - set(own.divisors)
@@ -151,13 +157,13 @@ def _same(given: Any, expected: Any) -> bool:
     return bool(given == expected)
 
 
-def _attention_scale(own: _Architecture, layers: int, width: int, heads: int, head_dim: int) -> float:
+def _attention_scale(own: Gguf, layers: int, width: int, heads: int, head_dim: int) -> float:
     return math.pow(width // heads if layers == own.wide_layers else head_dim, -0.5)
 
 
-def _window_keys(config: ModelConfig, own: _Architecture) -> dict[str, Value]:
+def _window_keys(config: ModelConfig, own: Gguf) -> dict[str, Value]:
     if config.sliding_window is None:
-        return {_WINDOW: u32(0)} if own.window or config.family == "phi3" else {}
+        return {_WINDOW: u32(0)} if own.window or own.names_no_window else {}
     pattern = [config.window(layer) is not None for layer in range(config.layers)]
     if pattern == _periodic(own.window_period, config.layers):
         return {_WINDOW: u32(config.sliding_window)}
@@ -183,12 +189,12 @@ def _scaling_keys(scaling: RopeScaling | None) -> dict[str, Value]:
 
 
 def _own_attention_factor(kind: str, factor: float) -> float:
-    """The attention factor that llama.cpp computes itself."""
+    """Return the attention factor that llama.cpp computes."""
     return 0.1 * math.log(factor) + 1 if kind == "yarn" and factor > 1 else 1.0
 
 
 def rope_tensors(config: ModelConfig) -> dict[str, tuple[float, ...]]:
-    """Divisors of the rotary frequencies that GGUF holds as tensors: name to values, float32."""
+    """Return the divisors of rotary frequencies that GGUF stores as tensors: name to values, float32."""
     scaling = config.rope_scaling
     if scaling is None:
         return {}
@@ -202,13 +208,13 @@ def rope_tensors(config: ModelConfig) -> dict[str, tuple[float, ...]]:
 
 
 def _is_constant(scaling: RopeScaling) -> bool:
-    """Whether the divisors depend on nothing: the form in which `rope_freqs.weight` is read."""
+    """Return whether the divisors are constant, as `rope_freqs.weight` is read."""
     same = scaling.long_factors == scaling.short_factors and scaling.attention_factor == 1
     return scaling.kind == "longrope" and same
 
 
 def _llama3_divisors(scaling: RopeScaling, config: ModelConfig) -> tuple[float, ...]:
-    """Wavelengths up to context / high stay, from context / low on are stretched, between them blended.
+    """Keep wavelengths up to context / high, stretch those from context / low on, and blend between them.
 
     Source: transformers 5.23, ``modeling_rope_utils.py``, `_compute_llama3_parameters`.
     """
@@ -220,24 +226,28 @@ def _llama3_divisors(scaling: RopeScaling, config: ModelConfig) -> tuple[float, 
 
 
 def load_model(path: Path, metadata: Metadata, tensors: Mapping[str, AnyTensor]) -> Model:
-    """The family-neutral view of a file.
+    """Return the family-neutral view of a file.
 
     Raises:
-        UnsupportedModelError: an architecture, or a feature of one, that edgekit does not know.
+        UnsupportedModelError: the architecture, or a feature of it, is not supported.
         InvalidFileError: keys or tensors that are missing, of the wrong type, or contradict each other.
     """
     refuse_no_model(path, metadata, tensors)
     keys = _Keys(path, metadata, str(metadata.get("general.architecture", "")))
     family = _family(keys)
+    keys = attrs.evolve(keys, per_layer=family.gguf.per_layer if family.gguf else ())
     weights = {name: tensor for name, tensor in tensors.items() if name not in ROPE_TENSORS}
-    config = check_config(_config(keys, family, tensors), str(path))
+    own = family.gguf
+    assert own is not None  # it was found by its architecture
+    config = check_config(_config(keys, family.name, own, tensors), str(path))
+    config = family.gguf_config(config, keys.section(), tensors)
     check_tensors(config, weights, str(path))
-    if family.rope_interleaved:
+    if own.interleaved:
         weights = {name: reorder(name, tensor, config, "from_gguf") for name, tensor in weights.items()}
     return Model(config, weights)
 
 
-#: What GGUF files hold besides models, by ``general.type``, and what each is good for.
+#: Kinds of GGUF files other than models, by ``general.type``, with their use.
 _NO_MODELS = {
     "adapter": "a LoRA adapter, not a model; load its base model with it, "
     "edgekit.load(BASE, runtime='llamacpp', lora=['{path}']), or merge the two with llama.cpp's llama-export-lora",
@@ -269,10 +279,22 @@ class _Keys:
     path: Path
     metadata: Metadata
     architecture: str
+    per_layer: tuple[str, ...] = ()
+
+    def section(self) -> Section:
+        """What lies under the architecture's name, numbers as their shortest decimals, for the family to read."""
+        prefix = f"{self.architecture}."
+        pairs = {key.removeprefix(prefix): value for key, value in self.metadata.items() if key.startswith(prefix)}
+        return Section({key: _short(v) if isinstance(v, float) else v for key, v in pairs.items()}, str(self.path))
 
     def get(self, key: str) -> Any:
-        """A value; of an array that has one for each layer, the one that all layers share."""
+        """A value; of an array that has one for each layer, the one that all layers share.
+
+        Where the family has layers of several kinds, the largest of the array.
+        """
         value = self.metadata.get(f"{self.architecture}.{key}")
+        if isinstance(value, tuple) and key in self.per_layer:
+            return max(value, default=0)
         if isinstance(value, tuple) and key != _PATTERN:
             if len(set(value)) != 1:
                 self.refuse(key, f"differs from layer to layer: {value[:8]}")
@@ -295,35 +317,39 @@ class _Keys:
             return default
         if type(value) not in (int, float):
             self._wrong(key, value, "a number")
-        short = float(str(np.float32(value)))
-        return short if np.float32(short) == value else float(value)
+        return _short(value)
 
     def refuse(self, key: str, problem: str) -> NoReturn:
         """Raise `UnsupportedModelError`."""
-        raise UnsupportedModelError(f"{self.path}: {self.architecture}.{key} {problem}; edgekit does not know that")
+        raise UnsupportedModelError(f"{self.path}: {self.architecture}.{key} {problem}; edgekit does not support that")
 
-    def _wrong(self, key: str, value: object, wanted: str) -> NoReturn:
+    def _wrong(self, key: str, value: object, expected: str) -> NoReturn:
         problem = "is missing" if value is None else f"is {value!r:.40}"
         # The file is whole, or its reader had said so: who wrote it left the key out.
         cure = "convert the model again" if value is None else "get the file again"
-        raise InvalidFileError(f"{self.path}: key '{self.architecture}.{key}' {problem}, it has to be {wanted}; {cure}")
+        raise InvalidFileError(f"{self.path}: key '{self.architecture}.{key}' {problem}, it must be {expected}; {cure}")
+
+
+def _short(value: float) -> float:
+    short = float(str(np.float32(value)))
+    return short if np.float32(short) == value else float(value)
 
 
 def _family(keys: _Keys) -> Family:
-    named = [family for family in FAMILIES.values() if family.gguf == keys.architecture]
+    every = [(family, family.gguf.architecture) for family in FAMILIES.values() if family.gguf]
+    named = [family for family, architecture in every if architecture == keys.architecture]
     if not named:
-        known = ", ".join(dict.fromkeys(family.gguf for family in FAMILIES.values()))
+        known = ", ".join(dict.fromkeys(architecture for _, architecture in every))
         raise UnsupportedModelError(
             f"{keys.path}: general.architecture is {shown(keys.architecture)}; supported are {known}"
         )
-    if keys.count("expert_count", 0):
-        keys.refuse("expert_count", f"is {keys.count('expert_count')}")
-    windowed = keys.count(_WINDOW, 0) > 0
-    return next((f for f in named if f.name == "mistral" and windowed), named[0])
+    fitting = next((family for family in named if family.gguf_fits(keys.section())), None)
+    if fitting is None:
+        keys.refuse("expert_count", f"is {keys.count('expert_count', 0)}")
+    return fitting
 
 
-def _config(keys: _Keys, family: Family, tensors: Mapping[str, AnyTensor]) -> ModelConfig:
-    own = _ARCHITECTURES[family.gguf]
+def _config(keys: _Keys, family: str, own: Gguf, tensors: Mapping[str, AnyTensor]) -> ModelConfig:
     width, heads, layers = keys.count("embedding_length"), keys.count("attention.head_count"), keys.count("block_count")
     if min(width, heads, layers) < 1:
         raise InvalidFileError(f"{keys.path}: {width} wide, {heads} heads, {layers} layers; get the file again")
@@ -333,7 +359,7 @@ def _config(keys: _Keys, family: Family, tensors: Mapping[str, AnyTensor]) -> Mo
     rotary_dim = keys.count("rope.dimension_count", head_dim)
     context = keys.count("context_length")
     return ModelConfig(
-        family=family.name,
+        family=family,
         layers=layers,
         width=width,
         heads=heads,
@@ -344,7 +370,7 @@ def _config(keys: _Keys, family: Family, tensors: Mapping[str, AnyTensor]) -> Mo
         context=context,
         norm_eps=_required(keys, "attention.layer_norm_rms_epsilon"),
         rope_theta=keys.real("rope.freq_base", 10000.0) or 0.0,
-        rope_theta_local=_local_theta(keys, family),
+        rope_theta_local=_local_theta(keys, own),
         attention_scale=_attention_scale(own, layers, width, heads, max(1, head_dim)),
         rotary_dim=rotary_dim,
         activation="gelu_tanh" if own.gelu else "silu",
@@ -371,11 +397,11 @@ def _rows(tensors: Mapping[str, AnyTensor], name: str) -> int:
     return tensors[name].shape[0] if name in tensors and tensors[name].shape else 1
 
 
-def _local_theta(keys: _Keys, family: Family) -> float | None:
-    return keys.real("rope.freq_base_swa", 10000.0) if family.name == "gemma3" else None
+def _local_theta(keys: _Keys, own: Gguf) -> float | None:
+    return None if own.local_theta is None else keys.real("rope.freq_base_swa", own.local_theta)
 
 
-def _biases(tensors: Mapping[str, AnyTensor]) -> dict[str, bool]:
+def _biases(tensors: Mapping[str, AnyTensor]) -> dict[str, Any]:
     def has(*names: str) -> bool:
         return any(f"blk.0.{name}.bias" in tensors for name in names)
 
@@ -386,7 +412,7 @@ def _biases(tensors: Mapping[str, AnyTensor]) -> dict[str, bool]:
     }
 
 
-def _windows(keys: _Keys, own: _Architecture, layers: int) -> dict[str, Any]:
+def _windows(keys: _Keys, own: Gguf, layers: int) -> dict[str, Any]:
     window = keys.count(_WINDOW, own.window or 0)
     if not window:
         return {}
@@ -466,6 +492,7 @@ __all__ = [
     "ROPE_SHORT",
     "ROPE_TENSORS",
     "config_to_metadata",
+    "gguf_of",
     "load_model",
     "refuse_no_model",
     "rope_tensors",

@@ -181,8 +181,8 @@ class Cursor:
         """Read the file into memory up to there, at least."""
         if stop > MAX_HEADER:
             self.fail(f"the header takes more than {MAX_HEADER} bytes", "this is not the file of a model")
-        wanted = min(self.size, MAX_HEADER, max(stop, _FIRST, 2 * len(self.data)))
-        self.data += self.reader.read_bytes(len(self.data), wanted - len(self.data))
+        length = min(self.size, MAX_HEADER, max(stop, _FIRST, 2 * len(self.data)))
+        self.data += self.reader.read_bytes(len(self.data), length - len(self.data))
         if len(self.data) < stop:
             self.fail(f"the file was cut to {len(self.data)} bytes while it was read")
 

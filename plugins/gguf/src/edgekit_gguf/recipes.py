@@ -252,8 +252,12 @@ class GgufRecipe:
             if kind in ("attn_v", "attn_k"):
                 return "Q8_0", f"{kind} of eight experts"
             if kind == "attn_output":
-                kept = self.name in _EIGHT_EXPERTS_OUTPUT
-                return ("Q5_K", "attn_output of eight experts") if kept else (self.default, f"default of {self.name}")
+                eight_experts = self.name in _EIGHT_EXPERTS_OUTPUT
+                return (
+                    ("Q5_K", "attn_output of eight experts")
+                    if eight_experts
+                    else (self.default, f"default of {self.name}")
+                )
         if kind == "attn_v" and facts.is_70b and chosen in _RAISED_IN_70B:
             return "Q5_K", f"attn_v of a 70B model, {reason}"
         return chosen, reason

@@ -53,27 +53,27 @@ def _heads(role: str, config: ModelConfig) -> int | None:
 
 def _rows_reader(read: Callable[[int, int], Array], order: _Order) -> Callable[[int, int], Array]:
     def rows(start: int, stop: int) -> Array:
-        wanted, first, last = _span(order, start, stop)
-        return read(first, last)[wanted]
+        places, first, last = _span(order, start, stop)
+        return read(first, last)[places]
 
     return rows
 
 
 def _parts_reader(tensor: EncodedTensor, order: _Order) -> Callable[[int, int], Mapping[str, Array]]:
     def parts(start: int, stop: int) -> Mapping[str, Array]:
-        wanted, first, last = _span(order, start, stop)
-        return {name: part[wanted] for name, part in tensor.read_parts(first, last).items()}
+        places, first, last = _span(order, start, stop)
+        return {name: part[places] for name, part in tensor.read_parts(first, last).items()}
 
     return parts
 
 
 def _span(order: _Order, start: int, stop: int) -> tuple[_Order, int, int]:
     """Which of the source's rows ``first:last`` to take: rows never leave their head, so this is not much more."""
-    wanted = order[start:stop]
-    if not len(wanted):
-        return wanted, 0, 0
-    first = int(wanted.min())
-    return wanted - first, first, int(wanted.max()) + 1
+    places = order[start:stop]
+    if not len(places):
+        return places, 0, 0
+    first = int(places.min())
+    return places - first, first, int(places.max()) + 1
 
 
 __all__ = ["Direction", "reorder", "row_order"]

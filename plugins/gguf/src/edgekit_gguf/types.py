@@ -117,8 +117,8 @@ RETIRED = {
 
 def tensor_type(precision: Precision) -> TensorType | None:
     """The type in which a precision's parts are stored; None if GGUF has none."""
-    found = BY_NAME.get(precision.kind)
-    return found if found and found.precision == precision.name else None
+    known = BY_NAME.get(precision.kind)
+    return known if known and known.precision == precision.name else None
 
 
 #: ``general.file_type`` of each recipe.

@@ -63,7 +63,7 @@ def to_metadata(tokenizer: Tokenizer | None, vocab: int) -> dict[str, Value]:
         return {_PREFIX + "model": text("no_vocab")}
     if not tokenizer.pre:
         raise UnsupportedModelError(
-            f"the tokenizer cuts words by {pretokenizers.described(tokenizer.json)}, which a GGUF file has to call by "
+            f"the tokenizer cuts words by {pretokenizers.described(tokenizer.json)}, which a GGUF file must call by "
             "llama.cpp's name, and edgekit has none for it; if llama.cpp has one, its convert_hf_to_gguf.py writes the "
             "file, which edgekit then quantizes; else use another format"
         )
@@ -103,9 +103,9 @@ def _ranks(tokenizer: Tokenizer, vocab: int) -> dict[str, Value]:
 def _special(tokenizer: Tokenizer, vocab: int) -> dict[str, int]:
     """Ids by role, those beyond the matrix left out; a text's end then is another that the model's files name."""
     ids = {name: getattr(tokenizer, name) for name in _IDS}
-    found = {name: number for name, number in ids.items() if number is not None and number < vocab}
+    special = {name: number for name, number in ids.items() if number is not None and number < vocab}
     ends = [number for number in tokenizer.ends if number < vocab]
-    return found | ({"eos": ends[0]} if ends and "eos" not in found else {})
+    return special | ({"eos": ends[0]} if ends and "eos" not in special else {})
 
 
 def _ends(tokenizer: Tokenizer, vocab: int) -> dict[str, Value]:
@@ -118,8 +118,8 @@ def _ends(tokenizer: Tokenizer, vocab: int) -> dict[str, Value]:
 def _all_ends(tokenizer: Tokenizer, vocab: int) -> dict[str, Value]:
     """All end tokens, if there are more than the keys hold and a reader recognises by text; else none."""
     ends = {number for number in tokenizer.ends if number < vocab}
-    said = {_special(tokenizer, vocab).get("eos"), *(value.data for value in _ends(tokenizer, vocab).values())}
-    unsaid = {number for number in ends - said if tokenizer.tokens[number] not in TEXTS}
+    numbers = {_special(tokenizer, vocab).get("eos"), *(value.data for value in _ends(tokenizer, vocab).values())}
+    unsaid = {number for number in ends - numbers if tokenizer.tokens[number] not in TEXTS}
     return {_ALL_ENDS: i32s(sorted(ends))} if unsaid else {}
 
 
@@ -185,11 +185,11 @@ def _scores(metadata: Metadata, count: int, path: Path) -> tuple[float, ...]:
 
 def _ids(metadata: Metadata, kind: str, count: int, path: Path) -> dict[str, Any]:
     """Special ids: the file's where it is in range, else llama.cpp's default where that is."""
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, key in _IDS.items():
         candidates = (_one(metadata, key, int, None, path), _DEFAULT_IDS[kind].get(name))
-        found[name] = next((c for c in candidates if c is not None and 0 <= c < count), None)
-    return found
+        fields[name] = next((c for c in candidates if c is not None and 0 <= c < count), None)
+    return fields
 
 
 def _named_ends(metadata: Metadata, count: int, eos: int | None) -> tuple[int, ...]:

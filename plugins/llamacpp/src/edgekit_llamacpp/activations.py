@@ -2,10 +2,10 @@
 
 llama.cpp asks the callback about every node of its graph before computing it, and passes it the requested nodes
 afterwards. For a matrix product the first source is the weight, by its name in the file, and the second its input. The
-API has no function for a node's sources, so that the head of ``struct ggml_tensor`` is read here; that it lies where it
-is expected is checked on the first node against what the library says about it.
+API has no function for a node's sources, so the head of ``struct ggml_tensor`` is read here; its layout is verified on
+the first node against the library's functions.
 
-Products with matrices of experts (``GGML_OP_MUL_MAT_ID``) are not seen.
+Products with matrices of experts (``GGML_OP_MUL_MAT_ID``) are not measured.
 
 Source: ``ggml.h`` (struct ggml_tensor) of ggml 0.25.3; ``tools/imatrix/imatrix.cpp`` of llama.cpp does the same in C++.
 """
@@ -53,8 +53,8 @@ _Node._fields_ = (
 
 @functools.cache
 def _library() -> Any:
-    """``libggml-base``, with the functions that look at a tensor."""
-    found = native.library()
+    """Return ``libggml-base``, with the functions that inspect a tensor."""
+    library = native.library()
     for name, result, arguments in (
         ("ggml_get_name", ctypes.c_char_p, [ctypes.c_void_p]),
         ("ggml_nelements", ctypes.c_int64, [ctypes.c_void_p]),
@@ -62,9 +62,9 @@ def _library() -> Any:
         ("ggml_op_name", ctypes.c_char_p, [ctypes.c_int]),
         ("ggml_backend_tensor_get", None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]),
     ):
-        function = getattr(found, name)
+        function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    return found
+    return library
 
 
 @attrs.define(eq=False)
@@ -72,9 +72,9 @@ class Observer:
     """Sums the squared inputs of weight matrices while a context computes.
 
     Attributes:
-        outputs: whether to look at the matrix that makes the logits, too.
+        outputs: whether to measure the output matrix, too.
         sums: float64 [cols] by the matrix's name in the file.
-        callback: for ``llama_context_params.cb_eval``; it has to live as long as the context.
+        callback: for ``llama_context_params.cb_eval``; it must live as long as the context.
     """
 
     outputs: bool = False
@@ -87,7 +87,7 @@ class Observer:
         self.callback = llama().ggml_backend_sched_eval_callback(self._called)
 
     def failed(self) -> None:
-        """Raise the exception that the callback stored: none can be raised through C.
+        """Raise the exception that the callback stored, since exceptions cannot pass through C.
 
         Raises:
             PluginError: the installed library lays its tensors out otherwise.
@@ -114,8 +114,8 @@ class Observer:
         if node.op != _product():
             return ""
         name, kind = node.src[0].contents.name, node.src[1].contents.type
-        wanted = name.startswith(b"blk.") or (self.outputs and name in _OUTPUTS)
-        return name.decode() if wanted and name.endswith(b".weight") and kind == _FLOAT32 else ""
+        measured = name.startswith(b"blk.") or (self.outputs and name in _OUTPUTS)
+        return name.decode() if measured and name.endswith(b".weight") and kind == _FLOAT32 else ""
 
 
 @functools.cache
@@ -127,8 +127,8 @@ def _product() -> int:
 
 def _check_layout(node: _Node) -> None:
     library, address = _library(), ctypes.addressof(node)
-    said = library.ggml_get_name(address), library.ggml_nelements(address)
-    if said != (node.name, math.prod(node.ne)):
+    reported = library.ggml_get_name(address), library.ggml_nelements(address)
+    if reported != (node.name, math.prod(node.ne)):
         raise PluginError(
             "the installed llama-cpp-python lays out its tensors otherwise than 0.3.36, whose activations can be read; "
             "leave the runtime out, or install 0.3.36"
@@ -136,7 +136,7 @@ def _check_layout(node: _Node) -> None:
 
 
 def _rows(node: _Node, pointer: Any) -> F32:
-    """A float32 tensor's values [rows, cols], from wherever it lies."""
+    """Return a float32 tensor's values [rows, cols], from any device."""
     library = _library()
     data = np.empty(library.ggml_nbytes(pointer), np.uint8)
     library.ggml_backend_tensor_get(pointer, data.ctypes.data, 0, data.nbytes)
@@ -171,7 +171,7 @@ def square_sums(loaded: Loaded, windows: Ints, outputs: bool, progress: Progress
 def _compute(context: Any, window: Ints) -> None:
     library = llama()
     library.llama_memory_clear(library.llama_get_memory(context), True)
-    # All outputs are wanted: the last layer computes nothing else.
+    # All outputs are needed: the last layer only computes those of the outputs.
     with batch_of([int(token) for token in window], 0, "all") as batch:
         code = library.llama_decode(context, batch)
     if code:

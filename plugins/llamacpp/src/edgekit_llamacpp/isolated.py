@@ -1,8 +1,8 @@
 """The runtime in a child process, so that a crash of native code becomes an error.
 
-The two speak in frames over pipes: length (u32), JSON; and where the JSON says ``shape``, the bytes of a float32 array.
-Nothing is unpickled, so that a child compromised by a malicious file cannot execute code here. Streams are pulled: the
-child computes the next piece when it is asked for it, and an unused stream costs nothing.
+The processes exchange frames over pipes: length (u32), JSON; if the JSON has ``shape``, the bytes of a float32 array.
+Nothing is unpickled, so that a child compromised by a malicious file cannot execute code here. Streams are lazy: the
+child computes the next piece on request.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, Self, Unpack, cast
 
 import attrs
@@ -25,7 +25,7 @@ import numpy.typing as npt
 from edgekit import errors
 from edgekit.artifact import Artifact
 from edgekit.errors import EdgekitError, InvalidFileError, PluginError, UsageError
-from edgekit.runtime import Generation, GenerationOptions, Prompt, TokenScore
+from edgekit.runtime import Generation, GenerationOptions, Part, Prompt, Reply, ReplyOptions, TokenScore
 from edgekit.runtime.arguments import prompt_given
 from edgekit.runtime.chat import Messages, conversation
 from edgekit.typing import F32
@@ -50,7 +50,7 @@ def receive(stream: IO[bytes]) -> tuple[dict[str, Any], F32 | None]:
     """Read a frame.
 
     Raises:
-        EOFError: the other side is gone, or says what no frame is.
+        EOFError: the other process has ended, or sent a malformed frame.
     """
     (length,) = struct.unpack("<I", _exactly(stream, 4))
     if length > _MESSAGE:
@@ -72,12 +72,12 @@ def _exactly(stream: IO[bytes], count: int) -> bytes:
 
 
 class IsolatedRuntime:
-    """`edgekit_llamacpp.runtime.LlamaCppRuntime` in a child process: the same answers, the same errors.
+    """`edgekit_llamacpp.runtime.LlamaCppRuntime` in a child process, with the same results and errors.
 
     It has the methods of `edgekit.runtime.Runtime`, and of those for chat, embeddings and tokens.
 
     Raises:
-        InvalidFileError: the child died while it loaded the model or computed with it.
+        InvalidFileError: the child died while loading the model or computing.
     """
 
     name = "llamacpp"
@@ -102,27 +102,40 @@ class IsolatedRuntime:
         """Tokens that the context holds."""
 
     def description(self) -> dict[str, Any]:
-        """How it computes, with what was chosen for it."""
+        """Return how it computes, with the chosen options."""
         message, _ = self._ask("description")
         return dict(message["value"])
 
     def logits(self, tokens: npt.ArrayLike) -> F32:
-        """Scores of every next token, float32 [n, vocab]."""
+        """Return the logits of every next token, float32 [n, vocab]."""
         return self._array("logits", tokens=np.asarray(tokens).tolist())
 
     def embed(self, text: Prompt) -> F32:
-        """The mean of the last layer's states over a text, float32 [width], of length 1."""
+        """Return the mean of the last layer's states over a text, float32 [width], of length 1."""
         return self._array("embed", text=prompt_given(text))
 
     def encode(self, text: str) -> list[int]:
-        """Cut a text into token ids, with what the model puts before every text."""
+        """Encode a text to token ids, with the model's BOS if it has one."""
         message, _ = self._ask("encode", text=text)
         return [int(token) for token in message["value"]]
 
-    def prompt(self, messages: Messages | str) -> str:
-        """What the model's chat template makes of messages."""
-        message, _ = self._ask("prompt", messages=_plain(messages))
+    def prompt(
+        self, messages: Messages | str, variables: Mapping[str, Any] | None = None, *, continue_final: bool = False
+    ) -> str:
+        """Render messages with the model's chat template."""
+        given = {"variables": variables and dict(variables), "continue_final": continue_final}
+        message, _ = self._ask("prompt", messages=_plain(messages), **given)
         return str(message["value"])
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, special tokens by their names."""
+        message, _ = self._ask("decode", tokens=[int(token) for token in tokens])
+        return str(message["value"])
+
+    def scores(self, tokens: Sequence[int], logprobs: int = 0) -> list[TokenScore]:
+        """The score of each token given those before it."""
+        message, _ = self._ask("scores", tokens=[int(token) for token in tokens], logprobs=logprobs)
+        return [TokenScore.of(score) for score in message["value"]]
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> str:
         """Continue a text until the model ends it."""
@@ -139,6 +152,12 @@ class IsolatedRuntime:
     def chat_stream(self, messages: Messages | str, **options: Unpack[GenerationOptions]) -> Generation:
         """The answer piece by piece."""
         return self._stream("chat_stream", messages=_plain(messages), **options)
+
+    def reply(self, messages: Messages | str, **options: Unpack[ReplyOptions]) -> Reply:
+        """The answer in parts: text, reasoning and calls of tools."""
+        number, generation = self._begin("reply", messages=_plain(messages), **options)
+        found = (Part(*part) for part in self._items(number, generation))
+        return Reply(generation, found)
 
     def close(self) -> None:
         """End the child; may be called more than once."""
@@ -171,14 +190,17 @@ class IsolatedRuntime:
         return array
 
     def _stream(self, method: str, **arguments: Any) -> Generation:
+        number, generation = self._begin(method, **arguments)
+        generation.pieces = map(str, self._items(number, generation))
+        return generation
+
+    def _begin(self, method: str, **arguments: Any) -> tuple[int, Generation]:
         self._streams += 1
         number = self._streams
         message, _ = self._ask("begin", number=number, kind=method, arguments=arguments)
-        generation = Generation(iter(()), int(message["value"]))
-        generation.pieces = self._pieces(number, generation)
-        return generation
+        return number, Generation(iter(()), int(message["value"]))
 
-    def _pieces(self, number: int, generation: Generation) -> Iterator[str]:
+    def _items(self, number: int, generation: Generation) -> Iterator[Any]:
         try:
             while not generation.cancelled:
                 message, _ = self._ask("next", number=number)
@@ -186,7 +208,7 @@ class IsolatedRuntime:
                 generation.scores += map(TokenScore.of, scores)
                 if piece is None:
                     return
-                yield str(piece)
+                yield piece
         finally:
             if self._child is not None:
                 self._ask("end", number=number)
@@ -228,7 +250,7 @@ class IsolatedRuntime:
 
 
 def _plain(messages: Messages | str) -> list[dict[str, Any]]:
-    """Messages as plain JSON values."""
+    """Return messages as plain JSON values."""
     return [dict(message) for message in conversation(messages)]
 
 
@@ -237,7 +259,7 @@ def _how(code: int) -> str:
 
 
 def _error(name: str, message: str, public: str | None = None) -> EdgekitError:
-    """The child's error, as an instance of its class."""
+    """Return the child's error, as an instance of its class."""
     kind: Any = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, EdgekitError):
         return kind(message, public=public)

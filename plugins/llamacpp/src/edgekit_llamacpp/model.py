@@ -1,4 +1,4 @@
-"""A model and its context in llama.cpp's memory: load, check, free; every failure a typed error."""
+"""A model and its context in llama.cpp's memory: loading, checks, release; failures are typed errors."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from edgekit.runtime import refuse_unknown_options
 from edgekit_llamacpp.devices import Device, accelerators, choose_layers, list_devices
 from edgekit_llamacpp.library import BUILD, copied, llama, quiet
 
-#: Context where the caller does not say: the model's own, but no more than this.
+#: Largest default context; the model's own if that is less.
 CONTEXT = 4096
-#: Tokens that llama.cpp computes at once.
+#: Tokens of a batch of llama.cpp.
 BATCH = 512
-#: ggml's number and the bytes of an element of what keys and values may be stored as.
+#: Types of keys and values: ggml's number, and bytes of an element.
 CACHES = {"F32": (0, 4.0), "F16": (1, 2.0), "Q8_0": (8, 34 / 32)}
 _MEAN = 1  # LLAMA_POOLING_TYPE_MEAN
 _NO_FLASH = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -46,8 +46,8 @@ class Options:
     """How a model is loaded.
 
     Attributes:
-        context: tokens that it can see; None takes the model's own, at most `CONTEXT`.
-        threads: None for as many as this process may use.
+        context: size in tokens; None takes the model's own, at most `CONTEXT`.
+        threads: number; None for all cores that this process may use.
         gpu_layers: layers to compute on an accelerator, counted from the last; -1 for all; ``"auto"`` for all that fit
             its free memory, which is 0 where the build or the machine has none.
         mmap: map the file instead of reading it.
@@ -100,12 +100,12 @@ class Loaded:
     """A model, its context and its adapters in llama.cpp's memory.
 
     Args:
-        artifact: a GGUF file, which edgekit's own reader has gone through when it was opened.
+        artifact: a GGUF file, which edgekit's reader has checked.
         options: how.
 
     Raises:
         UnsupportedModelError: llama.cpp does not run it: an unknown architecture, or no vocabulary in the file.
-        InvalidFileError: it lacks tensors, or they have other shapes than the architecture wants.
+        InvalidFileError: tensors are missing, or have other shapes than the architecture requires.
         MissingPluginError: acceleration is asked for that the installed build does not have.
         ResourceError: memory does not suffice for the context, or must not be locked.
     """
@@ -116,7 +116,7 @@ class Loaded:
         with self._free as stack:
             refuse_missing(artifact, options)
             self.gpu_layers, self.devices = _placed(artifact, options)
-            """Layers on an accelerator, the output matrix counted as one, and the devices that have them."""
+            """Return the number of layers on an accelerator, the output matrix counted as one, and the devices."""
             self._mapped = Mapped(artifact.files, _CUT) if options.mmap else None
             self.model = self._load(artifact, options)
             stack.callback(self._llama.llama_model_free, self.model)
@@ -133,7 +133,7 @@ class Loaded:
             self._free = stack.pop_all()
 
     def description(self) -> dict[str, Any]:
-        """How it computes, with what was chosen for it; see `edgekit.runtime.DescribedRuntime`."""
+        """Return how it computes, with the chosen options; see `edgekit.runtime.DescribedRuntime`."""
         moved = min(self.gpu_layers, self.layers)
         return {
             "device": ", ".join(map(str, self.devices)) if self.gpu_layers else "CPU",
@@ -163,7 +163,7 @@ class Loaded:
         """Refuse to compute with a mapped file that was truncated: reading the missing pages ends the process.
 
         Raises:
-            InvalidFileError: it was.
+            InvalidFileError: the file was truncated.
         """
         if self._mapped is not None:
             self._mapped.refuse_cut()
@@ -180,28 +180,28 @@ class Loaded:
         parameters = self._llama.llama_model_default_params()
         parameters.n_gpu_layers = self.gpu_layers
         set_load_mode(parameters, options)
-        with quiet() as said:
+        with quiet() as lines:
             model = self._llama.llama_model_load_from_file(os.fsencode(artifact.files[0]), parameters)
         if not model:
             refuse_shortage(
-                RuntimeError("; ".join(said)), f"{artifact.path}: loading it with llama.cpp", artifact.nbytes
+                RuntimeError("; ".join(lines)), f"{artifact.path}: loading it with llama.cpp", artifact.nbytes
             )
-            why = next((line for line in said if "error loading model" in line), "; ".join(said)).partition(": ")[2]
+            why = next((line for line in lines if "error loading model" in line), "; ".join(lines)).partition(": ")[2]
             known = "unknown model architecture" in why or "tokenizer" in why
             kind = UnsupportedModelError if known else InvalidFileError
             raise kind(f"{artifact.path}: llama.cpp cannot load it: {why or 'it does not say why'}; {_CURE}")
         return model
 
     def new_context(self, size: int, *, embeddings: bool = False, observer: Any = None) -> Any:
-        """A context of that many tokens, with the adapters; the caller frees it.
+        """Return a new context, with the adapters; the caller frees it.
 
         Args:
-            size: tokens that it holds.
-            embeddings: whether it gives the mean of the last layer's states.
+            size: in tokens.
+            embeddings: whether it computes the mean of the last layer's states.
             observer: an evaluation callback; such a context computes all its tokens at once, as exactly as it can.
         """
         parameters = self._llama.llama_context_default_params()
-        whole = embeddings or observer  # a mean is over what is computed at once
+        whole = embeddings or observer  # the mean covers one batch
         step = size if whole else min(size, BATCH)
         parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = size, step, step
         parameters.n_seq_max, parameters.no_perf = 1, True
@@ -215,13 +215,13 @@ class Loaded:
         parameters.offload_kqv = self.gpu_layers != 0
         if embeddings:
             parameters.embeddings, parameters.pooling_type = True, _MEAN
-        with quiet() as said:
+        with quiet() as lines:
             context = self._llama.llama_init_from_model(self.model, parameters)
         if not context:
-            refuse_shortage(RuntimeError("; ".join(said)), f"a context of {size} tokens in llama.cpp")
+            refuse_shortage(RuntimeError("; ".join(lines)), f"a context of {size} tokens in llama.cpp")
             fewer = f", or fewer gpu_layers than {self.gpu_layers}" if self.gpu_layers else ""
             cure = f"choose a shorter one{fewer}"
-            raise ResourceError(f"llama.cpp makes no context of {size} tokens: {'; '.join(said)}; {cure}")
+            raise ResourceError(f"llama.cpp makes no context of {size} tokens: {'; '.join(lines)}; {cure}")
         self._apply_adapters(context)
         return context
 
@@ -229,10 +229,12 @@ class Loaded:
         opened = open_artifact(path)
         if opened.format != "gguf" or opened.config.get("general.type") != "adapter":
             raise UsageError(f"{path}: no LoRA adapter in GGUF; convert it with llama.cpp's convert_lora_to_gguf.py")
-        with quiet() as said:
+        with quiet() as lines:
             adapter = self._llama.llama_adapter_lora_init(self.model, os.fsencode(path))
         if not adapter:
-            raise InvalidFileError(f"{path}: the adapter does not fit the model: {'; '.join(said)}; take the right one")
+            raise InvalidFileError(
+                f"{path}: the adapter does not fit the model: {'; '.join(lines)}; take the right one"
+            )
         return adapter  # freed with the model
 
     def _apply_adapters(self, context: Any) -> None:
@@ -251,7 +253,7 @@ _CURE = "use a file that llama.cpp's own tools or edgekit wrote, or upgrade llam
 
 
 def _placed(artifact: Artifact, options: Options) -> tuple[int, list[Device]]:
-    """Layers to move to accelerators, and the accelerators."""
+    """Return the number of layers to move to accelerators, and the accelerators."""
     if options.gpu_layers == "auto":
         context = options.context or min(_trained(artifact), CONTEXT)
         return choose_layers(artifact, context, CACHES[options.cache][1])
@@ -261,7 +263,7 @@ def _placed(artifact: Artifact, options: Options) -> tuple[int, list[Device]]:
 
 
 def _trained(artifact: Artifact) -> int:
-    """The context that the model was trained with, as its metadata has it."""
+    """Return the context that the model was trained with, from its metadata."""
     value = artifact.config.get(f"{artifact.config.get('general.architecture')}.context_length")
     return value if isinstance(value, int) and value > 0 else CONTEXT
 
@@ -270,7 +272,7 @@ def set_load_mode(parameters: Any, options: Options) -> None:
     """Set how the file is read, in fields that the installed llama.cpp has: ctypes silently accepts any others.
 
     Raises:
-        PluginError: the installed llama-cpp-python has none that is known.
+        PluginError: the installed llama-cpp-python has no known field.
     """
     fields = {name for name, *_ in parameters._fields_}
     if "load_mode" in fields:  # LLAMA_LOAD_MODE_NONE, MMAP, MLOCK, MMAP_MLOCK
@@ -320,26 +322,26 @@ def refuse_memory(artifact: Artifact, context: int, cache: str = "F16", layers: 
         artifact: the model.
         context: tokens.
         cache: type of the keys and values.
-        layers: those that lie in the main memory; None for all.
+        layers: number in the main memory; None for all.
 
     Raises:
-        MemoryShortageError: says how many bytes it would take and how many there are.
+        MemoryShortageError: states how many bytes are needed and available.
     """
     try:
         config = artifact.model.config
     except UnsupportedModelError:
         return
     values = 2 * (config.layers if layers is None else layers) * config.kv_heads * config.head_dim * context
-    wanted, free = values * CACHES[cache][1], available_memory()
-    if free is not None and wanted > free:
+    needed, free = values * CACHES[cache][1], available_memory()
+    if free is not None and needed > free:
         raise MemoryShortageError(
-            f"a context of {context} tokens takes {wanted / 1e9:.1f} GB for keys and values and "
+            f"a context of {context} tokens takes {needed / 1e9:.1f} GB for keys and values and "
             f"{free / 1e9:.1f} GB are free; choose a shorter context"
         )
 
 
 def refuse_ambiguous(artifact: Artifact) -> None:
-    """Refuse a vocabulary with a token twice, for which llama.cpp ends the process.
+    """Raise if a vocabulary has a token twice, for which llama.cpp ends the process.
 
     Raises:
         InvalidFileError: names the token and its two ids.
@@ -356,7 +358,7 @@ def refuse_ambiguous(artifact: Artifact) -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes available without swapping; None if the system does not report them."""
+    """Return the bytes available without swapping; None if the system does not report them."""
     try:
         lines = Path("/proc/meminfo").read_text("ascii").splitlines()
     except OSError:
@@ -370,13 +372,13 @@ def _cores() -> int:
 
 
 @contextlib.contextmanager
-def batch_of(ids: Sequence[int], start: int, wanted: str) -> Iterator[Any]:
-    """A batch of tokens at consecutive positions.
+def batch_of(ids: Sequence[int], start: int, outputs: str) -> Iterator[Any]:
+    """Yield a batch of tokens at consecutive positions.
 
     Args:
         ids: the tokens, at most `BATCH`.
         start: position of the first.
-        wanted: outputs of ``all`` tokens, or of the ``last``.
+        outputs: outputs of ``all`` tokens, or of the ``last``.
     """
     library, count = llama(), len(ids)
     batch = library.llama_batch_init(count, 0, 1)
@@ -385,7 +387,7 @@ def batch_of(ids: Sequence[int], start: int, wanted: str) -> Iterator[Any]:
         for index, token in enumerate(ids):
             batch.token[index], batch.pos[index] = token, start + index
             batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
-            batch.logits[index] = wanted == "all" or index == count - 1
+            batch.logits[index] = outputs == "all" or index == count - 1
         yield batch
     finally:
         library.llama_batch_free(batch)

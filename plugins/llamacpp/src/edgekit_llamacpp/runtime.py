@@ -1,8 +1,8 @@
 """Runs GGUF files with llama.cpp.
 
-The sampler, the stop texts and the checks are edgekit's own, so that every runtime means the same by the same
-arguments; llama.cpp cuts the text and computes. The keys and values of what was computed last are kept: a prompt that
-begins like the one before, a chat that goes on, starts where the two part.
+Sampling, stop texts and checks are edgekit's, so that the same arguments have the same effect in every runtime;
+llama.cpp tokenizes and computes. The keys and values of the last tokens are kept: a prompt with the same prefix, such
+as the next message of a chat, is only computed from the first different token.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ import numpy.typing as npt
 from edgekit.artifact import Artifact
 from edgekit.errors import MissingPluginError, ResourceError, UnsupportedModelError, UsageError
 from edgekit.pipeline import Progress
-from edgekit.runtime import Prompt, Runtime, Sampling, TextRuntime, chat
-from edgekit.runtime.chat import Messages
+from edgekit.runtime import Prompt, Runtime, Sampling, TextRuntime
 from edgekit.typing import F32, F64
 from edgekit_llamacpp.activations import square_sums
 from edgekit_llamacpp.library import copied, llama, quiet, refuse_copy
@@ -51,7 +50,7 @@ def open_runtime(artifact: Artifact, *, isolate: bool | None = None, **options: 
 
 
 def _unknown(artifact: Artifact) -> bool:
-    """Whether edgekit cannot check the model's hyper-parameters and tokenizer; checks them where it can."""
+    """Return whether edgekit cannot check the model's hyper-parameters and tokenizer; checks them if it can."""
     try:
         _ = artifact.model, artifact.tokenizer
     except UnsupportedModelError:
@@ -60,7 +59,7 @@ def _unknown(artifact: Artifact) -> bool:
 
 
 def _ends(artifact: Artifact) -> frozenset[int]:
-    """The end tokens as edgekit reads them: some files name more than llama.cpp has keys for."""
+    """Return the end tokens from edgekit's reader: some files name more than llama.cpp has keys for."""
     try:
         tokenizer = artifact.tokenizer
     except UnsupportedModelError:
@@ -91,11 +90,11 @@ class LlamaCppRuntime(TextRuntime):
         return self._model().size
 
     def description(self) -> dict[str, Any]:
-        """How it computes: device, layers on it (what ``gpu_layers="auto"`` came to), context, threads."""
+        """Return how it computes: device, layers on it (the result of ``gpu_layers="auto"``), context, threads."""
         return self._model().description()
 
     def logits(self, tokens: npt.ArrayLike) -> F32:
-        """Scores of every next token, float32 [n, vocab], of token ids [n].
+        """Return the logits of every next token, float32 [n, vocab], for token ids [n].
 
         Raises:
             UsageError: no tokens, or ids outside the vocabulary.
@@ -110,7 +109,7 @@ class LlamaCppRuntime(TextRuntime):
     def tokens(
         self, prompt: Sequence[int], *, max_tokens: int | None = None, sampling: Sampling | None = None
     ) -> Iterator[int]:
-        """Continue a sequence of token ids, one at a time; never ends by itself before `max_tokens`.
+        """Continue a sequence of token ids, one at a time, up to `max_tokens`; end tokens do not stop it.
 
         Raises:
             UsageError, ContextOverflowError: as `logits`, of the prompt and `max_tokens` together.
@@ -127,32 +126,26 @@ class LlamaCppRuntime(TextRuntime):
             yield token
             ids.append(token)
 
-    def prompt(self, messages: Messages | str) -> str:
-        """What the model's chat template makes of messages, with llama.cpp's special tokens; see `runtime.chat`.
-
-        Raises:
-            UsageError: no messages, or the model has no chat template.
-            InvalidFileError: its template fails; it runs in a child process that may do nothing but render.
-        """
-        source = chat.template_of(self.artifact)
-        return chat.render(source, messages, bos_token=self._special("bos"), eos_token=self._special("eos"))
+    def special_texts(self) -> dict[str, str]:
+        """The template variables for special tokens, as llama.cpp writes them."""
+        return {"bos_token": self._special("bos"), "eos_token": self._special("eos")}
 
     def square_sums(
         self, windows: npt.ArrayLike, *, outputs: bool = False, progress: Progress | None = None
     ) -> dict[str, F64]:
-        """What goes into each weight matrix, for an importance matrix; see `evaluation.calibration.CalibrationRuntime`.
+        """Measure the inputs of weight matrices; see `evaluation.calibration.CalibrationRuntime`.
 
         Raises:
-            PluginError: the installed llama-cpp-python lays out its tensors otherwise.
+            PluginError: the installed llama-cpp-python has another tensor layout.
         """
-        found = np.asarray(windows)
-        for window in found:
+        rows = np.asarray(windows)
+        for window in rows:
             self.room(len(self._checked(window)), None)
         with self._lock:
-            return square_sums(self._model(), found, outputs, progress)
+            return square_sums(self._model(), rows, outputs, progress)
 
     def embed(self, text: Prompt) -> F32:
-        """The mean of the last layer's states over a text or token ids, float32 [width], of length 1.
+        """Return the mean of the last layer's states over a text or token ids, float32 [width], of length 1.
 
         Raises:
             UsageError: an empty text, or no tokenizer.
@@ -178,7 +171,7 @@ class LlamaCppRuntime(TextRuntime):
         return self.unit(states)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Cut a text into token ids, with what the model puts before every text.
+        """Encode a text to token ids, with the model's BOS if it has one.
 
         Args:
             text: any Unicode text.
@@ -194,21 +187,21 @@ class LlamaCppRuntime(TextRuntime):
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
-            message = f"the text is no Unicode text: {error.reason} at character {error.start}"
+            message = f"the text is not Unicode text: {error.reason} at character {error.start}"
             raise UsageError(message, public=message) from error
         add = not (special and self._special("bos") and text.startswith(self._special("bos")))
         ids = self._cut(loaded, data, add, special)
         ends = add and self._llama.llama_vocab_get_add_eos(loaded.vocab) and len(ids) > 1
-        return ids[:-1] if ends else ids  # the text is to go on
+        return ids[:-1] if ends else ids  # the text will be continued
 
     def refuse_too_long(self, text: str) -> None:
-        """As in every runtime, where edgekit can read the file's tokenizer; llama.cpp cuts those that it cannot."""
+        """Encode as every runtime if edgekit can read the file's tokenizer, else with llama.cpp's."""
         with contextlib.suppress(UnsupportedModelError, MissingPluginError):
             if self.artifact.tokenizer is not None:
                 super().refuse_too_long(text)
 
     def _cut(self, loaded: Loaded, data: bytes, add: bool, special: bool) -> list[int]:
-        """Token ids; a text may have more than bytes: SentencePiece writes a space in three."""
+        """Return token ids; there may be more than bytes, since SentencePiece's space has three."""
         size = len(data) + 8
         for _ in range(2):
             room = (ctypes.c_int32 * size)()
@@ -245,7 +238,7 @@ class LlamaCppRuntime(TextRuntime):
         return self._loaded
 
     def pieces(self, prompt: list[int], tokens: Iterator[int]) -> Iterator[str]:
-        """The text after the prompt in whole characters, as they come; ends where the model ends it."""
+        """Yield the text after the prompt in whole characters, until an end token."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token in tokens:
             if self.ends(token):
@@ -256,11 +249,11 @@ class LlamaCppRuntime(TextRuntime):
             yield rest
 
     def ends(self, token: int) -> bool:
-        """Whether a token ends a text: those that edgekit and those that llama.cpp know."""
+        """Return whether a token ends a text, according to edgekit or llama.cpp."""
         return token in self._ends or bool(self._llama.llama_vocab_is_eog(self._model().vocab, token))
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token stands for, of a special token its name."""
+        """Return the bytes of a token; of a special token its name."""
         return self._piece(token, special=True)
 
     def _piece(self, token: int, special: bool = False) -> bytes:
@@ -279,7 +272,7 @@ class LlamaCppRuntime(TextRuntime):
     def _checked(self, tokens: npt.ArrayLike) -> list[int]:
         ids = np.asarray(tokens)
         if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
-            raise UsageError(f"tokens have to be integers [n], at least one; got {ids.dtype} {list(ids.shape)}")
+            raise UsageError(f"tokens must be integers [n], at least one; got {ids.dtype} {list(ids.shape)}")
         vocabulary = self._model().vocabulary
         if ids.min() < 0 or ids.max() >= vocabulary:
             raise UsageError(
@@ -294,34 +287,34 @@ class LlamaCppRuntime(TextRuntime):
         return f"do not fit the context of {self.context}; {cure} or load with a larger context"
 
     def _last(self, ids: list[int]) -> F32:
-        """Logits [vocab] after the ids; computes only what the last call has not."""
+        """Return the logits [vocab] after the ids; computes only tokens that differ from the last call."""
         common = len(self._seen)
-        if ids[:common] != self._seen:  # comparing lists at once is what makes a token cheap
+        if ids[:common] != self._seen:  # comparing whole lists keeps a token cheap
             common = next((i for i, (a, b) in enumerate(zip(ids, self._seen, strict=False)) if a != b), len(ids))
-        kept = min(common, len(ids) - 1)  # the last is always computed: its logits are wanted
-        self._forget(kept)
+        reused = min(common, len(ids) - 1)  # the last is always computed, for its logits
+        self._forget(reused)
         *_, logits = self._decode(ids[len(self._seen) :], "last")
         last: F32 = logits[-1]
         return last
 
-    def _forget(self, kept: int) -> None:
+    def _forget(self, length: int) -> None:
         """Drop the keys and values of all but the first tokens."""
         memory = self._llama.llama_get_memory(self._model().context)
-        if not kept or not self._llama.llama_memory_seq_rm(memory, 0, kept, -1):
+        if not length or not self._llama.llama_memory_seq_rm(memory, 0, length, -1):
             self._llama.llama_memory_clear(memory, True)
-            kept = 0
-        del self._seen[kept:]
+            length = 0
+        del self._seen[length:]
 
-    def _decode(self, ids: list[int], wanted: str) -> Iterator[F32]:
-        """Compute tokens that follow those seen; logits [tokens or 1, vocab] of each batch."""
+    def _decode(self, ids: list[int], outputs: str) -> Iterator[F32]:
+        """Compute further tokens; yields the logits [tokens or 1, vocab] of each batch."""
         loaded = self._model()
         step = loaded.batch
         for start in range(0, len(ids), step):
             part = ids[start : start + step]
-            with batch_of(part, len(self._seen), wanted) as batch:
+            with batch_of(part, len(self._seen), outputs) as batch:
                 self._compute(loaded.context, batch)
             self._seen += part
-            rows = len(part) if wanted == "all" else 1
+            rows = len(part) if outputs == "all" else 1
             pointer = self._llama.llama_get_logits(loaded.context)
             yield np.ctypeslib.as_array(pointer, (rows, loaded.vocabulary)).copy()
 

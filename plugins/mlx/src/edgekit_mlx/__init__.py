@@ -60,6 +60,13 @@ def edgekit_register_runtimes(register: Register) -> None:
 
 
 @hookimpl
+def edgekit_register_commands(register: Register) -> None:
+    """Train and fuse adapters: ``edgekit finetune``, ``edgekit fuse``."""
+    register("finetune", "edgekit_mlx.commands:command_finetune")
+    register("fuse", "edgekit_mlx.commands:command_fuse")
+
+
+@hookimpl
 def edgekit_register_devices(register: Register) -> None:
     """List MLX's devices, and which rounding the installed version follows."""
     if _installed("mlx"):
@@ -71,6 +78,7 @@ __all__ = [
     "TOLERANCE",
     "attribute_of",
     "edgekit_api",
+    "edgekit_register_commands",
     "edgekit_register_devices",
     "edgekit_register_formats",
     "edgekit_register_quantizers",

@@ -51,6 +51,18 @@ def tree_flatten() -> Any:
 
 
 @functools.cache
+def tree_unflatten() -> Any:
+    """`mlx.utils.tree_unflatten`; raises as `core`."""
+    return _import("mlx.utils").tree_unflatten
+
+
+@functools.cache
+def optimizers() -> Any:
+    """mlx.optimizers; raises as `core`."""
+    return _import("mlx.optimizers")
+
+
+@functools.cache
 def lm(module: str) -> Any:
     """A module of mlx-lm, such as ``models.llama``.
 
@@ -186,7 +198,9 @@ __all__ = [
     "has_lm",
     "lm",
     "nn",
+    "optimizers",
     "to_mlx",
     "tree_flatten",
+    "tree_unflatten",
     "version",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from edgekit.artifact import Artifact
 from edgekit.errors import InvalidFileError, UsageError
 from edgekit.files.foreign import strict_json
 from edgekit.formats import safetensors
-from edgekit.tensor import Tensor
+from edgekit.tensor import AnyTensor, Tensor
+from edgekit.typing import Array
 from edgekit_mlx.library import core, from_mlx
 
 KEY = "edgekit_mlx"
@@ -39,15 +41,21 @@ class Kept:
     tokens: list[int]
 
 
-def identity(artifact: Artifact, dtype: str) -> dict[str, str]:
-    """Which model a cache is of: a hash of the tensors' names, types and sizes and of the first norm's values."""
+def identity(artifact: Artifact, dtype: str = "") -> dict[str, str]:
+    """Which model a cache or an adapter is of: a hash of the tensors' names, types, sizes and first rows."""
     digest = hashlib.sha256()
     for name, tensor in artifact.tensors.items():
         kind = tensor.dtype if isinstance(tensor, Tensor) else tensor.precision.name
         digest.update(f"{name} {kind} {list(tensor.shape)}\n".encode())
-        if len(tensor.shape) == 1:
-            digest.update(np.ascontiguousarray(tensor.float32()).tobytes())
+        for part in _first_row(tensor):
+            digest.update(np.ascontiguousarray(part).tobytes())
     return {"model": digest.hexdigest(), "dtype": dtype}
+
+
+def _first_row(tensor: AnyTensor) -> Iterable[Array]:
+    if isinstance(tensor, Tensor):
+        return [tensor.read_rows(0, 1)]
+    return tensor.read_parts(0, 1 if tensor.sliceable else tensor.rows).values()
 
 
 def save(path: Path, cache: list[Any], tokens: list[int], model: dict[str, str]) -> None:

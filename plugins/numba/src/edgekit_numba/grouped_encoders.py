@@ -1,7 +1,7 @@
 """`edgekit.encoding.Quantizer` for integers with a scale for each group: MLX, OpenVINO, ONNX Runtime.
 
-What the kernels do not do, the reference does: groups that are no multiple of 32, ragged rows, ONNX Runtime's scales
-of float16 and bfloat16 weights, and rows with groups whose scale overflows or vanishes.
+The reference encodes what kernels do not support: groups that are not a multiple of 32, ragged rows, ONNX Runtime's
+scales of float16 and bfloat16 weights, and rows with groups whose scale overflows or vanishes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MULTIPLE = 32
 
 @attrs.frozen
 class Groups:
-    """The results of a kernel, by row: scales, biases or zero points, packed codes, and its flags of each group."""
+    """The results of a kernel, by row: scales, biases or zero points, packed codes, and a flag for each group."""
 
     scale: F32
     second: F32
@@ -46,19 +46,19 @@ class GroupEncoder:
 
     def encode(self, x: Array, importance: F32 | None = None) -> Mapping[str, Array]:
         """Encode rows [rows, cols]; see `edgekit.reference.Reference.encode`. Importance is ignored."""
-        found = self._run(x)
-        if found is None:
+        groups = self._run(x)
+        if groups is None:
             return reference(self.precision).encode(x, self.precision, importance)
-        parts, rows = self._parts(found, x), np.flatnonzero((found.flags & ODD).any(axis=1))
+        parts, rows = self._parts(groups, x), np.flatnonzero((groups.flags & ODD).any(axis=1))
         return self._encode_anew(x, rows, parts) if len(rows) else parts
 
     def encode_checked(self, x: Array, importance: F32 | None = None) -> Mapping[str, Array] | None:
-        """As `encode`, or None where a group is not the kernel's own work or holds magnitudes above 65504."""
-        found = self._run(x)
-        return None if found is None or found.flags.any() else self._parts(found, x)
+        """Encode as `encode`; None if the kernel skips a group or a magnitude is above 65504."""
+        groups = self._run(x)
+        return None if groups is None or groups.flags.any() else self._parts(groups, x)
 
-    def _parts(self, found: Groups, x: Array) -> dict[str, Array]:
-        return _PARTS[self.precision.convention](found, self.precision, x.dtype)
+    def _parts(self, groups: Groups, x: Array) -> dict[str, Array]:
+        return _PARTS[self.precision.convention](groups, self.precision, x.dtype)
 
     def _encode_anew(self, x: Array, rows: Array, parts: dict[str, Array]) -> dict[str, Array]:
         by_row = {name: part for name, part in parts.items() if part.ndim}
@@ -70,7 +70,7 @@ class GroupEncoder:
         return parts
 
     def _run(self, x: Array) -> Groups | None:
-        """What the kernel finds in rows [rows, cols]; None where there is no kernel for them."""
+        """Return the kernel's results for rows [rows, cols]; None if there is no kernel for them."""
         size = self.precision.block or x.shape[1]
         exact_source = self.precision.convention != "onnx" or x.dtype == np.float32
         if size % _MULTIPLE or x.shape[1] % size or not exact_source:
@@ -92,7 +92,7 @@ class GroupEncoder:
 
 
 def _run_float32(kernel: Any, arrays: list[Array]) -> None:
-    """Call the kernel with groups [groups, n] and the arrays for its results; the last lanes are filled with zeros."""
+    """Call the kernel with groups [groups, n] and the arrays for its results; the last lanes are padded with zeros."""
     count, lanes = len(arrays[0]), processor().lanes
     whole = count // lanes * lanes
     if whole:
@@ -110,15 +110,15 @@ def _call(kernel: Any, arrays: list[Array]) -> None:
 
 
 def kernel_name(precision: Precision) -> str:
-    """The kernel of a precision."""
+    """Return the kernel of a precision."""
     name = f"{precision.convention}_int{precision.bits}"
     return name if precision.convention == "mlx" else f"{name}_{'sym' if precision.symmetric else 'asym'}"
 
 
-def _mlx_parts(found: Groups, precision: Precision, dtype: np.dtype[Any]) -> dict[str, Array]:
-    weight = found.codes.view("<u4").astype(np.uint32, copy=False)
+def _mlx_parts(groups: Groups, precision: Precision, dtype: np.dtype[Any]) -> dict[str, Array]:
+    weight = groups.codes.view("<u4").astype(np.uint32, copy=False)
     with np.errstate(over="ignore"):
-        return {"weight": weight, "scales": _narrow(found.scale, dtype), "biases": _narrow(found.second, dtype)}
+        return {"weight": weight, "scales": _narrow(groups.scale, dtype), "biases": _narrow(groups.second, dtype)}
 
 
 def _narrow(values: F32, dtype: np.dtype[Any]) -> Array:
@@ -126,21 +126,21 @@ def _narrow(values: F32, dtype: np.dtype[Any]) -> Array:
     return float32_to_bfloat16(values).view(dtype) if is_bfloat16(dtype) else values.astype(dtype, copy=False)
 
 
-def _openvino_parts(found: Groups, precision: Precision, dtype: np.dtype[Any]) -> dict[str, Array]:
+def _openvino_parts(groups: Groups, precision: Precision, dtype: np.dtype[Any]) -> dict[str, Array]:
     signed = precision.bits == 8 and precision.symmetric
     with np.errstate(over="ignore", under="ignore"):
-        scale = found.scale.astype(np.float16)
-    parts: dict[str, Array] = {"codes": found.codes.view(np.int8) if signed else found.codes}
+        scale = groups.scale.astype(np.float16)
+    parts: dict[str, Array] = {"codes": groups.codes.view(np.int8) if signed else groups.codes}
     parts["scale"] = scale[..., None] if precision.block else scale
     if precision.bits == 2:
         parts["zero_point"] = np.array(2, np.int8)
     elif not precision.symmetric:
-        parts["zero_point"] = _packed(found.second.astype(np.uint8), precision.bits)
+        parts["zero_point"] = _packed(groups.second.astype(np.uint8), precision.bits)
     return parts
 
 
 def _packed(zero_points: U8, bits: int) -> U8:
-    """Zero points [rows, groups] as bytes [rows, groups * b / 8], or flat where rows share bytes."""
+    """Pack zero points [rows, groups] as bytes [rows, groups * b / 8], or flat if rows share bytes."""
     if bits == 8:
         return zero_points
     if zero_points.shape[1] % 2:
@@ -150,14 +150,14 @@ def _packed(zero_points: U8, bits: int) -> U8:
     return zero_points[:, ::2] | (zero_points[:, 1::2] << np.uint8(4))
 
 
-def _onnx_parts(found: Groups, precision: Precision, dtype: np.dtype[Any]) -> dict[str, Array]:
-    rows, blocks = found.scale.shape
-    parts: dict[str, Array] = {"B": found.codes.reshape(rows, blocks, -1), "scales": found.scale}
+def _onnx_parts(groups: Groups, precision: Precision, dtype: np.dtype[Any]) -> dict[str, Array]:
+    rows, blocks = groups.scale.shape
+    parts: dict[str, Array] = {"B": groups.codes.reshape(rows, blocks, -1), "scales": groups.scale}
     if precision.symmetric:
         return parts
     per_byte = 8 // precision.bits
     zero_points = np.full((rows, -(-blocks // per_byte) * per_byte), 1 << (precision.bits - 1), np.uint8)
-    zero_points[:, :blocks] = found.second
+    zero_points[:, :blocks] = groups.second
     packed = np.zeros((rows, zero_points.shape[1] // per_byte), np.uint8)
     for place in range(per_byte):
         packed |= zero_points[:, place::per_byte] << np.uint8(place * precision.bits)
@@ -177,7 +177,7 @@ def _encoder(name: str) -> GroupEncoder:
 
 
 def __getattr__(name: str) -> GroupEncoder:
-    """The encoder of a precision, by its name with ``_`` for what is no letter: ``mlx_int4_g64``."""
+    """Return the encoder of a precision, by its name with ``_`` for other characters: ``mlx_int4_g64``."""
     for precision in edgekit_numba.GROUPED:
         if attribute(precision) == name:
             require()
@@ -186,7 +186,7 @@ def __getattr__(name: str) -> GroupEncoder:
 
 
 def attribute(precision: str) -> str:
-    """The attribute of this module that encodes a precision."""
+    """Return the attribute of this module that encodes a precision."""
     return precision.replace(":", "_").replace("-", "_")
 
 

@@ -14,31 +14,31 @@ from edgekit_numba.vectors import I32, Code, Rows, Vector
 def symmetric_block(code: Code, x: Rows, out: Output, weights: Weights | None, top: int) -> Vector:
     """One block of Q4_0 or Q5_0: codes 0 to ``2 * top - 1``."""
     codes = code.rows(32, I32)
-    found = symmetric(code, x, _weights(code, x, weights), top)
+    fit = symmetric(code, x, _weights(code, x, weights), top)
     for j, v in enumerate(x):
-        codes[j] = found.code(v, top).to_int() + top
-    out.float16(0, to_half(found.scale))
+        codes[j] = fit.code(v, top).to_int() + top
+    out.float16(0, to_half(fit.scale))
     _pack(code, codes, out, 2, top > 8)
-    return found.scale.nonfinite()
+    return fit.scale.nonfinite()
 
 
 def affine_block(code: Code, x: Rows, out: Output, weights: Weights | None, top: int) -> Vector:
     """One block of Q4_1 or Q5_1: codes 0 to `top`."""
     codes = code.rows(32, I32)
-    found = affine(code, x, _weights(code, x, weights), top, affine_steps(-0.9, 0.05, 36, top))
+    fit = affine(code, x, _weights(code, x, weights), top, affine_steps(-0.9, 0.05, 36, top))
     for j, v in enumerate(x):
-        codes[j] = found.code(v, top).to_int()
-    out.float16(0, to_half(found.scale))
-    out.float16(2, to_half(found.minimum))
+        codes[j] = fit.code(v, top).to_int()
+    out.float16(0, to_half(fit.scale))
+    out.float16(2, to_half(fit.minimum))
     _pack(code, codes, out, 4, top > 15)
-    return found.scale.nonfinite() | found.minimum.nonfinite()
+    return fit.scale.nonfinite() | fit.minimum.nonfinite()
 
 
 def _weights(code: Code, x: Rows, weights: Weights | None) -> Rows:
     assert weights is not None
-    found = code.rows(len(x))
-    weigh(x, weights.columns, weights.power, found)
-    return found
+    products = code.rows(len(x))
+    weigh(x, weights.columns, weights.power, products)
+    return products
 
 
 def _pack(code: Code, codes: Rows, out: Output, at: int, fifth: bool) -> None:

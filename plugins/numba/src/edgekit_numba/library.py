@@ -46,12 +46,12 @@ MODULES = {
 
 def kernel(name: str) -> Kernel:
     """The kernel of that name, ready to be called from any thread."""
-    found = _KERNELS.get(name)
-    if found is None:
+    loaded = _KERNELS.get(name)
+    if loaded is None:
         with _LOCK:  # two threads that come first must not both compile it
-            found = _KERNELS.get(name) or compiled(name, emitter(name), _arguments(name))
-            _KERNELS[name] = found
-    return found
+            loaded = _KERNELS.get(name) or compiled(name, emitter(name), _arguments(name))
+            _KERNELS[name] = loaded
+    return loaded
 
 
 def emitter(name: str) -> Callable[[int], str]:

@@ -106,12 +106,12 @@ def affine(code: Code, x: Rows, weights: Rows, top: int, steps: F32, absolute: b
         minimum = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
         scale = select(minimum > 0, sum_xl / sum_l2, scale)
         minimum = select(minimum > 0, 0, minimum)
-        found = error(scale, minimum)
-        better = (determinant > 0) & (found < least.get())
-        least.set(found, better)
-        for kept, candidate in zip(best, (scale, minimum, inverse, origin), strict=True):
-            kept.set(candidate, better)
-    scale, minimum, inverse, origin = (kept.get() for kept in best)
+        squared_error = error(scale, minimum)
+        better = (determinant > 0) & (squared_error < least.get())
+        least.set(squared_error, better)
+        for current, candidate in zip(best, (scale, minimum, inverse, origin), strict=True):
+            current.set(candidate, better)
+    scale, minimum, inverse, origin = (current.get() for current in best)
     return Affine(select(high == low, 0, scale), minimum, inverse, origin)
 
 
@@ -155,7 +155,7 @@ def symmetric(code: Code, x: Rows, weights: Rows, top: int) -> Symmetric:
     inverse = -top / peak
     sum_lx, sum_l2 = sums(inverse)
     first = select(sum_l2 != 0, sum_lx / sum_l2, 0)
-    scale, best, kept = (code.variable(v) for v in (first, first * sum_lx, inverse))
+    scale, best, best_inverse = (code.variable(v) for v in (first, first * sum_lx, inverse))
     steps = -(np.float32(top) + _TENTH * np.array([*range(-9, 0), *range(1, 10)], np.float32))
     with code.loop(len(steps)) as step:
         inverse = code.table(steps)[step] / peak
@@ -163,8 +163,8 @@ def symmetric(code: Code, x: Rows, weights: Rows, top: int) -> Symmetric:
         better = (sum_l2 > 0) & (sum_lx * sum_lx > best.get() * sum_l2)
         scale.set(sum_lx / sum_l2, better)
         best.set(scale.get() * sum_lx, better)
-        kept.set(inverse, better)
-    return Symmetric(select(zero, 0, scale.get()), kept.get(), zero)
+        best_inverse.set(inverse, better)
+    return Symmetric(select(zero, 0, scale.get()), best_inverse.get(), zero)
 
 
 def descent(code: Code, x: Rows, codes: Rows, top: int, rounds: int = 5) -> Vector:
@@ -229,17 +229,17 @@ def positive(code: Code, x: Rows, weights: Rows, codes: Rows, top: int, rounds: 
             total = total + w * difference * difference
         return total
 
-    least, kept = code.variable(error(inverse, True)), code.variable(inverse)
+    least, best_inverse = code.variable(error(inverse, True)), code.variable(inverse)
     steps = _TENTH * np.array([-4, -3, -2, -1, 1, 2, 3, 4], np.float32) + np.float32(top)
     with code.loop(len(steps)) as step:
         candidate = code.table(steps)[step] / peak
-        found = error(candidate, False)
-        better = found < least.get()
-        kept.set(candidate, better)
-        least.set(found, better)
+        squared_error = error(candidate, False)
+        better = squared_error < least.get()
+        best_inverse.set(candidate, better)
+        least.set(squared_error, better)
     sum_lx = sum_l2 = code.f32(0)
     for j, (v, w) in enumerate(zip(x, weights, strict=True)):
-        q = nearest_int(kept.get() * v).at_most(top)
+        q = nearest_int(best_inverse.get() * v).at_most(top)
         codes[j] = q & 0xFF  # stored as uint8
         sum_lx, sum_l2 = sum_lx + w * v * q.to_float(), sum_l2 + w * q.to_float() * q.to_float()
     lx, l2 = code.variable(sum_lx), code.variable(sum_l2)

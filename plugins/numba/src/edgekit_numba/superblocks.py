@@ -41,9 +41,9 @@ class _AffineFits:
     def __init__(self, code: Code, subs: int) -> None:
         self.scales, self.depths, self.inverses, self.origins = (code.rows(subs) for _ in range(4))
 
-    def keep(self, sub: Any, found: Affine) -> None:
-        self.scales[sub], self.depths[sub] = found.scale, -found.minimum
-        self.inverses[sub], self.origins[sub] = found.inverse, found.origin
+    def keep(self, sub: Any, fit: Affine) -> None:
+        self.scales[sub], self.depths[sub] = fit.scale, -fit.minimum
+        self.inverses[sub], self.origins[sub] = fit.inverse, fit.origin
 
     def at(self, sub: Any) -> Affine:
         return Affine(self.scales[sub], -self.depths[sub], self.inverses[sub], self.origins[sub])
@@ -108,13 +108,13 @@ def _affine_codes(
     codes = code.rows(SIZE, I32)
     with code.loop(SIZE // sub_size) as sub:
         step, offset = grid(sub)
-        found, first = fits.at(sub), code.scaled(sub, sub_size)
+        fit, first = fits.at(sub), code.scaled(sub, sub_size)
         part, into = x.part(first, sub_size), codes.part(first, sub_size)
         for j, v in enumerate(part):
             into[j] = round_clip((v + offset) / step, 0, top).to_int()
         with code.where_any(step == 0):
             for j, v in enumerate(part):
-                into[j] = select(step == 0, found.code(v, top).to_int(), into[j])
+                into[j] = select(step == 0, fit.code(v, top).to_int(), into[j])
     return codes
 
 
@@ -203,8 +203,8 @@ class _SymmetricFits:
         self.scales, self.inverses = code.rows(subs), code.rows(subs)
         self.zeros = code.rows(subs, I32)
 
-    def keep(self, sub: Any, found: Symmetric) -> None:
-        self.scales[sub], self.inverses[sub], self.zeros[sub] = found.scale, found.inverse, found.zero.ones()
+    def keep(self, sub: Any, fit: Symmetric) -> None:
+        self.scales[sub], self.inverses[sub], self.zeros[sub] = fit.scale, fit.inverse, fit.zero.ones()
 
     def at(self, sub: Any) -> Symmetric:
         return Symmetric(self.scales[sub], self.inverses[sub], self.zeros[sub] != 0)
@@ -233,16 +233,16 @@ Searched = Callable[[Any, Any, Vector], Vector]
 
 
 def _q3_plain(code: Code, x: Rows, scales: Rows) -> tuple[Vector, Searched]:
-    found, values = code.rows(SIZE), code.rows(16)
+    codes, values = code.rows(SIZE), code.rows(16)
     with code.loop(16) as sub:
         first = code.scaled(sub, 16)
-        values[sub] = descent(code, x.part(first, 16), found.part(first, 16), 4)
+        values[sub] = descent(code, x.part(first, 16), codes.part(first, 16), 4)
     peak = peak_of(code, values)
     inverse = -32 / peak
     for j, v in enumerate(values):
         wrapped = _int8(nearest_int(inverse * v)).at_least(-32).at_most(31)
         scales[j] = select(peak == 0, -32, wrapped) + 32
-    return select(peak != 0, 1 / inverse, 0), lambda sub, row, v: found[row]
+    return select(peak != 0, 1 / inverse, 0), lambda sub, row, v: codes[row]
 
 
 def _q3_weighted(code: Code, x: Rows, weights: Weights, scales: Rows) -> tuple[Vector, Searched]:
@@ -292,7 +292,7 @@ def q6_k(code: Code, x: Rows, out: Output, weights: Weights | None) -> Vector:
 
 def emitters() -> list[Emitter]:
     """The kernels of this module."""
-    found = []
+    kernels = []
     for kind, size, body in (
         ("Q2_K", 84, q2_k),
         ("Q3_K", 110, q3_k),
@@ -300,8 +300,8 @@ def emitters() -> list[Emitter]:
         ("Q5_K", 176, partial(six_bit_block, top=31, coarse=(-0.5, 0.1, 15))),
         ("Q6_K", 210, q6_k),
     ):
-        found += [Emitter(kind, SIZE, size, body), Emitter(f"{kind}_weighted", SIZE, size, body, weighted=True)]
-    return found
+        kernels += [Emitter(kind, SIZE, size, body), Emitter(f"{kind}_weighted", SIZE, size, body, weighted=True)]
+    return kernels
 
 
 __all__ = ["SIZE", "Searched", "Steps", "affine_block", "emitters", "q2_k", "q3_k", "q6_k", "six_bit_block"]

@@ -354,12 +354,12 @@ class Table(Rows):
     def lookup(self, places: Vector) -> Vector:
         """The constant at each lane's own place."""
         builder = self.code.builder
-        found = ir.Constant(self.code.type(self.pointer.type.pointee), ir.Undefined)
+        result = ir.Constant(self.code.type(self.pointer.type.pointee), ir.Undefined)
         for lane in range(self.code.lanes):
             at = ir.Constant(I32, lane)
             place = builder.sext(builder.extract_element(places.value, at), I64)
-            found = builder.insert_element(found, builder.load(self._at(place)), at)
-        return Vector(self.code, found)
+            result = builder.insert_element(result, builder.load(self._at(place)), at)
+        return Vector(self.code, result)
 
 
 __all__ = [

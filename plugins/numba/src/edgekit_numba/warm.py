@@ -6,6 +6,7 @@ import time
 
 import click
 
+from edgekit.errors import counted
 from edgekit_numba import encoders, library
 from edgekit_numba.compiler import cache, processor
 
@@ -25,16 +26,16 @@ def command(names: tuple[str, ...]) -> None:
         library.kernel(name)
     seconds = time.perf_counter() - start
     made_for = f"{target.name} ({target.instruction_set})"
-    click.echo(f"{len(chosen)} kernels for {made_for} in {seconds:.1f} s, kept in {cache()}")
+    click.echo(f"{counted(len(chosen), 'kernel')} for {made_for} in {seconds:.1f} s, kept in {cache()}")
 
 
 def devices() -> list[str]:
     """The instruction set in use, and how many kernels are compiled for it."""
     encoders.require()
     target = processor()
-    kept = sum((cache() / f"{name}.o").is_file() for name in library.MODULES)
-    advice = "" if kept == len(library.MODULES) else " (`edgekit warm` compiles the rest ahead)"
-    return [f"{target.instruction_set}, {target.name}: {kept} of {len(library.MODULES)} kernels compiled{advice}"]
+    compiled = sum((cache() / f"{name}.o").is_file() for name in library.MODULES)
+    advice = "" if compiled == len(library.MODULES) else " (`edgekit warm` compiles the rest ahead)"
+    return [f"{target.instruction_set}, {target.name}: {compiled} of {len(library.MODULES)} kernels compiled{advice}"]
 
 
 __all__ = ["command", "devices"]

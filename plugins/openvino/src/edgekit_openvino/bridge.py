@@ -37,14 +37,14 @@ def carried_over(tensor: AnyTensor) -> AnyTensor:
 
 def candidates(tensor: EncodedTensor) -> Iterator[Precision]:
     """OpenVINO's precisions that might hold a tensor's values, the likeliest first."""
-    own = tensor.precision
-    if own.kind.lower() in ("mxfp4", "mxfp8"):
-        yield find_precision(f"openvino:{own.kind.lower()}")
+    source = tensor.precision
+    if source.kind.lower() in ("mxfp4", "mxfp8"):
+        yield find_precision(f"openvino:{source.kind.lower()}")
         return
-    where = f"g{own.block or 32}" if own.granularity != "channel" else "channel"
-    if own.convention == "ggml":
+    where = f"g{source.block or 32}" if source.granularity != "channel" else "channel"
+    if source.convention == "ggml":
         where = "g32"
-    for stem in (f"int{own.bits}-sym", f"int{own.bits}-asym"):
+    for stem in (f"int{source.bits}-sym", f"int{source.bits}-asym"):
         try:
             precision = find_precision(f"openvino:{stem}-{where}")
         except UnknownPrecisionError:

@@ -273,10 +273,10 @@ def weights_ratio(source: Artifact, xml: Path) -> float:
     return xml.with_suffix(".bin").stat().st_size / max(old, 1)
 
 
-def _agreed(given: int | None, own: int) -> int:
-    if given not in (None, own):
-        raise UsageError(f"group_size={given} contradicts the precision's {own}; leave it out")
-    return own
+def _agreed(given: int | None, default: int) -> int:
+    if given not in (None, default):
+        raise UsageError(f"group_size={given} contradicts the precision's {default}; leave it out")
+    return default
 
 
 __all__ = ["Compress", "Options", "compressed", "weights_ratio"]

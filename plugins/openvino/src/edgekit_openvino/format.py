@@ -64,18 +64,20 @@ class OpenVinoFormat:
         for name in (xml.name, xml.with_suffix(".bin").name):
             member(directory, name)  # no link out of the directory
         graph = ir.read(xml)
-        own = xml.name == XML
-        config = (read_object(directory, CONFIG, CONFIG_LIMIT) if own else None) or {}
+        written_here = xml.name == XML
+        config = (read_object(directory, CONFIG, CONFIG_LIMIT) if written_here else None) or {}
         tensors = weights.tensors(graph)
         return Artifact(
             path=path,
             format=self.name,
-            files=(xml.with_suffix(".bin"), xml, *(_beside(directory) if own else ()))[0 if graph.constants else 1 :],
+            files=(xml.with_suffix(".bin"), xml, *(_beside(directory) if written_here else ()))[
+                0 if graph.constants else 1 :
+            ],
             config=config,
             tensors=tensors,
             load_model=cache(lambda: _model(config, tensors, directory)),
-            load_tokenizer=cache(lambda: _tokenizer(directory) if own else None),
-            manifest=read_manifest(directory) if own else None,
+            load_tokenizer=cache(lambda: _tokenizer(directory) if written_here else None),
+            manifest=read_manifest(directory) if written_here else None,
         )
 
     def layout(self, source: Artifact) -> Layout:
@@ -155,7 +157,7 @@ def _model(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], director
     if missing:
         raise UnsupportedModelError(
             f"{directory}: its graph has no constant {missing[0]} ({len(missing)} of {len(names)} are missing), so "
-            "somebody else has written it; it runs as it is, and to change it convert it from its original files"
+            "another program wrote it; it runs as it is, and to change it convert it from its original files"
         )
     others = [name for name, tensor in tensors.items() if name not in set(names.values()) and len(tensor.shape) > 1]
     if others:

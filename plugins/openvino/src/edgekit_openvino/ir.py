@@ -97,11 +97,11 @@ class Graph:
 
     def consumers(self) -> dict[str, list[Layer]]:
         """For each layer's id the layers that it feeds."""
-        found: dict[str, list[Layer]] = {}
+        readers: dict[str, list[Layer]] = {}
         for layer in self.layers.values():
             for source, _ in layer.inputs.values():
-                found.setdefault(source, []).append(layer)
-        return found
+                readers.setdefault(source, []).append(layer)
+        return readers
 
     def source(self, layer: Layer, port: int) -> Layer | None:
         """The layer that feeds an input, counted from 0."""
@@ -306,11 +306,11 @@ def _constant(xml: Path, layer: Layer) -> Constant:
             f"{where} has impossible sizes: shape {shown(list(dimensions))}, {nbytes} bytes at {offset}; {CURE}"
         )
     if element in ELEMENTS:
-        wanted = constant_bytes(element, dimensions)
-        if wanted != nbytes:
-            raise InvalidFileError(f"{where} has {nbytes} bytes, {element} {list(dimensions)} takes {wanted}; {CURE}")
+        needed = constant_bytes(element, dimensions)
+        if needed != nbytes:
+            raise InvalidFileError(f"{where} has {nbytes} bytes, {element} {list(dimensions)} takes {needed}; {CURE}")
     elif element != "string":
-        raise UnsupportedModelError(f"{where} is of type {shown(element)}, which this edgekit does not know")
+        raise UnsupportedModelError(f"{where} is of type {shown(element)}, which this edgekit does not support")
     return Constant(layer.name, element, dimensions, offset, nbytes)
 
 

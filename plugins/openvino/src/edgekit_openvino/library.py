@@ -105,13 +105,13 @@ def core() -> Any:
 
 def devices() -> list[str]:
     """A line for each device that the library reports."""
-    found = core()
-    return [_described(found, device) for device in found.available_devices]
+    runtime = core()
+    return [_described(runtime, device) for device in runtime.available_devices]
 
 
-def _described(found: Any, device: str) -> str:
-    name = found.get_property(device, "FULL_DEVICE_NAME")
-    capabilities = ", ".join(found.get_property(device, "OPTIMIZATION_CAPABILITIES"))
+def _described(runtime: Any, device: str) -> str:
+    name = runtime.get_property(device, "FULL_DEVICE_NAME")
+    capabilities = ", ".join(runtime.get_property(device, "OPTIMIZATION_CAPABILITIES"))
     return f"{device}: {name} ({capabilities})"
 
 

@@ -48,7 +48,7 @@ def compare(before: Any, after: Any, feeds: Sequence[Feed]) -> dict[str, float]:
     return difference(list(outputs(before, chosen)), list(outputs(after, chosen)))
 
 
-def difference(wanted: list[F64], got: list[F64]) -> dict[str, float]:
+def difference(expected: list[F64], got: list[F64]) -> dict[str, float]:
     """How far outputs have moved, one for each sample.
 
     Returns:
@@ -59,25 +59,25 @@ def difference(wanted: list[F64], got: list[F64]) -> dict[str, float]:
     Raises:
         NonFiniteError: an output is not finite.
     """
-    for label, values in (("before", wanted), ("after", got)):
+    for label, values in (("before", expected), ("after", got)):
         if not all(np.isfinite(each).all() for each in values):
             raise NonFiniteError(
                 f"the model computes values that are not finite {label} the pass; choose milder options"
             )
-    similarity = float(np.mean([cosine(a, b) for a, b in _pairs(wanted, got)]))
-    found = {"output_error": _relative(wanted, got), "cosine": similarity, "samples": float(len(wanted))}
-    if wanted[0].ndim and wanted[0].shape[-1] > 1:
-        found["top1"] = float(np.mean([np.mean(a.argmax(-1) == b.argmax(-1)) for a, b in _pairs(wanted, got)]))
-    return found
+    similarity = float(np.mean([cosine(a, b) for a, b in _pairs(expected, got)]))
+    measures = {"output_error": _relative(expected, got), "cosine": similarity, "samples": float(len(expected))}
+    if expected[0].ndim and expected[0].shape[-1] > 1:
+        measures["top1"] = float(np.mean([np.mean(a.argmax(-1) == b.argmax(-1)) for a, b in _pairs(expected, got)]))
+    return measures
 
 
 def _pairs(a: list[F64], b: list[F64]) -> Iterator[tuple[F64, F64]]:
     return zip(a, b, strict=True)
 
 
-def _relative(wanted: list[F64], got: list[F64]) -> float:
-    off = sum(float(np.square(a - b).sum()) for a, b in _pairs(wanted, got))
-    return float(np.sqrt(off / max(sum(float(np.square(a).sum()) for a in wanted), 1e-300)))
+def _relative(expected: list[F64], got: list[F64]) -> float:
+    off = sum(float(np.square(a - b).sum()) for a, b in _pairs(expected, got))
+    return float(np.sqrt(off / max(sum(float(np.square(a).sum()) for a in expected), 1e-300)))
 
 
 def cosine(a: F64, b: F64) -> float:

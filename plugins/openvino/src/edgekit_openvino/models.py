@@ -143,13 +143,13 @@ def rename_new(model: Any, known: frozenset[str]) -> None:
 
 def low_bit(model: Any) -> dict[str, int]:
     """How many constants of two dimensions or more a model has in each element type below 16 bits."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for op in model.get_ops():
         if op.get_type_name() == "Constant" and len(op.get_output_shape(0)) > 1:
             kind = op.get_output_element_type(0)
             if kind.bitwidth < 16 and not op.get_friendly_name().endswith(("/zero_point", "/scale")):
-                found[kind.get_type_name()] = found.get(kind.get_type_name(), 0) + 1
-    return dict(sorted(found.items()))
+                counts[kind.get_type_name()] = counts.get(kind.get_type_name(), 0) + 1
+    return dict(sorted(counts.items()))
 
 
 Finish = Callable[[Path], Mapping[str, Any]]
@@ -201,9 +201,9 @@ def opened(path: Path) -> Artifact:
 
 def _companions(source: Artifact) -> Iterable[tuple[str, Path]]:
     """Name in the directory, and path, of what is carried over."""
-    own = {XML, BIN, "edgekit.manifest.json"}
+    written = {XML, BIN, "edgekit.manifest.json"}
     for file in source.files if source.path.is_dir() else ():
-        if file.name not in own and file.is_relative_to(source.path):
+        if file.name not in written and file.is_relative_to(source.path):
             yield file.relative_to(source.path).as_posix(), file
 
 

@@ -71,8 +71,8 @@ class NativeQuantizer:
         if x.ndim != 2 or not fits(precision, x.shape):
             raise ShapeError(f"{self.name} needs rows [rows, cols] of a multiple of {precision.block}, got {x.shape}")
         layouts = part_layouts(precision, x.shape) or {}
-        found = _compressed(np.ascontiguousarray(x, np.float32), precision)
-        parts = {part: _part(found, part, layout.dtype, layout.shape) for part, layout in layouts.items()}
+        constants = _compressed(np.ascontiguousarray(x, np.float32), precision)
+        parts = {part: _part(constants, part, layout.dtype, layout.shape) for part, layout in layouts.items()}
         return {part: _without_rest(array, part, x, precision) for part, array in parts.items()}
 
 
@@ -89,11 +89,11 @@ def _compressed(x: F32, precision: Precision) -> dict[str, Array]:
     return {op.get_friendly_name(): np.array(op.data).reshape(-1).view(np.uint8) for op in constants}
 
 
-def _part(found: dict[str, Array], part: str, dtype: str, shape: tuple[int, ...]) -> Array:
+def _part(constants: dict[str, Array], part: str, dtype: str, shape: tuple[int, ...]) -> Array:
     codes = f"{_NAME}_nncf_codebook_idxs"  # cb4: indices of a codebook, which has the weight's own name
-    name = _NAME + _CONSTANTS[part] if part in _CONSTANTS else codes if codes in found else _NAME
+    name = _NAME + _CONSTANTS[part] if part in _CONSTANTS else codes if codes in constants else _NAME
     try:
-        return found[name].view(dtype).reshape(shape)
+        return constants[name].view(dtype).reshape(shape)
     except (KeyError, ValueError) as error:
         raise PluginError(
             f"nncf left no constant {name} of {dtype} {shape} ({error}); install nncf 3.4.0, the version that this "

@@ -78,16 +78,16 @@ class Options:
 
     def compiled_with(self) -> dict[str, Any]:
         """Properties for `openvino.Core.compile_model`."""
-        found: dict[str, Any] = dict(EXACT) if self.exact else {}
+        properties: dict[str, Any] = dict(EXACT) if self.exact else {}
         if self.hint:
-            found["PERFORMANCE_HINT"] = self.hint.upper()
+            properties["PERFORMANCE_HINT"] = self.hint.upper()
         if self.precision:
-            found["INFERENCE_PRECISION_HINT"] = self.precision
+            properties["INFERENCE_PRECISION_HINT"] = self.precision
         if self.cache_dir is not None:
-            found["CACHE_DIR"] = str(self.cache_dir)
+            properties["CACHE_DIR"] = str(self.cache_dir)
         if self.threads is not None:
-            found["INFERENCE_NUM_THREADS"] = self.threads
-        return found | dict(self.properties)
+            properties["INFERENCE_NUM_THREADS"] = self.threads
+        return properties | dict(self.properties)
 
     def pipeline_with(self) -> dict[str, Any]:
         """Properties for `openvino_genai.LLMPipeline`, which reads the files too."""
@@ -106,15 +106,15 @@ def check_device(device: str) -> None:
         UsageError: names the devices that are there.
     """
     first, _, candidates = device.partition(":")
-    there = core().available_devices
-    wanted = [name.strip().lstrip("-") for name in candidates.split(",")] if candidates else []
+    available = core().available_devices
+    requested = [name.strip().lstrip("-") for name in candidates.split(",")] if candidates else []
     if first not in VIRTUAL:
-        wanted = [device]
-    for name in wanted:
+        requested = [device]
+    for name in requested:
         plain = name.partition("(")[0]
         # A device alone of its kind is GPU; one of several GPU.0, GPU.1; GPU then stands for the first.
-        if plain not in there and not any(found.partition(".")[0] == plain for found in there):
-            raise UsageError(f"device {plain!r} is not there; OpenVINO finds {', '.join([*there, 'AUTO'])}")
+        if plain not in available and not any(installed.partition(".")[0] == plain for installed in available):
+            raise UsageError(f"device {plain!r} is not there; OpenVINO finds {', '.join([*available, 'AUTO'])}")
 
 
 __all__ = ["EXACT", "VIRTUAL", "Hint", "Options", "check_device"]

@@ -127,9 +127,13 @@ def _masked(module: Any, example: Any, ratio: float, mode: str, ignored: Any) ->
         done = n.prune(
             module, n.PruneMode[MODES[mode]], ratio=ratio, ignored_scope=ignored_scope(ignored), examples_inputs=example
         )
-        found = n.pruning_statistic(done)
-    shares = {each.tensor_name: float(each.pruned_ratio) for each in found.pruned_tensors}
-    return done, dict(sorted(shares.items())) | {"": float(found.pruning_ratio)}, float(found.global_pruning_ratio)
+        statistic = n.pruning_statistic(done)
+    shares = {each.tensor_name: float(each.pruned_ratio) for each in statistic.pruned_tensors}
+    return (
+        done,
+        dict(sorted(shares.items())) | {"": float(statistic.pruning_ratio)},
+        float(statistic.global_pruning_ratio),
+    )
 
 
 def _torch() -> Any:
@@ -177,10 +181,10 @@ def _compared(before: Any, after: Any, calls: list[Any], torch: Any) -> dict[str
 
 def _output(module: Any, call: Any, torch: Any) -> Any:
     """The first output, float64."""
-    found = module(**call) if isinstance(call, Mapping) else module(*call) if isinstance(call, tuple) else module(call)
-    while not isinstance(found, torch.Tensor):
-        found = next(iter(found.values() if isinstance(found, Mapping) else found))
-    return found.double().cpu().numpy()
+    output = module(**call) if isinstance(call, Mapping) else module(*call) if isinstance(call, tuple) else module(call)
+    while not isinstance(output, torch.Tensor):
+        output = next(iter(output.values() if isinstance(output, Mapping) else output))
+    return output.double().cpu().numpy()
 
 
 class Prune:

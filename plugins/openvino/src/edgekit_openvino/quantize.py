@@ -187,11 +187,11 @@ class _Job:
         cls, source: Artifact, to: Path, options: Options, calibration: Any, validation: Any, metric: Any, context: int
     ) -> _Job:
         model = _load(source, to)
-        wanted = inputs(model)
+        model_inputs = inputs(model)
         checked = None
         if validation is not None:
-            checked = Validation.of(validation, metric, wanted).labelled(_again(source))
-        feeds = read(calibration, wanted, most=options.subset_size, source=source, context=context)
+            checked = Validation.of(validation, metric, model_inputs).labelled(_again(source))
+        feeds = read(calibration, model_inputs, most=options.subset_size, source=source, context=context)
         return cls(source, options, model, feeds, checked)
 
     def write(self, to: Path) -> Artifact:

@@ -39,9 +39,9 @@ class _Collected(logging.Handler):
 def quiet() -> Iterator[list[str]]:
     """Run nncf and openvino without output; yields the list to which NNCF's warnings are added."""
     numbers = np.errstate(all="ignore")
-    with _LOCK, silent(), _no_bars(), _no_telemetry(), numbers, warnings.catch_warnings(), _log() as said:
+    with _LOCK, silent(), _no_bars(), _no_telemetry(), numbers, warnings.catch_warnings(), _log() as lines:
         warnings.simplefilter("ignore")
-        yield said
+        yield lines
 
 
 @contextlib.contextmanager

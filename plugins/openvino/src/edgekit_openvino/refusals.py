@@ -32,13 +32,13 @@ def translated(what: str) -> Iterator[None]:
     except (EdgekitError, MemoryError):
         raise
     except Exception as error:
-        name, said = type(error).__name__, _words(error)
+        name, message = type(error).__name__, _words(error)
         if isinstance(error, nncf().ValidationError | nncf().ParameterNotSupportedError) or name in _OPTIONS:
-            raise UsageError(f"{what}: NNCF refuses: {said}") from error
+            raise UsageError(f"{what}: NNCF refuses: {message}") from error
         if name in _MODELS:
-            raise UnsupportedModelError(f"{what}: NNCF does not take this model: {said}") from error
+            raise UnsupportedModelError(f"{what}: NNCF does not take this model: {message}") from error
         raise PluginError(
-            f"{what}: NNCF fails ({name}: {said}); other options, or an ignored scope, may help"
+            f"{what}: NNCF fails ({name}: {message}); other options, or an ignored scope, may help"
         ) from error
 
 

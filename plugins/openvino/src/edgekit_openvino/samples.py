@@ -92,10 +92,10 @@ def read(
     samples = _from_file(Path(given), inputs, source, context) if isinstance(given, str | os.PathLike) else given
     if not isinstance(samples, Iterable) or isinstance(samples, Mapping):
         raise UsageError(f"calibration samples of type {type(samples).__name__}; give an iterable of samples")
-    found = [check(sample, inputs, number) for number, sample in enumerate(itertools.islice(iter(samples), most))]
-    if not found:
+    checked = [check(sample, inputs, number) for number, sample in enumerate(itertools.islice(iter(samples), most))]
+    if not checked:
         raise UsageError("the calibration set is empty; give at least one sample, better a hundred like the real input")
-    return found
+    return checked
 
 
 def check(sample: Any, inputs: Sequence[Input], number: int, kind: str = "calibration") -> Feed:
@@ -115,32 +115,32 @@ def check(sample: Any, inputs: Sequence[Input], number: int, kind: str = "calibr
 
 
 def _paired(sample: Any, inputs: Sequence[Input], where: str) -> Iterator[tuple[Input, Any]]:
-    wanted = ", ".join(map(str, inputs))
+    expected = ", ".join(map(str, inputs))
     if isinstance(sample, Mapping):
         names = {each.name for each in inputs}
         if names != set(sample):
             came = ", ".join(map(str, sample)) or "none"
-            raise UsageError(f"{where} has the inputs {came}; the model takes {wanted}")
+            raise UsageError(f"{where} has the inputs {came}; the model takes {expected}")
         yield from ((each, sample[each.name]) for each in inputs)
         return
     values = sample if isinstance(sample, list | tuple) else [sample]
     if len(values) != len(inputs):
-        raise UsageError(f"{where} has {len(values)} arrays; the model takes {wanted}")
+        raise UsageError(f"{where} has {len(values)} arrays; the model takes {expected}")
     yield from zip(inputs, values, strict=True)
 
 
-def _checked(value: Any, wanted: Input, sample: str) -> Array:
-    array, where = np.asarray(value), f"{sample}, input {wanted.name}"
-    fits = wanted.shape is None or (
-        len(wanted.shape) == array.ndim
-        and all(n is None or n == m for n, m in zip(wanted.shape, array.shape, strict=True))
+def _checked(value: Any, expected: Input, sample: str) -> Array:
+    array, where = np.asarray(value), f"{sample}, input {expected.name}"
+    fits = expected.shape is None or (
+        len(expected.shape) == array.ndim
+        and all(n is None or n == m for n, m in zip(expected.shape, array.shape, strict=True))
     )
     if not fits or array.size == 0:
-        raise ShapeError(f"{where} has shape {list(array.shape)}; the model takes {wanted}")
+        raise ShapeError(f"{where} has shape {list(array.shape)}; the model takes {expected}")
     _refuse_nonfinite(array, where)
-    if not np.can_cast(array.dtype, wanted.dtype, "same_kind") and not _whole(array, wanted.dtype):
-        raise UsageError(f"{where} holds {array.dtype}; the model takes {wanted}")
-    return np.ascontiguousarray(array, wanted.dtype)
+    if not np.can_cast(array.dtype, expected.dtype, "same_kind") and not _whole(array, expected.dtype):
+        raise UsageError(f"{where} holds {array.dtype}; the model takes {expected}")
+    return np.ascontiguousarray(array, expected.dtype)
 
 
 def _whole(array: Array, dtype: str) -> bool:
@@ -184,11 +184,11 @@ def arrays_of(path: Path) -> dict[str, Array]:
 def _rows(arrays: Mapping[str, Array], inputs: Sequence[Input], path: Path) -> Iterator[Feed]:
     """Sample after sample, each with a batch of one."""
     if set(arrays) != {each.name for each in inputs}:
-        came, wanted = ", ".join(arrays) or "none", ", ".join(map(str, inputs))
-        raise UsageError(f"{path} has the arrays {came}; the model takes {wanted}")
+        came, expected = ", ".join(arrays) or "none", ", ".join(map(str, inputs))
+        raise UsageError(f"{path} has the arrays {came}; the model takes {expected}")
     counts = {array.shape[0] if array.ndim else 0 for array in arrays.values()}
     if len(counts) != 1:
-        raise ShapeError(f"{path}: its arrays count {sorted(counts)} samples; the first dimension has to be the same")
+        raise ShapeError(f"{path}: its arrays count {sorted(counts)} samples; the first dimension must be the same")
     for number in range(counts.pop()):
         yield {name: array[number : number + 1] for name, array in arrays.items()}
 
@@ -259,14 +259,14 @@ def _probe_of(each: Input, ids: Array, limits: Mapping[str, int], rng: np.random
 
 def _limits(model: Any) -> dict[str, int]:
     """How many rows the table has that an integer input is looked up in, by the input's name."""
-    found: dict[str, int] = {}
+    limits: dict[str, int] = {}
     for op in model.get_ops():
         if op.get_type_name() == "Gather" and op.input(0).get_partial_shape().rank.is_static:
             rows, parameter = op.input(0).get_partial_shape()[0], _origin(op.input_value(1).get_node())
             if rows.is_static and parameter is not None:
                 name = _openvino_input(parameter.output(0)).name
-                found[name] = min(rows.get_length(), found.get(name, rows.get_length()))
-    return found
+                limits[name] = min(rows.get_length(), limits.get(name, rows.get_length()))
+    return limits
 
 
 def _origin(node: Any) -> Any | None:

@@ -78,10 +78,10 @@ class Validation:
         """With the outputs of a model as labels, where there are none."""
         return self if self.labels is not None else attrs.evolve(self, labels=list(outputs(model, self.feeds)))
 
-    def score(self, found: Iterable[Array]) -> list[float]:
+    def score(self, outputs: Iterable[Array]) -> list[float]:
         """The metric for each sample, of a model's outputs in the samples' order."""
         assert self.labels is not None
-        return [self._judge(output, label) for output, label in zip(found, self.labels, strict=True)]
+        return [self._judge(output, label) for output, label in zip(outputs, self.labels, strict=True)]
 
     def mean(self, model: Any) -> float:
         """The metric of an `openvino.Model`."""
@@ -107,7 +107,7 @@ class Validation:
         value = float(self.metric(output, label))
         if not np.isfinite(value):
             raise UsageError(
-                f"the metric {self.name} gives {value}; it has to give a finite number, the more the better"
+                f"the metric {self.name} gives {value}; it must return a finite number, the larger the better"
             )
         return value
 
@@ -141,7 +141,9 @@ def _from_file(path: Path) -> tuple[list[Any], list[Any] | None]:
     labels = arrays.pop("labels", None)
     counts = {len(array) if array.ndim else 0 for array in (*arrays.values(), *([] if labels is None else [labels]))}
     if len(counts) != 1 or counts == {0}:
-        raise UsageError(f"{path}: its arrays count {sorted(counts)} samples; all have to count the same, at least one")
+        raise UsageError(
+            f"{path}: its arrays count {sorted(counts)} samples; all must have the same count, at least one"
+        )
     count = counts.pop()
     rows = [{name: array[number : number + 1] for name, array in arrays.items()} for number in range(count)]
     return rows, None if labels is None else list(labels)

@@ -53,15 +53,15 @@ def tensors(graph: Graph) -> dict[str, AnyTensor]:
     Scalars, and integers that are no codes (shapes, axes), are the graph's own business and left out.
     """
     reader = Reader(graph.path.with_suffix(".bin")) if graph.constants else None
-    found: dict[str, AnyTensor] = {}
+    read: dict[str, AnyTensor] = {}
     used: set[str] = set()
     for weight in compressed(graph, reader):
-        found[weight.name] = _encoded(weight, reader) if weight.precision else _raw(weight, reader)
+        read[weight.name] = _encoded(weight, reader) if weight.precision else _raw(weight, reader)
         used |= {part.name for part in weight.parts.values()}
-    return found | {
+    return read | {
         name: _plain(name, constant, reader)
         for name, constant in _floats(graph)
-        if constant.name not in used and name not in found
+        if constant.name not in used and name not in read
     }
 
 
@@ -134,9 +134,9 @@ class _Search:
             layer = self.graph.layers[source]
             product = self.graph.source(layer, 0) if layer.kind == "Convert" else None
             if source != known.id and product is not None and product.kind == "Multiply" and len(product.inputs) == 2:
-                own, shared = (self._constant(number) for number, _ in product.inputs.values())
-                if own is not None and shared is not None:
-                    parts["scale"], parts["global_scale"] = own, shared
+                block_scales, shared = (self._constant(number) for number, _ in product.inputs.values())
+                if block_scales is not None and shared is not None:
+                    parts["scale"], parts["global_scale"] = block_scales, shared
                     return True
         return False
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Generator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from importlib.util import find_spec
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -17,17 +18,30 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from edgekit.runtime import ChatRuntime, EmbeddingRuntime, Generation, Runtime, TokenizingRuntime
+from edgekit.runtime import (
+    ChatRuntime,
+    DetokenizingRuntime,
+    EmbeddingRuntime,
+    ReplyingRuntime,
+    Runtime,
+    ScoringRuntime,
+    TokenizingRuntime,
+    TokenScore,
+)
+from edgekit.runtime.chat import has_template
 from edgekit.typing import F32
-from edgekit_serve import body, fields, metrics, replies
+from edgekit_serve import body, fields, messages, metrics, replies, responses, texts
 from edgekit_serve.engine import Engine, Ticket
-from edgekit_serve.generate import Answer, attended
+from edgekit_serve.generate import Answer, Asked, Begin, attended
 from edgekit_serve.guard import Guard
-from edgekit_serve.requests import ChatRequest, CompletionRequest, EmbeddingRequest, Wanted
+from edgekit_serve.replies import Shape
+from edgekit_serve.requests import AnswerOptions, ChatRequest, CompletionRequest, EmbeddingRequest, Prompt
 from edgekit_serve.settings import Settings
-from edgekit_serve.wire import HEADERS, ApiError
+from edgekit_serve.texts import DetokenizeRequest, RankRequest, TokenizeRequest
+from edgekit_serve.wire import HEADERS, ApiError, refused
 
-Asked = TypeVar("Asked", CompletionRequest, ChatRequest, EmbeddingRequest)
+Given = TypeVar("Given")
+Item = TypeVar("Item")
 #: Bytes of a body whose fields take more than a millisecond to check.
 _LARGE = 65_536
 
@@ -38,7 +52,7 @@ def create_app(
     """An ASGI application around a runtime, which it closes at shutdown.
 
     Args:
-        runtime: of any plugin; what it can do besides `edgekit.runtime.Runtime` decides which routes work.
+        runtime: of any plugin; the protocols that it implements besides `edgekit.runtime.Runtime` determine the routes.
         settings: limits and names; None for the defaults.
         failed: called when the runtime no longer computes.
     """
@@ -69,17 +83,17 @@ def _http(error: HTTPException) -> ApiError:
 
 
 class Routes:
-    """What each route does."""
+    """The handlers of the routes."""
 
     def __init__(self, runtime: Runtime, settings: Settings, failed: Callable[[], None]) -> None:
-        self.runtime, self.settings, self.metrics = runtime, settings, metrics.Metrics()
+        self.runtime, self.settings, self.metrics = runtime, settings, metrics.Metrics(settings.model)
         self.engine = Engine(runtime, settings.parallel, settings.waiting, failed)
         self.metrics.watch("running", "Requests that the model works on", lambda: self.engine.running)
         self.metrics.watch("waiting", "Requests in the queue", lambda: self.engine.waiting)
-        self.started = int(time.time())
+        self.started, self.context, self.abilities = int(time.time()), _context(runtime), _abilities(runtime)
 
     def table(self) -> list[Route]:
-        """Paths, methods and what answers them."""
+        """Return the routes: paths, methods and handlers."""
         return [
             Route("/health", self.health),
             Route("/metrics", self.show_metrics),
@@ -88,6 +102,11 @@ class Routes:
             Route("/v1/completions", self.complete, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/embeddings", self.embed, methods=["POST"]),
+            Route("/v1/responses", self.respond, methods=["POST"]),
+            Route("/v1/messages", self.message, methods=["POST"]),
+            Route("/v1/rerank", self.rank, methods=["POST"]),
+            Route("/tokenize", self.tokenize, methods=["POST"]),
+            Route("/detokenize", self.detokenize, methods=["POST"]),
         ]
 
     async def health(self, request: Request) -> Response:
@@ -110,28 +129,71 @@ class Routes:
         return JSONResponse(self._card(), headers=HEADERS)
 
     def _card(self) -> dict[str, Any]:
-        return {"id": self.settings.model, "object": "model", "created": self.started, "owned_by": "edgekit"}
+        card = {"id": self.settings.model, "object": "model", "created": self.started, "owned_by": "edgekit"}
+        context = {"context_length": self.context, "max_model_len": self.context} if self.context else {}
+        return {**card, **context, "capabilities": self.abilities}
 
     async def complete(self, request: Request) -> Response:
-        """Continue a text."""
+        """Continue texts."""
         asked = await self._given(request, CompletionRequest.of)
+        texts = [
+            Asked(self._continuing(prompt, asked.requested.of_choice(number)), place, self._echoing(asked, prompt))
+            for place, prompt in enumerate(asked.prompts)
+            for number in range(asked.requested.choices)
+        ]
+        return replies.reply(self._answer(request, asked.requested, texts), replies.Completion(self.settings.model))
 
-        def begin(most: int | None) -> Generation:
-            return self.runtime.stream(asked.prompt, max_tokens=most, **asked.wanted.options)
+    def _continuing(self, prompt: Prompt, options: dict[str, Any]) -> Begin:
+        return lambda most: self.runtime.stream(prompt, max_tokens=most, **options)
 
-        return replies.reply(self._answer(request, asked.wanted, begin), replies.Completion(self.settings.model))
+    def _echoing(self, asked: CompletionRequest, prompt: Prompt) -> Callable[[], tuple[str, list[TokenScore]]] | None:
+        """What gives the prompt back, and its tokens' scores if those are asked for."""
+        runtime, count = self.runtime, asked.requested.options.get("logprobs")
+        if not asked.echo:
+            return None
+        if not isinstance(prompt, str) and not isinstance(runtime, DetokenizingRuntime):
+            raise self._lacks("echo of token ids")
+        if count is not None and not (isinstance(runtime, ScoringRuntime) and isinstance(runtime, TokenizingRuntime)):
+            raise self._lacks("log probabilities of prompts")
+
+        def echo() -> tuple[str, list[TokenScore]]:
+            text = prompt if isinstance(prompt, str) else cast(DetokenizingRuntime, runtime).decode(prompt)
+            if count is None:
+                return text, []
+            ids = cast(TokenizingRuntime, runtime).encode(prompt) if isinstance(prompt, str) else prompt
+            return text, cast(ScoringRuntime, runtime).scores(ids, count)
+
+        return echo
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
+        asked = await self._given(request, ChatRequest.of)
+        return self._replied(request, asked, replies.Chat(self.settings.model))
+
+    async def respond(self, request: Request) -> Response:
+        """Answer as OpenAI's Responses API does."""
+        asked = await self._given(request, responses.request_of)
+        return self._replied(request, asked.chat, responses.Response(self.settings.model, asked))
+
+    async def message(self, request: Request) -> Response:
+        """Answer as Anthropic's Messages API does."""
+        asked = await self._given(request, messages.request_of)
+        return self._replied(request, asked, messages.Message(self.settings.model))
+
+    def _replied(self, request: Request, asked: ChatRequest, shape: Shape) -> Response:
+        requested = asked.requested
+        texts = [Asked(self._answering(asked, requested.of_choice(number))) for number in range(requested.choices)]
+        return replies.reply(self._answer(request, requested, texts), shape)
+
+    def _answering(self, asked: ChatRequest, options: dict[str, Any]) -> Begin:
         runtime = self.runtime
+        if isinstance(runtime, ReplyingRuntime):
+            return lambda most: runtime.reply(asked.messages, max_tokens=most, **options, **asked.reply)
         if not isinstance(runtime, ChatRuntime):
             raise self._lacks("chat")
-        asked = await self._given(request, ChatRequest.of)
-
-        def begin(most: int | None) -> Generation:
-            return runtime.chat_stream(asked.messages, max_tokens=most, **asked.wanted.options)
-
-        return replies.reply(self._answer(request, asked.wanted, begin), replies.Chat(self.settings.model))
+        if asked.reply:
+            raise self._lacks(f"{next(iter(asked.reply))} in chats")
+        return lambda most: runtime.chat_stream(asked.messages, max_tokens=most, **options)
 
     async def embed(self, request: Request) -> Response:
         """Make vectors of texts."""
@@ -139,27 +201,76 @@ class Routes:
         if not isinstance(runtime, EmbeddingRuntime):
             raise self._lacks("embeddings")
         asked = await self._given(request, EmbeddingRequest.of)
-        work = self.engine.run(_vectors(runtime, asked.texts), Ticket())
+        made = await self._vectors(request, runtime, asked.texts)
+        vectors = [(_shortened(vector, asked.dimensions), count) for vector, count in made]
+        return JSONResponse(self._embeddings(vectors, asked.base64), headers=HEADERS)
+
+    async def rank(self, request: Request) -> Response:
+        """Order documents by how close they are to a query."""
+        runtime = self.runtime
+        if not isinstance(runtime, EmbeddingRuntime):
+            raise self._lacks("embeddings, which order documents")
+        asked = await self._given(request, RankRequest.of)
+        made = await self._vectors(request, runtime, [asked.query, *asked.documents])
+        tokens = sum(count for _, count in made)
+        self.metrics.prompt_tokens.inc(tokens)
+        return JSONResponse(
+            texts.ranked(asked, [vector for vector, _ in made], self.settings.model, tokens), headers=HEADERS
+        )
+
+    async def tokenize(self, request: Request) -> Response:
+        """Cut a text into token ids."""
+        runtime = self.runtime
+        if not isinstance(runtime, TokenizingRuntime):
+            raise self._lacks("tokenization")
+        asked = await self._given(request, TokenizeRequest.of)
+        ids = await self._one(request, lambda: runtime.encode(asked.text))
+        context = {"max_model_len": self.context} if self.context else {}
+        return JSONResponse({"tokens": ids, "count": len(ids), **context}, headers=HEADERS)
+
+    async def detokenize(self, request: Request) -> Response:
+        """Turn token ids into text."""
+        runtime = self.runtime
+        if not isinstance(runtime, DetokenizingRuntime):
+            raise self._lacks("detokenization")
+        asked = await self._given(request, DetokenizeRequest.of)
+        text = await self._one(request, lambda: runtime.decode(asked.tokens))
+        return JSONResponse({"prompt": text, "content": text}, headers=HEADERS)
+
+    async def _vectors(
+        self, request: Request, runtime: EmbeddingRuntime, given: Sequence[Prompt]
+    ) -> list[tuple[F32, int]]:
+        return await self._all(request, _vectors(runtime, given))
+
+    async def _one(self, request: Request, work: Callable[[], Item]) -> Item:
+        (made,) = await self._all(request, (work() for _ in range(1)))
+        return made
+
+    async def _all(self, request: Request, work: Generator[Item]) -> list[Item]:
+        """Everything that a work makes on the model."""
+        ticket = Ticket()
+        made = self.engine.run(work, ticket)
         try:
-            async with attended(request.receive, self.settings.seconds), aclosing(work) as vectors:
-                found = [vector async for vector in vectors]
+            async with attended(request.receive, self.settings.seconds), aclosing(made) as items:
+                collected = [item async for item in items]
         except TimeoutError:
             late = f"not done within {self.settings.seconds:g} seconds; send fewer texts"
             raise ApiError(504, late, "timeout") from None
-        return JSONResponse(self._embeddings(found, asked.base64), headers=HEADERS)
+        self.metrics.waited(ticket.waited)
+        return collected
 
-    def _embeddings(self, found: list[tuple[F32, int]], base64: bool) -> dict[str, Any]:
-        tokens = sum(count for _, count in found)
+    def _embeddings(self, made: list[tuple[F32, int]], base64: bool) -> dict[str, Any]:
+        tokens = sum(count for _, count in made)
         self.metrics.prompt_tokens.inc(tokens)
         data = [
             {"object": "embedding", "index": index, "embedding": _encoded(vector) if base64 else vector.tolist()}
-            for index, (vector, _) in enumerate(found)
+            for index, (vector, _) in enumerate(made)
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return {"object": "list", "data": data, "model": self.settings.model, "usage": usage}
 
-    async def _given(self, request: Request, of: Callable[[dict[str, Any], Settings], Asked]) -> Asked:
-        """The parsed body. A large one is parsed in a thread, so that other requests are answered meanwhile."""
+    async def _given(self, request: Request, of: Callable[[dict[str, Any], Settings], Given]) -> Given:
+        """Return the parsed body. A large one is parsed in a thread, so that other requests are served meanwhile."""
         data = await body.read(request, self.settings)
         if len(data) < _LARGE:
             return of(fields.parse(data), self.settings)
@@ -168,14 +279,53 @@ class Routes:
     def _lacks(self, what: str) -> ApiError:
         return ApiError(400, f"the runtime {self.runtime.name!r} has no {what}", "unsupported_route")
 
-    def _answer(self, request: Request, wanted: Wanted, begin: Callable[[int | None], Generation]) -> Answer:
-        return Answer(self.engine, self.metrics, request.url.path, wanted, begin, self.settings.seconds)
+    def _answer(self, request: Request, requested: AnswerOptions, asked: Sequence[Asked]) -> Answer:
+        return Answer(self.engine, self.metrics, request.url.path, requested, asked, self.settings.seconds)
 
 
-def _vectors(runtime: EmbeddingRuntime, texts: list[str]) -> Generator[tuple[F32, int]]:
-    """A vector per text, and the number of tokens; 0 if the runtime does not count them."""
-    for text in texts:
-        yield runtime.embed(text), len(runtime.encode(text)) if isinstance(runtime, TokenizingRuntime) else 0
+def _context(runtime: Runtime) -> int | None:
+    """Tokens that the context holds; None if the runtime does not say."""
+    with suppress(Exception):
+        return int(runtime.context)  # type: ignore[attr-defined]
+    return None
+
+
+def _abilities(runtime: Runtime) -> list[str]:
+    """What can be asked of the model, for its card."""
+    answers = isinstance(runtime, ChatRuntime)
+    with suppress(Exception):  # a tokenizer that cannot be read, or a runtime that shows no artifact
+        answers = answers and has_template(runtime.artifact)  # type: ignore[attr-defined]
+    able = {
+        "completion": True,
+        "chat": answers,
+        "tools": answers and isinstance(runtime, ReplyingRuntime),
+        "structured_output": find_spec("llguidance") is not None,
+        "embeddings": isinstance(runtime, EmbeddingRuntime),
+        "tokenize": isinstance(runtime, TokenizingRuntime),
+    }
+    return [name for name, has in able.items() if has]
+
+
+def _vectors(runtime: EmbeddingRuntime, given: Sequence[Prompt]) -> Generator[tuple[F32, int]]:
+    """Return a vector per text, and the number of tokens; 0 if the runtime does not count them."""
+    for text in given:
+        yield runtime.embed(text), _count(runtime, text)
+
+
+def _count(runtime: EmbeddingRuntime, text: Prompt) -> int:
+    if not isinstance(text, str):
+        return len(text)
+    return len(runtime.encode(text)) if isinstance(runtime, TokenizingRuntime) else 0
+
+
+def _shortened(vector: F32, dimensions: int | None) -> F32:
+    """The first numbers of a vector, of length 1 again; what such models are trained for (Matryoshka)."""
+    if dimensions is None:
+        return vector
+    if dimensions > len(vector):
+        raise refused(f"dimensions is {dimensions}; the model's vectors have {len(vector)}", "dimensions")
+    kept = vector[:dimensions].astype(np.float64)
+    return (kept / max(float(np.linalg.norm(kept)), 1e-30)).astype(np.float32)
 
 
 def _encoded(vector: F32) -> str:

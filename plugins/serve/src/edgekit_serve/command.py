@@ -1,9 +1,10 @@
-"""``edgekit serve``: open an artifact, load it, and serve it until a signal says stop."""
+"""``edgekit serve``: open an artifact, load it, and serve it until a signal."""
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import logging
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any
 
 import click
 
+from edgekit.cli.options import runtime_options
 from edgekit.errors import EdgekitError, MissingFileError, ResourceError, UsageError
 from edgekit.pipeline import open_artifact
 from edgekit.runtime import DescribedRuntime, Runtime, load
@@ -24,16 +26,15 @@ from edgekit_serve.settings import Settings
 
 #: Environment variable with API keys, separated by spaces or line breaks.
 KEYS = "EDGEKIT_API_KEY"
-#: Connections at once; for one more, the one that has waited longest for its client is closed.
+#: Largest number of connections; for one more, the one that has been idle longest is closed.
 CONNECTIONS = 512
-#: Connections that may wait to be accepted.
+#: Largest number of connections that wait to be accepted.
 BACKLOG = 2048
 
 
 @click.command("serve")
 @click.argument("artifact")
-@click.option("--runtime", help="Name of the runtime; the default is the fastest that runs the format.")
-@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Of the runtime, such as context=2048.")
+@runtime_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--name", help="Name of the model for clients; the default is the artifact's.")
@@ -44,6 +45,8 @@ BACKLOG = 2048
 @click.option("--parallel", default=1, show_default=True, help="Texts generated at the same time.")
 @click.option("--queue", "waiting", default=16, show_default=True, help="Requests that may wait; more get 429.")
 @click.option("--max-tokens", type=int, help="The most that a request may ask for.")
+@click.option("--lenient", is_flag=True, help="Ignore parameters that are not supported, instead of refusing them.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of stderr.")
 @click.option("--timeout", "seconds", default=300.0, show_default=True, help="Seconds for a request, waiting included.")
 @click.option("--drain", default=30, show_default=True, help="Seconds for running requests after SIGTERM.")
 def command(
@@ -58,6 +61,7 @@ def command(
     hosts: tuple[str, ...],
     origins: tuple[str, ...],
     drain: int,
+    log_format: str,
     **limits: Any,
 ) -> None:
     """Serve a model to OpenAI's clients: completions, chat, embeddings.
@@ -72,26 +76,27 @@ def command(
     with listening(host, port) as door:
         model = load(opened, runtime, **dict(map(parse_option, options)))
         where = f"[{host}]" if ":" in host else host
+        log_to_stderr(log_format)
         serve(model, settings, door, drain, f"{settings.model} on http://{where}:{door.getsockname()[1]}")
 
 
 def read_keys(path: str | None) -> frozenset[str]:
-    """API keys from a file and the environment; never from the command line, which other users can see.
+    """Return API keys from a file and the environment; never from the command line, which other users can see.
 
     Raises:
         MissingFileError: the file cannot be read.
         UsageError: it holds no key.
     """
-    found = os.environ.get(KEYS, "").split()
+    keys = os.environ.get(KEYS, "").split()
     if path is not None:
         try:
-            told = Path(path).read_text("ascii").split()
+            in_file = Path(path).read_text("ascii").split()
         except (OSError, UnicodeDecodeError) as error:
             raise MissingFileError(f"{path}: cannot be read as a list of keys ({type(error).__name__})") from None
-        if not told:
+        if not in_file:
             raise UsageError(f"{path}: holds no key; put one on each line")
-        found += told
-    return frozenset(found)
+        keys += in_file
+    return frozenset(keys)
 
 
 def refuse_open_doors(host: str, keys: frozenset[str], insecure: bool) -> None:
@@ -116,16 +121,17 @@ def is_loopback(host: str) -> bool:
 
 
 def default_name(path: Path) -> str:
-    """A name for clients, made from an artifact's."""
+    """Return a name for clients, derived from an artifact's."""
     stem = path.resolve().name.removesuffix(path.suffix if path.is_file() else "")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[:128] or "model"
 
 
 @contextlib.contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that listens, so that a port that is taken is found before a model is loaded.
+    """Return a listening socket, so that a port in use is detected before a model is loaded.
 
-    Clients that come before the model is loaded wait. A socket that is only bound would not keep a second server away.
+    Clients that connect before the model is loaded wait. A bound socket that does not listen would not exclude a second
+    server.
 
     Raises:
         ResourceError: it cannot listen.
@@ -136,7 +142,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
     except OSError as error:
         raise ResourceError(f"{host}: no address of this machine ({error.strerror}); choose another --host") from error
     with door:
-        if os.name == "posix":  # elsewhere it lets two servers have one port
+        if os.name == "posix":  # elsewhere it allows two servers on one port
             door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             door.bind(address)
@@ -149,7 +155,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def serve(model: Any, settings: Settings, door: socket.socket, drain: int, title: str) -> None:
-    """Serve until SIGTERM, SIGINT, or the model's end.
+    """Serve until SIGTERM, SIGINT, or a failure of the model.
 
     Raises:
         ResourceError: the model no longer computes.
@@ -159,7 +165,6 @@ def serve(model: Any, settings: Settings, door: socket.socket, drain: int, title
     from edgekit_serve.app import create_app
     from edgekit_serve.connections import Connection
 
-    log_to_stderr()
     failures: list[str] = []
 
     def failed() -> None:
@@ -174,7 +179,7 @@ def serve(model: Any, settings: Settings, door: socket.socket, drain: int, title
     )  # fmt: skip
     server = uvicorn.Server(config)
     warm(model)
-    # uvicorn raises the signal again when it is done; then it has been heard.
+    # uvicorn raises the signal again after its shutdown, when it must be ignored.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     logging.getLogger("edgekit_serve").info("serving %s (runtime %s%s)", title, model.name, computes(model))
@@ -184,21 +189,30 @@ def serve(model: Any, settings: Settings, door: socket.socket, drain: int, title
 
 
 def computes(model: Any) -> str:
-    """What a runtime computes on, if it reports that: ``, device CPU, gpu_layers 0, …``."""
-    told = model.description() if isinstance(model, DescribedRuntime) else {}
-    return "".join(f", {name} {value}" for name, value in told.items())
+    """Return how a runtime computes, if it reports that: ``, device CPU, gpu_layers 0, …``."""
+    description = model.description() if isinstance(model, DescribedRuntime) else {}
+    return "".join(f", {name} {value}" for name, value in description.items())
 
 
 def warm(model: Runtime) -> None:
-    """Prepare the tokenizer, which takes up to seconds during which nothing else could be answered."""
+    """Prepare the tokenizer before the first request, since that may take seconds."""
     with contextlib.suppress(EdgekitError):
         model.stream("a", max_tokens=0).close()
 
 
-def log_to_stderr() -> None:
-    """One line per event: what, when, how long; never a prompt or an answer."""
+class _JsonLines(logging.Formatter):
+    """One JSON object per event, with what a request came to as fields of their own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        told = {"time": self.formatTime(record), "level": record.levelname.lower(), "message": record.getMessage()}
+        return json.dumps({**told, **getattr(record, "fields", {})})
+
+
+def log_to_stderr(form: str = "text") -> None:
+    """Log one line per event with its time and duration; never a prompt or an answer."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(_JsonLines() if form == "json" else plain)
     for name, level in (("edgekit_serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

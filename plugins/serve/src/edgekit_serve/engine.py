@@ -1,7 +1,7 @@
 """Lets requests take turns on a runtime: a bounded queue, worker threads, and cancellation if the client disconnects.
 
-A runtime computes in threads; the server talks in one event loop. Work is a generator that makes items in a thread;
-`Engine.run` hands them to the loop as they come. A slot is free again when its thread has ended, never before.
+A runtime computes in threads; the server runs one event loop. Work is a generator that produces items in a thread;
+`Engine.run` passes them to the loop. A slot is released when its thread has ended, not before.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 import traceback
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import closing
@@ -23,16 +24,17 @@ from edgekit_serve import wire
 from edgekit_serve.wire import ApiError
 
 LOG = logging.getLogger("edgekit_serve")
-#: What a work makes: a piece of text, or a vector.
+#: An item of a work: a piece of text, or a vector.
 Item = TypeVar("Item")
 
 
 @attrs.define(eq=False)
 class Ticket:
-    """One request's work: whether it is cancelled, and its text."""
+    """One request's work: whether it is cancelled, its text, and the seconds that it waited for its turn."""
 
     gone: threading.Event = attrs.field(factory=threading.Event)
     text: Generation | None = None
+    waited: float = 0.0
 
     def begin(self, text: Generation) -> Generation:
         """Remember the text, so that it ends when the work is cancelled."""
@@ -50,7 +52,7 @@ class Ticket:
 
 @attrs.frozen
 class _End:
-    """The last item of a work: how it ended."""
+    """The last item of a work, with its error."""
 
     error: ApiError | None
 
@@ -60,7 +62,7 @@ class Engine:
     """A runtime, its slots and its queue.
 
     Attributes:
-        runtime: what computes.
+        runtime: that computes.
         parallel: works at the same time.
         waiting_limit: works that wait.
         failed: called once when the runtime no longer computes.
@@ -91,13 +93,15 @@ class Engine:
         self.runtime.close()
 
     async def run(self, work: Generator[Item], ticket: Ticket) -> AsyncGenerator[Item]:
-        """The items of a work, as they come; to be closed by who leaves early.
+        """Yield the items of a work; close the generator when stopping early.
 
         Raises:
-            ApiError: 429 where the queue is full; what the work raises, as it looks on the wire.
+            ApiError: 429 if the queue is full; or the response for an error of the work.
         """
         loop, items = asyncio.get_running_loop(), asyncio.Queue[Item | _End]()
+        came = time.perf_counter()
         await self._enter()
+        ticket.waited = time.perf_counter() - came
 
         def put(item: Item | _End) -> None:
             loop.call_soon_threadsafe(items.put_nowait, item)
@@ -138,20 +142,20 @@ class Engine:
                         break
                     put(item)
         except Exception as raised:
-            error = self._told(raised)
+            error = self._reply(raised)
         put(_End(error))
 
-    def _told(self, raised: Exception) -> ApiError:
-        """An error as the client sees it; the log gets kind and place, never the message: that may quote a prompt."""
+    def _reply(self, raised: Exception) -> ApiError:
+        """Return the response for an error; the log gets type and place, not the message, which may quote prompts."""
         well = isinstance(raised, ApiError | UsageError) or self._still_well(raised)
-        told = wire.of(raised, well=well)
-        if told.status >= 500 or not (isinstance(raised, ApiError) or getattr(raised, "public", None)):
+        error = wire.of(raised, well=well)
+        if error.status >= 500 or not (isinstance(raised, ApiError) or getattr(raised, "public", None)):
             place = "".join(traceback.format_tb(raised.__traceback__))
             LOG.error("%s in the runtime\n%s", type(raised).__name__, place)
-        return told
+        return error
 
     def _still_well(self, raised: Exception) -> bool:
-        """Whether the model still computes, after an error that may mean that it does not."""
+        """Return whether the model still computes after an error that may mean that it does not."""
         if self.well:
             try:
                 self.runtime.logits([0])

@@ -17,7 +17,7 @@ _STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)  # matches at
 
 
 def parse(body: bytes) -> dict[str, Any]:
-    """The JSON object of a body.
+    """Return the JSON object of a body.
 
     Raises:
         ApiError: 400; not UTF-8, not JSON, NaN or an infinity, nested too deeply, more than `MAX_CONTAINERS` objects
@@ -27,7 +27,7 @@ def parse(body: bytes) -> dict[str, Any]:
         raise refused(f"the body has more than {MAX_CONTAINERS:,} objects and lists", code="invalid_json")
     try:
         with _no_collector():
-            found = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+            body_object = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise refused(f"the body is not UTF-8 at byte {error.start}", code="invalid_json") from None
     except json.JSONDecodeError as error:
@@ -36,13 +36,13 @@ def parse(body: bytes) -> dict[str, Any]:
         raise refused("the body is nested too deeply", code="invalid_json") from None
     except ValueError as error:  # NaN, and integers of thousands of digits
         raise refused(f"the body is not JSON: {str(error)[:80]}", code="invalid_json") from None
-    if not isinstance(found, dict):
-        raise refused(f"the body is {_kind(found)}; it must be an object", code="invalid_json")
-    return found
+    if not isinstance(body_object, dict):
+        raise refused(f"the body is {_kind(body_object)}; it must be an object", code="invalid_json")
+    return body_object
 
 
 def _containers(body: bytes) -> int:
-    """How many objects and lists a body opens, at most; brackets inside strings are left out where that matters."""
+    """Return an upper bound of the objects and lists in a body; brackets in strings are excluded if necessary."""
     count = body.count(b"[") + body.count(b"{")
     if count <= MAX_CONTAINERS:
         return count
@@ -52,9 +52,9 @@ def _containers(body: bytes) -> int:
 
 @contextmanager
 def _no_collector() -> Iterator[None]:
-    """Without the cyclic collector, which for a body of a million lists takes four times as long as reading it.
+    """Disable the cyclic garbage collector, which takes four times as long as parsing a body of a million lists.
 
-    Reading holds the interpreter's lock all the while: 0.1 s for the worst 4 MB.
+    Parsing holds the interpreter's lock: 0.1 s for the worst 4 MB.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -70,91 +70,117 @@ def _no_constant(name: str) -> NoReturn:
 
 
 class Fields:
-    """The fields of a request, taken one by one; `done` refuses the rest.
+    """The fields of a request, read one by one; `done` refuses the rest.
 
     A field that is null counts as absent, as in OpenAI's API.
+
+    Args:
+        given: the fields.
+        lenient: whether fields and values that are not supported are ignored.
     """
 
-    def __init__(self, given: dict[str, Any]) -> None:
+    def __init__(self, given: dict[str, Any], lenient: bool = False) -> None:
+        self.lenient = lenient
         self._left = {name: value for name, value in given.items() if value is not None}
 
     def take(self, name: str) -> Any:
-        """A field's value, unchecked; None where it is absent."""
+        """Return a field's value, unchecked; None if it is absent."""
         return self._left.pop(name, None)
 
     def rename(self, newer: str, older: str) -> None:
-        """Two names of one field, of which a request has one."""
+        """Return a field that has two names, of which a request may use one."""
         value = self.take(newer)
         if value is None:
             return
         other = self._left.setdefault(older, value)
         if not _equal(value, other):
-            both = f"{older} is {_shown(other)} and {newer} is {_shown(value)}"
+            both = f"{older} is {shown(other)} and {newer} is {shown(value)}"
             raise refused(f"{both}; they mean the same: give one of them", older)
 
     def number(self, name: str, least: float, most: float, *, above: bool = False) -> float | None:
-        """A number from `least` (or just above it) to `most`."""
+        """Return a number from `least` (or just above it) to `most`."""
         value = self.take(name)
         if value is None:
             return None
         right = isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
         if not right or (above and value == least):
             start = f"above {least:g}" if above else f"from {least:g}"
-            raise refused(f"{name} is {_shown(value)}; it must be a number {start} to {most:g}", name)
+            raise refused(f"{name} is {shown(value)}; it must be a number {start} to {most:g}", name)
         return float(value)
 
     def integer(self, name: str, least: int, most: int) -> int | None:
-        """An integer from `least` to `most`."""
+        """Return an integer from `least` to `most`."""
         value = self.take(name)
         if value is None:
             return None
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise refused(f"{name} is {_shown(value)}; it must be an integer from {least} to {most}", name)
+            raise refused(f"{name} is {shown(value)}; it must be an integer from {least} to {most}", name)
+        return value
+
+    def integers(self, name: str, most: int, largest: int) -> list[int]:
+        """A list of at most so many integers from 0 to `largest`; empty where it is absent."""
+        value = self.take(name)
+        right = value is None or (isinstance(value, list) and len(value) <= most)
+        if not right or not all(is_id(each, largest) for each in value or ()):
+            requested = f"a list of at most {most} integers from 0 to {largest}"
+            raise refused(f"{name} is {shown(value)}; it must be {requested}", name)
+        return list(value or ())
+
+    def object(self, name: str) -> dict[str, Any] | None:
+        """An object."""
+        value = self.take(name)
+        if not isinstance(value, dict | None):
+            raise refused(f"{name} is {shown(value)}; it must be an object", name)
         return value
 
     def flag(self, name: str) -> bool:
-        """True or false; false where it is absent."""
+        """Return true or false; false if it is absent."""
         value = self.take(name)
         if not isinstance(value, bool | None):
-            raise refused(f"{name} is {_shown(value)}; it must be true or false", name)
+            raise refused(f"{name} is {shown(value)}; it must be true or false", name)
         return bool(value)
 
     def text(self, name: str) -> str | None:
         """A text."""
         value = self.take(name)
         if not isinstance(value, str | None):
-            raise refused(f"{name} is {_shown(value)}; it must be a text", name)
+            raise refused(f"{name} is {shown(value)}; it must be a text", name)
         return value
 
     def texts(self, name: str, most: int, longest: int) -> list[str]:
-        """One text, or a list of at most so many; none of them empty, or longer than so many characters."""
+        """Return one text or a list of at most `most`, each of 1 to `longest` characters."""
         value = self.take(name)
-        found = [value] if isinstance(value, str) else value
-        if found is None:
+        items = [value] if isinstance(value, str) else value
+        if items is None:
             return []
-        right = isinstance(found, list) and len(found) <= most
-        if not right or not all(isinstance(text, str) and 0 < len(text) <= longest for text in found):
-            wanted = f"a text or a list of at most {most}, each of 1 to {longest} characters"
-            raise refused(f"{name} is {_shown(value)}; it must be {wanted}", name)
-        return list(found)
+        right = isinstance(items, list) and len(items) <= most
+        if not right or not all(isinstance(text, str) and 0 < len(text) <= longest for text in items):
+            requested = f"a text or a list of at most {most}, each of 1 to {longest} characters"
+            raise refused(f"{name} is {shown(value)}; it must be {requested}", name)
+        return list(items)
 
     def only(self, name: str, *allowed: Any) -> None:
-        """A field that is supported with the allowed values only; any other value is refused."""
+        """Refuse any value of a field other than the allowed ones."""
         value = self.take(name)
-        if value is not None and not any(_equal(value, one) for one in allowed):
-            choice = f"only {' or '.join(map(_shown, allowed))} is" if allowed else "it is not"
-            raise ApiError(400, f"{name} is {_shown(value)}; {choice} supported", "unsupported_value", param=name)
+        if value is not None and not self.lenient and not any(_equal(value, one) for one in allowed):
+            choice = f"only {' or '.join(map(shown, allowed))} is" if allowed else "it is not"
+            raise ApiError(400, f"{name} is {shown(value)}; {choice} supported", "unsupported_value", param=name)
 
     def ignore(self, names: Iterable[str]) -> None:
-        """Fields that have no effect here."""
+        """Accept fields that have no effect here."""
         for name in names:
             self.take(name)
 
     def done(self) -> None:
         """Refuse fields that were not read."""
-        if self._left:
+        if self._left and not self.lenient:
             name = next(iter(self._left))
-            raise ApiError(400, f"unknown parameter {_shown(name)}", "unknown_parameter", param=name[:80])
+            raise ApiError(400, f"unknown parameter {shown(name)}", "unknown_parameter", param=name[:80])
+
+
+def is_id(value: Any, largest: int) -> bool:
+    """Whether a value is an integer from 0 to `largest`."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= largest
 
 
 def _kind(value: Any) -> str:
@@ -170,8 +196,8 @@ def _equal(one: Any, other: Any) -> bool:
 _SHOWN = 60
 
 
-def _shown(value: Any) -> str:
-    """The beginning of a value's JSON."""
+def shown(value: Any) -> str:
+    """Return the beginning of a value's JSON."""
     if isinstance(value, int) and abs(value) > 10**20:
         return "a huge integer"
     text = ""
@@ -182,4 +208,4 @@ def _shown(value: Any) -> str:
     return text
 
 
-__all__ = ["Fields", "parse"]
+__all__ = ["Fields", "is_id", "parse", "shown"]

@@ -1,4 +1,4 @@
-"""Prometheus metrics, in a registry of their own; they are served on request and never sent anywhere."""
+"""Prometheus metrics in a separate registry; they are served on request and never sent."""
 
 from __future__ import annotations
 
@@ -8,25 +8,29 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from edgekit.runtime import Generation
-
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
 class Metrics:
-    """What a server counts; labels have few values, none from a client."""
+    """The metrics of a server; labels have few values, none from a client."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str) -> None:
+        self.model = model
         self.registry = CollectorRegistry()
         self.requests = self._counter("requests", "Requests by status; 499: the client hung up", "route", "status")
         self.errors = self._counter("errors", "Answers that are errors", "code")
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts")
         self.tokens = self._counter("generated_tokens", "Tokens generated")
         self.seconds = self._histogram("request_seconds", "From a request to its whole answer", _SECONDS, "route")
-        self.first = self._histogram("first_token_seconds", "From a request to its first text", _SECONDS, "route")
-        self.speed = self._histogram("tokens_per_second", "Tokens a second after a text's first piece", _SPEEDS)
+        self.first = self._histogram(
+            "first_token_seconds", "From a request to its first text", _SECONDS, "route", "model"
+        )
+        self.speed = self._histogram(
+            "tokens_per_second", "Tokens a second after a text's first piece", _SPEEDS, "model"
+        )
+        self.queue = self._histogram("queue_seconds", "From a request to its turn on the model", _SECONDS, "model")
         self.watch("resident_memory_bytes", "Memory of the server's process; 0: not known", resident)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -39,28 +43,33 @@ class Metrics:
         """Register a gauge whose value is read from a function."""
         Gauge(f"edgekit_{name}", text, registry=self.registry).set_function(value)
 
-    def generated(self, route: str, text: Generation, times: Sequence[float]) -> None:
-        """Count a text.
+    def waited(self, seconds: float) -> None:
+        """Count the seconds that a request waited for its turn."""
+        self.queue.labels(self.model).observe(seconds)
+
+    def generated(self, route: str, prompt_tokens: int, tokens: int, times: Sequence[float]) -> None:
+        """Count the texts of a request.
 
         Args:
-            route: that it was asked on.
-            text: as far as it came.
-            times: seconds from the request to the first piece, and to the last; empty where there was none.
+            route: that they were asked on.
+            prompt_tokens: tokens of the prompts.
+            tokens: tokens generated, as far as they came.
+            times: seconds from the request to the first piece, and to the last; empty if there was none.
         """
-        self.prompt_tokens.inc(text.prompt_tokens)
-        self.tokens.inc(text.completion_tokens)
+        self.prompt_tokens.inc(prompt_tokens)
+        self.tokens.inc(tokens)
         if times:
-            self.first.labels(route).observe(times[0])
-        if text.completion_tokens > 1 and len(times) > 1 and times[-1] > times[0]:
-            self.speed.observe((text.completion_tokens - 1) / (times[-1] - times[0]))
+            self.first.labels(route, self.model).observe(times[0])
+        if tokens > 1 and len(times) > 1 and times[-1] > times[0]:
+            self.speed.labels(self.model).observe((tokens - 1) / (times[-1] - times[0]))
 
     def text(self) -> bytes:
-        """The metrics in Prometheus's text format."""
+        """Return the metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
 
 def resident() -> float:
-    """Bytes of memory that the process holds; at its peak where the system does not say more, 0 where nothing."""
+    """Return the resident memory of the process in bytes; its peak, or 0, if the system does not report it."""
     try:
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
     except OSError:

@@ -1,11 +1,12 @@
-"""What the server answers: OpenAI's objects, whole or piece by piece as server-sent events."""
+"""The server's answers: OpenAI's objects, at once or as server-sent events."""
 
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -13,15 +14,18 @@ import attrs
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from edgekit_serve.generate import Answer
+from edgekit.runtime import TokenScore
+from edgekit_serve.generate import Answer, Piece, Text
 from edgekit_serve.wire import HEADERS, ApiError
 
 _EVENTS = {**HEADERS, "content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
+#: An event of a stream; one with a name has it in its ``type``.
+Event = dict[str, Any]
 
 
 @attrs.define
 class Shape:
-    """How an answer looks; `Completion` and `Chat` fill it in.
+    """How an answer looks; `Completion`, `Chat` and those of other APIs fill it in.
 
     Attributes:
         model: its name.
@@ -33,86 +37,182 @@ class Shape:
     identifier: str = attrs.field(init=False)
     created: int = attrs.field(factory=lambda: int(time.time()), init=False)
 
-    kind = ""
-    part = ""
     prefix = ""
+    #: Whether events carry their ``type`` as name, and none marks the end.
+    named = False
 
     def __attrs_post_init__(self) -> None:
-        self.identifier = f"{self.prefix}-{secrets.token_hex(12)}"
+        self.identifier = f"{self.prefix}{secrets.token_hex(12)}"
 
-    def whole(self, text: str, answer: Answer) -> dict[str, Any]:
-        """The answer at once."""
-        choice = self._choice(self.said(text), answer.finish_reason)
-        return {**self._head(self.kind), "choices": [choice], "usage": answer.usage}
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        """Return the whole answer."""
+        raise NotImplementedError
 
-    def first(self) -> Iterator[dict[str, Any]]:
-        """What is sent before the first piece."""
+    def first(self, answer: Answer) -> Iterator[Event]:
+        """Return what is sent before the first piece."""
         return iter(())
 
-    def piece(self, text: str) -> dict[str, Any]:
-        """A piece of the text."""
-        return self._event(self._choice(self.added(text), None))
+    def piece(self, piece: Piece, answer: Answer) -> Iterator[Event]:
+        """A piece of a text, or a text's end."""
+        raise NotImplementedError
 
-    def last(self, answer: Answer) -> Iterator[dict[str, Any]]:
-        """Why it ended, and the token counts if requested."""
-        yield self._event(self._choice(self.added(""), answer.finish_reason))
-        if answer.wanted.usage:
+    def last(self, answer: Answer) -> Iterator[Event]:
+        """What is sent at the end."""
+        return iter(())
+
+    def failed(self, error: ApiError) -> Event:
+        """An error after the first piece."""
+        return error.body()
+
+
+class _Choices(Shape):
+    """The shapes whose texts are choices."""
+
+    kind = ""
+    part = ""
+
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        """The answer at once."""
+        choices = [self._whole(index, text) for index, text in enumerate(answer.texts)]
+        return {**self._head(self.kind), "choices": choices, "usage": answer.usage}
+
+    def piece(self, piece: Piece, answer: Answer) -> Iterator[Event]:
+        """A piece of a choice, or why it ended."""
+        if piece.part is not None or piece.scores:
+            yield self._event(piece.index, self.added(piece), self.scored(piece.scores, piece.index), None)
+        if piece.part is None:
+            yield self._event(piece.index, self.added(piece), None, answer.texts[piece.index].reason)
+
+    def last(self, answer: Answer) -> Iterator[Event]:
+        """Why what ran out of time ended, and the token counts if requested."""
+        for index, text in enumerate(answer.texts):
+            if not text.ended:
+                yield self._event(index, self.added(Piece(index, None)), None, text.reason)
+        if answer.requested.usage:
             yield {**self._head(self.part), "choices": [], "usage": answer.usage}
 
-    def said(self, text: str) -> dict[str, Any]:
-        """A choice's text."""
+    def said(self, text: Text) -> dict[str, Any]:
+        """Return a choice with the whole text."""
         raise NotImplementedError
 
-    def added(self, text: str) -> dict[str, Any]:
-        """A choice's new text."""
+    def added(self, piece: Piece) -> dict[str, Any]:
+        """Return a choice with new text."""
         raise NotImplementedError
 
-    def _event(self, choice: dict[str, Any]) -> dict[str, Any]:
+    def scored(self, scores: Sequence[TokenScore], index: int = 0) -> dict[str, Any] | None:
+        """The scores of tokens; None where none were asked for."""
+        raise NotImplementedError
+
+    def _whole(self, index: int, text: Text) -> dict[str, Any]:
+        return {"index": index, **self.said(text), "logprobs": self.scored(text.scores), "finish_reason": text.reason}
+
+    def _event(self, index: int, text: dict[str, Any], scores: dict[str, Any] | None, reason: str | None) -> Event:
+        choice = {"index": index, **text, "logprobs": scores, "finish_reason": reason}
         return {**self._head(self.part), "choices": [choice]}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.identifier, "object": kind, "created": self.created, "model": self.model}
 
-    def _choice(self, text: dict[str, Any], reason: str | None) -> dict[str, Any]:
-        return {"index": 0, **text, "logprobs": None, "finish_reason": reason}
 
+@attrs.define
+class Completion(_Choices):
+    """The form of answers to ``/v1/completions``."""
 
-class Completion(Shape):
-    """Of ``/v1/completions``."""
+    offsets: dict[int, int] = attrs.field(factory=dict, init=False)
 
     kind = part = "text_completion"
-    prefix = "cmpl"
+    prefix = "cmpl-"
 
-    def said(self, text: str) -> dict[str, Any]:
+    def said(self, text: Text) -> dict[str, Any]:
         """A text."""
-        return {"text": text}
+        return {"text": text.joined("text")}
 
-    added = said
+    def added(self, piece: Piece) -> dict[str, Any]:
+        """New text."""
+        return {"text": piece.part.text if piece.part is not None else ""}
+
+    def scored(self, scores: Sequence[TokenScore], index: int = 0) -> dict[str, Any] | None:
+        """Lists of tokens, their scores, alternatives, and where they begin in the text; a first token has no score."""
+        if not scores:
+            return None
+        tokens = [_name(score.text) for score in scores]
+        offsets = []
+        for score in scores:
+            offsets.append(self.offsets.get(index, 0))
+            self.offsets[index] = offsets[-1] + len(score.text.decode("utf-8", "replace"))
+        known = [not math.isnan(score.logprob) for score in scores]
+        tops = [{_name(top.text): top.logprob for top in score.top} for score in scores]
+        return {
+            "tokens": tokens,
+            "token_logprobs": [score.logprob if one else None for score, one in zip(scores, known, strict=True)],
+            "top_logprobs": [top if one else None for top, one in zip(tops, known, strict=True)],
+            "text_offset": offsets,
+        }
 
 
-class Chat(Shape):
-    """Of ``/v1/chat/completions``."""
+class Chat(_Choices):
+    """The form of answers to ``/v1/chat/completions``."""
 
     kind = "chat.completion"
     part = "chat.completion.chunk"
-    prefix = "chatcmpl"
+    prefix = "chatcmpl-"
 
-    def said(self, text: str) -> dict[str, Any]:
+    def said(self, text: Text) -> dict[str, Any]:
         """A message."""
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+        content = text.joined("text")
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if reasoning := text.joined("reasoning"):
+            message["reasoning_content"] = reasoning
+        if text.calls:
+            message |= {"content": content or None, "tool_calls": [call.to_dict() for call in text.calls]}
+        return {"message": message}
 
-    def added(self, text: str) -> dict[str, Any]:
-        """A part of a message."""
-        return {"delta": {"content": text} if text else {}}
+    def added(self, piece: Piece) -> dict[str, Any]:
+        """Return a choice with a part of a message."""
+        return {"delta": _delta(piece)}
 
-    def first(self) -> Iterator[dict[str, Any]]:
+    def scored(self, scores: Sequence[TokenScore], index: int = 0) -> dict[str, Any] | None:
+        """The tokens of the content."""
+        if not scores:
+            return None
+        content = [{**_scored(score), "top_logprobs": [_scored(top) for top in score.top]} for score in scores]
+        return {"content": content, "refusal": None}
+
+    def first(self, answer: Answer) -> Iterator[Event]:
         """Who speaks."""
-        yield self._event(self._choice({"delta": {"role": "assistant", "content": ""}}, None))
+        for index in range(len(answer.texts)):
+            yield self._event(index, {"delta": {"role": "assistant", "content": ""}}, None, None)
+
+
+def _delta(piece: Piece) -> dict[str, Any]:
+    part = piece.part
+    if part is None or not part.text:
+        return {}
+    if part.kind == "text":
+        return {"content": part.text}
+    if part.kind == "reasoning":
+        return {"reasoning_content": part.text}
+    if piece.call is not None:
+        begun = {"index": part.call, "id": piece.call.id, "type": "function"}
+        return {"tool_calls": [{**begun, "function": {"name": part.text, "arguments": ""}}]}
+    return {"tool_calls": [{"index": part.call, "function": {"arguments": part.text}}]}
+
+
+def _scored(score: TokenScore) -> dict[str, Any]:
+    return {"token": _name(score.text), "logprob": score.logprob, "bytes": list(score.text)}
+
+
+def _name(text: bytes) -> str:
+    """A token's text; one that is a part of a character as OpenAI's API writes it."""
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in text)
 
 
 def reply(answer: Answer, shape: Shape) -> Response:
-    """The response to a request for text."""
-    return Events(answer, shape) if answer.wanted.stream else Whole(answer, shape)
+    """Return the response to a request for text."""
+    return Events(answer, shape) if answer.requested.stream else Whole(answer, shape)
 
 
 class Whole(Response):
@@ -123,11 +223,10 @@ class Whole(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Generate, then send."""
-        text: list[str] = []
         async with self.answer.attended(receive), aclosing(self.answer.pieces()) as pieces:
-            async for piece in pieces:
-                text.append(piece)  # noqa: PERF401  - out of time, what has come is the answer
-        await JSONResponse(self.shape.whole("".join(text), self.answer), headers=HEADERS)(scope, receive, send)
+            async for _ in pieces:
+                pass  # the answer keeps them; out of time, what has come is the answer
+        await JSONResponse(self.shape.whole(self.answer), headers=HEADERS)(scope, receive, send)
 
 
 class Events(Response):
@@ -143,16 +242,18 @@ class Events(Response):
             async with self.answer.attended(receive), aclosing(self.answer.pieces()) as pieces:
                 async for piece in pieces:
                     await self._begin(send)
-                    await _send(send, self.shape.piece(piece))
+                    for event in self.shape.piece(piece, self.answer):
+                        await self._send(send, event)
         except ApiError as error:
             if not self.begun:
                 raise
-            await _send(send, error.body())
+            await self._send(send, self.shape.failed(error))
         else:
             await self._begin(send)
             for event in self.shape.last(self.answer):
-                await _send(send, event)
-        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+                await self._send(send, event)
+        end = b"" if self.shape.named else b"data: [DONE]\n\n"
+        await send({"type": "http.response.body", "body": end})
 
     async def _begin(self, send: Send) -> None:
         if self.begun:
@@ -160,13 +261,13 @@ class Events(Response):
         self.begun = True
         headers = [(name.encode(), value.encode()) for name, value in _EVENTS.items()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        for event in self.shape.first():
-            await _send(send, event)
+        for event in self.shape.first(self.answer):
+            await self._send(send, event)
+
+    async def _send(self, send: Send, event: Event) -> None:
+        name = f"event: {event['type']}\n" if self.shape.named else ""
+        data = f"{name}data: {json.dumps(event, separators=(',', ':'))}\n\n"
+        await send({"type": "http.response.body", "body": data.encode(), "more_body": True})
 
 
-async def _send(send: Send, event: dict[str, Any]) -> None:
-    data = f"data: {json.dumps(event, separators=(',', ':'))}\n\n"
-    await send({"type": "http.response.body", "body": data.encode(), "more_body": True})
-
-
-__all__ = ["Chat", "Completion", "Events", "Shape", "Whole", "reply"]
+__all__ = ["Chat", "Completion", "Event", "Events", "Shape", "Whole", "reply"]

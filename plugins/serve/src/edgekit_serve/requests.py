@@ -1,7 +1,7 @@
 """Requests of clients: the part of OpenAI's API that a runtime supports.
 
-Of OpenAI's many parameters some are used, some change nothing here and are ignored, some have one value that means the
-same here (``n=1``), and any other parameter is refused.
+Of OpenAI's many parameters some are used, some change nothing here and are ignored, some have values that mean what the
+server does (``n=1``), and any other parameter is refused, or ignored by a lenient server.
 """
 
 from __future__ import annotations
@@ -13,47 +13,59 @@ from typing import Any, Self
 import attrs
 
 from edgekit.runtime.chat import ROLES
-from edgekit_serve.fields import Fields
+from edgekit_serve.fields import Fields, is_id, shown
 from edgekit_serve.settings import Settings
 from edgekit_serve.wire import ApiError, refused
 
-#: Change nothing: bookkeeping of OpenAI's platform.
+#: Change nothing: bookkeeping of OpenAI's platform, and what other servers do with their caches.
 IGNORED = (
     "user", "metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
-    "parallel_tool_calls",
+    "cache_prompt", "priority", "request_id",
 )  # fmt: skip
-#: Have one value that means what this server does.
+#: Have values that mean what this server does.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "echo": (False,),
-    "suffix": (),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "top_logprobs": (),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
+    "suffix": ("",),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
+    "verbosity": ("medium",),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+    "ignore_eos": (False,),
+    "min_tokens": (0,),
+    "length_penalty": (1,),
+    "use_beam_search": (False,),
+    "typical_p": (1,),
+    "tfs_z": (1,),
+    "mirostat": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+    "bad_words": ([],),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "truncate_prompt_tokens": (),
 }
-MOST_TOKENS, MOST_STOPS, LONGEST_STOP, MOST_INPUTS, LARGEST_SEED = 1 << 24, 4, 256, 256, (1 << 63) - 1
-#: What a completion gets that does not say; as OpenAI's.
+MOST_TOKENS, MOST_STOPS, LONGEST_STOP, MOST_INPUTS, LARGEST_SEED = 1 << 24, 16, 256, 256, (1 << 63) - 1
+#: Prompts of a completion, texts of one prompt, alternatives of a token, and the largest token id.
+MOST_PROMPTS, MOST_CHOICES, MOST_SCORES, LARGEST_ID = 64, 16, 20, (1 << 31) - 1
+#: Default of ``max_tokens`` for completions, as in OpenAI's API.
 COMPLETION_TOKENS = 16
+#: A prompt: a text, or token ids.
+Prompt = str | list[int]
 
 
 @attrs.frozen
-class Wanted:
+class AnswerOptions:
     """Generation options, independent of the prompt.
 
     Attributes:
-        max_tokens: at most so many; None for as many as the context has room for.
-        asked: whether the client said so; else fewer will do where the context is too short.
+        max_tokens: largest number; None for the rest of the context.
+        asked: whether the client set it; else it is reduced if the context is too short.
         options: the other keyword arguments of `edgekit.runtime.Runtime.stream`.
         stream: whether pieces are sent as they come.
-        usage: whether a stream ends with the tokens counted.
+        usage: whether a stream ends with token counts.
+        choices: texts of each prompt.
     """
 
     max_tokens: int | None
@@ -61,88 +73,112 @@ class Wanted:
     options: dict[str, Any]
     stream: bool
     usage: bool
+    choices: int = 1
 
     @classmethod
-    def of(cls, fields: Fields, settings: Settings, default: int | None) -> Self:
-        """Read the fields that all requests for text share, and refuse the rest."""
-        tokens = fields.integer("max_tokens", 1, settings.max_tokens or MOST_TOKENS)
+    def of(cls, fields: Fields, settings: Settings, default: int | None, *, least: int = 1) -> Self:
+        """Read the fields that all requests for text have, and refuse the rest."""
+        tokens = fields.integer("max_tokens", least, settings.max_tokens or MOST_TOKENS)
         most = [limit for limit in (default, settings.max_tokens) if limit is not None]
         allowed = min(most, default=None) if tokens is None else tokens
-        stream = fields.flag("stream")
-        self = cls(allowed, tokens is not None, _options(fields), stream, _usage(fields, stream))
-        for name, meanings in NEUTRAL.items():
-            fields.only(name, *meanings)
-        fields.ignore(IGNORED)
-        fields.done()
+        stream, choices = fields.flag("stream"), fields.integer("n", 1, MOST_CHOICES) or 1
+        fields.only("best_of", choices)
+        self = cls(allowed, tokens is not None, options(fields), stream, _usage(fields, stream), choices)
+        finish(fields)
         return self
+
+    def of_choice(self, number: int) -> dict[str, Any]:
+        """The options of one of the texts of a prompt: each has a seed of its own."""
+        return {**self.options, "seed": (self.options["seed"] + number) & LARGEST_SEED}
 
 
 @attrs.frozen
 class CompletionRequest:
-    """Continue a text."""
+    """Continue texts."""
 
-    prompt: str = attrs.field(repr=False)
-    wanted: Wanted
+    prompts: list[Prompt] = attrs.field(repr=False)
+    requested: AnswerOptions
+    echo: bool = False
 
     @classmethod
     def of(cls, given: dict[str, Any], settings: Settings) -> Self:
         """Check a body; raises `ApiError`."""
-        fields = Fields(given)
-        _model(fields, settings)
-        prompt = fields.take("prompt")
-        if isinstance(prompt, list) and len(prompt) == 1:
-            (prompt,) = prompt
-        if not isinstance(prompt, str) or not prompt:
-            raise refused("prompt must be one text, not empty; lists and token ids are not supported", "prompt")
-        fields.only("logprobs")
-        return cls(prompt, Wanted.of(fields, settings, COMPLETION_TOKENS))
+        fields = Fields(given, settings.lenient)
+        model(fields, settings)
+        prompts = _prompts(fields.take("prompt"), "prompt", MOST_PROMPTS)
+        echo, count = fields.flag("echo"), fields.integer("logprobs", 0, MOST_SCORES)
+        requested = AnswerOptions.of(fields, settings, COMPLETION_TOKENS, least=0)
+        if count is not None:
+            requested.options["logprobs"] = count
+        return cls(prompts, requested, echo)
 
 
 @attrs.frozen
 class ChatRequest:
-    """Answer a conversation."""
+    """Answer a conversation.
+
+    Attributes:
+        messages: of the conversation.
+        requested: how long the answer may be, and how its tokens are chosen.
+        reply: the keyword arguments of `edgekit.runtime.ReplyingRuntime.reply` besides; those that differ from its
+            defaults.
+    """
 
     messages: list[dict[str, Any]] = attrs.field(repr=False)
-    wanted: Wanted
+    requested: AnswerOptions
+    reply: dict[str, Any] = attrs.field(factory=dict, repr=False)
 
     @classmethod
     def of(cls, given: dict[str, Any], settings: Settings) -> Self:
         """Check a body; raises `ApiError`."""
-        fields = Fields(given)
-        _model(fields, settings)
-        messages = fields.take("messages")
-        if not isinstance(messages, list) or not messages:
-            raise refused("messages must be a list of at least one message", "messages")
-        fields.only("logprobs", False)
+        fields = Fields(given, settings.lenient)
+        model(fields, settings)
+        messages = messages_of(fields.take("messages"), "messages")
+        scores = fields.flag("logprobs")
+        count = fields.integer("top_logprobs", 0, MOST_SCORES)
+        if count and not scores:
+            raise refused("top_logprobs goes with logprobs true", "top_logprobs")
+        reply = reply_of(fields)
         fields.rename("max_completion_tokens", "max_tokens")
-        return cls([_message(m, f"messages[{i}]") for i, m in enumerate(messages)], Wanted.of(fields, settings, None))
+        requested = AnswerOptions.of(fields, settings, None)
+        if scores:
+            requested.options["logprobs"] = count or 0
+        return cls(messages, requested, reply)
 
 
 @attrs.frozen
 class EmbeddingRequest:
     """Make vectors of texts."""
 
-    texts: list[str] = attrs.field(repr=False)
+    texts: list[Prompt] = attrs.field(repr=False)
     base64: bool
+    dimensions: int | None = None
 
     @classmethod
     def of(cls, given: dict[str, Any], settings: Settings) -> Self:
         """Check a body; raises `ApiError`."""
-        fields = Fields(given)
-        _model(fields, settings)
-        texts = fields.texts("input", MOST_INPUTS, settings.max_body)
-        if not texts:
-            raise refused(f"input must be a text, or a list of at most {MOST_INPUTS}", "input")
+        fields = Fields(given, settings.lenient)
+        model(fields, settings)
+        texts = _prompts(fields.take("input"), "input", MOST_INPUTS)
         form = fields.take("encoding_format")
         if form not in (None, "float", "base64"):
             raise refused("encoding_format must be float or base64", "encoding_format")
-        fields.only("dimensions")
+        dimensions = fields.integer("dimensions", 1, 1 << 20)
         fields.ignore(IGNORED)
         fields.done()
-        return cls(texts, form == "base64")
+        return cls(texts, form == "base64", dimensions)
 
 
-def _model(fields: Fields, settings: Settings) -> None:
+def finish(fields: Fields) -> None:
+    """Refuse the fields that are left, but for those that change nothing."""
+    for name, meanings in NEUTRAL.items():
+        fields.only(name, *meanings)
+    fields.ignore(IGNORED)
+    fields.done()
+
+
+def model(fields: Fields, settings: Settings) -> None:
+    """Refuse a model that is not here."""
     name = fields.text("model")
     if name is not None and name != settings.model:
         raise ApiError(
@@ -153,34 +189,140 @@ def _model(fields: Fields, settings: Settings) -> None:
         )
 
 
-def _options(fields: Fields) -> dict[str, Any]:
+def _prompts(given: Any, name: str, most: int) -> list[Prompt]:
+    """One text, or several; the ids of one, or of several."""
+    parsed = [given] if isinstance(given, str) or _are_ids(given) else given
+    if isinstance(parsed, list) and 0 < len(parsed) <= most and all(map(_is_prompt, parsed)):
+        return parsed
+    if isinstance(parsed, list) and len(parsed) > most:
+        raise refused(f"{name} has {len(parsed)} entries; at most {most} are supported", name)
+    raise refused(f"{name} must be a text, token ids, or a list of at most {most} of either, none of them empty", name)
+
+
+def _is_prompt(value: Any) -> bool:
+    return (isinstance(value, str) and bool(value)) or _are_ids(value)
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(is_id(each, LARGEST_ID) for each in value)
+
+
+def options(fields: Fields) -> dict[str, Any]:
+    """How tokens are chosen, and what the text follows."""
     temperature = fields.number("temperature", 0, 2)
     top_p = fields.number("top_p", 0, 1, above=True)
+    top_k = fields.integer("top_k", -1, 1 << 20)  # -1 for all, as vLLM has it
     seed = fields.integer("seed", -LARGEST_SEED, LARGEST_SEED)
-    return {
+    fields.rename("repeat_penalty", "repetition_penalty")  # llama.cpp's name of it
+    parsed: dict[str, Any] = {
         "temperature": 1.0 if temperature is None else temperature,
         "top_p": 1.0 if top_p is None else top_p,
-        "top_k": fields.integer("top_k", 0, 1 << 20) or 0,
+        "top_k": max(0, top_k or 0),
         "seed": secrets.randbits(32) if seed is None else seed & LARGEST_SEED,
         "stop": tuple(fields.texts("stop", MOST_STOPS, LONGEST_STOP)),
     }
+    further = {
+        "min_p": fields.number("min_p", 0, 1),
+        "repetition_penalty": fields.number("repetition_penalty", 0, 100, above=True),
+        "presence_penalty": fields.number("presence_penalty", -2, 2),
+        "frequency_penalty": fields.number("frequency_penalty", -2, 2),
+        "logit_bias": _biases(fields),
+        "stop_token_ids": fields.integers("stop_token_ids", 64, LARGEST_ID),
+        **_followed(fields),
+    }
+    neutral = {"repetition_penalty": 1.0}
+    return parsed | {name: value for name, value in further.items() if value and value != neutral.get(name)}
+
+
+def _biases(fields: Fields) -> dict[str, float]:
+    given = fields.object("logit_bias") or {}
+    for token, value in given.items():
+        right = isinstance(value, int | float) and not isinstance(value, bool) and -100 <= value <= 100
+        if not (right and token.isascii() and token.isdigit() and len(token) < 10):
+            raise refused("logit_bias must map token ids to numbers from -100 to 100", "logit_bias")
+    if len(given) > 1024:
+        raise refused(f"logit_bias has {len(given)} entries; at most 1024 are supported", "logit_bias")
+    return given
+
+
+def _followed(fields: Fields) -> dict[str, Any]:
+    """What the text follows: a schema, a regular expression or a grammar."""
+    parsed: dict[str, Any] = {"regex": fields.text("regex"), "grammar": fields.text("grammar")}
+    return parsed | format_of(fields.object("response_format"), "response_format")
+
+
+def format_of(given: dict[str, Any] | None, where: str) -> dict[str, Any]:
+    """The option that a response format comes to."""
+    match given or {"type": "text"}:
+        case {"type": "text"}:
+            return {}
+        case {"type": "json_object"}:
+            return {"json_schema": {"type": "object"}}
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}} | {
+            "type": "json_schema",
+            "schema": dict(schema),
+        }:
+            return {"json_schema": schema}
+        case {"type": "json_schema"}:
+            raise refused(f"{where} of type json_schema must have a json_schema with a schema, an object", where)
+    raise ApiError(
+        400,
+        f"{where} is {shown(given)}; its type must be text, json_object or json_schema",
+        "unsupported_value",
+        param=where,
+    )
+
+
+def reply_of(fields: Fields) -> dict[str, Any]:
+    """What a chat asks besides: tools, reasoning, and variables of the template."""
+    tools, choice, parallel = fields.take("tools"), fields.take("tool_choice"), fields.take("parallel_tool_calls")
+    effort, variables = fields.text("reasoning_effort"), fields.object("chat_template_kwargs")
+    if not isinstance(tools, list | None):
+        raise refused(f"tools is {shown(tools)}; it must be a list", "tools")
+    if not isinstance(parallel, bool | None):
+        raise refused(f"parallel_tool_calls is {shown(parallel)}; it must be true or false", "parallel_tool_calls")
+    if not tools and choice not in (None, "none", "auto"):
+        raise refused("tool_choice demands a call, and there are no tools", "tool_choice")
+    efforts = ("none", "minimal", "low", "medium", "high", "xhigh")
+    if effort is not None and effort not in efforts:
+        raise refused(
+            f"reasoning_effort is {shown(effort)}; it must be one of {', '.join(efforts)}", "reasoning_effort"
+        )
+    on = fields.flag("continue_final_message")
+    fields.only("add_generation_prompt", not on)
+    parsed = {
+        "tools": tools if choice != "none" else None,
+        "tool_choice": choice if tools else None,
+        "parallel_tool_calls": False if parallel is False and tools else None,
+        "reasoning_effort": effort,
+        "template_variables": variables,
+        "continue_final": on or None,
+    }
+    return {name: value for name, value in parsed.items() if value not in (None, [], {})}
 
 
 def _usage(fields: Fields, stream: bool) -> bool:
-    options = fields.take("stream_options")
-    if options is None:
+    given = fields.take("stream_options")
+    if given is None:
         return False
-    if not stream or not isinstance(options, dict):
+    if not stream or not isinstance(given, dict):
         raise refused("stream_options must be an object, and goes with stream", "stream_options")
-    inner = Fields(options)
+    inner = Fields(given, fields.lenient)
     usage = inner.flag("include_usage")
-    inner.ignore(["include_obfuscation"])
+    inner.ignore(["include_obfuscation", "continuous_usage_stats"])
     inner.done()
     return usage
 
 
+def messages_of(messages: Any, where: str) -> list[dict[str, Any]]:
+    """The messages of a conversation, checked."""
+    if not isinstance(messages, list) or not messages:
+        raise refused(f"{where} must be a list of at least one message", where)
+    return [_message(message, f"{where}[{number}]") for number, message in enumerate(messages)]
+
+
 def _message(message: Any, where: str) -> dict[str, Any]:
-    """A message as templates get it: a role, a text, and what belongs to a call of a tool."""
+    """Return a message for templates: a role, a text, and the fields of tool calls."""
     if not isinstance(message, dict):
         raise refused(f"{where} must be an object with a role and a content", where)
     fields = Fields(message)
@@ -188,18 +330,21 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     if role not in ROLES:
         raise refused(f"{where}.role must be one of {', '.join(ROLES)}", f"{where}.role")
     content = fields.take("content")
-    if content is None and role == "assistant":  # it called tools, or said nothing
+    if content is None and role == "assistant":  # it has tool calls, or is empty
         content = ""
-    found: dict[str, Any] = {"role": role, "content": _content(content, f"{where}.content")}
-    found |= {"name": fields.text("name"), "tool_calls": _calls(fields, where) if role == "assistant" else None}
-    found["tool_call_id"] = fields.text("tool_call_id") if role == "tool" else None
+    parsed: dict[str, Any] = {"role": role, "content": content_of(content, f"{where}.content")}
+    parsed |= {"name": fields.text("name"), "tool_calls": _calls(fields, where) if role == "assistant" else None}
+    parsed["tool_call_id"] = fields.text("tool_call_id") if role == "tool" else None
+    if role == "assistant":
+        parsed["reasoning_content"] = fields.text("reasoning_content") or fields.text("reasoning")
     fields.only("annotations", [])  # of an answer with quotations, as OpenAI's client hands it back
+    fields.ignore(["parsed"])  # as its helper for schemas hands an answer back
     fields.done()
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in parsed.items() if value is not None}
 
 
 def _calls(fields: Fields, where: str) -> list[dict[str, Any]] | None:
-    """The calls of tools that an assistant's earlier message has; None for none."""
+    """Return the tool calls of an assistant's earlier message; None if there are none."""
     calls = fields.take("tool_calls")
     if not isinstance(calls, list | None):
         raise refused(f"{where}.tool_calls must be a list", f"{where}.tool_calls")
@@ -214,37 +359,51 @@ def _call(call: Any, where: str) -> dict[str, Any]:
 
 
 def _arguments(text: str) -> Any:
-    """An object where the text is one: templates write it as JSON, and would quote a text."""
+    """Return the object that a text describes, if it does: templates write objects as JSON, but would quote a text."""
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    return found if isinstance(found, dict) else text
+    return parsed if isinstance(parsed, dict) else text
 
 
-def _content(content: Any, where: str) -> str:
-    """A text, or the texts of a list of parts."""
+def content_of(content: Any, where: str, kinds: tuple[str, ...] = ("text",)) -> str:
+    """Return a text, or the joined texts of a list of parts."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not content:
         raise refused(f"{where} must be a text, or a list of parts that are texts", where)
     for part in content:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise ApiError(400, f"{where}: only parts of type text are supported", "unsupported_value", param=where)
+        if not isinstance(part, dict) or part.get("type") not in kinds or not isinstance(part.get("text"), str):
+            raise ApiError(
+                400, f"{where}: only parts of type {kinds[0]} are supported", "unsupported_value", param=where
+            )
     return "".join(part["text"] for part in content)
 
 
 __all__ = [
     "COMPLETION_TOKENS",
     "IGNORED",
+    "LARGEST_ID",
     "LARGEST_SEED",
     "LONGEST_STOP",
+    "MOST_CHOICES",
     "MOST_INPUTS",
+    "MOST_PROMPTS",
+    "MOST_SCORES",
     "MOST_STOPS",
     "MOST_TOKENS",
     "NEUTRAL",
+    "AnswerOptions",
     "ChatRequest",
     "CompletionRequest",
     "EmbeddingRequest",
-    "Wanted",
+    "Prompt",
+    "content_of",
+    "finish",
+    "format_of",
+    "messages_of",
+    "model",
+    "options",
+    "reply_of",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from edgekit.artifact import Artifact
-from edgekit.cli._options import value_options
+from edgekit.cli.options import value_options
 from edgekit.cli.output import json_option, print_json, print_notes, size
 from edgekit.pipeline.passes import run_pass
 

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.output import json_option, print_json, read_text, size
-from edgekit.errors import UsageError
+from edgekit.cli.options import context_option
+from edgekit.cli.output import json_option, print_json, progress_bar, read_text, size
+from edgekit.errors import UsageError, counted
 from edgekit.evaluation.moments import HOLDOUT, calibrate
 from edgekit.files.guard import refuse_harm
 from edgekit.pipeline._conversion import open_artifact
-from edgekit.pipeline._progress import bar
 
 
 @click.command("calibrate")
 @click.argument("model")
 @click.option("--text", required=True, metavar="FILE", help='A text typical of the model\'s use, UTF-8; "-" is stdin.')
 @click.option("--to", required=True, metavar="FILE", help="File to write; it ends in .safetensors.")
-@click.option("--context", type=click.IntRange(min=3), help="Tokens of a window; 512, or the model's context if less.")
+@context_option(least=3)
 @click.option("--outputs", is_flag=True, help="Also for the matrix that makes the logits.")
 @click.option(
     "--holdout",
@@ -41,7 +41,7 @@ def command(
     source = open_artifact(model)
     if text != "-":
         refuse_harm(Path(to), [Path(text)])
-    with bar("calibrate") as report:
+    with progress_bar("calibrate") as report:
         made = calibrate(
             source,
             read_text(text),
@@ -65,8 +65,9 @@ def command(
             }
         )
         return
+    matrices = counted(sum(map(len, made.inputs.values())), "matrix", "matrices")
     click.echo(
-        f"{to}  {size(nbytes)}  {sum(map(len, made.inputs.values()))} matrices, {made.tokens} tokens in windows of "
+        f"{to}  {size(nbytes)}  {matrices}, {counted(made.tokens, 'token')} in windows of "
         f"{made.context}, {made.held_out.size} held out"
     )
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 import attrs
 import click
 
-from edgekit.cli.output import json_option, print_json, read_text
+from edgekit.cli.options import context_option
+from edgekit.cli.output import json_option, print_json, progress_bar, read_text
 from edgekit.evaluation import compare
 from edgekit.pipeline._conversion import open_artifact
-from edgekit.pipeline._progress import bar
 
 
 @click.command("compare")
 @click.argument("baseline")
 @click.argument("artifact")
 @click.option("--text", metavar="FILE", help="Also measure perplexity, KL divergence and top-1 agreement on this text.")
-@click.option(
-    "--context",
-    type=click.IntRange(min=2),
-    help="Tokens in a window; default: 512, or the model's context if that is less.",
-)
+@context_option()
 @click.option(
     "--sort", type=click.Choice(["model", "error"]), default="model", show_default=True, help="Order of tensors."
 )
@@ -33,7 +29,7 @@ def command(
     A tensor's share is its part of the total squared error; --sort error lists the largest first.
     """
     sources = open_artifact(baseline), open_artifact(artifact)
-    with bar("compare") as report:
+    with progress_bar("compare") as report:
         comparison = compare(*sources, None if text is None else read_text(text), context=context, progress=report)
     comparison = (
         comparison.by_error(top) if sort == "error" else attrs.evolve(comparison, tensors=comparison.tensors[:top])

@@ -7,9 +7,8 @@ from pathlib import Path
 import click
 
 from edgekit.cli._verbs.quantize import show_written
-from edgekit.cli.output import json_option, print_notes
+from edgekit.cli.output import json_option, print_notes, progress_bar
 from edgekit.pipeline._conversion import convert, find_format, open_source
-from edgekit.pipeline._progress import bar
 
 
 @click.command("convert")
@@ -26,7 +25,7 @@ from edgekit.pipeline._progress import bar
 def command(source: str, to: str, format_: str | None, dtype: str | None, force: bool, as_json: bool) -> None:
     """Write SOURCE in another format without quantizing; tensors that are quantized already are not changed."""
     artifact = open_source(source, find_format(format_, Path(to)))
-    with bar("convert") as report:
+    with progress_bar("convert") as report:
         written = convert(artifact, to, format=format_, dtype=dtype, progress=report, overwrite=force)
     print_notes("convert", written.notes)
     show_written(artifact, written, as_json)

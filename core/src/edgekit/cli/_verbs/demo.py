@@ -14,12 +14,11 @@ from edgekit import sample
 from edgekit.artifact import Artifact
 from edgekit.cli import _page
 from edgekit.cli._step import Step
-from edgekit.cli.output import json_option, print_json, size, table
+from edgekit.cli.output import json_option, print_json, progress_bar, size, table
 from edgekit.errors import UsageError
 from edgekit.evaluation import Baseline, Evaluation, compare, evaluate
 from edgekit.files.atomic import write_atomic, writing
 from edgekit.pipeline._conversion import open_artifact, quantize
-from edgekit.pipeline._progress import bar
 from edgekit.plugin._registry import manager
 from edgekit.precision import Tier
 
@@ -38,7 +37,7 @@ def command(out: str, as_json: bool) -> None:
         refuse_foreign(target)
     source = open_artifact(sample.path())
     text = sample.heldout_text()
-    with bar("demo") as report:
+    with progress_bar("demo") as report:
         remembered = Baseline(source)
         baseline = evaluate(source, text, baseline=remembered)
         steps = list(climb(remembered, text, target, report))

@@ -70,9 +70,9 @@ def _version(name: str) -> str:
 def _show(report: dict[str, Any]) -> None:
     click.echo(f"Python {report['python']} on {report['machine']}")
     click.echo("  ".join(f"{name} {version}" for name, version in report["versions"].items()))
-    for name, there in report["optional"].items():
-        cure = "" if there else f"  (pip install 'edgekit-core[{_OPTIONAL[name]}]')"
-        click.echo(f"{'✓' if there else '–'} {name}{cure}")
+    for name, importable in report["optional"].items():
+        cure = "" if importable else f"  (pip install 'edgekit-core[{_OPTIONAL[name]}]')"
+        click.echo(f"{'✓' if importable else '–'} {name}{cure}")
     for name, line in report["plugins"].items():
         click.echo(f"plugin {name}: {line}")
     for name, lines in report["devices"].items():

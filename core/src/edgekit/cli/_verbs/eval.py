@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import click
 
-from edgekit.cli.output import json_option, print_json, read_text
+from edgekit.cli.options import context_option
+from edgekit.cli.output import json_option, print_json, progress_bar, read_text
 from edgekit.evaluation import evaluate
 from edgekit.pipeline._conversion import open_artifact
-from edgekit.pipeline._progress import bar
 
 
 @click.command("eval")
 @click.argument("artifact")
 @click.argument("text")
 @click.option("--baseline", metavar="PATH", help="Also measure KL divergence and top-1 agreement against this model.")
-@click.option(
-    "--context",
-    type=click.IntRange(min=2),
-    help="Tokens in a window; default: 512, or the model's context if that is less.",
-)
+@context_option()
 @json_option
 def command(artifact: str, text: str, baseline: str | None, context: int | None, as_json: bool) -> None:
     """Measure ARTIFACT's perplexity on the text file TEXT ("-" reads stdin), with the core's numpy forward pass."""
     against = None if baseline is None else open_artifact(baseline)
     judged = open_artifact(artifact)
-    with bar("eval") as report:
+    with progress_bar("eval") as report:
         evaluation = evaluate(judged, read_text(text), baseline=against, context=context, progress=report)
     if as_json:
         print_json(evaluation.to_dict())

@@ -10,7 +10,7 @@ import click
 
 from edgekit.artifact import Artifact
 from edgekit.cli.output import json_option, print_json, size, table
-from edgekit.errors import UnsupportedModelError
+from edgekit.errors import UnsupportedModelError, counted
 from edgekit.manifest import stale_manifest
 from edgekit.pipeline._conversion import open_artifact
 from edgekit.tensor import AnyTensor, EncodedTensor
@@ -80,7 +80,9 @@ def _tokenizer(artifact: Artifact) -> str | None:
         tokenizer = artifact.tokenizer
     except UnsupportedModelError as error:
         return f"unknown ({error})"
-    return f"{tokenizer.kind}, {len(tokenizer.tokens)} tokens" if tokenizer else None
+    if tokenizer is None:
+        return None
+    return "; ".join([f"{tokenizer.kind}, {counted(len(tokenizer.tokens), 'token')}", *tokenizer.remarks])
 
 
 def _tensor(name: str, tensor: AnyTensor) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 import click
 
-from edgekit.cli._options import value_options
+from edgekit.cli.options import value_options
 from edgekit.cli.output import json_option, print_json
 from edgekit.pipeline.packaging import Package, package
 

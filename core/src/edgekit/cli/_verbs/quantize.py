@@ -8,11 +8,10 @@ from pathlib import Path
 import click
 
 from edgekit.artifact import Artifact
-from edgekit.cli.output import json_option, print_json, print_notes, size
+from edgekit.cli.output import json_option, print_json, print_notes, progress_bar, size
 from edgekit.errors import UsageError
 from edgekit.files.guard import refuse_harm
 from edgekit.pipeline._conversion import Nonfinite, find_format, open_source, quantize
-from edgekit.pipeline._progress import bar
 from edgekit.recipe import Recipe
 from edgekit.typing import F32
 
@@ -69,7 +68,7 @@ def command(
         refuse_harm(Path(to), [Path(imatrix)])
     importance = _importance(imatrix, artifact)
     title = Path(recipe).name
-    with bar(title) as report:
+    with progress_bar(title) as report:
         written = quantize(
             artifact,
             Recipe.of(parse_rules(rules), recipe) if rules else recipe,

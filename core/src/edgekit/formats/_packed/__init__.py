@@ -30,8 +30,8 @@ SCHEMES = {
     "bitsandbytes": "bitsandbytes",
     "mxfp4": "mxfp4",
 }
-#: Where config.json says how the weights are quantized; the second is an older name.
-KEYS = ("quantization_config", "compression_config")
+#: Where config.json says how the weights are quantized; the second is an older name, the third MLX's own.
+KEYS = ("quantization_config", "compression_config", "quantization")
 
 
 def quantization_of(config: Mapping[str, object]) -> Mapping[str, object] | None:

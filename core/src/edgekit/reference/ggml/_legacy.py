@@ -27,9 +27,9 @@ def encode_symmetric(x: F32, top: int) -> tuple[F32, U8]:
 def encode_symmetric_weighted(x: F32, top: int, importance: Importance) -> tuple[F32, U8]:
     """Encode by searching for the scale that minimizes the weighted squared error."""
     turned, weights = columns(x), _weights(x, importance)
-    found = symmetric(turned, weights, top)
-    codes = symmetric_codes(turned, found, top) + np.float32(top)
-    return found.scale, to_lanes(columns(codes.astype(np.uint8)))
+    fit = symmetric(turned, weights, top)
+    codes = symmetric_codes(turned, fit, top) + np.float32(top)
+    return fit.scale, to_lanes(columns(codes.astype(np.uint8)))
 
 
 def encode_affine(x: F32, top: int) -> tuple[F32, F32, U8]:
@@ -46,9 +46,9 @@ def encode_affine(x: F32, top: int) -> tuple[F32, F32, U8]:
 def encode_affine_weighted(x: F32, top: int, importance: Importance) -> tuple[F32, F32, U8]:
     """Encode by searching for the scale that minimizes the weighted squared error."""
     turned, weights = columns(x), _weights(x, importance)
-    found = affine(turned, weights, top, affine_steps(-0.9, 0.05, 36, top))
-    codes = affine_codes(turned, found, top)
-    return found.scale, found.minimum, to_lanes(columns(codes.astype(np.uint8)))
+    fit = affine(turned, weights, top, affine_steps(-0.9, 0.05, 36, top))
+    codes = affine_codes(turned, fit, top)
+    return fit.scale, fit.minimum, to_lanes(columns(codes.astype(np.uint8)))
 
 
 def _weights(x: F32, importance: Importance) -> F32:

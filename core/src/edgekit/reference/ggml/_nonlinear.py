@@ -39,8 +39,8 @@ def _places(x: F32, inverse: F32) -> Indices:
 
 def codes(x: F32, inverse: F32) -> U8:
     """The codes of columns x [n, blocks] under the inverse scales [blocks]."""
-    found: U8 = _CODE[_places(x, inverse)]
-    return found
+    nearest: U8 = _CODE[_places(x, inverse)]
+    return nearest
 
 
 def search(x: F32, weights: F32) -> F32:

@@ -47,9 +47,9 @@ class Affine(NamedTuple):
     origin: F32
 
 
-def affine_codes(x: F32, found: Affine, top: int, at: At = _ALL) -> F32:
+def affine_codes(x: F32, fit: Affine, top: int, at: At = _ALL) -> F32:
     """The codes of the search for columns x, or for some of them, as float32 columns."""
-    return round_clip((x[:, at] - found.origin[at]) * found.inverse[at], 0, top)
+    return round_clip((x[:, at] - fit.origin[at]) * fit.inverse[at], 0, top)
 
 
 def affine_steps(first: float, step: float, tries: int, top: int) -> F32:
@@ -93,8 +93,8 @@ class _AffineSearch:
             error = self.error(scale, minimum)
             better = usable & (error < least)
             np.copyto(least, error, where=better)
-            for kept, candidate in zip(best, (scale, minimum, inverse, origin), strict=True):
-                np.copyto(kept, candidate, where=better)
+            for current, candidate in zip(best, (scale, minimum, inverse, origin), strict=True):
+                np.copyto(current, candidate, where=better)
         best.scale[self.flat] = 0
         return best
 
@@ -146,10 +146,10 @@ class Symmetric(NamedTuple):
     zero: Bools
 
 
-def symmetric_codes(x: F32, found: Symmetric, top: int, at: At = _ALL) -> F32:
+def symmetric_codes(x: F32, fit: Symmetric, top: int, at: At = _ALL) -> F32:
     """The codes of the search for columns x, or for some of them, as float32 columns."""
-    codes = round_clip(x[:, at] * found.inverse[at], -top, top - 1)
-    codes[:, found.zero[at]] = -top
+    codes = round_clip(x[:, at] * fit.inverse[at], -top, top - 1)
+    codes[:, fit.zero[at]] = -top
     return codes
 
 

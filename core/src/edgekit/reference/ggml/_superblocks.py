@@ -41,8 +41,8 @@ def linear_scales(values: F32, top: int) -> Scales:
 
 def searched_scales(values: F32, weights: F32, top: int) -> Scales:
     """Quantize values [blocks, sub-blocks] by `positive` search, weighted likewise."""
-    found = positive(columns(values), columns(weights), top)
-    return Scales(found.scale, columns(found.codes))
+    scales = positive(columns(values), columns(weights), top)
+    return Scales(scales.scale, columns(scales.codes))
 
 
 class AffineFit(NamedTuple):
@@ -55,24 +55,24 @@ class AffineFit(NamedTuple):
 
 def fit_plain(x: F32, weights: F32, top: int, steps: F32, scale_top: int, absolute: bool = False) -> AffineFit:
     """Search without an importance matrix; x and weights are columns of sub-blocks [n, sub-blocks]."""
-    found = affine(x, weights, top, steps, absolute)
+    fit = affine(x, weights, top, steps, absolute)
     per_block = (-1, SIZE // x.shape[0])
     return AffineFit(
-        linear_scales(found.scale.reshape(per_block), scale_top),
-        linear_scales(-found.minimum.reshape(per_block), scale_top),
-        lambda at: affine_codes(x, found, top, at),
+        linear_scales(fit.scale.reshape(per_block), scale_top),
+        linear_scales(-fit.minimum.reshape(per_block), scale_top),
+        lambda at: affine_codes(x, fit, top, at),
     )
 
 
 def fit_weighted(x: F32, weights: F32, top: int, steps: F32, scale_top: int) -> AffineFit:
     """Search with the weights of an importance matrix, which also weigh the scales of the sub-blocks."""
-    found = affine(x, weights, top, steps)
+    fit = affine(x, weights, top, steps)
     per_block = (-1, SIZE // x.shape[0])
     sums = total(weights).reshape(per_block)
     return AffineFit(
-        searched_scales(found.scale.reshape(per_block), sums, scale_top),
-        searched_scales(-found.minimum.reshape(per_block), sums, scale_top),
-        lambda at: affine_codes(x, found, top, at),
+        searched_scales(fit.scale.reshape(per_block), sums, scale_top),
+        searched_scales(-fit.minimum.reshape(per_block), sums, scale_top),
+        lambda at: affine_codes(x, fit, top, at),
     )
 
 
@@ -102,9 +102,9 @@ def super_codes(x: F32, step: F32, offset: F32 | None, low: int, high: int, sear
             a scale came out as zero.
     """
     codes = _nearest(x, step, offset, low, high)
-    kept = np.flatnonzero(step == 0)
-    if kept.size:
-        _overwrite(codes, kept, searched(kept))
+    unchanged = np.flatnonzero(step == 0)
+    if unchanged.size:
+        _overwrite(codes, unchanged, searched(unchanged))
     codes -= np.int8(low)
     return codes.view(np.uint8).reshape(-1, 4 * len(x))
 
@@ -118,8 +118,8 @@ def _nearest(x: F32, step: F32, offset: F32 | None, low: int, high: int) -> I8:
     return round_clip(v, low, high).astype(np.int8)
 
 
-def _overwrite(codes: I8, at: Index, found: F32) -> None:
+def _overwrite(codes: I8, at: Index, values: F32) -> None:
     """Write codes, columns [n, k], over the codes of the sub-blocks numbered `at` [k]."""
     subs, rows, _ = codes.shape
     block, sub = np.divmod(at, subs)
-    codes.reshape(subs, rows, -1, 4)[sub, :, block] = found.T.reshape(-1, rows, 4)
+    codes.reshape(subs, rows, -1, 4)[sub, :, block] = values.T.reshape(-1, rows, 4)

@@ -52,25 +52,25 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
 
 def _plain(x: F32) -> tuple[Scales, Searched]:
     """Scales, and what gives the codes of the search."""
-    found = descent(columns(x.reshape(-1, SUB)), TOP)
-    values = found.scale.reshape(-1, SIZE // SUB)
+    fit = descent(columns(x.reshape(-1, SUB)), TOP)
+    values = fit.scale.reshape(-1, SIZE // SUB)
     peak = first_peak(values)
     inverse = np.float32(-_SCALE_TOP) / peak
     codes = np.clip(nearest_int(inverse[:, None] * values).astype(np.int8), -_SCALE_TOP, _SCALE_TOP - 1)
     codes[peak == 0] = -_SCALE_TOP
     d = np.where(peak != 0, np.float32(1) / inverse, np.float32(0))
-    return Scales(d, (codes + np.int8(_SCALE_TOP)).view(np.uint8)), lambda at: found.codes[:, at]
+    return Scales(d, (codes + np.int8(_SCALE_TOP)).view(np.uint8)), lambda at: fit.codes[:, at]
 
 
 def _weighted(x: F32, importance: Importance) -> tuple[Scales, Searched]:
     turned = columns(x.reshape(-1, SUB))
     weights = importance_columns(x, importance, SUB, 2)
-    found = symmetric(turned, weights, TOP)
-    values, sums = (columns(v.reshape(-1, SIZE // SUB)) for v in (found.scale, total(weights)))
+    fit = symmetric(turned, weights, TOP)
+    values, sums = (columns(v.reshape(-1, SIZE // SUB)) for v in (fit.scale, total(weights)))
     outer = symmetric(values, sums, _SCALE_TOP)
     codes = symmetric_codes(values, outer, _SCALE_TOP) + np.float32(_SCALE_TOP)
     scales = Scales(outer.scale, columns(codes.astype(np.uint8)))
-    return scales, lambda at: symmetric_codes(turned, found, TOP, at)
+    return scales, lambda at: symmetric_codes(turned, fit, TOP, at)
 
 
 def pack_scales(codes: U8) -> U8:

@@ -38,14 +38,14 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     """Encode blocks [blocks, 256]."""
     turned = columns(x.reshape(-1, SUB))
     weights = np.square(turned) if importance is None else columns(importance.columns.reshape(-1, SUB))
-    found = symmetric(turned, weights, TOP)
-    values = found.scale.reshape(-1, SIZE // SUB)
+    fit = symmetric(turned, weights, TOP)
+    values = fit.scale.reshape(-1, SIZE // SUB)
     peak = first_peak(values)
     inverse = np.float32(-_SCALE_TOP) / peak
     blocks = np.empty(len(x), LAYOUT)
     blocks["d"] = np.float32(1) / inverse
     blocks["scales"] = np.minimum(nearest_int(inverse[:, None] * values), _SCALE_TOP - 1).astype(np.int8)
-    stored = super_codes(x, _step(blocks), None, -TOP, TOP - 1, lambda at: symmetric_codes(turned, found, TOP, at))
+    stored = super_codes(x, _step(blocks), None, -TOP, TOP - 1, lambda at: symmetric_codes(turned, fit, TOP, at))
     blocks["ql"] = pack_planes(stored, 2, 2, 4)
     blocks["qh"] = pack_planes(stored, 2, 4, 2, first=4)
     blocks[np.abs(peak) < EPSILON] = 0

@@ -64,10 +64,10 @@ def encode(x: Array, precision: Precision) -> dict[str, Array]:
     codes = np.empty(x.shape, zero_point.dtype)
     least, largest = np.iinfo(codes.dtype).min, np.iinfo(codes.dtype).max
     for chunk in row_chunks(*x.shape):
-        own = chunk if precision.rowwise else ...
-        q = as_float32(x[chunk]) / as_float32(scale[own])[..., None]
+        where = chunk if precision.rowwise else ...
+        q = as_float32(x[chunk]) / as_float32(scale[where])[..., None]
         np.rint(q, out=q)
-        q += zero_point[own][..., None]
+        q += zero_point[where][..., None]
         np.clip(q, np.float32(least), np.float32(largest), out=q)
         codes[chunk] = q
     return {"codes": codes, "scale": scale, "zero_point": zero_point}

@@ -48,8 +48,8 @@ def encode(x: Array, precision: Precision) -> dict[str, Array]:
     for columns, blocks, stored in _slabs(precision, rows, cols):
         codes = np.empty((columns.stop - columns.start, rows), np.uint8)
         for chunk in row_chunks(rows, len(codes)):
-            own = codes[:, chunk].T, scale[blocks, chunk].T, zero_point[blocks, chunk].T
-            _encode_rows(as_float32(x[chunk, columns]), precision, *own)
+            part = codes[:, chunk].T, scale[blocks, chunk].T, zero_point[blocks, chunk].T
+            _encode_rows(as_float32(x[chunk, columns]), precision, *part)
         packed[stored] = pack_lsb((codes ^ _sign(precision)).reshape(-1), _BITS)
     parts: dict[str, Array] = {"codes": packed, "scale": scale}
     return parts if precision.symmetric else {**parts, "zero_point": pack_lsb(zero_point.reshape(-1), _BITS)}
@@ -64,8 +64,8 @@ def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, i
         width = columns.stop - columns.start
         codes = unpack_lsb(parts["codes"][stored], _BITS, width * rows).reshape(width, rows)
         for chunk in row_chunks(rows, width):
-            own = np.ascontiguousarray(codes[:, chunk].T) ^ _sign(precision)
-            values[chunk, columns] = _decode_rows(own, scale[blocks, chunk].T, zero_point[blocks, chunk].T, precision)
+            part = np.ascontiguousarray(codes[:, chunk].T) ^ _sign(precision)
+            values[chunk, columns] = _decode_rows(part, scale[blocks, chunk].T, zero_point[blocks, chunk].T, precision)
     return values
 
 

@@ -85,9 +85,9 @@ def encode(x: Array, precision: Precision, importance: F32 | None = None) -> dic
     with np.errstate(all="ignore"):
         shared = _scales.global_scale(x, precision)
         for chunk, span in _layout.chunks(groups.shape, bits):
-            own = as_float32(groups[chunk])
-            s, z = scheme.fit(own, precision, x.size)
-            patterns = scheme.quantize(own, s, z, precision)
+            part = as_float32(groups[chunk])
+            s, z = scheme.fit(part, precision, x.size)
+            patterns = scheme.quantize(part, s, z, precision)
             codes[span] = _layout.pack(patterns.reshape(-1), bits)
             scale[chunk], zero_point[chunk] = _scales.narrow(s, shared, precision), z
     return {
@@ -106,11 +106,11 @@ def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, i
     with np.errstate(all="ignore"):
         scale, zero_point = _scales.widen(parts, precision), _scales.zero_points(parts, precision, len(groups))
         for chunk, span in _layout.chunks(groups.shape, bits):
-            own = groups[chunk]
-            own[:] = _layout.look_up(codes[span], levels, bits, own.size).reshape(own.shape)
+            part = groups[chunk]
+            part[:] = _layout.look_up(codes[span], levels, bits, part.size).reshape(part.shape)
             if zero_point is not None:
-                own -= zero_point[chunk]
-            own *= scale[chunk]
+                part -= zero_point[chunk]
+            part *= scale[chunk]
     return values
 
 

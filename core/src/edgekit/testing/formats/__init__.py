@@ -33,7 +33,7 @@ def adapt(subject: Any, suffix: str | None = None) -> FormatSubject:
     made = subject() if isinstance(subject, type) else subject
     missing = [m for m in ("matches", "open", "layout", "writer") if not callable(getattr(made, m, None))]
     if missing:
-        raise UsageError(f"{type(made).__name__} is no format: it lacks {', '.join(missing)}")
+        raise UsageError(f"{type(made).__name__} is not a format: it lacks {', '.join(missing)}")
     return FormatSubject(made, suffix or "", getattr(made, "name", type(made).__name__))
 
 

@@ -60,16 +60,16 @@ def check_tensors(subject: FormatSubject, profile: Profile) -> None:
     for config in (small_config(), small_config(layers=2, kv_heads=1), small_config(width=96, heads=6, kv_heads=3)):
         with temporary_folder() as folder:
             source = random_artifact(folder, config=config)
-            found = subject.format.open(subject.write(folder, source)).model
-            _same_tensors(source.model, found)
+            model = subject.format.open(subject.write(folder, source)).model
+            _same_tensors(source.model, model)
 
 
-def _same_tensors(source: Model, found: Model, what: str = "") -> None:
+def _same_tensors(source: Model, model: Model, what: str = "") -> None:
     for name, tensor in source.tensors.items():
-        if name not in found.tensors:
-            fail(f"{what}tensor {name} was written and is gone; there are {', '.join(sorted(found.tensors))}")
-        _same_values(f"{what}tensor {name}", tensor, found.tensors[name])
-    extra = sorted(found.tensors.keys() - source.tensors.keys())
+        if name not in model.tensors:
+            fail(f"{what}tensor {name} was written and is gone; there are {', '.join(sorted(model.tensors))}")
+        _same_values(f"{what}tensor {name}", tensor, model.tensors[name])
+    extra = sorted(model.tensors.keys() - source.tensors.keys())
     if extra:
         fail(f"{what}tensors come back that were not written: {', '.join(extra)}")
 
@@ -91,8 +91,8 @@ def _same_values(name: str, expected: Any, actual: Any) -> None:
 def check_values(subject: FormatSubject, profile: Profile) -> None:
     """Every float comes back bit for bit, in tensors of odd sizes too: zeros of both signs, subnormals, the largest.
 
-    Sizes are no multiple of what files align to. Typical faults: -0.0 becomes 0.0, subnormals are flushed, the end of a
-    tensor is lost in its padding.
+    Sizes are not multiples of the alignment. Typical faults: -0.0 becomes 0.0, subnormals are flushed, the end of
+    a tensor is lost in its padding.
     """
     config = small_config(width=63, ffn=45, vocab=51)
     model = random_model(config)
@@ -123,13 +123,13 @@ def check_config(subject: FormatSubject, profile: Profile) -> None:
     for changes in changed:
         config = small_config(**changes)
         with temporary_folder() as folder:
-            found = subject.format.open(subject.write(folder, random_artifact(folder, config=config))).model.config
-            _same_config(config, found)
+            read = subject.format.open(subject.write(folder, random_artifact(folder, config=config))).model.config
+            _same_config(config, read)
 
 
-def _same_config(config: ModelConfig, found: ModelConfig, what: str = "") -> None:
+def _same_config(config: ModelConfig, read: ModelConfig, what: str = "") -> None:
     for field in attrs.fields(type(config)):
-        was, now = getattr(config, field.name), getattr(found, field.name)
+        was, now = getattr(config, field.name), getattr(read, field.name)
         if not _close(was, now):
             fail(f"{what}{field.name} was {was!r}, comes back as {now!r}")
 
@@ -161,9 +161,9 @@ def check_families(subject: FormatSubject, profile: Profile) -> None:
                 path = subject.write(folder, source)
             except EdgekitError:  # the family is unsupported, and the error is typed
                 continue
-            found = subject.format.open(path).model
-            _same_config(config, found.config, f"{name}: ")
-            _same_tensors(source.model, found, f"{name}: ")
+            read = subject.format.open(path).model
+            _same_config(config, read.config, f"{name}: ")
+            _same_tensors(source.model, read, f"{name}: ")
 
 
 def _offset_safe(name: str, tensor: AnyTensor) -> AnyTensor:
@@ -186,18 +186,18 @@ def check_tokenizer(subject: FormatSubject, profile: Profile) -> None:
         with temporary_folder() as folder:
             config = small_config(vocab=len(tokenizer.tokens))
             source = random_artifact(folder, config=config, tokenizer=tokenizer)
-            found = subject.format.open(subject.write(folder, source)).tokenizer
-            if found is None:
+            read = subject.format.open(subject.write(folder, source)).tokenizer
+            if read is None:
                 fail(f"the {tokenizer.kind} tokenizer is gone")
             for field in FIELDS:
-                was, now = getattr(tokenizer, field), getattr(found, field)
+                was, now = getattr(tokenizer, field), getattr(read, field)
                 if was != now:
-                    fail(f"{field} of the {tokenizer.kind} tokenizer: {_told(was, now)}")
-            if urgency(tokenizer) != urgency(found):
+                    fail(f"{field} of the {tokenizer.kind} tokenizer: {_difference(was, now)}")
+            if urgency(tokenizer) != urgency(read):
                 fail(f"the scores of the {tokenizer.kind} tokenizer come back in another order: it cuts otherwise")
 
 
-def _told(was: Any, now: Any) -> str:
+def _difference(was: Any, now: Any) -> str:
     if isinstance(was, tuple) and isinstance(now, tuple):
         if len(was) != len(now):
             return f"{len(was)} were written, {len(now)} come back"
@@ -221,11 +221,11 @@ def check_manifest(subject: FormatSubject, profile: Profile) -> None:
         notes={"fell_back": "a sentence"},
     )
     with temporary_folder() as folder:
-        found = subject.format.open(subject.write(folder, random_artifact(folder), manifest=manifest)).manifest
-        if found is None:
+        read = subject.format.open(subject.write(folder, random_artifact(folder), manifest=manifest)).manifest
+        if read is None:
             fail("the manifest is gone; give it to AtomicFile.commit or write it into the directory, then read it")
         for field in attrs.fields(Manifest):
-            was, now = getattr(manifest, field.name), getattr(found, field.name)
+            was, now = getattr(manifest, field.name), getattr(read, field.name)
             if was != now and field.name != "tensors":
                 fail(f"the manifest's {field.name} were {was!r}, come back as {now!r}")
 
@@ -271,9 +271,9 @@ def check_row_slices(subject: FormatSubject, profile: Profile) -> None:
         cols = 2 * int(np.lcm((precision and precision.block) or 32, 32))
         with temporary_folder() as folder:
             source = random_artifact(folder, small_config(cols))
-            found = subject.format.open(subject.write(folder, source, chosen)).model.tensors
+            tensors = subject.format.open(subject.write(folder, source, chosen)).model.tensors
             for name in (QUANTIZED, "token_embd.weight"):
-                _sliced(name, found[name])
+                _sliced(name, tensors[name])
 
 
 def _sliced(name: str, tensor: Tensor | EncodedTensor) -> None:

@@ -52,17 +52,17 @@ def normal(subject: QuantizerSubject, rows: int = 5, seed: int = 1) -> F32:
 
 
 def _same_bytes(subject: QuantizerSubject, sample: Sample, importance: F32 | None) -> None:
-    actual, expected = encode(subject, sample.x, importance), subject.wanted(sample.x, importance)
+    actual, expected = encode(subject, sample.x, importance), subject.expected(sample.x, importance)
     if same_parts(expected, actual):
         return
 
     def differs(x: F32) -> bool:
         weights = None if importance is None else importance[: x.shape[1]]
-        return not same_parts(subject.wanted(x, weights), encode(subject, x, weights))
+        return not same_parts(subject.expected(x, weights), encode(subject, x, weights))
 
     small = minimise(sample.x, subject.precision, differs)
     weights = None if importance is None else importance[: small.shape[1]]
-    want, got = subject.wanted(small, weights), encode(subject, small, weights)
+    want, got = subject.expected(small, weights), encode(subject, small, weights)
     if same_parts(want, got):
         fail(f"on {sample.label!r} it gives other bytes from call to call; it keeps state, or draws at random")
     fail(
@@ -88,7 +88,7 @@ def within_bound(subject: QuantizerSubject, sample: Sample, importance: F32 | No
         return
     small = minimise(sample.x, subject.precision, lambda x: bool(wrong(x).any()))
     weights = None if importance is None else importance[: small.shape[1]]
-    got, want = encode(subject, small, weights), subject.wanted(small, weights)
+    got, want = encode(subject, small, weights), subject.expected(small, weights)
     beyond = np.argwhere(wrong(small))
     if not len(beyond):
         fail(f"on {sample.label!r} it breaks its bound in one call and keeps it in another; it keeps state")
@@ -110,12 +110,12 @@ def _beyond_bound(subject: QuantizerSubject, x: F32, importance: F32 | None = No
         decoded = subject.decode(parts, (x.shape[0], x.shape[1]))
         bound = subject.bound(x, parts)
     if decoded.shape != x.shape:
-        fail(f"decoded it has shape {decoded.shape}; {x.shape} is wanted")
+        fail(f"decoded it has shape {decoded.shape}; {x.shape} is expected")
     if bound.shape != x.shape:
-        fail(f"its bound has shape {bound.shape}; {x.shape} is wanted, a number for each element")
+        fail(f"its bound has shape {bound.shape}; {x.shape} is expected, a number for each element")
     error = np.abs(x.astype(np.float64) - decoded)
-    found: Bools = ~(error <= bound)  # a NaN is beyond every bound
-    return found
+    beyond: Bools = ~(error <= bound)  # a NaN is beyond every bound
+    return beyond
 
 
 __all__ = ["encode", "judge", "judge_kind", "normal", "require_encoder", "within_bound"]

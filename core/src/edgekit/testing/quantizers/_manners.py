@@ -30,14 +30,14 @@ def check_quiet(subject: QuantizerSubject, profile: Profile) -> None:
     too, because the file descriptor is watched. Zeros and constants divide by zero, and numpy warns of it: guard
     those divisions, or compute under `np.errstate`. This check comes first, since a banner is printed once.
     """
-    with heard() as said:
+    with heard() as output:
         for label in _LABELS:
             _tried(subject, _samples.draw(label, 2, (2, widths(subject.precision)[0])))
-    if said.warnings:
-        first = said.warnings[0]
+    if output.warnings:
+        first = output.warnings[0]
         fail(f"it warns: {first.category.__name__}: {first.message}; compute without, or np.errstate")
-    if said.text:
-        fail(f"it writes to stdout, which is for data: {said.text[:60]!r}")
+    if output.text:
+        fail(f"it writes to stdout, which is for data: {output.text[:60]!r}")
 
 
 def _tried(subject: QuantizerSubject, x: F32) -> None:
@@ -60,7 +60,7 @@ def check_parts(subject: QuantizerSubject, profile: Profile) -> None:
     for rows in (1, 2, 5):
         for cols in widths(subject.precision):
             x = _samples.draw("normal", rows, (rows, cols))
-            got, want = encode(subject, x), subject.wanted(x)
+            got, want = encode(subject, x), subject.expected(x)
             if _form(got) != _form(want):
                 fail(f"rows [{rows}, {cols}]: {diagnose(want, got)}")
             for key, part in got.items():
@@ -82,15 +82,15 @@ def check_pure(subject: QuantizerSubject, profile: Profile) -> None:
     """
     x = normal(subject)
     first = encode(subject, x.copy())
-    kept = {key: part.copy() for key, part in first.items()}
+    copies = {key: part.copy() for key, part in first.items()}
     _between(subject, x.shape)
-    if not same_parts(kept, first):
+    if not same_parts(copies, first):
         fail("a later call changed the parts that an earlier one had returned; give each call memory of its own")
     for given in (x.copy() for _ in range(8)):
         again = encode(subject, given)
-        if not same_parts(kept, again):
+        if not same_parts(copies, again):
             fail(
-                f"a second encoding of the same rows differs: {diagnose(kept, again)}; "
+                f"a second encoding of the same rows differs: {diagnose(copies, again)}; "
                 "it keeps state between calls, or draws at random"
             )
         # A float precision's values may be the rows themselves: nothing is computed.

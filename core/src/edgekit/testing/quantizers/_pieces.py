@@ -69,21 +69,21 @@ def check_large(subject: QuantizerSubject, profile: Profile) -> None:
     cols = widths(subject.precision)[0]
     few = _samples.draw("normal", 6, (_DISTINCT, cols))
     began = time.perf_counter()
-    wanted = encode(subject, few)
+    expected = encode(subject, few)
     affordable = _SECONDS.get(profile.name, _LONGEST) / (time.perf_counter() - began)
     rows = int(min(_LARGE.get(profile.name, _LARGEST), few.size * max(affordable, 8))) // cols + 3
     whole = encode(subject, np.resize(few, (rows, cols)))
     for key, part in whole.items():
-        at = _first_wrong(wanted[key], part)
+        at = _first_wrong(expected[key], part)
         if at is not None:
             row = {name: each[at : at + 1] for name, each in whole.items()}
-            alone = {name: each[at % _DISTINCT][None] for name, each in wanted.items()}
+            alone = {name: each[at % _DISTINCT][None] for name, each in expected.items()}
             fail(f"row {at} of {rows} differs from the same row in a small matrix: {diagnose(alone, row)}")
 
 
-def _first_wrong(wanted: npt.NDArray[np.generic], part: npt.NDArray[np.generic]) -> int | None:
+def _first_wrong(expected: npt.NDArray[np.generic], part: npt.NDArray[np.generic]) -> int | None:
     """The first row that is not the one that it repeats."""
-    small, large = (each.reshape(len(each), -1).view(np.uint8) for each in (wanted, part))
+    small, large = (each.reshape(len(each), -1).view(np.uint8) for each in (expected, part))
     for start in range(0, len(large), len(small)):
         piece = large[start : start + len(small)]
         differing = (piece != small[: len(piece)]).any(axis=1)
@@ -105,10 +105,10 @@ def check_executors(subject: QuantizerSubject, profile: Profile) -> None:
     alone = [encode(subject, x) for x in jobs]
     times = _rounds(time.perf_counter() - start)
     for workers in (2, 4, 8):
-        for number, found in enumerate(_together(subject, jobs, workers, times)):
+        for number, parts in enumerate(_together(subject, jobs, workers, times)):
             want = alone[number % len(jobs)]
-            if not same_parts(want, found):
-                fail(f"job {number} on {workers} threads: {diagnose(want, found)}; calls share memory")
+            if not same_parts(want, parts):
+                fail(f"job {number} on {workers} threads: {diagnose(want, parts)}; calls share memory")
 
 
 def _rounds(seconds: float) -> int:
@@ -170,9 +170,9 @@ def check_processes(subject: QuantizerSubject, profile: Profile) -> None:
         sent = pickle.dumps((subject.quantizer, x, subject.importance(x, None)))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise NotApplicable(f"it cannot be sent to another process ({error})") from None
-    there, here = _encoded_elsewhere(sent), encode(subject, x)
-    if not same_parts(here, there):
-        fail(f"another process, with one thread and another hash seed, encodes otherwise: {diagnose(here, there)}")
+    elsewhere, here = _encoded_elsewhere(sent), encode(subject, x)
+    if not same_parts(here, elsewhere):
+        fail(f"another process, with one thread and another hash seed, encodes otherwise: {diagnose(here, elsewhere)}")
 
 
 def _encoded_elsewhere(sent: bytes) -> Parts:
@@ -185,8 +185,8 @@ def _encoded_elsewhere(sent: bytes) -> Parts:
         raise NotApplicable("another process cannot import it")
     if done.returncode:
         fail(f"another process ends with {done.returncode}: {done.stderr.decode(errors='replace').strip()[-200:]}")
-    found: Parts = pickle.loads(done.stdout)
-    return found
+    parts: Parts = pickle.loads(done.stdout)
+    return parts
 
 
 __all__ = ["ROOM", "check_executors", "check_large", "check_processes", "check_row_slices"]

@@ -74,7 +74,7 @@ def check_decoding(subject: QuantizerSubject, profile: Profile) -> None:
         if not same_parts(before, parts):
             fail(f"its decode writes to the parts ({what})")
         if (got.dtype, got.shape) != (want.dtype, want.shape):
-            fail(f"decode gives {got.dtype} {got.shape}; {want.dtype} {want.shape} is wanted")
+            fail(f"decode gives {got.dtype} {got.shape}; {want.dtype} {want.shape} is expected")
         if subject.exact:
             _same_values(got, want, what)
         elif what in _BOUNDED:
@@ -192,9 +192,9 @@ def check_idempotent(subject: QuantizerSubject, profile: Profile) -> None:
 
 
 def _reference_holds(subject: QuantizerSubject, x: F32) -> bool:
-    once = subject.wanted(x)
+    once = subject.expected(x)
     decoded = reference(subject.precision).decode(once, subject.precision, (x.shape[0], x.shape[1]))
-    return same_parts(once, subject.wanted(np.ascontiguousarray(decoded)))
+    return same_parts(once, subject.expected(np.ascontiguousarray(decoded)))
 
 
 @ROOM.check
@@ -246,11 +246,11 @@ def check_speed(subject: QuantizerSubject, profile: Profile) -> None:
     unit = int(np.lcm(_samples.unit(subject.precision), 32))
     cols = unit * -(-1024 // unit)
     x = _samples.draw("normal", 1, (max(1, _ELEMENTS // cols), cols))
-    own, theirs = _best_times(x, subject.encode, subject.wanted)
-    if own > _NOISE * theirs:
+    seconds, theirs = _best_times(x, subject.encode, subject.expected)
+    if seconds > _NOISE * theirs:
         fail(
-            f"it claims speed={subject.speed:g}, and takes {1000 * own:.2f} ms for {list(x.shape)} where the reference "
-            f"takes {1000 * theirs:.2f} ms; state speed=0, so that it is used on request only"
+            f"it claims speed={subject.speed:g}, and takes {1000 * seconds:.2f} ms for {list(x.shape)} where the "
+            f"reference takes {1000 * theirs:.2f} ms; state speed=0, so that it is used on request only"
         )
 
 

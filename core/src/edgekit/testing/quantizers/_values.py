@@ -55,9 +55,9 @@ def check_bound(subject: QuantizerSubject, profile: Profile) -> None:
     shape = (x.shape[0], x.shape[1])
     bound = subject.bound(x, encode(subject, x))
     if bound.shape != shape:
-        fail(f"its bound has shape {bound.shape}; {shape} is wanted, a number for each element")
+        fail(f"its bound has shape {bound.shape}; {shape} is expected, a number for each element")
     if not (np.isfinite(bound).all() and (bound >= 0).all()):
-        fail(f"its bound holds {float(bound[~(np.isfinite(bound) & (bound >= 0))][0]):g}; finite numbers are wanted")
+        fail(f"its bound holds {float(bound[~(np.isfinite(bound) & (bound >= 0))][0]):g}; finite numbers are expected")
     parts = encode(subject, _moved(x))
     beyond = np.abs(x - subject.decode(parts, shape).astype(np.float64)) > subject.bound(x, parts)
     if subject.precision.bits > 2 and not beyond.any():
@@ -101,19 +101,19 @@ def check_error_like_reference(subject: QuantizerSubject, profile: Profile) -> N
     cols = 8 * unit(subject.precision)
     for label in _samples.KINDS["ordinary"]:
         sample = Sample(label, _samples.draw(label, 1, (profile.rows, cols)))
-        own, reference_s = (_block_errors(subject, sample.x, parts) for parts in _both(subject, sample.x))
-        coarser = own > COARSER * reference_s
+        errors, reference_s = (_block_errors(subject, sample.x, parts) for parts in _both(subject, sample.x))
+        coarser = errors > COARSER * reference_s
         if coarser.mean() > 0.5:
             at = int(np.argmax(coarser))
             fail(
                 f"on {sample.label!r} {int(coarser.sum())} of {coarser.size} blocks err more than {COARSER:g} times "
-                f"as much as the reference's; the first by {own[at]:.3g} (root mean square), {reference_s[at]:.3g} "
+                f"as much as the reference's; the first by {errors[at]:.3g} (root mean square), {reference_s[at]:.3g} "
                 "there: is the scale the block's own?"
             )
 
 
 def _both(subject: QuantizerSubject, x: F32) -> tuple[Parts, Parts]:
-    return encode(subject, x), subject.wanted(x)
+    return encode(subject, x), subject.expected(x)
 
 
 def _block_errors(subject: QuantizerSubject, x: F32, parts: Parts) -> Any:
@@ -285,7 +285,7 @@ def check_source_types(subject: QuantizerSubject, profile: Profile) -> None:
     for dtype in _source_types():
         for size in (1.0, 2.0**-18):
             x = (_samples.draw("normal", 5, (4, widths(subject.precision)[0])) * np.float32(size)).astype(dtype)
-            want, got = subject.wanted(x if depends else to_float32(x)), encode(subject, x)
+            want, got = subject.expected(x if depends else to_float32(x)), encode(subject, x)
             if not same_parts(want, got):
                 fail(f"rows of {np.dtype(dtype).name}: {diagnose(want, got)}")
 
@@ -322,8 +322,8 @@ def check_nonfinite(subject: QuantizerSubject, profile: Profile) -> None:
         if subject.precision.rowwise:
             _others_untouched(clean, parts, value, len(x))
     if len(set(outcomes.values())) > 1:
-        told = ", ".join(f"{value}: {outcome}" for value, outcome in outcomes.items())
-        fail(f"not one policy: {told}; refuse all three or none (edgekit refuses them before it calls)")
+        listed = ", ".join(f"{value}: {outcome}" for value, outcome in outcomes.items())
+        fail(f"not one policy: {listed}; refuse all three or none (edgekit refuses them before it calls)")
 
 
 def _others_untouched(clean: Parts, parts: Parts, value: float, rows: int) -> None:
@@ -357,7 +357,7 @@ def check_checked(subject: QuantizerSubject, profile: Profile) -> None:
             with np.errstate(all="ignore"):
                 parts = checked(bad, None)
             if parts is not None:
-                fail(f"encode_checked gives parts for rows that hold {value}; it has to give None, edgekit decides")
+                fail(f"encode_checked returns parts for rows with {value}; it must return None so that edgekit decides")
 
 
 __all__ = [

@@ -110,10 +110,10 @@ def _block_type(precision: Precision) -> Any:
 
 def answers(precision: str | Precision, encode: Encode, by: str) -> list[Answer]:
     """Ask an encoder all questions of a precision; it is called as ``encode(x, importance)``."""
-    found, drawn = find_precision(precision), inputs()
+    record, drawn = find_precision(precision), inputs()
     return [
-        Answer(found.name, name, drawn[name], weights, dict(encode(drawn[name], weights)), by)
-        for name, which in questions(found)
+        Answer(record.name, name, drawn[name], weights, dict(encode(drawn[name], weights)), by)
+        for name, which in questions(record)
         for weights in [drawn[which][0] if which else None]
     ]
 
@@ -198,14 +198,14 @@ def load(precision: str | None = None, folder: Path = CORPUS) -> list[Answer]:
         InvalidFileError: a file is missing, empty, damaged, or not what its SHA-256 says.
     """
     shared = {name: _values(record) for name, record in _read(folder / INPUTS)["inputs"].items()}
-    found = []
+    vectors = []
     for path in sorted(folder.glob("*.json")):
         if path.name != INPUTS:
             records = _read(path)["answers"]
-            found += [_answer(r, shared) for r in records if precision in (None, r["precision"])]
-    if not found and precision is None:
+            vectors += [_answer(r, shared) for r in records if precision in (None, r["precision"])]
+    if not vectors and precision is None:
         raise InvalidFileError(f"{folder}: no known answers here; an empty corpus proves nothing")
-    return found
+    return vectors
 
 
 def _answer(record: Mapping[str, Any], shared: Mapping[str, F32]) -> Answer:
@@ -236,29 +236,29 @@ def check(encode: Encode, precision: str | Precision, folder: Path = CORPUS) -> 
         UsageError: there are no answers for that precision.
         CheckFailure: an answer differs; shows the smallest block, expected and actual codes.
     """
-    found = find_precision(precision)
-    known = load(found.name, folder)
+    record = find_precision(precision)
+    known = load(record.name, folder)
     if not known:
-        raise UsageError(f"no known answers for {found.name}; `edgekit vectors {found.name} --out DIR` writes some")
+        raise UsageError(f"no known answers for {record.name}; `edgekit vectors {record.name} --out DIR` writes some")
     for answer in known:
         given = dict(encode(answer.x.copy(), None if answer.importance is None else answer.importance.copy()))
         if not same_parts(answer.parts, given):
-            _report(encode, found, answer, given)
+            _report(encode, record, answer, given)
     return len(known)
 
 
 def _report(encode: Encode, precision: Precision, answer: Answer, given: Parts) -> None:
-    def wanted(x: F32) -> Parts:
+    def expected(x: F32) -> Parts:
         return reference(precision).encode(x, precision, _weights(answer, x))
 
     def differs(x: F32) -> bool:
-        return not same_parts(wanted(x), dict(encode(x, _weights(answer, x))))
+        return not same_parts(expected(x), dict(encode(x, _weights(answer, x))))
 
     how = diagnose(answer.parts, given)
     small = minimise(answer.x, precision, differs)
     report = ""
     if differs(small):
-        report = "\n" + block_report(small, wanted(small), dict(encode(small, _weights(answer, small))))
+        report = "\n" + block_report(small, expected(small), dict(encode(small, _weights(answer, small))))
     weighed = " with importance" if answer.importance is not None else ""
     fail(f"the known answer of {answer.by} on input {answer.input!r}{weighed} differs: {how}{report}")
 

@@ -1,0 +1,53 @@
+"""The families that are installed: the core's, and those of plugins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+from edgekit.architectures._family import Family
+from edgekit.errors import PluginError
+from edgekit.plugin._registry import BUILT_IN, Registration, manager, skipped
+
+
+class Families(Mapping[str, Family]):
+    """Every family by its name, the core's first; one that a plugin brings is imported when it is looked up.
+
+    A plugin's family that cannot be loaded is skipped with a warning while others are looked through, and raises
+    `PluginError` when it is asked for by name.
+    """
+
+    def __getitem__(self, name: str) -> Family:
+        registration = next((r for r in manager().all("families") if r.name == name), None)
+        if registration is None:
+            raise KeyError(name)
+        return cast(Family, manager().load("families", name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(r.name for r in manager().all("families") if _loads(r)))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, name: object) -> bool:
+        return any(r.name == name for r in manager().all("families"))
+
+    def of_model_type(self, model_type: object) -> Family | None:
+        """The family of that ``model_type`` in config.json, or None; a plugin cannot claim one of the core's."""
+        return next((family for family in self.values() if model_type in family.model_types), None)
+
+
+def _loads(registration: Registration) -> bool:
+    if registration.distribution == BUILT_IN:
+        return True
+    try:
+        manager().load("families", registration.name)
+    except PluginError as error:
+        skipped(registration, error)
+        return False
+    return True
+
+
+FAMILIES = Families()
+
+__all__ = ["FAMILIES", "Families"]

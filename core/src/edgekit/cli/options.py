@@ -1,0 +1,68 @@
+"""Options that several commands of edgekit and of plugins have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from edgekit.runtime.arguments import parse_option
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def context_option(least: int = 2) -> Callable[[_Command], _Command]:
+    """Return a decorator that adds ``--context`` to a command, as the argument ``context``; None is the default.
+
+    Args:
+        least: smallest number of tokens of a window.
+    """
+    return click.option(
+        "--context",
+        type=click.IntRange(min=least),
+        help="Tokens in a window; default: 512, or the model's context if that is less.",
+    )
+
+
+def runtime_options(command: _Command) -> _Command:
+    """Add ``--runtime`` and ``--option`` to a command, as the arguments ``runtime`` and ``options``.
+
+    ``options`` is a tuple of texts; `edgekit.runtime.parse_option` splits each into a name and a value.
+    """
+    option = click.option(
+        "--option",
+        "options",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="An option of the runtime, such as context=2048.",
+    )
+    runtime = click.option(
+        "--runtime", metavar="NAME", help="Runtime; the default is the fastest that runs the format."
+    )
+    return runtime(option(command))
+
+
+def value_options(whose: str, example: str) -> Callable[[_Command], _Command]:
+    """Return a decorator that adds ``-o`` to a command, as the argument ``options``: a dictionary.
+
+    Args:
+        whose: the object that takes the options, for the help: ``the pass``.
+        example: of an option, for the message of a malformed one.
+    """
+
+    def parsed(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+        return dict(parse_option(text, "-o", example, empty=True) for text in texts)
+
+    return click.option(
+        "-o",
+        "--option",
+        "options",
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=parsed,
+        help=f"An option of {whose}; the value is JSON where it can be read as such (true, 0.8, [1, 2]), else text.",
+    )
+
+
+__all__ = ["context_option", "runtime_options", "value_options"]

@@ -1,0 +1,276 @@
+"""Adapters: what fine-tuning adds to a model, in mlx-lm's files, and the model with it added.
+
+    adapters.safetensors     <module>.lora_a [in, r] and <module>.lora_b [r, out]; DoRA: <module>.m [out] besides;
+                             full: the trained weights themselves
+    adapter_config.json      fine_tune_type, num_layers, lora_parameters {rank, scale, dropout}
+
+    LoRA  W' = W + scale * (a b)^T          DoRA  W' = m * (W + Δ) / |W + Δ|, row by row
+
+A fused model is an `Artifact` whose tensors are added up when they are read, in float32: it is written in any format
+and any precision, one tensor at a time. `mlx_lm.load(model, adapter_path=…)` takes the same files.
+
+Source: Hu et al., arXiv:2106.09685; Liu et al. (DoRA), arXiv:2402.09353; mlx-lm 0.32.2, ``tuner``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+
+from edgekit.architectures import Model, ModelConfig
+from edgekit.architectures.hf import hf_names, to_hf_value
+from edgekit.artifact import Artifact
+from edgekit.errors import InvalidFileError, MissingFileError, UnsupportedModelError, UsageError
+from edgekit.files.foreign import member, read_object, shown
+from edgekit.formats import safetensors
+from edgekit.numerics.smallfloats import float32_to_bfloat16
+from edgekit.precision import Precision
+from edgekit.recipe import AsIs, Assignment, Plan, Slot
+from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
+from edgekit.typing import F32, Array
+from edgekit_mlx.prompt_cache import identity
+
+WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
+CONFIG_LIMIT = 1 << 20
+METHODS = ("lora", "dora", "full")
+_LEAVES = ("lora_a", "lora_b", "m")
+_AGAIN = "train it again, or take both files from one place"
+
+
+@attrs.frozen(eq=False)
+class Adapter:
+    """A trained adapter.
+
+    Attributes:
+        path: its directory.
+        method: ``lora``, ``dora`` or ``full``.
+        scale: of the product.
+        tensors: by their names in the file.
+        model: identity of the model that it was trained on; empty for mlx-lm's.
+    """
+
+    path: Path
+    method: str
+    scale: float
+    tensors: Mapping[str, Tensor]
+    model: str
+
+
+def config_of(options: Any, layers: int, model: str, steps: int) -> dict[str, Any]:
+    """What adapter_config.json says of a run of `edgekit_mlx.training`."""
+    lora = {"rank": options.rank, "scale": options.scale, "dropout": options.dropout}
+    return {
+        "fine_tune_type": options.method,
+        "num_layers": layers,
+        "lora_parameters": lora if options.method != "full" else None,
+        "edgekit": {"model": model, "steps": steps, "seed": options.seed},
+    }
+
+
+def read_adapter(path: Path) -> Adapter:
+    """Open an adapter of edgekit or of mlx-lm.
+
+    Raises:
+        MissingFileError: one of its files is not there.
+        InvalidFileError: malformed; names the file and the tensor.
+        UnsupportedModelError: adapted experts, whose tensors have three dimensions.
+    """
+    config = read_object(path, CONFIG, CONFIG_LIMIT)
+    weights = member(path, WEIGHTS)
+    if config is None or weights is None:
+        raise MissingFileError(f"{path / (CONFIG if config is None else WEIGHTS)}: no such file; {_AGAIN}")
+    method = config.get("fine_tune_type", "lora")
+    if method not in METHODS:
+        raise InvalidFileError(f"{path / CONFIG}: fine_tune_type {shown(method)}; there are {', '.join(METHODS)}")
+    given = config.get("lora_parameters") or {}
+    scale = given.get("scale", 1.0) if isinstance(given, dict) else None
+    if method != "full" and (isinstance(scale, bool) or not isinstance(scale, int | float)):
+        raise InvalidFileError(f"{path / CONFIG}: lora_parameters has the scale {shown(scale)}; it is a number")
+    tensors, _ = safetensors.open_tensors(weights)
+    if not tensors:
+        raise InvalidFileError(f"{weights}: it holds no tensors; {_AGAIN}")
+    odd = [name for name in tensors if method != "full" and name.rpartition(".")[2] not in _LEAVES]
+    if odd:
+        raise InvalidFileError(
+            f"{weights}: tensor {odd[0]:.200} is none of {method}'s ({', '.join(_LEAVES)}); {_AGAIN}"
+        )
+    stacked = [name for name, tensor in tensors.items() if method != "full" and len(tensor.shape) > 2]
+    if stacked:
+        raise UnsupportedModelError(f"{weights}: {stacked[0]} adapts stacked experts, which edgekit does not fuse yet")
+    mark = config.get("edgekit")
+    model = mark.get("model", "") if isinstance(mark, dict) else ""
+    return Adapter(path, method, float(scale or 1.0), tensors, str(model))
+
+
+def fused(artifact: Artifact, adapter: Adapter | Path) -> Artifact:
+    """The model with an adapter added, as an artifact to be written: `edgekit.convert(fused(model, adapter), …)`.
+
+    Args:
+        artifact: the model that the adapter was trained on, of any format.
+        adapter: the adapter, or the path of its directory.
+
+    Raises:
+        UsageError: it was trained on another model.
+        InvalidFileError: its tensors do not fit the model's; names one.
+    """
+    found = read_adapter(adapter) if isinstance(adapter, Path) else adapter
+    if found.model and found.model != identity(artifact)["model"]:
+        raise UsageError(
+            f"{found.path}: the adapter was trained on another model than {artifact.path}; choose that one"
+        )
+    model = artifact.model
+    roles = {name: role for role, name in hf_names(model.config).items()}
+    tensors = dict(model.tensors)
+    for name in sorted({name if found.method == "full" else _weight(name) for name in found.tensors}):
+        if name not in roles:
+            raise InvalidFileError(
+                f"{found.path}: it changes {name:.200}, which {artifact.path} does not have; {_AGAIN}"
+            )
+        base = tensors[roles[name]]
+        if found.method == "full":
+            tensors[roles[name]] = _replaced(base, found.tensors[name], _offset(model.config, roles[name]), found)
+        else:
+            tensors[roles[name]] = _added(base, name.removesuffix(".weight"), found)
+    return _with(artifact, model.config, tensors, found)
+
+
+def _weight(name: str) -> str:
+    return f"{name.rpartition('.')[0]}.weight"
+
+
+def _offset(config: ModelConfig, role: str) -> float:
+    """What is added to a stored norm before it multiplies: Gemma's one."""
+    zero = Tensor.of(role, np.zeros(1, np.float32))
+    return -float(to_hf_value(config, role, zero).float32().reshape(-1)[0])
+
+
+def _with(artifact: Artifact, config: ModelConfig, tensors: dict[str, AnyTensor], adapter: Adapter) -> Artifact:
+    changed = Model(config, tensors)
+    names = hf_names(config)
+    by_name = {names[role]: tensor for role, tensor in tensors.items()}
+    own = {name: by_name.get(name, tensor) for name, tensor in artifact.tensors.items()}
+    if artifact.format not in ("hf", "mlx"):
+        own = dict(tensors)
+    files = (*artifact.files, adapter.path / WEIGHTS, adapter.path / CONFIG)
+    found = attrs.evolve(artifact, tensors=own, files=files, load_model=lambda: changed, manifest=None)
+    # What is fused from a GGUF file is none any more: with its metadata its tensors would be copied as they are there.
+    return found if artifact.format in ("hf", "mlx") else attrs.evolve(found, format="fused", config={})
+
+
+def _replaced(base: AnyTensor, learned: Tensor, offset: float, adapter: Adapter) -> Tensor:
+    """The learned weights in the place of the base's, in its type."""
+    dtype = _dtype(base)
+    _fit(learned, tuple(base.shape), adapter)
+
+    def read_rows(start: int, stop: int) -> Array:
+        return _narrow(learned.float32(start, stop) + np.float32(offset), dtype)
+
+    return Tensor(base.name, base.shape, dtype, read_rows)
+
+
+def _added(base: AnyTensor, module: str, adapter: Adapter) -> Tensor:
+    """The module's weight with what was learned, in the type of the base."""
+    dtype = _dtype(base)
+    rows, cols = base.shape
+    a, b, m = _factors(module, adapter, rows, cols)
+
+    def read_rows(start: int, stop: int) -> Array:
+        values = base.float32(start, stop) + np.float32(adapter.scale) * (b[:, start:stop].T @ a.T)
+        if m is not None:
+            values *= (m[start:stop] / np.sqrt(np.square(values).sum(axis=1, dtype=np.float32)))[:, None]
+        return _narrow(values, dtype)
+
+    return Tensor(base.name, base.shape, dtype, read_rows)
+
+
+def _factors(module: str, adapter: Adapter, rows: int, cols: int) -> tuple[F32, F32, F32 | None]:
+    """lora_a, lora_b, and m of DoRA."""
+    missing = [
+        leaf for leaf in _LEAVES[: 3 if adapter.method == "dora" else 2] if f"{module}.{leaf}" not in adapter.tensors
+    ]
+    if missing:
+        raise InvalidFileError(f"{adapter.path / WEIGHTS}: {module}.{missing[0]} is missing; {_AGAIN}")
+    a, b = adapter.tensors[f"{module}.lora_a"], adapter.tensors[f"{module}.lora_b"]
+    rank = a.shape[-1]
+    _fit(a, (cols, rank), adapter)
+    _fit(b, (rank, rows), adapter)
+    if adapter.method != "dora":
+        return a.float32(), b.float32(), None
+    m = adapter.tensors[f"{module}.m"]
+    _fit(m, (rows,), adapter)
+    return a.float32(), b.float32(), m.float32().reshape(-1)
+
+
+def _fit(tensor: Tensor, shape: tuple[int, ...], adapter: Adapter) -> None:
+    if tensor.shape != shape:
+        raise InvalidFileError(
+            f"{adapter.path / WEIGHTS}: {tensor.name:.200} has shape {list(tensor.shape)}, the model takes "
+            f"{list(shape)}; it was trained on another model"
+        )
+
+
+def _dtype(base: AnyTensor) -> str:
+    """The type of a base's floats, or of the scales that its decoded values were rounded to."""
+    if isinstance(base, Tensor):
+        return base.dtype if base.dtype in ("float16", "bfloat16") else "float32"
+    scales = base.read_parts(0, 1 if base.sliceable else base.rows).get("scales")
+    name = scales.dtype.name if scales is not None and base.precision.scale_dtype == "source" else ""
+    return name if name in ("float16", "bfloat16") else "float32"
+
+
+def _narrow(values: F32, dtype: str) -> Array:
+    if dtype == "bfloat16":
+        return float32_to_bfloat16(np.ascontiguousarray(values))
+    return values.astype(dtype, copy=False)
+
+
+@attrs.frozen
+class AsBefore:
+    """A recipe for fused models: what was quantized before gets its precision again; see `edgekit.recipe.Recipe`.
+
+    Attributes:
+        precisions: of the source's quantized matrices, by canonical name.
+    """
+
+    precisions: Mapping[str, Precision]
+
+    name = "as before"
+
+    def plan(self, slots: Sequence[Slot], config: ModelConfig | None, importance: bool = False) -> Plan:
+        """Choose for every slot."""
+        plain = AsIs().plan(slots, config)
+        return Plan(self.name, tuple(self._again(line) for line in plain))
+
+    def _again(self, line: Assignment) -> Assignment:
+        precision = self.precisions.get(line.role)
+        return line if precision is None else attrs.evolve(line, precision=precision, reason="as before fine-tuning")
+
+
+def as_before(artifact: Artifact) -> AsBefore:
+    """The recipe that gives a fused model the precisions of the model that it was trained on."""
+    found = {r: t.precision for r, t in artifact.model.tensors.items() if isinstance(t, EncodedTensor)}
+    return AsBefore(found)
+
+
+def to_json(config: Mapping[str, Any]) -> bytes:
+    """adapter_config.json, the same bytes for the same run."""
+    return (json.dumps(config, indent=4, sort_keys=True) + "\n").encode()
+
+
+__all__ = [
+    "CONFIG",
+    "METHODS",
+    "WEIGHTS",
+    "Adapter",
+    "AsBefore",
+    "as_before",
+    "config_of",
+    "fused",
+    "read_adapter",
+    "to_json",
+]

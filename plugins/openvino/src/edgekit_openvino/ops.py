@@ -1,0 +1,485 @@
+"""The operations of a forward pass as nodes of an OpenVINO graph; see `edgekit.architectures.ops.Ops`.
+
+Keys and values are states of the graph (ReadValue, Assign), [batch, kv_heads, m, head_dim]: what
+`openvino_genai.LLMPipeline` calls a stateful model. Where a sliding window, a soft cap or a sink is at work, attention
+is written out (MatMul, Softmax, MatMul) instead of the ScaledDotProductAttention that GenAI turns into its paged
+attention: it supports no soft cap, and ignores a window that it does not recognise. GenAI then runs the graph as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+
+from edgekit.architectures.ops import Activation, Attend, Call, Ffn, Gate, Routing
+from edgekit.architectures.rope import Rope
+from edgekit_openvino.library import openvino
+
+#: Added to the scores of what is not to be seen: finite in float16, so that rows of nothing but padding stay finite.
+HIDDEN = -65504.0
+
+#: Gives the float32 node of a tensor, by its canonical name.
+Weights = Callable[[str], Any]
+
+
+@attrs.frozen
+class _Inputs:
+    """The graph's inputs, and what all layers make of them.
+
+    Attributes:
+        ids, mask, positions, beam: the parameters.
+        batch: [1], the number of sequences.
+        total: [1], the number of tokens so far, the new ones included.
+        causal: whether a query may see a key, [batch, 1, n, m].
+        back: how many positions a key lies before a query, [n, m].
+    """
+
+    ids: Any
+    mask: Any
+    positions: Any
+    beam: Any
+    batch: Any
+    total: Any
+    causal: Any
+    back: Any
+
+
+class GraphOps:
+    """The operations as nodes; one instance builds one graph.
+
+    Args:
+        shapes: of the tensors, by canonical name.
+        uses: the operations to come, to know how the model attends before the first node.
+        weights: called once for each tensor, in the order in which they are needed.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], uses: Sequence[Call], weights: Weights) -> None:
+        self._weights = weights
+        self.tensors = shapes
+        self.op = openvino().opset13
+        self.sinks: list[Any] = []
+        self._made: dict[str, Any] = {}
+        # One subgraph for each Rope object: layers with and without a window have their own.
+        self._turns: dict[int, tuple[Any, Any]] = {}
+        self._masks: dict[tuple[int | None, int | None], Any] = {}
+        self._states: dict[int, tuple[Any, Any]] = {}
+        attends = [call.arguments for call in uses if call.operation == "attend"]
+        self._written_out = any(_beyond_fused(arguments) for arguments in attends)
+        self.inputs = self._step()
+
+    # The whole.
+
+    def model(self, logits: Any, name: str, stand_ins: Iterable[Any]) -> Any:
+        """The `openvino.Model` that computes the logits."""
+        result = self.op.result(logits)
+        result.get_output_tensor(0).set_names({"logits"})
+        step = self.inputs
+        inputs = [step.ids, step.mask, step.positions, step.beam, *stand_ins]
+        return openvino().Model([result], self.sinks, inputs, name)
+
+    def _step(self) -> _Inputs:
+        op = self.op
+        ids, mask = self._input("input_ids", [-1, -1]), self._input("attention_mask", [-1, -1])
+        positions, beam = self._input("position_ids", [-1, -1]), self._input("beam_idx", [-1], np.int32)
+        batch = self._dimension(ids, 0)
+        total, new = self._dimension(mask, 1), self._dimension(ids, 1)
+        keys = op.range(self._int(0), op.squeeze(total, self._int([0])), self._int(1), "i64")
+        first = op.subtract(total, new)
+        queries = op.add(op.range(self._int(0), op.squeeze(new, self._int([0])), self._int(1), "i64"), first)
+        back = op.subtract(op.unsqueeze(queries, self._int([1])), op.unsqueeze(keys, self._int([0])))
+        there = op.unsqueeze(op.greater(mask, self._int(0)), self._int([1, 2]))
+        causal = op.logical_and(op.greater_equal(back, self._int(0)), there)
+        return _Inputs(ids, mask, positions, beam, batch, total, causal, back)
+
+    def _input(self, name: str, shape: list[int], dtype: Any = np.int64) -> Any:
+        node = self.op.parameter(shape, dtype, name=name)
+        node.get_output_tensor(0).set_names({name})
+        return node
+
+    # Weights.
+
+    def embed(self, name: str) -> Any:
+        """See `Ops.embed`."""
+        return self.op.gather(self._weight(f"{name}.weight"), self.inputs.ids, self._int(0))
+
+    def product(self, name: str, x: Any) -> Any:
+        """See `Ops.product`."""
+        shape = self.tensors[f"{name}.weight"]
+        weight = self._weight(f"{name}.weight")
+        if len(shape) == 1:  # one row
+            weight = self.op.unsqueeze(weight, self._int([0]))
+        out = self.op.matmul(x, weight, False, True)
+        return self.op.add(out, self._weight(f"{name}.bias")) if f"{name}.bias" in self.tensors else out
+
+    def vector(self, name: str) -> Any:
+        """See `Ops.vector`."""
+        return self._weight(name)
+
+    def _weight(self, name: str) -> Any:
+        if name not in self._made:
+            self._made[name] = self._weights(name)
+        return self._made[name]
+
+    # Normalization.
+
+    def rms_norm(self, x: Any, eps: float, name: str | None = None) -> Any:
+        """See `Ops.rms_norm`; in the shape that the CPU plugin fuses."""
+        op = self.op
+        squares = op.power(x, self._float(2.0))
+        mean = op.reduce_mean(squares, self._int([-1]), True)
+        root = op.sqrt(op.add(mean, self._float(eps)))
+        normalized = op.multiply(x, op.divide(self._float(1.0), root))
+        return normalized if name is None else op.multiply(normalized, self._weight(name))
+
+    def group_norm(self, x: Any, eps: float, name: str) -> Any:
+        """See `Ops.group_norm`."""
+        return self.op.multiply(self.rms_norm(x, eps), self.op.unsqueeze(self._weight(name), self._int([1])))
+
+    def layer_norm(self, x: Any, eps: float, name: str) -> Any:
+        """See `Ops.layer_norm`."""
+        normalized = self.op.mvn(x, self._int([-1]), True, eps, "INSIDE_SQRT")
+        scaled = self.op.multiply(normalized, self._weight(f"{name}.weight"))
+        return self.op.add(scaled, self._weight(f"{name}.bias"))
+
+    def unit(self, x: Any, eps: float) -> Any:
+        """See `Ops.unit`."""
+        squares = self.op.reduce_sum(self.op.multiply(x, x), self._int([-1]), True)
+        return self.op.divide(x, self.op.sqrt(self.op.add(squares, self._float(eps))))
+
+    # Elementwise.
+
+    def add(self, a: Any, b: Any) -> Any:
+        """See `Ops.add`."""
+        return self.op.add(a, b)
+
+    def multiply(self, a: Any, b: Any) -> Any:
+        """See `Ops.multiply`."""
+        return self.op.multiply(a, b)
+
+    def scale(self, x: Any, factor: float) -> Any:
+        """See `Ops.scale`."""
+        return self.op.multiply(x, self._float(factor))
+
+    def activate(self, kind: Activation, x: Any) -> Any:
+        """See `Ops.activate`."""
+        op = self.op
+        match kind:
+            case "silu":
+                return op.swish(x)
+            case "gelu_tanh":
+                return op.gelu(x, "TANH")
+            case "gelu":
+                return op.gelu(x, "ERF")
+            case "relu2":
+                positive = op.relu(x)
+                return op.multiply(positive, positive)
+            case "sigmoid":
+                return op.sigmoid(x)
+            case "softplus":
+                return op.softplus(x)
+            case "tanh":
+                return op.tanh(x)
+
+    def gated(self, kind: Gate, gate: Any, up: Any) -> Any:
+        """See `Ops.gated`."""
+        if kind != "clipped":
+            return self.op.multiply(self.activate(kind, gate), up)
+        low = self.op.minimum(gate, self._float(7.0))
+        between = self.op.clamp(up, -7.0, 7.0)
+        active = self.op.multiply(low, self.op.sigmoid(self.scale(low, 1.702)))
+        return self.op.multiply(self.op.add(between, self._float(1.0)), active)
+
+    def softcap(self, x: Any, cap: float) -> Any:
+        """See `Ops.softcap`."""
+        return self.scale(self.op.tanh(self.op.divide(x, self._float(cap))), cap)
+
+    # Shapes.
+
+    def split(self, x: Any, sizes: Sequence[int]) -> list[Any]:
+        """See `Ops.split`."""
+        return list(self.op.variadic_split(x, self._int(-1), self._int(list(sizes))).outputs())
+
+    def heads(self, x: Any, count: int) -> Any:
+        """See `Ops.heads`."""
+        apart = self.op.reshape(x, self._int([0, 0, count, self._last(x) // count]), True)
+        return self.op.transpose(apart, self._int([0, 2, 1, 3]))
+
+    def joined(self, x: Any) -> Any:
+        """See `Ops.joined`."""
+        width = self._size(x, 1) * self._last(x)
+        return self.op.reshape(self.op.transpose(x, self._int([0, 2, 1, 3])), self._int([0, 0, width]), True)
+
+    # Attention.
+
+    def rotate(self, x: Any, rope: Rope) -> Any:
+        """See `Ops.rotate`."""
+        if id(rope) not in self._turns:
+            self._turns[id(rope)] = self._turn(rope)
+        cos, sin = self._turns[id(rope)]
+        size, half, whole = rope.dim, rope.dim // 2, self._last(x)
+        rest = None
+        if size < whole:
+            x, rest = self._part(x, 0, size), self._part(x, size, whole)
+        if rope.neighbours:  # put the pairs' first elements before their second ones, and back afterwards
+            x = self._dealt(x, (half, 2), size)
+        swapped = self.op.concat([self.scale(self._part(x, half, size), -1.0), self._part(x, 0, half)], -1)
+        turned = self.op.add(self.op.multiply(x, cos), self.op.multiply(swapped, sin))
+        if rope.neighbours:
+            turned = self._dealt(turned, (2, half), size)
+        return turned if rest is None else self.op.concat([turned, rest], -1)
+
+    def _dealt(self, x: Any, shape: tuple[int, int], size: int) -> Any:
+        """Heads whose elements, seen as a matrix of that shape, are transposed."""
+        op, count = self.op, self._size(x, 1)
+        apart = op.reshape(x, self._int([0, count, -1, *shape]), True)
+        return op.reshape(op.transpose(apart, self._int([0, 1, 2, 4, 3])), self._int([0, count, -1, size]), True)
+
+    def _turn(self, rope: Rope) -> tuple[Any, Any]:
+        """Cos and sin [batch, 1, n, dim] of the new tokens' positions."""
+        op, scaling = self.op, rope.scaling
+        divisors = self._divisors(rope)
+        if divisors is None:
+            frequency = self._float(rope.frequencies(0))
+        else:
+            frequency = op.divide(self._float(attrs.evolve(rope, scaling=None).frequencies(0)), divisors)
+        column = op.unsqueeze(op.convert(self.inputs.positions, np.float32), self._int([-1]))
+        angle = op.multiply(column, frequency)
+        both = op.unsqueeze(op.concat([angle, angle], -1), self._int([1]))
+        factor = 1.0 if scaling is None else scaling.attention_factor
+        cos, sin = op.cos(both), op.sin(both)
+        return (cos, sin) if factor == 1 else (self.scale(cos, factor), self.scale(sin, factor))
+
+    def _divisors(self, rope: Rope) -> Any:
+        """What the plain frequencies are divided by in a sequence of so many tokens: [dim / 2]; or None."""
+        op, scaling, size = self.op, rope.scaling, rope.dim
+        if scaling is None or scaling.kind not in ("longrope", "dynamic"):
+            return None
+        total = self._dimension(self.inputs.mask, 1)
+        if scaling.kind == "longrope":
+            long = op.greater(total, self._int([scaling.original_context]))
+            return op.select(long, self._float(scaling.long_factors), self._float(scaling.short_factors))
+        length = op.divide(op.convert(total, np.float32), self._float(scaling.original_context))
+        beyond = op.subtract(op.maximum(length, self._float(1.0)), self._float(1.0))
+        growth = op.add(self.scale(beyond, scaling.factor), self._float(1.0))
+        return op.power(growth, self._float(np.arange(0, size, 2) / max(size - 2, 1)))
+
+    def temper(self, x: Any, scale: float, every: int, ahead: int) -> Any:
+        """See `Ops.temper`."""
+        op = self.op
+        positions = op.convert(self.inputs.positions, np.float32)
+        steps = op.floor(op.divide(op.add(positions, self._float(ahead)), self._float(every)))
+        growth = op.add(self.scale(op.log(op.add(steps, self._float(1.0))), scale), self._float(1.0))
+        return op.multiply(x, op.unsqueeze(growth, self._int([1, 3])))
+
+    def remember(self, layer: int, keys: Any, values: Any) -> tuple[Any, Any]:
+        """See `Ops.remember`."""
+        both = self._appended(f"{layer}.key", keys), self._appended(f"{layer}.value", values)
+        self._states[layer] = both
+        return both
+
+    def remembered(self, layer: int) -> tuple[Any, Any]:
+        """See `Ops.remembered`."""
+        return self._states[layer]
+
+    def _appended(self, name: str, new: Any) -> Any:
+        """Append to a state, and give all of it: [batch, kv_heads, m, head_dim]."""
+        op, (count, size) = self.op, (self._size(new, 1), self._last(new))
+        shape = op.concat([self.inputs.batch, self._int([count]), self._int([0]), self._int([size])], 0)
+        empty = op.broadcast(self._float(0.0), shape)
+        dynamic = openvino().PartialShape([-1, count, -1, size])
+        past = op.read_value(empty, f"past_key_values.{name}", openvino().Type.f32, dynamic)
+        joined = op.concat([op.gather(past, self.inputs.beam, self._int(0)), new], 2)
+        self.sinks.append(op.assign(joined, f"past_key_values.{name}"))
+        return joined
+
+    def attend(self, queries: Any, keys: Any, values: Any, how: Attend, sinks: str | None = None) -> Any:
+        """See `Ops.attend`."""
+        op, heads = self.op, self._size(queries, 1)
+        keys, values = self._shared(keys, heads), self._shared(values, heads)
+        mask = self._mask(how)
+        if not self._written_out:
+            mixed = op.scaled_dot_product_attention(queries, keys, values, mask, self._float(how.scale))
+            return self.joined(mixed)
+        scores = op.matmul(self.scale(queries, how.scale), keys, False, True)
+        if how.softcap is not None:
+            scores = self.softcap(scores, how.softcap)
+        scores = op.add(scores, mask)
+        shares = op.softmax(scores, -1) if sinks is None else self._with_sinks(scores, sinks)
+        return self.joined(op.matmul(shares, values, False, False))
+
+    def _with_sinks(self, scores: Any, sinks: str) -> Any:
+        """Softmax over the scores and each head's sink, without the sink's share."""
+        op = self.op
+        sink = op.reshape(self._weight(sinks), self._int([1, -1, 1, 1]), False)
+        most = op.maximum(op.reduce_max(scores, self._int([-1]), True), sink)
+        shares = op.exp(op.subtract(scores, most))
+        total = op.add(op.reduce_sum(shares, self._int([-1]), True), op.exp(op.subtract(sink, most)))
+        return op.divide(shares, total)
+
+    def _shared(self, states: Any, heads: int) -> Any:
+        """Each key's or value's head once for every query head that it serves."""
+        op, count, size = self.op, self._size(states, 1), self._last(states)
+        group = heads // count
+        if group == 1:
+            return states
+        # In the words that OpenVINO's fusions know: broadcast both ways, to a constant shape.
+        wide = op.broadcast(op.unsqueeze(states, self._int([2])), self._int([1, 1, group, 1, 1]), None, "bidirectional")
+        return op.reshape(wide, self._int([0, heads, -1, size]), True)
+
+    def _mask(self, how: Attend) -> Any:
+        """What is added to the scores, float32 [batch, 1, n, m]."""
+        place = how.window, how.chunk
+        if place not in self._masks:
+            seen = self.inputs.causal
+            if how.window is not None:
+                seen = self.op.logical_and(seen, self.op.less(self.inputs.back, self._int(how.window)))
+            if how.chunk is not None:
+                seen = self.op.logical_and(seen, self._same_chunk(how.chunk))
+            self._masks[place] = self.op.select(seen, self._float(0.0), self._float(HIDDEN))
+        return self._masks[place]
+
+    def _same_chunk(self, chunk: int) -> Any:
+        """Whether query and key lie in the same chunk, [n, m]; positions count padding."""
+        op = self.op
+        keys = op.range(self._int(0), op.squeeze(self.inputs.total, self._int([0])), self._int(1), "i64")
+        queries = op.add(self.inputs.back, op.unsqueeze(keys, self._int([0])))
+        return op.equal(op.divide(queries, self._int(chunk)), op.divide(keys, self._int(chunk)))
+
+    # What remembers in other ways.
+
+    def convolve(self, layer: int, name: str, x: Any) -> Any:
+        """See `Ops.convolve`; padding counts as zeros."""
+        op, kernel = self.op, self._weight(f"{name}.weight")
+        channels, taps = self.tensors[f"{name}.weight"]
+        mask = self._new_mask()
+        shape = op.concat([self.inputs.batch, self._int([taps - 1, channels])], 0)
+        past = self._state(f"past_convolutions.{layer}", shape, [-1, taps - 1, channels])
+        whole = op.concat([past, op.multiply(x, mask)], 1)
+        self.sinks.append(op.assign(self._rows(whole, 1 - taps, None), f"past_convolutions.{layer}"))
+        columns = self.split(kernel, [1] * taps)
+        out = None
+        for tap, column in enumerate(columns):
+            weighed = op.multiply(self._rows(whole, tap, tap - taps + 1 or None), op.squeeze(column, self._int([1])))
+            out = weighed if out is None else op.add(out, weighed)
+        if f"{name}.bias" not in self.tensors:
+            return out
+        return op.multiply(op.add(out, self._weight(f"{name}.bias")), mask)
+
+    def _state(self, name: str, shape: Any, sizes: list[int]) -> Any:
+        """A state of that shape, zeros at first, of the sequences that go on."""
+        op = self.op
+        empty = op.broadcast(self._float(0.0), shape)
+        past = op.read_value(empty, name, openvino().Type.f32, openvino().PartialShape(sizes))
+        return op.gather(past, self.inputs.beam, self._int(0))
+
+    def _new_mask(self) -> Any:
+        """1 for each new token, 0 for padding: float32 [batch, n, 1]."""
+        op = self.op
+        new = op.multiply(self._dimension(self.inputs.ids, 1), self._int([-1]))
+        part = op.slice(self.inputs.mask, new, self._int([np.iinfo(np.int64).max]), self._int([1]), self._int([1]))
+        return op.unsqueeze(op.convert(part, np.float32), self._int([2]))
+
+    def _rows(self, x: Any, start: int, stop: int | None) -> Any:
+        """Elements start:stop of the second dimension."""
+        end = np.iinfo(np.int64).max if stop is None else stop
+        return self.op.slice(x, self._int([start]), self._int([end]), self._int([1]), self._int([1]))
+
+    # Experts.
+
+    def route(self, scores: Any, how: Routing, bias: str | None = None) -> Any:
+        """See `Ops.route`."""
+        op = self.op
+        every = scores
+        if how.score != "chosen":
+            every = op.sigmoid(scores) if how.score == "sigmoid" else op.softmax(scores, -1)
+        ranked = every if bias is None else op.add(every, self._weight(bias))
+        if how.groups > 1:
+            ranked = self._best_groups(ranked, how)
+        chosen = op.topk(ranked, self._int(how.used), -1, "max", "value").output(1)
+        picked = op.gather_elements(every, chosen, -1)
+        if how.score == "chosen":
+            picked = op.softmax(picked, -1)
+        elif how.normalized:
+            total = op.reduce_sum(picked, self._int([-1]), True)
+            picked = op.divide(picked, op.maximum(total, self._float(how.floor)))
+        picked = picked if how.scale == 1 else self.scale(picked, how.scale)
+        none = op.multiply(scores, self._float(0.0))
+        return op.scatter_elements_update(none, chosen, picked, self._int(-1))
+
+    def _best_groups(self, ranked: Any, how: Routing) -> Any:
+        """The ranks, those of experts in other groups far below all."""
+        op, count = self.op, self._last(ranked)
+        apart = op.reshape(ranked, self._int([0, 0, how.groups, count // how.groups]), True)
+        best = op.reduce_sum(op.topk(apart, self._int(2), -1, "max", "value").output(0), self._int([-1]), False)
+        top = op.topk(best, self._int(how.groups_used), -1, "max", "value").output(0)
+        least = op.reduce_min(top, self._int([-1]), True)
+        kept = op.unsqueeze(op.greater_equal(best, least), self._int([3]))
+        return op.reshape(op.select(kept, apart, self._float(HIDDEN)), self._int([0, 0, count]), True)
+
+    def experts(self, prefix: str, x: Any, weights: Any, ffn: Ffn) -> Any:
+        """See `Ops.experts`: every expert computes every token, in products that the plugin runs as one."""
+        op = self.op
+        each = op.unsqueeze(x, self._int([1]))  # [batch, 1, n, width]
+        shares = op.unsqueeze(op.transpose(weights, self._int([0, 2, 1])), self._int([3]))
+        if ffn.weighted_input:
+            each = op.multiply(each, shares)
+
+        def product(name: str, values: Any) -> Any:
+            full = f"{prefix}ffn_{name}_exps"
+            out = op.matmul(values, self._weight(f"{full}.weight"), False, True)
+            if f"{full}.bias" not in self.tensors:
+                return out
+            return op.add(out, op.unsqueeze(self._weight(f"{full}.bias"), self._int([1])))
+
+        out = product("down", self._inner(product, each, ffn))
+        return op.reduce_sum(out if ffn.weighted_input else op.multiply(out, shares), self._int([1]), False)
+
+    def _inner(self, product: Callable[[str, Any], Any], x: Any, ffn: Ffn) -> Any:
+        if ffn.gate is None:
+            return self.activate(ffn.activation, product("up", x))
+        if ffn.fused:
+            both = product("gate_up", x)
+            gate, up = self.split(both, [self._last(both) // 2] * 2)
+            return self.gated(ffn.gate, gate, up)
+        return self.gated(ffn.gate, product("gate", x), product("up", x))
+
+    # Small parts.
+
+    def _part(self, x: Any, start: int, stop: int) -> Any:
+        """Elements start:stop of the last dimension."""
+        return self.op.slice(x, self._int([start]), self._int([stop]), self._int([1]), self._int([-1]))
+
+    def _dimension(self, x: Any, axis: int) -> Any:
+        return self.op.gather(self.op.shape_of(x), self._int([axis]), self._int(0))
+
+    def _size(self, x: Any, axis: int) -> int:
+        """A dimension that is known before the graph runs."""
+        return int(_shape(x)[axis].get_length())
+
+    def _last(self, x: Any) -> int:
+        shape = _shape(x)
+        return int(shape[len(shape) - 1].get_length())
+
+    def _int(self, value: Any) -> Any:
+        return self.op.constant(np.array(value, np.int64))
+
+    def _float(self, value: Any) -> Any:
+        return self.op.constant(np.asarray(value, np.float32))
+
+
+def _beyond_fused(arguments: tuple[object, ...]) -> bool:
+    """Whether attention does what ScaledDotProductAttention cannot do, or what GenAI would ignore in it."""
+    how = next(each for each in arguments if isinstance(each, Attend))
+    sinks = any(isinstance(each, str) for each in arguments)
+    return sinks or how.window is not None or how.chunk is not None or how.softcap is not None
+
+
+def _shape(x: Any) -> Any:
+    """The partial shape of a node's first output, or of an output."""
+    return x.get_output_partial_shape(0) if hasattr(x, "get_output_partial_shape") else x.partial_shape
+
+
+__all__ = ["HIDDEN", "GraphOps", "Weights"]
