@@ -60,10 +60,10 @@ def draw(cells: Cells, noise_floor: float) -> str:
 
 
 def power(value: float) -> str:
-    """A number as 7·10⁻¹³."""
+    """A number as 7.4·10⁻¹³."""
     if not value or not math.isfinite(value):
         return "0" if not value else "∞"
-    digit, exponent = f"{value:.0e}".split("e")
+    digit, exponent = f"{value:.1e}".split("e")
     return f"{digit}·10{str(int(exponent)).translate(_RAISED)}"
 
 
