@@ -34,7 +34,8 @@ class Artifact:
         load_model: builds the family-neutral view; raises `UnsupportedModelError` for an unknown family.
         load_tokenizer: reads the tokenizer; None where there is none.
         manifest: what edgekit recorded when it wrote the artifact; None for foreign ones.
-        run_notes: notes on the run that wrote the artifact, by kind; they are not part of its manifest.
+        run_notes: notes on the run that wrote the artifact, or on what is merged as it is read, by kind; they are not
+            part of its manifest.
         stamps: what the files were when the artifact was opened, to tell whether they are changed while they are read.
     """
 

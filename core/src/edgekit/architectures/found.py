@@ -21,8 +21,8 @@ _DEQUANTIZE = (
     "AutoModelForCausalLM.from_pretrained(MODEL).dequantize().save_pretrained(NEW)"
 )
 _MERGE = (
-    "merge it into its base model first: peft's "
-    "PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload().save_pretrained(NEW), BASE being transformers' model"
+    "merge it into its base model, edgekit merge BASE ADAPTER --to NEW, or with peft's "
+    "PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload()"
 )
 
 

@@ -18,6 +18,7 @@ VERBS = {
     "inspect": "Show the contents of a model.",
     "quantize": "Quantize a model.",
     "convert": "Write a model in another format.",
+    "merge": "Merge a LoRA adapter into its model.",
     "apply": "Transform a whole model with an installed pass.",
     "package": "Write the directory of a model server.",
     "run": "Answer or continue a prompt.",

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+import attrs
+
 from edgekit.architectures import Model
 from edgekit.architectures.found import refuse_adapter_directory, refuse_other_weights
 from edgekit.artifact import Artifact, Layout, Writer
@@ -121,6 +123,22 @@ class HuggingFaceFormat:
         }
 
 
+def with_tensors(
+    source: Artifact, tensors: Mapping[str, AnyTensor], config: Mapping[str, Any], read: tuple[Path, ...]
+) -> Artifact:
+    """Return a Hugging Face artifact with other tensors, computed from its own as they are read.
+
+    Args:
+        source: a Hugging Face directory.
+        tensors: by Hugging Face's names.
+        config: their config.json.
+        read: every file that they are computed from.
+    """
+    directory = source.path if source.path.is_dir() else source.path.parent
+    load = cache(lambda: _model(config, tensors, directory))
+    return attrs.evolve(source, tensors=tensors, config=config, files=read, load_model=load, manifest=None)
+
+
 #: Roles of tensors that a model may omit because another tensor has the same values.
 _ROLES = {"lm_head.weight": "output.weight"}
 
@@ -212,4 +230,4 @@ def _tokenizer(directory: Path) -> Tokenizer | None:
     return from_hf_directory(directory)
 
 
-__all__ = ["HuggingFaceFormat"]
+__all__ = ["HuggingFaceFormat", "with_tensors"]

@@ -39,7 +39,8 @@ def edgekit_register_precisions(register: Register) -> None:
 
 @hookimpl
 def edgekit_register_commands(register: Register) -> None:
-    """Register ``edgekit imatrix``, which writes importance matrices."""
+    """Register ``edgekit adapter`` and ``edgekit imatrix``, which write adapters and importance matrices."""
+    register("adapter", "edgekit_gguf.commands:adapter")
     register("imatrix", "edgekit_gguf.commands:imatrix")
 
 

@@ -250,7 +250,7 @@ def load_model(path: Path, metadata: Metadata, tensors: Mapping[str, AnyTensor])
 #: Kinds of GGUF files other than models, by ``general.type``, with their use.
 _NO_MODELS = {
     "adapter": "a LoRA adapter, not a model; load its base model with it, "
-    "edgekit.load(BASE, runtime='llamacpp', lora=['{path}']), or merge the two with llama.cpp's llama-export-lora",
+    "edgekit.load(BASE, runtime='llamacpp', lora=['{path}']), or merge what it was made from (edgekit merge)",
     "mmproj": "the projector of a multimodal model, without its language model; use the file of the language model",
     "imatrix": "an importance matrix, not a model; give it to a quantization with --imatrix",
 }
