@@ -165,7 +165,7 @@ def _other_names(names: Collection[str]) -> str | None:
     if "tok_embeddings.weight" in names:
         return (
             "its tensors have the names of Meta's and Mistral's own files (tok_embeddings.weight); fetch the same "
-            "model in transformers' form, or convert it with transformers' convert_llama_weights_to_hf.py"
+            "model in transformers' form, or of Mistral its params.json and consolidated.safetensors alone"
         )
     return None
 
