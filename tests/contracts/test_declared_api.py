@@ -21,7 +21,7 @@ CORE = [name for name in PUBLIC if name.partition(".")[0] == "edgekit"]
 PLUGINS = [name for name in PUBLIC if name.partition(".")[0] != "edgekit"]
 #: What the registry loads by name, what plugins' tests import, and what is private in all but its name.
 USED_OTHERWISE = {
-    *("edgekit.formats.hf", "edgekit.runtime.numpy"),
+    "edgekit.runtime.numpy",
     *("edgekit.testing.models", "edgekit.testing.strategies", "edgekit.testing.operations"),
     *("edgekit.architectures.decoder", "edgekit.architectures.links", "edgekit.architectures.mixture"),
     *("edgekit.evaluation.comparison", "edgekit.formats.writer", "edgekit.runtime.generation", "edgekit.runtime.reply"),

@@ -1,4 +1,4 @@
-"""What the server answers: OpenAI's objects, whole or piece by piece as server-sent events."""
+"""The server's answers: OpenAI's objects, at once or as server-sent events."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class Shape:
         self.identifier = f"{self.prefix}{secrets.token_hex(12)}"
 
     def whole(self, answer: Answer) -> dict[str, Any]:
-        """The answer at once."""
+        """Return the whole answer."""
         raise NotImplementedError
 
     def first(self, answer: Answer) -> Iterator[Event]:
-        """What is sent before the first piece."""
+        """Return what is sent before the first piece."""
         return iter(())
 
     def piece(self, piece: Piece, answer: Answer) -> Iterator[Event]:
@@ -92,11 +92,11 @@ class _Choices(Shape):
             yield {**self._head(self.part), "choices": [], "usage": answer.usage}
 
     def said(self, text: Text) -> dict[str, Any]:
-        """A choice's text."""
+        """Return a choice with the whole text."""
         raise NotImplementedError
 
     def added(self, piece: Piece) -> dict[str, Any]:
-        """A choice's new text."""
+        """Return a choice with new text."""
         raise NotImplementedError
 
     def scored(self, scores: Sequence[TokenScore], index: int = 0) -> dict[str, Any] | None:
@@ -116,7 +116,7 @@ class _Choices(Shape):
 
 @attrs.define
 class Completion(_Choices):
-    """Of ``/v1/completions``."""
+    """The form of answers to ``/v1/completions``."""
 
     offsets: dict[int, int] = attrs.field(factory=dict, init=False)
 
@@ -151,7 +151,7 @@ class Completion(_Choices):
 
 
 class Chat(_Choices):
-    """Of ``/v1/chat/completions``."""
+    """The form of answers to ``/v1/chat/completions``."""
 
     kind = "chat.completion"
     part = "chat.completion.chunk"
@@ -168,7 +168,7 @@ class Chat(_Choices):
         return {"message": message}
 
     def added(self, piece: Piece) -> dict[str, Any]:
-        """A part of a message."""
+        """Return a choice with a part of a message."""
         return {"delta": _delta(piece)}
 
     def scored(self, scores: Sequence[TokenScore], index: int = 0) -> dict[str, Any] | None:
@@ -211,7 +211,7 @@ def _name(text: bytes) -> str:
 
 
 def reply(answer: Answer, shape: Shape) -> Response:
-    """The response to a request for text."""
+    """Return the response to a request for text."""
     return Events(answer, shape) if answer.requested.stream else Whole(answer, shape)
 
 
