@@ -24,6 +24,8 @@ VERBS = {
     "run": "Answer or continue a prompt.",
     "chat": "Chat with a model.",
     "calibrate": "Measure the inputs of a model's matrices.",
+    "sensitivity": "Measure what each tensor costs.",
+    "fit": "Choose precisions for a size.",
     "compare": "Measure the loss of a conversion.",
     "eval": "Measure perplexity on a text.",
     "precisions": "List every number format.",

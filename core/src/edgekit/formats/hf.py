@@ -21,6 +21,7 @@ from edgekit.files import guard
 from edgekit.files.foreign import member, read_object
 from edgekit.formats import _hf_files as files
 from edgekit.formats import _packed as packed
+from edgekit.formats._hf_sizes import HuggingFaceSizes
 from edgekit.formats._hf_writer import HuggingFaceWriter
 from edgekit.formats._mistral import PARAMS, config_of, is_mistral, renamed
 from edgekit.formats._parts import assemble
@@ -128,6 +129,10 @@ class HuggingFaceFormat:
             UsageError: the target is a file, or holds files that do not belong to an artifact.
         """
         return HuggingFaceWriter(path, layout, plan, manifest)
+
+    def sizes(self, layout: Layout) -> HuggingFaceSizes:
+        """What the tensors take in a directory of that layout."""
+        return HuggingFaceSizes(layout)
 
     def notes(self, layout: Layout, plan: Plan) -> dict[str, str]:
         """Return the note that transformers does not read the parts of quantized tensors."""

@@ -17,6 +17,7 @@ from edgekit.typing import F32
 from edgekit_gguf.layout import layout
 from edgekit_gguf.model import load_model
 from edgekit_gguf.reader import GgufFile, read
+from edgekit_gguf.sizes import GgufSizes
 from edgekit_gguf.types import MAGIC
 from edgekit_gguf.vocab import from_metadata
 from edgekit_gguf.writer import GgufWriter
@@ -72,6 +73,10 @@ class GgufFormat:
     def writer(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> GgufWriter:
         """Start or resume writing; raises as `GgufWriter` does."""
         return GgufWriter(path, layout, plan, manifest)
+
+    def sizes(self, layout: Layout) -> GgufSizes:
+        """What the tensors take in a file of that layout."""
+        return GgufSizes(layout)
 
     def read_importance(self, path: Path) -> dict[str, F32]:
         """Read an importance matrix; see `edgekit.evaluation.calibration.read_importance`."""
