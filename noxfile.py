@@ -65,6 +65,7 @@ ORACLES = [
     "transformers==5.23.0",
     "compressed-tensors==0.20.0",
     "bitsandbytes==0.50.2",
+    "peft==0.21.2",
     "sentencepiece",
     "mlx[cpu]==0.32.4",
     "mlx-lm==0.32.2",

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 #: What users import beside what plugins do, and what the authors of model families import.
 OF_USERS = (
     *("edgekit.encoding", "edgekit.evaluation"),
-    *("edgekit.architectures.decoder", "edgekit.architectures.links", "edgekit.architectures.mixers"),
+    *("edgekit.architectures.decoder", "edgekit.architectures.links"),
+    *("edgekit.architectures.mixers", "edgekit.architectures.mixture"),
 )
 #: Modules with a page of their own.
 ELSEWHERE = ("edgekit.errors", "edgekit.files.atomic", "edgekit.files.foreign", "edgekit.testing")

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import commands  # noqa: E402
 import generation  # noqa: E402
 import llamacpp  # noqa: E402
+import mlx_report  # noqa: E402
 import numpy as np  # noqa: E402
 import openai_servers  # noqa: E402
 import openvino_compress  # noqa: E402
@@ -52,6 +53,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "llamacpp": llamacpp.report,
     "servers": openai_servers.report,
     "openvino-runtime": openvino_runtime.report,
+    "mlx-lm": mlx_report.report,
     "openvino-compress": openvino_compress.report,
     "seven-billion": lambda quick: whole.seven_billion(),
 }

@@ -21,9 +21,9 @@ CORE = [name for name in PUBLIC if name.partition(".")[0] == "edgekit"]
 PLUGINS = [name for name in PUBLIC if name.partition(".")[0] != "edgekit"]
 #: What the registry loads by name, what plugins' tests import, and what is private in all but its name.
 USED_OTHERWISE = {
-    *("edgekit.formats.hf", "edgekit.runtime.numpy"),
+    "edgekit.runtime.numpy",
     *("edgekit.testing.models", "edgekit.testing.strategies", "edgekit.testing.operations"),
-    *("edgekit.architectures.decoder", "edgekit.architectures.links"),
+    *("edgekit.architectures.decoder", "edgekit.architectures.links", "edgekit.architectures.mixture"),
     *("edgekit.evaluation.comparison", "edgekit.formats.writer", "edgekit.runtime.generation", "edgekit.runtime.reply"),
 }
 #: Who may write to stdout or stderr: the command line, plugins' commands, the bar that `progress=True` asks for, what
@@ -146,7 +146,7 @@ def test_every_page_on_modules_shows_modules_that_somebody_imports():
     shown = set(re.findall(r"automodule:: (\S+)\n", pages))
     assert len(shown) > 30
     of_users = {"edgekit.encoding", "edgekit.evaluation"} | {
-        f"edgekit.architectures.{name}" for name in ("decoder", "links", "mixers")
+        f"edgekit.architectures.{name}" for name in ("decoder", "links", "mixers", "mixture")
     }
     unused = shown - set(imported_by_plugins()) - of_users
     assert not unused, f"no plugin imports {sorted(unused)}; run python docs/generate.py"

@@ -112,7 +112,7 @@ def test_the_names_in_rules_are_the_target_formats_own(layout):
     assert isinstance(resolved, Rules)
     assert (resolved.rules[0].precision.name, resolved.base) == ("ggml:Q4_0", find_recipe("Q8_0", "gguf"))
     assert find_recipe("mxfp4", "gguf").precision.name == "ggml:MXFP4"  # elsewhere it is MLX's or OpenVINO's
-    with pytest.raises(UnknownRecipeError, match="say which of mlx:mxfp4, openvino:mxfp4"):
+    with pytest.raises(UnknownRecipeError, match="choose one of mlx:mxfp4, openvino:mxfp4"):
         find_recipe("mxfp4", "hf")
     with pytest.raises(UnknownPrecisionError, match="did you mean ggml:Q4_0"):
         find_recipe(Recipe.of({"*": "Q4_00"}), "gguf")

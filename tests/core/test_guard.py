@@ -201,7 +201,7 @@ def test_a_manifest_of_another_file_does_not_make_a_file_ours(tmp_path: Path) ->
     with working(tmp_path / "f", {}) as work:
         assert work.notes == [f"{tmp_path / 'f'} existed and is replaced"]
     (tmp_path / "f").write_bytes(b"mine")
-    with pytest.raises(UsageError, match="edgekit did not write it"), working(tmp_path / "f", {}):
+    with pytest.raises(UsageError, match="exists and was not written by edgekit"), working(tmp_path / "f", {}):
         pass
 
 
@@ -305,7 +305,7 @@ def test_what_came_to_the_target_meanwhile_is_not_replaced(tmp_path: Path) -> No
     with working(target, {}), AtomicFile(target) as file:
         file.write(b"ours")
         target.write_bytes(b"theirs")
-        with pytest.raises(UsageError, match="edgekit did not write it"):
+        with pytest.raises(UsageError, match="exists and was not written by edgekit"):
             file.commit()
     assert target.read_bytes() == b"theirs"
     assert os.listdir(tmp_path) == ["t"]

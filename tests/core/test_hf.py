@@ -287,7 +287,7 @@ BAD: Mapping[str, tuple[bool, Callable[[Path], object], type[Exception], str]] =
         False,
         lambda directory: (directory / "edgekit.manifest.json").write_text('{"schema": 1, "tensors": []}'),
         InvalidFileError,
-        "{d}/edgekit.manifest.json: not an edgekit manifest (tensors is no mapping); delete it to go on without",
+        "{d}/edgekit.manifest.json: not an edgekit manifest (tensors is not a mapping); delete it to go on without",
     ),
     "the manifest is no UTF-8": (
         False,

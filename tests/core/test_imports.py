@@ -38,6 +38,7 @@ LAYERS = [
     {"pipeline"},
     {"runtime"},
     {"evaluation"},
+    {"fitting"},
     {"testing"},
     {"cli", "__main__"},
 ]

@@ -84,7 +84,7 @@ def test_a_near_miss_is_told():
 
 
 def test_an_ambiguous_name_lists_the_candidates():
-    with pytest.raises(UnknownPrecisionError, match=r"ambiguous: say which of .*affine:int4-sym-g32"):
+    with pytest.raises(UnknownPrecisionError, match=r"ambiguous: choose one of .*affine:int4-sym-g32"):
         find_precision("int4-sym-g32")
 
 

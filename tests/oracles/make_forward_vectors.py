@@ -1,6 +1,7 @@
 """Writes tests/core/vectors/forward.json: what transformers computes for a small random model of each family.
 
     python tests/oracles/make_forward_vectors.py
+    python tests/oracles/make_forward_vectors.py qwen3_moe    that family's file in tests/core/vectors/families alone
 
 The configurations are here, the weights come from `edgekit.testing.models.random_hf_tensors`, and the file
 says with which versions it was made. `test_forward_transformers.py` compares with the library itself.
@@ -8,18 +9,23 @@ says with which versions it was made. `test_forward_transformers.py` compares wi
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from safetensors.numpy import save_file
 
 from edgekit.architectures.hf import config_from_hf
 from edgekit.testing.models import random_hf_tensors
 
 TARGET = Path(__file__).parents[1] / "core" / "vectors" / "forward.json"
+FAMILIES = TARGET.parent / "families"
 TOKENS = [3, 17, 38, 1, 22, 9, 31, 5, 12, 27, 0, 39, 8, 14, 25, 2, 33, 19, 7, 11, 29, 4, 36, 16]
 
 SIZES = {
@@ -205,8 +211,51 @@ def vectors() -> dict[str, Any]:
     }
 
 
+def family_vectors(path: Path) -> dict[str, Any]:
+    """What transformers computes for the configurations that the tests of a family have, of the directory we write."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    cases = {}
+    for name, config in module.CONFIGS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            logits = _of_our_directory(config, Path(folder))
+        last = [float(f"{value:.7g}") for value in logits[-1]]
+        cases[name] = {"config": config, "scale": float(np.abs(logits).max()), "last": last}
+    provenance = {
+        "made_by": f"tests/oracles/make_forward_vectors.py {path.stem}",
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "weights": "edgekit.testing.models.random_hf_tensors(config, seed=0)",
+    }
+    return {"provenance": provenance, "tokens": TOKENS, "cases": cases}
+
+
+def _of_our_directory(config: dict[str, Any], folder: Path) -> np.ndarray:
+    ours = random_hf_tensors(config_from_hf(config, "test"))
+    save_file({name: tensor.read() for name, tensor in ours.items()}, folder / "model.safetensors", {"format": "pt"})
+    values = {key: value for key, value in config.items() if key != "model_type"}
+    parsed = transformers.AutoConfig.for_model(config["model_type"], **values)
+    parsed.save_pretrained(folder)
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"], info
+    assert not info["unexpected_keys"], info
+    return transformers_logits(model.eval(), TOKENS)[0]
+
+
 def main() -> None:
     torch.set_num_threads(1)
+    for name in sys.argv[1:]:
+        path = FAMILIES / f"{name}.json"
+        found = family_vectors(Path(__file__).with_name("families") / f"{name}.py")
+        path.write_text(json.dumps(found).replace('}, "', '},\n"').replace('"cases": {', '"cases": {\n') + "\n")
+        print(f"{path}: {path.stat().st_size} bytes")
+    if sys.argv[1:]:
+        return
     TARGET.parent.mkdir(exist_ok=True)
     lines = json.dumps(vectors()).replace('}, "', '},\n"').replace('"cases": {', '"cases": {\n')
     TARGET.write_text(lines + "\n")

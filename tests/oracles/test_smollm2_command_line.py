@@ -15,8 +15,8 @@ for name in ("edgekit_gguf", "llama_cpp", "openvino", "tokenizers", "jinja2"):
     pytest.importorskip(name, reason="one of the three runtimes, or the model's text, needs it")
 
 QUESTION = "What is the capital of France? Answer in one short sentence."
-#: To this one alone the published file's first token is a near tie (two of them 0.08 apart in the logits), and llama.cpp,
-#: which computes Q4_1 with activations of 8 bits, takes the other one. The weights' own values answer it.
+#: To this one the first token of the answer is a near tie (two of them 0.08 apart in the logits of the published file).
+#: Computed with the weights' own values it is "The"; llama.cpp rounds activations to 8 bits, and answers in French.
 BARE = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."
 
@@ -60,12 +60,15 @@ def compressed(converted):
     return path
 
 
-OTHERS = [("quantized", "numpy"), ("quantized", "llamacpp"), ("compressed", "openvino")]
 RUNS = [
     ("published", "llamacpp", QUESTION),
     ("published", "numpy", QUESTION),
     ("published", "numpy", BARE),
-    *((*run, question) for run in OTHERS for question in (QUESTION, BARE)),
+    ("quantized", "numpy", QUESTION),
+    ("quantized", "numpy", BARE),
+    ("quantized", "llamacpp", QUESTION),
+    ("compressed", "openvino", QUESTION),
+    ("compressed", "openvino", BARE),
 ]
 
 

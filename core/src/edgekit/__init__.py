@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from edgekit.evaluation import compare as compare
     from edgekit.evaluation import evaluate as evaluate
     from edgekit.evaluation.moments import calibrate as calibrate
+    from edgekit.fitting import fit as fit
+    from edgekit.fitting import sensitivity as sensitivity
     from edgekit.pipeline._conversion import convert as convert
     from edgekit.pipeline._conversion import open_artifact
     from edgekit.pipeline._conversion import quantize as quantize
+    from edgekit.pipeline._merging import merge as merge
     from edgekit.plugin._registry import installed
     from edgekit.plugin.hookspecs import hookimpl as hookimpl
     from edgekit.precision import Precision as Precision
@@ -56,11 +59,14 @@ _WHERE = {
     "decode": "edgekit.encoding._codecs:decode",
     "encode": "edgekit.encoding._codecs:encode",
     "evaluate": "edgekit.evaluation:evaluate",
+    "fit": "edgekit.fitting:fit",
     "hookimpl": "edgekit.plugin.hookspecs:hookimpl",
     "load": "edgekit.runtime.protocols:load",
+    "merge": "edgekit.pipeline._merging:merge",
     "open": "edgekit.pipeline._conversion:open_artifact",
     "plugins": "edgekit.plugin._registry:installed",
     "quantize": "edgekit.pipeline._conversion:quantize",
+    "sensitivity": "edgekit.fitting:sensitivity",
     "transcode": "edgekit.bridges:transcode",
 }
 __all__ = [
@@ -79,11 +85,14 @@ __all__ = [
     "decode",
     "encode",
     "evaluate",
+    "fit",
     "hookimpl",
     "load",
+    "merge",
     "open",
     "plugins",
     "quantize",
+    "sensitivity",
     "transcode",
 ]
 

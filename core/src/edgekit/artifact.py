@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -14,6 +14,7 @@ from edgekit.files import _html
 from edgekit.files.guard import Stamp, stamps
 from edgekit.files.memory import enough_memory
 from edgekit.manifest import Manifest, manifest_path, read_manifest
+from edgekit.precision import Precision
 from edgekit.recipe import Plan, Slot
 from edgekit.tensor import AnyTensor, QuantizedTensor, precision_name
 from edgekit.tokenizer._record import Tokenizer
@@ -33,7 +34,8 @@ class Artifact:
         load_model: builds the family-neutral view; raises `UnsupportedModelError` for an unknown family.
         load_tokenizer: reads the tokenizer; None where there is none.
         manifest: what edgekit recorded when it wrote the artifact; None for foreign ones.
-        run_notes: notes on the run that wrote the artifact, by kind; they are not part of its manifest.
+        run_notes: notes on the run that wrote the artifact, or on what is merged as it is read, by kind; they are not
+            part of its manifest.
         stamps: what the files were when the artifact was opened, to tell whether they are changed while they are read.
     """
 
@@ -148,12 +150,32 @@ class Writer(Protocol):
         ...
 
 
+class Sizes(Protocol):
+    """What the tensors of one layout take in a format, known before anything is written; `edgekit.fit` asks for it."""
+
+    def candidates(self, slot: Slot) -> Sequence[Precision]:
+        """The precisions worth trying for a weight matrix, all of which the format can store for it."""
+        ...
+
+    def stored(self, slot: Slot, precision: Precision) -> int | None:
+        """Bytes of a tensor with its scales and its alignment; None if the format cannot store it so."""
+        ...
+
+    def whole(self, plan: Plan) -> int:
+        """Bytes of the artifact that the writer would write for the plan, the manifest left out."""
+        ...
+
+    def ties(self) -> Sequence[Sequence[str]]:
+        """Roles of tensors that must all have one precision, group by group; others are free."""
+        ...
+
+
 class Format(Protocol):
     """Reads and writes one kind of artifact.
 
     A format may also have ``conventions``, the names of the conventions whose precisions it stores under short names
-    (``("ggml",)``: ``Q4_0`` is ``ggml:Q4_0``), and ``notes(layout, plan)``, which gives what the user should know
-    about the file to be written, a sentence by kind.
+    (``("ggml",)``: ``Q4_0`` is ``ggml:Q4_0``), ``notes(layout, plan)``, which gives what the user should know
+    about the file to be written, a sentence by kind, and ``sizes(layout)``, its `Sizes`, which `edgekit.fit` needs.
     """
 
     name: str
@@ -212,4 +234,4 @@ def unknown_family(what: str) -> UnsupportedModelError:
     return UnsupportedModelError(f"{what} is of an unsupported family (supported: {', '.join(sorted(FAMILIES))})")
 
 
-__all__ = ["Artifact", "Format", "Layout", "Writer", "unknown_family", "unread"]
+__all__ = ["Artifact", "Format", "Layout", "Sizes", "Writer", "unknown_family", "unread"]

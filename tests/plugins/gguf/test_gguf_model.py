@@ -233,7 +233,7 @@ def rewritten(artifact, llama, tmp_path: Path):
         ({"llama.block_count": u32(0)}, "64 wide, 4 heads, 0 layers; get the file again"),
         ({"llama.attention.layer_norm_rms_epsilon": None}, "key 'llama.attention.layer_norm_rms_epsilon' is missing"),
         ({"llama.rope.freq_base": text("x")}, "key 'llama.rope.freq_base' is 'x', it must be a number"),
-        ({"llama.attention.head_count_kv": u32(3)}, "kv_heads is 3, it must be a divisor of the 4 heads"),
+        ({"llama.attention.head_count_kv": u32(3)}, "kv_heads is 3, it has to be a divisor of the 4 heads"),
         ({"llama.feed_forward_length": u32(97)}, "tensor blk.0.ffn_gate.weight has shape [96, 64], the configuration"),
         ({"llama.block_count": u32(3)}, "tensors are missing: blk.2.attn_norm.weight"),
     ],

@@ -52,6 +52,7 @@ class Gguf:
         softcaps: of attention scores and logits, in a file that names none.
         caps_output: whether a cap on the logits is looked for.
         untied: whether an output matrix of its own is loaded.
+        ties: whether a file without an output matrix is loaded.
         wide_layers: number of layers of the one model whose attention is scaled by width / heads.
         divisors: which rope tensors are loaded.
         keys: the family's own hyper-parameters.
@@ -70,6 +71,7 @@ class Gguf:
     softcaps: tuple[float | None, float | None] = (None, None)
     caps_output: bool = False
     untied: bool = True
+    ties: bool = True
     wide_layers: int = 0
     divisors: tuple[str, ...] = ()
     keys: tuple[Key, ...] = ()

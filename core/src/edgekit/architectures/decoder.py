@@ -357,7 +357,12 @@ class Decoder:
             if value is ...:
                 raise InvalidFileError(f"{keys.where}: key {key.key!r} is missing; convert the model again")
             own[key.name] = value
+        own = self.gguf_own(config, own)
         return self.checked(attrs.evolve(config, own=own), keys.where) if own else config
+
+    def gguf_own(self, config: ModelConfig, own: dict[str, object]) -> dict[str, object]:
+        """`own` with what has no key: llama.cpp computes it the same for every file."""
+        return own
 
 
 def _head_dim(c: Section, heads: int) -> int:

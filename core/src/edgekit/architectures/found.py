@@ -21,8 +21,8 @@ _DEQUANTIZE = (
     "AutoModelForCausalLM.from_pretrained(MODEL).dequantize().save_pretrained(NEW)"
 )
 _MERGE = (
-    "merge it into its base model first: peft's "
-    "PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload().save_pretrained(NEW), BASE being transformers' model"
+    "merge it into its base model, edgekit merge BASE ADAPTER --to NEW, or with peft's "
+    "PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload()"
 )
 
 
@@ -165,7 +165,7 @@ def _other_names(names: Collection[str]) -> str | None:
     if "tok_embeddings.weight" in names:
         return (
             "its tensors have the names of Meta's and Mistral's own files (tok_embeddings.weight); fetch the same "
-            "model in transformers' form, or convert it with transformers' convert_llama_weights_to_hf.py"
+            "model in transformers' form, or of Mistral its params.json and consolidated.safetensors alone"
         )
     return None
 

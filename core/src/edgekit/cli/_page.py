@@ -40,7 +40,7 @@ svg{width:100%;height:auto;margin:1rem 0} .narrow{display:none}
 @media (max-width:640px){
 .wide,thead{display:none} .narrow{display:block} table,tbody{display:block}
 tr{display:grid;grid-template-columns:1fr 1fr;column-gap:1rem;padding:.5rem 0;border-bottom:1px solid var(--rule)}
-td{display:flex;justify-content:space-between;padding:.1rem 0;border:0}
+td{display:flex;justify-content:space-between;gap:.5rem;padding:.1rem 0;border:0}
 td:first-child{grid-column:1/3;font-weight:600} td::before{content:attr(data-of);color:var(--soft)}
 td:first-child::before{content:none} td.long{grid-column:1/3}
 }
@@ -90,7 +90,9 @@ def chart(steps: Sequence[Step], width: int = _WIDTH) -> str:
     paths = {kind: _path(steps, kind, across, height) for kind in _COLOURS}
     lines = [_line(kind, path) for kind, path in paths.items() if path]
     dots = [_dot(step, across(step.size), height(step)) for step in steps]
-    words = Label(f"noise floor: {_power(steps[0].noise_floor)} nats or less", _LEFT + 8, border + 19)
+    # On a narrow screen the figure stands in the caption alone: in the band it would leave no room for dots' names.
+    figure = f": {_power(steps[0].noise_floor)} nats or less" if width > NARROW else ""
+    words = Label(f"noise floor{figure}", _LEFT + 8, border + 19)
     area = Box(_LEFT, _TOP - 8, right, _HEIGHT - _BOTTOM)
     dots_named = [(_short(step), (across(step.size), height(step))) for step in steps]
     names = map(_name, place(dots_named, paths.values(), area, taken=[words.box]))
@@ -135,7 +137,7 @@ def _band(top: float, right: float, words: Label) -> str:
 
 
 def _power(value: float) -> str:
-    """Format a number as Format a number as 7·10⁻¹³."""
+    """Format a number as 7·10⁻¹³."""
     if value == 0:
         return "0"
     digit, exponent = f"{value:.0e}".split("e")

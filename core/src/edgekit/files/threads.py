@@ -27,10 +27,12 @@ class Thread(threading.Thread):
     """A daemon thread that starts, or raises.
 
     Example:
-        >>> thread = Thread(target=print, args=("hello",), name="greeting")
+        >>> words = []
+        >>> thread = Thread(target=words.append, args=("hello",), name="greeting")
         >>> thread.start()
-        hello
         >>> thread.join()
+        >>> words
+        ['hello']
 
     Args:
         target, name, args: as for `threading.Thread`.

@@ -11,6 +11,7 @@ import attrs
 from edgekit.errors import InvalidFileError, MissingFileError
 from edgekit.files.foreign import member, read_object
 from edgekit.files.guard import CARRIED_FILES
+from edgekit.formats import _mistral
 from edgekit.formats._packed import quantization_of
 from edgekit.formats.safetensors import open_tensors
 from edgekit.tensor import Tensor
@@ -80,6 +81,18 @@ def open_weights(directory: Path, only: str | None = None) -> Weights:
     return Weights((path,), tensors, metadata)
 
 
+def open_consolidated(directory: Path, only: str | None = None) -> Weights:
+    """Open the tensors of a directory in Mistral's layout; raises as `open_weights`."""
+    index = None if only == _mistral.WEIGHTS else _read_index(directory, _mistral.INDEX)
+    if index is not None and not (only is None and (directory / _mistral.WEIGHTS).is_file()):
+        return _open_shards(directory, index, _mistral.INDEX)
+    path = member(directory, _mistral.WEIGHTS)
+    if path is None:
+        raise MissingFileError(f"{directory / _mistral.WEIGHTS}: no such file")
+    tensors, metadata = open_tensors(path)
+    return Weights((path,), tensors, metadata)
+
+
 def with_quantization(directory: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the configuration; with AutoGPTQ's own file as its quantization_config if it has none."""
     own = None if quantization_of(config) else read_object(directory, QUANTIZE_CONFIG, CONFIG_LIMIT)
@@ -112,22 +125,22 @@ def refuse_pickle(path: Path) -> InvalidFileError:
     )
 
 
-def _read_index(directory: Path) -> dict[str, str] | None:
+def _read_index(directory: Path, name: str = INDEX) -> dict[str, str] | None:
     """Read the index: tensor name -> file name of its shard."""
-    index = read_object(directory, INDEX, INDEX_LIMIT)
+    index = read_object(directory, name, INDEX_LIMIT)
     if index is None:
         return None
     shards = index.get("weight_map")
     if not (isinstance(shards, dict) and shards and all(isinstance(name, str) for name in shards.values())):
-        raise InvalidFileError(f"{directory / INDEX}: weight_map is no mapping of tensors to files; fetch it again")
+        raise InvalidFileError(f"{directory / name}: weight_map is no mapping of tensors to files; fetch it again")
     if len(shards) > MAX_TENSORS:
         raise InvalidFileError(
-            f"{directory / INDEX}: {len(shards):,} tensors; at most {MAX_TENSORS:,} are read, which no model reaches"
+            f"{directory / name}: {len(shards):,} tensors; at most {MAX_TENSORS:,} are read, which no model reaches"
         )
     return shards
 
 
-def _open_shards(directory: Path, index: Mapping[str, str]) -> Weights:
+def _open_shards(directory: Path, index: Mapping[str, str], index_name: str = INDEX) -> Weights:
     files, tensors = [], {}
     held: dict[str, set[str]] = {}
     for tensor, shard in index.items():
@@ -136,25 +149,25 @@ def _open_shards(directory: Path, index: Mapping[str, str]) -> Weights:
         path = member(directory, name)
         if path is None:
             raise MissingFileError(
-                f"{directory / name}: the shard is missing; {INDEX} has {len(expected)} tensors in it, "
+                f"{directory / name}: the shard is missing; {index_name} has {len(expected)} tensors in it, "
                 f"such as {_brief(min(expected))}; fetch it"
             )
         actual = open_tensors(path)[0]
-        _compare(path, expected, set(actual))
+        _compare(path, expected, set(actual), index_name)
         files.append(path)
         tensors.update(actual)
-    return Weights((*files, directory / INDEX), tensors, {})
+    return Weights((*files, directory / index_name), tensors, {})
 
 
 def _brief(name: str) -> str:
     return name if len(name) <= 200 else name[:197] + "..."
 
 
-def _compare(path: Path, expected: set[str], actual: set[str]) -> None:
+def _compare(path: Path, expected: set[str], actual: set[str], index: str) -> None:
     if expected - actual:
         raise InvalidFileError(
-            f"{path}: lacks tensor {_brief(min(expected - actual))}, which {INDEX} has there; fetch the two again"
+            f"{path}: lacks tensor {_brief(min(expected - actual))}, which {index} has there; fetch the two again"
         )
     if actual - expected:
         extra = _brief(min(actual - expected))
-        raise InvalidFileError(f"{path}: holds tensor {extra}, which {INDEX} does not have there; fetch the two again")
+        raise InvalidFileError(f"{path}: holds tensor {extra}, which {index} does not have there; fetch the two again")

@@ -10,7 +10,7 @@ from typing import Any
 from edgekit.artifact import Layout
 from edgekit.files.foreign import strict_json, utf8
 from edgekit.formats import _hf_files as files
-from edgekit.formats._packed import quantization_of, without_quantization
+from edgekit.formats._packed import without_quantization
 from edgekit.manifest import Manifest
 from edgekit.recipe import Plan
 from edgekit.tokenizer._record import Tokenizer
@@ -32,17 +32,18 @@ def small_files(layout: Layout, plan: Plan, manifest: Manifest) -> Iterator[tupl
         for path in layout.source.files:
             name = files.carried_name(path)
             if name is not None:
-                yield name, _own_config(path) if name == files.CONFIG else path.read_bytes()
+                yield name, _own_config(layout, path) if name == files.CONFIG else path.read_bytes()
     else:
         yield from generate(layout, plan)
     yield files.MANIFEST, manifest.to_json().encode()
 
 
-def _own_config(path: Path) -> bytes:
-    """Return a config.json as it is; without the quantization that the weights no longer have."""
+def _own_config(layout: Layout, path: Path) -> bytes:
+    """Return a config.json as it is; what the artifact says of its changed tensors, if it says anything else."""
     content = path.read_bytes()
     config = strict_json(content, path, "the configuration")
-    return _json(without_quantization(config)) if quantization_of(config) else content
+    changed = without_quantization(layout.source.config)
+    return content if changed == config else _json(changed)
 
 
 def generate(layout: Layout, plan: Plan) -> Iterator[tuple[str, bytes]]:

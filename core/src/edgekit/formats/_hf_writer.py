@@ -32,13 +32,9 @@ class HuggingFaceWriter(PlannedDirectory):
     def __init__(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> None:
         self._layout = layout
         self._carried = list(_carried_tensors(layout.source))
-        planned = [
-            stored_parts(slot.tensor, slot.name, assignment.precision)
-            for slot, assignment in zip(layout.slots, plan, strict=True)
-        ]
-        self._header = self._capacity(plan, planned)
-        nbytes = sum(part.nbytes for parts in planned for part in parts)
-        nbytes += self._header + sum(tensor.nbytes for tensor in self._carried)
+        planned = _planned(layout, plan)
+        self._header = _capacity(plan, planned, self._carried)
+        nbytes = self._header + _weights(planned, self._carried)
         identity = json.dumps(["hf", self._header, [[slot.name, list(slot.shape)] for slot in layout.slots]]).encode()
         super().__init__(path, plan, manifest, header=bytes(self._header), nbytes=nbytes, identity=identity)
 
@@ -62,16 +58,34 @@ class HuggingFaceWriter(PlannedDirectory):
         """Configuration, tokenizer and manifest."""
         return small_files(self._layout, self.plan, self.manifest)
 
-    def _capacity(self, plan: Plan, planned: list[list[Part]]) -> int:
-        """Return the bytes to reserve for the header: exact for plain floats, with slack for quantized tensors."""
-        keys = {
-            assignment.name: tuple(part.name.removeprefix(assignment.name + ".") for part in parts)
-            for assignment, parts in zip(plan, planned, strict=True)
-        }
-        metadata = _metadata(plan, keys)
-        parts = [part for parts in planned for part in parts]
-        exact = len(build_header([*parts, *map(_part, self._carried)], metadata))
-        return exact + _SLACK * (len(parts) if len(metadata) > 1 else 0)
+
+def planned_nbytes(layout: Layout, plan: Plan) -> int:
+    """Bytes of the weights' file that a plan makes."""
+    carried, planned = list(_carried_tensors(layout.source)), _planned(layout, plan)
+    return _capacity(plan, planned, carried) + _weights(planned, carried)
+
+
+def _planned(layout: Layout, plan: Plan) -> list[list[Part]]:
+    return [
+        stored_parts(slot.tensor, slot.name, assignment.precision)
+        for slot, assignment in zip(layout.slots, plan, strict=True)
+    ]
+
+
+def _weights(planned: list[list[Part]], carried: list[Tensor]) -> int:
+    return sum(part.nbytes for parts in planned for part in parts) + sum(tensor.nbytes for tensor in carried)
+
+
+def _capacity(plan: Plan, planned: list[list[Part]], carried: list[Tensor]) -> int:
+    """Return the bytes to reserve for the header: exact for plain floats, with slack for quantized tensors."""
+    keys = {
+        assignment.name: tuple(part.name.removeprefix(assignment.name + ".") for part in parts)
+        for assignment, parts in zip(plan, planned, strict=True)
+    }
+    metadata = _metadata(plan, keys)
+    parts = [part for parts in planned for part in parts]
+    exact = len(build_header([*parts, *map(_part, carried)], metadata))
+    return exact + _SLACK * (len(parts) if len(metadata) > 1 else 0)
 
 
 def _metadata(plan: Plan, keys: dict[str, tuple[str, ...]]) -> dict[str, str]:

@@ -82,14 +82,22 @@ def _layout(eight: Array, more: Array, rows: int) -> PartLayout:
 
 
 def stored_parts(tensor: Tensor | EncodedTensor, name: str, precision: Precision) -> list[Part]:
-    """What storing that tensor in that precision will take; scales of a 2-byte source may be narrower."""
+    """What storing that tensor in that precision will take."""
     if precision.convention == "float":
         return [Part(name, _FLOATS[precision.kind], tensor.shape)]
     if isinstance(tensor, EncodedTensor) and tensor.precision == precision and precision.rowwise:
         sample = tensor.read_parts(0, 1)
         return [Part(f"{name}.{key}", p.dtype.name, (tensor.rows, *p.shape[1:])) for key, p in sample.items()]
     layouts = part_layouts(precision, tensor.shape) or {}
-    return [Part(f"{name}.{key}", part.dtype, part.shape) for key, part in layouts.items()]
+    return [Part(f"{name}.{key}", _follows(tensor, precision, part.dtype), part.shape) for key, part in layouts.items()]
+
+
+def _follows(tensor: Tensor | EncodedTensor, precision: Precision, dtype: str) -> str:
+    """The type of a part: that of a 2-byte source for scales which take the source's type, else as it is."""
+    if precision.scale_dtype != "source" or dtype != "float32" or not isinstance(tensor, Tensor):
+        return dtype
+    narrow = tensor.dtype in ("float16", "bfloat16") and reference(precision).traits.source_dtypes
+    return tensor.dtype if narrow else dtype
 
 
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

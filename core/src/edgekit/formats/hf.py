@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+import attrs
+
 from edgekit.architectures import Model
 from edgekit.architectures.found import refuse_adapter_directory, refuse_other_weights
 from edgekit.artifact import Artifact, Layout, Writer
@@ -19,7 +21,9 @@ from edgekit.files import guard
 from edgekit.files.foreign import member, read_object
 from edgekit.formats import _hf_files as files
 from edgekit.formats import _packed as packed
+from edgekit.formats._hf_sizes import HuggingFaceSizes
 from edgekit.formats._hf_writer import HuggingFaceWriter
+from edgekit.formats._mistral import PARAMS, config_of, is_mistral, renamed
 from edgekit.formats._parts import assemble
 from edgekit.formats.safetensors import open_tensors
 from edgekit.manifest import Manifest, read_manifest
@@ -40,9 +44,12 @@ class HuggingFaceFormat:
             return True  # refused later, with the cure
         if path.is_dir():
             patterns = ("*.safetensors", files.INDEX, *files.PICKLES)
-            return (path / files.CONFIG).is_file() and any(any(path.glob(pattern)) for pattern in patterns)
+            known = (path / files.CONFIG).is_file() and any(any(path.glob(pattern)) for pattern in patterns)
+            return known or is_mistral(path)
         if any(path.match(pattern) for pattern in files.PICKLES):
             return True  # refused later, with the cure
+        if is_mistral(path.parent) and path.match("consolidated*.safetensors"):
+            return True
         return path.suffix == ".safetensors" and (path.parent / files.CONFIG).is_file()
 
     def open(self, path: Path) -> Artifact:
@@ -55,6 +62,8 @@ class HuggingFaceFormat:
         if any(path.match(pattern) for pattern in files.PICKLES):
             raise files.refuse_pickle(path)
         directory = path if path.is_dir() else path.parent
+        if is_mistral(directory):
+            return self._open_mistral(path, directory)
         given = read_object(directory, files.CONFIG, files.CONFIG_LIMIT)
         if _adapter_directory(path) is not None:
             _refuse_adapter(directory)
@@ -63,6 +72,21 @@ class HuggingFaceFormat:
         config = files.with_quantization(directory, given)
         weights = files.open_weights(directory, None if path.is_dir() else path.name)
         tensors = _unpacked(assemble(weights.tensors, weights.metadata, weights.files[0]), config, directory)
+        return self._artifact(path, weights, config, tensors)
+
+    def _open_mistral(self, path: Path, directory: Path) -> Artifact:
+        params = read_object(directory, PARAMS, files.CONFIG_LIMIT) or {}
+        config = config_of(params, str(directory))
+        weights = files.open_consolidated(directory, None if path.is_dir() else path.name)
+        tensors = _unpacked(dict(renamed(weights.tensors, config)), config, directory)
+        found = self._artifact(path, weights, config, tensors)
+        own = tuple(file for file in found.files if file.name != files.CONFIG)  # it is generated from params.json
+        return attrs.evolve(found, files=(*own, directory / PARAMS))
+
+    def _artifact(
+        self, path: Path, weights: files.Weights, config: Mapping[str, Any], tensors: dict[str, AnyTensor]
+    ) -> Artifact:
+        directory = path if path.is_dir() else path.parent
         return Artifact(
             path=path,
             format=self.name,
@@ -105,6 +129,10 @@ class HuggingFaceFormat:
         """
         return HuggingFaceWriter(path, layout, plan, manifest)
 
+    def sizes(self, layout: Layout) -> HuggingFaceSizes:
+        """What the tensors take in a directory of that layout."""
+        return HuggingFaceSizes(layout)
+
     def notes(self, layout: Layout, plan: Plan) -> dict[str, str]:
         """Return the note that transformers does not read the parts of quantized tensors."""
         conventions = sorted({line.precision.convention for line in plan if quantized(line.precision)})
@@ -114,6 +142,22 @@ class HuggingFaceFormat:
             "only_edgekit": f"only edgekit reads this directory: its {' and '.join(conventions)} tensors lie there in "
             "parts; for another program write its own format (GGUF for llama.cpp)"
         }
+
+
+def with_tensors(
+    source: Artifact, tensors: Mapping[str, AnyTensor], config: Mapping[str, Any], read: tuple[Path, ...]
+) -> Artifact:
+    """Return a Hugging Face artifact with other tensors, computed from its own as they are read.
+
+    Args:
+        source: a Hugging Face directory.
+        tensors: by Hugging Face's names.
+        config: their config.json.
+        read: every file that they are computed from.
+    """
+    directory = source.path if source.path.is_dir() else source.path.parent
+    load = cache(lambda: _model(config, tensors, directory))
+    return attrs.evolve(source, tensors=tensors, config=config, files=read, load_model=load, manifest=None)
 
 
 #: Roles of tensors that a model may omit because another tensor has the same values.
@@ -207,4 +251,4 @@ def _tokenizer(directory: Path) -> Tokenizer | None:
     return from_hf_directory(directory)
 
 
-__all__ = ["HuggingFaceFormat"]
+__all__ = ["HuggingFaceFormat", "with_tensors"]

@@ -4,6 +4,7 @@
 |----------------|---------------------------------------------------------------------------------|
 | `precisions`   | how many tensors have which precision, and the bits a weight                     |
 | `fell_back`    | matrices that could not have the precision asked for                            |
+| `merged`       | the adapter that was merged into the model                                      |
 | `carried`      | matrices that were quantized before and keep their codes in another precision   |
 | `decoded`      | matrices that were quantized before and are floats now                          |
 | `requantized`  | matrices that were quantized before, and are again                              |
@@ -36,7 +37,7 @@ from edgekit.recipe import Assignment, Plan, Slot, quantized
 from edgekit.tensor import EncodedTensor
 
 #: The kinds in the order of the line; all others follow.
-ORDER = ("precisions", "fell_back", "carried", "decoded", "requantized", "importance", "no_tokenizer")
+ORDER = ("precisions", "merged", "fell_back", "carried", "decoded", "requantized", "importance", "no_tokenizer")
 #: Kinds that are left out of the manifest, so that the same command always writes the same bytes.
 OF_THE_RUN = ("replaced", "restarted")
 #: The share of the weights to be quantized that must be quantized.
@@ -65,6 +66,7 @@ def conversion_notes(
     format_notes = getattr(chosen, "notes", None)
     sentences = {
         "precisions": _precisions(plan),
+        "merged": layout.source.run_notes.get("merged", ""),
         "fell_back": _fell_back(plan),
         "carried": _carried(pairs),
         "decoded": _decoded(pairs),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Iterator
@@ -164,6 +165,33 @@ def read_recipe(path: str | os.PathLike[str]) -> Rules:
         raise InvalidFileError(f"{file}: table tensors: {error}") from error
 
 
+def recipe_toml(recipe: Rules) -> str:
+    r"""A recipe as the text of a TOML file, which `read_recipe` reads again.
+
+    Raises:
+        UsageError: its base is an object without a name that is looked up.
+
+    Example:
+        >>> print(recipe_toml(Recipe.of({"*attn_v*": "Q8_0"}, "Q4_K_M", name="better values")))
+        name = "better values"
+        base = "Q4_K_M"
+        <BLANKLINE>
+        [tensors]
+        "*attn_v*" = "Q8_0"
+        <BLANKLINE>
+    """
+    base = recipe.base.name if isinstance(recipe.base, Precision) else recipe.base
+    if not (base is None or isinstance(base, str)):
+        raise UsageError(f"recipe {recipe.name!r}: its base is an object, which a file cannot hold; give its name")
+    lines = [f"name = {_quoted(recipe.name)}", *([f"base = {_quoted(base)}"] if base else []), "", "[tensors]"]
+    return "\n".join([*lines, *(f"{_quoted(r.pattern)} = {_quoted(str(r.precision))}" for r in recipe.rules)]) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """A basic string of TOML, whose escapes are those of JSON."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def _parsed(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as opened:
@@ -214,4 +242,4 @@ def _listed(registration: Registration) -> Listed:
     return Listed(registration.name, formats, registration.distribution, clauses)
 
 
-__all__ = ["AnyRecipe", "Listed", "find_recipe", "list_recipes", "read_recipe", "target_precision"]
+__all__ = ["AnyRecipe", "Listed", "find_recipe", "list_recipes", "read_recipe", "recipe_toml", "target_precision"]

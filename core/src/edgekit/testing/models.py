@@ -31,6 +31,8 @@ def _draw(random: np.random.RandomState, name: str, shape: tuple[int, ...]) -> F
         return (1 + 0.3 * values).astype(np.float32)
     if name.endswith(".bias"):
         return (0.3 * values).astype(np.float32)
+    if name.endswith("ssm_a"):  # a decay rate: below 0
+        return (-np.exp(values)).astype(np.float32)
     gain = 1.0 if name.startswith("token_embd") else 1.5 / math.sqrt(shape[-1])
     return (gain * values).astype(np.float32)
 

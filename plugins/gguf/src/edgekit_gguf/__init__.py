@@ -1,6 +1,6 @@
 """GGUF for edgekit: the format, llama.cpp's recipes, and the block types that only decode.
 
-This module is light: it names what the plugin brings, and imports none of it.
+This module is light: it registers the plugin's objects by name, and imports none of them.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ RECIPES = (
 
 @hookimpl
 def edgekit_register_formats(register: Register) -> None:
-    """Read and write ``.gguf`` files."""
+    """Register the format of ``.gguf`` files."""
     register("gguf", "edgekit_gguf.format:GgufFormat", suffixes=(".gguf",))
 
 
 @hookimpl
 def edgekit_register_recipes(register: Register) -> None:
-    """llama.cpp's mixtures of block types."""
+    """Register llama.cpp's mixtures of block types."""
     for name in RECIPES:
         register(name, f"edgekit_gguf.recipes:{name}", formats=("gguf",))
 
 
 @hookimpl
 def edgekit_register_precisions(register: Register) -> None:
-    """The grid formats, which gguf-py's tables decode."""
+    """Register the grid formats, which gguf-py's tables decode."""
     for kind in GRIDS:
         register(f"ggml:{kind}", f"edgekit_gguf.iq:{kind}")
 
 
 @hookimpl
 def edgekit_register_commands(register: Register) -> None:
-    """Make importance matrices: ``edgekit imatrix``."""
+    """Register ``edgekit adapter`` and ``edgekit imatrix``, which write adapters and importance matrices."""
+    register("adapter", "edgekit_gguf.commands:adapter")
     register("imatrix", "edgekit_gguf.commands:imatrix")
 
 

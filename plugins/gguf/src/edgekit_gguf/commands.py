@@ -1,4 +1,4 @@
-"""`edgekit imatrix`: make an importance matrix."""
+"""`edgekit imatrix`: make an importance matrix. `edgekit adapter`: write an adapter for llama.cpp."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from edgekit.errors import EdgekitError, UsageError, counted
 from edgekit.evaluation.calibration import collect, write_importance
 from edgekit.files.guard import refuse_harm
 from edgekit.pipeline import open_artifact
+from edgekit_gguf.adapter import write_adapter
 from edgekit_gguf.imatrix import read_imatrix
 
 
@@ -66,4 +67,22 @@ def _refuse_overwriting(target: Path) -> None:
         ) from error
 
 
-__all__ = ["imatrix"]
+@click.command("adapter", short_help="Write a LoRA adapter for llama.cpp.")
+@click.argument("model")
+@click.argument("adapter")
+@click.option("--to", required=True, metavar="FILE", help="File to write; it ends in .gguf.")
+@click.option("--force", is_flag=True, help="Replace a file that is not an adapter.")
+@json_option
+def adapter(model: str, adapter: str, to: str, force: bool, as_json: bool) -> None:
+    """Write the LoRA ADAPTER, a directory of peft's for the Hugging Face directory MODEL, as a GGUF file.
+
+    llama.cpp loads it beside MODEL's GGUF file, of any quantization.
+    """
+    found = write_adapter(model, adapter, to, overwrite=force)
+    if as_json:
+        print_json({"path": to, "matrices": len(found.changes), "base": found.base})
+    else:
+        click.echo(f"{to}  {counted(len(found.changes), 'matrix', 'matrices')}")
+
+
+__all__ = ["adapter", "imatrix"]

@@ -1,4 +1,4 @@
-"""The format that the plugin registers: open, lay out, write."""
+"""The GGUF format: opening, layout, writing."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from edgekit.typing import F32
 from edgekit_gguf.layout import layout
 from edgekit_gguf.model import load_model
 from edgekit_gguf.reader import GgufFile, read
+from edgekit_gguf.sizes import GgufSizes
 from edgekit_gguf.types import MAGIC
 from edgekit_gguf.vocab import from_metadata
 from edgekit_gguf.writer import GgufWriter
@@ -31,11 +32,11 @@ class GgufFormat:
     """Reads GGUF versions 2 and 3, in one file or split; writes version 3. See `edgekit.artifact.Format`."""
 
     name = "gguf"
-    #: Whose precisions have short names here.
+    #: The convention whose precisions have short names in this format.
     conventions = ("ggml",)
 
     def matches(self, path: Path) -> bool:
-        """Whether the file begins with GGUF's magic or has its suffix."""
+        """Return whether a file begins with GGUF's magic or has its suffix."""
         if path.suffix == ".gguf" and path.exists() and not path.is_dir():
             return True
         return read_start(path, len(MAGIC)) == MAGIC
@@ -62,16 +63,20 @@ class GgufFormat:
         )
 
     def layout(self, source: Artifact) -> Layout:
-        """What a GGUF file will store for that source.
+        """Return what a GGUF file stores for a source.
 
         Raises:
-            UnsupportedModelError: the family is unknown, or computes what GGUF cannot say.
+            UnsupportedModelError: the family is unknown, or has a feature that GGUF cannot express.
         """
         return layout(source)
 
     def writer(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> GgufWriter:
         """Start or resume writing; raises as `GgufWriter` does."""
         return GgufWriter(path, layout, plan, manifest)
+
+    def sizes(self, layout: Layout) -> GgufSizes:
+        """What the tensors take in a file of that layout."""
+        return GgufSizes(layout)
 
     def read_importance(self, path: Path) -> dict[str, F32]:
         """Read an importance matrix; see `edgekit.evaluation.calibration.read_importance`."""
@@ -87,7 +92,7 @@ class GgufFormat:
 
 
 def _shards(path: Path) -> list[GgufFile]:
-    """The file, or all the files that it is split into, the first one first."""
+    """Return the file, or all files of a split model in order."""
     file = read(path)
     count = file.metadata.get("split.count", 1)
     if type(count) is not int or count < 2:

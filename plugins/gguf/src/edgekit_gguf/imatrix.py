@@ -7,9 +7,9 @@
 | ``imatrix.chunk_count`` | windows of the calibration text (u32)                                   |
 | ``imatrix.chunk_size``  | tokens of a window (u32)                                                |
 | ``<weight>.in_sum2``    | F32 [cols]: squared inputs of the matrix, summed over the tokens        |
-| ``<weight>.counts``     | F32 [1]: over how many tokens                                           |
+| ``<weight>.counts``     | F32 [1]: number of tokens                                               |
 
-The importance is ``in_sum2 / counts``, and 1 where nothing was counted. Matrices of experts have a row for each expert;
+The importance is ``in_sum2 / counts``, and 1 if the count is 0. Matrices of experts have a row for each expert;
 edgekit, whose forward pass has none, does not read those.
 
 Source: ``tools/imatrix/imatrix.cpp`` (save_imatrix) and ``tools/quantize/quantize.cpp`` (load_imatrix) of llama.cpp,
@@ -39,11 +39,11 @@ _SUMS, _COUNTS = ".in_sum2", ".counts"
 
 
 def read_imatrix(path: Path) -> dict[str, F32]:
-    """Importance, float32 [cols], by the name of the weight matrix.
+    """Return the importance, float32 [cols], by the name of the weight matrix.
 
     Raises:
-        UsageError: a GGUF file of something else, or one of the old kind that is no GGUF.
-        InvalidFileError: truncated, corrupt, or with values that no sum of squares has.
+        UsageError: another kind of GGUF file, or a file of the old kind, which is not GGUF.
+        InvalidFileError: truncated, malformed, or with values that a sum of squares cannot have.
         UnsupportedModelError: matrices of experts.
     """
     if path.is_file() and path.suffix in (".dat", ".imatrix"):

@@ -1,7 +1,7 @@
-"""The grid formats IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS and IQ3_S: decoded, never encoded.
+"""The grid formats IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS and IQ3_S: decoding only.
 
 A block of 256 weights holds indices into a fixed grid of 4- or 8-vectors, sign bits, and scales. The grids are
-data, kilobytes of it, that gguf-py carries and keeps up to date; so gguf-py decodes. Its arithmetic is float32,
+data, kilobytes of it, which gguf-py contains and maintains; so gguf-py decodes. Its arithmetic is float32,
 in ggml's order. Source: ``ggml-quants.c`` (dequantize_row_iq*), ggml 0.25.3; gguf-py 0.19.0.
 """
 
@@ -61,14 +61,14 @@ _FORMATS = {kind: GridFormat(grid.precision(kind)) for kind, grid in ggml.GRIDS.
 
 
 def __getattr__(kind: str) -> GridFormat:
-    """The reference implementation of each of ggml's grid formats, by its name."""
+    """Return the reference implementation of a grid format of ggml, by its name."""
     if kind in _FORMATS:
         return _FORMATS[kind]
     raise AttributeError(f"module {__name__!r} has no attribute {kind!r}; it has {', '.join(_FORMATS)}")
 
 
 def known(kind: str) -> Precision:
-    """The precision of that kind, registered for `find_precision` and for decoding."""
+    """Return the precision of a kind, registered for `find_precision` and for decoding."""
     implementation = _FORMATS[kind]
     register(implementation)
     return implementation.precision

@@ -1,8 +1,8 @@
-"""What a GGUF file will hold for a source: tensors in llama.cpp's order, and the metadata.
+"""The content of a GGUF file for a source: tensors in llama.cpp's order, and the metadata.
 
-llama.cpp's quantizer writes what lies outside the layers first, then layer by layer, each sorted by name
+llama.cpp's quantizer writes tensors outside the layers first, then layer by layer, each sorted by name
 (``weight_name_comparer`` in ``llama-model-loader.h``). edgekit does the same for every source, so that whole files
-can be compared. The metadata of a GGUF source is carried over as it is; other sources get it from their
+can be compared. The metadata of a GGUF source is copied; other sources get it from their
 configuration and tokenizer. ``general.quantization_version`` and ``general.file_type`` come last, as in its files.
 """
 
@@ -29,7 +29,7 @@ from edgekit_gguf.types import QUANTIZATION_VERSION
 from edgekit_gguf.vocab import to_metadata
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
-#: Keys that the writer says anew, or that no longer hold for the file it writes.
+#: Keys that the writer sets, or that do not apply to the written file.
 _OURS = (
     "general.quantization_version",
     "general.file_type",
@@ -42,18 +42,18 @@ _FLOATS = {"float32": "float:F32", "float16": "float:F16", "bfloat16": "float:BF
 
 
 def layout(source: Artifact) -> Layout:
-    """What GGUF will store for that source; see `edgekit.artifact.Format.layout`."""
+    """Return what GGUF stores for a source; see `edgekit.artifact.Format.layout`."""
     if isinstance(source.config, Metadata):
         refuse_no_model(source.path, source.config, source.tensors)
         return Layout(tuple(_as_it_is(source.tensors)), source, _model_if_known(source))
     model = source.model
     translated = Layout(tuple(_translated(model)), source, model, _notes(source, model))
-    _described(translated)  # refuses what GGUF cannot say, before a tensor is read
+    _described(translated)  # refuses what GGUF cannot express, before a tensor is read
     return translated
 
 
 def _notes(source: Artifact, model: Model) -> dict[str, str]:
-    """Notes on a tokenizer that has fewer or more tokens than the embedding has rows."""
+    """Return notes on a tokenizer with fewer or more tokens than the embedding has rows."""
     if source.tokenizer is None:
         return {}
     tokens, rows = len(source.tokenizer.tokens), model.config.vocab
@@ -111,7 +111,7 @@ def file_order(name: str) -> tuple[int, bytes]:
 
 
 def file_metadata(laid_out: Layout, file_type: int) -> dict[str, Value]:
-    """All key-value pairs of the file."""
+    """Return all key-value pairs of the file."""
     source = laid_out.source
     pairs = source.config.without(*_OURS) if isinstance(source.config, Metadata) else _described(laid_out)
     return pairs | {

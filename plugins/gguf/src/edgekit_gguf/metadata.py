@@ -8,7 +8,7 @@
 | array  | type of the items (u32), count (u64), the items          |
 
 Source: the GGUF specification in ggml's repository (``docs/gguf.md``), versions 2 and 3. Strings that are not
-UTF-8 (llama.cpp checks none) are kept with surrogate escapes, so that they are written back as they came.
+UTF-8 (llama.cpp checks none) are kept with surrogate escapes, so that they are written unchanged.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Value:
 
     @property
     def plain(self) -> Any:
-        """Python's own types: numbers, bool, str, and tuples of them."""
+        """The value in Python's types: numbers, bool, str, and tuples of them."""
         if self.element is ValueType.ARRAY:
             return tuple(item.plain for item in self.data)
         return self.data
@@ -47,7 +47,7 @@ class Value:
 
 @attrs.frozen(eq=False)
 class Metadata(Mapping[str, Any]):
-    """Key to plain value, in the file's order; `typed` has the types."""
+    """A mapping of keys to plain values, in the file's order; `typed` has the types."""
 
     typed: Mapping[str, Value]
 
@@ -61,17 +61,17 @@ class Metadata(Mapping[str, Any]):
         return len(self.typed)
 
     def without(self, *keys: str) -> dict[str, Value]:
-        """The typed values without some keys."""
+        """Return the typed values without some keys."""
         return {key: value for key, value in self.typed.items() if key not in keys}
 
 
 def u32(number: int) -> Value:
-    """An unsigned 32-bit integer, which llama.cpp requires for every count."""
+    """Return an unsigned 32-bit integer, which llama.cpp requires for every count."""
     return Value(ValueType.UINT32, int(number))
 
 
 def f32(number: float) -> Value:
-    """A 32-bit float, rounded now so that it compares equal when read back."""
+    """Return a 32-bit float, rounded so that it compares equal when it is read."""
     return Value(ValueType.FLOAT32, float(np.float32(number)))
 
 
@@ -106,18 +106,18 @@ def flags(values: Iterable[bool]) -> Value:
 
 
 def encode_pairs(typed: Mapping[str, Value]) -> bytes:
-    """The key-value section."""
+    """Return the bytes of the key-value section."""
     return b"".join(encode_string(k) + struct.pack("<I", v.type) + encode_value(v) for k, v in typed.items())
 
 
 def encode_string(value: str) -> bytes:
-    """Length and UTF-8."""
+    """Return a string's length and UTF-8 bytes."""
     data = value.encode("utf-8", "surrogateescape")
     return struct.pack("<Q", len(data)) + data
 
 
 def encode_value(value: Value) -> bytes:
-    """A value without its type."""
+    """Return the bytes of a value, without its type."""
     if value.type is ValueType.STRING:
         return encode_string(value.data)
     if value.type is not ValueType.ARRAY:

@@ -1,8 +1,8 @@
 """Reads and writes hyper-parameters in GGUF metadata, and assigns a role to each tensor of a file.
 
-The table `_KEYS` pairs fields of `ModelConfig` with keys under ``<architecture>.``. What has no key of its own:
+The table `_KEYS` pairs fields of `ModelConfig` with keys under ``<architecture>.``. Without a key:
 
-| what                | how GGUF says it                                                                     |
+| what                | in GGUF                                                                              |
 |---------------------|--------------------------------------------------------------------------------------|
 | tied embeddings     | there is no ``output.weight``                                                        |
 | biases              | the tensors are there                                                                |
@@ -76,7 +76,7 @@ def config_to_metadata(config: ModelConfig) -> dict[str, Value]:
     """The architecture's keys.
 
     Raises:
-        UnsupportedModelError: the model computes something that the architecture cannot say.
+        UnsupportedModelError: the model has a feature that the architecture cannot express.
     """
     family, own = FAMILIES[config.family], gguf_of(config)
     further = {key: _typed(value) for key, value in family.gguf_metadata(config).items()}  # may refuse
@@ -88,10 +88,10 @@ def config_to_metadata(config: ModelConfig) -> dict[str, Value]:
 
 
 def gguf_of(config: ModelConfig) -> Gguf:
-    """What GGUF files of the model's family hold.
+    """Return the architecture of GGUF files of the model's family.
 
     Raises:
-        UnsupportedModelError: llama.cpp does not know the family.
+        UnsupportedModelError: llama.cpp does not support the family.
     """
     own = FAMILIES[config.family].gguf
     if own is None:
@@ -103,7 +103,7 @@ def gguf_of(config: ModelConfig) -> Gguf:
 
 
 def _typed(value: Setting) -> Value:
-    """A family's value with the type that llama.cpp reads."""
+    """Return a family's value with the type that llama.cpp reads."""
     if isinstance(value, tuple):
         kind = type(value[0]) if value else int
         if kind is bool:
@@ -136,6 +136,11 @@ def _refuse_what_gguf_cannot_say(config: ModelConfig, own: Gguf) -> None:
                 f"{field} of the model is {given}, but GGUF files of {own.architecture} models "
                 f"mean {value}, and have no key to say otherwise"
             )
+    if config.tied and not own.ties:
+        raise UnsupportedModelError(
+            f"the embedding of the model doubles as the output matrix, and llama.cpp loads {own.architecture} files "
+            "only with an output matrix of their own; choose another format"
+        )
     if config.rope_scaling is not None and config.rope_scaling.kind == "dynamic":
         raise UnsupportedModelError("llama.cpp has no dynamic rope scaling, so that GGUF has no key for it")
     divisors = set(rope_tensors(config)) - set(own.divisors)
@@ -184,12 +189,12 @@ def _scaling_keys(scaling: RopeScaling | None) -> dict[str, Value]:
 
 
 def _own_attention_factor(kind: str, factor: float) -> float:
-    """The attention factor that llama.cpp computes itself."""
+    """Return the attention factor that llama.cpp computes."""
     return 0.1 * math.log(factor) + 1 if kind == "yarn" and factor > 1 else 1.0
 
 
 def rope_tensors(config: ModelConfig) -> dict[str, tuple[float, ...]]:
-    """Divisors of the rotary frequencies that GGUF holds as tensors: name to values, float32."""
+    """Return the divisors of rotary frequencies that GGUF stores as tensors: name to values, float32."""
     scaling = config.rope_scaling
     if scaling is None:
         return {}
@@ -203,13 +208,13 @@ def rope_tensors(config: ModelConfig) -> dict[str, tuple[float, ...]]:
 
 
 def _is_constant(scaling: RopeScaling) -> bool:
-    """Whether the divisors depend on nothing: the form in which `rope_freqs.weight` is read."""
+    """Return whether the divisors are constant, as `rope_freqs.weight` is read."""
     same = scaling.long_factors == scaling.short_factors and scaling.attention_factor == 1
     return scaling.kind == "longrope" and same
 
 
 def _llama3_divisors(scaling: RopeScaling, config: ModelConfig) -> tuple[float, ...]:
-    """Wavelengths up to context / high stay, from context / low on are stretched, between them blended.
+    """Keep wavelengths up to context / high, stretch those from context / low on, and blend between them.
 
     Source: transformers 5.23, ``modeling_rope_utils.py``, `_compute_llama3_parameters`.
     """
@@ -221,10 +226,10 @@ def _llama3_divisors(scaling: RopeScaling, config: ModelConfig) -> tuple[float, 
 
 
 def load_model(path: Path, metadata: Metadata, tensors: Mapping[str, AnyTensor]) -> Model:
-    """The family-neutral view of a file.
+    """Return the family-neutral view of a file.
 
     Raises:
-        UnsupportedModelError: an architecture, or a feature of one, that edgekit does not know.
+        UnsupportedModelError: the architecture, or a feature of it, is not supported.
         InvalidFileError: keys or tensors that are missing, of the wrong type, or contradict each other.
     """
     refuse_no_model(path, metadata, tensors)
@@ -242,10 +247,10 @@ def load_model(path: Path, metadata: Metadata, tensors: Mapping[str, AnyTensor])
     return Model(config, weights)
 
 
-#: What GGUF files hold besides models, by ``general.type``, and what each is good for.
+#: Kinds of GGUF files other than models, by ``general.type``, with their use.
 _NO_MODELS = {
     "adapter": "a LoRA adapter, not a model; load its base model with it, "
-    "edgekit.load(BASE, runtime='llamacpp', lora=['{path}']), or merge the two with llama.cpp's llama-export-lora",
+    "edgekit.load(BASE, runtime='llamacpp', lora=['{path}']), or merge what it was made from (edgekit merge)",
     "mmproj": "the projector of a multimodal model, without its language model; use the file of the language model",
     "imatrix": "an importance matrix, not a model; give it to a quantization with --imatrix",
 }

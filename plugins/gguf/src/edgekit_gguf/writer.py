@@ -35,17 +35,25 @@ class GgufWriter(PlannedFile):
     """
 
     def __init__(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> None:
-        types = [_stored_as(assignment) for assignment in plan]
-        header = encode_header(file_metadata(layout, file_type(plan)), plan, types)
-        sizes = list(map(_nbytes, plan, types))
-        nbytes = len(header) + sum(map(_padded, sizes))
+        header, sizes = planned(layout, plan)
+        nbytes = len(header) + sum(map(padded, sizes))
         super().__init__(path, plan, manifest, header=header, nbytes=nbytes, sizes=sizes)
 
     def append(self, tensor: QuantizedTensor, assignment: Assignment) -> None:
         """Write the tensor's blocks, padded to the alignment."""
         data = _bytes(tensor)
         self.file.write(data.data)
-        self.file.write(bytes(_padded(data.nbytes) - data.nbytes))
+        self.file.write(bytes(padded(data.nbytes) - data.nbytes))
+
+
+def planned(layout: Layout, plan: Plan) -> tuple[bytes, list[int]]:
+    """The bytes before the tensors, and those of each tensor without its padding.
+
+    Raises:
+        UsageError: the plan has a precision that GGUF has no type for.
+    """
+    types = [_stored_as(assignment) for assignment in plan]
+    return encode_header(file_metadata(layout, file_type(plan)), plan, types), list(map(_nbytes, plan, types))
 
 
 def encode_header(metadata: dict[str, Value], plan: Plan, types: list[TensorType]) -> bytes:
@@ -54,9 +62,9 @@ def encode_header(metadata: dict[str, Value], plan: Plan, types: list[TensorType
     offset = 0
     for assignment, stored in zip(plan, types, strict=True):
         parts.append(_encode_info(assignment, stored, offset))
-        offset += _padded(_nbytes(assignment, stored))
+        offset += padded(_nbytes(assignment, stored))
     header = b"".join(parts)
-    return header.ljust(_padded(len(header)), b"\0")
+    return header.ljust(padded(len(header)), b"\0")
 
 
 def _encode_info(assignment: Assignment, stored: TensorType, offset: int) -> bytes:
@@ -88,7 +96,8 @@ def _nbytes(assignment: Assignment, stored: TensorType) -> int:
     return assignment.size // stored.block * stored.size
 
 
-def _padded(nbytes: int) -> int:
+def padded(nbytes: int) -> int:
+    """Bytes of a tensor in the file: up to the next multiple of the alignment."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
@@ -97,4 +106,4 @@ def _bytes(tensor: QuantizedTensor) -> U8:
     return np.ascontiguousarray(part, part.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
 
 
-__all__ = ["GgufWriter", "encode_header", "file_type"]
+__all__ = ["GgufWriter", "encode_header", "file_type", "padded", "planned"]

@@ -1,6 +1,6 @@
 """llama.cpp for edgekit: ggml's own encoders, and the runtime.
 
-This module is light: it names what the plugin brings, and imports none of it.
+This module is light: it registers the plugin's objects by name, and imports none of them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ TOLERANCE = 0.02
 
 
 def _installed() -> bool:
-    """Whether llama-cpp-python is installed; without it the plugin registers nothing."""
+    """Return whether llama-cpp-python is installed; without it the plugin registers nothing."""
     return importlib.util.find_spec("llama_cpp") is not None
 
 
 @hookimpl
 def edgekit_register_quantizers(register: Register) -> None:
-    """Encode with ggml's own code."""
+    """Register encoders that call ggml's own code."""
     for kind in KINDS if _installed() else ():
         speed = 0.5 if kind in SLOWER else 10
         register(f"ggml:{kind}", f"edgekit_llamacpp.native:{kind}", claim="exact", speed=speed)
@@ -38,14 +38,14 @@ def edgekit_register_quantizers(register: Register) -> None:
 
 @hookimpl
 def edgekit_register_runtimes(register: Register) -> None:
-    """Run GGUF files."""
+    """Register the runtime of GGUF files."""
     if _installed():
         register("llamacpp", "edgekit_llamacpp.runtime:open_runtime", formats=("gguf",), speed=10, tolerance=TOLERANCE)
 
 
 @hookimpl
 def edgekit_register_devices(register: Register) -> None:
-    """List the devices of the installed build."""
+    """Register the report of the installed build's devices."""
     if _installed():
         register("llamacpp", "edgekit_llamacpp.devices:devices")
 

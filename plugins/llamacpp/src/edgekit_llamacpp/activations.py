@@ -2,10 +2,10 @@
 
 llama.cpp asks the callback about every node of its graph before computing it, and passes it the requested nodes
 afterwards. For a matrix product the first source is the weight, by its name in the file, and the second its input. The
-API has no function for a node's sources, so that the head of ``struct ggml_tensor`` is read here; that it lies where it
-is expected is checked on the first node against what the library says about it.
+API has no function for a node's sources, so the head of ``struct ggml_tensor`` is read here; its layout is verified on
+the first node against the library's functions.
 
-Products with matrices of experts (``GGML_OP_MUL_MAT_ID``) are not seen.
+Products with matrices of experts (``GGML_OP_MUL_MAT_ID``) are not measured.
 
 Source: ``ggml.h`` (struct ggml_tensor) of ggml 0.25.3; ``tools/imatrix/imatrix.cpp`` of llama.cpp does the same in C++.
 """
@@ -53,7 +53,7 @@ _Node._fields_ = (
 
 @functools.cache
 def _library() -> Any:
-    """``libggml-base``, with the functions that look at a tensor."""
+    """Return ``libggml-base``, with the functions that inspect a tensor."""
     library = native.library()
     for name, result, arguments in (
         ("ggml_get_name", ctypes.c_char_p, [ctypes.c_void_p]),
@@ -72,9 +72,9 @@ class Observer:
     """Sums the squared inputs of weight matrices while a context computes.
 
     Attributes:
-        outputs: whether to look at the matrix that makes the logits, too.
+        outputs: whether to measure the output matrix, too.
         sums: float64 [cols] by the matrix's name in the file.
-        callback: for ``llama_context_params.cb_eval``; it has to live as long as the context.
+        callback: for ``llama_context_params.cb_eval``; it must live as long as the context.
     """
 
     outputs: bool = False
@@ -87,7 +87,7 @@ class Observer:
         self.callback = llama().ggml_backend_sched_eval_callback(self._called)
 
     def failed(self) -> None:
-        """Raise the exception that the callback stored: none can be raised through C.
+        """Raise the exception that the callback stored, since exceptions cannot pass through C.
 
         Raises:
             PluginError: the installed library lays its tensors out otherwise.
@@ -136,7 +136,7 @@ def _check_layout(node: _Node) -> None:
 
 
 def _rows(node: _Node, pointer: Any) -> F32:
-    """A float32 tensor's values [rows, cols], from wherever it lies."""
+    """Return a float32 tensor's values [rows, cols], from any device."""
     library = _library()
     data = np.empty(library.ggml_nbytes(pointer), np.uint8)
     library.ggml_backend_tensor_get(pointer, data.ctypes.data, 0, data.nbytes)
@@ -171,7 +171,7 @@ def square_sums(loaded: Loaded, windows: Ints, outputs: bool, progress: Progress
 def _compute(context: Any, window: Ints) -> None:
     library = llama()
     library.llama_memory_clear(library.llama_get_memory(context), True)
-    # All outputs are wanted: the last layer computes nothing else.
+    # All outputs are needed: the last layer only computes those of the outputs.
     with batch_of([int(token) for token in window], 0, "all") as batch:
         code = library.llama_decode(context, batch)
     if code:

@@ -1,6 +1,6 @@
-"""What llama.cpp computes on: ggml's devices with their memory, and how many layers of a model fit them.
+"""ggml's devices with their memory, and the number of a model's layers that fit.
 
-ggml's C functions are called through the library that llama-cpp-python loads; its Python module has none of them.
+ggml's C functions are called through the library that llama-cpp-python loads; its Python module does not declare them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from edgekit_llamacpp.library import BUILD, features, llama
 
 #: ``enum ggml_backend_dev_type``: main memory; memory of its own; shares the main memory; helps the CPU (BLAS, AMX).
 _KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}
-#: Bytes of each device that stay free, for its driver and what llama.cpp computes in; llama.cpp's own ``--fit`` leaves
-#: as much.
+#: Bytes of each device that stay free, for its driver and llama.cpp's buffers; as llama.cpp's ``--fit``.
 MARGIN = 1 << 30
-#: Tokens that llama.cpp computes at once; their logits lie on the device.
+#: Tokens of a batch of llama.cpp; their logits are stored on the device.
 _BATCH = 512
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 
@@ -35,9 +34,9 @@ class Device:
 
     Attributes:
         name: ggml's, such as ``CUDA0``, ``Metal``, ``Vulkan1``, ``CPU``.
-        description: what the driver calls it.
+        description: the driver's name for it.
         kind: ``cpu``, ``gpu``, ``igpu`` (it shares the main memory) or ``accel`` (it helps the CPU).
-        free, total: bytes of memory; 0 where the backend does not say.
+        free, total: bytes of memory; 0 if the backend does not report them.
     """
 
     name: str
@@ -52,7 +51,7 @@ class Device:
 
 
 def list_devices() -> list[Device]:
-    """The devices that the installed build finds, from ``ggml_backend_dev_*``; empty if it lacks these functions.
+    """Return the devices of the installed build, from ``ggml_backend_dev_*``; empty if it lacks these functions.
 
     Raises:
         MissingPluginError: llama-cpp-python cannot be loaded.
@@ -81,10 +80,10 @@ def _device(handle: ctypes.c_void_p) -> Device:
 
 @functools.cache
 def _function(name: str, result: Any, *arguments: Any) -> Any:
-    """A C function of ggml, from the library that exports it.
+    """Return a C function of ggml, from the library that exports it.
 
     Raises:
-        AttributeError: none has.
+        AttributeError: no library exports it.
     """
     for library in _libraries():
         if hasattr(library, name):
@@ -104,17 +103,17 @@ def _libraries() -> tuple[Any, ...]:
 
 
 def accelerators(devices: Sequence[Device]) -> list[Device]:
-    """The devices that llama.cpp places layers on: all with their own memory; without one, the first that shares it."""
+    """Return the devices on which llama.cpp places layers: all with their own memory; else the first that shares it."""
     discrete = [device for device in devices if device.kind == "gpu"]
     return discrete or [device for device in devices if device.kind == "igpu"][:1]
 
 
 @attrs.frozen
 class Weight:
-    """What a model takes on a device, in bytes.
+    """The memory that a model needs on a device, in bytes.
 
     Attributes:
-        layers: each layer with its keys and values, the first first.
+        layers: each layer with its keys and values, in order.
         output: the output matrix, and the logits of a batch.
     """
 
@@ -123,7 +122,7 @@ class Weight:
 
     @classmethod
     def of(cls, artifact: Artifact, context: int, cache_bytes: float) -> Weight:
-        """Of a GGUF artifact with a context of so many tokens, whose keys and values take so many bytes each."""
+        """Return the sizes of a GGUF artifact, for a number of tokens and bytes per key or value."""
         layers: dict[int, int] = {}
         output = 0
         for name, tensor in artifact.tensors.items():
@@ -141,7 +140,7 @@ class Weight:
 
 
 def _cached_values(artifact: Artifact) -> int:
-    """Keys and values of a token in a layer; what could be at most where the family is not known."""
+    """Return the number of keys and values of a token in a layer; an upper bound if the family is unknown."""
     try:
         config = artifact.model.config
         return 2 * config.kv_heads * config.head_dim
@@ -151,10 +150,10 @@ def _cached_values(artifact: Artifact) -> int:
 
 
 def fitting_layers(devices: Sequence[Device], weight: Weight) -> int:
-    """How many layers, counted from the last, fit the devices' free memory; one more stands for the output matrix.
+    """Return how many layers, counted from the last, fit the free memory, plus one for the output matrix.
 
-    llama.cpp spreads the layers over devices in proportion to what is free. The output matrix goes with the first layer
-    that is moved, so it is counted from the first on. Where a device does not say what is free, everything is tried.
+    llama.cpp distributes the layers over devices in proportion to their free memory. The output matrix is moved with
+    the first layer, so it is always counted. If a device does not report its free memory, all layers are tried.
     """
     if not devices:
         return 0
@@ -170,7 +169,7 @@ def fitting_layers(devices: Sequence[Device], weight: Weight) -> int:
 
 
 def choose_layers(artifact: Artifact, context: int, cache_bytes: float) -> tuple[int, list[Device]]:
-    """The number of layers for ``gpu_layers="auto"`` here, and the devices; 0 and none without an accelerator."""
+    """Return the number of layers for ``gpu_layers="auto"`` and the devices; 0 and none without an accelerator."""
     if not llama().llama_supports_gpu_offload():
         return 0, []
     devices = accelerators(list_devices())
@@ -178,9 +177,9 @@ def choose_layers(artifact: Artifact, context: int, cache_bytes: float) -> tuple
 
 
 def devices() -> list[str]:
-    """A line for the CPU, one for each accelerator, and what ``gpu_layers="auto"`` does, for `edgekit doctor`."""
+    """Return lines for `edgekit doctor`: the CPU, each accelerator, and the effect of ``gpu_layers="auto"``."""
     listed = list_devices()
-    # ggml gives the whole main memory as free, so only its size is told.
+    # ggml reports the whole main memory as free, so only its size is shown.
     memory = next((f", {d.total / 1e9:.1f} GB" for d in listed if d.kind == "cpu" and d.total), "")
     cpu = " ".join(name for name, value in features().items() if value == "1")
     line = f"CPU: llama-cpp-python {version('llama-cpp-python')}, {cpu or 'no extensions'}{memory}"

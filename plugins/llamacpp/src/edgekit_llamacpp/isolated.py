@@ -1,8 +1,8 @@
 """The runtime in a child process, so that a crash of native code becomes an error.
 
-The two speak in frames over pipes: length (u32), JSON; and where the JSON says ``shape``, the bytes of a float32 array.
-Nothing is unpickled, so that a child compromised by a malicious file cannot execute code here. Streams are pulled: the
-child computes the next piece when it is asked for it, and an unused stream costs nothing.
+The processes exchange frames over pipes: length (u32), JSON; if the JSON has ``shape``, the bytes of a float32 array.
+Nothing is unpickled, so that a child compromised by a malicious file cannot execute code here. Streams are lazy: the
+child computes the next piece on request.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def receive(stream: IO[bytes]) -> tuple[dict[str, Any], F32 | None]:
     """Read a frame.
 
     Raises:
-        EOFError: the other side is gone, or says what no frame is.
+        EOFError: the other process has ended, or sent a malformed frame.
     """
     (length,) = struct.unpack("<I", _exactly(stream, 4))
     if length > _MESSAGE:
@@ -72,12 +72,12 @@ def _exactly(stream: IO[bytes], count: int) -> bytes:
 
 
 class IsolatedRuntime:
-    """`edgekit_llamacpp.runtime.LlamaCppRuntime` in a child process: the same answers, the same errors.
+    """`edgekit_llamacpp.runtime.LlamaCppRuntime` in a child process, with the same results and errors.
 
     It has the methods of `edgekit.runtime.Runtime`, and of those for chat, embeddings and tokens.
 
     Raises:
-        InvalidFileError: the child died while it loaded the model or computed with it.
+        InvalidFileError: the child died while loading the model or computing.
     """
 
     name = "llamacpp"
@@ -102,27 +102,27 @@ class IsolatedRuntime:
         """Tokens that the context holds."""
 
     def description(self) -> dict[str, Any]:
-        """How it computes, with what was chosen for it."""
+        """Return how it computes, with the chosen options."""
         message, _ = self._ask("description")
         return dict(message["value"])
 
     def logits(self, tokens: npt.ArrayLike) -> F32:
-        """Scores of every next token, float32 [n, vocab]."""
+        """Return the logits of every next token, float32 [n, vocab]."""
         return self._array("logits", tokens=np.asarray(tokens).tolist())
 
     def embed(self, text: Prompt) -> F32:
-        """The mean of the last layer's states over a text, float32 [width], of length 1."""
+        """Return the mean of the last layer's states over a text, float32 [width], of length 1."""
         return self._array("embed", text=prompt_given(text))
 
     def encode(self, text: str) -> list[int]:
-        """Cut a text into token ids, with what the model puts before every text."""
+        """Encode a text to token ids, with the model's BOS if it has one."""
         message, _ = self._ask("encode", text=text)
         return [int(token) for token in message["value"]]
 
     def prompt(
         self, messages: Messages | str, variables: Mapping[str, Any] | None = None, *, continue_final: bool = False
     ) -> str:
-        """What the model's chat template makes of messages."""
+        """Render messages with the model's chat template."""
         given = {"variables": variables and dict(variables), "continue_final": continue_final}
         message, _ = self._ask("prompt", messages=_plain(messages), **given)
         return str(message["value"])
@@ -250,7 +250,7 @@ class IsolatedRuntime:
 
 
 def _plain(messages: Messages | str) -> list[dict[str, Any]]:
-    """Messages as plain JSON values."""
+    """Return messages as plain JSON values."""
     return [dict(message) for message in conversation(messages)]
 
 
@@ -259,7 +259,7 @@ def _how(code: int) -> str:
 
 
 def _error(name: str, message: str, public: str | None = None) -> EdgekitError:
-    """The child's error, as an instance of its class."""
+    """Return the child's error, as an instance of its class."""
     kind: Any = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, EdgekitError):
         return kind(message, public=public)

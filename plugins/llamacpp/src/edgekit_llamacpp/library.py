@@ -17,18 +17,18 @@ from typing import Any
 from edgekit.errors import MissingPluginError, UsageError
 from edgekit.files.memory import refuse_shortage
 
-#: What builds llama-cpp-python for an accelerator, from its own README.
+#: Command that builds llama-cpp-python for an accelerator, from its README.
 BUILD = 'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir llama-cpp-python'
 _ERRORS = (3, 4)  # GGML_LOG_LEVEL_WARN, GGML_LOG_LEVEL_ERROR
-#: llama.cpp's own log: shown where this environment variable is set, else left to Python's logging under `LOG`.
+#: Environment variable that shows llama.cpp's log; else it goes to Python's logging under `LOG`.
 SHOW_LOG = "EDGEKIT_LLAMACPP_LOG"
 LOG = logging.getLogger("edgekit_llamacpp.native")
 LOG.addHandler(logging.NullHandler())  # without a handler Python would print its warnings
-#: ggml's log levels as Python's: what llama.cpp calls information is detail for who runs a model.
+#: ggml's log levels as Python's: llama.cpp's information is debug output for users.
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 _KEPT: list[Any] = []  # callbacks that C may call at any time
 _FORKED = (
-    "llama.cpp was used before this process was forked, and waits here for ever for threads that only the parent has; "
+    "llama.cpp was used before this process was forked, and would wait forever for threads that only the parent has; "
     "start the process with multiprocessing's method 'spawn', load the model in the child, or load it with isolate=True"
 )
 
@@ -44,7 +44,7 @@ _process = _Process()
 
 
 def llama() -> Any:
-    """``llama_cpp.llama_cpp``, the C functions, with the backends initialized.
+    """Return ``llama_cpp.llama_cpp``, the C functions, with the backends initialized.
 
     Raises:
         MissingPluginError: llama-cpp-python is not installed, or cannot be loaded.
@@ -55,12 +55,12 @@ def llama() -> Any:
 
 
 def copied() -> bool:
-    """Whether llama.cpp cannot be used in this process, because it was used before the process was forked."""
+    """Return whether llama.cpp cannot be used in this process, because it was used before the process was forked."""
     return _process.copied
 
 
 def refuse_copy() -> None:
-    """Raise `UsageError` where llama.cpp was used before this process was forked; its threads stayed in the parent."""
+    """Raise `UsageError` if llama.cpp was used before this process was forked; its threads exist in the parent only."""
     if _process.copied:
         raise UsageError(_FORKED)
 
@@ -89,9 +89,9 @@ def _loaded() -> Any:
 
 
 def hush(library: Any) -> None:
-    """Take llama.cpp's log from llama-cpp-python, which prints all of it; another listener is kept.
+    """Replace llama-cpp-python's log callback, which prints everything; any other callback is kept.
 
-    ggml has a logger of its own, which llama.cpp sets along with its own; both stay set while text is generated.
+    llama.cpp sets ggml's logger along with its own; both stay set while text is generated.
     """
     module: Any = importlib.import_module("llama_cpp._logger")
     current, data = library.llama_log_callback(), ctypes.c_void_p()
@@ -133,7 +133,7 @@ def quiet() -> Iterator[deque[str]]:
 
 
 def features() -> dict[str, str]:
-    """What the CPU code was built for, as ``llama_print_system_info`` says: ``AVX2`` to ``1``."""
+    """Return the CPU features of the build, as ``llama_print_system_info`` says: ``AVX2`` to ``1``."""
     text: str = llama().llama_print_system_info().decode()
     pairs = [pair.partition("=") for part in text.split("|") for pair in [part.rpartition(":")[2]] if "=" in pair]
     return {name.strip(): value.strip() for name, _, value in pairs}

@@ -1,4 +1,4 @@
-"""A model and its context in llama.cpp's memory: load, check, free; every failure a typed error."""
+"""A model and its context in llama.cpp's memory: loading, checks, release; failures are typed errors."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from edgekit.runtime import refuse_unknown_options
 from edgekit_llamacpp.devices import Device, accelerators, choose_layers, list_devices
 from edgekit_llamacpp.library import BUILD, copied, llama, quiet
 
-#: Context where the caller does not say: the model's own, but no more than this.
+#: Largest default context; the model's own if that is less.
 CONTEXT = 4096
-#: Tokens that llama.cpp computes at once.
+#: Tokens of a batch of llama.cpp.
 BATCH = 512
-#: ggml's number and the bytes of an element of what keys and values may be stored as.
+#: Types of keys and values: ggml's number, and bytes of an element.
 CACHES = {"F32": (0, 4.0), "F16": (1, 2.0), "Q8_0": (8, 34 / 32)}
 _MEAN = 1  # LLAMA_POOLING_TYPE_MEAN
 _NO_FLASH = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -46,8 +46,8 @@ class Options:
     """How a model is loaded.
 
     Attributes:
-        context: tokens that it can see; None takes the model's own, at most `CONTEXT`.
-        threads: None for as many as this process may use.
+        context: size in tokens; None takes the model's own, at most `CONTEXT`.
+        threads: number; None for all cores that this process may use.
         gpu_layers: layers to compute on an accelerator, counted from the last; -1 for all; ``"auto"`` for all that fit
             its free memory, which is 0 where the build or the machine has none.
         mmap: map the file instead of reading it.
@@ -100,12 +100,12 @@ class Loaded:
     """A model, its context and its adapters in llama.cpp's memory.
 
     Args:
-        artifact: a GGUF file, which edgekit's own reader has gone through when it was opened.
+        artifact: a GGUF file, which edgekit's reader has checked.
         options: how.
 
     Raises:
         UnsupportedModelError: llama.cpp does not run it: an unknown architecture, or no vocabulary in the file.
-        InvalidFileError: it lacks tensors, or they have other shapes than the architecture wants.
+        InvalidFileError: tensors are missing, or have other shapes than the architecture requires.
         MissingPluginError: acceleration is asked for that the installed build does not have.
         ResourceError: memory does not suffice for the context, or must not be locked.
     """
@@ -116,7 +116,7 @@ class Loaded:
         with self._free as stack:
             refuse_missing(artifact, options)
             self.gpu_layers, self.devices = _placed(artifact, options)
-            """Layers on an accelerator, the output matrix counted as one, and the devices that have them."""
+            """Return the number of layers on an accelerator, the output matrix counted as one, and the devices."""
             self._mapped = Mapped(artifact.files, _CUT) if options.mmap else None
             self.model = self._load(artifact, options)
             stack.callback(self._llama.llama_model_free, self.model)
@@ -133,7 +133,7 @@ class Loaded:
             self._free = stack.pop_all()
 
     def description(self) -> dict[str, Any]:
-        """How it computes, with what was chosen for it; see `edgekit.runtime.DescribedRuntime`."""
+        """Return how it computes, with the chosen options; see `edgekit.runtime.DescribedRuntime`."""
         moved = min(self.gpu_layers, self.layers)
         return {
             "device": ", ".join(map(str, self.devices)) if self.gpu_layers else "CPU",
@@ -163,7 +163,7 @@ class Loaded:
         """Refuse to compute with a mapped file that was truncated: reading the missing pages ends the process.
 
         Raises:
-            InvalidFileError: it was.
+            InvalidFileError: the file was truncated.
         """
         if self._mapped is not None:
             self._mapped.refuse_cut()
@@ -193,15 +193,15 @@ class Loaded:
         return model
 
     def new_context(self, size: int, *, embeddings: bool = False, observer: Any = None) -> Any:
-        """A context of that many tokens, with the adapters; the caller frees it.
+        """Return a new context, with the adapters; the caller frees it.
 
         Args:
-            size: tokens that it holds.
-            embeddings: whether it gives the mean of the last layer's states.
+            size: in tokens.
+            embeddings: whether it computes the mean of the last layer's states.
             observer: an evaluation callback; such a context computes all its tokens at once, as exactly as it can.
         """
         parameters = self._llama.llama_context_default_params()
-        whole = embeddings or observer  # a mean is over what is computed at once
+        whole = embeddings or observer  # the mean covers one batch
         step = size if whole else min(size, BATCH)
         parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = size, step, step
         parameters.n_seq_max, parameters.no_perf = 1, True
@@ -253,7 +253,7 @@ _CURE = "use a file that llama.cpp's own tools or edgekit wrote, or upgrade llam
 
 
 def _placed(artifact: Artifact, options: Options) -> tuple[int, list[Device]]:
-    """Layers to move to accelerators, and the accelerators."""
+    """Return the number of layers to move to accelerators, and the accelerators."""
     if options.gpu_layers == "auto":
         context = options.context or min(_trained(artifact), CONTEXT)
         return choose_layers(artifact, context, CACHES[options.cache][1])
@@ -263,7 +263,7 @@ def _placed(artifact: Artifact, options: Options) -> tuple[int, list[Device]]:
 
 
 def _trained(artifact: Artifact) -> int:
-    """The context that the model was trained with, as its metadata has it."""
+    """Return the context that the model was trained with, from its metadata."""
     value = artifact.config.get(f"{artifact.config.get('general.architecture')}.context_length")
     return value if isinstance(value, int) and value > 0 else CONTEXT
 
@@ -272,7 +272,7 @@ def set_load_mode(parameters: Any, options: Options) -> None:
     """Set how the file is read, in fields that the installed llama.cpp has: ctypes silently accepts any others.
 
     Raises:
-        PluginError: the installed llama-cpp-python has none that is known.
+        PluginError: the installed llama-cpp-python has no known field.
     """
     fields = {name for name, *_ in parameters._fields_}
     if "load_mode" in fields:  # LLAMA_LOAD_MODE_NONE, MMAP, MLOCK, MMAP_MLOCK
@@ -322,10 +322,10 @@ def refuse_memory(artifact: Artifact, context: int, cache: str = "F16", layers: 
         artifact: the model.
         context: tokens.
         cache: type of the keys and values.
-        layers: those that lie in the main memory; None for all.
+        layers: number in the main memory; None for all.
 
     Raises:
-        MemoryShortageError: says how many bytes it would take and how many there are.
+        MemoryShortageError: states how many bytes are needed and available.
     """
     try:
         config = artifact.model.config
@@ -341,7 +341,7 @@ def refuse_memory(artifact: Artifact, context: int, cache: str = "F16", layers: 
 
 
 def refuse_ambiguous(artifact: Artifact) -> None:
-    """Refuse a vocabulary with a token twice, for which llama.cpp ends the process.
+    """Raise if a vocabulary has a token twice, for which llama.cpp ends the process.
 
     Raises:
         InvalidFileError: names the token and its two ids.
@@ -358,7 +358,7 @@ def refuse_ambiguous(artifact: Artifact) -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes available without swapping; None if the system does not report them."""
+    """Return the bytes available without swapping; None if the system does not report them."""
     try:
         lines = Path("/proc/meminfo").read_text("ascii").splitlines()
     except OSError:
@@ -373,7 +373,7 @@ def _cores() -> int:
 
 @contextlib.contextmanager
 def batch_of(ids: Sequence[int], start: int, outputs: str) -> Iterator[Any]:
-    """A batch of tokens at consecutive positions.
+    """Yield a batch of tokens at consecutive positions.
 
     Args:
         ids: the tokens, at most `BATCH`.

@@ -1,15 +1,15 @@
 """ggml's own encoders, called in ``libggml-base`` of the installed llama-cpp-python.
 
-``ggml_quantize_chunk`` encodes rows of float32 to a type's blocks. It needs no model and no initialization, keeps no
-state but the tables of the IQ types (built once, under its own lock), and ctypes lets go of the interpreter's lock
-while it runs, so that threads encode side by side.
+``ggml_quantize_chunk`` encodes rows of float32 to a type's blocks. It needs no model and no initialization; its
+only state is the tables of the IQ types (built once, under its own lock). ctypes releases the interpreter's lock during
+the call, so that threads encode in parallel.
 
 Input on which the library would abort the process is refused before the call: IQ2_XXS, IQ2_XS and IQ1_S without an
-importance matrix, and values that drive the searches of the IQ types off their grids (not finite, or so large that a
-sum of squares is not).
+importance matrix, and values for which the searches of the IQ types leave their grids (not finite, or so large that a
+sum of squares overflows).
 
-The bytes are the reference's only where the library was compiled without fused multiply-add (the default on x86-64);
-so the first use of a type encodes a few rows with both and refuses a library that disagrees.
+The bytes equal the reference's only if the library was compiled without fused multiply-add (the default on x86-64);
+so the first use of a type encodes a few rows with both and refuses a library with other bytes.
 
 Source: ``ggml.h`` and ``ggml-quants.c`` of ggml 0.25.3, llama-cpp-python 0.3.36.
 """
@@ -36,11 +36,11 @@ from edgekit.typing import F32, U8, Array
 IDS = {kind: block_type.id for kind, block_type in (ggml.BLOCKS | ggml.GRIDS).items()}
 #: Types that abort the process without an importance matrix.
 NEED_IMPORTANCE = frozenset({"IQ2_XXS", "IQ2_XS", "IQ1_S"})
-#: Types that search a grid, and abort the process when they find no point on it.
+#: Types that search a grid, and abort the process if no point is found.
 GRIDS = frozenset(ggml.GRIDS)
-#: Largest magnitude that those are given: fourth powers of it, summed over a row, stay finite in float32.
+#: Largest magnitude for those types: the sum of fourth powers over a row is finite in float32.
 GRID_LIMIT = 1e8
-#: Rows that the first use of a type encodes twice.
+#: Rows that are encoded with both at the first use of a type.
 _PROBE_ROWS = 16
 _INSTALL = "pip install llama-cpp-python"
 
@@ -102,7 +102,7 @@ class NativeQuantizer:
         Raises:
             UsageError: the type needs an importance matrix, and there is none.
             NonFiniteError, ScaleOverflowError: values that would end the process.
-            ShapeError: the block does not divide the rows.
+            ShapeError: the rows are not a multiple of the block.
             MissingPluginError, PluginError: llama-cpp-python is not installed, or its library's bytes differ.
         """
         _refuse(self.kind, x, importance)
@@ -139,7 +139,7 @@ def quantize_chunk(kind: str, x: Array, importance: F32 | None = None) -> U8:
         raise UsageError(
             f"importance has shape {weights.shape}; one value for each of {rows.shape[1]} columns is needed"
         )
-    # Types that pad their blocks leave the padding alone, so it has to be zero.
+    # Types with padding do not write it, so it must be zero.
     out = np.zeros((rows.shape[0], rows.shape[1] // block.elements * block.nbytes), np.uint8)
     pointer = None if weights is None else weights.ctypes.data
     written = library().ggml_quantize_chunk(IDS[kind], rows.ctypes.data, out.ctypes.data, 0, *rows.shape, pointer)
@@ -153,7 +153,7 @@ def block_size(kind: str) -> BlockSize:
     """The block size of a type, from the library.
 
     Raises:
-        PluginError: it does not know the type, or calls it otherwise.
+        PluginError: the library lacks the type, or its number has another name.
     """
     traits = library().ggml_get_type_traits(IDS[kind]).contents
     if (traits.type_name or b"").decode().upper() != kind:
@@ -188,7 +188,7 @@ def _probe(kind: str) -> None:
 
 @functools.cache
 def library() -> Any:
-    """``libggml-base``, loaded without importing llama_cpp.
+    """Return ``libggml-base``, loaded without importing llama_cpp.
 
     Raises:
         MissingPluginError: llama-cpp-python is not installed, or its library cannot be loaded.
@@ -211,10 +211,10 @@ def library() -> Any:
 
 
 def library_path() -> Path:
-    """Where the installed ``libggml-base`` is; ``LLAMA_CPP_LIB_PATH`` overrides, as it does for llama_cpp.
+    """Return the path of the installed ``libggml-base``; ``LLAMA_CPP_LIB_PATH`` overrides it, as for llama_cpp.
 
     Raises:
-        MissingPluginError: nowhere.
+        MissingPluginError: it does not exist.
     """
     folder = _library_folder()
     names = {"win32": "ggml-base.dll", "darwin": "libggml-base.dylib"}
@@ -238,7 +238,7 @@ _QUANTIZERS = {kind: NativeQuantizer(kind) for kind in IDS}
 
 
 def __getattr__(kind: str) -> NativeQuantizer:
-    """Ggml's encoder of each block type, by its name."""
+    """Return ggml's encoder of a block type, by its name."""
     if kind in _QUANTIZERS:
         return _QUANTIZERS[kind]
     raise AttributeError(f"module {__name__!r} has no attribute {kind!r}; it has {', '.join(_QUANTIZERS)}")

@@ -1,8 +1,8 @@
 """Runs GGUF files with llama.cpp.
 
-The sampler, the stop texts and the checks are edgekit's own, so that every runtime means the same by the same
-arguments; llama.cpp cuts the text and computes. The keys and values of what was computed last are kept: a prompt that
-begins like the one before, a chat that goes on, starts where the two part.
+Sampling, stop texts and checks are edgekit's, so that the same arguments have the same effect in every runtime;
+llama.cpp tokenizes and computes. The keys and values of the last tokens are kept: a prompt with the same prefix, such
+as the next message of a chat, is only computed from the first different token.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def open_runtime(artifact: Artifact, *, isolate: bool | None = None, **options: 
 
 
 def _unknown(artifact: Artifact) -> bool:
-    """Whether edgekit cannot check the model's hyper-parameters and tokenizer; checks them where it can."""
+    """Return whether edgekit cannot check the model's hyper-parameters and tokenizer; checks them if it can."""
     try:
         _ = artifact.model, artifact.tokenizer
     except UnsupportedModelError:
@@ -59,7 +59,7 @@ def _unknown(artifact: Artifact) -> bool:
 
 
 def _ends(artifact: Artifact) -> frozenset[int]:
-    """The end tokens as edgekit reads them: some files name more than llama.cpp has keys for."""
+    """Return the end tokens from edgekit's reader: some files name more than llama.cpp has keys for."""
     try:
         tokenizer = artifact.tokenizer
     except UnsupportedModelError:
@@ -90,11 +90,11 @@ class LlamaCppRuntime(TextRuntime):
         return self._model().size
 
     def description(self) -> dict[str, Any]:
-        """How it computes: device, layers on it (what ``gpu_layers="auto"`` came to), context, threads."""
+        """Return how it computes: device, layers on it (the result of ``gpu_layers="auto"``), context, threads."""
         return self._model().description()
 
     def logits(self, tokens: npt.ArrayLike) -> F32:
-        """Scores of every next token, float32 [n, vocab], of token ids [n].
+        """Return the logits of every next token, float32 [n, vocab], for token ids [n].
 
         Raises:
             UsageError: no tokens, or ids outside the vocabulary.
@@ -109,7 +109,7 @@ class LlamaCppRuntime(TextRuntime):
     def tokens(
         self, prompt: Sequence[int], *, max_tokens: int | None = None, sampling: Sampling | None = None
     ) -> Iterator[int]:
-        """Continue a sequence of token ids, one at a time; never ends by itself before `max_tokens`.
+        """Continue a sequence of token ids, one at a time, up to `max_tokens`; end tokens do not stop it.
 
         Raises:
             UsageError, ContextOverflowError: as `logits`, of the prompt and `max_tokens` together.
@@ -133,10 +133,10 @@ class LlamaCppRuntime(TextRuntime):
     def square_sums(
         self, windows: npt.ArrayLike, *, outputs: bool = False, progress: Progress | None = None
     ) -> dict[str, F64]:
-        """What goes into each weight matrix, for an importance matrix; see `evaluation.calibration.CalibrationRuntime`.
+        """Measure the inputs of weight matrices; see `evaluation.calibration.CalibrationRuntime`.
 
         Raises:
-            PluginError: the installed llama-cpp-python lays out its tensors otherwise.
+            PluginError: the installed llama-cpp-python has another tensor layout.
         """
         rows = np.asarray(windows)
         for window in rows:
@@ -145,7 +145,7 @@ class LlamaCppRuntime(TextRuntime):
             return square_sums(self._model(), rows, outputs, progress)
 
     def embed(self, text: Prompt) -> F32:
-        """The mean of the last layer's states over a text or token ids, float32 [width], of length 1.
+        """Return the mean of the last layer's states over a text or token ids, float32 [width], of length 1.
 
         Raises:
             UsageError: an empty text, or no tokenizer.
@@ -171,7 +171,7 @@ class LlamaCppRuntime(TextRuntime):
         return self.unit(states)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Cut a text into token ids, with what the model puts before every text.
+        """Encode a text to token ids, with the model's BOS if it has one.
 
         Args:
             text: any Unicode text.
@@ -192,16 +192,16 @@ class LlamaCppRuntime(TextRuntime):
         add = not (special and self._special("bos") and text.startswith(self._special("bos")))
         ids = self._cut(loaded, data, add, special)
         ends = add and self._llama.llama_vocab_get_add_eos(loaded.vocab) and len(ids) > 1
-        return ids[:-1] if ends else ids  # the text is to go on
+        return ids[:-1] if ends else ids  # the text will be continued
 
     def refuse_too_long(self, text: str) -> None:
-        """As in every runtime, where edgekit can read the file's tokenizer; llama.cpp cuts those that it cannot."""
+        """Encode as every runtime if edgekit can read the file's tokenizer, else with llama.cpp's."""
         with contextlib.suppress(UnsupportedModelError, MissingPluginError):
             if self.artifact.tokenizer is not None:
                 super().refuse_too_long(text)
 
     def _cut(self, loaded: Loaded, data: bytes, add: bool, special: bool) -> list[int]:
-        """Token ids; a text may have more than bytes: SentencePiece writes a space in three."""
+        """Return token ids; there may be more than bytes, since SentencePiece's space has three."""
         size = len(data) + 8
         for _ in range(2):
             room = (ctypes.c_int32 * size)()
@@ -238,7 +238,7 @@ class LlamaCppRuntime(TextRuntime):
         return self._loaded
 
     def pieces(self, prompt: list[int], tokens: Iterator[int]) -> Iterator[str]:
-        """The text after the prompt in whole characters, as they come; ends where the model ends it."""
+        """Yield the text after the prompt in whole characters, until an end token."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token in tokens:
             if self.ends(token):
@@ -249,11 +249,11 @@ class LlamaCppRuntime(TextRuntime):
             yield rest
 
     def ends(self, token: int) -> bool:
-        """Whether a token ends a text: those that edgekit and those that llama.cpp know."""
+        """Return whether a token ends a text, according to edgekit or llama.cpp."""
         return token in self._ends or bool(self._llama.llama_vocab_is_eog(self._model().vocab, token))
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token stands for, of a special token its name."""
+        """Return the bytes of a token; of a special token its name."""
         return self._piece(token, special=True)
 
     def _piece(self, token: int, special: bool = False) -> bytes:
@@ -287,11 +287,11 @@ class LlamaCppRuntime(TextRuntime):
         return f"do not fit the context of {self.context}; {cure} or load with a larger context"
 
     def _last(self, ids: list[int]) -> F32:
-        """Logits [vocab] after the ids; computes only what the last call has not."""
+        """Return the logits [vocab] after the ids; computes only tokens that differ from the last call."""
         common = len(self._seen)
-        if ids[:common] != self._seen:  # comparing lists at once is what makes a token cheap
+        if ids[:common] != self._seen:  # comparing whole lists keeps a token cheap
             common = next((i for i, (a, b) in enumerate(zip(ids, self._seen, strict=False)) if a != b), len(ids))
-        reused = min(common, len(ids) - 1)  # the last is always computed: its logits are wanted
+        reused = min(common, len(ids) - 1)  # the last is always computed, for its logits
         self._forget(reused)
         *_, logits = self._decode(ids[len(self._seen) :], "last")
         last: F32 = logits[-1]
@@ -306,7 +306,7 @@ class LlamaCppRuntime(TextRuntime):
         del self._seen[length:]
 
     def _decode(self, ids: list[int], outputs: str) -> Iterator[F32]:
-        """Compute tokens that follow those seen; logits [tokens or 1, vocab] of each batch."""
+        """Compute further tokens; yields the logits [tokens or 1, vocab] of each batch."""
         loaded = self._model()
         step = loaded.batch
         for start in range(0, len(ids), step):

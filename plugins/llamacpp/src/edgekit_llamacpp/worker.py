@@ -1,4 +1,4 @@
-"""The child process of `edgekit_llamacpp.isolated`: answers frames on stdin until there are no more."""
+"""The child process of `edgekit_llamacpp.isolated`: answers frames on stdin until the end of input."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ class Worker:
         self.streams: dict[int, Generation | Reply] = {}
 
     def load(self, path: str, options: dict[str, Any]) -> int:
-        """Open and load; gives the tokens that the context holds."""
+        """Open and load the model; returns the size of the context."""
         self.model = LlamaCppRuntime(open_artifact(path), Options.of(**options))
         return self.model.context
 
     def description(self) -> dict[str, Any]:
-        """As the runtime's."""
+        """Return the runtime's description."""
         return self.model.description()
 
     def logits(self, tokens: list[int]) -> Any:
-        """As the runtime's."""
+        """Return the runtime's result."""
         return self.model.logits(tokens)
 
     def embed(self, text: str | list[int]) -> Any:
-        """As the runtime's."""
+        """Return the runtime's result."""
         return self.model.embed(text)
 
     def encode(self, text: str) -> list[int]:
-        """As the runtime's."""
+        """Return the runtime's result."""
         return self.model.encode(text)
 
     def decode(self, tokens: list[int]) -> str:
@@ -54,7 +54,7 @@ class Worker:
         return [score.to_dict() for score in self.model.scores(tokens, logprobs)]
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        """As the runtime's."""
+        """Return the runtime's result."""
         return self.model.prompt(messages, **options)
 
     def begin(self, number: int, kind: str, arguments: dict[str, Any]) -> int:

@@ -264,18 +264,19 @@ class MlxRuntime(TextRuntime):
             common = next((i for i, (a, b) in enumerate(zip(ids, self._seen, strict=False)) if a != b), len(ids))
         self._forget(min(common, len(ids) - 1))  # the last is always computed: its logits are wanted
         module, mx = self._model().module, core()
-        left, scores = ids[len(self._seen) :], None
         try:
-            for start in range(0, len(left), STEP):
-                part = left[start : start + STEP]
-                scores = module(mx.array([part]), cache=self._cache)[:, -1, :]
-                mx.eval(scores)
+            *before, last = ids[len(self._seen) :]
+            for start in range(0, len(before), STEP):
+                part = before[start : start + STEP]
+                module(mx.array([part]), cache=self._cache)
+                mx.eval([layer.state for layer in self._cache])  # their keys and values; no logits are computed
                 self._seen += part
+            scores: F32 = self._float32(module(mx.array([[last]]), cache=self._cache))[0, -1]
+            self._seen.append(last)
         except BaseException:
             self._cache, self._seen = [], []
             raise
-        last: F32 = self._float32(scores)[0]
-        return last
+        return scores
 
     def _forget(self, kept: int) -> None:
         """Drop the keys and values of all but the first tokens; all of them where the cache cannot drop some."""

@@ -1,6 +1,6 @@
 """Exact vector kernels for edgekit: the reference's bytes, many blocks at a time.
 
-This module is light: it names what the plugin brings, and imports none of it.
+This module is light: it registers the plugin's objects by name, and imports none of them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GROUPED = tuple(
 
 @hookimpl
 def edgekit_register_quantizers(register: Register) -> None:
-    """Encoders that give the reference's bytes; the fastest there are."""
+    """Register encoders with the reference's bytes, the fastest available."""
     for kind in KINDS:
         register(f"ggml:{kind}", f"edgekit_numba.encoders:{kind}", claim="exact", speed=100)
     for name in GROUPED:
@@ -41,13 +41,13 @@ def edgekit_register_quantizers(register: Register) -> None:
 
 @hookimpl
 def edgekit_register_devices(register: Register) -> None:
-    """What the kernels are compiled for."""
+    """Register the report of the processor for which kernels are compiled."""
     register("numba", "edgekit_numba.warm:devices")
 
 
 @hookimpl
 def edgekit_register_commands(register: Register) -> None:
-    """Compile everything ahead of the first use."""
+    """Register ``edgekit warm``, which compiles all kernels before their first use."""
     register("warm", "edgekit_numba.warm:command")
 
 

@@ -1,4 +1,4 @@
-"""From vector code to a function: LLVM compiles it for this processor, once; the machine code is kept.
+"""Compiles vector code to functions for this processor with LLVM, once; the machine code is cached.
 
 The compiler is llvmlite, which numba is built on; numba itself would take a second to import and adds nothing that
 vector code needs. ``NUMBA_CPU_NAME`` and ``NUMBA_CPU_FEATURES`` choose another processor, as they do for numba.
@@ -30,18 +30,18 @@ Kernel = Callable[..., Any]
 
 _LOG = logging.getLogger("edgekit.numba")
 _LOCK = threading.RLock()
-_SLOW = 1.0  # seconds of compiling after which it is worth a line
+_SLOW = 1.0  # seconds of compiling after which it is logged
 _FOLDER = Path(__file__).parent
 
 
 @attrs.frozen
 class Processor:
-    """What code is made for.
+    """The processor for which code is compiled.
 
     Attributes:
-        name: LLVM's name of it.
+        name: LLVM's name of the processor.
         features: LLVM's list, ``+avx2,-avx512f,...``.
-        lanes: blocks that are worked on together.
+        lanes: blocks that are processed together.
     """
 
     name: str
@@ -50,17 +50,17 @@ class Processor:
 
     @property
     def instruction_set(self) -> str:
-        """The widest one that kernels use."""
+        """The widest instruction set that kernels use."""
         return {16: "AVX-512", 8: "AVX2", 4: "SSE2 or NEON"}[self.lanes]
 
 
 @functools.cache
 def llvm() -> Any:
-    """The binding of llvmlite, initialized.
+    """Return llvmlite's binding, initialized.
 
     Raises:
-        MissingPluginError: it cannot be imported; names the cure.
-        MemoryShortageError: there is no memory to import it.
+        MissingPluginError: llvmlite cannot be imported; names the cure.
+        MemoryShortageError: memory does not suffice for the import.
     """
     try:
         import llvmlite.binding as binding
@@ -77,7 +77,7 @@ def llvm() -> Any:
 
 @functools.cache
 def processor() -> Processor:
-    """The processor that code is made for."""
+    """Return the processor for which code is compiled."""
     name = os.environ.get("NUMBA_CPU_NAME") or llvm().get_host_cpu_name()
     features = os.environ.get("NUMBA_CPU_FEATURES")
     if features is None:
@@ -86,7 +86,7 @@ def processor() -> Processor:
 
 
 def lanes(name: str, features: str) -> int:
-    """How many float32 a register of that processor holds."""
+    """Return the number of float32 values in a register of a processor."""
     listed = features.split(",")
     if {"+avx512f", "-avx512f"}.isdisjoint(listed) or {"+avx", "-avx"}.isdisjoint(listed):
         return _lanes_in_use(name, features)
@@ -94,7 +94,7 @@ def lanes(name: str, features: str) -> int:
 
 
 def _lanes_in_use(name: str, features: str) -> int:
-    """The same, asking LLVM what it would use; that takes 15 MB of memory."""
+    """Return that number as LLVM would choose it, which takes 15 MB of memory."""
     machine = target_machine(name, features)
     probe = "define <16 x float> @f(<16 x float> %a) { %b = fadd <16 x float> %a, %a ret <16 x float> %b }"
     assembly = machine.emit_assembly(llvm().parse_assembly(_wide(probe)))
@@ -102,19 +102,19 @@ def _lanes_in_use(name: str, features: str) -> int:
 
 
 def target_machine(name: str, features: str) -> Any:
-    """LLVM's code generator for a processor."""
+    """Return LLVM's code generator for a processor."""
     target = llvm().Target.from_default_triple()
     return target.create_target_machine(cpu=name, features=features, opt=2, reloc="pic", codemodel="jitdefault")
 
 
 def _wide(assembly: str) -> str:
-    """Let registers of 512 bits be used where they are; LLVM shuns them on some processors."""
+    """Use registers of 512 bits if there are any; LLVM avoids them on some processors."""
     head, brace, body = assembly.partition("{")
     return f'{head}"min-legal-vector-width"="512" "prefer-vector-width"="512" {brace}{body}'
 
 
 def optimized(text: str, machine: Any) -> Any:
-    """Parse and simplify a module; without fast-math nothing that changes a bit."""
+    """Parse and optimize a module; without fast-math, results do not change."""
     module = llvm().parse_assembly(text)
     module.verify()
     options = llvm().create_pipeline_tuning_options(speed_level=2)
@@ -126,7 +126,7 @@ def optimized(text: str, machine: Any) -> Any:
 
 
 def assembly(emit: Callable[[int], str], target: Processor | None = None) -> str:
-    """The assembly of a kernel, for reading."""
+    """Return the assembly of a kernel, for inspection."""
     target = target or processor()
     machine = target_machine(target.name, target.features)
     return str(machine.emit_assembly(optimized(emit(target.lanes), machine)))
@@ -140,7 +140,7 @@ def _engine() -> Any:
 
 
 def compiled(name: str, emit: Callable[[int], str], arguments: tuple[Any, ...]) -> Kernel:
-    """The function `name` of the module that `emit` writes for so many lanes; calling it releases the GIL."""
+    """Return the function `name` of the module that `emit` writes for a number of lanes; a call releases the GIL."""
     with _LOCK:
         engine = _engine()
         engine.add_object_file(llvm().ObjectFileRef.from_data(_object(name, emit)))
@@ -170,7 +170,7 @@ def _compile(name: str, emit: Callable[[int], str]) -> bytes:
 
 
 def _keep(file: Path, data: bytes) -> None:
-    """Write a file under its name only when it is whole; where that is not possible, compile again next time."""
+    """Write a file atomically; if that is impossible, the next process compiles again."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=file.parent)
@@ -185,7 +185,7 @@ def _keep(file: Path, data: bytes) -> None:
 
 @functools.cache
 def cache() -> Path:
-    """Where machine code is kept, a folder for each plugin version, compiler and processor."""
+    """Return the cache directory of machine code, one for each plugin version, compiler and processor."""
     root = os.environ.get("EDGEKIT_NUMBA_CACHE")
     base = Path(root) if root else _user_cache() / "edgekit" / "numba"
     target = processor()
@@ -203,7 +203,7 @@ def _user_cache() -> Path:
 
 
 def _source_hash() -> str:
-    """The plugin's version, as its code: an installation that was changed in place must not find old kernels."""
+    """Return a hash of the plugin's code, so that a changed installation does not use old kernels."""
     files = sorted(_FOLDER.glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 

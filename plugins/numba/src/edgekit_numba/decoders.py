@@ -1,4 +1,4 @@
-"""Decoders: the elements of one block side by side, since none depends on another; sixteen at a time."""
+"""Decoders: elements of a block are independent and are computed in vectors, sixteen at a time."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ _E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # doubled
 
 
 class Block:
-    """A block in memory: its fields as vectors, and where its values go."""
+    """A block in memory: its fields as vectors, and the address of its values."""
 
     def __init__(self, code: Code, pointer: Any, values: Any) -> None:
         self.code, self._pointer, self._values = code, pointer, values
 
     def bytes(self, at: int) -> Vector:
-        """Sixteen bytes from byte `at`, one an element."""
+        """Return sixteen bytes from byte `at`, one for each element."""
         place = self.code.builder.gep(self._pointer, [self.code.index(at)])
         packed = self.code.builder.load(self.code.builder.bitcast(place, self.code.type(I8).as_pointer()), align=1)
         return Vector(self.code, self.code.builder.zext(packed, self.code.type(I32)))
 
     def byte(self, at: int) -> Vector:
-        """Byte `at`, for every element."""
+        """Return byte `at`, for every element."""
         return self._scalar(at, I8)
 
     def half(self, at: int) -> Vector:
-        """The float16 at byte `at`, for every element."""
+        """Return the float16 at byte `at`, for every element."""
         return from_half(self._scalar(at, ir.IntType(16)))
 
     def word(self, at: int) -> Vector:
-        """The 32 bits at byte `at`, for every element."""
+        """Return the 32 bits at byte `at`, for every element."""
         return self._scalar(at, I32)
 
     def _scalar(self, at: int, type_: Any) -> Vector:
@@ -49,13 +49,13 @@ class Block:
         return self.code.broadcast(scalar if type_ == I32 else builder.zext(scalar, I32))
 
     def set(self, first: int, values: Vector) -> None:
-        """Write elements `first` and on."""
+        """Write elements from `first` on."""
         place = self.code.builder.gep(self._values, [self.code.index(first)])
         pointer = self.code.builder.bitcast(place, values.value.type.as_pointer())
         self.code.builder.store(values.value, pointer, align=4)
 
     def planes(self, at: int, groups: int, planes: int, bits: int, count: int) -> Iterator[tuple[int, Vector]]:
-        """Unpack `count` codes packed as `edgekit_numba.layout.planes` does; gives (first element, sixteen codes)."""
+        """Unpack `count` codes packed as `edgekit_numba.layout.planes` does; yields (first element, sixteen codes)."""
         width = count // groups // planes
         for group in range(groups):
             for start in range(0, width, _WIDE):
@@ -65,12 +65,12 @@ class Block:
 
 
 def _signed(v: Vector) -> Vector:
-    """Bytes with their sign."""
+    """Sign-extend bytes."""
     return ((v + 128) & 0xFF) - 128
 
 
 def _one_of(code: Vector, values: Sequence[float]) -> Vector:
-    """The value of a 4-bit code."""
+    """Return the value of a 4-bit code."""
     level = [code.code.f32(v) for v in values]
     for bit in range(4):
         odd = (code & (1 << bit)) != 0
@@ -85,7 +85,7 @@ def _q8_0(block: Block) -> None:
 
 
 def _legacy(block: Block, affine: bool, fifth: bool) -> None:
-    """Q4_0, Q4_1, Q5_0, Q5_1."""
+    """Decode Q4_0, Q4_1, Q5_0 and Q5_1."""
     d, at = block.half(0), 4 if affine else 2
     for first, q in block.planes(at + 4 * fifth, 1, 2, 4, 32):
         if fifth:
@@ -97,7 +97,7 @@ def _legacy(block: Block, affine: bool, fifth: bool) -> None:
 
 
 def _six_bit(block: Block, fifth: bool) -> None:
-    """Q4_K and Q5_K."""
+    """Decode Q4_K and Q5_K."""
     grids = [_six_bit_grid(block, sub) for sub in range(8)]
     for first, q in block.planes(48 if fifth else 16, 4, 2, 4, 256):
         sub = first // 32
@@ -182,7 +182,7 @@ def _tq1_0(block: Block) -> None:
 
 
 def _digit(rest: Vector) -> Vector:
-    """The top ternary digit of the low 8 bits, less 1, as float32."""
+    """Return the top ternary digit of the low 8 bits, minus 1, as float32."""
     rest = rest & 0xFF
     return ((rest > 85).ones() + (rest > 170).ones() - 1).to_float()
 
@@ -216,7 +216,7 @@ class Decoder:
     body: Callable[[Block], None]
 
     def __call__(self, lanes: int) -> str:
-        """LLVM's text of the module; elements, not blocks, are the lanes here."""
+        """Return LLVM's text of the module; each lane is an element, not a block."""
         with function(self.name, [I8.as_pointer(), F32.as_pointer(), I64], _WIDE) as (code, arguments):
             blocks, values, count = arguments
             with code.loop(count) as block:
@@ -226,7 +226,7 @@ class Decoder:
 
 
 def emitters() -> list[Decoder]:
-    """The kernels of this module."""
+    """Return the kernels of this module."""
     return [Decoder(f"{kind}_decode", *body) for kind, body in _BODIES.items()]
 
 

@@ -1,8 +1,8 @@
 """Types without a sum: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and MXFP4 with its elements side by side.
 
-A largest or smallest element is the same in any order, so nothing forbids working inside a block. As many blocks as
-there are lanes are gone through twice: once for the largest and the smallest elements, from which the scales are
-computed, a block in each lane; and once for the codes, an element in each lane. A type is a `Kind`.
+The largest and smallest elements do not depend on the order, so vectors may hold elements of one block. A group of as
+many blocks as lanes is read twice: once for the largest and the smallest elements, from which the scales are computed
+with a block in each lane; and once for the codes, with an element in each lane. A type is a `Kind`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ Elements = Sequence[Vector]
 
 @attrs.frozen
 class Fit:
-    """What the survey of the blocks decides, a block in each lane.
+    """The result of the first pass, a block in each lane.
 
     Attributes:
-        numbers: what coding an element takes.
-        largest: the bits of the largest magnitude; more than those of any float32 where there is no number.
-        odd: which blocks are left to the reference.
+        numbers: parameters for encoding an element.
+        largest: bits of the largest magnitude; above those of any finite float32 if there is a NaN or infinity.
+        odd: blocks that the reference must encode.
     """
 
     numbers: tuple[Vector, ...]
@@ -49,12 +49,12 @@ class Fit:
 
 @attrs.frozen
 class Kind:
-    """A type.
+    """A block type.
 
     Attributes:
         bytes: of a block.
         fit: writes the scales of a group of blocks.
-        code: an element and the numbers of its block to its code, int32.
+        code: returns the int32 code of an element, given the numbers of its block.
         pack: writes the codes of a block.
     """
 
@@ -92,7 +92,7 @@ class Block:
 
 
 class Numbers:
-    """Numbers in memory, one a block: written one by one, read together, or each for all elements of its block."""
+    """Numbers in memory, one per block: written one by one, read together, or broadcast to the elements of a block."""
 
     def __init__(self, vector: Vector) -> None:
         element = vector.value.type.element
@@ -105,31 +105,31 @@ class Numbers:
         self.code.builder.store(number, self.code.builder.gep(self._first, [lane]))
 
     def one(self, lane: Any) -> Vector:
-        """The number of one block, in every lane."""
+        """Return the number of one block, in every lane."""
         return self.code.broadcast(self.code.builder.load(self.code.builder.gep(self._first, [lane])))
 
     def get(self) -> Vector:
-        """All of them, a block in each lane."""
+        """Return all numbers, a block in each lane."""
         return self._rows[0]
 
 
 class Group:
-    """As many blocks as there are lanes."""
+    """A group of as many blocks as lanes."""
 
     def __init__(self, code: Code, pointer: Any) -> None:
         self.code, self._pointer = code, pointer
 
     def elements(self, block: Any) -> list[Vector]:
-        """The elements of a block."""
+        """Return the elements of a block."""
         pointer = self.code.builder.gep(self._pointer, [self.code.scaled(block, SIZE)])
         return [self.code.load(pointer, k) for k in range(0, SIZE, self.code.lanes)]
 
     def largest(self) -> Vector:
-        """The bits of the largest magnitude of each block; magnitudes compare as their bits do."""
+        """Return the bits of the largest magnitude of each block; magnitudes compare as their bits."""
         return self._across(lambda bits: bits & _MAGNITUDE, higher)
 
     def extremes(self) -> tuple[Vector, Vector]:
-        """The bits of the smallest and of the largest element of each block, -0 below 0."""
+        """Return the bits of the smallest and the largest element of each block, -0 below 0."""
         return _in_order(self._across(_in_order, lower)), _in_order(self._across(_in_order, higher))
 
     def _across(self, key: Callable[[Vector], Vector], pick: Pick) -> Vector:
@@ -137,7 +137,7 @@ class Group:
         return across(blocks, pick)
 
     def sign_of_first(self, magnitude: Vector, where: Vector) -> Vector:
-        """The sign bit of each block's first element of that magnitude, given as bits; only for the blocks `where`."""
+        """Return the sign bit of each block's first element of a magnitude (bits); only for the blocks `where`."""
         code, signs, magnitudes = self.code, Numbers(self.code.i32(0)), Numbers(magnitude)
         with code.where_any(where), code.loop(code.lanes) as lane:
             bits, target = [v.bits() for v in self.elements(lane)], magnitudes.one(lane)
@@ -157,7 +157,7 @@ class Emitter:
     kind: Kind
 
     def __call__(self, lanes: int) -> str:
-        """LLVM's text of the module."""
+        """Return LLVM's text of the module."""
         pointers = [F32.as_pointer(), I8.as_pointer(), I8.as_pointer(), I64]
         with function(self.name, pointers, lanes) as (code, arguments), code.loop(arguments[3]) as group:
             self._group(code, arguments, code.scaled(group, lanes))
@@ -177,7 +177,7 @@ class Emitter:
 
 
 def _in_order(bits: Vector) -> Vector:
-    """Bits of floats to integers that compare as the floats do, -0 below 0; and back."""
+    """Convert bits of floats to integers that compare as the floats, -0 below 0; or back."""
     return select(bits < 0, bits ^ _MAGNITUDE, bits)
 
 
@@ -248,7 +248,7 @@ def _code_mxfp4(v: Vector, half_scale: Vector) -> Vector:
 
 
 def _round_up_from() -> npt.NDArray[np.int32]:
-    """For each biased exponent, the mantissa from which the logarithm, rounded to float32, is the next integer."""
+    """Return, for each biased exponent, the least mantissa whose logarithm, rounded to float32, is the next integer."""
     mantissas = np.arange(0x7FFF00, 0x800000, dtype=np.uint32)
     thresholds = np.full(256, 0x800000, np.int32)
     for exponent in range(1, 255):
@@ -278,7 +278,7 @@ KINDS = {
 
 
 def emitters() -> list[Emitter]:
-    """The kernels of this module."""
+    """Return the kernels of this module."""
     return [Emitter(name, kind) for name, kind in KINDS.items()]
 
 

@@ -1,7 +1,7 @@
-"""`edgekit.encoding.Quantizer` for each block type: the kernels encode the blocks, the reference those that they leave.
+"""`edgekit.encoding.Quantizer` for each block type: kernels encode the blocks, the reference those that kernels skip.
 
-A kernel leaves a block to the reference where C's conversions are undefined or a scale overflows: infinities and
-NaN, and steps so small that their reciprocal is infinite. Such rows are rare and encoded anew as a whole.
+A kernel skips a block if C's conversions are undefined or a scale overflows: infinities and NaN, and steps so small
+that their reciprocal is infinite. Such rows are rare; the reference encodes them.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _PROVED = ("x86_64", "amd64")
 
 
 def require() -> None:
-    """Refuse a platform on which the kernels cannot run or are not tested.
+    """Raise on a platform on which the kernels cannot run or are not tested.
 
     Raises:
-        MissingPluginError: says why, and what to do.
+        MissingPluginError: states the reason and the cure.
     """
     machine = platform.machine().lower()
     if machine not in _PROVED and os.environ.get("EDGEKIT_NUMBA_UNPROVED") != "1":
@@ -76,12 +76,12 @@ class Encoder:
         return {"blocks": blocks}
 
     def encode_checked(self, x: Narrow, importance: F32 | None = None) -> Mapping[str, Array] | None:
-        """As `encode`, or None where a block is not the kernel's own work or holds magnitudes above 65504."""
+        """Encode as `encode`; None if the kernel skips a block or a magnitude is above 65504."""
         blocks, flags = self._encode(x, importance)
         return None if flags.any() else {"blocks": blocks}
 
     def _encode(self, x: Narrow, importance: F32 | None) -> tuple[U8, U8]:
-        """Blocks [rows, bytes], and the kernel's flags [rows, blocks]."""
+        """Return blocks [rows, bytes], and the kernel's flags [rows, blocks]."""
         weights = self._weights(x, importance)
         blocks = x.reshape(-1, TYPES[self.kind].SIZE)
         out = np.empty((len(blocks), TYPES[self.kind].LAYOUT.itemsize), np.uint8)
@@ -113,7 +113,7 @@ class Encoder:
             self._run_float32(rows, out[part], flags[part], weights, first + part.start)
 
     def _run_float32(self, x: F32, out: U8, flags: U8, weights: _Weights | None, first: int) -> None:
-        """Encode blocks [blocks, n]; the last group is filled up with zeros."""
+        """Encode blocks [blocks, n]; the last group is padded with zeros."""
         kernel = library.kernel(self.kind if weights is None else f"{self.kind}_weighted")
         whole = len(x) // processor().lanes * processor().lanes
         if whole:
@@ -130,7 +130,7 @@ class _Weights:
     """An importance matrix as kernels read it.
 
     Attributes:
-        columns: the importance of a row's columns, again and again for as many blocks as there are lanes.
+        columns: the importance of a row's columns, repeated for as many blocks as lanes.
         power: mean of x² over the row, for each block.
         per_row: blocks of a row.
     """
@@ -140,7 +140,7 @@ class _Weights:
     per_row: int
 
     def arguments(self, first: int, count: int) -> tuple[list[Any], list[int]]:
-        """The arrays and numbers for blocks `first` and on."""
+        """Return the arguments for blocks from `first` on."""
         power = padded(self.power[first : first + count], count)
         return [self.columns, power], [self.per_row, first % self.per_row]
 
@@ -158,9 +158,9 @@ def _call(kernel: Any, x: F32, out: U8, flags: U8, weights: _Weights | None, fir
 
 
 def pieces(x: Narrow) -> Iterator[tuple[slice, F32]]:
-    """Blocks [blocks, n] of any type as float32: some whole groups of lanes at a time, in memory that is used again.
+    """Yield blocks [blocks, n] of any type as float32, whole groups of lanes at a time, in a buffer that is reused.
 
-    float32 comes as a whole, uncopied.
+    float32 is yielded as a whole, without a copy.
     """
     if x.dtype == np.float32:
         yield slice(0, len(x)), x
@@ -180,7 +180,7 @@ def widened(x: Narrow, into: F32) -> F32:
 
 
 def padded(v: Array, length: int) -> Array:
-    """The array with zeros behind it, `length` long; unchanged if it has that length."""
+    """Return an array padded with zeros to `length`; unchanged if it has that length."""
     if len(v) == length:
         return v
     longer = np.zeros((length, *v.shape[1:]), v.dtype)
@@ -205,14 +205,14 @@ def in_parts(job: Callable[[slice], Any], blocks: Narrow) -> None:
 
 
 def _parts(count: int, size: int) -> Iterator[slice]:
-    """Slices of whole groups of lanes of about `PART` elements."""
+    """Return slices of whole groups of lanes of about `PART` elements."""
     step = max(1, PART // size // 16) * 16
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
 
 
 def row_power(x: F32) -> F32:
-    """The mean of x² over each row [rows], summed one float32 after the other."""
+    """Return the mean of x² over each row [rows], summed sequentially in float32."""
     lanes, kernel = processor().lanes, library.kernel("row_power")
     power = np.empty(-(-len(x) // lanes) * lanes, np.float32)
     whole = len(x) // lanes * lanes
@@ -227,7 +227,7 @@ def _encoder(kind: str) -> Encoder:
 
 
 def __getattr__(name: str) -> Encoder:
-    """The encoder of a block type, by its name."""
+    """Return the encoder of a block type, by its name."""
     if name not in edgekit_numba.KINDS:
         raise AttributeError(name)
     require()

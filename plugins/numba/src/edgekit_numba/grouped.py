@@ -25,13 +25,13 @@ _OPENVINO_EPS = 2.0**-23
 
 @attrs.frozen
 class Fit:
-    """What a group's extremes decide.
+    """The parameters of groups, from their extremes.
 
     Attributes:
         scale: of the codes.
         second: the bias or the zero point, as float32.
-        odd: which groups are left to the reference.
-        code: gives the code of an element as int32, all higher bits zero.
+        odd: groups that the reference must encode.
+        code: returns the code of an element as int32, all higher bits zero.
     """
 
     scale: Vector
@@ -40,12 +40,12 @@ class Fit:
     code: Callable[[Vector], Vector]
 
 
-#: Smallest, largest and first element of a group to its fit.
+#: Function from the smallest, largest and first element of a group to its fit.
 Fitter = Callable[[Vector, Vector, Vector], Fit]
 
 
 def mlx(low: Vector, high: Vector, first: Vector, bits: int) -> Fit:
-    """MLX's affine quantization, float32 throughout."""
+    """Return MLX's affine fit, in float32."""
     top = (1 << bits) - 1
     at_bottom = abs(low) > abs(high)
     step = (high - low) / top
@@ -59,7 +59,7 @@ def mlx(low: Vector, high: Vector, first: Vector, bits: int) -> Fit:
 
 
 def openvino_symmetric(low: Vector, high: Vector, first: Vector, bits: int) -> Fit:
-    """NNCF's signed scales; codes in two's complement, of 2 bits plus 2."""
+    """Return NNCF's symmetric fit: signed scales; codes in two's complement, 2-bit codes plus 2."""
     half = 1 << (bits - 1)
     scale = select(~(abs(low) < high), abs(low), -high) / half
     scale = select(abs(scale) < _OPENVINO_EPS, _OPENVINO_EPS, scale)
@@ -74,7 +74,7 @@ def _openvino_code(v: Vector, scale: Vector, half: int, shift: int, mask: int) -
 
 
 def openvino_asymmetric(low: Vector, high: Vector, first: Vector, bits: int) -> Fit:
-    """NNCF's zero points; the sum with them is rounded before the code is."""
+    """Return NNCF's asymmetric fit: the sum with the zero point is rounded before the code."""
     top = (1 << bits) - 1
     low, high = select(low < 0, low, 0), select(high > 0, high, 0)
     scale = (high - low) / top
@@ -84,7 +84,7 @@ def openvino_asymmetric(low: Vector, high: Vector, first: Vector, bits: int) -> 
 
 
 def onnx(low: Vector, high: Vector, first: Vector, bits: int, symmetric: bool) -> Fit:
-    """ONNX Runtime's MatMulNBits: half away from zero, by a product with the reciprocal."""
+    """Return MatMulNBits' fit: codes from a product with the reciprocal, rounded half away from zero."""
     top, middle = (1 << bits) - 1, 1 << (bits - 1)
     if symmetric:
         edge = select(abs(high) > abs(low), high, low)
@@ -112,7 +112,7 @@ class Grouped:
     Attributes:
         name: of the function.
         bits: of a code.
-        fit: what decides scale and codes.
+        fit: computes scale and codes.
     """
 
     name: str
@@ -120,7 +120,7 @@ class Grouped:
     fit: Fitter
 
     def __call__(self, lanes: int) -> str:
-        """LLVM's text of the module."""
+        """Return LLVM's text of the module."""
         f32, i8 = F32.as_pointer(), I8.as_pointer()
         arguments = [f32, f32, f32, i8, i8, I64, I64]
         with function(self.name, arguments, lanes) as (code, given), code.loop(given[5]) as group:
@@ -146,7 +146,7 @@ class Grouped:
 
 
 def _extremes(code: Code, rows: Any, size: Any) -> tuple[Vector, Vector, Vector, Vector]:
-    """Smallest, largest and first element of each group, and the bits of the largest magnitude."""
+    """Return smallest, largest and first element of each group, and the bits of the largest magnitude."""
     first = turned(code, rows, size, code.index(0))[0]
     low, high, largest = code.variable(first), code.variable(first), code.variable(code.i32(0))
     with code.loop(code.builder.udiv(size, code.index(4))) as quarter:
@@ -163,7 +163,7 @@ def _store(code: Code, pointer: Any, values: Any) -> None:
 
 
 def _stream(codes: list[Vector], bits: int) -> list[Vector]:
-    """Codes as one stream of 32-bit words, the first code in the lowest bits."""
+    """Write codes as one stream of 32-bit words, the first code in the lowest bits."""
     words = [codes[0].code.i32(0) for _ in range(len(codes) * bits // 32)]
     for j, code in enumerate(codes):
         word, place = divmod(j * bits, 32)
@@ -174,7 +174,7 @@ def _stream(codes: list[Vector], bits: int) -> list[Vector]:
 
 
 def emitters() -> list[Grouped]:
-    """The kernels of this module."""
+    """Return the kernels of this module."""
     kernels = [Grouped(f"mlx_int{bits}", bits, partial(mlx, bits=bits)) for bits in (2, 3, 4, 5, 6, 8)]
     kernels += [Grouped(f"openvino_int{bits}_sym", bits, partial(openvino_symmetric, bits=bits)) for bits in (2, 4, 8)]
     kernels += [Grouped(f"openvino_int{bits}_asym", bits, partial(openvino_asymmetric, bits=bits)) for bits in (4, 8)]

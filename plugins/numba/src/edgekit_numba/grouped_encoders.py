@@ -1,7 +1,7 @@
 """`edgekit.encoding.Quantizer` for integers with a scale for each group: MLX, OpenVINO, ONNX Runtime.
 
-What the kernels do not do, the reference does: groups that are not a multiple of 32, ragged rows, ONNX Runtime's scales
-of float16 and bfloat16 weights, and rows with groups whose scale overflows or vanishes.
+The reference encodes what kernels do not support: groups that are not a multiple of 32, ragged rows, ONNX Runtime's
+scales of float16 and bfloat16 weights, and rows with groups whose scale overflows or vanishes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MULTIPLE = 32
 
 @attrs.frozen
 class Groups:
-    """The results of a kernel, by row: scales, biases or zero points, packed codes, and its flags of each group."""
+    """The results of a kernel, by row: scales, biases or zero points, packed codes, and a flag for each group."""
 
     scale: F32
     second: F32
@@ -53,7 +53,7 @@ class GroupEncoder:
         return self._encode_anew(x, rows, parts) if len(rows) else parts
 
     def encode_checked(self, x: Array, importance: F32 | None = None) -> Mapping[str, Array] | None:
-        """As `encode`, or None where a group is not the kernel's own work or holds magnitudes above 65504."""
+        """Encode as `encode`; None if the kernel skips a group or a magnitude is above 65504."""
         groups = self._run(x)
         return None if groups is None or groups.flags.any() else self._parts(groups, x)
 
@@ -70,7 +70,7 @@ class GroupEncoder:
         return parts
 
     def _run(self, x: Array) -> Groups | None:
-        """What the kernel finds in rows [rows, cols]; None where there is no kernel for them."""
+        """Return the kernel's results for rows [rows, cols]; None if there is no kernel for them."""
         size = self.precision.block or x.shape[1]
         exact_source = self.precision.convention != "onnx" or x.dtype == np.float32
         if size % _MULTIPLE or x.shape[1] % size or not exact_source:
@@ -92,7 +92,7 @@ class GroupEncoder:
 
 
 def _run_float32(kernel: Any, arrays: list[Array]) -> None:
-    """Call the kernel with groups [groups, n] and the arrays for its results; the last lanes are filled with zeros."""
+    """Call the kernel with groups [groups, n] and the arrays for its results; the last lanes are padded with zeros."""
     count, lanes = len(arrays[0]), processor().lanes
     whole = count // lanes * lanes
     if whole:
@@ -110,7 +110,7 @@ def _call(kernel: Any, arrays: list[Array]) -> None:
 
 
 def kernel_name(precision: Precision) -> str:
-    """The kernel of a precision."""
+    """Return the kernel of a precision."""
     name = f"{precision.convention}_int{precision.bits}"
     return name if precision.convention == "mlx" else f"{name}_{'sym' if precision.symmetric else 'asym'}"
 
@@ -140,7 +140,7 @@ def _openvino_parts(groups: Groups, precision: Precision, dtype: np.dtype[Any]) 
 
 
 def _packed(zero_points: U8, bits: int) -> U8:
-    """Zero points [rows, groups] as bytes [rows, groups * b / 8], or flat where rows share bytes."""
+    """Pack zero points [rows, groups] as bytes [rows, groups * b / 8], or flat if rows share bytes."""
     if bits == 8:
         return zero_points
     if zero_points.shape[1] % 2:
@@ -177,7 +177,7 @@ def _encoder(name: str) -> GroupEncoder:
 
 
 def __getattr__(name: str) -> GroupEncoder:
-    """The encoder of a precision, by its name with ``_`` for what is no letter: ``mlx_int4_g64``."""
+    """Return the encoder of a precision, by its name with ``_`` for other characters: ``mlx_int4_g64``."""
     for precision in edgekit_numba.GROUPED:
         if attribute(precision) == name:
             require()
@@ -186,7 +186,7 @@ def __getattr__(name: str) -> GroupEncoder:
 
 
 def attribute(precision: str) -> str:
-    """The attribute of this module that encodes a precision."""
+    """Return the attribute of this module that encodes a precision."""
     return precision.replace(":", "_").replace("-", "_")
 
 

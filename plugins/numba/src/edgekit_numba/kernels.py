@@ -1,4 +1,4 @@
-"""The function around a block type's body: it loads a group of blocks, one a lane, and writes their bytes."""
+"""The function around a block type's body: it loads a group of blocks, one per lane, and writes their bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgekit_numba.vectors import F32, I8, I64, Code, Rows, Vector, select
 
 @attrs.frozen
 class Weights:
-    """What an importance matrix says about the blocks in the lanes.
+    """The importance of the blocks in the lanes.
 
     Attributes:
         columns: the importance of each element's column.
@@ -29,7 +29,7 @@ class Weights:
 
 @contextmanager
 def function(name: str, arguments: Sequence[Any], lanes: int) -> Iterator[tuple[Code, Any]]:
-    """Write a function, the only one of its module; gives the code and the arguments."""
+    """Write a module's only function; returns the code and the arguments."""
     module = ir.Module(name)
     written = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
     written.attributes.add("nounwind")
@@ -46,26 +46,26 @@ LARGEST, SAFE = 0x7F7FFFFF, 0x477FE000  # the bits of the largest float32, and o
 
 
 def set_flags(code: Code, pointer: Any, first: Any, odd: Vector, huge: Vector) -> None:
-    """Write the flags of the blocks in the lanes, a byte each, the first being block `first`; see `library`."""
+    """Write a flag byte for each block in the lanes, from block `first` on; see `library`."""
     flags = select(odd, code.i32(ODD), 0) | select(huge, code.i32(HUGE), 0)
     place = code.builder.bitcast(code.builder.gep(pointer, [first]), code.type(I8).as_pointer())
     code.builder.store(code.builder.trunc(flags.value, code.type(I8)), place, align=1)
 
 
-#: Writes the bytes of the blocks, and says which of them it leaves to the reference.
+#: Writes the bytes of the blocks, and returns which of them it skips.
 Body = Callable[[Code, Rows, layout.Output, Weights | None], Vector]
 
 
 @attrs.frozen
 class Emitter:
-    """A block type's kernel as a function of the processor's lanes.
+    """A block type's kernel, for any number of lanes.
 
     Attributes:
         name: of the function.
         size: elements of a block.
         bytes: of a block.
         body: the arithmetic.
-        weighted: whether it takes an importance matrix.
+        weighted: whether it uses an importance matrix.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Emitter:
     weighted: bool = False
 
     def __call__(self, lanes: int) -> str:
-        """LLVM's text of the module."""
+        """Return LLVM's text of the module."""
         arguments = [F32.as_pointer(), I8.as_pointer(), I8.as_pointer(), I64]
         if self.weighted:
             arguments += [F32.as_pointer(), F32.as_pointer(), I64, I64]
@@ -122,7 +122,7 @@ class RowPower:
 
 
 def emitters() -> list[RowPower]:
-    """The kernels of this module."""
+    """Return the kernels of this module."""
     return [RowPower()]
 
 

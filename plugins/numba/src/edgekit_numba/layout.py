@@ -1,6 +1,6 @@
 """Moves blocks between memory, one block after another, and lanes, one block per lane.
 
-Four elements of every lane turn at a time: 16 bytes from each block, then a 4 x 4 transposition.
+Four elements of every lane are moved at a time: 16 bytes from each block, then a 4 x 4 transposition.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Pick = Callable[[Vector, Vector], Vector]
 def load(code: Code, pointer: Any, size: int, into: Rows) -> Vector:
     """Read float32 blocks of `size` elements, one a lane, that follow each other from `pointer`.
 
-    Gives the bits of each block's largest magnitude, more than those of any float32 where there is no number.
+    Returns the bits of each block's largest magnitude, above those of any finite float32 for NaN or infinity.
     """
     largest = code.variable(code.i32(0))
     with code.loop(size // _FOUR) as quarter:
@@ -69,7 +69,7 @@ def _woven(code: Code, a: Any, b: Any, pattern: Sequence[int]) -> Any:
 
 
 def folded(vectors: Sequence[Vector], pick: Pick) -> Vector:
-    """What `pick` makes of all vectors, lane by lane."""
+    """Combine all vectors lane by lane with `pick`."""
     return functools.reduce(pick, vectors)
 
 
@@ -97,11 +97,11 @@ def _halved(code: Code, a: Vector, b: Vector, width: int, pick: Pick) -> Vector:
 
 
 class Output:
-    """The bytes of the blocks that are being written, one block a lane."""
+    """The bytes of the blocks that are being written, one block per lane."""
 
     def __init__(self, code: Code, pointer: Any, size: Any) -> None:
         self.code, self.pointer, self.size = code, pointer, size
-        #: Where a scale that was written is infinite or no number.
+        #: Lanes in which a written scale is infinite or NaN.
         self.overflowed = code.i32(0) != 0
 
     def words(self, at: Any, words: Sequence[Vector]) -> None:

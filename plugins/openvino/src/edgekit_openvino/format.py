@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -25,6 +25,9 @@ from edgekit_openvino import ir, weights
 from edgekit_openvino.bridge import carried_over
 from edgekit_openvino.elements import storable
 from edgekit_openvino.tokenizer import MODELS
+
+if TYPE_CHECKING:
+    from edgekit_openvino.sizes import OpenVinoSizes
 
 XML = "openvino_model.xml"
 CONFIG = "config.json"
@@ -92,6 +95,21 @@ class OpenVinoFormat:
         model = source.model
         slots = (_slot(name, role, model.tensors[role]) for role, name in hf_names(model.config).items())
         return Layout(tuple(slots), source, model)
+
+    def sizes(self, layout: Layout) -> OpenVinoSizes:
+        """What the tensors take in a directory of that layout.
+
+        Raises:
+            MissingPluginError: openvino, which writes the graph, is not installed.
+            UnsupportedModelError: an ONNX file, which OpenVINO converts as a whole.
+        """
+        from edgekit_openvino.sizes import OpenVinoSizes
+
+        if layout.model is None:
+            raise UnsupportedModelError(
+                f"{layout.source.path}: OpenVINO converts it as a whole, so its tensors have no precisions to choose"
+            )
+        return OpenVinoSizes(layout)
 
     def writer(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> Writer:
         """Start or resume a directory.

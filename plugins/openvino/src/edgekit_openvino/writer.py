@@ -71,16 +71,15 @@ class OpenVinoWriter(PlannedDirectory):
 
     def finish(self) -> None:
         """Build the graph, and write its small constants behind the weights."""
-        others = self._others()
+        others = small_ones(self._layout, self.plan, self.manifest)
         tokenizer = tokenizer_models(others, self._layout.source.files)
-        info = {"layout": LAYOUT, "tokenizer": tokenizer.note}
         if tokenizer.failed:
             self.remarks["tokenizer_models"] = (
                 f"the tokenizer was {tokenizer.note}; OpenVINO GenAI and the model server cannot use this directory"
             )
             notes = {**self.manifest.notes, **self.remarks}
             others[pairs.INSIDE] = attrs.evolve(self.manifest, notes=notes).to_json().encode()
-        xml, small = xml_of(self._build, self._places(), self.file.offset, info)
+        xml, small = graph_of(self._layout, self.plan, self._places(), self.file.offset, tokenizer.note)
         self._align()
         self.file.write(small)
         self._small = {XML: xml, **others, **dict(tokenizer.files)}
@@ -88,15 +87,6 @@ class OpenVinoWriter(PlannedDirectory):
     def small_files(self) -> Iterable[tuple[str, bytes]]:
         """The graph, the tokenizer's, and what a Hugging Face directory has besides weights."""
         return self._small.items()
-
-    def _others(self) -> dict[str, bytes]:
-        """The small files; GenAI and the model server read the end tokens from generation_config.json alone."""
-        try:
-            tokenizer = self._layout.source.tokenizer
-        except UnsupportedModelError:  # carried over byte for byte all the same
-            tokenizer = None
-        made = dict(generation_config(tokenizer)) if tokenizer else {}
-        return made | dict(small_files(self._layout, self.plan, self.manifest))
 
     def _align(self) -> None:
         self.file.write(bytes(aligned(self.file.offset) - self.file.offset))
@@ -110,9 +100,31 @@ class OpenVinoWriter(PlannedDirectory):
                 places[stored.name] = Placed(stored, offsets[key])
         return places
 
-    def _build(self, placeholders: Placeholders) -> Any:
-        assert self._layout.model is not None  # the format's layout refuses what has no known family
-        return decoder(self._layout, self.plan, placeholders)
+
+def small_ones(layout: Layout, plan: Plan, manifest: Manifest) -> dict[str, bytes]:
+    """The small files; GenAI and the model server read the end tokens from generation_config.json alone."""
+    try:
+        tokenizer = layout.source.tokenizer
+    except UnsupportedModelError:  # carried over byte for byte all the same
+        tokenizer = None
+    made = dict(generation_config(tokenizer)) if tokenizer else {}
+    return made | dict(small_files(layout, plan, manifest))
+
+
+def graph_of(layout: Layout, plan: Plan, places: Mapping[str, Placed], end: int, tokenizer: str) -> tuple[bytes, bytes]:
+    """The XML of a plan whose constants lie at those places, and what follows them; `tokenizer` is a note on it."""
+    return xml_of(lambda made: decoder(layout, plan, made), places, end, {"layout": LAYOUT, "tokenizer": tokenizer})
+
+
+def planned_places(plan: Plan) -> tuple[dict[str, Placed], int]:
+    """Where the constants of a plan will begin, and where the last one ends."""
+    places: dict[str, Placed] = {}
+    end = 0
+    for assignment in plan:
+        for stored in stored_parts(assignment.name, assignment.precision, assignment.shape).values():
+            places[stored.name] = Placed(stored, aligned(end))
+            end = aligned(end) + stored.nbytes
+    return places, end
 
 
 def decoder(layout: Layout, plan: Plan, placeholders: Placeholders) -> Any:
@@ -143,4 +155,14 @@ def _planned_bytes(plan: Plan) -> int:
     return sum(aligned(stored.nbytes) for stored_of in parts for stored in stored_of)
 
 
-__all__ = ["BIN", "LAYOUT", "OWNED", "XML", "OpenVinoWriter", "decoder"]
+__all__ = [
+    "BIN",
+    "LAYOUT",
+    "OWNED",
+    "XML",
+    "OpenVinoWriter",
+    "decoder",
+    "graph_of",
+    "planned_places",
+    "small_ones",
+]

@@ -1,6 +1,6 @@
 """One OpenAI-compatible server for every runtime of edgekit.
 
-This module is light: it names what the plugin brings, and imports none of it.
+This module is light: it registers the plugin's command by name, and does not import it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ edgekit_api = (1, 0)
 
 @hookimpl
 def edgekit_register_commands(register: Register) -> None:
-    """``edgekit serve ARTIFACT``."""
+    """Register ``edgekit serve ARTIFACT``."""
     register("serve", "edgekit_serve.command:command")
 
 

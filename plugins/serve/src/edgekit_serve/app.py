@@ -52,7 +52,7 @@ def create_app(
     """An ASGI application around a runtime, which it closes at shutdown.
 
     Args:
-        runtime: of any plugin; what it can do besides `edgekit.runtime.Runtime` decides which routes work.
+        runtime: of any plugin; the protocols that it implements besides `edgekit.runtime.Runtime` determine the routes.
         settings: limits and names; None for the defaults.
         failed: called when the runtime no longer computes.
     """
@@ -83,7 +83,7 @@ def _http(error: HTTPException) -> ApiError:
 
 
 class Routes:
-    """What each route does."""
+    """The handlers of the routes."""
 
     def __init__(self, runtime: Runtime, settings: Settings, failed: Callable[[], None]) -> None:
         self.runtime, self.settings, self.metrics = runtime, settings, metrics.Metrics(settings.model)
@@ -93,7 +93,7 @@ class Routes:
         self.started, self.context, self.abilities = int(time.time()), _context(runtime), _abilities(runtime)
 
     def table(self) -> list[Route]:
-        """Paths, methods and what answers them."""
+        """Return the routes: paths, methods and handlers."""
         return [
             Route("/health", self.health),
             Route("/metrics", self.show_metrics),
@@ -270,7 +270,7 @@ class Routes:
         return {"object": "list", "data": data, "model": self.settings.model, "usage": usage}
 
     async def _given(self, request: Request, of: Callable[[Json, Settings], Given]) -> Given:
-        """The parsed body. A large one is parsed in a thread, so that other requests are answered meanwhile."""
+        """Return the parsed body. A large one is parsed in a thread, so that other requests are served meanwhile."""
         data = await body.read(request, self.settings)
         if len(data) < _LARGE:
             return of(fields.parse(data), self.settings)
@@ -307,7 +307,7 @@ def _abilities(runtime: Runtime) -> list[str]:
 
 
 def _vectors(runtime: EmbeddingRuntime, given: Sequence[Prompt]) -> Generator[tuple[F32, int]]:
-    """A vector per text, and the number of tokens; 0 if the runtime does not count them."""
+    """Return a vector per text, and the number of tokens; 0 if the runtime does not count them."""
     for text in given:
         yield runtime.embed(text), _count(runtime, text)
 

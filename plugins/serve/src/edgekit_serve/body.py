@@ -14,11 +14,11 @@ from edgekit_serve.wire import ApiError, ClientGoneError
 
 
 async def read(request: Request, settings: Settings) -> bytes:
-    """The body of a JSON request.
+    """Return the body of a JSON request.
 
     Raises:
-        ApiError: 415 where it is not called JSON (a browser sends other types across sites without asking), 413 where
-            it is too large, 408 where it takes too long.
+        ApiError: 415 if its content type is not JSON (a browser sends others across sites without a preflight), 413 if
+            it is too large, 408 if it is too slow.
         ClientGoneError: the client hung up.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -53,7 +53,7 @@ async def present(receive: Receive) -> AsyncIterator[None]:
     """Cancel the block when the client disconnects.
 
     Raises:
-        ClientGoneError: it did.
+        ClientGoneError: the client disconnected.
     """
     task, gone = asyncio.current_task(), False
     assert task is not None

@@ -1,4 +1,4 @@
-"""``edgekit serve``: open an artifact, load it, and serve it until a signal says stop."""
+"""``edgekit serve``: open an artifact, load it, and serve it until a signal."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from edgekit_serve.settings import Settings
 
 #: Environment variable with API keys, separated by spaces or line breaks.
 KEYS = "EDGEKIT_API_KEY"
-#: Connections at once; for one more, the one that has waited longest for its client is closed.
+#: Largest number of connections; for one more, the one that has been idle longest is closed.
 CONNECTIONS = 512
-#: Connections that may wait to be accepted.
+#: Largest number of connections that wait to be accepted.
 BACKLOG = 2048
 
 
@@ -81,7 +81,7 @@ def command(
 
 
 def read_keys(path: str | None) -> frozenset[str]:
-    """API keys from a file and the environment; never from the command line, which other users can see.
+    """Return API keys from a file and the environment; never from the command line, which other users can see.
 
     Raises:
         MissingFileError: the file cannot be read.
@@ -121,16 +121,17 @@ def is_loopback(host: str) -> bool:
 
 
 def default_name(path: Path) -> str:
-    """A name for clients, made from an artifact's."""
+    """Return a name for clients, derived from an artifact's."""
     stem = path.resolve().name.removesuffix(path.suffix if path.is_file() else "")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[:128] or "model"
 
 
 @contextlib.contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that listens, so that a port that is taken is found before a model is loaded.
+    """Return a listening socket, so that a port in use is detected before a model is loaded.
 
-    Clients that come before the model is loaded wait. A socket that is only bound would not keep a second server away.
+    Clients that connect before the model is loaded wait. A bound socket that does not listen would not exclude a second
+    server.
 
     Raises:
         ResourceError: it cannot listen.
@@ -141,7 +142,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
     except OSError as error:
         raise ResourceError(f"{host}: no address of this machine ({error.strerror}); choose another --host") from error
     with door:
-        if os.name == "posix":  # elsewhere it lets two servers have one port
+        if os.name == "posix":  # elsewhere it allows two servers on one port
             door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             door.bind(address)
@@ -154,7 +155,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def serve(model: Any, settings: Settings, door: socket.socket, drain: int, title: str) -> None:
-    """Serve until SIGTERM, SIGINT, or the model's end.
+    """Serve until SIGTERM, SIGINT, or a failure of the model.
 
     Raises:
         ResourceError: the model no longer computes.
@@ -178,7 +179,7 @@ def serve(model: Any, settings: Settings, door: socket.socket, drain: int, title
     )  # fmt: skip
     server = uvicorn.Server(config)
     warm(model)
-    # uvicorn raises the signal again when it is done; then it has been heard.
+    # uvicorn raises the signal again after its shutdown, when it must be ignored.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     logging.getLogger("edgekit_serve").info("serving %s (runtime %s%s)", title, model.name, computes(model))
@@ -188,13 +189,13 @@ def serve(model: Any, settings: Settings, door: socket.socket, drain: int, title
 
 
 def computes(model: Any) -> str:
-    """What a runtime computes on, if it reports that: ``, device CPU, gpu_layers 0, …``."""
+    """Return how a runtime computes, if it reports that: ``, device CPU, gpu_layers 0, …``."""
     description = model.description() if isinstance(model, DescribedRuntime) else {}
     return "".join(f", {name} {value}" for name, value in description.items())
 
 
 def warm(model: Runtime) -> None:
-    """Prepare the tokenizer, which takes up to seconds during which nothing else could be answered."""
+    """Prepare the tokenizer before the first request, since that may take seconds."""
     with contextlib.suppress(EdgekitError):
         model.stream("a", max_tokens=0).close()
 
@@ -208,7 +209,7 @@ class _JsonLines(logging.Formatter):
 
 
 def log_to_stderr(form: str = "text") -> None:
-    """One line per event: what, when, how long; never a prompt or an answer."""
+    """Log one line per event with its time and duration; never a prompt or an answer."""
     handler = logging.StreamHandler(sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(_JsonLines() if form == "json" else plain)

@@ -1,7 +1,7 @@
 """Connections with deadlines; at the limit the one that has been idle longest is closed for a new one.
 
-uvicorn lets a connection wait for ever for the rest of a request, and counts idle ones against its limit; a client that
-opens 512 connections and says nothing would keep all others out.
+uvicorn has no deadline for the rest of a request, and counts idle connections against its limit; a client that opens
+512 idle connections would exclude all others.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Connection(H11Protocol):
 
     Attributes:
         header_seconds: for the head of a request, from its first byte or from the connection's beginning.
-        body_seconds: for its body, however it drips; the application's own limit comes first, and answers.
-        write_seconds: for a client to take what it was sent.
-        since: when the connection began to wait for what it waits for, in the loop's seconds.
+        body_seconds: for its whole body; the application's shorter limit normally applies first, with a response.
+        write_seconds: for a client to receive what was sent.
+        since: when the connection began to wait, in the loop's seconds.
     """
 
     header_seconds: ClassVar[float] = 20.0
@@ -36,7 +36,7 @@ class Connection(H11Protocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        # uvicorn's own limit refuses whoever comes last; here the one that has waited longest leaves.
+        # uvicorn's limit refuses the newest connection; here the one that has been idle longest is closed.
         self.most, self.limit_concurrency = self.limit_concurrency, None
         self.since = self.loop.time()
         self._part: str | None = None
@@ -52,31 +52,31 @@ class Connection(H11Protocol):
 
     @property
     def replaceable(self) -> bool:
-        """Whether no answer is lost with the connection: it waits for its client."""
+        """Whether the connection waits for its client, so that closing it loses no answer."""
         return self.missing is not None or self.transport.is_closing()
 
-    # What uvicorn calls.
+    # Called by uvicorn.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Make room, and wait for a request."""
+        """Close an idle connection if necessary, and wait for a request."""
         super().connection_made(transport)
         self._make_room()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clocks."""
+        """Cancel the deadlines."""
         for timer in (self._reading, self._writing):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read on; a part of a request that is still missing keeps its deadline."""
+        """Read data; the deadline of an incomplete part of a request remains."""
         super().data_received(data)
         self._watch()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request (uvicorn's keep-alive), or for the client to take the last of the answer."""
+        """Wait for the next request (uvicorn's keep-alive), or for the client to receive the rest of the answer."""
         super().on_response_complete()
         self.since = self.loop.time()
         if self.transport.is_closing():
@@ -163,7 +163,7 @@ class Connection(H11Protocol):
 
 
 async def _full(scope: Scope, receive: Receive, send: Send) -> None:
-    """The error for a new connection if all are busy."""
+    """Return the error for a new connection if all are busy."""
     response = ApiError(503, _FULL, "too_many_connections", headers={"retry-after": "1"}).response()
     response.headers["connection"] = "close"
     await response(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Cross-origin requests: which web pages a browser lets call the server. None, unless their origin is allowed."""
+"""Cross-origin requests: web pages may call the server only if their origin is allowed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from starlette.types import Scope
 
 #: Names of headers, as a browser lists those that a page wants to send.
 _NAMES = re.compile(r"[A-Za-z0-9-]+(?: *, *[A-Za-z0-9-]+)*")
-#: Seconds that a browser remembers what it was told.
+#: Seconds for which a browser caches the response of a preflight.
 _REMEMBERED = 600
 
 
 def headers(scope: Scope, origins: frozenset[str]) -> dict[str, str]:
-    """What every answer to a request carries."""
+    """Return the headers of every answer to a request."""
     if not origins:
         return {}
     origin = Headers(scope=scope).get("origin", "")
@@ -28,9 +28,9 @@ def headers(scope: Scope, origins: frozenset[str]) -> dict[str, str]:
 
 
 def preflight(scope: Scope, origins: frozenset[str]) -> dict[str, str] | None:
-    """The headers of the answer where a browser asks whether a page may send a request; None where it does not.
+    """Return the headers of the answer to a preflight request; None for other requests.
 
-    It asks without the page's API key, and gets no more than these headers.
+    A preflight has no API key; its answer has these headers and no body.
     """
     given = Headers(scope=scope)
     asks = scope["method"] == "OPTIONS" and "access-control-request-method" in given

@@ -1,7 +1,7 @@
 """Lets requests take turns on a runtime: a bounded queue, worker threads, and cancellation if the client disconnects.
 
-A runtime computes in threads; the server talks in one event loop. Work is a generator that makes items in a thread;
-`Engine.run` hands them to the loop as they come. A slot is free again when its thread has ended, never before.
+A runtime computes in threads; the server runs one event loop. Work is a generator that produces items in a thread;
+`Engine.run` passes them to the loop. A slot is released when its thread has ended, not before.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from edgekit_serve import wire
 from edgekit_serve.wire import ApiError
 
 LOG = logging.getLogger("edgekit_serve")
-#: What a work makes: a piece of text, or a vector.
+#: An item of a work: a piece of text, or a vector.
 Item = TypeVar("Item")
 
 
@@ -52,7 +52,7 @@ class Ticket:
 
 @attrs.frozen
 class _End:
-    """The last item of a work: how it ended."""
+    """The last item of a work, with its error."""
 
     error: ApiError | None
 
@@ -62,7 +62,7 @@ class Engine:
     """A runtime, its slots and its queue.
 
     Attributes:
-        runtime: what computes.
+        runtime: that computes.
         parallel: works at the same time.
         waiting_limit: works that wait.
         failed: called once when the runtime no longer computes.
@@ -93,10 +93,10 @@ class Engine:
         self.runtime.close()
 
     async def run(self, work: Generator[Item], ticket: Ticket) -> AsyncGenerator[Item]:
-        """The items of a work, as they come; to be closed by who leaves early.
+        """Yield the items of a work; close the generator when stopping early.
 
         Raises:
-            ApiError: 429 where the queue is full; what the work raises, as it looks on the wire.
+            ApiError: 429 if the queue is full; or the response for an error of the work.
         """
         loop, items = asyncio.get_running_loop(), asyncio.Queue[Item | _End]()
         came = time.perf_counter()
@@ -146,7 +146,7 @@ class Engine:
         put(_End(error))
 
     def _reply(self, raised: Exception) -> ApiError:
-        """An error as the client sees it; the log gets kind and place, never the message: that may quote a prompt."""
+        """Return the response for an error; the log gets type and place, not the message, which may quote prompts."""
         well = isinstance(raised, ApiError | UsageError) or self._still_well(raised)
         error = wire.of(raised, well=well)
         if error.status >= 500 or not (isinstance(raised, ApiError) or getattr(raised, "public", None)):
@@ -155,7 +155,7 @@ class Engine:
         return error
 
     def _still_well(self, raised: Exception) -> bool:
-        """Whether the model still computes, after an error that may mean that it does not."""
+        """Return whether the model still computes after an error that may mean that it does not."""
         if self.well:
             try:
                 self.runtime.logits([0])

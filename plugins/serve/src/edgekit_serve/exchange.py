@@ -1,4 +1,4 @@
-"""One request and its answer, as the guard watches them."""
+"""One request and its answer, as the guard observes them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-#: Seconds that a body which nobody wants is read on and thrown away, so that its sender gets to read the answer: a
-#: connection that is closed with bytes unread takes the answer with it.
+#: Seconds for which an unneeded body is read and discarded, so that the client can read the answer: closing a
+#: connection with unread bytes discards the answer.
 PATIENCE = 1.0
 
 
@@ -39,7 +39,7 @@ class Exchange:
         self.unread = given.get("content-length", "0") != "0" or "transfer-encoding" in given
 
     async def receive(self) -> Message:
-        """What comes of the request."""
+        """Receive a part of the request."""
         message = await self._receive()
         if message["type"] == "http.request" and not message.get("more_body", False):
             self.unread = False
@@ -54,7 +54,7 @@ class Exchange:
         await self._send(message)
 
     async def answer(self, response: Response) -> None:
-        """Answer, if no answer has begun; where the body is not wanted, the connection is closed behind the answer."""
+        """Answer, if no answer has begun; if the body is not needed, the connection is closed after the answer."""
         if self.status:
             return
         if not self.unread:

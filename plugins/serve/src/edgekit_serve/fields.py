@@ -17,7 +17,7 @@ _STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)  # matches at
 
 
 def parse(body: bytes) -> Json:
-    """The JSON object of a body.
+    """Return the JSON object of a body.
 
     Raises:
         ApiError: 400; not UTF-8, not JSON, NaN or an infinity, nested too deeply, more than `MAX_CONTAINERS` objects
@@ -42,7 +42,7 @@ def parse(body: bytes) -> Json:
 
 
 def _containers(body: bytes) -> int:
-    """How many objects and lists a body opens, at most; brackets inside strings are left out where that matters."""
+    """Return an upper bound of the objects and lists in a body; brackets in strings are excluded if necessary."""
     count = body.count(b"[") + body.count(b"{")
     if count <= MAX_CONTAINERS:
         return count
@@ -52,9 +52,9 @@ def _containers(body: bytes) -> int:
 
 @contextmanager
 def _no_collector() -> Iterator[None]:
-    """Without the cyclic collector, which for a body of a million lists takes four times as long as reading it.
+    """Disable the cyclic garbage collector, which takes four times as long as parsing a body of a million lists.
 
-    Reading holds the interpreter's lock all the while: 0.1 s for the worst 4 MB.
+    Parsing holds the interpreter's lock: 0.1 s for the worst 4 MB.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -70,7 +70,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 class Fields:
-    """The fields of a request, taken one by one; `done` refuses the rest.
+    """The fields of a request, read one by one; `done` refuses the rest.
 
     A field that is null counts as absent, as in OpenAI's API.
 
@@ -84,11 +84,11 @@ class Fields:
         self._left = {name: value for name, value in given.items() if value is not None}
 
     def take(self, name: str) -> Any:
-        """A field's value, unchecked; None where it is absent."""
+        """Return a field's value, unchecked; None if it is absent."""
         return self._left.pop(name, None)
 
     def rename(self, newer: str, older: str) -> None:
-        """Two names of one field, of which a request has one."""
+        """Return a field that has two names, of which a request may use one."""
         value = self.take(newer)
         if value is None:
             return
@@ -98,7 +98,7 @@ class Fields:
             raise refused(f"{both}; they mean the same: give one of them", older)
 
     def number(self, name: str, least: float, most: float, *, above: bool = False) -> float | None:
-        """A number from `least` (or just above it) to `most`."""
+        """Return a number from `least` (or just above it) to `most`."""
         value = self.take(name)
         if value is None:
             return None
@@ -109,7 +109,7 @@ class Fields:
         return float(value)
 
     def integer(self, name: str, least: int, most: int) -> int | None:
-        """An integer from `least` to `most`."""
+        """Return an integer from `least` to `most`."""
         value = self.take(name)
         if value is None:
             return None
@@ -134,7 +134,7 @@ class Fields:
         return value
 
     def flag(self, name: str) -> bool:
-        """True or false; false where it is absent."""
+        """Return true or false; false if it is absent."""
         value = self.take(name)
         if not isinstance(value, bool | None):
             raise refused(f"{name} is {shown(value)}; it must be true or false", name)
@@ -148,7 +148,7 @@ class Fields:
         return value
 
     def texts(self, name: str, most: int, longest: int) -> list[str]:
-        """One text, or a list of at most so many; none of them empty, or longer than so many characters."""
+        """Return one text or a list of at most `most`, each of 1 to `longest` characters."""
         value = self.take(name)
         items = [value] if isinstance(value, str) else value
         if items is None:
@@ -160,14 +160,14 @@ class Fields:
         return list(items)
 
     def only(self, name: str, *allowed: Any) -> None:
-        """A field that is supported with the allowed values only; any other value is refused."""
+        """Refuse any value of a field other than the allowed ones."""
         value = self.take(name)
         if value is not None and not self.lenient and not any(_equal(value, one) for one in allowed):
             choice = f"only {' or '.join(map(shown, allowed))} is" if allowed else "it is not"
             raise ApiError(400, f"{name} is {shown(value)}; {choice} supported", "unsupported_value", param=name)
 
     def ignore(self, names: Iterable[str]) -> None:
-        """Fields that have no effect here."""
+        """Accept fields that have no effect here."""
         for name in names:
             self.take(name)
 
@@ -197,7 +197,7 @@ _SHOWN = 60
 
 
 def shown(value: Any) -> str:
-    """The beginning of a value's JSON."""
+    """Return the beginning of a value's JSON."""
     if isinstance(value, int) and abs(value) > 10**20:
         return "a huge integer"
     text = ""

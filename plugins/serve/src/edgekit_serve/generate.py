@@ -1,6 +1,6 @@
 """Generates the texts of a request: in a thread, until the timeout, or until the client disconnects.
 
-The path of a request: `app.Routes` makes an `Answer`, `replies` sends its `pieces`, which come out of `Engine.run`.
+The path of a request: `app.Routes` creates an `Answer`, `replies` sends its `pieces`, which `Engine.run` yields.
 """
 
 from __future__ import annotations
@@ -111,12 +111,12 @@ class Answer:
     """The texts that are generated for a request, one after the other.
 
     Attributes:
-        engine: where.
+        engine: that generates it.
         metrics: that count it.
         route: for the metrics.
         requested: how long the texts may be.
         asked: the texts.
-        seconds: that it may take, its wait included.
+        seconds: time limit, including the time in the queue.
         texts: as far as they have been sent.
     """
 
@@ -148,7 +148,7 @@ class Answer:
 
     @property
     def usage(self) -> dict[str, int]:
-        """Tokens, as OpenAI's API has them."""
+        """Return the token counts in the form of OpenAI's API."""
         prompt, completion = self.prompt_tokens, self.completion_tokens
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
@@ -157,7 +157,7 @@ class Answer:
         """Count the texts that are made inside. Out of time they end where they are, if one has begun.
 
         Raises:
-            ApiError: 503 or 504, where time ran out before the first piece.
+            ApiError: 503 or 504, if the timeout came before the first piece.
             ClientGoneError: the client hung up.
         """
         self._start = time.perf_counter()
@@ -176,7 +176,7 @@ class Answer:
         """The pieces of the texts as they come; iterate inside `attended`, and close the generator when stopping early.
 
         Raises:
-            ApiError: 429 where the queue is full, or the runtime's error.
+            ApiError: 429 if the queue is full, or the runtime's error.
         """
         async with aclosing(self.engine.run(self._all(), self._ticket)) as pieces:
             async for piece in pieces:
@@ -210,7 +210,7 @@ class Answer:
         except ContextOverflowError:
             if self.requested.asked or self.requested.max_tokens is None:
                 raise
-            return begin(None)  # nobody asked for so many: what the context has room for will do
+            return begin(None)  # the client set no limit: use the rest of the context
 
     def _too_late(self) -> ApiError:
         if self._ticket.text is None:

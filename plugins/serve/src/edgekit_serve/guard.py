@@ -24,7 +24,7 @@ from edgekit_serve.wire import ApiError, ClientGoneError
 LOG = logging.getLogger("edgekit_serve")
 _LATER = {"retry-after": "5"}
 _INTERNAL = "an internal error; the server's log says where"
-#: Routes as the metrics and the log name them; everything else is ``other``, so that clients make no labels.
+#: Names of routes in the metrics and the log; others are ``other``, so that clients cannot create labels.
 ROUTES = (
     "/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/responses", "/v1/messages",
     "/v1/rerank", "/tokenize", "/detokenize", "/health", "/metrics",
@@ -32,7 +32,7 @@ ROUTES = (
 
 
 def route_of(path: str) -> str:
-    """The name of a path in the metrics and the log."""
+    """Return the name of a path in the metrics and the log."""
     return path if path in ROUTES else "/v1/models/{name}" if path.startswith("/v1/models/") else "other"
 
 
@@ -57,11 +57,11 @@ class Guard:
             await self._answer(error, exchange)
         except ClientGoneError:
             status = 499
-        except asyncio.CancelledError:  # the server ends, and has waited long enough
+        except asyncio.CancelledError:  # the server ends, and the time for running requests is over
             await self._answer(ApiError(503, "the server ends", "shutting_down", headers=_LATER), exchange)
         except Exception as error:
             place = "".join(traceback.format_tb(error.__traceback__))
-            LOG.error("%s\n%s", type(error).__name__, place)  # its message may quote a prompt
+            LOG.error("%s\n%s", type(error).__name__, place)  # the message may quote a prompt
             await self._answer(ApiError(500, _INTERNAL, "internal_error"), exchange)
         finally:
             self._count(scope, status or exchange.status, time.perf_counter() - start)
@@ -83,14 +83,14 @@ class Guard:
         await exchange.answer(error.response(anthropic=exchange.scope["path"] == "/v1/messages"))
 
     def _check_host(self, scope: Scope, host: str) -> None:
-        # Load balancers ask in HTTP/1.0 without a Host; a browser, and so a page in it, always sends one.
+        # Load balancers send HTTP/1.0 without a Host; browsers always send one.
         if host == "" and scope["path"] == "/health":
             return
         if not known_host(host, self.settings.hosts):
             raise ApiError(421, "this server does not answer to that Host; allow it with --allow-host", "unknown_host")
 
     def _has_key(self, given: str) -> bool:
-        # Digests have one length, and each key is compared in full: how long it takes tells nothing.
+        # Digests have equal length, and all keys are compared in full, so that the time reveals nothing.
         matches = [hmac.compare_digest(_digest(given), _digest(key)) for key in self.settings.keys]
         return any(matches)
 
@@ -114,10 +114,10 @@ def _digest(text: str) -> bytes:
 
 
 def known_host(host: str, names: frozenset[str]) -> bool:
-    """Whether a Host header is one that this server answers to: an address, ``localhost``, or a name that is allowed.
+    """Return whether a Host header is an address, ``localhost``, or an allowed name.
 
-    A web page can make a browser call this server under a name of its own that leads here (DNS rebinding), never under
-    an address or under ``localhost``.
+    A web page can make a browser call this server by a name that resolves to it (DNS rebinding), but not by an address
+    or ``localhost``.
     """
     before, _, port = host.rpartition(":")
     name = before if before and port.isdigit() else host

@@ -1,4 +1,4 @@
-"""Prometheus metrics, in a registry of their own; they are served on request and never sent anywhere."""
+"""Prometheus metrics in a separate registry; they are served on request and never sent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
 class Metrics:
-    """What a server counts; labels have few values, none from a client."""
+    """The metrics of a server; labels have few values, none from a client."""
 
     def __init__(self, model: str) -> None:
         self.model = model
@@ -54,7 +54,7 @@ class Metrics:
             route: that they were asked on.
             prompt_tokens: tokens of the prompts.
             tokens: tokens generated, as far as they came.
-            times: seconds from the request to the first piece, and to the last; empty where there was none.
+            times: seconds from the request to the first piece, and to the last; empty if there was none.
         """
         self.prompt_tokens.inc(prompt_tokens)
         self.tokens.inc(tokens)
@@ -64,12 +64,12 @@ class Metrics:
             self.speed.labels(self.model).observe((tokens - 1) / (times[-1] - times[0]))
 
     def text(self) -> bytes:
-        """The metrics in Prometheus's text format."""
+        """Return the metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
 
 def resident() -> float:
-    """Bytes of memory that the process holds; at its peak where the system does not say more, 0 where nothing."""
+    """Return the resident memory of the process in bytes; its peak, or 0, if the system does not report it."""
     try:
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
     except OSError:

@@ -1,4 +1,4 @@
-"""What the server answers: OpenAI's objects, whole or piece by piece as server-sent events."""
+"""The server's answers: OpenAI's objects, at once or as server-sent events."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Shape:
         raise NotImplementedError
 
     def first(self, answer: Answer) -> Iterator[Event]:
-        """What is sent before the first piece."""
+        """Return what is sent before the first piece."""
         return iter(())
 
     def piece(self, piece: Piece, answer: Answer) -> Iterator[Event]:
@@ -91,11 +91,11 @@ class _Choices(Shape):
             yield {**self._head(self.part), "choices": [], "usage": answer.usage}
 
     def said(self, text: Text) -> Json:
-        """A choice's text."""
+        """Return a choice with the whole text."""
         raise NotImplementedError
 
     def added(self, piece: Piece) -> Json:
-        """A choice's new text."""
+        """Return a choice with new text."""
         raise NotImplementedError
 
     def scored(self, scores: Sequence[TokenScore], index: int = 0) -> Json | None:
@@ -115,7 +115,7 @@ class _Choices(Shape):
 
 @attrs.define
 class Completion(_Choices):
-    """Of ``/v1/completions``."""
+    """The form of answers to ``/v1/completions``."""
 
     offsets: dict[int, int] = attrs.field(factory=dict, init=False)
 
@@ -150,7 +150,7 @@ class Completion(_Choices):
 
 
 class Chat(_Choices):
-    """Of ``/v1/chat/completions``."""
+    """The form of answers to ``/v1/chat/completions``."""
 
     kind = "chat.completion"
     part = "chat.completion.chunk"
@@ -167,7 +167,7 @@ class Chat(_Choices):
         return {"message": message}
 
     def added(self, piece: Piece) -> Json:
-        """A part of a message."""
+        """Return a choice with a part of a message."""
         return {"delta": _delta(piece)}
 
     def scored(self, scores: Sequence[TokenScore], index: int = 0) -> Json | None:
@@ -210,7 +210,7 @@ def _name(text: bytes) -> str:
 
 
 def reply(answer: Answer, shape: Shape) -> Response:
-    """The response to a request for text."""
+    """Return the response to a request for text."""
     return Events(answer, shape) if answer.requested.stream else Whole(answer, shape)
 
 

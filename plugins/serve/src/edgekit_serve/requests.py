@@ -49,7 +49,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 MOST_TOKENS, MOST_STOPS, LONGEST_STOP, MOST_INPUTS, LARGEST_SEED = 1 << 24, 16, 256, 256, (1 << 63) - 1
 #: Prompts of a completion, texts of one prompt, alternatives of a token, and the largest token id.
 MOST_PROMPTS, MOST_CHOICES, MOST_SCORES, LARGEST_ID = 64, 16, 20, (1 << 31) - 1
-#: What a completion gets that does not say; as OpenAI's.
+#: Default of ``max_tokens`` for completions, as in OpenAI's API.
 COMPLETION_TOKENS = 16
 #: A prompt: a text, or token ids.
 Prompt = str | list[int]
@@ -60,11 +60,11 @@ class AnswerOptions:
     """Generation options, independent of the prompt.
 
     Attributes:
-        max_tokens: at most so many; None for as many as the context has room for.
-        asked: whether the client said so; else fewer will do where the context is too short.
+        max_tokens: largest number; None for the rest of the context.
+        asked: whether the client set it; else it is reduced if the context is too short.
         options: the other keyword arguments of `edgekit.runtime.Runtime.stream`.
         stream: whether pieces are sent as they come.
-        usage: whether a stream ends with the tokens counted.
+        usage: whether a stream ends with token counts.
         choices: texts of each prompt.
     """
 
@@ -77,7 +77,7 @@ class AnswerOptions:
 
     @classmethod
     def of(cls, fields: Fields, settings: Settings, default: int | None, *, least: int = 1) -> Self:
-        """Read the fields that all requests for text share, and refuse the rest."""
+        """Read the fields that all requests for text have, and refuse the rest."""
         tokens = fields.integer("max_tokens", least, settings.max_tokens or MOST_TOKENS)
         most = [limit for limit in (default, settings.max_tokens) if limit is not None]
         allowed = min(most, default=None) if tokens is None else tokens
@@ -322,7 +322,7 @@ def messages_of(messages: Any, where: str) -> list[Json]:
 
 
 def _message(message: Any, where: str) -> Json:
-    """A message as templates get it: a role, a text, and what belongs to a call of a tool."""
+    """Return a message for templates: a role, a text, and the fields of tool calls."""
     if not isinstance(message, dict):
         raise refused(f"{where} must be an object with a role and a content", where)
     fields = Fields(message)
@@ -330,7 +330,7 @@ def _message(message: Any, where: str) -> Json:
     if role not in ROLES:
         raise refused(f"{where}.role must be one of {', '.join(ROLES)}", f"{where}.role")
     content = fields.take("content")
-    if content is None and role == "assistant":  # it called tools, or said nothing
+    if content is None and role == "assistant":  # it has tool calls, or is empty
         content = ""
     parsed: Json = {"role": role, "content": content_of(content, f"{where}.content")}
     parsed |= {"name": fields.text("name"), "tool_calls": _calls(fields, where) if role == "assistant" else None}
@@ -344,7 +344,7 @@ def _message(message: Any, where: str) -> Json:
 
 
 def _calls(fields: Fields, where: str) -> list[Json] | None:
-    """The calls of tools that an assistant's earlier message has; None for none."""
+    """Return the tool calls of an assistant's earlier message; None if there are none."""
     calls = fields.take("tool_calls")
     if not isinstance(calls, list | None):
         raise refused(f"{where}.tool_calls must be a list", f"{where}.tool_calls")
@@ -359,7 +359,7 @@ def _call(call: Any, where: str) -> Json:
 
 
 def _arguments(text: str) -> Any:
-    """An object where the text is one: templates write it as JSON, and would quote a text."""
+    """Return the object that a text describes, if it does: templates write objects as JSON, but would quote a text."""
     try:
         parsed = json.loads(text)
     except (ValueError, RecursionError):
@@ -368,7 +368,7 @@ def _arguments(text: str) -> Any:
 
 
 def content_of(content: Any, where: str, kinds: tuple[str, ...] = ("text",)) -> str:
-    """A text, or the texts of a list of parts."""
+    """Return a text, or the joined texts of a list of parts."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not content:

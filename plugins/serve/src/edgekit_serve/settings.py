@@ -1,4 +1,4 @@
-"""What a server allows, in one frozen record."""
+"""The settings of a server, in one frozen record."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import attrs
 
 from edgekit.errors import UsageError
 
-#: Characters of the shortest key that is taken.
+#: Smallest number of characters of a key.
 SHORTEST_KEY = 16
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-#: As browsers send it: in small letters, without a path.
+#: An origin as browsers send it: in lower case, without a path.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
-#: The least that a limit may be.
+#: The smallest value of each limit.
 _LEAST = {"parallel": 1, "waiting": 0, "max_tokens": 1, "max_body": 1, "seconds": 0.01, "body_seconds": 0.01}
 
 
@@ -29,11 +29,11 @@ class Settings:
         hosts: names by which clients may call the server, besides ``localhost`` and addresses.
         cors: origins (``https://example.org``) whose web pages may call the server from a browser; none by default.
         parallel: texts that are generated at the same time.
-        waiting: requests that may wait for their turn; more get 429.
-        max_tokens: the most that one request may ask for; None for as many as the context holds.
-        max_body: bytes of a request's body.
-        seconds: for a request, its wait included; then the text ends where it is.
-        body_seconds: for a client to send its body.
+        waiting: length of the queue; further requests get 429.
+        max_tokens: largest number that a request may set; None for the size of the context.
+        max_body: largest size of a request's body in bytes.
+        seconds: time limit of a request, including the queue; the text then ends.
+        body_seconds: time limit for a client to send its body.
         lenient: whether parameters that are not supported are ignored, not refused.
     """
 

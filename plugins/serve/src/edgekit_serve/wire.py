@@ -1,4 +1,4 @@
-"""Errors as OpenAI's API has them, and what each of edgekit's becomes."""
+"""Errors in the form of OpenAI's API, and the mapping from edgekit's errors."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from edgekit.errors import ContextOverflowError, EdgekitError, InvalidFileError,
 
 #: An object of JSON.
 Json = dict[str, Any]
-#: What clients read of errors that have no text for them: their messages may name files, and speak to programmers.
+#: Texts for errors whose own messages are not for clients, since they may name files or Python objects.
 _TOO_LONG = "the prompt and what is to follow do not fit the model's context; shorten it"
 _REFUSED = "the model refuses this request; the server's log says where"
 _TEMPLATE = "the model's chat template fails on these messages"
-#: What every answer carries: it belongs to one client, and is what it says.
+#: Headers of every answer: no caching, no guessing of the content type.
 HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 
@@ -24,7 +24,7 @@ class ApiError(Exception):
 
     Attributes:
         status: of HTTP.
-        message: for people.
+        message: text for the user.
         code: for programs, ``context_length_exceeded``.
         param: the request's field that is wrong, or None.
         headers: besides the usual ones.
@@ -45,7 +45,7 @@ class ApiError(Exception):
         self.headers = {**HEADERS, **(headers or {})}
 
     def body(self) -> Json:
-        """The object that OpenAI's clients understand."""
+        """Return the object in the form of OpenAI's API."""
         kind = "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
         kind = "rate_limit_error" if self.status == 429 else kind
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
@@ -63,7 +63,7 @@ class ApiError(Exception):
 
 
 def unicode(text: str) -> str:
-    """A text that UTF-8 can hold: JSON may name half of a surrogate pair, which stays what JSON writes for it."""
+    """Return a text that can be encoded as UTF-8: half of a surrogate pair stays escaped, as in JSON."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -72,17 +72,17 @@ class ClientGoneError(Exception):
 
 
 def refused(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
-    """An error 400: the request is invalid or unsupported."""
+    """Return an error 400: the request is invalid or unsupported."""
     return ApiError(400, message, code, param=param)
 
 
 def of(error: BaseException, *, well: bool) -> ApiError:
-    """The response for an error of the runtime.
+    """Return the response for an error of the runtime.
 
     Args:
         error: as it was raised.
-        well: whether the model still computes; a chat template that fails on these messages is then the client's to
-            change, and nothing else is.
+        well: whether the model still computes. If so, a failing chat template is reported as an error of the client's
+            messages.
     """
     match error:
         case ApiError():

@@ -24,7 +24,6 @@ Source: compressed-tensors 0.20.0, ``compressors/*/base.py``, ``quantization/qua
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 
 import attrs
@@ -34,6 +33,7 @@ from edgekit.errors import UnsupportedModelError
 from edgekit.formats._packed import fp8, mxfp4
 from edgekit.formats._packed._integers import Integers, integer_tensor
 from edgekit.formats._packed._scheme import CURE, Fields, Packed, Source, bytes_of, encoded, groups_of
+from edgekit.formats._patterns import compiled
 from edgekit.numerics.bits import unpack_lsb
 from edgekit.tensor import EncodedTensor, Tensor
 from edgekit.typing import I16, Array
@@ -164,10 +164,8 @@ def _group_of(module: str, groups: list[Group], source: Source) -> Group:
 
 def _names(target: str, module: str) -> bool:
     if target.startswith("re:"):
-        try:
-            return re.match(target.removeprefix("re:"), module) is not None
-        except re.error:
-            return False
+        pattern = compiled(target.removeprefix("re:"))
+        return pattern is not None and pattern.match(module) is not None
     return target == module
 
 

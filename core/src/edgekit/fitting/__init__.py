@@ -1,0 +1,8 @@
+"""Precisions chosen by measurement: what each tensor costs in each, and the best choice for a size."""
+
+from __future__ import annotations
+
+from edgekit.fitting._fitted import Fitted, fit
+from edgekit.fitting._sensitivities import Measured, Sensitivity, sensitivity
+
+__all__ = ["Fitted", "Measured", "Sensitivity", "fit", "sensitivity"]

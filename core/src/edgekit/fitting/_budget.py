@@ -1,0 +1,154 @@
+"""How large the artifact may be."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import attrs
+
+from edgekit.errors import UsageError
+from edgekit.fitting._knapsack import Option, solve
+from edgekit.fitting._problem import Problem
+from edgekit.pipeline._recipes import AnyRecipe
+from edgekit.precision import Precision
+
+#: How much of a budget may be left over.
+SLACK = 0.005
+_UNITS = {"": 1, "b": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("kmgt", 1)
+    for suffix, base in (("b", 1000), ("", 1000), ("ib", 1024))
+}
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+#: Corrections of what an artifact takes besides its tensors.
+_CORRECTIONS = 8
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of ``3.5GB`` (powers of ten) or ``3.3GiB`` (powers of two); a number is bytes.
+
+    Raises:
+        UsageError: it is no size.
+
+    Example:
+        >>> parse_size("3.5GB"), parse_size("1 MiB"), parse_size(4096)
+        (3500000000, 1048576, 4096)
+    """
+    match = _SIZE.fullmatch(str(text))
+    if match is None or match[2].lower() not in _UNITS:
+        raise UsageError(f"size {text!r:.40}; write a number and a unit, such as 3.5GB, 900MB or 3.3GiB")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+@attrs.frozen
+class Budget:
+    """The size of the whole artifact, the manifest left out.
+
+    Attributes:
+        most: bytes.
+        asked: what was asked for, in words; part of the recipe's name.
+    """
+
+    most: int
+    asked: str
+
+    @property
+    def least(self) -> int:
+        """Bytes that the artifact should have at least."""
+        return math.ceil(self.most * (1 - SLACK))
+
+    @classmethod
+    def of(cls, problem: Problem, size: str | int | None, bits: float | None, like: AnyRecipe | None) -> Budget:
+        """The budget that one of the three states.
+
+        Args:
+            problem: the model and the format.
+            size: of the artifact, as `parse_size` takes it.
+            bits: of a weight on average, scales included; what is no tensor (metadata, tokenizer) comes on top.
+            like: a recipe, whose artifact would be as large.
+
+        Raises:
+            UsageError: none or several of them, or not a size.
+        """
+        if sum(given is not None for given in (size, bits, like)) != 1:
+            raise UsageError("say how large the result may be: one of size, bits and like")
+        if size is not None:
+            return cls(parse_size(size), f"{size}".replace(" ", ""))
+        if like is not None:
+            plan, _ = problem.of_recipe(like)
+            return cls(problem.sizes.whole(plan), f"like {plan.recipe}")
+        assert bits is not None
+        if not 0 < bits <= 32:
+            raise UsageError(f"{bits} bits a weight; choose a number above 0 and at most 32")
+        return cls(_nbytes_of_bits(problem, bits), f"{bits:g} bits")
+
+
+def _nbytes_of_bits(problem: Problem, bits: float) -> int:
+    """Bytes of an artifact whose tensors take so many bits on average."""
+    plan = problem.plan(problem.smallest)
+    units = {role for unit in problem.units for role in unit.roles}
+    kept = sum(math.ceil(line.size * line.precision.bits_per_weight / 8) for line in plan if line.role not in units)
+    besides = problem.sizes.whole(plan) - problem.units_nbytes(problem.smallest) - kept
+    return besides + math.floor(bits / 8 * sum(line.size for line in plan))
+
+
+def refuse_out_of_reach(problem: Problem, budget: Budget) -> None:
+    """Raise if no choice can be as small, or as large, as the budget.
+
+    Raises:
+        UsageError: states the smallest or the largest artifact.
+    """
+    smallest, largest = problem.nbytes(problem.smallest), problem.nbytes(problem.largest)
+    name = problem.format
+    if budget.most < smallest:
+        raise UsageError(
+            f"a budget of {budget.most:,} bytes ({budget.asked}): the smallest {name} artifact of this model with "
+            f"these precisions has {smallest:,} bytes; give more, or allow smaller precisions"
+        )
+    if budget.least > largest:
+        raise UsageError(
+            f"a budget of {budget.most:,} bytes ({budget.asked}): the largest {name} artifact of this model with "
+            f"these precisions has {largest:,} bytes; give less, or allow larger precisions"
+        )
+
+
+def cheapest(problem: Problem, budget: Budget, costs: Sequence[Sequence[float]]) -> dict[str, Precision]:
+    """The choice of least cost in sum among those within the budget; the smallest artifact if there is none.
+
+    What an artifact takes besides its tensors hardly depends on the choice (in GGUF not at all). It is taken from the
+    last choice that was tried, until the whole is what the knapsack counted with, or less.
+
+    Args:
+        problem: the units with their options.
+        budget: of the whole artifact.
+        costs: of each option of each unit; an infinite one is not chosen.
+    """
+    besides = problem.nbytes(problem.smallest) - problem.units_nbytes(problem.smallest)
+    best = problem.smallest
+    for _ in range(_CORRECTIONS):
+        choice = _solved(problem, costs, budget.most - besides, budget.least - besides)
+        nbytes = problem.nbytes(choice)
+        if nbytes <= budget.most:
+            best = choice
+        actual = nbytes - problem.units_nbytes(choice)
+        if nbytes <= budget.most and (actual == besides or nbytes >= budget.least):
+            break
+        besides = actual
+    return best
+
+
+def _solved(problem: Problem, costs: Sequence[Sequence[float]], most: int, least: int) -> dict[str, Precision]:
+    items, numbers = [], []
+    for unit, of_unit in zip(problem.units, costs, strict=True):
+        usable = [number for number, cost in enumerate(of_unit) if math.isfinite(cost)]
+        items.append([Option(unit.sizes[number], of_unit[number]) for number in usable])
+        numbers.append(usable)
+    found = solve(items, most, least) or solve(items, most)
+    if found is None:
+        return problem.smallest
+    return problem.choice([usable[at] for usable, at in zip(numbers, found, strict=True)])
+
+
+__all__ = ["SLACK", "Budget", "cheapest", "parse_size", "refuse_out_of_reach"]

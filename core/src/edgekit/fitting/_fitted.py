@@ -1,0 +1,259 @@
+"""`fit`: the precision of every tensor, so that the artifact has a size and loses least."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from edgekit.artifact import Artifact
+from edgekit.errors import UsageError
+from edgekit.evaluation._common import finite
+from edgekit.evaluation.language import Text
+from edgekit.files._problems import writing
+from edgekit.files.atomic import write_atomic
+from edgekit.files.guard import refuse_harm
+from edgekit.files.memory import enough_memory
+from edgekit.fitting._budget import Budget, refuse_out_of_reach
+from edgekit.fitting._encodings import Encodings
+from edgekit.fitting._marginals import Bench
+from edgekit.fitting._measuring import Divergence, Judge
+from edgekit.fitting._pooling import pooled
+from edgekit.fitting._problem import Problem
+from edgekit.fitting._record import Record
+from edgekit.fitting._search import Found, Precisions, search
+from edgekit.fitting._sensitivities import Sensitivity, head_of, measure, table_of
+from edgekit.fitting._texts import Split, split
+from edgekit.pipeline._conversion import as_artifact, find_format, quantize
+from edgekit.pipeline._progress import Progress, Shown, reporting
+from edgekit.pipeline._recipes import AnyRecipe, recipe_toml
+from edgekit.precision import Precision
+from edgekit.recipe import Rules
+from edgekit.rounding import Calibration
+
+FORMAT = "edgekit.fit"
+_MARK = "# Chosen by edgekit fit; its text has the SHA-256 "
+
+
+@attrs.frozen(repr=False)
+class Fitted:
+    """What `fit` has made.
+
+    Attributes:
+        artifact: the model, opened.
+        recipe: its recipe's file (TOML).
+        budget: bytes that were allowed.
+        nbytes: bytes that the artifact has, the manifest left out.
+        precisions: the precision of each weight matrix, by canonical name.
+        chosen: divergence on the text that it was chosen by.
+        divergence: divergence on text that neither calibrated nor chose.
+        noise_floor: of the divergence.
+        positions: positions that `divergence` is the mean of.
+        sensitivity: what each tensor costs alone.
+        calibration: what the artifact was quantized with.
+    """
+
+    artifact: Artifact
+    recipe: Path
+    budget: int
+    nbytes: int
+    precisions: Precisions = attrs.field(repr=False)
+    chosen: Divergence
+    divergence: Divergence
+    noise_floor: float
+    positions: int
+    sensitivity: Sensitivity
+    calibration: Calibration
+
+    def __repr__(self) -> str:
+        return f"Fitted({str(self.artifact.path)!r}, {self.nbytes:,} of {self.budget:,} bytes, {self.divergence})"
+
+    def __str__(self) -> str:
+        counts = Counter(precision.name for precision in self.precisions.values())
+        mixture = ", ".join(f"{count} × {name}" for name, count in sorted(counts.items()))
+        measured = self.divergence
+        return (
+            f"{self.artifact.path}  {self.nbytes:,} of {self.budget:,} bytes\n"
+            f"{mixture}\n"
+            f"KL divergence {measured.kl:.6f} ± {measured.error:.6f} over {self.positions} positions that it was not "
+            f"chosen by ({self.chosen.kl:.6f} on those that it was); noise floor {self.noise_floor:.1e}\n"
+            f"recipe: {self.recipe}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON; values that are not finite become None."""
+        return {
+            "path": str(self.artifact.path),
+            "recipe": str(self.recipe),
+            "budget": self.budget,
+            "size": self.nbytes,
+            "precisions": {role: precision.name for role, precision in self.precisions.items()},
+            "kl_divergence": finite(self.divergence.kl),
+            "kl_error": finite(self.divergence.error),
+            "chosen_kl_divergence": finite(self.chosen.kl),
+            "noise_floor": self.noise_floor,
+            "positions": self.positions,
+        }
+
+
+@enough_memory("fitting a model to a size")
+def fit(
+    source: Artifact | str | os.PathLike[str],
+    text: Text | None = None,
+    *,
+    to: str | os.PathLike[str],
+    size: str | int | None = None,
+    bits: float | None = None,
+    like: AnyRecipe | None = None,
+    format: str | None = None,
+    allow: Sequence[str | Precision] | None = None,
+    calibration: Calibration | None = None,
+    context: int | None = None,
+    backend: str | None = None,
+    work: str | os.PathLike[str] | None = None,
+    progress: Shown = None,
+    overwrite: bool = False,
+) -> Fitted:
+    """Choose the precision of every tensor so that the whole artifact has a size and diverges least; write it.
+
+    What each tensor costs in each precision is measured (`edgekit.sensitivity`), the choice with the least sum within
+    the size is found exactly, and improved on the measured divergence of the whole model. The artifact lies within
+    0.5 % below the budget, where any choice does; its manifest is not counted.
+
+    A text is split: the first part calibrates, a quarter chooses, and the last eighth measures the result.
+
+    Args:
+        source: the model before quantization, or its path.
+        text: a text typical of the model's use, or token ids [n], better ten thousand. With a calibration none of it
+            calibrates; None takes what the calibration has held out.
+        to: the file or directory to write.
+        size: of the artifact: bytes, or a text such as ``"3.5GB"``.
+        bits: of a weight on average, instead of a size.
+        like: a recipe whose artifact would be as large, instead of a size.
+        format: name of the format; None derives it from the suffix.
+        allow: the precisions to choose from; None takes those that the format suggests.
+        calibration: from `edgekit.calibrate`; None makes one.
+        context: tokens of a window; None takes 512, or the model's context where that is less.
+        backend: name of the encoders to use; None takes the fastest exact ones.
+        work: a directory for the calibration, the measured values and the recipe; None takes ``<to>.fit``. Runs with
+            other sizes use what is there again, and an interrupted run goes on after the last value.
+        progress: called before each measurement; True draws a bar on stderr.
+        overwrite: replace files that edgekit did not write.
+
+    Raises:
+        UsageError: a budget that no artifact meets (states the smallest or the largest), precisions that the format
+            cannot store, too short a text or one that the calibration is of, or a target that must not be replaced.
+        UnsupportedModelError: the family is not supported.
+        NonFiniteError: the model computes a NaN or an infinity.
+        ResourceError, LockedError: about the targets.
+
+    Example:
+        >>> fitted = edgekit.fit("model-F16.gguf", text, to="model-3.5GB.gguf", size="3.5GB")  # doctest: +SKIP
+    """
+    target, artifact = Path(to), as_artifact(source)
+    place = Path(f"{target}.fit") if work is None else Path(work)
+    refuse_harm(target, artifact.reads)
+    refuse_harm(place, artifact.reads)
+    problem = Problem.of(artifact, find_format(format, target), allow)
+    budget = Budget.of(problem, size, bits, like)
+    refuse_out_of_reach(problem, budget)
+    with writing(place):
+        place.mkdir(parents=True, exist_ok=True)
+    parts = split(
+        artifact, text, calibration, context=context, file=place / "calibration.safetensors", progress=progress
+    )
+    with reporting(progress, "sensitivity") as report:
+        file = place / f"sensitivity-{problem.format}.json"
+        alone = measure(problem, parts, backend=backend, file=file, progress=report, overwrite=True)
+    with reporting(progress, "fit") as report:
+        found = _searched(problem, parts, budget, alone, like, backend, place / f"{target.name}.search.json", report)
+    recipe = place / f"{target.name}.toml"
+    write_recipe(recipe, problem.recipe(found.choice, f"fit {budget.asked}"), overwrite)
+    written = quantize(
+        artifact,
+        recipe,
+        to=target,
+        format=format,
+        importance=parts.calibration.importance(),
+        backend=backend,
+        allow_unquantized=True,
+        progress=progress,
+        overwrite=overwrite,
+    )
+    judge = Judge.on(artifact.model, parts.reporting)
+    return Fitted(
+        artifact=written,
+        recipe=recipe,
+        budget=budget.most,
+        nbytes=written.nbytes,
+        precisions=found.choice,
+        chosen=found.divergence,
+        divergence=judge.divergence(written.model),
+        noise_floor=alone.noise_floor,
+        positions=judge.scored,
+        sensitivity=alone,
+        calibration=parts.calibration,
+    )
+
+
+def _searched(
+    problem: Problem,
+    parts: Split,
+    budget: Budget,
+    alone: Sensitivity,
+    like: AnyRecipe | None,
+    backend: str | None,
+    file: Path,
+    progress: Progress | None,
+) -> Found:
+    """The best choice, from an earlier run's values where they are there."""
+    assert problem.layout.model is not None
+    head = {**head_of(problem, parts, FORMAT, backend), "budget": budget.most, "asked": budget.asked}
+    judge = Judge.on(problem.layout.model, parts.choosing)
+    others = _others(problem, budget, like)
+    with closing(Record(file, head, overwrite=True)) as record:
+        bench = Bench(judge, Encodings(problem.layout.model, parts.calibration, backend), record, progress)
+        found = search(bench, problem, budget, pooled(table_of(alone), alone.noise_floor), others)
+        precisions = {role: precision.name for role, precision in found.choice.items()}
+        record.finish({"kl": finite(found.divergence.kl), "precisions": precisions})
+    return found
+
+
+def _others(problem: Problem, budget: Budget, like: AnyRecipe | None) -> Iterator[Precisions]:
+    """Choices to compare with that are as large as the budget: one precision for all, and the recipe that it is of."""
+    named = [] if like is None else [problem.of_recipe(like)[1]]
+    for choice in (*problem.uniform(), *named):
+        if choice is not None and budget.least <= problem.nbytes(choice) <= budget.most:
+            yield choice
+
+
+def write_recipe(path: Path, recipe: Rules, overwrite: bool) -> None:
+    """Write a recipe's file, with its hash on top, so that one that somebody has edited is not replaced.
+
+    Raises:
+        UsageError: the file is there and has been edited, or is another.
+        ResourceError, LockedError: about the file.
+    """
+    text = recipe_toml(recipe)
+    with writing(path):
+        there = path.read_text("utf-8") if path.exists() else None
+    if there is not None and not overwrite and there != marked(there.partition("\n")[2]):
+        raise UsageError(
+            f"{path}: it is there already, and was edited or is no recipe of edgekit fit; move it away, or replace it "
+            "with overwrite=True (--force)"
+        )
+    write_atomic(path, marked(text).encode())
+
+
+def marked(text: str) -> str:
+    """The text of a recipe after a line with its hash."""
+    return f"{_MARK}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+__all__ = ["Fitted", "fit", "write_recipe"]

@@ -1,0 +1,193 @@
+"""What there is to choose: the tensors of a layout, the precisions that each may have, and what they take."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+
+import attrs
+
+from edgekit.artifact import Artifact, Format, Layout, Sizes
+from edgekit.encoding._codecs import choose
+from edgekit.errors import UnsupportedModelError, UsageError
+from edgekit.pipeline._conversion import make_plan
+from edgekit.pipeline._recipes import AnyRecipe, find_recipe, target_precision
+from edgekit.precision import Precision
+from edgekit.recipe import Plan, Recipe, Rules, Slot, is_matrix
+from edgekit.reference import reference
+from edgekit.tensor import EncodedTensor
+
+#: Name of a precision by canonical name of the tensor.
+Choice = Mapping[str, Precision]
+
+
+@attrs.frozen(eq=False)
+class Unit:
+    """Tensors that get one precision: a weight matrix, or several that a runtime wants alike.
+
+    Attributes:
+        slots: the tensors.
+        options: the precisions that all of them can have, the smallest first.
+        sizes: bytes of all of them together, for each option.
+    """
+
+    slots: tuple[Slot, ...]
+    options: tuple[Precision, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Canonical names of the tensors."""
+        return tuple(slot.role for slot in self.slots)
+
+    @property
+    def name(self) -> str:
+        """Canonical names, joined."""
+        return "+".join(self.roles)
+
+    def size(self, precision: Precision) -> int:
+        """Bytes in one of the options."""
+        return self.sizes[self.options.index(precision)]
+
+
+@attrs.frozen(eq=False)
+class Problem:
+    """The choice for one model and format.
+
+    Attributes:
+        layout: what the format will store.
+        sizes: what it takes.
+        format: the format's name.
+        units: what there is to choose for.
+    """
+
+    layout: Layout
+    sizes: Sizes
+    format: str
+    units: tuple[Unit, ...]
+
+    @classmethod
+    def of(cls, source: Artifact, chosen: Format, allow: Sequence[str | Precision] | None = None) -> Problem:
+        """The choice for a model in a format.
+
+        Args:
+            source: the model.
+            chosen: the format.
+            allow: the precisions to choose from; None takes those that the format suggests.
+
+        Raises:
+            UsageError: the format says no sizes, or cannot store a precision, or a tensor has none of them.
+            UnsupportedModelError: the family is not supported.
+        """
+        sizes = getattr(chosen, "sizes", None)
+        if sizes is None:
+            raise UsageError(f"format {chosen.name} does not say what tensors take in it; choose another, such as gguf")
+        layout = chosen.layout(source)
+        if layout.model is None:
+            raise UnsupportedModelError(f"{source.path}: its family is not supported, so it cannot be measured")
+        matrices = [s for s in layout.slots if is_matrix(s) and len(s.shape) == 2 and s.role in layout.model.tensors]
+        counted: Sizes = sizes(layout)
+        allowed = None if allow is None else _allowed(allow, chosen.name, counted, matrices)
+        units = tuple(_units(matrices, counted, allowed))
+        if not units:
+            raise UsageError(
+                f"{source.path}: it has no weight matrix that {chosen.name} can store in another precision"
+            )
+        return cls(layout, counted, chosen.name, units)
+
+    def choice(self, numbers: Sequence[int]) -> dict[str, Precision]:
+        """The precision of each tensor, from the number of each unit's option."""
+        pairs = zip(self.units, numbers, strict=True)
+        return {role: unit.options[number] for unit, number in pairs for role in unit.roles}
+
+    def recipe(self, choice: Choice, name: str = "") -> Rules:
+        """The recipe that gives these precisions, a rule for each tensor."""
+        return Recipe.of(dict(choice), name=name)
+
+    def plan(self, choice: Choice) -> Plan:
+        """The recipe's plan."""
+        return make_plan(find_recipe(self.recipe(choice), self.format), self.layout)
+
+    def nbytes(self, choice: Choice) -> int:
+        """Bytes of the artifact, the manifest left out."""
+        return self.sizes.whole(self.plan(choice))
+
+    def units_nbytes(self, choice: Choice) -> int:
+        """Bytes of the units alone."""
+        return sum(unit.size(choice[unit.roles[0]]) for unit in self.units)
+
+    @functools.cached_property
+    def smallest(self) -> dict[str, Precision]:
+        """The smallest option for every unit."""
+        return self.choice([0] * len(self.units))
+
+    @functools.cached_property
+    def largest(self) -> dict[str, Precision]:
+        """The largest option for every unit."""
+        return self.choice([len(unit.options) - 1 for unit in self.units])
+
+    def uniform(self) -> Iterator[dict[str, Precision]]:
+        """For each precision the choice that gives it to every unit, where all can have it."""
+        for precision in {p.name: p for unit in self.units for p in unit.options}.values():
+            if all(precision in unit.options for unit in self.units):
+                yield {role: precision for unit in self.units for role in unit.roles}
+
+    def of_recipe(self, recipe: AnyRecipe) -> tuple[Plan, dict[str, Precision] | None]:
+        """A recipe's plan, and its choice; None if it has a precision that is not among the options."""
+        plan = make_plan(find_recipe(recipe, self.format), self.layout, importance=True)
+        planned = {line.role: line.precision for line in plan}
+        inside = all({planned[role] for role in u.roles} <= {planned[u.roles[0]]} & set(u.options) for u in self.units)
+        return plan, {role: planned[role] for unit in self.units for role in unit.roles} if inside else None
+
+
+def _allowed(
+    allow: Sequence[str | Precision], format_name: str, sizes: Sizes, matrices: Sequence[Slot]
+) -> list[Precision]:
+    if not allow or isinstance(allow, str):
+        raise UsageError("the precisions to choose from are a list of at least one name, such as Q4_K, Q6_K")
+    found = [target_precision(name, format_name) if isinstance(name, str) else name for name in allow]
+    for precision in found:
+        if not any(sizes.stored(slot, precision) is not None for slot in matrices):
+            raise UsageError(
+                f"{precision.name} cannot be stored in {format_name} for any matrix of this model; leave it out "
+                f"(`edgekit precisions` lists all)"
+            )
+        if reference(precision).traits.decode_only and choose(precision, None) is None:
+            raise UsageError(f"{precision.name} can be decoded, but not encoded; leave it out")
+    return list(dict.fromkeys(found))
+
+
+def _units(matrices: Sequence[Slot], sizes: Sizes, allowed: list[Precision] | None) -> Iterator[Unit]:
+    groups = {role: tuple(group) for group in sizes.ties() for role in group}
+    by_role = {slot.role: slot for slot in matrices}
+    for slot in matrices:
+        roles = [role for role in groups.get(slot.role, (slot.role,)) if role in by_role]
+        if slot.role == roles[0]:
+            unit = _unit([by_role[role] for role in roles], sizes, allowed)
+            if unit.options:
+                yield unit
+
+
+def _unit(slots: list[Slot], sizes: Sizes, allowed: list[Precision] | None) -> Unit:
+    """The unit of some slots; its options are those that all can have, ordered by size."""
+    found: dict[Precision, int] = {}
+    for precision in _tried(slots[0], sizes) if allowed is None else allowed:
+        stored = [sizes.stored(slot, precision) for slot in slots]
+        if all(size is not None for size in stored):
+            found[precision] = sum(size or 0 for size in stored)
+    if not found and allowed is not None:
+        raise UsageError(
+            f"{slots[0].role} has rows of {slots[0].shape[-1]}, which none of the allowed precisions "
+            f"({', '.join(p.name for p in allowed)}) can store; allow one whose block divides them"
+        )
+    ordered = sorted(found, key=lambda precision: (found[precision], precision.name))
+    return Unit(tuple(slots), tuple(ordered), tuple(found[precision] for precision in ordered))
+
+
+def _tried(slot: Slot, sizes: Sizes) -> list[Precision]:
+    """The format's candidates, and what a tensor has that is encoded already."""
+    own = [slot.tensor.precision] if isinstance(slot.tensor, EncodedTensor) else []
+    return list(dict.fromkeys([*sizes.candidates(slot), *own]))
+
+
+__all__ = ["Choice", "Problem", "Unit"]

@@ -1,0 +1,229 @@
+"""`sensitivity`: the divergence that each tensor costs in each precision, measured with that tensor alone quantized."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from edgekit.artifact import Artifact
+from edgekit.errors import NonFiniteError
+from edgekit.evaluation._common import finite
+from edgekit.evaluation.language import Text
+from edgekit.files.guard import refuse_harm
+from edgekit.files.memory import enough_memory
+from edgekit.fitting import _heatmap as heatmap
+from edgekit.fitting._encodings import Encodings
+from edgekit.fitting._marginals import Bench, Table
+from edgekit.fitting._measuring import Divergence, Judge
+from edgekit.fitting._problem import Problem, Unit
+from edgekit.fitting._record import Record
+from edgekit.fitting._texts import Split, split
+from edgekit.pipeline._conversion import as_artifact, find_format
+from edgekit.pipeline._progress import Progress, Shown, reporting
+from edgekit.precision import Precision
+from edgekit.rounding import Calibration
+from edgekit.rounding.calibration import text_digest
+
+FORMAT, VERSION = "edgekit.sensitivity", 1
+
+
+@attrs.frozen
+class Measured:
+    """One tensor in one precision.
+
+    Attributes:
+        tensor: its canonical name; several joined by ``+`` where a runtime wants them alike.
+        precision: name of the precision.
+        nbytes: bytes of the tensor in it.
+        kl: mean KL divergence of the model with this tensor quantized from the source, in nats.
+        error: standard error of that mean, the positions taken as independent.
+    """
+
+    tensor: str
+    precision: str
+    nbytes: int
+    kl: float
+    error: float
+
+
+@attrs.frozen(repr=False)
+class Sensitivity:
+    """The divergence of every tensor in every precision.
+
+    Attributes:
+        model: name of the source.
+        format: of the target, which decides on the precisions.
+        measured: one for each tensor and precision, in the order of the forward pass.
+        noise_floor: KL divergence of the source from itself, in another order of summation, in nats.
+        positions: number of positions that were scored.
+        context: tokens of a window.
+        path: the JSON file; None if it is in memory.
+    """
+
+    model: str
+    format: str
+    measured: tuple[Measured, ...] = attrs.field(repr=False)
+    noise_floor: float
+    positions: int
+    context: int
+    path: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"Sensitivity({self.model!r}, {self.format}, {len(self.measured)} values, noise {self.noise_floor:.1e})"
+
+    def of(self, tensor: str, precision: str) -> Measured:
+        """The value of a tensor in a precision; raises `KeyError` if it was not measured."""
+        for value in self.measured:
+            if (value.tensor, value.precision) == (tensor, precision):
+                return value
+        raise KeyError(f"{tensor} in {precision} was not measured")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON; values that are not finite become None."""
+        plain = attrs.asdict(self, filter=lambda field, _: field.name not in ("measured", "path"))
+        values = [{name: finite(value) for name, value in attrs.asdict(m).items()} for m in self.measured]
+        return {**plain, "measured": values}
+
+    def svg(self) -> str:
+        """A heat map: tensors down, precisions across, the divergence as a colour and in figures."""
+        cells = {(m.tensor, m.precision): m.kl for m in self.measured}
+        return heatmap.draw(cells, self.noise_floor)
+
+    def _repr_html_(self) -> str:
+        return self.svg()
+
+
+@enough_memory("measuring sensitivities")
+def sensitivity(
+    source: Artifact | str | os.PathLike[str],
+    text: Text | None = None,
+    *,
+    format: str | None = None,
+    allow: Sequence[str | Precision] | None = None,
+    calibration: Calibration | None = None,
+    context: int | None = None,
+    backend: str | None = None,
+    to: str | os.PathLike[str] | None = None,
+    progress: Shown = None,
+    overwrite: bool = False,
+) -> Sensitivity:
+    """Measure what each weight matrix costs in each precision: the KL divergence with that matrix alone quantized.
+
+    The first part of the text calibrates (its importance weighs the errors), the divergence is measured on the last
+    quarter, at most 4096 tokens. What is before a changed layer is computed once.
+
+    Args:
+        source: the model, best before quantization.
+        text: a text typical of the model's use, or token ids [n]; with a calibration, all of it is measured on, and
+            None takes the windows that the calibration has held out.
+        format: whose precisions to measure; None takes the source's own format.
+        allow: the precisions; None takes those that the format suggests.
+        calibration: from `edgekit.calibrate`, of another text or another part of it; None makes one.
+        context: tokens of a window; None takes 512, or the model's context where that is less.
+        backend: name of the encoders to use; None takes the fastest exact ones.
+        to: a JSON file to keep the values in, each as it is measured: an interrupted run goes on after the last one.
+        progress: called before each value; True draws a bar on stderr.
+        overwrite: replace a file at `to` that is no such file.
+
+    Raises:
+        UsageError: too short a text, a text that the calibration is of, precisions that the format or a tensor cannot
+            have, or a target that must not be replaced.
+        UnsupportedModelError: the family is not supported.
+        NonFiniteError: the model computes a NaN or an infinity.
+        ResourceError, LockedError: about the target.
+
+    Example:
+        >>> measured = edgekit.sensitivity("model-F16.gguf", text)  # doctest: +SKIP
+        >>> Path("sensitivity.svg").write_text(measured.svg())  # doctest: +SKIP
+    """
+    artifact = as_artifact(source)
+    target = None if to is None else Path(to)
+    if target is not None:
+        refuse_harm(target, artifact.reads)
+    problem = Problem.of(artifact, find_format(format or artifact.format, Path()), allow)
+    parts = split(artifact, text, calibration, context=context, report=False, progress=progress)
+    with reporting(progress, "sensitivity") as report:
+        return measure(problem, parts, backend=backend, file=target, progress=report, overwrite=overwrite)
+
+
+def measure(
+    problem: Problem,
+    parts: Split,
+    *,
+    backend: str | None = None,
+    file: Path | None = None,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+) -> Sensitivity:
+    """The sensitivity of a problem's units on the part of a text that chooses; arguments as for `sensitivity`."""
+    assert problem.layout.model is not None
+    judge = Judge.on(problem.layout.model, parts.choosing)
+    with closing(Record(file, head_of(problem, parts, FORMAT, backend), overwrite)) as record:
+        bench = Bench(judge, Encodings(problem.layout.model, parts.calibration, backend), record, progress)
+        noise = bench.noise_floor()
+        table = bench.each("alone", {}, [(unit, unit.options) for unit in problem.units])
+        _refuse_nonfinite(problem.units, table)
+        record.finish({"noise_floor": noise, "positions": judge.scored})
+    name = problem.layout.source.path.name
+    measured = tuple(_listed(problem.units, table))
+    return Sensitivity(name, problem.format, measured, noise, judge.scored, int(parts.choosing.shape[1]), file)
+
+
+def head_of(problem: Problem, parts: Split, format_name: str, backend: str | None) -> dict[str, Any]:
+    """What measured values depend on."""
+    options = json.dumps([[unit.name, [p.name for p in unit.options]] for unit in problem.units])
+    return {
+        "format": format_name,
+        "version": VERSION,
+        "edgekit": version("edgekit-core"),
+        "model": parts.calibration.model,
+        "calibration": parts.calibration.digest,
+        "text": text_digest(parts.choosing.reshape(-1)),
+        "context": int(parts.choosing.shape[1]),
+        "target": problem.format,
+        "options": hashlib.sha256(options.encode()).hexdigest(),
+        "backend": backend or "",
+    }
+
+
+def costs_of(problem: Problem, table: Table) -> list[list[float]]:
+    """The divergence of each option of each unit."""
+    return [[table[unit.name, precision.name].kl for precision in unit.options] for unit in problem.units]
+
+
+def table_of(measured: Sensitivity) -> Table:
+    """The divergences by tensor and precision."""
+    return {(m.tensor, m.precision): Divergence(m.kl, m.error) for m in measured.measured}
+
+
+def _listed(units: Sequence[Unit], table: Mapping[tuple[str, str], Divergence]) -> list[Measured]:
+    by_name = {unit.name: unit for unit in units}
+    return [
+        Measured(name, precision, by_name[name].sizes[_number(by_name[name], precision)], found.kl, found.error)
+        for (name, precision), found in table.items()
+    ]
+
+
+def _number(unit: Unit, precision: str) -> int:
+    return next(number for number, option in enumerate(unit.options) if option.name == precision)
+
+
+def _refuse_nonfinite(units: Sequence[Unit], table: Table) -> None:
+    for unit in units:
+        if not any(math.isfinite(table[unit.name, precision.name].kl) for precision in unit.options):
+            raise NonFiniteError(
+                f"with {unit.name} in any of the precisions the model computes values that are not finite; look for "
+                "broken weights with `edgekit inspect`, or allow other precisions"
+            )
+
+
+__all__ = ["Measured", "Sensitivity", "costs_of", "head_of", "measure", "sensitivity", "table_of"]

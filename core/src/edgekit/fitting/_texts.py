@@ -1,0 +1,159 @@
+"""Which part of a text calibrates, which chooses, and which the result is measured on: never the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import numpy as np
+
+from edgekit.artifact import Artifact
+from edgekit.errors import EdgekitError, UsageError
+from edgekit.evaluation.language import CONTEXT, Text, cut, tokens_of
+from edgekit.evaluation.moments import calibrate
+from edgekit.pipeline._progress import Shown
+from edgekit.rounding import Calibration, read_calibration
+from edgekit.rounding.calibration import as_ids, model_digest, text_digest
+from edgekit.typing import Ints
+
+#: Tokens that choosing takes at most: every precision of every tensor is measured on them.
+CHOOSING = 4096
+#: Tokens that the result is measured on at most.
+REPORTING = 8192
+#: Tokens of a run that two texts do not share by chance (half a window where that is less), and the share of such runs
+#: that makes them one text.
+_RUN, _SHARED = 32, 0.1
+
+
+@attrs.frozen(eq=False)
+class Split:
+    """A text in its parts.
+
+    Attributes:
+        calibration: of the first part.
+        choosing: token ids [count, context] of the second; what is chosen is chosen on these.
+        reporting: token ids [count, context] of the third; the result is measured on these. Empty without one.
+    """
+
+    calibration: Calibration
+    choosing: Ints
+    reporting: Ints
+
+
+def split(
+    source: Artifact,
+    text: Text | None,
+    calibration: Calibration | None,
+    *,
+    context: int | None = None,
+    report: bool = True,
+    file: Path | None = None,
+    progress: Shown = None,
+) -> Split:
+    """Split a text, and calibrate with its first part; with a calibration, split what that has held out.
+
+    Args:
+        source: the model.
+        text: a text or token ids [n]; None takes the windows that the calibration has held out.
+        calibration: of another text, or of another part of it; None makes one.
+        context: tokens of a window; None takes the calibration's, 512, or the model's context where that is less.
+        report: whether to set a part aside for the result.
+        file: where to keep the calibration that is made, or where it is from an earlier run.
+        progress: of the calibration.
+
+    Raises:
+        UsageError: neither a text nor held-out windows; fewer windows than parts; a text that the calibration is of;
+            or as `edgekit.calibrate`.
+    """
+    parts = 2 if report else 1
+    if calibration is not None:
+        calibration.refuse_other_model(source)
+        windows = calibration.held_out if text is None else _windows(source, text, context or calibration.context)
+        if text is not None:
+            _refuse_same(windows, calibration)
+        _refuse_few(len(windows), parts, windows.shape[1], "choose and to measure" if report else "measure")
+        length, count = windows.shape[1], len(windows)
+        reporting = max(1, count // 3) if report else 0
+        choosing = min(count - reporting, max(1, CHOOSING // length))
+        return Split(calibration, *_last(windows, choosing, min(reporting, max(1, REPORTING // length))))
+    if text is None:
+        raise UsageError("a text is needed to calibrate and to measure with; give one, or a calibration that held out")
+    count, length = _count(source, text, context)
+    _refuse_few(
+        count, 1 + parts, length, "calibrate, to choose and to measure" if report else "calibrate and to measure"
+    )
+    choosing = min(max(1, count // 4), max(1, CHOOSING // length))
+    reporting = min(max(1, count // 8), max(1, REPORTING // length)) if report else 0
+    made = _calibrated(source, text, length, (choosing + reporting + 0.5) / count, file, progress)
+    return Split(made, *_last(made.held_out, choosing, reporting))
+
+
+def _last(windows: Ints, choosing: int, reporting: int) -> tuple[Ints, Ints]:
+    return windows[:choosing], windows[choosing : choosing + reporting]
+
+
+def _count(source: Artifact, text: Text, context: int | None) -> tuple[int, int]:
+    """Number of windows of a text, and the tokens of each."""
+    longest = source.model.config.context
+    length = min(CONTEXT, longest) if context is None else context
+    return tokens_of(source, text).size // max(1, length), length
+
+
+def _windows(source: Artifact, text: Text, context: int) -> Ints:
+    tokens, tokenizer = tokens_of(source, text), source.tokenizer
+    if tokens.ndim == 1 and tokens.size < context:
+        raise UsageError(f"the text has {tokens.size} tokens, fewer than a window of {context}; give more text")
+    return as_ids(cut(tokens, context, tokenizer.bos if tokenizer is not None and tokenizer.add_bos else None))
+
+
+def _refuse_few(count: int, needed: int, length: int, purpose: str) -> None:
+    if count < needed:
+        raise UsageError(
+            f"the text has {count} whole windows of {length} tokens, and {needed} are needed to {purpose}; give more "
+            "text, better ten thousand tokens, or choose a smaller context"
+        )
+
+
+def _calibrated(
+    source: Artifact, text: Text, length: int, holdout: float, file: Path | None, progress: Shown
+) -> Calibration:
+    """The calibration of the first part: that of an earlier run, where it is the same."""
+    if file is not None and file.exists():
+        try:
+            there = read_calibration(file)
+        except EdgekitError:
+            pass
+        else:
+            count = len(there.windows) + len(there.held_out)
+            same = (there.model, there.text, there.context) == (model_digest(source), text_digest(text), length)
+            if same and len(there.held_out) == int(count * holdout) and "token_embd.weight" in _matrices(there):
+                return there
+    return calibrate(source, text, to=file, context=length, outputs=True, holdout=holdout, progress=progress)
+
+
+def _matrices(calibration: Calibration) -> set[str]:
+    """The matrices that a calibration covers; the output matrix as the embedding, if it is a matrix of its own."""
+    named = {name for shared in calibration.inputs.values() for name in shared}
+    return named | ({"token_embd.weight"} if "output.weight" in named else set())
+
+
+def _refuse_same(windows: Ints, calibration: Calibration) -> None:
+    """Raise if much of what the calibration is of stands in the windows, wherever they begin."""
+    tokens, run = as_ids(windows).reshape(-1), min(_RUN, calibration.context // 2)
+    if len(tokens) < run:
+        return
+    there = {view.tobytes() for view in np.lib.stride_tricks.sliding_window_view(tokens, run)}
+    own = [
+        as_ids(window[start : start + run])
+        for window in calibration.windows
+        for start in range(1, len(window) - run + 1, run)  # the first token may be BOS
+    ]
+    shared = sum(piece.tobytes() in there for piece in own)
+    if shared > _SHARED * min(len(own), len(tokens) // run):
+        raise UsageError(
+            "the calibration is of the text to measure on, which would flatter the result; give another text, or none "
+            "to use what the calibration has held out"
+        )
+
+
+__all__ = ["CHOOSING", "REPORTING", "Split", "split"]

@@ -1,0 +1,138 @@
+"""Model families against transformers and llama.cpp: five small random configurations of each (`families/NAME.py`).
+
+A configuration goes from transformers' directory into numpy, into a GGUF file, into llama.cpp, into an IR, and back into a
+directory that transformers loads; the logits are the same everywhere.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import cache
+from pathlib import Path
+
+os.environ["NNCF_CI"] = "1"  # no telemetry
+
+import family_oracles as oracles
+import numpy as np
+import openvino_cases
+import pytest
+
+import edgekit
+from edgekit.architectures.forward import KVCache, Transformer
+from edgekit.errors import EdgekitError, UnsupportedModelError
+
+#: Relative to the largest logit. Measured: at most 1e-5.
+TOLERANCE = 1e-4
+#: Standard deviations of llama.cpp's logits from transformers'. ggml's GELU is a table over float16: a hundredth.
+LLAMA_CPP, LLAMA_CPP_GELU = 1e-4, 1e-2
+
+
+def described(path: Path):
+    """The module that describes a family's tests."""
+    spec = importlib.util.spec_from_file_location(f"family_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+FAMILIES = {path.stem: described(path) for path in sorted(Path(__file__).with_name("families").glob("*.py"))}
+CASES = [(family, name) for family, module in FAMILIES.items() for name in module.CONFIGS]
+IDS = [f"{family}-{name}" for family, name in CASES]
+REFUSED = [(family, *case) for family, module in FAMILIES.items() for case in getattr(module, "REFUSED", ())]
+WITH_GGUF = [family for family, module in FAMILIES.items() if getattr(module, "GGUF", True)]
+
+
+@pytest.fixture(scope="module")
+def case(request, tmp_path_factory):
+    """For a family and a case: the directory that transformers wrote, and its logits."""
+
+    @cache
+    def made(family: str, name: str):
+        folder = tmp_path_factory.mktemp(f"{family}-{name}".replace(".", "_")) / "hf"
+        model = oracles.saved_model(FAMILIES[family].CONFIGS[name], folder)
+        return folder, oracles.transformers_logits(model)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def files(case, tmp_path_factory):
+    """For a family the GGUF files of its cases in float32, by name."""
+
+    @cache
+    def made(family: str):
+        folder = tmp_path_factory.mktemp(f"{family}-gguf")
+        names = FAMILIES[family].CONFIGS
+        return {name: edgekit.convert(case(family, name)[0], folder / f"{name}.gguf", dtype="F32") for name in names}
+
+    return made
+
+
+def test_there_are_five_configurations_each():
+    assert len(FAMILIES) >= 3
+    for family, module in FAMILIES.items():
+        assert len(module.CONFIGS) >= 5, family
+
+
+@pytest.mark.parametrize(("family", "name"), CASES, ids=IDS)
+def test_numpy_computes_what_transformers_computes(case, family, name):
+    folder, expected = case(family, name)
+    model = edgekit.open(folder).model
+    assert model.config.family == family
+    network, past = Transformer(model), KVCache()
+    whole = network.logits(oracles.TOKENS)
+    assert oracles.relative(whole, expected) < TOLERANCE
+    for start, stop in [(0, 9), *((i, i + 1) for i in range(9, 15)), (15, len(oracles.TOKENS))]:
+        found = network.step(oracles.TOKENS[start:stop], past)
+        assert oracles.relative(found, whole[stop - 1]) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", WITH_GGUF)
+def test_llama_cpp_computes_it_from_the_gguf_file(case, files, family, tmp_path):
+    made = files(family)
+    found = oracles.llama_logits({name: artifact.path for name, artifact in made.items()}, tmp_path)
+    allowed = LLAMA_CPP_GELU if getattr(FAMILIES[family], "GELU", False) else LLAMA_CPP
+    off = {name: oracles.deviations(found[name], case(family, name)[1]) for name in made}
+    assert max(off.values()) < allowed, off
+
+
+@pytest.mark.parametrize(("family", "name"), [c for c in CASES if c[0] in WITH_GGUF])
+def test_a_gguf_file_is_the_same_model_and_goes_back(case, files, family, name, tmp_path):
+    folder, expected = case(family, name)
+    source, artifact = edgekit.open(folder).model, files(family)[name]
+    model = artifact.model
+    assert model.config.family == family
+    for role, tensor in source.tensors.items():
+        np.testing.assert_array_equal(model.tensors[role].float32(), tensor.float32(), err_msg=role)
+    assert oracles.relative(Transformer(model).logits(oracles.TOKENS), expected) < TOLERANCE
+    edgekit.convert(artifact, tmp_path / "back")
+    assert oracles.relative(oracles.loaded_logits(tmp_path / "back"), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize(("family", "name"), CASES, ids=IDS)
+def test_openvino_computes_it_or_says_what_it_lacks(case, family, name, tmp_path):
+    folder, expected = case(family, name)
+    lacks = getattr(FAMILIES[family], "OPENVINO_LACKS", None)
+    if lacks:
+        with pytest.raises(UnsupportedModelError, match=f"needs the operation {lacks}, which it lacks"):
+            edgekit.convert(folder, tmp_path / "ir", format="openvino")
+        return
+    edgekit.convert(folder, tmp_path / "ir", format="openvino")
+    compiled = openvino_cases.Compiled(tmp_path / "ir" / "openvino_model.xml")
+    assert oracles.relative(compiled(oracles.TOKENS[None])[0], expected) < TOLERANCE
+    compiled.request.reset_state()
+    seen = 0
+    for size in (9, 1, 1, len(oracles.TOKENS) - 11):
+        mask = np.ones((1, seen + size), np.int64)
+        logits = compiled(oracles.TOKENS[None, seen : seen + size], mask)
+        seen += size
+        assert oracles.relative(logits[0, -1], expected[seen - 1]) < TOLERANCE
+
+
+@pytest.mark.parametrize(("family", "config", "message"), REFUSED)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(family, config, message, tmp_path):
+    oracles.saved_model(config, tmp_path / "hf")
+    with pytest.raises(EdgekitError) as caught:
+        edgekit.convert(tmp_path / "hf", tmp_path / "model.gguf", dtype="F32")
+    assert message in str(caught.value)
