@@ -27,6 +27,8 @@ _FAMILIES = {
     "qwen3_5_moe": "Qwen35Moe",
     "qwen3_next": "Qwen3Next",
     "gpt_oss": "GptOss",
+    "lfm2": "Lfm2",
+    "lfm2_moe": "Lfm2Moe",
 }
 
 

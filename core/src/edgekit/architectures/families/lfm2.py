@@ -62,6 +62,10 @@ class Convolutions:
     conv_bias: bool = False
 
 
+#: The second is made of the key heads of each layer.
+CONVOLUTION_KEYS = (Key("taps", "shortconv.l_cache"), Key("convolves", "convolves"))
+
+
 class ConvolutionHybrid(Decoder):
     """What LFM2 with and without experts shares."""
 
@@ -74,8 +78,10 @@ class ConvolutionHybrid(Decoder):
         return settings(Convolutions, config)
 
     def config_from_hf(self, config: Fields | Mapping[str, object], where: str) -> ModelConfig:
-        """The epsilon has another name."""
+        """The epsilon has another name, and so had tied embeddings."""
         named = {**config, "rms_norm_eps": config.get("norm_eps", 1e-5)}
+        if "tie_embedding" in config:  # its older name
+            named["tie_word_embeddings"] = config["tie_embedding"]
         return super().config_from_hf(named, where)
 
     def biases(self, c: Section) -> Fields:
@@ -142,7 +148,9 @@ class ConvolutionHybrid(Decoder):
         if own.conv_bias:
             raise UnsupportedModelError("llama.cpp loads no biases of lfm2 files' convolutions; choose another format")
         heads = tuple(0 if convolves else config.kv_heads for convolves in own.convolves)
-        return {**super().gguf_metadata(config), "attention.head_count_kv": heads}
+        keys = {**super().gguf_metadata(config), "attention.head_count_kv": heads}
+        del keys["convolves"]
+        return keys
 
     def gguf_config(self, config: ModelConfig, keys: Section, tensors: Mapping[str, AnyTensor]) -> ModelConfig:
         """Layers without key heads convolve."""
@@ -177,9 +185,7 @@ class Lfm2(ConvolutionHybrid):
         "block_ffn_dim_multiplier": 1.0,
         "block_ff_dim": None,
     }
-    gguf = Gguf(
-        "lfm2", keys=(Key("taps", "shortconv.l_cache"),), per_layer=("attention.head_count_kv",)
-    )
+    gguf = Gguf("lfm2", keys=CONVOLUTION_KEYS, per_layer=("attention.head_count_kv",))
 
     def ffn_from_hf(self, c: Section) -> int:
         """The width that is made of the one that is stated, as transformers makes it."""
@@ -201,4 +207,4 @@ class Lfm2(ConvolutionHybrid):
         return {**own, "conv_bias": False}
 
 
-__all__ = ["COMMON_LFM2", "KINDS", "NAMES", "ConvolutionHybrid", "Convolutions", "Lfm2"]
+__all__ = ["COMMON_LFM2", "CONVOLUTION_KEYS", "KINDS", "NAMES", "ConvolutionHybrid", "Convolutions", "Lfm2"]
