@@ -71,6 +71,7 @@ class HuggingFaceFormat:
             raise MissingFileError(f"{directory / files.CONFIG}: no such file; a model needs its configuration")
         config = files.with_quantization(directory, given)
         weights = files.open_weights(directory, None if path.is_dir() else path.name)
+        config = packed.with_metadata(config, weights.metadata)
         tensors = _unpacked(assemble(weights.tensors, weights.metadata, weights.files[0]), config, directory)
         return self._artifact(path, weights, config, tensors)
 

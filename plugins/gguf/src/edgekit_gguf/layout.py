@@ -20,7 +20,6 @@ from edgekit.errors import UnsupportedModelError, counted
 from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Slot
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
-from edgekit_gguf.bridge import carried_over
 from edgekit_gguf.metadata import Metadata, Value, text, u32
 from edgekit_gguf.model import config_to_metadata, gguf_of, refuse_no_model, rope_tensors
 from edgekit_gguf.naming import size_label
@@ -95,9 +94,20 @@ def _translated(model: Model) -> Iterable[Slot]:
     for name, values in rope_tensors(model.config).items():
         tensors[name] = Tensor.of(name, np.array(values, np.float32))
     for name in sorted(tensors, key=file_order):
-        tensor = carried_over(tensors[name])
+        tensor = _carried_over(tensors[name])
         keep = tensor.precision if _in_blocks(tensor) else find_precision("float:F32")
         yield Slot(name, name, reorder(name, tensor, model.config, "to_gguf") if interleaved else tensor, keep)
+
+
+def _carried_over(tensor: AnyTensor) -> AnyTensor:
+    """Return the tensor in ggml's blocks if it is encoded otherwise and they can represent it, else unchanged."""
+    if isinstance(tensor, Tensor) or tensor.precision.convention == "ggml":
+        return tensor
+    from edgekit_gguf.bridge import (
+        carried_over,
+    )  # only here: most sources need no bridge, and importing one takes 10 ms
+
+    return carried_over(tensor)
 
 
 def _in_blocks(tensor: AnyTensor) -> TypeGuard[EncodedTensor]:
