@@ -19,6 +19,7 @@ _FAMILIES = {
     "gemma2": "Gemma2",
     "gemma3": "Gemma3",
     "granite": "Granite",
+    "lfm2": "Lfm2",
     "qwen3_moe": "Qwen3Moe",
     "mixtral": "Mixtral",
     "olmoe": "Olmoe",
