@@ -386,6 +386,53 @@ def test_compressed_tensors_groups_of_modules(tmp_path: Path) -> None:
         np.testing.assert_array_equal(tensor.float32(), values)
 
 
+# --- torchao 0.18: prototype/safetensors/safetensors_support.py (`flatten_tensor_state_dict`) ---
+
+
+def torchao(directory: Path, changes: Mapping[str, object] | None = None, metadata: bool = True):
+    """4-bit integers in int8, which the file's metadata describes."""
+    tensors, expected, described = {}, {}, {}
+    for name, (out, cols) in MATRICES.items():
+        codes, zeros = (rng.integers(-8, 8, (out, n)).astype(np.int8) for n in (cols, cols // 32))
+        scale = rng.uniform(0.001, 0.01, (out, cols // 32)).astype(np.float32)
+        parts = {"qdata": codes, "scale": scale, "zero_point": zeros}
+        tensors |= {f"{name}._weight_{part}": values for part, values in parts.items()}
+        data = {"target_dtype": {"_type": "torch.dtype", "_data": "int4"}, "block_size": [1, 32]}
+        kind = {"_type": "IntxUnpackedToInt8Tensor", "_data": data} | (dict(changes) if changes else {})
+        described[f"{name}.weight"] = json.dumps(kind)
+        expected[name] = (codes - np.repeat(zeros, 32, 1).astype(int)).astype(np.float32) * np.repeat(scale, 32, 1)
+    write(directory, {}, {"quant_method": "torchao", "quant_type": {"default": {"_type": "IntxWeightOnlyConfig"}}})
+    safetensors.write(directory / "model.safetensors", with_plain(tensors), described if metadata else {})
+    return expected
+
+
+def test_torchao(tmp_path: Path) -> None:
+    expected = torchao(tmp_path / "m")
+    check(tmp_path / "m", expected, "affine:int4-asym-g32")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"_type": "Int4TilePackedTo4dTensor"}, r"is of torchao's 'Int4TilePackedTo4dTensor'; read are Int8Tensor, "),
+        ({"_data": {"curve": 3}}, r"has the attribute 'curve' \(3\), which is not understood"),
+        ({"_data": {"block_size": [4, 32]}}, r"has block_size \[4, 32\]; read are \[1, group\]"),
+        ({"_data": {"block_size": [1, 32], "target_dtype": "int9"}}, r"has target_dtype 'int9'; read are int1, "),
+        ({"_data": None}, r"the file's metadata does not say what .*q_proj.weight is"),
+    ],
+)
+def test_what_torchao_says_and_is_not_understood_is_named(tmp_path: Path, changes: dict, message: str) -> None:
+    torchao(tmp_path / "m", changes)
+    with pytest.raises(UnsupportedModelError, match=message):
+        _ = edgekit.open(tmp_path / "m").model
+
+
+def test_torchao_without_its_metadata_is_refused(tmp_path: Path) -> None:
+    torchao(tmp_path / "m", metadata=False)
+    with pytest.raises(UnsupportedModelError, match=r"the file's metadata does not say what .*q_proj.weight is"):
+        _ = edgekit.open(tmp_path / "m").model
+
+
 # --- what is refused ---
 
 BUILT = {

@@ -53,6 +53,7 @@ _OPTIONS: dict[str, dict[str, Callable[[object], str]]] = {
     "recipes": {"formats": _names},
     "runtimes": {"formats": _names, "speed": _speed, "tolerance": _tolerance},
     "passes": {"formats": _names},
+    "kernels": {"speed": _speed},
 }
 
 

@@ -38,7 +38,7 @@ from edgekit_serve.replies import Shape
 from edgekit_serve.requests import AnswerOptions, ChatRequest, CompletionRequest, EmbeddingRequest, Prompt
 from edgekit_serve.settings import Settings
 from edgekit_serve.texts import DetokenizeRequest, RankRequest, TokenizeRequest
-from edgekit_serve.wire import HEADERS, ApiError, refused
+from edgekit_serve.wire import HEADERS, ApiError, Json, refused
 
 Given = TypeVar("Given")
 Item = TypeVar("Item")
@@ -128,7 +128,7 @@ class Routes:
             raise ApiError(404, f"no such model; this server has {self.settings.model!r}", "model_not_found")
         return JSONResponse(self._card(), headers=HEADERS)
 
-    def _card(self) -> dict[str, Any]:
+    def _card(self) -> Json:
         card = {"id": self.settings.model, "object": "model", "created": self.started, "owned_by": "edgekit"}
         context = {"context_length": self.context, "max_model_len": self.context} if self.context else {}
         return {**card, **context, "capabilities": self.abilities}
@@ -143,7 +143,7 @@ class Routes:
         ]
         return replies.reply(self._answer(request, asked.requested, texts), replies.Completion(self.settings.model))
 
-    def _continuing(self, prompt: Prompt, options: dict[str, Any]) -> Begin:
+    def _continuing(self, prompt: Prompt, options: Json) -> Begin:
         return lambda most: self.runtime.stream(prompt, max_tokens=most, **options)
 
     def _echoing(self, asked: CompletionRequest, prompt: Prompt) -> Callable[[], tuple[str, list[TokenScore]]] | None:
@@ -185,7 +185,7 @@ class Routes:
         texts = [Asked(self._answering(asked, requested.of_choice(number))) for number in range(requested.choices)]
         return replies.reply(self._answer(request, requested, texts), shape)
 
-    def _answering(self, asked: ChatRequest, options: dict[str, Any]) -> Begin:
+    def _answering(self, asked: ChatRequest, options: Json) -> Begin:
         runtime = self.runtime
         if isinstance(runtime, ReplyingRuntime):
             return lambda most: runtime.reply(asked.messages, max_tokens=most, **options, **asked.reply)
@@ -259,7 +259,7 @@ class Routes:
         self.metrics.waited(ticket.waited)
         return collected
 
-    def _embeddings(self, made: list[tuple[F32, int]], base64: bool) -> dict[str, Any]:
+    def _embeddings(self, made: list[tuple[F32, int]], base64: bool) -> Json:
         tokens = sum(count for _, count in made)
         self.metrics.prompt_tokens.inc(tokens)
         data = [
@@ -269,7 +269,7 @@ class Routes:
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return {"object": "list", "data": data, "model": self.settings.model, "usage": usage}
 
-    async def _given(self, request: Request, of: Callable[[dict[str, Any], Settings], Given]) -> Given:
+    async def _given(self, request: Request, of: Callable[[Json, Settings], Given]) -> Given:
         """Return the parsed body. A large one is parsed in a thread, so that other requests are served meanwhile."""
         data = await body.read(request, self.settings)
         if len(data) < _LARGE:
