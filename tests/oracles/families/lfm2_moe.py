@@ -26,7 +26,7 @@ CONFIGS = {
     "four-taps": BASE | {"conv_L_cache": 4, "norm_eps": 1e-3, "rope_theta": 1e4, "num_dense_layers": 2},
 }
 REFUSED = [
-    (BASE | {"conv_bias": True}, "llama.cpp loads no biases of lfm2 files' convolutions"),
+    (BASE | {"conv_bias": True}, "llama.cpp loads no biases of lfm2moe files"),
     (BASE | {"norm_topk_prob": False}, "llama.cpp computes lfm2moe files as if it were True"),
     (BASE | {"routed_scaling_factor": 2.5}, "routed_scaling_factor of the model is 2.5"),
     (BASE | {"use_expert_bias": False}, "use_expert_bias of the model is false"),

@@ -18,6 +18,8 @@ _FAMILIES = {
     "gemma": "Gemma",
     "gemma2": "Gemma2",
     "gemma3": "Gemma3",
+    "granite": "Granite",
+    "lfm2": "Lfm2",
     "qwen3_moe": "Qwen3Moe",
     "mixtral": "Mixtral",
     "olmoe": "Olmoe",
@@ -27,7 +29,6 @@ _FAMILIES = {
     "qwen3_5_moe": "Qwen35Moe",
     "qwen3_next": "Qwen3Next",
     "gpt_oss": "GptOss",
-    "lfm2": "Lfm2",
     "lfm2_moe": "Lfm2Moe",
 }
 

@@ -9,8 +9,8 @@ import attrs
 from edgekit.architectures._config import LIMITS, ModelConfig, integer_field, number_field, settings
 from edgekit.architectures._family import Gguf, Key, Setting
 from edgekit.architectures._section import Fields, Section
-from edgekit.architectures.decoder import Decoder
-from edgekit.architectures.families.lfm2 import COMMON_LFM2, CONVOLUTION_KEYS, NAMES, ConvolutionHybrid, Convolutions
+from edgekit.architectures.decoder import COMMON, Decoder
+from edgekit.architectures.families.lfm2 import CONVOLVES, CONVOLVING, KV_HEADS, NAMES, TAPS, Convolutions, Convolving
 from edgekit.architectures.links import Link, one
 from edgekit.architectures.mixers import Mixer
 from edgekit.architectures.mixture import EXPERT_FFN, KEYS, ExpertSizes, Mixture
@@ -36,30 +36,34 @@ class Sizes(Convolutions, ExpertSizes):
     weights_scale: float = number_field(default=1.0)
 
 
-class Lfm2Moe(ConvolutionHybrid, Mixture):
+class Lfm2Moe(Convolving, Mixture):
     """LFM2 with experts in all but the first layers."""
 
     name = "lfm2_moe"
     model_types = ("lfm2_moe",)
     hf_class = "Lfm2MoeForCausalLM"
     apart = "LFM2 with experts in all but the first layers, chosen by a sigmoid with a bias"
-    defaults = COMMON_LFM2 | {
-        "hidden_size": 2048,
-        "intermediate_size": 7168,
-        "rms_norm_eps": 1e-5,
-        "moe_intermediate_size": 1792,
-        "num_dense_layers": 2,
-        "num_experts_per_tok": 4,
-        "num_experts": 32,
-        "num_local_experts": None,
-        "use_expert_bias": True,
-        "routed_scaling_factor": 1.0,
-        "norm_topk_prob": True,
-    }
+    defaults = (
+        COMMON
+        | CONVOLVING
+        | {
+            "vocab_size": 65_536,
+            "hidden_size": 2048,
+            "intermediate_size": 7168,
+            "moe_intermediate_size": 1792,
+            "num_dense_layers": 2,
+            "num_experts_per_tok": 4,
+            "num_experts": 32,
+            "num_local_experts": None,
+            "use_expert_bias": True,
+            "routed_scaling_factor": 1.0,
+            "norm_topk_prob": True,
+        }
+    )
     gguf = Gguf(
         "lfm2moe",
-        keys=(*KEYS, EXPERT_FFN, *CONVOLUTION_KEYS, Key("dense", "leading_dense_block_count", 0)),
-        per_layer=("attention.head_count_kv",),
+        keys=(*KEYS, EXPERT_FFN, CONVOLVES, TAPS, Key("dense", "leading_dense_block_count", 0)),
+        per_layer=(KV_HEADS,),
     )
     layer_names = NAMES | {"ffn_gate_inp": "feed_forward.gate"}
     expert_names = {  # noqa: RUF012
@@ -79,7 +83,7 @@ class Lfm2Moe(ConvolutionHybrid, Mixture):
 
     def own_from_hf(self, c: Section) -> dict[str, object]:
         """Those of both."""
-        own = {**ConvolutionHybrid.own_from_hf(self, c), **Mixture.own_from_hf(self, c)}
+        own = {**Convolving.own_from_hf(self, c), **Mixture.own_from_hf(self, c)}
         return {
             **own,
             "dense": c.integer("num_dense_layers"),
@@ -135,7 +139,8 @@ class Lfm2Moe(ConvolutionHybrid, Mixture):
 
     def gguf_own(self, config: ModelConfig, own: dict[str, object]) -> dict[str, object]:
         """What llama.cpp computes for all."""
-        return {**super().gguf_own(config, own), "conv_bias": False, "choice_bias": True, "weights_scale": 1.0}
+        fixed = {"conv_bias": False, "choice_bias": True, "weights_scale": 1.0}
+        return {**super().gguf_own(config, own), **fixed}
 
 
 __all__ = ["Lfm2Moe", "Sizes"]
