@@ -1,4 +1,4 @@
-"""The page of the server's routes and features: routes from the application, features with the tests that cover them."""
+"""The page of the server's routes and features: routes from the application, features with their tests."""
 
 from __future__ import annotations
 
