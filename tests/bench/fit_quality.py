@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import attrs
 import numpy as np
 
 import edgekit
@@ -27,14 +26,11 @@ RECIPES = ("Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 UNIFORM = {"gguf": ("Q3_K", "Q4_K", "Q6_K"), "hf": ("affine:int4-asym-g64",)}
 
 
-@attrs.define
 class Bench:
     """The sample model, its two halves of text, and a directory to write to."""
 
-    folder: Path
-    source: Artifact = attrs.field(factory=lambda: edgekit.open(sample.path()))
-
-    def __attrs_post_init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.source = folder, edgekit.open(sample.path())
         tokenizer = self.source.tokenizer
         assert tokenizer is not None
         tokens = np.array(tokenizer.encode(sample.heldout_text()))
