@@ -268,11 +268,13 @@ def quantize(
         pool = executor or stack.enter_context(Workers(os.cpu_count() or 1, "edgekit-encode"))
         encoder = Encoder(pool, backend, filled.importance, nonfinite == "keep", f"{artifact.path}: tensor ")
         remarks = conversion_notes(chosen_format, layout, plan, target, filled if importance else None)
+        # Threads whatever the executor: what is rounded shares its moments, and lets go of the interpreter.
+        threads = stack.enter_context(Workers(os.cpu_count() or 1, "edgekit-round"))
         rounder = (
             None
             if feedback is None
             else Rounder(
-                artifact.model, feedback, list(zip(layout.slots, plan, strict=True)), backend, pool, encoder.where
+                artifact.model, feedback, list(zip(layout.slots, plan, strict=True)), backend, threads, encoder.where
             )
         )
         if rounder is not None:
