@@ -18,6 +18,8 @@ _FAMILIES = {
     "gemma": "Gemma",
     "gemma2": "Gemma2",
     "gemma3": "Gemma3",
+    "granite": "Granite",
+    "lfm2": "Lfm2",
     "qwen3_moe": "Qwen3Moe",
     "mixtral": "Mixtral",
     "olmoe": "Olmoe",
