@@ -48,7 +48,7 @@ def artifact(tmp_path):
 
 
 def test_moments_are_those_of_the_inputs(artifact):
-    calibration = edgekit.calibrate(artifact, TOKENS, context=32, holdout=0, outputs=True)
+    calibration = edgekit.calibrate(artifact, TOKENS, context=32, holdout=0)
     seen: dict[str, list] = {}
     model = Transformer(MODEL, observe=lambda name, x: seen.setdefault(name, []).append(x))
     model.logits(calibration.windows)
@@ -67,11 +67,13 @@ def test_matrices_with_the_same_input_share_a_moment(artifact):
     calibration = edgekit.calibrate(artifact, TOKENS, context=32)
     assert calibration.inputs["blk.0.attn_q.weight"] == tuple(f"blk.0.attn_{n}.weight" for n in "qkv")
     assert calibration.inputs["blk.1.ffn_gate.weight"] == ("blk.1.ffn_gate.weight", "blk.1.ffn_up.weight")
-    assert calibration.moment("output.weight") is None
+    assert calibration.moment("output.weight").shape == (32, 32)
+    without = edgekit.calibrate(artifact, TOKENS, context=32, outputs=False)
+    assert without.moment("output.weight") is None
 
 
 def test_the_diagonal_is_the_importance(artifact):
-    calibration = edgekit.calibrate(artifact, TOKENS, context=32, holdout=0)
+    calibration = edgekit.calibrate(artifact, TOKENS, context=32, holdout=0, outputs=False)
     collected = importance(artifact, TOKENS, context=32)
     diagonal = calibration.importance()
     assert diagonal.keys() == collected.keys()
@@ -118,7 +120,7 @@ def test_an_interrupted_run_goes_on_and_writes_the_same(artifact, tmp_path, monk
     monkeypatch.setattr(moments, "outer", lambda x, shape: calls.append(shape) or outer(x, shape))
     edgekit.calibrate(artifact, TOKENS, context=32, to=target)
     assert target.read_bytes() == whole
-    assert len(calls) == 4  # of eight moments, the first layer's four were there
+    assert len(calls) == 5  # of nine moments, the first layer's four were there
 
 
 def test_wide_matrices_keep_blocks_on_the_diagonal(artifact, monkeypatch):

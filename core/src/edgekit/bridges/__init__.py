@@ -11,20 +11,29 @@ from __future__ import annotations
 
 from edgekit.bridges._carried import carried_over
 from edgekit.bridges._lattice import Carry, Lattice, Minifloats, Relation
+from edgekit.bridges._levels import Levels, has_levels, levels, recoded
 from edgekit.bridges._read import read
 from edgekit.bridges._relation import lattices, relation
+from edgekit.bridges._scales import Choices, choices, rescaled
 from edgekit.bridges._transcode import transcode
 from edgekit.bridges._write import write
 
 __all__ = [
     "Carry",
+    "Choices",
     "Lattice",
+    "Levels",
     "Minifloats",
     "Relation",
     "carried_over",
+    "choices",
+    "has_levels",
     "lattices",
+    "levels",
     "read",
+    "recoded",
     "relation",
+    "rescaled",
     "transcode",
     "write",
 ]

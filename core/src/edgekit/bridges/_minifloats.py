@@ -134,6 +134,20 @@ def write(values: Minifloats, precision: Precision) -> Parts:
     return {"codes": packed, "scale": stored if precision.granularity == "channel" else stored[..., None]}
 
 
+def packed(tensor: QuantizedTensor, codes: U8) -> Parts:
+    """The part of a tensor that holds its codes, with other patterns [rows, cols] in their place."""
+    precision = tensor.precision
+    if precision.convention == "ggml":
+        blocks = np.ascontiguousarray(tensor.parts["blocks"])
+        size, scales = (17, 1) if precision.kind == "MXFP4" else (36, 4)
+        return {"blocks": _blocks(codes, blocks.reshape(-1, size)[:, :scales], precision.kind).reshape(blocks.shape)}
+    if precision.convention == "mlx":
+        return {"weight": _words(codes, precision.bits)}
+    aligned = codes.shape[1] * precision.bits % 8 == 0
+    stored = pack_lsb(codes if aligned else codes.reshape(-1), precision.bits)
+    return {"codes": stored.view(tensor.parts["codes"].dtype)}
+
+
 def _words(codes: U8, bits: int) -> U32:
     return np.ascontiguousarray(pack_lsb(codes, bits)).view("<u4").astype(np.uint32, copy=False)
 

@@ -51,7 +51,7 @@ def calibrate(
     *,
     to: str | os.PathLike[str] | None = None,
     context: int | None = None,
-    outputs: bool = False,
+    outputs: bool = True,
     holdout: float = HOLDOUT,
     runtime: str | None = None,
     progress: Shown = None,
@@ -65,7 +65,8 @@ def calibrate(
             windows that do not overlap, the rest is dropped.
         to: a calibration file to write; the moments then go there one by one and never are in memory together.
         context: tokens of a window; None takes 512, or the model's context where that is less.
-        outputs: whether to include the matrix that makes the logits (also where it is the embedding).
+        outputs: whether to include the matrix that makes the logits (also where it is the embedding); importance
+            matrices of llama.cpp leave it out.
         holdout: share of the windows, 0 to below 1, that is set aside for measurements: the last ones, which become
             `Calibration.held_out`.
         runtime: None for numpy, the only one that gives second moments; importance matrices can be made with others

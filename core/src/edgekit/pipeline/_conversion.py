@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import attrs
 import numpy as np
@@ -41,6 +41,7 @@ from edgekit.files.memory import enough_memory
 from edgekit.files.reader import refuse_special
 from edgekit.files.workers import Workers
 from edgekit.manifest import Manifest
+from edgekit.pipeline._feedback import Rounder, with_rounded
 from edgekit.pipeline._notes import OF_THE_RUN, conversion_notes, refuse_unquantized, summary_line
 from edgekit.pipeline._progress import Progress as Progress
 from edgekit.pipeline._progress import Shown, reporting
@@ -50,12 +51,14 @@ from edgekit.plugin._registry import KNOWN_DISTRIBUTIONS, manager
 from edgekit.recipe import AsIs, Assignment, Plan, Recipe, Slot, check_plan
 from edgekit.recipe import own_precision as own_precision
 from edgekit.reference import reference
+from edgekit.rounding.calibration import Calibration, read_calibration
 from edgekit.tensor import EncodedTensor
 from edgekit.typing import F32
 
 #: Attempts to open a model that is replaced while it is opened.
 _REOPENINGS = 8
 Nonfinite = Literal["refuse", "keep"]
+Rounding = Literal["nearest", "feedback"]
 _LOG = logging.getLogger("edgekit")
 
 
@@ -161,10 +164,10 @@ def find_format(name: str | None, target: Path) -> Format:
     with writing(target):
         is_directory = target.is_dir()
     if is_directory or not target.suffix:
-        return manager().load("formats", "hf")  # type: ignore[no-any-return]
+        return cast(Format, manager().load("formats", "hf"))
     for registration in manager().all("formats"):
         if target.suffix in registration.options.get("suffixes", ()):
-            return manager().load("formats", registration.name)  # type: ignore[no-any-return]
+            return cast(Format, manager().load("formats", registration.name))
     cure = KNOWN_DISTRIBUTIONS.get(target.suffix)
     advice = f"pip install {cure}" if cure else f"{_near(target)}{option('format', 'hf')} makes a directory"
     raise MissingPluginError(f"{target}: no installed format writes {target.suffix} files; {advice}")
@@ -183,6 +186,8 @@ def quantize(
     to: str | os.PathLike[str],
     format: str | None = None,
     importance: Mapping[str, F32] | None = None,
+    calibration: Calibration | str | os.PathLike[str] | None = None,
+    rounding: Rounding | None = None,
     backend: str | None = None,
     exact_importance: bool = False,
     nonfinite: Nonfinite = "refuse",
@@ -203,6 +208,12 @@ def quantize(
         format: name of the format; None derives it from the suffix.
         importance: mean squared activations [cols] of each weight matrix, by canonical name. Columns without (0) get
             the smallest importance of their matrix; a matrix without any is encoded without.
+        calibration: from `edgekit.calibrate` of the same source, or its file: gives the importance, and what rounding
+            with error feedback needs.
+        rounding: ``"nearest"`` rounds each weight by itself; ``"feedback"`` makes up for the error of each column in
+            the columns after it, and rounds each layer for the inputs that the quantized layers before it give. The
+            format, the size and the speed of the result are the same. Formats without levels under scales are rounded
+            to nearest; a note says so. None is feedback with a calibration, else nearest.
         exact_importance: use the importance unchanged, zeros included. This gives the bytes of llama.cpp, which erases
             blocks of such columns.
         backend: name of the encoders to use; None takes the fastest exact ones, whose bytes are the same.
@@ -220,7 +231,8 @@ def quantize(
         importance, and whether the tokenizer is missing. They are logged too (logger ``edgekit``, level INFO).
 
     Raises:
-        UsageError: the plan does not fit the target, or quantizes less than half of the weights.
+        UsageError: the plan does not fit the target, or quantizes less than half of the weights; or the calibration is
+            of another model, or missing.
         NonFiniteError, ScaleOverflowError, UnsupportedModelError, InvalidFileError: about the source.
         ChangedSourceError: the source was changed while it was read.
         UsageError: the target is, holds or lies inside the source, or is something that edgekit did not write.
@@ -231,12 +243,18 @@ def quantize(
     chosen_format = find_format(format, target)
     chosen = find_recipe(recipe, chosen_format.name, target)
     artifact = source if isinstance(source, Artifact) else open_source(source, chosen_format)
+    calibrated = _calibration(calibration, importance, rounding, artifact)
+    if calibrated is not None:
+        importance = calibrated.importance()
+    feedback = calibrated if rounding != "nearest" else None
     with ExitStack() as stack:
         widest = max((4 * tensor.size for tensor in artifact.tensors.values()), default=0)
         stack.enter_context(enough_memory(f"{artifact.path}: writing it as {target}", widest))
         work = stack.enter_context(working(target, artifact.reads, overwrite, notes))
         filled = Filled(dict(importance or {}), {}, ()) if exact_importance else fill_importance(importance or {})
         known = {"importance": _importance_digest(filled.importance)} if importance else {}
+        if feedback is not None:
+            known["calibration"] = feedback.digest
         sources = stack.enter_context(closing(Digests(artifact.files, known)))
         work.hashes = sources
         earlier = len(work.notes)
@@ -250,6 +268,17 @@ def quantize(
         pool = executor or stack.enter_context(Workers(os.cpu_count() or 1, "edgekit-encode"))
         encoder = Encoder(pool, backend, filled.importance, nonfinite == "keep", f"{artifact.path}: tensor ")
         remarks = conversion_notes(chosen_format, layout, plan, target, filled if importance else None)
+        # Threads whatever the executor: what is rounded shares its moments, and lets go of the interpreter.
+        threads = stack.enter_context(Workers(os.cpu_count() or 1, "edgekit-round"))
+        rounder = (
+            None
+            if feedback is None
+            else Rounder(
+                artifact.model, feedback, list(zip(layout.slots, plan, strict=True)), backend, threads, encoder.where
+            )
+        )
+        if rounder is not None:
+            remarks["rounding"] = rounder.note()
         remarks |= {"source": "; ".join(of_source)} if of_source else {}
         lasting = {kind: note for kind, note in remarks.items() if kind not in OF_THE_RUN}
         manifest = make_manifest(sources, plan, encoder, chosen_format.name, lasting)
@@ -260,7 +289,7 @@ def quantize(
             if kind != "source":  # noted already, one by one
                 work.note(note)
         report = stack.enter_context(reporting(progress, "quantize"))
-        _write(writer, layout, plan, encoder, report, target)
+        _write(writer, layout, plan, encoder, report, target, rounder)
         remarks_of_writer = dict(getattr(writer, "remarks", {}))
         for note in remarks_of_writer.values():
             work.note(note)
@@ -327,11 +356,40 @@ def convert(
     )
 
 
+def _calibration(
+    calibration: Calibration | str | os.PathLike[str] | None,
+    importance: object,
+    rounding: Rounding | None,
+    artifact: Artifact,
+) -> Calibration | None:
+    """Return the calibration, opened and checked."""
+    if rounding not in (None, "nearest", "feedback"):
+        raise UsageError(f"rounding {rounding!r}; choose nearest or feedback")
+    if calibration is None:
+        if rounding == "feedback":
+            raise UsageError(
+                f"rounding with feedback needs a calibration; make one with edgekit calibrate, and give it with "
+                f"{option('calibration', 'FILE')}"
+            )
+        return None
+    if importance is not None:
+        raise UsageError("a calibration has an importance of its own; give one of the two")
+    opened = calibration if isinstance(calibration, Calibration) else read_calibration(Path(calibration))
+    opened.refuse_other_model(artifact)
+    return opened
+
+
 def _write(
-    writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None, target: Path
+    writer: Writer,
+    layout: Layout,
+    plan: Plan,
+    encoder: Encoder,
+    progress: Progress | None,
+    target: Path,
+    rounder: Rounder | None = None,
 ) -> None:
     try:
-        _write_tensors(writer, layout, plan, encoder, progress)
+        _write_tensors(writer, layout, plan, encoder, progress, rounder)
         writer.commit()
     except KeyboardInterrupt as error:
         written = writer.done
@@ -352,9 +410,17 @@ def _kept_note(done: int, total: int, target: Path) -> str:
     return f"{kept} kept; the same command goes on from there; {target} is as it was"
 
 
-def _write_tensors(writer: Writer, layout: Layout, plan: Plan, encoder: Encoder, progress: Progress | None) -> None:
+def _write_tensors(
+    writer: Writer,
+    layout: Layout,
+    plan: Plan,
+    encoder: Encoder,
+    progress: Progress | None,
+    rounder: Rounder | None,
+) -> None:
     pairs = list(zip(layout.slots, plan, strict=True))
-    encoded = encoder.encoded(pairs[writer.done :])
+    rounded = {} if rounder is None else rounder.rounded(progress)
+    encoded = with_rounded(encoder.encoded, pairs[writer.done :], rounded)
     with closing(encoded):
         for index in range(writer.done, len(pairs)):
             if progress:
@@ -413,6 +479,7 @@ __all__ = [
     "AsIs",
     "Nonfinite",
     "Progress",
+    "Rounding",
     "as_artifact",
     "convert",
     "find_format",

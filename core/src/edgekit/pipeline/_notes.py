@@ -9,6 +9,7 @@
 | `decoded`      | matrices that were quantized before and are floats now                          |
 | `requantized`  | matrices that were quantized before, and are again                              |
 | `importance`   | columns and matrices without importance                                         |
+| `rounding`     | matrices rounded with error feedback, and others                                |
 | `no_tokenizer` | the model has none                                                              |
 | `merged_tokens`| tokens that only files beside the vocabulary name                               |
 | `tokenizer`    | end tokens that do not exist; placeholders that were given a name               |
@@ -37,7 +38,17 @@ from edgekit.recipe import Assignment, Plan, Slot, quantized
 from edgekit.tensor import EncodedTensor
 
 #: The kinds in the order of the line; all others follow.
-ORDER = ("precisions", "merged", "fell_back", "carried", "decoded", "requantized", "importance", "no_tokenizer")
+ORDER = (
+    "precisions",
+    "merged",
+    "fell_back",
+    "carried",
+    "decoded",
+    "requantized",
+    "importance",
+    "rounding",
+    "no_tokenizer",
+)
 #: Kinds that are left out of the manifest, so that the same command always writes the same bytes.
 OF_THE_RUN = ("replaced", "restarted")
 #: The share of the weights to be quantized that must be quantized.

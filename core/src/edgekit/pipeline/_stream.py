@@ -170,7 +170,7 @@ def raw_rows(tensor: AnyTensor, codec: Codec, start: int, stop: int) -> Rows:
         return Rows(start, QuantizedTensor(tensor.read_parts(start, stop), tensor.precision, shape, tensor.name))
     rows = tensor.read_rows(start, stop)
     if tensor.dtype == "bfloat16" and codec.reference.traits.source_dtypes:
-        return Rows(start, rows.view(_bfloat16()))
+        return Rows(start, rows.view(bfloat16()))
     if tensor.dtype == "float32" or (tensor.dtype == "float16" and codec.narrow):
         return Rows(start, rows)
     return Rows(start, rows, tensor.dtype)
@@ -181,7 +181,12 @@ def source_rows(tensor: AnyTensor, precision: Precision, start: int, stop: int) 
     return raw_rows(tensor, codec(precision, REFERENCE), start, stop).for_reference(tensor.name)
 
 
-def _bfloat16() -> np.dtype[Any]:
+def bfloat16() -> np.dtype[Any]:
+    """ml_dtypes' bfloat16.
+
+    Raises:
+        MissingPluginError: ml_dtypes is not installed.
+    """
     try:
         import ml_dtypes
     except ImportError as error:
@@ -207,4 +212,4 @@ def encode_chunk(
     return codec.encode(x, importance)
 
 
-__all__ = ["AHEAD", "CHUNK", "Encoder", "Rows", "chunk_rows", "encode_chunk", "raw_rows", "source_rows"]
+__all__ = ["AHEAD", "CHUNK", "Encoder", "Rows", "bfloat16", "chunk_rows", "encode_chunk", "raw_rows", "source_rows"]

@@ -44,6 +44,7 @@ ROLES = (
     "passes",
     "devices",
     "packagers",
+    "kernels",
     "commands",
 )
 #: Role -> the attributes of an object that plays it; ``__call__`` if it is called. `edgekit.testing` checks the same.
@@ -73,6 +74,7 @@ CONTRACTS: Mapping[str, tuple[str, ...]] = {
     "commands": ("main",),
     "runtimes": ("__call__",),
     "devices": ("__call__",),
+    "kernels": ("__call__",),
 }
 #: Roles whose objects may state their name.
 _NAMED = ("formats", "families", "recipes", "packagers", "passes", "commands")

@@ -114,6 +114,16 @@ def edgekit_register_packagers(register: Register) -> None:
 
 
 @hookspec
+def edgekit_register_kernels(register: Register) -> None:
+    """Offer a faster kernel: ``register("accumulate", "edgekit_numba.accumulating:accumulate", speed=8)``.
+
+    The target is a function with the bits of the core's own. There is one name, ``accumulate``
+    (`edgekit.rounding.kernels.Accumulate`): the products of rounding with error feedback. The highest ``speed`` is
+    used; the core's own has 1.
+    """
+
+
+@hookspec
 def edgekit_register_commands(register: Register) -> None:
     """Add a command to the command line: ``register("serve", "pkg.mod:command")``.
 
@@ -128,6 +138,7 @@ __all__ = [
     "edgekit_register_devices",
     "edgekit_register_families",
     "edgekit_register_formats",
+    "edgekit_register_kernels",
     "edgekit_register_packagers",
     "edgekit_register_passes",
     "edgekit_register_precisions",

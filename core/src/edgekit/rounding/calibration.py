@@ -153,7 +153,7 @@ def moment_shape(cols: int) -> tuple[int, ...]:
     return (cols // width, width, width)
 
 
-def inputs_of(model: Model, outputs: bool = False) -> dict[str, tuple[str, ...]]:
+def inputs_of(model: Model, outputs: bool = True) -> dict[str, tuple[str, ...]]:
     """The matrices of a model that share an input, by the first one's name, in the order of the forward pass."""
     groups = [
         tuple(f"blk.{layer}.{name}.weight" for name in group)

@@ -40,6 +40,12 @@ def edgekit_register_quantizers(register: Register) -> None:
 
 
 @hookimpl
+def edgekit_register_kernels(register: Register) -> None:
+    """The products of rounding with error feedback."""
+    register("accumulate", "edgekit_numba.accumulating:accumulate", speed=10)
+
+
+@hookimpl
 def edgekit_register_devices(register: Register) -> None:
     """Register the report of the processor for which kernels are compiled."""
     register("numba", "edgekit_numba.warm:devices")
@@ -57,5 +63,6 @@ __all__ = [
     "edgekit_api",
     "edgekit_register_commands",
     "edgekit_register_devices",
+    "edgekit_register_kernels",
     "edgekit_register_quantizers",
 ]

@@ -20,6 +20,7 @@ _DECODE = (_POINTER, _POINTER, _INTEGER)
 _GROUPED = (*[_POINTER] * 5, _INTEGER, _INTEGER)
 _POWER = (_POINTER, _POINTER, _INTEGER, _INTEGER)
 _WIDEN = (_POINTER, _POINTER, _INTEGER)
+_PRODUCT = (*(_POINTER, _INTEGER) * 3, _POINTER, _INTEGER, _INTEGER, _INTEGER)
 
 _KERNELS: dict[str, Kernel] = {}
 _LOCK = threading.Lock()
@@ -41,6 +42,7 @@ MODULES = {
     **{f"onnx_int{bits}_{kind}": "grouped" for bits in (2, 4, 8) for kind in ("sym", "asym")},
     "row_power": "kernels",
     **dict.fromkeys(("widen_float16", "widen_bfloat16"), "widening"),
+    **dict.fromkeys(("product_float32", "product_float64"), "products"),
 }
 
 
@@ -70,6 +72,8 @@ def _arguments(name: str) -> tuple[Any, ...]:
         return _POWER
     if MODULES[name] == "widening":
         return _WIDEN
+    if MODULES[name] == "products":
+        return _PRODUCT
     if MODULES[name] == "grouped":
         return _GROUPED
     if name.endswith("_decode"):

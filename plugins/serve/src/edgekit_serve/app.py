@@ -29,6 +29,7 @@ from edgekit.runtime import (
     TokenScore,
 )
 from edgekit.runtime.chat import has_template
+from edgekit.runtime.text import TextRuntime
 from edgekit.typing import F32
 from edgekit_serve import body, fields, messages, metrics, replies, responses, texts
 from edgekit_serve.engine import Engine, Ticket
@@ -38,7 +39,7 @@ from edgekit_serve.replies import Shape
 from edgekit_serve.requests import AnswerOptions, ChatRequest, CompletionRequest, EmbeddingRequest, Prompt
 from edgekit_serve.settings import Settings
 from edgekit_serve.texts import DetokenizeRequest, RankRequest, TokenizeRequest
-from edgekit_serve.wire import HEADERS, ApiError, refused
+from edgekit_serve.wire import HEADERS, ApiError, Json, refused
 
 Given = TypeVar("Given")
 Item = TypeVar("Item")
@@ -128,7 +129,7 @@ class Routes:
             raise ApiError(404, f"no such model; this server has {self.settings.model!r}", "model_not_found")
         return JSONResponse(self._card(), headers=HEADERS)
 
-    def _card(self) -> dict[str, Any]:
+    def _card(self) -> Json:
         card = {"id": self.settings.model, "object": "model", "created": self.started, "owned_by": "edgekit"}
         context = {"context_length": self.context, "max_model_len": self.context} if self.context else {}
         return {**card, **context, "capabilities": self.abilities}
@@ -143,7 +144,7 @@ class Routes:
         ]
         return replies.reply(self._answer(request, asked.requested, texts), replies.Completion(self.settings.model))
 
-    def _continuing(self, prompt: Prompt, options: dict[str, Any]) -> Begin:
+    def _continuing(self, prompt: Prompt, options: Json) -> Begin:
         return lambda most: self.runtime.stream(prompt, max_tokens=most, **options)
 
     def _echoing(self, asked: CompletionRequest, prompt: Prompt) -> Callable[[], tuple[str, list[TokenScore]]] | None:
@@ -185,7 +186,7 @@ class Routes:
         texts = [Asked(self._answering(asked, requested.of_choice(number))) for number in range(requested.choices)]
         return replies.reply(self._answer(request, requested, texts), shape)
 
-    def _answering(self, asked: ChatRequest, options: dict[str, Any]) -> Begin:
+    def _answering(self, asked: ChatRequest, options: Json) -> Begin:
         runtime = self.runtime
         if isinstance(runtime, ReplyingRuntime):
             return lambda most: runtime.reply(asked.messages, max_tokens=most, **options, **asked.reply)
@@ -259,7 +260,7 @@ class Routes:
         self.metrics.waited(ticket.waited)
         return collected
 
-    def _embeddings(self, made: list[tuple[F32, int]], base64: bool) -> dict[str, Any]:
+    def _embeddings(self, made: list[tuple[F32, int]], base64: bool) -> Json:
         tokens = sum(count for _, count in made)
         self.metrics.prompt_tokens.inc(tokens)
         data = [
@@ -269,7 +270,7 @@ class Routes:
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return {"object": "list", "data": data, "model": self.settings.model, "usage": usage}
 
-    async def _given(self, request: Request, of: Callable[[dict[str, Any], Settings], Given]) -> Given:
+    async def _given(self, request: Request, of: Callable[[Json, Settings], Given]) -> Given:
         """Return the parsed body. A large one is parsed in a thread, so that other requests are served meanwhile."""
         data = await body.read(request, self.settings)
         if len(data) < _LARGE:
@@ -286,7 +287,7 @@ class Routes:
 def _context(runtime: Runtime) -> int | None:
     """Tokens that the context holds; None if the runtime does not say."""
     with suppress(Exception):
-        return int(runtime.context)  # type: ignore[attr-defined]
+        return int(cast(TextRuntime, runtime).context)
     return None
 
 
@@ -294,7 +295,7 @@ def _abilities(runtime: Runtime) -> list[str]:
     """What can be asked of the model, for its card."""
     answers = isinstance(runtime, ChatRuntime)
     with suppress(Exception):  # a tokenizer that cannot be read, or a runtime that shows no artifact
-        answers = answers and has_template(runtime.artifact)  # type: ignore[attr-defined]
+        answers = answers and has_template(cast(TextRuntime, runtime).artifact)
     able = {
         "completion": True,
         "chat": answers,

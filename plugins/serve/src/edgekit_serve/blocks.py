@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import attrs
 
 from edgekit_serve.generate import Piece, Text
+from edgekit_serve.wire import Json
 
 #: What a block is.
 BlockKind = Literal["text", "reasoning", "call"]
@@ -69,7 +70,7 @@ def blocks_of(text: Text) -> list[Block]:
     return arguments.blocks
 
 
-def arguments_of(block: Block) -> dict[str, Any]:
+def arguments_of(block: Block) -> Json:
     """The arguments of a call as an object; empty where they were cut off."""
     try:
         arguments = json.loads(block.text or "{}")

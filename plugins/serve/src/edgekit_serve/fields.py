@@ -9,14 +9,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from edgekit_serve.wire import ApiError, refused
+from edgekit_serve.wire import ApiError, Json, refused
 
 #: Objects and lists in a body. Building, checking and freeing each takes time under the interpreter's lock.
 MAX_CONTAINERS = 1 << 16
 _STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)  # matches at every quote: linear time
 
 
-def parse(body: bytes) -> dict[str, Any]:
+def parse(body: bytes) -> Json:
     """Return the JSON object of a body.
 
     Raises:
@@ -79,7 +79,7 @@ class Fields:
         lenient: whether fields and values that are not supported are ignored.
     """
 
-    def __init__(self, given: dict[str, Any], lenient: bool = False) -> None:
+    def __init__(self, given: Json, lenient: bool = False) -> None:
         self.lenient = lenient
         self._left = {name: value for name, value in given.items() if value is not None}
 
@@ -126,7 +126,7 @@ class Fields:
             raise refused(f"{name} is {shown(value)}; it must be {requested}", name)
         return list(value or ())
 
-    def object(self, name: str) -> dict[str, Any] | None:
+    def object(self, name: str) -> Json | None:
         """An object."""
         value = self.take(name)
         if not isinstance(value, dict | None):

@@ -17,12 +17,12 @@ from edgekit_serve.generate import Answer, Piece
 from edgekit_serve.replies import Event, Shape
 from edgekit_serve.requests import AnswerOptions, ChatRequest, content_of, messages_of, model
 from edgekit_serve.settings import Settings
-from edgekit_serve.wire import ApiError, refused
+from edgekit_serve.wire import ApiError, Json, refused
 
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
-def request_of(given: dict[str, Any], settings: Settings) -> ChatRequest:
+def request_of(given: Json, settings: Settings) -> ChatRequest:
     """Check a body; raises `ApiError`."""
     fields = Fields(given, settings.lenient)
     model(fields, settings)
@@ -39,7 +39,7 @@ def request_of(given: dict[str, Any], settings: Settings) -> ChatRequest:
     return ChatRequest(messages, requested, reply)
 
 
-def _messages(given: Any, system: Any) -> list[dict[str, Any]]:
+def _messages(given: Any, system: Any) -> list[Json]:
     """The messages of a conversation as OpenAI's API has them."""
     if not isinstance(given, list) or not given:
         raise refused("messages must be a list of at least one message", "messages")
@@ -49,7 +49,7 @@ def _messages(given: Any, system: Any) -> list[dict[str, Any]]:
     return messages_of(converted, "messages")
 
 
-def _message(message: Any, where: str) -> list[dict[str, Any]]:
+def _message(message: Any, where: str) -> list[Json]:
     if not isinstance(message, dict) or message.get("role") not in ("user", "assistant"):
         raise refused(f"{where} must be an object with a role, user or assistant, and a content", where)
     content, role = message.get("content"), message["role"]
@@ -67,7 +67,7 @@ def _message(message: Any, where: str) -> list[dict[str, Any]]:
     return [{"role": role, "content": text, "tool_calls": calls or None, "reasoning_content": thought or None}]
 
 
-def _block(block: Any, where: str) -> dict[str, Any]:
+def _block(block: Any, where: str) -> Json:
     match block:
         case {"type": "text", "text": str(text)}:
             return {"role": "text", "content": text}
@@ -84,7 +84,7 @@ def _block(block: Any, where: str) -> dict[str, Any]:
     raise ApiError(400, f"{where}: only blocks of type {kinds} are supported", "unsupported_value", param=where)
 
 
-def _tools(tools: Any, choice: dict[str, Any] | None) -> dict[str, Any]:
+def _tools(tools: Any, choice: Json | None) -> Json:
     """Tools and the choice among them as `reply` takes them."""
     if not tools:
         if choice and choice.get("type") in ("any", "tool"):
@@ -92,7 +92,7 @@ def _tools(tools: Any, choice: dict[str, Any] | None) -> dict[str, Any]:
         return {}
     if not isinstance(tools, list):
         raise refused("tools must be a list", "tools")
-    converted: dict[str, Any] = {"tools": [_tool(tool, f"tools[{number}]") for number, tool in enumerate(tools)]}
+    converted: Json = {"tools": [_tool(tool, f"tools[{number}]") for number, tool in enumerate(tools)]}
     match choice or {"type": "auto"}:
         case {"type": "auto"}:
             pass
@@ -109,7 +109,7 @@ def _tools(tools: Any, choice: dict[str, Any] | None) -> dict[str, Any]:
     return converted
 
 
-def _tool(tool: Any, where: str) -> dict[str, Any]:
+def _tool(tool: Any, where: str) -> Json:
     match tool:
         case {"name": str(name), "input_schema": dict(schema), **rest} if rest.get("type") in (None, "custom"):
             described = {"description": rest["description"]} if rest.get("description") else {}
@@ -126,7 +126,7 @@ class Message(Shape):
     prefix = "msg_"
     named = True
 
-    def whole(self, answer: Answer) -> dict[str, Any]:
+    def whole(self, answer: Answer) -> Json:
         """The message at once."""
         (text,) = answer.texts
         content = [_finished(block) for block in blocks_of(text)]
@@ -158,7 +158,7 @@ class Message(Shape):
         """An error after the first piece."""
         return error.anthropic_body()
 
-    def _head(self, answer: Answer, content: list[dict[str, Any]], reason: str | None) -> dict[str, Any]:
+    def _head(self, answer: Answer, content: list[Json], reason: str | None) -> Json:
         head = {"id": self.identifier, "type": "message", "role": "assistant", "model": self.model, "content": content}
         return {**head, "stop_reason": reason, "stop_sequence": None, "usage": _usage(answer)}
 
@@ -167,7 +167,7 @@ def _usage(answer: Answer) -> dict[str, int]:
     return {"input_tokens": answer.prompt_tokens, "output_tokens": answer.completion_tokens}
 
 
-def _begun(block: Block) -> dict[str, Any]:
+def _begun(block: Block) -> Json:
     if block.kind == "call":
         return {"type": "tool_use", "id": block.id, "name": block.name, "input": {}}
     return (
@@ -175,13 +175,13 @@ def _begun(block: Block) -> dict[str, Any]:
     )
 
 
-def _finished(block: Block) -> dict[str, Any]:
+def _finished(block: Block) -> Json:
     if block.kind == "call":
         return {**_begun(block), "input": arguments_of(block)}
     return {**_begun(block), "text" if block.kind == "text" else "thinking": block.text}
 
 
-def _delta(block: Block, text: str) -> dict[str, Any]:
+def _delta(block: Block, text: str) -> Json:
     if block.kind == "call":
         return {"type": "input_json_delta", "partial_json": text}
     if block.kind == "text":

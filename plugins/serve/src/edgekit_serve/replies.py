@@ -8,7 +8,6 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
-from typing import Any
 
 import attrs
 from starlette.responses import JSONResponse, Response
@@ -16,11 +15,11 @@ from starlette.types import Receive, Scope, Send
 
 from edgekit.runtime import TokenScore
 from edgekit_serve.generate import Answer, Piece, Text
-from edgekit_serve.wire import HEADERS, ApiError
+from edgekit_serve.wire import HEADERS, ApiError, Json
 
 _EVENTS = {**HEADERS, "content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
 #: An event of a stream; one with a name has it in its ``type``.
-Event = dict[str, Any]
+Event = Json
 
 
 @attrs.define
@@ -44,8 +43,8 @@ class Shape:
     def __attrs_post_init__(self) -> None:
         self.identifier = f"{self.prefix}{secrets.token_hex(12)}"
 
-    def whole(self, answer: Answer) -> dict[str, Any]:
-        """Return the whole answer."""
+    def whole(self, answer: Answer) -> Json:
+        """The answer at once."""
         raise NotImplementedError
 
     def first(self, answer: Answer) -> Iterator[Event]:
@@ -71,7 +70,7 @@ class _Choices(Shape):
     kind = ""
     part = ""
 
-    def whole(self, answer: Answer) -> dict[str, Any]:
+    def whole(self, answer: Answer) -> Json:
         """The answer at once."""
         choices = [self._whole(index, text) for index, text in enumerate(answer.texts)]
         return {**self._head(self.kind), "choices": choices, "usage": answer.usage}
@@ -91,26 +90,26 @@ class _Choices(Shape):
         if answer.requested.usage:
             yield {**self._head(self.part), "choices": [], "usage": answer.usage}
 
-    def said(self, text: Text) -> dict[str, Any]:
+    def said(self, text: Text) -> Json:
         """Return a choice with the whole text."""
         raise NotImplementedError
 
-    def added(self, piece: Piece) -> dict[str, Any]:
+    def added(self, piece: Piece) -> Json:
         """Return a choice with new text."""
         raise NotImplementedError
 
-    def scored(self, scores: Sequence[TokenScore], index: int = 0) -> dict[str, Any] | None:
+    def scored(self, scores: Sequence[TokenScore], index: int = 0) -> Json | None:
         """The scores of tokens; None where none were asked for."""
         raise NotImplementedError
 
-    def _whole(self, index: int, text: Text) -> dict[str, Any]:
+    def _whole(self, index: int, text: Text) -> Json:
         return {"index": index, **self.said(text), "logprobs": self.scored(text.scores), "finish_reason": text.reason}
 
-    def _event(self, index: int, text: dict[str, Any], scores: dict[str, Any] | None, reason: str | None) -> Event:
+    def _event(self, index: int, text: Json, scores: Json | None, reason: str | None) -> Event:
         choice = {"index": index, **text, "logprobs": scores, "finish_reason": reason}
         return {**self._head(self.part), "choices": [choice]}
 
-    def _head(self, kind: str) -> dict[str, Any]:
+    def _head(self, kind: str) -> Json:
         return {"id": self.identifier, "object": kind, "created": self.created, "model": self.model}
 
 
@@ -123,15 +122,15 @@ class Completion(_Choices):
     kind = part = "text_completion"
     prefix = "cmpl-"
 
-    def said(self, text: Text) -> dict[str, Any]:
+    def said(self, text: Text) -> Json:
         """A text."""
         return {"text": text.joined("text")}
 
-    def added(self, piece: Piece) -> dict[str, Any]:
+    def added(self, piece: Piece) -> Json:
         """New text."""
         return {"text": piece.part.text if piece.part is not None else ""}
 
-    def scored(self, scores: Sequence[TokenScore], index: int = 0) -> dict[str, Any] | None:
+    def scored(self, scores: Sequence[TokenScore], index: int = 0) -> Json | None:
         """Lists of tokens, their scores, alternatives, and where they begin in the text; a first token has no score."""
         if not scores:
             return None
@@ -157,21 +156,21 @@ class Chat(_Choices):
     part = "chat.completion.chunk"
     prefix = "chatcmpl-"
 
-    def said(self, text: Text) -> dict[str, Any]:
+    def said(self, text: Text) -> Json:
         """A message."""
         content = text.joined("text")
-        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        message: Json = {"role": "assistant", "content": content, "refusal": None}
         if reasoning := text.joined("reasoning"):
             message["reasoning_content"] = reasoning
         if text.calls:
             message |= {"content": content or None, "tool_calls": [call.to_dict() for call in text.calls]}
         return {"message": message}
 
-    def added(self, piece: Piece) -> dict[str, Any]:
+    def added(self, piece: Piece) -> Json:
         """Return a choice with a part of a message."""
         return {"delta": _delta(piece)}
 
-    def scored(self, scores: Sequence[TokenScore], index: int = 0) -> dict[str, Any] | None:
+    def scored(self, scores: Sequence[TokenScore], index: int = 0) -> Json | None:
         """The tokens of the content."""
         if not scores:
             return None
@@ -184,7 +183,7 @@ class Chat(_Choices):
             yield self._event(index, {"delta": {"role": "assistant", "content": ""}}, None, None)
 
 
-def _delta(piece: Piece) -> dict[str, Any]:
+def _delta(piece: Piece) -> Json:
     part = piece.part
     if part is None or not part.text:
         return {}
@@ -198,7 +197,7 @@ def _delta(piece: Piece) -> dict[str, Any]:
     return {"tool_calls": [{"index": part.call, "function": {"arguments": part.text}}]}
 
 
-def _scored(score: TokenScore) -> dict[str, Any]:
+def _scored(score: TokenScore) -> Json:
     return {"token": _name(score.text), "logprob": score.logprob, "bytes": list(score.text)}
 
 

@@ -15,7 +15,7 @@ import attrs
 from edgekit.runtime.chat import ROLES
 from edgekit_serve.fields import Fields, is_id, shown
 from edgekit_serve.settings import Settings
-from edgekit_serve.wire import ApiError, refused
+from edgekit_serve.wire import ApiError, Json, refused
 
 #: Change nothing: bookkeeping of OpenAI's platform, and what other servers do with their caches.
 IGNORED = (
@@ -70,7 +70,7 @@ class AnswerOptions:
 
     max_tokens: int | None
     asked: bool
-    options: dict[str, Any]
+    options: Json
     stream: bool
     usage: bool
     choices: int = 1
@@ -87,7 +87,7 @@ class AnswerOptions:
         finish(fields)
         return self
 
-    def of_choice(self, number: int) -> dict[str, Any]:
+    def of_choice(self, number: int) -> Json:
         """The options of one of the texts of a prompt: each has a seed of its own."""
         return {**self.options, "seed": (self.options["seed"] + number) & LARGEST_SEED}
 
@@ -101,7 +101,7 @@ class CompletionRequest:
     echo: bool = False
 
     @classmethod
-    def of(cls, given: dict[str, Any], settings: Settings) -> Self:
+    def of(cls, given: Json, settings: Settings) -> Self:
         """Check a body; raises `ApiError`."""
         fields = Fields(given, settings.lenient)
         model(fields, settings)
@@ -124,12 +124,12 @@ class ChatRequest:
             defaults.
     """
 
-    messages: list[dict[str, Any]] = attrs.field(repr=False)
+    messages: list[Json] = attrs.field(repr=False)
     requested: AnswerOptions
-    reply: dict[str, Any] = attrs.field(factory=dict, repr=False)
+    reply: Json = attrs.field(factory=dict, repr=False)
 
     @classmethod
-    def of(cls, given: dict[str, Any], settings: Settings) -> Self:
+    def of(cls, given: Json, settings: Settings) -> Self:
         """Check a body; raises `ApiError`."""
         fields = Fields(given, settings.lenient)
         model(fields, settings)
@@ -155,7 +155,7 @@ class EmbeddingRequest:
     dimensions: int | None = None
 
     @classmethod
-    def of(cls, given: dict[str, Any], settings: Settings) -> Self:
+    def of(cls, given: Json, settings: Settings) -> Self:
         """Check a body; raises `ApiError`."""
         fields = Fields(given, settings.lenient)
         model(fields, settings)
@@ -207,14 +207,14 @@ def _are_ids(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(is_id(each, LARGEST_ID) for each in value)
 
 
-def options(fields: Fields) -> dict[str, Any]:
+def options(fields: Fields) -> Json:
     """How tokens are chosen, and what the text follows."""
     temperature = fields.number("temperature", 0, 2)
     top_p = fields.number("top_p", 0, 1, above=True)
     top_k = fields.integer("top_k", -1, 1 << 20)  # -1 for all, as vLLM has it
     seed = fields.integer("seed", -LARGEST_SEED, LARGEST_SEED)
     fields.rename("repeat_penalty", "repetition_penalty")  # llama.cpp's name of it
-    parsed: dict[str, Any] = {
+    parsed: Json = {
         "temperature": 1.0 if temperature is None else temperature,
         "top_p": 1.0 if top_p is None else top_p,
         "top_k": max(0, top_k or 0),
@@ -245,13 +245,13 @@ def _biases(fields: Fields) -> dict[str, float]:
     return given
 
 
-def _followed(fields: Fields) -> dict[str, Any]:
+def _followed(fields: Fields) -> Json:
     """What the text follows: a schema, a regular expression or a grammar."""
-    parsed: dict[str, Any] = {"regex": fields.text("regex"), "grammar": fields.text("grammar")}
+    parsed: Json = {"regex": fields.text("regex"), "grammar": fields.text("grammar")}
     return parsed | format_of(fields.object("response_format"), "response_format")
 
 
-def format_of(given: dict[str, Any] | None, where: str) -> dict[str, Any]:
+def format_of(given: Json | None, where: str) -> Json:
     """The option that a response format comes to."""
     match given or {"type": "text"}:
         case {"type": "text"}:
@@ -273,7 +273,7 @@ def format_of(given: dict[str, Any] | None, where: str) -> dict[str, Any]:
     )
 
 
-def reply_of(fields: Fields) -> dict[str, Any]:
+def reply_of(fields: Fields) -> Json:
     """What a chat asks besides: tools, reasoning, and variables of the template."""
     tools, choice, parallel = fields.take("tools"), fields.take("tool_choice"), fields.take("parallel_tool_calls")
     effort, variables = fields.text("reasoning_effort"), fields.object("chat_template_kwargs")
@@ -314,14 +314,14 @@ def _usage(fields: Fields, stream: bool) -> bool:
     return usage
 
 
-def messages_of(messages: Any, where: str) -> list[dict[str, Any]]:
+def messages_of(messages: Any, where: str) -> list[Json]:
     """The messages of a conversation, checked."""
     if not isinstance(messages, list) or not messages:
         raise refused(f"{where} must be a list of at least one message", where)
     return [_message(message, f"{where}[{number}]") for number, message in enumerate(messages)]
 
 
-def _message(message: Any, where: str) -> dict[str, Any]:
+def _message(message: Any, where: str) -> Json:
     """Return a message for templates: a role, a text, and the fields of tool calls."""
     if not isinstance(message, dict):
         raise refused(f"{where} must be an object with a role and a content", where)
@@ -332,7 +332,7 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     content = fields.take("content")
     if content is None and role == "assistant":  # it has tool calls, or is empty
         content = ""
-    parsed: dict[str, Any] = {"role": role, "content": content_of(content, f"{where}.content")}
+    parsed: Json = {"role": role, "content": content_of(content, f"{where}.content")}
     parsed |= {"name": fields.text("name"), "tool_calls": _calls(fields, where) if role == "assistant" else None}
     parsed["tool_call_id"] = fields.text("tool_call_id") if role == "tool" else None
     if role == "assistant":
@@ -343,7 +343,7 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     return {name: value for name, value in parsed.items() if value is not None}
 
 
-def _calls(fields: Fields, where: str) -> list[dict[str, Any]] | None:
+def _calls(fields: Fields, where: str) -> list[Json] | None:
     """Return the tool calls of an assistant's earlier message; None if there are none."""
     calls = fields.take("tool_calls")
     if not isinstance(calls, list | None):
@@ -351,7 +351,7 @@ def _calls(fields: Fields, where: str) -> list[dict[str, Any]] | None:
     return [_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls or ())] or None
 
 
-def _call(call: Any, where: str) -> dict[str, Any]:
+def _call(call: Any, where: str) -> Json:
     match call:
         case {"id": str(number), "type": "function", "function": {"name": str(name), "arguments": str(text)}}:
             return {"id": number, "type": "function", "function": {"name": name, "arguments": _arguments(text)}}

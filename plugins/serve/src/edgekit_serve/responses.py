@@ -16,7 +16,7 @@ from edgekit_serve.generate import Answer, Piece
 from edgekit_serve.replies import Event, Shape
 from edgekit_serve.requests import AnswerOptions, ChatRequest, content_of, format_of, messages_of, model, reply_of
 from edgekit_serve.settings import Settings
-from edgekit_serve.wire import ApiError, refused
+from edgekit_serve.wire import ApiError, Json, refused
 
 _TEXTS = ("input_text", "output_text", "text")
 
@@ -31,10 +31,10 @@ class ResponseRequest:
     """
 
     chat: ChatRequest
-    shown: dict[str, Any] = attrs.field(repr=False)
+    shown: Json = attrs.field(repr=False)
 
 
-def request_of(given: dict[str, Any], settings: Settings) -> ResponseRequest:
+def request_of(given: Json, settings: Settings) -> ResponseRequest:
     """Check a body; raises `ApiError`."""
     fields = Fields(given, settings.lenient)
     model(fields, settings)
@@ -60,8 +60,8 @@ def request_of(given: dict[str, Any], settings: Settings) -> ResponseRequest:
     return ResponseRequest(ChatRequest(messages, requested, reply), shown)
 
 
-def _messages(given: Any, instructions: str | None) -> list[dict[str, Any]]:
-    converted: list[dict[str, Any]] = [{"role": "system", "content": instructions}] if instructions else []
+def _messages(given: Any, instructions: str | None) -> list[Json]:
+    converted: list[Json] = [{"role": "system", "content": instructions}] if instructions else []
     if isinstance(given, str) and given:
         return messages_of([*converted, {"role": "user", "content": given}], "input")
     if not isinstance(given, list) or not given:
@@ -71,7 +71,7 @@ def _messages(given: Any, instructions: str | None) -> list[dict[str, Any]]:
     return messages_of(converted, "input")
 
 
-def _take(item: Any, where: str, converted: list[dict[str, Any]]) -> None:
+def _take(item: Any, where: str, converted: list[Json]) -> None:
     """Add an item to the messages; calls of one turn are one message."""
     match item:
         case {"type": "function_call", "call_id": str(number), "name": str(name), "arguments": str(text)}:
@@ -91,7 +91,7 @@ def _take(item: Any, where: str, converted: list[dict[str, Any]]) -> None:
             raise ApiError(400, f"{where}: only items of type {kinds} are supported", "unsupported_value", param=where)
 
 
-def _text(given: dict[str, Any] | None) -> dict[str, Any]:
+def _text(given: Json | None) -> Json:
     """What the text follows."""
     inner = Fields(given or {})
     held = format_of(inner.object("format"), "text.format")
@@ -107,7 +107,7 @@ def _tools(tools: Any) -> Any:
     return [_tool(tool, f"tools[{number}]") for number, tool in enumerate(tools)]
 
 
-def _tool(tool: Any, where: str) -> dict[str, Any]:
+def _tool(tool: Any, where: str) -> Json:
     match tool:
         case {"type": "function", "name": str(name), **rest}:
             kept = {key: rest[key] for key in ("description", "parameters") if rest.get(key) is not None}
@@ -133,7 +133,7 @@ class Response(Shape):
     prefix = "resp_"
     named = True
 
-    def whole(self, answer: Answer) -> dict[str, Any]:
+    def whole(self, answer: Answer) -> Json:
         """The response at once."""
         items = [self._item(block, "completed") for block in blocks_of(answer.texts[0])]
         return self._head(answer, items, _status(answer))
@@ -190,7 +190,7 @@ class Response(Shape):
         self.number += 1
         return {"type": kind, "sequence_number": self.number - 1, **fields}
 
-    def _place(self, block: Block) -> dict[str, Any]:
+    def _place(self, block: Block) -> Json:
         inside = {} if block.kind == "call" else {"content_index": 0}
         return {"item_id": self._id(block), "output_index": block.index, **inside}
 
@@ -198,7 +198,7 @@ class Response(Shape):
         prefix = {"text": "msg", "reasoning": "rs", "call": "fc"}[block.kind]
         return f"{prefix}_{self.identifier.removeprefix(self.prefix)}{block.index}"
 
-    def _item(self, block: Block, status: str) -> dict[str, Any]:
+    def _item(self, block: Block, status: str) -> Json:
         head = {"id": self._id(block), "status": status}
         if block.kind == "text":
             return {**head, "type": "message", "role": "assistant", "content": [_part(block.text)]}
@@ -208,7 +208,7 @@ class Response(Shape):
         content = [{"type": "reasoning_text", "text": block.text}]
         return {**head, "type": "reasoning", "summary": [], "content": content}
 
-    def _head(self, answer: Answer, items: list[dict[str, Any]], status: str) -> dict[str, Any]:
+    def _head(self, answer: Answer, items: list[Json], status: str) -> Json:
         shown, usage = self.asked.shown, answer.usage
         tokens = {
             "input_tokens": usage["prompt_tokens"],
@@ -243,11 +243,11 @@ def _status(answer: Answer) -> str:
     return "incomplete" if answer.texts[0].reason == "length" else "completed"
 
 
-def _part(text: str) -> dict[str, Any]:
+def _part(text: str) -> Json:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-def _logs(block: Block) -> dict[str, Any]:
+def _logs(block: Block) -> Json:
     return {"logprobs": []} if block.kind == "text" else {}
 
 

@@ -12,7 +12,7 @@ from edgekit.typing import F32
 from edgekit_serve.fields import Fields
 from edgekit_serve.requests import IGNORED, LARGEST_ID, model
 from edgekit_serve.settings import Settings
-from edgekit_serve.wire import refused
+from edgekit_serve.wire import Json, refused
 
 #: Documents of a request, and token ids.
 MOST_DOCUMENTS, MOST_IDS = 256, 1 << 16
@@ -28,7 +28,7 @@ class RankRequest:
     shows: bool
 
     @classmethod
-    def of(cls, given: dict[str, Any], settings: Settings) -> Self:
+    def of(cls, given: Json, settings: Settings) -> Self:
         """Check a body; raises `ApiError`."""
         fields = Fields(given, settings.lenient)
         model(fields, settings)
@@ -53,7 +53,7 @@ def _documents(given: Any) -> list[str]:
     return texts
 
 
-def ranked(asked: RankRequest, vectors: Sequence[F32], name: str, tokens: int) -> dict[str, Any]:
+def ranked(asked: RankRequest, vectors: Sequence[F32], name: str, tokens: int) -> Json:
     """The documents in order.
 
     Args:
@@ -65,7 +65,7 @@ def ranked(asked: RankRequest, vectors: Sequence[F32], name: str, tokens: int) -
     query, *others = vectors
     scores = [float(np.dot(query, vector)) for vector in others]
     order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[: asked.most]
-    results: list[dict[str, Any]] = [{"index": index, "relevance_score": scores[index]} for index in order]
+    results: list[Json] = [{"index": index, "relevance_score": scores[index]} for index in order]
     if asked.shows:
         results = [{**result, "document": {"text": asked.documents[int(result["index"])]}} for result in results]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
@@ -79,7 +79,7 @@ class TokenizeRequest:
     text: str = attrs.field(repr=False)
 
     @classmethod
-    def of(cls, given: dict[str, Any], settings: Settings) -> Self:
+    def of(cls, given: Json, settings: Settings) -> Self:
         """Check a body; raises `ApiError`."""
         fields = Fields(given, settings.lenient)
         model(fields, settings)
@@ -101,7 +101,7 @@ class DetokenizeRequest:
     tokens: list[int] = attrs.field(repr=False)
 
     @classmethod
-    def of(cls, given: dict[str, Any], settings: Settings) -> Self:
+    def of(cls, given: Json, settings: Settings) -> Self:
         """Check a body; raises `ApiError`."""
         fields = Fields(given, settings.lenient)
         model(fields, settings)

@@ -9,6 +9,8 @@ from starlette.responses import JSONResponse
 
 from edgekit.errors import ContextOverflowError, EdgekitError, InvalidFileError, ResourceError, UsageError
 
+#: An object of JSON.
+Json = dict[str, Any]
 #: Texts for errors whose own messages are not for clients, since they may name files or Python objects.
 _TOO_LONG = "the prompt and what is to follow do not fit the model's context; shorten it"
 _REFUSED = "the model refuses this request; the server's log says where"
@@ -42,13 +44,13 @@ class ApiError(Exception):
         self.message, self.param = unicode(message), None if param is None else unicode(param)
         self.headers = {**HEADERS, **(headers or {})}
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> Json:
         """Return the object in the form of OpenAI's API."""
         kind = "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
         kind = "rate_limit_error" if self.status == 429 else kind
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
-    def anthropic_body(self) -> dict[str, Any]:
+    def anthropic_body(self) -> Json:
         """The object that Anthropic's clients understand."""
         kinds = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error"}
         kinds |= {413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error"}
@@ -98,4 +100,4 @@ def of(error: BaseException, *, well: bool) -> ApiError:
     return ApiError(500, "an internal error; the server's log says where", "internal_error")
 
 
-__all__ = ["HEADERS", "ApiError", "ClientGoneError", "of", "refused", "unicode"]
+__all__ = ["HEADERS", "ApiError", "ClientGoneError", "Json", "of", "refused", "unicode"]

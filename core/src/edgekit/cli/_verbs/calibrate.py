@@ -19,7 +19,7 @@ from edgekit.pipeline._conversion import open_artifact
 @click.option("--text", required=True, metavar="FILE", help='A text typical of the model\'s use, UTF-8; "-" is stdin.')
 @click.option("--to", required=True, metavar="FILE", help="File to write; it ends in .safetensors.")
 @context_option(least=3)
-@click.option("--outputs", is_flag=True, help="Also for the matrix that makes the logits.")
+@click.option("--outputs/--no-outputs", default=True, show_default=True, help="Also for the matrix that makes logits.")
 @click.option(
     "--holdout",
     type=click.FloatRange(0, 1, max_open=True),

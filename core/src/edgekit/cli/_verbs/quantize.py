@@ -11,7 +11,7 @@ from edgekit.artifact import Artifact
 from edgekit.cli.output import json_option, print_json, print_notes, progress_bar, size
 from edgekit.errors import UsageError
 from edgekit.files.guard import refuse_harm
-from edgekit.pipeline._conversion import Nonfinite, find_format, open_source, quantize
+from edgekit.pipeline._conversion import Nonfinite, Rounding, find_format, open_source, quantize
 from edgekit.recipe import Recipe
 from edgekit.typing import F32
 
@@ -29,6 +29,12 @@ from edgekit.typing import F32
     help="Precision of the tensors whose name matches, instead of RECIPE's; the first match decides (repeatable).",
 )
 @click.option("--backend", metavar="NAME", help="Encoders to use; all exact ones write the same bytes.")
+@click.option("--calibration", metavar="FILE", help="What `edgekit calibrate` measured of the model.")
+@click.option(
+    "--rounding",
+    type=click.Choice(["nearest", "feedback"]),
+    help="How to choose codes; default: feedback with a calibration, else nearest.",
+)
 @click.option("--imatrix", metavar="FILE", help="Importance matrix of the model, from `edgekit imatrix` or llama.cpp.")
 @click.option(
     "--exact-importance",
@@ -54,6 +60,8 @@ def command(
     format_: str | None,
     rules: tuple[str, ...],
     backend: str | None,
+    calibration: str | None,
+    rounding: Rounding | None,
     imatrix: str | None,
     exact_importance: bool,
     nonfinite: Nonfinite,
@@ -66,6 +74,8 @@ def command(
     artifact = open_source(source, find_format(format_, Path(to)))
     if imatrix:
         refuse_harm(Path(to), [Path(imatrix)])
+    if calibration:
+        refuse_harm(Path(to), [Path(calibration)])
     importance = _importance(imatrix, artifact)
     title = Path(recipe).name
     with progress_bar(title) as report:
@@ -75,6 +85,8 @@ def command(
             to=to,
             format=format_,
             importance=importance,
+            calibration=calibration,
+            rounding=rounding,
             exact_importance=exact_importance,
             backend=backend,
             nonfinite=nonfinite,

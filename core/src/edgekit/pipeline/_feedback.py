@@ -1,0 +1,179 @@
+"""The matrices of a plan, rounded with error feedback before they are written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Executor
+from contextlib import closing
+from typing import Any
+
+import attrs
+import numpy as np
+
+from edgekit.architectures import Model
+from edgekit.bridges import has_levels
+from edgekit.encoding._codecs import codec
+from edgekit.encoding._importance import fill_importance
+from edgekit.errors import UsageError
+from edgekit.numerics.smallfloats import float32_to_bfloat16
+from edgekit.pipeline._progress import Progress
+from edgekit.pipeline._stream import bfloat16
+from edgekit.plugin._registry import manager
+from edgekit.precision import Precision
+from edgekit.recipe import Assignment, Slot, quantized
+from edgekit.rounding.calibration import Calibration
+from edgekit.rounding.kernels import Accumulate, accumulate
+from edgekit.rounding.walk import Matrix, Walk
+from edgekit.tensor import EncodedTensor, QuantizedTensor
+from edgekit.typing import F32, Array, Indices
+
+Pairs = list[tuple[Slot, Assignment]]
+
+
+@attrs.frozen(eq=False)
+class Rounder:
+    """Rounds the matrices of a plan.
+
+    Attributes:
+        model: the source.
+        calibration: of the source.
+        pairs: the slots of the target with their precisions.
+        backend: as for `edgekit.quantize`.
+        pool: computes groups of rows.
+        where: prefix of a tensor's name in messages.
+    """
+
+    model: Model
+    calibration: Calibration
+    pairs: Pairs
+    backend: str | None
+    pool: Executor
+    where: str
+
+    def rounded(self, progress: Progress | None = None) -> dict[str, QuantizedTensor]:
+        """Return the rounded matrices by their names in the target."""
+        chosen = {line.role: (slot, line) for slot, line in self.pairs if self._takes(slot, line)}
+        if not chosen:
+            return {}
+        matrices = {role: self._matrix(slot, line) for role, (slot, line) in chosen.items()}
+        walk = Walk(self.model, self.calibration, matrices, self.pool, fastest(), self._others(chosen))
+        names = {role: line.name for role, (_, line) in chosen.items()}
+        found = dict(walk.run(progress))
+        return {names[role]: attrs.evolve(tensor, name=names[role]) for role, tensor in found.items()}
+
+    def note(self) -> str:
+        """What is rounded how, in a sentence."""
+        matrices = [
+            (slot, line) for slot, line in self.pairs if quantized(line.precision) and not _unchanged(slot, line)
+        ]
+        done = sum(self._takes(slot, line) for slot, line in matrices)
+        nearest = [(slot, line) for slot, line in matrices if not self._takes(slot, line)]
+        text = f"{done} matrices rounded with error feedback on {self.calibration.tokens} tokens"
+        if not nearest:
+            return text
+        kinds = Counter(self._why_not(line) for _, line in nearest)
+        return f"{text}, {len(nearest)} to nearest ({', '.join(f'{n} {why}' for why, n in sorted(kinds.items()))})"
+
+    def _takes(self, slot: Slot, line: Assignment) -> bool:
+        precision = line.precision
+        known = any(line.role in names for names in self.calibration.inputs.values())
+        same = line.role in self.model.tensors and self.model.tensors[line.role].shape == slot.shape
+        return known and same and quantized(precision) and has_levels(precision) and not _unchanged(slot, line)
+
+    def _why_not(self, line: Assignment) -> str:
+        if not any(line.role in names for names in self.calibration.inputs.values()):
+            return "not calibrated"
+        return "stored in another shape" if has_levels(line.precision) else f"in {line.precision}, which has no levels"
+
+    def _matrix(self, slot: Slot, line: Assignment) -> Matrix:
+        order = row_order(slot.tensor.float32(), self.model.tensors[line.role].float32())
+        return Matrix(self._encoder(slot, line.precision), order)
+
+    def _encoder(self, slot: Slot, precision: Precision) -> Callable[[F32, F32 | None], QuantizedTensor]:
+        resolved, name = codec(precision, self.backend), self.where + slot.name
+
+        def encode(rows: F32, importance: F32 | None) -> QuantizedTensor:
+            filled = None if importance is None else fill_importance({name: importance}).importance.get(name)
+            given = as_source(rows, slot) if resolved.reference.traits.source_dtypes else rows
+            parts = resolved.encode_checked(given, filled, name)
+            return QuantizedTensor(parts, precision, slot.shape, slot.name, resolved.backend)
+
+        return encode
+
+    def _others(self, chosen: Mapping[str, Any]) -> dict[str, EncodedTensor]:
+        """What is quantized without feedback, as the quantized model computes with it."""
+        importance = self.calibration.importance()
+        others: dict[str, EncodedTensor] = {}
+        for slot, line in self.pairs:
+            tensor = self.model.tensors.get(line.role)
+            if tensor is None or line.role in chosen or not quantized(line.precision) or _unchanged(slot, line):
+                continue
+            if tensor.shape != slot.shape or len(slot.shape) != 2:
+                continue
+            encoded = self._encoder(slot, line.precision)(tensor.float32(), importance.get(line.role))
+            others[line.role] = _in_memory(line.role, encoded)
+        return others
+
+
+def _in_memory(name: str, tensor: QuantizedTensor) -> EncodedTensor:
+    sliceable = all(part.ndim and len(part) == tensor.rows for part in tensor.parts.values())
+
+    def read_parts(start: int, stop: int) -> Mapping[str, Array]:
+        whole = stop - start == tensor.rows
+        return tensor.parts if whole else {n: part[start:stop] for n, part in tensor.parts.items()}
+
+    return EncodedTensor(name, tensor.shape, tensor.precision, tensor.nbytes, read_parts, sliceable)
+
+
+def _unchanged(slot: Slot, line: Assignment) -> bool:
+    """Whether the tensor is copied as it is."""
+    return isinstance(slot.tensor, EncodedTensor) and slot.tensor.precision == line.precision
+
+
+def as_source(rows: F32, slot: Slot) -> Array:
+    """The rows in the type of the slot's tensor, for encoders whose scales take it."""
+    dtype = "float32" if isinstance(slot.tensor, EncodedTensor) else slot.tensor.dtype
+    if dtype == "bfloat16":
+        return float32_to_bfloat16(rows).view(bfloat16())
+    return rows.astype(np.float16) if dtype == "float16" else rows
+
+
+def row_order(stored: F32, canonical: F32) -> Indices | None:
+    """Which row of `canonical` each row of `stored` is; None if they are the same.
+
+    Raises:
+        UsageError: they are no permutation of each other.
+    """
+    if np.array_equal(stored, canonical):
+        return None
+    keys = (np.ascontiguousarray(x).view(np.dtype((np.void, x.shape[1] * 4))).reshape(-1) for x in (stored, canonical))
+    (ours, by_ours), (theirs, by_theirs) = ((key, np.argsort(key, kind="stable")) for key in keys)
+    if not np.array_equal(ours[by_ours], theirs[by_theirs]):
+        raise UsageError("the target stores other values than the source has; round to nearest")
+    order = np.empty(len(stored), np.intp)
+    order[by_ours] = by_theirs
+    return order
+
+
+def fastest() -> Accumulate:
+    """The fastest installed kernel; all have the same bits."""
+    kernels = [r for r in manager().all("kernels") if r.name == "accumulate"]
+    for registration in sorted(kernels, key=lambda r: r.options.get("speed", 1), reverse=True):
+        loaded: Accumulate = registration.load()
+        return loaded
+    return accumulate
+
+
+def with_rounded(
+    encoded: Callable[[Pairs], Generator[QuantizedTensor, None, None]],
+    pairs: Pairs,
+    rounded: Mapping[str, QuantizedTensor],
+) -> Generator[QuantizedTensor, None, None]:
+    """Yield the tensors of the pairs in their order: the rounded ones, and the others as they are encoded."""
+    with closing(encoded([(slot, line) for slot, line in pairs if line.name not in rounded])) as others:
+        for _, line in pairs:
+            yield rounded[line.name] if line.name in rounded else next(others)
+
+
+__all__ = ["Rounder", "as_source", "fastest", "row_order", "with_rounded"]

@@ -1,0 +1,96 @@
+"""The triangular factor by which errors are spread.
+
+The loss of rounding a row w to q is ``(w - q) H (w - q)^T`` with H the damped moment of its inputs. With
+``H = R R^T``, R upper triangular, it is the sum over the columns j of ``((w - q) R)_j ** 2``, and column j of that
+depends on the errors of the columns up to j only. So each column in turn is rounded to the level nearest to
+
+    w_j + sum over k < j of (w_k - q_k) * R_kj / R_jj
+
+which is GPTQ's rule: R is the inverse of the Cholesky factor of the inverse of H, and nothing has to be inverted.
+
+Source: E. Frantar et al., "GPTQ", 2022 (arXiv:2210.17323); J. Chen et al., "The Geometry of LLM Quantization: GPTQ as
+Babai's Nearest Plane Algorithm", 2025 (arXiv:2507.18553), for the equivalence.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgekit.errors import NonFiniteError
+from edgekit.rounding.kernels import Accumulate, accumulate
+from edgekit.typing import F32, F64, Indices
+
+#: Added to the diagonal, in units of its mean.
+DAMPING = 0.01
+_BLOCK = 64
+_TRIES = 8
+
+
+def damped(moment: F32, damping: float = DAMPING) -> F32:
+    """The moment [cols, cols] with `damping` times the mean of its diagonal added to it; columns never used get 1.
+
+    Raises:
+        NonFiniteError: a value is not finite.
+    """
+    if not np.isfinite(moment).all():
+        raise NonFiniteError("the moment holds values that are not finite; calibrate on the unquantized model")
+    h = moment.astype(np.float32, copy=True)
+    diagonal = np.einsum("ii->i", h)
+    used = diagonal > 0
+    mean = float(np.add.reduce(diagonal[used], dtype=np.float64)) / max(1, int(np.count_nonzero(used)))
+    diagonal[used] += np.float32(damping * mean)
+    h[~used] = 0
+    h[:, ~used] = 0
+    diagonal[~used] = 1
+    return h
+
+
+def upper_factor(h: F32, accumulate: Accumulate = accumulate) -> F64:
+    """The upper triangular R with ``R R^T = h``, float64 [cols, cols].
+
+    Args:
+        h: symmetric and positive definite; if rounding makes it indefinite, more is added to its diagonal.
+        accumulate: adds products.
+    """
+    reverse = h[::-1, ::-1].astype(np.float64)
+    diagonal = np.einsum("ii->i", reverse)
+    more = float(np.add.reduce(diagonal)) / len(h) * 1e-6
+    for _ in range(_TRIES):
+        lower = _cholesky(reverse, accumulate)
+        if lower is not None:
+            return np.ascontiguousarray(lower[::-1, ::-1].T)
+        diagonal += more
+        more *= 10
+    raise NonFiniteError("the moment is not positive, however much is added to its diagonal; calibrate again")
+
+
+def _cholesky(h: F64, accumulate: Accumulate) -> F64 | None:
+    """The transposed Cholesky factor: upper triangular U with ``U^T U = h``; None where h is not positive."""
+    size = len(h)
+    upper = np.zeros_like(h)
+    for start in range(0, size, _BLOCK):
+        stop = min(start + _BLOCK, size)
+        block = h[start:stop, start:].copy()
+        accumulate(block, -upper[:start, start:stop], upper[:start, start:])
+        for j in range(stop - start):
+            pivot = block[j, j]
+            if not pivot > 0:
+                return None
+            row = block[j, j:] / np.sqrt(pivot)
+            upper[start + j, start + j :] = row
+            block[j + 1 :, j:] -= row[1 : stop - start - j, None] * row
+    return upper
+
+
+def spread(factor: F64) -> F32:
+    """What the error of column k adds to the target of column j > k: ``R_kj / R_jj``, float32 [cols, cols]."""
+    share: F32 = (factor / np.einsum("ii->i", factor)).astype(np.float32)
+    return share
+
+
+def decreasing(moment: F32) -> Indices:
+    """The columns in the order of their diagonal, the largest first; of equals, the first."""
+    return np.argsort(-np.einsum("ii->i", moment), kind="stable")
+
+
+__all__ = ["DAMPING", "damped", "decreasing", "spread", "upper_factor"]

@@ -1,0 +1,277 @@
+"""Codes chosen with error feedback, for every format that has levels under scales.
+
+Arrays are transposed, [cols, rows]: a column of the weights is a row of memory, so that each step is one operation on
+all rows at once. Rows do not depend on each other.
+"""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+
+from edgekit.bridges import Choices, Levels
+from edgekit.rounding.kernels import Accumulate, accumulate
+from edgekit.typing import F32, F64, U8, Bools, Indices
+
+#: Columns that are worked on together.
+BLOCK = 32
+
+
+@attrs.frozen(eq=False)
+class Grid:
+    """The levels of a tensor, transposed: scales [groups, rows].
+
+    Attributes:
+        table: ascending values, [n].
+        group: columns that share a scale.
+        scale, inverse, zero, bias: float32 [groups, rows]; the inverse of a scale of 0 is 0.
+        even: whether the table's values follow one another by 1.
+    """
+
+    table: F32
+    group: int
+    scale: F32
+    inverse: F32
+    zero: F32 | None
+    bias: F32 | None
+    even: bool
+
+    @classmethod
+    def of(cls, levels: Levels) -> Grid:
+        """The grid of a tensor's levels."""
+        scale = np.array(levels.scale.T, order="C")  # a copy: it is going to be changed
+        zero, bias = (None if part is None else np.array(part.T, order="C") for part in (levels.zero, levels.bias))
+        return cls(levels.table, levels.group, scale, _inverse(scale), zero, bias, levels.even)
+
+    def move(self, group: int, rows: Indices, best: _Best) -> None:
+        """Give a group other scales in some rows."""
+        scale = best.scale[rows]
+        self.scale[group, rows] = scale
+        self.inverse[group, rows] = _inverse(scale)
+        if self.bias is not None and best.bias is not None:
+            self.bias[group, rows] = best.bias[rows]
+
+    def nearest(self, target: F32, column: int) -> U8:
+        """The places of the levels next to a target [rows]; in the middle of two, the even one or the lower."""
+        group = column // self.group
+        t = target if self.bias is None else target - self.bias[group]
+        t = t * self.inverse[group]
+        if self.zero is not None:
+            t = t + self.zero[group]
+        if self.even:
+            t = np.rint(t) - self.table[0]
+            places: U8 = np.clip(t, 0, len(self.table) - 1, out=t).astype(np.uint8)
+            return places
+        middles = (self.table[1:] + self.table[:-1]) * np.float32(0.5)
+        found: U8 = np.searchsorted(middles, t).astype(np.uint8)
+        return found
+
+    def values(self, codes: U8, column: int) -> F32:
+        """What codes [rows] of a column stand for."""
+        group = column // self.group
+        value: F32 = self.table[codes]
+        if self.zero is not None:
+            value = value - self.zero[group]
+        value = value * self.scale[group]
+        return value if self.bias is None else value + self.bias[group]
+
+    def decoded(self, codes: U8) -> F32:
+        """What codes [cols, rows] stand for."""
+        return np.stack([self.values(codes[column], column) for column in range(len(codes))])
+
+
+def _inverse(scale: F32) -> F32:
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.float32(1) / scale
+    inverse[~np.isfinite(inverse)] = 0
+    return inverse
+
+
+def feedback(weights: F32, grid: Grid, spread: F32, order: Indices, accumulate: Accumulate = accumulate) -> U8:
+    """Round column after column; the error of each moves the targets of those after it.
+
+    Args:
+        weights: float32 [cols, rows].
+        grid: the levels.
+        spread: from `edgekit.rounding._factor.spread`, columns in the given order.
+        order: of the columns.
+        accumulate: adds products.
+
+    Returns:
+        The codes, [cols, rows].
+    """
+    cols = len(weights)
+    codes = np.empty(weights.shape, np.uint8)
+    errors = np.zeros(weights.shape, np.float32)
+    for start in range(0, cols, BLOCK):
+        stop = min(start + BLOCK, cols)
+        targets = weights[order[start:stop]]
+        accumulate(targets, spread[:start, start:stop], errors[:start])
+        for j, column in enumerate(order[start:stop]):
+            codes[column] = grid.nearest(targets[j], column)
+            errors[start + j] = weights[column] - grid.values(codes[column], column)
+            targets[j + 1 :] += spread[start + j, start + j + 1 : stop, None] * errors[start + j]
+    return codes
+
+
+def sweep(weights: F32, grid: Grid, h: F32, codes: U8, accumulate: Accumulate = accumulate) -> int:
+    """Give each code in turn its best value while all others stay, in place: coordinate descent on the loss.
+
+    Args:
+        weights: float32 [cols, rows].
+        grid: the levels.
+        h: the damped moment, float32 [cols, cols].
+        codes: [cols, rows], changed.
+        accumulate: adds products.
+
+    Returns:
+        How many codes changed.
+    """
+    changed, cols = 0, len(weights)
+    values = grid.decoded(codes)
+    errors = weights - values
+    for start in range(0, cols, BLOCK):
+        stop = min(start + BLOCK, cols)
+        slopes = np.zeros((stop - start, weights.shape[1]), np.float32)
+        accumulate(slopes, h[:, start:stop], errors)
+        for j, column in enumerate(range(start, stop)):
+            best = grid.nearest(values[column] + slopes[j] / h[column, column], column)
+            different = int(np.count_nonzero(best != codes[column]))
+            if not different:
+                continue
+            changed += different
+            moved = grid.values(best, column)
+            step = moved - values[column]
+            codes[column], values[column] = best, moved
+            errors[column] -= step
+            slopes[j + 1 :] -= h[column, column + 1 : stop, None] * step
+    return changed
+
+
+def refit(
+    weights: F32, grid: Grid, choices: Choices, rows: slice, h: F32, codes: U8, accumulate: Accumulate = accumulate
+) -> int:
+    """Give the scale and the bias of each group in turn their best values while all else stays, in place.
+
+    The best are those of the least squares in the metric of `h`; of the neighbours that can be stored, the better one
+    is taken if it is better than what is there.
+
+    Args:
+        weights: float32 [cols, rows].
+        grid: the levels; its scales are changed.
+        choices: what the scales can be.
+        rows: which rows of the tensor these are.
+        h: the damped moment, float32 [cols, cols].
+        codes: [cols, rows].
+        accumulate: adds products.
+
+    Returns:
+        How many groups of rows changed.
+    """
+    changed, cols = 0, len(weights)
+    errors = weights - grid.decoded(codes)
+    for group in range(len(grid.scale)):
+        start, stop = group * grid.group, min((group + 1) * grid.group, cols)
+        part = slice(start, stop)
+        normal = _Normal.of(grid, h, codes, errors, group, part, accumulate)
+        best = normal.best(grid, choices, rows, group)
+        different = np.flatnonzero(best.gain > 0)
+        if not len(different):
+            continue
+        changed += len(different)
+        grid.move(group, different, best)
+        for column in range(start, stop):
+            errors[column] = weights[column] - grid.values(codes[column], column)
+    return changed
+
+
+@attrs.define(eq=False)
+class _Best:
+    """The best scale and bias of a group, [rows], and by how much they lower the loss."""
+
+    scale: F32
+    bias: F32 | None
+    gain: F64
+
+
+@attrs.frozen(eq=False)
+class _Normal:
+    """The normal equations of a group's scale and bias, float64 [rows].
+
+    Attributes:
+        by_scale, by_bias: half the slope of the loss as they grow, negative.
+        scale_scale, scale_bias, bias_bias: half its curvature.
+    """
+
+    by_scale: F64
+    by_bias: F64
+    scale_scale: F64
+    scale_bias: F64
+    bias_bias: F64
+
+    @classmethod
+    def of(cls, grid: Grid, h: F32, codes: U8, errors: F32, group: int, part: slice, accumulate: Accumulate) -> _Normal:
+        """The equations of the columns `part`, whose codes stay."""
+        direction = grid.table[codes[part]]
+        if grid.zero is not None:
+            direction -= grid.zero[group]
+        slopes, turned = np.zeros_like(direction), np.zeros_like(direction)
+        accumulate(slopes, h[:, part], errors)
+        accumulate(turned, h[part, part], direction)
+        ones = np.ones((len(direction), 1), np.float32)
+        alone = np.zeros((len(direction), 1), np.float32)
+        accumulate(alone, h[part, part], ones)
+
+        def total(values: F32) -> F64:
+            result = np.zeros((1, values.shape[1]), np.float64)
+            accumulate(result, ones.astype(np.float64), values.astype(np.float64))
+            sums: F64 = result[0]
+            return sums
+
+        return cls(total(slopes * direction), total(slopes), total(turned * direction), total(turned), total(alone))
+
+    def best(self, grid: Grid, choices: Choices, rows: slice, group: int) -> _Best:
+        """The neighbours of the optimum that lower the loss most."""
+        scale, bias = grid.scale[group], None if grid.bias is None else grid.bias[group]
+        free = bias is not None and choices.bias is not None
+        determinant = self.scale_scale * self.bias_bias - self.scale_bias**2
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            if free:
+                ds = (self.by_scale * self.bias_bias - self.by_bias * self.scale_bias) / determinant
+                db = (self.by_bias * self.scale_scale - self.by_scale * self.scale_bias) / determinant
+            else:
+                ds, db = self.by_scale / self.scale_scale, np.zeros_like(self.by_scale)
+            wanted, shift = (scale + ds).astype(np.float32), None if bias is None else (bias + db).astype(np.float32)
+        known = np.isfinite(wanted) if shift is None else np.isfinite(wanted) & np.isfinite(shift)
+        best = _Best(scale.copy(), None if bias is None else bias.copy(), np.zeros(len(scale)))
+        for candidate in choices.scale(np.where(known, wanted, scale), rows, group):
+            if free:
+                assert bias is not None
+                assert choices.bias is not None
+                # Given the scale that is stored, the best bias is another one.
+                moved = (
+                    bias + (self.by_bias - (candidate.astype(np.float64) - scale) * self.scale_bias) / self.bias_bias
+                )
+                usable = known & np.isfinite(moved)
+                for offset in choices.bias(np.where(usable, moved, bias).astype(np.float32), rows, group):
+                    self._take(best, scale, bias, candidate, offset, usable)
+            else:
+                self._take(best, scale, bias, candidate, bias, known)
+        return best
+
+    def _take(
+        self, best: _Best, scale: F32, bias: F32 | None, candidate: F32, offset: F32 | None, known: Bools
+    ) -> None:
+        """Keep a candidate where it is better than the best so far."""
+        ds = candidate.astype(np.float64) - scale
+        gain = 2 * ds * self.by_scale - ds * ds * self.scale_scale
+        if offset is not None and bias is not None:
+            db = offset.astype(np.float64) - bias
+            gain += 2 * db * self.by_bias - 2 * ds * db * self.scale_bias - db * db * self.bias_bias
+        better = known & np.isfinite(candidate) & (gain > best.gain)
+        best.scale[better], best.gain[better] = candidate[better], gain[better]
+        if best.bias is not None and offset is not None:
+            best.bias[better] = offset[better]
+
+
+__all__ = ["BLOCK", "Grid", "feedback", "refit", "sweep"]

@@ -1,0 +1,193 @@
+"""Round a model layer by layer, each matrix for the inputs that it really gets.
+
+Two models compute the calibration text side by side: the original, and the one that is quantized so far. Within a layer
+Q, K and V come first, then the attention's output, gate and up, and down, each after those before it are quantized. A
+matrix is rounded in the metric of its inputs X' in the quantized model, H = X'^T X' / tokens, and towards a target that
+makes up for part of what those inputs have lost already:
+
+    W + CORRECTION * W ((X - X')^T X' / tokens) H^-1
+
+with X its inputs in the original. The whole of it would be the least squares solution, which overfits the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+
+import attrs
+import numpy as np
+
+from edgekit.architectures import Model
+from edgekit.architectures.forward import Observe
+from edgekit.errors import NonFiniteError
+from edgekit.rounding._matrix import Metric, round_matrix
+from edgekit.rounding._ordered import OrderedTransformer, mean_product, threaded
+from edgekit.rounding.calibration import Calibration
+from edgekit.rounding.kernels import Accumulate, accumulate
+from edgekit.tensor import AnyTensor, QuantizedTensor, Tensor
+from edgekit.typing import F32, Indices
+
+#: Share of the loss in a matrix's inputs that its target makes up for.
+CORRECTION = 0.5
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+
+
+@attrs.frozen(eq=False)
+class Matrix:
+    """How a matrix is stored.
+
+    Attributes:
+        encode: encodes rows [rows, cols], weighted by the importance [cols], with the scales that rounding starts from.
+        order: which row of the canonical matrix each stored row is; None where they are the same.
+    """
+
+    encode: Callable[[F32, F32 | None], QuantizedTensor]
+    order: Indices | None = None
+
+
+@attrs.frozen(eq=False)
+class Walk:
+    """What a walk through the layers needs.
+
+    Attributes:
+        model: the original.
+        calibration: the windows, and which matrices share an input.
+        matrices: those that are rounded, by canonical name.
+        pool: computes groups of rows.
+        accumulate: adds products.
+        others: values of tensors that are quantized without feedback, by name: the quantized model computes with them.
+    """
+
+    model: Model
+    calibration: Calibration
+    matrices: Mapping[str, Matrix]
+    pool: Executor | None = None
+    accumulate: Accumulate = accumulate
+    others: Mapping[str, AnyTensor] = attrs.field(factory=dict)
+
+    def run(self, progress: Callable[[int, int, str], None] | None = None) -> Iterator[tuple[str, QuantizedTensor]]:
+        """Yield the name of each matrix and the matrix, rounded, in the order of the forward pass."""
+        layers, windows = self.model.config.layers, self.calibration.windows
+        tensors = {**self.model.tensors, **self.others}
+        embedding = self._embedding()
+        if embedding is not None:
+            tensors[EMBEDDING] = Tensor.of(EMBEDDING, embedding.dequantize())
+            yield EMBEDDING, embedding
+        states = self.computing(self.model.tensors).embedded(windows)
+        rounded = self.computing(tensors).embedded(windows)
+        for layer in range(layers):
+            if progress:
+                progress(layer, layers, f"layer {layer}")
+            inputs: dict[str, F32] = {}
+            states = self.computing(self.model.tensors, self._recorder(inputs)).layer(layer, states)
+            done: dict[str, QuantizedTensor] = {}
+            step = _Layer(self, tensors, inputs, done)
+            rounded = self.computing(tensors, step.observe).layer(layer, rounded)
+            yield from done.items()
+        yield from self._output(tensors, states, rounded)
+        if progress:
+            progress(layers, layers, "")
+
+    @property
+    def wide(self) -> Accumulate:
+        """Adds products on all threads; not for what runs on the pool itself."""
+        return threaded(self.accumulate, self.pool)
+
+    def computing(self, tensors: Mapping[str, AnyTensor], observe: Observe | None = None) -> OrderedTransformer:
+        """The model with those tensors, which are decoded when they are used and not kept."""
+        return OrderedTransformer(Model(self.model.config, tensors), False, observe, add_up=self.wide)
+
+    def _embedding(self) -> QuantizedTensor | None:
+        """The embedding that is the output matrix too: rounded for what the original puts into the latter.
+
+        It is needed first, when there is no quantized model yet.
+        """
+        if not self.model.config.tied or EMBEDDING not in self.matrices:
+            return None
+        moment, matrix = self.calibration.moment(EMBEDDING), self.matrices[EMBEDDING]
+        assert moment is not None
+        weights = self.model.tensors[EMBEDDING].float32()
+        encoded = matrix.encode(weights, np.einsum("ii->i", moment).copy())
+        metric = Metric.of(moment, self.accumulate)
+        return round_matrix(weights, encoded, metric, pool=self.pool, accumulate=self.accumulate)
+
+    def _output(
+        self, tensors: dict[str, AnyTensor], states: F32, rounded: F32
+    ) -> Iterator[tuple[str, QuantizedTensor]]:
+        """The output matrix, where it is none with the embedding."""
+        if OUTPUT not in self.matrices:
+            return
+        final, last = (self.computing(self.model.tensors).normalized(x) for x in (states, rounded))
+        done: dict[str, QuantizedTensor] = {}
+        step = _Layer(self, tensors, {OUTPUT: final.reshape(-1, final.shape[-1])}, done)
+        step.observe(OUTPUT, last.reshape(-1, last.shape[-1]))
+        yield from done.items()
+
+    def _recorder(self, inputs: dict[str, F32]) -> Callable[[str, F32], None]:
+        """Keeps the inputs of the matrices, those that are shared once."""
+
+        def record(name: str, x: F32) -> None:
+            if name in self.calibration.inputs:
+                inputs[name] = x
+
+        return record
+
+
+@attrs.define(eq=False)
+class _Layer:
+    """One layer of the quantized model: a matrix is rounded for its inputs when they come, just before it is used."""
+
+    walk: Walk
+    tensors: dict[str, AnyTensor]
+    inputs: Mapping[str, F32]
+    done: dict[str, QuantizedTensor]
+    _group: str = ""
+    _metric: Metric | None = None
+    _importance: F32 | None = None
+    _lost: F32 | None = None
+
+    def observe(self, name: str, x: F32) -> None:
+        """Round the matrix of that name for its inputs [tokens, cols], and compute with it from here on."""
+        if name not in self.walk.matrices:
+            return
+        group = next(key for key, names in self.walk.calibration.inputs.items() if name in names)
+        if group != self._group:
+            self._enter(group, x)
+        assert self._metric is not None
+        matrix = self.walk.matrices[name]
+        weights = self.walk.model.tensors[name].float32()
+        target = self._target(weights if matrix.order is None else weights[matrix.order])
+        encoded = matrix.encode(target, self._importance)
+        rounded = round_matrix(target, encoded, self._metric, pool=self.walk.pool, accumulate=self.walk.accumulate)
+        self.done[name] = rounded
+        values = rounded.dequantize()
+        if matrix.order is not None:
+            values[matrix.order] = values.copy()
+        self.tensors[name] = Tensor.of(name, values)
+
+    def _enter(self, group: str, x: F32) -> None:
+        """Measure the inputs of a group of matrices."""
+        if not np.isfinite(x).all():
+            raise NonFiniteError(f"the input of {group} is not finite after the layers before are quantized")
+        lost = self.inputs[group] - x
+        self._group, self._lost = group, None
+        moment = mean_product(x, x, self.walk.wide)
+        self._importance = np.einsum("ii->i", moment).copy()
+        self._metric = Metric.of(moment, self.walk.wide)
+        if lost.any():
+            self._lost = mean_product(lost, x, self.walk.wide)
+
+    def _target(self, weights: F32) -> F32:
+        """What to round towards, [rows, cols]."""
+        if self._lost is None:
+            return weights
+        assert self._metric is not None
+        turned = np.ascontiguousarray(weights.T)
+        moved = np.zeros_like(turned)
+        self.walk.wide(moved, self._lost, turned)
+        correction = self._metric.solve(moved, self.walk.wide)
+        return np.ascontiguousarray((turned + np.float32(CORRECTION) * correction).T)
+
+
+__all__ = ["CORRECTION", "Matrix", "Walk"]
