@@ -15,7 +15,7 @@ from edgekit.cli import cli
 from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, UnsupportedModelError, UsageError
 from edgekit.formats import safetensors
 from edgekit.formats.adapters import open_adapter
-from edgekit.pipeline import merged
+from edgekit.pipeline.merging import merged
 
 Q, EMBEDDING = "model.layers.0.self_attn.q_proj", "model.embed_tokens"
 START = "base_model.model."

@@ -7,6 +7,7 @@ directory that transformers loads; the logits are the same everywhere.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from functools import cache
 from pathlib import Path
@@ -136,3 +137,25 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(family, config, messa
     with pytest.raises(EdgekitError) as caught:
         edgekit.convert(tmp_path / "hf", tmp_path / "model.gguf", dtype="F32")
     assert message in str(caught.value)
+
+
+def test_the_parts_of_a_multimodal_checkpoint_are_counted(tmp_path):
+    """Qwen 3.5 as it is published: the text part under another prefix, a vision tower, tensors that predict more."""
+    from safetensors.numpy import load_file, save_file
+
+    folder = tmp_path / "hf"
+    model = oracles.saved_model(FAMILIES["qwen3_5"].BASE, folder)
+    found = load_file(folder / "model.safetensors")
+    whole = {name.replace("model.", "model.language_model.", 1): tensor for name, tensor in found.items()}
+    whole |= {f"model.visual.blocks.{i}.norm.weight": np.ones(8, np.float32) for i in range(3)}
+    whole |= {"mtp.fc.weight": np.ones((8, 16), np.float32)}
+    save_file(whole, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3_5", "text_config": config}))
+    notes: list[str] = []
+    artifact = edgekit.convert(folder, tmp_path / "model.gguf", dtype="F32", notes=notes)
+    assert notes[0] == (
+        "3 tensors of model.visual, 1 tensors of mtp are left out: they are not part of the qwen3_5 language model"
+    )
+    found = Transformer(artifact.model).logits(oracles.TOKENS)
+    assert oracles.relative(found, oracles.transformers_logits(model)) < TOLERANCE

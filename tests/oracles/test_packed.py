@@ -1,6 +1,6 @@
 """What other libraries quantized, against their own dequantization: equal values, without a tolerance.
 
-transformers 5.23 loads fine-grained FP8 and MXFP4 (dequantizing) and bitsandbytes; compressed-tensors 0.20.0
+transformers 5.23 loads fine-grained FP8 and MXFP4 (dequantizing), and saves bitsandbytes and torchao; compressed-tensors 0.20.0
 decompresses its own formats and translates AutoAWQ's; what its libraries round to a narrower type is compared after the
 same rounding. GPTQ's libraries do not install here: `tests/core/test_packed.py` builds its tensors to specification.
 """
@@ -267,6 +267,41 @@ def test_bitsandbytes_as_transformers_saves_it(
                 if "load_in_8bit" in options
                 else functional.dequantize_4bit(weight.data, weight.quant_state)
             )
+    assert {values.dtype for values in expected.values()} == {torch.float32}
+    check(tmp_path / "m", expected, precision)
+
+
+@pytest.mark.parametrize(
+    ("case", "precision"),
+    [
+        ("int8", "affine:int8-asym-channel"),
+        ("int4-g32", "affine:int4-asym-g32"),
+        ("int3-asym", "affine:int3-asym-g64"),
+        ("fp8", "packed:fp8-channel"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_torchao_as_transformers_saves_it(base: Path, tmp_path: Path, case: str, precision: str) -> None:
+    from torchao import quantization as torchao
+    from torchao.quantization.granularity import PerGroup
+
+    config = {
+        "int8": lambda: torchao.Int8WeightOnlyConfig(version=2),
+        "int4-g32": lambda: torchao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32)),
+        "int3-asym": lambda: torchao.IntxWeightOnlyConfig(
+            weight_dtype=torch.int3,
+            granularity=PerGroup(64),
+            mapping_type=torchao.quant_primitives.MappingType.ASYMMETRIC,
+        ),
+        "fp8": torchao.Float8WeightOnlyConfig,
+    }[case]()
+    theirs = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.float32, quantization_config=transformers.TorchAoConfig(config), device_map="cpu"
+    )
+    theirs.save_pretrained(tmp_path / "m")
+    expected = {
+        f"{name}.weight": module.weight.dequantize() for name, module in theirs.named_modules() if name.endswith("proj")
+    }
     assert {values.dtype for values in expected.values()} == {torch.float32}
     check(tmp_path / "m", expected, precision)
 

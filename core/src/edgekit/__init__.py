@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgekit.pipeline._conversion import convert as convert
     from edgekit.pipeline._conversion import open_artifact
     from edgekit.pipeline._conversion import quantize as quantize
-    from edgekit.pipeline._merging import merge as merge
+    from edgekit.pipeline.merging import merge as merge
     from edgekit.plugin._registry import installed
     from edgekit.plugin.hookspecs import hookimpl as hookimpl
     from edgekit.precision import Precision as Precision
@@ -62,7 +62,7 @@ _WHERE = {
     "fit": "edgekit.fitting:fit",
     "hookimpl": "edgekit.plugin.hookspecs:hookimpl",
     "load": "edgekit.runtime.protocols:load",
-    "merge": "edgekit.pipeline._merging:merge",
+    "merge": "edgekit.pipeline.merging:merge",
     "open": "edgekit.pipeline._conversion:open_artifact",
     "plugins": "edgekit.plugin._registry:installed",
     "quantize": "edgekit.pipeline._conversion:quantize",

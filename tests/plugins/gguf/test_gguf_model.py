@@ -236,6 +236,11 @@ def rewritten(artifact, llama, tmp_path: Path):
         ({"llama.attention.head_count_kv": u32(3)}, "kv_heads is 3, it has to be a divisor of the 4 heads"),
         ({"llama.feed_forward_length": u32(97)}, "tensor blk.0.ffn_gate.weight has shape [96, 64], the configuration"),
         ({"llama.block_count": u32(3)}, "tensors are missing: blk.2.attn_norm.weight"),
+        ({"llama.expert_count": u32(8)}, "key 'expert_used_count' is missing"),
+        (
+            {"llama.expert_count": u32(8), "llama.expert_used_count": u32(2)},
+            "tensors are missing: blk.0.ffn_gate_inp.weight",
+        ),
     ],
 )
 def test_contradictions_are_refused(changes, message: str, rewritten):
@@ -248,7 +253,6 @@ def test_contradictions_are_refused(changes, message: str, rewritten):
     ("changes", "message"),
     [
         ({"general.architecture": text("mamba")}, "general.architecture is 'mamba'; supported are llama, qwen2, qwen3"),
-        ({"llama.expert_count": u32(8)}, "llama.expert_count is 8; edgekit does not support that"),
         ({"llama.attention.value_length": u32(8)}, "llama.attention.value_length is not 16, as the keys' length is"),
         (
             {"llama.rope.scaling.type": text("magic")},

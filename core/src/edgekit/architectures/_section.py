@@ -9,6 +9,9 @@ import attrs
 
 from edgekit.errors import InvalidFileError, UnsupportedModelError
 
+#: Fields of a configuration by name, or of a record.
+Fields = dict[str, Any]
+
 
 @attrs.frozen
 class Section:

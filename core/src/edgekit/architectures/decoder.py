@@ -21,7 +21,7 @@ import attrs
 from edgekit.architectures._config import LIMITS, ModelConfig, RopeScaling, check_config
 from edgekit.architectures._family import Gguf, Setting
 from edgekit.architectures._hf_rope import RopeDialect, rope_from_hf
-from edgekit.architectures._section import Section
+from edgekit.architectures._section import Fields, Section
 from edgekit.architectures.blocks import Block, Network
 from edgekit.architectures.links import Link, one
 from edgekit.architectures.mixers import Attention, Gated, Mixer
@@ -31,7 +31,7 @@ from edgekit.errors import InvalidFileError, UnsupportedModelError
 from edgekit.tensor import AnyTensor
 
 #: What most families' config.json has, with transformers' defaults.
-COMMON: dict[str, Any] = {
+COMMON: Fields = {
     "hidden_size": 4096,
     "num_hidden_layers": 32,
     "num_attention_heads": 32,
@@ -158,7 +158,7 @@ class Decoder:
         if c.values.get("use_bidirectional_attention"):
             c.refuse("use_bidirectional_attention", True, "causal attention")
 
-    def rope_from_hf(self, c: Section, head_dim: int) -> dict[str, Any]:
+    def rope_from_hf(self, c: Section, head_dim: int) -> Fields:
         """The fields of `ModelConfig` that say how queries and keys rotate."""
         return rope_from_hf(self.rope, c, head_dim)
 
@@ -184,12 +184,12 @@ class Decoder:
         """What embeddings are multiplied with."""
         return 1.0
 
-    def biases(self, c: Section) -> dict[str, Any]:
+    def biases(self, c: Section) -> Fields:
         """Which matrices have biases: fields of `ModelConfig`."""
         attention = c.flag("attention_bias")
         return {"qkv_bias": attention, "attn_output_bias": attention}
 
-    def windows_from_hf(self, c: Section) -> dict[str, Any]:
+    def windows_from_hf(self, c: Section) -> Fields:
         """Which layers have a sliding window: fields of `ModelConfig`."""
         if self.windows == "none" or c.values["sliding_window"] is None or not self.window_used(c):
             return {}
@@ -222,7 +222,7 @@ class Decoder:
 
     # Writing config.json.
 
-    def config_to_hf(self, config: ModelConfig) -> dict[str, Any]:
+    def config_to_hf(self, config: ModelConfig) -> Fields:
         """See `Family.config_to_hf`."""
         if self.whole_heads and config.width % config.heads:
             raise UnsupportedModelError(
@@ -249,11 +249,11 @@ class Decoder:
             **self.own_to_hf(config),
         }
 
-    def activation_to_hf(self, name: str) -> dict[str, Any]:
+    def activation_to_hf(self, name: str) -> Fields:
         """The keys that say the activation."""
         return {"hidden_act": name}
 
-    def windows_to_hf(self, config: ModelConfig) -> dict[str, Any]:
+    def windows_to_hf(self, config: ModelConfig) -> Fields:
         """The keys that say which layers have a sliding window."""
         if self.windows == "none":
             return {}
@@ -263,7 +263,7 @@ class Decoder:
         types = ["full_attention" if f else "sliding_attention" for f in full]
         return {"sliding_window": config.sliding_window, "layer_types": types}
 
-    def own_to_hf(self, config: ModelConfig) -> dict[str, Any]:
+    def own_to_hf(self, config: ModelConfig) -> Fields:
         """What is the family's own, and which biases there are."""
         return {"attention_bias": config.qkv_bias} if self.attention_biases else {}
 
@@ -400,11 +400,11 @@ def _pattern(slides: Sequence[bool], c: Section) -> dict[str, int]:
     c.refuse("layer_types", c.values["layer_types"], "full attention in the first layers, or in every n-th one")
 
 
-def hf_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
+def hf_scaling(scaling: RopeScaling | None) -> Fields | None:
     """``rope_scaling`` in config.json."""
     if scaling is None:
         return None
-    written: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
+    written: Fields = {"rope_type": scaling.kind, "factor": scaling.factor}
     if scaling.kind not in ("linear", "dynamic"):
         written["original_max_position_embeddings"] = scaling.original_context
     match scaling.kind:

@@ -73,10 +73,11 @@ _METHODS = {
     "awq": ("AWQ", _ORIGINAL),
     "compressed-tensors": ("compressed-tensors", _ORIGINAL),
     "quanto": ("optimum-quanto", _ORIGINAL),
+    "torchao": ("torchao", _ORIGINAL),
     "modelopt": ("NVIDIA ModelOpt", _ORIGINAL),
 }
 #: Those that `edgekit.formats._packed` reads.
-_READ = ("bitsandbytes", "fp8", "mxfp4", "gptq", "awq", "compressed-tensors")
+_READ = ("bitsandbytes", "fp8", "mxfp4", "gptq", "awq", "compressed-tensors", "torchao")
 _WRAPPERS = {"_orig_mod.": "torch.compile", "module.": "DataParallel or DeepSpeed"}
 _LORA = (
     ".lora_A.",

@@ -229,9 +229,9 @@ def _language_model(tensors: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
     return {name: tensor for name, tensor in flat.items() if not name.startswith(_OTHER_PARTS)}
 
 
-def other_parts(tensors: Mapping[str, AnyTensor]) -> list[str]:
-    """Names of the tensors of a multimodal checkpoint that are not the language model's."""
-    return [name for name in tensors if _flat(name).startswith(_OTHER_PARTS)]
+def other_parts(names: Collection[str]) -> list[str]:
+    """Those names of a multimodal checkpoint's tensors that are not the language model's."""
+    return [name for name in names if _flat(name).startswith(_OTHER_PARTS)]
 
 
 def _flat(name: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgekit.errors import InvalidFileError
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
-from edgekit.typing import F32, Array
+from edgekit.typing import F32, Array, Indices
 
 Tensors = tuple[AnyTensor, ...]
 
@@ -137,6 +137,17 @@ def whole(tensor: AnyTensor, shape: tuple[int, ...], change: Callable[[F32], F32
     return Tensor(tensor.name, shape, "float32", read_rows)
 
 
+def columns(tensor: AnyTensor, order: Indices) -> Tensor:
+    """The tensor with its columns in another order: column j of the result is column ``order[j]``.
+
+    Plain floats stay as they are; encoded tensors are decoded, because their blocks lie across columns.
+    """
+    if isinstance(tensor, EncodedTensor):
+        return changed(tensor, lambda values: values[:, order])
+    read = tensor.read_rows
+    return attrs.evolve(tensor, read_rows=lambda start, stop: np.ascontiguousarray(read(start, stop)[:, order]))
+
+
 def reshaped(tensor: AnyTensor, shape: tuple[int, ...]) -> AnyTensor:
     """The same values under another shape: rows keep their length, or are plain floats that are read whole."""
     if tensor.shape and shape and tensor.shape[-1] == shape[-1]:
@@ -206,7 +217,9 @@ def _kind(tensor: AnyTensor) -> str:
 
 __all__ = [
     "Link",
+    "Tensors",
     "changed",
+    "columns",
     "halves",
     "joined",
     "mapped",

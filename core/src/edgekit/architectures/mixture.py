@@ -7,13 +7,12 @@ dimensions, gate and up together; both are read, the first is written.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import attrs
 
 from edgekit.architectures._config import ModelConfig, integer_field, settings
 from edgekit.architectures._family import Key, Setting
-from edgekit.architectures._section import Section
+from edgekit.architectures._section import Fields, Section
 from edgekit.architectures.decoder import LAYER, Decoder
 from edgekit.architectures.links import Link, halves, one, stacked
 from edgekit.architectures.mixers import Experts, Mixer
@@ -33,7 +32,7 @@ KEYS = (Key("experts", "expert_count"), Key("experts_used", "expert_used_count")
 EXPERT_FFN = Key("expert_ffn", "expert_feed_forward_length")
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True, slots=False)  # a family may derive from it and from another record
 class ExpertSizes:
     """Hyper-parameters of experts.
 
@@ -85,7 +84,7 @@ class Mixture(Decoder):
             "normalized": c.flag(self.normalized_key) if self.normalized_key else self.normalized,
         }
 
-    def own_to_hf(self, config: ModelConfig) -> dict[str, Any]:
+    def own_to_hf(self, config: ModelConfig) -> Fields:
         """The experts' sizes."""
         sizes = self.sizes(config)
         written = {
@@ -103,7 +102,11 @@ class Mixture(Decoder):
     def channels(self, config: ModelConfig, layer: int) -> Mixer:
         """A router and its experts."""
         sizes, gate = self.sizes(config), config.activation
-        return Experts(sizes.experts, sizes.expert_ffn, self.routing(sizes), self.expert(gate))
+        return Experts(sizes.experts, sizes.expert_ffn, self.routing(sizes), self.expert(gate), **self.beside(config))
+
+    def beside(self, config: ModelConfig) -> Fields:
+        """Further fields of `Experts`: a shared expert, biases."""
+        return {}
 
     def routing(self, sizes: ExpertSizes) -> Routing:
         """How the router's scores become weights."""

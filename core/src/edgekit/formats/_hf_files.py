@@ -141,7 +141,7 @@ def _read_index(directory: Path, name: str = INDEX) -> dict[str, str] | None:
 
 
 def _open_shards(directory: Path, index: Mapping[str, str], index_name: str = INDEX) -> Weights:
-    files, tensors = [], {}
+    files, tensors, metadata = [], {}, dict[str, str]()
     held: dict[str, set[str]] = {}
     for tensor, shard in index.items():
         held.setdefault(shard, set()).add(tensor)
@@ -152,11 +152,12 @@ def _open_shards(directory: Path, index: Mapping[str, str], index_name: str = IN
                 f"{directory / name}: the shard is missing; {index_name} has {len(expected)} tensors in it, "
                 f"such as {_brief(min(expected))}; fetch it"
             )
-        actual = open_tensors(path)[0]
+        actual, described = open_tensors(path)
+        metadata |= described
         _compare(path, expected, set(actual), index_name)
         files.append(path)
         tensors.update(actual)
-    return Weights((*files, directory / index_name), tensors, {})
+    return Weights((*files, directory / index_name), tensors, metadata)
 
 
 def _brief(name: str) -> str:

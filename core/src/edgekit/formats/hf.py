@@ -6,6 +6,7 @@ so that a directory of any precision opens as the same model again.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
@@ -71,6 +72,7 @@ class HuggingFaceFormat:
             raise MissingFileError(f"{directory / files.CONFIG}: no such file; a model needs its configuration")
         config = files.with_quantization(directory, given)
         weights = files.open_weights(directory, None if path.is_dir() else path.name)
+        config = packed.with_metadata(config, weights.metadata)
         tensors = _unpacked(assemble(weights.tensors, weights.metadata, weights.files[0]), config, directory)
         return self._artifact(path, weights, config, tensors)
 
@@ -156,6 +158,8 @@ def with_tensors(
         read: every file that they are computed from.
     """
     directory = source.path if source.path.is_dir() else source.path.parent
+    if any(isinstance(tensor, EncodedTensor) for tensor in source.tensors.values()):
+        config = packed.without_quantization(config)  # it was understood
     load = cache(lambda: _model(config, tensors, directory))
     return attrs.evolve(source, tensors=tensors, config=config, files=read, load_model=load, manifest=None)
 
@@ -179,11 +183,23 @@ def _noting(directory: Path, names: Collection[str], load: Callable[[], Model]) 
         if work is not None and (directory / files.ADAPTER).is_file():
             work.note(f"{files.ADAPTER} is left out: the adapter beside the model is not merged into it")
         model = load()
+        if work is not None and (left := _left_out(model, names)):
+            work.note(left)
         if work is not None and model.config.tied and any(name.endswith("lm_head.weight") for name in names):
             work.note("lm_head.weight has the embedding's values, and counts as the same matrix")
         return model
 
     return noting
+
+
+def _left_out(model: Model, names: Collection[str]) -> str:
+    """Say which parts of a checkpoint are not the language model: how many tensors of each; empty without any."""
+    from edgekit.architectures.hf import other_parts
+
+    parts = Counter(".".join(name.split(".")[: 2 if name.startswith("model.") else 1]) for name in other_parts(names))
+    parts |= Counter("mtp" for name in names if name.startswith("mtp."))
+    told = ", ".join(f"{count} tensors of {part}" for part, count in parts.items())
+    return f"{told} are left out: they are not part of the {model.config.family} language model" if told else ""
 
 
 def _adapter_directory(path: Path) -> Path | None:

@@ -10,8 +10,6 @@ from edgekit.pipeline._conversion import make_plan as make_plan
 from edgekit.pipeline._conversion import open_artifact as open_artifact
 from edgekit.pipeline._conversion import open_source as open_source
 from edgekit.pipeline._conversion import quantize as quantize
-from edgekit.pipeline._merging import merge as merge
-from edgekit.pipeline._merging import merged as merged
 from edgekit.pipeline._notes import summary_line as summary_line
 from edgekit.pipeline._notes import without_tokenizer as without_tokenizer
 from edgekit.pipeline._recipes import find_recipe as find_recipe
@@ -29,8 +27,6 @@ __all__ = [
     "list_recipes",
     "make_manifest",
     "make_plan",
-    "merge",
-    "merged",
     "open_artifact",
     "open_source",
     "own_precision",

@@ -18,9 +18,16 @@ _FAMILIES = {
     "gemma": "Gemma",
     "gemma2": "Gemma2",
     "gemma3": "Gemma3",
+    "granite": "Granite",
+    "lfm2": "Lfm2",
     "qwen3_moe": "Qwen3Moe",
     "mixtral": "Mixtral",
     "olmoe": "Olmoe",
+    "smollm3": "SmolLm3",
+    "olmo2": "Olmo2",
+    "qwen3_5": "Qwen35",
+    "qwen3_5_moe": "Qwen35Moe",
+    "qwen3_next": "Qwen3Next",
 }
 
 

@@ -310,7 +310,7 @@ def _facts(slots: Sequence[Slot], config: ModelConfig | None, importance: bool) 
     routers = [shape[0] for role, shape in shapes.items() if role.endswith("ffn_gate_inp.weight")]
     return Facts(
         layers=config.layers if config else max(map(layer_of, shapes), default=-1) + 1,
-        sharing=config.heads // config.kv_heads if config else _sharing(shapes),
+        sharing=_sharing(shapes, config),
         experts=routers[0] if routers else 0,
         tied="output.weight" not in shapes,
         importance=importance,
@@ -318,7 +318,15 @@ def _facts(slots: Sequence[Slot], config: ModelConfig | None, importance: bool) 
     )
 
 
-def _sharing(shapes: Mapping[str, tuple[int, ...]]) -> int:
+def _sharing(shapes: Mapping[str, tuple[int, ...]], config: ModelConfig | None) -> int:
+    """Query heads that share a key head; llama.cpp takes the first layer's: 0 where that has neither."""
+    if config:
+        attends = any(f"blk.0.{name}.weight" in shapes for name in ("attn_k", "attn_qkv"))
+        return config.heads // config.kv_heads if attends else 0
+    return _sharing_shown(shapes)
+
+
+def _sharing_shown(shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Query rows per key row of the first layer that shows them; 1 where none does."""
     for role, shape in shapes.items():
         keys = shapes.get(role.replace("attn_q.", "attn_k."))

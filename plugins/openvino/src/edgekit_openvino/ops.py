@@ -21,8 +21,10 @@ from edgekit_openvino.library import openvino
 #: Added to the scores of what is not to be seen: finite in float16, so that rows of nothing but padding stay finite.
 HIDDEN = -65504.0
 
+#: A node of the graph, or one of its outputs; numbers and arrays where the API takes them.
+Node = Any
 #: Gives the float32 node of a tensor, by its canonical name.
-Weights = Callable[[str], Any]
+Weights = Callable[[str], Node]
 
 
 @attrs.frozen
@@ -37,14 +39,14 @@ class _Inputs:
         back: how many positions a key lies before a query, [n, m].
     """
 
-    ids: Any
-    mask: Any
-    positions: Any
-    beam: Any
-    batch: Any
-    total: Any
-    causal: Any
-    back: Any
+    ids: Node
+    mask: Node
+    positions: Node
+    beam: Node
+    batch: Node
+    total: Node
+    causal: Node
+    back: Node
 
 
 class GraphOps:
@@ -60,19 +62,19 @@ class GraphOps:
         self._weights = weights
         self.tensors = shapes
         self.op = openvino().opset13
-        self.sinks: list[Any] = []
-        self._made: dict[str, Any] = {}
+        self.sinks: list[Node] = []
+        self._made: dict[str, Node] = {}
         # One subgraph for each Rope object: layers with and without a window have their own.
-        self._turns: dict[int, tuple[Any, Any]] = {}
-        self._masks: dict[tuple[int | None, int | None], Any] = {}
-        self._states: dict[int, tuple[Any, Any]] = {}
+        self._turns: dict[int, tuple[Node, Node]] = {}
+        self._masks: dict[tuple[int | None, int | None], Node] = {}
+        self._states: dict[int, tuple[Node, Node]] = {}
         attends = [call.arguments for call in uses if call.operation == "attend"]
         self._written_out = any(_beyond_fused(arguments) for arguments in attends)
         self.inputs = self._step()
 
     # The whole.
 
-    def model(self, logits: Any, name: str, stand_ins: Iterable[Any]) -> Any:
+    def model(self, logits: Node, name: str, stand_ins: Iterable[Node]) -> Node:
         """The `openvino.Model` that computes the logits."""
         result = self.op.result(logits)
         result.get_output_tensor(0).set_names({"logits"})
@@ -94,18 +96,18 @@ class GraphOps:
         causal = op.logical_and(op.greater_equal(back, self._int(0)), there)
         return _Inputs(ids, mask, positions, beam, batch, total, causal, back)
 
-    def _input(self, name: str, shape: list[int], dtype: Any = np.int64) -> Any:
+    def _input(self, name: str, shape: list[int], dtype: Node = np.int64) -> Node:
         node = self.op.parameter(shape, dtype, name=name)
         node.get_output_tensor(0).set_names({name})
         return node
 
     # Weights.
 
-    def embed(self, name: str) -> Any:
+    def embed(self, name: str) -> Node:
         """See `Ops.embed`."""
         return self.op.gather(self._weight(f"{name}.weight"), self.inputs.ids, self._int(0))
 
-    def product(self, name: str, x: Any) -> Any:
+    def product(self, name: str, x: Node) -> Node:
         """See `Ops.product`."""
         shape = self.tensors[f"{name}.weight"]
         weight = self._weight(f"{name}.weight")
@@ -114,18 +116,18 @@ class GraphOps:
         out = self.op.matmul(x, weight, False, True)
         return self.op.add(out, self._weight(f"{name}.bias")) if f"{name}.bias" in self.tensors else out
 
-    def vector(self, name: str) -> Any:
+    def vector(self, name: str) -> Node:
         """See `Ops.vector`."""
         return self._weight(name)
 
-    def _weight(self, name: str) -> Any:
+    def _weight(self, name: str) -> Node:
         if name not in self._made:
             self._made[name] = self._weights(name)
         return self._made[name]
 
     # Normalization.
 
-    def rms_norm(self, x: Any, eps: float, name: str | None = None) -> Any:
+    def rms_norm(self, x: Node, eps: float, name: str | None = None) -> Node:
         """See `Ops.rms_norm`; in the shape that the CPU plugin fuses."""
         op = self.op
         squares = op.power(x, self._float(2.0))
@@ -134,36 +136,36 @@ class GraphOps:
         normalized = op.multiply(x, op.divide(self._float(1.0), root))
         return normalized if name is None else op.multiply(normalized, self._weight(name))
 
-    def group_norm(self, x: Any, eps: float, name: str) -> Any:
+    def group_norm(self, x: Node, eps: float, name: str) -> Node:
         """See `Ops.group_norm`."""
         return self.op.multiply(self.rms_norm(x, eps), self.op.unsqueeze(self._weight(name), self._int([1])))
 
-    def layer_norm(self, x: Any, eps: float, name: str) -> Any:
+    def layer_norm(self, x: Node, eps: float, name: str) -> Node:
         """See `Ops.layer_norm`."""
         normalized = self.op.mvn(x, self._int([-1]), True, eps, "INSIDE_SQRT")
         scaled = self.op.multiply(normalized, self._weight(f"{name}.weight"))
         return self.op.add(scaled, self._weight(f"{name}.bias"))
 
-    def unit(self, x: Any, eps: float) -> Any:
+    def unit(self, x: Node, eps: float) -> Node:
         """See `Ops.unit`."""
         squares = self.op.reduce_sum(self.op.multiply(x, x), self._int([-1]), True)
         return self.op.divide(x, self.op.sqrt(self.op.add(squares, self._float(eps))))
 
     # Elementwise.
 
-    def add(self, a: Any, b: Any) -> Any:
+    def add(self, a: Node, b: Node) -> Node:
         """See `Ops.add`."""
         return self.op.add(a, b)
 
-    def multiply(self, a: Any, b: Any) -> Any:
+    def multiply(self, a: Node, b: Node) -> Node:
         """See `Ops.multiply`."""
         return self.op.multiply(a, b)
 
-    def scale(self, x: Any, factor: float) -> Any:
+    def scale(self, x: Node, factor: float) -> Node:
         """See `Ops.scale`."""
         return self.op.multiply(x, self._float(factor))
 
-    def activate(self, kind: Activation, x: Any) -> Any:
+    def activate(self, kind: Activation, x: Node) -> Node:
         """See `Ops.activate`."""
         op = self.op
         match kind:
@@ -183,7 +185,7 @@ class GraphOps:
             case "tanh":
                 return op.tanh(x)
 
-    def gated(self, kind: Gate, gate: Any, up: Any) -> Any:
+    def gated(self, kind: Gate, gate: Node, up: Node) -> Node:
         """See `Ops.gated`."""
         if kind != "clipped":
             return self.op.multiply(self.activate(kind, gate), up)
@@ -192,29 +194,29 @@ class GraphOps:
         active = self.op.multiply(low, self.op.sigmoid(self.scale(low, 1.702)))
         return self.op.multiply(self.op.add(between, self._float(1.0)), active)
 
-    def softcap(self, x: Any, cap: float) -> Any:
+    def softcap(self, x: Node, cap: float) -> Node:
         """See `Ops.softcap`."""
         return self.scale(self.op.tanh(self.op.divide(x, self._float(cap))), cap)
 
     # Shapes.
 
-    def split(self, x: Any, sizes: Sequence[int]) -> list[Any]:
+    def split(self, x: Node, sizes: Sequence[int]) -> list[Node]:
         """See `Ops.split`."""
         return list(self.op.variadic_split(x, self._int(-1), self._int(list(sizes))).outputs())
 
-    def heads(self, x: Any, count: int) -> Any:
+    def heads(self, x: Node, count: int) -> Node:
         """See `Ops.heads`."""
         apart = self.op.reshape(x, self._int([0, 0, count, self._last(x) // count]), True)
         return self.op.transpose(apart, self._int([0, 2, 1, 3]))
 
-    def joined(self, x: Any) -> Any:
+    def joined(self, x: Node) -> Node:
         """See `Ops.joined`."""
         width = self._size(x, 1) * self._last(x)
         return self.op.reshape(self.op.transpose(x, self._int([0, 2, 1, 3])), self._int([0, 0, width]), True)
 
     # Attention.
 
-    def rotate(self, x: Any, rope: Rope) -> Any:
+    def rotate(self, x: Node, rope: Rope) -> Node:
         """See `Ops.rotate`."""
         if id(rope) not in self._turns:
             self._turns[id(rope)] = self._turn(rope)
@@ -231,13 +233,13 @@ class GraphOps:
             turned = self._dealt(turned, (2, half), size)
         return turned if rest is None else self.op.concat([turned, rest], -1)
 
-    def _dealt(self, x: Any, shape: tuple[int, int], size: int) -> Any:
+    def _dealt(self, x: Node, shape: tuple[int, int], size: int) -> Node:
         """Heads whose elements, seen as a matrix of that shape, are transposed."""
         op, count = self.op, self._size(x, 1)
         apart = op.reshape(x, self._int([0, count, -1, *shape]), True)
         return op.reshape(op.transpose(apart, self._int([0, 1, 2, 4, 3])), self._int([0, count, -1, size]), True)
 
-    def _turn(self, rope: Rope) -> tuple[Any, Any]:
+    def _turn(self, rope: Rope) -> tuple[Node, Node]:
         """Cos and sin [batch, 1, n, dim] of the new tokens' positions."""
         op, scaling = self.op, rope.scaling
         divisors = self._divisors(rope)
@@ -252,7 +254,7 @@ class GraphOps:
         cos, sin = op.cos(both), op.sin(both)
         return (cos, sin) if factor == 1 else (self.scale(cos, factor), self.scale(sin, factor))
 
-    def _divisors(self, rope: Rope) -> Any:
+    def _divisors(self, rope: Rope) -> Node:
         """What the plain frequencies are divided by in a sequence of so many tokens: [dim / 2]; or None."""
         op, scaling, size = self.op, rope.scaling, rope.dim
         if scaling is None or scaling.kind not in ("longrope", "dynamic"):
@@ -266,7 +268,7 @@ class GraphOps:
         growth = op.add(self.scale(beyond, scaling.factor), self._float(1.0))
         return op.power(growth, self._float(np.arange(0, size, 2) / max(size - 2, 1)))
 
-    def temper(self, x: Any, scale: float, every: int, ahead: int) -> Any:
+    def temper(self, x: Node, scale: float, every: int, ahead: int) -> Node:
         """See `Ops.temper`."""
         op = self.op
         positions = op.convert(self.inputs.positions, np.float32)
@@ -274,17 +276,17 @@ class GraphOps:
         growth = op.add(self.scale(op.log(op.add(steps, self._float(1.0))), scale), self._float(1.0))
         return op.multiply(x, op.unsqueeze(growth, self._int([1, 3])))
 
-    def remember(self, layer: int, keys: Any, values: Any) -> tuple[Any, Any]:
+    def remember(self, layer: int, keys: Node, values: Node) -> tuple[Node, Node]:
         """See `Ops.remember`."""
         both = self._appended(f"{layer}.key", keys), self._appended(f"{layer}.value", values)
         self._states[layer] = both
         return both
 
-    def remembered(self, layer: int) -> tuple[Any, Any]:
+    def remembered(self, layer: int) -> tuple[Node, Node]:
         """See `Ops.remembered`."""
         return self._states[layer]
 
-    def _appended(self, name: str, new: Any) -> Any:
+    def _appended(self, name: str, new: Node) -> Node:
         """Append to a state, and give all of it: [batch, kv_heads, m, head_dim]."""
         op, (count, size) = self.op, (self._size(new, 1), self._last(new))
         shape = op.concat([self.inputs.batch, self._int([count]), self._int([0]), self._int([size])], 0)
@@ -295,7 +297,7 @@ class GraphOps:
         self.sinks.append(op.assign(joined, f"past_key_values.{name}"))
         return joined
 
-    def attend(self, queries: Any, keys: Any, values: Any, how: Attend, sinks: str | None = None) -> Any:
+    def attend(self, queries: Node, keys: Node, values: Node, how: Attend, sinks: str | None = None) -> Node:
         """See `Ops.attend`."""
         op, heads = self.op, self._size(queries, 1)
         keys, values = self._shared(keys, heads), self._shared(values, heads)
@@ -310,7 +312,7 @@ class GraphOps:
         shares = op.softmax(scores, -1) if sinks is None else self._with_sinks(scores, sinks)
         return self.joined(op.matmul(shares, values, False, False))
 
-    def _with_sinks(self, scores: Any, sinks: str) -> Any:
+    def _with_sinks(self, scores: Node, sinks: str) -> Node:
         """Softmax over the scores and each head's sink, without the sink's share."""
         op = self.op
         sink = op.reshape(self._weight(sinks), self._int([1, -1, 1, 1]), False)
@@ -319,7 +321,7 @@ class GraphOps:
         total = op.add(op.reduce_sum(shares, self._int([-1]), True), op.exp(op.subtract(sink, most)))
         return op.divide(shares, total)
 
-    def _shared(self, states: Any, heads: int) -> Any:
+    def _shared(self, states: Node, heads: int) -> Node:
         """Each key's or value's head once for every query head that it serves."""
         op, count, size = self.op, self._size(states, 1), self._last(states)
         group = heads // count
@@ -329,7 +331,7 @@ class GraphOps:
         wide = op.broadcast(op.unsqueeze(states, self._int([2])), self._int([1, 1, group, 1, 1]), None, "bidirectional")
         return op.reshape(wide, self._int([0, heads, -1, size]), True)
 
-    def _mask(self, how: Attend) -> Any:
+    def _mask(self, how: Attend) -> Node:
         """What is added to the scores, float32 [batch, 1, n, m]."""
         place = how.window, how.chunk
         if place not in self._masks:
@@ -341,7 +343,7 @@ class GraphOps:
             self._masks[place] = self.op.select(seen, self._float(0.0), self._float(HIDDEN))
         return self._masks[place]
 
-    def _same_chunk(self, chunk: int) -> Any:
+    def _same_chunk(self, chunk: int) -> Node:
         """Whether query and key lie in the same chunk, [n, m]; positions count padding."""
         op = self.op
         keys = op.range(self._int(0), op.squeeze(self.inputs.total, self._int([0])), self._int(1), "i64")
@@ -350,7 +352,7 @@ class GraphOps:
 
     # What remembers in other ways.
 
-    def convolve(self, layer: int, name: str, x: Any) -> Any:
+    def convolve(self, layer: int, name: str, x: Node) -> Node:
         """See `Ops.convolve`; padding counts as zeros."""
         op, kernel = self.op, self._weight(f"{name}.weight")
         channels, taps = self.tensors[f"{name}.weight"]
@@ -368,28 +370,28 @@ class GraphOps:
             return out
         return op.multiply(op.add(out, self._weight(f"{name}.bias")), mask)
 
-    def _state(self, name: str, shape: Any, sizes: list[int]) -> Any:
+    def _state(self, name: str, shape: Node, sizes: list[int]) -> Node:
         """A state of that shape, zeros at first, of the sequences that go on."""
         op = self.op
         empty = op.broadcast(self._float(0.0), shape)
         past = op.read_value(empty, name, openvino().Type.f32, openvino().PartialShape(sizes))
         return op.gather(past, self.inputs.beam, self._int(0))
 
-    def _new_mask(self) -> Any:
+    def _new_mask(self) -> Node:
         """1 for each new token, 0 for padding: float32 [batch, n, 1]."""
         op = self.op
         new = op.multiply(self._dimension(self.inputs.ids, 1), self._int([-1]))
         part = op.slice(self.inputs.mask, new, self._int([np.iinfo(np.int64).max]), self._int([1]), self._int([1]))
         return op.unsqueeze(op.convert(part, np.float32), self._int([2]))
 
-    def _rows(self, x: Any, start: int, stop: int | None) -> Any:
+    def _rows(self, x: Node, start: int, stop: int | None) -> Node:
         """Elements start:stop of the second dimension."""
         end = np.iinfo(np.int64).max if stop is None else stop
         return self.op.slice(x, self._int([start]), self._int([end]), self._int([1]), self._int([1]))
 
     # Experts.
 
-    def route(self, scores: Any, how: Routing, bias: str | None = None) -> Any:
+    def route(self, scores: Node, how: Routing, bias: str | None = None) -> Node:
         """See `Ops.route`."""
         op = self.op
         every = scores
@@ -409,7 +411,7 @@ class GraphOps:
         none = op.multiply(scores, self._float(0.0))
         return op.scatter_elements_update(none, chosen, picked, self._int(-1))
 
-    def _best_groups(self, ranked: Any, how: Routing) -> Any:
+    def _best_groups(self, ranked: Node, how: Routing) -> Node:
         """The ranks, those of experts in other groups far below all."""
         op, count = self.op, self._last(ranked)
         apart = op.reshape(ranked, self._int([0, 0, how.groups, count // how.groups]), True)
@@ -419,7 +421,7 @@ class GraphOps:
         kept = op.unsqueeze(op.greater_equal(best, least), self._int([3]))
         return op.reshape(op.select(kept, apart, self._float(HIDDEN)), self._int([0, 0, count]), True)
 
-    def experts(self, prefix: str, x: Any, weights: Any, ffn: Ffn) -> Any:
+    def experts(self, prefix: str, x: Node, weights: Node, ffn: Ffn) -> Node:
         """See `Ops.experts`: every expert computes every token, in products that the plugin runs as one."""
         op = self.op
         each = op.unsqueeze(x, self._int([1]))  # [batch, 1, n, width]
@@ -427,7 +429,7 @@ class GraphOps:
         if ffn.weighted_input:
             each = op.multiply(each, shares)
 
-        def product(name: str, values: Any) -> Any:
+        def product(name: str, values: Node) -> Node:
             full = f"{prefix}ffn_{name}_exps"
             out = op.matmul(values, self._weight(f"{full}.weight"), False, True)
             if f"{full}.bias" not in self.tensors:
@@ -437,7 +439,7 @@ class GraphOps:
         out = product("down", self._inner(product, each, ffn))
         return op.reduce_sum(out if ffn.weighted_input else op.multiply(out, shares), self._int([1]), False)
 
-    def _inner(self, product: Callable[[str, Any], Any], x: Any, ffn: Ffn) -> Any:
+    def _inner(self, product: Callable[[str, Node], Node], x: Node, ffn: Ffn) -> Node:
         if ffn.gate is None:
             return self.activate(ffn.activation, product("up", x))
         if ffn.fused:
@@ -448,25 +450,25 @@ class GraphOps:
 
     # Small parts.
 
-    def _part(self, x: Any, start: int, stop: int) -> Any:
+    def _part(self, x: Node, start: int, stop: int) -> Node:
         """Elements start:stop of the last dimension."""
         return self.op.slice(x, self._int([start]), self._int([stop]), self._int([1]), self._int([-1]))
 
-    def _dimension(self, x: Any, axis: int) -> Any:
+    def _dimension(self, x: Node, axis: int) -> Node:
         return self.op.gather(self.op.shape_of(x), self._int([axis]), self._int(0))
 
-    def _size(self, x: Any, axis: int) -> int:
+    def _size(self, x: Node, axis: int) -> int:
         """A dimension that is known before the graph runs."""
         return int(_shape(x)[axis].get_length())
 
-    def _last(self, x: Any) -> int:
+    def _last(self, x: Node) -> int:
         shape = _shape(x)
         return int(shape[len(shape) - 1].get_length())
 
-    def _int(self, value: Any) -> Any:
+    def _int(self, value: Node) -> Node:
         return self.op.constant(np.array(value, np.int64))
 
-    def _float(self, value: Any) -> Any:
+    def _float(self, value: Node) -> Node:
         return self.op.constant(np.asarray(value, np.float32))
 
 
@@ -477,7 +479,7 @@ def _beyond_fused(arguments: tuple[object, ...]) -> bool:
     return sinks or how.window is not None or how.chunk is not None or how.softcap is not None
 
 
-def _shape(x: Any) -> Any:
+def _shape(x: Node) -> Node:
     """The partial shape of a node's first output, or of an output."""
     return x.get_output_partial_shape(0) if hasattr(x, "get_output_partial_shape") else x.partial_shape
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from edgekit.architectures._family import Gguf
-from edgekit.architectures._section import Section
+from edgekit.architectures._section import Fields, Section
 from edgekit.architectures.decoder import COMMON, Decoder
 
-GEMMA: dict[str, Any] = COMMON | {
+GEMMA: Fields = COMMON | {
     "vocab_size": 256_000,
     "head_dim": 256,
     "max_position_embeddings": 8192,
@@ -42,7 +41,7 @@ class Gemma(Decoder):
         """The square root of the width."""
         return math.sqrt(max(width, 0))
 
-    def activation_to_hf(self, name: str) -> dict[str, Any]:
+    def activation_to_hf(self, name: str) -> Fields:
         """Under its old and its new name."""
         return {"hidden_act": name, "hidden_activation": name}
 

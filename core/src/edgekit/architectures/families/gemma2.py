@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from edgekit.architectures._config import ModelConfig
 from edgekit.architectures._family import Gguf
-from edgekit.architectures._section import Section
+from edgekit.architectures._section import Fields, Section
 from edgekit.architectures.decoder import LAYER, pre_attention_scalar
 from edgekit.architectures.families.gemma import GEMMA, Gemma
 
-GEMMA2: dict[str, Any] = GEMMA | {
+GEMMA2: Fields = GEMMA | {
     "hidden_size": 2304,
     "intermediate_size": 9216,
     "num_hidden_layers": 26,
@@ -57,7 +55,7 @@ class Gemma2(Gemma):
         """Every other layer."""
         return [(layer + 1) % 2 != 0 for layer in range(layers)]
 
-    def own_to_hf(self, config: ModelConfig) -> dict[str, Any]:
+    def own_to_hf(self, config: ModelConfig) -> Fields:
         """Scale and caps."""
         local = {} if config.rope_theta_local is None else {"rope_local_base_freq": config.rope_theta_local}
         return {

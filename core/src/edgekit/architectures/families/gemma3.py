@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from edgekit.architectures._config import ModelConfig
 from edgekit.architectures._family import Gguf
 from edgekit.architectures._hf_rope import RopeDialect
-from edgekit.architectures._section import Section
+from edgekit.architectures._section import Fields, Section
 from edgekit.architectures.families.gemma2 import GEMMA2, Gemma2
 
 
@@ -43,7 +41,7 @@ class Gemma3(Gemma2):
         every = max(1, c.integer("sliding_window_pattern"))
         return [(layer + 1) % every != 0 for layer in range(layers)]
 
-    def windows_to_hf(self, config: ModelConfig) -> dict[str, Any]:
+    def windows_to_hf(self, config: ModelConfig) -> Fields:
         """With the period, which transformers 4 reads."""
         period = {"sliding_window_pattern": config.full_attention_every} if config.full_attention_every else {}
         return super().windows_to_hf(config) | period

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from edgekit.architectures._config import ModelConfig
 from edgekit.architectures._family import Gguf
-from edgekit.architectures._section import Section
+from edgekit.architectures._section import Fields, Section
 from edgekit.architectures.decoder import COMMON, Decoder
 
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -26,11 +24,11 @@ class Llama(Decoder):
     # queries, keys and values; Mistral and Qwen 2 have sliding windows, and any width.
     alike = ("mistral", "qwen2")
 
-    def biases(self, c: Section) -> dict[str, Any]:
+    def biases(self, c: Section) -> Fields:
         """All of attention's or none, all of the feed-forward network's or none."""
         return {**super().biases(c), "ffn_bias": c.flag("mlp_bias")}
 
-    def own_to_hf(self, config: ModelConfig) -> dict[str, Any]:
+    def own_to_hf(self, config: ModelConfig) -> Fields:
         """The two flags."""
         return {"attention_bias": config.qkv_bias, "mlp_bias": config.ffn_bias}
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from edgekit.architectures._section import Section
+from edgekit.architectures._section import Fields, Section
 from edgekit.architectures.decoder import COMMON, Decoder
 from edgekit.architectures.families.llama import Llama
 
@@ -28,7 +26,7 @@ class Mistral(Decoder):
     attention_biases = False
     alike = ("qwen2", "llama")
 
-    def biases(self, c: Section) -> dict[str, Any]:
+    def biases(self, c: Section) -> Fields:
         """Transformers builds it without, whatever the file says."""
         return {}
 

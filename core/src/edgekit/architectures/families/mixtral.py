@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from edgekit.architectures._config import ModelConfig
 from edgekit.architectures._family import Gguf, Setting
-from edgekit.architectures._section import Section
+from edgekit.architectures._section import Fields, Section
 from edgekit.architectures.decoder import COMMON, LAYER
 from edgekit.architectures.mixture import KEYS, Mixture
 from edgekit.errors import UnsupportedModelError
@@ -45,7 +44,7 @@ class Mixtral(Mixture):
     count_keys = ("num_local_experts", "num_experts")
     ffn_key = "intermediate_size"
 
-    def biases(self, c: Section) -> dict[str, Any]:
+    def biases(self, c: Section) -> Fields:
         """Transformers builds it without, whatever the file says."""
         return {}
 

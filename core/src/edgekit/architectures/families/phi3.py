@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from edgekit.architectures._config import ModelConfig
 from edgekit.architectures._family import Gguf
 from edgekit.architectures._hf_rope import RopeDialect
-from edgekit.architectures._section import Section
+from edgekit.architectures._section import Fields, Section
 from edgekit.architectures.decoder import COMMON, LAYER, Decoder, fraction
 
 
@@ -32,11 +30,11 @@ class Phi3(Decoder):
     fused = True
     windows = "all"
 
-    def biases(self, c: Section) -> dict[str, Any]:
+    def biases(self, c: Section) -> Fields:
         """Transformers builds it without, whatever the file says."""
         return {}
 
-    def own_to_hf(self, config: ModelConfig) -> dict[str, Any]:
+    def own_to_hf(self, config: ModelConfig) -> Fields:
         """How much rotates."""
         scaling = config.rope_scaling
         original = {} if scaling is None else {"original_max_position_embeddings": scaling.original_context}

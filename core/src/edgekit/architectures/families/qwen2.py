@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from edgekit.architectures._config import ModelConfig
 from edgekit.architectures._family import Gguf
-from edgekit.architectures._section import Section
+from edgekit.architectures._section import Fields, Section
 from edgekit.architectures.decoder import COMMON, Decoder
 
 #: Of Qwen 2, and with a head size of Qwen 3.
-QWEN: dict[str, Any] = COMMON | {
+QWEN: Fields = COMMON | {
     "vocab_size": 151_936,
     "intermediate_size": 22_016,
     "num_key_value_heads": 32,
@@ -34,7 +32,7 @@ class Qwen2(Decoder):
     attention_biases = False
     alike: tuple[str, ...] = ("mistral", "llama")
 
-    def biases(self, c: Section) -> dict[str, Any]:
+    def biases(self, c: Section) -> Fields:
         """Always those."""
         return {"qkv_bias": True}
 
@@ -46,7 +44,7 @@ class Qwen2(Decoder):
         """From some layer on."""
         return [layer >= c.integer("max_window_layers") for layer in range(layers)]
 
-    def windows_to_hf(self, config: ModelConfig) -> dict[str, Any]:
+    def windows_to_hf(self, config: ModelConfig) -> Fields:
         """The window with its switch."""
         written = super().windows_to_hf(config)
         full = sum(name == "full_attention" for name in written["layer_types"])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from edgekit.architectures._family import Gguf
-from edgekit.architectures._section import Section
+from edgekit.architectures._section import Fields, Section
 from edgekit.architectures.decoder import Decoder
 from edgekit.architectures.families.qwen2 import QWEN, Qwen2
 
@@ -23,7 +21,7 @@ class Qwen3(Qwen2):
     attention_biases = True
     alike = ()
 
-    def biases(self, c: Section) -> dict[str, Any]:
+    def biases(self, c: Section) -> Fields:
         """All of attention's, or none."""
         return Decoder.biases(self, c)
 

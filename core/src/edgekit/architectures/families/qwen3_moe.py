@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from edgekit.architectures._config import ModelConfig
 from edgekit.architectures._family import Gguf
-from edgekit.architectures._section import Section
+from edgekit.architectures._section import Fields, Section
 from edgekit.architectures.decoder import COMMON
 from edgekit.architectures.mixture import EXPERT_FFN, KEYS, Mixture
 
@@ -49,7 +47,7 @@ class Qwen3Moe(Mixture):
         if c.flag("use_sliding_window"):
             c.refuse("use_sliding_window", True, "false for this family")
 
-    def own_to_hf(self, config: ModelConfig) -> dict[str, Any]:
+    def own_to_hf(self, config: ModelConfig) -> Fields:
         """The number of experts under the name that transformers 4 reads, too."""
         return {**super().own_to_hf(config), "num_experts": self.sizes(config).experts}
 

@@ -28,7 +28,8 @@ class DeltaNet:
         eps: epsilon of the norm.
         tiled: whether value head i goes with key head ``i % key_heads`` (Qwen 3.5's GGUF order), else with
             ``i // (value_heads / key_heads)``.
-        fused_rates: whether step size and decay come from one matrix, ``ssm_ba`` (Qwen 3 Next).
+        fused_rates: whether step size and decay come from one matrix, ``ssm_ba``, for each key head those of its value
+            heads (Qwen 3 Next).
     """
 
     key_heads: int
@@ -82,8 +83,10 @@ class DeltaNet:
 
     def _rates(self, ops: Ops[V], block: str, x: V) -> tuple[V, V]:
         if self.fused_rates:
-            beta, rate = ops.split(ops.product(f"{block}ssm_ba", x), [self.value_heads, self.value_heads])
-            return beta, rate
+            shared = self.value_heads // self.key_heads
+            both = ops.heads(ops.product(f"{block}ssm_ba", x), self.key_heads)
+            beta, rate = ops.split(both, [shared, shared])
+            return ops.joined(beta), ops.joined(rate)
         return ops.product(f"{block}ssm_beta", x), ops.product(f"{block}ssm_alpha", x)
 
 

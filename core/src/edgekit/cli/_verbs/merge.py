@@ -7,8 +7,8 @@ import click
 from edgekit.cli._verbs.quantize import show_written
 from edgekit.cli.output import json_option, print_notes
 from edgekit.pipeline._conversion import open_artifact
-from edgekit.pipeline._merging import merge
 from edgekit.pipeline._progress import bar
+from edgekit.pipeline.merging import merge
 
 
 @click.command("merge")

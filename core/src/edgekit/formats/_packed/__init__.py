@@ -29,6 +29,7 @@ SCHEMES = {
     "awq": "awq",
     "bitsandbytes": "bitsandbytes",
     "mxfp4": "mxfp4",
+    "torchao": "torchao",
 }
 #: Where config.json says how the weights are quantized; the second is an older name, the third MLX's own.
 KEYS = ("quantization_config", "compression_config", "quantization")
@@ -50,6 +51,14 @@ def without_quantization(config: Mapping[str, object]) -> dict[str, object]:
     kept = {key: value for key, value in config.items() if key not in KEYS}
     nested = kept.get("text_config")
     return kept | {"text_config": without_quantization(nested)} if isinstance(nested, dict) else kept
+
+
+def with_metadata(config: Mapping[str, object], metadata: Mapping[str, str]) -> dict[str, object]:
+    """Return a config.json whose quantization has the files' metadata too, where torchao describes its tensors."""
+    found = quantization_of(config)
+    if found is None or found.get("quant_method") != "torchao":
+        return dict(config)
+    return without_quantization(config) | {KEYS[0]: {**found, "metadata": dict(metadata)}}
 
 
 def unpack(tensors: Mapping[str, AnyTensor], config: Mapping[str, object], where: str) -> dict[str, AnyTensor]:
@@ -118,5 +127,6 @@ __all__ = [
     "refuse_leftovers",
     "scheme_of",
     "unpack",
+    "with_metadata",
     "without_quantization",
 ]

@@ -1,0 +1,47 @@
+"""Qwen 3.5 with experts."""
+
+BASE = {
+    "model_type": "qwen3_5_moe_text",
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "moe_intermediate_size": 48,
+    "shared_expert_intermediate_size": 40,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e7,
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [2, 1, 1],
+        "mrope_interleaved": True,
+    },
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+CONFIGS = {
+    "plain": BASE,
+    "tied": BASE | {"tie_word_embeddings": True},
+    "odd-sizes": BASE
+    | {
+        "hidden_size": 48,
+        "moe_intermediate_size": 24,
+        "linear_num_key_heads": 3,
+        "linear_num_value_heads": 6,
+        "num_experts": 5,
+    },
+    "as-many-values": BASE
+    | {"linear_num_value_heads": 2, "num_hidden_layers": 2, "layer_types": ["full_attention", "linear_attention"]},
+    "three-used": BASE | {"num_key_value_heads": 1, "linear_num_value_heads": 6, "num_experts_per_tok": 3},
+}
+REFUSED = [
+    (BASE | {"linear_value_head_dim": 16}, "and llama.cpp knows one size for both"),
+]
+OPENVINO_LACKS = "delta_rule"
