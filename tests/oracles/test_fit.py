@@ -13,6 +13,7 @@ from edgekit.pipeline import find_format, find_recipe, make_plan
 #: Some precisions of each format, from small to large.
 ALLOWED = {
     "gguf": ("Q2_K", "IQ4_XS", "Q6_K"),
+    "mlx": ("int3-g64", "int4-g64", "int8-g64"),
     "openvino": ("int2-sym-g32", "int4-asym-g32", "int8-asym-channel"),
 }
 
@@ -22,7 +23,7 @@ def source():
     return edgekit.open(sample.path())
 
 
-@pytest.fixture(scope="module", params=["gguf", "openvino"])
+@pytest.fixture(scope="module", params=list(ALLOWED))
 def fitted(request, source, tmp_path_factory):
     to = tmp_path_factory.mktemp("fit") / ("model.gguf" if request.param == "gguf" else "model")
     text = sample.heldout_text()[:4000]
@@ -38,19 +39,22 @@ def test_it_has_the_size(fitted):
 def test_its_runtime_loads_it_and_computes_the_same(fitted):
     tokens = np.array(fitted.artifact.tokenizer.encode(sample.heldout_text()[4000:4200]))
     expected = Transformer(fitted.artifact.model).logits(tokens)[-1]
-    runtime = "llamacpp" if fitted.artifact.format == "gguf" else "openvino"
-    options = {} if runtime == "llamacpp" else {"exact": True}
+    runtime = {"gguf": "llamacpp"}.get(fitted.artifact.format, fitted.artifact.format)
+    options = {"exact": True} if runtime == "openvino" else {}
     with edgekit.load(fitted.artifact, runtime, **options) as model:
         logits = np.asarray(model.logits(tokens))
-    # llama.cpp rounds activations to 8 bits, as for every other file of such types.
-    tolerance = 0.1 if runtime == "llamacpp" else 1e-3
+    # llama.cpp rounds activations to 8 bits, and MLX computes in the source's bfloat16, as for every other artifact.
+    tolerance = {"llamacpp": 0.1, "mlx": 0.2, "openvino": 1e-3}[runtime]
     assert np.abs(logits.reshape(-1, len(expected))[-1] - expected).max() <= tolerance * expected.std()
 
 
-@pytest.mark.parametrize("name", ["INT4_ASYM_G64", "INT3_SYM_G64"])
-def test_the_size_of_an_ir_is_known_before_it_is_written(source, tmp_path, name):
-    form = find_format("openvino", tmp_path)
-    layout = form.layout(source)
-    plan = make_plan(find_recipe(name, "openvino"), layout)
-    written = edgekit.quantize(source, name, to=tmp_path / "model", format="openvino", allow_unquantized=True)
-    assert form.sizes(layout).whole(plan) == written.nbytes
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [("openvino", "INT4_ASYM_G64"), ("openvino", "INT3_SYM_G64"), ("mlx", "mixed_3_6"), ("mlx", "F16")],
+)
+def test_the_size_of_a_directory_is_known_before_it_is_written(source, tmp_path, form, name):
+    chosen = find_format(form, tmp_path)
+    layout = chosen.layout(source)
+    plan = make_plan(find_recipe(name, form), layout)
+    written = edgekit.quantize(source, name, to=tmp_path / "model", format=form, allow_unquantized=True)
+    assert chosen.sizes(layout).whole(plan) == written.nbytes

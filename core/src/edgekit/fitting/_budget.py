@@ -10,7 +10,7 @@ import attrs
 
 from edgekit.errors import UsageError
 from edgekit.fitting._knapsack import Option, solve
-from edgekit.fitting._problem import Problem
+from edgekit.fitting._problem import Choice, Problem
 from edgekit.pipeline._recipes import AnyRecipe
 from edgekit.precision import Precision
 
@@ -23,7 +23,7 @@ _UNITS = {"": 1, "b": 1} | {
 }
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 #: Corrections of what an artifact takes besides its tensors.
-_CORRECTIONS = 8
+_CORRECTIONS = 12
 
 
 def parse_size(text: str | int) -> int:
@@ -115,28 +115,41 @@ def refuse_out_of_reach(problem: Problem, budget: Budget) -> None:
 
 
 def cheapest(problem: Problem, budget: Budget, costs: Sequence[Sequence[float]]) -> dict[str, Precision]:
-    """The choice of least cost in sum among those within the budget; the smallest artifact if there is none.
+    """The choice of least cost in sum among those within the budget.
 
     What an artifact takes besides its tensors hardly depends on the choice (in GGUF not at all). It is taken from the
-    last choice that was tried, until the whole is what the knapsack counted with, or less.
+    last choice that was tried, or from between two that missed the budget on either side.
 
     Args:
         problem: the units with their options.
         budget: of the whole artifact.
         costs: of each option of each unit; an infinite one is not chosen.
+
+    Returns:
+        The cheapest within the budget's slack; the largest below it if none is; the smallest artifact if all that were
+        found are larger.
     """
-    besides = problem.nbytes(problem.smallest) - problem.units_nbytes(problem.smallest)
-    best = problem.smallest
+    besides = _besides(problem, problem.smallest)
+    too_small, too_large = -(1 << 62), 1 << 62
+    best, reached = problem.smallest, 0
     for _ in range(_CORRECTIONS):
         choice = _solved(problem, costs, budget.most - besides, budget.least - besides)
-        nbytes = problem.nbytes(choice)
-        if nbytes <= budget.most:
-            best = choice
-        actual = nbytes - problem.units_nbytes(choice)
-        if nbytes <= budget.most and (actual == besides or nbytes >= budget.least):
-            break
-        besides = actual
+        nbytes, actual = problem.nbytes(choice), _besides(problem, choice)
+        if nbytes > budget.most:
+            too_small = max(too_small, besides)
+        else:
+            best, reached = (choice, nbytes) if nbytes > reached else (best, reached)
+            if nbytes >= budget.least or actual == besides:
+                return choice
+            too_large = min(too_large, besides)
+        inside = too_small < actual < too_large
+        besides = actual if inside or too_large - too_small > 1 << 61 else (too_small + too_large) // 2
     return best
+
+
+def _besides(problem: Problem, choice: Choice) -> int:
+    """Bytes of an artifact besides its units."""
+    return problem.nbytes(choice) - problem.units_nbytes(choice)
 
 
 def _solved(problem: Problem, costs: Sequence[Sequence[float]], most: int, least: int) -> dict[str, Precision]:

@@ -23,6 +23,7 @@ from edgekit.tokenizer import Tokenizer, from_hf_directory
 from edgekit_mlx import families
 from edgekit_mlx.bridge import carried_over
 from edgekit_mlx.sections import KEY, MIRROR, is_quantized, read_section
+from edgekit_mlx.sizes import MlxSizes
 from edgekit_mlx.tensors import assemble
 from edgekit_mlx.writer import MlxWriter
 
@@ -98,6 +99,10 @@ class MlxFormat:
             ResourceError, LockedError, UsageError: about the target.
         """
         return MlxWriter(path, layout, plan, manifest)
+
+    def sizes(self, layout: Layout) -> MlxSizes:
+        """What the tensors take in a directory of that layout."""
+        return MlxSizes(layout)
 
     def notes(self, layout: Layout, plan: Plan) -> dict[str, str]:
         """What mlx-lm computes otherwise than the model was trained, and what was decoded."""

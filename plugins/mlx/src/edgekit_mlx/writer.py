@@ -66,7 +66,7 @@ class MlxWriter(PlannedDirectory):
         self._parts = [stored_parts(slot, line) for slot, line in zip(layout.slots, plan, strict=True)]
         self._shards = _shards(self._parts)
         self._files: list[AtomicFile] = []
-        nbytes = sum(part.nbytes for parts in self._parts for part in parts) + sum(len(s.header) for s in self._shards)
+        nbytes = _nbytes(self._parts, self._shards)
         described = [[part.name, part.dtype, list(part.shape)] for parts in self._parts for part in parts]
         identity = json.dumps(["mlx", LAYOUT, SHARD, described]).encode()
         super().__init__(path, plan, manifest, nbytes=nbytes, identity=identity)
@@ -116,36 +116,8 @@ class MlxWriter(PlannedDirectory):
     def small_files(self) -> Iterator[tuple[str, bytes]]:
         """Configuration, index, tokenizer and manifest."""
         for name, content in small_files(self._layout, self.plan, self.manifest):
-            yield name, self._config(content) if name == CONFIG else content
-        yield INDEX, _json(self._index())
-
-    def _config(self, content: bytes) -> bytes:
-        """The source's config.json with what mlx-lm reads, in the words that mlx-lm reads."""
-        model = self._layout.model
-        assert model is not None  # the format's layout refuses what has no known family
-        source = json.loads(content)
-        own = {key: value for key, value in source.items() if key not in (KEY, MIRROR, "rope_parameters")}
-        if "text_config" in own:  # the language model alone is written, under the names that it has alone
-            own = {key: value for key, value in own.items() if key.endswith("token_id") or key == "torch_dtype"}
-        written = own | mlx_config(model.config, str(self.path))
-        chosen = {a.name.removesuffix(".weight"): a.precision for a in self.plan if quantized(a.precision)}
-        if chosen:
-            written[KEY] = written[MIRROR] = section_of(chosen)
-        return _json(dict(sorted(written.items())))
-
-    def _index(self) -> dict[str, Any]:
-        names = {
-            part.name: shard.name
-            for shard in self._shards
-            for parts in self._parts[shard.first : shard.stop]
-            for part in parts
-        }
-        total = sum(part.nbytes for parts in self._parts for part in parts)
-        parameters = sum(assignment.size for assignment in self.plan)
-        return {
-            "metadata": {"total_size": total, "total_parameters": parameters},
-            "weight_map": dict(sorted(names.items())),
-        }
+            yield name, config_of(self._layout, self.plan, content, self.path) if name == CONFIG else content
+        yield INDEX, _json(_index(self.plan, self._parts, self._shards))
 
     def _open(self, fingerprint: Any) -> AtomicFile:
         self.directory = AtomicDirectory(self.path, owned=self.owned)
@@ -156,6 +128,42 @@ class MlxWriter(PlannedDirectory):
             self.directory.close()
             raise
         return self._files[0]
+
+
+def config_of(layout: Layout, plan: Plan, content: bytes, path: Path) -> bytes:
+    """The source's config.json with what mlx-lm reads, in the words that mlx-lm reads."""
+    model = layout.model
+    assert model is not None  # the format's layout refuses what has no known family
+    source = json.loads(content)
+    own = {key: value for key, value in source.items() if key not in (KEY, MIRROR, "rope_parameters")}
+    if "text_config" in own:  # the language model alone is written, under the names that it has alone
+        own = {key: value for key, value in own.items() if key.endswith("token_id") or key == "torch_dtype"}
+    written = own | mlx_config(model.config, str(path))
+    chosen = {a.name.removesuffix(".weight"): a.precision for a in plan if quantized(a.precision)}
+    if chosen:
+        written[KEY] = written[MIRROR] = section_of(chosen)
+    return _json(dict(sorted(written.items())))
+
+
+def weights_nbytes(layout: Layout, plan: Plan) -> int:
+    """Bytes of the files of weights; of their index as well, where there are several."""
+    parts = [stored_parts(slot, line) for slot, line in zip(layout.slots, plan, strict=True)]
+    shards = _shards(parts)
+    index = len(_json(_index(plan, parts, shards))) if len(shards) > 1 else 0
+    return _nbytes(parts, shards) + index
+
+
+def _nbytes(parts: Sequence[list[Part]], shards: Sequence[_Shard]) -> int:
+    return sum(part.nbytes for of_one in parts for part in of_one) + sum(len(shard.header) for shard in shards)
+
+
+def _index(plan: Plan, parts: Sequence[list[Part]], shards: Sequence[_Shard]) -> dict[str, Any]:
+    names = {part.name: shard.name for shard in shards for of_one in parts[shard.first : shard.stop] for part in of_one}
+    total = sum(part.nbytes for of_one in parts for part in of_one)
+    return {
+        "metadata": {"total_size": total, "total_parameters": sum(assignment.size for assignment in plan)},
+        "weight_map": dict(sorted(names.items())),
+    }
 
 
 def _json(content: Any) -> bytes:
@@ -228,4 +236,13 @@ def _header(parts: Sequence[list[Part]]) -> bytes:
     return build_header([part for of_one in parts for part in of_one], _METADATA)
 
 
-__all__ = ["CONFIG", "INDEX", "SHARD", "WEIGHTS", "MlxWriter", "stored_parts"]
+__all__ = [
+    "CONFIG",
+    "INDEX",
+    "SHARD",
+    "WEIGHTS",
+    "MlxWriter",
+    "config_of",
+    "stored_parts",
+    "weights_nbytes",
+]
