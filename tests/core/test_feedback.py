@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import attrs
 import numpy as np
@@ -12,6 +16,8 @@ import pytest
 
 import edgekit
 from edgekit import encode, sample
+from edgekit.architectures.forward import Transformer
+from edgekit.architectures.hf import config_from_hf
 from edgekit.bridges import choices, levels
 from edgekit.errors import NonFiniteError, UsageError
 from edgekit.evaluation import Baseline, evaluate
@@ -20,7 +26,9 @@ from edgekit.rounding import _matrix as matrices
 from edgekit.rounding._factor import damped, decreasing, spread, upper_factor
 from edgekit.rounding._feedback import Grid, feedback, refit, sweep
 from edgekit.rounding._matrix import Metric, round_matrix
+from edgekit.rounding._ordered import OrderedTransformer, exp, tanh, turns
 from edgekit.rounding.kernels import accumulate
+from edgekit.testing.models import artifact_of, random_model
 
 RANDOM = np.random.RandomState(7)
 ROWS, COLS = 24, 256
@@ -38,6 +46,38 @@ FORMATS = [
     *("openvino:fp4-g32", "openvino:fp8-channel", "openvino:mxfp4", "openvino:nvfp4"),
     *("olive:int4-asym-g32", "affine:int4-sym-g32", "affine:int4-asym-tensor", "affine:int1-asym-g32"),
 ]
+
+
+GEMMA = config_from_hf(
+    {
+        "model_type": "gemma2",  # soft caps, windows and GELU besides what others have
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": 50,
+        "max_position_embeddings": 64,
+        "sliding_window": 16,
+        "query_pre_attn_scalar": 8,
+    },
+    "test",
+)
+SMALL_LLAMA = config_from_hf(
+    {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 50,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": False,
+    },
+    "test",
+)
 
 
 def loss(values, moment=MOMENT, weights=WEIGHTS):
@@ -201,3 +241,66 @@ def test_bad_arguments_are_refused(tmp_path, calibration):
     with pytest.raises(UsageError, match="it is of a model with other weights than"):
         quantize(calibration=attrs.evolve(calibration, model="0" * 64))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("config", [GEMMA, SMALL_LLAMA], ids=["gemma2", "llama"])
+def test_the_ordered_pass_computes_the_same(config, rounding):
+    model, tokens = random_model(config), np.random.RandomState(3).randint(0, 50, (2, 40))
+    expected, found = (kind(model).hidden(tokens) for kind in (Transformer, OrderedTransformer))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=rounding(config, expected))
+
+
+def test_the_exponential():
+    x = np.linspace(-87, 88, 100_001).astype(np.float32)
+    exact = np.exp(x[1:-1].astype(np.float64))
+    assert (np.abs(exp(x)[1:-1] - exact) <= 2 * 2.0**-23 * exact).all()
+    assert exp(np.float32([-np.inf, -200, 0])).tolist() == [0, 0, 1]
+    np.testing.assert_allclose(tanh(x / 10), np.tanh(x / 10), atol=2.0**-22)
+
+
+def test_sines_and_cosines():
+    angle = np.linspace(0, 9000, 200_001).astype(np.float32)
+    wide = angle.astype(np.float64)
+    for found, exact in zip(turns(angle), (np.cos(wide), np.sin(wide)), strict=True):
+        np.testing.assert_allclose(found, exact, rtol=0, atol=2.0**-24)
+
+
+_ROUND = """
+import hashlib, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+import edgekit
+from edgekit.rounding import read_calibration
+from edgekit.rounding.walk import Matrix, Walk
+from edgekit.testing.models import random_model
+sys.path.insert(0, sys.argv[1])
+from test_feedback import SMALL_LLAMA
+calibration = read_calibration(Path(sys.argv[2]))
+def encode(rows, importance):
+    return edgekit.encode(rows, "affine:int4-asym-g32", importance=importance, backend="reference")
+matrices = {name: Matrix(encode) for shared in calibration.inputs.values() for name in shared}
+digest = hashlib.sha256()
+with ThreadPoolExecutor(int(sys.argv[3])) as pool:
+    for name, tensor in Walk(random_model(SMALL_LLAMA), calibration, matrices, pool).run():
+        for part in tensor.parts.values():
+            digest.update(part.tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_the_bytes_are_the_same_on_every_processor(tmp_path):
+    """From one calibration file, under the five sets of kernels that OpenBLAS has, and numpy without its own."""
+    (tmp_path / "model").write_bytes(b"")
+    tokens = np.random.RandomState(3).randint(0, 50, 400)
+    artifact = artifact_of(random_model(SMALL_LLAMA), tmp_path / "model")
+    edgekit.calibrate(artifact, tokens, context=40, holdout=0, to=tmp_path / "c.safetensors")
+    kernels = ["Prescott", "Nehalem", "Sandybridge", "Haswell", "SkylakeX"]
+    settings = [{"OPENBLAS_CORETYPE": name, "OPENBLAS_NUM_THREADS": str(1 + k % 2)} for k, name in enumerate(kernels)]
+    settings.append({"NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512_SKX AVX2 FMA3 X86_V3 X86_V4"})
+    digests = set()
+    for number, setting in enumerate(settings):
+        given = [Path(__file__).parent, tmp_path / "c.safetensors", 1 + number % 3]
+        command = [sys.executable, "-W", "ignore", "-c", _ROUND, *map(str, given)]
+        done = subprocess.run(command, env={**os.environ, **setting}, capture_output=True, text=True, check=True)
+        digests.add(done.stdout)
+    assert len(digests) == 1

@@ -33,8 +33,8 @@ def saved_model(config: dict[str, Any], folder: Path, seed: int = 0) -> Any:
     for name, parameter in model.named_parameters():
         randomize(name, parameter)
     for name, buffer in model.named_buffers():
-        if name.endswith("expert_bias"):  # zeros in a new model; about as large as the scores differ
-            buffer.copy_(0.2 * torch.randn_like(buffer))
+        if name.endswith("bias"):  # of a router's choice
+            buffer.copy_(0.1 * torch.randn_like(buffer))
     model.tie_weights()
     model.save_pretrained(folder)
     return model.eval()

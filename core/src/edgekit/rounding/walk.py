@@ -19,9 +19,10 @@ import attrs
 import numpy as np
 
 from edgekit.architectures import Model
-from edgekit.architectures.forward import Transformer
+from edgekit.architectures.forward import Observe
 from edgekit.errors import NonFiniteError
 from edgekit.rounding._matrix import Metric, round_matrix
+from edgekit.rounding._ordered import OrderedTransformer, mean_product, threaded
 from edgekit.rounding.calibration import Calibration
 from edgekit.rounding.kernels import Accumulate, accumulate
 from edgekit.tensor import AnyTensor, QuantizedTensor, Tensor
@@ -73,21 +74,29 @@ class Walk:
         if embedding is not None:
             tensors[EMBEDDING] = Tensor.of(EMBEDDING, embedding.dequantize())
             yield EMBEDDING, embedding
-        states = Transformer(self.model, cache=False).embedded(windows)
-        rounded = Transformer(Model(self.model.config, tensors), cache=False).embedded(windows)
+        states = self.computing(self.model.tensors).embedded(windows)
+        rounded = self.computing(tensors).embedded(windows)
         for layer in range(layers):
             if progress:
                 progress(layer, layers, f"layer {layer}")
             inputs: dict[str, F32] = {}
-            states = Transformer(self.model, cache=True, observe=self._recorder(inputs)).layer(layer, states)
+            states = self.computing(self.model.tensors, self._recorder(inputs)).layer(layer, states)
             done: dict[str, QuantizedTensor] = {}
             step = _Layer(self, tensors, inputs, done)
-            model = Model(self.model.config, tensors)
-            rounded = Transformer(model, cache=False, observe=step.observe).layer(layer, rounded)
+            rounded = self.computing(tensors, step.observe).layer(layer, rounded)
             yield from done.items()
         yield from self._output(tensors, states, rounded)
         if progress:
             progress(layers, layers, "")
+
+    @property
+    def wide(self) -> Accumulate:
+        """Adds products on all threads; not for what runs on the pool itself."""
+        return threaded(self.accumulate, self.pool)
+
+    def computing(self, tensors: Mapping[str, AnyTensor], observe: Observe | None = None) -> OrderedTransformer:
+        """The model with those tensors, which are decoded when they are used and not kept."""
+        return OrderedTransformer(Model(self.model.config, tensors), False, observe, add_up=self.wide)
 
     def _embedding(self) -> QuantizedTensor | None:
         """The embedding that is the output matrix too: rounded for what the original puts into the latter.
@@ -109,7 +118,7 @@ class Walk:
         """The output matrix, where it is none with the embedding."""
         if OUTPUT not in self.matrices:
             return
-        final, last = (Transformer(self.model, cache=False).normalized(x) for x in (states, rounded))
+        final, last = (self.computing(self.model.tensors).normalized(x) for x in (states, rounded))
         done: dict[str, QuantizedTensor] = {}
         step = _Layer(self, tensors, {OUTPUT: final.reshape(-1, final.shape[-1])}, done)
         step.observe(OUTPUT, last.reshape(-1, last.shape[-1]))
@@ -163,11 +172,11 @@ class _Layer:
             raise NonFiniteError(f"the input of {group} is not finite after the layers before are quantized")
         lost = self.inputs[group] - x
         self._group, self._lost = group, None
-        moment = _mean_product(x, x)
+        moment = mean_product(x, x, self.walk.wide)
         self._importance = np.einsum("ii->i", moment).copy()
-        self._metric = Metric.of(moment, self.walk.accumulate)
+        self._metric = Metric.of(moment, self.walk.wide)
         if lost.any():
-            self._lost = _mean_product(lost, x)
+            self._lost = mean_product(lost, x, self.walk.wide)
 
     def _target(self, weights: F32) -> F32:
         """What to round towards, [rows, cols]."""
@@ -176,16 +185,9 @@ class _Layer:
         assert self._metric is not None
         turned = np.ascontiguousarray(weights.T)
         moved = np.zeros_like(turned)
-        self.walk.accumulate(moved, self._lost, turned)
-        correction = self._metric.solve(moved, self.walk.accumulate)
+        self.walk.wide(moved, self._lost, turned)
+        correction = self._metric.solve(moved, self.walk.wide)
         return np.ascontiguousarray((turned + np.float32(CORRECTION) * correction).T)
-
-
-def _mean_product(a: F32, b: F32) -> F32:
-    """``a^T b / tokens`` of inputs [tokens, cols]."""
-    mean: F32 = a.T @ b
-    mean /= np.float32(len(a))
-    return mean
 
 
 __all__ = ["CORRECTION", "Matrix", "Walk"]
