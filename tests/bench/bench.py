@@ -29,6 +29,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "
 sys.path.insert(0, str(Path(__file__).parent))
 
 import commands  # noqa: E402
+import fit_quality  # noqa: E402
 import generation  # noqa: E402
 import llamacpp  # noqa: E402
 import mlx_report  # noqa: E402
@@ -55,6 +56,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "openvino-runtime": openvino_runtime.report,
     "mlx-lm": mlx_report.report,
     "openvino-compress": openvino_compress.report,
+    "quality": fit_quality.report,
     "seven-billion": lambda quick: whole.seven_billion(),
 }
 #: Processors that stand for the narrower instruction sets.
