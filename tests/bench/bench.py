@@ -37,6 +37,7 @@ import openai_servers  # noqa: E402
 import openvino_compress  # noqa: E402
 import openvino_runtime  # noqa: E402
 import peers  # noqa: E402
+import quality  # noqa: E402
 import whole  # noqa: E402
 from case import Case, Job, timed  # noqa: E402
 from memory import encode_report, streaming_report  # noqa: E402
@@ -55,6 +56,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "openvino-runtime": openvino_runtime.report,
     "mlx-lm": mlx_report.report,
     "openvino-compress": openvino_compress.report,
+    "quality": quality.report,
     "seven-billion": lambda quick: whole.seven_billion(),
 }
 #: Processors that stand for the narrower instruction sets.
