@@ -16,6 +16,7 @@ from pathlib import Path
 
 import bad_input
 import click
+import features
 import modules
 import numpy as np
 import public_modules
@@ -66,6 +67,7 @@ def pages() -> dict[str, str]:
         "reference/precisions.md": NOTE + precisions(),
         "reference/bridges.md": NOTE + bridges(),
         "reference/bad-input.md": NOTE + bad_input.page(),
+        "reference/server.md": NOTE + features.page(),
         "reference/families.md": NOTE + families(),
         "formats/ggml.md": NOTE + ggml(),
         "explanation/int4-symmetric.md": NOTE + int4(),

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import cast
@@ -29,6 +30,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "
 sys.path.insert(0, str(Path(__file__).parent))
 
 import commands  # noqa: E402
+import fit_quality  # noqa: E402
 import generation  # noqa: E402
 import llamacpp  # noqa: E402
 import mlx_report  # noqa: E402
@@ -56,7 +58,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "openvino-runtime": openvino_runtime.report,
     "mlx-lm": mlx_report.report,
     "openvino-compress": openvino_compress.report,
-    "quality": quality.report,
+    "quality": lambda quick: chain(quality.report(quick), fit_quality.report(quick)),
     "seven-billion": lambda quick: whole.seven_billion(),
 }
 #: Processors that stand for the narrower instruction sets.

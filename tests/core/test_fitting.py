@@ -64,7 +64,8 @@ def problem(artifact):
 
 
 def fitted(artifact, to, **options):
-    return edgekit.fit(artifact, TOKENS, to=to, context=32, **{"allow": ALLOW, "bits": 5.5, **options})
+    given = {"allow": ALLOW, "bits": 5.5, "context": 32, "rounding": "nearest", **options}
+    return edgekit.fit(artifact, TOKENS, to=to, **given)
 
 
 def content(directory):
@@ -76,7 +77,7 @@ def content(directory):
 
 def test_a_sensitivity_is_the_divergence_of_the_file_with_that_tensor_alone_quantized(artifact, tmp_path):
     calibration = edgekit.calibrate(artifact, TOKENS, context=32, holdout=0.25, outputs=True)
-    measured = edgekit.sensitivity(artifact, format="hf", allow=ALLOW, calibration=calibration)
+    measured = edgekit.sensitivity(artifact, format="hf", allow=ALLOW, calibration=calibration, rounding="nearest")
     tokens = calibration.held_out.reshape(-1)
     for tensor in ("token_embd.weight", "blk.0.attn_k.weight", "blk.1.ffn_down.weight", "output.weight"):
         recipe = Recipe.of({tensor: ALLOW[0]})
@@ -231,6 +232,24 @@ def test_ten_runs_write_one_file(artifact, tmp_path):
         hashes.add(hashlib.sha256((tmp_path / str(run) / "model.safetensors").read_bytes()).hexdigest())
         hashes.add(result.recipe.read_text().splitlines()[0])
     assert len(hashes) == 2
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "feedback"])
+def test_the_rounding_is_that_of_the_artifact(artifact, tmp_path, rounding):
+    result = fitted(artifact, tmp_path / "out", rounding=rounding, allow=ALLOW[1:], bits=7)
+    again = edgekit.quantize(
+        artifact, result.recipe, to=tmp_path / "again", calibration=result.calibration, rounding=rounding
+    )
+    assert content(tmp_path / "again") == content(tmp_path / "out")
+    assert ("rounding" in again.notes) == (rounding == "feedback")
+
+
+def test_feedback_costs_less(artifact):
+    calibration = edgekit.calibrate(artifact, TOKENS, context=32, holdout=0.25)
+    options = {"format": "hf", "allow": ALLOW[:2], "calibration": calibration}
+    near, fed = (edgekit.sensitivity(artifact, rounding=rounding, **options) for rounding in ("nearest", "feedback"))
+    lower = [a.kl < b.kl for a, b in zip(fed.measured, near.measured, strict=True)]
+    assert sum(lower) > 0.7 * len(lower)
 
 
 # The recipe

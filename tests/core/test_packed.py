@@ -252,6 +252,34 @@ def test_fp8_experts_in_one_tensor(tmp_path: Path) -> None:
     np.testing.assert_array_equal(tensor.float32(37, 81), expected.reshape(-1, 64)[37:81])
 
 
+def test_fp8_experts_one_by_one(tmp_path: Path) -> None:
+    """Each is quantized by itself; the model's tensor is their stack, still encoded."""
+    experts, tensors, expected = "model.layers.0.mlp.experts", {}, {}
+    shapes = {"gate": (32, 64), "up": (32, 64), "down": (64, 32)}
+    for part, (out, cols) in shapes.items():
+        expected[part] = np.empty((4, out, cols), np.float32)
+        for number in range(4):
+            codes, scale = finite_codes((out, cols)), rng.uniform(0.01, 0.1, (out // 32, cols // 32)).astype(np.float32)
+            name = f"{experts}.{number}.{part}_proj.weight"
+            tensors |= {name: float8(codes), f"{name}_scale_inv": scale}
+            expected[part][number] = E4M3[codes] * np.repeat(np.repeat(scale, 32, 0), 32, 1)
+    plain = with_plain(tensors)
+    for name, shape in {**{f"self_attn.{n}_proj": (64, 64) for n in "qkvo"}, "mlp.gate": (4, 64)}.items():
+        plain[f"model.layers.0.{name}.weight"] = rng.normal(0, 0.1, shape).astype(np.float32)
+    for name in "qk":
+        plain[f"model.layers.0.self_attn.{name}_norm.weight"] = np.ones(16, np.float32)
+    directory = write(tmp_path / "m", plain, {"quant_method": "fp8", "weight_block_size": [32, 32]})
+    config = json.loads((directory / "config.json").read_text()) | {"model_type": "qwen3_moe", "head_dim": 16}
+    config |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
+    (directory / "config.json").write_text(json.dumps(config))
+    model = edgekit.open(directory).model
+    for part, values in expected.items():
+        tensor = model.tensors[f"blk.0.ffn_{part}_exps.weight"]
+        assert isinstance(tensor, EncodedTensor)
+        np.testing.assert_array_equal(tensor.read().dequantize(), values)
+        np.testing.assert_array_equal(tensor.float32(17, 77), values.reshape(-1, values.shape[-1])[17:77])
+
+
 # --- MXFP4: OCP Microscaling Formats v1.0; transformers' integrations/mxfp4.py ---
 
 
@@ -588,6 +616,25 @@ def test_integers_stay_as_they_are(tmp_path: Path) -> None:
         assert tensor.precision.name == "affine:int4-asym-g32"
         np.testing.assert_array_equal(tensor.float32(), values)
     assert "requantized" not in written.notes
+
+
+def test_an_adapter_is_merged_into_them(tmp_path: Path) -> None:
+    """What it changes becomes float32: all of the matrices here, so that nothing quantized is left."""
+    tensors, expected, config = gptq(4, 32)
+    source, adapter = write(tmp_path / "m", with_plain(tensors), config), tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 2}')
+    parts = {}
+    for name, (out, cols) in MATRICES.items():
+        a, b = (rng.normal(0, 0.1, shape).astype(np.float32) for shape in ((2, cols), (out, 2)))
+        parts |= {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
+        expected[name] = expected[name] + b @ a
+    safetensors.write(adapter / "adapter_model.safetensors", parts)
+    written = edgekit.merge(source, adapter, to=tmp_path / "merged")
+    for name, values in expected.items():
+        np.testing.assert_allclose(written.tensors[f"{name}.weight"].float32(), values, rtol=1e-5, atol=1e-6)
+    assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert written.model.config.layers == 1
 
 
 def test_the_forward_pass_runs_on_them(tmp_path: Path) -> None:

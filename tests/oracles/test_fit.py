@@ -8,6 +8,7 @@ import pytest
 import edgekit
 from edgekit import sample
 from edgekit.architectures.forward import Transformer
+from edgekit.evaluation import Baseline
 from edgekit.pipeline import find_format, find_recipe, make_plan
 
 #: Some precisions of each format, from small to large.
@@ -58,3 +59,23 @@ def test_the_size_of_a_directory_is_known_before_it_is_written(source, tmp_path,
     plan = make_plan(find_recipe(name, form), layout)
     written = edgekit.quantize(source, name, to=tmp_path / "model", format=form, allow_unquantized=True)
     assert chosen.sizes(layout).whole(plan) == written.nbytes
+
+
+def test_it_loses_less_than_half_of_what_the_recipe_loses(source, tmp_path):
+    """Calibrated and chosen on one half of a text, measured on the other; 0.27 and 0.40 measured."""
+    tokens = np.array(source.tokenizer.encode(sample.heldout_text()))
+    first, second = np.split(tokens, [len(tokens) // 2])
+    calibration = edgekit.calibrate(source, first, context=256, holdout=0)
+    allow = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K")
+    baseline = Baseline(source)
+
+    def divergence(artifact):
+        return edgekit.evaluate(artifact, second, baseline=baseline, context=256).kl_divergence
+
+    for recipe in ("Q4_K_M", "Q2_K"):
+        options = {"to": tmp_path / f"{recipe}.gguf", "calibration": calibration, "rounding": "nearest"}
+        weighed = edgekit.quantize(source, recipe, **options)
+        to, work = tmp_path / f"fit-{recipe}.gguf", tmp_path / "work"
+        result = edgekit.fit(source, first, to=to, like=recipe, context=256, allow=allow, work=work)
+        assert result.nbytes <= weighed.nbytes
+        assert divergence(result.artifact) <= 0.45 * divergence(weighed)

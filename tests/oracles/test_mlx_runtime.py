@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from edgekit.formats import safetensors
 from edgekit.testing.models import artifact_of, random_model
 from edgekit_mlx import module as modules
 from edgekit_mlx.prompt_cache import KEY
+from edgekit_mlx.worker import ClosedError, Worker, shared
 
 PROMPT = "Once upon a time"
 
@@ -200,3 +202,31 @@ def test_bfloat16_scales_are_read_as_they_are(tmp_path):
     scales = small.tensors["model.layers.0.mlp.up_proj.weight"].read().parts["scales"]
     assert scales.dtype == np.dtype(ml_dtypes.bfloat16)
     assert attrs.evolve(config_of("llama"), name="").layers == small.model.config.layers
+
+
+def test_a_worker_runs_one_thing_after_the_other_and_ends():
+    worker = Worker()
+    assert worker.run(lambda: threading.current_thread().name) == "edgekit-mlx"
+    with pytest.raises(ZeroDivisionError):
+        worker.run(lambda: 1 // 0)
+    assert worker.run(lambda: float(mx.array([2.0]).sum().item())) == 2.0
+    worker.close()
+    worker.close()
+    with pytest.raises(ClosedError):
+        worker.run(lambda: 1)
+
+
+def test_in_a_forked_process_there_is_another_worker():
+    """A forked process lacks its parent's threads: waiting for one would never end."""
+    before = shared()
+    assert before.run(lambda: 1) == 1
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            with pytest.raises(ClosedError):
+                before.run(lambda: 1)
+            code = 0 if shared().run(lambda: 2) == 2 else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

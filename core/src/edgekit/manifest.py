@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 
@@ -33,7 +33,7 @@ def _mapping(manifest: Manifest, field: attrs.Attribute[Any], value: object) -> 
 
 def _sentences(manifest: Manifest, field: attrs.Attribute[Any], value: object) -> None:
     _mapping(manifest, field, value)
-    if not all(isinstance(sentence, str) for sentence in dict(value).values()):  # type: ignore[call-overload]
+    if not all(isinstance(sentence, str) for sentence in cast(Mapping[str, object], value).values()):
         raise TypeError(f"{field.name} holds values that are not text")
 
 

@@ -66,9 +66,7 @@ def test_a_model_with_narrow_rows_is_fitted(narrow, tmp_path):
     tokens = np.random.RandomState(3).randint(0, 50, 600)
     fitted = edgekit.fit(narrow, tokens, to=tmp_path / "model.gguf", bits=6, context=32)
     assert 0.995 * fitted.budget <= (tmp_path / "model.gguf").stat().st_size <= fitted.budget
-    again = edgekit.quantize(
-        narrow, fitted.recipe, to=tmp_path / "again.gguf", importance=fitted.calibration.importance()
-    )
+    again = edgekit.quantize(narrow, fitted.recipe, to=tmp_path / "again.gguf", calibration=fitted.calibration)
     assert again.path.read_bytes() == fitted.artifact.path.read_bytes()
 
 

@@ -98,6 +98,48 @@ def test_the_sources_values_decide(tmp_path: Path) -> None:
     assert carried_over(held, ("float",)) is None
 
 
+@pytest.mark.parametrize("cols", [64, 192])
+@pytest.mark.parametrize("group", [16, 32, 64])
+def test_small_floats_whose_scales_a_block_holds(group: int, cols: int) -> None:
+    """NVFP4 with a second scale that is a power of two; any other is not carried over."""
+    scale = np.full((3, cols // group), 0.375, np.float32)
+    parts = {"codes": rng.integers(0, 256, (3, cols // 2), np.uint8), "scale": scale}
+    precision = find_precision(f"packed:fp4-g{group}")
+    held = EncodedTensor("t", (3, cols), precision, 0, lambda start, stop: {k: v[start:stop] for k, v in parts.items()})
+    found = carried_over(held, ("ggml",))
+    assert found is not None
+    assert found.precision.name == "ggml:NVFP4"
+    np.testing.assert_array_equal(found.float32(), held.float32())
+    scale[1, 0] = 0.1
+    assert carried_over(held, ("ggml",)) is None
+
+
+@pytest.mark.parametrize("group", [32, 64, 128, 192])
+def test_8_bit_floats_are_in_no_block(group: int) -> None:
+    parts = {"codes": np.zeros((3, 192), np.uint8), "scale": np.ones((3, -(-192 // group)), np.float32)}
+    precision = find_precision(f"packed:fp8-g{group}")
+    held = EncodedTensor("t", (3, 192), precision, 0, lambda start, stop: {k: v[start:stop] for k, v in parts.items()})
+    assert carried_over(held, ("ggml",)) is None
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("where", ["g32", "g48", "g64", "g96", "channel", "tensor"])
+def test_every_affine_precision_is_carried_or_left(bits: int, where: str) -> None:
+    """Whatever the group: the values are the same, or nothing holds them."""
+    held = edgekit.encode(rng.normal(0, 1, (4, 192)), f"affine:int{bits}-asym-{where}")
+    parts = {name: part.copy() for name, part in held.parts.items()}
+    parts["scale"] = np.ldexp(np.float32(1), np.rint(np.log2(parts["scale"])).astype(int)).astype(np.float32)
+
+    def read(start: int, stop: int) -> dict[str, np.ndarray]:
+        return {name: part[start:stop] if len(part) == 4 else part for name, part in parts.items()}
+
+    tensor = EncodedTensor("t", (4, 192), held.precision, 0, read)
+    found = carried_over(tensor, ("ggml",))
+    if found is not None:
+        np.testing.assert_array_equal(found.float32(), tensor.float32())
+    assert found is not None or bits > 7 or where == "g48"
+
+
 def tensor_of(scale: np.ndarray) -> EncodedTensor:
     parts = {"codes": rng.integers(0, 256, (3, 32), np.uint8), "scale": scale}
     precision = find_precision("affine:int4-sym-g32")

@@ -42,7 +42,10 @@ def carried_over(tensor: EncodedTensor, conventions: Collection[str]) -> Encoded
 
 def _candidates(tensor: EncodedTensor, conventions: Collection[str]) -> Iterator[Precision]:
     known = lattices([precision for precision in catalogue() if precision.convention in conventions])
+    floats = not tensor.precision.kind.startswith("int")
     for precision in sorted(known, key=lambda each: each.bits_per_weight):
+        if floats and precision.bits < tensor.precision.bits:
+            continue  # not if every code occurs
         if fits(precision, tensor.shape) and relation(tensor.precision, precision).carry is not Carry.NO:
             yield precision
 
@@ -62,7 +65,7 @@ def _holds(tensor: EncodedTensor, target: Precision) -> bool:
 
 def _every_code(parts: Mapping[str, Array], precision: Precision, target: Precision, groups: int) -> QuantizedTensor:
     """Return a tensor with the same scales and zero points, and groups of the target's size that hold every code."""
-    width = _group(target)
+    width = min(_group(target), precision.block or _group(target))
     name = precision.name.rpartition("-")[0] + f"-g{width}"
     pattern = np.rint(np.linspace(0, (1 << precision.bits) - 1, width)).astype(np.uint8)
     rows = len(parts["scale"])
@@ -71,8 +74,8 @@ def _every_code(parts: Mapping[str, Array], precision: Precision, target: Precis
 
 
 def _group(precision: Precision) -> int:
-    """Return the columns that share a scale in a target."""
-    return 16 if precision.kind == "NVFP4" else precision.block or 32
+    """Return how many columns a target encodes together."""
+    return precision.block or 32
 
 
 def _carried(tensor: EncodedTensor, precision: Precision) -> EncodedTensor:

@@ -11,32 +11,57 @@ import attrs
 
 from edgekit.architectures import Model
 from edgekit.architectures.forward import CACHE_LIMIT
+from edgekit.bridges import has_levels
 from edgekit.encoding._importance import fill_importance
 from edgekit.fitting._measuring import decoded
+from edgekit.pipeline._conversion import Rounding
+from edgekit.pipeline._feedback import fastest
 from edgekit.pipeline._stream import Encoder
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Slot
 from edgekit.rounding import Calibration
+from edgekit.rounding._matrix import Metric, round_matrix
 from edgekit.tensor import AnyTensor, EncodedTensor, QuantizedTensor
 from edgekit.typing import Array
+
+
+@attrs.frozen
+class Coding:
+    """How codes are chosen.
+
+    Attributes:
+        rounding: to nearest, or with error feedback.
+        backend: of the encoders; None takes the fastest exact ones.
+    """
+
+    rounding: Rounding = "feedback"
+    backend: str | None = None
+
+
+#: Metrics that are kept: those of a layer.
+_METRICS = 4
 
 
 @attrs.define(eq=False)
 class Encodings:
     """Encodes a model's tensors, and keeps what fits into memory.
 
+    With feedback each matrix is rounded for the inputs that it has in the original. `edgekit.quantize` rounds it for
+    those that the layers before it give as they are quantized, which depends on all of them and is better still.
+
     Attributes:
         model: what is encoded.
-        calibration: its importance weighs the errors.
-        backend: of the encoders; None takes the fastest exact ones.
+        calibration: its importance weighs the errors, its moments spread them.
+        coding: how their codes are chosen.
         limit: bytes that are kept.
     """
 
     model: Model
     calibration: Calibration
-    backend: str | None = None
+    coding: Coding = Coding()
     limit: int = CACHE_LIMIT
     _kept: OrderedDict[tuple[str, str], AnyTensor] = attrs.field(factory=OrderedDict, init=False, repr=False)
+    _metrics: OrderedDict[str, Metric] = attrs.field(factory=OrderedDict, init=False, repr=False)
     _importance: Mapping[str, Array] = attrs.field(init=False, repr=False)
 
     @_importance.default
@@ -67,8 +92,31 @@ class Encodings:
         slot = Slot(role, role, tensor, precision)
         line = Assignment(role, role, tensor.shape, precision, "measured")
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            encoder = Encoder(pool, self.backend, self._importance, False)
-            return next(iter(list(encoder.encoded([(slot, line)]))))
+            encoder = Encoder(pool, self.coding.backend, self._importance, False)
+            (encoded,) = encoder.encoded([(slot, line)])
+            metric = self._metric(role) if self._feeds_back(role, precision) else None
+            if metric is None:
+                return encoded
+            return round_matrix(tensor.float32(), encoded, metric, pool=pool, accumulate=fastest())
+
+    def _feeds_back(self, role: str, precision: Precision) -> bool:
+        tensor = self.model.tensors[role]
+        if self.coding.rounding == "nearest":
+            return False
+        unchanged = isinstance(tensor, EncodedTensor) and tensor.precision == precision
+        return not unchanged and precision.convention != "float" and has_levels(precision)
+
+    def _metric(self, role: str) -> Metric | None:
+        """The metric of a matrix's inputs; None if it has none. That of the last few inputs is kept."""
+        name = next((name for name, shared in self.calibration.inputs.items() if role in shared), None)
+        moment = None if name is None else self.calibration.moment(role)
+        if name is None or moment is None:
+            return None
+        if name not in self._metrics:
+            self._metrics[name] = Metric.of(moment, fastest())
+            while len(self._metrics) > _METRICS:
+                self._metrics.popitem(last=False)
+        return self._metrics[name]
 
     def _held(self, encoded: QuantizedTensor) -> AnyTensor:
         """In float32 where the model is small, else as it is encoded."""
@@ -82,4 +130,4 @@ def _read(encoded: QuantizedTensor) -> Callable[[int, int], Mapping[str, Array]]
     return lambda start, stop: encoded.parts
 
 
-__all__ = ["Encodings"]
+__all__ = ["Coding", "Encodings"]

@@ -21,7 +21,7 @@ from edgekit.files.atomic import write_atomic
 from edgekit.files.guard import refuse_harm
 from edgekit.files.memory import enough_memory
 from edgekit.fitting._budget import Budget, refuse_out_of_reach
-from edgekit.fitting._encodings import Encodings
+from edgekit.fitting._encodings import Coding, Encodings
 from edgekit.fitting._marginals import Bench
 from edgekit.fitting._measuring import Divergence, Judge
 from edgekit.fitting._pooling import pooled
@@ -30,7 +30,7 @@ from edgekit.fitting._record import Record
 from edgekit.fitting._search import Found, Precisions, search
 from edgekit.fitting._sensitivities import Sensitivity, head_of, measure, table_of
 from edgekit.fitting._texts import Split, split
-from edgekit.pipeline._conversion import as_artifact, find_format, quantize
+from edgekit.pipeline._conversion import Rounding, as_artifact, find_format, quantize
 from edgekit.pipeline._progress import Progress, Shown, reporting
 from edgekit.pipeline._recipes import AnyRecipe, recipe_toml
 from edgekit.precision import Precision
@@ -114,6 +114,7 @@ def fit(
     format: str | None = None,
     allow: Sequence[str | Precision] | None = None,
     calibration: Calibration | None = None,
+    rounding: Rounding = "feedback",
     context: int | None = None,
     backend: str | None = None,
     work: str | os.PathLike[str] | None = None,
@@ -139,6 +140,7 @@ def fit(
         format: name of the format; None derives it from the suffix.
         allow: the precisions to choose from; None takes those that the format suggests.
         calibration: from `edgekit.calibrate`; None makes one.
+        rounding: ``"feedback"`` or ``"nearest"``, as `edgekit.quantize` takes it.
         context: tokens of a window; None takes 512, or the model's context where that is less.
         backend: name of the encoders to use; None takes the fastest exact ones.
         work: a directory for the calibration, the measured values and the recipe; None takes ``<to>.fit``. Runs with
@@ -160,6 +162,7 @@ def fit(
     place = Path(f"{target}.fit") if work is None else Path(work)
     refuse_harm(target, artifact.reads)
     refuse_harm(place, artifact.reads)
+    coding = Coding(rounding, backend)
     problem = Problem.of(artifact, find_format(format, target), allow)
     budget = Budget.of(problem, size, bits, like)
     refuse_out_of_reach(problem, budget)
@@ -170,9 +173,10 @@ def fit(
     )
     with reporting(progress, "sensitivity") as report:
         file = place / f"sensitivity-{problem.format}.json"
-        alone = measure(problem, parts, backend=backend, file=file, progress=report, overwrite=True)
+        alone = measure(problem, parts, coding, file=file, progress=report, overwrite=True)
+    search_file = place / f"{target.name}.search.json"
     with reporting(progress, "fit") as report:
-        found = _searched(problem, parts, budget, alone, like, backend, place / f"{target.name}.search.json", report)
+        found = _searched(problem, parts, budget, alone, like, coding, search_file, report)
     recipe = place / f"{target.name}.toml"
     write_recipe(recipe, problem.recipe(found.choice, f"fit {budget.asked}"), overwrite)
     written = quantize(
@@ -180,7 +184,8 @@ def fit(
         recipe,
         to=target,
         format=format,
-        importance=parts.calibration.importance(),
+        calibration=parts.calibration,
+        rounding=rounding,
         backend=backend,
         allow_unquantized=True,
         progress=progress,
@@ -208,17 +213,17 @@ def _searched(
     budget: Budget,
     alone: Sensitivity,
     like: AnyRecipe | None,
-    backend: str | None,
+    coding: Coding,
     file: Path,
     progress: Progress | None,
 ) -> Found:
     """The best choice, from an earlier run's values where they are there."""
     assert problem.layout.model is not None
-    head = {**head_of(problem, parts, FORMAT, backend), "budget": budget.most, "asked": budget.asked}
+    head = {**head_of(problem, parts, FORMAT, coding), "budget": budget.most, "asked": budget.asked}
     judge = Judge.on(problem.layout.model, parts.choosing)
     others = _others(problem, budget, like)
     with closing(Record(file, head, overwrite=True)) as record:
-        bench = Bench(judge, Encodings(problem.layout.model, parts.calibration, backend), record, progress)
+        bench = Bench(judge, Encodings(problem.layout.model, parts.calibration, coding), record, progress)
         found = search(bench, problem, budget, pooled(table_of(alone), alone.noise_floor), others)
         precisions = {role: precision.name for role, precision in found.choice.items()}
         record.finish({"kl": finite(found.divergence.kl), "precisions": precisions})

@@ -21,13 +21,13 @@ from edgekit.evaluation.language import Text
 from edgekit.files.guard import refuse_harm
 from edgekit.files.memory import enough_memory
 from edgekit.fitting import _heatmap as heatmap
-from edgekit.fitting._encodings import Encodings
+from edgekit.fitting._encodings import Coding, Encodings
 from edgekit.fitting._marginals import Bench, Table
 from edgekit.fitting._measuring import Divergence, Judge
 from edgekit.fitting._problem import Problem, Unit
 from edgekit.fitting._record import Record
 from edgekit.fitting._texts import Split, split
-from edgekit.pipeline._conversion import as_artifact, find_format
+from edgekit.pipeline._conversion import Rounding, as_artifact, find_format
 from edgekit.pipeline._progress import Progress, Shown, reporting
 from edgekit.precision import Precision
 from edgekit.rounding import Calibration
@@ -110,6 +110,7 @@ def sensitivity(
     format: str | None = None,
     allow: Sequence[str | Precision] | None = None,
     calibration: Calibration | None = None,
+    rounding: Rounding = "feedback",
     context: int | None = None,
     backend: str | None = None,
     to: str | os.PathLike[str] | None = None,
@@ -128,6 +129,7 @@ def sensitivity(
         format: whose precisions to measure; None takes the source's own format.
         allow: the precisions; None takes those that the format suggests.
         calibration: from `edgekit.calibrate`, of another text or another part of it; None makes one.
+        rounding: ``"feedback"`` or ``"nearest"``, as `edgekit.quantize` takes it.
         context: tokens of a window; None takes 512, or the model's context where that is less.
         backend: name of the encoders to use; None takes the fastest exact ones.
         to: a JSON file to keep the values in, each as it is measured: an interrupted run goes on after the last one.
@@ -152,14 +154,15 @@ def sensitivity(
     problem = Problem.of(artifact, find_format(format or artifact.format, Path()), allow)
     parts = split(artifact, text, calibration, context=context, report=False, progress=progress)
     with reporting(progress, "sensitivity") as report:
-        return measure(problem, parts, backend=backend, file=target, progress=report, overwrite=overwrite)
+        coding = Coding(rounding, backend)
+        return measure(problem, parts, coding, file=target, progress=report, overwrite=overwrite)
 
 
 def measure(
     problem: Problem,
     parts: Split,
+    coding: Coding,
     *,
-    backend: str | None = None,
     file: Path | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
@@ -167,8 +170,8 @@ def measure(
     """The sensitivity of a problem's units on the part of a text that chooses; arguments as for `sensitivity`."""
     assert problem.layout.model is not None
     judge = Judge.on(problem.layout.model, parts.choosing)
-    with closing(Record(file, head_of(problem, parts, FORMAT, backend), overwrite)) as record:
-        bench = Bench(judge, Encodings(problem.layout.model, parts.calibration, backend), record, progress)
+    with closing(Record(file, head_of(problem, parts, FORMAT, coding), overwrite)) as record:
+        bench = Bench(judge, Encodings(problem.layout.model, parts.calibration, coding), record, progress)
         noise = bench.noise_floor()
         table = bench.each("alone", {}, [(unit, unit.options) for unit in problem.units])
         _refuse_nonfinite(problem.units, table)
@@ -178,7 +181,7 @@ def measure(
     return Sensitivity(name, problem.format, measured, noise, judge.scored, int(parts.choosing.shape[1]), file)
 
 
-def head_of(problem: Problem, parts: Split, format_name: str, backend: str | None) -> dict[str, Any]:
+def head_of(problem: Problem, parts: Split, format_name: str, coding: Coding) -> dict[str, Any]:
     """What measured values depend on."""
     options = json.dumps([[unit.name, [p.name for p in unit.options]] for unit in problem.units])
     return {
@@ -191,7 +194,8 @@ def head_of(problem: Problem, parts: Split, format_name: str, backend: str | Non
         "context": int(parts.choosing.shape[1]),
         "target": problem.format,
         "options": hashlib.sha256(options.encode()).hexdigest(),
-        "backend": backend or "",
+        "rounding": coding.rounding,
+        "backend": coding.backend or "",
     }
 
 

@@ -224,9 +224,9 @@ class _Settings:
     def number(self, key: str, default: float) -> float:
         """Return a finite number."""
         value = self.values.get(key, default)
-        if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > 1e30:  # type: ignore[arg-type]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e30:
             raise InvalidFileError(f"{self.where}: {key} is {shown(value)}, a finite number is needed; fetch it again")
-        return float(value)  # type: ignore[arg-type]
+        return float(value)
 
     def flag(self, key: str) -> bool:
         """Return a switch."""

@@ -158,6 +158,8 @@ def with_tensors(
         read: every file that they are computed from.
     """
     directory = source.path if source.path.is_dir() else source.path.parent
+    if any(isinstance(tensor, EncodedTensor) for tensor in source.tensors.values()):
+        config = packed.without_quantization(config)  # it was understood
     load = cache(lambda: _model(config, tensors, directory))
     return attrs.evolve(source, tensors=tensors, config=config, files=read, load_model=load, manifest=None)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import attrs
 import numpy as np
@@ -164,10 +164,10 @@ def find_format(name: str | None, target: Path) -> Format:
     with writing(target):
         is_directory = target.is_dir()
     if is_directory or not target.suffix:
-        return manager().load("formats", "hf")  # type: ignore[no-any-return]
+        return cast(Format, manager().load("formats", "hf"))
     for registration in manager().all("formats"):
         if target.suffix in registration.options.get("suffixes", ()):
-            return manager().load("formats", registration.name)  # type: ignore[no-any-return]
+            return cast(Format, manager().load("formats", registration.name))
     cure = KNOWN_DISTRIBUTIONS.get(target.suffix)
     advice = f"pip install {cure}" if cure else f"{_near(target)}{option('format', 'hf')} makes a directory"
     raise MissingPluginError(f"{target}: no installed format writes {target.suffix} files; {advice}")

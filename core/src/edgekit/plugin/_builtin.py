@@ -28,6 +28,8 @@ _FAMILIES = {
     "qwen3_5": "Qwen35",
     "qwen3_5_moe": "Qwen35Moe",
     "qwen3_next": "Qwen3Next",
+    "gpt_oss": "GptOss",
+    "lfm2_moe": "Lfm2Moe",
 }
 
 

@@ -37,8 +37,9 @@ def _tolerance(value: object) -> str:
 
 def _number(value: object) -> float:
     """The value as a float; -1 if it is not a finite number."""
-    right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if right else -1.0  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return -1.0
+    return float(value)
 
 
 def _claim(value: object) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex, cast
 
 from edgekit.errors import UsageError
 
@@ -52,8 +53,8 @@ def integer(name: str, value: object, least: int) -> int:
         UsageError: not an integer, or less than `least`.
     """
     if not isinstance(value, bool):
-        with contextlib.suppress(AttributeError, TypeError):
-            number: int = value.__index__()  # type: ignore[attr-defined]
+        with contextlib.suppress(TypeError):
+            number = operator.index(cast(SupportsIndex, value))
             if number < least:
                 raise UsageError(f"{name} {number}; choose {least} or more")
             return number

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgekit.architectures._weights import Weights
 from edgekit.architectures.numpy_ops import NumpyOps
-from edgekit.architectures.ops import OPERATIONS, Attend, Ffn, Ops, Routing
+from edgekit.architectures.ops import OPERATIONS, Activation, Attend, Ffn, Gate, Ops, Pooling, Routing
 from edgekit.architectures.rope import Rope
 from edgekit.architectures.state import KVCache
 from edgekit.tensor import Tensor
@@ -176,8 +176,29 @@ def _routing(how: Routing, bias: bool = False) -> _Case:
     )
 
 
-_ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu2", "sigmoid", "softplus", "tanh")
-_GATES = ("silu", "gelu_tanh", "gelu", "clipped")
+def _activating(kind: Activation) -> _Case:
+    return _Case(kind, lambda ops, v: ops.activate(kind, v[0]), _states())
+
+
+def _gating(kind: Gate) -> _Case:
+    return _Case(kind, lambda ops, v: ops.gated(kind, v[0], ops.scale(v[1], 5.0)), _states(count=2))
+
+
+def _pooling(how: Pooling) -> _Case:
+    return _Case(how, lambda ops, v: ops.pool(v[0], how), _states())
+
+
+def _delta_rule(what: str, tiled: bool) -> _Case:
+    def program(ops: Ops[Any], v: Sequence[Any]) -> Any:
+        queries, keys = ops.unit(v[0], 1e-6), ops.unit(v[1], 1e-6)
+        decay, beta = ops.scale(ops.activate("softplus", v[3]), -1.0), ops.activate("sigmoid", v[4])
+        return ops.delta_rule(0, queries, keys, v[2], decay, beta, tiled)
+
+    return _Case(what, program, lambda n: [*_heads(2, 2)(n), *_heads(4, size=6)(n), (_BATCH, n, 4), (_BATCH, n, 4)])
+
+
+_ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu_tanh", "gelu", "relu2", "sigmoid", "softplus", "tanh")
+_GATES: tuple[Gate, ...] = ("silu", "gelu_tanh", "gelu", "clipped")
 _CASES: dict[str, list[_Case]] = {
     "embed": [_Case("a matrix", lambda ops, v: ops.embed("m"), _states(count=0), {"m.weight": (_VOCAB, 6)})],
     "embed_positions": [
@@ -207,12 +228,10 @@ _CASES: dict[str, list[_Case]] = {
     "multiply": [_Case("two states", lambda ops, v: ops.multiply(v[0], v[1]), _states(count=2))],
     "scale": [_Case("by 0.22", lambda ops, v: ops.scale(v[0], 0.22), _states())],
     "activate": [
-        _Case(kind, lambda ops, v, kind=kind: ops.activate(kind, v[0]), _states())  # type: ignore[misc]
-        for kind in _ACTIVATIONS
+        _activating(kind) for kind in _ACTIVATIONS
     ],
     "gated": [
-        _Case(kind, lambda ops, v, kind=kind: ops.gated(kind, v[0], ops.scale(v[1], 5.0)), _states(count=2))  # type: ignore[misc]
-        for kind in _GATES
+        _gating(kind) for kind in _GATES
     ],
     "softcap": [_Case("at 0.5", lambda ops, v: ops.softcap(v[0], 0.5), _states())],
     "split": [_Case("the second of three", lambda ops, v: ops.split(v[0], [3, 4, 5])[1], _states())],
@@ -244,15 +263,7 @@ _CASES: dict[str, list[_Case]] = {
         _Case("a bias", lambda ops, v: ops.convolve(1, "c", v[0]), _states(), {"c.weight": (12, 3), "c.bias": (12,)}),
     ],
     "delta_rule": [
-        _Case(
-            "tiled" if tiled else "grouped",
-            lambda ops, v, tiled=tiled: ops.delta_rule(  # type: ignore[misc]
-                0, ops.unit(v[0], 1e-6), ops.unit(v[1], 1e-6), v[2], ops.scale(ops.activate("softplus", v[3]), -1.0),
-                ops.activate("sigmoid", v[4]), tiled,
-            ),
-            lambda n: [*_heads(2, 2)(n), *_heads(4, size=6)(n), (_BATCH, n, 4), (_BATCH, n, 4)],
-        )
-        for tiled in (True, False)
+        _delta_rule("tiled", True), _delta_rule("grouped", False),
     ],
     "scan": [
         _Case(
@@ -277,8 +288,7 @@ _CASES: dict[str, list[_Case]] = {
         _experts(None, False, False),
     ],
     "pool": [
-        _Case(how, lambda ops, v, how=how: ops.pool(v[0], how), _states())  # type: ignore[misc]
-        for how in ("mean", "first", "last")
+        _pooling("mean"), _pooling("first"), _pooling("last"),
     ],
 }  # fmt: skip
 

@@ -228,7 +228,7 @@ class Loaded:
     def _adapter(self, path: str) -> Any:
         opened = open_artifact(path)
         if opened.format != "gguf" or opened.config.get("general.type") != "adapter":
-            raise UsageError(f"{path}: no LoRA adapter in GGUF; convert it with llama.cpp's convert_lora_to_gguf.py")
+            raise UsageError(f"{path}: no LoRA adapter in GGUF; write one with edgekit adapter")
         with quiet() as lines:
             adapter = self._llama.llama_adapter_lora_init(self.model, os.fsencode(path))
         if not adapter:

@@ -143,7 +143,8 @@ class _Parser:
     """Collects layers and edges; other elements are skipped."""
 
     def __init__(self, xml: Path) -> None:
-        self.xml, self.layers = xml, []  # type: ignore[var-annotated]
+        self.xml = xml
+        self.layers: list[Layer] = []
         self.open: list[Layer] = []
         self.graphs: list[dict[str, Layer]] = []
         self.depth, self.edges, self.root = 0, 0, ""

@@ -244,7 +244,8 @@ def _transformer(source: Artifact, torch: Any) -> Any:
 
 def _random_tokens(source: Artifact) -> list[list[int]]:
     vocabulary = int(source.config.get("vocab_size", 2))
-    return np.random.default_rng(0).integers(0, vocabulary, (4, 32)).tolist()  # type: ignore[no-any-return]
+    tokens: list[list[int]] = np.random.default_rng(0).integers(0, vocabulary, (4, 32)).tolist()
+    return tokens
 
 
 def _write_hf(source: Artifact, to: Path, pruned: Pruned) -> Artifact:

@@ -29,6 +29,7 @@ from edgekit.runtime import (
     TokenScore,
 )
 from edgekit.runtime.chat import has_template
+from edgekit.runtime.text import TextRuntime
 from edgekit.typing import F32
 from edgekit_serve import body, fields, messages, metrics, replies, responses, texts
 from edgekit_serve.engine import Engine, Ticket
@@ -286,7 +287,7 @@ class Routes:
 def _context(runtime: Runtime) -> int | None:
     """Tokens that the context holds; None if the runtime does not say."""
     with suppress(Exception):
-        return int(runtime.context)  # type: ignore[attr-defined]
+        return int(cast(TextRuntime, runtime).context)
     return None
 
 
@@ -294,7 +295,7 @@ def _abilities(runtime: Runtime) -> list[str]:
     """What can be asked of the model, for its card."""
     answers = isinstance(runtime, ChatRuntime)
     with suppress(Exception):  # a tokenizer that cannot be read, or a runtime that shows no artifact
-        answers = answers and has_template(runtime.artifact)  # type: ignore[attr-defined]
+        answers = answers and has_template(cast(TextRuntime, runtime).artifact)
     able = {
         "completion": True,
         "chat": answers,

@@ -9,7 +9,7 @@ import click
 from edgekit.cli._verbs.sensitivity import names, opened, refuse_inputs
 from edgekit.cli.output import json_option, print_json, read_text
 from edgekit.fitting import fit
-from edgekit.pipeline._conversion import open_artifact
+from edgekit.pipeline._conversion import Rounding, open_artifact
 from edgekit.pipeline._progress import bar
 
 
@@ -23,6 +23,13 @@ from edgekit.pipeline._progress import bar
 @click.option("--format", "format_", metavar="NAME", help="Format to write; default: by the suffix.")
 @click.option("--allow", metavar="P,P,…", help="Precisions to choose from; default: those that the format suggests.")
 @click.option("--calibration", metavar="FILE", help="Of another text, or another part; default: a part of --text.")
+@click.option(
+    "--rounding",
+    type=click.Choice(["nearest", "feedback"]),
+    default="feedback",
+    show_default=True,
+    help="How to choose codes.",
+)
 @click.option("--context", type=click.IntRange(min=3), help="Tokens of a window; 512, or the model's context if less.")
 @click.option("--work", metavar="DIR", help="For what is measured and the recipe; default: PATH.fit.")
 @click.option("--backend", metavar="NAME", help="Encoders to use; all exact ones write the same bytes.")
@@ -38,6 +45,7 @@ def command(
     format_: str | None,
     allow: str | None,
     calibration: str | None,
+    rounding: Rounding,
     context: int | None,
     work: str | None,
     backend: str | None,
@@ -62,6 +70,7 @@ def command(
             format=format_,
             allow=names(allow),
             calibration=opened(calibration),
+            rounding=rounding,
             context=context,
             backend=backend,
             work=work,

@@ -12,7 +12,7 @@ from edgekit.files.atomic import write_atomic
 from edgekit.files.guard import refuse_harm
 from edgekit.fitting import Sensitivity, sensitivity
 from edgekit.fitting._heatmap import power
-from edgekit.pipeline._conversion import open_artifact
+from edgekit.pipeline._conversion import Rounding, open_artifact
 from edgekit.pipeline._progress import bar
 from edgekit.rounding import Calibration, read_calibration
 
@@ -23,6 +23,13 @@ from edgekit.rounding import Calibration, read_calibration
 @click.option("--format", "format_", metavar="NAME", help="Whose precisions to measure; default: the model's format.")
 @click.option("--allow", metavar="P,P,…", help="Precisions to measure; default: those that the format suggests.")
 @click.option("--calibration", metavar="FILE", help="Of another text, or another part; default: a part of --text.")
+@click.option(
+    "--rounding",
+    type=click.Choice(["nearest", "feedback"]),
+    default="feedback",
+    show_default=True,
+    help="How to choose codes.",
+)
 @click.option("--context", type=click.IntRange(min=3), help="Tokens of a window; 512, or the model's context if less.")
 @click.option("--to", metavar="FILE", help="JSON file for the values; an interrupted run goes on after the last.")
 @click.option("--picture", metavar="FILE", help="SVG file for the heat map.")
@@ -34,6 +41,7 @@ def command(
     format_: str | None,
     allow: str | None,
     calibration: str | None,
+    rounding: Rounding,
     context: int | None,
     to: str | None,
     picture: str | None,
@@ -56,6 +64,7 @@ def command(
             format=format_,
             allow=names(allow),
             calibration=opened(calibration),
+            rounding=rounding,
             context=context,
             to=to,
             progress=report,
