@@ -20,6 +20,7 @@ _FAMILIES = {
     "gemma3": "Gemma3",
     "granite": "Granite",
     "lfm2": "Lfm2",
+    "ministral3": "Ministral3",
     "qwen3_moe": "Qwen3Moe",
     "mixtral": "Mixtral",
     "olmoe": "Olmoe",
