@@ -568,7 +568,7 @@ class OtherwiseChecked(Faulty):
 
 
 fault(
-    "its encode_checked does not check", {"check_checked"}, says="gives parts for rows that hold nan", kind=Unchecked
+    "its encode_checked does not check", {"check_checked"}, says="returns parts for rows with nan", kind=Unchecked
 )(lambda x, precision, importance: right(np.nan_to_num(x, nan=0, posinf=0, neginf=0), precision))
 fault(
     "its encode_checked differs from encode",
