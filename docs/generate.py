@@ -9,13 +9,16 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import bad_input
 import click
+import features
 import modules
 import numpy as np
 import public_modules
@@ -66,6 +69,7 @@ def pages() -> dict[str, str]:
         "reference/precisions.md": NOTE + precisions(),
         "reference/bridges.md": NOTE + bridges(),
         "reference/bad-input.md": NOTE + bad_input.page(),
+        "reference/server.md": NOTE + features.page(),
         "reference/families.md": NOTE + families(),
         "formats/ggml.md": NOTE + ggml(),
         "explanation/int4-symmetric.md": NOTE + int4(),
@@ -154,7 +158,7 @@ OPENVINO_LACKS = ("delta_rule", "embed_positions", "pool", "scan")
 
 
 def _family(family: Family) -> str:
-    config = family.config_from_hf({"model_type": family.model_types[0]}, family.name)
+    config = family.config_from_hf(_example(family), family.name)
     used = calls(family.network(config))
     mixers = dict.fromkeys(call.mixer for call in used if call.mixer != OUTSIDE)
     lacking = dict.fromkeys(call.operation for call in used if call.operation in OPENVINO_LACKS)
@@ -162,6 +166,15 @@ def _family(family: Family) -> str:
     gguf = f"`{family.gguf.architecture}`" if family.gguf else "no"
     runs = f"lacks {', '.join(lacking)}" if lacking else "yes"
     return f"| `{family.name}` | {types} | {gguf} | {runs} | {', '.join(mixers)} | {family.apart} |"
+
+
+def _example(family: Family) -> Mapping[str, Any]:
+    """The configuration that the family's tests start from, which has layers of every kind; or transformers' own."""
+    described = DOCS.parent / "tests" / "oracles" / "families" / f"{family.name}.py"
+    if not described.exists():
+        return {"model_type": family.model_types[0]}
+    config: Mapping[str, Any] = runpy.run_path(str(described))["BASE"]
+    return config
 
 
 def _section(convention: str, found: list[Entry]) -> str:

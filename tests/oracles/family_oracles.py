@@ -32,6 +32,9 @@ def saved_model(config: dict[str, Any], folder: Path, seed: int = 0) -> Any:
     model = transformers.AutoModelForCausalLM.from_config(parsed, attn_implementation="eager", dtype=torch.float32)
     for name, parameter in model.named_parameters():
         randomize(name, parameter)
+    for name, buffer in model.named_buffers():
+        if name.endswith("bias"):  # of a router's choice
+            buffer.copy_(0.1 * torch.randn_like(buffer))
     model.tie_weights()
     model.save_pretrained(folder)
     return model.eval()

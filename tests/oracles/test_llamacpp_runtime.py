@@ -29,6 +29,7 @@ from edgekit.errors import (
     UsageError,
 )
 from edgekit.evaluation.language import kl_divergence, log_softmax
+from edgekit.tensor import Tensor
 from edgekit_gguf.format import GgufFormat
 from edgekit_gguf.metadata import Metadata, Value, text, texts, u32
 from edgekit_llamacpp import library, model
@@ -326,16 +327,22 @@ def test_lora_adapters_are_applied(source: Path, tmp_path: Path):
     """As the numpy forward pass computes with scale * alpha / rank * B @ A added to the matrix."""
     adapter = write_adapter(tmp_path / "lora.gguf", source, alpha=1.0)
     tokens = some_tokens(source, 30)
-    numpy = edgekit.load(source, "numpy")
+    artifact = edgekit.open(source)
+    whole = artifact.model
     parts = {t.name: t.data for t in GGUFReader(adapter).tensors}
     a, b = (parts[f"blk.1.ffn_up.weight.lora_{x}"] for x in "ab")
-    weight = numpy.transformer._weight("blk.1.ffn_up.weight")
-    numpy.transformer._kept["blk.1.ffn_up.weight"] = weight + np.float32(0.25 / 2) * (b @ a)
-    wanted = numpy.logits(tokens)
+    name = "blk.1.ffn_up.weight"
+    changed = whole.tensors[name].float32() + np.float32(0.25 / 2) * (b @ a)
+    tensors = {**whole.tensors, name: Tensor.of(name, changed)}
+    tuned_model = attrs.evolve(artifact, load_model=lambda: attrs.evolve(whole, tensors=tensors))
+    with edgekit.load(tuned_model, "numpy") as numpy:
+        wanted = numpy.logits(tokens)
     with load(source, cache="F32") as plain, load(source, cache="F32", lora=[(adapter, 0.25)]) as tuned:
         got, without = tuned.logits(tokens), plain.logits(tokens)
     assert np.abs(without - wanted).max() > 0.01 * np.abs(wanted).max()
     assert np.abs(got - wanted).max() < 1e-4 * np.abs(wanted).max()
+    with load(source, cache="F32", lora=str(adapter)) as named, load(source, cache="F32", lora=[adapter]) as listed:
+        np.testing.assert_array_equal(named.logits(tokens), listed.logits(tokens))
 
 
 def test_what_is_no_adapter_is_refused(source: Path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import threading
 from pathlib import Path
 
@@ -17,11 +20,18 @@ from mlx_models import BASE, FAMILIES, config_of, write
 import edgekit
 from edgekit import sample
 from edgekit.architectures.forward import Transformer
-from edgekit.errors import ContextOverflowError, InvalidFileError, MemoryShortageError, UsageError
+from edgekit.errors import (
+    ContextOverflowError,
+    InvalidFileError,
+    MemoryShortageError,
+    UnsupportedModelError,
+    UsageError,
+)
 from edgekit.formats import safetensors
 from edgekit.testing.models import artifact_of, random_model
 from edgekit_mlx import module as modules
 from edgekit_mlx.prompt_cache import KEY
+from edgekit_mlx.worker import ClosedError, Worker, shared
 
 PROMPT = "Once upon a time"
 
@@ -194,9 +204,65 @@ def test_a_family_that_edgekit_does_not_know_runs_with_mlx_lm(tmp_path):
         assert len(list(runtime.tokens(tokens, max_tokens=4))) == 4
 
 
+def test_experts_that_mlx_lm_stacks_run_with_mlx_lm(tmp_path):
+    """Qwen 3 MoE, quantized by mlx-lm: its tensors open encoded, and its own loader computes."""
+    arguments = {
+        "model_type": "qwen3_moe", "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96, "head_dim": 16,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128, "rms_norm_eps": 1e-5, "num_experts": 4,
+        "num_experts_per_tok": 2, "decoder_sparse_step": 1, "mlp_only_layers": [], "moe_intermediate_size": 64,
+        "rope_theta": 10000.0, "max_position_embeddings": 96, "tie_word_embeddings": True, "norm_topk_prob": True,
+    }  # fmt: skip
+    from mlx_lm.models import qwen3_moe
+
+    mx.random.seed(0)
+    module = qwen3_moe.Model(qwen3_moe.ModelArgs.from_dict(arguments))
+    with contextlib.redirect_stdout(io.StringIO()):
+        module, config = mlx_lm.utils.quantize_model(module, dict(arguments), 32, 4)
+    (tmp_path / "m").mkdir()
+    mlx_lm.utils.save_model(tmp_path / "m", module)
+    mlx_lm.utils.save_config(config, tmp_path / "m" / "config.json")
+    opened = edgekit.open(tmp_path / "m")
+    experts = opened.tensors["model.layers.0.mlp.switch_mlp.up_proj.weight"]
+    assert (experts.shape, experts.precision.name) == ((4, 64, 64), "mlx:int4-g32")
+    with pytest.raises(UnsupportedModelError, match="it runs with the runtime mlx"):
+        _ = opened.model
+    tokens = [1, 5, 9, 100]
+    with edgekit.load(opened, "mlx") as runtime:
+        wanted = np.array(module(mx.array([tokens])).astype(mx.float32))[0]
+        np.testing.assert_allclose(runtime.logits(tokens), wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_bfloat16_scales_are_read_as_they_are(tmp_path):
     source = edgekit.convert(artifact_of(random_model(BASE, 5), tmp_path / "memory"), tmp_path / "hf", dtype="BF16")
     small = edgekit.quantize(source, "int4-g32", to=tmp_path / "m", format="mlx")
     scales = small.tensors["model.layers.0.mlp.up_proj.weight"].read().parts["scales"]
     assert scales.dtype == np.dtype(ml_dtypes.bfloat16)
     assert attrs.evolve(config_of("llama"), name="").layers == small.model.config.layers
+
+
+def test_a_worker_runs_one_thing_after_the_other_and_ends():
+    worker = Worker()
+    assert worker.run(lambda: threading.current_thread().name) == "edgekit-mlx"
+    with pytest.raises(ZeroDivisionError):
+        worker.run(lambda: 1 // 0)
+    assert worker.run(lambda: float(mx.array([2.0]).sum().item())) == 2.0
+    worker.close()
+    worker.close()
+    with pytest.raises(ClosedError):
+        worker.run(lambda: 1)
+
+
+def test_in_a_forked_process_there_is_another_worker():
+    """A forked process lacks its parent's threads: waiting for one would never end."""
+    before = shared()
+    assert before.run(lambda: 1) == 1
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            with pytest.raises(ClosedError):
+                before.run(lambda: 1)
+            code = 0 if shared().run(lambda: 2) == 2 else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -26,6 +26,7 @@ class RopeScaling:
         long_factors, short_factors: a divisor for each frequency (longrope), for sequences longer than
             `original_context` and for the others.
         beta_fast, beta_slow: the ramp's borders, in rotations over `original_context` (yarn).
+        truncate: whether the ramp begins and ends at whole elements (yarn); gpt-oss's does not.
     """
 
     kind: Literal["linear", "dynamic", "llama3", "longrope", "yarn"]
@@ -38,6 +39,7 @@ class RopeScaling:
     short_factors: tuple[float, ...] = ()
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    truncate: bool = True
 
 
 def _plain(own: Mapping[str, object]) -> dict[str, object]:

@@ -24,11 +24,13 @@ class RopeDialect:
         local: whether layers with a window have a base of their own (Gemma 3).
         partial: whether only a part of each head may rotate.
         longrope_names: other names of longrope.
+        any_ramp: whether yarn's ramp may begin and end between elements (``truncate: false``, gpt-oss).
     """
 
     local: bool = False
     partial: bool = False
     longrope_names: tuple[str, ...] = ()
+    any_ramp: bool = False
 
 
 def rope_from_hf(dialect: RopeDialect, c: Section, head_dim: int) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def _scaling(dialect: RopeDialect, c: Section, p: Section) -> RopeScaling | None
         case "longrope":
             return _longrope(c, p)
         case "yarn":
-            return _yarn(c, p)
+            return _yarn(dialect, c, p)
     c.refuse("rope_type", kind, "default, linear, dynamic, llama3, longrope and yarn")
 
 
@@ -116,8 +118,9 @@ def _longrope(c: Section, p: Section) -> RopeScaling:
     )
 
 
-def _yarn(c: Section, p: Section) -> RopeScaling:
-    if p.values.get("truncate", True) is not True:
+def _yarn(dialect: RopeDialect, c: Section, p: Section) -> RopeScaling:
+    truncate = p.values.get("truncate", True)
+    if truncate is not True and not (dialect.any_ramp and truncate is False):
         c.refuse("truncate", p.values["truncate"], "true")
     original = _original_context(c, p)
     factor = _factor(c, p, original)
@@ -129,6 +132,7 @@ def _yarn(c: Section, p: Section) -> RopeScaling:
         attention_factor=_yarn_attention(factor, p) if attention is None else attention,
         beta_fast=p.optional_number("beta_fast") or 32.0,
         beta_slow=p.optional_number("beta_slow") or 1.0,
+        truncate=truncate,
     )
 
 

@@ -416,6 +416,7 @@ def hf_scaling(scaling: RopeScaling | None) -> Fields | None:
         case "yarn":
             written |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
             written["attention_factor"] = scaling.attention_factor
+            written |= {} if scaling.truncate else {"truncate": False}
     return written
 
 

@@ -17,7 +17,7 @@ from edgekit.architectures._config import Model, ModelConfig
 from edgekit.architectures._families import FAMILIES
 from edgekit.architectures._family import Family
 from edgekit.architectures._section import Section, short
-from edgekit.architectures._tensors import check_tensors, refuse_missing, refuse_odd
+from edgekit.architectures._tensors import check_tensors, refuse_missing, refuse_odd, tensor_shapes
 from edgekit.architectures.found import refuse_other_weights
 from edgekit.architectures.links import Link
 from edgekit.errors import UnsupportedModelError
@@ -182,6 +182,7 @@ def model_from_hf(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], w
     refuse_odd([tensor.name for name, tensor in found.items() if name not in known], parsed.family, where)
     view = _read(links, found)
     check_tensors(parsed, view, where)
+    view = {name: view[name] for name in tensor_shapes(parsed)}
     roles = {found[name].name: role for link in links for name, role in zip(link.hf, link.roles, strict=True)}
     return Model(parsed, view, roles)
 

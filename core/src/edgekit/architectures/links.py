@@ -8,6 +8,7 @@ group. Its tensors are views: they read those rows of the file that they are ask
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import attrs
@@ -137,6 +138,47 @@ def whole(tensor: AnyTensor, shape: tuple[int, ...], change: Callable[[F32], F32
     return Tensor(tensor.name, shape, "float32", read_rows)
 
 
+def every_other(tensor: AnyTensor, first: int, shape: tuple[int, ...]) -> AnyTensor:
+    """Every second row, from row `first` (0 or 1) on; encoded as the tensor is."""
+    if isinstance(tensor, EncodedTensor):
+        read_parts = tensor.read_parts
+
+        def parts(start: int, stop: int) -> dict[str, Array]:
+            return {key: part[first::2] for key, part in read_parts(2 * start, 2 * stop).items()}
+
+        return attrs.evolve(tensor, shape=shape, nbytes=tensor.nbytes // 2, read_parts=parts)
+    read = tensor.read_rows
+    return attrs.evolve(tensor, shape=shape, read_rows=lambda start, stop: read(2 * start, 2 * stop)[first::2])
+
+
+def transposed(tensors: Sequence[AnyTensor], shape: tuple[int, ...], name: str) -> Tensor:
+    """Stacks [experts, a, b] as one [experts, b, a]; of several their columns are interleaved, then transposed.
+
+    An expert is read whole when one of its rows is asked for, and kept until another one is.
+    """
+    plain = all(isinstance(tensor, Tensor) and tensor.dtype == getattr(tensors[0], "dtype", "") for tensor in tensors)
+    dtype = tensors[0].dtype if plain and isinstance(tensors[0], Tensor) else "float32"
+
+    def rows(tensor: AnyTensor, start: int, stop: int) -> Array:
+        return tensor.read_rows(start, stop) if plain and isinstance(tensor, Tensor) else tensor.float32(start, stop)
+
+    @lru_cache(maxsize=1)
+    def expert(number: int) -> Array:
+        heights = [tensor.rows // tensor.shape[0] for tensor in tensors]
+        each = [rows(t, number * h, (number + 1) * h) for t, h in zip(tensors, heights, strict=True)]
+        together = each[0] if len(each) == 1 else np.stack(each, axis=1).reshape(-1, each[0].shape[-1])
+        return np.ascontiguousarray(together.T)
+
+    def read_rows(start: int, stop: int) -> Array:
+        height, pieces = shape[-2], []
+        for number in range(start // height, -(-stop // height)):
+            low, high = max(start - number * height, 0), min(stop - number * height, height)
+            pieces.append(expert(number)[low:high])
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    return Tensor(name, shape, dtype, read_rows)
+
+
 def columns(tensor: AnyTensor, order: Indices) -> Tensor:
     """The tensor with its columns in another order: column j of the result is column ``order[j]``.
 
@@ -220,6 +262,7 @@ __all__ = [
     "Tensors",
     "changed",
     "columns",
+    "every_other",
     "halves",
     "joined",
     "mapped",
@@ -229,5 +272,6 @@ __all__ = [
     "rows_of",
     "shifted",
     "stacked",
+    "transposed",
     "whole",
 ]

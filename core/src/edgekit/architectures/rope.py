@@ -153,8 +153,10 @@ def _llama3(plain: F64, scaling: RopeScaling) -> F64:
 
 
 def _yarn(plain: F64, theta: float, dim: int, scaling: RopeScaling) -> F64:
-    first = max(math.floor(_element(theta, dim, scaling, scaling.beta_fast)), 0)
-    last = min(math.ceil(_element(theta, dim, scaling, scaling.beta_slow)), dim - 1)
+    first, last = (_element(theta, dim, scaling, beta) for beta in (scaling.beta_fast, scaling.beta_slow))
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, dim - 1)
     width = last - first or 0.001
     return _blend(plain, scaling.factor, 1 - np.clip((np.arange(plain.size) - first) / width, 0, 1))
 

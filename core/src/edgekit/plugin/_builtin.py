@@ -20,6 +20,7 @@ _FAMILIES = {
     "gemma3": "Gemma3",
     "granite": "Granite",
     "lfm2": "Lfm2",
+    "ministral3": "Ministral3",
     "qwen3_moe": "Qwen3Moe",
     "mixtral": "Mixtral",
     "olmoe": "Olmoe",
@@ -28,6 +29,8 @@ _FAMILIES = {
     "qwen3_5": "Qwen35",
     "qwen3_5_moe": "Qwen35Moe",
     "qwen3_next": "Qwen3Next",
+    "gpt_oss": "GptOss",
+    "lfm2_moe": "Lfm2Moe",
 }
 
 

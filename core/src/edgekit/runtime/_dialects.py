@@ -153,11 +153,11 @@ def has_tools(template: str) -> bool:
     return "tools" in template
 
 
-def marks_of(template: str) -> tuple[str, ...]:
-    """Return the marks of a chat template's model that a parser has to see."""
-    thought = thought_of(template)
+def marks_of(template: str, *, tools: bool = True) -> tuple[str, ...]:
+    """Return the marks of a chat template's model that a parser has to see, those of calls where tools are offered."""
+    thought, dialect = thought_of(template), dialect_of(template)
     reasoning = () if thought is None else (thought.begin.strip("\n").removesuffix("thought"), thought.end)
-    return (*dialect_of(template).shown, *reasoning)
+    return (*(dialect.shown if tools or dialect.body == "harmony" else ()), *reasoning)
 
 
 def variables_of(effort: str | None) -> Mapping[str, object]:

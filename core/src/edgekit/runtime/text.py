@@ -139,7 +139,8 @@ class TextRuntime:
         opened = thought is not None and prompt.rstrip().endswith(thought.begin.rstrip())
         grammar = self._held_to(chosen, dialect, thought, opened)
         asked = attrs.evolve(chosen.asked, grammar=grammar)
-        generation = self._stream(self.prompt_ids(prompt, special=True), asked, self._marks(marks_of(template)))
+        marks = self._marks(marks_of(template, tools=chosen.tools is not None))
+        generation = self._stream(self.prompt_ids(prompt, special=True), asked, marks)
         names = chosen.tools.names if chosen.tools is not None else None
         return Reply(generation, parts(generation, dialect, names, thought, opened))
 

@@ -191,7 +191,7 @@ class IsolatedRuntime:
 
     def _stream(self, method: str, **arguments: Any) -> Generation:
         number, generation = self._begin(method, **arguments)
-        generation.pieces = map(str, self._items(number, generation))
+        generation.pieces = self._items(number, generation)
         return generation
 
     def _begin(self, method: str, **arguments: Any) -> tuple[int, Generation]:

@@ -54,7 +54,7 @@ class Options:
         mlock: keep it from being swapped out.
         cache: type of the stored keys and values: ``F16``, as llama.cpp has it, ``F32`` to compute as exactly as it can
             (without flash attention, which rounds), or ``Q8_0`` for half the memory.
-        lora: adapters, each a path or a pair (path, scale).
+        lora: adapters, each a path or a pair (path, scale); or the path of one.
     """
 
     context: int | None = None
@@ -74,7 +74,8 @@ class Options:
         """
         known = [field.name for field in attrs.fields(cls)]
         refuse_unknown_options("llamacpp", given, [*known, "isolate"])
-        given["lora"] = tuple(_adapter(item) for item in given.get("lora") or ())
+        lora = given.get("lora") or ()
+        given["lora"] = tuple(map(_adapter, [lora] if isinstance(lora, str | os.PathLike) else lora))
         for name, least in (("context", 1), ("threads", 1), ("gpu_layers", -1)):
             value = given.get(name)
             if value is None or (name == "gpu_layers" and value == "auto"):

@@ -25,6 +25,7 @@ from edgekit.reference import reference as judge
 from edgekit.typing import F32, Array
 from edgekit_mlx.library import PROVED, core, exponent_rounding, from_mlx, to_mlx, version
 from edgekit_mlx.modes import NATIVE, attribute, mode_of
+from edgekit_mlx.worker import shared
 
 _PARTS = ("weight", "scales", "biases")
 
@@ -68,19 +69,25 @@ class NativeQuantizer:
         precision = self.precision
         if not fits(precision, x.shape):
             raise ShapeError(f"{precision.name} requires rows that are a multiple of {precision.block}, not {x.shape}")
+        return shared().run(lambda: self._encode(x, precision))
+
+    def _encode(self, x: Array, precision: Precision) -> dict[str, Array]:
         _refuse_other_rules(precision)
         mx = core()
         rows = _even(x, precision)
         with mx.stream(mx.cpu):
             arrays = mx.quantize(to_mlx(rows), **mode_of(precision))
-            parts = {name: from_mlx(array)[: len(x)] for name, array in zip(_PARTS, arrays, strict=False)}
-        return parts
+            return {name: from_mlx(array)[: len(x)] for name, array in zip(_PARTS, arrays, strict=False)}
 
     def decode(self, parts: Mapping[str, Array], shape: tuple[int, int]) -> F32:
         """Decode as `mx.dequantize` does, to float32 [rows, cols]: affine values in the type of the scales."""
-        precision, mx = self.precision, core()
+        precision = self.precision
         if precision.kind == "nvfp4" and parts["scales"].size % 2:  # as in `encode`
             return judge(precision).decode(parts, precision, shape)
+        return shared().run(lambda: self._decode(parts, precision))
+
+    def _decode(self, parts: Mapping[str, Array], precision: Precision) -> F32:
+        mx = core()
         with mx.stream(mx.cpu):
             arrays = {name: to_mlx(_typed(part)) for name, part in parts.items()}
             affine = "biases" in parts

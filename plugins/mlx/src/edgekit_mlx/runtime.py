@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -29,6 +28,7 @@ from edgekit.typing import F32, I64
 from edgekit_mlx import prompt_cache
 from edgekit_mlx.library import chosen, core, device_name, lm, version
 from edgekit_mlx.module import DTYPES, Loaded, load
+from edgekit_mlx.worker import ClosedError, Worker
 
 #: Tokens of a prompt that are computed at a time.
 STEP = 512
@@ -97,7 +97,7 @@ class MlxRuntime(TextRuntime):
     def __init__(self, artifact: Artifact, options: Options) -> None:
         self.artifact, self.options = artifact, options
         self.device = chosen(options.device)
-        self._thread = ThreadPoolExecutor(1, "edgekit-mlx")
+        self._worker = Worker()
         self._cache: list[Any] = []
         self._seen: list[int] = []
         self._loaded: Loaded | None = None
@@ -205,9 +205,9 @@ class MlxRuntime(TextRuntime):
 
     def close(self) -> None:
         """Release the model; may be called more than once."""
-        with contextlib.suppress(RuntimeError):  # closed before
-            self._thread.submit(self._release).result()
-        self._thread.shutdown()
+        with contextlib.suppress(ClosedError):
+            self._worker.run(self._release)
+        self._worker.close()
 
     def _release(self) -> None:
         self._loaded = None
@@ -234,12 +234,10 @@ class MlxRuntime(TextRuntime):
                 return work()
 
         try:
-            return self._thread.submit(on_device).result()
+            return self._worker.run(on_device)
+        except ClosedError as error:
+            raise UsageError("the runtime is closed; open the model again") from error
         except RuntimeError as error:
-            if isinstance(error, (ResourceError, UsageError)):
-                raise
-            if "after shutdown" in str(error):
-                raise UsageError("the runtime is closed; open the model again") from error
             refuse_shortage(error, f"{self.artifact.path}: computing it")
             if type(error) is not RuntimeError:
                 raise

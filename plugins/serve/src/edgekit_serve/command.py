@@ -76,8 +76,8 @@ def command(
     with listening(host, port) as door:
         model = load(opened, runtime, **dict(map(parse_option, options)))
         where = f"[{host}]" if ":" in host else host
-        log_to_stderr(log_format)
-        serve(model, settings, door, drain, f"{settings.model} on http://{where}:{door.getsockname()[1]}")
+        title = f"{settings.model} on http://{where}:{door.getsockname()[1]}"
+        serve(model, settings, door, drain, title, log_format)
 
 
 def read_keys(path: str | None) -> frozenset[str]:
@@ -154,7 +154,9 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         yield door
 
 
-def serve(model: Any, settings: Settings, door: socket.socket, drain: int, title: str) -> None:
+def serve(
+    model: Any, settings: Settings, door: socket.socket, drain: int, title: str, log_format: str = "text"
+) -> None:
     """Serve until SIGTERM, SIGINT, or a failure of the model.
 
     Raises:
@@ -165,6 +167,7 @@ def serve(model: Any, settings: Settings, door: socket.socket, drain: int, title
     from edgekit_serve.app import create_app
     from edgekit_serve.connections import Connection
 
+    log_to_stderr(log_format)
     failures: list[str] = []
 
     def failed() -> None:

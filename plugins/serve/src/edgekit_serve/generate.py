@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, closing
 
 import attrs
 from starlette.types import Receive
@@ -198,10 +198,11 @@ class Answer:
         generation, parts = (text.generation, text) if isinstance(text, Reply) else (text, _plain(text))
         self._begun.append(self._ticket.begin(generation))
         sent = 0
-        for part in parts:
-            scores, sent = generation.scores[sent:], len(generation.scores)
-            call = text.calls[-1] if part.kind == "call" and isinstance(text, Reply) else None
-            yield Piece(index, part, scores, call)
+        with closing(text):  # in this thread, before the slot is free
+            for part in parts:
+                scores, sent = generation.scores[sent:], len(generation.scores)
+                call = text.calls[-1] if part.kind == "call" and isinstance(text, Reply) else None
+                yield Piece(index, part, scores, call)
         yield Piece(index, None, generation.scores[sent:], reason=text.finish_reason)
 
     def _begin(self, begin: Begin) -> Generation | Reply:
