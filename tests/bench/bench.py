@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import cast
@@ -38,6 +39,7 @@ import openai_servers  # noqa: E402
 import openvino_compress  # noqa: E402
 import openvino_runtime  # noqa: E402
 import peers  # noqa: E402
+import quality  # noqa: E402
 import whole  # noqa: E402
 from case import Case, Job, timed  # noqa: E402
 from memory import encode_report, streaming_report  # noqa: E402
@@ -56,7 +58,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "openvino-runtime": openvino_runtime.report,
     "mlx-lm": mlx_report.report,
     "openvino-compress": openvino_compress.report,
-    "quality": fit_quality.report,
+    "quality": lambda quick: chain(quality.report(quick), fit_quality.report(quick)),
     "seven-billion": lambda quick: whole.seven_billion(),
 }
 #: Processors that stand for the narrower instruction sets.

@@ -26,7 +26,7 @@ from edgekit.rounding import _matrix as matrices
 from edgekit.rounding._factor import damped, decreasing, spread, upper_factor
 from edgekit.rounding._feedback import Grid, feedback, refit, sweep
 from edgekit.rounding._matrix import Metric, round_matrix
-from edgekit.rounding._ordered import OrderedTransformer, exp, tanh, turns
+from edgekit.rounding._ordered import OrderedTransformer, exp, mean_product, tanh, turns
 from edgekit.rounding.kernels import accumulate
 from edgekit.testing.models import artifact_of, random_model
 
@@ -256,6 +256,14 @@ def test_the_exponential():
     assert (np.abs(exp(x)[1:-1] - exact) <= 2 * 2.0**-23 * exact).all()
     assert exp(np.float32([-np.inf, -200, 0])).tolist() == [0, 0, 1]
     np.testing.assert_allclose(tanh(x / 10), np.tanh(x / 10), atol=2.0**-22)
+
+
+def test_moments_are_symmetric_and_in_order():
+    x = RANDOM.standard_normal((90, 300)).astype(np.float32)
+    found = mean_product(x, x, accumulate)
+    assert np.array_equal(found, found.T)
+    assert np.array_equal(found, mean_product(x, x.copy(), accumulate))
+    np.testing.assert_allclose(found, x.T.astype(np.float64) @ x / 90, atol=90 * 2.0**-24)
 
 
 def test_sines_and_cosines():

@@ -346,5 +346,6 @@ def test_no_tools_where_none_may_be_called(artifact):
     assert Tools.of([TIME], "none") is None
     assert Tools.of([], "auto") is None
     assert Tools.of(None, "none") is None
+    pytest.importorskip("llguidance")
     with NumpyRuntime.open(artifact) as model, pytest.raises(UsageError, match="an answer follows one of them"):
         model.reply("Hi", tools=[TIME], tool_choice="required", json_schema={})

@@ -49,6 +49,7 @@ class Evaluation:
         noise_floor: the KL divergence, in nats, of the baseline from itself when its products are summed in another
             order, over the first batch of windows (at most 2048 tokens, or one window). A divergence that is no
             larger may be float32's rounding alone.
+        kl_divergence_error: standard error of the mean KL divergence, the scored positions taken as independent.
     """
 
     perplexity: float
@@ -60,6 +61,7 @@ class Evaluation:
     kl_divergence_p99: float | None = None
     top1_agreement: float | None = None
     noise_floor: float | None = None
+    kl_divergence_error: float | None = None
 
     @property
     def is_noise(self) -> bool:
@@ -86,8 +88,8 @@ class Evaluation:
         difference = f"{self.perplexity - self.baseline_perplexity:+.4f} ± {self.perplexity_error:.4f}"
         return (
             f"{text} (baseline {self.baseline_perplexity:.4f}, difference {difference})\n"
-            f"KL divergence {self.kl_divergence:.6f} mean, {self.kl_divergence_p99:.6f} p99; "
-            f"top-1 agreement {self.top1_agreement:.2%}\n"
+            f"KL divergence {self.kl_divergence:.6f} ± {self.kl_divergence_error:.6f} mean, "
+            f"{self.kl_divergence_p99:.6f} p99; top-1 agreement {self.top1_agreement:.2%}\n"
             f"noise floor {self.noise_floor:.1e}{': the divergence is not above it' if self.is_noise else ''}"
         )
 
@@ -359,7 +361,8 @@ def _summary(scores: F64, context: int, sources: list[Artifact]) -> Evaluation:
     baseline, kl, agreement = rest
     p99 = float(np.percentile(scores[2], 99))
     error = perplexity * float(np.std(scores[0] - scores[1])) / math.sqrt(tokens)
-    return Evaluation(perplexity, tokens, context, baseline, error, kl, p99, agreement)
+    kl_error = float(np.std(scores[2])) / math.sqrt(tokens)
+    return Evaluation(perplexity, tokens, context, baseline, error, kl, p99, agreement, kl_divergence_error=kl_error)
 
 
 def _not_finite(source: Artifact, which: str) -> NonFiniteError:

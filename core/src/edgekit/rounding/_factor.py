@@ -21,7 +21,7 @@ from edgekit.rounding.kernels import Accumulate, accumulate
 from edgekit.typing import F32, F64, Indices
 
 #: Added to the diagonal, in units of its mean.
-DAMPING = 0.01
+DAMPING = 0.003
 _BLOCK = 64
 _TRIES = 8
 

@@ -117,9 +117,9 @@ def mean_product(a: F32, b: F32, accumulate: Accumulate) -> F32:
         part = slice(start, start + _PIECE)
         first = start if a is b else 0
         accumulate(mean[part, first:], a[:, part], b[:, first:])
-    if a is b:
-        lower = np.tril_indices(cols, -1)
-        mean[lower] = mean.T[lower]
+    for start in range(0, cols if a is b else 0, _PIECE):
+        stop = start + _PIECE
+        mean[stop:, start:stop] = mean[start:stop, stop:].T
     mean /= np.float32(len(a))
     return mean
 

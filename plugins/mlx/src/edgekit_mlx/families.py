@@ -21,6 +21,8 @@ from edgekit.errors import UnsupportedModelError
 
 #: Families whose sliding windows mlx-lm ignores, and computes full attention instead.
 _NO_WINDOWS = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2")
+#: ``model_type`` of the families that were compared; mlx-lm's tensors of others may have names of their own.
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "gemma3", "gemma3_text")
 #: Families whose classes take no ``rope_scaling``.
 _NO_SCALING = ("gemma", "gemma2")
 #: Families whose head_dim is the width divided by the heads.
@@ -144,4 +146,4 @@ def without_windows(config: ModelConfig) -> ModelConfig:
     return attrs.evolve(config, sliding_window=None, full_attention_every=0, full_attention_first=0)
 
 
-__all__ = ["faithful_context", "mlx_config", "note", "without_windows"]
+__all__ = ["MODEL_TYPES", "faithful_context", "mlx_config", "note", "without_windows"]

@@ -11,8 +11,8 @@ from typing import Any
 from edgekit.architectures import Model
 from edgekit.architectures.hf import config_from_hf, hf_names, model_from_hf, to_hf_value
 from edgekit.artifact import Artifact, Layout
-from edgekit.errors import EdgekitError, MissingFileError
-from edgekit.files.foreign import read_object
+from edgekit.errors import EdgekitError, MissingFileError, UnsupportedModelError
+from edgekit.files.foreign import read_object, shown
 from edgekit.formats import carried, open_weights
 from edgekit.formats.safetensors import read_header
 from edgekit.manifest import Manifest, read_manifest
@@ -141,6 +141,11 @@ def _kept(tensor: AnyTensor) -> Any:
 
 def _model(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], directory: Path) -> Model:
     """The family-neutral view; mlx-lm's tensors have Hugging Face's names and values in every family that is known."""
+    if config.get("model_type") not in families.MODEL_TYPES:
+        raise UnsupportedModelError(
+            f"{directory}: edgekit has not compared mlx-lm's model type {shown(config.get('model_type'))} with its own "
+            "forward pass; it runs with the runtime mlx, and converts from its original files"
+        )
     plain = {key: value for key, value in config.items() if key not in (KEY, MIRROR)}
     if isinstance(plain.get("text_config"), Mapping):
         plain["text_config"] = {key: value for key, value in plain["text_config"].items() if key not in (KEY, MIRROR)}
