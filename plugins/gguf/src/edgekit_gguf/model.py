@@ -37,6 +37,7 @@ from edgekit.architectures import (
     check_tensors,
     tensor_shapes,
 )
+from edgekit.architectures.links import reshaped
 from edgekit.errors import InvalidFileError, UnsupportedModelError
 from edgekit.files.foreign import shown
 from edgekit.tensor import AnyTensor
@@ -242,12 +243,23 @@ def load_model(path: Path, metadata: Metadata, tensors: Mapping[str, AnyTensor])
     assert own is not None  # it was found by its architecture
     config = check_config(_config(keys, family.name, own, tensors), str(path))
     config = family.gguf_config(config, keys.section(), tensors)
-    shapes = tensor_shapes(config)
-    weights = {name: _as_ggml_counts(tensor, shapes.get(name)) for name, tensor in weights.items()}
+    weights = _ranked(weights, config)
     check_tensors(config, weights, str(path))
     if own.interleaved:
         weights = {name: reorder(name, tensor, config, "from_gguf") for name, tensor in weights.items()}
     return Model(config, weights)
+
+
+def _ranked(weights: Mapping[str, AnyTensor], config: ModelConfig) -> dict[str, AnyTensor]:
+    """The tensors with the outermost dimensions of 1 that ggml does not count, and llama.cpp does not write."""
+    shapes = tensor_shapes(config)
+
+    def ranked(name: str, tensor: AnyTensor) -> AnyTensor:
+        shape = shapes.get(name, ())
+        added = (1,) * (len(shape) - len(tensor.shape))
+        return reshaped(tensor, shape) if added and (*added, *tensor.shape) == shape else tensor
+
+    return {name: ranked(name, tensor) for name, tensor in weights.items()}
 
 
 #: Kinds of GGUF files other than models, by ``general.type``, with their use.
@@ -273,11 +285,6 @@ def refuse_no_model(path: Path, metadata: Metadata, tensors: Collection[str]) ->
     if not tensors:
         what = "a vocabulary and no weights" if "tokenizer.ggml.tokens" in metadata else "metadata and no weights"
         raise UnsupportedModelError(f"{path}: it holds {what} (vocabulary only); use the file of the model itself")
-
-
-def _as_ggml_counts(tensor: AnyTensor, shape: tuple[int, ...] | None) -> AnyTensor:
-    """Return a matrix of one row as the vector that it is to ggml, where the model has a vector; else unchanged."""
-    return attrs.evolve(tensor, shape=shape) if shape is not None and tensor.shape == (1, *shape) else tensor
 
 
 @attrs.frozen
