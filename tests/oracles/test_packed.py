@@ -13,14 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import compressed_tensors.compressors  # noqa: F401  - registers them
 import numpy as np
 import pytest
 import torch
 import transformers
-from compressed_tensors.compressors import BaseCompressor
-from compressed_tensors.entrypoints.convert.converters.autoawq import AutoAWQConverter
-from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, FineGrainedFP8Config, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
@@ -160,21 +156,25 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], str, str]] = {
 
 @pytest.mark.parametrize("case", ARGUMENTS)
 def test_compressed_tensors(base: Path, tmp_path: Path, case: str) -> None:
+    library = pytest.importorskip("compressed_tensors.quantization")
+    compressors = pytest.importorskip("compressed_tensors.compressors")
     given, name, precision = ARGUMENTS[case]
-    arguments = QuantizationArgs(**given)
-    scheme = QuantizationScheme(targets=["Linear"], weights=arguments, format=name)
-    compressor = BaseCompressor.get_value_from_registry(name)
+    arguments = library.QuantizationArgs(**given)
+    scheme = library.QuantizationScheme(targets=["Linear"], weights=arguments, format=name)
+    compressor = compressors.BaseCompressor.get_value_from_registry(name)
     tensors, expected = {}, {}
     for matrix, values in matrices(base):
         parts = compressor.compress(observed(values.float(), arguments, name), scheme)
         tensors |= {f"{matrix.removesuffix('weight')}{part}": each for part, each in parts.items()}
         expected[matrix] = compressor.decompress(dict(parts), scheme)["weight"]
-    config = QuantizationConfig(config_groups={"group_0": scheme}, format=name, quantization_status="compressed")
+    config = library.QuantizationConfig(
+        config_groups={"group_0": scheme}, format=name, quantization_status="compressed"
+    )
     quantization = json.loads(json.dumps(config.to_dict(), default=str))
     check(put(base, tmp_path / "m", tensors, quantization), expected, precision)
 
 
-def observed(values: torch.Tensor, arguments: QuantizationArgs, name: str) -> dict[str, torch.Tensor]:
+def observed(values: torch.Tensor, arguments: Any, name: str) -> dict[str, torch.Tensor]:
     """The weight with scales and zero points, as an observer of extremes would choose them."""
     low, high = extremes(values, arguments)
     parts = {"weight": values}
@@ -195,7 +195,7 @@ def observed(values: torch.Tensor, arguments: QuantizationArgs, name: str) -> di
     return {**parts, "weight_scale": scale}
 
 
-def extremes(values: torch.Tensor, arguments: QuantizationArgs) -> tuple[torch.Tensor, torch.Tensor]:
+def extremes(values: torch.Tensor, arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
     if arguments.strategy == "block":
         rows, columns = arguments.block_structure
         grid = values.reshape(values.shape[0] // rows, rows, values.shape[1] // columns, columns)
@@ -211,6 +211,9 @@ def extremes(values: torch.Tensor, arguments: QuantizationArgs) -> tuple[torch.T
 @pytest.mark.parametrize("zero_point", [True, False])
 def test_awq_as_compressed_tensors_translates_it(base: Path, tmp_path: Path, zero_point: bool) -> None:
     """Random words are a valid AWQ checkpoint: every field is a code."""
+    converters = pytest.importorskip("compressed_tensors.entrypoints.convert.converters.autoawq")
+    library = pytest.importorskip("compressed_tensors.quantization")
+    compressors = pytest.importorskip("compressed_tensors.compressors")
     rng = torch.Generator().manual_seed(0)
     tensors: dict[str, torch.Tensor] = {}
     for name, values in matrices(base):
@@ -220,10 +223,10 @@ def test_awq_as_compressed_tensors_translates_it(base: Path, tmp_path: Path, zer
         if zero_point:
             tensors[f"{module}.qzeros"] = words((cols // 64, out // 8), rng)
     quantization = {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm", "zero_point": zero_point}
-    theirs = AutoAWQConverter(group_size=64, zero_point=zero_point).process(dict(tensors))
-    arguments = QuantizationArgs(num_bits=4, symmetric=not zero_point, strategy="group", group_size=64)
-    scheme = QuantizationScheme(targets=["Linear"], weights=arguments, format="pack-quantized")
-    compressor, expected = BaseCompressor.get_value_from_registry("pack-quantized"), {}
+    theirs = converters.AutoAWQConverter(group_size=64, zero_point=zero_point).process(dict(tensors))
+    arguments = library.QuantizationArgs(num_bits=4, symmetric=not zero_point, strategy="group", group_size=64)
+    scheme = library.QuantizationScheme(targets=["Linear"], weights=arguments, format="pack-quantized")
+    compressor, expected = compressors.BaseCompressor.get_value_from_registry("pack-quantized"), {}
     for name, _ in matrices(base):
         start = name.removesuffix("weight")
         parts = {key.removeprefix(start): value for key, value in theirs.items() if key.startswith(start)}
