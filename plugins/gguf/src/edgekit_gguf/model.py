@@ -251,11 +251,16 @@ def load_model(path: Path, metadata: Metadata, tensors: Mapping[str, AnyTensor])
 
 
 def _ranked(weights: Mapping[str, AnyTensor], config: ModelConfig) -> dict[str, AnyTensor]:
-    """The tensors with the outermost dimensions of 1 that ggml does not count, and llama.cpp does not write."""
+    """The tensors with the outermost dimensions of 1 that ggml does not count, and llama.cpp does not write.
+
+    A vector that its converter wrote as a matrix of one row is a vector again.
+    """
     shapes = tensor_shapes(config)
 
     def ranked(name: str, tensor: AnyTensor) -> AnyTensor:
         shape = shapes.get(name, ())
+        if shape and tensor.shape == (1, *shape):
+            return reshaped(tensor, shape)
         added = (1,) * (len(shape) - len(tensor.shape))
         return reshaped(tensor, shape) if added and (*added, *tensor.shape) == shape else tensor
 
