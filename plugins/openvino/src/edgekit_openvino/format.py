@@ -24,6 +24,7 @@ from edgekit.tokenizer import Tokenizer, from_hf_directory
 from edgekit_openvino import ir, weights
 from edgekit_openvino.bridge import carried_over
 from edgekit_openvino.elements import storable
+from edgekit_openvino.graph import refuse_lacking
 from edgekit_openvino.tokenizer import MODELS
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class OpenVinoFormat:
         if source.path.suffix in WHOLE:
             return Layout((), source, None)
         model = source.model
+        refuse_lacking(model.config)
         slots = (_slot(name, role, model.tensors[role]) for role, name in hf_names(model.config).items())
         return Layout(tuple(slots), source, model)
 
