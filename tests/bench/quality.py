@@ -23,7 +23,7 @@ import numpy as np
 import edgekit
 from edgekit import sample
 from edgekit.evaluation import Baseline, Evaluation, evaluate
-from edgekit.rounding import Calibration
+from edgekit.pipeline.rounding import Calibration
 
 DATA = Path(os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 SMOLLM = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -37,8 +38,8 @@ def q4(tmp_path_factory):
 def test_help_and_version():
     shown = edgekit("--help").stdout
     assert "\n  Exit codes: 0 done, 2 usage, 3 bad input," in shown
-    assert "\n  quantize    Quantize a model.\n" in shown
-    assert "\n  new-plugin  Write the skeleton of a plugin.\n" in shown
+    assert re.search(r"\n  quantize +Quantize a model\.\n", shown)
+    assert re.search(r"\n  new-plugin +Write the skeleton of a plugin\.\n", shown)
     assert "edgekit, version" in edgekit("--version").stdout
 
 

@@ -567,9 +567,9 @@ class OtherwiseChecked(Faulty):
         return {name: np.concatenate([part[:-1], part[:1]]) for name, part in parts.items()}
 
 
-fault(
-    "its encode_checked does not check", {"check_checked"}, says="gives parts for rows that hold nan", kind=Unchecked
-)(lambda x, precision, importance: right(np.nan_to_num(x, nan=0, posinf=0, neginf=0), precision))
+fault("its encode_checked does not check", {"check_checked"}, says="returns parts for rows with nan", kind=Unchecked)(
+    lambda x, precision, importance: right(np.nan_to_num(x, nan=0, posinf=0, neginf=0), precision)
+)
 fault(
     "its encode_checked differs from encode",
     {"check_checked"},

@@ -17,8 +17,8 @@ from edgekit.errors import InvalidFileError, NonFiniteError, UsageError
 from edgekit.evaluation import moments
 from edgekit.evaluation.calibration import importance
 from edgekit.formats import safetensors
-from edgekit.rounding import calibration as calibrations
-from edgekit.rounding import read_calibration
+from edgekit.pipeline.rounding import calibration as calibrations
+from edgekit.pipeline.rounding import read_calibration
 from edgekit.tensor import Tensor
 from edgekit.testing.models import artifact_of, random_model
 

@@ -22,12 +22,12 @@ from edgekit.bridges import choices, levels
 from edgekit.errors import NonFiniteError, UsageError
 from edgekit.evaluation import Baseline, evaluate
 from edgekit.pipeline._feedback import row_order
-from edgekit.rounding import _matrix as matrices
-from edgekit.rounding._factor import damped, decreasing, spread, upper_factor
-from edgekit.rounding._feedback import Grid, feedback, refit, sweep
-from edgekit.rounding._matrix import Metric, round_matrix
-from edgekit.rounding._ordered import OrderedTransformer, exp, mean_product, tanh, turns
-from edgekit.rounding.kernels import accumulate
+from edgekit.pipeline.rounding import _matrix as matrices
+from edgekit.pipeline.rounding._factor import damped, decreasing, spread, upper_factor
+from edgekit.pipeline.rounding._feedback import Grid, feedback, refit, sweep
+from edgekit.pipeline.rounding._kernels import accumulate
+from edgekit.pipeline.rounding._matrix import Metric, round_matrix
+from edgekit.pipeline.rounding._ordered import OrderedTransformer, exp, mean_product, tanh, turns
 from edgekit.testing.models import artifact_of, random_model
 
 RANDOM = np.random.RandomState(7)
@@ -278,8 +278,8 @@ import hashlib, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import edgekit
-from edgekit.rounding import read_calibration
-from edgekit.rounding.walk import Matrix, Walk
+from edgekit.pipeline.rounding import read_calibration
+from edgekit.pipeline.rounding._walk import Matrix, Walk
 from edgekit.testing.models import random_model
 sys.path.insert(0, sys.argv[1])
 from test_feedback import SMALL_LLAMA

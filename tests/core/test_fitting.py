@@ -18,13 +18,13 @@ from edgekit import sample
 from edgekit.architectures.hf import config_from_hf
 from edgekit.cli import cli
 from edgekit.errors import InvalidFileError, UsageError
-from edgekit.fitting import _fitted, _search
-from edgekit.fitting._budget import Budget, cheapest, parse_size
-from edgekit.fitting._encodings import Encodings
-from edgekit.fitting._measuring import Divergence, Judge, Walk, with_tensors
-from edgekit.fitting._pooling import pooled
-from edgekit.fitting._problem import Problem
-from edgekit.fitting._record import Record
+from edgekit.evaluation.fitting import _fitted, _search
+from edgekit.evaluation.fitting._budget import Budget, cheapest, parse_size
+from edgekit.evaluation.fitting._encodings import Encodings
+from edgekit.evaluation.fitting._measuring import Divergence, Judge, Walk, with_tensors
+from edgekit.evaluation.fitting._pooling import pooled
+from edgekit.evaluation.fitting._problem import Problem
+from edgekit.evaluation.fitting._record import Record
 from edgekit.formats import _hf_sizes
 from edgekit.pipeline import find_format, make_plan
 from edgekit.pipeline._recipes import find_recipe, read_recipe, recipe_toml

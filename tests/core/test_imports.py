@@ -34,11 +34,9 @@ LAYERS = [
     {"recipe"},
     {"artifact", "encoding"},
     {"formats", "bridges"},
-    {"rounding"},
     {"pipeline"},
     {"runtime"},
     {"evaluation"},
-    {"fitting"},
     {"testing"},
     {"cli", "__main__"},
 ]

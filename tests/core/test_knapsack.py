@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from edgekit.fitting._knapsack import Option, solve
+from edgekit.evaluation.fitting._knapsack import Option, solve
 
 
 def brute(items, most, least=0):

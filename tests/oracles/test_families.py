@@ -15,6 +15,7 @@ from pathlib import Path
 os.environ["NNCF_CI"] = "1"  # no telemetry
 
 import family_oracles as oracles
+import gguf
 import numpy as np
 import openvino_cases
 import pytest
@@ -159,3 +160,23 @@ def test_the_parts_of_a_multimodal_checkpoint_are_counted(tmp_path):
     )
     found = Transformer(artifact.model).logits(oracles.TOKENS)
     assert oracles.relative(found, oracles.transformers_logits(model)) < TOLERANCE
+
+
+def test_a_vector_may_be_stored_as_a_matrix_of_one_row(files, tmp_path):
+    """llama.cpp's converter leaves the shared expert's gate as it is; its quantizer, and edgekit, drop the dimension."""
+    source = files("qwen3_next")["plain"]
+    reader, writer = gguf.GGUFReader(source.path), gguf.GGUFWriter(tmp_path / "wide.gguf", "qwen3next")
+    for name, field in reader.fields.items():
+        if not name.startswith(("GGUF.", "general.architecture")):
+            kind, *element = field.types
+            writer.add_key_value(name, field.contents(), kind, sub_type=element[0] if element else None)
+    for tensor in reader.tensors:
+        wide = tensor.name.endswith("ffn_gate_inp_shexp.weight")
+        assert len(tensor.shape) == 1 or not wide
+        writer.add_tensor(tensor.name, tensor.data[None] if wide else tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = Transformer(edgekit.open(tmp_path / "wide.gguf").model).logits(oracles.TOKENS)
+    np.testing.assert_array_equal(found, Transformer(source.model).logits(oracles.TOKENS))

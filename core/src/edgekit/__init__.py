@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from edgekit.errors import EdgekitError as EdgekitError
     from edgekit.evaluation import compare as compare
     from edgekit.evaluation import evaluate as evaluate
+    from edgekit.evaluation.fitting import fit as fit
+    from edgekit.evaluation.fitting import sensitivity as sensitivity
     from edgekit.evaluation.moments import calibrate as calibrate
-    from edgekit.fitting import fit as fit
-    from edgekit.fitting import sensitivity as sensitivity
     from edgekit.pipeline._conversion import convert as convert
     from edgekit.pipeline._conversion import open_artifact
     from edgekit.pipeline._conversion import quantize as quantize
     from edgekit.pipeline.merging import merge as merge
+    from edgekit.pipeline.rounding import Calibration as Calibration
     from edgekit.plugin._registry import installed
     from edgekit.plugin.hookspecs import hookimpl as hookimpl
     from edgekit.precision import Precision as Precision
     from edgekit.precision import Tier as Tier
     from edgekit.recipe import Recipe as Recipe
-    from edgekit.rounding import Calibration as Calibration
     from edgekit.runtime.protocols import load as load
     from edgekit.tensor import QuantizedTensor as QuantizedTensor
     from edgekit.tensor import Tensor as Tensor
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "Artifact": "edgekit.artifact:Artifact",
-    "Calibration": "edgekit.rounding:Calibration",
+    "Calibration": "edgekit.pipeline.rounding:Calibration",
     "EdgekitError": "edgekit.errors:EdgekitError",
     "Precision": "edgekit.precision:Precision",
     "QuantizedTensor": "edgekit.tensor:QuantizedTensor",
@@ -59,14 +59,14 @@ _WHERE = {
     "decode": "edgekit.encoding._codecs:decode",
     "encode": "edgekit.encoding._codecs:encode",
     "evaluate": "edgekit.evaluation:evaluate",
-    "fit": "edgekit.fitting:fit",
+    "fit": "edgekit.evaluation.fitting:fit",
     "hookimpl": "edgekit.plugin.hookspecs:hookimpl",
     "load": "edgekit.runtime.protocols:load",
     "merge": "edgekit.pipeline.merging:merge",
     "open": "edgekit.pipeline._conversion:open_artifact",
     "plugins": "edgekit.plugin._registry:installed",
     "quantize": "edgekit.pipeline._conversion:quantize",
-    "sensitivity": "edgekit.fitting:sensitivity",
+    "sensitivity": "edgekit.evaluation.fitting:sensitivity",
     "transcode": "edgekit.bridges:transcode",
 }
 __all__ = [

@@ -37,3 +37,4 @@ REFUSED = [
     (BASE | {"attention_bias": False}, "llama.cpp loads gpt-oss files only with biases"),
     (BASE | {"swiglu_limit": 5.0}, "swiglu_limit is 5.0"),
 ]
+QUANTIZED = BASE | {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8}

@@ -31,3 +31,9 @@ REFUSED = [
     (BASE | {"routed_scaling_factor": 2.5}, "routed_scaling_factor of the model is 2.5"),
     (BASE | {"use_expert_bias": False}, "use_expert_bias of the model is false"),
 ]
+QUANTIZED = BASE | {
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "moe_intermediate_size": 256,
+    "num_attention_heads": 8,
+}

@@ -23,3 +23,4 @@ CONFIGS = {
 REFUSED = [
     (BASE | {"sliding_window": 8}, "sliding_window"),
 ]
+QUANTIZED = BASE | {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8}

@@ -23,3 +23,4 @@ REFUSED = [
     (BASE | {"tie_word_embeddings": True}, "loads olmo2 files only with an output matrix of their own"),
     (BASE | {"attention_bias": True}, "llama.cpp loads no biases of olmo2 files"),
 ]
+QUANTIZED = BASE | {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8}

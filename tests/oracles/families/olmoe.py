@@ -31,3 +31,4 @@ REFUSED = [
     (BASE | {"num_key_value_heads": 2}, "num_key_value_heads"),
     (BASE | {"clip_qkv": 8.0}, "clip_qkv"),
 ]
+QUANTIZED = BASE | {"hidden_size": 256, "intermediate_size": 256, "num_experts": 4}

@@ -45,3 +45,10 @@ REFUSED = [
     ),
 ]
 OPENVINO_LACKS = "delta_rule"
+QUANTIZED = BASE | {
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "num_attention_heads": 8,
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8,
+}

@@ -45,3 +45,10 @@ REFUSED = [
     (BASE | {"linear_value_head_dim": 16}, "and llama.cpp knows one size for both"),
 ]
 OPENVINO_LACKS = "delta_rule"
+QUANTIZED = BASE | {
+    "hidden_size": 256,
+    "moe_intermediate_size": 256,
+    "shared_expert_intermediate_size": 256,
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8,
+}

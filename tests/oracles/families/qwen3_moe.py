@@ -34,3 +34,4 @@ REFUSED = [
         "mlp_only_layers is [0]; edgekit knows experts in every layer",
     ),
 ]
+QUANTIZED = BASE | {"hidden_size": 256, "moe_intermediate_size": 256, "num_attention_heads": 8}

@@ -42,3 +42,11 @@ REFUSED = [
     ),
 ]
 OPENVINO_LACKS = "delta_rule"
+QUANTIZED = BASE | {
+    "hidden_size": 256,
+    "moe_intermediate_size": 256,
+    "shared_expert_intermediate_size": 256,
+    "num_experts": 4,
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8,
+}

@@ -27,3 +27,4 @@ REFUSED = [
     ),
     (BASE | {"attention_bias": True}, "llama.cpp loads no biases of smollm3 files"),
 ]
+QUANTIZED = BASE | {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8}

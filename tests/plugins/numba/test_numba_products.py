@@ -9,7 +9,7 @@ import edgekit
 from edgekit import sample
 from edgekit.errors import UsageError
 from edgekit.pipeline import _feedback
-from edgekit.rounding import kernels
+from edgekit.pipeline.rounding import _kernels as kernels
 from edgekit_numba import accumulating, products
 from edgekit_numba.accumulating import accumulate
 

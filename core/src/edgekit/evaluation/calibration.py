@@ -26,8 +26,8 @@ from edgekit.evaluation.language import CONTEXT, Text, cut, tokens_of
 from edgekit.files.memory import enough_memory
 from edgekit.pipeline._conversion import as_artifact, find_format
 from edgekit.pipeline._progress import Progress, Shown, reporting
+from edgekit.pipeline.rounding.calibration import Calibration
 from edgekit.plugin._registry import manager
-from edgekit.rounding.calibration import Calibration
 from edgekit.runtime.protocols import load
 from edgekit.typing import F32, F64, Ints
 

@@ -25,7 +25,7 @@ from edgekit.files.memory import enough_memory
 from edgekit.formats.safetensors import to_bytes
 from edgekit.pipeline._conversion import as_artifact
 from edgekit.pipeline._progress import Progress, Shown, reporting
-from edgekit.rounding.calibration import (
+from edgekit.pipeline.rounding.calibration import (
     Calibration,
     as_ids,
     header_of,

@@ -47,11 +47,11 @@ from edgekit.pipeline._progress import Progress as Progress
 from edgekit.pipeline._progress import Shown, reporting
 from edgekit.pipeline._recipes import AnyRecipe, find_recipe
 from edgekit.pipeline._stream import Encoder, chunk_rows, source_rows
+from edgekit.pipeline.rounding.calibration import Calibration, read_calibration
 from edgekit.plugin._registry import KNOWN_DISTRIBUTIONS, manager
 from edgekit.recipe import AsIs, Assignment, Plan, Recipe, Slot, check_plan
 from edgekit.recipe import own_precision as own_precision
 from edgekit.reference import reference
-from edgekit.rounding.calibration import Calibration, read_calibration
 from edgekit.tensor import EncodedTensor
 from edgekit.typing import F32
 

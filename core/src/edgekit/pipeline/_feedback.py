@@ -19,12 +19,12 @@ from edgekit.errors import UsageError
 from edgekit.numerics.smallfloats import float32_to_bfloat16
 from edgekit.pipeline._progress import Progress
 from edgekit.pipeline._stream import bfloat16
+from edgekit.pipeline.rounding._kernels import Accumulate, accumulate
+from edgekit.pipeline.rounding._walk import Matrix, Walk
+from edgekit.pipeline.rounding.calibration import Calibration
 from edgekit.plugin._registry import manager
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Slot, quantized
-from edgekit.rounding.calibration import Calibration
-from edgekit.rounding.kernels import Accumulate, accumulate
-from edgekit.rounding.walk import Matrix, Walk
 from edgekit.tensor import EncodedTensor, QuantizedTensor
 from edgekit.typing import F32, Array, Indices
 

@@ -19,6 +19,7 @@ _FAMILIES = {
     "gemma2": "Gemma2",
     "gemma3": "Gemma3",
     "granite": "Granite",
+    "granitemoehybrid": "GraniteMoeHybrid",
     "lfm2": "Lfm2",
     "ministral3": "Ministral3",
     "qwen3_moe": "Qwen3Moe",

@@ -118,7 +118,7 @@ def edgekit_register_kernels(register: Register) -> None:
     """Offer a faster kernel: ``register("accumulate", "edgekit_numba.accumulating:accumulate", speed=8)``.
 
     The target is a function with the bits of the core's own. There is one name, ``accumulate``
-    (`edgekit.rounding.kernels.Accumulate`): the products of rounding with error feedback. The highest ``speed`` is
+    (`edgekit.pipeline.rounding.Accumulate`): the products of rounding with error feedback. The highest ``speed`` is
     used; the core's own has 1.
     """
 

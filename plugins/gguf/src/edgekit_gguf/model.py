@@ -35,7 +35,9 @@ from edgekit.architectures import (
     Setting,
     check_config,
     check_tensors,
+    tensor_shapes,
 )
+from edgekit.architectures.links import reshaped
 from edgekit.errors import InvalidFileError, UnsupportedModelError
 from edgekit.files.foreign import shown
 from edgekit.tensor import AnyTensor
@@ -241,10 +243,28 @@ def load_model(path: Path, metadata: Metadata, tensors: Mapping[str, AnyTensor])
     assert own is not None  # it was found by its architecture
     config = check_config(_config(keys, family.name, own, tensors), str(path))
     config = family.gguf_config(config, keys.section(), tensors)
+    weights = _ranked(weights, config)
     check_tensors(config, weights, str(path))
     if own.interleaved:
         weights = {name: reorder(name, tensor, config, "from_gguf") for name, tensor in weights.items()}
     return Model(config, weights)
+
+
+def _ranked(weights: Mapping[str, AnyTensor], config: ModelConfig) -> dict[str, AnyTensor]:
+    """The tensors with the outermost dimensions of 1 that ggml does not count, and llama.cpp does not write.
+
+    A vector that its converter wrote as a matrix of one row is a vector again.
+    """
+    shapes = tensor_shapes(config)
+
+    def ranked(name: str, tensor: AnyTensor) -> AnyTensor:
+        shape = shapes.get(name, ())
+        if shape and tensor.shape == (1, *shape):
+            return reshaped(tensor, shape)
+        added = (1,) * (len(shape) - len(tensor.shape))
+        return reshaped(tensor, shape) if added and (*added, *tensor.shape) == shape else tensor
+
+    return {name: ranked(name, tensor) for name, tensor in weights.items()}
 
 
 #: Kinds of GGUF files other than models, by ``general.type``, with their use.

@@ -68,7 +68,9 @@ def encode_header(metadata: dict[str, Value], plan: Plan, types: list[TensorType
 
 
 def _encode_info(assignment: Assignment, stored: TensorType, offset: int) -> bytes:
-    innermost_first = assignment.shape[::-1]
+    innermost_first = list(assignment.shape[::-1])
+    while len(innermost_first) > 1 and innermost_first[-1] == 1:  # ggml does not count them
+        del innermost_first[-1]
     dimensions = struct.pack(f"<I{len(innermost_first)}Q", len(innermost_first), *innermost_first)
     return encode_string(assignment.name) + dimensions + struct.pack("<IQ", stored.id, offset)
 

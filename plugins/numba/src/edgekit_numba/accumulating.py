@@ -1,4 +1,4 @@
-"""`edgekit.rounding.kernels.Accumulate` with the kernels: numpy's bits, several times faster."""
+"""`edgekit.pipeline.rounding.Accumulate` with the kernels: numpy's bits, several times faster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DEPTH = 1024
 
 
 def accumulate(out: Array, b: Array, a: Array) -> None:
-    """As `edgekit.rounding.kernels.Accumulate`."""
+    """As `edgekit.pipeline.rounding.Accumulate`."""
     dtype = out.dtype
     if dtype not in (np.float32, np.float64) or b.dtype != dtype or a.dtype != dtype:
         raise UsageError(f"a product of {b.dtype} and {a.dtype} in {dtype}; give float32, or float64, in all three")

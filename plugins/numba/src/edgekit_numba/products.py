@@ -1,4 +1,4 @@
-"""Products whose sums have one order: the kernel behind `edgekit.rounding.kernels.accumulate`.
+"""Products whose sums have one order: the kernel behind `edgekit.pipeline.rounding.accumulate`.
 
     out[i, j] = (...((out[i, j] + b[0, i] * a[0, j]) + b[1, i] * a[1, j]) + ...)
 

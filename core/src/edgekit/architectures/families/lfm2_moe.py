@@ -81,6 +81,10 @@ class Lfm2Moe(Convolving, Mixture):
         """The experts' sizes."""
         return settings(Sizes, config)
 
+    def kinds(self, c: Section, layers: int) -> list[str]:
+        """All attend where nothing is said."""
+        return ["full_attention"] * layers if c.values["layer_types"] is None else super().kinds(c, layers)
+
     def own_from_hf(self, c: Section) -> dict[str, object]:
         """Those of both."""
         own = {**Convolving.own_from_hf(self, c), **Mixture.own_from_hf(self, c)}

@@ -9,8 +9,10 @@ from edgekit.architectures._family import Gguf, Key
 from edgekit.architectures._section import Fields, Section
 from edgekit.architectures.decoder import COMMON
 from edgekit.architectures.families.qwen3_5 import DELTA, NAMES, SECTIONS, SSM_KEYS, DeltaHybrid, DeltaSizes
+from edgekit.architectures.links import Link, mapped, reshaped
 from edgekit.architectures.mixers import Gated, Mixer
 from edgekit.architectures.mixture import EXPERT_FFN, KEYS, ExpertSizes, Mixture
+from edgekit.tensor import AnyTensor
 
 EXPERT_NAMES = NAMES | {
     "ffn_gate_inp": "mlp.gate",
@@ -65,6 +67,12 @@ class DeltaMixture(DeltaHybrid, Mixture):
         own = settings(Sizes, config)
         return {**super().own_to_hf(config), "shared_expert_intermediate_size": own.shared_ffn}
 
+    def link(self, name: str) -> Link:
+        """The shared expert's gate is a matrix of one row in a checkpoint, a vector in GGUF."""
+        if name.endswith("ffn_gate_inp_shexp.weight"):
+            return mapped(name, self.hf_name(name), lambda t: reshaped(t, t.shape[-1:]), _row)
+        return super().link(name)
+
     def beside(self, config: ModelConfig) -> Fields:
         """The shared expert, behind a gate."""
         return {
@@ -75,6 +83,10 @@ class DeltaMixture(DeltaHybrid, Mixture):
     def channels(self, config: ModelConfig, layer: int) -> Mixer:
         """Experts."""
         return Mixture.channels(self, config, layer)
+
+
+def _row(tensor: AnyTensor) -> AnyTensor:
+    return reshaped(tensor, (1, *tensor.shape))
 
 
 class Qwen35Moe(DeltaMixture):

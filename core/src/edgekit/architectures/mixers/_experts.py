@@ -60,7 +60,7 @@ class Experts:
         if self.shared is not None:
             yield from self.shared.shapes(width)
         if self.shared_gate:
-            yield "ffn_gate_inp_shexp.weight", (1, width)
+            yield "ffn_gate_inp_shexp.weight", (width,)
 
     def forward(self, ops: Ops[V], layer: int, x: V) -> V:
         """See `Mixer.forward`."""

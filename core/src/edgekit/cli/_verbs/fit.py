@@ -8,7 +8,7 @@ import click
 
 from edgekit.cli._verbs.sensitivity import names, opened, refuse_inputs
 from edgekit.cli.output import json_option, print_json, read_text
-from edgekit.fitting import fit
+from edgekit.evaluation.fitting import fit
 from edgekit.pipeline._conversion import Rounding, open_artifact
 from edgekit.pipeline._progress import bar
 

@@ -8,13 +8,13 @@ import click
 
 from edgekit.cli.output import json_option, print_json, read_text, table
 from edgekit.errors import UsageError
+from edgekit.evaluation.fitting import Sensitivity, sensitivity
+from edgekit.evaluation.fitting._heatmap import power
 from edgekit.files.atomic import write_atomic
 from edgekit.files.guard import refuse_harm
-from edgekit.fitting import Sensitivity, sensitivity
-from edgekit.fitting._heatmap import power
 from edgekit.pipeline._conversion import Rounding, open_artifact
 from edgekit.pipeline._progress import bar
-from edgekit.rounding import Calibration, read_calibration
+from edgekit.pipeline.rounding import Calibration, read_calibration
 
 
 @click.command("sensitivity")

@@ -15,27 +15,27 @@ import attrs
 from edgekit.artifact import Artifact
 from edgekit.errors import UsageError
 from edgekit.evaluation._common import finite
+from edgekit.evaluation.fitting._budget import Budget, refuse_out_of_reach
+from edgekit.evaluation.fitting._encodings import Coding, Encodings
+from edgekit.evaluation.fitting._marginals import Bench
+from edgekit.evaluation.fitting._measuring import Divergence, Judge
+from edgekit.evaluation.fitting._pooling import pooled
+from edgekit.evaluation.fitting._problem import Problem
+from edgekit.evaluation.fitting._record import Record
+from edgekit.evaluation.fitting._search import Found, Precisions, search
+from edgekit.evaluation.fitting._sensitivities import Sensitivity, head_of, measure, table_of
+from edgekit.evaluation.fitting._texts import Split, split
 from edgekit.evaluation.language import Text
 from edgekit.files._problems import writing
 from edgekit.files.atomic import write_atomic
 from edgekit.files.guard import refuse_harm
 from edgekit.files.memory import enough_memory
-from edgekit.fitting._budget import Budget, refuse_out_of_reach
-from edgekit.fitting._encodings import Coding, Encodings
-from edgekit.fitting._marginals import Bench
-from edgekit.fitting._measuring import Divergence, Judge
-from edgekit.fitting._pooling import pooled
-from edgekit.fitting._problem import Problem
-from edgekit.fitting._record import Record
-from edgekit.fitting._search import Found, Precisions, search
-from edgekit.fitting._sensitivities import Sensitivity, head_of, measure, table_of
-from edgekit.fitting._texts import Split, split
 from edgekit.pipeline._conversion import Rounding, as_artifact, find_format, quantize
 from edgekit.pipeline._progress import Progress, Shown, reporting
 from edgekit.pipeline._recipes import AnyRecipe, recipe_toml
+from edgekit.pipeline.rounding import Calibration
 from edgekit.precision import Precision
 from edgekit.recipe import Rules
-from edgekit.rounding import Calibration
 
 FORMAT = "edgekit.fit"
 _MARK = "# Chosen by edgekit fit; its text has the SHA-256 "

@@ -10,9 +10,9 @@ import numpy as np
 
 from edgekit.bridges import Choices, Levels, choices, levels, recoded, rescaled
 from edgekit.errors import InexactError
-from edgekit.rounding._factor import DAMPING, damped, decreasing, spread, upper_factor
-from edgekit.rounding._feedback import Grid, feedback, refit, sweep
-from edgekit.rounding.kernels import Accumulate, accumulate
+from edgekit.pipeline.rounding._factor import DAMPING, damped, decreasing, spread, upper_factor
+from edgekit.pipeline.rounding._feedback import Grid, feedback, refit, sweep
+from edgekit.pipeline.rounding._kernels import Accumulate, accumulate
 from edgekit.tensor import QuantizedTensor
 from edgekit.typing import F32, F64, U8, Indices
 

@@ -1,6 +1,6 @@
 """The forward pass with sums in one order, for states that are the same on every machine.
 
-Products with matrices, attention and moments are sums that `edgekit.rounding.kernels.accumulate` takes term by term,
+Products with matrices, attention and moments are sums that `edgekit.pipeline.rounding.accumulate` takes term by term,
 and exponentials, sines and cosines are written out in additions and multiplications: BLAS, and the functions of numpy
 and of the C library, differ in their last bits from one processor to the next. The rest is elementwise, a square root,
 or a sum along a row, which numpy takes in one order everywhere.
@@ -22,7 +22,7 @@ from edgekit.architectures.forward import KVCache, Transformer, visible
 from edgekit.architectures.numpy_ops import NumpyOps
 from edgekit.architectures.ops import Activation, Attend, Gate
 from edgekit.architectures.rope import Rope, Rotation
-from edgekit.rounding.kernels import Accumulate, accumulate
+from edgekit.pipeline.rounding._kernels import Accumulate, accumulate
 from edgekit.typing import F32, Array, Ints
 
 #: Queries that attend at once.

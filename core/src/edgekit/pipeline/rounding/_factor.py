@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgekit.errors import NonFiniteError
-from edgekit.rounding.kernels import Accumulate, accumulate
+from edgekit.pipeline.rounding._kernels import Accumulate, accumulate
 from edgekit.typing import F32, F64, Indices
 
 #: Added to the diagonal, in units of its mean.

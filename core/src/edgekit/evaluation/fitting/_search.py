@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
 
-from edgekit.fitting._budget import Budget, cheapest
-from edgekit.fitting._marginals import Bench, Table
-from edgekit.fitting._measuring import Divergence
-from edgekit.fitting._problem import Problem, Unit
+from edgekit.evaluation.fitting._budget import Budget, cheapest
+from edgekit.evaluation.fitting._marginals import Bench, Table
+from edgekit.evaluation.fitting._measuring import Divergence
+from edgekit.evaluation.fitting._problem import Problem, Unit
 from edgekit.precision import Precision
 
 #: How often changes around a choice are measured, and how often one such table is solved with other charges.

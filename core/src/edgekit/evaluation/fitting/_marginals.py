@@ -11,10 +11,10 @@ import numpy as np
 
 from edgekit.architectures import Model
 from edgekit.errors import ScaleOverflowError
-from edgekit.fitting._encodings import Encodings
-from edgekit.fitting._measuring import Divergence, Judge, Walk, first_layer, with_tensors
-from edgekit.fitting._problem import Choice, Unit
-from edgekit.fitting._record import Entry, Record
+from edgekit.evaluation.fitting._encodings import Encodings
+from edgekit.evaluation.fitting._measuring import Divergence, Judge, Walk, first_layer, with_tensors
+from edgekit.evaluation.fitting._problem import Choice, Unit
+from edgekit.evaluation.fitting._record import Entry, Record
 from edgekit.pipeline._progress import Progress
 from edgekit.precision import Precision
 from edgekit.typing import F64

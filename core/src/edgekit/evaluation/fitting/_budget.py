@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import attrs
 
 from edgekit.errors import UsageError
-from edgekit.fitting._knapsack import Option, solve
-from edgekit.fitting._problem import Choice, Problem
+from edgekit.evaluation.fitting._knapsack import Option, solve
+from edgekit.evaluation.fitting._problem import Choice, Problem
 from edgekit.pipeline._recipes import AnyRecipe
 from edgekit.precision import Precision
 

@@ -12,8 +12,8 @@ from edgekit.errors import EdgekitError, UsageError
 from edgekit.evaluation.language import CONTEXT, Text, cut, tokens_of
 from edgekit.evaluation.moments import calibrate
 from edgekit.pipeline._progress import Shown
-from edgekit.rounding import Calibration, read_calibration
-from edgekit.rounding.calibration import as_ids, model_digest, text_digest
+from edgekit.pipeline.rounding import Calibration, read_calibration
+from edgekit.pipeline.rounding.calibration import as_ids, model_digest, text_digest
 from edgekit.typing import Ints
 
 #: Tokens that choosing takes at most: every precision of every tensor is measured on them.

@@ -17,21 +17,21 @@ import attrs
 from edgekit.artifact import Artifact
 from edgekit.errors import NonFiniteError
 from edgekit.evaluation._common import finite
+from edgekit.evaluation.fitting import _heatmap as heatmap
+from edgekit.evaluation.fitting._encodings import Coding, Encodings
+from edgekit.evaluation.fitting._marginals import Bench, Table
+from edgekit.evaluation.fitting._measuring import Divergence, Judge
+from edgekit.evaluation.fitting._problem import Problem, Unit
+from edgekit.evaluation.fitting._record import Record
+from edgekit.evaluation.fitting._texts import Split, split
 from edgekit.evaluation.language import Text
 from edgekit.files.guard import refuse_harm
 from edgekit.files.memory import enough_memory
-from edgekit.fitting import _heatmap as heatmap
-from edgekit.fitting._encodings import Coding, Encodings
-from edgekit.fitting._marginals import Bench, Table
-from edgekit.fitting._measuring import Divergence, Judge
-from edgekit.fitting._problem import Problem, Unit
-from edgekit.fitting._record import Record
-from edgekit.fitting._texts import Split, split
 from edgekit.pipeline._conversion import Rounding, as_artifact, find_format
 from edgekit.pipeline._progress import Progress, Shown, reporting
+from edgekit.pipeline.rounding import Calibration
+from edgekit.pipeline.rounding.calibration import text_digest
 from edgekit.precision import Precision
-from edgekit.rounding import Calibration
-from edgekit.rounding.calibration import text_digest
 
 FORMAT, VERSION = "edgekit.sensitivity", 1
 

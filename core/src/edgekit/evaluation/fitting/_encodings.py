@@ -13,14 +13,14 @@ from edgekit.architectures import Model
 from edgekit.architectures.forward import CACHE_LIMIT
 from edgekit.bridges import has_levels
 from edgekit.encoding._importance import fill_importance
-from edgekit.fitting._measuring import decoded
+from edgekit.evaluation.fitting._measuring import decoded
 from edgekit.pipeline._conversion import Rounding
 from edgekit.pipeline._feedback import fastest
 from edgekit.pipeline._stream import Encoder
+from edgekit.pipeline.rounding import Calibration
+from edgekit.pipeline.rounding._matrix import Metric, round_matrix
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Slot
-from edgekit.rounding import Calibration
-from edgekit.rounding._matrix import Metric, round_matrix
 from edgekit.tensor import AnyTensor, EncodedTensor, QuantizedTensor
 from edgekit.typing import Array
 

@@ -6,6 +6,7 @@ by how the inputs of the columns go together on a text (GPTQ). The format, its s
 
 from __future__ import annotations
 
-from edgekit.rounding.calibration import Calibration, read_calibration
+from edgekit.pipeline.rounding._kernels import Accumulate, accumulate
+from edgekit.pipeline.rounding.calibration import Calibration, read_calibration
 
-__all__ = ["Calibration", "read_calibration"]
+__all__ = ["Accumulate", "Calibration", "accumulate", "read_calibration"]

@@ -21,10 +21,10 @@ import numpy as np
 from edgekit.architectures import Model
 from edgekit.architectures.forward import Observe
 from edgekit.errors import NonFiniteError
-from edgekit.rounding._matrix import Metric, round_matrix
-from edgekit.rounding._ordered import OrderedTransformer, mean_product, threaded
-from edgekit.rounding.calibration import Calibration
-from edgekit.rounding.kernels import Accumulate, accumulate
+from edgekit.pipeline.rounding._kernels import Accumulate, accumulate
+from edgekit.pipeline.rounding._matrix import Metric, round_matrix
+from edgekit.pipeline.rounding._ordered import OrderedTransformer, mean_product, threaded
+from edgekit.pipeline.rounding.calibration import Calibration
 from edgekit.tensor import AnyTensor, QuantizedTensor, Tensor
 from edgekit.typing import F32, Indices
 

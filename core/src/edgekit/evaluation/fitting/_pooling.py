@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from edgekit.fitting._measuring import Divergence
+from edgekit.evaluation.fitting._measuring import Divergence
 from edgekit.typing import F64, Indices
 
 #: Rounds of the least squares, one side after the other; a full table needs one.

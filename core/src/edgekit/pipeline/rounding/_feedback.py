@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 
 from edgekit.bridges import Choices, Levels
-from edgekit.rounding.kernels import Accumulate, accumulate
+from edgekit.pipeline.rounding._kernels import Accumulate, accumulate
 from edgekit.typing import F32, F64, U8, Bools, Indices
 
 #: Columns that are worked on together.
@@ -93,7 +93,7 @@ def feedback(weights: F32, grid: Grid, spread: F32, order: Indices, accumulate: 
     Args:
         weights: float32 [cols, rows].
         grid: the levels.
-        spread: from `edgekit.rounding._factor.spread`, columns in the given order.
+        spread: from `edgekit.pipeline.rounding._factor.spread`, columns in the given order.
         order: of the columns.
         accumulate: adds products.
 
