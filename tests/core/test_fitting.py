@@ -422,7 +422,7 @@ def run(*arguments):
 
 def test_the_commands(tmp_path, text):
     allowed = "affine:int3-asym-g64,affine:int6-asym-g64"
-    common = [sample.path(), "--text", text, "--allow", allowed, "--context", 64]
+    common = [sample.path(), "--text", text, "--allow", allowed, "--context", 64, "--rounding", "nearest"]
     out = run("sensitivity", *common, "--to", tmp_path / "s.json", "--picture", tmp_path / "s.svg")
     assert "blk.2.ffn_down.weight" in out
     assert ET.parse(tmp_path / "s.svg").getroot().get("class") == "heat-map"
