@@ -94,7 +94,7 @@ print(TENSOR_TYPES[250].name, TENSOR_TYPES[250].size)
             "precision/_plain.py": copied("precision/_floats.py", "precision/_plain.py", ('"float"', '"plain"')),
             "precision/_registry.py": changed(
                 "precision/_registry.py",
-                ("_openvino, ggml\n", "_openvino, _plain, ggml\n"), ("_onnx, _olive)", "_onnx, _olive, _plain)"),
+                ("_openvino, _packed, ggml\n", "_openvino, _packed, _plain, ggml\n"), ("_olive, _packed)", "_olive, _packed, _plain)"),
             ),
             "reference/plain.py": copied("reference/floats.py", "reference/plain.py"),
             "reference/__init__.py": changed(
