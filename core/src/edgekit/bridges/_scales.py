@@ -104,7 +104,7 @@ def _near_e8m0(wanted: F32, rows: slice, group: int) -> tuple[F32, ...]:
     return np.ldexp(np.float32(1), exponent - 1), np.ldexp(np.float32(1), exponent)
 
 
-_POSITIVE = np.unique(np.abs(E4M3[np.isfinite(E4M3)]))
+_POSITIVE = np.array(sorted(set(np.abs(E4M3[np.isfinite(E4M3)]).tolist())), np.float32)
 
 
 def _near_e4m3(wanted: F32, rows: slice, group: int) -> tuple[F32, ...]:

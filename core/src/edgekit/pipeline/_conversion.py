@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import attrs
 import numpy as np
@@ -41,19 +41,21 @@ from edgekit.files.memory import enough_memory
 from edgekit.files.reader import refuse_special
 from edgekit.files.workers import Workers
 from edgekit.manifest import Manifest
-from edgekit.pipeline._feedback import Rounder, with_rounded
 from edgekit.pipeline._notes import OF_THE_RUN, conversion_notes, refuse_unquantized, summary_line
 from edgekit.pipeline._progress import Progress as Progress
 from edgekit.pipeline._progress import Shown, reporting
 from edgekit.pipeline._recipes import AnyRecipe, find_recipe
 from edgekit.pipeline._stream import Encoder, chunk_rows, source_rows
-from edgekit.pipeline.rounding.calibration import Calibration, read_calibration
 from edgekit.plugin._registry import KNOWN_DISTRIBUTIONS, manager
 from edgekit.recipe import AsIs, Assignment, Plan, Recipe, Slot, check_plan
 from edgekit.recipe import own_precision as own_precision
 from edgekit.reference import reference
 from edgekit.tensor import EncodedTensor
 from edgekit.typing import F32
+
+if TYPE_CHECKING:  # the forward pass and the rounding are loaded only where a calibration is given
+    from edgekit.pipeline._feedback import Rounder
+    from edgekit.pipeline.rounding.calibration import Calibration
 
 #: Attempts to open a model that is replaced while it is opened.
 _REOPENINGS = 8
@@ -270,14 +272,12 @@ def quantize(
         remarks = conversion_notes(chosen_format, layout, plan, target, filled if importance else None)
         # Threads whatever the executor: what is rounded shares its moments, and lets go of the interpreter.
         threads = stack.enter_context(Workers(os.cpu_count() or 1, "edgekit-round"))
-        rounder = (
-            None
-            if feedback is None
-            else Rounder(
-                artifact.model, feedback, list(zip(layout.slots, plan, strict=True)), backend, threads, encoder.where
-            )
-        )
-        if rounder is not None:
+        rounder: Rounder | None = None
+        if feedback is not None:
+            from edgekit.pipeline._feedback import Rounder
+
+            pairs = list(zip(layout.slots, plan, strict=True))
+            rounder = Rounder(artifact.model, feedback, pairs, backend, threads, encoder.where)
             remarks["rounding"] = rounder.note()
         remarks |= {"source": "; ".join(of_source)} if of_source else {}
         lasting = {kind: note for kind, note in remarks.items() if kind not in OF_THE_RUN}
@@ -374,6 +374,8 @@ def _calibration(
         return None
     if importance is not None:
         raise UsageError("a calibration has an importance of its own; give one of the two")
+    from edgekit.pipeline.rounding.calibration import Calibration, read_calibration
+
     opened = calibration if isinstance(calibration, Calibration) else read_calibration(Path(calibration))
     opened.refuse_other_model(artifact)
     return opened
@@ -419,8 +421,8 @@ def _write_tensors(
     rounder: Rounder | None,
 ) -> None:
     pairs = list(zip(layout.slots, plan, strict=True))
-    rounded = {} if rounder is None else rounder.rounded(progress)
-    encoded = with_rounded(encoder.encoded, pairs[writer.done :], rounded)
+    left = pairs[writer.done :]
+    encoded = encoder.encoded(left) if rounder is None else rounder.encoded(encoder.encoded, left, progress)
     with closing(encoded):
         for index in range(writer.done, len(pairs)):
             if progress:

@@ -62,6 +62,15 @@ class Rounder:
         found = dict(walk.run(progress))
         return {names[role]: attrs.evolve(tensor, name=names[role]) for role, tensor in found.items()}
 
+    def encoded(
+        self, encode: Callable[[Pairs], Generator[QuantizedTensor, None, None]], pairs: Pairs, progress: Progress | None
+    ) -> Generator[QuantizedTensor, None, None]:
+        """Yield the tensors of the pairs in their order: the rounded ones, and the others as they are encoded."""
+        rounded = self.rounded(progress)
+        with closing(encode([(slot, line) for slot, line in pairs if line.name not in rounded])) as others:
+            for _, line in pairs:
+                yield rounded[line.name] if line.name in rounded else next(others)
+
     def note(self) -> str:
         """What is rounded how, in a sentence."""
         matrices = [
@@ -165,15 +174,4 @@ def fastest() -> Accumulate:
     return accumulate
 
 
-def with_rounded(
-    encoded: Callable[[Pairs], Generator[QuantizedTensor, None, None]],
-    pairs: Pairs,
-    rounded: Mapping[str, QuantizedTensor],
-) -> Generator[QuantizedTensor, None, None]:
-    """Yield the tensors of the pairs in their order: the rounded ones, and the others as they are encoded."""
-    with closing(encoded([(slot, line) for slot, line in pairs if line.name not in rounded])) as others:
-        for _, line in pairs:
-            yield rounded[line.name] if line.name in rounded else next(others)
-
-
-__all__ = ["Rounder", "as_source", "fastest", "row_order", "with_rounded"]
+__all__ = ["Rounder", "as_source", "fastest", "row_order"]

@@ -356,16 +356,15 @@ def _short(value: float) -> float:
 
 
 def _family(keys: _Keys) -> Family:
-    every = [(family, family.gguf.architecture) for family in FAMILIES.values() if family.gguf]
-    named = [family for family, architecture in every if architecture == keys.architecture]
-    if not named:
-        known = ", ".join(dict.fromkeys(architecture for _, architecture in every))
-        raise UnsupportedModelError(
-            f"{keys.path}: general.architecture is {shown(keys.architecture)}; supported are {known}"
-        )
+    named = (family for family in FAMILIES.values() if family.gguf and family.gguf.architecture == keys.architecture)
     fitting = next((family for family in named if family.gguf_fits(keys.section())), None)
     if fitting is None:
-        keys.refuse("expert_count", f"is {keys.count('expert_count', 0)}")
+        known = dict.fromkeys(family.gguf.architecture for family in FAMILIES.values() if family.gguf)
+        if keys.architecture in known:
+            keys.refuse("expert_count", f"is {keys.count('expert_count', 0)}")
+        raise UnsupportedModelError(
+            f"{keys.path}: general.architecture is {shown(keys.architecture)}; supported are {', '.join(known)}"
+        )
     return fitting
 
 
