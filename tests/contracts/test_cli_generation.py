@@ -84,7 +84,8 @@ def test_every_option_reaches_the_runtime():
     found = edgekit("run", sample.path(), "Once upon a time", "--runtime", "numpy", "--json", *flags).stdout
     told = json.loads(found)
     assert told["text"] == spoken(sample.path(), "Once upon a time", **options)
-    assert told["sampling"] == {**options, "stop": ["the"]}
+    neutral = {"min_p": 0.0, "frequency_penalty": 0.0, "presence_penalty": 0.0, "repetition_penalty": 1.0}
+    assert told["sampling"] == {**options, "stop": ["the"], **neutral, "logit_bias": {}}
     assert (told["runtime"], told["chat"], told["format"]) == ("numpy", False, "hf")
     assert told["completion_tokens"] > 0
 
@@ -247,7 +248,7 @@ INTERRUPTING = """
     def bar(title):
         yield lambda done, total, what: signal.raise_signal(signal.SIGINT) if done == AT else None
 
-    verb.bar = bar
+    verb.progress_bar = bar
     edgekit.cli.main(["quantize", *sys.argv[1:]])
 """
 
