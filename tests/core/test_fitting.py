@@ -414,8 +414,15 @@ def text(tmp_path):
     return path
 
 
+def runner():
+    try:
+        return CliRunner(mix_stderr=False)  # before click 8.2 the two come together unless they are asked not to
+    except TypeError:
+        return CliRunner()
+
+
 def run(*arguments):
-    result = CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
+    result = runner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
 
