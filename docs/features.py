@@ -33,7 +33,7 @@ FEATURES = {
     "The prompt's own scores": ("`echo`, `logprobs`", [f"{SERVE}/test_serve_features.py::test_echo_with_scores"]),
     "JSON schemas": (
         "`response_format`",
-        [f"{CORE}/test_structured.py::test_500_texts_under_a_schema",
+        ["tests/contracts/test_structured_texts.py::test_500_texts_under_a_schema",
          f"{SERVE}/test_serve_openai.py::test_structured_outputs_with_pydantic"]),
     "Regular expressions and grammars": (
         "`regex`, `grammar`", [f"{CORE}/test_structured.py::test_regular_expressions_and_grammars"]),
