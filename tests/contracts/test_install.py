@@ -155,7 +155,7 @@ def test_install_lines_name_only_distributions_of_this_repository():
 
 
 def test_extras_are_the_core_s():
-    extras = {"chat", "text", "progress", "testing", "all"}
+    extras = {"chat", "text", "progress", "testing", "structured", "all"}
     asked = [(name, one) for name, text in texts() for one in re.findall(r"edgekit(?:-core)?\[([a-z,]+)\]", text)]
     assert asked
     assert not [(name, one) for name, one in asked if not set(one.split(",")) <= extras]

@@ -106,7 +106,7 @@ def hostile(small: bytes, path: Path, change) -> Path:
     [
         (lambda h: h["tensors"][0].update(shape=[1 << 40, 64]), "does not fit the"),
         (lambda h: h["tensors"][0].update(shape=[1, 1 << 60]), "does not fit the"),
-        (lambda h: h["tensors"][0].update(shape=[-1, 64]), "is no list of sizes"),
+        (lambda h: h["tensors"][0].update(shape=[-1, 64]), "is not a list of sizes"),
         (lambda h: h["tensors"][0].update(shape=[]), "does not fit the"),
         (lambda h: h["tensors"][0].update(offset=0), "must have exactly name, shape and precision"),
         (lambda h: h["tensors"][0].update(precision="ggml:Q9_9"), "unknown precision"),

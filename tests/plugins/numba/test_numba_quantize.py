@@ -61,8 +61,8 @@ def test_sources_of_16_bits_and_tensors_that_stay_floats(recipe, dtype, tmp_path
 class Meeting(ThreadPoolExecutor):
     """Threads that wait for each other once a job: all of a job's first widened pieces are in memory together."""
 
-    def __init__(self, threads):
-        super().__init__(threads)
+    def __init__(self, threads, name):
+        super().__init__(threads, name)
         self.barrier, self.met, self.original = threading.Barrier(threads), threading.local(), encoders.widened
         encoders.widened = self.widened
 
@@ -85,7 +85,7 @@ def test_memory_does_not_grow_with_the_number_of_cores(name, dtype, cores, monke
     importance = np.ones(4096, np.float32)
     expected = edgekit.encode(x[:64], name, importance=importance)  # compiles the kernel
     monkeypatch.setattr("os.cpu_count", lambda: cores)
-    monkeypatch.setattr(encoders, "ThreadPoolExecutor", Meeting)
+    monkeypatch.setattr(encoders, "Workers", Meeting)
     tracemalloc.start()
     try:
         encoded = edgekit.encode(x, name, importance=importance)
@@ -101,9 +101,7 @@ def test_many_cores_widen_no_more_than_few(monkeypatch):
     """A piece is at least one group for each lane: of rows of a million elements, 67 MB."""
     threads = []
     monkeypatch.setattr("os.cpu_count", lambda: 512)
-    monkeypatch.setattr(
-        encoders, "ThreadPoolExecutor", lambda count: threads.append(count) or ThreadPoolExecutor(count)
-    )
+    monkeypatch.setattr(encoders, "Workers", lambda count, name: threads.append(count) or ThreadPoolExecutor(count))
     for shape in ((1 << 20, 256), (1 << 14, 1 << 14), (64, 1 << 20)):
         encoders.in_parts(lambda part: None, np.broadcast_to(np.float16(0), shape))
     assert threads == [64, encoders.WIDENED // (encoders.processor().lanes << 14)]  # and one at a time
