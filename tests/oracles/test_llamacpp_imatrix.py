@@ -14,7 +14,8 @@ import pytest
 from gguf import GGUFReader, GGUFWriter
 
 import edgekit
-from edgekit.architectures.forward import Transformer, rms_norm
+from edgekit.architectures.forward import rms_norm
+from edgekit.architectures.numpy_ops import NumpyOps
 from edgekit.errors import (
     InvalidFileError,
     MissingFileError,
@@ -209,8 +210,8 @@ def test_the_command_line(tmp_path: Path, source: Path, artifact: edgekit.Artifa
 
 
 def test_a_model_that_computes_nan_is_no_calibration(artifact: edgekit.Artifact, monkeypatch: pytest.MonkeyPatch):
-    original = Transformer._norm
-    monkeypatch.setattr(Transformer, "_norm", lambda self, name, x: original(self, name, x) * np.float32("nan"))
+    original = NumpyOps.rms_norm
+    monkeypatch.setattr(NumpyOps, "rms_norm", lambda self, *given: original(self, *given) * np.float32("nan"))
     with pytest.raises(NonFiniteError, match=r"the input of blk\.0\.attn_q\.weight is not finite"):
         importance(artifact, [1, 2, 3])
 
@@ -231,7 +232,7 @@ def test_the_command_line_takes_a_runtime(tmp_path: Path, source: Path, artifact
     line = [sys.executable, "-m", "edgekit", "imatrix", str(source), "text.txt", "--to", "i.gguf", "--runtime"]
     made = subprocess.run([*line, "llamacpp"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
-    assert made.stderr == ""
+    assert {line.split(":")[0] for line in made.stderr.splitlines()} == {"imatrix"}  # its progress, no library's log
     for name, values in importance(artifact, text).items():
         np.testing.assert_allclose(read_importance(tmp_path / "i.gguf")[name], values, rtol=1e-4, atol=1e-9)
     refused = subprocess.run([*line, "numpy"], cwd=tmp_path, capture_output=True, text=True, check=False)

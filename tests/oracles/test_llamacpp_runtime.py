@@ -265,7 +265,7 @@ def test_bad_requests_are_refused_and_it_goes_on(source: Path, isolate: bool):
                 runtime.generate("Once", **options)
         with pytest.raises(ContextOverflowError, match="ask for at most"):
             runtime.generate("Once", max_tokens=10**6)
-        with pytest.raises(UsageError, match="no Unicode text"):
+        with pytest.raises(UsageError, match="the text is not Unicode text"):
             runtime.generate("\ud800")
         assert runtime.generate("Once upon a time", max_tokens=3)
     with pytest.raises(UsageError, match="the runtime is closed; open the model again"):
