@@ -45,12 +45,10 @@ class Theirs:
     def logits(self, tokens: object) -> Any:
         raise NotImplementedError
 
-    def generate(self, prompt: str, *, max_tokens: int | None = None, temperature: float = 0.0, top_k: int = 0,
-                 top_p: float = 1.0, seed: int = 0, stop: str | Sequence[str] | None = ()) -> str:
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]) -> str:
         raise NotImplementedError
 
-    def stream(self, prompt: str, *, max_tokens: int | None = None, temperature: float = 0.0, top_k: int = 0,
-               top_p: float = 1.0, seed: int = 0, stop: str | Sequence[str] | None = ()) -> Generation:
+    def stream(self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]) -> Generation:
         raise NotImplementedError
 
     def close(self) -> None: ...
