@@ -1,4 +1,4 @@
-"""Texts under a schema, as many as it takes to meet what is rare; the core's own tests try a few."""
+"""Texts under a schema, as many as it takes to meet what is rare: too many to run for every Python that the core is tested with."""
 
 from __future__ import annotations
 

@@ -167,6 +167,10 @@ class EncodedTensor:
         shape = (stop - start, self.shape[-1])
         return QuantizedTensor(self.read_parts(start, stop), self.precision, shape, self.name).dequantize()
 
+    def decoded(self) -> Tensor:
+        """The tensor as float32, decoded as it is read."""
+        return Tensor(self.name, self.shape, "float32", self.float32)
+
 
 #: A tensor of an artifact.
 AnyTensor = Tensor | EncodedTensor

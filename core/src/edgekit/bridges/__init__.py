@@ -9,7 +9,7 @@ tensors are equal bit by bit.
 
 from __future__ import annotations
 
-from edgekit.bridges._carried import carried_over
+from edgekit.bridges._carried import carried_over, first_exact
 from edgekit.bridges._lattice import Carry, Lattice, Minifloats, Relation
 from edgekit.bridges._levels import Levels, has_levels, levels, recoded
 from edgekit.bridges._read import read
@@ -27,6 +27,7 @@ __all__ = [
     "Relation",
     "carried_over",
     "choices",
+    "first_exact",
     "has_levels",
     "lattices",
     "levels",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import attrs
 import numpy as np
@@ -37,7 +37,7 @@ def carried_over(tensor: EncodedTensor, conventions: Collection[str]) -> Encoded
     if tensor.precision.convention not in ("affine", "packed") or not tensor.sliceable:
         return None
     target = next((each for each in _candidates(tensor, conventions) if _holds(tensor, each)), None)
-    return None if target is None else _carried(tensor, target)
+    return None if target is None else attrs.evolve(_carried(tensor, target), origin=tensor.precision)
 
 
 def _candidates(tensor: EncodedTensor, conventions: Collection[str]) -> Iterator[Precision]:
@@ -78,6 +78,34 @@ def _group(precision: Precision) -> int:
     return precision.block or 32
 
 
+def first_exact(tensor: EncodedTensor, precisions: Iterable[Precision]) -> EncodedTensor | None:
+    """Return a tensor's values in the first of some precisions that holds them exactly.
+
+    What `relation` calls exact is taken; where it depends on the tensor, the whole tensor is tried, once.
+
+    Args:
+        tensor: what a file holds.
+        precisions: whose blocks divide the rows.
+
+    Returns:
+        The tensor in the new precision, its codes converted as they are read; ``nbytes`` is by the bits of a weight,
+        and ``origin`` is left as it was. None if no precision holds the values.
+    """
+    for precision in precisions:
+        carry = relation(tensor.precision, precision).carry
+        if carry is Carry.EXACT or (carry is not Carry.NO and _holds_this(tensor, precision)):
+            return _carried(tensor, precision)
+    return None
+
+
+def _holds_this(tensor: EncodedTensor, precision: Precision) -> bool:
+    try:
+        transcode(tensor.read(), precision)
+    except InexactError:
+        return False
+    return True
+
+
 def _carried(tensor: EncodedTensor, precision: Precision) -> EncodedTensor:
     def read_parts(start: int, stop: int) -> Mapping[str, Array]:
         shape = (stop - start, tensor.shape[-1])
@@ -85,11 +113,8 @@ def _carried(tensor: EncodedTensor, precision: Precision) -> EncodedTensor:
         return transcode(rows, precision).parts
 
     nbytes = int(tensor.size * precision.bits_per_weight) // 8
-    return attrs.evolve(
-        tensor,
-        precision=precision,
-        nbytes=nbytes,
-        read_parts=read_parts,
-        sliceable=precision.rowwise,
-        origin=tensor.precision,
-    )
+    sliceable = tensor.sliceable and precision.rowwise
+    return attrs.evolve(tensor, precision=precision, nbytes=nbytes, read_parts=read_parts, sliceable=sliceable)
+
+
+__all__ = ["carried_over", "first_exact"]

@@ -25,6 +25,21 @@ def context_option(least: int = 2) -> Callable[[_Command], _Command]:
     )
 
 
+def rounding_options(command: _Command) -> _Command:
+    """Add ``--calibration``, ``--rounding`` and ``--context`` to a command that measures, under those names."""
+    calibration = click.option(
+        "--calibration", metavar="FILE", help="Of another text, or another part; default: a part of --text."
+    )
+    rounding = click.option(
+        "--rounding",
+        type=click.Choice(["nearest", "feedback"]),
+        default="feedback",
+        show_default=True,
+        help="How to choose codes.",
+    )
+    return calibration(rounding(context_option(3)(command)))
+
+
 def runtime_options(command: _Command) -> _Command:
     """Add ``--runtime`` and ``--option`` to a command, as the arguments ``runtime`` and ``options``.
 
@@ -65,4 +80,4 @@ def value_options(whose: str, example: str) -> Callable[[_Command], _Command]:
     )
 
 
-__all__ = ["context_option", "runtime_options", "value_options"]
+__all__ = ["context_option", "rounding_options", "runtime_options", "value_options"]

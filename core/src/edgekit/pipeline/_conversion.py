@@ -270,12 +270,12 @@ def quantize(
         pool = executor or stack.enter_context(Workers(os.cpu_count() or 1, "edgekit-encode"))
         encoder = Encoder(pool, backend, filled.importance, nonfinite == "keep", f"{artifact.path}: tensor ")
         remarks = conversion_notes(chosen_format, layout, plan, target, filled if importance else None)
-        # Threads whatever the executor: what is rounded shares its moments, and lets go of the interpreter.
-        threads = stack.enter_context(Workers(os.cpu_count() or 1, "edgekit-round"))
         rounder: Rounder | None = None
         if feedback is not None:
             from edgekit.pipeline._feedback import Rounder
 
+            # Threads whatever the executor: what is rounded shares its moments, and lets go of the interpreter.
+            threads = stack.enter_context(Workers(os.cpu_count() or 1, "edgekit-round"))
             pairs = list(zip(layout.slots, plan, strict=True))
             rounder = Rounder(artifact.model, feedback, pairs, backend, threads, encoder.where)
             remarks["rounding"] = rounder.note()

@@ -17,11 +17,9 @@ from collections.abc import Mapping
 import attrs
 
 from edgekit import bridges
-from edgekit.bridges import Carry, relation, transcode
-from edgekit.errors import InexactError
 from edgekit.precision import Precision, find_precision
 from edgekit.recipe import fits
-from edgekit.tensor import AnyTensor, EncodedTensor, QuantizedTensor, Tensor
+from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
 from edgekit.typing import Array
 
 #: ggml's types of a width, the smaller first.
@@ -35,11 +33,19 @@ def carried_over(tensor: AnyTensor) -> AnyTensor:
         return tensor
     if tensor.precision.convention in ("affine", "packed"):
         return bridges.carried_over(tensor, ("ggml",)) or tensor
-    for precision in _candidates(tensor):
-        carry = relation(tensor.precision, precision).carry
-        if carry is Carry.EXACT or (carry is not Carry.NO and _holds(tensor, precision)):
-            return _carried(tensor, precision)
-    return tensor
+    carried = bridges.first_exact(tensor, _candidates(tensor))
+    return tensor if carried is None else attrs.evolve(_by_rows(carried), origin=tensor.precision)
+
+
+def _by_rows(tensor: EncodedTensor) -> EncodedTensor:
+    """Blocks share no bytes between rows: where the source's do, all of them are read for each piece."""
+    if tensor.sliceable:
+        return tensor
+
+    def read_parts(start: int, stop: int) -> Mapping[str, Array]:
+        return {name: part[start:stop] for name, part in tensor.read_parts(0, tensor.rows).items()}
+
+    return attrs.evolve(tensor, read_parts=read_parts, sliceable=True)
 
 
 def _candidates(tensor: EncodedTensor) -> list[Precision]:
@@ -47,29 +53,6 @@ def _candidates(tensor: EncodedTensor) -> list[Precision]:
     kinds = (_SMALL[own.kind],) if own.kind in _SMALL else _TYPES.get(own.bits, ()) if "int" in own.kind else ()
     found = [find_precision(f"ggml:{kind}") for kind in kinds]
     return [precision for precision in found if fits(precision, tensor.shape)]
-
-
-def _holds(tensor: EncodedTensor, precision: Precision) -> bool:
-    try:
-        transcode(tensor.read(), precision)
-    except InexactError:
-        return False
-    return True
-
-
-def _carried(tensor: EncodedTensor, precision: Precision) -> EncodedTensor:
-    def read_parts(start: int, stop: int) -> Mapping[str, Array]:
-        if not tensor.sliceable:
-            blocks = transcode(tensor.read(), precision).parts
-            return {name: part[start:stop] for name, part in blocks.items()}
-        shape = (stop - start, tensor.shape[-1])
-        rows = QuantizedTensor(tensor.read_parts(start, stop), tensor.precision, shape, tensor.name)
-        return transcode(rows, precision).parts
-
-    nbytes = int(tensor.size * precision.bits_per_weight) // 8
-    return attrs.evolve(
-        tensor, precision=precision, nbytes=nbytes, read_parts=read_parts, sliceable=True, origin=tensor.precision
-    )
 
 
 __all__ = ["carried_over"]

@@ -12,17 +12,15 @@ it, once. Everything else is decoded.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import attrs
 
-from edgekit.bridges import Carry, relation, transcode
-from edgekit.errors import InexactError, UnknownPrecisionError
+from edgekit.bridges import first_exact
+from edgekit.errors import UnknownPrecisionError
 from edgekit.precision import Precision, find_precision
 from edgekit.recipe import fits
-from edgekit.tensor import AnyTensor, EncodedTensor, QuantizedTensor, Tensor
-from edgekit.typing import Array
+from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
 from edgekit_mlx.modes import FLOATS, GROUPS
 
 
@@ -30,11 +28,8 @@ def carried_over(tensor: AnyTensor) -> AnyTensor:
     """The tensor in a precision that MLX holds: its own, one that holds the same values, or decoded float32."""
     if isinstance(tensor, Tensor) or tensor.precision.convention == "mlx":
         return tensor
-    for precision in candidates(tensor):
-        carry = relation(tensor.precision, precision).carry
-        if carry is Carry.EXACT or (carry is not Carry.NO and _holds(tensor, precision)):
-            return _carried(tensor, precision)
-    return _decoded(tensor)
+    carried = first_exact(tensor, candidates(tensor))
+    return tensor.decoded() if carried is None else attrs.evolve(carried, nbytes=_nbytes(carried))
 
 
 def candidates(tensor: EncodedTensor) -> Iterator[Precision]:
@@ -53,33 +48,11 @@ def candidates(tensor: EncodedTensor) -> Iterator[Precision]:
             yield precision
 
 
-def _holds(tensor: EncodedTensor, precision: Precision) -> bool:
-    try:
-        transcode(tensor.read(), precision)
-    except InexactError:
-        return False
-    return True
-
-
-def _carried(tensor: EncodedTensor, precision: Precision) -> EncodedTensor:
-    def read_parts(start: int, stop: int) -> Mapping[str, Array]:
-        shape = (stop - start, tensor.shape[-1])
-        rows = QuantizedTensor(tensor.read_parts(start, stop), tensor.precision, shape, tensor.name)
-        return transcode(rows, precision).parts
-
+def _nbytes(tensor: EncodedTensor) -> int:
+    precision = tensor.precision
     assert precision.block is not None
-    groups = math.prod(tensor.shape) // precision.block
-    scales = groups * (1 if precision.kind in FLOATS else 8)  # a scale and a bias, float32
-    nbytes = math.prod(tensor.shape) * precision.bits // 8 + scales
-    sliceable = tensor.sliceable and precision.rowwise
-    return attrs.evolve(tensor, precision=precision, nbytes=nbytes, read_parts=read_parts, sliceable=sliceable)
-
-
-def _decoded(tensor: EncodedTensor) -> Tensor:
-    def read_rows(start: int, stop: int) -> Array:
-        return tensor.float32(start, stop)
-
-    return Tensor(tensor.name, tensor.shape, "float32", read_rows)
+    scale = 1 if precision.kind in FLOATS else 8  # one byte; or a scale and a bias, float32
+    return tensor.size * precision.bits // 8 + tensor.size // precision.block * scale
 
 
 __all__ = ["candidates", "carried_over"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from edgekit.cli._verbs.sensitivity import names, opened, refuse_inputs
+from edgekit.cli.options import rounding_options
 from edgekit.cli.output import json_option, print_json, read_text
 from edgekit.evaluation.fitting import fit
 from edgekit.pipeline._conversion import Rounding, open_artifact
@@ -22,15 +23,7 @@ from edgekit.pipeline._progress import bar
 @click.option("--to", required=True, metavar="PATH", help="File or directory to write; its suffix decides the format.")
 @click.option("--format", "format_", metavar="NAME", help="Format to write; default: by the suffix.")
 @click.option("--allow", metavar="P,P,…", help="Precisions to choose from; default: those that the format suggests.")
-@click.option("--calibration", metavar="FILE", help="Of another text, or another part; default: a part of --text.")
-@click.option(
-    "--rounding",
-    type=click.Choice(["nearest", "feedback"]),
-    default="feedback",
-    show_default=True,
-    help="How to choose codes.",
-)
-@click.option("--context", type=click.IntRange(min=3), help="Tokens of a window; 512, or the model's context if less.")
+@rounding_options
 @click.option("--work", metavar="DIR", help="For what is measured and the recipe; default: PATH.fit.")
 @click.option("--backend", metavar="NAME", help="Encoders to use; all exact ones write the same bytes.")
 @click.option("--force", is_flag=True, help="Replace files that edgekit did not write, and an edited recipe.")

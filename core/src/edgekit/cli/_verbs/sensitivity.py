@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from edgekit.cli.options import rounding_options
 from edgekit.cli.output import json_option, print_json, read_text, table
 from edgekit.errors import UsageError
 from edgekit.evaluation.fitting import Sensitivity, sensitivity
@@ -22,15 +23,7 @@ from edgekit.pipeline.rounding import Calibration, read_calibration
 @click.option("--text", metavar="FILE", help='A text typical of the model\'s use, UTF-8; "-" is stdin.')
 @click.option("--format", "format_", metavar="NAME", help="Whose precisions to measure; default: the model's format.")
 @click.option("--allow", metavar="P,P,…", help="Precisions to measure; default: those that the format suggests.")
-@click.option("--calibration", metavar="FILE", help="Of another text, or another part; default: a part of --text.")
-@click.option(
-    "--rounding",
-    type=click.Choice(["nearest", "feedback"]),
-    default="feedback",
-    show_default=True,
-    help="How to choose codes.",
-)
-@click.option("--context", type=click.IntRange(min=3), help="Tokens of a window; 512, or the model's context if less.")
+@rounding_options
 @click.option("--to", metavar="FILE", help="JSON file for the values; an interrupted run goes on after the last.")
 @click.option("--picture", metavar="FILE", help="SVG file for the heat map.")
 @click.option("--force", is_flag=True, help="Replace files that hold something else.")
