@@ -6,7 +6,29 @@ by how the inputs of the columns go together on a text (GPTQ). The format, its s
 
 from __future__ import annotations
 
-from edgekit.pipeline.rounding._kernels import Accumulate, accumulate
+from edgekit.pipeline.rounding._kernels import (
+    Accumulate,
+    Descend,
+    Exponential,
+    Feed,
+    Multiply,
+    Places,
+    accumulate,
+    exponential,
+    multiply,
+)
 from edgekit.pipeline.rounding.calibration import Calibration, read_calibration
 
-__all__ = ["Accumulate", "Calibration", "accumulate", "read_calibration"]
+__all__ = [
+    "Accumulate",
+    "Calibration",
+    "Descend",
+    "Exponential",
+    "Feed",
+    "Multiply",
+    "Places",
+    "accumulate",
+    "exponential",
+    "multiply",
+    "read_calibration",
+]
