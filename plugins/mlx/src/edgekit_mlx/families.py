@@ -1,8 +1,8 @@
-"""A model's hyper-parameters as mlx-lm reads them, and what mlx-lm computes otherwise than the model's authors.
+"""A model's hyper-parameters as mlx-lm reads them, and the models that mlx-lm computes differently.
 
-mlx-lm's model classes take some keys of config.json and ignore the others, so that a model that needs an ignored one
-loads and computes something else. What would be wrong at any length is refused here; a sliding window that mlx-lm does
-not have is right as long as no sequence is longer, and is said.
+mlx-lm's model classes read some keys of config.json and ignore the others, so that a model that needs an ignored key
+loads and gives wrong results. Models that would be wrong at any length are refused here. A sliding window that mlx-lm
+ignores changes nothing until a sequence is longer than the window: such a model is accepted, with a note.
 
 Source: mlx-lm 0.32.2, ``models/<model type>.py``; compared with edgekit's forward pass, family by family.
 """
@@ -19,26 +19,26 @@ from edgekit.architectures import ModelConfig
 from edgekit.architectures.hf import hf_config
 from edgekit.errors import UnsupportedModelError
 
-#: Families whose sliding windows mlx-lm ignores, and computes full attention instead.
+#: Families whose sliding windows mlx-lm ignores: it computes full attention instead.
 _NO_WINDOWS = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2")
-#: ``model_type`` of the families that were compared; mlx-lm's tensors of others may have names of their own.
+#: ``model_type`` of the families whose logits were compared; in others mlx-lm may name tensors differently.
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "gemma3", "gemma3_text")
-#: Families whose classes take no ``rope_scaling``.
+#: Families whose mlx-lm classes ignore ``rope_scaling``.
 _NO_SCALING = ("gemma", "gemma2")
-#: Families whose head_dim is the width divided by the heads.
+#: Families for which mlx-lm takes the width divided by the number of heads as head_dim.
 _HEADS_FILL_WIDTH = ("qwen2", "phi3")
 _TIED = ("gemma", "gemma2")
 
 
 def mlx_config(config: ModelConfig, where: str) -> dict[str, Any]:
-    """A config.json with which mlx-lm computes this model (without quantization, token ids and dtype).
+    """Return the config.json with which mlx-lm computes a model, without quantization, token ids and dtype.
 
     Args:
-        config: of the model.
-        where: for messages.
+        config: the model's hyper-parameters.
+        where: the name of the model in messages.
 
     Raises:
-        UnsupportedModelError: mlx-lm has no such model of that family; names what it cannot compute.
+        UnsupportedModelError: mlx-lm does not support the family, or not all of the model; names what is unsupported.
     """
     for problem in _problems(config):
         raise UnsupportedModelError(
@@ -47,7 +47,7 @@ def mlx_config(config: ModelConfig, where: str) -> dict[str, Any]:
         )
     written = hf_config(config)
     if config.family in ("llama", "mistral"):
-        written.pop("sliding_window", None)  # without layer_types mlx-lm ignores it, and with them wants a full layer
+        written.pop("sliding_window", None)  # ignored without layer_types; with them a full layer is required
     if isinstance(written.get("rope_scaling"), dict):
         written["rope_scaling"] = written["rope_scaling"] | {"type": written["rope_scaling"]["rope_type"]}
     if config.family == "gemma3":
@@ -58,7 +58,7 @@ def mlx_config(config: ModelConfig, where: str) -> dict[str, Any]:
 
 
 def faithful_context(config: ModelConfig) -> int:
-    """The longest sequence that mlx-lm computes as the model's authors do: its context, or the window if it has one."""
+    """Return the largest number of tokens that mlx-lm computes correctly: the context, or a window that it ignores."""
     window = config.sliding_window
     if window is None or config.family not in _NO_WINDOWS:
         return config.context
@@ -66,7 +66,7 @@ def faithful_context(config: ModelConfig) -> int:
 
 
 def note(config: ModelConfig) -> str:
-    """What the user should know about running this model with mlx-lm; empty where there is nothing."""
+    """Return a note for the user on how mlx-lm's results differ from the model's; empty if they do not."""
     length = faithful_context(config)
     if length >= config.context:
         return ""
@@ -140,7 +140,7 @@ def _yarn_factor(stretch: float) -> float:
 
 
 def without_windows(config: ModelConfig) -> ModelConfig:
-    """The model that mlx-lm computes: with full attention where it has no windows."""
+    """Return the configuration that mlx-lm computes: full attention in families whose windows it ignores."""
     if config.family not in _NO_WINDOWS:
         return config
     return attrs.evolve(config, sliding_window=None, full_attention_every=0, full_attention_first=0)

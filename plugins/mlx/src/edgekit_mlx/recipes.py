@@ -7,9 +7,9 @@
     mixed_3_6            3               6
     mixed_4_6            4               6
 
-All in groups of 64. Of n layers, counted from 0, those get more bits that are among the first or the last n // 8, and
-of the others each third one. Matrices whose rows no group divides, and vectors, stay in float. Phi 3's fused
-``qkv_proj`` counts as a v_proj, as in mlx-lm, whose rule looks for these letters in the name.
+All use groups of 64. Of n layers, the first n // 8, the last n // 8 and every third one between them get more bits.
+Vectors, and matrices whose number of columns no group size divides, stay in float. Phi 3's fused ``qkv_proj`` counts as
+a v_proj, as in mlx-lm, whose rule searches the name for ``v_proj``.
 
 Source: mlx-lm 0.32.2, ``convert.py`` (`mixed_quant_predicate_builder`); compared with it model by model.
 """
@@ -31,31 +31,32 @@ _MORE = ("v_proj", "down_proj")
 
 @attrs.frozen
 class Width(Uniform):
-    """One width for every matrix, under MLX's name for it; see `edgekit.recipe.Recipe`.
+    """One width for every matrix, under MLX's name; see `edgekit.recipe.Recipe`.
 
     Attributes:
-        precision: of every matrix.
-        given_name: ``4bit``.
+        precision: the precision of every matrix.
+        given_name: the recipe's name, such as ``4bit``.
     """
 
     given_name: str = ""
 
     @property
     def name(self) -> str:
-        """As it is registered."""
+        """The name under which the recipe is registered."""
         return self.given_name
 
     def describe(self) -> list[Clause]:
-        """For people."""
+        """Return the recipe in words."""
         return [Clause("weight matrices", self.precision.name), Clause("the rest", "as it is")]
 
 
 @attrs.frozen
 class Mixed:
-    """Two widths; see `edgekit.recipe.Recipe`.
+    """A mixture of two widths; see `edgekit.recipe.Recipe`.
 
     Attributes:
-        low, high: bits of most matrices, and of those that get more.
+        low: bits of most matrices.
+        high: bits of the matrices that get more.
     """
 
     low: int
@@ -63,21 +64,21 @@ class Mixed:
 
     @property
     def name(self) -> str:
-        """As mlx-lm has it."""
+        """The name of the mixture in mlx-lm."""
         return f"mixed_{self.low}_{self.high}"
 
     def plan(self, slots: Sequence[Slot], config: ModelConfig | None, importance: bool = False) -> Plan:
-        """Choose for every slot.
+        """Assign a precision to every slot.
 
         Raises:
-            UnsupportedModelError: the family is unknown, so that its layers cannot be counted.
+            UnsupportedModelError: the family is unsupported, so that the number of layers is unknown.
         """
         if config is None:
             raise UnsupportedModelError(f"recipe {self.name} counts layers, and the model's family is unknown")
         return Plan(self.name, tuple(self._assign(slot, config.layers) for slot in slots))
 
     def describe(self) -> list[Clause]:
-        """The mixture in words; see `edgekit.recipe.Recipe`."""
+        """Return the mixture in words; see `edgekit.recipe.Recipe`."""
         low, high = _affine(self.low), _affine(self.high)
         return [
             Clause("lm_head", high.name),
@@ -106,7 +107,7 @@ class Mixed:
 
 
 def gets_more(layer: int, layers: int) -> bool:
-    """Whether a layer, counted from 0, is one of those that get more bits."""
+    """Return whether a layer, counted from 0, gets more bits."""
     eighth = layers // 8
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 
