@@ -7,11 +7,15 @@
     mixed_3_6            3               6
     mixed_4_6            4               6
 
+Where mlx-lm does so, the recipes of one width give 8 bits to routers, and to Granite 3's ``o_proj``, ``down_proj`` and
+``lm_head``.
+
 All in groups of 64. Of n layers, counted from 0, those get more bits that are among the first or the last n // 8, and
 of the others each third one. Matrices whose rows no group divides, and vectors, stay in float. Phi 3's fused
 ``qkv_proj`` counts as a v_proj, as in mlx-lm, whose rule looks for these letters in the name.
 
-Source: mlx-lm 0.32.2, ``convert.py`` (`mixed_quant_predicate_builder`); compared with it model by model.
+Source: mlx-lm 0.32.2, ``convert.py`` (`mixed_quant_predicate_builder`), ``models/<model type>.py``
+(`quant_predicate`); compared with it model by model.
 """
 
 from __future__ import annotations
@@ -23,18 +27,28 @@ import attrs
 from edgekit.architectures import ModelConfig
 from edgekit.errors import UnsupportedModelError
 from edgekit.precision import Precision, find_precision
-from edgekit.recipe import Assignment, Clause, Plan, Slot, Uniform, fits, is_matrix
+from edgekit.recipe import Assignment, Clause, Plan, Slot, Uniform, fits, is_matrix, quantized
 
 GROUP = 64
 _MORE = ("v_proj", "down_proj")
+#: By family, how the names of the modules end that get 8 bits whatever the recipe's width.
+_EIGHT_BITS = {
+    "gpt_oss": ("mlp.router",),
+    "granite": ("self_attn.o_proj", "mlp.down_proj", "lm_head"),
+    "granitemoehybrid": ("block_sparse_moe.router.layer",),
+    "lfm2_moe": ("feed_forward.gate",),
+    "qwen3_5_moe": ("mlp.gate", "mlp.shared_expert_gate"),
+    "qwen3_moe": ("mlp.gate",),
+    "qwen3_next": ("mlp.gate", "mlp.shared_expert_gate"),
+}
 
 
 @attrs.frozen
 class Width(Uniform):
-    """One width for every matrix, under MLX's name for it; see `edgekit.recipe.Recipe`.
+    """One width for every matrix but those of `_EIGHT_BITS`, under MLX's name; see `edgekit.recipe.Recipe`.
 
     Attributes:
-        precision: of every matrix.
+        precision: of every other matrix.
         given_name: ``4bit``.
     """
 
@@ -45,9 +59,26 @@ class Width(Uniform):
         """As it is registered."""
         return self.given_name
 
+    def plan(self, slots: Sequence[Slot], config: ModelConfig | None, importance: bool = False) -> Plan:
+        """Choose for every slot."""
+        careful = _EIGHT_BITS.get(config.family, ()) if config else ()
+        lines = super().plan(slots, config, importance)
+        return Plan(self.name, tuple(_in_eight_bits(line, careful) for line in lines))
+
     def describe(self) -> list[Clause]:
         """For people."""
-        return [Clause("weight matrices", self.precision.name), Clause("the rest", "as it is")]
+        clauses = [Clause("weight matrices", self.precision.name), Clause("the rest", "as it is")]
+        if self.precision.bits == 8:
+            return clauses
+        eight = Clause("routers", _affine(8).name, "and o_proj, down_proj, lm_head of Granite 3, as mlx-lm has it")
+        return [eight, *clauses]
+
+
+def _in_eight_bits(line: Assignment, careful: tuple[str, ...]) -> Assignment:
+    """The line, of a matrix that is quantized with 8 bits if its module's name ends with one of those."""
+    if line.asked or not quantized(line.precision) or not line.name.removesuffix(".weight").endswith(careful):
+        return line
+    return attrs.evolve(line, precision=_affine(8), reason="8 bits whatever the width")
 
 
 @attrs.frozen
