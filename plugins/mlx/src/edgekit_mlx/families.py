@@ -1,8 +1,8 @@
-"""A model's hyper-parameters as mlx-lm reads them, and what mlx-lm computes otherwise than the model's authors.
+"""A model's hyper-parameters as mlx-lm reads them, and the models that mlx-lm computes differently.
 
-mlx-lm's model classes take some keys of config.json and ignore the others, so that a model that needs an ignored one
-loads and computes something else. What would be wrong at any length is refused here; a sliding window that mlx-lm does
-not have is right as long as no sequence is longer, and is said.
+mlx-lm's model classes read some keys of config.json and ignore the others, so that a model that needs an ignored key
+loads and gives wrong results. Models that would be wrong at any length are refused here. A sliding window that mlx-lm
+ignores changes nothing until a sequence is longer than the window: such a model is accepted, with a note.
 
 Source: mlx-lm 0.32.2, ``models/<model type>.py``; compared with edgekit's forward pass, family by family.
 """
@@ -19,7 +19,7 @@ from edgekit.architectures import ModelConfig
 from edgekit.architectures.hf import hf_config
 from edgekit.errors import UnsupportedModelError
 
-#: Families whose sliding windows mlx-lm ignores, and computes full attention instead.
+#: Families whose sliding windows mlx-lm ignores: it computes full attention instead.
 _NO_WINDOWS = (
     *("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "ministral3", "mixtral"),
     *("granite", "granitemoehybrid", "lfm2", "lfm2_moe", "olmo2", "olmoe", "qwen3_moe", "smollm3"),
@@ -28,11 +28,11 @@ _NO_WINDOWS = (
 _WINDOWS = ("gemma3", "gpt_oss")
 _DELTA = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
 _GRANITE = ("granite", "granitemoehybrid")
-#: ``model_type`` of the families that were compared; mlx-lm's tensors of others may have names of their own.
+#: ``model_type`` of the families whose logits were compared; in others mlx-lm may name tensors differently.
 MODEL_TYPES = (*_NO_WINDOWS, *_WINDOWS, "gemma3_text", "qwen3_5_text", "qwen3_5_moe_text")
-#: Families whose classes take no ``rope_scaling``.
+#: Families whose mlx-lm classes ignore ``rope_scaling``.
 _NO_SCALING = ("gemma", "gemma2", "mixtral", "lfm2", "lfm2_moe", "granitemoehybrid")
-#: Families whose head_dim is the width divided by the heads.
+#: Families for which mlx-lm takes the width divided by the number of heads as head_dim.
 _HEADS_FILL_WIDTH = ("qwen2", "phi3", "mixtral", "lfm2", "lfm2_moe", *_GRANITE)
 _TIED = ("gemma", "gemma2", "lfm2", "lfm2_moe")
 _PARTLY_ROTATING = ("phi3", *_DELTA)
@@ -49,7 +49,7 @@ _ALLOWED_BIASES = {
     "attention": {(a, a, False) for a in (False, True)},
     "any": {(a, a, f) for a in (False, True) for f in (False, True)},
 }
-#: What mlx-lm's classes want to be told, and Hugging Face's files need not say.
+#: Keys that mlx-lm's classes require, and Hugging Face's files may omit.
 _ALWAYS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"decoder_sparse_step": 1, "mlp_only_layers": []},
     "qwen3_next": {"decoder_sparse_step": 1, "mlp_only_layers": []},
@@ -61,14 +61,14 @@ _ALWAYS: dict[str, dict[str, Any]] = {
 
 
 def mlx_config(config: ModelConfig, where: str) -> dict[str, Any]:
-    """A config.json with which mlx-lm computes this model (without quantization, token ids and dtype).
+    """Return the config.json with which mlx-lm computes a model, without quantization, token ids and dtype.
 
     Args:
-        config: of the model.
-        where: for messages.
+        config: the model's hyper-parameters.
+        where: the name of the model in messages.
 
     Raises:
-        UnsupportedModelError: mlx-lm has no such model of that family; names what it cannot compute.
+        UnsupportedModelError: mlx-lm does not support the family, or not all of the model; names what is unsupported.
     """
     for problem in _problems(config):
         raise UnsupportedModelError(
@@ -77,7 +77,7 @@ def mlx_config(config: ModelConfig, where: str) -> dict[str, Any]:
         )
     written = hf_config(config) | _ALWAYS.get(config.family, {})
     if config.family in ("llama", "mistral"):
-        written.pop("sliding_window", None)  # without layer_types mlx-lm ignores it, and with them wants a full layer
+        written.pop("sliding_window", None)  # ignored without layer_types; with them a full layer is required
     if isinstance(written.get("rope_scaling"), dict):
         written["rope_scaling"] = written["rope_scaling"] | {"type": written["rope_scaling"]["rope_type"]}
     return written | _OWN.get(config.family, _nothing)(config, written)
@@ -104,12 +104,12 @@ def _lfm2(config: ModelConfig, written: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _granite_hybrid(config: ModelConfig, written: Mapping[str, Any]) -> dict[str, Any]:
-    """Where nothing is said of positions, mlx-lm rotates."""
+    """Without a value mlx-lm applies rotary embeddings."""
     return {"position_embedding_type": written["position_embedding_type"] or "nope"}
 
 
 def _ministral3(config: ModelConfig, written: Mapping[str, Any]) -> dict[str, Any]:
-    """The factor of rotated queries and keys in mlx-lm's words: 1 + mscale * log(factor) / 10."""
+    """Express the attention factor in mlx-lm's terms: 1 + mscale * log(factor) / 10."""
     parameters, scaling = dict(written["rope_parameters"]), config.rope_scaling
     assert scaling is not None  # the family has no other
     if scaling.factor > 1:
@@ -118,7 +118,7 @@ def _ministral3(config: ModelConfig, written: Mapping[str, Any]) -> dict[str, An
     return {"rope_parameters": parameters, "layer_types": ["full_attention"] * config.layers}
 
 
-#: Families of whose config.json mlx-lm reads something otherwise.
+#: Families for which mlx-lm reads some keys differently.
 _OWN = {
     "gemma3": _gemma3,
     "granitemoehybrid": _granite_hybrid,
@@ -129,14 +129,14 @@ _OWN = {
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json of mlx-lm's as Hugging Face's would say the same."""
+    """Return a config.json of mlx-lm's in Hugging Face's terms."""
     limits = config.get("time_step_limit")
     unbounded = isinstance(limits, list) and len(limits) == 2 and limits[0] == 0 and limits[1] >= 1e30
     return {key: value for key, value in config.items() if not (unbounded and key == "time_step_limit")}
 
 
 def faithful_context(config: ModelConfig) -> int:
-    """The longest sequence that mlx-lm computes as the model's authors do: its context, or the window if it has one."""
+    """Return the largest number of tokens that mlx-lm computes correctly: the context, or a window that it ignores."""
     window = config.sliding_window
     if window is None or config.family not in _NO_WINDOWS:
         return config.context
@@ -144,7 +144,7 @@ def faithful_context(config: ModelConfig) -> int:
 
 
 def ramp_note(config: ModelConfig) -> str:
-    """What the user should know about rotation; empty where there is nothing."""
+    """Return the note on rotation for the user, or an empty string."""
     scaling = config.rope_scaling
     if scaling is None or scaling.truncate:
         return ""
@@ -155,7 +155,7 @@ def ramp_note(config: ModelConfig) -> str:
 
 
 def note(config: ModelConfig) -> str:
-    """What the user should know about running this model with mlx-lm; empty where there is nothing."""
+    """Return a note for the user on how mlx-lm's results differ from the model's; empty if they do not."""
     length = faithful_context(config)
     if length >= config.context:
         return ""
@@ -203,7 +203,7 @@ def _attention_problems(config: ModelConfig) -> Iterator[str]:
 
 
 def _layer_problems(config: ModelConfig) -> Iterator[str]:
-    """Layers of several kinds: which of them mlx-lm's classes build."""
+    """Find arrangements of layers that mlx-lm's classes cannot build."""
     family = config.family
     if family in _DELTA and not _interval(config):
         yield f"its {family} has a layer with attention at the end of every so many layers"
@@ -221,7 +221,7 @@ def _flags(config: ModelConfig, name: str) -> tuple[bool, ...]:
 
 
 def _interval(config: ModelConfig) -> int:
-    """Every which layer attends, where the others recur; 0: there is no such number."""
+    """Return n if every n-th layer attends and the others recur, else 0."""
     recurrent = _flags(config, "recurrent")
     every = recurrent.index(False) + 1 if False in recurrent else 0
     regular = all(flag == bool((layer + 1) % every) for layer, flag in enumerate(recurrent)) if every > 1 else False
@@ -257,7 +257,7 @@ def _yarn_factor(stretch: float) -> float:
 
 
 def without_windows(config: ModelConfig) -> ModelConfig:
-    """The model that mlx-lm computes: with full attention where it has no windows."""
+    """Return the configuration that mlx-lm computes: full attention in families whose windows it ignores."""
     if config.family not in _NO_WINDOWS:
         return config
     return attrs.evolve(config, sliding_window=None, full_attention_every=0, full_attention_first=0)

@@ -43,12 +43,12 @@ _PREFIXED = ("qwen3_5", "qwen3_5_moe")
 
 
 def prefix_of(config: ModelConfig) -> str:
-    """What all names in a model's files begin with."""
+    """Return the prefix of every tensor name in the model's files."""
     return "language_model." if config.family in _PREFIXED else ""
 
 
 def mlx_links(config: ModelConfig, names: Collection[str] = ()) -> Sequence[Link]:
-    """How mlx-lm's tensors hold a model's, in the model's order; names without `prefix_of`.
+    """Return links from canonical tensors to mlx-lm's, in the model's order; names without `prefix_of`.
 
     Args:
         config: of a family that mlx-lm has.
@@ -61,7 +61,7 @@ def mlx_links(config: ModelConfig, names: Collection[str] = ()) -> Sequence[Link
 
 
 def _of(config: ModelConfig, link: Link) -> list[Link]:
-    """mlx-lm's links for what one link of Hugging Face's covers."""
+    """Return mlx-lm's links for the tensors of one of Hugging Face's."""
     role = link.canonical[0].split(".", 2)[-1]
     if "_exps." in role:
         return [one(name, _stack(config, name)) for name in link.canonical]
@@ -81,7 +81,7 @@ def _stack(config: ModelConfig, name: str) -> str:
 
 
 def _projection(name: str, module: str) -> str:
-    """``blk.0.ffn_up.weight`` in a module of its layer."""
+    """Return the name of ``blk.0.ffn_up.weight`` in a module of its layer."""
     _, layer, stem, kind = name.split(".")
     return f"model.layers.{layer}.{module}.{_PROJECTIONS[stem]}.{kind}"
 
@@ -91,7 +91,7 @@ def _renamed(name: str) -> str:
 
 
 def _turned(link: Link) -> Link:
-    """The link of a kernel whose two last dimensions mlx-lm exchanges; one of them is 1."""
+    """Return the link of a kernel whose last two dimensions, one of them 1, mlx-lm exchanges."""
 
     def read(tensors: Tensors) -> Tensors:
         return link.read((_exchanged(tensors[0]),))

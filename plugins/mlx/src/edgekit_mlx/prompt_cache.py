@@ -1,8 +1,8 @@
-"""Keys and values of a prompt in a file, so that a long one is computed once.
+"""Stores the keys and values of a prompt in a file, so that a long prompt is computed once.
 
-One safetensors file, written whole or not at all: the arrays of each layer (``<layer>.<place>``) and, in its metadata
-under ``edgekit_mlx``, the token ids, the kinds of the layers' caches with their counters, and which model it is of. A
-file of another model, or of the same model in another type, is refused: its numbers mean something else there.
+The file is a safetensors file, written atomically. It holds the arrays of each layer (``<layer>.<place>``) and, in the
+metadata under ``edgekit_mlx``, the token ids, the kinds of the layers' caches with their counters, and the identity of
+the model. A file of another model, or of the same model in another dtype, is refused.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _AGAIN = "write it again with save_prompt_cache"
 
 @attrs.frozen(eq=False)
 class Kept:
-    """What a file holds.
+    """The contents of a prompt cache file.
 
     Attributes:
-        cache: mlx-lm's caches, one a layer.
-        tokens: the ids whose keys and values they hold.
+        cache: mlx-lm's caches, one per layer.
+        tokens: the token ids whose keys and values the caches hold.
     """
 
     cache: list[Any]
@@ -42,7 +42,10 @@ class Kept:
 
 
 def identity(artifact: Artifact, dtype: str = "") -> dict[str, str]:
-    """Which model a cache or an adapter is of: a hash of the tensors' names, types, sizes and first rows."""
+    """Return the identity of a model for caches and adapters.
+
+    It holds a hash of the tensors' names, dtypes, sizes and first rows.
+    """
     digest = hashlib.sha256()
     for name, tensor in artifact.tensors.items():
         kind = tensor.dtype if isinstance(tensor, Tensor) else tensor.precision.name
@@ -59,7 +62,7 @@ def _first_row(tensor: AnyTensor) -> Iterable[Array]:
 
 
 def save(path: Path, cache: list[Any], tokens: list[int], model: dict[str, str]) -> None:
-    """Write caches and the tokens whose keys and values they hold.
+    """Write caches and the token ids whose keys and values they hold.
 
     Raises:
         ResourceError: the file cannot be written.
@@ -84,16 +87,17 @@ def _kept(arrays: dict[str, Array], place: str, value: Any) -> Any:
 
 
 def load(path: Path, model: dict[str, str], fresh: list[Any]) -> Kept:
-    """Read a file into fresh caches of the same model.
+    """Read a file into empty caches of the same model.
 
     Args:
-        path: of the file.
-        model: what `identity` gives.
-        fresh: empty caches, one a layer.
+        path: the file, written by `save`.
+        model: the model's `identity`.
+        fresh: empty caches, one per layer.
 
     Raises:
-        InvalidFileError, MissingFileError: not a file of `save`.
-        UsageError: of another model or type.
+        MissingFileError: the file does not exist or cannot be read.
+        InvalidFileError: `save` did not write the file, or it is malformed.
+        UsageError: the file was written for another model or dtype.
     """
     tensors, metadata = safetensors.open_tensors(path)
     if KEY not in metadata:

@@ -7,12 +7,12 @@
     mixed_3_6            3               6
     mixed_4_6            4               6
 
-Where mlx-lm does so, the recipes of one width give 8 bits to routers, and to Granite 3's ``o_proj``, ``down_proj`` and
-``lm_head``.
+The recipes of one width give 8 bits to the matrices that mlx-lm gives 8 bits: routers, and ``o_proj``, ``down_proj``
+and ``lm_head`` of Granite 3.
 
-All in groups of 64. Of n layers, counted from 0, those get more bits that are among the first or the last n // 8, and
-of the others each third one. Matrices whose rows no group divides, and vectors, stay in float. Phi 3's fused
-``qkv_proj`` counts as a v_proj, as in mlx-lm, whose rule looks for these letters in the name.
+All use groups of 64. Of n layers, the first n // 8, the last n // 8 and every third one between them get more bits.
+Vectors, and matrices whose number of columns no group size divides, stay in float. Phi 3's fused ``qkv_proj`` counts as
+a v_proj, as in mlx-lm, whose rule searches the name for ``v_proj``.
 
 Source: mlx-lm 0.32.2, ``convert.py`` (`mixed_quant_predicate_builder`), ``models/<model type>.py``
 (`quant_predicate`); compared with it model by model.
@@ -45,18 +45,18 @@ _EIGHT_BITS = {
 
 @attrs.frozen
 class Width(Uniform):
-    """One width for every matrix but those of `_EIGHT_BITS`, under MLX's name; see `edgekit.recipe.Recipe`.
+    """One width for every matrix except those of `_EIGHT_BITS`, under MLX's name; see `edgekit.recipe.Recipe`.
 
     Attributes:
-        precision: of every other matrix.
-        given_name: ``4bit``.
+        precision: the precision of every other matrix.
+        given_name: the recipe's name, such as ``4bit``.
     """
 
     given_name: str = ""
 
     @property
     def name(self) -> str:
-        """As it is registered."""
+        """The name under which the recipe is registered."""
         return self.given_name
 
     def plan(self, slots: Sequence[Slot], config: ModelConfig | None, importance: bool = False) -> Plan:
@@ -66,7 +66,7 @@ class Width(Uniform):
         return Plan(self.name, tuple(_in_eight_bits(line, careful) for line in lines))
 
     def describe(self) -> list[Clause]:
-        """For people."""
+        """Return the recipe in words."""
         clauses = [Clause("weight matrices", self.precision.name), Clause("the rest", "as it is")]
         if self.precision.bits == 8:
             return clauses
@@ -75,7 +75,7 @@ class Width(Uniform):
 
 
 def _in_eight_bits(line: Assignment, careful: tuple[str, ...]) -> Assignment:
-    """The line, of a matrix that is quantized with 8 bits if its module's name ends with one of those."""
+    """Return the line with 8 bits if it quantizes a matrix whose module's name has one of the endings."""
     if line.asked or not quantized(line.precision) or not line.name.removesuffix(".weight").endswith(careful):
         return line
     return attrs.evolve(line, precision=_affine(8), reason="8 bits whatever the width")
@@ -83,10 +83,11 @@ def _in_eight_bits(line: Assignment, careful: tuple[str, ...]) -> Assignment:
 
 @attrs.frozen
 class Mixed:
-    """Two widths; see `edgekit.recipe.Recipe`.
+    """A mixture of two widths; see `edgekit.recipe.Recipe`.
 
     Attributes:
-        low, high: bits of most matrices, and of those that get more.
+        low: bits of most matrices.
+        high: bits of the matrices that get more.
     """
 
     low: int
@@ -94,21 +95,21 @@ class Mixed:
 
     @property
     def name(self) -> str:
-        """As mlx-lm has it."""
+        """The name of the mixture in mlx-lm."""
         return f"mixed_{self.low}_{self.high}"
 
     def plan(self, slots: Sequence[Slot], config: ModelConfig | None, importance: bool = False) -> Plan:
-        """Choose for every slot.
+        """Assign a precision to every slot.
 
         Raises:
-            UnsupportedModelError: the family is unknown, so that its layers cannot be counted.
+            UnsupportedModelError: the family is unsupported, so that the number of layers is unknown.
         """
         if config is None:
             raise UnsupportedModelError(f"recipe {self.name} counts layers, and the model's family is unknown")
         return Plan(self.name, tuple(self._assign(slot, config.layers) for slot in slots))
 
     def describe(self) -> list[Clause]:
-        """The mixture in words; see `edgekit.recipe.Recipe`."""
+        """Return the mixture in words; see `edgekit.recipe.Recipe`."""
         low, high = _affine(self.low), _affine(self.high)
         return [
             Clause("lm_head", high.name),
@@ -137,7 +138,7 @@ class Mixed:
 
 
 def gets_more(layer: int, layers: int) -> bool:
-    """Whether a layer, counted from 0, is one of those that get more bits."""
+    """Return whether a layer, counted from 0, gets more bits."""
     eighth = layers // 8
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 
