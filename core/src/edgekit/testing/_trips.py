@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 
 from edgekit.architectures import ModelConfig
-from edgekit.artifact import Artifact, Format, Layout
+from edgekit.artifact import Artifact, Format, Layout, RowWriter
 from edgekit.errors import EdgekitError
 from edgekit.manifest import Manifest
 from edgekit.plugin._registry import manager
@@ -90,6 +90,33 @@ def write(
         writer.commit()
     finally:
         writer.close()
+
+
+def write_in_rows(chosen: Format, path: Path, source: Artifact, precisions: Mapping[str, Precision], step: int) -> bool:
+    """Write a whole artifact, each tensor in slices of `step` rows; False where the writer takes whole tensors."""
+    layout = chosen.layout(source)
+    plan = plan_of(layout, precisions)
+    writer = chosen.writer(path, layout, plan, Manifest())
+    try:
+        if not isinstance(writer, RowWriter):
+            return False
+        for slot, assignment in zip(layout.slots, plan, strict=True):
+            _write_rows(writer, encoded(slot, assignment), step)
+        writer.commit()
+    finally:
+        writer.close()
+    return True
+
+
+def _write_rows(writer: RowWriter, tensor: QuantizedTensor, step: int) -> None:
+    """Write a tensor in slices of rows, or as a whole where its rows are not apart."""
+    if not tensor.precision.rowwise:
+        step = tensor.rows
+    for first in range(0, tensor.rows, step):
+        last = min(first + step, tensor.rows)
+        parts = {key: part[first:last] if part.ndim else part for key, part in tensor.parts.items()}
+        shape = tensor.shape if last - first == tensor.rows else (last - first, tensor.shape[-1])
+        writer.write_rows(attrs.evolve(tensor, parts=parts, shape=shape), first)
 
 
 def round_trips(encode: Encode, precision: Precision, cols: int, folder: Path) -> list[str]:

@@ -15,8 +15,8 @@ from edgekit.precision import Precision, catalogue, find_precision
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
 from edgekit.testing._families import FAMILIES
 from edgekit.testing._kit import Kit, NotApplicable, Profile, fail
-from edgekit.testing._trips import QUANTIZED, random_artifact, small_config, trip
-from edgekit.testing.formats._subject import FormatSubject, temporary_folder
+from edgekit.testing._trips import QUANTIZED, random_artifact, small_config, trip, write_in_rows
+from edgekit.testing.formats._subject import FormatSubject, contents_of, temporary_folder
 from edgekit.testing.models import artifact_of, random_model
 
 #: The checks of this module, in the order in which they run.
@@ -285,6 +285,32 @@ def _sliced(name: str, tensor: Tensor | EncodedTensor) -> None:
             fail(f"tensor {name} read in slices of {step} rows differs from the whole")
 
 
+@ROOM.check
+def check_written_rows(subject: FormatSubject, profile: Profile) -> None:
+    """A tensor written in slices of rows gives the bytes that it gives as a whole.
+
+    A large tensor, such as a stack of experts, is written as it is encoded: see `edgekit.artifact.RowWriter`. Typical
+    fault: the second part of a tensor begins where the first slice of the first one ended.
+    """
+    encoded = next((p for p in map(find_precision, ("float:F16", *_SOME)[::-1]) if _stores(subject, p)), None)
+    for precision in (None, encoded):
+        chosen = {} if precision is None else {QUANTIZED: precision}
+        cols = 2 * int(np.lcm((precision and precision.block) or 32, 32))
+        with temporary_folder() as folder:
+            source = random_artifact(folder, small_config(cols))
+            (folder / "whole").mkdir()
+            expected = contents_of(subject.write(folder / "whole", source, chosen))
+            for step in (1, 7):
+                (folder / f"{step}").mkdir()
+                path = folder / f"{step}" / f"model{subject.suffix}"
+                if not write_in_rows(subject.format, path, source, chosen, step):
+                    raise NotApplicable("its writer takes whole tensors")
+                written = contents_of(path)
+                differing = sorted(file for file in expected if written.get(file) != expected[file])
+                if differing:
+                    fail(f"written in slices of {step} rows, {', '.join(differing)} differs")
+
+
 __all__ = [
     "ROOM",
     "check_config",
@@ -296,4 +322,5 @@ __all__ = [
     "check_tensors",
     "check_tokenizer",
     "check_values",
+    "check_written_rows",
 ]
