@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.architectures.blocks import NO_PREDICTION
 from edgekit.artifact import Artifact
 from edgekit.errors import MissingPluginError, ResourceError, UnsupportedModelError, UsageError
 from edgekit.pipeline import Progress
@@ -99,7 +100,9 @@ class LlamaCppRuntime(TextRuntime):
         Raises:
             UsageError: no tokens, or ids outside the vocabulary.
             ContextOverflowError: more tokens than the context holds.
+            UnsupportedModelError: the model is an encoder.
         """
+        self._refuse_encoder()
         ids = self._checked(tokens)
         self.room(len(ids), None)
         with self._lock:
@@ -114,6 +117,7 @@ class LlamaCppRuntime(TextRuntime):
         Raises:
             UsageError, ContextOverflowError: as `logits`, of the prompt and `max_tokens` together.
         """
+        self._refuse_encoder()
         ids = self._checked(prompt)
         return self._continue(ids, self.room(len(ids), max_tokens), (sampling or Sampling()).sampler(ids))
 
@@ -145,13 +149,13 @@ class LlamaCppRuntime(TextRuntime):
             return square_sums(self._model(), rows, outputs, progress)
 
     def embed(self, text: Prompt) -> F32:
-        """Return the mean of the last layer's states over a text or token ids, float32 [width], of length 1.
+        """Return the embedding of a text or of token ids, float32 [width], of length 1; pooled as the file says.
 
         Raises:
             UsageError: an empty text, or no tokenizer.
             ContextOverflowError: more tokens than the context holds.
         """
-        ids = self._checked(self.prompt_ids(text))
+        ids = self._checked(self.whole_ids(text))
         self.room(len(ids), None)
         with self._lock:
             return self._embed(ids)
@@ -193,6 +197,11 @@ class LlamaCppRuntime(TextRuntime):
         ids = self._cut(loaded, data, add, special)
         ends = add and self._llama.llama_vocab_get_add_eos(loaded.vocab) and len(ids) > 1
         return ids[:-1] if ends else ids  # the text will be continued
+
+    def end_of_text(self) -> int | None:
+        """The file's EOS, where it asks for one."""
+        vocab = self._model().vocab
+        return int(self._llama.llama_vocab_eos(vocab)) if self._llama.llama_vocab_get_add_eos(vocab) else None
 
     def refuse_too_long(self, text: str) -> None:
         """Encode as every runtime if edgekit can read the file's tokenizer, else with llama.cpp's."""
@@ -268,6 +277,14 @@ class LlamaCppRuntime(TextRuntime):
         loaded = self._model()
         token = getattr(self._llama, f"llama_vocab_{name}")(loaded.vocab)
         return self._piece(token, special=True).decode("utf-8", "replace") if 0 <= token < loaded.vocabulary else ""
+
+    def _refuse_encoder(self) -> None:
+        try:
+            predicts = self.artifact.model.config.causal
+        except UnsupportedModelError:  # an architecture that edgekit does not read
+            return
+        if not predicts:
+            raise UnsupportedModelError(NO_PREDICTION)
 
     def _checked(self, tokens: npt.ArrayLike) -> list[int]:
         ids = np.asarray(tokens)

@@ -168,17 +168,17 @@ class MlxRuntime(TextRuntime):
             ids.append(token)
 
     def embed(self, text: Prompt) -> F32:
-        """The mean of the last layer's states over a text or token ids, float32 [width], of length 1.
+        """The embedding of a text or of token ids, float32 [dim], of length 1; pooled as the model's files say.
 
         Raises:
             UsageError: an empty text, or no tokenizer.
             ContextOverflowError: more tokens than the context holds.
             NonFiniteError: the model computes values that are not finite.
         """
-        ids = self._ids(self.prompt_ids(text))
+        ids = self._ids(self.whole_ids(text))
         self.room(len(ids), None)
         states = self._run(lambda: self._float32(self._model().module.model(core().array(ids[None]))))
-        return self.unit(states[0].mean(axis=0, dtype=np.float64))
+        return self.pooled(states[0])
 
     def save_prompt_cache(self, path: str | Path) -> None:
         """Write the keys and values of what was computed last, to begin with them in another process.
