@@ -80,7 +80,7 @@ class NumpyRuntime(TextRuntime):
             ContextOverflowError: the prompt and `max_tokens` do not fit the model's context.
             UnsupportedModelError: the model is an encoder.
         """
-        if not self._model().network.predicts:
+        if not self._model().config.causal:
             raise UnsupportedModelError(NO_PREDICTION)
         count = self.room(len(prompt), max_tokens)
         choose = (sampling or Sampling()).sampler(prompt)

@@ -359,9 +359,7 @@ def check_embedding(subject: RuntimeSubject, profile: Profile) -> None:
         expected = model.judge.embedding(tokens)
         off = np.abs(np.asarray(runtime.embed(tokens.tolist())) - expected / np.linalg.norm(expected)).max()
         if not off <= subject.tolerance:  # a vector of length 1 has no larger scale
-            fail(
-                f"the vector of 17 token ids is off by {off:.2g} from the numpy forward pass's, pooled as the model says"
-            )
+            fail(f"the vector of 17 token ids is off by {off:.2g} from the numpy forward pass's")
         if one.tobytes() != same.tobytes() or one.tobytes() == other.tobytes():
             fail("the same text gets another vector, or another text the same")
         _refused(partial(runtime.embed, ""), "an empty text", EdgekitError)
