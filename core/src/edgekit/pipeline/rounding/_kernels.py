@@ -1,8 +1,8 @@
-"""The arithmetic of rounding with feedback: products whose sums have one order, on every machine.
+"""Matrix products for rounding with feedback, summed in a fixed order so that every machine gets the same bits.
 
-BLAS sums in an order that depends on the processor and on the number of threads, and a code that lies near the middle
-of two levels can fall either way. Here every sum is taken term by term, each product and each sum rounded once: numpy's
-elementwise operations do so by definition, and a plugin's kernel that does the same gives the same bits.
+BLAS sums in an order that depends on the processor and on the number of threads, and a target midway between two levels
+can then be rounded either way. Here every sum is computed term by term, with each product and each sum rounded once:
+numpy's elementwise operations do so by definition, and a plugin's kernel must do the same.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ import numpy.typing as npt
 
 from edgekit.typing import Array
 
-#: Elements that are summed up at once: 256 KiB of float32 stay in a cache.
+#: Elements of the result that are computed at once: 256 KiB of float32 fit in a processor's cache.
 _CHUNK = 1 << 16
 
 
 class Accumulate(Protocol):
-    """Adds a product to an array, in place."""
+    """A kernel that adds a matrix product to an array in place, summing in a fixed order."""
 
     def __call__(self, out: Array, b: Array, a: Array) -> None:
-        """``out[n, m] += b[0, n] * a[0, m]``, then that of row 1, and so on: k sums for each element, in order.
+        """Add ``b[i, n] * a[i, m]`` to ``out[n, m]`` for i = 0, 1, … k - 1 in this order.
 
         Args:
-            out: [n, m], float32 or float64; rows may be apart, elements of a row may not.
-            b: [k, n], of the same type, any strides.
-            a: [k, m], of the same type; rows may be apart.
+            out: float32 or float64 [n, m]; each row is contiguous, the rows may have any stride.
+            b: [k, n], of the same dtype, any strides.
+            a: [k, m], of the same dtype; each row is contiguous, the rows may have any stride.
         """
         ...
 
 
 def accumulate(out: Array, b: Array, a: Array) -> None:
-    """The reference of `Accumulate`."""
+    """Add ``b^T a`` to `out` in place, term by term: the numpy reference of `Accumulate`."""
     n, m = out.shape
     step = max(256, _CHUNK // max(1, n))
     factors = np.ascontiguousarray(b)[:, :, None]

@@ -1,12 +1,12 @@
-"""The forward pass with sums in one order, for states that are the same on every machine.
+"""The forward pass with sums in a fixed order, so that the hidden states are equal on every machine.
 
-Products with matrices, attention and moments are sums that `edgekit.pipeline.rounding.accumulate` takes term by term,
-and exponentials, sines and cosines are written out in additions and multiplications: BLAS, and the functions of numpy
-and of the C library, differ in their last bits from one processor to the next. The rest is elementwise, a square root,
-or a sum along a row, which numpy takes in one order everywhere.
+Matrix products, attention and moments are summed term by term by `edgekit.pipeline.rounding.accumulate`, and
+exponentials, sines and cosines are computed by additions and multiplications: BLAS and the functions of numpy and of
+the C library differ in their last bits from one processor to the next. Everything else is elementwise, a square root,
+or a sum along a row, whose order numpy fixes on every machine.
 
-Not in one order: recurrences and experts, attention with sinks, in chunks or in both directions, and the error
-function. The frequencies of rotation are numpy's float64 powers, rounded to float32.
+The order is not fixed for recurrences, experts, attention with sinks, chunked or bidirectional attention, and the error
+function. The rotary frequencies are numpy's float64 powers, rounded to float32.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from edgekit.architectures.rope import Rope, Rotation
 from edgekit.pipeline.rounding._kernels import Accumulate, accumulate
 from edgekit.typing import F32, Array, Ints
 
-#: Queries that attend at once.
+#: Queries whose attention is computed at a time; bounds the memory of the scores.
 _QUERIES = 128
 #: Columns of a product that one thread computes.
 _PIECE = 256
 _LOG2E, _LN2_HIGH, _LN2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
 _EXP = [1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1]
-#: A quarter turn in two parts; multiples of the first are exact.
+#: pi / 2 as a sum of two float64 numbers; small integer multiples of the first are exact.
 _QUARTER_HIGH, _QUARTER_LOW = 1.5707963267341256, 6.077100506506192e-11
 _TERMS = 10
 _LEAST, _MOST = np.float32(-87), np.float32(88)
 
 
 def exp(x: F32) -> F32:
-    """The exponential within 2 units in the last place, 0 below -87; by the polynomial of the Cephes library."""
+    """Return e^x, float32, within 2 units in the last place; 0 below -87. By the polynomial of the Cephes library."""
     inside = np.clip(x, _LEAST, _MOST)
     power = np.rint(inside * _LOG2E)
     inside -= power * _LN2_HIGH
@@ -57,13 +57,16 @@ def exp(x: F32) -> F32:
 
 
 def tanh(x: F32) -> F32:
-    """The hyperbolic tangent, by `exp`."""
+    """Return the hyperbolic tangent of x, float32, computed from `exp`."""
     small = exp(np.float32(-2) * np.abs(x))
     return np.copysign((np.float32(1) - small) / (np.float32(1) + small), x)
 
 
 def turns(angle: F32) -> tuple[F32, F32]:
-    """Cosines and sines of angles below 10^5 radians, by Taylor's series in float64 within a quarter turn."""
+    """Return the cosines and sines, float32, of angles below 10^5 radians.
+
+    The angle is reduced to a quarter turn; Taylor series in float64 do the rest.
+    """
     wide = angle.astype(np.float64)
     quarter = np.rint(wide * (2 / math.pi))
     rest = wide - quarter * _QUARTER_HIGH - quarter * _QUARTER_LOW
@@ -80,12 +83,12 @@ def turns(angle: F32) -> tuple[F32, F32]:
 
 
 def silu(x: F32) -> F32:
-    """``x / (1 + exp(-x))``."""
+    """Return ``x / (1 + exp(-x))``, float32, with `exp` of this module."""
     return x / (np.float32(1) + exp(-x))
 
 
 def gelu_tanh(x: F32) -> F32:
-    """The tanh approximation of GELU."""
+    """Return the tanh approximation of GELU, float32, with `tanh` of this module."""
     cube = x * x * x
     inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * cube)
     return np.float32(0.5) * x * (np.float32(1) + tanh(inner))
@@ -95,7 +98,7 @@ _ACTIVATIONS: dict[str, Callable[[F32], F32]] = {"silu": silu, "gelu_tanh": gelu
 
 
 def threaded(accumulate: Accumulate, pool: Executor | None) -> Accumulate:
-    """The kernel on several threads: each computes other columns of the result, so the bits are the same."""
+    """Return the kernel on several threads; each computes its own columns of the result, so the bits are the same."""
     if pool is None:
         return accumulate
 
@@ -107,9 +110,9 @@ def threaded(accumulate: Accumulate, pool: Executor | None) -> Accumulate:
 
 
 def mean_product(a: F32, b: F32, accumulate: Accumulate) -> F32:
-    """``a^T b / tokens`` of inputs [tokens, cols], float32 [cols, cols], summed token after token.
+    """Return ``a^T b / tokens``, float32 [cols, cols], for inputs [tokens, cols], summed token by token.
 
-    If both are the same array, the result is symmetric and half of it is computed.
+    If `a` and `b` are the same array, the result is symmetric and only half of it is computed.
     """
     cols = a.shape[1]
     mean = np.zeros((cols, b.shape[1]), np.float32)
@@ -126,10 +129,10 @@ def mean_product(a: F32, b: F32, accumulate: Accumulate) -> F32:
 
 @attrs.frozen(eq=False)
 class OrderedOps(NumpyOps):
-    """`NumpyOps` with sums in one order.
+    """`NumpyOps` with sums in a fixed order.
 
     Attributes:
-        add_up: adds products.
+        add_up: the kernel that adds products.
     """
 
     add_up: Accumulate = accumulate
@@ -183,10 +186,17 @@ class OrderedOps(NumpyOps):
         return out.reshape(batch, n, heads * size)
 
     def _head(self, queries: F32, keys: F32, values: F32, how: Attend) -> F32:
-        """One head: queries [n, size] of the last positions, keys and values [m, size] of all."""
+        """Return the attention of one head, float32 [n, size].
+
+        Args:
+            queries: [n, size], of the last n positions.
+            keys: [m, size], of all positions.
+            values: [m, size], of all positions.
+            how: mask and scale.
+        """
         n, m = len(queries), len(keys)
         turned = np.ascontiguousarray(keys.T)
-        # A last column of ones adds up the weights in the same order as the values.
+        # A further column of ones sums the softmax's weights in the same order as the values.
         extended = np.concatenate([values, np.ones((m, 1), np.float32)], axis=1)
         out = np.empty((n, values.shape[1]), np.float32)
         for start in range(0, n, _QUERIES):
@@ -208,16 +218,16 @@ class OrderedOps(NumpyOps):
 
 @attrs.frozen(eq=False)
 class OrderedTransformer(Transformer):
-    """A model that computes with sums in one order.
+    """A model whose forward pass sums in a fixed order.
 
     Attributes:
-        add_up: adds products.
+        add_up: the kernel that adds products.
     """
 
     add_up: Accumulate = accumulate
 
     def ops(self, tokens: Ints, past: KVCache) -> NumpyOps:
-        """The operations of one step."""
+        """Return the operations of one step for token ids [n] after the cached ones."""
         return OrderedOps(self.weights, past, tokens, add_up=self.add_up)
 
 

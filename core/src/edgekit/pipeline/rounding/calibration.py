@@ -1,16 +1,16 @@
-"""What a text says about a model's weight matrices: the second moments of their inputs, in memory or in a file.
+"""The calibration of a model: the second moments of its matrices' inputs on a text, in memory or in a file.
 
-With X [tokens, cols] the inputs of a matrix product on the calibration text, its moment is ``X^T X / tokens``,
-float32 [cols, cols], symmetric. Its diagonal is the importance of llama.cpp's importance matrices. Matrices with the
-same input (Q, K and V of a layer; gate and up) share one moment.
+With X [tokens, cols] the inputs of a weight matrix on the calibration text, its moment is ``X^T X / tokens``,
+float32 [cols, cols], symmetric. The diagonal is what llama.cpp's importance matrices hold. Matrices with the same input
+(Q, K and V of a layer; gate and up) share one moment.
 
 A calibration file is a safetensors file:
 
 ======================  ===================================================================================
-``windows``             int32 [count, context], the token ids that went through the model
-``held_out``            int32 [others, context], windows of the same text that did not, to measure with
-``<matrix's name>``     float32 [cols, cols], or [blocks, width, width] where a matrix has more than `WIDEST` columns:
-                        then only the blocks on the diagonal are kept
+``windows``             int32 [count, context], the token ids that the moments are measured on
+``held_out``            int32 [others, context], further windows of the same text, for measuring the result
+``<matrix's name>``     float32 [cols, cols]; of a matrix with more than `WIDEST` columns only the blocks on the
+                        diagonal, [blocks, width, width]
 metadata                ``format``: ``edgekit.calibration``; ``version``: ``1``; ``model``, ``text``: SHA-256;
                         ``inputs``: JSON, for each moment the names of the matrices that share it
 ======================  ===================================================================================
@@ -38,7 +38,7 @@ from edgekit.formats.safetensors import Part
 from edgekit.tensor import Tensor
 from edgekit.typing import F32, Ints
 
-#: Columns of the widest matrix whose moment is kept whole (1 GiB); of wider ones only blocks on the diagonal are kept.
+#: Columns of the widest matrix whose whole moment is stored (1 GiB); of wider ones only blocks on the diagonal are.
 WIDEST = 1 << 14
 FORMAT, VERSION = "edgekit.calibration", "1"
 _WINDOWS = ("windows", "held_out")
@@ -52,13 +52,13 @@ class Calibration:
     """Second moments of the inputs of a model's weight matrices on a text.
 
     Attributes:
-        windows: token ids [count, context] that went through the model.
-        held_out: token ids [others, context] of the same text that did not: measure on these.
+        windows: token ids, int32 [count, context], that the moments are measured on.
+        held_out: token ids, int32 [others, context], of the same text, for measuring the result.
         model: SHA-256 (hex) of the model's files, as `model_digest` returns it.
         text: SHA-256 (hex) of the text, or of the token ids.
-        inputs: the matrices that share a moment, by the moment's name, which is the first one's.
-        moments: the moments by name, read when asked for; see `moment`.
-        path: the file; None if it is in memory.
+        inputs: the names of the matrices that share a moment, by the moment's name, which is that of the first.
+        moments: the moments by name; they are read on demand, see `moment`.
+        path: the calibration file; None if the calibration is in memory.
     """
 
     windows: Ints = attrs.field(repr=False)
@@ -71,16 +71,16 @@ class Calibration:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens that the moments are means over."""
+        """The number of tokens in all windows; the moments are means over them."""
         return int(self.windows.size)
 
     @property
     def context(self) -> int:
-        """Tokens of a window."""
+        """The number of tokens in a window."""
         return int(self.windows.shape[1])
 
     def moment(self, matrix: str) -> F32 | None:
-        """The moment of a matrix's inputs, float32 [cols, cols] or [blocks, width, width]; None if it has none."""
+        """Return the moment of a matrix's inputs, float32 [cols, cols] or [blocks, width, width]; None if unknown."""
         for name, shared in self.inputs.items():
             if matrix in shared:
                 tensor = self.moments[name]
@@ -89,7 +89,7 @@ class Calibration:
         return None
 
     def importance(self) -> dict[str, F32]:
-        """Return the mean squared inputs, float32 [cols], by name of the matrix, for `edgekit.quantize`."""
+        """Return the mean squared inputs of each matrix, float32 [cols], by its name, for `edgekit.quantize`."""
         result: dict[str, F32] = {}
         for name, shared in self.inputs.items():
             values = self.moments[name].read()
@@ -99,27 +99,28 @@ class Calibration:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of everything that rounding depends on."""
+        """SHA-256 (hex) of everything in the calibration that rounding depends on."""
         digest = hashlib.sha256(f"{self.model} {self.text} {json.dumps(self._shared())}".encode())
         for array in (self.windows, self.held_out, *(self.moments[name].read() for name in self.inputs)):
             digest.update(safetensors.to_bytes(array))
         return digest.hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write it as a calibration file.
+        """Write the calibration to a file.
 
         Raises:
-            ResourceError, LockedError: about the target.
+            ResourceError: the file cannot be written.
+            LockedError: another process writes it.
         """
         arrays = {"windows": as_ids(self.windows), "held_out": as_ids(self.held_out)}
         arrays |= {name: self.moments[name].read() for name in self.inputs}
         safetensors.write(path, arrays, metadata_of(self.model, self.text, self.inputs))
 
     def refuse_other_model(self, artifact: Artifact) -> None:
-        """Raise if the calibration is of another model.
+        """Raise an error if the calibration was measured on another model than the artifact's.
 
         Raises:
-            UsageError: the files or the shapes of the matrices differ.
+            UsageError: a matrix is missing or has another shape, or the model's files differ.
         """
         where = self.path or "the calibration"
         tensors = artifact.model.tensors
@@ -141,12 +142,12 @@ class Calibration:
 
 
 def columns(shape: tuple[int, ...]) -> int:
-    """Columns of the matrix whose moment has that shape."""
+    """Return the number of columns of a matrix whose moment has the given shape."""
     return shape[-1] if len(shape) == 2 else shape[0] * shape[-1]
 
 
 def moment_shape(cols: int) -> tuple[int, ...]:
-    """Shape of the moment of inputs with so many columns."""
+    """Return the shape of the moment of a matrix with `cols` columns: whole, or as blocks on the diagonal."""
     if cols <= WIDEST:
         return (cols, cols)
     width = next(size for size in range(WIDEST, 0, -1) if cols % size == 0)
@@ -154,7 +155,15 @@ def moment_shape(cols: int) -> tuple[int, ...]:
 
 
 def inputs_of(model: Model, outputs: bool = True) -> dict[str, tuple[str, ...]]:
-    """The matrices of a model that share an input, by the first one's name, in the order of the forward pass."""
+    """Return the groups of a model's matrices that share an input, by the name of their first.
+
+    Args:
+        model: the model.
+        outputs: whether to include the output matrix.
+
+    Returns:
+        Canonical names, in the order of the forward pass.
+    """
     groups = [
         tuple(f"blk.{layer}.{name}.weight" for name in group)
         for layer in range(model.config.layers)
@@ -167,34 +176,39 @@ def inputs_of(model: Model, outputs: bool = True) -> dict[str, tuple[str, ...]]:
 
 
 def model_digest(artifact: Artifact) -> str:
-    """SHA-256 (hex) of a model's files: of their digests in the order of their names.
+    """Return the SHA-256 (hex) of the names and digests of a model's files, sorted by name.
 
     Raises:
-        MissingFileError: one cannot be read.
+        MissingFileError: a file cannot be read.
     """
     digests = sorted((file.name, sha256(file)) for file in artifact.files)
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
 def text_digest(text: object) -> str:
-    """SHA-256 (hex) of a text, or of token ids."""
+    """Return the SHA-256 (hex) of a text in UTF-8, or of token ids as little-endian int64."""
     data = text.encode() if isinstance(text, str) else np.asarray(text).astype("<i8").tobytes()
     return hashlib.sha256(data).hexdigest()
 
 
 def as_ids(windows: Ints) -> Ints:
-    """Token ids in the type in which they are stored."""
+    """Return token ids as a contiguous int32 array, the dtype in which they are stored."""
     return np.ascontiguousarray(windows, np.int32)
 
 
 def metadata_of(model: str, text: str, inputs: Mapping[str, Iterable[str]]) -> dict[str, str]:
-    """The metadata of a calibration file."""
+    """Return the safetensors metadata of a calibration file; see the module's docstring."""
     shared = json.dumps({name: list(names) for name, names in inputs.items()})
     return {"format": FORMAT, "version": VERSION, "model": model, "text": text, "inputs": shared}
 
 
 def header_of(calibration: Calibration, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
-    """The bytes of a calibration file before its windows, held-out windows and moments."""
+    """Return the header of a calibration file, that is everything before the bytes of its first array.
+
+    Args:
+        calibration: the windows, the digests and the groups of matrices.
+        shapes: the shape of each moment, by name.
+    """
     c = calibration
     parts = [Part("windows", "int32", c.windows.shape), Part("held_out", "int32", c.held_out.shape)]
     parts += [Part(name, "float32", shapes[name]) for name in c.inputs]
@@ -202,11 +216,11 @@ def header_of(calibration: Calibration, shapes: Mapping[str, tuple[int, ...]]) -
 
 
 def read_calibration(path: Path) -> Calibration:
-    """Open a calibration file; its moments are read when they are asked for.
+    """Open a calibration file; the moments are read on demand.
 
     Raises:
-        InvalidFileError: it is no calibration file, or truncated, corrupt or malicious.
-        MissingFileError: it does not exist, or cannot be read.
+        InvalidFileError: the file is not a calibration file, or is truncated or malformed.
+        MissingFileError: the file does not exist or cannot be read.
     """
     tensors, metadata = safetensors.open_tensors(path)
     if metadata.get("format") != FORMAT:
