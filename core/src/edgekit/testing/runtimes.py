@@ -344,7 +344,7 @@ def check_chat(subject: RuntimeSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_embedding(subject: RuntimeSubject, profile: Profile) -> None:
-    """Embeddings, if supported, are float32 [width], of length 1, and numpy's within the tolerance; no text is refused."""
+    """Embeddings, if supported, are float32 [width], of length 1, and agree with numpy; an empty text is refused."""
     _text_needs_library()
     with loaded(subject) as model:
         runtime: Any = model.runtime
