@@ -166,17 +166,17 @@ class MlxRuntime(TextRuntime):
             ids.append(token)
 
     def embed(self, text: Prompt) -> F32:
-        """Return the mean of the last layer's states over a text or token ids, float32 [width], scaled to length 1.
+        """Return the embedding of a text or of token ids, float32 [dim], of length 1, pooled as the model's files say.
 
         Raises:
             UsageError: the text is empty, or the model has no tokenizer.
             ContextOverflowError: there are more tokens than the context holds.
             NonFiniteError: the model computes values that are not finite.
         """
-        ids = self.checked_ids(self.prompt_ids(text), self._vocab())
+        ids = self.checked_ids(self.whole_ids(text), self._vocab())
         self.room(len(ids), None)
         states = self._run(lambda: self._float32(self._model().module.model(core().array(ids[None]))))
-        return self.unit(states[0].mean(axis=0, dtype=np.float64))
+        return self.pooled(states[0])
 
     def save_prompt_cache(self, path: str | Path) -> None:
         """Write the cached keys and values of the last sequence to a file, for `load_prompt_cache`.

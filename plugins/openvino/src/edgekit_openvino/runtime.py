@@ -169,19 +169,19 @@ class OpenVinoRuntime(TextRuntime):
             ids.append(token)
 
     def embed(self, text: Prompt) -> F32:
-        """The mean of the last layer's states over a text or token ids, float32 [width], of length 1.
+        """The embedding of a text or of token ids, float32 [dim], of length 1; pooled as the model's files say.
 
         Raises:
             UsageError: an empty text, or no tokenizer.
             ContextOverflowError: more tokens than the model's context.
             NonFiniteError: the model computes values that are not finite.
         """
-        ids = self.checked_ids(self.prompt_ids(text), self._decoder().vocab)
+        ids = self.checked_ids(self.whole_ids(text), self._decoder().vocab)
         self.room(len(ids), None)
         graph = self._graph("hidden")
         with self._lock:
             graph.forget()
-            return self.unit(graph.step(ids[None])[0].mean(axis=0, dtype=np.float64))
+            return self.pooled(graph.step(ids[None])[0])
 
     def close(self) -> None:
         """Release the compiled graphs; may be called more than once."""
