@@ -71,18 +71,18 @@ class Builder:
             self.initializers[name] = onnx().numpy_helper.from_array(values, name)
         return self._constants[key]
 
-    def input(self, name: str, element: str, shape: Sequence[int | str]) -> str:
+    def input(self, name: str, element: str, shape: Sequence[int | str | None]) -> str:
         """An input of the graph; names in the shape are sizes that may change."""
         self.inputs.append(self._value(name, element, shape))
         return name
 
-    def output(self, name: str, element: str, shape: Sequence[int | str], *, first: bool = False) -> None:
-        """Make a value an output of the graph, before or after the others."""
+    def output(self, name: str, element: str, shape: Sequence[int | str] | None, *, first: bool = False) -> None:
+        """Make a value an output of the graph, before or after the others; of a shape that is not known, if None."""
         self.outputs.insert(0 if first else len(self.outputs), self._value(name, element, shape))
 
-    def _value(self, name: str, element: str, shape: Sequence[int | str]) -> Any:
+    def _value(self, name: str, element: str, shape: Sequence[int | str | None] | None) -> Any:
         library = onnx()
-        return library.helper.make_tensor_value_info(name, getattr(library.TensorProto, element), list(shape))
+        return library.helper.make_tensor_value_info(name, getattr(library.TensorProto, element), shape)
 
 
 __all__ = ["MICROSOFT", "Builder"]

@@ -21,7 +21,7 @@ from edgekit.architectures.blocks import Network, calls
 from edgekit.architectures.ops import OPERATIONS, Ops, refuse_missing
 from edgekit_olive.builder import Builder
 from edgekit_olive.library import onnx
-from edgekit_olive.ops import GraphOps, Value
+from edgekit_olive.ops import GraphOps, Value, groupable
 from edgekit_olive.weights import GraphWeights, Weight
 
 #: The opset of standard operators, and the IR version that onnxruntime 1.20 and later read.
@@ -46,7 +46,9 @@ def build(config: ModelConfig, weights: Mapping[str, Weight], *, fused: bool = T
     """
     network = refuse_lacking(config)
     builder = Builder()
-    graph = GraphOps(builder, GraphWeights(builder, weights, fused), calls(network), fused=fused)
+    # GroupQueryAttention refuses other heads when it runs.
+    grouped = fused and config.head_dim % 8 == 0 and all(map(groupable, calls(network)))
+    graph = GraphOps(builder, GraphWeights(builder, weights, fused), fused=fused, grouped=grouped)
     ops = cast(Ops[Any], graph)  # it may lack some, which `refuse_lacking` has made sure are not needed
     states: Value = network.states(ops)
     logits: Value = network.logits(ops, states)

@@ -12,8 +12,8 @@ from edgekit.errors import MissingPluginError
 from edgekit.files.memory import refuse_shortage
 
 _CURE = "pip install edgekit-olive"
-#: onnxruntime's log level: errors only. Its warnings on unusual graphs go to stderr otherwise.
-_ERRORS_ONLY = 3
+#: onnxruntime's log level: nothing but what ends the process. Errors are raised too, and edgekit reports them.
+FATAL_ONLY = 4
 
 
 @functools.cache
@@ -30,7 +30,7 @@ def onnx() -> Any:
 def onnxruntime() -> Any:
     """The package onnxruntime; raises as `onnx`."""
     package = _import("onnxruntime")
-    package.set_default_logger_severity(_ERRORS_ONLY)
+    package.set_default_logger_severity(FATAL_ONLY)
     return package
 
 
@@ -60,4 +60,4 @@ def devices() -> list[str]:
     return [f"{name}: ONNX Runtime {package.__version__}" for name in package.get_available_providers()]
 
 
-__all__ = ["devices", "last_line", "onnx", "onnxruntime"]
+__all__ = ["FATAL_ONLY", "devices", "last_line", "onnx", "onnxruntime"]

@@ -6,7 +6,8 @@ The *portable* one uses standard operators only (opset 21).
 
 Heads are [batch, n, heads, head_dim] inside the graph: fused attention takes them side by side, so nothing is
 transposed for it. Keys and values of earlier tokens are inputs, ``past_key_values.N.key``, and all of them outputs,
-``present.N.key``, [batch, kv_heads, m, head_dim]: what ONNX Runtime GenAI and Optimum call them.
+``present.N.key``, [batch, kv_heads, m, head_dim]: what ONNX Runtime GenAI and Optimum call them. On the CPU,
+GroupQueryAttention takes several new tokens of several sequences only where there are no earlier ones.
 """
 
 from __future__ import annotations
@@ -64,15 +65,13 @@ class GraphOps:
     Args:
         builder: collects the nodes.
         weights: emits nodes for the model's tensors.
-        uses: the operations to come, to know how the model attends before the first node.
         fused: whether ONNX Runtime's own operators may be used.
+        grouped: whether GroupQueryAttention computes attention.
     """
 
-    def __init__(self, builder: Builder, weights: GraphWeights, uses: Sequence[Call], *, fused: bool) -> None:
-        self.builder, self.weights, self.fused = builder, weights, fused
+    def __init__(self, builder: Builder, weights: GraphWeights, *, fused: bool, grouped: bool) -> None:
+        self.builder, self.weights, self.fused, self.grouped = builder, weights, fused, grouped
         self.tensors: Mapping[str, tuple[int, ...]] = weights.shapes
-        #: Whether GroupQueryAttention computes attention.
-        self.grouped = fused and all(map(_within_fused, uses))
         self._sums: dict[str, tuple[str, str]] = {}
         self._turns: dict[int, tuple[str, str]] = {}
         self._masks: dict[Attend, str] = {}
@@ -595,12 +594,12 @@ class GraphOps:
         return self.builder.op("Shape", name, start=axis, end=axis + 1)
 
 
-def _within_fused(call: Call) -> bool:
-    """Whether GroupQueryAttention computes what an operation asks of attention."""
+def groupable(call: Call) -> bool:
+    """Whether GroupQueryAttention computes what an operation asks of attention; true of all other operations."""
     if call.operation == "remembered":
         return False
     how: Iterable[Any] = (each for each in call.arguments if isinstance(each, Attend))
     return all(each.chunk is None and each.causal for each in how)
 
 
-__all__ = ["HIDDEN", "GraphOps", "Remembered", "Value"]
+__all__ = ["HIDDEN", "GraphOps", "Remembered", "Value", "groupable"]

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from edgekit.errors import ResourceError, UsageError
-from edgekit_olive.library import onnxruntime
+from edgekit_olive.library import FATAL_ONLY, onnxruntime
 
 #: Execution providers in order of preference, by the short name of the device.
 PROVIDERS = {
@@ -65,7 +65,7 @@ class Options:
     def session(self) -> Any:
         """Options of a session."""
         made = onnxruntime().SessionOptions()
-        made.log_severity_level = 3
+        made.log_severity_level = FATAL_ONLY
         made.intra_op_num_threads = self.threads or os.cpu_count() or 1
         if self.exact:
             # A DequantizeLinear before a MatMul becomes MatMulNBits, which by default rounds activations to 8 bits.
