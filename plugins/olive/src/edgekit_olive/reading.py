@@ -28,6 +28,7 @@ from edgekit.typing import Array
 from edgekit_olive.dialect import inward
 from edgekit_olive.elements import ELEMENTS, PACKED
 from edgekit_olive.library import onnx
+from edgekit_olive.weights import EXPERT
 
 #: Bytes of a graph without its weights' file: what protobuf itself allows.
 LIMIT = (2 << 30) - 1
@@ -216,7 +217,48 @@ def tensors(parsed: Parsed) -> dict[str, AnyTensor]:
     for name, constant in parsed.constants.items():
         if name not in used and name not in read and _is_weight(constant):
             read[name] = _plain(constant)
-    return read
+    return stacked(read)
+
+
+def stacked(read: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
+    """The tensors, with the experts of a stack, which are matrices of their own in the graph, as one again."""
+    whole: dict[str, AnyTensor] = {}
+    experts: dict[str, dict[int, AnyTensor]] = {}
+    for name, tensor in read.items():
+        stem, found, number = name.rpartition(EXPERT)
+        if found and number.isdecimal() and len(number) < 7:
+            experts.setdefault(stem, {})[int(number)] = tensor
+        else:
+            whole[name] = tensor
+    for stem, parts in experts.items():
+        joined = _joined(stem, [parts[number] for number in sorted(parts)], sorted(parts))
+        whole |= {f"{stem}{EXPERT}{n}": part for n, part in parts.items()} if joined is None else {stem: joined}
+    return whole
+
+
+def _joined(name: str, parts: Sequence[AnyTensor], numbers: Sequence[int]) -> AnyTensor | None:
+    """A stack [experts, out, in] of matrices of one kind; None where they are not."""
+    first = parts[0]
+    alike = {(type(p), p.shape, p.precision if isinstance(p, EncodedTensor) else p.dtype) for p in parts}
+    if len(alike) > 1 or list(numbers) != list(range(len(parts))):
+        return None
+    shape, rows = (len(parts), *first.shape), first.rows
+
+    def pieces(start: int, stop: int) -> Iterator[tuple[Any, int, int]]:
+        for number in range(start // rows, -(-stop // rows)):
+            yield parts[number], max(0, start - number * rows), min(rows, stop - number * rows)
+
+    if isinstance(first, Tensor):
+        return Tensor(
+            name, shape, first.dtype, lambda a, b: np.concatenate([p.read_rows(i, j) for p, i, j in pieces(a, b)])
+        )
+
+    def read_parts(start: int, stop: int) -> dict[str, Array]:
+        read = [part.read_parts(i, j) for part, i, j in pieces(start, stop)]
+        return {key: np.concatenate([part[key] for part in read]) for key in read[0]}
+
+    nbytes = sum(part.nbytes for part in parts)
+    return EncodedTensor(name, shape, first.precision, nbytes, read_parts, first.sliceable)
 
 
 def _is_weight(constant: Constant) -> bool:

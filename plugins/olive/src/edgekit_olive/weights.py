@@ -15,6 +15,9 @@ from edgekit_olive.library import onnx
 #: The file of the weights, beside the graph.
 DATA = "model.onnx.data"
 
+#: Between the name of a stack of experts and the number of one.
+EXPERT = ".expert."
+
 
 @attrs.frozen
 class Placed:
@@ -182,7 +185,8 @@ class GraphWeights:
         shape = stored.shape[1:] if len(stored.shape) == len(weight.shape) else stored.shape
         if stored.shape[0] != count:
             shape = (stored.shape[0] // count, *stored.shape[1:])
-        one = attrs.evolve(stored, name=f"{stored.name}.{expert}", shape=shape, nbytes=nbytes)
+        name = f"{weight.name}{EXPERT}{expert}{stored.name.removeprefix(weight.name)}"
+        one = attrs.evolve(stored, name=name, shape=shape, nbytes=nbytes)
         return self._placed(Placed(one, placed.offset + expert * nbytes))
 
     def _placed(self, placed: Placed) -> str:
@@ -201,4 +205,4 @@ class GraphWeights:
         return stored.name
 
 
-__all__ = ["DATA", "GraphWeights", "Placed", "Weight"]
+__all__ = ["DATA", "EXPERT", "GraphWeights", "Placed", "Weight"]
