@@ -65,9 +65,7 @@ class _Run:
         """GroupQueryAttention takes several new tokens of several sequences only where nothing is remembered."""
         if not (self.grouped and len(tokens) > 1 and self.seen):
             return [(tokens, values)]
-        return [
-            (tokens[:, i : i + 1], [x[..., i : i + 1, :] for x in values]) for i in range(tokens.shape[1])
-        ]
+        return [(tokens[:, i : i + 1], [x[..., i : i + 1, :] for x in values]) for i in range(tokens.shape[1])]
 
     def _once(self, tokens: np.ndarray, values: Sequence[np.ndarray]) -> np.ndarray:
         batch, n = tokens.shape

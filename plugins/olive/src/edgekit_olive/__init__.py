@@ -33,14 +33,14 @@ def _installed(package: str) -> bool:
 def edgekit_register_formats(register: Register) -> None:
     """Read ONNX files; write decoders with ONNX Runtime's operators, or with standard ones."""
     register("onnx", "edgekit_olive.format:OnnxFormat")
-    register("onnx-portable", "edgekit_olive.format:PortableFormat")
+    register("onnx-portable", "edgekit_olive.format:PortableFormat", refines=("onnx",))
 
 
 @hookimpl
 def edgekit_register_quantizers(register: Register) -> None:
     """Encode with ONNX Runtime's own quantizer: exact, and only on request."""
     for name in NATIVE if _installed("onnxruntime") else ():
-        register(name, f"edgekit_olive.native:{attribute(name)}", claim="exact", speed=0.5)
+        register(name, f"edgekit_olive.native:{attribute(name)}", claim="exact", speed=0.1)
 
 
 @hookimpl
@@ -55,7 +55,7 @@ def edgekit_register_runtimes(register: Register) -> None:
     """Run ONNX models."""
     if _installed("onnxruntime"):
         target = "edgekit_olive.runtime:open_runtime"
-        register("onnxruntime", target, formats=("onnx",), speed=10, tolerance=TOLERANCE)
+        register("onnxruntime", target, formats=("onnx", "onnx-portable"), speed=10, tolerance=TOLERANCE)
 
 
 @hookimpl

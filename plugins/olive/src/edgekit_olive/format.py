@@ -17,9 +17,9 @@ from edgekit.architectures import Model, check_tensors
 from edgekit.architectures.hf import config_from_hf, hf_names
 from edgekit.artifact import Artifact, Layout
 from edgekit.bridges import first_exact
-from edgekit.errors import UnsupportedModelError
+from edgekit.errors import EdgekitError, UnsupportedModelError
 from edgekit.files.foreign import read_object
-from edgekit.files.reader import read_start
+from edgekit.files.reader import Reader, read_start
 from edgekit.formats import carried
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.precision import Precision, find_precision
@@ -28,7 +28,7 @@ from edgekit.tensor import AnyTensor, EncodedTensor
 from edgekit.tokenizer import from_hf_directory
 from edgekit_olive.bridge import candidates
 from edgekit_olive.elements import storable
-from edgekit_olive.graph import refuse_lacking
+from edgekit_olive.graph import DIALECT, refuse_lacking
 from edgekit_olive.reading import parse, tensors
 from edgekit_olive.sizes import OnnxSizes
 from edgekit_olive.writer import MODEL, OnnxWriter
@@ -37,6 +37,8 @@ CONFIG = "config.json"
 CONFIG_LIMIT = 4 << 20
 #: How a model begins: the field ``ir_version``, whose number and kind are one byte.
 _MAGIC = b"\x08"
+#: How much of a graph's end is looked at for its metadata.
+_TAIL = 512
 
 
 class OnnxFormat:
@@ -69,7 +71,7 @@ class OnnxFormat:
         found = tensors(parsed)
         return Artifact(
             path=path,
-            format="onnx",
+            format=self.name,
             files=(*parsed.files, graph, *(carried(directory) if whole else ())),
             config=config,
             tensors=found,
@@ -108,14 +110,23 @@ class OnnxFormat:
 
 
 class PortableFormat(OnnxFormat):
-    """Writes decoders with standard operators alone; what it writes is read as ``onnx``."""
+    """Writes decoders with standard operators alone."""
 
     name = "onnx-portable"
     fused = False
 
     def matches(self, path: Path) -> bool:
-        """Never: `OnnxFormat` reads both."""
-        return False
+        """A directory that this format wrote: the graph's metadata, at its end, says so."""
+        graph = path / MODEL
+        if not path.is_dir() or not graph.is_file():
+            return False
+        try:
+            reader = Reader(graph)
+            start = max(0, reader.size - _TAIL)
+            end = reader.read_bytes(start, reader.size - start)
+        except EdgekitError:
+            return False  # the format `onnx` says what is wrong
+        return DIALECT.encode() in end and b"portable" in end
 
 
 def _slot(name: str, role: str, tensor: AnyTensor) -> Slot:
@@ -142,7 +153,9 @@ def _kept(tensor: AnyTensor) -> Precision:
 def _model(config: Mapping[str, Any], found: Mapping[str, AnyTensor], path: Path) -> Model:
     """The family-neutral view of a directory whose constants have the names that edgekit gives them."""
     if not config:
-        raise UnsupportedModelError(f"{path}: an ONNX file without config.json does not say its family; it runs as it is")
+        raise UnsupportedModelError(
+            f"{path}: an ONNX file without config.json does not say its family; it runs as it is"
+        )
     parsed = config_from_hf(config, str(path))
     parsed = attrs.evolve(parsed, tied="lm_head.weight" not in found)
     names = hf_names(parsed)

@@ -59,9 +59,7 @@ def build(config: ModelConfig, weights: Mapping[str, Weight], *, fused: bool = T
 
 def _model(builder: Builder, name: str, properties: Mapping[str, str]) -> Any:
     helper = onnx().helper
-    graph = helper.make_graph(
-        builder.nodes, name, builder.inputs, builder.outputs, list(builder.initializers.values())
-    )
+    graph = helper.make_graph(builder.nodes, name, builder.inputs, builder.outputs, list(builder.initializers.values()))
     domains = sorted({node.domain for node in builder.nodes} - {""})
     opsets = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(domain, 1) for domain in domains)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="edgekit")

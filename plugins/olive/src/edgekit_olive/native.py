@@ -9,12 +9,14 @@ Source: onnxruntime 1.32.0, `DefaultWeightOnlyQuantizer.qbits_block_quant`; what
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, ClassVar
 
 import attrs
 import numpy as np
 
 from edgekit.errors import MissingPluginError
+from edgekit.numerics.smallfloats import as_float32, float32_to_bfloat16, is_bfloat16
 from edgekit.precision import Precision, find_precision
 from edgekit.reference import Traits
 from edgekit.typing import F32, Array
@@ -37,7 +39,7 @@ class NativeQuantizer:
     name: str
 
     claim = "exact"
-    traits: ClassVar[Traits] = Traits()
+    traits: ClassVar[Traits] = Traits(source_dtypes=True)
 
     @property
     def precision(self) -> Precision:
@@ -48,7 +50,7 @@ class NativeQuantizer:
         """Encode rows, which are the columns of MatMulNBits' weight.
 
         Args:
-            x: float32 [rows, cols].
+            x: float32, float16 or bfloat16 [rows, cols]; the scales take its type.
             importance: ignored, as the quantizer has none.
 
         Returns:
@@ -63,20 +65,24 @@ class NativeQuantizer:
             block_size=precision.block, is_symmetric=precision.symmetric, bits=precision.bits
         )
         quantizer = tools.DefaultWeightOnlyQuantizer(config)
-        packed, scales, zero = quantizer.qbits_block_quant(np.ascontiguousarray(np.asarray(x, np.float32).T))
-        parts: dict[str, Array] = {"B": packed, "scales": scales.reshape(len(x), -1)}
+        # The quantizer has no bfloat16: such rows are widened, and their scales are rounded afterwards.
+        rows = as_float32(x) if is_bfloat16(x.dtype) else x
+        packed, scales, zero = quantizer.qbits_block_quant(np.ascontiguousarray(rows.T))
+        scales = scales.reshape(len(x), -1)
+        if is_bfloat16(x.dtype):
+            scales = float32_to_bfloat16(scales).view(x.dtype)
+        parts: dict[str, Array] = {"B": packed, "scales": scales}
         return parts if precision.symmetric else {**parts, "zero_points": zero.reshape(len(x), -1)}
 
 
 def _tools() -> Any:
     onnxruntime()
     try:
-        from onnxruntime.quantization import matmul_nbits_quantizer
+        return importlib.import_module("onnxruntime.quantization.matmul_nbits_quantizer")
     except ImportError as error:
         raise MissingPluginError(
             f"onnxruntime's quantization tools cannot be imported ({error!s:.200}); pip install edgekit-olive"
         ) from error
-    return matmul_nbits_quantizer
 
 
 def __getattr__(name: str) -> NativeQuantizer:

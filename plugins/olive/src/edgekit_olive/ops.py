@@ -211,9 +211,7 @@ class GraphOps:
         low = attrs.evolve(gate, name=builder.op("Min", self.real(gate), builder.floats(7.0)))
         between = builder.op("Clip", self.real(up), builder.floats(-7.0), builder.floats(7.0))
         active = self.multiply(low, self.activate("sigmoid", self.scale(low, 1.702)))
-        return attrs.evolve(
-            up, name=builder.op("Mul", builder.op("Add", between, builder.floats(1.0)), active.name)
-        )
+        return attrs.evolve(up, name=builder.op("Mul", builder.op("Add", between, builder.floats(1.0)), active.name))
 
     def softcap(self, x: Value, cap: float) -> Value:
         """See `Ops.softcap`."""
@@ -328,9 +326,7 @@ class GraphOps:
             return builder.op("Where", long, *factors)
         length = builder.op("Div", builder.op("Cast", total, to=1), builder.floats(scaling.original_context))
         beyond = builder.op("Sub", builder.op("Max", length, builder.floats(1.0)), builder.floats(1.0))
-        growth = builder.op(
-            "Add", builder.op("Mul", beyond, builder.floats(scaling.factor)), builder.floats(1.0)
-        )
+        growth = builder.op("Add", builder.op("Mul", beyond, builder.floats(scaling.factor)), builder.floats(1.0))
         exponent = (np.arange(0, size, 2) / max(size - 2, 1)).astype(np.float32)
         return builder.op("Pow", growth, builder.floats(exponent))
 
@@ -357,9 +353,7 @@ class GraphOps:
 
     def _remembered(self, layer: int, kind: str, new: Value) -> Remembered:
         builder = self.builder
-        past = builder.input(
-            f"past_key_values.{layer}.{kind}", "FLOAT", ["batch", new.heads, "past", new.width]
-        )
+        past = builder.input(f"past_key_values.{layer}.{kind}", "FLOAT", ["batch", new.heads, "past", new.width])
         present = f"present.{layer}.{kind}"
         builder.output(present, "FLOAT", ["batch", new.heads, "total", new.width])
         if not self.grouped:
@@ -385,9 +379,7 @@ class GraphOps:
         mixed = self._transposed(builder.op("MatMul", shares, v))
         return Value(self._reshaped(mixed, [0, 0, heads * size]), heads * size)
 
-    def _grouped(
-        self, queries: Value, keys: Remembered, values: Remembered, how: Attend, sinks: str | None
-    ) -> Value:
+    def _grouped(self, queries: Value, keys: Remembered, values: Remembered, how: Attend, sinks: str | None) -> Value:
         builder = self.builder
         before, total = self._once("before", self._before), self._once("total32", self._total32)
         q, k, v = (self.joined(each).name for each in (queries, keys.new, values.new))
@@ -492,14 +484,10 @@ class GraphOps:
         past = builder.input(f"past_conv.{layer}", "FLOAT", ["batch", taps - 1, channels])
         mask = self._once("new mask", self._new_mask)
         whole = builder.op("Concat", past, builder.op("Mul", self.real(x), mask), axis=1)
-        builder.op(
-            "Slice", whole, *map(builder.ints, ([1 - taps], [_MOST], [1])), output=f"present_conv.{layer}"
-        )
+        builder.op("Slice", whole, *map(builder.ints, ([1 - taps], [_MOST], [1])), output=f"present_conv.{layer}")
         builder.output(f"present_conv.{layer}", "FLOAT", ["batch", taps - 1, channels])
         columns = [builder.fresh("Split") for _ in range(taps)]
-        builder.several(
-            "Split", (self.weights.values(f"{name}.weight"), builder.ints([1] * taps)), columns, axis=-1
-        )
+        builder.several("Split", (self.weights.values(f"{name}.weight"), builder.ints([1] * taps)), columns, axis=-1)
         out = ""
         for tap, column in enumerate(columns):
             stop = tap - taps + 1 or _MOST
@@ -573,9 +561,7 @@ class GraphOps:
             full = f"{prefix}ffn_{name}_exps"
             out = self.weights.product(f"{full}.weight", self.real(values), number)
             if f"{full}.bias" in self.tensors:
-                row = self.builder.op(
-                    "Gather", self.weights.values(f"{full}.bias"), self.builder.ints(number), axis=0
-                )
+                row = self.builder.op("Gather", self.weights.values(f"{full}.bias"), self.builder.ints(number), axis=0)
                 out = self.builder.op("Add", out, row)
             return Value(out, self.tensors[f"{full}.weight"][1])
 

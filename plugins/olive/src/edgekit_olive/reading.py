@@ -145,7 +145,9 @@ def _constant(tensor: Any, path: Path, files: dict[str, Reader]) -> Constant:
         content = tensor.raw_data or _typed(tensor, where)
         wanted = constant_bytes(element, shape)
         if len(content) != wanted:
-            raise InvalidFileError(f"{where} has {len(content):,} bytes, {element} {list(shape)} takes {wanted:,}; {CURE}")
+            raise InvalidFileError(
+                f"{where} has {len(content):,} bytes, {element} {list(shape)} takes {wanted:,}; {CURE}"
+            )
         return Constant(name, element, shape, content=content)
     return Constant(name, element, shape)
 
@@ -343,10 +345,12 @@ def _quantized(parsed: Parsed) -> Iterator[_Weight]:
         weight: _Weight | None = None
         match node.op_type:
             case "MatMulNBits" if len(inputs) >= 3:
-                found = (*inputs[1:4], None)[:3]
-                weight = _blocks(*found, given.get("bits", 4), given.get("block_size", 0), given.get("K", 0))
+                zero = inputs[3] if len(inputs) > 3 else None
+                block, bits = given.get("block_size", 0), given.get("bits", 4)
+                weight = _blocks(inputs[1], inputs[2], zero, bits, block, given.get("K", 0))
             case "DequantizeLinear" if len(inputs) >= 2:
-                weight = _linear(*(*inputs, None)[:3], given.get("axis", 1), given.get("block_size", 0))
+                zero = inputs[2] if len(inputs) > 2 else None
+                weight = _linear(inputs[0], inputs[1], zero, given.get("axis", 1), given.get("block_size", 0))
         if weight is not None and _agrees(weight):
             yield weight
     yield from _gathered(parsed, constant)

@@ -4,8 +4,8 @@
     MATMUL_NBITS_8            int8-sym-g32 everywhere
     MATMUL_NBITS_2            int2-asym-g32; the embedding and the output matrix int8-sym-g32
 
-``…_G16``, ``_G64`` and ``_G128`` have blocks of that size, ``…_ASYM`` zero points. ``INT8_CHANNEL`` stores int8 with one
-scale a row, which DequantizeLinear decodes.
+``…_G16``, ``_G64`` and ``_G128`` have blocks of that size, ``…_ASYM`` zero points. ``INT8_CHANNEL`` stores int8 with
+one scale a row, which DequantizeLinear decodes.
 
 A block need not divide a row, so nothing falls back.
 
@@ -106,7 +106,9 @@ class Channel:
 
     def _assign(self, slot: Slot) -> Assignment:
         matrix = is_matrix(slot)
-        precision, reason = (self.precision, f"default of {self.name}") if matrix else (slot.keep, "not a weight matrix")
+        precision, reason = (
+            (self.precision, f"default of {self.name}") if matrix else (slot.keep, "not a weight matrix")
+        )
         return Assignment(slot.name, slot.role, slot.shape, precision, reason)
 
 

@@ -223,7 +223,9 @@ class OnnxRuntime(TextRuntime):
 
     def _decoder(self) -> ModelConfig:
         if self._config is None:
-            raise UnsupportedModelError(f"{self._path}: edgekit does not know it as a language model; run it with infer")
+            raise UnsupportedModelError(
+                f"{self._path}: edgekit does not know it as a language model; run it with infer"
+            )
         return self._config
 
     def _ids(self, tokens: npt.ArrayLike) -> I64:
@@ -334,7 +336,9 @@ class _Session:
 
 def _present(past: str, outputs: Sequence[str]) -> str:
     """The output that becomes an input at the next token: ``present.0.key`` of ``past_key_values.0.key``."""
-    name = re.sub(r"^past(_key_values|_conv)?", lambda found: "present" + (found[1] or "").replace("_key_values", ""), past)
+    name = re.sub(
+        r"^past(_key_values|_conv)?", lambda found: "present" + (found[1] or "").replace("_key_values", ""), past
+    )
     if name not in outputs:
         raise UnsupportedModelError(f"the graph has the input {past!r} and no output {name!r}; run it with infer")
     return name

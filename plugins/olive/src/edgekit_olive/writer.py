@@ -52,7 +52,9 @@ class OnnxWriter(PlannedDirectory):
         self._layout, self._fused = layout, fused
         for slot, line in zip(layout.slots, plan, strict=True):
             _refuse_foreign(slot, line, path, fused)
-        self._parts = [dialect.stored(slot, line.precision, fused) for slot, line in zip(layout.slots, plan, strict=True)]
+        self._parts = [
+            dialect.stored(slot, line.precision, fused) for slot, line in zip(layout.slots, plan, strict=True)
+        ]
         described = [[part.name, part.element, list(part.shape)] for parts in self._parts for part in parts.values()]
         identity = json.dumps(["onnx", LAYOUT, fused, described]).encode()
         super().__init__(path, plan, manifest, nbytes=data_bytes(self._parts), identity=identity)
