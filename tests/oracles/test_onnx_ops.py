@@ -83,7 +83,7 @@ class _Run:
         found = self.session.run(None, {name: value for name, value in given.items() if name in self.ports})
         outputs = dict(zip(self.names, found, strict=True))
         self.states = {
-            name: outputs[name.replace("past_key_values", "present").replace("past_conv", "present_conv")]
+            name: outputs[name.replace("past_key_values", "present").replace("past_", "present_")]
             for name in self.ports
             if name.startswith("past")
         }

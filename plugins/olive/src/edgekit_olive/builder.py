@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,17 @@ MICROSOFT = "com.microsoft"
 class Builder:
     """A graph in the making. Values are known by name; a name depends on the order of the calls alone.
 
+    Args:
+        prefix: of every name, so that a graph inside another has names of its own.
+
     Attributes:
         nodes: in the order in which they compute.
         initializers: constants, by name.
         inputs, outputs: of the graph, in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
         self.nodes: list[Any] = []
         self.initializers: dict[str, Any] = {}
         self.inputs: list[Any] = []
@@ -53,7 +57,45 @@ class Builder:
     def fresh(self, kind: str) -> str:
         """A name that no other value has."""
         self._counts[kind] += 1
-        return f"{kind.lower()}.{self._counts[kind] - 1}"
+        return f"{self._prefix}{kind.lower()}.{self._counts[kind] - 1}"
+
+    def scan(
+        self,
+        state: str,
+        sequences: Sequence[str],
+        step: Callable[[Builder, str, Sequence[str]], tuple[str, str]],
+        final: str,
+    ) -> str:
+        """Go through sequences element by element along their second dimension, with a state.
+
+        Args:
+            state: the first state.
+            sequences: [batch, n, ...] each; an element is [batch, ...].
+            step: adds the nodes of one step to the inner graph: given its builder, the state and an element of each
+                sequence, the names of the next state and of an element of the result.
+            final: name for the last state.
+
+        Returns:
+            The results, [batch, n, ...].
+        """
+        inner, helper = Builder(f"{self.fresh('Body')}/"), onnx().helper
+        old = inner.input(f"{inner._prefix}state", "FLOAT", None)
+        elements = [inner.input(f"{inner._prefix}element.{n}", "FLOAT", None) for n in range(len(sequences))]
+        for name in step(inner, old, elements):
+            inner.output(name, "FLOAT", None)
+        constants = list(inner.initializers.values())
+        body = helper.make_graph(inner.nodes, f"{inner._prefix}graph", inner.inputs, inner.outputs, constants)
+        results = self.fresh("Scan")
+        self.several(
+            "Scan",
+            (state, *sequences),
+            (final, results),
+            num_scan_inputs=len(sequences),
+            scan_input_axes=[1] * len(sequences),
+            scan_output_axes=[1],
+            body=body,
+        )
+        return results
 
     def ints(self, values: int | Sequence[int]) -> str:
         """An int64 constant."""
@@ -71,7 +113,7 @@ class Builder:
             self.initializers[name] = onnx().numpy_helper.from_array(values, name)
         return self._constants[key]
 
-    def input(self, name: str, element: str, shape: Sequence[int | str | None]) -> str:
+    def input(self, name: str, element: str, shape: Sequence[int | str | None] | None) -> str:
         """An input of the graph; names in the shape are sizes that may change."""
         self.inputs.append(self._value(name, element, shape))
         return name

@@ -25,6 +25,8 @@ from edgekit_olive.weights import GraphWeights
 
 #: Added to the scores of what is not to be seen: finite, so that rows of nothing but padding stay finite.
 HIDDEN = -3.0e38
+#: Adds the nodes of one step of a recurrence; see `Builder.scan`.
+Step = Callable[[Builder, str, Sequence[str]], tuple[str, str]]
 _MOST = int(np.iinfo(np.int64).max)
 
 
@@ -505,6 +507,45 @@ class GraphOps:
         part = builder.op("Slice", self.mask, first, *map(builder.ints, ([_MOST], [1])))
         return builder.op("Unsqueeze", builder.op("Cast", part, to=1), builder.ints([2]))
 
+    def delta_rule(
+        self, layer: int, queries: Value, keys: Value, values: Value, decay: Value, beta: Value, tiled: bool
+    ) -> Value:
+        """See `Ops.delta_rule`; token by token."""
+        heads, size = values.heads, (keys.width, values.width)
+        q, k = (self._for_heads(each, heads, tiled) for each in (queries, keys))
+        sequences = [q, k, self.real(values), self.real(decay), self.real(beta)]
+        found = self._recurrent(layer, [heads, *size], sequences, _delta_step)
+        return attrs.evolve(values, name=found)
+
+    def scan(self, layer: int, x: Value, step: Value, decay: str, skip: str, inputs: Value, outputs: Value) -> Value:
+        """See `Ops.scan`; token by token."""
+        builder, name, dt = self.builder, self.real(x), self.real(step)
+        rates = builder.op("Reshape", self.weights.values(decay), builder.ints([-1]))
+        kept = builder.op("Exp", builder.op("Mul", dt, rates))
+        fed = builder.op("Mul", name, builder.op("Unsqueeze", dt, builder.ints([-1])))
+        b, c = (self._for_heads(each, x.heads, False) for each in (inputs, outputs))
+        found = self._recurrent(layer, [x.heads, x.width, inputs.width], [kept, fed, b, c], _scan_step)
+        skipped = builder.op("Mul", name, self.weights.values(skip))
+        return attrs.evolve(x, name=builder.op("Add", found, skipped))
+
+    def _for_heads(self, x: Value, heads: int, tiled: bool) -> str:
+        """Heads, each as often as so many heads share it: [batch, n, heads, size]."""
+        name, shared = self.real(x), heads // x.heads
+        if shared == 1:
+            return name
+        if tiled:
+            return self.builder.op("Tile", name, self.builder.ints([1, 1, shared, 1]))
+        wide = self.builder.op("Unsqueeze", name, self.builder.ints([3]))
+        wide = self.builder.op("Expand", wide, self.builder.ints([1, 1, 1, shared, 1]))
+        return self._reshaped(wide, [0, 0, heads, x.width])
+
+    def _recurrent(self, layer: int, shape: list[int], sequences: list[str], step: Step) -> str:
+        """What a recurrence with a state [batch, *shape] of the layer gives."""
+        past = self.builder.input(f"past_state.{layer}", "FLOAT", ["batch", *shape])
+        present = f"present_state.{layer}"
+        self.builder.output(present, "FLOAT", ["batch", *shape])
+        return self.builder.scan(past, sequences, step, present)
+
     # Experts.
 
     def route(self, scores: Value, how: Routing, bias: str | None = None) -> Value:
@@ -578,6 +619,30 @@ class GraphOps:
     def _dimension(self, name: str, axis: int) -> str:
         """[1], a dimension."""
         return self.builder.op("Shape", name, start=axis, end=axis + 1)
+
+
+def _delta_step(inner: Builder, state: str, elements: Sequence[str]) -> tuple[str, str]:
+    """One token of the gated delta rule; a state is [batch, heads, key_dim, value_dim]."""
+    q, k, v, decay, beta = elements
+    last, both = inner.ints([-1]), inner.ints([2, 3])
+    kept = inner.op("Mul", state, inner.op("Unsqueeze", inner.op("Exp", decay), both))
+    key = inner.op("Unsqueeze", k, last)
+    known = inner.op("ReduceSum", inner.op("Mul", kept, key), inner.ints([2]), keepdims=0)
+    change = inner.op("Mul", inner.op("Sub", v, known), inner.op("Unsqueeze", beta, last))
+    new = inner.op("Add", kept, inner.op("Mul", key, inner.op("Unsqueeze", change, inner.ints([2]))))
+    seen = inner.op("Mul", new, inner.op("Unsqueeze", q, last))
+    return new, inner.op("ReduceSum", seen, inner.ints([2]), keepdims=0)
+
+
+def _scan_step(inner: Builder, state: str, elements: Sequence[str]) -> tuple[str, str]:
+    """One token of Mamba 2's selective scan; a state is [batch, heads, head_dim, state]."""
+    kept, x, b, c = elements
+    rows, cols = inner.ints([-1]), inner.ints([2])
+    old = inner.op("Mul", state, inner.op("Unsqueeze", kept, inner.ints([2, 3])))
+    fed = inner.op("Mul", inner.op("Unsqueeze", x, rows), inner.op("Unsqueeze", b, cols))
+    new = inner.op("Add", old, fed)
+    seen = inner.op("Mul", new, inner.op("Unsqueeze", c, cols))
+    return new, inner.op("ReduceSum", seen, rows, keepdims=0)
 
 
 def groupable(call: Call) -> bool:

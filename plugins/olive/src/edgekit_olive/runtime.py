@@ -6,7 +6,6 @@ arguments. Keys and values stay in ONNX Runtime's memory from token to token.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -336,9 +335,7 @@ class _Session:
 
 def _present(past: str, outputs: Sequence[str]) -> str:
     """The output that becomes an input at the next token: ``present.0.key`` of ``past_key_values.0.key``."""
-    name = re.sub(
-        r"^past(_key_values|_conv)?", lambda found: "present" + (found[1] or "").replace("_key_values", ""), past
-    )
+    name = past.replace("past_key_values", "present").replace("past_", "present_")
     if name not in outputs:
         raise UnsupportedModelError(f"the graph has the input {past!r} and no output {name!r}; run it with infer")
     return name
