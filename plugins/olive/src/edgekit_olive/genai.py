@@ -8,10 +8,20 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from edgekit.architectures import FAMILIES
+from edgekit.architectures.blocks import calls
 from edgekit.artifact import Layout
 from edgekit.errors import UnsupportedModelError
 
 CONFIG = "genai_config.json"
+
+
+def runs(layout: Layout) -> bool:
+    """Whether GenAI can run a layout's model: nothing but keys and values is remembered."""
+    assert layout.model is not None
+    config = layout.model.config
+    used = {call.operation for call in calls(FAMILIES[config.family].network(config))}
+    return not used & {"convolve", "delta_rule", "scan"}
 
 
 def config_of(layout: Layout) -> bytes:
@@ -72,4 +82,4 @@ def _or_zero(number: int | None) -> int:
     return 0 if number is None else number
 
 
-__all__ = ["CONFIG", "config_of"]
+__all__ = ["CONFIG", "config_of", "runs"]

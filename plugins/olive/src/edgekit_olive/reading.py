@@ -102,6 +102,7 @@ def parse(path: Path) -> Parsed:
             raise InvalidFileError(f"{path}: not an ONNX model ({type(error).__name__}); {CURE}") from error
     if not proto.HasField("graph") or not proto.ir_version:
         raise InvalidFileError(f"{path}: not an ONNX model: it has no graph; {CURE}")
+    _check_names(proto, path)
     _check_opsets(proto, path)
     files: dict[str, Reader] = {}
     constants: dict[str, Constant] = {}
@@ -118,6 +119,18 @@ def _content(path: Path) -> bytes:
     if len(content) > LIMIT:
         raise InvalidFileError(f"{path}: larger than the {LIMIT:,} bytes of a protobuf; {CURE}")
     return content
+
+
+def _check_names(proto: Any, path: Path) -> None:
+    """Protobuf hands a name that is no UTF-8 on as bytes."""
+    graph = proto.graph
+    names = [name for node in graph.node for name in (*node.input, *node.output, node.op_type, node.domain)]
+    names += [tensor.name for tensor in graph.initializer]
+    names += [text for tensor in graph.initializer for entry in tensor.external_data for text in (entry.key, entry.value)]
+    names += [text for entry in proto.metadata_props for text in (entry.key, entry.value)]
+    names += [opset.domain for opset in proto.opset_import]
+    if not all(isinstance(name, str) for name in names):
+        raise InvalidFileError(f"{path}: a name in the graph is no UTF-8; {CURE}")
 
 
 def _check_opsets(proto: Any, path: Path) -> None:
@@ -354,6 +367,7 @@ def _quantized(parsed: Parsed) -> Iterator[_Weight]:
         if weight is not None and _agrees(weight):
             yield weight
     yield from _gathered(parsed, constant)
+    yield from _picked(parsed)
 
 
 def _gathered(parsed: Parsed, constant: Any) -> Iterator[_Weight]:
@@ -367,10 +381,31 @@ def _gathered(parsed: Parsed, constant: Any) -> Iterator[_Weight]:
         block, bits = given.get("block_size", 128), given.get("bits", 4)
         if codes is None or scales is None or codes.element != "UINT8" or len(codes.shape) != 2:
             continue
-        cols = codes.shape[1] * 8 // max(bits, 1)
+        cols = _sliced(parsed, node.output[0]) or codes.shape[1] * 8 // max(bits, 1)
         weight = _blocks(codes, scales, zero, bits, block, cols)
         if weight is not None and _agrees(weight):
             yield weight
+
+
+def _sliced(parsed: Parsed, name: str) -> int:
+    """How long the rows are that a Slice makes of an output; 0 where none does: blocks may be longer than rows."""
+    for node in parsed.proto.graph.node:
+        if node.op_type == "Slice" and len(node.input) > 2 and node.input[0] == name:
+            end = parsed.constants.get(node.input[2])
+            if end is not None and (end.element, end.shape) == ("INT64", (1,)):
+                return int(end.read(0, 8).view(np.int64)[0])
+    return 0
+
+
+def _picked(parsed: Parsed) -> Iterator[_Weight]:
+    """Embeddings of edgekit's own graphs whose rows are picked before they are decoded."""
+    for name, codes in parsed.constants.items():
+        stem = name.removesuffix(".codes")
+        scale, zero = (parsed.constants.get(f"{stem}.{part}") for part in ("scale", "zero_point"))
+        if stem != name and codes.element in ("INT8", "UINT8") and zero is not None:
+            weight = _linear(codes, scale, zero, 0, 0)
+            if weight is not None and _agrees(weight):
+                yield weight
 
 
 def _blocks(

@@ -51,7 +51,7 @@ class OnnxSizes:
         others = dict(small_files(self.layout, plan, Manifest(sources={}, recipe="", tensors={}, versions={})))
         others.pop(_MANIFEST, None)
         graph = graph_of(self.layout, plan, parts, planned_offsets(parts), self.fused)
-        beside = len(genai.config_of(self.layout)) if self.fused else 0
+        beside = len(genai.config_of(self.layout)) if self.fused and genai.runs(self.layout) else 0
         return data_bytes(parts) + len(graph) + beside + sum(map(len, others.values()))
 
     def ties(self) -> tuple[tuple[str, ...], ...]:

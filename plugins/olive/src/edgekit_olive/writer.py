@@ -78,7 +78,7 @@ class OnnxWriter(PlannedDirectory):
         """The graph, GenAI's configuration, and what a Hugging Face directory has besides weights."""
         others = dict(small_files(self._layout, self.plan, self.manifest))
         yield MODEL, graph_of(self._layout, self.plan, self._parts, map(json.loads, self.notes), self._fused)
-        if self._fused:
+        if self._fused and genai.runs(self._layout):
             yield genai.CONFIG, genai.config_of(self._layout)
         yield from others.items()
 
