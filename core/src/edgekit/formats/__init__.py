@@ -3,10 +3,11 @@
 from edgekit.formats._hf_files import Weights, carried, open_weights
 from edgekit.formats._hf_generate import generation_config, small_files
 from edgekit.formats._parts import PartLayout, part_layouts
-from edgekit.formats.writer import PlannedDirectory, PlannedFile, PlannedWriter
+from edgekit.formats.writer import Places, PlannedDirectory, PlannedFile, PlannedWriter
 
 __all__ = [
     "PartLayout",
+    "Places",
     "PlannedDirectory",
     "PlannedFile",
     "PlannedWriter",

@@ -1,4 +1,4 @@
-"""read -> plan -> encode -> write, one tensor in memory at a time.
+"""read -> plan -> encode -> write, a few rows in memory at a time.
 
 (The module is called `pipeline` because `edgekit.quantize` is the function.)
 """
@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import attrs
 import numpy as np
 
-from edgekit.artifact import Artifact, Format, Layout, Writer, unread
+from edgekit.artifact import Artifact, Format, Layout, RowWriter, Writer, unread
 from edgekit.encoding._codecs import choose
 from edgekit.encoding._importance import Filled, fill_importance
 from edgekit.encoding._refusals import refuse_nonfinite
@@ -45,7 +45,7 @@ from edgekit.pipeline._notes import OF_THE_RUN, conversion_notes, refuse_unquant
 from edgekit.pipeline._progress import Progress as Progress
 from edgekit.pipeline._progress import Shown, reporting
 from edgekit.pipeline._recipes import AnyRecipe, find_recipe
-from edgekit.pipeline._stream import Encoder, chunk_rows, source_rows
+from edgekit.pipeline._stream import Encoder, Piece, chunk_rows, source_rows, together
 from edgekit.plugin._registry import KNOWN_DISTRIBUTIONS, manager
 from edgekit.recipe import AsIs, Assignment, Plan, Recipe, Slot, check_plan
 from edgekit.recipe import own_precision as own_precision
@@ -199,7 +199,7 @@ def quantize(
     overwrite: bool = False,
     notes: list[str] | None = None,
 ) -> Artifact:
-    """Quantize a model and write it, streaming: peak memory follows the largest tensor, not the model.
+    """Quantize a model and write it, streaming in rows: peak memory follows neither the model nor its largest tensor.
 
     Args:
         source: an artifact, or the path of one.
@@ -422,14 +422,24 @@ def _write_tensors(
 ) -> None:
     pairs = list(zip(layout.slots, plan, strict=True))
     left = pairs[writer.done :]
-    encoded = encoder.encoded(left) if rounder is None else rounder.encoded(encoder.encoded, left, progress)
-    with closing(encoded):
+    pieces = encoder.pieces(left) if rounder is None else rounder.pieces(encoder.pieces, left, progress)
+    with closing(pieces):
         for index in range(writer.done, len(pairs)):
             if progress:
                 progress(index, len(pairs), pairs[index][1].name)
-            writer.write(next(encoded))
+            _write_tensor(writer, pieces)
     if progress:
         progress(len(pairs), len(pairs), "")
+
+
+def _write_tensor(writer: Writer, pieces: Iterator[Piece]) -> None:
+    if not isinstance(writer, RowWriter):
+        writer.write(together(pieces))
+        return
+    for piece in pieces:
+        writer.write_rows(piece.rows, piece.first)
+        if piece.last:
+            return
 
 
 def _keep_nonfinite(plan: Plan, layout: Layout) -> Plan:

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
 
 from edgekit.artifact import Layout
 from edgekit.errors import UsageError
-from edgekit.formats import PlannedFile
+from edgekit.formats import Places, PlannedFile
+from edgekit.formats.safetensors import Part
 from edgekit.manifest import Manifest
 from edgekit.recipe import Assignment, Plan
-from edgekit.tensor import QuantizedTensor
-from edgekit.typing import U8
 from edgekit_gguf.layout import file_metadata
 from edgekit_gguf.metadata import Value, encode_pairs, encode_string
 from edgekit_gguf.types import ALIGNMENT, FILE_TYPES, LIKELY_RECIPE, MAGIC, VERSION, TensorType, tensor_type
@@ -39,11 +37,11 @@ class GgufWriter(PlannedFile):
         nbytes = len(header) + sum(map(padded, sizes))
         super().__init__(path, plan, manifest, header=header, nbytes=nbytes, sizes=sizes)
 
-    def append(self, tensor: QuantizedTensor, assignment: Assignment) -> None:
-        """Write the tensor's blocks, padded to the alignment."""
-        data = _bytes(tensor)
-        self.file.write(data.data)
-        self.file.write(bytes(padded(data.nbytes) - data.nbytes))
+    def place(self, parts: Mapping[str, Part], assignment: Assignment) -> Places:
+        """The tensor's blocks, or a float type's values, padded to the alignment."""
+        (part,) = parts.values()
+        begin = self.file.offset
+        return Places({part.name: begin}, begin + padded(part.nbytes))
 
 
 def planned(layout: Layout, plan: Plan) -> tuple[bytes, list[int]]:
@@ -101,11 +99,6 @@ def _nbytes(assignment: Assignment, stored: TensorType) -> int:
 def padded(nbytes: int) -> int:
     """Bytes of a tensor in the file: up to the next multiple of the alignment."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
-
-
-def _bytes(tensor: QuantizedTensor) -> U8:
-    (part,) = tensor.parts.values()  # ggml's blocks, or a float type's values
-    return np.ascontiguousarray(part, part.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
 
 
 __all__ = ["GgufWriter", "encode_header", "file_type", "padded", "planned"]

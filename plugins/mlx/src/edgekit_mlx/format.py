@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.architectures import Model
-from edgekit.architectures.hf import config_from_hf, hf_names, model_from_hf, to_hf_value
+from edgekit.architectures.hf import config_from_hf, model_from_hf
 from edgekit.artifact import Artifact, Layout
 from edgekit.errors import EdgekitError, MissingFileError, UnsupportedModelError
 from edgekit.files.foreign import read_object, shown
@@ -22,6 +22,7 @@ from edgekit.tensor import AnyTensor, EncodedTensor, holds_floats, kept
 from edgekit.tokenizer import Tokenizer, from_hf_directory
 from edgekit_mlx import families
 from edgekit_mlx.bridge import carried_over
+from edgekit_mlx.names import mlx_links, prefix_of
 from edgekit_mlx.sections import KEY, MIRROR, is_quantized, read_section
 from edgekit_mlx.sizes import MlxSizes
 from edgekit_mlx.tensors import assemble
@@ -86,9 +87,12 @@ class MlxFormat:
         model = source.model
         families.mlx_config(model.config, str(source.path))  # refuses before anything is read
         slots = []
-        for role, name in hf_names(model.config).items():
-            tensor = carried_over(to_hf_value(model.config, role, model.tensors[role]))
-            slots.append(Slot(name, role, tensor, _kept(tensor)))
+        prefix, logarithms = prefix_of(model.config), _logarithms(source, model)
+        for link in mlx_links(model.config):
+            made = link.write(tuple(model.tensors[name] for name in link.canonical))
+            for name, role, each in zip(link.hf, link.roles, made, strict=True):
+                tensor = logarithms.get(role) or carried_over(each)
+                slots.append(Slot(prefix + name, role, tensor, _kept(tensor)))
         return Layout(tuple(slots), source, model)
 
     def writer(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> MlxWriter:
@@ -109,8 +113,18 @@ class MlxFormat:
     def notes(self, layout: Layout, plan: Plan) -> dict[str, str]:
         """Return notes on what mlx-lm computes differently, and on matrices that were decoded."""
         assert layout.model is not None
-        sentences = {"mlx_window": families.note(layout.model.config), **_decoded(layout, plan)}
+        config = layout.model.config
+        sentences = {
+            "mlx_window": families.note(config),
+            "mlx_ramp": families.ramp_note(config),
+            **_decoded(layout, plan),
+        }
         return {kind: sentence for kind, sentence in sentences.items() if sentence}
+
+
+def _logarithms(source: Artifact, model: Model) -> dict[str, AnyTensor]:
+    """Return by role the decays that the source stores as logarithms, as MLX does: recomputing them would round."""
+    return {role: source.tensors[name] for name, role in model.roles.items() if name.endswith("A_log")}
 
 
 def _decoded(layout: Layout, plan: Plan) -> dict[str, str]:
@@ -142,20 +156,20 @@ def _kept(tensor: AnyTensor) -> Any:
 
 
 def _model(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], directory: Path) -> Model:
-    """Return the model with canonical names; in supported families mlx-lm's names and values are Hugging Face's."""
+    """Return the model with canonical names."""
     if config.get("model_type") not in families.MODEL_TYPES:
         raise UnsupportedModelError(
             f"{directory}: edgekit has not compared mlx-lm's model type {shown(config.get('model_type'))} with its own "
             "forward pass; it runs with the runtime mlx, and converts from its original files"
         )
-    plain = {key: value for key, value in config.items() if key not in (KEY, MIRROR)}
+    plain = {key: value for key, value in families.plain_config(config).items() if key not in (KEY, MIRROR)}
     if isinstance(plain.get("text_config"), Mapping):
         plain["text_config"] = {key: value for key, value in plain["text_config"].items() if key not in (KEY, MIRROR)}
     floats = {name: tensor for name, tensor in tensors.items() if holds_floats(tensor)}
     parsed = config_from_hf(plain, str(directory))
     if parsed.tied and "lm_head.weight" not in floats and plain.get("tie_word_embeddings") is None:
         plain["tie_word_embeddings"] = True
-    return model_from_hf(plain, floats, str(directory))
+    return model_from_hf(plain, floats, str(directory), mlx_links)
 
 
 def _tokenizer(directory: Path) -> Tokenizer | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,19 +67,23 @@ def save(path: Path, cache: list[Any], tokens: list[int], model: dict[str, str])
     Raises:
         ResourceError: the file cannot be written.
     """
-    mx = core()
-    arrays, layers = {}, []
-    for number, layer in enumerate(cache):
-        state: list[Any] = []
-        for place, value in enumerate(layer.state):
-            if isinstance(value, mx.array):
-                arrays[f"{number}.{place}"] = from_mlx(value)
-                state.append(None)
-            else:
-                state.append(value)
-        layers.append({"kind": type(layer).__name__, "state": state})
+    arrays: dict[str, Array] = {}
+    layers = [
+        {"kind": type(layer).__name__, "state": [_kept(arrays, f"{number}.{i}", v) for i, v in enumerate(layer.state)]}
+        for number, layer in enumerate(cache)
+    ]
     record = {**model, "tokens": tokens, "layers": layers}
     safetensors.write(path, arrays, {KEY: json.dumps(record)})
+
+
+def _kept(arrays: dict[str, Array], place: str, value: Any) -> Any:
+    """What JSON says of a value of a layer's state: null for an array, which is added to `arrays`."""
+    if isinstance(value, core().array):
+        arrays[place] = from_mlx(value)
+        return None
+    if isinstance(value, list | tuple):  # of recurrent layers
+        return [_kept(arrays, f"{place}.{i}", each) for i, each in enumerate(value)]
+    return value
 
 
 def load(path: Path, model: dict[str, str], fresh: list[Any]) -> Kept:
@@ -116,13 +120,20 @@ def load(path: Path, model: dict[str, str], fresh: list[Any]) -> Kept:
     return Kept(fresh, tokens)
 
 
-def _state(path: Path, number: int, state: Any, tensors: Any) -> tuple[Any, ...]:
-    if not isinstance(state, list) or not all(value is None or type(value) is int for value in state):
+def _state(path: Path, number: int, state: Any, tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    if not isinstance(state, list):
         raise InvalidFileError(f"{path}: the state of layer {number} is malformed; {_AGAIN}")
-    return tuple(
-        _array(tensors[f"{number}.{place}"]) if f"{number}.{place}" in tensors else value
-        for place, value in enumerate(state)
-    )
+    return tuple(_value(path, f"{number}.{place}", value, tensors) for place, value in enumerate(state))
+
+
+def _value(path: Path, place: str, value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The reverse of `_kept`."""
+    if value is None or type(value) is int:
+        return _array(tensors[place]) if place in tensors else value
+    if not isinstance(value, list) or place.count(".") > 1:
+        number = place.partition(".")[0]
+        raise InvalidFileError(f"{path}: the state of layer {number} is malformed; {_AGAIN}")
+    return [_value(path, f"{place}.{i}", each, tensors) for i, each in enumerate(value)]
 
 
 def _array(tensor: Tensor) -> Any:

@@ -7,11 +7,15 @@
     mixed_3_6            3               6
     mixed_4_6            4               6
 
+The recipes of one width give 8 bits to the matrices that mlx-lm gives 8 bits: routers, and ``o_proj``, ``down_proj``
+and ``lm_head`` of Granite 3.
+
 All use groups of 64. Of n layers, the first n // 8, the last n // 8 and every third one between them get more bits.
 Vectors, and matrices whose number of columns no group size divides, stay in float. Phi 3's fused ``qkv_proj`` counts as
 a v_proj, as in mlx-lm, whose rule searches the name for ``v_proj``.
 
-Source: mlx-lm 0.32.2, ``convert.py`` (`mixed_quant_predicate_builder`); compared with it model by model.
+Source: mlx-lm 0.32.2, ``convert.py`` (`mixed_quant_predicate_builder`), ``models/<model type>.py``
+(`quant_predicate`); compared with it model by model.
 """
 
 from __future__ import annotations
@@ -23,18 +27,28 @@ import attrs
 from edgekit.architectures import ModelConfig
 from edgekit.errors import UnsupportedModelError
 from edgekit.precision import Precision, find_precision
-from edgekit.recipe import Assignment, Clause, Plan, Slot, Uniform, fits, is_matrix
+from edgekit.recipe import Assignment, Clause, Plan, Slot, Uniform, fits, is_matrix, quantized
 
 GROUP = 64
 _MORE = ("v_proj", "down_proj")
+#: By family, how the names of the modules end that get 8 bits whatever the recipe's width.
+_EIGHT_BITS = {
+    "gpt_oss": ("mlp.router",),
+    "granite": ("self_attn.o_proj", "mlp.down_proj", "lm_head"),
+    "granitemoehybrid": ("block_sparse_moe.router.layer",),
+    "lfm2_moe": ("feed_forward.gate",),
+    "qwen3_5_moe": ("mlp.gate", "mlp.shared_expert_gate"),
+    "qwen3_moe": ("mlp.gate",),
+    "qwen3_next": ("mlp.gate", "mlp.shared_expert_gate"),
+}
 
 
 @attrs.frozen
 class Width(Uniform):
-    """One width for every matrix, under MLX's name; see `edgekit.recipe.Recipe`.
+    """One width for every matrix except those of `_EIGHT_BITS`, under MLX's name; see `edgekit.recipe.Recipe`.
 
     Attributes:
-        precision: the precision of every matrix.
+        precision: the precision of every other matrix.
         given_name: the recipe's name, such as ``4bit``.
     """
 
@@ -45,9 +59,26 @@ class Width(Uniform):
         """The name under which the recipe is registered."""
         return self.given_name
 
+    def plan(self, slots: Sequence[Slot], config: ModelConfig | None, importance: bool = False) -> Plan:
+        """Choose for every slot."""
+        careful = _EIGHT_BITS.get(config.family, ()) if config else ()
+        lines = super().plan(slots, config, importance)
+        return Plan(self.name, tuple(_in_eight_bits(line, careful) for line in lines))
+
     def describe(self) -> list[Clause]:
         """Return the recipe in words."""
-        return [Clause("weight matrices", self.precision.name), Clause("the rest", "as it is")]
+        clauses = [Clause("weight matrices", self.precision.name), Clause("the rest", "as it is")]
+        if self.precision.bits == 8:
+            return clauses
+        eight = Clause("routers", _affine(8).name, "and o_proj, down_proj, lm_head of Granite 3, as mlx-lm has it")
+        return [eight, *clauses]
+
+
+def _in_eight_bits(line: Assignment, careful: tuple[str, ...]) -> Assignment:
+    """Return the line with 8 bits if it quantizes a matrix whose module's name has one of the endings."""
+    if line.asked or not quantized(line.precision) or not line.name.removesuffix(".weight").endswith(careful):
+        return line
+    return attrs.evolve(line, precision=_affine(8), reason="8 bits whatever the width")
 
 
 @attrs.frozen

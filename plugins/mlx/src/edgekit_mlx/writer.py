@@ -7,7 +7,7 @@ written first. An interrupted run resumes after its last complete tensor, in any
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from edgekit.artifact import Layout
 from edgekit.errors import UnsupportedModelError, UsageError
 from edgekit.files.atomic import ARTIFACT_FILES, AtomicDirectory, AtomicFile
 from edgekit.files.foreign import utf8
-from edgekit.formats import PlannedDirectory, small_files
-from edgekit.formats.safetensors import Part, build_header, to_bytes
+from edgekit.formats import Places, PlannedDirectory, small_files
+from edgekit.formats.safetensors import Part, build_header
 from edgekit.manifest import Manifest
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Plan, Slot, quantized
@@ -81,30 +81,31 @@ class MlxWriter(PlannedDirectory):
                 break
         return count
 
-    def write(self, tensor: QuantizedTensor) -> None:
-        """Append the plan's next tensor to its shard; see `PlannedWriter.write`."""
+    def write_rows(self, rows: QuantizedTensor, first: int) -> None:
+        """Write rows of the plan's next tensor to its shard; see `PlannedWriter.write_rows`."""
         number = next((n for n, shard in enumerate(self._shards) if self.done < shard.stop), len(self._shards) - 1)
         self.file = self._files[number]
         if not self.file.offset:
             self.file.write(self._shards[number].header)
-        super().write(tensor)
+        super().write_rows(rows, first)
 
-    def append(self, tensor: QuantizedTensor, assignment: Assignment) -> None:
-        """Write the parts of a tensor to the current shard.
+    def place(self, parts: Mapping[str, Part], assignment: Assignment) -> Places:
+        """Place the parts of a tensor one after the other, as the header lists them.
 
         Raises:
             UsageError: a part has another size than planned.
         """
+        stored = []
         for expected in self._parts[self.done]:
             key = "values" if assignment.precision.convention == "float" else expected.name.rpartition(".")[2]
-            array = tensor.parts[key]
-            data = to_bytes(array)
-            if data.nbytes != expected.nbytes:
+            part = parts[key]
+            if part.nbytes != expected.nbytes:
                 raise UsageError(
-                    f"{self.path}: {expected.name} has {data.nbytes} bytes as {array.dtype} {list(array.shape)}, "
+                    f"{self.path}: {expected.name} has {part.nbytes} bytes as {part.dtype} {list(part.shape)}, "
                     f"{expected.dtype} {list(expected.shape)} is planned; encode it from the layout's own tensor"
                 )
-            self.file.write(data)
+            stored.append(part)
+        return Places.in_order(stored, self.file.offset)
 
     def commit(self) -> None:
         """Check that every tensor was written, write the other files, and move the directory into place."""

@@ -13,15 +13,14 @@ from edgekit.artifact import Layout
 from edgekit.errors import UnsupportedModelError, UsageError
 from edgekit.files import pairs
 from edgekit.files.atomic import ARTIFACT_FILES
-from edgekit.formats import PlannedDirectory, generation_config, small_files
-from edgekit.formats.safetensors import to_bytes
+from edgekit.formats import Places, PlannedDirectory, generation_config, small_files
+from edgekit.formats.safetensors import Part
 from edgekit.manifest import Manifest
 from edgekit.recipe import Assignment, Plan
-from edgekit.tensor import QuantizedTensor
 from edgekit_openvino import graph
 from edgekit_openvino.elements import storable, stored_parts
 from edgekit_openvino.library import openvino
-from edgekit_openvino.serialize import Placed, Placeholders, aligned, xml_of
+from edgekit_openvino.serialize import ALIGNMENT, Placed, Placeholders, aligned, xml_of
 from edgekit_openvino.tokenizer import tokenizer_models
 
 XML, BIN = "openvino_model.xml", "openvino_model.bin"
@@ -54,20 +53,17 @@ class OpenVinoWriter(PlannedDirectory):
         identity = json.dumps(["openvino", LAYOUT, [[slot.name, list(slot.shape)] for slot in layout.slots]]).encode()
         super().__init__(path, plan, manifest, nbytes=_planned_bytes(plan), identity=identity)
 
-    def append(self, tensor: QuantizedTensor, assignment: Assignment) -> str:
-        """Write each part of the tensor at an aligned place; the note has the places."""
-        offsets = {}
-        for key, stored in stored_parts(assignment.name, assignment.precision, assignment.shape).items():
-            data = to_bytes(tensor.parts[key])
-            if data.nbytes != stored.nbytes:
+    def place(self, parts: Mapping[str, Part], assignment: Assignment) -> Places:
+        """Each part of the tensor at an aligned place; the note has the places."""
+        expected = stored_parts(assignment.name, assignment.precision, assignment.shape)
+        for key, stored in expected.items():
+            if parts[key].nbytes != stored.nbytes:
                 raise UsageError(
-                    f"{self.path}: part {key} of tensor {tensor.name} has {data.nbytes} bytes, "
-                    f"{stored.element} {list(stored.shape)} takes {stored.nbytes}; encode it as {tensor.precision}"
+                    f"{self.path}: part {key} of tensor {assignment.name} has {parts[key].nbytes} bytes, "
+                    f"{stored.element} {list(stored.shape)} takes {stored.nbytes}; encode it as {assignment.precision}"
                 )
-            self._align()
-            offsets[key] = self.file.offset
-            self.file.write(data)
-        return json.dumps(offsets)
+        places = Places.in_order([parts[key] for key in expected], self.file.offset, ALIGNMENT)
+        return attrs.evolve(places, note=json.dumps(places.offsets))
 
     def finish(self) -> None:
         """Build the graph, and write its small constants behind the weights."""

@@ -85,7 +85,7 @@ def read_keys(path: str | None) -> frozenset[str]:
 
     Raises:
         MissingFileError: the file cannot be read.
-        UsageError: it holds no key.
+        UsageError: the file holds no key.
     """
     keys = os.environ.get(KEYS, "").split()
     if path is not None:
@@ -100,10 +100,10 @@ def read_keys(path: str | None) -> frozenset[str]:
 
 
 def refuse_open_doors(host: str, keys: frozenset[str], insecure: bool) -> None:
-    """Refuse to listen on a non-local address without a key.
+    """Raise an error if the server would listen on a non-local address without an API key.
 
     Raises:
-        UsageError: names the cure.
+        UsageError: there is no key; the message says how to set one.
     """
     if not (keys or insecure or is_loopback(host)):
         raise UsageError(
@@ -130,11 +130,11 @@ def default_name(path: Path) -> str:
 def listening(host: str, port: int) -> Iterator[socket.socket]:
     """Return a listening socket, so that a port in use is detected before a model is loaded.
 
-    Clients that connect before the model is loaded wait. A bound socket that does not listen would not exclude a second
-    server.
+    Clients that connect before the model is loaded wait. The socket must listen: one that is only bound would not
+    exclude a second server.
 
     Raises:
-        ResourceError: it cannot listen.
+        ResourceError: the address or port cannot be used.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -142,7 +142,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
     except OSError as error:
         raise ResourceError(f"{host}: no address of this machine ({error.strerror}); choose another --host") from error
     with door:
-        if os.name == "posix":  # elsewhere it allows two servers on one port
+        if os.name == "posix":  # on other systems the option allows two servers on one port
             door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             door.bind(address)
@@ -204,7 +204,7 @@ def warm(model: Runtime) -> None:
 
 
 class _JsonLines(logging.Formatter):
-    """One JSON object per event, with what a request came to as fields of their own."""
+    """Formats an event as one JSON object, with the result of a request in separate fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         told = {"time": self.formatTime(record), "level": record.levelname.lower(), "message": record.getMessage()}
