@@ -153,7 +153,7 @@ def test_external_data_that_is_missing_or_short(tmp_path):
     with pytest.raises(InvalidFileError, match=r"has 12 bytes, FLOAT \[64, 48\] takes 12,288"):
         edgekit.open(small(tmp_path / "d.onnx", "weights", length=12))
     for wrong in ("-1", "many", "9" * 30):
-        with pytest.raises(InvalidFileError, match="has the offset .*, which is no number of bytes"):
+        with pytest.raises(InvalidFileError, match=r"has the offset .*, which is no number of bytes"):
             edgekit.open(small(tmp_path / "e.onnx", "weights", offset=wrong))
 
 

@@ -126,7 +126,9 @@ def _check_names(proto: Any, path: Path) -> None:
     graph = proto.graph
     names = [name for node in graph.node for name in (*node.input, *node.output, node.op_type, node.domain)]
     names += [tensor.name for tensor in graph.initializer]
-    names += [text for tensor in graph.initializer for entry in tensor.external_data for text in (entry.key, entry.value)]
+    names += [
+        text for tensor in graph.initializer for entry in tensor.external_data for text in (entry.key, entry.value)
+    ]
     names += [text for entry in proto.metadata_props for text in (entry.key, entry.value)]
     names += [opset.domain for opset in proto.opset_import]
     if not all(isinstance(name, str) for name in names):
