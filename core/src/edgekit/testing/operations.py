@@ -209,6 +209,7 @@ _CASES: dict[str, list[_Case]] = {
         _Case("a bias", lambda ops, v: ops.product("m", v[0]), _states(), {"m.weight": (7, 12), "m.bias": (7,)}),
         _Case("one row", lambda ops, v: ops.product("m", v[0]), _states(), {"m.weight": (12,)}),
     ],
+    "row": [_Case("added to states", lambda ops, v: ops.add(v[0], ops.row("m", 1)), _states(), {"m.weight": (3, 12)})],
     "vector": [_Case("times states", lambda ops, v: ops.multiply(v[0], ops.vector("w")), _states(), {"w": (12,)})],
     "rms_norm": [
         _Case("states", lambda ops, v: ops.rms_norm(v[0], 1e-3, "w.weight"), _states(), {"w.weight": (12,)}),
