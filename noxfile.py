@@ -179,7 +179,7 @@ def plugins(session: nox.Session) -> None:
     """The plugins' tests and those across distributions, with the wheels installed side by side."""
     install_project(session)
     session.install(NUMBA, *CLIENTS, "build", "hatchling", "pytest-xdist", silent=True)
-    session.install("--no-deps", LLAMACPP, OPENVINO, MLX, OLIVE, silent=True)  # light, and quiet without their frameworks
+    session.install("--no-deps", LLAMACPP, OPENVINO, MLX, OLIVE, silent=True)  # quiet without frameworks
     run_pytest(session, "tests/plugins", "tests/contracts", *PARALLEL)
 
 

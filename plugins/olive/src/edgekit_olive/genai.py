@@ -12,16 +12,19 @@ from edgekit.architectures import FAMILIES
 from edgekit.architectures.blocks import calls
 from edgekit.artifact import Layout
 from edgekit.errors import UnsupportedModelError
+from edgekit_olive.ops import causal
 
 CONFIG = "genai_config.json"
 
 
 def runs(layout: Layout) -> bool:
-    """Whether GenAI can run a layout's model: nothing but keys and values is remembered."""
+    """Whether GenAI can run a layout's model: a decoder that remembers nothing but keys and values."""
     assert layout.model is not None
     config = layout.model.config
-    used = {call.operation for call in calls(FAMILIES[config.family].network(config))}
-    return not used & {"convolve", "delta_rule", "scan"}
+    network = FAMILIES[config.family].network(config)
+    uses = calls(network)
+    remembered = {call.operation for call in uses} & {"convolve", "delta_rule", "scan"}
+    return network.predicts and not remembered and all(map(causal, uses))
 
 
 def config_of(layout: Layout) -> bytes:

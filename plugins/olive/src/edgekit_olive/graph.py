@@ -7,6 +7,9 @@
     logits                  f32 [batch, new, vocab]
     present.N.key           f32 [batch, kv_heads, total, head_dim]      and .value
 
+An encoder has no keys and values of earlier tokens, and ``last_hidden_state`` [batch, new, width] instead of logits; an
+embedding model whose attention looks both ways has none either.
+
 Longrope and dynamic scaling turn all tokens of a sequence anew when it outgrows the original context. A graph cannot
 go back to tokens it has seen: whoever runs it has to start over there (`edgekit_olive.runtime` does).
 """
@@ -21,7 +24,7 @@ from edgekit.architectures.blocks import Network, calls
 from edgekit.architectures.ops import OPERATIONS, Ops, refuse_missing
 from edgekit_olive.builder import Builder
 from edgekit_olive.library import onnx
-from edgekit_olive.ops import GraphOps, Value, groupable
+from edgekit_olive.ops import GraphOps, Value, causal, groupable
 from edgekit_olive.weights import GraphWeights, Weight
 
 #: The opset of standard operators, and the IR version that onnxruntime 1.20 and later read.
@@ -47,13 +50,16 @@ def build(config: ModelConfig, weights: Mapping[str, Weight], *, fused: bool = T
     network = refuse_lacking(config)
     builder = Builder()
     # GroupQueryAttention refuses other heads when it runs.
-    grouped = fused and config.head_dim % 8 == 0 and all(map(groupable, calls(network)))
-    graph = GraphOps(builder, GraphWeights(builder, weights, fused), fused=fused, grouped=grouped)
+    uses = calls(network)
+    grouped = fused and config.head_dim % 8 == 0 and all(map(groupable, uses))
+    tensors = GraphWeights(builder, weights, fused)
+    graph = GraphOps(builder, tensors, fused=fused, grouped=grouped, remembers=all(map(causal, uses)))
     ops = cast(Ops[Any], graph)  # it may lack some, which `refuse_lacking` has made sure are not needed
     states: Value = network.states(ops)
-    logits: Value = network.logits(ops, states)
-    builder.op("Identity", graph.real(logits), output="logits")
-    builder.output("logits", "FLOAT", ["batch", "new", network.vocab], first=True)
+    result, width = (network.logits(ops, states), network.vocab) if network.predicts else (states, network.width)
+    name = "logits" if network.predicts else "last_hidden_state"
+    builder.op("Identity", graph.real(result), output=name)
+    builder.output(name, "FLOAT", ["batch", "new", width], first=True)
     return _model(builder, config.family, {STATES: states.name, DIALECT: "fused" if fused else "portable"})
 
 

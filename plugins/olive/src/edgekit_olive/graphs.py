@@ -18,10 +18,12 @@ def variant(proto: Any, which: Variant) -> Any:
         which: ``all``, ``last`` or ``hidden``.
 
     Returns:
-        A changed copy; `proto` itself for ``all``, and where the graph does not say which value the states are.
+        A changed copy; `proto` itself for ``all``, of an encoder, and where the graph does not say which value the
+        states are.
     """
     states = states_of(proto)
-    if which == "all" or states is None:
+    predicts = any(output.name == "logits" for output in proto.graph.output)
+    if which == "all" or states is None or not predicts:
         return proto
     changed = type(proto)()
     changed.CopyFrom(proto)

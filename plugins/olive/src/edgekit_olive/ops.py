@@ -69,10 +69,14 @@ class GraphOps:
         weights: emits nodes for the model's tensors.
         fused: whether ONNX Runtime's own operators may be used.
         grouped: whether GroupQueryAttention computes attention.
+        remembers: whether keys and values of earlier tokens are inputs; an encoder sees its text at once.
     """
 
-    def __init__(self, builder: Builder, weights: GraphWeights, *, fused: bool, grouped: bool) -> None:
+    def __init__(
+        self, builder: Builder, weights: GraphWeights, *, fused: bool, grouped: bool, remembers: bool = True
+    ) -> None:
         self.builder, self.weights, self.fused, self.grouped = builder, weights, fused, grouped
+        self._remembers = remembers
         self.tensors: Mapping[str, tuple[int, ...]] = weights.shapes
         self._sums: dict[str, tuple[str, str]] = {}
         self._turns: dict[int, tuple[str, str]] = {}
@@ -114,6 +118,11 @@ class GraphOps:
         if f"{name}.bias" in self.tensors:
             out = self.builder.op("Add", out, self.weights.values(f"{name}.bias"))
         return Value(out, shape[0] if len(shape) > 1 else 1)
+
+    def row(self, name: str, number: int) -> Value:
+        """See `Ops.row`."""
+        weight = f"{name}.weight"
+        return Value(self.weights.rows(weight, self.builder.ints(number)), self.tensors[weight][-1])
 
     def vector(self, name: str) -> Value:
         """See `Ops.vector`."""
@@ -355,6 +364,8 @@ class GraphOps:
 
     def _remembered(self, layer: int, kind: str, new: Value) -> Remembered:
         builder = self.builder
+        if not self._remembers:
+            return Remembered(layer, new, "", self._transposed(self.real(new)))
         past = builder.input(f"past_key_values.{layer}.{kind}", "FLOAT", ["batch", new.heads, "past", new.width])
         present = f"present.{layer}.{kind}"
         builder.output(present, "FLOAT", ["batch", new.heads, "total", new.width])
@@ -653,4 +664,9 @@ def groupable(call: Call) -> bool:
     return all(each.chunk is None and each.causal for each in how)
 
 
-__all__ = ["HIDDEN", "GraphOps", "Remembered", "Value", "groupable"]
+def causal(call: Call) -> bool:
+    """Whether an operation sees no later token; true of all but attention that looks both ways."""
+    return all(each.causal for each in call.arguments if isinstance(each, Attend))
+
+
+__all__ = ["HIDDEN", "GraphOps", "Remembered", "Value", "causal", "groupable"]

@@ -14,8 +14,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.architectures import ModelConfig
-from edgekit.architectures.forward import token_ids
+from edgekit.architectures import FAMILIES, ModelConfig
+from edgekit.architectures.blocks import NO_PREDICTION
 from edgekit.architectures.hf import config_from_hf
 from edgekit.architectures.rope import turns_change
 from edgekit.artifact import Artifact
@@ -148,7 +148,7 @@ class OnnxRuntime(TextRuntime):
             UsageError: no tokens, not integers, or ids outside the vocabulary.
             ContextOverflowError: more tokens than the model's context.
         """
-        ids = self._ids(tokens)
+        ids = self.checked_ids(tokens, self._predicting().vocab, batch=True)
         self.room(ids.shape[-1], None)
         session = self._session("all")
         with self._lock:
@@ -166,11 +166,9 @@ class OnnxRuntime(TextRuntime):
             UsageError, ContextOverflowError: as `logits`, of the prompt and `max_tokens` together.
             ResourceError: the device cannot compute it.
         """
-        ids = self._ids(np.asarray(prompt))
-        if ids.ndim != 1:
-            raise UsageError(f"a prompt is one sequence of token ids [n]; got {list(ids.shape)}")
-        choose = (sampling or Sampling()).sampler(ids.tolist())
-        return self._continue(ids.tolist(), self.room(len(ids), max_tokens), choose)
+        ids = self.checked_ids(prompt, self._predicting().vocab).tolist()
+        choose = (sampling or Sampling()).sampler(ids)
+        return self._continue(ids, self.room(len(ids), max_tokens), choose)
 
     def _continue(self, ids: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
         for _ in range(count):
@@ -180,14 +178,14 @@ class OnnxRuntime(TextRuntime):
             ids.append(token)
 
     def embed(self, text: Prompt) -> F32:
-        """The mean of the last layer's states over a text or token ids, float32 [width], of length 1.
+        """The embedding of a text or of token ids, float32 [dim], of length 1; pooled as the model's files say.
 
         Raises:
             UsageError: an empty text, no tokenizer, or a graph of another program.
             ContextOverflowError: more tokens than the model's context.
             NonFiniteError: the model computes values that are not finite.
         """
-        ids = self._ids(self.prompt_ids(text))
+        ids = self.checked_ids(self.whole_ids(text), self._decoder().vocab)
         self.room(len(ids), None)
         if states_of(self._proto) is None:
             raise UsageError(f"{self._path}: its graph does not say where its states are; run it with infer")
@@ -196,7 +194,7 @@ class OnnxRuntime(TextRuntime):
             session.forget()
             states = session.step(ids[None])[0]
             session.forget()
-        return self.unit(states.mean(axis=0, dtype=np.float64))
+        return self.pooled(states)
 
     def close(self) -> None:
         """Release the sessions; may be called more than once."""
@@ -227,8 +225,11 @@ class OnnxRuntime(TextRuntime):
             )
         return self._config
 
-    def _ids(self, tokens: npt.ArrayLike) -> I64:
-        return token_ids(tokens, self._decoder().vocab).astype(np.int64)
+    def _predicting(self) -> ModelConfig:
+        config = self._decoder()
+        if not FAMILIES[config.family].network(config).predicts:
+            raise UnsupportedModelError(f"{self._path}: {NO_PREDICTION}")
+        return config
 
 
 class _Session:
