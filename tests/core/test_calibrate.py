@@ -12,7 +12,6 @@ import pytest
 import edgekit
 from edgekit import sample
 from edgekit.architectures.forward import Transformer
-from edgekit.architectures.hf import config_from_hf
 from edgekit.errors import InvalidFileError, NonFiniteError, UsageError
 from edgekit.evaluation import moments
 from edgekit.evaluation.calibration import collect, importance
@@ -20,22 +19,9 @@ from edgekit.formats import safetensors
 from edgekit.pipeline.rounding import calibration as calibrations
 from edgekit.pipeline.rounding import read_calibration
 from edgekit.tensor import Tensor
-from edgekit.testing.models import artifact_of, random_model
+from edgekit.testing.models import artifact_of, random_model, small_llama
 
-CONFIG = config_from_hf(
-    {
-        "model_type": "llama",
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 50,
-        "max_position_embeddings": 64,
-        "tie_word_embeddings": False,
-    },
-    "test",
-)
+CONFIG = small_llama(hidden_size=32, intermediate_size=48)
 MODEL = random_model(CONFIG)
 TOKENS = np.random.RandomState(3).randint(0, 50, 330)
 

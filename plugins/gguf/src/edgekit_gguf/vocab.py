@@ -2,11 +2,13 @@
 
 | key under ``tokenizer.ggml.``         | content                                                        |
 |---------------------------------------|----------------------------------------------------------------|
-| model                                 | ``llama`` (SentencePiece) or ``gpt2`` (byte-level BPE)         |
+| model                                 | ``llama`` (SentencePiece), ``gpt2`` (byte-level BPE) or        |
+|                                       | ``bert`` (WordPiece)                                           |
 | pre                                   | name of the pre-tokenizer                                      |
 | tokens, token_type                    | text and kind of each token                                    |
 | scores (llama), merges (gpt2)         | what merges first                                              |
-| bos_, eos_, unknown_, padding_token_id | special tokens                                                |
+| bos_, eos_, unknown_, padding_token_id | special tokens; of WordPiece cls_ and seperator_token_id too  |
+| normalizer.lowercase, .strip_accents  | what WordPiece does first                                      |
 | eot_token_id, eom_token_id            | further end tokens; llama.cpp recognises more by text          |
 | add_bos_token, add_eos_token, add_space_prefix | habits                                                |
 
@@ -30,13 +32,15 @@ from edgekit.tokenizer.ends import TEXTS
 from edgekit_gguf.metadata import Metadata, Value, f32s, flag, i32s, text, texts, u32
 
 _PREFIX = "tokenizer.ggml."
-_MODELS: dict[str, Literal["spm", "bpe"]] = {"llama": "spm", "gpt2": "bpe"}
+_MODELS: dict[str, Literal["spm", "bpe", "wordpiece"]] = {"llama": "spm", "gpt2": "bpe", "bert": "wordpiece"}
+_NAMES = {kind: model for model, kind in _MODELS.items()}
 _NO_VOCABULARY = ("no_vocab", "none")
 _IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
 #: What llama.cpp assumes where the file says nothing.
 _DEFAULT_IDS: dict[str, dict[str, int]] = {
     "spm": {"bos": 1, "eos": 2, "unk": 0},
     "bpe": {"bos": 11, "eos": 11},
+    "wordpiece": {"bos": 101, "eos": 102, "unk": 100, "pad": 0},
 }
 #: Keys of further tokens that end a text: of a turn, of a message, and of what is filled in.
 _ENDS = ("eot_token_id", "eom_token_id", "fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id")
@@ -69,7 +73,7 @@ def to_metadata(tokenizer: Tokenizer | None, vocab: int) -> dict[str, Value]:
         )
     missing = range(len(tokenizer.tokens), vocab)
     pairs = {
-        "model": text("llama" if tokenizer.kind == "spm" else "gpt2"),
+        "model": text(_NAMES[tokenizer.kind]),
         "pre": text(tokenizer.pre),
         "tokens": texts([*_tokens(tokenizer)[:vocab], *(f"[PAD{i}]" for i in missing)]),
         **_ranks(tokenizer, vocab),
@@ -82,6 +86,8 @@ def to_metadata(tokenizer: Tokenizer | None, vocab: int) -> dict[str, Value]:
     }
     if tokenizer.kind == "spm":
         pairs["add_space_prefix"] = flag(tokenizer.add_space_prefix)
+    if tokenizer.kind == "wordpiece":
+        pairs |= _wordpiece(tokenizer, vocab)
     typed = {_PREFIX + key: value for key, value in pairs.items()}
     return typed | _all_ends(tokenizer, vocab) | _templates(tokenizer)
 
@@ -91,10 +97,39 @@ def _tokens(tokenizer: Tokenizer) -> list[str]:
     if tokenizer.kind == "bpe":
         return list(tokenizer.tokens)
     pairs = zip(tokenizer.tokens, tokenizer.types, strict=True)
+    if tokenizer.kind == "wordpiece":
+        return [token if kind in _WHOLE else _spaced(token) for token, kind in pairs]
     return [token.replace("▁", " ") if kind is TokenType.USER_DEFINED else token for token, kind in pairs]
 
 
+#: Types of WordPiece's tokens that are stored as they are.
+_WHOLE = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED, TokenType.UNUSED)
+
+
+def _spaced(token: str) -> str:
+    """A piece as llama.cpp has it: marked where it begins a word, not where it goes on."""
+    return token.removeprefix("##") if token.startswith("##") else f"▁{token}"
+
+
+def _marked(token: str) -> str:
+    return token.removeprefix("▁") if token.startswith("▁") else f"##{token}"
+
+
+def _wordpiece(tokenizer: Tokenizer, vocab: int) -> dict[str, Value]:
+    ids = _special(tokenizer, vocab)
+    roles = {"cls_token_id": "bos", "seperator_token_id": "eos"}  # llama.cpp's spelling
+    mask = tokenizer.tokens.index("[MASK]") if "[MASK]" in tokenizer.tokens[:vocab] else None
+    return {
+        **{key: u32(ids[role]) for key, role in roles.items() if role in ids},
+        **({} if mask is None else {"mask_token_id": u32(mask)}),
+        "normalizer.lowercase": flag(tokenizer.lowercase),
+        "normalizer.strip_accents": flag(tokenizer.strip_accents),
+    }
+
+
 def _ranks(tokenizer: Tokenizer, vocab: int) -> dict[str, Value]:
+    if tokenizer.kind == "wordpiece":
+        return {}
     if tokenizer.kind == "bpe":
         return {"merges": texts(tokenizer.merges)}
     return {"scores": f32s([*tokenizer.scores[:vocab], *[-10000.0] * (vocab - len(tokenizer.scores))])}
@@ -140,7 +175,7 @@ def from_metadata(metadata: Metadata, path: Path) -> Tokenizer | None:
     """The tokenizer of a file; None if it has none. Special ids that are out of range count as absent.
 
     Raises:
-        UnsupportedModelError: neither SentencePiece nor byte-level BPE.
+        UnsupportedModelError: none of the three kinds.
         InvalidFileError: lists whose lengths disagree, or values of the wrong type.
     """
     model = metadata.get(_PREFIX + "model")
@@ -152,11 +187,14 @@ def from_metadata(metadata: Metadata, path: Path) -> Tokenizer | None:
         )
     kind = _MODELS[model]
     tokens = _list(metadata, "tokens", str, path)
-    ids = _ids(metadata, kind, len(tokens), path)
+    ids, types = _ids(metadata, kind, len(tokens), path), _types(metadata, len(tokens), path)
+    if kind == "wordpiece":
+        pairs = zip(tokens, types, strict=True)
+        tokens = tuple(token if each in _WHOLE else _marked(token) for token, each in pairs)
     return Tokenizer(
         kind,
         tokens,
-        types=_types(metadata, len(tokens), path),
+        types=types,
         scores=_scores(metadata, len(tokens), path) if kind == "spm" else (),
         merges=_list(metadata, "merges", str, path) if kind == "bpe" else (),
         pre=_one(metadata, "pre", str, "default", path),
@@ -187,6 +225,7 @@ def _ids(metadata: Metadata, kind: str, count: int, path: Path) -> dict[str, Any
     """Special ids: the file's where it is in range, else llama.cpp's default where that is."""
     fields: dict[str, Any] = {}
     for name, key in _IDS.items():
+        key = "seperator_token_id" if (kind, name) == ("wordpiece", "eos") else key
         candidates = (_one(metadata, key, int, None, path), _DEFAULT_IDS[kind].get(name))
         fields[name] = next((c for c in candidates if c is not None and 0 <= c < count), None)
     return fields
@@ -213,10 +252,13 @@ def _named_templates(metadata: Metadata) -> dict[str, str]:
 
 
 def _habits(metadata: Metadata, kind: str, path: Path) -> dict[str, Any]:
-    adds_bos = kind == "spm" or metadata.get(_PREFIX + "pre") in _PRE_ADDS_BOS
+    adds_bos = kind in ("spm", "wordpiece") or metadata.get(_PREFIX + "pre") in _PRE_ADDS_BOS
+    lowercase = _one(metadata, "normalizer.lowercase", bool, True, path)
     return {
         "add_bos": _one(metadata, "add_bos_token", bool, adds_bos, path),
-        "add_eos": _one(metadata, "add_eos_token", bool, False, path),
+        "add_eos": kind == "wordpiece" or _one(metadata, "add_eos_token", bool, False, path),
+        "lowercase": lowercase,
+        "strip_accents": _one(metadata, "normalizer.strip_accents", bool, lowercase, path),
         "add_space_prefix": _one(metadata, "add_space_prefix", bool, kind == "spm", path),
     }
 

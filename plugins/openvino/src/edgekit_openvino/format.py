@@ -15,7 +15,7 @@ from edgekit.artifact import Artifact, Layout, Writer
 from edgekit.errors import UnsupportedModelError
 from edgekit.files.foreign import member, read_object
 from edgekit.files.reader import read_start
-from edgekit.formats import carried
+from edgekit.formats import carried, with_modules
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Plan, Slot
@@ -169,7 +169,7 @@ def _model(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], director
         )
     view = {role: tensors[name] for role, name in names.items()}
     check_tensors(parsed, view, str(directory), names)
-    return Model(parsed, view)
+    return with_modules(Model(parsed, view), directory)
 
 
 def _tokenizer(directory: Path) -> Tokenizer | None:

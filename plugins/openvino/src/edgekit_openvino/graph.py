@@ -21,6 +21,7 @@ from typing import Any, cast
 from edgekit.architectures import FAMILIES, ModelConfig
 from edgekit.architectures.blocks import Network, calls
 from edgekit.architectures.ops import OPERATIONS, Ops, refuse_missing
+from edgekit.errors import UnsupportedModelError
 from edgekit_openvino.ops import GraphOps, Weights
 
 
@@ -49,9 +50,14 @@ def refuse_lacking(config: ModelConfig) -> Network:
     """The blocks of a model, if this runtime has every operation that they need.
 
     Raises:
-        UnsupportedModelError: names the mixer, the family and the operation.
+        UnsupportedModelError: names the mixer, the family and the operation; or the model is an encoder.
     """
     network = FAMILIES[config.family].network(config)
+    if not network.predicts:
+        raise UnsupportedModelError(
+            f"runtime openvino runs decoders, and {config.family} models are encoders; use runtime numpy, or llamacpp "
+            "with a GGUF file"
+        )
     available = [name for name in OPERATIONS if hasattr(GraphOps, name)]
     refuse_missing(calls(network), available, config.family, "openvino")
     return network

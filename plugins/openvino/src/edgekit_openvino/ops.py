@@ -116,6 +116,10 @@ class GraphOps:
         out = self.op.matmul(x, weight, False, True)
         return self.op.add(out, self._weight(f"{name}.bias")) if f"{name}.bias" in self.tensors else out
 
+    def row(self, name: str, number: int) -> Node:
+        """See `Ops.row`."""
+        return self.op.gather(self._weight(f"{name}.weight"), self._int(number), self._int(0))
+
     def vector(self, name: str) -> Node:
         """See `Ops.vector`."""
         return self._weight(name)

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.architectures import ModelConfig
-from edgekit.architectures.forward import token_ids
 from edgekit.architectures.rope import turns_change
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidFileError, ResourceError, UnsupportedModelError, UsageError
@@ -128,7 +127,7 @@ class OpenVinoRuntime(TextRuntime):
             UsageError: no tokens, not integers, or ids outside the vocabulary.
             ContextOverflowError: more tokens than the model's context.
         """
-        ids = self._ids(tokens)
+        ids = self.checked_ids(tokens, self._decoder().vocab, batch=True)
         self.room(ids.shape[-1], None)
         graph = self._graph("all")
         with self._lock:
@@ -145,13 +144,11 @@ class OpenVinoRuntime(TextRuntime):
             UsageError, ContextOverflowError: as `logits`, of the prompt and `max_tokens` together.
             ResourceError: the device cannot compute it.
         """
-        ids = self._ids(np.asarray(prompt))
-        if ids.ndim != 1:
-            raise UsageError(f"a prompt is one sequence of token ids [n]; got {list(ids.shape)}")
+        ids = self.checked_ids(prompt, self._decoder().vocab).tolist()
         count, chosen = self.room(len(ids), max_tokens), sampling or Sampling()
         if count and chosen.greedy and self._uses_genai(len(ids) + count):
-            return self._genai().greedy(ids.tolist(), count)
-        return self._continue(ids.tolist(), count, chosen.sampler(ids.tolist()))
+            return self._genai().greedy(ids, count)
+        return self._continue(ids, count, chosen.sampler(ids))
 
     def _genai(self) -> pipeline.Pipeline:
         with self._lock:
@@ -172,19 +169,19 @@ class OpenVinoRuntime(TextRuntime):
             ids.append(token)
 
     def embed(self, text: Prompt) -> F32:
-        """The mean of the last layer's states over a text or token ids, float32 [width], of length 1.
+        """The embedding of a text or of token ids, float32 [dim], of length 1; pooled as the model's files say.
 
         Raises:
             UsageError: an empty text, or no tokenizer.
             ContextOverflowError: more tokens than the model's context.
             NonFiniteError: the model computes values that are not finite.
         """
-        ids = self._ids(self.prompt_ids(text))
+        ids = self.checked_ids(self.whole_ids(text), self._decoder().vocab)
         self.room(len(ids), None)
         graph = self._graph("hidden")
         with self._lock:
             graph.forget()
-            return self.unit(graph.step(ids[None])[0].mean(axis=0, dtype=np.float64))
+            return self.pooled(graph.step(ids[None])[0])
 
     def close(self) -> None:
         """Release the compiled graphs; may be called more than once."""
@@ -221,9 +218,6 @@ class OpenVinoRuntime(TextRuntime):
         if wanted and lacking:
             raise UsageError(f"{self.artifact.path}: it has no {lacking[0]}; convert it again with the genai extra")
         return not lacking and importlib.util.find_spec("openvino_genai") is not None
-
-    def _ids(self, tokens: npt.ArrayLike) -> I64:
-        return token_ids(tokens, self._decoder().vocab).astype(np.int64)
 
 
 class _Graph:
