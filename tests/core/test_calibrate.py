@@ -12,6 +12,7 @@ import pytest
 import edgekit
 from edgekit import sample
 from edgekit.architectures.forward import Transformer
+from edgekit.architectures.hf import config_from_hf
 from edgekit.errors import InvalidFileError, NonFiniteError, UsageError
 from edgekit.evaluation import moments
 from edgekit.evaluation.calibration import collect, importance
