@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 
 import attrs
@@ -142,9 +143,19 @@ def test_a_schema_nested_too_deeply(model):
 
 
 def test_compiling_is_limited_in_time(model, monkeypatch):
+    """Compiling is held up until it was refused; otherwise a quick thread may be done before it is waited for."""
+    refused = threading.Event()
+    tokenizer = room.Words._tokenizer
+
+    def held_up(words):
+        refused.wait(30)
+        return tokenizer(words)
+
+    monkeypatch.setattr(room.Words, "_tokenizer", held_up)
     monkeypatch.setattr(room, "PATIENCE", 0.0)
     with pytest.raises(UsageError, match="it was not compiled within 0 seconds; make it smaller"):
-        model.stream(PROMPT, json_schema={"enum": ["x" * i for i in range(700)]})
+        model.stream(PROMPT, json_schema={"type": "integer"})
+    refused.set()
 
 
 def test_a_vocabulary_without_an_end(model):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import threading
 from pathlib import Path
@@ -196,40 +194,14 @@ def test_a_family_that_edgekit_does_not_know_runs_with_mlx_lm(tmp_path):
     (tmp_path / "m").mkdir()
     mlx_lm.utils.save_model(tmp_path / "m", module)
     mlx_lm.utils.save_config(dict(arguments), tmp_path / "m" / "config.json")
+    with pytest.raises(UnsupportedModelError, match="it runs with the runtime mlx"):
+        _ = edgekit.open(tmp_path / "m").model
     tokens = [1, 5, 9, 100]
     with edgekit.load(tmp_path / "m", "mlx") as runtime:
         assert runtime.context == 96
         wanted = np.array(module(mx.array([tokens])).astype(mx.float32))[0]
         np.testing.assert_allclose(runtime.logits(tokens), wanted, rtol=1e-5, atol=1e-5)
         assert len(list(runtime.tokens(tokens, max_tokens=4))) == 4
-
-
-def test_experts_that_mlx_lm_stacks_run_with_mlx_lm(tmp_path):
-    """Qwen 3 MoE, quantized by mlx-lm: its tensors open encoded, and its own loader computes."""
-    arguments = {
-        "model_type": "qwen3_moe", "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96, "head_dim": 16,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128, "rms_norm_eps": 1e-5, "num_experts": 4,
-        "num_experts_per_tok": 2, "decoder_sparse_step": 1, "mlp_only_layers": [], "moe_intermediate_size": 64,
-        "rope_theta": 10000.0, "max_position_embeddings": 96, "tie_word_embeddings": True, "norm_topk_prob": True,
-    }  # fmt: skip
-    from mlx_lm.models import qwen3_moe
-
-    mx.random.seed(0)
-    module = qwen3_moe.Model(qwen3_moe.ModelArgs.from_dict(arguments))
-    with contextlib.redirect_stdout(io.StringIO()):
-        module, config = mlx_lm.utils.quantize_model(module, dict(arguments), 32, 4)
-    (tmp_path / "m").mkdir()
-    mlx_lm.utils.save_model(tmp_path / "m", module)
-    mlx_lm.utils.save_config(config, tmp_path / "m" / "config.json")
-    opened = edgekit.open(tmp_path / "m")
-    experts = opened.tensors["model.layers.0.mlp.switch_mlp.up_proj.weight"]
-    assert (experts.shape, experts.precision.name) == ((4, 64, 64), "mlx:int4-g32")
-    with pytest.raises(UnsupportedModelError, match="it runs with the runtime mlx"):
-        _ = opened.model
-    tokens = [1, 5, 9, 100]
-    with edgekit.load(opened, "mlx") as runtime:
-        wanted = np.array(module(mx.array([tokens])).astype(mx.float32))[0]
-        np.testing.assert_allclose(runtime.logits(tokens), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_scales_are_read_as_they_are(tmp_path):

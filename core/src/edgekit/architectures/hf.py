@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -77,9 +77,9 @@ def config_from_hf(config: Mapping[str, Any], where: str) -> ModelConfig:
 
 def _family(config: Mapping[str, Any], where: str) -> Family:
     model_type = config.get("model_type")
-    found = FAMILIES.of_model_type(model_type)
+    found = FAMILIES.of_config(config)
     if found is None:
-        known = ", ".join(t for family in FAMILIES.values() for t in family.model_types)
+        known = ", ".join(dict.fromkeys(t for family in FAMILIES.values() for t in family.model_types))
         raise UnsupportedModelError(f"{where}: model_type is {short(model_type)}; edgekit knows {known}")
     return found
 
@@ -114,9 +114,12 @@ def _hf_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def _essence(config: ModelConfig) -> dict[str, Any]:
-    """What the forward pass sees: the windows of the layers instead of the pattern that makes them."""
+    """What the forward pass sees: the windows of the layers instead of the pattern that makes them.
+
+    Without what follows the last states, which files beside config.json say.
+    """
     fields = attrs.asdict(config, recurse=False)
-    for hidden in ("name", "full_attention_every", "full_attention_first"):
+    for hidden in ("name", "full_attention_every", "full_attention_first", "pooling", "dense"):
         del fields[hidden]
     return fields | {"sliding_window": [config.window(layer) for layer in range(config.layers)]}
 
@@ -150,13 +153,20 @@ def hf_tensors(config: ModelConfig, tensors: Mapping[str, AnyTensor]) -> dict[st
     return written
 
 
-def model_from_hf(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], where: str = "config.json") -> Model:
+def model_from_hf(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, AnyTensor],
+    where: str = "config.json",
+    links: Callable[[ModelConfig, Collection[str]], Sequence[Link]] | None = None,
+) -> Model:
     """The family-neutral view of a Hugging Face model; reads values of an output matrix alone.
 
     Args:
         config: the parsed config.json.
         tensors: by Hugging Face's names.
         where: the file or directory, for messages.
+        links: how the tensors hold the model's, for a format that names or shapes some of them otherwise; None:
+            as `Family.links` says.
 
     Returns:
         The model. Where the file has an output matrix that differs from the embedding it is used, even if the
@@ -175,15 +185,15 @@ def model_from_hf(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], w
     parsed = attrs.evolve(parsed, tied=_tied(parsed.tied, base, found))
     if parsed.tied:
         found.pop(_OUTPUT, None)
-    links = family.links(parsed, found.keys())
-    needed = [name for link in links for name in link.hf]
+    held = (links or family.links)(parsed, found.keys())
+    needed = [name for link in held for name in link.hf]
     refuse_missing([name for name in needed if name not in found], len(needed), where)
     known = set(needed)
     refuse_odd([tensor.name for name, tensor in found.items() if name not in known], parsed.family, where)
-    view = _read(links, found)
+    view = _read(held, found)
     check_tensors(parsed, view, where)
     view = {name: view[name] for name in tensor_shapes(parsed)}
-    roles = {found[name].name: role for link in links for name, role in zip(link.hf, link.roles, strict=True)}
+    roles = {found[name].name: role for link in held for name, role in zip(link.hf, link.roles, strict=True)}
     return Model(parsed, view, roles)
 
 

@@ -54,6 +54,11 @@ class NumpyOps:
         """See `Ops.product`."""
         return self.weights.product(name, x)
 
+    def row(self, name: str, number: int) -> F32:
+        """See `Ops.row`."""
+        row: F32 = self.weights.values(f"{name}.weight")[number]
+        return row
+
     def vector(self, name: str) -> F32:
         """See `Ops.vector`."""
         row: F32 = self.weights.values(name)[0]

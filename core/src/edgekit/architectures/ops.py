@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import attrs
 
+from edgekit.architectures._config import Pooling
 from edgekit.architectures.rope import Rope
 from edgekit.errors import UnsupportedModelError
 
@@ -28,7 +29,6 @@ Activation = Literal["silu", "gelu_tanh", "gelu", "relu2", "sigmoid", "softplus"
 #: How a gate and an up projection become one: activation(gate) * up, or gpt-oss's clipped SwiGLU,
 #: (min(max(up, -7), 7) + 1) * g * sigmoid(1.702 g) with g = min(gate, 7).
 Gate = Literal["silu", "gelu_tanh", "gelu", "clipped"]
-Pooling = Literal["mean", "first", "last"]
 
 
 @attrs.frozen
@@ -105,6 +105,10 @@ class Ops(Protocol[V]):
 
     def product(self, name: str, x: V) -> V:
         """``x @ weight.T``, plus the bias where the model has one: [..., in] to [..., out]."""
+        ...
+
+    def row(self, name: str, number: int) -> V:
+        """One row of a matrix: [cols]."""
         ...
 
     def vector(self, name: str) -> V:

@@ -26,6 +26,7 @@ from edgekit.formats._hf_sizes import HuggingFaceSizes
 from edgekit.formats._hf_writer import HuggingFaceWriter
 from edgekit.formats._mistral import PARAMS, config_of, is_mistral, renamed
 from edgekit.formats._parts import assemble
+from edgekit.formats._sentence import with_modules
 from edgekit.formats.safetensors import open_tensors
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.recipe import Plan, Slot, quantized
@@ -197,6 +198,7 @@ def _left_out(model: Model, names: Collection[str]) -> str:
     from edgekit.architectures.hf import other_parts
 
     parts = Counter(".".join(name.split(".")[: 2 if name.startswith("model.") else 1]) for name in other_parts(names))
+    parts |= Counter(name.partition(".")[0] for name in names if name.startswith(("pooler.", "cls.")))
     parts |= Counter("mtp" for name in names if name.startswith("mtp."))
     told = ", ".join(f"{count} tensors of {part}" for part, count in parts.items())
     return f"{told} are left out: they are not part of the {model.config.family} language model" if told else ""
@@ -223,7 +225,7 @@ def _model(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], director
 
     config = _refuse_unread(tensors, config, directory)
     floats = {name: tensor for name, tensor in tensors.items() if holds_floats(tensor)}
-    return model_from_hf(config, floats, str(directory))
+    return with_modules(model_from_hf(config, floats, str(directory)), directory)
 
 
 def _unpacked(tensors: dict[str, AnyTensor], config: Mapping[str, Any], directory: Path) -> dict[str, AnyTensor]:

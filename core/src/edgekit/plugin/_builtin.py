@@ -18,6 +18,8 @@ _FAMILIES = {
     "gemma": "Gemma",
     "gemma2": "Gemma2",
     "gemma3": "Gemma3",
+    "embedding_gemma": "EmbeddingGemma",
+    "bert": "Bert",
     "granite": "Granite",
     "granitemoehybrid": "GraniteMoeHybrid",
     "lfm2": "Lfm2",

@@ -1,4 +1,4 @@
-"""Adapters: what fine-tuning adds to a model, in mlx-lm's files, and the model with it added.
+"""Adapters in mlx-lm's files: the weights that fine-tuning adds to a model, and models with an adapter fused in.
 
     adapters.safetensors     <module>.lora_a [in, r] and <module>.lora_b [r, out]; DoRA: <module>.m [out] besides;
                              full: the trained weights themselves
@@ -6,8 +6,8 @@
 
     LoRA  W' = W + scale * (a b)^T          DoRA  W' = m * (W + Δ) / |W + Δ|, row by row
 
-A fused model is an `Artifact` whose tensors are added up when they are read, in float32: it is written in any format
-and any precision, one tensor at a time. `mlx_lm.load(model, adapter_path=…)` takes the same files.
+A fused model is an `Artifact` whose tensors are computed in float32 when they are read, so that it can be written in
+any format and precision, one tensor at a time. `mlx_lm.load(model, adapter_path=…)` reads the same files.
 
 Source: Hu et al., arXiv:2106.09685; Liu et al. (DoRA), arXiv:2402.09353; mlx-lm 0.32.2, ``tuner``.
 """
@@ -47,11 +47,11 @@ class Adapter:
     """A trained adapter.
 
     Attributes:
-        path: its directory.
+        path: the adapter's directory.
         method: ``lora``, ``dora`` or ``full``.
-        scale: of the product.
-        tensors: by their names in the file.
-        model: identity of the model that it was trained on; empty for mlx-lm's.
+        scale: the factor of the product of lora_a and lora_b.
+        tensors: the tensors, by their names in the file.
+        model: the identity of the model that the adapter was trained on; empty if mlx-lm wrote it.
     """
 
     path: Path
@@ -62,7 +62,7 @@ class Adapter:
 
 
 def config_of(options: Any, layers: int, model: str, steps: int) -> dict[str, Any]:
-    """What adapter_config.json says of a run of `edgekit_mlx.training`."""
+    """Return the contents of adapter_config.json for a run of `edgekit_mlx.training`."""
     lora = {"rank": options.rank, "scale": options.scale, "dropout": options.dropout}
     return {
         "fine_tune_type": options.method,
@@ -73,12 +73,12 @@ def config_of(options: Any, layers: int, model: str, steps: int) -> dict[str, An
 
 
 def read_adapter(path: Path) -> Adapter:
-    """Open an adapter of edgekit or of mlx-lm.
+    """Open an adapter that edgekit or mlx-lm wrote.
 
     Raises:
-        MissingFileError: one of its files is not there.
-        InvalidFileError: malformed; names the file and the tensor.
-        UnsupportedModelError: adapted experts, whose tensors have three dimensions.
+        MissingFileError: one of its files does not exist.
+        InvalidFileError: a file is malformed; the message names the file and the tensor.
+        UnsupportedModelError: the adapter changes stacked experts, whose tensors have three dimensions.
     """
     config = read_object(path, CONFIG, CONFIG_LIMIT)
     weights = member(path, WEIGHTS)
@@ -108,15 +108,15 @@ def read_adapter(path: Path) -> Adapter:
 
 
 def fused(artifact: Artifact, adapter: Adapter | Path) -> Artifact:
-    """The model with an adapter added, as an artifact to be written: `edgekit.convert(fused(model, adapter), …)`.
+    """Return the model with an adapter fused in, as an artifact for `edgekit.convert(fused(model, adapter), …)`.
 
     Args:
         artifact: the model that the adapter was trained on, of any format.
         adapter: the adapter, or the path of its directory.
 
     Raises:
-        UsageError: it was trained on another model.
-        InvalidFileError: its tensors do not fit the model's; names one.
+        UsageError: the adapter was trained on another model.
+        InvalidFileError: a tensor of the adapter has no counterpart in the model or another shape.
     """
     found = read_adapter(adapter) if isinstance(adapter, Path) else adapter
     if found.model and found.model != identity(artifact)["model"]:
@@ -144,7 +144,7 @@ def _weight(name: str) -> str:
 
 
 def _offset(config: ModelConfig, role: str) -> float:
-    """What is added to a stored norm before it multiplies: Gemma's one."""
+    """Return what the model adds to a norm's stored weight: 1 in Gemma (``1 + weight``), else 0."""
     zero = Tensor.of(role, np.zeros(1, np.float32))
     return -float(to_hf_value(config, role, zero).float32().reshape(-1)[0])
 
@@ -158,12 +158,12 @@ def _with(artifact: Artifact, config: ModelConfig, tensors: dict[str, AnyTensor]
         own = dict(tensors)
     files = (*artifact.files, adapter.path / WEIGHTS, adapter.path / CONFIG)
     found = attrs.evolve(artifact, tensors=own, files=files, load_model=lambda: changed, manifest=None)
-    # What is fused from a GGUF file is none any more: with its metadata its tensors would be copied as they are there.
+    # A model fused from a GGUF file must not keep format and metadata: a writer would copy the tensors of the file.
     return found if artifact.format in ("hf", "mlx") else attrs.evolve(found, format="fused", config={})
 
 
 def _replaced(base: AnyTensor, learned: Tensor, offset: float, adapter: Adapter) -> Tensor:
-    """The learned weights in the place of the base's, in its type."""
+    """Return a tensor with the learned weights plus `offset`, in the dtype of the base tensor that it replaces."""
     dtype = _dtype(base)
     _fit(learned, tuple(base.shape), adapter)
 
@@ -174,7 +174,7 @@ def _replaced(base: AnyTensor, learned: Tensor, offset: float, adapter: Adapter)
 
 
 def _added(base: AnyTensor, module: str, adapter: Adapter) -> Tensor:
-    """The module's weight with what was learned, in the type of the base."""
+    """Return a tensor with a module's weight plus the LoRA or DoRA update, in the dtype of the base."""
     dtype = _dtype(base)
     rows, cols = base.shape
     a, b, m = _factors(module, adapter, rows, cols)
@@ -189,7 +189,7 @@ def _added(base: AnyTensor, module: str, adapter: Adapter) -> Tensor:
 
 
 def _factors(module: str, adapter: Adapter, rows: int, cols: int) -> tuple[F32, F32, F32 | None]:
-    """lora_a, lora_b, and m of DoRA."""
+    """Return lora_a [cols, rank], lora_b [rank, rows], and DoRA's m [rows] (None for LoRA), float32."""
     missing = [
         leaf for leaf in _LEAVES[: 3 if adapter.method == "dora" else 2] if f"{module}.{leaf}" not in adapter.tensors
     ]
@@ -215,7 +215,10 @@ def _fit(tensor: Tensor, shape: tuple[int, ...], adapter: Adapter) -> None:
 
 
 def _dtype(base: AnyTensor) -> str:
-    """The type of a base's floats, or of the scales that its decoded values were rounded to."""
+    """Return the dtype in which to store a fused tensor: that of the base's floats, or of its scales if quantized.
+
+    It is ``float16``, ``bfloat16`` or ``float32``.
+    """
     if isinstance(base, Tensor):
         return base.dtype if base.dtype in ("float16", "bfloat16") else "float32"
     scales = base.read_parts(0, 1 if base.sliceable else base.rows).get("scales")
@@ -231,10 +234,10 @@ def _narrow(values: F32, dtype: str) -> Array:
 
 @attrs.frozen
 class AsBefore:
-    """A recipe for fused models: what was quantized before gets its precision again; see `edgekit.recipe.Recipe`.
+    """A recipe for fused models: each matrix gets the precision that it had before; see `edgekit.recipe.Recipe`.
 
     Attributes:
-        precisions: of the source's quantized matrices, by canonical name.
+        precisions: the precisions of the source's quantized matrices, by canonical name.
     """
 
     precisions: Mapping[str, Precision]
@@ -242,7 +245,7 @@ class AsBefore:
     name = "as before"
 
     def plan(self, slots: Sequence[Slot], config: ModelConfig | None, importance: bool = False) -> Plan:
-        """Choose for every slot."""
+        """Assign every slot its previous precision; slots that were not quantized stay as they are."""
         plain = AsIs().plan(slots, config)
         return Plan(self.name, tuple(self._again(line) for line in plain))
 
@@ -252,13 +255,13 @@ class AsBefore:
 
 
 def as_before(artifact: Artifact) -> AsBefore:
-    """The recipe that gives a fused model the precisions of the model that it was trained on."""
+    """Return the recipe that gives a fused model the precisions of `artifact`, which the adapter was trained on."""
     found = {r: t.precision for r, t in artifact.model.tensors.items() if isinstance(t, EncodedTensor)}
     return AsBefore(found)
 
 
 def to_json(config: Mapping[str, Any]) -> bytes:
-    """adapter_config.json, the same bytes for the same run."""
+    """Return the bytes of adapter_config.json; they are the same for equal contents."""
     return (json.dumps(config, indent=4, sort_keys=True) + "\n").encode()
 
 

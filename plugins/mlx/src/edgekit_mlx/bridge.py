@@ -1,13 +1,13 @@
-"""Tensors that are quantized already, carried into MLX code by code where that changes no value.
+"""Converts quantized tensors of other formats to MLX's without decoding them, where that changes no value.
 
     from                          to
-    ggml:Q4_0, Q4_1, Q5_0 …, Q8_0 int<b>-g32, with float32 scales: what a float16 scale gives is not always a float16
+    ggml:Q4_0, Q4_1, Q5_0 …, Q8_0 int<b>-g32, with float32 scales: the bias of a float16 scale is not always a float16
     ggml:MXFP4, openvino:mxfp4    mxfp4, mxfp8
     openvino:int4-sym-g64 …       int<b>-g<size>
     onnx:int4-sym-g32 …           int<b>-g<size>
 
-What `edgekit.bridges.relation` calls exact is carried row by row; what it makes depend on the tensor is tried on all of
-it, once. Everything else is decoded.
+If `edgekit.bridges.relation` is exact for two precisions, codes are converted row by row. If it depends on the tensor's
+values, the conversion is tried once on the whole tensor. All other tensors are decoded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edgekit_mlx.modes import FLOATS, GROUPS
 
 
 def carried_over(tensor: AnyTensor) -> AnyTensor:
-    """The tensor in a precision that MLX holds: its own, one that holds the same values, or decoded float32."""
+    """Return the tensor in a precision of MLX's that holds the same values; decoded to float32 if there is none."""
     if isinstance(tensor, Tensor) or tensor.precision.convention == "mlx":
         return tensor
     carried = first_exact(tensor, candidates(tensor))
@@ -33,7 +33,7 @@ def carried_over(tensor: AnyTensor) -> AnyTensor:
 
 
 def candidates(tensor: EncodedTensor) -> Iterator[Precision]:
-    """MLX's precisions that might hold a tensor's values, the likeliest first."""
+    """Yield MLX's precisions that may be able to hold a tensor's values, the likeliest first."""
     own = tensor.precision
     if own.kind.lower() in FLOATS:
         yield find_precision(f"mlx:{own.kind.lower()}")

@@ -1,11 +1,11 @@
-"""Checkpoints of a training run: everything that its next step depends on, in one file that is replaced as a whole.
+"""Checkpoints of a training run: everything that its next step depends on, in one file that is replaced atomically.
 
     weights.<name>      the trained parameters
     optimizer.<name>    the optimizer's state
     metadata            the step, the losses so far, and the run: model, data, options
 
-What dropout draws depends on the seed and the step alone. A run that goes on from a checkpoint ends with the weights
-that it would have ended with; a checkpoint of another model, other data or other options is refused.
+Dropout depends only on the seed and the step, so that a run resumed from a checkpoint ends with the same weights as an
+uninterrupted one. A checkpoint of another model, other data or other options is refused.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ KEY = "edgekit_mlx_training"
 
 @attrs.frozen(eq=False)
 class Checkpoint:
-    """The state after a step.
+    """The state of a run after a step.
 
     Attributes:
-        step: how many are done.
-        training: (step, loss) of the reports so far.
-        validation: (step, loss) likewise.
-        tokens: trained so far.
+        step: number of completed steps.
+        training: (step, training loss) of each report so far.
+        validation: (step, validation loss) of each report so far.
+        tokens: number of tokens trained so far.
         pending: the sum of losses and the number of tokens since the last report.
-        weights, optimizer: by flat name.
+        weights, optimizer: the trained parameters and the optimizer's state, by dotted name.
     """
 
     step: int
@@ -51,10 +51,10 @@ class Checkpoint:
 
 
 def save(path: Path, checkpoint: Checkpoint, run: Mapping[str, Any]) -> None:
-    """Write it, replacing the one before.
+    """Write a checkpoint, replacing the previous one.
 
     Raises:
-        ResourceError: it cannot be written; the one before is still there.
+        ResourceError: the file cannot be written; the previous checkpoint is kept.
     """
     arrays = {f"weights.{name}": from_mlx(value) for name, value in checkpoint.weights.items()}
     arrays |= {f"optimizer.{name}": from_mlx(value) for name, value in checkpoint.optimizer.items()}
@@ -70,15 +70,15 @@ def save(path: Path, checkpoint: Checkpoint, run: Mapping[str, Any]) -> None:
 
 
 def load(path: Path, run: Mapping[str, Any]) -> Checkpoint | None:
-    """Read the checkpoint of a run; None where there is none.
+    """Return the checkpoint of a run; None if the file does not exist.
 
     Args:
-        path: of the file.
-        run: what the run is; see `save`.
+        path: the checkpoint's file.
+        run: the identity of the run, as it was given to `save`.
 
     Raises:
-        UsageError: it is of another run; says what differs.
-        InvalidFileError: malformed.
+        UsageError: the checkpoint belongs to another run; the message names what differs.
+        InvalidFileError: the file is malformed.
     """
     if not path.is_file():
         return None

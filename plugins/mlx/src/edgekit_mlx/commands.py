@@ -109,7 +109,7 @@ def command_fuse(
 def _fuse(
     source: Artifact, adapter: Path, to: Path, recipe: str | None, format_name: str | None, force: bool = False
 ) -> Artifact:
-    """Write a fused model: with a recipe, or in the precisions that the model had."""
+    """Write a fused model with a recipe, or, without one, in the precisions of the source."""
     added = fused(source, adapter)
     chosen = recipe or as_before(source)
     return edgekit.quantize(added, chosen, to=to, format=format_name, overwrite=force, allow_unquantized=not recipe)

@@ -1,4 +1,4 @@
-"""The report of a training run as one self-contained page: the losses as a picture, and the same as a table."""
+"""The report of a training run as one self-contained HTML page, with the losses as a chart and as a table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ th,td{padding:.2rem .8rem;text-align:right;border-bottom:1px solid var(--rule)}
 
 
 def page(report: Report) -> str:
-    """The page of a report."""
+    """Return the HTML page of a report."""
     title = html.escape(f"Fine-tuning: {report.method}, {report.steps} steps")
     facts = f"{report.examples} examples, {report.tokens:,} tokens, {report.trainable:,} trained parameters"
     if report.gain is not None:
@@ -36,7 +36,7 @@ def page(report: Report) -> str:
 
 
 def picture(training: Points, validation: Points) -> str:
-    """The losses as SVG: training as a line, validation as a line with dots."""
+    """Return the losses as an SVG chart: training as a line, validation as a line with dots."""
     losses = [loss for _, loss in (*training, *validation)]
     steps = max(step for step, _ in (*training, *validation))
     low, high = min(losses), max(losses)

@@ -4,10 +4,10 @@
     {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
     {"prompt": "…", "completion": "…"}
 
-A folder has ``train.jsonl``, and ``valid.jsonl`` for the validation loss; a single file is training data alone. Chats
-and completions are written with the model's own chat template; a model without one gets prompt and completion one
-after the other. With prompts masked the loss counts what follows the last prompt alone. Files are local and untrusted:
-a malformed line is named, and nothing is trained.
+A folder holds ``train.jsonl`` and, for the validation loss, ``valid.jsonl``; a single file is training data only. Chats
+and completions are rendered with the model's chat template; if it has none, the completion is appended to the prompt.
+If prompts are masked, only tokens after the last prompt count in the loss. Files are untrusted: a malformed line is an
+error that names its number, raised before anything is trained.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from edgekit.tokenizer import Tokenizer
 from edgekit.typing import F32, I64
 
 TRAIN, VALID = "train.jsonl", "valid.jsonl"
-#: Bytes of a line, and lines of a file.
+#: Largest number of bytes in a line, and of lines in a file.
 LINE_LIMIT, LINES_LIMIT = 16 << 20, 1 << 24
 _KINDS = '{"text": …}, {"messages": […]} or {"prompt": …, "completion": …}'
-#: Lengths of batches are multiples of this, so that few shapes are compiled.
+#: Batches are padded to a multiple of this length, so that few shapes have to be compiled.
 PAD = 32
 
 
@@ -40,8 +40,8 @@ class Example:
     """A tokenized example.
 
     Attributes:
-        ids: at most as many as were asked for.
-        offset: of the first id that the loss counts; at least 1, as nothing is predicted before the first.
+        ids: the token ids, at most the requested number.
+        offset: index of the first id that counts in the loss; at least 1, as the first id is not predicted.
     """
 
     ids: tuple[int, ...]
@@ -53,9 +53,9 @@ class Examples:
     """The examples of a file, in its order.
 
     Attributes:
-        items: at least one.
-        cut: how many were longer than was asked for, and cut.
-        digest: SHA-256 of the ids and offsets, hex.
+        items: the examples; at least one.
+        cut: number of examples that were longer than requested and were truncated.
+        digest: SHA-256 (hex) of all ids and offsets.
     """
 
     items: tuple[Example, ...]
@@ -64,17 +64,17 @@ class Examples:
 
     @property
     def tokens(self) -> int:
-        """Ids in all examples."""
+        """The number of token ids in all examples."""
         return sum(len(example.ids) for example in self.items)
 
 
 @attrs.frozen(eq=False)
 class Batch:
-    """Examples side by side, padded.
+    """A batch of examples, padded to one length.
 
     Attributes:
-        ids: [examples, length].
-        weights: [examples, length - 1], 1 where the next id counts for the loss, else 0.
+        ids: token ids [examples, length].
+        weights: [examples, length - 1]; 1 where the next id counts in the loss, else 0.
     """
 
     ids: I64
@@ -82,10 +82,10 @@ class Batch:
 
 
 def files_of(data: Path) -> tuple[Path, Path | None]:
-    """The training file of a folder or of a file's path, and the validation file if there is one.
+    """Return the training file of a folder, or the file itself, and the validation file or None.
 
     Raises:
-        MissingFileError: neither.
+        MissingFileError: there is no training file.
     """
     if data.is_file():
         return data, None
@@ -96,18 +96,18 @@ def files_of(data: Path) -> tuple[Path, Path | None]:
 
 
 def read_examples(path: Path, artifact: Artifact, length: int, *, mask_prompts: bool = False) -> Examples:
-    """Read and tokenize a file.
+    """Read and tokenize a file of examples.
 
     Args:
-        path: of the file.
-        artifact: whose tokenizer and chat template are used.
-        length: of the longest example in tokens; longer ones are cut.
-        mask_prompts: whether the loss counts completions and last answers alone.
+        path: the JSONL file.
+        artifact: the model whose tokenizer and chat template are used.
+        length: the largest number of tokens in an example; longer ones are truncated.
+        mask_prompts: whether only completions and last answers count in the loss.
 
     Raises:
-        InvalidFileError: empty, or a malformed line; names its number.
-        MissingFileError: it cannot be read.
-        UsageError: the model has no tokenizer; or prompts are to be masked, and a line is a plain text.
+        InvalidFileError: the file is empty, or a line is malformed; the message gives its number.
+        MissingFileError: the file cannot be read.
+        UsageError: the model has no tokenizer, or prompts are to be masked and a line is a plain text.
     """
     tokenizer = artifact.tokenizer
     if tokenizer is None:
@@ -125,7 +125,7 @@ def read_examples(path: Path, artifact: Artifact, length: int, *, mask_prompts: 
         if len(ids) < 2:
             raise InvalidFileError(f"{where}: it has {len(ids)} tokens; there is nothing to learn from less than 2")
         cut += len(ids) > length
-        if offset < min(len(ids), length):  # else only the masked prompt is left
+        if offset < min(len(ids), length):  # else truncation leaves only the masked prompt
             found.append(Example(tuple(ids[:length]), max(offset, 1)))
     if not found:
         what = f"every example's prompt takes {length} tokens or more" if cut else "it holds no examples"
@@ -141,7 +141,7 @@ def _digest(examples: Sequence[Example]) -> str:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Number and object of every line that is not blank."""
+    """Yield the number and the JSON object of every line that is not blank."""
     try:
         with path.open("rb") as opened:
             for number in range(1, LINES_LIMIT):
@@ -170,14 +170,14 @@ def _row(line: bytes, path: Path, number: int) -> Mapping[str, Any]:
 
 @attrs.frozen
 class _Reader:
-    """Turns rows into token ids, with one model's tokenizer and template."""
+    """Converts JSON rows to token ids with a model's tokenizer and chat template."""
 
     artifact: Artifact
     tokenizer: Tokenizer
     mask_prompts: bool
 
     def tokenized(self, row: Mapping[str, Any], where: str) -> tuple[list[int], int]:
-        """Ids of a row, and the offset of the first one that counts."""
+        """Return the token ids of a row, and the index of the first one that counts in the loss."""
         if "messages" in row:
             return self._chat(row["messages"], where)
         if "prompt" in row and "completion" in row:
@@ -210,7 +210,7 @@ class _Reader:
             prompt = self._cut(self._rendered(messages[:-1], prompt=answers)) if len(messages) > 1 else []
         except UsageError as error:
             raise InvalidFileError(f"{where}: {error}") from error
-        if whole[: len(prompt)] != prompt:  # tokens are merged across the border: count from where the two part
+        if whole[: len(prompt)] != prompt:  # a token spans the end of the prompt: count from where the two differ
             pairs = zip(whole, prompt, strict=False)
             return whole, next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(whole), len(prompt)))
         return whole, len(prompt)
@@ -220,12 +220,12 @@ class _Reader:
         return chat.render(chat.template_of(self.artifact), messages, **special, add_generation_prompt=prompt)
 
     def _cut(self, text: str) -> list[int]:
-        """Ids of a rendered conversation, as `edgekit.runtime.TextRuntime.encode` cuts it."""
+        """Return the token ids of a rendered conversation, tokenized as by `edgekit.runtime.TextRuntime.encode`."""
         first = chat.special_tokens(self.tokenizer).get("bos_token")
         return self._unended(self.tokenizer.encode(text, add_special=not (first and text.startswith(first))))
 
     def _unended(self, ids: list[int]) -> list[int]:
-        """Without the end that some tokenizers put behind every text."""
+        """Return the ids without the end token that some tokenizers append to every text."""
         ends = self.tokenizer.add_eos and ids[-1:] == [self.tokenizer.eos]
         return ids[:-1] if ends else ids
 
@@ -242,13 +242,13 @@ def _text(row: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def batches(examples: Examples, size: int) -> list[list[Example]]:
-    """Examples of like lengths together, `size` in each batch but the last."""
+    """Return the examples sorted by length, in batches of `size`; the last may be smaller."""
     order = sorted(range(len(examples.items)), key=lambda i: (len(examples.items[i].ids), i))
     return [[examples.items[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
 
 
 def padded(examples: Sequence[Example]) -> Batch:
-    """Examples side by side, with zeros behind, which do not count."""
+    """Return a batch of examples, padded with zeros that do not count in the loss."""
     longest = max(len(example.ids) for example in examples)
     length = 1 + PAD * -(-(longest - 1) // PAD)
     ids = np.zeros((len(examples), length), np.int64)
@@ -260,9 +260,10 @@ def padded(examples: Sequence[Example]) -> Batch:
 
 
 def order_of(count: int, seed: int) -> Callable[[int], int]:
-    """Which of `count` batches is trained in a step, counted from 0: each once in every round, in an order of its own.
+    """Return a function from a step, counted from 0, to the index of the batch that it trains.
 
-    It depends on the seed and the step alone, so that a run that goes on trains what it would have trained.
+    Each of the `count` batches is trained once per epoch; every epoch has its own order. The order depends only on the
+    seed and the step, so that a resumed run trains the same batches.
     """
     rounds: dict[int, list[int]] = {}
 

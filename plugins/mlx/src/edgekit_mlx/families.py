@@ -1,8 +1,8 @@
-"""A model's hyper-parameters as mlx-lm reads them, and what mlx-lm computes otherwise than the model's authors.
+"""A model's hyper-parameters as mlx-lm reads them, and the models that mlx-lm computes differently.
 
-mlx-lm's model classes take some keys of config.json and ignore the others, so that a model that needs an ignored one
-loads and computes something else. What would be wrong at any length is refused here; a sliding window that mlx-lm does
-not have is right as long as no sequence is longer, and is said.
+mlx-lm's model classes read some keys of config.json and ignore the others, so that a model that needs an ignored key
+loads and gives wrong results. Models that would be wrong at any length are refused here. A sliding window that mlx-lm
+ignores changes nothing until a sequence is longer than the window: such a model is accepted, with a note.
 
 Source: mlx-lm 0.32.2, ``models/<model type>.py``; compared with edgekit's forward pass, family by family.
 """
@@ -10,7 +10,7 @@ Source: mlx-lm 0.32.2, ``models/<model type>.py``; compared with edgekit's forwa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -19,54 +19,143 @@ from edgekit.architectures import ModelConfig
 from edgekit.architectures.hf import hf_config
 from edgekit.errors import UnsupportedModelError
 
-#: Families whose sliding windows mlx-lm ignores, and computes full attention instead.
-_NO_WINDOWS = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2")
-#: ``model_type`` of the families that were compared; mlx-lm's tensors of others may have names of their own.
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "gemma3", "gemma3_text")
-#: Families whose classes take no ``rope_scaling``.
-_NO_SCALING = ("gemma", "gemma2")
-#: Families whose head_dim is the width divided by the heads.
-_HEADS_FILL_WIDTH = ("qwen2", "phi3")
-_TIED = ("gemma", "gemma2")
+#: Families whose sliding windows mlx-lm ignores: it computes full attention instead.
+_NO_WINDOWS = (
+    *("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "ministral3", "mixtral"),
+    *("granite", "granitemoehybrid", "lfm2", "lfm2_moe", "olmo2", "olmoe", "qwen3_moe", "smollm3"),
+    *("qwen3_next", "qwen3_5", "qwen3_5_moe"),
+)
+_WINDOWS = ("gemma3", "gpt_oss")
+_DELTA = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
+_GRANITE = ("granite", "granitemoehybrid")
+#: ``model_type`` of the families whose logits were compared; in others mlx-lm may name tensors differently.
+MODEL_TYPES = (*_NO_WINDOWS, *_WINDOWS, "gemma3_text", "qwen3_5_text", "qwen3_5_moe_text")
+#: Families whose mlx-lm classes ignore ``rope_scaling``.
+_NO_SCALING = ("gemma", "gemma2", "mixtral", "lfm2", "lfm2_moe", "granitemoehybrid")
+#: Families for which mlx-lm takes the width divided by the number of heads as head_dim.
+_HEADS_FILL_WIDTH = ("qwen2", "phi3", "mixtral", "lfm2", "lfm2_moe", *_GRANITE)
+_TIED = ("gemma", "gemma2", "lfm2", "lfm2_moe")
+_PARTLY_ROTATING = ("phi3", *_DELTA)
+#: Which biases the classes have: of Q, K and V, of the attention's output, of the feed-forward network.
+_BIASES = {
+    "llama": "any", "smollm3": "any", "granite": "any",
+    "olmo2": "attention", "olmoe": "attention", "granitemoehybrid": "attention", **dict.fromkeys(_DELTA, "attention"),
+    "qwen2": "qkv", "gpt_oss": "both",
+}  # fmt: skip
+_ALLOWED_BIASES = {
+    "none": {(False, False, False)},
+    "qkv": {(True, False, False)},
+    "both": {(True, True, False)},
+    "attention": {(a, a, False) for a in (False, True)},
+    "any": {(a, a, f) for a in (False, True) for f in (False, True)},
+}
+#: Keys that mlx-lm's classes require, and Hugging Face's files may omit.
+_ALWAYS: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {"decoder_sparse_step": 1, "mlp_only_layers": []},
+    "qwen3_next": {"decoder_sparse_step": 1, "mlp_only_layers": []},
+    "qwen3_5": {"model_type": "qwen3_5"},
+    "qwen3_5_moe": {"model_type": "qwen3_5_moe"},
+    "lfm2": {"block_multiple_of": 1, "block_ffn_dim_multiplier": 1.0},
+    "granitemoehybrid": {"time_step_limit": [0.0, 3.0e38]},
+}
 
 
 def mlx_config(config: ModelConfig, where: str) -> dict[str, Any]:
-    """A config.json with which mlx-lm computes this model (without quantization, token ids and dtype).
+    """Return the config.json with which mlx-lm computes a model, without quantization, token ids and dtype.
 
     Args:
-        config: of the model.
-        where: for messages.
+        config: the model's hyper-parameters.
+        where: the name of the model in messages.
 
     Raises:
-        UnsupportedModelError: mlx-lm has no such model of that family; names what it cannot compute.
+        UnsupportedModelError: mlx-lm does not support the family, or not all of the model; names what is unsupported.
     """
     for problem in _problems(config):
         raise UnsupportedModelError(
             f"{where}: mlx-lm would compute another model: {problem}; run it with another runtime (GGUF, OpenVINO, "
             "numpy)"
         )
-    written = hf_config(config)
+    written = hf_config(config) | _ALWAYS.get(config.family, {})
     if config.family in ("llama", "mistral"):
-        written.pop("sliding_window", None)  # without layer_types mlx-lm ignores it, and with them wants a full layer
+        written.pop("sliding_window", None)  # ignored without layer_types; with them a full layer is required
     if isinstance(written.get("rope_scaling"), dict):
         written["rope_scaling"] = written["rope_scaling"] | {"type": written["rope_scaling"]["rope_type"]}
-    if config.family == "gemma3":
-        written["sliding_window_pattern"] = config.full_attention_every if config.sliding_window else 1
-        written["sliding_window"] = config.sliding_window or config.context
-        written["rope_local_base_freq"] = config.rope_theta_local or config.rope_theta
-    return written
+    return written | _OWN.get(config.family, _nothing)(config, written)
+
+
+def _nothing(config: ModelConfig, written: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+def _gemma3(config: ModelConfig, written: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "sliding_window_pattern": config.full_attention_every if config.sliding_window else 1,
+        "sliding_window": config.sliding_window or config.context,
+        "rope_local_base_freq": config.rope_theta_local or config.rope_theta,
+    }
+
+
+def _delta(config: ModelConfig, written: Mapping[str, Any]) -> dict[str, Any]:
+    return {"full_attention_interval": _interval(config), "intermediate_size": config.ffn}
+
+
+def _lfm2(config: ModelConfig, written: Mapping[str, Any]) -> dict[str, Any]:
+    return {"block_dim": config.width, "block_ff_dim": config.ffn}
+
+
+def _granite_hybrid(config: ModelConfig, written: Mapping[str, Any]) -> dict[str, Any]:
+    """Without a value mlx-lm applies rotary embeddings."""
+    return {"position_embedding_type": written["position_embedding_type"] or "nope"}
+
+
+def _ministral3(config: ModelConfig, written: Mapping[str, Any]) -> dict[str, Any]:
+    """Express the attention factor in mlx-lm's terms: 1 + mscale * log(factor) / 10."""
+    parameters, scaling = dict(written["rope_parameters"]), config.rope_scaling
+    assert scaling is not None  # the family has no other
+    if scaling.factor > 1:
+        mscale = (scaling.attention_factor - 1) / (0.1 * math.log(scaling.factor))
+        parameters |= {"mscale": mscale, "mscale_all_dim": 0.0}
+    return {"rope_parameters": parameters, "layer_types": ["full_attention"] * config.layers}
+
+
+#: Families for which mlx-lm reads some keys differently.
+_OWN = {
+    "gemma3": _gemma3,
+    "granitemoehybrid": _granite_hybrid,
+    "lfm2": _lfm2,
+    "ministral3": _ministral3,
+    **dict.fromkeys(_DELTA, _delta),
+}
+
+
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config.json of mlx-lm's in Hugging Face's terms."""
+    limits = config.get("time_step_limit")
+    unbounded = isinstance(limits, list) and len(limits) == 2 and limits[0] == 0 and limits[1] >= 1e30
+    return {key: value for key, value in config.items() if not (unbounded and key == "time_step_limit")}
 
 
 def faithful_context(config: ModelConfig) -> int:
-    """The longest sequence that mlx-lm computes as the model's authors do: its context, or the window if it has one."""
+    """Return the largest number of tokens that mlx-lm computes correctly: the context, or a window that it ignores."""
     window = config.sliding_window
     if window is None or config.family not in _NO_WINDOWS:
         return config.context
     return config.context if all(config.window(layer) is None for layer in range(config.layers)) else window
 
 
+def ramp_note(config: ModelConfig) -> str:
+    """Return the note on rotation for the user, or an empty string."""
+    scaling = config.rope_scaling
+    if scaling is None or scaling.truncate:
+        return ""
+    return (
+        "mlx-lm rounds the borders of yarn's ramp, which this model does not (truncate: false): its logits lie up to a "
+        "hundredth of their standard deviation from transformers'"
+    )
+
+
 def note(config: ModelConfig) -> str:
-    """What the user should know about running this model with mlx-lm; empty where there is nothing."""
+    """Return a note for the user on how mlx-lm's results differ from the model's; empty if they do not."""
     length = faithful_context(config)
     if length >= config.context:
         return ""
@@ -78,32 +167,30 @@ def note(config: ModelConfig) -> str:
 
 def _problems(config: ModelConfig) -> Iterator[str]:
     family = config.family
-    if family not in (*_NO_WINDOWS, "gemma3"):
+    if family not in (*_NO_WINDOWS, *_WINDOWS):
         yield f"edgekit has not compared the family {family} with it"
         return
     yield from _attention_problems(config)
+    yield from _layer_problems(config)
     yield from _rope_problems(config)
     if config.activation != ("gelu_tanh" if family.startswith("gemma") else "silu"):
         yield f"it has no {config.activation} for {family}"
     if family in _TIED and not config.tied:
         yield f"its {family} has no output matrix of its own"
+    if family == "gpt_oss" and config.tied:
+        yield "its gpt_oss has an output matrix of its own"
     softcaps = config.attention_softcap is not None, config.output_softcap is not None
     if softcaps != ((True, True) if family == "gemma2" else (False, False)):
         yield "soft caps on scores and logits are Gemma 2's alone"
     expected = math.sqrt(config.width) if family.startswith("gemma") else 1.0
-    if not math.isclose(config.embedding_scale, expected, rel_tol=1e-6):
+    if family not in _GRANITE and not math.isclose(config.embedding_scale, expected, rel_tol=1e-6):
         yield f"embeddings are multiplied by {config.embedding_scale:g}"
 
 
 def _attention_problems(config: ModelConfig) -> Iterator[str]:
     family = config.family
     biases = (config.qkv_bias, config.attn_output_bias, config.ffn_bias)
-    allowed = {
-        "llama": {(a, a, f) for a in (False, True) for f in (False, True)},
-        "mistral": {(False, False, False)},
-        "qwen2": {(True, False, False)},
-    }
-    if biases not in allowed.get(family, {(False, False, False)}):
+    if biases not in _ALLOWED_BIASES[_BIASES.get(family, "none")]:
         yield f"its {family} has no such biases"
     if family in _HEADS_FILL_WIDTH and config.head_dim * config.heads != config.width:
         yield f"its {family} has heads of width / heads"
@@ -111,13 +198,39 @@ def _attention_problems(config: ModelConfig) -> Iterator[str]:
     if family == "gemma3" and window and (config.full_attention_first or not 0 < every <= config.layers):
         yield "its gemma3 has a full layer at the end of every so many layers"
     plain = math.isclose(config.attention_scale, config.head_dim**-0.5, rel_tol=1e-6)
-    if family not in ("gemma2", "gemma3") and not plain:
+    if family not in ("gemma2", "gemma3", *_GRANITE) and not plain:
         yield f"scores are multiplied by {config.attention_scale:g}"
+
+
+def _layer_problems(config: ModelConfig) -> Iterator[str]:
+    """Find arrangements of layers that mlx-lm's classes cannot build."""
+    family = config.family
+    if family in _DELTA and not _interval(config):
+        yield f"its {family} has a layer with attention at the end of every so many layers"
+    if family in ("lfm2", "lfm2_moe") and len(set(_flags(config, "convolves"))) < 2:
+        yield f"its {family} has layers with attention and layers with a convolution"
+    if family == "granitemoehybrid" and config.own.get("groups") != 1:
+        yield "it normalizes all groups of a Mamba layer together, which the model does one by one"
+    if family == "gpt_oss" and len({config.window(layer) is None for layer in range(config.layers)}) < 2:
+        yield "its gpt_oss has layers with a window and layers without"
+
+
+def _flags(config: ModelConfig, name: str) -> tuple[bool, ...]:
+    flags = config.own.get(name)
+    return flags if isinstance(flags, tuple) else ()
+
+
+def _interval(config: ModelConfig) -> int:
+    """Return n if every n-th layer attends and the others recur, else 0."""
+    recurrent = _flags(config, "recurrent")
+    every = recurrent.index(False) + 1 if False in recurrent else 0
+    regular = all(flag == bool((layer + 1) % every) for layer, flag in enumerate(recurrent)) if every > 1 else False
+    return every if regular else 0
 
 
 def _rope_problems(config: ModelConfig) -> Iterator[str]:
     scaling, family = config.rope_scaling, config.family
-    if config.rotary_dim != config.head_dim and family != "phi3":
+    if config.rotary_dim != config.head_dim and family not in _PARTLY_ROTATING:
         yield f"only {config.rotary_dim} of {config.head_dim} elements of a head rotate"
     if config.rope_theta_local is not None and family != "gemma3":
         yield "sliding layers have a rotary base of their own"
@@ -131,7 +244,11 @@ def _rope_problems(config: ModelConfig) -> Iterator[str]:
         yield f"its phi3 takes no {scaling.kind} rope scaling"
     elif scaling.kind == "dynamic" and scaling.original_context != config.context:
         yield "dynamic rope scaling begins at the model's context"
-    elif scaling.kind == "yarn" and not math.isclose(scaling.attention_factor, _yarn_factor(scaling.factor)):
+    elif (
+        family != "ministral3"
+        and scaling.kind == "yarn"
+        and not math.isclose(scaling.attention_factor, _yarn_factor(scaling.factor))
+    ):
         yield f"yarn's attention factor {scaling.attention_factor:g} is not that of its stretch"
 
 
@@ -140,10 +257,10 @@ def _yarn_factor(stretch: float) -> float:
 
 
 def without_windows(config: ModelConfig) -> ModelConfig:
-    """The model that mlx-lm computes: with full attention where it has no windows."""
+    """Return the configuration that mlx-lm computes: full attention in families whose windows it ignores."""
     if config.family not in _NO_WINDOWS:
         return config
     return attrs.evolve(config, sliding_window=None, full_attention_every=0, full_attention_first=0)
 
 
-__all__ = ["MODEL_TYPES", "faithful_context", "mlx_config", "note", "without_windows"]
+__all__ = ["MODEL_TYPES", "faithful_context", "mlx_config", "note", "plain_config", "ramp_note", "without_windows"]

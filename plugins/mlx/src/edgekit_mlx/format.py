@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.architectures import Model
-from edgekit.architectures.hf import config_from_hf, hf_names, model_from_hf, to_hf_value
+from edgekit.architectures.hf import config_from_hf, model_from_hf
 from edgekit.artifact import Artifact, Layout
 from edgekit.errors import EdgekitError, MissingFileError, UnsupportedModelError
 from edgekit.files.foreign import read_object, shown
-from edgekit.formats import carried, open_weights
+from edgekit.formats import carried, open_weights, with_modules
 from edgekit.formats.safetensors import read_header
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.precision import find_precision
@@ -22,6 +22,7 @@ from edgekit.tensor import AnyTensor, EncodedTensor, holds_floats, kept
 from edgekit.tokenizer import Tokenizer, from_hf_directory
 from edgekit_mlx import families
 from edgekit_mlx.bridge import carried_over
+from edgekit_mlx.names import mlx_links, prefix_of
 from edgekit_mlx.sections import KEY, MIRROR, is_quantized, read_section
 from edgekit_mlx.sizes import MlxSizes
 from edgekit_mlx.tensors import assemble
@@ -35,11 +36,11 @@ class MlxFormat:
     """Reads and writes MLX model directories."""
 
     name = "mlx"
-    #: Whose precisions have short names here.
+    #: The convention whose precisions may be written without its prefix for this format.
     conventions = ("mlx",)
 
     def matches(self, path: Path) -> bool:
-        """Whether a directory's config.json has MLX's section, or its weights' metadata says that MLX wrote them."""
+        """Return whether config.json has MLX's section ``quantization``, or the weights' metadata names MLX."""
         directory = path if path.is_dir() else path.parent
         if not path.is_dir() and path.suffix != ".safetensors":
             return False
@@ -47,16 +48,16 @@ class MlxFormat:
             config = read_object(directory, CONFIG, CONFIG_LIMIT)
             return config is not None and (is_quantized(config) or _says_mlx(directory))
         except EdgekitError:
-            return False  # the format that recognises damaged directories says what is wrong
+            return False  # a damaged config.json: the general format reports it
 
     def open(self, path: Path) -> Artifact:
-        """Read the configuration and the files' headers; no values.
+        """Read the configuration and the files' headers, without any values.
 
         Raises:
             MissingFileError: config.json, the weights or a shard do not exist.
-            InvalidFileError: truncated, corrupt or malicious, or parts of a quantized module that contradict each
-                other or config.json; names file and module.
-            UnsupportedModelError: global scales that edgekit does not read.
+            InvalidFileError: a file is truncated or malformed, or the parts of a quantized module contradict each other
+                or config.json; names file and module.
+            UnsupportedModelError: a tensor has several global scales.
         """
         directory = path if path.is_dir() else path.parent
         config = read_object(directory, CONFIG, CONFIG_LIMIT)
@@ -76,43 +77,58 @@ class MlxFormat:
         )
 
     def layout(self, source: Artifact) -> Layout:
-        """What mlx-lm loads as the source's model: tensors under mlx-lm's names.
+        """Return the source's tensors under mlx-lm's names.
 
-        A source whose tensors are encoded keeps their codes where MLX can hold them unchanged; others are decoded.
+        Encoded tensors keep their codes if an MLX precision holds the same values; others are decoded.
 
         Raises:
-            UnsupportedModelError: an unsupported model family, or one that mlx-lm computes otherwise.
+            UnsupportedModelError: the model family is unsupported, or mlx-lm computes it differently.
         """
         model = source.model
         families.mlx_config(model.config, str(source.path))  # refuses before anything is read
         slots = []
-        for role, name in hf_names(model.config).items():
-            tensor = carried_over(to_hf_value(model.config, role, model.tensors[role]))
-            slots.append(Slot(name, role, tensor, _kept(tensor)))
+        prefix, logarithms = prefix_of(model.config), _logarithms(source, model)
+        for link in mlx_links(model.config):
+            made = link.write(tuple(model.tensors[name] for name in link.canonical))
+            for name, role, each in zip(link.hf, link.roles, made, strict=True):
+                tensor = logarithms.get(role) or carried_over(each)
+                slots.append(Slot(prefix + name, role, tensor, _kept(tensor)))
         return Layout(tuple(slots), source, model)
 
     def writer(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> MlxWriter:
-        """Begin, or resume, a directory.
+        """Start writing a directory, or resume an interrupted run.
 
         Raises:
-            UnsupportedModelError: the plan has precisions that MLX does not have.
-            ResourceError, LockedError, UsageError: about the target.
+            UnsupportedModelError: MLX does not have a precision of the plan.
+            ResourceError: the target cannot be written.
+            LockedError: another process writes it.
+            UsageError: the target exists and is not the writer's to replace.
         """
         return MlxWriter(path, layout, plan, manifest)
 
     def sizes(self, layout: Layout) -> MlxSizes:
-        """What the tensors take in a directory of that layout."""
+        """Return the sizes of tensors in an MLX directory of that layout."""
         return MlxSizes(layout)
 
     def notes(self, layout: Layout, plan: Plan) -> dict[str, str]:
-        """What mlx-lm computes otherwise than the model was trained, and what was decoded."""
+        """Return notes on what mlx-lm computes differently, and on matrices that were decoded."""
         assert layout.model is not None
-        sentences = {"mlx_window": families.note(layout.model.config), **_decoded(layout, plan)}
+        config = layout.model.config
+        sentences = {
+            "mlx_window": families.note(config),
+            "mlx_ramp": families.ramp_note(config),
+            **_decoded(layout, plan),
+        }
         return {kind: sentence for kind, sentence in sentences.items() if sentence}
 
 
+def _logarithms(source: Artifact, model: Model) -> dict[str, AnyTensor]:
+    """Return by role the decays that the source stores as logarithms, as MLX does: recomputing them would round."""
+    return {role: source.tensors[name] for name, role in model.roles.items() if name.endswith("A_log")}
+
+
 def _decoded(layout: Layout, plan: Plan) -> dict[str, str]:
-    """Notes on matrices of formats that MLX does not have: decoded, and, by a recipe, quantized again."""
+    """Return notes on matrices in precisions without an MLX equivalent: decoded, and possibly quantized again."""
     assert layout.model is not None
     kinds: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
     for slot, line in zip(layout.slots, plan, strict=True):
@@ -128,7 +144,7 @@ def _decoded(layout: Layout, plan: Plan) -> dict[str, str]:
 
 
 def _says_mlx(directory: Path) -> bool:
-    """Whether the metadata of a safetensors file in the directory says ``"format": "mlx"``."""
+    """Return whether the metadata of a safetensors file in the directory has ``"format": "mlx"``."""
     first = next(iter(sorted(directory.glob("model*.safetensors"))), None)
     return first is not None and read_header(first).metadata.get("format") == "mlx"
 
@@ -140,20 +156,20 @@ def _kept(tensor: AnyTensor) -> Any:
 
 
 def _model(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], directory: Path) -> Model:
-    """The family-neutral view; mlx-lm's tensors have Hugging Face's names and values in every family that is known."""
+    """Return the model with canonical names."""
     if config.get("model_type") not in families.MODEL_TYPES:
         raise UnsupportedModelError(
             f"{directory}: edgekit has not compared mlx-lm's model type {shown(config.get('model_type'))} with its own "
             "forward pass; it runs with the runtime mlx, and converts from its original files"
         )
-    plain = {key: value for key, value in config.items() if key not in (KEY, MIRROR)}
+    plain = {key: value for key, value in families.plain_config(config).items() if key not in (KEY, MIRROR)}
     if isinstance(plain.get("text_config"), Mapping):
         plain["text_config"] = {key: value for key, value in plain["text_config"].items() if key not in (KEY, MIRROR)}
     floats = {name: tensor for name, tensor in tensors.items() if holds_floats(tensor)}
     parsed = config_from_hf(plain, str(directory))
     if parsed.tied and "lm_head.weight" not in floats and plain.get("tie_word_embeddings") is None:
         plain["tie_word_embeddings"] = True
-    return model_from_hf(plain, floats, str(directory))
+    return with_modules(model_from_hf(plain, floats, str(directory), mlx_links), directory)
 
 
 def _tokenizer(directory: Path) -> Tokenizer | None:

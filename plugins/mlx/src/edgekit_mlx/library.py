@@ -1,4 +1,4 @@
-"""The packages mlx and mlx-lm: imported on first use, the devices, and which rule an installed MLX follows."""
+"""Access to the packages mlx and mlx-lm, which are imported on first use; devices, and the installed rounding rule."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgekit.files.memory import refuse_shortage
 from edgekit.typing import Array
 
 _CURE = "pip install edgekit-mlx"
-#: The version that encoders, decoders and logits are proved against.
+#: The version of mlx that encoders, decoders and logits are tested against.
 PROVED = "0.32.4"
 _IMPORTING = threading.RLock()
 
@@ -30,7 +30,7 @@ Rounding = Literal["up", "nearest"]
 
 @functools.cache
 def core() -> Any:
-    """mlx.core.
+    """Return the module `mlx.core`.
 
     Raises:
         MissingPluginError: mlx is not installed.
@@ -40,31 +40,31 @@ def core() -> Any:
 
 @functools.cache
 def nn() -> Any:
-    """mlx.nn; raises as `core`."""
+    """Return the module `mlx.nn`; raises as `core`."""
     return _import("mlx.nn")
 
 
 @functools.cache
 def tree_flatten() -> Any:
-    """`mlx.utils.tree_flatten`; raises as `core`."""
+    """Return the function `mlx.utils.tree_flatten`; raises as `core`."""
     return _import("mlx.utils").tree_flatten
 
 
 @functools.cache
 def tree_unflatten() -> Any:
-    """`mlx.utils.tree_unflatten`; raises as `core`."""
+    """Return the function `mlx.utils.tree_unflatten`; raises as `core`."""
     return _import("mlx.utils").tree_unflatten
 
 
 @functools.cache
 def optimizers() -> Any:
-    """mlx.optimizers; raises as `core`."""
+    """Return the module `mlx.optimizers`; raises as `core`."""
     return _import("mlx.optimizers")
 
 
 @functools.cache
 def lm(module: str) -> Any:
-    """A module of mlx-lm, such as ``models.llama``.
+    """Return a module of mlx-lm, such as ``models.llama``.
 
     Raises:
         MissingPluginError: mlx-lm is not installed, or has no such module.
@@ -73,7 +73,7 @@ def lm(module: str) -> Any:
 
 
 def has_lm(module: str) -> bool:
-    """Whether mlx-lm has a module of that name; imports mlx-lm, but not the module."""
+    """Return whether mlx-lm has a module of that name; imports mlx-lm, but not the module."""
     _import("mlx_lm")
     return importlib.util.find_spec(f"mlx_lm.{module}") is not None
 
@@ -97,7 +97,7 @@ def _import(name: str) -> ModuleType:
 
 @contextlib.contextmanager
 def _file_limit_kept() -> Iterator[None]:
-    """mlx_lm.utils lowers the process's limit of open files to 4,096 when it is imported, for good; not here."""
+    """Restore the process's limit of open files after the block: importing mlx_lm.utils lowers it to 4,096."""
     try:
         import resource
     except ImportError:  # Windows
@@ -112,12 +112,12 @@ def _file_limit_kept() -> Iterator[None]:
 
 
 def version() -> str:
-    """The installed version of mlx."""
+    """Return the installed version of mlx."""
     return metadata.version("mlx")
 
 
 def to_mlx(array: Array) -> Any:
-    """An array of MLX's; ml_dtypes' bfloat16 keeps its type."""
+    """Return a numpy array as an `mx.array`; ml_dtypes' bfloat16 becomes MLX's bfloat16."""
     mx = core()
     if array.dtype.name == "bfloat16":
         return mx.array(array.view(np.uint16)).view(mx.bfloat16)
@@ -125,7 +125,7 @@ def to_mlx(array: Array) -> Any:
 
 
 def from_mlx(array: Any) -> Array:
-    """A numpy array; bfloat16 as ml_dtypes'."""
+    """Return an `mx.array` as a numpy array; bfloat16 becomes ml_dtypes' bfloat16."""
     mx = core()
     if array.dtype == mx.bfloat16:
         import ml_dtypes
@@ -136,20 +136,20 @@ def from_mlx(array: Any) -> Array:
 
 @functools.cache
 def exponent_rounding() -> Rounding:
-    """How the installed MLX rounds the exponents of mxfp4 and mxfp8.
+    """Return how the installed MLX rounds the exponents of mxfp4 and mxfp8.
 
-    Since 0.32.4 (MLX #4353) ``up``, so that no element is cut off; before that to the ``nearest`` integer. Decoding
-    is the same in both.
+    Since 0.32.4 (MLX #4353) it is ``up``, so that no element saturates; earlier versions round to the ``nearest``
+    integer. Decoding is the same in both.
     """
     mx = core()
-    # The largest magnitude is 6 * 1.2: log2 of 1.2 is 0.26, which is 1 rounded up and 0 rounded to the nearest.
+    # The largest magnitude is 6 * 1.2: log2(1.2) = 0.26 is 1 if rounded up and 0 if rounded to nearest.
     with mx.stream(mx.cpu):
         _, scales, *_ = mx.quantize(mx.full((1, 32), 7.2), mode="mxfp4")
         return "up" if int(scales[0, 0].item()) == 128 else "nearest"
 
 
 def devices() -> list[str]:
-    """What `edgekit doctor` shows: the devices, and what was found about the installed version."""
+    """Return the lines of `edgekit doctor`: the devices, and the rounding rule of the installed version."""
     mx = core()
     rounds = exponent_rounding()
     lines = [f"{name} ({device_name(name)})" for name in available()]
@@ -161,22 +161,22 @@ def devices() -> list[str]:
 
 
 def available() -> list[str]:
-    """Names of the devices that MLX can compute on here: ``cpu``, and ``gpu`` with Metal or CUDA."""
+    """Return the names of the devices that MLX can use here: ``cpu``, and ``gpu`` if Metal or CUDA is available."""
     mx = core()
     return ["cpu", *(["gpu"] if mx.is_available(mx.gpu) else [])]
 
 
 def device_name(device: str) -> str:
-    """What the maker calls a device."""
+    """Return the vendor's name of a device."""
     mx = core()
     return str(mx.device_info(getattr(mx, device)).get("device_name", "unknown"))
 
 
 def chosen(device: str | None) -> str:
-    """The device to compute on: the one that is asked for, or MLX's default.
+    """Return the name of the requested device, or of MLX's default for None.
 
     Raises:
-        UsageError: it is not there; names those that are.
+        UsageError: the device is not available; the message names those that are.
     """
     if device is None:
         return "gpu" if core().default_device() == core().gpu else "cpu"

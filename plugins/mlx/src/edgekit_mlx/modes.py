@@ -16,7 +16,7 @@ from edgekit.precision import Precision, find_precision
 
 BITS = (1, 2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
-#: mode -> (bits, group) of the modes that have one width and one group size.
+#: mode -> (bits, group), for the modes with a fixed width and group size.
 FLOATS = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
 MODES = ("affine", *FLOATS)
 
@@ -25,24 +25,24 @@ NATIVE = (*(f"mlx:int{bits}-g{group}" for bits in BITS for group in GROUPS), *(f
 
 
 def attribute(name: str) -> str:
-    """The attribute of `edgekit_mlx.native` that encodes a precision: ``int4_g64``."""
+    """Return the attribute of `edgekit_mlx.native` that encodes a precision: ``int4_g64`` for ``mlx:int4-g64``."""
     return name.partition(":")[2].replace("-", "_")
 
 
 def mode_of(precision: Precision) -> dict[str, Any]:
-    """``group_size``, ``bits`` and ``mode`` of a precision, as config.json and `mx.quantize` have them."""
+    """Return ``group_size``, ``bits`` and ``mode`` of a precision, as in config.json and `mx.quantize`."""
     mode = precision.kind if precision.kind in FLOATS else "affine"
     return {"group_size": precision.block, "bits": precision.bits, "mode": mode}
 
 
 def precision_of(mode: str, bits: int, group: int, *, for_tensor: bool = False) -> Precision | None:
-    """The precision of a mode, a width and a group size; None where MLX has no such one.
+    """Return the precision of a mode, a width and a group size; None if MLX does not have it.
 
     Args:
         mode: ``affine``, ``mxfp4``, ``mxfp8`` or ``nvfp4``.
-        bits: of a code.
-        group: columns that share a scale.
-        for_tensor: whether there is a global scale, too.
+        bits: bits per code.
+        group: number of columns that share a scale.
+        for_tensor: whether the tensor also has a global scale.
     """
     if mode != "affine":
         known = FLOATS.get(mode) == (bits, group) and (mode == "nvfp4" or not for_tensor)

@@ -1,7 +1,8 @@
-"""An artifact as a module of mlx-lm's: weights are read by edgekit's readers, which check every length and offset.
+"""Loads an artifact into a module of mlx-lm.
 
-So a file is never mapped or parsed by native code, and artifacts of any format whose family mlx-lm has can be trained
-and run: what they have quantized stays quantized where MLX has the format, and is decoded elsewhere.
+edgekit's readers read the weights and check every length and offset, so that native code never maps or parses a file.
+Artifacts of any format can be run and trained if mlx-lm supports the family: quantized weights stay quantized if MLX
+has their precision, and are decoded otherwise.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from edgekit_mlx.format import MlxFormat
 from edgekit_mlx.library import core, has_lm, lm, nn, to_mlx, tree_flatten
 from edgekit_mlx.modes import mode_of
 
-#: Types in which a model may be computed.
+#: Dtypes in which a model can be computed.
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -32,9 +33,9 @@ class Loaded:
 
     Attributes:
         module: an ``mlx_lm.models.<type>.Model``.
-        context: tokens of the longest sequence that it computes as it was trained.
-        quantized: modules with quantized weights.
-        dtype: the type in which its states travel.
+        context: the largest number of tokens that mlx-lm computes as the model was trained.
+        quantized: number of modules with quantized weights.
+        dtype: the dtype of the hidden states.
     """
 
     module: Any
@@ -44,16 +45,16 @@ class Loaded:
 
 
 def load(artifact: Artifact, dtype: str | None = None, *, decoded: bool = False) -> Loaded:
-    """Read an artifact into a module; call it in the thread that is to compute.
+    """Load an artifact into a module; must be called in the thread that computes with it.
 
     Args:
-        artifact: of a family that mlx-lm has.
-        dtype: ``float32``, ``float16`` or ``bfloat16``, in which to compute; None keeps the weights' own types.
-        decoded: decode quantized weights to `dtype` when they are read, as the reference does.
+        artifact: a model of a family that mlx-lm supports.
+        dtype: ``float32``, ``float16`` or ``bfloat16``, in which to compute; None keeps the weights' dtypes.
+        decoded: whether to decode quantized weights to `dtype` when they are read, as the reference does.
 
     Raises:
-        UnsupportedModelError: a family that edgekit or mlx-lm does not have.
-        MemoryShortageError: the model is larger than the memory; nothing is read.
+        UnsupportedModelError: edgekit or mlx-lm does not support the family.
+        MemoryShortageError: the model is larger than the free memory; raised before anything is read.
     """
     refuse_too_large(artifact, dtype, decoded)
     try:
@@ -72,10 +73,10 @@ def load(artifact: Artifact, dtype: str | None = None, *, decoded: bool = False)
 
 
 def refuse_too_large(artifact: Artifact, dtype: str | None = None, decoded: bool = False) -> None:
-    """Refuse a model whose weights are larger than the memory that is left.
+    """Raise an error if a model's weights are larger than the free memory.
 
     Raises:
-        MemoryShortageError: states both sizes.
+        MemoryShortageError: the weights do not fit; the message gives both sizes.
     """
     size = _bytes(artifact.tensors.values(), dtype, decoded)
     free = available()
@@ -93,7 +94,7 @@ def _bytes(tensors: Iterable[AnyTensor], dtype: str | None, decoded: bool) -> in
 
 
 def _module(config: Mapping[str, Any], artifact: Artifact) -> Any:
-    """An empty module of mlx-lm's class for a config.json."""
+    """Return a module of mlx-lm's class for a config.json, without weights."""
     model_type = {"mistral": "llama", "gemma3": "gemma3_text"}.get(config["model_type"], config["model_type"])
     if not has_lm(f"models.{model_type}"):
         raise UnsupportedModelError(
@@ -102,7 +103,7 @@ def _module(config: Mapping[str, Any], artifact: Artifact) -> Any:
         )
     architecture = lm(f"models.{model_type}")
     module = architecture.Model(architecture.ModelArgs.from_dict(dict(config)))
-    if hasattr(module, "sanitize"):  # gemma3 learns from the names whether it is tied
+    if hasattr(module, "sanitize"):  # gemma3's class decides by the tensors' names whether the output is tied
         tied = config.get("tie_word_embeddings", True)
         module.sanitize({} if tied else {"lm_head.weight": None})
     return module
@@ -115,7 +116,7 @@ def _fill(
     dtype: str | None,
     artifact: Artifact,
 ) -> None:
-    """Put the weights into the module, tensor by tensor."""
+    """Load the weights into the module, tensor by tensor."""
     mx = core()
     if quantized:
         formats = {name.removesuffix(".weight"): mode_of(tensor.precision) for name, tensor in quantized.items()}
@@ -154,7 +155,7 @@ def _arrays(
 
 
 def _shaped(values: Array, tensor: AnyTensor) -> Array:
-    """A part with the tensor's leading dimensions, which count as rows while it is read."""
+    """Return a part reshaped to the tensor's leading dimensions, which readers count as rows."""
     if values.ndim != 2:
         return np.ascontiguousarray(values)
     return np.ascontiguousarray(values).reshape(*tensor.shape[:-1], values.shape[-1])
@@ -175,7 +176,7 @@ def _floats(tensor: AnyTensor, dtype: str | None) -> Any:
 
 
 def _dtype(module: Any) -> str:
-    """The type in which states travel: the one that those of all weights are promoted to."""
+    """Return the dtype of the hidden states: the one to which MLX promotes the dtypes of all weights."""
     mx = core()
     values = [value for _, value in tree_flatten()(module.parameters()) if mx.issubdtype(value.dtype, mx.floating)]
     kinds = {str(value.dtype).rpartition(".")[2] for value in values}
@@ -183,7 +184,7 @@ def _dtype(module: Any) -> str:
 
 
 def _foreign(artifact: Artifact, dtype: str | None) -> Loaded:
-    """A model of a family that edgekit does not know, by mlx-lm's own loader; its headers were checked before."""
+    """Load a model of a family that edgekit does not support with mlx-lm's loader; the headers are checked already."""
     if "model_file" in artifact.config:
         raise UnsupportedModelError(
             f"{artifact.path}: its config.json names a program to run (model_file), which edgekit never does; "

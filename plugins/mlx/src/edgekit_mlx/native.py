@@ -1,12 +1,12 @@
 """`mx.quantize` and `mx.dequantize` as a backend.
 
-It claims the reference's bytes. The reference is as fast, and edgekit-numba several times faster, so that this one
-works only when it is asked for (``backend="mlx"``): to compare with, and to see what an installed MLX does.
+It claims to be exact: the bytes are the reference's. The reference is as fast and edgekit-numba several times faster,
+so that this backend is used only on request (``backend="mlx"``), to compare with an installed MLX.
 
-MLX before 0.32.4 rounds the exponents of mxfp4 and mxfp8 otherwise, and has no 1 bit: there this encoder refuses
-instead of giving other bytes than it claims.
+MLX before 0.32.4 rounds the exponents of mxfp4 and mxfp8 differently, and has no 1-bit mode. With such a version the
+encoder raises an error instead of returning other bytes than it claims.
 
-Source: mlx 0.32.4; what it computes is written down in `edgekit.reference.mlx`.
+Source: mlx 0.32.4; `edgekit.reference.mlx` specifies what it computes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class NativeQuantizer:
     """`mx.quantize` as an encoder and a decoder; see `edgekit.encoding.Quantizer`.
 
     Attributes:
-        name: of the precision.
+        name: the name of the precision.
 
     Example:
         >>> NativeQuantizer("mlx:int4-g64").encode(np.ones((1, 64), np.float32))["weight"].shape  # doctest: +SKIP
@@ -49,22 +49,22 @@ class NativeQuantizer:
 
     @property
     def precision(self) -> Precision:
-        """The number format that it encodes."""
+        """The precision that it encodes."""
         return find_precision(self.name)
 
     def encode(self, x: Array, importance: F32 | None = None) -> dict[str, Array]:
         """Encode rows as `mx.quantize` does, on the CPU.
 
         Args:
-            x: float32, float16 or bfloat16 [rows, cols]; cols is a multiple of the group size.
-            importance: ignored, as MLX has none.
+            x: float32, float16 or bfloat16 [rows, cols]; cols must be a multiple of the group size.
+            importance: ignored: `mx.quantize` does not weight columns.
 
         Returns:
-            ``weight``, ``scales`` and for integers ``biases``; as `edgekit.reference.mlx.encode`.
+            ``weight``, ``scales`` and, for integers, ``biases``, as `edgekit.reference.mlx.encode` returns them.
 
         Raises:
-            ShapeError: the group size does not divide the rows.
-            PluginError: the installed MLX computes this format otherwise.
+            ShapeError: the group size does not divide the number of columns.
+            PluginError: the installed MLX computes this precision differently.
         """
         precision = self.precision
         if not fits(precision, x.shape):
@@ -80,7 +80,7 @@ class NativeQuantizer:
             return {name: from_mlx(array)[: len(x)] for name, array in zip(_PARTS, arrays, strict=False)}
 
     def decode(self, parts: Mapping[str, Array], shape: tuple[int, int]) -> F32:
-        """Decode as `mx.dequantize` does, to float32 [rows, cols]: affine values in the type of the scales."""
+        """Decode as `mx.dequantize` does, to float32 [rows, cols]; affine values are rounded to the scales' dtype."""
         precision = self.precision
         if precision.kind == "nvfp4" and parts["scales"].size % 2:  # as in `encode`
             return judge(precision).decode(parts, precision, shape)
@@ -98,7 +98,7 @@ class NativeQuantizer:
 
 
 def _typed(part: Array) -> Array:
-    """A part whose bfloat16 comes as bits, in its type."""
+    """Return a part with bfloat16 bits viewed as bfloat16; other parts unchanged."""
     if part.dtype == np.uint16:
         import ml_dtypes
 
@@ -107,7 +107,7 @@ def _typed(part: Array) -> Array:
 
 
 def _even(x: Array, precision: Precision) -> Array:
-    """The rows, and one more where MLX cannot take an odd number of nvfp4's groups."""
+    """Return the rows, with one more appended if nvfp4 has an odd number of groups, which MLX does not accept."""
     odd = precision.kind == "nvfp4" and (x.size // 16) % 2
     return np.concatenate([x, x[:1]]) if odd else x
 
@@ -121,7 +121,7 @@ def _refuse_other_rules(precision: Precision) -> None:
 
 
 def __getattr__(name: str) -> NativeQuantizer:
-    """The encoder of a precision by its attribute's name, such as ``int4_g64``."""
+    """Return the encoder of a precision by its attribute's name, such as ``int4_g64``."""
     for native in NATIVE:
         if attribute(native) == name:
             return NativeQuantizer(native)

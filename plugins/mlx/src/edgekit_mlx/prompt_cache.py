@@ -1,15 +1,15 @@
-"""Keys and values of a prompt in a file, so that a long one is computed once.
+"""Stores the keys and values of a prompt in a file, so that a long prompt is computed once.
 
-One safetensors file, written whole or not at all: the arrays of each layer (``<layer>.<place>``) and, in its metadata
-under ``edgekit_mlx``, the token ids, the kinds of the layers' caches with their counters, and which model it is of. A
-file of another model, or of the same model in another type, is refused: its numbers mean something else there.
+The file is a safetensors file, written atomically. It holds the arrays of each layer (``<layer>.<place>``) and, in the
+metadata under ``edgekit_mlx``, the token ids, the kinds of the layers' caches with their counters, and the identity of
+the model. A file of another model, or of the same model in another dtype, is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,11 @@ _AGAIN = "write it again with save_prompt_cache"
 
 @attrs.frozen(eq=False)
 class Kept:
-    """What a file holds.
+    """The contents of a prompt cache file.
 
     Attributes:
-        cache: mlx-lm's caches, one a layer.
-        tokens: the ids whose keys and values they hold.
+        cache: mlx-lm's caches, one per layer.
+        tokens: the token ids whose keys and values the caches hold.
     """
 
     cache: list[Any]
@@ -42,7 +42,10 @@ class Kept:
 
 
 def identity(artifact: Artifact, dtype: str = "") -> dict[str, str]:
-    """Which model a cache or an adapter is of: a hash of the tensors' names, types, sizes and first rows."""
+    """Return the identity of a model for caches and adapters.
+
+    It holds a hash of the tensors' names, dtypes, sizes and first rows.
+    """
     digest = hashlib.sha256()
     for name, tensor in artifact.tensors.items():
         kind = tensor.dtype if isinstance(tensor, Tensor) else tensor.precision.name
@@ -59,37 +62,42 @@ def _first_row(tensor: AnyTensor) -> Iterable[Array]:
 
 
 def save(path: Path, cache: list[Any], tokens: list[int], model: dict[str, str]) -> None:
-    """Write caches and the tokens whose keys and values they hold.
+    """Write caches and the token ids whose keys and values they hold.
 
     Raises:
         ResourceError: the file cannot be written.
     """
-    mx = core()
-    arrays, layers = {}, []
-    for number, layer in enumerate(cache):
-        state: list[Any] = []
-        for place, value in enumerate(layer.state):
-            if isinstance(value, mx.array):
-                arrays[f"{number}.{place}"] = from_mlx(value)
-                state.append(None)
-            else:
-                state.append(value)
-        layers.append({"kind": type(layer).__name__, "state": state})
+    arrays: dict[str, Array] = {}
+    layers = [
+        {"kind": type(layer).__name__, "state": [_kept(arrays, f"{number}.{i}", v) for i, v in enumerate(layer.state)]}
+        for number, layer in enumerate(cache)
+    ]
     record = {**model, "tokens": tokens, "layers": layers}
     safetensors.write(path, arrays, {KEY: json.dumps(record)})
 
 
+def _kept(arrays: dict[str, Array], place: str, value: Any) -> Any:
+    """What JSON says of a value of a layer's state: null for an array, which is added to `arrays`."""
+    if isinstance(value, core().array):
+        arrays[place] = from_mlx(value)
+        return None
+    if isinstance(value, list | tuple):  # of recurrent layers
+        return [_kept(arrays, f"{place}.{i}", each) for i, each in enumerate(value)]
+    return value
+
+
 def load(path: Path, model: dict[str, str], fresh: list[Any]) -> Kept:
-    """Read a file into fresh caches of the same model.
+    """Read a file into empty caches of the same model.
 
     Args:
-        path: of the file.
-        model: what `identity` gives.
-        fresh: empty caches, one a layer.
+        path: the file, written by `save`.
+        model: the model's `identity`.
+        fresh: empty caches, one per layer.
 
     Raises:
-        InvalidFileError, MissingFileError: not a file of `save`.
-        UsageError: of another model or type.
+        MissingFileError: the file does not exist or cannot be read.
+        InvalidFileError: `save` did not write the file, or it is malformed.
+        UsageError: the file was written for another model or dtype.
     """
     tensors, metadata = safetensors.open_tensors(path)
     if KEY not in metadata:
@@ -112,13 +120,20 @@ def load(path: Path, model: dict[str, str], fresh: list[Any]) -> Kept:
     return Kept(fresh, tokens)
 
 
-def _state(path: Path, number: int, state: Any, tensors: Any) -> tuple[Any, ...]:
-    if not isinstance(state, list) or not all(value is None or type(value) is int for value in state):
+def _state(path: Path, number: int, state: Any, tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    if not isinstance(state, list):
         raise InvalidFileError(f"{path}: the state of layer {number} is malformed; {_AGAIN}")
-    return tuple(
-        _array(tensors[f"{number}.{place}"]) if f"{number}.{place}" in tensors else value
-        for place, value in enumerate(state)
-    )
+    return tuple(_value(path, f"{number}.{place}", value, tensors) for place, value in enumerate(state))
+
+
+def _value(path: Path, place: str, value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The reverse of `_kept`."""
+    if value is None or type(value) is int:
+        return _array(tensors[place]) if place in tensors else value
+    if not isinstance(value, list) or place.count(".") > 1:
+        number = place.partition(".")[0]
+        raise InvalidFileError(f"{path}: the state of layer {number} is malformed; {_AGAIN}")
+    return [_value(path, f"{place}.{i}", each, tensors) for i, each in enumerate(value)]
 
 
 def _array(tensor: Tensor) -> Any:

@@ -7,11 +7,15 @@
     mixed_3_6            3               6
     mixed_4_6            4               6
 
-All in groups of 64. Of n layers, counted from 0, those get more bits that are among the first or the last n // 8, and
-of the others each third one. Matrices whose rows no group divides, and vectors, stay in float. Phi 3's fused
-``qkv_proj`` counts as a v_proj, as in mlx-lm, whose rule looks for these letters in the name.
+The recipes of one width give 8 bits to the matrices that mlx-lm gives 8 bits: routers, and ``o_proj``, ``down_proj``
+and ``lm_head`` of Granite 3.
 
-Source: mlx-lm 0.32.2, ``convert.py`` (`mixed_quant_predicate_builder`); compared with it model by model.
+All use groups of 64. Of n layers, the first n // 8, the last n // 8 and every third one between them get more bits.
+Vectors, and matrices whose number of columns no group size divides, stay in float. Phi 3's fused ``qkv_proj`` counts as
+a v_proj, as in mlx-lm, whose rule searches the name for ``v_proj``.
+
+Source: mlx-lm 0.32.2, ``convert.py`` (`mixed_quant_predicate_builder`), ``models/<model type>.py``
+(`quant_predicate`); compared with it model by model.
 """
 
 from __future__ import annotations
@@ -23,39 +27,67 @@ import attrs
 from edgekit.architectures import ModelConfig
 from edgekit.errors import UnsupportedModelError
 from edgekit.precision import Precision, find_precision
-from edgekit.recipe import Assignment, Clause, Plan, Slot, Uniform, fits, is_matrix
+from edgekit.recipe import Assignment, Clause, Plan, Slot, Uniform, fits, is_matrix, quantized
 
 GROUP = 64
 _MORE = ("v_proj", "down_proj")
+#: By family, how the names of the modules end that get 8 bits whatever the recipe's width.
+_EIGHT_BITS = {
+    "gpt_oss": ("mlp.router",),
+    "granite": ("self_attn.o_proj", "mlp.down_proj", "lm_head"),
+    "granitemoehybrid": ("block_sparse_moe.router.layer",),
+    "lfm2_moe": ("feed_forward.gate",),
+    "qwen3_5_moe": ("mlp.gate", "mlp.shared_expert_gate"),
+    "qwen3_moe": ("mlp.gate",),
+    "qwen3_next": ("mlp.gate", "mlp.shared_expert_gate"),
+}
 
 
 @attrs.frozen
 class Width(Uniform):
-    """One width for every matrix, under MLX's name for it; see `edgekit.recipe.Recipe`.
+    """One width for every matrix except those of `_EIGHT_BITS`, under MLX's name; see `edgekit.recipe.Recipe`.
 
     Attributes:
-        precision: of every matrix.
-        given_name: ``4bit``.
+        precision: the precision of every other matrix.
+        given_name: the recipe's name, such as ``4bit``.
     """
 
     given_name: str = ""
 
     @property
     def name(self) -> str:
-        """As it is registered."""
+        """The name under which the recipe is registered."""
         return self.given_name
 
+    def plan(self, slots: Sequence[Slot], config: ModelConfig | None, importance: bool = False) -> Plan:
+        """Choose for every slot."""
+        careful = _EIGHT_BITS.get(config.family, ()) if config else ()
+        lines = super().plan(slots, config, importance)
+        return Plan(self.name, tuple(_in_eight_bits(line, careful) for line in lines))
+
     def describe(self) -> list[Clause]:
-        """For people."""
-        return [Clause("weight matrices", self.precision.name), Clause("the rest", "as it is")]
+        """Return the recipe in words."""
+        clauses = [Clause("weight matrices", self.precision.name), Clause("the rest", "as it is")]
+        if self.precision.bits == 8:
+            return clauses
+        eight = Clause("routers", _affine(8).name, "and o_proj, down_proj, lm_head of Granite 3, as mlx-lm has it")
+        return [eight, *clauses]
+
+
+def _in_eight_bits(line: Assignment, careful: tuple[str, ...]) -> Assignment:
+    """Return the line with 8 bits if it quantizes a matrix whose module's name has one of the endings."""
+    if line.asked or not quantized(line.precision) or not line.name.removesuffix(".weight").endswith(careful):
+        return line
+    return attrs.evolve(line, precision=_affine(8), reason="8 bits whatever the width")
 
 
 @attrs.frozen
 class Mixed:
-    """Two widths; see `edgekit.recipe.Recipe`.
+    """A mixture of two widths; see `edgekit.recipe.Recipe`.
 
     Attributes:
-        low, high: bits of most matrices, and of those that get more.
+        low: bits of most matrices.
+        high: bits of the matrices that get more.
     """
 
     low: int
@@ -63,21 +95,21 @@ class Mixed:
 
     @property
     def name(self) -> str:
-        """As mlx-lm has it."""
+        """The name of the mixture in mlx-lm."""
         return f"mixed_{self.low}_{self.high}"
 
     def plan(self, slots: Sequence[Slot], config: ModelConfig | None, importance: bool = False) -> Plan:
-        """Choose for every slot.
+        """Assign a precision to every slot.
 
         Raises:
-            UnsupportedModelError: the family is unknown, so that its layers cannot be counted.
+            UnsupportedModelError: the family is unsupported, so that the number of layers is unknown.
         """
         if config is None:
             raise UnsupportedModelError(f"recipe {self.name} counts layers, and the model's family is unknown")
         return Plan(self.name, tuple(self._assign(slot, config.layers) for slot in slots))
 
     def describe(self) -> list[Clause]:
-        """The mixture in words; see `edgekit.recipe.Recipe`."""
+        """Return the mixture in words; see `edgekit.recipe.Recipe`."""
         low, high = _affine(self.low), _affine(self.high)
         return [
             Clause("lm_head", high.name),
@@ -106,7 +138,7 @@ class Mixed:
 
 
 def gets_more(layer: int, layers: int) -> bool:
-    """Whether a layer, counted from 0, is one of those that get more bits."""
+    """Return whether a layer, counted from 0, gets more bits."""
     eighth = layers // 8
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 

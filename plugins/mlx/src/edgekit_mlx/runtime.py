@@ -1,11 +1,11 @@
-"""Runs MLX models: logits, text, chat and embeddings, with a cache of the last prompt that can be kept on disk.
+"""Runs MLX models: logits, text, chat and embeddings, with a prompt cache that can be saved to disk.
 
-The sampler, the stop texts and the checks are edgekit's own, so that every runtime means the same by the same
-arguments; mlx-lm's modules compute. MLX's streams belong to a thread: each runtime computes in one of its own, and
-calls from several threads take turns.
+mlx-lm's modules compute; sampling, stop texts and checks are edgekit's, so that arguments mean the same in every
+runtime. MLX's streams belong to a thread: each runtime computes in a thread of its own, and calls from several threads
+are computed one after the other.
 
-The keys and values of what was computed last are kept: a prompt that begins like the one before, a chat that goes on,
-starts where the two part.
+The keys and values of the last sequence are cached: if the next prompt begins with the same tokens, as in a chat, only
+the tokens after the common part are computed.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.architectures.forward import token_ids
 from edgekit.artifact import Artifact
 from edgekit.errors import ResourceError, UsageError
 from edgekit.files.memory import refuse_shortage
 from edgekit.runtime import Prompt, Sampling, TextRuntime
-from edgekit.typing import F32, I64
+from edgekit.typing import F32
 from edgekit_mlx import prompt_cache
 from edgekit_mlx.library import chosen, core, device_name, lm, version
 from edgekit_mlx.module import DTYPES, Loaded, load
 from edgekit_mlx.worker import ClosedError, Worker
 
-#: Tokens of a prompt that are computed at a time.
+#: Number of prompt tokens that are computed at a time; bounds the memory.
 STEP = 512
 _T = TypeVar("_T")
 
@@ -50,22 +49,22 @@ def open_runtime(
         artifact: an MLX directory, opened by edgekit.
         device: ``cpu`` or ``gpu``; None takes MLX's default.
         dtype: ``float32``, ``float16`` or ``bfloat16``, in which to compute; None takes the weights' own type.
-        exact: decode quantized weights as the reference does and compute in float32, for comparisons; it takes the
-            memory of the unquantized model.
-        context: tokens at most; None for as many as the model was trained for, and mlx-lm computes so.
-        prompt_cache: a file of `MlxRuntime.save_prompt_cache` to begin with.
+        exact: whether to decode quantized weights as the reference does and compute in float32, for comparisons; needs
+            the memory of the unquantized model.
+        context: largest number of tokens; None for the largest that mlx-lm computes as the model was trained.
+        prompt_cache: a file written by `MlxRuntime.save_prompt_cache` to start with.
 
     Raises:
-        UsageError: an option out of range, a device that is not there, or a cache of another model.
-        MemoryShortageError: the model is larger than the memory; said before it is read.
-        UnsupportedModelError: mlx-lm has no such model, or computes another.
+        UsageError: an option is out of range, the device is not available, or the cache is of another model.
+        MemoryShortageError: the model is larger than the free memory; raised before it is read.
+        UnsupportedModelError: mlx-lm does not support the model, or computes it differently.
     """
     return MlxRuntime(artifact, Options(device, dtype, exact, context, prompt_cache))
 
 
 @attrs.frozen
 class Options:
-    """How a model is loaded; see `open_runtime`."""
+    """The options of loading a model; see `open_runtime`."""
 
     device: str | None = None
     dtype: str | None = None
@@ -85,7 +84,7 @@ class Options:
 
 
 class MlxRuntime(TextRuntime):
-    """A model that mlx-lm's modules compute; see `edgekit.runtime.Runtime`.
+    """A model loaded into mlx-lm's modules; see `edgekit.runtime.Runtime`.
 
     Example:
         >>> with edgekit.load("model-4bit", runtime="mlx") as model:  # doctest: +SKIP
@@ -115,12 +114,12 @@ class MlxRuntime(TextRuntime):
 
     @property
     def context(self) -> int:
-        """Tokens that the context holds: what was asked for, and at most what mlx-lm computes as trained."""
+        """The largest number of tokens: as requested, and at most what mlx-lm computes as the model was trained."""
         most = self._model().context
         return most if self.options.context is None else min(most, self.options.context)
 
     def description(self) -> dict[str, Any]:
-        """How it computes: device, type, quantized modules, context; and the memory in bytes that MLX holds."""
+        """Device, dtype, number of quantized modules, context in tokens, and the bytes of memory that MLX uses."""
         loaded, mx = self._model(), core()
         return {
             "device": self.device,
@@ -135,13 +134,13 @@ class MlxRuntime(TextRuntime):
         }
 
     def logits(self, tokens: npt.ArrayLike) -> F32:
-        """Scores of every next token, float32 [n, vocab] or [batch, n, vocab], of token ids [n] or [batch, n].
+        """Return the logits of every next token, float32 [n, vocab] or [batch, n, vocab], for ids [n] or [batch, n].
 
         Raises:
-            UsageError: no tokens, not integers, or ids outside the vocabulary.
-            ContextOverflowError: more tokens than the context holds.
+            UsageError: there are no tokens, or they are not integers, or not in the vocabulary.
+            ContextOverflowError: there are more tokens than the context holds.
         """
-        ids = self._ids(tokens)
+        ids = self.checked_ids(tokens, self._vocab(), batch=True)
         self.room(ids.shape[-1], None)
         scores: F32 = self._run(lambda: self._float32(self._model().module(core().array(np.atleast_2d(ids)))))
         return scores.reshape(*ids.shape, -1)
@@ -149,17 +148,16 @@ class MlxRuntime(TextRuntime):
     def tokens(
         self, prompt: Sequence[int], *, max_tokens: int | None = None, sampling: Sampling | None = None
     ) -> Iterator[int]:
-        """Continue a sequence of token ids, one at a time; never ends by itself before `max_tokens`.
+        """Yield the token ids that continue a prompt; ends only after `max_tokens`, not at an end token.
 
         Raises:
-            UsageError, ContextOverflowError: as `logits`, of the prompt and `max_tokens` together.
-            ResourceError: the device cannot compute it.
+            UsageError: the prompt is empty, or its ids are not integers, or not in the vocabulary.
+            ContextOverflowError: the prompt and `max_tokens` together are longer than the context.
+            ResourceError: the device fails to compute, for example for lack of memory.
         """
-        ids = self._ids(np.asarray(prompt))
-        if ids.ndim != 1:
-            raise UsageError(f"a prompt is one sequence of token ids [n]; got {list(ids.shape)}")
-        choose = (sampling or Sampling()).sampler(ids.tolist())
-        return self._continue(ids.tolist(), self.room(len(ids), max_tokens), choose)
+        ids = self.checked_ids(prompt, self._vocab()).tolist()
+        choose = (sampling or Sampling()).sampler(ids)
+        return self._continue(ids, self.room(len(ids), max_tokens), choose)
 
     def _continue(self, ids: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
         for _ in range(count):
@@ -168,23 +166,23 @@ class MlxRuntime(TextRuntime):
             ids.append(token)
 
     def embed(self, text: Prompt) -> F32:
-        """The mean of the last layer's states over a text or token ids, float32 [width], of length 1.
+        """Return the embedding of a text or of token ids, float32 [dim], of length 1, pooled as the model's files say.
 
         Raises:
-            UsageError: an empty text, or no tokenizer.
-            ContextOverflowError: more tokens than the context holds.
+            UsageError: the text is empty, or the model has no tokenizer.
+            ContextOverflowError: there are more tokens than the context holds.
             NonFiniteError: the model computes values that are not finite.
         """
-        ids = self._ids(self.prompt_ids(text))
+        ids = self.checked_ids(self.whole_ids(text), self._vocab())
         self.room(len(ids), None)
         states = self._run(lambda: self._float32(self._model().module.model(core().array(ids[None]))))
-        return self.unit(states[0].mean(axis=0, dtype=np.float64))
+        return self.pooled(states[0])
 
     def save_prompt_cache(self, path: str | Path) -> None:
-        """Write the keys and values of what was computed last, to begin with them in another process.
+        """Write the cached keys and values of the last sequence to a file, for `load_prompt_cache`.
 
         Raises:
-            UsageError: nothing was computed yet.
+            UsageError: nothing has been computed yet.
             ResourceError: the file cannot be written.
         """
         if not self._seen:
@@ -192,11 +190,12 @@ class MlxRuntime(TextRuntime):
         self._run(lambda: prompt_cache.save(Path(path), self._cache, self._seen, self._identity()))
 
     def load_prompt_cache(self, path: str | Path) -> None:
-        """Go on from a file of `save_prompt_cache`.
+        """Replace the cache by the keys and values in a file written by `save_prompt_cache`.
 
         Raises:
-            InvalidFileError, MissingFileError: it is no such file.
-            UsageError: it is of another model, or of another type of weights.
+            MissingFileError: the file does not exist or cannot be read.
+            InvalidFileError: the file is not a prompt cache, or is malformed.
+            UsageError: the file was written for another model or dtype.
         """
         found = self._run(lambda: prompt_cache.load(Path(path), self._identity(), self._new_cache()))
         if len(found.tokens) > self.context:
@@ -226,7 +225,7 @@ class MlxRuntime(TextRuntime):
         return self._loaded
 
     def _run(self, work: Callable[[], _T]) -> _T:
-        """Compute in the runtime's thread, on its device."""
+        """Return the result of `work`, called in the runtime's thread on its device."""
 
         def on_device() -> _T:
             mx = core()
@@ -243,9 +242,6 @@ class MlxRuntime(TextRuntime):
                 raise
             raise ResourceError(f"{self.artifact.path}: {self.device} cannot compute it: {error!s:.300}") from error
 
-    def _ids(self, tokens: npt.ArrayLike) -> I64:
-        return token_ids(tokens, self._vocab()).astype(np.int64)
-
     def _vocab(self) -> int:
         module = self._model().module
         return int(getattr(module.args, "vocab_size", 0) or module.args.text_config["vocab_size"])
@@ -256,18 +252,18 @@ class MlxRuntime(TextRuntime):
         return found
 
     def _last(self, ids: list[int]) -> F32:
-        """Logits [vocab] after the ids; computes only what the last call has not."""
+        """Return the logits after the ids, float32 [vocab]; computes only the tokens that are not cached."""
         common = len(self._seen)
-        if ids[:common] != self._seen:  # comparing lists at once is what makes a token cheap
+        if ids[:common] != self._seen:  # one comparison of lists: comparing id by id would dominate the time of a token
             common = next((i for i, (a, b) in enumerate(zip(ids, self._seen, strict=False)) if a != b), len(ids))
-        self._forget(min(common, len(ids) - 1))  # the last is always computed: its logits are wanted
+        self._forget(min(common, len(ids) - 1))  # the last token is always computed, since its logits are needed
         module, mx = self._model().module, core()
         try:
             *before, last = ids[len(self._seen) :]
             for start in range(0, len(before), STEP):
                 part = before[start : start + STEP]
                 module(mx.array([part]), cache=self._cache)
-                mx.eval([layer.state for layer in self._cache])  # their keys and values; no logits are computed
+                mx.eval([layer.state for layer in self._cache])  # fills the cache; the lazy logits are not evaluated
                 self._seen += part
             scores: F32 = self._float32(module(mx.array([[last]]), cache=self._cache))[0, -1]
             self._seen.append(last)
@@ -277,7 +273,7 @@ class MlxRuntime(TextRuntime):
         return scores
 
     def _forget(self, kept: int) -> None:
-        """Drop the keys and values of all but the first tokens; all of them where the cache cannot drop some."""
+        """Drop the cache of all but the first `kept` tokens; of all tokens if the cache cannot be trimmed."""
         surplus = len(self._seen) - kept
         cache = lm("models.cache")
         if not self._cache or not kept:

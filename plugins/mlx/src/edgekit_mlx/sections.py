@@ -4,9 +4,9 @@
                      "model.layers.0.self_attn.v_proj": {"group_size": 64, "bits": 6, "mode": "affine"},
                      "lm_head": false}
 
-The three keys hold for every module that has scales and no entry of its own; an entry is the module's path with its
-own three, or with true or false. ``mode`` is ``affine`` where it is missing. mlx-lm writes a copy of the section as
-``quantization_config``, for the Hugging Face hub, and reads the first.
+The three keys apply to every module that has scales and no entry. An entry has the module's path as its key; its value
+is an object with the same three keys, or true or false. A missing ``mode`` means ``affine``. mlx-lm writes a copy of
+the section as ``quantization_config`` for the Hugging Face hub, and reads ``quantization``.
 
 Source: mlx-lm 0.32.2, ``utils.py`` (`load_model`, `quantize_model`, `infer_quant_config`).
 """
@@ -31,10 +31,12 @@ _CURE = "take config.json and the weights from one place"
 
 @attrs.frozen
 class Entry:
-    """What the configuration says of a module.
+    """The quantization of a module according to the configuration.
 
     Attributes:
-        mode, bits, group: of the format.
+        mode: ``affine``, ``mxfp4``, ``mxfp8`` or ``nvfp4``.
+        bits: bits per code.
+        group: number of columns that share a scale.
         explicit: whether the module has an entry of its own.
     """
 
@@ -49,29 +51,29 @@ class Section:
     """The parsed section.
 
     Attributes:
-        default: for modules without an entry of their own.
-        modules: by the module's path; None where it is not quantized.
+        default: the quantization of modules without an entry.
+        modules: the entries by the module's path; None for a module that is not quantized.
     """
 
     default: Entry
     modules: Mapping[str, Entry | None]
 
     def of(self, module: str) -> Entry | None:
-        """The entry that holds for a module."""
+        """Return the entry that applies to a module: its own or the default; None if it is not quantized."""
         return self.modules.get(module, self.default)
 
 
 def is_quantized(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json has MLX's section."""
+    """Return whether a config.json has MLX's section ``quantization``."""
     section = config.get(KEY)
     return isinstance(section, Mapping) and {"group_size", "bits"} <= section.keys()
 
 
 def read_section(config: Mapping[str, Any], file: Path) -> Section | None:
-    """Parse the section; None where there is none.
+    """Return the parsed section; None if the configuration has none.
 
     Raises:
-        InvalidFileError: values of the wrong type, or a format that MLX does not have; names the module.
+        InvalidFileError: a value has the wrong type, or MLX does not have the format; names the module.
     """
     section = config.get(KEY)
     if section is None:
@@ -100,10 +102,10 @@ def _entry(given: Mapping[str, Any], where: str) -> Entry:
 
 
 def section_of(modules: Mapping[str, Precision]) -> dict[str, Any]:
-    """The section for quantized modules: the format of the most as the default, the others by name.
+    """Return the section for quantized modules: the most frequent precision as the default, entries for the others.
 
     Args:
-        modules: path and precision of each module that is quantized.
+        modules: the precision of each quantized module, by its path.
     """
     default = _most(modules.values())
     section: dict[str, Any] = mode_of(default)
@@ -115,7 +117,7 @@ def section_of(modules: Mapping[str, Precision]) -> dict[str, Any]:
 
 
 def _most(precisions: Iterable[Precision]) -> Precision:
-    """The most frequent precision; of several the first by name."""
+    """Return the most frequent precision; of equally frequent ones the first by name."""
     counts = Counter(precisions)
     return min(counts, key=lambda precision: (-counts[precision], precision.name))
 

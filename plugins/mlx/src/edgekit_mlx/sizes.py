@@ -1,4 +1,4 @@
-"""What tensors take in an MLX directory, and which precisions are worth trying for them."""
+"""The sizes of tensors in an MLX directory, and the precisions that a fit may choose for them."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from edgekit.recipe import Assignment, Plan, Slot, fits
 from edgekit_mlx.writer import CONFIG, config_of, stored_parts, weights_nbytes
 
 LADDER = tuple(f"mlx:int{bits}-g64" for bits in (2, 3, 4, 5, 6, 8))
-#: For rows that groups of 64 do not divide.
+#: The group size for matrices whose number of columns is not a multiple of 64.
 NARROW = tuple(f"mlx:int{bits}-g32" for bits in (2, 3, 4, 5, 6, 8))
 _MANIFEST = ARTIFACT_FILES[-1]
 
 
 @attrs.frozen
 class MlxSizes:
-    """Sizes in the directory of a layout; see `edgekit.artifact.Sizes`."""
+    """The sizes of a layout's tensors as an MLX directory; see `edgekit.artifact.Sizes`."""
 
     layout: Layout
 
     def candidates(self, slot: Slot) -> tuple[Precision, ...]:
-        """Every width in groups of 64, or of 32; and the float type that the tensor has."""
+        """Return every width in groups of 64, or 32 if needed, and the tensor's own float type."""
         groups = LADDER if fits(find_precision(LADDER[0]), slot.shape) else NARROW
         return tuple(p for p in (*map(find_precision, groups), slot.keep) if self.stored(slot, p) is not None)
 
     def stored(self, slot: Slot, precision: Precision) -> int | None:
-        """Bytes of the parts."""
+        """Return the bytes that a tensor takes in a precision; None if MLX cannot store it so."""
         if precision.convention not in ("mlx", "float") or not fits(precision, slot.shape):
             return None
         if precision.convention == "mlx" and not slot.name.endswith(".weight"):
@@ -39,7 +39,7 @@ class MlxSizes:
         return sum(part.nbytes for part in stored_parts(slot, line))
 
     def whole(self, plan: Plan) -> int:
-        """Bytes of the weights, the configuration and the tokenizer."""
+        """Return the bytes of a directory: weights, configuration and tokenizer."""
         manifest = Manifest(sources={}, recipe="", tensors={}, versions={})
         beside = 0
         for name, content in small_files(self.layout, plan, manifest):
@@ -48,7 +48,7 @@ class MlxSizes:
         return weights_nbytes(self.layout, plan) + beside
 
     def ties(self) -> tuple[tuple[str, ...], ...]:
-        """None: config.json has the bits and the group of each module."""
+        """Return no ties: config.json states bits and group size per module, so that each tensor is free."""
         return ()
 
 

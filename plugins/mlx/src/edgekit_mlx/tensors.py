@@ -1,12 +1,12 @@
-"""The tensors of an MLX model: ``<module>.weight`` with its ``scales`` and ``biases`` becomes one encoded tensor.
+"""Joins the parts of MLX's quantized tensors: ``weight``, ``scales`` and ``biases`` become one encoded tensor.
 
     name                     dtype                            shape
     <module>.weight          uint32                           [..., rows, cols * bits / 32]
     <module>.scales          affine: a float type; else uint8 [..., rows, cols / group]
-    <module>.biases          that of the scales               [..., rows, cols / group], affine alone
-    <module>.global_scale    float32                          one number; nvfp4 alone, where there is one
+    <module>.biases          as the scales                    [..., rows, cols / group], affine only
+    <module>.global_scale    float32                          scalar; nvfp4 only, optional
 
-Leading dimensions, of stacked experts, count as rows.
+The leading dimensions of stacked experts count as rows.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def assemble(tensors: Mapping[str, Tensor], section: Section | None, where: Path
     """Replace the parts of each quantized module by one encoded tensor, named ``<module>.weight``.
 
     Args:
-        tensors: by their names in the files.
-        section: of config.json; None where it has none.
+        tensors: the tensors, by their names in the files.
+        section: the section ``quantization`` of config.json; None if it has none.
         where: the directory, for messages.
 
     Raises:
         InvalidFileError: parts are missing, or contradict each other or the configuration; names the module.
-        UnsupportedModelError: several global scales for one tensor.
+        UnsupportedModelError: a tensor has several global scales.
     """
     modules = {name.removesuffix(".scales") for name in tensors if name.endswith(".scales")}
     modules |= {name.removesuffix(".weight") for name, t in tensors.items() if _is_packed(name, t)}
@@ -65,7 +65,7 @@ def _is_packed(name: str, tensor: Tensor) -> bool:
 
 
 def _refuse_unquantized(tensors: Mapping[str, AnyTensor], section: Section | None, where: Path) -> None:
-    """Refuse a configuration that names a module as quantized whose weights are floats."""
+    """Raise `InvalidFileError` if the configuration marks a module as quantized whose weights are floats."""
     for module, entry in (section.modules if section else {}).items():
         tensor = tensors.get(f"{module}.weight")
         if entry is not None and tensor is not None and not isinstance(tensor, EncodedTensor):
@@ -107,13 +107,13 @@ class _Module:
         return cls(path, parts, precision, (*weight.shape[:-1], scales.shape[-1] * precision.block))
 
     def tensor(self) -> EncodedTensor:
-        """The module's weight, encoded."""
+        """Return the module's weight as an encoded tensor."""
         nbytes = sum(part.nbytes for part in self.parts.values())
         sliceable = not self.precision.whole_tensor
         return EncodedTensor(f"{self.path}.weight", self.shape, self.precision, nbytes, self.read, sliceable)
 
     def read(self, start: int, stop: int) -> dict[str, Array]:
-        """The parts of rows ``start:stop``, as `edgekit.reference.mlx` has them."""
+        """Return the parts of rows ``start:stop``, in the layout of `edgekit.reference.mlx`."""
         found = {
             name: _native(part.read_rows(start, stop), part.dtype)
             for name, part in self.parts.items()
@@ -125,7 +125,7 @@ class _Module:
 
 
 def _refuse_odd_parts(parts: Mapping[str, Tensor], refuse: Callable[[str], NoReturn]) -> None:
-    """Refuse parts that are missing, or of types or shapes that do not go together."""
+    """Call `refuse` if parts are missing, or if their dtypes or shapes do not match."""
     if "scales" not in parts:
         refuse("its weight is packed (uint32), and its scales are missing")
     weight, scales, biases = parts["weight"], parts["scales"], parts.get("biases")
@@ -149,7 +149,7 @@ def _refuse_odd_parts(parts: Mapping[str, Tensor], refuse: Callable[[str], NoRet
 
 
 def _precision(parts: Mapping[str, Tensor], entry: Entry, refuse: Callable[[str], NoReturn]) -> Precision:
-    """What the parts are: as configured, or, for a module without an entry, as its scales say."""
+    """Return the precision of the parts: as configured, or, without an entry, as the scales' dtype and shape imply."""
     for_tensor = "global_scale" in parts
     wide = parts["weight"].shape[-1] * _WORD
     groups = parts["scales"].shape[-1]
@@ -158,7 +158,7 @@ def _precision(parts: Mapping[str, Tensor], entry: Entry, refuse: Callable[[str]
         precision = precision_of(entry.mode, entry.bits, entry.group, for_tensor=for_tensor)
         if precision is not None:
             return precision
-    if not entry.explicit and not stored:  # as mlx-lm does: each of these modes has one product of bits and group
+    if not entry.explicit and not stored:  # as mlx-lm does: bits * group is different in each of these modes
         for mode, (bits, group) in FLOATS.items():
             if wide == groups * group * bits:
                 precision = precision_of(mode, bits, group, for_tensor=for_tensor)
@@ -171,7 +171,7 @@ def _precision(parts: Mapping[str, Tensor], entry: Entry, refuse: Callable[[str]
 
 
 def _native(values: Array, dtype: str) -> Array:
-    """Values in the reference's type: ml_dtypes' for bfloat16."""
+    """Return values in the reference's dtype: bfloat16 as ml_dtypes' type, others unchanged."""
     if dtype != "bfloat16":
         return values
     try:

@@ -1,8 +1,8 @@
-"""Fine-tuning: LoRA, DoRA or whole layers, on local examples; a run that was cut off goes on to equal weights.
+"""Fine-tuning with LoRA, DoRA or of whole layers on local examples; an interrupted run resumes to the same weights.
 
-mlx-lm's adapter layers and MLX's Adam compute, compiled as in mlx-lm; what is trained in which step depends on the seed
-and the number of the step alone. On quantized weights LoRA is what is called QLoRA: the packed weights stay as they
-are, and what is learned is float32 beside them.
+Training uses mlx-lm's adapter layers and MLX's Adam, compiled as in mlx-lm. The batch of a step depends only on the
+seed and the number of the step. On a quantized model LoRA is QLoRA: the packed weights are not changed, and the adapter
+is float32.
 
 Source: mlx-lm 0.32.2, ``tuner``; compared with it in speed by ``nox -s bench``.
 """
@@ -41,14 +41,15 @@ class Training:
 
     Attributes:
         method: ``lora``, ``dora`` or ``full``.
-        steps: batches to train in all, those of a run that is resumed included.
-        batch: examples of a batch.
+        steps: number of batches to train in all, including those before a run was resumed.
+        batch: number of examples in a batch.
         rate: Adam's learning rate.
-        layers: how many of the last layers are trained; None for all.
-        rank, scale, dropout: of LoRA and DoRA.
-        length: tokens of an example at most; longer ones are cut. None for 512, or the model's context if less.
-        mask_prompts: whether the loss counts completions and last answers alone.
-        seed: of the adapters' first values, the order of the batches, and dropout.
+        layers: number of layers to train, counted from the last; None for all.
+        rank, scale, dropout: rank, scale and dropout probability of LoRA and DoRA.
+        length: largest number of tokens in an example; longer ones are truncated. None for 512, or the model's context
+            if that is smaller.
+        mask_prompts: whether only completions and last answers count in the loss.
+        seed: the seed of the adapters' initial values, the order of the batches, and dropout.
         report_every, validate_every, save_every: steps between reports, validations and checkpoints.
         device: ``cpu`` or ``gpu``; None takes MLX's default.
     """
@@ -97,13 +98,13 @@ def _number(value: object) -> bool:
 
 @attrs.frozen
 class Status:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
-        step, steps: done, and to do in all.
-        loss: mean over the tokens since the last report; None in a report of the validation alone.
-        validation: loss on the validation file, where it was measured in this step.
-        tokens_per_second: of training, without validation; 0 where nothing was trained since.
+        step, steps: number of completed steps, and of all steps.
+        loss: mean training loss per token since the last report; None if only the validation loss is reported.
+        validation: loss on the validation file; None if it was not measured in this step.
+        tokens_per_second: training speed, without validation; 0 if nothing was trained since the last report.
     """
 
     step: int
@@ -115,19 +116,19 @@ class Status:
 
 @attrs.frozen
 class Report:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-        path: of the adapter.
-        method: as asked for.
-        steps: done.
-        tokens: trained.
-        trainable: parameters that were trained.
-        training: (step, loss), the mean over the tokens since the one before.
-        validation: (step, loss); the first is before training, at step 0. Empty without a validation file.
-        examples: of the training file.
-        cut: how many of them were cut.
-        resumed: the step from which this run went on; 0 where it began.
+        path: the adapter's directory.
+        method: ``lora``, ``dora`` or ``full``.
+        steps: number of completed steps.
+        tokens: number of tokens trained.
+        trainable: number of trained parameters.
+        training: (step, loss) of each report; the loss is the mean per token since the previous report.
+        validation: (step, loss), first at step 0, before training; empty without a validation file.
+        examples: number of examples in the training file.
+        cut: number of examples that were truncated.
+        resumed: the step from which this run was resumed; 0 if it started anew.
     """
 
     path: Path
@@ -143,13 +144,13 @@ class Report:
 
     @property
     def gain(self) -> float | None:
-        """The share by which the validation loss fell; None without a validation file."""
+        """The relative decrease of the validation loss; None without a validation file."""
         if not self.validation:
             return None
         return 1 - self.validation[-1][1] / self.validation[0][1]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: the same for the same run, resumed or not."""
+        """Return the result as plain data for JSON; resuming a run does not change it."""
         data = attrs.asdict(self)
         for run_alone in ("path", "resumed"):
             del data[run_alone]
@@ -165,25 +166,26 @@ def finetune(
     restart: bool = False,
     progress: Callable[[Status], None] | None = None,
 ) -> Report:
-    """Train an adapter, or go on where an interrupted run stopped.
+    """Train an adapter, or resume an interrupted run from its checkpoint.
 
     Args:
         source: the model; its weights are not changed.
         data: a folder with ``train.jsonl`` and, for the validation loss, ``valid.jsonl``; or a training file.
         to: the adapter's directory.
-        options: of the run.
-        restart: begin anew where there is a checkpoint.
-        progress: called with reports of the losses and the speed.
+        options: the options of the run; None for the defaults.
+        restart: whether to ignore a checkpoint and start anew.
+        progress: called with each report of losses and speed.
 
     Returns:
-        What it came to; the same is written beside the adapter, with a picture of the losses.
+        The result of the run; it is also written beside the adapter, as JSON and as a page with a chart of the losses.
 
     Raises:
-        UsageError: about the options, or a checkpoint of another run.
-        InvalidFileError, MissingFileError: about the data; names the line. All before the model is loaded.
-        MemoryShortageError: the model is larger than the memory.
-        NonFiniteError: the loss is not finite any more.
-        LockedError: another run has the same directory.
+        UsageError: an option is out of range, or the checkpoint belongs to another run.
+        MissingFileError: a file of examples does not exist; raised before the model is loaded.
+        InvalidFileError: a line of examples is malformed; names it; raised before the model is loaded.
+        MemoryShortageError: the model is larger than the free memory.
+        NonFiniteError: the loss is no longer finite.
+        LockedError: another run uses the same directory.
     """
     asked = options or Training()
     length = min(asked.length or 512, source.model.config.context)
@@ -204,7 +206,7 @@ def finetune(
 def _run_of(
     source: Artifact, options: Training, length: int, train: Examples, valid: Examples | None
 ) -> dict[str, Any]:
-    """What a run's weights depend on, besides how many steps it takes."""
+    """Return everything that a run's weights depend on, except the number of steps, for its checkpoints."""
     counts = ("steps", "report_every", "save_every", "device")
     asked = attrs.asdict(options, filter=lambda field, _: field.name not in counts)
     digests = {"training data": train.digest, "validation data": valid.digest if valid else None}
@@ -212,7 +214,7 @@ def _run_of(
 
 
 def _refuse_directory(to: Path) -> None:
-    """Refuse a target that is a file, or a directory with files of others."""
+    """Raise an error if the target is a file, or a directory with files that no run wrote."""
     if to.exists() and not to.is_dir():
         raise UsageError(f"{to} is a file; name a directory for the adapter")
     known = (adapters.WEIGHTS, adapters.CONFIG, checkpoints.NAME, REPORT, "report.html")
@@ -223,7 +225,7 @@ def _refuse_directory(to: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(to: Path) -> Iterator[AtomicFile]:
-    """The final file, which is begun at the start: its lock keeps other runs away."""
+    """Open the adapter's file before training; its lock excludes other runs."""
     to.mkdir(parents=True, exist_ok=True)
     final = AtomicFile(to / adapters.WEIGHTS)
     try:
@@ -241,7 +243,7 @@ def _on(device: str) -> Iterator[None]:
 
 @attrs.define(eq=False)
 class _Session:
-    """A model in training."""
+    """The state of a run: the model, the optimizer, the data and the losses."""
 
     options: Training
     module: Any
@@ -288,7 +290,7 @@ class _Session:
         self.training, self.validation = list(before.training), list(before.validation)
 
     def train(self, checkpoint: Path, run: Mapping[str, Any], progress: Callable[[Status], None]) -> None:
-        """Train to the last step."""
+        """Train up to the last step, writing checkpoints."""
         options = self.options
         order, step = order_of(len(self.train_batches), options.seed), self._compiled()
         seconds, counted = 0.0, 0
@@ -318,10 +320,10 @@ class _Session:
                 checkpoints.save(checkpoint, self._checkpoint(), run)
 
     def _one(self, step: Callable[[Any, Any], Any], examples: Any) -> tuple[float, int]:
-        """Train a batch; its mean loss, and the tokens that count."""
+        """Train one batch; return its mean loss and the number of tokens that count."""
         mx = core()
         batch: Batch = padded(examples)
-        mx.random.seed(self.options.seed + 1_000_003 * (self.step + 1))  # so that a run that goes on draws the same
+        mx.random.seed(self.options.seed + 1_000_003 * (self.step + 1))  # a resumed run must use the same dropout masks
         try:
             loss = step(mx.array(batch.ids), mx.array(batch.weights))
             mx.eval(loss, self.module.trainable_parameters(), self.optimizer.state, mx.random.state)
@@ -349,7 +351,7 @@ class _Session:
         return compiled
 
     def _validate(self) -> float:
-        """Mean loss over all tokens of the validation file."""
+        """Return the mean loss per token on the validation file."""
         mx = core()
         self.module.eval()
         total, count = 0.0, 0
@@ -373,7 +375,7 @@ class _Session:
         )
 
     def report(self, to: Path, resumed: int) -> Report:
-        """What the run came to."""
+        """Return the result of the run."""
         trainable = sum(value.size for _, value in tree_flatten()(self.module.trainable_parameters()))
         return Report(
             path=to,
@@ -390,14 +392,14 @@ class _Session:
 
 
 def _loss(module: Any, ids: Any, weights: Any) -> Any:
-    """Mean cross entropy of the ids that count, in float32."""
+    """Return the mean cross entropy of the ids that count, in float32."""
     mx = core()
     losses = nn().losses.cross_entropy(module(ids[:, :-1]), ids[:, 1:])
     return (losses.astype(mx.float32) * weights).sum() / weights.sum()
 
 
 def _adapt(module: Any, quantized: int, options: Training, source: Artifact) -> int:
-    """Freeze the model, and put adapters into its last layers or unfreeze these; the number of layers."""
+    """Freeze the model and add adapters to its last layers, or unfreeze those; return the number of layers."""
     count = len(module.layers)
     layers = count if options.layers is None else options.layers
     if layers > count:
@@ -418,7 +420,7 @@ def _adapt(module: Any, quantized: int, options: Training, source: Artifact) -> 
 
 
 def _write(to: Path, final: AtomicFile, session: _Session, report: Report, model: str) -> None:
-    """The adapter's files: configuration and report first, the weights at last."""
+    """Write the adapter's files: configuration and report first, the weights last."""
     from edgekit_mlx.curve import page
 
     config = adapters.config_of(session.options, session.layers, model, report.steps)

@@ -1,8 +1,8 @@
 """A thread that computes with MLX.
 
-MLX's streams belong to the thread that made them, and each has a thread of its own in C++. Where a Python thread ends
-shortly before the process does, that one is destroyed while it runs, which aborts the process (MLX 0.32.4, in one of
-twelve runs here). So a worker destroys its streams itself before it ends, and ends before the interpreter does.
+MLX's streams belong to the thread that created them, and each has a C++ thread of its own. If a Python thread ends
+shortly before the process does, that C++ thread can be destroyed while it runs, which aborts the process (MLX 0.32.4,
+in one of twelve runs). So a worker destroys its streams before it ends, and ends before the interpreter does.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _Job = tuple[Callable[[], Any], "Future[Any]"]
 
 
 class Worker:
-    """Runs functions in a thread of its own, one after the other."""
+    """Runs functions one after the other in its own thread."""
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -36,10 +36,10 @@ class Worker:
         _WORKERS.add(self)
 
     def run(self, job: Callable[[], _T]) -> _T:
-        """Return what a function returns, called in the thread; its errors are raised here.
+        """Call a function in the thread, and return its result or raise its error.
 
         Raises:
-            ClosedError: the worker is closed, or this process was forked from its own, where its thread is missing.
+            ClosedError: the worker is closed, or this process is a fork and does not have the thread.
         """
         future: Future[_T] = Future()
         with self._lock:
@@ -62,10 +62,10 @@ class Worker:
 
 
 class ClosedError(RuntimeError):
-    """The worker does not take functions any more."""
+    """The worker is closed and no longer runs functions."""
 
 
-#: Those that may still run when the interpreter ends.
+#: The workers that may still run when the interpreter exits.
 _WORKERS: weakref.WeakSet[Worker] = weakref.WeakSet()
 
 
@@ -76,13 +76,13 @@ def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
             future.set_result(function())
         except BaseException as error:
             future.set_exception(error)
-        del job, function, future  # nothing of a model is kept until the next function comes
+        del job, function, future  # free a model's memory now, not when the next function comes
     with contextlib.suppress(Exception):  # MLX is not installed, or has no such function
         core().clear_streams()
 
 
 def shared() -> Worker:
-    """This process's worker of what keeps no model: encoders and decoders."""
+    """Return the process's shared worker, for encoders and decoders, which hold no model."""
     return _shared(os.getpid())
 
 

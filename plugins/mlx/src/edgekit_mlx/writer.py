@@ -1,13 +1,13 @@
-"""Writing an MLX model directory: the weights one tensor at a time, in shards where they are large.
+"""Writes an MLX model directory, one tensor at a time, in several shards if the weights are large.
 
-Sizes and types of all parts follow from the plan and the sources' types, so that each file's header is written first,
-complete. A run that was cut off goes on after its last complete tensor, in whichever shard that is.
+Sizes and dtypes of all parts follow from the plan and the sources' dtypes, so that each file's complete header is
+written first. An interrupted run resumes after its last complete tensor, in any shard.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from edgekit.artifact import Layout
 from edgekit.errors import UnsupportedModelError, UsageError
 from edgekit.files.atomic import ARTIFACT_FILES, AtomicDirectory, AtomicFile
 from edgekit.files.foreign import utf8
-from edgekit.formats import PlannedDirectory, small_files
-from edgekit.formats.safetensors import Part, build_header, to_bytes
+from edgekit.formats import Places, PlannedDirectory, small_files
+from edgekit.formats.safetensors import Part, build_header
 from edgekit.manifest import Manifest
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Plan, Slot, quantized
@@ -29,9 +29,9 @@ from edgekit_mlx.modes import FLOATS
 from edgekit_mlx.sections import KEY, MIRROR, section_of
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
-#: Bytes of a shard, as mlx-lm has them; a tensor that is larger has a shard of its own.
+#: Largest size of a shard in bytes, as in mlx-lm; a larger tensor gets a shard of its own.
 SHARD = 5 << 30
-#: The number of what this edgekit writes, for the fingerprint of runs that go on.
+#: Version of the written layout; part of the fingerprint that a resumed run must match.
 LAYOUT = 1
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _METADATA = {"format": "mlx"}
@@ -39,7 +39,7 @@ _METADATA = {"format": "mlx"}
 
 @attrs.frozen
 class _Shard:
-    """A file of the directory: its name, its header, and which tensors of the plan it holds."""
+    """A file of weights: its name, its header, and the range of the plan's tensors that it holds."""
 
     name: str
     header: bytes
@@ -48,12 +48,12 @@ class _Shard:
 
 
 class MlxWriter(PlannedDirectory):
-    """Writes one directory; see `edgekit.formats.PlannedDirectory`.
+    """Writes an MLX model directory; see `edgekit.formats.PlannedDirectory`.
 
     Raises:
-        UnsupportedModelError: the plan has a precision that MLX does not have.
+        UnsupportedModelError: MLX does not have a precision of the plan.
         ResourceError: the target cannot be written, or the disk is too small.
-        LockedError: another process writes it.
+        LockedError: another process writes the directory.
     """
 
     data = WEIGHTS
@@ -73,7 +73,7 @@ class MlxWriter(PlannedDirectory):
 
     @property
     def done(self) -> int:
-        """Tensors that are complete, those of an interrupted run included: whole shards, and the one after them."""
+        """The number of complete tensors, including those of an interrupted run."""
         count = 0
         for shard, file in zip(self._shards, self._files, strict=True):
             count += file.done
@@ -81,29 +81,34 @@ class MlxWriter(PlannedDirectory):
                 break
         return count
 
-    def write(self, tensor: QuantizedTensor) -> None:
-        """Append the plan's next tensor, in the shard that is to hold it; see `PlannedWriter.write`."""
+    def write_rows(self, rows: QuantizedTensor, first: int) -> None:
+        """Write rows of the plan's next tensor to its shard; see `PlannedWriter.write_rows`."""
         number = next((n for n, shard in enumerate(self._shards) if self.done < shard.stop), len(self._shards) - 1)
         self.file = self._files[number]
         if not self.file.offset:
             self.file.write(self._shards[number].header)
-        super().write(tensor)
+        super().write_rows(rows, first)
 
-    def append(self, tensor: QuantizedTensor, assignment: Assignment) -> None:
-        """Write the tensor's parts."""
+    def place(self, parts: Mapping[str, Part], assignment: Assignment) -> Places:
+        """Place the parts of a tensor one after the other, as the header lists them.
+
+        Raises:
+            UsageError: a part has another size than planned.
+        """
+        stored = []
         for expected in self._parts[self.done]:
             key = "values" if assignment.precision.convention == "float" else expected.name.rpartition(".")[2]
-            array = tensor.parts[key]
-            data = to_bytes(array)
-            if data.nbytes != expected.nbytes:
+            part = parts[key]
+            if part.nbytes != expected.nbytes:
                 raise UsageError(
-                    f"{self.path}: {expected.name} has {data.nbytes} bytes as {array.dtype} {list(array.shape)}, "
+                    f"{self.path}: {expected.name} has {part.nbytes} bytes as {part.dtype} {list(part.shape)}, "
                     f"{expected.dtype} {list(expected.shape)} is planned; encode it from the layout's own tensor"
                 )
-            self.file.write(data)
+            stored.append(part)
+        return Places.in_order(stored, self.file.offset)
 
     def commit(self) -> None:
-        """Check that every tensor came, write the other files, and swap the directory in."""
+        """Check that every tensor was written, write the other files, and move the directory into place."""
         self._refuse_missing()
         for shard, file in zip(self._shards, self._files, strict=True):
             if not file.offset:  # a model without tensors
@@ -114,7 +119,7 @@ class MlxWriter(PlannedDirectory):
         self.directory.commit()
 
     def small_files(self) -> Iterator[tuple[str, bytes]]:
-        """Configuration, index, tokenizer and manifest."""
+        """Yield the name and the contents of the configuration, the tokenizer's files, the manifest and the index."""
         for name, content in small_files(self._layout, self.plan, self.manifest):
             yield name, config_of(self._layout, self.plan, content, self.path) if name == CONFIG else content
         yield INDEX, _json(_index(self.plan, self._parts, self._shards))
@@ -131,12 +136,12 @@ class MlxWriter(PlannedDirectory):
 
 
 def config_of(layout: Layout, plan: Plan, content: bytes, path: Path) -> bytes:
-    """The source's config.json with what mlx-lm reads, in the words that mlx-lm reads."""
+    """Return the bytes of config.json: the source's, with the keys that mlx-lm reads and the quantization."""
     model = layout.model
-    assert model is not None  # the format's layout refuses what has no known family
+    assert model is not None  # `MlxFormat.layout` refuses unsupported families
     source = json.loads(content)
     own = {key: value for key, value in source.items() if key not in (KEY, MIRROR, "rope_parameters")}
-    if "text_config" in own:  # the language model alone is written, under the names that it has alone
+    if "text_config" in own:  # only the language model is written, so its keys move to the top level
         own = {key: value for key, value in own.items() if key.endswith("token_id") or key == "torch_dtype"}
     written = own | mlx_config(model.config, str(path))
     chosen = {a.name.removesuffix(".weight"): a.precision for a in plan if quantized(a.precision)}
@@ -146,7 +151,7 @@ def config_of(layout: Layout, plan: Plan, content: bytes, path: Path) -> bytes:
 
 
 def weights_nbytes(layout: Layout, plan: Plan) -> int:
-    """Bytes of the files of weights; of their index as well, where there are several."""
+    """Return the bytes of all weight files, and of the index if there are several."""
     parts = [stored_parts(slot, line) for slot, line in zip(layout.slots, plan, strict=True)]
     shards = _shards(parts)
     index = len(_json(_index(plan, parts, shards))) if len(shards) > 1 else 0
@@ -181,7 +186,7 @@ def _refuse_foreign(assignment: Assignment, path: Path) -> None:
 
 
 def stored_parts(slot: Slot, assignment: Assignment) -> list[Part]:
-    """Name, type and shape of the arrays that a tensor takes."""
+    """Return name, dtype and shape of the arrays that store a tensor."""
     precision, shape = assignment.precision, tuple(assignment.shape)
     if precision.convention == "float":
         return [Part(slot.name, _FLOATS[precision.kind], shape)]
@@ -192,7 +197,7 @@ def stored_parts(slot: Slot, assignment: Assignment) -> list[Part]:
 
 
 def _as_they_are(slot: Slot, shape: tuple[int, ...]) -> list[Part]:
-    """The parts of an encoded tensor that is copied."""
+    """Return the parts of an encoded tensor that is copied without change."""
     assert isinstance(slot.tensor, EncodedTensor)
     scales = slot.tensor.read_parts(0, 1 if slot.tensor.sliceable else slot.tensor.rows)["scales"]
     name = "bfloat16" if scales.dtype.itemsize == 2 and scales.dtype != "float16" else scales.dtype.name
@@ -200,7 +205,7 @@ def _as_they_are(slot: Slot, shape: tuple[int, ...]) -> list[Part]:
 
 
 def _parts(name: str, precision: Precision, shape: tuple[int, ...], dtype: str) -> list[Part]:
-    """A weight's parts; `dtype` is that of affine scales."""
+    """Return the parts of a quantized weight; `dtype` is the dtype of affine scales and biases."""
     assert precision.block is not None
     module = name.removesuffix(".weight")
     words = (*shape[:-1], shape[-1] * precision.bits // 32)
@@ -216,7 +221,7 @@ def _parts(name: str, precision: Precision, shape: tuple[int, ...], dtype: str) 
 
 
 def _shards(parts: Sequence[list[Part]]) -> list[_Shard]:
-    """Files of at most `SHARD` bytes, each with its tensors in the plan's order."""
+    """Return the shards, of at most `SHARD` bytes each if no tensor is larger, with tensors in the plan's order."""
     starts, size = [0], 0
     for number, of_one in enumerate(parts):
         nbytes = sum(part.nbytes for part in of_one)

@@ -43,7 +43,7 @@ from edgekit_serve.wire import HEADERS, ApiError, Json, refused
 
 Given = TypeVar("Given")
 Item = TypeVar("Item")
-#: Bytes of a body whose fields take more than a millisecond to check.
+#: Size of a body in bytes above which its fields take more than a millisecond to check.
 _LARGE = 65_536
 
 
@@ -111,7 +111,7 @@ class Routes:
         ]
 
     async def health(self, request: Request) -> Response:
-        """Whether the model computes."""
+        """Return 200 if the model computes, else 503."""
         well = self.engine.well
         return JSONResponse({"status": "ok" if well else "failed"}, 200 if well else 503, HEADERS)
 
@@ -120,11 +120,11 @@ class Routes:
         return Response(self.metrics.text(), headers={**HEADERS, "content-type": metrics.CONTENT_TYPE})
 
     async def models(self, request: Request) -> Response:
-        """List the one model."""
+        """Return the list of models, which has one entry."""
         return JSONResponse({"object": "list", "data": [self._card()]}, headers=HEADERS)
 
     async def model(self, request: Request) -> Response:
-        """Return the model of that name; 404 for any other."""
+        """Return the card of the model; 404 if the path has another name."""
         if request.path_params["name"] != self.settings.model:
             raise ApiError(404, f"no such model; this server has {self.settings.model!r}", "model_not_found")
         return JSONResponse(self._card(), headers=HEADERS)
@@ -135,7 +135,7 @@ class Routes:
         return {**card, **context, "capabilities": self.abilities}
 
     async def complete(self, request: Request) -> Response:
-        """Continue texts."""
+        """Continue one or several prompts."""
         asked = await self._given(request, CompletionRequest.of)
         texts = [
             Asked(self._continuing(prompt, asked.requested.of_choice(number)), place, self._echoing(asked, prompt))
@@ -148,7 +148,7 @@ class Routes:
         return lambda most: self.runtime.stream(prompt, max_tokens=most, **options)
 
     def _echoing(self, asked: CompletionRequest, prompt: Prompt) -> Callable[[], tuple[str, list[TokenScore]]] | None:
-        """What gives the prompt back, and its tokens' scores if those are asked for."""
+        """Return a function that yields the prompt as text and, if requested, its tokens' scores; None without echo."""
         runtime, count = self.runtime, asked.requested.options.get("logprobs")
         if not asked.echo:
             return None
@@ -167,17 +167,17 @@ class Routes:
         return echo
 
     async def chat(self, request: Request) -> Response:
-        """Answer a conversation."""
+        """Answer a chat conversation."""
         asked = await self._given(request, ChatRequest.of)
         return self._replied(request, asked, replies.Chat(self.settings.model))
 
     async def respond(self, request: Request) -> Response:
-        """Answer as OpenAI's Responses API does."""
+        """Answer a request of OpenAI's Responses API."""
         asked = await self._given(request, responses.request_of)
         return self._replied(request, asked.chat, responses.Response(self.settings.model, asked))
 
     async def message(self, request: Request) -> Response:
-        """Answer as Anthropic's Messages API does."""
+        """Answer a request of Anthropic's Messages API."""
         asked = await self._given(request, messages.request_of)
         return self._replied(request, asked, messages.Message(self.settings.model))
 
@@ -197,7 +197,7 @@ class Routes:
         return lambda most: runtime.chat_stream(asked.messages, max_tokens=most, **options)
 
     async def embed(self, request: Request) -> Response:
-        """Make vectors of texts."""
+        """Return the embeddings of texts."""
         runtime = self.runtime
         if not isinstance(runtime, EmbeddingRuntime):
             raise self._lacks("embeddings")
@@ -207,7 +207,7 @@ class Routes:
         return JSONResponse(self._embeddings(vectors, asked.base64), headers=HEADERS)
 
     async def rank(self, request: Request) -> Response:
-        """Order documents by how close they are to a query."""
+        """Return documents ranked by their similarity to a query."""
         runtime = self.runtime
         if not isinstance(runtime, EmbeddingRuntime):
             raise self._lacks("embeddings, which order documents")
@@ -220,7 +220,7 @@ class Routes:
         )
 
     async def tokenize(self, request: Request) -> Response:
-        """Cut a text into token ids."""
+        """Return the token ids of a text."""
         runtime = self.runtime
         if not isinstance(runtime, TokenizingRuntime):
             raise self._lacks("tokenization")
@@ -230,7 +230,7 @@ class Routes:
         return JSONResponse({"tokens": ids, "count": len(ids), **context}, headers=HEADERS)
 
     async def detokenize(self, request: Request) -> Response:
-        """Turn token ids into text."""
+        """Return the text of token ids."""
         runtime = self.runtime
         if not isinstance(runtime, DetokenizingRuntime):
             raise self._lacks("detokenization")
@@ -248,7 +248,7 @@ class Routes:
         return made
 
     async def _all(self, request: Request, work: Generator[Item]) -> list[Item]:
-        """Everything that a work makes on the model."""
+        """Return all items of a task that runs on the model; cancel it if the client disconnects."""
         ticket = Ticket()
         made = self.engine.run(work, ticket)
         try:
@@ -285,16 +285,16 @@ class Routes:
 
 
 def _context(runtime: Runtime) -> int | None:
-    """Tokens that the context holds; None if the runtime does not say."""
+    """Return the size of the context in tokens; None if the runtime does not have the attribute."""
     with suppress(Exception):
         return int(cast(TextRuntime, runtime).context)
     return None
 
 
 def _abilities(runtime: Runtime) -> list[str]:
-    """What can be asked of the model, for its card."""
+    """Return the kinds of requests that the model supports, for its card."""
     answers = isinstance(runtime, ChatRuntime)
-    with suppress(Exception):  # a tokenizer that cannot be read, or a runtime that shows no artifact
+    with suppress(Exception):  # the tokenizer cannot be read, or the runtime has no artifact
         answers = answers and has_template(cast(TextRuntime, runtime).artifact)
     able = {
         "completion": True,
@@ -320,7 +320,11 @@ def _count(runtime: EmbeddingRuntime, text: Prompt) -> int:
 
 
 def _shortened(vector: F32, dimensions: int | None) -> F32:
-    """The first numbers of a vector, of length 1 again; what such models are trained for (Matryoshka)."""
+    """Return the first `dimensions` numbers of a vector, scaled to length 1, as for Matryoshka embeddings.
+
+    Raises:
+        ApiError: 400 if the vector is shorter.
+    """
     if dimensions is None:
         return vector
     if dimensions > len(vector):
@@ -330,7 +334,7 @@ def _shortened(vector: F32, dimensions: int | None) -> F32:
 
 
 def _encoded(vector: F32) -> str:
-    """Little-endian float32 in base64, which OpenAI's client asks for."""
+    """Return a vector as little-endian float32 in base64, the encoding that OpenAI's client requests."""
     return b64encode(np.ascontiguousarray(vector, "<f4").tobytes()).decode("ascii")
 
 

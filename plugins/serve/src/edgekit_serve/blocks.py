@@ -1,4 +1,4 @@
-"""Answers as a list of blocks, one for each run of text, of reasoning, and each call: how the newer APIs have them."""
+"""Converts an answer to a list of blocks (text, reasoning, tool call), the form of the Responses and Messages APIs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import attrs
 from edgekit_serve.generate import Piece, Text
 from edgekit_serve.wire import Json
 
-#: What a block is.
+#: The kinds of blocks.
 BlockKind = Literal["text", "reasoning", "call"]
 
 
@@ -20,10 +20,10 @@ class Block:
     """A block of an answer.
 
     Attributes:
-        kind: what it is.
-        index: its place, from 0.
-        text: of it, or the arguments of a call.
-        name, id: of a call.
+        kind: text, reasoning or call.
+        index: position in the answer, from 0.
+        text: the text, or the arguments of a call as JSON.
+        name, id: the function's name and the identifier of a call; empty for other kinds.
     """
 
     kind: BlockKind
@@ -35,16 +35,19 @@ class Block:
 
 @attrs.define
 class Blocks:
-    """The blocks of an answer as far as it has come.
+    """The blocks of the part of an answer that has been generated so far.
 
     Attributes:
-        blocks: in order; the last is open.
+        blocks: the blocks in order; only the last can grow.
     """
 
     blocks: list[Block] = attrs.field(factory=list)
 
     def add(self, piece: Piece) -> Iterator[tuple[Literal["end", "begin", "more"], Block, str]]:
-        """Yield what a piece does: ends the open block, begins another, adds to it."""
+        """Add a piece, and yield the changes in order: the last block ends, another begins, a block gets more text.
+
+        Each change is its kind, the block, and the added text (empty for the other kinds).
+        """
         part = piece.part
         if part is None or (not part.text and part.kind != "call"):
             return
@@ -62,7 +65,7 @@ class Blocks:
 
 
 def blocks_of(text: Text) -> list[Block]:
-    """The blocks of a whole answer."""
+    """Return the blocks of a complete answer."""
     arguments, calls = Blocks(), iter(text.calls)
     for part in text.parts:
         for _ in arguments.add(Piece(0, part, call=next(calls) if part.kind == "call" else None)):
@@ -71,7 +74,7 @@ def blocks_of(text: Text) -> list[Block]:
 
 
 def arguments_of(block: Block) -> Json:
-    """The arguments of a call as an object; empty where they were cut off."""
+    """Return the arguments of a call as an object; an empty one if they are incomplete."""
     try:
         arguments = json.loads(block.text or "{}")
     except ValueError:

@@ -17,9 +17,9 @@ async def read(request: Request, settings: Settings) -> bytes:
     """Return the body of a JSON request.
 
     Raises:
-        ApiError: 415 if its content type is not JSON (a browser sends others across sites without a preflight), 413 if
-            it is too large, 408 if it is too slow.
-        ClientGoneError: the client hung up.
+        ApiError: 415 if the content type is not JSON (browsers send other types across sites without a preflight), 413
+            if the body is too large, 408 if it arrives too slowly.
+        ClientGoneError: the client disconnected.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":

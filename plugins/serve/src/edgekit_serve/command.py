@@ -17,10 +17,11 @@ from typing import Any
 
 import click
 
+from edgekit.artifact import Artifact
 from edgekit.cli.options import runtime_options
 from edgekit.errors import EdgekitError, MissingFileError, ResourceError, UsageError
 from edgekit.pipeline import open_artifact
-from edgekit.runtime import DescribedRuntime, Runtime, load
+from edgekit.runtime import DescribedRuntime, Runtime, choose_runtime, load
 from edgekit.runtime.arguments import parse_option
 from edgekit_serve.settings import Settings
 
@@ -74,10 +75,16 @@ def command(
     names, pages = (frozenset(text.lower() for text in texts) for texts in (hosts, origins))
     settings = Settings(name or default_name(opened.path), keys, names, pages, **limits)
     with listening(host, port) as door:
-        model = load(opened, runtime, **dict(map(parse_option, options)))
+        model = start_model(opened, runtime, dict(map(parse_option, options)), settings.parallel)
         where = f"[{host}]" if ":" in host else host
         title = f"{settings.model} on http://{where}:{door.getsockname()[1]}"
         serve(model, settings, door, drain, title, log_format)
+
+
+def start_model(artifact: Artifact, runtime: str | None, options: dict[str, Any], parallel: int) -> Runtime:
+    """Load a model for so many texts at the same time, if the runtime has an option for that and it is not given."""
+    option = choose_runtime(artifact, runtime).options.get("parallel")
+    return load(artifact, runtime, **({option: parallel} if option and parallel > 1 else {}) | options)
 
 
 def read_keys(path: str | None) -> frozenset[str]:
@@ -85,7 +92,7 @@ def read_keys(path: str | None) -> frozenset[str]:
 
     Raises:
         MissingFileError: the file cannot be read.
-        UsageError: it holds no key.
+        UsageError: the file holds no key.
     """
     keys = os.environ.get(KEYS, "").split()
     if path is not None:
@@ -100,10 +107,10 @@ def read_keys(path: str | None) -> frozenset[str]:
 
 
 def refuse_open_doors(host: str, keys: frozenset[str], insecure: bool) -> None:
-    """Refuse to listen on a non-local address without a key.
+    """Raise an error if the server would listen on a non-local address without an API key.
 
     Raises:
-        UsageError: names the cure.
+        UsageError: there is no key; the message says how to set one.
     """
     if not (keys or insecure or is_loopback(host)):
         raise UsageError(
@@ -130,11 +137,11 @@ def default_name(path: Path) -> str:
 def listening(host: str, port: int) -> Iterator[socket.socket]:
     """Return a listening socket, so that a port in use is detected before a model is loaded.
 
-    Clients that connect before the model is loaded wait. A bound socket that does not listen would not exclude a second
-    server.
+    Clients that connect before the model is loaded wait. The socket must listen: one that is only bound would not
+    exclude a second server.
 
     Raises:
-        ResourceError: it cannot listen.
+        ResourceError: the address or port cannot be used.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -142,7 +149,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
     except OSError as error:
         raise ResourceError(f"{host}: no address of this machine ({error.strerror}); choose another --host") from error
     with door:
-        if os.name == "posix":  # elsewhere it allows two servers on one port
+        if os.name == "posix":  # on other systems the option allows two servers on one port
             door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             door.bind(address)
@@ -204,7 +211,7 @@ def warm(model: Runtime) -> None:
 
 
 class _JsonLines(logging.Formatter):
-    """One JSON object per event, with what a request came to as fields of their own."""
+    """Formats an event as one JSON object, with the result of a request in separate fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         told = {"time": self.formatTime(record), "level": record.levelname.lower(), "message": record.getMessage()}
@@ -235,5 +242,6 @@ __all__ = [
     "read_keys",
     "refuse_open_doors",
     "serve",
+    "start_model",
     "warm",
 ]

@@ -1,7 +1,7 @@
-"""Lets requests take turns on a runtime: a bounded queue, worker threads, and cancellation if the client disconnects.
+"""Schedules requests on a runtime: a bounded queue, worker threads, and cancellation if the client disconnects.
 
-A runtime computes in threads; the server runs one event loop. Work is a generator that produces items in a thread;
-`Engine.run` passes them to the loop. A slot is released when its thread has ended, not before.
+A runtime computes in threads; the server runs one event loop. A task is a generator that produces items in a thread;
+`Engine.run` passes them to the loop. A slot is released only when its thread has ended.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from edgekit_serve import wire
 from edgekit_serve.wire import ApiError
 
 LOG = logging.getLogger("edgekit_serve")
-#: An item of a work: a piece of text, or a vector.
+#: An item that a task produces: a piece of text, or a vector.
 Item = TypeVar("Item")
 
 
 @attrs.define(eq=False)
 class Ticket:
-    """One request's work: whether it is cancelled, its text, and the seconds that it waited for its turn."""
+    """The task of one request: whether it is cancelled, its running text, and the seconds that it was queued."""
 
     gone: threading.Event = attrs.field(factory=threading.Event)
     text: Generation | None = None
     waited: float = 0.0
 
     def begin(self, text: Generation) -> Generation:
-        """Remember the text, so that it ends when the work is cancelled."""
+        """Register the running text, so that `cancel` can end it, and return it."""
         self.text = text
         if self.gone.is_set():
             text.cancel()
         return text
 
     def cancel(self) -> None:
-        """Cancel the work; its text ends at the next token."""
+        """Cancel the task; its text ends at the next token."""
         self.gone.set()
         if self.text is not None:
             self.text.cancel()
@@ -52,7 +52,7 @@ class Ticket:
 
 @attrs.frozen
 class _End:
-    """The last item of a work, with its error."""
+    """Marks the end of a task, with its error if it failed."""
 
     error: ApiError | None
 
@@ -62,9 +62,9 @@ class Engine:
     """A runtime, its slots and its queue.
 
     Attributes:
-        runtime: that computes.
-        parallel: works at the same time.
-        waiting_limit: works that wait.
+        runtime: the runtime that computes.
+        parallel: number of tasks that run at the same time.
+        waiting_limit: largest number of queued tasks.
         failed: called once when the runtime no longer computes.
     """
 
@@ -84,19 +84,19 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Number of queued works."""
+        """The number of queued tasks."""
         return self.admitted - self.running
 
     def close(self) -> None:
-        """Wait for the threads, and release the model."""
+        """Wait for the threads to end, and close the runtime."""
         self._pool.shutdown()
         self.runtime.close()
 
     async def run(self, work: Generator[Item], ticket: Ticket) -> AsyncGenerator[Item]:
-        """Yield the items of a work; close the generator when stopping early.
+        """Yield the items of a task; close the generator when stopping early.
 
         Raises:
-            ApiError: 429 if the queue is full; or the response for an error of the work.
+            ApiError: 429 if the queue is full, or the response for an error of the task.
         """
         loop, items = asyncio.get_running_loop(), asyncio.Queue[Item | _End]()
         came = time.perf_counter()
@@ -136,7 +136,7 @@ class Engine:
     def _produce(self, work: Generator[Item], ticket: Ticket, put: Callable[[Item | _End], None]) -> None:
         error = None
         try:
-            with closing(work):  # here, in its thread, and before the slot is free
+            with closing(work):  # must be closed in its own thread, before the slot is released
                 for item in work:
                     if ticket.gone.is_set():
                         break

@@ -21,9 +21,9 @@ class Exchange:
     """A request and its answer.
 
     Attributes:
-        scope: of the request.
-        headers: that every answer carries.
-        status: of the answer that has begun; 0 before.
+        scope: the request's ASGI scope.
+        headers: the headers of every answer.
+        status: HTTP status of the answer; 0 until it has begun.
         unread: whether a part of the request's body has not been read.
     """
 
@@ -39,14 +39,14 @@ class Exchange:
         self.unread = given.get("content-length", "0") != "0" or "transfer-encoding" in given
 
     async def receive(self) -> Message:
-        """Receive a part of the request."""
+        """Receive the next ASGI message of the request."""
         message = await self._receive()
         if message["type"] == "http.request" and not message.get("more_body", False):
             self.unread = False
         return message
 
     async def send(self, message: Message) -> None:
-        """Send a part of the answer."""
+        """Send an ASGI message of the answer, with the common headers on the first."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [(name.encode(), value.encode("latin-1")) for name, value in self.headers.items()]
@@ -54,7 +54,7 @@ class Exchange:
         await self._send(message)
 
     async def answer(self, response: Response) -> None:
-        """Answer, if no answer has begun; if the body is not needed, the connection is closed after the answer."""
+        """Send a response unless one has begun; if the request's body is unread, close the connection after it."""
         if self.status:
             return
         if not self.unread:

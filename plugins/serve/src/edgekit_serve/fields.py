@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from edgekit_serve.wire import ApiError, Json, refused
 
-#: Objects and lists in a body. Building, checking and freeing each takes time under the interpreter's lock.
+#: Largest number of objects and lists in a body; building, checking and freeing each holds the interpreter's lock.
 MAX_CONTAINERS = 1 << 16
 _STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)  # matches at every quote: linear time
 
@@ -20,8 +20,8 @@ def parse(body: bytes) -> Json:
     """Return the JSON object of a body.
 
     Raises:
-        ApiError: 400; not UTF-8, not JSON, NaN or an infinity, nested too deeply, more than `MAX_CONTAINERS` objects
-            and lists, or no object.
+        ApiError: 400 if the body is not UTF-8 or not JSON, is not an object, has NaN or an infinity, is nested too
+            deeply, or has more than `MAX_CONTAINERS` objects and lists.
     """
     if _containers(body) > MAX_CONTAINERS:
         raise refused(f"the body has more than {MAX_CONTAINERS:,} objects and lists", code="invalid_json")
@@ -88,7 +88,7 @@ class Fields:
         return self._left.pop(name, None)
 
     def rename(self, newer: str, older: str) -> None:
-        """Return a field that has two names, of which a request may use one."""
+        """Rename the field `newer` to `older`; a request may use one of the two names."""
         value = self.take(newer)
         if value is None:
             return
@@ -118,7 +118,7 @@ class Fields:
         return value
 
     def integers(self, name: str, most: int, largest: int) -> list[int]:
-        """A list of at most so many integers from 0 to `largest`; empty where it is absent."""
+        """Return a list of at most `most` integers from 0 to `largest`; empty if the field is absent."""
         value = self.take(name)
         right = value is None or (isinstance(value, list) and len(value) <= most)
         if not right or not all(is_id(each, largest) for each in value or ()):
@@ -127,21 +127,21 @@ class Fields:
         return list(value or ())
 
     def object(self, name: str) -> Json | None:
-        """An object."""
+        """Return an object; None if the field is absent."""
         value = self.take(name)
         if not isinstance(value, dict | None):
             raise refused(f"{name} is {shown(value)}; it must be an object", name)
         return value
 
     def flag(self, name: str) -> bool:
-        """Return true or false; false if it is absent."""
+        """Return true or false; false if the field is absent."""
         value = self.take(name)
         if not isinstance(value, bool | None):
             raise refused(f"{name} is {shown(value)}; it must be true or false", name)
         return bool(value)
 
     def text(self, name: str) -> str | None:
-        """A text."""
+        """Return a text; None if the field is absent."""
         value = self.take(name)
         if not isinstance(value, str | None):
             raise refused(f"{name} is {shown(value)}; it must be a text", name)
@@ -160,19 +160,19 @@ class Fields:
         return list(items)
 
     def only(self, name: str, *allowed: Any) -> None:
-        """Refuse any value of a field other than the allowed ones."""
+        """Raise an error if a field has a value other than the allowed ones; absence is allowed."""
         value = self.take(name)
         if value is not None and not self.lenient and not any(_equal(value, one) for one in allowed):
             choice = f"only {' or '.join(map(shown, allowed))} is" if allowed else "it is not"
             raise ApiError(400, f"{name} is {shown(value)}; {choice} supported", "unsupported_value", param=name)
 
     def ignore(self, names: Iterable[str]) -> None:
-        """Accept fields that have no effect here."""
+        """Accept and discard fields that have no effect in this server."""
         for name in names:
             self.take(name)
 
     def done(self) -> None:
-        """Refuse fields that were not read."""
+        """Raise an error if fields are left that were not read; a lenient server ignores them."""
         if self._left and not self.lenient:
             name = next(iter(self._left))
             raise ApiError(400, f"unknown parameter {shown(name)}", "unknown_parameter", param=name[:80])
@@ -188,16 +188,16 @@ def _kind(value: Any) -> str:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Equal as JSON values: 1.0 equals 1, but true does not."""
+    """Return whether two JSON values are equal: 1.0 equals 1, but true does not."""
     return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
-#: Characters of a client's value that a message shows.
+#: Largest number of characters of a client's value that a message quotes.
 _SHOWN = 60
 
 
 def shown(value: Any) -> str:
-    """Return the beginning of a value's JSON."""
+    """Return a value as JSON, truncated for a message."""
     if isinstance(value, int) and abs(value) > 10**20:
         return "a huge integer"
     text = ""

@@ -21,7 +21,7 @@ from edgekit_serve.metrics import Metrics
 from edgekit_serve.requests import AnswerOptions
 from edgekit_serve.wire import ApiError
 
-#: Begins a text, given how many tokens it may have.
+#: Starts to generate a text, given its largest number of tokens.
 Begin = Callable[[int | None], Generation | Reply]
 
 
@@ -30,8 +30,8 @@ async def attended(receive: Receive, seconds: float) -> AsyncIterator[None]:
     """Cancel the block at the timeout or when the client disconnects.
 
     Raises:
-        TimeoutError: it took longer.
-        ClientGoneError: the client hung up.
+        TimeoutError: the block took longer than `seconds`.
+        ClientGoneError: the client disconnected.
     """
     async with present(receive), asyncio.timeout(seconds):
         yield
@@ -39,12 +39,12 @@ async def attended(receive: Receive, seconds: float) -> AsyncIterator[None]:
 
 @attrs.frozen
 class Asked:
-    """One text of a request.
+    """One requested text.
 
     Attributes:
-        begin: begins it, in the thread that generates.
-        prompt: number of its prompt among the request's.
-        echo: gives what is sent before the text, and its scores; called in that thread. None for nothing.
+        begin: starts the text; called in the thread that generates it.
+        prompt: index of its prompt in the request.
+        echo: returns the text to send first and its tokens' scores; called in the same thread. None without echo.
     """
 
     begin: Begin
@@ -54,14 +54,14 @@ class Asked:
 
 @attrs.frozen
 class Piece:
-    """A part of one of the texts.
+    """A newly generated part of one of the texts.
 
     Attributes:
-        index: of the text.
-        part: what is new; None at the end of the text.
-        scores: of the tokens that are new.
-        call: the call that a part begins.
-        reason: at the end of the text, why it ended.
+        index: index of the text in the answer.
+        part: the new part; None at the end of the text.
+        scores: the scores of the new tokens.
+        call: the tool call that starts with this part, if one does.
+        reason: the finish reason, at the end of the text.
     """
 
     index: int
@@ -73,14 +73,14 @@ class Piece:
 
 @attrs.define(eq=False)
 class Text:
-    """One text of an answer as far as it has come.
+    """The part of one text that has been generated so far.
 
     Attributes:
-        parts: of it, in order.
-        scores: of its tokens.
-        calls: of tools.
-        reason: why it ended; a timeout counts as length.
-        ended: whether it has.
+        parts: its parts in order.
+        scores: the scores of its tokens.
+        calls: its tool calls.
+        reason: the finish reason; ``length`` for a timeout.
+        ended: whether the text is complete.
     """
 
     parts: list[Part] = attrs.field(factory=list)
@@ -90,11 +90,11 @@ class Text:
     ended: bool = False
 
     def joined(self, kind: str) -> str:
-        """All of its text, or of its reasoning."""
+        """Return the joined parts of one kind: text or reasoning."""
         return "".join(part.text for part in self.parts if part.kind == kind)
 
     def add(self, piece: Piece) -> None:
-        """Take a piece that was sent."""
+        """Add a piece of this text."""
         self.scores += piece.scores
         if piece.part is None:
             self.reason, self.ended = piece.reason or "length", True
@@ -111,13 +111,13 @@ class Answer:
     """The texts that are generated for a request, one after the other.
 
     Attributes:
-        engine: that generates it.
-        metrics: that count it.
-        route: for the metrics.
-        requested: how long the texts may be.
-        asked: the texts.
+        engine: the engine that generates the texts.
+        metrics: the metrics in which the request is counted.
+        route: name of the route in the metrics.
+        requested: the generation options.
+        asked: the requested texts.
         seconds: time limit, including the time in the queue.
-        texts: as far as they have been sent.
+        texts: the generated texts, up to the last piece sent.
     """
 
     engine: Engine
@@ -137,28 +137,28 @@ class Answer:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of the prompts, each counted once, however many texts follow it."""
+        """The number of tokens in the prompts; a prompt with several texts counts once."""
         counted = {asked.prompt: text.prompt_tokens for asked, text in zip(self.asked, self._begun, strict=False)}
         return sum(counted.values())
 
     @property
     def completion_tokens(self) -> int:
-        """Tokens generated."""
+        """The number of generated tokens in all texts."""
         return sum(text.completion_tokens for text in self._begun)
 
     @property
     def usage(self) -> dict[str, int]:
-        """Return the token counts in the form of OpenAI's API."""
+        """The token counts in the form of OpenAI's API."""
         prompt, completion = self.prompt_tokens, self.completion_tokens
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
     @asynccontextmanager
     async def attended(self, receive: Receive) -> AsyncIterator[None]:
-        """Count the texts that are made inside. Out of time they end where they are, if one has begun.
+        """Count the texts that are generated in the block; at the timeout, end them where they are.
 
         Raises:
-            ApiError: 503 or 504, if the timeout came before the first piece.
-            ClientGoneError: the client hung up.
+            ApiError: 503 or 504, if the timeout comes before the first piece.
+            ClientGoneError: the client disconnected.
         """
         self._start = time.perf_counter()
         try:
@@ -173,7 +173,7 @@ class Answer:
                 self.metrics.waited(self._ticket.waited)
 
     async def pieces(self) -> AsyncGenerator[Piece]:
-        """The pieces of the texts as they come; iterate inside `attended`, and close the generator when stopping early.
+        """Yield the pieces of the texts; iterate inside `attended`, and close the generator when stopping early.
 
         Raises:
             ApiError: 429 if the queue is full, or the runtime's error.
@@ -190,7 +190,7 @@ class Answer:
             yield from self._text(index, asked)
 
     def _text(self, index: int, asked: Asked) -> Generator[Piece]:
-        """A text, begun in the thread that asks for its first piece."""
+        """Yield the pieces of one text; it is generated in the thread that iterates."""
         if asked.echo is not None:
             said, scores = asked.echo()
             yield Piece(index, Part("text", said), scores)
@@ -198,7 +198,7 @@ class Answer:
         generation, parts = (text.generation, text) if isinstance(text, Reply) else (text, _plain(text))
         self._begun.append(self._ticket.begin(generation))
         sent = 0
-        with closing(text):  # in this thread, before the slot is free
+        with closing(text):  # must be closed in this thread, before the slot is released
             for part in parts:
                 scores, sent = generation.scores[sent:], len(generation.scores)
                 call = text.calls[-1] if part.kind == "call" and isinstance(text, Reply) else None

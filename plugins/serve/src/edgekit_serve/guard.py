@@ -57,7 +57,7 @@ class Guard:
             await self._answer(error, exchange)
         except ClientGoneError:
             status = 499
-        except asyncio.CancelledError:  # the server ends, and the time for running requests is over
+        except asyncio.CancelledError:  # the server is shutting down, and the drain time is over
             await self._answer(ApiError(503, "the server ends", "shutting_down", headers=_LATER), exchange)
         except Exception as error:
             place = "".join(traceback.format_tb(error.__traceback__))
@@ -104,7 +104,7 @@ class Guard:
 
 
 def _key(headers: Headers) -> str:
-    """The key that a request has: ``Authorization: Bearer KEY``, or ``x-api-key: KEY`` as Anthropic's clients send."""
+    """Return a request's key, from ``Authorization: Bearer KEY`` or, as Anthropic's clients send it, ``x-api-key``."""
     scheme, _, given = headers.get("authorization", "").partition(" ")
     return given.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
 

@@ -1,4 +1,4 @@
-"""Anthropic's Messages API, as far as text and tools go.
+"""Anthropic's Messages API, for text and tools.
 
 Source: https://docs.anthropic.com/en/api/messages and https://docs.anthropic.com/en/docs/build-with-claude/streaming
 """
@@ -23,7 +23,11 @@ _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"
 
 
 def request_of(given: Json, settings: Settings) -> ChatRequest:
-    """Check a body; raises `ApiError`."""
+    """Return the request of a parsed body.
+
+    Raises:
+        ApiError: 400 or 404; a field is invalid or unsupported.
+    """
     fields = Fields(given, settings.lenient)
     model(fields, settings)
     messages = _messages(fields.take("messages"), fields.take("system"))
@@ -40,7 +44,7 @@ def request_of(given: Json, settings: Settings) -> ChatRequest:
 
 
 def _messages(given: Any, system: Any) -> list[Json]:
-    """The messages of a conversation as OpenAI's API has them."""
+    """Return the messages of a conversation in the form of OpenAI's chat API."""
     if not isinstance(given, list) or not given:
         raise refused("messages must be a list of at least one message", "messages")
     converted = [] if system is None else [{"role": "system", "content": content_of(system, "system")}]
@@ -85,7 +89,7 @@ def _block(block: Any, where: str) -> Json:
 
 
 def _tools(tools: Any, choice: Json | None) -> Json:
-    """Tools and the choice among them as `reply` takes them."""
+    """Return the tools and the choice among them as keyword arguments of `reply`."""
     if not tools:
         if choice and choice.get("type") in ("any", "tool"):
             raise refused("tool_choice demands a call, and there are no tools", "tool_choice")
@@ -119,7 +123,7 @@ def _tool(tool: Any, where: str) -> Json:
 
 @attrs.define
 class Message(Shape):
-    """A message of ``/v1/messages``."""
+    """The form of answers to ``/v1/messages``."""
 
     blocks: Blocks = attrs.field(factory=Blocks, init=False)
 
@@ -127,17 +131,17 @@ class Message(Shape):
     named = True
 
     def whole(self, answer: Answer) -> Json:
-        """The message at once."""
+        """Return the whole message."""
         (text,) = answer.texts
         content = [_finished(block) for block in blocks_of(text)]
         return self._head(answer, content, _REASONS[text.reason])
 
     def first(self, answer: Answer) -> Iterator[Event]:
-        """The message, still empty."""
+        """Yield the event with the empty message."""
         yield {"type": "message_start", "message": self._head(answer, [], None)}
 
     def piece(self, piece: Piece, answer: Answer) -> Iterator[Event]:
-        """A block that begins, goes on, or ends."""
+        """Yield the events of a piece: blocks that start, grow or stop."""
         for step, block, text in self.blocks.add(piece):
             if step == "begin":
                 yield {"type": "content_block_start", "index": block.index, "content_block": _begun(block)}
@@ -147,7 +151,7 @@ class Message(Shape):
                 yield {"type": "content_block_stop", "index": block.index}
 
     def last(self, answer: Answer) -> Iterator[Event]:
-        """The end, and why."""
+        """Yield the events of the end, with the stop reason and the token counts."""
         if self.blocks.blocks:
             yield {"type": "content_block_stop", "index": self.blocks.blocks[-1].index}
         ended = {"stop_reason": _REASONS[answer.texts[0].reason], "stop_sequence": None}
@@ -155,7 +159,7 @@ class Message(Shape):
         yield {"type": "message_stop"}
 
     def failed(self, error: ApiError) -> Event:
-        """An error after the first piece."""
+        """Return the event for an error after the first piece."""
         return error.anthropic_body()
 
     def _head(self, answer: Answer, content: list[Json], reason: str | None) -> Json:

@@ -14,7 +14,7 @@ _SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
 class Metrics:
-    """The metrics of a server; labels have few values, none from a client."""
+    """The metrics of a server; the values of labels are few and never come from a client."""
 
     def __init__(self, model: str) -> None:
         self.model = model
@@ -44,17 +44,17 @@ class Metrics:
         Gauge(f"edgekit_{name}", text, registry=self.registry).set_function(value)
 
     def waited(self, seconds: float) -> None:
-        """Count the seconds that a request waited for its turn."""
+        """Record the seconds that a request was queued."""
         self.queue.labels(self.model).observe(seconds)
 
     def generated(self, route: str, prompt_tokens: int, tokens: int, times: Sequence[float]) -> None:
-        """Count the texts of a request.
+        """Record the generated texts of a request.
 
         Args:
-            route: that they were asked on.
-            prompt_tokens: tokens of the prompts.
-            tokens: tokens generated, as far as they came.
-            times: seconds from the request to the first piece, and to the last; empty if there was none.
+            route: name of the request's route.
+            prompt_tokens: number of tokens in the prompts.
+            tokens: number of generated tokens.
+            times: seconds from the request to the first and to the last piece; empty if there were none.
         """
         self.prompt_tokens.inc(prompt_tokens)
         self.tokens.inc(tokens)

@@ -1,4 +1,4 @@
-"""The server's answers: OpenAI's objects, at once or as server-sent events."""
+"""Sends answers in the form of OpenAI's API: as one JSON object or as server-sent events."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from edgekit_serve.generate import Answer, Piece, Text
 from edgekit_serve.wire import HEADERS, ApiError, Json
 
 _EVENTS = {**HEADERS, "content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
-#: An event of a stream; one with a name has it in its ``type``.
+#: The data of a server-sent event; a named event has its name in the key ``type``.
 Event = Json
 
 
 @attrs.define
 class Shape:
-    """How an answer looks; `Completion`, `Chat` and those of other APIs fill it in.
+    """The form of an answer; `Completion`, `Chat` and the forms of other APIs derive from it.
 
     Attributes:
-        model: its name.
-        identifier: of the answer.
-        created: when, in seconds since 1970.
+        model: the model's name.
+        identifier: the answer's identifier.
+        created: time of the answer, in seconds since 1970.
     """
 
     model: str
@@ -37,53 +37,53 @@ class Shape:
     created: int = attrs.field(factory=lambda: int(time.time()), init=False)
 
     prefix = ""
-    #: Whether events carry their ``type`` as name, and none marks the end.
+    #: Whether events are named by their ``type``; such a stream has no ``[DONE]`` event.
     named = False
 
     def __attrs_post_init__(self) -> None:
         self.identifier = f"{self.prefix}{secrets.token_hex(12)}"
 
     def whole(self, answer: Answer) -> Json:
-        """The answer at once."""
+        """Return the whole answer as one object."""
         raise NotImplementedError
 
     def first(self, answer: Answer) -> Iterator[Event]:
-        """Return what is sent before the first piece."""
+        """Yield the events before the first piece."""
         return iter(())
 
     def piece(self, piece: Piece, answer: Answer) -> Iterator[Event]:
-        """A piece of a text, or a text's end."""
+        """Yield the events of a piece, or of a text's end."""
         raise NotImplementedError
 
     def last(self, answer: Answer) -> Iterator[Event]:
-        """What is sent at the end."""
+        """Yield the events after the last piece."""
         return iter(())
 
     def failed(self, error: ApiError) -> Event:
-        """An error after the first piece."""
+        """Return the event for an error after the first piece."""
         return error.body()
 
 
 class _Choices(Shape):
-    """The shapes whose texts are choices."""
+    """The forms whose texts are ``choices``."""
 
     kind = ""
     part = ""
 
     def whole(self, answer: Answer) -> Json:
-        """The answer at once."""
+        """Return the whole answer as one object."""
         choices = [self._whole(index, text) for index, text in enumerate(answer.texts)]
         return {**self._head(self.kind), "choices": choices, "usage": answer.usage}
 
     def piece(self, piece: Piece, answer: Answer) -> Iterator[Event]:
-        """A piece of a choice, or why it ended."""
+        """Yield the event of a piece of a choice, or of its end, with the finish reason."""
         if piece.part is not None or piece.scores:
             yield self._event(piece.index, self.added(piece), self.scored(piece.scores, piece.index), None)
         if piece.part is None:
             yield self._event(piece.index, self.added(piece), None, answer.texts[piece.index].reason)
 
     def last(self, answer: Answer) -> Iterator[Event]:
-        """Why what ran out of time ended, and the token counts if requested."""
+        """Yield the end of each choice that the timeout cut off, and the token counts if requested."""
         for index, text in enumerate(answer.texts):
             if not text.ended:
                 yield self._event(index, self.added(Piece(index, None)), None, text.reason)
@@ -91,15 +91,15 @@ class _Choices(Shape):
             yield {**self._head(self.part), "choices": [], "usage": answer.usage}
 
     def said(self, text: Text) -> Json:
-        """Return a choice with the whole text."""
+        """Return the fields of a choice with the whole text."""
         raise NotImplementedError
 
     def added(self, piece: Piece) -> Json:
-        """Return a choice with new text."""
+        """Return the fields of a choice with the new text of a piece."""
         raise NotImplementedError
 
     def scored(self, scores: Sequence[TokenScore], index: int = 0) -> Json | None:
-        """The scores of tokens; None where none were asked for."""
+        """Return the tokens' scores in the API's form; None if they were not requested."""
         raise NotImplementedError
 
     def _whole(self, index: int, text: Text) -> Json:
@@ -123,15 +123,18 @@ class Completion(_Choices):
     prefix = "cmpl-"
 
     def said(self, text: Text) -> Json:
-        """A text."""
+        """Return the whole text as ``text``."""
         return {"text": text.joined("text")}
 
     def added(self, piece: Piece) -> Json:
-        """New text."""
+        """Return the new text as ``text``."""
         return {"text": piece.part.text if piece.part is not None else ""}
 
     def scored(self, scores: Sequence[TokenScore], index: int = 0) -> Json | None:
-        """Lists of tokens, their scores, alternatives, and where they begin in the text; a first token has no score."""
+        """Return lists of tokens, log probabilities, alternatives, and offsets in the text; None without scores.
+
+        The first token of a prompt has no log probability.
+        """
         if not scores:
             return None
         tokens = [_name(score.text) for score in scores]
@@ -157,7 +160,7 @@ class Chat(_Choices):
     prefix = "chatcmpl-"
 
     def said(self, text: Text) -> Json:
-        """A message."""
+        """Return the whole text as ``message``, with reasoning and tool calls."""
         content = text.joined("text")
         message: Json = {"role": "assistant", "content": content, "refusal": None}
         if reasoning := text.joined("reasoning"):
@@ -167,18 +170,18 @@ class Chat(_Choices):
         return {"message": message}
 
     def added(self, piece: Piece) -> Json:
-        """Return a choice with a part of a message."""
+        """Return the new part as ``delta``."""
         return {"delta": _delta(piece)}
 
     def scored(self, scores: Sequence[TokenScore], index: int = 0) -> Json | None:
-        """The tokens of the content."""
+        """Return the scores as ``content``, a list of tokens with alternatives; None without scores."""
         if not scores:
             return None
         content = [{**_scored(score), "top_logprobs": [_scored(top) for top in score.top]} for score in scores]
         return {"content": content, "refusal": None}
 
     def first(self, answer: Answer) -> Iterator[Event]:
-        """Who speaks."""
+        """Yield one event per choice with the role ``assistant``."""
         for index in range(len(answer.texts)):
             yield self._event(index, {"delta": {"role": "assistant", "content": ""}}, None, None)
 
@@ -202,7 +205,7 @@ def _scored(score: TokenScore) -> Json:
 
 
 def _name(text: bytes) -> str:
-    """A token's text; one that is a part of a character as OpenAI's API writes it."""
+    """Return a token's text; bytes that are not UTF-8 on their own are escaped as in OpenAI's API."""
     try:
         return text.decode("utf-8")
     except UnicodeDecodeError:
@@ -215,28 +218,28 @@ def reply(answer: Answer, shape: Shape) -> Response:
 
 
 class Whole(Response):
-    """The answer at once."""
+    """A response with the whole answer as one object."""
 
     def __init__(self, answer: Answer, shape: Shape) -> None:
         self.answer, self.shape, self.background = answer, shape, None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Generate, then send."""
+        """Generate the whole answer, then send it."""
         async with self.answer.attended(receive), aclosing(self.answer.pieces()) as pieces:
             async for _ in pieces:
-                pass  # the answer keeps them; out of time, what has come is the answer
+                pass  # the answer collects the pieces; at the timeout it is what has been generated
         await JSONResponse(self.shape.whole(self.answer), headers=HEADERS)(scope, receive, send)
 
 
 class Events(Response):
-    """The answer piece by piece. An error before the first piece is an error response; after it, an event."""
+    """A response that streams the answer. An error before the first piece is an error response; after it, an event."""
 
     def __init__(self, answer: Answer, shape: Shape) -> None:
         self.answer, self.shape, self.background = answer, shape, None
         self.begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send pieces as they come."""
+        """Send each piece when it is generated."""
         try:
             async with self.answer.attended(receive), aclosing(self.answer.pieces()) as pieces:
                 async for piece in pieces:

@@ -1,7 +1,7 @@
-"""Requests of clients: the part of OpenAI's API that a runtime supports.
+"""Checks the requests of clients: the part of OpenAI's API that a runtime supports.
 
-Of OpenAI's many parameters some are used, some change nothing here and are ignored, some have values that mean what the
-server does (``n=1``), and any other parameter is refused, or ignored by a lenient server.
+Of OpenAI's parameters some are used; some have no effect on a local server and are ignored; some are accepted only with
+the value that describes this server (``min_tokens=0``). Any other parameter is refused, or ignored by a lenient server.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from edgekit_serve.fields import Fields, is_id, shown
 from edgekit_serve.settings import Settings
 from edgekit_serve.wire import ApiError, Json, refused
 
-#: Change nothing: bookkeeping of OpenAI's platform, and what other servers do with their caches.
+#: Fields without effect: accounting on OpenAI's platform, and cache options of other servers.
 IGNORED = (
     "user", "metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
     "cache_prompt", "priority", "request_id",
 )  # fmt: skip
-#: Have values that mean what this server does.
+#: Fields that are accepted only with the values that describe this server.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "functions": ([],),
@@ -47,11 +47,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "truncate_prompt_tokens": (),
 }
 MOST_TOKENS, MOST_STOPS, LONGEST_STOP, MOST_INPUTS, LARGEST_SEED = 1 << 24, 16, 256, 256, (1 << 63) - 1
-#: Prompts of a completion, texts of one prompt, alternatives of a token, and the largest token id.
+#: Largest numbers of prompts in a completion, of texts per prompt, of alternatives per token; the largest token id.
 MOST_PROMPTS, MOST_CHOICES, MOST_SCORES, LARGEST_ID = 64, 16, 20, (1 << 31) - 1
 #: Default of ``max_tokens`` for completions, as in OpenAI's API.
 COMPLETION_TOKENS = 16
-#: A prompt: a text, or token ids.
+#: A prompt: a text, or a list of token ids.
 Prompt = str | list[int]
 
 
@@ -60,12 +60,12 @@ class AnswerOptions:
     """Generation options, independent of the prompt.
 
     Attributes:
-        max_tokens: largest number; None for the rest of the context.
-        asked: whether the client set it; else it is reduced if the context is too short.
+        max_tokens: largest number of tokens in a text; None for the rest of the context.
+        asked: whether the client set `max_tokens`; if not, it is reduced if the context is too short.
         options: the other keyword arguments of `edgekit.runtime.Runtime.stream`.
-        stream: whether pieces are sent as they come.
+        stream: whether to send pieces when they are generated.
         usage: whether a stream ends with token counts.
-        choices: texts of each prompt.
+        choices: number of texts per prompt.
     """
 
     max_tokens: int | None
@@ -77,7 +77,7 @@ class AnswerOptions:
 
     @classmethod
     def of(cls, fields: Fields, settings: Settings, default: int | None, *, least: int = 1) -> Self:
-        """Read the fields that all requests for text have, and refuse the rest."""
+        """Read the fields that all requests for text share, and raise `ApiError` for fields that are left."""
         tokens = fields.integer("max_tokens", least, settings.max_tokens or MOST_TOKENS)
         most = [limit for limit in (default, settings.max_tokens) if limit is not None]
         allowed = min(most, default=None) if tokens is None else tokens
@@ -88,13 +88,13 @@ class AnswerOptions:
         return self
 
     def of_choice(self, number: int) -> Json:
-        """The options of one of the texts of a prompt: each has a seed of its own."""
+        """Return the options of the text with an index among those of a prompt: each has its own seed."""
         return {**self.options, "seed": (self.options["seed"] + number) & LARGEST_SEED}
 
 
 @attrs.frozen
 class CompletionRequest:
-    """Continue texts."""
+    """A request of ``/v1/completions``: prompts to continue."""
 
     prompts: list[Prompt] = attrs.field(repr=False)
     requested: AnswerOptions
@@ -102,7 +102,7 @@ class CompletionRequest:
 
     @classmethod
     def of(cls, given: Json, settings: Settings) -> Self:
-        """Check a body; raises `ApiError`."""
+        """Return the request of a parsed body; raises `ApiError` if a field is invalid or unsupported."""
         fields = Fields(given, settings.lenient)
         model(fields, settings)
         prompts = _prompts(fields.take("prompt"), "prompt", MOST_PROMPTS)
@@ -115,13 +115,13 @@ class CompletionRequest:
 
 @attrs.frozen
 class ChatRequest:
-    """Answer a conversation.
+    """A request of ``/v1/chat/completions``: a conversation to answer.
 
     Attributes:
-        messages: of the conversation.
-        requested: how long the answer may be, and how its tokens are chosen.
-        reply: the keyword arguments of `edgekit.runtime.ReplyingRuntime.reply` besides; those that differ from its
-            defaults.
+        messages: the messages of the conversation.
+        requested: the generation options.
+        reply: further keyword arguments of `edgekit.runtime.ReplyingRuntime.reply`, without those that have their
+            default values.
     """
 
     messages: list[Json] = attrs.field(repr=False)
@@ -130,7 +130,7 @@ class ChatRequest:
 
     @classmethod
     def of(cls, given: Json, settings: Settings) -> Self:
-        """Check a body; raises `ApiError`."""
+        """Return the request of a parsed body; raises `ApiError` if a field is invalid or unsupported."""
         fields = Fields(given, settings.lenient)
         model(fields, settings)
         messages = messages_of(fields.take("messages"), "messages")
@@ -148,7 +148,7 @@ class ChatRequest:
 
 @attrs.frozen
 class EmbeddingRequest:
-    """Make vectors of texts."""
+    """A request of ``/v1/embeddings``: texts to embed."""
 
     texts: list[Prompt] = attrs.field(repr=False)
     base64: bool
@@ -156,7 +156,7 @@ class EmbeddingRequest:
 
     @classmethod
     def of(cls, given: Json, settings: Settings) -> Self:
-        """Check a body; raises `ApiError`."""
+        """Return the request of a parsed body; raises `ApiError` if a field is invalid or unsupported."""
         fields = Fields(given, settings.lenient)
         model(fields, settings)
         texts = _prompts(fields.take("input"), "input", MOST_INPUTS)
@@ -170,7 +170,7 @@ class EmbeddingRequest:
 
 
 def finish(fields: Fields) -> None:
-    """Refuse the fields that are left, but for those that change nothing."""
+    """Raise `ApiError` if fields are left, other than those without effect."""
     for name, meanings in NEUTRAL.items():
         fields.only(name, *meanings)
     fields.ignore(IGNORED)
@@ -178,7 +178,7 @@ def finish(fields: Fields) -> None:
 
 
 def model(fields: Fields, settings: Settings) -> None:
-    """Refuse a model that is not here."""
+    """Read the field ``model``, and raise `ApiError` 404 if it names another model than the server's."""
     name = fields.text("model")
     if name is not None and name != settings.model:
         raise ApiError(
@@ -190,7 +190,7 @@ def model(fields: Fields, settings: Settings) -> None:
 
 
 def _prompts(given: Any, name: str, most: int) -> list[Prompt]:
-    """One text, or several; the ids of one, or of several."""
+    """Return the prompts of a field that is a text, a list of texts, a list of token ids, or a list of such lists."""
     parsed = [given] if isinstance(given, str) or _are_ids(given) else given
     if isinstance(parsed, list) and 0 < len(parsed) <= most and all(map(_is_prompt, parsed)):
         return parsed
@@ -208,12 +208,12 @@ def _are_ids(value: Any) -> bool:
 
 
 def options(fields: Fields) -> Json:
-    """How tokens are chosen, and what the text follows."""
+    """Return the sampling options, stop texts and constraints of a request as keyword arguments of `stream`."""
     temperature = fields.number("temperature", 0, 2)
     top_p = fields.number("top_p", 0, 1, above=True)
     top_k = fields.integer("top_k", -1, 1 << 20)  # -1 for all, as vLLM has it
     seed = fields.integer("seed", -LARGEST_SEED, LARGEST_SEED)
-    fields.rename("repeat_penalty", "repetition_penalty")  # llama.cpp's name of it
+    fields.rename("repeat_penalty", "repetition_penalty")  # the name in llama.cpp
     parsed: Json = {
         "temperature": 1.0 if temperature is None else temperature,
         "top_p": 1.0 if top_p is None else top_p,
@@ -246,13 +246,17 @@ def _biases(fields: Fields) -> dict[str, float]:
 
 
 def _followed(fields: Fields) -> Json:
-    """What the text follows: a schema, a regular expression or a grammar."""
+    """Return the constraint on the text: a JSON schema, a regular expression or a grammar; None for absent ones."""
     parsed: Json = {"regex": fields.text("regex"), "grammar": fields.text("grammar")}
     return parsed | format_of(fields.object("response_format"), "response_format")
 
 
 def format_of(given: Json | None, where: str) -> Json:
-    """The option that a response format comes to."""
+    """Return the option for a response format: ``json_schema``, or none for plain text.
+
+    Raises:
+        ApiError: 400; the format is malformed or unsupported.
+    """
     match given or {"type": "text"}:
         case {"type": "text"}:
             return {}
@@ -274,7 +278,7 @@ def format_of(given: Json | None, where: str) -> Json:
 
 
 def reply_of(fields: Fields) -> Json:
-    """What a chat asks besides: tools, reasoning, and variables of the template."""
+    """Return the options of a chat as keyword arguments of `reply`: tools, reasoning, template variables."""
     tools, choice, parallel = fields.take("tools"), fields.take("tool_choice"), fields.take("parallel_tool_calls")
     effort, variables = fields.text("reasoning_effort"), fields.object("chat_template_kwargs")
     if not isinstance(tools, list | None):
@@ -315,7 +319,11 @@ def _usage(fields: Fields, stream: bool) -> bool:
 
 
 def messages_of(messages: Any, where: str) -> list[Json]:
-    """The messages of a conversation, checked."""
+    """Return the checked messages of a conversation.
+
+    Raises:
+        ApiError: 400; a message is malformed or has unsupported content.
+    """
     if not isinstance(messages, list) or not messages:
         raise refused(f"{where} must be a list of at least one message", where)
     return [_message(message, f"{where}[{number}]") for number, message in enumerate(messages)]
@@ -330,15 +338,15 @@ def _message(message: Any, where: str) -> Json:
     if role not in ROLES:
         raise refused(f"{where}.role must be one of {', '.join(ROLES)}", f"{where}.role")
     content = fields.take("content")
-    if content is None and role == "assistant":  # it has tool calls, or is empty
+    if content is None and role == "assistant":  # a message with tool calls, or an empty one
         content = ""
     parsed: Json = {"role": role, "content": content_of(content, f"{where}.content")}
     parsed |= {"name": fields.text("name"), "tool_calls": _calls(fields, where) if role == "assistant" else None}
     parsed["tool_call_id"] = fields.text("tool_call_id") if role == "tool" else None
     if role == "assistant":
         parsed["reasoning_content"] = fields.text("reasoning_content") or fields.text("reasoning")
-    fields.only("annotations", [])  # of an answer with quotations, as OpenAI's client hands it back
-    fields.ignore(["parsed"])  # as its helper for schemas hands an answer back
+    fields.only("annotations", [])  # part of an earlier answer, as OpenAI's client sends it back
+    fields.ignore(["parsed"])  # the parsed answer, which the client's schema helper sends back
     fields.done()
     return {name: value for name, value in parsed.items() if value is not None}
 

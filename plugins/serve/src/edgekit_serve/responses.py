@@ -26,8 +26,8 @@ class ResponseRequest:
     """A request of ``/v1/responses``.
 
     Attributes:
-        chat: as a chat.
-        shown: its fields as the response repeats them.
+        chat: the equivalent chat request.
+        shown: the fields that the response repeats.
     """
 
     chat: ChatRequest
@@ -35,7 +35,11 @@ class ResponseRequest:
 
 
 def request_of(given: Json, settings: Settings) -> ResponseRequest:
-    """Check a body; raises `ApiError`."""
+    """Return the request of a parsed body.
+
+    Raises:
+        ApiError: 400 or 404; a field is invalid or unsupported.
+    """
     fields = Fields(given, settings.lenient)
     model(fields, settings)
     instructions = fields.text("instructions")
@@ -72,7 +76,7 @@ def _messages(given: Any, instructions: str | None) -> list[Json]:
 
 
 def _take(item: Any, where: str, converted: list[Json]) -> None:
-    """Add an item to the messages; calls of one turn are one message."""
+    """Convert an input item and append it to the messages; consecutive calls are joined in one message."""
     match item:
         case {"type": "function_call", "call_id": str(number), "name": str(name), "arguments": str(text)}:
             if not converted or converted[-1]["role"] != "assistant":
@@ -83,7 +87,7 @@ def _take(item: Any, where: str, converted: list[Json]) -> None:
             content = output if output == "" else content_of(output, f"{where}.output", _TEXTS)
             converted.append({"role": "tool", "tool_call_id": number, "content": content})
         case {"type": "reasoning"}:
-            pass  # of an earlier turn
+            pass  # reasoning of an earlier turn
         case {"role": str(role), "content": content, **rest} if rest.get("type") in (None, "message"):
             converted.append({"role": role, "content": content_of(content, f"{where}.content", _TEXTS)})
         case _:
@@ -92,7 +96,7 @@ def _take(item: Any, where: str, converted: list[Json]) -> None:
 
 
 def _text(given: Json | None) -> Json:
-    """What the text follows."""
+    """Return the constraint on the text from the field ``text``, as a keyword argument of `stream`."""
     inner = Fields(given or {})
     held = format_of(inner.object("format"), "text.format")
     inner.only("verbosity", "medium")
@@ -101,7 +105,7 @@ def _text(given: Json | None) -> Json:
 
 
 def _tools(tools: Any) -> Any:
-    """Functions as chats have them."""
+    """Return the function tools in the form of the chat API."""
     if not isinstance(tools, list):
         return tools
     return [_tool(tool, f"tools[{number}]") for number, tool in enumerate(tools)]
@@ -124,7 +128,7 @@ def _choice(choice: Any) -> Any:
 
 @attrs.define
 class Response(Shape):
-    """A response of ``/v1/responses``."""
+    """The form of answers to ``/v1/responses``."""
 
     asked: ResponseRequest
     blocks: Blocks = attrs.field(factory=Blocks, init=False)
@@ -134,17 +138,17 @@ class Response(Shape):
     named = True
 
     def whole(self, answer: Answer) -> Json:
-        """The response at once."""
+        """Return the whole response."""
         items = [self._item(block, "completed") for block in blocks_of(answer.texts[0])]
         return self._head(answer, items, _status(answer))
 
     def first(self, answer: Answer) -> Iterator[Event]:
-        """The response, still empty."""
+        """Yield the events with the empty response."""
         for kind in ("created", "in_progress"):
             yield self._event(f"response.{kind}", response=self._head(answer, [], "in_progress"))
 
     def piece(self, piece: Piece, answer: Answer) -> Iterator[Event]:
-        """An item that begins, goes on, or ends."""
+        """Yield the events of a piece: output items that are added, grow or are done."""
         for step, block, text in self.blocks.add(piece):
             if step == "begin":
                 yield from self._begun(block)
@@ -157,7 +161,7 @@ class Response(Shape):
                 yield from self._ended(block)
 
     def last(self, answer: Answer) -> Iterator[Event]:
-        """The whole response."""
+        """Yield the events of the end, with the whole response."""
         if self.blocks.blocks:
             yield from self._ended(self.blocks.blocks[-1])
         status = _status(answer)
@@ -165,7 +169,7 @@ class Response(Shape):
         yield self._event(f"response.{status}", response=self._head(answer, items, status))
 
     def failed(self, error: ApiError) -> Event:
-        """An error after the first piece."""
+        """Return the event for an error after the first piece."""
         return self._event("error", code=error.code, message=error.message, param=error.param)
 
     def _begun(self, block: Block) -> Iterator[Event]:

@@ -1,4 +1,4 @@
-"""Requests about texts that are not continued: order documents, cut into tokens and back."""
+"""Requests that generate no text: ranking documents, tokenizing and detokenizing."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from edgekit_serve.requests import IGNORED, LARGEST_ID, model
 from edgekit_serve.settings import Settings
 from edgekit_serve.wire import Json, refused
 
-#: Documents of a request, and token ids.
+#: Largest numbers of documents and of token ids in a request.
 MOST_DOCUMENTS, MOST_IDS = 256, 1 << 16
 
 
 @attrs.frozen
 class RankRequest:
-    """Order documents by how close they are to a query, as Jina's and Cohere's APIs do."""
+    """A request to rank documents by their similarity to a query, as in Jina's and Cohere's APIs."""
 
     query: str = attrs.field(repr=False)
     documents: list[str] = attrs.field(repr=False)
@@ -29,7 +29,7 @@ class RankRequest:
 
     @classmethod
     def of(cls, given: Json, settings: Settings) -> Self:
-        """Check a body; raises `ApiError`."""
+        """Return the request of a parsed body; raises `ApiError` if a field is invalid or unsupported."""
         fields = Fields(given, settings.lenient)
         model(fields, settings)
         query, documents = fields.text("query"), _documents(fields.take("documents"))
@@ -54,13 +54,13 @@ def _documents(given: Any) -> list[str]:
 
 
 def ranked(asked: RankRequest, vectors: Sequence[F32], name: str, tokens: int) -> Json:
-    """The documents in order.
+    """Return the response with the documents in descending order of their cosine similarity to the query.
 
     Args:
         asked: the request.
-        vectors: of the query and each document, of length 1: their product is the cosine of the angle between them.
-        name: of the model.
-        tokens: of all the texts.
+        vectors: the embeddings of the query and of each document, scaled to length 1.
+        name: the model's name.
+        tokens: number of tokens in all texts.
     """
     query, *others = vectors
     scores = [float(np.dot(query, vector)) for vector in others]
@@ -74,13 +74,13 @@ def ranked(asked: RankRequest, vectors: Sequence[F32], name: str, tokens: int) -
 
 @attrs.frozen
 class TokenizeRequest:
-    """Cut a text into tokens; ``prompt`` as in vLLM's API, or ``content`` as in llama.cpp's."""
+    """A request to tokenize a text, in the field ``prompt`` (vLLM's API) or ``content`` (llama.cpp's)."""
 
     text: str = attrs.field(repr=False)
 
     @classmethod
     def of(cls, given: Json, settings: Settings) -> Self:
-        """Check a body; raises `ApiError`."""
+        """Return the request of a parsed body; raises `ApiError` if a field is invalid or unsupported."""
         fields = Fields(given, settings.lenient)
         model(fields, settings)
         fields.rename("content", "prompt")
@@ -96,13 +96,13 @@ class TokenizeRequest:
 
 @attrs.frozen
 class DetokenizeRequest:
-    """Turn token ids into text."""
+    """A request to convert token ids to text."""
 
     tokens: list[int] = attrs.field(repr=False)
 
     @classmethod
     def of(cls, given: Json, settings: Settings) -> Self:
-        """Check a body; raises `ApiError`."""
+        """Return the request of a parsed body; raises `ApiError` if a field is invalid or unsupported."""
         fields = Fields(given, settings.lenient)
         model(fields, settings)
         tokens = fields.integers("tokens", MOST_IDS, LARGEST_ID)

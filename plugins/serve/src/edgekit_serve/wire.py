@@ -9,9 +9,9 @@ from starlette.responses import JSONResponse
 
 from edgekit.errors import ContextOverflowError, EdgekitError, InvalidFileError, ResourceError, UsageError
 
-#: An object of JSON.
+#: A JSON object.
 Json = dict[str, Any]
-#: Texts for errors whose own messages are not for clients, since they may name files or Python objects.
+#: Messages that replace an error's own message, which may name files or Python objects.
 _TOO_LONG = "the prompt and what is to follow do not fit the model's context; shorten it"
 _REFUSED = "the model refuses this request; the server's log says where"
 _TEMPLATE = "the model's chat template fails on these messages"
@@ -20,14 +20,14 @@ HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 
 class ApiError(Exception):
-    """An answer that is an error.
+    """An error response.
 
     Attributes:
-        status: of HTTP.
-        message: text for the user.
-        code: for programs, ``context_length_exceeded``.
-        param: the request's field that is wrong, or None.
-        headers: besides the usual ones.
+        status: the HTTP status.
+        message: the text for the user.
+        code: the code for programs, such as ``context_length_exceeded``.
+        param: the name of the invalid field, or None.
+        headers: further headers.
     """
 
     def __init__(
@@ -45,20 +45,20 @@ class ApiError(Exception):
         self.headers = {**HEADERS, **(headers or {})}
 
     def body(self) -> Json:
-        """Return the object in the form of OpenAI's API."""
+        """Return the error in the form of OpenAI's API."""
         kind = "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
         kind = "rate_limit_error" if self.status == 429 else kind
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def anthropic_body(self) -> Json:
-        """The object that Anthropic's clients understand."""
+        """Return the error in the form of Anthropic's API."""
         kinds = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error"}
         kinds |= {413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
         return {"type": "error", "error": {"type": kind, "message": self.message}}
 
     def response(self, *, anthropic: bool = False) -> JSONResponse:
-        """The response, to a client of OpenAI's or Anthropic's."""
+        """Return the response in the form of OpenAI's or Anthropic's API."""
         return JSONResponse(self.anthropic_body() if anthropic else self.body(), self.status, self.headers)
 
 

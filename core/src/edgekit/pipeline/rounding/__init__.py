@@ -1,7 +1,8 @@
-"""Rounding with error feedback: what a calibration text says of a model, and codes chosen by it.
+"""Rounding with error feedback (GPTQ): the calibration of a model, and codes chosen with it.
 
-An encoder rounds each weight by itself. Here the error of one column is made up for in the columns after it, weighed
-by how the inputs of the columns go together on a text (GPTQ). The format, its size and its speed stay the same.
+An encoder rounds each weight to its nearest level. Error feedback rounds column by column and compensates the error of
+each column in the columns after it, weighted by the second moments of the inputs on a calibration text. The format, its
+size and its speed stay the same.
 """
 
 from __future__ import annotations

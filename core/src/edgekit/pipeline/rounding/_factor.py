@@ -1,12 +1,13 @@
-"""The triangular factor by which errors are spread.
+"""The triangular factor of the damped moment: its rows say how the error of a column is spread over later columns.
 
 The loss of rounding a row w to q is ``(w - q) H (w - q)^T`` with H the damped moment of its inputs. With
-``H = R R^T``, R upper triangular, it is the sum over the columns j of ``((w - q) R)_j ** 2``, and column j of that
-depends on the errors of the columns up to j only. So each column in turn is rounded to the level nearest to
+``H = R R^T``, R upper triangular, the loss is the sum over the columns j of ``((w - q) R)_j ** 2``, and term j depends
+only on the errors of the columns up to j. So each column in turn is rounded to the level nearest to
 
     w_j + sum over k < j of (w_k - q_k) * R_kj / R_jj
 
-which is GPTQ's rule: R is the inverse of the Cholesky factor of the inverse of H, and nothing has to be inverted.
+This is GPTQ's rule, where R is the inverse of the Cholesky factor of the inverse of H; computed as here, no matrix has
+to be inverted.
 
 Source: E. Frantar et al., "GPTQ", 2022 (arXiv:2210.17323); J. Chen et al., "The Geometry of LLM Quantization: GPTQ as
 Babai's Nearest Plane Algorithm", 2025 (arXiv:2507.18553), for the equivalence.
@@ -27,10 +28,12 @@ _TRIES = 8
 
 
 def damped(moment: F32, damping: float = DAMPING) -> F32:
-    """The moment [cols, cols] with `damping` times the mean of its diagonal added to it; columns never used get 1.
+    """Return the moment, float32 [cols, cols], with `damping` times the mean of its diagonal added to the diagonal.
+
+    Columns whose input is always 0 get 1 on the diagonal and 0 elsewhere; the mean leaves them out.
 
     Raises:
-        NonFiniteError: a value is not finite.
+        NonFiniteError: a value of the moment is not finite.
     """
     if not np.isfinite(moment).all():
         raise NonFiniteError("the moment holds values that are not finite; calibrate on the unquantized model")
@@ -46,11 +49,15 @@ def damped(moment: F32, damping: float = DAMPING) -> F32:
 
 
 def upper_factor(h: F32, accumulate: Accumulate = accumulate) -> F64:
-    """The upper triangular R with ``R R^T = h``, float64 [cols, cols].
+    """Return the upper triangular R with ``R R^T = h``, float64 [cols, cols].
 
     Args:
-        h: symmetric and positive definite; if rounding makes it indefinite, more is added to its diagonal.
-        accumulate: adds products.
+        h: symmetric and positive definite; if rounding errors make it indefinite, its diagonal is increased until it
+            is definite again.
+        accumulate: the kernel that adds products.
+
+    Raises:
+        NonFiniteError: h stays indefinite after the diagonal has been increased several times.
     """
     reverse = h[::-1, ::-1].astype(np.float64)
     diagonal = np.einsum("ii->i", reverse)
@@ -65,7 +72,7 @@ def upper_factor(h: F32, accumulate: Accumulate = accumulate) -> F64:
 
 
 def _cholesky(h: F64, accumulate: Accumulate) -> F64 | None:
-    """The transposed Cholesky factor: upper triangular U with ``U^T U = h``; None where h is not positive."""
+    """Return the upper triangular U with ``U^T U = h`` (Cholesky); None if h is not positive definite."""
     size = len(h)
     upper = np.zeros_like(h)
     for start in range(0, size, _BLOCK):
@@ -83,13 +90,13 @@ def _cholesky(h: F64, accumulate: Accumulate) -> F64 | None:
 
 
 def spread(factor: F64) -> F32:
-    """What the error of column k adds to the target of column j > k: ``R_kj / R_jj``, float32 [cols, cols]."""
+    """Return the weight ``R_kj / R_jj`` of column k's error in the target of column j > k, float32 [cols, cols]."""
     share: F32 = (factor / np.einsum("ii->i", factor)).astype(np.float32)
     return share
 
 
 def decreasing(moment: F32) -> Indices:
-    """The columns in the order of their diagonal, the largest first; of equals, the first."""
+    """Return the column indices [cols] by descending diagonal of the moment; equal ones stay in order."""
     return np.argsort(-np.einsum("ii->i", moment), kind="stable")
 
 

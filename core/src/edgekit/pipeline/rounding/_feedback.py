@@ -1,7 +1,7 @@
-"""Codes chosen with error feedback, for every format that has levels under scales.
+"""Codes chosen with error feedback, for every format whose values are levels times a scale.
 
-Arrays are transposed, [cols, rows]: a column of the weights is a row of memory, so that each step is one operation on
-all rows at once. Rows do not depend on each other.
+Arrays are transposed, [cols, rows]: a column of the weights is contiguous in memory, so that each step is one
+operation on all rows. Rows do not depend on each other.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from edgekit.bridges import Choices, Levels
 from edgekit.pipeline.rounding._kernels import NUMPY, Accumulate, Kernels, Places
 from edgekit.typing import F32, F64, U8, Bools, Indices
 
-#: Columns that are worked on together.
+#: Columns of a block: errors are added to later blocks once per block, and to later columns of the block one by one.
 BLOCK = 32
 
 
 @attrs.frozen(eq=False)
 class Grid:
-    """The levels of a tensor, transposed: scales [groups, rows].
+    """The levels of a tensor and their scales, transposed.
 
     Attributes:
-        table: ascending values, [n].
-        group: columns that share a scale.
+        table: the levels in ascending order, float32 [n].
+        group: number of columns that share a scale.
         scale, inverse, zero, bias: float32 [groups, rows]; the inverse of a scale of 0 is 0.
-        even: whether the table's values follow one another by 1.
+        even: whether neighbouring levels differ by 1, so that the nearest one is found by rounding.
     """
 
     table: F32
@@ -38,8 +38,8 @@ class Grid:
 
     @classmethod
     def of(cls, levels: Levels) -> Grid:
-        """The grid of a tensor's levels."""
-        scale = np.array(levels.scale.T, order="C")  # a copy: it is going to be changed
+        """Return the grid of a tensor's levels; its arrays are copies."""
+        scale = np.array(levels.scale.T, order="C")  # a copy, since `move` changes it
         zero, bias = (None if part is None else np.array(part.T, order="C") for part in (levels.zero, levels.bias))
         return cls(levels.table, levels.group, scale, _inverse(scale), zero, bias, levels.even)
 
@@ -49,7 +49,7 @@ class Grid:
         return Places(float(self.table[0]), len(self.table), self.group, self.scale, self.inverse, self.zero, self.bias)
 
     def move(self, group: int, rows: Indices, best: _Best) -> None:
-        """Give a group other scales in some rows."""
+        """Set the scale and the bias of a group in the given rows to the best ones."""
         scale = best.scale[rows]
         self.scale[group, rows] = scale
         self.inverse[group, rows] = _inverse(scale)
@@ -57,7 +57,10 @@ class Grid:
             self.bias[group, rows] = best.bias[rows]
 
     def nearest(self, target: F32, column: int) -> U8:
-        """The places of the levels next to a target [rows]; in the middle of two, the even one or the lower."""
+        """Return the codes [rows] of the levels nearest to a target [rows] in a column.
+
+        A target midway between two levels gets the one with the even value if levels differ by 1, else the lower one.
+        """
         group = column // self.group
         t = target if self.bias is None else target - self.bias[group]
         t = t * self.inverse[group]
@@ -72,7 +75,7 @@ class Grid:
         return found
 
     def values(self, codes: U8, column: int) -> F32:
-        """What codes [..., rows] stand for, of a column or of the columns of its group."""
+        """Return the decoded values, float32 [..., rows], of codes of a column, or of columns of its group."""
         group = column // self.group
         value: F32 = self.table[codes]
         if self.zero is not None:
@@ -81,7 +84,7 @@ class Grid:
         return value if self.bias is None else value + self.bias[group]
 
     def decoded(self, codes: U8) -> F32:
-        """What codes [cols, rows] stand for."""
+        """Return the decoded values, float32 [cols, rows], of codes [cols, rows]."""
         parts = [self.values(codes[start : start + self.group], start) for start in range(0, len(codes), self.group)]
         return np.concatenate(parts)
 
@@ -94,17 +97,17 @@ def _inverse(scale: F32) -> F32:
 
 
 def feedback(weights: F32, grid: Grid, spread: F32, order: Indices, kernels: Kernels = NUMPY) -> U8:
-    """Round column after column; the error of each moves the targets of those after it.
+    """Round column by column; the error of each column changes the targets of the columns after it.
 
     Args:
         weights: float32 [cols, rows].
         grid: the levels.
-        spread: from `edgekit.pipeline.rounding._factor.spread`, columns in the given order.
-        order: of the columns.
-        kernels: what computes.
+        spread: the result of `edgekit.pipeline.rounding._factor.spread`, with the columns in `order`.
+        order: the column indices [cols] in the order in which they are rounded.
+        kernels: the arithmetic.
 
     Returns:
-        The codes, [cols, rows].
+        The codes, uint8 [cols, rows].
     """
     cols = len(weights)
     codes = np.empty(weights.shape, np.uint8)
@@ -125,17 +128,17 @@ def feedback(weights: F32, grid: Grid, spread: F32, order: Indices, kernels: Ker
 
 
 def sweep(weights: F32, grid: Grid, h: F32, codes: U8, kernels: Kernels = NUMPY) -> int:
-    """Give each code in turn its best value while all others stay, in place: coordinate descent on the loss.
+    """Improve the codes in place by one pass of coordinate descent: each code is optimized with all others fixed.
 
     Args:
         weights: float32 [cols, rows].
         grid: the levels.
         h: the damped moment, float32 [cols, cols].
-        codes: [cols, rows], changed.
-        kernels: what computes.
+        codes: uint8 [cols, rows], changed in place.
+        kernels: the arithmetic.
 
     Returns:
-        How many codes changed.
+        The number of codes that changed.
     """
     changed, cols = 0, len(weights)
     values = grid.decoded(codes)
@@ -163,22 +166,22 @@ def sweep(weights: F32, grid: Grid, h: F32, codes: U8, kernels: Kernels = NUMPY)
 
 
 def refit(weights: F32, grid: Grid, choices: Choices, rows: slice, h: F32, codes: U8, kernels: Kernels = NUMPY) -> int:
-    """Give the scale and the bias of each group in turn their best values while all else stays, in place.
+    """Optimize the scale and the bias of each group in place, group by group, with the codes fixed.
 
-    The best are those of the least squares in the metric of `h`; of the neighbours that can be stored, the better one
-    is taken if it is better than what is there.
+    The optimum is the least squares solution in the metric of `h`. The format can store only some scales and biases:
+    the best storable neighbour of the optimum replaces the present one if it lowers the loss.
 
     Args:
         weights: float32 [cols, rows].
-        grid: the levels; its scales are changed.
-        choices: what the scales can be.
-        rows: which rows of the tensor these are.
+        grid: the levels; its scales and biases are changed in place.
+        choices: the scales and biases that the format can store.
+        rows: the rows of the tensor that `weights` holds.
         h: the damped moment, float32 [cols, cols].
-        codes: [cols, rows].
-        kernels: what computes.
+        codes: uint8 [cols, rows].
+        kernels: the arithmetic.
 
     Returns:
-        How many groups of rows changed.
+        The number of (group, row) pairs whose scale or bias changed.
     """
     changed, cols = 0, len(weights)
     errors = weights - grid.decoded(codes)
@@ -198,7 +201,7 @@ def refit(weights: F32, grid: Grid, choices: Choices, rows: slice, h: F32, codes
 
 @attrs.define(eq=False)
 class _Best:
-    """The best scale and bias of a group, [rows], and by how much they lower the loss."""
+    """The best scale and bias of a group so far, [rows], and by how much they lower the loss."""
 
     scale: F32
     bias: F32 | None
@@ -210,8 +213,8 @@ class _Normal:
     """The normal equations of a group's scale and bias, float64 [rows].
 
     Attributes:
-        by_scale, by_bias: half the slope of the loss as they grow, negative.
-        scale_scale, scale_bias, bias_bias: half its curvature.
+        by_scale, by_bias: minus half the first derivative of the loss.
+        scale_scale, scale_bias, bias_bias: half the second derivatives.
     """
 
     by_scale: F64
@@ -222,7 +225,7 @@ class _Normal:
 
     @classmethod
     def of(cls, grid: Grid, h: F32, codes: U8, errors: F32, group: int, part: slice, accumulate: Accumulate) -> _Normal:
-        """The equations of the columns `part`, whose codes stay."""
+        """Return the equations of the columns `part` of a group, with their codes fixed."""
         direction = grid.table[codes[part]]
         if grid.zero is not None:
             direction -= grid.zero[group]
@@ -242,7 +245,7 @@ class _Normal:
         return cls(total(slopes * direction), total(slopes), total(turned * direction), total(turned), total(alone))
 
     def best(self, grid: Grid, choices: Choices, rows: slice, group: int) -> _Best:
-        """The neighbours of the optimum that lower the loss most."""
+        """Return the storable neighbours of the optimum that lower the loss most; no gain where none does."""
         scale, bias = grid.scale[group], None if grid.bias is None else grid.bias[group]
         free = bias is not None and choices.bias is not None
         determinant = self.scale_scale * self.bias_bias - self.scale_bias**2
@@ -259,7 +262,7 @@ class _Normal:
             if free:
                 assert bias is not None
                 assert choices.bias is not None
-                # Given the scale that is stored, the best bias is another one.
+                # The best bias depends on the scale: solve again for the scale that is stored.
                 moved = (
                     bias + (self.by_bias - (candidate.astype(np.float64) - scale) * self.scale_bias) / self.bias_bias
                 )
@@ -273,7 +276,7 @@ class _Normal:
     def _take(
         self, best: _Best, scale: F32, bias: F32 | None, candidate: F32, offset: F32 | None, known: Bools
     ) -> None:
-        """Keep a candidate where it is better than the best so far."""
+        """Replace the best so far by a candidate in the rows where the candidate lowers the loss more."""
         ds = candidate.astype(np.float64) - scale
         gain = 2 * ds * self.by_scale - ds * ds * self.scale_scale
         if offset is not None and bias is not None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edgekit.typing import F32, I16, U8, Array, Indices
 
-#: Elements that are summed up at once: 256 KiB of float32 stay in a cache.
+#: Elements of the result that are computed at once: 256 KiB of float32 fit in a processor's cache.
 _CHUNK = 1 << 16
 #: The largest magnitude of an operand of `Multiply`, and the columns whose products are summed exactly.
 MOST, PIECE = 4095, 128
@@ -27,15 +27,15 @@ _LEAST, _MOST = np.float32(-87), np.float32(88)
 
 
 class Accumulate(Protocol):
-    """Adds a product to an array, in place."""
+    """A kernel that adds a matrix product to an array in place, summing in a fixed order."""
 
     def __call__(self, out: Array, b: Array, a: Array) -> None:
-        """``out[n, m] += b[0, n] * a[0, m]``, then that of row 1, and so on: k sums for each element, in order.
+        """Add ``b[i, n] * a[i, m]`` to ``out[n, m]`` for i = 0, 1, … k - 1 in this order.
 
         Args:
-            out: [n, m], float32 or float64; rows may be apart, elements of a row may not.
-            b: [k, n], of the same type, any strides.
-            a: [k, m], of the same type; rows may be apart.
+            out: float32 or float64 [n, m]; each row is contiguous, the rows may have any stride.
+            b: [k, n], of the same dtype, any strides.
+            a: [k, m], of the same dtype; each row is contiguous, the rows may have any stride.
         """
         ...
 
@@ -130,7 +130,7 @@ class Descend(Protocol):
 
 
 def accumulate(out: Array, b: Array, a: Array) -> None:
-    """The reference of `Accumulate`."""
+    """Add ``b^T a`` to `out` in place, term by term: the numpy reference of `Accumulate`."""
     n, m = out.shape
     step = max(256, _CHUNK // max(1, n))
     factors = np.ascontiguousarray(b)[:, :, None]

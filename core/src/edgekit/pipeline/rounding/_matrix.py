@@ -1,4 +1,4 @@
-"""One weight matrix, or the rows of one: from the encoder's scales to codes, scales and biases that lose least."""
+"""Rounds one weight matrix: starting from the encoder's scales, chooses codes, scales and biases of least loss."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from edgekit.pipeline.rounding._kernels import NUMPY, Accumulate, Kernels, accum
 from edgekit.tensor import QuantizedTensor
 from edgekit.typing import F32, F64, U8, Indices
 
-#: Rows that are worked on together: the bytes do not depend on it, and it bounds the memory of a thread.
+#: Rows that one thread rounds at a time; bounds its memory, and does not change the result.
 ROWS = 512
-#: Rounds of sweeps and of fitting scales after the first, while they pay.
+#: Largest number of further rounds of sweeps and scale fits; they end earlier when few codes change.
 ROUNDS = 2
-#: A sweep that changes a smaller share of the codes is the last of its round.
+#: A sweep that changes a smaller share of the codes than this ends its round.
 _FEW = 1e-3
 
 
 @attrs.frozen(eq=False)
 class Metric:
-    """How the loss of rounding is measured: the moment of the inputs, and what follows from it.
+    """The metric of the rounding loss ``(w - q) H (w - q)^T``, and the arrays derived from it.
 
     Attributes:
-        h: the damped moment, float32 [cols, cols].
-        order: of the columns, as they are rounded.
-        factor: the triangular factor of `h` in that order, float64.
-        spread: what the errors of columns add to the targets of later ones, in that order.
+        h: H, the damped moment of the inputs, float32 [cols, cols].
+        order: the column indices [cols] in the order in which they are rounded.
+        factor: the triangular factor of `h` in that order, float64 [cols, cols].
+        spread: the weights of a column's error in the targets of later columns, float32 [cols, cols], in that order.
     """
 
     h: F32
@@ -42,10 +42,10 @@ class Metric:
 
     @classmethod
     def of(cls, moment: F32, accumulate: Accumulate = accumulate, damping: float = DAMPING) -> Metric:
-        """The metric of a moment [cols, cols].
+        """Return the metric of a moment, float32 [cols, cols].
 
         Raises:
-            NonFiniteError: the moment is not finite, or not positive.
+            NonFiniteError: the moment has values that are not finite, or is not positive definite.
         """
         h = damped(moment, damping)
         order = decreasing(h)
@@ -53,7 +53,7 @@ class Metric:
         return cls(h, order, factor, spread(factor))
 
     def solve(self, values: F32, accumulate: Accumulate = accumulate) -> F32:
-        """``h^-1 values`` for values [cols, rows], float32."""
+        """Return ``h^-1 values``, float32 [cols, rows], for values [cols, rows]."""
         factor = self.factor.astype(np.float32)
         found = np.empty_like(values)
         found[self.order] = _forward(factor, _backward(factor, values[self.order], accumulate), accumulate)
@@ -64,7 +64,7 @@ _SOLVED = 32
 
 
 def _backward(factor: F32, values: F32, accumulate: Accumulate) -> F32:
-    """Solve ``R y = values``, R upper triangular, in place."""
+    """Solve ``R y = values`` in place, for R upper triangular [cols, cols] and values [cols, rows]."""
     cols = len(factor)
     for start in range((cols - 1) // _SOLVED * _SOLVED, -1, -_SOLVED):
         stop = min(start + _SOLVED, cols)
@@ -76,7 +76,7 @@ def _backward(factor: F32, values: F32, accumulate: Accumulate) -> F32:
 
 
 def _forward(factor: F32, values: F32, accumulate: Accumulate) -> F32:
-    """Solve ``R^T z = values``, in place."""
+    """Solve ``R^T z = values`` in place, for R upper triangular [cols, cols] and values [cols, rows]."""
     cols = len(factor)
     for start in range(0, cols, _SOLVED):
         stop = min(start + _SOLVED, cols)
@@ -88,7 +88,7 @@ def _forward(factor: F32, values: F32, accumulate: Accumulate) -> F32:
 
 
 def roundable(tensor: QuantizedTensor) -> bool:
-    """Whether a format has levels under scales, so that its codes can be chosen."""
+    """Return whether a tensor's values are levels times a scale, so that its codes can be chosen one by one."""
     try:
         levels(tensor)
     except InexactError:
@@ -104,17 +104,17 @@ def round_matrix(
     pool: Executor | None = None,
     kernels: Kernels = NUMPY,
 ) -> QuantizedTensor:
-    """Choose the codes of a matrix with error feedback, and scales and biases with them.
+    """Choose the codes, scales and biases of a matrix with error feedback.
 
     Args:
-        weights: what to round, float32 [rows, cols].
-        tensor: the matrix as its encoder stored it, whose scales are started from.
-        metric: of its inputs; columns that are never used keep their codes.
-        pool: computes groups of rows; the bytes are the same without.
-        kernels: what computes.
+        weights: the values to round, float32 [rows, cols].
+        tensor: the matrix as its encoder stored it; its scales are the starting point.
+        metric: the metric of the matrix's inputs; columns whose input is always 0 get the nearest codes.
+        pool: an executor for groups of rows; the result is the same without one.
+        kernels: the arithmetic.
 
     Returns:
-        The tensor with other codes, and other scales where its format lets them be chosen.
+        The tensor with new codes, and new scales and biases if its format lets them be chosen.
     """
     known, possible = levels(tensor), choices(tensor)
     work = [
@@ -140,7 +140,7 @@ def _all(futures: Sequence[Future[tuple[U8, Grid]]]) -> list[tuple[U8, Grid]]:
 
 @attrs.frozen(eq=False)
 class _Rows:
-    """Some rows of a matrix."""
+    """A block of rows of a matrix, which one thread rounds."""
 
     weights: F32
     levels: Levels
@@ -150,7 +150,7 @@ class _Rows:
     kernels: Kernels
 
     def run(self) -> tuple[U8, Grid]:
-        """The codes [cols, rows], and the grid with its new scales."""
+        """Round the rows; return the codes, uint8 [cols, rows], and the grid with its new scales."""
         rows = slice(self.start, self.start + len(self.weights))
         known = self.levels
         zero, bias = (None if part is None else part[rows] for part in (known.zero, known.bias))

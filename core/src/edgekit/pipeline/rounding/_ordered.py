@@ -1,13 +1,14 @@
 """The forward pass with the same bits on every machine.
 
-Products with matrices are exact sums of integers (`edgekit.pipeline.rounding._integers`), attention's are sums that
-`edgekit.pipeline.rounding.accumulate` takes term by term, and exponentials, sines and cosines are written out in
-additions and multiplications: BLAS, and the functions of numpy and of the C library, differ in their last bits from one
-processor to the next. The rest is elementwise, a square root, or a sum along a row, which numpy takes in one order
-everywhere.
+Products with weight matrices are exact sums of integers (`edgekit.pipeline.rounding._integers`), those of attention are
+summed term by term by `edgekit.pipeline.rounding.accumulate`, and exponentials, sines and cosines are computed by
+additions and multiplications: BLAS and the functions of numpy and of the C library differ in their last bits from one
+processor to the next. Everything else is elementwise, a square root, or a sum along a row, whose order numpy fixes on
+every machine.
 
-Not in one order: recurrences and experts, attention with sinks, in chunks or in both directions, and the error
-function. The frequencies of rotation are numpy's float64 powers, rounded to float32.
+
+The order is not fixed for recurrences, experts, attention with sinks, chunked or bidirectional attention, and the error
+function. The rotary frequencies are numpy's float64 powers, rounded to float32.
 """
 
 from __future__ import annotations
@@ -28,32 +29,35 @@ from edgekit.pipeline.rounding._integers import Integers, product, spread_out
 from edgekit.pipeline.rounding._kernels import NUMPY, Accumulate, Kernels
 from edgekit.typing import F32, Array, Bools, Ints
 
-#: Queries that attend at once.
+#: Queries whose attention is computed at a time; bounds the memory of the scores.
 _QUERIES = 128
 #: Elements of an activation that are computed at once: 64 KiB of float32.
 _AT_ONCE = 1 << 14
 #: Columns of a product that one thread computes.
 _PIECE = 256
-#: A quarter turn in two parts; multiples of the first are exact.
+#: pi / 2 as a sum of two float64 numbers; small integer multiples of the first are exact.
 _QUARTER_HIGH, _QUARTER_LOW = 1.5707963267341256, 6.077100506506192e-11
 _TERMS = 10
 
 
 def exp(x: F32, kernels: Kernels = NUMPY) -> F32:
-    """The exponential within 2 units in the last place, 0 below -87."""
+    """Return e^x, float32, within 2 units in the last place; 0 below -87."""
     found = np.array(x, np.float32, order="C")
     kernels.exponential(found)
     return found
 
 
 def tanh(x: F32, kernels: Kernels = NUMPY) -> F32:
-    """The hyperbolic tangent, by `exp`."""
+    """Return the hyperbolic tangent of x, float32, computed from `exp`."""
     small = exp(np.float32(-2) * np.abs(x), kernels)
     return np.copysign((np.float32(1) - small) / (np.float32(1) + small), x)
 
 
 def turns(angle: F32) -> tuple[F32, F32]:
-    """Cosines and sines of angles below 10^5 radians, by Taylor's series in float64 within a quarter turn."""
+    """Return the cosines and sines, float32, of angles below 10^5 radians.
+
+    The angle is reduced to a quarter turn; Taylor series in float64 do the rest.
+    """
     wide = angle.astype(np.float64)
     quarter = np.rint(wide * (2 / math.pi))
     rest = wide - quarter * _QUARTER_HIGH - quarter * _QUARTER_LOW
@@ -70,14 +74,14 @@ def turns(angle: F32) -> tuple[F32, F32]:
 
 
 def silu(x: F32, kernels: Kernels = NUMPY) -> F32:
-    """``x / (1 + exp(-x))``."""
+    """Return ``x / (1 + exp(-x))``, float32, with `exp` of this module."""
     below = exp(-x, kernels)
     below += np.float32(1)
     return np.divide(x, below, out=below)
 
 
 def gelu_tanh(x: F32, kernels: Kernels = NUMPY) -> F32:
-    """The tanh approximation of GELU."""
+    """Return the tanh approximation of GELU, float32, with `tanh` of this module."""
     cube = x * x * x
     inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * cube)
     return np.float32(0.5) * x * (np.float32(1) + tanh(inner, kernels))
@@ -93,7 +97,7 @@ def _hidden(start: int, stop: int, window: int | None) -> Bools:
 
 
 def threaded(accumulate: Accumulate, pool: Executor | None) -> Accumulate:
-    """The kernel on several threads: each computes other columns of the result, so the bits are the same."""
+    """Return the kernel on several threads; each computes its own columns of the result, so the bits are the same."""
     if pool is None:
         return accumulate
 
@@ -109,7 +113,7 @@ class IntegerOps(NumpyOps):
     """`NumpyOps` whose products with matrices are exact sums of integers.
 
     Attributes:
-        kernels: what computes.
+        kernels: the arithmetic.
         threads: its threads; None computes on the caller's.
     """
 
@@ -193,10 +197,17 @@ class OrderedOps(IntegerOps):
         return out.reshape(batch, n, heads * size)
 
     def _head(self, queries: F32, keys: F32, values: F32, how: Attend) -> F32:
-        """One head: queries [n, size] of the last positions, keys and values [m, size] of all."""
+        """Return the attention of one head, float32 [n, size].
+
+        Args:
+            queries: [n, size], of the last n positions.
+            keys: [m, size], of all positions.
+            values: [m, size], of all positions.
+            how: mask and scale.
+        """
         n, m = len(queries), len(keys)
         turned = np.ascontiguousarray(keys.T)
-        # A last column of ones adds up the weights in the same order as the values.
+        # A further column of ones sums the softmax's weights in the same order as the values.
         extended = np.concatenate([values, np.ones((m, 1), np.float32)], axis=1)
         out = np.empty((n, values.shape[1]), np.float32)
         for start in range(0, n, _QUERIES):
@@ -222,7 +233,7 @@ class IntegerTransformer(Transformer):
     """A model whose products with matrices are exact sums of integers.
 
     Attributes:
-        kernels: what computes.
+        kernels: the arithmetic.
         threads: its threads; None computes on the caller's.
     """
 
@@ -230,7 +241,7 @@ class IntegerTransformer(Transformer):
     threads: Executor | None = None
 
     def ops(self, tokens: Ints, past: KVCache) -> NumpyOps:
-        """The operations of one step."""
+        """Return the operations of one step for token ids [n] after the cached ones."""
         return IntegerOps(self.weights, past, tokens, kernels=self.kernels, threads=self.threads)
 
 
@@ -239,7 +250,7 @@ class OrderedTransformer(IntegerTransformer):
     """A model that computes the same bits on every machine."""
 
     def ops(self, tokens: Ints, past: KVCache) -> NumpyOps:
-        """The operations of one step."""
+        """Return the operations of one step for token ids [n] after the cached ones."""
         return OrderedOps(self.weights, past, tokens, kernels=self.kernels, threads=self.threads)
 
 

@@ -1,13 +1,13 @@
-"""Round a model layer by layer, each matrix for the inputs that it really gets.
+"""Rounds a model layer by layer, each matrix for the inputs that it gets in the quantized model.
 
-Two models compute the calibration text side by side: the original, and the one that is quantized so far. Within a layer
-Q, K and V come first, then the attention's output, gate and up, and down, each after those before it are quantized. A
-matrix is rounded in the metric of its inputs X' in the quantized model, H = X'^T X' / tokens, and towards a target that
-makes up for part of what those inputs have lost already:
+Two models compute the calibration text side by side: the original, and the partly quantized one. Within a layer the
+order is Q, K and V, the attention's output, gate and up, down; the inputs of a matrix are computed after the matrices
+before it have been quantized. A matrix is rounded in the metric of its inputs X' in the quantized model,
+H = X'^T X' / tokens. Its target compensates a part of the error that those inputs already have:
 
     W + CORRECTION * W ((X - X')^T X' / tokens) H^-1
 
-with X its inputs in the original. The whole of it would be the least squares solution, which overfits the text.
+with X its inputs in the original model. CORRECTION = 1 would be the least squares solution, which overfits the text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from edgekit.pipeline.rounding.calibration import Calibration
 from edgekit.tensor import AnyTensor, QuantizedTensor, Tensor
 from edgekit.typing import F32, Indices
 
-#: Share of the loss in a matrix's inputs that its target makes up for.
+#: The share of the error of a matrix's inputs that its target compensates.
 CORRECTION = 0.5
 #: Tokens of the original that go through a layer at once.
 _TOGETHER = 2048
@@ -38,11 +38,11 @@ EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
 @attrs.frozen(eq=False)
 class Matrix:
-    """How a matrix is stored.
+    """How a matrix is encoded and stored.
 
     Attributes:
-        encode: encodes rows [rows, cols], weighted by the importance [cols], with the scales that rounding starts from.
-        order: which row of the canonical matrix each stored row is; None where they are the same.
+        encode: encodes values [rows, cols], weighted by an importance [cols]; rounding starts from its scales.
+        order: for each stored row, its index in the canonical matrix; None if the order is the same.
     """
 
     encode: Callable[[F32, F32 | None], QuantizedTensor]
@@ -51,15 +51,16 @@ class Matrix:
 
 @attrs.frozen(eq=False)
 class Walk:
-    """What a walk through the layers needs.
+    """Rounds the matrices of a model, layer by layer.
 
     Attributes:
-        model: the original.
-        calibration: the windows, and which matrices share an input.
-        matrices: those that are rounded, by canonical name.
-        pool: computes groups of rows.
-        kernels: what computes.
-        others: values of tensors that are quantized without feedback, by name: the quantized model computes with them.
+        model: the original model.
+        calibration: the token ids to compute on, and which matrices share an input.
+        matrices: the matrices to round, by canonical name.
+        pool: the threads to compute on.
+        kernels: the arithmetic.
+        others: the tensors that are quantized without feedback, decoded, by canonical name; the quantized model uses
+            them.
     """
 
     model: Model
@@ -70,7 +71,7 @@ class Walk:
     others: Mapping[str, AnyTensor] = attrs.field(factory=dict)
 
     def run(self, progress: Callable[[int, int, str], None] | None = None) -> Iterator[tuple[str, QuantizedTensor]]:
-        """Yield the name of each matrix and the matrix, rounded, in the order of the forward pass."""
+        """Yield the canonical name and the rounded tensor of each matrix, in the order of the forward pass."""
         layers, windows = self.model.config.layers, self.calibration.windows
         tensors = {**self.model.tensors, **self.others}
         embedding = self._embedding()
@@ -94,20 +95,21 @@ class Walk:
 
     @property
     def wide(self) -> Accumulate:
-        """Adds products on all threads; not for what runs on the pool itself."""
+        """The kernel on all threads of the pool; code that runs in the pool must not use it."""
         return threaded(self.kernels.accumulate, self.pool)
 
     def computing(
         self, tensors: Mapping[str, AnyTensor], observe: Observe | None = None, keep: bool = False
     ) -> OrderedTransformer:
-        """The model with those tensors, which are decoded when they are used, and kept or not."""
+        """Return the model with the given tensors, each decoded anew when it is used unless they are kept."""
         model = Model(self.model.config, tensors)
         return OrderedTransformer(model, keep, observe, kernels=self.kernels, threads=self.pool)
 
     def _embedding(self) -> QuantizedTensor | None:
-        """The embedding that is the output matrix too: rounded for what the original puts into the latter.
+        """Return the embedding, rounded, if it is the output matrix too; else None.
 
-        It is needed first, when there is no quantized model yet.
+        It is rounded for the output matrix's inputs in the original model: the quantized model starts with the
+        embedding, so that its own inputs are not known yet.
         """
         if not self.model.config.tied or EMBEDDING not in self.matrices:
             return None
@@ -121,7 +123,7 @@ class Walk:
     def _output(
         self, tensors: dict[str, AnyTensor], states: F32, rounded: F32
     ) -> Iterator[tuple[str, QuantizedTensor]]:
-        """The output matrix, where it is none with the embedding."""
+        """Yield the name and the rounded output matrix, if the model has one apart from the embedding."""
         if OUTPUT not in self.matrices:
             return
         final, last = (self.computing(self.model.tensors).normalized(x) for x in (states, rounded))
@@ -160,7 +162,7 @@ def _reused(arrays: list[F32], shape: tuple[int, int]) -> F32:
 
 @attrs.define(eq=False)
 class _Layer:
-    """One layer of the quantized model: a matrix is rounded for its inputs when they come, just before it is used."""
+    """One layer of the quantized model; each matrix is rounded when its inputs are known, just before it is used."""
 
     walk: Walk
     tensors: dict[str, AnyTensor]
@@ -172,7 +174,7 @@ class _Layer:
     _lost: F32 | None = None
 
     def observe(self, name: str, x: F32) -> None:
-        """Round the matrix of that name for its inputs [tokens, cols], and compute with it from here on."""
+        """Round a matrix for its inputs [tokens, cols], and use the rounded one from here on; ignore other names."""
         if name not in self.walk.matrices:
             return
         group = next(key for key, names in self.walk.calibration.inputs.items() if name in names)
@@ -191,7 +193,7 @@ class _Layer:
         self.tensors[name] = Tensor.of(name, values)
 
     def _enter(self, group: str, x: F32) -> None:
-        """Measure the inputs of a group of matrices."""
+        """Compute the metric, the importance and the input error for a group of matrices with the same inputs."""
         if not np.isfinite(x).all():
             raise NonFiniteError(f"the input of {group} is not finite after the layers before are quantized")
         lost, walk = self.inputs[group] - x, self.walk
@@ -204,7 +206,7 @@ class _Layer:
             self._lost = mean_product(Integers.of_columns(lost, walk.pool), turned, len(x), walk.kernels, walk.pool)
 
     def _target(self, weights: F32) -> F32:
-        """What to round towards, [rows, cols]."""
+        """Return the values to round, float32 [rows, cols]: the weights, corrected for the error of the inputs."""
         if self._lost is None:
             return weights
         assert self._metric is not None

@@ -1,0 +1,207 @@
+"""Experts, hybrids and the other newer families as MLX directories: five random configurations of each (`families/`).
+
+mlx-lm loads what edgekit writes and computes the same; what mlx-lm makes of a Hugging Face directory has the same
+tensors, and opens with its encoded ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+
+import family_oracles as oracles
+import mlx.core as mx
+import mlx_lm
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from safetensors.numpy import load_file, save_file
+from test_families_mxfp4 import packed  # noqa: F401  # a fixture
+
+import edgekit
+from edgekit.architectures.forward import Transformer
+from edgekit.errors import UnsupportedModelError
+from edgekit.tensor import EncodedTensor
+from edgekit_mlx.library import from_mlx
+
+
+def described(path: Path):
+    """The module that describes a family's tests."""
+    spec = importlib.util.spec_from_file_location(f"family_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MODULES = {path.stem: described(path) for path in sorted(Path(__file__).with_name("families").glob("*.py"))}
+#: What mlx-lm's classes do not have.
+REFUSED = {
+    ("granitemoehybrid", "odd-sizes"): "it normalizes all groups of a Mamba layer together",
+    ("lfm2", "untied"): "its lfm2 has no output matrix of its own",
+    ("lfm2_moe", "untied"): "its lfm2_moe has no output matrix of its own",
+    ("mixtral", "wide-heads"): "its mixtral has heads of width / heads",
+    ("qwen3_5", "as-many-values"): "its qwen3_5 has a layer with attention at the end of every so many layers",
+    ("qwen3_5_moe", "as-many-values"): "its qwen3_5_moe has a layer with attention at the end of every so many layers",
+    ("qwen3_next", "as-many-values"): "its qwen3_next has a layer with attention at the end of every so many layers",
+}
+ALL = [(family, name) for family, module in MODULES.items() for name in module.CONFIGS]
+CASES = [case for case in ALL if case not in REFUSED]
+#: Of logits against numpy's, of the largest. Measured: at most 5e-6.
+TOLERANCE = 1e-4
+cases = pytest.mark.parametrize(("family", "name"), CASES, ids=["-".join(case) for case in CASES])
+families = pytest.mark.parametrize("family", MODULES)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory):
+    """For a family and a configuration: the directory that transformers wrote."""
+
+    @cache
+    def made(family: str, name: str) -> Path:
+        folder = tmp_path_factory.mktemp(f"{family}-{name}".replace(".", "_")) / "hf"
+        oracles.saved_model(MODULES[family].CONFIGS[name], folder)
+        return folder
+
+    return made
+
+
+def logits(module, tokens=oracles.TOKENS):
+    return np.array(module(mx.array([tokens.tolist()])).astype(mx.float32))[0]
+
+
+def quietly(function, *arguments, **options):
+    with contextlib.redirect_stdout(io.StringIO()):
+        return function(*arguments, **options)
+
+
+@cases
+def test_mlx_lm_loads_what_is_written_and_computes_the_same(family, name, saved, tmp_path):
+    source = edgekit.open(saved(family, name))
+    wanted = Transformer(source.model).logits(oracles.TOKENS)
+    artifact = edgekit.convert(source, tmp_path / "mlx", format="mlx")
+    assert oracles.relative(logits(mlx_lm.utils.load_model(artifact.path)[0]), wanted) < TOLERANCE
+    again = edgekit.open(artifact.path)
+    assert again.model.config == source.model.config
+    assert oracles.relative(Transformer(again.model).logits(oracles.TOKENS), wanted) < 1e-5
+    with edgekit.load(artifact, "mlx") as runtime:
+        assert oracles.relative(runtime.logits(oracles.TOKENS), wanted) < TOLERANCE
+        greedy = list(runtime.tokens(oracles.TOKENS[:6].tolist(), max_tokens=6))  # one by one, with states
+        rows = runtime.logits(np.array([*oracles.TOKENS[:6], *greedy]))
+        assert greedy == rows[5:-1].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize(("family", "name"), REFUSED, ids=["-".join(case) for case in REFUSED])
+def test_what_mlx_lm_would_compute_otherwise_is_refused(family, name, saved, tmp_path):
+    with pytest.raises(UnsupportedModelError, match=REFUSED[family, name]):
+        edgekit.convert(saved(family, name), tmp_path / "mlx", format="mlx")
+    assert not (tmp_path / "mlx").exists()
+
+
+@pytest.mark.parametrize("family", [family for family in MODULES if family != "gpt_oss"])
+def test_mlx_lm_makes_the_same_tensors_of_a_hugging_face_directory(family, saved, tmp_path):
+    """Of gpt-oss it reads MXFP4 alone; see below. Its config.json is edgekit's: it lacks defaults of transformers 5."""
+    ours = edgekit.convert(saved(family, "plain"), tmp_path / "mlx", format="mlx")
+    hf = shutil.copytree(saved(family, "plain"), tmp_path / "hf")
+    shutil.copy(ours.path / "config.json", hf / "config.json")
+    if family == "qwen3_5_moe":
+        together(hf / "model.safetensors")
+    theirs = dict(tree_flatten(mlx_lm.utils.load_model(hf)[0].parameters()))
+    assert theirs.keys() == ours.tensors.keys()
+    for name, tensor in ours.tensors.items():
+        np.testing.assert_array_equal(from_mlx(theirs[name]), tensor.read(), err_msg=name)
+
+
+def together(file: Path) -> None:
+    """Gate and up of all experts in one tensor, as Qwen 3.5 is published."""
+    tensors = load_file(file)
+    count = MODULES["qwen3_5_moe"].BASE["num_experts"]
+    for first in [name for name in tensors if name.endswith("experts.0.gate_proj.weight")]:
+        prefix = first.removesuffix("0.gate_proj.weight")
+
+        def stack(projection, prefix=prefix):
+            return np.stack([tensors.pop(f"{prefix}{i}.{projection}.weight") for i in range(count)])
+
+        tensors[f"{prefix}gate_up_proj"] = np.concatenate([stack("gate_proj"), stack("up_proj")], axis=1)
+        tensors[f"{prefix}down_proj"] = stack("down_proj")
+    save_file(tensors, file, {"format": "pt"})
+
+
+def with_modes(section):
+    """The section with the modes that mlx-lm leaves out of a module's entry."""
+    return {key: {"mode": "affine", **value} if isinstance(value, dict) else value for key, value in section.items()}
+
+
+@families
+def test_what_mlx_lm_quantizes_opens_with_encoded_tensors(family, saved, tmp_path):
+    """All bytes and all of the section are those of the recipe ``4bit``, routers in 8 bits included."""
+    plain = edgekit.convert(saved(family, "plain"), tmp_path / "mlx", format="mlx")
+    module, config = mlx_lm.utils.load_model(plain.path)
+    module, config = quietly(mlx_lm.utils.quantize_model, module, config, 64, 4)
+    (tmp_path / "theirs").mkdir()
+    mlx_lm.utils.save_model(tmp_path / "theirs", module)
+    mlx_lm.utils.save_config(config, tmp_path / "theirs" / "config.json")
+    theirs = edgekit.open(tmp_path / "theirs")
+    ours = edgekit.quantize(plain, "4bit", to=tmp_path / "ours", format="mlx", allow_unquantized=True)
+    assert with_modes(theirs.config["quantization"]) == ours.config["quantization"]
+    assert theirs.tensors.keys() == ours.tensors.keys()
+    for name, tensor in theirs.tensors.items():
+        mine = ours.tensors[name]
+        assert isinstance(tensor, EncodedTensor) == isinstance(mine, EncodedTensor), name
+        parts = tensor.read().parts if isinstance(tensor, EncodedTensor) else {"": tensor.read()}
+        own = mine.read().parts if isinstance(mine, EncodedTensor) else {"": mine.read()}
+        assert {key: part.tobytes() for key, part in parts.items()} == {k: v.tobytes() for k, v in own.items()}, name
+    wanted = Transformer(theirs.model).logits(oracles.TOKENS)
+    with edgekit.load(theirs, "mlx") as runtime:
+        # Measured: at most 5e-6.
+        assert oracles.relative(runtime.logits(oracles.TOKENS), wanted) < TOLERANCE
+
+
+def test_mxfp4_experts_are_those_that_mlx_lm_reads(packed, tmp_path):  # noqa: F811
+    ours = edgekit.convert(packed, tmp_path / "mlx", format="mlx")
+    config = json.loads((ours.path / "config.json").read_text())
+    experts = {name: t for name, t in ours.tensors.items() if isinstance(t, EncodedTensor)}
+    assert {t.precision.name for t in experts.values()} == {"mlx:mxfp4"}
+    hf = shutil.copytree(packed, tmp_path / "hf")
+    (hf / "config.json").write_text(json.dumps(config))
+    theirs = dict(tree_flatten(mlx_lm.utils.load_model(hf)[0].parameters()))
+    for name, tensor in experts.items():
+        for part, values in tensor.read().parts.items():
+            found = from_mlx(theirs[f"{name.removesuffix('weight')}{part}"])
+            np.testing.assert_array_equal(found.reshape(-1), values.reshape(-1))
+    wanted = Transformer(edgekit.open(packed).model).logits(oracles.TOKENS)
+    assert oracles.relative(logits(mlx_lm.utils.load_model(ours.path)[0]), wanted) < TOLERANCE
+
+
+def test_a_ramp_that_mlx_lm_rounds_is_said(saved, tmp_path):
+    source = shutil.copytree(saved("gpt_oss", "plain"), tmp_path / "hf")
+    config = json.loads((source / "config.json").read_text())
+    config["rope_parameters"]["truncate"] = False
+    (source / "config.json").write_text(json.dumps(config))
+    said: list[str] = []
+    made = edgekit.convert(source, tmp_path / "mlx", format="mlx", notes=said)
+    assert any("mlx-lm rounds the borders of yarn's ramp" in note for note in said)
+    wanted = Transformer(made.model).logits(oracles.TOKENS)
+    found = logits(mlx_lm.utils.load_model(made.path)[0])
+    assert oracles.deviations(found, wanted) < 1e-2
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5", "lfm2", "granitemoehybrid", "gpt_oss"])
+def test_a_cache_of_states_on_disk_goes_on(family, saved, tmp_path):
+    """Recurrent layers keep states that nothing can be dropped from."""
+    artifact = edgekit.convert(saved(family, "plain"), tmp_path / "mlx", format="mlx")
+    start = oracles.TOKENS[:12].tolist()
+    with edgekit.load(artifact, "mlx") as runtime:
+        wanted = list(runtime.tokens(oracles.TOKENS.tolist(), max_tokens=8))
+        list(runtime.tokens(start, max_tokens=1))
+        runtime.save_prompt_cache(tmp_path / "kept")
+    with edgekit.load(artifact, "mlx", prompt_cache=str(tmp_path / "kept")) as runtime:
+        assert runtime._seen == start
+        assert list(runtime.tokens(oracles.TOKENS.tolist(), max_tokens=8)) == wanted
+        assert list(runtime.tokens(start, max_tokens=3)) == runtime.logits(start)[-1:].argmax(-1).tolist() + list(
+            runtime.tokens([*start, int(runtime.logits(start)[-1].argmax())], max_tokens=2)
+        )
