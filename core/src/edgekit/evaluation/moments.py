@@ -18,6 +18,7 @@ import attrs
 import numpy as np
 
 from edgekit.architectures import Model
+from edgekit.architectures.forward import Observe, Transformer
 from edgekit.artifact import Artifact
 from edgekit.errors import EdgekitError, NonFiniteError, UsageError
 from edgekit.evaluation._experts import ExpertSums
@@ -181,7 +182,7 @@ def layer_moments(
             progress(layer, model.config.layers, f"layer {layer}")
         sums = _Sums(wanted, kernels, pool)
         observe = partial(_observed, sums, experts)
-        computing = IntegerTransformer(model, True, observe, kernels=kernels, threads=pool)  # keeps its decoded layer
+        computing = _computing(calibration, model, observe, kernels, pool)
         for batch in batches:
             states[batch] = computing.layer(layer, states[batch])
         yield from sums.means()
@@ -196,6 +197,15 @@ def layer_moments(
     yield from list(arrays.items())[max(0, done - len(calibration.inputs)) :]
     if progress:
         progress(model.config.layers, model.config.layers, "")
+
+
+def _computing(
+    calibration: Calibration, model: Model, observe: Observe, kernels: Kernels, pool: Executor | None
+) -> Transformer:
+    """The model, which keeps the decoded weights of its layer; routers choose their experts in float32."""
+    if calibration.experts:
+        return Transformer(model, True, observe)
+    return IntegerTransformer(model, True, observe, kernels=kernels, threads=pool)
 
 
 def _observed(sums: _Sums, experts: ExpertSums, name: str, x: F32) -> None:
@@ -257,7 +267,11 @@ def outer(x: F32, shape: tuple[int, ...], kernels: Kernels = NUMPY, pool: Execut
     """``x^T x`` of inputs [tokens, cols], or its blocks on the diagonal, in the shape of a moment."""
     width = shape[-1]
     blocks = [Integers.of_columns(x[:, start : start + width], pool) for start in range(0, x.shape[1], width)]
-    return np.stack([mean_product(block, block, 1, kernels, pool) for block in blocks]).reshape(shape)
+    products = np.stack([mean_product(block, block, 1, kernels, pool) for block in blocks])
+    with np.errstate(over="ignore", invalid="ignore"):  # refused with the name of the matrix
+        squares = np.einsum("ij,ij->j", x, x)
+    np.einsum("kii->ki", products)[...] = squares.reshape(len(products), width)  # the importance, in all its bits
+    return products.reshape(shape)
 
 
 def _write(record: Calibration, artifact: Artifact, progress: Progress | None, pool: Executor) -> None:
