@@ -20,6 +20,7 @@ _FAMILIES = {
     "gemma3": "Gemma3",
     "embedding_gemma": "EmbeddingGemma",
     "bert": "Bert",
+    "gemma4": "Gemma4",
     "granite": "Granite",
     "granitemoehybrid": "GraniteMoeHybrid",
     "lfm2": "Lfm2",
