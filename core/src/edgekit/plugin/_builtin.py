@@ -28,6 +28,7 @@ _FAMILIES = {
     "qwen3_moe": "Qwen3Moe",
     "mixtral": "Mixtral",
     "olmoe": "Olmoe",
+    "phimoe": "PhiMoe",
     "smollm3": "SmolLm3",
     "olmo2": "Olmo2",
     "qwen3_5": "Qwen35",

@@ -281,6 +281,10 @@ _CASES: dict[str, list[_Case]] = {
         _routing(Routing(2, "chosen")),
         _routing(Routing(2, "sigmoid", normalized=False, groups=4, groups_used=2)),
     ],
+    "route_sparsely": [
+        _Case(f"jitter {jitter}", lambda ops, v, jitter=jitter: ops.route_sparsely(v[0], jitter), _states(8))
+        for jitter in (0.01, 0.4)
+    ],
     "experts": [
         _experts("silu", False, False),
         _experts("clipped", False, True),
