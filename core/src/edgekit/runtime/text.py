@@ -12,7 +12,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.architectures.forward import Transformer
+from edgekit.architectures.forward import Transformer, token_ids
 from edgekit.artifact import Artifact
 from edgekit.errors import ContextOverflowError, NonFiniteError, UnsupportedModelError, UsageError
 from edgekit.runtime import chat
@@ -27,7 +27,7 @@ from edgekit.runtime.generation import Generation, GenerationOptions, Sampling, 
 from edgekit.runtime.reply import Reply, ReplyOptions
 from edgekit.tokenizer._record import Tokenizer
 from edgekit.tokenizer._vocabulary import TokenType
-from edgekit.typing import F32
+from edgekit.typing import F32, I64
 
 #: Scores that `TextRuntime.scores` computes at once, tokens times vocabulary: 1 GiB.
 MOST_PROMPT_SCORES = 1 << 28
@@ -215,6 +215,22 @@ class TextRuntime:
             return given
         self.refuse_too_long(given)
         return self.encode(given, special=special)
+
+    def checked_ids(self, tokens: npt.ArrayLike, vocab: int, *, batch: bool = False) -> I64:
+        """Return token ids as an array, int64 [n] or, if `batch` is set, also [batch, n].
+
+        Args:
+            tokens: the ids.
+            vocab: size of the vocabulary.
+            batch: whether several sequences are allowed.
+
+        Raises:
+            UsageError: there are no ids, they are not integers or not in the vocabulary, or they have another shape.
+        """
+        ids = token_ids(tokens, vocab).astype(np.int64)
+        if ids.ndim > 1 and not batch:
+            raise UsageError(f"a prompt is one sequence of token ids [n]; got {list(ids.shape)}")
+        return ids
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of token ids, special tokens by their names; bytes that are no UTF-8 become U+FFFD.

@@ -293,16 +293,8 @@ class LlamaCppRuntime(TextRuntime):
             raise UnsupportedModelError(NO_PREDICTION)
 
     def _checked(self, tokens: npt.ArrayLike) -> list[int]:
-        ids = np.asarray(tokens)
-        if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
-            raise UsageError(f"tokens must be integers [n], at least one; got {ids.dtype} {list(ids.shape)}")
-        vocabulary = self._model().vocabulary
-        if ids.min() < 0 or ids.max() >= vocabulary:
-            raise UsageError(
-                f"tokens lie between {ids.min()} and {ids.max()}, the vocabulary has 0 to {vocabulary - 1}; "
-                "use the model's own tokenizer"
-            )
-        return [int(token) for token in ids]
+        ids: list[int] = self.checked_ids(tokens, self._model().vocabulary).tolist()
+        return ids
 
     def too_long(self, most: int) -> str:
         """The context is what the model was loaded with, and may be larger."""

@@ -19,12 +19,11 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.architectures.forward import token_ids
 from edgekit.artifact import Artifact
 from edgekit.errors import ResourceError, UsageError
 from edgekit.files.memory import refuse_shortage
 from edgekit.runtime import Prompt, Sampling, TextRuntime
-from edgekit.typing import F32, I64
+from edgekit.typing import F32
 from edgekit_mlx import prompt_cache
 from edgekit_mlx.library import chosen, core, device_name, lm, version
 from edgekit_mlx.module import DTYPES, Loaded, load
@@ -141,7 +140,7 @@ class MlxRuntime(TextRuntime):
             UsageError: there are no tokens, or they are not integers, or not in the vocabulary.
             ContextOverflowError: there are more tokens than the context holds.
         """
-        ids = self._ids(tokens)
+        ids = self.checked_ids(tokens, self._vocab(), batch=True)
         self.room(ids.shape[-1], None)
         scores: F32 = self._run(lambda: self._float32(self._model().module(core().array(np.atleast_2d(ids)))))
         return scores.reshape(*ids.shape, -1)
@@ -156,11 +155,9 @@ class MlxRuntime(TextRuntime):
             ContextOverflowError: the prompt and `max_tokens` together are longer than the context.
             ResourceError: the device fails to compute, for example for lack of memory.
         """
-        ids = self._ids(np.asarray(prompt))
-        if ids.ndim != 1:
-            raise UsageError(f"a prompt is one sequence of token ids [n]; got {list(ids.shape)}")
-        choose = (sampling or Sampling()).sampler(ids.tolist())
-        return self._continue(ids.tolist(), self.room(len(ids), max_tokens), choose)
+        ids = self.checked_ids(prompt, self._vocab()).tolist()
+        choose = (sampling or Sampling()).sampler(ids)
+        return self._continue(ids, self.room(len(ids), max_tokens), choose)
 
     def _continue(self, ids: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
         for _ in range(count):
@@ -176,7 +173,7 @@ class MlxRuntime(TextRuntime):
             ContextOverflowError: there are more tokens than the context holds.
             NonFiniteError: the model computes values that are not finite.
         """
-        ids = self._ids(self.whole_ids(text))
+        ids = self.checked_ids(self.whole_ids(text), self._vocab())
         self.room(len(ids), None)
         states = self._run(lambda: self._float32(self._model().module.model(core().array(ids[None]))))
         return self.pooled(states[0])
@@ -244,9 +241,6 @@ class MlxRuntime(TextRuntime):
             if type(error) is not RuntimeError:
                 raise
             raise ResourceError(f"{self.artifact.path}: {self.device} cannot compute it: {error!s:.300}") from error
-
-    def _ids(self, tokens: npt.ArrayLike) -> I64:
-        return token_ids(tokens, self._vocab()).astype(np.int64)
 
     def _vocab(self) -> int:
         module = self._model().module
