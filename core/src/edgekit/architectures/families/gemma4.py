@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -114,10 +114,10 @@ class PerLayerNetwork(Network):
     def states(self, ops: Ops[V]) -> V:
         """See `Network.states`."""
         x = self.embedded(ops)
-        given: Sequence[V | None] = self._given(ops, x) if self.per_layer else [None] * len(self.blocks)
-        for layer, (block, own) in enumerate(zip(self.blocks, given, strict=True)):
+        given = self._given(ops, x) if self.per_layer else None
+        for layer, block in enumerate(self.blocks):
             assert isinstance(block, ScaledBlock)
-            x = block.forward(ops, layer, x, own)
+            x = block.forward(ops, layer, x, None if given is None else given[layer])
         return self.normalized(ops, x)
 
     def _given(self, ops: Ops[V], x: V) -> list[V]:
