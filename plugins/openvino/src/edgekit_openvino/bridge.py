@@ -24,11 +24,11 @@ from edgekit_openvino.elements import stored_parts
 
 
 def carried_over(tensor: AnyTensor) -> AnyTensor:
-    """The tensor in a precision that an IR holds: its own, one that holds the same values, or decoded float32."""
+    """The tensor in a precision that an IR holds, its own or one of the same values; or as it is, to be decoded."""
     if isinstance(tensor, Tensor) or tensor.precision.convention == "openvino":
         return tensor
     carried = first_exact(tensor, candidates(tensor))
-    return tensor.decoded() if carried is None else attrs.evolve(carried, nbytes=_nbytes(carried))
+    return tensor if carried is None else attrs.evolve(carried, nbytes=_nbytes(carried))
 
 
 def candidates(tensor: EncodedTensor) -> Iterator[Precision]:
