@@ -135,17 +135,16 @@ def _slot(name: str, role: str, tensor: AnyTensor) -> Slot:
 
 
 def _stored(tensor: AnyTensor) -> AnyTensor:
-    """The tensor in a precision that a graph holds: its own, one that holds the same values, or decoded float32."""
+    """The tensor in a precision that a graph holds, its own or one of the same values; or as it is, to be decoded."""
     if not isinstance(tensor, EncodedTensor) or storable(tensor.precision):
         return tensor
-    found = first_exact(tensor, candidates(tensor))
-    return tensor.decoded() if found is None else found
+    return first_exact(tensor, candidates(tensor)) or tensor
 
 
 def _kept(tensor: AnyTensor) -> Precision:
     """What a tensor that is not quantized is stored in: what it has, F32 for vectors and for wider floats."""
     if isinstance(tensor, EncodedTensor):
-        return tensor.precision
+        return tensor.precision if storable(tensor.precision) else find_precision("float:F32")
     kind = {"float16": "F16", "bfloat16": "BF16"}.get(tensor.dtype, "F32") if len(tensor.shape) > 1 else "F32"
     return find_precision(f"float:{kind}")
 
