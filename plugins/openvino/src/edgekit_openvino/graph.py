@@ -63,16 +63,22 @@ def refuse_lacking(config: ModelConfig) -> Network:
     return network
 
 
-def name_nodes(model: Any) -> None:
+def name_nodes(model: Any, prefix: str = "") -> None:
     """Give every node without a name of its own one that is the same in every process: type and place.
 
     OpenVINO counts unnamed nodes over the whole process, and the names are written into the IR. A constant may have
     the made-up name of the nodes that were folded into it.
+
+    Args:
+        model: its nodes, and those of the bodies of its loops.
+        prefix: of all names that are given.
     """
     for place, node in enumerate(model.get_ordered_ops()):
         name, kind = node.friendly_name, node.get_type_name()
         if re.fullmatch(r"[A-Za-z]+_\d+", name) and (name == node.get_name() or kind == "Constant"):
-            node.friendly_name = f"{kind.lower()}.{place}"
+            node.friendly_name = f"{prefix}{kind.lower()}.{place}"
+        if kind == "Loop":
+            name_nodes(node.get_function(), f"{node.friendly_name}/")
 
 
 __all__ = ["build", "name_nodes", "refuse_lacking"]
