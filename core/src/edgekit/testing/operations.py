@@ -281,6 +281,10 @@ _CASES: dict[str, list[_Case]] = {
         _routing(Routing(2, "chosen")),
         _routing(Routing(2, "sigmoid", normalized=False, groups=4, groups_used=2)),
     ],
+    "route_sparsely": [
+        _Case("near scores", lambda ops, v: ops.route_sparsely(v[0], 0.01), _states(8)),
+        _Case("far scores", lambda ops, v: ops.route_sparsely(v[0], 0.4), _states(8)),
+    ],
     "experts": [
         _experts("silu", False, False),
         _experts("clipped", False, True),
