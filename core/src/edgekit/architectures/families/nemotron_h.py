@@ -296,7 +296,7 @@ class NemotronH(Decoder):
         pairs = zip(counts, widths, strict=True)
         kinds = tuple("attention" if c else self.network_kind if w else "mamba" for c, w in pairs)
         inner, heads = (Section({key: 0, **keys.values}, keys.where).integer(key) for key in (INNER, HEADS))
-        found = {
+        found: Fields = {
             field: any(name.endswith(f"{role}.bias") for name in tensors)
             for field, role in (("qkv_bias", "attn_q"), ("attn_output_bias", "attn_output"), ("ffn_bias", "ffn_up"))
         }

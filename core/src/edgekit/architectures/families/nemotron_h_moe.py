@@ -59,7 +59,8 @@ class NemotronHMoe(NemotronH):
     apart = "Nemotron-H with experts without gates, one of them shared, chosen by a sigmoid with a bias"
     sizes_kind = MoeSizes
     network_kind = "moe"
-    defaults = NemotronH.defaults | {
+    defaults = {  # noqa: RUF012
+        **NemotronH.defaults,
         "n_routed_experts": 8,
         "num_local_experts": None,
         "n_shared_experts": 1,
