@@ -37,6 +37,8 @@ def saved_model(
     for name, buffer in model.named_buffers():
         if name.endswith("bias"):  # of a router's choice
             buffer.copy_(0.1 * torch.randn_like(buffer))
+        if name.endswith("layer_scalar"):
+            buffer.copy_(0.5 + torch.rand_like(buffer))
     model.tie_weights()
     model.save_pretrained(folder)
     return model.eval()
@@ -51,6 +53,8 @@ def randomize(name: str, parameter: torch.nn.Parameter) -> None:
         parameter.copy_(middle + 0.2 * random)
     elif name.endswith("A_log"):
         parameter.copy_(torch.rand_like(parameter) * 2 - 1)
+    elif name.endswith(("router.scale", "per_expert_scale")):
+        parameter.copy_(1 + 0.2 * random)
     elif name.endswith(("dt_bias", ".D")):
         parameter.copy_(0.5 + 0.5 * random)
     elif name.endswith("embed_tokens.weight"):

@@ -9,6 +9,7 @@ import os
 import random
 from pathlib import Path
 
+import attrs
 import numpy as np
 import onnx
 import onnxruntime
@@ -111,6 +112,17 @@ def test_blocks_of_gguf_files_are_carried_over(tmp_path):
         for role, tensor in made.model.tensors.items():
             assert np.array_equal(tensor.float32(), edgekit.open(file.path).model.tensors[role].float32()), role
         assert made.model.tensors["blk.0.ffn_up.weight"].precision.name == precision
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_k_quants_are_never_decoded_in_silence(format, tmp_path):
+    config = attrs.evolve(CONFIG, width=256, ffn=256, head_dim=64, rotary_dim=64, attention_scale=0.125)
+    source = artifact_of(random_model(config), tmp_path / "memory")
+    file = edgekit.quantize(source, "ggml:Q4_K", to=tmp_path / "m.gguf", format="gguf")
+    decoded = edgekit.convert(file, tmp_path / "decoded", format=format)
+    assert decoded.notes["decoded"] == "16 matrices quantized already (16 ggml:Q4_K) were decoded to floats"
+    again = edgekit.quantize(file, f"{format}:int8-asym-channel", to=tmp_path / "again", format=format)
+    assert "16 ggml:Q4_K) were quantized again" in again.notes["requantized"]
 
 
 # What is wrong with a file.

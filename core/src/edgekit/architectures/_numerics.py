@@ -208,6 +208,21 @@ def route(scores: F32, how: Routing, bias: F32 | None) -> F32:
     return weights
 
 
+def route_sparsely(scores: F32, jitter: float) -> F32:
+    """The weights of two experts; see `edgekit.architectures.ops.Ops.route_sparsely`."""
+    weights, left = np.zeros_like(scores), scores
+    for _ in range(2):
+        chosen = left.argmax(axis=-1, keepdims=True)
+        top = np.take_along_axis(left, chosen, axis=-1)
+        with np.errstate(invalid="ignore"):  # 0 / 0 is not far
+            far = (top - scores) / np.maximum(np.abs(scores), top) > np.float32(2 * jitter)
+        shares = _softmax(np.where(far, -np.inf, left))
+        np.put_along_axis(weights, chosen, np.take_along_axis(shares, chosen, axis=-1), axis=-1)
+        left = left.copy()
+        np.put_along_axis(left, chosen, np.float32(-np.inf), axis=-1)
+    return weights
+
+
 def _best_groups(ranked: F32, how: Routing) -> Bools:
     """Whether an expert is of one of the best groups, by the sum of each group's best two."""
     apart = ranked.reshape(*ranked.shape[:-1], how.groups, -1)

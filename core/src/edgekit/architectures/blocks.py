@@ -100,6 +100,7 @@ class Network:
         layer_norm: whether it is a LayerNorm with a bias.
         output_bias: whether the output matrix has a bias.
         predicts: whether it predicts next tokens; an encoder does not, and has states alone.
+        alone: whether a block needs nothing but the states before it, so that blocks may be computed one by one.
     """
 
     vocab: int
@@ -114,6 +115,7 @@ class Network:
     layer_norm: bool = False
     output_bias: bool = False
     predicts: bool = True
+    alone: bool = True
 
     def shapes(self) -> Iterator[tuple[str, Shape]]:
         """Name and shape of every tensor, in the order in which the forward pass meets them."""

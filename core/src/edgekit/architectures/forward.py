@@ -138,7 +138,15 @@ class Transformer:
         Args:
             index: of the layer, from 0.
             states: float32 [batch, n, width], from `embedded` or from the layer before.
+
+        Raises:
+            UnsupportedModelError: layers use what others computed (Gemma 4's shared keys and per-layer embeddings).
         """
+        if not self.network.alone:
+            raise UnsupportedModelError(
+                f"layers of a {self.config.family} model use what others computed, so that none can be computed alone; "
+                "choose a method that runs the whole model"
+            )
         return self.network.blocks[index].forward(self._anew(states), index, states)
 
     @_quiet

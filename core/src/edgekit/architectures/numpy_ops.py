@@ -183,6 +183,10 @@ class NumpyOps:
         """See `Ops.route`."""
         return numerics.route(scores, how, None if bias is None else self.vector(bias))
 
+    def route_sparsely(self, scores: F32, jitter: float) -> F32:
+        """See `Ops.route_sparsely`."""
+        return numerics.route_sparsely(scores, jitter)
+
     def experts(self, prefix: str, x: F32, weights: F32, ffn: Ffn) -> F32:
         """See `Ops.experts`: one expert after the other, each with the tokens that use it."""
         rows, shares = x.reshape(-1, x.shape[-1]), weights.reshape(-1, weights.shape[-1])

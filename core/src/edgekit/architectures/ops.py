@@ -265,6 +265,20 @@ class Ops(Protocol[V]):
         """
         ...
 
+    def route_sparsely(self, scores: V, jitter: float) -> V:
+        """The weights of two experts, as Phi-3.5 MoE's sparse mixer chooses them: [batch, n, experts].
+
+        Of each of the two likeliest the softmax over scores that lie within ``2 * jitter`` of its own, relative to the
+        larger of the two magnitudes, the first one's left out for the second; they do not sum to 1.
+
+        Source: Liu et al., arXiv:2409.12136; transformers 5.23, ``models/phimoe/modeling_phimoe.py``.
+
+        Args:
+            scores: the router's, [batch, n, experts].
+            jitter: half of the relative distance.
+        """
+        ...
+
     def experts(self, prefix: str, x: V, weights: V, ffn: Ffn) -> V:
         """The weighted sum of the experts' outputs: [batch, n, width].
 

@@ -83,7 +83,7 @@ def _modules(directory: Path) -> list[tuple[str, Path]]:
         return []
     entries = strict_json(content, directory / MODULES, "the file")
     entries = entries if isinstance(entries, list) else [None]
-    found = []
+    modules = []
     for entry in entries[:_MOST]:
         if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
             raise InvalidFileError(f"{directory / MODULES}: it is no list of modules with a type; fetch it again")
@@ -93,8 +93,8 @@ def _modules(directory: Path) -> list[tuple[str, Path]]:
         folder = directory / path
         if path and folder.is_symlink():
             raise InvalidFileError(f"{folder}: the link leads out of the directory; put the module itself here")
-        found.append((entry["type"].rpartition(".")[2], folder))
-    return found
+        modules.append((entry["type"].rpartition(".")[2], folder))
+    return modules
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -82,9 +82,9 @@ class HuggingFaceFormat:
         config = config_of(params, str(directory))
         weights = files.open_consolidated(directory, None if path.is_dir() else path.name)
         tensors = _unpacked(dict(renamed(weights.tensors, config)), config, directory)
-        found = self._artifact(path, weights, config, tensors)
-        own = tuple(file for file in found.files if file.name != files.CONFIG)  # it is generated from params.json
-        return attrs.evolve(found, files=(*own, directory / PARAMS))
+        artifact = self._artifact(path, weights, config, tensors)
+        copied = tuple(file for file in artifact.files if file.name != files.CONFIG)  # it is generated from params.json
+        return attrs.evolve(artifact, files=(*copied, directory / PARAMS))
 
     def _artifact(
         self, path: Path, weights: files.Weights, config: Mapping[str, Any], tensors: dict[str, AnyTensor]
@@ -200,8 +200,8 @@ def _left_out(model: Model, names: Collection[str]) -> str:
     parts = Counter(".".join(name.split(".")[: 2 if name.startswith("model.") else 1]) for name in other_parts(names))
     parts |= Counter(name.partition(".")[0] for name in names if name.startswith(("pooler.", "cls.")))
     parts |= Counter("mtp" for name in names if name.startswith("mtp."))
-    told = ", ".join(f"{count} tensors of {part}" for part, count in parts.items())
-    return f"{told} are left out: they are not part of the {model.config.family} language model" if told else ""
+    listed = ", ".join(f"{count} tensors of {part}" for part, count in parts.items())
+    return f"{listed} are left out: they are not part of the {model.config.family} language model" if listed else ""
 
 
 def _adapter_directory(path: Path) -> Path | None:

@@ -85,24 +85,24 @@ def config_to_metadata(config: ModelConfig) -> dict[str, Value]:
     Raises:
         UnsupportedModelError: the model has a feature that the architecture cannot express.
     """
-    family, own = FAMILIES[config.family], gguf_of(config)
+    family, gguf = FAMILIES[config.family], gguf_of(config)
     further = {key: _typed(value) for key, value in family.gguf_metadata(config).items()}  # may refuse
-    _refuse_what_gguf_cannot_say(config, own)
+    _refuse_what_gguf_cannot_say(config, gguf)
     counts = {key: u32(getattr(config, field)) for field, key in _COUNTS}
     reals = {key: f32(value) for field, key in _REALS if (value := getattr(config, field)) is not None}
-    reals[own.epsilon] = f32(config.norm_eps)
+    reals[gguf.epsilon] = f32(config.norm_eps)
     pairs = (
         counts
         | reals
         | _pooling_keys(config)
-        | _window_keys(config, own)
+        | _window_keys(config, gguf)
         | _scaling_keys(config.rope_scaling)
         | further
     )
     return {
-        key if key.startswith("tokenizer.") else f"{own.architecture}.{key}": value
+        key if key.startswith("tokenizer.") else f"{gguf.architecture}.{key}": value
         for key, value in pairs.items()
-        if own.rotates or not key.startswith("rope.")
+        if gguf.rotates or not key.startswith("rope.")
     }
 
 
@@ -112,13 +112,13 @@ def gguf_of(config: ModelConfig) -> Gguf:
     Raises:
         UnsupportedModelError: llama.cpp does not support the family.
     """
-    own = FAMILIES[config.family].gguf
-    if own is None:
+    gguf = FAMILIES[config.family].gguf
+    if gguf is None:
         raise UnsupportedModelError(
             f"llama.cpp has no architecture for {config.family} models, so that GGUF cannot hold one; "
             "choose another format"
         )
-    return own
+    return gguf
 
 
 def _pooling_keys(config: ModelConfig) -> dict[str, Value]:
@@ -274,13 +274,13 @@ def load_model(path: Path, metadata: Metadata, tensors: Mapping[str, AnyTensor])
     family = _family(keys)
     keys = attrs.evolve(keys, per_layer=family.gguf.per_layer if family.gguf else ())
     weights = {name: tensor for name, tensor in tensors.items() if name not in ROPE_TENSORS}
-    own = family.gguf
-    assert own is not None  # it was found by its architecture
-    config = check_config(_config(keys, family.name, own, tensors), str(path))
+    gguf = family.gguf
+    assert gguf is not None  # it was found by its architecture
+    config = check_config(_config(keys, family.name, gguf, tensors), str(path))
     config = family.gguf_config(config, keys.section(), tensors)
     weights = _ranked(weights, config)
     check_tensors(config, weights, str(path))
-    if own.interleaved:
+    if gguf.interleaved:
         weights = {name: reorder(name, tensor, config, "from_gguf") for name, tensor in weights.items()}
     return Model(config, weights)
 

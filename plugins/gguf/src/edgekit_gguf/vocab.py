@@ -34,6 +34,8 @@ from edgekit_gguf.metadata import Metadata, Value, f32s, flag, i32s, text, texts
 _PREFIX = "tokenizer.ggml."
 _MODELS: dict[str, Literal["spm", "bpe", "wordpiece"]] = {"llama": "spm", "gpt2": "bpe", "bert": "wordpiece"}
 _NAMES = {kind: model for model, kind in _MODELS.items()}
+#: Gemma 4's: SentencePiece's pieces, and merges, whose order says what merges first.
+_MERGED = "gemma4"
 _NO_VOCABULARY = ("no_vocab", "none")
 _IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
 #: llama.cpp's defaults for missing keys.
@@ -182,11 +184,11 @@ def from_metadata(metadata: Metadata, path: Path) -> Tokenizer | None:
     model = metadata.get(_PREFIX + "model")
     if model is None or model in _NO_VOCABULARY:
         return None
-    if model not in _MODELS:
+    if model not in (*_MODELS, _MERGED):
         raise UnsupportedModelError(
             f"{path}: its tokenizer is of model {shown(model)}; supported are {', '.join(_MODELS)}"
         )
-    kind = _MODELS[model]
+    kind = _MODELS.get(model, "spm")
     tokens = _list(metadata, "tokens", str, path)
     ids, types = _ids(metadata, kind, len(tokens), path), _types(metadata, len(tokens), path)
     if kind == "wordpiece":
@@ -196,7 +198,7 @@ def from_metadata(metadata: Metadata, path: Path) -> Tokenizer | None:
         kind,
         tokens,
         types=types,
-        scores=_scores(metadata, len(tokens), path) if kind == "spm" else (),
+        scores=_scores(metadata, tokens, path) if kind == "spm" else (),
         merges=_list(metadata, "merges", str, path) if kind == "bpe" else (),
         pre=_one(metadata, "pre", str, "default", path),
         **ids,
@@ -216,7 +218,13 @@ def _types(metadata: Metadata, count: int, path: Path) -> tuple[TokenType, ...]:
     return tuple(known.get(number, TokenType.NORMAL) for number in numbers)
 
 
-def _scores(metadata: Metadata, count: int, path: Path) -> tuple[float, ...]:
+def _scores(metadata: Metadata, tokens: tuple[str, ...], path: Path) -> tuple[float, ...]:
+    count = len(tokens)
+    if metadata.get(_PREFIX + "model") == _MERGED:
+        ranks: dict[str, int] = {}
+        for rank, merge in enumerate(_list(metadata, "merges", str, path)):
+            ranks.setdefault(merge.replace(" ", "", 1), rank)
+        return tuple(-float(ranks.get(token, len(ranks))) for token in tokens)
     if _PREFIX + "scores" not in metadata:
         return (0.0,) * count
     return tuple(float(score) for score in _list(metadata, "scores", (int, float), path, count))

@@ -132,9 +132,9 @@ def _decoded(layout: Layout, plan: Plan) -> dict[str, str]:
     assert layout.model is not None
     kinds: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
     for slot, line in zip(layout.slots, plan, strict=True):
-        own = layout.model.tensors[slot.role]
-        if isinstance(own, EncodedTensor) and not isinstance(slot.tensor, EncodedTensor):
-            kinds[quantized(line.precision)][own.precision.name] += 1
+        tensor = layout.model.tensors[slot.role]
+        if isinstance(tensor, EncodedTensor) and not isinstance(slot.tensor, EncodedTensor):
+            kinds[quantized(line.precision)][tensor.precision.name] += 1
     shown = {again: ", ".join(f"{n} {name}" for name, n in sorted(count.items())) for again, count in kinds.items()}
     return {
         "decoded": shown[False] and f"matrices that MLX cannot hold as they are were decoded to floats: {shown[False]}",

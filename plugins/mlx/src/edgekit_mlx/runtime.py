@@ -197,10 +197,10 @@ class MlxRuntime(TextRuntime):
             InvalidFileError: the file is not a prompt cache, or is malformed.
             UsageError: the file was written for another model or dtype.
         """
-        found = self._run(lambda: prompt_cache.load(Path(path), self._identity(), self._new_cache()))
-        if len(found.tokens) > self.context:
-            raise UsageError(f"{path}: it holds {len(found.tokens)} tokens, the context {self.context}")
-        self._cache, self._seen = found.cache, found.tokens
+        stored = self._run(lambda: prompt_cache.load(Path(path), self._identity(), self._new_cache()))
+        if len(stored.tokens) > self.context:
+            raise UsageError(f"{path}: it holds {len(stored.tokens)} tokens, the context {self.context}")
+        self._cache, self._seen = stored.cache, stored.tokens
 
     def close(self) -> None:
         """Release the model; may be called more than once."""
@@ -248,8 +248,8 @@ class MlxRuntime(TextRuntime):
 
     @staticmethod
     def _float32(values: Any) -> F32:
-        found: F32 = np.array(values.astype(core().float32))
-        return found
+        array: F32 = np.array(values.astype(core().float32))
+        return array
 
     def _last(self, ids: list[int]) -> F32:
         """Return the logits after the ids, float32 [vocab]; computes only the tokens that are not cached."""
@@ -285,8 +285,8 @@ class MlxRuntime(TextRuntime):
                 self._cache, self._seen = self._new_cache(), []
 
     def _new_cache(self) -> list[Any]:
-        found: list[Any] = lm("models.cache").make_prompt_cache(self._model().module)
-        return found
+        layers: list[Any] = lm("models.cache").make_prompt_cache(self._model().module)
+        return layers
 
     def _identity(self) -> dict[str, str]:
         return prompt_cache.identity(self.artifact, self._model().dtype)

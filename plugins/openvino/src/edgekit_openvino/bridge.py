@@ -24,11 +24,11 @@ from edgekit_openvino.elements import stored_parts
 
 
 def carried_over(tensor: AnyTensor) -> AnyTensor:
-    """Return the tensor in a precision of OpenVINO's that holds the same values; if there is none, decoded."""
+    """Return the tensor in a precision of OpenVINO's that holds the same values; if there is none, unchanged."""
     if isinstance(tensor, Tensor) or tensor.precision.convention == "openvino":
         return tensor
     carried = first_exact(tensor, candidates(tensor))
-    return tensor.decoded() if carried is None else attrs.evolve(carried, nbytes=_nbytes(carried))
+    return tensor if carried is None else attrs.evolve(carried, nbytes=_nbytes(carried))
 
 
 def candidates(tensor: EncodedTensor) -> Iterator[Precision]:

@@ -131,8 +131,8 @@ class OpenVinoRuntime(TextRuntime):
         graph = self._graph("all")
         with self._lock:
             graph.forget()
-            found = graph.step(np.atleast_2d(ids))
-        return found.reshape(*ids.shape, -1)
+            scores = graph.step(np.atleast_2d(ids))
+        return scores.reshape(*ids.shape, -1)
 
     def tokens(
         self, prompt: Sequence[int], *, max_tokens: int | None = None, sampling: Sampling | None = None
@@ -211,11 +211,11 @@ class OpenVinoRuntime(TextRuntime):
 
     def _uses_genai(self, length: int) -> bool:
         """Return whether GenAI generates the text; it cannot restart when the rotation of positions changes."""
-        wanted = self.options.genai
-        if wanted is False or turns_change(self._decoder(), 1, length):
+        genai = self.options.genai
+        if genai is False or turns_change(self._decoder(), 1, length):
             return False
         lacking = [name for name in pipeline.NEEDED if not (self.artifact.path / name).is_file()]
-        if wanted and lacking:
+        if genai and lacking:
             raise UsageError(f"{self.artifact.path}: it has no {lacking[0]}; convert it again with the genai extra")
         return not lacking and importlib.util.find_spec("openvino_genai") is not None
 
@@ -279,10 +279,10 @@ class _Graph:
         return _outputs(self._request, self.compiled)
 
     def run_many(self, batches: Iterable[Arrays], jobs: int) -> list[dict[str, Array]]:
-        found: dict[int, dict[str, Array]] = {}
+        outputs: dict[int, dict[str, Array]] = {}
 
         def done(request: Any, number: int) -> None:
-            found[number] = _outputs(request, self.compiled)
+            outputs[number] = _outputs(request, self.compiled)
             request.reset_state()
 
         self.refuse_cut()
@@ -291,7 +291,7 @@ class _Graph:
         for number, inputs in enumerate(batches):
             waiting.start_async(self.checked(inputs), number)
         waiting.wait_all()
-        return [found[number] for number in sorted(found)]
+        return [outputs[number] for number in sorted(outputs)]
 
     def refuse_cut(self) -> None:
         """Raise an error if the mapped weights have been truncated: accessing them would end the process."""
