@@ -9,7 +9,7 @@ import edgekit
 from edgekit import sample
 from edgekit.runtime import NumpyRuntime
 from edgekit_serve import fields, requests, settings
-from edgekit_serve.app import Routes
+from edgekit_serve.routes import Routes
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE, SERVE, ORACLES = "tests/core", "tests/plugins/serve", "tests/oracles"
@@ -68,10 +68,16 @@ FEATURES = {
     "Tokenization": ("`/tokenize`, `/detokenize`", [f"{SERVE}/test_serve_features.py::test_tokens_there_and_back"]),
     "A small chat model: chat, JSON, a tool's round trip": (
         "llama.cpp, numpy, OpenVINO", [f"{ORACLES}/test_smollm2_server.py::test_chat_json_and_tools"]),
+    "Several models, loaded when asked for": (
+        "`model`, `--memory`",
+        [f"{SERVE}/test_serve_models.py::test_a_model_is_loaded_at_its_first_request",
+         f"{SERVE}/test_serve_models.py::test_the_least_recently_used_makes_room",
+         f"{SERVE}/test_serve_models.py::test_a_model_in_use_stays"]),
     "Keys as either API sends them": (
         "`Authorization`, `x-api-key`", [f"{SERVE}/test_serve_features.py::test_keys_as_anthropics_clients_send_them"]),
     "A bounded queue": ("`--queue`", [f"{SERVE}/test_serve_app.py::test_the_queue_is_bounded"]),
-    "Metrics": ("`/metrics`", [f"{SERVE}/test_serve_app.py::test_metrics"]),
+    "Metrics by model": ("`/metrics`", [f"{SERVE}/test_serve_app.py::test_metrics",
+                                        f"{SERVE}/test_serve_models.py::test_metrics_by_model"]),
 }  # fmt: skip
 
 

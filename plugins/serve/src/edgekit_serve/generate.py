@@ -17,7 +17,7 @@ from edgekit.errors import ContextOverflowError
 from edgekit.runtime import Generation, Part, Reply, TokenScore, ToolCall
 from edgekit_serve.body import present
 from edgekit_serve.engine import Engine, Ticket
-from edgekit_serve.metrics import Metrics
+from edgekit_serve.metrics import ModelMetrics
 from edgekit_serve.requests import AnswerOptions
 from edgekit_serve.wire import ApiError
 
@@ -121,7 +121,7 @@ class Answer:
     """
 
     engine: Engine
-    metrics: Metrics
+    metrics: ModelMetrics
     route: str
     requested: AnswerOptions
     asked: Sequence[Asked]
