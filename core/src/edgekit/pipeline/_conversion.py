@@ -21,7 +21,7 @@ import numpy as np
 
 from edgekit.artifact import Artifact, Format, Layout, RowWriter, Writer, unread
 from edgekit.encoding._codecs import choose
-from edgekit.encoding._importance import Filled, fill_importance
+from edgekit.encoding._importance import Filled, exact, fill_importance
 from edgekit.encoding._refusals import refuse_nonfinite
 from edgekit.errors import (
     EdgekitError,
@@ -208,8 +208,9 @@ def quantize(
             before a tensor is read.
         to: the file or directory to write; its suffix decides the format.
         format: name of the format; None derives it from the suffix.
-        importance: mean squared activations [cols] of each weight matrix, by canonical name. Columns without (0) get
-            the smallest importance of their matrix; a matrix without any is encoded without.
+        importance: mean squared activations [cols] of each weight matrix, by canonical name; of a stack of experts
+            [experts, cols]. Columns without (0) get the smallest importance of their matrix; a matrix without any, or
+            an expert that the text never reached, is encoded without.
         calibration: from `edgekit.calibrate` of the same source, or its file: gives the importance, and what rounding
             with error feedback needs.
         rounding: ``"nearest"`` rounds each weight by itself; ``"feedback"`` makes up for the error of each column in
@@ -217,7 +218,7 @@ def quantize(
             format, the size and the speed of the result are the same. Formats without levels under scales are rounded
             to nearest; a note says so. None is feedback with a calibration, else nearest.
         exact_importance: use the importance unchanged, zeros included. This gives the bytes of llama.cpp, which erases
-            blocks of such columns.
+            blocks of such columns, and weighs all columns alike of an expert that the text never reached.
         backend: name of the encoders to use; None takes the fastest exact ones, whose bytes are the same.
         nonfinite: ``"refuse"`` a NaN or an infinity, or ``"keep"`` the tensors that hold one in float.
         allow_unquantized: write the model even if less than half of the weights that the recipe covers can be
@@ -253,7 +254,7 @@ def quantize(
         widest = max((4 * tensor.size for tensor in artifact.tensors.values()), default=0)
         stack.enter_context(enough_memory(f"{artifact.path}: writing it as {target}", widest))
         work = stack.enter_context(working(target, artifact.reads, overwrite, notes))
-        filled = Filled(dict(importance or {}), {}, ()) if exact_importance else fill_importance(importance or {})
+        filled = Filled(exact(importance or {}), {}, ()) if exact_importance else fill_importance(importance or {})
         known = {"importance": _importance_digest(filled.importance)} if importance else {}
         if feedback is not None:
             known["calibration"] = feedback.digest

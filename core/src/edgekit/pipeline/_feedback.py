@@ -14,7 +14,7 @@ import numpy as np
 from edgekit.architectures import Model
 from edgekit.bridges import has_levels
 from edgekit.encoding._codecs import codec
-from edgekit.encoding._importance import fill_importance
+from edgekit.encoding._importance import fill_importance, stack_of
 from edgekit.errors import UsageError
 from edgekit.numerics.smallfloats import float32_to_bfloat16
 from edgekit.pipeline._progress import Progress
@@ -97,6 +97,8 @@ class Rounder:
         return known and same and quantized(precision) and has_levels(precision) and not _unchanged(slot, line)
 
     def _why_not(self, line: Assignment) -> str:
+        if any(stack_of(line.role)[0] in names for names in self.calibration.experts.values()):
+            return "of experts"
         if not any(line.role in names for names in self.calibration.inputs.values()):
             return "not calibrated"
         return "stored in another shape" if has_levels(line.precision) else f"in {line.precision}, which has no levels"

@@ -20,6 +20,7 @@ import attrs
 import numpy as np
 
 from edgekit.encoding._codecs import REFERENCE, Codec, codec, decode, put_rows
+from edgekit.encoding._importance import expert_row, of_role
 from edgekit.errors import MissingPluginError
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Slot
@@ -138,19 +139,19 @@ class Encoder:
     def _submitted(self, slot: Slot, assignment: Assignment) -> Iterator[_Task]:
         tensor, precision = slot.tensor, assignment.precision
         resolved = self._codec(precision)
+        importance = of_role(self.importance, assignment.role)
         job = partial(
             encode_chunk,
             codec=resolved,
-            importance=self.importance.get(assignment.role),
             name=self.where + tensor.name,
             finite=not (self.keep_nonfinite and precision.convention == "float"),
         )
         step = chunk_rows(tensor.rows, tensor.shape[-1] if tensor.shape else 1, precision)
-        for start in range(0, tensor.rows, step):
-            stop = min(start + step, tensor.rows)
+        for start, stop, weights in _weighted(tensor.rows, step, importance if precision.rowwise else None):
             size = (stop - start) * tensor.size // tensor.rows
-            rows = raw_rows(tensor, resolved, start, stop)
-            yield _Task(slot, assignment, resolved.backend, start, stop, size, self.pool.submit(job, rows))
+            weighted = partial(job, importance=weights)
+            future = self.pool.submit(weighted, raw_rows(tensor, resolved, start, stop))
+            yield _Task(slot, assignment, resolved.backend, start, stop, size, future)
 
     def name_for(self, precision: Precision) -> str:
         """Return the name of the backend that encodes that precision."""
@@ -158,6 +159,16 @@ class Encoder:
 
     def _codec(self, precision: Precision) -> Codec:
         return codec(precision, None if precision.convention == "float" else self.backend)
+
+
+def _weighted(rows: int, step: int, importance: F32 | None) -> Iterator[tuple[int, int, F32 | None]]:
+    """Yield the bounds of each chunk with its importance [cols]; with a row for each expert, no chunk is of two."""
+    stacked = importance is not None and importance.ndim == 2
+    count = len(importance) if importance is not None and stacked else 1
+    for number in range(count):
+        weights = expert_row(importance, number) if importance is not None and stacked else importance
+        for start in range(rows * number // count, rows * (number + 1) // count, step):
+            yield start, min(start + step, rows * (number + 1) // count), weights
 
 
 @attrs.frozen

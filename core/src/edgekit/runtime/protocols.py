@@ -110,7 +110,10 @@ class TokenizingRuntime(Protocol):
     """A runtime that exposes its tokenization."""
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids that `Runtime.stream` and `EmbeddingRuntime.embed` use for a text."""
+        """Return the token ids that `Runtime.stream` uses for a text.
+
+        `EmbeddingRuntime.embed` adds the token that ends a text, where the model has one.
+        """
         ...
 
 

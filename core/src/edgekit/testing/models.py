@@ -8,11 +8,31 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.architectures import Model, ModelConfig, tensor_shapes
-from edgekit.architectures.hf import hf_tensors
+from edgekit.architectures.hf import config_from_hf, hf_tensors
 from edgekit.artifact import Artifact
 from edgekit.tensor import Tensor
 from edgekit.tokenizer._record import Tokenizer
 from edgekit.typing import F32
+
+
+def small_llama(**changes: object) -> ModelConfig:
+    """Return the configuration of a Llama of two layers, with fewer key and value heads than heads.
+
+    Args:
+        changes: keys of its config.json to change or add, such as ``vocab_size=80``.
+    """
+    config = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 50,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": False,
+    }
+    return config_from_hf(config | changes, "small_llama")
 
 
 def random_weights(config: ModelConfig, seed: int = 0) -> dict[str, F32]:
@@ -61,4 +81,4 @@ def artifact_of(model: Model, path: Path, tokenizer: Tokenizer | None = None) ->
     )
 
 
-__all__ = ["artifact_of", "random_hf_tensors", "random_model", "random_weights"]
+__all__ = ["artifact_of", "random_hf_tensors", "random_model", "random_weights", "small_llama"]

@@ -73,11 +73,11 @@ KIT: Kit[OpsSubject] = Kit("operations")
 def numpy_compute(program: Program, weights: Mapping[str, F32], steps: Sequence[Step]) -> list[F32]:
     """Return the result of each step computed by numpy, which the subject's results are compared with."""
     tensors = {name: Tensor.of(name, values) for name, values in weights.items()}
-    kept, past, found = Weights(tensors, True, None, False, {}), KVCache(), []
+    kept, past, results = Weights(tensors, True, None, False, {}), KVCache(), []
     for tokens, inputs in steps:
-        found.append(program(NumpyOps(kept, past, tokens), inputs))
+        results.append(program(NumpyOps(kept, past, tokens), inputs))
         past.tokens = tokens if past.tokens is None else np.concatenate([past.tokens, tokens], axis=1)
-    return found
+    return results
 
 
 def run_ops_checks(
@@ -108,8 +108,8 @@ def _hold(subject: OpsSubject, operation: str, cases: Sequence[_Case]) -> None:
     for seed, case in enumerate(cases):
         weights, steps = _drawn(case, seed)
         expected = numpy_compute(case.program, weights, steps)
-        found = subject.compute(case.program, weights, steps)
-        for number, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
+        results = subject.compute(case.program, weights, steps)
+        for number, (ours, theirs) in enumerate(zip(expected, results, strict=True)):
             _same(f"{operation}, {case.what}, step {number + 1}", ours, theirs)
 
 
@@ -209,6 +209,7 @@ _CASES: dict[str, list[_Case]] = {
         _Case("a bias", lambda ops, v: ops.product("m", v[0]), _states(), {"m.weight": (7, 12), "m.bias": (7,)}),
         _Case("one row", lambda ops, v: ops.product("m", v[0]), _states(), {"m.weight": (12,)}),
     ],
+    "row": [_Case("added to states", lambda ops, v: ops.add(v[0], ops.row("m", 1)), _states(), {"m.weight": (3, 12)})],
     "vector": [_Case("times states", lambda ops, v: ops.multiply(v[0], ops.vector("w")), _states(), {"w": (12,)})],
     "rms_norm": [
         _Case("states", lambda ops, v: ops.rms_norm(v[0], 1e-3, "w.weight"), _states(), {"w.weight": (12,)}),
@@ -279,6 +280,10 @@ _CASES: dict[str, list[_Case]] = {
         _routing(Routing(2, "sigmoid", scale=2.5, floor=1e-20), bias=True),
         _routing(Routing(2, "chosen")),
         _routing(Routing(2, "sigmoid", normalized=False, groups=4, groups_used=2)),
+    ],
+    "route_sparsely": [
+        _Case("near scores", lambda ops, v: ops.route_sparsely(v[0], 0.01), _states(8)),
+        _Case("far scores", lambda ops, v: ops.route_sparsely(v[0], 0.4), _states(8)),
     ],
     "experts": [
         _experts("silu", False, False),

@@ -234,13 +234,13 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 real, sys.stdout = sys.stdout, type("Out", (), {"text": "", "write": lambda s, t: setattr(s, "text", s.text + t),
     "flush": lambda s: None, "isatty": lambda s: False, "encoding": "utf-8", "errors": "strict"})()
-error, began = "", time.perf_counter()
+error, began = "", time.process_time()
 try:
     import importlib
     importlib.import_module(sys.argv[1])
 except BaseException as e:
     error = f"{type(e).__name__}: {e}"
-seconds, modules = time.perf_counter() - began, sorted(set(sys.modules) - before)
+seconds, modules = time.process_time() - began, sorted(set(sys.modules) - before)
 for target in json.loads(sys.argv[3]):
     module, _, attribute = target.partition(":")
     try:
@@ -284,10 +284,11 @@ def _watch(subject: PluginSubject, load: bool = True) -> dict[str, Any]:
 
 @KIT.check
 def check_import_time(subject: PluginSubject, profile: Profile) -> None:
-    """Importing the registration module takes less than 0.1 s (the best of several tries)."""
+    """Importing the registration module takes less than 0.1 s of a processor's time (the best of several tries)."""
     seconds = min(_watch(subject, load=False)["seconds"] for _ in range(4))
     if seconds > IMPORT_SECONDS:
-        fail(f"importing {subject.module} takes {1000 * seconds:.0f} ms; {1000 * IMPORT_SECONDS:.0f} ms are allowed")
+        took, allowed = f"{1000 * seconds:.0f} ms of a processor", f"{1000 * IMPORT_SECONDS:.0f} ms are allowed"
+        fail(f"importing {subject.module} takes {took}; {allowed}")
 
 
 @KIT.check

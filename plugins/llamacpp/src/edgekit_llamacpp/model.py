@@ -122,6 +122,7 @@ class Loaded:
     def __init__(self, artifact: Artifact, options: Options) -> None:
         self._llama, self._free = llama(), contextlib.ExitStack()
         self.options = options
+        self._pooling = artifact.config.get(f"{artifact.config.get('general.architecture')}.pooling_type")
         with self._free as stack:
             refuse_missing(artifact, options)
             self.gpu_layers, self.devices = _placed(artifact, options)
@@ -208,7 +209,7 @@ class Loaded:
 
         Args:
             size: of a sequence, in tokens.
-            embeddings: whether it computes the mean of the last layer's states.
+            embeddings: whether it computes embeddings: pooled as the file says, else the mean of the last states.
             observer: an evaluation callback; such a context computes all its tokens at once, as exactly as it can.
             sequences: number; each has room for `size` tokens.
         """
@@ -228,7 +229,7 @@ class Loaded:
             parameters.cb_eval = observer
         parameters.offload_kqv = self.gpu_layers != 0
         if embeddings:
-            parameters.embeddings, parameters.pooling_type = True, _MEAN
+            parameters.embeddings, parameters.pooling_type = True, self._pooling or _MEAN
         with quiet() as lines:
             context = self._llama.llama_init_from_model(self.model, parameters)
         if not context:

@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.architectures.blocks import NO_PREDICTION
 from edgekit.artifact import Artifact
 from edgekit.errors import MissingPluginError, UnsupportedModelError, UsageError
 from edgekit.pipeline import Progress
@@ -99,7 +100,9 @@ class LlamaCppRuntime(TextRuntime):
         Raises:
             UsageError: no tokens, or ids outside the vocabulary.
             ContextOverflowError: more tokens than the context holds.
+            UnsupportedModelError: the model is an encoder.
         """
+        self._refuse_encoder()
         ids = self._checked(tokens)
         self.room(len(ids), None)
         with self._sequences.alone():
@@ -117,6 +120,7 @@ class LlamaCppRuntime(TextRuntime):
         Raises:
             UsageError, ContextOverflowError: as `logits`, of the prompt and `max_tokens` together.
         """
+        self._refuse_encoder()
         ids = self._checked(prompt)
         return self._continue(ids, self.room(len(ids), max_tokens), (sampling or Sampling()).sampler(ids))
 
@@ -151,13 +155,13 @@ class LlamaCppRuntime(TextRuntime):
             return square_sums(self._model(), rows, outputs, progress)
 
     def embed(self, text: Prompt) -> F32:
-        """Return the mean of the last layer's states over a text or token ids, float32 [width], of length 1.
+        """Return the embedding of a text or of token ids, float32 [width], of length 1; pooled as the file says.
 
         Raises:
             UsageError: an empty text, or no tokenizer.
             ContextOverflowError: more tokens than the context holds.
         """
-        ids = self._checked(self.prompt_ids(text))
+        ids = self._checked(self.whole_ids(text))
         self.room(len(ids), None)
         with self._sequences.alone():
             return self._embed(ids)
@@ -199,6 +203,11 @@ class LlamaCppRuntime(TextRuntime):
         ids = self._cut(loaded, data, add, special)
         ends = add and self._llama.llama_vocab_get_add_eos(loaded.vocab) and len(ids) > 1
         return ids[:-1] if ends else ids  # the text will be continued
+
+    def end_of_text(self) -> int | None:
+        """The file's EOS, where it asks for one."""
+        vocab = self._model().vocab
+        return int(self._llama.llama_vocab_eos(vocab)) if self._llama.llama_vocab_get_add_eos(vocab) else None
 
     def refuse_too_long(self, text: str) -> None:
         """Encode as every runtime if edgekit can read the file's tokenizer, else with llama.cpp's."""
@@ -275,17 +284,17 @@ class LlamaCppRuntime(TextRuntime):
         token = getattr(self._llama, f"llama_vocab_{name}")(loaded.vocab)
         return self._piece(token, special=True).decode("utf-8", "replace") if 0 <= token < loaded.vocabulary else ""
 
+    def _refuse_encoder(self) -> None:
+        try:
+            predicts = self.artifact.model.config.causal
+        except UnsupportedModelError:  # an architecture that edgekit does not read
+            return
+        if not predicts:
+            raise UnsupportedModelError(NO_PREDICTION)
+
     def _checked(self, tokens: npt.ArrayLike) -> list[int]:
-        ids = np.asarray(tokens)
-        if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
-            raise UsageError(f"tokens must be integers [n], at least one; got {ids.dtype} {list(ids.shape)}")
-        vocabulary = self._model().vocabulary
-        if ids.min() < 0 or ids.max() >= vocabulary:
-            raise UsageError(
-                f"tokens lie between {ids.min()} and {ids.max()}, the vocabulary has 0 to {vocabulary - 1}; "
-                "use the model's own tokenizer"
-            )
-        return [int(token) for token in ids]
+        ids: list[int] = self.checked_ids(tokens, self._model().vocabulary).tolist()
+        return ids
 
     def too_long(self, most: int) -> str:
         """The context is what the model was loaded with, and may be larger."""

@@ -118,25 +118,25 @@ def fused(artifact: Artifact, adapter: Adapter | Path) -> Artifact:
         UsageError: the adapter was trained on another model.
         InvalidFileError: a tensor of the adapter has no counterpart in the model or another shape.
     """
-    found = read_adapter(adapter) if isinstance(adapter, Path) else adapter
-    if found.model and found.model != identity(artifact)["model"]:
+    opened = read_adapter(adapter) if isinstance(adapter, Path) else adapter
+    if opened.model and opened.model != identity(artifact)["model"]:
         raise UsageError(
-            f"{found.path}: the adapter was trained on another model than {artifact.path}; choose that one"
+            f"{opened.path}: the adapter was trained on another model than {artifact.path}; choose that one"
         )
     model = artifact.model
     roles = {name: role for role, name in hf_names(model.config).items()}
     tensors = dict(model.tensors)
-    for name in sorted({name if found.method == "full" else _weight(name) for name in found.tensors}):
+    for name in sorted({name if opened.method == "full" else _weight(name) for name in opened.tensors}):
         if name not in roles:
             raise InvalidFileError(
-                f"{found.path}: it changes {name:.200}, which {artifact.path} does not have; {_AGAIN}"
+                f"{opened.path}: it changes {name:.200}, which {artifact.path} does not have; {_AGAIN}"
             )
         base = tensors[roles[name]]
-        if found.method == "full":
-            tensors[roles[name]] = _replaced(base, found.tensors[name], _offset(model.config, roles[name]), found)
+        if opened.method == "full":
+            tensors[roles[name]] = _replaced(base, opened.tensors[name], _offset(model.config, roles[name]), opened)
         else:
-            tensors[roles[name]] = _added(base, name.removesuffix(".weight"), found)
-    return _with(artifact, model.config, tensors, found)
+            tensors[roles[name]] = _added(base, name.removesuffix(".weight"), opened)
+    return _with(artifact, model.config, tensors, opened)
 
 
 def _weight(name: str) -> str:
@@ -153,13 +153,13 @@ def _with(artifact: Artifact, config: ModelConfig, tensors: dict[str, AnyTensor]
     changed = Model(config, tensors)
     names = hf_names(config)
     by_name = {names[role]: tensor for role, tensor in tensors.items()}
-    own = {name: by_name.get(name, tensor) for name, tensor in artifact.tensors.items()}
+    renamed = {name: by_name.get(name, tensor) for name, tensor in artifact.tensors.items()}
     if artifact.format not in ("hf", "mlx"):
-        own = dict(tensors)
+        renamed = dict(tensors)
     files = (*artifact.files, adapter.path / WEIGHTS, adapter.path / CONFIG)
-    found = attrs.evolve(artifact, tensors=own, files=files, load_model=lambda: changed, manifest=None)
+    result = attrs.evolve(artifact, tensors=renamed, files=files, load_model=lambda: changed, manifest=None)
     # A model fused from a GGUF file must not keep format and metadata: a writer would copy the tensors of the file.
-    return found if artifact.format in ("hf", "mlx") else attrs.evolve(found, format="fused", config={})
+    return result if artifact.format in ("hf", "mlx") else attrs.evolve(result, format="fused", config={})
 
 
 def _replaced(base: AnyTensor, learned: Tensor, offset: float, adapter: Adapter) -> Tensor:
@@ -256,8 +256,8 @@ class AsBefore:
 
 def as_before(artifact: Artifact) -> AsBefore:
     """Return the recipe that gives a fused model the precisions of `artifact`, which the adapter was trained on."""
-    found = {r: t.precision for r, t in artifact.model.tensors.items() if isinstance(t, EncodedTensor)}
-    return AsBefore(found)
+    precisions = {r: t.precision for r, t in artifact.model.tensors.items() if isinstance(t, EncodedTensor)}
+    return AsBefore(precisions)
 
 
 def to_json(config: Mapping[str, Any]) -> bytes:

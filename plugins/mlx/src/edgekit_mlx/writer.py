@@ -140,10 +140,10 @@ def config_of(layout: Layout, plan: Plan, content: bytes, path: Path) -> bytes:
     model = layout.model
     assert model is not None  # `MlxFormat.layout` refuses unsupported families
     source = json.loads(content)
-    own = {key: value for key, value in source.items() if key not in (KEY, MIRROR, "rope_parameters")}
-    if "text_config" in own:  # only the language model is written, so its keys move to the top level
-        own = {key: value for key, value in own.items() if key.endswith("token_id") or key == "torch_dtype"}
-    written = own | mlx_config(model.config, str(path))
+    kept = {key: value for key, value in source.items() if key not in (KEY, MIRROR, "rope_parameters")}
+    if "text_config" in kept:  # only the language model is written, so its keys move to the top level
+        kept = {key: value for key, value in kept.items() if key.endswith("token_id") or key == "torch_dtype"}
+    written = kept | mlx_config(model.config, str(path))
     chosen = {a.name.removesuffix(".weight"): a.precision for a in plan if quantized(a.precision)}
     if chosen:
         written[KEY] = written[MIRROR] = section_of(chosen)
@@ -210,14 +210,14 @@ def _parts(name: str, precision: Precision, shape: tuple[int, ...], dtype: str) 
     module = name.removesuffix(".weight")
     words = (*shape[:-1], shape[-1] * precision.bits // 32)
     groups = (*shape[:-1], shape[-1] // precision.block)
-    found = [Part(name, "uint32", words)]
+    parts = [Part(name, "uint32", words)]
     if precision.kind in FLOATS:
-        found.append(Part(f"{module}.scales", "uint8", groups))
+        parts.append(Part(f"{module}.scales", "uint8", groups))
     else:
-        found += [Part(f"{module}.{part}", dtype, groups) for part in ("scales", "biases")]
+        parts += [Part(f"{module}.{part}", dtype, groups) for part in ("scales", "biases")]
     if precision.whole_tensor:
-        found.append(Part(f"{module}.global_scale", "float32", ()))
-    return found
+        parts.append(Part(f"{module}.global_scale", "float32", ()))
+    return parts
 
 
 def _shards(parts: Sequence[list[Part]]) -> list[_Shard]:

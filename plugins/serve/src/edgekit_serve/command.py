@@ -235,8 +235,8 @@ class _JsonLines(logging.Formatter):
     """Formats an event as one JSON object, with the result of a request in separate fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        told = {"time": self.formatTime(record), "level": record.levelname.lower(), "message": record.getMessage()}
-        return json.dumps({**told, **getattr(record, "fields", {})})
+        event = {"time": self.formatTime(record), "level": record.levelname.lower(), "message": record.getMessage()}
+        return json.dumps({**event, **getattr(record, "fields", {})})
 
 
 def log_to_stderr(form: str = "text") -> None:

@@ -186,8 +186,8 @@ def _unit(slots: list[Slot], sizes: Sizes, allowed: list[Precision] | None) -> U
 
 def _tried(slot: Slot, sizes: Sizes) -> list[Precision]:
     """Return the format's candidates for a tensor, and its present precision if it is encoded."""
-    own = [slot.tensor.precision] if isinstance(slot.tensor, EncodedTensor) else []
-    return list(dict.fromkeys([*sizes.candidates(slot), *own]))
+    present = [slot.tensor.precision] if isinstance(slot.tensor, EncodedTensor) else []
+    return list(dict.fromkeys([*sizes.candidates(slot), *present]))
 
 
 __all__ = ["Choice", "Problem", "Unit"]

@@ -144,13 +144,13 @@ def _refuse_same(windows: Ints, calibration: Calibration) -> None:
     if len(tokens) < run:
         return
     there = {view.tobytes() for view in np.lib.stride_tricks.sliding_window_view(tokens, run)}
-    own = [
+    runs = [
         as_ids(window[start : start + run])
         for window in calibration.windows
         for start in range(1, len(window) - run + 1, run)  # the first token may be a BOS that replaced a token
     ]
-    shared = sum(piece.tobytes() in there for piece in own)
-    if shared > _SHARED * min(len(own), len(tokens) // run):
+    shared = sum(piece.tobytes() in there for piece in runs)
+    if shared > _SHARED * min(len(runs), len(tokens) // run):
         raise UsageError(
             "the calibration is of the text to measure on, which would flatter the result; give another text, or none "
             "to use what the calibration has held out"
