@@ -19,6 +19,7 @@ from edgekit_serve.metrics import Metrics
 from edgekit_serve.models import Model, Models
 from edgekit_serve.routes import Routes
 from edgekit_serve.settings import Settings
+from edgekit_serve.traces import Trace
 from edgekit_serve.wire import ApiError
 
 
@@ -28,6 +29,7 @@ def create_app(
     *,
     failed: Callable[[], None] = lambda: None,
     models: Sequence[Model] = (),
+    trace: Trace | None = None,
 ) -> Starlette:
     """Return an ASGI application around a runtime, which it closes at shutdown.
 
@@ -36,6 +38,7 @@ def create_app(
         settings: limits and names; None for the defaults.
         failed: called when the runtime no longer computes.
         models: where the server has several: all of them; the runtime is that of the first.
+        trace: makes a span of each request; see `edgekit_serve.traces.trace_to`.
 
     Raises:
         UsageError: two models of one name, or one that is larger than `Settings.memory`.
@@ -59,7 +62,7 @@ def create_app(
 
     app = Starlette(
         routes=served.table(),
-        middleware=[Middleware(cast(Any, Guard), settings=limits, metrics=metrics)],
+        middleware=[Middleware(cast(Any, Guard), settings=limits, metrics=metrics, trace=trace)],
         exception_handlers={HTTPException: _unknown_route},
         lifespan=lifespan,
     )

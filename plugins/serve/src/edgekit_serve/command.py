@@ -26,6 +26,7 @@ from edgekit.runtime import DescribedRuntime, Runtime, choose_runtime, load
 from edgekit.runtime.arguments import parse_option
 from edgekit_serve.models import Model
 from edgekit_serve.settings import Settings
+from edgekit_serve.traces import Trace, trace_to_collector
 
 #: Environment variable with API keys, separated by spaces or line breaks.
 KEYS = "EDGEKIT_API_KEY"
@@ -50,6 +51,7 @@ BACKLOG = 2048
 @click.option("--queue", "waiting", default=16, show_default=True, help="Requests that may wait; more get 429.")
 @click.option("--max-tokens", type=int, help="The most that a request may ask for.")
 @click.option("--lenient", is_flag=True, help="Ignore parameters that are not supported, instead of refusing them.")
+@click.option("--traces", is_flag=True, help="Send OpenTelemetry traces to OTEL_EXPORTER_OTLP_ENDPOINT.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of stderr.")
 @click.option("--timeout", "seconds", default=300.0, show_default=True, help="Seconds for a request, waiting included.")
 @click.option("--drain", default=30, show_default=True, help="Seconds for running requests after SIGTERM.")
@@ -67,6 +69,7 @@ def command(
     origins: tuple[str, ...],
     drain: int,
     log_format: str,
+    traces: bool,
     **limits: Any,
 ) -> None:
     """Serve a model, or several, to OpenAI's clients: completions, chat, embeddings.
@@ -83,7 +86,7 @@ def command(
     limits["memory"] = None if memory is None else int(memory * 1e9)
     names, pages = (frozenset(text.lower() for text in texts) for texts in (hosts, origins))
     settings = Settings(called[0], keys, names, pages, **limits)
-    with listening(host, port) as door:
+    with listening(host, port) as door, _traced(traces) as trace:
         given = dict(map(parse_option, options))
         models = [
             Model(name, artifact.nbytes, partial(start_model, artifact, runtime, given, settings.parallel))
@@ -92,7 +95,19 @@ def command(
         model = models[0].load()
         where = f"[{host}]" if ":" in host else host
         title = f"{', '.join(called)} on http://{where}:{door.getsockname()[1]}"
-        serve(model, settings, door, drain, title, log_format, models if len(models) > 1 else ())
+        serve(model, settings, door, drain, title, log_format, models if len(models) > 1 else (), trace)
+
+
+@contextlib.contextmanager
+def _traced(on: bool) -> Iterator[Trace | None]:
+    if not on:
+        yield None
+        return
+    trace, finish = trace_to_collector()
+    try:
+        yield trace
+    finally:
+        finish()
 
 
 def start_model(artifact: Artifact, runtime: str | None, options: dict[str, Any], parallel: int) -> Runtime:
@@ -185,6 +200,7 @@ def serve(
     title: str,
     log_format: str = "text",
     models: Sequence[Model] = (),
+    trace: Trace | None = None,
 ) -> None:
     """Serve until SIGTERM, SIGINT, or a failure of the model.
 
@@ -203,7 +219,7 @@ def serve(
         failures.append(model.name)
         server.should_exit = True
 
-    app = create_app(model, settings, failed=failed, models=models)
+    app = create_app(model, settings, failed=failed, models=models, trace=trace)
     config = uvicorn.Config(
         app, http=Connection, ws="none", loop="asyncio", lifespan="on", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, timeout_keep_alive=75, timeout_graceful_shutdown=drain,

@@ -21,6 +21,8 @@ from edgekit_serve.metrics import ModelMetrics
 from edgekit_serve.requests import AnswerOptions
 from edgekit_serve.wire import ApiError
 
+#: Key of a request's `Answer` in its scope.
+ANSWER = "edgekit_serve.answer"
 #: Starts to generate a text, given its largest number of tokens.
 Begin = Callable[[int | None], Generation | Reply]
 
@@ -147,6 +149,11 @@ class Answer:
         return sum(text.completion_tokens for text in self._begun)
 
     @property
+    def queue_seconds(self) -> float:
+        """The seconds that the request waited for its turn."""
+        return self._ticket.waited
+
+    @property
     def usage(self) -> dict[str, int]:
         """The token counts in the form of OpenAI's API."""
         prompt, completion = self.prompt_tokens, self.completion_tokens
@@ -223,4 +230,4 @@ def _plain(text: Generation) -> Iterator[Part]:
     return (Part("text", piece) for piece in text)
 
 
-__all__ = ["Answer", "Asked", "Begin", "Piece", "Text", "attended"]
+__all__ = ["ANSWER", "Answer", "Asked", "Begin", "Piece", "Text", "attended"]

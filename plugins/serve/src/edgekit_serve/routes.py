@@ -29,7 +29,7 @@ from edgekit.runtime.text import TextRuntime
 from edgekit.typing import F32
 from edgekit_serve import body, fields, messages, metrics, replies, responses, texts
 from edgekit_serve.engine import Engine, Ticket
-from edgekit_serve.generate import Answer, Asked, Begin, attended
+from edgekit_serve.generate import ANSWER, Answer, Asked, Begin, attended
 from edgekit_serve.replies import Shape
 from edgekit_serve.requests import AnswerOptions, ChatRequest, CompletionRequest, EmbeddingRequest, Prompt
 from edgekit_serve.settings import Settings
@@ -262,7 +262,9 @@ class Routes:
         return ApiError(400, f"the runtime {self.runtime.name!r} has no {what}", "unsupported_route")
 
     def _answer(self, request: Request, requested: AnswerOptions, asked: Sequence[Asked]) -> Answer:
-        return Answer(self.engine, self.metrics, request.url.path, requested, asked, self.settings.seconds)
+        answer = Answer(self.engine, self.metrics, request.url.path, requested, asked, self.settings.seconds)
+        request.scope[ANSWER] = answer
+        return answer
 
 
 def _context(runtime: Runtime) -> int | None:
