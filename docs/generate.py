@@ -154,17 +154,18 @@ def families() -> str:
 
 
 #: Operations that the OpenVINO plugin lacks; `tests/oracles/test_openvino_ops.py` compares with the plugin itself.
-OPENVINO_LACKS = ("delta_rule", "embed_positions", "pool", "scan")
+OPENVINO_LACKS = ("embed_positions", "pool", "route_sparsely")
 
 
 def _family(family: Family) -> str:
     config = family.config_from_hf(_example(family), family.name)
-    used = calls(family.network(config))
+    network = family.network(config)
+    used = calls(network)
     mixers = dict.fromkeys(call.mixer for call in used if call.mixer != OUTSIDE)
     lacking = dict.fromkeys(call.operation for call in used if call.operation in OPENVINO_LACKS)
     types = ", ".join(f"`{name}`" for name in family.model_types)
     gguf = f"`{family.gguf.architecture}`" if family.gguf else "no"
-    runs = f"lacks {', '.join(lacking)}" if lacking else "yes"
+    runs = f"lacks {', '.join(lacking)}" if lacking else "yes" if network.predicts else "decoders only"
     return f"| `{family.name}` | {types} | {gguf} | {runs} | {', '.join(mixers)} | {family.apart} |"
 
 

@@ -1,6 +1,6 @@
 """Speed and memory, side by side with the frameworks' own code in one run, as ratios.
 
-python tests/bench/bench.py [--quick] [--only TEXT] [--markdown FILE] [--cpu NAME]
+python tests/bench/bench.py [--quick] [--only TEXT] [--markdown FILE] [--cpu NAME] [--gigabytes N]
 
 Rounds of all contenders are interleaved and the median of each counts, because machines are noisy: compare the
 ratios of one run, never figures of two. Speeds are GB/s of float32 (input of encode, output of decode), one thread
@@ -30,6 +30,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "
 sys.path.insert(0, str(Path(__file__).parent))
 
 import commands  # noqa: E402
+import experts  # noqa: E402
 import fit_quality  # noqa: E402
 import generation  # noqa: E402
 import llamacpp  # noqa: E402
@@ -48,7 +49,7 @@ from processes import forget_fresh_libraries  # noqa: E402
 
 SHAPE = (1024, 4096)  # 16 MiB of float32: larger than a core's own caches
 _QUICK = 0.05  # seconds
-#: Reports that take longer; the last one only when it is asked for.
+#: Reports that take longer.
 REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "file-to-file": lambda quick: whole.file_to_file(3 if quick else whole.ROUNDS),
     "commands": commands.report,
@@ -62,7 +63,10 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "openvino-compress": openvino_compress.report,
     "quality": lambda quick: chain(quality.report(quick), fit_quality.report(quick)),
     "seven-billion": lambda quick: whole.seven_billion(),
+    "experts": lambda quick: experts.report(0.4, 1) if quick else experts.report(),
 }
+#: Reports that run only when they are asked for.
+ALONE = ("seven-billion", "experts")
 #: Processors that stand for the narrower instruction sets.
 NARROWER = ("haswell", "x86-64")
 
@@ -158,7 +162,7 @@ def report(only: str, quick: bool, few: bool) -> Iterator[str]:
         yield from narrower(quick)
         yield from ["", streaming_report(200_000_000 if quick else 2_000_000_000), "", *encode_report()]
         if peers.has("edgekit_numba") and peers.has("llama_cpp"):
-            for name in (name for name in REPORTS if name != "seven-billion"):
+            for name in (name for name in REPORTS if name not in ALONE):
                 yield ""
                 yield from REPORTS[name](quick)
 
@@ -170,7 +174,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help=f"one of {', '.join(REPORTS)}; or rows that contain this text")
     parser.add_argument("--markdown", type=Path, help="write the report there as well")
     parser.add_argument("--cpu", help="a processor whose instruction set edgekit-numba is to use (haswell: AVX2)")
+    parser.add_argument(
+        "--gigabytes", type=float, help=f"size of the model of experts; {experts.GIGABYTES:g} by default"
+    )
     options = parser.parse_args()
+    if options.gigabytes:
+        REPORTS["experts"] = lambda quick: experts.report(options.gigabytes)
     if options.cpu:
         os.environ["NUMBA_CPU_NAME"] = options.cpu
     forget_fresh_libraries()

@@ -145,6 +145,14 @@ class SwapsNibbles(Wrapped):
         super().write(tensor)
 
 
+class RowsUpsideDown(Wrapped):
+    """Slices of rows come last row first."""
+
+    def write_rows(self, rows, first):
+        parts = {key: part[::-1] if part.ndim else part for key, part in rows.parts.items()}
+        self.inner.write_rows(attrs.evolve(rows, parts=parts), first)
+
+
 class Rounds(Wrapped):
     """Stores every float32 in float16's precision."""
 
@@ -234,6 +242,7 @@ FORMATS = {
     "missing tensors accepted": (careless(Incomplete), "check_complete", "nothing was said"),
     "resuming begins one tensor too early": (careless(StartsAgain), "check_resumes", ""),
     "nibbles swapped on the way to the file": (careless(SwapsNibbles), "check_precisions", "two codes of every byte"),
+    "slices of rows written upside down": (careless(RowsUpsideDown), "check_written_rows", "in slices of 7 rows"),
     "row slices one row late": (with_model(wrong_slices), "check_row_slices", "slices"),
     "truncation filled up with zeros": (Trusting, "check_truncated", "as if it were whole"),
     "Python's own exceptions for bad files": (Untyped, "check_truncated", "KeyError"),

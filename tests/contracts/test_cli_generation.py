@@ -229,14 +229,28 @@ def test_ctrl_c_stops_an_answer_and_then_the_conversation(talker):
     os.close(ours)
 
 
+STOPPED = """
+    import signal, sys
+    import edgekit.cli, edgekit.cli._generation as generation
+
+    show = generation.show
+
+    def shown(text):
+        show(text)
+        signal.raise_signal(signal.SIGINT)
+
+    generation.show = shown
+    edgekit.cli.main(sys.argv[1:])
+"""
+
+
 def test_an_interrupted_run_has_an_exit_code_of_its_own(talker):
-    command = [sys.executable, "-m", "edgekit", "run", talker, "one", "--temperature", "3"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout.read(1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err == b"\nedgekit: interrupted\n"
+    """The signal comes with the first piece of text, so that the run is never over before it."""
+    command = [sys.executable, "-c", textwrap.dedent(STOPPED), "run", talker, "one", "--temperature", "3"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.stdout
+    assert done.returncode == 130
+    assert done.stderr == b"\nedgekit: interrupted\n"
     assert "130 interrupted (Ctrl-C)" in edgekit("--help").stdout
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import edgekit
 from edgekit.architectures import ModelConfig
+from edgekit.architectures.hf import config_from_hf
 from edgekit.encoding._importance import fill_importance
 from edgekit.errors import UsageError
 from edgekit.manifest import Manifest
@@ -250,6 +251,42 @@ def test_the_notes_count_columns_and_matrices_without_importance(source, tmp_pat
         "1 matrix without any importance encoded without, 10 matrices not in the importance matrix"
     )
     assert "importance" not in edgekit.quantize(source, "Q8_0", to=tmp_path / "plain.gguf").notes
+
+
+def test_each_expert_is_filled_by_itself():
+    values = np.float32([[0, 2, 4], [0, 0, 0], [1, 1, 1]])
+    filled = fill_importance({"stack": values, "none": 0 * values, "matrix": values[0]})
+    assert filled.importance["stack"].tolist() == [[2, 2, 4], [0, 0, 0], [1, 1, 1]]
+    assert filled.importance["matrix"].tolist() == [2, 2, 4]
+    assert (filled.columns, filled.experts, filled.without) == ({"stack": 1, "matrix": 1}, {"stack": 1}, ("none",))
+
+
+@pytest.mark.parametrize("target", ["out.gguf", "out"])
+def test_experts_that_the_text_never_reached_are_counted_and_encoded_without(target, tmp_path):
+    config = config_from_hf(
+        {"model_type": "qwen3_moe", "hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32,
+         "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "num_experts": 4,
+         "num_experts_per_tok": 2, "vocab_size": 40, "max_position_embeddings": 32, "norm_topk_prob": True},
+        "test",
+    )  # fmt: skip
+    source = artifact_of(random_model(config), tmp_path / "source")
+    name = "blk.0.ffn_up_exps.weight"
+    weights = np.random.default_rng(0).random((4, 64)).astype(np.float32) + np.float32(0.1)
+    weights[1:3] = 0
+    weights[3, :5] = 0
+    made = edgekit.quantize(source, "ggml:Q4_0", to=tmp_path / target, importance={name: weights})
+    assert made.notes["importance"].startswith(
+        "5 columns of 1 matrix without importance got the smallest of their matrix, "
+        "2 experts in 1 matrix that the text never reached encoded without, "
+    )
+    filled = weights[3].copy()
+    filled[:5] = filled[5:].min()
+    stack, written = source.model.tensors[name].float32().reshape(4, 32, 64), made.model.tensors[name].read_parts
+    for expert, importance in enumerate((weights[0], None, None, filled)):
+        expected = edgekit.encode(stack[expert], "ggml:Q4_0", importance=importance).parts["blocks"]
+        assert np.array_equal(written(32 * expert, 32 * expert + 32)["blocks"], expected), expert
+    same = [edgekit.encode(stack[0], "ggml:Q4_0", importance=w).parts["blocks"] for w in (None, weights[0])]
+    assert not np.array_equal(*same)
 
 
 def test_filling_changes_no_ordinary_importance():

@@ -15,27 +15,14 @@ from edgekit.architectures.forward import Transformer
 from edgekit.architectures.hf import config_from_hf
 from edgekit.errors import InvalidFileError, NonFiniteError, UsageError
 from edgekit.evaluation import moments
-from edgekit.evaluation.calibration import importance
+from edgekit.evaluation.calibration import collect, importance
 from edgekit.formats import safetensors
 from edgekit.pipeline.rounding import calibration as calibrations
 from edgekit.pipeline.rounding import read_calibration
 from edgekit.tensor import Tensor
-from edgekit.testing.models import artifact_of, random_model
+from edgekit.testing.models import artifact_of, random_model, small_llama
 
-CONFIG = config_from_hf(
-    {
-        "model_type": "llama",
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 50,
-        "max_position_embeddings": 64,
-        "tie_word_embeddings": False,
-    },
-    "test",
-)
+CONFIG = small_llama(hidden_size=32, intermediate_size=48)
 MODEL = random_model(CONFIG)
 TOKENS = np.random.RandomState(3).randint(0, 50, 330)
 
@@ -61,6 +48,66 @@ def test_moments_are_those_of_the_inputs(artifact):
         # A float32 sum of 320 products, in any order.
         assert np.abs(found - exact).max() <= 320 * 2.0**-24 * np.sqrt(np.outer(np.diag(exact), np.diag(exact))).max()
     assert sum(map(len, calibration.inputs.values())) == len(seen)
+
+
+MIXTURE = config_from_hf(
+    {"model_type": "qwen3_moe", "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16,
+     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "num_experts": 40,
+     "num_experts_per_tok": 2, "vocab_size": 50, "max_position_embeddings": 64, "norm_topk_prob": True},
+    "test",
+)  # fmt: skip
+
+
+def test_experts_have_mean_squares_of_their_own(tmp_path):
+    """In memory, in a file, and in one that was cut off: the same, and the same as an importance matrix of the text."""
+    (tmp_path / "model.bin").write_bytes(b"weights")
+    artifact = artifact_of(random_model(MIXTURE), tmp_path / "model.bin")
+    tokens = TOKENS[:16]
+    collected = collect(artifact, tokens, context=8)
+    path = tmp_path / "c.safetensors"
+    cut = lambda done, total, what: 1 / (2 - done)  # noqa: E731
+    with pytest.raises(ZeroDivisionError):  # at the end of the second layer
+        edgekit.calibrate(artifact, tokens, to=path, context=8, holdout=0, outputs=False, progress=cut)
+    assert not path.exists()
+    in_file = edgekit.calibrate(artifact, tokens, to=path, context=8, holdout=0, outputs=False)
+    in_memory = edgekit.calibrate(artifact, tokens, context=8, holdout=0, outputs=False)
+    in_memory.save(tmp_path / "saved.safetensors")
+    assert path.read_bytes() == (tmp_path / "saved.safetensors").read_bytes()
+    assert in_file.digest == in_memory.digest
+    for calibration in (in_memory, in_file):
+        assert calibration.experts["blk.1.ffn_gate_exps.weight"] == tuple(
+            f"blk.1.ffn_{n}_exps.weight" for n in ("gate", "up")
+        )
+        means = {
+            n: values for n, values in collected.importance().items() if "ffn_gate_inp" not in n
+        }  # never quantized
+        assert calibration.importance().keys() == means.keys()
+        for name, values in means.items():
+            np.testing.assert_allclose(calibration.importance()[name], values, rtol=16 * 2.0**-23, atol=1e-12)
+        for name, counts in calibration.expert_counts().items():
+            np.testing.assert_array_equal(counts, collected.counts[name])
+            assert 0 < np.count_nonzero(counts) < 40
+    in_file.refuse_other_model(artifact)
+    fewer = artifact_of(random_model(attrs.evolve(MIXTURE, own={**MIXTURE.own, "experts": 8})), tmp_path / "model.bin")
+    with pytest.raises(
+        UsageError, match=r"blk\.0\.ffn_gate_exps\.weight has 40 experts, in .* 8; calibrate this model"
+    ):
+        in_file.refuse_other_model(fewer)
+
+
+def test_a_calibration_file_with_wrong_experts_is_refused(tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"weights")
+    artifact = artifact_of(random_model(MIXTURE), tmp_path / "model.bin")
+    good = edgekit.calibrate(artifact, TOKENS[:16], context=8, holdout=0)
+    name = "blk.0.ffn_down_exps.weight"
+    for wrong, message in (
+        ({name: np.zeros(16, np.float32)}, f"{name!r} are no means of experts, float32 [experts, cols]"),
+        ({f"{name}.counts": np.zeros(7, np.float32)}, f"'{name}.counts' are no counts of 40 experts"),
+    ):
+        moments = {**good.moments, **{key: Tensor.of(key, values) for key, values in wrong.items()}}
+        attrs.evolve(good, moments=moments).save(tmp_path / "bad.safetensors")
+        with pytest.raises(InvalidFileError, match=re.escape(message)):
+            read_calibration(tmp_path / "bad.safetensors")
 
 
 def test_matrices_with_the_same_input_share_a_moment(artifact):

@@ -15,28 +15,15 @@ from hypothesis.extra import numpy as hnp
 from edgekit import encode
 from edgekit.architectures import Model
 from edgekit.architectures.forward import Transformer
-from edgekit.architectures.hf import config_from_hf
 from edgekit.artifact import unknown_family
 from edgekit.errors import NonFiniteError, UsageError
 from edgekit.evaluation import Baseline, compare, comparison, evaluate, language
 from edgekit.evaluation.language import cut, kl_divergence, log_softmax
 from edgekit.tensor import EncodedTensor, Tensor
-from edgekit.testing.models import artifact_of, random_model
+from edgekit.testing.models import artifact_of, random_model, small_llama
 from edgekit.tokenizer import Tokenizer, TokenType
 
-CONFIG = config_from_hf(
-    {
-        "model_type": "llama",
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 50,
-        "max_position_embeddings": 64,
-    },
-    "test",
-)
+CONFIG = small_llama(hidden_size=32, intermediate_size=64)
 MODEL = random_model(CONFIG)
 TOKENS = np.random.RandomState(3).randint(0, 50, 203)
 TOKENIZER = Tokenizer("spm", ("<s>",) * 50, (), bos=1)

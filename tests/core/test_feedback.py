@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import attrs
 import numpy as np
@@ -28,7 +27,7 @@ from edgekit.pipeline.rounding._feedback import Grid, feedback, refit, sweep
 from edgekit.pipeline.rounding._kernels import accumulate
 from edgekit.pipeline.rounding._matrix import Metric, round_matrix
 from edgekit.pipeline.rounding._ordered import OrderedTransformer, exp, mean_product, tanh, turns
-from edgekit.testing.models import artifact_of, random_model
+from edgekit.testing.models import artifact_of, random_model, small_llama
 
 RANDOM = np.random.RandomState(7)
 ROWS, COLS = 24, 256
@@ -64,20 +63,7 @@ GEMMA = config_from_hf(
     },
     "test",
 )
-SMALL_LLAMA = config_from_hf(
-    {
-        "model_type": "llama",
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 50,
-        "max_position_embeddings": 64,
-        "tie_word_embeddings": False,
-    },
-    "test",
-)
+SMALL_LLAMA = small_llama()
 
 
 def loss(values, moment=MOMENT, weights=WEIGHTS):
@@ -280,16 +266,14 @@ from pathlib import Path
 import edgekit
 from edgekit.pipeline.rounding import read_calibration
 from edgekit.pipeline.rounding._walk import Matrix, Walk
-from edgekit.testing.models import random_model
-sys.path.insert(0, sys.argv[1])
-from test_feedback import SMALL_LLAMA
-calibration = read_calibration(Path(sys.argv[2]))
+from edgekit.testing.models import random_model, small_llama
+calibration = read_calibration(Path(sys.argv[1]))
 def encode(rows, importance):
     return edgekit.encode(rows, "affine:int4-asym-g32", importance=importance, backend="reference")
 matrices = {name: Matrix(encode) for shared in calibration.inputs.values() for name in shared}
 digest = hashlib.sha256()
-with ThreadPoolExecutor(int(sys.argv[3])) as pool:
-    for name, tensor in Walk(random_model(SMALL_LLAMA), calibration, matrices, pool).run():
+with ThreadPoolExecutor(int(sys.argv[2])) as pool:
+    for name, tensor in Walk(random_model(small_llama()), calibration, matrices, pool).run():
         for part in tensor.parts.values():
             digest.update(part.tobytes())
 print(digest.hexdigest())
@@ -314,7 +298,7 @@ def test_the_bytes_are_the_same_on_every_processor(tmp_path):
     settings.append({"NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512_SKX AVX2 FMA3 X86_V3 X86_V4"})
     digests = set()
     for number, setting in enumerate(settings):
-        given = [Path(__file__).parent, tmp_path / "c.safetensors", 1 + number % 3]
+        given = [tmp_path / "c.safetensors", 1 + number % 3]
         command = [sys.executable, "-W", "ignore", "-c", _ROUND, *map(str, given)]
         done = subprocess.run(command, env={**os.environ, **setting}, capture_output=True, text=True, check=True)
         digests.add(done.stdout)

@@ -15,7 +15,6 @@ from click.testing import CliRunner
 
 import edgekit
 from edgekit import sample
-from edgekit.architectures.hf import config_from_hf
 from edgekit.cli import cli
 from edgekit.errors import InvalidFileError, UsageError
 from edgekit.evaluation.fitting import _fitted, _search
@@ -30,37 +29,35 @@ from edgekit.pipeline import find_format, make_plan
 from edgekit.pipeline._recipes import find_recipe, read_recipe, recipe_toml
 from edgekit.precision import find_precision
 from edgekit.recipe import Recipe
-from edgekit.testing.models import artifact_of, random_model
+from edgekit.testing.models import artifact_of, random_model, small_llama
 
-CONFIG = config_from_hf(
-    {
-        "model_type": "llama",
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 50,
-        "max_position_embeddings": 64,
-        "tie_word_embeddings": False,
-    },
-    "test",
-)
-MODEL = random_model(CONFIG)
+MODEL = random_model(small_llama())
 TOKENS = np.random.RandomState(3).randint(0, 50, 600)
 ALLOW = ("affine:int2-asym-g32", "affine:int4-asym-g32", "affine:int8-asym-g32")
 
 
-@pytest.fixture
-def artifact(tmp_path):
-    path = tmp_path / "model.bin"
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    path = tmp_path_factory.mktemp("source") / "model.bin"
     path.write_bytes(b"weights")
     return artifact_of(MODEL, path)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def problem(artifact):
     return Problem.of(artifact, find_format("hf", Path()), ALLOW)
+
+
+@pytest.fixture(scope="module")
+def measured(artifact):
+    """Every matrix in every precision of `ALLOW`."""
+    return edgekit.sensitivity(artifact, TOKENS, format="hf", allow=ALLOW, context=32)
+
+
+@pytest.fixture(scope="module")
+def whole(artifact, tmp_path_factory):
+    """A fit that nothing interrupted, with its files ``out`` and ``out.fit``."""
+    return fitted(artifact, tmp_path_factory.mktemp("whole") / "out")
 
 
 def fitted(artifact, to, **options):
@@ -94,8 +91,7 @@ def test_a_sensitivity_is_the_divergence_of_the_file_with_that_tensor_alone_quan
         assert 0 < measured.of(tensor, ALLOW[0]).error < measured.of(tensor, ALLOW[0]).kl
 
 
-def test_more_bits_cost_less_and_take_more(artifact):
-    measured = edgekit.sensitivity(artifact, TOKENS, format="hf", allow=ALLOW, context=32)
+def test_more_bits_cost_less_and_take_more(measured):
     assert len(measured.measured) == 3 * 16
     for tensor in {m.tensor for m in measured.measured}:
         two, four, eight = (measured.of(tensor, name) for name in ALLOW)
@@ -136,8 +132,7 @@ def test_pooling_halves_what_stands_out_and_leaves_noise_alone():
     assert (found["t1", "p1"].kl, found["t2", "p2"].kl) == (1e-40, math.inf)
 
 
-def test_the_heat_map_has_a_cell_for_each_value(artifact):
-    measured = edgekit.sensitivity(artifact, TOKENS, format="hf", allow=ALLOW, context=32)
+def test_the_heat_map_has_a_cell_for_each_value(measured):
     root = ET.fromstring(measured.svg())
     titles = [element.text for element in root.iter("{http://www.w3.org/2000/svg}title")]
     assert len(titles) == len(measured.measured)
@@ -225,10 +220,13 @@ def test_the_cheapest_choice_never_has_what_cannot_be_measured(problem):
     assert find_precision(ALLOW[0]) not in choice.values()
 
 
-def test_ten_runs_write_one_file(artifact, tmp_path):
+def test_ten_runs_write_one_file(tmp_path):
+    """Of a model of one layer, so that ten whole runs, each with its own measurements, are short."""
+    (tmp_path / "model.bin").write_bytes(b"weights")
+    shallow = artifact_of(random_model(small_llama(num_hidden_layers=1)), tmp_path / "model.bin")
     hashes = set()
     for run in range(10):
-        result = fitted(artifact, tmp_path / str(run), bits=7, allow=ALLOW[1:])
+        result = fitted(shallow, tmp_path / str(run), bits=7, allow=ALLOW[1:])
         hashes.add(hashlib.sha256((tmp_path / str(run) / "model.safetensors").read_bytes()).hexdigest())
         hashes.add(result.recipe.read_text().splitlines()[0])
     assert len(hashes) == 2
@@ -255,10 +253,9 @@ def test_feedback_costs_less(artifact):
 # The recipe
 
 
-def test_the_recipe_gives_the_same_bytes_again(artifact, tmp_path):
-    result = fitted(artifact, tmp_path / "out")
-    again = edgekit.quantize(artifact, result.recipe, to=tmp_path / "again", importance=result.calibration.importance())
-    assert content(tmp_path / "again") == content(tmp_path / "out")
+def test_the_recipe_gives_the_same_bytes_again(artifact, whole, tmp_path):
+    again = edgekit.quantize(artifact, whole.recipe, to=tmp_path / "again", importance=whole.calibration.importance())
+    assert content(tmp_path / "again") == content(whole.artifact.path)
     assert again.manifest.recipe == "fit 5.5 bits"
     assert {line["reason"].partition("=")[0] for line in again.manifest.tensors.values()} >= {"rule output.weight"}
 
@@ -300,15 +297,13 @@ class Stop:
 
 
 @pytest.mark.parametrize("at", [1, 3, 20, 55, 75])
-def test_an_interrupted_run_goes_on_with_the_same_bytes(artifact, tmp_path, at):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    fitted(artifact, whole / "out")
+def test_an_interrupted_run_goes_on_with_the_same_bytes(artifact, whole, tmp_path, at):
     with pytest.raises(KeyboardInterrupt):
-        fitted(artifact, cut / "out", progress=Stop(at))
-    assert not (cut / "out").exists()
-    fitted(artifact, cut / "out")
+        fitted(artifact, tmp_path / "out", progress=Stop(at))
+    assert not (tmp_path / "out").exists()
+    fitted(artifact, tmp_path / "out")
     for part in ("out", "out.fit"):
-        assert content(cut / part) == content(whole / part)
+        assert content(tmp_path / part) == content(whole.artifact.path.with_name(part))
 
 
 def test_values_that_are_there_are_not_measured_again(artifact, tmp_path, monkeypatch):
@@ -322,7 +317,7 @@ def test_values_that_are_there_are_not_measured_again(artifact, tmp_path, monkey
 
 
 def test_another_text_is_measured_anew(artifact, tmp_path):
-    options = {"format": "hf", "allow": ALLOW, "context": 32, "to": tmp_path / "s.json"}
+    options = {"format": "hf", "allow": ALLOW[:1], "context": 32, "to": tmp_path / "s.json"}
     first = edgekit.sensitivity(artifact, TOKENS, **options)
     assert edgekit.sensitivity(artifact, TOKENS[::-1], **options) != first
 

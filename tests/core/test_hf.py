@@ -388,8 +388,8 @@ def test_config_and_weights_are_both_needed(tmp_path: Path) -> None:
 
 
 def test_an_unknown_family_opens_but_has_no_model(tmp_path: Path) -> None:
-    artifact = edgekit.open(put(tmp_path / "m", llama(), {"model_type": "bert"}))
-    with pytest.raises(UnsupportedModelError, match="bert"):
+    artifact = edgekit.open(put(tmp_path / "m", llama(), {"model_type": "whisper"}))
+    with pytest.raises(UnsupportedModelError, match="whisper"):
         _ = artifact.model
 
 
@@ -528,7 +528,7 @@ def test_an_unknown_family_is_quantized_under_its_own_names(tmp_path: Path) -> N
         "experts.weight": np.random.default_rng(1).standard_normal((2, 3, 64)).astype(np.float32),
     }
     written = edgekit.quantize(
-        put(tmp_path / "m", arrays, {"model_type": "bert"}), "affine:int4-sym-g32", to=tmp_path / "q"
+        put(tmp_path / "m", arrays, {"model_type": "whisper"}), "affine:int4-sym-g32", to=tmp_path / "q"
     )
     assert set(written.tensors) == set(arrays)
     np.testing.assert_array_equal(written.tensors["embeddings.position_ids"].read(), arrays["embeddings.position_ids"])  # type: ignore[union-attr]
@@ -748,7 +748,7 @@ def test_quantized_tensors_that_share_a_part(tmp_path: Path) -> None:
 def test_memory_follows_the_tensor_not_the_model(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     arrays = {f"t{n}.weight": rng.standard_normal((256, 1024)).astype(np.float32) for n in range(40)}
-    source = edgekit.open(put(tmp_path / "m", arrays, {"model_type": "bert"}))
+    source = edgekit.open(put(tmp_path / "m", arrays, {"model_type": "whisper"}))
     before = resident()
     edgekit.quantize(source, "affine:int8-sym-channel", to=tmp_path / "q")
     grown = resident() - before

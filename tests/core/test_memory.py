@@ -109,7 +109,11 @@ def limited(program: str, path: Path) -> tuple[int, str]:
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
     """A model whose one tensor has 64 MiB; the file is sparse."""
-    header = safetensors.build_header([safetensors.Part("w", "float32", (4096, 4096))], {})
+    return sparse(tmp_path, "w")
+
+
+def sparse(tmp_path: Path, name: str) -> Path:
+    header = safetensors.build_header([safetensors.Part(name, "float32", (4096, 4096))], {})
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.write(header)
         file.truncate(len(header) + (64 << 20))
@@ -129,6 +133,32 @@ except edgekit.EdgekitError as error:
     code, said = limited(program, large)
     assert code == 0
     assert f"MemoryShortageError 5 {large}/model.safetensors: reading tensor w needs 67,108,864 bytes, " in said
+
+
+@linux
+@pytest.mark.parametrize("recipe", ["F16", "affine:int4-asym-g32"])
+def test_no_tensor_is_in_memory_as_a_whole(tmp_path: Path, recipe: str) -> None:
+    """A tensor of 64 MiB is read, encoded and written in chunks of 2 MiB: on two cores, five are there at a time.
+
+    A chunk that waits has its rows, one that is done at most as much; what encoding takes beside is less.
+    """
+    program = f"""
+import os, tracemalloc
+os.cpu_count = lambda: 2
+import edgekit.pipeline._stream as stream, edgekit.cli._verbs.quantize
+import edgekit.reference.affine, edgekit.reference.floats
+tracemalloc.start()
+edgekit.quantize(path, {recipe!r}, to=path + "-out", allow_unquantized=True, backend="reference")
+print(tracemalloc.get_traced_memory()[1] - 5 * 8 * stream.CHUNK, stream.AHEAD // stream.CHUNK)
+"""
+    model = sparse(tmp_path, "w.weight")
+    code, said = limited(program, model)
+    assert code == 0, said
+    beside, waiting = map(int, said.split()[-2:])
+    assert waiting == 4
+    assert beside < 2e6  # what Python itself takes
+    written = model.with_name(f"{model.name}-out") / "model.safetensors"
+    assert {"F16": 2 << 24, "affine:int4-asym-g32": 11 << 20}[recipe] - written.stat().st_size < 1 << 19
 
 
 @linux

@@ -10,7 +10,7 @@ import pytest
 
 import edgekit
 from edgekit.errors import LockedError, ResourceError, UsageError
-from edgekit.formats import PlannedDirectory, PlannedFile
+from edgekit.formats import Places, PlannedDirectory, PlannedFile
 from edgekit.manifest import Manifest
 from edgekit.precision import find_precision
 from edgekit.recipe import Assignment, Plan
@@ -51,6 +51,115 @@ class Directory(PlannedDirectory):
     def small_files(self):
         yield "notes.json", json.dumps(self.notes).encode()
         yield "edgekit.manifest.json", self.manifest.to_json().encode()
+
+
+class Placed(PlannedFile):
+    """Parts at multiples of 16, so that there are zeros between them."""
+
+    def __init__(self, path, plan):
+        super().__init__(path, plan, Manifest(), header=b"HEAD", nbytes=1000)
+
+    def place(self, parts, assignment):
+        places = Places.in_order(parts.values(), self.file.offset, 16)
+        return attrs.evolve(places, end=places.end + 3, note=f"{list(parts)} at {self.file.offset}")
+
+
+class Collecting(File):
+    """Takes tensors of three parts as a whole."""
+
+    def append(self, tensor, assignment):
+        assert tensor.shape == assignment.shape
+        for part in tensor.parts.values():
+            self.file.write(np.ascontiguousarray(part).data)
+
+
+INT4 = find_precision("affine:int4-asym-g32")
+STACK = attrs.evolve(
+    edgekit.encode(np.random.default_rng(0).standard_normal((3, 5, 64)).astype(np.float32), INT4), name="stack"
+)
+AFTER = attrs.evolve(TENSORS[0], name="after")
+STACKED = Plan(
+    "test", (Assignment("stack", "stack", (3, 5, 64), INT4, ""), Assignment("after", "after", (2, 4), F32, ""))
+)
+
+
+def rows_of(tensor, start, stop):
+    parts = {name: part[start:stop] for name, part in tensor.parts.items()}
+    return attrs.evolve(tensor, parts=parts, shape=(stop - start, tensor.shape[-1]))
+
+
+def write_stack(writer, step):
+    for start in range(0, 15, step):
+        writer.write_rows(rows_of(STACK, start, min(start + step, 15)), start)
+    writer.write(AFTER)
+    writer.commit()
+    writer.close()
+
+
+@pytest.mark.parametrize("step", [1, 4, 15])
+def test_a_tensor_in_rows_has_the_bytes_of_the_whole(step, tmp_path: Path):
+    writer = Placed(tmp_path / "whole", STACKED)
+    for tensor in (STACK, AFTER):
+        writer.write(tensor)
+    writer.commit()
+    writer.close()
+    write_stack(Placed(tmp_path / "rows", STACKED), step)
+    expected = bytearray(b"HEAD")
+    for tensor in (STACK, AFTER):
+        for part in tensor.parts.values():
+            expected += bytes(-len(expected) % 16) + part.tobytes()
+        expected += bytes(3)
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "rows").read_bytes() == expected
+    collected = Collecting(tmp_path / "collected", STACKED, header=b"", sizes=(STACK.nbytes, AFTER.nbytes))
+    write_stack(collected, step)
+    parts = [part for tensor in (STACK, AFTER) for part in tensor.parts.values()]
+    assert (tmp_path / "collected").read_bytes() == b"".join(part.tobytes() for part in parts)
+
+
+def test_a_tensor_cut_off_in_its_rows_is_written_anew(tmp_path: Path):
+    """What was scattered is checked when a run goes on: a byte that was changed meanwhile is found."""
+    path = tmp_path / "m"
+    writer = Placed(path, STACKED)
+    writer.write_rows(rows_of(STACK, 0, 7), 0)
+    writer.close(keep=True)
+    writer = Placed(path, STACKED)
+    assert writer.done == 0
+    for start, stop in ((0, 7), (7, 15)):
+        writer.write_rows(rows_of(STACK, start, stop), start)
+    notes = writer.notes
+    writer.close(keep=True)
+    partial = tmp_path / ".m.partial"
+    kept, journal = partial.read_bytes(), (tmp_path / ".m.partial.json").read_bytes()
+    writer = Placed(path, STACKED)
+    assert (writer.done, writer.notes) == (1, notes)
+    writer.close(keep=True)
+    for place in (5, 200, len(kept) - 1):
+        partial.write_bytes(kept[:place] + bytes([kept[place] ^ 1]) + kept[place + 1 :])
+        (tmp_path / ".m.partial.json").write_bytes(journal)
+        writer = Placed(path, STACKED)
+        assert writer.done == 0
+        writer.close()
+    write_stack(Placed(path, STACKED), 4)
+    write_stack(Placed(tmp_path / "once", STACKED), 15)
+    assert path.read_bytes() == (tmp_path / "once").read_bytes()
+
+
+def test_rows_out_of_order_are_refused(tmp_path: Path):
+    writer = Placed(tmp_path / "m", STACKED)
+    writer.write_rows(rows_of(STACK, 0, 7), 0)
+    for start, stop in ((0, 7), (8, 9)):
+        given = f"rows {start} to {stop} of tensor 'stack'"
+        message = f"{tmp_path / 'm'}: {given}, but row 7 of 15 is next; write them in order"
+        with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+            writer.write_rows(rows_of(STACK, start, stop), start)
+    with pytest.raises(UsageError, match="row 7 of 15 is next"):
+        writer.write_rows(rows_of(STACK, 0, 9), 7)
+    with pytest.raises(UsageError, match="plan's next tensor are"):
+        writer.write(AFTER)
+    with pytest.raises(UsageError, match="only 0 of 2 tensors were written"):
+        writer.commit()
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def write_all(writer, tensors=TENSORS):

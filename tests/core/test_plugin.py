@@ -307,6 +307,10 @@ STRICT = [
         "runtime 'X' of edgekit-one: tolerance=0: takes a number above 0, in standard deviations of the logits",
     ),
     (
+        "runtimes", {"parallel": 8},
+        "runtime 'X' of edgekit-one: parallel=8: takes the name of one of the runtime's options",
+    ),
+    (
         "quantizers", {"claim": "exact", "sped": 10},
         "quantizer 'X' of edgekit-one: unknown option 'sped', did you mean 'speed'?; "
         "edgekit_register_quantizers has claim, speed",

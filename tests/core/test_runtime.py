@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import attrs
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from edgekit.runtime import (
     Generation,
     NumpyRuntime,
     Sampling,
+    TextRuntime,
     TokenizingRuntime,
     load,
     parse_option,
@@ -469,3 +472,24 @@ def test_options_of_a_command_line(text, found):
 def test_options_that_are_none_are_refused(text):
     with pytest.raises(UsageError, match=r"^--option '.*'; give NAME=VALUE, such as context=2048$"):
         parse_option(text)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([], "tokens have to be integers [n] or [batch, n], at least one; got float64 (0,)"),
+        ([0.5], "tokens have to be integers [n] or [batch, n], at least one; got float64 (1,)"),
+        ([3, 5], "tokens lie between 3 and 5, the vocabulary has 0 to 4; use the model's own tokenizer"),
+        ([[1, 2]], "a prompt is one sequence of token ids [n]; got [1, 2]"),
+    ],
+)
+def test_ids_that_are_no_prompt(tokens, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        TextRuntime().checked_ids(tokens, 5)
+
+
+def test_ids_of_a_prompt_and_of_a_batch():
+    for tokens in ([4, 0], [[4], [0]]):
+        ids = TextRuntime().checked_ids(np.array(tokens, np.uint8), 5, batch=True)
+        assert ids.dtype == np.int64
+        assert ids.tolist() == tokens

@@ -450,7 +450,7 @@ def test_vocab_and_merges_of_an_unknown_class(tmp_path: Path) -> None:
         from_hf_directory(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["vocab.txt", "spiece.model", "tekken.json"])
+@pytest.mark.parametrize("name", ["spiece.model", "tekken.json"])
 def test_tokenizers_in_files_that_are_not_read(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("x")
     with pytest.raises(UnsupportedModelError, match=f"its tokenizer is in {name}; edgekit reads tokenizer.json"):
@@ -473,7 +473,7 @@ BAD: Mapping[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], str]] 
     "no model": (lambda p: without(p, "model"), InvalidFileError, "describes no model"),
     "a list": (lambda p: [p], InvalidFileError, "describes no model"),
     "Unigram": (model(type="Unigram"), UnsupportedModelError, "its model is Unigram; edgekit supports byte-level BPE"),
-    "WordPiece": (model(type="WordPiece"), UnsupportedModelError, "its model is WordPiece"),
+    "WordLevel": (model(type="WordLevel"), UnsupportedModelError, "its model is WordLevel"),
     "characters": (
         lambda p: {**p, "pre_tokenizer": None, "decoder": None},
         UnsupportedModelError,

@@ -21,7 +21,9 @@ TOKENS = np.array([3, 17, 38, 1, 22, 9, 31, 5, 12, 27, 0, 39, 8, 14, 25, 2, 33, 
 VOCAB = 96
 
 
-def saved_model(config: dict[str, Any], folder: Path, seed: int = 0) -> Any:
+def saved_model(
+    config: dict[str, Any], folder: Path, seed: int = 0, kind: Any = transformers.AutoModelForCausalLM
+) -> Any:
     """A random model of that config.json, written to a folder as transformers does; gives the model.
 
     Weights have a deviation of 0.08, norms are about 1, so that every part of the model shows in the logits.
@@ -29,12 +31,14 @@ def saved_model(config: dict[str, Any], folder: Path, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     values = {key: value for key, value in config.items() if key != "model_type"}
     parsed = transformers.AutoConfig.for_model(config["model_type"], **values)
-    model = transformers.AutoModelForCausalLM.from_config(parsed, attn_implementation="eager", dtype=torch.float32)
+    model = kind.from_config(parsed, attn_implementation="eager", dtype=torch.float32)
     for name, parameter in model.named_parameters():
         randomize(name, parameter)
     for name, buffer in model.named_buffers():
         if name.endswith("bias"):  # of a router's choice
             buffer.copy_(0.1 * torch.randn_like(buffer))
+        if name.endswith("layer_scalar"):
+            buffer.copy_(0.5 + torch.rand_like(buffer))
     model.tie_weights()
     model.save_pretrained(folder)
     return model.eval()
@@ -44,11 +48,13 @@ def saved_model(config: dict[str, Any], folder: Path, seed: int = 0) -> Any:
 def randomize(name: str, parameter: torch.nn.Parameter) -> None:
     """Fill a parameter in place with what its name asks for."""
     random = torch.randn_like(parameter)
-    if name.endswith(("norm.weight", "layernorm.weight")) or "norm" in name.rsplit(".", 2)[-2]:
+    if name.endswith(("norm.weight", "layernorm.weight")) or "norm" in name.rsplit(".", 2)[-2].lower():
         middle = 0.0 if parameter.abs().max() == 0 else 1.0  # zero-centred norms start at 0
         parameter.copy_(middle + 0.2 * random)
     elif name.endswith("A_log"):
         parameter.copy_(torch.rand_like(parameter) * 2 - 1)
+    elif name.endswith(("router.scale", "per_expert_scale")):
+        parameter.copy_(1 + 0.2 * random)
     elif name.endswith(("dt_bias", ".D")):
         parameter.copy_(0.5 + 0.5 * random)
     elif name.endswith("embed_tokens.weight"):

@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import encoders
 import numpy as np
 import torch
 import transformers
@@ -247,11 +248,47 @@ def _of_our_directory(config: dict[str, Any], folder: Path) -> np.ndarray:
     return transformers_logits(model.eval(), TOKENS)[0]
 
 
+def encoder_vectors() -> dict[str, Any]:
+    """The last of transformers' states for the configurations of embedding models."""
+    cases = {}
+    for name, (config, _, _) in encoders.CONFIGS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            states = _states_of_our_directory(config, Path(folder))
+        last = [float(f"{value:.7g}") for value in states[-1]]
+        cases[name] = {"config": config, "scale": float(np.abs(states).max()), "last": last}
+    provenance = {
+        "made_by": "tests/oracles/make_forward_vectors.py encoders",
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "weights": "edgekit.testing.models.random_hf_tensors(config, seed=0)",
+        "last": "the last state, seven digits; scale: largest magnitude of all states",
+    }
+    return {"provenance": provenance, "tokens": TOKENS, "cases": cases}
+
+
+@torch.no_grad()
+def _states_of_our_directory(config: dict[str, Any], folder: Path) -> np.ndarray:
+    ours = random_hf_tensors(config_from_hf(config, "test"))
+    save_file({name: tensor.read() for name, tensor in ours.items()}, folder / "model.safetensors", {"format": "pt"})
+    values = {key: value for key, value in config.items() if key != "model_type"}
+    transformers.AutoConfig.for_model(config["model_type"], **values).save_pretrained(folder)
+    options = {"add_pooling_layer": False} if config["model_type"] == "bert" else {}
+    model, info = transformers.AutoModel.from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True, **options
+    )
+    assert not info["missing_keys"], info
+    assert not info["unexpected_keys"], info
+    return model.eval()(torch.tensor([TOKENS])).last_hidden_state[0].numpy()
+
+
 def main() -> None:
     torch.set_num_threads(1)
     for name in sys.argv[1:]:
         path = FAMILIES / f"{name}.json"
-        found = family_vectors(Path(__file__).with_name("families") / f"{name}.py")
+        if name == "encoders":
+            path, found = TARGET.with_name("encoders.json"), encoder_vectors()
+        else:
+            found = family_vectors(Path(__file__).with_name("families") / f"{name}.py")
         path.write_text(json.dumps(found).replace('}, "', '},\n"').replace('"cases": {', '"cases": {\n') + "\n")
         print(f"{path}: {path.stat().st_size} bytes")
     if sys.argv[1:]:

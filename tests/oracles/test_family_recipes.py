@@ -9,9 +9,11 @@ import ctypes
 import importlib.util
 from pathlib import Path
 
+import encoders
 import family_oracles as oracles
 import llama_cpp
 import pytest
+import transformers
 
 import edgekit
 from edgekit_gguf.types import FILE_TYPES
@@ -31,7 +33,7 @@ def quantized_configurations():
     return found
 
 
-CONFIGURATIONS = quantized_configurations()
+CONFIGURATIONS = quantized_configurations() | encoders.QUANTIZED
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,8 @@ def llama_quantize(source: Path, target: Path, recipe: str) -> bytes:
 
 @pytest.mark.parametrize("family", CONFIGURATIONS)
 def test_whole_files_are_llama_cpps(family, quiet, tmp_path):
-    oracles.saved_model(CONFIGURATIONS[family], tmp_path / "hf")
+    kind = transformers.AutoModel if family in encoders.QUANTIZED else transformers.AutoModelForCausalLM
+    oracles.saved_model(CONFIGURATIONS[family], tmp_path / "hf", kind=kind)
     source = edgekit.convert(tmp_path / "hf", tmp_path / "source.gguf", dtype="F32")
     for recipe in RECIPES:
         theirs = llama_quantize(source.path, tmp_path / "theirs.gguf", recipe)

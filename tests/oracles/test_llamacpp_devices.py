@@ -119,6 +119,7 @@ def test_what_was_chosen_is_told(gguf, isolate):
             "layers": gguf.model.config.layers,
             "output_on_gpu": False,
             "context": 128,
+            "sequences": 1,
             "threads": 1,
         }
 

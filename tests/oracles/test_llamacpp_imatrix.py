@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import family_oracles
 import llama_cpp
 import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter
 
 import edgekit
-from edgekit.architectures.forward import rms_norm
+from edgekit.architectures.forward import Transformer, rms_norm
 from edgekit.architectures.numpy_ops import NumpyOps
 from edgekit.errors import (
     InvalidFileError,
     MissingFileError,
     NonFiniteError,
     PluginError,
-    UnsupportedModelError,
     UsageError,
 )
 from edgekit.evaluation.calibration import collect, importance, read_importance, write_importance
@@ -137,9 +138,14 @@ BROKEN = {
     "negative": ({"a.in_sum2": -np.ones(8, np.float32), "a.counts": ONE}, InvalidFileError, "negative or non-finite"),
     "infinite": ({"a.in_sum2": np.ones(8, np.float32), "a.counts": ONE * np.inf}, InvalidFileError, "non-finite"),
     "experts": (
-        {"a.in_sum2": np.ones((2, 8), np.float32), "a.counts": np.ones((2, 1), np.float32)},
-        UnsupportedModelError,
-        "the matrix of 2 experts",
+        {"a.in_sum2": np.ones((2, 8), np.float32), "a.counts": np.ones((3, 1), np.float32)},
+        InvalidFileError,
+        "a has 2 rows and 3 counts; get the file again",
+    ),
+    "an expert": (
+        {"a.in_sum2": np.ones((2, 8), np.float32), "a.counts": np.array([[1], [1e-45]], np.float32)},
+        InvalidFileError,
+        "a of expert 1 was counted 1.4013e-45 times, which makes its importance infinite",
     ),
 }
 
@@ -188,6 +194,77 @@ def test_whole_files_equal_llama_quantizes(recipe: str, backend: str, source: Pa
     assert llama_cpp.llama_model_quantize(str(source).encode(), str(theirs).encode(), ctypes.byref(parameters)) == 0
     edgekit.quantize(source, recipe, to=ours, importance=weights, backend=backend, exact_importance=True)
     assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> edgekit.Artifact:
+    """Experts whose matrices have two blocks of 256 a row; fewer tokens than experts, so that some are not reached."""
+    folder = tmp_path_factory.mktemp("mixture")
+    config = {
+        "model_type": "qwen3_moe", "vocab_size": 96, "hidden_size": 512, "intermediate_size": 256,
+        "moe_intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
+        "head_dim": 32, "num_experts": 24, "num_experts_per_tok": 2, "norm_topk_prob": True,
+        "max_position_embeddings": 64, "pad_token_id": 0,
+    }  # fmt: skip
+    family_oracles.saved_model(config, folder / "hf")
+    return edgekit.convert(folder / "hf", folder / "mixture.gguf", dtype="F32")
+
+
+def test_each_expert_has_an_importance_of_its_own(mixture: edgekit.Artifact, tmp_path: Path):
+    """What a router's choice sums up by hand; the file has it as llama.cpp's does, and gives it back."""
+    tokens = np.random.default_rng(3).integers(0, 90, 24)
+    found = collect(mixture, tokens, context=8)
+    seen: dict[str, list[np.ndarray]] = {}
+    model = Transformer(mixture.model, observe=lambda name, x: seen.setdefault(name, []).append(x))
+    model.hidden(tokens.reshape(3, 8))
+    weights = found.importance()
+    for layer in range(2):
+        for name, cols in (("gate", 512), ("up", 512), ("down", 256)):
+            stack = f"blk.{layer}.ffn_{name}_exps.weight"
+            assert weights[stack].shape == (24, cols)
+            assert found.counts[stack].sum() == 48
+            assert 0 < np.count_nonzero(found.counts[stack]) < 24
+            for expert, values in enumerate(weights[stack]):
+                inputs = np.concatenate(seen.get(f"{stack}[{expert}]", [np.zeros((1, cols), np.float32)]))
+                np.testing.assert_allclose(values, np.square(inputs).mean(axis=0), rtol=1e-5)
+    assert not any("[" in name for name in found.sums)
+    write_importance(tmp_path / "imatrix.gguf", found)
+    tensors = {tensor.name: tensor.data for tensor in GGUFReader(tmp_path / "imatrix.gguf").tensors}
+    assert tensors["blk.0.ffn_up_exps.weight.in_sum2"].shape == (24, 512)
+    assert tensors["blk.0.ffn_up_exps.weight.counts"].shape == (24, 1)
+    read = read_importance(tmp_path / "imatrix.gguf", mixture)
+    for name, values in weights.items():
+        np.testing.assert_allclose(read[name], values, rtol=2e-7)
+
+
+@pytest.mark.parametrize("backend", ["reference", "llamacpp"])
+@pytest.mark.parametrize("recipe", ["Q4_0", "Q4_K_M", "Q2_K", "Q3_K_M", "IQ4_XS"])
+def test_whole_files_of_experts_equal_llama_quantizes(
+    recipe: str, backend: str, mixture: edgekit.Artifact, tmp_path: Path
+):
+    """Weighed by what some tokens gave each expert; llama.cpp takes 1 for an expert that none reached."""
+    weights = importance(mixture, np.random.default_rng(3).integers(0, 90, 24), context=8)
+    assert any(not values.any(axis=-1).all() for values in weights.values() if values.ndim == 2)
+    exact = {n: np.where(v.any(-1, keepdims=True), v, np.float32(1)).reshape(-1) for n, v in weights.items()}
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype, parameters.nthread = getattr(recipes, recipe).file_type, 1
+    entry, pointer = llama_cpp.llama_model_imatrix_data, ctypes.POINTER(ctypes.c_float)
+    entries = [entry(name.encode(), v.ctypes.data_as(pointer), len(v)) for name, v in exact.items()]
+    parameters.imatrix = (entry * (len(entries) + 1))(*entries)
+    theirs, ours = tmp_path / "theirs.gguf", tmp_path / "ours.gguf"
+    source = str(mixture.path).encode()
+    assert llama_cpp.llama_model_quantize(source, str(theirs).encode(), ctypes.byref(parameters)) == 0
+    edgekit.quantize(mixture, recipe, to=ours, importance=weights, backend=backend, exact_importance=True)
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_importance_of_another_number_of_experts_is_refused(mixture: edgekit.Artifact, tmp_path: Path):
+    name = "blk.0.ffn_up_exps.weight"
+    for experts, said in ((3, "3"), (1, "no")):
+        tensors = {f"{name}.in_sum2": np.ones((experts, 512), np.float32), f"{name}.counts": np.ones((experts, 1))}
+        path = write_file(tmp_path / f"{experts}.gguf", {n: v.astype(np.float32) for n, v in tensors.items()})
+        with pytest.raises(UsageError, match=rf"{re.escape(name)} has {said} experts, in .* 24; make an importance"):
+            read_importance(path, mixture)
 
 
 def test_the_command_line(tmp_path: Path, source: Path, artifact: edgekit.Artifact, text: str):

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,18 @@ def test_where_llama_cpp_dies_the_server_says_so_and_ends(start: Callable[[bool]
     assert "the model no longer computes after InvalidFileError; the server ends" in log
     assert "the runtime 'llamacpp' no longer computes; start the server again" in log
     assert "Once upon" not in log
+
+
+def test_parallel_texts_share_batches(tmp_path: Path, model: Path):
+    with servers(tmp_path) as begin:
+        options = ["--option", "context=256", "--option", "threads=1"]
+        server = begin("serve", model, "--port", 0, "--runtime", "llamacpp", "--parallel", 4, *options)
+        assert ", sequences 4, " in server.log.read_text()
+        asked = [{"prompt": "Once upon a time", "max_tokens": 8, "seed": seed} for seed in range(8)]
+        alone = [server.post("/v1/completions", body)[1]["choices"][0]["text"] for body in asked]
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda body: server.post("/v1/completions", body), asked))
+        assert [status for status, _ in answers] == [200] * 8
+        assert [told["choices"][0]["text"] for _, told in answers] == alone
+        assert len(set(alone)) > 1
+        assert server.stop() == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import attrs
 
@@ -150,6 +150,15 @@ class Writer(Protocol):
         ...
 
 
+@runtime_checkable
+class RowWriter(Writer, Protocol):
+    """A writer that takes a large tensor in rows, so that no tensor is in memory as a whole."""
+
+    def write_rows(self, rows: QuantizedTensor, first: int) -> None:
+        """Write rows of the plan's next tensor, from number `first` on; its last row completes it."""
+        ...
+
+
 class Sizes(Protocol):
     """What the tensors of one layout take in a format, known before anything is written; `edgekit.fit` asks for it."""
 
@@ -234,4 +243,4 @@ def unknown_family(what: str) -> UnsupportedModelError:
     return UnsupportedModelError(f"{what} is of an unsupported family (supported: {', '.join(sorted(FAMILIES))})")
 
 
-__all__ = ["Artifact", "Format", "Layout", "Sizes", "Writer", "unknown_family", "unread"]
+__all__ = ["Artifact", "Format", "Layout", "RowWriter", "Sizes", "Writer", "unknown_family", "unread"]

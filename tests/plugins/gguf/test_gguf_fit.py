@@ -7,11 +7,10 @@ import pytest
 
 import edgekit
 from edgekit import sample
-from edgekit.architectures.hf import config_from_hf
 from edgekit.artifact import Artifact
 from edgekit.errors import UsageError
 from edgekit.pipeline import find_format, find_recipe, make_plan
-from edgekit.testing.models import artifact_of, random_model
+from edgekit.testing.models import artifact_of, random_model, small_llama
 from edgekit_gguf import RECIPES
 
 ENCODED = [name for name in RECIPES if name != "MXFP4_MOE"]
@@ -20,20 +19,7 @@ ENCODED = [name for name in RECIPES if name != "MXFP4_MOE"]
 @pytest.fixture
 def narrow(tmp_path) -> Artifact:
     """A model whose rows of 64 and 96 no K-quant divides."""
-    config = config_from_hf(
-        {
-            "model_type": "llama",
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "vocab_size": 50,
-            "max_position_embeddings": 64,
-            "tie_word_embeddings": True,
-        },
-        "test",
-    )
+    config = small_llama(tie_word_embeddings=True)
     (tmp_path / "model.bin").write_bytes(b"weights")
     return artifact_of(random_model(config), tmp_path / "model.bin")
 

@@ -16,7 +16,7 @@ from edgekit.architectures import ModelConfig, RopeScaling
 from edgekit.errors import InvalidFileError, UnsupportedModelError
 from edgekit.tokenizer import Tokenizer, TokenType
 from edgekit_gguf.format import GgufFormat
-from edgekit_gguf.metadata import Metadata, Value, f32s, flags, text, texts, u32
+from edgekit_gguf.metadata import Metadata, Value, f32s, flag, flags, text, texts, u32
 from edgekit_gguf.rotary import reorder, row_order
 from edgekit_gguf.types import ValueType
 from edgekit_gguf.vocab import from_metadata, to_metadata
@@ -414,9 +414,9 @@ def test_broken_tokenizers(changes, message: str):
 
 def test_tokenizers_of_other_models():
     with pytest.raises(
-        UnsupportedModelError, match=r"^x: its tokenizer is of model 'bert'; supported are llama, gpt2$"
+        UnsupportedModelError, match=r"^x: its tokenizer is of model 't5'; supported are llama, gpt2, bert$"
     ):
-        from_metadata(vocabulary(model=text("bert")), Path("x"))
+        from_metadata(vocabulary(model=text("t5")), Path("x"))
 
 
 @pytest.mark.parametrize(
@@ -448,3 +448,14 @@ def test_files_that_hold_no_model_say_what_they_hold(tmp_path: Path, general, na
         _ = edgekit.open(path).model
     with pytest.raises(UnsupportedModelError, match=message):
         edgekit.quantize(path, "Q8_0", to=tmp_path / "q.gguf")
+
+
+def test_gemma_4s_merges_say_what_merges_first():
+    """llama.cpp's converter writes SentencePiece's pieces with merges, and scores that say nothing."""
+    tokens = ("<pad>", "▁", "a", "b", "▁a", "ab", "▁ab")
+    given = {"model": text("gemma4"), "tokens": texts(tokens), "merges": texts(("a b", "▁ ab", "▁ a"))}
+    habits = {"scores": f32s([-1000.0] * len(tokens)), "add_space_prefix": flag(False)}
+    pairs = {f"tokenizer.ggml.{key}": value for key, value in (given | habits).items()}
+    found = from_metadata(Metadata(pairs), Path("x"))
+    assert (found.kind, found.add_bos, found.add_space_prefix) == ("spm", True, False)
+    assert found.scores == (-3, -3, -3, -3, -2, -0.0, -1)

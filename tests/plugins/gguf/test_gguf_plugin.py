@@ -154,11 +154,11 @@ def test_a_file_of_another_kind_of_model_is_still_shown(builder, tmp_path: Path)
     from edgekit.cli._verbs.inspect import describe
 
     string = builder.string
-    file = builder(data=bytes(64)).pair("general.architecture", 8, string("bert")).tensor("ids", [16], 26)
-    path = file.pair("tokenizer.ggml.model", 8, string("bert")).write(tmp_path / "bert.gguf")
+    file = builder(data=bytes(64)).pair("general.architecture", 8, string("whisper")).tensor("ids", [16], 26)
+    path = file.pair("tokenizer.ggml.model", 8, string("t5")).write(tmp_path / "whisper.gguf")
     report = describe(edgekit.open(path))
-    assert report["family"].startswith(f"unknown ({path}: general.architecture is 'bert'; supported are llama, ")
-    assert report["tokenizer"] == f"unknown ({path}: its tokenizer is of model 'bert'; supported are llama, gpt2)"
+    assert report["family"].startswith(f"unknown ({path}: general.architecture is 'whisper'; supported are llama, ")
+    assert report["tokenizer"] == f"unknown ({path}: its tokenizer is of model 't5'; supported are llama, gpt2, bert)"
     assert report["tensors"] == [{"name": "ids", "shape": [16], "precision": "int32", "nbytes": 64}]
 
 

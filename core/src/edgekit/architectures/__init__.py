@@ -10,6 +10,7 @@ from __future__ import annotations
 from edgekit.architectures._config import (
     Model,
     ModelConfig,
+    Pooling,
     RopeScaling,
     check_config,
     integer_field,
@@ -29,6 +30,7 @@ __all__ = [
     "Key",
     "Model",
     "ModelConfig",
+    "Pooling",
     "RopeDialect",
     "RopeScaling",
     "Section",

@@ -1,4 +1,4 @@
-"""Hyper-parameters of a decoder-only transformer, the same for every family and every file format."""
+"""Hyper-parameters of a transformer, the same for every family and every file format."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import attrs
 
 from edgekit.errors import InvalidFileError
 from edgekit.tensor import AnyTensor
+
+#: How the states of a text become one vector: their mean, the first one's (CLS), or the last one's.
+Pooling = Literal["mean", "first", "last"]
 
 
 @attrs.frozen
@@ -119,7 +122,8 @@ class ModelConfig:
             to which `rope_scaling` does not apply.
         rotary_dim: how many of head_dim's elements rotate.
         rope_scaling: None for plain rotary embeddings.
-        activation: of the gated feed-forward: ``silu`` (SwiGLU) or ``gelu_tanh`` (GeGLU).
+        activation: of the feed-forward: ``silu`` (SwiGLU), ``gelu_tanh`` (GeGLU) or ``gelu`` (BERT: by the error
+            function).
         tied: whether the embedding doubles as the output matrix.
         qkv_bias, attn_output_bias, ffn_bias: whether Q, K and V, the attention's output, and the three matrices
             of the feed-forward have biases.
@@ -130,6 +134,9 @@ class ModelConfig:
         attention_scale: multiplies q·k; 1/sqrt(head_dim) in most families.
         attention_softcap, output_softcap: ``cap * tanh(x / cap)`` on attention scores and on logits; None without.
         embedding_scale: multiplies the embeddings (Gemma: sqrt(width)).
+        causal: whether a token sees those before it alone; False for encoders, which predict no next token.
+        pooling: how states become the embedding of a text, if the model's files say it (sentence-transformers).
+        dense: of an embedding model the output widths of the matrices after the pooling, ``dense_2`` and on.
         name: the model's own name, where it has one.
         own: further hyper-parameters that only this family has, plain values by name: what kind each layer is, how many
             experts there are. The family knows them; everyone else stores them and hands them on.
@@ -148,7 +155,7 @@ class ModelConfig:
     rope_theta: float
     attention_scale: float
     rotary_dim: int
-    activation: Literal["silu", "gelu_tanh"] = "silu"
+    activation: Literal["silu", "gelu_tanh", "gelu"] = "silu"
     tied: bool = False
     qkv_bias: bool = False
     attn_output_bias: bool = False
@@ -161,6 +168,9 @@ class ModelConfig:
     attention_softcap: float | None = None
     output_softcap: float | None = None
     embedding_scale: float = 1.0
+    causal: bool = True
+    pooling: Pooling | None = None
+    dense: tuple[int, ...] = ()
     name: str = ""
     own: Mapping[str, object] = attrs.field(factory=dict, converter=_plain, hash=False)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import cast
+from typing import Any, cast
 
 from edgekit.architectures._family import Family
 from edgekit.errors import PluginError
@@ -34,7 +34,16 @@ class Families(Mapping[str, Family]):
 
     def of_model_type(self, model_type: object) -> Family | None:
         """The family of that ``model_type`` in config.json, or None; a plugin cannot claim one of the core's."""
-        return next((family for family in self.values() if model_type in family.model_types), None)
+        return next(self._named(model_type), None)
+
+    def of_config(self, config: Mapping[str, Any]) -> Family | None:
+        """The family of a config.json, or None; of several with its ``model_type`` the first that fits."""
+        model_type = config.get("model_type")
+        fitting = (family for family in self._named(model_type) if family.hf_fits(config))
+        return next(fitting, self.of_model_type(model_type))
+
+    def _named(self, model_type: object) -> Iterator[Family]:
+        return (family for family in self.values() if model_type in family.model_types)
 
 
 def _loads(registration: Registration) -> bool:

@@ -53,6 +53,9 @@ class Gguf:
         caps_output: whether a cap on the logits is looked for.
         untied: whether an output matrix of its own is loaded.
         ties: whether a file without an output matrix is loaded.
+        epsilon: key of the norms' epsilon.
+        rotates: whether the files have keys for rotary embeddings.
+        dense: whether matrices after the pooling are loaded.
         wide_layers: number of layers of the one model whose attention is scaled by width / heads.
         divisors: which rope tensors are loaded.
         keys: the family's own hyper-parameters.
@@ -72,6 +75,9 @@ class Gguf:
     caps_output: bool = False
     untied: bool = True
     ties: bool = True
+    epsilon: str = "attention.layer_norm_rms_epsilon"
+    rotates: bool = True
+    dense: bool = False
     wide_layers: int = 0
     divisors: tuple[str, ...] = ()
     keys: tuple[Key, ...] = ()
@@ -100,6 +106,10 @@ class Family(Protocol):
     gguf: Gguf | None
     nested: bool
     alike: tuple[str, ...]
+
+    def hf_fits(self, config: Mapping[str, Any]) -> bool:
+        """Whether a config.json of one of the `model_types` is of this family: several may share one."""
+        ...
 
     def config_from_hf(self, config: Mapping[str, Any], where: str) -> ModelConfig:
         """Hyper-parameters from a config.json (the ``text_config`` of a nested one).

@@ -129,9 +129,39 @@ def gelu_tanh(x: F32) -> F32:
 
 def gelu(x: F32) -> F32:
     """GELU by the error function."""
-    erf = np.frompyfunc(math.erf, 1, 1)
-    activated: F32 = np.float32(0.5) * x * (1 + erf(x * np.float32(math.sqrt(0.5))).astype(np.float32))
+    activated: F32 = np.float32(0.5) * x * (1 + erf(x * np.float32(math.sqrt(0.5))))
     return activated
+
+
+#: Numerator and denominator of x² that give erf(x) / x, highest power first; beyond the edge erf(x) is ±1 in float32.
+_ERF_ABOVE = (
+    0.00022905065861350646,
+    0.0034082910107109506,
+    0.050955695062380861,
+    0.18520832239976145,
+    1.128379143519084,
+)
+_ERF_BELOW = (
+    *(-1.1791602954361697e-7, 0.000023547966471313185, 0.0010179625278914885, 0.014070470171167667),
+    *(0.11098505178285362, 0.49746925110067538, 1.0),
+)
+_ERF_EDGE = 3.832506856900711
+
+
+def erf(x: F32) -> F32:
+    """The error function within 4e-7: numpy has none.
+
+    Source: the rational approximation of XLA (``xla/hlo/builder/lib/math.cc``, `ErfImpl32`).
+    """
+    x = np.clip(x, np.float32(-_ERF_EDGE), np.float32(_ERF_EDGE))
+    square = np.square(x)
+    above, below = (np.zeros_like(x) for _ in range(2))
+    for factor in _ERF_ABOVE:
+        above = above * square + np.float32(factor)
+    for factor in _ERF_BELOW:
+        below = below * square + np.float32(factor)
+    result: F32 = x * above / below
+    return result
 
 
 def sigmoid(x: F32) -> F32:
@@ -175,6 +205,21 @@ def route(scores: F32, how: Routing, bias: F32 | None) -> F32:
         picked = picked / np.maximum(picked.sum(axis=-1, keepdims=True), np.float32(how.floor))
     weights = np.zeros_like(scores)
     np.put_along_axis(weights, chosen, picked * np.float32(how.scale), axis=-1)
+    return weights
+
+
+def route_sparsely(scores: F32, jitter: float) -> F32:
+    """The weights of two experts; see `edgekit.architectures.ops.Ops.route_sparsely`."""
+    weights, left = np.zeros_like(scores), scores
+    for _ in range(2):
+        chosen = left.argmax(axis=-1, keepdims=True)
+        top = np.take_along_axis(left, chosen, axis=-1)
+        with np.errstate(invalid="ignore"):  # 0 / 0 is not far
+            far = (top - scores) / np.maximum(np.abs(scores), top) > np.float32(2 * jitter)
+        shares = _softmax(np.where(far, -np.inf, left))
+        np.put_along_axis(weights, chosen, np.take_along_axis(shares, chosen, axis=-1), axis=-1)
+        left = left.copy()
+        np.put_along_axis(left, chosen, np.float32(-np.inf), axis=-1)
     return weights
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from edgekit.architectures._config import ModelConfig
 from edgekit.architectures._families import FAMILIES
 from edgekit.architectures.mixers import Shape
+from edgekit.architectures.pooled import Pooled
 from edgekit.errors import InvalidFileError
 from edgekit.tensor import AnyTensor
 
@@ -19,7 +20,8 @@ def tensor_shapes(config: ModelConfig) -> dict[str, Shape]:
 
     Shapes are numpy's: [out, in] for a weight matrix.
     """
-    return dict(FAMILIES[config.family].network(config).shapes())
+    network = FAMILIES[config.family].network(config)
+    return {**dict(network.shapes()), **dict(Pooled.of(config).shapes(network.width))}
 
 
 def check_tensors(

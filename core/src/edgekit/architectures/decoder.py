@@ -88,6 +88,7 @@ class Decoder:
         whole_heads: whether transformers' class wants a width that is a multiple of the number of heads.
         tanh_names: further names of GELU's tanh form.
         attention_biases: whether ``attention_bias`` is read.
+        causal: whether a token sees those before it alone.
     """
 
     name: str
@@ -108,8 +109,13 @@ class Decoder:
     whole_heads: bool = False
     tanh_names: tuple[str, ...] = ()
     attention_biases: bool = True
+    causal: bool = True
 
     # Reading config.json.
+
+    def hf_fits(self, config: Mapping[str, Any]) -> bool:
+        """See `Family.hf_fits`."""
+        return True
 
     def config_from_hf(self, config: Mapping[str, Any], where: str) -> ModelConfig:
         """See `Family.config_from_hf`."""
@@ -118,7 +124,7 @@ class Decoder:
         c = Section({**self.defaults, **known}, where)
         self.refuse(c)
         heads = c.integer("num_attention_heads")
-        head_dim = c.integer("head_dim") if c.values["head_dim"] is not None else _head_dim(c, heads)
+        head_dim = c.integer("head_dim") if c.values["head_dim"] is not None else head_dim_of(c, heads)
         width = c.integer("hidden_size")
         rope = self.rope_from_hf(c, head_dim)
         read = ModelConfig(
@@ -138,6 +144,7 @@ class Decoder:
             attention_softcap=c.optional_number("attn_logit_softcapping"),
             output_softcap=c.optional_number("final_logit_softcapping"),
             embedding_scale=self.embedding_scale(c, width),
+            causal=self.causal,
             **self.biases(c),
             **self.windows_from_hf(c),
             **rope,
@@ -155,7 +162,7 @@ class Decoder:
 
     def refuse(self, c: Section) -> None:
         """Refuse features that change the result and are not implemented."""
-        if c.values.get("use_bidirectional_attention"):
+        if c.values.get("use_bidirectional_attention") and self.causal:
             c.refuse("use_bidirectional_attention", True, "causal attention")
 
     def rope_from_hf(self, c: Section, head_dim: int) -> Fields:
@@ -171,7 +178,7 @@ class Decoder:
         base = c.number("query_pre_attn_scalar") if "query_pre_attn_scalar" in c.values else head_dim
         return base**-0.5 if base > 0 else 0.0  # check_config refuses the zero
 
-    def activation(self, c: Section) -> Literal["silu", "gelu_tanh"]:
+    def activation(self, c: Section) -> Literal["silu", "gelu_tanh", "gelu"]:
         """Of the gate."""
         name = c.values.get("hidden_activation") or c.values["hidden_act"]
         if name in ("silu", "swish"):
@@ -280,6 +287,7 @@ class Decoder:
             tied=config.tied,
             embedding_scale=config.embedding_scale,
             softcap=config.output_softcap,
+            predicts=config.causal,
         )
 
     def block(self, config: ModelConfig, layer: int, ropes: Mapping[bool, Rope]) -> Block:
@@ -302,7 +310,7 @@ class Decoder:
             heads=config.heads,
             kv_heads=config.kv_heads,
             head_dim=config.head_dim,
-            how=Attend(config.attention_scale, config.window(layer), config.attention_softcap),
+            how=Attend(config.attention_scale, config.window(layer), config.attention_softcap, causal=config.causal),
             eps=config.norm_eps,
             rope=rope,
             fused=self.fused,
@@ -365,7 +373,12 @@ class Decoder:
         return own
 
 
-def _head_dim(c: Section, heads: int) -> int:
+def head_dim_of(c: Section, heads: int) -> int:
+    """The width of a head where config.json does not say it.
+
+    Raises:
+        InvalidFileError: the width is no multiple of the number of heads.
+    """
     width = c.integer("hidden_size")
     if heads < 1 or width % heads:
         raise InvalidFileError(f"{c.where}: hidden_size {width} is no multiple of num_attention_heads {heads}")
@@ -439,6 +452,7 @@ __all__ = [
     "TOP",
     "Decoder",
     "fraction",
+    "head_dim_of",
     "hf_scaling",
     "layer_types",
     "pre_attention_scalar",

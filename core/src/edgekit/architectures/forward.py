@@ -14,11 +14,12 @@ from edgekit.architectures._config import Model, ModelConfig
 from edgekit.architectures._families import FAMILIES
 from edgekit.architectures._numerics import attend, gelu_tanh, rms_norm, silu, softcap, visible
 from edgekit.architectures._weights import Observe, Weights
-from edgekit.architectures.blocks import Network
+from edgekit.architectures.blocks import NO_PREDICTION, Network
 from edgekit.architectures.numpy_ops import NumpyOps
+from edgekit.architectures.pooled import Pooled
 from edgekit.architectures.rope import turns_change
 from edgekit.architectures.state import KVCache
-from edgekit.errors import NonFiniteError, UsageError
+from edgekit.errors import NonFiniteError, UnsupportedModelError, UsageError
 from edgekit.typing import F32, Ints
 
 #: Models that take no more than this in float32 are kept decoded, unless the caller decides.
@@ -102,6 +103,7 @@ class Transformer:
 
         Raises:
             UsageError: no tokens, not integers, or ids outside the vocabulary.
+            UnsupportedModelError: the model is an encoder.
         """
         return self.project(self.hidden(tokens))
 
@@ -136,13 +138,32 @@ class Transformer:
         Args:
             index: of the layer, from 0.
             states: float32 [batch, n, width], from `embedded` or from the layer before.
+
+        Raises:
+            UnsupportedModelError: layers use what others computed (Gemma 4's shared keys and per-layer embeddings).
         """
+        if not self.network.alone:
+            raise UnsupportedModelError(
+                f"layers of a {self.config.family} model use what others computed, so that none can be computed alone; "
+                "choose a method that runs the whole model"
+            )
         return self.network.blocks[index].forward(self._anew(states), index, states)
 
     @_quiet
     def normalized(self, states: F32) -> F32:
         """The states after the last layer as `project` takes them."""
         return self.network.normalized(self._anew(states), states)
+
+    @_quiet
+    def embedding(self, tokens: npt.ArrayLike) -> F32:
+        """The embedding of a text, float32 [dim], not yet of length 1, of token ids [n]: pooled states (`Pooled`)."""
+        return self.pooled(self.hidden(tokens))
+
+    @_quiet
+    def pooled(self, states: F32) -> F32:
+        """The embedding, float32 [dim], of a text with those normalized states [n, width]."""
+        made: F32 = Pooled.of(self.config).forward(self._anew(states[None]), states[None])[0]
+        return made
 
     @_quiet
     def step(self, tokens: npt.ArrayLike, past: KVCache) -> F32:
@@ -156,10 +177,12 @@ class Transformer:
             float32 [vocab] or [batch, vocab].
 
         Raises:
-            UsageError: as `logits`.
+            UsageError, UnsupportedModelError: as `logits`.
             NonFiniteError: broken weights; there is no next token to choose from such scores.
         """
         ids = token_ids(tokens, self.config.vocab)
+        if not self.network.predicts:
+            raise UnsupportedModelError(NO_PREDICTION)
         new = np.atleast_2d(ids)
         if turns_change(self.config, past.length, past.length + new.shape[1]):  # everything is redone
             assert past.tokens is not None

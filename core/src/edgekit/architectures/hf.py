@@ -77,9 +77,9 @@ def config_from_hf(config: Mapping[str, Any], where: str) -> ModelConfig:
 
 def _family(config: Mapping[str, Any], where: str) -> Family:
     model_type = config.get("model_type")
-    found = FAMILIES.of_model_type(model_type)
+    found = FAMILIES.of_config(config)
     if found is None:
-        known = ", ".join(t for family in FAMILIES.values() for t in family.model_types)
+        known = ", ".join(dict.fromkeys(t for family in FAMILIES.values() for t in family.model_types))
         raise UnsupportedModelError(f"{where}: model_type is {short(model_type)}; edgekit knows {known}")
     return found
 
@@ -114,9 +114,12 @@ def _hf_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def _essence(config: ModelConfig) -> dict[str, Any]:
-    """What the forward pass sees: the windows of the layers instead of the pattern that makes them."""
+    """What the forward pass sees: the windows of the layers instead of the pattern that makes them.
+
+    Without what follows the last states, which files beside config.json say.
+    """
     fields = attrs.asdict(config, recurse=False)
-    for hidden in ("name", "full_attention_every", "full_attention_first"):
+    for hidden in ("name", "full_attention_every", "full_attention_first", "pooling", "dense"):
         del fields[hidden]
     return fields | {"sliding_window": [config.window(layer) for layer in range(config.layers)]}
 

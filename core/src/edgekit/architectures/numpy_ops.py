@@ -54,6 +54,11 @@ class NumpyOps:
         """See `Ops.product`."""
         return self.weights.product(name, x)
 
+    def row(self, name: str, number: int) -> F32:
+        """See `Ops.row`."""
+        row: F32 = self.weights.values(f"{name}.weight")[number]
+        return row
+
     def vector(self, name: str) -> F32:
         """See `Ops.vector`."""
         row: F32 = self.weights.values(name)[0]
@@ -177,6 +182,10 @@ class NumpyOps:
     def route(self, scores: F32, how: Routing, bias: str | None = None) -> F32:
         """See `Ops.route`."""
         return numerics.route(scores, how, None if bias is None else self.vector(bias))
+
+    def route_sparsely(self, scores: F32, jitter: float) -> F32:
+        """See `Ops.route_sparsely`."""
+        return numerics.route_sparsely(scores, jitter)
 
     def experts(self, prefix: str, x: F32, weights: F32, ffn: Ffn) -> F32:
         """See `Ops.experts`: one expert after the other, each with the tokens that use it."""

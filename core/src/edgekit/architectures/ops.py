@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import attrs
 
+from edgekit.architectures._config import Pooling
 from edgekit.architectures.rope import Rope
 from edgekit.errors import UnsupportedModelError
 
@@ -28,7 +29,6 @@ Activation = Literal["silu", "gelu_tanh", "gelu", "relu2", "sigmoid", "softplus"
 #: How a gate and an up projection become one: activation(gate) * up, or gpt-oss's clipped SwiGLU,
 #: (min(max(up, -7), 7) + 1) * g * sigmoid(1.702 g) with g = min(gate, 7).
 Gate = Literal["silu", "gelu_tanh", "gelu", "clipped"]
-Pooling = Literal["mean", "first", "last"]
 
 
 @attrs.frozen
@@ -105,6 +105,10 @@ class Ops(Protocol[V]):
 
     def product(self, name: str, x: V) -> V:
         """``x @ weight.T``, plus the bias where the model has one: [..., in] to [..., out]."""
+        ...
+
+    def row(self, name: str, number: int) -> V:
+        """One row of a matrix: [cols]."""
         ...
 
     def vector(self, name: str) -> V:
@@ -258,6 +262,20 @@ class Ops(Protocol[V]):
             scores: the router's, [batch, n, experts].
             how: which are chosen, and what weights they get.
             bias: full name of a weight [experts] that is added for the choice alone.
+        """
+        ...
+
+    def route_sparsely(self, scores: V, jitter: float) -> V:
+        """The weights of two experts, as Phi-3.5 MoE's sparse mixer chooses them: [batch, n, experts].
+
+        Of each of the two likeliest the softmax over scores that lie within ``2 * jitter`` of its own, relative to the
+        larger of the two magnitudes, the first one's left out for the second; they do not sum to 1.
+
+        Source: Liu et al., arXiv:2409.12136; transformers 5.23, ``models/phimoe/modeling_phimoe.py``.
+
+        Args:
+            scores: the router's, [batch, n, experts].
+            jitter: half of the relative distance.
         """
         ...
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from edgekit.architectures.forward import Transformer
 from edgekit.artifact import Artifact
 from edgekit.errors import NonFiniteError, UnsupportedModelError, UsageError
+from edgekit.evaluation._experts import ExpertSums
 from edgekit.evaluation.language import CONTEXT, Text, cut, tokens_of
 from edgekit.files.memory import enough_memory
 from edgekit.pipeline._conversion import as_artifact, find_format
@@ -41,18 +42,27 @@ class Activations:
     """Sums over a calibration text.
 
     Attributes:
-        sums: of the squared inputs, float64 [cols], by canonical name of the weight matrix.
-        tokens: how many tokens each sum is over.
+        sums: of the squared inputs, float64 [cols], by canonical name of the weight matrix; of a stack of experts
+            [experts, cols], each row over the tokens that reached the expert.
+        tokens: how many tokens each sum of a matrix is over.
         context: tokens of a window.
+        counts: how many tokens reached each expert, float64 [experts], by name of the stack.
     """
 
     sums: Mapping[str, F64] = attrs.field(repr=False)
     tokens: int
     context: int
+    counts: Mapping[str, F64] = attrs.field(factory=dict, repr=False)
 
     def importance(self) -> dict[str, F32]:
-        """Return the mean squared inputs, float32 [cols], by canonical name, for `edgekit.quantize`."""
-        return {name: (sums / self.tokens).astype(np.float32) for name, sums in self.sums.items()}
+        """Return the mean squared inputs, float32 [cols], by canonical name, for `edgekit.quantize`.
+
+        Those of a stack of experts are [experts, cols], with zeros for an expert that no token reached.
+        """
+        return {name: (sums / self._over(name)).astype(np.float32) for name, sums in self.sums.items()}
+
+    def _over(self, name: str) -> F64 | int:
+        return np.maximum(self.counts[name], 1)[:, None] if name in self.counts else self.tokens
 
 
 @runtime_checkable
@@ -127,11 +137,11 @@ def collect(
     windows = cut(tokens_of(source, text), _context(context, _longest(source, runtime)), bos)
     with reporting(progress, "calibrate") as report:
         if runtime is None:
-            sums: Mapping[str, F64] = _by_numpy(source, windows, outputs, report)
+            sums, counts = _by_numpy(source, windows, outputs, report)
         else:
-            sums = _by_runtime(source, runtime, windows, outputs, report)
+            sums, counts = dict(_by_runtime(source, runtime, windows, outputs, report)), {}
     _refuse_nonfinite(sums)
-    return Activations(sums, windows.size, windows.shape[1])
+    return Activations(sums, windows.size, windows.shape[1], counts)
 
 
 def _longest(source: Artifact, runtime: str | None) -> int:
@@ -144,9 +154,16 @@ def _longest(source: Artifact, runtime: str | None) -> int:
         return 1 << 30
 
 
-def _by_numpy(source: Artifact, windows: Ints, outputs: bool, progress: Progress | None) -> dict[str, F64]:
-    sums: dict[str, F64] = {}
-    model = Transformer(source.model, observe=lambda name, x: _add(sums, name, x))
+def _by_numpy(
+    source: Artifact, windows: Ints, outputs: bool, progress: Progress | None
+) -> tuple[dict[str, F64], dict[str, F64]]:
+    sums, experts = dict[str, F64](), ExpertSums(source.model)
+
+    def add(name: str, x: F32) -> None:
+        if not experts.add(name, x):
+            _add(sums, name, x)
+
+    model = Transformer(source.model, observe=add)
     step = max(1, _BATCH // windows.shape[1])
     for start in range(0, len(windows), step):
         if progress:
@@ -156,7 +173,7 @@ def _by_numpy(source: Artifact, windows: Ints, outputs: bool, progress: Progress
             model.project(hidden)
     if progress:
         progress(len(windows), len(windows), "")
-    return sums
+    return sums | experts.sums, experts.counts
 
 
 def _by_runtime(
@@ -218,9 +235,20 @@ def _refuse_other_models(matrix: Mapping[str, F32], artifact: Artifact, where: P
     if not matrix.keys() & tensors.keys():
         raise UsageError(f"{where}: it has no matrix in common with {artifact.path}; make one from this model")
     for name, values in matrix.items():
-        if name in tensors and values.shape != tensors[name].shape[-1:]:
+        if name not in tensors:
+            continue
+        *experts, cols = (
+            size for place, size in enumerate(tensors[name].shape) if place != len(tensors[name].shape) - 2
+        )
+        if values.shape[-1] != cols:
             raise UsageError(
-                f"{where}: {name} has {values.size} columns, in {artifact.path} {tensors[name].shape[-1]}; "
+                f"{where}: {name} has {values.shape[-1]} columns, in {artifact.path} {cols}; "
+                "make an importance matrix from this model"
+            )
+        if list(values.shape[:-1]) != experts:
+            counts = [" × ".join(map(str, sizes)) or "no" for sizes in (values.shape[:-1], experts)]
+            raise UsageError(
+                f"{where}: {name} has {counts[0]} experts, in {artifact.path} {counts[1]}; "
                 "make an importance matrix from this model"
             )
 
@@ -243,9 +271,11 @@ def write_importance(path: str | os.PathLike[str], activations: Activations | Ca
     if not hasattr(chosen, "write_importance"):
         raise UsageError(f"{target}: {chosen.name} holds no importance matrices; name a file that ends in .gguf")
     if isinstance(activations, Calibration):
-        means, tokens = activations.importance(), activations.tokens
-        sums = {name: mean.astype(np.float64) * tokens for name, mean in means.items()}
-        activations = Activations(sums, tokens, activations.context)
+        tokens, counts = activations.tokens, activations.expert_counts()
+        over = {name: count[:, None] for name, count in counts.items()}
+        means = activations.importance().items()
+        sums = {name: mean.astype(np.float64) * over.get(name, tokens) for name, mean in means}
+        activations = Activations(sums, tokens, activations.context, counts)
     chosen.write_importance(target, activations, dataset)
 
 

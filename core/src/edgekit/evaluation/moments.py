@@ -10,14 +10,17 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import attrs
 import numpy as np
 
+from edgekit.architectures import Model
 from edgekit.architectures.forward import Transformer
 from edgekit.artifact import Artifact
 from edgekit.errors import EdgekitError, NonFiniteError, UsageError
+from edgekit.evaluation._experts import ExpertSums
 from edgekit.evaluation.language import CONTEXT, Text, cut, tokens_of
 from edgekit.files.atomic import AtomicFile
 from edgekit.files.guard import refuse_harm
@@ -26,8 +29,10 @@ from edgekit.formats.safetensors import to_bytes
 from edgekit.pipeline._conversion import as_artifact
 from edgekit.pipeline._progress import Progress, Shown, reporting
 from edgekit.pipeline.rounding.calibration import (
+    COUNTS,
     Calibration,
     as_ids,
+    experts_of,
     header_of,
     inputs_of,
     model_digest,
@@ -99,7 +104,8 @@ def calibrate(
         _refuse_overwriting(target, overwrite)
     inputs = inputs_of(artifact.model, outputs)
     digests = model_digest(artifact), text_digest(text)
-    record = Calibration(as_ids(used), as_ids(windows[len(used) :]), *digests, inputs, {}, target)
+    experts = experts_of(artifact.model)
+    record = Calibration(as_ids(used), as_ids(windows[len(used) :]), *digests, inputs, {}, target, experts)
     with reporting(progress, "calibrate") as report:
         if target is None:
             found = layer_moments(artifact, record, report)
@@ -143,24 +149,28 @@ def _refuse_overwriting(target: Path, overwrite: bool) -> None:
 def layer_moments(
     artifact: Artifact, calibration: Calibration, progress: Progress | None = None, done: int = 0
 ) -> Iterator[tuple[str, F32]]:
-    """Yield the name of each moment and its values [cols, cols], in the order of the forward pass.
+    """Yield the name of each moment and its values [cols, cols], in the order of the forward pass; then the experts'.
+
+    Of each stack of experts the mean squares [experts, cols] follow, and how many tokens reached each [experts].
 
     Args:
         artifact: the model.
         calibration: its windows and inputs.
         progress: called before each layer.
-        done: how many moments are there already; the following ones are yielded.
+        done: how many of them are there already; the following ones are yielded.
     """
     wanted = dict(list(calibration.inputs.items())[done:])
     model, windows = artifact.model, calibration.windows
     step = max(1, _BATCH // windows.shape[1])
     batches = [slice(start, start + step) for start in range(0, len(windows), step)]
     states = Transformer(model, cache=False).embedded(windows)
+    experts = ExpertSums(model)
     for layer in range(model.config.layers):
         if progress:
             progress(layer, model.config.layers, f"layer {layer}")
         sums = _Sums(wanted)
-        computing = Transformer(model, cache=True, observe=sums.add)  # keeps what it decoded: this layer
+        observe = partial(_observed, sums, experts)
+        computing = Transformer(model, cache=True, observe=observe)  # keeps what it decoded: this layer
         for batch in batches:
             states[batch] = computing.layer(layer, states[batch])
         yield from sums.means()
@@ -171,8 +181,32 @@ def layer_moments(
         for batch in batches:
             sums.add(outputs[0], last.normalized(states[batch]).reshape(-1, model.config.width))
         yield from sums.means()
+    arrays = _expert_means(calibration, model, experts)
+    yield from list(arrays.items())[max(0, done - len(calibration.inputs)) :]
     if progress:
         progress(model.config.layers, model.config.layers, "")
+
+
+def _observed(sums: _Sums, experts: ExpertSums, name: str, x: F32) -> None:
+    if not experts.add(name, x):
+        sums.add(name, x)
+
+
+def _expert_means(calibration: Calibration, model: Model, experts: ExpertSums) -> dict[str, F32]:
+    """Mean squares and counts of each stack in the order of the file; zeros for a stack that no token reached."""
+    found: dict[str, F32] = {}
+    for name in calibration.experts:
+        count, _, cols = model.tensors[name].shape
+        sums, counts = experts.sums.get(name, np.zeros((count, cols))), experts.counts.get(name, np.zeros(count))
+        found[name] = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+        found[name + COUNTS] = counts.astype(np.float32)
+        if not np.isfinite(found[name]).all():
+            expert, column = np.argwhere(~np.isfinite(found[name]))[0]
+            raise NonFiniteError(
+                f"the input of {name}[{expert}] is not finite on this text (column {column}); calibrate on the "
+                "unquantized model"
+            )
+    return found
 
 
 class _Sums:
@@ -221,7 +255,10 @@ def outer(x: F32, shape: tuple[int, ...]) -> F32:
 def _write(record: Calibration, artifact: Artifact, progress: Progress | None) -> None:
     """Write a calibration file; an interrupted run goes on after the last moment that is whole."""
     assert record.path is not None
-    shapes = {name: moment_shape(artifact.model.tensors[name].shape[-1]) for name in record.inputs}
+    tensors = artifact.model.tensors
+    shapes = {name: moment_shape(tensors[name].shape[-1]) for name in record.inputs}
+    for name in record.experts:
+        shapes |= {name: (tensors[name].shape[0], tensors[name].shape[-1]), name + COUNTS: tensors[name].shape[:1]}
     header = header_of(record, shapes)
     windows = to_bytes(record.windows), to_bytes(record.held_out)
     fingerprint = hashlib.sha256(b"".join([header, *windows])).digest()

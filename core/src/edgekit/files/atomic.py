@@ -47,6 +47,8 @@ from edgekit.files.guard import ARTIFACT_FILES
 
 _JOURNAL = ".partial.json"
 _CHUNK = 1 << 22
+#: Bytes of zeros that are written between two places; a longer gap is left to the file system.
+_GAP = 1 << 12
 
 
 class AtomicFile:
@@ -97,6 +99,8 @@ class AtomicFile:
         self._journal = Journal(hidden(self.target, "partial.json"), self.target.name, self._vouched(fingerprint))
         self._crc = 0
         self.offset = 0
+        self._unit = 0, 0  # where the unit under way begins, and the checksum of everything before
+        self._scattered = False
         self._closed = False
         with writing(self._named):
             _refuse_long_name(pairs.beside(self.target) if manifest else self.target)
@@ -134,16 +138,48 @@ class AtomicFile:
         self._crc = zlib.crc32(view, self._crc)
         self.offset += len(view)
 
+    def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write bytes of the unit under way at their place in the file: its parts may come in any order.
+
+        What no write covers is zeros. The next `write` goes after the last byte that was written.
+
+        Raises:
+            UsageError: the place is in an earlier unit.
+            ResourceError: as `write`.
+        """
+        begin, _ = self._unit
+        if offset < begin:
+            raise UsageError(f"{self.target}: bytes before {begin} belong to complete units; offset {offset} is one")
+        if 0 <= offset - self.offset <= _GAP:
+            self.write(bytes(offset - self.offset))
+            self.write(data)
+            return
+        view = memoryview(data).cast("B")
+        with writing(self._named, f"{len(view):,} bytes at offset {offset:,}"):
+            self._file.seek(offset)
+            write_all(self._file, view)
+            self.offset = max(self.offset, offset + len(view))
+            self._file.seek(self.offset)
+        self._scattered = True
+
     def unit_done(self, note: str = "") -> None:
         """Record that a unit is complete, so that a later run can resume after it.
+
+        One that was written out of order is read once more for its checksum.
 
         Raises:
             ChangedSourceError: a source was changed, so that the unit may have old or new content.
         """
         if self._reading:
             self._reading.check_sources(hashes=False)
+        if self._scattered:
+            begin, before = self._unit
+            with writing(self._named, "its checksum"):
+                self._file.seek(begin)
+                self._crc = _checksum(self._file, self.offset - begin, before)
         with writing(self._named, "its journal"):
             self._journal.add(Unit(self.offset, self._crc, note))
+        self._unit, self._scattered = (self.offset, self._crc), False
 
     def overwrite(self, offset: int, data: bytes) -> None:
         """Overwrite earlier bytes, e.g. a header reserved as zeros; only before `commit`.
@@ -244,7 +280,7 @@ class AtomicFile:
 
     def _resume(self, units: list[Unit]) -> None:
         if units:
-            self.offset, self._crc = units[-1].end, units[-1].crc
+            self.offset, self._crc = self._unit = units[-1].end, units[-1].crc
         self._file.truncate(self.offset)
         self._file.seek(self.offset)
         self._journal.start(units)

@@ -40,6 +40,8 @@ CARRIED_FILES = (
     "merges.txt",
     "chat_template.json",
     "chat_template.jinja",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
 )
 #: Names in a directory that an artifact's writer may replace; anything else belongs to the user.
 ARTIFACT_FILES = (
@@ -48,6 +50,9 @@ ARTIFACT_FILES = (
     "preprocessor_config.json",
     *CARRIED_FILES,
     "additional_chat_templates/*.jinja",
+    "modules.json",
+    "[0-9]_*/config.json",
+    "[0-9]_*/model.safetensors",
     "edgekit.manifest.json",
 )
 _LINKS = 40

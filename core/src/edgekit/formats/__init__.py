@@ -3,10 +3,12 @@
 from edgekit.formats._hf_files import Weights, carried, open_weights
 from edgekit.formats._hf_generate import generation_config, small_files
 from edgekit.formats._parts import PartLayout, part_layouts
-from edgekit.formats.writer import PlannedDirectory, PlannedFile, PlannedWriter
+from edgekit.formats._sentence import with_modules
+from edgekit.formats.writer import Places, PlannedDirectory, PlannedFile, PlannedWriter
 
 __all__ = [
     "PartLayout",
+    "Places",
     "PlannedDirectory",
     "PlannedFile",
     "PlannedWriter",
@@ -16,4 +18,5 @@ __all__ = [
     "open_weights",
     "part_layouts",
     "small_files",
+    "with_modules",
 ]

@@ -95,8 +95,8 @@ def open_consolidated(directory: Path, only: str | None = None) -> Weights:
 
 def with_quantization(directory: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the configuration; with AutoGPTQ's own file as its quantization_config if it has none."""
-    own = None if quantization_of(config) else read_object(directory, QUANTIZE_CONFIG, CONFIG_LIMIT)
-    return {**config, "quantization_config": {"quant_method": "gptq", **own}} if own else config
+    separate = None if quantization_of(config) else read_object(directory, QUANTIZE_CONFIG, CONFIG_LIMIT)
+    return {**config, "quantization_config": {"quant_method": "gptq", **separate}} if separate else config
 
 
 def _single(directory: Path) -> str:

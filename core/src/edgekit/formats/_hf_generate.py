@@ -11,6 +11,7 @@ from edgekit.artifact import Layout
 from edgekit.files.foreign import strict_json, utf8
 from edgekit.formats import _hf_files as files
 from edgekit.formats._packed import without_quantization
+from edgekit.formats._sentence import module_files
 from edgekit.manifest import Manifest
 from edgekit.recipe import Plan
 from edgekit.tokenizer._record import Tokenizer
@@ -35,6 +36,7 @@ def small_files(layout: Layout, plan: Plan, manifest: Manifest) -> Iterator[tupl
                 yield name, _own_config(layout, path) if name == files.CONFIG else path.read_bytes()
     else:
         yield from generate(layout, plan)
+    yield from module_files(layout)
     yield files.MANIFEST, manifest.to_json().encode()
 
 
@@ -92,12 +94,19 @@ def _tokenizer_config(layout: Layout, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{role: tokenizer.tokens[number] for role, number in special.items() if number is not None},
+        **(_bert_tokens(tokenizer) if tokenizer.kind == "wordpiece" else {}),
         "add_bos_token": tokenizer.add_bos,
         "add_eos_token": tokenizer.add_eos,
         "clean_up_tokenization_spaces": False,
         "model_max_length": layout.model.config.context,
         **_templates(tokenizer),
     }
+
+
+def _bert_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """The names under which BERT's libraries look for the first and the last token."""
+    ids = {"cls_token": tokenizer.bos, "sep_token": tokenizer.eos}
+    return {role: tokenizer.tokens[number] for role, number in ids.items() if number is not None}
 
 
 def _templates(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -7,18 +7,20 @@ appended, and the header is filled in at the end, padded with spaces as the form
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import attrs
 
 from edgekit.artifact import Artifact, Layout
 from edgekit.formats import _hf_files as files
 from edgekit.formats._hf_generate import small_files
-from edgekit.formats._parts import describe, parts_of, stored_parts
+from edgekit.formats._parts import describe, stored_parts, written_parts
 from edgekit.formats.safetensors import Part, build_header, to_bytes
-from edgekit.formats.writer import PlannedDirectory
+from edgekit.formats.writer import Places, PlannedDirectory
 from edgekit.manifest import Manifest
 from edgekit.recipe import Assignment, Plan
-from edgekit.tensor import QuantizedTensor, Tensor, holds_floats
+from edgekit.tensor import Tensor, holds_floats
 
 #: Header bytes reserved for each part of a quantized tensor, whose shape may differ from the estimate.
 _SLACK = 64
@@ -38,12 +40,10 @@ class HuggingFaceWriter(PlannedDirectory):
         identity = json.dumps(["hf", self._header, [[slot.name, list(slot.shape)] for slot in layout.slots]]).encode()
         super().__init__(path, plan, manifest, header=bytes(self._header), nbytes=nbytes, identity=identity)
 
-    def append(self, tensor: QuantizedTensor, assignment: Assignment) -> str:
-        """Write the tensor's parts; return a note with their names, types and shapes in the file."""
-        written = parts_of(tensor, assignment.shape)
-        for _, array in written.values():
-            self.file.write(to_bytes(array))
-        return _note({key: part for key, (part, _) in written.items()})
+    def place(self, parts: Mapping[str, Part], assignment: Assignment) -> Places:
+        """One part after the other; the note has their names, types and shapes in the file."""
+        written = written_parts(parts, assignment.name, assignment.precision, assignment.shape)
+        return attrs.evolve(Places.in_order(parts.values(), self.file.offset), note=_note(written))
 
     def finish(self) -> None:
         """Write the carried tensors, and fill in the header."""

@@ -75,8 +75,8 @@ _NAME = re.compile(
 
 def is_mistral(directory: Path) -> bool:
     """Whether a directory has this layout and not transformers' beside it."""
-    own = (directory / PARAMS).is_file() and any((directory / name).is_file() for name in (WEIGHTS, INDEX))
-    return own and not any(
+    native = (directory / PARAMS).is_file() and any((directory / name).is_file() for name in (WEIGHTS, INDEX))
+    return native and not any(
         (directory / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")
     )
 
@@ -116,19 +116,19 @@ def renamed(tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> dict
     """
     heads = {"attention.wq": config.get("num_attention_heads")}
     heads["attention.wk"] = config.get("num_key_value_heads") or heads["attention.wq"]
-    found = {}
+    translated = {}
     for name, tensor in tensors.items():
         match = _NAME.fullmatch(name)
         table = _LAYER if match and match["layer"] else _TOP
         module = table.get(match["module"]) if match else None
         if match is None or module is None:
-            found[name] = tensor
+            translated[name] = tensor
             continue
         start = f"model.layers.{match['layer']}." if match["layer"] else ""
-        own = f"{start}{module}.{_PARTS[match['part']]}"
+        hf_name = f"{start}{module}.{_PARTS[match['part']]}"
         rows = heads.get(match["module"]) if match["part"] == "weight" else None
-        found[own] = attrs.evolve(_halves(tensor, rows) if rows else tensor, name=own)
-    return found
+        translated[hf_name] = attrs.evolve(_halves(tensor, rows) if rows else tensor, name=hf_name)
+    return translated
 
 
 def _halves(tensor: Tensor, heads: object) -> Tensor:

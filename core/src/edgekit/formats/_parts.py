@@ -103,15 +103,13 @@ def _follows(tensor: Tensor | EncodedTensor, precision: Precision, dtype: str) -
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def parts_of(tensor: Any, shape: tuple[int, ...]) -> dict[str, tuple[Part, Array]]:
-    """The arrays to store for a `QuantizedTensor`, in order; plain floats keep the tensor's name and shape."""
-    if tensor.precision.convention == "float":
-        dtype = _FLOATS[tensor.precision.kind]
-        return {"": (Part(tensor.name, dtype, shape), tensor.parts["values"])}
-    return {
-        key: (Part(f"{tensor.name}.{key}", _stored(tensor.precision, key, part.dtype.name), part.shape), part)
-        for key, part in tensor.parts.items()
-    }
+def written_parts(
+    parts: Mapping[str, Part], name: str, precision: Precision, shape: tuple[int, ...]
+) -> dict[str, Part]:
+    """The arrays that a tensor's parts become in the file, in order; plain floats keep the tensor's name and shape."""
+    if precision.convention == "float":
+        return {"": Part(name, _FLOATS[precision.kind], shape)}
+    return {key: Part(f"{name}.{key}", _stored(precision, key, part.dtype), part.shape) for key, part in parts.items()}
 
 
 def _stored(precision: Precision, key: str, dtype: str) -> str:

@@ -193,10 +193,10 @@ def open_adapter(path: str | os.PathLike[str]) -> Adapter:
 
 def _own_name(name: str) -> str:
     """Return a tensor's name without what peft puts before it, and without an adapter's name in it."""
-    own = name.removeprefix(_PREFIX)
+    module = name.removeprefix(_PREFIX)
     for part in _NAMED:
-        own = own.replace(f".{part}.default", f".{part}")
-    return own
+        module = module.replace(f".{part}.default", f".{part}")
+    return module
 
 
 @attrs.frozen
@@ -238,12 +238,12 @@ class _Settings:
         if not isinstance(table, Mapping):
             raise InvalidFileError(f"{self.where}: {key} is {shown(table)}, an object is needed; fetch it again")
         for pattern, value in table.items():
-            found = compiled(rf"(.*\.)?({pattern})$")
-            if found is None:
+            expression = compiled(rf"(.*\.)?({pattern})$")
+            if expression is None:
                 raise UnsupportedModelError(
                     f"{self.where}: {key} has the pattern {shown(pattern)}, which is not followed"
                 )
-            if found.match(module):
+            if expression.match(module):
                 return _Settings({key: value}, self.where).number(key, default)
         return default
 
@@ -291,12 +291,12 @@ def _check_vectors(change: LowRank, settings: _Settings) -> None:
 
 
 def _matrix(name: str, tensors: Mapping[str, Tensor], where: str) -> Tensor:
-    found = tensors.get(name)
-    if found is None:
+    tensor = tensors.get(name)
+    if tensor is None:
         raise InvalidFileError(f"{where}: {name} is missing; the adapter was saved in part, fetch it again")
-    if len(found.shape) != 2 or not holds_floats(found):
-        raise UnsupportedModelError(f"{where}: {name} is {found.dtype} {list(found.shape)}; only matrices are merged")
-    return found
+    if len(tensor.shape) != 2 or not holds_floats(tensor):
+        raise UnsupportedModelError(f"{where}: {name} is {tensor.dtype} {list(tensor.shape)}; only matrices are merged")
+    return tensor
 
 
 def _vector(module: str, names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> Tensor | None:

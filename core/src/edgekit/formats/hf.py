@@ -26,6 +26,7 @@ from edgekit.formats._hf_sizes import HuggingFaceSizes
 from edgekit.formats._hf_writer import HuggingFaceWriter
 from edgekit.formats._mistral import PARAMS, config_of, is_mistral, renamed
 from edgekit.formats._parts import assemble
+from edgekit.formats._sentence import with_modules
 from edgekit.formats.safetensors import open_tensors
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.recipe import Plan, Slot, quantized
@@ -81,9 +82,9 @@ class HuggingFaceFormat:
         config = config_of(params, str(directory))
         weights = files.open_consolidated(directory, None if path.is_dir() else path.name)
         tensors = _unpacked(dict(renamed(weights.tensors, config)), config, directory)
-        found = self._artifact(path, weights, config, tensors)
-        own = tuple(file for file in found.files if file.name != files.CONFIG)  # it is generated from params.json
-        return attrs.evolve(found, files=(*own, directory / PARAMS))
+        artifact = self._artifact(path, weights, config, tensors)
+        copied = tuple(file for file in artifact.files if file.name != files.CONFIG)  # it is generated from params.json
+        return attrs.evolve(artifact, files=(*copied, directory / PARAMS))
 
     def _artifact(
         self, path: Path, weights: files.Weights, config: Mapping[str, Any], tensors: dict[str, AnyTensor]
@@ -197,9 +198,10 @@ def _left_out(model: Model, names: Collection[str]) -> str:
     from edgekit.architectures.hf import other_parts
 
     parts = Counter(".".join(name.split(".")[: 2 if name.startswith("model.") else 1]) for name in other_parts(names))
+    parts |= Counter(name.partition(".")[0] for name in names if name.startswith(("pooler.", "cls.")))
     parts |= Counter("mtp" for name in names if name.startswith("mtp."))
-    told = ", ".join(f"{count} tensors of {part}" for part, count in parts.items())
-    return f"{told} are left out: they are not part of the {model.config.family} language model" if told else ""
+    listed = ", ".join(f"{count} tensors of {part}" for part, count in parts.items())
+    return f"{listed} are left out: they are not part of the {model.config.family} language model" if listed else ""
 
 
 def _adapter_directory(path: Path) -> Path | None:
@@ -223,7 +225,7 @@ def _model(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], director
 
     config = _refuse_unread(tensors, config, directory)
     floats = {name: tensor for name, tensor in tensors.items() if holds_floats(tensor)}
-    return model_from_hf(config, floats, str(directory))
+    return with_modules(model_from_hf(config, floats, str(directory)), directory)
 
 
 def _unpacked(tensors: dict[str, AnyTensor], config: Mapping[str, Any], directory: Path) -> dict[str, AnyTensor]:

@@ -3,31 +3,84 @@
 `PlannedFile` is for a format whose artifact is one file, `PlannedDirectory` for one whose artifact is a directory with
 the tensors in one of its files. What they share is `PlannedWriter`: the next tensor must be the plan's next, `commit`
 needs all of them, and an interrupted run goes on after its last complete tensor if it would write the same.
+
+A large tensor comes in rows, encoded as they are read: a writer that says where its parts lie (`place`) puts each of
+them there, so that a stack of experts is never in memory as a whole.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
+import attrs
+
+from edgekit.encoding._codecs import put_rows
 from edgekit.errors import UsageError
 from edgekit.files.atomic import ARTIFACT_FILES, AtomicDirectory, AtomicFile
+from edgekit.formats.safetensors import Part, to_bytes
 from edgekit.manifest import Manifest
 from edgekit.recipe import Assignment, Plan
+from edgekit.reference import Parts
 from edgekit.tensor import QuantizedTensor
 
 #: Part of every fingerprint: a run never resumes one of an edgekit version with another order of units.
 _UNITS = b"edgekit.formats.writer 1\n"
 
 
+@attrs.frozen
+class Places:
+    """Where the parts of a tensor lie in the file.
+
+    Attributes:
+        offsets: of the first byte of each part, by the part's name.
+        end: where the next tensor may begin; bytes that no part covers are zeros.
+        note: to find in `PlannedWriter.notes` when the run is resumed.
+    """
+
+    offsets: Mapping[str, int]
+    end: int
+    note: str = ""
+
+    @classmethod
+    def in_order(cls, parts: Iterable[Part], start: int, alignment: int = 1) -> Self:
+        """Parts one after the other from `start` on, each at a multiple of the alignment."""
+        offsets, end = {}, start
+        for part in parts:
+            offsets[part.name] = begin = -(-end // alignment) * alignment
+            end = begin + part.nbytes
+        return cls(offsets, end)
+
+
+@attrs.define
+class _UnderWay:
+    """The tensor whose rows are being written.
+
+    Attributes:
+        assignment: the plan's line for it.
+        parts: of the whole tensor, by name.
+        places: where they lie; None where the writer takes whole tensors alone.
+        collected: the rows so far, for such a writer.
+        rows: how many were written.
+    """
+
+    assignment: Assignment
+    parts: Mapping[str, Part]
+    places: Places | None
+    collected: Parts = attrs.field(factory=dict)
+    rows: int = 0
+
+
 class PlannedWriter(ABC):
     """Writes the tensors of a plan in its order; derive from `PlannedFile` or `PlannedDirectory`.
 
     The bytes before the first tensor are written, or found from an interrupted run, when the writer is made; each
-    tensor is one unit of the resumable file. A derived class says in `append` how one tensor is stored.
+    tensor is one unit of the resumable file. A derived class says in `place` where the parts of a tensor lie; or it
+    writes whole tensors itself, in `append`, and then holds each of them in memory.
 
     Args:
         path: the artifact to write.
@@ -42,7 +95,7 @@ class PlannedWriter(ABC):
         path: as given.
         plan: as given.
         manifest: as given. Reading its JSON waits for the hashes of the sources; leave it for `commit`.
-        file: where `append` writes.
+        file: where tensors are written; its ``offset`` is where the next one may begin.
         remarks: what turned out while it was written and the user should know, a sentence by kind.
 
     Raises:
@@ -64,6 +117,7 @@ class PlannedWriter(ABC):
         self.path, self.plan, self.manifest = path, plan, manifest
         self._identity = header if identity is None else identity
         self._sizes = sizes
+        self._under_way: _UnderWay | None = None
         self.remarks: dict[str, str] = {}
         self.file = self._open(self._fingerprint)  # called later: the sources are hashed while tensors are written
         try:
@@ -81,7 +135,7 @@ class PlannedWriter(ABC):
 
     @property
     def notes(self) -> list[str]:
-        """What `append` returned for each complete tensor, those of an interrupted run included."""
+        """The note of each complete tensor, those of an interrupted run included."""
         return self.file.notes
 
     def write(self, tensor: QuantizedTensor) -> None:
@@ -91,12 +145,52 @@ class PlannedWriter(ABC):
             UsageError: it is not the one that the plan has next.
             ResourceError: the disk is full; the target stays as it was.
         """
-        self._refuse_other_than_next(tensor)
-        self.file.unit_done(self.append(tensor, self.plan.assignments[self.done]) or "")
+        self.write_rows(tensor, 0)
 
-    @abstractmethod
+    def write_rows(self, rows: QuantizedTensor, first: int) -> None:
+        """Write rows of the plan's next tensor, in their order; the tensor is complete with its last row.
+
+        Args:
+            rows: under the name and in the precision of the tensor, [count, cols]; or the whole tensor.
+            first: number of the first of them; all leading dimensions count as rows.
+
+        Raises:
+            UsageError: they are not of the tensor that the plan has next, or not the next rows of it.
+            ResourceError: the disk is full; the target stays as it was.
+        """
+        count = self._next_rows(rows)
+        under_way = self._under_way or self._begin(rows, count)
+        if first != under_way.rows or first + rows.rows > count:
+            raise UsageError(
+                f"{self.path}: rows {first} to {first + rows.rows} of tensor {rows.name!r}, but row {under_way.rows} "
+                f"of {count} is next; write them in order"
+            )
+        self._under_way = under_way
+        if under_way.places is None:
+            under_way.collected = put_rows(under_way.collected, dict(rows.parts), first, rows.rows, count)
+        else:
+            self._put(rows, first, count, under_way.places, under_way.parts)
+        under_way.rows += rows.rows
+        if under_way.rows == count:
+            note = self._complete(under_way, rows)
+            self._under_way = None
+            self.file.unit_done(note)
+
+    def place(self, parts: Mapping[str, Part], assignment: Assignment) -> Places | None:
+        """Return where the plan's next tensor lies in `file`; None to get it whole, in `append`.
+
+        Args:
+            parts: types and shapes of the tensor's parts, in the precision's order. All but 0-d ones have a row of
+                their own for each row of the tensor, or come in one piece.
+            assignment: the plan's line for it; its shape is the stored one.
+
+        Raises:
+            UsageError: the parts are not those that the format stores.
+        """
+        return None
+
     def append(self, tensor: QuantizedTensor, assignment: Assignment) -> str | None:
-        """Write one tensor to `file`, padding included.
+        """Write one whole tensor to `file`, padding included; for a class without `place`.
 
         Args:
             tensor: the plan's next.
@@ -105,6 +199,7 @@ class PlannedWriter(ABC):
         Returns:
             A note to find in `notes` when the run is resumed, or None.
         """
+        raise NotImplementedError(f"{type(self).__name__} has neither `place` nor `append`; write one of them")
 
     def finish(self) -> None:  # noqa: B027 - most files end with their last tensor
         """Write what follows the last tensor, or fill in the header; nothing by default."""
@@ -127,23 +222,46 @@ class PlannedWriter(ABC):
     def _open(self, fingerprint: Callable[[], bytes]) -> AtomicFile:
         """Begin, or resume, the file of the tensors."""
 
-    def _refuse_other_than_next(self, tensor: QuantizedTensor) -> None:
+    def _next_rows(self, rows: QuantizedTensor) -> int:
+        """Return how many rows the plan's next tensor has, if these may be of it."""
         if self.done >= len(self.plan):
-            raise UsageError(f"{self.path}: tensor {tensor.name!r} is one more than the plan's {len(self.plan)}")
+            raise UsageError(f"{self.path}: tensor {rows.name!r} is one more than the plan's {len(self.plan)}")
         planned = self.plan.assignments[self.done]
+        count = math.prod(planned.shape[:-1])
         expected: tuple[str | int, ...] = (planned.name, planned.precision.name)
-        given: tuple[str | int, ...] = (tensor.name, tensor.precision.name)
+        given: tuple[str | int, ...] = (rows.name, rows.precision.name)
         what = "(name, precision)"
         if self._sizes is not None:
-            expected, given = (*expected, self._sizes[self.done]), (*given, tensor.nbytes)
+            nbytes = sum(part.nbytes for part in _whole(rows, count).values())
+            expected, given = (*expected, self._sizes[self.done]), (*given, nbytes)
             what = "(name, precision, bytes)"
         if given != expected:
             raise UsageError(
                 f"{self.path}: {what} of the plan's next tensor are {expected}, not {given}; write in the plan's order"
             )
+        return count
+
+    def _begin(self, rows: QuantizedTensor, count: int) -> _UnderWay:
+        assignment, parts = self.plan.assignments[self.done], _whole(rows, count)
+        return _UnderWay(assignment, parts, self.place(parts, assignment))
+
+    def _put(self, rows: QuantizedTensor, first: int, count: int, places: Places, parts: Mapping[str, Part]) -> None:
+        for key, begin in places.offsets.items():
+            array = rows.parts[key]
+            if array.ndim or not first:  # one value for the whole tensor is written once
+                self.file.write_at(begin + first * (parts[key].nbytes // count), to_bytes(array))
+
+    def _complete(self, under_way: _UnderWay, last: QuantizedTensor) -> str:
+        """Write what is left of a tensor; return its note."""
+        if under_way.places is not None:
+            self.file.write(bytes(under_way.places.end - self.file.offset))
+            return under_way.places.note
+        assignment = under_way.assignment
+        whole = attrs.evolve(last, parts=under_way.collected, shape=assignment.shape)
+        return self.append(whole, assignment) or ""
 
     def _refuse_missing(self) -> None:
-        if self.done != len(self.plan):
+        if self._under_way is not None or self.done != len(self.plan):
             raise UsageError(
                 f"{self.path}: only {self.done} of {len(self.plan)} tensors were written; write them all before commit"
             )
@@ -155,6 +273,15 @@ class PlannedWriter(ABC):
         return self.manifest.to_json().encode()
 
 
+def _whole(rows: QuantizedTensor, count: int) -> dict[str, Part]:
+    """Types and shapes of the parts of the tensor of `count` rows that these rows are of."""
+    shapes = {
+        key: part.shape if rows.rows == count or not part.ndim else (count, *part.shape[1:])
+        for key, part in rows.parts.items()
+    }
+    return {key: Part(key, part.dtype.name, shapes[key]) for key, part in rows.parts.items()}
+
+
 class PlannedFile(PlannedWriter):
     """Writes one file, its manifest beside it; arguments and errors as for `PlannedWriter`.
 
@@ -164,9 +291,8 @@ class PlannedFile(PlannedWriter):
         ...         nbytes = sum(math.ceil(a.size * a.precision.bits_per_weight / 8) for a in plan)
         ...         super().__init__(path, plan, manifest, header=b"RAW1", nbytes=4 + nbytes)
         ...
-        ...     def append(self, tensor, assignment):
-        ...         for part in tensor.parts.values():
-        ...             self.file.write(np.ascontiguousarray(part).data)
+        ...     def place(self, parts, assignment):
+        ...         return Places.in_order(parts.values(), self.file.offset)
     """
 
     def commit(self) -> None:
@@ -226,4 +352,4 @@ class PlannedDirectory(PlannedWriter):
             raise
 
 
-__all__ = ["PlannedDirectory", "PlannedFile", "PlannedWriter"]
+__all__ = ["Places", "PlannedDirectory", "PlannedFile", "PlannedWriter"]

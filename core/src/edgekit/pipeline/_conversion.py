@@ -1,4 +1,4 @@
-"""read -> plan -> encode -> write, one tensor in memory at a time.
+"""read -> plan -> encode -> write, a few rows in memory at a time.
 
 (The module is called `pipeline` because `edgekit.quantize` is the function.)
 """
@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Literal, cast
 import attrs
 import numpy as np
 
-from edgekit.artifact import Artifact, Format, Layout, Writer, unread
+from edgekit.artifact import Artifact, Format, Layout, RowWriter, Writer, unread
 from edgekit.encoding._codecs import choose
-from edgekit.encoding._importance import Filled, fill_importance
+from edgekit.encoding._importance import Filled, exact, fill_importance
 from edgekit.encoding._refusals import refuse_nonfinite
 from edgekit.errors import (
     EdgekitError,
@@ -45,7 +45,7 @@ from edgekit.pipeline._notes import OF_THE_RUN, conversion_notes, refuse_unquant
 from edgekit.pipeline._progress import Progress as Progress
 from edgekit.pipeline._progress import Shown, reporting
 from edgekit.pipeline._recipes import AnyRecipe, find_recipe
-from edgekit.pipeline._stream import Encoder, chunk_rows, source_rows
+from edgekit.pipeline._stream import Encoder, Piece, chunk_rows, source_rows, together
 from edgekit.plugin._registry import KNOWN_DISTRIBUTIONS, manager
 from edgekit.recipe import AsIs, Assignment, Plan, Recipe, Slot, check_plan
 from edgekit.recipe import own_precision as own_precision
@@ -199,7 +199,7 @@ def quantize(
     overwrite: bool = False,
     notes: list[str] | None = None,
 ) -> Artifact:
-    """Quantize a model and write it, streaming: peak memory follows the largest tensor, not the model.
+    """Quantize a model and write it, streaming in rows: peak memory follows neither the model nor its largest tensor.
 
     Args:
         source: an artifact, or the path of one.
@@ -208,8 +208,9 @@ def quantize(
             before a tensor is read.
         to: the file or directory to write; its suffix decides the format.
         format: name of the format; None derives it from the suffix.
-        importance: mean squared activations [cols] of each weight matrix, by canonical name. Columns without (0) get
-            the smallest importance of their matrix; a matrix without any is encoded without.
+        importance: mean squared activations [cols] of each weight matrix, by canonical name; of a stack of experts
+            [experts, cols]. Columns without (0) get the smallest importance of their matrix; a matrix without any, or
+            an expert that the text never reached, is encoded without.
         calibration: from `edgekit.calibrate` of the same source, or its file: gives the importance, and what rounding
             with error feedback needs.
         rounding: ``"nearest"`` rounds each weight by itself; ``"feedback"`` makes up for the error of each column in
@@ -217,7 +218,7 @@ def quantize(
             format, the size and the speed of the result are the same. Formats without levels under scales are rounded
             to nearest; a note says so. None is feedback with a calibration, else nearest.
         exact_importance: use the importance unchanged, zeros included. This gives the bytes of llama.cpp, which erases
-            blocks of such columns.
+            blocks of such columns, and weighs all columns alike of an expert that the text never reached.
         backend: name of the encoders to use; None takes the fastest exact ones, whose bytes are the same.
         nonfinite: ``"refuse"`` a NaN or an infinity, or ``"keep"`` the tensors that hold one in float.
         allow_unquantized: write the model even if less than half of the weights that the recipe covers can be
@@ -253,7 +254,7 @@ def quantize(
         widest = max((4 * tensor.size for tensor in artifact.tensors.values()), default=0)
         stack.enter_context(enough_memory(f"{artifact.path}: writing it as {target}", widest))
         work = stack.enter_context(working(target, artifact.reads, overwrite, notes))
-        filled = Filled(dict(importance or {}), {}, ()) if exact_importance else fill_importance(importance or {})
+        filled = Filled(exact(importance or {}), {}, ()) if exact_importance else fill_importance(importance or {})
         known = {"importance": _importance_digest(filled.importance)} if importance else {}
         if feedback is not None:
             known["calibration"] = feedback.digest
@@ -422,14 +423,24 @@ def _write_tensors(
 ) -> None:
     pairs = list(zip(layout.slots, plan, strict=True))
     left = pairs[writer.done :]
-    encoded = encoder.encoded(left) if rounder is None else rounder.encoded(encoder.encoded, left, progress)
-    with closing(encoded):
+    pieces = encoder.pieces(left) if rounder is None else rounder.pieces(encoder.pieces, left, progress)
+    with closing(pieces):
         for index in range(writer.done, len(pairs)):
             if progress:
                 progress(index, len(pairs), pairs[index][1].name)
-            writer.write(next(encoded))
+            _write_tensor(writer, pieces)
     if progress:
         progress(len(pairs), len(pairs), "")
+
+
+def _write_tensor(writer: Writer, pieces: Iterator[Piece]) -> None:
+    if not isinstance(writer, RowWriter):
+        writer.write(together(pieces))
+        return
+    for piece in pieces:
+        writer.write_rows(piece.rows, piece.first)
+        if piece.last:
+            return
 
 
 def _keep_nonfinite(plan: Plan, layout: Layout) -> Plan:

@@ -14,11 +14,11 @@ import numpy as np
 from edgekit.architectures import Model
 from edgekit.bridges import has_levels
 from edgekit.encoding._codecs import codec
-from edgekit.encoding._importance import fill_importance
+from edgekit.encoding._importance import fill_importance, stack_of
 from edgekit.errors import UsageError
 from edgekit.numerics.smallfloats import float32_to_bfloat16
 from edgekit.pipeline._progress import Progress
-from edgekit.pipeline._stream import bfloat16
+from edgekit.pipeline._stream import Piece, bfloat16
 from edgekit.pipeline.rounding._kernels import Accumulate, accumulate
 from edgekit.pipeline.rounding._walk import Matrix, Walk
 from edgekit.pipeline.rounding.calibration import Calibration
@@ -62,14 +62,20 @@ class Rounder:
         found = dict(walk.run(progress))
         return {names[role]: attrs.evolve(tensor, name=names[role]) for role, tensor in found.items()}
 
-    def encoded(
-        self, encode: Callable[[Pairs], Generator[QuantizedTensor, None, None]], pairs: Pairs, progress: Progress | None
-    ) -> Generator[QuantizedTensor, None, None]:
+    def pieces(
+        self, encode: Callable[[Pairs], Generator[Piece, None, None]], pairs: Pairs, progress: Progress | None
+    ) -> Generator[Piece, None, None]:
         """Yield the tensors of the pairs in their order: the rounded ones, and the others as they are encoded."""
         rounded = self.rounded(progress)
         with closing(encode([(slot, line) for slot, line in pairs if line.name not in rounded])) as others:
             for _, line in pairs:
-                yield rounded[line.name] if line.name in rounded else next(others)
+                if line.name in rounded:
+                    yield Piece.whole(rounded[line.name], line)
+                    continue
+                for piece in others:
+                    yield piece
+                    if piece.last:
+                        break
 
     def note(self) -> str:
         """What is rounded how, in a sentence."""
@@ -91,6 +97,8 @@ class Rounder:
         return known and same and quantized(precision) and has_levels(precision) and not _unchanged(slot, line)
 
     def _why_not(self, line: Assignment) -> str:
+        if any(stack_of(line.role)[0] in names for names in self.calibration.experts.values()):
+            return "of experts"
         if not any(line.role in names for names in self.calibration.inputs.values()):
             return "not calibrated"
         return "stored in another shape" if has_levels(line.precision) else f"in {line.precision}, which has no levels"

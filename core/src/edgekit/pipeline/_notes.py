@@ -30,7 +30,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from edgekit.artifact import Artifact, Format, Layout
-from edgekit.encoding._importance import Filled
+from edgekit.encoding._importance import Filled, stack_of
 from edgekit.errors import EdgekitError, UsageError, counted, option
 from edgekit.files._problems import writing
 from edgekit.plugin._registry import manager
@@ -190,13 +190,16 @@ def _listed(kinds: Counter[str]) -> str:
 
 
 def _importance(plan: Plan, filled: Filled) -> str:
-    used = {line.role for line in plan if quantized(line.precision)}
+    used = {stack_of(line.role)[0] for line in plan if quantized(line.precision)}
     columns = {name: count for name, count in filled.columns.items() if name in used}
     without = [name for name in filled.without if name in used]
+    experts = {name: count for name, count in filled.experts.items() if name in used}
+    unreached = counted(sum(experts.values()), "expert")
     missing = sum(1 for n in used if n not in filled.importance and n not in filled.without and n not in _OUTPUTS)
     low = f"{counted(sum(columns.values()), 'column')} of {_matrices(len(columns))} without importance"
     parts = [
         f"{low} got the smallest of their matrix" if columns else "",
+        f"{unreached} in {_matrices(len(experts))} that the text never reached encoded without" if experts else "",
         f"{_matrices(len(without))} without any importance encoded without" if without else "",
         f"{_matrices(missing)} not in the importance matrix" if missing else "",
     ]

@@ -1,15 +1,18 @@
 """Tensors through an executor, in order: while one is written, the next are read and encoded.
 
-A tensor is cut into chunks of rows. Chunks of several tensors are under way at a time, so that small tensors keep
-every worker busy too; a limit on their total elements bounds the memory.
+A tensor is cut into chunks of rows, which are written as they come: no tensor is in memory as a whole. Chunks of
+several tensors are under way at a time, so that small tensors keep every worker busy too; a limit on their total
+elements bounds the memory.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -17,6 +20,7 @@ import attrs
 import numpy as np
 
 from edgekit.encoding._codecs import REFERENCE, Codec, codec, decode, put_rows
+from edgekit.encoding._importance import expert_row, of_role
 from edgekit.errors import MissingPluginError
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Slot
@@ -24,7 +28,7 @@ from edgekit.reference import Parts
 from edgekit.tensor import AnyTensor, EncodedTensor, QuantizedTensor, widen
 from edgekit.typing import F32, Array
 
-#: Elements of a chunk on up to 16 cores: 2 MiB of float32. Memory follows the tensor's encoded size, not its own.
+#: Elements of a chunk on up to 16 cores: 2 MiB of float32.
 _LARGEST_CHUNK = 1 << 19
 #: Elements under way on any number of cores: 64 MiB of float32.
 _MOST_AHEAD = 1 << 24
@@ -64,6 +68,41 @@ class Rows:
 
 
 @attrs.frozen
+class Piece:
+    """Encoded rows of a tensor.
+
+    Attributes:
+        rows: under the tensor's name, [count, cols]; or the whole tensor, in its shape.
+        first: number of the first of them.
+        last: whether the tensor ends with them.
+        line: the plan's line for the tensor.
+    """
+
+    rows: QuantizedTensor
+    first: int
+    last: bool
+    line: Assignment
+
+    @classmethod
+    def whole(cls, tensor: QuantizedTensor, line: Assignment) -> Piece:
+        """A tensor in one piece."""
+        return cls(tensor, 0, True, line)
+
+
+def together(pieces: Iterator[Piece]) -> QuantizedTensor:
+    """Return the next tensor as a whole."""
+    parts: Parts = {}
+    for piece in pieces:
+        if piece.last and not piece.first:
+            return piece.rows
+        shape = piece.line.shape
+        parts = put_rows(parts, dict(piece.rows.parts), piece.first, piece.rows.rows, math.prod(shape[:-1]))
+        if piece.last:
+            return attrs.evolve(piece.rows, parts=parts, shape=shape)
+    raise ValueError("the pieces end before the tensor does")
+
+
+@attrs.frozen
 class Encoder:
     """Encodes slots in row chunks on the pool; `where` is the prefix of a tensor's name in messages."""
 
@@ -74,13 +113,20 @@ class Encoder:
     where: str = ""
 
     def encoded(self, pairs: Iterable[tuple[Slot, Assignment]]) -> Generator[QuantizedTensor, None, None]:
-        """Yield the encoded tensors, in order."""
+        """Yield the encoded tensors, in order, each as a whole."""
+        pairs = list(pairs)
+        with closing(self.pieces(pairs)) as pieces:
+            for _ in pairs:
+                yield together(pieces)
+
+    def pieces(self, pairs: Iterable[tuple[Slot, Assignment]]) -> Generator[Piece, None, None]:
+        """Yield the encoded tensors in pieces, in order."""
         under_way: deque[_Task] = deque()
         try:
             for slot, assignment in pairs:
                 if isinstance(slot.tensor, EncodedTensor) and slot.tensor.precision == assignment.precision:
                     yield from _drained(under_way, 0)  # copied unchanged: read only when it is next
-                    yield attrs.evolve(slot.tensor.read(), name=assignment.name)
+                    yield from _copied(slot.tensor, assignment)
                     continue
                 for task in self._submitted(slot, assignment):
                     under_way.append(task)
@@ -93,20 +139,19 @@ class Encoder:
     def _submitted(self, slot: Slot, assignment: Assignment) -> Iterator[_Task]:
         tensor, precision = slot.tensor, assignment.precision
         resolved = self._codec(precision)
+        importance = of_role(self.importance, assignment.role)
         job = partial(
             encode_chunk,
             codec=resolved,
-            importance=self.importance.get(assignment.role),
             name=self.where + tensor.name,
             finite=not (self.keep_nonfinite and precision.convention == "float"),
         )
-        whole = _Whole(slot, assignment, resolved.backend)
         step = chunk_rows(tensor.rows, tensor.shape[-1] if tensor.shape else 1, precision)
-        for start in range(0, tensor.rows, step):
-            stop = min(start + step, tensor.rows)
+        for start, stop, weights in _weighted(tensor.rows, step, importance if precision.rowwise else None):
             size = (stop - start) * tensor.size // tensor.rows
-            rows = raw_rows(tensor, resolved, start, stop)
-            yield _Task(whole, start, stop, size, self.pool.submit(job, rows))
+            weighted = partial(job, importance=weights)
+            future = self.pool.submit(weighted, raw_rows(tensor, resolved, start, stop))
+            yield _Task(slot, assignment, resolved.backend, start, stop, size, future)
 
     def name_for(self, precision: Precision) -> str:
         """Return the name of the backend that encodes that precision."""
@@ -116,44 +161,58 @@ class Encoder:
         return codec(precision, None if precision.convention == "float" else self.backend)
 
 
-@attrs.define
-class _Whole:
-    """A tensor that is being encoded, with the chunks that are done."""
-
-    slot: Slot
-    assignment: Assignment
-    backend: str
-    parts: Parts = attrs.field(factory=dict)
-
-    def add(self, start: int, stop: int, parts: Parts) -> None:
-        """Insert an encoded chunk."""
-        self.parts = put_rows(self.parts, parts, start, stop - start, self.slot.tensor.rows)
-
-    def tensor(self) -> QuantizedTensor:
-        precision = self.assignment.precision
-        return QuantizedTensor(self.parts, precision, self.slot.shape, self.assignment.name, self.backend)
+def _weighted(rows: int, step: int, importance: F32 | None) -> Iterator[tuple[int, int, F32 | None]]:
+    """Yield the bounds of each chunk with its importance [cols]; with a row for each expert, no chunk is of two."""
+    stacked = importance is not None and importance.ndim == 2
+    count = len(importance) if importance is not None and stacked else 1
+    for number in range(count):
+        weights = expert_row(importance, number) if importance is not None and stacked else importance
+        for start in range(rows * number // count, rows * (number + 1) // count, step):
+            yield start, min(start + step, rows * (number + 1) // count), weights
 
 
 @attrs.frozen
 class _Task:
     """A chunk under way: rows `start` to `stop` of a tensor, `size` elements."""
 
-    whole: _Whole
+    slot: Slot
+    assignment: Assignment
+    backend: str
     start: int
     stop: int
     size: int
     future: Future[Parts]
 
+    def piece(self) -> Piece:
+        """Wait for the encoded chunk."""
+        rows, line = self.slot.tensor.rows, self.assignment
+        count, last = self.stop - self.start, self.stop == rows
+        shape = self.slot.shape if count == rows else (count, self.slot.shape[-1])
+        encoded = QuantizedTensor(self.future.result(), line.precision, shape, line.name, self.backend)
+        return Piece(encoded, self.start, last, line)
 
-def _drained(under_way: deque[_Task], limit: int) -> Iterator[QuantizedTensor]:
-    """Wait for the oldest tasks until at most `limit` elements are under way; yield the tensors that are complete."""
+
+def _drained(under_way: deque[_Task], limit: int) -> Iterator[Piece]:
+    """Wait for the oldest tasks until at most `limit` elements are under way; yield what they encoded."""
     size = sum(task.size for task in under_way)
     while under_way and size > limit:
-        task = under_way[0]
-        task.whole.add(task.start, task.stop, task.future.result())
+        piece = under_way[0].piece()
         size -= under_way.popleft().size
-        if task.stop == task.whole.slot.tensor.rows:
-            yield task.whole.tensor()
+        yield piece
+
+
+def _copied(tensor: EncodedTensor, line: Assignment) -> Iterator[Piece]:
+    """Yield an encoded tensor as it is, in rows where it can be read so."""
+    apart = tensor.sliceable and tensor.precision.rowwise
+    step = chunk_rows(tensor.rows, tensor.shape[-1], tensor.precision) if apart else tensor.rows
+    if step >= tensor.rows:
+        yield Piece.whole(attrs.evolve(tensor.read(), name=line.name), line)
+        return
+    for start in range(0, tensor.rows, step):
+        stop = min(start + step, tensor.rows)
+        parts, shape = tensor.read_parts(start, stop), (stop - start, tensor.shape[-1])
+        rows = QuantizedTensor(parts, tensor.precision, shape, line.name, "file")
+        yield Piece(rows, start, stop == tensor.rows, line)
 
 
 def chunk_rows(rows: int, cols: int, precision: Precision) -> int:
@@ -212,4 +271,16 @@ def encode_chunk(
     return codec.encode(x, importance)
 
 
-__all__ = ["AHEAD", "CHUNK", "Encoder", "Rows", "bfloat16", "chunk_rows", "encode_chunk", "raw_rows", "source_rows"]
+__all__ = [
+    "AHEAD",
+    "CHUNK",
+    "Encoder",
+    "Piece",
+    "Rows",
+    "bfloat16",
+    "chunk_rows",
+    "encode_chunk",
+    "raw_rows",
+    "source_rows",
+    "together",
+]

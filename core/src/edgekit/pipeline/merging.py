@@ -46,24 +46,24 @@ def merged(
         UsageError: the adapter names another model.
         MissingFileError, InvalidFileError: about the adapter.
     """
-    model, found = as_artifact(source), open_adapter(adapter)
+    model, opened = as_artifact(source), open_adapter(adapter)
     if model.format != "hf":
         raise UnsupportedModelError(
             f"{model.path}: adapters are merged into Hugging Face directories, this is {model.format}; merge into the "
             "model that it was made from, or convert the adapter (`edgekit adapter`) and load both in llama.cpp"
         )
-    refuse_another_model(found, model.tensors, str(model.path))
+    refuse_another_model(opened, model.tensors, str(model.path))
     if not allow_other_base:
-        _refuse_other_name(found, model)
-    changes = _changes(found, model.tensors)
+        _refuse_other_name(opened, model)
+    changes = _changes(opened, model.tensors)
     tensors = {name: changes.get(name, tensor) for name, tensor in model.tensors.items()}
     config = dict(model.config)
-    output = found.replaced.get(_OUTPUT)
+    output = opened.replaced.get(_OUTPUT)
     if output is not None and _OUTPUT not in tensors:  # an output matrix of its own, where the embedding was one
         tensors[_OUTPUT] = attrs.evolve(output, name=_OUTPUT)
         config["tie_word_embeddings"] = False
     return attrs.evolve(
-        with_tensors(model, tensors, config, (*model.files, *found.files)), run_notes={"merged": _sentence(found)}
+        with_tensors(model, tensors, config, (*model.files, *opened.files)), run_notes={"merged": _sentence(opened)}
     )
 
 
@@ -112,13 +112,13 @@ def merge(
 
 
 def _refuse_other_name(adapter: Adapter, model: Artifact) -> None:
-    own = model.config.get("_name_or_path")
-    if not (isinstance(own, str) and own and adapter.base):
+    name = model.config.get("_name_or_path")
+    if not (isinstance(name, str) and name and adapter.base):
         return
-    names = [_short(own), _short(adapter.base)]
+    names = [_short(name), _short(adapter.base)]
     if not (names[0].startswith(names[1]) or names[1].startswith(names[0])):
         raise UsageError(
-            f"{adapter.path}: this adapter was trained on {adapter.base}, and {model.path} says that it is {own}; "
+            f"{adapter.path}: this adapter was trained on {adapter.base}, and {model.path} says that it is {name}; "
             f"merge it into its own model, or if their weights are the same allow it with {option('allow_other_base')}"
         )
 
@@ -141,11 +141,11 @@ def _sentence(adapter: Adapter) -> str:
 
 def _changes(adapter: Adapter, tensors: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
     """Return the model's tensors that an adapter changes, as it changes them, by the model's names."""
-    found: dict[str, AnyTensor] = {}
+    changed: dict[str, AnyTensor] = {}
     for key, tensor in adapter.replaced.items():
         name = name_in(key, tensors)
         if name is not None:
-            found[name] = attrs.evolve(tensor, name=name)
+            changed[name] = attrs.evolve(tensor, name=name)
     for change in adapter.changes.values():
         name = name_in(f"{change.module}.weight", tensors)
         if name is None:
@@ -153,10 +153,10 @@ def _changes(adapter: Adapter, tensors: Mapping[str, AnyTensor]) -> dict[str, An
                 f"{adapter.path}: {change.module} is changed, and the model has no matrix of its own there (it is "
                 "tied); merge it with peft's merge_and_unload()"
             )
-        found[name] = _added(tensors[name], change)
+        changed[name] = _added(tensors[name], change)
         if change.bias is not None:
-            found |= _biased(change, tensors, adapter)
-    return found
+            changed |= _biased(change, tensors, adapter)
+    return changed
 
 
 def _added(tensor: AnyTensor, change: LowRank) -> Tensor:

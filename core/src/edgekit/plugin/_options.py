@@ -35,6 +35,10 @@ def _tolerance(value: object) -> str:
     return "" if _number(value) > 0 else "takes a number above 0, in standard deviations of the logits"
 
 
+def _option(value: object) -> str:
+    return "" if isinstance(value, str) and value.isidentifier() else "takes the name of one of the runtime's options"
+
+
 def _number(value: object) -> float:
     """The value as a float; -1 if it is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -52,7 +56,7 @@ _OPTIONS: dict[str, dict[str, Callable[[object], str]]] = {
     "formats": {"suffixes": _suffixes, "takes": _suffixes, "refines": _names},
     "quantizers": {"claim": _claim, "speed": _speed},
     "recipes": {"formats": _names},
-    "runtimes": {"formats": _names, "speed": _speed, "tolerance": _tolerance},
+    "runtimes": {"formats": _names, "speed": _speed, "tolerance": _tolerance, "parallel": _option},
     "passes": {"formats": _names},
     "kernels": {"speed": _speed},
 }

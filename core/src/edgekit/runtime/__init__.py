@@ -13,6 +13,8 @@ from edgekit.runtime.generation import Sampling as Sampling
 from edgekit.runtime.generation import SamplingOptions as SamplingOptions
 from edgekit.runtime.generation import until as until
 from edgekit.runtime.numpy import NumpyRuntime as NumpyRuntime
+from edgekit.runtime.protocols import CacheUse as CacheUse
+from edgekit.runtime.protocols import CachingRuntime as CachingRuntime
 from edgekit.runtime.protocols import ChatRuntime as ChatRuntime
 from edgekit.runtime.protocols import ChattingRuntime as ChattingRuntime
 from edgekit.runtime.protocols import DescribedRuntime as DescribedRuntime
@@ -33,6 +35,8 @@ from edgekit.typing import F32 as F32
 
 __all__ = [
     "F32",
+    "CacheUse",
+    "CachingRuntime",
     "ChatRuntime",
     "ChattingRuntime",
     "DescribedRuntime",

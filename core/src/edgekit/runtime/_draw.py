@@ -168,10 +168,10 @@ def _floor(logits: F32, count: int) -> np.float32:
 
 def _first(logits: F32, value: np.float32, count: int) -> list[IDS]:
     """Return the indices of the first `count` logits of that value, in pieces."""
-    found: list[IDS] = []
+    pieces: list[IDS] = []
     for start in range(0, len(logits), STRIDE):
         if count <= 0:
             break
-        found.append(start + np.flatnonzero(logits[start : start + STRIDE] == value)[:count])
-        count -= len(found[-1])
-    return found
+        pieces.append(start + np.flatnonzero(logits[start : start + STRIDE] == value)[:count])
+        count -= len(pieces[-1])
+    return pieces

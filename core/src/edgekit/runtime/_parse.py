@@ -70,8 +70,8 @@ class Splitter:
         elif self._state == "reasoning":
             place = self._held.find(thought.end)
             if place >= 0:
-                said = self._held[:place].rstrip()
-                yield from _part("reasoning", said if self._begun else said.lstrip())
+                text = self._held[:place].rstrip()
+                yield from _part("reasoning", text if self._begun else text.lstrip())
                 self._held, self._state = self._held[place + len(thought.end) :], "gap"
                 return
             if not self._begun:  # the line break behind the mark
@@ -432,9 +432,9 @@ class Harmony:
         kept = (
             0 if final else max(_kept(self._held, mark) for mark in ("<|end|>", "<|call|>", "<|return|>", "<|start|>"))
         )
-        said = self._held[: ended.start() if ended else len(self._held) - kept]
-        self._held = self._held[ended.end() if ended else len(said) :]
-        yield from _part(kind, said, self._count if kind == "arguments" else -1)
+        text = self._held[: ended.start() if ended else len(self._held) - kept]
+        self._held = self._held[ended.end() if ended else len(text) :]
+        yield from _part(kind, text, self._count if kind == "arguments" else -1)
         if ended or final:
             self._count += kind == "arguments"
             self._kind = None

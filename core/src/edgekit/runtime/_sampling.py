@@ -167,9 +167,9 @@ class Sampling:
         shares /= shares.sum()
         # A token stays while those before it have not reached top_p; the first always does.
         shares[shares.cumsum() - shares >= self.top_p] = 0
-        found = np.zeros(len(logits))
-        found[order] = shares / shares.sum()
-        return found
+        probabilities = np.zeros(len(logits))
+        probabilities[order] = shares / shares.sum()
+        return probabilities
 
 
 class Sampler:

@@ -95,11 +95,11 @@ class Watch:
         """Return logits with -infinity for tokens that may not follow."""
         if self.matcher is None or self.complete is not None:
             return logits
-        found = self.matcher.allowed(logits)
-        if found is None:
+        allowed = self.matcher.allowed(logits)
+        if allowed is None:
             self.complete = self._count
             return logits
-        return found
+        return allowed
 
     def chosen(self, logits: F32, token: int) -> None:
         """Note a token and its score."""

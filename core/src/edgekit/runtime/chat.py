@@ -131,16 +131,16 @@ def render_answer(
 
     A template that shows no tools gets them in the system message, and calls in the history as text.
     """
-    told = [dict(message) for message in conversation(messages)]
+    converted = [dict(message) for message in conversation(messages)]
     if not has_tools(template):
-        told = without_tools(told, variables.get("tools"))
+        converted = without_tools(converted, variables.get("tools"))
     if not continue_final:
-        return render(template, told, **variables)
-    if told[-1]["role"] != "assistant":
+        return render(template, converted, **variables)
+    if converted[-1]["role"] != "assistant":
         wrong = "the last message is to be continued, and is not of the assistant"
         raise UsageError(wrong, public=wrong)
-    told[-1]["content"] += _MARK
-    text, mark, _ = render(template, told, **{**variables, "add_generation_prompt": False}).partition(_MARK)
+    converted[-1]["content"] += _MARK
+    text, mark, _ = render(template, converted, **{**variables, "add_generation_prompt": False}).partition(_MARK)
     if not mark:
         wrong = "the model's chat template leaves out the last message, so it cannot be continued"
         raise UsageError(wrong, public=wrong)
@@ -149,14 +149,14 @@ def render_answer(
 
 def without_tools(messages: Messages, tools: Any) -> list[dict[str, Any]]:
     """Return messages for a template that knows no tools: these are told in words, and calls and results are texts."""
-    found = [_as_text(message) for message in messages]
+    converted = [_as_text(message) for message in messages]
     if tools:
-        told = INSTRUCTIONS.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
-        if found[0]["role"] in ("system", "developer"):
-            found[0] = {**found[0], "content": f"{found[0]['content']}\n\n{told}"}
+        instructions = INSTRUCTIONS.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
+        if converted[0]["role"] in ("system", "developer"):
+            converted[0] = {**converted[0], "content": f"{converted[0]['content']}\n\n{instructions}"}
         else:
-            found.insert(0, {"role": "system", "content": told})
-    return found
+            converted.insert(0, {"role": "system", "content": instructions})
+    return converted
 
 
 def _as_text(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,10 +209,10 @@ def conversation(messages: Messages | str) -> Messages:
 
 def _completed(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message whose content is a text, and the arguments of whose calls are objects, as templates expect."""
-    found = {**message, "content": message.get("content") or ""}
-    if found.get("tool_calls"):
-        found["tool_calls"] = [{**call, "function": _function(call)} for call in found["tool_calls"]]
-    return found
+    converted = {**message, "content": message.get("content") or ""}
+    if converted.get("tool_calls"):
+        converted["tool_calls"] = [{**call, "function": _function(call)} for call in converted["tool_calls"]]
+    return converted
 
 
 def _function(call: Any) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.architectures.blocks import NO_PREDICTION
 from edgekit.architectures.forward import KVCache, Transformer
 from edgekit.artifact import Artifact
-from edgekit.errors import UsageError
+from edgekit.errors import UnsupportedModelError, UsageError
 from edgekit.runtime.arguments import Prompt
 from edgekit.runtime.generation import Sampling
 from edgekit.runtime.text import TextRuntime
@@ -77,7 +78,10 @@ class NumpyRuntime(TextRuntime):
         Raises:
             UsageError: no tokens, or ids outside the vocabulary.
             ContextOverflowError: the prompt and `max_tokens` do not fit the model's context.
+            UnsupportedModelError: the model is an encoder.
         """
+        if not self._model().config.causal:
+            raise UnsupportedModelError(NO_PREDICTION)
         count = self.room(len(prompt), max_tokens)
         choose = (sampling or Sampling()).sampler(prompt)
         return self._continue(prompt, count, choose)
@@ -90,16 +94,18 @@ class NumpyRuntime(TextRuntime):
             new = np.array([token])
 
     def embed(self, text: Prompt) -> F32:
-        """Return the mean of the last layer's states over a text or token ids, float32 [width], normalized to length 1.
+        """Return the embedding of a text or of token ids, float32 [dim], normalized to length 1.
+
+        Pooled as the model's files say (`edgekit.architectures.pooled`); without a word the mean of the last states.
 
         Raises:
             UsageError: an empty text, or no tokenizer.
             ContextOverflowError: more tokens than the model's context.
             NonFiniteError: the model computes values that are not finite.
         """
-        ids = self.prompt_ids(text)
+        ids = self.whole_ids(text)
         self.room(len(ids), None)
-        return self.unit(self._model().hidden(ids).mean(axis=0, dtype=np.float64))
+        return self.unit(self._model().embedding(ids))
 
     def close(self) -> None:
         """Release the weights."""

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Self, Unpack, cast, runtime_checkable
 
+import attrs
 import numpy.typing as npt
 
 from edgekit.artifact import Artifact
@@ -109,7 +110,10 @@ class TokenizingRuntime(Protocol):
     """A runtime that exposes its tokenization."""
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids that `Runtime.stream` and `EmbeddingRuntime.embed` use for a text."""
+        """Return the token ids that `Runtime.stream` uses for a text.
+
+        `EmbeddingRuntime.embed` adds the token that ends a text, where the model has one.
+        """
         ...
 
 
@@ -136,6 +140,32 @@ class ChattingRuntime(Runtime, ChatRuntime, ReplyingRuntime, Protocol):
 
     edgekit's runtimes have them. A plugin's may lack them: check with ``isinstance(model, ChatRuntime)``.
     """
+
+
+@attrs.frozen
+class CacheUse:
+    """Tokens of prompts since a model was loaded.
+
+    Attributes:
+        reused: whose keys and values were there from earlier texts.
+        computed: all others.
+    """
+
+    reused: int = 0
+    computed: int = 0
+
+    def plus(self, reused: int, computed: int) -> CacheUse:
+        """Return it with further tokens."""
+        return CacheUse(self.reused + reused, self.computed + computed)
+
+
+@runtime_checkable
+class CachingRuntime(Protocol):
+    """A runtime that keeps what it computed of earlier texts."""
+
+    def cache_use(self) -> CacheUse:
+        """Return how many tokens of prompts it computed, and how many it did not have to; any thread may call it."""
+        ...
 
 
 @runtime_checkable
@@ -211,6 +241,8 @@ def _runs(registration: Registration, artifact: Artifact) -> bool:
 
 __all__ = [
     "F32",
+    "CacheUse",
+    "CachingRuntime",
     "ChatRuntime",
     "ChattingRuntime",
     "DescribedRuntime",

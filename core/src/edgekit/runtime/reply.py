@@ -101,12 +101,12 @@ class Reply(Iterator[Part]):
         """Generate to the end, and return the answer as a message of a conversation."""
         for _ in self:
             pass
-        found: dict[str, Any] = {"role": "assistant", "content": self.text}
+        message: dict[str, Any] = {"role": "assistant", "content": self.text}
         if self.reasoning:
-            found["reasoning_content"] = self.reasoning
+            message["reasoning_content"] = self.reasoning
         if self.calls:
-            found["tool_calls"] = [call.to_dict() for call in self.calls]
-        return found
+            message["tool_calls"] = [call.to_dict() for call in self.calls]
+        return message
 
     def cancel(self) -> None:
         """End the answer after the current token; any thread may call it."""

@@ -12,6 +12,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.architectures.forward import Transformer, token_ids
 from edgekit.artifact import Artifact
 from edgekit.errors import ContextOverflowError, NonFiniteError, UnsupportedModelError, UsageError
 from edgekit.runtime import chat
@@ -26,7 +27,7 @@ from edgekit.runtime.generation import Generation, GenerationOptions, Sampling, 
 from edgekit.runtime.reply import Reply, ReplyOptions
 from edgekit.tokenizer._record import Tokenizer
 from edgekit.tokenizer._vocabulary import TokenType
-from edgekit.typing import F32
+from edgekit.typing import F32, I64
 
 #: Scores that `TextRuntime.scores` computes at once, tokens times vocabulary: 1 GiB.
 MOST_PROMPT_SCORES = 1 << 28
@@ -215,6 +216,22 @@ class TextRuntime:
         self.refuse_too_long(given)
         return self.encode(given, special=special)
 
+    def checked_ids(self, tokens: npt.ArrayLike, vocab: int, *, batch: bool = False) -> I64:
+        """Return token ids as an array, int64 [n] or, if `batch` is set, also [batch, n].
+
+        Args:
+            tokens: the ids.
+            vocab: size of the vocabulary.
+            batch: whether several sequences are allowed.
+
+        Raises:
+            UsageError: there are no ids, they are not integers or not in the vocabulary, or they have another shape.
+        """
+        ids = token_ids(tokens, vocab).astype(np.int64)
+        if ids.ndim > 1 and not batch:
+            raise UsageError(f"a prompt is one sequence of token ids [n]; got {list(ids.shape)}")
+        return ids
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of token ids, special tokens by their names; bytes that are no UTF-8 become U+FFFD.
 
@@ -310,6 +327,22 @@ class TextRuntime:
             del ids[-1]
         return ids
 
+    def whole_ids(self, text: Prompt) -> list[int]:
+        """Return the token ids of a text that nothing follows, with the token that ends it; of ids, these.
+
+        An embedding model is trained on whole texts (BERT's ``[SEP]``, Qwen 3 Embedding's ``<|endoftext|>``).
+
+        Raises:
+            As `prompt_ids`.
+        """
+        ids, end = self.prompt_ids(text), self.end_of_text() if isinstance(text, str) else None
+        return ids if end is None or ids[-1:] == [end] else [*ids, end]
+
+    def end_of_text(self) -> int | None:
+        """Return the token that the model expects at the end of every text, or None."""
+        tokenizer = self.tokenizer()
+        return tokenizer.eos if tokenizer.add_eos else None
+
     def refuse_too_long(self, text: str) -> None:
         """Raise, before tokenizing, if a text's length or beginning shows that it does not fit the context.
 
@@ -379,6 +412,20 @@ class TextRuntime:
                 yield piece
         if rest := text.end():
             yield rest
+
+    def pooled(self, states: F32) -> F32:
+        """Return the embedding, float32 [dim] of length 1, of a text with those last states [n, width].
+
+        As the model's files say (`edgekit.architectures.pooled`); the mean where they, or edgekit's reader, do not.
+
+        Raises:
+            NonFiniteError: it has a NaN or an infinity.
+        """
+        try:
+            model = self.artifact.model
+        except UnsupportedModelError:
+            return self.unit(states.mean(axis=0, dtype=np.float64))
+        return self.unit(Transformer(model).pooled(states))
 
     def unit(self, states: npt.ArrayLike) -> F32:
         """Return a vector [width] as an embedding: float32, normalized to length 1.

@@ -8,10 +8,10 @@
 
     results = edgekit.testing.run_quantizer_checks(MyQuantizer())   # the same without pytest
 
-The same functions hold formats, runtimes, their operations, passes and whole plugins to their contracts:
-``format_checks``, ``runtime_checks``, ``ops_checks``, ``pass_checks``, ``plugin_checks`` and their ``run_`` twins.
-Every check has a stable name, ``check_<property>``; docs/reference/checks.md describes them all. Names are imported
-when they are first used.
+Formats, runtimes, their operations, passes and whole plugins are checked in the same way: ``format_checks``,
+``runtime_checks``, ``ops_checks``, ``pass_checks``, ``plugin_checks``, and the same names with ``run_`` in front. Every
+check has a stable name, ``check_<property>``; docs/reference/checks.md describes them all. Names are imported on first
+use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a failing matrix to one small block and a sentence: what a reader needs to find the fault."""
+"""Explains a failure: reduces the matrix to one small block, and describes how the encodings differ."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from edgekit.typing import F32, U8, Array, Bools
 
 Parts = Mapping[str, Array]
 _SHOWN = 16
-#: Calls of a quantizer that shrinking may cost.
+#: Largest number of calls of a quantizer while a failing matrix is reduced.
 _BUDGET = 150
 
 
 def same(a: Array, b: Array) -> bool:
-    """Whether two parts have the same type, shape and bytes."""
+    """Return whether two parts have the same dtype, shape and bytes."""
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def same_parts(a: Parts, b: Parts) -> bool:
-    """Whether two encodings have the same parts with the same bytes."""
+    """Return whether two encodings have the same parts with the same bytes."""
     return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
 
 
 def minimise(x: F32, precision: Precision, fails: Callable[[F32], bool]) -> F32:
-    """The smallest matrix that still fails: one row, one block, and as many zeros as it bears."""
+    """Return a smaller matrix that still fails: one row, one block, and as many zeros as possible."""
     budget = _BUDGET
 
     def still(candidate: F32) -> bool:
@@ -36,7 +36,7 @@ def minimise(x: F32, precision: Precision, fails: Callable[[F32], bool]) -> F32:
         try:
             return budget > 0 and fails(np.ascontiguousarray(candidate))
         except Exception:
-            return False  # another fault than the one that is shown
+            return False  # a different fault from the one to be shown
 
     x = next((x[row : row + 1] for row in range(min(len(x), 16)) if still(x[row : row + 1])), x)
     block = unit(precision)
@@ -119,7 +119,7 @@ def _how_floats(want: Array, got: Array) -> str:
 
 
 def block_report(x: F32, expected: Parts, actual: Parts, decoded: tuple[F32, F32] | None = None) -> str:
-    """The block, and the expected and the actual codes side by side; long ones from shortly before the fault."""
+    """Return the block with the expected and the actual codes; long blocks start shortly before the difference."""
     values = x.reshape(-1)
     start = _start(values, decoded)
     shown = f" from {start}" if start else ""
@@ -134,7 +134,7 @@ def block_report(x: F32, expected: Parts, actual: Parts, decoded: tuple[F32, F32
 
 
 def _start(values: F32, decoded: tuple[F32, F32] | None) -> int:
-    """Where to begin, so that the first wrong element, else the first that is not zero, is seen."""
+    """Return the first column to show, so that the first wrong element, or else the first nonzero one, is visible."""
     wrong = values != 0
     if decoded is not None and (decoded[0] != decoded[1]).any():
         wrong = (decoded[0] != decoded[1]).reshape(-1)

@@ -1,4 +1,4 @@
-"""A small model of every family and of every way in which families differ, for what has to bring them all back."""
+"""Small configurations for every family and every feature in which families differ, for the checks of formats."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgekit.architectures import RopeScaling
 
 _FACTORS = tuple(1 + 0.125 * i for i in range(8))
 _GEMMA: dict[str, Any] = {"activation": "gelu_tanh", "embedding_scale": 8.0, "tied": True}
-#: What to change in `edgekit.testing._trips.small_config`.
+#: Label -> changes to `edgekit.testing._trips.small_config`.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama, tied": {"tied": True},

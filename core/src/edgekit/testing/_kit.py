@@ -1,4 +1,4 @@
-"""One list of check functions per role, driven three ways: by pytest, by a plain call, by the command line."""
+"""One list of check functions per role, which can be run by pytest, by a plain call, or by the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Subject = TypeVar("Subject")
 
 
 class CheckFailure(AssertionError):  # noqa: N818  - as pytest's own outcomes are named
-    """A check found a fault; the message says who, which check, where, and what is wrong."""
+    """A check failed; the message names the subject, the check, the place, and the fault."""
 
 
 class NotApplicable(Exception):  # noqa: N818  - not an error: the check does not apply
@@ -26,13 +26,13 @@ class NotApplicable(Exception):  # noqa: N818  - not an error: the check does no
 
 @attrs.frozen
 class Profile:
-    """How hard the checks try.
+    """The effort of the checks.
 
     Attributes:
-        name: ``quick``, ``default`` or ``deep``; the environment variable EDGEKIT_TEST_PROFILE chooses it.
-        seeds: how often each distribution is drawn.
-        examples: how many examples hypothesis draws.
-        rows: rows of a drawn matrix.
+        name: ``quick``, ``default`` or ``deep``; the environment variable EDGEKIT_TEST_PROFILE sets the default.
+        seeds: number of draws from each distribution.
+        examples: number of examples that hypothesis draws.
+        rows: number of rows of a drawn matrix.
     """
 
     name: str
@@ -49,10 +49,10 @@ PROFILES = {
 
 
 def profile_of(profile: str | Profile | None) -> Profile:
-    """The profile of that name; None takes the environment's, or ``default``.
+    """Return the profile of a name; None takes that of EDGEKIT_TEST_PROFILE, or ``default``.
 
     Raises:
-        UsageError: no such profile.
+        UsageError: there is no profile of that name.
     """
     if isinstance(profile, Profile):
         return profile
@@ -67,12 +67,12 @@ class Result:
     """The result of one check of one subject.
 
     Attributes:
-        subject: what was checked.
+        subject: label of the checked object.
         check: the check's stable name.
-        status: ``passed``, ``failed``, ``skipped`` (nothing to say), ``expected failure``, or ``unexpected
-            pass`` (it was expected to fail, and does not: take the expectation away).
-        message: why, where it did not pass.
-        seconds: how long it took.
+        status: ``passed``, ``failed``, ``skipped`` (the check does not apply), ``expected failure``, or ``unexpected
+            pass`` (the check was expected to fail and does not: remove the expectation).
+        message: the reason, if the check did not pass.
+        seconds: duration of the check.
     """
 
     subject: str
@@ -89,20 +89,20 @@ class Result:
 
 @attrs.frozen
 class Check(Generic[Subject]):
-    """A property that a role's implementations have to have."""
+    """A check function with its name: a property that implementations of a role must have."""
 
     name: str
     function: Callable[[Subject, Profile], None]
 
     @property
     def summary(self) -> str:
-        """First line of its docstring."""
+        """The first line of the function's docstring."""
         return (self.function.__doc__ or "").strip().partition("\n")[0]
 
 
 @attrs.frozen
 class Bound(Generic[Subject]):
-    """A check and its subject: call it. It raises `CheckFailure`, or `NotApplicable`, or nothing."""
+    """A check bound to a subject; calling it raises `CheckFailure` or `NotApplicable`, or returns."""
 
     check: Check[Subject]
     subject: Subject
@@ -110,10 +110,9 @@ class Bound(Generic[Subject]):
     profile: Profile
 
     def __call__(self) -> None:
-        """Run the check; whatever the subject itself raises is a failure too.
+        """Run the check; any exception that the subject raises is a failure too.
 
-        A failure's traceback has no frame of the kit: the message says what is wrong, and of what the subject raised
-        its own frames are shown.
+        The traceback of a failure has no frames of the kit, only those of the subject.
         """
         __tracebackhide__ = True  # pytest then shows the caller's line
         try:
@@ -128,7 +127,7 @@ class Bound(Generic[Subject]):
 
 
 def _from_the_subject(error: Exception) -> Exception:
-    """The error without the kit's frames, which come first; whole where it has no others."""
+    """Return the error without the kit's frames, which come first; unchanged if it has no others."""
     frame = error.__traceback__
     while frame and frame.tb_frame.f_globals.get("__name__", "").startswith("edgekit.testing."):
         frame = frame.tb_next
@@ -137,13 +136,13 @@ def _from_the_subject(error: Exception) -> Exception:
 
 @attrs.frozen
 class Kit(Generic[Subject]):
-    """The checks of one role, in the order in which they run: the plainest fault is named first."""
+    """The checks of one role, in the order in which they run: checks for simple faults first."""
 
     role: str
     checks: dict[str, Check[Subject]] = attrs.field(factory=dict)
 
     def check(self, function: Callable[[Subject, Profile], None]) -> Callable[[Subject, Profile], None]:
-        """Add a check function; its name is its stable name."""
+        """Add a check function, whose name becomes the check's stable name, and return it."""
         name = function.__name__
         if not name.startswith("check_") or name in self.checks:
             raise UsageError(f"{name}: a check is called check_<property>, and only once")
@@ -151,10 +150,10 @@ class Kit(Generic[Subject]):
         return function
 
     def select(self, names: Iterable[str] | None) -> list[Check[Subject]]:
-        """The checks of those names, or all.
+        """Return the checks of the given names; None for all.
 
         Raises:
-            UsageError: a name that no check has.
+            UsageError: no check has one of the names.
         """
         if names is None:
             return list(self.checks.values())
@@ -167,7 +166,7 @@ class Kit(Generic[Subject]):
         return [check for name, check in self.checks.items() if name in selected]
 
     def bind(self, subject: Subject, label: str, names: Iterable[str] | None, profile: Profile) -> list[Bound[Subject]]:
-        """The chosen checks with their subject."""
+        """Return the selected checks, bound to a subject."""
         return [Bound(check, subject, label, profile) for check in self.select(names)]
 
     def run(
@@ -179,15 +178,15 @@ class Kit(Generic[Subject]):
         checks: Iterable[str] | None = None,
         profile: str | Profile | None = None,
     ) -> list[Result]:
-        """Run the checks, one result each; nothing is raised for a fault."""
+        """Run the checks and return one result each; a failure is a result, not an exception."""
         expected = self.expected(expected_failures)
         return [result(bound, expected) for bound in self.bind(subject, label, checks, profile_of(profile))]
 
     def expected(self, expected_failures: Mapping[str, str] | None) -> Mapping[str, str]:
-        """The expected failures, each with its reason.
+        """Return the expected failures as a mapping from check to reason.
 
         Raises:
-            UsageError: an unknown check, or one without a reason.
+            UsageError: a check is unknown, or has no reason.
         """
         expected = dict(expected_failures or {})
         self.select(expected)
@@ -205,7 +204,7 @@ class Kit(Generic[Subject]):
         checks: Iterable[str] | None = None,
         profile: str | Profile | None = None,
     ) -> Callable[[Callable[..., Any]], Any]:
-        """A pytest decorator that calls the test once for each check, as its argument ``check``."""
+        """Return a pytest decorator that calls the test once per check, passed as the argument ``check``."""
         import pytest
 
         expected = self.expected(expected_failures)
@@ -214,7 +213,7 @@ class Kit(Generic[Subject]):
 
 
 def result(bound: Bound[Any], expected: Mapping[str, str]) -> Result:
-    """Run one check. An expected failure that does not fail is an ``unexpected pass``, skipped or not."""
+    """Run one check and return its result; an expected failure that passes or is skipped is an ``unexpected pass``."""
     status: Status
     began = time.perf_counter()
     try:
@@ -260,7 +259,7 @@ def _skipping(bound: Bound[Any]) -> Callable[[], None]:
 
 
 def _quiet(bound: Bound[Any]) -> Callable[[], None]:
-    """A check that does not apply passes, so that expecting it to fail is an error."""
+    """Return a call of the check that passes if the check does not apply, so that an expected failure is reported."""
 
     def check() -> None:
         __tracebackhide__ = True

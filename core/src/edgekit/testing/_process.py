@@ -1,4 +1,4 @@
-"""What a call does to its process: what it prints, which settings it changes, which files and sockets it opens."""
+"""Observes the side effects of a call on its process: output, changed settings, written files and opened sockets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FILES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir")
 
 @attrs.define
 class Heard:
-    """Captured output: warnings, and text on stdout from Python or C."""
+    """The captured warnings, and the captured text on stdout from Python and from C."""
 
     warnings: list[warnings.WarningMessage] = attrs.field(factory=list)
     text: str = ""
@@ -30,7 +30,7 @@ class Heard:
 
 @contextmanager
 def heard() -> Iterator[Heard]:
-    """Listen to warnings and to file descriptor 1; the result is filled at the end."""
+    """Capture warnings and file descriptor 1; the yielded object is filled when the block ends."""
     output = Heard()
     with warnings.catch_warnings(record=True) as caught, tempfile.TemporaryFile() as file:
         warnings.simplefilter("always")
@@ -43,7 +43,7 @@ def heard() -> Iterator[Heard]:
 
 @contextmanager
 def _stdout_into(file: Any) -> Iterator[None]:
-    """Python's stdout and the file descriptor beneath it, which native code writes to."""
+    """Redirect Python's stdout, and the file descriptor that native code writes to, into a file."""
     _flush()
     saved, python = os.dup(1), sys.stdout
     os.dup2(file.fileno(), 1)
@@ -59,14 +59,14 @@ def _stdout_into(file: Any) -> Iterator[None]:
 
 
 def _flush() -> None:
-    """Both Python's and C's buffers."""
+    """Flush the output buffers of Python and of the C library."""
     with suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()
     with suppress(OSError, AttributeError, TypeError):  # no C library to ask
         ctypes.CDLL(None).fflush(None)
 
 
-#: Variables of the environment that native libraries are steered with, and that a library has no business to set.
+#: Environment variables that configure native libraries; only the user may set them.
 _STEERING = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -78,7 +78,7 @@ _STEERING = (
 
 @contextmanager
 def _restored() -> Iterator[None]:
-    """Everything that `States` looks at is afterwards as it was."""
+    """Restore everything that `States` observes after the block."""
     numbers, words, environment = np.random.get_state(), random.getstate(), dict(os.environ)
     try:
         with warnings.catch_warnings(), np.errstate(), np.printoptions():
@@ -93,7 +93,7 @@ def _restored() -> Iterator[None]:
 
 @contextmanager
 def strict_state() -> Iterator[None]:
-    """Every floating point error raises, and the global random streams stand elsewhere."""
+    """Make every floating-point error raise, and change the state of the global random streams, in the block."""
     with _restored(), np.errstate(all="raise"):
         np.random.seed(12345)
         random.seed(12345)
@@ -102,7 +102,7 @@ def strict_state() -> Iterator[None]:
 
 @contextmanager
 def unusual_state() -> Iterator[None]:
-    """Unusual values, so that a change to the usual ones is detected."""
+    """Set unusual values in the block, so that setting a value to its default is detected."""
     with _restored(), np.errstate(all="warn", under="ignore"), np.printoptions(precision=11):
         np.random.seed(54321)
         random.seed(54321)
@@ -113,7 +113,7 @@ def unusual_state() -> Iterator[None]:
 
 @attrs.frozen
 class States:
-    """The settings of a process that a computation has no business to change, by what they are called."""
+    """The settings of a process that a computation must not change, by name."""
 
     values: dict[str, Any]
 
@@ -135,7 +135,7 @@ class States:
         )
 
     def differences(self, later: States) -> list[str]:
-        """Return the settings that changed."""
+        """Return the names of the settings that differ in a later snapshot."""
         return [name for name, value in self.values.items() if later.values[name] != value]
 
 
@@ -144,7 +144,7 @@ _watching = threading.local()
 
 @contextmanager
 def traces() -> Iterator[list[str]]:
-    """Files written and network used by this thread, as sentences; what C does by itself is not seen."""
+    """Yield a list that is filled with sentences on files written and network used by this thread's Python code."""
     _hook()
     seen: list[str] = []
     _watching.seen = seen
@@ -174,7 +174,7 @@ _hooked: list[bool] = []
 
 
 def _hook() -> None:
-    """Once a process: an audit hook cannot be taken away again, so it does nothing unless a check is active."""
+    """Install the audit hook once per process; it cannot be removed, so it does nothing unless a check is active."""
     if not _hooked:
         _hooked.append(True)
         sys.addaudithook(_watch)

@@ -1,8 +1,8 @@
-"""Which formats promise more than a bound; tests hold the reference to every line of it.
+"""Guarantees of formats beyond an error bound; tests check the reference for each of them.
 
 idempotent   encoding decoded values gives the same bytes, on rows whose scales are normal numbers
-signs        no value comes back with the other sign: zero is a level
-order        where one scale serves a block, a larger value never comes back smaller
+signs        no value is decoded with the opposite sign: zero is a level
+order        within a block with one scale, a larger value is never decoded to a smaller one
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _SETTLED = {"Q4_0", "Q5_0", "Q8_0", "TQ2_0", "MXFP4", "Q2_0", "Q1_0"}
 
 
 def idempotent(precision: Precision) -> bool:
-    """Whether a second encoding of the decoded values gives the same bytes."""
+    """Return whether encoding the decoded values gives the same bytes."""
     match precision.convention:
         case "float":
             return True
@@ -32,7 +32,7 @@ def idempotent(precision: Precision) -> bool:
 
 
 def signs(precision: Precision) -> bool:
-    """Whether no value comes back with the other sign."""
+    """Return whether no value is decoded with the opposite sign."""
     if precision.convention == "ggml":
         return precision.kind in _known_ggml() - _WITH_MINIMUM - _NO_ZERO_LEVEL
     if precision.convention == "mlx":
@@ -41,7 +41,7 @@ def signs(precision: Precision) -> bool:
 
 
 def order(precision: Precision) -> bool:
-    """Whether a larger value never comes back smaller, inside a block."""
+    """Return whether, within a block, a larger value is never decoded to a smaller one."""
     if precision.convention == "ggml":
         return precision.kind in _known_ggml() - _SUB_BLOCKS
     return _of_the_core(precision)

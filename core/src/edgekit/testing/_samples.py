@@ -1,7 +1,7 @@
-"""Rows that have made quantizers differ: every sample has a label, and is the same on every machine.
+"""Rows on which quantizers have differed: every sample has a label, and is the same on every machine.
 
-The families (`KINDS`) name what can go wrong: ties, saturation, zeros, constants … Strategies, checks and
-known-answer vectors all draw from here; what a label draws stays as it is, since stored answers hang on it.
+The families (`KINDS`) are named after possible faults: ties, saturation, zeros, constants … Strategies, checks and
+known-answer vectors draw from them. What a label draws must not change, since stored answers depend on it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Ordinals = I64
 Draw = Callable[[np.random.RandomState, tuple[int, int]], Array]
 
 LARGEST = float(np.finfo(np.float32).max)
-#: Ends of the grids in use, so that a step is a power of two and halves of it are ties.
+#: Ends of the integer grids of all formats: with these the step is a power of two, and half steps are exact ties.
 _ENDS = (1, 3, 6, 7, 7.5, 8, 15, 15.5, 16, 31, 63, 127, 127.5, 128, 255, 448)
 
 
 @attrs.frozen(eq=False)
 class Sample:
-    """Rows [rows, cols], float32, and what they are."""
+    """Rows, float32 [rows, cols], with their label."""
 
     label: str
     x: F32
@@ -44,7 +44,7 @@ def _scaled(random: np.random.RandomState, shape: tuple[int, int]) -> Array:
 
 
 def _groups_scaled(random: np.random.RandomState, shape: tuple[int, int]) -> Array:
-    """Each 32 columns of a magnitude of their own: a scale of the row is far too large for most of them."""
+    """Draw rows whose groups of 32 columns have different magnitudes, so that a scale per row is far too large."""
     scales = 2.0 ** random.randint(-8, 9, (shape[0], -(-shape[1] // 32)))
     return np.asarray(random.standard_normal(shape) * np.repeat(scales, 32, axis=1)[:, : shape[1]])
 
@@ -81,20 +81,20 @@ def _outliers(random: np.random.RandomState, shape: tuple[int, int]) -> Array:
 
 
 def _both_ends(random: np.random.RandomState, shape: tuple[int, int]) -> Array:
-    """The largest magnitude with either sign, several times: which of them is the first decides the scale's sign."""
+    """Draw rows with the largest magnitude in both signs; in ggml's formats the first one decides the scale's sign."""
     x = random.choice([-1.0, 1.0, 0.25, -0.5], shape, p=[0.1, 0.1, 0.4, 0.4])
     return np.asarray(x * 2.0 ** random.randint(-3, 4, (shape[0], 1)))
 
 
 def _steps(unit: float) -> Draw:
-    """Multiples of a fraction of a step, between ends that make the step a power of two."""
+    """Return a draw of multiples of `unit` steps, between ends that make the step a power of two."""
 
     def draw(random: np.random.RandomState, shape: tuple[int, int]) -> Array:
         end = random.choice(_ENDS, (shape[0], 1))
         x = np.clip(random.randint(-2048, 2049, shape) % np.maximum(4 * end, 1) - 2 * end, -end, end)
         x = np.floor(x / unit) * unit
         sign = random.choice([-1.0, 1.0], (shape[0], 1))
-        at = np.arange(shape[1]) % 16  # an end in every sub-block, on one side or on both
+        at = np.arange(shape[1]) % 16  # an end of the grid in every sub-block, on one side or on both
         x = np.where(at == 3, end, x)
         x = np.where((at == 5) & (random.random_sample((shape[0], 1)) < 0.7), -end, x)
         return np.asarray(x * sign * 2.0 ** random.randint(-6, 7, (shape[0], 1)))
@@ -110,7 +110,7 @@ def _one_sided_steps(random: np.random.RandomState, shape: tuple[int, int]) -> A
 
 
 def _below_half(random: np.random.RandomState, shape: tuple[int, int]) -> Array:
-    """One unit in the last place beside a half: adding 0.5 and truncating gets these wrong."""
+    """Draw values one unit in the last place beside a half, which ``floor(x + 0.5)`` rounds wrongly."""
     x = random.randint(-6, 7, shape) + 0.5
     bits = x.astype(np.float32).view(np.int32) + random.randint(-1, 2, shape).astype(np.int32)
     near = bits.view(np.float32).astype(np.float64)
@@ -118,7 +118,7 @@ def _below_half(random: np.random.RandomState, shape: tuple[int, int]) -> Array:
     return near
 
 
-#: family -> label -> how it is drawn
+#: family -> label -> draw function
 KINDS: dict[str, dict[str, Draw]] = {
     "ordinary": {
         "normal": _normal,
@@ -175,7 +175,7 @@ LABELS = {label: draw for family in KINDS.values() for label, draw in family.ite
 
 
 def draw(label: str, seed: int, shape: tuple[int, int]) -> F32:
-    """Rows of that label; numpy's legacy stream, which is frozen."""
+    """Return the rows of a label, float32, drawn from numpy's legacy random stream, which is frozen."""
     random = np.random.RandomState((zlib.crc32(label.encode()) + seed) % 2**32)
     with np.errstate(over="ignore"):
         x = np.clip(LABELS[label](random, shape), -LARGEST, LARGEST)
@@ -183,19 +183,19 @@ def draw(label: str, seed: int, shape: tuple[int, int]) -> F32:
 
 
 def unit(precision: Precision) -> int:
-    """Columns that are encoded together: the block, or 32 where a row or the tensor shares a scale."""
+    """Return the number of columns in a block; 32 if a row or the tensor has one scale."""
     return precision.block or 32
 
 
 def widths(precision: Precision) -> list[int]:
-    """Legal row lengths: some blocks; and with a ragged tail where the format allows one."""
+    """Return row lengths that a precision allows: whole blocks, and, if allowed, with an incomplete last block."""
     block = unit(precision)
     whole = [max(2 * block, 64), block, 3 * block]
     return whole if precision.whole_blocks else [*whole, 2 * block + 5, max(1, block - 3)]
 
 
 def samples(precision: Precision, kind: str, rows: int, seeds: int) -> Iterator[Sample]:
-    """Drawn rows of one family that the precision can hold; rows whose scales overflow its type are left out."""
+    """Yield samples of one family that the precision can encode, without rows whose scales overflow."""
     cols = widths(precision)[0]
     for seed in range(seeds):
         for label in KINDS[kind]:
@@ -208,7 +208,7 @@ def samples(precision: Precision, kind: str, rows: int, seeds: int) -> Iterator[
 
 
 def fitting(precision: Precision, sample: Sample) -> Iterator[Sample]:
-    """The sample, or the rows of it that do not overflow, or nothing."""
+    """Yield the sample, or its rows that do not overflow, or nothing if all do."""
     if not overflows(precision, sample.x):
         yield sample
         return
@@ -218,7 +218,7 @@ def fitting(precision: Precision, sample: Sample) -> Iterator[Sample]:
 
 
 def overflows(precision: Precision, x: F32) -> bool:
-    """Whether `edgekit.encode` refuses the rows because a scale does not fit its type."""
+    """Return whether `edgekit.encode` refuses the rows because a scale overflows its dtype."""
     with np.errstate(all="ignore"):
         parts = reference(precision).encode(np.ascontiguousarray(x), precision)
         try:
@@ -229,7 +229,7 @@ def overflows(precision: Precision, x: F32) -> bool:
 
 
 def own_ties(precision: Precision, seed: int, rows: int) -> F32:
-    """Half steps between the ends of the precision's own integer grid, so that the step is a power of two."""
+    """Return rows of half steps between the ends of a precision's integer grid, so that the step is a power of two."""
     random = np.random.RandomState(seed)
     half, whole = 2 ** (precision.bits - 1), 2**precision.bits - 1
     grids = [(1 - half, half - 1), (0, whole), (-half, half - 1), (1 - half, half), (-whole, 0), (-half, half)]
@@ -243,7 +243,7 @@ def own_ties(precision: Precision, seed: int, rows: int) -> F32:
 
 
 def level_midpoints(precision: Precision, seed: int, rows: int) -> F32:
-    """Values half way between levels that the reference itself used, the ends of each block kept."""
+    """Return rows of values midway between levels that the reference used; the ends of each block are kept."""
     random = np.random.RandomState(seed)
     cols, block = widths(precision)[0], unit(precision)
     x = random.standard_normal((rows, cols)).astype(np.float32) * np.float32(2) ** random.randint(-4, 5, (rows, 1))
@@ -259,10 +259,10 @@ def level_midpoints(precision: Precision, seed: int, rows: int) -> F32:
 
 @cache
 def thresholds(precision: Precision, seed: int, rows: int) -> F32:
-    """Pairs of rows that differ in one value by one unit in the last place, which the reference decodes otherwise."""
+    """Return pairs of rows that differ in one value by one unit in the last place and get different codes for it."""
     random = np.random.RandomState(seed)
     x = random.standard_normal((rows, widths(precision)[0])).astype(np.float32)
-    at = (np.arange(rows), np.argsort(x, axis=1)[:, random.randint(2, x.shape[1] - 2)])  # a value that is no end
+    at = (np.arange(rows), np.argsort(x, axis=1)[:, random.randint(2, x.shape[1] - 2)])  # not an end of the block
     low, high = _neighbouring_levels(precision, x, random)
     first = _decoded_with(precision, x, at, low)
     while (high - low > 1).any():
@@ -276,7 +276,7 @@ def thresholds(precision: Precision, seed: int, rows: int) -> F32:
 
 
 def _neighbouring_levels(precision: Precision, x: F32, random: np.random.RandomState) -> tuple[Ordinals, Ordinals]:
-    """For each row two levels that its values came back as, one beside the other."""
+    """Return, for each row, two neighbouring levels to which its values are decoded."""
     implementation = reference(precision)
     decoded = implementation.decode(implementation.encode(x, precision), precision, (x.shape[0], x.shape[1]))
     grids = [np.unique(row) for row in decoded]
@@ -287,7 +287,7 @@ def _neighbouring_levels(precision: Precision, x: F32, random: np.random.RandomS
 
 
 def _decoded_with(precision: Precision, x: F32, at: tuple[Array, Array], ordinals: Ordinals) -> F32:
-    """What the values at those places come back as, when they are these floats."""
+    """Return the decoded values at some positions, after replacing the values there by the given floats."""
     changed = x.copy()
     changed[at] = _of_ordinal(ordinals)
     implementation = reference(precision)
@@ -296,8 +296,8 @@ def _decoded_with(precision: Precision, x: F32, at: tuple[Array, Array], ordinal
 
 
 def _ordinal(values: F32) -> Ordinals:
-    """Floats as integers in the same order: neighbours differ by one."""
-    bits = (values + np.float32(0)).view(np.int32).astype(np.int64)  # no zero of the other sign
+    """Return floats as integers in the same order, such that neighbouring floats differ by one."""
+    bits = (values + np.float32(0)).view(np.int32).astype(np.int64)  # +0.0 and -0.0 must map to the same integer
     return np.where(bits >= 0, bits, np.int64(-(2**31)) - bits)
 
 
@@ -317,7 +317,7 @@ def _between(values: F32, levels: F32, random: np.random.RandomState) -> F32:
 
 
 def importances(seed: int, cols: int) -> dict[str, F32]:
-    """What an importance matrix holds: squares; one with columns that never fired; all the same."""
+    """Return importances [cols] by label: squares, squares with zeros for unused columns, and all ones."""
     random = np.random.RandomState(seed)
     squares = (random.standard_normal(cols) ** 2).astype(np.float32)
     silent = np.where(random.random_sample(cols) < 0.5, np.float32(0), squares)

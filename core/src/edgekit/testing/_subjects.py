@@ -1,4 +1,4 @@
-"""Subjects of the quantizer checks: any encoder, a registered one, or the core's reference."""
+"""The subjects of the quantizer checks: an encoder object, a registered encoder, or the core's reference."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ EXACT = "exact"
 
 @attrs.frozen(eq=False)
 class QuantizerSubject:
-    """A quantizer with what it claims.
+    """A quantizer with its claim.
 
     Attributes:
         quantizer: has ``encode(x, importance=None)``, and may have ``decode(parts, shape)``, ``bound(x, parts)``,
-            ``encode_checked(x, importance=None)``; its `Traits.needs_importance` is true where it refuses rows
-            without one.
-        precision: the number format that it encodes.
+            ``encode_checked(x, importance=None)``; its `Traits.needs_importance` must be true if it refuses rows
+            without an importance.
+        precision: the precision that it encodes.
         claim: ``"exact"``, or a sentence that states its bound.
-        name: for messages.
-        speed: what it claims, the reference having 1.
+        name: its name in messages.
+        speed: the claimed speed; the reference has 1.
     """
 
     quantizer: Any
@@ -40,26 +40,26 @@ class QuantizerSubject:
 
     @property
     def label(self) -> str:
-        """Name and precision, for messages."""
+        """The name and the precision, for messages."""
         return f"quantizer {self.name!r} ({self.precision.name})"
 
     @property
     def exact(self) -> bool:
-        """Whether its bytes have to be the reference's."""
+        """Whether it claims the reference's bytes."""
         return self.claim == EXACT
 
     def encode(self, x: Array, importance: F32 | None = None) -> Parts:
-        """The parts that the quantizer makes of rows; one that needs an importance is given ones."""
+        """Return the quantizer's encoding of rows; if it needs an importance and none is given, it gets ones."""
         return dict(self.quantizer.encode(x, self.importance(x, importance)))
 
     def importance(self, x: Array, given: F32 | None) -> F32 | None:
-        """The importance that is given, or, where the quantizer needs one, ones."""
+        """Return the given importance, or ones if it is None and the quantizer needs one."""
         if given is None and self.quantizer.traits.needs_importance:
             return np.ones(x.shape[1], np.float32)
         return given
 
     def decode(self, parts: Mapping[str, Array], shape: tuple[int, int]) -> F32:
-        """Decoded by the quantizer where it can, else by the reference."""
+        """Return the values decoded by the quantizer if it has `decode`, else by the reference."""
         decoder = getattr(self.quantizer, "decode", None)
         if decoder is not None:
             values: F32 = decoder(parts, shape)
@@ -67,20 +67,20 @@ class QuantizerSubject:
         return reference(self.precision).decode(parts, self.precision, shape)
 
     def bound(self, x: F32, parts: Mapping[str, Array]) -> F64:
-        """Its own bound where it states one as a method, else the reference's."""
+        """Return the error bound of each element: from the quantizer's `bound` if it has one, else the reference's."""
         stated = getattr(self.quantizer, "bound", None)
         if stated is not None and not self.exact:
             return np.asarray(stated(x, parts), np.float64)
         return reference(self.precision).bound(x, parts, self.precision)
 
     def expected(self, x: Array, importance: F32 | None = None) -> Parts:
-        """Return the parts that the reference encodes."""
+        """Return the reference's encoding of rows."""
         return reference(self.precision).encode(x, self.precision, self.importance(x, importance))
 
 
 @attrs.frozen(eq=False)
 class ReferenceQuantizer:
-    """The core's own reference of a precision, in the shape of a plugin's quantizer."""
+    """The core's reference of a precision with the interface of a plugin's quantizer."""
 
     precision: Precision
     claim: str = EXACT
@@ -88,7 +88,7 @@ class ReferenceQuantizer:
 
     def encode(self, x: Array, importance: F32 | None = None) -> Parts:
         """Encode rows [rows, cols] to parts."""
-        find_precision(self.precision.name)  # in another process a plugin's precision is not known yet
+        find_precision(self.precision.name)  # in a new process the plugins' precisions are not registered yet
         return reference(self.precision).encode(x, self.precision, importance)
 
     def decode(self, parts: Mapping[str, Array], shape: tuple[int, int]) -> F32:
@@ -97,10 +97,10 @@ class ReferenceQuantizer:
 
 
 def adapt(quantizer: Any, precision: str | Precision | None = None, claim: str | None = None) -> QuantizerSubject:
-    """A subject from an object with `encode`, `precision` and `claim`, a class of such, or a precision's name.
+    """Return the subject for a quantizer object, its class, or the name of a precision (for the reference).
 
     Raises:
-        UsageError: something is missing; says what.
+        UsageError: `encode`, `precision` or `claim` is missing; the message says which.
     """
     if isinstance(quantizer, str | Precision):
         record = find_precision(quantizer)
@@ -125,7 +125,7 @@ def adapt(quantizer: Any, precision: str | Precision | None = None, claim: str |
 
 
 def registered(registration: Registration) -> QuantizerSubject:
-    """The subject of a plugin's registration; the claim is the one that it was registered with."""
+    """Return the subject for a plugin's registration, with the claim of the registration."""
     loaded = registration.load()
     claim = str(registration.options.get("claim", "")) or None
     subject = adapt(loaded, getattr(loaded, "precision", None) or registration.name, claim)
@@ -133,14 +133,14 @@ def registered(registration: Registration) -> QuantizerSubject:
 
 
 def backend_subject(name: str, backend: str | None) -> QuantizerSubject:
-    """The encoder of a precision that `edgekit.encode` would use: the reference, or a plugin's."""
+    """Return the encoder that `edgekit.encode` uses for a precision: the reference's or a plugin's."""
     precision = find_precision(name)
     chosen = choose(precision, backend)
     return adapt(precision) if chosen is None else registered(chosen)
 
 
 def encodable(precision: Precision) -> bool:
-    """Whether the reference of a precision encodes (some only decode)."""
+    """Return whether the reference of a precision can encode; some only decode."""
     try:
         cols = precision.block or 32
         reference(precision).encode(np.ones((1, cols), np.float32), precision)

@@ -1,4 +1,4 @@
-"""Two small tokenizers, one of each kind, with every field set to something that is noticed when it is lost."""
+"""Small tokenizers of both kinds (SentencePiece, byte-level BPE) in which every field differs from its default."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import attrs
 
 from edgekit.tokenizer import Tokenizer, TokenType
 
-#: What a format has to bring back.
+#: Attributes of a tokenizer that a format must preserve.
 FIELDS = (
     "kind", "tokens", "types", "merges", "pre", "bos", "eos", "unk", "pad", "ends",
     "add_bos", "add_eos", "add_space_prefix", "chat_template", "chat_templates",
 )  # fmt: skip
-#: `urgency` stands for the scores: a format may keep their order alone, since nothing else decides.
+#: `urgency` replaces the scores: a format may preserve only their order, since nothing else affects the tokenization.
 TEMPLATE = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
 
 
 def spm() -> Tokenizer:
-    """SentencePiece: specials, all bytes, letters, and pieces with scores."""
+    """Return a SentencePiece tokenizer with special tokens, all bytes, letters, and pieces with scores."""
     special = ["<unk>", "<s>", "</s>"]
     bytes_ = [f"<0x{value:02X}>" for value in range(256)]
     letters = ["▁", *"abcdehilnorstuw"]
@@ -42,7 +42,7 @@ def spm() -> Tokenizer:
 
 
 def bpe() -> Tokenizer:
-    """Byte-level BPE: all bytes in their alphabet, merges in an order that matters, and an end token."""
+    """Return a byte-level BPE tokenizer with all 256 bytes, merges whose order matters, and an end token."""
     merges = ["t h", "Ġ t", "Ġt h", "Ġth e", "h e", "i n", "e r", "Ġ a", "o n", "r e", "in g"]
     tokens = [*_alphabet(), *(merge.replace(" ", "") for merge in merges), "<|end|>"]
     return Tokenizer(
@@ -59,7 +59,7 @@ def bpe() -> Tokenizer:
     )
 
 
-#: Several lines, quotes, other scripts, and blanks at both ends.
+#: A chat template with several lines, quotes, other scripts, and spaces at both ends.
 LONG_TEMPLATE = """ {%- for message in messages %}
 {{ '<|' + message["role"] + "|>\\n" }}{{ message['content'] | trim }} 日本 ✓
 {%- endfor %}
@@ -67,7 +67,7 @@ LONG_TEMPLATE = """ {%- for message in messages %}
 
 
 def spm_without_space() -> Tokenizer:
-    """As `spm`, with all that a reader might guess the other way round, and tokens in other scripts."""
+    """Return `spm` with the opposite of every default that a reader may assume, and tokens in other scripts."""
     first = spm()
     added = ("日本", "👩\u200d🚀", "é", "<|user|>", "<pad>")
     types = (*first.types, *[TokenType.NORMAL] * 3, TokenType.USER_DEFINED, TokenType.CONTROL)
@@ -87,7 +87,7 @@ def spm_without_space() -> Tokenizer:
 
 
 def bpe_with_bos() -> Tokenizer:
-    """As `bpe`, but BOS is added, and is no EOS; no chat template."""
+    """Return `bpe` with a BOS token that is added to texts and differs from EOS, and without a chat template."""
     first = bpe()
     tokens = (*first.tokens, "<|begin|>", "<|pad|>")
     return attrs.evolve(
@@ -102,7 +102,7 @@ def bpe_with_bos() -> Tokenizer:
 
 
 def urgency(tokenizer: Tokenizer) -> list[str]:
-    """The pieces of more than one character that scores put in order, the most urgent first."""
+    """Return the pieces of more than one character by descending score, the order in which they are merged."""
     if not tokenizer.scores:
         return []
     pieces = [
@@ -114,7 +114,7 @@ def urgency(tokenizer: Tokenizer) -> list[str]:
 
 
 def _alphabet() -> list[str]:
-    """GPT-2's printable stand-ins for the 256 bytes, in the order of the bytes."""
+    """Return the printable characters that represent the 256 bytes in GPT-2's vocabulary, in byte order."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(value) if value in printable else chr(next(others)) for value in range(256)]

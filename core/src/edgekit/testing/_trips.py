@@ -1,4 +1,4 @@
-"""Through a file and back: small models written with a format, and what it gives back."""
+"""Round trips: writes small models with a format, reads them back, and compares."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 
 from edgekit.architectures import ModelConfig
-from edgekit.artifact import Artifact, Format, Layout
+from edgekit.artifact import Artifact, Format, Layout, RowWriter
 from edgekit.errors import EdgekitError
 from edgekit.manifest import Manifest
 from edgekit.plugin._registry import manager
@@ -24,12 +24,12 @@ from edgekit.testing.models import artifact_of, random_model
 from edgekit.tokenizer._record import Tokenizer
 
 Encode = Callable[[Any], Parts]
-#: The canonical name of the tensor that is quantized; all others are unchanged.
+#: The canonical name of the tensor to quantize; all others stay in float32.
 QUANTIZED = "blk.0.ffn_up.weight"
 
 
 def small_config(width: int = 64, **changes: Any) -> ModelConfig:
-    """A one-layer Llama whose rows have that length; heads share keys and values."""
+    """Return the configuration of a one-layer Llama of that width, with fewer key and value heads than heads."""
     config = ModelConfig(
         family="llama",
         layers=1,
@@ -51,12 +51,12 @@ def small_config(width: int = 64, **changes: Any) -> ModelConfig:
 def random_artifact(
     folder: Path, config: ModelConfig | None = None, seed: int = 0, tokenizer: Tokenizer | None = None
 ) -> Artifact:
-    """A small model with random weights, in memory."""
+    """Return a small model with random weights, in memory."""
     return artifact_of(random_model(config or small_config(), seed), folder / "source", tokenizer)
 
 
 def plan_of(layout: Layout, precisions: Mapping[str, Precision] | None = None) -> Plan:
-    """Float32 for every matrix but those that get a precision by their role."""
+    """Return a plan with the given precisions, by role, and float32 for all other tensors."""
     chosen = precisions or {}
     return Plan("test", tuple(_assign(slot, chosen.get(slot.role)) for slot in layout.slots))
 
@@ -67,7 +67,7 @@ def _assign(slot: Slot, precision: Precision | None) -> Assignment:
 
 
 def encoded(slot: Slot, assignment: Assignment, encode: Encode | None = None) -> QuantizedTensor:
-    """The slot's tensor in its precision; encoded by the reference if there is no other encoder."""
+    """Return the slot's tensor encoded in its planned precision, by `encode` or else by the reference."""
     x, precision = np.ascontiguousarray(slot.tensor.float32()), assignment.precision
     parts = encode(x) if encode else reference(precision).encode(x, precision)
     return QuantizedTensor(parts, precision, slot.shape, assignment.name)
@@ -80,7 +80,7 @@ def write(
     precisions: Mapping[str, Precision] | None = None,
     manifest: Manifest | None = None,
 ) -> None:
-    """Write a whole artifact."""
+    """Write a whole artifact with a format."""
     layout = chosen.layout(source)
     plan = plan_of(layout, precisions)
     writer = chosen.writer(path, layout, plan, manifest or Manifest())
@@ -92,8 +92,35 @@ def write(
         writer.close()
 
 
+def write_in_rows(chosen: Format, path: Path, source: Artifact, precisions: Mapping[str, Precision], step: int) -> bool:
+    """Write a whole artifact, each tensor in slices of `step` rows; False where the writer takes whole tensors."""
+    layout = chosen.layout(source)
+    plan = plan_of(layout, precisions)
+    writer = chosen.writer(path, layout, plan, Manifest())
+    try:
+        if not isinstance(writer, RowWriter):
+            return False
+        for slot, assignment in zip(layout.slots, plan, strict=True):
+            _write_rows(writer, encoded(slot, assignment), step)
+        writer.commit()
+    finally:
+        writer.close()
+    return True
+
+
+def _write_rows(writer: RowWriter, tensor: QuantizedTensor, step: int) -> None:
+    """Write a tensor in slices of rows, or as a whole where its rows are not apart."""
+    if not tensor.precision.rowwise:
+        step = tensor.rows
+    for first in range(0, tensor.rows, step):
+        last = min(first + step, tensor.rows)
+        parts = {key: part[first:last] if part.ndim else part for key, part in tensor.parts.items()}
+        shape = tensor.shape if last - first == tensor.rows else (last - first, tensor.shape[-1])
+        writer.write_rows(attrs.evolve(tensor, parts=parts, shape=shape), first)
+
+
 def round_trips(encode: Encode, precision: Precision, cols: int, folder: Path) -> list[str]:
-    """The installed formats that stored the parts and gave them back; fails where one gave back others."""
+    """Return the names of the installed formats that store the precision; fails if one returns different parts."""
     source, stored = random_artifact(folder, small_config(cols)), []
     for registration in manager().all("formats"):
         suffix = next(iter(registration.options.get("suffixes", ())), "")
@@ -104,12 +131,12 @@ def round_trips(encode: Encode, precision: Precision, cols: int, folder: Path) -
 
 
 def trip(chosen: Format, path: Path, source: Artifact, precision: Precision, encode: Encode | None = None) -> bool:
-    """Write one tensor in a precision, read it back, and compare; False where the format refuses the precision."""
+    """Write one tensor in a precision, read it back and compare; return False if the format refuses the precision."""
     layout = chosen.layout(source)
     plan = plan_of(layout, {QUANTIZED: precision})
     try:
         writer = chosen.writer(path, layout, plan, Manifest())
-    except EdgekitError:  # the format has no type for it
+    except EdgekitError:  # the format cannot store it
         return False
     given: QuantizedTensor | None = None
     try:
@@ -127,7 +154,7 @@ def trip(chosen: Format, path: Path, source: Artifact, precision: Precision, enc
 
 def _same_again(chosen: Format, path: Path, given: QuantizedTensor) -> None:
     tensor = chosen.open(path).tensors[given.name]
-    if not isinstance(tensor, EncodedTensor):  # plain floats come back as such
+    if not isinstance(tensor, EncodedTensor):  # floats are read as a plain tensor
         values = np.ascontiguousarray(tensor.read_rows(0, tensor.rows))
         if values.tobytes() != np.ascontiguousarray(given.parts["values"]).tobytes():
             fail(f"format {chosen.name!r} gives back other values of {given.precision} than it was given")
@@ -142,7 +169,7 @@ def _same_again(chosen: Format, path: Path, given: QuantizedTensor) -> None:
 
 
 def _carried(part: Any, restored: Any) -> Any:
-    """The part in the shape in which the file has it, where it holds as many values."""
+    """Return the part in the shape of the restored one if both have the same number of values, else unchanged."""
     if restored is not None and part.size == restored.size and part.dtype.itemsize == restored.dtype.itemsize:
         return np.ascontiguousarray(part).reshape(restored.shape).view(restored.dtype)
     return part

@@ -1,7 +1,7 @@
-"""Checks for operations: those of a runtime against numpy's, one by one.
+"""Checks for a runtime's operations, each compared with numpy's.
 
-A subject computes a small program, a function of `edgekit.architectures.ops.Ops` and some values, in one step or two:
-what remembers has to go on where it was. Numpy computes the same.
+A subject computes a small program, which is a function of `edgekit.architectures.ops.Ops` and some values, in one step
+or in two, so that operations with a state (caches, recurrences) must continue it. Numpy computes the same program.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from edgekit.tensor import Tensor
 from edgekit.testing._kit import Kit, NotApplicable, Profile, Result, fail
 from edgekit.typing import F32, Ints
 
-#: Values of the runtime in, one out.
+#: A program: computes one value of the runtime from operations and several values.
 Program = Callable[[Ops[Any], Sequence[Any]], Any]
-#: The new tokens [batch, n], and the program's values.
+#: The new token ids [batch, n] of a step, and the program's input values.
 Step = tuple[Ints, list[F32]]
-#: Computes a program over weights by their full names, step after step, and gives the result of each.
+#: Computes a program step by step with weights by full name, and returns the result of each step.
 Compute = Callable[[Program, Mapping[str, F32], Sequence[Step]], list[F32]]
 
-#: Relative to the largest value: float32 sums of up to 64 terms in another order, and other exponentials.
+#: Tolerance relative to the largest value: float32 sums of up to 64 terms in another order, other exponentials.
 TOLERANCE = 2e-5
 _BATCH, _VOCAB = 2, 11
-#: Tokens of each step.
+#: Number of tokens in each step.
 _STEPS = (5, 1, 3)
 
 
@@ -40,9 +40,9 @@ class OpsSubject:
     """A runtime's operations.
 
     Attributes:
-        name: the runtime's.
-        operations: the names of those that it has.
-        compute: runs a program with them.
+        name: the runtime's name.
+        operations: names of the operations that it implements.
+        compute: computes a program with them.
     """
 
     name: str
@@ -52,13 +52,13 @@ class OpsSubject:
 
 @attrs.frozen(eq=False)
 class _Case:
-    """A use of an operation.
+    """One use of an operation.
 
     Attributes:
-        what: in a message.
-        program: uses it.
-        inputs: for a number of tokens the shapes of the program's values.
-        weights: shapes by full name.
+        what: its description in messages.
+        program: the program that uses it.
+        inputs: returns the shapes of the program's inputs for a number of tokens.
+        weights: shapes of the weights, by full name.
     """
 
     what: str
@@ -71,13 +71,13 @@ KIT: Kit[OpsSubject] = Kit("operations")
 
 
 def numpy_compute(program: Program, weights: Mapping[str, F32], steps: Sequence[Step]) -> list[F32]:
-    """What numpy computes: the judge."""
+    """Return the result of each step computed by numpy, which the subject's results are compared with."""
     tensors = {name: Tensor.of(name, values) for name, values in weights.items()}
-    kept, past, found = Weights(tensors, True, None, False, {}), KVCache(), []
+    kept, past, results = Weights(tensors, True, None, False, {}), KVCache(), []
     for tokens, inputs in steps:
-        found.append(program(NumpyOps(kept, past, tokens), inputs))
+        results.append(program(NumpyOps(kept, past, tokens), inputs))
         past.tokens = tokens if past.tokens is None else np.concatenate([past.tokens, tokens], axis=1)
-    return found
+    return results
 
 
 def run_ops_checks(
@@ -98,7 +98,7 @@ def ops_checks(
     checks: Iterable[str] | None = None,
     profile: str | Profile | None = None,
 ) -> Callable[[Callable[..., Any]], Any]:
-    """Run the checks under pytest: a decorator that calls the test once for each check, as its argument ``check``."""
+    """Return a pytest decorator that calls the test once per check, passed as the argument ``check``."""
     return KIT.parametrize(subject, subject.name, expected_failures=expected_failures, checks=checks, profile=profile)
 
 
@@ -108,8 +108,8 @@ def _hold(subject: OpsSubject, operation: str, cases: Sequence[_Case]) -> None:
     for seed, case in enumerate(cases):
         weights, steps = _drawn(case, seed)
         expected = numpy_compute(case.program, weights, steps)
-        found = subject.compute(case.program, weights, steps)
-        for number, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
+        results = subject.compute(case.program, weights, steps)
+        for number, (ours, theirs) in enumerate(zip(expected, results, strict=True)):
             _same(f"{operation}, {case.what}, step {number + 1}", ours, theirs)
 
 
@@ -209,6 +209,7 @@ _CASES: dict[str, list[_Case]] = {
         _Case("a bias", lambda ops, v: ops.product("m", v[0]), _states(), {"m.weight": (7, 12), "m.bias": (7,)}),
         _Case("one row", lambda ops, v: ops.product("m", v[0]), _states(), {"m.weight": (12,)}),
     ],
+    "row": [_Case("added to states", lambda ops, v: ops.add(v[0], ops.row("m", 1)), _states(), {"m.weight": (3, 12)})],
     "vector": [_Case("times states", lambda ops, v: ops.multiply(v[0], ops.vector("w")), _states(), {"w": (12,)})],
     "rms_norm": [
         _Case("states", lambda ops, v: ops.rms_norm(v[0], 1e-3, "w.weight"), _states(), {"w.weight": (12,)}),
@@ -279,6 +280,10 @@ _CASES: dict[str, list[_Case]] = {
         _routing(Routing(2, "sigmoid", scale=2.5, floor=1e-20), bias=True),
         _routing(Routing(2, "chosen")),
         _routing(Routing(2, "sigmoid", normalized=False, groups=4, groups_used=2)),
+    ],
+    "route_sparsely": [
+        _Case("near scores", lambda ops, v: ops.route_sparsely(v[0], 0.01), _states(8)),
+        _Case("far scores", lambda ops, v: ops.route_sparsely(v[0], 0.4), _states(8)),
     ],
     "experts": [
         _experts("silu", False, False),

@@ -1,6 +1,6 @@
 """Checks for passes: the result is a valid model, the source is unchanged, and quality is reported.
 
-A pass implements `edgekit.pipeline.passes.Pass`. It is given a small model in the format that it asks for.
+A pass implements `edgekit.pipeline.passes.Pass`. The checks run it on a small model in a format that it accepts.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from edgekit.testing._trips import random_artifact, small_config, write
 
 @attrs.frozen(eq=False)
 class PassSubject:
-    """A pass, and the format of the artifacts that it takes and gives.
+    """A pass, and the format of the artifacts that it reads and writes.
 
     Attributes:
         pass_: implements `edgekit.pipeline.passes.Pass`.
         format: name of an installed format.
-        options: with which it is run.
-        name: for messages.
+        options: keyword arguments with which it is run.
+        name: its name in messages.
     """
 
     pass_: Pass
@@ -52,10 +52,10 @@ KIT: Kit[PassSubject] = Kit("passes")
 
 
 def adapt(subject: Any, format: str = "hf", options: Mapping[str, Any] | None = None) -> PassSubject:
-    """A subject from a pass, its class, a registration, or the name of an installed one.
+    """Return the subject for a pass, its class, a registration, or the name of an installed pass.
 
     Raises:
-        UsageError: it has no method `run`.
+        UsageError: the pass has no method `run`.
     """
     if isinstance(subject, str):
         subject = manager().find("passes", subject)
@@ -81,11 +81,11 @@ def run_pass_checks(
 
     Args:
         subject: an object or class as `edgekit.pipeline.passes.Pass`, or the name of an installed one.
-        format: of the artifact that it is given.
-        options: with which it is run.
-        expected_failures: names of checks that fail, each with its reason.
-        checks: only these.
-        profile: ``quick``, ``default`` or ``deep``; None asks the environment.
+        format: name of the format of the artifact on which it is run.
+        options: keyword arguments with which it is run.
+        expected_failures: the reason for each check that is expected to fail, by name.
+        checks: names of the checks to run; None for all.
+        profile: ``quick``, ``default`` or ``deep``; None takes that of EDGEKIT_TEST_PROFILE.
     """
     adapted = adapt(subject, format, options)
     return KIT.run(adapted, adapted.label, expected_failures=expected_failures, checks=checks, profile=profile)
@@ -100,14 +100,14 @@ def pass_checks(
     checks: Iterable[str] | None = None,
     profile: str | Profile | None = None,
 ) -> Callable[[Callable[..., Any]], Any]:
-    """Run the checks under pytest: a decorator that calls the test once for each check, as its argument ``check``."""
+    """Return a pytest decorator that calls the test once per check, passed as the argument ``check``."""
     adapted = adapt(subject, format, options)
     return KIT.parametrize(adapted, adapted.label, expected_failures=expected_failures, checks=checks, profile=profile)
 
 
 @contextmanager
 def _ran(subject: PassSubject) -> Iterator[tuple[Artifact, Artifact, Path]]:
-    """Source, result, and the folder of the result."""
+    """Run the pass on a small model; yield the source, the result, and the folder of the result."""
     with tempfile.TemporaryDirectory(prefix="edgekit-check-") as name:
         folder = Path(name)
         source = _source(subject, folder)
@@ -127,7 +127,7 @@ def _source(subject: PassSubject, folder: Path) -> Artifact:
 
 @KIT.check
 def check_artifact_valid(subject: PassSubject, profile: Profile) -> None:
-    """The result opens as a model whose tensors are finite and which still computes finite logits."""
+    """The result opens as a model with finite tensors, and computes finite logits."""
     with _ran(subject) as (_, result, _):
         again = manager().load("formats", result.format).open(result.path)
         for name, tensor in again.model.tensors.items():
@@ -140,7 +140,7 @@ def check_artifact_valid(subject: PassSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_tokenizer_kept(subject: PassSubject, profile: Profile) -> None:
-    """The result has a tokenizer for as many tokens as it has logits."""
+    """The result has a tokenizer with as many tokens as the model has logits."""
     with _ran(subject) as (source, result, _):
         if source.tokenizer is not None and result.tokenizer is None:
             fail("the tokenizer is gone")
@@ -150,7 +150,7 @@ def check_tokenizer_kept(subject: PassSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_quality_reported(subject: PassSubject, profile: Profile) -> None:
-    """The result's manifest records what was measured: at least one name with a finite number."""
+    """The result's manifest records the measured quality: at least one name with a finite number."""
     with _ran(subject) as (_, result, _):
         quality = result.manifest.quality if result.manifest else {}
         numbers = [value for value in _leaves(quality) if isinstance(value, int | float)]
@@ -168,7 +168,7 @@ def _leaves(data: Any) -> Iterator[Any]:
 
 @KIT.check
 def check_source_unwritten(subject: PassSubject, profile: Profile) -> None:
-    """No file of the source changes."""
+    """The pass changes no file of the source."""
     with tempfile.TemporaryDirectory(prefix="edgekit-check-") as name:
         folder = Path(name)
         source = _source(subject, folder)
@@ -184,7 +184,7 @@ def _hashes(artifact: Artifact) -> dict[str, str]:
 
 @KIT.check
 def check_deterministic(subject: PassSubject, profile: Profile) -> None:
-    """Run twice, it writes the same bytes."""
+    """The pass writes the same bytes when it is run twice."""
     with _ran(subject) as (_, one, _), _ran(subject) as (_, two, _):
         if _hashes(one) != _hashes(two):
             fail("run twice on the same source it writes other bytes")
@@ -192,7 +192,7 @@ def check_deterministic(subject: PassSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_nothing_left(subject: PassSubject, profile: Profile) -> None:
-    """It leaves nothing beside its result but the manifest."""
+    """The pass leaves no file beside its result except the manifest."""
     with _ran(subject) as (_, result, folder):
         allowed = {result.path.name, f"{result.path.name}.edgekit.json"}
         extra = sorted(file.name for file in folder.iterdir() if file.name not in allowed)

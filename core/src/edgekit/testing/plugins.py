@@ -1,7 +1,7 @@
 """Checks for plugins as a whole: import time, metadata, output, network and files.
 
-A plugin is named by its entry point. What it does when it is imported and loaded is watched in a process of its
-own, through Python's audit events, with sockets blocked.
+A plugin is given by its entry point. It is imported and loaded in a separate process, where its actions are observed
+through Python's audit events, with sockets blocked.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from edgekit.plugin._registry import (
 from edgekit.precision import find_precision
 from edgekit.testing._kit import Kit, NotApplicable, Profile, Result, fail
 
-#: Seconds that importing a plugin's light module may take, beyond edgekit's own hooks.
+#: Seconds that importing a plugin's registration module may take, beyond importing edgekit's hooks.
 IMPORT_SECONDS = 0.1
-#: Packages that a light module must not import: what a plugin drives, and everything that is large.
+#: Packages that a registration module must not import: frameworks and other large packages.
 HEAVY = (
     "torch", "tensorflow", "jax", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "mlx", "gguf", "llama_cpp",
     "olive", "numba", "scipy", "pandas", "tokenizers", "optimum", "vllm", "fastapi", "aiohttp", "requests",
@@ -50,7 +50,7 @@ class PluginSubject:
     Attributes:
         point: its entry point.
         info: whether it was loaded, and if not, why.
-        registrations: what it registers.
+        registrations: everything that it registers.
     """
 
     point: metadata.EntryPoint
@@ -64,7 +64,7 @@ class PluginSubject:
 
     @property
     def module(self) -> str:
-        """The plugin's light module."""
+        """The name of the plugin's registration module."""
         return self.point.value.partition(":")[0]
 
 
@@ -72,10 +72,10 @@ KIT: Kit[PluginSubject] = Kit("plugins")
 
 
 def adapt(name: str) -> PluginSubject:
-    """The installed plugin with that entry point.
+    """Return the subject for the installed plugin with the given entry point.
 
     Raises:
-        UsageError: no such entry point is installed; names those that are.
+        UsageError: no such entry point is installed; the message names those that are.
     """
     points = [each for each in entry_points() if each[0].name == name]
     if not points:
@@ -105,14 +105,14 @@ def plugin_checks(
     checks: Iterable[str] | None = None,
     profile: str | Profile | None = None,
 ) -> Callable[[Callable[..., Any]], Any]:
-    """Run the checks under pytest: a decorator that calls the test once for each check, as its argument ``check``."""
+    """Return a pytest decorator that calls the test once per check, passed as the argument ``check``."""
     subject = adapt(name)
     return KIT.parametrize(subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile)
 
 
 @KIT.check
 def check_api_version(subject: PluginSubject, profile: Profile) -> None:
-    """The module states ``edgekit_api``, and this edgekit speaks that version."""
+    """The module defines ``edgekit_api``, a version that this edgekit supports."""
     if subject.info.status == "refused":
         fail(subject.info.error)
     module = sys.modules.get(subject.module)
@@ -124,14 +124,14 @@ def check_api_version(subject: PluginSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_loaded(subject: PluginSubject, profile: Profile) -> None:
-    """It loads: its module imports, and its hooks have the signatures of the contract."""
+    """The plugin loads: its module can be imported, and its hooks have the specified signatures."""
     if subject.info.status in ("failed", "disabled"):
         fail(f"{subject.info.status}: {subject.info.error}")
 
 
 @KIT.check
 def check_metadata(subject: PluginSubject, profile: Profile) -> None:
-    """The distribution states its name, version, summary, licence and Python, and depends on edgekit."""
+    """The distribution states name, version, summary, licence and Python version, and depends on edgekit."""
     metadata = subject.point.dist.metadata if subject.point.dist else None
     if metadata is None:
         fail("the entry point belongs to no distribution")
@@ -147,7 +147,7 @@ def check_metadata(subject: PluginSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_registrations(subject: PluginSubject, profile: Profile) -> None:
-    """It registers something, each thing once, and quantizers of precisions that are known."""
+    """The plugin registers something, each name once, and quantizers only for known precisions."""
     if not subject.registrations:
         fail("it registers nothing")
     seen = set()
@@ -168,7 +168,7 @@ def _known(each: Registration) -> None:
 
 @KIT.check
 def check_targets(subject: PluginSubject, profile: Profile) -> None:
-    """Everything it registers can be imported, and has the methods of its role."""
+    """Everything that the plugin registers can be imported, and has the methods of its role."""
     for each in subject.registrations:
         try:
             loaded = each.load()
@@ -183,7 +183,7 @@ def check_targets(subject: PluginSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_families(subject: PluginSubject, profile: Profile) -> None:
-    """Its families read the config.json that they write, and name every tensor of their blocks once."""
+    """The plugin's families read the config.json that they write, and name every tensor of their blocks once."""
     families = [each for each in subject.registrations if each.role == "families"]
     if not families:
         raise NotApplicable("it brings no model family")
@@ -211,7 +211,7 @@ def _family(name: str, family: Family) -> None:
 
 
 def _missing_optional(error: EdgekitError) -> bool:
-    """Whether a framework that the plugin drives is not installed, which it may say when it is used."""
+    """Return whether the error says that an optional framework of the plugin is not installed, which is allowed."""
     cause = error.__cause__
     return isinstance(cause, ModuleNotFoundError) and (cause.name or "").partition(".")[0] in HEAVY
 
@@ -234,13 +234,13 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 real, sys.stdout = sys.stdout, type("Out", (), {"text": "", "write": lambda s, t: setattr(s, "text", s.text + t),
     "flush": lambda s: None, "isatty": lambda s: False, "encoding": "utf-8", "errors": "strict"})()
-error, began = "", time.perf_counter()
+error, began = "", time.process_time()
 try:
     import importlib
     importlib.import_module(sys.argv[1])
 except BaseException as e:
     error = f"{type(e).__name__}: {e}"
-seconds, modules = time.perf_counter() - began, sorted(set(sys.modules) - before)
+seconds, modules = time.process_time() - began, sorted(set(sys.modules) - before)
 for target in json.loads(sys.argv[3]):
     module, _, attribute = target.partition(":")
     try:
@@ -256,7 +256,7 @@ print("\\n" + json.dumps({**events, "seconds": seconds, "modules": modules, "err
 
 
 def _watch(subject: PluginSubject, load: bool = True) -> dict[str, Any]:
-    """Import the module, and load what it registers, in a process of its own; what was seen."""
+    """Import the module in a separate process, load what it registers, and return the observations."""
     targets = [each.target for each in subject.registrations] if load else []
     with tempfile.TemporaryDirectory(prefix="edgekit-check-") as folder:
         environment = {
@@ -284,17 +284,18 @@ def _watch(subject: PluginSubject, load: bool = True) -> dict[str, Any]:
 
 @KIT.check
 def check_import_time(subject: PluginSubject, profile: Profile) -> None:
-    """Importing the light module takes under a tenth of a second (the best of a few tries)."""
+    """Importing the registration module takes less than 0.1 s of a processor's time (the best of several tries)."""
     seconds = min(_watch(subject, load=False)["seconds"] for _ in range(4))
     if seconds > IMPORT_SECONDS:
-        fail(f"importing {subject.module} takes {1000 * seconds:.0f} ms; {1000 * IMPORT_SECONDS:.0f} ms are allowed")
+        took, allowed = f"{1000 * seconds:.0f} ms of a processor", f"{1000 * IMPORT_SECONDS:.0f} ms are allowed"
+        fail(f"importing {subject.module} takes {took}; {allowed}")
 
 
 @KIT.check
 def check_light_imports(subject: PluginSubject, profile: Profile) -> None:
-    """Importing the light module imports no framework, and none of the modules whose objects it registers.
+    """Importing the registration module imports no framework, and none of the modules whose objects it registers.
 
-    Those are imported when they are first used. Keep names and numbers that both need in a third module.
+    Those modules must be imported on first use. Put names and constants that both need into a third module.
     """
     modules = set(_watch(subject, load=False)["modules"])
     implementations = {each.target.partition(":")[0] for each in subject.registrations} - {subject.module}
@@ -310,7 +311,7 @@ def check_light_imports(subject: PluginSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_silent_import(subject: PluginSubject, profile: Profile) -> None:
-    """Importing it, and what it registers, writes nothing to stdout."""
+    """Importing the plugin and everything that it registers writes nothing to stdout."""
     printed = _watch(subject)["printed"]
     if printed:
         fail(f"it writes to stdout when it is imported: {printed[:60]!r}")
@@ -318,7 +319,7 @@ def check_silent_import(subject: PluginSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_no_network(subject: PluginSubject, profile: Profile) -> None:
-    """Importing it, and what it registers, opens no socket and looks up no name."""
+    """Importing the plugin and everything that it registers opens no socket and resolves no host name."""
     attempts = _watch(subject)["network"]
     if attempts:
         fail(f"it uses the network: {attempts[0]}")
@@ -326,7 +327,7 @@ def check_no_network(subject: PluginSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_no_writes(subject: PluginSubject, profile: Profile) -> None:
-    """Importing it, and what it registers, writes nothing outside the temporary directory that it is given."""
+    """Importing the plugin and everything that it registers writes no file outside a given temporary directory."""
     writes = _watch(subject)["writes"]
     if writes:
         fail(f"it writes outside its directory: {writes[0]}")
@@ -334,7 +335,7 @@ def check_no_writes(subject: PluginSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_distribution(subject: PluginSubject, profile: Profile) -> None:
-    """Every file of the distribution lies in its own packages: nothing is dropped into others' or beside them."""
+    """Every file of the distribution is in its own packages, none in other packages or beside them."""
     files = subject.point.dist.files if subject.point.dist else None
     if not files:
         raise NotApplicable("its list of files is not recorded")

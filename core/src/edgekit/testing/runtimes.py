@@ -1,7 +1,7 @@
-"""Checks for runtimes: the same logits as the numpy forward pass, and text that does not depend on how it is asked.
+"""Checks for runtimes: logits equal to the numpy forward pass's, and text that does not depend on how it is requested.
 
-A runtime is a callable: ``start(artifact, **options)`` gives an `edgekit.runtime.Runtime`. It is given small
-models with random weights, in the format that it runs.
+A runtime is given by a callable: ``start(artifact, **options)`` returns an `edgekit.runtime.Runtime`. The checks use
+small models with random weights, in a format that the runtime supports.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from edgekit.testing._tokenizers import bpe, bpe_with_bos
 from edgekit.testing._trips import random_artifact, small_config, write
 from edgekit.typing import F32
 
-#: Largest difference of a logit, in standard deviations of the logits, unless a runtime states another.
+#: Default tolerance: the largest difference of a logit, in standard deviations of the logits.
 TOLERANCE = 1e-3
 PROMPT = "the thing"
 
 
 @attrs.frozen(eq=False)
 class RuntimeSubject:
-    """A runtime with the formats that it runs.
+    """A runtime with the formats that it supports.
 
     Attributes:
-        start: called with an artifact; gives a runtime.
-        formats: names of formats; ``"*"`` for every one.
-        tolerance: of its logits against the numpy forward pass, in standard deviations of the logits.
-        name: for messages.
+        start: called with an artifact; returns a runtime.
+        formats: names of formats; ``"*"`` for all.
+        tolerance: largest difference of logits from the numpy forward pass, in standard deviations of the logits.
+        name: its name in messages.
     """
 
     start: Callable[..., Runtime]
@@ -62,10 +62,10 @@ KIT: Kit[RuntimeSubject] = Kit("runtimes")
 def adapt(
     runtime: Any, formats: Iterable[str] | None = None, tolerance: float | None = None, name: str = ""
 ) -> RuntimeSubject:
-    """A subject from a callable, a registration, or the name of an installed runtime.
+    """Return the subject for a callable, a registration, or the name of an installed runtime.
 
     Raises:
-        UsageError: it cannot be called.
+        UsageError: the object is not callable.
     """
     if isinstance(runtime, str):
         runtime = manager().find("runtimes", runtime)
@@ -92,11 +92,11 @@ def run_runtime_checks(
 
     Args:
         runtime: a callable that opens an artifact, or the name of an installed runtime.
-        formats: names of the formats that it runs; None for every one.
-        tolerance: of its logits, in standard deviations of the logits; None for `TOLERANCE`.
-        expected_failures: names of checks that fail, each with its reason.
-        checks: only these.
-        profile: ``quick``, ``default`` or ``deep``; None asks the environment.
+        formats: names of the formats that it supports; None for all.
+        tolerance: largest difference of logits, in standard deviations of the logits; None for `TOLERANCE`.
+        expected_failures: the reason for each check that is expected to fail, by name.
+        checks: names of the checks to run; None for all.
+        profile: ``quick``, ``default`` or ``deep``; None takes that of EDGEKIT_TEST_PROFILE.
     """
     subject = adapt(runtime, formats, tolerance)
     return KIT.run(subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile)
@@ -111,7 +111,7 @@ def runtime_checks(
     checks: Iterable[str] | None = None,
     profile: str | Profile | None = None,
 ) -> Callable[[Callable[..., Any]], Any]:
-    """Run the checks under pytest: a decorator that calls the test once for each check, as its argument ``check``."""
+    """Return a pytest decorator that calls the test once per check, passed as the argument ``check``."""
     subject = adapt(runtime, formats, tolerance)
     return KIT.parametrize(subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile)
 
@@ -120,7 +120,7 @@ def runtime_checks(
 def loaded(
     subject: RuntimeSubject, config: ModelConfig | None = None, seed: int = 0, bos: bool = False
 ) -> Iterator[_Loaded]:
-    """A small model, loaded by the runtime, and the numpy forward pass of the same weights."""
+    """Yield a small model loaded by the runtime, with the numpy forward pass of the same weights."""
     name = "hf" if "*" in subject.formats else subject.formats[0]
     artifact = _on_disk(name, config or model_config(), seed, bos)
     judge = random_artifact(Path(), config or model_config(), seed)
@@ -135,7 +135,7 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 @cache
 def _on_disk(name: str, config: ModelConfig, seed: int, bos: bool = False) -> Artifact:
-    """The model as an artifact of that format; written once a process."""
+    """Return the model as an artifact of a format; it is written once per process."""
     registration = manager().find("formats", name)
     chosen: Format = registration.load()
     folder = Path(tempfile.mkdtemp(dir=_folder().name))
@@ -152,7 +152,7 @@ class _Loaded:
 
 
 def model_config(**changes: Any) -> ModelConfig:
-    """A two-layer model with a byte-level vocabulary, whose heads share keys and values."""
+    """Return the configuration of a two-layer model with a byte-level vocabulary and shared key and value heads."""
     return small_config(**{"layers": 2, "vocab": len(bpe().tokens), "context": 48, **changes})
 
 
@@ -168,7 +168,7 @@ def _tokens(count: int, vocab: int, seed: int = 0) -> list[int]:
 
 @KIT.check
 def check_logits(subject: RuntimeSubject, profile: Profile) -> None:
-    """Logits of every position agree with the numpy forward pass, within the stated tolerance."""
+    """The logits of every position agree with the numpy forward pass within the stated tolerance."""
     variants: list[dict[str, Any]] = [{}, {"kv_heads": 1, "rope_theta": 500.0}, {"kv_heads": 4, "ffn": 96}]
     for number, changes in enumerate(variants[: 2 if profile.name == "quick" else None]):
         with loaded(subject, model_config(**changes), number) as model:
@@ -184,7 +184,7 @@ def _close(subject: RuntimeSubject, got: Any, want: F32, what: str) -> None:
     if np.asarray(got).dtype != np.float32:
         fail(f"{what}: logits are {np.asarray(got).dtype}; float32 is expected")
     error = np.abs(np.asarray(got, np.float64) - want).max(axis=1) / want.std()
-    if not (error <= subject.tolerance).all():  # a NaN is beyond every tolerance
+    if not (error <= subject.tolerance).all():  # NaN exceeds every tolerance
         at = int(np.argmax(~(error <= subject.tolerance)))
         hint = "; the first token is right: look at positions (rotary pairs, mask)" if at > 0 else ""
         fail(
@@ -195,7 +195,7 @@ def _close(subject: RuntimeSubject, got: Any, want: F32, what: str) -> None:
 
 @KIT.check
 def check_no_state(subject: RuntimeSubject, profile: Profile) -> None:
-    """Logits do not depend on what was asked before."""
+    """Logits do not depend on earlier calls."""
     with loaded(subject) as model:
         tokens, others = _tokens(9, model.judge.config.vocab, 1), _tokens(21, model.judge.config.vocab, 2)
         first = np.array(model.runtime.logits(tokens))
@@ -220,7 +220,7 @@ def check_causal(subject: RuntimeSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_batch(subject: RuntimeSubject, profile: Profile) -> None:
-    """Where it takes a batch [n, tokens], every row gets the logits that it gets alone."""
+    """In a batch [n, tokens], if supported, every row gets the same logits as alone."""
     with loaded(subject) as model:
         vocab = model.judge.config.vocab
         batch = np.array([_tokens(8, vocab, seed) for seed in range(3)])
@@ -238,7 +238,7 @@ def check_batch(subject: RuntimeSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_greedy(subject: RuntimeSubject, profile: Profile) -> None:
-    """At temperature 0 the same prompt gives the same text, and it is the likeliest token every time."""
+    """At temperature 0 the same prompt gives the same text, with the most likely token at every step."""
     _text_needs_library()
     with loaded(subject) as model:
         texts = [model.runtime.generate(PROMPT, max_tokens=12) for _ in range(3)]
@@ -249,10 +249,10 @@ def check_greedy(subject: RuntimeSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_beginning(subject: RuntimeSubject, profile: Profile) -> None:
-    """Where the tokenizer puts a BOS before a text, the runtime does so, once.
+    """If the tokenizer adds a BOS before a text, the runtime does so exactly once.
 
-    Shown by the greedy text of a model whose tokenizer adds one. Typical faults: BOS forgotten, or put twice, by the
-    tokenizer and by the runtime; the quality falls a little, and nobody notices.
+    Tested with the greedy text of a model whose tokenizer adds one. Typical faults: BOS is missing, or is added twice,
+    by the tokenizer and by the runtime; the loss of quality is easily overlooked.
     """
     _text_needs_library()
     with loaded(subject, model_config(vocab=len(bpe_with_bos().tokens)), bos=True) as model:
@@ -260,18 +260,18 @@ def check_beginning(subject: RuntimeSubject, profile: Profile) -> None:
 
 
 def _likeliest(model: _Loaded, tolerance: float) -> None:
-    """Hold greedy text to numpy's, as far as the likeliest token leads by more than the tolerance."""
+    """Compare greedy text with numpy's, as long as the most likely token leads by more than the tolerance."""
     count = _clear_steps(model, 12, tolerance)
     with NumpyRuntime.open(model.artifact) as judge:
         expected = judge.generate(PROMPT, max_tokens=count)
     actual = model.runtime.generate(PROMPT, max_tokens=count)
-    # Random models end in the middle of a character: some runtimes leave its bytes out, others show U+FFFD.
+    # Random models may end in the middle of a character: some runtimes omit its bytes, others show U+FFFD.
     if actual.rstrip("\ufffd") != expected.rstrip("\ufffd"):
         fail(f"greedy text is {actual!r}; the likeliest {count} tokens are {expected!r}")
 
 
 def _clear_steps(model: _Loaded, count: int, tolerance: float) -> int:
-    """For how many tokens the likeliest one leads by more than the tolerance."""
+    """Return the number of first tokens at which the most likely one leads by more than the tolerance."""
     tokenizer = model.artifact.tokenizer
     assert tokenizer is not None
     ids = tokenizer.encode(PROMPT)
@@ -286,7 +286,7 @@ def _clear_steps(model: _Loaded, count: int, tolerance: float) -> int:
 
 @KIT.check
 def check_streaming(subject: RuntimeSubject, profile: Profile) -> None:
-    """The pieces of `stream` put together are the text of `generate`."""
+    """The joined pieces of `stream` are the text of `generate`."""
     _text_needs_library()
     with loaded(subject) as model:
         for options in ({}, {"stop": ("e",)}, {"temperature": 1.0, "seed": 3}):
@@ -298,7 +298,7 @@ def check_streaming(subject: RuntimeSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_counts(subject: RuntimeSubject, profile: Profile) -> None:
-    """`stream` counts the tokens of prompt and answer, and says why the text ended; not before it did."""
+    """`stream` counts the tokens of prompt and answer, and has a finish reason only after the text has ended."""
     _text_needs_library()
     with loaded(subject) as model:
         tokenizer = model.artifact.tokenizer
@@ -322,7 +322,7 @@ def check_counts(subject: RuntimeSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_chat(subject: RuntimeSubject, profile: Profile) -> None:
-    """Where it answers conversations: with the model's template, and the text that `generate` gives its prompt."""
+    """Chat, if supported, uses the model's template, and gives the same text as `generate` for the rendered prompt."""
     _text_needs_library()
     with loaded(subject) as model:
         runtime: Any = model.runtime
@@ -344,7 +344,7 @@ def check_chat(subject: RuntimeSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_embedding(subject: RuntimeSubject, profile: Profile) -> None:
-    """Where it makes vectors: float32 [width], finite, of length 1, the same for the same text; none of no text."""
+    """Embeddings, if supported, are float32 [width], of length 1, and agree with numpy; an empty text is refused."""
     _text_needs_library()
     with loaded(subject) as model:
         runtime: Any = model.runtime
@@ -355,6 +355,11 @@ def check_embedding(subject: RuntimeSubject, profile: Profile) -> None:
             fail(f"a vector is {one.dtype} {one.shape}; float32 [{model.judge.config.width}] is expected")
         if not abs(float(np.linalg.norm(one.astype(np.float64))) - 1) < 1e-4:
             fail(f"a vector has the length {np.linalg.norm(one)}; 1 is expected")
+        tokens = _tokens(17, model.judge.config.vocab, 4)
+        expected = model.judge.embedding(tokens)
+        off = np.abs(np.asarray(runtime.embed(tokens)) - expected / np.linalg.norm(expected)).max()
+        if not off <= subject.tolerance:  # a vector of length 1 has no larger scale
+            fail(f"the vector of 17 token ids is off by {off:.2g} from the numpy forward pass's")
         if one.tobytes() != same.tobytes() or one.tobytes() == other.tobytes():
             fail("the same text gets another vector, or another text the same")
         _refused(partial(runtime.embed, ""), "an empty text", EdgekitError)
@@ -362,7 +367,7 @@ def check_embedding(subject: RuntimeSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_sampling(subject: RuntimeSubject, profile: Profile) -> None:
-    """The same seed gives the same text; another seed, sooner or later, another one; `max_tokens` 0 gives none."""
+    """The same seed gives the same text, some other seed another text, and `max_tokens` 0 an empty one."""
     _text_needs_library()
     with loaded(subject) as model:
         ask = model.runtime.generate
@@ -375,7 +380,7 @@ def check_sampling(subject: RuntimeSubject, profile: Profile) -> None:
             fail("max_tokens=0 gives text")
 
 
-#: Options with which sampling has nothing left to choose from.
+#: Options with which only the most likely token can be sampled.
 _CERTAIN: tuple[dict[str, Any], ...] = (
     {"temperature": 1.5, "top_k": 1}, {"temperature": 1.5, "top_p": 1e-6}, {"temperature": 1e-5},
 )  # fmt: skip
@@ -383,9 +388,9 @@ _CERTAIN: tuple[dict[str, Any], ...] = (
 
 @KIT.check
 def check_certain(subject: RuntimeSubject, profile: Profile) -> None:
-    """The likeliest token alone (`top_k` 1, a tiny `top_p`, a temperature close to 0) gives the greedy text.
+    """Options that leave only the most likely token (`top_k` 1, a tiny `top_p` or temperature) give the greedy text.
 
-    Typical faults: an option that is taken and not used, a temperature multiplied where it divides.
+    Typical faults: an option that is accepted but not used, logits multiplied by the temperature instead of divided.
     """
     _text_needs_library()
     with loaded(subject) as model:
@@ -399,7 +404,7 @@ def check_certain(subject: RuntimeSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_stop(subject: RuntimeSubject, profile: Profile) -> None:
-    """A stop text ends the answer and is no part of it."""
+    """A stop text ends the answer and is not part of it."""
     _text_needs_library()
     with loaded(subject) as model:
         text = _text_to_stop(model)
@@ -418,7 +423,7 @@ def _text_to_stop(model: _Loaded) -> str:
 
 @KIT.check
 def check_unknown_tokens(subject: RuntimeSubject, profile: Profile) -> None:
-    """Ids outside the vocabulary, and no tokens at all, are refused with a typed error."""
+    """Ids outside the vocabulary and empty prompts are refused with a typed error."""
     with loaded(subject) as model:
         vocab = model.judge.config.vocab
         for tokens in ([0, vocab], [-1, 0], [2**31], []):
@@ -427,10 +432,10 @@ def check_unknown_tokens(subject: RuntimeSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_unknown_options(subject: RuntimeSubject, profile: Profile) -> None:
-    """An unknown option is refused with `UsageError`, which names it; it is never ignored.
+    """An unknown option is refused with a `UsageError` that names it; it is never ignored.
 
-    Typical fault: ``**options`` in the runtime's function, of which only the known ones are used.
-    `edgekit.runtime.refuse_unknown_options` does it; a function without ``**options`` needs nothing.
+    Typical fault: a function takes ``**options`` and uses only the known ones. Such a function must call
+    `edgekit.runtime.refuse_unknown_options`.
     """
     artifact = _on_disk("hf" if "*" in subject.formats else subject.formats[0], model_config(), 0)
     option = "no_such_option"
@@ -445,11 +450,11 @@ def check_unknown_options(subject: RuntimeSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_stop_alone(subject: RuntimeSubject, profile: Profile) -> None:
-    """A stop text may be given alone: ``stop="word"`` ends at the word, not at each of its letters; None is none."""
+    """A single stop text is accepted: ``stop="word"`` ends at the word, not at its letters; None means no stop text."""
     _text_needs_library()
     with loaded(subject) as model:
         text = _text_to_stop(model)
-        # The second does not occur: its letters would end the text, the whole does not.
+        # The second stop text does not occur, but its letters do.
         for stop in (text[2:4], text[2] + chr(0x10FFFF)):
             alone, listed = (model.runtime.generate(PROMPT, max_tokens=16, stop=s) for s in (stop, [stop]))
             if alone != listed:
@@ -460,7 +465,7 @@ def check_stop_alone(subject: RuntimeSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_context_overflow(subject: RuntimeSubject, profile: Profile) -> None:
-    """A prompt that the context cannot hold is refused with `ContextOverflowError`, not cut off."""
+    """A prompt longer than the context is refused with `ContextOverflowError`, not truncated."""
     with loaded(subject) as model:
         context, vocab = model.judge.config.context, model.judge.config.vocab
         too_many = _tokens(context + 1, vocab)
@@ -483,7 +488,7 @@ def _refused(ask: Callable[[], Any], what: str, expected: type[EdgekitError]) ->
 
 @KIT.check
 def check_any_text(subject: RuntimeSubject, profile: Profile) -> None:
-    """Any Unicode text can be a prompt: other scripts, emoji, control characters."""
+    """Any Unicode text is accepted as a prompt: other scripts, emoji, control characters."""
     _text_needs_library()
     with loaded(subject) as model:
         for prompt in ("é", "日本", "👩‍🚀", "\x00\t\n", "<|end|>"):
@@ -494,7 +499,7 @@ def check_any_text(subject: RuntimeSubject, profile: Profile) -> None:
 
 @KIT.check
 def check_close(subject: RuntimeSubject, profile: Profile) -> None:
-    """`close` may be called twice; afterwards a question is refused with a typed error, and files are free."""
+    """`close` may be called twice; later calls are refused with a typed error, and files are released."""
     with loaded(subject) as model:
         model.runtime.close()
         model.runtime.close()

@@ -1,7 +1,7 @@
 """Hypothesis strategies: labelled draws that shrink to one small block.
 
-Needs ``edgekit-core[testing]``. Rows are such that `edgekit.encode` accepts them. Every draw carries its label
-(`hypothesis.note`), so that a failing example says what it is: which distribution, seed and shape.
+Needs ``edgekit-core[testing]``. `edgekit.encode` accepts all drawn rows. Every draw notes its label
+(`hypothesis.note`), so that a failing example shows its distribution, seed and shape.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from edgekit.testing._trips import small_config
 from edgekit.testing.models import artifact_of, random_model
 from edgekit.typing import F32
 
-#: Values that have made quantizers differ, the simplest first: hypothesis shrinks towards them.
+#: Values on which quantizers have differed, the simplest first, towards which hypothesis shrinks.
 _SPECIAL = [0.0, 1.0, -1.0, 0.5, -0.5, 7.0, -8.0, 2.5, 127.0, -0.0, 0.49999997, 1e-40, -1e-45, 3e38]
 
 
 @st.composite
 def tensors(draw: st.DrawFn, precision: str | Precision = "affine:int4-sym-g32", rows: int = 3) -> F32:
-    """Rows [1..rows, blocks] that a precision can hold, float32: drawn from a distribution, or value by value."""
+    """Draw rows that a precision can encode, float32 [1 to rows, blocks]: from a distribution, or value by value."""
     record = find_precision(precision)
-    if not draw(st.booleans()):  # the simpler of the two: what shrinks ends here
+    if not draw(st.booleans()):  # the simpler of the two, towards which hypothesis shrinks
         return draw(adversarial_blocks(record))
     label = draw(st.sampled_from(list(_samples.LABELS)))
     seed = draw(st.integers(0, 2**16))
@@ -43,7 +43,7 @@ def tensors(draw: st.DrawFn, precision: str | Precision = "affine:int4-sym-g32",
 
 
 def _accepted(x: F32, precision: Precision) -> F32:
-    """The rows themselves, or clipped to what `encode` accepts: finite, and with scales that their type holds."""
+    """Return the rows, if necessary clipped to what `encode` accepts: finite values and scales that do not overflow."""
     for largest in (np.inf, 60_000.0, 400.0, 1.0):
         rows = x if largest == np.inf else np.clip(x, -largest, largest)
         try:
@@ -51,7 +51,7 @@ def _accepted(x: F32, precision: Precision) -> F32:
         except (NonFiniteError, ScaleOverflowError):
             continue
         return rows
-    reject()  # never seen; another draw is taken
+    reject()  # not observed so far; hypothesis draws again
 
 
 def _widths(precision: Precision) -> st.SearchStrategy[int]:
@@ -62,7 +62,7 @@ def _widths(precision: Precision) -> st.SearchStrategy[int]:
 
 @st.composite
 def adversarial_blocks(draw: st.DrawFn, precision: str | Precision) -> F32:
-    """One block [1, block] of a few chosen values among many equal ones; shrinks to zeros and one culprit."""
+    """Draw one block [1, block] with a few special values among equal ones; shrinks to zeros and one special value."""
     record = find_precision(precision)
     cols = _samples.unit(record)
     value = st.one_of(st.sampled_from(_SPECIAL), st.floats(-100, 100, width=32))
@@ -76,7 +76,7 @@ def adversarial_blocks(draw: st.DrawFn, precision: str | Precision) -> F32:
 
 @st.composite
 def ties(draw: st.DrawFn, precision: str | Precision) -> F32:
-    """Rows whose values lie half way between two levels of its grid, or one unit in the last place beside."""
+    """Draw rows with values midway between two levels of a precision, or one unit in the last place beside."""
     record = find_precision(precision)
     seed = draw(st.integers(0, 2**16))
     label = draw(st.sampled_from([*_samples.KINDS["ties"], "between two levels", "its own grid"]))
@@ -90,7 +90,7 @@ def ties(draw: st.DrawFn, precision: str | Precision) -> F32:
 
 @st.composite
 def weights_like(draw: st.DrawFn, model: Model) -> tuple[str, F32]:
-    """The name of one of a model's matrices, and rows with its width and spread, a few outliers among them."""
+    """Draw the name of one of a model's matrices, and rows with its width and standard deviation and a few outliers."""
     matrices = sorted(name for name, tensor in model.tensors.items() if len(tensor.shape) == 2)
     name = draw(st.sampled_from(matrices))
     tensor = model.tensors[name]
@@ -102,13 +102,13 @@ def weights_like(draw: st.DrawFn, model: Model) -> tuple[str, F32]:
 
 
 def recipes() -> st.SearchStrategy[Uniform]:
-    """One precision for every weight matrix, of those that encode."""
+    """Return a strategy for recipes with one precision for every weight matrix, among those that can be encoded."""
     return st.sampled_from([p.name for p in catalogue()]).map(find_precision).filter(encodable).map(Uniform)
 
 
 @st.composite
 def artifacts(draw: st.DrawFn, /, folder: Path = Path("memory"), **sizes: Any) -> Artifact:
-    """A small Llama in memory: random weights, one to three layers, tied embeddings or not."""
+    """Draw a small Llama in memory: random weights, one to three layers, tied embeddings or not."""
     config = small_config(layers=draw(st.integers(1, 3)), ffn=32 * draw(st.integers(1, 3)), **sizes)
     seed = draw(st.integers(0, 2**16))
     note(f"{config.family}, {config.layers} layers, ffn {config.ffn}, seed {seed}")

@@ -3,6 +3,7 @@
     tokenizer.json                 complete; scores come from tokenizer.model, or from the order of the merges
     tokenizer.model                SentencePiece, with added_tokens.json and tokenizer_config.json beside it
     vocab.json and merges.txt      byte-level BPE; tokenizer_config.json names the class and so the pre-tokenizer
+    vocab.txt                      WordPiece; tokenizer_config.json says whether it lowers case
 
 Special tokens are named in tokenizer_config.json, special_tokens_map.json, or by id in config.json; tokens that these
 files or added_tokens.json name are added (`edgekit.tokenizer._added_tokens`). All end tokens of
@@ -13,13 +14,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from edgekit.errors import InvalidFileError, UnsupportedModelError
 from edgekit.files.foreign import member, read_bytes, read_object, shown
-from edgekit.tokenizer import _sentencepiece, pretokenizers
+from edgekit.tokenizer import _sentencepiece, _wordpiece, pretokenizers
 from edgekit.tokenizer._added_tokens import AddedToken, contradiction, merge
 from edgekit.tokenizer._hf_files import TOKENIZER_LIMIT, Files, added_token, checked_id
 from edgekit.tokenizer._record import Tokenizer
@@ -29,15 +30,15 @@ from edgekit.tokenizer._vocabulary import SPACE, TokenType, byte_tokens
 #: Largest number of ids without a token; files with more are refused.
 _HOLES = 1 << 16
 #: Files of unsupported tokenizers.
-_OTHERS = ("vocab.txt", "spiece.model", "tekken.json", "tokenizer.model.v3", "sentencepiece.bpe.model")
+_OTHERS = ("spiece.model", "tekken.json", "tokenizer.model.v3", "sentencepiece.bpe.model")
 _CLASSES = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2", "CodeGenTokenizer": "gpt-2"}
 
 
 def from_hf_directory(directory: Path) -> Tokenizer | None:
-    """Return the tokenizer of a Hugging Face directory, SentencePiece or byte-level BPE; None if there is none.
+    """Return the tokenizer of a Hugging Face directory: SentencePiece, byte-level BPE or WordPiece; None without one.
 
     Raises:
-        UnsupportedModelError: another kind of tokenizer (WordPiece, Unigram), or a file that is not supported.
+        UnsupportedModelError: another kind of tokenizer (Unigram), or a file that is not supported.
         InvalidFileError: a file is malformed, too large, or a link to a place outside the directory.
     """
     files = Files.of(Path(directory))
@@ -49,11 +50,14 @@ def from_hf_directory(directory: Path) -> Tokenizer | None:
         return _from_sentencepiece(files, model)
     if member(directory, "vocab.json") and member(directory, "merges.txt"):
         return _from_vocab(files)
+    if member(directory, "vocab.txt"):
+        return _wordpiece.from_vocabulary(files)
     others = [name for name in _OTHERS if member(directory, name)]
     if others:
         raise UnsupportedModelError(
             f"{directory}: its tokenizer is in {others[0]}; edgekit reads tokenizer.json, a SentencePiece "
-            "tokenizer.model, or vocab.json with merges.txt; save it with transformers' AutoTokenizer to get the first"
+            "tokenizer.model, vocab.json with merges.txt, or WordPiece's vocab.txt; save it with transformers' "
+            "AutoTokenizer to get the first"
         )
     return None
 
@@ -70,9 +74,13 @@ def _from_json(files: Files, text: str, parsed: dict[str, Any]) -> Tokenizer:
     tokens, types = _list(words | {number: token.content for number, token in added.items()}, path)
     ids = {token: number for number, token in enumerate(tokens)}
     _mark(types, tokens, added, model, kind)
-    merges = _merges(model.get("merges"), path)
+    merges = [] if kind == "wordpiece" else _merges(model.get("merges"), path)
     bos, eos = _template(parsed.get("post_processor"))
-    special = files.special_ids(ids, len(tokens), {"unk": ids.get(str(model.get("unk_token")))})
+    fallback = {"unk": ids.get(str(model.get("unk_token")))}
+    if kind == "wordpiece":
+        bos, eos = (bos, eos) if bos else _wordpiece.ends_of(parsed.get("post_processor"))
+        fallback |= {"bos": ids.get(bos or ""), "eos": ids.get(eos or "")}
+    special = files.special_ids(ids, len(tokens), fallback)
     template, templates = files.chat_templates()
     return Tokenizer(
         kind,
@@ -80,7 +88,8 @@ def _from_json(files: Files, text: str, parsed: dict[str, Any]) -> Tokenizer:
         tuple(types),
         scores=_scores(files, tokens, merges) if kind == "spm" else (),
         merges=tuple(" ".join(pair) for pair in merges) if kind == "bpe" else (),
-        pre="default" if kind == "spm" else _pre(parsed, model),
+        pre=_PRE[kind](parsed, model),
+        **(_wordpiece.habits(parsed) if kind == "wordpiece" else {}),
         **special,
         ends=files.ends(types, special["eos"]),
         add_bos=files.flag("add_bos_token", bos is not None and bos == _token(tokens, special["bos"])),
@@ -107,9 +116,11 @@ def _token(tokens: list[str], number: int | None) -> str | None:
     return None if number is None else tokens[number]
 
 
-def _kind(parsed: Mapping[str, Any], path: Path) -> Literal["spm", "bpe"]:
+def _kind(parsed: Mapping[str, Any], path: Path) -> Literal["spm", "bpe", "wordpiece"]:
     model = parsed["model"]
     name = model.get("type") or ("BPE" if "merges" in model else "of no type")
+    if name == "WordPiece":
+        return "wordpiece"
     if name == "BPE":
         if _steps(parsed, "pre_tokenizer", "ByteLevel") or _steps(parsed, "decoder", "ByteLevel"):
             return "bpe"
@@ -117,7 +128,8 @@ def _kind(parsed: Mapping[str, Any], path: Path) -> Literal["spm", "bpe"]:
             return "spm"
         name = "BPE over characters"
     raise UnsupportedModelError(
-        f"{path}: its model is {name}; edgekit supports byte-level BPE, and SentencePiece's BPE with bytes as fallback"
+        f"{path}: its model is {name}; edgekit supports byte-level BPE, SentencePiece's BPE with bytes as fallback, "
+        "and WordPiece"
     )
 
 
@@ -145,6 +157,13 @@ def _prepends(parsed: Mapping[str, Any]) -> bool:
 
 def _pre(parsed: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     return pretokenizers.from_json(parsed.get("pre_tokenizer"), model.get("ignore_merges") is True)
+
+
+_PRE: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], str]] = {
+    "spm": lambda parsed, model: "default",
+    "bpe": _pre,
+    "wordpiece": _wordpiece.pre,
+}
 
 
 def _vocabulary(vocab: Any, path: Path) -> dict[int, str]:

@@ -143,7 +143,7 @@ class Tokenizer(Vocabulary):
         utf8(text, "the tokenizer")
         try:
             with native("the tokenizer"):
-                return tokenizers.Tokenizer.from_str(text)
+                library = tokenizers.Tokenizer.from_str(text)
         except EdgekitError:
             raise
         except Exception as error:
@@ -151,6 +151,9 @@ class Tokenizer(Vocabulary):
             raise InvalidFileError(
                 f"the tokenizers library refuses the tokenizer: {error!s:.300}; fetch it again"
             ) from error
+        library.no_truncation()  # the files of embedding models cut and fill up every text
+        library.no_padding()
+        return library
 
 
 __all__ = ["Tokenizer"]

@@ -14,7 +14,10 @@ from typing import Any
 from edgekit.errors import UnsupportedModelError
 from edgekit.files.foreign import shown
 from edgekit.tokenizer import pretokenizers
-from edgekit.tokenizer._vocabulary import SPACE, TokenType, Vocabulary
+from edgekit.tokenizer._vocabulary import INSIDE, SPACE, TokenType, Vocabulary
+
+#: Characters of a word beyond which WordPiece takes it for unknown.
+LONGEST_WORD = 100
 
 
 def build(tokenizer: Vocabulary) -> str:
@@ -28,7 +31,7 @@ def build(tokenizer: Vocabulary) -> str:
         "truncation": None,
         "padding": None,
         "added_tokens": list(_added_tokens(tokenizer)),
-        **(_sentencepiece(tokenizer) if tokenizer.kind == "spm" else _byte_level(tokenizer)),
+        **_PARTS[tokenizer.kind](tokenizer),
         "post_processor": _post_processor(tokenizer),
     }
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
@@ -86,6 +89,30 @@ def _byte_level(tokenizer: Vocabulary) -> dict[str, Any]:
             "ignore_merges": pre in pretokenizers.WHOLE_WORDS,
         },
     }
+
+
+def _wordpiece(tokenizer: Vocabulary) -> dict[str, Any]:
+    return {
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": tokenizer.strip_accents,
+            "lowercase": tokenizer.lowercase,
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "decoder": {"type": "WordPiece", "prefix": INSIDE, "cleanup": True},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]" if tokenizer.unk is None else tokenizer.tokens[tokenizer.unk],
+            "continuing_subword_prefix": INSIDE,
+            "max_input_chars_per_word": LONGEST_WORD,
+            "vocab": {token: number for number, token in enumerate(tokenizer.tokens)},
+        },
+    }
+
+
+_PARTS = {"spm": _sentencepiece, "bpe": _byte_level, "wordpiece": _wordpiece}
 
 
 def _model(tokenizer: Vocabulary, merges: list[list[str]]) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from edgekit.errors import UsageError
 
 #: SentencePiece's character for a space.
 SPACE = "▁"
+#: WordPiece's mark of a piece that begins inside a word.
+INSIDE = "##"
 
 
 class TokenType(enum.IntEnum):
@@ -31,17 +33,19 @@ class Vocabulary:
     """A vocabulary and the rules by which text is split into its tokens.
 
     Attributes:
-        kind: ``spm`` (SentencePiece: pieces with scores, bytes as fallback) or ``bpe`` (byte-level, ranked merges).
+        kind: ``spm`` (SentencePiece: pieces with scores, bytes as fallback), ``bpe`` (byte-level, ranked merges) or
+            ``wordpiece`` (BERT's: the longest pieces of a word, those inside it with ``##``).
         tokens: the token of each id, in the vocabulary's own alphabet (``▁the``, ``Ġthe``).
         types: the type of each token.
         scores: of each token (``spm``); empty for ``bpe``.
         merges: ``"left right"``, highest priority first (``bpe``); empty for ``spm``, which has scores instead.
-        pre: llama.cpp's name of the pre-tokenizer (``gpt-2``, ``llama-bpe``, ``qwen2`` …); ``default`` for ``spm``;
+        pre: llama.cpp's name of the pre-tokenizer (``gpt-2``, ``llama-bpe``, ``qwen2`` …); ``default`` for the others;
             empty if llama.cpp has no name for the pre-tokenizer of `json`.
-        bos, eos, unk, pad: special ids, or None.
+        bos, eos, unk, pad: special ids, or None; of ``wordpiece`` the first two are ``[CLS]`` and ``[SEP]``.
         ends: further ids that the model's files list as an end of text; `end_ids` has all of them.
         add_bos, add_eos: whether encoding adds them.
         add_space_prefix: whether a leading space is added to a text (``spm``).
+        lowercase, strip_accents: what happens to a text first (``wordpiece``).
         chat_template: Jinja source, or None; `edgekit.runtime.chat` renders it in a restricted process.
         chat_templates: the model's other templates by name (``tool_use``, ``rag``).
         json: the text of an equivalent ``tokenizer.json`` of the `tokenizers` library, or None.
@@ -50,7 +54,7 @@ class Vocabulary:
         remarks: what the user should know about how its files were read, a sentence each.
     """
 
-    kind: Literal["spm", "bpe"]
+    kind: Literal["spm", "bpe", "wordpiece"]
     tokens: tuple[str, ...] = attrs.field(repr=False)
     types: tuple[TokenType, ...] = attrs.field(repr=False)
     scores: tuple[float, ...] = attrs.field(default=(), repr=False)
@@ -64,6 +68,8 @@ class Vocabulary:
     add_bos: bool = True
     add_eos: bool = False
     add_space_prefix: bool = True
+    lowercase: bool = True
+    strip_accents: bool = True
     chat_template: str | None = attrs.field(default=None, repr=False)
     chat_templates: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     json: str | None = attrs.field(default=None, repr=False)
@@ -72,8 +78,8 @@ class Vocabulary:
 
     @property
     def strips_first_space(self) -> bool:
-        """Whether decoding removes the leading space that encoding adds."""
-        return self.kind == "spm" and self.add_space_prefix
+        """Whether decoding removes the leading space that encoding, or the first word's bytes, add."""
+        return (self.kind == "spm" and self.add_space_prefix) or self.kind == "wordpiece"
 
     def piece(self, number: int, skip_special: bool = True) -> bytes:
         """Return the bytes of a token: part of a character, or several.
@@ -94,7 +100,7 @@ def _piece(vocabulary: Vocabulary, number: int, skip_special: bool) -> bytes:
     """Return the bytes of a token of the vocabulary."""
     if skip_special and vocabulary.types[number] in (TokenType.CONTROL, TokenType.UNKNOWN):
         return b""
-    return (_byte_level if vocabulary.kind == "bpe" else _sentencepiece)(vocabulary, number)
+    return _PIECES[vocabulary.kind](vocabulary, number)
 
 
 def _sentencepiece(vocabulary: Vocabulary, number: int) -> bytes:
@@ -109,6 +115,14 @@ def _byte_level(vocabulary: Vocabulary, number: int) -> bytes:
     if vocabulary.types[number] == TokenType.NORMAL and all(character in alphabet for character in token):
         return bytes(alphabet[character] for character in token)
     return _bytes(token)
+
+
+def _wordpiece(vocabulary: Vocabulary, number: int) -> bytes:
+    token = vocabulary.tokens[number]
+    return _bytes(token.removeprefix(INSIDE) if token.startswith(INSIDE) else f" {token}")
+
+
+_PIECES = {"spm": _sentencepiece, "bpe": _byte_level, "wordpiece": _wordpiece}
 
 
 def _bytes(token: str) -> bytes:
@@ -133,4 +147,4 @@ def byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printing} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
-__all__ = ["SPACE", "TokenType", "Vocabulary", "byte_alphabet", "byte_tokens"]
+__all__ = ["INSIDE", "SPACE", "TokenType", "Vocabulary", "byte_alphabet", "byte_tokens"]

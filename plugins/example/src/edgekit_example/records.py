@@ -6,7 +6,7 @@ import enum
 import math
 from collections.abc import Mapping
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import attrs
 
@@ -33,7 +33,7 @@ def from_plain(kind: type[Record], value: Any) -> Record:
 def _typed(value: Any, hint: Any, where: str) -> Any:
     if attrs.has(hint):
         return from_plain(hint, value)
-    if get_origin(hint) is UnionType:
+    if get_origin(hint) in (UnionType, Union):  # of a Literal and None it is the older one
         (expected,) = (each for each in get_args(hint) if each is not NoneType)
         return None if value is None else _typed(value, expected, where)
     if get_origin(hint) is tuple and isinstance(value, list):

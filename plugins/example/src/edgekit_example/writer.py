@@ -6,18 +6,18 @@ that nothing is missing, and that an interrupted run goes on after its last comp
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
-import numpy as np
 
 from edgekit.artifact import Layout
 from edgekit.errors import UnsupportedModelError, UsageError
-from edgekit.formats import PartLayout, PlannedFile, part_layouts
+from edgekit.formats import PartLayout, Places, PlannedFile, part_layouts
+from edgekit.formats.safetensors import Part
 from edgekit.manifest import Manifest
 from edgekit.recipe import Assignment, Plan
-from edgekit.tensor import QuantizedTensor
-from edgekit_example.container import build_header, little, part_nbytes
+from edgekit_example.container import build_header, part_nbytes
 
 
 class EkxWriter(PlannedFile):
@@ -38,18 +38,19 @@ class EkxWriter(PlannedFile):
         sizes = [sum(map(part_nbytes, _parts(assignment).values())) for assignment in plan]
         super().__init__(path, plan, manifest, header=header, nbytes=len(header) + sum(sizes), sizes=sizes)
 
-    def append(self, tensor: QuantizedTensor, assignment: Assignment) -> None:
-        """Write the tensor's parts in the order in which its precision has them, little-endian.
+    def place(self, parts: Mapping[str, Part], assignment: Assignment) -> Places:
+        """The tensor's parts in the order in which its precision has them.
 
         Raises:
             UsageError: the parts are not those of the precision.
         """
-        parts = {key: (part.dtype, part.shape) for key, part in _parts(assignment).items()}
-        given = {key: (part.dtype.name, part.shape) for key, part in tensor.parts.items()}
-        if given != parts:
-            raise UsageError(f"{self.path}: tensor {tensor.name!r} has the parts {given}, not {parts}; encode it again")
-        for key, (dtype, _) in parts.items():
-            self.file.write(np.ascontiguousarray(tensor.parts[key]).astype(little(dtype), copy=False).data)
+        planned = {key: (part.dtype, part.shape) for key, part in _parts(assignment).items()}
+        given = {key: (part.dtype, part.shape) for key, part in parts.items()}
+        if given != planned:
+            raise UsageError(
+                f"{self.path}: tensor {assignment.name!r} has the parts {given}, not {planned}; encode it again"
+            )
+        return Places.in_order([parts[key] for key in planned], self.file.offset)
 
 
 def _parts(assignment: Assignment) -> dict[str, PartLayout]:

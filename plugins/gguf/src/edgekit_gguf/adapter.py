@@ -127,8 +127,8 @@ def _tensors(adapter: Adapter, source: Artifact) -> Iterator[tuple[str, F32]]:
 
 def _alpha(adapter: Adapter) -> float:
     """Return the alpha that serves all changes; 0 if none does."""
-    wanted = {change.scale * change.rank for change in adapter.changes.values()}
-    return wanted.pop() if len(wanted) == 1 and adapter.alpha in wanted else 0.0
+    alphas = {change.scale * change.rank for change in adapter.changes.values()}
+    return alphas.pop() if len(alphas) == 1 and adapter.alpha in alphas else 0.0
 
 
 def _file(model: Model, adapter: Adapter, tensors: list[tuple[str, F32]]) -> bytes:

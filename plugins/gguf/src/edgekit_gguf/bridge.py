@@ -49,10 +49,12 @@ def _by_rows(tensor: EncodedTensor) -> EncodedTensor:
 
 
 def _candidates(tensor: EncodedTensor) -> list[Precision]:
-    own = tensor.precision
-    kinds = (_SMALL[own.kind],) if own.kind in _SMALL else _TYPES.get(own.bits, ()) if "int" in own.kind else ()
-    found = [find_precision(f"ggml:{kind}") for kind in kinds]
-    return [precision for precision in found if fits(precision, tensor.shape)]
+    source = tensor.precision
+    kinds = (
+        (_SMALL[source.kind],) if source.kind in _SMALL else _TYPES.get(source.bits, ()) if "int" in source.kind else ()
+    )
+    precisions = [find_precision(f"ggml:{kind}") for kind in kinds]
+    return [precision for precision in precisions if fits(precision, tensor.shape)]
 
 
 __all__ = ["carried_over"]

@@ -78,11 +78,11 @@ def adapter(model: str, adapter: str, to: str, force: bool, as_json: bool) -> No
 
     llama.cpp loads it beside MODEL's GGUF file, of any quantization.
     """
-    found = write_adapter(model, adapter, to, overwrite=force)
+    written = write_adapter(model, adapter, to, overwrite=force)
     if as_json:
-        print_json({"path": to, "matrices": len(found.changes), "base": found.base})
+        print_json({"path": to, "matrices": len(written.changes), "base": written.base})
     else:
-        click.echo(f"{to}  {counted(len(found.changes), 'matrix', 'matrices')}")
+        click.echo(f"{to}  {counted(len(written.changes), 'matrix', 'matrices')}")
 
 
 __all__ = ["adapter", "imatrix"]

@@ -16,6 +16,7 @@ Source: the GGUF specification (``docs/gguf.md``); defaults and decisions as in 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ from edgekit.architectures import (
     Gguf,
     Model,
     ModelConfig,
+    Pooling,
     RopeScaling,
     Section,
     Setting,
@@ -38,6 +40,7 @@ from edgekit.architectures import (
     tensor_shapes,
 )
 from edgekit.architectures.links import reshaped
+from edgekit.architectures.pooled import FIRST
 from edgekit.errors import InvalidFileError, UnsupportedModelError
 from edgekit.files.foreign import shown
 from edgekit.tensor import AnyTensor
@@ -64,12 +67,14 @@ _COUNTS = (
     ("vocab", "vocab_size"),
 )
 _REALS = (
-    ("norm_eps", "attention.layer_norm_rms_epsilon"),
     ("rope_theta", "rope.freq_base"),
     ("rope_theta_local", "rope.freq_base_swa"),
     ("attention_softcap", "attn_logit_softcapping"),
     ("output_softcap", "final_logit_softcapping"),
 )
+_CAUSAL, _POOLING = "attention.causal", "pooling_type"
+#: By llama.cpp's numbers; 0 is none, 4 ranks.
+_POOLINGS: tuple[Pooling | Literal[""], ...] = ("", "mean", "first", "last")
 _WINDOW = "attention.sliding_window"
 _PATTERN = "attention.sliding_window_pattern"
 
@@ -80,13 +85,25 @@ def config_to_metadata(config: ModelConfig) -> dict[str, Value]:
     Raises:
         UnsupportedModelError: the model has a feature that the architecture cannot express.
     """
-    family, own = FAMILIES[config.family], gguf_of(config)
+    family, gguf = FAMILIES[config.family], gguf_of(config)
     further = {key: _typed(value) for key, value in family.gguf_metadata(config).items()}  # may refuse
-    _refuse_what_gguf_cannot_say(config, own)
+    _refuse_what_gguf_cannot_say(config, gguf)
     counts = {key: u32(getattr(config, field)) for field, key in _COUNTS}
     reals = {key: f32(value) for field, key in _REALS if (value := getattr(config, field)) is not None}
-    pairs = counts | reals | _window_keys(config, own) | _scaling_keys(config.rope_scaling) | further
-    return {f"{own.architecture}.{key}": value for key, value in pairs.items()}
+    reals[gguf.epsilon] = f32(config.norm_eps)
+    pairs = (
+        counts
+        | reals
+        | _pooling_keys(config)
+        | _window_keys(config, gguf)
+        | _scaling_keys(config.rope_scaling)
+        | further
+    )
+    return {
+        key if key.startswith("tokenizer.") else f"{gguf.architecture}.{key}": value
+        for key, value in pairs.items()
+        if gguf.rotates or not key.startswith("rope.")
+    }
 
 
 def gguf_of(config: ModelConfig) -> Gguf:
@@ -95,13 +112,25 @@ def gguf_of(config: ModelConfig) -> Gguf:
     Raises:
         UnsupportedModelError: llama.cpp does not support the family.
     """
-    own = FAMILIES[config.family].gguf
-    if own is None:
+    gguf = FAMILIES[config.family].gguf
+    if gguf is None:
         raise UnsupportedModelError(
             f"llama.cpp has no architecture for {config.family} models, so that GGUF cannot hold one; "
             "choose another format"
         )
-    return own
+    return gguf
+
+
+def _pooling_keys(config: ModelConfig) -> dict[str, Value]:
+    """How states become an embedding, and the sizes of the matrices after that."""
+    keys = {} if config.causal else {_CAUSAL: flag(False)}
+    if config.pooling is not None:
+        keys[_POOLING] = u32(_POOLINGS.index(config.pooling))
+    width = config.width
+    for number, rows in enumerate(config.dense, FIRST):
+        keys |= {f"dense_{number}_feat_in": u32(width), f"dense_{number}_feat_out": u32(rows)}
+        width = rows
+    return keys
 
 
 def _typed(value: Setting) -> Value:
@@ -138,6 +167,12 @@ def _refuse_what_gguf_cannot_say(config: ModelConfig, own: Gguf) -> None:
                 f"{field} of the model is {given}, but GGUF files of {own.architecture} models "
                 f"mean {value}, and have no key to say otherwise"
             )
+    if config.dense and not (own.dense and len(config.dense) == 2 and config.dense[-1] == config.width):
+        raise UnsupportedModelError(
+            f"the model has dense matrices after the pooling, to {', '.join(map(str, config.dense))} elements, and "
+            "llama.cpp loads such for gemma-embedding files alone: two, the second to the width of the model, "
+            f"{config.width}; choose another format"
+        )
     if config.tied and not own.ties:
         raise UnsupportedModelError(
             f"the embedding of the model doubles as the output matrix, and llama.cpp loads {own.architecture} files "
@@ -239,13 +274,13 @@ def load_model(path: Path, metadata: Metadata, tensors: Mapping[str, AnyTensor])
     family = _family(keys)
     keys = attrs.evolve(keys, per_layer=family.gguf.per_layer if family.gguf else ())
     weights = {name: tensor for name, tensor in tensors.items() if name not in ROPE_TENSORS}
-    own = family.gguf
-    assert own is not None  # it was found by its architecture
-    config = check_config(_config(keys, family.name, own, tensors), str(path))
+    gguf = family.gguf
+    assert gguf is not None  # it was found by its architecture
+    config = check_config(_config(keys, family.name, gguf, tensors), str(path))
     config = family.gguf_config(config, keys.section(), tensors)
     weights = _ranked(weights, config)
     check_tensors(config, weights, str(path))
-    if own.interleaved:
+    if gguf.interleaved:
         weights = {name: reorder(name, tensor, config, "from_gguf") for name, tensor in weights.items()}
     return Model(config, weights)
 
@@ -387,7 +422,7 @@ def _config(keys: _Keys, family: str, own: Gguf, tensors: Mapping[str, AnyTensor
         ffn=keys.count("feed_forward_length"),
         vocab=_rows(tensors, "token_embd.weight"),
         context=context,
-        norm_eps=_required(keys, "attention.layer_norm_rms_epsilon"),
+        norm_eps=_required(keys, own.epsilon),
         rope_theta=keys.real("rope.freq_base", 10000.0) or 0.0,
         rope_theta_local=_local_theta(keys, own),
         attention_scale=_attention_scale(own, layers, width, heads, max(1, head_dim)),
@@ -400,8 +435,25 @@ def _config(keys: _Keys, family: str, own: Gguf, tensors: Mapping[str, AnyTensor
         attention_softcap=keys.real("attn_logit_softcapping", own.softcaps[0]) if own.softcaps[0] else None,
         output_softcap=(keys.real("final_logit_softcapping", own.softcaps[1]) or None) if own.caps_output else None,
         embedding_scale=math.sqrt(width) if own.gelu else 1.0,
+        causal=keys.get(_CAUSAL) is not False,
+        pooling=_pooling(keys),
+        dense=_dense(tensors),
         name=str(keys.metadata.get("general.name", "")),
     )
+
+
+def _pooling(keys: _Keys) -> Pooling | None:
+    number = keys.count(_POOLING, 0)
+    if not 0 <= number < len(_POOLINGS):
+        keys.refuse(_POOLING, f"is {number}, neither mean (1), CLS (2) nor last (3)")
+    return _POOLINGS[number] or None
+
+
+def _dense(tensors: Mapping[str, AnyTensor]) -> tuple[int, ...]:
+    """Output widths of the matrices after the pooling."""
+    numbers = itertools.count(FIRST)
+    named = itertools.takewhile(lambda name: name in tensors, (f"dense_{number}.weight" for number in numbers))
+    return tuple(_rows(tensors, name) for name in named)
 
 
 def _required(keys: _Keys, key: str) -> float:

@@ -7,13 +7,12 @@
 | infos   | per tensor: name (string), dimensions (u32), innermost first (u64 each), type (u32), offset (u64) |
 | data    | from the next multiple of ``general.alignment`` (32); offsets count from here and are multiples of it |
 
-Source: the GGUF specification in ggml's repository (``docs/gguf.md``), and what llama.cpp refuses.
+Source: the GGUF specification in ggml's repository (``docs/gguf.md``), and llama.cpp's checks.
 
-Files are untrusted: every count, length, offset and product of dimensions is checked against
-what is left of the file, and against the limits below, before anything of that size is allocated. The file is never
-mapped: its header is read into memory piece by piece, as far as it says that it goes, and tensors are read at their
-offsets when asked. So memory holds what is used, and a file that shrinks meanwhile is an error and not the process's
-end.
+Files are untrusted: every count, length, offset and product of dimensions is checked against the rest of the file and
+against the limits below before memory of that size is allocated. The file is not memory-mapped: the header is read
+piece by piece, up to its end, and tensors are read at their offsets on demand. So memory holds only what is used, and
+truncating the file while it is open causes an error instead of ending the process.
 """
 
 from __future__ import annotations
@@ -39,29 +38,29 @@ from edgekit_gguf import iq
 from edgekit_gguf.metadata import Metadata, Value
 from edgekit_gguf.types import ALIGNMENT, DTYPES, MAGIC, READABLE, RETIRED, TENSOR_TYPES, TensorType, ValueType
 
-#: Arrays inside arrays: unsupported by llama.cpp, unlimited in the specification.
+#: Largest depth of nested arrays; llama.cpp supports none, the specification has no limit.
 MAX_DEPTH = 4
 MAX_DIMENSIONS = 4
 MAX_NAME = 65535
-#: Tensors of a model, in one file or in all parts together; the largest have a few thousand, as experts are stacked.
+#: Largest number of tensors in a model, in all its files; large models have a few thousand, with stacked experts.
 MAX_TENSORS = 1 << 16
-#: Pairs of a file; models have less than a hundred.
+#: Largest number of metadata pairs in a file; models have less than a hundred.
 MAX_PAIRS = 1 << 16
-#: Bytes of everything before the data; 262,144 tokens with 514,906 merges take 17 MB.
+#: Largest size of everything before the data, in bytes; 262,144 tokens with 514,906 merges take 17 MB.
 MAX_HEADER = 128 << 20
-#: Strings, numbers, and arrays in all arrays of a file together; those tokens and merges are 777,050 strings.
+#: Largest numbers of strings, numbers, and arrays in all arrays of a file; those tokens and merges are 777,050 strings.
 MAX_STRINGS, MAX_NUMBERS, MAX_ARRAYS = 1 << 21, 1 << 22, 1 << 16
-# The least bytes that a pair and a tensor info can take: they bound how many there can be.
+# Smallest sizes of a pair and of a tensor info in bytes; they bound the counts that a file can have.
 _MIN_PAIR = 8 + 1 + 4 + 1
 _MIN_INFO = 8 + 1 + 4 + 4 + 8
-#: Bytes of the first look at a file; each further one doubles what is held.
+#: Bytes of the first read of a file; each further read doubles the bytes in memory.
 _FIRST = 1 << 16
 _AGAIN = "get the file again"
 
 
 @attrs.frozen
 class TensorInfo:
-    """The position of a tensor: `shape` is outermost first, `start` counts from the beginning of the file."""
+    """A tensor's name, type and position: `shape` is outermost first, `start` is the offset in the file in bytes."""
 
     name: str
     shape: tuple[int, ...]
@@ -70,18 +69,18 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the file."""
+        """The bytes of the tensor in the file."""
         return math.prod(self.shape) // self.type.block * self.type.size
 
     @property
     def row_nbytes(self) -> int:
-        """Bytes of a row."""
+        """The bytes of a row."""
         return (self.shape[-1] if self.shape else 1) // self.type.block * self.type.size
 
 
 @attrs.frozen(eq=False)
 class GgufFile:
-    """The parsed contents of a file, and the reader of its bytes."""
+    """The parsed header of a file, and the reader of its bytes."""
 
     path: Path
     version: int
@@ -90,7 +89,7 @@ class GgufFile:
     reader: Reader = attrs.field(repr=False)
 
     def tensors(self) -> dict[str, AnyTensor]:
-        """The tensors by name, in the file's order; values are read when asked."""
+        """The tensors by name, in the order of the file; values are read on demand."""
         return {info.name: _tensor(info, self.reader) for info in self.infos}
 
 
@@ -98,9 +97,9 @@ def read(path: Path) -> GgufFile:
     """Read everything except the tensors' values.
 
     Raises:
-        InvalidFileError: truncated or malformed; names file, key or tensor, byte offset and cure.
-        MissingFileError: not there.
-        ResourceError: not readable.
+        InvalidFileError: the file is truncated or malformed; names file, key or tensor, byte offset and cure.
+        MissingFileError: the file does not exist.
+        ResourceError: the file cannot be read.
     """
     reader = _open(path)
     try:
@@ -135,13 +134,13 @@ def _open(path: Path) -> Reader:
 
 @attrs.define
 class Cursor:
-    """Reads forward through a file's header, never past its end.
+    """Reads a file's header from start to end, never beyond the end of the file.
 
     Attributes:
-        reader: of the file.
-        size: of the file in bytes; what is beyond is never asked for.
-        data: its first bytes, as many as were needed so far.
-        strings, numbers, arrays: how many more of them arrays may hold.
+        reader: the file's reader.
+        size: the file's size in bytes.
+        data: the first bytes of the file, as many as have been needed so far.
+        strings, numbers, arrays: how many more of them the file's arrays may hold.
     """
 
     path: Path
@@ -156,7 +155,7 @@ class Cursor:
 
     @property
     def left(self) -> int:
-        """Bytes between here and the end."""
+        """The number of bytes between the position and the end."""
         return self.size - self.offset
 
     def fail(self, problem: str, cure: str = _AGAIN) -> NoReturn:
@@ -164,12 +163,12 @@ class Cursor:
         raise InvalidFileError(f"{self.path}: {self.context}: {problem} (at byte {self.offset}); {cure}")
 
     def need(self, nbytes: int, what: str) -> None:
-        """Check that so many bytes are left."""
+        """Raise `InvalidFileError` if fewer than `nbytes` bytes are left."""
         if nbytes > self.left:
             self.fail(f"{what} of {nbytes} bytes, but only {self.left} are left in the file")
 
     def take(self, nbytes: int, what: str) -> bytes:
-        """The next bytes."""
+        """Return the next `nbytes` bytes."""
         start, stop = self.offset, self.offset + nbytes
         if stop > len(self.data):
             self.need(nbytes, what)
@@ -178,7 +177,7 @@ class Cursor:
         return self.data[start:stop]
 
     def hold(self, stop: int) -> None:
-        """Read the file into memory up to there, at least."""
+        """Read the file into memory at least up to the offset `stop`."""
         if stop > MAX_HEADER:
             self.fail(f"the header takes more than {MAX_HEADER} bytes", "this is not the file of a model")
         length = min(self.size, MAX_HEADER, max(stop, _FIRST, 2 * len(self.data)))
@@ -187,19 +186,19 @@ class Cursor:
             self.fail(f"the file was cut to {len(self.data)} bytes while it was read")
 
     def u32(self, what: str) -> int:
-        """The next four bytes."""
+        """Return the next four bytes as an unsigned integer."""
         return int.from_bytes(self.take(4, what), "little")
 
     def u64(self, what: str) -> int:
-        """The next eight bytes."""
+        """Return the next eight bytes as an unsigned integer."""
         return int.from_bytes(self.take(8, what), "little")
 
     def string(self, what: str) -> bytes:
-        """A length and that many bytes."""
+        """Read a length, and return that many bytes."""
         return self.take(self.u64(f"length of {what}"), what)
 
     def name(self, what: str) -> str:
-        """A key or a tensor's name: UTF-8, not empty, of limited length."""
+        """Return a key or a tensor's name; it must be UTF-8, not empty, and of limited length."""
         length = self.u64(f"length of {what}")
         if not 0 < length <= MAX_NAME:
             self.fail(f"{what} has {length} bytes; 1 to {MAX_NAME} are allowed")
@@ -274,14 +273,14 @@ def _array(cursor: Cursor, depth: int) -> Value:
 
 
 def _fewer(cursor: Cursor, left: int, count: int, most: int, what: str) -> int:
-    """The number of array items left after `count` more; raises if there are too many."""
+    """Return the number of array items that are still allowed after `count` more; raise if there are too many."""
     if count > left:
         cursor.fail(f"{count} more items; arrays of a file may hold {most} {what}", "this is not the file of a model")
     return left - count
 
 
 def _strings(cursor: Cursor, count: int) -> Iterator[str]:
-    """A loop on local names, because vocabularies have hundreds of thousands of strings."""
+    """Yield the strings of an array; written for speed, since vocabularies have hundreds of thousands."""
     cursor.need(8 * count, f"array of {count} strings")
     cursor.strings = _fewer(cursor, cursor.strings, count, MAX_STRINGS, "strings")
     data, offset = cursor.data, cursor.offset
@@ -336,7 +335,7 @@ def _shape(cursor: Cursor) -> tuple[int, ...]:
     if dimensions > MAX_DIMENSIONS:
         cursor.fail(f"{dimensions} dimensions; at most {MAX_DIMENSIONS} are allowed")
     shape = tuple(cursor.u64("dimension") for _ in range(dimensions))[::-1]
-    # Python's integers cannot wrap around, so that a product which the file cannot hold is refused in `_placed`.
+    # Python's integers do not wrap around, so that `_placed` sees and refuses products that exceed the file.
     if 0 in shape:
         cursor.fail(f"shape {list(shape)} has a dimension of 0")
     return shape
@@ -354,7 +353,7 @@ def _tensor_type(cursor: Cursor, shape: tuple[int, ...]) -> TensorType:
 
 
 def _placed(cursor: Cursor, infos: list[TensorInfo], start: int, alignment: int) -> tuple[TensorInfo, ...]:
-    """The infos with offsets from the beginning of the file, each checked."""
+    """Return the infos with checked offsets, counted from the beginning of the file."""
     placed = tuple(_place(cursor, info, start, alignment) for info in infos)
     for before, after in pairwise(sorted(placed, key=lambda info: info.start)):
         if before.start + before.nbytes > after.start:
@@ -389,12 +388,12 @@ def _tensor(info: TensorInfo, reader: Reader) -> AnyTensor:
 
 
 def _precision(kind: TensorType) -> Precision:
-    if kind.name in GRIDS:  # also where edgekit has not loaded this plugin's registrations
+    if kind.name in GRIDS:  # works even if edgekit has not loaded this plugin's registrations
         return iq.known(kind.name)
     return find_precision(kind.precision)
 
 
-#: Little-endian carriers of the plain types.
+#: Little-endian numpy dtypes of the plain types.
 _PLAIN = {
     "F32": "<f4",
     "F16": "<f2",

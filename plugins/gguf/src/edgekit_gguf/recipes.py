@@ -281,7 +281,7 @@ def kind_of(role: str) -> Kind:
     """The kind of a tensor in the rules, from its canonical name."""
     if role == "output.weight":
         return "output"
-    if role == "token_embd.weight":
+    if role in ("token_embd.weight", "per_layer_token_embd.weight"):
         return "token_embd"
     if "attn_qkv.weight" in role or "attn_v.weight" in role:
         return "attn_v"

@@ -2,17 +2,19 @@
 
 | key under ``tokenizer.ggml.``         | content                                                        |
 |---------------------------------------|----------------------------------------------------------------|
-| model                                 | ``llama`` (SentencePiece) or ``gpt2`` (byte-level BPE)         |
+| model                                 | ``llama`` (SentencePiece), ``gpt2`` (byte-level BPE) or        |
+|                                       | ``bert`` (WordPiece)                                           |
 | pre                                   | name of the pre-tokenizer                                      |
 | tokens, token_type                    | text and kind of each token                                    |
-| scores (llama), merges (gpt2)         | what merges first                                              |
-| bos_, eos_, unknown_, padding_token_id | special tokens                                                |
+| scores (llama), merges (gpt2)         | priorities of merges                                           |
+| bos_, eos_, unknown_, padding_token_id | special tokens; of WordPiece cls_ and seperator_token_id too  |
+| normalizer.lowercase, .strip_accents  | WordPiece's normalization                                      |
 | eot_token_id, eom_token_id            | further end tokens; llama.cpp recognises more by text          |
-| add_bos_token, add_eos_token, add_space_prefix | habits                                                |
+| add_bos_token, add_eos_token, add_space_prefix | what is added to every text                           |
 
-Beside them ``tokenizer.chat_template`` holds the default template, ``tokenizer.chat_templates`` the names of the others
-and ``tokenizer.chat_template.NAME`` each of these; ``edgekit.end_token_ids`` every token that ends a text, in the few
-files whose end tokens llama.cpp's keys and rules do not all say.
+In addition, ``tokenizer.chat_template`` holds the default template, ``tokenizer.chat_templates`` the names of the
+others, and ``tokenizer.chat_template.NAME`` each of these. ``edgekit.end_token_ids`` lists all tokens that end a text,
+in the few files whose end tokens llama.cpp's keys and rules do not cover.
 
 Source: the GGUF specification (``docs/gguf.md``), defaults as in llama.cpp's ``llama-vocab.cpp``.
 """
@@ -30,21 +32,25 @@ from edgekit.tokenizer.ends import TEXTS
 from edgekit_gguf.metadata import Metadata, Value, f32s, flag, i32s, text, texts, u32
 
 _PREFIX = "tokenizer.ggml."
-_MODELS: dict[str, Literal["spm", "bpe"]] = {"llama": "spm", "gpt2": "bpe"}
+_MODELS: dict[str, Literal["spm", "bpe", "wordpiece"]] = {"llama": "spm", "gpt2": "bpe", "bert": "wordpiece"}
+_NAMES = {kind: model for model, kind in _MODELS.items()}
+#: Gemma 4's: SentencePiece's pieces, and merges, whose order says what merges first.
+_MERGED = "gemma4"
 _NO_VOCABULARY = ("no_vocab", "none")
 _IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
-#: What llama.cpp assumes where the file says nothing.
+#: llama.cpp's defaults for missing keys.
 _DEFAULT_IDS: dict[str, dict[str, int]] = {
     "spm": {"bos": 1, "eos": 2, "unk": 0},
     "bpe": {"bos": 11, "eos": 11},
+    "wordpiece": {"bos": 101, "eos": 102, "unk": 100, "pad": 0},
 }
-#: Keys of further tokens that end a text: of a turn, of a message, and of what is filled in.
+#: Keys of further end tokens: end of turn, end of message, and ends of fill-in-the-middle.
 _ENDS = ("eot_token_id", "eom_token_id", "fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id")
 _ALL_ENDS = "edgekit.end_token_ids"
 _TEMPLATE, _TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
-#: Pre-tokenizers for which llama.cpp adds the first token even where the file does not ask for it.
+#: Pre-tokenizers for which llama.cpp adds BOS even if the file does not request it.
 _PRE_ADDS_BOS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2", "tekken", "chameleon")
-#: Fill-in-the-middle tokens of Code Llama, by their text.
+#: Texts of Code Llama's fill-in-the-middle tokens.
 _INFILL = {
     "▁<PRE>": "prefix_token_id",
     "▁<SUF>": "suffix_token_id",
@@ -54,10 +60,11 @@ _INFILL = {
 
 
 def to_metadata(tokenizer: Tokenizer | None, vocab: int) -> dict[str, Value]:
-    """The keys for a tokenizer, with as many tokens as the embedding has rows: padded, or cut off.
+    """Return the metadata of a tokenizer; the tokens are padded or truncated to the embedding's `vocab` rows.
 
     Raises:
-        UnsupportedModelError: byte-level BPE whose pre-tokenizer has no name in llama.cpp that edgekit supports.
+        UnsupportedModelError: the pre-tokenizer of byte-level BPE has no name in llama.cpp, or one that edgekit does
+            not support.
     """
     if tokenizer is None:
         return {_PREFIX + "model": text("no_vocab")}
@@ -69,7 +76,7 @@ def to_metadata(tokenizer: Tokenizer | None, vocab: int) -> dict[str, Value]:
         )
     missing = range(len(tokenizer.tokens), vocab)
     pairs = {
-        "model": text("llama" if tokenizer.kind == "spm" else "gpt2"),
+        "model": text(_NAMES[tokenizer.kind]),
         "pre": text(tokenizer.pre),
         "tokens": texts([*_tokens(tokenizer)[:vocab], *(f"[PAD{i}]" for i in missing)]),
         **_ranks(tokenizer, vocab),
@@ -82,26 +89,57 @@ def to_metadata(tokenizer: Tokenizer | None, vocab: int) -> dict[str, Value]:
     }
     if tokenizer.kind == "spm":
         pairs["add_space_prefix"] = flag(tokenizer.add_space_prefix)
+    if tokenizer.kind == "wordpiece":
+        pairs |= _wordpiece(tokenizer, vocab)
     typed = {_PREFIX + key: value for key, value in pairs.items()}
     return typed | _all_ends(tokenizer, vocab) | _templates(tokenizer)
 
 
 def _tokens(tokenizer: Tokenizer) -> list[str]:
-    """The texts; llama.cpp looks for user-defined pieces in a text whose spaces are still spaces."""
+    """Return the tokens' texts; user-defined ones with spaces, since llama.cpp searches for them in the raw text."""
     if tokenizer.kind == "bpe":
         return list(tokenizer.tokens)
     pairs = zip(tokenizer.tokens, tokenizer.types, strict=True)
+    if tokenizer.kind == "wordpiece":
+        return [token if kind in _WHOLE else _spaced(token) for token, kind in pairs]
     return [token.replace("▁", " ") if kind is TokenType.USER_DEFINED else token for token, kind in pairs]
 
 
+#: Types of WordPiece's tokens whose texts are stored unchanged.
+_WHOLE = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED, TokenType.UNUSED)
+
+
+def _spaced(token: str) -> str:
+    """Return a WordPiece token in llama.cpp's form, which marks the start of a word instead of its continuation."""
+    return token.removeprefix("##") if token.startswith("##") else f"▁{token}"
+
+
+def _marked(token: str) -> str:
+    return token.removeprefix("▁") if token.startswith("▁") else f"##{token}"
+
+
+def _wordpiece(tokenizer: Tokenizer, vocab: int) -> dict[str, Value]:
+    ids = _special(tokenizer, vocab)
+    roles = {"cls_token_id": "bos", "seperator_token_id": "eos"}  # llama.cpp's spelling
+    mask = tokenizer.tokens.index("[MASK]") if "[MASK]" in tokenizer.tokens[:vocab] else None
+    return {
+        **{key: u32(ids[role]) for key, role in roles.items() if role in ids},
+        **({} if mask is None else {"mask_token_id": u32(mask)}),
+        "normalizer.lowercase": flag(tokenizer.lowercase),
+        "normalizer.strip_accents": flag(tokenizer.strip_accents),
+    }
+
+
 def _ranks(tokenizer: Tokenizer, vocab: int) -> dict[str, Value]:
+    if tokenizer.kind == "wordpiece":
+        return {}
     if tokenizer.kind == "bpe":
         return {"merges": texts(tokenizer.merges)}
     return {"scores": f32s([*tokenizer.scores[:vocab], *[-10000.0] * (vocab - len(tokenizer.scores))])}
 
 
 def _special(tokenizer: Tokenizer, vocab: int) -> dict[str, int]:
-    """Ids by role, those beyond the matrix left out; a text's end then is another that the model's files name."""
+    """Return the special ids by role, without those beyond the embedding; EOS is then another end token."""
     ids = {name: getattr(tokenizer, name) for name in _IDS}
     special = {name: number for name, number in ids.items() if number is not None and number < vocab}
     ends = [number for number in tokenizer.ends if number < vocab]
@@ -109,14 +147,14 @@ def _special(tokenizer: Tokenizer, vocab: int) -> dict[str, int]:
 
 
 def _ends(tokenizer: Tokenizer, vocab: int) -> dict[str, Value]:
-    """The end tokens besides EOS: the first is stored as eot_token_id, the second as eom_token_id."""
+    """Return the keys of end tokens other than EOS: eot_token_id for the first, eom_token_id for the second."""
     eos = _special(tokenizer, vocab).get("eos")
     others = [number for number in tokenizer.ends if number != eos and number < vocab]
     return {key: u32(number) for key, number in zip(_ENDS[:2], others, strict=False)}
 
 
 def _all_ends(tokenizer: Tokenizer, vocab: int) -> dict[str, Value]:
-    """All end tokens, if there are more than the keys hold and a reader recognises by text; else none."""
+    """Return the key with all end tokens, if the other keys and llama.cpp's rules do not cover them; else nothing."""
     ends = {number for number in tokenizer.ends if number < vocab}
     numbers = {_special(tokenizer, vocab).get("eos"), *(value.data for value in _ends(tokenizer, vocab).values())}
     unsaid = {number for number in ends - numbers if tokenizer.tokens[number] not in TEXTS}
@@ -137,27 +175,30 @@ def _infill(tokenizer: Tokenizer) -> dict[str, Value]:
 
 
 def from_metadata(metadata: Metadata, path: Path) -> Tokenizer | None:
-    """The tokenizer of a file; None if it has none. Special ids that are out of range count as absent.
+    """Return the tokenizer of a file; None if it has none. Special ids that are out of range are ignored.
 
     Raises:
-        UnsupportedModelError: neither SentencePiece nor byte-level BPE.
-        InvalidFileError: lists whose lengths disagree, or values of the wrong type.
+        UnsupportedModelError: the tokenizer is of another kind than the three supported ones.
+        InvalidFileError: the lengths of lists differ, or a value has the wrong type.
     """
     model = metadata.get(_PREFIX + "model")
     if model is None or model in _NO_VOCABULARY:
         return None
-    if model not in _MODELS:
+    if model not in (*_MODELS, _MERGED):
         raise UnsupportedModelError(
             f"{path}: its tokenizer is of model {shown(model)}; supported are {', '.join(_MODELS)}"
         )
-    kind = _MODELS[model]
+    kind = _MODELS.get(model, "spm")
     tokens = _list(metadata, "tokens", str, path)
-    ids = _ids(metadata, kind, len(tokens), path)
+    ids, types = _ids(metadata, kind, len(tokens), path), _types(metadata, len(tokens), path)
+    if kind == "wordpiece":
+        pairs = zip(tokens, types, strict=True)
+        tokens = tuple(token if each in _WHOLE else _marked(token) for token, each in pairs)
     return Tokenizer(
         kind,
         tokens,
-        types=_types(metadata, len(tokens), path),
-        scores=_scores(metadata, len(tokens), path) if kind == "spm" else (),
+        types=types,
+        scores=_scores(metadata, tokens, path) if kind == "spm" else (),
         merges=_list(metadata, "merges", str, path) if kind == "bpe" else (),
         pre=_one(metadata, "pre", str, "default", path),
         **ids,
@@ -177,23 +218,30 @@ def _types(metadata: Metadata, count: int, path: Path) -> tuple[TokenType, ...]:
     return tuple(known.get(number, TokenType.NORMAL) for number in numbers)
 
 
-def _scores(metadata: Metadata, count: int, path: Path) -> tuple[float, ...]:
+def _scores(metadata: Metadata, tokens: tuple[str, ...], path: Path) -> tuple[float, ...]:
+    count = len(tokens)
+    if metadata.get(_PREFIX + "model") == _MERGED:
+        ranks: dict[str, int] = {}
+        for rank, merge in enumerate(_list(metadata, "merges", str, path)):
+            ranks.setdefault(merge.replace(" ", "", 1), rank)
+        return tuple(-float(ranks.get(token, len(ranks))) for token in tokens)
     if _PREFIX + "scores" not in metadata:
         return (0.0,) * count
     return tuple(float(score) for score in _list(metadata, "scores", (int, float), path, count))
 
 
 def _ids(metadata: Metadata, kind: str, count: int, path: Path) -> dict[str, Any]:
-    """Special ids: the file's where it is in range, else llama.cpp's default where that is."""
+    """Return the special ids: the file's if in range, else llama.cpp's default if in range."""
     fields: dict[str, Any] = {}
     for name, key in _IDS.items():
+        key = "seperator_token_id" if (kind, name) == ("wordpiece", "eos") else key
         candidates = (_one(metadata, key, int, None, path), _DEFAULT_IDS[kind].get(name))
         fields[name] = next((c for c in candidates if c is not None and 0 <= c < count), None)
     return fields
 
 
 def _named_ends(metadata: Metadata, count: int, eos: int | None) -> tuple[int, ...]:
-    """Every end but EOS that the file names; those out of range count as absent."""
+    """Return the ids of all end tokens that the file names, except EOS and those out of range."""
     listed = metadata.get(_ALL_ENDS)
     numbers = [metadata.get(_PREFIX + key) for key in _ENDS]
     numbers += listed if isinstance(listed, tuple) else ()
@@ -206,17 +254,20 @@ def _template(metadata: Metadata, key: str) -> str | None:
 
 
 def _named_templates(metadata: Metadata) -> dict[str, str]:
-    """The templates besides the default one, whether or not the list of their names is complete."""
+    """Return the named templates, including those that are missing in the list of names."""
     prefix = _TEMPLATE + "."
     keys = [key for key in metadata if key.startswith(prefix)]
     return {key.removeprefix(prefix): value for key in keys if (value := _template(metadata, key)) is not None}
 
 
 def _habits(metadata: Metadata, kind: str, path: Path) -> dict[str, Any]:
-    adds_bos = kind == "spm" or metadata.get(_PREFIX + "pre") in _PRE_ADDS_BOS
+    adds_bos = kind in ("spm", "wordpiece") or metadata.get(_PREFIX + "pre") in _PRE_ADDS_BOS
+    lowercase = _one(metadata, "normalizer.lowercase", bool, True, path)
     return {
         "add_bos": _one(metadata, "add_bos_token", bool, adds_bos, path),
-        "add_eos": _one(metadata, "add_eos_token", bool, False, path),
+        "add_eos": kind == "wordpiece" or _one(metadata, "add_eos_token", bool, False, path),
+        "lowercase": lowercase,
+        "strip_accents": _one(metadata, "normalizer.strip_accents", bool, lowercase, path),
         "add_space_prefix": _one(metadata, "add_space_prefix", bool, kind == "spm", path),
     }
 

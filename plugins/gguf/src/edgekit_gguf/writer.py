@@ -1,37 +1,35 @@
 """Writes GGUF version 3, tensor by tensor; the target appears only when it is complete.
 
-The header needs only the plan, so it is written first, complete. Each tensor is padded to 32 bytes, the last one
-too, as llama.cpp's quantizer does. An interrupted run goes on after the last complete tensor if its header and its
-manifest (which has the sources' hashes) are the same.
+The header depends only on the plan, so that it is written first, complete. Each tensor, including the last, is padded
+to a multiple of 32 bytes, as by llama.cpp's quantizer. An interrupted run resumes after the last complete tensor if
+the header and the manifest (which has the sources' hashes) are the same.
 """
 
 from __future__ import annotations
 
 import struct
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
 
 from edgekit.artifact import Layout
 from edgekit.errors import UsageError
-from edgekit.formats import PlannedFile
+from edgekit.formats import Places, PlannedFile
+from edgekit.formats.safetensors import Part
 from edgekit.manifest import Manifest
 from edgekit.recipe import Assignment, Plan
-from edgekit.tensor import QuantizedTensor
-from edgekit.typing import U8
 from edgekit_gguf.layout import file_metadata
 from edgekit_gguf.metadata import Value, encode_pairs, encode_string
 from edgekit_gguf.types import ALIGNMENT, FILE_TYPES, LIKELY_RECIPE, MAGIC, VERSION, TensorType, tensor_type
 
 
 class GgufWriter(PlannedFile):
-    """Writes one file; see `edgekit.formats.PlannedFile`.
+    """Writes a GGUF file; see `edgekit.formats.PlannedFile`.
 
     Raises:
-        UsageError: the plan has a precision that GGUF has no type for.
+        UsageError: GGUF has no type for a precision of the plan.
         ResourceError: the target cannot be written, or the disk is too small.
-        LockedError: another process writes it.
+        LockedError: another process writes the file.
     """
 
     def __init__(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> None:
@@ -39,25 +37,25 @@ class GgufWriter(PlannedFile):
         nbytes = len(header) + sum(map(padded, sizes))
         super().__init__(path, plan, manifest, header=header, nbytes=nbytes, sizes=sizes)
 
-    def append(self, tensor: QuantizedTensor, assignment: Assignment) -> None:
-        """Write the tensor's blocks, padded to the alignment."""
-        data = _bytes(tensor)
-        self.file.write(data.data)
-        self.file.write(bytes(padded(data.nbytes) - data.nbytes))
+    def place(self, parts: Mapping[str, Part], assignment: Assignment) -> Places:
+        """Return the bytes of the tensor: its blocks, or the values of a float type, padded to the alignment."""
+        (part,) = parts.values()
+        begin = self.file.offset
+        return Places({part.name: begin}, begin + padded(part.nbytes))
 
 
 def planned(layout: Layout, plan: Plan) -> tuple[bytes, list[int]]:
-    """The bytes before the tensors, and those of each tensor without its padding.
+    """Return the header, and the number of bytes of each tensor without padding.
 
     Raises:
-        UsageError: the plan has a precision that GGUF has no type for.
+        UsageError: GGUF has no type for a precision of the plan.
     """
     types = [_stored_as(assignment) for assignment in plan]
     return encode_header(file_metadata(layout, file_type(plan)), plan, types), list(map(_nbytes, plan, types))
 
 
 def encode_header(metadata: dict[str, Value], plan: Plan, types: list[TensorType]) -> bytes:
-    """Everything before the tensors' data, padding included."""
+    """Return everything before the tensors' data, including padding."""
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(plan), len(metadata)), encode_pairs(metadata)]
     offset = 0
     for assignment, stored in zip(plan, types, strict=True):
@@ -69,14 +67,14 @@ def encode_header(metadata: dict[str, Value], plan: Plan, types: list[TensorType
 
 def _encode_info(assignment: Assignment, stored: TensorType, offset: int) -> bytes:
     innermost_first = list(assignment.shape[::-1])
-    while len(innermost_first) > 1 and innermost_first[-1] == 1:  # ggml does not count them
+    while len(innermost_first) > 1 and innermost_first[-1] == 1:  # ggml does not count outermost dimensions of 1
         del innermost_first[-1]
     dimensions = struct.pack(f"<I{len(innermost_first)}Q", len(innermost_first), *innermost_first)
     return encode_string(assignment.name) + dimensions + struct.pack("<IQ", stored.id, offset)
 
 
 def file_type(plan: Plan) -> int:
-    """``general.file_type``: the recipe's, else what llama.cpp takes the most frequent type for."""
+    """Return ``general.file_type``: the recipe's, else the one that llama.cpp derives from the most frequent type."""
     if plan.recipe in FILE_TYPES:
         return FILE_TYPES[plan.recipe]
     kinds = Counter(assignment.precision.kind for assignment in plan if len(assignment.shape) > 1)
@@ -99,13 +97,8 @@ def _nbytes(assignment: Assignment, stored: TensorType) -> int:
 
 
 def padded(nbytes: int) -> int:
-    """Bytes of a tensor in the file: up to the next multiple of the alignment."""
+    """Return a number of bytes rounded up to the next multiple of the alignment."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
-
-
-def _bytes(tensor: QuantizedTensor) -> U8:
-    (part,) = tensor.parts.values()  # ggml's blocks, or a float type's values
-    return np.ascontiguousarray(part, part.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
 
 
 __all__ = ["GgufWriter", "encode_header", "file_type", "padded", "planned"]

@@ -40,7 +40,8 @@ def edgekit_register_quantizers(register: Register) -> None:
 def edgekit_register_runtimes(register: Register) -> None:
     """Register the runtime of GGUF files."""
     if _installed():
-        register("llamacpp", "edgekit_llamacpp.runtime:open_runtime", formats=("gguf",), speed=10, tolerance=TOLERANCE)
+        target, how = "edgekit_llamacpp.runtime:open_runtime", {"speed": 10, "tolerance": TOLERANCE}
+        register("llamacpp", target, formats=("gguf",), parallel="sequences", **how)
 
 
 @hookimpl

@@ -172,7 +172,7 @@ def _compute(context: Any, window: Ints) -> None:
     library = llama()
     library.llama_memory_clear(library.llama_get_memory(context), True)
     # All outputs are needed: the last layer only computes those of the outputs.
-    with batch_of([int(token) for token in window], 0, "all") as batch:
+    with batch_of([(int(token), place, 0, True) for place, token in enumerate(window)]) as batch:
         code = library.llama_decode(context, batch)
     if code:
         raise ResourceError(f"llama.cpp cannot compute this window (code {code}); choose a shorter context")

@@ -111,7 +111,7 @@ class IsolatedRuntime:
         return self._array("logits", tokens=np.asarray(tokens).tolist())
 
     def embed(self, text: Prompt) -> F32:
-        """Return the mean of the last layer's states over a text, float32 [width], of length 1."""
+        """Return the embedding of a text, float32 [width], of length 1; pooled as the file says."""
         return self._array("embed", text=prompt_given(text))
 
     def encode(self, text: str) -> list[int]:

@@ -34,6 +34,8 @@ from edgekit_llamacpp.library import BUILD, copied, llama, quiet
 CONTEXT = 4096
 #: Tokens of a batch of llama.cpp.
 BATCH = 512
+#: Sequences of a context: llama.cpp's own limit in the oldest supported version.
+MOST_SEQUENCES = 64
 #: Types of keys and values: ggml's number, and bytes of an element.
 CACHES = {"F32": (0, 4.0), "F16": (1, 2.0), "Q8_0": (8, 34 / 32)}
 _MEAN = 1  # LLAMA_POOLING_TYPE_MEAN
@@ -55,6 +57,8 @@ class Options:
         cache: type of the stored keys and values: ``F16``, as llama.cpp has it, ``F32`` to compute as exactly as it can
             (without flash attention, which rounds), or ``Q8_0`` for half the memory.
         lora: adapters, each a path or a pair (path, scale); or the path of one.
+        sequences: texts that are computed together, at most `MOST_SEQUENCES`; each has a whole context, so the keys and
+            values take so many times the memory.
     """
 
     context: int | None = None
@@ -64,6 +68,7 @@ class Options:
     mlock: bool = False
     cache: str = "F16"
     lora: tuple[tuple[str, float], ...] = ()
+    sequences: int = 1
 
     @classmethod
     def of(cls, **given: Any) -> Options:
@@ -83,6 +88,9 @@ class Options:
             if not (isinstance(value, int) and least <= value < 1 << 31):
                 auto = ", or auto" if name == "gpu_layers" else ""
                 raise UsageError(f"{name} is {value!r}; choose an integer of at least {least}{auto}")
+        sequences = given.get("sequences", 1)
+        if not (isinstance(sequences, int) and 1 <= sequences <= MOST_SEQUENCES):
+            raise UsageError(f"sequences is {sequences!r}; choose 1 to {MOST_SEQUENCES}")
         if given.get("gpu_layers", 0) is None:
             given["gpu_layers"] = "auto"
         if given.get("cache", "F16") not in CACHES:
@@ -114,6 +122,7 @@ class Loaded:
     def __init__(self, artifact: Artifact, options: Options) -> None:
         self._llama, self._free = llama(), contextlib.ExitStack()
         self.options = options
+        self._pooling = artifact.config.get(f"{artifact.config.get('general.architecture')}.pooling_type")
         with self._free as stack:
             refuse_missing(artifact, options)
             self.gpu_layers, self.devices = _placed(artifact, options)
@@ -127,9 +136,10 @@ class Loaded:
             """Tokens that the context holds; llama.cpp itself rounds up to 256."""
             self.layers = int(self._llama.llama_model_n_layer(self.model))
             """Layers of the model."""
-            refuse_memory(artifact, self.size, options.cache, self.layers - min(self.layers, self.gpu_layers))
+            layers = self.layers - min(self.layers, self.gpu_layers)
+            refuse_memory(artifact, self.size * options.sequences, options.cache, layers)
             self._adapters = [(self._adapter(path), scale) for path, scale in options.lora]
-            self.context = self.new_context(self.size)
+            self.context = self.new_context(self.size, sequences=options.sequences)
             stack.callback(self._llama.llama_free, self.context)
             self._free = stack.pop_all()
 
@@ -142,6 +152,7 @@ class Loaded:
             "layers": self.layers,
             "output_on_gpu": self.gpu_layers > self.layers,
             "context": self.size,
+            "sequences": self.options.sequences,
             "threads": self.options.threads or _cores(),
         }
 
@@ -193,29 +204,32 @@ class Loaded:
             raise kind(f"{artifact.path}: llama.cpp cannot load it: {why or 'it does not say why'}; {_CURE}")
         return model
 
-    def new_context(self, size: int, *, embeddings: bool = False, observer: Any = None) -> Any:
+    def new_context(self, size: int, *, embeddings: bool = False, observer: Any = None, sequences: int = 1) -> Any:
         """Return a new context, with the adapters; the caller frees it.
 
         Args:
-            size: in tokens.
-            embeddings: whether it computes the mean of the last layer's states.
+            size: of a sequence, in tokens.
+            embeddings: whether it computes embeddings: pooled as the file says, else the mean of the last states.
             observer: an evaluation callback; such a context computes all its tokens at once, as exactly as it can.
+            sequences: number; each has room for `size` tokens.
         """
         parameters = self._llama.llama_context_default_params()
         whole = embeddings or observer  # the mean covers one batch
-        step = size if whole else min(size, BATCH)
-        parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = size, step, step
-        parameters.n_seq_max, parameters.no_perf = 1, True
+        step = size if whole else min(max(size, sequences), BATCH)
+        parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = size * sequences, step, step
+        parameters.n_seq_max, parameters.no_perf = sequences, True
         parameters.n_threads = parameters.n_threads_batch = self.options.threads or _cores()
         cache = "F32" if observer else self.options.cache
         parameters.type_k = parameters.type_v = CACHES[cache][0]
+        # With memory of its own a sequence has its keys in order, and so sums that others do not change.
+        parameters.kv_unified = False
         if cache == "F32":
             parameters.flash_attn_type = _NO_FLASH
         if observer:
             parameters.cb_eval = observer
         parameters.offload_kqv = self.gpu_layers != 0
         if embeddings:
-            parameters.embeddings, parameters.pooling_type = True, _MEAN
+            parameters.embeddings, parameters.pooling_type = True, self._pooling or _MEAN
         with quiet() as lines:
             context = self._llama.llama_init_from_model(self.model, parameters)
         if not context:
@@ -257,7 +271,7 @@ def _placed(artifact: Artifact, options: Options) -> tuple[int, list[Device]]:
     """Return the number of layers to move to accelerators, and the accelerators."""
     if options.gpu_layers == "auto":
         context = options.context or min(_trained(artifact), CONTEXT)
-        return choose_layers(artifact, context, CACHES[options.cache][1])
+        return choose_layers(artifact, context * options.sequences, CACHES[options.cache][1])
     if options.gpu_layers == 0:
         return 0, []
     return options.gpu_layers if options.gpu_layers > 0 else 1 << 30, accelerators(list_devices())
@@ -373,22 +387,20 @@ def _cores() -> int:
 
 
 @contextlib.contextmanager
-def batch_of(ids: Sequence[int], start: int, outputs: str) -> Iterator[Any]:
-    """Yield a batch of tokens at consecutive positions.
+def batch_of(rows: Sequence[tuple[int, int, int, bool]]) -> Iterator[Any]:
+    """Yield a batch.
 
     Args:
-        ids: the tokens, at most `BATCH`.
-        start: position of the first.
-        outputs: outputs of ``all`` tokens, or of the ``last``.
+        rows: at most `BATCH`: a token, its position, its sequence, and whether its output is wanted.
     """
-    library, count = llama(), len(ids)
+    library, count = llama(), len(rows)
     batch = library.llama_batch_init(count, 0, 1)
     try:
         batch.n_tokens = count
-        for index, token in enumerate(ids):
-            batch.token[index], batch.pos[index] = token, start + index
-            batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
-            batch.logits[index] = outputs == "all" or index == count - 1
+        for index, (token, position, sequence, output) in enumerate(rows):
+            batch.token[index], batch.pos[index] = token, position
+            batch.n_seq_id[index], batch.seq_id[index][0] = 1, sequence
+            batch.logits[index] = output
         yield batch
     finally:
         library.llama_batch_free(batch)
@@ -398,6 +410,7 @@ __all__ = [
     "BATCH",
     "CACHES",
     "CONTEXT",
+    "MOST_SEQUENCES",
     "Loaded",
     "Options",
     "available_memory",

@@ -1,8 +1,9 @@
 """Runs GGUF files with llama.cpp.
 
 Sampling, stop texts and checks are edgekit's, so that the same arguments have the same effect in every runtime;
-llama.cpp tokenizes and computes. The keys and values of the last tokens are kept: a prompt with the same prefix, such
-as the next message of a chat, is only computed from the first different token.
+llama.cpp tokenizes and computes. Texts of several threads are computed together, in as many sequences as the option
+``sequences`` asks for; see `edgekit_llamacpp.sequences`. The keys and values of a text are kept: a prompt with the same
+prefix, such as the next message of a chat, is only computed from the first different token.
 """
 
 from __future__ import annotations
@@ -10,21 +11,22 @@ from __future__ import annotations
 import codecs
 import contextlib
 import ctypes
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.architectures.blocks import NO_PREDICTION
 from edgekit.artifact import Artifact
-from edgekit.errors import MissingPluginError, ResourceError, UnsupportedModelError, UsageError
+from edgekit.errors import MissingPluginError, UnsupportedModelError, UsageError
 from edgekit.pipeline import Progress
-from edgekit.runtime import Prompt, Runtime, Sampling, TextRuntime
+from edgekit.runtime import CacheUse, Prompt, Runtime, Sampling, TextRuntime
 from edgekit.typing import F32, F64
 from edgekit_llamacpp.activations import square_sums
 from edgekit_llamacpp.library import copied, llama, quiet, refuse_copy
 from edgekit_llamacpp.model import Loaded, Options, batch_of, refuse_ambiguous
+from edgekit_llamacpp.sequences import Sequences, Text, compute
 
 
 def open_runtime(artifact: Artifact, *, isolate: bool | None = None, **options: Any) -> Runtime:
@@ -35,7 +37,7 @@ def open_runtime(artifact: Artifact, *, isolate: bool | None = None, **options: 
         isolate: whether llama.cpp runs in a child process, so that a crash of native code becomes an error; None: where
             the file's architecture is one that edgekit does not know, and so could not check, and in a process that was
             forked from one that had used llama.cpp, whose threads are missing there.
-        options: of `edgekit_llamacpp.model.Options`: context, threads, gpu_layers, mmap, mlock, cache, lora.
+        options: of `edgekit_llamacpp.model.Options`: context, threads, gpu_layers, mmap, mlock, cache, lora, sequences.
 
     Raises:
         InvalidFileError: a vocabulary with a token twice; and as `edgekit_llamacpp.model.Loaded`.
@@ -68,7 +70,7 @@ def _ends(artifact: Artifact) -> frozenset[int]:
 
 
 class LlamaCppRuntime(TextRuntime):
-    """A model that llama.cpp runs; see `edgekit.runtime.Runtime`. Calls from several threads take turns.
+    """A model that llama.cpp runs; see `edgekit.runtime.Runtime`. Texts of several threads are computed together.
 
     Example:
         >>> with edgekit.load("model.gguf", runtime="llamacpp", context=2048) as model:  # doctest: +SKIP
@@ -78,10 +80,9 @@ class LlamaCppRuntime(TextRuntime):
     name = "llamacpp"
 
     def __init__(self, artifact: Artifact, options: Options) -> None:
-        self.artifact = artifact
-        self._llama, self._lock = llama(), threading.RLock()
+        self.artifact, self._llama = artifact, llama()
         self._loaded: Loaded | None = Loaded(artifact, options)
-        self._seen: list[int] = []
+        self._sequences = Sequences(self._loaded)
         self._ends = _ends(artifact)
 
     @property
@@ -99,12 +100,17 @@ class LlamaCppRuntime(TextRuntime):
         Raises:
             UsageError: no tokens, or ids outside the vocabulary.
             ContextOverflowError: more tokens than the context holds.
+            UnsupportedModelError: the model is an encoder.
         """
+        self._refuse_encoder()
         ids = self._checked(tokens)
         self.room(len(ids), None)
-        with self._lock:
-            self._forget(0)
-            return np.concatenate(list(self._decode(ids, "all")))
+        with self._sequences.alone():
+            return np.concatenate(list(self._sequences.all_logits(ids)))
+
+    def cache_use(self) -> CacheUse:
+        """Return how many tokens of prompts were computed, and how many were there from earlier ones."""
+        return self._sequences.cache_use()
 
     def tokens(
         self, prompt: Sequence[int], *, max_tokens: int | None = None, sampling: Sampling | None = None
@@ -114,17 +120,21 @@ class LlamaCppRuntime(TextRuntime):
         Raises:
             UsageError, ContextOverflowError: as `logits`, of the prompt and `max_tokens` together.
         """
+        self._refuse_encoder()
         ids = self._checked(prompt)
         return self._continue(ids, self.room(len(ids), max_tokens), (sampling or Sampling()).sampler(ids))
 
     def _continue(self, ids: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
-        ids = list(ids)
-        for _ in range(count):
-            refuse_copy()
-            with self._lock:
-                token = choose(self._last(ids))
-            yield token
-            ids.append(token)
+        ids, text = list(ids), Text()
+        try:
+            for _ in range(count):
+                self._model()
+                token = choose(self._sequences.logits(text, ids))
+                yield token
+                ids.append(token)
+        finally:
+            if not copied():
+                self._sequences.end(text)
 
     def special_texts(self) -> dict[str, str]:
         """The template variables for special tokens, as llama.cpp writes them."""
@@ -141,27 +151,27 @@ class LlamaCppRuntime(TextRuntime):
         rows = np.asarray(windows)
         for window in rows:
             self.room(len(self._checked(window)), None)
-        with self._lock:
+        with self._sequences.alone():
             return square_sums(self._model(), rows, outputs, progress)
 
     def embed(self, text: Prompt) -> F32:
-        """Return the mean of the last layer's states over a text or token ids, float32 [width], of length 1.
+        """Return the embedding of a text or of token ids, float32 [width], of length 1; pooled as the file says.
 
         Raises:
             UsageError: an empty text, or no tokenizer.
             ContextOverflowError: more tokens than the context holds.
         """
-        ids = self._checked(self.prompt_ids(text))
+        ids = self._checked(self.whole_ids(text))
         self.room(len(ids), None)
-        with self._lock:
+        with self._sequences.alone():
             return self._embed(ids)
 
     def _embed(self, ids: list[int]) -> F32:
         loaded = self._model()
         context = loaded.new_context(max(len(ids), 32), embeddings=True)
         try:
-            with batch_of(ids, 0, "all") as batch:
-                self._compute(context, batch)
+            with batch_of([(token, place, 0, True) for place, token in enumerate(ids)]) as batch:
+                compute(loaded, context, batch)
             pointer = self._llama.llama_get_embeddings_seq(context, 0)
             width = self._llama.llama_model_n_embd(loaded.model)
             states = np.ctypeslib.as_array(pointer, (width,)).astype(np.float64)
@@ -194,6 +204,11 @@ class LlamaCppRuntime(TextRuntime):
         ends = add and self._llama.llama_vocab_get_add_eos(loaded.vocab) and len(ids) > 1
         return ids[:-1] if ends else ids  # the text will be continued
 
+    def end_of_text(self) -> int | None:
+        """The file's EOS, where it asks for one."""
+        vocab = self._model().vocab
+        return int(self._llama.llama_vocab_eos(vocab)) if self._llama.llama_vocab_get_add_eos(vocab) else None
+
     def refuse_too_long(self, text: str) -> None:
         """Encode as every runtime if edgekit can read the file's tokenizer, else with llama.cpp's."""
         with contextlib.suppress(UnsupportedModelError, MissingPluginError):
@@ -216,10 +231,10 @@ class LlamaCppRuntime(TextRuntime):
         if copied():  # the lock may be held by a thread that only the parent has
             self._loaded = None
             return
-        with self._lock:
-            loaded, self._loaded = self._loaded, None
-            if loaded is not None:
-                loaded.close()
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            self._sequences.close()
+            loaded.close()
 
     def __enter__(self) -> Self:
         return self
@@ -269,61 +284,22 @@ class LlamaCppRuntime(TextRuntime):
         token = getattr(self._llama, f"llama_vocab_{name}")(loaded.vocab)
         return self._piece(token, special=True).decode("utf-8", "replace") if 0 <= token < loaded.vocabulary else ""
 
+    def _refuse_encoder(self) -> None:
+        try:
+            predicts = self.artifact.model.config.causal
+        except UnsupportedModelError:  # an architecture that edgekit does not read
+            return
+        if not predicts:
+            raise UnsupportedModelError(NO_PREDICTION)
+
     def _checked(self, tokens: npt.ArrayLike) -> list[int]:
-        ids = np.asarray(tokens)
-        if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
-            raise UsageError(f"tokens must be integers [n], at least one; got {ids.dtype} {list(ids.shape)}")
-        vocabulary = self._model().vocabulary
-        if ids.min() < 0 or ids.max() >= vocabulary:
-            raise UsageError(
-                f"tokens lie between {ids.min()} and {ids.max()}, the vocabulary has 0 to {vocabulary - 1}; "
-                "use the model's own tokenizer"
-            )
-        return [int(token) for token in ids]
+        ids: list[int] = self.checked_ids(tokens, self._model().vocabulary).tolist()
+        return ids
 
     def too_long(self, most: int) -> str:
         """The context is what the model was loaded with, and may be larger."""
         cure = f"shorten the prompt, ask for at most {most}," if most else "shorten the prompt,"
         return f"do not fit the context of {self.context}; {cure} or load with a larger context"
-
-    def _last(self, ids: list[int]) -> F32:
-        """Return the logits [vocab] after the ids; computes only tokens that differ from the last call."""
-        common = len(self._seen)
-        if ids[:common] != self._seen:  # comparing whole lists keeps a token cheap
-            common = next((i for i, (a, b) in enumerate(zip(ids, self._seen, strict=False)) if a != b), len(ids))
-        reused = min(common, len(ids) - 1)  # the last is always computed, for its logits
-        self._forget(reused)
-        *_, logits = self._decode(ids[len(self._seen) :], "last")
-        last: F32 = logits[-1]
-        return last
-
-    def _forget(self, length: int) -> None:
-        """Drop the keys and values of all but the first tokens."""
-        memory = self._llama.llama_get_memory(self._model().context)
-        if not length or not self._llama.llama_memory_seq_rm(memory, 0, length, -1):
-            self._llama.llama_memory_clear(memory, True)
-            length = 0
-        del self._seen[length:]
-
-    def _decode(self, ids: list[int], outputs: str) -> Iterator[F32]:
-        """Compute further tokens; yields the logits [tokens or 1, vocab] of each batch."""
-        loaded = self._model()
-        step = loaded.batch
-        for start in range(0, len(ids), step):
-            part = ids[start : start + step]
-            with batch_of(part, len(self._seen), outputs) as batch:
-                self._compute(loaded.context, batch)
-            self._seen += part
-            rows = len(part) if outputs == "all" else 1
-            pointer = self._llama.llama_get_logits(loaded.context)
-            yield np.ctypeslib.as_array(pointer, (rows, loaded.vocabulary)).copy()
-
-    def _compute(self, context: Any, batch: Any) -> None:
-        self._model().refuse_cut()
-        code = self._llama.llama_decode(context, batch)
-        if code:
-            self._seen.clear()
-            raise ResourceError(f"llama.cpp cannot compute this batch (code {code}); choose a shorter context")
 
 
 __all__ = ["LlamaCppRuntime", "open_runtime"]

@@ -119,22 +119,22 @@ def fused(artifact: Artifact, adapter: Adapter | Path) -> Artifact:
         UsageError: the adapter was trained on another model.
         InvalidFileError: a tensor of the adapter has no counterpart in the model or another shape.
     """
-    found = read_adapter(adapter) if isinstance(adapter, Path) else adapter
-    if found.model and found.model != identity(artifact)["model"]:
+    opened = read_adapter(adapter) if isinstance(adapter, Path) else adapter
+    if opened.model and opened.model != identity(artifact)["model"]:
         raise UsageError(
-            f"{found.path}: the adapter was trained on another model than {artifact.path}; choose that one"
+            f"{opened.path}: the adapter was trained on another model than {artifact.path}; choose that one"
         )
     model = artifact.model
     prefix = prefix_of(model.config)
     links = {prefix + link.hf[0]: link for link in mlx_links(model.config)}
     tensors = dict(model.tensors)
-    for name in sorted({name if found.method == "full" else _weight(name) for name in found.tensors}):
+    for name in sorted({name if opened.method == "full" else _weight(name) for name in opened.tensors}):
         if name not in links:
             raise InvalidFileError(
-                f"{found.path}: it changes {name:.200}, which {artifact.path} does not have; {_AGAIN}"
+                f"{opened.path}: it changes {name:.200}, which {artifact.path} does not have; {_AGAIN}"
             )
-        tensors |= _changed(tensors, links[name], name, found)
-    return _with(artifact, tensors, found)
+        tensors |= _changed(tensors, links[name], name, opened)
+    return _with(artifact, tensors, opened)
 
 
 def _changed(tensors: Mapping[str, AnyTensor], link: Link, name: str, adapter: Adapter) -> dict[str, AnyTensor]:
@@ -162,11 +162,11 @@ def _offset(link: Link) -> float:
 
 def _with(artifact: Artifact, tensors: dict[str, AnyTensor], adapter: Adapter) -> Artifact:
     changed = Model(artifact.model.config, tensors)
-    own = _own(artifact, tensors) if artifact.format in ("hf", "mlx") else dict(tensors)
+    renamed = _own(artifact, tensors) if artifact.format in ("hf", "mlx") else dict(tensors)
     files = (*artifact.files, adapter.path / WEIGHTS, adapter.path / CONFIG)
-    found = attrs.evolve(artifact, tensors=own, files=files, load_model=lambda: changed, manifest=None)
+    result = attrs.evolve(artifact, tensors=renamed, files=files, load_model=lambda: changed, manifest=None)
     # A model fused from a GGUF file must not keep format and metadata: a writer would copy the tensors of the file.
-    return found if artifact.format in ("hf", "mlx") else attrs.evolve(found, format="fused", config={})
+    return result if artifact.format in ("hf", "mlx") else attrs.evolve(result, format="fused", config={})
 
 
 def _own(artifact: Artifact, tensors: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
@@ -277,8 +277,8 @@ class AsBefore:
 
 def as_before(artifact: Artifact) -> AsBefore:
     """Return the recipe that gives a fused model the precisions of `artifact`, which the adapter was trained on."""
-    found = {r: t.precision for r, t in artifact.model.tensors.items() if isinstance(t, EncodedTensor)}
-    return AsBefore(found)
+    precisions = {r: t.precision for r, t in artifact.model.tensors.items() if isinstance(t, EncodedTensor)}
+    return AsBefore(precisions)
 
 
 def to_json(config: Mapping[str, Any]) -> bytes:

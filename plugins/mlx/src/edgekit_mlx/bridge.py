@@ -34,14 +34,20 @@ def carried_over(tensor: AnyTensor) -> AnyTensor:
 
 def candidates(tensor: EncodedTensor) -> Iterator[Precision]:
     """Yield MLX's precisions that may be able to hold a tensor's values, the likeliest first."""
-    own = tensor.precision
-    if own.kind.lower() in FLOATS:
-        yield find_precision(f"mlx:{own.kind.lower()}")
+    source = tensor.precision
+    if source.kind.lower() in FLOATS:
+        yield find_precision(f"mlx:{source.kind.lower()}")
         return
-    sizes = (own.block,) if own.convention != "ggml" and own.block in GROUPS else (32,) if own.block else GROUPS[::-1]
+    sizes = (
+        (source.block,)
+        if source.convention != "ggml" and source.block in GROUPS
+        else (32,)
+        if source.block
+        else GROUPS[::-1]
+    )
     for size in sizes:
         try:
-            precision = find_precision(f"mlx:int{own.bits}-g{size}")
+            precision = find_precision(f"mlx:int{source.bits}-g{size}")
         except UnknownPrecisionError:
             continue
         if fits(precision, tensor.shape):

@@ -13,7 +13,7 @@ from edgekit.architectures.hf import config_from_hf, model_from_hf
 from edgekit.artifact import Artifact, Layout
 from edgekit.errors import EdgekitError, MissingFileError, UnsupportedModelError
 from edgekit.files.foreign import read_object, shown
-from edgekit.formats import carried, open_weights
+from edgekit.formats import carried, open_weights, with_modules
 from edgekit.formats.safetensors import read_header
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.precision import find_precision
@@ -132,9 +132,9 @@ def _decoded(layout: Layout, plan: Plan) -> dict[str, str]:
     assert layout.model is not None
     kinds: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
     for slot, line in zip(layout.slots, plan, strict=True):
-        own = layout.model.tensors[slot.role]
-        if isinstance(own, EncodedTensor) and not isinstance(slot.tensor, EncodedTensor):
-            kinds[quantized(line.precision)][own.precision.name] += 1
+        tensor = layout.model.tensors[slot.role]
+        if isinstance(tensor, EncodedTensor) and not isinstance(slot.tensor, EncodedTensor):
+            kinds[quantized(line.precision)][tensor.precision.name] += 1
     shown = {again: ", ".join(f"{n} {name}" for name, n in sorted(count.items())) for again, count in kinds.items()}
     return {
         "decoded": shown[False] and f"matrices that MLX cannot hold as they are were decoded to floats: {shown[False]}",
@@ -169,7 +169,7 @@ def _model(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], director
     parsed = config_from_hf(plain, str(directory))
     if parsed.tied and "lm_head.weight" not in floats and plain.get("tie_word_embeddings") is None:
         plain["tie_word_embeddings"] = True
-    return model_from_hf(plain, floats, str(directory), mlx_links)
+    return with_modules(model_from_hf(plain, floats, str(directory), mlx_links), directory)
 
 
 def _tokenizer(directory: Path) -> Tokenizer | None:

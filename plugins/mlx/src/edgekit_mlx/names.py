@@ -54,10 +54,10 @@ def mlx_links(config: ModelConfig, names: Collection[str] = ()) -> Sequence[Link
         config: of a family that mlx-lm has.
         names: as `edgekit.architectures.Family.links` has it; mlx-lm writes one form.
     """
-    found: list[Link] = []
+    links: list[Link] = []
     for link in FAMILIES[config.family].links(config, ()):
-        found += _of(config, link)
-    return found
+        links += _of(config, link)
+    return links
 
 
 def _of(config: ModelConfig, link: Link) -> list[Link]:

@@ -105,13 +105,13 @@ def load(path: Path, model: dict[str, str], fresh: list[Any]) -> Kept:
     record = strict_json(metadata[KEY].encode(), path, f"the metadata {KEY!r}")
     try:
         tokens, layers = record["tokens"], record["layers"]
-        found = {name: record[name] for name in ("model", "dtype")}
+        recorded = {name: record[name] for name in ("model", "dtype")}
         right = bool(tokens) and all(type(token) is int and token >= 0 for token in tokens)
         kinds = [layer["kind"] for layer in layers]
     except (TypeError, KeyError) as error:
         raise InvalidFileError(f"{path}: its metadata lacks {error}; {_AGAIN}") from error
-    if found != model:
-        what = "another model" if found["model"] != model["model"] else f"this model in {found['dtype']}"
+    if recorded != model:
+        what = "another model" if recorded["model"] != model["model"] else f"this model in {recorded['dtype']}"
         raise UsageError(f"{path}: the prompt cache is of {what}; load that one, or {_AGAIN}")
     if not right or kinds != [type(layer).__name__ for layer in fresh]:
         raise InvalidFileError(f"{path}: its tokens or layers are not those of the model; {_AGAIN}")

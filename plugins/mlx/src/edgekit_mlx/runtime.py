@@ -19,12 +19,11 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.architectures.forward import token_ids
 from edgekit.artifact import Artifact
 from edgekit.errors import ResourceError, UsageError
 from edgekit.files.memory import refuse_shortage
 from edgekit.runtime import GenerationOptions, Prompt, Sampling, TextRuntime
-from edgekit.typing import F32, I64
+from edgekit.typing import F32
 from edgekit_mlx import prompt_cache
 from edgekit_mlx.batching import Batch, Row, together
 from edgekit_mlx.library import chosen, core, device_name, lm, version
@@ -142,7 +141,7 @@ class MlxRuntime(TextRuntime):
             UsageError: there are no tokens, or they are not integers, or not in the vocabulary.
             ContextOverflowError: there are more tokens than the context holds.
         """
-        ids = self._ids(tokens)
+        ids = self.checked_ids(tokens, self._vocab(), batch=True)
         self.room(ids.shape[-1], None)
         scores: F32 = self._run(lambda: self._float32(self._model().module(core().array(np.atleast_2d(ids)))))
         return scores.reshape(*ids.shape, -1)
@@ -157,11 +156,9 @@ class MlxRuntime(TextRuntime):
             ContextOverflowError: the prompt and `max_tokens` together are longer than the context.
             ResourceError: the device fails to compute, for example for lack of memory.
         """
-        ids = self._ids(np.asarray(prompt))
-        if ids.ndim != 1:
-            raise UsageError(f"a prompt is one sequence of token ids [n]; got {list(ids.shape)}")
-        choose = (sampling or Sampling()).sampler(ids.tolist())
-        return self._continue(ids.tolist(), self.room(len(ids), max_tokens), choose)
+        ids = self.checked_ids(prompt, self._vocab()).tolist()
+        choose = (sampling or Sampling()).sampler(ids)
+        return self._continue(ids, self.room(len(ids), max_tokens), choose)
 
     def _continue(self, ids: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
         for _ in range(count):
@@ -190,7 +187,7 @@ class MlxRuntime(TextRuntime):
 
     def prefill(self, ids: Sequence[int]) -> tuple[list[Any], F32]:
         """Return a new cache that holds the ids [n], and the logits of the next token, float32 [vocab]."""
-        checked = self._ids(np.asarray(ids)).tolist()
+        checked = self.checked_ids(ids, self._vocab()).tolist()
         cache = self._new_cache()
         return cache, self._run(lambda: self._filled(checked, cache))
 
@@ -227,17 +224,17 @@ class MlxRuntime(TextRuntime):
         return scores
 
     def embed(self, text: Prompt) -> F32:
-        """Return the mean of the last layer's states over a text or token ids, float32 [width], scaled to length 1.
+        """Return the embedding of a text or of token ids, float32 [dim], of length 1, pooled as the model's files say.
 
         Raises:
             UsageError: the text is empty, or the model has no tokenizer.
             ContextOverflowError: there are more tokens than the context holds.
             NonFiniteError: the model computes values that are not finite.
         """
-        ids = self._ids(self.prompt_ids(text))
+        ids = self.checked_ids(self.whole_ids(text), self._vocab())
         self.room(len(ids), None)
         states = self._run(lambda: self._float32(self._model().module.model(core().array(ids[None]))))
-        return self.unit(states[0].mean(axis=0, dtype=np.float64))
+        return self.pooled(states[0])
 
     def save_prompt_cache(self, path: str | Path) -> None:
         """Write the cached keys and values of the last sequence to a file, for `load_prompt_cache`.
@@ -258,10 +255,10 @@ class MlxRuntime(TextRuntime):
             InvalidFileError: the file is not a prompt cache, or is malformed.
             UsageError: the file was written for another model or dtype.
         """
-        found = self._run(lambda: prompt_cache.load(Path(path), self._identity(), self._new_cache()))
-        if len(found.tokens) > self.context:
-            raise UsageError(f"{path}: it holds {len(found.tokens)} tokens, the context {self.context}")
-        self._cache, self._seen = found.cache, found.tokens
+        stored = self._run(lambda: prompt_cache.load(Path(path), self._identity(), self._new_cache()))
+        if len(stored.tokens) > self.context:
+            raise UsageError(f"{path}: it holds {len(stored.tokens)} tokens, the context {self.context}")
+        self._cache, self._seen = stored.cache, stored.tokens
 
     def close(self) -> None:
         """Release the model; may be called more than once."""
@@ -303,17 +300,14 @@ class MlxRuntime(TextRuntime):
                 raise
             raise ResourceError(f"{self.artifact.path}: {self.device} cannot compute it: {error!s:.300}") from error
 
-    def _ids(self, tokens: npt.ArrayLike) -> I64:
-        return token_ids(tokens, self._vocab()).astype(np.int64)
-
     def _vocab(self) -> int:
         module = self._model().module
         return int(getattr(module.args, "vocab_size", 0) or module.args.text_config["vocab_size"])
 
     @staticmethod
     def _float32(values: Any) -> F32:
-        found: F32 = np.array(values.astype(core().float32))
-        return found
+        array: F32 = np.array(values.astype(core().float32))
+        return array
 
     def _last(self, ids: list[int]) -> F32:
         """Return the logits after the ids, float32 [vocab]; computes only the tokens that are not cached."""
@@ -349,8 +343,8 @@ class MlxRuntime(TextRuntime):
                 self._cache, self._seen = self._new_cache(), []
 
     def _new_cache(self) -> list[Any]:
-        found: list[Any] = lm("models.cache").make_prompt_cache(self._model().module)
-        return found
+        layers: list[Any] = lm("models.cache").make_prompt_cache(self._model().module)
+        return layers
 
     def _identity(self) -> dict[str, str]:
         return prompt_cache.identity(self.artifact, self._model().dtype)

@@ -46,18 +46,18 @@ def assemble(tensors: Mapping[str, Tensor], section: Section | None, where: Path
     """
     modules = {name.removesuffix(".scales") for name in tensors if name.endswith(".scales")}
     modules |= {name.removesuffix(".weight") for name, t in tensors.items() if _is_packed(name, t)}
-    found: dict[str, AnyTensor] = {}
+    encoded: dict[str, AnyTensor] = {}
     for name, tensor in tensors.items():
         module, _, part = name.rpartition(".")
         if module not in modules or part not in PARTS:
-            found[name] = tensor
+            encoded[name] = tensor
         elif part == "weight":
-            found[name] = _Module.of(module, tensors, section, where).tensor()
-    _refuse_unquantized(found, section, where)
+            encoded[name] = _Module.of(module, tensors, section, where).tensor()
+    _refuse_unquantized(encoded, section, where)
     for module in modules:
         if f"{module}.weight" not in tensors:
             raise InvalidFileError(f"{where}: {module}.scales has no {module}.weight beside it; {_CURE}")
-    return found
+    return encoded
 
 
 def _is_packed(name: str, tensor: Tensor) -> bool:
@@ -114,14 +114,14 @@ class _Module:
 
     def read(self, start: int, stop: int) -> dict[str, Array]:
         """Return the parts of rows ``start:stop``, in the layout of `edgekit.reference.mlx`."""
-        found = {
+        parts = {
             name: _native(part.read_rows(start, stop), part.dtype)
             for name, part in self.parts.items()
             if name != "global_scale"
         }
         if "global_scale" in self.parts:
-            found["global_scale"] = self.parts["global_scale"].read().reshape(())
-        return found
+            parts["global_scale"] = self.parts["global_scale"].read().reshape(())
+        return parts
 
 
 def _refuse_odd_parts(parts: Mapping[str, Tensor], refuse: Callable[[str], NoReturn]) -> None:

@@ -7,7 +7,7 @@ written first. An interrupted run resumes after its last complete tensor, in any
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from edgekit.artifact import Layout
 from edgekit.errors import UnsupportedModelError, UsageError
 from edgekit.files.atomic import ARTIFACT_FILES, AtomicDirectory, AtomicFile
 from edgekit.files.foreign import utf8
-from edgekit.formats import PlannedDirectory, small_files
-from edgekit.formats.safetensors import Part, build_header, to_bytes
+from edgekit.formats import Places, PlannedDirectory, small_files
+from edgekit.formats.safetensors import Part, build_header
 from edgekit.manifest import Manifest
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Plan, Slot, quantized
@@ -81,30 +81,31 @@ class MlxWriter(PlannedDirectory):
                 break
         return count
 
-    def write(self, tensor: QuantizedTensor) -> None:
-        """Append the plan's next tensor to its shard; see `PlannedWriter.write`."""
+    def write_rows(self, rows: QuantizedTensor, first: int) -> None:
+        """Write rows of the plan's next tensor to its shard; see `PlannedWriter.write_rows`."""
         number = next((n for n, shard in enumerate(self._shards) if self.done < shard.stop), len(self._shards) - 1)
         self.file = self._files[number]
         if not self.file.offset:
             self.file.write(self._shards[number].header)
-        super().write(tensor)
+        super().write_rows(rows, first)
 
-    def append(self, tensor: QuantizedTensor, assignment: Assignment) -> None:
-        """Write the parts of a tensor to the current shard.
+    def place(self, parts: Mapping[str, Part], assignment: Assignment) -> Places:
+        """Place the parts of a tensor one after the other, as the header lists them.
 
         Raises:
             UsageError: a part has another size than planned.
         """
+        stored = []
         for expected in self._parts[self.done]:
             key = "values" if assignment.precision.convention == "float" else expected.name.rpartition(".")[2]
-            array = tensor.parts[key]
-            data = to_bytes(array)
-            if data.nbytes != expected.nbytes:
+            part = parts[key]
+            if part.nbytes != expected.nbytes:
                 raise UsageError(
-                    f"{self.path}: {expected.name} has {data.nbytes} bytes as {array.dtype} {list(array.shape)}, "
+                    f"{self.path}: {expected.name} has {part.nbytes} bytes as {part.dtype} {list(part.shape)}, "
                     f"{expected.dtype} {list(expected.shape)} is planned; encode it from the layout's own tensor"
                 )
-            self.file.write(data)
+            stored.append(part)
+        return Places.in_order(stored, self.file.offset)
 
     def commit(self) -> None:
         """Check that every tensor was written, write the other files, and move the directory into place."""
@@ -139,10 +140,10 @@ def config_of(layout: Layout, plan: Plan, content: bytes, path: Path) -> bytes:
     model = layout.model
     assert model is not None  # `MlxFormat.layout` refuses unsupported families
     source = json.loads(content)
-    own = {key: value for key, value in source.items() if key not in (KEY, MIRROR, "rope_parameters")}
-    if "text_config" in own:  # only the language model is written, so its keys move to the top level
-        own = {key: value for key, value in own.items() if key.endswith("token_id") or key == "torch_dtype"}
-    written = own | mlx_config(model.config, str(path))
+    kept = {key: value for key, value in source.items() if key not in (KEY, MIRROR, "rope_parameters")}
+    if "text_config" in kept:  # only the language model is written, so its keys move to the top level
+        kept = {key: value for key, value in kept.items() if key.endswith("token_id") or key == "torch_dtype"}
+    written = kept | mlx_config(model.config, str(path))
     chosen = {a.name.removesuffix(".weight"): a.precision for a in plan if quantized(a.precision)}
     if chosen:
         written[KEY] = written[MIRROR] = section_of(chosen)
@@ -209,14 +210,14 @@ def _parts(name: str, precision: Precision, shape: tuple[int, ...], dtype: str) 
     module = name.removesuffix(".weight")
     words = (*shape[:-1], shape[-1] * precision.bits // 32)
     groups = (*shape[:-1], shape[-1] // precision.block)
-    found = [Part(name, "uint32", words)]
+    parts = [Part(name, "uint32", words)]
     if precision.kind in FLOATS:
-        found.append(Part(f"{module}.scales", "uint8", groups))
+        parts.append(Part(f"{module}.scales", "uint8", groups))
     else:
-        found += [Part(f"{module}.{part}", dtype, groups) for part in ("scales", "biases")]
+        parts += [Part(f"{module}.{part}", dtype, groups) for part in ("scales", "biases")]
     if precision.whole_tensor:
-        found.append(Part(f"{module}.global_scale", "float32", ()))
-    return found
+        parts.append(Part(f"{module}.global_scale", "float32", ()))
+    return parts
 
 
 def _shards(parts: Sequence[list[Part]]) -> list[_Shard]:

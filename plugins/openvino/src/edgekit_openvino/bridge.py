@@ -1,12 +1,12 @@
-"""Tensors that are quantized already, carried into the IR code by code where that changes no value.
+"""Converts quantized tensors of other formats to OpenVINO's without decoding them, where that changes no value.
 
     from                           to
     ggml:Q4_0, Q8_0                int4-sym-g32, int8-sym-g32
     ggml:MXFP4, mlx:mxfp4, mxfp8   mxfp4, mxfp8
-    onnx:int4-sym-g<size> ...      the same of openvino, where every scale is a float16 (asked of the tensor itself)
+    onnx:int4-sym-g<size> ...      the same of openvino, if every scale of the tensor is a float16
 
-What `edgekit.bridges.relation` calls exact is carried row by row; what it makes depend on the tensor is tried on all of
-it, once. Everything else is decoded.
+If `edgekit.bridges.relation` is exact for two precisions, codes are converted row by row. If it depends on the tensor's
+values, the conversion is tried once on the whole tensor. All other tensors are decoded.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from edgekit_openvino.elements import stored_parts
 
 
 def carried_over(tensor: AnyTensor) -> AnyTensor:
-    """The tensor in a precision that an IR holds: its own, one that holds the same values, or decoded float32."""
+    """Return the tensor in a precision of OpenVINO's that holds the same values; if there is none, unchanged."""
     if isinstance(tensor, Tensor) or tensor.precision.convention == "openvino":
         return tensor
     carried = first_exact(tensor, candidates(tensor))
-    return tensor.decoded() if carried is None else attrs.evolve(carried, nbytes=_nbytes(carried))
+    return tensor if carried is None else attrs.evolve(carried, nbytes=_nbytes(carried))
 
 
 def candidates(tensor: EncodedTensor) -> Iterator[Precision]:
-    """OpenVINO's precisions that might hold a tensor's values, the likeliest first."""
+    """Yield OpenVINO's precisions that may be able to hold a tensor's values, the likeliest first."""
     source = tensor.precision
     if source.kind.lower() in ("mxfp4", "mxfp8"):
         yield find_precision(f"openvino:{source.kind.lower()}")

@@ -1,10 +1,10 @@
 """The pass ``openvino-compress``: `nncf.compress_weights` on a whole IR, with all its options.
 
-Which options go together is checked before anything is read. What the pass cost is measured on the calibration samples,
-or on seeded noise where there are none, and recorded in the manifest.
+The combination of options is checked before anything is read. The change of the model's outputs is measured on the
+calibration samples, or on seeded noise if there are none, and recorded in the manifest.
 
-Source: nncf 3.4.0, `quantize_model.py` and `check_user_compression_configuration`. That the refusals here are those of
-the library is tested in tests/oracles/test_openvino_compress.py.
+Source: nncf 3.4.0, `quantize_model.py` and `check_user_compression_configuration`. A test compares the refused
+combinations with the library's (tests/oracles/test_openvino_compress.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from edgekit_openvino.quiet import quiet
 from edgekit_openvino.refusals import ignored_scope, known, one_of, translated
 from edgekit_openvino.samples import CONTEXT, Feed, Samples, inputs_of, probes, read
 
-#: Options that need samples, and which of them a mode of floats does not take.
+#: Options that need samples, and those of them that floating-point modes do not support.
 _DATA_AWARE = ("awq", "scale_estimation", "gptq", "lora_correction")
 _FLOATS = frozenset({"MXFP4", "MXFP8_E4M3", "FP8_E4M3", "FP4", "NVFP4"})
 _CODEBOOKS = frozenset({"CB4", "CODEBOOK", "ADAPTIVE_CODEBOOK"})
@@ -36,24 +36,24 @@ _FIXED_GROUPS = {"MXFP4": 32, "MXFP8_E4M3": 32, "NVFP4": 16}
 
 @attrs.frozen(kw_only=True)
 class Options:
-    """What `nncf.compress_weights` is asked for; None leaves a choice to it.
+    """The options of `nncf.compress_weights`; None leaves the choice to NNCF.
 
     Attributes:
-        mode: of NNCF, by its name.
+        mode: name of NNCF's mode.
         ratio: share of the weights that get `mode`; the others get `backup_mode`.
-        group_size: weights that share a scale; -1 for one scale a row.
-        fallback: what becomes of rows that the group size does not divide: ``error``, ``ignore`` or ``adjust``.
+        group_size: number of weights that share a scale; -1 for one scale per row.
+        fallback: treatment of rows that the group size does not divide: ``error``, ``ignore`` or ``adjust``.
         all_layers: whether embeddings and the last layer get `mode` too.
-        ignored: operations to leave alone: names, or a mapping with ``names``, ``patterns`` or ``types``.
+        ignored: operations to leave unchanged: names, or a mapping with ``names``, ``patterns`` or ``types``.
         backup_mode: ``none``, ``int8_sym``, ``int8_asym``, ``mxfp8_e4m3`` or ``fp8_e4m3``.
-        sensitivity: how the layers that get `backup_mode` are chosen.
-        awq: whether to scale channels by their activations; without samples it goes by the weights.
+        sensitivity: the metric by which the layers that get `backup_mode` are chosen.
+        awq: whether to scale channels by their activations, or, without samples, by the weights.
         scale_estimation: whether to fit the scales to the samples.
-        gptq: whether to round each column so that it makes up for those before.
-        lora_correction: whether to add a small product of matrices that makes up for the error.
-        lora_rank: of that product.
+        gptq: whether to round with error feedback (GPTQ).
+        lora_correction: whether to add a low-rank product of matrices that compensates the error.
+        lora_rank: rank of that product.
         codebook: the levels of mode ``CODEBOOK``, ascending.
-        subset_size: how many samples to take.
+        subset_size: number of samples to use.
     """
 
     mode: str
@@ -74,15 +74,15 @@ class Options:
 
     @classmethod
     def of(cls, mode: str, sampled: bool = False, **given: Any) -> Options:
-        """Options that go together.
+        """Return the checked options.
 
         Args:
-            mode: one of NNCF's, in any case, or a precision that one of them computes (``openvino:int4-sym-g64``).
+            mode: a mode of NNCF, in upper or lower case, or a precision of such a mode (``openvino:int4-sym-g64``).
             sampled: whether there are samples of the input.
             given: the other attributes.
 
         Raises:
-            UsageError: they do not go together; names the cure.
+            UsageError: NNCF does not support the combination; the message names the cure.
         """
         known(given, cls, "openvino-compress", "calibration", "context")
         for name in ("backup_mode", "sensitivity", "fallback"):
@@ -115,7 +115,7 @@ class Options:
         self._check_codebook()
 
     def _check_int8(self, sampled: bool) -> None:
-        """INT8 is one choice: every layer, one scale a row, no data."""
+        """Raise `UsageError` for options that INT8 modes lack: they quantize every layer, per row, without data."""
         wrong = [name for name in ("all_layers", "backup_mode", "sensitivity", *_DATA_AWARE) if self._given(name)]
         wrong += ["ratio"] if self.ratio not in (None, 0, 1) else []
         wrong += ["group_size"] if self.group_size not in (None, 0, -1) else []
@@ -162,12 +162,12 @@ class Options:
         return getattr(self, name) is not None
 
     def recipe(self) -> str:
-        """In words, for the manifest."""
+        """The options in words, for the manifest."""
         chosen = attrs.asdict(self, filter=lambda field, value: field.name != "mode" and value != field.default)
         return " ".join(["openvino-compress", f"mode={self.mode}", *(f"{k}={v}" for k, v in sorted(chosen.items()))])
 
     def arguments(self, feeds: Sequence[Feed] | None) -> dict[str, Any]:
-        """Keyword arguments of `nncf.compress_weights`."""
+        """Return the keyword arguments of `nncf.compress_weights`."""
         n = nncf()
         named = {
             "mode": n.CompressWeightsMode[self.mode],
@@ -211,22 +211,24 @@ class Compress:
         Args:
             source: an IR.
             to: the directory to write.
-            mode: of NNCF (``INT4_SYM``), or a precision that one computes (``openvino:int4-sym-g64``).
+            mode: a mode of NNCF (``INT4_SYM``), or a precision of such a mode (``openvino:int4-sym-g64``).
             calibration: samples of the input; see `edgekit_openvino.samples`.
-            subset_size: how many of them to take.
-            context: tokens of a sample, where `calibration` is a text.
+            subset_size: number of samples to use.
+            context: number of tokens in a sample, if `calibration` is a text.
             options: the attributes of `Options`.
 
         Returns:
             The result, whose ``manifest.quality`` has ``output_error``, ``cosine``, ``top1`` (see
-            `edgekit_openvino.measure`), ``size_ratio`` and ``layers``, constants by element type.
+            `edgekit_openvino.measure`), ``size_ratio`` and ``layers``, the number of constants by element type.
 
         Raises:
-            UsageError: options that do not go together, said before anything is read; or a calibration set that is
-                empty or has other inputs.
-            ShapeError, NonFiniteError: about the samples.
+            UsageError: NNCF does not support the combination of options (raised before anything is read), or the
+                calibration set is empty or has other inputs.
+            ShapeError: a sample has a shape that the model does not take.
+            NonFiniteError: a sample holds a NaN or an infinity.
             UnsupportedModelError: the model has no layer to compress.
-            ResourceError, LockedError: about the target. Nothing half-written is left behind.
+            ResourceError: the target cannot be written; it is left as it was.
+            LockedError: another process writes the target.
         """
         chosen = Options.of(mode, calibration is not None, subset_size=subset_size, **options)
         model = read_ir(source)
@@ -238,11 +240,12 @@ class Compress:
 
 
 def compressed(model: Any, options: Options, feeds: Sequence[Feed] | None) -> Any:
-    """The model with compressed weights.
+    """Return the model with compressed weights.
 
     Raises:
         UnsupportedModelError: no weight was compressed.
-        UsageError, PluginError: NNCF refuses, or fails.
+        UsageError: NNCF refuses the options.
+        PluginError: NNCF fails.
     """
     names, before = op_names(model), low_bit(model)
     with quiet(), translated(f"mode {options.mode}"):
@@ -268,7 +271,7 @@ def _quality(source: Artifact, xml: Path, feeds: Sequence[Feed] | None) -> dict[
 
 
 def weights_ratio(source: Artifact, xml: Path) -> float:
-    """Bytes of the new .bin, relative to the source's weights."""
+    """Return the size of the new .bin relative to the source's weights."""
     old = source.files[0].stat().st_size
     return xml.with_suffix(".bin").stat().st_size / max(old, 1)
 

@@ -1,4 +1,4 @@
-"""Models that OpenVINO converts itself, graph and all, with `openvino.convert_model`: ONNX files, torch modules."""
+"""Converts whole models with `openvino.convert_model`: ONNX files and torch modules."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def convert_model(model: Any, to: str | os.PathLike[str], *, example_input: Any 
     Args:
         model: the path of an ONNX file, or a ``torch.nn.Module`` in evaluation mode.
         to: the directory to write.
-        example_input: what the module is traced with: a tensor, a tuple or a dict of tensors.
-        input: names, shapes and types of the inputs, as `openvino.convert_model` takes them.
+        example_input: the input with which the module is traced: a tensor, a tuple or a dict of tensors.
+        input: names, shapes and types of the inputs, as for `openvino.convert_model`.
 
     Returns:
-        The artifact, opened; it has no ``model`` of a family.
+        The artifact, opened; its ``model`` is not available.
 
     Raises:
-        MissingFileError: no such file.
-        UsageError: the target is, holds or lies inside the file.
-        InvalidFileError: OpenVINO does not read the file.
-        UnsupportedModelError: it cannot convert the module; with what it says.
+        MissingFileError: the file does not exist.
+        UsageError: the target is the file, or a directory that contains it, or is inside it.
+        InvalidFileError: OpenVINO cannot read the file.
+        UnsupportedModelError: OpenVINO cannot convert the module; the message quotes it.
 
     Example:
         >>> convert_model(module.eval(), "ir", example_input=torch.zeros(1, 3, 32, 32))  # doctest: +SKIP
@@ -47,7 +47,7 @@ def convert_model(model: Any, to: str | os.PathLike[str], *, example_input: Any 
 
 
 def converted_model(model: Any, *, example_input: Any = None, input: Any = None) -> Any:
-    """The `openvino.Model` of `convert_model`, its nodes named as `edgekit_openvino.graph.name_nodes` does."""
+    """Return the converted `openvino.Model`, with nodes named by `edgekit_openvino.graph.name_nodes`."""
     is_file = isinstance(model, (str, os.PathLike))
     if is_file and not Path(model).is_file():
         raise MissingFileError(f"{model}: no such file")
@@ -68,7 +68,7 @@ def converted_model(model: Any, *, example_input: Any = None, input: Any = None)
 
 
 class WholeWriter:
-    """Writes the IR of a file that OpenVINO reads itself; see `edgekit.artifact.Writer`."""
+    """Writes the IR of a file that OpenVINO converts as a whole; see `edgekit.artifact.Writer`."""
 
     done = 0
 
@@ -83,11 +83,11 @@ class WholeWriter:
         self._directory = AtomicDirectory(path, owned=OWNED)
 
     def write(self, tensor: QuantizedTensor) -> None:
-        """Nothing: the plan has no tensors."""
+        """Never called, since the plan has no tensors."""
         raise UsageError(f"{self._directory.target}: tensor {tensor.name} came where the plan has none")
 
     def commit(self) -> None:
-        """Convert, and swap the directory in."""
+        """Convert the file, and move the directory into place."""
         model = converted_model(self._layout.source.path)
         with writing(self._directory.target):
             openvino().save_model(model, str(self._directory.path / XML), compress_to_fp16=False)
@@ -95,7 +95,7 @@ class WholeWriter:
         self._directory.commit()
 
     def close(self, keep: bool = False) -> None:
-        """Release everything; without a `commit` before it the target stays as it was."""
+        """Release everything; without a previous `commit` the target is unchanged."""
         self._directory.close(False)
 
 

@@ -1,4 +1,4 @@
-"""Element types of the IR, and which constants a tensor in one of edgekit's precisions becomes.
+"""Element types of the IR, and the constants that store a tensor in one of edgekit's precisions.
 
     precision          codes            scale     zero point        global scale
     int8-sym           i8               f16       -                 -
@@ -11,7 +11,7 @@
     nvfp4              f4e2m1           f8e4m3    -                 f32
 
 Codes are [rows, cols] with one scale a row [rows, 1], or [rows, groups, size] with scales [rows, groups, 1]. The bytes
-are those of the reference's parts: see `edgekit.reference.openvino`. Constants are called as NNCF calls them.
+are those of the reference's parts: see `edgekit.reference.openvino`. Constants have the names that NNCF gives them.
 
 Source: openvino 2026.4.1, `element_type.hpp`; nncf 3.4.0, `_create_compression_subgraph`, as IRs show it.
 """
@@ -25,7 +25,7 @@ import attrs
 
 from edgekit.precision import Precision
 
-#: IR's name of an element type -> bits, and edgekit's name where single elements are addressable.
+#: The IR's name of an element type -> bits, and edgekit's name if elements take whole bytes.
 ELEMENTS: Mapping[str, tuple[int, str]] = {
     "f64": (64, "float64"),
     "f32": (32, "float32"),
@@ -64,7 +64,7 @@ _CODES = {
     "cb4": ("u4", ""),
 }
 _SCALES = {"float16": "f16", "float8_e8m0fnu": "f8e8m0", "float8_e4m3fn": "f8e4m3"}
-#: What NNCF adds to a constant's name for the codes of cb4; the constant itself holds their levels.
+#: Suffix of the constant with cb4's codes in NNCF's naming; the constant without it holds the levels.
 CODEBOOK_SUFFIX = "_nncf_codebook_idxs"
 
 
@@ -73,8 +73,8 @@ class Stored:
     """A constant to store.
 
     Attributes:
-        name: of its layer.
-        element: its element type, by the IR's name.
+        name: name of its layer.
+        element: the IR's name of its element type.
         shape: outermost dimension first.
     """
 
@@ -84,20 +84,20 @@ class Stored:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the .bin."""
+        """The bytes that it takes in the .bin."""
         return constant_bytes(self.element, self.shape)
 
 
 def constant_bytes(element: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a constant; codes of less than a byte are packed, six-bit and three-bit ones in groups."""
+    """Return the bytes of a constant; codes of less than a byte are packed, six-bit and three-bit ones in groups."""
     bits, count = ELEMENTS[element][0], math.prod(shape)
-    if bits in (3, 6):  # as many codes as fill 3 bytes exactly
+    if bits in (3, 6):  # the number of codes that fill 3 bytes exactly
         return -(-count * bits // 24) * 3
     return -(-count * bits // 8)
 
 
 def stored_parts(name: str, precision: Precision, shape: tuple[int, ...]) -> dict[str, Stored]:
-    """The constants of a tensor by the reference's names of its parts; a plain float has one, ``values``."""
+    """Return the constants of a tensor by the reference's names of its parts; a float tensor has one, ``values``."""
     if precision.convention == "float":
         return {"values": Stored(name, FLOATS[precision.kind], shape)}
     rows, group = shape[:-1], precision.block
@@ -117,22 +117,22 @@ def stored_parts(name: str, precision: Precision, shape: tuple[int, ...]) -> dic
 
 
 def storable(precision: Precision) -> bool:
-    """Whether an IR holds that precision."""
+    """Return whether an IR can store a precision."""
     return precision.convention == "openvino" or (precision.convention == "float" and precision.kind in FLOATS)
 
 
 def precision_name(
     element: str, group: int | None, scale: str, zero: str | None, levels: bool, shared: bool
 ) -> str | None:
-    """The precision of constants that dequantize a weight; None where edgekit has no such precision.
+    """Return the precision of constants that dequantize a weight; None if edgekit does not have it.
 
     Args:
-        element: type of the codes.
-        group: how many codes share a scale; None for a row.
-        scale: type of the scale.
-        zero: type of the zero point, if there is one.
+        element: element type of the codes.
+        group: number of codes that share a scale; None for a row.
+        scale: element type of the scale.
+        zero: element type of the zero point, if there is one.
         levels: whether the codes are indices of cb4's levels.
-        shared: whether the scales have a scale of their own.
+        shared: whether the scales are multiplied by a global scale.
     """
     where = f"-g{group}" if group else "-channel"
     match (element, scale, zero):

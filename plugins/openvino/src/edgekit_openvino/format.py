@@ -1,4 +1,4 @@
-"""The format ``openvino``: a directory with ``openvino_model.xml`` and ``.bin``, configuration and tokenizer beside."""
+"""The format ``openvino``: a directory with ``openvino_model.xml`` and ``.bin``, a configuration and a tokenizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgekit.artifact import Artifact, Layout, Writer
 from edgekit.errors import UnsupportedModelError
 from edgekit.files.foreign import member, read_object
 from edgekit.files.reader import read_start
-from edgekit.formats import carried
+from edgekit.formats import carried, with_modules
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Plan, Slot
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 XML = "openvino_model.xml"
 CONFIG = "config.json"
 CONFIG_LIMIT = 4 << 20
-#: Suffixes of files whose graph OpenVINO reads itself.
+#: Suffixes of files that OpenVINO converts as a whole.
 WHOLE = (".onnx",)
-#: How an IR's XML begins, after a declaration and comments.
+#: The start of an IR's XML, after a declaration and comments.
 _HEAD = 4096
 
 
@@ -43,27 +43,27 @@ class OpenVinoFormat:
     """Reads and writes OpenVINO IR."""
 
     name = "openvino"
-    #: Whose precisions have short names here.
+    #: The convention whose precisions may be written without its prefix for this format.
     conventions = ("openvino",)
 
     def matches(self, path: Path) -> bool:
-        """A directory with ``openvino_model.xml``, or an .xml whose root is a ``net``."""
+        """Return whether the path is a directory with ``openvino_model.xml``, or an .xml whose root is a ``net``."""
         if path.is_dir():
             return (path / XML).is_file()
         return path.suffix == ".xml" and b"<net" in read_start(path, _HEAD)
 
     def open(self, path: Path) -> Artifact:
-        """Read the graph, and check that the .bin belongs to it; no values.
+        """Read the graph, and check that the .bin belongs to it, without reading values.
 
         Raises:
-            MissingFileError: the .xml, or its .bin, is not there.
-            InvalidFileError: malformed; names the file, the line and the constant.
-            UnsupportedModelError: operations or element types that the installed library does not know.
+            MissingFileError: the .xml or its .bin does not exist.
+            InvalidFileError: a file is malformed; names the file, the line and the constant.
+            UnsupportedModelError: the installed openvino does not support an operation or an element type.
         """
         directory = path if path.is_dir() else path.parent
         xml = path / XML if path.is_dir() else path
         for name in (xml.name, xml.with_suffix(".bin").name):
-            member(directory, name)  # no link out of the directory
+            member(directory, name)  # links must not lead out of the directory
         graph = ir.read(xml)
         written_here = xml.name == XML
         config = (read_object(directory, CONFIG, CONFIG_LIMIT) if written_here else None) or {}
@@ -82,14 +82,13 @@ class OpenVinoFormat:
         )
 
     def layout(self, source: Artifact) -> Layout:
-        """A decoder of the source's model, tensors under Hugging Face's names, with canonical values.
+        """Return the source's tensors under Hugging Face's names, with canonical values.
 
-        An ONNX file has no slots: OpenVINO converts it as a whole.
-
-        A source whose tensors are encoded keeps their codes where the IR can hold them unchanged; others are decoded.
+        An ONNX file has no slots, since OpenVINO converts it as a whole. Encoded tensors keep their codes if an IR can
+        hold the same values; others are decoded.
 
         Raises:
-            UnsupportedModelError: an unsupported model family.
+            UnsupportedModelError: the model family is unsupported.
         """
         if source.path.suffix in WHOLE:
             return Layout((), source, None)
@@ -99,11 +98,11 @@ class OpenVinoFormat:
         return Layout(tuple(slots), source, model)
 
     def sizes(self, layout: Layout) -> OpenVinoSizes:
-        """What the tensors take in a directory of that layout.
+        """Return the sizes of tensors in an IR of that layout.
 
         Raises:
             MissingPluginError: openvino, which writes the graph, is not installed.
-            UnsupportedModelError: an ONNX file, which OpenVINO converts as a whole.
+            UnsupportedModelError: the source is an ONNX file, which OpenVINO converts as a whole.
         """
         from edgekit_openvino.sizes import OpenVinoSizes
 
@@ -114,12 +113,14 @@ class OpenVinoFormat:
         return OpenVinoSizes(layout)
 
     def writer(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> Writer:
-        """Start or resume a directory.
+        """Start writing a directory, or resume an interrupted run.
 
         Raises:
             MissingPluginError: openvino, which writes the graph, is not installed.
-            UnsupportedModelError: the plan has precisions that an IR does not hold.
-            ResourceError, LockedError, UsageError: about the target.
+            UnsupportedModelError: an IR cannot store a precision of the plan.
+            ResourceError: the target cannot be written.
+            LockedError: another process writes it.
+            UsageError: the target exists and is not the writer's to replace.
         """
         if layout.source.path.suffix in WHOLE:
             from edgekit_openvino.convert import WholeWriter
@@ -136,7 +137,7 @@ def _slot(name: str, role: str, tensor: AnyTensor) -> Slot:
 
 
 def _kept(tensor: AnyTensor) -> Precision:
-    """What a tensor that is not quantized is stored in: what it has, F32 for vectors and for wider floats."""
+    """Return the precision of a tensor that is not quantized: its own, or F32 for vectors and wider floats."""
     if isinstance(tensor, EncodedTensor):
         return tensor.precision if storable(tensor.precision) else find_precision("float:F32")
     kind = {"float16": "F16", "bfloat16": "BF16"}.get(tensor.dtype, "F32") if len(tensor.shape) > 1 else "F32"
@@ -149,7 +150,7 @@ def _beside(directory: Path) -> tuple[Path, ...]:
 
 
 def _model(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], directory: Path) -> Model:
-    """The family-neutral view of a directory whose constants have the names that edgekit gives them."""
+    """Return the model of a directory with canonical names, if its constants have the names that edgekit writes."""
     if not config:
         raise UnsupportedModelError(f"{directory}: an IR without config.json does not say its family; it runs as it is")
     parsed = config_from_hf(config, str(directory))
@@ -169,7 +170,7 @@ def _model(config: Mapping[str, Any], tensors: Mapping[str, AnyTensor], director
         )
     view = {role: tensors[name] for role, name in names.items()}
     check_tensors(parsed, view, str(directory), names)
-    return Model(parsed, view)
+    return with_modules(Model(parsed, view), directory)
 
 
 def _tokenizer(directory: Path) -> Tokenizer | None:

@@ -1,4 +1,4 @@
-"""The graphs that a runtime needs, cut out of the one in the IR: all logits, the last ones, the last states."""
+"""Derives the graphs that the runtime needs from the IR's: all logits, the last logits, the last hidden states."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Variant = Literal["all", "last", "hidden"]
 
 
 def read_model(xml: Path, mmap: bool = True) -> Any:
-    """The library's own view of an IR that edgekit has checked.
+    """Return the `openvino.Model` of an IR that edgekit has checked.
 
     Raises:
-        InvalidFileError: the library refuses it; with what it says.
+        InvalidFileError: OpenVINO refuses the file; the message quotes it.
     """
     try:
         return core().read_model(str(xml), config={"ENABLE_MMAP": mmap})
@@ -28,15 +28,15 @@ def read_model(xml: Path, mmap: bool = True) -> Any:
 
 
 def variant(model: Any, which: Variant, path: Path) -> Any:
-    """A decoder's graph that gives all logits, only those after the last token, or the states that they are made of.
+    """Return a decoder's graph with another output: all logits, those after the last token, or the last hidden states.
 
     Args:
-        model: an `openvino.Model` whose first result are logits; it is changed.
+        model: an `openvino.Model` whose first result is the logits; changed in place.
         which: ``all``, ``last`` or ``hidden``.
-        path: for the error.
+        path: the file, for messages.
 
     Raises:
-        UnsupportedModelError: the logits are no product with an output matrix.
+        UnsupportedModelError: the logits are not a product with an output matrix.
     """
     if which == "all":
         return model
@@ -52,7 +52,7 @@ def variant(model: Any, which: Variant, path: Path) -> Any:
 
 
 def _output_product(model: Any, path: Path) -> Any:
-    """The product with the output matrix: at most a soft cap lies between it and the result."""
+    """Return the product with the output matrix; between it and the result there may only be a soft cap."""
     node = model.outputs[0].get_node().input_value(0).get_node()
     while node.get_type_name() in ("Multiply", "Tanh", "Divide", "Add", "Convert"):
         node = node.input_value(0).get_node()

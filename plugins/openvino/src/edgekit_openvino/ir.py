@@ -1,12 +1,12 @@
-"""Reading the IR: an XML that describes the graph, and a .bin with its constants. Files are untrusted.
+"""Reads an IR: an XML file that describes the graph, and a .bin with its constants. Files are untrusted.
 
     <net version="11"> <layers> <layer id name type version> <data .../> ... </layer> </layers>
     <edges> <edge from-layer from-port to-layer to-port/> </edges> <rt_info> ... </rt_info> </net>
 
-The XML is read with expat in one pass, without a tree. A document type (and with it every entity) is refused, so that a
-small file cannot grow; so is another encoding than UTF-8, and what goes beyond the limits below. Every constant has to
-lie in the .bin with exactly the bytes of its type and shape, and the .bin has to end where the last of them does. All
-of it is checked before the library sees the files, which trusts them.
+The XML is read with expat in one pass, without building a tree. Refused are a document type (and with it every entity,
+so that a small file cannot expand), encodings other than UTF-8, and files beyond the limits below. Every constant must
+be inside the .bin with exactly the bytes of its type and shape, and the .bin must end with the last of them. All of
+this is checked before the files are passed to openvino, which does not check them.
 
 Source: openvino 2026.4.1, IR version 11, `ir_deserializer.cpp`.
 """
@@ -28,21 +28,21 @@ from edgekit.files.memory import enough_memory
 from edgekit.files.reader import Reader
 from edgekit_openvino.elements import ELEMENTS, constant_bytes
 
-#: Bytes of an XML; it takes some 500 a layer, and the largest models have a few megabytes.
+#: Largest size of an XML in bytes; a layer takes about 500, and the largest models have a few megabytes.
 XML_LIMIT = 512 << 20
-#: Layers and edges; a model with 128 experts in each of 48 blocks has some 200,000 layers where none is fused.
+#: Largest number of layers and of edges; 48 blocks with 128 unfused experts each have about 200,000 layers.
 MAX_LAYERS, MAX_EDGES = 1 << 19, 1 << 21
-#: Bytes of a tag with its attributes, or of a comment; a tokenizer's chat template has 100,000 at most.
+#: Largest size in bytes of a tag with its attributes, or of a comment; chat templates have up to 100,000.
 MAX_TAG = 4 << 20
-#: Attributes of a layer's data; operations have a dozen.
+#: Largest number of attributes of a layer's data; operations have a dozen.
 MAX_ATTRIBUTES = 1024
-#: Dimensions of a constant, and elements inside elements.
+#: Largest number of dimensions of a constant, and largest depth of elements.
 MAX_DIMENSIONS, MAX_DEPTH = 32, 64
-#: Bytes that expat is given at a time: a tag that is not complete is looked through again with each piece.
+#: Bytes passed to expat at a time; an incomplete tag is scanned again with each piece.
 _PIECE = 1 << 19
-#: Sets of operations besides the numbered ones: the library's own, and those of loaded extensions.
+#: Operation sets without a number: openvino's own, and those of loaded extensions.
 OTHER_OPSETS = frozenset({"extension", "ie_internal_opset", "type_relaxed_opset", "util", "experimental_opset"})
-#: The newest numbered set of openvino 2026.4; a newer library is asked for its own.
+#: The newest numbered set in openvino 2026.4; for a newer installed version see `newest_opset`.
 NEWEST_OPSET = 17
 _VERSIONS = (10, 11)
 _ENCODINGS = ("utf-8", "utf8", "us-ascii", "ascii")
@@ -53,11 +53,11 @@ class Layer:
     """An operation of the graph.
 
     Attributes:
-        id, name, kind, opset: as the file has them; `kind` is the type of operation.
+        id, name, kind, opset: as in the file; `kind` is the type of operation.
         data: its attributes.
         inputs: port -> (layer, port) that feeds it, in the order of the ports.
         nested: whether it is part of another operation's body (If, Loop).
-        line: of the file.
+        line: its line in the file.
     """
 
     id: str
@@ -72,7 +72,7 @@ class Layer:
 
 @attrs.frozen
 class Constant:
-    """A constant of the graph: where its bytes lie in the .bin."""
+    """A constant of the graph, with the position of its bytes in the .bin."""
 
     name: str
     element: str
@@ -86,8 +86,8 @@ class Graph:
     """The parsed XML.
 
     Attributes:
-        path: the XML.
-        layers: those of the graph itself, by id.
+        path: the XML file.
+        layers: the layers, without nested ones, by id.
         constants: the constants among them, by id.
     """
 
@@ -96,7 +96,7 @@ class Graph:
     constants: Mapping[str, Constant]
 
     def consumers(self) -> dict[str, list[Layer]]:
-        """For each layer's id the layers that it feeds."""
+        """The layers that each layer feeds, by the id of the latter."""
         readers: dict[str, list[Layer]] = {}
         for layer in self.layers.values():
             for source, _ in layer.inputs.values():
@@ -104,7 +104,7 @@ class Graph:
         return readers
 
     def source(self, layer: Layer, port: int) -> Layer | None:
-        """The layer that feeds an input, counted from 0."""
+        """Return the layer that feeds an input, counted from 0; None if there is none."""
         feeding = list(layer.inputs.values())
         return self.layers.get(feeding[port][0]) if port < len(feeding) else None
 
@@ -114,8 +114,8 @@ def read(xml: Path) -> Graph:
 
     Raises:
         MissingFileError: there is no .bin.
-        InvalidFileError: not an IR, malformed, or the .bin is not the one that belongs to it.
-        UnsupportedModelError: operations of a set that the installed library does not know.
+        InvalidFileError: the file is not an IR or is malformed, or the .bin does not belong to it.
+        UnsupportedModelError: the installed openvino does not support an operation set.
     """
     binary = xml.with_suffix(".bin")
     layers = _parse(xml)
@@ -140,7 +140,7 @@ def _parse(xml: Path) -> list[Layer]:
 
 
 class _Parser:
-    """Collects layers and edges; other elements are skipped."""
+    """Collects the layers and edges of an XML; other elements are skipped."""
 
     def __init__(self, xml: Path) -> None:
         self.xml = xml
@@ -148,6 +148,7 @@ class _Parser:
         self.open: list[Layer] = []
         self.graphs: list[dict[str, Layer]] = []
         self.depth, self.edges, self.root = 0, 0, ""
+        self.back = False  # inside a loop's <back_edges>, which name results and parameters of its body, and no ports
         self.expat = expat.ParserCreate()
         self.expat.XmlDeclHandler = self.declaration
         self.expat.StartElementHandler = self.start
@@ -159,7 +160,7 @@ class _Parser:
             self.feed(reader)
         except expat.ExpatError as error:
             self.fail(f"not well-formed XML: {expat.errors.messages[error.code]}")
-        except (LookupError, ValueError) as error:  # what Python says of an encoding that expat does not have
+        except (LookupError, ValueError) as error:  # Python's error for an encoding that expat lacks
             if isinstance(error, EdgekitError):
                 raise
             self.fail(f"an encoding that is not known: {error!s:.80}")
@@ -172,7 +173,7 @@ class _Parser:
         return self.layers
 
     def feed(self, reader: Reader) -> None:
-        """Give expat the file piece by piece; what it cannot finish has to stay short."""
+        """Pass the file to expat piece by piece, and limit the length of incomplete tags."""
         done = 0
         while piece := reader.read_bytes(done, _PIECE):
             if done == 0 and piece.startswith((b"\xfe\xff", b"\xff\xfe", b"\0", b"<\0")):
@@ -206,7 +207,9 @@ class _Parser:
                 self.start_layer(attributes)
             case "data" if self.open:
                 self.data(attributes)
-            case "edge" if self.graphs:
+            case "back_edges":
+                self.back = True
+            case "edge" if self.graphs and not self.back:
                 self.edge(attributes)
 
     def data(self, attributes: dict[str, str]) -> None:
@@ -219,6 +222,8 @@ class _Parser:
         self.depth -= 1
         if tag == "layer" and self.open:
             self.open.pop()
+        elif tag == "back_edges":
+            self.back = False
         elif tag == "edges" and self.graphs:
             self.graphs.pop()
 
@@ -282,7 +287,7 @@ def _refuse_opsets(xml: Path, layers: list[Layer]) -> None:
 
 
 def newest_opset() -> int:
-    """The newest numbered set of operations that the installed library supports."""
+    """Return the newest numbered operation set that the installed openvino supports."""
     import importlib.util
 
     if importlib.util.find_spec("openvino") is None:

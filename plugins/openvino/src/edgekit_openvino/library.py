@@ -1,4 +1,4 @@
-"""The openvino package: imported on first use, without telemetry, and its devices."""
+"""Access to the openvino packages, which are imported on first use without telemetry, and to the devices."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from typing import Any
 from edgekit.errors import MissingPluginError
 from edgekit.files.memory import refuse_shortage
 
-#: openvino_telemetry asks for the first whenever a session begins, nncf for the second when it is imported.
+#: Environment variables: openvino_telemetry reads the first when a session starts, nncf the second on import.
 _SILENT = {"CI": "true", "NNCF_CI": "1"}
 _ENVIRONMENT = threading.RLock()
 
 
 @functools.cache
 def openvino() -> ModuleType:
-    """The openvino package.
+    """Return the openvino package.
 
     Raises:
-        MissingPluginError: it is not installed.
+        MissingPluginError: openvino is not installed.
     """
     return _import("openvino", "pip install edgekit-openvino")
 
 
 def genai() -> ModuleType:
-    """openvino_genai, which generates text.
+    """Return the package openvino_genai, which generates text.
 
     Raises:
-        MissingPluginError: it is not installed.
+        MissingPluginError: openvino_genai is not installed.
     """
     return _import("openvino_genai", "pip install 'edgekit-openvino[genai]'")
 
 
 def tokenizers() -> ModuleType:
-    """openvino_tokenizers, which turns tokenizers into models.
+    """Return the package openvino_tokenizers, which converts tokenizers to models.
 
     Raises:
-        MissingPluginError: it is not installed.
+        MissingPluginError: openvino_tokenizers is not installed.
     """
     return _import("openvino_tokenizers", "pip install 'edgekit-openvino[genai]'")
 
 
 def nncf() -> Any:
-    """nncf, which compresses models.
+    """Return the package nncf, which compresses models.
 
     Raises:
-        MissingPluginError: it is not installed.
+        MissingPluginError: nncf is not installed.
     """
     return _import("nncf", "pip install edgekit-openvino")
 
@@ -77,7 +77,7 @@ def _import(name: str, cure: str) -> ModuleType:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Inside, openvino and nncf send no events: not when they are imported (both do), nor later.
+    """Disable the telemetry of openvino and nncf in the block, including the events that both send on import.
 
     Source: ``openvino/tools/ovc/__init__.py``, ``nncf/telemetry/wrapper.py``, ``openvino_telemetry`` 2025.2.0.
     """
@@ -92,19 +92,19 @@ def silent() -> Iterator[None]:
 
 
 def last_line(error: Exception) -> str:
-    """Return the last line of an error's message: OpenVINO puts the places in its source before it."""
+    """Return the last line of an error's message; OpenVINO puts its source locations in the lines before."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__
 
 
 @functools.cache
 def core() -> Any:
-    """One `openvino.Core` for the process: it holds the device plugins and their caches."""
+    """Return the process's `openvino.Core`, which holds the device plugins and their caches."""
     return openvino().Core()
 
 
 def devices() -> list[str]:
-    """A line for each device that the library reports."""
+    """Return one line per device that openvino reports."""
     runtime = core()
     return [_described(runtime, device) for device in runtime.available_devices]
 

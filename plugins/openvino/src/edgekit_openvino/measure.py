@@ -1,4 +1,4 @@
-"""Measures what a pass costs: a model's outputs before and after, on the same samples."""
+"""Measures the effect of a pass: a model's outputs before and after it, on the same samples."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from edgekit.typing import F64
 from edgekit_openvino.library import core, last_line
 from edgekit_openvino.samples import Feed
 
-#: As exact as the CPU computes: float32, activations and the cache of keys and values not rounded.
+#: Properties for the most exact results on the CPU: float32, without rounding activations or cached keys and values.
 EXACT = {
     "INFERENCE_PRECISION_HINT": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
     "KV_CACHE_PRECISION": "f32",
 }
-#: Samples that are compared.
+#: Largest number of samples to compare.
 COMPARED = 16
 
 
 def outputs(model: Any, feeds: Iterable[Mapping[str, Any]]) -> Iterator[F64]:
-    """A model's first output on each sample; a model with states starts anew each time.
+    """Yield a model's first output for each sample, float64; the states of a stateful model are reset each time.
 
     Raises:
-        UnsupportedModelError: it does not compile, or cannot compute a sample.
+        UnsupportedModelError: the model does not compile, or cannot compute a sample.
     """
     try:
         compiled = core().compile_model(model, "CPU", EXACT)
@@ -43,18 +43,18 @@ def outputs(model: Any, feeds: Iterable[Mapping[str, Any]]) -> Iterator[F64]:
 
 
 def compare(before: Any, after: Any, feeds: Sequence[Feed]) -> dict[str, float]:
-    """How far a model's first output has moved, on at most `COMPARED` samples; see `difference`."""
+    """Return the difference of two models' first outputs on at most `COMPARED` samples; see `difference`."""
     chosen = feeds[:COMPARED]
     return difference(list(outputs(before, chosen)), list(outputs(after, chosen)))
 
 
 def difference(expected: list[F64], got: list[F64]) -> dict[str, float]:
-    """How far outputs have moved, one for each sample.
+    """Return the difference between two lists of outputs, one per sample.
 
     Returns:
-        ``output_error``, the root mean square of the difference relative to that of the output before; ``cosine``, the
-        mean over the samples of the similarity of outputs; ``top1``, how often the largest of the last dimension is the
-        same (where that has more than one value); and ``samples``.
+        ``output_error``, the root mean square of the difference relative to that of the expected output; ``cosine``,
+        the mean cosine similarity over the samples; ``top1``, the share of positions with the same largest value in the
+        last dimension (if that has more than one value); and ``samples``, their number.
 
     Raises:
         NonFiniteError: an output is not finite.

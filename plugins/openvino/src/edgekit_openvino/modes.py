@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgekit.errors import UsageError
 from edgekit.precision import Precision
 
-#: NNCF's `CompressWeightsMode` by the kind of a precision; integers have a symmetry besides.
+#: NNCF's `CompressWeightsMode` by the kind of a precision; for integers the symmetry is appended.
 _FLOAT_MODES = {
     "nf4": "NF4",
     "cb4": "CB4",
@@ -30,15 +30,15 @@ NATIVE = (
 
 
 def attribute(name: str) -> str:
-    """The attribute of `edgekit_openvino.native` that encodes a precision: ``int4_sym_g64``."""
+    """Return the attribute of `edgekit_openvino.native` that encodes a precision, such as ``int4_sym_g64``."""
     return name.partition(":")[2].replace("-", "_")
 
 
 def mode_name(precision: Precision) -> str:
-    """Name of NNCF's mode for a precision: ``INT4_SYM``.
+    """Return the name of NNCF's mode for a precision, such as ``INT4_SYM``.
 
     Raises:
-        UsageError: no mode computes it.
+        UsageError: NNCF has no mode for it.
     """
     if precision.convention != "openvino":
         raise UsageError(f"{precision.name} is none of NNCF's formats; choose one whose name begins with openvino:")
@@ -48,7 +48,7 @@ def mode_name(precision: Precision) -> str:
 
 
 def group_size(precision: Precision) -> int:
-    """NNCF's ``group_size``: -1 for one scale a row."""
+    """Return NNCF's ``group_size`` for a precision; -1 for one scale per row."""
     return precision.block or -1
 
 

@@ -1,11 +1,10 @@
-"""NNCF's own encoder: `nncf.compress_weights` on a model with one MatMul, and the constants that it leaves.
+"""NNCF as an encoder: `nncf.compress_weights` on a model with one MatMul, whose constants then are the parts.
 
-Every mode of it that has a reference precision, at every group size. It claims the reference's bytes, and is there to
-be compared with: edgekit's own encoders take a third to a twentieth of its time, so that this one works only when it is
-asked for (``backend="openvino"``). NNCF leaves whatever memory held in the unused bits of a last byte; they are cleared
-here.
+Supports every mode with a reference precision, at every group size. It claims to be exact: the bytes are the
+reference's. edgekit's encoders take a third to a twentieth of its time, so that this backend is used only on request
+(``backend="openvino"``), for comparison. NNCF does not initialize the unused bits of a last byte; they are cleared.
 
-Source: nncf 3.4.0 on openvino 2026.4.1; what it computes is written down in `edgekit.reference.openvino`.
+Source: nncf 3.4.0 on openvino 2026.4.1; `edgekit.reference.openvino` specifies what it computes.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from edgekit_openvino.modes import NATIVE, attribute, group_size, mode_name
 from edgekit_openvino.quiet import quiet
 
 _NAME = "weight"
-#: Which constant of the compressed model holds a part.
+#: The constant of the compressed model that holds each part.
 _CONSTANTS = {"scale": "/scale", "zero_point": "/zero_point", "global_scale": "/second_order_scale"}
 
 
@@ -35,7 +34,7 @@ class NativeQuantizer:
     """`nncf.compress_weights` as an encoder; see `edgekit.encoding.Quantizer`.
 
     Attributes:
-        name: of the precision.
+        name: the name of the precision.
 
     Example:
         >>> NativeQuantizer("openvino:mxfp4").encode(np.ones((1, 64), np.float32))["codes"].shape  # doctest: +SKIP
@@ -49,23 +48,24 @@ class NativeQuantizer:
 
     @property
     def precision(self) -> Precision:
-        """The number format that it encodes."""
+        """The precision that it encodes."""
         return find_precision(self.name)
 
     def encode(self, x: Array, importance: F32 | None = None) -> dict[str, Array]:
         """Encode rows to the bytes that an IR holds.
 
         Args:
-            x: float32 [rows, cols]; cols is a multiple of the group size.
-            importance: ignored, as NNCF has none.
+            x: float32 [rows, cols]; cols must be a multiple of the group size.
+            importance: ignored: NNCF does not weight columns.
 
         Returns:
-            ``codes`` and ``scale``, and where the format has them ``zero_point`` and ``global_scale``; as
-            `edgekit.reference.openvino.encode`.
+            ``codes``, ``scale`` and, if the format has them, ``zero_point`` and ``global_scale``, as
+            `edgekit.reference.openvino.encode` returns them.
 
         Raises:
-            ShapeError: the group size does not divide the rows.
-            MissingPluginError, PluginError: nncf is not installed, or left no such constants.
+            ShapeError: the group size does not divide the number of columns.
+            MissingPluginError: nncf is not installed.
+            PluginError: the compressed model lacks a constant.
         """
         precision = self.precision
         if x.ndim != 2 or not fits(precision, x.shape):
@@ -77,7 +77,7 @@ class NativeQuantizer:
 
 
 def _compressed(x: F32, precision: Precision) -> dict[str, Array]:
-    """Compress a model with one MatMul; the bytes of its constants, flat, by name."""
+    """Compress a model with one MatMul; return the bytes of its constants, flat, by name."""
     framework, ops = nncf(), openvino().opset13
     options = {} if precision.kind == "int8" else {"all_layers": True, "group_size": group_size(precision)}
     data = ops.parameter([1, x.shape[1]], np.float32)
@@ -90,7 +90,7 @@ def _compressed(x: F32, precision: Precision) -> dict[str, Array]:
 
 
 def _part(constants: dict[str, Array], part: str, dtype: str, shape: tuple[int, ...]) -> Array:
-    codes = f"{_NAME}_nncf_codebook_idxs"  # cb4: indices of a codebook, which has the weight's own name
+    codes = f"{_NAME}_nncf_codebook_idxs"  # cb4: the indices; the codebook has the weight's own name
     name = _NAME + _CONSTANTS[part] if part in _CONSTANTS else codes if codes in constants else _NAME
     try:
         return constants[name].view(dtype).reshape(shape)
@@ -102,7 +102,7 @@ def _part(constants: dict[str, Array], part: str, dtype: str, shape: tuple[int, 
 
 
 def _without_rest(array: Array, part: str, x: Array, precision: Precision) -> Array:
-    """The part with the bits after its last code cleared."""
+    """Return the part with the bits after its last code cleared."""
     count = {"codes": x.size, "zero_point": x.size // (precision.block or x.shape[1])}.get(part, 0)
     rest = 8 * array.nbytes - count * precision.bits
     if precision.bits in (2, 4) and 0 < rest < 8:

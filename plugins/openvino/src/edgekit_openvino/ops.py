@@ -1,9 +1,9 @@
 """The operations of a forward pass as nodes of an OpenVINO graph; see `edgekit.architectures.ops.Ops`.
 
 Keys and values are states of the graph (ReadValue, Assign), [batch, kv_heads, m, head_dim]: what
-`openvino_genai.LLMPipeline` calls a stateful model. Where a sliding window, a soft cap or a sink is at work, attention
-is written out (MatMul, Softmax, MatMul) instead of the ScaledDotProductAttention that GenAI turns into its paged
-attention: it supports no soft cap, and ignores a window that it does not recognise. GenAI then runs the graph as it is.
+`openvino_genai.LLMPipeline` calls a stateful model. With a sliding window, a soft cap or a sink, attention consists of
+MatMul, Softmax and MatMul instead of ScaledDotProductAttention. GenAI replaces the latter by paged attention, which
+does not support soft caps and ignores windows that it does not recognise; other graphs it runs unchanged.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from edgekit.architectures.ops import Activation, Attend, Call, Ffn, Gate, Routi
 from edgekit.architectures.rope import Rope
 from edgekit_openvino.library import openvino
 
-#: Added to the scores of what is not to be seen: finite in float16, so that rows of nothing but padding stay finite.
+#: Added to masked scores; finite in float16, so that rows that consist of padding stay finite.
 HIDDEN = -65504.0
 
-#: A node of the graph, or one of its outputs; numbers and arrays where the API takes them.
+#: A node of the graph or one of its outputs; numbers and arrays too, where the API accepts them.
 Node = Any
-#: Gives the float32 node of a tensor, by its canonical name.
+#: Returns the float32 node of a tensor, by its canonical name.
 Weights = Callable[[str], Node]
 
 
 @attrs.frozen
 class _Inputs:
-    """The graph's inputs, and what all layers make of them.
+    """The graph's inputs, and nodes derived from them that all layers share.
 
     Attributes:
-        ids, mask, positions, beam: the parameters.
+        ids, mask, positions, beam: the graph's parameters.
         batch: [1], the number of sequences.
-        total: [1], the number of tokens so far, the new ones included.
-        causal: whether a query may see a key, [batch, 1, n, m].
-        back: how many positions a key lies before a query, [n, m].
+        total: [1], the number of tokens so far, including the new ones.
+        causal: [batch, 1, n, m], whether a query may attend to a key.
+        back: [n, m], the distance of a key before a query in positions.
     """
 
     ids: Node
@@ -50,12 +50,12 @@ class _Inputs:
 
 
 class GraphOps:
-    """The operations as nodes; one instance builds one graph.
+    """The operations as nodes of a graph; one instance builds one graph.
 
     Args:
-        shapes: of the tensors, by canonical name.
-        uses: the operations to come, to know how the model attends before the first node.
-        weights: called once for each tensor, in the order in which they are needed.
+        shapes: the shapes of the tensors, by canonical name.
+        uses: the operations that the model will use, since its kinds of attention must be known in advance.
+        weights: returns the node of a tensor; called once per tensor, in the order in which they are needed.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], uses: Sequence[Call], weights: Weights) -> None:
@@ -64,7 +64,7 @@ class GraphOps:
         self.op = openvino().opset13
         self.sinks: list[Node] = []
         self._made: dict[str, Node] = {}
-        # One subgraph for each Rope object: layers with and without a window have their own.
+        # One subgraph per Rope object: layers with and without a window have different ones.
         self._turns: dict[int, tuple[Node, Node]] = {}
         self._masks: dict[tuple[int | None, int | None], Node] = {}
         self._states: dict[int, tuple[Node, Node]] = {}
@@ -72,10 +72,10 @@ class GraphOps:
         self._written_out = any(_beyond_fused(arguments) for arguments in attends)
         self.inputs = self._step()
 
-    # The whole.
+    # The model.
 
     def model(self, logits: Node, name: str, stand_ins: Iterable[Node]) -> Node:
-        """The `openvino.Model` that computes the logits."""
+        """Return the `openvino.Model` that computes the logits."""
         result = self.op.result(logits)
         result.get_output_tensor(0).set_names({"logits"})
         step = self.inputs
@@ -116,6 +116,10 @@ class GraphOps:
         out = self.op.matmul(x, weight, False, True)
         return self.op.add(out, self._weight(f"{name}.bias")) if f"{name}.bias" in self.tensors else out
 
+    def row(self, name: str, number: int) -> Node:
+        """See `Ops.row`."""
+        return self.op.gather(self._weight(f"{name}.weight"), self._int(number), self._int(0))
+
     def vector(self, name: str) -> Node:
         """See `Ops.vector`."""
         return self._weight(name)
@@ -128,7 +132,7 @@ class GraphOps:
     # Normalization.
 
     def rms_norm(self, x: Node, eps: float, name: str | None = None) -> Node:
-        """See `Ops.rms_norm`; in the shape that the CPU plugin fuses."""
+        """See `Ops.rms_norm`; built from the nodes that the CPU plugin fuses."""
         op = self.op
         squares = op.power(x, self._float(2.0))
         mean = op.reduce_mean(squares, self._int([-1]), True)
@@ -225,7 +229,7 @@ class GraphOps:
         rest = None
         if size < whole:
             x, rest = self._part(x, 0, size), self._part(x, size, whole)
-        if rope.neighbours:  # put the pairs' first elements before their second ones, and back afterwards
+        if rope.neighbours:  # move the pairs' first elements before their second ones, and back afterwards
             x = self._dealt(x, (half, 2), size)
         swapped = self.op.concat([self.scale(self._part(x, half, size), -1.0), self._part(x, 0, half)], -1)
         turned = self.op.add(self.op.multiply(x, cos), self.op.multiply(swapped, sin))
@@ -234,13 +238,13 @@ class GraphOps:
         return turned if rest is None else self.op.concat([turned, rest], -1)
 
     def _dealt(self, x: Node, shape: tuple[int, int], size: int) -> Node:
-        """Heads whose elements, seen as a matrix of that shape, are transposed."""
+        """Return heads with the elements of each transposed as a matrix of that shape."""
         op, count = self.op, self._size(x, 1)
         apart = op.reshape(x, self._int([0, count, -1, *shape]), True)
         return op.reshape(op.transpose(apart, self._int([0, 1, 2, 4, 3])), self._int([0, count, -1, size]), True)
 
     def _turn(self, rope: Rope) -> tuple[Node, Node]:
-        """Cos and sin [batch, 1, n, dim] of the new tokens' positions."""
+        """Return cosines and sines [batch, 1, n, dim] of the new tokens' positions."""
         op, scaling = self.op, rope.scaling
         divisors = self._divisors(rope)
         if divisors is None:
@@ -255,7 +259,7 @@ class GraphOps:
         return (cos, sin) if factor == 1 else (self.scale(cos, factor), self.scale(sin, factor))
 
     def _divisors(self, rope: Rope) -> Node:
-        """What the plain frequencies are divided by in a sequence of so many tokens: [dim / 2]; or None."""
+        """Return the divisors [dim / 2] of the plain frequencies for the present sequence length."""
         op, scaling, size = self.op, rope.scaling, rope.dim
         if scaling is None or scaling.kind not in ("longrope", "dynamic"):
             return None
@@ -287,7 +291,7 @@ class GraphOps:
         return self._states[layer]
 
     def _appended(self, name: str, new: Node) -> Node:
-        """Append to a state, and give all of it: [batch, kv_heads, m, head_dim]."""
+        """Append to a state, and return all of it, [batch, kv_heads, m, head_dim]."""
         op, (count, size) = self.op, (self._size(new, 1), self._last(new))
         shape = op.concat([self.inputs.batch, self._int([count]), self._int([0]), self._int([size])], 0)
         empty = op.broadcast(self._float(0.0), shape)
@@ -313,7 +317,7 @@ class GraphOps:
         return self.joined(op.matmul(shares, values, False, False))
 
     def _with_sinks(self, scores: Node, sinks: str) -> Node:
-        """Softmax over the scores and each head's sink, without the sink's share."""
+        """Return the softmax over the scores and each head's sink, without the sink's column."""
         op = self.op
         sink = op.reshape(self._weight(sinks), self._int([1, -1, 1, 1]), False)
         most = op.maximum(op.reduce_max(scores, self._int([-1]), True), sink)
@@ -322,17 +326,17 @@ class GraphOps:
         return op.divide(shares, total)
 
     def _shared(self, states: Node, heads: int) -> Node:
-        """Each key's or value's head once for every query head that it serves."""
+        """Return keys or values with each head repeated for the query heads that share it."""
         op, count, size = self.op, self._size(states, 1), self._last(states)
         group = heads // count
         if group == 1:
             return states
-        # In the words that OpenVINO's fusions know: broadcast both ways, to a constant shape.
+        # As OpenVINO's fusions expect it: a bidirectional broadcast to a constant shape.
         wide = op.broadcast(op.unsqueeze(states, self._int([2])), self._int([1, 1, group, 1, 1]), None, "bidirectional")
         return op.reshape(wide, self._int([0, heads, -1, size]), True)
 
     def _mask(self, how: Attend) -> Node:
-        """What is added to the scores, float32 [batch, 1, n, m]."""
+        """Return the mask that is added to the scores, float32 [batch, 1, n, m]."""
         place = how.window, how.chunk
         if place not in self._masks:
             seen = self.inputs.causal
@@ -344,13 +348,13 @@ class GraphOps:
         return self._masks[place]
 
     def _same_chunk(self, chunk: int) -> Node:
-        """Whether query and key lie in the same chunk, [n, m]; positions count padding."""
+        """Return whether query and key are in the same chunk, [n, m]; positions include padding."""
         op = self.op
         keys = op.range(self._int(0), op.squeeze(self.inputs.total, self._int([0])), self._int(1), "i64")
         queries = op.add(self.inputs.back, op.unsqueeze(keys, self._int([0])))
         return op.equal(op.divide(queries, self._int(chunk)), op.divide(keys, self._int(chunk)))
 
-    # What remembers in other ways.
+    # Other operations with a state.
 
     def convolve(self, layer: int, name: str, x: Node) -> Node:
         """See `Ops.convolve`; padding counts as zeros."""
@@ -370,22 +374,106 @@ class GraphOps:
             return out
         return op.multiply(op.add(out, self._weight(f"{name}.bias")), mask)
 
+    def delta_rule(
+        self, layer: int, queries: Node, keys: Node, values: Node, decay: Node, beta: Node, tiled: bool
+    ) -> Node:
+        """See `Ops.delta_rule`; padding, whose keys and values are zeros, leaves the state at zeros."""
+        heads = self._size(values, 1)
+        q, k = (self._tiled(x, heads) if tiled else self._shared(x, heads) for x in (queries, keys))
+        fading, rates = self._for_heads(self.op.exp(decay)), self._for_heads(beta)
+
+        def step(op: Node, state: Node, tokens: Sequence[Node]) -> tuple[Node, Node]:
+            query, key, value, fade, rate = tokens
+            faded = op.multiply(state, fade)
+            error = op.subtract(value, op.matmul(key, faded, False, False))
+            state = op.add(faded, op.matmul(key, op.multiply(rate, error), True, False))
+            return state, op.matmul(query, state, False, False)
+
+        sizes = heads, self._last(keys), self._last(values)
+        return self._token_by_token(layer, sizes, [q, k, values, fading, rates], step)
+
+    def scan(self, layer: int, x: Node, step: Node, decay: str, skip: str, inputs: Node, outputs: Node) -> Node:
+        """See `Ops.scan`; padding, whose x is zeros, leaves the state at zeros."""
+        op, heads = self.op, self._size(x, 1)
+        times = self._for_heads(step)
+        fading = op.exp(op.multiply(times, op.unsqueeze(self._weight(decay), self._int([1]))))
+
+        def next_token(op: Node, state: Node, tokens: Sequence[Node]) -> tuple[Node, Node]:
+            fed, into, out_of, fade = tokens
+            state = op.add(op.multiply(state, fade), op.matmul(into, fed, True, False))
+            return state, op.matmul(out_of, state, False, False)
+
+        shared = self._shared(inputs, heads), self._shared(outputs, heads)
+        sizes = heads, self._last(inputs), self._last(x)
+        out = self._token_by_token(layer, sizes, [op.multiply(x, times), *shared, fading], next_token)
+        return op.add(out, op.multiply(x, op.unsqueeze(self._weight(skip), self._int([1]))))
+
+    def _token_by_token(
+        self,
+        layer: int,
+        sizes: tuple[int, int, int],
+        tokens: Sequence[Node],
+        step: Callable[[Node, Node, Sequence[Node]], tuple[Node, Node]],
+    ) -> Node:
+        """A loop over the tokens with a state [batch, *sizes], which the graph keeps.
+
+        Args:
+            layer: whose state.
+            sizes: heads, and the rows and columns of the state of one.
+            tokens: heads [batch, heads, n, size], of which the loop takes one token after the other.
+            step: gives the next state, and what the token gives [batch, heads, 1, columns].
+
+        Returns:
+            Heads [batch, heads, n, columns].
+        """
+        op, name = self.op, f"past_recurrences.{layer}"
+        past = self._state(name, op.concat([self.inputs.batch, self._int(list(sizes))], 0), [-1, *sizes])
+        state = self._input(f"{name}.state", [-1, *sizes], np.float32)
+        given = [
+            self._input(f"{name}.{number}", [-1, sizes[0], 1, self._last(x)], np.float32)
+            for number, x in enumerate(tokens)
+        ]
+        following, out = step(op, state, given)
+        going_on = op.constant(np.array(True), np.bool_)
+        results = [op.result(going_on), op.result(following), op.result(out)]
+        for what, result in zip(("going_on", "following", "out"), results, strict=True):
+            result.get_output_tensor(0).set_names({f"{name}.{what}"})  # else OpenVINO counts them over the process
+        count = op.squeeze(self._dimension(self.inputs.ids, 1), self._int([0]))
+        loop = op.loop(count, op.constant(np.array(True), np.bool_))
+        loop.set_function(openvino().Model(results, [state, *given], "token"))
+        loop.set_special_body_ports([-1, 0])
+        loop.set_merged_input(state, past.output(0), following.output(0))
+        for parameter, x in zip(given, tokens, strict=True):
+            loop.set_sliced_input(parameter, _output(x), 0, 1, 1, -1, 2)
+        last = loop.get_iter_value(following.output(0), -1)
+        every = loop.get_concatenated_slices(out.output(0), 0, 1, 1, -1, 2)
+        self.sinks.append(op.assign(op.convert(last, np.float32), name))  # it takes nodes alone, no outputs
+        return every
+
+    def _for_heads(self, x: Node) -> Node:
+        """What each token has for each head, [batch, n, heads], as [batch, heads, n, 1]."""
+        return self.op.unsqueeze(self.op.transpose(x, self._int([0, 2, 1])), self._int([3]))
+
+    def _tiled(self, states: Node, heads: int) -> Node:
+        """All heads, over and over, so that there are `heads`."""
+        return self.op.concat([states] * (heads // self._size(states, 1)), 1)
+
     def _state(self, name: str, shape: Node, sizes: list[int]) -> Node:
-        """A state of that shape, zeros at first, of the sequences that go on."""
+        """Return a state of that shape, initially zero, reordered by the continued sequences."""
         op = self.op
         empty = op.broadcast(self._float(0.0), shape)
         past = op.read_value(empty, name, openvino().Type.f32, openvino().PartialShape(sizes))
         return op.gather(past, self.inputs.beam, self._int(0))
 
     def _new_mask(self) -> Node:
-        """1 for each new token, 0 for padding: float32 [batch, n, 1]."""
+        """Return 1 for each new token and 0 for padding, float32 [batch, n, 1]."""
         op = self.op
         new = op.multiply(self._dimension(self.inputs.ids, 1), self._int([-1]))
         part = op.slice(self.inputs.mask, new, self._int([np.iinfo(np.int64).max]), self._int([1]), self._int([1]))
         return op.unsqueeze(op.convert(part, np.float32), self._int([2]))
 
     def _rows(self, x: Node, start: int, stop: int | None) -> Node:
-        """Elements start:stop of the second dimension."""
+        """Return elements start:stop of the second dimension."""
         end = np.iinfo(np.int64).max if stop is None else stop
         return self.op.slice(x, self._int([start]), self._int([end]), self._int([1]), self._int([1]))
 
@@ -412,7 +500,7 @@ class GraphOps:
         return op.scatter_elements_update(none, chosen, picked, self._int(-1))
 
     def _best_groups(self, ranked: Node, how: Routing) -> Node:
-        """The ranks, those of experts in other groups far below all."""
+        """Return the ranks, with those of experts outside the best groups lowered below all others."""
         op, count = self.op, self._last(ranked)
         apart = op.reshape(ranked, self._int([0, 0, how.groups, count // how.groups]), True)
         best = op.reduce_sum(op.topk(apart, self._int(2), -1, "max", "value").output(0), self._int([-1]), False)
@@ -422,7 +510,7 @@ class GraphOps:
         return op.reshape(op.select(kept, apart, self._float(HIDDEN)), self._int([0, 0, count]), True)
 
     def experts(self, prefix: str, x: Node, weights: Node, ffn: Ffn) -> Node:
-        """See `Ops.experts`: every expert computes every token, in products that the plugin runs as one."""
+        """See `Ops.experts`; every expert computes every token, in products that the plugin can run as one."""
         op = self.op
         each = op.unsqueeze(x, self._int([1]))  # [batch, 1, n, width]
         shares = op.unsqueeze(op.transpose(weights, self._int([0, 2, 1])), self._int([3]))
@@ -451,14 +539,14 @@ class GraphOps:
     # Small parts.
 
     def _part(self, x: Node, start: int, stop: int) -> Node:
-        """Elements start:stop of the last dimension."""
+        """Return elements start:stop of the last dimension."""
         return self.op.slice(x, self._int([start]), self._int([stop]), self._int([1]), self._int([-1]))
 
     def _dimension(self, x: Node, axis: int) -> Node:
         return self.op.gather(self.op.shape_of(x), self._int([axis]), self._int(0))
 
     def _size(self, x: Node, axis: int) -> int:
-        """A dimension that is known before the graph runs."""
+        """Return the size of a static dimension."""
         return int(_shape(x)[axis].get_length())
 
     def _last(self, x: Node) -> int:
@@ -473,14 +561,19 @@ class GraphOps:
 
 
 def _beyond_fused(arguments: tuple[object, ...]) -> bool:
-    """Whether attention does what ScaledDotProductAttention cannot do, or what GenAI would ignore in it."""
+    """Return whether attention needs features that ScaledDotProductAttention lacks or GenAI would ignore."""
     how = next(each for each in arguments if isinstance(each, Attend))
     sinks = any(isinstance(each, str) for each in arguments)
     return sinks or how.window is not None or how.chunk is not None or how.softcap is not None
 
 
+def _output(x: Node) -> Node:
+    """An output of a node: its first, or the one that is given."""
+    return x.output(0) if hasattr(x, "output") else x
+
+
 def _shape(x: Node) -> Node:
-    """The partial shape of a node's first output, or of an output."""
+    """Return the partial shape of a node's first output, or of an output."""
     return x.get_output_partial_shape(0) if hasattr(x, "get_output_partial_shape") else x.partial_shape
 
 

@@ -15,13 +15,13 @@ from edgekit_openvino.library import core
 
 Hint = Literal["latency", "throughput"]
 
-#: What computes in float32 throughout: no activation is rounded to 8 bits, no key or value to 8 or 16.
+#: Properties to compute in float32 only: without rounding activations to 8 bits, or keys and values to 8 or 16.
 EXACT = {
     "INFERENCE_PRECISION_HINT": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
     "KV_CACHE_PRECISION": "f32",
 }
-#: Names of devices that choose among the others.
+#: Names of virtual devices that choose among the others.
 VIRTUAL = ("AUTO", "MULTI", "HETERO", "BATCH")
 _HINTS = ("latency", "throughput")
 _PRECISIONS = ("f32", "f16", "bf16")
@@ -29,20 +29,20 @@ _PRECISIONS = ("f32", "f16", "bf16")
 
 @attrs.frozen
 class Options:
-    """How OpenVINO compiles a model.
+    """The options of compiling a model.
 
     Attributes:
-        device: ``CPU``, ``GPU``, ``NPU``, one of several (``GPU.1``), or ``AUTO``, which chooses; with candidates
-            ``AUTO:GPU,CPU``.
-        hint: ``latency`` for one answer at a time, ``throughput`` for many; None leaves it to the device.
-        exact: compute in float32 throughout, for comparisons; slower.
-        precision: ``f32``, ``f16`` or ``bf16``, in which to compute; None takes what the device prefers.
-        cache_dir: a directory for compiled models, so that the next start is faster; None for none.
-        threads: of the CPU; None for all.
-        mmap: map the weights instead of reading them into memory; a mapped file that is cut while the model computes
-            ends the process.
-        genai: whether OpenVINO GenAI generates what is greedy; None: where it is installed and can.
-        properties: passed on to OpenVINO as they are; they win over the others.
+        device: ``CPU``, ``GPU``, ``NPU``, one of several (``GPU.1``), or ``AUTO``, which chooses, optionally among
+            candidates (``AUTO:GPU,CPU``).
+        hint: ``latency`` for one request at a time, ``throughput`` for many; None leaves it to the device.
+        exact: whether to compute in float32 only, for comparisons; slower.
+        precision: ``f32``, ``f16`` or ``bf16``, in which to compute; None takes the device's default.
+        cache_dir: a directory in which compiled models are cached, so that the next start is faster; None for none.
+        threads: number of CPU threads; None for all.
+        mmap: whether to map the weights into memory instead of reading them; truncating a mapped file while the model
+            computes ends the process.
+        genai: whether OpenVINO GenAI generates greedy text; None uses it if it is installed and supports the model.
+        properties: further properties for OpenVINO; they override the other options.
     """
 
     device: str = "CPU"
@@ -57,10 +57,10 @@ class Options:
 
     @classmethod
     def of(cls, **options: Any) -> Options:
-        """Check the options of `edgekit.load`.
+        """Return the checked options of `edgekit.load`.
 
         Raises:
-            UsageError: an option that is not known, or a value that is not allowed; names what is.
+            UsageError: an option is unknown, or its value is not allowed; the message lists what is.
         """
         refuse_unknown_options("openvino", options, [field.name for field in attrs.fields(cls)])
         if options.get("cache_dir") is not None:
@@ -77,7 +77,7 @@ class Options:
         check_device(self.device)
 
     def compiled_with(self) -> dict[str, Any]:
-        """Properties for `openvino.Core.compile_model`."""
+        """The properties for `openvino.Core.compile_model`."""
         properties: dict[str, Any] = dict(EXACT) if self.exact else {}
         if self.hint:
             properties["PERFORMANCE_HINT"] = self.hint.upper()
@@ -90,7 +90,7 @@ class Options:
         return properties | dict(self.properties)
 
     def pipeline_with(self) -> dict[str, Any]:
-        """Properties for `openvino_genai.LLMPipeline`, which reads the files too."""
+        """The properties for `openvino_genai.LLMPipeline`, including how it reads the files."""
         return {**({} if self.mmap else {"ENABLE_MMAP": False}), **self.compiled_with()}
 
 
@@ -100,10 +100,10 @@ def _one_of(option: str, value: str | None, allowed: tuple[str, ...]) -> None:
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that the library does not report.
+    """Raise an error for a device that openvino does not report.
 
     Raises:
-        UsageError: names the devices that are there.
+        UsageError: the device is not available; the message names those that are.
     """
     first, _, candidates = device.partition(":")
     available = core().available_devices
@@ -112,7 +112,7 @@ def check_device(device: str) -> None:
         requested = [device]
     for name in requested:
         plain = name.partition("(")[0]
-        # A device alone of its kind is GPU; one of several GPU.0, GPU.1; GPU then stands for the first.
+        # A single device of a kind is reported as GPU, several as GPU.0, GPU.1, …; GPU then means the first.
         if plain not in available and not any(installed.partition(".")[0] == plain for installed in available):
             raise UsageError(f"device {plain!r} is not there; OpenVINO finds {', '.join([*available, 'AUTO'])}")
 

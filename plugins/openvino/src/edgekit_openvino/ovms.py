@@ -1,17 +1,17 @@
-"""OpenVINO Model Server: the directory that it serves from. Written by its documentation; the server was not run here.
+"""Writes the directory that OpenVINO Model Server serves from, according to its documentation; not tested with it.
 
-    config.json                      which models there are, and where
+    config.json                      the models and their directories
     models/<name>/<version>/         a graph: model.xml, model.bin; the server takes the highest version
     models/<name>/graph.pbtxt        a language model: a MediaPipe graph of one node, the model's files beside it
     Dockerfile                       the server's image with all of it inside
     README.md                        the command that starts it, and a request
 
 A language model is served by the graph's ``HttpLLMCalculator`` under ``/v3/chat/completions``. Its ``pipeline_type`` is
-LM_CB, continuous batching with paged attention, where the model's graph has the ScaledDotProductAttention that this
-takes, and LM, one request at a time, where attention is written out (`edgekit_openvino.graph` says why).
+LM_CB (continuous batching with paged attention) if the model's graph has ScaledDotProductAttention, which that needs,
+and else LM (one request at a time); see `edgekit_openvino.ops`.
 
 Sources: openvinotoolkit/model_server: ``docs/starting_server.md``, ``docs/llm/reference.md``, ``src/schema.cpp`` (the
-schema of config.json, in edgekit's words as `SCHEMA`), ``src/llm/llm_calculator.proto`` (the options of the node).
+schema of config.json, rewritten as `SCHEMA`), ``src/llm/llm_calculator.proto`` (the options of the node).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ IMAGE = "openvino/model_server:latest"
 PORT = 8000
 NOT_RUN = "not run here: written by the documentation of OpenVINO Model Server, and checked against its schema"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-#: What the server accepts as config.json.
+#: JSON schema of the config.json that the server accepts.
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["model_config_list"],
@@ -124,7 +124,7 @@ node: {{
 
 @attrs.frozen
 class _Request:
-    """What to lay out: checked options."""
+    """The checked options of a package."""
 
     source: Artifact
     name: str
@@ -140,7 +140,7 @@ class _Request:
 
 
 class Ovms:
-    """Lays an IR out for OpenVINO Model Server; see `edgekit.pipeline.packaging.Packager`."""
+    """Packages an IR for OpenVINO Model Server; see `edgekit.pipeline.packaging.Packager`."""
 
     name = "ovms"
 
@@ -158,17 +158,17 @@ class Ovms:
         """Write the directory.
 
         Args:
-            source: of the format ``openvino``.
-            to: the directory.
-            name: under which the model is served; None takes the source's file name.
-            version: of a graph; language models have none.
-            device: ``CPU``, ``GPU``, ``NPU``, ``AUTO``; not asked of this machine, for another one will serve.
-            properties: of OpenVINO's compilation, such as ``{"KV_CACHE_PRECISION": "u8"}``.
-            image: of the server's container.
+            source: an artifact in the format ``openvino``.
+            to: the directory to write.
+            name: the name under which the model is served; None takes the source's file name.
+            version: version number of a graph; language models have none.
+            device: ``CPU``, ``GPU``, ``NPU`` or ``AUTO``; not checked here, since another machine serves the model.
+            properties: properties of OpenVINO's compilation, such as ``{"KV_CACHE_PRECISION": "u8"}``.
+            image: the server's container image.
 
         Raises:
-            UnsupportedModelError: another format, or a language model without the tokenizer's models.
-            UsageError: a name or version that the server does not take, or a target that holds something.
+            UnsupportedModelError: the source has another format, or is a language model without tokenizer models.
+            UsageError: the server does not accept the name or version, or the target is not empty.
         """
         chosen = name or re.sub(r"[^A-Za-z0-9._-]", "-", source.path.resolve().stem).lstrip("._-") or "model"
         request = _Request(source, chosen, version, device, properties or {}, image, _is_language_model(source))
@@ -178,7 +178,7 @@ class Ovms:
 
 
 def run_command(image: str, device: str) -> str:
-    """Starts the server on the directory that it is called in."""
+    """Return the shell command that starts the server on the current directory."""
     render = "--device /dev/dri --group-add video " if device.startswith("GPU") else ""
     return (
         f'docker run --rm {render}-p {PORT}:{PORT} -v "$PWD":/workspace:ro {image} '
@@ -236,7 +236,7 @@ def _write(request: _Request, to: Path) -> tuple[str, ...]:
 
 
 def _copies(request: _Request) -> dict[str, Path]:
-    """Name in the package -> file of the source."""
+    """Return the files to copy: name in the package -> file of the source."""
     files = request.source.files
     if request.is_language_model:
         return {f"{request.folder}/{file.name}": file for file in files}
@@ -258,7 +258,7 @@ def _config(request: _Request) -> str:
 
 
 def graph_of(request: _Request) -> str:
-    """The MediaPipe graph of a language model, in protobuf's text form."""
+    """Return the MediaPipe graph of a language model in protobuf's text format."""
     xml = next(file for file in request.source.files if file.name == "openvino_model.xml")
     fused = any(layer.kind == "ScaledDotProductAttention" for layer in ir.read(xml).layers.values())
     options = [
@@ -272,7 +272,7 @@ def graph_of(request: _Request) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A string in protobuf's text form."""
+    """Return a string literal in protobuf's text format."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 

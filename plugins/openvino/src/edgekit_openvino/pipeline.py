@@ -1,4 +1,4 @@
-"""OpenVINO GenAI, token by token: `openvino_genai.LLMPipeline` on a directory with the tokenizer's models."""
+"""Generates token ids with `openvino_genai.LLMPipeline`, from a directory with the tokenizer's models."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from edgekit.files.reader import Mapped
 from edgekit.files.threads import Thread
 from edgekit_openvino.library import genai, last_line, openvino
 
-#: What has to lie beside the model.
+#: Files that the pipeline needs beside the model.
 NEEDED = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _END = None
 
 
 class Pipeline:
-    """A pipeline that is fed token ids and gives token ids.
+    """A pipeline from token ids to token ids.
 
     Raises:
-        ResourceError: GenAI cannot load the directory; with what it says.
+        ResourceError: GenAI cannot load the directory; the message quotes it.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Pipeline:
             raise ResourceError(f"{directory}: OpenVINO GenAI cannot load it: {last_line(error)}") from error
 
     def greedy(self, prompt: Sequence[int], count: int) -> Iterator[int]:
-        """The most likely tokens, one after another; the model's end token does not end them."""
+        """Yield the `count` most likely tokens, one after another; does not stop at an end token."""
         config = self._genai.GenerationConfig()
         config.max_new_tokens, config.do_sample, config.ignore_eos, config.apply_chat_template = (
             count,
@@ -59,7 +59,7 @@ class Pipeline:
 
         def run() -> None:
             try:
-                with self._lock:  # a pipeline has one state
+                with self._lock:  # a pipeline has a single state
                     self._pipeline.generate(inputs, config, streamer)
             except RuntimeError as error:
                 failure.append(error)
@@ -80,7 +80,7 @@ class Pipeline:
 
 
 def _streamer(library: Any) -> Any:
-    """A streamer that puts every token into a queue; its base is GenAI's, known only when that is imported."""
+    """Return a streamer that puts every token into a queue; its base class is GenAI's, hence not a top-level class."""
 
     class Streamer(library.StreamerBase):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -95,7 +95,7 @@ def _streamer(library: Any) -> Any:
             return status.CANCEL if self.cancelled else status.RUNNING
 
         def end(self) -> None:
-            """Nothing is held back."""
+            """Do nothing: every token has been queued already."""
 
     return Streamer()
 

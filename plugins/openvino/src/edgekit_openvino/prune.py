@@ -1,16 +1,16 @@
-"""Pruning: the weights of least magnitude become zero. NNCF prunes torch modules, and nothing else.
+"""Prunes torch modules with NNCF: sets the weights of least magnitude to zero.
 
-    module = prune(module, samples, ratio=0.5).module        a torch module, without traces of NNCF in it
+    module = prune(module, samples, ratio=0.5).module        a plain torch module without NNCF's wrappers
     artifact = prune(module, samples, ratio=0.5).save(to)    as an IR
 
-The pass ``openvino-prune`` does it for a Hugging Face directory that transformers loads: the directory that it writes
-has the source's tensors, some of their values zero, and is quantized and converted like any other.
+The pass ``openvino-prune`` prunes a Hugging Face directory that transformers can load. The written directory has the
+source's tensors with some values set to zero, and can be quantized and converted like any other.
 
-Zeros are stored like other numbers: files become smaller when they are compressed, and models faster only where
-zeros are skipped (the CPU plugin's sparse weights decompression, for INT8).
+Zeros are stored like other numbers: files become smaller only if they are compressed, and models faster only if zeros
+are skipped (the CPU plugin's sparse weights decompression, for INT8).
 
-Source: nncf 3.4.0, `nncf.prune`. What surprised in it: it changes the module that it is given, so that a copy goes in;
-`nncf.strip` leaves the masks in unless it is told to work in place, and imports torchao, which nncf does not declare.
+Source: nncf 3.4.0, `nncf.prune`. It changes the module that it is given, so it gets a copy; `nncf.strip` keeps the
+masks unless it works in place, and imports torchao, which nncf does not declare as a dependency.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class Pruned:
     """A pruned module.
 
     Attributes:
-        module: a torch module of the class that was given.
+        module: a torch module of the original class.
         tensors: the share of zeros in each pruned tensor, by its name in the module.
         quality: ``sparsity`` (of the pruned tensors), ``sparsity_overall`` (of all parameters), ``output_error``,
             ``cosine`` and ``top1`` of the first output (see `edgekit_openvino.measure`), and with `evaluate`
             ``metric_float``, ``metric`` and ``drop``.
-        recipe: in words.
-        example: the sample by which the module is traced.
+        recipe: the options in words.
+        example: the sample with which the module is traced.
     """
 
     module: Any
@@ -62,7 +62,7 @@ class Pruned:
     example: Any = attrs.field(repr=False)
 
     def save(self, to: str | os.PathLike[str]) -> Artifact:
-        """Convert to an IR, and write it as a directory; the manifest has `quality`."""
+        """Convert the module to an IR, and write it as a directory; `quality` is recorded in the manifest."""
         with quiet(), translated("conversion"):
             model = openvino().convert_model(self.module, example_input=self.example)
         return write_ir(model, None, Path(to), self.recipe, lambda _: self.quality)
@@ -82,19 +82,20 @@ def prune(
 
     Args:
         module: a torch module.
-        samples: of its input: tensors, tuples of positional or mappings of named ones. By the first it is traced, and
-            on at most `measure.COMPARED` the outputs are compared.
-        ratio: share of the weights that become zero, between 0 and 1.
-        mode: ``local``, so many in each tensor, or ``global``, where they are least over all tensors, each relative to
-            its norm.
-        ignored: operations to leave alone: names, or a mapping with ``names``, ``patterns`` or ``types``.
+        samples: inputs of the module: tensors, tuples of positional or mappings of named ones. The module is traced
+            with the first, and outputs are compared on at most `measure.COMPARED`.
+        ratio: share of the weights to set to zero, between 0 and 1.
+        mode: ``local`` prunes this share in each tensor; ``global`` prunes the least weights of all tensors, each
+            relative to the tensor's norm.
+        ignored: operations to leave unchanged: names, or a mapping with ``names``, ``patterns`` or ``types``.
         fine_tune: called with the masked module, to train it.
-        evaluate: the module's metric, the more the better.
+        evaluate: returns the module's metric; larger is better.
 
     Raises:
-        UnsupportedModelError: not a torch module, or one without weights to prune; names what to do instead.
+        UnsupportedModelError: the object is not a torch module, or has no weights to prune; the message names the cure.
         MissingPluginError: torch or torchao is not installed.
-        UsageError, NonFiniteError: about options and samples. All before any work.
+        UsageError: an option is invalid, or there are no samples; raised before any work, as is `NonFiniteError`.
+        NonFiniteError: a sample or an output is not finite.
 
     Example:
         >>> pruned = prune(module, [torch.zeros(1, 3, 32, 32)], ratio=0.5)  # doctest: +SKIP
@@ -121,7 +122,7 @@ def prune(
 
 
 def _masked(module: Any, example: Any, ratio: float, mode: str, ignored: Any) -> tuple[Any, dict[str, float], float]:
-    """With masks on its weights; the shares of zeros by tensor, under "" that of all pruned ones; and of everything."""
+    """Return the masked module, the share of zeros by tensor (under "": in all pruned ones), and in all parameters."""
     n = nncf()
     with quiet(), translated("pruning"):
         done = n.prune(
@@ -180,7 +181,7 @@ def _compared(before: Any, after: Any, calls: list[Any], torch: Any) -> dict[str
 
 
 def _output(module: Any, call: Any, torch: Any) -> Any:
-    """The first output, float64."""
+    """Return the module's first output, float64."""
     output = module(**call) if isinstance(call, Mapping) else module(*call) if isinstance(call, tuple) else module(call)
     while not isinstance(output, torch.Tensor):
         output = next(iter(output.values() if isinstance(output, Mapping) else output))
@@ -202,21 +203,22 @@ class Prune:
         ignored: Any = (),
         tokens: Iterable[Iterable[int]] | None = None,
     ) -> Artifact:
-        """Write the directory with its least weights zero.
+        """Write the directory with its least weights set to zero.
 
         Args:
-            source: a Hugging Face directory; an IR or an ONNX model is refused.
+            source: a Hugging Face directory; IR and ONNX models are refused.
             to: the directory to write.
             ratio: see `prune`.
             mode: see `prune`.
             ignored: see `prune`.
-            tokens: token ids on which to compare, each a list; None takes seeded random ones.
+            tokens: lists of token ids on which to compare the outputs; None takes seeded random ones.
 
         Raises:
-            UnsupportedModelError: a format that NNCF does not prune; nothing is read.
+            UnsupportedModelError: NNCF does not prune the source's format; raised before anything is read.
             MissingPluginError: transformers, torch or torchao is not installed.
-            UsageError: about the options.
-            ResourceError, LockedError: about the target.
+            UsageError: an option is invalid.
+            ResourceError: the target cannot be written.
+            LockedError: another process writes the target.
         """
         torch = _torch()
         if source.format != "hf":
@@ -234,7 +236,7 @@ def _transformer(source: Artifact, torch: Any) -> Any:
     causal = any("ForCausalLM" in name for name in source.config.get("architectures") or ())
     auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
     with quiet(), translated("transformers"):
-        # Eager attention and no cache: what NNCF traces.
+        # NNCF can trace only eager attention without a cache.
         module = auto.from_pretrained(
             source.path, dtype=torch.float32, attn_implementation="eager", local_files_only=True, use_safetensors=True
         )
@@ -271,7 +273,7 @@ def _write_hf(source: Artifact, to: Path, pruned: Pruned) -> Artifact:
 
 
 def _zeroed(tensor: Any, zero: Any) -> Tensor:
-    """The tensor with zeros where they are to be, in its own type."""
+    """Return the tensor with the pruned values set to zero, in its own dtype."""
     values = tensor.read().copy()
     values[zero] = 0
     return Tensor.of(tensor.name, values, tensor.dtype)

@@ -1,9 +1,9 @@
-"""The pass ``openvino-quantize``: weights and activations in 8 bits, calibrated on samples of the input.
+"""The pass ``openvino-quantize``: quantizes weights and activations to 8 bits, calibrated on samples of the input.
 
-    IR    -> IR                      .onnx -> .onnx (QDQ), or IR where the target is a directory
+    IR    -> IR                      .onnx -> .onnx (QDQ), or IR if the target is a directory
 
-With a validation set the model's metric is measured before and after; with `max_drop` too, NNCF reverts the layers that
-cost most until the drop is within it, and if that does not help nothing is written.
+With a validation set the model's metric is measured before and after. With `max_drop` as well, NNCF reverts the most
+sensitive layers to float until the drop is small enough; if it stays too large, nothing is written.
 
 Source: nncf 3.4.0, `nncf.quantize` and `nncf.quantize_with_accuracy_control`.
 """
@@ -47,18 +47,18 @@ DROPS = ("absolute", "relative")
 
 @attrs.frozen(kw_only=True)
 class Options:
-    """What `nncf.quantize` is asked for; None leaves a choice to it.
+    """The options of `nncf.quantize`; None leaves the choice to NNCF.
 
     Attributes:
         preset: ``performance`` (weights and activations symmetric) or ``mixed`` (activations asymmetric).
-        model_type: ``transformer`` for what has attention: it leaves out what such models are sensitive in.
+        model_type: ``transformer`` for models with attention; their sensitive operations are then not quantized.
         target_device: ``ANY``, ``CPU``, ``GPU``, ``NPU`` or ``CPU_SPR``.
-        ignored: operations to leave alone: names, or a mapping with ``names``, ``patterns`` or ``types``.
-        fast_bias_correction: False takes a slower, more accurate way.
-        smooth_quant_alpha: how much of the outliers moves from activations to weights, 0 to 1; -1 switches it off.
-        subset_size: how many samples to take.
-        max_drop: how much of the metric may be lost.
-        drop_type: ``absolute``, or ``relative`` to the float model's.
+        ignored: operations to leave unchanged: names, or a mapping with ``names``, ``patterns`` or ``types``.
+        fast_bias_correction: False selects a slower, more accurate method.
+        smooth_quant_alpha: strength, 0 to 1, with which outliers are moved from activations to weights; -1 for none.
+        subset_size: number of samples to use.
+        max_drop: largest allowed drop of the metric.
+        drop_type: ``absolute``, or ``relative`` to the float model's metric.
     """
 
     preset: str | None = None
@@ -73,15 +73,15 @@ class Options:
 
     @classmethod
     def of(cls, calibrated: bool, validated: bool, **given: Any) -> Options:
-        """Checked options.
+        """Return the checked options.
 
         Args:
             calibrated: whether there are samples.
             validated: whether there is a validation set.
-            given: attributes.
+            given: the attributes.
 
         Raises:
-            UsageError: names the option and the cure.
+            UsageError: an option is invalid; the message names it and the cure.
         """
         known(given, cls, "openvino-quantize", "calibration", "validation", "metric", "context")
         options = cls(**given)
@@ -104,12 +104,12 @@ class Options:
             raise UsageError(f"max_drop={self.max_drop}; choose a number from 0 on, such as 0.01")
 
     def recipe(self) -> str:
-        """In words, for the manifest."""
+        """The options in words, for the manifest."""
         chosen = attrs.asdict(self, filter=lambda field, value: value != field.default)
         return " ".join(["openvino-quantize", *(f"{key}={value}" for key, value in sorted(chosen.items()))])
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments that both functions of NNCF take."""
+        """Return the keyword arguments that both functions of NNCF take."""
         n = nncf()
         return {
             "preset": n.QuantizationPreset(self.preset) if self.preset else None,
@@ -121,7 +121,7 @@ class Options:
         }
 
     def advanced(self) -> Any:
-        """NNCF's advanced parameters."""
+        """Return NNCF's advanced parameters."""
         n = nncf()
         if self.smooth_quant_alpha is None:
             return n.AdvancedQuantizationParameters()
@@ -149,11 +149,11 @@ class Quantize:
 
         Args:
             source: an IR or an ONNX file.
-            to: a directory for an IR; of an ONNX file also an ``.onnx`` file.
+            to: a directory for an IR; for an ONNX file also an ``.onnx`` file.
             calibration: samples of the input; see `edgekit_openvino.samples`.
             validation: samples with labels; see `edgekit_openvino.validation`.
-            metric: how outputs are judged by labels: ``accuracy``, ``cosine``, or a function.
-            context: tokens of a sample, where `calibration` is a text.
+            metric: the metric of outputs and labels: ``accuracy``, ``cosine``, or a function.
+            context: number of tokens in a sample, if `calibration` is a text.
             options: the attributes of `Options`.
 
         Returns:
@@ -162,10 +162,13 @@ class Quantize:
             ``metric`` and ``drop``.
 
         Raises:
-            UsageError, ShapeError, NonFiniteError: about options and samples, before any work.
+            UsageError: an option or a sample is invalid; raised before any work, as are the next two.
+            ShapeError: a sample has a shape that the model does not take.
+            NonFiniteError: a sample holds a NaN or an infinity.
             UnsupportedModelError: the model has nothing to quantize.
-            QualityGateError: the drop stays above `max_drop`.
-            ResourceError, LockedError: about the target. Nothing half-written is left behind.
+            QualityGateError: the drop of the metric stays above `max_drop`.
+            ResourceError: the target cannot be written; it is left as it was.
+            LockedError: another process writes the target.
         """
         chosen = Options.of(calibration is not None, validation is not None, **options)
         job = _Job.of(source, to, chosen, calibration, validation, metric, context)
@@ -174,7 +177,7 @@ class Quantize:
 
 @attrs.frozen(eq=False)
 class _Job:
-    """A model with its samples, checked."""
+    """A model with its checked options and samples."""
 
     source: Artifact
     options: Options
@@ -263,7 +266,7 @@ class _Job:
 
 
 def _load(source: Artifact, to: Path) -> Any:
-    """The model for NNCF; an ONNX file stays ONNX if the target is one."""
+    """Return the model for NNCF; an ONNX file stays ONNX if the target is an ONNX file."""
     if to.suffix == ".onnx":
         if source.format != "onnx":
             raise UsageError(f"{to}: an IR is quantized to an IR; name a directory")
@@ -272,7 +275,7 @@ def _load(source: Artifact, to: Path) -> Any:
 
 
 def _again(source: Artifact) -> Any:
-    """The float model as an `openvino.Model`."""
+    """Return the float model, loaded again as an `openvino.Model`."""
     return read_file(source.path) if source.format == "onnx" else read_ir(source)
 
 

@@ -1,8 +1,8 @@
 """Runs NNCF and OpenVINO's converter without telemetry, progress bars and output on stdout.
 
-Both send usage events over the network by default, and NNCF logs to stdout, which is for data. Inside
-`quiet` they do neither, and what NNCF warns of is collected. Settings that were changed are put back, so that a program
-that uses NNCF itself finds it as it was. One thread at a time: the settings are those of the process.
+By default both send usage events over the network, and NNCF logs to stdout, which is for data. In a `quiet` block they
+do neither, and NNCF's warnings are collected. The settings are restored after the block, so that a program that uses
+NNCF itself is not affected. Only one thread at a time may use the block, since the settings belong to the process.
 
 Source: ``nncf/telemetry/wrapper.py``, ``nncf/common/logging`` of nncf 3.4.0; ``openvino_telemetry`` 2025.2.0.
 """
@@ -25,7 +25,7 @@ _LOCK = threading.RLock()
 
 
 class _Collected(logging.Handler):
-    """Keeps the messages of warnings and errors."""
+    """Collects the messages of warnings and errors."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -46,11 +46,11 @@ def quiet() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def _no_telemetry() -> Iterator[None]:
-    """Where somebody imported nncf before, with its telemetry: take back the consent meanwhile."""
+    """If nncf has been imported with telemetry before, withdraw the consent in the block."""
     module = sys.modules.get("openvino_telemetry")
     try:
         sender = module.Telemetry() if module is not None else None
-    except RuntimeError:  # no session was started
+    except RuntimeError:  # telemetry has no session
         sender = None
     before = getattr(sender, "consent", None)
     if sender is not None:
@@ -64,7 +64,7 @@ def _no_telemetry() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_bars() -> Iterator[None]:
-    """NNCF draws its progress on rich's console of the process."""
+    """Disable NNCF's progress bars, which use rich's global console."""
     nncf()
     console = importlib.import_module("rich").get_console()
     before, console.quiet = console.quiet, True

@@ -1,6 +1,6 @@
 """NNCF's recipes: the modes of `nncf.compress_weights`, as it applies them by default.
 
-Every weight matrix gets the mode's precision; the embedding and the output matrix, which suffer most, get the backup:
+Weight matrices get the mode's precision; the embedding and the output matrix, the most sensitive, get the backup's:
 
     mode                                    group             backup
     INT8_SYM, INT8_ASYM                     a row             the mode itself
@@ -11,11 +11,12 @@ Every weight matrix gets the mode's precision; the embedding and the output matr
     MXFP4, MXFP8_E4M3                       32                MXFP8_E4M3
     FP4, FP8_E4M3                           128, 64 or 32     FP8_E4M3 of the same group
 
-The group is part of the name (``INT4_SYM_G64``); without it, it is NNCF's 128. A matrix whose rows the group does not
-divide gets INT8_ASYM, where NNCF raises unless the matrix is ignored.
+The group size is part of the name (``INT4_SYM_G64``); without it, it is NNCF's default of 128. A matrix whose number of
+columns is not a multiple of the group size gets INT8_ASYM; NNCF raises an error unless the matrix is ignored.
 
-With a ratio below 1 only so much of the weights gets the mode, the rest the backup: `Nncf("INT4_SYM", 64, ratio=0.8)`.
-As in NNCF without data, those come first whose int8 error, the largest mean square of a row, is the largest.
+With a ratio below 1 only this share of the weights gets the mode, the rest the backup: `Nncf("INT4_SYM", 64,
+ratio=0.8)`. As in NNCF without data, the backup goes first to matrices with the largest int8 error, which is the
+largest mean square error of a row.
 
 Source: nncf 3.4.0, `WeightCompression` and `DataFreeCriterion`; compared with it plan by plan.
 """
@@ -33,7 +34,7 @@ from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Assignment, Clause, Plan, Slot, fits, is_matrix
 from edgekit.typing import F32
 
-#: mode -> (precision without its group, whether it takes one, backup; fp8 takes the mode's group)
+#: mode -> (precision without its group, whether it has groups, backup; fp8 as backup has the mode's group)
 MODES: dict[str, tuple[str, bool, str]] = {
     "INT8_SYM": ("int8-sym-channel", False, "int8-sym-channel"),
     "INT8_ASYM": ("int8-asym-channel", False, "int8-asym-channel"),
@@ -50,7 +51,7 @@ MODES: dict[str, tuple[str, bool, str]] = {
     "FP8_E4M3": ("fp8", True, "fp8"),
 }
 GROUPS = (128, 64, 32)
-#: What always fits.
+#: The precision for matrices that the group size does not divide.
 _FALLBACK = find_precision("openvino:int8-asym-channel")
 _BACKED_UP = ("token_embd.weight", "output.weight")
 _CHUNK = 1 << 22
@@ -62,8 +63,8 @@ class Nncf:
 
     Attributes:
         mode: a key of `MODES`.
-        group: columns that share a scale, for modes that have groups.
-        ratio: how much of the weights gets the mode; the rest, and what is backed up, gets the backup.
+        group: number of columns that share a scale, for modes with groups.
+        ratio: share of the weights that gets the mode; the rest gets the backup.
         all_layers: whether the embedding and the output matrix get the mode too.
     """
 
@@ -80,30 +81,30 @@ class Nncf:
 
     @property
     def name(self) -> str:
-        """As it is registered, with what differs from the default."""
+        """The registered name, followed by options that differ from the defaults."""
         ratio = "" if self.ratio == 1 else f" ratio {self.ratio:g}"
         group = f"_G{self.group}" if MODES[self.mode][1] and self.group != GROUPS[0] else ""
         return f"{self.mode}{group}{ratio}{' all layers' if self.all_layers else ''}"
 
     @property
     def precision(self) -> Precision:
-        """Of the matrices that get the mode."""
+        """The precision of the matrices that get the mode."""
         stem, grouped, _ = MODES[self.mode]
         return find_precision(f"openvino:{stem}-g{self.group}" if grouped else f"openvino:{stem}")
 
     @property
     def backup(self) -> Precision:
-        """Of the embedding, the output matrix, and what the ratio leaves over."""
+        """The precision of the embedding, the output matrix, and the matrices beyond the ratio."""
         stem = MODES[self.mode][2]
         return find_precision(f"openvino:{stem}-g{self.group}" if stem == "fp8" else f"openvino:{stem}")
 
     def plan(self, slots: Sequence[Slot], config: ModelConfig | None, importance: bool = False) -> Plan:
-        """Choose for every slot; with a ratio below 1 the matrices are read."""
+        """Assign a precision to every slot; with a ratio below 1 this reads the matrices."""
         chosen = self._chosen(slots) if self.ratio < 1 else None
         return Plan(self.name, tuple(self._assign(slot, chosen) for slot in slots))
 
     def describe(self) -> list[Clause]:
-        """The mode in words; see `edgekit.recipe.Recipe`."""
+        """Return the mode in words; see `edgekit.recipe.Recipe`."""
         backed_up = [] if self.all_layers else [Clause(" and ".join(_BACKED_UP), self.backup.name)]
         ratio = f"the least sensitive {self.ratio:.0%}" if self.ratio < 1 else ""
         rest = [Clause("other weight matrices", self.backup.name)] if ratio else []
@@ -133,7 +134,7 @@ class Nncf:
         return self.precision, f"default of {self.name}"
 
     def _chosen(self, slots: Sequence[Slot]) -> set[str]:
-        """Names of the matrices that get the mode: the least sensitive, as long as they stay below the ratio."""
+        """Return the names of the matrices that get the mode: the least sensitive ones up to the ratio."""
         judged = [s for s in slots if is_matrix(s) and (self.all_layers or s.role not in _BACKED_UP)]
         judged = [slot for slot in judged if fits(self.precision, slot.shape)]
         total, taken, names = sum(slot.tensor.size for slot in judged), 0, set[str]()
@@ -146,7 +147,7 @@ class Nncf:
 
 
 def int8_error(slot: Slot) -> float:
-    """The largest mean square error of a row in INT8_ASYM, with a scale that is not rounded."""
+    """Return the largest mean square error of a row in INT8_ASYM, with a scale that is not rounded to float16."""
     return max(float(error.max()) for error in _row_errors(slot))
 
 

@@ -1,4 +1,4 @@
-"""Turns NNCF's errors into edgekit's."""
+"""Converts NNCF's errors to edgekit's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import attrs
 from edgekit.errors import EdgekitError, PluginError, UnsupportedModelError, UsageError
 from edgekit_openvino.library import nncf
 
-#: What says that the caller's options are wrong, by the class's name.
+#: Names of NNCF's exception classes for invalid options.
 _OPTIONS = frozenset(
     {"ParameterNotSupportedError", "ValidationError", "InvalidGroupSizeError", "UnsupportedDatasetError"}
 )
@@ -20,12 +20,12 @@ _MODELS = frozenset({"UnsupportedModelError", "UnsupportedBackendError"})
 
 @contextlib.contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turn what NNCF raises inside into the fitting error; `what` it was asked to do begins the message.
+    """Convert errors that NNCF raises in the block; `what` describes the operation and begins the message.
 
     Raises:
-        UsageError: options that NNCF refuses.
-        UnsupportedModelError: a model that it does not take.
-        PluginError: anything else; NNCF's own words and class are in the message.
+        UsageError: NNCF refuses an option.
+        UnsupportedModelError: NNCF does not support the model.
+        PluginError: any other error; the message quotes NNCF's message and class.
     """
     try:
         yield
@@ -48,10 +48,10 @@ def _words(error: Exception) -> str:
 
 
 def one_of(option: str, value: str | None, allowed: Collection[str]) -> str:
-    """The value, where it is None or allowed.
+    """Return the value if it is None or allowed.
 
     Raises:
-        UsageError: it is neither; lists what is.
+        UsageError: the value is not allowed; the message lists those that are.
     """
     if value is not None and value not in allowed:
         raise UsageError(f"{option}={value}; choose one of {', '.join(allowed)}")
@@ -59,10 +59,10 @@ def one_of(option: str, value: str | None, allowed: Collection[str]) -> str:
 
 
 def known(given: Collection[str], options: type, what: str, *others: str) -> None:
-    """Refuse options that are neither attributes of a class of options nor in `others`.
+    """Raise an error for options that are neither attributes of a class of options nor in `others`.
 
     Raises:
-        UsageError: names the first, and what there is.
+        UsageError: an option is unknown; the message names it and the known ones.
     """
     names = [*others, *(field.name for field in attrs.fields(options))]
     for name in given:
@@ -71,10 +71,10 @@ def known(given: Collection[str], options: type, what: str, *others: str) -> Non
 
 
 def ignored_scope(given: Any) -> Any:
-    """NNCF's `IgnoredScope` of names, or of a mapping with ``names``, ``patterns`` and ``types``.
+    """Return NNCF's `IgnoredScope` for names, or for a mapping with ``names``, ``patterns`` and ``types``.
 
     Raises:
-        UsageError: something else.
+        UsageError: the argument is neither.
     """
     scope = given if isinstance(given, Mapping) else {"names": [given] if isinstance(given, str) else list(given)}
     if not set(scope) <= {"names", "patterns", "types"}:

@@ -1,4 +1,4 @@
-"""Runs OpenVINO IR: any graph by its inputs' names; decoders with logits, text, chat and embeddings."""
+"""Runs OpenVINO IR: any graph by the names of its inputs, and decoders with logits, text, chat and embeddings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.architectures import ModelConfig
-from edgekit.architectures.forward import token_ids
 from edgekit.architectures.rope import turns_change
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidFileError, ResourceError, UnsupportedModelError, UsageError
@@ -33,23 +32,23 @@ def open_runtime(artifact: Artifact, **options: Any) -> OpenVinoRuntime:
     """Load an IR.
 
     Args:
-        artifact: opened by edgekit, whose reader checks every offset.
-        options: of `edgekit_openvino.options.Options`: device, hint, exact, precision, cache_dir, threads, mmap,
-            genai, properties.
+        artifact: an IR opened by edgekit, whose reader checks every offset.
+        options: the attributes of `edgekit_openvino.options.Options`: device, hint, exact, precision, cache_dir,
+            threads, mmap, genai, properties.
 
     Raises:
-        UsageError: an option that is not known, or a device that is not there.
-        InvalidFileError: the library refuses the graph.
+        UsageError: an option is unknown, or the device is not available.
+        InvalidFileError: openvino refuses the graph.
     """
     return OpenVinoRuntime(artifact, Options.of(**options))
 
 
 class OpenVinoRuntime(TextRuntime):
-    """A model that OpenVINO runs; see `edgekit.runtime.Runtime`. Calls from several threads take turns.
+    """A model that OpenVINO runs; see `edgekit.runtime.Runtime`. Calls from several threads run one after the other.
 
-    Graphs are compiled when they are first needed: GenAI's for greedy text, one for the logits of all tokens, one for
-    those after the last, one for embeddings. Greedy text is OpenVINO GenAI's where that is installed, sampled text
-    edgekit's sampler's, so that the same arguments mean the same in every runtime; both compute with the same graph.
+    Graphs are compiled on first use: GenAI's for greedy text, one for the logits of all tokens, one for the logits
+    after the last token, one for embeddings. OpenVINO GenAI, if installed, generates greedy text; edgekit samples, so
+    that arguments mean the same in every runtime. Both compute with the same graph.
 
     Example:
         >>> with edgekit.load("model-ir", runtime="openvino", device="CPU") as model:  # doctest: +SKIP
@@ -64,7 +63,7 @@ class OpenVinoRuntime(TextRuntime):
         self._lock = threading.RLock()
         self._compiled: dict[Variant, _Graph] | None = {}
         self._pipeline: pipeline.Pipeline | None = None
-        # What will be asked first is compiled now, so that a model that cannot run is refused here.
+        # Compile the graph that is needed first now, so that a model that cannot run is refused here.
         if self._config is None:
             self._graph("all")
         elif self._uses_genai(2):
@@ -76,20 +75,20 @@ class OpenVinoRuntime(TextRuntime):
 
     @property
     def inputs(self) -> dict[str, tuple[str, tuple[int | None, ...]]]:
-        """The graph's inputs: name -> element type and shape, None for a dimension of any size."""
+        """The graph's inputs: name -> element type and shape, with None for a dimension of any size."""
         return {port.any_name: _described(port) for port in self._graph("all").compiled.inputs}
 
     def infer(self, inputs: Arrays) -> dict[str, Array]:
-        """Run the graph once; a stateful one starts from nothing.
+        """Run the graph once; the states of a stateful graph are reset before.
 
         Args:
-            inputs: name -> array, of the types and shapes that `inputs` says.
+            inputs: name -> array, with the types and shapes of the property `inputs`.
 
         Returns:
             Every output by its name, in the order of the graph.
 
         Raises:
-            UsageError: an input that is missing, not known, or of a type or shape that the graph does not take.
+            UsageError: an input is missing or unknown, or has a type or shape that the graph does not take.
         """
         graph = self._graph("all")
         with self._lock:
@@ -100,15 +99,14 @@ class OpenVinoRuntime(TextRuntime):
         """Run the graph on many inputs, several at a time, through an asynchronous queue.
 
         Args:
-            batches: as for `infer`, each on its own.
-            jobs: how many are under way at a time; 0 takes what the device does best, more with
-                ``hint="throughput"``.
+            batches: the inputs of each run, as for `infer`.
+            jobs: number of concurrent runs; 0 takes the device's optimum, which is larger with ``hint="throughput"``.
 
         Returns:
             The outputs, in the order of the inputs.
 
         Raises:
-            UsageError: as `infer`, or a negative number of jobs.
+            UsageError: as for `infer`, or `jobs` is negative.
         """
         if jobs < 0:
             raise UsageError(f"jobs {jobs}; choose 0 (what the device does best) or more")
@@ -118,40 +116,39 @@ class OpenVinoRuntime(TextRuntime):
 
     @property
     def context(self) -> int:
-        """Tokens that the model's context holds."""
+        """The number of tokens in the model's context."""
         return self._decoder().context
 
     def logits(self, tokens: npt.ArrayLike) -> F32:
-        """Scores of every next token, float32 [n, vocab] or [batch, n, vocab], of token ids [n] or [batch, n].
+        """Return the logits of every next token, float32 [n, vocab] or [batch, n, vocab], for ids [n] or [batch, n].
 
         Raises:
-            UsageError: no tokens, not integers, or ids outside the vocabulary.
-            ContextOverflowError: more tokens than the model's context.
+            UsageError: there are no tokens, or they are not integers, or not in the vocabulary.
+            ContextOverflowError: there are more tokens than the context holds.
         """
-        ids = self._ids(tokens)
+        ids = self.checked_ids(tokens, self._decoder().vocab, batch=True)
         self.room(ids.shape[-1], None)
         graph = self._graph("all")
         with self._lock:
             graph.forget()
-            found = graph.step(np.atleast_2d(ids))
-        return found.reshape(*ids.shape, -1)
+            scores = graph.step(np.atleast_2d(ids))
+        return scores.reshape(*ids.shape, -1)
 
     def tokens(
         self, prompt: Sequence[int], *, max_tokens: int | None = None, sampling: Sampling | None = None
     ) -> Iterator[int]:
-        """Continue a sequence of token ids, one at a time; never ends by itself before `max_tokens`.
+        """Yield the token ids that continue a prompt; ends only after `max_tokens`, not at an end token.
 
         Raises:
-            UsageError, ContextOverflowError: as `logits`, of the prompt and `max_tokens` together.
-            ResourceError: the device cannot compute it.
+            UsageError: the prompt is empty, or its ids are not integers, or not in the vocabulary.
+            ContextOverflowError: the prompt and `max_tokens` together are longer than the context.
+            ResourceError: the device fails to compute, for example for lack of memory.
         """
-        ids = self._ids(np.asarray(prompt))
-        if ids.ndim != 1:
-            raise UsageError(f"a prompt is one sequence of token ids [n]; got {list(ids.shape)}")
+        ids = self.checked_ids(prompt, self._decoder().vocab).tolist()
         count, chosen = self.room(len(ids), max_tokens), sampling or Sampling()
         if count and chosen.greedy and self._uses_genai(len(ids) + count):
-            return self._genai().greedy(ids.tolist(), count)
-        return self._continue(ids.tolist(), count, chosen.sampler(ids.tolist()))
+            return self._genai().greedy(ids, count)
+        return self._continue(ids, count, chosen.sampler(ids))
 
     def _genai(self) -> pipeline.Pipeline:
         with self._lock:
@@ -172,19 +169,19 @@ class OpenVinoRuntime(TextRuntime):
             ids.append(token)
 
     def embed(self, text: Prompt) -> F32:
-        """The mean of the last layer's states over a text or token ids, float32 [width], of length 1.
+        """Return the embedding of a text or token ids, float32 [dim], of length 1, pooled as the files specify.
 
         Raises:
-            UsageError: an empty text, or no tokenizer.
-            ContextOverflowError: more tokens than the model's context.
+            UsageError: the text is empty, or the model has no tokenizer.
+            ContextOverflowError: there are more tokens than the context holds.
             NonFiniteError: the model computes values that are not finite.
         """
-        ids = self._ids(self.prompt_ids(text))
+        ids = self.checked_ids(self.whole_ids(text), self._decoder().vocab)
         self.room(len(ids), None)
         graph = self._graph("hidden")
         with self._lock:
             graph.forget()
-            return self.unit(graph.step(ids[None])[0].mean(axis=0, dtype=np.float64))
+            return self.pooled(graph.step(ids[None])[0])
 
     def close(self) -> None:
         """Release the compiled graphs; may be called more than once."""
@@ -213,21 +210,18 @@ class OpenVinoRuntime(TextRuntime):
         return self._config
 
     def _uses_genai(self, length: int) -> bool:
-        """Whether GenAI generates: it cannot start over where a sequence outgrows the turns of its positions."""
-        wanted = self.options.genai
-        if wanted is False or turns_change(self._decoder(), 1, length):
+        """Return whether GenAI generates the text; it cannot restart when the rotation of positions changes."""
+        genai = self.options.genai
+        if genai is False or turns_change(self._decoder(), 1, length):
             return False
         lacking = [name for name in pipeline.NEEDED if not (self.artifact.path / name).is_file()]
-        if wanted and lacking:
+        if genai and lacking:
             raise UsageError(f"{self.artifact.path}: it has no {lacking[0]}; convert it again with the genai extra")
         return not lacking and importlib.util.find_spec("openvino_genai") is not None
 
-    def _ids(self, tokens: npt.ArrayLike) -> I64:
-        return token_ids(tokens, self._decoder().vocab).astype(np.int64)
-
 
 class _Graph:
-    """A compiled graph with one request, and the tokens that its states have seen."""
+    """A compiled graph with one inference request, and the token ids that its states hold."""
 
     def __init__(self, compiled: Any, path: Path, mapped: Mapped | None) -> None:
         self.compiled, self._path, self._mapped = compiled, path, mapped
@@ -246,12 +240,12 @@ class _Graph:
         return cls(compiled, xml, mapped(xml, options))
 
     def forget(self) -> None:
-        """Start from nothing."""
+        """Reset the states."""
         self._seen.clear()
         self._request.reset_state()
 
     def step(self, ids: I64) -> F32:
-        """The first output for new tokens [batch, n] after those seen."""
+        """Return the first output, float32, for new token ids [batch, n] after those in the states."""
         before = len(self._seen)
         total = before + ids.shape[1]
         given = {
@@ -265,7 +259,7 @@ class _Graph:
         return logits
 
     def after(self, ids: list[int], config: ModelConfig) -> F32:
-        """Logits [vocab] after the ids; computes only what the last call has not, where it may."""
+        """Return the logits after the ids, float32 [vocab]; reuses the states if they hold the beginning of the ids."""
         seen = len(self._seen)
         goes_on = seen < len(ids) and ids[:seen] == self._seen
         if not goes_on or turns_change(config, seen, len(ids)):
@@ -285,10 +279,10 @@ class _Graph:
         return _outputs(self._request, self.compiled)
 
     def run_many(self, batches: Iterable[Arrays], jobs: int) -> list[dict[str, Array]]:
-        found: dict[int, dict[str, Array]] = {}
+        outputs: dict[int, dict[str, Array]] = {}
 
         def done(request: Any, number: int) -> None:
-            found[number] = _outputs(request, self.compiled)
+            outputs[number] = _outputs(request, self.compiled)
             request.reset_state()
 
         self.refuse_cut()
@@ -297,15 +291,15 @@ class _Graph:
         for number, inputs in enumerate(batches):
             waiting.start_async(self.checked(inputs), number)
         waiting.wait_all()
-        return [found[number] for number in sorted(found)]
+        return [outputs[number] for number in sorted(outputs)]
 
     def refuse_cut(self) -> None:
-        """Refuse to compute with mapped weights that were cut meanwhile: touching what is gone ends the process."""
+        """Raise an error if the mapped weights have been truncated: accessing them would end the process."""
         if self._mapped is not None:
             self._mapped.refuse_cut()
 
     def checked(self, inputs: Arrays) -> dict[str, Array]:
-        """The inputs, where they are what the graph takes."""
+        """Return the inputs as arrays of the graph's types; raise `UsageError` if the graph does not take them."""
         known = ", ".join(self._ports)
         for name in inputs:
             if name not in self._ports:
@@ -336,7 +330,7 @@ def _described(port: Any) -> tuple[str, tuple[int | None, ...]]:
 
 
 def _outputs(request: Any, compiled: Any) -> dict[str, Array]:
-    """Every output by its name, in arrays of their own: the request's are overwritten by its next run."""
+    """Return copies of all outputs by name; the request's own arrays are overwritten by its next run."""
     return {
         (port.any_name if port.names else f"output {number}"): np.array(request.get_output_tensor(number).data)
         for number, port in enumerate(compiled.outputs)
@@ -344,7 +338,7 @@ def _outputs(request: Any, compiled: Any) -> dict[str, Array]:
 
 
 def mapped(xml: Path, options: Options) -> Mapped | None:
-    """The file of the weights, where OpenVINO maps it."""
+    """Return the weights' file if OpenVINO maps it into memory, else None."""
     binary = xml.with_suffix(".bin")
     return Mapped((binary,), _CUT) if options.mmap and binary.exists() else None
 

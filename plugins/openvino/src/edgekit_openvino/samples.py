@@ -1,8 +1,8 @@
-"""Samples: what a model is calibrated and measured with, checked before anything runs.
+"""Samples of a model's inputs, for calibration and measurements; they are checked before anything runs.
 
-A sample is one call of the model: a mapping of its inputs' names to arrays, a sequence of arrays in the inputs' order,
-or one array where there is one input. Samples come from any iterable, from an .npz file (an array for each input, whose
-first dimension counts the samples), or from a text, which the model's own tokenizer cuts.
+A sample holds the inputs of one call of the model: a mapping from names to arrays, a sequence of arrays in the order of
+the inputs, or a single array if there is one input. Samples come from any iterable, from an .npz file (one array per
+input, whose first dimension is the samples), or from a text, which is tokenized with the model's tokenizer.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from edgekit.evaluation.language import tokens_of
 from edgekit.typing import Array
 
 Feed = dict[str, Array]
-#: What `read` takes.
+#: The kinds of samples that `read` accepts.
 Samples = Iterable[Any] | str | os.PathLike[str]
 
-#: Tokens of a window that a text is cut into.
+#: Default number of tokens in a window of a text.
 CONTEXT = 128
-#: Element types of inputs, by OpenVINO's name, as numpy's; others travel as they are.
+#: numpy's dtype by OpenVINO's name of an element type; arrays of other types are passed unchanged.
 _DTYPES = {
     **{f"f{bits}": f"float{bits}" for bits in (16, 32, 64)},
     **{f"{sign}{bits}": f"{name}{bits}" for sign, name in (("i", "int"), ("u", "uint")) for bits in (8, 16, 32, 64)},
@@ -40,9 +40,9 @@ class Input:
     """One input of a model.
 
     Attributes:
-        name: by which samples name it.
-        shape: with None for what may vary.
-        dtype: numpy's name.
+        name: its name in samples.
+        shape: its shape, with None for a dimension of any size.
+        dtype: numpy's name of its dtype.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Input:
 
 
 def inputs_of(model: Any) -> tuple[Input, ...]:
-    """The inputs of an `openvino.Model`, in its order."""
+    """Return the inputs of an `openvino.Model`, in its order."""
     return tuple(_openvino_input(port) for port in model.inputs)
 
 
@@ -72,20 +72,21 @@ def _openvino_input(port: Any) -> Input:
 def read(
     given: Samples, inputs: Sequence[Input], *, most: int, source: Artifact | None = None, context: int = CONTEXT
 ) -> list[Feed]:
-    """At most so many samples, checked against the model's inputs.
+    """Return at most `most` samples, checked against the model's inputs.
 
     Args:
-        given: see the module.
-        inputs: of the model.
-        most: samples to take; an iterable is not asked for more.
-        source: whose tokenizer cuts a text.
-        context: tokens of a sample that is cut from a text.
+        given: the samples; see the module's docstring.
+        inputs: the model's inputs.
+        most: largest number of samples; no more are requested from an iterable.
+        source: the model whose tokenizer is used for a text.
+        context: number of tokens in a sample from a text.
 
     Raises:
-        UsageError: no samples, other inputs than the model's, or a text without a tokenizer.
-        ShapeError: an array that the input does not take.
-        NonFiniteError: a NaN or an infinity; names the sample, the input and the index.
-        MissingFileError, InvalidFileError: about the file.
+        UsageError: there are no samples, they have other inputs than the model, or a text has no tokenizer.
+        ShapeError: an array has a shape that the input does not take.
+        NonFiniteError: an array holds a NaN or an infinity; names the sample, the input and the index.
+        MissingFileError: the file does not exist.
+        InvalidFileError: the file is malformed.
     """
     if most < 1:
         raise UsageError(f"subset_size={most}; take at least one sample")
@@ -99,16 +100,18 @@ def read(
 
 
 def check(sample: Any, inputs: Sequence[Input], number: int, kind: str = "calibration") -> Feed:
-    """One sample by the names of the inputs, in their types.
+    """Return a checked sample as a mapping from input names to arrays of the inputs' dtypes.
 
     Args:
-        sample: see the module.
-        inputs: of the model.
-        number: of the sample, for messages.
-        kind: of the set that it belongs to, for messages.
+        sample: the sample; see the module's docstring.
+        inputs: the model's inputs.
+        number: index of the sample, for messages.
+        kind: kind of the set that it belongs to, for messages.
 
     Raises:
-        UsageError, ShapeError, NonFiniteError: as `read`.
+        UsageError: the sample has other inputs than the model.
+        ShapeError: an array has a shape that the input does not take.
+        NonFiniteError: an array holds a NaN or an infinity.
     """
     where = f"{kind} sample {number}"
     return {each.name: _checked(value, each, where) for each, value in _paired(sample, inputs, where)}
@@ -144,7 +147,7 @@ def _checked(value: Any, expected: Input, sample: str) -> Array:
 
 
 def _whole(array: Array, dtype: str) -> bool:
-    """Whether the integers of an array are those of a narrower or an unsigned type."""
+    """Return whether the integers of an array can be converted to a dtype without change."""
     return array.dtype.kind in "iu" and np.dtype(dtype).kind in "iuf" and bool((array.astype(dtype) == array).all())
 
 
@@ -167,22 +170,22 @@ def _from_file(path: Path, inputs: Sequence[Input], source: Artifact | None, con
 
 
 def arrays_of(path: Path) -> dict[str, Array]:
-    """The arrays of an .npz file; pickles in it are refused.
+    """Return the arrays of an .npz file; pickled objects are refused.
 
     Raises:
-        InvalidFileError: it is none, or damaged.
+        InvalidFileError: the file is not an .npz file, or is damaged.
     """
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise InvalidFileError(f"{path}: no .npz file of arrays ({error}); write it with numpy.savez") from error
-    except Exception as error:  # zipfile's and zlib's own
+    except Exception as error:  # exceptions of zipfile and zlib
         raise InvalidFileError(f"{path}: damaged ({error}); write it again with numpy.savez") from error
 
 
 def _rows(arrays: Mapping[str, Array], inputs: Sequence[Input], path: Path) -> Iterator[Feed]:
-    """Sample after sample, each with a batch of one."""
+    """Yield the samples, each with a batch size of one."""
     if set(arrays) != {each.name for each in inputs}:
         came, expected = ", ".join(arrays) or "none", ", ".join(map(str, inputs))
         raise UsageError(f"{path} has the arrays {came}; the model takes {expected}")
@@ -194,10 +197,11 @@ def _rows(arrays: Mapping[str, Array], inputs: Sequence[Input], path: Path) -> I
 
 
 def windows(text: str, inputs: Sequence[Input], source: Artifact | None, context: int) -> Iterator[Feed]:
-    """Samples of a language model: a text's tokens in windows that do not overlap; the last is dropped if it is short.
+    """Yield samples of a language model: windows of a text's tokens without overlap; an incomplete last one is dropped.
 
     Raises:
-        UsageError: no tokenizer, a bad `context`, fewer tokens than a window, or inputs that no token ids fill.
+        UsageError: there is no tokenizer, `context` is out of range, the text is shorter than a window, or the model
+            has inputs other than those of a language model.
     """
     if source is None or source.tokenizer is None:
         raise UsageError(
@@ -216,7 +220,7 @@ def windows(text: str, inputs: Sequence[Input], source: Artifact | None, context
 
 
 def token_feed(ids: Array, inputs: Sequence[Input]) -> Feed:
-    """One sample of a language model: every input that token ids [n] fill."""
+    """Return a sample of a language model: all inputs for token ids [n]."""
     return {each.name: _OF_TOKENS[each.name](ids).astype(each.dtype) for each in inputs}
 
 
@@ -230,10 +234,10 @@ _OF_TOKENS: dict[str, Callable[[Array], Array]] = {
 
 
 def probes(model: Any, count: int = 4, length: int = 32) -> list[Feed]:
-    """Default samples: seeded noise, and token ids that the model's tables have.
+    """Return default samples: seeded noise, and random token ids within the model's embedding table.
 
     Raises:
-        UsageError: an input whose values cannot be guessed.
+        UsageError: the allowed values of an input are unknown.
     """
     inputs, limits = inputs_of(model), _limits(model)
     return [_probe(inputs, limits, np.random.default_rng(seed), length) for seed in range(count)]
@@ -258,7 +262,7 @@ def _probe_of(each: Input, ids: Array, limits: Mapping[str, int], rng: np.random
 
 
 def _limits(model: Any) -> dict[str, int]:
-    """How many rows the table has that an integer input is looked up in, by the input's name."""
+    """Return the number of rows of the table in which each integer input is looked up, by the input's name."""
     limits: dict[str, int] = {}
     for op in model.get_ops():
         if op.get_type_name() == "Gather" and op.input(0).get_partial_shape().rank.is_static:
@@ -270,7 +274,7 @@ def _limits(model: Any) -> dict[str, int]:
 
 
 def _origin(node: Any) -> Any | None:
-    """The input of the model that a node passes on unchanged."""
+    """Return the model's input that a node passes on unchanged; None if it does not."""
     while node.get_type_name() in ("Convert", "Reshape", "Unsqueeze", "Squeeze"):
         node = node.input_value(0).get_node()
     return node if node.get_type_name() == "Parameter" else None

@@ -1,4 +1,4 @@
-"""What tensors take in an IR, and which precisions are worth trying for them."""
+"""The sizes of tensors in an IR, and the precisions that a fit may choose for them."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ _MANIFEST = ARTIFACT_FILES[-1]
 
 @attrs.define
 class OpenVinoSizes:
-    """Sizes in the directory of a layout; see `edgekit.artifact.Sizes`."""
+    """The sizes of a layout's tensors as an IR; see `edgekit.artifact.Sizes`."""
 
     layout: Layout
     _tokenizer: Converted | None = attrs.field(default=None, init=False, repr=False)
 
     def candidates(self, slot: Slot) -> tuple[Precision, ...]:
-        """Integers of 2 to 4 bits in groups, 8 bits a row, and F16."""
+        """Return integers of 2 to 4 bits in groups, of 8 bits with a scale per row, and F16."""
         return tuple(p for p in map(find_precision, LADDER) if fits(p, slot.shape))
 
     def stored(self, slot: Slot, precision: Precision) -> int | None:
-        """Bytes of the constants in the .bin."""
+        """Return the bytes of a tensor's constants in the .bin; None if an IR cannot store it so."""
         if not storable(precision) or not fits(precision, slot.shape):
             return None
         return sum(aligned(part.nbytes) for part in stored_parts(slot.name, precision, slot.shape).values())
 
     def whole(self, plan: Plan) -> int:
-        """Bytes of the graph, its constants, the configuration and the tokenizer."""
+        """Return the bytes of a directory: graph, constants, configuration and tokenizer."""
         others = small_ones(self.layout, plan, Manifest(sources={}, recipe="", tensors={}, versions={}))
         others = {name: content for name, content in others.items() if name != _MANIFEST}
         if self._tokenizer is None:
@@ -57,7 +57,7 @@ class OpenVinoSizes:
         return aligned(end) + len(small) + len(xml) + sum(map(len, beside))
 
     def ties(self) -> tuple[tuple[str, ...], ...]:
-        """None: each weight is decompressed by nodes of its own."""
+        """Return no ties: each weight has its own decompression nodes, so that each tensor is free."""
         return ()
 
 

@@ -1,10 +1,9 @@
-"""The tokenizer and the detokenizer as OpenVINO models, which GenAI and the model server want beside a model.
+"""Converts a tokenizer to OpenVINO models (tokenizer, detokenizer), which GenAI and the model server need.
 
-openvino-tokenizers makes them of the Hugging Face files, through transformers. That happens in a child process: it
-takes seconds and some hundred megabytes, and what it writes depends on what the process did before. The directory is
-whole without them: `edgekit.load` cuts texts with edgekit's own tokenizer. Why they are missing is a note of the
-conversion, and stands in the XML.
-A source that is such a directory itself has them already; they are taken over with the tokenizer that they are of.
+openvino-tokenizers converts the Hugging Face files through transformers. It runs in a child process, since it takes
+seconds and some hundred megabytes, and its output depends on what the process did before. The models are optional:
+`edgekit.load` uses edgekit's tokenizer. If they are missing, a note of the conversion and the XML say why. If the
+source is such a directory itself, its models are copied together with the tokenizer.
 """
 
 from __future__ import annotations
@@ -24,26 +23,26 @@ import attrs
 from edgekit.files.memory import refuse_shortage, shortage
 from edgekit.files.temporary import temporary_directory
 
-#: Seconds that a conversion may take; the largest vocabularies take some ten.
+#: Timeout of a conversion in seconds; the largest vocabularies take about ten.
 TIMEOUT = 300
 _WHAT = "converting the tokenizer for OpenVINO"
-_KILLED = 9  # SIGKILL, which the signal module lacks on Windows
-#: What there has to be to convert a tokenizer.
+_KILLED = 9  # SIGKILL; the signal module lacks it on Windows
+#: Packages that are needed to convert a tokenizer.
 NEEDED = ("openvino_tokenizers", "transformers")
-#: The models.
+#: File names of the models.
 MODELS = tuple(f"openvino_{which}.{end}" for which in ("tokenizer", "detokenizer") for end in ("xml", "bin"))
-#: Files of a directory that describe its tokenizer.
+#: Files in a directory that describe its tokenizer.
 SOURCES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @attrs.frozen
 class Converted:
-    """What became of a tokenizer.
+    """The result of converting a tokenizer.
 
     Attributes:
-        files: name -> content of the models; empty where there are none.
-        note: what became of it, in words.
-        failed: whether there is a tokenizer that was not converted.
+        files: name -> content of the models; empty if there are none.
+        note: the outcome in words.
+        failed: whether there is a tokenizer that could not be converted.
     """
 
     files: Mapping[str, bytes]
@@ -52,14 +51,14 @@ class Converted:
 
 
 def tokenizer_models(directory: Mapping[str, bytes], source: Iterable[Path] = ()) -> Converted:
-    """The models of a directory's tokenizer: the source's, where it has them all, else converted.
+    """Return the models of a directory's tokenizer: copied from the source if it has all of them, else converted.
 
     Args:
-        directory: its small files, name -> content.
-        source: files of what it is made from; where there are models of a tokenizer among them, they are of this one.
+        directory: the small files of the directory, name -> content.
+        source: the source's files; models among them must belong to the same tokenizer.
 
     Raises:
-        ResourceError: memory or disk space do not suffice; a tokenizer that cannot be converted is noted instead.
+        ResourceError: memory or disk space is exhausted. If the tokenizer cannot be converted, the note says so.
     """
     models = {path.name: path for path in source if path.name in MODELS}
     if len(models) == len(MODELS):
@@ -100,10 +99,10 @@ def _converted(folder: Path) -> Converted:
 
 
 def _refuse_outage(code: int, reason: str) -> None:
-    """Raise an error if the machine failed and not the tokenizer: the same command would write more files elsewhere.
+    """Raise an error if the conversion failed for lack of resources, since it would succeed on another machine.
 
     Raises:
-        MemoryShortageError: the child process ran out of memory, or was killed, as the kernel does in that case.
+        MemoryShortageError: the child process ran out of memory, or was killed, which the kernel does in that case.
         OSError: the temporary directory is full.
     """
     refuse_shortage(RuntimeError(reason), _WHAT)
@@ -114,7 +113,7 @@ def _refuse_outage(code: int, reason: str) -> None:
 
 
 def _renamed(xml: bytes) -> bytes:
-    """The XML with names that do not depend on how many nodes the process had made before."""
+    """Return the XML with node names that do not depend on the nodes created before in the process."""
     root, names = ET.fromstring(xml), dict[str, str]()
     for element in root.iter():
         for key in ("name", "names", "output_names"):
@@ -127,12 +126,12 @@ def _renamed(xml: bytes) -> bytes:
 
 
 def convert(folder: Path) -> None:
-    """Write the models of a directory's tokenizer into it; what the child process does."""
+    """Write the models of a directory's tokenizer into the directory; called in the child process."""
     import openvino
     from openvino_tokenizers import convert_tokenizer
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    # What tokenizer.json says is what the other runtimes do; and the class of its own would bring all of torch.
+    # The generic class follows tokenizer.json, as the other runtimes do; a specific class would import torch.
     loader = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
     tokenizer = loader.from_pretrained(str(folder), local_files_only=True)
     models = convert_tokenizer(tokenizer, with_detokenizer=True)

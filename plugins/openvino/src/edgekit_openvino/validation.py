@@ -1,4 +1,4 @@
-"""How good a model is at its task: a metric over samples and labels, as accuracy control needs it."""
+"""Validation sets: samples, labels and a metric, for quantization with accuracy control."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Metric = Callable[[Array, Any], float]
 
 
 def accuracy(output: Array, label: Any) -> float:
-    """The share of labels that the largest of the last dimension hits."""
+    """Return the share of labels that are equal to the index of the largest value in the last dimension."""
     return float(np.mean(output.argmax(-1) == np.asarray(label).reshape(output.shape[:-1])))
 
 
 def cosine(output: Array, label: Any) -> float:
-    """The cosine similarity of the output and the label."""
+    """Return the cosine similarity of the output and the label."""
     return measure.cosine(np.asarray(output, np.float64).ravel(), np.asarray(label, np.float64).ravel())
 
 
@@ -37,13 +37,13 @@ _BY_ITSELF = ("cosine",)
 
 @attrs.frozen(eq=False)
 class Validation:
-    """Samples, what should come of them, and how that is judged.
+    """A validation set: samples, labels and a metric.
 
     Attributes:
         feeds: the samples.
-        labels: one for each; None where the float model's own output is the label.
-        metric: see `Metric`.
-        name: of the metric.
+        labels: the label of each sample; None if the float model's output is the label.
+        metric: the metric; see `Metric`.
+        name: name of the metric.
     """
 
     feeds: Sequence[Feed]
@@ -53,15 +53,15 @@ class Validation:
 
     @classmethod
     def of(cls, given: Any, metric: str | Metric, inputs: Sequence[Input]) -> Validation:
-        """From pairs of sample and label, or from an .npz file with an array ``labels`` beside the inputs'.
+        """Return the validation set of pairs (sample, label), or of an .npz file with an array ``labels``.
 
         Args:
-            given: the pairs, or the file; for the metric ``cosine`` samples without labels as well.
+            given: the pairs, or the file; for the metric ``cosine`` also samples without labels.
             metric: a function, ``accuracy`` or ``cosine``.
-            inputs: of the model.
+            inputs: the model's inputs.
 
         Raises:
-            UsageError: no samples, no labels, an unknown metric, or samples that the model does not take.
+            UsageError: there are no samples or no labels, the metric is unknown, or the model does not take a sample.
         """
         if isinstance(metric, str) and metric not in METRICS:
             raise UsageError(f"metric={metric}; choose one of {', '.join(METRICS)}, or give a function")
@@ -75,20 +75,20 @@ class Validation:
         return cls([check(s, inputs, n, "validation") for n, s in enumerate(samples)], labels, chosen, name)
 
     def labelled(self, model: Any) -> Validation:
-        """With the outputs of a model as labels, where there are none."""
+        """Return the validation set with the outputs of a model as labels if it has none."""
         return self if self.labels is not None else attrs.evolve(self, labels=list(outputs(model, self.feeds)))
 
     def score(self, outputs: Iterable[Array]) -> list[float]:
-        """The metric for each sample, of a model's outputs in the samples' order."""
+        """Return the metric of each sample for a model's outputs in the order of the samples."""
         assert self.labels is not None
         return [self._judge(output, label) for output, label in zip(outputs, self.labels, strict=True)]
 
     def mean(self, model: Any) -> float:
-        """The metric of an `openvino.Model`."""
+        """Return the mean metric of an `openvino.Model`."""
         return float(np.mean(self.score(outputs(model, self.feeds))))
 
     def for_nncf(self) -> Callable[[Any, Iterable[tuple[Feed, Any]]], tuple[float, list[float]]]:
-        """The function that NNCF calls with a model that it has changed, and some of the pairs of `items`."""
+        """Return the validation function for NNCF, which calls it with a changed model and some pairs of `items`."""
 
         def validate(model: Any, pairs: Iterable[tuple[Feed, Any]]) -> tuple[float, list[float]]:
             feeds, labels = zip(*pairs, strict=True)
@@ -99,7 +99,7 @@ class Validation:
 
     @property
     def items(self) -> list[tuple[Feed, Any]]:
-        """Samples with their labels."""
+        """The pairs of sample and label."""
         assert self.labels is not None
         return list(zip(self.feeds, self.labels, strict=True))
 
@@ -113,7 +113,7 @@ class Validation:
 
 
 def _outputs_of(model: Any, feeds: Iterable[Feed]) -> Iterable[Array]:
-    """The first outputs of what NNCF hands over: an `openvino.CompiledModel`, or an `onnx.ModelProto`."""
+    """Return the first outputs of the model that NNCF passes: an `openvino.CompiledModel` or an `onnx.ModelProto`."""
     if callable(model):
         return (np.array(model(dict(feed))[0]) for feed in feeds)
     return outputs(as_openvino(model), feeds)

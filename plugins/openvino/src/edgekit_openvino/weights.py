@@ -1,9 +1,9 @@
-"""The tensors of an IR: its float constants, and the constants that together dequantize a weight.
+"""Finds the tensors of an IR: its float constants, and the groups of constants that dequantize a weight.
 
     codes - Convert [- Subtract(zero point)] - Multiply(scale) [- Reshape] - Convert - the operation that uses it
 
-A weight is known by this shape of the graph, whoever wrote it; its name is the codes' constant's. What edgekit has no
-precision for keeps its bytes as they are: such a model runs, but is no source for another format.
+A quantized weight is recognised by this pattern of nodes, whatever program wrote it; it has the name of the codes'
+constant. A weight in a precision that edgekit lacks is read as bytes: the model can be run, but not converted.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from edgekit.typing import Array
 from edgekit_openvino.elements import CODEBOOK_SUFFIX, ELEMENTS, precision_name
 from edgekit_openvino.ir import Constant, Graph, Layer
 
-#: Element types of codes; a float constant that is converted is no code.
+#: Element types of codes; a converted float constant is not a quantized weight.
 _CODED = frozenset({"i8", "u8", "i4", "u4", "u3", "u2", "nf4", "f4e2m1", "f8e4m3"})
-#: The one zero point of unsigned codes that stand for signed ones.
+#: The zero point of unsigned codes that represent signed ones.
 _MIDDLES = {"u3": 4, "u2": 2}
 
 
@@ -35,10 +35,10 @@ class Weight:
     """Constants that dequantize one weight.
 
     Attributes:
-        name: of the weight.
-        parts: the constants by the reference's names of the parts.
-        precision: the number format; None where edgekit has no such.
-        shape: of the dequantized weight.
+        name: name of the weight.
+        parts: the constants, by the reference's names of the parts.
+        precision: the precision; None if edgekit does not have it.
+        shape: shape of the dequantized weight.
     """
 
     name: str
@@ -48,9 +48,9 @@ class Weight:
 
 
 def tensors(graph: Graph) -> dict[str, AnyTensor]:
-    """The tensors of an IR by name, in the order of the file; no values are read.
+    """Return the tensors of an IR by name, in the order of the file; no values are read.
 
-    Scalars, and integers that are no codes (shapes, axes), are the graph's own business and left out.
+    Scalars and integer constants that are not codes (shapes, axes) are left out.
     """
     reader = Reader(graph.path.with_suffix(".bin")) if graph.constants else None
     read: dict[str, AnyTensor] = {}
@@ -66,7 +66,7 @@ def tensors(graph: Graph) -> dict[str, AnyTensor]:
 
 
 def compressed(graph: Graph, reader: Reader | None) -> Iterator[Weight]:
-    """The weights that are dequantized where they are used."""
+    """Yield the weights that are dequantized in the graph."""
     search = _Search(graph, graph.consumers(), reader)
     for number, constant in graph.constants.items():
         if constant.element in _CODED and len(constant.shape) > 1:
@@ -107,12 +107,12 @@ class _Search:
         return self._judged(codes, parts, gather is not None, self._next(multiply.id, "Reshape") is not None)
 
     def _next(self, number: str, kind: str) -> Layer | None:
-        """The layer of that kind that alone is fed by a layer; a weight may be used several times at its end."""
+        """Return the only layer fed by a layer, if it has that kind; only the end of a pattern may feed several."""
         fed = [layer for layer in self.consumers.get(number, ()) if layer.kind == kind]
         return fed[0] if fed else None
 
     def _other(self, layer: Layer, known: Layer) -> Constant | None:
-        """The constant at the other input of a layer, seen through a Convert."""
+        """Return the constant at the other input of a layer, directly or through a Convert; None if there is none."""
         for source, _ in layer.inputs.values():
             if source != known.id:
                 return self._constant(source)
@@ -125,7 +125,7 @@ class _Search:
         return self.graph.constants.get(number)
 
     def _scales(self, multiply: Layer, known: Layer, parts: dict[str, Constant]) -> bool:
-        """Find the scale, and the scale of the scales, of a Multiply."""
+        """Add the scale and a global scale at a Multiply to `parts`; return whether there is a scale."""
         scale = self._other(multiply, known)
         if scale is not None:
             parts["scale"] = scale
@@ -173,7 +173,7 @@ def _encoded(weight: Weight, reader: Reader | None) -> EncodedTensor:
     assert weight.precision is not None
     assert reader is not None
     layouts = part_layouts(weight.precision, weight.shape)
-    assert layouts is not None  # every precision of the convention is encoded by its reference
+    assert layouts is not None  # the reference encodes every precision of the convention
     rows = math.prod(weight.shape[:-1])
 
     def read_parts(start: int, stop: int) -> dict[str, Array]:
@@ -185,7 +185,7 @@ def _encoded(weight: Weight, reader: Reader | None) -> EncodedTensor:
 
 
 def _part(reader: Reader, stored: Constant, layout: PartLayout, start: int, stop: int) -> Array:
-    """A part of rows ``start:stop`` where its first dimension is the rows, else all of it."""
+    """Return rows ``start:stop`` of a part if its first dimension is the rows, else all of it."""
     dtype, begin, nbytes, shape = np.dtype(layout.dtype), stored.offset, stored.nbytes, layout.shape
     if layout.growth == "rows":
         row = math.prod(shape[1:]) * dtype.itemsize
@@ -194,13 +194,13 @@ def _part(reader: Reader, stored: Constant, layout: PartLayout, start: int, stop
 
 
 def _raw(weight: Weight, reader: Reader | None) -> Tensor:
-    """A weight in a format that edgekit does not know: its codes' bytes."""
+    """Return a weight in an unsupported precision as a tensor of its codes' bytes."""
     stored = weight.parts["codes"]
     return _plain(weight.name, Constant(weight.name, "u8", (stored.nbytes,), stored.offset, stored.nbytes), reader)
 
 
 def _floats(graph: Graph) -> Iterator[tuple[str, Constant]]:
-    """Float constants of more than one element, under the names that they had before they were made narrower."""
+    """Yield float constants of more than one element, with the names that they had before conversion to float16."""
     consumers = graph.consumers()
     for number, constant in graph.constants.items():
         if "float" in ELEMENTS.get(constant.element, (0, ""))[1] and math.prod(constant.shape) > 1:
@@ -208,7 +208,10 @@ def _floats(graph: Graph) -> Iterator[tuple[str, Constant]]:
 
 
 def _own_name(constant: Constant, fed: list[Layer]) -> str:
-    """`openvino.save_model` calls what it narrows to float16 ``<name>_compressed``, and the Convert ``<name>``."""
+    """Return a constant's original name: `openvino.save_model` renames constants that it converts to float16.
+
+    It appends ``_compressed`` to the constant's name, and gives the original name to the Convert.
+    """
     stem = constant.name.removesuffix("_compressed")
     return stem if any(layer.kind == "Convert" and layer.name == stem for layer in fed) else constant.name
 

@@ -1,4 +1,4 @@
-"""Writing an IR of a model whose family is known: constants one tensor at a time, the graph at the end."""
+"""Writes an IR of a supported model family: constants one tensor at a time, the graph last."""
 
 from __future__ import annotations
 
@@ -13,34 +13,33 @@ from edgekit.artifact import Layout
 from edgekit.errors import UnsupportedModelError, UsageError
 from edgekit.files import pairs
 from edgekit.files.atomic import ARTIFACT_FILES
-from edgekit.formats import PlannedDirectory, generation_config, small_files
-from edgekit.formats.safetensors import to_bytes
+from edgekit.formats import Places, PlannedDirectory, generation_config, small_files
+from edgekit.formats.safetensors import Part
 from edgekit.manifest import Manifest
 from edgekit.recipe import Assignment, Plan
-from edgekit.tensor import QuantizedTensor
 from edgekit_openvino import graph
 from edgekit_openvino.elements import storable, stored_parts
 from edgekit_openvino.library import openvino
-from edgekit_openvino.serialize import Placed, Placeholders, aligned, xml_of
+from edgekit_openvino.serialize import ALIGNMENT, Placed, Placeholders, aligned, xml_of
 from edgekit_openvino.tokenizer import tokenizer_models
 
 XML, BIN = "openvino_model.xml", "openvino_model.bin"
-#: What lies in a directory of this format, and may be replaced in it.
+#: Files of a directory of this format, which a writer may replace.
 OWNED = (
     *ARTIFACT_FILES,
     *(f"openvino_{what}.{end}" for what in ("model", "tokenizer", "detokenizer") for end in ("xml", "bin")),
 )
-#: The number of what this edgekit writes; the readers of later ones may need to know.
+#: Version of the written layout, for later readers.
 LAYOUT = "1"
 
 
 class OpenVinoWriter(PlannedDirectory):
-    """Writes one directory; see `edgekit.formats.PlannedDirectory`.
+    """Writes an IR as a directory; see `edgekit.formats.PlannedDirectory`.
 
     Raises:
-        UnsupportedModelError: the plan has a precision that an IR cannot hold.
+        UnsupportedModelError: an IR cannot store a precision of the plan.
         ResourceError: the target cannot be written, or the disk is too small.
-        LockedError: another process writes it.
+        LockedError: another process writes the directory.
     """
 
     data = BIN
@@ -54,23 +53,20 @@ class OpenVinoWriter(PlannedDirectory):
         identity = json.dumps(["openvino", LAYOUT, [[slot.name, list(slot.shape)] for slot in layout.slots]]).encode()
         super().__init__(path, plan, manifest, nbytes=_planned_bytes(plan), identity=identity)
 
-    def append(self, tensor: QuantizedTensor, assignment: Assignment) -> str:
-        """Write each part of the tensor at an aligned place; the note has the places."""
-        offsets = {}
-        for key, stored in stored_parts(assignment.name, assignment.precision, assignment.shape).items():
-            data = to_bytes(tensor.parts[key])
-            if data.nbytes != stored.nbytes:
+    def place(self, parts: Mapping[str, Part], assignment: Assignment) -> Places:
+        """Return the aligned position of each part of the tensor, and a note with the positions."""
+        expected = stored_parts(assignment.name, assignment.precision, assignment.shape)
+        for key, stored in expected.items():
+            if parts[key].nbytes != stored.nbytes:
                 raise UsageError(
-                    f"{self.path}: part {key} of tensor {tensor.name} has {data.nbytes} bytes, "
-                    f"{stored.element} {list(stored.shape)} takes {stored.nbytes}; encode it as {tensor.precision}"
+                    f"{self.path}: part {key} of tensor {assignment.name} has {parts[key].nbytes} bytes, "
+                    f"{stored.element} {list(stored.shape)} takes {stored.nbytes}; encode it as {assignment.precision}"
                 )
-            self._align()
-            offsets[key] = self.file.offset
-            self.file.write(data)
-        return json.dumps(offsets)
+        places = Places.in_order([parts[key] for key in expected], self.file.offset, ALIGNMENT)
+        return attrs.evolve(places, note=json.dumps(places.offsets))
 
     def finish(self) -> None:
-        """Build the graph, and write its small constants behind the weights."""
+        """Build the graph, and write its small constants after the weights."""
         others = small_ones(self._layout, self.plan, self.manifest)
         tokenizer = tokenizer_models(others, self._layout.source.files)
         if tokenizer.failed:
@@ -85,14 +81,14 @@ class OpenVinoWriter(PlannedDirectory):
         self._small = {XML: xml, **others, **dict(tokenizer.files)}
 
     def small_files(self) -> Iterable[tuple[str, bytes]]:
-        """The graph, the tokenizer's, and what a Hugging Face directory has besides weights."""
+        """Return the graph, the tokenizer models, and the files that a Hugging Face directory has besides weights."""
         return self._small.items()
 
     def _align(self) -> None:
         self.file.write(bytes(aligned(self.file.offset) - self.file.offset))
 
     def _places(self) -> dict[str, Placed]:
-        """Where the constants of all tensors begin, by their names."""
+        """Return the positions of the constants of all tensors, by name."""
         places: dict[str, Placed] = {}
         for assignment, note in zip(self.plan, self.notes, strict=True):
             offsets = json.loads(note)
@@ -102,22 +98,30 @@ class OpenVinoWriter(PlannedDirectory):
 
 
 def small_ones(layout: Layout, plan: Plan, manifest: Manifest) -> dict[str, bytes]:
-    """The small files; GenAI and the model server read the end tokens from generation_config.json alone."""
+    """Return the small files; with generation_config.json, from which GenAI and the server read the end tokens."""
     try:
         tokenizer = layout.source.tokenizer
-    except UnsupportedModelError:  # carried over byte for byte all the same
+    except UnsupportedModelError:  # copied byte for byte nevertheless
         tokenizer = None
     made = dict(generation_config(tokenizer)) if tokenizer else {}
     return made | dict(small_files(layout, plan, manifest))
 
 
 def graph_of(layout: Layout, plan: Plan, places: Mapping[str, Placed], end: int, tokenizer: str) -> tuple[bytes, bytes]:
-    """The XML of a plan whose constants lie at those places, and what follows them; `tokenizer` is a note on it."""
+    """Return the XML of a plan, and the bytes of the small constants after the weights.
+
+    Args:
+        layout: the model's layout.
+        plan: the precisions.
+        places: positions of the weights' constants in the .bin, by name.
+        end: end of the last of them in bytes.
+        tokenizer: the note on the tokenizer, which the XML records.
+    """
     return xml_of(lambda made: decoder(layout, plan, made), places, end, {"layout": LAYOUT, "tokenizer": tokenizer})
 
 
 def planned_places(plan: Plan) -> tuple[dict[str, Placed], int]:
-    """Where the constants of a plan will begin, and where the last one ends."""
+    """Return the positions of a plan's constants by name, and the end of the last one in bytes."""
     places: dict[str, Placed] = {}
     end = 0
     for assignment in plan:
@@ -128,7 +132,7 @@ def planned_places(plan: Plan) -> tuple[dict[str, Placed], int]:
 
 
 def decoder(layout: Layout, plan: Plan, placeholders: Placeholders) -> Any:
-    """The decoder of a layout's model with its weights as planned."""
+    """Return the decoder of a layout's model with weights in the planned precisions."""
     assert layout.model is not None
     by_role: Mapping[str, Assignment] = {assignment.role: assignment for assignment in plan}
 
@@ -136,7 +140,7 @@ def decoder(layout: Layout, plan: Plan, placeholders: Placeholders) -> Any:
         assignment = by_role[role]
         return placeholders.weight(assignment.name, assignment.precision, assignment.shape)
 
-    # The name is written into the XML: the family's, whatever the source is called.
+    # The name is written into the XML: it is the family's and does not depend on the source's file name.
     model = graph.build(attrs.evolve(layout.model.config, name=""), weight, placeholders.parameters.values)
     graph.name_nodes(model)
     return model

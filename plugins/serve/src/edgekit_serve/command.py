@@ -17,10 +17,11 @@ from typing import Any
 
 import click
 
+from edgekit.artifact import Artifact
 from edgekit.cli.options import runtime_options
 from edgekit.errors import EdgekitError, MissingFileError, ResourceError, UsageError
 from edgekit.pipeline import open_artifact
-from edgekit.runtime import DescribedRuntime, Runtime, load
+from edgekit.runtime import DescribedRuntime, Runtime, choose_runtime, load
 from edgekit.runtime.arguments import parse_option
 from edgekit_serve.settings import Settings
 
@@ -74,10 +75,16 @@ def command(
     names, pages = (frozenset(text.lower() for text in texts) for texts in (hosts, origins))
     settings = Settings(name or default_name(opened.path), keys, names, pages, **limits)
     with listening(host, port) as door:
-        model = load(opened, runtime, **dict(map(parse_option, options)))
+        model = start_model(opened, runtime, dict(map(parse_option, options)), settings.parallel)
         where = f"[{host}]" if ":" in host else host
         title = f"{settings.model} on http://{where}:{door.getsockname()[1]}"
         serve(model, settings, door, drain, title, log_format)
+
+
+def start_model(artifact: Artifact, runtime: str | None, options: dict[str, Any], parallel: int) -> Runtime:
+    """Load a model for so many texts at the same time, if the runtime has an option for that and it is not given."""
+    option = choose_runtime(artifact, runtime).options.get("parallel")
+    return load(artifact, runtime, **({option: parallel} if option and parallel > 1 else {}) | options)
 
 
 def read_keys(path: str | None) -> frozenset[str]:
@@ -207,8 +214,8 @@ class _JsonLines(logging.Formatter):
     """Formats an event as one JSON object, with the result of a request in separate fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        told = {"time": self.formatTime(record), "level": record.levelname.lower(), "message": record.getMessage()}
-        return json.dumps({**told, **getattr(record, "fields", {})})
+        event = {"time": self.formatTime(record), "level": record.levelname.lower(), "message": record.getMessage()}
+        return json.dumps({**event, **getattr(record, "fields", {})})
 
 
 def log_to_stderr(form: str = "text") -> None:
@@ -235,5 +242,6 @@ __all__ = [
     "read_keys",
     "refuse_open_doors",
     "serve",
+    "start_model",
     "warm",
 ]

@@ -99,8 +99,8 @@ class Guard:
         self.metrics.requests.labels(route, str(status)).inc()
         self.metrics.seconds.labels(route).observe(seconds)
         method = scope["method"] if scope["method"].isalpha() else "?"
-        told = {"method": method, "route": route, "status": status, "seconds": round(seconds, 3)}
-        LOG.info("%s %s %d %.3fs", method, route, status, seconds, extra={"fields": told})
+        fields = {"method": method, "route": route, "status": status, "seconds": round(seconds, 3)}
+        LOG.info("%s %s %d %.3fs", method, route, status, seconds, extra={"fields": fields})
 
 
 def _key(headers: Headers) -> str:

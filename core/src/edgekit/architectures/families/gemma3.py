@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from edgekit.architectures._config import ModelConfig
 from edgekit.architectures._family import Gguf
 from edgekit.architectures._hf_rope import RopeDialect
@@ -13,7 +16,7 @@ class Gemma3(Gemma2):
     """Gemma 3: queries and keys normalized, a rotary base of their own for layers with a window."""
 
     name = "gemma3"
-    model_types = ("gemma3_text", "gemma3")
+    model_types: tuple[str, ...] = ("gemma3_text", "gemma3")
     hf_class = "Gemma3ForCausalLM"
     apart = "and: queries and keys normalized, a rotary base of their own for layers with a window"
     defaults = GEMMA2 | {
@@ -29,6 +32,10 @@ class Gemma3(Gemma2):
     nested = True
     rope = RopeDialect(local=True)
     qk_norm = True
+
+    def hf_fits(self, config: Mapping[str, Any]) -> bool:
+        """Where no token sees those after it; else it is EmbeddingGemma."""
+        return not config.get("use_bidirectional_attention")
 
     def refuse(self, c: Section) -> None:
         """Transformers stores a cap of the scores for Gemma 3 and does not apply it."""

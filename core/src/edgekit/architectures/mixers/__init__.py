@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgekit.architectures.mixers._attention import Attention, Temper
+from edgekit.architectures.mixers._beside import ExpertsBeside
 from edgekit.architectures.mixers._convolution import ShortConvolution
 from edgekit.architectures.mixers._delta import DeltaNet
 from edgekit.architectures.mixers._dense import Gated, Plain
@@ -14,6 +15,7 @@ __all__ = [
     "Attention",
     "DeltaNet",
     "Experts",
+    "ExpertsBeside",
     "Gated",
     "Mamba2",
     "Mixer",

@@ -39,6 +39,9 @@ class Attention:
             multiplies what attention gives (Qwen 3.5).
         sinks: whether each head has a sink, ``attn_sinks``.
         temper: how queries grow with their position, or None.
+        value_norm: whether each head's values are divided by their root mean square (Gemma 4).
+        keys_as_values: whether there is no ``attn_v``, and keys before their norm are the values too (Gemma 4).
+        shares: the layer whose keys and values are used instead of own ones, or None (Gemma 4).
     """
 
     heads: int
@@ -55,18 +58,24 @@ class Attention:
     gated: bool = False
     sinks: bool = False
     temper: Temper | None = None
+    value_norm: bool = False
+    keys_as_values: bool = False
+    shares: int | None = None
 
     name: ClassVar[str] = "attention"
 
     def shapes(self, width: int) -> Iterator[tuple[str, Shape]]:
         """See `Mixer.shapes`."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        split = {"attn_q": queries * (2 if self.gated else 1), "attn_k": keys, "attn_v": keys}
+        split = {"attn_q": queries * (2 if self.gated else 1)}
+        if self.shares is None:
+            split |= {"attn_k": keys} if self.keys_as_values else {"attn_k": keys, "attn_v": keys}
         for name, rows in ({"attn_qkv": queries + 2 * keys} if self.fused else split).items():
             yield from matrix(name, (rows, width), self.bias)
         if self.norm != "none":
             yield "attn_q_norm.weight", (self.head_dim if self.norm == "head" else queries,)
-            yield "attn_k_norm.weight", (self.head_dim if self.norm == "head" else keys,)
+            if self.shares is None:
+                yield "attn_k_norm.weight", (self.head_dim if self.norm == "head" else keys,)
         yield from matrix("attn_output", (width, queries), self.output_bias)
         if self.sinks:
             yield "attn_sinks.weight", (self.heads,)
@@ -74,12 +83,19 @@ class Attention:
     def forward(self, ops: Ops[V], layer: int, x: V) -> V:
         """See `Mixer.forward`."""
         block = f"blk.{layer}."
-        queries, keys, values, gate = self._projected(ops, block, x)
-        queries = self._turned(ops, f"{block}attn_q_norm.weight", queries)
-        keys = self._turned(ops, f"{block}attn_k_norm.weight", keys)
-        if self.temper is not None:
-            queries = ops.temper(queries, self.temper.scale, self.temper.every, self.temper.ahead)
-        keys, values = ops.remember(layer, keys, values)
+        if self.shares is not None:
+            queries, gate = ops.heads(ops.product(f"{block}attn_q", x), self.heads), None
+            queries = self._turned(ops, f"{block}attn_q_norm.weight", queries)
+            keys, values = ops.remembered(self.shares)
+        else:
+            queries, keys, values, gate = self._projected(ops, block, x)
+            queries = self._turned(ops, f"{block}attn_q_norm.weight", queries)
+            keys = self._turned(ops, f"{block}attn_k_norm.weight", keys)
+            if self.value_norm:
+                values = ops.rms_norm(values, self.eps)
+            if self.temper is not None:
+                queries = ops.temper(queries, self.temper.scale, self.temper.every, self.temper.ahead)
+            keys, values = ops.remember(layer, keys, values)
         sinks = f"{block}attn_sinks.weight" if self.sinks else None
         mixed = ops.attend(queries, keys, values, self.how, sinks)
         if gate is not None:
@@ -92,7 +108,8 @@ class Attention:
         if self.fused:
             parts = ops.split(ops.product(f"{block}attn_qkv", x), [count * self.head_dim for count in counts])
         else:
-            parts = [ops.product(f"{block}{name}", x) for name in ("attn_q", "attn_k", "attn_v")]
+            parts = [ops.product(f"{block}{name}", x) for name in ("attn_q", "attn_k")]
+            parts.append(parts[1] if self.keys_as_values else ops.product(f"{block}attn_v", x))
         if self.norm == "all":
             for i, name in enumerate(("attn_q_norm", "attn_k_norm")):
                 parts[i] = ops.rms_norm(parts[i], self.eps, f"{block}{name}.weight")

@@ -26,6 +26,7 @@ class Experts:
         choice_bias: whether ``exp_probs_b.bias`` is added to the scores for the choice alone.
         shared: an expert that all tokens use, or None.
         shared_gate: whether the sigmoid of ``ffn_gate_inp_shexp`` multiplies what it gives.
+        jitter: of a sparse router (`edgekit.architectures.ops.Ops.route_sparsely`); None for `routing`.
         latent: the width that experts work in, between ``ffn_latent_down`` and ``ffn_latent_up``; 0: the model's own.
     """
 
@@ -38,6 +39,7 @@ class Experts:
     choice_bias: bool = False
     shared: Gated | Plain | None = None
     shared_gate: bool = False
+    jitter: float | None = None
     latent: int = 0
 
     name: ClassVar[str] = "experts"
@@ -66,7 +68,11 @@ class Experts:
         """See `Mixer.forward`."""
         block = f"blk.{layer}."
         bias = f"{block}exp_probs_b.bias" if self.choice_bias else None
-        weights = ops.route(ops.product(f"{block}ffn_gate_inp", x), self.routing, bias)
+        scores = ops.product(f"{block}ffn_gate_inp", x)
+        if self.jitter is None:
+            weights = ops.route(scores, self.routing, bias)
+        else:
+            weights = ops.route_sparsely(scores, self.jitter)
         inner = ops.product(f"{block}ffn_latent_down", x) if self.latent else x
         mixed = ops.experts(block, inner, weights, self.network)
         if self.latent:

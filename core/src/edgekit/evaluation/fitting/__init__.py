@@ -1,4 +1,4 @@
-"""Precisions chosen by measurement: what each tensor costs in each, and the best choice for a size."""
+"""Chooses precisions by measurement: the divergence of each tensor in each precision, and the best choice of a size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large the artifact may be."""
+"""The budget of a fit, that is the allowed size of the artifact, and the cheapest choice within it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgekit.evaluation.fitting._problem import Choice, Problem
 from edgekit.pipeline._recipes import AnyRecipe
 from edgekit.precision import Precision
 
-#: How much of a budget may be left over.
+#: The largest share of a budget that a fit may leave unused.
 SLACK = 0.005
 _UNITS = {"": 1, "b": 1} | {
     f"{letter}{suffix}": base**power
@@ -22,15 +22,15 @@ _UNITS = {"": 1, "b": 1} | {
     for suffix, base in (("b", 1000), ("", 1000), ("ib", 1024))
 }
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
-#: Corrections of what an artifact takes besides its tensors.
+#: Largest number of corrections of the estimated bytes besides the tensors.
 _CORRECTIONS = 12
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes of ``3.5GB`` (powers of ten) or ``3.3GiB`` (powers of two); a number is bytes.
+    """Return the number of bytes of ``3.5GB`` (powers of ten) or ``3.3GiB`` (powers of two); a plain number is bytes.
 
     Raises:
-        UsageError: it is no size.
+        UsageError: the text is not a size.
 
     Example:
         >>> parse_size("3.5GB"), parse_size("1 MiB"), parse_size(4096)
@@ -44,11 +44,11 @@ def parse_size(text: str | int) -> int:
 
 @attrs.frozen
 class Budget:
-    """The size of the whole artifact, the manifest left out.
+    """The largest size of the whole artifact without its manifest.
 
     Attributes:
-        most: bytes.
-        asked: what was asked for, in words; part of the recipe's name.
+        most: the size in bytes.
+        asked: the request in words; part of the recipe's name.
     """
 
     most: int
@@ -56,21 +56,21 @@ class Budget:
 
     @property
     def least(self) -> int:
-        """Bytes that the artifact should have at least."""
+        """The smallest size in bytes that uses the budget well."""
         return math.ceil(self.most * (1 - SLACK))
 
     @classmethod
     def of(cls, problem: Problem, size: str | int | None, bits: float | None, like: AnyRecipe | None) -> Budget:
-        """The budget that one of the three states.
+        """Return the budget for exactly one of `size`, `bits` and `like`.
 
         Args:
             problem: the model and the format.
-            size: of the artifact, as `parse_size` takes it.
-            bits: of a weight on average, scales included; what is no tensor (metadata, tokenizer) comes on top.
-            like: a recipe, whose artifact would be as large.
+            size: the size of the artifact, as for `parse_size`.
+            bits: average bits per weight, including scales; metadata and tokenizer are added.
+            like: a recipe whose artifact has the wanted size.
 
         Raises:
-            UsageError: none or several of them, or not a size.
+            UsageError: none or several of the three are given, or the size is malformed.
         """
         if sum(given is not None for given in (size, bits, like)) != 1:
             raise UsageError("say how large the result may be: one of size, bits and like")
@@ -86,7 +86,7 @@ class Budget:
 
 
 def _nbytes_of_bits(problem: Problem, bits: float) -> int:
-    """Bytes of an artifact whose tensors take so many bits on average."""
+    """Return the bytes of an artifact whose weights take `bits` bits on average."""
     plan = problem.plan(problem.smallest)
     units = {role for unit in problem.units for role in unit.roles}
     kept = sum(math.ceil(line.size * line.precision.bits_per_weight / 8) for line in plan if line.role not in units)
@@ -95,10 +95,10 @@ def _nbytes_of_bits(problem: Problem, bits: float) -> int:
 
 
 def refuse_out_of_reach(problem: Problem, budget: Budget) -> None:
-    """Raise if no choice can be as small, or as large, as the budget.
+    """Raise an error if every choice is larger than the budget, or smaller than its least size.
 
     Raises:
-        UsageError: states the smallest or the largest artifact.
+        UsageError: no choice meets the budget; the message gives the smallest or the largest possible size.
     """
     smallest, largest = problem.nbytes(problem.smallest), problem.nbytes(problem.largest)
     name = problem.format
@@ -115,19 +115,19 @@ def refuse_out_of_reach(problem: Problem, budget: Budget) -> None:
 
 
 def cheapest(problem: Problem, budget: Budget, costs: Sequence[Sequence[float]]) -> dict[str, Precision]:
-    """The choice of least cost in sum among those within the budget.
+    """Return the choice with the least total cost within the budget.
 
-    What an artifact takes besides its tensors hardly depends on the choice (in GGUF not at all). It is taken from the
-    last choice that was tried, or from between two that missed the budget on either side.
+    The bytes of an artifact besides its tensors hardly depend on the choice (in GGUF not at all). They are estimated
+    from the last choice that was tried, or by bisection if two choices missed the budget on either side.
 
     Args:
         problem: the units with their options.
-        budget: of the whole artifact.
-        costs: of each option of each unit; an infinite one is not chosen.
+        budget: the size of the whole artifact.
+        costs: the cost of each option of each unit; an option of infinite cost is not chosen.
 
     Returns:
-        The cheapest within the budget's slack; the largest below it if none is; the smallest artifact if all that were
-        found are larger.
+        The precision of each tensor: of the cheapest choice within the budget's slack; if there is none, of the
+        largest choice below it; if all choices found are larger, of the smallest artifact.
     """
     besides = _besides(problem, problem.smallest)
     too_small, too_large = -(1 << 62), 1 << 62
@@ -148,7 +148,7 @@ def cheapest(problem: Problem, budget: Budget, costs: Sequence[Sequence[float]])
 
 
 def _besides(problem: Problem, choice: Choice) -> int:
-    """Bytes of an artifact besides its units."""
+    """Return the bytes of an artifact besides the tensors of its units."""
     return problem.nbytes(choice) - problem.units_nbytes(choice)
 
 
@@ -158,10 +158,10 @@ def _solved(problem: Problem, costs: Sequence[Sequence[float]], most: int, least
         usable = [number for number, cost in enumerate(of_unit) if math.isfinite(cost)]
         items.append([Option(unit.sizes[number], of_unit[number]) for number in usable])
         numbers.append(usable)
-    found = solve(items, most, least) or solve(items, most)
-    if found is None:
+    options = solve(items, most, least) or solve(items, most)
+    if options is None:
         return problem.smallest
-    return problem.choice([usable[at] for usable, at in zip(numbers, found, strict=True)])
+    return problem.choice([usable[at] for usable, at in zip(numbers, options, strict=True)])
 
 
 __all__ = ["SLACK", "Budget", "cheapest", "parse_size", "refuse_out_of_reach"]

@@ -1,4 +1,4 @@
-"""Tensors in other precisions, as the pipeline would write them."""
+"""Encodes tensors in candidate precisions as the pipeline would write them, with a cache."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ from edgekit.typing import Array
 
 @attrs.frozen
 class Coding:
-    """How codes are chosen.
+    """The method by which codes are chosen.
 
     Attributes:
-        rounding: to nearest, or with error feedback.
-        backend: of the encoders; None takes the fastest exact ones.
+        rounding: ``"nearest"`` or ``"feedback"``.
+        backend: the name of the encoders; None for the fastest exact ones.
     """
 
     rounding: Rounding = "feedback"
     backend: str | None = None
 
 
-#: Metrics that are kept: those of a layer.
+#: Number of cached metrics: as many as a layer has.
 _METRICS = 4
 
 
 @attrs.define(eq=False)
 class Encodings:
-    """Encodes a model's tensors, and keeps what fits into memory.
+    """Encodes a model's tensors, and caches the results up to a limit.
 
-    With feedback each matrix is rounded for the inputs that it has in the original. `edgekit.quantize` rounds it for
-    those that the layers before it give as they are quantized, which depends on all of them and is better still.
+    With feedback each matrix is rounded for its inputs in the original model. `edgekit.quantize` rounds it for its
+    inputs in the quantized model, which depend on the precisions of all layers before and give a better result.
 
     Attributes:
-        model: what is encoded.
-        calibration: its importance weighs the errors, its moments spread them.
-        coding: how their codes are chosen.
-        limit: bytes that are kept.
+        model: the model to encode.
+        calibration: the calibration; its importance weights the errors, its moments are used for error feedback.
+        coding: the method by which codes are chosen.
+        limit: the largest number of bytes to cache.
     """
 
     model: Model
@@ -69,10 +69,11 @@ class Encodings:
         return fill_importance(self.calibration.importance()).importance
 
     def tensor(self, role: str, precision: Precision) -> AnyTensor:
-        """A tensor with the values that it has in a precision.
+        """Return a tensor with the values that it has after encoding in a precision.
 
         Raises:
-            ScaleOverflowError, NonFiniteError: its values cannot be encoded so.
+            ScaleOverflowError: a scale is too large for the precision.
+            NonFiniteError: a value of the tensor is not finite.
         """
         key = role, precision.name
         if key in self._kept:
@@ -84,7 +85,7 @@ class Encodings:
         return made
 
     def tensors(self, choice: Mapping[str, Precision]) -> dict[str, AnyTensor]:
-        """The tensors of a choice, by canonical name."""
+        """Return the encoded tensors of a choice, by canonical name."""
         return {role: self.tensor(role, precision) for role, precision in choice.items()}
 
     def _encoded(self, role: str, precision: Precision) -> QuantizedTensor:
@@ -107,7 +108,7 @@ class Encodings:
         return not unchanged and precision.convention != "float" and has_levels(precision)
 
     def _metric(self, role: str) -> Metric | None:
-        """The metric of a matrix's inputs; None if it has none. That of the last few inputs is kept."""
+        """Return the metric of a matrix's inputs; None if the calibration has no moment of it. Cached per layer."""
         name = next((name for name, shared in self.calibration.inputs.items() if role in shared), None)
         moment = None if name is None else self.calibration.moment(role)
         if name is None or moment is None:
@@ -119,7 +120,7 @@ class Encodings:
         return self._metrics[name]
 
     def _held(self, encoded: QuantizedTensor) -> AnyTensor:
-        """In float32 where the model is small, else as it is encoded."""
+        """Return the tensor to cache: decoded to float32 if the model is small, else encoded."""
         held = EncodedTensor(encoded.name, encoded.shape, encoded.precision, encoded.nbytes, _read(encoded), False)
         if 4 * sum(tensor.size for tensor in self.model.tensors.values()) > self.limit:
             return held

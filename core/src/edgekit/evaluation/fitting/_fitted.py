@@ -1,4 +1,4 @@
-"""`fit`: the precision of every tensor, so that the artifact has a size and loses least."""
+"""`fit`: chooses the precision of every tensor for the least divergence at a given size of the artifact."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ _MARK = "# Chosen by edgekit fit; its text has the SHA-256 "
 
 @attrs.frozen(repr=False)
 class Fitted:
-    """What `fit` has made.
+    """The result of `fit`.
 
     Attributes:
-        artifact: the model, opened.
-        recipe: its recipe's file (TOML).
-        budget: bytes that were allowed.
-        nbytes: bytes that the artifact has, the manifest left out.
+        artifact: the written model, opened.
+        recipe: the file of its recipe (TOML).
+        budget: the allowed size in bytes.
+        nbytes: the size of the artifact in bytes, without the manifest.
         precisions: the precision of each weight matrix, by canonical name.
-        chosen: divergence on the text that it was chosen by.
-        divergence: divergence on text that neither calibrated nor chose.
-        noise_floor: of the divergence.
-        positions: positions that `divergence` is the mean of.
-        sensitivity: what each tensor costs alone.
-        calibration: what the artifact was quantized with.
+        chosen: divergence on the part of the text that the choice was made with.
+        divergence: divergence on the part of the text that was used neither to calibrate nor to choose.
+        noise_floor: KL divergence of the source from itself, summed in another order, in nats.
+        positions: number of positions over which `divergence` is the mean.
+        sensitivity: the divergence of each tensor in each precision alone.
+        calibration: the calibration that the artifact was quantized with.
     """
 
     artifact: Artifact
@@ -121,39 +121,41 @@ def fit(
     progress: Shown = None,
     overwrite: bool = False,
 ) -> Fitted:
-    """Choose the precision of every tensor so that the whole artifact has a size and diverges least; write it.
+    """Choose the precision of every tensor for the least divergence at a given size, and write the artifact.
 
-    What each tensor costs in each precision is measured (`edgekit.sensitivity`), the choice with the least sum within
-    the size is found exactly, and improved on the measured divergence of the whole model. The artifact lies within
-    0.5 % below the budget, where any choice does; its manifest is not counted.
+    The divergence of each tensor in each precision is measured (`edgekit.sensitivity`), the choice with the least sum
+    within the size is computed exactly, and then improved by measuring the divergence of the whole model. The artifact
+    is at most 0.5 % smaller than the budget if any choice is; its manifest does not count.
 
-    A text is split: the first part calibrates, a quarter chooses, and the last eighth measures the result.
+    The text is split: the first part is used to calibrate, a quarter to choose, and the last eighth to measure the
+    result.
 
     Args:
         source: the model before quantization, or its path.
-        text: a text typical of the model's use, or token ids [n], better ten thousand. With a calibration none of it
-            calibrates; None takes what the calibration has held out.
+        text: a text typical of the model's use, or token ids [n], preferably ten thousand tokens. If a calibration is
+            given, the text is not used to calibrate; None then takes the calibration's held-out windows.
         to: the file or directory to write.
-        size: of the artifact: bytes, or a text such as ``"3.5GB"``.
-        bits: of a weight on average, instead of a size.
-        like: a recipe whose artifact would be as large, instead of a size.
+        size: the size of the artifact: bytes, or a text such as ``"3.5GB"``.
+        bits: average bits per weight, instead of a size.
+        like: a recipe whose artifact has the wanted size, instead of a size.
         format: name of the format; None derives it from the suffix.
         allow: the precisions to choose from; None takes those that the format suggests.
-        calibration: from `edgekit.calibrate`; None makes one.
-        rounding: ``"feedback"`` or ``"nearest"``, as `edgekit.quantize` takes it.
-        context: tokens of a window; None takes 512, or the model's context where that is less.
+        calibration: a result of `edgekit.calibrate`; None calibrates on the first part of the text.
+        rounding: ``"feedback"`` or ``"nearest"``, as for `edgekit.quantize`.
+        context: number of tokens in a window; None takes 512, or the model's context if that is smaller.
         backend: name of the encoders to use; None takes the fastest exact ones.
         work: a directory for the calibration, the measured values and the recipe; None takes ``<to>.fit``. Runs with
-            other sizes use what is there again, and an interrupted run goes on after the last value.
+            other sizes reuse these files, and an interrupted run resumes after the last measured value.
         progress: called before each measurement; True draws a bar on stderr.
         overwrite: replace files that edgekit did not write.
 
     Raises:
-        UsageError: a budget that no artifact meets (states the smallest or the largest), precisions that the format
-            cannot store, too short a text or one that the calibration is of, or a target that must not be replaced.
+        UsageError: no artifact meets the budget (the message gives the smallest or the largest size), the format cannot
+            store a precision, the text is too short or is the calibration's own, or a target must not be replaced.
         UnsupportedModelError: the family is not supported.
         NonFiniteError: the model computes a NaN or an infinity.
-        ResourceError, LockedError: about the targets.
+        ResourceError: a target cannot be written.
+        LockedError: another process writes a target.
 
     Example:
         >>> fitted = edgekit.fit("model-F16.gguf", text, to="model-3.5GB.gguf", size="3.5GB")  # doctest: +SKIP
@@ -176,9 +178,9 @@ def fit(
         alone = measure(problem, parts, coding, file=file, progress=report, overwrite=True)
     search_file = place / f"{target.name}.search.json"
     with reporting(progress, "fit") as report:
-        found = _searched(problem, parts, budget, alone, like, coding, search_file, report)
+        best = _searched(problem, parts, budget, alone, like, coding, search_file, report)
     recipe = place / f"{target.name}.toml"
-    write_recipe(recipe, problem.recipe(found.choice, f"fit {budget.asked}"), overwrite)
+    write_recipe(recipe, problem.recipe(best.choice, f"fit {budget.asked}"), overwrite)
     written = quantize(
         artifact,
         recipe,
@@ -197,8 +199,8 @@ def fit(
         recipe=recipe,
         budget=budget.most,
         nbytes=written.nbytes,
-        precisions=found.choice,
-        chosen=found.divergence,
+        precisions=best.choice,
+        chosen=best.divergence,
         divergence=judge.divergence(written.model),
         noise_floor=alone.noise_floor,
         positions=judge.scored,
@@ -217,21 +219,21 @@ def _searched(
     file: Path,
     progress: Progress | None,
 ) -> Found:
-    """The best choice, from an earlier run's values where they are there."""
+    """Return the best choice best, reusing values that an earlier run recorded in `file`."""
     assert problem.layout.model is not None
     head = {**head_of(problem, parts, FORMAT, coding), "budget": budget.most, "asked": budget.asked}
     judge = Judge.on(problem.layout.model, parts.choosing)
     others = _others(problem, budget, like)
     with closing(Record(file, head, overwrite=True)) as record:
         bench = Bench(judge, Encodings(problem.layout.model, parts.calibration, coding), record, progress)
-        found = search(bench, problem, budget, pooled(table_of(alone), alone.noise_floor), others)
-        precisions = {role: precision.name for role, precision in found.choice.items()}
-        record.finish({"kl": finite(found.divergence.kl), "precisions": precisions})
-    return found
+        best = search(bench, problem, budget, pooled(table_of(alone), alone.noise_floor), others)
+        precisions = {role: precision.name for role, precision in best.choice.items()}
+        record.finish({"kl": finite(best.divergence.kl), "precisions": precisions})
+    return best
 
 
 def _others(problem: Problem, budget: Budget, like: AnyRecipe | None) -> Iterator[Precisions]:
-    """Choices to compare with that are as large as the budget: one precision for all, and the recipe that it is of."""
+    """Yield further choices within the budget: one precision for all tensors, and the recipe `like`."""
     named = [] if like is None else [problem.of_recipe(like)[1]]
     for choice in (*problem.uniform(), *named):
         if choice is not None and budget.least <= problem.nbytes(choice) <= budget.most:
@@ -239,11 +241,12 @@ def _others(problem: Problem, budget: Budget, like: AnyRecipe | None) -> Iterato
 
 
 def write_recipe(path: Path, recipe: Rules, overwrite: bool) -> None:
-    """Write a recipe's file, with its hash on top, so that one that somebody has edited is not replaced.
+    """Write a recipe's file; its first line is a hash of the rest, so that an edited file is not replaced.
 
     Raises:
-        UsageError: the file is there and has been edited, or is another.
-        ResourceError, LockedError: about the file.
+        UsageError: the file exists and has been edited, or is not a recipe of `fit`.
+        ResourceError: the file cannot be written.
+        LockedError: another process writes it.
     """
     text = recipe_toml(recipe)
     with writing(path):
@@ -257,7 +260,7 @@ def write_recipe(path: Path, recipe: Rules, overwrite: bool) -> None:
 
 
 def marked(text: str) -> str:
-    """The text of a recipe after a line with its hash."""
+    """Return the text of a recipe, preceded by a line with its hash."""
     return f"{_MARK}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
 
 

@@ -1,4 +1,4 @@
-"""A heat map of divergences, as an SVG: tensors down, precisions across."""
+"""Draws a heat map of divergences as SVG: one row per tensor, one column per precision."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 
-#: Pixels: of a cell, of the names beside them, of the names above them, and around all.
+#: Sizes in pixels: of a cell, of the row names, of the column names, and of the margin.
 _CELL, _ROW, _LEFT, _TOP, _EDGE = 74, 22, 190, 46, 12
 #: Blue to yellow to red, from the smallest divergence to the largest.
 _COLOURS = ((49, 104, 142), (142, 190, 160), (246, 232, 160), (233, 150, 90), (178, 42, 48))
@@ -20,14 +20,14 @@ Cells = Mapping[tuple[str, str], float]
 
 
 def draw(cells: Cells, noise_floor: float) -> str:
-    """The picture.
+    """Return the heat map as SVG.
 
     Args:
-        cells: KL divergence in nats by tensor and precision, in the order in which they are drawn.
-        noise_floor: values up to it are drawn as nothing.
+        cells: KL divergence in nats by tensor and precision, in drawing order.
+        noise_floor: values up to this are drawn as zero.
 
     Returns:
-        An SVG; colours are logarithmic, each cell shows its value, and its title says it in full.
+        The SVG; colours are on a logarithmic scale, each cell shows its value, and its title gives all digits.
     """
     tensors, precisions = (list(dict.fromkeys(key[place] for key in cells)) for place in (0, 1))
     known = [kl for kl in cells.values() if noise_floor < kl < math.inf]
@@ -60,7 +60,7 @@ def draw(cells: Cells, noise_floor: float) -> str:
 
 
 def power(value: float) -> str:
-    """A number as 7.4·10⁻¹³."""
+    """Return a number in the form 7.4·10⁻¹³."""
     if not value or not math.isfinite(value):
         return "0" if not value else "∞"
     digit, exponent = f"{value:.1e}".split("e")
@@ -86,7 +86,7 @@ def _box(
 
 
 def _share(kl: float, scale: tuple[float, float], noise: float) -> float:
-    """Where a value lies between the smallest and the largest, 0 to 1."""
+    """Return the position of a value on the logarithmic scale from the smallest to the largest, 0 to 1."""
     low, high = scale
     if kl <= noise:
         return 0.0

@@ -1,24 +1,23 @@
-"""One option for each item, at the least cost, within a size: the multiple-choice knapsack, solved exactly.
+"""The multiple-choice knapsack, solved exactly: one option per item, at least total cost, within a total size.
 
-The method goes through the items in order and keeps partial choices (states), each a size and a cost. It is that of
-Nemhauser and Ullmann (1969), with a bound from the Lagrangian relaxation.
+The method processes the items in order and keeps partial choices (states), each with a size and a cost: dynamic
+programming over undominated states by Nemhauser and Ullmann (1969), with a bound from the Lagrangian relaxation.
 
-**Why it is exact.** Let x be an optimal choice, and take its prefixes, the options it has for the first k items. By
-induction there is at each k a state that leads to a choice as good as x. For k = 0 it is the empty state. At each item
-every state is extended by every option, so the state of k - 1 followed by x's option is there. It is then removed in
-three cases only:
+**Proof of exactness.** Let x be an optimal choice. By induction over k there is a state after the first k items that
+can be completed to a choice as good as x. For k = 0 it is the empty state. At each item every state is extended by
+every option, so the extension of that state by x's option exists. It is removed only in three cases:
 
-1. It cannot be completed: its size and the smallest of the rest exceed `most`, or with the largest of the rest it stays
-   below `least`. Then neither could x.
-2. Another state has no larger size and no larger cost (with a `least`: the same size and no larger cost). That state,
-   with x's options for the rest, has a size that is allowed if x's is, and costs no more than x. It takes its place.
-3. Its bound is above the cost of a choice that is known and allowed. For any completion of size s <= `most` and any
-   multiplier m >= 0, cost >= cost + m * (s - most), and the right side is at least the state's own part plus, for each
-   of the other items, its least ``cost + m * size``. So no completion is as good as the known choice; x is no worse
-   than that one, and would not be a completion.
+1. It cannot be completed: with the smallest options for the rest its size exceeds `most`, or with the largest options
+   it stays below `least`. Then x would not be allowed either.
+2. Another state has no larger size and no larger cost (with a `least`: the same size and no larger cost). Completed
+   with x's options for the rest, that state has an allowed size and costs no more than x, and replaces it.
+3. Its lower bound exceeds the cost of a known allowed choice. For any completion of size s <= `most` and any multiplier
+   m >= 0, cost >= cost + m * (s - most), and the right side is at least the state's part plus, for each of the other
+   items, the least ``cost + m * size``. So every completion costs more than the known choice and more than x: a
+   contradiction.
 
-At the end the state of least cost is therefore as good as x. Sizes are integers; costs are sums of float64 in the order
-of the items, and the bound is given the slack of their rounding.
+So the final state of least cost is as good as x. Sizes are integers. Costs are float64 sums in the order of the items;
+the bound has a slack that covers their rounding errors.
 """
 
 from __future__ import annotations
@@ -33,19 +32,19 @@ import numpy as np
 from edgekit.typing import F64, I64, Bools, Indices
 
 _Number = TypeVar("_Number", int, float)
-#: Halvings of the interval that holds the multiplier.
+#: Number of bisection steps for the multiplier.
 _HALVINGS = 100
-#: Relative slack of a bound: sums of some hundred float64 are exact to far less.
+#: Relative slack of a bound; the rounding error of a sum of some hundred float64 numbers is far smaller.
 _SLACK = 1e-9
 
 
 @attrs.frozen
 class Option:
-    """What an item may be.
+    """An option of an item.
 
     Attributes:
-        size: in units that add up; an integer, at least 0.
-        cost: what is to be least in sum; finite.
+        size: an integer, at least 0; the sum of sizes is limited.
+        cost: a finite number; the sum of costs is minimized.
     """
 
     size: int
@@ -53,15 +52,15 @@ class Option:
 
 
 def solve(items: Sequence[Sequence[Option]], most: int, least: int = 0) -> tuple[int, ...] | None:
-    """The option of each item, by number, so that the sum of the costs is least.
+    """Return the index of an option for each item such that the sum of costs is least.
 
     Args:
-        items: the options of each.
-        most: of the sum of the sizes.
-        least: of the sum of the sizes.
+        items: the options of each item.
+        most: largest allowed sum of sizes.
+        least: smallest allowed sum of sizes.
 
     Returns:
-        A choice of least cost; of several the smallest. None if no sum of sizes lies between the two.
+        A choice of least cost; of several, one of least size. None if no choice has an allowed size.
 
     Example:
         >>> solve([[Option(1, 5.0), Option(3, 1.0)], [Option(1, 4.0), Option(2, 3.0)]], most=4)
@@ -81,12 +80,12 @@ def _total(values: Sequence[I64], choice: Sequence[int]) -> int:
 
 @attrs.frozen(eq=False)
 class _States:
-    """Partial choices, in order of size.
+    """Partial choices, sorted by size.
 
     Attributes:
-        size, cost: of each, [n].
-        parent: the state before the last item, by number, [n].
-        option: of the last item, [n].
+        size, cost: total size and cost of each state, [n].
+        parent: index of the state before the last item, [n].
+        option: index of the last item's option, [n].
     """
 
     size: I64
@@ -95,7 +94,7 @@ class _States:
     option: Indices
 
     def only(self, keep: Bools | Indices) -> _States:
-        """Some of them."""
+        """Return the selected states."""
         return _States(self.size[keep], self.cost[keep], self.parent[keep], self.option[keep])
 
 
@@ -115,14 +114,14 @@ def _solved(sizes: list[I64], costs: list[F64], most: int, least: int) -> tuple[
 
 
 def _extended(states: _States, sizes: I64, costs: F64) -> _States:
-    """Every state with every option of the next item."""
+    """Return every state extended by every option of the next item."""
     options = np.tile(np.arange(len(sizes)), len(states.size))
     parents = np.repeat(np.arange(len(states.size)), len(sizes))
     return _States(states.size[parents] + sizes[options], states.cost[parents] + costs[options], parents, options)
 
 
 def _undominated(states: _States, by_size: bool) -> _States:
-    """The states without those of which another is as small and as cheap; in order of size."""
+    """Return the undominated states, sorted by size: no other state is as small and as cheap."""
     ordered = states.only(np.lexsort((states.cost, states.size)))
     if not len(ordered.size):
         return ordered
@@ -144,14 +143,14 @@ def _followed_back(steps: list[_States]) -> tuple[int, ...]:
 
 @attrs.frozen(eq=False)
 class _Bound:
-    """What a state can still become.
+    """Bounds on the size and the cost of all completions of a state.
 
     Attributes:
-        most, least: of the whole size.
-        smallest, largest: size of the items from number k on, at k.
-        multiplier: of the size, at least 0.
-        relaxed: least ``cost + multiplier * size`` of the items from number k on, at k.
-        known: cost of a choice that is allowed; infinite if none is known.
+        most, least: allowed total sizes.
+        smallest, largest: at index k, the smallest and largest total size of items k and later.
+        multiplier: the Lagrangian multiplier of the size, at least 0.
+        relaxed: at index k, the least total ``cost + multiplier * size`` of items k and later.
+        known: cost of a known allowed choice; infinite if none is known.
     """
 
     most: int
@@ -164,7 +163,7 @@ class _Bound:
 
     @classmethod
     def of(cls, sizes: list[I64], costs: list[F64], most: int, least: int) -> _Bound:
-        """The bound of a problem that has a choice of size `most` or less."""
+        """Return the bounds for a problem that has a choice of size `most` or less."""
         multiplier = _multiplier(sizes, costs, most)
         cheapest = [int(np.argmin(cost + multiplier * size)) for size, cost in zip(sizes, costs, strict=True)]
         relaxed = [float((c + multiplier * s).min()) for s, c in zip(sizes, costs, strict=True)]
@@ -174,7 +173,7 @@ class _Bound:
         return cls(most, least, _rest(smallest), _rest(largest), multiplier, _rest(relaxed), known)
 
     def reachable(self, states: _States, item: int) -> Bools:
-        """Which states, whose items end before `item`, may lead to a best choice."""
+        """Return a mask [n] of the states, over the items before `item`, that may lead to an optimal choice."""
         fits: Bools = states.size + self.smallest[item] <= self.most
         fits &= states.size + self.largest[item] >= self.least
         if not np.isfinite(self.known):
@@ -186,12 +185,12 @@ class _Bound:
 
 
 def _rest(values: Sequence[_Number]) -> list[_Number]:
-    """Sums of the values from each place to the end, and that of none."""
+    """Return the sums of the values from each index to the end, followed by 0."""
     return list(itertools.accumulate(reversed(values), initial=values[0] - values[0]))[::-1]
 
 
 def _multiplier(sizes: list[I64], costs: list[F64], most: int) -> float:
-    """About the least multiplier with which the cheapest options, their sizes paid for, are no larger than `most`."""
+    """Return about the least multiplier at which the options of least ``cost + multiplier * size`` fit into `most`."""
 
     def fits(multiplier: float) -> bool:
         chosen = [int(np.argmin(cost + multiplier * size)) for size, cost in zip(sizes, costs, strict=True)]
@@ -200,7 +199,7 @@ def _multiplier(sizes: list[I64], costs: list[F64], most: int) -> float:
     if fits(0.0):
         return 0.0
     low, high = 0.0, max(float(np.ptp(cost)) for cost in costs) or 1.0
-    while not fits(high):  # at the latest where a unit of size costs more than all else
+    while not fits(high):  # ends at the latest when a unit of size costs more than all options
         high *= 4
         if not np.isfinite(high):
             return 0.0

@@ -1,4 +1,4 @@
-"""What each change of one unit costs: the divergence with one unit in another precision, for many."""
+"""Measures the divergence of whole choices, and of a choice with one unit changed to another precision."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from edgekit.pipeline._progress import Progress
 from edgekit.precision import Precision
 from edgekit.typing import F64
 
-#: The divergence of a unit in a precision, by their names.
+#: Divergences by the names of unit and precision.
 Table = dict[tuple[str, str], Divergence]
 
 
 @attrs.frozen
 class Whole:
-    """The divergence of a whole choice.
+    """The divergence of a choice for the whole model.
 
     Attributes:
-        divergence: from the source.
-        gain: how much smaller it is than that of the choice that it was compared with, in nats.
-        gain_error: standard error of the gain, the positions taken as independent.
+        divergence: KL divergence from the source.
+        gain: the divergence of the choice that it was compared with, minus this one, in nats.
+        gain_error: standard error of the gain, with the positions taken as independent.
     """
 
     divergence: Divergence
@@ -40,12 +40,12 @@ class Whole:
 
 @attrs.frozen(eq=False)
 class Bench:
-    """Measures variants of a model, each value once.
+    """Measures variants of a model; recorded values are not measured again.
 
     Attributes:
-        judge: compares with the source.
-        encodings: the tensors in other precisions.
-        record: where values are kept.
+        judge: measures the divergence from the source.
+        encodings: encodes tensors in other precisions.
+        record: the record of measured values.
         progress: called before each value.
     """
 
@@ -56,32 +56,32 @@ class Bench:
     _kept: dict[tuple[tuple[str, str], ...], F64] = attrs.field(factory=dict, init=False, repr=False)
 
     def noise_floor(self) -> float:
-        """The divergence of the source from itself, in another order of summation."""
+        """Return the KL divergence of the source from itself, summed in another order, in nats."""
         return float(self.record.value({"step": "noise"}, lambda: {"kl": self.judge.noise_floor()})["kl"])
 
     def whole(self, step: str, choice: Choice, best: Choice | None = None) -> Whole:
-        """The divergence of a model with every tensor of a choice.
+        """Return the divergence of the model with all precisions of a choice.
 
         Args:
             step: name of the value in the record.
-            choice: the precisions.
+            choice: the precision of each tensor, by canonical name.
             best: a choice to compare with, position by position.
         """
 
         def measure() -> Entry:
             values = self._values(choice)
-            found = _entry(lambda: Divergence.of(values))
+            entry = _entry(lambda: Divergence.of(values))
             if best is None:
-                return found
+                return entry
             gain = Divergence.of(self._values(best) - values)
-            return found | {"gain": _plain(gain.kl), "gain_error": _plain(gain.error)}
+            return entry | {"gain": _plain(gain.kl), "gain_error": _plain(gain.error)}
 
         entry = self.record.value({"step": step, "recipe": {role: p.name for role, p in choice.items()}}, measure)
         gain = entry.get("gain"), entry.get("gain_error")
         return Whole(_divergence(entry), -math.inf if gain[0] is None else gain[0], gain[1] or 0.0)
 
     def _values(self, choice: Choice) -> F64:
-        """The divergence at each position; that of the last two choices is kept."""
+        """Return the divergence at each position, float64 [positions]; cached for the last two choices."""
         key = tuple((role, precision.name) for role, precision in choice.items())
         if key not in self._kept:
             try:
@@ -95,26 +95,26 @@ class Bench:
         return self._kept[key]
 
     def each(self, step: str, base: Choice, changes: Sequence[tuple[Unit, Sequence[Precision]]]) -> Table:
-        """The divergence with one unit changed and the rest as in `base`, for each unit and precision.
+        """Return the divergence for each unit and precision, with all other tensors as in `base`.
 
         Args:
             step: name of the values in the record.
-            base: precisions of the tensors that are not the source's.
-            changes: units with the precisions to try.
+            base: the precisions of quantized tensors, by canonical name; others have the source's values.
+            changes: the units, each with the precisions to try.
         """
         layers = self.judge.source.config.layers
         ordered = sorted(changes, key=lambda change: min(first_layer(role, layers) for role in change[0].roles))
-        total, found = sum(len(precisions) for _, precisions in ordered), Table()
+        total, table = sum(len(precisions) for _, precisions in ordered), Table()
         lazy = _LazyWalk(lambda: with_tensors(self.judge.source, self.encodings.tensors(base)), self.judge)
         for unit, precisions in ordered:
             for precision in precisions:
                 if self.progress:
-                    self.progress(len(found), total, f"{unit.name} {precision.name}")
+                    self.progress(len(table), total, f"{unit.name} {precision.name}")
                 key = {"step": step, "tensor": unit.name, "precision": precision.name}
-                found[unit.name, precision.name] = self._value(key, partial(self._one, lazy, unit, precision))
+                table[unit.name, precision.name] = self._value(key, partial(self._one, lazy, unit, precision))
         if self.progress:
             self.progress(total, total, "")
-        return found
+        return table
 
     def _one(self, lazy: _LazyWalk, unit: Unit, precision: Precision) -> Divergence:
         first = min(first_layer(role, self.judge.source.config.layers) for role in unit.roles)
@@ -128,10 +128,10 @@ class Bench:
 
 def _entry(measure: Callable[[], Divergence]) -> Entry:
     try:
-        found = measure()
+        divergence = measure()
     except ScaleOverflowError:  # a precision that cannot hold the tensor is never chosen
-        found = Divergence(math.inf, math.inf)
-    return {name: _plain(value) for name, value in attrs.asdict(found).items()}
+        divergence = Divergence(math.inf, math.inf)
+    return {name: _plain(value) for name, value in attrs.asdict(divergence).items()}
 
 
 def _plain(value: float) -> float | None:
@@ -144,14 +144,14 @@ def _divergence(entry: Entry) -> Divergence:
 
 @attrs.define(eq=False)
 class _LazyWalk:
-    """A walk that begins with the first value that is not recorded."""
+    """A walk through the layers that starts when the first unrecorded value is measured."""
 
     model: Callable[[], Model]
     judge: Judge
     walk: Walk | None = None
 
     def up_to(self, layer: int) -> Walk:
-        """The states before a layer, which is no earlier than the last one asked for."""
+        """Return the walk advanced to a layer; layers must be requested in ascending order."""
         if self.walk is None:
             self.walk = Walk.start(self.model(), self.judge.windows)
         self.walk = self.walk.up_to(layer)

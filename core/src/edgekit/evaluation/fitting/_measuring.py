@@ -1,7 +1,7 @@
-"""The KL divergence of a model from the same one with other precisions, on windows of tokens.
+"""Measures the KL divergence of a model with other precisions from the source, on windows of tokens.
 
-A model is computed layer by layer. What is before the first layer that changes is the same for all changes of a layer,
-so its states are computed once and kept; a change costs the layers behind it only.
+A model is computed layer by layer. The hidden states before the first changed layer are the same for all changes in
+that layer, so they are computed once; each change then costs only the layers from there on.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from edgekit.evaluation.language import kl_divergence, log_softmax, noise_floor
 from edgekit.tensor import AnyTensor, Tensor
 from edgekit.typing import F32, F64, Ints
 
-#: Tokens that go through a layer at once.
+#: Number of tokens that a layer computes at a time.
 _BATCH = 2048
-#: Logits in memory at once: 32 MiB in float64.
+#: Number of logits in memory at a time: 32 MiB in float64.
 _LOGITS = 1 << 22
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _OUTPUT = "output.weight"
@@ -29,11 +29,11 @@ _OUTPUT = "output.weight"
 
 @attrs.frozen
 class Divergence:
-    """How far a model's predictions are from the source's.
+    """The KL divergence of a model's predictions from the source's.
 
     Attributes:
-        kl: mean KL divergence over the scored positions, in nats; infinite for a model that computes no numbers.
-        error: its standard error, the positions taken as independent.
+        kl: mean KL divergence over the scored positions, in nats; infinite if the model computes NaN or infinities.
+        error: standard error of the mean, with the positions taken as independent.
     """
 
     kl: float
@@ -41,14 +41,14 @@ class Divergence:
 
     @classmethod
     def of(cls, values: F64) -> Divergence:
-        """From the divergence at each position."""
+        """Return mean and standard error of the divergences [positions]."""
         if not np.isfinite(values).all():
             return cls(math.inf, math.inf)
         return cls(float(values.mean()), float(values.std() / math.sqrt(values.size)))
 
 
 def first_layer(role: str, layers: int) -> int:
-    """The layer in which a tensor is used first; -1 for the embedding, `layers` for what follows them."""
+    """Return the first layer that uses a tensor; -1 for the embedding, `layers` for tensors after the last layer."""
     match = _LAYER.match(role)
     if match:
         return int(match[1])
@@ -57,11 +57,11 @@ def first_layer(role: str, layers: int) -> int:
 
 @attrs.define(eq=False)
 class Judge:
-    """The source's predictions on the windows, and the distance of others from them.
+    """Measures the divergence of model variants from the source on fixed windows.
 
     Attributes:
-        source: the source's model; decoded in memory where it is small.
-        windows: token ids [count, context]; the second half of each is scored, as `edgekit.evaluate` does.
+        source: the source model; decoded in memory if it is small.
+        windows: token ids [count, context]; the second half of each is scored, as in `edgekit.evaluate`.
     """
 
     source: Model
@@ -71,31 +71,30 @@ class Judge:
 
     @classmethod
     def on(cls, model: Model, windows: Ints) -> Judge:
-        """A judge of the model's variants."""
+        """Return a judge for variants of a model."""
         return cls(in_memory(model), windows)
 
     @property
     def scored(self) -> int:
-        """Number of positions that are scored."""
+        """The number of scored positions."""
         count, context = self.windows.shape
         return int(count * (context - 1 - context // 2))
 
     def noise_floor(self) -> float:
-        """As `edgekit.evaluation.Evaluation.noise_floor`, on the first batch of windows."""
+        """Return `edgekit.evaluation.Evaluation.noise_floor`, in nats, on the first batch of windows."""
         step = max(1, _BATCH // self.windows.shape[1])
         return noise_floor(Transformer(self.source), self.windows[:step])
 
     def divergence(self, model: Model, walk: Walk | None = None) -> Divergence:
-        """How far a model is; arguments as for `values`."""
+        """Return mean and standard error of `values`; same arguments."""
         return Divergence.of(self.values(model, walk))
 
     def values(self, model: Model, walk: Walk | None = None) -> F64:
-        """The KL divergence at each scored position, in nats, [positions].
+        """Return the KL divergence at each scored position, in nats, float64 [positions].
 
         Args:
             model: the source with other values of some tensors.
-            walk: the states of such a model up to the first layer with a tensor that `model` has otherwise; None
-                computes all of them.
+            walk: hidden states at a layer before which no tensor differs from `model`'s; None computes all layers.
         """
         walk = Walk.start(model, self.windows) if walk is None else walk.on(model)
         computing, states = Transformer(model), walk.finished()
@@ -104,19 +103,19 @@ class Judge:
             source = Transformer(self.source)
             self._hidden = self._scored_states(source, Walk.start(self.source, self.windows).finished())
         step = max(1, _LOGITS // computing.config.vocab)
-        found = []
+        parts = []
         with np.errstate(invalid="ignore", over="ignore"):
             for start in range(0, len(hidden), step):
                 log_q = log_softmax(computing.project(hidden[start : start + step]))
-                found.append(kl_divergence(self._baseline(start, step), log_q))
-        return np.concatenate(found)
+                parts.append(kl_divergence(self._baseline(start, step), log_q))
+        return np.concatenate(parts)
 
     def _scored_states(self, computing: Transformer, states: F32) -> F32:
         first = self.windows.shape[1] // 2
         return computing.normalized(states[:, first:-1]).reshape(-1, computing.config.width)
 
     def _baseline(self, start: int, step: int) -> F64:
-        """Log-probabilities of the source at some positions; kept where those of all positions take little."""
+        """Return the source's log-probabilities [step, vocab] from position `start`; cached if all positions fit."""
         if start in self._known:
             return self._known[start]
         assert self._hidden is not None
@@ -128,10 +127,10 @@ class Judge:
 
 @attrs.frozen(eq=False)
 class Walk:
-    """The states of a model's windows before one of its layers.
+    """The hidden states of all windows before a layer of a model.
 
     Attributes:
-        model: what computed them, and computes on.
+        model: the model that computed the states and continues with them.
         layer: the next layer; -1 before the embedding.
         windows: token ids [count, context].
         states: float32 [count, context, width]; empty before the embedding.
@@ -144,22 +143,22 @@ class Walk:
 
     @classmethod
     def start(cls, model: Model, windows: Ints) -> Walk:
-        """Before the embedding."""
+        """Return the walk before the embedding."""
         return cls(model, -1, windows, np.zeros(0, np.float32))
 
     def on(self, model: Model) -> Walk:
-        """The same states, to be continued with another model."""
+        """Return the same states, to be continued with another model."""
         return attrs.evolve(self, model=model)
 
     def up_to(self, layer: int) -> Walk:
-        """The states before a later layer, or before what follows the layers."""
+        """Return the walk advanced to a later layer, or, for the number of layers, to the end of the last layer."""
         computing, states = Transformer(self.model), self.states
         for index in range(self.layer, layer):
             states = computing.embedded(self.windows) if index < 0 else _through(computing, index, states)
         return Walk(self.model, max(layer, self.layer), self.windows, states)
 
     def finished(self) -> F32:
-        """The states after the last layer, float32 [count, context, width]."""
+        """Return the states after the last layer, float32 [count, context, width]."""
         return self.up_to(self.model.config.layers).states
 
 
@@ -170,19 +169,19 @@ def _through(computing: Transformer, layer: int, states: F32) -> F32:
 
 
 def in_memory(model: Model) -> Model:
-    """The model with its tensors decoded, where they take no more than `CACHE_LIMIT`; else as it is."""
+    """Return the model with its tensors decoded in memory if they take at most `CACHE_LIMIT` bytes, else unchanged."""
     if 4 * sum(tensor.size for tensor in model.tensors.values()) > CACHE_LIMIT:
         return model
     return with_tensors(model, {name: decoded(name, tensor) for name, tensor in model.tensors.items()})
 
 
 def decoded(name: str, tensor: AnyTensor) -> Tensor:
-    """A tensor in float32 in memory."""
+    """Return a tensor decoded to float32 in memory."""
     return Tensor.of(name, tensor.float32().reshape(tensor.shape))
 
 
 def with_tensors(model: Model, tensors: Mapping[str, AnyTensor]) -> Model:
-    """The model with other values of some tensors."""
+    """Return the model with some tensors replaced."""
     return attrs.evolve(model, tensors={**model.tensors, **tensors})
 
 

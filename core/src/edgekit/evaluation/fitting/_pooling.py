@@ -1,10 +1,10 @@
-"""Measured divergences, pooled over tensors and precisions.
+"""Reduces the noise of measured divergences by pooling over tensors and precisions.
 
-A mean over some thousand positions has a standard error of 5 to 20 %: few positions make up most of it. But tensors and
-precisions are much alike: nearly, ``log kl = (of the tensor) + (of the precision)``. So each value is replaced by the
-geometric mean of itself and of what this sum predicts for it, with the least squares of all values. On the sample model
-that takes the error of the logarithms, against another text of twice the length, from 0.32 to 0.29, and the choices
-made with the figures become about as good as those made with the figures of that other text.
+A mean over some thousand positions has a standard error of 5 to 20 %, since few positions contribute most of it. But
+``log kl`` is nearly the sum of a term for the tensor and a term for the precision. So this sum is fitted to all values
+by least squares, and each value is replaced by the geometric mean of itself and the fit. On the sample model the error
+of the logarithms, against another text of twice the length, falls from 0.32 to 0.29, and the choices become about as
+good as those made with the values measured on that other text.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import numpy as np
 from edgekit.evaluation.fitting._measuring import Divergence
 from edgekit.typing import F64, Indices
 
-#: Rounds of the least squares, one side after the other; a full table needs one.
+#: Rounds of alternating least squares; a full table needs one.
 _ROUNDS = 50
 Table = dict[tuple[str, str], Divergence]
 
 
 def pooled(table: Table, noise_floor: float) -> Table:
-    """The table with pooled values; those that are not above the noise floor, or not finite, stay as they are.
+    """Return the table with pooled values; values up to the noise floor or not finite are unchanged.
 
     Args:
-        table: by tensor and precision.
-        noise_floor: nats.
+        table: the divergences by tensor and precision.
+        noise_floor: KL divergence of the source from itself, in nats.
     """
     known = {key: math.log(found.kl) for key, found in table.items() if noise_floor < found.kl < math.inf}
     if not known:
@@ -44,7 +44,7 @@ def pooled(table: Table, noise_floor: float) -> Table:
 
 
 def _predicted(values: F64, rows: Indices, columns: Indices) -> F64:
-    """The sums of a number of the row and one of the column that are nearest to the values."""
+    """Return the least squares fit of the values by a term for the row plus a term for the column."""
     of_row, of_column = np.zeros(rows.max() + 1), np.zeros(columns.max() + 1)
     for _ in range(_ROUNDS):
         of_row = np.bincount(rows, values - of_column[columns]) / np.bincount(rows)

@@ -1,4 +1,4 @@
-"""What there is to choose: the tensors of a layout, the precisions that each may have, and what they take."""
+"""The problem of a fit: the tensors of a layout, the precisions that each may have, and their sizes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from edgekit.recipe import Plan, Recipe, Rules, Slot, is_matrix
 from edgekit.reference import reference
 from edgekit.tensor import EncodedTensor
 
-#: Name of a precision by canonical name of the tensor.
+#: A choice: the precision of each tensor, by canonical name.
 Choice = Mapping[str, Precision]
 
 
 @attrs.frozen(eq=False)
 class Unit:
-    """Tensors that get one precision: a weight matrix, or several that a runtime wants alike.
+    """Tensors that get one precision: a weight matrix, or several for which the format requires the same one.
 
     Attributes:
         slots: the tensors.
-        options: the precisions that all of them can have, the smallest first.
-        sizes: bytes of all of them together, for each option.
+        options: the precisions that all of them can have, by ascending size.
+        sizes: total bytes of the tensors, for each option.
     """
 
     slots: tuple[Slot, ...]
@@ -37,28 +37,28 @@ class Unit:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Canonical names of the tensors."""
+        """The canonical names of the tensors."""
         return tuple(slot.role for slot in self.slots)
 
     @property
     def name(self) -> str:
-        """Canonical names, joined."""
+        """The canonical names, joined by ``+``."""
         return "+".join(self.roles)
 
     def size(self, precision: Precision) -> int:
-        """Bytes in one of the options."""
+        """Return the total bytes of the tensors in one of the options."""
         return self.sizes[self.options.index(precision)]
 
 
 @attrs.frozen(eq=False)
 class Problem:
-    """The choice for one model and format.
+    """The choice of precisions for one model and format.
 
     Attributes:
-        layout: what the format will store.
-        sizes: what it takes.
+        layout: the tensors as the format stores them.
+        sizes: the sizes of tensors in the format.
         format: the format's name.
-        units: what there is to choose for.
+        units: the units to choose a precision for.
     """
 
     layout: Layout
@@ -68,7 +68,7 @@ class Problem:
 
     @classmethod
     def of(cls, source: Artifact, chosen: Format, allow: Sequence[str | Precision] | None = None) -> Problem:
-        """The choice for a model in a format.
+        """Return the problem of a model in a format.
 
         Args:
             source: the model.
@@ -76,7 +76,7 @@ class Problem:
             allow: the precisions to choose from; None takes those that the format suggests.
 
         Raises:
-            UsageError: the format says no sizes, or cannot store a precision, or a tensor has none of them.
+            UsageError: the format does not state sizes, or cannot store a precision, or a tensor can have none of them.
             UnsupportedModelError: the family is not supported.
         """
         sizes = getattr(chosen, "sizes", None)
@@ -96,44 +96,44 @@ class Problem:
         return cls(layout, counted, chosen.name, units)
 
     def choice(self, numbers: Sequence[int]) -> dict[str, Precision]:
-        """The precision of each tensor, from the number of each unit's option."""
+        """Return the precision of each tensor for the index of each unit's option."""
         pairs = zip(self.units, numbers, strict=True)
         return {role: unit.options[number] for unit, number in pairs for role in unit.roles}
 
     def recipe(self, choice: Choice, name: str = "") -> Rules:
-        """The recipe that gives these precisions, a rule for each tensor."""
+        """Return the recipe of a choice, with one rule per tensor."""
         return Recipe.of(dict(choice), name=name)
 
     def plan(self, choice: Choice) -> Plan:
-        """The recipe's plan."""
+        """Return the plan of a choice."""
         return make_plan(find_recipe(self.recipe(choice), self.format), self.layout)
 
     def nbytes(self, choice: Choice) -> int:
-        """Bytes of the artifact, the manifest left out."""
+        """Return the bytes of the artifact of a choice, without the manifest."""
         return self.sizes.whole(self.plan(choice))
 
     def units_nbytes(self, choice: Choice) -> int:
-        """Bytes of the units alone."""
+        """Return the bytes of the units' tensors."""
         return sum(unit.size(choice[unit.roles[0]]) for unit in self.units)
 
     @functools.cached_property
     def smallest(self) -> dict[str, Precision]:
-        """The smallest option for every unit."""
+        """Return the choice of the smallest option for every unit."""
         return self.choice([0] * len(self.units))
 
     @functools.cached_property
     def largest(self) -> dict[str, Precision]:
-        """The largest option for every unit."""
+        """Return the choice of the largest option for every unit."""
         return self.choice([len(unit.options) - 1 for unit in self.units])
 
     def uniform(self) -> Iterator[dict[str, Precision]]:
-        """For each precision the choice that gives it to every unit, where all can have it."""
+        """Yield, for each precision that all units can have, the choice that gives it to all of them."""
         for precision in {p.name: p for unit in self.units for p in unit.options}.values():
             if all(precision in unit.options for unit in self.units):
                 yield {role: precision for unit in self.units for role in unit.roles}
 
     def of_recipe(self, recipe: AnyRecipe) -> tuple[Plan, dict[str, Precision] | None]:
-        """A recipe's plan, and its choice; None if it has a precision that is not among the options."""
+        """Return a recipe's plan and its choice; None for the choice if a precision is not among the options."""
         plan = make_plan(find_recipe(recipe, self.format), self.layout, importance=True)
         planned = {line.role: line.precision for line in plan}
         inside = all({planned[role] for role in u.roles} <= {planned[u.roles[0]]} & set(u.options) for u in self.units)
@@ -145,8 +145,8 @@ def _allowed(
 ) -> list[Precision]:
     if not allow or isinstance(allow, str):
         raise UsageError("the precisions to choose from are a list of at least one name, such as Q4_K, Q6_K")
-    found = [target_precision(name, format_name) if isinstance(name, str) else name for name in allow]
-    for precision in found:
+    precisions = [target_precision(name, format_name) if isinstance(name, str) else name for name in allow]
+    for precision in precisions:
         if not any(sizes.stored(slot, precision) is not None for slot in matrices):
             raise UsageError(
                 f"{precision.name} cannot be stored in {format_name} for any matrix of this model; leave it out "
@@ -154,7 +154,7 @@ def _allowed(
             )
         if reference(precision).traits.decode_only and choose(precision, None) is None:
             raise UsageError(f"{precision.name} can be decoded, but not encoded; leave it out")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(precisions))
 
 
 def _units(matrices: Sequence[Slot], sizes: Sizes, allowed: list[Precision] | None) -> Iterator[Unit]:
@@ -169,25 +169,25 @@ def _units(matrices: Sequence[Slot], sizes: Sizes, allowed: list[Precision] | No
 
 
 def _unit(slots: list[Slot], sizes: Sizes, allowed: list[Precision] | None) -> Unit:
-    """The unit of some slots; its options are those that all can have, ordered by size."""
-    found: dict[Precision, int] = {}
+    """Return the unit of some slots; its options are the precisions that all can have, by ascending size."""
+    nbytes: dict[Precision, int] = {}
     for precision in _tried(slots[0], sizes) if allowed is None else allowed:
         stored = [sizes.stored(slot, precision) for slot in slots]
         if all(size is not None for size in stored):
-            found[precision] = sum(size or 0 for size in stored)
-    if not found and allowed is not None:
+            nbytes[precision] = sum(size or 0 for size in stored)
+    if not nbytes and allowed is not None:
         raise UsageError(
             f"{slots[0].role} has rows of {slots[0].shape[-1]}, which none of the allowed precisions "
             f"({', '.join(p.name for p in allowed)}) can store; allow one whose block divides them"
         )
-    ordered = sorted(found, key=lambda precision: (found[precision], precision.name))
-    return Unit(tuple(slots), tuple(ordered), tuple(found[precision] for precision in ordered))
+    ordered = sorted(nbytes, key=lambda precision: (nbytes[precision], precision.name))
+    return Unit(tuple(slots), tuple(ordered), tuple(nbytes[precision] for precision in ordered))
 
 
 def _tried(slot: Slot, sizes: Sizes) -> list[Precision]:
-    """The format's candidates, and what a tensor has that is encoded already."""
-    own = [slot.tensor.precision] if isinstance(slot.tensor, EncodedTensor) else []
-    return list(dict.fromkeys([*sizes.candidates(slot), *own]))
+    """Return the format's candidates for a tensor, and its present precision if it is encoded."""
+    present = [slot.tensor.precision] if isinstance(slot.tensor, EncodedTensor) else []
+    return list(dict.fromkeys([*sizes.candidates(slot), *present]))
 
 
 __all__ = ["Choice", "Problem", "Unit"]

@@ -1,4 +1,4 @@
-"""Measured values in a JSON file, one a line: a later run with the same inputs goes on after the last."""
+"""Records measured values in a JSON file, one per line, so that a later run with the same inputs resumes after them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgekit.errors import InvalidFileError, MissingFileError, UsageError
 from edgekit.files.atomic import AtomicFile
 from edgekit.files.foreign import strict_json
 
-#: Bytes of the longest record; a value takes some hundred.
+#: Largest size of a record in bytes; a value takes about a hundred.
 LIMIT = 256 << 20
 _VALUES = 1 << 22
 Entry = dict[str, Any]
@@ -21,17 +21,18 @@ Entry = dict[str, Any]
 class Record:
     """The values of one run, in memory or in a file.
 
-    A run asks for the same values in the same order whenever it is started with the same inputs: what is in the file
-    already is returned from there, so an interrupted run and a complete one choose the same.
+    Runs with the same inputs request the same values in the same order. Values in the file are returned without
+    measuring, so that an interrupted and resumed run makes the same choice as an uninterrupted one.
 
     Args:
         path: the file; None keeps the values in memory.
-        head: what the values depend on, and what they are (``format``); JSON.
-        overwrite: replace a file that is no record of this format.
+        head: everything that the values depend on, and their ``format``; JSON.
+        overwrite: replace a file that is not a record of this format.
 
     Raises:
-        UsageError: the file is there and is no such record.
-        ResourceError, LockedError: about the file.
+        UsageError: the file exists and is not such a record.
+        ResourceError: the file cannot be written.
+        LockedError: another process writes it.
     """
 
     def __init__(self, path: Path | None, head: Mapping[str, Any], overwrite: bool = False) -> None:
@@ -52,7 +53,7 @@ class Record:
             self._file.write(_opening(self.head))
 
     def value(self, key: Entry, measure: Callable[[], Entry]) -> Entry:
-        """The next value: what is recorded, or else what `measure` returns; ``{**key, **value}`` as JSON holds it."""
+        """Return the next value, ``{**key, **value}``: the recorded one, or else the result of `measure`, as JSON."""
         if self.known:
             self._next += 1
             return self._checked(self.entries[self._next - 1], key)
@@ -74,17 +75,17 @@ class Record:
 
     @property
     def known(self) -> bool:
-        """Whether the next value is recorded already."""
+        """Whether the next value is recorded."""
         return self._next < len(self.entries)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the result after the values, and put the file in its place."""
+        """Write the result after the values, and move the file into place."""
         if self._file is not None:
             self._file.write(f'\n ],\n "result": {json.dumps(dict(result))}\n}}\n'.encode())
             self._file.commit()
 
     def close(self) -> None:
-        """Let go of the file; without `finish` its values are kept for a later run."""
+        """Close the file; without `finish` its values are kept for a later run."""
         if self._file is not None:
             self._file.close()
 
@@ -95,7 +96,7 @@ def _opening(head: Mapping[str, Any]) -> bytes:
 
 
 def _read(path: Path, head: Mapping[str, Any], overwrite: bool) -> list[Entry] | None:
-    """The values of a complete record with the same head; None where there is none, or it may be replaced."""
+    """Return the values of a complete record with the same head; None if there is none, or it may be replaced."""
     if not path.exists():
         return None
     try:
@@ -115,11 +116,11 @@ def _read(path: Path, head: Mapping[str, Any], overwrite: bool) -> list[Entry] |
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A record as a dictionary: its head, ``measured``, and ``result``.
+    """Return a record as a dictionary: its head, ``measured``, and ``result``.
 
     Raises:
-        MissingFileError: it cannot be read.
-        InvalidFileError: it is no JSON object, or too large.
+        MissingFileError: the file cannot be read.
+        InvalidFileError: the file is not a JSON object, or too large.
     """
     try:
         with path.open("rb") as file:

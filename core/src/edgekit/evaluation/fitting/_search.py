@@ -1,9 +1,10 @@
-"""The search around the knapsack's choice, on the true divergence of the whole model.
+"""Improves the knapsack's choice by measuring the divergence of the whole model.
 
-The knapsack adds up what each tensor costs alone. Errors of several tensors together cost a little more or less, most
-where there is most error. So around a choice it is measured what each change of one tensor costs with all others as
-they are; the knapsack is solved with these figures, and its choice is taken if, measured whole, it is better. If it is
-not, what was predicted too well is charged to each of the changes, and it is solved again.
+The knapsack minimizes the sum of the divergences of each tensor alone. The divergence of the whole model differs from
+this sum, most at low precisions. So the divergence of each change of one tensor in the best choice is measured, and
+the knapsack is solved with these values. If the new choice, measured as a whole, is better, it replaces the best one.
+If not, the difference between the prediction and the measurement is added to the cost of every change, and the
+knapsack is solved again.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from edgekit.evaluation.fitting._measuring import Divergence
 from edgekit.evaluation.fitting._problem import Problem, Unit
 from edgekit.precision import Precision
 
-#: How often changes around a choice are measured, and how often one such table is solved with other charges.
+#: Largest number of rounds that measure the changes of a choice, and of knapsacks solved in each round.
 ROUNDS, ATTEMPTS = 3, 3
-#: Standard errors by which a choice must be better to be taken: what is chosen among many looks better than it is.
+#: Standard errors by which a choice must be better to be taken: the best of many measurements is too optimistic.
 CERTAIN = 2.0
-#: Precisions tried on either side of a tensor's own.
+#: Number of precisions to try on either side of a tensor's present one.
 _NEIGHBOURS = 1
 Precisions = dict[str, Precision]
 
@@ -37,20 +38,20 @@ class Found:
 
 
 def search(bench: Bench, problem: Problem, budget: Budget, table: Table, others: Iterable[Precisions] = ()) -> Found:
-    """The best choice that is found within a budget.
+    """Return the best choice found within a budget.
 
     Args:
-        bench: measures.
-        problem: what there is to choose.
-        budget: of the whole artifact.
-        table: what each unit costs alone.
-        others: further choices within the budget to begin with.
+        bench: measures the divergences.
+        problem: the units with their options.
+        budget: the size of the whole artifact.
+        table: the divergence of each unit in each precision alone.
+        others: further choices within the budget to start from.
     """
     choice = cheapest(problem, budget, _costs(problem, table))
     best = Found(choice, bench.whole("start", choice).divergence)
     for other in others:
-        found = bench.whole("start", other, best.choice)
-        best = Found(other, found.divergence) if found.gain > CERTAIN * found.gain_error else best
+        whole = bench.whole("start", other, best.choice)
+        best = Found(other, whole.divergence) if whole.gain > CERTAIN * whole.gain_error else best
     for number in range(1, ROUNDS + 1):
         improved = _around(bench, problem, budget, table, best, f"round {number}")
         if improved is best:
@@ -60,7 +61,7 @@ def search(bench: Bench, problem: Problem, budget: Budget, table: Table, others:
 
 
 def _around(bench: Bench, problem: Problem, budget: Budget, table: Table, best: Found, step: str) -> Found:
-    """A better choice near the best; the best itself if none is found."""
+    """Return a better choice near the best one; the best one itself if none is found."""
     changes = [(unit, list(_neighbours(unit, best.choice[unit.roles[0]], table))) for unit in problem.units]
     each = bench.each(step, best.choice, changes)
     charge, tried = 0.0, [best.choice]
@@ -71,11 +72,11 @@ def _around(bench: Bench, problem: Problem, budget: Budget, table: Table, best: 
             break
         tried.append(choice)
         changed = [unit for unit in problem.units if choice[unit.roles[0]] != best.choice[unit.roles[0]]]
-        found = bench.whole(step, choice, best.choice)
-        if found.gain > CERTAIN * found.gain_error:
-            return Found(choice, found.divergence)
+        whole = bench.whole(step, choice, best.choice)
+        if whole.gain > CERTAIN * whole.gain_error:
+            return Found(choice, whole.divergence)
         predicted = sum(each[unit.name, choice[unit.roles[0]].name].kl - best.divergence.kl for unit in changed)
-        charge += max(0.0, -found.gain - predicted) / len(changed)
+        charge += max(0.0, -whole.gain - predicted) / len(changed)
     return best
 
 
@@ -84,19 +85,19 @@ def _costs(problem: Problem, table: Table) -> list[list[float]]:
 
 
 def _costs_around(problem: Problem, each: Table, best: Found, charge: float) -> list[list[float]]:
-    """What each change costs; infinite for those that were not measured."""
+    """Return the cost of each option of each unit: its change of the divergence, infinite if it was not measured."""
 
     def cost(unit: Unit, option: Precision) -> float:
         if option == best.choice[unit.roles[0]]:
             return 0.0
-        found = each.get((unit.name, option.name))
-        return math.inf if found is None else found.kl - best.divergence.kl + charge
+        changed = each.get((unit.name, option.name))
+        return math.inf if changed is None else changed.kl - best.divergence.kl + charge
 
     return [[cost(unit, option) for option in unit.options] for unit in problem.units]
 
 
 def _neighbours(unit: Unit, own: Precision, table: Mapping[tuple[str, str], Divergence]) -> Iterator[Precision]:
-    """The options next to a unit's own, among those that no smaller one is as good as."""
+    """Yield the options next to a unit's present one, leaving out options that a smaller one is as good as."""
     useful: list[Precision] = []
     for option in unit.options:
         kl = table[unit.name, option.name].kl

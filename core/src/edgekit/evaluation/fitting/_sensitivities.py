@@ -1,4 +1,4 @@
-"""`sensitivity`: the divergence that each tensor costs in each precision, measured with that tensor alone quantized."""
+"""`sensitivity`: the divergence caused by each tensor in each precision, measured with only that tensor quantized."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ FORMAT, VERSION = "edgekit.sensitivity", 1
 
 @attrs.frozen
 class Measured:
-    """One tensor in one precision.
+    """The measured divergence of one tensor in one precision.
 
     Attributes:
-        tensor: its canonical name; several joined by ``+`` where a runtime wants them alike.
+        tensor: its canonical name; several names joined by ``+`` if the format requires one precision for them.
         precision: name of the precision.
-        nbytes: bytes of the tensor in it.
+        nbytes: bytes of the tensor in this precision.
         kl: mean KL divergence of the model with this tensor quantized from the source, in nats.
-        error: standard error of that mean, the positions taken as independent.
+        error: standard error of that mean, with the positions taken as independent.
     """
 
     tensor: str
@@ -61,12 +61,12 @@ class Sensitivity:
 
     Attributes:
         model: name of the source.
-        format: of the target, which decides on the precisions.
-        measured: one for each tensor and precision, in the order of the forward pass.
-        noise_floor: KL divergence of the source from itself, in another order of summation, in nats.
-        positions: number of positions that were scored.
-        context: tokens of a window.
-        path: the JSON file; None if it is in memory.
+        format: name of the format whose precisions were measured.
+        measured: one value per tensor and precision, in the order of the forward pass.
+        noise_floor: KL divergence of the source from itself, summed in another order, in nats.
+        positions: number of scored positions.
+        context: number of tokens in a window.
+        path: the JSON file; None if the values are in memory.
     """
 
     model: str
@@ -81,7 +81,7 @@ class Sensitivity:
         return f"Sensitivity({self.model!r}, {self.format}, {len(self.measured)} values, noise {self.noise_floor:.1e})"
 
     def of(self, tensor: str, precision: str) -> Measured:
-        """The value of a tensor in a precision; raises `KeyError` if it was not measured."""
+        """Return the value of a tensor in a precision; raises `KeyError` if it was not measured."""
         for value in self.measured:
             if (value.tensor, value.precision) == (tensor, precision):
                 return value
@@ -94,7 +94,7 @@ class Sensitivity:
         return {**plain, "measured": values}
 
     def svg(self) -> str:
-        """A heat map: tensors down, precisions across, the divergence as a colour and in figures."""
+        """Return a heat map as SVG: a row per tensor, a column per precision, each divergence as colour and number."""
         cells = {(m.tensor, m.precision): m.kl for m in self.measured}
         return heatmap.draw(cells, self.noise_floor)
 
@@ -117,31 +117,33 @@ def sensitivity(
     progress: Shown = None,
     overwrite: bool = False,
 ) -> Sensitivity:
-    """Measure what each weight matrix costs in each precision: the KL divergence with that matrix alone quantized.
+    """Measure the KL divergence caused by each weight matrix in each precision, with only that matrix quantized.
 
-    The first part of the text calibrates (its importance weighs the errors), the divergence is measured on the last
-    quarter, at most 4096 tokens. What is before a changed layer is computed once.
+    The first part of the text is used to calibrate (the importance weights the errors); the divergence is measured on
+    the last quarter, at most 4096 tokens. Layers before the changed one are computed once.
 
     Args:
         source: the model, best before quantization.
-        text: a text typical of the model's use, or token ids [n]; with a calibration, all of it is measured on, and
-            None takes the windows that the calibration has held out.
-        format: whose precisions to measure; None takes the source's own format.
+        text: a text typical of the model's use, or token ids [n]. If a calibration is given, the divergence is measured
+            on all of the text; None then takes the calibration's held-out windows.
+        format: name of the format whose precisions to measure; None takes the source's format.
         allow: the precisions; None takes those that the format suggests.
-        calibration: from `edgekit.calibrate`, of another text or another part of it; None makes one.
-        rounding: ``"feedback"`` or ``"nearest"``, as `edgekit.quantize` takes it.
-        context: tokens of a window; None takes 512, or the model's context where that is less.
+        calibration: a result of `edgekit.calibrate` on another text or another part of it; None calibrates on the
+            first part of the text.
+        rounding: ``"feedback"`` or ``"nearest"``, as for `edgekit.quantize`.
+        context: number of tokens in a window; None takes 512, or the model's context if that is smaller.
         backend: name of the encoders to use; None takes the fastest exact ones.
-        to: a JSON file to keep the values in, each as it is measured: an interrupted run goes on after the last one.
+        to: a JSON file in which each value is recorded when it is measured; an interrupted run resumes after them.
         progress: called before each value; True draws a bar on stderr.
-        overwrite: replace a file at `to` that is no such file.
+        overwrite: replace a file at `to` that is not such a file.
 
     Raises:
-        UsageError: too short a text, a text that the calibration is of, precisions that the format or a tensor cannot
-            have, or a target that must not be replaced.
+        UsageError: the text is too short or is the calibration's own, the format or a tensor cannot have a precision,
+            or the target must not be replaced.
         UnsupportedModelError: the family is not supported.
         NonFiniteError: the model computes a NaN or an infinity.
-        ResourceError, LockedError: about the target.
+        ResourceError: the target cannot be written.
+        LockedError: another process writes the target.
 
     Example:
         >>> measured = edgekit.sensitivity("model-F16.gguf", text)  # doctest: +SKIP
@@ -167,7 +169,7 @@ def measure(
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> Sensitivity:
-    """The sensitivity of a problem's units on the part of a text that chooses; arguments as for `sensitivity`."""
+    """Return the sensitivity of a problem's units, measured on `parts.choosing`; arguments as for `sensitivity`."""
     assert problem.layout.model is not None
     judge = Judge.on(problem.layout.model, parts.choosing)
     with closing(Record(file, head_of(problem, parts, FORMAT, coding), overwrite)) as record:
@@ -182,7 +184,7 @@ def measure(
 
 
 def head_of(problem: Problem, parts: Split, format_name: str, coding: Coding) -> dict[str, Any]:
-    """What measured values depend on."""
+    """Return everything that the measured values depend on, as the head of their record."""
     options = json.dumps([[unit.name, [p.name for p in unit.options]] for unit in problem.units])
     return {
         "format": format_name,
@@ -200,12 +202,12 @@ def head_of(problem: Problem, parts: Split, format_name: str, coding: Coding) ->
 
 
 def costs_of(problem: Problem, table: Table) -> list[list[float]]:
-    """The divergence of each option of each unit."""
+    """Return the divergence of each option of each unit, in nats."""
     return [[table[unit.name, precision.name].kl for precision in unit.options] for unit in problem.units]
 
 
 def table_of(measured: Sensitivity) -> Table:
-    """The divergences by tensor and precision."""
+    """Return the measured divergences by tensor and precision."""
     return {(m.tensor, m.precision): Divergence(m.kl, m.error) for m in measured.measured}
 
 

@@ -1,4 +1,4 @@
-"""Which part of a text calibrates, which chooses, and which the result is measured on: never the same."""
+"""Splits a text into disjoint parts: to calibrate, to choose by, and to measure the result."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from edgekit.pipeline.rounding import Calibration, read_calibration
 from edgekit.pipeline.rounding.calibration import as_ids, model_digest, text_digest
 from edgekit.typing import Ints
 
-#: Tokens that choosing takes at most: every precision of every tensor is measured on them.
+#: Largest number of tokens to choose by, since every precision of every tensor is measured on them.
 CHOOSING = 4096
-#: Tokens that the result is measured on at most.
+#: Largest number of tokens to measure the result on.
 REPORTING = 8192
-#: Tokens of a run that two texts do not share by chance (half a window where that is less), and the share of such runs
-#: that makes them one text.
+#: Length in tokens of a run that two texts do not share by chance (half a window if that is shorter), and the share of
+#: common runs from which two texts count as the same.
 _RUN, _SHARED = 32, 0.1
 
 
 @attrs.frozen(eq=False)
 class Split:
-    """A text in its parts.
+    """The parts of a text.
 
     Attributes:
-        calibration: of the first part.
-        choosing: token ids [count, context] of the second; what is chosen is chosen on these.
-        reporting: token ids [count, context] of the third; the result is measured on these. Empty without one.
+        calibration: the calibration on the first part.
+        choosing: token ids [count, context] of the second part, to choose by.
+        reporting: token ids [count, context] of the third part, to measure the result; may be empty.
     """
 
     calibration: Calibration
@@ -50,20 +50,21 @@ def split(
     file: Path | None = None,
     progress: Shown = None,
 ) -> Split:
-    """Split a text, and calibrate with its first part; with a calibration, split what that has held out.
+    """Split a text and calibrate on its first part; if a calibration is given, split the text into the other parts.
 
     Args:
         source: the model.
-        text: a text or token ids [n]; None takes the windows that the calibration has held out.
-        calibration: of another text, or of another part of it; None makes one.
-        context: tokens of a window; None takes the calibration's, 512, or the model's context where that is less.
-        report: whether to set a part aside for the result.
-        file: where to keep the calibration that is made, or where it is from an earlier run.
-        progress: of the calibration.
+        text: a text or token ids [n]; None takes the calibration's held-out windows.
+        calibration: a calibration on another text, or on another part of it; None calibrates on the first part.
+        context: number of tokens in a window; None takes the calibration's, or 512, or the model's context if that is
+            smaller.
+        report: whether to reserve a part for measuring the result.
+        file: the file in which to write the calibration; one from an earlier run is reused.
+        progress: the progress of the calibration.
 
     Raises:
-        UsageError: neither a text nor held-out windows; fewer windows than parts; a text that the calibration is of;
-            or as `edgekit.calibrate`.
+        UsageError: there is neither a text nor held-out windows, there are fewer windows than parts, the text is the
+            calibration's own, or as for `edgekit.calibrate`.
     """
     parts = 2 if report else 1
     if calibration is not None:
@@ -93,7 +94,7 @@ def _last(windows: Ints, choosing: int, reporting: int) -> tuple[Ints, Ints]:
 
 
 def _count(source: Artifact, text: Text, context: int | None) -> tuple[int, int]:
-    """Number of windows of a text, and the tokens of each."""
+    """Return the number of windows of a text, and the number of tokens in each."""
     longest = source.model.config.context
     length = min(CONTEXT, longest) if context is None else context
     return tokens_of(source, text).size // max(1, length), length
@@ -117,7 +118,7 @@ def _refuse_few(count: int, needed: int, length: int, purpose: str) -> None:
 def _calibrated(
     source: Artifact, text: Text, length: int, holdout: float, file: Path | None, progress: Shown
 ) -> Calibration:
-    """The calibration of the first part: that of an earlier run, where it is the same."""
+    """Return the calibration on the first part; an earlier run's file is reused if it is of the same text and model."""
     if file is not None and file.exists():
         try:
             there = read_calibration(file)
@@ -132,24 +133,24 @@ def _calibrated(
 
 
 def _matrices(calibration: Calibration) -> set[str]:
-    """The matrices that a calibration covers; the output matrix as the embedding, if it is a matrix of its own."""
+    """Return the matrices that a calibration covers; a separate output matrix counts as the embedding."""
     named = {name for shared in calibration.inputs.values() for name in shared}
     return named | ({"token_embd.weight"} if "output.weight" in named else set())
 
 
 def _refuse_same(windows: Ints, calibration: Calibration) -> None:
-    """Raise if much of what the calibration is of stands in the windows, wherever they begin."""
+    """Raise `UsageError` if the windows contain much of the calibration's text, at any offset."""
     tokens, run = as_ids(windows).reshape(-1), min(_RUN, calibration.context // 2)
     if len(tokens) < run:
         return
     there = {view.tobytes() for view in np.lib.stride_tricks.sliding_window_view(tokens, run)}
-    own = [
+    runs = [
         as_ids(window[start : start + run])
         for window in calibration.windows
-        for start in range(1, len(window) - run + 1, run)  # the first token may be BOS
+        for start in range(1, len(window) - run + 1, run)  # the first token may be a BOS that replaced a token
     ]
-    shared = sum(piece.tobytes() in there for piece in own)
-    if shared > _SHARED * min(len(own), len(tokens) // run):
+    shared = sum(piece.tobytes() in there for piece in runs)
+    if shared > _SHARED * min(len(runs), len(tokens) // run):
         raise UsageError(
             "the calibration is of the text to measure on, which would flatter the result; give another text, or none "
             "to use what the calibration has held out"

@@ -40,9 +40,9 @@ def quantization_of(config: Mapping[str, object]) -> Mapping[str, object] | None
     nested = config.get("text_config")
     for values in (config, nested if isinstance(nested, dict) else {}):
         for key in KEYS:
-            found = values.get(key)
-            if isinstance(found, dict) and found:
-                return found
+            value = values.get(key)
+            if isinstance(value, dict) and value:
+                return value
     return None
 
 
@@ -55,10 +55,10 @@ def without_quantization(config: Mapping[str, object]) -> dict[str, object]:
 
 def with_metadata(config: Mapping[str, object], metadata: Mapping[str, str]) -> dict[str, object]:
     """Return a config.json whose quantization has the files' metadata too, where torchao describes its tensors."""
-    found = quantization_of(config)
-    if found is None or found.get("quant_method") != "torchao":
+    section = quantization_of(config)
+    if section is None or section.get("quant_method") != "torchao":
         return dict(config)
-    return without_quantization(config) | {KEYS[0]: {**found, "metadata": dict(metadata)}}
+    return without_quantization(config) | {KEYS[0]: {**section, "metadata": dict(metadata)}}
 
 
 def unpack(tensors: Mapping[str, AnyTensor], config: Mapping[str, object], where: str) -> dict[str, AnyTensor]:
@@ -102,10 +102,10 @@ def _replaced(tensors: Mapping[str, AnyTensor], packed: list[Packed], where: str
         owner |= dict.fromkeys(each.parts, each.tensor)
     replaced: dict[str, AnyTensor] = {}
     for name, tensor in tensors.items():
-        found = owner.get(name, tensor)
-        if found.name in replaced and name not in owner:
+        entry = owner.get(name, tensor)
+        if entry.name in replaced and name not in owner:
             raise InvalidFileError(f"{where}: {name} is there quantized and unquantized; fetch the model again")
-        replaced[found.name if name in owner else name] = found
+        replaced[entry.name if name in owner else name] = entry
     return replaced
 
 

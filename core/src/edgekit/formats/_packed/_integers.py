@@ -58,14 +58,14 @@ def integer_tensor(
     grid = shape[0], groups_of(shape[1], parts.group)
 
     def scales(start: int, stop: int) -> F32:
-        own = parts.scale.float32().reshape(-1, grid[1] if parts.scale.size > 1 else 1)
-        return np.broadcast_to(own, grid)[start:stop]
+        scale = parts.scale.float32().reshape(-1, grid[1] if parts.scale.size > 1 else 1)
+        return np.broadcast_to(scale, grid)[start:stop]
 
     def read(start: int, stop: int) -> Mapping[str, Array]:
-        found = {"codes": codes(start, stop), "scale": scales(start, stop)}
+        encoded = {"codes": codes(start, stop), "scale": scales(start, stop)}
         if parts.zero is not None:
-            found["zero_point"] = parts.zero()[start:stop].astype(np.uint8)
-        return found
+            encoded["zero_point"] = parts.zero()[start:stop].astype(np.uint8)
+        return encoded
 
     held = (*packed, parts.scale)
     if parts.index is not None and not _neighbours(parts):

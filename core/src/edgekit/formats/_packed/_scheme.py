@@ -126,16 +126,16 @@ class Source:
         Raises:
             InvalidFileError: it is missing, or of another type or shape.
         """
-        found = self.tensors.get(name)
-        if found is None:
+        tensor = self.tensors.get(name)
+        if tensor is None:
             raise InvalidFileError(f"{self.where}: {name} is missing; the weights were saved in part, fetch them again")
-        if found.dtype not in dtypes:
+        if tensor.dtype not in dtypes:
             raise InvalidFileError(
-                f"{self.where}: {name} is {found.dtype}, {' or '.join(dtypes)} is needed; fetch the model again"
+                f"{self.where}: {name} is {tensor.dtype}, {' or '.join(dtypes)} is needed; fetch the model again"
             )
-        if shape is not None and found.shape != shape:
-            raise self.mismatch(name, found.shape, shape)
-        return found
+        if shape is not None and tensor.shape != shape:
+            raise self.mismatch(name, tensor.shape, shape)
+        return tensor
 
     def mismatch(self, name: str, shape: tuple[int, ...], needed: object) -> InvalidFileError:
         """Return the error for a part of the wrong shape."""

@@ -143,8 +143,8 @@ def _zero(source: Source, module: str, scale: Tensor, grid: tuple[int, int], hal
         raise source.mismatch(part.name, part.shape, scale.shape)
 
     def zeros() -> I16:
-        own = part.read().astype(np.int16).reshape(-1, grid[1] if part.size > 1 else 1)
-        return np.broadcast_to(own + np.int16(half), grid)
+        zero = part.read().astype(np.int16).reshape(-1, grid[1] if part.size > 1 else 1)
+        return np.broadcast_to(zero + np.int16(half), grid)
 
     return zeros
 

@@ -11,8 +11,12 @@ A calibration file is a safetensors file:
 ``held_out``            int32 [others, context], further windows of the same text, for measuring the result
 ``<matrix's name>``     float32 [cols, cols]; of a matrix with more than `WIDEST` columns only the blocks on the
                         diagonal, [blocks, width, width]
+``<stack's name>``      float32 [experts, cols]; of a stack of experts the mean squares alone, each row over the tokens
+                        that reached the expert; zeros where none did
+``<stack>.counts``      float32 [experts], how many tokens reached each expert
 metadata                ``format``: ``edgekit.calibration``; ``version``: ``1``; ``model``, ``text``: SHA-256;
-                        ``inputs``: JSON, for each moment the names of the matrices that share it
+                        ``inputs``: JSON, for each moment the names of the matrices that share it; ``experts``: the
+                        same for the stacks, if there are any
 ======================  ===================================================================================
 """
 
@@ -36,7 +40,7 @@ from edgekit.files.foreign import invalid, strict_json
 from edgekit.formats import safetensors
 from edgekit.formats.safetensors import Part
 from edgekit.tensor import Tensor
-from edgekit.typing import F32, Ints
+from edgekit.typing import F32, F64, Ints
 
 #: Columns of the widest matrix whose whole moment is stored (1 GiB); of wider ones only blocks on the diagonal are.
 WIDEST = 1 << 14
@@ -44,6 +48,9 @@ FORMAT, VERSION = "edgekit.calibration", "1"
 _WINDOWS = ("windows", "held_out")
 #: Matrices of a layer that have the same input, in the order in which a layer uses them.
 GROUPS = (("attn_q", "attn_k", "attn_v", "attn_qkv"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
+#: Stacks of experts of a layer that have the same input.
+STACKS = (("ffn_gate_exps", "ffn_up_exps"), ("ffn_gate_up_exps",), ("ffn_down_exps",))
+COUNTS = ".counts"
 _VALUES = 1 << 20
 
 
@@ -57,8 +64,10 @@ class Calibration:
         model: SHA-256 (hex) of the model's files, as `model_digest` returns it.
         text: SHA-256 (hex) of the text, or of the token ids.
         inputs: the names of the matrices that share a moment, by the moment's name, which is that of the first.
-        moments: the moments by name; they are read on demand, see `moment`.
+        moments: the moments by name; they are read on demand, see `moment`. Of stacks of experts the mean squares,
+            and under the name with ``.counts`` how many tokens reached each expert.
         path: the calibration file; None if the calibration is in memory.
+        experts: the names of the stacks of experts that share an input, by the name of the first.
     """
 
     windows: Ints = attrs.field(repr=False)
@@ -68,6 +77,7 @@ class Calibration:
     inputs: Mapping[str, tuple[str, ...]] = attrs.field(repr=False)
     moments: Mapping[str, Tensor] = attrs.field(repr=False)
     path: Path | None = None
+    experts: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict, repr=False)
 
     @property
     def tokens(self) -> int:
@@ -89,19 +99,34 @@ class Calibration:
         return None
 
     def importance(self) -> dict[str, F32]:
-        """Return the mean squared inputs of each matrix, float32 [cols], by its name, for `edgekit.quantize`."""
+        """Return the mean squared inputs of each matrix, float32 [cols], by its name, for `edgekit.quantize`.
+
+        Those of a stack of experts are [experts, cols], with zeros for an expert that no token reached.
+        """
         result: dict[str, F32] = {}
         for name, shared in self.inputs.items():
             values = self.moments[name].read()
             diagonal = np.diagonal(values, axis1=-2, axis2=-1).astype(np.float32).reshape(-1)
             result.update(dict.fromkeys(shared, diagonal))
+        for name, shared in self.experts.items():
+            means: F32 = self.moments[name].read().astype(np.float32, copy=False)
+            result.update(dict.fromkeys(shared, means))
         return result
+
+    def expert_counts(self) -> dict[str, F64]:
+        """Return how many tokens reached each expert, float64 [experts], by the name of the stack."""
+        return {
+            stack: self.moments[name + COUNTS].read().astype(np.float64)
+            for name, shared in self.experts.items()
+            for stack in shared
+        }
 
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of everything in the calibration that rounding depends on."""
         digest = hashlib.sha256(f"{self.model} {self.text} {json.dumps(self._shared())}".encode())
-        for array in (self.windows, self.held_out, *(self.moments[name].read() for name in self.inputs)):
+        names = [*self.inputs, *expert_arrays(self.experts)]
+        for array in (self.windows, self.held_out, *(self.moments[name].read() for name in names)):
             digest.update(safetensors.to_bytes(array))
         return digest.hexdigest()
 
@@ -113,8 +138,8 @@ class Calibration:
             LockedError: another process writes it.
         """
         arrays = {"windows": as_ids(self.windows), "held_out": as_ids(self.held_out)}
-        arrays |= {name: self.moments[name].read() for name in self.inputs}
-        safetensors.write(path, arrays, metadata_of(self.model, self.text, self.inputs))
+        arrays |= {name: self.moments[name].read() for name in (*self.inputs, *expert_arrays(self.experts))}
+        safetensors.write(path, arrays, metadata_of(self.model, self.text, self.inputs, self.experts))
 
     def refuse_other_model(self, artifact: Artifact) -> None:
         """Raise an error if the calibration was measured on another model than the artifact's.
@@ -124,8 +149,9 @@ class Calibration:
         """
         where = self.path or "the calibration"
         tensors = artifact.model.tensors
-        for name, shared in self.inputs.items():
-            cols = columns(self.moments[name].shape)
+        for name, shared in (*self.inputs.items(), *self.experts.items()):
+            shape = self.moments[name].shape
+            cols = shape[-1] if name in self.experts else columns(shape)
             for matrix in shared:
                 if matrix not in tensors:
                     raise UsageError(f"{where}: {matrix} is not in {artifact.path}; calibrate this model")
@@ -134,11 +160,16 @@ class Calibration:
                         f"{where}: {matrix} has {cols} columns, in {artifact.path} {tensors[matrix].shape[-1]}; "
                         "calibrate this model"
                     )
+                if name in self.experts and tensors[matrix].shape[0] != shape[0]:
+                    raise UsageError(
+                        f"{where}: {matrix} has {shape[0]} experts, in {artifact.path} {tensors[matrix].shape[0]}; "
+                        "calibrate this model"
+                    )
         if model_digest(artifact) != self.model:
             raise UsageError(f"{where}: it is of a model with other weights than {artifact.path}; calibrate this model")
 
     def _shared(self) -> dict[str, list[str]]:
-        return {name: list(shared) for name, shared in self.inputs.items()}
+        return {name: list(shared) for name, shared in (*self.inputs.items(), *self.experts.items())}
 
 
 def columns(shape: tuple[int, ...]) -> int:
@@ -164,14 +195,28 @@ def inputs_of(model: Model, outputs: bool = True) -> dict[str, tuple[str, ...]]:
     Returns:
         Canonical names, in the order of the forward pass.
     """
+    last = [("token_embd.weight" if model.config.tied else "output.weight",)] if outputs else []
+    return _groups(model, GROUPS, last)
+
+
+def experts_of(model: Model) -> dict[str, tuple[str, ...]]:
+    """Return the groups of a model's stacks of experts that share an input, by the name of their first."""
+    return _groups(model, STACKS)
+
+
+def expert_arrays(experts: Iterable[str]) -> list[str]:
+    """Return the names of the arrays of stacks of experts in a calibration file, in their order."""
+    return [array for name in experts for array in (name, name + COUNTS)]
+
+
+def _groups(
+    model: Model, kinds: Iterable[tuple[str, ...]], others: Iterable[tuple[str, ...]] = ()
+) -> dict[str, tuple[str, ...]]:
+    kinds = tuple(kinds)
     groups = [
-        tuple(f"blk.{layer}.{name}.weight" for name in group)
-        for layer in range(model.config.layers)
-        for group in GROUPS
+        tuple(f"blk.{layer}.{name}.weight" for name in group) for layer in range(model.config.layers) for group in kinds
     ]
-    if outputs:
-        groups.append(("token_embd.weight" if model.config.tied else "output.weight",))
-    there = [tuple(name for name in group if name in model.tensors) for group in groups]
+    there = [tuple(name for name in group if name in model.tensors) for group in (*groups, *others)]
     return {group[0]: group for group in there if group}
 
 
@@ -196,10 +241,16 @@ def as_ids(windows: Ints) -> Ints:
     return np.ascontiguousarray(windows, np.int32)
 
 
-def metadata_of(model: str, text: str, inputs: Mapping[str, Iterable[str]]) -> dict[str, str]:
+def metadata_of(
+    model: str, text: str, inputs: Mapping[str, Iterable[str]], experts: Mapping[str, Iterable[str]] | None = None
+) -> dict[str, str]:
     """Return the safetensors metadata of a calibration file; see the module's docstring."""
-    shared = json.dumps({name: list(names) for name, names in inputs.items()})
-    return {"format": FORMAT, "version": VERSION, "model": model, "text": text, "inputs": shared}
+    metadata = {"format": FORMAT, "version": VERSION, "model": model, "text": text, "inputs": _names(inputs)}
+    return metadata | ({"experts": _names(experts)} if experts else {})
+
+
+def _names(groups: Mapping[str, Iterable[str]]) -> str:
+    return json.dumps({name: list(names) for name, names in groups.items()})
 
 
 def header_of(calibration: Calibration, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
@@ -211,8 +262,8 @@ def header_of(calibration: Calibration, shapes: Mapping[str, tuple[int, ...]]) -
     """
     c = calibration
     parts = [Part("windows", "int32", c.windows.shape), Part("held_out", "int32", c.held_out.shape)]
-    parts += [Part(name, "float32", shapes[name]) for name in c.inputs]
-    return safetensors.build_header(parts, metadata_of(c.model, c.text, c.inputs))
+    parts += [Part(name, "float32", shapes[name]) for name in (*c.inputs, *expert_arrays(c.experts))]
+    return safetensors.build_header(parts, metadata_of(c.model, c.text, c.inputs, c.experts))
 
 
 def read_calibration(path: Path) -> Calibration:
@@ -231,25 +282,32 @@ def read_calibration(path: Path) -> Calibration:
             f"those of {VERSION} are; calibrate again"
         )
     inputs = _inputs(path, metadata)
-    for name in (*_WINDOWS, *inputs):
+    experts = _parsed(path, metadata, "experts") if "experts" in metadata else {}
+    arrays = expert_arrays(experts)
+    for name in (*_WINDOWS, *inputs, *arrays):
         if name not in tensors:
             raise invalid(path, f"tensor {name!r:.80} is missing", 8)
     _check(path, tensors, inputs)
+    _check_experts(path, tensors, experts)
     windows, held_out = (tensors[name].read() for name in _WINDOWS)
-    moments = {name: tensors[name] for name in inputs}
-    return Calibration(windows, held_out, metadata["model"], metadata["text"], inputs, moments, path)
+    moments = {name: tensors[name] for name in (*inputs, *arrays)}
+    return Calibration(windows, held_out, metadata["model"], metadata["text"], inputs, moments, path, experts)
 
 
 def _inputs(path: Path, metadata: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     for key in ("model", "text", "inputs"):
         if key not in metadata:
             raise invalid(path, f"its metadata lack {key}", 8)
-    parsed: Any = strict_json(metadata["inputs"].encode(), path, "its inputs", 8, _VALUES)
+    return _parsed(path, metadata, "inputs")
+
+
+def _parsed(path: Path, metadata: Mapping[str, str], key: str) -> dict[str, tuple[str, ...]]:
+    parsed: Any = strict_json(metadata[key].encode(), path, f"its {key}", 8, _VALUES)
     named = isinstance(parsed, dict) and all(
         isinstance(names, list) and names and all(isinstance(name, str) for name in names) for names in parsed.values()
     )
     if not named:
-        raise invalid(path, "its inputs are no lists of names", 8)
+        raise invalid(path, f"its {key} are no lists of names", 8)
     return {name: tuple(shared) for name, shared in parsed.items()}
 
 
@@ -265,14 +323,27 @@ def _check(path: Path, tensors: Mapping[str, Tensor], inputs: Iterable[str]) -> 
             raise invalid(path, f"{name!r:.80} is no moment, float32 [cols, cols]", 8)
 
 
+def _check_experts(path: Path, tensors: Mapping[str, Tensor], experts: Iterable[str]) -> None:
+    for name in experts:
+        means, counts = tensors[name], tensors[name + COUNTS]
+        if means.dtype != "float32" or len(means.shape) != 2:
+            raise invalid(path, f"{name!r:.80} are no means of experts, float32 [experts, cols]", 8)
+        if counts.dtype != "float32" or counts.shape != means.shape[:1]:
+            raise invalid(path, f"{name + COUNTS!r:.80} are no counts of {means.shape[0]} experts", 8)
+
+
 __all__ = [
+    "COUNTS",
     "FORMAT",
     "GROUPS",
+    "STACKS",
     "VERSION",
     "WIDEST",
     "Calibration",
     "as_ids",
     "columns",
+    "expert_arrays",
+    "experts_of",
     "header_of",
     "inputs_of",
     "metadata_of",

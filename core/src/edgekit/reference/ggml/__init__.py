@@ -1,11 +1,11 @@
-"""ggml's block formats: one block type a module, dispatched by kind.
+"""ggml's block formats: one module per block type, dispatched by kind.
 
-Every type has the single part ``blocks``, uint8 [rows, bytes per row], exactly as a GGUF file stores it. A module
-states the type's layout as a numpy structured dtype and works on blocks [blocks, elements]; this file cuts rows
-into blocks, and the blocks into cache-sized chunks.
+Every type has the single part ``blocks``, uint8 [rows, bytes per row], as a GGUF file stores it. Each module specifies
+the type's layout as a numpy structured dtype and works on blocks [blocks, elements]; this module splits rows into
+blocks, and blocks into chunks that fit in the cache.
 
-Bit-exact with ggml compiled without contraction of floating-point operations (no FMA in libggml-base: the
-default on x86-64), for every finite and infinite input.
+Bit-exact with ggml compiled without contraction of floating-point operations (no FMA in libggml-base, the default on
+x86-64), for every finite and infinite input.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ from edgekit.reference.ggml._importance import Importance, row_power
 from edgekit.reference.ggml._layout import Blocks
 from edgekit.typing import F32, F64, U8, Array
 
-# Elements worked on at once. Encoding is 20 to 40 calls of numpy for each try of a search, so that larger chunks pay
-# until they leave the second-level cache; the descent of Q3_K goes row by row, and its calls are the shortest.
+# Elements of a chunk. Each try of a search calls numpy 20 to 40 times, so that larger chunks are faster until they
+# exceed the second-level cache; the coordinate descent of Q3_K goes row by row, with the shortest calls.
 _CHUNK = 1 << 17
 _CHUNKS = {"Q3_K": 1 << 18}
 
 
 class BlockType(Protocol):
-    """What the module of a block type provides.
+    """The interface of a block type's module.
 
     Attributes:
-        SIZE: elements of a block.
-        LAYOUT: its bytes, as a structured dtype.
-        IMPORTANCE: ``unused``; or ``block``, where the importance of the elements is all that `encode` needs of the
-            matrix; or ``row``, where it also needs the power of the whole row.
+        SIZE: number of elements in a block.
+        LAYOUT: the block's bytes, as a structured dtype.
+        IMPORTANCE: what `encode` needs of an importance matrix: ``unused`` for nothing, ``block`` for the importance of
+            the block's elements, ``row`` for that and the mean square of the whole row.
     """
 
     SIZE: int
@@ -71,7 +71,7 @@ class BlockType(Protocol):
         ...
 
     def bound(self, x: F32, blocks: Blocks) -> F64:
-        """Bound the error of each element [blocks, SIZE]."""
+        """Return an upper bound of the error of each element, float64 [blocks, SIZE]."""
         ...
 
 
@@ -121,7 +121,7 @@ def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, i
 
 
 def bound(x: F32, parts: Mapping[str, Array], precision: Precision) -> F64:
-    """The bound of the block type; its docstring derives it."""
+    """Return the block type's bound of the error of each element; its docstring derives it."""
     kind = TYPES[precision.kind]
     values, blocks = x.reshape(-1, kind.SIZE), _structured(parts, kind)
     out = np.empty(values.shape, np.float64)
@@ -132,7 +132,7 @@ def bound(x: F32, parts: Mapping[str, Array], precision: Precision) -> F64:
 
 
 def overflowed(parts: Mapping[str, Array], precision: Precision) -> str:
-    """The field whose float16 scale is no longer finite in some block; empty where there is none."""
+    """Return the name of a field whose float16 scale is not finite in some block; empty if there is none."""
     blocks = _structured(parts, TYPES[precision.kind])
     for field, (dtype, *_) in (blocks.dtype.fields or {}).items():
         if dtype == np.float16 and not np.isfinite(blocks[field]).all():
@@ -145,12 +145,12 @@ def _structured(parts: Mapping[str, Array], kind: BlockType) -> Blocks:
 
 
 def _bytes(blocks: Blocks) -> U8:
-    """Blocks as bytes [blocks, bytes]: copied twenty times faster than field by field."""
+    """Return blocks viewed as bytes [blocks, bytes], which numpy copies twenty times faster than structured fields."""
     return blocks.view(np.uint8).reshape(len(blocks), -1)
 
 
 def _weigher(x: F32, importance: F32 | None, kind: BlockType) -> Callable[[slice], Importance | None]:
-    """What gives the importance of a slice of the blocks of x."""
+    """Return a function from a slice of the blocks of x to their importance."""
     if importance is None or kind.IMPORTANCE == "unused":
         return lambda part: None
     by_block = importance.reshape(-1, kind.SIZE)

@@ -4,8 +4,8 @@ A grid is ``value = step * code + origin`` for the codes from `low` to `high`. R
 by half a step within the grid's range, and by the distance to its nearer end outside. On top of that come
 
 - the rounding of float32 arithmetic, a few units in the last place of what enters the sum, and
-- *drift*: where codes are chosen with a step that is only afterwards rounded to its stored type, each code is
-  worth up to ``drift`` more or less than when it was chosen.
+- *drift*: if codes are chosen with a step that is rounded to its stored type only afterwards, the value of each
+  code step differs by up to ``drift`` from the one with which it was chosen.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WRAP = 2.0**21  # `nearest_int` wraps around beyond 2**22 steps
 
 
 def half_ulp(stored: F16) -> F64:
-    """How far a float can be from the float16 that it was rounded to."""
+    """Return the largest difference of a float from the float16 to which it was rounded."""
     spacing: F64 = np.spacing(np.abs(stored)).astype(np.float64)
     return spacing / 2
 
@@ -28,16 +28,16 @@ def half_ulp(stored: F16) -> F64:
 def grid_bound(
     x: F32, step: F64, origin: F64 | float, low: int, high: int, drift: F64 | float = 0.0, wraps: bool = False
 ) -> F64:
-    """Bound the error of x, rounded to the nearest value of a grid.
+    """Return an upper bound of the error of x rounded to the nearest value of a grid.
 
     Args:
         x: blocks [blocks, n].
         step: stored scale of each block [blocks].
-        origin: value of code 0, likewise.
+        origin: value of code 0 in each block [blocks], or in all.
         low: the smallest code.
         high: the largest code.
-        drift: half a unit in the last place of the stored scale, likewise, where it was rounded afterwards.
-        wraps: codes come from ``nearest_int`` of a quotient, which wraps around for steps that are far too small.
+        drift: half a unit in the last place of the stored scale [blocks], if it was rounded after the codes.
+        wraps: whether codes come from ``nearest_int`` of a quotient, which wraps around if the step is far too small.
 
     Returns:
         float64 [blocks, n].

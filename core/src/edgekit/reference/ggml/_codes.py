@@ -1,4 +1,4 @@
-"""Rounding to codes, and the extremes of a block, exactly as ggml's C does them."""
+"""Rounding to codes, and the extremes of a block, with the results of ggml's C code."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _SIGN = np.uint32(0x80000000)
 
 
 def round_clip(v: F32, low: int, high: int, tame: bool = False) -> F32:
-    """``clip(nearest_int(v), low, high)``, in place and as float32.
+    """Return ``clip(nearest_int(v), low, high)`` as float32, computed in place.
 
-    Rounding and clipping as floats is three times faster, and the same as long as nothing wraps around.
+    Rounding and clipping of floats is three times faster, and equal as long as ``nearest_int`` does not wrap around.
 
     Args:
         v: any shape.
         low: the smallest code.
         high: the largest code.
-        tame: the caller knows that nothing wraps around.
+        tame: whether it is known that nothing wraps around.
     """
     if tame or (v.max() < _WRAP and v.min() > -_WRAP):
         return np.clip(np.rint(v, out=v), np.float32(low), np.float32(high), out=v)
@@ -36,7 +36,7 @@ def round_clip(v: F32, low: int, high: int, tame: bool = False) -> F32:
 
 
 def round_away(v: F32) -> F32:
-    """C's ``roundf`` but for the truncation, which the cast to an integer does; in place."""
+    """Return C's ``roundf`` before the truncation, which the cast to an integer does; computed in place."""
     half = v.view(np.uint32) & _SIGN
     half |= _HALF
     v += half.view(np.float32)
@@ -44,14 +44,14 @@ def round_away(v: F32) -> F32:
 
 
 def reciprocal(d: F32) -> F32:
-    """``d ? 1 / d : 0``; infinite where d is subnormal."""
+    """Return ``d ? 1 / d : 0``; infinite for subnormal d."""
     return np.where(d != 0, np.float32(1) / d, np.float32(0))
 
 
 def truncate(v: F32, dtype: type[Integer], undefined: int = 0) -> npt.NDArray[Integer]:
-    """``(int) v`` as `dtype`, which has to hold all of v.
+    """Return C's ``(int) v`` as `dtype`, whose range must contain all finite values of v.
 
-    What is infinite or no number becomes `undefined`: C leaves the conversion open, and processors differ.
+    Infinities and NaN become `undefined`: C does not define their conversion, and processors differ.
     """
     if not (np.isfinite(v.max()) and np.isfinite(v.min())):
         v[~np.isfinite(v)] = undefined
@@ -59,12 +59,12 @@ def truncate(v: F32, dtype: type[Integer], undefined: int = 0) -> npt.NDArray[In
 
 
 def signed_peak(x: F32, high: F32, low: F32) -> F32:
-    """The element of largest magnitude of each block, with its sign; of equal ones the first.
+    """Return the element of largest magnitude of each block [blocks], with its sign; of equal ones the first.
 
     Args:
         x: blocks [blocks, n].
-        high: the largest element of each [blocks].
-        low: the smallest.
+        high: the largest element of each block [blocks].
+        low: the smallest element of each block [blocks].
     """
     extreme = np.where(-low > high, low, high)
     extreme[extreme == 0] = 0  # the maximum starts at +0, and -0 is no larger
@@ -76,11 +76,11 @@ def signed_peak(x: F32, high: F32, low: F32) -> F32:
 
 
 def first_minimum(x: F32, low: F32) -> F32:
-    """The minimum of each block with the sign that C's ``<`` gives a zero: that of the first one.
+    """Return the minimum of each block [blocks]; a zero has the sign of the first zero, as with C's ``<``.
 
     Args:
         x: blocks [blocks, n].
-        low: the smallest element of each [blocks]; written to.
+        low: the smallest element of each block [blocks]; changed in place.
     """
     zero = np.flatnonzero(low == 0)
     if zero.size:
@@ -89,12 +89,12 @@ def first_minimum(x: F32, low: F32) -> F32:
 
 
 def ternary(x: F32, undefined: int = 0) -> tuple[F32, U8]:
-    """The largest magnitude of each block [blocks], and ``roundf(x / largest) + 1`` as codes in lanes.
+    """Return the largest magnitude of each block [blocks], and ``roundf(x / largest) + 1`` as codes in lanes.
 
     Args:
         x: blocks [blocks, n].
-        undefined: what a quotient that is infinite or no number counts as: where the largest magnitude is
-            infinite, or so small that its reciprocal is.
+        undefined: the integer for a quotient that is infinite or NaN, which occurs if the largest magnitude is
+            infinite, or so small that its reciprocal is infinite.
     """
     v = lanes(x)
     d = peak(np.abs(v))

@@ -1,12 +1,12 @@
-"""What MXFP4 and NVFP4 share: 4-bit floats, and the search for the nearest one.
+"""The 4-bit floats of MXFP4 and NVFP4, and the search for the nearest one.
 
     code     0  1    2  3    4  5  6  7     8-15
     value    0  0.5  1  1.5  2  3  4  6     the same, negative
 
 ggml keeps the values doubled and scales halved, and takes the first code with the smallest ``|value * d - x|``:
-ties go to the smaller magnitude, and code 8 is never used. Comparing abs(x) with the midpoints gives the same, as
-long as the subtractions tell neighbours apart: not where x is infinite or 2**20 times the scale or more, nor where
-``value * d`` overflows. There it is computed as written.
+ties go to the smaller magnitude, and code 8 is never used. Comparing abs(x) with the midpoints gives the same code
+unless the subtraction cannot distinguish neighbours: if x is infinite or at least 2**20 times the scale, or if
+``value * d`` overflows. Such elements are computed as written.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def nearest_codes(x: F32, d: F32, tame: Bools) -> U8:
-    """The code of each element under the scale of its block, in lanes.
+    """Return the code of each element under the scale of its block, in lanes.
 
     Args:
         x: blocks [blocks, n].
-        d: half the scale of each block [blocks]; where it is zero every code is 0.
-        tame: where midpoints decide.
+        d: half the scale of each block [blocks]; if it is zero, every code is 0.
+        tame: mask of the blocks in which comparing with midpoints is exact.
     """
     v = lanes(x)
     negative = ((v.view(np.uint32) >> _SIGN_TO_BIT_3) & np.uint32(8)).astype(np.uint8)
@@ -58,9 +58,9 @@ def _first_nearest(x: F32, d: F32) -> U8:
 
 
 def nearest_bound(x: F32, d: F64) -> F64:
-    """Bound the error of the nearest value: half the gap that x lies in, outside the distance to the range.
+    """Return a bound of the error of the nearest value: half the gap around x; outside the range the distance to it.
 
-    Never more than abs(x), since 0 is a value.
+    It is at most abs(x), since 0 is a value.
 
     Args:
         x: blocks [blocks, n].

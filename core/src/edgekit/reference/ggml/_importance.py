@@ -1,4 +1,4 @@
-"""What an importance matrix makes of the weights of a search."""
+"""The weights of a search, computed from an importance matrix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgekit.reference.ggml._layout import columns
 from edgekit.reference.ggml._search import total
 from edgekit.typing import F32
 
-_COLUMNS = 1 << 12  # summed at a time
+_COLUMNS = 1 << 12  # rows that are summed at a time
 
 
 class Importance(NamedTuple):
@@ -19,7 +19,7 @@ class Importance(NamedTuple):
 
     Attributes:
         columns: mean squared activation of each element's input column, [blocks, n].
-        row_power: mean of x² over the whole row that the block is part of, [blocks]; for the types that use it.
+        row_power: mean of x² over the row of each block, [blocks]; only for types that use it.
     """
 
     columns: F32
@@ -27,7 +27,7 @@ class Importance(NamedTuple):
 
 
 def row_power(x: F32) -> F32:
-    """The mean of x² over each row [rows], summed one float32 after the other."""
+    """Return the mean of x² over each row [rows], summed sequentially in float32."""
     power = np.empty(x.shape[0], np.float32)
     for rows in row_chunks(x.shape[0], _COLUMNS):
         power[rows] = _row_sums(x[rows])
@@ -44,10 +44,10 @@ def _row_sums(x: F32) -> F32:
 
 
 def block_power(x: F32) -> F32:
-    """The sum of x² over each block [blocks, n], one float32 after the other: [blocks]."""
+    """Return the sum of x² over each block [blocks, n], summed sequentially in float32: [blocks]."""
     return total(columns(np.square(x)))
 
 
 def search_weights(x: F32, importance: F32, power: F32) -> F32:
-    """``importance * sqrt(power + x²)``; all three broadcast together."""
+    """Return ``importance * sqrt(power + x²)``; the three arrays are broadcast."""
     return importance * np.sqrt(power + np.square(x))

@@ -1,9 +1,9 @@
-"""How blocks lie in memory while they are worked on, and how codes become bytes.
+"""Transposed layouts of blocks for fast numpy operations, and the packing of codes into bytes.
 
-numpy is fast along long contiguous axes and slow along short ones, and a block is short. So blocks [blocks, n]
-are turned: as *columns* [n, blocks], where a reduction over axis 0 is the sequential float32 sum that ggml
-computes; or as *lanes* [n / 4, 4 * blocks], four elements at a time, which turn four times faster and serve
-wherever the order within a block does not matter (element by element, maxima).
+numpy is fast along long contiguous axes and slow along short ones, and a block is short. So blocks [blocks, n] are
+transposed: to *columns* [n, blocks], where a reduction over axis 0 is the sequential float32 sum that ggml computes;
+or to *lanes* [n / 4, 4 * blocks], with groups of four elements, which is four times faster to transpose and suffices
+if the order within a block does not matter (elementwise operations, maxima).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edgekit.typing import F32, I8, U8, U32, Array
 
-#: Blocks as they lie in a file: a structured array [blocks] of a type's ``LAYOUT``.
+#: Blocks as stored in a file: a structured array [blocks] with a type's ``LAYOUT``.
 Blocks = npt.NDArray[np.void]
 Codes = TypeVar("Codes", U8, I8)
 
@@ -23,38 +23,38 @@ _LANE = 4
 
 
 def columns(x: Array) -> Array:
-    """Blocks [blocks, n] as columns [n, blocks], contiguous and a copy; its own inverse."""
+    """Return blocks [blocks, n] as columns [n, blocks], a contiguous copy; the function is its own inverse."""
     return x.T.copy(order="C")
 
 
 def lanes(x: F32) -> F32:
-    """Blocks [blocks, n] as lanes [n / 4, 4 * blocks]: row j holds elements 4j to 4j + 3 of every block."""
+    """Return blocks [blocks, n] as lanes [n / 4, 4 * blocks]: row j holds elements 4j to 4j + 3 of every block."""
     units = np.ascontiguousarray(x).view(np.complex128)  # 16 bytes, moved as one
     return columns(units).view(np.float32)
 
 
 def from_lanes(codes: Codes) -> Codes:
-    """Codes of one byte in lanes [n / 4, 4 * blocks] as blocks [blocks, n], contiguous."""
+    """Return one-byte codes in lanes [n / 4, 4 * blocks] as contiguous blocks [blocks, n]."""
     return columns(codes.view(np.uint32)).view(codes.dtype)
 
 
 def to_lanes(codes: Codes) -> Codes:
-    """The inverse of `from_lanes`."""
+    """Return one-byte codes of blocks [blocks, n] as lanes; the inverse of `from_lanes`."""
     return columns(np.ascontiguousarray(codes).view(np.uint32)).view(codes.dtype)
 
 
 def spread(per_block: F32) -> F32:
-    """One value a block [..., blocks], repeated for the four lanes [..., 4 * blocks]."""
+    """Return one value per block [..., blocks] repeated for its four lanes, [..., 4 * blocks]."""
     return np.repeat(per_block, _LANE, axis=-1)
 
 
 def peak(magnitudes: F32) -> F32:
-    """The largest of each block [blocks], from lanes."""
+    """Return the largest value of each block [blocks], from lanes."""
     return _fold(np.maximum, magnitudes)
 
 
 def trough(values: F32) -> F32:
-    """The smallest of each block [blocks], from lanes."""
+    """Return the smallest value of each block [blocks], from lanes."""
     return _fold(np.minimum, values)
 
 
@@ -67,8 +67,8 @@ def _fold(extreme: np.ufunc, values: F32) -> F32:
 def pack_planes(codes: U8, groups: int, planes: int, bits: int, first: int = 0) -> U8:
     """Pack bits `first` to ``first + bits - 1`` of codes in lanes [n / 4, 4 * blocks] to bytes [blocks, n / planes].
 
-    A block's codes are cut into `groups`, and each group into as many `planes`; the planes of a group share its
-    bytes, plane p in bits ``bits * p`` and up. Works on four codes at a time.
+    A block's codes are divided into `groups`, and each group into `planes` of equal length. The planes of a group share
+    its bytes: plane p takes the bits from ``bits * p`` on. Four codes are packed at a time.
     """
     words = codes.view(np.uint32)
     cut = words.reshape(groups, planes, -1, words.shape[1])
@@ -84,7 +84,7 @@ def _shifted(words: U32, bits: int) -> U32:
 
 
 def unpack_planes(packed: U8, groups: int, planes: int, bits: int, first: int = 0) -> U8:
-    """The inverse of `pack_planes`, but to blocks: bytes [blocks, n / planes] to codes [blocks, n]."""
+    """Unpack bytes [blocks, n / planes] to codes [blocks, n]: the inverse of `pack_planes`, but to blocks."""
     words = np.ascontiguousarray(packed).view(np.uint64).reshape(len(packed), groups, -1)
     mask = np.uint64(0x0101010101010101 * ((1 << bits) - 1))
     cut = np.empty((len(packed), groups, planes, words.shape[2]), np.uint64)

@@ -1,4 +1,4 @@
-"""What Q4_0, Q4_1, Q5_0 and Q5_1 share: blocks of 32, one scale, without or with a minimum."""
+"""The encoders of Q4_0, Q4_1, Q5_0 and Q5_1: blocks of 32 with one scale, without or with a minimum."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from edgekit.reference.ggml._search import affine, affine_codes, affine_steps, s
 from edgekit.typing import F16, F32, F64, U8, Bools
 
 SIZE = 32
-_REACH = 0.9  # how far the searches move the number of steps
+_REACH = 0.9  # largest change of the number of steps in the searches
 
 
 def encode_symmetric(x: F32, top: int) -> tuple[F32, U8]:
-    """Scales [blocks] and codes in lanes from 0 to ``2 * top - 1``."""
+    """Return scales [blocks] and codes in lanes, from 0 to ``2 * top - 1``."""
     v = lanes(x)
     d = signed_peak(x, peak(v), trough(v)) / np.float32(-top)
     v *= spread(reciprocal(d))
@@ -33,10 +33,10 @@ def encode_symmetric_weighted(x: F32, top: int, importance: Importance) -> tuple
 
 
 def encode_affine(x: F32, top: int) -> tuple[F32, F32, U8]:
-    """Scales [blocks], minima [blocks] and codes in lanes from 0 to `top`."""
+    """Return scales [blocks], minima [blocks] and codes in lanes, from 0 to `top`."""
     v = lanes(x)
     minimum = first_minimum(x, trough(v))
-    d = (peak(v) - minimum) / np.float32(top) + np.float32(0)  # zeros of two signs differ by +0
+    d = (peak(v) - minimum) / np.float32(top) + np.float32(0)  # the difference of zeros of either sign is +0
     v -= spread(minimum)
     v *= spread(reciprocal(d))
     v += np.float32(0.5)
@@ -56,25 +56,25 @@ def _weights(x: F32, importance: Importance) -> F32:
 
 
 def _at_most(codes: U8, top: int) -> U8:
-    """``min(top, code)`` for codes up to ``top + 1``, a power of two; works on four codes at a time."""
+    """Return ``min(top, code)`` for codes up to ``top + 1``, a power of two; four codes at a time."""
     words = codes.view(np.uint32)
     words -= words >> np.uint32(top.bit_length()) & np.uint32(0x01010101)
     return codes
 
 
 def high_bits(codes: U8) -> U8:
-    """The fifth bit of codes in lanes, as bytes [blocks, 4], element 0 lowest."""
+    """Return the fifth bits of codes in lanes as bytes [blocks, 4], with element 0 in the lowest bit."""
     return np.packbits(from_lanes(codes) > 15, axis=-1, bitorder="little")
 
 
 def symmetric_bound(x: F32, stored: F16, plain: Bools, top: int) -> F64:
-    """Bound the error of codes -top to ``top - 1`` under the stored scale [blocks].
+    """Return a bound of the error of codes -top to ``top - 1`` under the stored scale [blocks].
 
-    Without importance (`plain`) the code is the nearest under ``max / -top``, which was rounded to float16
-    afterwards: half a step, and half a unit in the last place of the scale for each step.
+    Without importance (`plain`) the code is the nearest under the step ``max / -top``, which is rounded to float16
+    afterwards. The bound is half a step, plus half a unit in the last place of the scale for each step.
 
-    With importance, codes c were chosen with a step ``s = max / -(top + t)``, t from -0.9 to 0.9, and d was
-    fitted to them: ``|x - c d| <= |x - c s| + |c| |s - d|``, where ``|c| <= |x / s| + 1/2``. That is largest at
+    With importance, codes c are chosen with a step ``s = max / -(top + t)``, t from -0.9 to 0.9, and the scale d is
+    then fitted to them: ``|x - c d| <= |x - c s| + |c| |s - d|``, where ``|c| <= |x / s| + 1/2``. That is largest at
     an end of the range of t.
     """
     d = stored.astype(np.float64)
@@ -93,13 +93,14 @@ def _fitted_bound(x: F32, step: F64, d: F64, top: int) -> F64:
 
 
 def affine_bound(x: F32, stored: F16, minimum: F16, plain: Bools, top: int) -> F64:
-    """Bound the error of codes 0 to `top` under the stored scale and minimum [blocks].
+    """Return a bound of the error of codes 0 to `top` under the stored scale and minimum [blocks].
 
-    Without importance (`plain`) the code is the nearest under ``(max - min) / top`` and min, which were rounded to
-    float16 afterwards: half a step, half a unit in the last place of the scale for each step, one of the minimum.
+    Without importance (`plain`) the code is the nearest under the step ``(max - min) / top`` and the minimum, which are
+    rounded to float16 afterwards. The bound is half a step, plus half a unit in the last place of the scale for each
+    step, plus half a unit of the minimum.
 
-    With importance only the range of the grid is a bound: the search chose the codes with an origin that it
-    forgets, and an element that weighs nothing may have any code.
+    With importance only the range of the grid is a bound: the search chooses the codes with an origin that is not
+    stored, and an element of weight 0 may have any code.
     """
     d, m = stored.astype(np.float64), minimum.astype(np.float64)
     bound = grid_bound(x, d, m, 0, top, drift=half_ulp(stored)) + 2 * half_ulp(minimum)[:, None]

@@ -1,4 +1,4 @@
-"""What IQ4_NL and IQ4_XS share: sixteen values that lie closer together near zero, and the search for a scale.
+"""The sixteen values of IQ4_NL and IQ4_XS, which are denser near zero, and the search for a scale.
 
     code     0     1     2    3    4    5    6    7    8  9   10  11  12  13  14  15
     value    -127  -104  -83  -65  -49  -35  -22  -10  1  13  25  38  53  69  89  113
@@ -18,7 +18,7 @@ from edgekit.reference.ggml._search import EPSILON, total
 from edgekit.typing import F32, F64, U8, Indices
 
 VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
-_REACH = 300  # beyond twice the largest value, and beyond all that a search comes upon
+_REACH = 300  # larger than twice the largest value, and than all values in a search
 _SUMS = VALUES[:-1].astype(np.int32) + VALUES[1:]
 #: Code and value by ``floor(2 * inverse * x)`` from -_REACH to _REACH - 1, negative ones counted from the end.
 _WHOLE = np.r_[np.arange(_REACH), np.arange(-_REACH, 0)]
@@ -28,23 +28,23 @@ _TRIES = 7
 
 
 def _places(x: F32, inverse: F32) -> Indices:
-    """Where in the tables the elements of columns x stand."""
+    """Return the indices of the elements of columns x in the tables."""
     v = x * (np.float32(2) * inverse)
     np.floor(v, out=v)
     if not (v.max() < _REACH and v.min() >= -_REACH):
-        v[np.isnan(v)] = _REACH  # the search in ggml falls through to the last value
+        v[np.isnan(v)] = _REACH  # ggml's search ends at the last value
         np.clip(v, -_REACH, _REACH - 1, out=v)
     return v.astype(np.intp)
 
 
 def codes(x: F32, inverse: F32) -> U8:
-    """The codes of columns x [n, blocks] under the inverse scales [blocks]."""
+    """Return the codes of columns x [n, blocks] under the inverse scales [blocks]."""
     nearest: U8 = _CODE[_places(x, inverse)]
     return nearest
 
 
 def search(x: F32, weights: F32) -> F32:
-    """The scale of each block [blocks], weighted, from columns [n, blocks]."""
+    """Return the scale of each block [blocks] with the least weighted squared error, from columns [n, blocks]."""
     peak = signed_peak(x.T, x.max(axis=0), x.min(axis=0))
     zero = np.abs(peak) < EPSILON
     peak = np.where(zero, np.float32(1), peak)
@@ -65,13 +65,13 @@ def search(x: F32, weights: F32) -> F32:
 
 
 def nearest_bound(x: F32, step: F64, drift: F64) -> F64:
-    """Bound the error of the nearest value: half the gap that x lies in, outside the distance to the range.
+    """Return a bound of the error of the nearest value: half the gap around x; outside the range the distance to it.
 
     Args:
         x: blocks [blocks, n].
         step: stored scale of each block [blocks].
-        drift: how far it may be from the one that the codes were chosen with; each of up to 127 steps is worth
-            so much more or less, and x may lie in the next gap under that one.
+        drift: largest difference from the scale with which the codes were chosen. Each of up to 127 steps changes by
+            this much, and x may be in the neighbouring gap under that scale.
     """
     x, step, drift = x.astype(np.float64), step[:, None], drift[:, None]
     ratio = np.divide(x, step, out=np.zeros_like(x), where=step != 0)
@@ -85,7 +85,7 @@ def nearest_bound(x: F32, step: F64, drift: F64) -> F64:
 
 
 def _gap(v: F64) -> F64:
-    """The distance of the two values that v lies between."""
+    """Return the distance between the two values around v."""
     gaps = np.diff(VALUES.astype(np.float64))
     place = np.searchsorted(VALUES, v, side="right") - 1
     gap: F64 = gaps[np.clip(place, 0, len(gaps) - 1)]

@@ -1,11 +1,11 @@
 """ggml's searches for the scale of a block.
 
-Each tries a fixed list of inverse scales, rounds the block to codes with each, fits the scale to those codes by
-weighted least squares, and keeps the best. Everything works on columns [n, blocks], so that all blocks advance
-together and every sum runs over axis 0: sequential float32 additions, as in C; pairwise sums change the codes.
+Each search tries a fixed list of inverse scales, rounds the block to codes with each, fits the scale to those codes by
+weighted least squares, and keeps the best. All arrays are columns [n, blocks], so that all blocks are processed at
+once and every sum is over axis 0: sequential float32 additions, as in C; pairwise sums would change the codes.
 
-The searches return what reproduces their codes rather than the codes: ggml computes the codes anew from the
-stored scale, except where that scale came out as zero.
+The searches return the parameters that reproduce their codes instead of the codes: ggml computes the codes again from
+the stored scale, unless that scale is zero.
 
 Source: ``make_qkx2_quants``, ``make_qkx3_quants``, ``make_qx_quants``, ``make_q3_quants`` and ``make_qp_quants``
 in ggml 0.25.3, ``ggml-quants.c``.
@@ -26,20 +26,20 @@ Index = Indices
 At = Index | slice
 _ALL = slice(None)
 
-EPSILON = np.float32(1e-15)  # GROUP_MAX_EPS: a block with no larger magnitude counts as zero
+EPSILON = np.float32(1e-15)  # GROUP_MAX_EPS: a block whose largest magnitude is smaller counts as zero
 _FAR = np.float32(2.0**-16)
 _SMALLEST_SPAN = np.float32(1e-36)  # its reciprocal times the number of steps is finite
 
 
 def total(v: F32) -> F32:
-    """The sum over axis 0 of columns [n, blocks], one float32 addition after the other, from +0."""
-    if v.shape[1] == 1:  # numpy takes a single column for a vector, and would sum it pairwise
+    """Return the sum over axis 0 of columns [n, blocks], by sequential float32 additions starting from +0."""
+    if v.shape[1] == 1:  # numpy treats a single column as a vector, and would sum it pairwise
         return cast(F32, np.add.accumulate(v, axis=0)[-1] + np.float32(0))
     return cast(F32, np.add.reduce(v, axis=0, initial=np.float32(0)))
 
 
 class Affine(NamedTuple):
-    """x is about ``scale * code + minimum``, with ``code = clip(nearest_int(inverse * (x - origin)), 0, top)``."""
+    """A fit ``x ≈ scale * code + minimum``, with ``code = clip(nearest_int(inverse * (x - origin)), 0, top)``."""
 
     scale: F32
     minimum: F32
@@ -48,12 +48,12 @@ class Affine(NamedTuple):
 
 
 def affine_codes(x: F32, fit: Affine, top: int, at: At = _ALL) -> F32:
-    """The codes of the search for columns x, or for some of them, as float32 columns."""
+    """Return the codes of the search for columns x, or for some of them, as float32 columns."""
     return round_clip((x[:, at] - fit.origin[at]) * fit.inverse[at], 0, top)
 
 
 def affine_steps(first: float, step: float, tries: int, top: int) -> F32:
-    """How many steps to divide the range into: ``first + step * i + top`` for i = 0 to `tries`, in float32."""
+    """Return the numbers of steps to try for the range: ``first + step * i + top`` for i = 0 to `tries`, in float32."""
     return np.float32(first) + np.float32(step) * np.arange(tries + 1, dtype=np.float32) + np.float32(top)
 
 
@@ -62,10 +62,10 @@ def affine(x: F32, weights: F32, top: int, steps: F32, absolute: bool = False) -
 
     Args:
         x: columns [n, blocks].
-        weights: of the squared errors, [n, blocks].
+        weights: weights of the squared errors, [n, blocks].
         top: the largest code.
-        steps: how many steps the range is divided into, one number a try.
-        absolute: weigh absolute errors instead of squared ones.
+        steps: the number of steps into which the range is divided, for each try.
+        absolute: whether to weight absolute errors instead of squared ones.
     """
     return _AffineSearch(x, weights, top, absolute).run(steps)
 
@@ -87,7 +87,7 @@ class _AffineSearch:
         best = Affine(np.float32(1) / inverse, self.low.copy(), inverse, self.low.copy())
         least = self.error(best.scale, best.minimum)
         for step in steps:
-            origin = best.minimum.copy()  # an accepted candidate moves the origin of all later ones
+            origin = best.minimum.copy()  # an accepted candidate changes the origin of all later ones
             inverse = self.round(step, origin)
             scale, minimum, usable = self.fit()
             error = self.error(scale, minimum)
@@ -99,19 +99,19 @@ class _AffineSearch:
         return best
 
     def round(self, step: np.float32, origin: F32) -> F32:
-        """Choose codes with `step` steps from `origin` to the maximum; returns the inverse scale."""
+        """Choose codes with `step` steps from `origin` to the maximum; return the inverse scale."""
         span = self.high - origin
-        span[self.flat] = 1  # a tame 0 for every code
+        span[self.flat] = 1  # gives 0 for every code without an overflow
         inverse: F32 = step / span
         np.subtract(self.x, origin, out=self.codes)
         self.codes *= inverse
-        # No quotient reaches 2**22 unless the origin has left the minimum far behind, as seen from the maximum.
+        # A quotient reaches 2**22 only if the minimum is far below the origin, relative to the range above it.
         tame = self.finite and bool((span > (origin - self.low) * _FAR + _SMALLEST_SPAN).all())
         round_clip(self.codes, 0, self.top, tame)
         return inverse
 
     def fit(self) -> tuple[F32, F32, Bools]:
-        """Scale and minimum that fit the codes by least squares, and where there is such a fit."""
+        """Return scale and minimum that fit the codes by least squares, and a mask of the blocks with such a fit."""
         weighted = np.multiply(self.codes, self.weights, out=self.scratch)
         sum_l = total(weighted)
         sum_xl = total(np.multiply(weighted, self.x, out=self.product))
@@ -126,7 +126,7 @@ class _AffineSearch:
         return scale, minimum, determinant > 0
 
     def error(self, scale: F32, minimum: F32) -> F32:
-        """The weighted error of the codes."""
+        """Return the weighted error of the codes [blocks]."""
         np.multiply(self.codes, scale, out=self.scratch)
         self.scratch += minimum
         self.scratch -= self.x
@@ -136,9 +136,9 @@ class _AffineSearch:
 
 
 class Symmetric(NamedTuple):
-    """x is about ``scale * code``, with ``code = clip(nearest_int(inverse * x), -top, top - 1)``.
+    """A fit ``x ≈ scale * code``, with ``code = clip(nearest_int(inverse * x), -top, top - 1)``.
 
-    Where `zero` is set every element counts as zero, and the code is -top.
+    In blocks where `zero` is set, every element counts as zero, and the code is -top.
     """
 
     scale: F32
@@ -147,14 +147,17 @@ class Symmetric(NamedTuple):
 
 
 def symmetric_codes(x: F32, fit: Symmetric, top: int, at: At = _ALL) -> F32:
-    """The codes of the search for columns x, or for some of them, as float32 columns."""
+    """Return the codes of the search for columns x, or for some of them, as float32 columns."""
     codes = round_clip(x[:, at] * fit.inverse[at], -top, top - 1)
     codes[:, fit.zero[at]] = -top
     return codes
 
 
 def peak_and_zero(x: F32) -> tuple[F32, Bools]:
-    """The signed element of largest magnitude of each column, and where it counts as zero. NaN is passed over."""
+    """Return the signed element of largest magnitude of each block, and a mask of blocks that count as zero.
+
+    NaN is ignored.
+    """
     peak = first_peak(x.T)
     zero = np.abs(peak) < EPSILON
     peak[zero] = 1
@@ -187,10 +190,10 @@ def symmetric(x: F32, weights: F32, top: int) -> Symmetric:
 
 
 def _symmetric_sums(x: F32, weights: F32, top: int) -> Callable[[F32], tuple[F32, F32]]:
-    """What computes, for the codes of an inverse scale, the weighted sums of code * x and of code²."""
+    """Return a function from inverse scales [blocks] to the weighted sums of code * x and of code² for their codes."""
     weighted = weights * x
     codes, scratch = np.empty_like(x), np.empty_like(x)
-    tame = bool(np.isfinite(x.max()) and np.isfinite(x.min()))  # no quotient is beyond top + 1
+    tame = bool(np.isfinite(x.max()) and np.isfinite(x.min()))  # no quotient exceeds top + 1
 
     def sums(inverse: F32) -> tuple[F32, F32]:
         round_clip(np.multiply(x, inverse, out=codes), -top, top - 1, tame)
@@ -202,7 +205,7 @@ def _symmetric_sums(x: F32, weights: F32, top: int) -> Callable[[F32], tuple[F32
 
 
 class Descent(NamedTuple):
-    """x is about ``scale * code``, codes -top to top - 1 as float32 columns; -top where everything is zero."""
+    """A fit ``x ≈ scale * code``: codes from -top to top - 1 as float32 columns; -top in blocks of zeros."""
 
     scale: F32
     codes: F32
@@ -214,7 +217,7 @@ def descent(x: F32, top: int, rounds: int = 5) -> Descent:
     Args:
         x: columns [n, blocks].
         top: codes run from ``-top`` to ``top - 1``.
-        rounds: at most so many passes over a block; a block that no pass changes is done.
+        rounds: largest number of passes over a block; a block that a pass does not change is finished.
     """
     peak, zero = peak_and_zero(x)
     codes = round_clip(x * (np.float32(-top) / peak), -top, top - 1)
@@ -234,7 +237,7 @@ def descent(x: F32, top: int, rounds: int = 5) -> Descent:
 
 
 class _Fit(NamedTuple):
-    """Codes [n, blocks] and the weighted sums [blocks] of code * x and of code²; those three change."""
+    """Codes [n, blocks] and the weighted sums [blocks] of code * x and of code², which are changed in place."""
 
     x: F32
     weights: F32
@@ -244,7 +247,7 @@ class _Fit(NamedTuple):
     sum_l2: F32
 
     def improve(self, top: int) -> Bools:
-        """Offer each element in turn its best code; returns in which blocks one was taken."""
+        """Try the best code of each element in turn; return a mask of the blocks in which a code changed."""
         changed = np.zeros(self.x.shape[1], np.bool_)
         terms_lx, terms_l2 = self.weighted * self.codes, self.weights * self.codes * self.codes
         for i, x in enumerate(self.x):
@@ -258,7 +261,7 @@ class _Fit(NamedTuple):
         return changed
 
     def _take(self, i: int, at: Index, moved: F32, slx: F32, sl2: F32) -> Index:
-        """Take the codes `moved` for element i of blocks `at` where they fit better; returns where they do."""
+        """Set element i of blocks `at` to the codes `moved` where they fit better; return those blocks."""
         slx += self.weighted[i, at] * moved
         sl2 += self.weights[i, at] * moved * moved
         old_lx, old_l2 = self.sum_lx[at], self.sum_l2[at]
@@ -269,24 +272,24 @@ class _Fit(NamedTuple):
 
 
 class Positive(NamedTuple):
-    """x is about ``scale * code``, codes as uint8 columns."""
+    """A fit ``x ≈ scale * code`` with codes as uint8 columns."""
 
     scale: F32
     codes: U8
 
 
 def positive(x: F32, weights: F32, top: int, rounds: int = 5) -> Positive:
-    """Search the scale of scales (``make_qp_quants``); codes 0 to `top`, unless x is negative: those wrap.
+    """Search the scale of scales (``make_qp_quants``); codes are 0 to `top`, but those of negative x wrap around.
 
     Args:
         x: columns [n, blocks]; may hold NaN.
         weights: of the squared errors, [n, blocks].
         top: the largest code.
-        rounds: at most so many passes of coordinate descent.
+        rounds: largest number of passes of coordinate descent.
     """
     peak = np.zeros_like(x[0])
     for row in x:
-        peak = np.where(peak > row, peak, row)  # C's MAX: a NaN is taken, and replaced by the next
+        peak = np.where(peak > row, peak, row)  # C's MAX: a NaN is kept until the next element replaces it
     zero = peak < EPSILON
     inverse = np.float32(top) / peak
     least = _squared_error(x, weights, inverse, nearest_int(inverse * x).astype(np.uint8))
@@ -320,7 +323,7 @@ def _times_square(weights: F32, codes: Ints) -> F32:
 
 
 def _improve_positive(x: F32, w: F32, wx: F32, codes: I32, sum_lx: F32, sum_l2: F32, top: int) -> bool:
-    """Move one element's code where that improves the fit; all arguments [blocks], the last three written to."""
+    """Change one element's code where that improves the fit; arrays are [blocks], the last three changed in place."""
     slx = sum_lx - wx * codes.astype(np.float32)
     sl2 = sum_l2 - _times_square(w, codes)
     moved = np.minimum(nearest_int(np.divide(x * sl2, slx)), top)
@@ -337,7 +340,7 @@ def _improve_positive(x: F32, w: F32, wx: F32, codes: I32, sum_lx: F32, sum_l2: 
 
 
 def first_peak(x: F32) -> F32:
-    """The element of largest magnitude of each row [rows, n] with its sign, 0 where there is none above 0."""
+    """Return the signed element of largest magnitude of each row [rows, n]; 0 if no magnitude is above 0."""
     high = np.fmax.reduce(x, axis=1, initial=np.float32(0))
     low = np.fmin.reduce(x, axis=1, initial=np.float32(0))
     return signed_peak(x, high, low)

@@ -1,4 +1,4 @@
-"""What Q4_K and Q5_K share: 8 sub-blocks of 32, with scales and minima of 6 bits packed into 12 bytes.
+"""The encoder of Q4_K and Q5_K: 8 sub-blocks of 32, with scales and minima of 6 bits packed into 12 bytes.
 
 bytes    bits 0-3         bits 4-5         bits 6-7
 0-3      scale 0-3 (bits 0-5)              scale 4-7, bits 4-5
@@ -24,7 +24,7 @@ _Q4_TOP = 15
 
 
 def pack(scales: U8, minima: U8) -> U8:
-    """Scales and minima [blocks, 8] as bytes [blocks, 12]; what exceeds 6 bits spills, as in C."""
+    """Pack scales and minima [blocks, 8] into bytes [blocks, 12]; bits beyond six spill into others, as in C."""
     packed = np.empty((len(scales), 12), np.uint8)
     for at, values in ((0, scales), (4, minima)):
         packed[:, at : at + 4] = values[:, :4] | (values[:, 4:] >> np.uint8(4) << np.uint8(6))
@@ -33,7 +33,7 @@ def pack(scales: U8, minima: U8) -> U8:
 
 
 def unpack(packed: U8) -> tuple[U8, U8]:
-    """The inverse of `pack`: bytes [blocks, 12] to scales and minima [blocks, 8]."""
+    """Unpack bytes [blocks, 12] to scales and minima [blocks, 8]; the inverse of `pack`."""
     low = packed[:, :8] & np.uint8(63)
     high = packed[:, :8] >> np.uint8(6) << np.uint8(4)
     scales = np.concatenate([low[:, :4], packed[:, 8:] & np.uint8(15) | high[:, :4]], axis=1)
@@ -42,7 +42,7 @@ def unpack(packed: U8) -> tuple[U8, U8]:
 
 
 def encode(x: F32, importance: Importance | None, blocks: Blocks, top: int, steps: F32) -> U8:
-    """Fill in d, dmin and scales of the blocks; returns the codes in lanes."""
+    """Set d, dmin and the scales of the blocks; return the codes in lanes."""
     fit = _fit(x, importance, top, steps)
     blocks["d"], blocks["dmin"] = fit.scales.d, fit.minima.d
     blocks["scales"] = pack(fit.scales.codes, fit.minima.codes)
@@ -60,13 +60,16 @@ def _fit(x: F32, importance: Importance | None, top: int, steps: F32) -> AffineF
 
 
 def _clipped(fit: AffineFit) -> AffineFit:
-    """Negative scales have wrapped to codes above 63; C cuts them off, except for Q4_K with an importance matrix."""
+    """Return the fit with codes of scales clipped to 63, as C does except for Q4_K with an importance matrix.
+
+    Negative scales have wrapped around to codes above 63.
+    """
     scales, minima = (s._replace(codes=np.minimum(s.codes, _SCALE_TOP)) for s in (fit.scales, fit.minima))
     return fit._replace(scales=scales, minima=minima)
 
 
 def steps_and_offsets(blocks: Blocks) -> tuple[F32, F32]:
-    """The stored scale and minimum of each sub-block, multiplied out: float32 [blocks, 8], exact."""
+    """Return the stored scale and minimum of each sub-block times d and dmin: float32 [blocks, 8], exact."""
     scales, minima = unpack(blocks["scales"])
     step = blocks["d"].astype(np.float32)[:, None] * scales
     offset = blocks["dmin"].astype(np.float32)[:, None] * minima
@@ -74,7 +77,7 @@ def steps_and_offsets(blocks: Blocks) -> tuple[F32, F32]:
 
 
 def decode(blocks: Blocks, codes: U8) -> F32:
-    """Values of codes [blocks, 256]."""
+    """Return the values of codes [blocks, 256], float32."""
     step, offset = steps_and_offsets(blocks)
     value = codes.reshape(-1, SUB) * step.reshape(-1, 1)
     value -= offset.reshape(-1, 1)
@@ -82,9 +85,9 @@ def decode(blocks: Blocks, codes: U8) -> F32:
 
 
 def bound(x: F32, blocks: Blocks, top: int) -> F64:
-    """Half a step, since codes are chosen under the stored scales; outside of the range, the distance to it.
+    """Return half a step, since codes are chosen under the stored scales; outside the range, the distance to it.
 
-    A sub-block whose scale came out as zero holds minus its minimum everywhere.
+    In a sub-block whose scale is zero, every value is minus its minimum.
     """
     step, offset = steps_and_offsets(blocks)
     sub = x.reshape(-1, SUB)

@@ -1,10 +1,10 @@
-"""What the K types share: super-blocks of 256 elements whose sub-blocks have small integer scales.
+"""The super-blocks of the K types: 256 elements in sub-blocks with small integer scales.
 
     value = d * scale * code - dmin * minimum        affine: Q2_K, Q4_K, Q5_K
     value = d * scale * code                         symmetric: Q3_K, Q6_K
 
-The scales (and minima) of the sub-blocks are searched in float32, then quantized themselves with one float16 for
-the super-block; at last each element takes the code nearest to it under the stored scales.
+The scales (and minima) of the sub-blocks are searched in float32, then quantized with one float16 scale for the
+super-block; finally each element gets the nearest code under the stored scales.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SIZE = 256
 
 
 class Scales(NamedTuple):
-    """The scales of the sub-blocks, quantized: ``d * codes``."""
+    """The quantized scales of the sub-blocks, ``d * codes``."""
 
     d: F32  # [blocks], not yet rounded to float16
     codes: U8  # [blocks, sub-blocks]
@@ -40,13 +40,13 @@ def linear_scales(values: F32, top: int) -> Scales:
 
 
 def searched_scales(values: F32, weights: F32, top: int) -> Scales:
-    """Quantize values [blocks, sub-blocks] by `positive` search, weighted likewise."""
+    """Quantize values [blocks, sub-blocks] by the search `positive`, with weights of the same shape."""
     scales = positive(columns(values), columns(weights), top)
     return Scales(scales.scale, columns(scales.codes))
 
 
 class AffineFit(NamedTuple):
-    """Scales and minima of the sub-blocks of super-blocks, and what gives the codes of the search."""
+    """Scales and minima of the sub-blocks of super-blocks, and a function that returns the codes of the search."""
 
     scales: Scales
     minima: Scales
@@ -54,7 +54,7 @@ class AffineFit(NamedTuple):
 
 
 def fit_plain(x: F32, weights: F32, top: int, steps: F32, scale_top: int, absolute: bool = False) -> AffineFit:
-    """Search without an importance matrix; x and weights are columns of sub-blocks [n, sub-blocks]."""
+    """Fit without an importance matrix; x and weights are columns of sub-blocks [n, sub-blocks]."""
     fit = affine(x, weights, top, steps, absolute)
     per_block = (-1, SIZE // x.shape[0])
     return AffineFit(
@@ -65,7 +65,7 @@ def fit_plain(x: F32, weights: F32, top: int, steps: F32, scale_top: int, absolu
 
 
 def fit_weighted(x: F32, weights: F32, top: int, steps: F32, scale_top: int) -> AffineFit:
-    """Search with the weights of an importance matrix, which also weigh the scales of the sub-blocks."""
+    """Fit with the weights of an importance matrix, which also weight the scales of the sub-blocks."""
     fit = affine(x, weights, top, steps)
     per_block = (-1, SIZE // x.shape[0])
     sums = total(weights).reshape(per_block)
@@ -77,29 +77,28 @@ def fit_weighted(x: F32, weights: F32, top: int, steps: F32, scale_top: int) -> 
 
 
 def importance_columns(x: F32, importance: Importance, sub: int, factor: int) -> F32:
-    """Weights ``qw * sqrt(factor * mean(x²) + x²)`` as columns of sub-blocks [sub, sub-blocks].
+    """Return the weights ``qw * sqrt(factor * mean(x²) + x²)`` as columns of sub-blocks [sub, sub-blocks].
 
     Args:
         x: blocks [blocks, 256].
-        importance: of the same blocks.
-        sub: elements of a sub-block.
-        factor: 1 or 2, times the mean square over the super-block.
+        importance: the importance qw of the same blocks.
+        sub: number of elements in a sub-block.
+        factor: 1 or 2, the factor of the mean square over the super-block.
     """
     power = np.float32(factor) * block_power(x) / np.float32(SIZE)
     return columns(search_weights(x, importance.columns, power[:, None]).reshape(-1, sub))
 
 
 def super_codes(x: F32, step: F32, offset: F32 | None, low: int, high: int, searched: Callable[[Index], F32]) -> U8:
-    """``clip(nearest_int((x + offset) / step), low, high) - low``, in lanes: the codes under the stored scales.
+    """Return the codes under the stored scales, ``clip(nearest_int((x + offset) / step), low, high) - low``, in lanes.
 
     Args:
         x: blocks [blocks, 256].
-        step: stored scale of each sub-block, multiplied out [blocks, sub-blocks].
-        offset: stored minimum likewise, None without one.
+        step: stored scale of each sub-block times the super-block's, [blocks, sub-blocks].
+        offset: stored minimum of each sub-block, likewise; None if the type has none.
         low: the smallest code.
         high: the largest code.
-        searched: gives the codes of the search for the sub-blocks of those numbers, as columns; they stay where
-            a scale came out as zero.
+        searched: returns the codes of the search for given sub-blocks, as columns; used where a scale is zero.
     """
     codes = _nearest(x, step, offset, low, high)
     unchanged = np.flatnonzero(step == 0)
@@ -110,7 +109,7 @@ def super_codes(x: F32, step: F32, offset: F32 | None, low: int, high: int, sear
 
 
 def _nearest(x: F32, step: F32, offset: F32 | None, low: int, high: int) -> I8:
-    """``clip(nearest_int((x + offset) / step), low, high)`` in lanes of sub-blocks [sub-blocks, n / 4, 4 * blocks]."""
+    """Return ``clip(nearest_int((x + offset) / step), low, high)`` in lanes [sub-blocks, n / 4, 4 * blocks]."""
     v = lanes(x).reshape(step.shape[1], -1, 4 * len(x))
     if offset is not None:
         v += spread(offset.T)[:, None]
@@ -119,7 +118,7 @@ def _nearest(x: F32, step: F32, offset: F32 | None, low: int, high: int) -> I8:
 
 
 def _overwrite(codes: I8, at: Index, values: F32) -> None:
-    """Write codes, columns [n, k], over the codes of the sub-blocks numbered `at` [k]."""
+    """Overwrite the codes of the sub-blocks with indices `at` [k] by columns [n, k]."""
     subs, rows, _ = codes.shape
     block, sub = np.divmod(at, subs)
     codes.reshape(subs, rows, -1, 4)[sub, :, block] = values.T.reshape(-1, rows, 4)

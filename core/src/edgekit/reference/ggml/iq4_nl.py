@@ -52,7 +52,7 @@ def decode(blocks: Blocks) -> F32:
 
 
 def bound(x: F32, blocks: Blocks) -> F64:
-    """Half the gap that x lies in, and half a unit in the last place of the scale for each of up to 127 steps."""
+    """Return half the gap around x, plus half a unit in the last place of the scale for each of up to 127 steps."""
     return _nonlinear.nearest_bound(x, blocks["d"].astype(np.float64), half_ulp(blocks["d"]))
 
 

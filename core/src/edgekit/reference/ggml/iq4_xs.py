@@ -56,7 +56,7 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
 
 
 def unpack_scales(blocks: Blocks) -> I8:
-    """The scale of each sub-block, -32 to 31: [blocks, 8]."""
+    """Return the scale of each sub-block, -32 to 31: int8 [blocks, 8]."""
     high, low = unpack_lsb(blocks["scales_h"], 2, _SUBS), unpack_lsb(blocks["scales_l"], 4, _SUBS)
     codes = low | high << np.uint8(4)
     return codes.view(np.int8) - np.int8(32)
@@ -70,7 +70,7 @@ def decode(blocks: Blocks) -> F32:
 
 
 def bound(x: F32, blocks: Blocks) -> F64:
-    """Half the gap that x lies in, and half a unit in the last place of d, times the scale, for each step."""
+    """Return half the gap around x, plus half a unit in the last place of d, times the scale, for each step."""
     scales = unpack_scales(blocks)
     step = blocks["d"].astype(np.float64)[:, None] * scales
     drift = half_ulp(blocks["d"])[:, None] * np.abs(scales.astype(np.float64))

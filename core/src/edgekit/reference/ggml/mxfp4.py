@@ -26,7 +26,7 @@ SIZE = 32
 IMPORTANCE = "unused"
 LAYOUT = np.dtype([("e", "u1"), ("qs", "u1", 16)])
 _BIAS = 127
-_OVERFLOWS = 252  # above, the largest values times the scale are infinite
+_OVERFLOWS = 252  # above this, the largest values times the scale are infinite
 
 
 def encode(x: F32, importance: Importance | None = None) -> Blocks:
@@ -42,13 +42,13 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
 
 
 def _exponent(largest: F32) -> I32:
-    """The biased exponent [blocks], not yet cut to 8 bits; 0 for zero and infinity."""
+    """Return the biased exponent [blocks] before it is truncated to 8 bits; 0 for zero and infinity."""
     logarithm = np.floor(np.log2(largest.astype(np.float64)).astype(np.float32))
     return np.where(np.isfinite(logarithm), logarithm - np.float32(2 - _BIAS), np.float32(0)).astype(np.int32)
 
 
 def _half_scale(e: U8) -> F32:
-    """Half the scale, exact: 2**(e - 128)."""
+    """Return half the scale, 2**(e - 128), exact."""
     return np.ldexp(np.float32(1), e.astype(np.int32) - (_BIAS + 1))
 
 
@@ -58,7 +58,7 @@ def decode(blocks: Blocks) -> F32:
 
 
 def bound(x: F32, blocks: Blocks) -> F64:
-    """See `_e2m1.nearest_bound`."""
+    """Return the bound of `_e2m1.nearest_bound`."""
     return _e2m1.nearest_bound(x, _half_scale(blocks["e"]).astype(np.float64))
 
 

@@ -1,10 +1,10 @@
-"""ONNX Runtime's conventions, one a module, dispatched by kind and granularity.
+"""ONNX Runtime's conventions: one module per convention, dispatched by kind and granularity.
 
     matmul_nbits   int2|int4|int8-sym|asym-g<block>         B, scales, zero_points
     qdq_int4       qdq_int4-sym|asym-g<block>               codes, scale, zero_point
     int8           int8|uint8-sym|asym-channel|tensor       codes, scale, zero_point
 
-Versions proved: onnxruntime 1.32.0, onnx 1.23.2, on x86-64.
+Tested against onnxruntime 1.32.0 and onnx 1.23.2 on x86-64.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edgekit.typing import F32, F64, Array
 traits = Traits(
     proof="exact: onnxruntime 1.32.0",
     bound="half a step; beyond the last level the distance to it",
-    source_dtypes=True,  # the scales take the type of the source
+    source_dtypes=True,  # the scales have the dtype of the source
 )
 
 
@@ -34,14 +34,14 @@ def encode(x: Array, precision: Precision, importance: F32 | None = None) -> dic
 
 
 def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, int]) -> F32:
-    """Decode to float32 [rows, cols]: (code - zero point) * scale, as DequantizeLinear has it."""
+    """Decode to float32 [rows, cols]: (code - zero point) * scale, as DequantizeLinear does."""
     with np.errstate(all="ignore"):
         values: F32 = _module(precision).decode(parts, precision, shape)
     return values
 
 
 def bound(x: Array, parts: Mapping[str, Array], precision: Precision) -> F64:
-    """Half a step, the distance to the last level where that is more, and what rounding the scale adds."""
+    """Return half a step, or the distance to the last level if that is more, plus the effect of rounding the scale."""
     with np.errstate(all="ignore"):
         limit: F64 = _module(precision).bound(x, parts, precision)
     return limit

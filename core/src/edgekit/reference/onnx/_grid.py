@@ -1,12 +1,12 @@
-"""The grid of a block, which MatMulNBits and QDQ int4 share, and the bound on its error.
+"""The grid of a block in MatMulNBits and QDQ int4, and the bound on its error.
 
     symmetric     m = max where |max| > |min|, else min          s = -m / 2^(b-1)  (signed)      z = 2^(b-1)
     asymmetric    lo = min(min, 0)   hi = max(max, 0)            s = (hi - lo) / (2^b - 1)
                   z = roundf(clip(0 - lo / s, 0, 2^b - 1))       z = 0 where s = 0
     both          r = 1 / t, with t the scale as stored in float32 or float16;                   0 where t = 0
 
-All in float32; z comes from s as it was before it is stored. A bfloat16 weight is quantized in float32 and only
-then is its scale rounded to bfloat16, so t = s there.
+All in float32; z is computed from s before s is rounded for storage. A bfloat16 weight is quantized in float32, and its
+scale is rounded to bfloat16 afterwards, so that t = s for it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _LARGEST = float(np.finfo(np.float32).max)
 # Rounding in float32, in steps, of the reciprocal, the product, the sum and the decoded product: at most 256 levels,
 # and a reciprocal among the subnormals keeps 2^-22.
 _SLOP = 256 * 2.0**-20
-# A bfloat16 scale is off by 2^-8 of itself: twice, because the range it was made for is off as much.
+# A bfloat16 scale has a relative error of 2^-8, which counts twice, since the range of the codes has it too.
 _BFLOAT16 = 2.0**-7 * 1.02
 # Below this a float32 scale has no finite reciprocal.
 _INVERTIBLE = 2.0**-128
 
 
 class Grid(NamedTuple):
-    """Of blocks [..., width]: the scale as stored, 1 / scale in float32, and the zero point, each [...]."""
+    """The grids of blocks [..., width]: the stored scale, 1 / scale in float32, and the zero point, each [...]."""
 
     scale: Array
     reciprocal: F32
@@ -41,7 +41,7 @@ class Grid(NamedTuple):
 
 
 def fit(blocks: F32, precision: Precision, dtype: np.dtype[Any]) -> Grid:
-    """The grid of blocks [..., width], its scale stored as `dtype`."""
+    """Return the grids of blocks [..., width], with the scale stored as `dtype`."""
     lo, hi = extremes(blocks)
     if precision.symmetric:
         scale = _signed_edge(blocks, lo, hi) / np.float32(-middle(precision))
@@ -62,12 +62,12 @@ def top(precision: Precision) -> int:
 
 
 def middle(precision: Precision) -> int:
-    """The code that means 0 where the grid is symmetric."""
+    """Return the code of 0 in a symmetric grid."""
     return 1 << (precision.bits - 1)
 
 
 def error_bound(x: Array, scale: Array, zero_point: Array, precision: Precision) -> F64:
-    """A bound on |x - decoded|; `scale` as stored and `zero_point` broadcast against x [rows, cols]."""
+    """Return a bound on |x - decoded|; the stored `scale` and `zero_point` are broadcast against x [rows, cols]."""
     wide, step = as_float32(x).astype(np.float64), as_float32(scale).astype(np.float64)
     ends = -1.0 * zero_point * step, (top(precision) - 1.0 * zero_point) * step
     beyond = np.maximum(wide - np.maximum(*ends), np.minimum(*ends) - wide)
@@ -75,19 +75,19 @@ def error_bound(x: Array, scale: Array, zero_point: Array, precision: Precision)
     limit = np.maximum(beyond, np.minimum(size / 2, np.abs(wide))) + _SLOP * size + 2.0**-149
     if is_bfloat16(scale.dtype):
         limit += _BFLOAT16 * (np.abs(wide) + size) + top(precision) * 2.0**-133
-    # Without a finite reciprocal the codes are the ends, or 0: any level may come out.
+    # Without a finite reciprocal the codes are the ends, or 0, so that any level may result.
     limit = np.where(size < _INVERTIBLE * 1.01, np.abs(wide) + top(precision) * size, limit)
     return np.where(np.abs(wide) + limit > _LARGEST, np.inf, limit)  # the decoded product may overflow
 
 
 def _clip(values: F32, precision: Precision) -> F32:
-    """Clip to the codes; NaN, which 0 * infinity is, becomes 0."""
+    """Clip to the range of codes; NaN, the result of 0 * infinity, becomes 0."""
     np.fmax(values, np.float32(0), out=values)
     return np.minimum(values, np.float32(top(precision)), out=values)
 
 
 def _signed_edge(blocks: F32, lo: F32, hi: F32) -> F32:
-    """The value of the largest magnitude with its sign; of a block of zeros the first, whose sign the scale keeps."""
+    """Return the signed value of largest magnitude; for zeros the first one, whose sign the scale keeps."""
     edge = np.where(np.abs(hi) > np.abs(lo), hi, lo)
     return np.where(edge == 0, blocks[..., 0], edge)
 

@@ -3,10 +3,10 @@
     part           dtype               shape                            holds
     codes          int8 or uint8       [rows, cols]                     q
     scale          the source's        [rows] (channel) | [] (tensor)   s
-    zero_point     int8 or uint8       as scale                         z, also where symmetric
+    zero_point     int8 or uint8       as scale                         z, also if symmetric
 
     range          lo = min(min, 0)    hi = max(max, 0)     symmetric: hi = max(-lo, hi), lo = -hi
-    scale          s = (hi - lo) / (qmax - qmin)            in float64; s = 1 and z = 0 where s is below the least
+    scale          s = (hi - lo) / (qmax - qmin)            in float64; s = 1 and z = 0 if s is below the smallest
                                                             normal float32, or rounds to 0 in float16
     zero point     symmetric: rint((qmin + qmax) / 2)       else: rint(qmin - lo / s), s still float64
     encode         q = clip(rint(w / t) + z)                float32, half to even; t: s as stored
@@ -15,9 +15,9 @@
     qmin..qmax     int8 symmetric -127..127, asymmetric -128..127, reduced -64..64; uint8 0..255, reduced 0..127
                    (clipping always uses the whole range of the type)
 
-Static quantization (QDQ) makes per-channel weights symmetric, always; an asymmetric channel exists in dynamic
-quantization only, with ``WeightSymmetric=False``. By default int8 is symmetric and uint8 is not. A bfloat16 weight,
-which the tool does not take, is widened to float32.
+In static quantization (QDQ) per-channel weights are always symmetric; asymmetric channels exist only in dynamic
+quantization with ``WeightSymmetric=False``. By default int8 is symmetric and uint8 is not. A bfloat16 weight, which the
+tool does not accept, is widened to float32.
 
 Source: onnxruntime 1.32.0, `onnxruntime.quantization.quant_utils`: `compute_scale_zp`, `quantize_data`.
 """
@@ -35,7 +35,7 @@ from edgekit.precision import Precision
 from edgekit.typing import F32, F64, Array
 
 _LARGEST = float(np.finfo(np.float32).max)
-#: The least scale that is used: below it the scale is 1.
+#: The smallest scale that is used; a smaller one is replaced by 1.
 _LEAST_SCALE = float(np.finfo(np.float32).tiny)
 # Rounding in float32 of the quotient and of the decoded product, in steps: at most 256 levels.
 _SLOP = 256 * 2.0**-22
@@ -53,7 +53,7 @@ _RANGES = {
 
 
 def middle(precision: Precision) -> int:
-    """The zero point of a symmetric format."""
+    """Return the zero point of a symmetric format."""
     return int(np.rint(sum(_RANGES[precision.kind, True, precision.reduced]) / 2))
 
 
@@ -82,7 +82,7 @@ def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, i
 
 
 def bound(x: Array, parts: Mapping[str, Array], precision: Precision) -> F64:
-    """Half a step, and never more than the value itself where that is less, because 0 is always a level."""
+    """Return half a step, or the magnitude of the value if that is less, since 0 is always a level."""
     wide, step = as_float32(x).astype(np.float64), as_float32(parts["scale"]).astype(np.float64)[..., None]
     zero_point = parts["zero_point"].astype(np.int64)[..., None]
     limits = np.iinfo(parts["codes"].dtype)
@@ -92,13 +92,13 @@ def bound(x: Array, parts: Mapping[str, Array], precision: Precision) -> F64:
 
 
 def _extremes(x: Array, precision: Precision) -> tuple[Array, Array]:
-    """Minimum and maximum [rows] or [], in float32."""
+    """Return minimum and maximum, float32 [rows] or []."""
     axis = 1 if precision.rowwise else None
     return as_float32(np.asarray(x.min(axis=axis))), as_float32(np.asarray(x.max(axis=axis)))
 
 
 def _fit(lo: Array, hi: Array, precision: Precision, stored: np.dtype[Any]) -> tuple[Array, Array]:
-    """Scale as stored, and zero point, of ranges [...]."""
+    """Return the stored scale and the zero point of ranges [...]."""
     assert precision.symmetric is not None
     qmin, qmax = _RANGES[precision.kind, precision.symmetric, precision.reduced]
     lo, hi = np.minimum(lo, 0).astype(np.float64), np.maximum(hi, 0).astype(np.float64)

@@ -1,4 +1,4 @@
-"""MatMulNBits: blocks of 2, 4 or 8 bits along a row, as ONNX Runtime's default weight-only quantizer makes them.
+"""MatMulNBits: blocks of 2, 4 or 8 bits along a row, as ONNX Runtime's default weight-only quantizer computes them.
 
     part           dtype               shape                             holds
     B              uint8               [rows, blocks, block * b / 8]     codes, LSB first
@@ -7,11 +7,11 @@
 
     grid           s, z and r as in `_grid`
     encode         q = roundf(clip(w * r + z, 0, 2^b - 1))       half away from zero; NaN becomes 0
-    decode         (q - z) * s                                   z = 2^(b-1) where symmetric
+    decode         (q - z) * s                                   z = 2^(b-1) if symmetric
 
-A row here is a column of the operator's weight [K, N]. Where the block does not divide the row, the elements that
-are missing take no part in min and max, and their codes are 0, except in the last byte that holds a code: there
-they repeat the byte before, unless that byte is the first of `block` bytes. Unused zero points are 2^(b-1).
+A row here is a column of the operator's weight [K, N]. If the block does not divide the row, missing elements are
+ignored for min and max, and their codes are 0, except in the last byte that holds a code: there they repeat the byte
+before, unless the last byte is the first of `block` bytes. Unused zero points are 2^(b-1).
 
 Source: onnxruntime 1.32.0, `DefaultWeightOnlyQuantizer.qbits_block_quant` (QOperator) and, beneath it, MLAS's
 `MlasQuantizeBlockwise`. Blocks of 512 follow the same rule; the quantizer refuses them, the operator runs them.
@@ -69,13 +69,13 @@ def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, i
 
 
 def bound(x: Array, parts: Mapping[str, Array], precision: Precision) -> F64:
-    """Half a step; beyond the last level, which symmetric grids lack on one side, the distance to it."""
+    """Return half a step; beyond the last level (symmetric grids have one less on one side), the distance to it."""
     block = np.arange(x.shape[1]) // _size(precision)
     return _grid.error_bound(x, parts["scales"][:, block], _zero_points(parts, precision)[:, block], precision)
 
 
 def _quantize(values: F32, grid: _grid.Grid, precision: Precision) -> U8:
-    """Codes of blocks [rows, blocks, width]."""
+    """Return the codes of blocks [rows, blocks, width], uint8."""
     q = values * grid.reciprocal[..., None]
     q += np.float32(_grid.middle(precision)) if precision.symmetric else grid.zero_point[..., None]
     np.fmax(q, np.float32(0), out=q)  # fmax: NaN, which 0 times infinity is, becomes 0
@@ -85,7 +85,7 @@ def _quantize(values: F32, grid: _grid.Grid, precision: Precision) -> U8:
 
 
 def _repeat_in_last_byte(packed: U8, precision: Precision, cols: int) -> None:
-    """Fill the last byte that holds a code: what is missing repeats the byte before, inside `block` bytes."""
+    """Fill missing codes of the last byte that holds a code with those of the byte before, within `block` bytes."""
     last, used = divmod(cols * precision.bits, 8)
     if used and last % _size(precision):
         packed[:, last] |= packed[:, last - 1] & np.uint8(0xFF << used & 0xFF)
@@ -98,7 +98,7 @@ def _pack_zero_points(zero_points: U8, precision: Precision) -> U8:
 
 
 def _zero_points(parts: Mapping[str, Array], precision: Precision) -> F32:
-    """Zero points [rows, blocks]."""
+    """Return the zero points, float32 [rows, blocks]."""
     if precision.symmetric:
         return np.full(parts["scales"].shape, _grid.middle(precision), np.float32)
     unpacked = unpack_lsb(parts["zero_points"], precision.bits, parts["scales"].shape[1])

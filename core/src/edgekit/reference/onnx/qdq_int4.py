@@ -1,4 +1,4 @@
-"""QDQ int4: blocks of 4 bits for DequantizeLinear, as ONNX Runtime's default weight-only quantizer makes them.
+"""QDQ int4: blocks of 4 bits for DequantizeLinear, as ONNX Runtime's default weight-only quantizer computes them.
 
     part           dtype           shape                       holds
     codes          uint8           [ceil(cols * rows / 2)]     int4 (symmetric) or uint4, low nibble first
@@ -10,9 +10,9 @@
     stored         asymmetric q; symmetric, where z = 8, the two's complement of q - 8
     decode         (q - z) * s
 
-Ties fall otherwise than in MatMulNBits, because z is added after rounding. Infinity and NaN become the smallest
-int32, as x86 converts them, and so the code 0. The stored order is the operator's, [in, out]: the transpose of the
-rows given here. So a byte holds the codes of two rows, and a tensor cannot be encoded in row slices.
+Ties are rounded differently from MatMulNBits, because z is added after rounding. Infinity and NaN become the smallest
+int32, as on x86, and so the code 0. The stored order is the operator's, [in, out], the transpose of the rows here. So a
+byte holds the codes of two rows, and a tensor cannot be encoded in row slices.
 
 Source: onnxruntime 1.32.0, `DefaultWeightOnlyQuantizer.qbits_block_quant` (QDQ) and, beneath it, MLAS's
 `MlasQDQQuantizeBlockwise`.
@@ -35,7 +35,7 @@ from edgekit.typing import F32, F64, U8, Array
 _BITS = 4
 #: z of a symmetric grid, and the sign bit of int4.
 _MIDDLE = np.uint8(8)
-#: Elements of a slab of columns: bounds the memory beside input and output.
+#: Number of elements in a slab of columns; bounds the memory besides input and output.
 _SLAB = 1 << 21
 
 
@@ -70,7 +70,7 @@ def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, i
 
 
 def bound(x: Array, parts: Mapping[str, Array], precision: Precision) -> F64:
-    """Half a step; beyond the last level, which symmetric grids lack on one side, the distance to it."""
+    """Return half a step; beyond the last level (symmetric grids have one less on one side), the distance to it."""
     block = np.arange(x.shape[1]) // _size(precision)
     return _grid.error_bound(x, parts["scale"][block].T, _zero_points(parts, precision)[block].T, precision)
 
@@ -85,7 +85,7 @@ def _encode_rows(x: F32, precision: Precision, codes: U8, scale: Array, zero_poi
 
 
 def _decode_rows(codes: U8, scale: F32, zero_point: F32, precision: Precision) -> F32:
-    """Values [n, width] of codes [n, width], scales and zero points [n, blocks]."""
+    """Return the values, float32 [n, width], of codes [n, width] with scales and zero points [n, blocks]."""
     values = codes.astype(np.float32)
     for columns, blocks, width in spans(codes.shape[1], _size(precision)):
         levels = values[:, columns].reshape(len(codes), -1, width)
@@ -96,7 +96,7 @@ def _decode_rows(codes: U8, scale: F32, zero_point: F32, precision: Precision) -
 
 
 def _quantize(values: F32, grid: _grid.Grid) -> U8:
-    """Codes of blocks [rows, blocks, width], not yet in two's complement."""
+    """Return the codes of blocks [rows, blocks, width], before conversion to two's complement."""
     q = half_away(values * grid.reciprocal[..., None])
     lost = ~np.isfinite(q)
     if lost.any():
@@ -107,7 +107,7 @@ def _quantize(values: F32, grid: _grid.Grid) -> U8:
 
 
 def _slabs(precision: Precision, rows: int, cols: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Columns of whole blocks, an even number of them, so that a slab starts on a byte: (columns, blocks, bytes)."""
+    """Yield slices (columns, blocks, bytes) of slabs: an even number of whole blocks, so that each starts at a byte."""
     pair = 2 * _size(precision)
     width = pair * max(1, _SLAB // (pair * rows))
     for start in range(0, cols, width):
@@ -117,7 +117,7 @@ def _slabs(precision: Precision, rows: int, cols: int) -> Iterator[tuple[slice, 
 
 
 def _zero_points(parts: Mapping[str, Array], precision: Precision) -> F32:
-    """Zero points [blocks, rows]."""
+    """Return the zero points, float32 [blocks, rows]."""
     shape = parts["scale"].shape
     if precision.symmetric:
         return np.full(shape, _MIDDLE, np.float32)

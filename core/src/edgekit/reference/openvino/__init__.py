@@ -1,36 +1,36 @@
-"""OpenVINO: weights as `nncf.compress_weights` writes them into an IR, to the bit.
+"""OpenVINO's formats, bit-exact: weights as `nncf.compress_weights` writes them into an IR.
 
-A row [cols] is cut into groups of `size` neighbours (per channel: one group, the whole row); a group has one
-scale. All arithmetic is float32, every operation rounded once; / is a true division.
+A row [cols] is divided into groups of `size` consecutive elements (per channel: one group, the whole row); a group has
+one scale. All arithmetic is float32, with every operation rounded once; / is a true division.
 
     encode   s = fit(group)                      code = quantize(group / s)
     decode   (LEVELS[code] - zero point) * t     t: the scale as it is stored, widened to float32
 
-What differs between the formats is said on top of `integers` (int8, int4, int3, int2), `codebooks` (nf4,
-cb4) and `floats` (fp4, fp8, mxfp4, mxfp8, nvfp4). Codes are found with the float32 scale s, and decoded with
-the stored scale t, which is s rounded to float16 (mx: a power of two already; nvfp4: see `floats`).
+The formats are specified in the modules `integers` (int8, int4, int3, int2), `codebooks` (nf4, cb4) and `floats` (fp4,
+fp8, mxfp4, mxfp8, nvfp4). Codes are computed with the float32 scale s, and decoded with the stored scale t, which is s
+rounded to float16 (mx: already a power of two; nvfp4: see `floats`).
 
     part           dtype    shape                                          holds
-    codes          uint8    [rows, cols * bits / 8]; flat where a row      the constant's bytes in the IR's .bin
-                   (int8)   does not fill whole bytes (int8-sym: int8)
+    codes          uint8    [rows, cols * bits / 8]; flat if a row does    the constant's bytes in the IR's .bin
+                   (int8)   not fill whole bytes (int8-sym: int8)
     scale          float16  [rows, groups, 1]; per channel [rows, 1]       mxfp*: uint8, float8_e8m0fnu patterns
                                                                            nvfp4: uint8, float8_e4m3fn patterns
     zero_point     uint8    int8-asym: as scale. int4-asym: packed as the codes, [rows, groups / 2] or flat
                    int8     int3, int2: one for the whole tensor, shape (), 4 or 2
     global_scale   float32  nvfp4: [1, 1, 1]
 
-Decoding is what the IR's graph computes when it is compiled with ``INFERENCE_PRECISION_HINT: f32``: each
-constant widened to float32, zero point subtracted, one product, nothing else rounded. (The graph's types say
-float16. With that hint the CPU plugin computes it in float32; without it in bfloat16 or float16, which moves
-decoded weights by about one part in 256. Its product with 4-bit weights is wrong for groups of an odd number of
-elements, though their decoding alone is right: give a device even groups. And it takes e8m0 scales through float16,
-so that those of mxfp4 and mxfp8 from 2^16 on are infinite there and those below 2^-24 vanish.)
+Decoding is what the IR's graph computes if it is compiled with ``INFERENCE_PRECISION_HINT: f32``: each constant is
+widened to float32, the zero point is subtracted, and one product is rounded. The graph's types are float16; with the
+hint the CPU plugin computes in float32, without it in bfloat16 or float16, which changes decoded weights by about one
+part in 256. Two faults of the CPU plugin: its product with 4-bit weights is wrong for groups with an odd number of
+elements (decoding alone is right), so devices need even groups; and it converts e8m0 scales through float16, so that
+scales of mxfp4 and mxfp8 from 2^16 on are infinite and those below 2^-24 are zero.
 
-A scale that overflows float16 becomes infinite, as NNCF's does; `overflowed` finds it, and `edgekit.encode`
-refuses it. Codes do not depend on whether the source was float32, float16 or bfloat16.
+A scale that overflows float16 becomes infinite, as NNCF's does; `overflowed` reports it, and `edgekit.encode` refuses
+it. Codes do not depend on whether the source is float32, float16 or bfloat16.
 
-Source: nncf 3.4.0, `weight_lowering.py` and `optimized_functions/models.py`, run on openvino 2026.4.1. Proved
-against those two: every byte of every part, and every decoded value (tests/oracles/test_openvino_exact.py).
+Source: nncf 3.4.0, `weight_lowering.py` and `optimized_functions/models.py`, on openvino 2026.4.1. Tested against both:
+every byte of every part, and every decoded value (tests/oracles/test_openvino_exact.py).
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 class Scheme(Protocol):
-    """What a module of this package provides; a scale and a zero point are [groups, 1]."""
+    """The interface of the formats' modules; scales and zero points are [groups, 1]."""
 
     def fit(self, groups: F32, precision: Precision, size: int) -> tuple[F32, F32]:
-        """Float32 scales and zero points of groups [groups, size of a group]; `size`: elements of the tensor."""
+        """Return float32 scales and zero points of groups [groups, n]; `size`: the tensor's number of elements."""
         ...
 
     def quantize(self, groups: F32, scale: F32, zero_point: F32, precision: Precision) -> U8:
-        """Code patterns, shaped as groups, in the lowest bits of each byte."""
+        """Return the codes in the lowest bits of each byte, in the shape of groups."""
         ...
 
     def levels(self, precision: Precision) -> F32:
-        """What each code pattern means, before the zero point and the scale: float32 [2**bits]."""
+        """Return the level of each code, before zero point and scale: float32 [2**bits]."""
         ...
 
 
@@ -75,7 +75,7 @@ _SCHEMES: dict[str, Scheme] = {
 def encode(x: Array, precision: Precision, importance: F32 | None = None) -> dict[str, Array]:
     """Encode [rows, cols]; importance is ignored.
 
-    x has to be the whole tensor, or, where `precision.rowwise`, any of its rows.
+    x must be the whole tensor, or, if `precision.rowwise`, any of its rows.
     """
     groups, rows = _groups(x, precision), len(x)
     scheme, bits = _SCHEMES[precision.kind], precision.bits
@@ -115,10 +115,10 @@ def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, i
 
 
 def bound(x: F32, parts: Mapping[str, Array], precision: Precision) -> F64:
-    """Half the gap between the levels around x / s, or what lies beyond the last one; and what storing s costs.
+    """Return half the gap around x / s, or the distance to the last level, plus the effect of rounding s for storage.
 
-    |x - level * t| <= |x - level * s| + |level| * |s - t|, where s is the float32 scale and t the stored one.
-    Infinite where the decoded value can overflow float32: mxfp4 from 1.75 * 2**127 on, mxfp8 from 1.9375 * 2**127.
+    |x - level * t| <= |x - level * s| + |level| * |s - t|, where s is the float32 scale and t the stored one. The bound
+    is infinite if the decoded value can overflow float32: mxfp4 from 1.75 * 2**127 on, mxfp8 from 1.9375 * 2**127.
     """
     groups = _groups(x, precision)
     scheme = _SCHEMES[precision.kind]
@@ -137,30 +137,30 @@ def bound(x: F32, parts: Mapping[str, Array], precision: Precision) -> F64:
 
 
 def overflowed(parts: Mapping[str, Array], precision: Precision) -> str:
-    """The name of the part that overflows, or "": a float16 scale, stored (most) or computed (nvfp4)."""
+    """Return the name of the part with an overflowing float16 scale, stored or (nvfp4) computed; "" if none does."""
     with np.errstate(all="ignore"):
         return "" if np.isfinite(_scales.widen(parts, precision)).all() else "scale"
 
 
 def _groups(x: Array, precision: Precision) -> Array:
-    """View rows [rows, cols] as groups [groups, size of a group], row after row."""
+    """Return rows [rows, cols] viewed as groups [groups, n], row by row."""
     return x.reshape(-1, precision.block or x.shape[1])
 
 
 def _as_stored(codes: U8, precision: Precision) -> Array:
-    """Bytes as the IR's element type where numpy has it: int8."""
+    """Return codes as int8 if the IR's element type is i8, else unchanged."""
     return codes.view(np.int8) if precision.kind == "int8" and precision.symmetric else codes
 
 
 def _reach(wide: F64, levels: F32, zero_point: F32 | None, precision: Precision) -> F64:
-    """How far x / s can lie from its level, in units of s."""
+    """Return the largest distance of x / s from its level, in units of s."""
     grid = np.unique(levels[np.isfinite(levels)]).astype(np.float64)
     if zero_point is not None:
         wide = wide + zero_point
     above = np.clip(np.searchsorted(grid, wide), 1, len(grid) - 1)
     reach = (grid[above] - grid[above - 1]) / 2
     beyond = np.maximum(wide - grid[-1], grid[0] - wide)
-    # fp8 goes through float16: half a unit in its last place more.
+    # fp8 is converted through float16: half a unit in its last place more.
     twice = np.abs(wide) * 2.0**-11 + 2.0**-25 if precision.kind in ("fp8", "mxfp8") else 0.0
     result: F64 = np.maximum(reach, beyond) + twice
     return result
@@ -170,7 +170,7 @@ traits = Traits(
     proof="exact: nncf 3.4.0 on openvino 2026.4.1",
     bound="half a step; beyond the last level the distance to it; plus the scale's rounding to float16",
     widens=True,
-    decoded_through={"nvfp4": "float16"},  # its scale times the tensor's; e4m3 itself has no infinity
+    decoded_through={"nvfp4": "float16"},  # the scale times the global scale; e4m3 itself has no infinity
     overflowed=overflowed,
 )
 

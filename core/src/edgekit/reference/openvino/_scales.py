@@ -1,13 +1,13 @@
-"""How scales are kept from zero, and how the IR stores scales and zero points.
+"""The lower limit of scales, and the storage of scales and zero points in an IR.
 
-    kept from zero   s = max(amax / largest, EPS)      tensors below 10,000 elements, and always int*, cb4
+    lower limit      s = max(amax / largest, EPS)      tensors below 10,000 elements, and always int*, cb4
                      s = max(amax, EPS) / largest      larger ones: nf4, fp4, fp8, mxfp4, mxfp8, nvfp4
     EPS = 2^-23, float32's machine epsilon. NNCF computes small tensors in numpy, large ones in OpenVINO.
 
     float16          t = float16(s), ties to even; infinite from 65520 on; zero up to 2^-25
     float8_e8m0fnu   s = t is a power of two 2^e; stored e + 127
-    float8_e4m3fn    g = max(s over the tensor), kept from zero as above with largest = 448 in a tensor that has
-                     as many elements as there are scales
+    float8_e4m3fn    g = max(s over the tensor), with the limit above for largest = 448 and a tensor that has as
+                     many elements as there are scales
                      stored e4m3(float16(s / g)) and g; t = float16(e4m3 * g), the product in float32
 
 Source: nncf 3.4.0, `do_float_quantization` and `_create_compression_subgraph`.
@@ -26,29 +26,29 @@ from edgekit.reference.openvino import _layout
 from edgekit.typing import F32, U8, Array
 
 EPS = np.float32(2.0**-23)
-#: Elements from which NNCF computes in OpenVINO instead of numpy.
+#: Number of elements from which NNCF computes in OpenVINO instead of numpy.
 LARGE = 10_000
 
 
 def above_zero(amax: F32, largest: float, size: int) -> F32:
-    """``amax / largest`` kept from zero, in the order that a tensor of `size` elements gets."""
+    """Return ``amax / largest`` with the lower limit, in the order of operations for a tensor of `size` elements."""
     if size >= LARGE:
         return np.divide(np.maximum(amax, EPS), np.float32(largest))
     return np.maximum(np.divide(amax, np.float32(largest)), EPS)
 
 
 def global_scale(x: Array, precision: Precision) -> F32:
-    """What the scales of a whole tensor [rows, cols] are divided by, [1, 1, 1]: g for nvfp4, else 1."""
+    """Return the divisor of the scales of a whole tensor [rows, cols], float32 [1, 1, 1]: g for nvfp4, else 1."""
     if precision.kind != "nvfp4":
         return np.ones((1, 1, 1), np.float32)
     least, largest = extent(x)
     amax = np.maximum(largest, -least).reshape(1, 1, 1)
-    largest_scale = above_zero(amax, 6.0, x.size)  # division is monotonic: the largest of all quotients
+    largest_scale = above_zero(amax, 6.0, x.size)  # division is monotonic, so this is the largest of all quotients
     return above_zero(largest_scale, 448.0, x.size // 16)
 
 
 def narrow(scale: F32, shared: F32, precision: Precision) -> Array:
-    """Float32 scales [groups, 1] in the dtype that carries their stored type."""
+    """Return float32 scales [groups, 1] in their stored type."""
     match precision.scale_dtype:
         case "float8_e8m0fnu":
             return (np.frexp(scale)[1] + 126).astype(np.uint8)
@@ -59,12 +59,12 @@ def narrow(scale: F32, shared: F32, precision: Precision) -> Array:
 
 
 def carrier(precision: Precision) -> type[np.float16 | np.uint8]:
-    """The dtype of `narrow`."""
+    """Return the numpy dtype of the stored scales."""
     return np.float16 if precision.scale_dtype == "float16" else np.uint8
 
 
 def widen(parts: Mapping[str, Array], precision: Precision) -> F32:
-    """The scales [groups, 1] that decoding multiplies with."""
+    """Return the stored scales as float32 [groups, 1], by which decoding multiplies."""
     scale = parts["scale"].reshape(-1, 1)
     match precision.scale_dtype:
         case "float8_e8m0fnu":
@@ -76,7 +76,7 @@ def widen(parts: Mapping[str, Array], precision: Precision) -> F32:
 
 
 def zero_point_part(zero_point: U8, precision: Precision, rows: int) -> dict[str, Array]:
-    """The part that holds zero points [groups, 1], where the IR has one."""
+    """Return the part with the zero points [groups, 1]; empty if the IR has none."""
     if precision.kind in ("int3", "int2"):
         return {"zero_point": np.array(1 << (precision.bits - 1), np.int8)}
     if precision.symmetric:
@@ -86,7 +86,7 @@ def zero_point_part(zero_point: U8, precision: Precision, rows: int) -> dict[str
 
 
 def zero_points(parts: Mapping[str, Array], precision: Precision, groups: int) -> F32 | None:
-    """Zero points [groups, 1]; None where the levels are signed themselves."""
+    """Return zero points as float32 [groups, 1]; None if the levels are signed."""
     if precision.symmetric:
         return None
     packed = parts["zero_point"].reshape(-1)

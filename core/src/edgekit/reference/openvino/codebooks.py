@@ -1,11 +1,11 @@
-"""nf4, cb4: sixteen levels in a table, symmetric neither in number nor in place.
+"""nf4, cb4: sixteen levels in a table, which is not symmetric around zero.
 
-    s = max|x| / L, kept from zero (see `_scales`; cb4 as small tensors do)       L: 1 for nf4, 3.5 for cb4
-    code = how many of the 15 boundaries lie below x / s                         (on a boundary: the lower)
+    s = max|x| / L, with a lower limit (see `_scales`; cb4 as in small tensors)   L: 1 for nf4, 3.5 for cb4
+    code = the number of the 15 boundaries below x / s                           (on a boundary: the lower code)
 
-nf4's boundaries are the rounded midpoints that OpenVINO's NF4 type has, up to one unit in the last place off
-the float32 midpoint of its levels; cb4's are the exact midpoints. nf4 is an element type of the IR; cb4 is a
-u4 constant that indexes a float8_e4m3fn constant with the levels of `CB4`, the same for every tensor.
+nf4's boundaries are the rounded midpoints in OpenVINO's NF4 type, up to one unit in the last place from the float32
+midpoints of its levels; cb4's are the exact midpoints. nf4 is an element type of the IR; cb4 is a u4 constant that
+indexes a float8_e4m3fn constant with the levels of `CB4`, the same for every tensor.
 
 Sources: T. Dettmers et al., "QLoRA", 2023 (arXiv:2305.14314), appendix E, for the levels of NF4; nncf 3.4.0,
 `constants.py`, for its boundaries and for CB4.
@@ -49,19 +49,19 @@ _TABLES = {"nf4": (NF4, NF4_BOUNDARIES), "cb4": (CB4, CB4_BOUNDARIES)}
 
 
 def fit(groups: F32, precision: Precision, size: int) -> tuple[F32, F32]:
-    """Scales [groups, 1], and zeros for zero points; the size of the tensor does not matter."""
+    """Return float32 scales [groups, 1], and zeros as zero points; `size` is ignored."""
     amax = reduce_groups(np.maximum, np.abs(groups))
     scale = above_zero(amax, float(levels(precision)[-1]), 0)  # with L = 1 both orders are the same
     return scale, np.zeros_like(scale)
 
 
 def quantize(groups: F32, scale: F32, zero_point: F32, precision: Precision) -> U8:
-    """Indices of the levels."""
+    """Return the indices of the levels, uint8 in the shape of groups."""
     ratio = groups / scale
     codes = np.zeros(groups.shape, np.uint8)
     beyond = np.empty(groups.shape, np.bool_)
     for boundary in _TABLES[precision.kind][1]:
-        # Fifteen comparisons in the cache are five times faster than a binary search for each element.
+        # Fifteen comparisons of cached arrays are five times faster than a binary search for each element.
         codes += np.greater(ratio, boundary, out=beyond).view(np.uint8)
     return codes
 

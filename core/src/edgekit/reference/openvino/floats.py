@@ -1,23 +1,22 @@
-"""fp4, fp8, mxfp4, mxfp8, nvfp4: small floats under a scale.
+"""fp4, fp8, mxfp4, mxfp8, nvfp4: small floats with a scale.
 
-    fp4, nvfp4   s = max|x| / 6, kept from zero (see `_scales`)         code = e2m1(x / s)
-    fp8          s = max|x| / 448, kept from zero                       code = e4m3(float16(x / s))
+    fp4, nvfp4   s = max|x| / 6, with a lower limit (see `_scales`)     code = e2m1(x / s)
+    fp8          s = max|x| / 448, with a lower limit                   code = e4m3(float16(x / s))
     mxfp4        r = as fp4,  s = 2^ceil(log2 r)                        code = e2m1(x / s)
     mxfp8        r = as fp8,  s = 2^ceil(log2 r)                        code = e4m3(float16(x / s))
 
-e2m1 and e4m3 round half to even and keep the sign of zero; e4m3 is rounded twice, as OpenVINO converts it.
-nvfp4's codes are found with the float32 s, not with the stored scale.
+e2m1 and e4m3 round half to even and keep the sign of zero; e4m3 is rounded twice, as OpenVINO converts it. nvfp4's
+codes are computed with the float32 s, not with the stored scale.
 
-log2 is where NNCF errs, and this module with it:
+NNCF's log2 is inexact, and this module reproduces it:
 
     below 10,000 elements   float32(log2 r)
     from 10,000 on          float32(log r) * float32(1 / log 2)
 
-Both are rounded before ceil. So an r a few units in the last place above a power of two gets that power, and
-x / s exceeds 6 (448) by as many: harmless, it saturates. But in large tensors the product comes out above the
-integer for r = 2^-13, 2^-15, 2^-26, 2^-27, 2^-30 and 2^-31 (and up to eight units below the 27th and the
-31st): their scale is doubled, which costs one bit. It is reproduced because the bytes are compared with
-NNCF's; nothing else depends on it, and decoding is not affected.
+Both are rounded before ceil. So an r that is a few units in the last place above a power of two gets that power, and
+x / s exceeds 6 (448) by as many units; such codes saturate. In large tensors the product is above the integer for
+r = 2^-13, 2^-15, 2^-26, 2^-27, 2^-30 and 2^-31 (and for up to eight units below 2^-27 and 2^-31): their scale is
+doubled, which loses one bit. It is reproduced because the bytes must be NNCF's; decoding is not affected.
 
 Sources: OCP Microscaling Formats (MX) v1.0 for e2m1 and e8m0; OCP 8-bit Floating Point v1.0 for e4m3;
 nncf 3.4.0, `calculate_float_quantization_params`, `_build_float_quantization_model`.
@@ -33,11 +32,11 @@ from edgekit.precision import Precision
 from edgekit.reference.openvino._scales import LARGE, above_zero
 from edgekit.typing import F32, I32, U8
 
-_INVERSE_LN2 = np.float32(1.442695)  # float32(1 / float32(log 2)): OpenVINO turns the division into a product
+_INVERSE_LN2 = np.float32(1.442695)  # float32(1 / float32(log 2)): OpenVINO converts the division to a product
 
 
 def fit(groups: F32, precision: Precision, size: int) -> tuple[F32, F32]:
-    """Scales [groups, 1] before they are stored, and zeros for zero points."""
+    """Return float32 scales [groups, 1] before they are stored, and zeros as zero points."""
     largest = float(np.nanmax(levels(precision)))
     scale = above_zero(reduce_groups(np.maximum, np.abs(groups)), largest, size)
     if precision.scale_dtype == "float8_e8m0fnu":
@@ -46,7 +45,7 @@ def fit(groups: F32, precision: Precision, size: int) -> tuple[F32, F32]:
 
 
 def quantize(groups: F32, scale: F32, zero_point: F32, precision: Precision) -> U8:
-    """Code patterns of e2m1 or e4m3."""
+    """Return the codes of e2m1 or e4m3, uint8 in the shape of groups."""
     ratio = groups / scale
     if precision.bits == 4:
         return _e2m1(ratio)
@@ -54,12 +53,12 @@ def quantize(groups: F32, scale: F32, zero_point: F32, precision: Precision) -> 
 
 
 def levels(precision: Precision) -> F32:
-    """The values of e2m1 [16] or of e4m3 [256], where 127 and 255 are NaN and no code of ours."""
+    """Return the values of e2m1 [16] or e4m3 [256]; codes 127 and 255 of e4m3 are NaN and are never encoded."""
     return E4M3 if precision.bits == 8 else np.concatenate([E2M1, -E2M1])
 
 
 def _exponent(scale: F32, size: int) -> I32:
-    """``ceil(log2(scale))`` with NNCF's roundings: each logarithm is the float32 next to the true one."""
+    """Return ``ceil(log2(scale))`` with NNCF's roundings: each logarithm is the float32 nearest to the exact one."""
     wide = scale.astype(np.float64)
     large = size >= LARGE
     log2: F32 = np.log(wide).astype(np.float32) * _INVERSE_LN2 if large else np.log2(wide).astype(np.float32)
@@ -67,7 +66,7 @@ def _exponent(scale: F32, size: int) -> I32:
 
 
 def _e2m1(x: F32) -> U8:
-    """float4_e2m1fn codes: the magnitude's code counts the midpoints below; a tie goes to the even code."""
+    """Return float4_e2m1fn codes: a magnitude's code is the number of midpoints below it; ties go to the even code."""
     magnitude = np.abs(x)
     codes = np.signbit(x).view(np.uint8) << np.uint8(3)
     beyond = np.empty(x.shape, np.bool_)
@@ -79,9 +78,10 @@ def _e2m1(x: F32) -> U8:
 
 
 def _through_float16(x: F32) -> F32:
-    """Round x to float16, ties to even, for |x| in float16's normal range; what lies below ends as 0 anyway.
+    """Return x rounded to float16, ties to even, for |x| in float16's normal range; smaller values become code 0.
 
-    The lowest 13 of 23 mantissa bits go. Integer arithmetic: numpy's own conversion takes four times as long.
+    Rounds off the lowest 13 of 23 mantissa bits by integer arithmetic, since numpy's conversion takes four times as
+    long.
     """
     bits = x.view(np.uint32)
     odd = (bits >> np.uint32(13)) & np.uint32(1)

@@ -10,8 +10,8 @@
                  s = (hi - lo) / n;  s = EPS where s < EPS
                  zp = clip(-rint(lo / s), 0, n)      q = clip(rint(x / s + zp), 0, n)
 
-rint is half to even. Traps: a constant positive group has lo = hi and so a positive scale, and its codes
-saturate at 2^(b-1) - 1; in asymmetric formats the sum x / s + zp is rounded to float32 before rint sees it.
+rint rounds half to even. Note that a constant positive group has lo = hi and so a positive scale, and its codes
+saturate at 2^(b-1) - 1; and that in asymmetric formats the sum x / s + zp is rounded to float32 before rint.
 
 Source: nncf 3.4.0, `calculate_integer_quantization_params`, `_calculate_signed_scale`,
 `_calculate_integer_quantized_weight`.
@@ -28,7 +28,7 @@ from edgekit.typing import F32, U8
 
 
 def fit(groups: F32, precision: Precision, size: int) -> tuple[F32, F32]:
-    """Scales and zero points [groups, 1] of groups; the size of the tensor does not matter."""
+    """Return float32 scales and zero points [groups, 1] of groups; `size` is ignored."""
     lo, hi = reduce_groups(np.minimum, groups), reduce_groups(np.maximum, groups)
     if precision.symmetric:
         scale = np.where(np.abs(lo) >= hi, np.abs(lo), -hi) / np.float32(1 << (precision.bits - 1))
@@ -40,7 +40,7 @@ def fit(groups: F32, precision: Precision, size: int) -> tuple[F32, F32]:
 
 
 def quantize(groups: F32, scale: F32, zero_point: F32, precision: Precision) -> U8:
-    """Code patterns: two's complement, or unsigned for int3, int2 and the asymmetric formats."""
+    """Return the codes: two's complement, or unsigned for int3, int2 and the asymmetric formats."""
     half = 1 << (precision.bits - 1)
     q = groups / scale
     if not precision.symmetric:
@@ -50,14 +50,14 @@ def quantize(groups: F32, scale: F32, zero_point: F32, precision: Precision) -> 
         return np.clip(q, np.float32(0), np.float32(2 * half - 1), out=q).astype(np.uint8)
     codes = np.clip(q, np.float32(-half), np.float32(half - 1), out=q).astype(np.int8).view(np.uint8)
     if precision.kind in ("int3", "int2"):
-        codes += np.uint8(half)  # wraps: -half becomes 0
+        codes += np.uint8(half)  # wraps around: -half becomes 0
     elif precision.kind == "int4":
         codes &= np.uint8(15)
     return codes
 
 
 def levels(precision: Precision) -> F32:
-    """What each pattern means, the fixed zero point of int3 and int2 taken off: [2**bits]."""
+    """Return the level of each code, float32 [2**bits], with the fixed zero point of int3 and int2 subtracted."""
     half = 1 << (precision.bits - 1)
     patterns = np.arange(2 * half, dtype=np.float32)
     if not precision.symmetric:

@@ -15,15 +15,15 @@ from edgekit.testing.formats import _contents, _files
 from edgekit.testing.formats._subject import FormatSubject
 
 _ROOMS = (_contents.ROOM, _files.ROOM)
-#: Every check, in the order in which they run: the first that fails names the fault.
+#: All checks, in the order in which they run: simple faults first.
 KIT: Kit[FormatSubject] = Kit("formats", {name: c for room in _ROOMS for name, c in room.checks.items()})
 
 
 def adapt(subject: Any, suffix: str | None = None) -> FormatSubject:
-    """A subject from a format object, its class, its registration, or the name of an installed one.
+    """Return the subject for a format object, its class, its registration, or the name of an installed one.
 
     Raises:
-        UsageError: it lacks a method of the role.
+        UsageError: the format lacks a method of the role.
     """
     if isinstance(subject, str):
         subject = manager().find("formats", subject)
@@ -49,10 +49,10 @@ def run_format_checks(
 
     Args:
         format: an object or class as `edgekit.artifact.Format`, or the name of an installed one.
-        suffix: of the files that it writes (``".gguf"``); empty for a directory.
-        expected_failures: names of checks that fail, each with its reason.
-        checks: only these.
-        profile: ``quick``, ``default`` or ``deep``; None asks the environment.
+        suffix: suffix of the files that it writes (``".gguf"``); empty for a directory.
+        expected_failures: the reason for each check that is expected to fail, by name.
+        checks: names of the checks to run; None for all.
+        profile: ``quick``, ``default`` or ``deep``; None takes that of EDGEKIT_TEST_PROFILE.
     """
     subject = adapt(format, suffix)
     return KIT.run(subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile)
@@ -66,7 +66,7 @@ def format_checks(
     checks: Iterable[str] | None = None,
     profile: str | Profile | None = None,
 ) -> Callable[[Callable[..., Any]], Any]:
-    """Run the checks under pytest: a decorator that calls the test once for each check, as its argument ``check``."""
+    """Return a pytest decorator that calls the test once per check, passed as the argument ``check``."""
     subject = adapt(format, suffix)
     return KIT.parametrize(subject, subject.label, expected_failures=expected_failures, checks=checks, profile=profile)
 

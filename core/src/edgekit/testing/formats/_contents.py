@@ -1,4 +1,4 @@
-"""What comes back from a file: tensors, hyper-parameters, tokenizer, manifest, encoded parts."""
+"""Checks of what is read back from a file: tensors, hyper-parameters, tokenizer, manifest, encoded parts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from edgekit.precision import Precision, catalogue, find_precision
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
 from edgekit.testing._families import FAMILIES
 from edgekit.testing._kit import Kit, NotApplicable, Profile, fail
-from edgekit.testing._trips import QUANTIZED, random_artifact, small_config, trip
-from edgekit.testing.formats._subject import FormatSubject, temporary_folder
+from edgekit.testing._trips import QUANTIZED, random_artifact, small_config, trip, write_in_rows
+from edgekit.testing.formats._subject import FormatSubject, contents_of, temporary_folder
 from edgekit.testing.models import artifact_of, random_model
 
-#: This room's checks, in the order in which they run.
+#: The checks of this module, in the order in which they run.
 ROOM: Kit[FormatSubject] = Kit("formats")
-#: Precisions of the quick profile; the others test the whole catalogue.
+#: Precisions that the quick profile tests; the other profiles test the whole catalogue.
 _SOME = (
     "affine:int4-asym-g32",
     "ggml:Q4_0",
@@ -34,9 +34,9 @@ _SOME = (
 
 @ROOM.check
 def check_matches(subject: FormatSubject, profile: Profile) -> None:
-    """`matches` recognises the format's artifacts and no others; it never raises.
+    """`matches` recognises the format's artifacts and no others, and never raises.
 
-    `edgekit.open` calls every installed format in turn, so that one that raises breaks all others.
+    `edgekit.open` calls `matches` of every installed format, so that one that raises breaks all formats.
     """
     with temporary_folder() as folder:
         path = subject.write(folder, random_artifact(folder))
@@ -52,10 +52,10 @@ def check_matches(subject: FormatSubject, profile: Profile) -> None:
 
 @ROOM.check
 def check_tensors(subject: FormatSubject, profile: Profile) -> None:
-    """Write then read is the identity: every tensor by what it is for, its shape, every bit of its values.
+    """Every tensor is read as it was written: canonical name, shape, and every bit of its values.
 
-    Typical faults: the rows of a rotary projection in the other order, a matrix transposed, the output matrix taken
-    for tied, a norm stored with an offset, float32 stored in float16's precision.
+    Typical faults: the rows of a rotary projection in the wrong order, a transposed matrix, the output matrix taken
+    as tied, a norm stored with an offset, float32 values rounded to float16.
     """
     for config in (small_config(), small_config(layers=2, kv_heads=1), small_config(width=96, heads=6, kv_heads=3)):
         with temporary_folder() as folder:
@@ -89,10 +89,10 @@ def _same_values(name: str, expected: Any, actual: Any) -> None:
 
 @ROOM.check
 def check_values(subject: FormatSubject, profile: Profile) -> None:
-    """Every float comes back bit for bit, in tensors of odd sizes too: zeros of both signs, subnormals, the largest.
+    """Every float is read bit for bit, in tensors of odd sizes too: zeros of both signs, subnormals, the largest.
 
-    Sizes are not multiples of the alignment. Typical faults: -0.0 becomes 0.0, subnormals are flushed, the end of
-    a tensor is lost in its padding.
+    Sizes are not multiples of the alignment. Typical faults: -0.0 becomes 0.0, subnormals are flushed to zero, the end
+    of a tensor is lost in the padding.
     """
     config = small_config(width=63, ffn=45, vocab=51)
     model = random_model(config)
@@ -111,10 +111,10 @@ def _odd_values(values: Any, shape: tuple[int, ...]) -> Any:
 
 @ROOM.check
 def check_config(subject: FormatSubject, profile: Profile) -> None:
-    """The hyper-parameters come back as they were: heads, context, epsilon, rotary base, every one.
+    """Every hyper-parameter is read as it was written: heads, context, epsilon, rotary base and all others.
 
-    Typical faults: a value of the framework's default in place of the model's, key and value heads taken for heads,
-    the size of a head computed from the width.
+    Typical faults: a framework's default instead of the model's value, the number of key and value heads confused with
+    the number of heads, the size of a head computed from the width.
     """
     changed: tuple[dict[str, Any], ...] = (
         {}, {"norm_eps": 1e-6, "rope_theta": 500000.0}, {"kv_heads": 1, "layers": 2}, {"context": 2048},
@@ -146,10 +146,10 @@ def _close(was: Any, now: Any) -> bool:
 
 @ROOM.check
 def check_families(subject: FormatSubject, profile: Profile) -> None:
-    """Models of every family come back, tensors and hyper-parameters; or the family is refused with a typed error.
+    """Models of every family are read as they were written; or the family is refused with a typed error.
 
-    Biases, query norms, tied embeddings, sliding windows, soft caps, four kinds of rope scaling, fused matrices. What a
-    format cannot say it has to refuse: a model that is written without its sliding window computes something else.
+    With biases, query norms, tied embeddings, sliding windows, soft caps, four kinds of rope scaling, fused matrices. A
+    format must refuse what it cannot represent: a model written without its sliding window computes other results.
     """
     for name, changes in FAMILIES.items():
         config = small_config(**changes)
@@ -167,7 +167,7 @@ def check_families(subject: FormatSubject, profile: Profile) -> None:
 
 
 def _offset_safe(name: str, tensor: AnyTensor) -> AnyTensor:
-    """Norms as multiples of 2**-12, so that one less (as Gemma's files hold them) and one more gives them again."""
+    """Return norms rounded to multiples of 2**-12, so that subtracting 1 (as in Gemma's files) loses no bits."""
     if not name.endswith("norm.weight"):
         return tensor
     return Tensor.of(name, (np.rint(tensor.float32() * 4096) / np.float32(4096)).reshape(tensor.shape))
@@ -175,10 +175,10 @@ def _offset_safe(name: str, tensor: AnyTensor) -> AnyTensor:
 
 @ROOM.check
 def check_tokenizer(subject: FormatSubject, profile: Profile) -> None:
-    """The tokenizer comes back: tokens, types, scores or merges, special ids, chat template.
+    """The tokenizer is read as it was written: tokens, types, scores or merges, special ids, chat template.
 
-    One with scores and two with merges, in which nothing is as a reader would guess it: whether BOS and EOS are added,
-    a template of several lines. Typical faults: merges lost or in another order, special ids off by one.
+    Tokenizers with scores and with merges are tried, whose fields differ from common defaults: whether BOS and EOS are
+    added, a template of several lines. Typical faults: merges lost or in another order, special ids off by one.
     """
     from edgekit.testing._tokenizers import FIELDS, bpe, bpe_with_bos, spm, spm_without_space, urgency
 
@@ -208,7 +208,7 @@ def _difference(was: Any, now: Any) -> str:
 
 @ROOM.check
 def check_manifest(subject: FormatSubject, profile: Profile) -> None:
-    """The manifest is written with the artifact and comes back: sources, recipe, precisions, versions, quality.
+    """The manifest is written with the artifact and read back: sources, recipe, precisions, versions, quality.
 
     It records the source files, the versions and the quality of an artifact.
     """
@@ -232,11 +232,11 @@ def check_manifest(subject: FormatSubject, profile: Profile) -> None:
 
 @ROOM.check
 def check_precisions(subject: FormatSubject, profile: Profile) -> None:
-    """Every precision that the format stores comes back part by part; the others are refused with a typed error.
+    """Every precision that the format stores is read back part by part; the others are refused with a typed error.
 
-    The rows that are encoded hold zeros, constants, and values of one sign, so that zero points at both ends of their
-    range are stored. The quick profile tries six precisions, the others the whole catalogue. Typical faults: nibbles
-    swapped on the way, a zero point of 0 stored as 15.
+    The encoded rows hold zeros, constants, and values of one sign, so that zero points at both ends of their range are
+    stored. The quick profile tries six precisions, the others the whole catalogue. Typical faults: swapped nibbles, a
+    zero point of 0 stored as 15.
     """
     names = _SOME if profile.name == "quick" else [p.name for p in catalogue()]
     stored = [name for name in ("float:F16", "float:BF16", *names) if _stores(subject, find_precision(name))]
@@ -250,7 +250,7 @@ def _stores(subject: FormatSubject, precision: Precision) -> bool:
 
 
 def _varied(precision: Precision, folder: Path) -> Any:
-    """A model whose quantized tensor has rows of one sign, of zeros and of one value."""
+    """Return a model whose quantized tensor has rows of one sign, of zeros, and of one value."""
     model = random_model(small_config(2 * int(np.lcm(precision.block or 32, 32))))
     rows = model.tensors[QUANTIZED].float32().copy()
     rows[0], rows[1], rows[2], rows[3] = np.abs(rows[0]) + 0.01, -np.abs(rows[1]) - 0.01, 0, 0.75
@@ -260,10 +260,10 @@ def _varied(precision: Precision, folder: Path) -> Any:
 
 @ROOM.check
 def check_row_slices(subject: FormatSubject, profile: Profile) -> None:
-    """Rows read in slices are the rows of the whole, encoded or not.
+    """Rows read in slices are equal to the rows of the whole tensor, encoded or not.
 
-    edgekit streams tensors in slices of rows. Where the format stores one of the common precisions, a tensor in it is
-    sliced as well, part by part.
+    edgekit streams tensors in slices of rows. If the format stores one of the common precisions, an encoded tensor is
+    read in slices too, part by part.
     """
     encoded = next((p for p in map(find_precision, ("float:F16", *_SOME)[::-1]) if _stores(subject, p)), None)
     for precision in (None, encoded):
@@ -285,6 +285,32 @@ def _sliced(name: str, tensor: Tensor | EncodedTensor) -> None:
             fail(f"tensor {name} read in slices of {step} rows differs from the whole")
 
 
+@ROOM.check
+def check_written_rows(subject: FormatSubject, profile: Profile) -> None:
+    """A tensor written in slices of rows gives the bytes that it gives as a whole.
+
+    A large tensor, such as a stack of experts, is written as it is encoded: see `edgekit.artifact.RowWriter`. Typical
+    fault: the second part of a tensor begins where the first slice of the first one ended.
+    """
+    encoded = next((p for p in map(find_precision, ("float:F16", *_SOME)[::-1]) if _stores(subject, p)), None)
+    for precision in (None, encoded):
+        chosen = {} if precision is None else {QUANTIZED: precision}
+        cols = 2 * int(np.lcm((precision and precision.block) or 32, 32))
+        with temporary_folder() as folder:
+            source = random_artifact(folder, small_config(cols))
+            (folder / "whole").mkdir()
+            expected = contents_of(subject.write(folder / "whole", source, chosen))
+            for step in (1, 7):
+                (folder / f"{step}").mkdir()
+                path = folder / f"{step}" / f"model{subject.suffix}"
+                if not write_in_rows(subject.format, path, source, chosen, step):
+                    raise NotApplicable("its writer takes whole tensors")
+                written = contents_of(path)
+                differing = sorted(file for file in expected if written.get(file) != expected[file])
+                if differing:
+                    fail(f"written in slices of {step} rows, {', '.join(differing)} differs")
+
+
 __all__ = [
     "ROOM",
     "check_config",
@@ -296,4 +322,5 @@ __all__ = [
     "check_tensors",
     "check_tokenizer",
     "check_values",
+    "check_written_rows",
 ]

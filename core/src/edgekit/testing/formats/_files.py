@@ -1,4 +1,4 @@
-"""How files are written and read: the same bytes, all or nothing, resumed, and malicious ones refused."""
+"""Checks of how files are written and read: deterministic, atomic, resumable, and safe with malformed input."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from edgekit.testing._kit import CheckFailure, Kit, Profile, fail
 from edgekit.testing._trips import encoded, plan_of, random_artifact
 from edgekit.testing.formats._subject import FormatSubject, contents_of, temporary_folder
 
-#: Bytes that reading a damaged file may allocate at once, beside eight times the file.
+#: Bytes that reading a damaged file may allocate, in addition to eight times the file's size.
 _ALLOCATED = 1 << 26
-#: Fields at the front of a file that are set to a quarter of a gigabyte, one after the other.
+#: Number of fields at the start of a file that are set to a quarter of a gigabyte, one after the other.
 _FIELDS = 12
-#: This room's checks, in the order in which they run.
+#: The checks of this module, in the order in which they run.
 ROOM: Kit[FormatSubject] = Kit("formats")
 
 
 @ROOM.check
 def check_deterministic(subject: FormatSubject, profile: Profile) -> None:
-    """Written twice, every file has the same bytes: no clock, no path, no order of chance.
+    """Written twice, every file has the same bytes: they depend on no clock, path or random order.
 
-    So that a cache, a build and a signature can rely on it.
+    Caches, reproducible builds and signatures rely on this.
     """
     with temporary_folder() as folder:
         source, written = random_artifact(folder), []
@@ -41,9 +41,10 @@ def check_deterministic(subject: FormatSubject, profile: Profile) -> None:
 
 @ROOM.check
 def check_atomic(subject: FormatSubject, profile: Profile) -> None:
-    """Nothing shows before `commit`; a writer that is closed early leaves the target and its folder as they were.
+    """Before `commit` the target is unchanged; a writer that is closed early leaves the folder as it was.
 
-    An artifact appears whole or not at all: written beside the target, synced, renamed. `edgekit.files.atomic` does it.
+    An artifact appears whole or not at all: it is written beside the target, synced, and renamed. Use
+    `edgekit.files.atomic`.
     """
     with temporary_folder() as folder:
         source, path = random_artifact(folder / "source"), folder / f"model{subject.suffix}"
@@ -76,9 +77,9 @@ def _begin_and_stop(subject: FormatSubject, source: Artifact, path: Path) -> Non
 
 @ROOM.check
 def check_complete(subject: FormatSubject, profile: Profile) -> None:
-    """`commit` refuses while tensors are missing, and `write` refuses a tensor that is not the plan's next.
+    """`commit` raises if tensors are missing, and `write` raises if a tensor is not the plan's next.
 
-    Otherwise a bug of a pipeline becomes a file that opens and is wrong.
+    Otherwise a bug in a pipeline produces a file that opens but has wrong contents.
     """
     with temporary_folder() as folder:
         source, path = random_artifact(folder / "source"), folder / f"model{subject.suffix}"
@@ -100,9 +101,9 @@ def check_complete(subject: FormatSubject, profile: Profile) -> None:
 
 @ROOM.check
 def check_resumes(subject: FormatSubject, profile: Profile) -> None:
-    """An interrupted run goes on where it was, or from the start, and gives the same bytes.
+    """An interrupted run resumes, or starts anew, and writes the same bytes.
 
-    `writer.done` says how many tensors a writer has kept from the run before. Typical fault: one too few, or too many.
+    `writer.done` is the number of tensors kept from the interrupted run. Typical fault: it is off by one.
     """
     with temporary_folder() as folder:
         for name in ("whole", "parts"):
@@ -131,9 +132,9 @@ def check_resumes(subject: FormatSubject, profile: Profile) -> None:
 
 @ROOM.check
 def check_opening_writes_nothing(subject: FormatSubject, profile: Profile) -> None:
-    """Opening and reading an artifact changes no file of it, and puts none beside it.
+    """Opening and reading an artifact changes none of its files, and creates none beside it.
 
-    Models lie on read-only disks, and are shared between processes.
+    Models may be on read-only disks, and are shared between processes.
     """
     with temporary_folder() as folder:
         path = subject.write(folder, random_artifact(folder))
@@ -147,9 +148,9 @@ def check_opening_writes_nothing(subject: FormatSubject, profile: Profile) -> No
 
 @ROOM.check
 def check_truncated(subject: FormatSubject, profile: Profile) -> None:
-    """A file that was cut off, anywhere, is refused with `InvalidFileError` (or another typed error).
+    """A file truncated at any point is refused with `InvalidFileError` or another typed error.
 
-    Downloads are cut off. A file that opens all the same gives wrong weights.
+    Interrupted downloads truncate files. A truncated file that opens gives wrong weights.
     """
     with temporary_folder() as folder:
         path = subject.write(folder, random_artifact(folder))
@@ -165,10 +166,10 @@ def check_truncated(subject: FormatSubject, profile: Profile) -> None:
 
 @ROOM.check
 def check_hostile(subject: FormatSubject, profile: Profile) -> None:
-    """A file with wrong bytes in it opens or is refused with a typed error: no other exception, no huge allocation.
+    """A file with wrong bytes opens or is refused with a typed error: no other exception, no huge allocation.
 
-    Lengths, offsets and types in the header are overwritten at random. Every length is to be checked against what is
-    left of the file before anything is allocated for it; `edgekit.files.foreign` helps.
+    Lengths, offsets and types in the header are overwritten at random. A reader must check every length against the
+    rest of the file before it allocates memory; `edgekit.files.foreign` helps.
     """
     with temporary_folder() as folder:
         path = subject.write(folder, random_artifact(folder))
@@ -184,7 +185,7 @@ def _damage(subject: FormatSubject, path: Path, file: Path, times: int) -> None:
         at, width = int(random.randint(0, header)), int(random.choice([1, 4, 8]))
         noise = b"\xff" * width if number % 3 == 0 else bytes(random.randint(0, 256, width).astype(np.uint8))
         if number < _FIELDS:
-            at, noise = 4 * number, huge  # fields at the front, where lengths are
+            at, noise = 4 * number, huge  # fields at the start, where lengths are
         file.write_bytes(data[:at] + noise + data[at + len(noise) :])
         try:
             _modest(subject, path, 8 * len(data) + _ALLOCATED, f"{file.name} with {noise.hex()} at offset {at}")
@@ -199,7 +200,7 @@ def _damage(subject: FormatSubject, path: Path, file: Path, times: int) -> None:
 
 
 def _modest(subject: FormatSubject, path: Path, allowed: int, what: str) -> None:
-    """Open and read, and look at how much was allocated at once."""
+    """Open and read a file, and fail if too much memory was allocated."""
     tracemalloc.start()
     try:
         _refusal(subject, path)

@@ -21,8 +21,8 @@ class FormatSubject:
 
     Attributes:
         format: implements `edgekit.artifact.Format`.
-        suffix: of the files it writes; empty for a directory.
-        name: for messages.
+        suffix: suffix of the files that it writes; empty for a directory.
+        name: its name in messages.
     """
 
     format: Format
@@ -41,7 +41,7 @@ class FormatSubject:
         precisions: Mapping[str, Precision] | None = None,
         manifest: Manifest | None = None,
     ) -> Path:
-        """Write an artifact into a folder."""
+        """Write an artifact into a folder, and return the path of the written file or directory."""
         path = folder / f"model{self.suffix}"
         write(self.format, path, artifact, precisions, manifest)
         return path
@@ -49,13 +49,13 @@ class FormatSubject:
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder that is gone afterwards."""
+    """Yield a temporary folder, which is removed when the block ends."""
     with tempfile.TemporaryDirectory(prefix="edgekit-check-") as folder:
         yield Path(folder)
 
 
 def contents_of(path: Path) -> dict[str, bytes]:
-    """Every file of an artifact, the manifest too, by name."""
+    """Return the contents of every file of an artifact, including the manifest, by name."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path, manifest_path(path)]
     return {file.name: file.read_bytes() for file in files if file.is_file()}
 

@@ -2,13 +2,13 @@
 
 A quantizer has ``encode(x, importance=None) -> parts`` and the attributes ``precision``, ``traits``
 (`edgekit.reference.Traits`) and ``claim``: ``"exact"`` (its bytes are the reference's) or a sentence that states its
-bound. It may have ``decode(parts, shape)``, and
-``bound(x, parts)`` [rows, cols] where it claims a bound of its own; otherwise the reference's bound holds. One that
-refuses rows without an importance says so with `Traits.needs_importance`, and is given ones.
+error bound. It may have ``decode(parts, shape)``, and, if its bound differs from the reference's, ``bound(x, parts)``,
+which returns float64 [rows, cols]. One that refuses rows without an importance must set `Traits.needs_importance`; the
+checks then pass ones.
 
-The checks lie in five rooms, and run in this order: `manners` (what every caller relies on), `values` (the numbers
-on every family of rows), `pieces` (slices, sizes, threads, processes), `surroundings` (the process and its settings)
-and `results` (what is stored and comes back).
+The checks are in five modules and run in this order: `manners` (what every caller relies on), `values` (the codes for
+every family of rows), `pieces` (slices, sizes, threads, processes), `surroundings` (the settings of the process) and
+`results` (stored size, decoding, files).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edgekit.testing._subjects import QuantizerSubject, adapt
 from edgekit.testing.quantizers import _manners, _pieces, _results, _surroundings, _values
 
 _ROOMS = (_manners.ROOM, _values.ROOM, _pieces.ROOM, _surroundings.ROOM, _results.ROOM)
-#: Every check, in the order in which they run: the first that fails names the fault.
+#: All checks, in the order in which they run: simple faults first.
 KIT: Kit[QuantizerSubject] = Kit("quantizers", {name: c for room in _ROOMS for name, c in room.checks.items()})
 
 
@@ -38,16 +38,17 @@ def run_quantizer_checks(
     """Run every check on a quantizer, without pytest.
 
     Args:
-        quantizer: an object (or its class) as the module describes, a precision's name for the core's own
-            reference, or a plugin's registration.
-        precision: which one it encodes, where the object does not say so itself.
-        claim: what it claims, where the object does not say so itself.
-        expected_failures: names of checks that fail, each with its reason; one that does not fail is wrong too.
-        checks: only these.
-        profile: ``quick``, ``default`` or ``deep``; None asks the environment (EDGEKIT_TEST_PROFILE).
+        quantizer: an object (or its class) as described in the module's docstring, the name of a precision for the
+            core's reference, or a plugin's registration.
+        precision: the precision that it encodes, if the object has no attribute ``precision``.
+        claim: its claim, if the object has no attribute ``claim``.
+        expected_failures: the reason for each check that is expected to fail, by name; a check that passes nevertheless
+            is reported as well.
+        checks: names of the checks to run; None for all.
+        profile: ``quick``, ``default`` or ``deep``; None takes that of EDGEKIT_TEST_PROFILE.
 
     Raises:
-        UsageError: an unknown check, or no quantizer.
+        UsageError: a check is unknown, or the object is not a quantizer.
 
     Example:
         >>> results = run_quantizer_checks("affine:int4-sym-g32", profile="quick")
@@ -67,7 +68,7 @@ def quantizer_checks(
     checks: Iterable[str] | None = None,
     profile: str | Profile | None = None,
 ) -> Callable[[Callable[..., Any]], Any]:
-    """Run the checks under pytest: a decorator that calls the test once for each check, as its argument ``check``.
+    """Return a pytest decorator that calls the test once per check, passed as the argument ``check``.
 
     Example:
         >>> @quantizer_checks("affine:int4-sym-g32")

@@ -1,4 +1,4 @@
-"""The core of every check: compare rows with a claim, and report the smallest block that violates it."""
+"""Compares the encoding of rows with a quantizer's claim, and reports a small block that violates it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgekit.typing import F32, Array, Bools
 
 
 def judge(subject: QuantizerSubject, sample: Sample, importance: F32 | None = None) -> None:
-    """Hold one sample to the claim: the reference's bytes, or the bound, element by element."""
+    """Fail if the encoding of a sample violates the claim: the reference's bytes, or the bound of each element."""
     require_encoder(subject)
     if subject.exact:
         _same_bytes(subject, sample, importance)
@@ -25,29 +25,29 @@ def judge(subject: QuantizerSubject, sample: Sample, importance: F32 | None = No
 
 
 def judge_kind(kind: str, subject: QuantizerSubject, profile: Profile) -> None:
-    """Hold a whole family of rows to the claim."""
+    """Fail if the encoding of any sample of a family violates the claim."""
     require_encoder(subject)
     for sample in samples(subject.precision, kind, profile.rows, profile.seeds):
         judge(subject, sample)
 
 
 def require_encoder(subject: QuantizerSubject) -> None:
-    """Skip where the reference only decodes.
+    """Raise an error if the reference of the precision cannot encode.
 
     Raises:
-        NotApplicable: there is nothing to compare with.
+        NotApplicable: the reference only decodes, so that there is nothing to compare with.
     """
     if not encodable(subject.precision):
         raise NotApplicable(f"{subject.precision.name} has no reference encoder to compare with")
 
 
 def encode(subject: QuantizerSubject, x: Array, importance: F32 | None = None) -> Parts:
-    """The subject's parts of rows that are C-contiguous, as edgekit gives them."""
+    """Return the subject's encoding of rows, passed C-contiguous as edgekit does."""
     return subject.encode(np.ascontiguousarray(x), importance)
 
 
 def normal(subject: QuantizerSubject, rows: int = 5, seed: int = 1) -> F32:
-    """Ordinary rows of a legal width."""
+    """Return normally distributed rows of a width that the precision allows."""
     return _samples.draw("normal", seed, (rows, widths(subject.precision)[0]))
 
 
@@ -72,7 +72,7 @@ def _same_bytes(subject: QuantizerSubject, sample: Sample, importance: F32 | Non
 
 
 def _decoded(subject: QuantizerSubject, want: Parts, got: Parts, shape: tuple[int, ...]) -> tuple[F32, F32] | None:
-    """Both decoded by the reference, where the parts have the shape that it takes."""
+    """Return both encodings decoded by the reference; None if the parts do not have the expected shapes."""
     decode = partial(reference(subject.precision).decode, precision=subject.precision, shape=(shape[0], shape[1]))
     try:
         with np.errstate(all="ignore"):
@@ -82,7 +82,7 @@ def _decoded(subject: QuantizerSubject, want: Parts, got: Parts, shape: tuple[in
 
 
 def within_bound(subject: QuantizerSubject, sample: Sample, importance: F32 | None = None) -> None:
-    """Hold every element to the claimed bound."""
+    """Fail if the error of any element exceeds the claimed bound."""
     wrong = partial(_beyond_bound, subject, importance=importance)
     if not wrong(sample.x).any():
         return
@@ -106,7 +106,7 @@ def within_bound(subject: QuantizerSubject, sample: Sample, importance: F32 | No
 def _beyond_bound(subject: QuantizerSubject, x: F32, importance: F32 | None = None) -> Bools:
     weights = None if importance is None else importance[: x.shape[1]]
     parts = encode(subject, x, weights)
-    with np.errstate(all="ignore"):  # a NaN that a fault decodes to is a finding, not a warning
+    with np.errstate(all="ignore"):  # a decoded NaN is reported as a failure, not as a warning
         decoded = subject.decode(parts, (x.shape[0], x.shape[1]))
         bound = subject.bound(x, parts)
     if decoded.shape != x.shape:
@@ -114,7 +114,7 @@ def _beyond_bound(subject: QuantizerSubject, x: F32, importance: F32 | None = No
     if bound.shape != x.shape:
         fail(f"its bound has shape {bound.shape}; {x.shape} is expected, a number for each element")
     error = np.abs(x.astype(np.float64) - decoded)
-    beyond: Bools = ~(error <= bound)  # a NaN is beyond every bound
+    beyond: Bools = ~(error <= bound)  # NaN exceeds every bound
     return beyond
 
 

@@ -16,7 +16,7 @@ from edgekit.testing._subjects import QuantizerSubject
 from edgekit.testing.quantizers._judge import encode, normal, require_encoder
 from edgekit.typing import F32
 
-#: This room's checks, in the order in which they run.
+#: The checks of this module, in the order in which they run.
 ROOM: Kit[QuantizerSubject] = Kit("quantizers")
 
 _LABELS = ("normal", "positive zeros", "constant rows", "subnormal")
@@ -24,11 +24,11 @@ _LABELS = ("normal", "positive zeros", "constant rows", "subnormal")
 
 @ROOM.check
 def check_quiet(subject: QuantizerSubject, profile: Profile) -> None:
-    """It warns of nothing and writes nothing to stdout: not at its first call, not on zeros, not from C.
+    """Encoding emits no warning and writes nothing to stdout: not on the first call, not on zeros, not from C.
 
-    Stdout is for data: a line of progress in it breaks whoever reads `--json`. What native code prints is heard
-    too, because the file descriptor is watched. Zeros and constants divide by zero, and numpy warns of it: guard
-    those divisions, or compute under `np.errstate`. This check comes first, since a banner is printed once.
+    Stdout is for data: a line of progress there breaks programs that read `--json`. Output of native code counts too,
+    since the file descriptor is captured. Zeros and constants lead to divisions by zero, of which numpy warns: guard
+    those divisions, or compute under `np.errstate`. This check runs first, since a banner is printed only once.
     """
     with heard() as output:
         for label in _LABELS:
@@ -49,12 +49,12 @@ def _tried(subject: QuantizerSubject, x: F32) -> None:
 
 @ROOM.check
 def check_parts(subject: QuantizerSubject, profile: Profile) -> None:
-    """`encode` gives the precision's parts, with the names, dtypes and shapes that the framework stores.
+    """`encode` returns the precision's parts, with the names, dtypes and shapes that the framework stores.
 
-    For one row and several, an odd and an even number of blocks, and ragged rows where the format has them. Parts
-    are C-contiguous and in the machine's byte order, so that a writer can take their memory as it is. Typical
-    faults: rows padded to a multiple of four bytes, codes transposed, scales in another float type, zero points
-    forgotten.
+    Tried with one row and several, an odd and an even number of blocks, and an incomplete last block if the format
+    allows one. Parts must be C-contiguous and in the machine's byte order, so that a writer can use their memory
+    directly. Typical faults: rows padded to a multiple of four bytes, transposed codes, scales of another float type,
+    missing zero points.
     """
     require_encoder(subject)
     for rows in (1, 2, 5):
@@ -74,11 +74,11 @@ def _form(parts: Parts) -> dict[str, tuple[Any, tuple[int, ...]]]:
 
 @ROOM.check
 def check_pure(subject: QuantizerSubject, profile: Profile) -> None:
-    """The same rows give the same bytes, whatever was encoded in between; results share no memory.
+    """The same rows give the same bytes, whatever is encoded in between; results share no memory.
 
-    In between come rows of the same and of another shape, and rows with an importance; then the rows change in
-    place, at the same address. Typical faults: a buffer that is kept for each shape and returned twice, a moving
-    average, the importance of the last call, a cache whose key is an address.
+    In between, rows of the same and of another shape and rows with an importance are encoded; then the rows are
+    changed in place, at the same address. Typical faults: a buffer per shape that is returned twice, a moving average,
+    the importance of the previous call, a cache with an address as its key.
     """
     x = normal(subject)
     first = encode(subject, x.copy())
@@ -93,14 +93,14 @@ def check_pure(subject: QuantizerSubject, profile: Profile) -> None:
                 f"a second encoding of the same rows differs: {diagnose(copies, again)}; "
                 "it keeps state between calls, or draws at random"
             )
-        # A float precision's values may be the rows themselves: nothing is computed.
+        # The values of a float precision may be the rows themselves.
         if subject.precision.convention != "float" and any(np.shares_memory(part, given) for part in again.values()):
             fail("a part shares memory with the input; copy it")
     _changed_in_place(subject, x)
 
 
 def _between(subject: QuantizerSubject, shape: tuple[int, ...]) -> None:
-    """Other calls: of the same shape, of another one, with an importance."""
+    """Encode other rows: of the same shape, of another one, and with an importance."""
     weights = importances(1, shape[1])["importance"]
     for rows, importance in ((shape[0], None), (3, None), (shape[0], weights), (shape[0], None)):
         subject.encode(1000 * _samples.draw("normal", 3 + rows, (rows, shape[1])), importance)
@@ -119,10 +119,10 @@ def _changed_in_place(subject: QuantizerSubject, x: F32) -> None:
 
 @ROOM.check
 def check_inputs_unwritten(subject: QuantizerSubject, profile: Profile) -> None:
-    """Neither the rows nor the importance are written to, and read-only ones are taken.
+    """Neither the rows nor the importance are modified, and read-only arrays are accepted.
 
-    A tensor is often a view of the file that it comes from, mapped read-only, and another backend may encode it
-    next. Typical faults: dividing by the scale in place, normalising the importance in place.
+    A tensor is often a read-only memory map of its file, and another backend may encode it next. Typical faults:
+    dividing by the scale in place, normalising the importance in place.
     """
     x, importance = normal(subject), importances(1, widths(subject.precision)[0])["importance"]
     before, weights_before = x.copy(), importance.copy()

@@ -1,4 +1,4 @@
-"""The same bytes however the work is cut: row slices, large matrices, threads, another process."""
+"""Checks that the bytes do not depend on how the work is divided: row slices, large matrices, threads, processes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from edgekit.testing._subjects import QuantizerSubject
 from edgekit.testing.quantizers._judge import encode
 from edgekit.typing import F32
 
-#: This room's checks, in the order in which they run.
+#: The checks of this module, in the order in which they run.
 ROOM: Kit[QuantizerSubject] = Kit("quantizers")
-#: Elements of a large matrix, beyond the chunks that kernels work in; and the seconds that it may take a slow search.
+#: Elements of a large matrix, more than the chunks of kernels have; and the seconds that a slow search may take.
 _LARGE, _SECONDS = {"quick": 1 << 20}, {"quick": 2.0}
 _LARGEST, _LONGEST = 1 << 21, 20.0
 _DISTINCT = 61
@@ -39,10 +39,10 @@ def _rowwise(subject: QuantizerSubject) -> None:
 
 @ROOM.check
 def check_row_slices(subject: QuantizerSubject, profile: Profile) -> None:
-    """Encoding rows in slices, of any size and from any chunk of memory, gives the bytes of the whole.
+    """Encoding slices of rows, of any size and from any chunk of memory, gives the bytes of the whole.
 
-    edgekit streams a tensor in chunks of rows. Typical faults: one scale for the rows of a chunk, a last partial
-    chunk that is encoded otherwise.
+    edgekit streams a tensor in chunks of rows. Typical faults: one scale for all rows of a chunk, a last partial chunk
+    that is encoded differently.
     """
     _rowwise(subject)
     x = _samples.draw("rows of every magnitude", 4, (35, widths(subject.precision)[0]))
@@ -59,11 +59,11 @@ def _joined(chunks: list[Parts]) -> Parts:
 
 @ROOM.check
 def check_large(subject: QuantizerSubject, profile: Profile) -> None:
-    """A matrix larger than any internal chunk gives the bytes of its rows, every single one.
+    """Every row of a matrix larger than any internal chunk gets the same bytes as in a small matrix.
 
-    A million elements at the quick profile and two at the others (fewer for a search that would take many seconds), so
-    that an index that overflows, and the last, partial chunk of a kernel, are met. The rows repeat, and each is
-    compared with the same row in a small matrix.
+    The matrix has a million elements in the quick profile and two million in the others (fewer if a search would take
+    many seconds), so that overflowing indices and the last, partial chunk of a kernel are covered. Its rows repeat, and
+    each is compared with the same row in a small matrix.
     """
     _rowwise(subject)
     cols = widths(subject.precision)[0]
@@ -82,7 +82,7 @@ def check_large(subject: QuantizerSubject, profile: Profile) -> None:
 
 
 def _first_wrong(expected: npt.NDArray[np.generic], part: npt.NDArray[np.generic]) -> int | None:
-    """The first row that is not the one that it repeats."""
+    """Return the index of the first row that differs from the row that it repeats; None if all are equal."""
     small, large = (each.reshape(len(each), -1).view(np.uint8) for each in (expected, part))
     for start in range(0, len(large), len(small)):
         piece = large[start : start + len(small)]
@@ -94,9 +94,9 @@ def _first_wrong(expected: npt.NDArray[np.generic], part: npt.NDArray[np.generic
 
 @ROOM.check
 def check_executors(subject: QuantizerSubject, profile: Profile) -> None:
-    """Any number of threads, encoding at the same time, gives the same bytes.
+    """Any number of threads that encode at the same time get the same bytes.
 
-    All threads begin at once, and Python switches between them as often as it can. Typical fault: a scratch buffer
+    All threads start at once, and Python switches between them as often as possible. Typical fault: a scratch buffer
     that belongs to the object or the module.
     """
     cols = widths(subject.precision)[0]
@@ -112,9 +112,10 @@ def check_executors(subject: QuantizerSubject, profile: Profile) -> None:
 
 
 def _rounds(seconds: float) -> int:
-    """How often all jobs are done: about a second's worth of what takes so long once, and 3 to 16 times.
+    """Return the number of rounds, 3 to 16, that take about a second if one round takes `seconds`.
 
-    Of a buffer that is shared for microseconds, 3 rounds miss one in seven, 16 missed none in 100 (numpy 2.0).
+    A buffer that is shared for microseconds is missed in one of seven runs of 3 rounds, and in none of 100 runs of 16
+    (numpy 2.0).
     """
     return min(16, max(3, int(1 / max(seconds, 1e-3))))
 
@@ -161,7 +162,7 @@ pickle.dump(parts, sys.stdout.buffer)
 def check_processes(subject: QuantizerSubject, profile: Profile) -> None:
     """In another process, with one thread and another hash seed, the bytes are the same.
 
-    So that a cluster's executor can encode. Skipped at the quick profile, and where the object cannot be pickled.
+    The executor of a cluster relies on this. Skipped in the quick profile, and if the object cannot be pickled.
     """
     if profile.name == "quick":
         raise NotApplicable("the quick profile starts no process")

@@ -1,4 +1,4 @@
-"""What is stored, and what comes back: size, decoding, the promises of the format, known answers, files."""
+"""Checks of the result: stored size, decoding, guarantees of the format, known answers, files, speed."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from edgekit.testing._trips import round_trips
 from edgekit.testing.quantizers._judge import encode, normal, require_encoder
 from edgekit.typing import F32, Array
 
-#: This room's checks, in the order in which they run.
+#: The checks of this module, in the order in which they run.
 ROOM: Kit[QuantizerSubject] = Kit("quantizers")
 
 
 @ROOM.check
 def check_size(subject: QuantizerSubject, profile: Profile) -> None:
-    """What is stored takes the bits a weight that the precision states, to the bit.
+    """The stored parts take exactly the bits per weight that the precision states.
 
-    Measured is what a row grows by when it doubles, so that what a tensor has once does not count.
+    Measured by the growth when a row's length doubles, so that what a tensor stores once does not count.
     """
     precision = subject.precision
     width = (
@@ -53,12 +53,12 @@ def _nbytes(subject: QuantizerSubject, shape: tuple[int, int]) -> int:
 
 @ROOM.check
 def check_decoding(subject: QuantizerSubject, profile: Profile) -> None:
-    """Its own `decode`, if it has one, gives the reference's values: bit for bit if exact.
+    """The quantizer's `decode`, if it has one, returns the reference's values: bit for bit if it claims ``exact``.
 
-    On every family of rows, on ragged tails, and on codes that its encoder never makes but a file may hold. Where it
-    claims a bound, the reference's decoder has to keep the bound too, because that is what every other reader of
-    the file has. Typical faults: an encoder that swaps nibbles and a decoder that swaps them back, small values
-    flushed, the parts written to.
+    Tried on every family of rows, on incomplete last blocks, and on codes that the encoder never produces but a file
+    may hold. If the claim is a bound, the values from the reference's decoder must be within it too, since other
+    readers of the file use that decoder. Typical faults: an encoder that swaps nibbles and a decoder that swaps them
+    back, small values flushed to zero, modified parts.
     """
     if getattr(subject.quantizer, "decode", None) is None:
         raise NotApplicable("it has no decode; the reference decodes")
@@ -82,7 +82,7 @@ def check_decoding(subject: QuantizerSubject, profile: Profile) -> None:
 
 
 def _stored(subject: QuantizerSubject, profile: Profile) -> Iterator[tuple[str, F32, Parts]]:
-    """Parts to decode, with what they are of."""
+    """Yield parts to decode, each with its label and the rows that were encoded."""
     for cols in widths(subject.precision):
         x = _samples.draw("normal", cols, (3, cols))
         yield f"normal [3, {cols}]", x, encode(subject, x)
@@ -94,12 +94,12 @@ def _stored(subject: QuantizerSubject, profile: Profile) -> Iterator[tuple[str, 
         yield "random bytes", x, _random_codes(encode(subject, x))
 
 
-#: Labels on which the reference's decoder is held to a claimed bound.
+#: Labels of the samples on which the reference's decoder must be within a claimed bound.
 _BOUNDED = tuple(_samples.KINDS["ordinary"])
 
 
 def _random_codes(parts: Parts) -> Parts:
-    """The same parts with random bytes in everything that is no float."""
+    """Return the parts with random bytes in every array that does not hold floats."""
     random = np.random.RandomState(11)
 
     def drawn(part: Array) -> Array:
@@ -130,9 +130,9 @@ def _reader_within_bound(subject: QuantizerSubject, x: F32, parts: Parts, read: 
 
 @ROOM.check
 def check_signs(subject: QuantizerSubject, profile: Profile) -> None:
-    """Where the format promises it, no value comes back with the other sign.
+    """No value is decoded with the opposite sign, if the format guarantees it.
 
-    Promised by every format in which zero is a level, which those with a stored minimum are not.
+    Every format in which zero is a level guarantees it; formats with a stored minimum do not.
     """
     if not promises.signs(subject.precision):
         raise NotApplicable("a format with a minimum does not keep signs")
@@ -147,9 +147,9 @@ def check_signs(subject: QuantizerSubject, profile: Profile) -> None:
 
 @ROOM.check
 def check_order(subject: QuantizerSubject, profile: Profile) -> None:
-    """Where one scale serves a block, a larger value never comes back smaller.
+    """Within a block with one scale, a larger value is never decoded to a smaller one.
 
-    Formats whose sub-blocks have scales of their own promise nothing of the kind. Typical fault: dithering.
+    Formats whose sub-blocks have their own scales do not guarantee this. Typical fault: dithering.
     """
     if not promises.order(subject.precision):
         raise NotApplicable("sub-blocks of this format have scales of their own")
@@ -176,10 +176,10 @@ def _ordered(subject: QuantizerSubject, sample: Sample) -> None:
 
 @ROOM.check
 def check_idempotent(subject: QuantizerSubject, profile: Profile) -> None:
-    """Where the format promises it, encoding what was decoded gives the same bytes.
+    """Encoding decoded values gives the same bytes, if the format guarantees it.
 
-    So that a model that is opened, changed elsewhere and saved again keeps its untouched tensors. Typical fault: a
-    margin on the scale, which grows each time.
+    A model that is opened, changed elsewhere and saved again then keeps its other tensors. Typical fault: a margin on
+    the scale, which grows with each encoding.
     """
     if not promises.idempotent(subject.precision):
         raise NotApplicable("this format's scale moves when it is encoded again")
@@ -199,9 +199,9 @@ def _reference_holds(subject: QuantizerSubject, x: F32) -> bool:
 
 @ROOM.check
 def check_vectors(subject: QuantizerSubject, profile: Profile) -> None:
-    """Where it claims ``exact``: the stored known answers, which the framework itself gave.
+    """The codes are those of the stored known answers, which the framework computed, if it claims ``exact``.
 
-    The corpus comes with edgekit; `PROVENANCE.md` beside it says which library, in which version, gave each answer.
+    The corpus comes with edgekit; `PROVENANCE.md` beside it names the library and the version behind each answer.
     """
     if not subject.exact:
         raise NotApplicable(f"it claims a bound: {subject.claim}")
@@ -214,9 +214,9 @@ def check_vectors(subject: QuantizerSubject, profile: Profile) -> None:
 
 @ROOM.check
 def check_formats(subject: QuantizerSubject, profile: Profile) -> None:
-    """Every installed format that stores the precision gives back the same parts.
+    """Every installed format that stores the precision returns the same parts.
 
-    A small model is written with the quantizer's parts and read again, once for each format that takes them.
+    A small model with the quantizer's parts is written and read back, once for each format that accepts them.
     """
     require_encoder(subject)
     cols = 2 * int(np.lcm(_samples.unit(subject.precision), 32))
@@ -228,17 +228,17 @@ def check_formats(subject: QuantizerSubject, profile: Profile) -> None:
         raise NotApplicable("no installed format stores this precision")
 
 
-#: Of a speed check: elements, tries, and how much longer than the reference a try may take before it counts. A machine
-#: that does other work at the same time moves the best of seven by less than that.
+#: For the speed check: elements, tries, and the factor by which the best try may be slower than the reference's. On a
+#: busy machine the best of seven tries varies by less than that.
 _ELEMENTS, _TRIES, _NOISE = 1 << 16, 7, 1.25
 
 
 @ROOM.check
 def check_speed(subject: QuantizerSubject, profile: Profile) -> None:
-    """What is registered with a speed above 1 is no slower than the reference, whose place it takes by default.
+    """A quantizer registered with a speed above 1, which replaces the reference by default, is not slower than it.
 
-    Both encode the same rows in turn, after a first call that may compile something; the best of several tries counts.
-    Typical fault: a speed that was copied from another plugin, and a kernel that is called row by row.
+    Both encode the same rows in turn, after a first call that may compile kernels; the best of several tries counts.
+    Typical faults: a speed copied from another plugin, a kernel that is called row by row.
     """
     if not subject.exact or subject.speed <= 1:
         raise NotApplicable("it does not claim to be faster than the reference")
@@ -255,7 +255,7 @@ def check_speed(subject: QuantizerSubject, profile: Profile) -> None:
 
 
 def _best_times(x: F32, *encoders: Callable[[F32], Parts]) -> list[float]:
-    """Seconds of the best try of each, one after the other in every round."""
+    """Return the seconds of the best try of each encoder; the encoders take turns in every round."""
     for encoder in encoders:
         encoder(x)
     rounds = [[_timed(encoder, x) for encoder in encoders] for _ in range(_TRIES)]

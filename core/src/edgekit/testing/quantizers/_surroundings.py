@@ -15,18 +15,18 @@ from edgekit.testing._subjects import QuantizerSubject
 from edgekit.testing.quantizers._judge import encode, normal, require_encoder
 from edgekit.typing import F32, Array
 
-#: This room's checks, in the order in which they run.
+#: The checks of this module, in the order in which they run.
 ROOM: Kit[QuantizerSubject] = Kit("quantizers")
 
 
 @ROOM.check
 def check_side_effects(subject: QuantizerSubject, profile: Profile) -> None:
-    """It leaves the process as it was: no file, no socket, no setting of numpy's or Python's is another afterwards.
+    """Encoding leaves the process unchanged: it writes no file, opens no socket, and changes no setting.
 
-    Looked at are numpy's error state, print options and random stream, Python's random stream, the warning filters,
-    variables of the environment, the working directory and what lies in it; all of them have unusual values
-    meanwhile, so that a setting made by an earlier call shows when it is made again. Files written and the network
-    are noticed through Python's audit events; the first call may fill a cache of compiled kernels.
+    Checked are numpy's error state, print options and random stream, Python's random stream, the warning filters,
+    environment variables, the working directory and its files. All of them have unusual values during the call, so
+    that a setting made by an earlier call is noticed when it is made again. Written files and the network are observed
+    through Python's audit events; the first call may fill a cache of compiled kernels.
     """
     encode(subject, normal(subject))
     with unusual_state(), traces() as seen:
@@ -42,13 +42,12 @@ def check_side_effects(subject: QuantizerSubject, profile: Profile) -> None:
 
 @ROOM.check
 def check_global_state(subject: QuantizerSubject, profile: Profile) -> None:
-    """Numpy's error state and the global random streams change no byte, and nothing raises where all errors do.
+    """The bytes do not depend on numpy's error state or the global random streams, and no floating-point error raises.
 
-    Applications set `np.seterr(all="raise")`. Wherever the arithmetic underflows, overflows or divides by zero by
-    design, it has to say so in an `np.errstate` of its own. A rounding that draws from numpy's global stream is
-    found here too.
+    Applications set `np.seterr(all="raise")`. Code that underflows, overflows or divides by zero by design must use
+    its own `np.errstate`. The check also finds stochastic rounding that draws from numpy's global stream.
     """
-    require_encoder(subject)  # which says what overflows by design, and is not asked for
+    require_encoder(subject)  # returns what overflows by design; not part of this check
     for kind in _samples.KINDS:
         for sample in samples(subject.precision, kind, 3, 1):
             _same_in_strict_state(subject, sample)
@@ -70,10 +69,10 @@ def _same_in_strict_state(subject: QuantizerSubject, sample: Sample) -> None:
 
 @ROOM.check
 def check_strides(subject: QuantizerSubject, profile: Profile) -> None:
-    """Rows that are not C-contiguous, or begin at an odd address, are encoded as their copy is, or refused.
+    """Rows that are not C-contiguous, or start at an odd address, are encoded like their copy, or refused.
 
-    edgekit hands over C-contiguous rows, so that refusing others is allowed; encoding memory that was never meant
-    is not. Typical fault: a native kernel is given `x.ctypes.data` of a view.
+    edgekit passes C-contiguous rows, so that refusing others is allowed; encoding other memory is not. Typical fault:
+    a native kernel gets `x.ctypes.data` of a view.
     """
     x = normal(subject, rows=6)
     expected = encode(subject, x)

@@ -1,4 +1,4 @@
-"""The numbers, family by family: the reference's bytes where it claims exact, else the claimed bound."""
+"""Checks of the codes on each family of rows: the reference's bytes if the claim is exact, else the claimed bound."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from edgekit.testing._subjects import QuantizerSubject
 from edgekit.testing.quantizers._judge import encode, judge, judge_kind, normal, require_encoder, within_bound
 from edgekit.typing import F32
 
-#: This room's checks, in the order in which they run.
+#: The checks of this module, in the order in which they run.
 ROOM: Kit[QuantizerSubject] = Kit("quantizers")
 
-#: How much larger than the reference's the error of the median block may be, where a bound is claimed: two bits' worth.
+#: Factor by which the median block's error may exceed the reference's if a bound is claimed: two bits of precision.
 COARSER = 4.0
-#: Examples that hypothesis draws at a time: it remembers all of a run, so that a million would not fit in memory.
+#: Examples per run of hypothesis, which keeps all examples of a run in memory; a million would not fit.
 _BATCH = 5_000
 
 
 @ROOM.check
 def check_exact(subject: QuantizerSubject, profile: Profile) -> None:
-    """Where it claims ``exact``: on ordinary rows every byte is the reference's (packing, order, scales, codes).
+    """On ordinary rows every byte is the reference's (packing, order, scales, codes), if it claims ``exact``.
 
-    Normal and heavy-tailed rows, outliers, small weights, rows and groups of every magnitude. The message says in
-    which way the bytes differ where it is a known one: nibbles swapped, rows in another order, every code off by
-    one, each code by one (rounding). Typical faults: the scale of the row in place of the group's, the scale rounded
-    before the codes were computed, float64 or a fused multiply-add where the format has float32.
+    Tried on normal and heavy-tailed rows, outliers, small weights, rows and groups of different magnitudes. The message
+    names known kinds of differences: swapped nibbles, rows in another order, all codes off by one, single codes off by
+    one (rounding). Typical faults: a scale per row instead of per group, a scale rounded before the codes are computed,
+    float64 or a fused multiply-add where the format uses float32.
     """
     if not subject.exact:
         raise NotApplicable(f"it claims a bound: {subject.claim}")
@@ -42,11 +42,11 @@ def check_exact(subject: QuantizerSubject, profile: Profile) -> None:
 
 @ROOM.check
 def check_bound(subject: QuantizerSubject, profile: Profile) -> None:
-    """A bound of its own says something: a finite number for each element, which wrong codes exceed.
+    """The quantizer's own bound is finite for each element, and wrong codes exceed it.
 
-    Each block's inner values are moved by one place before they are encoded, so that its ends and with them its
-    scale stay. The error is then many steps, and a bound that still holds is no bound: it is infinite, or it is
-    the error itself, got by decoding.
+    The inner values of each block are shifted by one position before encoding; the ends, and so the scale, stay. The
+    error is then many steps. A bound that still holds is meaningless: it is infinite, or it is the error itself,
+    computed by decoding.
     """
     if subject.exact or getattr(subject.quantizer, "bound", None) is None:
         raise NotApplicable("it states no bound of its own; the reference's holds")
@@ -65,7 +65,7 @@ def check_bound(subject: QuantizerSubject, profile: Profile) -> None:
 
 
 def _moved(x: F32, size: int = 16) -> F32:
-    """Every 16 values but their smallest and largest, moved by one place."""
+    """Return the rows with the values in each group of 16 shifted by one position, except the smallest and largest."""
     moved = x.copy()
     for row, values in enumerate(x):
         for start in range(0, len(values), size):
@@ -77,10 +77,10 @@ def _moved(x: F32, size: int = 16) -> F32:
 
 @ROOM.check
 def check_error_within_bound(subject: QuantizerSubject, profile: Profile) -> None:
-    """On ordinary rows every element comes back within the claimed bound of what it was.
+    """On ordinary rows the error of every element is within the claimed bound.
 
-    The bound is the quantizer's own `bound(x, parts)` where it claims one and has the method, else the reference's.
-    Decoded is with its own `decode` where it has one. A NaN is beyond every bound.
+    The bound is the quantizer's `bound(x, parts)` if its claim is a bound and it has the method, else the reference's.
+    The values are decoded by its `decode` if it has one. NaN exceeds every bound.
     """
     require_encoder(subject)
     for sample in samples(subject.precision, "ordinary", profile.rows, profile.seeds):
@@ -89,10 +89,10 @@ def check_error_within_bound(subject: QuantizerSubject, profile: Profile) -> Non
 
 @ROOM.check
 def check_error_like_reference(subject: QuantizerSubject, profile: Profile) -> None:
-    """Where it claims a bound: half of the blocks err at most four times as much as the reference's do.
+    """The median block's error is at most four times the reference's, if a bound is claimed.
 
-    A bound that follows from the stored scale is kept by any scale, a thousand times too large as well. A factor of
-    four is two bits lost. Typical faults: the scale of the row in place of the group's, the scale of a
+    A bound that is derived from the stored scale holds for any scale, even one that is a thousand times too large. A
+    factor of four is a loss of two bits. Typical faults: a scale per row instead of per group, the scale of a
     calibration that never ran.
     """
     if subject.exact:
@@ -117,7 +117,7 @@ def _both(subject: QuantizerSubject, x: F32) -> tuple[Parts, Parts]:
 
 
 def _block_errors(subject: QuantizerSubject, x: F32, parts: Parts) -> Any:
-    """Root mean square of the error of each block."""
+    """Return the root mean square error of each block."""
     error = x.astype(np.float64) - subject.decode(parts, (x.shape[0], x.shape[1]))
     starts = np.arange(0, x.shape[1], unit(subject.precision))
     counts = np.diff([*starts, x.shape[1]])
@@ -126,7 +126,7 @@ def _block_errors(subject: QuantizerSubject, x: F32, parts: Parts) -> Any:
 
 @ROOM.check
 def check_zeros(subject: QuantizerSubject, profile: Profile) -> None:
-    """Zeros of both signs, sparse rows and single values among zeros; nothing but zeros comes back as zeros.
+    """Zeros of both signs, sparse rows and single values among zeros; rows of zeros are decoded to zeros.
 
     Pruned and padded rows are full of zeros. Typical faults: a division by a scale of zero, NaN from a group of
     zeros, a stored zero point of 0 that becomes 15, the sign bit of -0.0 taken for a code.
@@ -143,7 +143,7 @@ def check_zeros(subject: QuantizerSubject, profile: Profile) -> None:
 def check_constants(subject: QuantizerSubject, profile: Profile) -> None:
     """Rows of one value, where maximum and minimum are the same.
 
-    And rows that differ from one value by a few units in the last place. Typical fault: a range of zero, divided by.
+    Also rows that differ from one value by a few units in the last place. Typical fault: division by a range of zero.
     """
     judge_kind("constants", subject, profile)
 
@@ -152,50 +152,49 @@ def check_constants(subject: QuantizerSubject, profile: Profile) -> None:
 def check_one_sided(subject: QuantizerSubject, profile: Profile) -> None:
     """Rows that are all positive, all negative, or far from zero.
 
-    Whether a range has to hold zero differs from format to format, and so does what the scale of an all-negative
-    group is taken from.
+    Formats differ in whether a range must include zero, and in how the scale of an all-negative group is computed.
     """
     judge_kind("one_sided", subject, profile)
 
 
 @ROOM.check
 def check_ties(subject: QuantizerSubject, profile: Profile) -> None:
-    """Values half way between two levels round as the format says; and those one unit beside it.
+    """Values midway between two levels, and one unit in the last place beside it, are rounded as specified.
 
-    Half to even in MLX and OpenVINO, half away from zero in ggml and ONNX Runtime. Scales are powers of two here, so
-    that the ties are ties in float32. Besides, the very threshold between two codes is searched with the reference,
-    and the two neighbouring floats on its sides are encoded. Typical faults: the other rounding, `floor(x + 0.5)`,
-    a product with the reciprocal in place of a division.
+    MLX and OpenVINO round half to even, ggml and ONNX Runtime half away from zero. Scales are powers of two here, so
+    that ties are exact in float32. In addition, the exact threshold between two codes is searched for with the
+    reference, and the floats on both sides are encoded. Typical faults: the other rounding, `floor(x + 0.5)`, a product
+    with the reciprocal instead of a division.
     """
     judge_kind("ties", subject, profile)
 
 
 @ROOM.check
 def check_saturation(subject: QuantizerSubject, profile: Profile) -> None:
-    """The ends of the grid and huge values neither wrap around nor lose a level.
+    """Values at the ends of the grid and huge values neither wrap around nor lose a level.
 
-    The largest magnitude with either sign, several times; every value at an end; rows up to the largest float32.
-    Typical faults: 16 that becomes 0 in a nibble, -128 that becomes 127, `max - min` that overflows.
+    Tried with the largest magnitude in both signs, several times; every value at an end; rows up to the largest
+    float32. Typical faults: 16 that becomes 0 in a nibble, -128 that becomes 127, `max - min` that overflows.
     """
     judge_kind("saturation", subject, profile)
 
 
 @ROOM.check
 def check_subnormals(subject: QuantizerSubject, profile: Profile) -> None:
-    """Subnormal values, and scales that underflow, are not flushed to zero where the format does not.
+    """Subnormal values and scales that underflow are flushed to zero only if the format does so.
 
-    Float16 scales are subnormal below 6.1e-5, which real weights reach. Typical faults: a processor set to flush to
-    zero, a floor under the scale.
+    Float16 scales are subnormal below 6.1e-5, which real weights reach. Typical faults: a processor in flush-to-zero
+    mode, a lower limit on the scale.
     """
     judge_kind("subnormals", subject, profile)
 
 
 @ROOM.check
 def check_shapes(subject: QuantizerSubject, profile: Profile) -> None:
-    """One row, one block, many rows, long rows, odd numbers of blocks, and ragged tails where the format allows them.
+    """One row, one block, many rows, long rows, odd numbers of blocks, and incomplete last blocks if allowed.
 
-    Typical faults: the tail takes the scale of the group before it, the last row of a partial chunk, a buffer that
-    ends at 4096 columns, two zero points a byte and an odd number of them.
+    Typical faults: an incomplete block that gets the scale of the previous one, a wrong last row of a partial chunk, a
+    buffer that ends at 4096 columns, an odd number of zero points with two per byte.
     """
     for cols in (*widths(subject.precision), _long(subject)):
         for rows in (1, 3, 37) if cols < 4096 else (2,):
@@ -204,7 +203,7 @@ def check_shapes(subject: QuantizerSubject, profile: Profile) -> None:
 
 
 def _long(subject: QuantizerSubject) -> int:
-    """Columns of a long row: blocks in an odd number, beyond the buffers that kernels keep."""
+    """Return the columns of a long row: an odd number of blocks, larger than the buffers of kernels."""
     block = unit(subject.precision)
     return block * (8192 // block + 1)
 
@@ -213,7 +212,7 @@ def _long(subject: QuantizerSubject) -> int:
 def check_bound_everywhere(subject: QuantizerSubject, profile: Profile) -> None:
     """The bound holds on every family of rows: ties, ends of the grid, zeros, constants, subnormals, huge values.
 
-    For those that claim ``exact`` the reference's bound is checked here, so that the claim is worth something.
+    If the claim is ``exact``, the reference's bound is checked.
     """
     require_encoder(subject)
     for kind in _samples.KINDS:
@@ -223,11 +222,11 @@ def check_bound_everywhere(subject: QuantizerSubject, profile: Profile) -> None:
 
 @ROOM.check
 def check_exact_on_examples(subject: QuantizerSubject, profile: Profile) -> None:
-    """As `check_exact` (or the bound), on examples that hypothesis draws and shrinks.
+    """The claim (exact bytes or the bound) holds on examples that hypothesis draws and shrinks.
 
-    `edgekit.testing.strategies.tensors` draws them: a distribution, or a block value by value. 25 examples at the
-    quick profile, 300 at the default one, a million at the deep one. What fails shrinks to one block in which
-    everything that does not matter is zero.
+    `edgekit.testing.strategies.tensors` draws them: from a distribution, or a block value by value. There are 25
+    examples in the quick profile, 300 in the default one, and a million in the deep one. A failing example shrinks to
+    one block with zeros wherever the value does not matter.
     """
     require_encoder(subject)
     for first in range(0, profile.examples, _BATCH):
@@ -258,10 +257,10 @@ def _examples(subject: QuantizerSubject, count: int, seed: int) -> None:
 
 @ROOM.check
 def check_importance(subject: QuantizerSubject, profile: Profile) -> None:
-    """An importance matrix, one with zeros too, is used as the reference uses it, or ignored as it does.
+    """An importance matrix, also one with zeros, is used or ignored as by the reference.
 
-    Columns that never fired have an importance of zero. Formats that know none ignore it. Typical faults: the matrix
-    ignored, the importance of the first block used for all, a division by a sum of zero.
+    Columns whose input is always zero have an importance of zero. Formats without weighting ignore the importance.
+    Typical faults: an ignored importance, the importance of the first block used for all, a division by a sum of zero.
     """
     require_encoder(subject)
     for sample in samples(subject.precision, "ordinary", profile.rows, 1):
@@ -271,10 +270,10 @@ def check_importance(subject: QuantizerSubject, profile: Profile) -> None:
 
 @ROOM.check
 def check_source_types(subject: QuantizerSubject, profile: Profile) -> None:
-    """Where it takes rows of float16 and bfloat16: those as well, subnormal ones among them.
+    """Rows of float16 and bfloat16, including subnormal values, satisfy the claim if the quantizer accepts them.
 
-    MLX and ONNX Runtime compute in the type of the weights, so that a float16 source has other codes than its
-    float32 copy. An encoder with `Traits.widens` takes them too, and gives the codes of their float32 copy. Typical
+    MLX and ONNX Runtime compute in the dtype of the weights, so that a float16 source gets other codes than its
+    float32 copy. An encoder with `Traits.widens` accepts them too, and returns the codes of the float32 copy. Typical
     faults: every source is widened; subnormal numbers are widened to zero.
     """
     depends = reference(subject.precision).traits.source_dtypes
@@ -301,10 +300,10 @@ def _source_types() -> Iterator[Any]:
 
 @ROOM.check
 def check_nonfinite(subject: QuantizerSubject, profile: Profile) -> None:
-    """NaN and both infinities are treated alike, and never reach another row.
+    """NaN and both infinities are treated alike, and do not change the codes of other rows.
 
-    `edgekit.encode` refuses them before it calls, so that a quantizer may refuse all three (with a `ValueError`) or
-    none. Typical faults: NaN refused and infinity encoded, one NaN that spoils the whole matrix.
+    `edgekit.encode` refuses them before it calls a quantizer, so that a quantizer may refuse all three (with a
+    `ValueError`) or none. Typical faults: NaN refused but infinity encoded, one NaN that changes the whole matrix.
     """
     x = normal(subject)
     clean = encode(subject, x)
@@ -337,11 +336,11 @@ def _others_untouched(clean: Parts, parts: Parts, value: float, rows: int) -> No
 
 @ROOM.check
 def check_checked(subject: QuantizerSubject, profile: Profile) -> None:
-    """Its own `encode_checked`, if it has one, gives the parts of `encode`, and None for all that may be refused.
+    """The quantizer's `encode_checked`, if it has one, returns the parts of `encode`, or None for invalid rows.
 
-    A kernel may vouch for its rows while it encodes them, which saves edgekit a pass over them. It gives None where a
-    value is not finite, or so large that a scale could overflow, and edgekit then decides. Typical fault: a NaN in
-    the last lane, which a maximum does not see.
+    A kernel may check its rows while it encodes them, which saves edgekit a pass over them. It must return None if a
+    value is not finite, or so large that a scale could overflow; edgekit then decides. Typical fault: a NaN in the last
+    lane, which a maximum ignores.
     """
     checked = getattr(subject.quantizer, "encode_checked", None)
     if checked is None:

@@ -1,4 +1,4 @@
-"""MLX behind the same server, asked by OpenAI's client."""
+"""MLX, ONNX Runtime and OpenVINO behind the same server, asked by OpenAI's client."""
 
 from __future__ import annotations
 
@@ -23,23 +23,29 @@ TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
 MESSAGES = [{"role": "user", "content": "Once upon a time"}]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample model with a chat template, as an MLX directory, float32."""
+#: runtime -> format, and the type of what is not quantized.
+RUNTIMES = {"mlx": ("mlx", "F32"), "onnxruntime": ("onnx", None), "openvino": ("openvino", None)}
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A runtime, and the sample model with a chat template in its format."""
+    name, dtype = RUNTIMES[request.param]
     folder = tmp_path_factory.mktemp("model")
     shutil.copytree(sample.path(), folder / "hf")
     config = folder / "hf" / "tokenizer_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": TEMPLATE}))
-    return edgekit.convert(folder / "hf", folder / "tales", format="mlx", dtype="F32").path
+    return request.param, edgekit.convert(folder / "hf", folder / "tales", format=name, dtype=dtype).path
 
 
-def test_the_public_client(model: Path, tmp_path: Path):
-    with edgekit.load(model, "mlx") as runtime:
+def test_the_public_client(served: tuple[str, Path], tmp_path: Path):
+    name, model = served
+    with edgekit.load(model, name) as runtime:
         wanted = runtime.generate("Once upon a time", max_tokens=20)
         vector = runtime.embed("Once upon a time")  # type: ignore[attr-defined]
     options: Any = {"model": "tales", "max_tokens": 20, "temperature": 0}
     with servers(tmp_path) as start:
-        server = start("serve", model, "--port", 0, "--runtime", "mlx")
+        server = start("serve", model, "--port", 0, "--runtime", name)
         with openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0) as client:
             said = client.completions.create(prompt="Once upon a time", **options)
             assert (said.choices[0].text, said.choices[0].finish_reason) == (wanted, "length")

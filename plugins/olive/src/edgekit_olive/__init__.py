@@ -1,0 +1,77 @@
+"""ONNX and ONNX Runtime for edgekit: the format, MatMulNBits to the bit, and the runtime.
+
+This module registers what the plugin provides by name and imports neither onnx nor the modules behind the names.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+from edgekit.plugin.hookspecs import Register, hookimpl
+from edgekit_olive.modes import NATIVE, attribute
+
+edgekit_api = (1, 0)
+
+#: Names of the recipes; each is an attribute of `recipes`.
+RECIPES = (
+    *(f"MATMUL_NBITS_{bits}{group}" for bits in (2, 4, 8) for group in ("", "_G16", "_G64", "_G128")),
+    *(f"MATMUL_NBITS_{bits}_ASYM{group}" for bits in (4, 8) for group in ("", "_G16", "_G64", "_G128")),
+    "INT8_CHANNEL",
+)
+
+#: Largest difference of logits from the numpy forward pass, in standard deviations of the logits. MatMulNBits rounds
+#: activations to 8 bits only at accuracy level 4; edgekit writes level 0, float32.
+TOLERANCE = 1e-4
+
+
+def _installed(package: str) -> bool:
+    """Return whether a package is installed; the plugin registers nothing that needs a missing one."""
+    return importlib.util.find_spec(package) is not None
+
+
+@hookimpl
+def edgekit_register_formats(register: Register) -> None:
+    """Register the formats that read ONNX files, and write decoders with ONNX Runtime's or with standard operators."""
+    register("onnx", "edgekit_olive.format:OnnxFormat")
+    register("onnx-portable", "edgekit_olive.format:PortableFormat", refines=("onnx",))
+
+
+@hookimpl
+def edgekit_register_quantizers(register: Register) -> None:
+    """Register ONNX Runtime's quantizer as a backend: exact, and used only on request."""
+    for name in NATIVE if _installed("onnxruntime") else ():
+        register(name, f"edgekit_olive.native:{attribute(name)}", claim="exact", speed=0.1)
+
+
+@hookimpl
+def edgekit_register_recipes(register: Register) -> None:
+    """Register the recipes in `RECIPES`: one width for all weight matrices."""
+    for name in RECIPES:
+        register(name, f"edgekit_olive.recipes:{name}", formats=("onnx", "onnx-portable"))
+
+
+@hookimpl
+def edgekit_register_runtimes(register: Register) -> None:
+    """Register the runtime for ONNX models, if onnxruntime is installed."""
+    if _installed("onnxruntime"):
+        target = "edgekit_olive.runtime:open_runtime"
+        register("onnxruntime", target, formats=("onnx", "onnx-portable"), speed=10, tolerance=TOLERANCE)
+
+
+@hookimpl
+def edgekit_register_devices(register: Register) -> None:
+    """Register the list of execution providers of the installed ONNX Runtime."""
+    if _installed("onnxruntime"):
+        register("onnxruntime", "edgekit_olive.library:devices")
+
+
+__all__ = [
+    "RECIPES",
+    "TOLERANCE",
+    "edgekit_api",
+    "edgekit_register_devices",
+    "edgekit_register_formats",
+    "edgekit_register_quantizers",
+    "edgekit_register_recipes",
+    "edgekit_register_runtimes",
+]

@@ -1,0 +1,63 @@
+"""Access to the packages onnx and onnxruntime, which are imported on first use without log output; and the devices."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import sys
+from typing import Any
+
+from edgekit.errors import MissingPluginError
+from edgekit.files.memory import refuse_shortage
+
+_CURE = "pip install edgekit-olive"
+#: onnxruntime's log level: only fatal errors. Other errors are raised, and edgekit reports them.
+FATAL_ONLY = 4
+
+
+@functools.cache
+def onnx() -> Any:
+    """Return the package onnx.
+
+    Raises:
+        MissingPluginError: onnx is not installed.
+    """
+    return _import("onnx")
+
+
+@functools.cache
+def onnxruntime() -> Any:
+    """Return the package onnxruntime; raises as `onnx`."""
+    package = _import("onnxruntime")
+    package.set_default_logger_severity(FATAL_ONLY)
+    return package
+
+
+def _import(name: str) -> Any:
+    if name in sys.modules:
+        return sys.modules[name]
+    try:
+        return importlib.import_module(name)
+    except (ImportError, MemoryError, OSError, RuntimeError) as error:
+        refuse_shortage(error, f"importing {name}")
+        if importlib.util.find_spec(name) is not None:
+            raise MissingPluginError(
+                f"the package {name} is installed, but cannot be imported ({error!s:.300}); install it again: {_CURE}"
+            ) from error
+        raise MissingPluginError(f"this needs the package {name}, which is not installed; {_CURE}") from error
+
+
+def last_line(error: Exception) -> str:
+    """Return the last line of an error's message, without the source locations that onnxruntime puts before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][-300:] if lines else type(error).__name__
+
+
+def devices() -> list[str]:
+    """Return one line per execution provider that the installed onnxruntime can use."""
+    package = onnxruntime()
+    return [f"{name}: ONNX Runtime {package.__version__}" for name in package.get_available_providers()]
+
+
+__all__ = ["FATAL_ONLY", "devices", "last_line", "onnx", "onnxruntime"]

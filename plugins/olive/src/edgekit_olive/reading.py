@@ -1,0 +1,482 @@
+"""Reads and checks an ONNX file; its constants become tensors, quantized ones with their codes.
+
+A quantized weight is recognised by the operator that decodes it, whatever program wrote the graph: MatMulNBits and
+GatherBlockQuantized with constant codes, and DequantizeLinear of constant codes with a grid of
+`edgekit.reference.onnx`. It has the name of the codes without ``.B`` or ``.codes``. Codes in a precision that edgekit
+lacks are read as integers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+
+from edgekit.errors import InvalidFileError, MissingFileError, UnknownPrecisionError, UnsupportedModelError
+from edgekit.files.foreign import CURE, member, native, readable, shown
+from edgekit.files.reader import Reader
+from edgekit.formats import part_layouts
+from edgekit.precision import Precision, find_precision
+from edgekit.recipe import fits
+from edgekit.tensor import AnyTensor, EncodedTensor, Tensor, carrier
+from edgekit.typing import Array
+from edgekit_olive.dialect import inward
+from edgekit_olive.elements import ELEMENTS, PACKED
+from edgekit_olive.library import onnx
+from edgekit_olive.weights import EXPERT
+
+#: Largest size in bytes of a graph without its weights' file: protobuf's limit.
+LIMIT = (2 << 30) - 1
+_SUFFIXES = (".B", ".codes", ".rows")
+_DTYPES = {name: dtype for dtype, name in ELEMENTS.items()}
+
+
+@attrs.frozen
+class Constant:
+    """An initializer.
+
+    Attributes:
+        name: its name in the graph.
+        element: name of its `TensorProto.DataType`.
+        shape: its shape in elements.
+        reader: the reader of the file with its bytes; None if they are in `content`.
+        offset: position of its bytes in that file.
+        content: the bytes of a constant inside the graph.
+    """
+
+    name: str
+    element: str
+    shape: tuple[int, ...]
+    reader: Reader | None = attrs.field(default=None, repr=False)
+    offset: int = 0
+    content: bytes = attrs.field(default=b"", repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all elements."""
+        return constant_bytes(self.element, self.shape)
+
+    def read(self, start: int, nbytes: int) -> Array:
+        """Return `nbytes` of the bytes from `start` on, uint8."""
+        if self.reader is not None:
+            return self.reader.read(self.offset + start, nbytes, self.name)
+        return np.frombuffer(self.content, np.uint8, nbytes, start)
+
+
+@attrs.frozen
+class Parsed:
+    """A graph and its constants.
+
+    Attributes:
+        path: the graph's file.
+        proto: the `onnx.ModelProto`.
+        constants: the constants by name, in the file's order.
+        files: the files with the constants' bytes, beside the graph.
+    """
+
+    path: Path
+    proto: Any
+    constants: Mapping[str, Constant]
+    files: tuple[Path, ...]
+
+
+def parse(path: Path) -> Parsed:
+    """Read a graph, and check the types, shapes and positions of its constants; no values are read.
+
+    Raises:
+        InvalidFileError: the file is not a model, a constant ends beyond its file, or external data are outside the
+            model's directory.
+        MissingFileError: the file, or one with external data, does not exist.
+        UnsupportedModelError: the installed onnx does not support an opset.
+    """
+    library, content = onnx(), _content(path)
+    with native(f"{path}: parsing it with onnx"):
+        try:
+            proto = library.load_model_from_string(content)
+        except Exception as error:  # protobuf's DecodeError, which depends on the implementation
+            raise InvalidFileError(f"{path}: not an ONNX model ({type(error).__name__}); {CURE}") from error
+    if not proto.HasField("graph") or not proto.ir_version:
+        raise InvalidFileError(f"{path}: not an ONNX model: it has no graph; {CURE}")
+    _check_names(proto, path)
+    _check_opsets(proto, path)
+    files: dict[str, Reader] = {}
+    constants: dict[str, Constant] = {}
+    for tensor in proto.graph.initializer:
+        constant = _constant(tensor, path, files)
+        if constant.name in constants:
+            raise InvalidFileError(f"{path}: two constants are called {readable(constant.name)}; {CURE}")
+        constants[constant.name] = constant
+    return Parsed(path, proto, constants, tuple(path.parent / name for name in files))
+
+
+def _content(path: Path) -> bytes:
+    content = Reader(path).read_bytes(0, LIMIT + 1)
+    if len(content) > LIMIT:
+        raise InvalidFileError(f"{path}: larger than the {LIMIT:,} bytes of a protobuf; {CURE}")
+    return content
+
+
+def _check_names(proto: Any, path: Path) -> None:
+    """Raise an error for names that are not UTF-8, which protobuf returns as bytes."""
+    graph = proto.graph
+    names = [name for node in graph.node for name in (*node.input, *node.output, node.op_type, node.domain)]
+    names += [tensor.name for tensor in graph.initializer]
+    names += [
+        text for tensor in graph.initializer for entry in tensor.external_data for text in (entry.key, entry.value)
+    ]
+    names += [text for entry in proto.metadata_props for text in (entry.key, entry.value)]
+    names += [opset.domain for opset in proto.opset_import]
+    if not all(isinstance(name, str) for name in names):
+        raise InvalidFileError(f"{path}: a name in the graph is no UTF-8; {CURE}")
+
+
+def _check_opsets(proto: Any, path: Path) -> None:
+    known = onnx().defs.onnx_opset_version()
+    for opset in proto.opset_import:
+        if opset.domain in ("", "ai.onnx") and opset.version > known:
+            raise UnsupportedModelError(
+                f"{path}: its opset is {opset.version}, the installed onnx knows up to {known}; pip install -U onnx"
+            )
+
+
+def _constant(tensor: Any, path: Path, files: dict[str, Reader]) -> Constant:
+    library = onnx()
+    name, shape = tensor.name, tuple(tensor.dims)
+    where = f"{path}: constant {readable(name)}"
+    if any(size < 0 for size in shape) or math.prod(shape) >= 1 << 62:
+        raise InvalidFileError(f"{where} has the shape {list(shape)}; {CURE}")
+    try:
+        element = library.TensorProto.DataType.Name(tensor.data_type)
+    except ValueError as error:
+        raise UnsupportedModelError(f"{where} has the unknown type {tensor.data_type}; pip install -U onnx") from error
+    if tensor.data_location == library.TensorProto.EXTERNAL:
+        return _external(tensor, element, shape, path, files)
+    if element in _DTYPES or element in PACKED:
+        content = tensor.raw_data or _typed(tensor, where)
+        wanted = constant_bytes(element, shape)
+        if len(content) != wanted:
+            raise InvalidFileError(
+                f"{where} has {len(content):,} bytes, {element} {list(shape)} takes {wanted:,}; {CURE}"
+            )
+        return Constant(name, element, shape, content=content)
+    return Constant(name, element, shape)
+
+
+def _typed(tensor: Any, where: str) -> bytes:
+    """Return the bytes of a constant that is stored in protobuf's typed fields."""
+    if not math.prod(tensor.dims):
+        return b""
+    try:
+        array = onnx().numpy_helper.to_array(tensor)
+    except (TypeError, ValueError) as error:
+        raise InvalidFileError(f"{where} is malformed: {error!s:.200}; {CURE}") from error
+    made: bytes = onnx().numpy_helper.from_array(np.ascontiguousarray(array)).raw_data
+    return made
+
+
+def _external(tensor: Any, element: str, shape: tuple[int, ...], path: Path, files: dict[str, Reader]) -> Constant:
+    where = f"{path}: constant {readable(tensor.name)}"
+    given = {entry.key: entry.value for entry in tensor.external_data}
+    location = given.get("location", "")
+    if location not in files:
+        files[location] = Reader(_beside(path.parent, location, where))
+    offset, length = (_size(given.get(key, "0"), key, where) for key in ("offset", "length"))
+    wanted = constant_bytes(element, shape)
+    if "length" in given and length != wanted:
+        raise InvalidFileError(f"{where} has {length:,} bytes, {element} {list(shape)} takes {wanted:,}; {CURE}")
+    size = files[location].size
+    if offset + wanted > size:
+        raise InvalidFileError(
+            f"{where} ends at {offset + wanted:,} of {path.parent / location}, which has {size:,} bytes; {CURE}"
+        )
+    return Constant(tensor.name, element, shape, files[location], offset)
+
+
+def _beside(directory: Path, location: str, where: str) -> Path:
+    path = member(directory, location)
+    if path is None:
+        raise MissingFileError(f"{where} lies in {shown(location)}, which is not beside the graph; fetch that file too")
+    if os.stat(path).st_nlink > 1 and not path.is_symlink():
+        raise InvalidFileError(
+            f"{path}: a hard link, whose other name may lie outside the directory; copy the file itself here"
+        )
+    return path
+
+
+def _size(text: str, key: str, where: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise InvalidFileError(f"{where} has the {key} {shown(text)}, which is no number of bytes; {CURE}")
+    return int(text)
+
+
+def constant_bytes(element: str, shape: Sequence[int]) -> int:
+    """Return the bytes of a constant; 0 for types without a fixed size (strings)."""
+    if element in PACKED:
+        return -(-math.prod(shape) * PACKED[element] // 8)
+    return math.prod(shape) * carrier(_DTYPES[element]).itemsize if element in _DTYPES else 0
+
+
+def tensors(parsed: Parsed) -> dict[str, AnyTensor]:
+    """Return the tensors of a graph by name; no values are read.
+
+    Integers of less than two dimensions and scalars are left out.
+    """
+    read: dict[str, AnyTensor] = {}
+    used: set[str] = set()
+    for weight in _quantized(parsed):
+        used |= {part.name for part in weight.parts.values()}
+        read.setdefault(weight.name, weight.tensor())
+    for name, constant in parsed.constants.items():
+        if name not in used and name not in read and _is_weight(constant):
+            read[name] = _plain(constant)
+    return stacked(read)
+
+
+def stacked(read: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
+    """Return the tensors with the matrices of experts, which are separate in the graph, joined to stacks."""
+    whole: dict[str, AnyTensor] = {}
+    experts: dict[str, dict[int, AnyTensor]] = {}
+    for name, tensor in read.items():
+        stem, found, number = name.rpartition(EXPERT)
+        if found and number.isdecimal() and len(number) < 7:
+            experts.setdefault(stem, {})[int(number)] = tensor
+        else:
+            whole[name] = tensor
+    for stem, parts in experts.items():
+        joined = _joined(stem, [parts[number] for number in sorted(parts)], sorted(parts))
+        whole |= {f"{stem}{EXPERT}{n}": part for n, part in parts.items()} if joined is None else {stem: joined}
+    return whole
+
+
+def _joined(name: str, parts: Sequence[AnyTensor], numbers: Sequence[int]) -> AnyTensor | None:
+    """Return a stack [experts, out, in] of matrices; None if they differ in precision or shape."""
+    first = parts[0]
+    alike = {(type(p), p.shape, p.precision if isinstance(p, EncodedTensor) else p.dtype) for p in parts}
+    if len(alike) > 1 or list(numbers) != list(range(len(parts))):
+        return None
+    shape, rows = (len(parts), *first.shape), first.rows
+
+    def pieces(start: int, stop: int) -> Iterator[tuple[Any, int, int]]:
+        for number in range(start // rows, -(-stop // rows)):
+            yield parts[number], max(0, start - number * rows), min(rows, stop - number * rows)
+
+    if isinstance(first, Tensor):
+        return Tensor(
+            name, shape, first.dtype, lambda a, b: np.concatenate([p.read_rows(i, j) for p, i, j in pieces(a, b)])
+        )
+
+    def read_parts(start: int, stop: int) -> dict[str, Array]:
+        read = [part.read_parts(i, j) for part, i, j in pieces(start, stop)]
+        return {key: np.concatenate([part[key] for part in read]) for key in read[0]}
+
+    nbytes = sum(part.nbytes for part in parts)
+    return EncodedTensor(name, shape, first.precision, nbytes, read_parts, first.sliceable)
+
+
+def _is_weight(constant: Constant) -> bool:
+    if constant.element not in _DTYPES or math.prod(constant.shape) < 2:
+        return False
+    if constant.name.startswith("constant."):  # of edgekit's own graphs
+        return False
+    return "FLOAT" in constant.element or constant.element == "DOUBLE" or len(constant.shape) > 1
+
+
+def _plain(constant: Constant) -> Tensor:
+    dtype, shape = _DTYPES[constant.element], constant.shape
+    cols = shape[-1] if shape else 1
+    row = cols * carrier(dtype).itemsize
+
+    def read_rows(start: int, stop: int) -> Array:
+        return constant.read(start * row, (stop - start) * row).view(carrier(dtype)).reshape(stop - start, cols)
+
+    return Tensor(constant.name, shape, dtype, read_rows)
+
+
+@attrs.frozen
+class _Weight:
+    """Constants that dequantize one weight.
+
+    Attributes:
+        name: name of the weight.
+        precision: its precision.
+        shape: shape of the dequantized weight.
+        parts: the constants, by the reference's names of the parts.
+        standard: whether its codes are stored for DequantizeLinear; see `edgekit_olive.dialect`.
+    """
+
+    name: str
+    precision: Precision
+    shape: tuple[int, ...]
+    parts: Mapping[str, Constant]
+    standard: bool = False
+
+    def tensor(self) -> EncodedTensor:
+        layouts = part_layouts(self.precision, self.shape) or {}
+        rows = math.prod(self.shape[:-1])
+
+        def read_parts(start: int, stop: int) -> dict[str, Array]:
+            return {key: self._read(key, layouts[key].shape, start, stop, rows) for key in self.parts}
+
+        nbytes = sum(part.nbytes for part in self.parts.values())
+        sliceable = self.precision.rowwise and rows > 0
+        return EncodedTensor(self.name, self.shape, self.precision, nbytes, read_parts, sliceable)
+
+    def _read(self, key: str, shape: tuple[int, ...], start: int, stop: int, rows: int) -> Array:
+        part = self.parts[key]
+        begin, nbytes = 0, part.nbytes
+        if self.precision.rowwise and shape and shape[0] == rows:
+            row = part.nbytes // rows
+            begin, nbytes, shape = start * row, (stop - start) * row, (stop - start, *shape[1:])
+        values = part.read(begin, nbytes)
+        if part.element not in PACKED and key not in ("B", "zero_points"):
+            dtype = _DTYPES[part.element]
+            values = values.view(_native(dtype))
+        return inward(values, key, self.precision, not self.standard).reshape(shape)
+
+
+def _native(dtype: str) -> Any:
+    if dtype != "bfloat16":
+        return np.dtype(dtype)
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def _quantized(parsed: Parsed) -> Iterator[_Weight]:
+    """Yield the weights that operators decode."""
+    casts = {node.output[0]: node.input[0] for node in parsed.proto.graph.node if node.op_type == "Cast"}
+
+    def constant(name: str) -> Constant | None:
+        return parsed.constants.get(casts.get(name, name))
+
+    for node in parsed.proto.graph.node:
+        given = {attribute.name: attribute.i for attribute in node.attribute}
+        inputs = [constant(name) for name in node.input]
+        weight: _Weight | None = None
+        match node.op_type:
+            case "MatMulNBits" if len(inputs) >= 3:
+                zero = inputs[3] if len(inputs) > 3 else None
+                block, bits = given.get("block_size", 0), given.get("bits", 4)
+                weight = _blocks(inputs[1], inputs[2], zero, bits, block, given.get("K", 0))
+            case "DequantizeLinear" if len(inputs) >= 2:
+                zero = inputs[2] if len(inputs) > 2 else None
+                weight = _linear(inputs[0], inputs[1], zero, given.get("axis", 1), given.get("block_size", 0))
+        if weight is not None and _agrees(weight):
+            yield weight
+    yield from _gathered(parsed, constant)
+    yield from _picked(parsed)
+
+
+def _gathered(parsed: Parsed, constant: Any) -> Iterator[_Weight]:
+    """Yield the embeddings that GatherBlockQuantized decodes."""
+    for node in parsed.proto.graph.node:
+        if node.op_type != "GatherBlockQuantized" or len(node.input) < 3:
+            continue
+        given = {attribute.name: attribute.i for attribute in node.attribute}
+        codes, scales = constant(node.input[0]), constant(node.input[2])
+        zero = constant(node.input[3]) if len(node.input) > 3 else None
+        block, bits = given.get("block_size", 128), given.get("bits", 4)
+        if codes is None or scales is None or codes.element != "UINT8" or len(codes.shape) != 2:
+            continue
+        cols = _sliced(parsed, node.output[0]) or codes.shape[1] * 8 // max(bits, 1)
+        weight = _blocks(codes, scales, zero, bits, block, cols)
+        if weight is not None and _agrees(weight):
+            yield weight
+
+
+def _sliced(parsed: Parsed, name: str) -> int:
+    """Return the row length to which a Slice truncates an output; 0 if none does. Blocks may extend beyond rows."""
+    for node in parsed.proto.graph.node:
+        if node.op_type == "Slice" and len(node.input) > 2 and node.input[0] == name:
+            end = parsed.constants.get(node.input[2])
+            if end is not None and (end.element, end.shape) == ("INT64", (1,)):
+                return int(end.read(0, 8).view(np.int64)[0])
+    return 0
+
+
+def _picked(parsed: Parsed) -> Iterator[_Weight]:
+    """Yield the embeddings of edgekit's own graphs whose rows are gathered before they are decoded."""
+    for name, codes in parsed.constants.items():
+        stem = name.removesuffix(".codes")
+        scale, zero = (parsed.constants.get(f"{stem}.{part}") for part in ("scale", "zero_point"))
+        if stem != name and codes.element in ("INT8", "UINT8") and zero is not None:
+            weight = _linear(codes, scale, zero, 0, 0)
+            if weight is not None and _agrees(weight):
+                yield weight
+
+
+def _blocks(
+    codes: Constant | None, scales: Constant | None, zero: Constant | None, bits: int, block: int, cols: int
+) -> _Weight | None:
+    """Return a weight of MatMulNBits; None if its constants do not match a precision."""
+    if codes is None or scales is None or not codes.shape or cols <= 0:
+        return None
+    precision = _precision(f"onnx:int{bits}-{'sym' if zero is None else 'asym'}-g{block}")
+    if precision is None:
+        return None
+    parts = {"B": codes, "scales": scales} | ({} if zero is None else {"zero_points": zero})
+    return _Weight(_stem(codes.name), precision, (codes.shape[0], cols), parts)
+
+
+def _linear(
+    codes: Constant | None, scale: Constant | None, zero: Constant | None, axis: int, block: int
+) -> _Weight | None:
+    """Return a weight of DequantizeLinear; None if its constants do not match a precision."""
+    if codes is None or scale is None or not codes.shape:
+        return None
+    stem, sym = _stem(codes.name), "sym" if zero is None else "asym"
+    rank = len(codes.shape)
+    if block and axis % rank == rank - 1 and codes.element in ("INT4", "UINT4", "INT8", "UINT8"):
+        if (codes.element[0] == "U") == (zero is None):
+            return None
+        precision = _precision(f"onnx:int{codes.element[-1]}-{sym}-g{block}")
+        parts = {"B": codes, "scales": scale} | ({} if zero is None else {"zero_points": zero})
+        return None if precision is None else _Weight(stem, precision, codes.shape, parts, standard=True)
+    parts = {"codes": codes, "scale": scale} | ({} if zero is None else {"zero_point": zero})
+    if block and rank == 2 and axis == 0 and codes.element in ("INT4", "UINT4"):
+        precision = _precision(f"onnx:qdq_int4-{sym}-g{block}")
+        return None if precision is None else _Weight(stem, precision, codes.shape[::-1], parts)
+    if block or codes.element not in ("INT8", "UINT8") or zero is None:
+        return None
+    where = "channel" if scale.shape == (math.prod(codes.shape[:-1]),) and axis == 0 else "tensor"
+    if where == "tensor" and scale.shape not in ((), (1,)):
+        return None
+    # A weight with a zero point has an asymmetric grid, of which a symmetric one is a special case.
+    precision = _precision(f"onnx:{codes.element.lower()}-asym-{where}")
+    return None if precision is None else _Weight(stem, precision, codes.shape, parts)
+
+
+def _agrees(weight: _Weight) -> bool:
+    """Return whether the constants have the sizes of the precision's parts."""
+    if not fits(weight.precision, weight.shape):
+        return False
+    layouts = part_layouts(weight.precision, weight.shape)
+    if layouts is None or layouts.keys() != weight.parts.keys():
+        return False
+    for key, layout in layouts.items():
+        part, count = weight.parts[key], math.prod(layout.shape)
+        if part.element in PACKED:
+            if part.nbytes != count:
+                return False
+        elif math.prod(part.shape) != count or (layout.dtype == "float32") != ("FLOAT" in part.element):
+            return False
+    return True
+
+
+def _precision(name: str) -> Precision | None:
+    try:
+        return find_precision(name)
+    except UnknownPrecisionError:
+        return None
+
+
+def _stem(name: str) -> str:
+    return next((name.removesuffix(suffix) for suffix in _SUFFIXES if name.endswith(suffix)), name)
+
+
+__all__ = ["LIMIT", "Constant", "Parsed", "constant_bytes", "parse", "tensors"]

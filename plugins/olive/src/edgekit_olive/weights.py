@@ -1,0 +1,208 @@
+"""Adds a model's tensors to a graph: constants beside it, and the nodes that compute with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from edgekit.precision import Precision
+from edgekit_olive.builder import Builder
+from edgekit_olive.elements import Stored, is_blockwise
+from edgekit_olive.library import onnx
+
+#: The file of the weights, beside the graph.
+DATA = "model.onnx.data"
+
+#: Separator between the name of a stack of experts and the index of an expert.
+EXPERT = ".expert."
+
+
+@attrs.frozen
+class Placed:
+    """A constant with its position in the file."""
+
+    stored: Stored
+    offset: int
+
+
+@attrs.frozen
+class Weight:
+    """A tensor of the model.
+
+    Attributes:
+        name: its name in the graph.
+        precision: its precision.
+        shape: its shape, outermost dimension first.
+        parts: its constants, by the reference's names of the parts.
+    """
+
+    name: str
+    precision: Precision
+    shape: tuple[int, ...]
+    parts: Mapping[str, Placed]
+
+
+@attrs.define(eq=False)
+class GraphWeights:
+    """Adds nodes for a model's tensors, by role.
+
+    Attributes:
+        builder: collects the nodes.
+        weights: the weights by role (``blk.0.attn_q.weight``).
+        fused: whether ONNX Runtime's own operators may be used.
+    """
+
+    builder: Builder
+    weights: Mapping[str, Weight]
+    fused: bool
+    _values: dict[str, str] = attrs.field(factory=dict, init=False)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes by role."""
+        return {role: weight.shape for role, weight in self.weights.items()}
+
+    def values(self, role: str) -> str:
+        """Return all values of a tensor, float32 in its shape."""
+        if role not in self._values:
+            self._values[role] = self._all(self.weights[role])
+        return self._values[role]
+
+    def rows(self, role: str, ids: str) -> str:
+        """Return the rows of a matrix for ids [batch, n], float32 [batch, n, cols]."""
+        weight = self.weights[role]
+        if weight.precision.convention == "float":
+            return self._widened(weight, self.builder.op("Gather", self._constant(weight, "values"), ids, axis=0))
+        if is_blockwise(weight.precision) and self.fused:
+            return self._gathered(weight, ids)
+        if is_blockwise(weight.precision) or weight.precision.kind == "qdq_int4":
+            return self.builder.op("Gather", self._dequantized(weight), ids, axis=0)
+        return self._picked(weight, ids)
+
+    def product(self, role: str, x: str, expert: int | None = None) -> str:
+        """Return ``x @ weight.T``, [..., out], with a matrix [out, in] or one of a stack [experts, out, in]."""
+        weight = self.weights[role]
+        if len(weight.shape) == 1:
+            column = self.builder.op("Unsqueeze", self.values(role), self.builder.ints([1]))
+            return self.builder.op("MatMul", x, column)
+        if is_blockwise(weight.precision) and self.fused:
+            return self._multiplied(weight, x, expert)
+        if weight.precision.kind == "qdq_int4":  # stored as [in, out]
+            return self.builder.op("MatMul", x, self._dequantized(weight, expert, transposed=True))
+        matrix = self._dequantized(weight, expert)
+        if self.fused:
+            return self.builder.fused("FusedMatMul", x, matrix, transB=1)
+        return self.builder.op("MatMul", x, self.builder.op("Transpose", matrix, perm=[1, 0]))
+
+    def _all(self, weight: Weight) -> str:
+        if is_blockwise(weight.precision) and self.fused:
+            builder, (rows, _) = self.builder, weight.shape
+            every = builder.op("Range", builder.ints(0), builder.ints(rows), builder.ints(1))
+            return self._gathered(weight, every)
+        return self._dequantized(weight)
+
+    # Operators on codes.
+
+    def _multiplied(self, weight: Weight, x: str, expert: int | None) -> str:
+        """Return the product of x with a weight, computed by MatMulNBits."""
+        parts = [self._constant(weight, "B", expert), self._scale(weight, "scales", expert)]
+        if "zero_points" in weight.parts:
+            parts.append(self._constant(weight, "zero_points", expert))
+        (rows, cols), precision = weight.shape[-2:], weight.precision
+        return self.builder.fused(
+            *("MatMulNBits", x, *parts), K=cols, N=rows, bits=precision.bits, block_size=precision.block
+        )
+
+    def _gathered(self, weight: Weight, ids: str) -> str:
+        """Return rows decoded by GatherBlockQuantized, truncated from whole blocks to the row length."""
+        builder, precision, (rows, cols) = self.builder, weight.precision, weight.shape
+        packed = weight.parts["B"]
+        flat = attrs.evolve(packed.stored, shape=(rows, packed.stored.nbytes // rows), name=f"{weight.name}.rows")
+        parts = [self._placed(attrs.evolve(packed, stored=flat)), ids, self._scale(weight, "scales")]
+        if "zero_points" in weight.parts:
+            parts.append(self._constant(weight, "zero_points"))
+        found = builder.fused(
+            *("GatherBlockQuantized", *parts),
+            bits=precision.bits,
+            block_size=precision.block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+        assert precision.block is not None
+        if cols % precision.block == 0:
+            return found
+        return builder.op("Slice", found, *map(builder.ints, ([0], [cols], [-1])))
+
+    def _picked(self, weight: Weight, ids: str) -> str:
+        """Return decoded rows of codes with one scale per row or per tensor."""
+        builder = self.builder
+        codes = builder.op("Cast", builder.op("Gather", self._constant(weight, "codes"), ids, axis=0), to=1)
+        zero = builder.op("Cast", self._constant(weight, "zero_point"), to=1)
+        scale = self._scale(weight, "scale")
+        if weight.precision.granularity == "channel":
+            zero, scale = (
+                builder.op("Unsqueeze", builder.op("Gather", each, ids, axis=0), builder.ints([-1]))
+                for each in (zero, scale)
+            )
+        return builder.op("Mul", builder.op("Sub", codes, zero), scale)
+
+    def _dequantized(self, weight: Weight, expert: int | None = None, *, transposed: bool = False) -> str:
+        """Return all values of a matrix or of one of a stack; with `transposed`, as [in, out] if stored so."""
+        precision = weight.precision
+        if precision.convention == "float":
+            return self._widened(weight, self._constant(weight, "values", expert))
+        builder = self.builder
+        codes = "B" if "B" in weight.parts else "codes"
+        scale = "scales" if "scales" in weight.parts else "scale"
+        zero = "zero_points" if "zero_points" in weight.parts else "zero_point"
+        inputs = [self._constant(weight, codes, expert), self._scale(weight, scale, expert)]
+        inputs += [self._constant(weight, zero, expert)] if zero in weight.parts else []
+        if precision.kind == "qdq_int4":
+            found = builder.op("DequantizeLinear", *inputs, axis=0, block_size=precision.block)
+            return found if transposed else builder.op("Transpose", found, perm=[1, 0])
+        if is_blockwise(precision):
+            return builder.op("DequantizeLinear", *inputs, axis=1, block_size=precision.block)
+        return builder.op("DequantizeLinear", *inputs, axis=0)
+
+    # Constants.
+
+    def _widened(self, weight: Weight, name: str) -> str:
+        return name if weight.precision.kind == "F32" else self.builder.op("Cast", name, to=1)
+
+    def _scale(self, weight: Weight, part: str, expert: int | None = None) -> str:
+        """Return scales as float32, the dtype of the products."""
+        name = self._constant(weight, part, expert)
+        return name if weight.parts[part].stored.element == "FLOAT" else self.builder.op("Cast", name, to=1)
+
+    def _constant(self, weight: Weight, part: str, expert: int | None = None) -> str:
+        placed = weight.parts[part]
+        if expert is None or not placed.stored.shape:
+            return self._placed(placed)
+        count, stored = weight.shape[0], placed.stored
+        nbytes = stored.nbytes // count
+        shape = stored.shape[1:] if len(stored.shape) == len(weight.shape) else stored.shape
+        if stored.shape[0] != count:
+            shape = (stored.shape[0] // count, *stored.shape[1:])
+        name = f"{weight.name}{EXPERT}{expert}{stored.name.removeprefix(weight.name)}"
+        one = attrs.evolve(stored, name=name, shape=shape, nbytes=nbytes)
+        return self._placed(Placed(one, placed.offset + expert * nbytes))
+
+    def _placed(self, placed: Placed) -> str:
+        stored, library = placed.stored, onnx()
+        if stored.name not in self.builder.initializers:
+            tensor = library.TensorProto()
+            tensor.name = stored.name
+            tensor.data_type = getattr(library.TensorProto, stored.element)
+            tensor.dims.extend(stored.shape)
+            tensor.data_location = library.TensorProto.EXTERNAL
+            given: dict[str, Any] = {"location": DATA, "offset": placed.offset, "length": stored.nbytes}
+            for key, value in given.items():
+                entry = tensor.external_data.add()
+                entry.key, entry.value = key, str(value)
+            self.builder.initializers[stored.name] = tensor
+        return stored.name
+
+
+__all__ = ["DATA", "EXPERT", "GraphWeights", "Placed", "Weight"]

@@ -1,0 +1,204 @@
+"""ONNX files of edgekit and of others: their weights with codes, and everything that is wrong with some.
+
+Run against onnx 1.23.2 and onnxruntime 1.32.0.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import attrs
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer, QuantFormat
+
+import edgekit
+from edgekit.architectures import ModelConfig
+from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, UnsupportedModelError
+from edgekit.tensor import EncodedTensor
+from edgekit.testing.models import artifact_of, random_model
+from edgekit_olive.format import OnnxFormat
+
+CONFIG = ModelConfig(
+    family="llama", layers=2, width=64, heads=4, kv_heads=2, head_dim=16, ffn=128, vocab=64, context=64,
+    norm_eps=1e-5, rope_theta=10000.0, attention_scale=0.25, rotary_dim=16,
+)  # fmt: skip
+RANDOM = np.random.default_rng(8)
+WEIGHT = RANDOM.standard_normal((64, 48)).astype(np.float32)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model of 4 bits."""
+    source = artifact_of(random_model(CONFIG), tmp_path / "memory")
+    return edgekit.quantize(source, "MATMUL_NBITS_4_ASYM", to=tmp_path / "model", format="onnx").path
+
+
+def small(path: Path, location: str | None = None, **external) -> Path:
+    """A graph with one product, its weight beside it if a location is given."""
+    weight = numpy_helper.from_array(WEIGHT, "weight")
+    if location is not None:
+        weight = TensorProto(name="weight", data_type=TensorProto.FLOAT, dims=WEIGHT.shape)
+        weight.data_location = TensorProto.EXTERNAL
+        for key, value in {"location": location, **external}.items():
+            weight.external_data.add(key=key, value=str(value))
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 64])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 48])
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "weight"], ["y"], "product")], "g", [x], [y], [weight])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    path.write_bytes(made.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("kind", [QuantFormat.QOperator, QuantFormat.QDQ])
+def test_codes_of_onnxruntime_are_read(kind, symmetric, bits, tmp_path):
+    """A graph that ONNX Runtime's own tool quantized: every weight as it decodes it."""
+    if kind is QuantFormat.QDQ and bits == 8:
+        pytest.skip("the tool writes 8-bit QDQ in a layout that the reference does not have")
+    tool = MatMulNBitsQuantizer(
+        onnx.load(small(tmp_path / "f.onnx")), block_size=32, is_symmetric=symmetric, bits=bits, quant_format=kind
+    )
+    tool.process()
+    tool.model.save_model_to_file(str(tmp_path / "q.onnx"))
+    tensors = edgekit.open(tmp_path / "q.onnx").tensors
+    (read,) = [tensor for tensor in tensors.values() if isinstance(tensor, EncodedTensor)]
+    name = f"int{bits}" if kind is QuantFormat.QOperator else "qdq_int4"
+    assert read.precision.name == f"onnx:{name}-{'sym' if symmetric else 'asym'}-g32"
+    session = onnxruntime.InferenceSession(str(tmp_path / "q.onnx"), providers=["CPUExecutionProvider"])
+    decoded = session.run(None, {"x": np.eye(64, dtype=np.float32)})[0]
+    # The operator of 4 bits rounds products once; a row of the identity picks each weight.
+    np.testing.assert_allclose(read.float32().T, decoded, atol=1e-2 * np.abs(WEIGHT).max())
+    again = edgekit.encode(np.ascontiguousarray(WEIGHT.T), read.precision.name)
+    for key, part in again.parts.items():
+        assert np.array_equal(np.asarray(read.read().parts[key]).reshape(part.shape), part), key
+
+
+def test_a_file_without_a_family_is_read_and_runs(tmp_path):
+    for name in ("logreg_iris.onnx", "mul_1.onnx", "sigmoid.onnx"):  # that onnxruntime ships
+        path = Path(onnxruntime.__file__).parent / "datasets" / name
+        artifact = edgekit.open(path)
+        assert artifact.format == "onnx"
+        with pytest.raises(UnsupportedModelError, match=r"without config\.json does not say its family"):
+            _ = artifact.model
+        with edgekit.load(artifact, "onnxruntime") as runtime:
+            given = {
+                key: np.ones([size or 1 for size in shape], {"float": np.float32}[kind])
+                for key, (kind, shape) in runtime.inputs.items()
+            }
+            wanted = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, given)
+            for ours, theirs in zip(runtime.infer(given).values(), wanted, strict=True):
+                assert np.array_equal(ours, theirs)
+
+
+def test_a_model_goes_back_to_hugging_face(model, tmp_path):
+    back = edgekit.convert(model, tmp_path / "hf", format="hf")
+    for role, tensor in edgekit.open(model).model.tensors.items():
+        assert np.array_equal(back.model.tensors[role].float32(), tensor.float32()), role
+
+
+def test_blocks_of_gguf_files_are_carried_over(tmp_path):
+    """Q4_0 and Q8_0 keep every code; K-quants, whose blocks have two scales, are decoded."""
+    source = artifact_of(random_model(CONFIG), tmp_path / "memory")
+    for recipe, precision in (("Q4_0", "onnx:int4-sym-g32"), ("Q8_0", "onnx:int8-sym-g32")):
+        file = edgekit.quantize(source, f"ggml:{recipe}", to=tmp_path / f"{recipe}.gguf", format="gguf")
+        made = edgekit.convert(file, tmp_path / recipe, format="onnx")
+        for role, tensor in made.model.tensors.items():
+            assert np.array_equal(tensor.float32(), edgekit.open(file.path).model.tensors[role].float32()), role
+        assert made.model.tensors["blk.0.ffn_up.weight"].precision.name == precision
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_k_quants_are_never_decoded_in_silence(format, tmp_path):
+    config = attrs.evolve(CONFIG, width=256, ffn=256, head_dim=64, rotary_dim=64, attention_scale=0.125)
+    source = artifact_of(random_model(config), tmp_path / "memory")
+    file = edgekit.quantize(source, "ggml:Q4_K", to=tmp_path / "m.gguf", format="gguf")
+    decoded = edgekit.convert(file, tmp_path / "decoded", format=format)
+    assert decoded.notes["decoded"] == "16 matrices quantized already (16 ggml:Q4_K) were decoded to floats"
+    again = edgekit.quantize(file, f"{format}:int8-asym-channel", to=tmp_path / "again", format=format)
+    assert "16 ggml:Q4_K) were quantized again" in again.notes["requantized"]
+
+
+# What is wrong with a file.
+
+
+def test_what_is_no_model(tmp_path):
+    path = tmp_path / "m.onnx"
+    for content in (b"\x08", b"\x08\x0a", b"\x08\xff\xff\xff", b"\x08" + bytes(1000)):
+        path.write_bytes(content)
+        with pytest.raises(InvalidFileError, match=r"m\.onnx: not an ONNX model"):
+            edgekit.open(path)
+
+
+@pytest.mark.parametrize("location", ["../weights", "/etc/hostname", "sub/weights", "", "..", "a\\b"])
+def test_external_data_stays_in_the_directory(location, tmp_path):
+    (tmp_path / "weights").write_bytes(WEIGHT.tobytes())
+    (tmp_path / "m").mkdir()
+    with pytest.raises(InvalidFileError, match="is not a plain file name"):
+        edgekit.open(small(tmp_path / "m" / "m.onnx", location))
+
+
+def test_links_out_of_the_directory(tmp_path):
+    (tmp_path / "weights").write_bytes(WEIGHT.tobytes())
+    (tmp_path / "m").mkdir()
+    os.symlink(tmp_path / "weights", tmp_path / "m" / "soft")
+    os.link(tmp_path / "weights", tmp_path / "m" / "hard")
+    with pytest.raises(InvalidFileError, match="the link leads out of the directory"):
+        edgekit.open(small(tmp_path / "m" / "a.onnx", "soft"))
+    with pytest.raises(InvalidFileError, match="a hard link, whose other name may lie outside"):
+        edgekit.open(small(tmp_path / "m" / "b.onnx", "hard"))
+
+
+def test_external_data_that_is_missing_or_short(tmp_path):
+    with pytest.raises(MissingFileError, match="constant weight lies in 'weights', which is not beside the graph"):
+        edgekit.open(small(tmp_path / "a.onnx", "weights"))
+    (tmp_path / "weights").write_bytes(WEIGHT.tobytes())
+    assert edgekit.open(small(tmp_path / "b.onnx", "weights")).tensors["weight"].shape == (64, 48)
+    with pytest.raises(InvalidFileError, match=r"constant weight ends at 12,292 of .*weights, which has 12,288 bytes"):
+        edgekit.open(small(tmp_path / "c.onnx", "weights", offset=4))
+    with pytest.raises(InvalidFileError, match=r"has 12 bytes, FLOAT \[64, 48\] takes 12,288"):
+        edgekit.open(small(tmp_path / "d.onnx", "weights", length=12))
+    for wrong in ("-1", "many", "9" * 30):
+        with pytest.raises(InvalidFileError, match=r"has the offset .*, which is no number of bytes"):
+            edgekit.open(small(tmp_path / "e.onnx", "weights", offset=wrong))
+
+
+def test_an_opset_of_the_future(tmp_path):
+    proto = onnx.load(small(tmp_path / "m.onnx"))
+    proto.opset_import[0].version = 999
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(UnsupportedModelError, match=r"its opset is 999, the installed onnx knows up to \d+"):
+        edgekit.open(tmp_path / "m.onnx")
+
+
+def test_an_operator_that_is_not_known(tmp_path):
+    proto = onnx.load(small(tmp_path / "m.onnx"))
+    proto.graph.node[0].op_type = "MatMulOfTomorrow"
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    artifact = edgekit.open(tmp_path / "m.onnx")
+    with pytest.raises(InvalidFileError, match=r"ONNX Runtime refuses it: .*MatMulOfTomorrow"):
+        edgekit.load(artifact, "onnxruntime")
+
+
+def test_damaged_files_are_refused_or_read(model, tmp_path):
+    """Whatever a byte becomes: a result or an error of edgekit's own, of a reasonable length."""
+    graph, rng = (model / "model.onnx").read_bytes(), random.Random(5)
+    taken = OnnxFormat()
+    for _ in range(300):
+        damaged = bytearray(graph)
+        for _ in range(rng.choice([1, 1, 2, 8])):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        if rng.random() < 0.2:
+            del damaged[rng.randrange(len(damaged)) :]
+        (model / "model.onnx").write_bytes(bytes(damaged))
+        try:
+            for tensor in taken.open(model).tensors.values():
+                tensor.read()
+        except EdgekitError as error:
+            assert len(str(error)) < 3000
