@@ -42,6 +42,7 @@ import openvino_compress  # noqa: E402
 import openvino_runtime  # noqa: E402
 import peers  # noqa: E402
 import quality  # noqa: E402
+import recurrent  # noqa: E402
 import whole  # noqa: E402
 from case import Case, Job, timed  # noqa: E402
 from memory import encode_report, streaming_report  # noqa: E402
@@ -62,6 +63,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "mlx-learned": mlx_learned.report,
     "openvino-compress": openvino_compress.report,
     "quality": lambda quick: chain(quality.report(quick), fit_quality.report(quick)),
+    "forward": recurrent.report,
     "seven-billion": lambda quick: whole.seven_billion(),
     "experts": lambda quick: experts.report(0.4, 1) if quick else experts.report(),
 }
