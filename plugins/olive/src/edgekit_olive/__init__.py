@@ -19,9 +19,9 @@ RECIPES = (
     "INT8_CHANNEL",
 )
 
-#: Of logits against the numpy forward pass, in their standard deviations. MatMulNBits rounds activations to 8 bits only
-#: where its accuracy level is 4; what edgekit writes leaves it at 0, float32.
-TOLERANCE = 1e-4
+#: Of logits against the numpy forward pass, in their standard deviations: by default MatMulNBits rounds activations to
+#: 8 bits, 0.12 on a random model of 225 MB in 4 bits. With ``exact=True``, and for weights in floats, it is 1e-4.
+TOLERANCE = 0.2
 
 
 def _installed(package: str) -> bool:
