@@ -154,7 +154,7 @@ def families() -> str:
 
 
 #: Operations that the OpenVINO plugin lacks; `tests/oracles/test_openvino_ops.py` compares with the plugin itself.
-OPENVINO_LACKS = ("delta_rule", "embed_positions", "pool", "route_sparsely", "scan")
+OPENVINO_LACKS = ("embed_positions", "pool", "route_sparsely")
 
 
 def _family(family: Family) -> str:

@@ -133,6 +133,24 @@ def test_openvino_computes_it_or_says_what_it_lacks(case, family, name, tmp_path
         assert oracles.relative(logits[0, -1], expected[seen - 1]) < TOLERANCE
 
 
+@pytest.mark.parametrize("family", ["qwen3_5", "granitemoehybrid"])
+def test_openvino_loops_over_tokens_are_the_same_every_time_and_ignore_padding(case, family, tmp_path):
+    """Names in a loop's body do not count what the process made before; padding leaves a recurrent state at zeros."""
+    folder, expected = case(family, "plain")
+    for name in ("one", "two"):
+        edgekit.convert(folder, tmp_path / name, format="openvino")
+    xml = "openvino_model.xml"
+    assert (tmp_path / "one" / xml).read_bytes() == (tmp_path / "two" / xml).read_bytes()
+    assert b'type="Loop"' in (tmp_path / "one" / xml).read_bytes()
+    compiled = openvino_cases.Compiled(tmp_path / "one" / xml)
+    n, ids = len(oracles.TOKENS), np.stack([oracles.TOKENS, np.roll(oracles.TOKENS, 5)])
+    mask = np.ones((2, n), np.int64)
+    mask[1, :5] = 0
+    padded = compiled(ids, mask)
+    assert oracles.relative(padded[0], expected) < TOLERANCE
+    assert oracles.relative(padded[1, 5:], expected[: n - 5]) < TOLERANCE
+
+
 @pytest.mark.parametrize(("family", "config", "message"), REFUSED)
 def test_what_llama_cpp_would_compute_otherwise_is_refused(family, config, message, tmp_path):
     oracles.saved_model(config, tmp_path / "hf")

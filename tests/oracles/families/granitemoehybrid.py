@@ -54,7 +54,6 @@ REFUSED = [
     (BASE | {"layer_types": None}, "no layer of the model has attention"),
     (BASE | {"time_step_limit": (0.001, 0.1)}, "edgekit knows null, or from 0 to infinity"),
 ]
-OPENVINO_LACKS = "scan"
 QUANTIZED = BASE | {
     "hidden_size": 256,
     "intermediate_size": 256,

@@ -44,7 +44,6 @@ REFUSED = [
         "have 32 elements and the value heads 16, and llama.cpp knows one size for both",
     ),
 ]
-OPENVINO_LACKS = "delta_rule"
 QUANTIZED = BASE | {
     "hidden_size": 256,
     "intermediate_size": 256,

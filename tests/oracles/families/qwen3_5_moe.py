@@ -44,7 +44,6 @@ CONFIGS = {
 REFUSED = [
     (BASE | {"linear_value_head_dim": 16}, "and llama.cpp knows one size for both"),
 ]
-OPENVINO_LACKS = "delta_rule"
 QUANTIZED = BASE | {
     "hidden_size": 256,
     "moe_intermediate_size": 256,

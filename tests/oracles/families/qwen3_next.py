@@ -41,7 +41,6 @@ REFUSED = [
         "norm_topk_prob of the model is False, and llama.cpp computes qwen3next files as if it were True",
     ),
 ]
-OPENVINO_LACKS = "delta_rule"
 QUANTIZED = BASE | {
     "hidden_size": 256,
     "moe_intermediate_size": 256,

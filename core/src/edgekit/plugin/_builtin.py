@@ -28,6 +28,8 @@ _FAMILIES = {
     "qwen3_moe": "Qwen3Moe",
     "mixtral": "Mixtral",
     "olmoe": "Olmoe",
+    "nemotron_h": "NemotronH",
+    "nemotron_h_moe": "NemotronHMoe",
     "phimoe": "PhiMoe",
     "smollm3": "SmolLm3",
     "olmo2": "Olmo2",

@@ -1,11 +1,11 @@
-"""Tensors that are quantized already, carried into MatMulNBits code by code where that changes no value.
+"""Converts quantized tensors of other formats to MatMulNBits without decoding them, where that changes no value.
 
     from                                    to
     ggml:Q4_0, Q4_1, Q8_0                   onnx:int4-sym-g32, int4-asym-g32, int8-sym-g32
-    openvino:int4-sym-g<n>, mlx:int4-g<n>   onnx's of the same group, where every value stays the same
+    openvino:int4-sym-g<n>, mlx:int4-g<n>   onnx's of the same group, if every value stays the same
 
-What `edgekit.bridges.relation` calls exact is carried row by row; what it makes depend on the tensor is tried on all of
-it, once. Everything else is decoded.
+If `edgekit.bridges.relation` is exact for two precisions, codes are converted row by row. If it depends on the tensor's
+values, the conversion is tried once on the whole tensor. All other tensors are decoded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgekit_olive.elements import storable
 
 
 def candidates(tensor: EncodedTensor) -> Iterator[Precision]:
-    """ONNX Runtime's precisions that might hold a tensor's values, the likeliest first."""
+    """Yield ONNX Runtime's precisions that may be able to hold a tensor's values, the likeliest first."""
     source = tensor.precision
     if source.bits not in (2, 4, 8):
         return

@@ -1,4 +1,4 @@
-"""Collects the nodes and constants of an ONNX graph; small constants are in it, weights lie in a file beside it."""
+"""Collects the nodes and constants of an ONNX graph; small constants are inside it, weights in a file beside it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ MICROSOFT = "com.microsoft"
 
 
 class Builder:
-    """A graph in the making. Values are known by name; a name depends on the order of the calls alone.
+    """A graph under construction. Values are identified by name; names depend only on the order of the calls.
 
     Args:
-        prefix: of every name, so that a graph inside another has names of its own.
+        prefix: prefix of every name, so that an inner graph has different names.
 
     Attributes:
-        nodes: in the order in which they compute.
-        initializers: constants, by name.
-        inputs, outputs: of the graph, in order.
+        nodes: the nodes in the order of computation.
+        initializers: the constants, by name.
+        inputs, outputs: the graph's inputs and outputs, in order.
     """
 
     def __init__(self, prefix: str = "") -> None:
@@ -37,17 +37,17 @@ class Builder:
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
     def op(self, kind: str, *inputs: str, domain: str = "", output: str | None = None, **attributes: Any) -> str:
-        """Add a node with one output; returns the output's name."""
+        """Add a node with one output; return the output's name."""
         return self.several(kind, inputs, [output or self.fresh(kind)], domain, **attributes)[0]
 
     def fused(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """Add one of ONNX Runtime's own operators, with one output."""
+        """Add one of ONNX Runtime's own operators with one output; return the output's name."""
         return self.op(kind, *inputs, domain=MICROSOFT, **attributes)
 
     def several(
         self, kind: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: Any
     ) -> list[str]:
-        """Add a node with the outputs of those names; an empty name is an output that nobody needs."""
+        """Add a node with the given outputs and return their names; an empty name is an unused output."""
         name = self.fresh(f"{kind}_node")
         self.nodes.append(
             onnx().helper.make_node(kind, list(inputs), list(outputs), name=name, domain=domain, **attributes)
@@ -55,7 +55,7 @@ class Builder:
         return list(outputs)
 
     def fresh(self, kind: str) -> str:
-        """A name that no other value has."""
+        """Return a name that no other value has."""
         self._counts[kind] += 1
         return f"{self._prefix}{kind.lower()}.{self._counts[kind] - 1}"
 
@@ -66,14 +66,14 @@ class Builder:
         step: Callable[[Builder, str, Sequence[str]], tuple[str, str]],
         final: str,
     ) -> str:
-        """Go through sequences element by element along their second dimension, with a state.
+        """Add a loop over the second dimension of sequences that carries a state.
 
         Args:
-            state: the first state.
+            state: the initial state.
             sequences: [batch, n, ...] each; an element is [batch, ...].
             step: adds the nodes of one step to the inner graph: given its builder, the state and an element of each
                 sequence, the names of the next state and of an element of the result.
-            final: name for the last state.
+            final: name of the last state.
 
         Returns:
             The results, [batch, n, ...].
@@ -98,15 +98,15 @@ class Builder:
         return results
 
     def ints(self, values: int | Sequence[int]) -> str:
-        """An int64 constant."""
+        """Add an int64 constant; return its name."""
         return self.constant(np.array(values, np.int64))
 
     def floats(self, values: float | Array) -> str:
-        """A float32 constant."""
+        """Add a float32 constant; return its name."""
         return self.constant(np.asarray(values, np.float32))
 
     def constant(self, values: Array) -> str:
-        """A constant inside the graph; equal ones are stored once."""
+        """Add a constant inside the graph and return its name; equal constants are stored once."""
         key = values.dtype.str, values.shape, values.tobytes()
         if key not in self._constants:
             name = self._constants[key] = self.fresh("constant")
@@ -114,12 +114,12 @@ class Builder:
         return self._constants[key]
 
     def input(self, name: str, element: str, shape: Sequence[int | str | None] | None) -> str:
-        """An input of the graph; names in the shape are sizes that may change."""
+        """Add an input of the graph and return its name; names in the shape are dynamic dimensions."""
         self.inputs.append(self._value(name, element, shape))
         return name
 
     def output(self, name: str, element: str, shape: Sequence[int | str] | None, *, first: bool = False) -> None:
-        """Make a value an output of the graph, before or after the others; of a shape that is not known, if None."""
+        """Make a value an output of the graph, before or after the others; a shape of None is unknown."""
         self.outputs.insert(0 if first else len(self.outputs), self._value(name, element, shape))
 
     def _value(self, name: str, element: str, shape: Sequence[int | str | None] | None) -> Any:

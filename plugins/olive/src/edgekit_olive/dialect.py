@@ -1,8 +1,8 @@
-"""How a precision's parts are stored in each dialect of the graph.
+"""The storage of a precision's parts in each dialect of the graph.
 
-MatMulNBits takes the parts as they are. DequantizeLinear takes codes of 4 and 8 bits with a block along the row: the
-same bytes as unsigned integers with zero points; where the grid is symmetric, whose zero point is the middle for all
-blocks, as signed ones without: the same bytes with the top bit of each code flipped.
+MatMulNBits takes the reference's parts unchanged. DequantizeLinear takes codes of 4 and 8 bits with blocks along the
+row. Asymmetric codes are the same bytes, as unsigned integers with zero points. Symmetric codes, whose zero point is
+the middle for all blocks, are stored as signed integers without: the same bytes with the top bit of each code flipped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TOPS = {4: 0x88, 8: 0x80}
 
 
 def stored(slot: Slot, precision: Precision, fused: bool) -> dict[str, Stored]:
-    """The constants of a tensor, by the reference's names of its parts."""
+    """Return the constants of a tensor, by the reference's names of its parts."""
     parts = stored_parts(slot, precision)
     if fused or not is_blockwise(precision):
         return parts
@@ -33,7 +33,7 @@ def stored(slot: Slot, precision: Precision, fused: bool) -> dict[str, Stored]:
 
 
 def outward(part: Array, key: str, precision: Precision, fused: bool) -> Array:
-    """A part of the reference as the dialect stores it; `inward` is the same function."""
+    """Return a part of the reference as the dialect stores it; `inward` is the same function."""
     if fused or key != "B" or not precision.symmetric or not is_blockwise(precision):
         return part
     flipped: Array = part ^ np.uint8(_TOPS[precision.bits])
@@ -44,7 +44,7 @@ inward = outward
 
 
 def portable_fault(precision: Precision, shape: tuple[int, ...]) -> str:
-    """Why standard operators cannot compute with a tensor in that precision; empty if they can."""
+    """Return why standard operators cannot compute with a tensor in a precision; empty if they can."""
     if not is_blockwise(precision):
         return "stacked experts need float weights" if len(shape) > 2 and precision.convention != "float" else ""
     assert precision.block is not None

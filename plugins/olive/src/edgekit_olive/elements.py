@@ -1,4 +1,4 @@
-"""Which constants of a graph a tensor in one of edgekit's precisions becomes.
+"""The constants of a graph that store a tensor in one of edgekit's precisions.
 
     precision                     constants                                used by
     float:F32, F16, BF16          NAME                                     MatMul, Gather; F16 and BF16 cast to F32
@@ -46,7 +46,7 @@ ELEMENTS: Mapping[str, str] = {
 #: Bits of types whose elements share bytes.
 PACKED: Mapping[str, int] = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-#: What onnxruntime's CPU provider computes of MatMulNBits: bits -> the largest block.
+#: MatMulNBits in onnxruntime's CPU provider: supported bits -> the largest block.
 _LARGEST = {2: 256, 4: 512, 8: 512}
 
 
@@ -55,10 +55,10 @@ class Stored:
     """A constant beside the graph.
 
     Attributes:
-        name: of the initializer.
+        name: name of the initializer.
         element: name of its `TensorProto.DataType`.
-        shape: in elements, outermost dimension first.
-        nbytes: in the file.
+        shape: its shape in elements, outermost dimension first.
+        nbytes: its bytes in the file.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Stored:
 
 
 def storable(precision: Precision) -> bool:
-    """Whether a graph can hold that precision, and the CPU provider compute with it."""
+    """Return whether a graph can store a precision and the CPU provider can compute with it."""
     if precision.convention == "float":
         return precision.kind in FLOATS
     if precision.convention != "onnx":
@@ -80,12 +80,12 @@ def storable(precision: Precision) -> bool:
 
 
 def is_blockwise(precision: Precision) -> bool:
-    """Whether MatMulNBits takes it."""
+    """Return whether MatMulNBits takes a precision."""
     return precision.convention == "onnx" and precision.granularity == "group" and precision.kind != "qdq_int4"
 
 
 def stored_parts(slot: Slot, precision: Precision) -> dict[str, Stored]:
-    """The constants of a tensor, by the reference's names of its parts; a plain float has one, ``values``."""
+    """Return the constants of a tensor, by the reference's names of its parts; a float tensor has one, ``values``."""
     name, shape = slot.name, slot.shape
     if precision.convention == "float":
         dtype = FLOATS[precision.kind]
@@ -104,7 +104,7 @@ _WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def _follows(slot: Slot, precision: Precision, dtype: str) -> str:
-    """The type of a part: scales take the type of a source of 2 bytes; a row's scale only float16."""
+    """Return the dtype of a part: scales have the source's dtype if it has 2 bytes; a row's scale only if float16."""
     tensor = slot.tensor
     if isinstance(tensor, EncodedTensor):
         return _own(tensor, dtype) if tensor.precision == precision else dtype
@@ -113,7 +113,7 @@ def _follows(slot: Slot, precision: Precision, dtype: str) -> str:
 
 
 def _own(tensor: EncodedTensor, dtype: str) -> str:
-    """The type of the scales that a tensor has already."""
+    """Return the dtype of the scales of an encoded tensor."""
     if dtype != "float32" or not tensor.rows:
         return dtype
     sample = tensor.read_parts(0, 1 if tensor.sliceable else tensor.rows)
@@ -121,7 +121,7 @@ def _own(tensor: EncodedTensor, dtype: str) -> str:
 
 
 def _as_stored(key: str, part: Stored, precision: Precision, shape: tuple[int, ...]) -> Stored:
-    """The element type and shape that the operator takes for the bytes of a part."""
+    """Return a part's constant with the element type and shape that the operator expects."""
     rows, cols = math.prod(shape[:-1]), shape[-1]
     if precision.kind == "qdq_int4":
         code = "INT4" if precision.symmetric else "UINT4"
@@ -138,7 +138,7 @@ def _as_stored(key: str, part: Stored, precision: Precision, shape: tuple[int, .
 
 
 def can_hold(precision: Precision, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor of that shape can be stored in that precision here."""
+    """Return whether a tensor of a shape can be stored in a precision."""
     return storable(precision) and (precision.convention == "float" or fits(precision, shape))
 
 

@@ -1,7 +1,7 @@
-"""The formats ``onnx`` and ``onnx-portable``: a directory with ``model.onnx``, its weights, and the tokenizer beside.
+"""The formats ``onnx`` and ``onnx-portable``: a directory with ``model.onnx``, its weights, and a tokenizer.
 
 ``onnx`` reads every ONNX file, and writes decoders with ONNX Runtime's own operators; ``onnx-portable`` writes them
-with standard operators alone.
+with standard operators only.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from edgekit_olive.writer import MODEL, OnnxWriter
 
 CONFIG = "config.json"
 CONFIG_LIMIT = 4 << 20
-#: How a model begins: the field ``ir_version``, whose number and kind are one byte.
+#: The first byte of a model: the tag of the field ``ir_version``.
 _MAGIC = b"\x08"
-#: How much of a graph's end is looked at for its metadata.
+#: Number of bytes at a graph's end that are searched for its metadata.
 _TAIL = 512
 
 
@@ -45,23 +45,23 @@ class OnnxFormat:
     """Reads ONNX files and directories; writes decoders for ONNX Runtime."""
 
     name = "onnx"
-    #: Whose precisions have short names here.
+    #: The convention whose precisions may be written without its prefix for this format.
     conventions = ("onnx",)
     fused: ClassVar[bool] = True
 
     def matches(self, path: Path) -> bool:
-        """A directory with ``model.onnx``, or an .onnx file that begins as one."""
+        """Return whether the path is a directory with ``model.onnx``, or an .onnx file with the right first byte."""
         if path.is_dir():
             return (path / MODEL).is_file()
         return path.suffix == ".onnx" and read_start(path, 1) == _MAGIC
 
     def open(self, path: Path) -> Artifact:
-        """Read the graph, and check what it says of its weights; no values.
+        """Read the graph, and check its constants, without reading values.
 
         Raises:
-            MissingFileError: the graph, or a file with its weights, is not there.
-            InvalidFileError: malformed; names the file and the constant.
-            UnsupportedModelError: an opset or a type that the installed onnx does not know.
+            MissingFileError: the graph, or a file with its weights, does not exist.
+            InvalidFileError: a file is malformed; names the file and the constant.
+            UnsupportedModelError: the installed onnx does not support an opset or a type.
         """
         directory = path if path.is_dir() else path.parent
         graph = path / MODEL if path.is_dir() else path
@@ -81,13 +81,12 @@ class OnnxFormat:
         )
 
     def layout(self, source: Artifact) -> Layout:
-        """A decoder of the source's model, tensors under Hugging Face's names, with canonical values.
+        """Return the source's tensors under Hugging Face's names, with canonical values.
 
-        A source whose tensors are encoded keeps their codes where MatMulNBits can hold them unchanged; others are
-        decoded.
+        Encoded tensors keep their codes if MatMulNBits can hold the same values; others are decoded.
 
         Raises:
-            UnsupportedModelError: an unsupported model family.
+            UnsupportedModelError: the model family is unsupported.
         """
         model = source.model
         refuse_lacking(model.config)
@@ -95,28 +94,30 @@ class OnnxFormat:
         return Layout(tuple(slots), source, model)
 
     def sizes(self, layout: Layout) -> OnnxSizes:
-        """What the tensors take in a directory of that layout."""
+        """Return the sizes of tensors in an ONNX directory of that layout."""
         return OnnxSizes(layout, self.fused)
 
     def writer(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> OnnxWriter:
-        """Begin, or resume, a directory.
+        """Start writing a directory, or resume an interrupted run.
 
         Raises:
             MissingPluginError: onnx is not installed.
-            UnsupportedModelError: the plan has precisions that a graph does not hold.
-            ResourceError, LockedError, UsageError: about the target.
+            UnsupportedModelError: a graph cannot store a precision of the plan.
+            ResourceError: the target cannot be written.
+            LockedError: another process writes it.
+            UsageError: the target exists and is not the writer's to replace.
         """
         return OnnxWriter(path, layout, plan, manifest, fused=self.fused)
 
 
 class PortableFormat(OnnxFormat):
-    """Writes decoders with standard operators alone."""
+    """Writes decoders with standard operators only."""
 
     name = "onnx-portable"
     fused = False
 
     def matches(self, path: Path) -> bool:
-        """A directory that this format wrote: the graph's metadata, at its end, says so."""
+        """Return whether this format wrote the directory, according to the metadata at the graph's end."""
         graph = path / MODEL
         if not path.is_dir() or not graph.is_file():
             return False
@@ -125,7 +126,7 @@ class PortableFormat(OnnxFormat):
             start = max(0, reader.size - _TAIL)
             end = reader.read_bytes(start, reader.size - start)
         except EdgekitError:
-            return False  # the format `onnx` says what is wrong
+            return False  # the format `onnx` reports the error
         return DIALECT.encode() in end and b"portable" in end
 
 
@@ -135,14 +136,14 @@ def _slot(name: str, role: str, tensor: AnyTensor) -> Slot:
 
 
 def _stored(tensor: AnyTensor) -> AnyTensor:
-    """The tensor in a precision that a graph holds, its own or one of the same values; or as it is, to be decoded."""
+    """Return the tensor in a precision of ONNX Runtime's with the same values; if there is none, unchanged."""
     if not isinstance(tensor, EncodedTensor) or storable(tensor.precision):
         return tensor
     return first_exact(tensor, candidates(tensor)) or tensor
 
 
 def _kept(tensor: AnyTensor) -> Precision:
-    """What a tensor that is not quantized is stored in: what it has, F32 for vectors and for wider floats."""
+    """Return the precision of a tensor that is not quantized: its own, or F32 for vectors and wider floats."""
     if isinstance(tensor, EncodedTensor):
         return tensor.precision if storable(tensor.precision) else find_precision("float:F32")
     kind = {"float16": "F16", "bfloat16": "BF16"}.get(tensor.dtype, "F32") if len(tensor.shape) > 1 else "F32"
@@ -150,7 +151,7 @@ def _kept(tensor: AnyTensor) -> Precision:
 
 
 def _model(config: Mapping[str, Any], found: Mapping[str, AnyTensor], path: Path) -> Model:
-    """The family-neutral view of a directory whose constants have the names that edgekit gives them."""
+    """Return the model of a directory with canonical names, if its constants have the names that edgekit writes."""
     if not config:
         raise UnsupportedModelError(
             f"{path}: an ONNX file without config.json does not say its family; it runs as it is"

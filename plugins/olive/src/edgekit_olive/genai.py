@@ -1,4 +1,4 @@
-"""``genai_config.json``: what ONNX Runtime GenAI needs to know of a decoder.
+"""``genai_config.json``: the configuration of a decoder for ONNX Runtime GenAI.
 
 Source: onnxruntime-genai 0.18, ``src/config.cpp``, and what its model builder writes.
 """
@@ -18,7 +18,7 @@ CONFIG = "genai_config.json"
 
 
 def runs(layout: Layout) -> bool:
-    """Whether GenAI can run a layout's model: a decoder that remembers nothing but keys and values."""
+    """Return whether GenAI can run a layout's model: a decoder without states other than keys and values."""
     assert layout.model is not None
     config = layout.model.config
     network = FAMILIES[config.family].network(config)
@@ -28,12 +28,12 @@ def runs(layout: Layout) -> bool:
 
 
 def config_of(layout: Layout) -> bytes:
-    """The configuration of a layout's model."""
+    """Return the bytes of genai_config.json for a layout's model."""
     assert layout.model is not None
     config = layout.model.config
     try:
         tokenizer = layout.source.tokenizer
-    except UnsupportedModelError:  # carried over byte for byte all the same
+    except UnsupportedModelError:  # copied byte for byte nevertheless
         tokenizer = None
     ends = sorted(tokenizer.end_ids) if tokenizer else []
     model: dict[str, Any] = {

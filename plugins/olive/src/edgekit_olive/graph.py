@@ -1,17 +1,18 @@
-"""A decoder as an ONNX graph: its family's blocks over `edgekit_olive.ops`.
+"""Builds the ONNX graph of a decoder: its family's blocks over the operations of `edgekit_olive.ops`.
 
     input_ids               i64 [batch, new]          the new tokens
     attention_mask          i64 [batch, total]        1 for a token, 0 for padding on the left, of all tokens so far
     position_ids            i64 [batch, new]          positions of the new tokens, counted without padding
-    past_key_values.N.key   f32 [batch, kv_heads, past, head_dim]       and .value; none at first
+    past_key_values.N.key   f32 [batch, kv_heads, past, head_dim]       and .value; initially empty
     logits                  f32 [batch, new, vocab]
     present.N.key           f32 [batch, kv_heads, total, head_dim]      and .value
 
 An encoder has no keys and values of earlier tokens, and ``last_hidden_state`` [batch, new, width] instead of logits; an
-embedding model whose attention looks both ways has none either.
+embedding model with bidirectional attention has no earlier tokens either.
 
-Longrope and dynamic scaling turn all tokens of a sequence anew when it outgrows the original context. A graph cannot
-go back to tokens it has seen: whoever runs it has to start over there (`edgekit_olive.runtime` does).
+Longrope and dynamic scaling change the rotation of all tokens when a sequence outgrows the original context. The graph
+cannot rotate cached keys again: the caller must then compute the sequence from the start (`edgekit_olive.runtime`
+does).
 """
 
 from __future__ import annotations
@@ -34,27 +35,27 @@ STATES, DIALECT = "edgekit.states", "edgekit.dialect"
 
 
 def build(config: ModelConfig, weights: Mapping[str, Weight], *, fused: bool = True) -> Any:
-    """The decoder of a model.
+    """Return the graph of a model.
 
     Args:
-        config: its hyper-parameters.
-        weights: its tensors by role, placed in the file beside the graph.
-        fused: whether ONNX Runtime's own operators may be used; else standard ones alone.
+        config: the model's hyper-parameters.
+        weights: its tensors by role, with their positions in the file beside the graph.
+        fused: whether ONNX Runtime's own operators may be used; else only standard ones.
 
     Returns:
-        An `onnx.ModelProto` without values.
+        An `onnx.ModelProto` without the weights' values.
 
     Raises:
-        UnsupportedModelError: the family needs an operation that this runtime lacks.
+        UnsupportedModelError: the family needs an operation that this runtime does not implement.
     """
     network = refuse_lacking(config)
     builder = Builder()
-    # GroupQueryAttention refuses other heads when it runs.
+    # GroupQueryAttention raises an error for other head sizes at run time.
     uses = calls(network)
     grouped = fused and config.head_dim % 8 == 0 and all(map(groupable, uses))
     tensors = GraphWeights(builder, weights, fused)
     graph = GraphOps(builder, tensors, fused=fused, grouped=grouped, remembers=all(map(causal, uses)))
-    ops = cast(Ops[Any], graph)  # it may lack some, which `refuse_lacking` has made sure are not needed
+    ops = cast(Ops[Any], graph)  # operations that it lacks are not needed: `refuse_lacking` checks that
     states: Value = network.states(ops)
     result, width = (network.logits(ops, states), network.vocab) if network.predicts else (states, network.width)
     name = "logits" if network.predicts else "last_hidden_state"
@@ -74,10 +75,10 @@ def _model(builder: Builder, name: str, properties: Mapping[str, str]) -> Any:
 
 
 def refuse_lacking(config: ModelConfig) -> Network:
-    """The blocks of a model, if this runtime has every operation that they need.
+    """Return the blocks of a model, if this runtime implements every operation that they need.
 
     Raises:
-        UnsupportedModelError: names the mixer, the family and the operation.
+        UnsupportedModelError: an operation is missing; names it, the mixer and the family.
     """
     network = FAMILIES[config.family].network(config)
     available = [name for name in OPERATIONS if hasattr(GraphOps, name)]

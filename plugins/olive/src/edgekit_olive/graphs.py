@@ -1,4 +1,4 @@
-"""The graphs that a runtime needs, cut out of the one in the file: all logits, the last ones, the last states."""
+"""Derives the graphs that the runtime needs from the file's: all logits, the last logits, the last hidden states."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Variant = Literal["all", "last", "hidden"]
 
 
 def variant(proto: Any, which: Variant) -> Any:
-    """A decoder's graph that gives all logits, only those after the last token, or the states that they are made of.
+    """Return a decoder's graph with another output: all logits, those after the last token, or the last hidden states.
 
     Args:
         proto: an `onnx.ModelProto`; it is not changed.
         which: ``all``, ``last`` or ``hidden``.
 
     Returns:
-        A changed copy; `proto` itself for ``all``, of an encoder, and where the graph does not say which value the
-        states are.
+        A changed copy; `proto` itself for ``all``, for an encoder, and if the graph's metadata does not name the
+        hidden states.
     """
     states = states_of(proto)
     predicts = any(output.name == "logits" for output in proto.graph.output)
@@ -49,13 +49,13 @@ def exact(proto: Any) -> Any:
 
 
 def states_of(proto: Any) -> str | None:
-    """The name of the normalized states, where edgekit wrote the graph."""
+    """Return the name of the normalized hidden states, which the metadata of edgekit's graphs has; else None."""
     found = {entry.key: entry.value for entry in proto.metadata_props}
     return found.get(STATES)
 
 
 def _give(graph: Any, states: str) -> None:
-    """Make the states the first output instead of the logits, and drop what computes those."""
+    """Make the hidden states the first output instead of the logits, and remove the nodes that compute the latter."""
     library = onnx()
     outputs = [output for output in graph.output if output.name != "logits"]
     del graph.output[:]
@@ -64,7 +64,7 @@ def _give(graph: Any, states: str) -> None:
 
 
 def _cut(graph: Any, states: str) -> None:
-    """Let everything after the states see the last token's alone."""
+    """Insert nodes that pass only the last token's hidden state to the nodes after it."""
     library = onnx()
     place = next(n for n, node in enumerate(graph.node) if states in node.output)
     last = f"{states}.last"

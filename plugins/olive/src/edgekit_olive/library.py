@@ -1,4 +1,4 @@
-"""The packages onnx and onnxruntime: imported on first use, silent, and the devices that the runtime has."""
+"""Access to the packages onnx and onnxruntime, which are imported on first use without log output; and the devices."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from edgekit.errors import MissingPluginError
 from edgekit.files.memory import refuse_shortage
 
 _CURE = "pip install edgekit-olive"
-#: onnxruntime's log level: nothing but what ends the process. Errors are raised too, and edgekit reports them.
+#: onnxruntime's log level: only fatal errors. Other errors are raised, and edgekit reports them.
 FATAL_ONLY = 4
 
 
 @functools.cache
 def onnx() -> Any:
-    """The package onnx.
+    """Return the package onnx.
 
     Raises:
-        MissingPluginError: it is not installed.
+        MissingPluginError: onnx is not installed.
     """
     return _import("onnx")
 
 
 @functools.cache
 def onnxruntime() -> Any:
-    """The package onnxruntime; raises as `onnx`."""
+    """Return the package onnxruntime; raises as `onnx`."""
     package = _import("onnxruntime")
     package.set_default_logger_severity(FATAL_ONLY)
     return package
@@ -49,13 +49,13 @@ def _import(name: str) -> Any:
 
 
 def last_line(error: Exception) -> str:
-    """Return the last line of an error's message, without the places in onnxruntime's source before it."""
+    """Return the last line of an error's message, without the source locations that onnxruntime puts before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][-300:] if lines else type(error).__name__
 
 
 def devices() -> list[str]:
-    """A line for each execution provider that the installed onnxruntime can use."""
+    """Return one line per execution provider that the installed onnxruntime can use."""
     package = onnxruntime()
     return [f"{name}: ONNX Runtime {package.__version__}" for name in package.get_available_providers()]
 

@@ -1,4 +1,4 @@
-"""Precisions that ONNX Runtime's own quantizer encodes; imports no framework."""
+"""The precisions that ONNX Runtime's own quantizer encodes; imports no framework."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NATIVE = tuple(
 
 
 def attribute(name: str) -> str:
-    """The attribute of `edgekit_olive.native` that encodes a precision: ``int4_sym_g32``."""
+    """Return the attribute of `edgekit_olive.native` that encodes a precision, such as ``int4_sym_g32``."""
     return name.partition(":")[2].replace("-", "_")
 
 

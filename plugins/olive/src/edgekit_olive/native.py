@@ -1,10 +1,10 @@
 """ONNX Runtime's own weight-only quantizer as an encoder.
 
-It claims the reference's bytes. It is there to be compared with, so that it works only when it is asked for
+It claims to be exact: the bytes are the reference's. It is meant for comparison, and used only on request
 (``backend="olive"``).
 
-Source: onnxruntime 1.32.0, `DefaultWeightOnlyQuantizer.qbits_block_quant`; what it computes is written down in
-`edgekit.reference.onnx`.
+Source: onnxruntime 1.32.0, `DefaultWeightOnlyQuantizer.qbits_block_quant`; `edgekit.reference.onnx` specifies what it
+computes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class NativeQuantizer:
     """`qbits_block_quant` as an encoder; see `edgekit.encoding.Quantizer`.
 
     Attributes:
-        name: of the precision.
+        name: the name of the precision.
 
     Example:
         >>> NativeQuantizer("onnx:int4-sym-g32").encode(np.ones((1, 64), np.float32))["B"].shape  # doctest: +SKIP
@@ -43,18 +43,19 @@ class NativeQuantizer:
 
     @property
     def precision(self) -> Precision:
-        """The number format that it encodes."""
+        """The precision that it encodes."""
         return find_precision(self.name)
 
     def encode(self, x: Array, importance: F32 | None = None) -> dict[str, Array]:
         """Encode rows, which are the columns of MatMulNBits' weight.
 
         Args:
-            x: float32, float16 or bfloat16 [rows, cols]; the scales take its type.
-            importance: ignored, as the quantizer has none.
+            x: float32, float16 or bfloat16 [rows, cols]; the scales have its dtype.
+            importance: ignored: the quantizer does not weight columns.
 
         Returns:
-            ``B``, ``scales`` and where the format has them ``zero_points``; as `edgekit.reference.onnx.encode`.
+            ``B``, ``scales`` and, if the format has them, ``zero_points``, as `edgekit.reference.onnx.encode` returns
+            them.
 
         Raises:
             MissingPluginError: onnxruntime is not installed, or lacks its quantization tools.
@@ -65,7 +66,7 @@ class NativeQuantizer:
             block_size=precision.block, is_symmetric=precision.symmetric, bits=precision.bits
         )
         quantizer = tools.DefaultWeightOnlyQuantizer(config)
-        # The quantizer has no bfloat16: such rows are widened, and their scales are rounded afterwards.
+        # The quantizer does not support bfloat16: such rows are widened, and their scales are rounded afterwards.
         rows = as_float32(x) if is_bfloat16(x.dtype) else x
         packed, scales, zero = quantizer.qbits_block_quant(np.ascontiguousarray(rows.T))
         scales = scales.reshape(len(x), -1)
@@ -86,7 +87,7 @@ def _tools() -> Any:
 
 
 def __getattr__(name: str) -> NativeQuantizer:
-    """The encoder of a precision by its attribute's name, such as ``int4_sym_g32``."""
+    """Return the encoder of a precision by its attribute's name, such as ``int4_sym_g32``."""
     for native in NATIVE:
         if attribute(native) == name:
             return NativeQuantizer(native)

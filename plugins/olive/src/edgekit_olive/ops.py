@@ -23,7 +23,7 @@ from edgekit.architectures.rope import Rope
 from edgekit_olive.builder import Builder
 from edgekit_olive.weights import GraphWeights
 
-#: Added to the scores of what is not to be seen: finite, so that rows of nothing but padding stay finite.
+#: Added to masked scores; finite, so that rows that consist of padding stay finite.
 HIDDEN = -3.0e38
 #: Adds the nodes of one step of a recurrence; see `Builder.scan`.
 Step = Callable[[Builder, str, Sequence[str]], tuple[str, str]]
@@ -35,9 +35,9 @@ class Value:
     """A value of the graph.
 
     Attributes:
-        name: in the graph.
-        width: its last dimension.
-        heads: 0 for states [batch, n, width]; else heads [batch, n, heads, width].
+        name: its name in the graph.
+        width: size of its last dimension.
+        heads: 0 for states [batch, n, width]; else the number of heads of [batch, n, heads, width].
     """
 
     name: str
@@ -47,12 +47,12 @@ class Value:
 
 @attrs.frozen
 class Remembered:
-    """Keys or values of a layer: those of the new tokens, and the names of all of them.
+    """The keys or the values of a layer: those of the new tokens, and the names of the graph's input and output.
 
     Attributes:
-        layer: whose.
-        new: heads of the new tokens.
-        past, present: the input and the output of the graph.
+        layer: index of the layer.
+        new: the heads of the new tokens.
+        past, present: names of the graph's input and output.
     """
 
     layer: int
@@ -69,7 +69,7 @@ class GraphOps:
         weights: emits nodes for the model's tensors.
         fused: whether ONNX Runtime's own operators may be used.
         grouped: whether GroupQueryAttention computes attention.
-        remembers: whether keys and values of earlier tokens are inputs; an encoder sees its text at once.
+        remembers: whether keys and values of earlier tokens are inputs; False for an encoder.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class GraphOps:
     # Names.
 
     def real(self, value: Value) -> str:
-        """The name of a value that is computed: sums wait for a norm that may compute them with itself."""
+        """Return the name of a value; a sum is computed only now, since a norm may compute it in the same node."""
         if value.name in self._sums:
             a, b = self._sums.pop(value.name)
             self.builder.op("Add", a, b, output=value.name)
@@ -252,7 +252,7 @@ class GraphOps:
         return self.builder.op("Reshape", name, self.builder.ints(shape))
 
     def _transposed(self, name: str) -> str:
-        """[batch, n, heads, size] to [batch, heads, n, size], and back."""
+        """Return [batch, n, heads, size] transposed to [batch, heads, n, size], or the inverse."""
         return self.builder.op("Transpose", name, perm=[0, 2, 1, 3])
 
     # Attention.
@@ -275,7 +275,7 @@ class GraphOps:
         return attrs.evolve(x, name=self._rotated(x, rope, cos, sin))
 
     def _places(self) -> str:
-        """The row of every new token in the tables of cos and sin: [batch, n]."""
+        """Return the row of every new token in the tables of cosines and sines, [batch, n]."""
         builder = self.builder
         shape = builder.op("Shape", self.ids)
         count = builder.op("ReduceProd", shape, keepdims=0)
@@ -287,7 +287,7 @@ class GraphOps:
         if rope.dim < x.width:
             turning, still = self.split(x, [rope.dim, x.width - rope.dim])
             name, rest = turning.name, still.name
-        if rope.neighbours:  # the pairs' first elements, then their second ones; and back afterwards
+        if rope.neighbours:  # move the pairs' first elements before their second ones, and back afterwards
             name = self._dealt(name, (half, 2), x.heads, rope.dim)
         a, b = (builder.fresh("Split") for _ in range(2))
         builder.several("Split", (name, builder.ints([half, half])), [a, b], axis=-1)
@@ -298,12 +298,12 @@ class GraphOps:
         return turned if rest is None else builder.op("Concat", turned, rest, axis=-1)
 
     def _dealt(self, name: str, shape: tuple[int, int], heads: int, size: int) -> str:
-        """Heads whose elements, seen as a matrix of that shape, are transposed."""
+        """Return heads with the elements of each transposed as a matrix of that shape."""
         apart = self._reshaped(name, [0, -1, heads, *shape])
         return self._reshaped(self.builder.op("Transpose", apart, perm=[0, 1, 2, 4, 3]), [0, -1, heads, size])
 
     def _turn(self, rope: Rope) -> tuple[str, str]:
-        """Cos and sin of the new tokens: tables [batch * n, dim / 2], or [batch, n, 1, dim] in the portable dialect."""
+        """Return cosines and sines of the new tokens: [batch * n, dim / 2], or [batch, n, 1, dim] if portable."""
         builder, scaling = self.builder, rope.scaling
         divisors = self._divisors(rope)
         if divisors is None:
@@ -326,7 +326,7 @@ class GraphOps:
         return cos, sin
 
     def _divisors(self, rope: Rope) -> str | None:
-        """What the plain frequencies are divided by in a sequence of so many tokens: [dim / 2]; or None."""
+        """Return the divisors [dim / 2] of the plain frequencies for the present sequence length; or None."""
         builder, scaling, size = self.builder, rope.scaling, rope.dim
         if scaling is None or scaling.kind not in ("longrope", "dynamic"):
             return None
@@ -414,7 +414,7 @@ class GraphOps:
         return Value(out, queries.heads * values.new.width)
 
     def _total(self) -> str:
-        """[1], the number of tokens so far, the new ones included."""
+        """Return the number of tokens so far, including the new ones, [1]."""
         return self._dimension(self.mask, 1)
 
     def _total32(self) -> str:
@@ -422,13 +422,13 @@ class GraphOps:
         return builder.op("Cast", builder.op("Squeeze", self._once("total", self._total)), to=6)
 
     def _before(self) -> str:
-        """[batch], the number of tokens in each sequence less one, int32."""
+        """Return the number of tokens in each sequence minus one, int32 [batch]."""
         builder = self.builder
         count = builder.op("ReduceSum", self.mask, builder.ints([1]), keepdims=0)
         return builder.op("Cast", builder.op("Sub", count, builder.ints([1])), to=6)
 
     def _with_sinks(self, scores: str, sinks: str) -> str:
-        """Softmax over the scores and each head's sink, without the sink's share."""
+        """Return the softmax over the scores and each head's sink, without the sink's column."""
         builder = self.builder
         sink = builder.op("Reshape", self.weights.values(sinks), builder.ints([1, -1, 1, 1]))
         most = builder.op("Max", builder.op("ReduceMax", scores, builder.ints([-1]), keepdims=1), sink)
@@ -437,7 +437,7 @@ class GraphOps:
         return builder.op("Div", shares, builder.op("Add", total, builder.op("Exp", builder.op("Sub", sink, most))))
 
     def _shared(self, part: Remembered, heads: int) -> str:
-        """Each key's or value's head once for every query head that it serves: [batch, heads, m, size]."""
+        """Return keys or values with each head repeated for the query heads that share it, [batch, heads, m, size]."""
         builder, count, size = self.builder, part.new.heads, part.new.width
         group = heads // count
         if group == 1:
@@ -447,7 +447,7 @@ class GraphOps:
         return self._reshaped(wide, [0, heads, -1, size])
 
     def _additive(self, how: Attend) -> str:
-        """What is added to the scores, float32 [batch, 1, n, m]."""
+        """Return the mask that is added to the scores, float32 [batch, 1, n, m]."""
         builder = self.builder
         seen = self._once("there", self._there)
         back = self._once("back", self._back)
@@ -464,12 +464,12 @@ class GraphOps:
         return builder.op("Where", seen, builder.floats(0.0), builder.floats(HIDDEN))
 
     def _there(self) -> str:
-        """Whether a key is no padding: [batch, 1, 1, m]."""
+        """Return whether each key is not padding, [batch, 1, 1, m]."""
         builder = self.builder
         return builder.op("Unsqueeze", builder.op("Greater", self.mask, builder.ints(0)), builder.ints([1, 2]))
 
     def _queries_keys(self) -> tuple[str, str]:
-        """The places of the new tokens [n, 1], and of all tokens [1, m]; padding counts."""
+        """Return the positions of the new tokens [n, 1], and of all tokens [1, m], including padding."""
         builder = self.builder
         total = builder.op("Squeeze", self._once("total", self._total))
         new = builder.op("Squeeze", self._dimension(self.ids, 1))
@@ -481,14 +481,14 @@ class GraphOps:
         )
 
     def _back(self) -> str:
-        """How many places a key lies before a query: [n, m]."""
+        """Return the distance of each key before each query in positions, [n, m]."""
         return self.builder.op("Sub", *self._queries_keys())
 
     def _same_chunk(self, chunk: int) -> str:
         builder = self.builder
         return builder.op("Equal", *(builder.op("Div", each, builder.ints(chunk)) for each in self._queries_keys()))
 
-    # What remembers in other ways.
+    # Other operations with a state.
 
     def convolve(self, layer: int, name: str, x: Value) -> Value:
         """See `Ops.convolve`; padding counts as zeros."""
@@ -512,7 +512,7 @@ class GraphOps:
         return attrs.evolve(x, name=out)
 
     def _new_mask(self) -> str:
-        """1 for each new token, 0 for padding: float32 [batch, n, 1]."""
+        """Return 1 for each new token and 0 for padding, float32 [batch, n, 1]."""
         builder = self.builder
         first = builder.op("Neg", self._dimension(self.ids, 1))
         part = builder.op("Slice", self.mask, first, *map(builder.ints, ([_MOST], [1])))
@@ -540,7 +540,7 @@ class GraphOps:
         return attrs.evolve(x, name=builder.op("Add", found, skipped))
 
     def _for_heads(self, x: Value, heads: int, tiled: bool) -> str:
-        """Heads, each as often as so many heads share it: [batch, n, heads, size]."""
+        """Return heads with each repeated for the heads that share it, [batch, n, heads, size]."""
         name, shared = self.real(x), heads // x.heads
         if shared == 1:
             return name
@@ -551,7 +551,7 @@ class GraphOps:
         return self._reshaped(wide, [0, 0, heads, x.width])
 
     def _recurrent(self, layer: int, shape: list[int], sequences: list[str], step: Step) -> str:
-        """What a recurrence with a state [batch, *shape] of the layer gives."""
+        """Return the result of a recurrence with the layer's state [batch, *shape]."""
         past = self.builder.input(f"past_state.{layer}", "FLOAT", ["batch", *shape])
         present = f"present_state.{layer}"
         self.builder.output(present, "FLOAT", ["batch", *shape])
@@ -581,12 +581,12 @@ class GraphOps:
         return attrs.evolve(scores, name=builder.op("ScatterElements", none, chosen, picked, axis=-1))
 
     def _top(self, values: str, count: int) -> list[str]:
-        """The largest, and their places."""
+        """Return the `count` largest values and their indices."""
         outputs = [self.builder.fresh("TopK") for _ in range(2)]
         return self.builder.several("TopK", (values, self.builder.ints([count])), outputs, axis=-1)
 
     def _best_groups(self, ranked: str, how: Routing, count: int) -> str:
-        """The ranks, those of experts in other groups far below all."""
+        """Return the ranks, with those of experts outside the best groups lowered below all others."""
         builder = self.builder
         apart = self._reshaped(ranked, [0, 0, how.groups, count // how.groups])
         best = builder.op("ReduceSum", self._top(apart, 2)[0], builder.ints([-1]), keepdims=0)
@@ -628,12 +628,12 @@ class GraphOps:
         return product("down", inner).name
 
     def _dimension(self, name: str, axis: int) -> str:
-        """[1], a dimension."""
+        """Return the size of a dimension, [1]."""
         return self.builder.op("Shape", name, start=axis, end=axis + 1)
 
 
 def _delta_step(inner: Builder, state: str, elements: Sequence[str]) -> tuple[str, str]:
-    """One token of the gated delta rule; a state is [batch, heads, key_dim, value_dim]."""
+    """Add the nodes of one token of the gated delta rule; the state is [batch, heads, key_dim, value_dim]."""
     q, k, v, decay, beta = elements
     last, both = inner.ints([-1]), inner.ints([2, 3])
     kept = inner.op("Mul", state, inner.op("Unsqueeze", inner.op("Exp", decay), both))
@@ -646,7 +646,7 @@ def _delta_step(inner: Builder, state: str, elements: Sequence[str]) -> tuple[st
 
 
 def _scan_step(inner: Builder, state: str, elements: Sequence[str]) -> tuple[str, str]:
-    """One token of Mamba 2's selective scan; a state is [batch, heads, head_dim, state]."""
+    """Add the nodes of one token of Mamba 2's selective scan; the state is [batch, heads, head_dim, state]."""
     kept, x, b, c = elements
     rows, cols = inner.ints([-1]), inner.ints([2])
     old = inner.op("Mul", state, inner.op("Unsqueeze", kept, inner.ints([2, 3])))
@@ -657,7 +657,7 @@ def _scan_step(inner: Builder, state: str, elements: Sequence[str]) -> tuple[str
 
 
 def groupable(call: Call) -> bool:
-    """Whether GroupQueryAttention computes what an operation asks of attention; true of all other operations."""
+    """Return whether GroupQueryAttention supports an attention operation; True for all other operations."""
     if call.operation == "remembered":
         return False
     how: Iterable[Any] = (each for each in call.arguments if isinstance(each, Attend))
@@ -665,7 +665,7 @@ def groupable(call: Call) -> bool:
 
 
 def causal(call: Call) -> bool:
-    """Whether an operation sees no later token; true of all but attention that looks both ways."""
+    """Return whether an operation is causal; False only for bidirectional attention."""
     return all(each.causal for each in call.arguments if isinstance(each, Attend))
 
 

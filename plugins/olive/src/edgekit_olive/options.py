@@ -1,4 +1,4 @@
-"""Options of the runtime, checked."""
+"""The checked options of the runtime."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ PROVIDERS = {
     "openvino": "OpenVINOExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
-#: Providers that are chosen by themselves where they are there: those that compute any graph.
+#: Providers that ``device="auto"`` selects if they are available: those that can compute any graph.
 _AUTOMATIC = ("cuda", "cpu")
 
 
 @attrs.frozen
 class Options:
-    """How a model is loaded; see `edgekit_olive.runtime.open_runtime`."""
+    """The options of loading a model; see `edgekit_olive.runtime.open_runtime`."""
 
     device: str = "auto"
     exact: bool = False
@@ -45,10 +45,10 @@ class Options:
             raise UsageError(f"context {self.context!r:.80}; choose 1 or more")
 
     def providers(self) -> list[str]:
-        """The execution providers to ask for, the CPU last.
+        """Return the execution providers to request, with the CPU last.
 
         Raises:
-            ResourceError: the installed onnxruntime has no such provider.
+            ResourceError: the installed onnxruntime does not have the provider.
         """
         available = onnxruntime().get_available_providers()
         if self.device == "auto":
@@ -63,7 +63,7 @@ class Options:
         return chosen if chosen[-1] == PROVIDERS["cpu"] else [*chosen, PROVIDERS["cpu"]]
 
     def session(self) -> Any:
-        """Options of a session."""
+        """Return the options of a session."""
         made = onnxruntime().SessionOptions()
         made.log_severity_level = FATAL_ONLY
         made.intra_op_num_threads = self.threads or os.cpu_count() or 1

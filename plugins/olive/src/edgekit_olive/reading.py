@@ -1,9 +1,9 @@
-"""An ONNX file as edgekit sees it: checked, its constants as tensors, quantized ones with their codes.
+"""Reads and checks an ONNX file; its constants become tensors, quantized ones with their codes.
 
-A quantized weight is known by the operator that decodes it, whoever wrote the graph: MatMulNBits and
-GatherBlockQuantized with constant codes, and DequantizeLinear of constant codes whose grid is one of `edgekit.reference
-.onnx`. Its name is the codes' without ``.B`` or ``.codes``. What edgekit has no precision for is listed as the integers
-that it is.
+A quantized weight is recognised by the operator that decodes it, whatever program wrote the graph: MatMulNBits and
+GatherBlockQuantized with constant codes, and DequantizeLinear of constant codes with a grid of
+`edgekit.reference.onnx`. It has the name of the codes without ``.B`` or ``.codes``. Codes in a precision that edgekit
+lacks are read as integers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from edgekit_olive.elements import ELEMENTS, PACKED
 from edgekit_olive.library import onnx
 from edgekit_olive.weights import EXPERT
 
-#: Bytes of a graph without its weights' file: what protobuf itself allows.
+#: Largest size in bytes of a graph without its weights' file: protobuf's limit.
 LIMIT = (2 << 30) - 1
 _SUFFIXES = (".B", ".codes", ".rows")
 _DTYPES = {name: dtype for dtype, name in ELEMENTS.items()}
@@ -41,12 +41,12 @@ class Constant:
     """An initializer.
 
     Attributes:
-        name: in the graph.
+        name: its name in the graph.
         element: name of its `TensorProto.DataType`.
-        shape: in elements.
-        reader: of the file that holds its bytes; None for `content`.
-        offset: where they begin there.
-        content: the bytes of one inside the graph.
+        shape: its shape in elements.
+        reader: the reader of the file with its bytes; None if they are in `content`.
+        offset: position of its bytes in that file.
+        content: the bytes of a constant inside the graph.
     """
 
     name: str
@@ -58,11 +58,11 @@ class Constant:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all elements."""
+        """The bytes of all elements."""
         return constant_bytes(self.element, self.shape)
 
     def read(self, start: int, nbytes: int) -> Array:
-        """Some of the bytes, uint8."""
+        """Return `nbytes` of the bytes from `start` on, uint8."""
         if self.reader is not None:
             return self.reader.read(self.offset + start, nbytes, self.name)
         return np.frombuffer(self.content, np.uint8, nbytes, start)
@@ -73,10 +73,10 @@ class Parsed:
     """A graph and its constants.
 
     Attributes:
-        path: of the graph's file.
+        path: the graph's file.
         proto: the `onnx.ModelProto`.
-        constants: by name, in the file's order.
-        files: with the constants' bytes, beside the graph.
+        constants: the constants by name, in the file's order.
+        files: the files with the constants' bytes, beside the graph.
     """
 
     path: Path
@@ -86,19 +86,19 @@ class Parsed:
 
 
 def parse(path: Path) -> Parsed:
-    """Read a graph, and check everything that it says of its constants; no values are read.
+    """Read a graph, and check the types, shapes and positions of its constants; no values are read.
 
     Raises:
-        InvalidFileError: no protobuf of a model, a constant that reaches beyond its file, or external data outside
-            the model's directory.
+        InvalidFileError: the file is not a model, a constant ends beyond its file, or external data are outside the
+            model's directory.
         MissingFileError: the file, or one with external data, does not exist.
-        UnsupportedModelError: an opset that the installed onnx does not know.
+        UnsupportedModelError: the installed onnx does not support an opset.
     """
     library, content = onnx(), _content(path)
     with native(f"{path}: parsing it with onnx"):
         try:
             proto = library.load_model_from_string(content)
-        except Exception as error:  # protobuf's DecodeError, of whichever implementation
+        except Exception as error:  # protobuf's DecodeError, which depends on the implementation
             raise InvalidFileError(f"{path}: not an ONNX model ({type(error).__name__}); {CURE}") from error
     if not proto.HasField("graph") or not proto.ir_version:
         raise InvalidFileError(f"{path}: not an ONNX model: it has no graph; {CURE}")
@@ -122,7 +122,7 @@ def _content(path: Path) -> bytes:
 
 
 def _check_names(proto: Any, path: Path) -> None:
-    """Protobuf hands a name that is no UTF-8 on as bytes."""
+    """Raise an error for names that are not UTF-8, which protobuf returns as bytes."""
     graph = proto.graph
     names = [name for node in graph.node for name in (*node.input, *node.output, node.op_type, node.domain)]
     names += [tensor.name for tensor in graph.initializer]
@@ -168,7 +168,7 @@ def _constant(tensor: Any, path: Path, files: dict[str, Reader]) -> Constant:
 
 
 def _typed(tensor: Any, where: str) -> bytes:
-    """The bytes of a constant that is stored in protobuf's own fields."""
+    """Return the bytes of a constant that is stored in protobuf's typed fields."""
     if not math.prod(tensor.dims):
         return b""
     try:
@@ -215,16 +215,16 @@ def _size(text: str, key: str, where: str) -> int:
 
 
 def constant_bytes(element: str, shape: Sequence[int]) -> int:
-    """Bytes of a constant; 0 for types that have no fixed size (strings)."""
+    """Return the bytes of a constant; 0 for types without a fixed size (strings)."""
     if element in PACKED:
         return -(-math.prod(shape) * PACKED[element] // 8)
     return math.prod(shape) * carrier(_DTYPES[element]).itemsize if element in _DTYPES else 0
 
 
 def tensors(parsed: Parsed) -> dict[str, AnyTensor]:
-    """The tensors of a graph by name; no values are read.
+    """Return the tensors of a graph by name; no values are read.
 
-    Integers of less than two dimensions, and single numbers, are the graph's own business and left out.
+    Integers of less than two dimensions and scalars are left out.
     """
     read: dict[str, AnyTensor] = {}
     used: set[str] = set()
@@ -238,7 +238,7 @@ def tensors(parsed: Parsed) -> dict[str, AnyTensor]:
 
 
 def stacked(read: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
-    """The tensors, with the experts of a stack, which are matrices of their own in the graph, as one again."""
+    """Return the tensors with the matrices of experts, which are separate in the graph, joined to stacks."""
     whole: dict[str, AnyTensor] = {}
     experts: dict[str, dict[int, AnyTensor]] = {}
     for name, tensor in read.items():
@@ -254,7 +254,7 @@ def stacked(read: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
 
 
 def _joined(name: str, parts: Sequence[AnyTensor], numbers: Sequence[int]) -> AnyTensor | None:
-    """A stack [experts, out, in] of matrices of one kind; None where they are not."""
+    """Return a stack [experts, out, in] of matrices; None if they differ in precision or shape."""
     first = parts[0]
     alike = {(type(p), p.shape, p.precision if isinstance(p, EncodedTensor) else p.dtype) for p in parts}
     if len(alike) > 1 or list(numbers) != list(range(len(parts))):
@@ -302,11 +302,11 @@ class _Weight:
     """Constants that dequantize one weight.
 
     Attributes:
-        name: of the weight.
-        precision: its number format.
-        shape: of the dequantized weight.
-        parts: the constants by the reference's names of the parts.
-        standard: whether its codes are those of DequantizeLinear; see `edgekit_olive.dialect`.
+        name: name of the weight.
+        precision: its precision.
+        shape: shape of the dequantized weight.
+        parts: the constants, by the reference's names of the parts.
+        standard: whether its codes are stored for DequantizeLinear; see `edgekit_olive.dialect`.
     """
 
     name: str
@@ -348,7 +348,7 @@ def _native(dtype: str) -> Any:
 
 
 def _quantized(parsed: Parsed) -> Iterator[_Weight]:
-    """The weights that operators decode."""
+    """Yield the weights that operators decode."""
     casts = {node.output[0]: node.input[0] for node in parsed.proto.graph.node if node.op_type == "Cast"}
 
     def constant(name: str) -> Constant | None:
@@ -373,7 +373,7 @@ def _quantized(parsed: Parsed) -> Iterator[_Weight]:
 
 
 def _gathered(parsed: Parsed, constant: Any) -> Iterator[_Weight]:
-    """Embeddings that GatherBlockQuantized decodes."""
+    """Yield the embeddings that GatherBlockQuantized decodes."""
     for node in parsed.proto.graph.node:
         if node.op_type != "GatherBlockQuantized" or len(node.input) < 3:
             continue
@@ -390,7 +390,7 @@ def _gathered(parsed: Parsed, constant: Any) -> Iterator[_Weight]:
 
 
 def _sliced(parsed: Parsed, name: str) -> int:
-    """How long the rows are that a Slice makes of an output; 0 where none does: blocks may be longer than rows."""
+    """Return the row length to which a Slice truncates an output; 0 if none does. Blocks may extend beyond rows."""
     for node in parsed.proto.graph.node:
         if node.op_type == "Slice" and len(node.input) > 2 and node.input[0] == name:
             end = parsed.constants.get(node.input[2])
@@ -400,7 +400,7 @@ def _sliced(parsed: Parsed, name: str) -> int:
 
 
 def _picked(parsed: Parsed) -> Iterator[_Weight]:
-    """Embeddings of edgekit's own graphs whose rows are picked before they are decoded."""
+    """Yield the embeddings of edgekit's own graphs whose rows are gathered before they are decoded."""
     for name, codes in parsed.constants.items():
         stem = name.removesuffix(".codes")
         scale, zero = (parsed.constants.get(f"{stem}.{part}") for part in ("scale", "zero_point"))
@@ -413,7 +413,7 @@ def _picked(parsed: Parsed) -> Iterator[_Weight]:
 def _blocks(
     codes: Constant | None, scales: Constant | None, zero: Constant | None, bits: int, block: int, cols: int
 ) -> _Weight | None:
-    """A weight of MatMulNBits."""
+    """Return a weight of MatMulNBits; None if its constants do not match a precision."""
     if codes is None or scales is None or not codes.shape or cols <= 0:
         return None
     precision = _precision(f"onnx:int{bits}-{'sym' if zero is None else 'asym'}-g{block}")
@@ -426,7 +426,7 @@ def _blocks(
 def _linear(
     codes: Constant | None, scale: Constant | None, zero: Constant | None, axis: int, block: int
 ) -> _Weight | None:
-    """A weight of DequantizeLinear."""
+    """Return a weight of DequantizeLinear; None if its constants do not match a precision."""
     if codes is None or scale is None or not codes.shape:
         return None
     stem, sym = _stem(codes.name), "sym" if zero is None else "asym"
@@ -446,13 +446,13 @@ def _linear(
     where = "channel" if scale.shape == (math.prod(codes.shape[:-1]),) and axis == 0 else "tensor"
     if where == "tensor" and scale.shape not in ((), (1,)):
         return None
-    # The grid of a weight with its zero point is asymmetric in general; a symmetric one is a case of it.
+    # A weight with a zero point has an asymmetric grid, of which a symmetric one is a special case.
     precision = _precision(f"onnx:{codes.element.lower()}-asym-{where}")
     return None if precision is None else _Weight(stem, precision, codes.shape, parts)
 
 
 def _agrees(weight: _Weight) -> bool:
-    """Whether the constants have the sizes that the precision's parts have."""
+    """Return whether the constants have the sizes of the precision's parts."""
     if not fits(weight.precision, weight.shape):
         return False
     layouts = part_layouts(weight.precision, weight.shape)

@@ -7,10 +7,10 @@
 ``…_G16``, ``_G64`` and ``_G128`` have blocks of that size, ``…_ASYM`` zero points. ``INT8_CHANNEL`` stores int8 with
 one scale a row, which DequantizeLinear decodes.
 
-A block need not divide a row, so nothing falls back.
+A block need not divide a row, so that no matrix falls back to another precision.
 
-Source: onnxruntime 1.32.0, ``matmul_nbits_quantizer.py``; it leaves the embedding in floats, GatherBlockQuantized here
-computes it.
+Source: onnxruntime 1.32.0, ``matmul_nbits_quantizer.py``, which leaves the embedding in floats; here
+GatherBlockQuantized decodes it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class MatMulNBits:
 
     Attributes:
         bits: 2, 4 or 8.
-        group: columns that share a scale.
+        group: number of columns that share a scale.
         symmetric: whether there is no zero point.
     """
 
@@ -50,7 +50,7 @@ class MatMulNBits:
 
     @property
     def name(self) -> str:
-        """As it is registered."""
+        """The name under which the recipe is registered."""
         group = "" if self.group == 32 else f"_G{self.group}"
         return f"MATMUL_NBITS_{self.bits}{'' if self.symmetric or self.bits == 2 else '_ASYM'}{group}"
 
@@ -61,7 +61,7 @@ class MatMulNBits:
 
     @property
     def backup(self) -> Precision:
-        """Of the embedding and the output matrix."""
+        """The precision of the embedding and the output matrix."""
         return self.precision if self.bits == 8 else _BACKUP
 
     def plan(self, slots: Sequence[Slot], config: ModelConfig | None, importance: bool = False) -> Plan:
@@ -87,7 +87,7 @@ class MatMulNBits:
 
 @attrs.frozen
 class Channel:
-    """int8 with one scale a row; see `edgekit.recipe.Recipe`."""
+    """int8 with one scale per row; see `edgekit.recipe.Recipe`."""
 
     name: str = "INT8_CHANNEL"
 
@@ -119,7 +119,7 @@ _BY_NAME = {recipe.name: recipe for recipe in _ALL}
 
 
 def __getattr__(name: str) -> MatMulNBits:
-    """A recipe of MatMulNBits by its name."""
+    """Return a recipe of MatMulNBits by its name."""
     if name in _BY_NAME:
         return _BY_NAME[name]
     raise AttributeError(name)

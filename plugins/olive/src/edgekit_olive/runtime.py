@@ -1,7 +1,7 @@
-"""Runs ONNX models: any graph by its inputs' names; decoders with logits, text, chat and embeddings.
+"""Runs ONNX models: any graph by the names of its inputs, and decoders with logits, text, chat and embeddings.
 
-The sampler, the stop texts and the checks are edgekit's own, so that every runtime means the same by the same
-arguments. Keys and values stay in ONNX Runtime's memory from token to token.
+Sampling, stop texts and checks are edgekit's, so that arguments mean the same in every runtime. Keys and values stay in
+ONNX Runtime's memory from token to token.
 """
 
 from __future__ import annotations
@@ -64,24 +64,24 @@ def open_runtime(
     """Load an ONNX model.
 
     Args:
-        artifact: opened by edgekit, whose reader checks every offset.
+        artifact: a model opened by edgekit, whose reader checks every offset.
         device: ``auto``, or the short name of an execution provider: ``cpu``, ``cuda``, ``dml``, ``coreml`` …
-        exact: never round activations, for comparisons; several times slower where weights are quantized.
-        threads: of one operator; 0 takes as many as there are cores.
-        context: tokens at most; None for as many as the model was trained for.
+        exact: whether to never round activations, for comparisons; several times slower with quantized weights.
+        threads: number of threads in an operator; 0 for as many as there are cores.
+        context: largest number of tokens; None for as many as the model was trained for.
 
     Raises:
-        UsageError: an option out of range.
-        ResourceError: a provider that is not there, or that cannot compute the graph.
-        InvalidFileError: the library refuses the graph.
+        UsageError: an option is out of range.
+        ResourceError: the provider is not available, or cannot compute the graph.
+        InvalidFileError: onnxruntime refuses the graph.
     """
     return OnnxRuntime(artifact, Options(device, exact, threads, context))
 
 
 class OnnxRuntime(TextRuntime):
-    """A model that ONNX Runtime computes; see `edgekit.runtime.Runtime`. Calls from several threads take turns.
+    """A model that ONNX Runtime runs; see `edgekit.runtime.Runtime`. Calls of several threads run one after the other.
 
-    Sessions are made when they are first needed: one for the logits of all tokens, one for those after the last, one
+    Sessions are created on first use: one for the logits of all tokens, one for the logits after the last token, one
     for embeddings.
 
     Example:
@@ -99,27 +99,27 @@ class OnnxRuntime(TextRuntime):
         self._config = _known(artifact)
         self._lock = threading.RLock()
         self._sessions: dict[Variant, _Session] | None = {}
-        # What will be asked first is made now, so that a model that cannot run is refused here.
+        # Create the session that is needed first now, so that a model that cannot run is refused here.
         self._session("all" if self._config is None or states_of(self._proto) is None else "last")
 
     # Any graph.
 
     @property
     def inputs(self) -> dict[str, tuple[str, tuple[int | None, ...]]]:
-        """The graph's inputs: name -> element type and shape, None for a dimension of any size."""
+        """The graph's inputs: name -> element type and shape, with None for a dimension of any size."""
         return {port.name: _described(port) for port in self._session("all").inputs.values()}
 
     def infer(self, inputs: Arrays) -> dict[str, Array]:
         """Run the graph once.
 
         Args:
-            inputs: name -> array, of the types and shapes that `inputs` says.
+            inputs: name -> array, with the types and shapes of the property `inputs`.
 
         Returns:
             Every output by its name, in the order of the graph.
 
         Raises:
-            UsageError: an input that is missing, not known, or of a type or shape that the graph does not take.
+            UsageError: an input is missing or unknown, or has a type or shape that the graph does not take.
         """
         session = self._session("all")
         with self._lock:
@@ -129,12 +129,12 @@ class OnnxRuntime(TextRuntime):
 
     @property
     def context(self) -> int:
-        """Tokens that the context holds: what was asked for, and at most what the model was trained for."""
+        """The largest number of tokens: as requested, and at most what the model was trained for."""
         most = self._decoder().context
         return most if self.options.context is None else min(most, self.options.context)
 
     def description(self) -> dict[str, Any]:
-        """How it computes: the execution providers in use, the first of them for what it can, and the context."""
+        """Return the execution providers in order of preference, the context in tokens, and onnxruntime's version."""
         session = self._session("all" if states_of(self._proto) is None else "last")
         return {
             "providers": list(session.session.get_providers()),
@@ -144,11 +144,11 @@ class OnnxRuntime(TextRuntime):
         }
 
     def logits(self, tokens: npt.ArrayLike) -> F32:
-        """Scores of every next token, float32 [n, vocab] or [batch, n, vocab], of token ids [n] or [batch, n].
+        """Return the logits of every next token, float32 [n, vocab] or [batch, n, vocab], for ids [n] or [batch, n].
 
         Raises:
-            UsageError: no tokens, not integers, or ids outside the vocabulary.
-            ContextOverflowError: more tokens than the model's context.
+            UsageError: there are no tokens, or they are not integers, or not in the vocabulary.
+            ContextOverflowError: there are more tokens than the context holds.
         """
         ids = self.checked_ids(tokens, self._predicting().vocab, batch=True)
         self.room(ids.shape[-1], None)
@@ -162,11 +162,12 @@ class OnnxRuntime(TextRuntime):
     def tokens(
         self, prompt: Sequence[int], *, max_tokens: int | None = None, sampling: Sampling | None = None
     ) -> Iterator[int]:
-        """Continue a sequence of token ids, one at a time; never ends by itself before `max_tokens`.
+        """Yield the token ids that continue a prompt; ends only after `max_tokens`, not at an end token.
 
         Raises:
-            UsageError, ContextOverflowError: as `logits`, of the prompt and `max_tokens` together.
-            ResourceError: the device cannot compute it.
+            UsageError: the prompt is empty, or its ids are not integers, or not in the vocabulary.
+            ContextOverflowError: the prompt and `max_tokens` together are longer than the context.
+            ResourceError: the device fails to compute, for example for lack of memory.
         """
         ids = self.checked_ids(prompt, self._predicting().vocab).tolist()
         choose = (sampling or Sampling()).sampler(ids)
@@ -180,11 +181,11 @@ class OnnxRuntime(TextRuntime):
             ids.append(token)
 
     def embed(self, text: Prompt) -> F32:
-        """The embedding of a text or of token ids, float32 [dim], of length 1; pooled as the model's files say.
+        """Return the embedding of a text or token ids, float32 [dim], of length 1, pooled as the files specify.
 
         Raises:
-            UsageError: an empty text, no tokenizer, or a graph of another program.
-            ContextOverflowError: more tokens than the model's context.
+            UsageError: the text is empty, there is no tokenizer, or another program wrote the graph.
+            ContextOverflowError: there are more tokens than the context holds.
             NonFiniteError: the model computes values that are not finite.
         """
         ids = self.checked_ids(self.whole_ids(text), self._decoder().vocab)
@@ -235,7 +236,7 @@ class OnnxRuntime(TextRuntime):
 
 
 class _Session:
-    """A session, what it remembers, and the tokens that it has seen."""
+    """A session with its states, and the token ids that the states hold."""
 
     def __init__(self, session: Any, path: Path, mapped: Mapped | None) -> None:
         self.session, self._path, self._mapped = session, path, mapped
@@ -263,12 +264,12 @@ class _Session:
         return cls(session, path, None)
 
     def forget(self) -> None:
-        """Start from nothing."""
+        """Reset the states."""
         self._seen.clear()
         self._states.clear()
 
     def step(self, ids: I64) -> F32:
-        """The first output for new tokens [batch, n] after those seen."""
+        """Return the first output, float32, for new token ids [batch, n] after those in the states."""
         before, library = len(self._seen), onnxruntime()
         total = before + ids.shape[1]
         given = {
@@ -298,14 +299,14 @@ class _Session:
         return scores
 
     def _empty(self, name: str, batch: int) -> Any:
-        """What is remembered at first: no keys and values, or zeros."""
+        """Return the initial value of a state: no keys and values, or zeros."""
         port = self.inputs[name]
         sizes = [size if isinstance(size, int) else 0 for size in port.shape]
         sizes[0] = batch
         return onnxruntime().OrtValue.ortvalue_from_numpy(np.zeros(sizes, _DTYPES[port.type]))
 
     def after(self, ids: list[int], config: ModelConfig) -> F32:
-        """Logits [vocab] after the ids; computes only what the last call has not, where it may."""
+        """Return the logits after the ids, float32 [vocab]; reuses the states if they hold the beginning of the ids."""
         seen = len(self._seen)
         goes_on = seen < len(ids) and ids[:seen] == self._seen
         if not goes_on or turns_change(config, seen, len(ids)):
@@ -324,7 +325,7 @@ class _Session:
         return dict(zip(self._outputs, found, strict=True))
 
     def checked(self, inputs: Arrays) -> dict[str, Array]:
-        """The inputs, where they are what the graph takes."""
+        """Return the inputs as arrays of the graph's types; raise `UsageError` if the graph does not take them."""
         known = ", ".join(self.inputs)
         for name in inputs:
             if name not in self.inputs:
@@ -337,7 +338,7 @@ class _Session:
 
 
 def _present(past: str, outputs: Sequence[str]) -> str:
-    """The output that becomes an input at the next token: ``present.0.key`` of ``past_key_values.0.key``."""
+    """Return the output that is an input at the next token: ``present.0.key`` for ``past_key_values.0.key``."""
     name = past.replace("past_key_values", "present").replace("past_", "present_")
     if name not in outputs:
         raise UnsupportedModelError(f"the graph has the input {past!r} and no output {name!r}; run it with infer")
@@ -366,7 +367,7 @@ def _bytes(path: Path) -> int:
 
 
 def _known(artifact: Artifact) -> ModelConfig | None:
-    """The configuration of a decoder; also of one that another program wrote, where config.json is beside it."""
+    """Return the configuration of a decoder; if another program wrote it, from a config.json beside it."""
     try:
         return artifact.model.config
     except UnsupportedModelError:

@@ -1,4 +1,4 @@
-"""What tensors take in an ONNX directory, and which precisions are worth trying for them."""
+"""The sizes of tensors in an ONNX directory, and the precisions that a fit may choose for them."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ _MANIFEST = ARTIFACT_FILES[-1]
 
 @attrs.frozen
 class OnnxSizes:
-    """Sizes in the directory of a layout; see `edgekit.artifact.Sizes`."""
+    """The sizes of a layout's tensors as an ONNX directory; see `edgekit.artifact.Sizes`."""
 
     layout: Layout
     fused: bool
 
     def candidates(self, slot: Slot) -> tuple[Precision, ...]:
-        """MatMulNBits of 2 to 8 bits, and F16."""
+        """Return the precisions of MatMulNBits with 2 to 8 bits, and F16."""
         return tuple(p for p in map(find_precision, LADDER) if self._holds(slot, p))
 
     def stored(self, slot: Slot, precision: Precision) -> int | None:
-        """Bytes of the constants beside the graph."""
+        """Return the bytes of a tensor's constants beside the graph; None if a graph cannot store it so."""
         if not self._holds(slot, precision):
             return None
         return sum(aligned(part.nbytes) for part in dialect.stored(slot, precision, self.fused).values())
 
     def whole(self, plan: Plan) -> int:
-        """Bytes of the constants, the graph, the configuration and the tokenizer."""
+        """Return the bytes of a directory: constants, graph, configuration and tokenizer."""
         parts = [dialect.stored(s, a.precision, self.fused) for s, a in zip(self.layout.slots, plan, strict=True)]
         others = dict(small_files(self.layout, plan, Manifest(sources={}, recipe="", tensors={}, versions={})))
         others.pop(_MANIFEST, None)
@@ -55,7 +55,7 @@ class OnnxSizes:
         return data_bytes(parts) + len(graph) + beside + sum(map(len, others.values()))
 
     def ties(self) -> tuple[tuple[str, ...], ...]:
-        """None: each weight is decoded by an operator of its own."""
+        """Return no ties: each weight has its own operator, so that each tensor is free."""
         return ()
 
     def _holds(self, slot: Slot, precision: Precision) -> bool:

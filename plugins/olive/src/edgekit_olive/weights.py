@@ -1,4 +1,4 @@
-"""The tensors of a model as constants beside a graph, and the nodes that compute with them."""
+"""Adds a model's tensors to a graph: constants beside it, and the nodes that compute with them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from edgekit_olive.library import onnx
 #: The file of the weights, beside the graph.
 DATA = "model.onnx.data"
 
-#: MatMulNBits' ``accuracy_level``: activations rounded to 8 bits in blocks, as llama.cpp does, many times as fast.
+#: MatMulNBits' ``accuracy_level``: activations rounded to 8 bits in blocks, as llama.cpp does; many times as fast.
 FAST = 4
-#: Activations as they are, float32.
+#: MatMulNBits' ``accuracy_level``: float32 activations.
 EXACT = 0
-#: Between the name of a stack of experts and the number of one.
+#: Separator between the name of a stack of experts and the index of an expert.
 EXPERT = ".expert."
 
 
 @attrs.frozen
 class Placed:
-    """A constant, and where it begins in the file."""
+    """A constant with its position in the file."""
 
     stored: Stored
     offset: int
@@ -36,9 +36,9 @@ class Weight:
     """A tensor of the model.
 
     Attributes:
-        name: in the graph.
-        precision: its number format.
-        shape: outermost dimension first.
+        name: its name in the graph.
+        precision: its precision.
+        shape: its shape, outermost dimension first.
         parts: its constants, by the reference's names of the parts.
     """
 
@@ -50,11 +50,11 @@ class Weight:
 
 @attrs.define(eq=False)
 class GraphWeights:
-    """Emits nodes for a model's tensors, which it knows by role.
+    """Adds nodes for a model's tensors, by role.
 
     Attributes:
         builder: collects the nodes.
-        weights: by role (``blk.0.attn_q.weight``).
+        weights: the weights by role (``blk.0.attn_q.weight``).
         fused: whether ONNX Runtime's own operators may be used.
     """
 
@@ -65,17 +65,17 @@ class GraphWeights:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes by role."""
+        """The shapes by role."""
         return {role: weight.shape for role, weight in self.weights.items()}
 
     def values(self, role: str) -> str:
-        """All values of a tensor, float32, in its own shape."""
+        """Return all values of a tensor, float32 in its shape."""
         if role not in self._values:
             self._values[role] = self._all(self.weights[role])
         return self._values[role]
 
     def rows(self, role: str, ids: str) -> str:
-        """The rows of a matrix for ids [batch, n], float32 [batch, n, cols]."""
+        """Return the rows of a matrix for ids [batch, n], float32 [batch, n, cols]."""
         weight = self.weights[role]
         if weight.precision.convention == "float":
             return self._widened(weight, self.builder.op("Gather", self._constant(weight, "values"), ids, axis=0))
@@ -86,7 +86,7 @@ class GraphWeights:
         return self._picked(weight, ids)
 
     def product(self, role: str, x: str, expert: int | None = None) -> str:
-        """``x @ weight.T`` with a matrix [out, in], or with one of a stack [experts, out, in]; [..., out]."""
+        """Return ``x @ weight.T``, [..., out], with a matrix [out, in] or one of a stack [experts, out, in]."""
         weight = self.weights[role]
         if len(weight.shape) == 1:
             column = self.builder.op("Unsqueeze", self.values(role), self.builder.ints([1]))
@@ -110,7 +110,7 @@ class GraphWeights:
     # Operators on codes.
 
     def _multiplied(self, weight: Weight, x: str, expert: int | None) -> str:
-        """MatMulNBits."""
+        """Return the product of x with a weight, computed by MatMulNBits."""
         parts = [self._constant(weight, "B", expert), self._scale(weight, "scales", expert)]
         if "zero_points" in weight.parts:
             parts.append(self._constant(weight, "zero_points", expert))
@@ -125,7 +125,7 @@ class GraphWeights:
         )
 
     def _gathered(self, weight: Weight, ids: str) -> str:
-        """GatherBlockQuantized; its rows are as long as all blocks."""
+        """Return rows decoded by GatherBlockQuantized, truncated from whole blocks to the row length."""
         builder, precision, (rows, cols) = self.builder, weight.precision, weight.shape
         packed = weight.parts["B"]
         flat = attrs.evolve(packed.stored, shape=(rows, packed.stored.nbytes // rows), name=f"{weight.name}.rows")
@@ -145,7 +145,7 @@ class GraphWeights:
         return builder.op("Slice", found, *map(builder.ints, ([0], [cols], [-1])))
 
     def _picked(self, weight: Weight, ids: str) -> str:
-        """The rows of codes with a scale for each, or for all."""
+        """Return decoded rows of codes with one scale per row or per tensor."""
         builder = self.builder
         codes = builder.op("Cast", builder.op("Gather", self._constant(weight, "codes"), ids, axis=0), to=1)
         zero = builder.op("Cast", self._constant(weight, "zero_point"), to=1)
@@ -158,7 +158,7 @@ class GraphWeights:
         return builder.op("Mul", builder.op("Sub", codes, zero), scale)
 
     def _dequantized(self, weight: Weight, expert: int | None = None, *, transposed: bool = False) -> str:
-        """All values of a matrix, or of one of a stack; `transposed` leaves codes stored as [in, out] so."""
+        """Return all values of a matrix or of one of a stack; with `transposed`, as [in, out] if stored so."""
         precision = weight.precision
         if precision.convention == "float":
             return self._widened(weight, self._constant(weight, "values", expert))
@@ -181,7 +181,7 @@ class GraphWeights:
         return name if weight.precision.kind == "F32" else self.builder.op("Cast", name, to=1)
 
     def _scale(self, weight: Weight, part: str, expert: int | None = None) -> str:
-        """Scales as float32, the type of what is multiplied."""
+        """Return scales as float32, the dtype of the products."""
         name = self._constant(weight, part, expert)
         return name if weight.parts[part].stored.element == "FLOAT" else self.builder.op("Cast", name, to=1)
 

@@ -1,4 +1,4 @@
-"""Writing an ONNX directory of a model whose family is known: constants one tensor at a time, the graph at the end."""
+"""Writes an ONNX directory of a supported model family: constants one tensor at a time, the graph last."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from edgekit_olive.library import onnx
 from edgekit_olive.weights import DATA, Placed, Weight
 
 MODEL = "model.onnx"
-#: What lies in a directory of this format, and may be replaced in it.
+#: Files of a directory of this format, which a writer may replace.
 OWNED = (*ARTIFACT_FILES, MODEL, DATA, genai.CONFIG)
-#: The number of what this edgekit writes, for the fingerprint of runs that go on.
+#: Version of the written layout; part of the fingerprint that a resumed run must match.
 LAYOUT = 1
-#: Where constants begin, so that the runtime can map the file.
+#: Alignment of constants in bytes, so that the runtime can map the file.
 ALIGNMENT = 64
 
 
 class OnnxWriter(PlannedDirectory):
-    """Writes one directory; see `edgekit.formats.PlannedDirectory`.
+    """Writes an ONNX directory; see `edgekit.formats.PlannedDirectory`.
 
     Args:
-        path: the directory.
-        layout: of the source.
-        plan: a precision for every tensor.
-        manifest: of the artifact.
+        path: the directory to write.
+        layout: the layout of the source.
+        plan: the precision of every tensor.
+        manifest: the artifact's manifest.
         fused: whether the graph uses ONNX Runtime's own operators.
 
     Raises:
-        UnsupportedModelError: the plan has a precision that a graph of this dialect cannot hold.
+        UnsupportedModelError: a graph of this dialect cannot store a precision of the plan.
         ResourceError: the target cannot be written, or the disk is too small.
-        LockedError: another process writes it.
+        LockedError: another process writes the directory.
     """
 
     data = DATA
@@ -60,7 +60,7 @@ class OnnxWriter(PlannedDirectory):
         super().__init__(path, plan, manifest, nbytes=data_bytes(self._parts), identity=identity)
 
     def append(self, tensor: QuantizedTensor, assignment: Assignment) -> str:
-        """Write each part of the tensor at an aligned place; the note has the places."""
+        """Write each part of the tensor at an aligned position; return a note with the positions."""
         offsets = {}
         for key, stored in self._parts[self.done].items():
             data = to_bytes(dialect.outward(tensor.parts[key], key, assignment.precision, self._fused))
@@ -75,7 +75,7 @@ class OnnxWriter(PlannedDirectory):
         return json.dumps(offsets)
 
     def small_files(self) -> Iterable[tuple[str, bytes]]:
-        """The graph, GenAI's configuration, and what a Hugging Face directory has besides weights."""
+        """Return the graph, GenAI's configuration, and the files that a Hugging Face directory has besides weights."""
         others = dict(small_files(self._layout, self.plan, self.manifest))
         yield MODEL, graph_of(self._layout, self.plan, self._parts, map(json.loads, self.notes), self._fused)
         if self._fused and genai.runs(self._layout):
@@ -90,7 +90,7 @@ def graph_of(
     offsets: Iterable[Mapping[str, int]],
     fused: bool,
 ) -> bytes:
-    """The graph of a plan whose constants lie at those places, as the bytes of an `onnx.ModelProto`."""
+    """Return the graph of a plan with constants at the given offsets, as the bytes of an `onnx.ModelProto`."""
     assert layout.model is not None
     weights = {}
     for line, stored, places in zip(plan, parts, offsets, strict=True):
@@ -101,12 +101,12 @@ def graph_of(
 
 
 def aligned(offset: int) -> int:
-    """The next place at which a constant may begin."""
+    """Return an offset rounded up to the alignment."""
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
 def data_bytes(parts: Iterable[Mapping[str, Stored]]) -> int:
-    """Bytes of the file with the constants."""
+    """Return the bytes of the file with the constants."""
     end = 0
     for stored_of in parts:
         for stored in stored_of.values():
@@ -115,7 +115,7 @@ def data_bytes(parts: Iterable[Mapping[str, Stored]]) -> int:
 
 
 def planned_offsets(parts: Iterable[Mapping[str, Stored]]) -> list[dict[str, int]]:
-    """Where the constants of a plan will begin."""
+    """Return the offsets of a plan's constants in the file, in bytes."""
     end, places = 0, []
     for stored_of in parts:
         place = {}

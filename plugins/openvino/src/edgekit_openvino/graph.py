@@ -64,16 +64,22 @@ def refuse_lacking(config: ModelConfig) -> Network:
     return network
 
 
-def name_nodes(model: Any) -> None:
+def name_nodes(model: Any, prefix: str = "") -> None:
     """Name every unnamed node by its type and position, so that the names are the same in every process.
 
     OpenVINO numbers unnamed nodes over the whole process and writes these names into the IR. A constant may have the
     generated name of a node that was folded into it.
+
+    Args:
+        model: the graph; the bodies of its loops are named too.
+        prefix: the start of every name that is given.
     """
     for place, node in enumerate(model.get_ordered_ops()):
         name, kind = node.friendly_name, node.get_type_name()
         if re.fullmatch(r"[A-Za-z]+_\d+", name) and (name == node.get_name() or kind == "Constant"):
-            node.friendly_name = f"{kind.lower()}.{place}"
+            node.friendly_name = f"{prefix}{kind.lower()}.{place}"
+        if kind == "Loop":
+            name_nodes(node.get_function(), f"{node.friendly_name}/")
 
 
 __all__ = ["build", "name_nodes", "refuse_lacking"]

@@ -148,6 +148,7 @@ class _Parser:
         self.open: list[Layer] = []
         self.graphs: list[dict[str, Layer]] = []
         self.depth, self.edges, self.root = 0, 0, ""
+        self.back = False  # inside a loop's <back_edges>, which name results and parameters of its body, and no ports
         self.expat = expat.ParserCreate()
         self.expat.XmlDeclHandler = self.declaration
         self.expat.StartElementHandler = self.start
@@ -206,7 +207,9 @@ class _Parser:
                 self.start_layer(attributes)
             case "data" if self.open:
                 self.data(attributes)
-            case "edge" if self.graphs:
+            case "back_edges":
+                self.back = True
+            case "edge" if self.graphs and not self.back:
                 self.edge(attributes)
 
     def data(self, attributes: dict[str, str]) -> None:
@@ -219,6 +222,8 @@ class _Parser:
         self.depth -= 1
         if tag == "layer" and self.open:
             self.open.pop()
+        elif tag == "back_edges":
+            self.back = False
         elif tag == "edges" and self.graphs:
             self.graphs.pop()
 

@@ -374,6 +374,90 @@ class GraphOps:
             return out
         return op.multiply(op.add(out, self._weight(f"{name}.bias")), mask)
 
+    def delta_rule(
+        self, layer: int, queries: Node, keys: Node, values: Node, decay: Node, beta: Node, tiled: bool
+    ) -> Node:
+        """See `Ops.delta_rule`; padding, whose keys and values are zeros, leaves the state at zeros."""
+        heads = self._size(values, 1)
+        q, k = (self._tiled(x, heads) if tiled else self._shared(x, heads) for x in (queries, keys))
+        fading, rates = self._for_heads(self.op.exp(decay)), self._for_heads(beta)
+
+        def step(op: Node, state: Node, tokens: Sequence[Node]) -> tuple[Node, Node]:
+            query, key, value, fade, rate = tokens
+            faded = op.multiply(state, fade)
+            error = op.subtract(value, op.matmul(key, faded, False, False))
+            state = op.add(faded, op.matmul(key, op.multiply(rate, error), True, False))
+            return state, op.matmul(query, state, False, False)
+
+        sizes = heads, self._last(keys), self._last(values)
+        return self._token_by_token(layer, sizes, [q, k, values, fading, rates], step)
+
+    def scan(self, layer: int, x: Node, step: Node, decay: str, skip: str, inputs: Node, outputs: Node) -> Node:
+        """See `Ops.scan`; padding, whose x is zeros, leaves the state at zeros."""
+        op, heads = self.op, self._size(x, 1)
+        times = self._for_heads(step)
+        fading = op.exp(op.multiply(times, op.unsqueeze(self._weight(decay), self._int([1]))))
+
+        def next_token(op: Node, state: Node, tokens: Sequence[Node]) -> tuple[Node, Node]:
+            fed, into, out_of, fade = tokens
+            state = op.add(op.multiply(state, fade), op.matmul(into, fed, True, False))
+            return state, op.matmul(out_of, state, False, False)
+
+        shared = self._shared(inputs, heads), self._shared(outputs, heads)
+        sizes = heads, self._last(inputs), self._last(x)
+        out = self._token_by_token(layer, sizes, [op.multiply(x, times), *shared, fading], next_token)
+        return op.add(out, op.multiply(x, op.unsqueeze(self._weight(skip), self._int([1]))))
+
+    def _token_by_token(
+        self,
+        layer: int,
+        sizes: tuple[int, int, int],
+        tokens: Sequence[Node],
+        step: Callable[[Node, Node, Sequence[Node]], tuple[Node, Node]],
+    ) -> Node:
+        """A loop over the tokens with a state [batch, *sizes], which the graph keeps.
+
+        Args:
+            layer: whose state.
+            sizes: heads, and the rows and columns of the state of one.
+            tokens: heads [batch, heads, n, size], of which the loop takes one token after the other.
+            step: gives the next state, and what the token gives [batch, heads, 1, columns].
+
+        Returns:
+            Heads [batch, heads, n, columns].
+        """
+        op, name = self.op, f"past_recurrences.{layer}"
+        past = self._state(name, op.concat([self.inputs.batch, self._int(list(sizes))], 0), [-1, *sizes])
+        state = self._input(f"{name}.state", [-1, *sizes], np.float32)
+        given = [
+            self._input(f"{name}.{number}", [-1, sizes[0], 1, self._last(x)], np.float32)
+            for number, x in enumerate(tokens)
+        ]
+        following, out = step(op, state, given)
+        going_on = op.constant(np.array(True), np.bool_)
+        results = [op.result(going_on), op.result(following), op.result(out)]
+        for what, result in zip(("going_on", "following", "out"), results, strict=True):
+            result.get_output_tensor(0).set_names({f"{name}.{what}"})  # else OpenVINO counts them over the process
+        count = op.squeeze(self._dimension(self.inputs.ids, 1), self._int([0]))
+        loop = op.loop(count, op.constant(np.array(True), np.bool_))
+        loop.set_function(openvino().Model(results, [state, *given], "token"))
+        loop.set_special_body_ports([-1, 0])
+        loop.set_merged_input(state, past.output(0), following.output(0))
+        for parameter, x in zip(given, tokens, strict=True):
+            loop.set_sliced_input(parameter, _output(x), 0, 1, 1, -1, 2)
+        last = loop.get_iter_value(following.output(0), -1)
+        every = loop.get_concatenated_slices(out.output(0), 0, 1, 1, -1, 2)
+        self.sinks.append(op.assign(op.convert(last, np.float32), name))  # it takes nodes alone, no outputs
+        return every
+
+    def _for_heads(self, x: Node) -> Node:
+        """What each token has for each head, [batch, n, heads], as [batch, heads, n, 1]."""
+        return self.op.unsqueeze(self.op.transpose(x, self._int([0, 2, 1])), self._int([3]))
+
+    def _tiled(self, states: Node, heads: int) -> Node:
+        """All heads, over and over, so that there are `heads`."""
+        return self.op.concat([states] * (heads // self._size(states, 1)), 1)
+
     def _state(self, name: str, shape: Node, sizes: list[int]) -> Node:
         """Return a state of that shape, initially zero, reordered by the continued sequences."""
         op = self.op
@@ -481,6 +565,11 @@ def _beyond_fused(arguments: tuple[object, ...]) -> bool:
     how = next(each for each in arguments if isinstance(each, Attend))
     sinks = any(isinstance(each, str) for each in arguments)
     return sinks or how.window is not None or how.chunk is not None or how.softcap is not None
+
+
+def _output(x: Node) -> Node:
+    """An output of a node: its first, or the one that is given."""
+    return x.output(0) if hasattr(x, "output") else x
 
 
 def _shape(x: Node) -> Node:
