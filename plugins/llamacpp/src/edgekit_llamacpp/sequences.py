@@ -1,12 +1,13 @@
-"""Several texts in one context of llama.cpp: each is a sequence, and the texts that wait for a token share a batch.
+"""Computes several texts in one context of llama.cpp: each text is a sequence, and waiting texts share a batch.
 
-A text asks for the logits after its tokens, in the thread that generates it. Whoever finds that nothing is computed
-computes for all that wait: one batch has either the next token of every text, or a part of one prompt. The two
-alternate, so that a new text joins at the next token, and a long prompt does not stop the others. A prompt has batches
-of its own because the rows of a batch may be rounded differently than alone; so a prompt is computed as without others.
+A text requests the logits after its tokens in the thread that generates it. If no batch is being computed, that thread
+computes one for all waiting texts: either the next token of every text, or a part of one prompt. The two kinds
+alternate, so that a new text joins at the next token, and a long prompt does not stop the others. A prompt has its own
+batches because the rows of a batch may be rounded differently from a single row; so a prompt's results do not depend on
+other texts.
 
-The keys and values of a text that has ended stay where they are. A new text takes the longest prefix that any sequence
-has, or a copy of it, and computes the rest.
+The keys and values of a finished text are kept. A new text reuses the longest prefix that any sequence holds, or a copy
+of it, and computes the rest.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from edgekit.typing import F32
 from edgekit_llamacpp.library import llama
 from edgekit_llamacpp.model import Loaded, batch_of
 
-#: Tokens of a text before another one that waits may take its sequence. What was in it is then computed again.
+#: Number of tokens of a text after which a waiting text may take its sequence; its contents must then be recomputed.
 TURN = 256
-#: Tokens of a prefix that is copied from another sequence; fewer are computed sooner.
+#: Smallest number of tokens of a prefix to copy from another sequence; computing fewer is faster.
 LEAST_COPIED = 16
 #: Seconds for which a step waits for the texts of the step before: half of what that took, within these limits.
 PATIENCE = (0.002, 0.05)
@@ -36,13 +37,13 @@ PATIENCE = (0.002, 0.05)
 
 @attrs.define(eq=False)
 class Text:
-    """A text that is continued.
+    """A text that is being generated.
 
     Attributes:
-        slot: the sequence that it has.
-        tokens: that were computed since it has it.
-        thread: that asked for the last one.
-        asked: when that was computed.
+        slot: its sequence; None while it waits for one.
+        tokens: number of tokens computed since it got the sequence.
+        thread: the thread that requested the last token.
+        asked: the time at which that token was computed.
     """
 
     slot: _Slot | None = None
@@ -51,7 +52,7 @@ class Text:
     asked: float = 0.0
 
     def rests(self) -> bool:
-        """Whether nobody asks for its next token now: its thread is here, or has not come for a while."""
+        """Whether nothing requests its next token: its thread is the calling one, or has been away for a while."""
         return self.thread == threading.get_ident() or time.monotonic() - self.asked > PATIENCE[1]
 
 
@@ -60,10 +61,10 @@ class _Slot:
     """A sequence of the context.
 
     Attributes:
-        number: llama.cpp's of it.
-        tokens: whose keys and values it holds.
-        text: that has it; None if it ended.
-        used: step at which it was last computed.
+        number: llama.cpp's number of the sequence.
+        tokens: the token ids whose keys and values it holds.
+        text: the text that uses it; None if that has ended.
+        used: the step in which it was last computed.
     """
 
     number: int
@@ -74,7 +75,7 @@ class _Slot:
 
 @attrs.define(eq=False)
 class _Ask:
-    """A text's request for the logits after its tokens, and what came of it."""
+    """A text's request for the logits after its tokens, with the result or the error."""
 
     text: Text
     ids: list[int]
@@ -97,7 +98,7 @@ class _Ask:
 
 @attrs.frozen(eq=False)
 class _Part:
-    """What a batch has of a text."""
+    """The part of a text that a batch computes."""
 
     ask: _Ask
     slot: _Slot
@@ -105,11 +106,11 @@ class _Part:
 
     @property
     def ends(self) -> bool:
-        """Whether it has the text's last token, whose logits are wanted."""
+        """Whether it includes the text's last token, whose logits are requested."""
         return len(self.slot.tokens) >= len(self.ask.ids)
 
     def rows(self) -> Iterator[tuple[int, int, int, bool]]:
-        """Token, position, sequence and whether its logits are wanted."""
+        """Yield token, position, sequence number, and whether the logits are requested, for each token."""
         start, last = len(self.slot.tokens), len(self.ask.ids) - 1
         for place, token in enumerate(self.tokens, start):
             yield token, place, self.slot.number, place == last
@@ -119,7 +120,7 @@ class Sequences:
     """The sequences of a model's context.
 
     Args:
-        loaded: the model; `Options.sequences` says how many there are.
+        loaded: the model; `Options.sequences` is the number of sequences.
     """
 
     def __init__(self, loaded: Loaded) -> None:
@@ -133,15 +134,15 @@ class Sequences:
         self._use = CacheUse()
 
     def cache_use(self) -> CacheUse:
-        """Return how many tokens of prompts were computed, and how many were there already."""
+        """Return how many prompt tokens were computed, and how many were reused from earlier texts."""
         return self._use
 
     def logits(self, text: Text, ids: list[int]) -> F32:
-        """Return the logits [vocab] after a text's tokens; computes those whose keys and values no sequence has.
+        """Return the logits after a text's tokens, float32 [vocab]; reuses keys and values that a sequence holds.
 
         Args:
-            text: the same for each token of a text.
-            ids: its tokens so far, with its prompt.
+            text: the text; the same object for each of its tokens.
+            ids: its tokens so far, including the prompt.
 
         Raises:
             ResourceError: llama.cpp cannot compute them.
@@ -174,7 +175,7 @@ class Sequences:
             self._step()
 
     def _left(self) -> float:
-        """Seconds to wait for texts that were in the last step: those that come together are computed together."""
+        """Return the seconds to wait for the texts of the last step, so that they are computed in one batch again."""
         if all(text.rests() for text in self._expected):
             return 0.0
         left = self._deadline - time.monotonic()
@@ -183,7 +184,7 @@ class Sequences:
         return left
 
     def end(self, text: Text) -> None:
-        """Give a text's sequence back; what it holds stays for others."""
+        """Release a text's sequence; its keys and values are kept for other texts."""
         with self._turn:
             self._expected.discard(text)
             if text.slot is not None:
@@ -192,7 +193,7 @@ class Sequences:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other threads from computing."""
+        """Prevent other threads from computing in the block."""
         with self._turn:
             while self._busy:
                 self._turn.wait()
@@ -216,12 +217,12 @@ class Sequences:
             slot.tokens += part
 
     def close(self) -> None:
-        """Let texts that wait fail, when what is computed is done."""
+        """Make waiting texts fail, after the present batch is computed."""
         with self.alone():
             self._closed = True
 
     def _step(self) -> None:
-        """Compute a batch for all that wait, with the lock released meanwhile."""
+        """Compute a batch for the waiting texts; the lock is released during the computation."""
         asks, count = self._chosen()
         if not asks:  # until a text that has a sequence asks again, or rests
             self._turn.wait(PATIENCE[1])
@@ -246,7 +247,7 @@ class Sequences:
             self._advance(parts, iter(found))
 
     def _chosen(self) -> tuple[list[_Ask], int]:
-        """The asks to compute for, and how many tokens of each."""
+        """Return the requests to compute, and the number of tokens to compute of each."""
         for ask in self._asks:
             if ask.text.slot is None:
                 self._place(ask)
@@ -272,7 +273,7 @@ class Sequences:
             self._expected.add(ask.text)
 
     def _fail(self, asks: Sequence[_Ask], error: Exception) -> None:
-        """Give up a batch; what llama.cpp holds after an error is not known."""
+        """Make the requests of a batch fail, and clear all sequences: their state is undefined after an error."""
         self._llama.llama_memory_clear(self._memory(), True)
         for slot in self._slots:
             self._release(slot)
@@ -282,7 +283,7 @@ class Sequences:
             ask.error = error
 
     def _place(self, ask: _Ask) -> None:
-        """Find a sequence for a text, with as much of its tokens as any has; else it waits."""
+        """Assign a sequence to a text, with the longest prefix that any sequence holds; if none is free, it waits."""
         asking = {each.text for each in self._asks}
         free = [slot for slot in self._slots if slot.text is None or (slot.text not in asking and slot.text.rests())]
         if not free:
@@ -303,7 +304,7 @@ class Sequences:
         self._use = self._use.plus(len(slot.tokens), len(ask.ids) - len(slot.tokens))
 
     def _taken(self, source: _Slot, free: Sequence[_Slot], length: int) -> _Slot:
-        """The sequence with the prefix if little else of it is lost, else the one that is not used for longest."""
+        """Return the sequence with the prefix if little else in it is lost, else the least recently used free one."""
         if source in free and 2 * length >= len(source.tokens):
             return source
         return min(free, key=lambda slot: (bool(slot.tokens), slot.used))
@@ -314,13 +315,13 @@ class Sequences:
         slot.text = None
 
     def _copy(self, source: _Slot, slot: _Slot) -> None:
-        """Share what a sequence holds; all of it, as llama.cpp demands where sequences have memory of their own."""
+        """Copy a sequence's keys and values; all of them, since llama.cpp requires it for separate sequence memory."""
         self._keep(slot, 0)
         self._llama.llama_memory_seq_cp(self._memory(), source.number, slot.number, -1, -1)
         slot.tokens[:] = source.tokens
 
     def _keep(self, slot: _Slot, length: int) -> None:
-        """Drop the keys and values of all but the first tokens; of all, where a model's states cannot be cut."""
+        """Drop the keys and values of all but the first `length` tokens; of all if the model's states cannot be cut."""
         if length and length == len(slot.tokens):
             return
         if not length or not self._llama.llama_memory_seq_rm(self._memory(), slot.number, length, -1):
@@ -332,7 +333,7 @@ class Sequences:
         return self._llama.llama_get_memory(self._loaded.context)
 
     def _decode(self, rows: Sequence[tuple[int, int, int, bool]]) -> F32:
-        """Compute tokens; returns the logits [outputs, vocab] of those rows that want them."""
+        """Compute tokens, and return the logits of the rows that request them, float32 [outputs, vocab]."""
         loaded = self._loaded
         with batch_of(rows) as batch:
             compute(loaded, loaded.context, batch)
@@ -348,7 +349,7 @@ def compute(loaded: Loaded, context: Any, batch: Any) -> None:
     """Compute a batch.
 
     Raises:
-        ResourceError: llama.cpp cannot.
+        ResourceError: llama.cpp fails.
         InvalidFileError: the file was truncated.
     """
     loaded.refuse_cut()
