@@ -34,6 +34,7 @@ import experts  # noqa: E402
 import fit_quality  # noqa: E402
 import generation  # noqa: E402
 import llamacpp  # noqa: E402
+import mlx_learned  # noqa: E402
 import mlx_report  # noqa: E402
 import numpy as np  # noqa: E402
 import openai_servers  # noqa: E402
@@ -41,6 +42,7 @@ import openvino_compress  # noqa: E402
 import openvino_runtime  # noqa: E402
 import peers  # noqa: E402
 import quality  # noqa: E402
+import recurrent  # noqa: E402
 import whole  # noqa: E402
 from case import Case, Job, timed  # noqa: E402
 from memory import encode_report, streaming_report  # noqa: E402
@@ -58,8 +60,10 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "servers": openai_servers.report,
     "openvino-runtime": openvino_runtime.report,
     "mlx-lm": mlx_report.report,
+    "mlx-learned": mlx_learned.report,
     "openvino-compress": openvino_compress.report,
     "quality": lambda quick: chain(quality.report(quick), fit_quality.report(quick)),
+    "forward": recurrent.report,
     "seven-billion": lambda quick: whole.seven_billion(),
     "experts": lambda quick: experts.report(0.4, 1) if quick else experts.report(),
 }

@@ -31,6 +31,36 @@ class Int4:
     def encode(self, x, importance=None):
         return ek.encode(x, "affine:int4-sym-g32", backend="reference").parts
 """
+FAMILY = """
+import edgekit
+edgekit_api = (1, 0)
+
+@edgekit.hookimpl
+def edgekit_register_families(register):
+    register("upsilon", "{module}.native:Upsilon")
+"""
+#: A Llama under another name; a fault changes a line, or adds methods at the end.
+FAMILY_NATIVE = """
+import attrs
+from edgekit.architectures.decoder import COMMON, LAYER, Decoder
+
+class Upsilon(Decoder):
+    name = "upsilon"
+    model_types = ("upsilon",)
+    hf_class = "UpsilonForCausalLM"
+    apart = "nothing"
+    defaults = COMMON | {
+        "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    }
+"""
+
+
+def family(*replaced: str, more: str = "") -> dict[str, str]:
+    """The files of a plugin that brings a family, with a text replaced by another or methods added."""
+    return {"light": FAMILY, "native": (FAMILY_NATIVE.replace(*replaced) if replaced else FAMILY_NATIVE) + more}
+
+
 METADATA = """Metadata-Version: 2.1
 Name: edgekit-{name}
 Version: 1.0
@@ -115,6 +145,26 @@ FAULTS = {
     "a name that its record contradicts": (
         {"native": NATIVE.replace("    def encode", '    precision = "affine:int8-sym-g32"\n\n    def encode')},
         "check_targets", "calls itself 'affine:int8-sym-g32'; register it under that name",
+    ),
+    "a family that takes another one's checkpoints": (
+        family('("upsilon",)', '("llama",)'), "check_families", "claims model_type 'llama', which another family has",
+    ),
+    "a family that forgets what it wrote": (
+        family(more="""
+    def config_to_hf(self, config):
+        return {**super().config_to_hf(config), "rms_norm_eps": 1e-3}
+"""), "check_families", "reads another configuration from the config.json that it writes itself",
+    ),
+    "a family with a tensor that no checkpoint has": (
+        family(more="""
+    def links(self, config, names):
+        return super().links(config, names)[:-1]
+"""), "check_families", "its links and its blocks disagree on the tensor",
+    ),
+    "a family that reads one tensor twice": (
+        family(more="""
+    layer_names = LAYER | {"ffn_up": "mlp.gate_proj"}
+"""), "check_families", "two links name the same tensor of a checkpoint",
     ),
     "a light module that imports its heavy one": (
         {"light": "import {module}.native" + GOOD}, "check_light_imports", ".native, which it registers",

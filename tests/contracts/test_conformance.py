@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package; the faults lie beside them
-from plugin_faults import FAULTS, NATIVE, first_failure, put
+from plugin_faults import FAULTS, NATIVE, family, first_failure, put
 
 from edgekit.plugin import BUILT_IN, build, entry_points, manager
 from edgekit.precision import catalogue, load_plugins
@@ -90,6 +90,10 @@ def test_every_faulty_plugin_is_named(what, install):
 
 def test_a_right_plugin_passes(install):
     assert faults(run_plugin_checks(install("right"))) == []
+
+
+def test_a_plugin_with_a_right_family_passes(install):
+    assert faults(run_plugin_checks(install("family", **family()))) == []
 
 
 def test_a_faulty_plugin_breaks_no_other(install):

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.architectures import FAMILIES, ModelConfig, RopeScaling, check_config, check_tensors, tensor_shapes
+from edgekit.architectures import _numerics as numerics
 from edgekit.architectures.forward import KVCache, Transformer, attend, silu, visible
 from edgekit.architectures.hf import config_from_hf, hf_config, hf_names, model_from_hf, to_hf_value
 from edgekit.architectures.rope import frequencies
@@ -605,3 +606,35 @@ def test_weights_that_overflow_give_an_error_and_no_warning():
     )
     with pytest.raises(NonFiniteError, match=f"^{re.escape(message)}$"):
         network.step(TOKENS, KVCache())
+
+
+def slow_delta_rule(q, k, v, decay, beta, s):
+    """In float64, token by token, straight from the formula."""
+    out = np.empty(v.shape)
+    s = s.astype(np.float64)
+    for t in range(v.shape[2]):
+        s = s * np.exp(decay[:, t, :, None, None].astype(np.float64))
+        error = v[:, :, t] - np.einsum("bhkv,bhk->bhv", s, k[:, :, t])
+        s = s + np.einsum("bhk,bhv->bhkv", k[:, :, t], beta[:, t, :, None] * error)
+        out[:, :, t] = np.einsum("bhkv,bhk->bhv", s, q[:, :, t])
+    return out, s
+
+
+@pytest.mark.parametrize("fading", [0.0, 0.05, 30.0], ids=["none", "slow", "at once"])
+@pytest.mark.parametrize("n", [1, 8, 9, 63, 64, 65, 200])
+def test_the_delta_rule_in_chunks_is_the_one_token_by_token(n, fading):
+    """Whatever the number of tokens, with a state from before; keys that are all alike are the hardest."""
+    random = np.random.default_rng(n)
+    q, k = (random.standard_normal((2, 3, n, 16)) for _ in range(2))
+    k[1] = k[1, :, :1] + 0.01 * k[1]
+    q, k = ((x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32) for x in (q, k))
+    v, state = (random.standard_normal((2, 3, size, 8)).astype(np.float32) for size in (n, 16))
+    decay = (-fading * random.random((2, n, 3))).astype(np.float32)
+    beta = random.random((2, n, 3)).astype(np.float32)
+    expected, after = slow_delta_rule(q, k, v, decay, beta, state)
+    found, s = numerics.delta_rule(q, k, v, decay, beta, state)
+    assert (found.dtype, s.dtype) == (np.float32, np.float32)
+    # Each of n steps rounds sums of 16 products; an error that a step makes is not enlarged by those after it.
+    bound = 16 * n * 2.0**-24 * max(np.abs(state).max(), np.abs(v).max())
+    assert np.abs(found - expected).max() < bound
+    assert np.abs(s - after).max() < bound

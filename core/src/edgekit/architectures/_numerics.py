@@ -11,6 +11,8 @@ from edgekit.typing import F32, Bools
 
 #: Queries that attend at once; the scores of one block are heads x this x keys.
 _QUERIES = 128
+#: Tokens of the gated delta rule that are computed together, and how many are too few for it.
+CHUNK, _FEW = 64, 8
 
 
 def attend(
@@ -258,7 +260,7 @@ def convolve(x: F32, kernel: F32, state: F32 | None) -> tuple[F32, F32]:
 
 
 def delta_rule(queries: F32, keys: F32, values: F32, decay: F32, beta: F32, state: F32 | None) -> tuple[F32, F32]:
-    """The gated delta rule, token by token, and the next state.
+    """The gated delta rule, and the next state: in chunks of `CHUNK` tokens, a few tokens one by one.
 
     Args:
         queries: [batch, heads, n, key_dim].
@@ -270,6 +272,8 @@ def delta_rule(queries: F32, keys: F32, values: F32, decay: F32, beta: F32, stat
     """
     shape = (*keys.shape[:2], keys.shape[3], values.shape[3])
     s = np.zeros(shape, np.float32) if state is None else state
+    if values.shape[2] > _FEW:
+        return _delta_chunks(queries, keys, values, decay, beta, s)
     fading = np.exp(decay).swapaxes(1, 2)[..., None, None]
     rates = beta.swapaxes(1, 2)[..., None, None]
     out = np.empty_like(values)
@@ -279,6 +283,41 @@ def delta_rule(queries: F32, keys: F32, values: F32, decay: F32, beta: F32, stat
         s = s + k * (rates[:, :, t] * (v - k.swapaxes(2, 3) @ s))
         out[:, :, t] = (queries[:, :, t, None] @ s)[:, :, 0]
     return out, s
+
+
+def _delta_chunks(q: F32, k: F32, v: F32, decay: F32, beta: F32, s: F32) -> tuple[F32, F32]:
+    """The gated delta rule over chunks: what the tokens of a chunk do to each other is one triangular system.
+
+    With ``g`` the decay summed from the chunk's begin, ``u_i = beta_i (v_i - sum_{j<i} exp(g_i - g_j) (k_i' k_j) u_j -
+    exp(g_i) S' k_i)`` is what token i adds to the state with its key. The sum is over the chunk, S from before it.
+
+    Source: Yang et al., arXiv:2412.06464, section 3.3, and ``torch_chunk_gated_delta_rule`` of transformers.
+    """
+    n, out = v.shape[2], np.empty_like(v)
+    q, k, v, rate, decay = (_chunks(x) for x in (q, k, v, *(x.swapaxes(1, 2)[..., None] for x in (beta, decay))))
+    g = np.cumsum(decay, axis=3)
+    lower = np.tril(np.ones((CHUNK, CHUNK), bool))
+    fading = np.exp(np.where(lower, g - g.swapaxes(3, 4), -np.inf))  # from token j to token i, 0 for later ones
+    within = np.tril(rate * (k @ k.swapaxes(3, 4)) * fading, -1)
+    solved = np.concatenate([rate * v, rate * np.exp(g) * k], axis=-1)
+    for i in range(1, CHUNK):  # forward substitution: one row of all chunks at a time
+        solved[..., i, :] -= (within[..., i, None, :i] @ solved[..., :i, :])[..., 0, :]
+    added, from_state = np.split(solved, [v.shape[-1]], axis=-1)
+    seen, faded = (q @ k.swapaxes(3, 4)) * fading, np.exp(g) * q
+    rest = np.exp(g[..., -1:, :] - g) * k
+    for chunk in range(v.shape[2]):
+        start, stop = chunk * CHUNK, min((chunk + 1) * CHUNK, n)
+        u = added[:, :, chunk] - from_state[:, :, chunk] @ s
+        whole = faded[:, :, chunk] @ s + seen[:, :, chunk] @ u
+        out[:, :, start:stop] = whole[:, :, : stop - start]
+        s = np.exp(g[:, :, chunk, -1:]) * s + rest[:, :, chunk].swapaxes(2, 3) @ u
+    return out, s
+
+
+def _chunks(x: F32) -> F32:
+    """[batch, heads, n, size] as [batch, heads, chunks, CHUNK, size]; zeros at the end change no state."""
+    padded = np.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % CHUNK), (0, 0)))
+    return padded.reshape(*x.shape[:2], -1, CHUNK, x.shape[3])
 
 
 def scan(x: F32, step: F32, decay: F32, skip: F32, inputs: F32, outputs: F32, state: F32 | None) -> tuple[F32, F32]:
@@ -306,6 +345,7 @@ def scan(x: F32, step: F32, decay: F32, skip: F32, inputs: F32, outputs: F32, st
 
 
 __all__ = [
+    "CHUNK",
     "attend",
     "clipped_swiglu",
     "convolve",
