@@ -34,6 +34,7 @@ import experts  # noqa: E402
 import fit_quality  # noqa: E402
 import generation  # noqa: E402
 import llamacpp  # noqa: E402
+import mlx_learned  # noqa: E402
 import mlx_report  # noqa: E402
 import numpy as np  # noqa: E402
 import openai_servers  # noqa: E402
@@ -59,6 +60,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "servers": openai_servers.report,
     "openvino-runtime": openvino_runtime.report,
     "mlx-lm": mlx_report.report,
+    "mlx-learned": mlx_learned.report,
     "openvino-compress": openvino_compress.report,
     "quality": lambda quick: chain(quality.report(quick), fit_quality.report(quick)),
     "forward": recurrent.report,

@@ -94,6 +94,47 @@ def test_text_is_numpys_and_mlx_lms(model):
         assert list(runtime.tokens(ids, max_tokens=20)) == tokens
 
 
+TOGETHER = ("Once upon a time", "The dog", "Lily said: I am", "There was a little girl who")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 0.8, "seed": 4}, {"stop": "."}, {"repetition_penalty": 1.3, "max_tokens": 9}],
+    ids=["greedy", "sampled", "stop", "penalty"],
+)
+def test_a_batch_gives_the_texts_of_one_by_one(options, model):
+    options = {"max_tokens": 24, **options}
+    with edgekit.load(model, "mlx") as runtime:
+        wanted = [runtime.generate(prompt, **options) for prompt in TOGETHER]
+        assert runtime.generate_batch(TOGETHER, **options) == wanted
+        assert runtime.generate_batch(TOGETHER[:1], **options) == wanted[:1]
+        assert runtime.generate_batch([], **options) == []
+        assert runtime.generate_batch([runtime.encode(p) for p in TOGETHER], **options) == wanted
+
+
+def test_texts_that_end_leave_the_batch(model):
+    """One that ends at once, one that goes on: the second's is not disturbed, and costs one row."""
+    rows: list[int] = []
+    with edgekit.load(model, "mlx") as runtime:
+        alone = runtime.generate(TOGETHER[1], max_tokens=30)
+        advance = runtime.advance
+        runtime.advance = lambda ids, cache: rows.append(len(ids)) or advance(ids, cache)
+        first = runtime.generate(TOGETHER[0], max_tokens=2).strip()
+        batch = runtime.generate_batch(TOGETHER[:2], max_tokens=30, stop=first)
+        assert batch[0].strip() == ""
+        assert alone.startswith(batch[1])
+        assert (rows[0], rows[-1]) == (2, 1)
+
+
+def test_a_batch_checks_every_prompt_before_it_computes(model):
+    with edgekit.load(model, "mlx", context=32) as runtime:
+        runtime.prefill = None
+        with pytest.raises(ContextOverflowError, match="context of 32"):
+            runtime.generate_batch([PROMPT, PROMPT * 20], max_tokens=4)
+        with pytest.raises(UsageError, match="the prompt has no tokens"):
+            runtime.generate_batch([PROMPT, []], max_tokens=4)
+
+
 def test_calls_from_many_threads_take_turns(model):
     """MLX's streams belong to a thread; the runtime has one of its own."""
     with edgekit.load(model, "mlx") as runtime:

@@ -18,6 +18,9 @@ RECIPES = (
     *("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6"),
 )
 
+#: Passes, and their classes in `learned`.
+PASSES = {"mlx-gptq": "Gptq", "mlx-awq": "Awq", "mlx-dwq": "Dwq", "mlx-dynamic": "Dynamic"}
+
 #: Largest difference of logits from the numpy forward pass in float32, in standard deviations of the logits.
 TOLERANCE = 1e-4
 
@@ -60,6 +63,14 @@ def edgekit_register_runtimes(register: Register) -> None:
 
 
 @hookimpl
+def edgekit_register_passes(register: Register) -> None:
+    """Register mlx-lm's learned methods of quantization."""
+    if _installed("mlx_lm"):
+        for name, attribute in PASSES.items():
+            register(name, f"edgekit_mlx.learned:{attribute}", formats=("hf", "gguf", "mlx"))
+
+
+@hookimpl
 def edgekit_register_commands(register: Register) -> None:
     """Register the commands ``edgekit finetune`` and ``edgekit fuse``, which train and fuse adapters."""
     register("finetune", "edgekit_mlx.commands:command_finetune")
@@ -74,6 +85,7 @@ def edgekit_register_devices(register: Register) -> None:
 
 
 __all__ = [
+    "PASSES",
     "RECIPES",
     "TOLERANCE",
     "attribute_of",
@@ -81,6 +93,7 @@ __all__ = [
     "edgekit_register_commands",
     "edgekit_register_devices",
     "edgekit_register_formats",
+    "edgekit_register_passes",
     "edgekit_register_quantizers",
     "edgekit_register_recipes",
     "edgekit_register_runtimes",

@@ -22,8 +22,8 @@ from typing import Any
 import attrs
 import numpy as np
 
-from edgekit.architectures import Model, ModelConfig
-from edgekit.architectures.hf import hf_names, to_hf_value
+from edgekit.architectures import FAMILIES, Model, ModelConfig
+from edgekit.architectures.links import Link
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidFileError, MissingFileError, UnsupportedModelError, UsageError
 from edgekit.files.foreign import member, read_object, shown
@@ -33,6 +33,7 @@ from edgekit.precision import Precision
 from edgekit.recipe import AsIs, Assignment, Plan, Slot
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
 from edgekit.typing import F32, Array
+from edgekit_mlx.names import mlx_links, prefix_of
 from edgekit_mlx.prompt_cache import identity
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
@@ -124,42 +125,62 @@ def fused(artifact: Artifact, adapter: Adapter | Path) -> Artifact:
             f"{opened.path}: the adapter was trained on another model than {artifact.path}; choose that one"
         )
     model = artifact.model
-    roles = {name: role for role, name in hf_names(model.config).items()}
+    prefix = prefix_of(model.config)
+    links = {prefix + link.hf[0]: link for link in mlx_links(model.config)}
     tensors = dict(model.tensors)
     for name in sorted({name if opened.method == "full" else _weight(name) for name in opened.tensors}):
-        if name not in roles:
+        if name not in links:
             raise InvalidFileError(
                 f"{opened.path}: it changes {name:.200}, which {artifact.path} does not have; {_AGAIN}"
             )
-        base = tensors[roles[name]]
-        if opened.method == "full":
-            tensors[roles[name]] = _replaced(base, opened.tensors[name], _offset(model.config, roles[name]), opened)
-        else:
-            tensors[roles[name]] = _added(base, name.removesuffix(".weight"), opened)
-    return _with(artifact, model.config, tensors, opened)
+        tensors |= _changed(tensors, links[name], name, opened)
+    return _with(artifact, tensors, opened)
+
+
+def _changed(tensors: Mapping[str, AnyTensor], link: Link, name: str, adapter: Adapter) -> dict[str, AnyTensor]:
+    """Return the canonical tensors of a link, with what the adapter says of mlx-lm's tensor of that name."""
+    role = link.canonical[0]
+    if adapter.method == "full" and role.endswith("_norm.weight"):
+        return {role: _replaced(tensors[role], adapter.tensors[name], _offset(link), adapter)}
+    base = link.write(tuple(tensors[each] for each in link.canonical))[0]
+    if adapter.method == "full":
+        new = _replaced(base, adapter.tensors[name], 0.0, adapter)
+    else:
+        new = _added(base, name.removesuffix(".weight"), adapter)
+    return dict(zip(link.canonical, link.read((new,)), strict=True))
 
 
 def _weight(name: str) -> str:
     return f"{name.rpartition('.')[0]}.weight"
 
 
-def _offset(config: ModelConfig, role: str) -> float:
+def _offset(link: Link) -> float:
     """Return what the model adds to a norm's stored weight: 1 in Gemma (``1 + weight``), else 0."""
-    zero = Tensor.of(role, np.zeros(1, np.float32))
-    return -float(to_hf_value(config, role, zero).float32().reshape(-1)[0])
+    zero = Tensor.of(link.canonical[0], np.zeros(1, np.float32))
+    return -float(link.write((zero,))[0].float32().reshape(-1)[0])
 
 
-def _with(artifact: Artifact, config: ModelConfig, tensors: dict[str, AnyTensor], adapter: Adapter) -> Artifact:
-    changed = Model(config, tensors)
-    names = hf_names(config)
-    by_name = {names[role]: tensor for role, tensor in tensors.items()}
-    renamed = {name: by_name.get(name, tensor) for name, tensor in artifact.tensors.items()}
-    if artifact.format not in ("hf", "mlx"):
-        renamed = dict(tensors)
+def _with(artifact: Artifact, tensors: dict[str, AnyTensor], adapter: Adapter) -> Artifact:
+    changed = Model(artifact.model.config, tensors)
+    renamed = _own(artifact, tensors) if artifact.format in ("hf", "mlx") else dict(tensors)
     files = (*artifact.files, adapter.path / WEIGHTS, adapter.path / CONFIG)
     result = attrs.evolve(artifact, tensors=renamed, files=files, load_model=lambda: changed, manifest=None)
     # A model fused from a GGUF file must not keep format and metadata: a writer would copy the tensors of the file.
     return result if artifact.format in ("hf", "mlx") else attrs.evolve(result, format="fused", config={})
+
+
+def _own(artifact: Artifact, tensors: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
+    """Return the artifact's tensors by their own names, those that changed replaced."""
+    before, own = artifact.model, dict(artifact.tensors)
+    prefix = prefix_of(before.config) if artifact.format == "mlx" else ""
+    links = mlx_links(before.config)
+    if artifact.format == "hf":
+        links = FAMILIES[before.config.family].links(before.config, own.keys())
+    for link in links:
+        if any(tensors[name] is not before.tensors[name] for name in link.canonical):
+            made = link.write(tuple(tensors[name] for name in link.canonical))
+            own |= {prefix + name: each for name, each in zip(link.hf, made, strict=True) if prefix + name in own}
+    return own
 
 
 def _replaced(base: AnyTensor, learned: Tensor, offset: float, adapter: Adapter) -> Tensor:

@@ -150,7 +150,7 @@ def ramp_note(config: ModelConfig) -> str:
         return ""
     return (
         "mlx-lm rounds the borders of yarn's ramp, which this model does not (truncate: false): its logits lie up to a "
-        "hundredth of their standard deviation from transformers'"
+        "hundredth of their standard deviation from transformers' (0.0024 on a small random model)"
     )
 
 

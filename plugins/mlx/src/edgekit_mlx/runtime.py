@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import attrs
 import numpy as np
@@ -22,9 +22,10 @@ import numpy.typing as npt
 from edgekit.artifact import Artifact
 from edgekit.errors import ResourceError, UsageError
 from edgekit.files.memory import refuse_shortage
-from edgekit.runtime import Prompt, Sampling, TextRuntime
+from edgekit.runtime import GenerationOptions, Prompt, Sampling, TextRuntime
 from edgekit.typing import F32
 from edgekit_mlx import prompt_cache
+from edgekit_mlx.batching import Batch, Row, together
 from edgekit_mlx.library import chosen, core, device_name, lm, version
 from edgekit_mlx.module import DTYPES, Loaded, load
 from edgekit_mlx.worker import ClosedError, Worker
@@ -164,6 +165,63 @@ class MlxRuntime(TextRuntime):
             token = choose(self._run(lambda: self._last(ids)))
             yield token
             ids.append(token)
+
+    def generate_batch(self, prompts: Sequence[Prompt], **options: Unpack[GenerationOptions]) -> list[str]:
+        """Continue several texts at once: each as `generate` would, with a token for all of them in each step.
+
+        The prompt cache is neither used nor changed.
+
+        Args:
+            prompts: texts, or token ids; each may have another length.
+            options: as of `generate`; they apply to each text as if it were alone, the seed too.
+
+        Returns:
+            What follows each prompt, in their order.
+
+        Raises:
+            As `generate`.
+        """
+        batch = Batch(self)
+        row = Row(self, batch)
+        return together([row.stream(prompt, **options) for prompt in prompts])
+
+    def prefill(self, ids: Sequence[int]) -> tuple[list[Any], F32]:
+        """Return a new cache that holds the ids [n], and the logits of the next token, float32 [vocab]."""
+        checked = self.checked_ids(ids, self._vocab()).tolist()
+        cache = self._new_cache()
+        return cache, self._run(lambda: self._filled(checked, cache))
+
+    def advance(self, ids: Sequence[int], cache: list[Any]) -> F32:
+        """Return the logits after one more token of each row, float32 [rows, vocab]; the cache of the rows grows."""
+
+        def work() -> F32:
+            return self._float32(self._model().module(core().array([[token] for token in ids]), cache=cache))
+
+        scores: F32 = self._run(work)[:, -1]
+        return scores
+
+    def merge(self, caches: Sequence[list[Any]]) -> list[Any]:
+        """Return one cache with a row for each of several, the shorter ones padded on the left."""
+        return self._run(lambda: [type(layers[0]).merge(list(layers)) for layers in zip(*caches, strict=True)])
+
+    def keep(self, rows: Sequence[int], cache: list[Any]) -> None:
+        """Drop all other rows of a merged cache."""
+
+        def work() -> None:
+            for layer in cache:
+                layer.filter(core().array(list(rows)))
+
+        self._run(work)
+
+    def _filled(self, ids: list[int], cache: list[Any]) -> F32:
+        """Fill a cache with ids, and return the logits [vocab] of the next token."""
+        module, mx = self._model().module, core()
+        *before, last = ids
+        for start in range(0, len(before), STEP):
+            module(mx.array([before[start : start + STEP]]), cache=cache)
+            mx.eval([layer.state for layer in cache])  # fills the cache; the lazy logits are not evaluated
+        scores: F32 = self._float32(module(mx.array([[last]]), cache=cache))[0, -1]
+        return scores
 
     def embed(self, text: Prompt) -> F32:
         """Return the embedding of a text or of token ids, float32 [dim], of length 1, pooled as the model's files say.
