@@ -22,8 +22,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def runtime(model):
-    with edgekit.load(model, "onnxruntime") as opened:
+    """Without rounding of activations, so that its numbers are the numpy pass's."""
+    with edgekit.load(model, "onnxruntime", exact=True) as opened:
         yield opened
+
+
+def test_rounded_activations_cost_little(model, runtime):
+    """MatMulNBits at accuracy level 4. Measured: 0.04 standard deviations."""
+    ids = runtime.prompt_ids(PROMPT)
+    exact = runtime.logits(ids)
+    with edgekit.load(model, "onnxruntime") as fast:
+        assert 0 < np.abs(fast.logits(ids) - exact).max() < 0.2 * exact.std()
 
 
 def test_greedy_text_is_the_numpy_pass_s(model, runtime):
@@ -114,7 +123,9 @@ def test_a_graph_of_another_program_is_no_language_model(tmp_path):
 def test_genai_generates_the_same_tokens(recipe, tmp_path):
     genai = pytest.importorskip("onnxruntime_genai")
     made = edgekit.quantize(sample.path(), recipe, to=tmp_path / "m", format="onnx")
-    with edgekit.load(made, "numpy") as reference:
+    # Weights in floats, and those that DequantizeLinear decodes, give the numpy pass's tokens; MatMulNBits rounds
+    # activations alike in both runtimes.
+    with edgekit.load(made, "onnxruntime" if recipe.startswith("MATMUL") else "numpy") as reference:
         ids = reference.prompt_ids(PROMPT)
         wanted = list(reference.tokens(ids, max_tokens=30))
     library = genai.Model(str(made.path))

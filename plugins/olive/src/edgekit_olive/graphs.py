@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from edgekit_olive.graph import STATES
 from edgekit_olive.library import onnx
+from edgekit_olive.weights import EXACT
 
 Variant = Literal["all", "last", "hidden"]
 
@@ -31,6 +32,19 @@ def variant(proto: Any, which: Variant) -> Any:
         _give(changed.graph, states)
         return changed
     _cut(changed.graph, states)
+    return changed
+
+
+def exact(proto: Any) -> Any:
+    """A copy of a graph whose MatMulNBits round no activations."""
+    helper = onnx().helper
+    changed = type(proto)()
+    changed.CopyFrom(proto)
+    for node in changed.graph.node:
+        if node.op_type == "MatMulNBits":
+            kept = [attribute for attribute in node.attribute if attribute.name != "accuracy_level"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, helper.make_attribute("accuracy_level", EXACT)])
     return changed
 
 
@@ -64,4 +78,4 @@ def _cut(graph: Any, states: str) -> None:
     graph.node.insert(place + 1, node)
 
 
-__all__ = ["Variant", "states_of", "variant"]
+__all__ = ["Variant", "exact", "states_of", "variant"]

@@ -31,6 +31,7 @@ from edgekit.files.reader import Mapped
 from edgekit.runtime import Prompt, Sampling, TextRuntime
 from edgekit.typing import F32, I64, Array
 from edgekit_olive.graphs import Variant, states_of, variant
+from edgekit_olive.graphs import exact as exact_graph
 from edgekit_olive.library import last_line, onnxruntime
 from edgekit_olive.options import Options
 from edgekit_olive.reading import parse
@@ -65,7 +66,7 @@ def open_runtime(
     Args:
         artifact: a model opened by edgekit, whose reader checks every offset.
         device: ``auto``, or the short name of an execution provider: ``cpu``, ``cuda``, ``dml``, ``coreml`` …
-        exact: whether to never round activations, for comparisons.
+        exact: whether to never round activations, for comparisons; several times slower with quantized weights.
         threads: number of threads in an operator; 0 for as many as there are cores.
         context: largest number of tokens; None for as many as the model was trained for.
 
@@ -93,7 +94,8 @@ class OnnxRuntime(TextRuntime):
     def __init__(self, artifact: Artifact, options: Options) -> None:
         self.artifact, self.options = artifact, options
         self._path = artifact.path / MODEL if artifact.path.is_dir() else artifact.path
-        self._proto: Any = parse(self._path).proto
+        proto = parse(self._path).proto
+        self._proto: Any = exact_graph(proto) if options.exact else proto
         self._config = _known(artifact)
         self._lock = threading.RLock()
         self._sessions: dict[Variant, _Session] | None = {}

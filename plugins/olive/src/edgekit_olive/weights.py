@@ -15,6 +15,10 @@ from edgekit_olive.library import onnx
 #: The file of the weights, beside the graph.
 DATA = "model.onnx.data"
 
+#: MatMulNBits' ``accuracy_level``: activations rounded to 8 bits in blocks, as llama.cpp does; many times as fast.
+FAST = 4
+#: MatMulNBits' ``accuracy_level``: float32 activations.
+EXACT = 0
 #: Separator between the name of a stack of experts and the index of an expert.
 EXPERT = ".expert."
 
@@ -112,7 +116,12 @@ class GraphWeights:
             parts.append(self._constant(weight, "zero_points", expert))
         (rows, cols), precision = weight.shape[-2:], weight.precision
         return self.builder.fused(
-            *("MatMulNBits", x, *parts), K=cols, N=rows, bits=precision.bits, block_size=precision.block
+            *("MatMulNBits", x, *parts),
+            K=cols,
+            N=rows,
+            bits=precision.bits,
+            block_size=precision.block,
+            accuracy_level=FAST,
         )
 
     def _gathered(self, weight: Weight, ids: str) -> str:
@@ -205,4 +214,4 @@ class GraphWeights:
         return stored.name
 
 
-__all__ = ["DATA", "EXPERT", "GraphWeights", "Placed", "Weight"]
+__all__ = ["DATA", "EXACT", "EXPERT", "FAST", "GraphWeights", "Placed", "Weight"]
