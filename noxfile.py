@@ -6,8 +6,10 @@ nox -s core       the core's own tests only (under two minutes)
 nox -s blas       the core's forward pass and what stands on it, with BLAS kernels of other processors
 nox -s conformance  the conformance kit over the core and all plugins, and the faults that it finds
 nox -s oracles    only the tests against the real frameworks, and the table of formats and distributions
+nox -s clients    LangChain's and LlamaIndex' OpenAI classes on the server
 nox -s examples   ten thousand examples over all reference quantizers, each held to every promise
 nox -s fuzz       damaged models for two minutes, then 50,000 damaged files of all kinds (-- --count N)
+nox -s structured 500 texts under a schema and 500 calls of tools of each family (minutes)
 nox -s crash      kills, errors and races: every call at which a run can be cut off (an hour)
 nox -s lowest     the core's tests on the oldest dependencies that it declares
 nox -s mutants    mutation testing of the reference (half an hour); not part of the tests
@@ -60,6 +62,8 @@ SOURCES = [
 
 # Who calls the server in its tests: OpenAI's own client, and what Starlette tests itself with.
 CLIENTS = ["openai==3.57.0", "anthropic==2.14.0", "pydantic>=2", "httpx2==2.16.2"]
+# Classes of other frameworks that call it; they need an older client than those.
+FRAMEWORKS = ["langchain-openai==1.7.4", "llama-index-llms-openai==0.8.3"]
 # The versions that the bytes are proved against. torch comes first, so that nothing else chooses its build.
 TORCH = "torch==2.13.0"
 LLAMA = "llama-cpp-python==0.3.36"
@@ -178,9 +182,16 @@ for name, found in OTHERS.items():
 def plugins(session: nox.Session) -> None:
     """The plugins' tests and those across distributions, with the wheels installed side by side."""
     install_project(session)
-    session.install(NUMBA, *CLIENTS, "build", "hatchling", "pytest-xdist", silent=True)
+    session.install(NUMBA, *CLIENTS, "opentelemetry-sdk>=1.27", "build", "hatchling", "pytest-xdist", silent=True)
     session.install("--no-deps", LLAMACPP, OPENVINO, MLX, OLIVE, silent=True)  # quiet without frameworks
     run_pytest(session, "tests/plugins", "tests/contracts", *PARALLEL)
+
+
+@nox.session
+def clients(session: nox.Session) -> None:
+    """LangChain's and LlamaIndex' OpenAI classes on the server: a tool's round trip each (190 MB to install)."""
+    session.install(*CORE, "./plugins/serve", *FRAMEWORKS, silent=True)
+    run_pytest(session, "tests/oracles/test_openai_classes.py")
 
 
 @nox.session
@@ -214,6 +225,16 @@ def examples(session: nox.Session) -> None:
     """Ten thousand examples over all reference quantizers, and a table of what they were held to."""
     install_oracles(session)
     session.run("python", "-W", "ignore", "tests/oracles/test_examples.py", *session.posargs, env=QUIET)
+
+
+@nox.session
+def structured(session: nox.Session) -> None:
+    """500 texts under a schema, and 500 calls of tools as each family writes them, with llama.cpp's runtime."""
+    session.install(*CORE, "./plugins/gguf", "pytest-xdist", silent=True)
+    session.install(str(llama_wheel(session)), LLAMACPP, silent=True)
+    environment = QUIET | {"EDGEKIT_TEST_TEXTS": "500"}
+    tests = "tests/oracles/test_structured_llamacpp.py"
+    session.run("python", "-m", "pytest", tests, *PARALLEL[:2], *session.posargs, env=environment)
 
 
 @nox.session

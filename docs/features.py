@@ -9,7 +9,7 @@ import edgekit
 from edgekit import sample
 from edgekit.runtime import NumpyRuntime
 from edgekit_serve import fields, requests, settings
-from edgekit_serve.app import Routes
+from edgekit_serve.routes import Routes
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE, SERVE, ORACLES = "tests/core", "tests/plugins/serve", "tests/oracles"
@@ -42,6 +42,7 @@ FEATURES = {
     "JSON schemas": (
         "`response_format`",
         ["tests/contracts/test_structured_texts.py::test_500_texts_under_a_schema",
+         f"{ORACLES}/test_structured_llamacpp.py::test_texts_under_a_schema",
          f"{SERVE}/test_serve_openai.py::test_structured_outputs_with_pydantic"]),
     "Regular expressions and grammars": (
         "`regex`, `grammar`", [f"{CORE}/test_structured.py::test_regular_expressions_and_grammars"]),
@@ -53,6 +54,7 @@ FEATURES = {
     "Demanded calls that match their schema": (
         "`tool_choice`, `parallel_tool_calls`",
         [f"{CORE}/test_reply.py::test_demanded_calls_of_each_family",
+         f"{ORACLES}/test_structured_llamacpp.py::test_calls_of_tools",
          f"{SERVE}/test_serve_openai.py::test_tools_with_streaming"]),
     "Reasoning apart from the answer": (
         "`reasoning_effort`, `chat_template_kwargs`", [f"{SERVE}/test_serve_features.py::test_reasoning_is_set_apart"]),
@@ -68,10 +70,21 @@ FEATURES = {
     "Tokenization": ("`/tokenize`, `/detokenize`", [f"{SERVE}/test_serve_features.py::test_tokens_there_and_back"]),
     "A small chat model: chat, JSON, a tool's round trip": (
         "llama.cpp, numpy, OpenVINO", [f"{ORACLES}/test_smollm2_server.py::test_chat_json_and_tools"]),
+    "Several models, loaded when asked for": (
+        "`model`, `--memory`",
+        [f"{SERVE}/test_serve_models.py::test_a_model_is_loaded_at_its_first_request",
+         f"{SERVE}/test_serve_models.py::test_the_least_recently_used_makes_room",
+         f"{SERVE}/test_serve_models.py::test_a_model_in_use_stays"]),
+    "LangChain's and LlamaIndex' OpenAI classes": (
+        "a tool's round trip",
+        [f"{ORACLES}/test_openai_classes.py::test_langchain", f"{ORACLES}/test_openai_classes.py::test_llama_index"]),
+    "OpenTelemetry traces without content": (
+        "`--traces`", [f"{SERVE}/test_serve_traces.py::test_a_span_for_each_request"]),
     "Keys as either API sends them": (
         "`Authorization`, `x-api-key`", [f"{SERVE}/test_serve_features.py::test_keys_as_anthropics_clients_send_them"]),
     "A bounded queue": ("`--queue`", [f"{SERVE}/test_serve_app.py::test_the_queue_is_bounded"]),
-    "Metrics": ("`/metrics`", [f"{SERVE}/test_serve_app.py::test_metrics"]),
+    "Metrics by model": ("`/metrics`", [f"{SERVE}/test_serve_app.py::test_metrics",
+                                        f"{SERVE}/test_serve_models.py::test_metrics_by_model"]),
 }  # fmt: skip
 
 

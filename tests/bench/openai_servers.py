@@ -1,6 +1,7 @@
 """edgekit's server with its llama.cpp plugin beside llama-cpp-python's own server: the same file, threads and requests.
 
-Both are processes of their own, which are asked in turn. Every prompt is new, so that nothing is kept of it.
+Both are processes of their own, which are asked in turn. Every prompt is new, so that nothing is kept of it, but for the time
+to the first text of a prompt that the server has just read.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ from typing import Any
 import attrs
 from llama_model import write_llama
 
-TOKENS, CLIENTS = 64, 4
+TOKENS, CLIENTS, MANY = 64, 8, 64
+#: Tokens of the context, and of a long prompt.
+CONTEXT, PROMPT = 2048, 2000
+#: A text that does not end before its limit.
+NUMBERS = {"type": "array", "items": {"type": "integer"}, "minItems": 1000}
 #: What llama-cpp-python's server needs besides llama-cpp-python.
 NEEDS = ("fastapi", "pydantic_settings", "sse_starlette", "starlette_context")
 
@@ -58,24 +63,34 @@ def report(quick: bool = False) -> Iterator[str]:
         yield f"The servers are not compared: {', '.join(lacking)} is not installed."
         return
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for recipe in ("Q4_K_M", "F16"):
+        yield from _compared(recipe, threads, 3 if quick else 7)
+
+
+def _compared(recipe: str, threads: int, rounds: int) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        path = _model(Path(folder))
+        path = _model(Path(folder), recipe)
         size = path.stat().st_size / 1e6
         servers = {name: stack.enter_context(_started(line)) for name, line in _lines(path, threads).items()}
-        yield f"Servers of {size:.0f} MB in Q4_K_M, {threads} threads: {TOKENS} tokens a request, {CLIENTS} clients."
+        yield f"Servers of {size:.0f} MB in {recipe}, {threads} threads: {TOKENS} tokens a request, {CLIENTS} clients."
         yield ""
-        yield from _table(servers, 3 if quick else 7)
+        yield from _table(servers, rounds)
+        yield from _own(servers["edgekit"], rounds)
+        yield ""
 
 
-def _model(folder: Path) -> Path:
+def _model(folder: Path, recipe: str) -> Path:
     import edgekit
 
-    return edgekit.quantize(write_llama(folder / "F16.gguf"), "Q4_K_M", to=folder / "tales.gguf").path
+    path = write_llama(folder / "F16.gguf")
+    return path if recipe == "F16" else edgekit.quantize(path, recipe, to=folder / "tales.gguf").path
 
 
 def _lines(path: Path, threads: int) -> dict[str, list[str]]:
-    own = ["edgekit", "serve", str(path), "--runtime", "llamacpp", "--option", "context=512"]
-    other = ["llama_cpp.server", "--model", str(path), "--n_ctx", "512", "--n_batch", "512", "--verbose", "False"]
+    own = ["edgekit", "serve", str(path), "--runtime", "llamacpp", "--option", f"context={CONTEXT}"]
+    own += ["--parallel", str(CLIENTS)]
+    other = ["llama_cpp.server", "--model", str(path), "--n_ctx", str(CONTEXT), "--n_batch", "512"]
+    other += ["--verbose", "False"]
     other += ["--logits_all", "False"]  # by default it keeps the logits of every token
     return {
         "edgekit": [*own, "--option", f"threads={threads}"],
@@ -111,7 +126,8 @@ def _wait(server: Server) -> None:
 
 
 def _body(number: int, tokens: int, **more: Any) -> dict[str, Any]:
-    return {"prompt": f"t{number} t{number + 7} t{number + 9}", "max_tokens": tokens, "temperature": 0, **more}
+    words = (number % 16000, (number + 7) % 15991, (number + 9) % 15973)
+    return {"prompt": " ".join(f"t{word}" for word in words), "max_tokens": tokens, "temperature": 0, **more}
 
 
 def _plain(server: Server, number: int, tokens: int = TOKENS) -> float:
@@ -139,12 +155,60 @@ def _together(server: Server, number: int) -> float:
     """Tokens per second of several clients, a request each."""
     start = time.perf_counter()
     with ThreadPoolExecutor(CLIENTS) as pool:
-        list(pool.map(lambda client: _plain(server, number + 100 * client, TOKENS // CLIENTS), range(CLIENTS)))
-    return TOKENS / (time.perf_counter() - start)
+        list(pool.map(lambda client: _plain(server, number + 100 * client), range(CLIENTS)))
+    return CLIENTS * TOKENS / (time.perf_counter() - start)
+
+
+def _many(server: Server) -> dict[int, int]:
+    """How many requests of many clients at once were answered with each status."""
+
+    def ask(number: int) -> int:
+        return int(server.post(_body(number, 8), lambda response: (response.read(), response.status)[1]))
+
+    with ThreadPoolExecutor(MANY) as pool:
+        statuses = list(pool.map(ask, range(MANY)))
+    return {status: statuses.count(status) for status in sorted(set(statuses))}
+
+
+def _held(server: Server, number: int) -> float:
+    """Tokens per second of one request for JSON."""
+    form = {"type": "json_schema", "json_schema": {"name": "numbers", "schema": NUMBERS}}
+    start = time.perf_counter()
+    told = server.post(_body(number, TOKENS, response_format=form), lambda response: json.loads(response.read()))
+    return float(told["usage"]["completion_tokens"] / (time.perf_counter() - start))
+
+
+def _prefix(server: Server, number: int) -> tuple[float, float]:
+    """Milliseconds to the first text of a long prompt, and of the same with another end."""
+    ids = [300 + (number * 37 + place * 11) % 16000 for place in range(PROMPT)]
+    body = {"max_tokens": 1, "temperature": 0}
+    found = []
+    for end in (5, 6):
+        start = time.perf_counter()
+        told = server.post({**body, "prompt": [*ids, end]}, lambda response: json.loads(response.read()))
+        found.append(1e3 * (time.perf_counter() - start))
+        assert told["usage"]["prompt_tokens"] == PROMPT + 1, told
+    return found[0], found[1]
+
+
+def _own(server: Server, rounds: int) -> Iterator[str]:
+    """What edgekit's server is held to by itself."""
+    _held(server, 7), _plain(server, 8)
+    pairs = [(_plain(server, 50_000 + n), _held(server, 60_000 + n)) for n in range(rounds)]
+    free, held = (statistics.median(each) for each in zip(*pairs, strict=True))
+    prefixes = [_prefix(server, number) for number in range(max(2, rounds // 2))]
+    new, again = (statistics.median(each) for each in zip(*prefixes, strict=True))
+    yield ""
+    yield "| edgekit alone | | | ratio |"
+    yield "|---|---|---|---|"
+    yield f"| free text, JSON by a schema: ms a token | {1e3 / free:.2f} | {1e3 / held:.2f} | **{free / held:.2f}** |"
+    yield f"| {PROMPT} tokens, another end: ms to the text | {new:.0f} | {again:.1f} | **{again / new:.3f}** |"
+    yield ""
+    yield f"{MANY} clients at once, answers by status: {_many(server)}"
 
 
 def _table(servers: dict[str, Server], rounds: int) -> Iterator[str]:
-    measures = {"tokens/s": _plain, "tokens/s, 4 clients": _together, "ms to the first text": _first}
+    measures = {"tokens/s": _plain, f"tokens/s, {CLIENTS} clients": _together, "ms to the first text": _first}
     found = {name: {what: list[float]() for what in measures} for name in servers}
     for number in range(1, rounds + 2):
         for what, measure in measures.items():

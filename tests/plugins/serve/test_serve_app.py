@@ -592,8 +592,9 @@ def test_metrics(client):
     assert lines['edgekit_queue_seconds_count{model="chatty"}'] == "2.0"
     assert lines['edgekit_request_seconds_count{route="/v1/chat/completions"}'] == "2.0"
     assert lines['edgekit_tokens_per_second_count{model="chatty"}'] == "2.0"
-    assert (lines["edgekit_generated_tokens_total"], lines["edgekit_prompt_tokens_total"]) == ("24.0", "20.0")
-    assert (lines["edgekit_running"], lines["edgekit_waiting"]) == ("0.0", "0.0")
+    assert lines['edgekit_generated_tokens_total{model="chatty"}'] == "24.0"
+    assert lines['edgekit_prompt_tokens_total{model="chatty"}'] == "20.0"
+    assert lines['edgekit_running{model="chatty"}'] == lines['edgekit_waiting{model="chatty"}'] == "0.0"
     assert float(lines["edgekit_resident_memory_bytes"]) > 10e6
     assert "secret" not in told.text
 

@@ -70,7 +70,9 @@ def gauges(server):
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()
-    return {name: float(value) for name, value in re.findall(r"^edgekit_(running|waiting) (\S+)$", text, re.MULTILINE)}
+    return {
+        name: float(value) for name, value in re.findall(r"^edgekit_(running|waiting)\S* (\S+)$", text, re.MULTILINE)
+    }
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "plain"])

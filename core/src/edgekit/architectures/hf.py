@@ -54,6 +54,7 @@ _OTHER_PARTS = (
     "model.audio_tower.",
     "model.embed_vision.",
     "model.embed_audio.",
+    "vision_model.",
 )
 
 

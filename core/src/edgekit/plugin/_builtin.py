@@ -27,6 +27,7 @@ _FAMILIES = {
     "ministral3": "Ministral3",
     "qwen3_moe": "Qwen3Moe",
     "mixtral": "Mixtral",
+    "llama4_text": "Llama4Text",
     "olmoe": "Olmoe",
     "nemotron_h": "NemotronH",
     "nemotron_h_moe": "NemotronHMoe",

@@ -11,7 +11,8 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from edgekit.errors import EdgekitError, MissingFileError, ResourceError, UsageE
 from edgekit.pipeline import open_artifact
 from edgekit.runtime import DescribedRuntime, Runtime, choose_runtime, load
 from edgekit.runtime.arguments import parse_option
+from edgekit_serve.models import Model
 from edgekit_serve.settings import Settings
+from edgekit_serve.traces import Trace, trace_to_collector
 
 #: Environment variable with API keys, separated by spaces or line breaks.
 KEYS = "EDGEKIT_API_KEY"
@@ -34,11 +37,12 @@ BACKLOG = 2048
 
 
 @click.command("serve")
-@click.argument("artifact")
+@click.argument("artifacts", nargs=-1, required=True, metavar="ARTIFACT...")
 @runtime_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
-@click.option("--name", help="Name of the model for clients; the default is the artifact's.")
+@click.option("--name", "titles", multiple=True, help="Name for clients, one for each artifact; default: the file's.")
+@click.option("--memory", metavar="GB", type=click.FloatRange(0, min_open=True), help="Most GB of models in use.")
 @click.option("--api-key-file", type=click.Path(), help=f"API keys, one a line; or in the environment: {KEYS}.")
 @click.option("--insecure-no-auth", is_flag=True, help="Serve other machines without a key.")
 @click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="Host name by which clients may call.")
@@ -47,44 +51,71 @@ BACKLOG = 2048
 @click.option("--queue", "waiting", default=16, show_default=True, help="Requests that may wait; more get 429.")
 @click.option("--max-tokens", type=int, help="The most that a request may ask for.")
 @click.option("--lenient", is_flag=True, help="Ignore parameters that are not supported, instead of refusing them.")
+@click.option("--traces", is_flag=True, help="Send OpenTelemetry traces to OTEL_EXPORTER_OTLP_ENDPOINT.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of stderr.")
 @click.option("--timeout", "seconds", default=300.0, show_default=True, help="Seconds for a request, waiting included.")
 @click.option("--drain", default=30, show_default=True, help="Seconds for running requests after SIGTERM.")
 def command(
-    artifact: str,
+    artifacts: tuple[str, ...],
     runtime: str | None,
     options: tuple[str, ...],
     host: str,
     port: int,
-    name: str | None,
+    titles: tuple[str, ...],
+    memory: float | None,
     api_key_file: str | None,
     insecure_no_auth: bool,
     hosts: tuple[str, ...],
     origins: tuple[str, ...],
     drain: int,
     log_format: str,
+    traces: bool,
     **limits: Any,
 ) -> None:
-    """Serve a model to OpenAI's clients: completions, chat, embeddings.
+    """Serve a model, or several, to OpenAI's clients: completions, chat, embeddings.
 
+    The first of several is loaded at the start, each other one at its first request.
     Ends on SIGTERM or Ctrl-C, after the requests that run. Any address but this machine's own needs an API key.
     """
     keys = read_keys(api_key_file)
     refuse_open_doors(host, keys, insecure_no_auth)
-    opened = open_artifact(artifact)
+    opened = [open_artifact(artifact) for artifact in artifacts]
+    if len(titles) not in (0, len(opened)):
+        raise UsageError(f"{len(titles)} names for {len(opened)} models; give --name once for each, or not at all")
+    called = titles or [default_name(each.path) for each in opened]
+    limits["memory"] = None if memory is None else int(memory * 1e9)
     names, pages = (frozenset(text.lower() for text in texts) for texts in (hosts, origins))
-    settings = Settings(name or default_name(opened.path), keys, names, pages, **limits)
-    with listening(host, port) as door:
-        model = start_model(opened, runtime, dict(map(parse_option, options)), settings.parallel)
+    settings = Settings(called[0], keys, names, pages, **limits)
+    with listening(host, port) as door, _traced(traces) as trace:
+        given = dict(map(parse_option, options))
+        models = [
+            Model(name, artifact.nbytes, partial(start_model, artifact, runtime, given, settings.parallel))
+            for name, artifact in zip(called, opened, strict=True)
+        ]
+        model = models[0].load()
         where = f"[{host}]" if ":" in host else host
-        title = f"{settings.model} on http://{where}:{door.getsockname()[1]}"
-        serve(model, settings, door, drain, title, log_format)
+        title = f"{', '.join(called)} on http://{where}:{door.getsockname()[1]}"
+        serve(model, settings, door, drain, title, log_format, models if len(models) > 1 else (), trace)
+
+
+@contextlib.contextmanager
+def _traced(on: bool) -> Iterator[Trace | None]:
+    if not on:
+        yield None
+        return
+    trace, finish = trace_to_collector()
+    try:
+        yield trace
+    finally:
+        finish()
 
 
 def start_model(artifact: Artifact, runtime: str | None, options: dict[str, Any], parallel: int) -> Runtime:
     """Load a model for so many texts at the same time, if the runtime has an option for that and it is not given."""
     option = choose_runtime(artifact, runtime).options.get("parallel")
-    return load(artifact, runtime, **({option: parallel} if option and parallel > 1 else {}) | options)
+    model = load(artifact, runtime, **({option: parallel} if option and parallel > 1 else {}) | options)
+    warm(model)
+    return model
 
 
 def read_keys(path: str | None) -> frozenset[str]:
@@ -162,7 +193,14 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def serve(
-    model: Any, settings: Settings, door: socket.socket, drain: int, title: str, log_format: str = "text"
+    model: Any,
+    settings: Settings,
+    door: socket.socket,
+    drain: int,
+    title: str,
+    log_format: str = "text",
+    models: Sequence[Model] = (),
+    trace: Trace | None = None,
 ) -> None:
     """Serve until SIGTERM, SIGINT, or a failure of the model.
 
@@ -181,14 +219,13 @@ def serve(
         failures.append(model.name)
         server.should_exit = True
 
-    app = create_app(model, settings, failed=failed)
+    app = create_app(model, settings, failed=failed, models=models, trace=trace)
     config = uvicorn.Config(
         app, http=Connection, ws="none", loop="asyncio", lifespan="on", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, timeout_keep_alive=75, timeout_graceful_shutdown=drain,
         limit_concurrency=CONNECTIONS, backlog=BACKLOG,
     )  # fmt: skip
     server = uvicorn.Server(config)
-    warm(model)
     # uvicorn raises the signal again after its shutdown, when it must be ignored.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)

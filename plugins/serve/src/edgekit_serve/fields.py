@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from edgekit_serve.wire import ApiError, Json, refused
 
+#: Size of a body in bytes above which it takes more than a millisecond to parse and check.
+LARGE = 65_536
 #: Largest number of objects and lists in a body; building, checking and freeing each holds the interpreter's lock.
 MAX_CONTAINERS = 1 << 16
+Item = TypeVar("Item")
 _STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)  # matches at every quote: linear time
+
+
+async def aside(body: bytes, work: Callable[[], Item]) -> Item:
+    """Return the result of a function, called in a thread for a large body, so that other requests are served."""
+    return work() if len(body) < LARGE else await asyncio.to_thread(work)
 
 
 def parse(body: bytes) -> Json:
@@ -208,4 +217,4 @@ def shown(value: Any) -> str:
     return text
 
 
-__all__ = ["Fields", "is_id", "parse", "shown"]
+__all__ = ["LARGE", "Fields", "aside", "is_id", "parse", "shown"]

@@ -17,10 +17,12 @@ from edgekit.errors import ContextOverflowError
 from edgekit.runtime import Generation, Part, Reply, TokenScore, ToolCall
 from edgekit_serve.body import present
 from edgekit_serve.engine import Engine, Ticket
-from edgekit_serve.metrics import Metrics
+from edgekit_serve.metrics import ModelMetrics
 from edgekit_serve.requests import AnswerOptions
 from edgekit_serve.wire import ApiError
 
+#: Key of a request's `Answer` in its scope.
+ANSWER = "edgekit_serve.answer"
 #: Starts to generate a text, given its largest number of tokens.
 Begin = Callable[[int | None], Generation | Reply]
 
@@ -121,7 +123,7 @@ class Answer:
     """
 
     engine: Engine
-    metrics: Metrics
+    metrics: ModelMetrics
     route: str
     requested: AnswerOptions
     asked: Sequence[Asked]
@@ -145,6 +147,11 @@ class Answer:
     def completion_tokens(self) -> int:
         """The number of generated tokens in all texts."""
         return sum(text.completion_tokens for text in self._begun)
+
+    @property
+    def queue_seconds(self) -> float:
+        """The seconds that the request waited for its turn."""
+        return self._ticket.waited
 
     @property
     def usage(self) -> dict[str, int]:
@@ -223,4 +230,4 @@ def _plain(text: Generation) -> Iterator[Part]:
     return (Part("text", piece) for piece in text)
 
 
-__all__ = ["Answer", "Asked", "Begin", "Piece", "Text", "attended"]
+__all__ = ["ANSWER", "Answer", "Asked", "Begin", "Piece", "Text", "attended"]

@@ -9,6 +9,7 @@ import ipaddress
 import logging
 import time
 import traceback
+from typing import Any
 
 import attrs
 from starlette.datastructures import Headers
@@ -17,8 +18,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgekit_serve import cors
 from edgekit_serve.exchange import Exchange
+from edgekit_serve.generate import ANSWER, Answer
 from edgekit_serve.metrics import Metrics
 from edgekit_serve.settings import Settings
+from edgekit_serve.traces import Trace
 from edgekit_serve.wire import ApiError, ClientGoneError
 
 LOG = logging.getLogger("edgekit_serve")
@@ -43,6 +46,7 @@ class Guard:
     app: ASGIApp
     settings: Settings
     metrics: Metrics
+    trace: Trace | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; any exception becomes an error response."""
@@ -101,6 +105,22 @@ class Guard:
         method = scope["method"] if scope["method"].isalpha() else "?"
         fields = {"method": method, "route": route, "status": status, "seconds": round(seconds, 3)}
         LOG.info("%s %s %d %.3fs", method, route, status, seconds, extra={"fields": fields})
+        if self.trace is not None:
+            asked = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
+            self.trace(Headers(scope=scope), seconds, f"{method} {route}", {**asked, **_generated(scope)})
+
+
+def _generated(scope: Scope) -> dict[str, Any]:
+    """Return what is known of the texts of a request, in the names of OpenTelemetry's conventions for generative AI."""
+    answer = scope.get(ANSWER)
+    if not isinstance(answer, Answer):
+        return {}
+    return {
+        "gen_ai.request.model": answer.metrics.model,
+        "gen_ai.usage.input_tokens": answer.prompt_tokens,
+        "gen_ai.usage.output_tokens": answer.completion_tokens,
+        "edgekit.queue_seconds": answer.queue_seconds,
+    }
 
 
 def _key(headers: Headers) -> str:

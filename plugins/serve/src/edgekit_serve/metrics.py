@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import attrs
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from edgekit.runtime import CachingRuntime
+from edgekit_serve.engine import Engine
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -16,13 +22,13 @@ _SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 class Metrics:
     """The metrics of a server; the values of labels are few and never come from a client."""
 
-    def __init__(self, model: str) -> None:
-        self.model = model
-        self.registry = CollectorRegistry()
+    def __init__(self) -> None:
+        self.registry, self._engines = CollectorRegistry(), dict[str, Engine]()
+        self.registry.register(_Now(self._engines))
         self.requests = self._counter("requests", "Requests by status; 499: the client hung up", "route", "status")
         self.errors = self._counter("errors", "Answers that are errors", "code")
-        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts")
-        self.tokens = self._counter("generated_tokens", "Tokens generated")
+        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts", "model")
+        self.tokens = self._counter("generated_tokens", "Tokens generated", "model")
         self.seconds = self._histogram("request_seconds", "From a request to its whole answer", _SECONDS, "route")
         self.first = self._histogram(
             "first_token_seconds", "From a request to its first text", _SECONDS, "route", "model"
@@ -43,29 +49,76 @@ class Metrics:
         """Register a gauge whose value is read from a function."""
         Gauge(f"edgekit_{name}", text, registry=self.registry).set_function(value)
 
-    def waited(self, seconds: float) -> None:
-        """Record the seconds that a request was queued."""
-        self.queue.labels(self.model).observe(seconds)
+    def of(self, model: str, engine: Engine) -> ModelMetrics:
+        """Return the metrics of one model, whose engine is watched until `forget`."""
+        self._engines[model] = engine
+        return ModelMetrics(self, model)
 
-    def generated(self, route: str, prompt_tokens: int, tokens: int, times: Sequence[float]) -> None:
-        """Record the generated texts of a request.
-
-        Args:
-            route: name of the request's route.
-            prompt_tokens: number of tokens in the prompts.
-            tokens: number of generated tokens.
-            times: seconds from the request to the first and to the last piece; empty if there were none.
-        """
-        self.prompt_tokens.inc(prompt_tokens)
-        self.tokens.inc(tokens)
-        if times:
-            self.first.labels(route, self.model).observe(times[0])
-        if tokens > 1 and len(times) > 1 and times[-1] > times[0]:
-            self.speed.labels(self.model).observe((tokens - 1) / (times[-1] - times[0]))
+    def forget(self, model: str) -> None:
+        """Stop watching a model's engine."""
+        self._engines.pop(model, None)
 
     def text(self) -> bytes:
         """Return the metrics in Prometheus's text format."""
         return generate_latest(self.registry)
+
+
+@attrs.frozen
+class ModelMetrics:
+    """The metrics of one model of a server."""
+
+    shared: Metrics
+    model: str
+
+    def waited(self, seconds: float) -> None:
+        """Count the seconds that a request waited for its turn."""
+        self.shared.queue.labels(self.model).observe(seconds)
+
+    def read(self, tokens: int) -> None:
+        """Count the tokens of prompts that no text follows."""
+        self.shared.prompt_tokens.labels(self.model).inc(tokens)
+
+    def generated(self, route: str, prompt_tokens: int, tokens: int, times: Sequence[float]) -> None:
+        """Count the texts of a request.
+
+        Args:
+            route: name of the route.
+            prompt_tokens: number of tokens in the prompts.
+            tokens: number of tokens generated so far.
+            times: seconds from the request to the first piece, and to the last; empty if there was none.
+        """
+        shared, model = self.shared, self.model
+        self.read(prompt_tokens)
+        shared.tokens.labels(model).inc(tokens)
+        if times:
+            shared.first.labels(route, model).observe(times[0])
+        if tokens > 1 and len(times) > 1 and times[-1] > times[0]:
+            shared.speed.labels(model).observe((tokens - 1) / (times[-1] - times[0]))
+
+
+@attrs.frozen(eq=False)
+class _Now(Collector):
+    """What the engines of the loaded models do now, and how their runtimes used what they had computed before."""
+
+    engines: dict[str, Engine]
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the values at this moment."""
+        running = GaugeMetricFamily("edgekit_running", "Requests that the model works on", labels=["model"])
+        waiting = GaugeMetricFamily("edgekit_waiting", "Requests in the queue", labels=["model"])
+        tokens = CounterMetricFamily(
+            "edgekit_cache_tokens",
+            "Tokens of prompts, by whether they were there from earlier ones",
+            labels=["model", "cache"],
+        )
+        for model, engine in list(self.engines.items()):
+            running.add_metric([model], engine.running)
+            waiting.add_metric([model], engine.waiting)
+            if isinstance(engine.runtime, CachingRuntime):
+                use = engine.runtime.cache_use()
+                tokens.add_metric([model, "hit"], use.reused)
+                tokens.add_metric([model, "miss"], use.computed)
+        yield from (running, waiting, tokens)
 
 
 def resident() -> float:
@@ -88,4 +141,4 @@ def _peak() -> float:
     return float(peak if sys.platform == "darwin" else 1024 * peak)
 
 
-__all__ = ["CONTENT_TYPE", "Metrics", "resident"]
+__all__ = ["CONTENT_TYPE", "Metrics", "ModelMetrics", "resident"]

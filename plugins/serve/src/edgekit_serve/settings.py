@@ -16,7 +16,15 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 #: The smallest value of each limit.
-_LEAST = {"parallel": 1, "waiting": 0, "max_tokens": 1, "max_body": 1, "seconds": 0.01, "body_seconds": 0.01}
+_LEAST = {
+    "memory": 1,
+    "parallel": 1,
+    "waiting": 0,
+    "max_tokens": 1,
+    "max_body": 1,
+    "seconds": 0.01,
+    "body_seconds": 0.01,
+}
 
 
 @attrs.frozen
@@ -35,6 +43,7 @@ class Settings:
         seconds: time limit of a request, including the queue; the text then ends.
         body_seconds: time limit for a client to send its body.
         lenient: whether parameters that are not supported are ignored, not refused.
+        memory: where a server has several models, the most bytes that the files of those loaded have; None for any.
     """
 
     model: str = "model"
@@ -48,6 +57,7 @@ class Settings:
     seconds: float = 300.0
     body_seconds: float = 30.0
     lenient: bool = False
+    memory: int | None = None
 
     def __attrs_post_init__(self) -> None:
         if not _NAME.fullmatch(self.model):
