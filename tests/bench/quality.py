@@ -14,6 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,9 +24,14 @@ import numpy as np
 import edgekit
 from edgekit import sample
 from edgekit.evaluation import Baseline, Evaluation, evaluate
+from edgekit.pipeline._feedback import fastest
 from edgekit.pipeline.rounding import Calibration
+from edgekit.pipeline.rounding._matrix import Metric, round_matrix
+from edgekit.pipeline.rounding._ordered import threaded
 
 DATA = Path(os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+#: Formats of 4 bits for the large matrix.
+SQUARE = ("ggml:Q4_0", "ggml:Q4_K", "mlx:int4-g64", "openvino:int4-sym-g64", "onnx:int4-sym-g32")
 SMOLLM = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -50,10 +56,33 @@ class Subject:
 
 
 def report(quick: bool) -> Iterator[str]:
-    """Yield the lines of a table for each model; the largest only in full."""
+    """Yield the lines of a table for each model, the largest only in full, and of one for a large matrix."""
+    yield from matrix(2 if quick else len(SQUARE))
+    yield ""
     for subject in subjects(quick):
         yield from table(subject)
         yield ""
+
+
+def matrix(count: int, cols: int = 4096) -> Iterator[str]:
+    """Seconds of a square matrix on all cores: those of the wall, and of all threads, factorization included."""
+    random = np.random.default_rng(1)
+    inputs = random.standard_normal((cols + 500, cols), np.float32) * np.exp(random.standard_normal(cols, np.float32))
+    moment, weights = inputs.T @ inputs / np.float32(len(inputs)), random.standard_normal((cols, cols), np.float32)
+    yield f"a matrix of {cols} x {cols}, factorization included:"
+    yield ""
+    yield "| format | factorization s | rounding s | CPU s |"
+    yield "|---|---|---|---|"
+    kernels = fastest()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for name in SQUARE[:count]:
+            encoded = edgekit.encode(weights, name)
+            start, spent = time.perf_counter(), time.process_time()
+            metric = Metric.of(moment, threaded(kernels.accumulate, pool))
+            middle = time.perf_counter()
+            round_matrix(weights, encoded, metric, pool=pool, kernels=kernels)
+            stop, used = time.perf_counter(), time.process_time() - spent
+            yield f"| `{name}` | {middle - start:.1f} | {stop - middle:.1f} | {used:.1f} |"
 
 
 def subjects(quick: bool) -> Iterator[Subject]:

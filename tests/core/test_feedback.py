@@ -24,9 +24,10 @@ from edgekit.pipeline._feedback import row_order
 from edgekit.pipeline.rounding import _matrix as matrices
 from edgekit.pipeline.rounding._factor import damped, decreasing, spread, upper_factor
 from edgekit.pipeline.rounding._feedback import Grid, feedback, refit, sweep
-from edgekit.pipeline.rounding._kernels import accumulate
+from edgekit.pipeline.rounding._integers import Integers, mean_product, product
+from edgekit.pipeline.rounding._kernels import MOST, NUMPY, accumulate, multiply
 from edgekit.pipeline.rounding._matrix import Metric, round_matrix
-from edgekit.pipeline.rounding._ordered import OrderedTransformer, exp, mean_product, tanh, turns
+from edgekit.pipeline.rounding._ordered import OrderedTransformer, exp, tanh, turns
 from edgekit.testing.models import artifact_of, random_model, small_llama
 
 RANDOM = np.random.RandomState(7)
@@ -233,7 +234,8 @@ def test_bad_arguments_are_refused(tmp_path, calibration):
 def test_the_ordered_pass_computes_the_same(config, rounding):
     model, tokens = random_model(config), np.random.RandomState(3).randint(0, 50, (2, 40))
     expected, found = (kind(model).hidden(tokens) for kind in (Transformer, OrderedTransformer))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=rounding(config, expected))
+    # Operands have 13 bits with their sign, where those of float32 have 24 and a sign.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2**12 * rounding(config, expected))
 
 
 def test_the_exponential():
@@ -244,12 +246,49 @@ def test_the_exponential():
     np.testing.assert_allclose(tanh(x / 10), np.tanh(x / 10), atol=2.0**-22)
 
 
-def test_moments_are_symmetric_and_in_order():
+def test_integer_products_are_exact_at_their_largest():
+    """The largest operands: 128 products nearly fill 32 bits, and each piece's sum is rounded once."""
+    b, a = np.full((2, 300), MOST, np.int16), np.full((3, 300), -MOST, np.int16)
+    out = np.ones((2, 3), np.float32)
+    multiply(out, b, a)
+    expected = np.float32(1)
+    for columns in (128, 128, 44):
+        expected += np.float32(-columns * MOST * MOST)
+    assert (out == expected).all()
+
+
+def test_products_of_integers_are_those_of_floats():
+    """Each operand is rounded to half a unit, the largest of its row being 4095 of them."""
+    x, w = (RANDOM.standard_normal(shape).astype(np.float32) for shape in ((70, 301), (33, 301)))
+    with ThreadPoolExecutor(2) as pool:
+        found = product(Integers.of_rows(x, pool), Integers.of_rows(w, pool), NUMPY, pool)
+    assert np.array_equal(found, product(Integers.of_rows(x), Integers.of_rows(w), NUMPY))
+    units = [np.abs(operand).max(axis=1) / MOST / 2 for operand in (x, w)]
+    bound = np.outer(units[0], np.abs(w).sum(axis=1)) + np.outer(np.abs(x).sum(axis=1), units[1])
+    assert (np.abs(found - x.astype(np.float64) @ w.T) <= 1.001 * bound + 301 * np.outer(*units)).all()
+
+
+def test_rows_that_are_zero_or_not_finite():
+    x = np.float32([[0, 0, 0], [1, np.inf, 2], [np.nan, 1, 1], [1e-38, 0, 1e-38], [3, -6, 1]])
+    rows = Integers.of_rows(x)
+    assert rows.values.shape == (5, 4)  # an even number of columns
+    assert rows.values[4, :3].tolist() == [2048, -4095, 682]
+    assert (rows.values[[0, 1, 2, 3]] == 0).all()
+    found = product(rows, Integers.of_rows(np.ones((1, 3), np.float32)), NUMPY)[:, 0]
+    assert np.isnan(found).tolist() == [False, True, True, False, False]
+
+
+def test_moments_are_symmetric():
     x = RANDOM.standard_normal((90, 300)).astype(np.float32)
-    found = mean_product(x, x, accumulate)
+    columns = Integers.of_columns(x)
+    found = mean_product(columns, columns, 90, NUMPY)
     assert np.array_equal(found, found.T)
-    assert np.array_equal(found, mean_product(x, x.copy(), accumulate))
-    np.testing.assert_allclose(found, x.T.astype(np.float64) @ x / 90, atol=90 * 2.0**-24)
+    assert np.array_equal(found, mean_product(columns, Integers.of_columns(x), 90, NUMPY))
+    with ThreadPoolExecutor(3) as pool:
+        turned = Integers.of_columns(x, pool)
+        assert np.array_equal(found, mean_product(turned, turned, 90, NUMPY, pool))
+    largest = np.abs(x).max()
+    np.testing.assert_allclose(found, x.T.astype(np.float64) @ x / 90, atol=1.001 * largest**2 / MOST)
 
 
 def test_sines_and_cosines():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import numpy as np
 import pytest
 
@@ -10,7 +11,8 @@ from edgekit import sample
 from edgekit.errors import UsageError
 from edgekit.pipeline import _feedback
 from edgekit.pipeline.rounding import _kernels as kernels
-from edgekit_numba import accumulating, products
+from edgekit.pipeline.rounding._matrix import Metric, round_matrix
+from edgekit_numba import accumulating, feeding, products
 from edgekit_numba.accumulating import accumulate
 
 SHAPES = [(32, 64, 96), (1, 1, 1), (3, 7, 1100), (33, 100, 5), (8, 31, 64), (17, 257, 2)]
@@ -53,16 +55,71 @@ def test_other_types_are_refused():
 
 
 def test_it_is_what_rounding_uses():
-    assert _feedback.fastest() is accumulating.accumulate
+    chosen = attrs.asdict(_feedback.fastest(), recurse=False)
+    assert chosen.pop("accumulate") is accumulating.accumulate
+    assert chosen == {name: getattr(feeding, name) for name in ("multiply", "exponential", "feed", "descend")}
     assert {e.name for e in products.emitters()} == {"product_float32", "product_float64"}
+
+
+@pytest.mark.parametrize(("n", "m", "k"), [(8, 32, 128), (1, 1, 2), (13, 70, 512), (100, 33, 1000), (40, 96, 130)])
+def test_integer_products_have_the_bits_of_numpy(n, m, k):
+    random = np.random.RandomState(n)
+    a, b = (random.randint(-kernels.MOST, kernels.MOST + 1, (rows, k)).astype(np.int16) for rows in (m, n))
+    out = random.standard_normal((n, m + 3)).astype(np.float32)[:, 1 : m + 1]
+    expected = out.copy()
+    kernels.multiply(expected, b, a)
+    feeding.multiply(out, b, a)
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_the_largest_integers_do_not_overflow():
+    b, a = np.full((8, 256), kernels.MOST, np.int16), np.full((32, 256), -kernels.MOST, np.int16)
+    expected, out = (np.zeros((8, 32), np.float32) for _ in range(2))
+    kernels.multiply(expected, b, a)
+    feeding.multiply(out, b, a)
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_products_of_other_types_are_refused():
+    with pytest.raises(
+        UsageError, match=r"a product of int16 \(1, 3\) and int16 \(1, 3\) in float32; give int16 with an"
+    ):
+        feeding.multiply(np.zeros((1, 1), np.float32), *np.ones((2, 1, 3), np.int16))
+    with pytest.raises(UsageError, match=r"powers of float64 with strides \(8,\); give contiguous float32"):
+        feeding.exponential(np.zeros(3))
+
+
+def test_powers_have_the_bits_of_numpy():
+    special = [-np.inf, np.inf, np.nan, -87, 88, 0, -0.0, 1e-40, -1e-40]
+    x = np.concatenate([np.random.RandomState(1).standard_normal(100_003) * 30, special]).astype(np.float32)
+    expected, found = x.copy(), x.copy()
+    with np.errstate(all="ignore"):
+        kernels.exponential(expected)
+    feeding.exponential(found)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("rows", [1, 16, 37])
+@pytest.mark.parametrize(
+    "name", ["ggml:Q4_0", "ggml:Q4_K", "mlx:int3-g64", "onnx:int4-asym-g32", "affine:int8-sym-tensor"]
+)
+def test_steps_have_the_bits_of_numpy(name, rows):
+    random = np.random.RandomState(rows)
+    weights, inputs = (random.standard_normal(shape).astype(np.float32) for shape in ((rows, 256), (400, 256)))
+    inputs[:, 1:] += inputs[:, :1] * np.exp(random.standard_normal(255)).astype(np.float32)
+    metric = Metric.of(inputs.T @ inputs / np.float32(400))
+    tensor = edgekit.encode(weights, name)
+    plain, fast = (round_matrix(weights, tensor, metric, kernels=k) for k in (kernels.NUMPY, _feedback.fastest()))
+    for part, values in plain.parts.items():
+        np.testing.assert_array_equal(fast.parts[part], values)
 
 
 def test_a_model_gets_the_bytes_of_numpy(tmp_path, monkeypatch):
     tokens = np.array(edgekit.open(sample.path()).tokenizer.encode(sample.heldout_text()[:1200]))
     calibration = edgekit.calibrate(sample.path(), tokens, context=128)
     written = []
-    for name, kernel in (("fast", accumulate), ("plain", kernels.accumulate)):
-        monkeypatch.setattr(_feedback, "fastest", lambda kernel=kernel: kernel)
+    for name, chosen in (("fast", _feedback.fastest()), ("plain", kernels.NUMPY)):
+        monkeypatch.setattr(_feedback, "fastest", lambda chosen=chosen: chosen)
         made = edgekit.quantize(sample.path(), "ggml:Q4_K", to=tmp_path / name, calibration=calibration)
         written.append([file.read_bytes() for file in made.files if file.suffix == ".safetensors"])
     assert written[0] == written[1]

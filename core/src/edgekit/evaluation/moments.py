@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import attrs
 import numpy as np
 
 from edgekit.architectures import Model
-from edgekit.architectures.forward import Transformer
+from edgekit.architectures.forward import Observe, Transformer
 from edgekit.artifact import Artifact
 from edgekit.errors import EdgekitError, NonFiniteError, UsageError
 from edgekit.evaluation._experts import ExpertSums
@@ -25,9 +26,14 @@ from edgekit.evaluation.language import CONTEXT, Text, cut, tokens_of
 from edgekit.files.atomic import AtomicFile
 from edgekit.files.guard import refuse_harm
 from edgekit.files.memory import enough_memory
+from edgekit.files.workers import Workers
 from edgekit.formats.safetensors import to_bytes
 from edgekit.pipeline._conversion import as_artifact
+from edgekit.pipeline._feedback import fastest
 from edgekit.pipeline._progress import Progress, Shown, reporting
+from edgekit.pipeline.rounding._integers import Integers, mean_product
+from edgekit.pipeline.rounding._kernels import NUMPY, Kernels
+from edgekit.pipeline.rounding._ordered import IntegerTransformer
 from edgekit.pipeline.rounding.calibration import (
     COUNTS,
     Calibration,
@@ -106,11 +112,11 @@ def calibrate(
     digests = model_digest(artifact), text_digest(text)
     experts = experts_of(artifact.model)
     record = Calibration(as_ids(used), as_ids(windows[len(used) :]), *digests, inputs, {}, target, experts)
-    with reporting(progress, "calibrate") as report:
+    with reporting(progress, "calibrate") as report, Workers(os.cpu_count() or 1, "edgekit-calibrate") as pool:
         if target is None:
-            found = layer_moments(artifact, record, report)
+            found = layer_moments(artifact, record, report, pool=pool)
             return attrs.evolve(record, moments={name: Tensor.of(name, moment) for name, moment in found})
-        _write(record, artifact, report)
+        _write(record, artifact, report, pool)
     return read_calibration(target)
 
 
@@ -147,7 +153,11 @@ def _refuse_overwriting(target: Path, overwrite: bool) -> None:
 
 
 def layer_moments(
-    artifact: Artifact, calibration: Calibration, progress: Progress | None = None, done: int = 0
+    artifact: Artifact,
+    calibration: Calibration,
+    progress: Progress | None = None,
+    done: int = 0,
+    pool: Executor | None = None,
 ) -> Iterator[tuple[str, F32]]:
     """Yield the name of each moment and its values [cols, cols], in the order of the forward pass; then the experts'.
 
@@ -158,26 +168,28 @@ def layer_moments(
         calibration: its windows and inputs.
         progress: called before each layer.
         done: how many of them are there already; the following ones are yielded.
+        pool: threads that compute.
     """
     wanted = dict(list(calibration.inputs.items())[done:])
     model, windows = artifact.model, calibration.windows
     step = max(1, _BATCH // windows.shape[1])
     batches = [slice(start, start + step) for start in range(0, len(windows), step)]
-    states = Transformer(model, cache=False).embedded(windows)
+    kernels = fastest()
+    states = IntegerTransformer(model, cache=False, kernels=kernels).embedded(windows)
     experts = ExpertSums(model)
     for layer in range(model.config.layers):
         if progress:
             progress(layer, model.config.layers, f"layer {layer}")
-        sums = _Sums(wanted)
+        sums = _Sums(wanted, kernels, pool)
         observe = partial(_observed, sums, experts)
-        computing = Transformer(model, cache=True, observe=observe)  # keeps what it decoded: this layer
+        computing = _computing(calibration, model, observe, kernels, pool)
         for batch in batches:
             states[batch] = computing.layer(layer, states[batch])
         yield from sums.means()
     outputs = [name for name in ("token_embd.weight", "output.weight") if name in wanted]
     if outputs:
-        sums = _Sums(wanted)
-        last = Transformer(model, cache=False)
+        sums = _Sums(wanted, kernels, pool)
+        last = IntegerTransformer(model, cache=False)
         for batch in batches:
             sums.add(outputs[0], last.normalized(states[batch]).reshape(-1, model.config.width))
         yield from sums.means()
@@ -185,6 +197,15 @@ def layer_moments(
     yield from list(arrays.items())[max(0, done - len(calibration.inputs)) :]
     if progress:
         progress(model.config.layers, model.config.layers, "")
+
+
+def _computing(
+    calibration: Calibration, model: Model, observe: Observe, kernels: Kernels, pool: Executor | None
+) -> Transformer:
+    """The model, which keeps the decoded weights of its layer; routers choose their experts in float32."""
+    if calibration.experts:
+        return Transformer(model, True, observe)
+    return IntegerTransformer(model, True, observe, kernels=kernels, threads=pool)
 
 
 def _observed(sums: _Sums, experts: ExpertSums, name: str, x: F32) -> None:
@@ -212,8 +233,8 @@ def _expert_means(calibration: Calibration, model: Model, experts: ExpertSums) -
 class _Sums:
     """Sums of outer products of inputs, by the name of the moment."""
 
-    def __init__(self, inputs: Mapping[str, tuple[str, ...]]) -> None:
-        self._inputs = inputs
+    def __init__(self, inputs: Mapping[str, tuple[str, ...]], kernels: Kernels, pool: Executor | None) -> None:
+        self._inputs, self._kernels, self._pool = inputs, kernels, pool
         self._sums: dict[str, F32] = {}
         self._counts: dict[str, int] = {}
 
@@ -221,7 +242,7 @@ class _Sums:
         """Add the inputs [tokens, cols] of a matrix; those of the others that share them are the same."""
         if name not in self._inputs:
             return
-        products = outer(x, moment_shape(x.shape[1]))
+        products = outer(x, moment_shape(x.shape[1]), self._kernels, self._pool)
         if name in self._sums:
             self._sums[name] += products
         else:
@@ -242,17 +263,18 @@ class _Sums:
             yield name, moment
 
 
-def outer(x: F32, shape: tuple[int, ...]) -> F32:
+def outer(x: F32, shape: tuple[int, ...], kernels: Kernels = NUMPY, pool: Executor | None = None) -> F32:
     """``x^T x`` of inputs [tokens, cols], or its blocks on the diagonal, in the shape of a moment."""
+    width = shape[-1]
+    blocks = [Integers.of_columns(x[:, start : start + width], pool) for start in range(0, x.shape[1], width)]
+    products = np.stack([mean_product(block, block, 1, kernels, pool) for block in blocks])
     with np.errstate(over="ignore", invalid="ignore"):  # refused with the name of the matrix
-        if len(shape) == 2:
-            return x.T @ x
-        width = shape[-1]
-        blocks = [x[:, start : start + width] for start in range(0, x.shape[1], width)]
-        return np.stack([block.T @ block for block in blocks])
+        squares = np.einsum("ij,ij->j", x, x)
+    np.einsum("kii->ki", products)[...] = squares.reshape(len(products), width)  # the importance, in all its bits
+    return products.reshape(shape)
 
 
-def _write(record: Calibration, artifact: Artifact, progress: Progress | None) -> None:
+def _write(record: Calibration, artifact: Artifact, progress: Progress | None, pool: Executor) -> None:
     """Write a calibration file; an interrupted run goes on after the last moment that is whole."""
     assert record.path is not None
     tensors = artifact.model.tensors
@@ -269,7 +291,7 @@ def _write(record: Calibration, artifact: Artifact, progress: Progress | None) -
             for data in windows:
                 file.write(data)
             file.unit_done()
-        for _, moment in layer_moments(artifact, record, progress, file.done - 1):
+        for _, moment in layer_moments(artifact, record, progress, file.done - 1, pool):
             file.write(to_bytes(moment))
             file.unit_done()
         file.commit()

@@ -19,7 +19,7 @@ from edgekit.errors import UsageError
 from edgekit.numerics.smallfloats import float32_to_bfloat16
 from edgekit.pipeline._progress import Progress
 from edgekit.pipeline._stream import Piece, bfloat16
-from edgekit.pipeline.rounding._kernels import Accumulate, accumulate
+from edgekit.pipeline.rounding._kernels import NUMPY, Kernels
 from edgekit.pipeline.rounding._walk import Matrix, Walk
 from edgekit.pipeline.rounding.calibration import Calibration
 from edgekit.plugin._registry import manager
@@ -173,13 +173,11 @@ def row_order(stored: F32, canonical: F32) -> Indices | None:
     return order
 
 
-def fastest() -> Accumulate:
-    """The fastest installed kernel; all have the same bits."""
-    kernels = [r for r in manager().all("kernels") if r.name == "accumulate"]
-    for registration in sorted(kernels, key=lambda r: r.options.get("speed", 1), reverse=True):
-        loaded: Accumulate = registration.load()
-        return loaded
-    return accumulate
+def fastest() -> Kernels:
+    """The fastest installed kernels; all have the same bits."""
+    offered = sorted(manager().all("kernels"), key=lambda r: r.options.get("speed", 1))
+    known = {field.name for field in attrs.fields(Kernels)}
+    return attrs.evolve(NUMPY, **{r.name: r.load() for r in offered if r.name in known})
 
 
 __all__ = ["Rounder", "as_source", "fastest", "row_order"]

@@ -117,9 +117,9 @@ def edgekit_register_packagers(register: Register) -> None:
 def edgekit_register_kernels(register: Register) -> None:
     """Offer a faster kernel: ``register("accumulate", "edgekit_numba.accumulating:accumulate", speed=8)``.
 
-    The target is a function with the bits of the core's own. There is one name, ``accumulate``
-    (`edgekit.pipeline.rounding.Accumulate`): the products of rounding with error feedback. The highest ``speed`` is
-    used; the core's own has 1.
+    The target is a function with the bits of the core's own. The names are those of rounding with error feedback, each
+    with a protocol in `edgekit.pipeline.rounding`: ``accumulate``, ``multiply``, ``exponential``, ``feed`` and
+    ``descend``. Of several for a name, that with the highest ``speed`` is used; the core's own has 1.
     """
 
 

@@ -41,8 +41,10 @@ def edgekit_register_quantizers(register: Register) -> None:
 
 @hookimpl
 def edgekit_register_kernels(register: Register) -> None:
-    """The products of rounding with error feedback."""
+    """The arithmetic of rounding with error feedback."""
     register("accumulate", "edgekit_numba.accumulating:accumulate", speed=10)
+    for name in ("multiply", "exponential", "feed", "descend"):
+        register(name, f"edgekit_numba.feeding:{name}", speed=10)
 
 
 @hookimpl

@@ -22,6 +22,9 @@ _POWER = (_POINTER, _POINTER, _INTEGER, _INTEGER)
 _WIDEN = (_POINTER, _POINTER, _INTEGER)
 _PRODUCT = (*(_POINTER, _INTEGER) * 3, _POINTER, _INTEGER, _INTEGER, _INTEGER)
 
+_PLACES = (_POINTER, _POINTER, _INTEGER, *(_POINTER, _INTEGER) * 2, _POINTER)
+_FEED = (_INTEGER, _INTEGER, *(_POINTER,) * 3, *(_POINTER, _INTEGER) * 4, *_PLACES)
+
 _KERNELS: dict[str, Kernel] = {}
 _LOCK = threading.Lock()
 
@@ -43,6 +46,9 @@ MODULES = {
     "row_power": "kernels",
     **dict.fromkeys(("widen_float16", "widen_bfloat16"), "widening"),
     **dict.fromkeys(("product_float32", "product_float64"), "products"),
+    "product_int16": "integers",
+    "exponential": "exponentials",
+    **dict.fromkeys(("feed", "descend"), "steps"),
 }
 
 
@@ -70,9 +76,13 @@ def emitter(name: str) -> Callable[[int], str]:
 def _arguments(name: str) -> tuple[Any, ...]:
     if name == "row_power":
         return _POWER
+    if name == "exponential":
+        return (_POINTER, _INTEGER)
+    if MODULES[name] == "steps":
+        return _FEED if name == "feed" else (*_FEED, _POINTER)
     if MODULES[name] == "widening":
         return _WIDEN
-    if MODULES[name] == "products":
+    if MODULES[name] in ("products", "integers"):
         return _PRODUCT
     if MODULES[name] == "grouped":
         return _GROUPED

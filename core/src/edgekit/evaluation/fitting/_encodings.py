@@ -98,7 +98,7 @@ class Encodings:
             metric = self._metric(role) if self._feeds_back(role, precision) else None
             if metric is None:
                 return encoded
-            return round_matrix(tensor.float32(), encoded, metric, pool=pool, accumulate=fastest())
+            return round_matrix(tensor.float32(), encoded, metric, pool=pool, kernels=fastest())
 
     def _feeds_back(self, role: str, precision: Precision) -> bool:
         tensor = self.model.tensors[role]
@@ -114,7 +114,7 @@ class Encodings:
         if name is None or moment is None:
             return None
         if name not in self._metrics:
-            self._metrics[name] = Metric.of(moment, fastest())
+            self._metrics[name] = Metric.of(moment, fastest().accumulate)
             while len(self._metrics) > _METRICS:
                 self._metrics.popitem(last=False)
         return self._metrics[name]

@@ -7,7 +7,29 @@ size and its speed stay the same.
 
 from __future__ import annotations
 
-from edgekit.pipeline.rounding._kernels import Accumulate, accumulate
+from edgekit.pipeline.rounding._kernels import (
+    Accumulate,
+    Descend,
+    Exponential,
+    Feed,
+    Multiply,
+    Places,
+    accumulate,
+    exponential,
+    multiply,
+)
 from edgekit.pipeline.rounding.calibration import Calibration, read_calibration
 
-__all__ = ["Accumulate", "Calibration", "accumulate", "read_calibration"]
+__all__ = [
+    "Accumulate",
+    "Calibration",
+    "Descend",
+    "Exponential",
+    "Feed",
+    "Multiply",
+    "Places",
+    "accumulate",
+    "exponential",
+    "multiply",
+    "read_calibration",
+]

@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 
 from edgekit.bridges import Choices, Levels
-from edgekit.pipeline.rounding._kernels import Accumulate, accumulate
+from edgekit.pipeline.rounding._kernels import NUMPY, Accumulate, Kernels, Places
 from edgekit.typing import F32, F64, U8, Bools, Indices
 
 #: Columns of a block: errors are added to later blocks once per block, and to later columns of the block one by one.
@@ -43,6 +43,11 @@ class Grid:
         zero, bias = (None if part is None else np.array(part.T, order="C") for part in (levels.zero, levels.bias))
         return cls(levels.table, levels.group, scale, _inverse(scale), zero, bias, levels.even)
 
+    @property
+    def places(self) -> Places:
+        """The same, for kernels; the table is even."""
+        return Places(float(self.table[0]), len(self.table), self.group, self.scale, self.inverse, self.zero, self.bias)
+
     def move(self, group: int, rows: Indices, best: _Best) -> None:
         """Set the scale and the bias of a group in the given rows to the best ones."""
         scale = best.scale[rows]
@@ -70,7 +75,7 @@ class Grid:
         return found
 
     def values(self, codes: U8, column: int) -> F32:
-        """Return the decoded values, float32 [rows], of the codes [rows] of a column."""
+        """Return the decoded values, float32 [..., rows], of codes of a column, or of columns of its group."""
         group = column // self.group
         value: F32 = self.table[codes]
         if self.zero is not None:
@@ -80,7 +85,8 @@ class Grid:
 
     def decoded(self, codes: U8) -> F32:
         """Return the decoded values, float32 [cols, rows], of codes [cols, rows]."""
-        return np.stack([self.values(codes[column], column) for column in range(len(codes))])
+        parts = [self.values(codes[start : start + self.group], start) for start in range(0, len(codes), self.group)]
+        return np.concatenate(parts)
 
 
 def _inverse(scale: F32) -> F32:
@@ -90,7 +96,7 @@ def _inverse(scale: F32) -> F32:
     return inverse
 
 
-def feedback(weights: F32, grid: Grid, spread: F32, order: Indices, accumulate: Accumulate = accumulate) -> U8:
+def feedback(weights: F32, grid: Grid, spread: F32, order: Indices, kernels: Kernels = NUMPY) -> U8:
     """Round column by column; the error of each column changes the targets of the columns after it.
 
     Args:
@@ -98,7 +104,7 @@ def feedback(weights: F32, grid: Grid, spread: F32, order: Indices, accumulate: 
         grid: the levels.
         spread: the result of `edgekit.pipeline.rounding._factor.spread`, with the columns in `order`.
         order: the column indices [cols] in the order in which they are rounded.
-        accumulate: the kernel that adds products.
+        kernels: the arithmetic.
 
     Returns:
         The codes, uint8 [cols, rows].
@@ -109,7 +115,11 @@ def feedback(weights: F32, grid: Grid, spread: F32, order: Indices, accumulate: 
     for start in range(0, cols, BLOCK):
         stop = min(start + BLOCK, cols)
         targets = weights[order[start:stop]]
-        accumulate(targets, spread[:start, start:stop], errors[:start])
+        kernels.accumulate(targets, spread[:start, start:stop], errors[:start])
+        if kernels.feed is not None and grid.even:
+            block, own = order[start:stop], np.ascontiguousarray(spread[start:stop, start:stop])
+            kernels.feed(targets, errors[start:stop], codes, weights, grid.places, block, own)
+            continue
         for j, column in enumerate(order[start:stop]):
             codes[column] = grid.nearest(targets[j], column)
             errors[start + j] = weights[column] - grid.values(codes[column], column)
@@ -117,7 +127,7 @@ def feedback(weights: F32, grid: Grid, spread: F32, order: Indices, accumulate: 
     return codes
 
 
-def sweep(weights: F32, grid: Grid, h: F32, codes: U8, accumulate: Accumulate = accumulate) -> int:
+def sweep(weights: F32, grid: Grid, h: F32, codes: U8, kernels: Kernels = NUMPY) -> int:
     """Improve the codes in place by one pass of coordinate descent: each code is optimized with all others fixed.
 
     Args:
@@ -125,7 +135,7 @@ def sweep(weights: F32, grid: Grid, h: F32, codes: U8, accumulate: Accumulate = 
         grid: the levels.
         h: the damped moment, float32 [cols, cols].
         codes: uint8 [cols, rows], changed in place.
-        accumulate: the kernel that adds products.
+        kernels: the arithmetic.
 
     Returns:
         The number of codes that changed.
@@ -136,7 +146,11 @@ def sweep(weights: F32, grid: Grid, h: F32, codes: U8, accumulate: Accumulate = 
     for start in range(0, cols, BLOCK):
         stop = min(start + BLOCK, cols)
         slopes = np.zeros((stop - start, weights.shape[1]), np.float32)
-        accumulate(slopes, h[:, start:stop], errors)
+        kernels.accumulate(slopes, h[:, start:stop], errors)
+        if kernels.descend is not None and grid.even:
+            own = np.ascontiguousarray(h[start:stop, start:stop])
+            changed += kernels.descend(slopes, values, errors, codes, grid.places, start, own)
+            continue
         for j, column in enumerate(range(start, stop)):
             best = grid.nearest(values[column] + slopes[j] / h[column, column], column)
             different = int(np.count_nonzero(best != codes[column]))
@@ -151,9 +165,7 @@ def sweep(weights: F32, grid: Grid, h: F32, codes: U8, accumulate: Accumulate = 
     return changed
 
 
-def refit(
-    weights: F32, grid: Grid, choices: Choices, rows: slice, h: F32, codes: U8, accumulate: Accumulate = accumulate
-) -> int:
+def refit(weights: F32, grid: Grid, choices: Choices, rows: slice, h: F32, codes: U8, kernels: Kernels = NUMPY) -> int:
     """Optimize the scale and the bias of each group in place, group by group, with the codes fixed.
 
     The optimum is the least squares solution in the metric of `h`. The format can store only some scales and biases:
@@ -166,7 +178,7 @@ def refit(
         rows: the rows of the tensor that `weights` holds.
         h: the damped moment, float32 [cols, cols].
         codes: uint8 [cols, rows].
-        accumulate: the kernel that adds products.
+        kernels: the arithmetic.
 
     Returns:
         The number of (group, row) pairs whose scale or bias changed.
@@ -176,15 +188,14 @@ def refit(
     for group in range(len(grid.scale)):
         start, stop = group * grid.group, min((group + 1) * grid.group, cols)
         part = slice(start, stop)
-        normal = _Normal.of(grid, h, codes, errors, group, part, accumulate)
+        normal = _Normal.of(grid, h, codes, errors, group, part, kernels.accumulate)
         best = normal.best(grid, choices, rows, group)
         different = np.flatnonzero(best.gain > 0)
         if not len(different):
             continue
         changed += len(different)
         grid.move(group, different, best)
-        for column in range(start, stop):
-            errors[column] = weights[column] - grid.values(codes[column], column)
+        errors[part] = weights[part] - grid.values(codes[part], start)
     return changed
 
 
@@ -226,9 +237,9 @@ class _Normal:
         accumulate(alone, h[part, part], ones)
 
         def total(values: F32) -> F64:
-            result = np.zeros((1, values.shape[1]), np.float64)
-            accumulate(result, ones.astype(np.float64), values.astype(np.float64))
-            sums: F64 = result[0]
+            sums = np.zeros(values.shape[1], np.float64)
+            for row in values.astype(np.float64):
+                sums += row
             return sums
 
         return cls(total(slopes * direction), total(slopes), total(turned * direction), total(turned), total(alone))

@@ -1,21 +1,29 @@
-"""Matrix products for rounding with feedback, summed in a fixed order so that every machine gets the same bits.
+"""The arithmetic of rounding with feedback: products whose sums have one order, or are exact, on every machine.
 
-BLAS sums in an order that depends on the processor and on the number of threads, and a target midway between two levels
-can then be rounded either way. Here every sum is computed term by term, with each product and each sum rounded once:
-numpy's elementwise operations do so by definition, and a plugin's kernel must do the same.
+BLAS sums in an order that depends on the processor and on the number of threads, and a code that lies near the middle
+of two levels can fall either way. Here sums of floats are taken term by term, each product and each sum rounded once:
+numpy's elementwise operations do so by definition, and a plugin's kernel that does the same gives the same bits. Sums
+of integers are exact.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
+import attrs
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.typing import Array
+from edgekit.typing import F32, I16, U8, Array, Indices
 
 #: Elements of the result that are computed at once: 256 KiB of float32 fit in a processor's cache.
 _CHUNK = 1 << 16
+#: The largest magnitude of an operand of `Multiply`, and the columns whose products are summed exactly.
+MOST, PIECE = 4095, 128
+_LOG2E, _LN2_HIGH, _LN2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
+#: The polynomial of the Cephes library.
+_EXP = [1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1]
+_LEAST, _MOST = np.float32(-87), np.float32(88)
 
 
 class Accumulate(Protocol):
@@ -28,6 +36,95 @@ class Accumulate(Protocol):
             out: float32 or float64 [n, m]; each row is contiguous, the rows may have any stride.
             b: [k, n], of the same dtype, any strides.
             a: [k, m], of the same dtype; each row is contiguous, the rows may have any stride.
+        """
+        ...
+
+
+class Multiply(Protocol):
+    """Adds a product of integers to an array of floats, in place."""
+
+    def __call__(self, out: F32, b: I16, a: I16) -> None:
+        """``out[n, m] += sum of b[n, k] * a[m, k]``, the sum exact, over 128 columns k at a time.
+
+        Each sum is rounded to float32 and added before that of the next 128 columns.
+
+        Args:
+            out: float32 [n, m]; rows may be apart, elements of a row may not.
+            b: int16 [n, k], magnitudes up to 4095, k even; rows may be apart.
+            a: int16 [m, k], likewise.
+        """
+        ...
+
+
+class Exponential(Protocol):
+    """Raises e to every element, in place."""
+
+    def __call__(self, x: F32) -> None:
+        """Within 2 units in the last place, 0 below -87; `edgekit.pipeline.rounding.exponential` says each step.
+
+        Args:
+            x: float32, contiguous.
+        """
+        ...
+
+
+@attrs.frozen(eq=False)
+class Places:
+    """How the codes of columns stand for values: ``(code + first - zero) * scale + bias``.
+
+    Attributes:
+        first: value of code 0.
+        count: number of codes.
+        group: columns that share a scale.
+        scale, inverse, zero, bias: float32 [groups, rows], rows next to each other.
+    """
+
+    first: float
+    count: int
+    group: int
+    scale: F32
+    inverse: F32
+    zero: F32 | None
+    bias: F32 | None
+
+
+class Feed(Protocol):
+    """Rounds some columns one after another; the error of each moves the targets of those after it."""
+
+    def __call__(
+        self, targets: F32, errors: F32, codes: U8, weights: F32, places: Places, columns: Indices, spread: F32
+    ) -> None:
+        """Write codes and errors.
+
+        Args:
+            targets: float32 [n, rows], changed.
+            errors: float32 [n, rows], written.
+            codes: uint8 [cols, rows], of which the columns are written.
+            weights: float32 [cols, rows].
+            places: what codes stand for.
+            columns: int64 [n], which columns they are.
+            spread: float32 [n, n], what the error of one adds to the target of another.
+        """
+        ...
+
+
+class Descend(Protocol):
+    """Gives the codes of some columns their best values, one column after another."""
+
+    def __call__(self, slopes: F32, values: F32, errors: F32, codes: U8, places: Places, start: int, h: F32) -> int:
+        """Change codes, values and errors in place.
+
+        Args:
+            slopes: float32 [n, rows], changed.
+            values: float32 [cols, rows], what the codes stand for.
+            errors: float32 [cols, rows], the weights less the values.
+            codes: uint8 [cols, rows].
+            places: what codes stand for.
+            start: the first of the n columns.
+            h: float32 [n, n], the moment of the columns.
+
+        Returns:
+            How many codes changed.
         """
         ...
 
@@ -45,4 +142,64 @@ def accumulate(out: Array, b: Array, a: Array) -> None:
             piece += product
 
 
-__all__ = ["Accumulate", "accumulate"]
+def multiply(out: F32, b: I16, a: I16) -> None:
+    """The reference of `Multiply`: float64 holds every sum exactly, in whatever order BLAS takes it."""
+    for start in range(0, b.shape[1], PIECE):
+        columns = slice(start, start + PIECE)
+        out += (b[:, columns].astype(np.float64) @ a[:, columns].astype(np.float64).T).astype(np.float32)
+
+
+def exponential(x: F32) -> None:
+    """The reference of `Exponential`."""
+    beyond = x <= _LEAST
+    np.clip(x, _LEAST, _MOST, out=x)
+    power = np.rint(x * _LOG2E)
+    x -= power * _LN2_HIGH
+    x -= power * _LN2_LOW
+    found = np.full_like(x, np.float32(_EXP[0]))
+    for coefficient in _EXP[1:]:
+        found *= x
+        found += np.float32(coefficient)
+    found *= x
+    found *= x
+    found += x
+    found += np.float32(1)
+    np.multiply(found, ((power.astype(np.int32) + np.int32(127)) << np.int32(23)).view(np.float32), out=x)
+    x[beyond] = 0
+
+
+@attrs.frozen(eq=False)
+class Kernels:
+    """What computes; by default in numpy.
+
+    Attributes:
+        accumulate: adds products of floats.
+        multiply: adds products of integers.
+        exponential: raises e to powers.
+        feed, descend: the steps of feedback and of sweeps within some columns; None leaves them to numpy.
+    """
+
+    accumulate: Accumulate = accumulate
+    multiply: Multiply = multiply
+    exponential: Exponential = exponential
+    feed: Feed | None = None
+    descend: Descend | None = None
+
+
+NUMPY = Kernels()
+
+__all__ = [
+    "MOST",
+    "NUMPY",
+    "PIECE",
+    "Accumulate",
+    "Descend",
+    "Exponential",
+    "Feed",
+    "Kernels",
+    "Multiply",
+    "Places",
+    "accumulate",
+    "exponential",
+    "multiply",
+]

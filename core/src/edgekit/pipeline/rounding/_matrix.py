@@ -12,7 +12,7 @@ from edgekit.bridges import Choices, Levels, choices, levels, recoded, rescaled
 from edgekit.errors import InexactError
 from edgekit.pipeline.rounding._factor import DAMPING, damped, decreasing, spread, upper_factor
 from edgekit.pipeline.rounding._feedback import Grid, feedback, refit, sweep
-from edgekit.pipeline.rounding._kernels import Accumulate, accumulate
+from edgekit.pipeline.rounding._kernels import NUMPY, Accumulate, Kernels, accumulate
 from edgekit.tensor import QuantizedTensor
 from edgekit.typing import F32, F64, U8, Indices
 
@@ -102,7 +102,7 @@ def round_matrix(
     metric: Metric,
     *,
     pool: Executor | None = None,
-    accumulate: Accumulate = accumulate,
+    kernels: Kernels = NUMPY,
 ) -> QuantizedTensor:
     """Choose the codes, scales and biases of a matrix with error feedback.
 
@@ -111,14 +111,14 @@ def round_matrix(
         tensor: the matrix as its encoder stored it; its scales are the starting point.
         metric: the metric of the matrix's inputs; columns whose input is always 0 get the nearest codes.
         pool: an executor for groups of rows; the result is the same without one.
-        accumulate: the kernel that adds products.
+        kernels: the arithmetic.
 
     Returns:
         The tensor with new codes, and new scales and biases if its format lets them be chosen.
     """
     known, possible = levels(tensor), choices(tensor)
     work = [
-        _Rows(weights[start : start + ROWS], known, possible, metric, start, accumulate)
+        _Rows(weights[start : start + ROWS], known, possible, metric, start, kernels)
         for start in range(0, len(weights), ROWS)
     ]
     parts = [part.run() for part in work] if pool is None else _all([pool.submit(part.run) for part in work])
@@ -147,7 +147,7 @@ class _Rows:
     choices: Choices | None
     metric: Metric
     start: int
-    accumulate: Accumulate
+    kernels: Kernels
 
     def run(self) -> tuple[U8, Grid]:
         """Round the rows; return the codes, uint8 [cols, rows], and the grid with its new scales."""
@@ -156,19 +156,19 @@ class _Rows:
         zero, bias = (None if part is None else part[rows] for part in (known.zero, known.bias))
         grid = Grid.of(attrs.evolve(known, codes=known.codes[rows], scale=known.scale[rows], zero=zero, bias=bias))
         weights, metric = np.ascontiguousarray(self.weights.T), self.metric
-        codes = feedback(weights, grid, metric.spread, metric.order, self.accumulate)
+        codes = feedback(weights, grid, metric.spread, metric.order, self.kernels)
         choices = self.choices
         if choices is not None:
-            refit(weights, grid, choices, rows, metric.h, codes, self.accumulate)
-            codes = feedback(weights, grid, metric.spread, metric.order, self.accumulate)
+            refit(weights, grid, choices, rows, metric.h, codes, self.kernels)
+            codes = feedback(weights, grid, metric.spread, metric.order, self.kernels)
         for _ in range(ROUNDS):
-            changed = sweep(weights, grid, metric.h, codes, self.accumulate)
+            changed = sweep(weights, grid, metric.h, codes, self.kernels)
             if choices is not None:
-                changed += refit(weights, grid, choices, rows, metric.h, codes, self.accumulate)
+                changed += refit(weights, grid, choices, rows, metric.h, codes, self.kernels)
             if changed <= _FEW * codes.size:
                 break
         if choices is not None:
-            sweep(weights, grid, metric.h, codes, self.accumulate)
+            sweep(weights, grid, metric.h, codes, self.kernels)
         return codes, grid
 
 

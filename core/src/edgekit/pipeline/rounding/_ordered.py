@@ -1,9 +1,11 @@
-"""The forward pass with sums in a fixed order, so that the hidden states are equal on every machine.
+"""The forward pass with the same bits on every machine.
 
-Matrix products, attention and moments are summed term by term by `edgekit.pipeline.rounding.accumulate`, and
-exponentials, sines and cosines are computed by additions and multiplications: BLAS and the functions of numpy and of
-the C library differ in their last bits from one processor to the next. Everything else is elementwise, a square root,
-or a sum along a row, whose order numpy fixes on every machine.
+Products with weight matrices are exact sums of integers (`edgekit.pipeline.rounding._integers`), those of attention are
+summed term by term by `edgekit.pipeline.rounding.accumulate`, and exponentials, sines and cosines are computed by
+additions and multiplications: BLAS and the functions of numpy and of the C library differ in their last bits from one
+processor to the next. Everything else is elementwise, a square root, or a sum along a row, whose order numpy fixes on
+every machine.
+
 
 The order is not fixed for recurrences, experts, attention with sinks, chunked or bidirectional attention, and the error
 function. The rotary frequencies are numpy's float64 powers, rounded to float32.
@@ -11,6 +13,7 @@ function. The rotary frequencies are numpy's float64 powers, rounded to float32.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -22,43 +25,31 @@ from edgekit.architectures.forward import KVCache, Transformer, visible
 from edgekit.architectures.numpy_ops import NumpyOps
 from edgekit.architectures.ops import Activation, Attend, Gate
 from edgekit.architectures.rope import Rope, Rotation
-from edgekit.pipeline.rounding._kernels import Accumulate, accumulate
-from edgekit.typing import F32, Array, Ints
+from edgekit.pipeline.rounding._integers import Integers, product, spread_out
+from edgekit.pipeline.rounding._kernels import NUMPY, Accumulate, Kernels
+from edgekit.typing import F32, Array, Bools, Ints
 
 #: Queries whose attention is computed at a time; bounds the memory of the scores.
 _QUERIES = 128
+#: Elements of an activation that are computed at once: 64 KiB of float32.
+_AT_ONCE = 1 << 14
 #: Columns of a product that one thread computes.
 _PIECE = 256
-_LOG2E, _LN2_HIGH, _LN2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
-_EXP = [1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1]
 #: pi / 2 as a sum of two float64 numbers; small integer multiples of the first are exact.
 _QUARTER_HIGH, _QUARTER_LOW = 1.5707963267341256, 6.077100506506192e-11
 _TERMS = 10
-_LEAST, _MOST = np.float32(-87), np.float32(88)
 
 
-def exp(x: F32) -> F32:
-    """Return e^x, float32, within 2 units in the last place; 0 below -87. By the polynomial of the Cephes library."""
-    inside = np.clip(x, _LEAST, _MOST)
-    power = np.rint(inside * _LOG2E)
-    inside -= power * _LN2_HIGH
-    inside -= power * _LN2_LOW
-    found = np.full_like(inside, np.float32(_EXP[0]))
-    for coefficient in _EXP[1:]:
-        found *= inside
-        found += np.float32(coefficient)
-    found *= inside
-    found *= inside
-    found += inside
-    found += np.float32(1)
-    found *= ((power.astype(np.int32) + np.int32(127)) << np.int32(23)).view(np.float32)
-    found *= x > _LEAST
+def exp(x: F32, kernels: Kernels = NUMPY) -> F32:
+    """Return e^x, float32, within 2 units in the last place; 0 below -87."""
+    found = np.array(x, np.float32, order="C")
+    kernels.exponential(found)
     return found
 
 
-def tanh(x: F32) -> F32:
+def tanh(x: F32, kernels: Kernels = NUMPY) -> F32:
     """Return the hyperbolic tangent of x, float32, computed from `exp`."""
-    small = exp(np.float32(-2) * np.abs(x))
+    small = exp(np.float32(-2) * np.abs(x), kernels)
     return np.copysign((np.float32(1) - small) / (np.float32(1) + small), x)
 
 
@@ -82,19 +73,27 @@ def turns(angle: F32) -> tuple[F32, F32]:
     return found[0], found[1]
 
 
-def silu(x: F32) -> F32:
+def silu(x: F32, kernels: Kernels = NUMPY) -> F32:
     """Return ``x / (1 + exp(-x))``, float32, with `exp` of this module."""
-    return x / (np.float32(1) + exp(-x))
+    below = exp(-x, kernels)
+    below += np.float32(1)
+    return np.divide(x, below, out=below)
 
 
-def gelu_tanh(x: F32) -> F32:
+def gelu_tanh(x: F32, kernels: Kernels = NUMPY) -> F32:
     """Return the tanh approximation of GELU, float32, with `tanh` of this module."""
     cube = x * x * x
     inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * cube)
-    return np.float32(0.5) * x * (np.float32(1) + tanh(inner))
+    return np.float32(0.5) * x * (np.float32(1) + tanh(inner, kernels))
 
 
-_ACTIVATIONS: dict[str, Callable[[F32], F32]] = {"silu": silu, "gelu_tanh": gelu_tanh, "tanh": tanh}
+_ACTIVATIONS: dict[str, Callable[[F32, Kernels], F32]] = {"silu": silu, "gelu_tanh": gelu_tanh, "tanh": tanh}
+
+
+@functools.lru_cache(64)
+def _hidden(start: int, stop: int, window: int | None) -> Bools:
+    """Which of the keys from 0 on queries at ``start:stop`` must not see."""
+    return ~visible(start, stop, 0, window)
 
 
 def threaded(accumulate: Accumulate, pool: Executor | None) -> Accumulate:
@@ -109,46 +108,63 @@ def threaded(accumulate: Accumulate, pool: Executor | None) -> Accumulate:
     return run
 
 
-def mean_product(a: F32, b: F32, accumulate: Accumulate) -> F32:
-    """Return ``a^T b / tokens``, float32 [cols, cols], for inputs [tokens, cols], summed token by token.
-
-    If `a` and `b` are the same array, the result is symmetric and only half of it is computed.
-    """
-    cols = a.shape[1]
-    mean = np.zeros((cols, b.shape[1]), np.float32)
-    for start in range(0, cols, _PIECE):
-        part = slice(start, start + _PIECE)
-        first = start if a is b else 0
-        accumulate(mean[part, first:], a[:, part], b[:, first:])
-    for start in range(0, cols if a is b else 0, _PIECE):
-        stop = start + _PIECE
-        mean[stop:, start:stop] = mean[start:stop, stop:].T
-    mean /= np.float32(len(a))
-    return mean
-
-
 @attrs.frozen(eq=False)
-class OrderedOps(NumpyOps):
-    """`NumpyOps` with sums in a fixed order.
+class IntegerOps(NumpyOps):
+    """`NumpyOps` whose products with matrices are exact sums of integers.
 
     Attributes:
-        add_up: the kernel that adds products.
+        kernels: the arithmetic.
+        threads: its threads; None computes on the caller's.
     """
 
-    add_up: Accumulate = accumulate
+    kernels: Kernels = NUMPY
+    threads: Executor | None = None
+    #: The last input of a product and its integers: the next product often has the same.
+    _last: list[tuple[F32, Integers]] = attrs.field(factory=list, init=False, repr=False)
 
     def product(self, name: str, x: F32) -> F32:
         """See `Ops.product`."""
         rows, weights = x.reshape(-1, x.shape[-1]), self.weights
         if weights.observe is not None:
             weights.observe(f"{name}.weight", rows)
-        matrix = weights.values(f"{name}.weight")
-        turned = np.zeros((len(matrix), len(rows)), np.float32)
-        self.add_up(turned, matrix.T, np.ascontiguousarray(rows.T))
-        out = np.ascontiguousarray(turned.T)
+        matrix = Integers.of_rows(weights.values(f"{name}.weight"), self.threads)
+        out = product(self._integers(x, rows), matrix, self.kernels, self.threads)
         if f"{name}.bias" in weights.tensors:
             out += weights.values(f"{name}.bias")
         return out.reshape(*x.shape[:-1], -1)
+
+    def _integers(self, x: F32, rows: F32) -> Integers:
+        if not self._last or self._last[0][0] is not x:
+            self._last[:] = [(x, Integers.of_rows(rows, self.threads))]
+        return self._last[0][1]
+
+    def activate(self, kind: Activation, x: F32) -> F32:
+        """See `Ops.activate`."""
+        return self._elementwise(kind, x) if kind in _ACTIVATIONS else super().activate(kind, x)
+
+    def gated(self, kind: Gate, gate: F32, up: F32) -> F32:
+        """See `Ops.gated`."""
+        return self._elementwise(kind, gate, up) if kind in _ACTIVATIONS else super().gated(kind, gate, up)
+
+    def _elementwise(self, kind: str, x: F32, factor: F32 | None = None) -> F32:
+        """An activation, and its product with a factor, a piece that stays in a cache at a time."""
+        rows, out = x.reshape(-1, x.shape[-1]), np.empty(x.shape, np.float32)
+        flat = out.reshape(rows.shape)
+        factors = None if factor is None else factor.reshape(rows.shape)
+        step = max(1, _AT_ONCE // max(1, x.shape[-1]))
+
+        def part(start: int) -> None:
+            piece = slice(start, start + step)
+            found = _ACTIVATIONS[kind](rows[piece], self.kernels)
+            flat[piece] = found if factors is None else found * factors[piece]
+
+        spread_out(self.threads, part, range(0, len(rows), step))
+        return out
+
+
+@attrs.frozen(eq=False)
+class OrderedOps(IntegerOps):
+    """`NumpyOps` with the same bits on every machine."""
 
     def rotate(self, x: F32, rope: Rope) -> F32:
         """See `Ops.rotate`."""
@@ -160,17 +176,9 @@ class OrderedOps(NumpyOps):
             self._turns[rope] = Rotation(cosine * factor, sine * factor, rope.neighbours)
         return self._turns[rope](x)
 
-    def activate(self, kind: Activation, x: F32) -> F32:
-        """See `Ops.activate`."""
-        return _ACTIVATIONS[kind](x) if kind in _ACTIVATIONS else super().activate(kind, x)
-
-    def gated(self, kind: Gate, gate: F32, up: F32) -> F32:
-        """See `Ops.gated`."""
-        return _ACTIVATIONS[kind](gate) * up if kind in _ACTIVATIONS else super().gated(kind, gate, up)
-
     def softcap(self, x: F32, cap: float) -> F32:
         """See `Ops.softcap`."""
-        return np.float32(cap) * tanh(x / np.float32(cap))
+        return np.float32(cap) * tanh(x / np.float32(cap), self.kernels)
 
     def attend(self, queries: F32, keys: F32, values: F32, how: Attend, sinks: str | None = None) -> F32:
         """See `Ops.attend`."""
@@ -179,10 +187,13 @@ class OrderedOps(NumpyOps):
         batch, heads, n, _ = queries.shape
         shared, size = heads // keys.shape[1], values.shape[-1]
         out = np.empty((batch, n, heads, size), np.float32)
-        for sequence in range(batch):
-            for head in range(heads):
-                own = keys[sequence, head // shared], values[sequence, head // shared]
-                out[sequence, :, head] = self._head(queries[sequence, head], *own, how)
+
+        def head(number: int) -> None:
+            sequence, head = divmod(number, heads)
+            own = keys[sequence, head // shared], values[sequence, head // shared]
+            out[sequence, :, head] = self._head(queries[sequence, head], *own, how)
+
+        spread_out(self.threads, head, range(batch * heads))
         return out.reshape(batch, n, heads * size)
 
     def _head(self, queries: F32, keys: F32, values: F32, how: Attend) -> F32:
@@ -205,30 +216,42 @@ class OrderedOps(NumpyOps):
             last = m - n + stop
             scores = np.zeros((stop - start, last - first), np.float32)
             scaled = queries[start:stop] * np.float32(how.scale)
-            self.add_up(scores, scaled.T, turned[:, first:last])
+            self.kernels.accumulate(scores, scaled.T, turned[:, first:last])
             if how.softcap is not None:
                 scores = self.softcap(scores, how.softcap)
-            scores[~visible(m - n + start, last, first, how.window)] = -np.inf
-            weights = exp(scores - scores.max(axis=1, keepdims=True))
+            scores[_hidden(m - n + start - first, last - first, how.window)] = -np.inf
+            scores -= scores.max(axis=1, keepdims=True)
+            self.kernels.exponential(scores)
             mixed = np.zeros((stop - start, extended.shape[1]), np.float32)
-            self.add_up(mixed, weights.T, extended[first:last])
+            self.kernels.accumulate(mixed, scores.T, extended[first:last])
             out[start:stop] = mixed[:, :-1] / mixed[:, -1:]
         return out
 
 
 @attrs.frozen(eq=False)
-class OrderedTransformer(Transformer):
-    """A model whose forward pass sums in a fixed order.
+class IntegerTransformer(Transformer):
+    """A model whose products with matrices are exact sums of integers.
 
     Attributes:
-        add_up: the kernel that adds products.
+        kernels: the arithmetic.
+        threads: its threads; None computes on the caller's.
     """
 
-    add_up: Accumulate = accumulate
+    kernels: Kernels = NUMPY
+    threads: Executor | None = None
 
     def ops(self, tokens: Ints, past: KVCache) -> NumpyOps:
         """Return the operations of one step for token ids [n] after the cached ones."""
-        return OrderedOps(self.weights, past, tokens, add_up=self.add_up)
+        return IntegerOps(self.weights, past, tokens, kernels=self.kernels, threads=self.threads)
 
 
-__all__ = ["OrderedOps", "OrderedTransformer", "exp", "mean_product", "tanh", "threaded", "turns"]
+@attrs.frozen(eq=False)
+class OrderedTransformer(IntegerTransformer):
+    """A model that computes the same bits on every machine."""
+
+    def ops(self, tokens: Ints, past: KVCache) -> NumpyOps:
+        """Return the operations of one step for token ids [n] after the cached ones."""
+        return OrderedOps(self.weights, past, tokens, kernels=self.kernels, threads=self.threads)
+
+
+__all__ = ["IntegerOps", "IntegerTransformer", "OrderedOps", "OrderedTransformer", "exp", "tanh", "threaded", "turns"]

@@ -21,15 +21,18 @@ import numpy as np
 from edgekit.architectures import Model
 from edgekit.architectures.forward import Observe
 from edgekit.errors import NonFiniteError
-from edgekit.pipeline.rounding._kernels import Accumulate, accumulate
+from edgekit.pipeline.rounding._integers import Integers, mean_product
+from edgekit.pipeline.rounding._kernels import NUMPY, Accumulate, Kernels
 from edgekit.pipeline.rounding._matrix import Metric, round_matrix
-from edgekit.pipeline.rounding._ordered import OrderedTransformer, mean_product, threaded
+from edgekit.pipeline.rounding._ordered import OrderedTransformer, threaded
 from edgekit.pipeline.rounding.calibration import Calibration
 from edgekit.tensor import AnyTensor, QuantizedTensor, Tensor
 from edgekit.typing import F32, Indices
 
 #: The share of the error of a matrix's inputs that its target compensates.
 CORRECTION = 0.5
+#: Tokens of the original that go through a layer at once.
+_TOGETHER = 2048
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
 
@@ -54,8 +57,8 @@ class Walk:
         model: the original model.
         calibration: the token ids to compute on, and which matrices share an input.
         matrices: the matrices to round, by canonical name.
-        pool: an executor for groups of rows.
-        accumulate: the kernel that adds products.
+        pool: the threads to compute on.
+        kernels: the arithmetic.
         others: the tensors that are quantized without feedback, decoded, by canonical name; the quantized model uses
             them.
     """
@@ -64,7 +67,7 @@ class Walk:
     calibration: Calibration
     matrices: Mapping[str, Matrix]
     pool: Executor | None = None
-    accumulate: Accumulate = accumulate
+    kernels: Kernels = NUMPY
     others: Mapping[str, AnyTensor] = attrs.field(factory=dict)
 
     def run(self, progress: Callable[[int, int, str], None] | None = None) -> Iterator[tuple[str, QuantizedTensor]]:
@@ -77,11 +80,11 @@ class Walk:
             yield EMBEDDING, embedding
         states = self.computing(self.model.tensors).embedded(windows)
         rounded = self.computing(tensors).embedded(windows)
+        inputs: dict[str, F32] = {}
         for layer in range(layers):
             if progress:
                 progress(layer, layers, f"layer {layer}")
-            inputs: dict[str, F32] = {}
-            states = self.computing(self.model.tensors, self._recorder(inputs)).layer(layer, states)
+            self._original(layer, states, inputs)
             done: dict[str, QuantizedTensor] = {}
             step = _Layer(self, tensors, inputs, done)
             rounded = self.computing(tensors, step.observe).layer(layer, rounded)
@@ -93,11 +96,14 @@ class Walk:
     @property
     def wide(self) -> Accumulate:
         """The kernel on all threads of the pool; code that runs in the pool must not use it."""
-        return threaded(self.accumulate, self.pool)
+        return threaded(self.kernels.accumulate, self.pool)
 
-    def computing(self, tensors: Mapping[str, AnyTensor], observe: Observe | None = None) -> OrderedTransformer:
-        """Return the model with the given tensors, each decoded anew when it is used, to save memory."""
-        return OrderedTransformer(Model(self.model.config, tensors), False, observe, add_up=self.wide)
+    def computing(
+        self, tensors: Mapping[str, AnyTensor], observe: Observe | None = None, keep: bool = False
+    ) -> OrderedTransformer:
+        """Return the model with the given tensors, each decoded anew when it is used unless they are kept."""
+        model = Model(self.model.config, tensors)
+        return OrderedTransformer(model, keep, observe, kernels=self.kernels, threads=self.pool)
 
     def _embedding(self) -> QuantizedTensor | None:
         """Return the embedding, rounded, if it is the output matrix too; else None.
@@ -111,8 +117,8 @@ class Walk:
         assert moment is not None
         weights = self.model.tensors[EMBEDDING].float32()
         encoded = matrix.encode(weights, np.einsum("ii->i", moment).copy())
-        metric = Metric.of(moment, self.accumulate)
-        return round_matrix(weights, encoded, metric, pool=self.pool, accumulate=self.accumulate)
+        metric = Metric.of(moment, self.wide)
+        return round_matrix(weights, encoded, metric, pool=self.pool, kernels=self.kernels)
 
     def _output(
         self, tensors: dict[str, AnyTensor], states: F32, rounded: F32
@@ -126,14 +132,32 @@ class Walk:
         step.observe(OUTPUT, last.reshape(-1, last.shape[-1]))
         yield from done.items()
 
-    def _recorder(self, inputs: dict[str, F32]) -> Callable[[str, F32], None]:
-        """Return a callback that stores the inputs of matrices in `inputs`; shared inputs are stored once."""
+    def _original(self, layer: int, states: F32, inputs: dict[str, F32]) -> None:
+        """Compute a layer of the original, some windows at a time: new states in place, and its matrices' inputs.
+
+        The inputs [tokens, cols] are those of matrices that share them once; they take the place of the last layer's.
+        """
+        before, context, rows = list(inputs.values()), states.shape[1], slice(0)
+        inputs.clear()
 
         def record(name: str, x: F32) -> None:
-            if name in self.calibration.inputs:
-                inputs[name] = x
+            if name not in self.calibration.inputs:
+                return
+            if name not in inputs:
+                inputs[name] = _reused(before, (len(states) * context, x.shape[1]))
+            inputs[name][rows] = x
 
-        return record
+        computing, step = self.computing(self.model.tensors, record, True), max(1, _TOGETHER // context)
+        for start in range(0, len(states), step):
+            windows = slice(start, min(start + step, len(states)))
+            rows = slice(start * context, windows.stop * context)
+            states[windows] = computing.layer(layer, states[windows])
+
+
+def _reused(arrays: list[F32], shape: tuple[int, int]) -> F32:
+    """An array of that shape, taken out of those if there is one."""
+    same = next((k for k, array in enumerate(arrays) if array.shape == shape), None)
+    return np.empty(shape, np.float32) if same is None else arrays.pop(same)
 
 
 @attrs.define(eq=False)
@@ -161,7 +185,7 @@ class _Layer:
         weights = self.walk.model.tensors[name].float32()
         target = self._target(weights if matrix.order is None else weights[matrix.order])
         encoded = matrix.encode(target, self._importance)
-        rounded = round_matrix(target, encoded, self._metric, pool=self.walk.pool, accumulate=self.walk.accumulate)
+        rounded = round_matrix(target, encoded, self._metric, pool=self.walk.pool, kernels=self.walk.kernels)
         self.done[name] = rounded
         values = rounded.dequantize()
         if matrix.order is not None:
@@ -172,13 +196,14 @@ class _Layer:
         """Compute the metric, the importance and the input error for a group of matrices with the same inputs."""
         if not np.isfinite(x).all():
             raise NonFiniteError(f"the input of {group} is not finite after the layers before are quantized")
-        lost = self.inputs[group] - x
+        lost, walk = self.inputs[group] - x, self.walk
         self._group, self._lost = group, None
-        moment = mean_product(x, x, self.walk.wide)
+        turned = Integers.of_columns(x, walk.pool)
+        moment = mean_product(turned, turned, len(x), walk.kernels, walk.pool)
         self._importance = np.einsum("ii->i", moment).copy()
-        self._metric = Metric.of(moment, self.walk.wide)
+        self._metric = Metric.of(moment, walk.wide)
         if lost.any():
-            self._lost = mean_product(lost, x, self.walk.wide)
+            self._lost = mean_product(Integers.of_columns(lost, walk.pool), turned, len(x), walk.kernels, walk.pool)
 
     def _target(self, weights: F32) -> F32:
         """Return the values to round, float32 [rows, cols]: the weights, corrected for the error of the inputs."""

@@ -1,0 +1,128 @@
+"""Products of inputs and weights, exact: operands of 13 bits, whose products any order of summation adds up alike.
+
+The forward pass and the moments are most of the work, and need no 24 bits: each row gets a scale, its largest magnitude
+becomes `MOST`, and the products of `PIECE` columns add up below 2**31. Such a sum is exact in 32-bit integers, and in
+float64 whatever the order in which BLAS takes it. The sums of the pieces are added in float32, one after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from typing import TypeVar
+
+import attrs
+import numpy as np
+
+from edgekit.pipeline.rounding._kernels import MOST, Kernels
+from edgekit.typing import F32, I16
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+#: Rows that one thread works on.
+ROWS = 1024
+#: Rows that are turned at once: they stay in a cache.
+_TURNED = 128
+#: Rows whose largest magnitude is below are zeros.
+_TINY = np.float32(1e-30)
+
+
+@attrs.frozen(eq=False)
+class Integers:
+    """A matrix as integers under a scale for each row.
+
+    Attributes:
+        values: int16 [rows, cols], magnitudes up to `MOST`; an odd number of columns is filled up with zeros.
+        scale: float32 [rows]; NaN where a row is not finite.
+    """
+
+    values: I16
+    scale: F32
+
+    @classmethod
+    def of_rows(cls, x: F32, pool: Executor | None = None) -> Integers:
+        """The rows of x [rows, cols]."""
+        values = np.zeros((len(x), x.shape[1] + x.shape[1] % 2), np.int16)
+        scale = np.empty(len(x), np.float32)
+
+        def part(start: int) -> None:
+            rows = slice(start, start + ROWS // 4)
+            given = x[rows]
+            scale[rows], inverse = _scales(np.abs(given).max(axis=1, initial=0))
+            values[rows, : x.shape[1]] = np.rint(_finite(given, scale[rows, None]) * inverse[:, None])
+
+        spread_out(pool, part, range(0, len(x), ROWS // 4))
+        return cls(values, scale)
+
+    @classmethod
+    def of_columns(cls, x: F32, pool: Executor | None = None) -> Integers:
+        """The columns of x [rows, cols]: values [cols, rows], scale [cols]."""
+        starts = range(0, len(x), _TURNED)
+        parts = spread_out(pool, lambda start: np.abs(x[start : start + _TURNED]).max(axis=0), starts)
+        scale, inverse = _scales(np.max(parts, axis=0))
+        values = np.zeros((x.shape[1], len(x) + len(x) % 2), np.int16)
+
+        def turn(start: int) -> None:
+            rows = _finite(x[start : start + _TURNED], scale)
+            values[:, start : start + len(rows)] = np.rint(rows * inverse).astype(np.int16).T
+
+        spread_out(pool, turn, starts)
+        return cls(values, scale)
+
+
+def _scales(largest: F32) -> tuple[F32, F32]:
+    """What a unit stands for, and its inverse; the inverse of what is not finite is 0, and so are the integers."""
+    finite = np.isfinite(largest)
+    used = finite & (largest > _TINY)
+    kept = np.where(used, largest, np.float32(1))
+    scale = np.where(used, kept / np.float32(MOST), np.float32(0))
+    return np.where(finite, scale, np.float32(np.nan)), np.where(used, np.float32(MOST) / kept, np.float32(0))
+
+
+def _finite(x: F32, scale: F32) -> F32:
+    """With zeros where the scale is no number."""
+    unknown = np.isnan(scale)
+    return np.where(unknown, np.float32(0), x) if unknown.any() else x
+
+
+def product(b: Integers, a: Integers, kernels: Kernels, pool: Executor | None = None) -> F32:
+    """``b a^T``, float32 [rows of b, rows of a]."""
+    out = np.zeros((len(b.values), len(a.values)), np.float32)
+
+    def part(start: int) -> None:
+        rows = slice(start, start + ROWS)
+        kernels.multiply(out[rows], b.values[rows], a.values)
+        out[rows] *= b.scale[rows, None]
+        out[rows] *= a.scale
+
+    spread_out(pool, part, range(0, len(out), ROWS))
+    return out
+
+
+def mean_product(a: Integers, b: Integers, count: int, kernels: Kernels, pool: Executor | None = None) -> F32:
+    """``a b^T / count`` of columns [cols, tokens], float32 [cols, cols].
+
+    If both are the same, the result is symmetric and half of it is computed.
+    """
+    cols, step = len(a.values), 256
+    mean = np.zeros((cols, len(b.values)), np.float32)
+
+    def part(start: int) -> None:
+        rows, first = slice(start, start + step), start if a is b else 0
+        kernels.multiply(mean[rows, first:], a.values[rows], b.values[first:])
+        mean[rows, first:] *= a.scale[rows, None] * b.scale[first:]
+
+    spread_out(pool, part, range(0, cols, step))
+    for start in range(0, cols if a is b else 0, step):
+        mean[start + step :, start : start + step] = mean[start : start + step, start + step :].T
+    mean /= np.float32(count)
+    return mean
+
+
+def spread_out(pool: Executor | None, function: Callable[[_T], _R], given: Iterable[_T]) -> list[_R]:
+    """The results of a function, on the threads of a pool."""
+    return list(map(function, given) if pool is None else pool.map(function, given))
+
+
+__all__ = ["Integers", "mean_product", "product", "spread_out"]

@@ -1,0 +1,65 @@
+"""Powers of e: the kernel behind `edgekit.pipeline.rounding.exponential`, step for step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import attrs
+import numpy as np
+
+from edgekit_numba.kernels import function
+from edgekit_numba.rounding import rint
+from edgekit_numba.vectors import F32, I64, Vector, select
+
+_LOG2E, _LN2_HIGH, _LN2_LOW = (np.float32(x) for x in (1.44269504, 0.693359375, -2.12194440e-4))
+_TERMS = [1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1]
+_LEAST, _MOST = -87.0, 88.0
+
+
+def power(x: Vector) -> Vector:
+    """Powers of e, by the polynomial of the Cephes library."""
+    inside = select(x < _LEAST, _LEAST, x)
+    inside = select(inside > _MOST, _MOST, inside)
+    twos = rint(inside * _LOG2E)
+    inside = inside - twos * _LN2_HIGH
+    inside = inside - twos * _LN2_LOW
+    found = _polynomial(inside, _TERMS)
+    found = found * inside * inside + inside + 1.0
+    found = found * ((twos.to_int() + 127) << 23).as_float()
+    return select(x > _LEAST, found, select(x == x, 0.0, x))
+
+
+def _polynomial(x: Vector, terms: Iterable[float]) -> Vector:
+    first, *others = (np.float32(term) for term in terms)
+    found = x.code.f32(float(first))
+    for term in others:
+        found = found * x + term
+    return found
+
+
+@attrs.frozen
+class Exponential:
+    """The kernel ``name(x, groups)``: as many elements as the processor has lanes in each group, in place.
+
+    Attributes:
+        name: of the function.
+    """
+
+    name: str = "exponential"
+
+    def __call__(self, lanes: int) -> str:
+        """LLVM's text of the module."""
+        with function(self.name, [F32.as_pointer(), I64], lanes) as (code, (x, groups)), code.loop(groups) as group:
+            place = code.builder.gep(x, [code.scaled(group, lanes)])
+            place = code.builder.bitcast(place, code.type(F32).as_pointer())
+            raised = power(Vector(code, code.builder.load(place, align=4)))
+            code.builder.store(raised.value, place, align=4)
+        return code.text()
+
+
+def emitters() -> list[Exponential]:
+    """The kernels of this module."""
+    return [Exponential()]
+
+
+__all__ = ["Exponential", "emitters", "power"]
