@@ -970,3 +970,20 @@ def test_a_manifest_without_a_fingerprint_is_never_committed(tmp_path: Path, mon
     assert target.read_bytes() == b"old"
     assert recipe_of(target) == "old"
     assert names(tmp_path) == {"m.gguf", "m.gguf.edgekit.json"}
+
+
+def test_a_directory_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "inner")
+    assert _swap.entries_below(tmp_path) == [tmp_path / "inner" / "file", tmp_path / "link"]
+    scandir = os.scandir
+
+    def refused(path):
+        if Path(path).name == "inner":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(PermissionError):
+        _swap.entries_below(tmp_path)

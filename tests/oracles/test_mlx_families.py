@@ -30,6 +30,7 @@ from edgekit.errors import UnsupportedModelError
 from edgekit.tensor import EncodedTensor
 from edgekit_mlx.adapters import fused
 from edgekit_mlx.batching import Batch
+from edgekit_mlx.families import MODEL_TYPES
 from edgekit_mlx.library import from_mlx
 
 
@@ -41,7 +42,8 @@ def described(path: Path):
     return module
 
 
-MODULES = {path.stem: described(path) for path in sorted(Path(__file__).with_name("families").glob("*.py"))}
+EVERY = {path.stem: described(path) for path in sorted(Path(__file__).with_name("families").glob("*.py"))}
+MODULES = {family: module for family, module in EVERY.items() if family in MODEL_TYPES}
 #: What mlx-lm's classes do not have.
 REFUSED = {
     ("granitemoehybrid", "odd-sizes"): "it normalizes all groups of a Mamba layer together",
@@ -103,6 +105,13 @@ def test_what_mlx_lm_would_compute_otherwise_is_refused(family, name, saved, tmp
     with pytest.raises(UnsupportedModelError, match=REFUSED[family, name]):
         edgekit.convert(saved(family, name), tmp_path / "mlx", format="mlx")
     assert not (tmp_path / "mlx").exists()
+
+
+@pytest.mark.parametrize("family", sorted(EVERY.keys() - MODULES.keys()))
+def test_a_family_that_was_not_compared_is_refused(family, tmp_path):
+    oracles.saved_model(next(iter(EVERY[family].CONFIGS.values())), tmp_path / "hf")
+    with pytest.raises(UnsupportedModelError, match=f"edgekit has not compared the family {family} with it"):
+        edgekit.convert(tmp_path / "hf", tmp_path / "mlx", format="mlx")
 
 
 @pytest.mark.parametrize("family", [family for family in MODULES if family != "gpt_oss"])

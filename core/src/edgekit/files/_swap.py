@@ -97,10 +97,27 @@ def sync_directory(path: Path) -> None:
 
 def sync_tree(path: Path) -> None:
     """Sync a directory and everything in it to the disk."""
-    for folder, _, files in os.walk(path):
+    for folder, _, files in os.walk(path, onerror=_raised):
         for file in files:
             _sync(Path(folder, file))
         sync_directory(Path(folder))
+
+
+def entries_below(directory: Path) -> list[Path]:
+    """Return everything below a directory but directories themselves, sorted; links are not followed.
+
+    Raises:
+        OSError: a directory cannot be listed. `Path.rglob` takes one without permission for an empty one.
+    """
+    found = []
+    for folder, folders, files in os.walk(directory, onerror=_raised):
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        found += [Path(folder, name) for name in (*files, *links)]
+    return sorted(found)
+
+
+def _raised(error: OSError) -> None:
+    raise error
 
 
 def _sync(path: Path) -> None:
@@ -222,6 +239,7 @@ def _renameat2() -> Any:
 __all__ = [
     "NAME_LIMIT",
     "clear",
+    "entries_below",
     "exchange",
     "hidden",
     "recover",

@@ -33,6 +33,7 @@ from edgekit.files._problems import require_space, writing
 from edgekit.files._swap import (
     NAME_LIMIT,
     clear,
+    entries_below,
     hidden,
     recover,
     replace_directory,
@@ -398,7 +399,7 @@ class AtomicDirectory:
         for file in self._files:
             file.close(keep)
         with contextlib.suppress(OSError):
-            if not any(self.path.glob(f".*{_JOURNAL}")):
+            if not any(entry.name.endswith(_JOURNAL) for entry in self.path.iterdir()):
                 clear(self.path)
         self._let_go()
 
@@ -438,7 +439,7 @@ class AtomicDirectory:
         """Add the directory's files to the manifest, so that a later run can replace them."""
         manifest = self.path / pairs.INSIDE
         if manifest.is_file():
-            names = sorted(f.relative_to(self.path).as_posix() for f in self.path.rglob("*") if f.is_file())
+            names = [f.relative_to(self.path).as_posix() for f in entries_below(self.path) if f.is_file()]
             write_small(manifest, pairs.dumped({**json.loads(manifest.read_bytes()), "files": names}))
 
     def _owns(self, entry: Path, listed: Container[str]) -> bool:
@@ -447,7 +448,7 @@ class AtomicDirectory:
             return self._owns_file(entry, listed)
         if entry.is_symlink() or not entry.is_dir():
             return False
-        inside = [each for each in entry.rglob("*") if each.is_symlink() or not each.is_dir()]
+        inside = entries_below(entry)
         return bool(inside) and all(each.is_file() and self._owns_file(each, listed) for each in inside)
 
     def _owns_file(self, file: Path, listed: Container[str]) -> bool:

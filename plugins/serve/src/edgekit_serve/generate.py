@@ -1,6 +1,6 @@
 """Generates the texts of a request: in a thread, until the timeout, or until the client disconnects.
 
-The path of a request: `app.Routes` creates an `Answer`, `replies` sends its `pieces`, which `Engine.run` yields.
+The path of a request: `routes.Routes` creates an `Answer`, `replies` sends its `pieces`, which `Engine.run` yields.
 """
 
 from __future__ import annotations

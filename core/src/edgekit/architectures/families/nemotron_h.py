@@ -349,4 +349,4 @@ def _log(values: F32) -> F32:
     return logarithms
 
 
-__all__ = ["KEYS", "NemotronH", "Sizes", "kinds_of"]
+__all__ = ["FFN", "KEYS", "KV_HEADS", "NemotronH", "Sizes", "kinds_of"]
