@@ -41,6 +41,7 @@ import attrs
 import edgekit
 from edgekit.errors import EdgekitError, LockedError
 from edgekit.files import _swap, pairs
+from edgekit.pipeline import _stream as stream
 
 #: What strace is asked to look at: every call that changes a file system, and locks.
 CALLS = (
@@ -52,25 +53,44 @@ Tree = Mapping[str, bytes]
 INTERRUPTED = 130
 #: A file that only one of the two models has.
 EXTRA = ("preprocessor_config.json", "generation_config.json")
+#: The command line with other sizes of chunks.
+IN_PIECES = """
+import sys
+import edgekit.cli
+import edgekit.pipeline._stream as stream
+stream.CHUNK, stream.AHEAD = {}, {}
+edgekit.cli.main(sys.argv[1:])
+"""
 
 
 @attrs.frozen
 class Command:
-    """A conversion: what is read, with which recipe, and in which format it is written."""
+    """A conversion: what is read, with which recipe, and in which format it is written.
+
+    With `chunk` so many elements are encoded at a time, so that small tensors too are written in several pieces.
+    """
 
     source: str
     recipe: str
     format: str
+    chunk: int = 0
 
     def run(self, folder: Path, target: str) -> None:
         """Write `target` in the folder."""
-        edgekit.quantize(folder / self.source, self.recipe, to=folder / "out" / target, format=self.format)
+        before = stream.CHUNK, stream.AHEAD
+        if self.chunk:
+            stream.CHUNK, stream.AHEAD = self.chunk, 4 * self.chunk
+        try:
+            edgekit.quantize(folder / self.source, self.recipe, to=folder / "out" / target, format=self.format)
+        finally:
+            stream.CHUNK, stream.AHEAD = before
 
     def line(self, folder: Path, target: str) -> list[str]:
         """The same for a shell."""
         to = str(folder / "out" / target)
         arguments = [str(folder / self.source), self.recipe, "--to", to, "--format", self.format]
-        return [sys.executable, "-m", "edgekit", "quantize", *arguments]
+        program = ["-c", IN_PIECES.format(self.chunk, 4 * self.chunk)] if self.chunk else ["-m", "edgekit"]
+        return [sys.executable, *program, "quantize", *arguments]
 
 
 @attrs.frozen
@@ -98,6 +118,8 @@ SETUPS = [
     Setup("directory", "t", HF, None, (HF_B,)),
     Setup("directory over an older one", "t", HF, HF_B, (HF_B,)),
     Setup("directory over an IR", "t", HF, IR, (HF_B, IR_B)),
+    Setup("gguf in pieces", "t.gguf", attrs.evolve(GGUF, chunk=512), GGUF_B, (GGUF_B, GGUF)),
+    Setup("directory in pieces", "t", attrs.evolve(HF, chunk=512), HF_B, (HF_B, HF)),
     Setup("IR", "t", IR, None, (IR_B, HF_B)),
     Setup("IR over a directory", "t", IR, HF, (IR_B, HF_B)),
 ]
