@@ -51,8 +51,9 @@ def test_every_installed_encoder_keeps_its_claim(registration):
 
 @pytest.mark.parametrize("name", [r.name for r in manager().all("formats")])
 def test_every_installed_format_conforms(name):
-    if name == "openvino" and importlib.util.find_spec("openvino") is None:
-        pytest.skip("without openvino it reads, and writes nothing to read; with it: tests/oracles")
+    library = {"openvino": "openvino", "onnx": "onnx", "onnx-portable": "onnx"}.get(name, "edgekit")
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"without {library} it writes nothing to read; with it: tests/oracles")
     assert faults(run_format_checks(name, profile=PROFILE)) == []
 
 

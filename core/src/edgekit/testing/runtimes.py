@@ -355,13 +355,13 @@ def check_embedding(subject: RuntimeSubject, profile: Profile) -> None:
             fail(f"a vector is {one.dtype} {one.shape}; float32 [{model.judge.config.width}] is expected")
         if not abs(float(np.linalg.norm(one.astype(np.float64))) - 1) < 1e-4:
             fail(f"a vector has the length {np.linalg.norm(one)}; 1 is expected")
+        if one.tobytes() != same.tobytes() or one.tobytes() == other.tobytes():
+            fail("the same text gets another vector, or another text the same")
         tokens = _tokens(17, model.judge.config.vocab, 4)
         expected = model.judge.embedding(tokens)
         off = np.abs(np.asarray(runtime.embed(tokens)) - expected / np.linalg.norm(expected)).max()
         if not off <= subject.tolerance:  # a vector of length 1 has no larger scale
             fail(f"the vector of 17 token ids is off by {off:.2g} from the numpy forward pass's")
-        if one.tobytes() != same.tobytes() or one.tobytes() == other.tobytes():
-            fail("the same text gets another vector, or another text the same")
         _refused(partial(runtime.embed, ""), "an empty text", EdgekitError)
 
 
