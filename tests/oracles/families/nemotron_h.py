@@ -1,6 +1,5 @@
 """Nemotron-H with dense networks."""
 
-OPENVINO_LACKS = "scan"
 BASE = {
     "model_type": "nemotron_h",
     "vocab_size": 96,

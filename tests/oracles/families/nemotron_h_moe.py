@@ -1,6 +1,5 @@
 """Nemotron-H with experts."""
 
-OPENVINO_LACKS = "scan"
 BASE = {
     "model_type": "nemotron_h",
     "vocab_size": 96,

@@ -580,6 +580,22 @@ class GraphOps:
         none = builder.op("Mul", given, builder.floats(0.0))
         return attrs.evolve(scores, name=builder.op("ScatterElements", none, chosen, picked, axis=-1))
 
+    def route_sparsely(self, scores: Value, jitter: float) -> Value:
+        """See `Ops.route_sparsely`."""
+        builder, given = self.builder, self.real(scores)
+        total, left = builder.op("Mul", given, builder.floats(0.0)), given
+        for _ in range(2):
+            top, chosen = self._top(left, 1)
+            larger = builder.op("Max", builder.op("Abs", given), top)
+            distance = builder.op("Div", builder.op("Sub", top, given), larger)
+            far = builder.op("Greater", distance, builder.floats(2 * jitter))
+            shares = builder.op("Softmax", builder.op("Where", far, builder.floats(HIDDEN), left), axis=-1)
+            picked = builder.op("GatherElements", shares, chosen, axis=-1)
+            total = builder.op("ScatterElements", total, chosen, picked, axis=-1)
+            none = builder.op("Add", builder.op("Mul", top, builder.floats(0.0)), builder.floats(HIDDEN))
+            left = builder.op("ScatterElements", left, chosen, none, axis=-1)
+        return attrs.evolve(scores, name=total)
+
     def _top(self, values: str, count: int) -> list[str]:
         """Return the `count` largest values and their indices."""
         outputs = [self.builder.fresh("TopK") for _ in range(2)]

@@ -226,12 +226,14 @@ class Gemma4(Decoder):
             same = c.values["num_global_key_value_heads"] is None or not c.flag("attention_k_eq_v")
             return c.integer("global_head_dim"), c.integer("num_" + ("" if same else "global_") + "key_value_heads")
         types = c.values["layer_types"] or []
-        full = {str(layer) for layer, name in enumerate(types) if name == _FULL}
+        full = {layer for layer, name in enumerate(types) if name == _FULL}
         given = list(overrides.values())
         if not given:  # all layers are alike
             return c.integer("head_dim"), c.integer("num_key_value_heads")
         known = isinstance(given[0], Mapping) and set(given[0]) <= {"head_dim", "num_key_value_heads"}
-        if not known or any(each != given[0] for each in given) or set(overrides) != full:
+        # transformers writes layers with as many digits as the last one has: "05" of 30.
+        layers = {int(layer) for layer in overrides if layer.isascii() and layer.isdigit() and len(layer) < 9}
+        if not known or any(each != given[0] for each in given) or layers != full or len(overrides) != len(full):
             c.refuse("per_layer_config", overrides, "head_dim and num_key_value_heads of all layers without a window")
         both = {"head_dim": c.values["head_dim"], "num_key_value_heads": c.values["num_key_value_heads"]}
         found = Section({**both, **given[0]}, c.where)
