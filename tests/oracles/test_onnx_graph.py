@@ -103,6 +103,13 @@ def test_experts_are_quantized(precision, tmp_path):
     compare(made.path, made.model)
 
 
+def test_experts_in_transposed_codes_are_refused(tmp_path):
+    oracles.saved_model(FAMILIES["qwen3_moe"].CONFIGS["plain"], tmp_path / "hf")
+    with pytest.raises(UnsupportedModelError, match=r"the plan has onnx:qdq_int4-sym-g32 for .*experts"):
+        edgekit.quantize(tmp_path / "hf", "onnx:qdq_int4-sym-g32", to=tmp_path / "m", format="onnx")
+    assert not (tmp_path / "m").exists()
+
+
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("model", ["stories", "sample_gguf"])
 @pytest.mark.parametrize("recipe", ["float:F32", "MATMUL_NBITS_8", "MATMUL_NBITS_4"])

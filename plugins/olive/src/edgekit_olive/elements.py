@@ -138,8 +138,13 @@ def _as_stored(key: str, part: Stored, precision: Precision, shape: tuple[int, .
 
 
 def can_hold(precision: Precision, shape: tuple[int, ...]) -> bool:
-    """Return whether a tensor of a shape can be stored in a precision."""
-    return storable(precision) and (precision.convention == "float" or fits(precision, shape))
+    """Return whether a tensor of that shape can be stored in that precision.
+
+    QDQ int4 lies transposed, so that the experts of a stack are not apart in it.
+    """
+    if not storable(precision) or (precision.kind == "qdq_int4" and len(shape) > 2):
+        return False
+    return precision.convention == "float" or fits(precision, shape)
 
 
 __all__ = ["ELEMENTS", "FLOATS", "PACKED", "Stored", "can_hold", "is_blockwise", "storable", "stored_parts"]
