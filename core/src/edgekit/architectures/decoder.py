@@ -23,7 +23,7 @@ from edgekit.architectures._family import Gguf, Setting
 from edgekit.architectures._hf_rope import RopeDialect, rope_from_hf
 from edgekit.architectures._section import Fields, Section
 from edgekit.architectures.blocks import Block, Network
-from edgekit.architectures.links import Link, one
+from edgekit.architectures.links import Link, named, one
 from edgekit.architectures.mixers import Attention, Gated, Mixer
 from edgekit.architectures.ops import Attend, Gate
 from edgekit.architectures.rope import Rope, rope_of
@@ -336,11 +336,7 @@ class Decoder:
 
     def hf_name(self, name: str) -> str:
         """Hugging Face's name of a tensor that both have alike."""
-        stem, _, kind = name.rpartition(".")
-        if not stem.startswith("blk."):
-            return f"{TOP[stem]}.{kind}"
-        _, layer, role = stem.split(".", 2)
-        return f"model.layers.{layer}.{self.layer_names[role]}.{kind}"
+        return named(name, TOP, "model.layers", self.layer_names)
 
     def ignores(self, name: str) -> bool:
         """See `Family.ignores`."""

@@ -7,7 +7,7 @@ group. Its tensors are views: they read those rows of the file that they are ask
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -126,6 +126,38 @@ def changed(tensor: AnyTensor, change: Callable[[F32], F32], shape: tuple[int, .
         return change(tensor.float32(start, stop))
 
     return Tensor(tensor.name, tensor.shape if shape is None else shape, "float32", read_rows)
+
+
+def under(shape: tuple[int, ...]) -> Callable[[AnyTensor], AnyTensor]:
+    """A function that gives the same values under a shape."""
+    return lambda tensor: reshaped(tensor, shape)
+
+
+def decay(values: F32) -> F32:
+    """What a recurrence decays by, of what checkpoints have: ``-exp(A_log)``."""
+    return -np.exp(values)
+
+
+def decay_log(values: F32) -> F32:
+    """``A_log`` of a decay."""
+    logarithms: F32 = np.log(-values)
+    return logarithms
+
+
+def named(name: str, top: Mapping[str, str], layers: str, inside: Mapping[str, str]) -> str:
+    """Hugging Face's name of a tensor that both have alike.
+
+    Args:
+        name: canonical (``blk.0.attn_q.weight``).
+        top: names of what lies outside the layers, without ``.weight``.
+        layers: what layers are called (``model.layers``).
+        inside: names inside a layer.
+    """
+    stem, _, kind = name.rpartition(".")
+    if not stem.startswith("blk."):
+        return f"{top[stem]}.{kind}"
+    _, layer, role = stem.split(".", 2)
+    return f"{layers}.{layer}.{inside[role]}.{kind}"
 
 
 def whole(tensor: AnyTensor, shape: tuple[int, ...], change: Callable[[F32], F32]) -> Tensor:
@@ -262,10 +294,13 @@ __all__ = [
     "Tensors",
     "changed",
     "columns",
+    "decay",
+    "decay_log",
     "every_other",
     "halves",
     "joined",
     "mapped",
+    "named",
     "one",
     "part",
     "reshaped",
@@ -273,5 +308,6 @@ __all__ = [
     "shifted",
     "stacked",
     "transposed",
+    "under",
     "whole",
 ]

@@ -55,7 +55,7 @@ def states_of(proto: Any) -> str | None:
 
 
 def _give(graph: Any, states: str) -> None:
-    """Make the hidden states the first output instead of the logits, and remove the nodes that compute the latter."""
+    """Make the hidden states the first output instead of the logits; ONNX Runtime drops what only those need."""
     library = onnx()
     outputs = [output for output in graph.output if output.name != "logits"]
     del graph.output[:]

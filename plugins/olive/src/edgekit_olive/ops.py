@@ -385,9 +385,10 @@ class GraphOps:
         scores = builder.op("MatMul", q, builder.op("Transpose", k, perm=[0, 1, 3, 2]))
         if how.softcap is not None:
             scores = self.softcap(Value(scores, 0), how.softcap).name
-        if attrs.evolve(how, scale=1.0, softcap=None) not in self._masks:
-            self._masks[attrs.evolve(how, scale=1.0, softcap=None)] = self._additive(how)
-        scores = builder.op("Add", scores, self._masks[attrs.evolve(how, scale=1.0, softcap=None)])
+        place = attrs.evolve(how, scale=1.0, softcap=None)
+        if place not in self._masks:
+            self._masks[place] = self._additive(how)
+        scores = builder.op("Add", scores, self._masks[place])
         shares = builder.op("Softmax", scores, axis=-1) if sinks is None else self._with_sinks(scores, sinks)
         mixed = self._transposed(builder.op("MatMul", shares, v))
         return Value(self._reshaped(mixed, [0, 0, heads * size]), heads * size)

@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 import numpy as np
 
+from edgekit.architectures.links import joined
 from edgekit.errors import InvalidFileError, MissingFileError, UnknownPrecisionError, UnsupportedModelError
 from edgekit.files.foreign import CURE, member, native, readable, shown
 from edgekit.files.reader import Reader
@@ -248,34 +249,18 @@ def stacked(read: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
         else:
             whole[name] = tensor
     for stem, parts in experts.items():
-        joined = _joined(stem, [parts[number] for number in sorted(parts)], sorted(parts))
-        whole |= {f"{stem}{EXPERT}{n}": part for n, part in parts.items()} if joined is None else {stem: joined}
+        stack = _stack(stem, [parts[number] for number in sorted(parts)], sorted(parts))
+        whole |= {f"{stem}{EXPERT}{n}": part for n, part in parts.items()} if stack is None else {stem: stack}
     return whole
 
 
-def _joined(name: str, parts: Sequence[AnyTensor], numbers: Sequence[int]) -> AnyTensor | None:
+def _stack(name: str, parts: Sequence[AnyTensor], numbers: Sequence[int]) -> AnyTensor | None:
     """Return a stack [experts, out, in] of matrices; None if they differ in precision or shape."""
     first = parts[0]
     alike = {(type(p), p.shape, p.precision if isinstance(p, EncodedTensor) else p.dtype) for p in parts}
     if len(alike) > 1 or list(numbers) != list(range(len(parts))):
         return None
-    shape, rows = (len(parts), *first.shape), first.rows
-
-    def pieces(start: int, stop: int) -> Iterator[tuple[Any, int, int]]:
-        for number in range(start // rows, -(-stop // rows)):
-            yield parts[number], max(0, start - number * rows), min(rows, stop - number * rows)
-
-    if isinstance(first, Tensor):
-        return Tensor(
-            name, shape, first.dtype, lambda a, b: np.concatenate([p.read_rows(i, j) for p, i, j in pieces(a, b)])
-        )
-
-    def read_parts(start: int, stop: int) -> dict[str, Array]:
-        read = [part.read_parts(i, j) for part, i, j in pieces(start, stop)]
-        return {key: np.concatenate([part[key] for part in read]) for key in read[0]}
-
-    nbytes = sum(part.nbytes for part in parts)
-    return EncodedTensor(name, shape, first.precision, nbytes, read_parts, first.sliceable)
+    return attrs.evolve(joined(parts, (len(parts), *first.shape)), name=name)
 
 
 def _is_weight(constant: Constant) -> bool:
@@ -366,27 +351,13 @@ def _quantized(parsed: Parsed) -> Iterator[_Weight]:
             case "DequantizeLinear" if len(inputs) >= 2:
                 zero = inputs[2] if len(inputs) > 2 else None
                 weight = _linear(inputs[0], inputs[1], zero, given.get("axis", 1), given.get("block_size", 0))
+            case "GatherBlockQuantized" if len(inputs) >= 3:
+                zero = inputs[3] if len(inputs) > 3 else None
+                block, bits = given.get("block_size", 128), given.get("bits", 4)
+                weight = _rows(inputs[0], inputs[2], zero, bits, block, _sliced(parsed, node.output[0]))
         if weight is not None and _agrees(weight):
             yield weight
-    yield from _gathered(parsed, constant)
     yield from _picked(parsed)
-
-
-def _gathered(parsed: Parsed, constant: Any) -> Iterator[_Weight]:
-    """Yield the embeddings that GatherBlockQuantized decodes."""
-    for node in parsed.proto.graph.node:
-        if node.op_type != "GatherBlockQuantized" or len(node.input) < 3:
-            continue
-        given = {attribute.name: attribute.i for attribute in node.attribute}
-        codes, scales = constant(node.input[0]), constant(node.input[2])
-        zero = constant(node.input[3]) if len(node.input) > 3 else None
-        block, bits = given.get("block_size", 128), given.get("bits", 4)
-        if codes is None or scales is None or codes.element != "UINT8" or len(codes.shape) != 2:
-            continue
-        cols = _sliced(parsed, node.output[0]) or codes.shape[1] * 8 // max(bits, 1)
-        weight = _blocks(codes, scales, zero, bits, block, cols)
-        if weight is not None and _agrees(weight):
-            yield weight
 
 
 def _sliced(parsed: Parsed, name: str) -> int:
@@ -421,6 +392,15 @@ def _blocks(
         return None
     parts = {"B": codes, "scales": scales} | ({} if zero is None else {"zero_points": zero})
     return _Weight(_stem(codes.name), precision, (codes.shape[0], cols), parts)
+
+
+def _rows(
+    codes: Constant | None, scales: Constant | None, zero: Constant | None, bits: int, block: int, cols: int
+) -> _Weight | None:
+    """Return a weight of GatherBlockQuantized; `cols` is 0 if its rows end where its codes do."""
+    if codes is None or codes.element != "UINT8" or len(codes.shape) != 2:
+        return None
+    return _blocks(codes, scales, zero, bits, block, cols or codes.shape[1] * 8 // max(bits, 1))
 
 
 def _linear(

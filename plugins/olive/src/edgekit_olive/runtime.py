@@ -17,7 +17,6 @@ import numpy.typing as npt
 from edgekit.architectures import FAMILIES, ModelConfig
 from edgekit.architectures.blocks import NO_PREDICTION
 from edgekit.architectures.hf import config_from_hf
-from edgekit.architectures.rope import turns_change
 from edgekit.artifact import Artifact
 from edgekit.errors import (
     EdgekitError,
@@ -27,8 +26,8 @@ from edgekit.errors import (
     UsageError,
 )
 from edgekit.files.memory import refuse_shortage
-from edgekit.files.reader import Mapped
 from edgekit.runtime import Prompt, Sampling, TextRuntime
+from edgekit.runtime.graphs import DecoderGraph, Port, checked_inputs
 from edgekit.typing import F32, I64, Array
 from edgekit_olive.graphs import Variant, states_of, variant
 from edgekit_olive.graphs import exact as exact_graph
@@ -37,7 +36,7 @@ from edgekit_olive.options import Options
 from edgekit_olive.reading import parse
 from edgekit_olive.writer import MODEL
 
-_PAST, _PRESENT = "past", "present"
+_PAST = "past"
 _DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -49,7 +48,6 @@ _DTYPES = {
     "tensor(uint8)": np.uint8,
     "tensor(bool)": np.bool_,
 }
-_CUT = "load the model again from a whole file"
 Arrays = Mapping[str, Array]
 
 
@@ -97,10 +95,12 @@ class OnnxRuntime(TextRuntime):
         proto = parse(self._path).proto
         self._proto: Any = exact_graph(proto) if options.exact else proto
         self._config = _known(artifact)
+        #: Which graph gives the logits after a prompt.
+        self._stepping: Variant = "all" if states_of(self._proto) is None else "last"
         self._lock = threading.RLock()
         self._sessions: dict[Variant, _Session] | None = {}
         # Create the session that is needed first now, so that a model that cannot run is refused here.
-        self._session("all" if self._config is None or states_of(self._proto) is None else "last")
+        self._session("all" if self._config is None else self._stepping)
 
     # Any graph.
 
@@ -135,7 +135,7 @@ class OnnxRuntime(TextRuntime):
 
     def description(self) -> dict[str, Any]:
         """Return the execution providers in order of preference, the context in tokens, and onnxruntime's version."""
-        session = self._session("all" if states_of(self._proto) is None else "last")
+        session = self._session(self._stepping)
         return {
             "providers": list(session.session.get_providers()),
             "exact": self.options.exact,
@@ -176,7 +176,7 @@ class OnnxRuntime(TextRuntime):
     def _continue(self, ids: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
         for _ in range(count):
             with self._lock:
-                token = choose(self._session(self._stepping()).after(ids, self._decoder()))
+                token = choose(self._session(self._stepping).after(ids, self._decoder()))
             yield token
             ids.append(token)
 
@@ -210,9 +210,6 @@ class OnnxRuntime(TextRuntime):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _stepping(self) -> Variant:
-        return "all" if states_of(self._proto) is None else "last"
-
     def _session(self, which: Variant) -> _Session:
         with self._lock:
             if self._sessions is None:
@@ -235,16 +232,16 @@ class OnnxRuntime(TextRuntime):
         return config
 
 
-class _Session:
+class _Session(DecoderGraph):
     """A session with its states, and the token ids that the states hold."""
 
-    def __init__(self, session: Any, path: Path, mapped: Mapped | None) -> None:
-        self.session, self._path, self._mapped = session, path, mapped
+    def __init__(self, session: Any, path: Path) -> None:
+        super().__init__()
+        self.session, self._path = session, path
         self.inputs = {port.name: port for port in session.get_inputs()}
         self._outputs = [port.name for port in session.get_outputs()]
         self._remembered = {name: _present(name, self._outputs) for name in self.inputs if name.startswith(_PAST)}
         self._states: dict[str, Any] = {}
-        self._seen: list[int] = []
 
     @classmethod
     def open(cls, path: Path, proto: Any, options: Options) -> _Session:
@@ -261,22 +258,15 @@ class _Session:
                 f"{path}: ONNX Runtime fell back from {providers[0]} to {session.get_providers()[0]}; see that its "
                 "libraries are installed, or choose device=cpu"
             )
-        return cls(session, path, None)
+        return cls(session, path)
 
-    def forget(self) -> None:
-        """Reset the states."""
-        self._seen.clear()
+    def reset(self) -> None:
+        """See `DecoderGraph.reset`."""
         self._states.clear()
 
     def step(self, ids: I64) -> F32:
-        """Return the first output, float32, for new token ids [batch, n] after those in the states."""
-        before, library = len(self._seen), onnxruntime()
-        total = before + ids.shape[1]
-        given = {
-            "input_ids": ids,
-            "attention_mask": np.ones((len(ids), total), np.int64),
-            "position_ids": np.broadcast_to(np.arange(before, total, dtype=np.int64), ids.shape),
-        }
+        """See `DecoderGraph.step`."""
+        given = self.step_inputs(ids)
         binding = self.session.io_binding()
         for name in self.inputs:
             if name in self._remembered:
@@ -294,7 +284,6 @@ class _Session:
             raise ResourceError(f"{self._path}: the device cannot compute it: {last_line(error)}") from error
         found = dict(zip(self._outputs, binding.get_outputs(), strict=True))
         self._states = {past: found[present] for past, present in self._remembered.items()}
-        del library
         scores: F32 = found[self._outputs[0]].numpy().astype(np.float32, copy=False)
         return scores
 
@@ -304,17 +293,6 @@ class _Session:
         sizes = [size if isinstance(size, int) else 0 for size in port.shape]
         sizes[0] = batch
         return onnxruntime().OrtValue.ortvalue_from_numpy(np.zeros(sizes, _DTYPES[port.type]))
-
-    def after(self, ids: list[int], config: ModelConfig) -> F32:
-        """Return the logits after the ids, float32 [vocab]; reuses the states if they hold the beginning of the ids."""
-        seen = len(self._seen)
-        goes_on = seen < len(ids) and ids[:seen] == self._seen
-        if not goes_on or turns_change(config, seen, len(ids)):
-            self.forget()
-            seen = 0
-        logits: F32 = self.step(np.array([ids[seen:]], np.int64))[0, -1]
-        self._seen = list(ids)
-        return logits
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         try:
@@ -326,15 +304,7 @@ class _Session:
 
     def checked(self, inputs: Arrays) -> dict[str, Array]:
         """Return the inputs as arrays of the graph's types; raise `UsageError` if the graph does not take them."""
-        known = ", ".join(self.inputs)
-        for name in inputs:
-            if name not in self.inputs:
-                raise UsageError(f"{self._path}: it has no input {name!r}; it has {known}")
-        for name, port in self.inputs.items():
-            if name not in inputs:
-                raise UsageError(f"{self._path}: input {name!r} is missing; the inputs are {known}")
-            _check(np.asarray(inputs[name]), port, f"{self._path}: input {name!r}")
-        return {name: np.ascontiguousarray(inputs[name]) for name in self.inputs}
+        return checked_inputs(inputs, {name: _port(port) for name, port in self.inputs.items()}, self._path)
 
 
 def _present(past: str, outputs: Sequence[str]) -> str:
@@ -345,16 +315,9 @@ def _present(past: str, outputs: Sequence[str]) -> str:
     return name
 
 
-def _check(array: Array, port: Any, where: str) -> None:
-    element, shape = _described(port)
-    if port.type in _DTYPES and np.dtype(_DTYPES[port.type]) != array.dtype:
-        raise UsageError(f"{where} is {array.dtype}, the graph takes {element}; convert it")
-    fits = len(shape) == array.ndim and all(
-        wanted in (None, size) for wanted, size in zip(shape, array.shape, strict=True)
-    )
-    if not fits:
-        allowed = ", ".join("any" if size is None else str(size) for size in shape)
-        raise UsageError(f"{where} has shape {list(array.shape)}, the graph takes [{allowed}]")
+def _port(port: Any) -> Port:
+    dtype = _DTYPES.get(port.type)
+    return Port(*_described(port), None if dtype is None else np.dtype(dtype))
 
 
 def _described(port: Any) -> tuple[str, tuple[int | None, ...]]:

@@ -18,6 +18,7 @@ from edgekit.errors import InvalidFileError, ResourceError, UnsupportedModelErro
 from edgekit.files.memory import refuse_shortage
 from edgekit.files.reader import Mapped
 from edgekit.runtime import Prompt, Sampling, TextRuntime
+from edgekit.runtime.graphs import DecoderGraph, Port, checked_inputs
 from edgekit.typing import F32, I64, Array
 from edgekit_openvino import pipeline
 from edgekit_openvino.graphs import Variant, read_model, variant
@@ -220,14 +221,14 @@ class OpenVinoRuntime(TextRuntime):
         return not lacking and importlib.util.find_spec("openvino_genai") is not None
 
 
-class _Graph:
+class _Graph(DecoderGraph):
     """A compiled graph with one inference request, and the token ids that its states hold."""
 
     def __init__(self, compiled: Any, path: Path, mapped: Mapped | None) -> None:
+        super().__init__()
         self.compiled, self._path, self._mapped = compiled, path, mapped
         self._request = compiled.create_infer_request()
         self._ports = {port.any_name: port for port in compiled.inputs}
-        self._seen: list[int] = []
 
     @classmethod
     def compile(cls, xml: Path, which: Variant, options: Options) -> _Graph:
@@ -239,34 +240,15 @@ class _Graph:
             raise ResourceError(f"{xml}: {options.device} cannot compile it: {last_line(error)}") from error
         return cls(compiled, xml, mapped(xml, options))
 
-    def forget(self) -> None:
-        """Reset the states."""
-        self._seen.clear()
+    def reset(self) -> None:
+        """See `DecoderGraph.reset`."""
         self._request.reset_state()
 
     def step(self, ids: I64) -> F32:
-        """Return the first output, float32, for new token ids [batch, n] after those in the states."""
-        before = len(self._seen)
-        total = before + ids.shape[1]
-        given = {
-            "input_ids": ids,
-            "attention_mask": np.ones((len(ids), total), np.int64),
-            "position_ids": np.broadcast_to(np.arange(before, total, dtype=np.int64), ids.shape),
-            "beam_idx": np.arange(len(ids), dtype=np.int32),
-        }
+        """See `DecoderGraph.step`."""
+        given: Arrays = {**self.step_inputs(ids), "beam_idx": np.arange(len(ids), dtype=np.int32)}
         first = next(iter(self.run({name: given[name] for name in self._ports}).values()))
         logits: F32 = first.astype(np.float32, copy=False)
-        return logits
-
-    def after(self, ids: list[int], config: ModelConfig) -> F32:
-        """Return the logits after the ids, float32 [vocab]; reuses the states if they hold the beginning of the ids."""
-        seen = len(self._seen)
-        goes_on = seen < len(ids) and ids[:seen] == self._seen
-        if not goes_on or turns_change(config, seen, len(ids)):
-            self.forget()
-            seen = 0
-        logits: F32 = self.step(np.array([ids[seen:]], np.int64))[0, -1]
-        self._seen = list(ids)
         return logits
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
@@ -300,27 +282,11 @@ class _Graph:
 
     def checked(self, inputs: Arrays) -> dict[str, Array]:
         """Return the inputs as arrays of the graph's types; raise `UsageError` if the graph does not take them."""
-        known = ", ".join(self._ports)
-        for name in inputs:
-            if name not in self._ports:
-                raise UsageError(f"{self._path}: it has no input {name!r}; it has {known}")
-        for name, port in self._ports.items():
-            if name not in inputs:
-                raise UsageError(f"{self._path}: input {name!r} is missing; the inputs are {known}")
-            _check(np.asarray(inputs[name]), port, f"{self._path}: input {name!r}")
-        return {name: np.ascontiguousarray(inputs[name]) for name in self._ports}
+        return checked_inputs(inputs, {name: _port(port) for name, port in self._ports.items()}, self._path)
 
 
-def _check(array: Array, port: Any, where: str) -> None:
-    element, shape = _described(port)
-    if np.dtype(port.element_type.to_dtype()) != array.dtype:
-        raise UsageError(f"{where} is {array.dtype}, the graph takes {element}; convert it")
-    fits = len(shape) == array.ndim and all(
-        wanted in (None, size) for wanted, size in zip(shape, array.shape, strict=True)
-    )
-    if not fits:
-        allowed = ", ".join("any" if size is None else str(size) for size in shape)
-        raise UsageError(f"{where} has shape {list(array.shape)}, the graph takes [{allowed}]")
+def _port(port: Any) -> Port:
+    return Port(*_described(port), np.dtype(port.element_type.to_dtype()))
 
 
 def _described(port: Any) -> tuple[str, tuple[int | None, ...]]:

@@ -12,7 +12,7 @@ from edgekit.architectures._family import Gguf, Setting
 from edgekit.architectures._section import Fields, Section
 from edgekit.architectures.blocks import Block, Encoder
 from edgekit.architectures.decoder import Decoder, head_dim_of
-from edgekit.architectures.links import Link, one
+from edgekit.architectures.links import Link, named, one
 from edgekit.architectures.mixers import Attention, Plain
 from edgekit.architectures.ops import Attend
 from edgekit.tensor import AnyTensor
@@ -163,11 +163,7 @@ class Bert(Decoder):
 
     def hf_name(self, name: str) -> str:
         """Hugging Face's name of a tensor."""
-        stem, _, kind = name.rpartition(".")
-        if not stem.startswith("blk."):
-            return f"{TOP[stem]}.{kind}"
-        _, layer, role = stem.split(".", 2)
-        return f"encoder.layer.{layer}.{LAYER[role]}.{kind}"
+        return named(name, TOP, "encoder.layer", LAYER)
 
     def ignores(self, name: str) -> bool:
         """Heads, and positions as a buffer."""

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import attrs
-import numpy as np
 
 from edgekit.architectures._config import LIMITS, ModelConfig, integer_field, settings
 from edgekit.architectures._family import Gguf, Key, Setting
 from edgekit.architectures._section import Fields, Section
 from edgekit.architectures.decoder import COMMON, LAYER, layer_types
 from edgekit.architectures.families.granite import MULTIPLIER_KEYS, MULTIPLIERS, ROTATES, Multiplied, Multipliers
-from edgekit.architectures.links import Link, halves, mapped, reshaped, whole
+from edgekit.architectures.links import Link, decay, decay_log, halves, mapped, under, whole
 from edgekit.architectures.mixers import Experts, Gated, Mamba2, Mixer
 from edgekit.architectures.mixture import KEYS, MOST
 from edgekit.architectures.ops import Ffn, Routing
 from edgekit.architectures.rope import Rope
 from edgekit.errors import InvalidFileError, UnsupportedModelError
 from edgekit.tensor import AnyTensor
-from edgekit.typing import F32
 
 #: The kinds of layers, as transformers 4 names them, and 5 in ``layer_types``.
 KINDS = ("attention", "mamba", "full_attention", "linear_attention")
@@ -248,15 +246,15 @@ class GraniteMoeHybrid(Multiplied):
 
     def _mamba(self, name: str, role: str, shape: tuple[int, ...], own: Sizes) -> Link:
         if role == "ssm_conv1d":
-            return mapped(name, self.hf_name(name), _shaped(shape), _shaped((shape[0], 1, shape[1])))
+            return mapped(name, self.hf_name(name), under(shape), under((shape[0], 1, shape[1])))
         if role == "ssm_norm":
-            return mapped(name, self.hf_name(name), _shaped(shape), _shaped((shape[0] * shape[1],)))
+            return mapped(name, self.hf_name(name), under(shape), under((shape[0] * shape[1],)))
         if role not in ("ssm_a", "ssm_d", "ssm_dt.bias"):
             return self.link(name)
         hf, flat = f"model.layers.{name.split('.')[1]}.{self.layer_names[role]}", (own.mamba_heads,)
         if role == "ssm_a":
-            return mapped(name, hf, lambda t: whole(t, shape, _decay), lambda t: whole(t, flat, _log))
-        return mapped(name, hf, _shaped(shape), _shaped(flat))
+            return mapped(name, hf, lambda t: whole(t, shape, decay), lambda t: whole(t, flat, decay_log))
+        return mapped(name, hf, under(shape), under(flat))
 
     # GGUF.
 
@@ -302,21 +300,6 @@ class GraniteMoeHybrid(Multiplied):
     def gguf_fits(self, keys: Section) -> bool:
         """With experts or without."""
         return True
-
-
-def _shaped(shape: tuple[int, ...]) -> Callable[[AnyTensor], AnyTensor]:
-    """The same values under a shape."""
-    return lambda tensor: reshaped(tensor, shape)
-
-
-def _decay(values: F32) -> F32:
-    """``-exp(A_log)``."""
-    return -np.exp(values)
-
-
-def _log(values: F32) -> F32:
-    logarithms: F32 = np.log(-values)
-    return logarithms
 
 
 __all__ = ["GraniteMoeHybrid", "Sizes"]

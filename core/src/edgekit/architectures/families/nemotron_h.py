@@ -6,23 +6,21 @@ where it computes a whole text, and not where it generates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import attrs
-import numpy as np
 
 from edgekit.architectures._config import LIMITS, ModelConfig, integer_field, settings
 from edgekit.architectures._family import Gguf, Key, Setting
 from edgekit.architectures._section import Fields, Section
 from edgekit.architectures.blocks import Block
 from edgekit.architectures.decoder import COMMON, Decoder, layer_types
-from edgekit.architectures.links import Link, mapped, one, reshaped, whole
+from edgekit.architectures.links import Link, decay, decay_log, mapped, one, under, whole
 from edgekit.architectures.mixers import Mamba2, Mixer, Plain
 from edgekit.architectures.rope import Rope
 from edgekit.errors import InvalidFileError, UnsupportedModelError
 from edgekit.tensor import AnyTensor
-from edgekit.typing import F32
 
 #: The kinds of layers: names of transformers 5, then of earlier configurations, and letters of a pattern.
 KINDS = {
@@ -230,14 +228,14 @@ class NemotronH(Decoder):
     ) -> Link:
         role, hf = name.split(".", 2)[-1].removesuffix(".weight"), self.hf_name(name)
         if role == "ssm_conv1d":
-            return mapped(name, hf, _shaped(shape), _shaped((shape[0], 1, shape[1])))
+            return mapped(name, hf, under(shape), under((shape[0], 1, shape[1])))
         if role == "ssm_norm":
-            return mapped(name, hf, _shaped(shape), _shaped((shape[0] * shape[1],)))
+            return mapped(name, hf, under(shape), under((shape[0] * shape[1],)))
         flat = (own.mamba_heads,)
         if role == "ssm_a":
-            return mapped(name, hf, lambda t: whole(t, shape, _decay), lambda t: whole(t, flat, _log))
+            return mapped(name, hf, lambda t: whole(t, shape, decay), lambda t: whole(t, flat, decay_log))
         if role in ("ssm_d", "ssm_dt.bias"):
-            return mapped(name, hf, _shaped(shape), _shaped(flat))
+            return mapped(name, hf, under(shape), under(flat))
         return one(name, hf)
 
     def hf_name(self, name: str) -> str:
@@ -332,21 +330,6 @@ def kinds_of(config: Mapping[str, Any]) -> list[str]:
 def _array(keys: Section, key: str, layers: int) -> tuple[int, ...]:
     value = keys.values.get(key, 0)
     return tuple(value)[:layers] if isinstance(value, tuple) else (value,) * layers
-
-
-def _shaped(shape: tuple[int, ...]) -> Callable[[AnyTensor], AnyTensor]:
-    """The same values under a shape."""
-    return lambda tensor: reshaped(tensor, shape)
-
-
-def _decay(values: F32) -> F32:
-    """``-exp(A_log)``."""
-    return -np.exp(values)
-
-
-def _log(values: F32) -> F32:
-    logarithms: F32 = np.log(-values)
-    return logarithms
 
 
 __all__ = ["FFN", "KEYS", "KV_HEADS", "NemotronH", "Sizes", "kinds_of"]

@@ -19,12 +19,12 @@ from edgekit.architectures._hf_rope import RopeDialect
 from edgekit.architectures._section import Fields, Section
 from edgekit.architectures.blocks import Block
 from edgekit.architectures.decoder import COMMON, LAYER, Decoder, fraction, hf_scaling, layer_types
-from edgekit.architectures.links import Link, changed, columns, mapped, reshaped, rows_of
+from edgekit.architectures.links import Link, changed, columns, decay, decay_log, mapped, reshaped, rows_of
 from edgekit.architectures.mixers import DeltaNet
 from edgekit.architectures.rope import Rope
 from edgekit.errors import InvalidFileError, UnsupportedModelError
 from edgekit.tensor import AnyTensor
-from edgekit.typing import F32, Indices
+from edgekit.typing import Indices
 
 #: The kinds of layers, as ``layer_types`` names them.
 KINDS = ("linear_attention", "full_attention")
@@ -278,16 +278,11 @@ def _same(tensor: AnyTensor) -> AnyTensor:
 
 
 def _decay(tensor: AnyTensor) -> AnyTensor:
-    """``-exp(A_log)``."""
-    return changed(tensor, lambda values: -np.exp(values))
+    return changed(tensor, decay)
 
 
 def _log(tensor: AnyTensor) -> AnyTensor:
-    def log(values: F32) -> F32:
-        found: F32 = np.log(-values)
-        return found
-
-    return changed(tensor, log)
+    return changed(tensor, decay_log)
 
 
 def _flat(tensor: AnyTensor) -> AnyTensor:
