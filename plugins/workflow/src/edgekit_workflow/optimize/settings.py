@@ -178,7 +178,7 @@ def settings_of(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
         UsageError: a size or a time that cannot be read.
     """
     found: dict[str, Any] = {}
-    tables = [("", {k: v for k, v in data.items() if k not in {*_TABLES, "text"}})]
+    tables: list[tuple[str, Mapping[str, Any]]] = [("", {k: v for k, v in data.items() if k not in {*_TABLES, "text"}})]
     tables += [(name, _table(data, name, path)) for name in _TABLES if name and name in data]
     for table, values in tables:
         for key, value in values.items():

@@ -27,7 +27,7 @@ _COLOURS = {"gguf": "#3b82f6", "openvino": "#d97706", "onnx": "#0d9488", "mlx": 
 _OTHERS = ("#dc2626", "#65a30d", "#db2777", "#0891b2", "#854d0e")
 #: Colours of precisions, from few bits to many.
 _PRECISIONS = ("#b91c1c", "#ea580c", "#d97706", "#65a30d", "#0d9488", "#0284c7", "#4f46e5", "#9333ea", "#64748b")
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": 11,
     "font.family": "sans-serif",
@@ -170,7 +170,7 @@ def heat_map(cells: Mapping[tuple[str, str], tuple[float, int]], measure: str, n
         _named(axes, tensors, columns, width)
         bar = axes.figure.colorbar(mesh, ax=axes, location="top", aspect=40, shrink=0.9, pad=0.01)
         bar.set_label(measure)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
 
     height = 110 + 17 * len(tensors) + 6 * max(len(c) for c in columns)
     return drawn(name, f"{measure} and bytes of each tensor", width, height, draw)

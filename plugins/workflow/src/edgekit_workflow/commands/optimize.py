@@ -80,6 +80,9 @@ def _text(given: str) -> tuple[str, Path]:
     return (name, Path(file)) if equals else (Path(given).stem, Path(given))
 
 
+_JUDGED = {True: "passed", False: "failed", None: "–"}
+
+
 def show(done: Optimized) -> None:
     """Print the artifacts as a table, and the choice with its reasons."""
     result = done.result
@@ -97,7 +100,7 @@ def show(done: Optimized) -> None:
                 f"{speed['speed']:.1f}" if speed.get("speed") else "–",
                 size(speed["memory"]) if speed.get("memory") else "–",
                 "yes" if each.name in result["front"] else "",
-                {True: "passed", False: "failed"}.get(each.gates.get("passed"), "–"),
+                _JUDGED[each.gates.get("passed")],
             )
         )
     click.echo(table(header, rows))
