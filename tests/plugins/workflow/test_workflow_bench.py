@@ -52,7 +52,7 @@ def test_what_is_refused():
         measure(artifact, "nothing")
     with pytest.raises(ContextOverflowError):
         measure(artifact, "numpy", prompt_tokens=artifact.model.config.context + 1)
-    with pytest.raises(UsageError, match="no option 'spin'|spin"):
+    with pytest.raises(UsageError, match="spin"):
         measure(artifact, "numpy", options={"spin": 1})
 
 
