@@ -79,7 +79,9 @@ def finished(text, tmp_path_factory):
 
 def artifacts(run: Path) -> dict[str, bytes]:
     """The artifacts of a run and its result, by path."""
-    found = (f for stage in ("convert", "quantize") for f in (run / stage).rglob("*") if f.is_file() and f.name[0] != ".")
+    found = (
+        f for stage in ("convert", "quantize") for f in (run / stage).rglob("*") if f.is_file() and f.name[0] != "."
+    )
     return {f.relative_to(run).as_posix(): f.read_bytes() for f in [*found, run / "result.json"]}
 
 

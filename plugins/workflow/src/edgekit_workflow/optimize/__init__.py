@@ -9,7 +9,9 @@ print(done.chosen.path, done.front)
 
 from __future__ import annotations
 
-from edgekit_workflow.optimize.running import Optimized, optimize
-from edgekit_workflow.optimize.settings import Settings, read_settings
+from edgekit_workflow.optimize.running import Optimized as Optimized
+from edgekit_workflow.optimize.running import optimize as optimize
+from edgekit_workflow.optimize.settings import Settings as Settings
+from edgekit_workflow.optimize.settings import read_settings as read_settings
 
 __all__ = ["Optimized", "Settings", "optimize", "read_settings"]

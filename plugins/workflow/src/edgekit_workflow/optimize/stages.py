@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -317,17 +317,16 @@ def gated(path: Path, source: Artifact, texts: Texts, settings: Settings) -> Rec
 
     Quality is judged on the windows that measure; without `Settings.speed` performance is not judged.
     """
-    try:
-        gates = import_module("edgekit_workflow.gates")
-    except ImportError:
-        return {"passed": None, "gates": []}
-    policy = gates.Policy() if settings.policy is None else gates.read_policy(settings.policy)
+    from edgekit_workflow.gates import Policy, gate, read_policy
+
+    policy = Policy() if settings.policy is None else read_policy(settings.policy)
     if not settings.speed:
-        policy = attrs.evolve(policy, skip=(*policy.skip, "performance"))
+        skip: Any = [*policy.skip, "performance"]
+        policy = attrs.evolve(policy, skip=skip)
     tokenizer = source.tokenizer
     assert tokenizer is not None
     text = {name: tokenizer.decode(windows.reshape(-1).tolist()) for name, windows in texts.measuring.items()}
-    certificate = gates.gate(path, source, policy=policy, text=text)
+    certificate = gate(path, source, policy=policy, text=text)
     return {"passed": certificate.passed, "gates": [result.to_dict() for result in certificate]}
 
 
