@@ -144,7 +144,7 @@ def test_experts_train_and_fuse_to_what_mlx_lm_computes_with_the_adapter(recipe,
     plain = artifact_of(random_model(config_from_hf(hf, "test"), 3), tmp_path / "memory", bpe())
     chosen = Recipe.of({"*exps*": recipe})
     source = edgekit.quantize(plain, chosen, to=tmp_path / "model", format="mlx", allow_unquantized=True)
-    report = finetune(source, data, tmp_path / "adapter", attrs.evolve(SMALL, steps=3, validate_every=3))
+    report = finetune(source, data, tmp_path / "adapter", attrs.evolve(SMALL, steps=8, rate=2e-3, validate_every=8))
     assert report.validation[-1][1] < report.validation[0][1]
     stack = "model.layers.1.mlp.switch_mlp.down_proj"
     assert read_adapter(tmp_path / "adapter").tensors[f"{stack}.lora_b"].shape == (4, 64, 4)
