@@ -50,6 +50,11 @@ class Server:
         finally:
             connection.close()
 
+    def seconds(self) -> float:
+        """Processor time so far, of all its threads: other work on the machine does not change it much."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def peak(self) -> float:
         """MB at the most."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
