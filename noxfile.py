@@ -182,7 +182,8 @@ for name, found in OTHERS.items():
 def plugins(session: nox.Session) -> None:
     """The plugins' tests and those across distributions, with the wheels installed side by side."""
     install_project(session)
-    session.install(NUMBA, *CLIENTS, "opentelemetry-sdk>=1.27", "build", "hatchling", "pytest-xdist", silent=True)
+    traces = ["opentelemetry-sdk>=1.27", "opentelemetry-exporter-otlp-proto-http>=1.27"]
+    session.install(NUMBA, *CLIENTS, *traces, "build", "hatchling", "pytest-xdist", silent=True)
     session.install("--no-deps", LLAMACPP, OPENVINO, MLX, OLIVE, silent=True)  # quiet without frameworks
     run_pytest(session, "tests/plugins", "tests/contracts", *PARALLEL)
 
