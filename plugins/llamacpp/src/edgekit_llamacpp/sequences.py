@@ -31,8 +31,9 @@ from edgekit_llamacpp.model import Loaded, Lora, batch_of
 TURN = 256
 #: Smallest number of tokens of a prefix to copy from another sequence; computing fewer is faster.
 LEAST_COPIED = 16
-#: Seconds for which a step waits for the texts of the step before: half of what that took, within these limits.
-PATIENCE = (0.002, 0.05)
+#: Seconds for which a step waits for the texts of the step before: as long as that took, within these limits. A text
+#: that is late for the batch costs a batch of its own, which takes almost as long as one of all texts.
+PATIENCE = (0.005, 0.1)
 
 
 @attrs.define(eq=False)
@@ -246,7 +247,7 @@ class Sequences:
         finally:
             self._turn.acquire()
             self._busy, now = False, time.monotonic()
-            self._deadline = now + min(max((now - start) / 2, PATIENCE[0]), PATIENCE[1])
+            self._deadline = now + min(max(now - start, PATIENCE[0]), PATIENCE[1])
             self._turn.notify_all()
         self._steps += 1
         if isinstance(found, Exception):
