@@ -12,7 +12,7 @@ from edgekit.architectures import Model
 from edgekit.architectures.hf import config_from_hf, model_from_hf
 from edgekit.artifact import Artifact, Layout
 from edgekit.errors import EdgekitError, MissingFileError, UnsupportedModelError
-from edgekit.files.foreign import read_object, shown
+from edgekit.files.foreign import members, read_object, shown
 from edgekit.formats import carried, open_weights, with_modules
 from edgekit.formats.safetensors import read_header
 from edgekit.manifest import Manifest, read_manifest
@@ -145,7 +145,7 @@ def _decoded(layout: Layout, plan: Plan) -> dict[str, str]:
 
 def _says_mlx(directory: Path) -> bool:
     """Return whether the metadata of a safetensors file in the directory has ``"format": "mlx"``."""
-    first = next(iter(sorted(directory.glob("model*.safetensors"))), None)
+    first = next(iter(members(directory, "model*.safetensors")), None)
     return first is not None and read_header(first).metadata.get("format") == "mlx"
 
 
