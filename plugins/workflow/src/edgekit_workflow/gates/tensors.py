@@ -192,15 +192,16 @@ class _Piece:
         nearest, values = again.dequantize().reshape(len(numbers), -1), _floats(source, ranges)
         if isinstance(tensor, EncodedTensor):
             parts = _parts(tensor, ranges)
-            stored = attrs.evolve(again, parts=parts).dequantize().reshape(nearest.shape)
             equal = _parts_equal(parts, again.parts, len(numbers))
+            same = bool(equal.all())
+            stored = nearest if same else attrs.evolve(again, parts=parts).dequantize().reshape(nearest.shape)
         else:
             stored = _floats(tensor, ranges)
             equal = _rows_equal(stored, nearest, len(numbers))
         expected = values.astype(np.float64)
-        return cls(
-            numbers, equal, np.stack([_squares(stored - expected), _squares(nearest - expected), _squares(expected)])
-        )
+        rounding = _squares(nearest - expected)
+        error = rounding if stored is nearest else _squares(stored - expected)
+        return cls(numbers, equal, np.stack([error, rounding, _squares(expected)]))
 
 
 def _squares(values: F64) -> F64:
