@@ -81,7 +81,7 @@ class Silent:
     """Limits of faults that raise no error."""
 
     distance_ratio: float = _limit(
-        3.0, "largest error of a tensor against the source's, as a multiple of rounding to nearest in that precision"
+        4.0, "largest error of a tensor against the source's, as a multiple of rounding to nearest in that precision"
     )
     repetition: float = _limit(
         0.3, "largest share of repeated runs of four tokens in generated text, above the source's", 1
