@@ -22,16 +22,17 @@ from edgekit.errors import UnsupportedModelError
 #: Families whose sliding windows mlx-lm ignores: it computes full attention instead.
 _NO_WINDOWS = (
     *("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "ministral3", "mixtral"),
-    *("granite", "granitemoehybrid", "lfm2", "lfm2_moe", "olmo2", "olmoe", "qwen3_moe", "smollm3"),
+    *("granite", "granitemoehybrid", "granite4_dense", "lfm2", "lfm2_moe", "olmo2", "olmoe", "qwen3_moe", "smollm3"),
     *("qwen3_next", "qwen3_5", "qwen3_5_moe"),
 )
 _WINDOWS = ("gemma3", "gpt_oss")
 _DELTA = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
-_GRANITE = ("granite", "granitemoehybrid")
+_HYBRIDS = ("granitemoehybrid", "granite4_dense")  # of one class
+_GRANITE = ("granite", *_HYBRIDS)
 #: ``model_type`` of the families whose logits were compared; in others mlx-lm may name tensors differently.
 MODEL_TYPES = (*_NO_WINDOWS, *_WINDOWS, "gemma3_text", "qwen3_5_text", "qwen3_5_moe_text")
 #: Families whose mlx-lm classes ignore ``rope_scaling``.
-_NO_SCALING = ("gemma", "gemma2", "mixtral", "lfm2", "lfm2_moe", "granitemoehybrid")
+_NO_SCALING = ("gemma", "gemma2", "mixtral", "lfm2", "lfm2_moe", *_HYBRIDS)
 #: Families for which mlx-lm takes the width divided by the number of heads as head_dim.
 _HEADS_FILL_WIDTH = ("qwen2", "phi3", "mixtral", "lfm2", "lfm2_moe", *_GRANITE)
 _TIED = ("gemma", "gemma2", "lfm2", "lfm2_moe")
@@ -39,7 +40,7 @@ _PARTLY_ROTATING = ("phi3", *_DELTA)
 #: Which biases the classes have: of Q, K and V, of the attention's output, of the feed-forward network.
 _BIASES = {
     "llama": "any", "smollm3": "any", "granite": "any",
-    "olmo2": "attention", "olmoe": "attention", "granitemoehybrid": "attention", **dict.fromkeys(_DELTA, "attention"),
+    "olmo2": "attention", "olmoe": "attention", **dict.fromkeys((*_HYBRIDS, *_DELTA), "attention"),
     "qwen2": "qkv", "gpt_oss": "both",
 }  # fmt: skip
 _ALLOWED_BIASES = {
@@ -56,7 +57,7 @@ _ALWAYS: dict[str, dict[str, Any]] = {
     "qwen3_5": {"model_type": "qwen3_5"},
     "qwen3_5_moe": {"model_type": "qwen3_5_moe"},
     "lfm2": {"block_multiple_of": 1, "block_ffn_dim_multiplier": 1.0},
-    "granitemoehybrid": {"time_step_limit": [0.0, 3.0e38]},
+    **{family: {"time_step_limit": [0.0, 3.0e38]} for family in _HYBRIDS},
 }
 
 
@@ -121,7 +122,7 @@ def _ministral3(config: ModelConfig, written: Mapping[str, Any]) -> dict[str, An
 #: Families for which mlx-lm reads some keys differently.
 _OWN = {
     "gemma3": _gemma3,
-    "granitemoehybrid": _granite_hybrid,
+    **dict.fromkeys(_HYBRIDS, _granite_hybrid),
     "lfm2": _lfm2,
     "ministral3": _ministral3,
     **dict.fromkeys(_DELTA, _delta),

@@ -65,7 +65,7 @@ def _of(config: ModelConfig, link: Link) -> list[Link]:
     role = link.canonical[0].split(".", 2)[-1]
     if "_exps." in role:
         return [one(name, _stack(config, name)) for name in link.canonical]
-    if config.family == "granitemoehybrid" and role.partition(".")[0] in _PROJECTIONS:
+    if config.family in ("granitemoehybrid", "granite4_dense") and role.partition(".")[0] in _PROJECTIONS:
         return [one(name, _projection(name, "mlp")) for name in link.canonical]
     if link.hf[0].endswith(_KERNELS):
         return [_turned(link)]
