@@ -168,7 +168,7 @@ def families() -> str:
 
 
 #: Operations that the OpenVINO plugin lacks; `tests/oracles/test_openvino_ops.py` compares with the plugin itself.
-OPENVINO_LACKS = ("embed_positions", "pool", "route_sparsely")
+OPENVINO_LACKS = ("pool",)
 
 
 def _family(family: Family) -> str:
@@ -179,7 +179,7 @@ def _family(family: Family) -> str:
     lacking = dict.fromkeys(call.operation for call in used if call.operation in OPENVINO_LACKS)
     types = ", ".join(f"`{name}`" for name in family.model_types)
     gguf = f"`{family.gguf.architecture}`" if family.gguf else "no"
-    runs = f"lacks {', '.join(lacking)}" if lacking else "yes" if network.predicts else "decoders only"
+    runs = f"lacks {', '.join(lacking)}" if lacking else "yes"
     cells = (f"`{family.name}`", types, gguf, runs, ", ".join(mixers), family.apart, _proved(family.name))
     return f"| {' | '.join(cells)} |"
 
@@ -202,7 +202,7 @@ def _proved(family: str) -> str:
     embedding = sum(name.startswith(f"{family}-") for name in encoders["CONFIGS"])
     module = _described(family)
     if not module:
-        return f"numpy {embedding}, GGUF {embedding}, files"
+        return f"numpy {embedding}, GGUF {embedding}, IR {embedding}, files"
     count = len(module["CONFIGS"])
     held = count - len(module.get("NOT_IN_GGUF", ())) if module.get("GGUF", True) else 0
     graphs = {"IR": 0 if "OPENVINO_LACKS" in module else count, "ONNX": count}
