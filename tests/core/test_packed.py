@@ -417,8 +417,8 @@ def test_compressed_tensors_groups_of_modules(tmp_path: Path) -> None:
 # --- ModelOpt: modelopt/torch/quantization/qtensor/nvfp4_tensor.py and fp8_tensor.py, by hand ---
 
 
-def modelopt(kind: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict]:
-    """NVFP4 with two scales, or 8-bit floats with a scale a tensor or a row."""
+def modelopt(kind: str, one: tuple[int, ...] = ()) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict]:
+    """NVFP4 with two scales, or 8-bit floats with a scale a tensor or a row; `one`: the shape of a single scale."""
     tensors, expected = {}, {}
     for name, (out, cols) in MATRICES.items():
         if kind == "NVFP4":
@@ -428,13 +428,14 @@ def modelopt(kind: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], d
             each = E4M3[scales].astype(np.float32) * overall
             expected[name] = (values * each[..., None]).reshape(out, cols)
             tensors[f"{name}.weight"] = codes[:, ::2] | codes[:, 1::2] << 4
-            tensors[f"{name}.weight_scale"], tensors[f"{name}.weight_scale_2"] = float8(scales), np.array(overall)
+            tensors[f"{name}.weight_scale"], tensors[f"{name}.weight_scale_2"] = float8(scales), np.full(one, overall)
         else:
             codes = rng.integers(0, 0x7E, (out, cols)).astype(np.uint8)
-            scale = rng.uniform(0.001, 0.01, () if kind == "FP8" else (out,)).astype(np.float32)
+            scale = rng.uniform(0.001, 0.01, one if kind == "FP8" else (out,)).astype(np.float32)
             expected[name] = E4M3[codes].astype(np.float32) * scale.reshape(-1, 1)
             tensors[f"{name}.weight"], tensors[f"{name}.weight_scale"] = float8(codes), np.asarray(scale)
-        tensors[f"{name}.input_scale"] = np.array(0.5, np.float32)
+        if name != Q:
+            tensors[f"{name}.input_scale"] = np.full(one, np.float32(0.5))
     config = {"quant_method": "modelopt", "quant_algo": kind, "ignore": ["lm_head"], "producer": {"name": "modelopt"}}
     return tensors, expected, config
 
@@ -509,7 +510,7 @@ BUILT = {
     "fp8": lambda: fp8((32, 32)),
     "bitsandbytes": lambda: bitsandbytes("nf4", 32, True),
     "compressed-tensors": lambda: compressed(4, 32, False),
-    "modelopt": lambda: modelopt("NVFP4"),
+    "modelopt": lambda: modelopt("NVFP4", (1,)),
 }
 
 

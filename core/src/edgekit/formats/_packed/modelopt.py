@@ -8,8 +8,8 @@
     FP8: value = float32(code) * scale        NVFP4: value = code * (float32(scale) * scale 2)
 
 ``MIXED_PRECISION`` has matrices of several kinds, which their own types tell; ``exclude_modules`` and ``ignore`` name
-those that are plain floats. Scales of activations and of the cache are not read. The configuration is in config.json, or in
-hf_quant_config.json beside it, under ``quantization``.
+those that are plain floats. Scales of activations and of the cache are not read. The configuration is in config.json,
+or in hf_quant_config.json beside it, under ``quantization``.
 
 Source: TensorRT-Model-Optimizer, ``modelopt/torch/quantization/qtensor/nvfp4_tensor.py`` (`dequantize`),
 ``fp8_tensor.py`` and ``modelopt/torch/export/quant_utils.py``; vLLM, ``quantization/modelopt.py``.
