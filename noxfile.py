@@ -36,6 +36,7 @@ NUMBA = "./plugins/numba"
 OPENVINO = "./plugins/openvino"
 MLX = "./plugins/mlx"
 OLIVE = "./plugins/olive"
+WORKFLOW = "./plugins/workflow"
 LLAMACPP = "./plugins/llamacpp"  # where llama-cpp-python is there already, so that nothing compiles
 DISTRIBUTIONS = [
     "core",
@@ -46,6 +47,7 @@ DISTRIBUTIONS = [
     "plugins/mlx",
     "plugins/olive",
     "plugins/serve",
+    "plugins/workflow",
     "plugins/example",
 ]
 SOURCES = [
@@ -57,6 +59,7 @@ SOURCES = [
     "plugins/mlx/src",
     "plugins/olive/src",
     "plugins/serve/src",
+    "plugins/workflow/src",
     "plugins/example/src",
 ]
 
@@ -182,7 +185,8 @@ for name, found in OTHERS.items():
 def plugins(session: nox.Session) -> None:
     """The plugins' tests and those across distributions, with the wheels installed side by side."""
     install_project(session)
-    session.install(NUMBA, *CLIENTS, "opentelemetry-sdk>=1.27", "build", "hatchling", "pytest-xdist", silent=True)
+    traces = ["opentelemetry-sdk>=1.27", "opentelemetry-exporter-otlp-proto-http>=1.27"]
+    session.install(NUMBA, WORKFLOW, *CLIENTS, *traces, "build", "hatchling", "pytest-xdist", silent=True)
     session.install("--no-deps", LLAMACPP, OPENVINO, MLX, OLIVE, silent=True)  # quiet without frameworks
     run_pytest(session, "tests/plugins", "tests/contracts", *PARALLEL)
 
@@ -340,7 +344,7 @@ def install_oracles(session: nox.Session) -> None:
     session.install(TORCH, silent=True)
     session.install(*CORE, *PLUGINS, *ORACLES, *CLIENTS, silent=True)
     session.install(str(llama_wheel(session)), silent=True)
-    session.install(LLAMACPP, NUMBA, OPENVINO, MLX, OLIVE, silent=True)
+    session.install(LLAMACPP, NUMBA, OPENVINO, MLX, OLIVE, WORKFLOW, silent=True)
 
 
 def llama_wheel(session: nox.Session) -> Path:
