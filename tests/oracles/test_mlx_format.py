@@ -237,7 +237,7 @@ def test_ten_runs_one_hash(what, model, tmp_path):
         pytest.skip("as of dense models, and slow")
     source = experts(tmp_path) if model == "experts" else artifact_of(random_model(BASE, 2), tmp_path / "memory")
     hashes = set()
-    for number in range(10):
+    for _ in range(10):
         (tmp_path / "run").mkdir()
         CONVERSIONS[what](source, tmp_path / "run" / "model")
         files = sorted(file for file in (tmp_path / "run").rglob("*") if file.is_file())
