@@ -13,7 +13,10 @@ edgekit_api = (1, 0)
 @hookimpl
 def edgekit_register_commands(register: Register) -> None:
     """Register the commands, a line each."""
+    register("assess", "edgekit_workflow.commands.assess:command")
     register("bench", "edgekit_workflow.commands.bench:command")
+    register("profile", "edgekit_workflow.commands.profile:command")
+    register("recommend", "edgekit_workflow.commands.recommend:command")
 
 
 __all__ = ["edgekit_api", "edgekit_register_commands"]
