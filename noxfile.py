@@ -185,9 +185,8 @@ for name, found in OTHERS.items():
 def plugins(session: nox.Session) -> None:
     """The plugins' tests and those across distributions, with the wheels installed side by side."""
     install_project(session)
-    session.install(
-        NUMBA, WORKFLOW, *CLIENTS, "opentelemetry-sdk>=1.27", "build", "hatchling", "pytest-xdist", silent=True
-    )
+    traces = ["opentelemetry-sdk>=1.27", "opentelemetry-exporter-otlp-proto-http>=1.27"]
+    session.install(NUMBA, WORKFLOW, *CLIENTS, *traces, "build", "hatchling", "pytest-xdist", silent=True)
     session.install("--no-deps", LLAMACPP, OPENVINO, MLX, OLIVE, silent=True)  # quiet without frameworks
     run_pytest(session, "tests/plugins", "tests/contracts", *PARALLEL)
 
@@ -324,7 +323,7 @@ def types(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Check that generated pages are current and that every code block runs, then build the HTML."""
     install_project(session)
-    session.install("-r", "docs/requirements.txt", silent=True)
+    session.install(WORKFLOW, "-r", "docs/requirements.txt", silent=True)
     session.run("python", "docs/generate.py", *(["--check"] if "--write" not in session.posargs else []))
     run_pytest(session, "docs/test_blocks.py", posargs=False)
     session.run("sphinx-build", "-W", "-q", "-b", "html", "docs", "docs/_build/html")

@@ -15,6 +15,8 @@ def edgekit_register_commands(register: Register) -> None:
     """Register the commands, a line each."""
     register("assess", "edgekit_workflow.commands.assess:command")
     register("bench", "edgekit_workflow.commands.bench:command")
+    register("blame", "edgekit_workflow.commands.blame:command")
+    register("gate", "edgekit_workflow.commands.gate:command")
     register("profile", "edgekit_workflow.commands.profile:command")
     register("recommend", "edgekit_workflow.commands.recommend:command")
 
