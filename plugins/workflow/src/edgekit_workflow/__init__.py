@@ -19,6 +19,16 @@ def edgekit_register_commands(register: Register) -> None:
     register("gate", "edgekit_workflow.commands.gate:command")
     register("profile", "edgekit_workflow.commands.profile:command")
     register("recommend", "edgekit_workflow.commands.recommend:command")
+    register("optimize", "edgekit_workflow.commands.optimize:command")
+    register("report", "edgekit_workflow.commands.report:command")
 
 
-__all__ = ["edgekit_api", "edgekit_register_commands"]
+@hookimpl
+def edgekit_register_packagers(register: Register) -> None:
+    """Register the packagers for containers, clusters and Ollama."""
+    register("docker", "edgekit_workflow.packaging:Docker")
+    register("kubernetes", "edgekit_workflow.packaging:Kubernetes")
+    register("ollama", "edgekit_workflow.packaging:Ollama")
+
+
+__all__ = ["edgekit_api", "edgekit_register_commands", "edgekit_register_packagers"]

@@ -85,6 +85,7 @@ class Footprint:
             token of a batch of the prompt.
         batch: most tokens of a prompt that are computed at once.
         formats: of the artifacts that the runtime runs.
+        decoding: multiplies the bytes of the embedding in float32: what decoding the largest matrix takes.
         mapped: whether the file is mapped: of weights with a factor above 1 the file's pages can be dropped.
     """
 
@@ -99,6 +100,7 @@ class Footprint:
     float32_limit: int = 0
     whole_context: bool = False
     mapped: bool = False
+    decoding: float = 0.0
 
 
 @functools.cache
@@ -159,7 +161,7 @@ def memory_needed(
     return Memory(
         weights=_kept(known, stored, config),
         state=int(known.state_factor * state_bytes(config, tokens, known.state_bytes)),
-        overhead=known.base + int(scratch) + 4 * config.vocab,
+        overhead=known.base + int(scratch + known.decoding * 4 * config.vocab * config.width) + 4 * config.vocab,
         context=tokens,
         runtime=name,
         reclaimable=_reclaimable(known, stored),
