@@ -6,6 +6,7 @@ python docs/generate.py --check   fails where one is not current
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import os
@@ -152,22 +153,35 @@ def precisions() -> str:
     )
 
 
+TESTS = DOCS.parent / "tests" / "oracles"
+
+
 def families() -> str:
-    """The model families, from what each of them says of itself."""
+    """The model families, from what each of them says of itself, and what the tests compare of each."""
     rows = [_family(FAMILIES[name]) for name in FAMILIES]
+    recipes = ", ".join(_constant(TESTS / "test_family_recipes.py", "RECIPES"))
     return (
         "# Table of model families\n\n"
         "Every family runs in numpy; [](architectures.md) says what that means. Blocks consist of the named mixers. "
         "GGUF is the architecture's name there; llama.cpp runs those files. OpenVINO runs a family whose operations it "
-        "has; the column names those that it lacks. Logits are compared with transformers 5.23 (float32, eager "
-        "attention), GGUF files with llama-cpp-python 0.3.36, IRs with numpy: `tests/oracles`.\n\n"
-        "| family | `model_type` in config.json | GGUF | OpenVINO | mixers | what sets it apart |\n"
-        "|---|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+        "has; the column names those that it lacks.\n\n"
+        "*Proved* counts the small random models of a family that `nox -s oracles` builds with transformers "
+        f"{_version('transformers')} and compares (float32, eager attention; tied or not, odd sizes, patterns of "
+        "layers, biases). *numpy*: logits of the directory within 1e-4 of the largest, token by token as in one pass. "
+        "*GGUF*: the same from the file, llama.cpp's (llama-cpp-python "
+        f"{_version('llama-cpp-python')}) within 1e-4 of their standard deviation, 1e-2 for families with GELU, and "
+        "transformers loads what is converted back; a model that llama.cpp computes otherwise is not counted, and is "
+        "refused or noted. *IR* and *ONNX*: the logits of OpenVINO "
+        f"{_version('openvino')} and ONNX Runtime {_version('onnxruntime')}. *files*: whole files equal "
+        f"`llama_model_quantize`'s, byte for byte, for {recipes}. Of encoders the states are compared instead of "
+        "logits, and embeddings instead of tokens.\n\n"
+        "| family | `model_type` in config.json | GGUF | OpenVINO | mixers | what sets it apart | proved |\n"
+        "|---|---|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
 
 
 #: Operations that the OpenVINO plugin lacks; `tests/oracles/test_openvino_ops.py` compares with the plugin itself.
-OPENVINO_LACKS = ("embed_positions", "pool", "route_sparsely")
+OPENVINO_LACKS = ("pool",)
 
 
 def _family(family: Family) -> str:
@@ -178,17 +192,49 @@ def _family(family: Family) -> str:
     lacking = dict.fromkeys(call.operation for call in used if call.operation in OPENVINO_LACKS)
     types = ", ".join(f"`{name}`" for name in family.model_types)
     gguf = f"`{family.gguf.architecture}`" if family.gguf else "no"
-    runs = f"lacks {', '.join(lacking)}" if lacking else "yes" if network.predicts else "decoders only"
-    return f"| `{family.name}` | {types} | {gguf} | {runs} | {', '.join(mixers)} | {family.apart} |"
+    runs = f"lacks {', '.join(lacking)}" if lacking else "yes"
+    cells = (f"`{family.name}`", types, gguf, runs, ", ".join(mixers), family.apart, _proved(family.name))
+    return f"| {' | '.join(cells)} |"
 
 
 def _example(family: Family) -> Mapping[str, Any]:
     """The configuration that the family's tests start from, which has layers of every kind; or transformers' own."""
-    described = DOCS.parent / "tests" / "oracles" / "families" / f"{family.name}.py"
-    if not described.exists():
-        return {"model_type": family.model_types[0]}
-    config: Mapping[str, Any] = runpy.run_path(str(described))["BASE"]
+    config: Mapping[str, Any] = _described(family.name).get("BASE", {"model_type": family.model_types[0]})
     return config
+
+
+def _described(family: str) -> dict[str, Any]:
+    """What the module with a family's test models says; empty for encoders, which are described together."""
+    module = TESTS / "families" / f"{family}.py"
+    return runpy.run_path(str(module)) if module.exists() else {}
+
+
+def _proved(family: str) -> str:
+    """How many models are compared where, counted in the modules that the tests take them from."""
+    encoders = runpy.run_path(str(TESTS / "encoders.py"))
+    embedding = sum(name.startswith(f"{family}-") for name in encoders["CONFIGS"])
+    module = _described(family)
+    if not module:
+        return f"numpy {embedding}, GGUF {embedding}, IR {embedding}, files"
+    count = len(module["CONFIGS"])
+    held = count - len(module.get("NOT_IN_GGUF", ())) if module.get("GGUF", True) else 0
+    graphs = {"IR": 0 if "OPENVINO_LACKS" in module else count, "ONNX": count}
+    counts = {"numpy": count, "GGUF": held, **graphs, "embeddings": embedding}
+    cells = [f"{name} {number}" for name, number in counts.items() if number]
+    return ", ".join([*cells, *(["files"] if "QUANTIZED" in module else [])])
+
+
+def _constant(module: Path, name: str) -> Any:
+    """A literal that a module assigns, without importing it."""
+    assigned = (each for each in ast.parse(module.read_text("utf-8")).body if isinstance(each, ast.Assign))
+    return next(ast.literal_eval(each.value) for each in assigned if name in map(ast.unparse, each.targets))
+
+
+def _version(distribution: str) -> str:
+    """The version that `nox -s oracles` installs."""
+    noxfile = DOCS.parent / "noxfile.py"
+    pinned = [*_constant(noxfile, "ORACLES"), _constant(noxfile, "LLAMA")]
+    return str(next(pin.partition("==")[2] for pin in pinned if pin.startswith(f"{distribution}==")))
 
 
 def _section(convention: str, found: list[Entry]) -> str:
