@@ -20,14 +20,17 @@ from edgekit.architectures.hf import config_from_hf
 from edgekit.bridges import choices, levels
 from edgekit.errors import NonFiniteError, UsageError
 from edgekit.evaluation import Baseline, evaluate
+from edgekit.files.digests import sha256
 from edgekit.pipeline._feedback import row_order
 from edgekit.pipeline.rounding import _matrix as matrices
+from edgekit.pipeline.rounding import _walk as walks
 from edgekit.pipeline.rounding._factor import damped, decreasing, spread, upper_factor
 from edgekit.pipeline.rounding._feedback import Grid, feedback, refit, sweep
 from edgekit.pipeline.rounding._integers import Integers, mean_product, product
 from edgekit.pipeline.rounding._kernels import MOST, NUMPY, accumulate, multiply
 from edgekit.pipeline.rounding._matrix import Metric, round_matrix
 from edgekit.pipeline.rounding._ordered import OrderedTransformer, exp, tanh, turns
+from edgekit.pipeline.rounding._overlap import shared_with
 from edgekit.testing.models import artifact_of, random_model, small_llama
 
 RANDOM = np.random.RandomState(7)
@@ -211,6 +214,31 @@ def test_a_model_diverges_less_at_the_same_bytes(tmp_path, halves, calibration):
     assert fed.notes["rounding"] == "22 matrices rounded with error feedback on 2560 tokens"
     assert "rounding" not in near.notes
     assert fed.manifest.sources["calibration"] == calibration.digest
+    assert near.manifest.calibration == fed.manifest.calibration == edgekit.open(tmp_path / "fed").manifest.calibration
+    assert [round(shared_with(fed.manifest.calibration, half)) for half in halves] == [1, 0]
+
+
+def test_an_interrupted_run_goes_on_within_rounding(tmp_path, monkeypatch):
+    tokens = np.array(edgekit.open(sample.path()).tokenizer.encode(sample.heldout_text()))[:512]
+    calibration = edgekit.calibrate(sample.path(), tokens, context=128, holdout=0)
+    name, precision = "small", "affine:int4-sym-g32"
+    given = {"calibration": calibration, "allow_unquantized": True}
+
+    def stop(done, total, label):
+        if label == "layer 2":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        edgekit.quantize(sample.path(), precision, to=tmp_path / name, progress=stop, **given)
+    assert re.match(r"15 rounded matrices are kept; the same command goes on from there", stopped.value.__notes__[0])
+    rounded = []
+    monkeypatch.setattr(walks, "round_matrix", lambda *args, **kw: rounded.append(1) or round_matrix(*args, **kw))
+    again = edgekit.quantize(sample.path(), precision, to=tmp_path / name, **given)
+    assert len(rounded) == 7
+    whole = edgekit.quantize(sample.path(), precision, to=tmp_path / f"whole-{name}", **given)
+    assert [sha256(file) for file in again.files] == [sha256(file) for file in whole.files]
+    assert again.manifest.to_json() == whole.manifest.to_json()
+    assert not [path for path in tmp_path.iterdir() if "rounding" in path.name]
 
 
 def test_bad_arguments_are_refused(tmp_path, calibration):
