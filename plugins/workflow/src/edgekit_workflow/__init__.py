@@ -16,6 +16,8 @@ def edgekit_register_commands(register: Register) -> None:
     register("bench", "edgekit_workflow.commands.bench:command")
     register("blame", "edgekit_workflow.commands.blame:command")
     register("gate", "edgekit_workflow.commands.gate:command")
+    register("optimize", "edgekit_workflow.commands.optimize:command")
+    register("report", "edgekit_workflow.commands.report:command")
 
 
 __all__ = ["edgekit_api", "edgekit_register_commands"]
