@@ -25,7 +25,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Required, TypedDict, Unpack
+from typing import Any, ClassVar, Required, TypedDict, Unpack
 
 import attrs
 import numpy as np
@@ -52,7 +52,7 @@ from edgekit.typing import Array
 from edgekit_mlx.format import MlxFormat
 from edgekit_mlx.library import chosen, core, from_mlx, lm, nn, optimizers, tree_flatten, tree_unflatten
 from edgekit_mlx.modes import BITS, GROUPS, precision_of
-from edgekit_mlx.module import load
+from edgekit_mlx.module import load, refuse_too_large
 from edgekit_mlx.worker import Worker
 
 #: Windows on which results are measured, at most.
@@ -64,6 +64,8 @@ AWQ_RULES = {
 }
 _PARTS = ("weight", "scales", "biases")
 _LEARNED_TYPES = ("float16", "bfloat16")
+#: What `edgekit verify` gives every method: a text for its small model.
+_TRIAL: dict[str, Any] = {"text": [3, 5, 9, 4, 7, 8, 6, 2] * 20, "length": 16, "group": 32}
 
 
 @attrs.frozen(eq=False)
@@ -108,6 +110,7 @@ class Gptq:
     """GPTQ; see `edgekit.pipeline.passes.Pass`."""
 
     name = "mlx-gptq"
+    trial: ClassVar[Mapping[str, Any]] = _TRIAL | {"fallback_group": 32}
 
     def run(
         self,
@@ -160,6 +163,7 @@ class Awq:
     """Activation-aware scales and clipping; see `edgekit.pipeline.passes.Pass`."""
 
     name = "mlx-awq"
+    trial: ClassVar[Mapping[str, Any]] = _TRIAL | {"grid": 2}
 
     def run(
         self,
@@ -215,6 +219,7 @@ class Dwq:
     """Scales and biases distilled from the source; see `edgekit.pipeline.passes.Pass`."""
 
     name = "mlx-dwq"
+    trial: ClassVar[Mapping[str, Any]] = _TRIAL | {"rate": 1e-3}
 
     def run(
         self,
@@ -280,6 +285,7 @@ class Dynamic:
     """More bits where the gradient says that they count; see `edgekit.pipeline.passes.Pass`."""
 
     name = "mlx-dynamic"
+    trial: ClassVar[Mapping[str, Any]] = _TRIAL | {"high_group": 32, "high_bits": 6, "target": 6.0}
 
     def run(
         self,
@@ -439,6 +445,7 @@ def _learned(
     """Return the result's tensors by name, and its quality."""
     assert layout.model is not None  # the format's layout refuses a family that is not known
     mx = core()
+    refuse_too_large(source, "float32", decoded=True, copies=2)  # the model, and what it is compared with
     loaded = load(source, "float32", decoded=True)
     windows, held = text.windows(source, loaded.context)
     module = loaded.module
