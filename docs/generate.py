@@ -21,6 +21,7 @@ import click
 import features
 import modules
 import numpy as np
+import olive_page
 import public_modules
 
 #: The plugins whose commands the pages show.
@@ -71,6 +72,7 @@ def pages() -> dict[str, str]:
         "reference/bad-input.md": NOTE + bad_input.page(),
         "reference/server.md": NOTE + features.page(),
         "reference/families.md": NOTE + families(),
+        "reference/olive-passes.md": NOTE + olive_page.page(),
         "formats/ggml.md": NOTE + ggml(),
         "explanation/int4-symmetric.md": NOTE + int4(),
         "explanation/modules.md": NOTE + modules.page(),

@@ -60,6 +60,22 @@ def edgekit_register_runtimes(register: Register) -> None:
 
 
 @hookimpl
+def edgekit_register_passes(register: Register) -> None:
+    """Register Olive's passes as ``olive:NAME``, if olive-ai is installed."""
+    if _installed("olive"):
+        from edgekit_olive.catalogue import registrations
+
+        for name, formats in registrations():
+            register(f"olive:{name}", f"edgekit_olive.passes:{name}", formats=formats)
+
+
+@hookimpl
+def edgekit_register_commands(register: Register) -> None:
+    """Register the command ``edgekit olive-passes``, which lists the passes."""
+    register("olive-passes", "edgekit_olive.commands:command_passes")
+
+
+@hookimpl
 def edgekit_register_devices(register: Register) -> None:
     """Register the list of execution providers of the installed ONNX Runtime."""
     if _installed("onnxruntime"):
@@ -70,8 +86,10 @@ __all__ = [
     "RECIPES",
     "TOLERANCE",
     "edgekit_api",
+    "edgekit_register_commands",
     "edgekit_register_devices",
     "edgekit_register_formats",
+    "edgekit_register_passes",
     "edgekit_register_quantizers",
     "edgekit_register_recipes",
     "edgekit_register_runtimes",

@@ -1,0 +1,62 @@
+"""`edgekit olive-passes`."""
+
+from __future__ import annotations
+
+import click
+
+from edgekit.cli.output import json_option, print_json
+from edgekit.errors import UsageError, near_names
+from edgekit_olive.catalogue import Entry, entries
+
+
+@click.command("olive-passes", short_help="List Olive's passes, and which can run here.")
+@click.argument("names", metavar="[PASS]...", nargs=-1)
+@json_option
+def command_passes(names: tuple[str, ...], as_json: bool) -> None:
+    """List the passes of Olive, or the options of PASS. `edgekit apply olive:PASS` runs one."""
+    chosen = [_entry(name) for name in names] or list(entries().values())
+    if as_json:
+        print_json([_record(entry) for entry in chosen])
+        return
+    for entry in chosen:
+        obstacle = entry.obstacle()
+        click.echo(
+            f"{entry.name:<34}{', '.join(entry.takes):<28}{'not here: ' + obstacle if obstacle else 'runs here'}"
+        )
+        if names:
+            _show(entry)
+
+
+def _entry(name: str) -> Entry:
+    wanted = name.removeprefix("olive:")
+    if wanted not in entries():
+        near = near_names(wanted, entries(), 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"Olive has no pass {wanted!r:.80}{hint}; `edgekit olive-passes` lists them")
+    return entries()[wanted]
+
+
+def _show(entry: Entry) -> None:
+    click.echo(f"  {entry.summary}")
+    for option in entry.options.values():
+        default = "required" if option.required else f"default {option.default!r}"
+        click.echo(f"  {option.name} ({option.kind}; {default}): {option.about}")
+
+
+def _record(entry: Entry) -> dict[str, object]:
+    options = {
+        option.name: {"takes": option.kind, "default": option.default, "required": option.required}
+        for option in entry.options.values()
+    }
+    return {
+        "name": entry.name,
+        "summary": entry.summary,
+        "takes": list(entry.takes),
+        "needs": list(entry.needs),
+        "providers": list(entry.providers),
+        "obstacle": entry.obstacle(),
+        "options": options,
+    }
+
+
+__all__ = ["command_passes"]
