@@ -129,7 +129,7 @@ WATCHER = """
 import sys
 log = open({log!r}, "a", buffering=1)
 def hook(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "socket.bind"):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
         log.write(f"{{event}} {{arguments[-1] if event != 'socket.getaddrinfo' else arguments[0]}}\\n")
     if event == "open" and isinstance(arguments[0], str) and any(w in arguments[0] for w in ("deviceid", "olive.json")):
         if isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):

@@ -61,7 +61,10 @@ def edgekit_register_runtimes(register: Register) -> None:
 
 @hookimpl
 def edgekit_register_passes(register: Register) -> None:
-    """Register Olive's passes as ``olive:NAME``, if olive-ai is installed."""
+    """Register quantization to 8 bits, and Olive's passes as ``olive:NAME`` if olive-ai is installed."""
+    if _installed("onnxruntime"):
+        register("INT8_DYNAMIC", "edgekit_olive.int8:Dynamic", formats=("onnx", "onnx-portable"))
+        register("INT8_QDQ", "edgekit_olive.int8:Static", formats=("onnx", "onnx-portable"))
     if _installed("olive"):
         from edgekit_olive.catalogue import registrations
 
