@@ -185,9 +185,8 @@ for name, found in OTHERS.items():
 def plugins(session: nox.Session) -> None:
     """The plugins' tests and those across distributions, with the wheels installed side by side."""
     install_project(session)
-    session.install(
-        NUMBA, WORKFLOW, *CLIENTS, "opentelemetry-sdk>=1.27", "build", "hatchling", "pytest-xdist", silent=True
-    )
+    traces = ["opentelemetry-sdk>=1.27", "opentelemetry-exporter-otlp-proto-http>=1.27"]
+    session.install(NUMBA, WORKFLOW, *CLIENTS, *traces, "build", "hatchling", "pytest-xdist", silent=True)
     session.install("--no-deps", LLAMACPP, OPENVINO, MLX, OLIVE, silent=True)  # quiet without frameworks
     run_pytest(session, "tests/plugins", "tests/contracts", *PARALLEL)
 

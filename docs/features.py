@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import peers
+
 import edgekit
 from edgekit import sample
 from edgekit.runtime import NumpyRuntime
@@ -69,7 +71,12 @@ FEATURES = {
     "Reranking": ("`/v1/rerank`", [f"{SERVE}/test_serve_features.py::test_documents_in_order"]),
     "Tokenization": ("`/tokenize`, `/detokenize`", [f"{SERVE}/test_serve_features.py::test_tokens_there_and_back"]),
     "A small chat model: chat, JSON, a tool's round trip": (
-        "llama.cpp, numpy, OpenVINO", [f"{ORACLES}/test_smollm2_server.py::test_chat_json_and_tools"]),
+        "llama.cpp, numpy, OpenVINO, ONNX Runtime, MLX",
+        [f"{ORACLES}/test_smollm2_server.py::test_chat_json_and_tools"]),
+    "LoRA adapters by request": (
+        "`lora`, `model`; `--lora` (llama.cpp)",
+        [f"{ORACLES}/test_llamacpp_runtime.py::test_adapters_of_single_texts",
+         f"{SERVE}/test_serve_features.py::test_adapters_by_request"]),
     "Several models, loaded when asked for": (
         "`model`, `--memory`",
         [f"{SERVE}/test_serve_models.py::test_a_model_is_loaded_at_its_first_request",
@@ -79,10 +86,12 @@ FEATURES = {
         "a tool's round trip",
         [f"{ORACLES}/test_openai_classes.py::test_langchain", f"{ORACLES}/test_openai_classes.py::test_llama_index"]),
     "OpenTelemetry traces without content": (
-        "`--traces`", [f"{SERVE}/test_serve_traces.py::test_a_span_for_each_request"]),
+        "`--traces`", [f"{SERVE}/test_serve_traces.py::test_a_span_for_each_request",
+                       f"{SERVE}/test_serve_traces.py::test_spans_reach_a_collector"]),
     "Keys as either API sends them": (
         "`Authorization`, `x-api-key`", [f"{SERVE}/test_serve_features.py::test_keys_as_anthropics_clients_send_them"]),
-    "A bounded queue": ("`--queue`", [f"{SERVE}/test_serve_app.py::test_the_queue_is_bounded"]),
+    "A bounded queue": ("`--queue`", [f"{SERVE}/test_serve_app.py::test_the_queue_is_bounded",
+                                      f"{SERVE}/test_serve_process.py::test_64_clients"]),
     "Metrics by model": ("`/metrics`", [f"{SERVE}/test_serve_app.py::test_metrics",
                                         f"{SERVE}/test_serve_models.py::test_metrics_by_model"]),
 }  # fmt: skip
@@ -102,6 +111,12 @@ feature names the tests that cover it, and this page cannot be generated if one 
 ## Features
 
 {features()}
+
+## Beside other servers
+
+As their documentation or source of November 2026 says; the cells link to it. A question mark: neither says.
+
+{peers.comparison(list(FEATURES))}
 
 ## Parameters that are accepted where they change nothing
 

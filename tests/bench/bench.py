@@ -36,6 +36,8 @@ import generation  # noqa: E402
 import llamacpp  # noqa: E402
 import mlx_learned  # noqa: E402
 import mlx_report  # noqa: E402
+import mlx_smollm2  # noqa: E402
+import mlx_tolerances  # noqa: E402
 import numpy as np  # noqa: E402
 import openai_servers  # noqa: E402
 import openvino_compress  # noqa: E402
@@ -61,6 +63,8 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "openvino-runtime": openvino_runtime.report,
     "mlx-lm": mlx_report.report,
     "mlx-learned": mlx_learned.report,
+    "mlx-tolerances": mlx_tolerances.report,
+    "mlx-smollm2": mlx_smollm2.report,
     "openvino-compress": openvino_compress.report,
     "quality": lambda quick: chain(quality.report(quick), fit_quality.report(quick)),
     "forward": recurrent.report,
@@ -68,7 +72,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "experts": lambda quick: experts.report(0.4, 1) if quick else experts.report(),
 }
 #: Reports that run only when they are asked for.
-ALONE = ("seven-billion", "experts")
+ALONE = ("seven-billion", "experts", "mlx-tolerances", "mlx-smollm2")
 #: Processors that stand for the narrower instruction sets.
 NARROWER = ("haswell", "x86-64")
 

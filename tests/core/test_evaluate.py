@@ -19,6 +19,9 @@ from edgekit.artifact import unknown_family
 from edgekit.errors import NonFiniteError, UsageError
 from edgekit.evaluation import Baseline, compare, comparison, evaluate, language
 from edgekit.evaluation.language import cut, kl_divergence, log_softmax
+from edgekit.evaluation.moments import calibrate
+from edgekit.manifest import Manifest
+from edgekit.pipeline.rounding._overlap import record_of, shared_with
 from edgekit.tensor import EncodedTensor, Tensor
 from edgekit.testing.models import artifact_of, random_model, small_llama
 from edgekit.tokenizer import Tokenizer, TokenType
@@ -472,3 +475,25 @@ def test_a_baseline_of_another_tokenizer_is_refused(artifact):
             UsageError, match="token 1 is 'a' in the one and 'b' in the other, and 1 of 49 differ; choose"
         ):
             evaluate(judged, TOKENS, baseline=baseline)
+
+
+def test_it_says_that_it_was_calibrated_on_the_text(artifact):
+    text, source = np.random.RandomState(5).randint(0, 50, (2, 600)), artifact()
+    made = calibrate(source, text[0], context=16, holdout=0.5)
+    small = attrs.evolve(source, manifest=Manifest(calibration=record_of(made)))
+    same, other, held_out = (evaluate(small, t) for t in (text[0], text[1], made.held_out.reshape(-1)))
+    assert same.calibrated == 1
+    assert same.is_flattering
+    assert str(same).endswith("of this text, which flatters it: measure on another")
+    assert [other.calibrated, held_out.calibrated] == [0, 0]
+    assert "flatters" not in str(other)
+    shifted = evaluate(small, np.concatenate([text[1][:7], text[0][:300]]))
+    assert shifted.is_flattering
+    assert evaluate(source, text[0]).calibrated is None
+    assert not evaluate(source, text[0]).is_flattering
+
+
+def test_a_record_that_says_nothing_of_the_text_is_none():
+    windows = np.arange(200).reshape(2, 100)
+    for record in ({}, {"run": 8, "runs": "xyz"}, {"run": 0, "runs": "00"}, {"run": "8", "runs": "00000000"}):
+        assert shared_with(record, windows) == 0

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import TypedDict, Unpack
 
 import attrs
 import pytest
@@ -41,11 +42,23 @@ class Anything(Repeat):
         return super().run(source, to, times=len(options))
 
 
+class Shared(TypedDict, total=False):
+    comment: str
+
+
+class Sharing(Repeat):
+    name = "sharing"
+
+    def run(self, source, to, *, times=2, **shared: Unpack[Shared]):
+        return super().run(source, to, times=times, **shared)
+
+
 @pytest.fixture(autouse=True)
 def installed(monkeypatch):
     found = [
         Registration("passes", "repeat", f"{__name__}:Repeat", "p", "edgekit-p", {"formats": ("txt", "hf")}),
         Registration("passes", "anything", f"{__name__}:Anything", "p", "edgekit-p", {}),
+        Registration("passes", "sharing", f"{__name__}:Sharing", "p", "edgekit-p", {}),
         Registration("passes", "gguf-only", f"{__name__}:Anything", "p", "edgekit-p", {"formats": ("gguf",)}),
     ]
     monkeypatch.setattr(passes, "manager", lambda: Manager(registrations=[*REAL.registrations, *found]))
@@ -74,6 +87,9 @@ def test_what_makes_no_sense_is_refused_before_the_pass_runs(tmp_path):
         run_pass(source, "nothing", to=target)
     with pytest.raises(UsageError, match=r"^the pass 'repeat' has no option 'time'; it has times, comment$"):
         run_pass(source, "repeat", to=target, options={"time": 3})
+    with pytest.raises(UsageError, match=r"^the pass 'sharing' has no option 'time'; it has times, comment$"):
+        run_pass(sample.path(), "sharing", to=target, options={"comment": "x", "time": 3})
+    assert run_pass(sample.path(), "sharing", to=tmp_path / "c.txt", options={"comment": "x"}).nbytes == 4
     with pytest.raises(UsageError, match=r"a\.txt: the target is the source; choose another path$"):
         run_pass(source, "repeat", to=source)
     with pytest.raises(InvalidFileError, match=r"a\.txt: no installed format recognises it"):

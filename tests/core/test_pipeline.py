@@ -3,8 +3,11 @@
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -211,6 +214,29 @@ def test_a_folder_that_may_not_be_entered(source, tmp_path):
         if superuser:
             os.seteuid(0)
         closed.chmod(0o700)
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="permissions are another matter on Windows")
+@pytest.mark.parametrize("folder", ["m", "m/additional_chat_templates"])
+def test_a_folder_that_may_not_be_listed_is_not_an_empty_one(source, folder):
+    superuser = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as place:  # not pytest's, which only its user may enter
+        shutil.copytree(source.path, Path(place, "m"))
+        for each in (Path(place), Path(place, "m")):
+            each.chmod(0o755)
+        closed = Path(place, folder)
+        closed.mkdir(exist_ok=True)
+        closed.chmod(0o311)
+        try:
+            if superuser:  # whom permissions do not bind
+                os.seteuid(65534)
+            assert (Path(place) / "m" / "config.json").is_file()
+            with pytest.raises(MissingFileError, match=rf"{folder}: cannot be read \(Permission denied\)"):
+                edgekit.open(Path(place, "m"))
+        finally:
+            if superuser:
+                os.seteuid(0)
+            closed.chmod(0o700)
 
 
 def test_a_missing_format_names_its_distribution(source, tmp_path, monkeypatch):

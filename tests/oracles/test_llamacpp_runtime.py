@@ -9,6 +9,7 @@ import struct
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from edgekit.errors import (
     UsageError,
 )
 from edgekit.evaluation.language import kl_divergence, log_softmax
+from edgekit.runtime import AdaptingRuntime
 from edgekit.tensor import Tensor
 from edgekit_gguf.format import GgufFormat
 from edgekit_gguf.metadata import Metadata, Value, text, texts, u32
@@ -306,9 +308,9 @@ def test_it_is_the_default_for_gguf_files(source: Path):
         assert isinstance(runtime, LlamaCppRuntime)
 
 
-def write_adapter(path: Path, source: Path, alpha: float) -> Path:
+def write_adapter(path: Path, source: Path, alpha: float, seed: int = 6) -> Path:
     """A LoRA adapter of rank 2 for one matrix."""
-    rng = np.random.default_rng(6)
+    rng = np.random.default_rng(seed)
     writer = GGUFWriter(path, "llama")
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
@@ -345,9 +347,50 @@ def test_lora_adapters_are_applied(source: Path, tmp_path: Path):
         np.testing.assert_array_equal(named.logits(tokens), listed.logits(tokens))
 
 
+def test_adapters_of_single_texts(source: Path, tmp_path: Path):
+    """Texts with other adapters, in turns and at once: each as a runtime computes it that has no others."""
+    files = {name: write_adapter(tmp_path / f"{name}.gguf", source, 2.0, seed) for seed, name in enumerate("ab")}
+    wishes: list[dict[str, float]] = [{}, {"a": 1.0}, {"b": 0.5}, {"a": 1.0, "b": 0.5}, {"a": 0.0}, {}]
+    tokens = some_tokens(source, 12)
+    options: dict[str, Any] = {"max_tokens": 8, "temperature": 1.0, "seed": 1}
+    wanted = []
+    for wish in wishes:
+        with load(source, cache="F32", lora=[(files[name], scale) for name, scale in wish.items()]) as alone:
+            wanted.append((alone.generate(tokens, **options), alone.logits(tokens), alone.embed(tokens)))
+    assert len({text for text, *_ in wanted}) > 2
+    with load(source, cache="F32", sequences=3, adapters=files) as model:
+        assert isinstance(model, AdaptingRuntime)
+        assert model.adapters() == ["a", "b"]
+        tuned = [model.adapted(wish) for wish in wishes]
+        for runtime, (text, logits, vector) in zip(tuned, wanted, strict=True):
+            assert runtime.generate(tokens, **options) == text
+            np.testing.assert_array_equal(runtime.logits(tokens), logits)
+            np.testing.assert_array_equal(runtime.embed(tokens), vector)
+        with ThreadPoolExecutor(6) as pool:
+            texts = list(pool.map(lambda runtime: runtime.generate(tokens, **options), tuned))
+        assert texts == [text for text, *_ in wanted]
+        tuned[1].close()
+        assert model.generate(tokens, **options) == wanted[0][0], "the model stays loaded"
+        used = model.cache_use()
+        model.adapted({"b": 0.25}).generate(tokens, max_tokens=1)
+        assert model.cache_use().reused == used.reused, "what other adapters computed is not used"
+        with pytest.raises(UsageError, match="no adapter 'c'; there is 'a', 'b': load others with the option adapters"):
+            model.adapted({"c": 1.0})
+        with pytest.raises(UsageError, match="adapter 'a': scale inf; choose a finite number"):
+            model.adapted({"a": float("inf")})
+    with pytest.raises(UsageError, match="the runtime is closed"):
+        tuned[1].generate(tokens)
+    with pytest.raises(UsageError, match=r"adapters is \['x'\]; give a mapping from names to paths"):
+        load(source, adapters=["x"])
+    with pytest.raises(UsageError, match="adapters by name work in this process only"):
+        load(source, adapters=files, isolate=True)
+
+
 def test_what_is_no_adapter_is_refused(source: Path):
     with pytest.raises(UsageError, match="no LoRA adapter in GGUF"):
         load(source, lora=[source])
+    with pytest.raises(UsageError, match="no LoRA adapter in GGUF"):
+        load(source, adapters={"a": source})
 
 
 def altered(source: Path, path: Path, old: bytes, new: bytes) -> Path:

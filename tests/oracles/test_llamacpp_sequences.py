@@ -33,14 +33,19 @@ def load(path: Any, **options: Any) -> Any:
 def batches(monkeypatch):
     """The number of tokens of each batch that is computed."""
     counted: list[int] = []
+    watch(monkeypatch, lambda batch: counted.append(batch.n_tokens))
+    return counted
+
+
+def watch(monkeypatch, look):
+    """Look at each batch before it is computed."""
     compute = sequences.compute
 
-    def counting(loaded, context, batch):
-        counted.append(batch.n_tokens)
+    def looking(loaded, context, batch):
+        look(batch)
         compute(loaded, context, batch)
 
-    monkeypatch.setattr(sequences, "compute", counting)
-    return counted
+    monkeypatch.setattr(sequences, "compute", looking)
 
 
 @pytest.mark.parametrize("cache", ["F16", "F32"])
@@ -70,18 +75,24 @@ def test_16_seeds_at_once(small, count, cache):
         assert one == pytest.approx(other, abs=2e-2)
 
 
-def test_texts_that_wait_share_a_batch(small, batches):
+def test_texts_that_wait_share_a_batch(small, batches, monkeypatch):
+    """In the order of their sequences, whoever asked first: otherwise llama.cpp would compute them one by one."""
+    orders: list[list[int]] = []
+    watch(monkeypatch, lambda batch: orders.append([batch.seq_id[row][0] for row in range(batch.n_tokens)]))
     with load(small, sequences=8) as model:
         streams = [model.stream(PROMPT, max_tokens=8, temperature=1, seed=seed) for seed in range(8)]
         for stream in streams:
             next(stream)  # its prompt is computed
-        batches.clear()
+        batches.clear(), orders.clear()
         with ThreadPoolExecutor(8) as pool:
             with model._sequences.alone():
-                asked = [pool.submit(next, stream) for stream in streams]
-                wait_for(lambda: len(model._sequences._asks) == 8)
+                asked = []
+                for number, stream in enumerate(reversed(streams)):
+                    asked.append(pool.submit(next, stream))
+                    wait_for(lambda number=number: len(model._sequences._asks) == number + 1)
             [each.result() for each in asked]
     assert batches[0] == 8
+    assert orders[0] == list(range(8))
 
 
 def wait_for(condition):

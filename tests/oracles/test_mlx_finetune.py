@@ -22,6 +22,7 @@ from mlx_models import BASE, FAMILIES
 import edgekit
 from edgekit import sample
 from edgekit.architectures.forward import Transformer
+from edgekit.architectures.hf import config_from_hf
 from edgekit.cli import cli
 from edgekit.errors import InvalidFileError, LockedError, MissingFileError, NonFiniteError, UsageError
 from edgekit.files.atomic import AtomicFile
@@ -130,6 +131,38 @@ def test_whole_layers_of_gemma_fuse_with_their_norms(data, tmp_path):
     wanted = np.array(module(mx.array([TOKENS.tolist()])).astype(mx.float32))[0]
     got = Transformer(fused(source, tmp_path / "adapter").model).logits(TOKENS)
     assert np.abs(got - wanted).max() / np.abs(wanted).max() < 1e-4
+
+
+@pytest.mark.parametrize("recipe", ["F32", "int8-g32"])
+def test_experts_train_and_fuse_to_what_mlx_lm_computes_with_the_adapter(recipe, data, tmp_path):
+    """Stacks of experts have an adapter for each expert, and keep the precision that they had."""
+    hf = {
+        "model_type": "qwen3_moe", "vocab_size": len(bpe().tokens), "hidden_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "moe_intermediate_size": 32,
+        "intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": 64,
+    }  # fmt: skip
+    plain = artifact_of(random_model(config_from_hf(hf, "test"), 3), tmp_path / "memory", bpe())
+    chosen = Recipe.of({"*exps*": recipe})
+    source = edgekit.quantize(plain, chosen, to=tmp_path / "model", format="mlx", allow_unquantized=True)
+    report = finetune(source, data, tmp_path / "adapter", attrs.evolve(SMALL, steps=8, rate=2e-3, validate_every=8))
+    assert report.validation[-1][1] < report.validation[0][1]
+    stack = "model.layers.1.mlp.switch_mlp.down_proj"
+    assert read_adapter(tmp_path / "adapter").tensors[f"{stack}.lora_b"].shape == (4, 64, 4)
+    module, _ = mlx_lm.utils.load_model(source.path)
+    mlx_lm.utils.load_adapters(module, str(tmp_path / "adapter"))
+    module.eval()
+    wanted = np.array(module(mx.array([TOKENS.tolist()])).astype(mx.float32))[0]
+    added = fused(source, tmp_path / "adapter")
+    got = Transformer(added.model).logits(TOKENS)
+    # Measured: 1e-6.
+    assert np.abs(got - wanted).max() / np.abs(wanted).max() < 1e-4
+    before = Transformer(source.model).logits(TOKENS)
+    assert np.abs(got - before).max() > 1e-2
+    written = edgekit.quantize(added, as_before(source), to=tmp_path / "fused", format="mlx", allow_unquantized=True)
+    kinds = {n: t.precision if isinstance(t, EncodedTensor) else t.dtype for n, t in written.tensors.items()}
+    assert kinds == {n: t.precision if isinstance(t, EncodedTensor) else t.dtype for n, t in source.tensors.items()}
+    with pytest.raises(UsageError, match="mlx-lm has no dora for one of its layers"):
+        finetune(source, data, tmp_path / "other", attrs.evolve(SMALL, method="dora"))
 
 
 @pytest.mark.parametrize("stop", [3, 4, 5])

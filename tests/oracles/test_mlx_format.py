@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -21,7 +22,9 @@ from mlx_models import BASE, FAMILIES, REFUSED, config_of, write
 import edgekit
 from edgekit import sample
 from edgekit.architectures.forward import Transformer
+from edgekit.architectures.hf import config_from_hf
 from edgekit.errors import UnsupportedModelError
+from edgekit.files.digests import sha256
 from edgekit.precision import find_precision
 from edgekit.recipe import Recipe
 from edgekit.tensor import EncodedTensor
@@ -189,11 +192,56 @@ def test_a_window_is_said(tmp_path):
     assert any("beyond 48 tokens it computes otherwise" in note for note in said)
 
 
-def test_ten_runs_one_hash(tmp_path):
-    source = edgekit.open(sample.path())
+def experts(folder: Path):
+    sizes = {"num_experts": 4, "num_experts_per_tok": 2, "decoder_sparse_step": 1, "mlp_only_layers": []}
+    hf = {
+        "model_type": "qwen3_moe", "vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 2, "head_dim": 16,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "moe_intermediate_size": 32, **sizes,
+    }  # fmt: skip
+    return artifact_of(random_model(config_from_hf(hf, "test")), folder / "experts")
+
+
+def calibrated(source, to: Path):
+    calibration = edgekit.calibrate(source, TEXT, context=24, holdout=0)
+    return edgekit.quantize(source, "int4-g32", to=to, format="mlx", calibration=calibration, rounding="feedback")
+
+
+def fitted(source, to: Path):
+    return edgekit.fit(source, TEXT, to=to, format="mlx", bits=5.5, context=24).artifact
+
+
+def to_gguf_and_back(source, to: Path):
+    first = edgekit.quantize(source, Recipe.of({"*": "ggml:Q4_0"}), to=to.with_suffix(".gguf"), overwrite=True)
+    made = edgekit.convert(first, to, format="mlx")
+    edgekit.convert(made, to / "again.gguf")
+    return made
+
+
+TEXT = np.random.default_rng(4).integers(0, 128, 480)
+#: Every kind of conversion: float types, modes, mixtures, rules, learned rounding, fits, bridges both ways.
+CONVERSIONS = {
+    **{dtype: partial(edgekit.convert, format="mlx", dtype=dtype) for dtype in ("F32", "F16", "BF16")},
+    **{
+        name: lambda source, to, name=name: edgekit.quantize(source, name, to=to, format="mlx", allow_unquantized=True)
+        for name in ("4bit", "mixed_3_6", "int1-g32", "int3-g32", "mxfp4", "mxfp8", "nvfp4", "nvfp4-tensor")
+    },
+    "feedback": calibrated,
+    "fit": fitted,
+    "gguf": to_gguf_and_back,
+}
+
+
+@pytest.mark.parametrize("model", ["dense", "experts"])
+@pytest.mark.parametrize("what", CONVERSIONS)
+def test_ten_runs_one_hash(what, model, tmp_path):
+    """Learned methods and fine-tuning: test_mlx_learned.py and test_mlx_finetune.py."""
+    if model == "experts" and what in ("feedback", "fit"):
+        pytest.skip("as of dense models, and slow")
+    source = experts(tmp_path) if model == "experts" else artifact_of(random_model(BASE, 2), tmp_path / "memory")
     hashes = set()
     for number in range(10):
-        made = edgekit.quantize(source, "mixed_3_6", to=tmp_path / str(number), format="mlx")
-        hashes.add(tuple(file.read_bytes() for file in sorted(made.path.iterdir())))
+        made = CONVERSIONS[what](source, tmp_path / str(number))
+        hashes.add(tuple((file.name, sha256(file)) for file in sorted(made.path.iterdir())))
         shutil.rmtree(made.path)
     assert len(hashes) == 1
+    assert {name for name, _ in hashes.pop()} >= {"config.json", "model.safetensors"}

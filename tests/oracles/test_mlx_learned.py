@@ -166,7 +166,13 @@ def test_experts_and_hybrids(family, tmp_path):
         ("mlx-gptq", {"text": TOKENS[:40]}, UsageError, "the text has 40 tokens, fewer than two windows of 32"),
         ("mlx-gptq", {"group": 128}, ShapeError, "model.layers.0.self_attn.q_proj has rows of 64, which groups of 128"),
         ("mlx-gptq", {"device": "tpu"}, UsageError, "device 'tpu' is not there"),
-        ("mlx-gptq", {"steps": 3}, UsageError, "the pass 'mlx-gptq' has no option 'steps'; it has text, bits"),
+        (
+            "mlx-gptq",
+            {"steps": 3},
+            UsageError,
+            "the pass 'mlx-gptq' has no option 'steps'; it has bits, group, fallback_bits, fallback_group, text",
+        ),
+        ("mlx-gptq", {"text": None}, UsageError, "text is missing; name a file of calibration text"),
         ("mlx-awq", {"grid": 0}, UsageError, "grid 0; choose an integer of at least 1"),
         ("mlx-dwq", {"bits": 8}, UsageError, "bits 8; choose 2, 3, 4, 5, 6"),
         ("mlx-dwq", {"rate": 2}, UsageError, "rate 2; choose above 0 and below 1"),
@@ -177,6 +183,7 @@ def test_experts_and_hybrids(family, tmp_path):
 )
 def test_bad_input_is_refused_before_anything_is_written(method, changes, error, message, source, tmp_path):
     given = {"text": TOKENS, "length": 32, **SMALL[method], **changes}
+    given = {key: value for key, value in given.items() if value is not None}
     with pytest.raises(error) as caught:
         run_pass(source, method, to=tmp_path / "out", options=given)
     assert message in str(caught.value)

@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct: from GGUF to MLX in its own 4 bits, with the same logits, and a chat.
 
-What it learns in a LoRA run of 50 steps takes eight minutes of processor time: ``python tests/bench/mlx_smollm2.py``.
+What it learns in a LoRA run of 50 steps takes eight minutes of processor time: ``nox -s bench -- --only mlx-smollm2``.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ RUNTIMES = {
     "llamacpp": ({"context": 512, "threads": 1, "cache": "F32"}, 2e-2),
     "isolated": ({"context": 512, "threads": 1, "cache": "F32", "isolate": True}, 2e-2),
     "openvino": ({"exact": True}, 2e-3),
+    "onnxruntime": ({"exact": True, "threads": 1}, 2e-3),
     "mlx": ({}, 2e-3),
 }
 WEATHER = {
@@ -56,17 +57,17 @@ def folder(tmp_path_factory):
 def model(request, folder):
     name, (options, _) = request.param, RUNTIMES[request.param]
     runtime = "llamacpp" if name == "isolated" else name
-    pytest.importorskip({"llamacpp": "llama_cpp", "mlx": "mlx.core", "openvino": "openvino"}.get(runtime, "numpy"))
+    pytest.importorskip({"llamacpp": "llama_cpp", "mlx": "mlx.core"}.get(runtime, runtime))
     if runtime == "llamacpp" and not (folder / "tales.gguf").exists():
         edgekit.convert(folder / "hf", folder / "tales.gguf")
     if runtime == "openvino":
-        edgekit.convert(folder / "hf", folder / "ir", format="openvino")
+        edgekit.convert(folder / "hf", folder / "openvino", format="openvino")
+    if runtime == "onnxruntime":
+        edgekit.convert(folder / "hf", folder / "onnxruntime", format="onnx")
     if runtime == "mlx":
         edgekit.convert(folder / "hf", folder / "mlx", format="mlx", dtype="F32")
-    path = {"mlx": folder / "mlx", "llamacpp": folder / "tales.gguf", "openvino": folder / "ir"}.get(
-        runtime, folder / "hf"
-    )
-    with edgekit.load(path, runtime, **options) as loaded:
+    written = {"numpy": "hf", "llamacpp": "tales.gguf"}.get(runtime, runtime)
+    with edgekit.load(folder / written, runtime, **options) as loaded:
         loaded.tolerance = RUNTIMES[name][1]
         yield loaded
 

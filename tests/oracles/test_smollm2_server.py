@@ -41,18 +41,37 @@ def published():
 
 
 @pytest.fixture(scope="module")
-def converted(published, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("smollm2")
-    hf = edgekit.convert(published, folder / "hf", dtype="F16").path
-    return edgekit.quantize(hf, "INT8_SYM", to=folder / "ir", format="openvino").path
+def directory(published, tmp_path_factory):
+    return edgekit.convert(published, tmp_path_factory.mktemp("smollm2") / "hf", dtype="F16").path
 
 
-@pytest.mark.parametrize("runtime", ["llamacpp", "numpy", "openvino"])
-def test_chat_json_and_tools(runtime, request, tmp_path):
-    model = request.getfixturevalue("converted" if runtime == "openvino" else "published")
+def written(directory, folder, runtime):
+    """The model in the runtime's format."""
+    if runtime == "openvino":
+        return edgekit.quantize(directory, "INT8_SYM", to=folder / "ir", format="openvino").path
+    if runtime == "onnxruntime":
+        return edgekit.quantize(directory, "MATMUL_NBITS_8", to=folder / "onnx", format="onnx").path
+    return edgekit.convert(directory, folder / "mlx", format="mlx").path
+
+
+#: Runtime -> what it needs, and its options.
+RUNTIMES = {
+    "llamacpp": ("llama_cpp", ["threads=1"]),
+    "numpy": ("numpy", []),
+    "openvino": ("openvino", ["threads=1"]),
+    "onnxruntime": ("onnxruntime", ["threads=1"]),
+    "mlx": ("mlx.core", []),
+}
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_chat_json_and_tools(runtime, published, directory, tmp_path):
+    library, options = RUNTIMES[runtime]
+    pytest.importorskip(library)
+    model = published if runtime in ("llamacpp", "numpy") else written(directory, tmp_path, runtime)
     with servers(tmp_path) as start:
-        threads = [] if runtime == "numpy" else ["--option", "threads=1"]
-        server = start("serve", model, "--port", 0, "--runtime", runtime, "--name", "smollm2", *threads)
+        given = [f"--option={option}" for option in options]
+        server = start("serve", model, "--port", 0, "--runtime", runtime, "--name", "smollm2", *given)
         with openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0) as client:
             options = {"model": "smollm2", "temperature": 0, "max_tokens": 80}
             asked = {"role": "user", "content": QUESTION}

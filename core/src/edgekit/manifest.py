@@ -49,6 +49,8 @@ class Manifest:
         versions: version of edgekit, of numpy, and of each plugin that took part, by distribution.
         quality: what `edgekit.compare` measured, if it was asked to record it.
         notes: remarks for the user, one sentence by kind; `edgekit.pipeline` lists the kinds.
+        calibration: what it was calibrated on, so that `edgekit.evaluate` can tell if it measures on the same text:
+            ``tokens``, ``context``, ``run`` and ``runs``, hashes of runs of so many tokens. Absent in the file without.
     """
 
     sources: Mapping[str, str] = attrs.field(factory=dict, validator=_mapping)
@@ -57,10 +59,13 @@ class Manifest:
     versions: Mapping[str, str] = attrs.field(factory=dict, validator=_mapping)
     quality: Mapping[str, Any] = attrs.field(factory=dict, validator=_mapping)
     notes: Mapping[str, str] = attrs.field(factory=dict, validator=_sentences)
+    calibration: Mapping[str, Any] = attrs.field(factory=dict, validator=_mapping)
 
     def to_json(self) -> str:
         """Return deterministic JSON; waits until the sources' hashes are computed."""
         fields = {**attrs.asdict(self), "sources": dict(self.sources)}
+        if not self.calibration:
+            del fields["calibration"]
         # A file's name may not be Unicode text; other readers reject JSON that contains one.
         return json.dumps(_readable({"schema": SCHEMA, **fields}), indent=1, sort_keys=True) + "\n"
 

@@ -27,7 +27,7 @@ class Server:
     port: int = 0
 
     def wait_until_ready(self) -> None:
-        for _ in range(600):
+        for _ in range(2400):  # two minutes, on a busy machine
             assert self.process.poll() is None, self.log.read_text()
             found = re.search(r"http://127\.0\.0\.1:(\d+)", self.log.read_text())
             if found and self._answers(int(found[1])):

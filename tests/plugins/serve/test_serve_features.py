@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 import edgekit
+from edgekit.errors import UsageError
 from edgekit.runtime import NumpyRuntime
 
 COMPLETIONS, CHAT, EMBEDDINGS = "/v1/completions", "/v1/chat/completions", "/v1/embeddings"
@@ -28,6 +30,8 @@ WEATHER = {
         },
     },
 }
+#: Texts that are longer than any limit here.
+SAY = {"type": "object", "properties": {"text": {"type": "string", "minLength": 500}}, "required": ["text"]}
 PAIR = {"type": "array", "prefixItems": [{"enum": ["cat", "dog"]}, {"type": "boolean"}], "items": False, "minItems": 2}
 
 
@@ -151,6 +155,15 @@ def test_embeddings_of_token_ids_and_fewer_dimensions(client, model):
         np.testing.assert_allclose(entry["embedding"], whole[:8] / np.linalg.norm(whole[:8]), rtol=1e-6)
     assert said["usage"]["prompt_tokens"] == 2 * len(ids)
     refused(ask.post(EMBEDDINGS, json={"input": "a", "dimensions": len(whole) + 1}), f"dimensions is {len(whole) + 1}")
+
+
+def test_embeddings_count_the_token_that_ends_a_text(client, model):
+    class Ending(NumpyRuntime):
+        def end_of_text(self):
+            return 2
+
+    made = client(Ending).post(EMBEDDINGS, json={"input": ["Once upon", [5, 6]]}).json()
+    assert made["usage"]["prompt_tokens"] == len(model.encode("Once upon")) + 1 + 2
 
 
 def test_documents_in_order(client, model):
@@ -283,6 +296,46 @@ def test_malformed_tools(client):
         ({"tools": [{"type": "function", "function": {"name": "a", "parameters": 1}}]}, "tools[0].function.parameters"),
     ):
         refused(ask.post(CHAT, json={**CHATTED, **change}), message)
+
+
+@pytest.mark.usefixtures("structured")
+def test_tools_with_broken_parameters(client):
+    """A schema that nothing reads is refused where a call of it is demanded, and told to the model as it is elsewhere."""
+    ask = client()
+    for schema, message in (
+        ({"type": "frob"}, "the schema or grammar: "),
+        ({"type": "object", "properties": {"a": {"enum": []}}, "required": ["a"]}, "the schema or grammar: "),
+        ({"$ref": "http://example.org/x"}, "the schema or grammar: "),
+    ):
+        tools = [{"type": "function", "function": {"name": "a", "parameters": schema}}]
+        asked = {**CHATTED, "tools": tools}
+        refused(ask.post(CHAT, json={**asked, "tool_choice": "required"}), message)
+        assert ask.post(CHAT, json=asked).status_code == 200
+
+
+@pytest.mark.usefixtures("structured")
+def test_arguments_that_are_cut_off(client):
+    """They come as far as they are, in every API, and streamed."""
+    ask = client()
+    tools = [{"type": "function", "function": {"name": "say", "parameters": SAY}}]
+    asked = {"messages": USER, "tools": tools, "tool_choice": "required", "temperature": 0, "max_tokens": 60}
+    choice = ask.post(CHAT, json=asked).json()["choices"][0]
+    (call,) = choice["message"]["tool_calls"]
+    assert (choice["finish_reason"], call["function"]["name"]) == ("length", "say")
+    with pytest.raises(ValueError, match="Unterminated string"):
+        json.loads(call["function"]["arguments"])
+    parts = [part["choices"][0] for part in chunks(ask.post(CHAT, json={**asked, "stream": True}))]
+    calls = [call for part in parts for call in part["delta"].get("tool_calls", ())]
+    assert "".join(each["function"]["arguments"] for each in calls) == call["function"]["arguments"]
+    assert parts[-1]["finish_reason"] == "length"
+
+    told = [{"name": "say", "input_schema": SAY}]
+    said = ask.post("/v1/messages", json={**asked, "tools": told, "tool_choice": {"type": "any"}}).json()
+    assert said["stop_reason"] == "max_tokens"
+    told = [{"type": "function", "name": "say", "parameters": SAY}]
+    body = {"input": USER, "tools": told, "tool_choice": "required", "temperature": 0, "max_output_tokens": 60}
+    said = ask.post("/v1/responses", json=body).json()
+    assert (said["status"], said["output"][0]["arguments"]) == ("incomplete", call["function"]["arguments"])
 
 
 def test_reasoning_is_set_apart(client, chatty):
@@ -485,3 +538,99 @@ def test_a_runtime_that_only_chats(client):
     refused(
         ask.post(COMPLETIONS, json={**GREEDY, "echo": True, "logprobs": 1}), "the runtime 'chatting' has no log prob"
     )
+
+
+# Adapters.
+
+
+class Adapting(NumpyRuntime):
+    """Its adapters are biases: each makes its own token certain."""
+
+    TOKENS: ClassVar[dict[str, int]] = {"poet": 70, "cook": 80}
+
+    def adapters(self):
+        return list(self.TOKENS)
+
+    def adapted(self, scales):
+        made = Adapted.open(self.artifact)
+        made.biases = {self.TOKENS[name]: scale * 100 for name, scale in scales.items()}
+        return made
+
+
+class Adapted(NumpyRuntime):
+    biases: ClassVar[dict[int, float]] = {}
+
+    def stream(self, prompt, **options):
+        return super().stream(prompt, logit_bias=self.biases, **options)
+
+    def reply(self, messages, **options):
+        return super().reply(messages, logit_bias=self.biases, **options)
+
+    def embed(self, text):
+        return np.full(3, len(self.biases), np.float32)
+
+
+def test_adapters_by_request(client, model):
+    ask = client(Adapting)
+    body = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 2}
+    poet, cook = (model.generate("Once upon a time", max_tokens=2, logit_bias={token: 100}) for token in (70, 80))
+    plain = model.generate("Once upon a time", max_tokens=2)
+    assert len({poet, cook, plain}) == 3
+    for change, wanted in (
+        ({}, plain),
+        ({"lora": []}, plain),
+        ({"lora": [{"id": 0, "scale": 1.0}]}, poet),
+        ({"lora": [{"id": "poet", "scale": 1}]}, poet),
+        ({"lora": [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 1.0}]}, cook),
+        ({"model": "cook"}, cook),
+        ({"model": "cook", "lora": [{"id": 0, "scale": 1.0}]}, poet),
+        ({"model": "chatty"}, plain),
+    ):
+        assert ask.post(COMPLETIONS, json={**body, **change}).json()["choices"][0]["text"] == wanted, change
+    said = ask.post(CHAT, json={"model": "poet", "messages": USER, "temperature": 0, "max_tokens": 2}).json()
+    assert said["choices"][0]["message"]["content"] == poet
+    made = ask.post(EMBEDDINGS, json={"model": "poet", "input": "a"}).json()["data"][0]["embedding"]
+    assert made == [1, 1, 1]
+    assert ask.post("/tokenize", json={"model": "poet", "prompt": "a"}).status_code == 200
+    assert ask.get("/lora-adapters").json() == [
+        {"id": 0, "name": "poet", "scale": 0.0},
+        {"id": 1, "name": "cook", "scale": 0.0},
+    ]
+    cards = ask.get("/v1/models").json()["data"]
+    assert [(card["id"], card.get("parent")) for card in cards] == [
+        ("chatty", None),
+        ("poet", "chatty"),
+        ("cook", "chatty"),
+    ]
+    assert ask.get("/v1/models/cook").json()["parent"] == "chatty"
+
+
+def test_adapters_that_are_refused(client):
+    ask, none = client(Adapting), client()
+    for lora, message in (
+        ("poet", 'lora is "poet"; it must be a list of at most 2 adapters'),
+        ([{"id": 0, "scale": 1}] * 3, "lora is ["),
+        ([{"id": 2, "scale": 1}], "lora[0] is "),
+        ([{"id": "judge", "scale": 1}], "lora[0] is "),
+        ([{"id": [], "scale": 1}], "lora[0] is "),
+        ([{"id": True, "scale": 1}], "lora[0] is "),
+        ([{"id": 0}], "lora[0] is "),
+        ([7], "lora[0] is 7; it must have a scale, and the id of one of 0 (poet), 1 (cook)"),
+        ([{"id": 0, "scale": 1e9}], "scale is 1000000000.0; it must be a number from -100 to 100"),
+        ([{"id": 0, "scale": 1, "path": "x"}], 'unknown parameter "path"'),
+    ):
+        refused(ask.post(COMPLETIONS, json={**GREEDY, "lora": lora}), message)
+    refused(none.post(COMPLETIONS, json={**GREEDY, "lora": [{"id": 0, "scale": 1}]}), "lora is given, and this server")
+    assert none.post(COMPLETIONS, json={**GREEDY, "lora": []}).status_code == 200
+    assert none.get("/lora-adapters").json() == []
+    told = ask.post(COMPLETIONS, json={**GREEDY, "model": "judge"})
+    assert told.status_code == 404
+    assert told.json()["error"]["message"].endswith("this server has 'chatty', 'poet', 'cook'")
+
+
+def test_names_of_adapters(client):
+    class Twin(Adapting):
+        TOKENS: ClassVar[dict[str, int]] = {"chatty": 1}
+
+    with pytest.raises(UsageError, match=r"adapter name .chatty.; choose letters, .* another name than the model's"):
+        client(Twin)

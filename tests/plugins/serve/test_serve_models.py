@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 import edgekit
 from edgekit.errors import MemoryShortageError, UsageError
 from edgekit.runtime import NumpyRuntime
+from edgekit_serve import fields
 from edgekit_serve.app import create_app
 from edgekit_serve.command import command
 from edgekit_serve.metrics import Metrics
@@ -174,6 +175,16 @@ def test_every_route_goes_to_the_model(server):
         "/v1/embeddings": {"input": "Once"},
     }.items():
         assert client.post(path, json={"model": "b", **body}).status_code == 200, path
+
+
+def test_a_body_is_parsed_once(server, monkeypatch):
+    parsed = []
+    parse = fields.parse
+    monkeypatch.setattr(fields, "parse", lambda body: parsed.append(body) or parse(body))
+    client = server()
+    ask(client, "b", user="x" * 100_000)
+    ask(client, "b")
+    assert len(parsed) == 2
 
 
 def test_metrics_by_model(server):

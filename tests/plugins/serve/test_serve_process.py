@@ -12,6 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from click.testing import CliRunner
@@ -258,6 +260,25 @@ def test_a_bounded_load(start, chatty):
     assert server.stop() == 0
 
 
+def test_64_clients(start, chatty):
+    """At once: each is answered, or told to come again."""
+    server = start("serve", chatty, "--port", 0, "--runtime", "numpy", "--parallel", 4, "--queue", 12)
+    together = threading.Barrier(64)
+
+    def ask(number):
+        together.wait()
+        return server.post(COMPLETIONS, {"prompt": f"Tale {number}", "max_tokens": 8})
+
+    with ThreadPoolExecutor(64) as pool:
+        answers = list(pool.map(ask, range(64)))
+    statuses = Counter(status for status, _ in answers)
+    assert statuses.keys() == {200, 429}
+    assert statuses[200] >= 16
+    assert {told["error"]["code"] for status, told in answers if status == 429} == {"queue_full"}
+    assert server.post(COMPLETIONS, {"prompt": "Tale", "max_tokens": 1})[0] == 200
+    assert server.stop() == 0
+
+
 # The command's own checks, which come before any model is loaded.
 
 
@@ -286,6 +307,21 @@ def test_insisting_opens_the_door(chatty, monkeypatch):
 def test_a_key_is_never_an_argument():
     """Everybody on a machine can see the arguments of its programs."""
     assert [p.name for p in command.params if "key" in (p.name or "")] == ["api_key_file"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--lora", "x"], "--lora x; give NAME=FILE, each name once"),
+        (["--lora", "a=x", "--lora", "a=y"], "--lora a=x --lora a=y; give NAME=FILE, each name once"),
+        (["--lora", "a=x"], "runtime 'numpy' has no adapters by request; edgekit merge adds one to its model"),
+    ],
+)
+def test_adapters_are_checked(chatty, given, message):
+    told = CliRunner().invoke(command, [str(chatty), "--port", "0", "--runtime", "numpy", *given]).exception
+    assert str(told) == message
+    told = CliRunner().invoke(command, [str(chatty), str(chatty), "--name", "a", "--name", "b", *given])
+    assert "--lora" in str(told.exception)
 
 
 def test_bad_arguments(chatty, tmp_path):

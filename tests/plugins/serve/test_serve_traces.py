@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
 import pytest
 from click.testing import CliRunner
 from starlette.testclient import TestClient
@@ -42,6 +45,46 @@ def test_a_span_for_each_request(chatty):
     assert second.attributes["http.response.status_code"] == 400
     assert (third.attributes["http.route"], third.parent) == ("other", None)
     assert "secret" not in str([span.to_json() for span in kept.get_finished_spans()])
+
+
+class Collector(BaseHTTPRequestHandler):
+    """A collector that keeps what is sent to it."""
+
+    def do_POST(self):
+        self.server.sent.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_spans_reach_a_collector(chatty, monkeypatch):
+    """Over HTTP, in OTLP's protobuf, at the latest when the server ends."""
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="pip install 'edgekit-serve[traces]'")
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        collector.sent = []
+        thread = threading.Thread(target=collector.serve_forever)
+        thread.start()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
+        monkeypatch.setenv("OTEL_SERVICE_NAME", "tales")
+        trace, finish = traces.trace_to_collector()
+        model = NumpyRuntime.open(edgekit.open(chatty))
+        with TestClient(create_app(model, Settings("chatty"), trace=trace), base_url="http://127.0.0.1") as ask:
+            ask.post("/v1/completions", json={"prompt": "Once upon a secret", "max_tokens": 5})
+        finish()
+        collector.shutdown()
+        thread.join()
+    ((path, body),) = collector.sent
+    assert path == "/v1/traces"
+    assert b"secret" not in body
+    (resource,) = ExportTraceServiceRequest.FromString(body).resource_spans
+    assert "tales" in [each.value.string_value for each in resource.resource.attributes if each.key == "service.name"]
+    (span,) = resource.scope_spans[0].spans
+    counted = {each.key: each.value.int_value for each in span.attributes}
+    assert (span.name, counted["gen_ai.usage.output_tokens"]) == ("POST /v1/completions", 5)
 
 
 def test_without_opentelemetry_traces_are_refused(chatty, monkeypatch):

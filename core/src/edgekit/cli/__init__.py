@@ -39,7 +39,10 @@ VERBS = {
 }
 
 #: Verbs of plugins; calling one that is not installed raises an error with the package to install.
-_OF_PLUGINS = ("finetune", "fuse", "serve")
+_OF_PLUGINS = (
+    *("finetune", "fuse", "serve"),
+    *("assess", "bench", "blame", "diagnose", "gate", "optimize", "recommend", "report", "watch"),
+)
 
 
 #: Exit code after Ctrl-C: 128 plus the number of SIGINT, as in shells.

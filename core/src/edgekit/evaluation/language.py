@@ -18,6 +18,7 @@ from edgekit.files import _html
 from edgekit.files.memory import enough_memory
 from edgekit.pipeline._conversion import as_artifact
 from edgekit.pipeline._progress import Progress, Shown, reporting
+from edgekit.pipeline.rounding._overlap import SHARED, shared_with
 from edgekit.tokenizer import Tokenizer, TokenType
 from edgekit.typing import F32, F64, Ints
 
@@ -50,6 +51,8 @@ class Evaluation:
             order, over the first batch of windows (at most 2048 tokens, or one window). A divergence that is no
             larger may be float32's rounding alone.
         kl_divergence_error: standard error of the mean KL divergence, the scored positions taken as independent.
+        calibrated: share of the text, 0 to 1, that the artifact was calibrated on, as its manifest says; None if it
+            says nothing. The figures flatter an artifact that is measured on its calibration's text.
     """
 
     perplexity: float
@@ -62,6 +65,7 @@ class Evaluation:
     top1_agreement: float | None = None
     noise_floor: float | None = None
     kl_divergence_error: float | None = None
+    calibrated: float | None = None
 
     @property
     def is_noise(self) -> bool:
@@ -80,7 +84,20 @@ class Evaluation:
         rows = [(name.replace("_", " "), _shown(value)) for name, value in attrs.asdict(self).items()]
         return _html.table("Evaluation", ("measure", "value"), [row for row in rows if row[1]])
 
+    @property
+    def is_flattering(self) -> bool:
+        """Whether much of the text is the artifact's calibration text."""
+        return (self.calibrated or 0.0) > SHARED
+
     def __str__(self) -> str:
+        return f"{self._figures()}{self._warning()}"
+
+    def _warning(self) -> str:
+        if not self.is_flattering:
+            return ""
+        return f"\nit was calibrated on {self.calibrated:.0%} of this text, which flatters it: measure on another"
+
+    def _figures(self) -> str:
         text = f"perplexity {self.perplexity:.4f} over {counted(self.tokens, 'token')} in windows of {self.context}"
         if self.kl_divergence is None:
             return text
@@ -161,10 +178,10 @@ def evaluate(
         progress: called before each batch of windows; True draws a bar on stderr.
 
     Returns:
-        The measures. A baseline costs a second forward pass of the text, and the noise floor two of its first batch
-        (one with a `Baseline`, and none for the artifacts after the first). Logits of a few positions at a time are
-        held, never those of the text; the KL divergence is never negative, and exactly 0 for models that compute the
-        same.
+        The measures; they say if the artifact was calibrated on the text (`Evaluation.calibrated`). A baseline costs a
+        second forward pass of the text, and the noise floor two of its first batch (one with a `Baseline`, and none for
+        the artifacts after the first). Logits of a few positions at a time are held, never those of the text; the KL
+        divergence is never negative, and exactly 0 for models that compute the same.
 
     Raises:
         UsageError: fewer than three tokens, no tokenizer for a text, other vocabularies or tokenizers, or a bad
@@ -180,11 +197,18 @@ def evaluate(
     with reporting(progress, "evaluate") as report:
         scores = list(_scores(models, windows, report))
     evaluation = _summary(np.concatenate(scores, axis=1), windows.shape[1], sources)
+    evaluation = attrs.evolve(evaluation, calibrated=_calibrated(judged, windows))
     if baseline is None:
         return evaluation
     base, first = models[-1], windows[: _step(windows)]
     noise = base.noise_floor(first) if isinstance(base, Baseline) else noise_floor(base, first)
     return attrs.evolve(evaluation, noise_floor=noise)
+
+
+def _calibrated(artifact: Artifact, windows: Ints) -> float | None:
+    """Return the share of the text that the artifact's manifest says it was calibrated on; None if it says nothing."""
+    manifest = artifact.manifest
+    return None if manifest is None or not manifest.calibration else shared_with(manifest.calibration, windows)
 
 
 def noise_floor(model: Judge, windows: Ints) -> float:

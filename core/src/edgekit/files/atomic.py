@@ -125,6 +125,20 @@ class AtomicFile:
         """The note of each complete unit."""
         return [unit.note for unit in self._journal.units]
 
+    def unit(self, index: int) -> bytes:
+        """Return the bytes of a complete unit.
+
+        Raises:
+            ResourceError: they cannot be read.
+        """
+        units = self._journal.units
+        begin = units[index - 1].end if index else 0
+        with writing(self._named, "what an interrupted run left"):
+            self._file.seek(begin)
+            data: bytes = self._file.read(units[index].end - begin)
+            self._file.seek(self.offset)
+        return data
+
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes.
 

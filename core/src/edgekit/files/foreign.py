@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import json
 import math
 import os
@@ -219,6 +220,22 @@ def member(directory: Path, name: str) -> Path | None:
     return path
 
 
+def members(directory: Path, *patterns: str) -> list[Path]:
+    """Return the directory's entries whose names match one of the patterns, sorted; none if there is no directory.
+
+    Raises:
+        MissingFileError: the directory cannot be listed. `Path.glob` takes it for an empty one then.
+    """
+    try:
+        with reading(directory):
+            names = os.listdir(directory)
+    except MissingFileError as error:
+        if getattr(error.__cause__, "errno", 0) in _ABSENT:
+            return []
+        raise
+    return sorted(directory / name for name in names if any(fnmatch.fnmatchcase(name, p) for p in patterns))
+
+
 def _hub_blobs(home: Path) -> tuple[Path, ...]:
     """Return the directories to which links of the Hugging Face hub's cache may lead."""
     return (home.parent.parent / "blobs",) if home.parent.name == "snapshots" else ()
@@ -263,6 +280,7 @@ __all__ = [
     "invalid",
     "is_unicode",
     "member",
+    "members",
     "native",
     "read_bytes",
     "read_object",

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from edgekit.errors import InvalidFileError, MissingFileError
-from edgekit.files.foreign import member, read_object
+from edgekit.files.foreign import member, members, read_object
 from edgekit.files.guard import CARRIED_FILES
 from edgekit.formats import _mistral
 from edgekit.formats._packed import quantization_of
@@ -100,7 +100,7 @@ def with_quantization(directory: Path, config: Mapping[str, Any]) -> Mapping[str
 
 
 def _single(directory: Path) -> str:
-    names = sorted(path.name for path in directory.glob("*.safetensors"))
+    names = [path.name for path in members(directory, "*.safetensors")]
     if WEIGHTS in names:
         return WEIGHTS
     if len(names) == 1:
@@ -110,9 +110,8 @@ def _single(directory: Path) -> str:
             f"{directory}: holds {len(names)} safetensors files and no {INDEX} that says which belong together; "
             "fetch the index, or open one of the files"
         )
-    pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
-    if pickles:
-        raise refuse_pickle(directory / pickles[0])
+    if pickles := members(directory, *PICKLES):
+        raise refuse_pickle(pickles[0])
     raise MissingFileError(f"{directory}: holds no *.safetensors; fetch the weights")
 
 

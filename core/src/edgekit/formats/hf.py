@@ -19,7 +19,7 @@ from edgekit.architectures.found import refuse_adapter_directory, refuse_other_w
 from edgekit.artifact import Artifact, Layout, Writer
 from edgekit.errors import MissingFileError, UnsupportedModelError
 from edgekit.files import guard
-from edgekit.files.foreign import member, read_object
+from edgekit.files.foreign import member, members, read_object
 from edgekit.formats import _hf_files as files
 from edgekit.formats import _packed as packed
 from edgekit.formats._hf_sizes import HuggingFaceSizes
@@ -46,7 +46,7 @@ class HuggingFaceFormat:
             return True  # refused later, with the cure
         if path.is_dir():
             patterns = ("*.safetensors", files.INDEX, *files.PICKLES)
-            known = (path / files.CONFIG).is_file() and any(any(path.glob(pattern)) for pattern in patterns)
+            known = (path / files.CONFIG).is_file() and bool(members(path, *patterns))
             return known or is_mistral(path)
         if any(path.match(pattern) for pattern in files.PICKLES):
             return True  # refused later, with the cure
@@ -208,7 +208,7 @@ def _adapter_directory(path: Path) -> Path | None:
     """Return the directory of an adapter without a model; None if the path is not one."""
     directory = path if path.is_dir() else path.parent
     named = (directory / files.ADAPTER).is_file() and (path.is_dir() or path.name in files.ADAPTER_WEIGHTS)
-    weights = [p for p in directory.glob("*.safetensors") if p.name not in files.ADAPTER_WEIGHTS] if named else []
+    weights = [p for p in members(directory, "*.safetensors") if p.name not in files.ADAPTER_WEIGHTS] if named else []
     return directory if named and not (path.is_dir() and weights) else None
 
 

@@ -34,7 +34,7 @@ from edgekit.errors import (
     option,
 )
 from edgekit.files._swap import hidden
-from edgekit.files.atomic import writing
+from edgekit.files.atomic import AtomicFile, writing
 from edgekit.files.digests import Digests
 from edgekit.files.guard import Stamp, working
 from edgekit.files.memory import enough_memory
@@ -283,6 +283,10 @@ def quantize(
         remarks |= {"source": "; ".join(of_source)} if of_source else {}
         lasting = {kind: note for kind, note in remarks.items() if kind not in OF_THE_RUN}
         manifest = make_manifest(sources, plan, encoder, chosen_format.name, lasting)
+        if calibrated is not None:
+            from edgekit.pipeline.rounding._overlap import record_of
+
+            manifest = attrs.evolve(manifest, calibration=record_of(calibrated))
         writer = chosen_format.writer(target, layout, plan, manifest)
         if work.restarted:
             remarks["restarted"] = work.restarted
@@ -290,7 +294,12 @@ def quantize(
             if kind != "source":  # noted already, one by one
                 work.note(note)
         report = stack.enter_context(reporting(progress, "quantize"))
+        if rounder is not None:
+            kept = stack.enter_context(_rounding_file(target, manifest))
+            rounder = attrs.evolve(rounder, kept=kept)
         _write(writer, layout, plan, encoder, report, target, rounder)
+        if rounder is not None:
+            kept.close(keep=False)
         remarks_of_writer = dict(getattr(writer, "remarks", {}))
         for note in remarks_of_writer.values():
             work.note(note)
@@ -298,6 +307,16 @@ def quantize(
     _LOG.info("%s: %s", target, summary_line(remarks))
     reported = {kind: note for kind, note in remarks.items() if kind in OF_THE_RUN}
     return attrs.evolve(_settled(target, chosen_format.open), run_notes=reported)
+
+
+def _rounding_file(target: Path, manifest: Manifest) -> AtomicFile:
+    """Return the file that holds rounded matrices while an artifact is being written; what is made is its identity."""
+    place = Path(os.path.realpath(target))
+
+    def fingerprint() -> bytes:
+        return hashlib.sha256(b"rounding 1 " + manifest.to_json().encode()).digest()
+
+    return AtomicFile(place.with_name(f"{place.name}.rounding"), fingerprint=fingerprint, named=target, lock=False)
 
 
 def make_plan(recipe: Recipe, layout: Layout, importance: bool = False, backend: str | None = None) -> Plan:
@@ -397,7 +416,8 @@ def _write(
     except KeyboardInterrupt as error:
         written = writer.done
         writer.close(keep=True)
-        error.add_note(_kept_note(written, len(plan), target))
+        rounded = 0 if rounder is None or rounder.kept is None else rounder.kept.done
+        error.add_note(_kept_note(written, len(plan), target, rounded))
         raise
     except BaseException:
         writer.close()
@@ -405,8 +425,11 @@ def _write(
     writer.close()
 
 
-def _kept_note(done: int, total: int, target: Path) -> str:
+def _kept_note(done: int, total: int, target: Path, rounded: int = 0) -> str:
     """Return the note for the `KeyboardInterrupt` of a run: what is kept, and how to resume."""
+    if rounded and not done:
+        kept = counted(rounded, "rounded matrix is", "rounded matrices are")
+        return f"{kept} kept; the same command goes on from there; {target} is as it was"
     if not (done and hidden(Path(os.path.realpath(target)), "partial").exists()):
         return f"nothing is kept; {target} is as it was"
     kept = counted(done, f"of {counted(total, 'tensor')} is", f"of {counted(total, 'tensor')} are")

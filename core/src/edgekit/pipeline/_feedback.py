@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Executor
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import attrs
@@ -16,6 +19,7 @@ from edgekit.bridges import has_levels
 from edgekit.encoding._codecs import codec
 from edgekit.encoding._importance import fill_importance, stack_of
 from edgekit.errors import UsageError
+from edgekit.files.atomic import AtomicFile
 from edgekit.numerics.smallfloats import float32_to_bfloat16
 from edgekit.pipeline._progress import Progress
 from edgekit.pipeline._stream import Piece, bfloat16
@@ -42,6 +46,8 @@ class Rounder:
         backend: as for `edgekit.quantize`.
         pool: computes groups of rows.
         where: prefix of a tensor's name in messages.
+        kept: the file in which rounded matrices are kept until the artifact is written, so that an interrupted run
+            continues after them; None keeps none.
     """
 
     model: Model
@@ -50,6 +56,7 @@ class Rounder:
     backend: str | None
     pool: Executor
     where: str
+    kept: AtomicFile | None = None
 
     def rounded(self, progress: Progress | None = None) -> dict[str, QuantizedTensor]:
         """Return the rounded matrices by their names in the target."""
@@ -57,10 +64,46 @@ class Rounder:
         if not chosen:
             return {}
         matrices = {role: self._matrix(slot, line) for role, (slot, line) in chosen.items()}
-        walk = Walk(self.model, self.calibration, matrices, self.pool, fastest(), self._others(chosen))
+        known = self._known(chosen)
+        walk = Walk(self.model, self.calibration, matrices, self.pool, fastest(), self._others(chosen), known)
         names = {role: line.name for role, (_, line) in chosen.items()}
-        found = dict(walk.run(progress))
+        found: dict[str, QuantizedTensor] = {}
+        for role, tensor in walk.run(progress):
+            found[role] = tensor
+            if role not in known:
+                self._keep(role, tensor)
         return {names[role]: attrs.evolve(tensor, name=names[role]) for role, tensor in found.items()}
+
+    def _keep(self, role: str, tensor: QuantizedTensor) -> None:
+        """Write a rounded matrix to the file; its parts are described in the unit's note."""
+        if self.kept is None:
+            return
+        described = []
+        for name, part in tensor.parts.items():
+            values = np.ascontiguousarray(part)
+            described.append([name, values.dtype.str, list(values.shape)])
+            self.kept.write(values.tobytes())
+        self.kept.unit_done(json.dumps([role, tensor.backend, described]))
+
+    def _known(self, chosen: Mapping[str, tuple[Slot, Assignment]]) -> dict[str, Callable[[], QuantizedTensor]]:
+        """Return what reads each matrix that an interrupted run has kept."""
+        notes = [] if self.kept is None else [json.loads(note) for note in self.kept.notes]
+        known: dict[str, Callable[[], QuantizedTensor]] = {}
+        for unit, (role, backend, described) in enumerate(notes):
+            slot, line = chosen[role]
+            known[role] = partial(self._kept_tensor, unit, slot, line.precision, backend, described)
+        return known
+
+    def _kept_tensor(
+        self, unit: int, slot: Slot, precision: Precision, backend: str, described: list[tuple[str, str, list[int]]]
+    ) -> QuantizedTensor:
+        assert self.kept is not None
+        data, at, parts = self.kept.unit(unit), 0, {}
+        for name, dtype, shape in described:
+            count = math.prod(shape)
+            parts[name] = np.frombuffer(data, np.dtype(dtype), count, at).reshape(shape)
+            at += parts[name].nbytes
+        return QuantizedTensor(parts, precision, slot.shape, slot.name, backend)
 
     def pieces(
         self, encode: Callable[[Pairs], Generator[Piece, None, None]], pairs: Pairs, progress: Progress | None

@@ -9,7 +9,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack, get_args, get_origin, get_type_hints
 
 from edgekit.artifact import Artifact, unread
 from edgekit.errors import InvalidFileError, MissingPluginError, UnsupportedModelError, UsageError
@@ -113,16 +113,31 @@ def _refuse_format(artifact: Artifact, registration: Registration) -> None:
 def refuse_options(function: Callable[..., Any], who: str, options: Mapping[str, Any]) -> None:
     """Raise if a function has no keyword argument for one of the options.
 
+    Further keyword arguments (``**options``) are any, or those of a `TypedDict` if they are annotated with ``Unpack``.
+
     Raises:
         UsageError: names the option and those that are allowed.
     """
     parameters = inspect.signature(function).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
     known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_KEYWORD:
+            further = _unpacked(function, parameter.name)
+            if further is None:
+                return
+            known += further
     for option in options:
         if option not in known:
             raise UsageError(f"{who} has no option {option!r}; it has {', '.join(known) or 'none'}")
+
+
+def _unpacked(function: Callable[..., Any], name: str) -> list[str] | None:
+    """Return the keys of the `TypedDict` that a parameter ``**name: Unpack[...]`` takes; None if it takes any."""
+    try:
+        hint = get_type_hints(function).get(name)
+    except NameError:  # of a type that is imported for checkers alone
+        return None
+    return list(get_args(hint)[0].__annotations__) if get_origin(hint) is Unpack else None
 
 
 __all__ = ["Pass", "files_in", "refuse_options", "run_pass", "unread"]

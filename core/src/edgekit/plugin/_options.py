@@ -56,7 +56,7 @@ _OPTIONS: dict[str, dict[str, Callable[[object], str]]] = {
     "formats": {"suffixes": _suffixes, "takes": _suffixes, "refines": _names},
     "quantizers": {"claim": _claim, "speed": _speed},
     "recipes": {"formats": _names},
-    "runtimes": {"formats": _names, "speed": _speed, "tolerance": _tolerance, "parallel": _option},
+    "runtimes": {"formats": _names, "speed": _speed, "tolerance": _tolerance, "parallel": _option, "adapters": _option},
     "passes": {"formats": _names},
     "kernels": {"speed": _speed},
 }

@@ -100,6 +100,9 @@ KNOWN_DISTRIBUTIONS = {
     "ovms": "edgekit-openvino",
     "serve": "edgekit-serve",
 }
+KNOWN_DISTRIBUTIONS |= dict.fromkeys(
+    ("assess", "bench", "blame", "diagnose", "gate", "optimize", "recommend", "report", "watch"), "edgekit-workflow"
+)
 
 #: What the formats and runtimes of other libraries are called.
 _ALSO_CALLED = {"safetensors": "hf", "huggingface": "hf", "transformers": "hf", "ir": "openvino", "ggml": "gguf"}

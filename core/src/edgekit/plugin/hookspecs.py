@@ -83,7 +83,8 @@ def edgekit_register_runtimes(register: Register) -> None:
     The target is called with an artifact and options, and returns an `edgekit.runtime.Runtime`. ``formats`` names the
     formats of the artifacts that it runs, ``("*",)`` all; the highest ``speed`` is the default (numpy has 1).
     ``tolerance`` is the largest difference of a logit from edgekit's own forward pass that it claims, in standard
-    deviations of the logits. ``parallel`` names the runtime's option for how many texts it computes at the same time.
+    deviations of the logits. ``parallel`` names the runtime's option for how many texts it computes at the same time,
+    ``adapters`` the one for adapters by name, for a runtime that is an `edgekit.runtime.AdaptingRuntime`.
     """
 
 

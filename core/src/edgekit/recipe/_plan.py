@@ -23,12 +23,14 @@ class Slot:
         tensor: its values, rows already in the target's order.
         keep: the precision in which the format stores the tensor if it is not quantized (a norm, a bias) or already
             encoded: the encoded tensor's precision, or the float type to which it is decoded.
+        quantizable: whether the target's readers take the tensor quantized.
     """
 
     name: str
     role: str
     tensor: AnyTensor
     keep: Precision
+    quantizable: bool = True
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -106,5 +108,8 @@ class Plan:
 
 
 def is_matrix(slot: Slot) -> bool:
-    """Return whether a slot is a weight matrix: two dimensions or more, and a name that ends in ``weight``."""
-    return len(slot.shape) > 1 and slot.name.endswith("weight")
+    """Return whether a slot is a weight matrix: two dimensions or more, and a name that ends in ``weight``.
+
+    A matrix that the target's readers take in float alone counts as none.
+    """
+    return len(slot.shape) > 1 and slot.name.endswith("weight") and slot.quantizable

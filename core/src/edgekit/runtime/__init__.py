@@ -13,6 +13,7 @@ from edgekit.runtime.generation import Sampling as Sampling
 from edgekit.runtime.generation import SamplingOptions as SamplingOptions
 from edgekit.runtime.generation import until as until
 from edgekit.runtime.numpy import NumpyRuntime as NumpyRuntime
+from edgekit.runtime.protocols import AdaptingRuntime as AdaptingRuntime
 from edgekit.runtime.protocols import CacheUse as CacheUse
 from edgekit.runtime.protocols import CachingRuntime as CachingRuntime
 from edgekit.runtime.protocols import ChatRuntime as ChatRuntime
@@ -35,6 +36,7 @@ from edgekit.typing import F32 as F32
 
 __all__ = [
     "F32",
+    "AdaptingRuntime",
     "CacheUse",
     "CachingRuntime",
     "ChatRuntime",

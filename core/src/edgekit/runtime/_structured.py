@@ -207,10 +207,9 @@ class Matcher:
         bits = self._matcher.compute_bitmask()
         if self._matcher.is_error():
             self._refuse_error()
-        may = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")[: len(logits)].astype(bool)
-        if len(may) < len(logits):  # the matrix has spare rows
-            may = np.pad(may, (0, len(logits) - len(may)))
-        return np.where(may, logits, np.float32(-np.inf)).astype(np.float32, copy=False) if may.any() else None
+        # `count` also fills up where the output matrix has spare rows.
+        may = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(logits), bitorder="little").view(np.bool_)
+        return np.where(may, logits, np.float32(-np.inf)) if may.any() else None
 
     def chosen(self, token: int) -> None:
         """Note the next token, one of those allowed."""

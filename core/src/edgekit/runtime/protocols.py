@@ -7,7 +7,7 @@ methods: ``isinstance(model, ChatRuntime)``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self, Unpack, cast, runtime_checkable
 
 import attrs
@@ -169,6 +169,26 @@ class CachingRuntime(Protocol):
 
 
 @runtime_checkable
+class AdaptingRuntime(Protocol):
+    """A runtime that was loaded with adapters, which it applies to texts that ask for them."""
+
+    def adapters(self) -> list[str]:
+        """Return the names of its adapters."""
+        ...
+
+    def adapted(self, scales: Mapping[str, float]) -> ChattingRuntime:
+        """Return a runtime of the same model that computes with adapters; closing this one closes it.
+
+        Args:
+            scales: names, and the scale of each; none for the model without adapters.
+
+        Raises:
+            UsageError: another name, or a scale that is not finite.
+        """
+        ...
+
+
+@runtime_checkable
 class DescribedRuntime(Protocol):
     """A runtime that reports how it computes: the settings in effect since the model was loaded."""
 
@@ -241,6 +261,7 @@ def _runs(registration: Registration, artifact: Artifact) -> bool:
 
 __all__ = [
     "F32",
+    "AdaptingRuntime",
     "CacheUse",
     "CachingRuntime",
     "ChatRuntime",

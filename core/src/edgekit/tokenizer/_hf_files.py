@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from edgekit.errors import InvalidFileError
-from edgekit.files.foreign import read_bytes, read_object, shown, strict_json
+from edgekit.files.foreign import members, read_bytes, read_object, shown, strict_json
 from edgekit.tokenizer import _sentencepiece
 from edgekit.tokenizer._added_tokens import ROLES, AddedToken, contradiction
 from edgekit.tokenizer._sentencepiece import SentencePiece
@@ -206,7 +206,7 @@ def template_files(directory: Path) -> tuple[Path, ...]:
         InvalidFileError: there are too many, or the directory is a link to a place outside.
     """
     folder = directory / TEMPLATES
-    templates = sorted(folder.glob("*.jinja"))
+    templates = members(folder, "*.jinja")
     if len(templates) > _MOST_TEMPLATES:
         raise InvalidFileError(f"{folder}: holds {len(templates)} templates; a model has at most {_MOST_TEMPLATES}")
     if templates and folder.is_symlink():

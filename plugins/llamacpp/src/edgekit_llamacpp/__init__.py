@@ -41,7 +41,7 @@ def edgekit_register_runtimes(register: Register) -> None:
     """Register the runtime of GGUF files."""
     if _installed():
         target, how = "edgekit_llamacpp.runtime:open_runtime", {"speed": 10, "tolerance": TOLERANCE}
-        register("llamacpp", target, formats=("gguf",), parallel="sequences", **how)
+        register("llamacpp", target, formats=("gguf",), parallel="sequences", adapters="adapters", **how)
 
 
 @hookimpl

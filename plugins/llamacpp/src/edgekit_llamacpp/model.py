@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,8 @@ CONTEXT = 4096
 BATCH = 512
 #: Sequences of a context: llama.cpp's own limit in the oldest supported version.
 MOST_SEQUENCES = 64
+#: Adapters by name, with the scale of each.
+Lora = tuple[tuple[str, float], ...]
 #: Types of keys and values: ggml's number, and bytes of an element.
 CACHES = {"F32": (0, 4.0), "F16": (1, 2.0), "Q8_0": (8, 34 / 32)}
 _MEAN = 1  # LLAMA_POOLING_TYPE_MEAN
@@ -59,6 +61,7 @@ class Options:
         lora: adapters, each a path or a pair (path, scale); or the path of one.
         sequences: texts that are computed together, at most `MOST_SEQUENCES`; each has a whole context, so the keys and
             values take so many times the memory.
+        adapters: further adapters by name, each a path; they are loaded, and applied to texts that ask for them.
     """
 
     context: int | None = None
@@ -69,6 +72,7 @@ class Options:
     cache: str = "F16"
     lora: tuple[tuple[str, float], ...] = ()
     sequences: int = 1
+    adapters: Mapping[str, str] = attrs.field(factory=dict)
 
     @classmethod
     def of(cls, **given: Any) -> Options:
@@ -81,6 +85,7 @@ class Options:
         refuse_unknown_options("llamacpp", given, [*known, "isolate"])
         lora = given.get("lora") or ()
         given["lora"] = tuple(map(_adapter, [lora] if isinstance(lora, str | os.PathLike) else lora))
+        given["adapters"] = _named(given.get("adapters") or {})
         for name, least in (("context", 1), ("threads", 1), ("gpu_layers", -1)):
             value = given.get(name)
             if value is None or (name == "gpu_layers" and value == "auto"):
@@ -103,6 +108,12 @@ def _adapter(item: Any) -> tuple[str, float]:
     if not np.isfinite(scale):
         raise UsageError(f"LoRA adapter {path}: scale {scale}; choose a finite number")
     return str(path), float(scale)
+
+
+def _named(given: Any) -> dict[str, str]:
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) and name for name in given):
+        raise UsageError(f"adapters is {given!r:.80}; give a mapping from names to paths")
+    return {name: os.fspath(path) for name, path in given.items()}
 
 
 class Loaded:
@@ -139,6 +150,7 @@ class Loaded:
             layers = self.layers - min(self.layers, self.gpu_layers)
             refuse_memory(artifact, self.size * options.sequences, options.cache, layers)
             self._adapters = [(self._adapter(path), scale) for path, scale in options.lora]
+            self._named = {name: self._adapter(path) for name, path in options.adapters.items()}
             self.context = self.new_context(self.size, sequences=options.sequences)
             stack.callback(self._llama.llama_free, self.context)
             self._free = stack.pop_all()
@@ -237,7 +249,11 @@ class Loaded:
             fewer = f", or fewer gpu_layers than {self.gpu_layers}" if self.gpu_layers else ""
             cure = f"choose a shorter one{fewer}"
             raise ResourceError(f"llama.cpp makes no context of {size} tokens: {'; '.join(lines)}; {cure}")
-        self._apply_adapters(context)
+        try:
+            self.adapt(context)
+        except BaseException:
+            self._llama.llama_free(context)
+            raise
         return context
 
     def _adapter(self, path: str) -> Any:
@@ -252,14 +268,24 @@ class Loaded:
             )
         return adapter  # freed with the model
 
-    def _apply_adapters(self, context: Any) -> None:
-        if not self._adapters:
+    def adapt(self, context: Any, lora: Lora = ()) -> None:
+        """Make a context compute with the adapters of the option ``lora``, and with others by name.
+
+        Args:
+            context: of this model.
+            lora: names, of the option ``adapters``, and scales.
+
+        Raises:
+            InvalidFileError: llama.cpp refuses the adapters.
+        """
+        chosen = [*self._adapters, *((self._named[name], scale) for name, scale in lora)]
+        if not (self._adapters or self._named):
             return
-        count = len(self._adapters)
-        adapters = (self._llama.llama_adapter_lora_p_ctypes * count)(*(adapter for adapter, _ in self._adapters))
-        scales = (ctypes.c_float * count)(*(scale for _, scale in self._adapters))
+        count = len(chosen)
+        # An array of none would have no address.
+        adapters = (self._llama.llama_adapter_lora_p_ctypes * max(count, 1))(*(adapter for adapter, _ in chosen))
+        scales = (ctypes.c_float * max(count, 1))(*(scale for _, scale in chosen))
         if self._llama.llama_set_adapters_lora(context, adapters, count, scales):
-            self._llama.llama_free(context)
             raise InvalidFileError("llama.cpp refuses the LoRA adapters; check that they are for this model")
 
 
@@ -412,6 +438,7 @@ __all__ = [
     "CONTEXT",
     "MOST_SEQUENCES",
     "Loaded",
+    "Lora",
     "Options",
     "available_memory",
     "batch_of",

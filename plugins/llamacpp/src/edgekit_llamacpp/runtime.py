@@ -11,7 +11,9 @@ from __future__ import annotations
 import codecs
 import contextlib
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -25,7 +27,7 @@ from edgekit.runtime import CacheUse, Prompt, Runtime, Sampling, TextRuntime
 from edgekit.typing import F32, F64
 from edgekit_llamacpp.activations import square_sums
 from edgekit_llamacpp.library import copied, llama, quiet, refuse_copy
-from edgekit_llamacpp.model import Loaded, Options, batch_of, refuse_ambiguous
+from edgekit_llamacpp.model import Loaded, Lora, Options, batch_of, refuse_ambiguous
 from edgekit_llamacpp.sequences import Sequences, Text, compute
 
 
@@ -37,9 +39,11 @@ def open_runtime(artifact: Artifact, *, isolate: bool | None = None, **options: 
         isolate: whether llama.cpp runs in a child process, so that a crash of native code becomes an error; None: where
             the file's architecture is one that edgekit does not know, and so could not check, and in a process that was
             forked from one that had used llama.cpp, whose threads are missing there.
-        options: of `edgekit_llamacpp.model.Options`: context, threads, gpu_layers, mmap, mlock, cache, lora, sequences.
+        options: of `edgekit_llamacpp.model.Options`: context, threads, gpu_layers, mmap, mlock, cache, lora, sequences,
+            adapters.
 
     Raises:
+        UsageError: an option out of range, or adapters by name in a child process.
         InvalidFileError: a vocabulary with a token twice; and as `edgekit_llamacpp.model.Loaded`.
     """
     checked = Options.of(**options)
@@ -47,6 +51,8 @@ def open_runtime(artifact: Artifact, *, isolate: bool | None = None, **options: 
     if (copied() or _unknown(artifact)) if isolate is None else isolate:
         from edgekit_llamacpp.isolated import IsolatedRuntime
 
+        if checked.adapters:
+            raise UsageError("adapters by name work in this process only; pass isolate=False, or the option lora")
         return IsolatedRuntime(artifact, checked)
     return LlamaCppRuntime(artifact, checked)
 
@@ -84,6 +90,7 @@ class LlamaCppRuntime(TextRuntime):
         self._loaded: Loaded | None = Loaded(artifact, options)
         self._sequences = Sequences(self._loaded)
         self._ends = _ends(artifact)
+        self._lora: Lora = ()
 
     @property
     def context(self) -> int:
@@ -93,6 +100,30 @@ class LlamaCppRuntime(TextRuntime):
     def description(self) -> dict[str, Any]:
         """Return how it computes: device, layers on it (the result of ``gpu_layers="auto"``), context, threads."""
         return self._model().description()
+
+    def adapters(self) -> list[str]:
+        """Return the names of the adapters that `adapted` takes, in the order of the option ``adapters``."""
+        return list(self._model().options.adapters)
+
+    def adapted(self, scales: Mapping[str, float]) -> LlamaCppRuntime:
+        """Return a runtime of the same model that computes with adapters; closing this one closes it.
+
+        Texts of both are computed in the same context, those with the same adapters together.
+
+        Args:
+            scales: names of adapters, and the scale of each; none for the model without them.
+
+        Raises:
+            UsageError: another name, or a scale that is not finite.
+        """
+        known = self.adapters()
+        for name, scale in scales.items():
+            if name not in known:
+                there = ", ".join(map(repr, known)) or "none"
+                raise UsageError(f"no adapter {name!r:.80}; there is {there}: load others with the option adapters")
+            if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+                raise UsageError(f"adapter {name!r:.80}: scale {scale!r:.80}; choose a finite number")
+        return _Adapted(self, tuple(sorted((name, float(scale)) for name, scale in scales.items() if scale)))
 
     def logits(self, tokens: npt.ArrayLike) -> F32:
         """Return the logits of every next token, float32 [n, vocab], for token ids [n].
@@ -106,7 +137,7 @@ class LlamaCppRuntime(TextRuntime):
         ids = self._checked(tokens)
         self.room(len(ids), None)
         with self._sequences.alone():
-            return np.concatenate(list(self._sequences.all_logits(ids)))
+            return np.concatenate(list(self._sequences.all_logits(ids, self._lora)))
 
     def cache_use(self) -> CacheUse:
         """Return how many tokens of prompts were computed, and how many were there from earlier ones."""
@@ -125,7 +156,7 @@ class LlamaCppRuntime(TextRuntime):
         return self._continue(ids, self.room(len(ids), max_tokens), (sampling or Sampling()).sampler(ids))
 
     def _continue(self, ids: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
-        ids, text = list(ids), Text()
+        ids, text = list(ids), Text(self._lora)
         try:
             for _ in range(count):
                 self._model()
@@ -170,6 +201,7 @@ class LlamaCppRuntime(TextRuntime):
         loaded = self._model()
         context = loaded.new_context(max(len(ids), 32), embeddings=True)
         try:
+            loaded.adapt(context, self._lora)
             with batch_of([(token, place, 0, True) for place, token in enumerate(ids)]) as batch:
                 compute(loaded, context, batch)
             pointer = self._llama.llama_get_embeddings_seq(context, 0)
@@ -300,6 +332,29 @@ class LlamaCppRuntime(TextRuntime):
         """The context is what the model was loaded with, and may be larger."""
         cure = f"shorten the prompt, ask for at most {most}," if most else "shorten the prompt,"
         return f"do not fit the context of {self.context}; {cure} or load with a larger context"
+
+
+class _Adapted(LlamaCppRuntime):
+    """A loaded model with adapters; the runtime that it was made from holds the model."""
+
+    def __init__(self, owner: LlamaCppRuntime, lora: Lora) -> None:
+        self.artifact, self._llama, self._sequences, self._ends = (
+            owner.artifact,
+            owner._llama,
+            owner._sequences,
+            owner._ends,
+        )
+        self._owner, self._lora = owner, lora
+
+    @cached_property
+    def _words(self) -> Any:
+        return self._owner._words
+
+    def _model(self) -> Loaded:
+        return self._owner._model()
+
+    def close(self) -> None:
+        """Nothing: the model stays loaded."""
 
 
 __all__ = ["LlamaCppRuntime", "open_runtime"]

@@ -7,7 +7,7 @@ batches because the rows of a batch may be rounded differently from a single row
 other texts.
 
 The keys and values of a finished text are kept. A new text reuses the longest prefix that any sequence holds, or a copy
-of it, and computes the rest.
+of it, and computes the rest. Texts with other LoRA adapters are computed in other batches and share no prefix.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from edgekit.errors import ResourceError, UsageError
 from edgekit.runtime import CacheUse
 from edgekit.typing import F32
 from edgekit_llamacpp.library import llama
-from edgekit_llamacpp.model import Loaded, batch_of
+from edgekit_llamacpp.model import Loaded, Lora, batch_of
 
 #: Number of tokens of a text after which a waiting text may take its sequence; its contents must then be recomputed.
 TURN = 256
 #: Smallest number of tokens of a prefix to copy from another sequence; computing fewer is faster.
 LEAST_COPIED = 16
-#: Seconds for which a step waits for the texts of the step before: half of what that took, within these limits.
-PATIENCE = (0.002, 0.05)
+#: Seconds for which a step waits for the texts of the step before: as long as that took, within these limits. A text
+#: that is late for the batch costs a batch of its own, which takes almost as long as one of all texts.
+PATIENCE = (0.005, 0.1)
 
 
 @attrs.define(eq=False)
@@ -40,12 +41,14 @@ class Text:
     """A text that is being generated.
 
     Attributes:
+        lora: the adapters to compute it with, by name.
         slot: its sequence; None while it waits for one.
         tokens: number of tokens computed since it got the sequence.
         thread: the thread that requested the last token.
         asked: the time at which that token was computed.
     """
 
+    lora: Lora = ()
     slot: _Slot | None = None
     tokens: int = 0
     thread: int = 0
@@ -63,12 +66,14 @@ class _Slot:
     Attributes:
         number: llama.cpp's number of the sequence.
         tokens: the token ids whose keys and values it holds.
+        lora: the adapters that these were computed with.
         text: the text that uses it; None if that has ended.
         used: the step in which it was last computed.
     """
 
     number: int
     tokens: list[int] = attrs.field(factory=list)
+    lora: Lora = ()
     text: Text | None = None
     used: int = 0
 
@@ -131,6 +136,7 @@ class Sequences:
         self._expected: set[Text] = set()
         self._busy, self._closed, self._decoded = False, False, False
         self._deadline, self._steps = 0.0, 0
+        self._lora: Lora = ()
         self._use = CacheUse()
 
     def cache_use(self) -> CacheUse:
@@ -205,15 +211,16 @@ class Sequences:
                 self._busy = False
                 self._turn.notify_all()
 
-    def all_logits(self, ids: list[int]) -> Iterator[F32]:
+    def all_logits(self, ids: list[int], lora: Lora = ()) -> Iterator[F32]:
         """Yield the logits [tokens, vocab] of each batch of a new sequence; call it inside `alone`."""
         slot = min(self._slots, key=lambda slot: (slot.text is not None, slot.used))
         self._release(slot)
         self._keep(slot, 0)
+        slot.lora = lora
         for start in range(0, len(ids), self._loaded.batch):
             part = ids[start : start + self._loaded.batch]
             rows = [(token, start + place, slot.number, True) for place, token in enumerate(part)]
-            yield self._decode(rows)
+            yield self._decode(rows, lora)
             slot.tokens += part
 
     def close(self) -> None:
@@ -227,18 +234,20 @@ class Sequences:
         if not asks:  # until a text that has a sequence asks again, or rests
             self._turn.wait(PATIENCE[1])
             return
+        # llama.cpp computes sequences together only where each has the number after the one before it.
+        asks.sort(key=lambda ask: ask.slot.number)
         parts = [_Part(ask, ask.slot, ask.missing[:count]) for ask in asks]
         rows = [row for part in parts for row in part.rows()]
         self._busy, start = True, time.monotonic()
         self._turn.release()
         try:
-            found: F32 | Exception = self._decode(rows)
+            found: F32 | Exception = self._decode(rows, asks[0].text.lora)
         except Exception as error:
             found = error
         finally:
             self._turn.acquire()
             self._busy, now = False, time.monotonic()
-            self._deadline = now + min(max((now - start) / 2, PATIENCE[0]), PATIENCE[1])
+            self._deadline = now + min(max(now - start, PATIENCE[0]), PATIENCE[1])
             self._turn.notify_all()
         self._steps += 1
         if isinstance(found, Exception):
@@ -255,6 +264,7 @@ class Sequences:
         texts = [ask for ask in placed if len(ask.missing) == 1]
         prompts = [ask for ask in placed if len(ask.missing) > 1]
         self._decoded = bool(texts) and not (prompts and self._decoded)
+        texts = [ask for ask in texts if ask.text.lora == texts[0].text.lora]  # the first has waited longest
         return (texts, 1) if self._decoded else (prompts[:1], self._loaded.batch)
 
     def _advance(self, parts: Sequence[_Part], logits: Iterator[F32]) -> None:
@@ -292,14 +302,15 @@ class Sequences:
         if not free:
             return
         most = len(ask.ids) - 1  # the last is computed, for its logits
-        shared = [min(_common(slot.tokens, ask.ids), most) for slot in self._slots]
+        shared = [min(_shared(slot, ask), most) for slot in self._slots]
         length = max(shared)
         source = self._slots[shared.index(length)]
         slot = self._taken(source, free, length)
         self._release(slot)
         if slot is not source and length - shared[slot.number] >= LEAST_COPIED:
             self._copy(source, slot)
-        self._keep(slot, min(_common(slot.tokens, ask.ids), most))
+        self._keep(slot, min(_shared(slot, ask), most))
+        slot.lora = ask.text.lora
         slot.text, ask.text.slot, ask.text.tokens = ask.text, slot, 0
         self._use = self._use.plus(len(slot.tokens), len(ask.ids) - len(slot.tokens))
 
@@ -318,7 +329,7 @@ class Sequences:
         """Copy a sequence's keys and values; all of them, since llama.cpp requires it for separate sequence memory."""
         self._keep(slot, 0)
         self._llama.llama_memory_seq_cp(self._memory(), source.number, slot.number, -1, -1)
-        slot.tokens[:] = source.tokens
+        slot.tokens[:], slot.lora = source.tokens, source.lora
 
     def _keep(self, slot: _Slot, length: int) -> None:
         """Drop the keys and values of all but the first `length` tokens; of all if the model's states cannot be cut."""
@@ -332,9 +343,12 @@ class Sequences:
     def _memory(self) -> Any:
         return self._llama.llama_get_memory(self._loaded.context)
 
-    def _decode(self, rows: Sequence[tuple[int, int, int, bool]]) -> F32:
+    def _decode(self, rows: Sequence[tuple[int, int, int, bool]], lora: Lora) -> F32:
         """Compute tokens, and return the logits of the rows that request them, float32 [outputs, vocab]."""
         loaded = self._loaded
+        if lora != self._lora:
+            loaded.adapt(loaded.context, lora)
+            self._lora = lora
         with batch_of(rows) as batch:
             compute(loaded, loaded.context, batch)
         outputs = [number for number, (*_, output) in enumerate(rows) if output]
@@ -356,6 +370,11 @@ def compute(loaded: Loaded, context: Any, batch: Any) -> None:
     code = llama().llama_decode(context, batch)
     if code:
         raise ResourceError(f"llama.cpp cannot compute this batch (code {code}); choose a shorter context")
+
+
+def _shared(slot: _Slot, ask: _Ask) -> int:
+    """Return the number of first tokens of a text that a sequence holds, computed with the same adapters."""
+    return _common(slot.tokens, ask.ids) if slot.lora == ask.text.lora else 0
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -1,6 +1,7 @@
 """Adapters in mlx-lm's files: the weights that fine-tuning adds to a model, and models with an adapter fused in.
 
     adapters.safetensors     <module>.lora_a [in, r] and <module>.lora_b [r, out]; DoRA: <module>.m [out] besides;
+                             of stacked experts lora_a [experts, r, in] and lora_b [experts, out, r], LoRA alone;
                              full: the trained weights themselves
     adapter_config.json      fine_tune_type, num_layers, lora_parameters {rank, scale, dropout}
 
@@ -25,7 +26,7 @@ import numpy as np
 from edgekit.architectures import FAMILIES, Model, ModelConfig
 from edgekit.architectures.links import Link
 from edgekit.artifact import Artifact
-from edgekit.errors import InvalidFileError, MissingFileError, UnsupportedModelError, UsageError
+from edgekit.errors import InvalidFileError, MissingFileError, UsageError
 from edgekit.files.foreign import member, read_object, shown
 from edgekit.formats import safetensors
 from edgekit.numerics.smallfloats import float32_to_bfloat16
@@ -79,7 +80,6 @@ def read_adapter(path: Path) -> Adapter:
     Raises:
         MissingFileError: one of its files does not exist.
         InvalidFileError: a file is malformed; the message names the file and the tensor.
-        UnsupportedModelError: the adapter changes stacked experts, whose tensors have three dimensions.
     """
     config = read_object(path, CONFIG, CONFIG_LIMIT)
     weights = member(path, WEIGHTS)
@@ -100,9 +100,6 @@ def read_adapter(path: Path) -> Adapter:
         raise InvalidFileError(
             f"{weights}: tensor {odd[0]:.200} is none of {method}'s ({', '.join(_LEAVES)}); {_AGAIN}"
         )
-    stacked = [name for name, tensor in tensors.items() if method != "full" and len(tensor.shape) > 2]
-    if stacked:
-        raise UnsupportedModelError(f"{weights}: {stacked[0]} adapts stacked experts, which edgekit does not fuse yet")
     mark = config.get("edgekit")
     model = mark.get("model", "") if isinstance(mark, dict) else ""
     return Adapter(path, method, float(scale or 1.0), tensors, str(model))
@@ -126,28 +123,31 @@ def fused(artifact: Artifact, adapter: Adapter | Path) -> Artifact:
         )
     model = artifact.model
     prefix = prefix_of(model.config)
-    links = {prefix + link.hf[0]: link for link in mlx_links(model.config)}
+    links = {prefix + name: (link, number) for link in mlx_links(model.config) for number, name in enumerate(link.hf)}
     tensors = dict(model.tensors)
     for name in sorted({name if opened.method == "full" else _weight(name) for name in opened.tensors}):
         if name not in links:
             raise InvalidFileError(
                 f"{opened.path}: it changes {name:.200}, which {artifact.path} does not have; {_AGAIN}"
             )
-        tensors |= _changed(tensors, links[name], name, opened)
+        tensors |= _changed(tensors, *links[name], name, opened)
     return _with(artifact, tensors, opened)
 
 
-def _changed(tensors: Mapping[str, AnyTensor], link: Link, name: str, adapter: Adapter) -> dict[str, AnyTensor]:
-    """Return the canonical tensors of a link, with what the adapter says of mlx-lm's tensor of that name."""
+def _changed(
+    tensors: Mapping[str, AnyTensor], link: Link, number: int, name: str, adapter: Adapter
+) -> dict[str, AnyTensor]:
+    """Return the canonical tensors of a link, with what the adapter says of one of mlx-lm's tensors."""
     role = link.canonical[0]
     if adapter.method == "full" and role.endswith("_norm.weight"):
         return {role: _replaced(tensors[role], adapter.tensors[name], _offset(link), adapter)}
-    base = link.write(tuple(tensors[each] for each in link.canonical))[0]
+    held = list(link.write(tuple(tensors[each] for each in link.canonical)))
     if adapter.method == "full":
-        new = _replaced(base, adapter.tensors[name], 0.0, adapter)
+        held[number] = _replaced(held[number], adapter.tensors[name], 0.0, adapter)
     else:
-        new = _added(base, name.removesuffix(".weight"), adapter)
-    return dict(zip(link.canonical, link.read((new,)), strict=True))
+        add = _added if len(held[number].shape) < 3 else _added_to_experts
+        held[number] = add(held[number], name.removesuffix(".weight"), adapter)
+    return dict(zip(link.canonical, link.read(tuple(held)), strict=True))
 
 
 def _weight(name: str) -> str:
@@ -209,20 +209,46 @@ def _added(base: AnyTensor, module: str, adapter: Adapter) -> Tensor:
     return Tensor(base.name, base.shape, dtype, read_rows)
 
 
-def _factors(module: str, adapter: Adapter, rows: int, cols: int) -> tuple[F32, F32, F32 | None]:
-    """Return lora_a [cols, rank], lora_b [rank, rows], and DoRA's m [rows] (None for LoRA), float32."""
-    missing = [
-        leaf for leaf in _LEAVES[: 3 if adapter.method == "dora" else 2] if f"{module}.{leaf}" not in adapter.tensors
-    ]
+def _added_to_experts(base: AnyTensor, module: str, adapter: Adapter) -> Tensor:
+    """Return a stack [experts, rows, cols] with the LoRA update of each expert, in the dtype of the base."""
+    dtype, (experts, rows, cols) = _dtype(base), base.shape
+    a, b = _leaves(module, adapter, ("lora_a", "lora_b"))
+    rank = a.shape[1] if len(a.shape) == 3 else 0
+    _fit(a, (experts, rank, cols), adapter)
+    _fit(b, (experts, rows, rank), adapter)
+
+    def read_rows(start: int, stop: int) -> Array:
+        values = base.float32(start, stop)
+        for expert in range(start // rows, -(-stop // rows)):
+            low, high = max(start, expert * rows), min(stop, (expert + 1) * rows)
+            product = b.float32(low, high) @ a.float32(expert * rank, (expert + 1) * rank)
+            values[low - start : high - start] += np.float32(adapter.scale) * product
+        return _narrow(values, dtype)
+
+    return Tensor(base.name, base.shape, dtype, read_rows)
+
+
+def _leaves(module: str, adapter: Adapter, names: Sequence[str]) -> list[Tensor]:
+    """Return tensors of a module.
+
+    Raises:
+        InvalidFileError: one is missing.
+    """
+    missing = [name for name in names if f"{module}.{name}" not in adapter.tensors]
     if missing:
         raise InvalidFileError(f"{adapter.path / WEIGHTS}: {module}.{missing[0]} is missing; {_AGAIN}")
-    a, b = adapter.tensors[f"{module}.lora_a"], adapter.tensors[f"{module}.lora_b"]
+    return [adapter.tensors[f"{module}.{name}"] for name in names]
+
+
+def _factors(module: str, adapter: Adapter, rows: int, cols: int) -> tuple[F32, F32, F32 | None]:
+    """Return lora_a [cols, rank], lora_b [rank, rows], and DoRA's m [rows] (None for LoRA), float32."""
+    a, b, *magnitudes = _leaves(module, adapter, _LEAVES[: 3 if adapter.method == "dora" else 2])
     rank = a.shape[-1]
     _fit(a, (cols, rank), adapter)
     _fit(b, (rank, rows), adapter)
-    if adapter.method != "dora":
+    if not magnitudes:
         return a.float32(), b.float32(), None
-    m = adapter.tensors[f"{module}.m"]
+    (m,) = magnitudes
     _fit(m, (rows,), adapter)
     return a.float32(), b.float32(), m.float32().reshape(-1)
 

@@ -25,11 +25,11 @@ from edgekit_mlx.modes import FLOATS, GROUPS
 
 
 def carried_over(tensor: AnyTensor) -> AnyTensor:
-    """Return the tensor in a precision of MLX's that holds the same values; decoded to float32 if there is none."""
+    """Return the tensor in a precision of MLX's that holds the same values; if there is none, unchanged."""
     if isinstance(tensor, Tensor) or tensor.precision.convention == "mlx":
         return tensor
     carried = first_exact(tensor, candidates(tensor))
-    return tensor.decoded() if carried is None else attrs.evolve(carried, nbytes=_nbytes(carried))
+    return tensor if carried is None else attrs.evolve(carried, nbytes=_nbytes(carried))
 
 
 def candidates(tensor: EncodedTensor) -> Iterator[Precision]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -12,17 +11,17 @@ from edgekit.architectures import Model
 from edgekit.architectures.hf import config_from_hf, model_from_hf
 from edgekit.artifact import Artifact, Layout
 from edgekit.errors import EdgekitError, MissingFileError, UnsupportedModelError
-from edgekit.files.foreign import read_object, shown
+from edgekit.files.foreign import members, read_object, shown
 from edgekit.formats import carried, open_weights, with_modules
 from edgekit.formats.safetensors import read_header
 from edgekit.manifest import Manifest, read_manifest
 from edgekit.precision import find_precision
-from edgekit.recipe import Plan, Slot, quantized
+from edgekit.recipe import Plan, Slot
 from edgekit.tensor import AnyTensor, EncodedTensor, holds_floats, kept
 from edgekit.tokenizer import Tokenizer, from_hf_directory
 from edgekit_mlx import families
 from edgekit_mlx.bridge import carried_over
-from edgekit_mlx.names import mlx_links, prefix_of
+from edgekit_mlx.names import mlx_links, prefix_of, quantizable
 from edgekit_mlx.sections import KEY, MIRROR, is_quantized, read_section
 from edgekit_mlx.sizes import MlxSizes
 from edgekit_mlx.tensors import assemble
@@ -92,7 +91,7 @@ class MlxFormat:
             made = link.write(tuple(model.tensors[name] for name in link.canonical))
             for name, role, each in zip(link.hf, link.roles, made, strict=True):
                 tensor = logarithms.get(role) or carried_over(each)
-                slots.append(Slot(prefix + name, role, tensor, _kept(tensor)))
+                slots.append(Slot(prefix + name, role, tensor, _kept(tensor), quantizable(model.config, name)))
         return Layout(tuple(slots), source, model)
 
     def writer(self, path: Path, layout: Layout, plan: Plan, manifest: Manifest) -> MlxWriter:
@@ -111,13 +110,13 @@ class MlxFormat:
         return MlxSizes(layout)
 
     def notes(self, layout: Layout, plan: Plan) -> dict[str, str]:
-        """Return notes on what mlx-lm computes differently, and on matrices that were decoded."""
+        """Return notes on what mlx-lm computes differently."""
         assert layout.model is not None
         config = layout.model.config
         sentences = {
             "mlx_window": families.note(config),
             "mlx_ramp": families.ramp_note(config),
-            **_decoded(layout, plan),
+            "mlx_norm": families.norm_note(config),
         }
         return {kind: sentence for kind, sentence in sentences.items() if sentence}
 
@@ -127,25 +126,9 @@ def _logarithms(source: Artifact, model: Model) -> dict[str, AnyTensor]:
     return {role: source.tensors[name] for name, role in model.roles.items() if name.endswith("A_log")}
 
 
-def _decoded(layout: Layout, plan: Plan) -> dict[str, str]:
-    """Return notes on matrices in precisions without an MLX equivalent: decoded, and possibly quantized again."""
-    assert layout.model is not None
-    kinds: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
-    for slot, line in zip(layout.slots, plan, strict=True):
-        tensor = layout.model.tensors[slot.role]
-        if isinstance(tensor, EncodedTensor) and not isinstance(slot.tensor, EncodedTensor):
-            kinds[quantized(line.precision)][tensor.precision.name] += 1
-    shown = {again: ", ".join(f"{n} {name}" for name, n in sorted(count.items())) for again, count in kinds.items()}
-    return {
-        "decoded": shown[False] and f"matrices that MLX cannot hold as they are were decoded to floats: {shown[False]}",
-        "decoded_again": shown[True]
-        and f"matrices quantized already ({shown[True]}) were quantized again; start from the full precision",
-    }
-
-
 def _says_mlx(directory: Path) -> bool:
     """Return whether the metadata of a safetensors file in the directory has ``"format": "mlx"``."""
-    first = next(iter(sorted(directory.glob("model*.safetensors"))), None)
+    first = next(iter(members(directory, "model*.safetensors")), None)
     return first is not None and read_header(first).metadata.get("format") == "mlx"
 
 

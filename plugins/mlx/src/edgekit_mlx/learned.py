@@ -25,7 +25,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 import attrs
 import numpy as np
@@ -88,6 +88,22 @@ class _Task:
 _Method = Callable[[_Task], Any]
 
 
+class Learning(TypedDict, total=False):
+    """The options that all methods share.
+
+    Attributes:
+        text: a file of calibration text, or token ids [n]; required.
+        samples: windows of the text to learn from, at most; 128, of `Dwq` 2,048.
+        length: tokens of a window, at most the model's context; 512.
+        device: ``cpu``, the default; or ``gpu``, where runs may differ.
+    """
+
+    text: Required[str | Path | Sequence[int]]
+    samples: int
+    length: int
+    device: str
+
+
 class Gptq:
     """GPTQ; see `edgekit.pipeline.passes.Pass`."""
 
@@ -98,28 +114,22 @@ class Gptq:
         source: Artifact,
         to: Path,
         *,
-        text: str | Path | Sequence[int],
         bits: int = 4,
         group: int = 64,
         fallback_bits: int = 6,
         fallback_group: int = 64,
-        samples: int = 128,
-        length: int = 512,
-        device: str = "cpu",
+        **learning: Unpack[Learning],
     ) -> Artifact:
         """Write the model as an MLX directory, its linear layers rounded column by column.
 
         Args:
             source: a model of a family that mlx-lm has; best before quantization.
             to: the directory to write.
-            text: a file of calibration text, or token ids [n].
             bits: 2, 4 or 8, of linear layers and experts.
             group: columns that share a scale: 32, 64 or 128.
             fallback_bits: of the embedding, which has no inputs to learn from.
             fallback_group: of the embedding.
-            samples: windows of the text to learn from, at most.
-            length: tokens of a window, at most the model's context.
-            device: ``cpu``, or ``gpu``, where runs may differ.
+            learning: the text and how much of it; see `Learning`.
 
         Returns:
             The result. Its ``manifest.quality`` has ``divergence``, ``divergence_nearest`` (mean KL divergence in nats,
@@ -143,7 +153,7 @@ class Gptq:
             return run(task.module, task.windows, bits, group, fallback_bits, fallback_group)[0]
 
         words = f"{bits} bits in groups of {group}, {fallback_bits} in {fallback_group}"
-        return _learn(source, to, f"{self.name} {words}", method, _Text(text, samples, length), device)
+        return _learn(source, to, f"{self.name} {words}", method, _Text.of(learning))
 
 
 class Awq:
@@ -156,30 +166,24 @@ class Awq:
         source: Artifact,
         to: Path,
         *,
-        text: str | Path | Sequence[int],
         bits: int = 4,
         group: int = 64,
         embed_bits: int = 4,
         embed_group: int = 32,
         grid: int = 20,
-        samples: int = 128,
-        length: int = 512,
-        device: str = "cpu",
+        **learning: Unpack[Learning],
     ) -> Artifact:
         """Write the model as an MLX directory, its channels scaled by their activations before they are rounded.
 
         Args:
             source: a model of a family that mlx-lm has; best before quantization.
             to: the directory to write.
-            text: a file of calibration text, or token ids [n].
             bits: 2, 3, 4, 5, 6 or 8, of linear layers.
             group: columns that share a scale: 32, 64 or 128.
             embed_bits: of the embedding and the output matrix.
             embed_group: of the embedding and the output matrix.
             grid: how many scales are tried, and half as many clippings.
-            samples: windows of the text to learn from, at most.
-            length: tokens of a window, at most the model's context.
-            device: ``cpu``, or ``gpu``, where runs may differ.
+            learning: the text and how much of it; see `Learning`.
 
         Returns:
             The result, with the same measurements as that of `Gptq.run`.
@@ -204,7 +208,7 @@ class Awq:
             return task.module
 
         words = f"{bits} bits in groups of {group}, {embed_bits} in {embed_group}"
-        return _learn(source, to, f"{self.name} {words}", method, _Text(text, samples, length), device)
+        return _learn(source, to, f"{self.name} {words}", method, _Text.of(learning))
 
 
 class Dwq:
@@ -217,32 +221,26 @@ class Dwq:
         source: Artifact,
         to: Path,
         *,
-        text: str | Path | Sequence[int],
         bits: int = 4,
         group: int = 64,
         rate: float = 1e-5,
         epochs: int = 1,
         batch: int = 4,
         seed: int = 0,
-        samples: int = 2048,
-        length: int = 512,
-        device: str = "cpu",
+        **learning: Unpack[Learning],
     ) -> Artifact:
         """Write the model as an MLX directory whose scales and biases were trained to give the source's logits.
 
         Args:
             source: a model of a family that mlx-lm has; best before quantization.
             to: the directory to write.
-            text: a file of calibration text, or token ids [n].
             bits: 2, 3, 4, 5 or 6.
             group: columns that share a scale: 32, 64 or 128.
             rate: Adam's learning rate.
             epochs: how often the text is gone through.
             batch: windows of a step.
             seed: of the order of the batches.
-            samples: windows of the text to learn from, at most.
-            length: tokens of a window, at most the model's context.
-            device: ``cpu``, or ``gpu``, where runs may differ.
+            learning: the text and how much of it; see `Learning`.
 
         Returns:
             The result, with the same measurements as that of `Gptq.run`.
@@ -258,6 +256,7 @@ class Dwq:
             _positive(name, value)
         if type(seed) is not int or not 0 <= seed < 1 << 32:
             raise UsageError(f"seed {seed!r:.80}; choose an integer of 0 or more, below 2^32")
+        given = _Text.of(learning, samples=2048)
 
         def method(task: _Task) -> Any:
             _refuse_shapes(task, lambda _: group)
@@ -269,12 +268,12 @@ class Dwq:
             with _numpys_state_kept():
                 lm("quant.dwq").dwq_quantize(
                     task.module, lambda batch, *_, **__: teacher(batch), adam, rows, rows[:size],
-                    batch_size=size, max_seq_length=length, seed=seed, dtype=core().float32,
+                    batch_size=size, max_seq_length=given.length, seed=seed, dtype=core().float32,
                 )  # fmt: skip
             return task.module
 
         words = f"{bits} bits in groups of {group}, rate {rate:g}, {epochs} epochs, seed {seed}"
-        return _learn(source, to, f"{self.name} {words}", method, _Text(text, samples, length), device)
+        return _learn(source, to, f"{self.name} {words}", method, given)
 
 
 class Dynamic:
@@ -287,30 +286,24 @@ class Dynamic:
         source: Artifact,
         to: Path,
         *,
-        text: str | Path | Sequence[int],
         bits: int = 4,
         group: int = 64,
         high_bits: int = 5,
         high_group: int = 64,
         target: float = 5.0,
-        samples: int = 128,
-        length: int = 512,
-        device: str = "cpu",
+        **learning: Unpack[Learning],
     ) -> Artifact:
         """Write the model as an MLX directory in which the most sensitive matrices have more bits.
 
         Args:
             source: a model of a family that mlx-lm has; best before quantization.
             to: the directory to write.
-            text: a file of calibration text, or token ids [n].
             bits: of most matrices: 2, 3, 4, 5 or 6.
             group: columns that share a scale: 32, 64 or 128.
             high_bits: of the most sensitive matrices.
             high_group: of the most sensitive matrices.
             target: bits a weight of the whole model, scales and biases included.
-            samples: windows of the text to learn from, at most.
-            length: tokens of a window, at most the model's context.
-            device: ``cpu``, or ``gpu``, where runs may differ.
+            learning: the text and how much of it; see `Learning`.
 
         Returns:
             The result, with the same measurements as that of `Gptq.run`.
@@ -338,7 +331,7 @@ class Dynamic:
             return task.module
 
         words = f"{bits} bits in groups of {group}, or {high_bits} in {high_group}, {target:g} in all"
-        return _learn(source, to, f"{self.name} {words}", method, _Text(text, samples, length), device)
+        return _learn(source, to, f"{self.name} {words}", method, _Text.of(learning))
 
 
 # Options.
@@ -346,11 +339,24 @@ class Dynamic:
 
 @attrs.frozen
 class _Text:
-    """The calibration text, and how it is cut; see `Gptq.run`."""
+    """The calibration text, how it is cut, and where it is computed; see `Learning`."""
 
     given: str | Path | Sequence[int]
     samples: int
     length: int
+    device: str
+
+    @classmethod
+    def of(cls, learning: Learning, samples: int = 128) -> _Text:
+        """Return the options with their defaults, of which `samples` is a method's own."""
+        if "text" not in learning:
+            raise UsageError("text is missing; name a file of calibration text, or give token ids")
+        return cls(
+            learning["text"],
+            learning.get("samples", samples),
+            learning.get("length", 512),
+            learning.get("device", "cpu"),
+        )
 
     def __attrs_post_init__(self) -> None:
         _positive("samples", self.samples)
@@ -404,9 +410,9 @@ def _positive(name: str, value: object) -> None:
 # The run.
 
 
-def _learn(source: Artifact, to: Path, recipe: str, method: _Method, text: _Text, device: str) -> Artifact:
+def _learn(source: Artifact, to: Path, recipe: str, method: _Method, text: _Text) -> Artifact:
     """Run a method in a thread of its own, and write what it gives."""
-    format, place = MlxFormat(), chosen(device)
+    format, place = MlxFormat(), chosen(text.device)
     layout = format.layout(source)
     worker = Worker()
 
@@ -666,4 +672,4 @@ def _numpys_state_kept() -> Iterator[None]:
         np.random.set_state(state)
 
 
-__all__ = ["AWQ_RULES", "MEASURED", "Awq", "Dwq", "Dynamic", "Gptq"]
+__all__ = ["AWQ_RULES", "MEASURED", "Awq", "Dwq", "Dynamic", "Gptq", "Learning"]

@@ -8,7 +8,7 @@ has their precision, and are decoded otherwise.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import attrs
 import numpy as np
@@ -43,6 +43,21 @@ class Loaded:
     quantized: int
     dtype: str
 
+    @property
+    def vocab(self) -> int:
+        """The number of token ids."""
+        args = self.module.args
+        text = getattr(args, "text_config", None)
+        if isinstance(text, Mapping):
+            return int(text["vocab_size"])
+        return int((args if text is None else text).vocab_size)
+
+    @property
+    def body(self) -> Any:
+        """The module that returns the last hidden states [batch, n, width] of token ids [batch, n]."""
+        language = getattr(self.module, "language_model", self.module)
+        return language.backbone if hasattr(language, "backbone") else language.model
+
 
 def load(artifact: Artifact, dtype: str | None = None, *, decoded: bool = False) -> Loaded:
     """Load an artifact into a module; must be called in the thread that computes with it.
@@ -67,9 +82,13 @@ def load(artifact: Artifact, dtype: str | None = None, *, decoded: bool = False)
     config = families.mlx_config(known.config, str(artifact.path))
     module = _module(config, artifact)
     tensors = {slot.name: slot.tensor for slot in layout.slots}
-    quantized = {} if decoded else {n: t for n, t in tensors.items() if isinstance(t, EncodedTensor)}
+    quantized = {} if decoded else {n: t for n, t in tensors.items() if _is_mlx(t)}
     _fill(module, tensors, quantized, dtype, artifact)
     return Loaded(module, families.faithful_context(known.config), len(quantized), _dtype(module))
+
+
+def _is_mlx(tensor: AnyTensor) -> TypeGuard[EncodedTensor]:
+    return isinstance(tensor, EncodedTensor) and tensor.precision.convention == "mlx"
 
 
 def refuse_too_large(artifact: Artifact, dtype: str | None = None, decoded: bool = False) -> None:

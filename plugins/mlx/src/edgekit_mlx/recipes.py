@@ -33,6 +33,7 @@ GROUP = 64
 _MORE = ("v_proj", "down_proj")
 #: By family, how the names of the modules end that get 8 bits whatever the recipe's width.
 _EIGHT_BITS = {
+    "gemma4": ("router.proj",),
     "gpt_oss": ("mlp.router",),
     "granite": ("self_attn.o_proj", "mlp.down_proj", "lm_head"),
     "granitemoehybrid": ("block_sparse_moe.router.layer",),

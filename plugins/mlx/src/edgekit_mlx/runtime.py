@@ -84,6 +84,10 @@ class Options:
             raise UsageError(f"context {self.context!r:.80}; choose 1 or more")
 
 
+class Apart(list[list[Any]]):
+    """Caches of a batch's rows that mlx-lm cannot merge (chunks of Llama 4): its rows are computed one by one."""
+
+
 class MlxRuntime(TextRuntime):
     """A model loaded into mlx-lm's modules; see `edgekit.runtime.Runtime`.
 
@@ -193,6 +197,8 @@ class MlxRuntime(TextRuntime):
 
     def advance(self, ids: Sequence[int], cache: list[Any]) -> F32:
         """Return the logits after one more token of each row, float32 [rows, vocab]; the cache of the rows grows."""
+        if isinstance(cache, Apart):
+            return np.concatenate([self.advance([token], row) for token, row in zip(ids, cache, strict=True)])
 
         def work() -> F32:
             return self._float32(self._model().module(core().array([[token] for token in ids]), cache=cache))
@@ -202,10 +208,15 @@ class MlxRuntime(TextRuntime):
 
     def merge(self, caches: Sequence[list[Any]]) -> list[Any]:
         """Return one cache with a row for each of several, the shorter ones padded on the left."""
+        if not all(hasattr(layer, "merge") for layer in caches[0]):
+            return Apart(caches)
         return self._run(lambda: [type(layers[0]).merge(list(layers)) for layers in zip(*caches, strict=True)])
 
     def keep(self, rows: Sequence[int], cache: list[Any]) -> None:
         """Drop all other rows of a merged cache."""
+        if isinstance(cache, Apart):
+            cache[:] = [cache[row] for row in rows]
+            return
 
         def work() -> None:
             for layer in cache:
@@ -233,7 +244,7 @@ class MlxRuntime(TextRuntime):
         """
         ids = self.checked_ids(self.whole_ids(text), self._vocab())
         self.room(len(ids), None)
-        states = self._run(lambda: self._float32(self._model().module.model(core().array(ids[None]))))
+        states = self._run(lambda: self._float32(self._model().body(core().array(ids[None]))))
         return self.pooled(states[0])
 
     def save_prompt_cache(self, path: str | Path) -> None:
@@ -301,8 +312,7 @@ class MlxRuntime(TextRuntime):
             raise ResourceError(f"{self.artifact.path}: {self.device} cannot compute it: {error!s:.300}") from error
 
     def _vocab(self) -> int:
-        module = self._model().module
-        return int(getattr(module.args, "vocab_size", 0) or module.args.text_config["vocab_size"])
+        return self._model().vocab
 
     @staticmethod
     def _float32(values: Any) -> F32:
@@ -337,7 +347,9 @@ class MlxRuntime(TextRuntime):
         if not self._cache or not kept:
             self._cache, self._seen = self._new_cache(), []
         elif surplus:
-            if cache.can_trim_prompt_cache(self._cache) and cache.trim_prompt_cache(self._cache, surplus) == surplus:
+            whole = all(_holds_chunk(layer, kept) for layer in self._cache)
+            can_trim = whole and cache.can_trim_prompt_cache(self._cache)
+            if can_trim and cache.trim_prompt_cache(self._cache, surplus) == surplus:
                 del self._seen[kept:]
             else:
                 self._cache, self._seen = self._new_cache(), []
@@ -350,4 +362,10 @@ class MlxRuntime(TextRuntime):
         return prompt_cache.identity(self.artifact, self._model().dtype)
 
 
-__all__ = ["STEP", "MlxRuntime", "Options", "open_runtime"]
+def _holds_chunk(layer: Any, position: int) -> bool:
+    """Return whether a layer's cache of chunks still has the chunk of a position from its start; others always do."""
+    size = getattr(layer, "chunk_size", None)
+    return size is None or layer.start_position <= position // size * size
+
+
+__all__ = ["STEP", "Apart", "MlxRuntime", "Options", "open_runtime"]

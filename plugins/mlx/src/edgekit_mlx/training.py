@@ -415,7 +415,12 @@ def _adapt(module: Any, quantized: int, options: Training, source: Artifact) -> 
             layer.unfreeze()
         return layers
     parameters = {"rank": options.rank, "scale": options.scale, "dropout": options.dropout}
-    lm("tuner.utils").linear_to_lora_layers(module, layers, parameters, use_dora=options.method == "dora")
+    try:
+        lm("tuner.utils").linear_to_lora_layers(module, layers, parameters, use_dora=options.method == "dora")
+    except ValueError as error:
+        raise UsageError(
+            f"{source.path}: mlx-lm has no {options.method} for one of its layers ({error!s:.100}); choose lora"
+        ) from error
     return layers
 
 

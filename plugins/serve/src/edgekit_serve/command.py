@@ -42,6 +42,7 @@ BACKLOG = 2048
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--name", "titles", multiple=True, help="Name for clients, one for each artifact; default: the file's.")
+@click.option("--lora", "adapters", multiple=True, metavar="NAME=FILE", help="Adapter for requests that name it.")
 @click.option("--memory", metavar="GB", type=click.FloatRange(0, min_open=True), help="Most GB of models in use.")
 @click.option("--api-key-file", type=click.Path(), help=f"API keys, one a line; or in the environment: {KEYS}.")
 @click.option("--insecure-no-auth", is_flag=True, help="Serve other machines without a key.")
@@ -62,6 +63,7 @@ def command(
     host: str,
     port: int,
     titles: tuple[str, ...],
+    adapters: tuple[str, ...],
     memory: float | None,
     api_key_file: str | None,
     insecure_no_auth: bool,
@@ -87,7 +89,7 @@ def command(
     names, pages = (frozenset(text.lower() for text in texts) for texts in (hosts, origins))
     settings = Settings(called[0], keys, names, pages, **limits)
     with listening(host, port) as door, _traced(traces) as trace:
-        given = dict(map(parse_option, options))
+        given = dict(map(parse_option, options)) | lora_options(adapters, opened, runtime)
         models = [
             Model(name, artifact.nbytes, partial(start_model, artifact, runtime, given, settings.parallel))
             for name, artifact in zip(called, opened, strict=True)
@@ -96,6 +98,26 @@ def command(
         where = f"[{host}]" if ":" in host else host
         title = f"{', '.join(called)} on http://{where}:{door.getsockname()[1]}"
         serve(model, settings, door, drain, title, log_format, models if len(models) > 1 else (), trace)
+
+
+def lora_options(given: Sequence[str], opened: Sequence[Artifact], runtime: str | None) -> dict[str, Any]:
+    """Return the runtime's option for adapters by name.
+
+    Raises:
+        UsageError: not NAME=FILE, a name given twice, several models, or a runtime without adapters by request.
+    """
+    if not given:
+        return {}
+    adapters = {name: path for name, path in (each.split("=", 1) for each in given if "=" in each) if name and path}
+    if len(adapters) < len(given):
+        raise UsageError(f"--lora {' --lora '.join(given)}; give NAME=FILE, each name once")
+    if len(opened) > 1:
+        raise UsageError(f"--lora with {len(opened)} models; serve the model of the adapters alone")
+    chosen = choose_runtime(opened[0], runtime)
+    option = chosen.options.get("adapters")
+    if option is None:
+        raise UsageError(f"runtime {chosen.name!r} has no adapters by request; edgekit merge adds one to its model")
+    return {option: adapters}
 
 
 @contextlib.contextmanager
@@ -276,6 +298,7 @@ __all__ = [
     "is_loopback",
     "listening",
     "log_to_stderr",
+    "lora_options",
     "read_keys",
     "refuse_open_doors",
     "serve",

@@ -96,6 +96,10 @@ class Fields:
         """Return a field's value, unchecked; None if it is absent."""
         return self._left.pop(name, None)
 
+    def default(self, name: str, value: Any) -> None:
+        """Set a field that is absent."""
+        self._left.setdefault(name, value)
+
     def rename(self, newer: str, older: str) -> None:
         """Rename the field `newer` to `older`; a request may use one of the two names."""
         value = self.take(newer)

@@ -30,7 +30,7 @@ _INTERNAL = "an internal error; the server's log says where"
 #: Names of routes in the metrics and the log; others are ``other``, so that clients cannot create labels.
 ROUTES = (
     "/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/responses", "/v1/messages",
-    "/v1/rerank", "/tokenize", "/detokenize", "/health", "/metrics",
+    "/v1/rerank", "/tokenize", "/detokenize", "/lora-adapters", "/health", "/metrics",
 )  # fmt: skip
 
 

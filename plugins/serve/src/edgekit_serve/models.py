@@ -11,13 +11,13 @@ import attrs
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from edgekit.errors import EdgekitError, MemoryShortageError, UsageError
 from edgekit.runtime import Runtime
 from edgekit_serve import body, fields
 from edgekit_serve.metrics import CONTENT_TYPE, Metrics
-from edgekit_serve.routes import POSTS, Routes
+from edgekit_serve.routes import PARSED, POSTS, Routes
 from edgekit_serve.settings import Settings
 from edgekit_serve.wire import HEADERS, ApiError, Json
 
@@ -207,22 +207,12 @@ class _ByModel:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         data = await body.read(Request(scope, receive), self.models.settings)
-        name = (await fields.aside(data, lambda: fields.parse(data))).get("model")
-        again = _replaying(data, receive)
+        given = await fields.aside(data, lambda: fields.parse(data))
+        scope[PARSED], name = (data, given), given.get("model")
         # A name that is no text is refused by the routes, as without several models.
         async with self.models.loaded(name if isinstance(name, str) else None) as routes:
-            response = await routes.handlers()[self.path](Request(scope, again))
-            await response(scope, again, send)
-
-
-def _replaying(data: bytes, receive: Receive) -> Receive:
-    """Return what receives a body that has been read, and then what comes after it."""
-    messages: list[Message] = [{"type": "http.request", "body": data, "more_body": False}]
-
-    async def replay() -> Message:
-        return messages.pop() if messages else await receive()
-
-    return replay
+            response = await routes.handlers()[self.path](Request(scope, receive))
+            await response(scope, receive, send)
 
 
 __all__ = ["Model", "Models"]

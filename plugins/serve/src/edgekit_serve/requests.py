@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import attrs
@@ -49,6 +50,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 MOST_TOKENS, MOST_STOPS, LONGEST_STOP, MOST_INPUTS, LARGEST_SEED = 1 << 24, 16, 256, 256, (1 << 63) - 1
 #: Largest numbers of prompts in a completion, of texts per prompt, of alternatives per token; the largest token id.
 MOST_PROMPTS, MOST_CHOICES, MOST_SCORES, LARGEST_ID = 64, 16, 20, (1 << 31) - 1
+#: Largest scale of an adapter.
+LARGEST_SCALE = 100.0
 #: Default of ``max_tokens`` for completions, as in OpenAI's API.
 COMPLETION_TOKENS = 16
 #: A prompt: a text, or a list of token ids.
@@ -66,6 +69,7 @@ class AnswerOptions:
         stream: whether to send pieces when they are generated.
         usage: whether a stream ends with token counts.
         choices: number of texts per prompt.
+        lora: the adapters to compute with, by name, and the scale of each.
     """
 
     max_tokens: int | None
@@ -74,6 +78,7 @@ class AnswerOptions:
     stream: bool
     usage: bool
     choices: int = 1
+    lora: Mapping[str, float] = attrs.field(factory=dict)
 
     @classmethod
     def of(cls, fields: Fields, settings: Settings, default: int | None, *, least: int = 1) -> Self:
@@ -83,7 +88,8 @@ class AnswerOptions:
         allowed = min(most, default=None) if tokens is None else tokens
         stream, choices = fields.flag("stream"), fields.integer("n", 1, MOST_CHOICES) or 1
         fields.only("best_of", choices)
-        self = cls(allowed, tokens is not None, options(fields), stream, _usage(fields, stream), choices)
+        chosen, lora = options(fields), adapters(fields, settings)
+        self = cls(allowed, tokens is not None, chosen, stream, _usage(fields, stream), choices, lora)
         finish(fields)
         return self
 
@@ -153,6 +159,7 @@ class EmbeddingRequest:
     texts: list[Prompt] = attrs.field(repr=False)
     base64: bool
     dimensions: int | None = None
+    lora: Mapping[str, float] = attrs.field(factory=dict)
 
     @classmethod
     def of(cls, given: Json, settings: Settings) -> Self:
@@ -163,10 +170,10 @@ class EmbeddingRequest:
         form = fields.take("encoding_format")
         if form not in (None, "float", "base64"):
             raise refused("encoding_format must be float or base64", "encoding_format")
-        dimensions = fields.integer("dimensions", 1, 1 << 20)
+        dimensions, lora = fields.integer("dimensions", 1, 1 << 20), adapters(fields, settings)
         fields.ignore(IGNORED)
         fields.done()
-        return cls(texts, form == "base64", dimensions)
+        return cls(texts, form == "base64", dimensions, lora)
 
 
 def finish(fields: Fields) -> None:
@@ -178,15 +185,42 @@ def finish(fields: Fields) -> None:
 
 
 def model(fields: Fields, settings: Settings) -> None:
-    """Read the field ``model``, and raise `ApiError` 404 if it names another model than the server's."""
+    """Read the field ``model``, and raise `ApiError` 404 if it names another model than the server's.
+
+    The name of an adapter stands for the model with that adapter.
+    """
     name = fields.text("model")
-    if name is not None and name != settings.model:
+    if name in settings.adapters:
+        fields.default("lora", [{"id": name, "scale": 1.0}])
+    elif name is not None and name != settings.model:
+        there = ", ".join(map(repr, (settings.model, *settings.adapters)))
         raise ApiError(
-            404,
-            f"the model {name[:80]!r} is not here; this server has {settings.model!r}",
-            "model_not_found",
-            param="model",
+            404, f"the model {name[:80]!r} is not here; this server has {there}", "model_not_found", param="model"
         )
+
+
+def adapters(fields: Fields, settings: Settings) -> dict[str, float]:
+    """Read the field ``lora`` as llama-server has it, and return the scales of adapters by name.
+
+    Each entry has an ``id``, the number of an adapter or its name, and a ``scale``.
+    """
+    given, names = fields.take("lora"), settings.adapters
+    if given and not names:
+        raise refused("lora is given, and this server has no adapters", "lora", "unsupported_value")
+    if not isinstance(given, list | None) or len(given or ()) > len(names):
+        raise refused(f"lora is {shown(given)}; it must be a list of at most {len(names)} adapters", "lora")
+    return dict(_adapter(entry, f"lora[{number}]", names) for number, entry in enumerate(given or ()))
+
+
+def _adapter(entry: Any, where: str, names: Sequence[str]) -> tuple[str, float]:
+    fields = Fields(entry if isinstance(entry, dict) else {})
+    number, scale = fields.take("id"), fields.number("scale", -LARGEST_SCALE, LARGEST_SCALE)
+    name = names[number] if is_id(number, len(names) - 1) else number
+    if name not in names or scale is None:
+        there = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
+        raise refused(f"{where} is {shown(entry)}; it must have a scale, and the id of one of {there}", where)
+    fields.done()
+    return name, scale
 
 
 def _prompts(given: Any, name: str, most: int) -> list[Prompt]:
@@ -393,6 +427,7 @@ __all__ = [
     "COMPLETION_TOKENS",
     "IGNORED",
     "LARGEST_ID",
+    "LARGEST_SCALE",
     "LARGEST_SEED",
     "LONGEST_STOP",
     "MOST_CHOICES",
@@ -407,6 +442,7 @@ __all__ = [
     "CompletionRequest",
     "EmbeddingRequest",
     "Prompt",
+    "adapters",
     "content_of",
     "finish",
     "format_of",

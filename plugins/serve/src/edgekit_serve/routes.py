@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from importlib.util import find_spec
 from typing import TypeVar, cast
 
+import attrs
 import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from edgekit.runtime import (
+    AdaptingRuntime,
     ChatRuntime,
     DetokenizingRuntime,
     EmbeddingRuntime,
@@ -38,6 +40,8 @@ from edgekit_serve.wire import HEADERS, ApiError, Json, refused
 
 Given = TypeVar("Given")
 Item = TypeVar("Item")
+#: Key of a request's body in its scope, where that has been read: the bytes, and the object.
+PARSED = "edgekit_serve.parsed"
 #: Path of each request with a body -> the name of its handler in `Routes`.
 POSTS = {
     "/v1/completions": "complete",
@@ -68,7 +72,9 @@ class Routes:
         failed: Callable[[], None],
         shared: metrics.Metrics | None = None,
     ) -> None:
-        self.runtime, self.settings, self.shared = runtime, settings, shared or metrics.Metrics()
+        adapters = tuple(runtime.adapters()) if isinstance(runtime, AdaptingRuntime) else ()
+        self.runtime, self.settings = runtime, attrs.evolve(settings, adapters=adapters)
+        self.shared = shared or metrics.Metrics()
         self.engine = Engine(runtime, settings.parallel, settings.waiting, failed)
         self.metrics = self.shared.of(settings.model, self.engine)
         self.started, self.context, self.abilities = int(time.time()), _context(runtime), _abilities(runtime)
@@ -80,6 +86,7 @@ class Routes:
             Route("/metrics", self.show_metrics),
             Route("/v1/models", self.models),
             Route("/v1/models/{name}", self.model),
+            Route("/lora-adapters", self.adapters),
             *(Route(path, handler, methods=["POST"]) for path, handler in self.handlers().items()),
         ]
 
@@ -102,14 +109,30 @@ class Routes:
         return Response(self.shared.text(), headers={**HEADERS, "content-type": metrics.CONTENT_TYPE})
 
     async def models(self, request: Request) -> Response:
-        """Return the list of models, which has one entry."""
-        return JSONResponse({"object": "list", "data": [self.card()]}, headers=HEADERS)
+        """Return the list of models: the model, and the model with each adapter."""
+        cards = [self.card(), *map(self._adapted_card, self.settings.adapters)]
+        return JSONResponse({"object": "list", "data": cards}, headers=HEADERS)
 
     async def model(self, request: Request) -> Response:
-        """Return the card of the model; 404 if the path has another name."""
-        if request.path_params["name"] != self.settings.model:
+        """Return the card of the model, or of the model with an adapter; 404 if the path has another name."""
+        name = request.path_params["name"]
+        if name in self.settings.adapters:
+            return JSONResponse(self._adapted_card(name), headers=HEADERS)
+        if name != self.settings.model:
             raise ApiError(404, f"no such model; this server has {self.settings.model!r}", "model_not_found")
         return JSONResponse(self.card(), headers=HEADERS)
+
+    async def adapters(self, request: Request) -> Response:
+        """Return the adapters that the field ``lora`` may name; a request that names none gets none."""
+        listed = [{"id": number, "name": name, "scale": 0.0} for number, name in enumerate(self.settings.adapters)]
+        return JSONResponse(listed, headers=HEADERS)
+
+    def _adapted_card(self, name: str) -> Json:
+        return {**self.card(), "id": name, "parent": self.settings.model}
+
+    def _with(self, lora: Mapping[str, float]) -> Runtime:
+        """Return the runtime, or one of the same model with adapters."""
+        return cast(AdaptingRuntime, self.runtime).adapted(lora) if lora else self.runtime
 
     def card(self) -> Json:
         """Return what clients are told of the model."""
@@ -121,18 +144,19 @@ class Routes:
         """Continue one or several prompts."""
         asked = await self._given(request, CompletionRequest.of)
         texts = [
-            Asked(self._continuing(prompt, asked.requested.of_choice(number)), place, self._echoing(asked, prompt))
+            Asked(self._continuing(prompt, asked.requested, number), place, self._echoing(asked, prompt))
             for place, prompt in enumerate(asked.prompts)
             for number in range(asked.requested.choices)
         ]
         return replies.reply(self._answer(request, asked.requested, texts), replies.Completion(self.settings.model))
 
-    def _continuing(self, prompt: Prompt, options: Json) -> Begin:
-        return lambda most: self.runtime.stream(prompt, max_tokens=most, **options)
+    def _continuing(self, prompt: Prompt, requested: AnswerOptions, number: int) -> Begin:
+        runtime, options = self._with(requested.lora), requested.of_choice(number)
+        return lambda most: runtime.stream(prompt, max_tokens=most, **options)
 
     def _echoing(self, asked: CompletionRequest, prompt: Prompt) -> Callable[[], tuple[str, list[TokenScore]]] | None:
         """Return a function that yields the prompt as text and, if requested, its tokens' scores; None without echo."""
-        runtime, count = self.runtime, asked.requested.options.get("logprobs")
+        runtime, count = self._with(asked.requested.lora), asked.requested.options.get("logprobs")
         if not asked.echo:
             return None
         if not isinstance(prompt, str) and not isinstance(runtime, DetokenizingRuntime):
@@ -166,11 +190,11 @@ class Routes:
 
     def _replied(self, request: Request, asked: ChatRequest, shape: Shape) -> Response:
         requested = asked.requested
-        texts = [Asked(self._answering(asked, requested.of_choice(number))) for number in range(requested.choices)]
+        texts = [Asked(self._answering(asked, number)) for number in range(requested.choices)]
         return replies.reply(self._answer(request, requested, texts), shape)
 
-    def _answering(self, asked: ChatRequest, options: Json) -> Begin:
-        runtime = self.runtime
+    def _answering(self, asked: ChatRequest, number: int) -> Begin:
+        runtime, options = self._with(asked.requested.lora), asked.requested.of_choice(number)
         if isinstance(runtime, ReplyingRuntime):
             return lambda most: runtime.reply(asked.messages, max_tokens=most, **options, **asked.reply)
         if not isinstance(runtime, ChatRuntime):
@@ -181,21 +205,19 @@ class Routes:
 
     async def embed(self, request: Request) -> Response:
         """Return the embeddings of texts."""
-        runtime = self.runtime
-        if not isinstance(runtime, EmbeddingRuntime):
+        if not isinstance(self.runtime, EmbeddingRuntime):
             raise self._lacks("embeddings")
         asked = await self._given(request, EmbeddingRequest.of)
-        made = await self._vectors(request, runtime, asked.texts)
+        made = await self._vectors(request, asked.lora, asked.texts)
         vectors = [(_shortened(vector, asked.dimensions), count) for vector, count in made]
         return JSONResponse(self._embeddings(vectors, asked.base64), headers=HEADERS)
 
     async def rank(self, request: Request) -> Response:
         """Return documents ranked by their similarity to a query."""
-        runtime = self.runtime
-        if not isinstance(runtime, EmbeddingRuntime):
+        if not isinstance(self.runtime, EmbeddingRuntime):
             raise self._lacks("embeddings, which order documents")
         asked = await self._given(request, RankRequest.of)
-        made = await self._vectors(request, runtime, [asked.query, *asked.documents])
+        made = await self._vectors(request, asked.lora, [asked.query, *asked.documents])
         tokens = sum(count for _, count in made)
         self.metrics.read(tokens)
         return JSONResponse(
@@ -222,9 +244,9 @@ class Routes:
         return JSONResponse({"prompt": text, "content": text}, headers=HEADERS)
 
     async def _vectors(
-        self, request: Request, runtime: EmbeddingRuntime, given: Sequence[Prompt]
+        self, request: Request, lora: Mapping[str, float], given: Sequence[Prompt]
     ) -> list[tuple[F32, int]]:
-        return await self._all(request, _vectors(runtime, given))
+        return await self._all(request, _vectors(cast(EmbeddingRuntime, self._with(lora)), given))
 
     async def _one(self, request: Request, work: Callable[[], Item]) -> Item:
         (made,) = await self._all(request, (work() for _ in range(1)))
@@ -255,6 +277,9 @@ class Routes:
 
     async def _given(self, request: Request, of: Callable[[Json, Settings], Given]) -> Given:
         """Return the parsed body. A large one is parsed in a thread, so that other requests are served meanwhile."""
+        parsed = request.scope.get(PARSED)
+        if parsed is not None:  # the server has several models, and looked for the name
+            return await fields.aside(parsed[0], lambda: of(parsed[1], self.settings))
         data = await body.read(request, self.settings)
         return await fields.aside(data, lambda: of(fields.parse(data), self.settings))
 
@@ -291,7 +316,7 @@ def _abilities(runtime: Runtime) -> list[str]:
 
 
 def _vectors(runtime: EmbeddingRuntime, given: Sequence[Prompt]) -> Generator[tuple[F32, int]]:
-    """Return a vector per text, and the number of tokens; 0 if the runtime does not count them."""
+    """Return a vector per text, and the number of tokens, an end token included; 0 if the runtime counts none."""
     for text in given:
         yield runtime.embed(text), _count(runtime, text)
 
@@ -299,6 +324,8 @@ def _vectors(runtime: EmbeddingRuntime, given: Sequence[Prompt]) -> Generator[tu
 def _count(runtime: EmbeddingRuntime, text: Prompt) -> int:
     if not isinstance(text, str):
         return len(text)
+    if isinstance(runtime, TextRuntime):
+        return len(runtime.whole_ids(text))
     return len(runtime.encode(text)) if isinstance(runtime, TokenizingRuntime) else 0
 
 
@@ -321,4 +348,4 @@ def _encoded(vector: F32) -> str:
     return b64encode(np.ascontiguousarray(vector, "<f4").tobytes()).decode("ascii")
 
 
-__all__ = ["POSTS", "Routes"]
+__all__ = ["PARSED", "POSTS", "Routes"]

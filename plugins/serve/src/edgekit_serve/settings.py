@@ -43,6 +43,7 @@ class Settings:
         seconds: time limit of a request, including the queue; the text then ends.
         body_seconds: time limit for a client to send its body.
         lenient: whether parameters that are not supported are ignored, not refused.
+        adapters: names of the adapters that requests may ask for; those of the runtime.
         memory: where a server has several models, the most bytes that the files of those loaded have; None for any.
     """
 
@@ -58,10 +59,17 @@ class Settings:
     body_seconds: float = 30.0
     lenient: bool = False
     memory: int | None = None
+    adapters: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
         if not _NAME.fullmatch(self.model):
             raise UsageError(f"model name {self.model!r}; choose letters, digits, '.', '_' and '-', at most 128")
+        for name in self.adapters:
+            if not _NAME.fullmatch(name) or name == self.model:
+                raise UsageError(
+                    f"adapter name {name!r}; choose letters, digits, '.', '_' and '-', at most 128, and another name "
+                    "than the model's"
+                )
         for origin in self.cors:
             if not _ORIGIN.fullmatch(origin):
                 raise UsageError(f"origin {origin!r}; give a scheme and a host, such as https://app.example.org:8443")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import attrs
@@ -10,7 +10,7 @@ import numpy as np
 
 from edgekit.typing import F32
 from edgekit_serve.fields import Fields
-from edgekit_serve.requests import IGNORED, LARGEST_ID, model
+from edgekit_serve.requests import IGNORED, LARGEST_ID, adapters, model
 from edgekit_serve.settings import Settings
 from edgekit_serve.wire import Json, refused
 
@@ -26,6 +26,7 @@ class RankRequest:
     documents: list[str] = attrs.field(repr=False)
     most: int
     shows: bool
+    lora: Mapping[str, float] = attrs.field(factory=dict)
 
     @classmethod
     def of(cls, given: Json, settings: Settings) -> Self:
@@ -39,9 +40,10 @@ class RankRequest:
         shows = fields.take("return_documents")
         if not isinstance(shows, bool | None):
             raise refused("return_documents must be true or false", "return_documents")
+        lora = adapters(fields, settings)
         fields.ignore(IGNORED)
         fields.done()
-        return cls(query, documents, min(most, len(documents)), shows is not False)
+        return cls(query, documents, min(most, len(documents)), shows is not False, lora)
 
 
 def _documents(given: Any) -> list[str]:
@@ -90,6 +92,7 @@ class TokenizeRequest:
         for name in ("add_special_tokens", "add_special"):
             fields.only(name, True)
         fields.only("return_token_strs", False)
+        fields.ignore(["lora"])  # adapters do not change the tokenizer
         fields.done()
         return cls(text)
 
@@ -106,6 +109,7 @@ class DetokenizeRequest:
         fields = Fields(given, settings.lenient)
         model(fields, settings)
         tokens = fields.integers("tokens", MOST_IDS, LARGEST_ID)
+        fields.ignore(["lora"])
         fields.done()
         return cls(tokens)
 

@@ -5,6 +5,15 @@ This module registers what the plugin provides by name and imports none of the m
 
 from __future__ import annotations
 
+from edgekit.plugin.hookspecs import Register, hookimpl
+
 edgekit_api = (1, 0)
 
-__all__ = ["edgekit_api"]
+
+@hookimpl
+def edgekit_register_commands(register: Register) -> None:
+    """Register the commands, a line each."""
+    register("bench", "edgekit_workflow.commands.bench:command")
+
+
+__all__ = ["edgekit_api", "edgekit_register_commands"]

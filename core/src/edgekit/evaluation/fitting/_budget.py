@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 import attrs
@@ -11,35 +10,14 @@ import attrs
 from edgekit.errors import UsageError
 from edgekit.evaluation.fitting._knapsack import Option, solve
 from edgekit.evaluation.fitting._problem import Choice, Problem
+from edgekit.files.sizes import parse_size as parse_size
 from edgekit.pipeline._recipes import AnyRecipe
 from edgekit.precision import Precision
 
 #: The largest share of a budget that a fit may leave unused.
 SLACK = 0.005
-_UNITS = {"": 1, "b": 1} | {
-    f"{letter}{suffix}": base**power
-    for power, letter in enumerate("kmgt", 1)
-    for suffix, base in (("b", 1000), ("", 1000), ("ib", 1024))
-}
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 #: Largest number of corrections of the estimated bytes besides the tensors.
 _CORRECTIONS = 12
-
-
-def parse_size(text: str | int) -> int:
-    """Return the number of bytes of ``3.5GB`` (powers of ten) or ``3.3GiB`` (powers of two); a plain number is bytes.
-
-    Raises:
-        UsageError: the text is not a size.
-
-    Example:
-        >>> parse_size("3.5GB"), parse_size("1 MiB"), parse_size(4096)
-        (3500000000, 1048576, 4096)
-    """
-    match = _SIZE.fullmatch(str(text))
-    if match is None or match[2].lower() not in _UNITS:
-        raise UsageError(f"size {text!r:.40}; write a number and a unit, such as 3.5GB, 900MB or 3.3GiB")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
 @attrs.frozen

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import attrs
-import numpy as np
 
 from edgekit.artifact import Artifact
 from edgekit.errors import EdgekitError, UsageError
@@ -13,6 +12,7 @@ from edgekit.evaluation.language import CONTEXT, Text, cut, tokens_of
 from edgekit.evaluation.moments import calibrate
 from edgekit.pipeline._progress import Shown
 from edgekit.pipeline.rounding import Calibration, read_calibration
+from edgekit.pipeline.rounding._overlap import SHARED, record_of, shared_with
 from edgekit.pipeline.rounding.calibration import as_ids, model_digest, text_digest
 from edgekit.typing import Ints
 
@@ -20,9 +20,6 @@ from edgekit.typing import Ints
 CHOOSING = 4096
 #: Largest number of tokens to measure the result on.
 REPORTING = 8192
-#: Length in tokens of a run that two texts do not share by chance (half a window if that is shorter), and the share of
-#: common runs from which two texts count as the same.
-_RUN, _SHARED = 32, 0.1
 
 
 @attrs.frozen(eq=False)
@@ -140,17 +137,7 @@ def _matrices(calibration: Calibration) -> set[str]:
 
 def _refuse_same(windows: Ints, calibration: Calibration) -> None:
     """Raise `UsageError` if the windows contain much of the calibration's text, at any offset."""
-    tokens, run = as_ids(windows).reshape(-1), min(_RUN, calibration.context // 2)
-    if len(tokens) < run:
-        return
-    there = {view.tobytes() for view in np.lib.stride_tricks.sliding_window_view(tokens, run)}
-    runs = [
-        as_ids(window[start : start + run])
-        for window in calibration.windows
-        for start in range(1, len(window) - run + 1, run)  # the first token may be a BOS that replaced a token
-    ]
-    shared = sum(piece.tobytes() in there for piece in runs)
-    if shared > _SHARED * min(len(runs), len(tokens) // run):
+    if shared_with(record_of(calibration), windows) > SHARED:
         raise UsageError(
             "the calibration is of the text to measure on, which would flatter the result; give another text, or none "
             "to use what the calibration has held out"

@@ -105,7 +105,7 @@ def mean_product(a: Integers, b: Integers, count: int, kernels: Kernels, pool: E
 
     If both are the same, the result is symmetric and half of it is computed.
     """
-    cols, step = len(a.values), 256
+    cols, step = len(a.values), 128
     mean = np.zeros((cols, len(b.values)), np.float32)
 
     def part(start: int) -> None:

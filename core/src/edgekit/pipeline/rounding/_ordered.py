@@ -103,6 +103,7 @@ def threaded(accumulate: Accumulate, pool: Executor | None) -> Accumulate:
 
     def run(out: Array, b: Array, a: Array) -> None:
         parts = [slice(start, start + _PIECE) for start in range(0, out.shape[1], _PIECE)]
+        b = np.ascontiguousarray(b)
         list(pool.map(lambda part: accumulate(out[:, part], b, a[:, part]), parts))
 
     return run
@@ -143,12 +144,13 @@ class IntegerOps(NumpyOps):
         return self._elementwise(kind, x) if kind in _ACTIVATIONS else super().activate(kind, x)
 
     def gated(self, kind: Gate, gate: F32, up: F32) -> F32:
-        """See `Ops.gated`."""
+        """See `Ops.gated`; the gate is overwritten."""
         return self._elementwise(kind, gate, up) if kind in _ACTIVATIONS else super().gated(kind, gate, up)
 
     def _elementwise(self, kind: str, x: F32, factor: F32 | None = None) -> F32:
-        """An activation, and its product with a factor, a piece that stays in a cache at a time."""
-        rows, out = x.reshape(-1, x.shape[-1]), np.empty(x.shape, np.float32)
+        """An activation, or, in the place of x, its product with a factor; a piece that stays in a cache at a time."""
+        rows = x.reshape(-1, x.shape[-1])
+        out = x if factor is not None and x.flags.c_contiguous and x.flags.writeable else np.empty(x.shape, np.float32)
         flat = out.reshape(rows.shape)
         factors = None if factor is None else factor.reshape(rows.shape)
         step = max(1, _AT_ONCE // max(1, x.shape[-1]))
@@ -185,47 +187,61 @@ class OrderedOps(IntegerOps):
         if sinks is not None or how.chunk is not None or not how.causal:
             return super().attend(queries, keys, values, how, sinks)
         batch, heads, n, _ = queries.shape
-        shared, size = heads // keys.shape[1], values.shape[-1]
+        groups, size = keys.shape[1], values.shape[-1]
+        shared = heads // groups
         out = np.empty((batch, n, heads, size), np.float32)
 
-        def head(number: int) -> None:
-            sequence, head = divmod(number, heads)
-            own = keys[sequence, head // shared], values[sequence, head // shared]
-            out[sequence, :, head] = self._head(queries[sequence, head], *own, how)
+        def group(number: int) -> None:
+            sequence, group = divmod(number, groups)
+            own = slice(group * shared, (group + 1) * shared)
+            heads_out = out[sequence, :, own].transpose(1, 0, 2)
+            self._group(heads_out, queries[sequence, own], keys[sequence, group], values[sequence, group], how)
 
-        spread_out(self.threads, head, range(batch * heads))
+        spread_out(self.threads, group, range(batch * groups))
         return out.reshape(batch, n, heads * size)
 
-    def _head(self, queries: F32, keys: F32, values: F32, how: Attend) -> F32:
-        """Return the attention of one head, float32 [n, size].
+    def _group(self, out: F32, queries: F32, keys: F32, values: F32, how: Attend) -> None:
+        """Write the attention of the heads that share keys and values.
 
         Args:
-            queries: [n, size], of the last n positions.
+            out: [heads, n, size].
+            queries: [heads, n, size], of the last n positions.
             keys: [m, size], of all positions.
             values: [m, size], of all positions.
             how: mask and scale.
         """
-        n, m = len(queries), len(keys)
-        turned = np.ascontiguousarray(keys.T)
-        # A further column of ones sums the softmax's weights in the same order as the values.
-        extended = np.concatenate([values, np.ones((m, 1), np.float32)], axis=1)
-        out = np.empty((n, values.shape[1]), np.float32)
+        heads, n, size = queries.shape
+        m, turned = len(keys), np.ascontiguousarray(keys.T)
         for start in range(0, n, _QUERIES):
             stop = min(start + _QUERIES, n)
             first = 0 if how.window is None else max(0, m - n + start - how.window + 1)
             last = m - n + stop
-            scores = np.zeros((stop - start, last - first), np.float32)
-            scaled = queries[start:stop] * np.float32(how.scale)
-            self.kernels.accumulate(scores, scaled.T, turned[:, first:last])
+            scaled = queries[:, start:stop].reshape(-1, size) * np.float32(how.scale)
+            # By keys: the softmax's weights are then as the second product takes them.
+            scores = np.zeros((last - first, len(scaled)), np.float32)
+            self.kernels.accumulate(scores, turned[:, first:last], np.ascontiguousarray(scaled.T))
             if how.softcap is not None:
                 scores = self.softcap(scores, how.softcap)
-            scores[_hidden(m - n + start - first, last - first, how.window)] = -np.inf
-            scores -= scores.max(axis=1, keepdims=True)
+            by_head = scores.reshape(last - first, heads, stop - start)
+            hidden = _hidden(m - n + start - first, last - first, how.window)
+            np.copyto(by_head, -np.inf, where=hidden.T[:, None])
+            scores -= scores.max(axis=0)
             self.kernels.exponential(scores)
-            mixed = np.zeros((stop - start, extended.shape[1]), np.float32)
-            self.kernels.accumulate(mixed, scores.T, extended[first:last])
-            out[start:stop] = mixed[:, :-1] / mixed[:, -1:]
-        return out
+            mixed = np.zeros((len(scaled), values.shape[1]), np.float32)
+            self.kernels.accumulate(mixed, scores, values[first:last])
+            mixed /= _added(scores)[:, None]
+            out[:, start:stop] = mixed.reshape(heads, stop - start, -1)
+
+
+def _added(rows: F32) -> F32:
+    """The sum of rows [n, m], float32 [m], one row after another."""
+    if rows.shape[1] > 1:
+        total: F32 = np.add.reduce(rows, axis=0)
+        return total
+    total = np.zeros(1, np.float32)
+    for row in rows:
+        total += row
+    return total
 
 
 @attrs.frozen(eq=False)

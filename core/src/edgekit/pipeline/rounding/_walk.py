@@ -61,6 +61,7 @@ class Walk:
         kernels: the arithmetic.
         others: the tensors that are quantized without feedback, decoded, by canonical name; the quantized model uses
             them.
+        known: reads the matrices that an interrupted run has rounded, by canonical name; they are not rounded again.
     """
 
     model: Model
@@ -69,6 +70,7 @@ class Walk:
     pool: Executor | None = None
     kernels: Kernels = NUMPY
     others: Mapping[str, AnyTensor] = attrs.field(factory=dict)
+    known: Mapping[str, Callable[[], QuantizedTensor]] = attrs.field(factory=dict)
 
     def run(self, progress: Callable[[int, int, str], None] | None = None) -> Iterator[tuple[str, QuantizedTensor]]:
         """Yield the canonical name and the rounded tensor of each matrix, in the order of the forward pass."""
@@ -113,6 +115,8 @@ class Walk:
         """
         if not self.model.config.tied or EMBEDDING not in self.matrices:
             return None
+        if EMBEDDING in self.known:
+            return self.known[EMBEDDING]()
         moment, matrix = self.calibration.moment(EMBEDDING), self.matrices[EMBEDDING]
         assert moment is not None
         weights = self.model.tensors[EMBEDDING].float32()
@@ -141,7 +145,7 @@ class Walk:
         inputs.clear()
 
         def record(name: str, x: F32) -> None:
-            if name not in self.calibration.inputs:
+            if all(matrix in self.known for matrix in self.calibration.inputs.get(name, ())):
                 return
             if name not in inputs:
                 inputs[name] = _reused(before, (len(states) * context, x.shape[1]))
@@ -177,6 +181,14 @@ class _Layer:
         """Round a matrix for its inputs [tokens, cols], and use the rounded one from here on; ignore other names."""
         if name not in self.walk.matrices:
             return
+        rounded = self.walk.known[name]() if name in self.walk.known else self._rounded(name, x)
+        self.done[name] = rounded
+        values, order = rounded.dequantize(), self.walk.matrices[name].order
+        if order is not None:
+            values[order] = values.copy()
+        self.tensors[name] = Tensor.of(name, values)
+
+    def _rounded(self, name: str, x: F32) -> QuantizedTensor:
         group = next(key for key, names in self.walk.calibration.inputs.items() if name in names)
         if group != self._group:
             self._enter(group, x)
@@ -185,23 +197,19 @@ class _Layer:
         weights = self.walk.model.tensors[name].float32()
         target = self._target(weights if matrix.order is None else weights[matrix.order])
         encoded = matrix.encode(target, self._importance)
-        rounded = round_matrix(target, encoded, self._metric, pool=self.walk.pool, kernels=self.walk.kernels)
-        self.done[name] = rounded
-        values = rounded.dequantize()
-        if matrix.order is not None:
-            values[matrix.order] = values.copy()
-        self.tensors[name] = Tensor.of(name, values)
+        return round_matrix(target, encoded, self._metric, pool=self.walk.pool, kernels=self.walk.kernels)
 
     def _enter(self, group: str, x: F32) -> None:
         """Compute the metric, the importance and the input error for a group of matrices with the same inputs."""
-        if not np.isfinite(x).all():
-            raise NonFiniteError(f"the input of {group} is not finite after the layers before are quantized")
-        lost, walk = self.inputs[group] - x, self.walk
+        walk, lost = self.walk, self.inputs[group]
         self._group, self._lost = group, None
         turned = Integers.of_columns(x, walk.pool)
+        if not np.isfinite(turned.scale).all():
+            raise NonFiniteError(f"the input of {group} is not finite after the layers before are quantized")
         moment = mean_product(turned, turned, len(x), walk.kernels, walk.pool)
         self._importance = np.einsum("ii->i", moment).copy()
         self._metric = Metric.of(moment, walk.wide)
+        lost -= x  # the original's inputs are not needed any more
         if lost.any():
             self._lost = mean_product(Integers.of_columns(lost, walk.pool), turned, len(x), walk.kernels, walk.pool)
 

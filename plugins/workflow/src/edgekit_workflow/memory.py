@@ -1,0 +1,243 @@
+"""The memory that a model takes when it runs: weights, what it remembers of the context, and the rest.
+
+    peak = base + weights × factor + state + scratch
+
+- *base*: Python, edgekit and the runtime's libraries.
+- *weights × factor*: the artifact's tensors as the runtime keeps them. llama.cpp and MLX compute on what is stored
+  (factor 1); others repack, or keep float32.
+- *state*: for each layer with attention ``2 × kv_heads × head_dim × positions × bytes``, where a sliding window bounds
+  the positions; for a recurrence or a convolution its state, which does not grow with the context.
+- *scratch*: intermediate values of a step, the logits above all.
+
+The constants of each runtime are data, in ``runtimes.toml``, with the measurement that each comes from. They are
+resident memory: pages that a runtime reserves and never touches do not count.
+"""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from typing import Any
+
+import attrs
+
+from edgekit.architectures import FAMILIES, ModelConfig, tensor_shapes
+from edgekit.architectures.mixers import Attention, DeltaNet, Mamba2, ShortConvolution
+from edgekit.artifact import Artifact
+from edgekit.errors import UnsupportedModelError, UsageError
+from edgekit.runtime import choose_runtime
+
+#: Tokens of a context where none is given: llama.cpp's default in edgekit.
+CONTEXT = 4096
+
+
+@attrs.frozen
+class Memory:
+    """The memory that a model takes on a runtime, in bytes.
+
+    Attributes:
+        weights: as the runtime keeps them.
+        state: of keys, values and recurrences for the context.
+        overhead: libraries and intermediate values.
+        context: tokens that `state` is for.
+        runtime: for which it holds.
+    """
+
+    weights: int
+    state: int
+    overhead: int
+    context: int
+    runtime: str
+
+    @property
+    def total(self) -> int:
+        """The predicted peak of resident memory."""
+        return self.weights + self.state + self.overhead
+
+
+@attrs.frozen
+class Footprint:
+    """How a runtime uses memory; a table of ``runtimes.toml``.
+
+    Attributes:
+        base: bytes without a model.
+        factors: bytes kept for each byte stored, by kind of precision (`kind_of`); ``other`` for all others.
+        float32: whether decoded weights are kept in float32 instead (numpy), up to `float32_limit` bytes of them.
+        float32_limit: above which they are read anew in each pass.
+        state_bytes: of an element of keys and values.
+        state_factor: multiplies the state: buffers that double when they grow.
+        whole_context: whether memory for the whole context is taken at the start, instead of as a text grows.
+        scratch: bytes of intermediate values for each element of width, feed-forward and vocabulary together, and each
+            token of a batch of the prompt.
+        batch: most tokens of a prompt that are computed at once.
+        formats: of the artifacts that the runtime runs.
+    """
+
+    base: int
+    factors: Mapping[str, float]
+    state_bytes: float
+    scratch: float
+    batch: int
+    formats: tuple[str, ...] = attrs.field(converter=tuple)
+    state_factor: float = 1.0
+    float32: bool = False
+    float32_limit: int = 0
+    whole_context: bool = False
+
+
+@functools.cache
+def footprints() -> Mapping[str, Footprint]:
+    """The footprint of each known runtime, by name, from ``runtimes.toml``."""
+    text = resources.files("edgekit_workflow").joinpath("runtimes.toml").read_text("utf-8")
+    return {name: Footprint(**fields["memory"]) for name, fields in tomllib.loads(text).items()}
+
+
+def footprint(runtime: str) -> Footprint:
+    """Return the footprint of a runtime.
+
+    Raises:
+        UsageError: there are no measurements of it.
+    """
+    known = footprints()
+    if runtime not in known:
+        raise UsageError(f"no memory is known of the runtime {runtime!r:.80}; known are {', '.join(known)}")
+    return known[runtime]
+
+
+def memory_needed(
+    source: Artifact | ModelConfig,
+    context: int | None = None,
+    runtime: str | None = None,
+    *,
+    weights: Mapping[str, int] | None = None,
+    prompt: int | None = None,
+) -> Memory:
+    """Predict the peak of the memory that a model takes on a runtime; reads no weights.
+
+    Args:
+        source: an artifact; or a configuration, for an artifact that does not exist yet.
+        context: tokens of the texts; None takes the model's own, at most `CONTEXT`.
+        runtime: name of a runtime in ``runtimes.toml``; None takes the fastest installed one that runs the artifact,
+            and llamacpp for a configuration.
+        weights: bytes stored, by kind of precision (`kind_of`); None takes the artifact's, and F16 of a configuration.
+        prompt: the longest prompt in tokens, which bounds the intermediate values; None: up to the context.
+
+    Raises:
+        UsageError: an unknown runtime, or a context below 1.
+        UnsupportedModelError: the model's family is unknown.
+
+    Example:
+        >>> from edgekit import sample
+        >>> memory = memory_needed(edgekit.open(sample.path()), 512, "numpy")  # doctest: +SKIP
+        >>> memory.total == memory.weights + memory.state + memory.overhead  # doctest: +SKIP
+        True
+    """
+    config = source.model.config if isinstance(source, Artifact) else source
+    tokens = min(config.context, CONTEXT) if context is None else context
+    if tokens < 1:
+        raise UsageError(f"a context of {tokens} tokens; choose 1 or more")
+    name = runtime or (choose_runtime(source, None).name if isinstance(source, Artifact) else "llamacpp")
+    known = footprint(name)
+    stored = weights or (stored_kinds(source) if isinstance(source, Artifact) else {"F16": 2 * parameters(config)})
+    scratch = known.scratch * min(tokens if prompt is None else prompt, tokens, known.batch) * _wide(config)
+    return Memory(
+        weights=_kept(known, stored, config),
+        state=int(known.state_factor * state_bytes(config, tokens, known.state_bytes)),
+        overhead=known.base + int(scratch) + 4 * config.vocab,
+        context=tokens,
+        runtime=name,
+    )
+
+
+def _kept(known: Footprint, stored: Mapping[str, int], config: ModelConfig) -> int:
+    decoded = 4 * parameters(config)
+    if known.float32 and decoded <= known.float32_limit:
+        return decoded
+    factors = known.factors
+    return int(sum(factors.get(kind, factors["other"]) * nbytes for kind, nbytes in stored.items()))
+
+
+def _wide(config: ModelConfig) -> int:
+    """Elements of the intermediate values of one token."""
+    return config.width + 2 * config.ffn
+
+
+def parameters(config: ModelConfig) -> int:
+    """The number of weights of such a model, a tied output counted once."""
+    total = 0
+    for shape in tensor_shapes(config).values():
+        size = 1
+        for dimension in shape:
+            size *= dimension
+        total += size
+    return total
+
+
+def stored_kinds(artifact: Artifact) -> dict[str, int]:
+    """Return the bytes of an artifact's tensors by kind of precision: ``F16``, ``Q4_K``, ``int4``."""
+    found: dict[str, int] = {}
+    for tensor in artifact.tensors.values():
+        kind = kind_of(tensor)
+        found[kind] = found.get(kind, 0) + tensor.nbytes
+    return found
+
+
+def kind_of(tensor: Any) -> str:
+    """The kind of a tensor's precision without its convention: ``Q4_K`` of ``ggml:Q4_K``; a float type by its name."""
+    precision = getattr(tensor, "precision", None)
+    if precision is not None:
+        return str(precision.kind)
+    return {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}.get(tensor.dtype, str(tensor.dtype))
+
+
+def state_bytes(config: ModelConfig, context: int, element: float = 2.0) -> int:
+    """Return the bytes of keys, values and recurrent states after so many tokens.
+
+    Args:
+        config: of the model.
+        context: tokens.
+        element: bytes of an element of keys and values; states of recurrences are float32 in all runtimes.
+
+    Raises:
+        UnsupportedModelError: a layer mixes tokens in a way whose state is unknown.
+    """
+    return int(sum(_states(config, context, element)))
+
+
+def _states(config: ModelConfig, context: int, element: float) -> Iterator[float]:
+    for block in FAMILIES[config.family].network(config).blocks:
+        mixer = block.tokens
+        if mixer is None:
+            continue
+        if isinstance(mixer, Attention):
+            if mixer.shares is None and mixer.how.causal:
+                bound = mixer.how.window or mixer.how.chunk or context
+                yield 2 * mixer.kv_heads * mixer.head_dim * min(bound, context) * element
+        elif isinstance(mixer, DeltaNet):
+            wide = 2 * mixer.key_heads * mixer.key_dim + mixer.value_heads * mixer.value_dim
+            yield 4 * (mixer.value_heads * mixer.key_dim * mixer.value_dim + (mixer.taps - 1) * wide)
+        elif isinstance(mixer, Mamba2):
+            wide = mixer.heads * mixer.head_dim + 2 * mixer.groups * mixer.state
+            yield 4 * (mixer.heads * mixer.head_dim * mixer.state + (mixer.taps - 1) * wide)
+        elif isinstance(mixer, ShortConvolution):
+            yield 4 * mixer.width * (mixer.taps - 1)
+        else:
+            raise UnsupportedModelError(
+                f"the memory of a {mixer.name} is unknown; edgekit_workflow.memory has none for it"
+            )
+
+
+__all__ = [
+    "CONTEXT",
+    "Footprint",
+    "Memory",
+    "footprint",
+    "footprints",
+    "kind_of",
+    "memory_needed",
+    "parameters",
+    "state_bytes",
+    "stored_kinds",
+]
