@@ -19,8 +19,9 @@ class Case(NamedTuple):
 
 #: Rounding of float32; of half precision; of 8 bits, activations too; of 4 bits.
 SAME, HALF, EIGHT, FOUR = 1e-5, 5e-3, 0.2, 0.5
-#: Static quantization of products with weights; of every operator, it moves the outputs by 70 %.
-PRODUCTS = {"op_types_to_quantize": ["MatMul"], "per_channel": True, "extra_options": {"MatMulConstBOnly": True}}
+#: Static quantization of every operator, one scale a tensor: what Olive does by default moves the outputs by half. (Of the
+#: products alone it fails, with opset 21, on those of two activations.)
+STATIC = {"context": 8, "samples": 4}
 CASES = {
     # Graphs that compute the same.
     "AddOliveMetadata": Case("graph", {"graph_name": "sample"}, SAME),
@@ -44,8 +45,8 @@ CASES = {
     "OpenVINOConversion": Case("graph", {}, HALF),
     # 8 bits.
     "OnnxDynamicQuantization": Case("graph", {}, EIGHT),
-    "OnnxQuantization": Case("graph", {"quant_mode": "static", **PRODUCTS}, EIGHT, text=True),
-    "OnnxStaticQuantization": Case("graph", PRODUCTS, EIGHT, text=True),
+    "OnnxQuantization": Case("graph", {"quant_mode": "static", **STATIC}, 0.6, text=True),
+    "OnnxStaticQuantization": Case("graph", STATIC, 0.6, text=True),
     # 4 bits.
     # ONNX Runtime fuses the nodes again, and rounds activations to 8 bits then.
     "MatMulNBitsToQDQ": Case("blocks", {}, 0.05),

@@ -61,7 +61,7 @@ def sources(tmp_path_factory):
 def test_a_pass_computes_what_its_source_computes(name, sources, tmp_path):
     case, options = CASES[name], dict(CASES[name].options)
     if case.text:
-        options |= {"calibration": str(sources["text"]), "context": 32, "samples": 8}
+        options = {"calibration": str(sources["text"]), "context": 32, "samples": 8, **options}
     source = sources[case.source]
     before = {file.name: (file.read_bytes(), os.stat(file).st_nlink) for file in source.files}
     made = run_pass(source, f"olive:{name}", to=tmp_path / "out", options=options)

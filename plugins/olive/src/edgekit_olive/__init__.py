@@ -74,8 +74,9 @@ def edgekit_register_passes(register: Register) -> None:
 
 @hookimpl
 def edgekit_register_commands(register: Register) -> None:
-    """Register the command ``edgekit olive-passes``, which lists the passes."""
+    """Register ``edgekit olive-passes``, which lists passes, and ``edgekit olive-run``, which runs workflow files."""
     register("olive-passes", "edgekit_olive.commands:command_passes")
+    register("olive-run", "edgekit_olive.commands:command_run")
 
 
 @hookimpl

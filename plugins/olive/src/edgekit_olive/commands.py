@@ -1,10 +1,10 @@
-"""`edgekit olive-passes`."""
+"""`edgekit olive-passes` and `edgekit olive-run`."""
 
 from __future__ import annotations
 
 import click
 
-from edgekit.cli.output import json_option, print_json
+from edgekit.cli.output import json_option, print_json, print_notes, size
 from edgekit.errors import UsageError, near_names
 from edgekit_olive.catalogue import Entry, entries
 
@@ -59,4 +59,26 @@ def _record(entry: Entry) -> dict[str, object]:
     }
 
 
-__all__ = ["command_passes"]
+@click.command("olive-run", short_help="Run a workflow file of Olive's.")
+@click.argument("workflow")
+@click.option("--to", required=True, metavar="DIR", help="Directory of the best model.")
+@click.option("--force", is_flag=True, help="Replace a target that edgekit did not write.")
+@json_option
+def command_run(workflow: str, to: str, force: bool, as_json: bool) -> None:
+    """Run WORKFLOW, a JSON file of Olive's, and write the best model that its engine found."""
+    from edgekit_olive.workflow import run_workflow, to_json
+
+    notes: list[str] = []
+    outcome = run_workflow(workflow, to, overwrite=force, notes=notes)
+    print_notes("olive-run", outcome.artifact.notes, notes)
+    if as_json:
+        print_json(to_json(outcome))
+        return
+    for candidate in outcome.candidates:
+        metrics = ", ".join(f"{name} {value:.6g}" for name, value in candidate.metrics.items())
+        mark = "*" if candidate.chosen else " "
+        click.echo(f"{mark} {' + '.join(candidate.passes)}  {metrics}")
+    click.echo(f"{to}  {size(outcome.artifact.nbytes)}")
+
+
+__all__ = ["command_passes", "command_run"]

@@ -135,7 +135,7 @@ class Static:
         activations: str = "uint8",
         operators: Sequence[str] = OPERATORS,
         ignored: Sequence[str] = (),
-        largest_error: float = 0.03,
+        largest_error: float = 0.02,
         least_cosine: float = 0.5,
     ) -> Artifact:
         """Write the graph with weights and activations in 8 bits.

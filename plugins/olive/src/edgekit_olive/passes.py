@@ -121,7 +121,13 @@ class OlivePass:
 
 
 def apply(
-    source: Artifact, to: Path, job: Mapping[str, Any], feeds: list[Any] | None, name: str, least_cosine: float
+    source: Artifact,
+    to: Path,
+    job: Mapping[str, Any],
+    feeds: list[Any] | None,
+    name: str,
+    least_cosine: float,
+    told: dict[str, Any] | None = None,
 ) -> Artifact:
     """Run a job of the worker on a copy of a model, and write its result as a directory with a manifest.
 
@@ -132,6 +138,7 @@ def apply(
         feeds: samples for it, or None.
         name: of what runs, for messages and the manifest.
         least_cosine: see `OlivePass.run`, which says what is raised, too.
+        told: the worker's report is added to it.
     """
     directory = AtomicDirectory(to, owned=(*OWNED, RECORD, *_IR.values()))
     try:
@@ -140,7 +147,8 @@ def apply(
             (work / "output").mkdir(parents=True)
             directory.reserve(3 * source.nbytes)
             copied = _copied(source, work / "source")
-            told = isolation.run({**job, **_paths(source, copied, work, feeds)}, work, name)
+            told = {} if told is None else told
+            told |= isolation.run({**job, **_paths(source, copied, work, feeds)}, work, name)
             refuse_unlike(told.get("measured", {}), least_cosine, name)
             _assemble(told, source, directory.path, work)
             notes = _notes(told, name, copied)

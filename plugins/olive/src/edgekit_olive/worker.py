@@ -140,14 +140,74 @@ def run_pass(job: Mapping[str, Any]) -> dict[str, Any]:
     """Run one pass and compute with its result; see the module's docstring."""
     chosen = _pass(job)
     model = _handler(job["model"])
+    return _reported(job, model, chosen.run(model, job["output"]))
+
+
+def _reported(job: Mapping[str, Any], model: Any, made: Any) -> dict[str, Any]:
+    """Return the report on a result: where it is, and how its outputs differ from the model's."""
     expected = computing.Model(job["model"]["kind"], Path(job["model"]["path"]), model)
-    made = chosen.run(model, job["output"])
     kind, paths = _result(made)
     report = {"kind": kind, "paths": paths, "attributes": _attributes(made, model)}
     result = computing.Model(kind, Path(paths[0]), made) if paths else None
     if result is None or kind not in ("onnx", "hf", "openvino"):
         return {**report, "uncompared": f"the result is {'of several parts' if len(paths) > 1 else kind}"}
     return {**report, **computing.compared(expected, result)}
+
+
+def run_workflow(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a workflow with Olive's engine, and compute with the best model.
+
+    The report has also ``candidates``, see `edgekit_olive.workflow.Candidate`, and ``before``, the source's metrics.
+    """
+    model, output = _handler(job["model"]), Path(job["output"]).parent
+    places = {"output_dir": str(output), "cache_dir": str(output.parent / "cache"), "log_to_file": False}
+    config = {**job["config"], "input_model": model.to_json(), **places}
+    _mend()
+    os.chdir(job["folder"])  # the file's paths are relative to it
+    try:
+        made = importlib.import_module("olive.workflows").run(config)
+    except importlib.import_module("pydantic").ValidationError as error:
+        raise FailureError("usage", _invalid(error, {})) from error
+    finally:
+        os.chdir(output)
+    best = made.get_best_candidate() if made is not None and made.has_output_model() else None
+    if best is None:
+        raise FailureError("failed", "Olive's engine gives no model; its log says which pass or goal failed")
+    settings = importlib.import_module("olive.model.config.model_config").ModelConfig
+    chosen = settings.model_validate(best.olive_model_config).create_model()
+    frontier = [each.model_id for each in made.get_output_models()]
+    others = [id for id, node in made.footprint.nodes.items() if node.parent_model_id and node.metrics]
+    ids = dict.fromkeys([*frontier, *others])
+    candidates = [_candidate(made, id, id in frontier, id == best.model_id) for id in ids]
+    return {
+        **_reported(job, model, chosen),
+        "candidates": candidates,
+        "before": _metrics(made.get_input_model_metrics()),
+    }
+
+
+def _mend() -> None:
+    """Let olive-ai 0.13.0 read evaluators: one of its enumerations fails on None, instead of refusing it."""
+    enumeration = importlib.import_module("olive.common.config_utils").CaseInsensitiveEnum
+    original = enumeration._missing_.__func__
+    enumeration._missing_ = classmethod(lambda cls, value: None if value is None else original(cls, value))
+
+
+def _candidate(made: Any, model_id: str, frontier: bool, chosen: bool) -> dict[str, Any]:
+    nodes, steps = made.footprint.nodes, list(made.trace_back_run_history(model_id))
+    metrics = nodes[model_id].metrics
+    return {
+        "passes": [nodes[step].from_pass for step in reversed(steps) if nodes[step].from_pass],
+        "provider": str(made.from_execution_provider()),
+        "metrics": _metrics(metrics.value.to_json() if metrics else None),
+        "frontier": frontier,
+        "chosen": chosen,
+    }
+
+
+def _metrics(found: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the values of metrics, by name."""
+    return {name: float(each["value"] if isinstance(each, Mapping) else each) for name, each in (found or {}).items()}
 
 
 def _pass(job: Mapping[str, Any]) -> Any:
@@ -278,7 +338,7 @@ def _data(path: Path, kind: str) -> dict[str, Any]:
     }
 
 
-JOBS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {"pass": run_pass}
+JOBS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {"pass": run_pass, "workflow": run_workflow}
 
 if __name__ == "__main__":
     serve() if sys.argv[1:] == ["serve"] else main(*sys.argv[1:])
@@ -291,6 +351,7 @@ __all__ = [
     "main",
     "refuse_network",
     "run_pass",
+    "run_workflow",
     "samples_of",
     "serve",
 ]
