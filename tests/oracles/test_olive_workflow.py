@@ -60,8 +60,9 @@ def test_a_search_over_passes_by_size(workflow, tmp_path):
     source = (tmp_path / "model" / "model.onnx").read_bytes()
     outcome = run_workflow(saved(tmp_path, workflow), tmp_path / "out")
     assert outcome.before["size-bytes"] == len(source)
-    assert len(outcome.candidates) == 2
-    assert [candidate.chosen for candidate in outcome.candidates] == [True, False]
+    assert len(outcome.candidates) > 2  # the engine searches over options of the passes, too
+    assert [candidate.chosen for candidate in outcome.candidates].index(True) == 0
+    assert sum(candidate.chosen for candidate in outcome.candidates) == 1
     assert {each.passes[-1].lower() for each in outcome.candidates} == {"onnxfloattofloat16", "onnxdynamicquantization"}
     sizes = [candidate.metrics["size-bytes"] for candidate in outcome.candidates]
     assert outcome.candidates[0].frontier
