@@ -323,7 +323,7 @@ def types(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Check that generated pages are current and that every code block runs, then build the HTML."""
     install_project(session)
-    session.install("-r", "docs/requirements.txt", silent=True)
+    session.install(WORKFLOW, "-r", "docs/requirements.txt", silent=True)
     session.run("python", "docs/generate.py", *(["--check"] if "--write" not in session.posargs else []))
     run_pytest(session, "docs/test_blocks.py", posargs=False)
     session.run("sphinx-build", "-W", "-q", "-b", "html", "docs", "docs/_build/html")

@@ -77,6 +77,7 @@ def test_each_declared_name_of_a_plugin_exists_and_has_a_docstring():
         nodes = list(ast.walk(tree(name)))
         defined = {node.name: node for node in tree(name).body if hasattr(node, "name")}
         bound = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        bound |= {alias.asname for node in tree(name).body if isinstance(node, ast.ImportFrom) for alias in node.names}
         for public in declared(name):
             assert public in defined or public in bound, f"{name} declares {public} and does not define it"
             assert public not in defined or ast.get_docstring(defined[public]), f"{name}.{public} has no docstring"

@@ -414,6 +414,47 @@ def test_compressed_tensors_groups_of_modules(tmp_path: Path) -> None:
         np.testing.assert_array_equal(tensor.float32(), values)
 
 
+# --- ModelOpt: modelopt/torch/quantization/qtensor/nvfp4_tensor.py and fp8_tensor.py, by hand ---
+
+
+def modelopt(kind: str, one: tuple[int, ...] = ()) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict]:
+    """NVFP4 with two scales, or 8-bit floats with a scale a tensor or a row; `one`: the shape of a single scale."""
+    tensors, expected = {}, {}
+    for name, (out, cols) in MATRICES.items():
+        if kind == "NVFP4":
+            codes = rng.integers(0, 16, (out, cols)).astype(np.uint8)
+            scales, overall = rng.integers(0x20, 0x70, (out, cols // 16)).astype(np.uint8), np.float32(3.7e-4)
+            values = np.concatenate([E2M1, -E2M1])[codes].astype(np.float32).reshape(out, -1, 16)
+            each = E4M3[scales].astype(np.float32) * overall
+            expected[name] = (values * each[..., None]).reshape(out, cols)
+            tensors[f"{name}.weight"] = codes[:, ::2] | codes[:, 1::2] << 4
+            tensors[f"{name}.weight_scale"], tensors[f"{name}.weight_scale_2"] = float8(scales), np.full(one, overall)
+        else:
+            codes = rng.integers(0, 0x7E, (out, cols)).astype(np.uint8)
+            scale = rng.uniform(0.001, 0.01, one if kind == "FP8" else (out,)).astype(np.float32)
+            expected[name] = E4M3[codes].astype(np.float32) * scale.reshape(-1, 1)
+            tensors[f"{name}.weight"], tensors[f"{name}.weight_scale"] = float8(codes), np.asarray(scale)
+        if name != Q:
+            tensors[f"{name}.input_scale"] = np.full(one, np.float32(0.5))
+    config = {"quant_method": "modelopt", "quant_algo": kind, "ignore": ["lm_head"], "producer": {"name": "modelopt"}}
+    return tensors, expected, config
+
+
+@pytest.mark.parametrize("kind", ["NVFP4", "FP8", "FP8_PER_CHANNEL_PER_TOKEN"])
+def test_modelopt(tmp_path: Path, kind: str) -> None:
+    tensors, expected, config = modelopt(kind)
+    precision = "packed:fp4-g16" if kind == "NVFP4" else "packed:fp8-channel"
+    check(write(tmp_path / "m", with_plain(tensors), config), expected, precision)
+
+
+def test_modelopt_configuration_in_its_own_file(tmp_path: Path) -> None:
+    tensors, expected, _ = modelopt("NVFP4")
+    directory = write(tmp_path / "m", with_plain(tensors), None)
+    section = {"quant_algo": "NVFP4", "group_size": 16, "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]}
+    (directory / "hf_quant_config.json").write_text(json.dumps({"producer": {}, "quantization": section}))
+    check(directory, expected, "packed:fp4-g16")
+
+
 # --- torchao 0.18: prototype/safetensors/safetensors_support.py (`flatten_tensor_state_dict`) ---
 
 
@@ -469,6 +510,7 @@ BUILT = {
     "fp8": lambda: fp8((32, 32)),
     "bitsandbytes": lambda: bitsandbytes("nf4", 32, True),
     "compressed-tensors": lambda: compressed(4, 32, False),
+    "modelopt": lambda: modelopt("NVFP4", (1,)),
 }
 
 
@@ -496,6 +538,8 @@ def test_a_field_that_is_not_understood_is_named(tmp_path: Path, method: str) ->
         ("fp8", {"fmt": "e5m2"}, r"fmt is 'e5m2'; read is e4m3"),
         ("fp8", {"weight_block_size": [128]}, r"weight_block_size is \[128\]; two positive integers are needed"),
         ("fp8", {"expert_dtype": "fp4"}, r"expert_dtype is 'fp4'; read is fp8"),
+        ("modelopt", {"quant_algo": "W4A8_AWQ"}, r"quant_algo is 'W4A8_AWQ'; read is FP8 or "),
+        ("modelopt", {"group_size": 32}, r"group_size is 32; groups of 16 are read"),
         ("bitsandbytes", {"llm_int8_has_fp16_weight": True}, r"llm_int8_has_fp16_weight is True; read is False"),
         ("compressed-tensors", {"format": "marlin-24"}, r"format is 'marlin-24'; read is pack-quantized or "),
         ("compressed-tensors", {"transform_config": {"R1": {}}}, r"transform_config .* weights that were rotated"),

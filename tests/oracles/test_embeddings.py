@@ -120,17 +120,31 @@ def test_the_gguf_file_is_the_same_model_and_goes_back(case, name, tmp_path):
         assert np.abs(model.embed(oracles.TOKENS.tolist()) - embedding).max() < TOLERANCE
 
 
+@named
+def test_openvino_computes_states_and_embedding(case, name, tmp_path):
+    folder, states, embedding = case(name)
+    artifact = edgekit.convert(folder, tmp_path / "ir", format="openvino")
+    assert artifact.model.config == edgekit.open(folder).model.config
+    with edgekit.load(artifact, runtime="openvino", exact=True) as model:
+        assert np.abs(model.embed(oracles.TOKENS.tolist()) - embedding).max() < TOLERANCE
+        if not artifact.model.config.causal:
+            n = len(oracles.TOKENS)
+            ids, mask = np.zeros((2, n + 3), np.int64), np.zeros((2, n + 3), np.int64)
+            ids[1, :n], mask[0], mask[1, :n] = oracles.TOKENS, 1, 1  # beside a longer text, padded on the right
+            found = model.infer({"input_ids": ids, "attention_mask": mask})["last_hidden_state"]
+            assert oracles.relative(found[1, :n], states) < TOLERANCE
+
+
 @pytest.mark.parametrize("name", ["bert-mean", "embedding_gemma-mean"])
 def test_an_encoder_predicts_nothing(case, name, tmp_path):
     folder, _, _ = case(name)
     artifact = edgekit.convert(folder, tmp_path / "model.gguf", dtype="F32")
-    for runtime in ("numpy", "llamacpp"):
-        with edgekit.load(artifact, runtime=runtime) as model:
+    graph = edgekit.convert(folder, tmp_path / "ir", format="openvino")
+    for each, runtime in ((artifact, "numpy"), (artifact, "llamacpp"), (graph, "openvino")):
+        with edgekit.load(each, runtime=runtime) as model:
             for ask in (model.logits, model.tokens):
                 with pytest.raises(UnsupportedModelError, match="predicts no next tokens; use embed"):
                     ask([1, 2])
-    with pytest.raises(UnsupportedModelError, match=r"runs decoders, and \w+ models are encoders"):
-        edgekit.convert(folder, tmp_path / "ir", format="openvino")
 
 
 @pytest.mark.parametrize("to", ["hf", "openvino"])

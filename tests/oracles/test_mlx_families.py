@@ -33,7 +33,7 @@ from edgekit.tensor import EncodedTensor
 from edgekit.testing.models import artifact_of, random_model
 from edgekit_mlx.adapters import fused
 from edgekit_mlx.batching import Batch
-from edgekit_mlx.families import COMPARED
+from edgekit_mlx.families import COMPARED, faithful_context
 from edgekit_mlx.library import from_mlx
 
 
@@ -49,10 +49,16 @@ EVERY = {path.stem: described(path) for path in sorted(Path(__file__).with_name(
 MODULES = {family: module for family, module in EVERY.items() if family in COMPARED}
 #: What mlx-lm's classes do not have.
 REFUSED = {
+    ("gemma", "untied"): "its gemma has no output matrix of its own",
+    ("gemma2", "untied"): "its gemma2 has no output matrix of its own",
+    ("gemma3", "odd-sizes"): "its gemma3 has a full layer at the end of every so many layers",
+    ("gemma3", "untied"): "its gemma3 has a full layer at the end of every so many layers",
     ("granitemoehybrid", "odd-sizes"): "it normalizes all groups of a Mamba layer together",
     ("lfm2", "untied"): "its lfm2 has no output matrix of its own",
     ("lfm2_moe", "untied"): "its lfm2_moe has no output matrix of its own",
     ("mixtral", "wide-heads"): "its mixtral has heads of width / heads",
+    ("phi3", "phi-4-mini"): "it applies longrope's long factors to short sequences too",
+    ("qwen3", "biases"): "its qwen3 has no such biases",
     ("qwen3_5", "as-many-values"): "its qwen3_5 has a layer with attention at the end of every so many layers",
     ("qwen3_5_moe", "as-many-values"): "its qwen3_5_moe has a layer with attention at the end of every so many layers",
     ("qwen3_next", "as-many-values"): "its qwen3_next has a layer with attention at the end of every so many layers",
@@ -97,11 +103,18 @@ CONFIGS = {(family, name): each for family, module in MODULES.items() for name, 
 CONFIGS |= FURTHER
 #: The first configuration of each family.
 PLAIN = {family: next(iter(module.CONFIGS)) for family, module in MODULES.items()}
-CASES = [case for case in CONFIGS if case not in REFUSED]
+
+
+def within_windows(family: str, name: str) -> bool:
+    """Whether mlx-lm computes the test's tokens; of texts beyond a window that it ignores see test_mlx_runtime.py."""
+    return faithful_context(config_from_hf(CONFIGS[family, name], name)) >= len(oracles.TOKENS)
+
+
+CASES = [case for case in CONFIGS if case not in REFUSED and within_windows(*case)]
 #: Of logits against numpy's, of the largest. Measured: at most 5e-6.
 TOLERANCE = 1e-4
 cases = pytest.mark.parametrize(("family", "name"), CASES, ids=["-".join(case) for case in CASES])
-families = pytest.mark.parametrize("family", MODULES)
+families = pytest.mark.parametrize("family", [case[0] for case in PLAIN.items() if case in CASES])
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +185,7 @@ def test_a_family_that_was_not_compared_is_refused(tmp_path):
         edgekit.convert(unread(source), tmp_path / "mlx", format="mlx")
 
 
-@pytest.mark.parametrize("family", [family for family in MODULES if family != "gpt_oss"])
+@pytest.mark.parametrize("family", [case[0] for case in PLAIN.items() if case in CASES and case[0] != "gpt_oss"])
 def test_mlx_lm_makes_the_same_tensors_of_a_hugging_face_directory(family, saved, tmp_path):
     """Of gpt-oss it reads MXFP4 alone; see below. Its config.json is edgekit's: it lacks defaults of transformers 5."""
     ours = edgekit.convert(saved(family, PLAIN[family]), tmp_path / "mlx", format="mlx")
@@ -186,7 +199,9 @@ def test_mlx_lm_makes_the_same_tensors_of_a_hugging_face_directory(family, saved
     theirs = dict(tree_flatten(mlx_lm.utils.load_model(hf)[0].parameters()))
     assert theirs.keys() == ours.tensors.keys()
     for name, tensor in ours.tensors.items():
-        np.testing.assert_array_equal(from_mlx(theirs[name]), tensor.read(), err_msg=name)
+        # Gemma's norms have 1 added and taken away again: half a unit in the last place of numbers below 2.
+        off = 2.0**-24 if family in ("gemma", "gemma3") and "norm" in name else 0.0
+        np.testing.assert_allclose(from_mlx(theirs[name]), tensor.read(), rtol=0, atol=off, err_msg=name)
 
 
 def together(file: Path) -> None:

@@ -10,18 +10,19 @@ import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from mlx_models import BASE, config_of
 
 import edgekit
 from edgekit import sample
 from edgekit.architectures import FAMILIES
 from edgekit.architectures.forward import Transformer
+from edgekit.cli import cli
 from edgekit.errors import InvalidFileError, MissingFileError, ShapeError, UnsupportedModelError, UsageError
 from edgekit.pipeline.passes import run_pass
 from edgekit.tensor import EncodedTensor
 from edgekit.testing import pass_checks
 from edgekit.testing.models import artifact_of, random_model
-from edgekit_mlx.learned import Awq, Dwq, Dynamic, Gptq
 
 TOKENS = np.random.default_rng(3).integers(0, 128, 400).tolist()
 #: Options that make a method quick on a model of width 64.
@@ -32,31 +33,32 @@ SMALL = {
     "mlx-dynamic": {"group": 32, "high_group": 32, "high_bits": 6, "target": 6.0},
 }
 methods = pytest.mark.parametrize("method", SMALL)
-OF_THE_KIT = {"text": [3, 5, 9, 4, 7, 8, 6, 2] * 20, "length": 16}
 
 
-def options(name: str) -> dict:
-    return {**OF_THE_KIT, **SMALL[name]}
-
-
-@pass_checks(Gptq(), options=options("mlx-gptq"))
+@pass_checks("mlx-gptq")
 def test_gptq_is_a_pass(check):
     check()
 
 
-@pass_checks(Awq(), options=options("mlx-awq"))
+@pass_checks("mlx-awq")
 def test_awq_is_a_pass(check):
     check()
 
 
-@pass_checks(Dwq(), options=options("mlx-dwq"))
+@pass_checks("mlx-dwq")
 def test_dwq_is_a_pass(check):
     check()
 
 
-@pass_checks(Dynamic(), options=options("mlx-dynamic"))
+@pass_checks("mlx-dynamic")
 def test_dynamic_is_a_pass(check):
     check()
+
+
+def test_the_command_verifies_them():
+    done = CliRunner().invoke(cli, ["verify", "mlx-gptq", "--check", "check_quality_reported"])
+    assert done.exit_code == 0, done.output
+    assert "1 passed" in done.stdout
 
 
 @pytest.fixture

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 os.environ["NNCF_CI"] = "1"  # no telemetry
 
@@ -56,3 +58,10 @@ OPENVINO = OpsSubject("openvino", [name for name in OPERATIONS if hasattr(GraphO
 @ops_checks(OPENVINO)
 def test_operations(check):
     check()
+
+
+def test_the_table_of_families_names_what_is_lacking():
+    text = (Path(__file__).parents[2] / "docs" / "generate.py").read_text("utf-8")
+    assigned = {ast.unparse(n.targets[0]): n.value for n in ast.parse(text).body if isinstance(n, ast.Assign)}
+    lacking = [name for name in OPERATIONS if not hasattr(GraphOps, name)]
+    assert list(ast.literal_eval(assigned["OPENVINO_LACKS"])) == lacking

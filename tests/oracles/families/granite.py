@@ -35,3 +35,4 @@ CONFIGS = {
 REFUSED = [
     (BASE | {"residual_multiplier": 0.0}, "residual is 0.0, it has to be a number above 0"),
 ]
+QUANTIZED = BASE | {"vocab_size": 256, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8}

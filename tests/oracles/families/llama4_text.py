@@ -36,6 +36,7 @@ CONFIGS = {
     "llama3": BASE | {"rope_parameters": LLAMA3, "num_key_value_heads": 1, "rms_norm_eps": 1e-3},
 }
 REFUSED = [
+    (BASE | {"attention_bias": True}, "llama.cpp loads no biases of llama4 files"),
     (
         BASE | {"attention_chunk_size": 8},
         "attention_chunk_size of the model is 8, and llama.cpp computes llama4 files as if it were 8192; choose another",
@@ -49,3 +50,10 @@ REFUSED = [
         "moe_layers of the model is [0], and llama.cpp knows experts in every n-th layer alone",
     ),
 ]
+QUANTIZED = BASE | {
+    "vocab_size": 256,
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "intermediate_size_mlp": 512,
+    "head_dim": 64,
+}

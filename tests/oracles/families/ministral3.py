@@ -44,3 +44,4 @@ REFUSED = [
         "edgekit knows yarn for this family",
     ),
 ]
+QUANTIZED = BASE | {"vocab_size": 256, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8}

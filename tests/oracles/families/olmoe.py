@@ -23,6 +23,7 @@ CONFIGS = {
     | {"rope_theta": 1e6, "rms_norm_eps": 1e-6, "num_attention_heads": 2, "num_key_value_heads": 2},
 }
 REFUSED = [
+    (BASE | {"attention_bias": True}, "llama.cpp loads no biases of olmoe files"),
     (
         BASE | {"norm_topk_prob": True},
         "norm_topk_prob of the model is True, and llama.cpp computes olmoe files as if it were False",

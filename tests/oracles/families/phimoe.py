@@ -1,7 +1,6 @@
 """Phi-3.5 MoE."""
 
 GGUF = False
-OPENVINO_LACKS = "route_sparsely"
 BASE = {
     "model_type": "phimoe",
     "vocab_size": 96,

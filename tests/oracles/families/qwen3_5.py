@@ -39,6 +39,7 @@ CONFIGS = {
     },
 }
 REFUSED = [
+    (BASE | {"attention_bias": True}, "llama.cpp loads no biases of qwen35 files"),
     (
         BASE | {"linear_value_head_dim": 16},
         "have 32 elements and the value heads 16, and llama.cpp knows one size for both",

@@ -42,6 +42,7 @@ CONFIGS = {
     "three-used": BASE | {"num_key_value_heads": 1, "linear_num_value_heads": 6, "num_experts_per_tok": 3},
 }
 REFUSED = [
+    (BASE | {"attention_bias": True}, "llama.cpp loads no biases of qwen35moe files"),
     (BASE | {"linear_value_head_dim": 16}, "and llama.cpp knows one size for both"),
 ]
 QUANTIZED = BASE | {

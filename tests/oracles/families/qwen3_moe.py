@@ -25,6 +25,7 @@ CONFIGS = {
     "another-base": BASE | {"rope_theta": 1e6, "rms_norm_eps": 1e-5, "num_key_value_heads": 1, "head_dim": 16},
 }
 REFUSED = [
+    (BASE | {"attention_bias": True}, "llama.cpp loads no biases of qwen3moe files"),
     (
         BASE | {"norm_topk_prob": False},
         "norm_topk_prob of the model is False, and llama.cpp computes qwen3moe files as if it were True",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,15 +14,16 @@ import pytest
 
 import edgekit
 from edgekit import sample
-from edgekit.architectures import Model
+from edgekit.architectures import Model, ModelConfig, tensor_shapes
 from edgekit.artifact import Artifact
-from edgekit.errors import (
-    QualityGateError,
-)
+from edgekit.errors import ChangedSourceError, InvalidFileError, MissingFileError, QualityGateError, UsageError
 from edgekit.files import pairs
+from edgekit.files.digests import sha256
 from edgekit.manifest import manifest_path
 from edgekit.tensor import Tensor
-from edgekit_workflow.gates import Policy, gate
+from edgekit.testing.models import artifact_of, random_model, small_llama
+from edgekit_workflow.gates import Certificate, GateResult, Policy, default_toml, gate, read_policy
+from edgekit_workflow.gates.policy import Derivation
 
 #: What needs no text and no timing. `runtime` and `degenerate` are tested by themselves.
 POLICY = Policy(skip=("quality", "performance", "robustness", "runtime", "degenerate"))
@@ -167,3 +169,261 @@ def test_changed_blocks_are_refused_by_name(source: Artifact, change: Callable, 
     failed = gate(path, source, policy=POLICY, full=True).failed
     assert {"codes"} <= {result.name for result in failed} <= {"codes", "values"}
     assert all("blk.1.ffn_up.weight" in result.detail for result in failed)
+
+
+def test_blocks_that_a_calibration_chose_are_refused_by_their_distance(source: Artifact, tmp_path: Path) -> None:
+    """Without the codes of rounding to nearest, the error of each row still tells rounding from damage."""
+    calibration = edgekit.calibrate(source, source.tokenizer.encode(sample.heldout_text())[:512], to=tmp_path / "c")
+    path = edgekit.quantize(source, "Q4_0", to=tmp_path / "broken.gguf", calibration=calibration).path
+    patched(path, {"blk.1.ffn_up.weight": zeros_from_the_middle})
+    (failed,) = gate(path, source, policy=POLICY).failed
+    assert failed.name == "values"
+    assert failed.detail.startswith("blk.1.ffn_up.weight, row 2")
+
+
+def test_a_zeroed_expert_is_refused(tmp_path: Path) -> None:
+    config = small_moe()
+    source = artifact_of(random_model(config), tmp_path / "source")
+    name = "blk.1.ffn_up_exps.weight"
+    tensors = dict(source.model.tensors)
+    values = tensors[name].float32().reshape(tensors[name].shape).copy()
+    values[3] = 0
+    tensors[name] = Tensor.of(name, values)
+    broken = edgekit.quantize(with_model(source, Model(config, tensors)), "Q8_0", to=tmp_path / "broken.gguf")
+    failed = gate(broken, source, policy=POLICY).failed
+    assert {result.name for result in failed} == {"codes", "values"}
+    assert all(result.detail.startswith(name) for result in failed)
+
+
+def small_moe() -> ModelConfig:
+    changes = {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
+    return small_llama(**changes)
+
+
+def test_a_manifest_of_another_file_is_refused(source: Artifact, tmp_path: Path) -> None:
+    path = edgekit.quantize(source, "Q8_0", to=tmp_path / "broken.gguf").path
+    patched(path, {"blk.1.ffn_up.weight": one_code}, seal=False)
+    (failed,) = gate(path, source, policy=POLICY).failed
+    assert (failed.name, failed.category) == ("hashes", "security")
+    assert "describes another file than broken.gguf" in failed.detail
+
+
+def test_a_matrix_left_in_float_is_refused(source: Artifact, tmp_path: Path) -> None:
+    recipe = edgekit.Recipe.of({"blk.1.ffn_down*": "F16"}, "Q8_0", name="all but one")
+    path = edgekit.quantize(source, recipe, to=tmp_path / "broken.gguf").path
+    assert gate(path, source, policy=POLICY).passed  # the manifest says so
+    manifest_path(path).unlink()
+    (failed,) = gate(path, source, policy=POLICY).failed
+    assert failed.name == "precisions"
+    assert failed.detail == "blk.1.ffn_down.weight is in float, 2 of its kind are quantized"
+
+
+def test_a_shard_that_was_half_written_names_the_file(source: Artifact, tmp_path: Path) -> None:
+    path = edgekit.quantize(source, "affine:int8-sym-g32", to=tmp_path / "broken").path
+    shard = path / "model.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    with pytest.raises(InvalidFileError, match=r"model\.safetensors"):
+        gate(path, source, policy=POLICY)
+
+
+def test_files_that_may_run_code_are_refused(source: Artifact, tmp_path: Path) -> None:
+    path = edgekit.quantize(source, "affine:int8-sym-g32", to=tmp_path / "broken").path
+    (path / "modeling.py").write_text("")
+    (path / "old.pkl").write_text("")
+    (failed,) = gate(path, source, policy=POLICY).failed
+    assert failed.detail == "modeling.py may run code when it is loaded, old.pkl may run code when it is loaded"
+
+
+def test_a_template_that_fails_is_refused(source: Artifact, tmp_path: Path) -> None:
+    broken = with_tokenizer(source, chat_template="{{ messages.__class__.__mro__ }}{% for %}")
+    written = edgekit.quantize(broken, "Q8_0", to=tmp_path / "broken.gguf")
+    failed = gate(written, broken, policy=POLICY).failed
+    assert [result.name for result in failed] == ["template"]
+
+
+def test_another_licence_is_refused(source: Artifact, tmp_path: Path) -> None:
+    licensed = tmp_path / "licensed"
+    shutil.copytree(source.path, licensed)
+    (licensed / "README.md").write_text("---\nlicense: apache-2.0\nbase_model: someone/model\n---\nA model.\n")
+    path = edgekit.quantize(licensed, "affine:int8-sym-g32", to=tmp_path / "small").path
+    outcome = {r.name: (r.passed, r.detail) for r in gate(path, licensed, policy=POLICY) if r.category == "compliance"}
+    assert outcome["licence"] == (None, "small does not state the source's licence, apache-2.0; put it beside it")
+    (path / "README.md").write_text('---\nlicense: "mit"\nbase_model: someone/model\n---\n')
+    outcome = {r.name: (r.passed, r.detail) for r in gate(path, licensed, policy=POLICY) if r.category == "compliance"}
+    assert outcome["licence"] == (False, "small states mit, the source apache-2.0")
+    assert outcome["base_model"] == (True, "someone/model")
+
+
+def test_a_source_that_changed_is_refused(source: Artifact, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(source.path, copy)
+    path = edgekit.quantize(copy, "Q8_0", to=tmp_path / "small.gguf").path
+    (copy / "generation_config.json").write_text("{}")
+    (failed,) = gate(path, copy, policy=POLICY).failed
+    assert failed.detail == "generation_config.json of model changed since the artifact was made, or is another file"
+
+
+def test_a_source_that_changes_meanwhile_is_refused(source: Artifact, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(source.path, copy)
+    path = edgekit.quantize(copy, "Q8_0", to=tmp_path / "small.gguf").path
+
+    def change(done: int, count: int, name: str) -> None:
+        (copy / "generation_config.json").write_text(f"{{ }}{' ' * done}")
+
+    with pytest.raises(ChangedSourceError, match=r"generation_config\.json: it was changed while the gates ran"):
+        gate(path, copy, policy=POLICY, progress=change)
+
+
+def test_an_artifact_of_another_model_is_refused(source: Artifact, tmp_path: Path) -> None:
+    other = artifact_of(random_model(small_llama()), tmp_path / "other")
+    path = edgekit.quantize(source, "Q8_0", to=tmp_path / "small.gguf").path
+    with pytest.raises(UsageError, match=r"small\.gguf is not made from .*other: of \d+ tensors \d+ do not match"):
+        gate(path, other, policy=POLICY)
+
+
+def test_derivation_of_a_source_of_another_format(source: Artifact, tmp_path: Path) -> None:
+    """Conversions without loss are the same source: the codes are equal, and the files are other ones."""
+    full = edgekit.convert(source, tmp_path / "full.gguf", dtype="F32")
+    certificate = gate(edgekit.quantize(source, "Q4_0", to=tmp_path / "small.gguf"), full, policy=POLICY)
+    results = {result.name: result for result in certificate}
+    assert (results["source"].passed, results["codes"].passed) == (None, True)
+    assert results["codes"].detail == "of the rows compared, every code equal"
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Path]:
+    """A source in memory, whose values are multiples of the same noise, and its file of 200 MB in Q8_0."""
+    folder = tmp_path_factory.mktemp("large")
+    config = small_llama(
+        hidden_size=1024, intermediate_size=8192, num_hidden_layers=7, num_attention_heads=16, num_key_value_heads=8,
+        vocab_size=16_384,
+    )  # fmt: skip
+    noise = np.random.RandomState(0).standard_normal(1 << 24).astype(np.float32)
+
+    def filled(number: int, name: str, shape: tuple[int, ...]) -> Tensor:
+        rows = noise[: int(np.prod(shape))].reshape(-1, shape[-1])
+        return Tensor(name, shape, "float32", lambda start, stop: rows[start:stop] * np.float32(1 + number / 64))
+
+    shapes = tensor_shapes(config)
+    model = Model(config, {name: filled(n, name, shape) for n, (name, shape) in enumerate(shapes.items())})
+    source = artifact_of(model, folder / "source")
+    path = edgekit.quantize(source, "Q8_0", to=folder / "large.gguf").path
+    assert path.stat().st_size > 200_000_000
+    return source, path
+
+
+#: The gates that find changed codes, alone.
+CODES = Policy(skip=("security", "compliance", "silent", "quality", "robustness", "performance", "source"))
+
+
+def test_one_changed_code_in_a_large_file_is_found(large: tuple[Artifact, Path]) -> None:
+    source, path = large
+    patched_block(path, "blk.5.ffn_down.weight", [(1001, 77)])
+    (failed,) = gate(path, source, policy=CODES, full=True).failed
+    assert failed.detail == "blk.5.ffn_down.weight, row 1001: 1 of 1024 rows compared have other codes"
+    patched_block(path, "blk.5.ffn_down.weight", [(1001, 77)])
+
+
+def test_a_sample_finds_a_tensor_of_which_five_percent_changed(large: tuple[Artifact, Path]) -> None:
+    source, path = large
+    rows = np.random.RandomState(1).choice(8192, 8192 // 20, replace=False)
+    places = [(int(row), 40) for row in rows]
+    patched_block(path, "blk.3.ffn_up.weight", places)
+    for least_rows, share in ((1, 0.0101), (128, 0.0376)):  # 1 % of the rows of each tensor, rounded up
+        policy = attrs.evolve(CODES, derivation=Derivation(least_rows=least_rows))
+        (failed,) = gate(path, source, policy=policy).failed
+        assert failed.detail.startswith("blk.3.ffn_up.weight, row ")
+        assert failed.measured == pytest.approx(share, abs=0.0002)
+    patched_block(path, "blk.3.ffn_up.weight", places)
+    assert gate(path, source, policy=CODES).passed
+
+
+def patched_block(path: Path, name: str, places: list[tuple[int, int]]) -> None:
+    """Flip the lowest bit of bytes of a tensor, by row and byte of the row, in place."""
+    head = edgekit.open(path).tensors[name].read_parts(0, 4)["blocks"]
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+        start = view.find(head.tobytes())
+        assert start >= 0
+        for row, byte in places:
+            view[start + row * head.shape[1] + byte] ^= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "[quality]\nperplexity = 0.9\n",
+            r"key 'perplexity' \(did you mean perplexity_ratio\?\); the table quality has",
+        ),
+        ("[qualty]\n", r"key 'qualty' \(did you mean quality\?\); a policy has quality, performance"),
+        ("[quality]\ntop1_agreement = 95\n", r"quality: top1_agreement is 95; give a number from 0 to 1"),
+        ("[derivation]\nleast_rows = 0\n", r"derivation: least_rows is 0; give a whole number of at least 1"),
+        ("quality = 1\n", r"quality is 1; write a table"),
+        ("skip = ['speed']\n", r"skip names 'speed' \(did you mean speedup\?\); gates are files, hashes"),
+        ("skip = 'speedup'\n", r"skip is 'speedup'; write a list of names"),
+        ("[quality\n", r"not TOML \("),
+    ],
+)
+def test_a_malformed_policy_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "gates.toml"
+    file.write_text(content)
+    with pytest.raises(InvalidFileError, match=message):
+        read_policy(file)
+    with pytest.raises(MissingFileError, match="cannot be read"):
+        read_policy(tmp_path / "absent.toml")
+
+
+def test_the_default_policy_reads_as_itself(tmp_path: Path) -> None:
+    file = tmp_path / "gates.toml"
+    file.write_text(default_toml())
+    assert read_policy(file) == Policy()
+    file.write_text("skip = ['performance']\n[quality]\nperplexity_ratio = 0.9\n")
+    changed = read_policy(file)
+    assert (changed.quality.perplexity_ratio, changed.runs("speedup"), changed.runs("values")) == (0.9, False, True)
+
+
+def test_certificate_is_an_in_toto_statement(source: Artifact, tmp_path: Path) -> None:
+    path = edgekit.quantize(source, "Q8_0", to=tmp_path / "small.gguf").path
+    certificate = gate(path, source, policy=POLICY)
+    statement = json.loads(certificate.to_json())
+    # https://github.com/in-toto/attestation, spec/v1/statement.md and spec/predicates/test-result.md
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert statement["subject"] == [{"name": "small.gguf", "digest": {"sha256": sha256(path)}}]
+    assert statement["predicateType"] == "https://in-toto.io/attestation/test-result/v0.1"
+    predicate = statement["predicate"]
+    assert predicate["result"] == "WARNED"  # no signature was given
+    assert {"name", "digest"} == set(predicate["configuration"][0])
+    names = [*predicate["passedTests"], *predicate["warnedTests"], *predicate["failedTests"]]
+    assert sorted(names) == sorted(f"{r.category}/{r.name}" for r in certificate)
+    assert "security/signature" in predicate["warnedTests"]
+    assert str(tmp_path) not in certificate.to_json()
+    assert certificate.to_json() == gate(path, source, policy=POLICY).to_json()
+
+
+def test_the_refusal_has_a_line_for_each_gate() -> None:
+    results = (
+        GateResult("kl_divergence", "quality", False, 0.25, 0.05, "nats", "stories 0.25, code 0.01"),
+        GateResult("values", "silent", False, detail="blk.0.attn_q.weight: far"),
+        GateResult("signature", "security", None),
+        GateResult("files", "security", True),
+    )
+    certificate = Certificate({}, {}, {}, results)
+    with pytest.raises(QualityGateError) as refused:
+        certificate.refuse()
+    assert str(refused.value).splitlines() == [
+        "2 of 4 gates failed; mend the artifact, or change the limits in a policy:",
+        "  quality kl_divergence: 0.25 nats (required 0.05 nats) stories 0.25, code 0.01",
+        "  silent values: blk.0.attn_q.weight: far",
+    ]
+    assert (refused.value.exit_code, certificate.to_statement()["predicate"]["result"]) == (7, "FAILED")
+
+
+def test_a_distribution_that_validates_statements_accepts_it(source: Artifact, tmp_path: Path) -> None:
+    """With the in-toto project's own library, where it is installed."""
+    statements = pytest.importorskip("in_toto_attestation.v1.statement")
+    json_format = pytest.importorskip("google.protobuf.json_format")
+    path = edgekit.quantize(source, "Q8_0", to=tmp_path / "small.gguf").path
+    statement = gate(path, source, policy=POLICY).to_statement()
+    message = json_format.ParseDict(statement, statements.statementpb.Statement())
+    statements.Statement.copy_from_pb(message).validate()

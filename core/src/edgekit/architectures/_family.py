@@ -53,6 +53,7 @@ class Gguf:
         caps_output: whether a cap on the logits is looked for.
         untied: whether an output matrix of its own is loaded.
         ties: whether a file without an output matrix is loaded.
+        biases: whether biases of attention and feed-forward are loaded.
         epsilon: key of the norms' epsilon.
         rotates: whether the files have keys for rotary embeddings.
         dense: whether matrices after the pooling are loaded.
@@ -60,6 +61,7 @@ class Gguf:
         divisors: which rope tensors are loaded.
         keys: the family's own hyper-parameters.
         names_no_window: whether a window of 0 is written for a model without one.
+        ignores_window: whether llama.cpp attends to all tokens all the same, which is noted at conversion.
         local_theta: rotary base of layers with a window, in a file that names none; None where they have no own one.
         states: fields of `ModelConfig` that the family has keys of its own for; what differs from llama.cpp's own value
             in another field is refused.
@@ -75,6 +77,7 @@ class Gguf:
     caps_output: bool = False
     untied: bool = True
     ties: bool = True
+    biases: bool = True
     epsilon: str = "attention.layer_norm_rms_epsilon"
     rotates: bool = True
     dense: bool = False
@@ -82,6 +85,7 @@ class Gguf:
     divisors: tuple[str, ...] = ()
     keys: tuple[Key, ...] = ()
     names_no_window: bool = False
+    ignores_window: bool = False
     local_theta: float | None = None
     states: tuple[str, ...] = ()
     per_layer: tuple[str, ...] = ()

@@ -77,7 +77,7 @@ _METHODS = {
     "modelopt": ("NVIDIA ModelOpt", _ORIGINAL),
 }
 #: Those that `edgekit.formats._packed` reads.
-_READ = ("bitsandbytes", "fp8", "mxfp4", "gptq", "awq", "compressed-tensors", "torchao")
+_READ = ("bitsandbytes", "fp8", "mxfp4", "gptq", "awq", "compressed-tensors", "torchao", "modelopt")
 _WRAPPERS = {"_orig_mod.": "torch.compile", "module.": "DataParallel or DeepSpeed"}
 _LORA = (
     ".lora_A.",

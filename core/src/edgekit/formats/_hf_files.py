@@ -26,6 +26,8 @@ ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 #: What AutoGPTQ wrote before config.json had a quantization_config.
 QUANTIZE_CONFIG = "quantize_config.json"
+#: Written by NVIDIA ModelOpt.
+MODELOPT_CONFIG = "hf_quant_config.json"
 #: Patterns of weights in pickles, which are never read.
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -94,9 +96,15 @@ def open_consolidated(directory: Path, only: str | None = None) -> Weights:
 
 
 def with_quantization(directory: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the configuration; with AutoGPTQ's own file as its quantization_config if it has none."""
-    separate = None if quantization_of(config) else read_object(directory, QUANTIZE_CONFIG, CONFIG_LIMIT)
-    return {**config, "quantization_config": {"quant_method": "gptq", **separate}} if separate else config
+    """Return the configuration; with AutoGPTQ's or ModelOpt's own file as its quantization_config if it has none."""
+    if quantization_of(config):
+        return config
+    if separate := read_object(directory, QUANTIZE_CONFIG, CONFIG_LIMIT):
+        return {**config, "quantization_config": {"quant_method": "gptq", **separate}}
+    section = (read_object(directory, MODELOPT_CONFIG, CONFIG_LIMIT) or {}).get("quantization")
+    if isinstance(section, dict):
+        return {**config, "quantization_config": {"quant_method": "modelopt", **section}}
+    return config
 
 
 def _single(directory: Path) -> str:

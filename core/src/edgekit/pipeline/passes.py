@@ -20,7 +20,11 @@ from edgekit.plugin._registry import Registration, manager
 
 
 class Pass(Protocol):
-    """Transforms an artifact as a whole; registered with ``edgekit_register_passes``."""
+    """Transforms an artifact as a whole; registered with ``edgekit_register_passes``.
+
+    If an option has no default, an attribute ``trial`` holds the options with which `edgekit verify` runs the pass on a
+    small model.
+    """
 
     name: str
 

@@ -23,6 +23,7 @@ _FAMILIES = {
     "gemma4": "Gemma4",
     "granite": "Granite",
     "granitemoehybrid": "GraniteMoeHybrid",
+    "granite4_dense": "Granite4Dense",
     "lfm2": "Lfm2",
     "ministral3": "Ministral3",
     "qwen3_moe": "Qwen3Moe",

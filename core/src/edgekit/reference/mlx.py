@@ -340,9 +340,22 @@ def _words(packed: U8) -> Array:
 
 
 def _extremes(blocks: F32) -> tuple[F32, F32]:
-    """Smallest and largest [rows, groups]; several times faster over the first axis than over the last."""
-    columns = np.ascontiguousarray(blocks.reshape(-1, blocks.shape[-1]).T)
-    return columns.min(axis=0).reshape(blocks.shape[:-1]), columns.max(axis=0).reshape(blocks.shape[:-1])
+    """Smallest and largest [rows, groups]; several times faster over the first axis than over the last.
+
+    Four elements are transposed at once, as one of 16 bytes: every group size is a multiple of 4.
+    """
+    quads = np.ascontiguousarray(blocks).reshape(-1, blocks.shape[-1]).view(np.complex128)
+    columns = np.ascontiguousarray(quads.T).view(np.float32)
+    low, high = _folded(np.minimum, columns), _folded(np.maximum, columns)
+    return low.reshape(blocks.shape[:-1]), high.reshape(blocks.shape[:-1])
+
+
+def _folded(choose: np.ufunc, columns: F32) -> F32:
+    """Reduce the first axis of [n, 4 * groups], then the four of each group."""
+    four = choose.reduce(columns, axis=0)
+    two = choose(four[0::2], four[1::2])
+    one: F32 = choose(two[0::2], two[1::2])
+    return one
 
 
 def _largest(blocks: F32) -> F32:

@@ -54,6 +54,8 @@ KIT: Kit[PassSubject] = Kit("passes")
 def adapt(subject: Any, format: str = "hf", options: Mapping[str, Any] | None = None) -> PassSubject:
     """Return the subject for a pass, its class, a registration, or the name of an installed pass.
 
+    Without `options` it is run with those of its attribute ``trial``, if it has one.
+
     Raises:
         UsageError: the pass has no method `run`.
     """
@@ -65,7 +67,8 @@ def adapt(subject: Any, format: str = "hf", options: Mapping[str, Any] | None = 
     made = subject() if isinstance(subject, type) else subject
     if not callable(getattr(made, "run", None)):
         raise UsageError(f"{type(made).__name__} is not a pass: it has no method run(source, to, **options)")
-    return PassSubject(made, format, options or {}, getattr(made, "name", type(made).__name__))
+    given = getattr(made, "trial", {}) if options is None else options
+    return PassSubject(made, format, given, getattr(made, "name", type(made).__name__))
 
 
 def run_pass_checks(
@@ -82,7 +85,7 @@ def run_pass_checks(
     Args:
         subject: an object or class as `edgekit.pipeline.passes.Pass`, or the name of an installed one.
         format: name of the format of the artifact on which it is run.
-        options: keyword arguments with which it is run.
+        options: keyword arguments with which it is run; None for those of its attribute ``trial``, if it has one.
         expected_failures: the reason for each check that is expected to fail, by name.
         checks: names of the checks to run; None for all.
         profile: ``quick``, ``default`` or ``deep``; None takes that of EDGEKIT_TEST_PROFILE.

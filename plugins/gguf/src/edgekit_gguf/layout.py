@@ -9,7 +9,7 @@ configuration and tokenizer. ``general.quantization_version`` and ``general.file
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeGuard
 
 import numpy as np
@@ -57,18 +57,33 @@ def _notes(source: Artifact, model: Model) -> dict[str, str]:
 
 
 def _computed_otherwise(model: Model) -> dict[str, str]:
-    scaling = model.config.rope_scaling
-    if model.config.activation == "gelu":
-        return {
-            "otherwise": "llama.cpp computes GELU by its tanh form, from a table in float16, and this model's is by "
+    found = [*_otherwise(model)]
+    return {"otherwise": "; ".join(found)} if found else {}
+
+
+def _otherwise(model: Model) -> Iterator[str]:
+    config = model.config
+    gguf, scaling = gguf_of(config), config.rope_scaling
+    if config.activation == "gelu":
+        yield (
+            "llama.cpp computes GELU by its tanh form, from a table in float16, and this model's is by "
             "the error function: embeddings differ by up to a hundredth"
-        }
-    if scaling is None or scaling.truncate:
-        return {}
-    return {
-        "otherwise": "llama.cpp rounds the borders of yarn's ramp, which this model does not (truncate: false): its "
-        "logits lie up to a hundredth of their standard deviation from transformers'"
-    }
+        )
+    if scaling is not None and not scaling.truncate:
+        yield (
+            "llama.cpp rounds the borders of yarn's ramp, which this model does not (truncate: false): its "
+            "logits lie up to a hundredth of their standard deviation from transformers'"
+        )
+    if scaling is not None and scaling.kind == "yarn" and (scaling.beta_fast, scaling.beta_slow) != (32.0, 1.0):
+        yield (
+            f"llama.cpp takes yarn's borders for 32 and 1, and this model's are {scaling.beta_fast:g} and "
+            f"{scaling.beta_slow:g}: set yarn_beta_fast and yarn_beta_slow when a context is made"
+        )
+    if gguf.ignores_window and config.sliding_window is not None and config.sliding_window < config.context:
+        yield (
+            f"llama.cpp attends to all tokens in {gguf.architecture} files, and this model to a window of "
+            f"{config.sliding_window}: longer texts have other logits there"
+        )
 
 
 def _resized(source: Artifact, model: Model) -> dict[str, str]:

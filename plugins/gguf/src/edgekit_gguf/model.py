@@ -173,6 +173,8 @@ def _refuse_what_gguf_cannot_say(config: ModelConfig, own: Gguf) -> None:
             "llama.cpp loads such for gemma-embedding files alone: two, the second to the width of the model, "
             f"{config.width}; choose another format"
         )
+    if not own.biases and (config.qkv_bias or config.attn_output_bias or config.ffn_bias):
+        raise UnsupportedModelError(f"llama.cpp loads no biases of {own.architecture} files; choose another format")
     if config.tied and not own.ties:
         raise UnsupportedModelError(
             f"the embedding of the model doubles as the output matrix, and llama.cpp loads {own.architecture} files "

@@ -22,17 +22,23 @@ from edgekit.errors import UnsupportedModelError
 #: Families whose sliding windows mlx-lm ignores: it computes full attention instead.
 _NO_WINDOWS = (
     *("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "ministral3", "mixtral"),
-    *("granite", "granitemoehybrid", "lfm2", "lfm2_moe", "olmo2", "olmoe", "qwen3_moe", "smollm3"),
+    *("granite", "granitemoehybrid", "granite4_dense", "lfm2", "lfm2_moe", "olmo2", "olmoe", "qwen3_moe", "smollm3"),
     *("qwen3_next", "qwen3_5", "qwen3_5_moe", "phimoe", "nemotron_h", "nemotron_h_moe"),
 )
 _WINDOWS = ("gemma3", "gemma4", "gpt_oss", "llama4_text")
 #: The families whose logits were compared with edgekit's forward pass.
 COMPARED = (*_NO_WINDOWS, *_WINDOWS)
 _DELTA = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
-_GRANITE = ("granite", "granitemoehybrid")
+_HYBRIDS = ("granitemoehybrid", "granite4_dense")  # of one class
+_GRANITE = ("granite", *_HYBRIDS)
 _NEMOTRON = ("nemotron_h", "nemotron_h_moe")
 #: Families for which mlx-lm has a class of another name; its llama4_text is another model, without experts.
-_CLASSES = {"gemma4": "gemma4_text", "llama4_text": "llama4", "nemotron_h_moe": "nemotron_h"}
+_CLASSES = {
+    "gemma4": "gemma4_text",
+    "granite4_dense": "granitemoehybrid",
+    "llama4_text": "llama4",
+    "nemotron_h_moe": "nemotron_h",
+}
 #: ``model_type`` of the families whose logits were compared; in others mlx-lm may name tensors differently.
 MODEL_TYPES = (
     *(_CLASSES.get(family, family) for family in COMPARED),
@@ -41,7 +47,7 @@ MODEL_TYPES = (
 #: The epsilon of mlx-lm's llama4 for queries and keys, whatever the model's is; and up to which the two agree.
 _LLAMA4_EPS, _LLAMA4_CLOSE = 1e-6, 1e-5
 #: Families whose mlx-lm classes ignore ``rope_scaling``.
-_NO_SCALING = ("gemma", "gemma2", "mixtral", "lfm2", "lfm2_moe", "granitemoehybrid")
+_NO_SCALING = ("gemma", "gemma2", "mixtral", "lfm2", "lfm2_moe", *_HYBRIDS)
 #: Families for which mlx-lm takes the width divided by the number of heads as head_dim.
 _HEADS_FILL_WIDTH = ("qwen2", "phi3", "phimoe", "mixtral", "lfm2", "lfm2_moe", *_GRANITE)
 _TIED = ("gemma", "gemma2", "lfm2", "lfm2_moe")
@@ -50,7 +56,7 @@ _PARTLY_ROTATING = ("phi3", *_DELTA)
 #: Which biases the classes have: of Q, K and V, of the attention's output, of the feed-forward network.
 _BIASES = {
     "llama": "any", "smollm3": "any", "granite": "any",
-    "olmo2": "attention", "olmoe": "attention", "granitemoehybrid": "attention", **dict.fromkeys(_DELTA, "attention"),
+    "olmo2": "attention", "olmoe": "attention", **dict.fromkeys((*_HYBRIDS, *_DELTA), "attention"),
     "qwen2": "qkv", "gpt_oss": "both", "phimoe": "both", "nemotron_h": "ffn",
 }  # fmt: skip
 _ALLOWED_BIASES = {
@@ -68,7 +74,7 @@ _ALWAYS: dict[str, dict[str, Any]] = {
     "qwen3_5": {"model_type": "qwen3_5"},
     "qwen3_5_moe": {"model_type": "qwen3_5_moe"},
     "lfm2": {"block_multiple_of": 1, "block_ffn_dim_multiplier": 1.0},
-    "granitemoehybrid": {"time_step_limit": [0.0, 3.0e38]},
+    **{family: {"time_step_limit": [0.0, 3.0e38]} for family in _HYBRIDS},
     "nemotron_h_moe": {"n_shared_experts": 1},
 }
 
@@ -163,7 +169,7 @@ def _expert_step(config: ModelConfig) -> int:
 _OWN = {
     "gemma3": _gemma3,
     "gemma4": _gemma4,
-    "granitemoehybrid": _granite_hybrid,
+    **dict.fromkeys(_HYBRIDS, _granite_hybrid),
     "lfm2": _lfm2,
     "llama4_text": _llama4,
     "ministral3": _ministral3,

@@ -25,7 +25,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Required, TypedDict, Unpack
+from typing import Any, ClassVar, Required, TypedDict, Unpack
 
 import attrs
 import numpy as np
@@ -64,6 +64,8 @@ AWQ_RULES = {
 }
 _PARTS = ("weight", "scales", "biases")
 _LEARNED_TYPES = ("float16", "bfloat16")
+#: What `edgekit verify` gives every method: a text for its small model.
+_TRIAL: dict[str, Any] = {"text": [3, 5, 9, 4, 7, 8, 6, 2] * 20, "length": 16, "group": 32}
 
 
 @attrs.frozen(eq=False)
@@ -108,6 +110,7 @@ class Gptq:
     """GPTQ; see `edgekit.pipeline.passes.Pass`."""
 
     name = "mlx-gptq"
+    trial: ClassVar[Mapping[str, Any]] = _TRIAL | {"fallback_group": 32}
 
     def run(
         self,
@@ -160,6 +163,7 @@ class Awq:
     """Activation-aware scales and clipping; see `edgekit.pipeline.passes.Pass`."""
 
     name = "mlx-awq"
+    trial: ClassVar[Mapping[str, Any]] = _TRIAL | {"grid": 2}
 
     def run(
         self,
@@ -215,6 +219,7 @@ class Dwq:
     """Scales and biases distilled from the source; see `edgekit.pipeline.passes.Pass`."""
 
     name = "mlx-dwq"
+    trial: ClassVar[Mapping[str, Any]] = _TRIAL | {"rate": 1e-3}
 
     def run(
         self,
@@ -280,6 +285,7 @@ class Dynamic:
     """More bits where the gradient says that they count; see `edgekit.pipeline.passes.Pass`."""
 
     name = "mlx-dynamic"
+    trial: ClassVar[Mapping[str, Any]] = _TRIAL | {"high_group": 32, "high_bits": 6, "target": 6.0}
 
     def run(
         self,

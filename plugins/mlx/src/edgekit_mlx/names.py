@@ -80,7 +80,7 @@ def _of(config: ModelConfig, link: Link) -> list[Link]:
         return [_apart(config, link)]
     if "_exps.weight" in role or role.endswith("_exps.bias"):
         return [one(name, _stack(config, name)) for name in link.canonical]
-    if config.family == "granitemoehybrid" and role.partition(".")[0] in _PROJECTIONS:
+    if config.family in ("granitemoehybrid", "granite4_dense") and role.partition(".")[0] in _PROJECTIONS:
         return [one(name, _projection(name, "mlp")) for name in link.canonical]
     if link.hf[0].endswith(_KERNELS):
         return [_turned(link)]

@@ -175,8 +175,13 @@ def run_workflow(job: Mapping[str, Any]) -> dict[str, Any]:
         raise FailureError("failed", "Olive's engine gives no model; its log says which pass or goal failed")
     settings = importlib.import_module("olive.model.config.model_config").ModelConfig
     chosen = settings.model_validate(best.olive_model_config).create_model()
-    frontier = [each.model_id for each in made.get_output_models()]
-    others = [id for id, node in made.footprint.nodes.items() if node.parent_model_id and node.metrics]
+    nodes = made.footprint.nodes
+    if not nodes[best.model_id].parent_model_id:
+        raise FailureError(
+            "failed", "no model that Olive's engine made is better than the source by the goals of the file"
+        )
+    frontier = [each.model_id for each in made.get_output_models() if nodes[each.model_id].parent_model_id]
+    others = [id for id, node in nodes.items() if node.parent_model_id and node.metrics]
     ids = dict.fromkeys([*frontier, *others])
     candidates = [_candidate(made, id, id in frontier, id == best.model_id) for id in ids]
     return {

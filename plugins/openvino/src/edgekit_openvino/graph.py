@@ -1,10 +1,13 @@
-"""Builds the OpenVINO graph of a decoder: its family's blocks over the operations of `edgekit_openvino.ops`.
+"""Builds the OpenVINO graph of a model: its family's blocks over the operations of `edgekit_openvino.ops`.
 
     input_ids       i64 [batch, n]       the new tokens
     attention_mask  i64 [batch, m]       1 for a token, 0 for padding on the left, of all m tokens so far
     position_ids    i64 [batch, n]       positions of the new tokens, counted without padding
     beam_idx        i32 [batch]          index of the sequence in the previous step that each sequence continues
     logits          f32 [batch, n, vocab]
+
+An encoder's graph takes the ids and the mask of whole texts, 0 for padding on the right, and gives
+``last_hidden_state`` f32 [batch, n, width].
 
 Norm weights are canonical: Gemma's are stored with 1 added.
 
@@ -22,7 +25,6 @@ from typing import Any, cast
 from edgekit.architectures import FAMILIES, ModelConfig
 from edgekit.architectures.blocks import Network, calls
 from edgekit.architectures.ops import OPERATIONS, Ops, refuse_missing
-from edgekit.errors import UnsupportedModelError
 from edgekit_openvino.ops import GraphOps, Weights
 
 
@@ -41,24 +43,20 @@ def build(config: ModelConfig, weights: Weights, stand_ins: Callable[[], Iterabl
         UnsupportedModelError: the family needs an operation that this runtime does not implement.
     """
     network = refuse_lacking(config)
-    graph = GraphOps(dict(network.shapes()), calls(network), weights)
+    graph = GraphOps(dict(network.shapes()), calls(network), weights, network.predicts)
     ops = cast(Ops[Any], graph)  # operations that it lacks are not needed: `refuse_lacking` checks that
-    logits = network.logits(ops, network.states(ops))
-    return graph.model(logits, config.name or config.family, stand_ins())
+    states = network.states(ops)
+    computed = network.logits(ops, states) if network.predicts else states
+    return graph.model(computed, config.name or config.family, stand_ins())
 
 
 def refuse_lacking(config: ModelConfig) -> Network:
     """Return the blocks of a model, if this runtime implements every operation that they need.
 
     Raises:
-        UnsupportedModelError: an operation is missing (names it, the mixer and the family), or the model is an encoder.
+        UnsupportedModelError: an operation is missing; names it, the mixer and the family.
     """
     network = FAMILIES[config.family].network(config)
-    if not network.predicts:
-        raise UnsupportedModelError(
-            f"runtime openvino runs decoders, and {config.family} models are encoders; use runtime numpy, or llamacpp "
-            "with a GGUF file"
-        )
     available = [name for name in OPERATIONS if hasattr(GraphOps, name)]
     refuse_missing(calls(network), available, config.family, "openvino")
     return network

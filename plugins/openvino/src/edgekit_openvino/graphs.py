@@ -32,13 +32,13 @@ def variant(model: Any, which: Variant, path: Path) -> Any:
 
     Args:
         model: an `openvino.Model` whose first result is the logits; changed in place.
-        which: ``all``, ``last`` or ``hidden``.
+        which: ``all``, ``last`` or ``hidden``; an encoder's graph has its last states as output already.
         path: the file, for messages.
 
     Raises:
         UnsupportedModelError: the logits are not a product with an output matrix.
     """
-    if which == "all":
+    if which == "all" or "last_hidden_state" in model.outputs[0].names:  # of an encoder
         return model
     product = _output_product(model, path)
     if which == "hidden":

@@ -56,17 +56,22 @@ class GraphOps:
         shapes: the shapes of the tensors, by canonical name.
         uses: the operations that the model will use, since its kinds of attention must be known in advance.
         weights: returns the node of a tensor; called once per tensor, in the order in which they are needed.
+        predicts: whether the model is a decoder, which goes on after what it has seen; an encoder has no states, and
+            its graph no inputs but ids and mask.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], uses: Sequence[Call], weights: Weights) -> None:
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], uses: Sequence[Call], weights: Weights, predicts: bool = True
+    ) -> None:
         self._weights = weights
+        self._predicts = predicts
         self.tensors = shapes
         self.op = openvino().opset13
         self.sinks: list[Node] = []
         self._made: dict[str, Node] = {}
         # One subgraph per Rope object: layers with and without a window have different ones.
         self._turns: dict[int, tuple[Node, Node]] = {}
-        self._masks: dict[tuple[int | None, int | None], Node] = {}
+        self._masks: dict[tuple[int | None, int | None, bool], Node] = {}
         self._states: dict[int, tuple[Node, Node]] = {}
         attends = [call.arguments for call in uses if call.operation == "attend"]
         self._written_out = any(_beyond_fused(arguments) for arguments in attends)
@@ -74,18 +79,20 @@ class GraphOps:
 
     # The model.
 
-    def model(self, logits: Node, name: str, stand_ins: Iterable[Node]) -> Node:
-        """Return the `openvino.Model` that computes the logits."""
-        result = self.op.result(logits)
-        result.get_output_tensor(0).set_names({"logits"})
+    def model(self, computed: Node, name: str, stand_ins: Iterable[Node]) -> Node:
+        """Return the `openvino.Model` that computes the logits, of an encoder the last states."""
+        result = self.op.result(computed)
+        result.get_output_tensor(0).set_names({"logits" if self._predicts else "last_hidden_state"})
         step = self.inputs
-        inputs = [step.ids, step.mask, step.positions, step.beam, *stand_ins]
+        further = [step.positions, step.beam] if self._predicts else []
+        inputs = [step.ids, step.mask, *further, *stand_ins]
         return openvino().Model([result], self.sinks, inputs, name)
 
     def _step(self) -> _Inputs:
         op = self.op
         ids, mask = self._input("input_ids", [-1, -1]), self._input("attention_mask", [-1, -1])
-        positions, beam = self._input("position_ids", [-1, -1]), self._input("beam_idx", [-1], np.int32)
+        positions = self._input("position_ids", [-1, -1]) if self._predicts else self._counted(ids)
+        beam = self._input("beam_idx", [-1], np.int32)  # an encoder's graph leaves it out
         batch = self._dimension(ids, 0)
         total, new = self._dimension(mask, 1), self._dimension(ids, 1)
         keys = op.range(self._int(0), op.squeeze(total, self._int([0])), self._int(1), "i64")
@@ -95,6 +102,12 @@ class GraphOps:
         there = op.unsqueeze(op.greater(mask, self._int(0)), self._int([1, 2]))
         causal = op.logical_and(op.greater_equal(back, self._int(0)), there)
         return _Inputs(ids, mask, positions, beam, batch, total, causal, back)
+
+    def _counted(self, ids: Node) -> Node:
+        """Return the positions of an encoder's tokens, int64 [1, n]."""
+        op = self.op
+        count = op.squeeze(self._dimension(ids, 1), self._int([0]))
+        return op.unsqueeze(op.range(self._int(0), count, self._int(1), "i64"), self._int([0]))
 
     def _input(self, name: str, shape: list[int], dtype: Node = np.int64) -> Node:
         node = self.op.parameter(shape, dtype, name=name)
@@ -106,6 +119,10 @@ class GraphOps:
     def embed(self, name: str) -> Node:
         """See `Ops.embed`."""
         return self.op.gather(self._weight(f"{name}.weight"), self.inputs.ids, self._int(0))
+
+    def embed_positions(self, name: str) -> Node:
+        """See `Ops.embed_positions`."""
+        return self.op.gather(self._weight(f"{name}.weight"), self.inputs.positions, self._int(0))
 
     def product(self, name: str, x: Node) -> Node:
         """See `Ops.product`."""
@@ -282,6 +299,8 @@ class GraphOps:
 
     def remember(self, layer: int, keys: Node, values: Node) -> tuple[Node, Node]:
         """See `Ops.remember`."""
+        if not self._predicts:
+            return keys, values
         both = self._appended(f"{layer}.key", keys), self._appended(f"{layer}.value", values)
         self._states[layer] = both
         return both
@@ -337,11 +356,17 @@ class GraphOps:
 
     def _mask(self, how: Attend) -> Node:
         """Return the mask that is added to the scores, float32 [batch, 1, n, m]."""
-        place = how.window, how.chunk
+        place = how.window, how.chunk, how.causal
         if place not in self._masks:
-            seen = self.inputs.causal
+            step, back = self.inputs, self.inputs.back
+            seen = step.causal
+            if not how.causal:
+                seen, back = (
+                    self.op.unsqueeze(self.op.greater(step.mask, self._int(0)), self._int([1, 2])),
+                    self.op.abs(back),
+                )
             if how.window is not None:
-                seen = self.op.logical_and(seen, self.op.less(self.inputs.back, self._int(how.window)))
+                seen = self.op.logical_and(seen, self.op.less(back, self._int(how.window)))
             if how.chunk is not None:
                 seen = self.op.logical_and(seen, self._same_chunk(how.chunk))
             self._masks[place] = self.op.select(seen, self._float(0.0), self._float(HIDDEN))
@@ -498,6 +523,21 @@ class GraphOps:
         picked = picked if how.scale == 1 else self.scale(picked, how.scale)
         none = op.multiply(scores, self._float(0.0))
         return op.scatter_elements_update(none, chosen, picked, self._int(-1))
+
+    def route_sparsely(self, scores: Node, jitter: float) -> Node:
+        """See `Ops.route_sparsely`."""
+        op, last = self.op, self._int(-1)
+        total, left = op.multiply(scores, self._float(0.0)), scores
+        for _ in range(2):
+            best = op.topk(left, self._int(1), -1, "max", "value")
+            top, chosen = best.output(0), best.output(1)
+            larger = op.maximum(op.abs(scores), top)
+            far = op.greater(op.divide(op.subtract(top, scores), larger), self._float(2 * jitter))
+            shares = op.softmax(op.select(far, self._float(HIDDEN), left), -1)
+            total = op.scatter_elements_update(total, chosen, op.gather_elements(shares, chosen, -1), last)
+            none = op.add(op.multiply(top, self._float(0.0)), self._float(HIDDEN))
+            left = op.scatter_elements_update(left, chosen, none, last)
+        return total
 
     def _best_groups(self, ranked: Node, how: Routing) -> Node:
         """Return the ranks, with those of experts outside the best groups lowered below all others."""

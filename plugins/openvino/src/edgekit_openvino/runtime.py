@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.architectures import ModelConfig
+from edgekit.architectures.blocks import NO_PREDICTION
 from edgekit.architectures.rope import turns_change
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidFileError, ResourceError, UnsupportedModelError, UsageError
@@ -67,6 +68,8 @@ class OpenVinoRuntime(TextRuntime):
         # Compile the graph that is needed first now, so that a model that cannot run is refused here.
         if self._config is None:
             self._graph("all")
+        elif not self._config.causal:
+            self._graph("hidden")
         elif self._uses_genai(2):
             self._genai()
         else:
@@ -126,8 +129,9 @@ class OpenVinoRuntime(TextRuntime):
         Raises:
             UsageError: there are no tokens, or they are not integers, or not in the vocabulary.
             ContextOverflowError: there are more tokens than the context holds.
+            UnsupportedModelError: the model is an encoder.
         """
-        ids = self.checked_ids(tokens, self._decoder().vocab, batch=True)
+        ids = self.checked_ids(tokens, self._predicting().vocab, batch=True)
         self.room(ids.shape[-1], None)
         graph = self._graph("all")
         with self._lock:
@@ -144,8 +148,9 @@ class OpenVinoRuntime(TextRuntime):
             UsageError: the prompt is empty, or its ids are not integers, or not in the vocabulary.
             ContextOverflowError: the prompt and `max_tokens` together are longer than the context.
             ResourceError: the device fails to compute, for example for lack of memory.
+            UnsupportedModelError: the model is an encoder.
         """
-        ids = self.checked_ids(prompt, self._decoder().vocab).tolist()
+        ids = self.checked_ids(prompt, self._predicting().vocab).tolist()
         count, chosen = self.room(len(ids), max_tokens), sampling or Sampling()
         if count and chosen.greedy and self._uses_genai(len(ids) + count):
             return self._genai().greedy(ids, count)
@@ -209,6 +214,12 @@ class OpenVinoRuntime(TextRuntime):
                 f"{self.artifact.path}: edgekit does not know it as a language model; run it with infer"
             )
         return self._config
+
+    def _predicting(self) -> ModelConfig:
+        config = self._decoder()
+        if not config.causal:
+            raise UnsupportedModelError(f"{self.artifact.path}: {NO_PREDICTION}")
+        return config
 
     def _uses_genai(self, length: int) -> bool:
         """Return whether GenAI generates the text; it cannot restart when the rotation of positions changes."""

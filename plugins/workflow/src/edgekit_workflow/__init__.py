@@ -14,6 +14,10 @@ edgekit_api = (1, 0)
 def edgekit_register_commands(register: Register) -> None:
     """Register the commands, a line each."""
     register("bench", "edgekit_workflow.commands.bench:command")
+    register("blame", "edgekit_workflow.commands.blame:command")
+    register("gate", "edgekit_workflow.commands.gate:command")
+    register("optimize", "edgekit_workflow.commands.optimize:command")
+    register("report", "edgekit_workflow.commands.report:command")
 
 
 __all__ = ["edgekit_api", "edgekit_register_commands"]

@@ -24,7 +24,15 @@ class EmbeddingGemma(Gemma3):
     model_types = ("gemma3_text",)
     hf_class = "Gemma3TextModel"
     apart = "Gemma 3 that attends to both sides, for embeddings of texts"
-    gguf = Gguf("gemma-embedding", gelu=True, untied=False, window_period=6, local_theta=10_000.0, dense=True)
+    gguf = Gguf(
+        "gemma-embedding",
+        gelu=True,
+        untied=False,
+        biases=False,
+        window_period=6,
+        local_theta=10_000.0,
+        dense=True,
+    )
     nested = False
     causal = False
 

@@ -33,7 +33,7 @@ class Gemma(Decoder):
         "hidden_activation": None,
         "hidden_act": "gelu_pytorch_tanh",
     }
-    gguf = Gguf("gemma", gelu=True, untied=False)
+    gguf = Gguf("gemma", gelu=True, untied=False, biases=False)
     norm_offset = 1.0
     tanh_names: tuple[str, ...] = ("gelu",)  # the first release says so and means the approximation
 

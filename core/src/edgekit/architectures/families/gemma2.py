@@ -39,6 +39,7 @@ class Gemma2(Gemma):
         "gemma2",
         gelu=True,
         untied=False,
+        biases=False,
         window_period=2,
         window=4096,
         softcaps=(50.0, 30.0),

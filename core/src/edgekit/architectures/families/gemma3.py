@@ -28,7 +28,9 @@ class Gemma3(Gemma2):
         "rope_theta": 1_000_000.0,
         "rope_local_base_freq": 10_000.0,
     }
-    gguf = Gguf("gemma3", gelu=True, window_period=6, caps_output=True, wide_layers=62, local_theta=10_000.0)
+    gguf = Gguf(
+        "gemma3", gelu=True, biases=False, window_period=6, caps_output=True, wide_layers=62, local_theta=10_000.0
+    )
     nested = True
     rope = RopeDialect(local=True)
     qk_norm = True

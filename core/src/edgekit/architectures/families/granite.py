@@ -12,7 +12,6 @@ from edgekit.architectures._section import Fields, Section
 from edgekit.architectures.blocks import Block, Network
 from edgekit.architectures.decoder import COMMON, Decoder
 from edgekit.architectures.rope import Rope
-from edgekit.errors import UnsupportedModelError
 from edgekit.tensor import AnyTensor
 
 MULTIPLIERS: Fields = {
@@ -124,14 +123,9 @@ class Granite(Multiplied):
         """And the biases."""
         return {**super().own_to_hf(config), "mlp_bias": config.ffn_bias}
 
-    def gguf_config(self, config: ModelConfig, keys: Section, tensors: Mapping[str, AnyTensor]) -> ModelConfig:
-        """A file may say that no layer rotates, which transformers' class cannot."""
-        if keys.values.get(ROTATES, True) is not True:
-            raise UnsupportedModelError(
-                f"{keys.where}: granite.{ROTATES} is false (layers without positions); edgekit knows that of "
-                "granitehybrid files alone"
-            )
-        return super().gguf_config(config, keys, tensors)
+    def gguf_fits(self, keys: Section) -> bool:
+        """Where layers rotate; transformers' class has no others (see `granite4_dense`)."""
+        return super().gguf_fits(keys) and keys.values.get(ROTATES, True) is True
 
 
 __all__ = ["MULTIPLIERS", "MULTIPLIER_KEYS", "ROTATES", "Granite", "Multiplied", "Multipliers"]

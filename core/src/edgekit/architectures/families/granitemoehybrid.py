@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import attrs
 
@@ -72,6 +73,13 @@ class Sizes(Multipliers):
             )
 
 
+def attends_only(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json names attention for every layer, and no experts."""
+    kinds = config.get("layer_types") or config.get("layers_block_type") or ["mamba"]
+    attends = isinstance(kinds, list) and all(kind in (KINDS[0], KINDS[2]) for kind in kinds)
+    return attends and config.get("num_local_experts") in (0, None)
+
+
 class GraniteMoeHybrid(Multiplied):
     """Granite 4."""
 
@@ -134,6 +142,10 @@ class GraniteMoeHybrid(Multiplied):
         "ssm_a": "mamba.A_log",
         "ssm_d": "mamba.D",
     }
+
+    def hf_fits(self, config: Mapping[str, Any]) -> bool:
+        """With Mamba or with experts; see `edgekit.architectures.families.granite4_dense`."""
+        return not attends_only(config)
 
     def multipliers(self, config: ModelConfig) -> Sizes:
         """All of the family's own."""
@@ -302,4 +314,4 @@ class GraniteMoeHybrid(Multiplied):
         return True
 
 
-__all__ = ["GraniteMoeHybrid", "Sizes"]
+__all__ = ["GraniteMoeHybrid", "Sizes", "attends_only"]

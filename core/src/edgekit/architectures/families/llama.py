@@ -18,7 +18,7 @@ class Llama(Decoder):
     hf_class = "LlamaForCausalLM"
     apart = "optional biases on attention and feed-forward"
     defaults = COMMON | {"vocab_size": 32_000, "intermediate_size": 11_008, "max_position_embeddings": 2048}
-    gguf = Gguf("llama", interleaved=True, divisors=_ROPE_TENSORS)
+    gguf = Gguf("llama", interleaved=True, divisors=_ROPE_TENSORS, ignores_window=True)
     whole_heads = True
     # They compute alike but for what their classes allow: Llama has all biases or none, Mistral none, Qwen 2 those of
     # queries, keys and values; Mistral and Qwen 2 have sliding windows, and any width.

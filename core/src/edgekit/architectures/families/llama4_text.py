@@ -83,7 +83,7 @@ class Llama4Text(Decoder):
         "floor_scale": 8192,
         "attn_scale": 0.1,
     }
-    gguf = Gguf("llama4", divisors=("rope_freqs.weight",), keys=(*KEYS, EXPERT_FFN, Key("step", STEP)))
+    gguf = Gguf("llama4", biases=False, divisors=("rope_freqs.weight",), keys=(*KEYS, EXPERT_FFN, Key("step", STEP)))
     layer_names = LAYER | {
         "ffn_gate": "feed_forward.gate_proj",
         "ffn_up": "feed_forward.up_proj",

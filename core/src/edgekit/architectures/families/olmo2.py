@@ -7,11 +7,10 @@ from collections.abc import Mapping
 import attrs
 
 from edgekit.architectures._config import ModelConfig
-from edgekit.architectures._family import Gguf, Setting
+from edgekit.architectures._family import Gguf
 from edgekit.architectures.blocks import Block
 from edgekit.architectures.decoder import COMMON, LAYER, Decoder
 from edgekit.architectures.rope import Rope
-from edgekit.errors import UnsupportedModelError
 
 
 class Olmo2(Decoder):
@@ -27,7 +26,7 @@ class Olmo2(Decoder):
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-5,
     }
-    gguf = Gguf("olmo2", ties=False)
+    gguf = Gguf("olmo2", ties=False, biases=False)
     whole_heads = True
     layer_names = LAYER | {
         "post_attention_norm": "post_attention_layernorm",
@@ -45,12 +44,6 @@ class Olmo2(Decoder):
             channels_norm=None,
             channels_post_norm="post_ffw_norm",
         )
-
-    def gguf_metadata(self, config: ModelConfig) -> Mapping[str, Setting]:
-        """llama.cpp loads no biases."""
-        if config.qkv_bias:
-            raise UnsupportedModelError("llama.cpp loads no biases of olmo2 files; choose another format")
-        return {}
 
 
 __all__ = ["Olmo2"]

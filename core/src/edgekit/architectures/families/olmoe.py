@@ -37,7 +37,7 @@ class Olmoe(Mixture):
         "num_local_experts": None,
         "norm_topk_prob": False,
     }
-    gguf = Gguf("olmoe", ties=False, keys=KEYS)
+    gguf = Gguf("olmoe", ties=False, biases=False, keys=KEYS)
     whole_heads = True
     ffn_key = "intermediate_size"
     normalized = False

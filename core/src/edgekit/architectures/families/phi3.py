@@ -24,7 +24,12 @@ class Phi3(Decoder):
         "original_max_position_embeddings": 4096,
         "rms_norm_eps": 1e-5,
     }
-    gguf = Gguf("phi3", divisors=("rope_factors_long.weight", "rope_factors_short.weight"), names_no_window=True)
+    gguf = Gguf(
+        "phi3",
+        divisors=("rope_factors_long.weight", "rope_factors_short.weight"),
+        names_no_window=True,
+        ignores_window=True,
+    )
     rope = RopeDialect(partial=True, longrope_names=("su", "yarn"))  # its older names
     layer_names = LAYER | {"ffn_up": "mlp.gate_up_proj"}
     fused = True

@@ -27,7 +27,7 @@ class Qwen2(Decoder):
     hf_class = "Qwen2ForCausalLM"
     apart = "biases on Q, K and V; a window from some layer on"
     defaults = QWEN
-    gguf = Gguf("qwen2")
+    gguf = Gguf("qwen2", ignores_window=True)
     windows = "types"
     attention_biases = False
     alike: tuple[str, ...] = ("mistral", "llama")

@@ -16,7 +16,7 @@ class Qwen3(Qwen2):
     hf_class = "Qwen3ForCausalLM"
     apart = "queries and keys normalized head by head; optional biases"
     defaults = QWEN | {"head_dim": 128}
-    gguf = Gguf("qwen3")
+    gguf = Gguf("qwen3", biases=False, ignores_window=True)
     qk_norm = True
     attention_biases = True
     alike = ()

@@ -315,7 +315,7 @@ class Qwen35(DeltaHybrid):
             "partial_rotary_factor": 0.25,
         }
     )
-    gguf = Gguf("qwen35", keys=(*SSM_KEYS, SECTIONS))
+    gguf = Gguf("qwen35", biases=False, keys=(*SSM_KEYS, SECTIONS))
 
 
 __all__ = ["DELTA", "KINDS", "NAMES", "SECTIONS", "SSM_KEYS", "DeltaHybrid", "DeltaSizes", "Qwen35"]

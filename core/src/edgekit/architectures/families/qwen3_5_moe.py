@@ -116,7 +116,7 @@ class Qwen35Moe(DeltaMixture):
             "num_local_experts": None,
         }
     )
-    gguf = Gguf("qwen35moe", keys=(*SSM_KEYS, SECTIONS, *KEYS, EXPERT_FFN, SHARED))
+    gguf = Gguf("qwen35moe", biases=False, keys=(*SSM_KEYS, SECTIONS, *KEYS, EXPERT_FFN, SHARED))
 
 
 __all__ = ["EXPERT_NAMES", "SHARED", "DeltaMixture", "Qwen35Moe", "Sizes"]

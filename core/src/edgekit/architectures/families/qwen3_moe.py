@@ -32,7 +32,7 @@ class Qwen3Moe(Mixture):
         "num_local_experts": None,
         "norm_topk_prob": False,
     }
-    gguf = Gguf("qwen3moe", keys=(*KEYS, EXPERT_FFN))
+    gguf = Gguf("qwen3moe", biases=False, keys=(*KEYS, EXPERT_FFN))
     qk_norm = True
     count_keys = ("num_local_experts", "num_experts")
     normalized_key = "norm_topk_prob"

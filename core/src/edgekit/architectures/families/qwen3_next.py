@@ -49,7 +49,7 @@ class Qwen3Next(DeltaMixture):
             "norm_topk_prob": True,
         }
     )
-    gguf = Gguf("qwen3next", keys=(*SSM_KEYS, *KEYS, EXPERT_FFN, SHARED))
+    gguf = Gguf("qwen3next", biases=False, keys=(*SSM_KEYS, *KEYS, EXPERT_FFN, SHARED))
     layer_names = EXPERT_NAMES | {"ssm_ba": "linear_attn.in_proj_ba"}
     normalized_key = "norm_topk_prob"
     tiled = False

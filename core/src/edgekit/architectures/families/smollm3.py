@@ -48,7 +48,7 @@ class SmolLm3(Decoder):
         "no_rope_layers": None,
         "no_rope_layer_interval": 4,
     }
-    gguf = Gguf("smollm3", interleaved=True, divisors=("rope_freqs.weight",))
+    gguf = Gguf("smollm3", interleaved=True, biases=False, divisors=("rope_freqs.weight",))
     whole_heads = True
 
     def refuse(self, c: Section) -> None:
@@ -93,8 +93,6 @@ class SmolLm3(Decoder):
                 "the layers of the model without rotary embeddings (no_rope_layers) are not every fourth, and "
                 "llama.cpp computes smollm3 files as if they were; choose another format"
             )
-        if config.qkv_bias or config.ffn_bias:
-            raise UnsupportedModelError("llama.cpp loads no biases of smollm3 files; choose another format")
         return {}
 
     def gguf_own(self, config: ModelConfig, own: dict[str, object]) -> dict[str, object]:

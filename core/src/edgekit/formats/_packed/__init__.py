@@ -30,6 +30,7 @@ SCHEMES = {
     "bitsandbytes": "bitsandbytes",
     "mxfp4": "mxfp4",
     "torchao": "torchao",
+    "modelopt": "modelopt",
 }
 #: Where config.json says how the weights are quantized; the second is an older name, the third MLX's own.
 KEYS = ("quantization_config", "compression_config", "quantization")

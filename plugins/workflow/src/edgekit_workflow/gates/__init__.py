@@ -10,13 +10,16 @@ from pathlib import Path
 import edgekit
 from edgekit.artifact import Artifact
 from edgekit_workflow.gates.derivation import derivation_gates
+from edgekit_workflow.gates.performance import performance_gates
 from edgekit_workflow.gates.policy import GATES as GATES
 from edgekit_workflow.gates.policy import Policy as Policy
 from edgekit_workflow.gates.policy import default_toml as default_toml
 from edgekit_workflow.gates.policy import read_policy as read_policy
+from edgekit_workflow.gates.quality import quality_gates
 from edgekit_workflow.gates.results import CATEGORIES as CATEGORIES
 from edgekit_workflow.gates.results import Certificate as Certificate
 from edgekit_workflow.gates.results import GateResult as GateResult
+from edgekit_workflow.gates.robustness import robustness_gates
 from edgekit_workflow.gates.security import compliance_gates, security_gates
 from edgekit_workflow.gates.silent import silent_gates
 from edgekit_workflow.gates.subject import Subject
@@ -26,6 +29,9 @@ _BY_CATEGORY: dict[str, Callable[[Subject], Iterator[GateResult]]] = {
     "compliance": compliance_gates,
     "silent": silent_gates,
     "derivation": derivation_gates,
+    "quality": quality_gates,
+    "robustness": robustness_gates,
+    "performance": performance_gates,
 }
 
 

@@ -59,9 +59,11 @@ class Performance:
     """Limits of speed and memory, against the source in F32 on the same runtime."""
 
     memory_ratio: float = _limit(0.5, "largest bytes of the tensors against the source's in F32")
-    speedup: float = _limit(2.0, "least ratio of processor time for a token, the source's in F32 to the artifact's")
-    latency_variation: float = _limit(0.5, "largest coefficient of variation of the time for a token")
-    tokens: int = _count(32, "tokens of a run to measure")
+    speedup: float = _limit(2.0, "least ratio of tokens a second of processor time to those of the source in F32")
+    latency_variation: float = _limit(
+        0.5, "largest half of the 95 % interval of the speed over the runs, relative to its mean"
+    )
+    tokens: int = _count(32, "tokens of a run")
     repeats: int = _count(3, "runs to measure, after one to warm up")
 
 
@@ -70,7 +72,7 @@ class Robustness:
     """What the artifact is run with."""
 
     repeats: int = _count(2, "how often the same prompt is answered; all answers have to be equal")
-    parallel: int = _count(4, "how many threads ask at the same time; each has to get the answer that it gets alone")
+    requests: int = _count(8, "how many other requests, half of them abandoned, must not change an answer")
     tokens: int = _count(8, "tokens of an answer")
 
 
@@ -79,7 +81,7 @@ class Silent:
     """Limits of faults that raise no error."""
 
     distance_ratio: float = _limit(
-        3.0, "largest error of a tensor against the source's, as a multiple of rounding to nearest in that precision"
+        4.0, "largest error of a tensor against the source's, as a multiple of rounding to nearest in that precision"
     )
     repetition: float = _limit(
         0.3, "largest share of repeated runs of four tokens in generated text, above the source's", 1
