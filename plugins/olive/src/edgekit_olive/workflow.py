@@ -34,7 +34,7 @@ class Candidate:
     """A model that the engine made.
 
     Attributes:
-        passes: the passes that made it, in their order.
+        passes: the passes that made it, in their order; empty where Olive's footprint does not name them.
         provider: the execution provider that it was evaluated with.
         metrics: what the workflow's evaluator measured, by name.
         frontier: whether no other model is better in every metric.
