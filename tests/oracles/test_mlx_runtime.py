@@ -26,9 +26,11 @@ from edgekit.errors import (
     UsageError,
 )
 from edgekit.formats import safetensors
+from edgekit.pipeline.passes import run_pass
 from edgekit.testing.models import artifact_of, random_model
 from edgekit_mlx import module as modules
 from edgekit_mlx.prompt_cache import KEY
+from edgekit_mlx.training import finetune
 from edgekit_mlx.worker import ClosedError, Worker, shared
 
 PROMPT = "Once upon a time"
@@ -219,6 +221,29 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_read(model, monk
     monkeypatch.setattr(modules, "available", lambda: 1000)
     with pytest.raises(MemoryShortageError, match=r"its weights take [\d,]+ bytes of memory, and 1,000 are left"):
         edgekit.load(model, "mlx")
+
+
+def test_logits_of_stories_and_of_its_stored_weights(stories: Path, tmp_path: Path):
+    tokens = np.random.default_rng(3).integers(3, 500, 48)
+    plain = edgekit.convert(stories, tmp_path / "plain", format="mlx", dtype="F32")
+    small = edgekit.quantize(stories, "int4-g32", to=tmp_path / "small", format="mlx")
+    for artifact in (plain, small):
+        with edgekit.load(artifact, "mlx") as runtime:
+            # Measured: 1e-6.
+            assert relative(runtime.logits(tokens), Transformer(artifact.model).logits(tokens)) < 1e-4
+
+
+def test_a_model_larger_than_the_memory_is_neither_trained_nor_learned_from(model, monkeypatch, tmp_path):
+    monkeypatch.setattr(modules, "available", lambda: 12_000_000)  # the model's weights fit once
+    source = edgekit.open(model)
+    with pytest.raises(MemoryShortageError, match=r"its weights take 15[\d,]+ bytes of memory, and 12,000,000 are"):
+        run_pass(source, "mlx-gptq", to=tmp_path / "out", options={"text": list(range(10, 300)), "length": 32})
+    monkeypatch.setattr(modules, "available", lambda: 1000)
+    (tmp_path / "train.jsonl").write_text('{"text": "Once upon a time"}\n')
+    with pytest.raises(MemoryShortageError, match="1,000 are left"):
+        finetune(source, tmp_path / "train.jsonl", tmp_path / "adapter")
+    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "adapter").glob("*.safetensors"))
 
 
 def test_a_family_that_edgekit_does_not_know_runs_with_mlx_lm(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -79,12 +80,12 @@ class Tensor:
     @property
     def rows(self) -> int:
         """Number of rows: the product of all dimensions but the last; 1 for a vector or a scalar."""
-        return int(np.prod(self.shape[:-1], dtype=np.int64))
+        return math.prod(self.shape[:-1])
 
     @property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -148,12 +149,12 @@ class EncodedTensor:
     @property
     def rows(self) -> int:
         """Number of encoded rows: the product of all dimensions but the last."""
-        return int(np.prod(self.shape[:-1], dtype=np.int64))
+        return math.prod(self.shape[:-1])
 
     @property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     def read(self) -> QuantizedTensor:
         """Read the whole tensor, encoded."""
@@ -213,12 +214,12 @@ class QuantizedTensor:
     @property
     def rows(self) -> int:
         """Number of encoded rows: the product of all dimensions but the last."""
-        return int(np.prod(self.shape[:-1], dtype=np.int64))
+        return math.prod(self.shape[:-1])
 
     @property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:

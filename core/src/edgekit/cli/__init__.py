@@ -41,7 +41,7 @@ VERBS = {
 #: Verbs of plugins; calling one that is not installed raises an error with the package to install.
 _OF_PLUGINS = (
     *("finetune", "fuse", "serve"),
-    *("assess", "bench", "blame", "diagnose", "gate", "optimize", "recommend", "report", "watch"),
+    *("assess", "bench", "blame", "diagnose", "gate", "optimize", "profile", "recommend", "report", "watch"),
 )
 
 

@@ -101,7 +101,8 @@ KNOWN_DISTRIBUTIONS = {
     "serve": "edgekit-serve",
 }
 KNOWN_DISTRIBUTIONS |= dict.fromkeys(
-    ("assess", "bench", "blame", "diagnose", "gate", "optimize", "recommend", "report", "watch"), "edgekit-workflow"
+    ("assess", "bench", "blame", "diagnose", "gate", "optimize", "profile", "recommend", "report", "watch"),
+    "edgekit-workflow",
 )
 
 #: What the formats and runtimes of other libraries are called.

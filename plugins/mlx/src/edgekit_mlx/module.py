@@ -91,13 +91,13 @@ def _is_mlx(tensor: AnyTensor) -> TypeGuard[EncodedTensor]:
     return isinstance(tensor, EncodedTensor) and tensor.precision.convention == "mlx"
 
 
-def refuse_too_large(artifact: Artifact, dtype: str | None = None, decoded: bool = False) -> None:
-    """Raise an error if a model's weights are larger than the free memory.
+def refuse_too_large(artifact: Artifact, dtype: str | None = None, decoded: bool = False, copies: int = 1) -> None:
+    """Raise an error if a model's weights, that many times, are larger than the free memory.
 
     Raises:
         MemoryShortageError: the weights do not fit; the message gives both sizes.
     """
-    size = _bytes(artifact.tensors.values(), dtype, decoded)
+    size = copies * _bytes(artifact.tensors.values(), dtype, decoded)
     free = available()
     if free is not None and size > free:
         raise MemoryShortageError(

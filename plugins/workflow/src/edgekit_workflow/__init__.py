@@ -13,11 +13,22 @@ edgekit_api = (1, 0)
 @hookimpl
 def edgekit_register_commands(register: Register) -> None:
     """Register the commands, a line each."""
+    register("assess", "edgekit_workflow.commands.assess:command")
     register("bench", "edgekit_workflow.commands.bench:command")
     register("blame", "edgekit_workflow.commands.blame:command")
     register("gate", "edgekit_workflow.commands.gate:command")
+    register("profile", "edgekit_workflow.commands.profile:command")
+    register("recommend", "edgekit_workflow.commands.recommend:command")
     register("optimize", "edgekit_workflow.commands.optimize:command")
     register("report", "edgekit_workflow.commands.report:command")
 
 
-__all__ = ["edgekit_api", "edgekit_register_commands"]
+@hookimpl
+def edgekit_register_packagers(register: Register) -> None:
+    """Register the packagers for containers, clusters and Ollama."""
+    register("docker", "edgekit_workflow.packaging:Docker")
+    register("kubernetes", "edgekit_workflow.packaging:Kubernetes")
+    register("ollama", "edgekit_workflow.packaging:Ollama")
+
+
+__all__ = ["edgekit_api", "edgekit_register_commands", "edgekit_register_packagers"]

@@ -75,7 +75,7 @@ class Machine:
         devices: accelerators.
         disk: free bytes for artifacts; None where unknown.
         system: ``linux``, ``windows``, ``macos``, ``android``, ``ios``.
-        form: ``server``, ``desktop``, ``laptop``, ``phone``, ``board``, or empty where unknown.
+        form: ``server``, ``desktop``, ``laptop``, ``tablet``, ``phone``, ``board``, or empty where unknown.
         source: where a profile's numbers come from; ``measured`` for this machine.
     """
 

@@ -19,7 +19,6 @@ import functools
 import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import resources
-from typing import Any
 
 import attrs
 
@@ -27,10 +26,14 @@ from edgekit.architectures import FAMILIES, ModelConfig, tensor_shapes
 from edgekit.architectures.mixers import Attention, DeltaNet, Mamba2, ShortConvolution
 from edgekit.artifact import Artifact
 from edgekit.errors import UnsupportedModelError, UsageError
+from edgekit.precision import Precision
 from edgekit.runtime import choose_runtime
+from edgekit.tensor import AnyTensor, EncodedTensor
 
 #: Tokens of a context where none is given: llama.cpp's default in edgekit.
 CONTEXT = 4096
+#: Key of the bytes of a quantized embedding, whose rows are looked up and never repacked.
+EMBEDDING = "embedding"
 
 
 @attrs.frozen
@@ -43,6 +46,8 @@ class Memory:
         overhead: libraries and intermediate values.
         context: tokens that `state` is for.
         runtime: for which it holds.
+        reclaimable: of `weights`, pages of the mapped file that the system drops when memory is short: the runtime
+            computes on a copy.
     """
 
     weights: int
@@ -50,11 +55,17 @@ class Memory:
     overhead: int
     context: int
     runtime: str
+    reclaimable: int = 0
 
     @property
     def total(self) -> int:
         """The predicted peak of resident memory."""
         return self.weights + self.state + self.overhead
+
+    @property
+    def needed(self) -> int:
+        """What cannot be dropped: `total` without `reclaimable`."""
+        return self.total - self.reclaimable
 
 
 @attrs.frozen
@@ -63,7 +74,8 @@ class Footprint:
 
     Attributes:
         base: bytes without a model.
-        factors: bytes kept for each byte stored, by kind of precision (`kind_of`); ``other`` for all others.
+        factors: bytes kept for each byte stored, by kind of precision (`kind_of`); ``other`` for all others. Those of a
+            quantized embedding are kept once: its rows are looked up.
         float32: whether decoded weights are kept in float32 instead (numpy), up to `float32_limit` bytes of them.
         float32_limit: above which they are read anew in each pass.
         state_bytes: of an element of keys and values.
@@ -73,6 +85,8 @@ class Footprint:
             token of a batch of the prompt.
         batch: most tokens of a prompt that are computed at once.
         formats: of the artifacts that the runtime runs.
+        decoding: multiplies the bytes of the embedding in float32: what decoding the largest matrix takes.
+        mapped: whether the file is mapped: of weights with a factor above 1 the file's pages can be dropped.
     """
 
     base: int
@@ -85,6 +99,8 @@ class Footprint:
     float32: bool = False
     float32_limit: int = 0
     whole_context: bool = False
+    mapped: bool = False
+    decoding: float = 0.0
 
 
 @functools.cache
@@ -145,9 +161,10 @@ def memory_needed(
     return Memory(
         weights=_kept(known, stored, config),
         state=int(known.state_factor * state_bytes(config, tokens, known.state_bytes)),
-        overhead=known.base + int(scratch) + 4 * config.vocab,
+        overhead=known.base + int(scratch + known.decoding * 4 * config.vocab * config.width) + 4 * config.vocab,
         context=tokens,
         runtime=name,
+        reclaimable=_reclaimable(known, stored),
     )
 
 
@@ -156,7 +173,19 @@ def _kept(known: Footprint, stored: Mapping[str, int], config: ModelConfig) -> i
     if known.float32 and decoded <= known.float32_limit:
         return decoded
     factors = known.factors
-    return int(sum(factors.get(kind, factors["other"]) * nbytes for kind, nbytes in stored.items()))
+    return int(
+        sum(
+            (1.0 if kind == EMBEDDING else factors.get(kind, factors["other"])) * nbytes
+            for kind, nbytes in stored.items()
+        )
+    )
+
+
+def _reclaimable(known: Footprint, stored: Mapping[str, int]) -> int:
+    if not known.mapped:
+        return 0
+    factors = {kind: known.factors.get(kind, known.factors["other"]) for kind in stored if kind != EMBEDDING}
+    return int(sum(min(1.0, factor - 1) * stored[kind] for kind, factor in factors.items()))
 
 
 def _wide(config: ModelConfig) -> int:
@@ -176,20 +205,27 @@ def parameters(config: ModelConfig) -> int:
 
 
 def stored_kinds(artifact: Artifact) -> dict[str, int]:
-    """Return the bytes of an artifact's tensors by kind of precision: ``F16``, ``Q4_K``, ``int4``."""
+    """Return the bytes of an artifact's tensors by kind of precision (`kind_of`), a quantized embedding's apart."""
+    roles = artifact.model.roles
     found: dict[str, int] = {}
-    for tensor in artifact.tensors.values():
+    for name, tensor in artifact.tensors.items():
         kind = kind_of(tensor)
-        found[kind] = found.get(kind, 0) + tensor.nbytes
+        looked_up = roles.get(name, name).startswith("token_embd") and isinstance(tensor, EncodedTensor)
+        key = EMBEDDING if looked_up else kind
+        found[key] = found.get(key, 0) + tensor.nbytes
     return found
 
 
-def kind_of(tensor: Any) -> str:
-    """The kind of a tensor's precision without its convention: ``Q4_K`` of ``ggml:Q4_K``; a float type by its name."""
-    precision = getattr(tensor, "precision", None)
-    if precision is not None:
-        return str(precision.kind)
-    return {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}.get(tensor.dtype, str(tensor.dtype))
+def kind_of(tensor: AnyTensor) -> str:
+    """Return the kind of a tensor's precision without its convention: ``Q4_K``, ``int4``, ``int8_channel``, ``F16``."""
+    if isinstance(tensor, EncodedTensor):
+        return precision_kind(tensor.precision)
+    return {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}.get(tensor.dtype, tensor.dtype)
+
+
+def precision_kind(precision: Precision) -> str:
+    """Return the kind of a precision as ``runtimes.toml`` names it: with ``_channel`` where a row shares its scale."""
+    return f"{precision.kind}_channel" if precision.granularity == "channel" else precision.kind
 
 
 def state_bytes(config: ModelConfig, context: int, element: float = 2.0) -> int:
@@ -231,6 +267,7 @@ def _states(config: ModelConfig, context: int, element: float) -> Iterator[float
 
 __all__ = [
     "CONTEXT",
+    "EMBEDDING",
     "Footprint",
     "Memory",
     "footprint",
@@ -238,6 +275,7 @@ __all__ = [
     "kind_of",
     "memory_needed",
     "parameters",
+    "precision_kind",
     "state_bytes",
     "stored_kinds",
 ]

@@ -13,7 +13,7 @@ import click
 from edgekit.cli._examined import Examined, examine
 from edgekit.cli._foreign import foreign_owners
 from edgekit.cli.output import json_option, print_json
-from edgekit.plugin._registry import BUILT_IN, installed
+from edgekit.plugin._registry import BUILT_IN, installed, manager
 
 _OPTIONAL = {
     "tokenizers": "text",
@@ -26,13 +26,18 @@ _DEPENDENCIES = ("attrs", "click", "numpy", "pluggy")
 
 
 @click.command("doctor")
+@click.option("--profile", is_flag=True, help="Describe this machine instead; the command `profile` of a plugin.")
 @json_option
 @click.pass_context
-def command(ctx: click.Context, as_json: bool) -> None:
+def command(ctx: click.Context, profile: bool, as_json: bool) -> None:
     """Check the installation: versions, plugins and everything they register, optional packages, devices.
 
     Exits with 4 if a plugin is broken, or if another project's distribution installs the module `edgekit` too.
     """
+    if profile:
+        described: click.Command = manager().load("commands", "profile")
+        ctx.invoke(described, as_json=as_json)
+        return
     report = examined()
     if as_json:
         print_json(report)

@@ -14,7 +14,7 @@ from edgekit.pipeline.rounding._kernels import NUMPY, Accumulate, Kernels, Place
 from edgekit.typing import F32, F64, U8, Bools, Indices
 
 #: Columns of a block: errors are added to later blocks once per block, and to later columns of the block one by one.
-BLOCK = 64
+BLOCK = 32
 
 
 @attrs.frozen(eq=False)
@@ -74,31 +74,19 @@ class Grid:
         found: U8 = np.searchsorted(middles, t).astype(np.uint8)
         return found
 
-    def levels(self, codes: U8) -> F32:
-        """Return the levels of codes, float32 in their shape."""
-        if not self.even:
-            return self.table[codes]
-        found = codes.astype(np.float32)
-        found += self.table[0]
-        return found
-
     def values(self, codes: U8, column: int) -> F32:
         """Return the decoded values, float32 [..., rows], of codes of a column, or of columns of its group."""
         group = column // self.group
-        value = self.levels(codes)
+        value: F32 = self.table[codes]
         if self.zero is not None:
-            value -= self.zero[group]
-        value *= self.scale[group]
-        if self.bias is not None:
-            value += self.bias[group]
-        return value
+            value = value - self.zero[group]
+        value = value * self.scale[group]
+        return value if self.bias is None else value + self.bias[group]
 
     def decoded(self, codes: U8) -> F32:
         """Return the decoded values, float32 [cols, rows], of codes [cols, rows]."""
-        values = np.empty(codes.shape, np.float32)
-        for start in range(0, len(codes), self.group):
-            values[start : start + self.group] = self.values(codes[start : start + self.group], start)
-        return values
+        parts = [self.values(codes[start : start + self.group], start) for start in range(0, len(codes), self.group)]
+        return np.concatenate(parts)
 
 
 def _inverse(scale: F32) -> F32:
@@ -108,19 +96,13 @@ def _inverse(scale: F32) -> F32:
     return inverse
 
 
-def spread_strips(spread: F32) -> tuple[F32, ...]:
-    """Return the columns of `spread` from 0, `BLOCK`, ... on, each only down to its diagonal: below are zeros."""
-    starts = range(0, len(spread), BLOCK)
-    return tuple(np.ascontiguousarray(spread[: start + BLOCK, start : start + BLOCK]) for start in starts)
-
-
-def feedback(weights: F32, grid: Grid, spread: tuple[F32, ...], order: Indices, kernels: Kernels = NUMPY) -> U8:
+def feedback(weights: F32, grid: Grid, spread: F32, order: Indices, kernels: Kernels = NUMPY) -> U8:
     """Round column by column; the error of each column changes the targets of the columns after it.
 
     Args:
         weights: float32 [cols, rows].
         grid: the levels.
-        spread: `spread_strips` of `edgekit.pipeline.rounding._factor.spread`, with the columns in `order`.
+        spread: the result of `edgekit.pipeline.rounding._factor.spread`, with the columns in `order`.
         order: the column indices [cols] in the order in which they are rounded.
         kernels: the arithmetic.
 
@@ -133,56 +115,25 @@ def feedback(weights: F32, grid: Grid, spread: tuple[F32, ...], order: Indices, 
     for start in range(0, cols, BLOCK):
         stop = min(start + BLOCK, cols)
         targets = weights[order[start:stop]]
-        strip = spread[start // BLOCK]
-        own = strip[start:]
-        kernels.accumulate(targets, strip[:start], errors[:start])
+        kernels.accumulate(targets, spread[:start, start:stop], errors[:start])
         if kernels.feed is not None and grid.even:
-            block = order[start:stop]
+            block, own = order[start:stop], np.ascontiguousarray(spread[start:stop, start:stop])
             kernels.feed(targets, errors[start:stop], codes, weights, grid.places, block, own)
             continue
         for j, column in enumerate(order[start:stop]):
             codes[column] = grid.nearest(targets[j], column)
             errors[start + j] = weights[column] - grid.values(codes[column], column)
-            targets[j + 1 :] += own[j, j + 1 :, None] * errors[start + j]
+            targets[j + 1 :] += spread[start + j, start + j + 1 : stop, None] * errors[start + j]
     return codes
 
 
-@attrs.frozen(eq=False)
-class Strips:
-    """A damped moment, and copies of `BLOCK` columns each, in which the columns of a row lie next to each other.
-
-    Attributes:
-        h: the moment, float32 [cols, cols].
-        columns: its columns from 0, `BLOCK`, ... on, float32 [cols, up to BLOCK].
-    """
-
-    h: F32
-    columns: tuple[F32, ...]
-
-    @classmethod
-    def of(cls, h: F32) -> Strips:
-        """Copy the columns of a moment."""
-        starts = range(0, len(h), BLOCK)
-        return cls(h, tuple(np.ascontiguousarray(h[:, start : start + BLOCK]) for start in starts))
-
-    def slopes(self, errors: F32, start: int, stop: int, accumulate: Accumulate) -> F32:
-        """Return rows `start` to `stop` of ``h errors``, float32 [stop - start, rows], for errors [cols, rows]."""
-        slopes = np.zeros((stop - start, errors.shape[1]), np.float32)
-        for first in range(start, stop, BLOCK):
-            last = min(first + BLOCK, stop)
-            known = self.columns[first // BLOCK]
-            aligned = first % BLOCK == 0 and last - first == known.shape[1]
-            accumulate(slopes[first - start : last - start], known if aligned else self.h[:, first:last], errors)
-        return slopes
-
-
-def sweep(weights: F32, grid: Grid, moment: Strips, codes: U8, kernels: Kernels = NUMPY) -> int:
+def sweep(weights: F32, grid: Grid, h: F32, codes: U8, kernels: Kernels = NUMPY) -> int:
     """Improve the codes in place by one pass of coordinate descent: each code is optimized with all others fixed.
 
     Args:
         weights: float32 [cols, rows].
         grid: the levels.
-        moment: the damped moment.
+        h: the damped moment, float32 [cols, cols].
         codes: uint8 [cols, rows], changed in place.
         kernels: the arithmetic.
 
@@ -193,142 +144,59 @@ def sweep(weights: F32, grid: Grid, moment: Strips, codes: U8, kernels: Kernels 
     values = grid.decoded(codes)
     errors = weights - values
     for start in range(0, cols, BLOCK):
-        block = slice(start, min(start + BLOCK, cols))
-        slopes = moment.slopes(errors, block.start, block.stop, kernels.accumulate)
-        changed += _descend(slopes, values, errors, grid, moment.h, codes, block, kernels)
-    return changed
-
-
-def _descend(
-    slopes: F32, values: F32, errors: F32, grid: Grid, h: F32, codes: U8, block: slice, kernels: Kernels
-) -> int:
-    """Give the codes of a block of columns their best values; see `edgekit.pipeline.rounding.Descend`."""
-    start, stop = block.start, block.stop
-    if kernels.descend is not None and grid.even:
-        own = np.ascontiguousarray(h[block, block])
-        return kernels.descend(slopes, values, errors, codes, grid.places, start, own)
-    changed = 0
-    for j, column in enumerate(range(start, stop)):
-        best = grid.nearest(values[column] + slopes[j] / h[column, column], column)
-        different = int(np.count_nonzero(best != codes[column]))
-        if not different:
+        stop = min(start + BLOCK, cols)
+        slopes = np.zeros((stop - start, weights.shape[1]), np.float32)
+        kernels.accumulate(slopes, h[:, start:stop], errors)
+        if kernels.descend is not None and grid.even:
+            own = np.ascontiguousarray(h[start:stop, start:stop])
+            changed += kernels.descend(slopes, values, errors, codes, grid.places, start, own)
             continue
-        changed += different
-        moved = grid.values(best, column)
-        step = moved - values[column]
-        codes[column], values[column] = best, moved
-        errors[column] -= step
-        slopes[j + 1 :] -= h[column, column + 1 : stop, None] * step
+        for j, column in enumerate(range(start, stop)):
+            best = grid.nearest(values[column] + slopes[j] / h[column, column], column)
+            different = int(np.count_nonzero(best != codes[column]))
+            if not different:
+                continue
+            changed += different
+            moved = grid.values(best, column)
+            step = moved - values[column]
+            codes[column], values[column] = best, moved
+            errors[column] -= step
+            slopes[j + 1 :] -= h[column, column + 1 : stop, None] * step
     return changed
 
 
-def refit(
-    weights: F32, grid: Grid, choices: Choices, rows: slice, moment: Strips, codes: U8, kernels: Kernels = NUMPY
-) -> int:
+def refit(weights: F32, grid: Grid, choices: Choices, rows: slice, h: F32, codes: U8, kernels: Kernels = NUMPY) -> int:
     """Optimize the scale and the bias of each group in place, group by group, with the codes fixed.
 
-    The optimum is the least squares solution in the metric of the moment. The format can store only some scales and
-    biases: the best storable neighbour of the optimum replaces the present one if it lowers the loss.
+    The optimum is the least squares solution in the metric of `h`. The format can store only some scales and biases:
+    the best storable neighbour of the optimum replaces the present one if it lowers the loss.
 
     Args:
         weights: float32 [cols, rows].
         grid: the levels; its scales and biases are changed in place.
         choices: the scales and biases that the format can store.
         rows: the rows of the tensor that `weights` holds.
-        moment: the damped moment.
+        h: the damped moment, float32 [cols, cols].
         codes: uint8 [cols, rows].
         kernels: the arithmetic.
 
     Returns:
         The number of (group, row) pairs whose scale or bias changed.
     """
-    return _Fit.of(weights, grid, choices, rows, moment, codes, kernels).run(sweeping=False)
-
-
-def polish(
-    weights: F32, grid: Grid, choices: Choices, rows: slice, moment: Strips, codes: U8, kernels: Kernels = NUMPY
-) -> int:
-    """Sweep and refit in one pass: the codes of a group first, then its scale and bias; arguments as for `refit`.
-
-    The slopes of the loss, which are most of the work, serve both.
-
-    Returns:
-        The number of codes, and of (group, row) pairs of scales and biases, that changed.
-    """
-    return _Fit.of(weights, grid, choices, rows, moment, codes, kernels).run(sweeping=True)
-
-
-@attrs.frozen(eq=False)
-class _Fit:
-    """A pass over the groups of a matrix; the slopes are ``h errors``, for the columns of a few groups at a time."""
-
-    weights: F32
-    grid: Grid
-    choices: Choices
-    rows: slice
-    moment: Strips
-    codes: U8
-    kernels: Kernels
-    values: F32
-    errors: F32
-
-    @classmethod
-    def of(
-        cls, weights: F32, grid: Grid, choices: Choices, rows: slice, moment: Strips, codes: U8, kernels: Kernels
-    ) -> _Fit:
-        values = grid.decoded(codes)
-        return cls(weights, grid, choices, rows, moment, codes, kernels, values, weights - values)
-
-    def run(self, sweeping: bool) -> int:
-        """Go through all groups; return how many codes, scales and biases changed."""
-        changed, cols, group = 0, len(self.weights), self.grid.group
-        together = max(group, BLOCK // group * group)
-        for start in range(0, cols, together):
-            block = slice(start, min(start + together, cols))
-            slopes = self.moment.slopes(self.errors, block.start, block.stop, self.kernels.accumulate)
-            for first in range(block.start, block.stop, group):
-                part = slice(first, min(first + group, block.stop))
-                if sweeping:
-                    changed += self._sweep(slopes, block, part)
-                changed += self._refit(slopes, block, part)
-        return changed
-
-    def _sweep(self, slopes: F32, block: slice, part: slice) -> int:
-        """Give the codes of a group their best values."""
-        changed = 0
-        for start in range(part.start, part.stop, BLOCK):
-            columns = slice(start, min(start + BLOCK, part.stop))
-            before = self.errors[columns].copy()
-            own = slopes[columns.start - block.start : columns.stop - block.start].copy()
-            different = _descend(
-                own, self.values, self.errors, self.grid, self.moment.h, self.codes, columns, self.kernels
-            )
-            if different:
-                self._follow(slopes, block, columns, before)
-                changed += different
-        return changed
-
-    def _refit(self, slopes: F32, block: slice, part: slice) -> int:
-        """Give a group its best scale and bias."""
-        number = part.start // self.grid.group
-        own = slopes[part.start - block.start : part.stop - block.start]
-        free = self.grid.bias is not None and self.choices.bias is not None
-        normal = _Normal.of(self.grid, self.moment.h, self.codes, own, number, part, free, self.kernels.accumulate)
-        best = normal.best(self.grid, self.choices, self.rows, number)
+    changed, cols = 0, len(weights)
+    errors = weights - grid.decoded(codes)
+    for group in range(len(grid.scale)):
+        start, stop = group * grid.group, min((group + 1) * grid.group, cols)
+        part = slice(start, stop)
+        normal = _Normal.of(grid, h, codes, errors, group, part, kernels.accumulate)
+        best = normal.best(grid, choices, rows, group)
         different = np.flatnonzero(best.gain > 0)
         if not len(different):
-            return 0
-        before = self.errors[part].copy()
-        self.grid.move(number, different, best)
-        self.values[part] = self.grid.values(self.codes[part], part.start)
-        np.subtract(self.weights[part], self.values[part], out=self.errors[part])
-        if part.stop < block.stop:
-            self._follow(slopes, block, part, before)
-        return len(different)
-
-    def _follow(self, slopes: F32, block: slice, columns: slice, before: F32) -> None:
-        """Change the slopes of a block as the errors of some columns have changed since `before`."""
-        self.kernels.accumulate(slopes, self.moment.h[columns, block], self.errors[columns] - before)
+            continue
+        changed += len(different)
+        grid.move(group, different, best)
+        errors[part] = weights[part] - grid.values(codes[part], start)
+    return changed
 
 
 @attrs.define(eq=False)
@@ -338,17 +206,6 @@ class _Best:
     scale: F32
     bias: F32 | None
     gain: F64
-
-
-def _total(values: F32) -> F64:
-    """Add rows [n, rows] one after another, in float64."""
-    if values.shape[1] > 1:
-        total: F64 = np.add.reduce(values.astype(np.float64), axis=0)  # by rows: the order is theirs
-        return total
-    sums = np.zeros(values.shape[1], np.float64)
-    for row in values.astype(np.float64):
-        sums += row
-    return sums
 
 
 @attrs.frozen(eq=False)
@@ -367,33 +224,25 @@ class _Normal:
     bias_bias: F64
 
     @classmethod
-    def of(
-        cls, grid: Grid, h: F32, codes: U8, slopes: F32, group: int, part: slice, free: bool, accumulate: Accumulate
-    ) -> _Normal:
-        """Return the equations of a group with its codes fixed.
-
-        Args:
-            grid: the levels.
-            h: the damped moment, float32 [cols, cols].
-            codes: uint8 [cols, rows].
-            slopes: ``h errors`` for the group's columns, float32 [group, rows].
-            group: the group's number.
-            part: its columns.
-            free: whether the bias can be chosen; the derivatives by it are zeros otherwise.
-            accumulate: the kernel that adds products.
-        """
-        direction = grid.levels(codes[part])
+    def of(cls, grid: Grid, h: F32, codes: U8, errors: F32, group: int, part: slice, accumulate: Accumulate) -> _Normal:
+        """Return the equations of the columns `part` of a group, with their codes fixed."""
+        direction = grid.table[codes[part]]
         if grid.zero is not None:
             direction -= grid.zero[group]
-        turned, own = np.zeros_like(direction), h[part, part]
-        accumulate(turned, own, direction)
-        by_scale, scale_scale = _total(slopes * direction), _total(turned * direction)
-        if not free:
-            none = np.zeros_like(by_scale)
-            return cls(by_scale, none, scale_scale, none, none)
-        alone = np.zeros((1, len(own)), np.float32)
-        accumulate(alone, np.ones((len(own), 1), np.float32), own)
-        return cls(by_scale, _total(slopes), scale_scale, _total(turned), _total(alone.T))
+        slopes, turned = np.zeros_like(direction), np.zeros_like(direction)
+        accumulate(slopes, h[:, part], errors)
+        accumulate(turned, h[part, part], direction)
+        ones = np.ones((len(direction), 1), np.float32)
+        alone = np.zeros((len(direction), 1), np.float32)
+        accumulate(alone, h[part, part], ones)
+
+        def total(values: F32) -> F64:
+            sums = np.zeros(values.shape[1], np.float64)
+            for row in values.astype(np.float64):
+                sums += row
+            return sums
+
+        return cls(total(slopes * direction), total(slopes), total(turned * direction), total(turned), total(alone))
 
     def best(self, grid: Grid, choices: Choices, rows: slice, group: int) -> _Best:
         """Return the storable neighbours of the optimum that lower the loss most; no gain where none does."""
@@ -439,4 +288,4 @@ class _Normal:
             best.bias[better] = offset[better]
 
 
-__all__ = ["BLOCK", "Grid", "Strips", "feedback", "polish", "refit", "spread_strips", "sweep"]
+__all__ = ["BLOCK", "Grid", "feedback", "refit", "sweep"]

@@ -11,15 +11,13 @@ import numpy as np
 from edgekit.bridges import Choices, Levels, choices, levels, recoded, rescaled
 from edgekit.errors import InexactError
 from edgekit.pipeline.rounding._factor import DAMPING, damped, decreasing, spread, upper_factor
-from edgekit.pipeline.rounding._feedback import Grid, Strips, feedback, polish, refit, spread_strips, sweep
+from edgekit.pipeline.rounding._feedback import Grid, feedback, refit, sweep
 from edgekit.pipeline.rounding._kernels import NUMPY, Accumulate, Kernels, accumulate
 from edgekit.tensor import QuantizedTensor
 from edgekit.typing import F32, F64, U8, Indices
 
-#: Most rows, and values, that one thread rounds at a time: they bound its memory, and stay in a processor's cache.
-ROWS, _VALUES = 2048, 1 << 21
-#: Smaller matrices are divided into so many pieces of so many rows, for several threads.
-_PIECES, _FEWEST = 4, 256
+#: Rows that one thread rounds at a time; bounds its memory, and does not change the result.
+ROWS = 512
 #: Largest number of further rounds of sweeps and scale fits; they end earlier when few codes change.
 ROUNDS = 2
 #: A sweep that changes a smaller share of the codes than this ends its round.
@@ -34,15 +32,13 @@ class Metric:
         h: H, the damped moment of the inputs, float32 [cols, cols].
         order: the column indices [cols] in the order in which they are rounded.
         factor: the triangular factor of `h` in that order, float64 [cols, cols].
-        spread: the weights of a column's error in the targets of later columns, in that order; see `spread_strips`.
-        strips: `h` by columns.
+        spread: the weights of a column's error in the targets of later columns, float32 [cols, cols], in that order.
     """
 
     h: F32
     order: Indices
     factor: F64
-    spread: tuple[F32, ...]
-    strips: Strips
+    spread: F32
 
     @classmethod
     def of(cls, moment: F32, accumulate: Accumulate = accumulate, damping: float = DAMPING) -> Metric:
@@ -54,65 +50,41 @@ class Metric:
         h = damped(moment, damping)
         order = decreasing(h)
         factor = upper_factor(h[np.ix_(order, order)], accumulate)
-        return cls(h, order, factor, spread_strips(spread(factor)), Strips.of(h))
+        return cls(h, order, factor, spread(factor))
 
     def solve(self, values: F32, accumulate: Accumulate = accumulate) -> F32:
         """Return ``h^-1 values``, float32 [cols, rows], for values [cols, rows]."""
-        factor, inverses = self.factor.astype(np.float32), _inverses(self.factor)
+        factor = self.factor.astype(np.float32)
         found = np.empty_like(values)
-        half = _backward(factor, inverses, values[self.order], accumulate)
-        found[self.order] = _forward(factor, inverses, half, accumulate)
+        found[self.order] = _forward(factor, _backward(factor, values[self.order], accumulate), accumulate)
         return found
 
 
 _SOLVED = 32
 
 
-def _inverses(factor: F64) -> F32:
-    """Return the inverses of the blocks on the diagonal of an upper triangular matrix, float32 [blocks, 32, 32].
-
-    The last block is filled up with the identity.
-    """
-    cols = len(factor)
-    blocks = np.tile(np.eye(_SOLVED), (-(-cols // _SOLVED), 1, 1))
-    for number, start in enumerate(range(0, cols, _SOLVED)):
-        own = factor[start : start + _SOLVED, start : start + _SOLVED]
-        blocks[number, : len(own), : len(own)] = own
-    inverse = np.tile(np.eye(_SOLVED), (len(blocks), 1, 1))
-    for row in range(_SOLVED - 1, -1, -1):
-        for k in range(row + 1, _SOLVED):
-            inverse[:, row] -= blocks[:, row, k, None] * inverse[:, k]
-        inverse[:, row] /= blocks[:, row, row, None]
-    return inverse.astype(np.float32)
-
-
-def _backward(factor: F32, inverses: F32, values: F32, accumulate: Accumulate) -> F32:
+def _backward(factor: F32, values: F32, accumulate: Accumulate) -> F32:
     """Solve ``R y = values`` in place, for R upper triangular [cols, cols] and values [cols, rows]."""
     cols = len(factor)
     for start in range((cols - 1) // _SOLVED * _SOLVED, -1, -_SOLVED):
-        block = slice(start, min(start + _SOLVED, cols))
-        accumulate(values[block], -factor[block, block.stop :].T, values[block.stop :])
-        own = inverses[start // _SOLVED, : block.stop - start, : block.stop - start]
-        values[block] = _times(own.T, values[block], accumulate)
+        stop = min(start + _SOLVED, cols)
+        accumulate(values[start:stop], -factor[start:stop, stop:].T, values[stop:])
+        for j in range(stop - 1, start - 1, -1):
+            values[j] /= factor[j, j]
+            values[start:j] -= factor[start:j, j, None] * values[j]
     return values
 
 
-def _forward(factor: F32, inverses: F32, values: F32, accumulate: Accumulate) -> F32:
+def _forward(factor: F32, values: F32, accumulate: Accumulate) -> F32:
     """Solve ``R^T z = values`` in place, for R upper triangular [cols, cols] and values [cols, rows]."""
     cols = len(factor)
     for start in range(0, cols, _SOLVED):
-        block = slice(start, min(start + _SOLVED, cols))
-        accumulate(values[block], -factor[:start, block], values[:start])
-        own = inverses[start // _SOLVED, : block.stop - start, : block.stop - start]
-        values[block] = _times(own, values[block], accumulate)
+        stop = min(start + _SOLVED, cols)
+        accumulate(values[start:stop], -factor[:start, start:stop], values[:start])
+        for j in range(start, stop):
+            values[j] /= factor[j, j]
+            values[j + 1 : stop] -= factor[j, j + 1 : stop, None] * values[j]
     return values
-
-
-def _times(b: F32, a: F32, accumulate: Accumulate) -> F32:
-    """Return ``b^T a``."""
-    out = np.zeros((b.shape[1], a.shape[1]), np.float32)
-    accumulate(out, b, a)
-    return out
 
 
 def roundable(tensor: QuantizedTensor) -> bool:
@@ -145,10 +117,9 @@ def round_matrix(
         The tensor with new codes, and new scales and biases if its format lets them be chosen.
     """
     known, possible = levels(tensor), choices(tensor)
-    step = rows_at_once(*weights.shape)
     work = [
-        _Rows(weights[start : start + step], known, possible, metric, start, kernels)
-        for start in range(0, len(weights), step)
+        _Rows(weights[start : start + ROWS], known, possible, metric, start, kernels)
+        for start in range(0, len(weights), ROWS)
     ]
     parts = [part.run() for part in work] if pool is None else _all([pool.submit(part.run) for part in work])
     if possible is not None:
@@ -156,12 +127,6 @@ def round_matrix(
         bias = None if parts[0][1].bias is None else np.concatenate([_turned(grid.bias) for _, grid in parts])
         tensor = rescaled(tensor, scale, bias)
     return recoded(tensor, np.concatenate([codes.T for codes, _ in parts]))
-
-
-def rows_at_once(rows: int, cols: int) -> int:
-    """Return how many rows of a matrix one thread rounds at a time; it depends on nothing but the matrix's shape."""
-    pieces = min(_PIECES, max(1, rows // _FEWEST))
-    return max(1, min(ROWS, _VALUES // cols, -(-rows // pieces)))
 
 
 def _turned(bias: F32 | None) -> F32:
@@ -191,20 +156,19 @@ class _Rows:
         zero, bias = (None if part is None else part[rows] for part in (known.zero, known.bias))
         grid = Grid.of(attrs.evolve(known, codes=known.codes[rows], scale=known.scale[rows], zero=zero, bias=bias))
         weights, metric = np.ascontiguousarray(self.weights.T), self.metric
-        choices, moment, kernels = self.choices, metric.strips, self.kernels
-        codes = feedback(weights, grid, metric.spread, metric.order, kernels)
+        codes = feedback(weights, grid, metric.spread, metric.order, self.kernels)
+        choices = self.choices
         if choices is not None:
-            refit(weights, grid, choices, rows, moment, codes, kernels)
-            codes = feedback(weights, grid, metric.spread, metric.order, kernels)
+            refit(weights, grid, choices, rows, metric.h, codes, self.kernels)
+            codes = feedback(weights, grid, metric.spread, metric.order, self.kernels)
         for _ in range(ROUNDS):
-            if choices is None:
-                changed = sweep(weights, grid, moment, codes, kernels)
-            else:
-                changed = polish(weights, grid, choices, rows, moment, codes, kernels)
+            changed = sweep(weights, grid, metric.h, codes, self.kernels)
+            if choices is not None:
+                changed += refit(weights, grid, choices, rows, metric.h, codes, self.kernels)
             if changed <= _FEW * codes.size:
                 break
         if choices is not None:
-            sweep(weights, grid, moment, codes, kernels)
+            sweep(weights, grid, metric.h, codes, self.kernels)
         return codes, grid
 
 

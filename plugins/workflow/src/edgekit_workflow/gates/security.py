@@ -91,8 +91,8 @@ def signature(subject: Subject) -> GateResult:
         return GateResult("signature", "security", None, detail="no signature was given")
     try:
         verifying: Any = importlib.import_module("model_signing.verifying")
-    except ImportError:
-        cure = "verifying a signature needs model-signing; pip install model-signing"
+    except ImportError as error:  # it imports pyOpenSSL without declaring it
+        cure = f"verifying a signature needs model-signing ({error}); pip install model-signing pyopenssl"
         return GateResult("signature", "security", None, detail=cure)
     signed, key = subject.signature
     try:

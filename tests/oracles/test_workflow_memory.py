@@ -1,0 +1,67 @@
+"""Predicted and measured memory, for every runtime that is installed: real loads in processes of their own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import edgekit
+from edgekit import sample
+from edgekit_workflow.bench import measure
+from edgekit_workflow.memory import memory_needed
+
+#: Format, recipe (None: as it is) and runtime.
+CASES = [
+    ("gguf", "Q8_0", "numpy"),
+    ("gguf", "Q4_K_M", "llamacpp"),
+    ("gguf", "Q8_0", "llamacpp"),
+    ("gguf", "F16", "llamacpp"),
+    ("openvino", "INT4_SYM_G64", "openvino"),
+    ("openvino", "INT8_ASYM", "openvino"),
+    ("openvino", None, "openvino"),
+    ("onnx", "MATMUL_NBITS_4", "onnxruntime"),
+    ("onnx", "INT8_CHANNEL", "onnxruntime"),
+    ("onnx", None, "onnxruntime"),
+    ("mlx", "4bit", "mlx"),
+    ("mlx", "8bit", "mlx"),
+    ("mlx", None, "mlx"),
+]
+CLOSE = 0.15
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A random Llama of 56 million weights, F16."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+    try:
+        from llama_model import Shape, write_llama
+    finally:
+        sys.path.pop(0)
+    shape = Shape(layers=6, width=768, ffn=2048, heads=12, kv_heads=4, vocab=16_384, context=1024)
+    return write_llama(tmp_path_factory.mktemp("wide") / "wide.gguf", shape)
+
+
+def written(source, format_name, recipe, folder):
+    to = folder / ("model.gguf" if format_name == "gguf" else "model")
+    if recipe is None:
+        return edgekit.convert(source, to, format=format_name)
+    return edgekit.quantize(source, recipe, to=to, format=format_name)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks of children are read from Linux's /proc")
+@pytest.mark.parametrize(("format_name", "recipe", "runtime"), CASES, ids=str)
+@pytest.mark.parametrize("model", ["sample", "wide"])
+def test_the_peak_is_as_predicted(model, format_name, recipe, runtime, wide, tmp_path, record_property):
+    artifact = written(sample.path() if model == "sample" else wide, format_name, recipe, tmp_path)
+    options = {} if runtime in ("numpy", "mlx") else {"threads": 1}
+    measured = measure(artifact, runtime, prompt_tokens=48, tokens=8, repeats=1, warmup=0, options=options)
+    whole = runtime == "llamacpp"
+    predicted = memory_needed(artifact, None if whole else 56, runtime, prompt=48)
+    error = predicted.total / measured.peak_memory - 1
+    record_property("error", error)
+    assert abs(error) <= CLOSE, (
+        f"predicted {predicted.total / 1e6:.1f} MB (weights {predicted.weights / 1e6:.1f}, state "
+        f"{predicted.state / 1e6:.1f}, overhead {predicted.overhead / 1e6:.1f}), measured {measured.peak_memory / 1e6:.1f}"
+    )
