@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import struct
@@ -19,6 +20,7 @@ from edgekit.tokenizer import Tokenizer, TokenType, from_hf_directory, pretokeni
 from edgekit.tokenizer._sentencepiece import parse
 from edgekit.tokenizer._tokenizer_json import merges_from_scores
 from edgekit.tokenizer._vocabulary import byte_alphabet
+from edgekit.tokenizer.pretokenizers import EXPRESSIONS
 
 try:
     import tokenizers
@@ -450,7 +452,7 @@ def test_vocab_and_merges_of_an_unknown_class(tmp_path: Path) -> None:
         from_hf_directory(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["spiece.model", "tekken.json"])
+@pytest.mark.parametrize("name", ["spiece.model", "sentencepiece.bpe.model"])
 def test_tokenizers_in_files_that_are_not_read(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("x")
     with pytest.raises(UnsupportedModelError, match=f"its tokenizer is in {name}; edgekit reads tokenizer.json"):
@@ -644,3 +646,49 @@ def test_a_tokenizer_that_fails_on_a_text_is_a_typed_error() -> None:
         InvalidFileError, match=r"^the tokenizers library cannot cut a text with the tokenizer: Unk tok"
     ):
         tokenizer.encode("b")
+
+
+# --- tekken.json ------------------------------------------------------------------------------------------------
+
+SPECIAL = ["<unk>", "<s>", "</s>", "[INST]"]
+
+
+def tekken(*longer: bytes) -> dict[str, Any]:
+    tokens = [*(bytes([n]) for n in range(256)), *longer]
+    vocab = [{"rank": n, "token_bytes": base64.b64encode(t).decode(), "token_str": None} for n, t in enumerate(tokens)]
+    config = {"pattern": EXPRESSIONS["tekken"][0], "default_num_special_tokens": 6}
+    config |= {"default_vocab_size": 6 + len(tokens), "version": "v7"}
+    special = [{"rank": n, "token_str": text, "is_control": True} for n, text in enumerate(SPECIAL)]
+    return {"config": config, "vocab": vocab, "special_tokens": special}
+
+
+def test_tekken(tmp_path: Path) -> None:
+    (tmp_path / "tekken.json").write_text(json.dumps(tekken(b"he", b"ll", b"llo", b"hello", "é".encode())))
+    read = from_hf_directory(tmp_path)
+    assert read is not None
+    assert read.tokens[:6] == (*SPECIAL, "<SPECIAL_4>", "<SPECIAL_5>")
+    assert (read.bos, read.eos, read.unk, read.add_bos, read.add_eos, read.pre) == (1, 2, 0, True, False, "tekken")
+    assert read.merges == ("h e", "l l", "ll o", "he llo", "Ã ©")
+    assert read.types[6:] == (TokenType.NORMAL,) * 261
+    assert read.encode("hello") == [1, 6 + 259]
+    assert read.encode("[INST]llé", add_special=False) == [3, 6 + 257, 6 + 260]
+    assert read.decode(read.encode("Ünï 42, hello\n")) == "Ünï 42, hello\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"vocab": []}, InvalidFileError, "0 tokens are there for 256"),
+        ({"special_tokens": []}, UnsupportedModelError, "it has no special_tokens"),
+        ({"config": {}}, UnsupportedModelError, "its pattern is None; edgekit knows "),
+        ({"config": 5}, InvalidFileError, "config is no object"),
+        ({"special_tokens": [{"rank": 6, "token_str": "x"}]}, InvalidFileError, "is no special token of 6"),
+        ({"special_tokens": [{"rank": n, "token_str": "x"} for n in (0, 1)]}, InvalidFileError, "have one text"),
+        ({"vocab": [{"rank": 1, "token_bytes": "AA=="}] * 256}, InvalidFileError, "is no token of rank 0"),
+        ({"vocab": [{"rank": 0, "token_bytes": "A"}] * 256}, InvalidFileError, "is no token of rank 0"),
+    ],
+)
+def test_a_damaged_tekken_is_refused(tmp_path: Path, change: dict, error: type[Exception], message: str) -> None:
+    (tmp_path / "tekken.json").write_text(json.dumps(tekken() | change))
+    with pytest.raises(error, match=message):
+        from_hf_directory(tmp_path)

@@ -95,6 +95,18 @@ def test_texts_that_wait_share_a_batch(small, batches, monkeypatch):
     assert orders[0] == list(range(8))
 
 
+def test_short_prompts_come_before_the_texts_that_wait(small, batches):
+    """So that the next batches hold as many texts as there are."""
+    with load(small, sequences=4) as model:
+        prompts = [[seed, *model.encode(PROMPT)] for seed in range(5, 9)]
+        with ThreadPoolExecutor(4) as pool:
+            with model._sequences.alone():
+                texts = [pool.submit(model.generate, prompt, max_tokens=3) for prompt in prompts]
+                wait_for(lambda: len(model._sequences._asks) == 4)
+            [each.result() for each in texts]
+    assert batches[:4] == [len(prompts[0])] * 4
+
+
 def wait_for(condition):
     for _ in range(1000):
         if condition():

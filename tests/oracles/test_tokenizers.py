@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import io
 import json
@@ -24,6 +25,7 @@ from transformers import AutoTokenizer
 import edgekit
 from edgekit.formats import safetensors
 from edgekit.tokenizer import Tokenizer, TokenType, from_hf_directory, pretokenizers
+from edgekit.tokenizer._vocabulary import byte_alphabet
 
 PIECES = [
     *("  ", " ", "\n", "\t", "\r\n", "\n\n", "\0", "\x7f", "\u200b", "\u00a0", "\u3000", "\ufeff", "▁"),
@@ -330,6 +332,29 @@ def test_llama_cpps_tekken_differs_only_beyond_ascii(tmp_path: Path) -> None:
     odd = [text for text in texts if tokenizer.encode(text, add_special=False) != llama_ids(model, text)]
     assert odd, "llama.cpp has the original expression now: drop this test, and APPROXIMATE"
     assert all(beyond_ascii(text) for text in odd)
+
+
+def test_tekken_says_what_tokenizer_json_says(tmp_path: Path) -> None:
+    """Ranks instead of merges: the tokenizers library's own, trained, is the oracle; ids are moved by special ones."""
+    train_bpe("tekken", tmp_path)
+    whole = from_hf_directory(tmp_path)
+    assert whole is not None
+    alphabet = byte_alphabet()
+    tokens = [bytes(alphabet[c] for c in token) for token in whole.tokens[1:-1]]  # all but <|end|> and <|x|>
+    vocab = [{"rank": n, "token_bytes": base64.b64encode(token).decode()} for n, token in enumerate(tokens)]
+    special = [{"rank": n, "token_str": text, "is_control": True} for n, text in enumerate(("<unk>", "<s>", "</s>"))]
+    config = {"pattern": pretokenizers.EXPRESSIONS["tekken"][0], "default_num_special_tokens": 3}
+    config["default_vocab_size"] = 3 + len(tokens)
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "tekken.json").write_text(
+        json.dumps({"config": config, "vocab": vocab, "special_tokens": special})
+    )
+    tekken = from_hf_directory(tmp_path / "t")
+    assert tekken is not None
+    texts = [text for text in strings(800) if not any(mark in text for mark in ("<|end|>", "<|x|>"))]
+    assert len(texts) > 100
+    for text in texts:
+        assert [n - 2 for n in tekken.encode(text, add_special=False)] == whole.encode(text, add_special=False)
 
 
 def test_vocab_and_merges_say_what_tokenizer_json_says(tmp_path: Path) -> None:

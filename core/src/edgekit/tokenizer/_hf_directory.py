@@ -4,6 +4,7 @@
     tokenizer.model                SentencePiece, with added_tokens.json and tokenizer_config.json beside it
     vocab.json and merges.txt      byte-level BPE; tokenizer_config.json names the class and so the pre-tokenizer
     vocab.txt                      WordPiece; tokenizer_config.json says whether it lowers case
+    tekken.json                    Mistral's byte-level BPE
 
 Special tokens are named in tokenizer_config.json, special_tokens_map.json, or by id in config.json; tokens that these
 files or added_tokens.json name are added (`edgekit.tokenizer._added_tokens`). All end tokens of
@@ -20,7 +21,7 @@ from typing import Any, Literal
 
 from edgekit.errors import InvalidFileError, UnsupportedModelError
 from edgekit.files.foreign import member, read_bytes, read_object, shown
-from edgekit.tokenizer import _sentencepiece, _wordpiece, pretokenizers
+from edgekit.tokenizer import _sentencepiece, _tekken, _wordpiece, pretokenizers
 from edgekit.tokenizer._added_tokens import AddedToken, contradiction, merge
 from edgekit.tokenizer._hf_files import TOKENIZER_LIMIT, Files, added_token, checked_id
 from edgekit.tokenizer._record import Tokenizer
@@ -30,7 +31,7 @@ from edgekit.tokenizer._vocabulary import SPACE, TokenType, byte_tokens
 #: Largest number of ids without a token; files with more are refused.
 _HOLES = 1 << 16
 #: Files of unsupported tokenizers.
-_OTHERS = ("spiece.model", "tekken.json", "tokenizer.model.v3", "sentencepiece.bpe.model")
+_OTHERS = ("spiece.model", "tokenizer.model.v3", "sentencepiece.bpe.model")
 _CLASSES = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2", "CodeGenTokenizer": "gpt-2"}
 
 
@@ -52,12 +53,14 @@ def from_hf_directory(directory: Path) -> Tokenizer | None:
         return _from_vocab(files)
     if member(directory, "vocab.txt"):
         return _wordpiece.from_vocabulary(files)
+    if member(directory, _tekken.NAME):
+        return _tekken.from_tekken(files)
     others = [name for name in _OTHERS if member(directory, name)]
     if others:
         raise UnsupportedModelError(
             f"{directory}: its tokenizer is in {others[0]}; edgekit reads tokenizer.json, a SentencePiece "
-            "tokenizer.model, vocab.json with merges.txt, or WordPiece's vocab.txt; save it with transformers' "
-            "AutoTokenizer to get the first"
+            "tokenizer.model, vocab.json with merges.txt, WordPiece's vocab.txt, or Mistral's tekken.json; save it "
+            "with transformers' AutoTokenizer to get the first"
         )
     return None
 

@@ -1,10 +1,10 @@
 """Computes several texts in one context of llama.cpp: each text is a sequence, and waiting texts share a batch.
 
 A text requests the logits after its tokens in the thread that generates it. If no batch is being computed, that thread
-computes one for all waiting texts: either the next token of every text, or a part of one prompt. The two kinds
-alternate, so that a new text joins at the next token, and a long prompt does not stop the others. A prompt has its own
-batches because the rows of a batch may be rounded differently from a single row; so a prompt's results do not depend on
-other texts.
+computes one for all waiting texts: either the next token of every text, or a part of one prompt. Prompts come first, so
+that batches of texts are full; but after as many of their tokens as a batch holds the texts have a turn, so that a long
+prompt does not stop the others. A prompt has its own batches because the rows of a batch may be rounded differently
+from a single row; so a prompt's results do not depend on other texts.
 
 The keys and values of a finished text are kept. A new text reuses the longest prefix that any sequence holds, or a copy
 of it, and computes the rest. Texts with other LoRA adapters are computed in other batches and share no prefix.
@@ -134,8 +134,8 @@ class Sequences:
         self._turn = threading.Condition(threading.RLock())
         self._asks: list[_Ask] = []
         self._expected: set[Text] = set()
-        self._busy, self._closed, self._decoded = False, False, False
-        self._deadline, self._steps = 0.0, 0
+        self._busy, self._closed = False, False
+        self._deadline, self._steps, self._prompted = 0.0, 0, 0
         self._lora: Lora = ()
         self._use = CacheUse()
 
@@ -263,9 +263,13 @@ class Sequences:
         placed = [ask for ask in self._asks if ask.text.slot is not None]
         texts = [ask for ask in placed if len(ask.missing) == 1]
         prompts = [ask for ask in placed if len(ask.missing) > 1]
-        self._decoded = bool(texts) and not (prompts and self._decoded)
+        if not texts or (prompts and self._prompted < self._loaded.batch):
+            chosen = prompts[:1]
+            self._prompted += sum(min(len(ask.missing), self._loaded.batch) for ask in chosen)
+            return chosen, self._loaded.batch
+        self._prompted = 0
         texts = [ask for ask in texts if ask.text.lora == texts[0].text.lora]  # the first has waited longest
-        return (texts, 1) if self._decoded else (prompts[:1], self._loaded.batch)
+        return texts, 1
 
     def _advance(self, parts: Sequence[_Part], logits: Iterator[F32]) -> None:
         for part in parts:

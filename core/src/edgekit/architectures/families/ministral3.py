@@ -12,6 +12,7 @@ from edgekit.architectures._config import ModelConfig, number_field, settings
 from edgekit.architectures._family import Gguf, Key, Setting
 from edgekit.architectures._section import Fields, Section
 from edgekit.architectures.decoder import COMMON, Decoder, hf_scaling
+from edgekit.architectures.families.mistral import text_type
 from edgekit.architectures.mixers import Attention, Temper
 from edgekit.architectures.rope import Rope
 from edgekit.errors import UnsupportedModelError
@@ -61,11 +62,9 @@ class Ministral3(Decoder):
     windows = "all"
     attention_biases = False
 
-    def config_from_hf(self, config: Mapping[str, Any], where: str) -> ModelConfig:
-        """Of a multimodal model whose language model is of this family."""
-        if config.get("model_type", "ministral3") != "ministral3":
-            Section(config, where).refuse("model_type of text_config", config["model_type"], "ministral3 there")
-        return super().config_from_hf(config, where)
+    def hf_fits(self, config: Mapping[str, Any]) -> bool:
+        """Of a multimodal model where its language model is of this family."""
+        return config.get("model_type") != "mistral3" or text_type(config) == "ministral3"
 
     def biases(self, c: Section) -> Fields:
         """Transformers builds it without, whatever the file says."""
