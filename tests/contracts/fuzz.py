@@ -37,7 +37,7 @@ from edgekit.formats import safetensors
 from edgekit.testing.models import random_hf_tensors
 
 CASES = json.loads((Path(__file__).parents[1] / "core" / "vectors" / "forward.json").read_text("utf-8"))["cases"]
-GGUF_SEEDS = [("llama", "F32"), ("llama-yarn", "Q8_0"), ("qwen3", "Q4_0"), ("gemma", "Q8_0"), ("phi3", "F32")]
+GGUF_SEEDS = [("llama", "F32"), ("llama-yarn", "Q8_0"), ("qwen2", "Q4_0"), ("gemma", "Q8_0"), ("phi3", "F32")]
 PARTS_SEEDS = ["affine:int3-asym-g32", "mlx:int4-g32", "openvino:nf4-g32", "ggml:Q4_0"]
 #: Float32 that no weight should be: NaN, infinity, the largest, the smallest, minus zero.
 BAD_WEIGHTS = [b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\xff\xff\x7f\x7f", b"\1\0\0\0", b"\0\0\0\x80"]

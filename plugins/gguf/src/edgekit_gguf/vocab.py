@@ -215,7 +215,7 @@ def _types(metadata: Metadata, count: int, path: Path) -> tuple[TokenType, ...]:
         return (TokenType.NORMAL,) * count
     known = {int(member): member for member in TokenType}
     numbers = _list(metadata, "token_type", int, path, count)
-    return tuple(known.get(number, TokenType.NORMAL) for number in numbers)
+    return tuple([known.get(number, TokenType.NORMAL) for number in numbers])
 
 
 def _scores(metadata: Metadata, tokens: tuple[str, ...], path: Path) -> tuple[float, ...]:
@@ -227,7 +227,7 @@ def _scores(metadata: Metadata, tokens: tuple[str, ...], path: Path) -> tuple[fl
         return tuple(-float(ranks.get(token, len(ranks))) for token in tokens)
     if _PREFIX + "scores" not in metadata:
         return (0.0,) * count
-    return tuple(float(score) for score in _list(metadata, "scores", (int, float), path, count))
+    return tuple(map(float, _list(metadata, "scores", (int, float), path, count)))
 
 
 def _ids(metadata: Metadata, kind: str, count: int, path: Path) -> dict[str, Any]:
@@ -285,7 +285,7 @@ def _list(
     metadata: Metadata, key: str, kind: type | tuple[type, ...], path: Path, count: int | None = None
 ) -> tuple[Any, ...]:
     value = metadata.get(_PREFIX + key, ())
-    if not isinstance(value, tuple) or not all(isinstance(item, kind) for item in value):
+    if not isinstance(value, tuple) or not all(issubclass(each, kind) for each in set(map(type, value))):
         raise InvalidFileError(f"{path}: key {_PREFIX + key!r} is not an array of the right type; get the file again")
     if count is not None and len(value) < count:
         raise InvalidFileError(
