@@ -22,6 +22,7 @@ import click
 import features
 import modules
 import numpy as np
+import olive_page
 import public_modules
 
 #: The plugins whose commands the pages show.
@@ -73,6 +74,7 @@ def pages() -> dict[str, str]:
         "reference/bad-input.md": NOTE + bad_input.page(),
         "reference/server.md": NOTE + features.page(),
         "reference/families.md": NOTE + families(),
+        "reference/olive-passes.md": NOTE + olive_page.page(),
         "reference/gates.md": NOTE + gates(),
         "formats/ggml.md": NOTE + ggml(),
         "explanation/int4-symmetric.md": NOTE + int4(),

@@ -29,7 +29,7 @@ USED_OTHERWISE = {
 #: Who may write to stdout or stderr: the command line, plugins' commands, the bar that `progress=True` asks for, what
 #: runs in a process of its own, and llama.cpp's log, which an environment variable asks for.
 WRITES = re.compile(
-    r"edgekit\.cli(\..*)?|edgekit_(gguf|mlx)\.commands|edgekit_numba\.warm|edgekit\.pipeline\._progress"
+    r"edgekit\.cli(\..*)?|edgekit_(gguf|mlx|olive)\.commands|edgekit_numba\.warm|edgekit\.pipeline\._progress"
     r"|edgekit\.runtime\._render|edgekit_llamacpp\.library|edgekit_workflow\.commands(\..*)?"
 )
 

@@ -29,6 +29,7 @@ from edgekit.errors import (
     UnsupportedModelError,
     UsageError,
 )
+from edgekit.evaluation.samples import token_feed
 from edgekit.pipeline import open_artifact
 from edgekit.pipeline.passes import run_pass
 from edgekit_openvino import compress, modes
@@ -37,7 +38,7 @@ from edgekit_openvino.library import openvino
 from edgekit_openvino.measure import outputs
 from edgekit_openvino.models import read_ir
 from edgekit_openvino.quiet import quiet
-from edgekit_openvino.samples import inputs_of, token_feed
+from edgekit_openvino.samples import inputs_of
 
 LAYERS = [f"layer{layer}.{which}" for layer in range(3) for which in ("gate", "up", "down")]
 

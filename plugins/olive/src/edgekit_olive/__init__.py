@@ -60,6 +60,26 @@ def edgekit_register_runtimes(register: Register) -> None:
 
 
 @hookimpl
+def edgekit_register_passes(register: Register) -> None:
+    """Register quantization to 8 bits, and Olive's passes as ``olive:NAME`` if olive-ai is installed."""
+    if _installed("onnxruntime"):
+        register("INT8_DYNAMIC", "edgekit_olive.int8:Dynamic", formats=("onnx", "onnx-portable"))
+        register("INT8_QDQ", "edgekit_olive.int8:Static", formats=("onnx", "onnx-portable"))
+    if _installed("olive"):
+        from edgekit_olive.catalogue import registrations
+
+        for name, formats in registrations():
+            register(f"olive:{name}", f"edgekit_olive.passes:{name}", formats=formats)
+
+
+@hookimpl
+def edgekit_register_commands(register: Register) -> None:
+    """Register ``edgekit olive-passes``, which lists passes, and ``edgekit olive-run``, which runs workflow files."""
+    register("olive-passes", "edgekit_olive.commands:command_passes")
+    register("olive-run", "edgekit_olive.commands:command_run")
+
+
+@hookimpl
 def edgekit_register_devices(register: Register) -> None:
     """Register the list of execution providers of the installed ONNX Runtime."""
     if _installed("onnxruntime"):
@@ -70,8 +90,10 @@ __all__ = [
     "RECIPES",
     "TOLERANCE",
     "edgekit_api",
+    "edgekit_register_commands",
     "edgekit_register_devices",
     "edgekit_register_formats",
+    "edgekit_register_passes",
     "edgekit_register_quantizers",
     "edgekit_register_recipes",
     "edgekit_register_runtimes",

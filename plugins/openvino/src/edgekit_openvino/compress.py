@@ -18,6 +18,7 @@ import numpy as np
 
 from edgekit.artifact import Artifact
 from edgekit.errors import UnsupportedModelError, UsageError
+from edgekit.evaluation.samples import CONTEXT, Feed, Samples, read
 from edgekit.precision import find_precision
 from edgekit_openvino.library import nncf
 from edgekit_openvino.measure import compare
@@ -25,7 +26,7 @@ from edgekit_openvino.models import low_bit, op_names, read_file, read_ir, renam
 from edgekit_openvino.modes import BACKUPS, FALLBACKS, INT8, MODES, SENSITIVITIES, group_size, mode_name
 from edgekit_openvino.quiet import quiet
 from edgekit_openvino.refusals import ignored_scope, known, one_of, translated
-from edgekit_openvino.samples import CONTEXT, Feed, Samples, inputs_of, probes, read
+from edgekit_openvino.samples import inputs_of, probes
 
 #: Options that need samples, and those of them that floating-point modes do not support.
 _DATA_AWARE = ("awq", "scale_estimation", "gptq", "lora_correction")
@@ -212,14 +213,14 @@ class Compress:
             source: an IR.
             to: the directory to write.
             mode: a mode of NNCF (``INT4_SYM``), or a precision of such a mode (``openvino:int4-sym-g64``).
-            calibration: samples of the input; see `edgekit_openvino.samples`.
+            calibration: samples of the input; see `edgekit.evaluation.samples`.
             subset_size: number of samples to use.
             context: number of tokens in a sample, if `calibration` is a text.
             options: the attributes of `Options`.
 
         Returns:
             The result, whose ``manifest.quality`` has ``output_error``, ``cosine``, ``top1`` (see
-            `edgekit_openvino.measure`), ``size_ratio`` and ``layers``, the number of constants by element type.
+            `edgekit.evaluation.outputs`), ``size_ratio`` and ``layers``, the number of constants by element type.
 
         Raises:
             UsageError: NNCF does not support the combination of options (raised before anything is read), or the

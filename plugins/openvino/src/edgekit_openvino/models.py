@@ -13,6 +13,7 @@ import numpy as np
 
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidFileError, MissingPluginError, UnsupportedModelError, UsageError
+from edgekit.evaluation.samples import Input
 from edgekit.files.atomic import AtomicDirectory, AtomicFile, writing
 from edgekit.files.digests import sha256
 from edgekit.files.memory import refuse_shortage
@@ -21,7 +22,7 @@ from edgekit.pipeline import open_artifact
 from edgekit.pipeline.passes import unread
 from edgekit_openvino.library import core, last_line, openvino
 from edgekit_openvino.quiet import quiet
-from edgekit_openvino.samples import Input, inputs_of
+from edgekit_openvino.samples import inputs_of
 from edgekit_openvino.writer import BIN, OWNED, XML
 
 #: protobuf's size limit in bytes; larger ONNX models keep their weights in a separate file.

@@ -29,10 +29,11 @@ import numpy as np
 import edgekit
 from edgekit.artifact import Artifact
 from edgekit.errors import MissingPluginError, NonFiniteError, UnsupportedModelError, UsageError
+from edgekit.evaluation.outputs import difference
 from edgekit.pipeline import AsIs, find_format
 from edgekit.tensor import Tensor
 from edgekit_openvino.library import nncf, openvino
-from edgekit_openvino.measure import COMPARED, difference
+from edgekit_openvino.measure import COMPARED
 from edgekit_openvino.models import make_manifest, write_ir
 from edgekit_openvino.quiet import quiet
 from edgekit_openvino.refusals import ignored_scope, one_of, translated
@@ -49,7 +50,7 @@ class Pruned:
         module: a torch module of the original class.
         tensors: the share of zeros in each pruned tensor, by its name in the module.
         quality: ``sparsity`` (of the pruned tensors), ``sparsity_overall`` (of all parameters), ``output_error``,
-            ``cosine`` and ``top1`` of the first output (see `edgekit_openvino.measure`), and with `evaluate`
+            ``cosine`` and ``top1`` of the first output (see `edgekit.evaluation.outputs`), and with `evaluate`
             ``metric_float``, ``metric`` and ``drop``.
         recipe: the options in words.
         example: the sample with which the module is traced.

@@ -19,6 +19,7 @@ import attrs
 
 from edgekit.artifact import Artifact
 from edgekit.errors import QualityGateError, UnsupportedModelError, UsageError
+from edgekit.evaluation.samples import CONTEXT, Feed, Samples, read
 from edgekit_openvino.library import nncf, openvino
 from edgekit_openvino.measure import compare
 from edgekit_openvino.models import (
@@ -37,7 +38,6 @@ from edgekit_openvino.models import (
 )
 from edgekit_openvino.quiet import quiet
 from edgekit_openvino.refusals import ignored_scope, known, one_of, translated
-from edgekit_openvino.samples import CONTEXT, Feed, Samples, read
 from edgekit_openvino.validation import Metric, Validation
 
 PRESETS = ("performance", "mixed")
@@ -150,7 +150,7 @@ class Quantize:
         Args:
             source: an IR or an ONNX file.
             to: a directory for an IR; for an ONNX file also an ``.onnx`` file.
-            calibration: samples of the input; see `edgekit_openvino.samples`.
+            calibration: samples of the input; see `edgekit.evaluation.samples`.
             validation: samples with labels; see `edgekit_openvino.validation`.
             metric: the metric of outputs and labels: ``accuracy``, ``cosine``, or a function.
             context: number of tokens in a sample, if `calibration` is a text.
@@ -158,7 +158,7 @@ class Quantize:
 
         Returns:
             The result, whose ``manifest.quality`` has ``output_error``, ``cosine`` and ``top1`` (see
-            `edgekit_openvino.measure`), ``size_ratio``, ``quantizers``, and with a validation set ``metric_float``,
+            `edgekit.evaluation.outputs`), ``size_ratio``, ``quantizers``, and with a validation set ``metric_float``,
             ``metric`` and ``drop``.
 
         Raises:

@@ -11,11 +11,11 @@ import attrs
 import numpy as np
 
 from edgekit.errors import MissingFileError, UsageError
+from edgekit.evaluation import outputs as compared
+from edgekit.evaluation.samples import Feed, Input, arrays_of, check
 from edgekit.typing import Array
-from edgekit_openvino import measure
 from edgekit_openvino.measure import outputs
 from edgekit_openvino.models import as_openvino
-from edgekit_openvino.samples import Feed, Input, arrays_of, check
 
 Metric = Callable[[Array, Any], float]
 """Judges a model's first output by a label; the more, the better. The mean over the samples counts."""
@@ -28,7 +28,7 @@ def accuracy(output: Array, label: Any) -> float:
 
 def cosine(output: Array, label: Any) -> float:
     """Return the cosine similarity of the output and the label."""
-    return measure.cosine(np.asarray(output, np.float64).ravel(), np.asarray(label, np.float64).ravel())
+    return compared.cosine(np.asarray(output, np.float64).ravel(), np.asarray(label, np.float64).ravel())
 
 
 METRICS: Mapping[str, Metric] = {"accuracy": accuracy, "cosine": cosine}

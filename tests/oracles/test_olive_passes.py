@@ -1,0 +1,273 @@
+"""Olive's passes through edgekit: each with a numerical check, without a network, and with crashes as errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from encoders import BERT
+from make_olive_catalogue import PATH, text
+from olive_passes import CASES, LEFT
+
+import edgekit
+from edgekit import sample
+from edgekit.errors import (
+    MissingPluginError,
+    NonFiniteError,
+    PluginError,
+    QualityGateError,
+    UnsupportedModelError,
+    UsageError,
+)
+from edgekit.pipeline.passes import run_pass
+from edgekit.reference.onnx import encode
+from edgekit.tensor import EncodedTensor
+from edgekit.testing import pass_checks
+from edgekit_olive import isolation, passes
+from edgekit_olive.catalogue import entries
+from edgekit_olive.passes import OlivePass
+
+pytest.importorskip("olive")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process():
+    """The process that has imported Olive ends with the module."""
+    yield
+    if isolation._forking.cache_info().currsize:
+        isolation._forking().close()
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """The sample model as a graph, folded, with blocks of 4 bits, and as a Hugging Face directory; and an encoder."""
+    transformers, folder = pytest.importorskip("transformers"), tmp_path_factory.mktemp("sources")
+    made = {"graph": edgekit.convert(sample.path(), folder / "graph", format="onnx-portable", dtype="F32")}
+    made["hf"] = edgekit.convert(sample.path(), folder / "hf", dtype="F32")
+    made["folded"] = run_pass(made["graph"], "olive:OnnxQuantizationPreprocess", to=folder / "folded")
+    made["blocks"] = run_pass(made["folded"], "olive:OnnxBlockWiseRtnQuantization", to=folder / "blocks")
+    transformers.BertModel(transformers.BertConfig(**BERT)).save_pretrained(folder / "bert")
+    made["encoder"] = edgekit.convert(folder / "bert", folder / "encoder", format="onnx", dtype="F32")
+    (folder / "text.txt").write_text(sample.heldout_text())
+    return {**made, "text": folder / "text.txt"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_pass_computes_what_its_source_computes(name, sources, tmp_path):
+    case, options = CASES[name], dict(CASES[name].options)
+    if case.text:
+        options = {"calibration": str(sources["text"]), "context": 32, "samples": 8, **options}
+    source = sources[case.source]
+    before = {file.name: (file.read_bytes(), os.stat(file).st_nlink) for file in source.files}
+    made = run_pass(source, f"olive:{name}", to=tmp_path / "out", options=options)
+    assert {file.name: (file.read_bytes(), os.stat(file).st_nlink) for file in source.files} == before
+    assert not [file for file in made.path.rglob("*") if os.stat(file).st_nlink > 1 and file.is_file()]
+    quality = made.manifest.quality
+    if case.error is None:
+        assert "were not compared with the source's: the result has other inputs: tokens" in made.notes["uncompared"]
+    else:
+        assert quality["output_error"] <= case.error
+        assert quality["cosine"] >= 0.8
+    assert quality["size_ratio"] > 0
+    assert str(tmp_path) not in "".join(file.read_text("utf-8") for file in made.path.glob("*.json"))
+
+
+def test_the_graph_after_a_pass_runs_in_the_runtime(sources, tmp_path):
+    made = run_pass(sources["graph"], "olive:OnnxFloatToFloat16", to=tmp_path / "half")
+    tokens = sources["graph"].tokenizer.encode("Once upon a time")
+    with edgekit.load(sources["graph"], "onnxruntime") as one, edgekit.load(made, "onnxruntime") as other:
+        a, b = one.logits(tokens), other.logits(tokens)
+    assert np.abs(a - b).max() < 0.01 * a.std()
+    assert made.nbytes < 0.55 * sources["graph"].nbytes
+
+
+def test_blocks_rounded_by_olive_come_back_with_their_codes(sources):
+    """Olive's RTN rounds as edgekit's reference of MatMulNBits does, on the sample model's matrices."""
+    encoded = {name: t for name, t in sources["blocks"].tensors.items() if isinstance(t, EncodedTensor)}
+    floats = {t.shape: [] for t in sources["hf"].tensors.values()}
+    for tensor in sources["hf"].tensors.values():
+        floats[tensor.shape].append(tensor.float32())
+    checked = 0
+    for tensor in encoded.values():
+        if tensor.precision.name.startswith("onnx:int4-") and len(tensor.shape) == 2:
+            read = tensor.read()
+            wanted = [encode(x, tensor.precision) for x in floats.get(tensor.shape, [])]
+            checked += any(all(np.array_equal(read.parts[k], w[k]) for k in w) for w in wanted)
+    assert checked >= 21
+
+
+def test_wrong_weights_are_refused(sources, tmp_path):
+    """HQQ in olive-ai 0.13.0: the graph loads and computes, and has nothing to do with the model."""
+    with pytest.raises(QualityGateError, match="OnnxHqqQuantization: the result's outputs have a cosine of"):
+        run_pass(sources["folded"], "olive:OnnxHqqQuantization", to=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_run_twice_or_left_out():
+    runnable = {name for name, entry in entries().items() if not entry.obstacle()}
+    assert not CASES.keys() & LEFT.keys()
+    assert runnable <= CASES.keys() | LEFT.keys()
+    assert {name for name in CASES if not entries()[name].obstacle()} == CASES.keys()
+    assert len(CASES) >= 14
+
+
+def test_the_catalogue_is_that_of_the_installed_version():
+    command = [sys.executable, "-c", "import make_olive_catalogue as m; print(m.text(), end='')"]
+    environment = isolation.environment(Path(os.environ.get("TMPDIR", "/tmp")) / "edgekit-catalogue")
+    environment["PYTHONPATH"] = str(Path(__file__).parent)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == PATH.read_text("utf-8")
+    assert text.__doc__
+
+
+WATCHER = """
+import sys
+log = open({log!r}, "a", buffering=1)
+def hook(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
+        log.write(f"{{event}} {{arguments[-1] if event != 'socket.getaddrinfo' else arguments[0]}}\\n")
+    if event == "open" and isinstance(arguments[0], str) and any(w in arguments[0] for w in ("deviceid", "olive.json")):
+        if isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
+            log.write(f"writes {{arguments[0]}}\\n")
+sys.addaudithook(hook)
+"""
+
+
+@pytest.mark.parametrize("forks", [True, False])
+def test_no_connection_and_no_identifier(forks, sources, tmp_path, monkeypatch):
+    """Another observer than the worker's own: a hook that Python's start-up installs, in both ways to run."""
+    (tmp_path / "sitecustomize.py").write_text(WATCHER.format(log=str(tmp_path / "log")))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("CI", raising=False)
+    isolation._forking.cache_clear()
+    if not forks:
+        monkeypatch.delattr(os, "fork")
+    homes = []
+    real = isolation.run
+
+    def run(job, work, what):
+        told = real(job, work, what)
+        homes.extend(str(file.relative_to(work)) for file in (work / "home").rglob("*") if file.is_file())
+        assert told["connections"] == []
+        return told
+
+    monkeypatch.setattr(passes.isolation, "run", run)
+    run_pass(sources["graph"], "olive:AddOliveMetadata", to=tmp_path / "out", options={"graph_name": "sample"})
+    if forks:
+        isolation._forking().close()
+    assert (tmp_path / "log").read_text() == ""
+    assert not [name for name in homes if "deviceid" in name or "telemetry" in name]
+
+
+def test_a_connection_is_refused(tmp_path):
+    """The worker's own hook, which the passes run under: what would connect gets an error, and is reported."""
+    code = (
+        "import socket; from edgekit_olive.worker import refuse_network; seen = refuse_network()\n"
+        "try: socket.create_connection(('example.com', 443))\n"
+        "except PermissionError as error: print(error, seen)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "look-up of example.com refused: Olive runs without a network" in done.stdout
+
+
+BREAKS = {
+    "exit": ("os._exit(3)", PluginError, r"its process ended without a result \(exit status 3\)"),
+    "signal": ("os.kill(os.getpid(), 11)", PluginError, r"its process ended without a result \(SIGSEGV\)"),
+    "raise": ("raise RuntimeError('the pass broke')", UnsupportedModelError, "RuntimeError at .*: the pass broke"),
+    "module": ("import no_such_module", MissingPluginError, "needs the module no_such_module, which is not installed"),
+    "nothing": ("return _Missing()", UnsupportedModelError, "which does not exist"),
+    "empty": ("open(output_model_path, 'wb').close()", UnsupportedModelError, "it fails with"),
+    "infinite": ("weights[:] = b'\\xff' * len(weights)", NonFiniteError, "not finite after the pass"),
+    "zeros": ("weights[:] = bytes(len(weights))", QualityGateError, "below 0.5: Olive saved wrong weights"),
+}
+BODY = """
+import os
+from olive.passes.onnx.float16_conversion import OnnxFloatToFloat16 as P
+from olive.model import ONNXModelHandler
+def run(self, model, config, output_model_path):
+    import onnx
+    proto = onnx.load(model.model_path)
+    tensor = max(proto.graph.initializer, key=lambda t: len(t.raw_data))
+    weights = bytearray(tensor.raw_data)
+    {body}
+    tensor.raw_data = bytes(weights)
+    if not os.path.exists(output_model_path): onnx.save(proto, output_model_path)
+    return ONNXModelHandler(output_model_path)
+P._run_for_config = run
+"""
+
+
+@pytest.mark.parametrize("how", BREAKS)
+def test_a_broken_pass_is_an_error_and_leaves_the_target(how, sources, tmp_path, monkeypatch):
+    """The pass is Olive's with another body, put in by Python's start-up: nothing of edgekit is replaced."""
+    body, error, message = BREAKS[how]
+    program = BODY.format(body=body) + "\nclass _Missing:\n    model_attributes = None\n    model_path = '/nowhere'\n"
+    (tmp_path / "broken.py").write_text(program)
+    monkeypatch.setattr(isolation, "_PYTHON", (sys.executable, "-c", STARTER.format(folder=str(tmp_path))))
+    isolation._forking.cache_clear()
+    target = edgekit.convert(sources["graph"], tmp_path / "target", format="onnx-portable", dtype="F32")
+    before = {file.name: file.read_bytes() for file in target.path.iterdir()}
+    try:
+        with pytest.raises(error, match=message):
+            run_pass(sources["graph"], "olive:OnnxFloatToFloat16", to=target.path)
+    finally:
+        isolation._forking().close()
+    assert {file.name: file.read_bytes() for file in target.path.iterdir()} == before
+    assert sorted(file.name for file in tmp_path.iterdir() if file.name.startswith(".target")) == []
+
+
+STARTER = "import sys; sys.path.insert(0, {folder!r}); import broken; from edgekit_olive import worker; worker.serve()"
+
+
+def test_options_are_olives_own(sources, tmp_path):
+    def refused(message, **options):
+        with pytest.raises(UsageError, match=message):
+            run_pass(sources["graph"], "olive:OnnxFloatToFloat16", to=tmp_path / "out", options=options)
+
+    refused("has no option 'keep_io', did you mean 'keep_io_types'", keep_io=True)
+    refused("keep_io_types='yes'; it takes bool", keep_io_types="yes")
+    refused("provider='tpu'; choose one of cuda", provider="tpu")
+    refused("least_cosine=2; choose a number between -1 and 1", least_cosine=2)
+    with pytest.raises(UsageError, match=r"AimetQuantization needs calibration=, an .npz file or a text"):
+        entries()["AimetQuantization"].check({}, calibrated=False)
+    with pytest.raises(UsageError, match="olive:AddOliveMetadata needs graph_name \\(str\\)"):
+        entries()["AddOliveMetadata"].check({}, calibrated=False)
+    with pytest.raises(UsageError, match="bits='four'; it takes"):
+        run_pass(sources["hf"], "olive:Rtn", to=tmp_path / "out", options={"bits": "four"})
+    refused("the calibration set is empty", calibration=[])
+    refused("calibration sample 0 has the inputs x; the model takes input_ids", calibration=[{"x": 1}])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_run_here_says_why(sources, tmp_path):
+    with pytest.raises(
+        MissingPluginError, match="olive:AimetQuantization cannot run here: aimet_onnx is not installed"
+    ):
+        run_pass(sources["graph"], "olive:AimetQuantization", to=tmp_path / "out", options={"data_config": {}})
+    with pytest.raises(UnsupportedModelError, match="it takes a model of several parts"):
+        run_pass(sources["graph"], "olive:StaticLLM", to=tmp_path / "out")
+    with pytest.raises(UnsupportedModelError, match="the pass 'olive:Rtn' takes hf, this is onnx-portable"):
+        run_pass(sources["graph"], "olive:Rtn", to=tmp_path / "out")
+
+
+def test_the_list_on_the_command_line(capsys):
+    from click.testing import CliRunner
+
+    from edgekit_olive.commands import command_passes
+
+    listed = CliRunner().invoke(command_passes, []).output.splitlines()
+    assert len(listed) == len(entries())
+    assert any(line.startswith("Rtn ") and line.endswith("runs here") for line in listed)
+    shown = json.loads(CliRunner().invoke(command_passes, ["olive:Rtn", "--json"]).output)
+    assert shown[0]["options"]["group_size"]["default"] == 128
+    assert "did you mean Rtn" in str(CliRunner().invoke(command_passes, ["rtnn"]).exception)
+
+
+@pass_checks(OlivePass(entries()["AddOliveMetadata"]), format="onnx", options={"graph_name": "kit"}, profile="quick")
+def test_a_pass_conforms(check):
+    check()

@@ -1,0 +1,101 @@
+"""Olive's workflow files: its engine searches, the best model is written and compared, refusals come before any work."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
+
+from edgekit.errors import InvalidFileError, MissingPluginError, UsageError
+from edgekit_olive import isolation
+from edgekit_olive.commands import command_run
+from edgekit_olive.workflow import run_workflow
+
+pytest.importorskip("olive")
+SIZE = {"name": "size", "type": "size_on_disk", "sub_types": [{"name": "bytes", "priority": 1}]}
+LATENCY = {"name": "latency", "type": "latency", "sub_types": [{"name": "avg", "priority": 2}]}
+CPU = {"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process():
+    yield
+    if isolation._forking.cache_info().currsize:
+        isolation._forking().close()
+
+
+@pytest.fixture
+def workflow(tmp_path):
+    """A graph y = x·W, and a search over two passes by size, then by latency."""
+    weight = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 256])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 256])
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
+    graph = helper.make_graph([node], "g", [x], [y], [numpy_helper.from_array(weight, "w")])
+    (tmp_path / "model").mkdir()
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(made, tmp_path / "model" / "model.onnx")
+    return {
+        "input_model": {"type": "ONNXModel", "model_path": "model/model.onnx"},
+        "systems": {"here": {"type": "LocalSystem", "accelerators": [CPU]}},
+        "evaluators": {"measured": {"metrics": [SIZE, LATENCY]}},
+        "passes": {"smaller": [{"type": "OnnxFloatToFloat16"}, {"type": "OnnxDynamicQuantization"}]},
+        "search_strategy": {"execution_order": "joint", "sampler": "sequential"},
+        "evaluator": "measured",
+        "target": "here",
+        "evaluate_input_model": True,
+        "output_dir": "/nowhere",
+    }
+
+
+def saved(tmp_path, workflow):
+    (tmp_path / "workflow.json").write_text(json.dumps(workflow))
+    return tmp_path / "workflow.json"
+
+
+def test_a_search_over_passes_by_size(workflow, tmp_path):
+    source = (tmp_path / "model" / "model.onnx").read_bytes()
+    outcome = run_workflow(saved(tmp_path, workflow), tmp_path / "out")
+    assert outcome.before["size-bytes"] == len(source)
+    assert len(outcome.candidates) > 2  # the engine searches over options of the passes, too
+    assert [candidate.chosen for candidate in outcome.candidates].index(True) == 0
+    assert sum(candidate.chosen for candidate in outcome.candidates) == 1
+    assert [name.lower() for name in outcome.candidates[0].passes] == ["onnxdynamicquantization"]
+    sizes = [candidate.metrics["size-bytes"] for candidate in outcome.candidates]
+    assert outcome.candidates[0].frontier
+    assert sizes[0] == min(sizes) < 0.3 * len(source)
+    assert all(candidate.metrics["latency-avg"] > 0 for candidate in outcome.candidates)
+    assert outcome.artifact.manifest.quality["output_error"] < 0.05
+    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"), providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": np.ones((4, 256), np.float32)})[0].shape == (4, 256)
+    assert (tmp_path / "model" / "model.onnx").read_bytes() == source
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model", "out", "workflow.json"]
+
+
+def test_passes_in_order_on_the_command_line(workflow, tmp_path):
+    workflow["passes"] = {"half": {"type": "OnnxFloatToFloat16"}}
+    del workflow["search_strategy"], workflow["evaluator"], workflow["evaluators"], workflow["evaluate_input_model"]
+    done = CliRunner().invoke(command_run, [str(saved(tmp_path, workflow)), "--to", str(tmp_path / "out"), "--json"])
+    told = json.loads(done.stdout)
+    assert [each["chosen"] for each in told["candidates"]] == [True]
+    assert told["quality"]["size_ratio"] < 0.6
+
+
+def test_refusals(workflow, tmp_path):
+    def refused(error, message, **changed):
+        with pytest.raises(error, match=message):
+            run_workflow(saved(tmp_path, {**workflow, **changed}), tmp_path / "out")
+
+    refused(InvalidFileError, "it has no passes", passes={})
+    refused(InvalidFileError, "it has no object input_model", input_model=None)
+    refused(UsageError, "which is not on this machine", input_model={"type": "HfModel", "model_path": "org/name"})
+    refused(UsageError, "would run it on another machine", host="azure")
+    refused(UsageError, "pass 'a' has the type 'Shrink', which Olive does not have", passes={"a": {"type": "Shrink"}})
+    refused(MissingPluginError, "cannot run here: awq is not installed", passes={"a": {"type": "AutoAWQQuantizer"}})
+    (tmp_path / "workflow.json").write_text("{")
+    with pytest.raises(InvalidFileError):
+        run_workflow(tmp_path / "workflow.json", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
