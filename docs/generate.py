@@ -26,7 +26,7 @@ import olive_page
 import public_modules
 
 #: The plugins whose commands the pages show.
-SHOWN = ("gguf", "serve")
+SHOWN = ("gguf", "serve", "workflow")
 # The same pages wherever they are made: only the plugins that the docs session installs take part.
 os.environ["EDGEKIT_NO_PLUGINS"] = ",".join(
     p.name for p in metadata.entry_points(group="edgekit") if p.name not in SHOWN
