@@ -111,7 +111,7 @@ def tradeoff(points: Sequence[Point], noise: float, budget: int | None, name: st
         axes.set_xlabel("size in MB")
         axes.set_ylabel("KL divergence in nats")
         axes.grid(True, lw=0.6)
-        axes.legend(loc="upper right", handletextpad=0.2, labelcolor=_INK)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, handletextpad=0.2, labelcolor=_INK)
 
     return drawn(name, "Size against KL divergence from the source", width, 440, draw)
 
@@ -153,8 +153,9 @@ def heat_map(cells: Mapping[tuple[str, str], tuple[float, int]], measure: str, n
         values = np.full((len(tensors), len(columns)), np.nan)
         for (tensor, column), (value, _) in cells.items():
             values[tensors.index(tensor), columns.index(column)] = max(value, 1e-12)
-        low, high = float(np.nanmin(values)), float(np.nanmax(values))
-        norm, shades = LogNorm(low, max(high, low * 1.01)), matplotlib.colormaps["viridis"]
+        low = float(np.nanmin(values))
+        high = max(float(np.nanmax(values)), low * 1.01)
+        norm, shades = LogNorm(low, high), matplotlib.colormaps["viridis"]
         mesh = axes.pcolormesh(values, cmap=shades, norm=norm, edgecolor=_BACK, lw=1)
         for (tensor, column), (value, nbytes) in cells.items():
             dark = float(norm(max(value, 1e-12))) < 0.6
@@ -170,6 +171,9 @@ def heat_map(cells: Mapping[tuple[str, str], tuple[float, int]], measure: str, n
         _named(axes, tensors, columns, width)
         bar = axes.figure.colorbar(mesh, ax=axes, location="top", aspect=40, shrink=0.9, pad=0.01)
         bar.set_label(measure)
+        marks = [low, (low * high) ** 0.5, high]
+        bar.set_ticks(marks, labels=[f"{mark:.1e}" for mark in marks])
+        bar.minorticks_off()
         bar.outline.set_visible(False)
 
     height = 110 + 17 * len(tensors) + 6 * max(len(c) for c in columns)

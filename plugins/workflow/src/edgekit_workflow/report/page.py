@@ -18,7 +18,8 @@ _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:920px;margin:2rem auto;padding:0 1rem;color:var(--ink);background:var(--back)}
 h1{font-size:1.6rem;margin-bottom:.2rem} h2{font-size:1.2rem;margin:2.2rem 0 .2rem} p{color:var(--soft);max-width:44rem}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:14px}
-th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid var(--rule)} td{overflow-wrap:anywhere}
+th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid var(--rule)} td span{white-space:nowrap}
+td:first-child span,.text span{white-space:normal;overflow-wrap:anywhere}
 th{color:var(--soft);font-weight:600} th:first-child,td:first-child,.text{text-align:left}
 .chosen td{font-weight:600} .good{color:var(--good)} .bad{color:var(--bad)} code,pre{font-size:13px}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--noise);padding:.6rem .8rem;border-radius:6px}
@@ -31,7 +32,7 @@ ul{padding-left:1.2rem} li{margin:.15rem 0}
 tr{display:grid;grid-template-columns:1fr 1fr;column-gap:1rem;padding:.5rem 0;border-bottom:1px solid var(--rule)}
 td{display:flex;justify-content:space-between;gap:.5rem;padding:.1rem 0;border:0;text-align:left}
 td:first-child{grid-column:1/3;font-weight:600} td::before{content:attr(data-of);color:var(--soft)}
-td:first-child::before{content:none} td.text{grid-column:1/3}
+td:first-child::before{content:none} td.text,td.long{grid-column:1/3}
 }
 """  # noqa: E501  - a style sheet
 
@@ -222,8 +223,8 @@ def _origin(run: Run) -> str:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[bool] = ()) -> str:
     """Return a table whose rows become cards on narrow screens; columns of words are aligned left."""
-    words = {"gate", "detail", "runtime", "result", "SHA-256"}
-    classes = [' class="text"' if name in words else "" for name in header]
+    words, long = {"gate", "detail", "runtime", "result", "SHA-256"}, {"KL divergence", "measured"}
+    classes = [' class="text"' if name in words else ' class="long"' if name in long else "" for name in header]
     head = "".join(f"<th{c}>{name}</th>" for name, c in zip(header, classes, strict=True))
     lines = []
     for number, row in enumerate(rows):
