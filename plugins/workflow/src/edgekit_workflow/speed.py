@@ -5,7 +5,7 @@
 - *bytes moved*: every weight that a token uses, read once: of experts only the chosen ones, of an embedding that is no
   output matrix one row; and the keys and values of the context so far.
 - *rate*: what one core decodes and multiplies, by runtime and kind of precision (``runtimes.toml``): it bounds the
-  speed where memory does not, which is what happens to 4-bit weights on few cores.
+  speed where memory does not, which is what happens to 4-bit weights on few cores, and to models that fit the cache.
 - *overhead*, *layer*: time that does not depend on bytes; it is most of the time of a model of a few million weights.
 
 This is a prediction, not a measurement: the rates come from one processor. `edgekit bench` measures.
@@ -121,7 +121,8 @@ def predicted_speed(
         return None
     cores = threads or machine.cores
     computing = sum(nbytes / (_rate(pace, kind) * cores) for kind, nbytes in moved.items())
-    return 1 / (max(total / machine.bandwidth, computing) + fixed)
+    cached = total <= max(machine.caches.values(), default=0)
+    return 1 / (max(0.0 if cached else total / machine.bandwidth, computing) + fixed)
 
 
 def _rate(pace: Pace, kind: str) -> float:
