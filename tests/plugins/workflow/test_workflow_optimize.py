@@ -504,6 +504,18 @@ def test_the_candidates_alternate_over_formats_with_fits_last(text):
     assert len({c.name for c in found}) == len(found)
 
 
+def test_a_precision_that_a_format_cannot_store_is_left_out():
+    source = edgekit.open(sample.path())
+    asked = Settings(sample.path(), Path("run"), formats=("gguf", "hf"), recipes=("affine:int4-sym-g32", "Q4_0"))
+    found = Candidates(source, asked)
+    assert {(c.format, c.recipe) for c in found.all} == {
+        ("gguf", "Q4_0"),
+        ("hf", "affine:int4-sym-g32"),
+        ("hf", "Q4_0"),
+    }
+    assert found.left_out["gguf-affine-int4-sym-g32"] == ("gguf cannot store token_embd.weight in affine:int4-sym-g32")
+
+
 def test_on_the_command_line(settings, tmp_path):
     config = tmp_path / "workflow.toml"
     config.write_text(

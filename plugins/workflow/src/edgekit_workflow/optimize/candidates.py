@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from edgekit.artifact import Artifact, Format, Layout
+from edgekit.artifact import Artifact, Format, Layout, Sizes
 from edgekit.errors import EdgekitError, MissingPluginError, UnknownRecipeError, UsageError
 from edgekit.pipeline import find_recipe, make_plan
 from edgekit.plugin import manager
@@ -67,6 +67,7 @@ class Candidates:
         #: Why a format or a recipe is left out, by its name.
         self.left_out: dict[str, str] = {}
         self._layouts: dict[str, Layout | None] = {}
+        self._sizes: dict[str, Sizes | None] = {}
         self.all = tuple(self._sized())
         self._refuse_none()
 
@@ -142,11 +143,23 @@ class Candidates:
         return self._of_recipe(candidate.format, candidate.recipe, candidate.method == "feedback")
 
     def _of_recipe(self, format_name: str, recipe: str, importance: bool = False) -> int | None:
-        layout, chosen = self.layout(format_name), manager().load("formats", format_name)
+        layout = self.layout(format_name)
         assert layout is not None
         plan = make_plan(find_recipe(recipe, format_name), layout, importance)
-        sizes = getattr(chosen, "sizes", None)
-        return None if sizes is None else int(sizes(layout).whole(plan))
+        sizes = self._sizes_of(format_name)
+        if sizes is None:
+            return None
+        for slot, line in zip(layout.slots, plan, strict=True):
+            if sizes.stored(slot, line.precision) is None:
+                raise UsageError(f"{format_name} cannot store {line.name} in {line.precision.name}")
+        return sizes.whole(plan)
+
+    def _sizes_of(self, format_name: str) -> Sizes | None:
+        """Return the sizes of a format, one object for all recipes: it may keep a tokenizer that it converted."""
+        if format_name not in self._sizes:
+            sizes = getattr(manager().load("formats", format_name), "sizes", None)
+            self._sizes[format_name] = None if sizes is None else sizes(self.layout(format_name))
+        return self._sizes[format_name]
 
     def _refuse_none(self) -> None:
         """Raise if nothing is left to try: what was asked for excludes everything."""

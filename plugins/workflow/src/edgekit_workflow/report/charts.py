@@ -24,7 +24,7 @@ _INK, _GRID, _NOISE, _BACK = "#010203", "#020304", "#030405", "#040506"
 _VARIABLES = {_INK: "var(--ink)", _GRID: "var(--grid)", _NOISE: "var(--noise)", _BACK: "var(--back)"}
 #: Colours of formats; the others take those that are left, in order.
 _COLOURS = {"gguf": "#3b82f6", "openvino": "#d97706", "onnx": "#0d9488", "mlx": "#a855f7", "hf": "#64748b"}
-_OTHERS = ("#dc2626", "#65a30d", "#db2777", "#0891b2", "#854d0e")
+_OTHERS = ("#dc2626", "#65a30d", "#db2777", "#0891b2", "#a16207", "#7c3aed", "#ea580c", "#64748b")
 #: Colours of precisions, from few bits to many.
 _PRECISIONS = ("#b91c1c", "#ea580c", "#d97706", "#65a30d", "#0d9488", "#0284c7", "#4f46e5", "#9333ea", "#64748b")
 _STYLE: Any = {
@@ -150,15 +150,17 @@ def heat_map(cells: Mapping[tuple[str, str], tuple[float, int]], measure: str, n
         import numpy as np
         from matplotlib.colors import LogNorm
 
+        least = min((value for value, _ in cells.values() if value > 0), default=1e-12)  # zero has no logarithm
+        shown = {key: (max(value, least), nbytes) for key, (value, nbytes) in cells.items()}
         values = np.full((len(tensors), len(columns)), np.nan)
-        for (tensor, column), (value, _) in cells.items():
-            values[tensors.index(tensor), columns.index(column)] = max(value, 1e-12)
+        for (tensor, column), (value, _) in shown.items():
+            values[tensors.index(tensor), columns.index(column)] = value
         low = float(np.nanmin(values))
         high = max(float(np.nanmax(values)), low * 1.01)
         norm, shades = LogNorm(low, high), matplotlib.colormaps["viridis"]
         mesh = axes.pcolormesh(values, cmap=shades, norm=norm, edgecolor=_BACK, lw=1)
-        for (tensor, column), (value, nbytes) in cells.items():
-            dark = float(norm(max(value, 1e-12))) < 0.6
+        for (tensor, column), (value, nbytes) in shown.items():
+            dark = float(norm(value)) < 0.6
             axes.text(
                 columns.index(column) + 0.5,
                 tensors.index(tensor) + 0.5,
