@@ -10,6 +10,7 @@ import math
 import os
 import re
 import stat
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from edgekit.files.memory import shortage
 from edgekit.files.reader import Reader, reading, refuse_special
 
 CURE = "fetch or convert it again"
+#: Largest size of a TOML file in bytes; a recipe with a line for every tensor of a large model takes a tenth of it.
+TOML_LIMIT = 1 << 20
 #: The most digits of an integer in a foreign file; `model_max_length` of some tokenizers has 31.
 MAX_DIGITS = 64
 #: The most values (members, items) of a JSON text; a tokenizer.json of 256,000 tokens has 2.3 million.
@@ -256,6 +259,47 @@ def read_bytes(directory: Path, name: str, limit: int) -> bytes | None:
     return content
 
 
+def read_limited(file: Path, limit: int, cure: str, kind: str) -> bytes:
+    """Return the content of a file that a person names.
+
+    Args:
+        file: its path.
+        limit: largest size in bytes.
+        cure: what to do if it cannot be read, for the message.
+        kind: what it should be, for the message about its size.
+
+    Raises:
+        MissingFileError: it cannot be read.
+        InvalidFileError: it is longer than `limit` bytes.
+    """
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(limit + 1)
+    except OSError as error:
+        raise MissingFileError(f"{file}: cannot be read ({error.strerror}); {cure}") from error
+    if len(content) > limit:
+        raise InvalidFileError(f"{file}: longer than {limit:,} bytes; {kind}")
+    return content
+
+
+def read_toml(file: Path, what: str) -> dict[str, Any]:
+    """Return the tables of a TOML file.
+
+    Args:
+        file: its path.
+        what: what the file describes, for messages: ``"a recipe"``.
+
+    Raises:
+        MissingFileError: it cannot be read.
+        InvalidFileError: it is not TOML, or longer than `TOML_LIMIT` bytes.
+    """
+    content = read_limited(file, TOML_LIMIT, f"give {what}'s TOML file", f"{what} is a short TOML file")
+    try:
+        return tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidFileError(f"{file}: not TOML ({error!s:.200})") from error
+
+
 def read_object(directory: Path, name: str, limit: int) -> dict[str, Any] | None:
     """Return a JSON object, or None if the file does not exist.
 
@@ -276,6 +320,7 @@ __all__ = [
     "MAX_DIGITS",
     "MAX_NAME",
     "MAX_VALUES",
+    "TOML_LIMIT",
     "integer",
     "invalid",
     "is_unicode",
@@ -283,7 +328,9 @@ __all__ = [
     "members",
     "native",
     "read_bytes",
+    "read_limited",
     "read_object",
+    "read_toml",
     "readable",
     "shown",
     "strict_json",

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import attrs
 
 from edgekit.errors import (
     InvalidFileError,
-    MissingFileError,
     PluginError,
     UnknownPrecisionError,
     UnknownRecipeError,
@@ -21,6 +18,7 @@ from edgekit.errors import (
     near_names,
     option,
 )
+from edgekit.files.foreign import read_toml
 from edgekit.plugin._registry import Registration, manager
 from edgekit.precision import Precision, find_precision
 from edgekit.precision import catalogue as precisions
@@ -29,8 +27,6 @@ from edgekit.recipe import Clause, Recipe, Rules, Uniform
 #: A recipe, a precision, the name of either, or the path of a TOML file.
 AnyRecipe = str | os.PathLike[str] | Precision | Recipe
 SUFFIX = ".toml"
-#: Largest size of a recipe's file in bytes; a line for every tensor of a large model takes a tenth of it.
-LIMIT = 1 << 20
 _KEYS = ("name", "base", "tensors")
 
 
@@ -147,7 +143,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Rules:
         '*attn_v*=Q8_0'
     """
     file = Path(path)
-    data = _parsed(file)
+    data = read_toml(file, "a recipe")
     for key in data:
         if key not in _KEYS:
             raise InvalidFileError(f"{file}: key {key!r}; a recipe has {', '.join(_KEYS)}")
@@ -190,20 +186,6 @@ def recipe_toml(recipe: Rules) -> str:
 def _quoted(text: str) -> str:
     """A basic string of TOML, whose escapes are those of JSON."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _parsed(file: Path) -> dict[str, Any]:
-    try:
-        with file.open("rb") as opened:
-            content = opened.read(LIMIT + 1)
-    except OSError as error:
-        raise MissingFileError(f"{file}: cannot be read ({error.strerror}); give a recipe's TOML file") from error
-    if len(content) > LIMIT:
-        raise InvalidFileError(f"{file}: longer than {LIMIT:,} bytes; a recipe is a short TOML file")
-    try:
-        return tomllib.loads(content.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidFileError(f"{file}: not TOML ({error!s:.200})") from error
 
 
 @attrs.frozen

@@ -31,7 +31,7 @@ from edgekit_olive.elements import storable
 from edgekit_olive.graph import DIALECT, refuse_lacking
 from edgekit_olive.reading import parse, tensors
 from edgekit_olive.sizes import OnnxSizes
-from edgekit_olive.writer import MODEL, OnnxWriter
+from edgekit_olive.writer import MODEL, OnnxWriter, graph_file
 
 CONFIG = "config.json"
 CONFIG_LIMIT = 4 << 20
@@ -64,7 +64,7 @@ class OnnxFormat:
             UnsupportedModelError: the installed onnx does not support an opset or a type.
         """
         directory = path if path.is_dir() else path.parent
-        graph = path / MODEL if path.is_dir() else path
+        graph = graph_file(path)
         parsed = parse(graph)
         whole = graph.name == MODEL
         config = (read_object(directory, CONFIG, CONFIG_LIMIT) if whole else None) or {}

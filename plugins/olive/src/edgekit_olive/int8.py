@@ -48,7 +48,7 @@ from edgekit_olive.results import (
     refuse_unlike,
     sizes,
 )
-from edgekit_olive.writer import MODEL, OWNED
+from edgekit_olive.writer import MODEL, OWNED, graph_file
 
 #: Operators that are quantized by default: those with matrices, and the embedding.
 OPERATORS = ("MatMul", "Gemm", "Conv", "Gather")
@@ -274,7 +274,7 @@ class _Feeds:
 def _written(
     source: Artifact, to: Path, recipe: str, quantize: Callable[[Path, Path], None], least_cosine: float
 ) -> Artifact:
-    graph = source.path / MODEL if source.path.is_dir() else source.path
+    graph = graph_file(source.path)
     directory = AtomicDirectory(to, owned=OWNED)
     try:
         with writing(to):

@@ -21,7 +21,7 @@ from edgekit.manifest import Manifest
 from edgekit.pipeline import open_artifact
 from edgekit_olive.library import onnx
 from edgekit_olive.reading import parse
-from edgekit_olive.writer import MODEL
+from edgekit_olive.writer import MODEL, graph_file
 
 _HF_INPUTS = tuple(Input(name, (None, None), "int64") for name in ("input_ids", "attention_mask"))
 
@@ -36,7 +36,7 @@ def read_samples(source: Artifact, calibration: Samples, most: int, context: int
     """Return at most `most` samples of the inputs of an ONNX model or a Hugging Face directory; raises as `read`."""
     if source.format == "hf":
         return read(calibration, _HF_INPUTS, most=most, source=source, context=context)
-    graph = source.path / MODEL if source.path.is_dir() else source.path
+    graph = graph_file(source.path)
     inputs = inputs_of(parse(graph).proto)
     text = isinstance(calibration, str | os.PathLike) and Path(calibration).suffix != ".npz"
     states = {each.name: _empty(each) for each in inputs if text and each.name.startswith("past")}
@@ -94,7 +94,7 @@ def graphs(kind: str, source: Artifact, to: Path) -> dict[str, Any]:
     """Return the number of operators by type, before and after, where both are graphs."""
     found: dict[str, Any] = {}
     if source.format.startswith("onnx"):
-        found["operators_before"] = operators(source.path / MODEL if source.path.is_dir() else source.path)
+        found["operators_before"] = operators(graph_file(source.path))
     if kind == "onnx":
         found["operators"] = operators(to / MODEL)
     return found

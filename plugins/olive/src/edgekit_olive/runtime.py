@@ -34,7 +34,7 @@ from edgekit_olive.graphs import exact as exact_graph
 from edgekit_olive.library import last_line, onnxruntime
 from edgekit_olive.options import Options
 from edgekit_olive.reading import parse
-from edgekit_olive.writer import MODEL
+from edgekit_olive.writer import graph_file
 
 _PAST = "past"
 _DTYPES = {
@@ -91,7 +91,7 @@ class OnnxRuntime(TextRuntime):
 
     def __init__(self, artifact: Artifact, options: Options) -> None:
         self.artifact, self.options = artifact, options
-        self._path = artifact.path / MODEL if artifact.path.is_dir() else artifact.path
+        self._path = graph_file(artifact.path)
         proto = parse(self._path).proto
         self._proto: Any = exact_graph(proto) if options.exact else proto
         self._config = _known(artifact)

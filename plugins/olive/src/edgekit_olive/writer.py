@@ -100,6 +100,11 @@ def graph_of(
     return made
 
 
+def graph_file(path: Path) -> Path:
+    """Return the path of a model's graph: the path itself, or that in a directory."""
+    return path / MODEL if path.is_dir() else path
+
+
 def aligned(offset: int) -> int:
     """Return an offset rounded up to the alignment."""
     return -(-offset // ALIGNMENT) * ALIGNMENT
@@ -138,4 +143,14 @@ def _refuse_foreign(slot: Slot, line: Assignment, path: Path, fused: bool) -> No
         raise UnsupportedModelError(f"{path}: {line.name} in {line.precision}: {fault}; write the format onnx instead")
 
 
-__all__ = ["LAYOUT", "MODEL", "OWNED", "OnnxWriter", "aligned", "data_bytes", "graph_of", "planned_offsets"]
+__all__ = [
+    "LAYOUT",
+    "MODEL",
+    "OWNED",
+    "OnnxWriter",
+    "aligned",
+    "data_bytes",
+    "graph_file",
+    "graph_of",
+    "planned_offsets",
+]

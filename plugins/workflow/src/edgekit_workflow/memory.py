@@ -19,6 +19,7 @@ import functools
 import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import resources
+from typing import Any
 
 import attrs
 
@@ -104,10 +105,15 @@ class Footprint:
 
 
 @functools.cache
+def runtime_constants() -> Mapping[str, Mapping[str, Any]]:
+    """What was measured of each known runtime, by name: the tables ``memory`` and ``speed`` of ``runtimes.toml``."""
+    return tomllib.loads(resources.files("edgekit_workflow").joinpath("runtimes.toml").read_text("utf-8"))
+
+
+@functools.cache
 def footprints() -> Mapping[str, Footprint]:
-    """The footprint of each known runtime, by name, from ``runtimes.toml``."""
-    text = resources.files("edgekit_workflow").joinpath("runtimes.toml").read_text("utf-8")
-    return {name: Footprint(**fields["memory"]) for name, fields in tomllib.loads(text).items()}
+    """The footprint of each known runtime, by name."""
+    return {name: Footprint(**tables["memory"]) for name, tables in runtime_constants().items()}
 
 
 def footprint(runtime: str) -> Footprint:
@@ -276,6 +282,7 @@ __all__ = [
     "memory_needed",
     "parameters",
     "precision_kind",
+    "runtime_constants",
     "state_bytes",
     "stored_kinds",
 ]

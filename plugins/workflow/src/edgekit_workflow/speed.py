@@ -14,9 +14,7 @@ This is a prediction, not a measurement: the rates come from one processor. `edg
 from __future__ import annotations
 
 import functools
-import tomllib
 from collections.abc import Collection, Mapping
-from importlib import resources
 
 import attrs
 
@@ -24,7 +22,7 @@ from edgekit.architectures import FAMILIES, ModelConfig
 from edgekit.architectures.mixers import Experts, ExpertsBeside
 from edgekit.errors import UsageError
 from edgekit_workflow.hardware import Machine
-from edgekit_workflow.memory import state_bytes
+from edgekit_workflow.memory import runtime_constants, state_bytes
 
 _EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps")
 
@@ -48,9 +46,8 @@ class Pace:
 
 @functools.cache
 def paces() -> Mapping[str, Pace]:
-    """The pace of each known runtime, by name, from ``runtimes.toml``."""
-    text = resources.files("edgekit_workflow").joinpath("runtimes.toml").read_text("utf-8")
-    return {name: Pace(**fields["speed"]) for name, fields in tomllib.loads(text).items()}
+    """The pace of each known runtime, by name."""
+    return {name: Pace(**tables["speed"]) for name, tables in runtime_constants().items()}
 
 
 def active_share(config: ModelConfig, name: str) -> float:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import InvalidFileError, MissingFileError, UsageError
+from edgekit.errors import InvalidFileError, UsageError
 from edgekit.files.atomic import AtomicFile
-from edgekit.files.foreign import strict_json
+from edgekit.files.foreign import read_limited, strict_json
 
 #: Largest size of a record in bytes; a value takes about a hundred.
 LIMIT = 256 << 20
@@ -122,13 +122,7 @@ def read(path: Path) -> dict[str, Any]:
         MissingFileError: the file cannot be read.
         InvalidFileError: the file is not a JSON object, or too large.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(LIMIT + 1)
-    except OSError as error:
-        raise MissingFileError(f"{path}: cannot be read ({error.strerror}); check that it is there") from error
-    if len(content) > LIMIT:
-        raise InvalidFileError(f"{path}: larger than {LIMIT:,} bytes, which no record is")
+    content = read_limited(path, LIMIT, "check that it is there", "no record of measurements is")
     parsed = strict_json(content, path, "the record", 16, _VALUES)
     if not isinstance(parsed, dict):
         raise InvalidFileError(f"{path}: no JSON object, so no record of measurements")

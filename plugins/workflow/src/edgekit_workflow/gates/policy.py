@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from edgekit.errors import InvalidFileError, MissingFileError, UsageError, near_names
+from edgekit.errors import InvalidFileError, UsageError, near_names
+from edgekit.files.foreign import read_toml
 from edgekit_workflow.gates.results import CATEGORIES
-
-#: Largest size of a policy's file in bytes.
-LIMIT = 1 << 20
 
 
 def _limit(default: float, doc: str, most: float = float("inf")) -> Any:
@@ -186,7 +183,7 @@ def read_policy(path: str | os.PathLike[str]) -> Policy:
         InvalidFileError: it is not TOML, has unknown keys, or limits out of range; names them.
     """
     file = Path(path)
-    data = _parsed(file)
+    data = read_toml(file, "a policy")
     _refuse_unknown(data, (*_SECTIONS, "skip"), file, "a policy")
     sections = {name: _section(file, name, kind, data[name]) for name, kind in _SECTIONS.items() if name in data}
     skip = data.get("skip", [])
@@ -219,20 +216,6 @@ def _meant(name: str, known: Any) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def _parsed(file: Path) -> dict[str, Any]:
-    try:
-        with file.open("rb") as opened:
-            content = opened.read(LIMIT + 1)
-    except OSError as error:
-        raise MissingFileError(f"{file}: cannot be read ({error.strerror}); give a policy's TOML file") from error
-    if len(content) > LIMIT:
-        raise InvalidFileError(f"{file}: longer than {LIMIT:,} bytes; a policy is a short TOML file")
-    try:
-        return tomllib.loads(content.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidFileError(f"{file}: not TOML ({error!s:.200}); mend it") from error
-
-
 def default_toml() -> str:
     """Return the default policy as a TOML file, with a comment on each limit."""
     return "skip = []  # names of gates, or of categories\n" + "\n".join(_lines())
@@ -247,7 +230,6 @@ def _lines() -> Iterator[str]:
 
 __all__ = [
     "GATES",
-    "LIMIT",
     "Derivation",
     "Performance",
     "Policy",

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from edgekit.artifact import Artifact
-from edgekit.errors import ChangedSourceError, InvalidFileError, MissingFileError, UsageError
+from edgekit.errors import ChangedSourceError, InvalidFileError, UsageError
 from edgekit.files.atomic import AtomicFile, write_atomic, writing
 from edgekit.files.digests import sha256
-from edgekit.files.foreign import strict_json
+from edgekit.files.foreign import read_limited, strict_json
 from edgekit.files.guard import refuse_harm
 from edgekit.files.reader import reading
 
@@ -55,15 +55,10 @@ def read_json(file: Path) -> dict[str, Any]:
         MissingFileError: it cannot be read.
         InvalidFileError: it is not a JSON object, or too large.
     """
-    try:
-        with file.open("rb") as opened:
-            data = opened.read(_LIMIT + 1)
-    except OSError as error:
-        raise MissingFileError(
-            f"{file}: cannot be read ({error.strerror}); give the directory of a run of edgekit optimize"
-        ) from error
+    what = "no record of edgekit optimize is so long; delete it to do its step again"
+    data = read_limited(file, _LIMIT, "give the directory of a run of edgekit optimize", what)
     parsed = strict_json(data, file, "the file")
-    if not isinstance(parsed, dict) or len(data) > _LIMIT:
+    if not isinstance(parsed, dict):
         raise InvalidFileError(f"{file}: not a record of edgekit optimize; delete it to do its step again")
     return parsed
 

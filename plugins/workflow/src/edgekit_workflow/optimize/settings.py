@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any, Literal, cast
 
 import attrs
 
-from edgekit.errors import InvalidFileError, MissingFileError, MissingPluginError, UsageError, near_names
+from edgekit.errors import InvalidFileError, MissingPluginError, UsageError, near_names
+from edgekit.files.foreign import read_toml
 from edgekit.files.sizes import parse_size
 
 Method = Literal["nearest", "feedback", "fit"]
@@ -22,8 +22,6 @@ PRIORITIES: tuple[Priority, ...] = ("quality", "speed", "size")
 #: Entry points that read other files than TOML; the name is the suffix without its dot, the value a function from a
 #: path to a mapping as `settings_of` takes it.
 READERS = "edgekit_workflow.settings"
-#: Largest size of a settings file in bytes.
-LIMIT = 1 << 20
 _TIME = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s|m|h|)\s*")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
@@ -153,17 +151,7 @@ def _parsed(path: Path) -> Mapping[str, Any]:
             f"{path}: no installed distribution reads .{suffix} files of settings (entry points of the group "
             f"{READERS}); write a .toml file"
         )
-    try:
-        with path.open("rb") as file:
-            data = file.read(LIMIT + 1)
-    except OSError as error:
-        raise MissingFileError(f"{path}: cannot be read ({error.strerror}); give a TOML file") from error
-    if len(data) > LIMIT:
-        raise InvalidFileError(f"{path}: larger than {LIMIT:,} bytes; a settings file has a few lines")
-    try:
-        return tomllib.loads(data.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InvalidFileError(f"{path}: not TOML ({error!s:.200})") from error
+    return read_toml(path, "a workflow")
 
 
 def settings_of(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -229,7 +217,6 @@ def _beside(path: Path, name: str, file: object) -> Path:
 
 
 __all__ = [
-    "LIMIT",
     "METHODS",
     "PRIORITIES",
     "READERS",
