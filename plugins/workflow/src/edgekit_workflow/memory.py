@@ -135,6 +135,7 @@ def memory_needed(
     *,
     weights: Mapping[str, int] | None = None,
     prompt: int | None = None,
+    base: int | None = None,
 ) -> Memory:
     """Predict the peak of the memory that a model takes on a runtime; reads no weights.
 
@@ -145,6 +146,8 @@ def memory_needed(
             and llamacpp for a configuration.
         weights: bytes stored, by kind of precision (`kind_of`); None takes the artifact's, and F16 of a configuration.
         prompt: the longest prompt in tokens, which bounds the intermediate values; None: up to the context.
+        base: bytes of Python and the runtime's libraries, where they were measured on the machine that is meant; None
+            takes the table's, from which another machine differed by a quarter.
 
     Raises:
         UsageError: an unknown runtime, or a context below 1.
@@ -164,10 +167,12 @@ def memory_needed(
     known = footprint(name)
     stored = weights or (stored_kinds(source) if isinstance(source, Artifact) else {"F16": 2 * parameters(config)})
     scratch = known.scratch * min(tokens if prompt is None else prompt, tokens, known.batch) * _wide(config)
+    logits = 4 * config.vocab
+    libraries = known.base if base is None else base
     return Memory(
         weights=_kept(known, stored, config),
         state=int(known.state_factor * state_bytes(config, tokens, known.state_bytes)),
-        overhead=known.base + int(scratch + known.decoding * 4 * config.vocab * config.width) + 4 * config.vocab,
+        overhead=libraries + int(scratch + known.decoding * logits * config.width) + logits,
         context=tokens,
         runtime=name,
         reclaimable=_reclaimable(known, stored),
