@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import attrs
 from llvmlite import ir
 
-from edgekit_numba.elementwise import Numbers
+from edgekit_numba.elementwise import Numbers, first_sign
 from edgekit_numba.kernels import LARGEST, SAFE, function, set_flags
 from edgekit_numba.layout import across, folded, joined
-from edgekit_numba.rounding import nearest_int, rint
-from edgekit_numba.vectors import F32, I8, I32, I64, Code, Vector, constant, higher, lower, select
+from edgekit_numba.rounding import nearest_within, rint
+from edgekit_numba.vectors import F32, I1, I8, I32, I64, Code, Vector, constant, higher, lower, select
 
 _CHUNK = 32  # elements whose codes fill whole words for every number of bits
 _MAGNITUDE = 0x7FFFFFFF
@@ -68,7 +68,14 @@ def mlx(low: Vector, high: Vector, groups: Groups, *, bits: int) -> Fit:
 
 
 def _mlx_code(v: Vector, scale: Vector, bias: Vector, top: int) -> Vector:
-    return nearest_int(_clip((v - bias) / scale, 0, top))
+    return nearest_within((v - bias) / scale, 0, top)
+
+
+def mlx_one_bit(low: Vector, high: Vector, groups: Groups, *, bits: int) -> Fit:
+    """Return MLX's affine fit of one bit: the codes are the extremes."""
+    step = high - low
+    scale, bias = select(step > _MLX_EPS, step, _MLX_EPS), groups.first_zero(low)
+    return Fit(scale, bias, scale.nonfinite(), (scale, bias), partial(_mlx_code, top=1))
 
 
 def openvino_symmetric(low: Vector, high: Vector, groups: Groups, *, bits: int) -> Fit:
@@ -83,7 +90,7 @@ def openvino_symmetric(low: Vector, high: Vector, groups: Groups, *, bits: int) 
 
 
 def _openvino_code(v: Vector, scale: Vector, half: int, shift: int, mask: int) -> Vector:
-    return (nearest_int(_clip(v / scale, -half, half - 1)) + shift) & mask
+    return (nearest_within(v / scale, -half, half - 1) + shift) & mask
 
 
 def openvino_asymmetric(low: Vector, high: Vector, groups: Groups, *, bits: int) -> Fit:
@@ -97,7 +104,7 @@ def openvino_asymmetric(low: Vector, high: Vector, groups: Groups, *, bits: int)
 
 
 def _zero_point_code(v: Vector, scale: Vector, zero: Vector, top: int) -> Vector:
-    return nearest_int(_clip(v / scale + zero, 0, top))
+    return nearest_within(v / scale + zero, 0, top)
 
 
 def onnx_symmetric(low: Vector, high: Vector, groups: Groups, *, bits: int) -> Fit:
@@ -161,16 +168,16 @@ class Grouped:
         groups = Groups(code, builder.gep(x, [builder.mul(group, size)]), size)
         low, high, largest = groups.extremes()
         fit = self.fit(low, high, groups, bits=self.bits)
-        for pointer, values in ((scales, fit.scale), (seconds, fit.second)):
-            _store(code, builder.gep(pointer, [group]), values.value)
+        for pointer, vector in ((scales, fit.scale), (seconds, fit.second)):
+            _store(code, builder.gep(pointer, [group]), vector.value)
         set_flags(code, flags, group, fit.odd | (largest > LARGEST), largest > SAFE)
-        numbers = [Numbers(vector) for vector in fit.numbers]
+        numbers = [Numbers(parameter) for parameter in fit.numbers]
         with code.loop(code.lanes) as lane:
-            values = [number.one(lane) for number in numbers]
+            parameters = [number.one(lane) for number in numbers]
             with code.loop(groups.chunks) as chunk:
-                quantized = [fit.code(v, *values) for v in groups.elements(lane, chunk)]
-                at = builder.add(builder.mul(builder.add(group, lane), groups.chunks), chunk)
-                place = builder.gep(codes, [code.scaled(at, _CHUNK * self.bits // 8)])
+                quantized = [fit.code(v, *parameters) for v in groups.elements(lane, chunk)]
+                index = builder.add(builder.mul(builder.add(group, lane), groups.chunks), chunk)
+                place = builder.gep(codes, [code.scaled(index, _CHUNK * self.bits // 8)])
                 _store(code, place, _stream(code, quantized, self.bits))
 
 
@@ -196,6 +203,17 @@ class Groups:
             first.set_one(lane, self.code.builder.load(at, align=4))
         return first.get()
 
+    def first_zero(self, low: Vector) -> Vector:
+        """Return `low`, the smallest elements, with the sign of its group's first zero where it is zero."""
+        code, builder, signs = self.code, self.code.builder, Numbers(self.code.i32(0))
+        with code.where_any(low == 0), code.loop(code.lanes) as lane, code.loop(self.chunks) as step:
+            chunk = builder.sub(builder.sub(self.chunks, code.index(1)), step)  # the last first
+            bits = [v.bits() for v in self.elements(lane, chunk)]
+            zeros = code.word([(b & _MAGNITUDE) == 0 for b in bits])
+            has_zero = builder.icmp_unsigned("!=", zeros, ir.Constant(I32, 0))
+            signs.set_one(lane, builder.select(has_zero, first_sign(code, zeros, bits), signs.get_one(lane)))
+        return select(low == 0, signs.get().as_float(), low)
+
     def extremes(self) -> tuple[Vector, Vector, Vector]:
         """Return the smallest and the largest element of each group, and the bits of its largest magnitude.
 
@@ -204,8 +222,8 @@ class Groups:
         lanes = self.code.lanes
         lows, highs, magnitudes = self.code.rows(lanes), self.code.rows(lanes), self.code.rows(lanes, I32)
         with self.code.loop(lanes) as lane:
-            vectors = self.elements(lane, 0)
-            low, high = self.code.variable(vectors[0]), self.code.variable(vectors[0])
+            any_element = self.elements(lane, 0)[0]
+            low, high = self.code.variable(any_element), self.code.variable(any_element)
             largest = self.code.variable(self.code.i32(0))
             with self.code.loop(self.chunks) as chunk:
                 vectors = self.elements(lane, chunk)
@@ -226,7 +244,10 @@ def _stream(code: Code, codes: list[Vector], bits: int) -> Any:
     Neighbours are joined, then pairs, then fours, until what is joined fills whole bytes; the empty bytes are dropped.
     """
     builder, width, filled = code.builder, 8, bits
-    values = builder.trunc(joined(code, [v.value for v in codes]), ir.VectorType(I8, _CHUNK))
+    values = joined(code, [v.value for v in codes])
+    if bits == 1:
+        return builder.bitcast(builder.trunc(values, ir.VectorType(I1, _CHUNK)), I32)
+    values = builder.trunc(values, ir.VectorType(I8, _CHUNK))
     while filled % 8:
         kind = ir.VectorType(ir.IntType(2 * width), 8 * _CHUNK // (2 * width))
         values = builder.bitcast(values, kind)
@@ -242,7 +263,8 @@ def _stream(code: Code, codes: list[Vector], bits: int) -> Any:
 
 def emitters() -> list[Grouped]:
     """Return the kernels of this module."""
-    kernels = [Grouped(f"mlx_int{bits}", bits, mlx) for bits in (2, 3, 4, 5, 6, 8)]
+    kernels = [Grouped("mlx_int1", 1, mlx_one_bit)]
+    kernels += [Grouped(f"mlx_int{bits}", bits, mlx) for bits in (2, 3, 4, 5, 6, 8)]
     kernels += [Grouped(f"openvino_int{bits}_sym", bits, openvino_symmetric) for bits in (2, 4, 8)]
     kernels += [Grouped(f"openvino_int{bits}_asym", bits, openvino_asymmetric) for bits in (4, 8)]
     for bits in (2, 4, 8):
@@ -258,6 +280,7 @@ __all__ = [
     "Groups",
     "emitters",
     "mlx",
+    "mlx_one_bit",
     "onnx_asymmetric",
     "onnx_symmetric",
     "openvino_asymmetric",
