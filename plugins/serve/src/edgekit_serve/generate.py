@@ -219,10 +219,10 @@ class Answer:
         shown = self.requested.options.get("logprobs") is not None  # else they are there for the confidence only
         with closing(text):  # must be closed in this thread, before the slot is released
             for part in parts:
-                scores, sent = generation.scores[sent:] if shown else (), len(generation.scores)
+                scores, sent = generation.scores[sent:] if shown else [], len(generation.scores)
                 call = text.calls[-1] if part.kind == "call" and isinstance(text, Reply) else None
                 yield Piece(index, part, scores, call)
-        yield Piece(index, None, generation.scores[sent:] if shown else (), reason=text.finish_reason)
+        yield Piece(index, None, generation.scores[sent:] if shown else [], reason=text.finish_reason)
 
     def _begin(self, begin: Begin) -> Generation | Reply:
         try:

@@ -45,8 +45,8 @@ def command(
     """
     if (to is None) == (baseline is None):
         raise UsageError("give --record FILE to write a baseline, or --against FILE to compare with one")
-    key = (os.environ.get("EDGEKIT_API_KEY", "").split() or [None])[0]
-    record = read_record(source, key=key, last=last)
+    keys = os.environ.get("EDGEKIT_API_KEY", "").split()
+    record = read_record(source, key=keys[0] if keys else None, last=last)
     if since is not None:
         record = record.since(read_record(since))
     if to is not None:

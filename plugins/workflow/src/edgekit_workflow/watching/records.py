@@ -75,7 +75,7 @@ class Distribution:
             bounds: float64 [n], increasing upper bounds, each part of its bucket; larger values are in the last.
         """
         places = np.minimum(np.searchsorted(bounds, self.values), len(bounds) - 1)
-        return Distribution(bounds, np.bincount(places, self.counts, len(bounds)), True)
+        return Distribution(bounds, np.bincount(places, self.counts, len(bounds)).astype(np.float64), True)
 
     def since(self, earlier: Distribution) -> Distribution:
         """Return what was added to a server's histogram after an earlier record of it.
