@@ -17,6 +17,7 @@ def edgekit_register_commands(register: Register) -> None:
     register("assess", "edgekit_workflow.commands.assess:command")
     register("bench", "edgekit_workflow.commands.bench:command")
     register("blame", "edgekit_workflow.commands.blame:command")
+    register("diagnose", "edgekit_workflow.commands.diagnose:command")
     register("gate", "edgekit_workflow.commands.gate:command")
     register("profile", "edgekit_workflow.commands.profile:command")
     register("recommend", "edgekit_workflow.commands.recommend:command")
