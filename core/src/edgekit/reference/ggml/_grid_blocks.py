@@ -62,7 +62,8 @@ def seven_signs(signs: U8) -> U32:
 def with_parity(words: U32) -> U8:
     """Return the signs in words [...] as bits of bytes, [..., 4]; the inverse of `seven_signs`."""
     sevens = words[..., None] >> np.arange(0, 28, 7, dtype=np.uint32) & np.uint32(127)
-    return PARITY[sevens]
+    signs: U8 = PARITY[sevens]
+    return signs
 
 
 def signed(values: F32, signs: U8) -> F32:

@@ -71,14 +71,14 @@ class Fit(NamedTuple):
 
     Attributes:
         scale: of each sub-block, not negative, [sub-blocks].
-        index: point of each group, [groups, sub-blocks].
+        point: of of each group, [groups, sub-blocks].
         signs: of each eight elements as bits, uint8 [n / 8, sub-blocks].
         skipped: sub-blocks that count as zero, [sub-blocks].
         lost: where ggml aborts because no point is found, [sub-blocks].
     """
 
     scale: F32
-    index: Indices
+    point: Indices
     signs: U8
     skipped: Bools
     lost: Bools
@@ -107,7 +107,7 @@ def fit(how: Search, x: F32, weights: F32, epsilon: np.float32, even: bool) -> F
     scale[skipped], signs[:, skipped] = 0, 0
     if work.size:
         found = _search(how, *(np.take(v, work, axis=-1) for v in (magnitudes, weights, peak, scale)))
-        scale[work], index[:, work], lost[work] = np.abs(found.scale), found.index, found.lost
+        scale[work], index[:, work], lost[work] = np.abs(found.scale), found.point, found.lost
         signs[:, work] ^= np.where(found.scale < 0, np.uint8(255), np.uint8(0))
     return Fit(scale, index, signs, skipped, lost)
 
@@ -116,7 +116,7 @@ class _Found(NamedTuple):
     """Scales [sub-blocks], negative if all signs have to be inverted; see `Fit`."""
 
     scale: F32
-    index: Indices
+    point: Indices
     lost: Bools
 
 
@@ -124,7 +124,7 @@ class _Rounded(NamedTuple):
     """Groups on the grid: their levels [n, sub-blocks], points and whether they were off it [groups, sub-blocks]."""
 
     levels: F32
-    index: Indices
+    point: Indices
     off: Bools
     lost: Bools
 
@@ -151,7 +151,7 @@ def _search(how: Search, x: F32, weights: F32, peak: F32, scale: F32) -> _Found:
         better = (sum_q2 > 0) & (sum_qx * sum_qx > best * sum_q2)
         np.copyto(scale, sum_qx / sum_q2, where=better)
         np.copyto(best, scale * sum_qx, where=better)
-        np.copyto(index, rounded.index, where=better)
+        np.copyto(index, rounded.point, where=better)
         np.copyto(off, rounded.off, where=better)
         lost |= rounded.lost
     again = np.flatnonzero((off.any(axis=0) | how.from_positive) & (scale > 0))
@@ -165,7 +165,7 @@ def _search(how: Search, x: F32, weights: F32, peak: F32, scale: F32) -> _Found:
 def _refine(how: Search, x: F32, weights: F32, off: Bools, first: _Found) -> _Found:
     rounded = _round(how, x, np.sqrt(weights), np.float32(1) / first.scale, first.scale)
     renewed = np.True_ if how.all_again else off
-    index = np.where(renewed, rounded.index, first.index)
+    index = np.where(renewed, rounded.point, first.point)
     sum_qx, sum_q2 = _sums(weights * x, weights, _levels(how, index))
     scale = np.where(sum_q2 > 0, sum_qx / sum_q2, first.scale)
     return _Found(scale, index, first.lost | rounded.lost)
@@ -183,7 +183,7 @@ def _round(how: Search, x: F32, roots: F32, inverse: F32, scale: F32) -> _Rounde
     odd = np.arange(1, 2 * how.top, 2, dtype=np.float32)
     snapped = points.snap(places[group, block], some, heavy, scale[block], odd)
     off, lost = index < 0, np.zeros(x.shape[1], np.bool_)
-    index[group, block] = snapped.index
+    index[group, block] = snapped.point
     lost[block[~snapped.found]] = True
     return _Rounded(_levels(how, index), index, off, lost)
 

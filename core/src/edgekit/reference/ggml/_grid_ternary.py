@@ -81,9 +81,9 @@ class Cut(NamedTuple):
     @classmethod
     def none(cls, count: int) -> Cut:
         """No cut of so many sub-blocks."""
-        places = [np.zeros(count, np.intp) for _ in range(2)]
         lowest = np.full(count, -np.finfo(np.float32).max, np.float32)
-        return cls(np.zeros(count, np.float32), lowest, *places, np.full(count, -1, np.intp))
+        first, second, shift = np.zeros(count, np.intp), np.zeros(count, np.intp), np.full(count, -1, np.intp)
+        return cls(np.zeros(count, np.float32), lowest, first, second, shift)
 
     def consider(self, sum_qx: F32, sum_q2: F32, first: int, second: int, shift: int) -> None:
         """Take a cut where it is better, in place."""
@@ -108,7 +108,7 @@ class OnGrid(NamedTuple):
     """Sub-blocks whose groups are on the grid: scales, points [groups, sub-blocks], and where ggml aborts."""
 
     scale: F32
-    index: Indices
+    point: Indices
     lost: Bools
 
 
@@ -130,7 +130,7 @@ def onto_grid(x: F32, weights: F32, codes: U8, scale: F32, shifts: Ints) -> OnGr
     levels = np.ascontiguousarray(LEVELS[shifts[group, block]].T)
     snapped = known.snap(places[group, block], some, heavy, scale[block], levels)
     off, lost = (index < 0).any(axis=0), np.zeros(x.shape[1], np.bool_)
-    index[group, block] = snapped.index
+    index[group, block] = snapped.point
     lost[block[~snapped.found]] = True
     sum_qx, sum_q2 = fitted(x, weights, levels_of(index, shifts))
     scale = np.where(off & (sum_qx > 0) & (sum_q2 > 0), sum_qx / sum_q2, scale)

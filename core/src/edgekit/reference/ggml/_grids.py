@@ -31,11 +31,11 @@ class Snapped(NamedTuple):
     """The points that were chosen for some groups.
 
     Attributes:
-        index: number of the point, [groups].
+        point: its number, [groups].
         found: False where no distance was a finite number; ggml aborts there. [groups].
     """
 
-    index: Indices
+    point: Indices
     found: Bools
 
 
@@ -62,7 +62,7 @@ class Grid:
     @property
     def dimensions(self) -> int:
         """Elements of a group."""
-        return self.codes.shape[1]
+        return int(self.codes.shape[1])
 
     def places(self, codes: Ints) -> Indices:
         """Return the places of groups from their codes [n, ...]."""

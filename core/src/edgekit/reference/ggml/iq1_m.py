@@ -48,7 +48,7 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     shifts = np.ascontiguousarray(_PAIRS[pair].T)
     codes, scale = ternary.codes_of(cut, order.order), np.abs(cut.scale)
     fit = ternary.onto_grid(turned, weights, codes, scale, shifts)
-    index, scales = fit.index * known, np.where(known, fit.scale, np.float32(0)).reshape(-1, _SUBS)
+    index, scales = fit.point * known, np.where(known, fit.scale, np.float32(0)).reshape(-1, _SUBS)
     largest = scales.max(axis=1)
     some = largest != 0
     ends = ternary.scale_codes(scales, largest / np.float32(15)) * some[:, None]
@@ -104,7 +104,8 @@ def _whole_scale(x: F32, weights: F32, levels: F32, ends: U8, d: F32) -> F32:
 def _packed(ends: U8, d: F16) -> U16:
     scales = ends.astype(np.uint16).reshape(-1, 4, 4) << _SHIFTS
     quarters = d.view(np.uint16)[:, None] >> _QUARTERS & np.uint16(15)
-    return np.bitwise_or.reduce(scales, axis=2) | quarters << np.uint16(12)
+    packed: U16 = np.bitwise_or.reduce(scales, axis=2) | quarters << np.uint16(12)
+    return packed
 
 
 def scale_of(blocks: Blocks) -> F16:
@@ -117,7 +118,8 @@ def scale_of(blocks: Blocks) -> F16:
 def _step(blocks: Blocks) -> F32:
     scales = blocks["scales"][..., None] >> _SHIFTS & np.uint16(7)
     d: F32 = scale_of(blocks).astype(np.float32)
-    return d[:, None] * (2 * scales.reshape(-1, _SUBS) + 1).astype(np.float32)
+    step: F32 = d[:, None] * (2 * scales.reshape(-1, _SUBS) + 1).astype(np.float32)
+    return step
 
 
 def _high(blocks: Blocks) -> Indices:
@@ -131,7 +133,8 @@ def decode(blocks: Blocks) -> F32:
     high = _high(blocks)
     index = blocks["qs"] | (high & 7) << 8
     levels = ternary.LEVELS[high[..., None] >> 3, ternary.points().codes[index]]
-    return (_step(blocks).reshape(-1, 1) * levels.reshape(-1, SUB)).reshape(-1, SIZE)
+    values: F32 = _step(blocks).reshape(-1, 1) * levels.reshape(-1, SUB)
+    return values.reshape(-1, SIZE)
 
 
 def bound(x: F32, blocks: Blocks) -> F64:

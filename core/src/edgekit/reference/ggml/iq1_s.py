@@ -44,7 +44,7 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     shift[~known] = 0
     codes, scale = ternary.codes_of(cut, order.order), np.abs(cut.scale)
     fit = ternary.onto_grid(turned, weights, codes, scale, np.tile(shift, (4, 1)))
-    index, scales = fit.index * known, np.where(known, fit.scale, np.float32(0)).reshape(-1, _SUBS)
+    index, scales = fit.point * known, np.where(known, fit.scale, np.float32(0)).reshape(-1, _SUBS)
     largest = scales.max(axis=1)
     d, some = largest / np.float32(15), largest != 0
     blocks = np.zeros(len(x), LAYOUT)
@@ -77,7 +77,8 @@ def _search(order: ternary.Sorted) -> ternary.Cut:
 def _step(blocks: Blocks) -> F32:
     d: F32 = blocks["d"].astype(np.float32)
     scales = blocks["qh"] >> np.uint16(12) & np.uint16(7)
-    return d[:, None] * (2 * scales + 1).astype(np.float32)
+    step: F32 = d[:, None] * (2 * scales + 1).astype(np.float32)
+    return step
 
 
 def decode(blocks: Blocks) -> F32:
@@ -86,7 +87,8 @@ def decode(blocks: Blocks) -> F32:
     index = blocks["qs"] | high.reshape(len(blocks), -1) << np.uint16(8)
     shifts = np.repeat(blocks["qh"] >> np.uint16(15), 4, axis=1)
     levels = ternary.LEVELS[shifts[..., None], ternary.points().codes[index]]
-    return (_step(blocks).reshape(-1, 1) * levels.reshape(-1, SUB)).reshape(-1, SIZE)
+    values: F32 = _step(blocks).reshape(-1, 1) * levels.reshape(-1, SUB)
+    return values.reshape(-1, SIZE)
 
 
 def bound(x: F32, blocks: Blocks) -> F64:

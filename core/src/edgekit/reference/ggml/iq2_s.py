@@ -39,7 +39,7 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     weights = search.sub_blocks(_weights(x, importance), SEARCH.sub)
     fit = search.fit(SEARCH, search.sub_blocks(x, SEARCH.sub), weights, _EPSILON, even=False)
     end = finished(fit, len(x), _FUDGE)
-    index = search.by_block(fit.index, len(x))
+    index = search.by_block(fit.point, len(x))
     high: U8 = (index >> 8).astype(np.uint8)
     blocks = np.zeros(len(x), LAYOUT)
     blocks["d"] = end.d

@@ -40,7 +40,7 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     signs = search.by_block(fit.signs & np.uint8(127), len(x)).astype(np.uint16)
     blocks = np.zeros(len(x), LAYOUT)
     blocks["d"] = end.d
-    blocks["qs"] = search.by_block(fit.index, len(x)).astype(np.uint16) | signs << np.uint16(9)
+    blocks["qs"] = search.by_block(fit.point, len(x)).astype(np.uint16) | signs << np.uint16(9)
     blocks["scales"] = pack_lsb(end.scales, 4)
     return end.without_zeros(blocks)
 

@@ -41,7 +41,7 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     end = finished(fit, len(x))
     blocks = np.zeros(len(x), LAYOUT)
     blocks["d"] = end.d
-    points = search.by_block(fit.index, len(x)).astype(np.uint8).view("<u4")
+    points = search.by_block(fit.point, len(x)).astype(np.uint8).view("<u4")
     signs = seven_signs(fit.signs).reshape(len(x), _SUBS) | end.scales.astype(np.uint32) << np.uint32(28)
     blocks["words"] = np.stack([points, signs], axis=2)
     return end.without_zeros(blocks)

@@ -12,8 +12,8 @@
 The search of `_grid_search` is weighted by x², or with an importance matrix by ``qw * sqrt(2 * mean(x²) + x²)``. d is
 stored 3.3 % larger than the largest scale asks for.
 
-Where all elements of a sub-block are zero, ggml writes the `qs` and `signs` of the sub-blocks after it one sub-block too
-early, and these decode to other values; the reference does the same, because its bytes equal ggml's.
+Where all elements of a sub-block are zero, ggml writes the `qs` and `signs` of the sub-blocks after it one sub-block
+too early, and these decode to other values; the reference does the same, because its bytes equal ggml's.
 Source: ggml 0.25.3, ``quantize_iq3_s``. Proved bit for bit against libggml-base of llama-cpp-python 0.3.36.
 """
 
@@ -26,7 +26,7 @@ from edgekit.reference.ggml import _grid_search as search
 from edgekit.reference.ggml._grid_blocks import farthest, finished, signed
 from edgekit.reference.ggml._importance import Importance
 from edgekit.reference.ggml._layout import Blocks
-from edgekit.typing import F32, F64, U8, Array, Bools
+from edgekit.typing import F32, F64, U8, Bools
 
 SIZE = search.SIZE
 IMPORTANCE = "block"
@@ -42,7 +42,7 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     weights = search.sub_blocks(search.weights_of(x, importance, 2), SEARCH.sub)
     fit = search.fit(SEARCH, search.sub_blocks(x, SEARCH.sub), weights, _SMALLEST, even=False)
     end = finished(fit, len(x), _FUDGE)
-    index, signs = search.by_block(fit.index, len(x)), search.by_block(fit.signs, len(x))
+    index, signs = search.by_block(fit.point, len(x)), search.by_block(fit.signs, len(x))
     blocks = np.zeros(len(x), LAYOUT)
     blocks["d"] = end.d
     blocks["qh"] = np.packbits(index >> 8, axis=1, bitorder="little")

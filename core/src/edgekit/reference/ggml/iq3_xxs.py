@@ -21,7 +21,7 @@ from edgekit.reference.ggml import _grid_search as search
 from edgekit.reference.ggml._grid_blocks import farthest, finished, seven_signs, signed, with_parity
 from edgekit.reference.ggml._importance import Importance
 from edgekit.reference.ggml._layout import Blocks
-from edgekit.typing import F32, F64, Array
+from edgekit.typing import F32, F64
 
 SIZE = search.SIZE
 IMPORTANCE = "block"
@@ -40,7 +40,7 @@ def encode(x: F32, importance: Importance | None = None) -> Blocks:
     end = finished(fit, len(x), _FUDGE)
     blocks = np.zeros(len(x), LAYOUT)
     blocks["d"] = end.d
-    blocks["qs"] = search.by_block(fit.index, len(x))
+    blocks["qs"] = search.by_block(fit.point, len(x))
     signs = seven_signs(fit.signs).reshape(len(x), _SUBS)
     blocks["words"] = signs | end.scales.astype(np.uint32) << np.uint32(28)
     return end.without_zeros(blocks)
