@@ -37,9 +37,7 @@ def test_some_are_not_encoded_without_an_importance_matrix(kind):
 def test_values_for_which_no_point_is_found_are_refused(kind):
     x = X.copy()
     x[2, 300] = 1e30
-    with pytest.raises(
-        ScaleOverflowError, match=f"too large for ggml:{kind}: its scale d exceeds the range of float16"
-    ):
+    with pytest.raises(ScaleOverflowError, match=f"array holds values too large for ggml:{kind}: "):
         edgekit.encode(x, f"ggml:{kind}", importance=ONES, backend="reference")
 
 

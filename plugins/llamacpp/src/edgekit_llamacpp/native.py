@@ -123,7 +123,7 @@ def _refuse(kind: str, x: Array, importance: F32 | None) -> None:
         raise NonFiniteError(f"values that are not finite, which ggml:{kind} cannot encode; mend the weights")
     if largest > GRID_LIMIT:
         raise ScaleOverflowError(
-            f"the largest value is {largest:.3g} and ggml:{kind} takes at most {GRID_LIMIT:g}; "
+            f"values too large for ggml:{kind}: the largest is {largest:.3g}, at most {GRID_LIMIT:g} is encoded; "
             "rescale the tensor, or choose a precision with a wider scale"
         )
 
