@@ -101,7 +101,7 @@ KNOWN_DISTRIBUTIONS = {
     "serve": "edgekit-serve",
 }
 KNOWN_DISTRIBUTIONS |= dict.fromkeys(
-    ("assess", "bench", "blame", "diagnose", "gate", "optimize", "profile", "recommend", "report", "watch"),
+    ("alerts", "assess", "bench", "blame", "diagnose", "gate", "optimize", "profile", "recommend", "report", "watch"),
     "edgekit-workflow",
 )
 

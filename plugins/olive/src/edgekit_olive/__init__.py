@@ -55,10 +55,13 @@ def edgekit_register_recipes(register: Register) -> None:
 
 @hookimpl
 def edgekit_register_runtimes(register: Register) -> None:
-    """Register the runtime for ONNX models, if onnxruntime is installed."""
+    """Register the runtimes for ONNX models whose packages are installed; GenAI's is used only on request."""
     if _installed("onnxruntime"):
         target = "edgekit_olive.runtime:open_runtime"
         register("onnxruntime", target, formats=("onnx", "onnx-portable"), speed=10, tolerance=TOLERANCE)
+    if _installed("onnxruntime_genai"):
+        target = "edgekit_olive.genai_runtime:open_runtime"
+        register("onnxruntime-genai", target, formats=("onnx",), speed=0.5, tolerance=TOLERANCE)
 
 
 @hookimpl
