@@ -112,7 +112,9 @@ def _open(where: Path) -> Artifact:
 
 
 def _recognised(where: Path) -> Artifact:
-    for registration in manager().all("formats"):
+    # The format of the suffix is asked first, so that the others need not be imported.
+    by_suffix = sorted(manager().all("formats"), key=lambda r: where.suffix not in r.options.get("suffixes", ()))
+    for registration in by_suffix:
         candidate: Format = manager().load("formats", registration.name)
         if candidate.matches(where):
             return _refined(registration.name, candidate, where).open(where)
