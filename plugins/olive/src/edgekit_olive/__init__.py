@@ -6,6 +6,8 @@ This module registers what the plugin provides by name and imports neither onnx 
 from __future__ import annotations
 
 import importlib.util
+import json
+from importlib.resources import files
 
 from edgekit.plugin.hookspecs import Register, hookimpl
 from edgekit_olive.modes import NATIVE, attribute
@@ -53,10 +55,13 @@ def edgekit_register_recipes(register: Register) -> None:
 
 @hookimpl
 def edgekit_register_runtimes(register: Register) -> None:
-    """Register the runtime for ONNX models, if onnxruntime is installed."""
+    """Register the runtimes for ONNX models whose packages are installed; GenAI's is used only on request."""
     if _installed("onnxruntime"):
         target = "edgekit_olive.runtime:open_runtime"
         register("onnxruntime", target, formats=("onnx", "onnx-portable"), speed=10, tolerance=TOLERANCE)
+    if _installed("onnxruntime_genai"):
+        target = "edgekit_olive.genai_runtime:open_runtime"
+        register("onnxruntime-genai", target, formats=("onnx",), speed=0.5, tolerance=TOLERANCE)
 
 
 @hookimpl
@@ -66,10 +71,8 @@ def edgekit_register_passes(register: Register) -> None:
         register("INT8_DYNAMIC", "edgekit_olive.int8:Dynamic", formats=("onnx", "onnx-portable"))
         register("INT8_QDQ", "edgekit_olive.int8:Static", formats=("onnx", "onnx-portable"))
     if _installed("olive"):
-        from edgekit_olive.catalogue import registrations
-
-        for name, formats in registrations():
-            register(f"olive:{name}", f"edgekit_olive.passes:{name}", formats=formats)
+        for name, formats in json.loads(files(__name__).joinpath("passes.json").read_text("utf-8")).items():
+            register(f"olive:{name}", f"edgekit_olive.passes:{name}", formats=tuple(formats))
 
 
 @hookimpl

@@ -41,6 +41,7 @@ from edgekit.files.memory import refuse_shortage
 QUIET = {
     "CI": "1",
     "OLIVE_DISABLE_TELEMETRY": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",

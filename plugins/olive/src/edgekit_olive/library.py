@@ -1,10 +1,16 @@
-"""Access to the packages onnx and onnxruntime, which are imported on first use without log output; and the devices."""
+"""Access to the packages onnx, onnxruntime and onnxruntime_genai, which are imported on first use; and the devices.
+
+onnxruntime 1.32 and onnxruntime-genai 0.18 write an identifier of the device and a database of events below the home
+directory, and send them: the former when it is imported, the latter when it loads a model, both even after
+`disable_telemetry_events`. With ``ORT_DISABLE_TELEMETRY=1`` in the environment they do neither.
+"""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import importlib.util
+import os
 import sys
 from typing import Any
 
@@ -12,6 +18,7 @@ from edgekit.errors import MissingPluginError
 from edgekit.files.memory import refuse_shortage
 
 _CURE = "pip install edgekit-olive"
+_GENAI = "edgekit-olive[genai]"
 #: onnxruntime's log level: only fatal errors. Other errors are raised, and edgekit reports them.
 FATAL_ONLY = 4
 
@@ -29,12 +36,25 @@ def onnx() -> Any:
 @functools.cache
 def onnxruntime() -> Any:
     """Return the package onnxruntime; raises as `onnx`."""
+    _silence()
     package = _import("onnxruntime")
     package.set_default_logger_severity(FATAL_ONLY)
     return package
 
 
-def _import(name: str) -> Any:
+@functools.cache
+def genai() -> Any:
+    """Return the package onnxruntime_genai; raises as `onnx`."""
+    _silence()
+    return _import("onnxruntime_genai", f"pip install '{_GENAI}'")
+
+
+def _silence() -> None:
+    """Switch off the telemetry of packages that are imported from now on, in this process and those that it starts."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+
+def _import(name: str, cure: str = _CURE) -> Any:
     if name in sys.modules:
         return sys.modules[name]
     try:
@@ -43,9 +63,9 @@ def _import(name: str) -> Any:
         refuse_shortage(error, f"importing {name}")
         if importlib.util.find_spec(name) is not None:
             raise MissingPluginError(
-                f"the package {name} is installed, but cannot be imported ({error!s:.300}); install it again: {_CURE}"
+                f"the package {name} is installed, but cannot be imported ({error!s:.300}); install it again: {cure}"
             ) from error
-        raise MissingPluginError(f"this needs the package {name}, which is not installed; {_CURE}") from error
+        raise MissingPluginError(f"this needs the package {name}, which is not installed; {cure}") from error
 
 
 def last_line(error: Exception) -> str:
@@ -60,4 +80,4 @@ def devices() -> list[str]:
     return [f"{name}: ONNX Runtime {package.__version__}" for name in package.get_available_providers()]
 
 
-__all__ = ["FATAL_ONLY", "devices", "last_line", "onnx", "onnxruntime"]
+__all__ = ["FATAL_ONLY", "devices", "genai", "last_line", "onnx", "onnxruntime"]

@@ -39,10 +39,7 @@ class Options:
             raise UsageError(f"device {self.device!r:.80}; choose auto, {', '.join(PROVIDERS)}")
         if type(self.exact) is not bool:
             raise UsageError(f"exact {self.exact!r:.80}; choose true or false")
-        if type(self.threads) is not int or self.threads < 0:
-            raise UsageError(f"threads {self.threads!r:.80}; choose 0 (as many as there are cores) or more")
-        if self.context is not None and (type(self.context) is not int or self.context < 1):
-            raise UsageError(f"context {self.context!r:.80}; choose 1 or more")
+        refuse_wrong(self.threads, self.context)
 
     def providers(self) -> list[str]:
         """Return the execution providers to request, with the CPU last.
@@ -73,4 +70,12 @@ class Options:
         return made
 
 
-__all__ = ["PROVIDERS", "Options"]
+def refuse_wrong(threads: object, context: object) -> None:
+    """Raise `UsageError` for a number of threads, or a largest number of tokens, that is out of range."""
+    if type(threads) is not int or threads < 0:
+        raise UsageError(f"threads {threads!r:.80}; choose 0 (as many as there are cores) or more")
+    if context is not None and (type(context) is not int or context < 1):
+        raise UsageError(f"context {context!r:.80}; choose 1 or more")
+
+
+__all__ = ["PROVIDERS", "Options", "refuse_wrong"]

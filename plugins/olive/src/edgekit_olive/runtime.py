@@ -94,7 +94,7 @@ class OnnxRuntime(TextRuntime):
         self._path = graph_file(artifact.path)
         proto = parse(self._path).proto
         self._proto: Any = exact_graph(proto) if options.exact else proto
-        self._config = _known(artifact)
+        self._config = known_config(artifact)
         #: Which graph gives the logits after a prompt.
         self._stepping: Variant = "all" if states_of(self._proto) is None else "last"
         self._lock = threading.RLock()
@@ -329,7 +329,7 @@ def _bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
 
 
-def _known(artifact: Artifact) -> ModelConfig | None:
+def known_config(artifact: Artifact) -> ModelConfig | None:
     """Return the configuration of a decoder; if another program wrote it, from a config.json beside it."""
     try:
         return artifact.model.config
@@ -341,4 +341,4 @@ def _known(artifact: Artifact) -> ModelConfig | None:
         return None
 
 
-__all__ = ["OnnxRuntime", "open_runtime"]
+__all__ = ["OnnxRuntime", "known_config", "open_runtime"]

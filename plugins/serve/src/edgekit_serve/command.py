@@ -53,6 +53,7 @@ BACKLOG = 2048
 @click.option("--max-tokens", type=int, help="The most that a request may ask for.")
 @click.option("--lenient", is_flag=True, help="Ignore parameters that are not supported, instead of refusing them.")
 @click.option("--traces", is_flag=True, help="Send OpenTelemetry traces to OTEL_EXPORTER_OTLP_ENDPOINT.")
+@click.option("--confidence", is_flag=True, help="Record each text's mean probability, for the metrics and the log.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of stderr.")
 @click.option("--timeout", "seconds", default=300.0, show_default=True, help="Seconds for a request, waiting included.")
 @click.option("--drain", default=30, show_default=True, help="Seconds for running requests after SIGTERM.")

@@ -18,6 +18,7 @@ from edgekit.runtime import Generation, Part, Reply, TokenScore, ToolCall
 from edgekit_serve.body import present
 from edgekit_serve.engine import Engine, Ticket
 from edgekit_serve.metrics import ModelMetrics
+from edgekit_serve.outcomes import Outcome, confidence, refuses
 from edgekit_serve.requests import AnswerOptions
 from edgekit_serve.wire import ApiError
 
@@ -154,6 +155,15 @@ class Answer:
         return self._ticket.waited
 
     @property
+    def outcomes(self) -> list[Outcome]:
+        """What is recorded of each text that is complete."""
+        return [
+            Outcome(begun.completion_tokens, text.reason, refuses(text.joined("text")), confidence(begun.scores))
+            for text, begun in zip(self.texts, self._begun, strict=False)
+            if text.ended
+        ]
+
+    @property
     def usage(self) -> dict[str, int]:
         """The token counts in the form of OpenAI's API."""
         prompt, completion = self.prompt_tokens, self.completion_tokens
@@ -178,6 +188,7 @@ class Answer:
             if self._begun:
                 self.metrics.generated(self.route, self.prompt_tokens, self.completion_tokens, self._times)
                 self.metrics.waited(self._ticket.waited)
+                self.metrics.ended(self.outcomes)
 
     async def pieces(self) -> AsyncGenerator[Piece]:
         """Yield the pieces of the texts; iterate inside `attended`, and close the generator when stopping early.
@@ -205,12 +216,13 @@ class Answer:
         generation, parts = (text.generation, text) if isinstance(text, Reply) else (text, _plain(text))
         self._begun.append(self._ticket.begin(generation))
         sent = 0
+        shown = self.requested.options.get("logprobs") is not None  # else they are there for the confidence only
         with closing(text):  # must be closed in this thread, before the slot is released
             for part in parts:
-                scores, sent = generation.scores[sent:], len(generation.scores)
+                scores, sent = generation.scores[sent:] if shown else [], len(generation.scores)
                 call = text.calls[-1] if part.kind == "call" and isinstance(text, Reply) else None
                 yield Piece(index, part, scores, call)
-        yield Piece(index, None, generation.scores[sent:], reason=text.finish_reason)
+        yield Piece(index, None, generation.scores[sent:] if shown else [], reason=text.finish_reason)
 
     def _begin(self, begin: Begin) -> Generation | Reply:
         try:

@@ -103,11 +103,19 @@ class Guard:
         self.metrics.requests.labels(route, str(status)).inc()
         self.metrics.seconds.labels(route).observe(seconds)
         method = scope["method"] if scope["method"].isalpha() else "?"
-        fields = {"method": method, "route": route, "status": status, "seconds": round(seconds, 3)}
+        fields = {"method": method, "route": route, "status": status, "seconds": round(seconds, 3), **_texts(scope)}
         LOG.info("%s %s %d %.3fs", method, route, status, seconds, extra={"fields": fields})
         if self.trace is not None:
             asked = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
             self.trace(Headers(scope=scope), seconds, f"{method} {route}", {**asked, **_generated(scope)})
+
+
+def _texts(scope: Scope) -> dict[str, Any]:
+    """Return the outcomes of the texts of a request, as fields of the log."""
+    answer = scope.get(ANSWER)
+    if not isinstance(answer, Answer):
+        return {}
+    return {"model": answer.metrics.model, "texts": [outcome.fields() for outcome in answer.outcomes]}
 
 
 def _generated(scope: Scope) -> dict[str, Any]:

@@ -13,9 +13,12 @@ from prometheus_client.registry import Collector
 
 from edgekit.runtime import CachingRuntime
 from edgekit_serve.engine import Engine
+from edgekit_serve.outcomes import Outcome
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_LENGTHS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384)
+_SHARES = tuple(step / 20 for step in range(1, 21))
 _SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
@@ -37,6 +40,12 @@ class Metrics:
             "tokens_per_second", "Tokens a second after a text's first piece", _SPEEDS, "model"
         )
         self.queue = self._histogram("queue_seconds", "From a request to its turn on the model", _SECONDS, "model")
+        self.texts = self._counter("texts", "Complete texts, by the reason why they ended", "model", "finish")
+        self.refusals = self._counter("refusals", "Texts that begin with a refusal", "model")
+        self.lengths = self._histogram("text_tokens", "Tokens of a complete text", _LENGTHS, "model")
+        self.confidence = self._histogram(
+            "text_confidence", "Geometric mean of the probabilities of a text's tokens", _SHARES, "model"
+        )
         self.watch("resident_memory_bytes", "Memory of the server's process; 0: not known", resident)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -94,6 +103,16 @@ class ModelMetrics:
             shared.first.labels(route, model).observe(times[0])
         if tokens > 1 and len(times) > 1 and times[-1] > times[0]:
             shared.speed.labels(model).observe((tokens - 1) / (times[-1] - times[0]))
+
+    def ended(self, outcomes: Sequence[Outcome]) -> None:
+        """Count complete texts."""
+        shared, model = self.shared, self.model
+        for outcome in outcomes:
+            shared.texts.labels(model, outcome.finish).inc()
+            shared.refusals.labels(model).inc(outcome.refused)
+            shared.lengths.labels(model).observe(outcome.tokens)
+            if outcome.confidence is not None:
+                shared.confidence.labels(model).observe(outcome.confidence)
 
 
 @attrs.frozen(eq=False)

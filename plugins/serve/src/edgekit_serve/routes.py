@@ -151,8 +151,13 @@ class Routes:
         return replies.reply(self._answer(request, asked.requested, texts), replies.Completion(self.settings.model))
 
     def _continuing(self, prompt: Prompt, requested: AnswerOptions, number: int) -> Begin:
-        runtime, options = self._with(requested.lora), requested.of_choice(number)
+        runtime, options = self._with(requested.lora), self._options(requested, number)
         return lambda most: runtime.stream(prompt, max_tokens=most, **options)
+
+    def _options(self, requested: AnswerOptions, number: int) -> Json:
+        """Return the options of a text, with its tokens' scores if the confidence is recorded."""
+        recorded = {"logprobs": 0} if self.settings.confidence else {}
+        return {**recorded, **requested.of_choice(number)}
 
     def _echoing(self, asked: CompletionRequest, prompt: Prompt) -> Callable[[], tuple[str, list[TokenScore]]] | None:
         """Return a function that yields the prompt as text and, if requested, its tokens' scores; None without echo."""
@@ -194,7 +199,7 @@ class Routes:
         return replies.reply(self._answer(request, requested, texts), shape)
 
     def _answering(self, asked: ChatRequest, number: int) -> Begin:
-        runtime, options = self._with(asked.requested.lora), asked.requested.of_choice(number)
+        runtime, options = self._with(asked.requested.lora), self._options(asked.requested, number)
         if isinstance(runtime, ReplyingRuntime):
             return lambda most: runtime.reply(asked.messages, max_tokens=most, **options, **asked.reply)
         if not isinstance(runtime, ChatRuntime):

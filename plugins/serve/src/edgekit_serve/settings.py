@@ -43,6 +43,7 @@ class Settings:
         seconds: time limit of a request, including the queue; the text then ends.
         body_seconds: time limit for a client to send its body.
         lenient: whether parameters that are not supported are ignored, not refused.
+        confidence: whether the probability of each token is recorded, for the metrics and the log.
         adapters: names of the adapters that requests may ask for; those of the runtime.
         memory: where a server has several models, the most bytes that the files of those loaded have; None for any.
     """
@@ -58,6 +59,7 @@ class Settings:
     seconds: float = 300.0
     body_seconds: float = 30.0
     lenient: bool = False
+    confidence: bool = False
     memory: int | None = None
     adapters: tuple[str, ...] = ()
 
