@@ -17,6 +17,8 @@ from typing import Any
 import edgekit_olive
 
 PATH = Path(edgekit_olive.__file__).parent / "catalogue.json"
+#: The names and the formats alone, which are registered whenever the plugin is found.
+NAMES = PATH.with_name("passes.json")
 _NAMES = {bool: "bool", int: "int", float: "float", str: "str", list: "list", tuple: "list", set: "list", dict: "dict"}
 
 
@@ -101,5 +103,14 @@ def text() -> str:
     return json.dumps(catalogue(), indent=1, ensure_ascii=False) + "\n"
 
 
+def names() -> str:
+    """The file of names, from the catalogue in the package."""
+    from edgekit_olive.catalogue import entries
+
+    lines = (f" {json.dumps(name)}: {json.dumps(found.takes)}" for name, found in entries().items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
 if __name__ == "__main__":
     PATH.write_text(text(), "utf-8")
+    NAMES.write_text(names(), "utf-8")

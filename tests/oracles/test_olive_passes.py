@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from encoders import BERT
-from make_olive_catalogue import PATH
+from make_olive_catalogue import NAMES, PATH, names
 from olive_passes import CASES, LEFT
 
 import edgekit
@@ -122,6 +122,10 @@ def test_the_catalogue_is_that_of_the_installed_version(tmp_path):
     environment["PYTHONPATH"] = str(Path(__file__).parent)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == PATH.read_text("utf-8")
+
+
+def test_the_names_that_are_registered_are_those_of_the_catalogue():
+    assert names() == NAMES.read_text("utf-8")
 
 
 WATCHER = """

@@ -10,7 +10,6 @@ import math
 import os
 import re
 import stat
-import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -293,6 +292,8 @@ def read_toml(file: Path, what: str) -> dict[str, Any]:
         MissingFileError: it cannot be read.
         InvalidFileError: it is not TOML, or longer than `TOML_LIMIT` bytes.
     """
+    import tomllib  # few runs read TOML
+
     content = read_limited(file, TOML_LIMIT, f"give {what}'s TOML file", f"{what} is a short TOML file")
     try:
         return tomllib.loads(content.decode())

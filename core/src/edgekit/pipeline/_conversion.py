@@ -112,7 +112,9 @@ def _open(where: Path) -> Artifact:
 
 
 def _recognised(where: Path) -> Artifact:
-    for registration in manager().all("formats"):
+    # The format of the suffix is asked first, so that the others need not be imported.
+    by_suffix = sorted(manager().all("formats"), key=lambda r: where.suffix not in r.options.get("suffixes", ()))
+    for registration in by_suffix:
         candidate: Format = manager().load("formats", registration.name)
         if candidate.matches(where):
             return _refined(registration.name, candidate, where).open(where)
@@ -334,6 +336,12 @@ def make_plan(recipe: Recipe, layout: Layout, importance: bool = False, backend:
             raise UsageError(
                 f"recipe {recipe.name!r}, tensor {line.name!r}: {line.precision.name} can be decoded, but not encoded; "
                 "choose a precision with an encoder (ggml:Q2_K, ggml:IQ4_XS), or quantize with llama.cpp"
+            )
+        if not unchanged and not importance and reference(line.precision).traits.needs_importance:
+            raise UsageError(
+                f"recipe {recipe.name!r}, tensor {line.name!r}: {line.precision.name} cannot be encoded without an "
+                "importance matrix; make one with `edgekit imatrix` and pass it on (--imatrix FILE, importance=), "
+                "or choose ggml:IQ2_S or ggml:Q2_K"
             )
     return plan
 

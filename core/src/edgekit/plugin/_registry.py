@@ -317,7 +317,8 @@ def build(points: list[tuple[metadata.EntryPoint, str, str]]) -> Manager:
             self.plugins.append(attrs.evolve(info, status="disabled", error="EDGEKIT_NO_PLUGINS"))
         else:
             _add(self, info, functools.partial(_in_time, point.load, point.name))
-    self.plugins = [attrs.evolve(p, error=p.error or _claimed_twice(self, p)) for p in self.plugins]
+    claims = _claimed_twice(self)
+    self.plugins = [attrs.evolve(p, error=p.error or claims.get(p.name, "")) for p in self.plugins]
     return self
 
 
@@ -351,14 +352,20 @@ def _in_time(load: Callable[[], Any], name: str) -> Any:
     return module
 
 
-def _claimed_twice(self: Manager, plugin: PluginInfo) -> str:
-    """Return the error for the first name that a plugin and another both register, or one plugin twice; else empty."""
-    for registration in (r for r in self.registrations if r.plugin == plugin.name):
-        same = [r for r in self.registrations if (r.role, r.name) == (registration.role, registration.name)]
+def _claimed_twice(self: Manager) -> dict[str, str]:
+    """Return the error of each plugin for the first name that it and another both register, or it registers twice."""
+    named: dict[tuple[str, str], list[Registration]] = {}
+    for registration in self.registrations:
+        named.setdefault((registration.role, registration.name), []).append(registration)
+    errors: dict[str, str] = {}
+    for registration in self.registrations:
+        same = named[registration.role, registration.name]
+        if len(same) == 1:
+            continue
         owners = [r for r in same if registration.role != "quantizers" or r.plugin == registration.plugin]
         if len(owners) > 1:
-            return _twice(registration.role, registration.name, owners)
-    return ""
+            errors.setdefault(registration.plugin, _twice(registration.role, registration.name, owners))
+    return errors
 
 
 def _twice(role: str, name: str, registrations: list[Registration]) -> str:

@@ -6,6 +6,8 @@ This module registers what the plugin provides by name and imports neither onnx 
 from __future__ import annotations
 
 import importlib.util
+import json
+from importlib.resources import files
 
 from edgekit.plugin.hookspecs import Register, hookimpl
 from edgekit_olive.modes import NATIVE, attribute
@@ -69,10 +71,8 @@ def edgekit_register_passes(register: Register) -> None:
         register("INT8_DYNAMIC", "edgekit_olive.int8:Dynamic", formats=("onnx", "onnx-portable"))
         register("INT8_QDQ", "edgekit_olive.int8:Static", formats=("onnx", "onnx-portable"))
     if _installed("olive"):
-        from edgekit_olive.catalogue import registrations
-
-        for name, formats in registrations():
-            register(f"olive:{name}", f"edgekit_olive.passes:{name}", formats=formats)
+        for name, formats in json.loads(files(__name__).joinpath("passes.json").read_text("utf-8")).items():
+            register(f"olive:{name}", f"edgekit_olive.passes:{name}", formats=tuple(formats))
 
 
 @hookimpl

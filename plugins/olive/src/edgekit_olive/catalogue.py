@@ -11,7 +11,7 @@ import functools
 import importlib.util
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from importlib.resources import files
 from typing import Any
@@ -264,10 +264,4 @@ def _takes(name: str, module: str) -> tuple[str, ...]:
     return _HF if ".pytorch." in module or ".diffusers." in module else _ONNX
 
 
-def registrations() -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the name and the formats of every pass."""
-    for name, entry in entries().items():
-        yield name, entry.takes
-
-
-__all__ = ["INSTALL", "Entry", "Option", "entries", "registrations"]
+__all__ = ["INSTALL", "Entry", "Option", "entries"]

@@ -17,6 +17,7 @@ def edgekit_register_commands(register: Register) -> None:
     register("assess", "edgekit_workflow.commands.assess:command")
     register("bench", "edgekit_workflow.commands.bench:command")
     register("blame", "edgekit_workflow.commands.blame:command")
+    register("diagnose", "edgekit_workflow.commands.diagnose:command")
     register("gate", "edgekit_workflow.commands.gate:command")
     register("profile", "edgekit_workflow.commands.profile:command")
     register("recommend", "edgekit_workflow.commands.recommend:command")
@@ -27,8 +28,10 @@ def edgekit_register_commands(register: Register) -> None:
 
 @hookimpl
 def edgekit_register_packagers(register: Register) -> None:
-    """Register the packagers for containers, clusters and Ollama."""
+    """Register the packagers for containers, clusters, Ollama and phones."""
+    register("android", "edgekit_workflow.mobile:Android")
     register("docker", "edgekit_workflow.packaging:Docker")
+    register("ios", "edgekit_workflow.mobile:Ios")
     register("kubernetes", "edgekit_workflow.packaging:Kubernetes")
     register("ollama", "edgekit_workflow.packaging:Ollama")
 
