@@ -39,6 +39,8 @@ import mlx_report  # noqa: E402
 import mlx_smollm2  # noqa: E402
 import mlx_tolerances  # noqa: E402
 import numpy as np  # noqa: E402
+import onnx_builder  # noqa: E402
+import onnx_weights  # noqa: E402
 import openai_servers  # noqa: E402
 import openvino_compress  # noqa: E402
 import openvino_runtime  # noqa: E402
@@ -66,6 +68,8 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "mlx-tolerances": mlx_tolerances.report,
     "mlx-smollm2": mlx_smollm2.report,
     "openvino-compress": openvino_compress.report,
+    "onnx-weights": onnx_weights.report,
+    "onnx-builder": onnx_builder.report,
     "quality": lambda quick: chain(quality.report(quick), fit_quality.report(quick)),
     "forward": recurrent.report,
     "seven-billion": lambda quick: whole.seven_billion(),
