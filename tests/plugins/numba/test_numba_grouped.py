@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import edgekit
 import edgekit_numba
+from edgekit.errors import ScaleOverflowError
 from edgekit.precision import find_precision
 from edgekit.reference import reference
 from edgekit_numba import encoders, grouped_encoders
@@ -113,3 +114,12 @@ def test_it_vouches_for_what_is_finite_and_not_huge_and_for_nothing_else(name):
         x = draw("normal", 7, (3, 512))
         x[1, 300] = bad
         assert encoder(name).encode_checked(x) is None
+
+
+@pytest.mark.parametrize("name", [name for name in MLX if name.startswith("mlx:int1-")])
+def test_it_does_not_vouch_for_a_range_beyond_float16(name):
+    """Each value fits float16, the scale of one bit does not: it is their difference."""
+    x = np.tile(np.array([-40000, 40000], np.float16), (2, 64))
+    assert encoder(name).encode_checked(x) is None
+    with pytest.raises(ScaleOverflowError, match="exceeds the range of float16"):
+        edgekit.encode(x, name)

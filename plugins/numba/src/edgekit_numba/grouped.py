@@ -170,7 +170,9 @@ class Grouped:
         fit = self.fit(low, high, groups, bits=self.bits)
         for pointer, vector in ((scales, fit.scale), (seconds, fit.second)):
             _store(code, builder.gep(pointer, [group]), vector.value)
-        set_flags(code, flags, group, fit.odd | (largest > LARGEST), largest > SAFE)
+        # A scale of one bit is the whole range of its group: up to twice the largest magnitude.
+        huge = (largest > SAFE) | ((fit.scale.bits() & _MAGNITUDE) > SAFE)
+        set_flags(code, flags, group, fit.odd | (largest > LARGEST), huge)
         numbers = [Numbers(parameter) for parameter in fit.numbers]
         with code.loop(code.lanes) as lane:
             parameters = [number.one(lane) for number in numbers]
