@@ -39,6 +39,8 @@ import mlx_report  # noqa: E402
 import mlx_smollm2  # noqa: E402
 import mlx_tolerances  # noqa: E402
 import numpy as np  # noqa: E402
+import onnx_builder  # noqa: E402
+import onnx_weights  # noqa: E402
 import openai_servers  # noqa: E402
 import openvino_compress  # noqa: E402
 import openvino_runtime  # noqa: E402
@@ -66,6 +68,8 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "mlx-tolerances": mlx_tolerances.report,
     "mlx-smollm2": mlx_smollm2.report,
     "openvino-compress": openvino_compress.report,
+    "onnx-weights": onnx_weights.report,
+    "onnx-builder": onnx_builder.report,
     "quality": lambda quick: chain(quality.report(quick), fit_quality.report(quick)),
     "forward": recurrent.report,
     "seven-billion": lambda quick: whole.seven_billion(),
@@ -81,12 +85,21 @@ def cases(decoders: bool) -> Iterator[Case]:
     """Every comparison that the installed frameworks allow."""
     x = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)
     target = np.empty_like(x)
+    keep_freed_memory(x.nbytes)
     yield Case("read", "numpy", x.nbytes, {"edgekit": x.max})
     yield Case("copy", "numpy", x.nbytes, {"edgekit": lambda: np.copyto(target, x)})
     yield from peers.encoders(x)
     yield from two_threads(x)
     if decoders:
         yield from peers.decoders(x)
+
+
+def keep_freed_memory(nbytes: int) -> None:
+    """Have glibc keep freed memory for the next row, as it does from the first block of that size that was freed.
+
+    Without it, rows with small results pay for fresh pages in each round, unless rows with larger ones came before.
+    """
+    np.empty(nbytes, np.uint8)
 
 
 def two_threads(x: np.ndarray) -> Iterator[Case]:

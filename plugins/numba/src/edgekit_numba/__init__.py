@@ -22,7 +22,7 @@ GRIDS = ("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS")
 GROUPED = tuple(
     f"{name}-{size}"
     for names, sizes in (
-        ([f"mlx:int{bits}" for bits in (2, 3, 4, 5, 6, 8)], ("g32", "g64", "g128")),
+        ([f"mlx:int{bits}" for bits in (1, 2, 3, 4, 5, 6, 8)], ("g32", "g64", "g128")),
         (["openvino:int4-sym", "openvino:int4-asym", "openvino:int2-sym"], ("g32", "g64", "g128", "channel")),
         (["openvino:int8-sym", "openvino:int8-asym"], ("channel",)),
         ([f"onnx:int{bits}-{kind}" for bits in (2, 4, 8) for kind in ("sym", "asym")], ("g32", "g64", "g128", "g256")),

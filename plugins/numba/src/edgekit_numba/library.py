@@ -44,7 +44,7 @@ MODULES = {
     **dict.fromkeys(_TERNARY, "uneven"),
     **dict.fromkeys((*_GRIDS, *(f"{kind}_weighted" for kind in _GRIDS_WEIGHTED)), "grids"),
     **{f"{kind}_decode": "decoders" for kind in ("Q8_0", "MXFP4", *_LEGACY, *_SUPER, *_UNEVEN, *_TERNARY)},
-    **{f"mlx_int{bits}": "grouped" for bits in (2, 3, 4, 5, 6, 8)},
+    **{f"mlx_int{bits}": "grouped" for bits in (1, 2, 3, 4, 5, 6, 8)},
     **{f"openvino_int{kind}": "grouped" for kind in ("2_sym", "4_sym", "8_sym", "4_asym", "8_asym")},
     **{f"onnx_int{bits}_{kind}": "grouped" for bits in (2, 4, 8) for kind in ("sym", "asym")},
     "row_power": "kernels",
