@@ -260,7 +260,8 @@ def fuzz(session: nox.Session) -> None:
     the processes that read those, ``-- --seed N`` for both.
     """
     install_project(session)
-    session.install("--no-deps", OPENVINO, silent=True)  # its reader of IR needs no library
+    session.install("--no-deps", OPENVINO, OLIVE, silent=True)  # its reader of IR needs no library
+    session.install(*(each for each in ORACLES if each.startswith("onnx==")), silent=True)  # that of ONNX does
     options = dict(zip(session.posargs[::2], session.posargs[1::2], strict=True))
     known = {name for names in FUZZERS.values() for name in names}
     if unknown := options.keys() - known:

@@ -43,7 +43,7 @@ from edgekit.plugin import hookspecs
 from edgekit.plugin._registry import one as kind
 from edgekit.precision import find_precision
 from edgekit.reference import ggml as reference_ggml
-from edgekit.reference.ggml import TYPES
+from edgekit.reference.ggml import GRIDS, TYPES
 from edgekit.testing._kit import PROFILES, Check
 from edgekit_workflow.gates.policy import GATES, default_toml
 
@@ -248,7 +248,7 @@ def _section(convention: str, found: list[Entry]) -> str:
 
 def ggml() -> str:
     """The specification on top of each block type's module."""
-    types = sorted(TYPES.items())
+    types = sorted((TYPES | GRIDS).items())
     body = "\n\n".join(f"## {name}\n\n```text\n{inspect.getdoc(module)}\n```" for name, module in types)
     return f"# ggml's block types\n\n```text\n{inspect.getdoc(reference_ggml)}\n```\n\n{body}\n"
 

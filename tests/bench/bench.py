@@ -30,6 +30,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "
 sys.path.insert(0, str(Path(__file__).parent))
 
 import commands  # noqa: E402
+import divergence_chart  # noqa: E402
 import experts  # noqa: E402
 import fit_quality  # noqa: E402
 import generation  # noqa: E402
@@ -39,6 +40,8 @@ import mlx_report  # noqa: E402
 import mlx_smollm2  # noqa: E402
 import mlx_tolerances  # noqa: E402
 import numpy as np  # noqa: E402
+import onnx_builder  # noqa: E402
+import onnx_weights  # noqa: E402
 import openai_servers  # noqa: E402
 import openvino_compress  # noqa: E402
 import openvino_runtime  # noqa: E402
@@ -49,6 +52,18 @@ import whole  # noqa: E402
 from case import Case, Job, timed  # noqa: E402
 from memory import encode_report, streaming_report  # noqa: E402
 from processes import forget_fresh_libraries  # noqa: E402
+
+
+def quality_and_picture(quick: bool) -> Iterator[str]:
+    """The tables of quality, then the picture of them."""
+    lines = []
+    for line in chain(quality.report(quick), fit_quality.report(quick)):
+        lines.append(line)
+        yield line
+    if not quick:
+        yield ""
+        yield divergence_chart.draw(lines)
+
 
 SHAPE = (1024, 4096)  # 16 MiB of float32: larger than a core's own caches
 _QUICK = 0.05  # seconds
@@ -66,7 +81,9 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "mlx-tolerances": mlx_tolerances.report,
     "mlx-smollm2": mlx_smollm2.report,
     "openvino-compress": openvino_compress.report,
-    "quality": lambda quick: chain(quality.report(quick), fit_quality.report(quick)),
+    "onnx-weights": onnx_weights.report,
+    "onnx-builder": onnx_builder.report,
+    "quality": quality_and_picture,
     "forward": recurrent.report,
     "seven-billion": lambda quick: whole.seven_billion(),
     "experts": lambda quick: experts.report(0.4, 1) if quick else experts.report(),
@@ -81,12 +98,21 @@ def cases(decoders: bool) -> Iterator[Case]:
     """Every comparison that the installed frameworks allow."""
     x = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)
     target = np.empty_like(x)
+    keep_freed_memory(x.nbytes)
     yield Case("read", "numpy", x.nbytes, {"edgekit": x.max})
     yield Case("copy", "numpy", x.nbytes, {"edgekit": lambda: np.copyto(target, x)})
     yield from peers.encoders(x)
     yield from two_threads(x)
     if decoders:
         yield from peers.decoders(x)
+
+
+def keep_freed_memory(nbytes: int) -> None:
+    """Have glibc keep freed memory for the next row, as it does from the first block of that size that was freed.
+
+    Without it, rows with small results pay for fresh pages in each round, unless rows with larger ones came before.
+    """
+    np.empty(nbytes, np.uint8)
 
 
 def two_threads(x: np.ndarray) -> Iterator[Case]:

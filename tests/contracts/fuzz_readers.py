@@ -69,7 +69,7 @@ def kinds() -> dict[str, Kind]:
             "vocab": Kind(_vocabulary(directory), ("d/vocab.json", "d/merges.txt", *_SPM), _use_directory),
             "manifest": Kind({"m.bin.edgekit.json": _manifest()}, ("m.bin.edgekit.json",), _use_manifest),
         }
-        found |= _gguf(Path(folder)) | _ir()
+        found |= _gguf(Path(folder)) | _ir() | _onnx()
     return found
 
 
@@ -218,6 +218,44 @@ def _ir() -> dict[str, Kind]:
         return {}
     files = {"m.xml": IR, "m.bin": bytes(26)}
     return {"ir": Kind(files, ("m.xml",) * 9 + ("m.bin",), lambda where: _read(OpenVinoFormat().open(where / "m.xml")))}
+
+
+def _onnx() -> dict[str, Kind]:
+    """A graph with weights inside and beside it, plain and in codes of each operator that decodes some."""
+    try:
+        from onnx import TensorProto, helper, numpy_helper
+
+        import edgekit_olive  # noqa: F401
+    except ImportError:
+        return {}
+    codes, scales = np.arange(64, dtype=np.uint8).reshape(4, 1, 16), np.ones((4, 1), np.float32)
+    inside = {"q.B": codes, "q.scales": scales, "t.B": codes[:, 0], "c": scales.ravel(), "z": np.zeros(4, np.int8)}
+    inside |= {"d": np.ones((4, 3), np.int8), "ids": np.arange(2), "v": np.ones(5, np.float16)}
+    weights = [numpy_helper.from_array(array, name) for name, array in inside.items()]
+    beside = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[3, 2], data_location=TensorProto.EXTERNAL)
+    for key, value in {"location": "m.data", "offset": "4", "length": "24"}.items():
+        beside.external_data.add(key=key, value=value)
+    typed = helper.make_tensor("f", TensorProto.FLOAT, [3], [1.0, 2.0, 3.0])
+    numbers = {"bits": 4, "block_size": 32}
+    nodes = [
+        helper.make_node("MatMulNBits", ["x", "q.B", "q.scales"], ["a"], domain="com.microsoft", K=32, N=4, **numbers),
+        helper.make_node(
+            "GatherBlockQuantized",
+            ["t.B", "ids", "q.scales"],
+            ["b"],
+            domain="com.microsoft",
+            quantize_axis=1,
+            **numbers,
+        ),
+        helper.make_node("DequantizeLinear", ["d", "c", "z"], ["e"], axis=0),
+        helper.make_node("Slice", ["b", "ids", "ids", "ids"], ["g"]),
+    ]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 32]) for name in ("x", "a")]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], [*weights, beside, typed])
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    files = {"m.onnx": model, "m.data": bytes(28)}
+    return {"onnx": Kind(files, ("m.onnx",) * 9 + ("m.data",), lambda where: _use(where / "m.onnx"))}
 
 
 # --- How it is used ---------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from edgekit.pipeline.rounding import _matrix as matrices
 from edgekit.pipeline.rounding import _walk as walks
 from edgekit.pipeline.rounding._factor import damped, decreasing, spread, upper_factor
 from edgekit.pipeline.rounding._feedback import Grid, feedback, refit, sweep
-from edgekit.pipeline.rounding._integers import Integers, mean_product, product
+from edgekit.pipeline.rounding._integers import Integers, Scratch, mean_product, product
 from edgekit.pipeline.rounding._kernels import MOST, NUMPY, accumulate, multiply
 from edgekit.pipeline.rounding._matrix import Metric, round_matrix
 from edgekit.pipeline.rounding._ordered import OrderedTransformer, exp, tanh, turns
@@ -317,6 +317,28 @@ def test_moments_are_symmetric():
         assert np.array_equal(found, mean_product(turned, turned, 90, NUMPY, pool))
     largest = np.abs(x).max()
     np.testing.assert_allclose(found, x.T.astype(np.float64) @ x / 90, atol=1.001 * largest**2 / MOST)
+
+
+def test_memory_is_used_again_only_after_its_last_array():
+    scratch, shape = Scratch(), (1 << 10, 1 << 10)
+    first = scratch.array(shape, np.float32)
+    part = first[3:5]
+    address = first.ctypes.data
+    second = scratch.array(shape, np.float32)
+    del first
+    third = scratch.array(shape, np.float32)
+    assert not any(np.shares_memory(*pair) for pair in itertools.combinations((part, second, third), 2))
+    del part
+    again = scratch.array((1 << 11, 1 << 10), np.int16)  # of another type, but as large
+    assert (again.shape, again.dtype, again.ctypes.data) == ((1 << 11, 1 << 10), np.int16, address)
+
+
+@pytest.mark.parametrize("count", [1, 127, 128, 129, 300])
+def test_columns_are_the_rows_of_the_transpose(count):
+    x = RANDOM.standard_normal((count, 37)).astype(np.float32)
+    columns, rows = Integers.of_columns(x), Integers.of_rows(x.T)
+    np.testing.assert_array_equal(columns.values, rows.values)
+    np.testing.assert_array_equal(columns.scale, rows.scale)
 
 
 def test_sines_and_cosines():

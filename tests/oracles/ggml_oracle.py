@@ -1,7 +1,7 @@
 """ggml's own C as the oracle: libggml-base of the llama-cpp-python wheel, through ctypes.
 
 It needs no model, no backend and no initialization. `IQ2_XXS`, `IQ2_XS` and `IQ1_S` abort the process without an
-importance matrix; none of the types below does.
+importance matrix, and all grid types (`ggml.GRIDS`) abort on huge values.
 """
 
 import ctypes
@@ -17,7 +17,9 @@ from edgekit.reference import ggml
 #: The version that the claims hold for, and ggml's number of each type.
 PROVED = "0.3.36"
 # Q2_0 is newer than the gguf package; its number is ggml.h's.
-IDS = {kind.name: kind.value for kind in gguf.GGMLQuantizationType if kind.name in ggml.TYPES} | {"Q2_0": 42}
+IDS = {kind.name: kind.value for kind in gguf.GGMLQuantizationType if kind.name in ggml.TYPES | ggml.GRIDS} | {
+    "Q2_0": 42
+}
 
 
 class _Traits(ctypes.Structure):

@@ -63,7 +63,7 @@ def test_bytes_are_the_references(kind: str, weighed: bool):
 # The tables of the other grid types take up to half a minute to build (IQ1_M): too long for every run.
 @pytest.mark.parametrize("kind", ["IQ3_S", "IQ3_XXS", "IQ2_XXS"])
 def test_grid_types_come_out_near_their_input(kind: str):
-    """The reference only decodes them: what ggml encodes has to decode to less than the noise of its bits."""
+    """What ggml encodes has to decode to less than the noise of its bits."""
     x = np.random.default_rng(3).standard_normal((4, 256)).astype(np.float32)
     tensor = edgekit.encode(x, f"ggml:{kind}", importance=np.ones(256, np.float32), backend="llamacpp")
     assert tensor.backend == "llamacpp"

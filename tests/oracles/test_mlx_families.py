@@ -26,6 +26,8 @@ from safetensors.numpy import load_file, save_file
 from test_families_mxfp4 import packed  # noqa: F401  # a fixture
 
 import edgekit
+import edgekit_mlx.families
+import edgekit_mlx.ops
 from edgekit.architectures.forward import Transformer
 from edgekit.architectures.hf import config_from_hf
 from edgekit.errors import UnsupportedModelError
@@ -177,11 +179,25 @@ def test_every_family_of_decoders_is_compared():
     assert EVERY.keys() <= set(COMPARED)
 
 
-def test_a_family_that_was_not_compared_is_refused(tmp_path):
+def test_a_family_that_was_not_compared_is_refused(tmp_path, monkeypatch):
+    """Which only a plugin's is."""
+    monkeypatch.setattr(edgekit_mlx.families, "COMPARED", tuple(name for name in COMPARED if name != "llama"))
+    sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = config_from_hf(
+        {"model_type": "llama", "intermediate_size": 48, "max_position_embeddings": 32, **sizes}, ""
+    )
+    source = artifact_of(random_model(config), tmp_path / "memory")
+    with pytest.raises(UnsupportedModelError, match="edgekit has not compared the family llama with it"):
+        edgekit.convert(unread(source), tmp_path / "mlx", format="mlx")
+
+
+def test_an_encoder_that_needs_what_mlx_lacks_is_refused(tmp_path, monkeypatch):
+    available = [name for name in edgekit_mlx.ops.AVAILABLE if name != "layer_norm"]
+    monkeypatch.setattr(edgekit_mlx.ops, "AVAILABLE", available)
     sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = config_from_hf({"model_type": "bert", "intermediate_size": 48, "max_position_embeddings": 32, **sizes}, "")
     source = artifact_of(random_model(config), tmp_path / "memory")
-    with pytest.raises(UnsupportedModelError, match="edgekit has not compared the family bert with it"):
+    with pytest.raises(UnsupportedModelError, match=r"runtime mlx cannot run bert models: .* operation layer_norm"):
         edgekit.convert(unread(source), tmp_path / "mlx", format="mlx")
 
 

@@ -186,6 +186,29 @@ def test_an_operator_that_is_not_known(tmp_path):
         edgekit.load(artifact, "onnxruntime")
 
 
+def test_a_node_without_outputs_decodes_nothing(tmp_path):
+    path = small(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    for kind in ("GatherBlockQuantized", "MatMulNBits", "DequantizeLinear", "Cast"):
+        model.graph.node.add(op_type=kind, input=["weight", "weight", "weight"])
+        model.graph.node.add(op_type=kind)
+    path.write_bytes(model.SerializeToString())
+    assert list(edgekit.open(path).tensors) == ["weight"]
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "long" * 2000])
+def test_names_in_messages_are_short_and_in_one_line(name, tmp_path):
+    path = small(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.graph.initializer[0].name = name
+    model.graph.initializer[0].dims[0] = 7
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InvalidFileError, match=r"constant '.* has 12,288 bytes, FLOAT \[7, 48\] takes 1,344") as raised:
+        edgekit.open(path)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 500
+
+
 def test_damaged_files_are_refused_or_read(model, tmp_path):
     """Whatever a byte becomes: a result or an error of edgekit's own, of a reasonable length."""
     graph, rng = (model / "model.onnx").read_bytes(), random.Random(5)

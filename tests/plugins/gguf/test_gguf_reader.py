@@ -15,10 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgekit.errors import InvalidFileError, MissingFileError, UnsupportedModelError, UsageError
-from edgekit.precision.ggml import GRIDS
+from edgekit.errors import InvalidFileError, MissingFileError, UnsupportedModelError
 from edgekit.tensor import EncodedTensor, Tensor
-from edgekit_gguf import iq
 from edgekit_gguf.format import GgufFormat
 from edgekit_gguf.metadata import Value
 from edgekit_gguf.reader import MAX_NUMBERS, MAX_STRINGS, read
@@ -92,15 +90,6 @@ def test_every_type_that_gguf_py_decodes(kind: str, tmp_path: Path):
         expected = gguf.dequantize(rows, gguf.GGMLQuantizationType[kind])
     np.testing.assert_array_equal(tensor.float32(), expected)
     np.testing.assert_array_equal(tensor.float32(1, 2), expected[1:2])
-
-
-@pytest.mark.parametrize("kind", GRIDS)
-def test_grid_formats_refuse_to_encode(kind: str):
-    implementation = getattr(iq, kind)
-    with pytest.raises(UsageError, match=rf"^ggml:{kind} can be decoded, but not encoded; choose a precision with an "):
-        implementation.encode(np.zeros((1, 256), np.float32), implementation.precision)
-    with pytest.raises(UsageError, match=rf"^ggml:{kind} has no encoder here"):
-        implementation.bound(np.zeros((1, 256), np.float32), {}, implementation.precision)
 
 
 def test_all_metadata_that_gguf_py_writes(tmp_path: Path):

@@ -63,6 +63,17 @@ def test_any_shape_and_seed(name, distribution, seed, rows, blocks):
     assert_same(name, draw(distribution, seed, (rows, 256 * blocks)))
 
 
+@pytest.mark.parametrize("name", [name for name in MLX if name.startswith("mlx:int1-")])
+def test_one_bit_keeps_the_sign_of_the_first_zero(name):
+    """The smallest value of every group is a zero; groups have none, one or several, of both signs, anywhere."""
+    rng = np.random.default_rng(8)
+    x = rng.choice([0.0, -0.0, 1.0, 2.0], (256, 256), p=[0.01, 0.01, 0.49, 0.49]).astype(np.float32)
+    size = find_precision(name).block
+    first = x.reshape(-1, size)[np.arange(x.size // size), (x.reshape(-1, size) == 0).argmax(axis=1)]
+    assert {(v, np.signbit(v)) for v in first.tolist()} >= {(0.0, True), (0.0, False), (1.0, False)}
+    assert_same(name, x)
+
+
 @pytest.mark.parametrize("cols", [100, 48, 1])
 @pytest.mark.parametrize("name", ["openvino:int8-asym-channel", "onnx:int4-asym-g32"])
 def test_rows_that_do_not_fit_the_kernel(name, cols):

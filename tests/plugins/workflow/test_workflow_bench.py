@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import edgekit
@@ -20,6 +21,8 @@ def test_the_numbers_belong_together():
     measured = measure(artifact, "numpy", prompt_tokens=8, tokens=12, repeats=3, warmup=1)
     assert (measured.runtime, measured.tokens, measured.repeats) == ("numpy", 12, 3)
     assert measured.first_token.low <= measured.first_token.mean <= measured.first_token.high
+    assert [len(repeat) for repeat in measured.latencies] == [measured.tokens - 1] * measured.repeats
+    assert measured.p50 == pytest.approx(float(np.median(measured.latencies)))
     assert 0 < measured.p50 <= measured.p95 <= measured.p99
     assert measured.p50 < 3 * (1 / measured.tokens_per_second.mean) + measured.p99
     assert measured.load_seconds > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,37 @@ class Forgetful(NumpyRuntime):
     def tokens(self, prompt: Any, **options: Any) -> Iterator[int]:
         Forgetful.asked += 1
         return super().tokens([*prompt, Forgetful.asked % 100], **options)
+
+
+class Tangled(NumpyRuntime):
+    """Texts that are written at the same time get tokens of each other's."""
+
+    running = 0
+
+    def tokens(self, prompt: Any, **options: Any) -> Iterator[int]:
+        Tangled.running += 1
+        try:
+            for token in super().tokens(prompt, **options):
+                time.sleep(0.02)
+                yield token + (Tangled.running > 1)
+        finally:
+            Tangled.running -= 1
+
+
+class Unsafe(NumpyRuntime):
+    """It refuses a second text while one is written, with an error of its library."""
+
+    busy = threading.Lock()
+
+    def tokens(self, prompt: Any, **options: Any) -> Iterator[int]:
+        if not Unsafe.busy.acquire(blocking=False):
+            raise RuntimeError("the infer request is busy")
+        try:
+            for token in super().tokens(prompt, **options):
+                time.sleep(0.02)
+                yield token
+        finally:
+            Unsafe.busy.release()
 
 
 class NotFinite(NumpyRuntime):
@@ -71,6 +104,8 @@ class Endless(NumpyRuntime):
     [
         (Forgetful, gates.repeats, "run 2 answers"),
         (Forgetful, gates.load, "after 3 requests it answers"),
+        (Tangled, gates.load, "among 3 requests at the same time it answers"),
+        (Unsafe, gates.load, "of 3 requests at the same time raises RuntimeError: the infer request is busy"),
         (NotFinite, gates.long_prompts, "of a prompt of 256 tokens some scores are not finite"),
         (Cutting, gates.long_prompts, "513 tokens is answered, ContextOverflowError is expected"),
         (Crashing, gates.malformed_prompts, "'é' raises UnicodeEncodeError"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
+from xml.etree import ElementTree
 
 import pytest
 
@@ -90,6 +92,40 @@ def test_the_same_bytes_every_time(gguf, tmp_path):
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
 
 
+def test_ios(gguf, tmp_path):
+    written = package(gguf, "ios", to=tmp_path / "i")
+    manifest = (tmp_path / "i/Package.swift").read_text()
+    targets = re.findall(r'\.target\(name: "(\w+)"', manifest)
+    assert targets == ["CEdgekitModel", "EdgekitModel"]
+    assert all((tmp_path / "i/Sources" / target).is_dir() for target in targets)
+    (resource,) = re.findall(r'\.copy\("([\w.]+)"\)', manifest)
+    assert edgekit.open(tmp_path / "i/Sources/EdgekitModel" / resource).parameters == gguf.parameters
+    header = (tmp_path / "i/Sources/CEdgekitModel/include/edgekit_model.h").read_text()
+    swift = (tmp_path / "i/Sources/EdgekitModel/EdgekitModel.swift").read_text()
+    assert set(re.findall(r"\bedgekit_\w+(?=\()", swift)) == set(re.findall(r"\bedgekit_\w+(?=\()", header))
+    assert "build-xcframework.sh" in written.command
+    assert written.notes[0].startswith("not run here: Xcode, Gradle")
+
+
+def test_android(gguf, tmp_path):
+    package(gguf, "android", to=tmp_path / "a", options={"revision": "b6500"})
+    main = tmp_path / "a/src/main"
+    assert ElementTree.parse(main / "AndroidManifest.xml").getroot().tag == "manifest"
+    assert edgekit.open(main / "assets/model.gguf").parameters == gguf.parameters
+    cmake = (main / "cpp/CMakeLists.txt").read_text()
+    assert "GIT_TAG b6500" in cmake
+    (sources,) = re.findall(r"add_library\(edgekit_model SHARED (.*?)\)", cmake)
+    assert all((main / "cpp" / source).exists() for source in sources.split())
+    gradle = (tmp_path / "a/build.gradle.kts").read_text()
+    assert (tmp_path / "a" / re.search(r'file\("(.*?)"\)', gradle)[1]).exists()
+    java = main / "java/com/example/edgekit"
+    native = re.findall(r"native \S+ (\w+)\(", (java / "EdgekitModel.java").read_text())
+    bridge = re.findall(r"Java_com_example_edgekit_EdgekitModel_(\w+)", (main / "cpp/edgekit_jni.cpp").read_text())
+    assert sorted(native) == sorted(bridge) == ["close", "generate", "open"]
+    digest = hashlib.sha256((main / "assets/model.gguf").read_bytes()).hexdigest()[:12]
+    assert f'"model-{digest}.gguf"' in (java / "Assets.java").read_text()
+
+
 @pytest.mark.parametrize(
     ("server", "options", "message"),
     [
@@ -98,6 +134,7 @@ def test_the_same_bytes_every_time(gguf, tmp_path):
         ("kubernetes", {"replicas": 0}, "replicas 0; choose 1 or more"),
         ("kubernetes", {"registry": "a b"}, "registry 'a b'; write a host"),
         ("ollama", {"context": 0}, "context 0; choose 1 or more"),
+        ("android", {"revision": "x)\nexecute_process("}, "revision 'x)\\nexecute_process('; give a tag"),
     ],
 )
 def test_what_is_refused(server, options, message, gguf, tmp_path):
@@ -106,8 +143,11 @@ def test_what_is_refused(server, options, message, gguf, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_ollama_takes_gguf_only(tmp_path):
+@pytest.mark.parametrize(
+    ("server", "who"), [("ollama", "Ollama"), ("ios", "the Swift package"), ("android", "the Android module")]
+)
+def test_what_takes_gguf_only(server, who, tmp_path):
     with pytest.raises(
-        UnsupportedModelError, match="Ollama runs one GGUF file, this is hf; write one: edgekit quantize"
+        UnsupportedModelError, match=f"{who} runs one GGUF file, this is hf; write one: edgekit quantize"
     ):
-        package(sample.path(), "ollama", to=tmp_path / "x")
+        package(sample.path(), server, to=tmp_path / "x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -203,3 +204,13 @@ def test_the_command():
     if done.returncode:
         assert "pip install edgekit-mlx" in done.stderr
     assert edgekit.open(sample.path()).model.config.context >= result["context"]
+
+
+def test_no_plugin_for_any_recommendation():
+    """What there would be is still shown; the message says which to install, and the exit code is 4."""
+    line = [sys.executable, "-m", "edgekit", "recommend", str(sample.path()), "--device", "apple-m4"]
+    without = {**os.environ, "EDGEKIT_NO_PLUGINS": "gguf,llamacpp,mlx,olive,openvino,numba"}
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120, env=without)
+    assert done.returncode == 4, done.stdout
+    assert "MLX (not installed)" in done.stdout
+    assert "no plugin for any of these is installed; for the first: pip install edgekit-mlx" in done.stderr

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+import edgekit
 from edgekit import sample
 from edgekit.errors import InvalidFileError, MissingFileError, UsageError
+from edgekit_workflow.gates.security import origin, stated
 from edgekit_workflow.optimize import Settings, optimize
-from edgekit_workflow.report import FILES, report
+from edgekit_workflow.report import FILES, charts, report
 from edgekit_workflow.report.data import TENSORS, Run
 
 
@@ -222,3 +224,39 @@ def test_files_that_no_report_wrote_are_kept(run, tmp_path):
         report(run, tmp_path / "site")
     assert (tmp_path / "site" / "index.html").read_text() == "mine"
     assert set(FILES.values()) == {"report.json", "report.md", "README.md", "index.html"}
+
+
+def test_the_card_has_the_licence_and_the_name_that_the_source_states(run, tmp_path):
+    shutil.copytree(sample.path(), tmp_path / "source")
+    config = tmp_path / "source/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "_name_or_path": "someone/tales-2m"}))
+    (tmp_path / "source/README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    source = edgekit.open(tmp_path / "source")
+    assert (origin(source), stated(source)["licence"]) == ("someone/tales-2m", "apache-2.0")
+    shutil.copytree(run, tmp_path / "run")
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert (result["baseline"]["origin"], result["baseline"]["license"]) == (origin(edgekit.open(sample.path())), None)
+    result["baseline"] |= {"origin": origin(source), "license": stated(source)["licence"]}
+    (tmp_path / "run/result.json").write_text(json.dumps(result))
+    card = report(tmp_path / "run")["card"].read_text()
+    assert 'base_model: "someone/tales-2m"\n' in card
+    assert 'license: "apache-2.0"\n' in card
+
+
+@pytest.mark.parametrize("name", ["../models/x", "/srv/models/x", "", "x", "a/b/c"])
+def test_a_path_is_no_name_on_the_hub(name, tmp_path):
+    shutil.copytree(sample.path(), tmp_path / "source")
+    config = tmp_path / "source/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "_name_or_path": name}))
+    assert origin(edgekit.open(tmp_path / "source")) is None
+
+
+def test_latencies_are_drawn_as_a_distribution(run):
+    recorded = [record["latencies"] for record in json.loads((run / "result.json").read_text())["accelerate"]]
+    assert recorded
+    assert all(len(each) == 3 * 31 for each in recorded), "three repeats of 32 tokens"
+    percentiles, every = (0.01, 0.02, 0.03), [0.01, 0.011, 0.012, 0.02, 0.01, 0.013, 0.011, 0.03, 0.01]
+    plain, whole = (charts.latencies({"a": (percentiles, s)}, "latency", charts.WIDE) for s in ([], every))
+    assert whole.count("<path") > plain.count("<path")
+    assert whole == charts.latencies({"a": (percentiles, every)}, "latency", charts.WIDE)
+    assert charts.latencies({"a": (percentiles, [0.01] * 9)}, "latency", charts.WIDE) == plain

@@ -67,7 +67,7 @@ def part_layouts(precision: Precision, shape: tuple[int, ...]) -> dict[str, Part
 
 @lru_cache(maxsize=256)
 def _probe(precision: Precision, rows: int, cols: int) -> Mapping[str, Array]:
-    return reference(precision).encode(np.ones((rows, cols), np.float32), precision)
+    return reference(precision).encode(np.ones((rows, cols), np.float32), precision, np.ones(cols, np.float32))
 
 
 def _layout(eight: Array, more: Array, rows: int) -> PartLayout:

@@ -356,6 +356,12 @@ def make_plan(recipe: Recipe, layout: Layout, importance: bool = False, backend:
                 f"recipe {recipe.name!r}, tensor {line.name!r}: {line.precision.name} can be decoded, but not encoded; "
                 "choose a precision with an encoder (ggml:Q2_K, ggml:IQ4_XS), or quantize with llama.cpp"
             )
+        if not unchanged and not importance and reference(line.precision).traits.needs_importance:
+            raise UsageError(
+                f"recipe {recipe.name!r}, tensor {line.name!r}: {line.precision.name} cannot be encoded without an "
+                "importance matrix; make one with `edgekit imatrix` and pass it on (--imatrix FILE, importance=), "
+                "or choose ggml:IQ2_S or ggml:Q2_K"
+            )
     return plan
 
 

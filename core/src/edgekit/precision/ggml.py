@@ -50,7 +50,7 @@ class GgmlType:
         )
 
 
-#: What `edgekit.reference.ggml` encodes and decodes, by ggml's names.
+#: The block types whose codes are independent of each other, by ggml's names.
 BLOCKS: dict[str, GgmlType] = {
     "Q4_0": GgmlType(2, 4, 32, 18, True),
     "Q4_1": GgmlType(3, 4, 32, 20, False),
@@ -71,7 +71,7 @@ BLOCKS: dict[str, GgmlType] = {
     "Q1_0": GgmlType(41, 1, 128, 18, True),
     "Q2_0": GgmlType(42, 2, 64, 18, True),
 }
-#: The grid formats. Plugins decode them with tables of other libraries; the core has no reference for them.
+#: The block types whose codes lie on a grid.
 GRIDS: dict[str, GgmlType] = {
     "IQ3_S": GgmlType(21, 3, 256, 110, True),
     "IQ3_XXS": GgmlType(18, 3, 256, 98, True),
@@ -85,14 +85,15 @@ GRIDS: dict[str, GgmlType] = {
 
 def resolve(spec: Spec) -> Precision | None:
     """Resolve ``ggml:<TYPE>``."""
-    if spec.kind not in BLOCKS or spec != Spec(spec.convention, spec.kind):
+    known = BLOCKS.get(spec.kind) or GRIDS.get(spec.kind)
+    if known is None or spec != Spec(spec.convention, spec.kind):
         return None
-    return BLOCKS[spec.kind].precision(spec.kind)
+    return known.precision(spec.kind)
 
 
 def catalogue() -> Iterator[Precision]:
-    """Yield every block type that the core encodes."""
-    for kind, block_type in BLOCKS.items():
+    """Yield every block type."""
+    for kind, block_type in (BLOCKS | GRIDS).items():
         yield block_type.precision(kind)
 
 

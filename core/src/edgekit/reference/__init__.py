@@ -12,6 +12,7 @@ from typing import Protocol, cast
 
 from edgekit.errors import UnknownPrecisionError
 from edgekit.precision import Precision, implementation
+from edgekit.precision import ggml as _ggml
 from edgekit.reference._traits import Traits as Traits
 from edgekit.typing import F32, F64, Array
 
@@ -78,7 +79,10 @@ def reference(precision: Precision) -> Reference:
             f"no reference implementation is registered for precision {precision.name!r}; "
             "install the plugin that brings it"
         )
-    return cast(Reference, importlib.import_module(module))
+    found = importlib.import_module(module)
+    if precision.convention == _ggml.CONVENTION and precision.kind in _ggml.GRIDS:
+        return cast(Reference, found.grid_reference(precision.kind))
+    return cast(Reference, found)
 
 
 __all__ = ["Parts", "Reference", "Traits", "reference"]

@@ -16,7 +16,7 @@ import numpy as np
 from edgekit.encoding._refusals import refuse_overflow
 from edgekit.errors import ScaleOverflowError
 from edgekit.precision import Precision
-from edgekit.reference import reference
+from edgekit.reference import Parts, reference
 from edgekit.typing import F32, I64, Array
 
 Ordinals = I64
@@ -220,12 +220,19 @@ def fitting(precision: Precision, sample: Sample) -> Iterator[Sample]:
 def overflows(precision: Precision, x: F32) -> bool:
     """Return whether `edgekit.encode` refuses the rows because a scale overflows its dtype."""
     with np.errstate(all="ignore"):
-        parts = reference(precision).encode(np.ascontiguousarray(x), precision)
+        parts = _encoded(precision, np.ascontiguousarray(x))
         try:
             refuse_overflow(np.ascontiguousarray(x), parts, precision)
         except ScaleOverflowError:
             return True
     return False
+
+
+def _encoded(precision: Precision, x: F32) -> Parts:
+    """Encode by the reference, with equal importances if it needs some."""
+    implementation = reference(precision)
+    ones = np.ones(x.shape[1], np.float32) if implementation.traits.needs_importance else None
+    return implementation.encode(x, precision, ones)
 
 
 def own_ties(precision: Precision, seed: int, rows: int) -> F32:
@@ -248,8 +255,7 @@ def level_midpoints(precision: Precision, seed: int, rows: int) -> F32:
     cols, block = widths(precision)[0], unit(precision)
     x = random.standard_normal((rows, cols)).astype(np.float32) * np.float32(2) ** random.randint(-4, 5, (rows, 1))
     x = x.astype(np.float32)
-    implementation = reference(precision)
-    decoded = implementation.decode(implementation.encode(x, precision), precision, x.shape)
+    decoded = reference(precision).decode(_encoded(precision, x), precision, x.shape)
     for row in range(rows):
         for start in range(0, cols, block):
             span = slice(start, min(start + block, cols))
@@ -278,7 +284,7 @@ def thresholds(precision: Precision, seed: int, rows: int) -> F32:
 def _neighbouring_levels(precision: Precision, x: F32, random: np.random.RandomState) -> tuple[Ordinals, Ordinals]:
     """Return, for each row, two neighbouring levels to which its values are decoded."""
     implementation = reference(precision)
-    decoded = implementation.decode(implementation.encode(x, precision), precision, (x.shape[0], x.shape[1]))
+    decoded = implementation.decode(_encoded(precision, x), precision, (x.shape[0], x.shape[1]))
     grids = [np.unique(row) for row in decoded]
     first = [random.randint(max(1, len(grid) - 1)) for grid in grids]
     low = [grid[k] for grid, k in zip(grids, first, strict=True)]
@@ -291,7 +297,7 @@ def _decoded_with(precision: Precision, x: F32, at: tuple[Array, Array], ordinal
     changed = x.copy()
     changed[at] = _of_ordinal(ordinals)
     implementation = reference(precision)
-    parts = implementation.encode(changed, precision)
+    parts = _encoded(precision, changed)
     return implementation.decode(parts, precision, (x.shape[0], x.shape[1]))[at]
 
 

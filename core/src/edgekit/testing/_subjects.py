@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import attrs
 import numpy as np
@@ -84,7 +84,11 @@ class ReferenceQuantizer:
 
     precision: Precision
     claim: str = EXACT
-    traits: ClassVar[Traits] = Traits()
+
+    @property
+    def traits(self) -> Traits:
+        """Some references refuse rows without an importance."""
+        return Traits(needs_importance=reference(self.precision).traits.needs_importance)
 
     def encode(self, x: Array, importance: F32 | None = None) -> Parts:
         """Encode rows [rows, cols] to parts."""
@@ -141,9 +145,9 @@ def backend_subject(name: str, backend: str | None) -> QuantizerSubject:
 
 def encodable(precision: Precision) -> bool:
     """Return whether the reference of a precision can encode; some only decode."""
+    ones = np.ones((1, precision.block or 32), np.float32)
     try:
-        cols = precision.block or 32
-        reference(precision).encode(np.ones((1, cols), np.float32), precision)
+        reference(precision).encode(ones, precision, ones[0])
     except (EdgekitError, NotImplementedError):
         return False
     return True

@@ -1,4 +1,4 @@
-"""GGUF for edgekit: the format, llama.cpp's recipes, and the block types that only decode.
+"""GGUF for edgekit: the format and llama.cpp's recipes.
 
 This module is light: it registers the plugin's objects by name, and imports none of them.
 """
@@ -6,7 +6,6 @@ This module is light: it registers the plugin's objects by name, and imports non
 from __future__ import annotations
 
 from edgekit.plugin.hookspecs import Register, hookimpl
-from edgekit.precision.ggml import GRIDS
 
 edgekit_api = (1, 0)
 
@@ -31,13 +30,6 @@ def edgekit_register_recipes(register: Register) -> None:
 
 
 @hookimpl
-def edgekit_register_precisions(register: Register) -> None:
-    """Register the grid formats, which gguf-py's tables decode."""
-    for kind in GRIDS:
-        register(f"ggml:{kind}", f"edgekit_gguf.iq:{kind}")
-
-
-@hookimpl
 def edgekit_register_commands(register: Register) -> None:
     """Register ``edgekit adapter`` and ``edgekit imatrix``, which write adapters and importance matrices."""
     register("adapter", "edgekit_gguf.commands:adapter")
@@ -49,6 +41,5 @@ __all__ = [
     "edgekit_api",
     "edgekit_register_commands",
     "edgekit_register_formats",
-    "edgekit_register_precisions",
     "edgekit_register_recipes",
 ]

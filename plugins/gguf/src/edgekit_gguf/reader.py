@@ -30,11 +30,9 @@ from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, Res
 from edgekit.files.foreign import shown
 from edgekit.files.memory import shortage
 from edgekit.files.reader import Reader
-from edgekit.precision import Precision, find_precision
-from edgekit.precision.ggml import GRIDS
+from edgekit.precision import find_precision
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
 from edgekit.typing import U8
-from edgekit_gguf import iq
 from edgekit_gguf.metadata import Metadata, Value
 from edgekit_gguf.types import ALIGNMENT, DTYPES, MAGIC, READABLE, RETIRED, TENSOR_TYPES, TensorType, ValueType
 
@@ -381,16 +379,10 @@ def _tensor(info: TensorInfo, reader: Reader) -> AnyTensor:
     return EncodedTensor(
         info.name,
         info.shape,
-        _precision(info.type),
+        find_precision(info.type.precision),
         info.nbytes,
         lambda start, stop: {"blocks": rows(start, stop)},
     )
-
-
-def _precision(kind: TensorType) -> Precision:
-    if kind.name in GRIDS:  # works even if edgekit has not loaded this plugin's registrations
-        return iq.known(kind.name)
-    return find_precision(kind.precision)
 
 
 #: Little-endian numpy dtypes of the plain types.

@@ -18,6 +18,7 @@ import attrs
 from edgekit.architectures import ModelConfig
 from edgekit.architectures.hf import hf_config
 from edgekit.errors import UnsupportedModelError
+from edgekit_mlx.ops import encoder_of
 
 #: Families whose sliding windows mlx-lm ignores: it computes full attention instead.
 _NO_WINDOWS = (
@@ -43,6 +44,7 @@ _CLASSES = {
 MODEL_TYPES = (
     *(_CLASSES.get(family, family) for family in COMPARED),
     *("gemma3_text", "gemma4", "qwen3_5_text", "qwen3_5_moe_text"),
+    "bert",  # which edgekit's runtime computes; mlx-lm has no encoder
 )
 #: The epsilon of mlx-lm's llama4 for queries and keys, whatever the model's is; and up to which the two agree.
 _LLAMA4_EPS, _LLAMA4_CLOSE = 1e-6, 1e-5
@@ -87,8 +89,11 @@ def mlx_config(config: ModelConfig, where: str) -> dict[str, Any]:
         where: the name of the model in messages.
 
     Raises:
-        UnsupportedModelError: mlx-lm does not support the family, or not all of the model; names what is unsupported.
+        UnsupportedModelError: mlx-lm does not support the family, or not all of the model; or the model is an encoder
+            with an operation that edgekit's runtime lacks. Names what is unsupported.
     """
+    if encoder_of(config) is not None:
+        return hf_config(config)
     for problem in _problems(config):
         raise UnsupportedModelError(
             f"{where}: mlx-lm would compute another model: {problem}; run it with another runtime (GGUF, OpenVINO, "
@@ -225,6 +230,13 @@ def note(config: ModelConfig) -> str:
     )
 
 
+def encoder_note(config: ModelConfig) -> str:
+    """Return the note on who runs an encoder for the user; empty for a decoder."""
+    if encoder_of(config) is None:
+        return ""
+    return f"mlx-lm has no encoders: run this {config.family} model with edgekit's runtime mlx (embed)"
+
+
 def _problems(config: ModelConfig) -> Iterator[str]:
     family = config.family
     if family not in COMPARED:
@@ -358,6 +370,7 @@ def without_windows(config: ModelConfig) -> ModelConfig:
 __all__ = [
     "COMPARED",
     "MODEL_TYPES",
+    "encoder_note",
     "faithful_context",
     "mlx_config",
     "norm_note",

@@ -117,6 +117,7 @@ class MlxFormat:
             "mlx_window": families.note(config),
             "mlx_ramp": families.ramp_note(config),
             "mlx_norm": families.norm_note(config),
+            "mlx_encoder": families.encoder_note(config),
         }
         return {kind: sentence for kind, sentence in sentences.items() if sentence}
 

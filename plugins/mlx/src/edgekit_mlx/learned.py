@@ -52,7 +52,7 @@ from edgekit.typing import Array
 from edgekit_mlx.format import MlxFormat
 from edgekit_mlx.library import chosen, core, from_mlx, lm, nn, optimizers, tree_flatten, tree_unflatten
 from edgekit_mlx.modes import BITS, GROUPS, precision_of
-from edgekit_mlx.module import load, refuse_too_large
+from edgekit_mlx.module import load_decoder, refuse_too_large
 from edgekit_mlx.worker import Worker
 
 #: Windows on which results are measured, at most.
@@ -446,7 +446,7 @@ def _learned(
     assert layout.model is not None  # the format's layout refuses a family that is not known
     mx = core()
     refuse_too_large(source, "float32", decoded=True, copies=2)  # the model, and what it is compared with
-    loaded = load(source, "float32", decoded=True)
+    loaded = load_decoder(source, "float32", decoded=True)
     windows, held = text.windows(source, loaded.context)
     module = loaded.module
     before = _logits(module, held)

@@ -1,4 +1,4 @@
-"""Loads an artifact into a module of mlx-lm.
+"""Loads an artifact into a module of mlx-lm; an encoder, which mlx-lm lacks, into a module for `MlxOps`.
 
 edgekit's readers read the weights and check every length and offset, so that native code never maps or parses a file.
 Artifacts of any format can be run and trained if mlx-lm supports the family: quantized weights stay quantized if MLX
@@ -8,20 +8,24 @@ has their precision, and are decoded otherwise.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 import attrs
 import numpy as np
 
+from edgekit.architectures.blocks import NO_PREDICTION, Network, calls
+from edgekit.architectures.ops import Ops
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidFileError, MemoryShortageError, UnsupportedModelError
 from edgekit.files.memory import available, refuse_shortage
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor
 from edgekit.typing import Array
 from edgekit_mlx import families
+from edgekit_mlx.bridge import carried_over
 from edgekit_mlx.format import MlxFormat
 from edgekit_mlx.library import core, has_lm, lm, nn, to_mlx, tree_flatten
 from edgekit_mlx.modes import mode_of
+from edgekit_mlx.ops import MlxOps, encoder_of, leaves, modules_of
 
 #: Dtypes in which a model can be computed.
 DTYPES = ("float32", "float16", "bfloat16")
@@ -32,20 +36,24 @@ class Loaded:
     """A model in memory.
 
     Attributes:
-        module: an ``mlx_lm.models.<type>.Model``.
+        module: an ``mlx_lm.models.<type>.Model``; an encoder's weights by canonical name (`modules_of`).
         context: the largest number of tokens that mlx-lm computes as the model was trained.
         quantized: number of modules with quantized weights.
         dtype: the dtype of the hidden states.
+        encoder: the blocks of an encoder; None for a decoder.
     """
 
     module: Any
     context: int
     quantized: int
     dtype: str
+    encoder: Network | None = None
 
     @property
     def vocab(self) -> int:
         """The number of token ids."""
+        if self.encoder is not None:
+            return self.encoder.vocab
         args = self.module.args
         text = getattr(args, "text_config", None)
         if isinstance(text, Mapping):
@@ -57,6 +65,13 @@ class Loaded:
         """The module that returns the last hidden states [batch, n, width] of token ids [batch, n]."""
         language = getattr(self.module, "language_model", self.module)
         return language.backbone if hasattr(language, "backbone") else language.model
+
+    def states(self, ids: Any) -> Any:
+        """Return the last hidden states [batch, n, width] of whole texts, of token ids [batch, n]."""
+        if self.encoder is None:
+            return self.body(ids)
+        # The operations that `MlxOps` lacks are not needed: `encoder_of` checks that.
+        return self.encoder.states(cast(Ops[Any], MlxOps(leaves(self.module), ids)))
 
 
 def load(artifact: Artifact, dtype: str | None = None, *, decoded: bool = False) -> Loaded:
@@ -78,13 +93,31 @@ def load(artifact: Artifact, dtype: str | None = None, *, decoded: bool = False)
         if artifact.format != "mlx":
             raise
         return _foreign(artifact, dtype)
-    layout = MlxFormat().layout(artifact)
-    config = families.mlx_config(known.config, str(artifact.path))
-    module = _module(config, artifact)
-    tensors = {slot.name: slot.tensor for slot in layout.slots}
+    encoder = encoder_of(known.config)
+    if encoder is not None:
+        module = modules_of(encoder.shapes(), calls(encoder))
+        tensors = {name: carried_over(known.tensors[name]) for name, _ in encoder.shapes()}
+    else:
+        module = _module(families.mlx_config(known.config, str(artifact.path)), artifact)
+        tensors = {slot.name: slot.tensor for slot in MlxFormat().layout(artifact).slots}
     quantized = {} if decoded else {n: t for n, t in tensors.items() if _is_mlx(t)}
     _fill(module, tensors, quantized, dtype, artifact)
-    return Loaded(module, families.faithful_context(known.config), len(quantized), _dtype(module))
+    return Loaded(module, families.faithful_context(known.config), len(quantized), _dtype(module), encoder)
+
+
+def load_decoder(artifact: Artifact, dtype: str | None = None, *, decoded: bool = False) -> Loaded:
+    """Load a model that predicts next tokens, as `load` does.
+
+    Raises:
+        UnsupportedModelError: as `load`; or the model is an encoder, which is refused before anything is read.
+    """
+    try:
+        encoder = encoder_of(artifact.model.config)
+    except UnsupportedModelError:
+        encoder = None  # of a family that only mlx-lm has, or none at all: `load` says which
+    if encoder is not None:
+        raise UnsupportedModelError(f"{artifact.path}: {NO_PREDICTION}")
+    return load(artifact, dtype, decoded=decoded)
 
 
 def _is_mlx(tensor: AnyTensor) -> TypeGuard[EncodedTensor]:
@@ -221,4 +254,4 @@ def _foreign(artifact: Artifact, dtype: str | None) -> Loaded:
     return Loaded(module, int(inner.get("max_position_embeddings") or 4096), count, _dtype(module))
 
 
-__all__ = ["DTYPES", "Loaded", "load", "refuse_too_large"]
+__all__ = ["DTYPES", "Loaded", "load", "load_decoder", "refuse_too_large"]

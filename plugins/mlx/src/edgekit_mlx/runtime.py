@@ -1,8 +1,8 @@
 """Runs MLX models: logits, text, chat and embeddings, with a prompt cache that can be saved to disk.
 
-mlx-lm's modules compute; sampling, stop texts and checks are edgekit's, so that arguments mean the same in every
-runtime. MLX's streams belong to a thread: each runtime computes in a thread of its own, and calls from several threads
-are computed one after the other.
+mlx-lm's modules compute, of encoders `edgekit_mlx.ops`; sampling, stop texts and checks are edgekit's, so that
+arguments mean the same in every runtime. MLX's streams belong to a thread: each runtime computes in a thread of its
+own, and calls from several threads are computed one after the other.
 
 The keys and values of the last sequence are cached: if the next prompt begins with the same tokens, as in a chat, only
 the tokens after the common part are computed.
@@ -19,8 +19,9 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.architectures.blocks import NO_PREDICTION
 from edgekit.artifact import Artifact
-from edgekit.errors import ResourceError, UsageError
+from edgekit.errors import ResourceError, UnsupportedModelError, UsageError
 from edgekit.files.memory import refuse_shortage
 from edgekit.runtime import GenerationOptions, Prompt, Sampling, TextRuntime
 from edgekit.typing import F32
@@ -147,7 +148,8 @@ class MlxRuntime(TextRuntime):
         """
         ids = self.checked_ids(tokens, self._vocab(), batch=True)
         self.room(ids.shape[-1], None)
-        scores: F32 = self._run(lambda: self._float32(self._model().module(core().array(np.atleast_2d(ids)))))
+        module = self._decoder().module
+        scores: F32 = self._run(lambda: self._float32(module(core().array(np.atleast_2d(ids)))))
         return scores.reshape(*ids.shape, -1)
 
     def tokens(
@@ -161,6 +163,7 @@ class MlxRuntime(TextRuntime):
             ResourceError: the device fails to compute, for example for lack of memory.
         """
         ids = self.checked_ids(prompt, self._vocab()).tolist()
+        self._decoder()
         choose = (sampling or Sampling()).sampler(ids)
         return self._continue(ids, self.room(len(ids), max_tokens), choose)
 
@@ -244,7 +247,7 @@ class MlxRuntime(TextRuntime):
         """
         ids = self.checked_ids(self.whole_ids(text), self._vocab())
         self.room(len(ids), None)
-        states = self._run(lambda: self._float32(self._model().body(core().array(ids[None]))))
+        states = self._run(lambda: self._float32(self._model().states(core().array(ids[None]))))
         return self.pooled(states[0])
 
     def save_prompt_cache(self, path: str | Path) -> None:
@@ -292,6 +295,12 @@ class MlxRuntime(TextRuntime):
         if self._loaded is None:
             raise UsageError("the runtime is closed; open the model again")
         return self._loaded
+
+    def _decoder(self) -> Loaded:
+        loaded = self._model()
+        if loaded.encoder is not None:
+            raise UnsupportedModelError(f"{self.artifact.path}: {NO_PREDICTION}")
+        return loaded
 
     def _run(self, work: Callable[[], _T]) -> _T:
         """Return the result of `work`, called in the runtime's thread on its device."""
@@ -355,7 +364,7 @@ class MlxRuntime(TextRuntime):
                 self._cache, self._seen = self._new_cache(), []
 
     def _new_cache(self) -> list[Any]:
-        layers: list[Any] = lm("models.cache").make_prompt_cache(self._model().module)
+        layers: list[Any] = lm("models.cache").make_prompt_cache(self._decoder().module)
         return layers
 
     def _identity(self) -> dict[str, str]:

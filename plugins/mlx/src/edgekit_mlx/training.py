@@ -29,7 +29,7 @@ from edgekit_mlx import adapters, checkpoints
 from edgekit_mlx.checkpoints import Checkpoint
 from edgekit_mlx.examples import Batch, Examples, batches, files_of, order_of, padded, read_examples
 from edgekit_mlx.library import chosen, core, from_mlx, lm, nn, optimizers, tree_flatten, tree_unflatten
-from edgekit_mlx.module import load
+from edgekit_mlx.module import load_decoder
 from edgekit_mlx.prompt_cache import identity
 
 REPORT = "report.json"
@@ -263,7 +263,7 @@ class _Session:
         cls, source: Artifact, options: Training, train: Examples, valid: Examples | None, before: Checkpoint | None
     ) -> _Session:
         mx = core()
-        loaded = load(source)
+        loaded = load_decoder(source)
         mx.random.seed(options.seed)
         layers = _adapt(loaded.module, loaded.quantized, options, source)
         optimizer = optimizers().Adam(learning_rate=options.rate)

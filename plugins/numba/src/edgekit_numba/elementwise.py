@@ -104,9 +104,13 @@ class Numbers:
         """Write the number of one block."""
         self.code.builder.store(number, self.code.builder.gep(self._first, [lane]))
 
+    def get_one(self, lane: Any) -> Any:
+        """Return the number of one block."""
+        return self.code.builder.load(self.code.builder.gep(self._first, [lane]))
+
     def one(self, lane: Any) -> Vector:
         """Return the number of one block, in every lane."""
-        return self.code.broadcast(self.code.builder.load(self.code.builder.gep(self._first, [lane])))
+        return self.code.broadcast(self.get_one(lane))
 
     def get(self) -> Vector:
         """Return all numbers, a block in each lane."""
@@ -141,12 +145,16 @@ class Group:
         code, signs, magnitudes = self.code, Numbers(self.code.i32(0)), Numbers(magnitude)
         with code.where_any(where), code.loop(code.lanes) as lane:
             bits, target = [v.bits() for v in self.elements(lane)], magnitudes.one(lane)
-            chosen = code.word([(b & _MAGNITUDE) == target for b in bits])
-            first = code.builder.and_(chosen, code.builder.neg(chosen))
-            negative = code.builder.and_(first, code.word([b < 0 for b in bits]))
-            is_negative = code.builder.icmp_unsigned("!=", negative, ir.Constant(I32, 0))
-            signs.set_one(lane, code.builder.select(is_negative, ir.Constant(I32, _SIGN), ir.Constant(I32, 0)))
+            signs.set_one(lane, first_sign(code, code.word([(b & _MAGNITUDE) == target for b in bits]), bits))
         return signs.get()
+
+
+def first_sign(code: Code, chosen: Any, bits: Elements) -> Any:
+    """Return the sign bit of the first of the chosen elements, those whose bit in the 32-bit `chosen` is set."""
+    first = code.builder.and_(chosen, code.builder.neg(chosen))
+    negative = code.builder.and_(first, code.word([b < 0 for b in bits]))
+    is_negative = code.builder.icmp_unsigned("!=", negative, ir.Constant(I32, 0))
+    return code.builder.select(is_negative, ir.Constant(I32, _SIGN), ir.Constant(I32, 0))
 
 
 @attrs.frozen
@@ -282,4 +290,4 @@ def emitters() -> list[Emitter]:
     return [Emitter(name, kind) for name, kind in KINDS.items()]
 
 
-__all__ = ["KINDS", "SIZE", "Block", "Elements", "Emitter", "Fit", "Group", "Kind", "Numbers", "emitters"]
+__all__ = ["KINDS", "SIZE", "Block", "Elements", "Emitter", "Fit", "Group", "Kind", "Numbers", "emitters", "first_sign"]

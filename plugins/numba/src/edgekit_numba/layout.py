@@ -42,11 +42,12 @@ def turned(code: Code, pointer: Any, stride: Any, first: Any) -> list[Vector]:
         at = code.builder.gep(pointer, [code.builder.add(first, code.builder.mul(stride, code.index(lane)))])
         return code.builder.load(code.builder.bitcast(at, four), align=4)
 
-    gathered = [_joined(code, [read(lane) for lane in range(k, code.lanes, _FOUR)]) for k in range(_FOUR)]
+    gathered = [joined(code, [read(lane) for lane in range(k, code.lanes, _FOUR)]) for k in range(_FOUR)]
     return [Vector(code, value) for value in _transposed(code, gathered)]
 
 
-def _joined(code: Code, parts: list[Any]) -> Any:
+def joined(code: Code, parts: list[Any]) -> Any:
+    """Concatenate vectors of one length; their number is a power of two."""
     while len(parts) > 1:
         width = parts[0].type.count
         parts = [code.shuffle(a, b, range(2 * width)) for a, b in zip(parts[::2], parts[1::2], strict=True)]
@@ -188,4 +189,4 @@ def bytes_word(codes: Iterable[Vector]) -> Vector:
     return word
 
 
-__all__ = ["Output", "Pick", "across", "bytes_word", "folded", "load", "planes", "turned"]
+__all__ = ["Output", "Pick", "across", "bytes_word", "folded", "joined", "load", "planes", "turned"]

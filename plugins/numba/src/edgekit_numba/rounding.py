@@ -25,6 +25,17 @@ def nearest_int(v: Vector) -> Vector:
     return ((v + _MAGIC).bits() & _MANTISSA) - (1 << 22)
 
 
+def nearest_within(v: Vector, low: int, high: int) -> Vector:
+    """Round to the nearest integer, ties to even, cut off at `low` and `high`, as int32; NaN is undefined.
+
+    The sum is cut off, not `v`: LLVM would compile ``min(v, high) + _MAGIC`` to a comparison and a blend.
+    """
+    total = v + _MAGIC
+    total = select(total < _MAGIC + low, _MAGIC + low, total)
+    total = select(total > _MAGIC + high, _MAGIC + high, total)
+    return total.bits() - _MAGIC_BITS
+
+
 def round_clip(v: Vector, low: int, high: int) -> Vector:
     """``clip(nearest_int(v), low, high)`` as float32.
 
@@ -70,4 +81,4 @@ def from_half(half: Vector) -> Vector:
     return (bits | ((half & 0x8000) << 16)).as_float()
 
 
-__all__ = ["from_half", "nearest_int", "rint", "round_away", "round_clip", "to_half"]
+__all__ = ["from_half", "nearest_int", "nearest_within", "rint", "round_away", "round_clip", "to_half"]

@@ -79,6 +79,8 @@ class GraphOps:
         self._remembers = remembers
         self.tensors: Mapping[str, tuple[int, ...]] = weights.shapes
         self._sums: dict[str, tuple[str, str]] = {}
+        self._flat: dict[str, str] = {}
+        self._apart: set[str] = set()
         self._turns: dict[int, tuple[str, str]] = {}
         self._masks: dict[Attend, str] = {}
         self._layers: dict[int, tuple[Remembered, Remembered]] = {}
@@ -90,10 +92,17 @@ class GraphOps:
     # Names.
 
     def real(self, value: Value) -> str:
-        """Return the name of a value; a sum is computed only now, since a norm may compute it in the same node."""
+        """Return the name of a value, whose node may be added only now.
+
+        A norm may compute a sum in the same node, and heads may be used side by side, as they were before `heads`.
+        """
         if value.name in self._sums:
             a, b = self._sums.pop(value.name)
             self.builder.op("Add", a, b, output=value.name)
+        elif value.name in self._apart:
+            self._apart.remove(value.name)
+            shape = self.builder.ints([0, 0, value.heads, value.width])
+            self.builder.op("Reshape", self._flat[value.name], shape, output=value.name)
         return value.name
 
     def _once(self, key: str, make: Callable[[], str]) -> str:
@@ -145,7 +154,7 @@ class GraphOps:
             outputs = [builder.fresh("SkipSimplifiedLayerNormalization"), "", "", x.name]
             kind = "SkipSimplifiedLayerNormalization"
             return builder.several(kind, (a, b, weight), outputs, "com.microsoft", epsilon=eps)[0]
-        return builder.op("SimplifiedLayerNormalization", x.name, weight, axis=-1, epsilon=eps, stash_type=1)
+        return builder.op("SimplifiedLayerNormalization", self.real(x), weight, axis=-1, epsilon=eps, stash_type=1)
 
     def _normalized(self, x: str, eps: float) -> str:
         builder = self.builder
@@ -240,13 +249,18 @@ class GraphOps:
 
     def heads(self, x: Value, count: int) -> Value:
         """See `Ops.heads`; [batch, n, count, head_dim]."""
-        size = x.width // count
-        return Value(self._reshaped(self.real(x), [0, 0, count, size]), size, count)
+        return self._heads(self.real(x), count, x.width // count)
+
+    def _heads(self, flat: str, count: int, size: int) -> Value:
+        name = self.builder.fresh("Reshape")
+        self._flat[name] = flat
+        self._apart.add(name)
+        return Value(name, size, count)
 
     def joined(self, x: Value) -> Value:
         """See `Ops.joined`."""
         width = x.heads * x.width
-        return Value(self._reshaped(self.real(x), [0, 0, width]), width)
+        return Value(self._flat.get(x.name) or self._reshaped(self.real(x), [0, 0, width]), width)
 
     def _reshaped(self, name: str, shape: list[int]) -> str:
         return self.builder.op("Reshape", name, self.builder.ints(shape))
@@ -271,7 +285,7 @@ class GraphOps:
                 rotary_embedding_dim=rope.dim if rope.dim < x.width else 0,
                 interleaved=int(rope.neighbours),
             )
-            return attrs.evolve(x, name=self._reshaped(turned, [0, 0, x.heads, x.width]))
+            return self._heads(turned, x.heads, x.width)
         return attrs.evolve(x, name=self._rotated(x, rope, cos, sin))
 
     def _places(self) -> str:

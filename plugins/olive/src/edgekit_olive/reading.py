@@ -33,6 +33,8 @@ from edgekit_olive.weights import EXPERT
 
 #: Largest size in bytes of a graph without its weights' file: protobuf's limit.
 LIMIT = (2 << 30) - 1
+#: Characters of a constant's name in messages.
+_LONGEST = 120
 _SUFFIXES = (".B", ".codes", ".rows")
 _DTYPES = {name: dtype for dtype, name in ELEMENTS.items()}
 
@@ -110,7 +112,7 @@ def parse(path: Path) -> Parsed:
     for tensor in proto.graph.initializer:
         constant = _constant(tensor, path, files)
         if constant.name in constants:
-            raise InvalidFileError(f"{path}: two constants are called {readable(constant.name)}; {CURE}")
+            raise InvalidFileError(f"{path}: two constants are called {_named(constant.name)}; {CURE}")
         constants[constant.name] = constant
     return Parsed(path, proto, constants, tuple(path.parent / name for name in files))
 
@@ -145,10 +147,15 @@ def _check_opsets(proto: Any, path: Path) -> None:
             )
 
 
+def _named(name: str) -> str:
+    """Return a name for messages, which have one line and are short."""
+    return readable(name) if name.isprintable() and len(name) <= _LONGEST else shown(name)
+
+
 def _constant(tensor: Any, path: Path, files: dict[str, Reader]) -> Constant:
     library = onnx()
     name, shape = tensor.name, tuple(tensor.dims)
-    where = f"{path}: constant {readable(name)}"
+    where = f"{path}: constant {_named(name)}"
     if any(size < 0 for size in shape) or math.prod(shape) >= 1 << 62:
         raise InvalidFileError(f"{where} has the shape {list(shape)}; {CURE}")
     try:
@@ -181,7 +188,7 @@ def _typed(tensor: Any, where: str) -> bytes:
 
 
 def _external(tensor: Any, element: str, shape: tuple[int, ...], path: Path, files: dict[str, Reader]) -> Constant:
-    where = f"{path}: constant {readable(tensor.name)}"
+    where = f"{path}: constant {_named(tensor.name)}"
     given = {entry.key: entry.value for entry in tensor.external_data}
     location = given.get("location", "")
     if location not in files:
@@ -334,12 +341,13 @@ def _native(dtype: str) -> Any:
 
 def _quantized(parsed: Parsed) -> Iterator[_Weight]:
     """Yield the weights that operators decode."""
-    casts = {node.output[0]: node.input[0] for node in parsed.proto.graph.node if node.op_type == "Cast"}
+    nodes = [node for node in parsed.proto.graph.node if node.input and node.output]
+    casts = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Cast"}
 
     def constant(name: str) -> Constant | None:
         return parsed.constants.get(casts.get(name, name))
 
-    for node in parsed.proto.graph.node:
+    for node in nodes:
         given = {attribute.name: attribute.i for attribute in node.attribute}
         inputs = [constant(name) for name in node.input]
         weight: _Weight | None = None

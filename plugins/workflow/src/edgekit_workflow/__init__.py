@@ -28,8 +28,10 @@ def edgekit_register_commands(register: Register) -> None:
 
 @hookimpl
 def edgekit_register_packagers(register: Register) -> None:
-    """Register the packagers for containers, clusters and Ollama."""
+    """Register the packagers for containers, clusters, Ollama and phones."""
+    register("android", "edgekit_workflow.mobile:Android")
     register("docker", "edgekit_workflow.packaging:Docker")
+    register("ios", "edgekit_workflow.mobile:Ios")
     register("kubernetes", "edgekit_workflow.packaging:Kubernetes")
     register("ollama", "edgekit_workflow.packaging:Ollama")
 

@@ -73,6 +73,7 @@ class Measurement:
         tokens_per_cpu_second: tokens for each second of one processor's time after the first token: less than
             `tokens_per_second` with several threads, and unmoved by other programs that keep the processor busy.
         p50, p95, p99: latency in seconds of a token after the first, over all repeats.
+        latencies: the seconds of each token after the first, by repeat; empty for encoders.
         peak_memory: most bytes resident at any time: libraries, weights and states.
         before: bytes resident before the artifact was loaded, with Python and edgekit alone.
         joules_per_token: energy of the processor's package, where the system shows it (Linux's powercap); else None.
@@ -98,6 +99,7 @@ class Measurement:
     peak_memory: int
     before: int
     joules_per_token: float | None = None
+    latencies: tuple[tuple[float, ...], ...] = ()
 
 
 def measure(
@@ -165,6 +167,7 @@ def measure(
         peak_memory=raw["peak"],
         before=raw["before"],
         joules_per_token=raw["joules"] / (len(flat) + len(gaps)) if flat and raw["joules"] else None,
+        latencies=tuple(map(tuple, gaps)) if flat else (),
     )
 
 

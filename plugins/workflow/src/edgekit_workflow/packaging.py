@@ -62,7 +62,7 @@ class Docker:
         chosen = _name(source, name)
         contents = {"Dockerfile": dockerfile(source, image), ".dockerignore": "README.md\n*.yaml\n"}
         command = f"docker build -t {chosen} . && docker run --rm -p {PORT}:{PORT} -e EDGEKIT_API_KEY {chosen}"
-        return _written(self.name, source, to, contents, command)
+        return write_package(self.name, to, _copies(source), contents, command)
 
 
 class Kubernetes:
@@ -111,9 +111,8 @@ class Kubernetes:
         }
         secret = f'kubectl create secret generic {chosen} --from-literal=key="$EDGEKIT_API_KEY"'
         build = f"docker build -t {pulled} . && docker push {pulled}"
-        return _written(
-            self.name, source, to, contents, f"{build} && {secret} && kubectl apply -f deployment.yaml -f service.yaml"
-        )
+        command = f"{build} && {secret} && kubectl apply -f deployment.yaml -f service.yaml"
+        return write_package(self.name, to, _copies(source), contents, command)
 
 
 class Ollama:
@@ -134,16 +133,30 @@ class Ollama:
             UnsupportedModelError: the source is no single GGUF file.
             UsageError: the name or the context is malformed, or the target is not empty.
         """
-        if source.format != "gguf" or len(source.files) != 1:
-            raise UnsupportedModelError(
-                f"{source.path}: Ollama runs one GGUF file, this is {source.format}; write one: "
-                f"edgekit quantize {source.path} Q4_K_M --to model.gguf"
-            )
+        model = one_gguf(source, "Ollama")
         if context is not None and (type(context) is not int or context < 1):
             raise UsageError(f"context {context!r:.40}; choose 1 or more")
         chosen = _name(source, name)
         command = f"ollama create {chosen} -f Modelfile && ollama run {chosen}"
-        return _written(self.name, source, to, {"Modelfile": modelfile(context)}, command)
+        return write_package(self.name, to, {"model.gguf": model}, {"Modelfile": modelfile(context)}, command)
+
+
+def one_gguf(source: Artifact, who: str) -> Path:
+    """Return the file of a source that is one GGUF file.
+
+    Args:
+        source: to package.
+        who: runs it, for the message.
+
+    Raises:
+        UnsupportedModelError: it is of another format, or several files.
+    """
+    if source.format != "gguf" or len(source.files) != 1:
+        raise UnsupportedModelError(
+            f"{source.path}: {who} runs one GGUF file, this is {source.format}; write one: "
+            f"edgekit quantize {source.path} Q4_K_M --to model.gguf"
+        )
+    return source.files[0]
 
 
 def modelfile(context: int | None) -> str:
@@ -262,9 +275,7 @@ def _target(source: Artifact) -> str:
     return f"model{source.path.suffix}" if source.path.is_file() else ""
 
 
-def _copies(source: Artifact, server: str) -> dict[str, Path]:
-    if server == "ollama":
-        return {"model.gguf": source.files[0]}
+def _copies(source: Artifact) -> dict[str, Path]:
     if source.path.is_file():
         if len(source.files) != 1:
             raise UnsupportedModelError(f"{source.path}: it has {len(source.files)} files; convert it to a single one")
@@ -272,10 +283,23 @@ def _copies(source: Artifact, server: str) -> dict[str, Path]:
     return {f"model/{file.relative_to(source.path)}": file for file in source.files}
 
 
-def _written(server: str, source: Artifact, to: Path, contents: dict[str, str], command: str) -> Package:
-    """Write a package, whole or not at all."""
-    copies = _copies(source, server)
-    readme = f"# {server}\n\n{NOT_RUN}.\n\n    {command}\n"
+def write_package(
+    server: str, to: Path, copies: Mapping[str, Path], contents: Mapping[str, str], command: str, note: str = NOT_RUN
+) -> Package:
+    """Write a package, whole or not at all.
+
+    Args:
+        server: the packager's name.
+        to: the directory.
+        copies: the files that are copied, by their paths in the package.
+        contents: the texts of the others.
+        command: that uses it.
+        note: what of it was not run; for the README and the user.
+
+    Raises:
+        UsageError, ResourceError, LockedError: about the target.
+    """
+    readme = f"# {server}\n\n{note}.\n\n    {command}\n"
     texts = {**contents, "README.md": readme, PACKAGE_MANIFEST: package_manifest(server)}
     directory = AtomicDirectory(to)
     try:
@@ -285,11 +309,13 @@ def _written(server: str, source: Artifact, to: Path, contents: dict[str, str], 
                 (directory.path / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, directory.path / name)
         for name, text in texts.items():
+            with writing(to):
+                (directory.path / name).parent.mkdir(parents=True, exist_ok=True)
             directory.write(name, text.encode())
         directory.commit()
     finally:
         directory.close(keep=False)
-    return Package(to, tuple(sorted((*texts, *copies))), command, (NOT_RUN,))
+    return Package(to, tuple(sorted((*texts, *copies))), command, (note,))
 
 
 __all__ = [
@@ -303,5 +329,7 @@ __all__ = [
     "deployment",
     "dockerfile",
     "modelfile",
+    "one_gguf",
     "service",
+    "write_package",
 ]

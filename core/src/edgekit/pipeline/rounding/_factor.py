@@ -23,7 +23,8 @@ from edgekit.typing import F32, F64, Indices
 
 #: Added to the diagonal, in units of its mean.
 DAMPING = 0.003
-_BLOCK = 64
+#: Rows of the factor that are computed at once, and those of them that are subtracted one by one.
+_BLOCK, _INNER = 64, 8
 _TRIES = 8
 
 
@@ -79,14 +80,26 @@ def _cholesky(h: F64, accumulate: Accumulate) -> F64 | None:
         stop = min(start + _BLOCK, size)
         block = h[start:stop, start:].copy()
         accumulate(block, -upper[:start, start:stop], upper[:start, start:])
-        for j in range(stop - start):
-            pivot = block[j, j]
-            if not pivot > 0:
+        for first in range(start, stop, _INNER):
+            last = min(first + _INNER, stop)
+            inner = block[first - start : last - start, first - start :]
+            # The order of each element's differences is that of the rows, however they are grouped.
+            accumulate(inner, -upper[start:first, first:last], upper[start:first, first:])
+            if not _eliminate(inner, upper[first:last, first:]):
                 return None
-            row = block[j, j:] / np.sqrt(pivot)
-            upper[start + j, start + j :] = row
-            block[j + 1 :, j:] -= row[1 : stop - start - j, None] * row
     return upper
+
+
+def _eliminate(block: F64, upper: F64) -> bool:
+    """Write the rows [n, m] of the factor, from what is left of the rows of the matrix; False if it is indefinite."""
+    for j in range(len(block)):
+        pivot = block[j, j]
+        if not pivot > 0:
+            return False
+        row = block[j, j:] / np.sqrt(pivot)
+        upper[j, j:] = row
+        block[j + 1 :, j:] -= row[1 : len(block) - j, None] * row
+    return True
 
 
 def spread(factor: F64) -> F32:

@@ -7,6 +7,8 @@ float64 whatever the order in which BLAS takes it. The sums of the pieces are ad
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from typing import TypeVar
@@ -15,17 +17,45 @@ import attrs
 import numpy as np
 
 from edgekit.pipeline.rounding._kernels import MOST, Kernels
-from edgekit.typing import F32, I16
+from edgekit.typing import F32, I16, U8, Array
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 #: Rows that one thread works on.
 ROWS = 1024
+#: Bytes from which memory is used again: the C library keeps smaller pieces itself.
+_LARGE = 1 << 22
+#: Arrays whose memory is kept at most.
+_MOST_KEPT = 12
 #: Rows that are turned at once: they stay in a cache.
 _TURNED = 128
+#: Rows of a product that get their scales at once: they stay in a cache.
+_SCALED = 64
 #: Rows whose largest magnitude is below are zeros.
 _TINY = np.float32(1e-30)
+
+
+@attrs.frozen(eq=False)
+class Scratch:
+    """Memory of large arrays that is used again, since the system clears every page that it hands out anew.
+
+    An array's memory is used again when no array refers to it any more. Only one thread may ask for arrays.
+    """
+
+    _kept: list[U8] = attrs.field(factory=list, init=False, repr=False)
+
+    def array(self, shape: tuple[int, ...], dtype: type[np.generic]) -> Array:
+        """Return an array with any values."""
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        for place in range(len(self._kept)):
+            # 2: the list's reference, and the call's own
+            if self._kept[place].nbytes == nbytes and sys.getrefcount(self._kept[place]) == 2:
+                return self._kept[place].view(dtype).reshape(shape)
+        if nbytes >= _LARGE and len(self._kept) < _MOST_KEPT:
+            self._kept.append(np.empty(nbytes, np.uint8))
+            return self._kept[-1].view(dtype).reshape(shape)
+        return np.empty(shape, dtype)
 
 
 @attrs.frozen(eq=False)
@@ -56,19 +86,30 @@ class Integers:
         return cls(values, scale)
 
     @classmethod
-    def of_columns(cls, x: F32, pool: Executor | None = None) -> Integers:
-        """The columns of x [rows, cols]: values [cols, rows], scale [cols]."""
+    def of_columns(cls, x: F32, pool: Executor | None = None, scratch: Scratch | None = None) -> Integers:
+        """The columns of x [rows, cols]: values [cols, rows], scale [cols]; `scratch` gives the memory."""
         starts = range(0, len(x), _TURNED)
-        parts = spread_out(pool, lambda start: np.abs(x[start : start + _TURNED]).max(axis=0), starts)
+        parts = spread_out(pool, lambda start: _largest(x[start : start + _TURNED]), starts)
         scale, inverse = _scales(np.max(parts, axis=0))
-        values = np.zeros((x.shape[1], len(x) + len(x) % 2), np.int16)
+        values = (scratch or Scratch()).array((x.shape[1], len(x) + len(x) % 2), np.int16)
+        words = values.view(np.int32)
 
         def turn(start: int) -> None:
-            rows = _finite(x[start : start + _TURNED], scale)
-            values[:, start : start + len(rows)] = np.rint(rows * inverse).astype(np.int16).T
+            rows = np.rint(_finite(x[start : start + _TURNED], scale) * inverse).astype(np.int32)
+            if len(rows) % 2:
+                rows = np.concatenate([rows, np.zeros_like(rows[:1])])
+            # Two rows are turned as the halves of one word; which half is which does not matter to a sum.
+            pairs = (rows[0::2] & np.int32(0xFFFF)) | (rows[1::2] << np.int32(16))
+            words[:, start // 2 : start // 2 + len(pairs)] = pairs.T
 
         spread_out(pool, turn, starts)
         return cls(values, scale)
+
+
+def _largest(x: F32) -> F32:
+    """The largest magnitude of each column; NaN for one with a NaN."""
+    largest: F32 = np.maximum(x.max(axis=0), -x.min(axis=0))
+    return largest
 
 
 def _scales(largest: F32) -> tuple[F32, F32]:
@@ -86,15 +127,20 @@ def _finite(x: F32, scale: F32) -> F32:
     return np.where(unknown, np.float32(0), x) if unknown.any() else x
 
 
-def product(b: Integers, a: Integers, kernels: Kernels, pool: Executor | None = None) -> F32:
-    """``b a^T``, float32 [rows of b, rows of a]."""
-    out = np.zeros((len(b.values), len(a.values)), np.float32)
+def product(
+    b: Integers, a: Integers, kernels: Kernels, pool: Executor | None = None, scratch: Scratch | None = None
+) -> F32:
+    """``b a^T``, float32 [rows of b, rows of a]; `scratch` gives the memory."""
+    out: F32 = (scratch or Scratch()).array((len(b.values), len(a.values)), np.float32)
 
     def part(start: int) -> None:
-        rows = slice(start, start + ROWS)
-        kernels.multiply(out[rows], b.values[rows], a.values)
-        out[rows] *= b.scale[rows, None]
-        out[rows] *= a.scale
+        stop = min(start + ROWS, len(out))
+        out[start:stop] = 0
+        kernels.multiply(out[start:stop], b.values[start:stop], a.values)
+        for first in range(start, stop, _SCALED):
+            rows = slice(first, min(first + _SCALED, stop))
+            out[rows] *= b.scale[rows, None]
+            out[rows] *= a.scale
 
     spread_out(pool, part, range(0, len(out), ROWS))
     return out
@@ -125,4 +171,4 @@ def spread_out(pool: Executor | None, function: Callable[[_T], _R], given: Itera
     return list(map(function, given) if pool is None else pool.map(function, given))
 
 
-__all__ = ["Integers", "mean_product", "product", "spread_out"]
+__all__ = ["Integers", "Scratch", "mean_product", "product", "spread_out"]

@@ -25,7 +25,7 @@ from edgekit.architectures.forward import KVCache, Transformer, visible
 from edgekit.architectures.numpy_ops import NumpyOps
 from edgekit.architectures.ops import Activation, Attend, Gate
 from edgekit.architectures.rope import Rope, Rotation
-from edgekit.pipeline.rounding._integers import Integers, product, spread_out
+from edgekit.pipeline.rounding._integers import Integers, Scratch, product, spread_out
 from edgekit.pipeline.rounding._kernels import NUMPY, Accumulate, Kernels
 from edgekit.typing import F32, Array, Bools, Ints
 
@@ -116,10 +116,12 @@ class IntegerOps(NumpyOps):
     Attributes:
         kernels: the arithmetic.
         threads: its threads; None computes on the caller's.
+        scratch: the memory of products.
     """
 
     kernels: Kernels = NUMPY
     threads: Executor | None = None
+    scratch: Scratch | None = None
     #: The last input of a product and its integers: the next product often has the same.
     _last: list[tuple[F32, Integers]] = attrs.field(factory=list, init=False, repr=False)
 
@@ -129,7 +131,7 @@ class IntegerOps(NumpyOps):
         if weights.observe is not None:
             weights.observe(f"{name}.weight", rows)
         matrix = Integers.of_rows(weights.values(f"{name}.weight"), self.threads)
-        out = product(self._integers(x, rows), matrix, self.kernels, self.threads)
+        out = product(self._integers(x, rows), matrix, self.kernels, self.threads, self.scratch)
         if f"{name}.bias" in weights.tensors:
             out += weights.values(f"{name}.bias")
         return out.reshape(*x.shape[:-1], -1)
@@ -138,6 +140,18 @@ class IntegerOps(NumpyOps):
         if not self._last or self._last[0][0] is not x:
             self._last[:] = [(x, Integers.of_rows(rows, self.threads))]
         return self._last[0][1]
+
+    def rms_norm(self, x: F32, eps: float, name: str | None = None) -> F32:
+        """See `Ops.rms_norm`; some rows at a time, which stay in a cache."""
+        rows, out = x.reshape(-1, x.shape[-1]), np.empty(x.shape, np.float32)
+        flat, step = out.reshape(rows.shape), max(1, _AT_ONCE // max(1, x.shape[-1]))
+
+        def part(start: int) -> None:
+            piece = slice(start, start + step)
+            flat[piece] = super(IntegerOps, self).rms_norm(rows[piece], eps, name)
+
+        spread_out(self.threads, part, range(0, len(rows), step))
+        return out
 
     def activate(self, kind: Activation, x: F32) -> F32:
         """See `Ops.activate`."""
@@ -224,7 +238,9 @@ class OrderedOps(IntegerOps):
                 scores = self.softcap(scores, how.softcap)
             by_head = scores.reshape(last - first, heads, stop - start)
             hidden = _hidden(m - n + start - first, last - first, how.window)
-            np.copyto(by_head, -np.inf, where=hidden.T[:, None])
+            # Without a window, every query sees the keys before the first query.
+            some = 0 if how.window is not None else m - n + start - first
+            np.copyto(by_head[some:], -np.inf, where=hidden.T[some:, None])
             scores -= scores.max(axis=0)
             self.kernels.exponential(scores)
             mixed = np.zeros((len(scaled), values.shape[1]), np.float32)
@@ -251,14 +267,16 @@ class IntegerTransformer(Transformer):
     Attributes:
         kernels: the arithmetic.
         threads: its threads; None computes on the caller's.
+        scratch: the memory of products.
     """
 
     kernels: Kernels = NUMPY
     threads: Executor | None = None
+    scratch: Scratch | None = None
 
     def ops(self, tokens: Ints, past: KVCache) -> NumpyOps:
         """Return the operations of one step for token ids [n] after the cached ones."""
-        return IntegerOps(self.weights, past, tokens, kernels=self.kernels, threads=self.threads)
+        return IntegerOps(self.weights, past, tokens, kernels=self.kernels, threads=self.threads, scratch=self.scratch)
 
 
 @attrs.frozen(eq=False)
@@ -267,7 +285,7 @@ class OrderedTransformer(IntegerTransformer):
 
     def ops(self, tokens: Ints, past: KVCache) -> NumpyOps:
         """Return the operations of one step for token ids [n] after the cached ones."""
-        return OrderedOps(self.weights, past, tokens, kernels=self.kernels, threads=self.threads)
+        return OrderedOps(self.weights, past, tokens, kernels=self.kernels, threads=self.threads, scratch=self.scratch)
 
 
 __all__ = ["IntegerOps", "IntegerTransformer", "OrderedOps", "OrderedTransformer", "exp", "tanh", "threaded", "turns"]

@@ -21,7 +21,7 @@ import numpy as np
 from edgekit.architectures import Model
 from edgekit.architectures.forward import Observe
 from edgekit.errors import NonFiniteError
-from edgekit.pipeline.rounding._integers import Integers, mean_product
+from edgekit.pipeline.rounding._integers import Integers, Scratch, mean_product
 from edgekit.pipeline.rounding._kernels import NUMPY, Accumulate, Kernels
 from edgekit.pipeline.rounding._matrix import Metric, round_matrix
 from edgekit.pipeline.rounding._ordered import OrderedTransformer, threaded
@@ -62,6 +62,7 @@ class Walk:
         others: the tensors that are quantized without feedback, decoded, by canonical name; the quantized model uses
             them.
         known: reads the matrices that an interrupted run has rounded, by canonical name; they are not rounded again.
+        scratch: the memory of large arrays.
     """
 
     model: Model
@@ -71,6 +72,7 @@ class Walk:
     kernels: Kernels = NUMPY
     others: Mapping[str, AnyTensor] = attrs.field(factory=dict)
     known: Mapping[str, Callable[[], QuantizedTensor]] = attrs.field(factory=dict)
+    scratch: Scratch = attrs.field(factory=Scratch, init=False, repr=False)
 
     def run(self, progress: Callable[[int, int, str], None] | None = None) -> Iterator[tuple[str, QuantizedTensor]]:
         """Yield the canonical name and the rounded tensor of each matrix, in the order of the forward pass."""
@@ -105,7 +107,7 @@ class Walk:
     ) -> OrderedTransformer:
         """Return the model with the given tensors, each decoded anew when it is used unless they are kept."""
         model = Model(self.model.config, tensors)
-        return OrderedTransformer(model, keep, observe, kernels=self.kernels, threads=self.pool)
+        return OrderedTransformer(model, keep, observe, kernels=self.kernels, threads=self.pool, scratch=self.scratch)
 
     def _embedding(self) -> QuantizedTensor | None:
         """Return the embedding, rounded, if it is the output matrix too; else None.
@@ -203,7 +205,7 @@ class _Layer:
         """Compute the metric, the importance and the input error for a group of matrices with the same inputs."""
         walk, lost = self.walk, self.inputs[group]
         self._group, self._lost = group, None
-        turned = Integers.of_columns(x, walk.pool)
+        turned = Integers.of_columns(x, walk.pool, walk.scratch)
         if not np.isfinite(turned.scale).all():
             raise NonFiniteError(f"the input of {group} is not finite after the layers before are quantized")
         moment = mean_product(turned, turned, len(x), walk.kernels, walk.pool)
@@ -211,7 +213,8 @@ class _Layer:
         self._metric = Metric.of(moment, walk.wide)
         lost -= x  # the original's inputs are not needed any more
         if lost.any():
-            self._lost = mean_product(Integers.of_columns(lost, walk.pool), turned, len(x), walk.kernels, walk.pool)
+            columns = Integers.of_columns(lost, walk.pool, walk.scratch)
+            self._lost = mean_product(columns, turned, len(x), walk.kernels, walk.pool)
 
     def _target(self, weights: F32) -> F32:
         """Return the values to round, float32 [rows, cols]: the weights, corrected for the error of the inputs."""

@@ -5,20 +5,30 @@ the type's layout as a numpy structured dtype and works on blocks [blocks, eleme
 blocks, and blocks into chunks that fit in the cache.
 
 Bit-exact with ggml compiled without contraction of floating-point operations (no FMA in libggml-base, the default on
-x86-64), for every finite and infinite input.
+x86-64), for every finite and infinite input. The grid types (`GRIDS`) are, too, wherever ggml returns bytes:
+it aborts the process where no point of a grid is at a finite distance; there the scale d is infinite here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import ClassVar, Protocol
 
+import attrs
 import numpy as np
 
+from edgekit.errors import UsageError
 from edgekit.numerics.blocks import row_chunks
 from edgekit.precision import Precision
 from edgekit.reference._traits import Traits
 from edgekit.reference.ggml import (
+    iq1_m,
+    iq1_s,
+    iq2_s,
+    iq2_xs,
+    iq2_xxs,
+    iq3_s,
+    iq3_xxs,
     iq4_nl,
     iq4_xs,
     mxfp4,
@@ -95,11 +105,31 @@ TYPES: dict[str, BlockType] = {
     "Q1_0": q1_0,
     "Q2_0": q2_0,
 }
+#: The types whose codes lie on a grid. Those with ``NEEDS_IMPORTANCE`` are not encoded without an importance matrix.
+GRIDS: dict[str, BlockType] = {
+    "IQ3_S": iq3_s,
+    "IQ3_XXS": iq3_xxs,
+    "IQ2_S": iq2_s,
+    "IQ2_XS": iq2_xs,
+    "IQ2_XXS": iq2_xxs,
+    "IQ1_M": iq1_m,
+    "IQ1_S": iq1_s,
+}
+_ALL = TYPES | GRIDS
 
 
 def encode(x: F32, precision: Precision, importance: F32 | None = None) -> dict[str, Array]:
-    """Encode rows [rows, cols] to the bytes that ggml writes."""
-    kind = TYPES[precision.kind]
+    """Encode rows [rows, cols] to the bytes that ggml writes.
+
+    Raises:
+        UsageError: the type needs an importance matrix, and there is none.
+    """
+    kind = _ALL[precision.kind]
+    if importance is None and needs_importance(precision.kind):
+        raise UsageError(
+            f"{precision.name} cannot be encoded without an importance matrix; make one with `edgekit imatrix` "
+            "and pass it on (--imatrix FILE, importance=), or choose ggml:IQ2_S or ggml:Q2_K"
+        )
     blocks = x.reshape(-1, kind.SIZE)
     out = np.empty((len(blocks), kind.LAYOUT.itemsize), np.uint8)
     with np.errstate(all="ignore"):
@@ -111,7 +141,7 @@ def encode(x: F32, precision: Precision, importance: F32 | None = None) -> dict[
 
 def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, int]) -> F32:
     """Decode to float32 [rows, cols], as ggml's ``to_float`` does."""
-    kind = TYPES[precision.kind]
+    kind = _ALL[precision.kind]
     blocks = _structured(parts, kind)
     out = np.empty((len(blocks), kind.SIZE), np.float32)
     with np.errstate(all="ignore"):
@@ -122,7 +152,7 @@ def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, i
 
 def bound(x: F32, parts: Mapping[str, Array], precision: Precision) -> F64:
     """Return the block type's bound of the error of each element; its docstring derives it."""
-    kind = TYPES[precision.kind]
+    kind = _ALL[precision.kind]
     values, blocks = x.reshape(-1, kind.SIZE), _structured(parts, kind)
     out = np.empty(values.shape, np.float64)
     with np.errstate(all="ignore"):
@@ -133,11 +163,18 @@ def bound(x: F32, parts: Mapping[str, Array], precision: Precision) -> F64:
 
 def overflowed(parts: Mapping[str, Array], precision: Precision) -> str:
     """Return the name of a field whose float16 scale is not finite in some block; empty if there is none."""
-    blocks = _structured(parts, TYPES[precision.kind])
+    blocks = _structured(parts, _ALL[precision.kind])
+    if precision.kind == "IQ1_M":  # its d lies in pieces in the scales
+        return "" if np.isfinite(iq1_m.scale_of(blocks)).all() else "scale d"
     for field, (dtype, *_) in (blocks.dtype.fields or {}).items():
         if dtype == np.float16 and not np.isfinite(blocks[field]).all():
             return f"scale {field}"
     return ""
+
+
+def needs_importance(kind: str) -> bool:
+    """Return whether a type is not encoded without an importance matrix, as ggml does not."""
+    return getattr(_ALL[kind], "NEEDS_IMPORTANCE", False)
 
 
 def _structured(parts: Mapping[str, Array], kind: BlockType) -> Blocks:
@@ -169,4 +206,50 @@ traits = Traits(
     overflowed=overflowed,
 )
 
-__all__ = ["TYPES", "BlockType", "bound", "decode", "encode", "overflowed", "traits"]
+
+@attrs.frozen
+class GridReference:
+    """The reference of the grid types; see `edgekit.reference.Reference`.
+
+    Attributes:
+        traits: of these types.
+    """
+
+    traits: Traits
+    TYPES: ClassVar[dict[str, BlockType]] = GRIDS
+
+    encode = staticmethod(encode)
+    decode = staticmethod(decode)
+    bound = staticmethod(bound)
+
+
+def grid_reference(kind: str) -> GridReference:
+    """Return the reference of a grid type."""
+    return _GRID_REFERENCES[needs_importance(kind)]
+
+
+_GRID_REFERENCES = [
+    GridReference(
+        Traits(
+            proof=traits.proof,
+            bound="the distance to the farthest value that its sub-block can hold",
+            overflowed=overflowed,
+            needs_importance=needed,
+        )
+    )
+    for needed in (False, True)
+]
+
+__all__ = [
+    "GRIDS",
+    "TYPES",
+    "BlockType",
+    "GridReference",
+    "bound",
+    "decode",
+    "encode",
+    "grid_reference",
+    "needs_importance",
+    "overflowed",
+    "traits",
+]

@@ -94,6 +94,8 @@ def _row(label: str, seed: int, cols: int) -> F32:
 
 def questions(precision: Precision) -> list[tuple[str, str | None]]:
     """Which inputs a precision is asked, each with the importance or without."""
+    if reference(precision).traits.needs_importance:
+        return [("mixed", "importance")]
     asked: list[tuple[str, str | None]] = [("mixed" if precision.rowwise else "plain", None)]
     if not precision.rowwise and precision.granularity != "tensor":
         asked.insert(0, ("mixed", None))

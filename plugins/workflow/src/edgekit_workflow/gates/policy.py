@@ -69,7 +69,9 @@ class Robustness:
     """What the artifact is run with."""
 
     repeats: int = _count(2, "how often the same prompt is answered; all answers have to be equal")
-    requests: int = _count(8, "how many other requests, half of them abandoned, must not change an answer")
+    requests: int = _count(
+        8, "how many other requests, four at a time, half of them abandoned, must not change an answer"
+    )
     tokens: int = _count(8, "tokens of an answer")
 
 

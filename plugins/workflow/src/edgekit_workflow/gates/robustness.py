@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ ODD_PROMPTS = ("é", "日本", "👩\u200d🚀", "\x00\t\n", "<|end|></s>", "{{ 
 REFUSED: tuple[str | list[int], ...] = ([], "\ud800", [-1], [1 << 40])
 #: Tokens of the longest prompt that is computed; longer ones only have to be refused beyond the context.
 LONGEST = 256
+#: Requests that are answered at the same time.
+CONCURRENT = 4
 
 
 def robustness_gates(subject: Subject) -> Iterator[GateResult]:
@@ -96,18 +99,35 @@ def _not_refused(
 
 
 def load(subject: Subject, model: ChattingRuntime) -> Iterator[str]:
-    """Many other requests in between, abandoned ones among them, do not change an answer."""
+    """Many other requests at the same time, abandoned ones among them, do not change an answer, then or afterwards."""
     how = subject.policy.robustness
-    first = model.generate("Once upon a time", max_tokens=how.tokens)
-    for number in range(how.requests):
-        text = model.stream(f"{number} other words", max_tokens=how.tokens, temperature=1.0, seed=number)
-        for _ in text:
-            if number % 2:
-                break
-        text.close()
-    again = model.generate("Once upon a time", max_tokens=how.tokens)
+
+    def answer() -> str:
+        return model.generate("Once upon a time", max_tokens=how.tokens)
+
+    first = answer()
+    with ThreadPoolExecutor(CONCURRENT) as pool:
+        others = [pool.submit(_other, model, number, how.tokens) for number in range(how.requests)]
+        among = [pool.submit(answer) for _ in range(2)]
+        asked: list[Future[None] | Future[str]] = [*others, *among]
+        errors = [error for future in asked if (error := future.exception()) is not None]
+    for error in errors:
+        yield f"one of {how.requests} requests at the same time raises {type(error).__name__}: {error!s:.80}"
+    answers = [future.result() for future in among if future.exception() is None]
+    for given in {text for text in answers if text != first}:
+        yield f"among {how.requests} requests at the same time it answers {given!r:.40}, alone {first!r:.40}"
+    again = answer()
     if first != again:
         yield f"after {how.requests} requests it answers {again!r:.40}, before {first!r:.40}"
+
+
+def _other(model: ChattingRuntime, number: int, tokens: int) -> None:
+    """Ask for another text; every second one is abandoned after its first piece."""
+    text = model.stream(f"{number} other words", max_tokens=tokens, temperature=1.0, seed=number)
+    for _ in text:
+        if number % 2:
+            break
+    text.close()
 
 
 def end_tokens(subject: Subject, model: ChattingRuntime) -> Iterator[str]:
@@ -124,4 +144,4 @@ def end_tokens(subject: Subject, model: ChattingRuntime) -> Iterator[str]:
             yield f"token {number} ({theirs.tokens[number]!r:.30}) does not end a text: {written!r:.30}"
 
 
-__all__ = ["LONGEST", "ODD_PROMPTS", "REFUSED", "robustness_gates"]
+__all__ = ["CONCURRENT", "LONGEST", "ODD_PROMPTS", "REFUSED", "robustness_gates"]

@@ -132,6 +132,15 @@ def stated(artifact: Artifact) -> dict[str, str]:
     return found
 
 
+def origin(artifact: Artifact) -> str | None:
+    """Return the model's name on the Hugging Face Hub (``owner/name``), where its config states one."""
+    for key in ("_name_or_path", "general.repo_url"):
+        name = str(artifact.config.get(key, "")).removeprefix("https://huggingface.co/")
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+            return name
+    return None
+
+
 def _card(path: Path) -> Mapping[str, str]:
     """The plain values in the front matter of a model card, ``key: value`` a line."""
     content = read_bytes(path, "README.md", CARD_LIMIT) if path.is_dir() else None
@@ -150,4 +159,4 @@ def _json(directory: Path, name: str) -> Mapping[str, object]:
     return parsed if isinstance(parsed, dict) else {}
 
 
-__all__ = ["CARD_LIMIT", "UNSAFE", "compliance_gates", "security_gates", "stated"]
+__all__ = ["CARD_LIMIT", "UNSAFE", "compliance_gates", "origin", "security_gates", "stated"]

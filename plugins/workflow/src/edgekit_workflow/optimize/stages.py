@@ -165,6 +165,8 @@ class Stages:
         known = self.run.known("baseline", "source")
         if known is not None:
             return known
+        from edgekit_workflow.gates.security import origin, stated
+
         quality = measure_quality(self.baseline, self.source, self.texts.measuring)
         return self.run.keep(
             "baseline",
@@ -175,6 +177,8 @@ class Stages:
                 "nbytes": self.source.nbytes,
                 "parameters": self.source.parameters,
                 "family": self.source.model.config.family,
+                "origin": origin(self.source),
+                "license": stated(self.source).get("licence"),
                 "noise_floor": noise_floor(self.baseline, self.texts.measuring),
                 "quality": {**quality, "worst": []},
             },
@@ -345,6 +349,7 @@ def _measured(artifact: Artifact, runtime: str, options: dict[str, Any]) -> Reco
         "interval": attrs.asdict(measured.tokens_per_second) if measured.tokens_per_second else None,
         "first_token": attrs.asdict(measured.first_token),
         "latency": {"p50": measured.p50, "p95": measured.p95, "p99": measured.p99},
+        "latencies": [round(each, 7) for repeat in measured.latencies for each in repeat],
         "memory": measured.peak_memory,
         "memory_before": measured.before,
         "load_seconds": measured.load_seconds,

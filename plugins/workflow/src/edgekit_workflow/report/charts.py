@@ -25,6 +25,7 @@ _VARIABLES = {_INK: "var(--ink)", _GRID: "var(--grid)", _NOISE: "var(--noise)", 
 #: Colours of formats; the others take those that are left, in order.
 _COLOURS = {"gguf": "#3b82f6", "openvino": "#d97706", "onnx": "#0d9488", "mlx": "#a855f7", "hf": "#64748b"}
 _OTHERS = ("#dc2626", "#65a30d", "#db2777", "#0891b2", "#a16207", "#7c3aed", "#ea580c", "#64748b")
+_LATENCY_BINS = 30
 #: Colours of precisions, from few bits to many.
 _PRECISIONS = ("#b91c1c", "#ea580c", "#d97706", "#65a30d", "#0d9488", "#0284c7", "#4f46e5", "#9333ea", "#64748b")
 _STYLE: Any = {
@@ -288,17 +289,18 @@ def categories(rows: Mapping[str, Mapping[str, tuple[float, float]]], name: str,
     return drawn(name, "KL divergence by category of text", width, height, draw)
 
 
-def latencies(rows: Mapping[str, tuple[float, float, float]], name: str, width: int) -> str:
-    """Return the latency of a token of each artifact: a bar from the median to the 99th percentile, a dot at the 95th.
+def latencies(rows: Mapping[str, tuple[tuple[float, float, float], Sequence[float]]], name: str, width: int) -> str:
+    """Return the latencies of the tokens of each artifact: their distribution, and on it three percentiles.
 
     Args:
-        rows: by artifact p50, p95 and p99 in seconds.
+        rows: by artifact p50, p95 and p99 in seconds, and the latency of every token; no distribution without them.
         name: as for `drawn`.
         width: as for `drawn`.
     """
 
     def draw(axes: Axes) -> None:
-        for at, (p50, p95, p99) in enumerate(rows.values()):
+        for at, ((p50, p95, p99), every) in enumerate(rows.values()):
+            _distribution(axes, at, every)
             axes.plot([p50 * 1e3, p99 * 1e3], [at, at], color=_COLOURS["gguf"], lw=5, alpha=0.45, solid_capstyle="butt")
             axes.plot([p50 * 1e3], [at], "|", ms=13, mew=3, color=_COLOURS["gguf"])
             axes.plot([p95 * 1e3], [at], "o", ms=5, color=_COLOURS["openvino"])
@@ -306,10 +308,22 @@ def latencies(rows: Mapping[str, tuple[float, float, float]], name: str, width: 
         axes.set_yticks(range(len(rows)), list(rows), fontsize=9 if width > NARROW else 8)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("milliseconds a token: bar from p50 to p99, dot p95")
+        axes.set_xlabel("milliseconds a token: bar from p50 to p99, dot p95, above them how often")
         axes.grid(True, axis="x", lw=0.6)
 
-    return drawn(name, "Latency of a token", width, 80 + 24 * len(rows), draw)
+    return drawn(name, "Latency of a token", width, 80 + 28 * len(rows), draw)
+
+
+def _distribution(axes: Axes, at: float, seconds: Sequence[float]) -> None:
+    """Draw a histogram of milliseconds above a line of the chart, in bins of equal ratios."""
+    import numpy as np
+
+    if len(seconds) < 8 or min(seconds) <= 0 or min(seconds) == max(seconds):
+        return
+    bounds = np.geomspace(min(seconds), max(seconds), _LATENCY_BINS + 1)
+    counts, _ = np.histogram(seconds, bounds)
+    heights = at - 0.85 * counts / counts.max()
+    axes.fill_between(bounds * 1e3, np.append(heights, heights[-1]), at, step="post", color=_COLOURS["hf"], alpha=0.35)
 
 
 __all__ = ["NARROW", "WIDE", "categories", "colours", "drawn", "heat_map", "latencies", "precision_map", "tradeoff"]

@@ -105,10 +105,10 @@ class Run:
             for m in self.front[:8]
         }
 
-    def latencies(self) -> dict[str, tuple[float, float, float]]:
-        """By artifact: p50, p95 and p99 in seconds."""
+    def latencies(self) -> dict[str, tuple[tuple[float, float, float], list[float]]]:
+        """By artifact: p50, p95 and p99 in seconds, and every token's, where the run recorded them."""
         return {
-            self.label(m): (latency["p50"], latency["p95"], latency["p99"])
+            self.label(m): ((latency["p50"], latency["p95"], latency["p99"]), m.speed.get("latencies", []))
             for m in self.made
             if (latency := m.speed.get("latency")) and latency["p50"]
         }
