@@ -102,9 +102,9 @@ def test_a_cluster_that_disappears_is_named_and_the_next_run_goes_on(source, exp
             time.sleep(1)
 
     closing = threading.Thread(target=cluster.close)
-    with pytest.raises(ResourceError, match="lost its workers"):
-        with connected(cluster.scheduler_address.replace("tcp:", "dask:")) as workers:
-            edgekit.quantize(source, RECIPE, to=tmp_path / "a.gguf", executor=workers, progress=stop)
+    address = cluster.scheduler_address.replace("tcp:", "dask:")
+    with connected(address) as workers, pytest.raises(ResourceError, match="lost its workers"):
+        edgekit.quantize(source, RECIPE, to=tmp_path / "a.gguf", executor=workers, progress=stop)
     closing.join()
     assert not (tmp_path / "a.gguf").exists()
     assert sha256(edgekit.quantize(source, RECIPE, to=tmp_path / "a.gguf").path) == expected

@@ -96,7 +96,9 @@ def test_a_worker_with_another_version_is_refused(source):
     def older(known):
         return attrs.evolve(known, versions=(("edgekit-core", "0.0.1"), ("edgekit-none", "1.0")))
 
-    refused(source, older, PluginError, r"edgekit-core .* instead of 0\.0\.1, edgekit-none not installed instead of 1\.0")
+    refused(
+        source, older, PluginError, r"edgekit-core .* instead of 0\.0\.1, edgekit-none not installed instead of 1\.0"
+    )
 
 
 def test_a_worker_that_does_not_see_the_source_says_how_to_share_it(source):
@@ -127,13 +129,15 @@ def test_a_pool_that_loses_its_workers_is_named_and_the_next_run_writes_the_same
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         worker = pool.submit(os.getpid).result()
         os.kill(worker, signal.SIGKILL)
-        with pytest.raises(ResourceError, match="lost its workers .*run the same command again"):
+        with pytest.raises(ResourceError, match=r"lost its workers .*run the same command again"):
             edgekit.quantize(source, RECIPE, to=tmp_path / "far", executor=pool)
     assert not (tmp_path / "far").exists()
     assert written(edgekit.quantize(source, RECIPE, to=tmp_path / "far").path) == expected
 
 
-@pytest.mark.parametrize("address", ["", "threads", "processes:0", "processes:x", "dask", "dask:8786", "ray:x", "mpi:3"])
+@pytest.mark.parametrize(
+    "address", ["", "threads", "processes:0", "processes:x", "dask", "dask:8786", "ray:x", "mpi:3"]
+)
 def test_an_unknown_address_is_refused(address):
     with pytest.raises(UsageError, match="dask://HOST:PORT"), connected(address):
         pass

@@ -87,7 +87,9 @@ def tensors(source: Source) -> Mapping[str, AnyTensor]:
         if here.get(name) != version
     ]
     if differing:
-        raise PluginError(f"the worker on {socket.gethostname()} has {', '.join(differing)}; install the caller's versions")
+        raise PluginError(
+            f"the worker on {socket.gethostname()} has {', '.join(differing)}; install the caller's versions"
+        )
     for file, size, modified in source.files:
         try:
             status = Path(file).stat()
