@@ -23,6 +23,7 @@ from edgekit.errors import (
     UsageError,
 )
 from edgekit.pipeline import _remote
+from edgekit.pipeline._conversion import laid_out
 from edgekit.pipeline.executors import connected
 from edgekit.testing.models import artifact_of, random_model
 
@@ -84,7 +85,7 @@ def test_processes_by_their_address_write_the_same_bytes(source, tmp_path):
 
 def refused(source, change, error, message):
     """What a worker says of a source that differs from the caller's."""
-    known = _remote.Source.of(edgekit.open(source), "hf", ["reference"])
+    known = _remote.Source.of(edgekit.open(source), "hf", ["reference"], laid_out)
     rows = _remote.RemoteRows(change(known), "model.norm.weight", 0, 1)
     with pytest.raises(error, match=message) as caught:
         rows.read(codec("float:F32"))

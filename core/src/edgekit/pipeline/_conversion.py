@@ -326,8 +326,14 @@ def _elsewhere(encoder: Encoder, artifact: Artifact | None, format_name: str, pl
     if artifact is None:
         return attrs.evolve(encoder, lost=_remote.lost)
     backends = {encoder.name_for(line.precision) for line in plan}
-    where = _remote.Source.of(artifact, format_name, backends)
+    where = _remote.Source.of(artifact, format_name, backends, laid_out)
     return attrs.evolve(encoder, lost=_remote.lost, afar=functools.partial(_remote.RemoteRows, where))
+
+
+def laid_out(path: str, format_name: str) -> Layout:
+    """Open a source and return its layout for a format; a worker elsewhere does."""
+    chosen = find_format(format_name, Path(path))
+    return chosen.layout(open_source(path, chosen))
 
 
 def _rounding_file(target: Path, manifest: Manifest) -> AtomicFile:

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import functools
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import BrokenExecutor, CancelledError
 from pathlib import Path
 
 import attrs
 
-from edgekit.artifact import Artifact
+from edgekit.artifact import Artifact, Layout
 from edgekit.encoding._codecs import Codec
 from edgekit.errors import ChangedSourceError, EdgekitError, MissingFileError, PluginError, ResourceError
 from edgekit.pipeline._stream import Rows, raw_rows
 from edgekit.plugin._registry import manager
 from edgekit.tensor import AnyTensor
 
+LaidOut = Callable[[str, str], Layout]
 #: Packages whose errors mean that workers or the cluster were lost.
 _ENGINES = {"dask", "distributed", "mpi4py", "ray", "tornado"}
 
@@ -35,15 +36,17 @@ class Source:
         format: name of the target's format, in whose layout the tensors are named.
         files: path, bytes and time of modification in nanoseconds of each file.
         versions: the distributions that must agree, with the caller's version of each.
+        laid_out: opens a path and returns its layout for a format; pickled by its name.
     """
 
     path: str
     format: str
     files: tuple[tuple[str, int, int], ...]
     versions: tuple[tuple[str, str], ...]
+    laid_out: LaidOut
 
     @classmethod
-    def of(cls, artifact: Artifact, format_name: str, backends: Iterable[str]) -> Source:
+    def of(cls, artifact: Artifact, format_name: str, backends: Iterable[str], laid_out: LaidOut) -> Source:
         """Return how workers find an opened artifact."""
         files = []
         for file in artifact.files:
@@ -52,7 +55,7 @@ class Source:
         names = {r.plugin for r in manager().all("formats") if r.name in (format_name, artifact.format)}
         used = {"core", *names, *backends}
         versions = ((p.distribution, p.version) for p in manager().plugins if p.name in used)
-        return cls(str(artifact.path.absolute()), format_name, tuple(files), tuple(sorted(versions)))
+        return cls(str(artifact.path.absolute()), format_name, tuple(files), tuple(sorted(versions)), laid_out)
 
 
 @attrs.frozen
@@ -78,8 +81,6 @@ class RemoteRows:
 @functools.lru_cache(maxsize=2)
 def tensors(source: Source) -> Mapping[str, AnyTensor]:
     """Return the tensors of a source's layout by their names there; raises as `RemoteRows.read`."""
-    from edgekit.pipeline._conversion import find_format, open_source
-
     here = {p.distribution: p.version for p in manager().plugins if p.status == "loaded"}
     differing = [
         f"{name} {here.get(name, 'not installed')} instead of {version}"
@@ -100,9 +101,7 @@ def tensors(source: Source) -> Mapping[str, AnyTensor]:
             ) from error
         if (status.st_size, status.st_mtime_ns) != (size, modified):
             raise ChangedSourceError(f"{file}: the worker on {socket.gethostname()} sees another file than the caller")
-    target = find_format(source.format, Path(source.path))
-    layout = target.layout(open_source(source.path, target))
-    return {slot.name: slot.tensor for slot in layout.slots}
+    return {slot.name: slot.tensor for slot in source.laid_out(source.path, source.format).slots}
 
 
 def lost(error: Exception) -> EdgekitError | None:
@@ -116,4 +115,4 @@ def lost(error: Exception) -> EdgekitError | None:
     )
 
 
-__all__ = ["RemoteRows", "Source", "lost", "tensors"]
+__all__ = ["LaidOut", "RemoteRows", "Source", "lost", "tensors"]
