@@ -10,6 +10,7 @@ nox -s clients    LangChain's and LlamaIndex' OpenAI classes on the server
 nox -s examples   ten thousand examples over all reference quantizers, each held to every promise
 nox -s fuzz       damaged models for two minutes, then 50,000 damaged files of all kinds (-- --count N)
 nox -s structured 500 texts under a schema and 500 calls of tools of each family (minutes)
+nox -s arm64      the known answers, every kernel and ten conversions on an emulated ARM64, compared with this processor
 nox -s crash      kills, errors and races: every call at which a run can be cut off (an hour)
 nox -s clusters   conversion on local clusters of Dask, Ray and MPI
 nox -s lowest     the core's tests on the oldest dependencies that it declares
@@ -215,6 +216,13 @@ def conformance(session: nox.Session) -> None:
     install_project(session)
     run_pytest(session, "tests/contracts/test_conformance.py")
     session.run("python", "tests/contracts/fault_table.py", env=QUIET)
+
+
+@nox.session
+def arm64(session: nox.Session) -> None:
+    """The known answers, every kernel and ten conversions on an ARM64 that qemu emulates: the same as on x86-64."""
+    session.install(*CORE, "./plugins/gguf", NUMBA, silent=True)
+    session.run("python", "tests/arm64/compare.py", os.path.join(session.create_tmp(), "arm64"))
 
 
 @nox.session
