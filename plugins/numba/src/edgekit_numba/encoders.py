@@ -37,7 +37,7 @@ WIDENED = 1 << 22
 #: Elements encoded by one thread at a time; `edgekit.quantize` hands in no more, and has threads of its own.
 PART = 1 << 21
 _TYPES = TYPES | GRIDS
-_PROVED = ("x86_64", "amd64")
+_PROVED = ("x86_64", "amd64", "aarch64", "arm64")
 
 
 def require() -> None:
@@ -49,7 +49,7 @@ def require() -> None:
     machine = platform.machine().lower()
     if machine not in _PROVED and os.environ.get("EDGEKIT_NUMBA_UNPROVED") != "1":
         raise MissingPluginError(
-            f"edgekit-numba's kernels are proved on x86-64 only, this is {machine}; "
+            f"edgekit-numba's kernels are proved on x86-64 and ARM64 only, this is {machine}; "
             "EDGEKIT_NUMBA_UNPROVED=1 uses them all the same"
         )
     llvm()
