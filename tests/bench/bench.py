@@ -30,6 +30,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "
 sys.path.insert(0, str(Path(__file__).parent))
 
 import commands  # noqa: E402
+import divergence_chart  # noqa: E402
 import experts  # noqa: E402
 import fit_quality  # noqa: E402
 import generation  # noqa: E402
@@ -52,6 +53,18 @@ from case import Case, Job, timed  # noqa: E402
 from memory import encode_report, streaming_report  # noqa: E402
 from processes import forget_fresh_libraries  # noqa: E402
 
+
+def quality_and_picture(quick: bool) -> Iterator[str]:
+    """The tables of quality, then the picture of them."""
+    lines = []
+    for line in chain(quality.report(quick), fit_quality.report(quick)):
+        lines.append(line)
+        yield line
+    if not quick:
+        yield ""
+        yield divergence_chart.draw(lines)
+
+
 SHAPE = (1024, 4096)  # 16 MiB of float32: larger than a core's own caches
 _QUICK = 0.05  # seconds
 #: Reports that take longer.
@@ -70,7 +83,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "openvino-compress": openvino_compress.report,
     "onnx-weights": onnx_weights.report,
     "onnx-builder": onnx_builder.report,
-    "quality": lambda quick: chain(quality.report(quick), fit_quality.report(quick)),
+    "quality": quality_and_picture,
     "forward": recurrent.report,
     "seven-billion": lambda quick: whole.seven_billion(),
     "experts": lambda quick: experts.report(0.4, 1) if quick else experts.report(),

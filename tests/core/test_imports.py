@@ -20,6 +20,9 @@ OPTIONAL = {
     "hypothesis",
     "pytest",
     "ml_dtypes",
+    "distributed",
+    "ray",
+    "mpi4py",
 }  # imported inside functions only
 
 # Lower layers first; a module imports from its own layer or below, at call time and for types too.

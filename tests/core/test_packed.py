@@ -502,6 +502,57 @@ def test_torchao_without_its_metadata_is_refused(tmp_path: Path) -> None:
         _ = edgekit.open(tmp_path / "m").model
 
 
+# --- optimum-quanto 0.2.7: tensor/qbytes.py, by hand; with the library in tests/oracles/test_packed_quanto.py ---
+
+
+def quanto(kind: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict]:
+    tensors, expected = {}, {}
+    for name, (out, cols) in MATRICES.items():
+        scale = rng.uniform(0.001, 0.01, (out, 1)).astype(np.float32)
+        if kind == "qint8":
+            codes = rng.integers(-128, 128, (out, cols)).astype(np.int8)
+            expected[name] = codes.astype(np.float32) * scale
+        else:
+            bits = rng.integers(0, 0x7E, (out, cols)).astype(np.uint8)
+            codes, expected[name] = float8(bits), E4M3[bits].astype(np.float32) * scale
+        tensors |= {f"{name}.weight._data": codes, f"{name}.weight._scale": scale}
+        tensors |= {f"{name}.{side}_scale": np.ones((), np.float32) for side in ("input", "output")}
+    return tensors, expected, {name: {"weights": kind, "activations": "none"} for name in MATRICES}
+
+
+@pytest.mark.parametrize("kind", ["qint8", "qfloat8_e4m3fn"])
+def test_quanto(tmp_path: Path, kind: str) -> None:
+    tensors, expected, modules = quanto(kind)
+    directory = write(tmp_path / "m", with_plain(tensors), None)
+    (directory / "quanto_qmap.json").write_text(json.dumps(modules))
+    check(directory, expected, "affine:int8-sym-channel" if kind == "qint8" else "packed:fp8-channel")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": "qint4"}, r"quanto_qmap.json: .*q_proj.weights is 'qint4'; read is qint8 or qfloat8_e4m3fn; conv"),
+        ({"weights": "none"}, r"q_proj.weights is 'none'; read is qint8 or"),
+        ({"group": 3}, r"q_proj has the field 'group' \(3\), which is not understood"),
+    ],
+)
+def test_what_quanto_says_and_is_not_read_is_named(tmp_path: Path, change: dict, message: str) -> None:
+    tensors, _, modules = quanto("qint8")
+    directory = write(tmp_path / "m", with_plain(tensors), None)
+    first = next(iter(MATRICES))
+    (directory / "quanto_qmap.json").write_text(json.dumps(modules | {first: modules[first] | change}))
+    with pytest.raises(UnsupportedModelError, match=message):
+        _ = edgekit.open(directory).model
+
+
+def test_quanto_without_its_map_is_refused(tmp_path: Path) -> None:
+    tensors, _, _ = quanto("qint8")
+    with pytest.raises(UnsupportedModelError, match=r"optimum-quanto without the quanto_qmap.json that says how"):
+        _ = edgekit.open(write(tmp_path / "m", with_plain(tensors), None)).model
+    with pytest.raises(UnsupportedModelError, match=r"quanto_qmap.json, which says how .* is missing or no object"):
+        _ = edgekit.open(write(tmp_path / "n", with_plain(tensors), {"quant_method": "quanto"})).model
+
+
 # --- what is refused ---
 
 BUILT = {

@@ -2,4 +2,5 @@
 
 from edgekit.cli import main
 
-main()
+if __name__ == "__main__":  # the workers of mpi4py import it under another name
+    main()

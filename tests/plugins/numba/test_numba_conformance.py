@@ -10,7 +10,15 @@ from edgekit.testing import run_quantizer_checks
 from edgekit_numba import compiler, encoders, kernels, library, superblocks
 from edgekit_numba.vectors import F32, I32, Vector, ir
 
-SOME = ["ggml:Q8_0", "ggml:Q4_K", "ggml:MXFP4", "mlx:int4-g64", "openvino:int4-asym-g64", "onnx:int4-asym-g32"]
+SOME = [
+    "ggml:Q8_0",
+    "ggml:Q4_K",
+    "ggml:MXFP4",
+    "ggml:IQ2_XXS",
+    "mlx:int4-g64",
+    "openvino:int4-asym-g64",
+    "onnx:int4-asym-g32",
+]
 BROKEN_LANE = 3
 PRECISION = find_precision("ggml:Q4_K")
 
@@ -21,7 +29,8 @@ def registration(name):
 
 def test_everything_is_registered_as_exact():
     own = [r for r in manager().all("quantizers") if r.plugin == "numba"]
-    assert {r.name for r in own} == {f"ggml:{kind}" for kind in edgekit_numba.KINDS} | set(edgekit_numba.GROUPED)
+    kinds = edgekit_numba.KINDS + edgekit_numba.GRIDS
+    assert {r.name for r in own} == {f"ggml:{kind}" for kind in kinds} | set(edgekit_numba.GROUPED)
     assert {r.options["claim"] for r in own} == {"exact"}
 
 

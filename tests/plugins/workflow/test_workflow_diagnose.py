@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -290,6 +291,8 @@ def test_what_is_no_url():
         diagnose(url="localhost")
 
 
+#: A text that no end token ends.
+ENDLESS = {"prompt": "Once", "temperature": 0, "logit_bias": {"1": -100, "2": -100}}
 KEY = "k-0123456789abcdef"
 
 
@@ -314,23 +317,24 @@ def test_a_server_that_turns_requests_away_and_cuts_texts_off(tmp_path):
         server = start("serve", sample.path(), "--runtime", "numpy", "--port", 0, "--queue", 0)
         url = f"http://127.0.0.1:{server.port}"
         for _ in range(LEAST):
-            assert server.post("/v1/completions", {"prompt": "a", "max_tokens": 1})[0] == 200
+            assert server.post("/v1/completions", {**ENDLESS, "max_tokens": 1})[0] == 200
         busy = server.connection()
-        send(busy, "/v1/completions", {"prompt": "Once", "max_tokens": 400, "stream": True})
+        send(busy, "/v1/completions", {**ENDLESS, "max_tokens": 450, "stream": True})
         busy.getresponse().readline()
-        assert server.post("/v1/completions", {"prompt": "a", "max_tokens": 1})[0] == 429
+        assert server.post("/v1/completions", {**ENDLESS, "max_tokens": 1})[0] == 429
         busy.close()
         found = troubles(url=url)
         assert found["queue"].what == "1 requests were turned away because the queue was full"
-        assert found["cut_off"].what.startswith(f"{LEAST} of {LEAST} texts ended at a limit")
-        assert found["chats"].what == "sample-model cannot chat: no chat template" or found["chats"].certain is False
+        assert re.match(r"(\d+) of \1 texts ended at a limit", found["cut_off"].what)
+        assert found["chats"].what.endswith(" cannot chat: no chat template")
+        assert not found["chats"].certain
 
 
 def test_a_server_whose_requests_fail(tmp_path):
     with servers(tmp_path) as start:
         server = start("serve", sample.path(), "--runtime", "numpy", "--port", 0, "--timeout", 0.01)
         for _ in range(LEAST):
-            server.post("/v1/completions", {"prompt": "Once upon a time " * 20, "max_tokens": 50})
+            server.post("/v1/completions", {"prompt": "Once upon a time " * 50, "max_tokens": 50})
         trouble = troubles(url=f"http://127.0.0.1:{server.port}")["failing"]
         assert "requests failed (codes: timeout)" in trouble.what
 

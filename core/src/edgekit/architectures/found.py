@@ -50,7 +50,7 @@ _PACKED = (
     _Kind("weights packed by GPTQ", (".qweight", ".scales", ".g_idx"), read=True),
     _Kind("weights packed by AWQ, or by GPTQ", (".qweight", ".scales"), read=True),
     _Kind(
-        "weights quantized by optimum-quanto",
+        "weights quantized by optimum-quanto without the quanto_qmap.json that says how",
         ("._data", "._scale"),
         f"{_ORIGINAL}; where that is gone, each matrix is its _data times its _scale",
     ),

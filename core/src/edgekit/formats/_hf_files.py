@@ -28,6 +28,8 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 QUANTIZE_CONFIG = "quantize_config.json"
 #: Written by NVIDIA ModelOpt.
 MODELOPT_CONFIG = "hf_quant_config.json"
+#: Which modules optimum-quanto quantized, and how.
+QUANTO_MAP = "quanto_qmap.json"
 #: Patterns of weights in pickles, which are never read.
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -96,7 +98,7 @@ def open_consolidated(directory: Path, only: str | None = None) -> Weights:
 
 
 def with_quantization(directory: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the configuration; with AutoGPTQ's or ModelOpt's own file as its quantization_config if it has none."""
+    """Return the configuration; if it says nothing of quantization, with AutoGPTQ's, ModelOpt's or quanto's file."""
     if quantization_of(config):
         return config
     if separate := read_object(directory, QUANTIZE_CONFIG, CONFIG_LIMIT):
@@ -104,6 +106,8 @@ def with_quantization(directory: Path, config: Mapping[str, Any]) -> Mapping[str
     section = (read_object(directory, MODELOPT_CONFIG, CONFIG_LIMIT) or {}).get("quantization")
     if isinstance(section, dict):
         return {**config, "quantization_config": {"quant_method": "modelopt", **section}}
+    if modules := read_object(directory, QUANTO_MAP, CONFIG_LIMIT):
+        return {**config, "quantization_config": {"quant_method": "quanto", "modules": modules}}
     return config
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import logging
 import os
@@ -226,7 +227,8 @@ def quantize(
         allow_unquantized: write the model even if less than half of the weights that the recipe covers can be
             quantized.
         executor: encodes the row chunks; None takes a thread for each core. The bytes are the same. The calling thread
-            reads and writes meanwhile.
+            reads and writes meanwhile. The workers of any executor but a pool of threads read the rows of a source that
+            is given by its path for themselves, under the same path; of an opened artifact the rows are sent to them.
         progress: called before each tensor: how many are done, of how many, its name; True draws a bar on stderr.
         overwrite: replace a target that edgekit did not write; one that it wrote is replaced in any case.
         notes: remarks about the run for the user are appended to it, one sentence each.
@@ -272,6 +274,8 @@ def quantize(
             plan = _keep_nonfinite(plan, layout)
         pool = executor or stack.enter_context(Workers(os.cpu_count() or 1, "edgekit-encode"))
         encoder = Encoder(pool, backend, filled.importance, nonfinite == "keep", f"{artifact.path}: tensor ")
+        if executor is not None:
+            encoder = _elsewhere(encoder, None if artifact is source else artifact, chosen_format.name, plan)
         remarks = conversion_notes(chosen_format, layout, plan, target, filled if importance else None)
         rounder: Rounder | None = None
         if feedback is not None:
@@ -309,6 +313,27 @@ def quantize(
     _LOG.info("%s: %s", target, summary_line(remarks))
     reported = {kind: note for kind, note in remarks.items() if kind in OF_THE_RUN}
     return attrs.evolve(_settled(target, chosen_format.open), run_notes=reported)
+
+
+def _elsewhere(encoder: Encoder, artifact: Artifact | None, format_name: str, plan: Plan) -> Encoder:
+    """Return the encoder; workers that are not threads of this process read the rows of an artifact for themselves."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from edgekit.pipeline import _remote
+
+    if isinstance(encoder.pool, Workers | ThreadPoolExecutor):
+        return encoder
+    if artifact is None:
+        return attrs.evolve(encoder, lost=_remote.lost)
+    backends = {encoder.name_for(line.precision) for line in plan}
+    where = _remote.Source.of(artifact, format_name, backends, laid_out)
+    return attrs.evolve(encoder, lost=_remote.lost, afar=functools.partial(_remote.RemoteRows, where))
+
+
+def laid_out(path: str, format_name: str) -> Layout:
+    """Open a source and return its layout for a format; a worker elsewhere does."""
+    chosen = find_format(format_name, Path(path))
+    return chosen.layout(open_source(path, chosen))
 
 
 def _rounding_file(target: Path, manifest: Manifest) -> AtomicFile:

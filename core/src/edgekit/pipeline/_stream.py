@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import numpy as np
@@ -67,6 +67,14 @@ class Rows:
         return np.ascontiguousarray(widen(self.values, self.dtype, name) if self.dtype else self.values)
 
 
+class Afar(Protocol):
+    """Rows that the worker reads for itself."""
+
+    def read(self, codec: Codec) -> Rows:
+        """Return the rows."""
+        ...
+
+
 @attrs.frozen
 class Piece:
     """Encoded rows of a tensor.
@@ -104,13 +112,25 @@ def together(pieces: Iterator[Piece]) -> QuantizedTensor:
 
 @attrs.frozen
 class Encoder:
-    """Encodes slots in row chunks on the pool; `where` is the prefix of a tensor's name in messages."""
+    """Encodes slots in row chunks on the pool.
+
+    Attributes:
+        pool: where chunks are encoded.
+        backend: whose encoders are used; None takes the fastest exact ones.
+        importance: of the columns, by role.
+        keep_nonfinite: whether tensors in float may hold NaN or infinity.
+        where: prefix of a tensor's name in messages.
+        afar: says by a tensor's name and bounds what a worker elsewhere reads; None where rows are read here.
+        lost: the error to raise for one of the pool's own; None for an error of the work.
+    """
 
     pool: Executor
     backend: str | None
     importance: Mapping[str, F32]
     keep_nonfinite: bool
     where: str = ""
+    afar: Callable[[str, int, int], Afar] | None = None
+    lost: Callable[[Exception], Exception | None] = lambda error: None
 
     def encoded(self, pairs: Iterable[tuple[Slot, Assignment]]) -> Generator[QuantizedTensor, None, None]:
         """Yield the encoded tensors, in order, each as a whole."""
@@ -125,16 +145,25 @@ class Encoder:
         try:
             for slot, assignment in pairs:
                 if isinstance(slot.tensor, EncodedTensor) and slot.tensor.precision == assignment.precision:
-                    yield from _drained(under_way, 0)  # copied unchanged: read only when it is next
+                    yield from self._drained(under_way, 0)  # copied unchanged: read only when it is next
                     yield from _copied(slot.tensor, assignment)
                     continue
                 for task in self._submitted(slot, assignment):
                     under_way.append(task)
-                    yield from _drained(under_way, AHEAD)
-            yield from _drained(under_way, 0)
+                    yield from self._drained(under_way, _MOST_AHEAD if self.afar else AHEAD)
+            yield from self._drained(under_way, 0)
         finally:
             for task in under_way:
                 task.future.cancel()
+
+    def _drained(self, under_way: deque[_Task], limit: int) -> Iterator[Piece]:
+        """Wait for the oldest tasks until at most `limit` elements are under way; yield what they encoded."""
+        size = sum(task.size for task in under_way)
+        while under_way and size > limit:
+            with self._watched():
+                piece = under_way[0].piece()
+            size -= under_way.popleft().size
+            yield piece
 
     def _submitted(self, slot: Slot, assignment: Assignment) -> Iterator[_Task]:
         tensor, precision = slot.tensor, assignment.precision
@@ -150,8 +179,19 @@ class Encoder:
         for start, stop, weights in _weighted(tensor.rows, step, importance if precision.rowwise else None):
             size = (stop - start) * tensor.size // tensor.rows
             weighted = partial(job, importance=weights)
-            future = self.pool.submit(weighted, raw_rows(tensor, resolved, start, stop))
+            rows = self.afar(slot.name, start, stop) if self.afar else raw_rows(tensor, resolved, start, stop)
+            with self._watched():
+                future = self.pool.submit(weighted, rows)
             yield _Task(slot, assignment, resolved.backend, start, stop, size, future)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if (instead := self.lost(error)) is None:
+                raise
+            raise instead from error
 
     def name_for(self, precision: Precision) -> str:
         """Return the name of the backend that encodes that precision."""
@@ -190,15 +230,6 @@ class _Task:
         shape = self.slot.shape if count == rows else (count, self.slot.shape[-1])
         encoded = QuantizedTensor(self.future.result(), line.precision, shape, line.name, self.backend)
         return Piece(encoded, self.start, last, line)
-
-
-def _drained(under_way: deque[_Task], limit: int) -> Iterator[Piece]:
-    """Wait for the oldest tasks until at most `limit` elements are under way; yield what they encoded."""
-    size = sum(task.size for task in under_way)
-    while under_way and size > limit:
-        piece = under_way[0].piece()
-        size -= under_way.popleft().size
-        yield piece
 
 
 def _copied(tensor: EncodedTensor, line: Assignment) -> Iterator[Piece]:
@@ -257,7 +288,7 @@ def bfloat16() -> np.dtype[Any]:
 
 
 def encode_chunk(
-    rows: Rows,
+    rows: Rows | Afar,
     *,
     codec: Codec,
     importance: F32 | None,
@@ -265,15 +296,17 @@ def encode_chunk(
     finite: bool = True,
 ) -> Parts:
     """Encode one chunk of rows; a module-level function of picklable arguments, so that any executor can run it."""
-    x = rows.for_reference(name)
+    local = rows if isinstance(rows, Rows) else rows.read(codec)
+    x = local.for_reference(name)
     if finite:
-        return codec.encode_checked(x, importance, name, rows.first)
+        return codec.encode_checked(x, importance, name, local.first)
     return codec.encode(x, importance)
 
 
 __all__ = [
     "AHEAD",
     "CHUNK",
+    "Afar",
     "Encoder",
     "Piece",
     "Rows",

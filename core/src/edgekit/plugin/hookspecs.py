@@ -59,7 +59,7 @@ def edgekit_register_quantizers(register: Register) -> None:
 
 @hookspec
 def edgekit_register_precisions(register: Register) -> None:
-    """Add a number format: ``register("example:log4-g32", "edgekit_example.log4:LOG4")``.
+    """Add a number format: ``register("example:log4-g32", "edgekit_example.log4:Log4")``.
 
     The target implements `edgekit.reference.Reference` and has an attribute ``precision``, its record.
     """

@@ -48,7 +48,8 @@ def _accepted(x: F32, precision: Precision) -> F32:
     for largest in (np.inf, 60_000.0, 400.0, 1.0):
         rows = x if largest == np.inf else np.clip(x, -largest, largest)
         try:
-            codec(precision, REFERENCE).encode_checked(rows)
+            needed = reference(precision).traits.needs_importance
+            codec(precision, REFERENCE).encode_checked(rows, np.ones(rows.shape[1], np.float32) if needed else None)
         except (NonFiniteError, ScaleOverflowError):
             continue
         return rows

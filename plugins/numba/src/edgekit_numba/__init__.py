@@ -15,6 +15,9 @@ KINDS = (
     "IQ4_NL", "IQ4_XS", "MXFP4", "TQ1_0", "TQ2_0",
 )  # fmt: skip
 
+#: Those whose codes lie on a grid; attributes of `edgekit_numba.encoders`, too.
+GRIDS = ("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS")
+
 #: Integers with a scale for each group, or row; attributes of `edgekit_numba.grouped_encoders`.
 GROUPED = tuple(
     f"{name}-{size}"
@@ -32,7 +35,7 @@ GROUPED = tuple(
 @hookimpl
 def edgekit_register_quantizers(register: Register) -> None:
     """Register encoders with the reference's bytes, the fastest available."""
-    for kind in KINDS:
+    for kind in (*KINDS, *GRIDS):
         register(f"ggml:{kind}", f"edgekit_numba.encoders:{kind}", claim="exact", speed=100)
     for name in GROUPED:
         attribute = name.replace(":", "_").replace("-", "_")
@@ -60,6 +63,7 @@ def edgekit_register_commands(register: Register) -> None:
 
 
 __all__ = [
+    "GRIDS",
     "GROUPED",
     "KINDS",
     "edgekit_api",

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import logging
 import os
+import platform
 import sys
 import tempfile
 import threading
@@ -51,7 +52,8 @@ class Processor:
     @property
     def instruction_set(self) -> str:
         """The widest instruction set that kernels use."""
-        return {16: "AVX-512", 8: "AVX2", 4: "SSE2 or NEON"}[self.lanes]
+        narrow = "NEON" if platform.machine().lower() in ("aarch64", "arm64") else "SSE2"
+        return {16: "AVX-512", 8: "AVX2", 4: narrow}[self.lanes]
 
 
 @functools.cache

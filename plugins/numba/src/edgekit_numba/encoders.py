@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import attrs
 import numpy as np
@@ -21,9 +21,9 @@ from edgekit.files.workers import Workers
 from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import find_precision
 from edgekit.reference import Traits, reference
-from edgekit.reference.ggml import TYPES
+from edgekit.reference.ggml import GRIDS, TYPES, needs_importance
 from edgekit.typing import F32, U8, Array
-from edgekit_numba import library
+from edgekit_numba import grid_tables, library
 from edgekit_numba.compiler import llvm, processor
 from edgekit_numba.library import ODD
 
@@ -36,7 +36,8 @@ PIECE = 1 << 16
 WIDENED = 1 << 22
 #: Elements encoded by one thread at a time; `edgekit.quantize` hands in no more, and has threads of its own.
 PART = 1 << 21
-_PROVED = ("x86_64", "amd64")
+_TYPES = TYPES | GRIDS
+_PROVED = ("x86_64", "amd64", "aarch64", "arm64")
 
 
 def require() -> None:
@@ -48,7 +49,7 @@ def require() -> None:
     machine = platform.machine().lower()
     if machine not in _PROVED and os.environ.get("EDGEKIT_NUMBA_UNPROVED") != "1":
         raise MissingPluginError(
-            f"edgekit-numba's kernels are proved on x86-64 only, this is {machine}; "
+            f"edgekit-numba's kernels are proved on x86-64 and ARM64 only, this is {machine}; "
             "EDGEKIT_NUMBA_UNPROVED=1 uses them all the same"
         )
     llvm()
@@ -62,9 +63,12 @@ class Encoder:
         kind: ggml's name of the type.
     """
 
-    traits: ClassVar[Traits] = Traits(widens=True)
-
     kind: str
+
+    @property
+    def traits(self) -> Traits:
+        """It widens rows itself; some types refuse rows without an importance matrix."""
+        return Traits(widens=True, needs_importance=needs_importance(self.kind))
 
     def encode(self, x: Narrow, importance: F32 | None = None) -> Mapping[str, Array]:
         """Encode rows [rows, cols]; see `edgekit.reference.Reference.encode`."""
@@ -82,16 +86,26 @@ class Encoder:
 
     def _encode(self, x: Narrow, importance: F32 | None) -> tuple[U8, U8]:
         """Return blocks [rows, bytes], and the kernel's flags [rows, blocks]."""
+        if importance is None and self.traits.needs_importance:
+            precision = find_precision(f"ggml:{self.kind}")
+            reference(precision).encode(as_float32(x[:1]), precision)  # raises its UsageError
         weights = self._weights(x, importance)
-        blocks = x.reshape(-1, TYPES[self.kind].SIZE)
-        out = np.empty((len(blocks), TYPES[self.kind].LAYOUT.itemsize), np.uint8)
+        blocks = x.reshape(-1, _TYPES[self.kind].SIZE)
+        out = np.empty((len(blocks), _TYPES[self.kind].LAYOUT.itemsize), np.uint8)
         flags = np.empty(len(blocks), np.uint8)
         in_parts(lambda part: self._run(blocks[part], out[part], flags[part], weights, part.start), blocks)
         return out.reshape(len(x), -1), flags.reshape(len(x), -1)
 
     def decode(self, parts: Mapping[str, Array], shape: tuple[int, int]) -> F32:
-        """Decode to float32 [rows, cols]; see `edgekit.reference.Reference.decode`. The payload of a NaN may differ."""
-        size, width = TYPES[self.kind].SIZE, TYPES[self.kind].LAYOUT.itemsize
+        """Decode to float32 [rows, cols]; see `edgekit.reference.Reference.decode`. The payload of a NaN may differ.
+
+        Grid types are decoded by the reference.
+        """
+        if self.kind in GRIDS:
+            precision = find_precision(f"ggml:{self.kind}")
+            with np.errstate(all="ignore"):
+                return reference(precision).decode(parts, precision, shape)
+        size, width = _TYPES[self.kind].SIZE, _TYPES[self.kind].LAYOUT.itemsize
         blocks = np.ascontiguousarray(parts["blocks"]).reshape(-1, width)
         values = np.empty((len(blocks), size), np.float32)
         kernel = library.kernel(f"{self.kind}_decode")
@@ -99,11 +113,11 @@ class Encoder:
         return values.reshape(shape)
 
     def _weights(self, x: Narrow, importance: F32 | None) -> _Weights | None:
-        if importance is None or TYPES[self.kind].IMPORTANCE == "unused":
+        if importance is None or _TYPES[self.kind].IMPORTANCE == "unused":
             return None
-        per_row = len(importance) // TYPES[self.kind].SIZE
+        per_row = len(importance) // _TYPES[self.kind].SIZE
         copies = -(-(per_row + processor().lanes) // per_row)
-        by_row = TYPES[self.kind].IMPORTANCE == "row"
+        by_row = _TYPES[self.kind].IMPORTANCE == "row"
         power = np.concatenate([row_power(rows) for _, rows in pieces(x)]) if by_row else np.zeros(len(x), np.float32)
         return _Weights(np.tile(importance, copies), np.repeat(power, per_row), per_row)
 
@@ -115,13 +129,14 @@ class Encoder:
     def _run_float32(self, x: F32, out: U8, flags: U8, weights: _Weights | None, first: int) -> None:
         """Encode blocks [blocks, n]; the last group is padded with zeros."""
         kernel = library.kernel(self.kind if weights is None else f"{self.kind}_weighted")
+        tables = grid_tables.tables(self.kind, processor().lanes) if self.kind in GRIDS else ()
         whole = len(x) // processor().lanes * processor().lanes
         if whole:
-            _call(kernel, x[:whole], out[:whole], flags[:whole], weights, first)
+            _call(kernel, x[:whole], out[:whole], flags[:whole], weights, first, tables)
         if whole < len(x):
             tail, full = slice(whole, len(x)), processor().lanes
             longer = [padded(v[tail], full) for v in (x, out, flags)]
-            _call(kernel, longer[0], longer[1], longer[2], weights, first + whole)
+            _call(kernel, longer[0], longer[1], longer[2], weights, first + whole, tables)
             out[tail], flags[tail] = longer[1][: len(x) - whole], longer[2][: len(x) - whole]
 
 
@@ -145,7 +160,9 @@ class _Weights:
         return [self.columns, power], [self.per_row, first % self.per_row]
 
 
-def _call(kernel: Any, x: F32, out: U8, flags: U8, weights: _Weights | None, first: int) -> None:
+def _call(
+    kernel: Any, x: F32, out: U8, flags: U8, weights: _Weights | None, first: int, tables: Sequence[Array]
+) -> None:
     arrays, numbers = ([], []) if weights is None else weights.arguments(first, len(x))
     kernel(
         x.ctypes.data,
@@ -154,6 +171,7 @@ def _call(kernel: Any, x: F32, out: U8, flags: U8, weights: _Weights | None, fir
         len(x) // processor().lanes,
         *(array.ctypes.data for array in arrays),
         *numbers,
+        *(table.ctypes.data for table in tables),
     )
 
 
@@ -228,7 +246,7 @@ def _encoder(kind: str) -> Encoder:
 
 def __getattr__(name: str) -> Encoder:
     """Return the encoder of a block type, by its name."""
-    if name not in edgekit_numba.KINDS:
+    if name not in (*edgekit_numba.KINDS, *edgekit_numba.GRIDS):
         raise AttributeError(name)
     require()
     return _encoder(name)

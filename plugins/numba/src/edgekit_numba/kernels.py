@@ -53,7 +53,7 @@ def set_flags(code: Code, pointer: Any, first: Any, odd: Vector, huge: Vector) -
 
 
 #: Writes the bytes of the blocks, and returns which of them it skips.
-Body = Callable[[Code, Rows, layout.Output, Weights | None], Vector]
+Body = Callable[..., Vector]
 
 
 @attrs.frozen
@@ -66,6 +66,7 @@ class Emitter:
         bytes: of a block.
         body: the arithmetic.
         weighted: whether it uses an importance matrix.
+        tables: types of pointers to tables, which are the last arguments of the kernel and of its body.
     """
 
     name: str
@@ -73,13 +74,14 @@ class Emitter:
     bytes: int
     body: Body
     weighted: bool = False
+    tables: tuple[Any, ...] = ()
 
     def __call__(self, lanes: int) -> str:
         """Return LLVM's text of the module."""
         arguments = [F32.as_pointer(), I8.as_pointer(), I8.as_pointer(), I64]
         if self.weighted:
             arguments += [F32.as_pointer(), F32.as_pointer(), I64, I64]
-        with function(self.name, arguments, lanes) as (code, given):
+        with function(self.name, [*arguments, *self.tables], lanes) as (code, given):
             x, importance = code.rows(self.size), code.rows(self.size) if self.weighted else None
             with code.loop(given[3]) as group:
                 self._group(code, given, group, x, importance)
@@ -90,11 +92,12 @@ class Emitter:
         largest = layout.load(code, builder.gep(arguments[0], [code.scaled(block, self.size)]), self.size, x)
         out = layout.Output(code, builder.gep(arguments[1], [code.scaled(block, self.bytes)]), self.bytes)
         weights = None if importance is None else self._weights(code, arguments[4:], block, importance)
-        odd = self.body(code, x, out, weights) | (largest > LARGEST)
+        tables = [arguments[len(arguments) - len(self.tables) :]] if self.tables else []
+        odd = self.body(code, x, out, weights, *tables) | (largest > LARGEST)
         set_flags(code, arguments[2], block, odd, out.overflowed | (largest > SAFE))
 
     def _weights(self, code: Code, arguments: Any, block: Any, importance: Rows) -> Weights:
-        builder, (columns, powers, per_row, first) = code.builder, arguments
+        builder, (columns, powers, per_row, first) = code.builder, arguments[:4]
         place = builder.mul(builder.urem(builder.add(block, first), per_row), code.index(self.size))
         layout.load(code, builder.gep(columns, [place]), self.size, importance)
         at = builder.bitcast(builder.gep(powers, [block]), code.type(F32).as_pointer())

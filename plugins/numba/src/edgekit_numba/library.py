@@ -16,6 +16,7 @@ ODD, HUGE = 1, 2
 _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
 _PLAIN = (_POINTER, _POINTER, _POINTER, _INTEGER)
 _WEIGHTED = (*_PLAIN, _POINTER, _POINTER, _INTEGER, _INTEGER)
+_TABLES = (_POINTER, _POINTER, _POINTER)
 _DECODE = (_POINTER, _POINTER, _INTEGER)
 _GROUPED = (*[_POINTER] * 5, _INTEGER, _INTEGER)
 _POWER = (_POINTER, _POINTER, _INTEGER, _INTEGER)
@@ -32,6 +33,8 @@ _LOCK = threading.Lock()
 _LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
 _UNEVEN = ("IQ4_NL", "IQ4_XS")
 _TERNARY = ("TQ1_0", "TQ2_0")
+_GRIDS = ("IQ3_S", "IQ3_XXS", "IQ2_S")
+_GRIDS_WEIGHTED = (*_GRIDS, "IQ2_XS", "IQ2_XXS")  # the last two are not encoded without an importance matrix
 _SUPER = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 MODULES = {
     **dict.fromkeys(("Q8_0", "MXFP4", *_LEGACY), "elementwise"),
@@ -39,6 +42,7 @@ MODULES = {
     **{name: "superblocks" for kind in _SUPER for name in (kind, f"{kind}_weighted")},
     **{name: "uneven" for kind in _UNEVEN for name in (kind, f"{kind}_weighted")},
     **dict.fromkeys(_TERNARY, "uneven"),
+    **dict.fromkeys((*_GRIDS, *(f"{kind}_weighted" for kind in _GRIDS_WEIGHTED)), "grids"),
     **{f"{kind}_decode": "decoders" for kind in ("Q8_0", "MXFP4", *_LEGACY, *_SUPER, *_UNEVEN, *_TERNARY)},
     **{f"mlx_int{bits}": "grouped" for bits in (1, 2, 3, 4, 5, 6, 8)},
     **{f"openvino_int{kind}": "grouped" for kind in ("2_sym", "4_sym", "8_sym", "4_asym", "8_asym")},
@@ -88,7 +92,8 @@ def _arguments(name: str) -> tuple[Any, ...]:
         return _GROUPED
     if name.endswith("_decode"):
         return _DECODE
-    return _WEIGHTED if name.endswith("_weighted") else _PLAIN
+    rows = _WEIGHTED if name.endswith("_weighted") else _PLAIN
+    return (*rows, *_TABLES) if MODULES[name] == "grids" else rows
 
 
 __all__ = ["HUGE", "MODULES", "ODD", "emitter", "kernel"]

@@ -196,6 +196,18 @@ class Rows:
     def __setitem__(self, row: Any, vector: Vector) -> None:
         self.code.builder.store(vector.value, self._at(row), align=ALIGNMENT)
 
+    def lane(self, row: Any, lane: Any) -> Any:
+        """The scalar in one lane of a row; `row` and `lane` may be running indices."""
+        return self.code.builder.load(self._lane(row, lane), align=4)
+
+    def set_lane(self, row: Any, lane: Any, scalar: Any) -> None:
+        """Give one lane of a row a new value."""
+        self.code.builder.store(scalar, self._lane(row, lane), align=4)
+
+    def _lane(self, row: Any, lane: Any) -> Any:
+        element = self.pointer.type.pointee.element.as_pointer()
+        return self.code.builder.gep(self.code.builder.bitcast(self._at(row), element), [self.code.index(lane)])
+
     def __len__(self) -> int:
         return self.count
 
@@ -276,6 +288,27 @@ class Code:
             pointer = self.builder.alloca(self.type(element), count)
         pointer.align = ALIGNMENT
         return Rows(self, pointer, count)
+
+    def scalar(self, type_: Any, start: int) -> Any:
+        """New memory for one integer, whose value is `start` from here on."""
+        with self.builder.goto_block(self._entry):
+            pointer = self.builder.alloca(type_)
+        self.builder.store(ir.Constant(type_, start), pointer)
+        return pointer
+
+    def smallest(self, vector: Vector) -> Any:
+        """The smallest of the lanes, as unsigned integers: a scalar."""
+        name = f"vector.reduce.umin.v{self.lanes}i32"
+        return self.builder.call(self._intrinsic(name, I32, vector.value), [vector.value])
+
+    def first(self, mask: Vector) -> Any:
+        """The number of the first lane in which a mask is set, an integer of 32 bits."""
+        bits = self.builder.zext(self.builder.bitcast(mask.value, ir.IntType(self.lanes)), I32)
+        return self.builder.cttz(bits, ir.Constant(I1, 1))
+
+    def _intrinsic(self, name: str, result: Any, *arguments: Any) -> Any:
+        signature = ir.FunctionType(result, [argument.type for argument in arguments])
+        return self.module.globals.get(f"llvm.{name}") or ir.Function(self.module, signature, f"llvm.{name}")
 
     def variable(self, start: Vector) -> Variable:
         """A vector that may change in a loop."""

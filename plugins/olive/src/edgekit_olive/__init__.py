@@ -66,10 +66,12 @@ def edgekit_register_runtimes(register: Register) -> None:
 
 @hookimpl
 def edgekit_register_passes(register: Register) -> None:
-    """Register quantization to 8 bits, and Olive's passes as ``olive:NAME`` if olive-ai is installed."""
+    """Register what ONNX Runtime's tools do, and Olive's passes as ``olive:NAME`` if olive-ai is installed."""
     if _installed("onnxruntime"):
         register("INT8_DYNAMIC", "edgekit_olive.int8:Dynamic", formats=("onnx", "onnx-portable"))
         register("INT8_QDQ", "edgekit_olive.int8:Static", formats=("onnx", "onnx-portable"))
+        register("ONNX_OPTIMIZE", "edgekit_olive.optimize:Optimize", formats=("onnx", "onnx-portable"))
+        register("ONNX_FLOAT16", "edgekit_olive.optimize:Float16", formats=("onnx", "onnx-portable"))
     if _installed("olive"):
         for name, formats in json.loads(files(__name__).joinpath("passes.json").read_text("utf-8")).items():
             register(f"olive:{name}", f"edgekit_olive.passes:{name}", formats=tuple(formats))

@@ -14,41 +14,22 @@ Source: onnxruntime 1.32.0, ``quantization/quantize.py`` and ``calibrate.py``.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
-import logging
-import shutil
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgekit.artifact import Artifact
-from edgekit.errors import UnsupportedModelError, UsageError
+from edgekit.errors import UsageError
 from edgekit.evaluation.samples import CONTEXT, Feed, Samples
-from edgekit.files.atomic import AtomicDirectory, writing
-from edgekit.files.memory import refuse_shortage
 from edgekit.precision import find_precision
 from edgekit.reference.onnx import encode
 from edgekit.typing import Array
-from edgekit_olive import computing
-from edgekit_olive.library import last_line, onnx, onnxruntime
-from edgekit_olive.reading import LIMIT, parse
-from edgekit_olive.results import (
-    carry,
-    copy_graph,
-    graphs,
-    make_manifest,
-    one_of,
-    open_result,
-    read_samples,
-    refuse_unlike,
-    sizes,
-)
-from edgekit_olive.writer import MODEL, OWNED, graph_file
+from edgekit_olive.library import onnx, onnxruntime
+from edgekit_olive.results import one_of, read_samples, refuse_bad_cosine
+from edgekit_olive.rewriting import rewritten
 
 #: Operators that are quantized by default: those with matrices, and the embedding.
 OPERATORS = ("MatMul", "Gemm", "Conv", "Gather")
@@ -58,6 +39,7 @@ METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 LAYOUTS = {"qdq": "QDQ", "operator": "QOperator"}
 TYPES = {"int8": "QInt8", "uint8": "QUInt8"}
 _MOST = 128
+_NOTHING = "it has no operators of these types with constant weights"
 
 
 class Dynamic:
@@ -101,17 +83,18 @@ class Dynamic:
             ResourceError: the target cannot be written; it is left as it was.
         """
         one_of("weights", weights, TYPES)
+        refuse_bad_cosine(least_cosine)
         options = {"per_channel": per_channel, "reduce_range": reduce_range}
 
         def quantize(graph: Path, result: Path) -> None:
             tools = importlib.import_module("onnxruntime.quantization")
             tools.quantize_dynamic(
                 graph, result, weight_type=tools.QuantType[TYPES[weights]], op_types_to_quantize=list(operators),
-                nodes_to_exclude=list(ignored), extra_options={"MatMulConstBOnly": True}, **options,
+                nodes_to_exclude=list(ignored), extra_options=_extra(), **options,
             )  # fmt: skip
 
         words = f"{self.name} weights={weights} " + " ".join(f"{key}={value}" for key, value in options.items())
-        return _written(source, to, words, quantize, least_cosine)
+        return rewritten(source, to, words, quantize, least_cosine, prepare=folded, unchanged=_NOTHING)
 
 
 class Static:
@@ -170,6 +153,7 @@ class Static:
             ("activations", activations, TYPES),
         ):
             one_of(name, value, allowed)
+        refuse_bad_cosine(least_cosine)
         if isinstance(largest_error, bool) or not isinstance(largest_error, int | float) or not 0 <= largest_error <= 1:
             raise UsageError(f"largest_error={largest_error!r:.80}; choose a number between 0 and 1")
         feeds = read_samples(source, calibration, samples, context)
@@ -183,14 +167,22 @@ class Static:
                 graph, result, _Feeds(feeds), quant_format=tools.QuantFormat[LAYOUTS[layout]],
                 calibrate_method=tools.CalibrationMethod[METHODS[method]], op_types_to_quantize=list(operators),
                 weight_type=tools.QuantType[TYPES[weights]], activation_type=tools.QuantType[TYPES[activations]],
-                nodes_to_exclude=[*ignored, *apart], extra_options={"MatMulConstBOnly": True}, **options,
+                nodes_to_exclude=[*ignored, *apart], extra_options=_extra(), **options,
             )  # fmt: skip
             _weights_alone(result, apart, f"{weights}-{'sym' if weights == 'int8' else 'asym'}", per_channel)
 
         words = f"{self.name} {layout} {method} weights={weights} activations={activations} " + " ".join(
             f"{key}={value}" for key, value in options.items()
         )
-        return _written(source, to, words, quantize, least_cosine)
+        return rewritten(source, to, words, quantize, least_cosine, prepare=folded, unchanged=_NOTHING)
+
+
+def _extra() -> dict[str, Any]:
+    """Return the tools' further options: only constant matrices; float32 where shape inference knows no type.
+
+    It knows none behind an operator of ONNX Runtime's own.
+    """
+    return {"MatMulConstBOnly": True, "DefaultTensorType": onnx().TensorProto.FLOAT}
 
 
 def rounding_errors(graph: Path, feeds: Sequence[Feed]) -> dict[str, float]:
@@ -269,68 +261,6 @@ class _Feeds:
 
     def __len__(self) -> int:
         return len(self._feeds)
-
-
-def _written(
-    source: Artifact, to: Path, recipe: str, quantize: Callable[[Path, Path], None], least_cosine: float
-) -> Artifact:
-    graph = graph_file(source.path)
-    directory = AtomicDirectory(to, owned=OWNED)
-    try:
-        with writing(to):
-            work = directory.path / "work"
-            work.mkdir()
-            library = onnx()
-            library.save_model(folded(_loaded(graph)), str(work / "folded.onnx"))
-            _quantize(quantize, work / "folded.onnx", work / MODEL, graph)
-            before = computing.Model("onnx", work / "folded.onnx", None)
-            told = computing.compared(before, computing.Model("onnx", work / MODEL, None))
-            refuse_unlike(told.get("measured", {}), least_cosine, recipe.partition(" ")[0])
-            copy_graph(work / MODEL, directory.path, MODEL)
-            carry(source, directory.path)
-            shutil.rmtree(work)
-            quality = {
-                **told.get("measured", {}),
-                **graphs("onnx", source, directory.path),
-                **sizes(source, directory.path),
-            }
-        if quality["operators"] == quality["operators_before"]:
-            raise UnsupportedModelError(f"{graph}: it has no operators of these types with constant weights")
-        notes = {"uncompared": told["uncompared"]} if "uncompared" in told else {}
-        directory.write("edgekit.manifest.json", make_manifest(source, recipe, quality, notes).to_json().encode())
-        directory.commit()
-    finally:
-        directory.close(keep=False)
-    return open_result(to, "onnx")
-
-
-def _loaded(graph: Path) -> Any:
-    """Return a graph with its weights inside, as the tools take it."""
-    parsed = parse(graph)
-    total = graph.stat().st_size + sum(file.stat().st_size for file in parsed.files)
-    if total > LIMIT:
-        raise UnsupportedModelError(
-            f"{graph}: {total:,} bytes; the quantization tools take graphs of up to {LIMIT:,}; quantize the weights "
-            "alone, with a recipe"
-        )
-    return onnx().load(str(graph))
-
-
-def _quantize(quantize: Callable[[Path, Path], None], graph: Path, result: Path, source: Path) -> None:
-    onnxruntime()
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # the tools advise through the root logger
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            quantize(graph, result)
-    except Exception as error:  # the tools raise anything
-        refuse_shortage(error, f"{source}: quantizing it")
-        raise UnsupportedModelError(
-            f"{source}: ONNX Runtime's tools cannot quantize it ({last_line(error)})"
-        ) from error
-    finally:
-        logging.disable(before)
 
 
 def folded(proto: Any) -> Any:

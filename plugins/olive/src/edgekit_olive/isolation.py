@@ -136,8 +136,11 @@ class Forking:
                 self.close()
                 raise
         if not answer:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=10)  # its last lines may come after its standard output ends
+            shown = _last_lines(self._log)  # `close` removes the file
             self.close()
-            raise PluginError(f"Olive cannot be imported; the last lines of its output: {_last_lines(self._log)}")
+            raise PluginError(f"Olive cannot be imported; the last lines of its output: {shown}")
         return int(answer)
 
     def close(self) -> None:

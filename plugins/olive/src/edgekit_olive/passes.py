@@ -17,7 +17,7 @@ import attrs
 import numpy as np
 
 from edgekit.artifact import Artifact
-from edgekit.errors import MissingPluginError, UnsupportedModelError, UsageError
+from edgekit.errors import MissingPluginError, UnsupportedModelError
 from edgekit.evaluation.samples import CONTEXT, Samples
 from edgekit.files.atomic import AtomicDirectory, writing
 from edgekit.files.foreign import read_object
@@ -32,6 +32,7 @@ from edgekit_olive.results import (
     one_of,
     open_result,
     read_samples,
+    refuse_bad_cosine,
     refuse_unlike,
     sizes,
 )
@@ -109,8 +110,7 @@ class OlivePass:
             kind = MissingPluginError if "not installed" in obstacle else UnsupportedModelError
             raise kind(f"{self.name} cannot run here: {obstacle}")
         feeds = None if calibration is None else read_samples(source, calibration, samples, context)
-        if isinstance(least_cosine, bool) or not isinstance(least_cosine, int | float) or not -1 <= least_cosine <= 1:
-            raise UsageError(f"least_cosine={least_cosine!r:.80}; choose a number between -1 and 1")
+        refuse_bad_cosine(least_cosine)
         job = {
             "pass": self.entry.name,
             "options": options,

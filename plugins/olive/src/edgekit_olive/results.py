@@ -123,6 +123,12 @@ def sizes(source: Artifact, to: Path) -> dict[str, float]:
     return {"size_ratio": written / max(source.nbytes, 1)}
 
 
+def refuse_bad_cosine(least: object) -> None:
+    """Raise `UsageError` if a least cosine is not a number between -1 and 1."""
+    if isinstance(least, bool) or not isinstance(least, int | float) or not -1 <= least <= 1:
+        raise UsageError(f"least_cosine={least!r:.80}; choose a number between -1 and 1")
+
+
 def refuse_unlike(measured: Mapping[str, float], least: float, name: str) -> None:
     """Raise `QualityGateError` if the measured cosine is below `least`."""
     cosine = measured.get("cosine", 1.0)
@@ -177,6 +183,7 @@ __all__ = [
     "open_result",
     "operators",
     "read_samples",
+    "refuse_bad_cosine",
     "refuse_unlike",
     "sizes",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -12,6 +13,7 @@ from edgekit.cli.output import json_option, print_json, print_notes, progress_ba
 from edgekit.errors import UsageError
 from edgekit.files.guard import refuse_harm
 from edgekit.pipeline._conversion import Nonfinite, Rounding, find_format, open_source, quantize
+from edgekit.pipeline.executors import connected
 from edgekit.recipe import Recipe
 from edgekit.typing import F32
 
@@ -51,6 +53,11 @@ from edgekit.typing import F32
 @click.option(
     "--allow-unquantized", is_flag=True, help="Write the model even if less than half of its weights are quantized."
 )
+@click.option(
+    "--executor",
+    metavar="ADDRESS",
+    help="Where to encode: dask://HOST:PORT, ray://HOST:PORT, ray:, mpi: or processes:N; default: threads here.",
+)
 @click.option("--force", is_flag=True, help="Replace a target that edgekit did not write.")
 @json_option
 def command(
@@ -66,6 +73,7 @@ def command(
     exact_importance: bool,
     nonfinite: Nonfinite,
     allow_unquantized: bool,
+    executor: str | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -78,9 +86,9 @@ def command(
         refuse_harm(Path(to), [Path(calibration)])
     importance = _importance(imatrix, artifact)
     title = Path(recipe).name
-    with progress_bar(title) as report:
+    with progress_bar(title) as report, nullcontext() if executor is None else connected(executor) as workers:
         written = quantize(
-            artifact,
+            artifact if workers is None else source,
             Recipe.of(parse_rules(rules), recipe) if rules else recipe,
             to=to,
             format=format_,
@@ -91,6 +99,7 @@ def command(
             backend=backend,
             nonfinite=nonfinite,
             allow_unquantized=allow_unquantized,
+            executor=workers,
             progress=report,
             overwrite=force,
         )

@@ -31,6 +31,7 @@ SCHEMES = {
     "mxfp4": "mxfp4",
     "torchao": "torchao",
     "modelopt": "modelopt",
+    "quanto": "quanto",
 }
 #: Where config.json says how the weights are quantized; the second is an older name, the third MLX's own.
 KEYS = ("quantization_config", "compression_config", "quantization")

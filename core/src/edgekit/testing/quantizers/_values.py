@@ -346,7 +346,8 @@ def check_checked(subject: QuantizerSubject, profile: Profile) -> None:
     if checked is None:
         raise NotApplicable("it has no encode_checked; edgekit checks the rows itself")
     x = normal(subject)
-    parts = checked(x, None)
+    ones = subject.importance(x, None)
+    parts = checked(x, ones)
     if parts is not None and not same_parts(encode(subject, x), dict(parts)):
         fail(f"encode_checked differs from encode: {diagnose(encode(subject, x), dict(parts))}")
     for value in (np.nan, -np.nan, np.inf, -np.inf, 65536.0, -1e38):
@@ -354,7 +355,7 @@ def check_checked(subject: QuantizerSubject, profile: Profile) -> None:
             bad = x.copy()
             bad[place] = value
             with np.errstate(all="ignore"):
-                parts = checked(bad, None)
+                parts = checked(bad, ones)
             if parts is not None:
                 fail(f"encode_checked returns parts for rows with {value}; it must return None so that edgekit decides")
 

@@ -1,0 +1,144 @@
+"""Workers that read the source for themselves: equal bytes, and what is refused there."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from multiprocessing import get_context
+
+import attrs
+import pytest
+
+import edgekit
+from edgekit.architectures import ModelConfig
+from edgekit.encoding import codec
+from edgekit.errors import (
+    ChangedSourceError,
+    MissingFileError,
+    NonFiniteError,
+    PluginError,
+    ResourceError,
+    UsageError,
+)
+from edgekit.pipeline import _remote
+from edgekit.pipeline._conversion import laid_out
+from edgekit.pipeline.executors import connected
+from edgekit.testing.models import artifact_of, random_model
+
+
+class Here(Executor):
+    """Runs each call at once, in the caller's thread: no pool of threads, as far as edgekit can tell."""
+
+    def __init__(self):
+        self.given = []
+
+    def submit(self, fn, /, *args, **kwargs):
+        future = Future()
+        self.given.append(args)
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+CONFIG = ModelConfig(
+    family="llama", layers=2, width=64, heads=4, kv_heads=2, head_dim=16, ffn=96, vocab=128, context=64,
+    norm_eps=1e-5, rope_theta=10000.0, attention_scale=0.25, rotary_dim=16,
+)  # fmt: skip
+RECIPE = "affine:int4-sym-g32"
+
+
+@pytest.fixture
+def source(tmp_path):
+    _remote.tensors.cache_clear()
+    return edgekit.convert(artifact_of(random_model(CONFIG), tmp_path / "memory"), tmp_path / "source").path
+
+
+def written(path):
+    return [(path / name).read_bytes() for name in ("model.safetensors", "edgekit.manifest.json")]
+
+
+def test_workers_read_a_source_that_is_given_by_its_path(source, tmp_path):
+    expected = written(edgekit.quantize(source, RECIPE, to=tmp_path / "threads").path)
+    pool = Here()
+    assert written(edgekit.quantize(source, RECIPE, to=tmp_path / "far", executor=pool).path) == expected
+    assert all(isinstance(rows, _remote.RemoteRows) for (rows,) in pool.given)
+    assert max(len(pickle.dumps(rows)) for (rows,) in pool.given) < 2000
+
+
+def test_the_rows_of_an_opened_artifact_are_sent(source, tmp_path):
+    expected = written(edgekit.quantize(source, RECIPE, to=tmp_path / "threads").path)
+    pool = Here()
+    made = edgekit.quantize(edgekit.open(source), RECIPE, to=tmp_path / "sent", executor=pool)
+    assert written(made.path) == expected
+    assert not any(isinstance(rows, _remote.RemoteRows) for (rows,) in pool.given)
+
+
+def test_processes_by_their_address_write_the_same_bytes(source, tmp_path):
+    expected = written(edgekit.quantize(source, RECIPE, to=tmp_path / "threads").path)
+    with connected("processes:2") as pool:
+        assert written(edgekit.quantize(source, RECIPE, to=tmp_path / "far", executor=pool).path) == expected
+
+
+def refused(source, change, error, message):
+    """What a worker says of a source that differs from the caller's."""
+    known = _remote.Source.of(edgekit.open(source), "hf", ["reference"], laid_out)
+    rows = _remote.RemoteRows(change(known), "model.norm.weight", 0, 1)
+    with pytest.raises(error, match=message) as caught:
+        rows.read(codec("float:F32"))
+    again = pickle.loads(pickle.dumps(caught.value))  # as it comes back from another process
+    assert str(again) == str(caught.value)
+
+
+def test_a_worker_with_another_version_is_refused(source):
+    def older(known):
+        return attrs.evolve(known, versions=(("edgekit-core", "0.0.1"), ("edgekit-none", "1.0")))
+
+    refused(
+        source, older, PluginError, r"edgekit-core .* instead of 0\.0\.1, edgekit-none not installed instead of 1\.0"
+    )
+
+
+def test_a_worker_that_does_not_see_the_source_says_how_to_share_it(source):
+    def elsewhere(known):
+        return attrs.evolve(known, files=(("/nowhere/model.safetensors", 1, 1),))
+
+    refused(source, elsewhere, MissingFileError, "cannot read /nowhere/model.safetensors .*share its directory")
+
+
+def test_a_worker_that_sees_another_file_refuses_it(source):
+    def other(known):
+        return attrs.evolve(known, files=tuple((file, size + 1, time) for file, size, time in known.files))
+
+    refused(source, other, ChangedSourceError, "sees another file than the caller")
+
+
+def test_an_error_of_the_work_is_raised_as_it_is(source, tmp_path):
+    weights = source / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-4:] = b"\x00\x00\xc0\x7f"  # a NaN in float32
+    weights.write_bytes(content)
+    with pytest.raises(NonFiniteError):
+        edgekit.quantize(source, RECIPE, to=tmp_path / "far", executor=Here())
+
+
+def test_a_pool_that_loses_its_workers_is_named_and_the_next_run_writes_the_same_bytes(source, tmp_path):
+    expected = written(edgekit.quantize(source, RECIPE, to=tmp_path / "threads").path)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        worker = pool.submit(os.getpid).result()
+        os.kill(worker, signal.SIGKILL)
+        with pytest.raises(ResourceError, match=r"lost its workers .*run the same command again"):
+            edgekit.quantize(source, RECIPE, to=tmp_path / "far", executor=pool)
+    assert not (tmp_path / "far").exists()
+    assert written(edgekit.quantize(source, RECIPE, to=tmp_path / "far").path) == expected
+
+
+@pytest.mark.parametrize(
+    "address", ["", "threads", "processes:0", "processes:x", "dask", "dask:8786", "ray:x", "mpi:3"]
+)
+def test_an_unknown_address_is_refused(address):
+    with pytest.raises(UsageError, match="dask://HOST:PORT"), connected(address):
+        pass
