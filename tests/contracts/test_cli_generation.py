@@ -172,11 +172,11 @@ def children_are_interruptible():
     signal.signal(signal.SIGINT, before)
 
 
-def terminal(*arguments):
+def terminal(*arguments, program=("-m", "edgekit")):
     """The command in a terminal of its own: the process, and the descriptor of the terminal's other side."""
     pty = pytest.importorskip("pty", reason="this system has no pseudo-terminals")
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "edgekit", *map(str, arguments)]
+    command = [sys.executable, *program, *map(str, arguments)]
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
     os.close(theirs)
     return process, ours
@@ -209,8 +209,25 @@ def test_a_conversation_in_a_terminal(talker):
     os.close(ours)
 
 
+SLOW = """
+    import sys, time
+    import edgekit.cli, edgekit.cli._generation as generation
+
+    show = generation.show
+
+    def shown(text):
+        show(text)
+        time.sleep(0.1)
+
+    generation.show = shown
+    edgekit.cli.main(sys.argv[1:])
+"""
+
+
 def test_ctrl_c_stops_an_answer_and_then_the_conversation(talker):
-    process, ours = terminal("chat", talker, "--temperature", "3", "--stop", "\ue000")
+    """The answer comes slowly, so that it is not over when it is stopped."""
+    slow = ("-c", textwrap.dedent(SLOW))
+    process, ours = terminal("chat", talker, "--temperature", "3", "--stop", "\ue000", program=slow)
     until_shown(ours, b"> ")
     os.write(ours, b"one\n")
     until_shown(ours, b"one\r\n")
