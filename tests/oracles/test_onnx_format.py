@@ -186,6 +186,25 @@ def test_an_operator_that_is_not_known(tmp_path):
         edgekit.load(artifact, "onnxruntime")
 
 
+@pytest.mark.parametrize(("element", "read"), [(TensorProto.INT8, True), (TensorProto.UNDEFINED, False)])
+def test_a_zero_point_of_no_known_type_belongs_to_no_weight(element, read, tmp_path):
+    codes = numpy_helper.from_array(np.arange(12, dtype=np.int8).reshape(4, 3), "w")
+    scale = numpy_helper.from_array(np.ones(4, np.float32), "scale")
+    zero = TensorProto(name="zero", data_type=element, dims=[4], raw_data=bytes(4))
+    node = helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["y"], axis=0)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 3])
+    made = helper.make_model(helper.make_graph([node], "g", [], [y], [codes, scale, zero]))
+    (tmp_path / "m.onnx").write_bytes(made.SerializeToString())
+    (tensor,) = (tensor for name, tensor in edgekit.open(tmp_path / "m.onnx").tensors.items() if name == "w")
+    if read:
+        assert tensor.precision.name == "onnx:int8-asym-channel"
+        np.testing.assert_array_equal(tensor.float32().ravel(), np.arange(12))
+    else:  # integers, then, of which nothing says what they stand for
+        assert tensor.dtype == "int8"
+        with pytest.raises(EdgekitError, match="w holds int8"):
+            tensor.float32()
+
+
 def test_a_node_without_outputs_decodes_nothing(tmp_path):
     path = small(tmp_path / "m.onnx")
     model = onnx.load(path)

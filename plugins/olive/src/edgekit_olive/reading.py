@@ -451,7 +451,11 @@ def _agrees(weight: _Weight) -> bool:
         if part.element in PACKED:
             if part.nbytes != count:
                 return False
-        elif math.prod(part.shape) != count or (layout.dtype == "float32") != ("FLOAT" in part.element):
+        elif (
+            part.element not in _DTYPES
+            or math.prod(part.shape) != count
+            or (layout.dtype == "float32") != ("FLOAT" in part.element)
+        ):
             return False
     return True
 
