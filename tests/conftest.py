@@ -7,6 +7,7 @@ The models and texts that lie outside the repository come from the fixtures here
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 # Before edgekit is imported: what depends on the number of cores is decided then.
@@ -26,6 +27,17 @@ def _outside(name: str) -> Path:
     if not path.is_file():
         pytest.skip(f"{path} is not there; set EDGEKIT_TEST_DATA to a folder with stories260K.gguf and its texts")
     return path
+
+
+@pytest.fixture(scope="session")
+def write_llama():
+    """Writes a random Llama in F16: ``write_llama(path, layers=4, …)``, by the names of the benchmark's `Shape`."""
+    sys.path.insert(0, str(Path(__file__).parent / "bench"))
+    try:
+        import llama_model
+    finally:
+        sys.path.pop(0)
+    return lambda path, **shape: llama_model.write_llama(path, llama_model.Shape(**shape))
 
 
 @pytest.fixture(scope="session")

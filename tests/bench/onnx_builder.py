@@ -25,6 +25,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from child import printed
+
 NEEDS = ("onnxruntime_genai", "torch", "transformers", "onnx_ir", "edgekit_olive", "edgekit_gguf")
 ENVIRONMENT = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 #: edgekit's recipe for the builder's precision.
@@ -51,12 +53,7 @@ print(json.dumps({"seconds": time.process_time(), "peak": peak or resource.getru
 
 def run(program: str, *arguments: str) -> dict[str, float]:
     """Processor seconds of the whole process, and peak memory in bytes."""
-    line = [sys.executable, "-W", "ignore", "-c", program + _USED, *arguments]
-    done = subprocess.run(line, capture_output=True, text=True, env=os.environ | ENVIRONMENT, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return printed(program + _USED, *arguments, environment=ENVIRONMENT)
 
 
 def report(quick: bool = False) -> Iterator[str]:

@@ -10,11 +10,9 @@ was there at the start (Linux). The contenders take turns, the best of each coun
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
+
+from child import printed
 
 NEEDS = ("onnx", "onnxruntime", "onnx_ir", "edgekit_olive", "edgekit_numba")
 ROWS = 8192
@@ -98,12 +96,7 @@ def run(program: str, *arguments: str) -> dict[str, float]:
         "EDGEKIT_NUMBA_THREADS": "1",
         "ORT_DISABLE_TELEMETRY": "1",
     }
-    line = [sys.executable, "-W", "ignore", "-c", program, *arguments]
-    done = subprocess.run(line, capture_output=True, text=True, env=os.environ | one, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return printed(program, *arguments, environment=one)
 
 
 def report(quick: bool = False) -> Iterator[str]:

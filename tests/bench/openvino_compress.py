@@ -13,15 +13,12 @@ fell together, so that edgekit's figure is the most that it can be.
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from child import printed
 from llama_model import write_llama
 
 NEEDS = ("openvino", "nncf", "edgekit_openvino")
@@ -59,11 +56,8 @@ def run(program: str, *arguments: str) -> dict[str, float]:
     """Seconds of the whole process, and peak memory in bytes."""
     threads = {"OMP_NUM_THREADS": "2", "EDGEKIT_NUMBA_THREADS": "1"}  # edgekit's own threads are the pipeline's
     start = time.perf_counter()
-    line = [sys.executable, "-W", "ignore", "-c", program + _PEAK, *arguments]
-    done = subprocess.run(line, capture_output=True, text=True, env=os.environ | threads, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return {"seconds": time.perf_counter() - start, **json.loads(done.stdout.splitlines()[-1])}
+    found = printed(program + _PEAK, *arguments, environment=threads)
+    return {"seconds": time.perf_counter() - start, **found}
 
 
 def contenders(source: Path, mode: str, folder: Path) -> dict[str, dict[str, float]]:

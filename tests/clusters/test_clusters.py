@@ -25,15 +25,18 @@ def sha256(path: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
+def source(write_llama, tmp_path_factory):
     """A random Llama of ten million weights: several chunks a tensor."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-    try:
-        from llama_model import Shape, write_llama
-    finally:
-        sys.path.pop(0)
-    shape = Shape(layers=4, width=512, ffn=1536, heads=8, kv_heads=4, vocab=8192, context=256)
-    return write_llama(tmp_path_factory.mktemp("source") / "model.gguf", shape)
+    return write_llama(
+        tmp_path_factory.mktemp("source") / "model.gguf",
+        layers=4,
+        width=512,
+        ffn=1536,
+        heads=8,
+        kv_heads=4,
+        vocab=8192,
+        context=256,
+    )
 
 
 @pytest.fixture(scope="module")

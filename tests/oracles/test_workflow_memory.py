@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from pathlib import Path
 
 import pytest
@@ -34,15 +33,18 @@ CLOSE = 0.15
 
 
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory):
+def wide(write_llama, tmp_path_factory):
     """A random Llama of 56 million weights, F16."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-    try:
-        from llama_model import Shape, write_llama
-    finally:
-        sys.path.pop(0)
-    shape = Shape(layers=6, width=768, ffn=2048, heads=12, kv_heads=4, vocab=16_384, context=1024)
-    return write_llama(tmp_path_factory.mktemp("wide") / "wide.gguf", shape)
+    return write_llama(
+        tmp_path_factory.mktemp("wide") / "wide.gguf",
+        layers=6,
+        width=768,
+        ffn=2048,
+        heads=12,
+        kv_heads=4,
+        vocab=16_384,
+        context=1024,
+    )
 
 
 def written(source, format_name, recipe, folder):

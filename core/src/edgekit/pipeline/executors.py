@@ -7,7 +7,7 @@ command line. None of the engines is a dependency: each is imported when its add
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
@@ -76,6 +76,7 @@ def connected(address: str) -> Iterator[Executor]:
     """
     kind, _, place = address.partition(":")
     if kind == "processes" and place.isdigit() and 0 < int(place) < 10_000:
+        from concurrent.futures import ProcessPoolExecutor
         from multiprocessing import get_context
 
         with ProcessPoolExecutor(int(place), get_context("spawn")) as pool:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import UsageError
 from edgekit_workflow.diagnosing.case import Finding, Trouble
+from edgekit_workflow.serving import asked, samples
 
-#: Seconds to wait for an answer.
-PATIENCE = 10.0
+if TYPE_CHECKING:
+    from prometheus_client.samples import Sample
+
 #: Texts, or requests, from which on a share says something; and the shares.
 LEAST, CUT_OFF, FAILING = 20, 0.5, 0.05
-_LARGEST = 16 << 20
 
 
 def server_findings(url: str, key: str | None) -> Iterator[Finding]:
@@ -38,25 +37,16 @@ def server_findings(url: str, key: str | None) -> Iterator[Finding]:
         if trouble is not None:
             return
     yield Finding("chats", _chats(base, key))
-    samples = list(_samples(base, key))
-    yield Finding("queue", _queue(samples))
-    yield Finding("failing", _failing(samples))
-    yield Finding("cut_off", _cut_off(samples))
-
-
-def _asked(url: str, key: str | None) -> tuple[int, bytes]:
-    """Status and body of an answer; raises `OSError` if there is none."""
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
-    try:
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-            return answer.status, answer.read(_LARGEST)
-    except urllib.error.HTTPError as error:
-        return error.code, error.read(_LARGEST)
+    _, page = asked(f"{base}/metrics", key)
+    given = samples(page.decode("utf-8", "replace"))
+    yield Finding("queue", _queue(given))
+    yield Finding("failing", _failing(given))
+    yield Finding("cut_off", _cut_off(given))
 
 
 def _reachable(base: str, key: str | None) -> Trouble | None:
     try:
-        _asked(f"{base}/health", None)
+        asked(f"{base}/health", None)
     except (OSError, ValueError) as error:
         return Trouble(
             f"{base} does not answer ({getattr(error, 'reason', error)})",
@@ -66,7 +56,7 @@ def _reachable(base: str, key: str | None) -> Trouble | None:
 
 
 def _healthy(base: str, key: str | None) -> Trouble | None:
-    status, _ = _asked(f"{base}/health", None)
+    status, _ = asked(f"{base}/health", None)
     if status in (200, 421):  # the next check says which Host is not allowed
         return None
     return Trouble(
@@ -76,7 +66,7 @@ def _healthy(base: str, key: str | None) -> Trouble | None:
 
 
 def _admitted(base: str, key: str | None) -> Trouble | None:
-    status, body = _asked(f"{base}/v1/models", key)
+    status, body = asked(f"{base}/v1/models", key)
     if status == 200:
         return None
     cures = {
@@ -95,7 +85,7 @@ def _message(body: bytes) -> str:
 
 
 def _chats(base: str, key: str | None) -> Trouble | None:
-    _, body = _asked(f"{base}/v1/models", key)
+    _, body = asked(f"{base}/v1/models", key)
     try:
         cards: list[dict[str, Any]] = json.loads(body)["data"]
         without = [str(card["id"]) for card in cards if "chat" not in card.get("capabilities", ["chat"])]
@@ -110,21 +100,12 @@ def _chats(base: str, key: str | None) -> Trouble | None:
     )
 
 
-def _samples(base: str, key: str | None) -> Iterator[tuple[str, dict[str, str], float]]:
-    from prometheus_client.parser import text_string_to_metric_families
-
-    _, body = _asked(f"{base}/metrics", key)
-    for family in text_string_to_metric_families(body.decode("utf-8", "replace")):
-        for sample in family.samples:
-            yield sample.name, sample.labels, sample.value
+def _sum(given: Sequence[Sample], name: str, **labels: str) -> float:
+    return sum(s.value for s in given if s.name == name and labels.items() <= s.labels.items())
 
 
-def _sum(samples: list[tuple[str, dict[str, str], float]], name: str, **labels: str) -> float:
-    return sum(v for n, given, v in samples if n == name and labels.items() <= given.items())
-
-
-def _queue(samples: list[tuple[str, dict[str, str], float]]) -> Trouble | None:
-    refused = _sum(samples, "edgekit_errors_total", code="queue_full")
+def _queue(given: Sequence[Sample]) -> Trouble | None:
+    refused = _sum(given, "edgekit_errors_total", code="queue_full")
     if not refused:
         return None
     return Trouble(
@@ -133,21 +114,21 @@ def _queue(samples: list[tuple[str, dict[str, str], float]]) -> Trouble | None:
     )
 
 
-def _failing(samples: list[tuple[str, dict[str, str], float]]) -> Trouble | None:
-    requests = _sum(samples, "edgekit_requests_total")
-    failed = sum(v for n, given, v in samples if n == "edgekit_requests_total" and given["status"].startswith("5"))
+def _failing(given: Sequence[Sample]) -> Trouble | None:
+    requests = _sum(given, "edgekit_requests_total")
+    failed = sum(s.value for s in given if s.name == "edgekit_requests_total" and s.labels["status"].startswith("5"))
     if requests < LEAST or failed < FAILING * requests:
         return None
-    codes = {given["code"]: v for n, given, v in samples if n == "edgekit_errors_total"}
+    codes = {s.labels["code"] for s in given if s.name == "edgekit_errors_total"}
     return Trouble(
         f"{failed:.0f} of {requests:.0f} requests failed (codes: {', '.join(sorted(codes))})",
         "the server's log has the place of each",
     )
 
 
-def _cut_off(samples: list[tuple[str, dict[str, str], float]]) -> Trouble | None:
-    texts = _sum(samples, "edgekit_texts_total")
-    cut = _sum(samples, "edgekit_texts_total", finish="length")
+def _cut_off(given: Sequence[Sample]) -> Trouble | None:
+    texts = _sum(given, "edgekit_texts_total")
+    cut = _sum(given, "edgekit_texts_total", finish="length")
     if texts < LEAST or cut <= CUT_OFF * texts:
         return None
     return Trouble(
@@ -157,4 +138,4 @@ def _cut_off(samples: list[tuple[str, dict[str, str], float]]) -> Trouble | None
     )
 
 
-__all__ = ["CUT_OFF", "FAILING", "LEAST", "PATIENCE", "server_findings"]
+__all__ = ["CUT_OFF", "FAILING", "LEAST", "server_findings"]

@@ -12,8 +12,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,6 +23,7 @@ import numpy as np
 from edgekit.errors import InvalidFileError, ResourceError, UsageError
 from edgekit.files.foreign import read_limited, strict_json
 from edgekit.typing import F64
+from edgekit_workflow.serving import ANSWER_LIMIT, asked, samples
 
 #: The measures that are compared, and what they are.
 MEASURES = {
@@ -34,10 +33,8 @@ MEASURES = {
 }
 #: The metric of each measure; refusals are two counters.
 HISTOGRAMS = {"tokens": "edgekit_text_tokens", "confidence": "edgekit_text_confidence"}
-#: Largest sizes in bytes: of a metrics page or a record, and of a log.
-PAGE_LIMIT, LOG_LIMIT = 16 << 20, 1 << 30
-#: Seconds to wait for a server.
-PATIENCE = 10.0
+#: Largest size of a log, a record or a file of a metrics page, in bytes.
+LOG_LIMIT = 1 << 30
 _KIND = "edgekit record of served texts, version 1"
 _CURE = "give the URL of /metrics, a file of it, a log in JSON, or a record"
 
@@ -164,16 +161,14 @@ def _read(name: str) -> bytes:
 
 
 def _fetched(url: str, key: str | None) -> bytes:
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
     try:
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-            content: bytes = answer.read(PAGE_LIMIT + 1)
-    except urllib.error.HTTPError as error:
-        raise ResourceError(f"{url}: the server answers {error.code}; see `edgekit diagnose --url`") from error
+        status, content = asked(url, key)
     except (OSError, ValueError) as error:
         raise ResourceError(f"{url}: no server answers ({error}); is it running, and at this address?") from error
-    if len(content) > PAGE_LIMIT:
-        raise InvalidFileError(f"{url}: longer than {PAGE_LIMIT:,} bytes; {_CURE}")
+    if not 200 <= status < 300:
+        raise ResourceError(f"{url}: the server answers {status}; see `edgekit diagnose --url`")
+    if len(content) > ANSWER_LIMIT:
+        raise InvalidFileError(f"{url}: longer than {ANSWER_LIMIT:,} bytes; {_CURE}")
     return content
 
 
@@ -183,25 +178,23 @@ def of_metrics(text: str, where: str) -> Record:
     Raises:
         InvalidFileError: it is not in Prometheus's text format, or has no metrics of served texts.
     """
-    from prometheus_client.parser import text_string_to_metric_families
-
     try:
-        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        given = samples(text)
     except (ValueError, KeyError, IndexError) as error:
         raise InvalidFileError(f"{where}: not Prometheus's text format ({error!s:.80}); {_CURE}") from error
     found: dict[str, dict[str, Distribution]] = {}
     for measure, metric in HISTOGRAMS.items():
         buckets: dict[str, list[tuple[float, float]]] = {}
-        for sample in samples:
+        for sample in given:
             if sample.name == f"{metric}_bucket":
                 bound = float(sample.labels.get("le", "nan"))
                 buckets.setdefault(sample.labels.get("model", ""), []).append((bound, sample.value))
         for model, pairs in buckets.items():
             bounds, sums = np.array(sorted(pairs), np.float64).T
             found.setdefault(model, {})[measure] = Distribution(bounds, np.diff(sums, prepend=0.0), True)
-    refusals = {s.labels.get("model", ""): s.value for s in samples if s.name == "edgekit_refusals_total"}
+    refusals = {s.labels.get("model", ""): s.value for s in given if s.name == "edgekit_refusals_total"}
     for model, refused in refusals.items():
-        texts = sum(s.value for s in samples if s.name == "edgekit_texts_total" and s.labels.get("model") == model)
+        texts = sum(s.value for s in given if s.name == "edgekit_texts_total" and s.labels.get("model") == model)
         found.setdefault(model, {})["refused"] = Distribution(
             np.array([0.0, 1.0]), np.array([texts - refused, refused]), True
         )
@@ -275,8 +268,6 @@ __all__ = [
     "HISTOGRAMS",
     "LOG_LIMIT",
     "MEASURES",
-    "PAGE_LIMIT",
-    "PATIENCE",
     "Distribution",
     "Record",
     "of_log",
