@@ -70,6 +70,7 @@ _QUICK = 0.05  # seconds
 #: Reports that take longer.
 REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "file-to-file": lambda quick: whole.file_to_file(3 if quick else whole.ROUNDS),
+    "scaling": whole.scaling,
     "commands": commands.report,
     "generation": generation.report,
     "startup": lambda quick: whole.startup(),
@@ -89,7 +90,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "experts": lambda quick: experts.report(0.4, 1) if quick else experts.report(),
 }
 #: Reports that run only when they are asked for.
-ALONE = ("seven-billion", "experts", "mlx-tolerances", "mlx-smollm2")
+ALONE = ("scaling", "seven-billion", "experts", "mlx-tolerances", "mlx-smollm2")
 #: Processors that stand for the narrower instruction sets.
 NARROWER = ("haswell", "x86-64")
 
