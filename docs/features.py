@@ -74,8 +74,9 @@ FEATURES = {
         "llama.cpp, numpy, OpenVINO, ONNX Runtime, MLX",
         [f"{ORACLES}/test_smollm2_server.py::test_chat_json_and_tools"]),
     "LoRA adapters by request": (
-        "`lora`, `model`; `--lora` (llama.cpp)",
+        "`lora`, `model`; `--lora` (llama.cpp, MLX)",
         [f"{ORACLES}/test_llamacpp_runtime.py::test_adapters_of_single_texts",
+         f"{ORACLES}/test_mlx_runtime.py::test_adapters_of_single_texts",
          f"{SERVE}/test_serve_features.py::test_adapters_by_request"]),
     "Several models, loaded when asked for": (
         "`model`, `--memory`",
