@@ -30,6 +30,8 @@ import attrs
 from llama_model import write_llama
 
 TOKENS, CLIENTS, MANY = 64, 8, 64
+#: Tokens of the usual prompts.
+LENGTH = 15
 #: Tokens of the context, and of a long prompt.
 CONTEXT, PROMPT = 2048, 2000
 #: A text that does not end before its limit.
@@ -283,8 +285,9 @@ class _Batches:
         from edgekit_llamacpp.sequences import compute
 
         llama().llama_memory_clear(llama().llama_get_memory(loaded.context), True)
-        begun = [[(300 + place, place, text, place == 3) for place in range(4)] for text in range(count)]
-        later = [[(300 + place, place, text, True) for text in range(count)] for place in range(4, 3 + TOKENS)]
+        ends = LENGTH - 1
+        begun = [[(300 + at, at, text, at == ends) for at in range(LENGTH)] for text in range(count)]
+        later = [[(300 + at, at, text, True) for text in range(count)] for at in range(LENGTH, ends + TOKENS)]
         for rows in begun + later:
             with batch_of(rows) as batch:
                 compute(loaded, loaded.context, batch)
