@@ -28,6 +28,7 @@ from edgekit.precision import find_precision
 from edgekit.reference.onnx import encode
 from edgekit.typing import Array
 from edgekit_olive.library import onnx, onnxruntime
+from edgekit_olive.reading import TRANSPOSED
 from edgekit_olive.results import one_of, read_samples, refuse_bad_cosine
 from edgekit_olive.rewriting import rewritten
 
@@ -38,6 +39,8 @@ METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 #: How a static graph is written: QuantizeLinear and DequantizeLinear around operators, or operators on integers.
 LAYOUTS = {"qdq": "QDQ", "operator": "QOperator"}
 TYPES = {"int8": "QInt8", "uint8": "QUInt8"}
+#: Hugging Face's name of an output head.
+HEAD = "lm_head.weight"
 _MOST = 128
 _NOTHING = "it has no operators of these types with constant weights"
 
@@ -266,16 +269,20 @@ class _Feeds:
 def folded(proto: Any) -> Any:
     """Return the graph with constant matrices in place of their transposes, and of FusedMatMul with one.
 
+    The transpose of a table that is gathered too is the output head of a tied model. Its codes differ from the table's:
+    it is called `HEAD`.
+
     Args:
         proto: an `onnx.ModelProto` with its weights; it is changed.
     """
     graph, helper = proto.graph, onnx().numpy_helper
     constants = {tensor.name: tensor for tensor in graph.initializer}
     turned: dict[str, str] = {}
+    tables = {node.input[0] for node in graph.node if node.op_type == "Gather"} - {HEAD}
 
     def transposed(name: str, order: Sequence[int] | None = None) -> str:
         """Return the name of the constant with its axes in another order; by default the last two exchanged."""
-        key = f"{name}.transposed"
+        key = (HEAD if name in tables and HEAD not in constants else name) + TRANSPOSED
         if key not in constants:
             array = helper.to_array(constants[name])
             order = order or (*range(array.ndim - 2), array.ndim - 1, array.ndim - 2)
@@ -321,4 +328,4 @@ def _drop_unused(graph: Any) -> None:
     graph.initializer.extend(kept)
 
 
-__all__ = ["LAYOUTS", "METHODS", "OPERATORS", "TYPES", "Dynamic", "Static", "folded", "rounding_errors"]
+__all__ = ["HEAD", "LAYOUTS", "METHODS", "OPERATORS", "TYPES", "Dynamic", "Static", "folded", "rounding_errors"]
