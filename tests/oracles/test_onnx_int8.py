@@ -15,7 +15,7 @@ from edgekit.errors import NonFiniteError, QualityGateError, ShapeError, Unsuppo
 from edgekit.pipeline.passes import run_pass
 from edgekit.precision import find_precision
 from edgekit.reference import onnx as reference
-from edgekit_olive.int8 import folded
+from edgekit_olive.folding import folded
 
 CALIBRATION = Path(sample.__file__).parent / "heldout.txt"
 ROWS = np.random.default_rng(5).standard_normal((24, 32)).astype(np.float32)

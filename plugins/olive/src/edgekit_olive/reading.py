@@ -3,8 +3,8 @@
 A quantized weight is recognised by the operator that decodes it, whatever program wrote the graph: MatMulNBits and
 GatherBlockQuantized with constant codes, DequantizeLinear of constant codes with a grid of `edgekit.reference.onnx`,
 and products of integers (MatMulInteger, QLinearMatMul and what ONNX Runtime fuses of them). It has the name of the
-codes without ``.B``, ``.codes`` or ``_quantized``. The matrix of a product has its rows and columns exchanged: [out, in]
-as everywhere in edgekit. Codes in a precision that edgekit lacks are read as integers.
+codes without ``.B``, ``.codes``, ``_quantized`` or ``_Q4``. The matrix of a product has its rows and columns exchanged:
+[out, in] as everywhere in edgekit. Codes in a precision that edgekit lacks are read as integers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from edgekit_olive.weights import EXPERT
 LIMIT = (2 << 30) - 1
 #: Characters of a constant's name in messages.
 _LONGEST = 120
-_SUFFIXES = (".B", ".codes", ".rows", "_quantized")
+_SUFFIXES = (".B", ".codes", ".rows", "_quantized", "_Q2", "_Q4", "_Q8")
 #: What the passes on 8 bits append to the name of a constant whose axes they exchange.
 TRANSPOSED = ".transposed"
 #: Products of integers -> the positions of the constant codes, their scale and their zero point. The scale of
@@ -251,8 +251,13 @@ def tensors(parsed: Parsed) -> dict[str, AnyTensor]:
         used |= {part.name for part in weight.parts.values()}
         read.setdefault(weight.name, weight.tensor())
     for name, constant in parsed.constants.items():
-        if name not in used and name not in read and _is_weight(constant):
-            read[name] = _plain(constant)
+        stem = name.removesuffix(TRANSPOSED)
+        if name in used or not _is_weight(constant):
+            continue
+        if stem != name and len(constant.shape) == 2 and stem not in parsed.constants:
+            read.setdefault(stem, _plain_turned(stem, constant))
+        else:
+            read.setdefault(name, _plain(constant))
     return stacked(read)
 
 
@@ -298,6 +303,17 @@ def _plain(constant: Constant) -> Tensor:
         return constant.read(start * row, (stop - start) * row).view(carrier(dtype)).reshape(stop - start, cols)
 
     return Tensor(constant.name, shape, dtype, read_rows)
+
+
+def _plain_turned(name: str, constant: Constant) -> Tensor:
+    """Return the tensor [out, in] of a constant [in, out]."""
+    dtype, (cols, rows) = _DTYPES[constant.element], constant.shape
+
+    def read_rows(start: int, stop: int) -> Array:
+        values = constant.read(0, constant.nbytes).view(carrier(dtype)).reshape(cols, rows)
+        return np.ascontiguousarray(values[:, start:stop].T)
+
+    return Tensor(name, (rows, cols), dtype, read_rows)
 
 
 @attrs.frozen
@@ -423,7 +439,7 @@ def _blocks(
     if precision is None:
         return None
     parts = {"B": codes, "scales": scales} | ({} if zero is None else {"zero_points": zero})
-    return _Weight(_stem(codes.name), precision, (codes.shape[0], cols), parts)
+    return _Weight(_stem(codes.name).removesuffix(TRANSPOSED), precision, (codes.shape[0], cols), parts)
 
 
 def _rows(
