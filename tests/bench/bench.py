@@ -35,6 +35,7 @@ import experts  # noqa: E402
 import families  # noqa: E402
 import fit_quality  # noqa: E402
 import generation  # noqa: E402
+import grids  # noqa: E402
 import llamacpp  # noqa: E402
 import mlx_learned  # noqa: E402
 import mlx_report  # noqa: E402
@@ -72,6 +73,7 @@ _QUICK = 0.05  # seconds
 REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "file-to-file": lambda quick: whole.file_to_file(3 if quick else whole.ROUNDS),
     "scaling": whole.scaling,
+    "iq": grids.report,
     "commands": commands.report,
     "generation": generation.report,
     "startup": lambda quick: whole.startup(),

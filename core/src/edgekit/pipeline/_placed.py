@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 
@@ -53,7 +53,7 @@ def writes_itself(encoder: Encoder, writer: Writer) -> bool:
 
 def write_placed(
     writer: PlannedWriter, encoder: Encoder, pairs: Pairs, progress: Progress | None
-) -> Iterator[tuple[Slot, Assignment]]:
+) -> Generator[tuple[Slot, Assignment], None, None]:
     """Write the tensors of a plan from the writer's next on; yield each that the workers cannot place, when it is next.
 
     The caller writes those by other means before it goes on.
