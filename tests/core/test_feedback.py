@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 import subprocess
@@ -25,12 +26,13 @@ from edgekit.pipeline._feedback import row_order
 from edgekit.pipeline.rounding import _matrix as matrices
 from edgekit.pipeline.rounding import _walk as walks
 from edgekit.pipeline.rounding._factor import damped, decreasing, spread, upper_factor
-from edgekit.pipeline.rounding._feedback import Grid, feedback, refit, sweep
+from edgekit.pipeline.rounding._feedback import Grid, feedback, improve
 from edgekit.pipeline.rounding._integers import Integers, Scratch, mean_product, product
 from edgekit.pipeline.rounding._kernels import MOST, NUMPY, accumulate, multiply
 from edgekit.pipeline.rounding._matrix import Metric, round_matrix
 from edgekit.pipeline.rounding._ordered import OrderedTransformer, exp, tanh, turns
 from edgekit.pipeline.rounding._overlap import shared_with
+from edgekit.pipeline.rounding._slopes import Slopes
 from edgekit.testing.models import artifact_of, random_model, small_llama
 
 RANDOM = np.random.RandomState(7)
@@ -121,13 +123,24 @@ def test_sweeps_and_fitted_scales_never_lose(name):
     grid, weights = Grid.of(levels(tensor)), WEIGHTS.T.copy()
     codes = feedback(weights, grid, metric.spread, metric.order)
     losses = [loss(grid.decoded(codes).T)]
-    for _ in range(3):
-        sweep(weights, grid, metric.h, codes)
-        losses.append(loss(grid.decoded(codes).T))
-        refit(weights, grid, choices(tensor), slice(0, ROWS), metric.h, codes)
+    fit = {"choices": choices(tensor), "rows": slice(0, ROWS)}
+    for how in ({}, {"sweep": False, **fit}, fit) * 3:
+        improve(weights, grid, metric.h, metric.correlation, codes, **how)
         losses.append(loss(grid.decoded(codes).T))
     assert losses[-1] < losses[0]
     assert all(after <= before * (1 + 1e-5) for before, after in itertools.pairwise(losses))
+
+
+def test_slopes_of_integers_are_those_of_floats():
+    metric, errors = Metric.of(MOMENT), RANDOM.standard_normal((COLS, ROWS)).astype(np.float32)
+    slopes = Slopes.of(metric.correlation, errors, NUMPY)
+    errors[32:64] *= 2
+    slopes.change(slice(32, 64), errors)
+    expected = metric.h.astype(np.float64) @ errors
+    # A unit of the errors is 1 in 2047 of a row's largest, one of a correlation 1 in 4095.
+    scale = np.sqrt(np.diag(metric.h))[:, None] * np.abs(errors * np.sqrt(np.diag(metric.h))[:, None]).max(axis=0)
+    found = np.concatenate([slopes(slice(start, start + 64)) for start in range(0, COLS, 64)])
+    assert np.abs((found - expected) / scale).max() < math.sqrt(COLS) / 2047
 
 
 def test_bytes_depend_on_no_thread_and_no_chunk(monkeypatch):
