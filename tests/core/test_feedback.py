@@ -368,12 +368,16 @@ from pathlib import Path
 import edgekit
 from edgekit.pipeline.rounding import read_calibration
 from edgekit.pipeline.rounding._walk import Matrix, Walk
-from edgekit.testing.models import random_model, small_llama
-calibration = read_calibration(Path(sys.argv[1]))
+from edgekit.testing.models import artifact_of, random_model, small_llama
+calibration, digest = read_calibration(Path(sys.argv[1])), hashlib.sha256()
+again = edgekit.calibrate(
+    artifact_of(random_model(small_llama()), Path(sys.argv[3])), calibration.windows.reshape(-1), context=40, holdout=0
+)
+for name in calibration.inputs:
+    digest.update(again.moment(name).tobytes())
 def encode(rows, importance):
     return edgekit.encode(rows, "affine:int4-asym-g32", importance=importance, backend="reference")
 matrices = {name: Matrix(encode) for shared in calibration.inputs.values() for name in shared}
-digest = hashlib.sha256()
 with ThreadPoolExecutor(int(sys.argv[2])) as pool:
     for name, tensor in Walk(random_model(small_llama()), calibration, matrices, pool).run():
         for part in tensor.parts.values():
@@ -390,7 +394,7 @@ def computes(kernels: str) -> bool:
 
 
 def test_the_bytes_are_the_same_on_every_processor(tmp_path):
-    """From one calibration file, under the five sets of kernels that OpenBLAS has, and numpy without its own."""
+    """Moments and codes, under the five sets of kernels that OpenBLAS has, and numpy without its own."""
     (tmp_path / "model").write_bytes(b"")
     tokens = np.random.RandomState(3).randint(0, 50, 400)
     artifact = artifact_of(random_model(SMALL_LLAMA), tmp_path / "model")
@@ -400,7 +404,7 @@ def test_the_bytes_are_the_same_on_every_processor(tmp_path):
     settings.append({"NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512_SKX AVX2 FMA3 X86_V3 X86_V4"})
     digests = set()
     for number, setting in enumerate(settings):
-        given = [tmp_path / "c.safetensors", 1 + number % 3]
+        given = [tmp_path / "c.safetensors", 1 + number % 3, tmp_path / "model"]
         command = [sys.executable, "-W", "ignore", "-c", _ROUND, *map(str, given)]
         done = subprocess.run(command, env={**os.environ, **setting}, capture_output=True, text=True, check=True)
         digests.add(done.stdout)

@@ -157,7 +157,7 @@ def mean_product(a: Integers, b: Integers, count: int, kernels: Kernels, pool: E
     mean = np.zeros((cols, len(b.values)), np.float32)
 
     def part(start: int) -> None:
-        # Below the diagonal, columns a few at a time, since the kernel copies its second factor for all rows of the first.
+        # Below the diagonal few columns at a time: the kernel copies them once for all rows.
         stop = start + (_COLUMNS if same else _MEANS)
         rows, columns = (slice(start, None), slice(start, stop)) if same else (slice(start, stop), slice(None))
         kernels.multiply(mean[rows, columns], a.values[rows], b.values[columns])
