@@ -6,6 +6,7 @@ nox -s core       the core's own tests only (under two minutes)
 nox -s blas       the core's forward pass and what stands on it, with BLAS kernels of other processors
 nox -s conformance  the conformance kit over the core and all plugins, and the faults that it finds
 nox -s oracles    only the tests against the real frameworks, and the table of formats and distributions
+nox -s quanto     checkpoints of optimum-quanto against the library
 nox -s clients    LangChain's and LlamaIndex' OpenAI classes on the server
 nox -s examples   ten thousand examples over all reference quantizers, each held to every promise
 nox -s fuzz       damaged models for two minutes, then 50,000 damaged files of all kinds (-- --count N)
@@ -69,6 +70,7 @@ SOURCES = [
 CLIENTS = ["openai==3.57.0", "anthropic==2.14.0", "pydantic>=2", "httpx2==2.16.2"]
 # Classes of other frameworks that call it; they need an older client than those.
 FRAMEWORKS = ["langchain-openai==1.7.4", "llama-index-llms-openai==0.8.3"]
+QUANTO = "optimum-quanto==0.2.7"
 # The versions that the bytes are proved against. torch comes first, so that nothing else chooses its build.
 TORCH = "torch==2.13.0"
 LLAMA = "llama-cpp-python==0.3.36"
@@ -126,6 +128,7 @@ def tests(session: nox.Session) -> None:
     for part in ("core", "blas", "lowest", *OTHERS, "plugins"):
         session.notify(part)
     session.notify("clusters")
+    session.notify("quanto")
     session.notify("fuzz", posargs=DAMAGED)
     session.notify("oracles")
     session.log(f"on other Pythons: {', '.join(OTHERS) or 'nothing'}; looked for {', '.join(VERSIONS)}")
@@ -201,6 +204,15 @@ def clusters(session: nox.Session) -> None:
     """Conversion on a local cluster of Dask, of Ray and of MPI, a worker killed in each."""
     session.install(*CORE, "./plugins/gguf", NUMBA, *ENGINES, silent=True)
     run_pytest(session, "tests/clusters")
+
+
+@nox.session
+def quanto(session: nox.Session) -> None:
+    """optimum-quanto's checkpoints. Its package makes `optimum` importable, which others take for Optimum: alone."""
+    transformers = next(each for each in ORACLES if each.startswith("transformers=="))
+    session.install(TORCH, silent=True)
+    session.install(*CORE, transformers, QUANTO, silent=True)
+    run_pytest(session, "tests/oracles/test_packed_quanto.py")
 
 
 @nox.session

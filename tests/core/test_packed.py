@@ -480,6 +480,50 @@ def test_torchao(tmp_path: Path) -> None:
     check(tmp_path / "m", expected, "affine:int4-asym-g32")
 
 
+def torchao_int4(directory: Path, group: int = 32, extra: bool = False, turn: bool = True, **data: object):
+    """Int4Tensor: pairs of columns in a byte, scales and offsets [in / group, out]; FBGEMM's `pack_int4`, by hand."""
+    tensors, expected, described = {}, {}, {}
+    for name, (out, cols) in MATRICES.items():
+        codes = rng.integers(-8, 8, (out, cols))
+        scale, offset = (rng.normal(0, 0.01, (out, cols // group)).astype(np.float32) for _ in range(2))
+        packed = np.zeros((out, cols // 2), np.uint8)
+        for row, column in np.ndindex(out, cols):
+            packed[row, column // 2] |= (int(codes[row, column]) & 15) << 4 * (column % 2)
+        parts = {"qdata": packed.view(np.int8), "scale": scale.T if turn else scale, "zero_point": offset.T}
+        if extra:
+            parts["act_pre_scale"] = np.ones(cols, np.float32)
+        tensors |= {f"{name}._weight_{part}": np.ascontiguousarray(values) for part, values in parts.items()}
+        attributes = {"block_size": [1, group], "shape": [out, cols], "activation_dtype": None} | data
+        described[f"{name}.weight"] = json.dumps({"_type": "Int4Tensor", "_data": attributes})
+        product = codes.astype(np.float32) * np.repeat(scale, group, 1)
+        expected[name] = product + np.repeat(offset, group, 1)
+    write(directory, {}, {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}})
+    safetensors.write(directory / "model.safetensors", with_plain(tensors), described)
+    return expected
+
+
+def test_torchao_int4(tmp_path: Path) -> None:
+    check(tmp_path / "m", torchao_int4(tmp_path / "m"), "packed:int4_offset-g32")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"extra": True},
+            r"q_proj._weight_act_pre_scale multiplies the inputs, which is not supported; convert the full",
+        ),
+        ({"block_size": [2, 32]}, r"has block_size \[2, 32\]; read is \[1, group\]; convert the full"),
+        ({"turn": False}, r"_weight_scale has shape \[64, 2\], \[2, 64\] is needed"),
+        ({"curve": 3}, r"has the attribute 'curve' \(3\), which is not understood"),
+    ],
+)
+def test_what_an_int4_tensor_says_and_is_not_read_is_named(tmp_path: Path, options: dict, message: str) -> None:
+    torchao_int4(tmp_path / "m", **options)
+    with pytest.raises((InvalidFileError, UnsupportedModelError), match=message):
+        _ = edgekit.open(tmp_path / "m").model
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
