@@ -153,6 +153,52 @@ def test_the_first_version_of_gptq_undoes_its_borrow(tmp_path: Path) -> None:
     )
 
 
+def test_gptq_with_patterns_of_modules(tmp_path: Path) -> None:
+    """As GPTQModel writes mixtures: some modules in floats, some with other bits, the first pattern counts."""
+    wide, wide_values, _ = gptq(8, -1)
+    narrow, narrow_values, config = gptq(4, 32)
+    down = "model.layers.0.mlp.down_proj"
+    parts = {name: values for name, values in narrow.items() if not name.startswith((Q, down))}
+    parts |= {name: values for name, values in wide.items() if name.startswith(down)}
+    parts |= {f"{Q}.weight": rng.normal(0, 0.1, MATRICES[Q]).astype(np.float32)}
+    dynamic = {
+        "lm_head": {},
+        r"-:.*q_proj": {},
+        r"+:.*down_proj$": {"bits": 8, "group_size": -1},
+        ".*down": {"bits": 2},
+    }
+    directory = write(tmp_path / "m", with_plain(parts), config | {"dynamic": dynamic})
+    check(directory, {name: v for name, v in narrow_values.items() if name not in (Q, down)}, "affine:int4-asym-g32")
+    check(directory, {down: wide_values[down]}, "affine:int8-asym-channel")
+    np.testing.assert_array_equal(edgekit.open(directory).tensors[f"{Q}.weight"].float32(), parts[f"{Q}.weight"])
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "message"),
+    [
+        (
+            {"-:.*q_proj": {}},
+            r"q_proj is quantized, and quantization_config.dynamic has '-:.\*q_proj', by which it is not",
+        ),
+        (
+            {".*q_proj": {"bits": 5}},
+            r"quantization_config.dynamic.'.\*q_proj'.bits is 5; read is 2 or 3 or 4 or 8; conv",
+        ),
+        (
+            {".*q_proj": {"curve": 1}},
+            r"quantization_config.dynamic.'.\*q_proj' has the field 'curve' \(1\), which is not",
+        ),
+        ({"(a+)+": {}}, r"dynamic.'\(a\+\)\+' \(\{\}\) is no pattern that edgekit matches, with an object; convert"),
+        ({".*q_proj": 3}, r"dynamic.'.\*q_proj' \(3\) is no pattern that edgekit matches, with an object; convert"),
+        ([3], r"quantization_config.dynamic is \[3\]; patterns with what they set are read; convert"),
+    ],
+)
+def test_patterns_of_gptq_that_are_not_understood(tmp_path: Path, dynamic: object, message: str) -> None:
+    tensors, _, config = gptq(4, 32)
+    with pytest.raises(UnsupportedModelError, match=message):
+        _ = edgekit.open(write(tmp_path / "m", with_plain(tensors), config | {"dynamic": dynamic})).model
+
+
 def test_autogptq_configuration_in_its_own_file(tmp_path: Path) -> None:
     tensors, expected, config = gptq(4, 32)
     directory = write(tmp_path / "m", with_plain(tensors), None)
@@ -627,7 +673,6 @@ def test_a_field_that_is_not_understood_is_named(tmp_path: Path, method: str) ->
         ("gptq", {"bits": 5}, r"quantization_config.bits is 5; read is 2 or 3 or 4 or 8"),
         ("gptq", {"checkpoint_format": "marlin"}, r"checkpoint_format is 'marlin'; read is gptq or gptq_v2"),
         ("gptq", {"group_size": 0}, r"group_size is 0; a positive integer is needed"),
-        ("gptq", {"dynamic": {"+:.*mlp.*": {"bits": 8}}}, r"has the field 'dynamic'"),
         ("awq", {"version": "gemv"}, r"version is 'gemv'; read is gemm"),
         ("awq", {"bits": 3}, r"bits is 3; read is 4"),
         ("fp8", {"fmt": "e5m2"}, r"fmt is 'e5m2'; read is e4m3"),
