@@ -92,7 +92,7 @@ def test_the_fastest_round_counts_and_slow_runtimes_are_spared_the_largest_model
 
 
 def test_a_runtime_that_is_not_there_is_refused():
-    with pytest.raises(UsageError, match="the runtime 'abacus' cannot be calibrated here; choose .*numpy"):
+    with pytest.raises(UsageError, match=r"the runtime 'abacus' cannot be calibrated here; choose .*numpy"):
         calibrate(["abacus"])
 
 
