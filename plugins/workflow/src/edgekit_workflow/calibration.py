@@ -85,10 +85,11 @@ class Case:
 CASES: Mapping[str, Sequence[Case]] = {
     "numpy": [Case("hf", None, "F32")],
     "llamacpp": [
-        Case("gguf", name) for name in ("F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K_S", "Q5_K_S", "Q6_K")
+        *(Case("gguf", name) for name in ("F16", "Q8_0", "F32", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1")),
+        *(Case("gguf", name) for name in ("Q4_K_S", "Q5_K_S", "Q6_K")),
     ],
     "openvino": [
-        *(Case("openvino", name) for name in ("INT4_SYM_G64", "INT8_ASYM", None)),
+        *(Case("openvino", name) for name in ("INT8_ASYM", None, "INT4_SYM_G64")),
         *(Case("openvino", None, dtype) for dtype in ("BF16", "F32")),
     ],
     "onnxruntime": [
@@ -229,7 +230,9 @@ def fitted(timed: Sequence[Timed]) -> Pace:
         row /= one.seconds
     scale = rows.max(axis=0)
     overhead, layer, *pace = (nnls(rows / scale, np.ones(len(timed)))[0] / scale).tolist()
-    totals = {(_main(one), one.size): sum(one.moved.values()) for one in timed}
+    totals: dict[tuple[str, int], float] = {}
+    for one in timed:  # of thin ones and the smallest size, the latter's
+        totals[_main(one), one.size] = max(sum(one.moved.values()), totals.get((_main(one), one.size), 0.0))
     rates: dict[str, list[tuple[float, float]]] = {}
     for (kind, size), at in sorted(columns.items()):
         rates.setdefault(kind, []).append((totals[kind, size], 1 / max(pace[at - 2], _LEAST)))

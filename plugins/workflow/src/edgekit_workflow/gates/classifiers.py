@@ -93,7 +93,8 @@ def compared(subject: Subject) -> Scores:
             "the model that it was made from"
         )
     logarithms = _of_probabilities if _are_probabilities(theirs) and _are_probabilities(ours) else log_softmax
-    return Scores(*(np.asarray(logarithms(one), np.float64) for one in (ours, theirs)), _checked(labels, ours.shape))
+    ours, theirs = (np.asarray(logarithms(one), np.float64) for one in (ours, theirs))
+    return Scores(ours, theirs, _checked(labels, ours.shape))
 
 
 def _classified(artifact: Artifact, runtime: str | None, samples: Mapping[str, Array], count: int) -> Array:
