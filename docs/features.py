@@ -74,8 +74,9 @@ FEATURES = {
         "llama.cpp, numpy, OpenVINO, ONNX Runtime, MLX",
         [f"{ORACLES}/test_smollm2_server.py::test_chat_json_and_tools"]),
     "LoRA adapters by request": (
-        "`lora`, `model`; `--lora` (llama.cpp)",
+        "`lora`, `model`; `--lora` (llama.cpp, MLX)",
         [f"{ORACLES}/test_llamacpp_runtime.py::test_adapters_of_single_texts",
+         f"{ORACLES}/test_mlx_runtime.py::test_adapters_of_single_texts",
          f"{SERVE}/test_serve_features.py::test_adapters_by_request"]),
     "Several models, loaded when asked for": (
         "`model`, `--memory`",
@@ -114,7 +115,10 @@ feature names the tests that cover it, and this page cannot be generated if one 
 
 ## Beside other servers
 
-As their documentation or source of November 2026 says; the cells link to it. A question mark: neither says.
+As their source says, and of LM Studio, whose source is closed, its documentation: llama.cpp 0c1e57098, which
+llama-cpp-python 0.3.36 contains, vLLM 0.33.0, LM Studio's pages of April 2026 and mlx-lm 0.32.2. Each cell links to the
+line. A "no" links to the list of routes or fields that lacks it; "not listed": the documentation lists what there is,
+and this is not in it; a question mark: not verified, the documentation does not say.
 
 {peers.comparison(list(FEATURES))}
 
