@@ -20,11 +20,12 @@ import attrs
 import numpy as np
 
 import edgekit
-from edgekit.architectures import Model
+from edgekit.architectures import Model, tensor_shapes
+from edgekit.architectures.hf import config_from_hf
 from edgekit.artifact import Artifact
 from edgekit.errors import UsageError
 from edgekit.plugin import manager
-from edgekit.testing.models import artifact_of, random_model, small_llama
+from edgekit.tensor import Tensor
 from edgekit_workflow.bench import measure
 from edgekit_workflow.pace import Pace
 from edgekit_workflow.speed import moved_bytes, stored_tensors
@@ -46,18 +47,40 @@ class Shape:
     ffn: int
     vocab: int = 512
 
-    def model(self) -> Model:
-        """Return a random model of this shape; heads of 64, a third or quarter of them for keys and values."""
-        return random_model(
-            small_llama(
-                hidden_size=self.width,
-                intermediate_size=self.ffn,
-                num_hidden_layers=self.layers,
-                num_attention_heads=self.width // 64,
-                num_key_value_heads=max(1, self.width // 256),
-                vocab_size=self.vocab,
-                max_position_embeddings=256,
-            )
+    def artifact(self, path: Path) -> Artifact:
+        """Return a random Llama of this shape, in memory: heads of 64 elements, one in four for keys and values.
+
+        Args:
+            path: that stands for its files.
+        """
+        config = config_from_hf(
+            {
+                "model_type": "llama",
+                "hidden_size": self.width,
+                "intermediate_size": self.ffn,
+                "num_hidden_layers": self.layers,
+                "num_attention_heads": self.width // 64,
+                "num_key_value_heads": max(1, self.width // 256),
+                "vocab_size": self.vocab,
+                "max_position_embeddings": 256,
+                "tie_word_embeddings": False,
+            },
+            "a model to calibrate with",
+        )
+        random = np.random.default_rng(0)
+        tensors = {}
+        for name, shape in tensor_shapes(config).items():
+            values = random.standard_normal(shape, np.float32) / np.float32(shape[-1] ** 0.5)
+            tensors[name] = Tensor.of(name, values if len(shape) > 1 else np.ones(shape, np.float32))
+        model = Model(config, tensors)
+        return Artifact(
+            path=path,
+            format="memory",
+            files=(),
+            config={},
+            tensors=tensors,
+            load_model=lambda: model,
+            load_tokenizer=lambda: None,
         )
 
 
@@ -194,7 +217,7 @@ class _Sources:
     def _source(self, shape: Shape, dtype: str) -> Path:
         path = self._folder / f"{shape.layers}-{shape.width}-{dtype}"
         if not path.exists():
-            edgekit.convert(artifact_of(shape.model(), path), path, format="hf", dtype=dtype)
+            edgekit.convert(shape.artifact(path), path, format="hf", dtype=dtype)
         return path
 
 
