@@ -18,7 +18,8 @@ CORE, SERVE, ORACLES = "tests/core", "tests/plugins/serve", "tests/oracles"
 #: Feature -> the parameters or routes by which a client asks for it, and the tests that cover it, as file::test.
 FEATURES = {
     "Chats, completions, streams": (
-        "`messages`, `prompt`, `stream`", [f"{SERVE}/test_serve_openai.py::test_the_public_client"]),
+        "`messages`, `prompt`, `stream`", [f"{SERVE}/test_serve_openai.py::test_the_public_client",
+                                           f"{ORACLES}/test_clients.py::test_texts_and_vectors"]),
     "Lists of prompts, token ids, several choices": (
         "`prompt`, `n`", [f"{SERVE}/test_serve_features.py::test_lists_of_prompts_and_choices"]),
     "Penalties, bias": (
@@ -45,7 +46,8 @@ FEATURES = {
         "`response_format`",
         ["tests/contracts/test_structured_texts.py::test_500_texts_under_a_schema",
          f"{ORACLES}/test_structured_llamacpp.py::test_texts_under_a_schema",
-         f"{SERVE}/test_serve_openai.py::test_structured_outputs_with_pydantic"]),
+         f"{SERVE}/test_serve_openai.py::test_structured_outputs_with_pydantic",
+         f"{ORACLES}/test_clients.py::test_structured_outputs"]),
     "Regular expressions and grammars": (
         "`regex`, `grammar`", [f"{CORE}/test_structured.py::test_regular_expressions_and_grammars"]),
     "Schemas that nothing satisfies are refused": (
@@ -57,14 +59,17 @@ FEATURES = {
         "`tool_choice`, `parallel_tool_calls`",
         [f"{CORE}/test_reply.py::test_demanded_calls_of_each_family",
          f"{ORACLES}/test_structured_llamacpp.py::test_calls_of_tools",
-         f"{SERVE}/test_serve_openai.py::test_tools_with_streaming"]),
+         f"{SERVE}/test_serve_openai.py::test_tools_with_streaming",
+         f"{ORACLES}/test_clients.py::test_tools_with_streaming"]),
     "Reasoning apart from the answer": (
         "`reasoning_effort`, `chat_template_kwargs`", [f"{SERVE}/test_serve_features.py::test_reasoning_is_set_apart"]),
     "A begun answer": ("`continue_final_message`", [f"{SERVE}/test_serve_features.py::test_an_answer_that_is_begun"]),
     "OpenAI's Responses": ("`/v1/responses`", [f"{SERVE}/test_serve_openai.py::test_responses",
-                                              f"{SERVE}/test_serve_openai.py::test_responses_with_tools"]),
+                                              f"{SERVE}/test_serve_openai.py::test_responses_with_tools",
+                                              f"{ORACLES}/test_clients.py::test_responses"]),
     "Anthropic's Messages": ("`/v1/messages`", [f"{SERVE}/test_serve_anthropic.py::test_texts",
-                                               f"{SERVE}/test_serve_anthropic.py::test_tools"]),
+                                               f"{SERVE}/test_serve_anthropic.py::test_tools",
+                                               f"{ORACLES}/test_clients.py::test_anthropics_client"]),
     "Embeddings of texts and token ids": (
         "`input`, `dimensions`",
         [f"{SERVE}/test_serve_features.py::test_embeddings_of_token_ids_and_fewer_dimensions"]),

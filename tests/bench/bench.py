@@ -33,6 +33,7 @@ import commands  # noqa: E402
 import divergence_chart  # noqa: E402
 import experts  # noqa: E402
 import families  # noqa: E402
+import feedback_large  # noqa: E402
 import fit_quality  # noqa: E402
 import generation  # noqa: E402
 import grids  # noqa: E402
@@ -88,6 +89,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "onnx-weights": onnx_weights.report,
     "onnx-builder": onnx_builder.report,
     "quality": quality_and_picture,
+    "feedback-large": feedback_large.report,
     "forward": recurrent.report,
     "families": families.report,
     "seven-billion": lambda quick: whole.seven_billion(),
