@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
+
 import attrs
 import pytest
 
 import edgekit
 from edgekit import sample
+from edgekit.cli import main
 from edgekit.errors import InvalidFileError, UsageError
 from edgekit_workflow.calibration import CASES, DEEP, SHALLOW, SIZES, Timed, calibrate, fitted
 from edgekit_workflow.hardware import machine_of, profile_text, this_machine
+from edgekit_workflow.memory import kind_of
 from edgekit_workflow.pace import Pace
 from edgekit_workflow.speed import moved_bytes, pace_of, predicted_speed, stored_tensors
 
 TRUE = Pace(2e-4, 3e-5, {"Q8_0": [(3e6, 30e9), (10e6, 20e9), (60e6, 12e9)], "F16": 15e9, "other": 15e9})
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    return int(ended.value.code or 0)
 
 
 def seconds(pace: Pace, layers: int, moved: dict[str, float]) -> float:
@@ -119,7 +129,37 @@ def test_a_wrong_pace_is_refused(pace, message):
         machine_of(profile_text(this_machine(bandwidth=False)) + f"[paces.numpy]\n{pace}\n", "x", "x.toml")
 
 
+def test_the_command_writes_a_profile_that_recommend_takes(tmp_path, capsys):
+    target = tmp_path / "here.toml"
+    assert run("profile", "--to", str(target)) == 0
+    assert "bandwidth" in capsys.readouterr().out
+    written = machine_of(target.read_text("utf-8"), "here", str(target))
+    target.write_text(profile_text(attrs.evolve(written, paces={"llamacpp": TRUE})), "utf-8")
+    assert run("profile", str(target)) == 0
+    assert "200 µs a token, 30 µs a layer" in capsys.readouterr().out
+    assert run("recommend", str(sample.path()), "--device", str(target), "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    speeds = [each["tokens_per_second"] for each in told["ranked"] if each["runtime"] == "llamacpp"]
+    assert speeds
+    assert all(0 < speed < 1 / (TRUE.overhead + 3 * TRUE.layer) for speed in speeds)
+
+
+def test_the_command_refuses_what_it_cannot_measure(tmp_path, capsys):
+    assert run("profile", "apple-m4", "--measure") == 2
+    assert "--measure times this machine, not apple-m4" in capsys.readouterr().err
+    assert run("profile", "--to", str(tmp_path / "here.json")) == 2
+    assert "a profile's file ends in .toml" in capsys.readouterr().err
+
+
 def test_every_case_is_a_recipe_of_a_known_runtime():
     for runtime, cases in CASES.items():
         assert pace_of(runtime).rates["other"]
         assert cases[0].dtype
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_the_models_to_calibrate_with_have_one_dtype(dtype, tmp_path):
+    artifact = edgekit.convert(SHALLOW.artifact(tmp_path / "in-memory", dtype), tmp_path / "model", format="hf")
+    assert {kind_of(tensor) for tensor in artifact.tensors.values()} == {dtype}
+    values = artifact.model.tensors["blk.0.attn_q.weight"].float32()
+    assert 0.9 < values.std() * SHALLOW.width**0.5 < 1.1

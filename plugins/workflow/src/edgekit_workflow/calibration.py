@@ -26,6 +26,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import UsageError
 from edgekit.plugin import manager
 from edgekit.tensor import Tensor
+from edgekit.typing import F32
 from edgekit_workflow.bench import measure
 from edgekit_workflow.pace import Pace
 from edgekit_workflow.speed import moved_bytes, stored_tensors
@@ -47,11 +48,12 @@ class Shape:
     ffn: int
     vocab: int = 512
 
-    def artifact(self, path: Path) -> Artifact:
+    def artifact(self, path: Path, dtype: str) -> Artifact:
         """Return a random Llama of this shape, in memory: heads of 64 elements, one in four for keys and values.
 
         Args:
             path: that stands for its files.
+            dtype: of all tensors, ``F32``, ``F16`` or ``BF16``.
         """
         config = config_from_hf(
             {
@@ -71,7 +73,7 @@ class Shape:
         tensors = {}
         for name, shape in tensor_shapes(config).items():
             values = random.standard_normal(shape, np.float32) / np.float32(shape[-1] ** 0.5)
-            tensors[name] = Tensor.of(name, values if len(shape) > 1 else np.ones(shape, np.float32))
+            tensors[name] = _tensor(name, values if len(shape) > 1 else np.ones(shape, np.float32), dtype)
         model = Model(config, tensors)
         return Artifact(
             path=path,
@@ -82,6 +84,12 @@ class Shape:
             load_model=lambda: model,
             load_tokenizer=lambda: None,
         )
+
+
+def _tensor(name: str, values: F32, dtype: str) -> Tensor:
+    if dtype == "BF16":  # the upper half of a float32; the lower one does not matter to random values
+        return Tensor.of(name, (values.view(np.uint32) >> 16).astype(np.uint16), "bfloat16")
+    return Tensor.of(name, values.astype(np.float16) if dtype == "F16" else values)
 
 
 #: Their tokens take overhead and layers alone.
@@ -96,7 +104,7 @@ class Case:
 
     Attributes:
         format, recipe: of the artifact; a recipe of None stores what the source has.
-        dtype: of the source's floats.
+        dtype: of the source's tensors, all of them.
     """
 
     format: str
@@ -119,11 +127,7 @@ CASES: Mapping[str, Sequence[Case]] = {
         *(Case("onnx", name) for name in ("MATMUL_NBITS_4", "MATMUL_NBITS_8", "INT8_CHANNEL", None)),
         *(Case("onnx", None, dtype) for dtype in ("BF16", "F32")),
     ],
-    "mlx": [
-        *(Case("mlx", name) for name in ("4bit", "8bit", None)),
-        *(Case("mlx", name, "BF16") for name in ("4bit", "8bit", None)),
-        Case("mlx", None, "F32"),
-    ],
+    "mlx": [Case("mlx", name, dtype) for dtype in ("F32", "BF16", "F16") for name in ("4bit", "8bit", None)],
 }
 
 
@@ -217,7 +221,7 @@ class _Sources:
     def _source(self, shape: Shape, dtype: str) -> Path:
         path = self._folder / f"{shape.layers}-{shape.width}-{dtype}"
         if not path.exists():
-            edgekit.convert(shape.artifact(path), path, format="hf", dtype=dtype)
+            edgekit.convert(shape.artifact(path, dtype), path, format="hf")
         return path
 
 

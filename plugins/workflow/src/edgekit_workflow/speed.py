@@ -21,7 +21,7 @@ from edgekit.architectures import FAMILIES, ModelConfig
 from edgekit.architectures.mixers import Experts, ExpertsBeside
 from edgekit.artifact import Artifact
 from edgekit.errors import UsageError
-from edgekit.tensor import EncodedTensor, Tensor
+from edgekit.tensor import EncodedTensor
 from edgekit_workflow.hardware import Machine
 from edgekit_workflow.memory import footprint, kind_of, runtime_constants, state_bytes
 from edgekit_workflow.pace import Pace
@@ -130,22 +130,24 @@ def _gpu_bandwidth(machine: Machine, vendors: Collection[str], needed: float) ->
 def stored_tensors(artifact: Artifact, runtime: str) -> dict[str, tuple[str, int]]:
     """Return kind of precision and bytes of an artifact's tensors as a runtime reads them, by canonical name.
 
-    numpy decodes to float32. Where a runtime computes a quantized weight slower beside bfloat16 (MLX on processors),
-    and its pace has a rate for that, the kind ends in ``_BF16``.
+    numpy decodes to float32. Where a runtime multiplies weights slower in 16-bit floats (MLX on processors), and its
+    pace has a rate for that, the kind of a quantized weight ends in the dtype of the norms, which all values then have:
+    ``int4_BF16``.
 
     Raises:
         UsageError: the runtime is unknown.
         UnsupportedModelError: the model's family is.
     """
     rates, roles = pace_of(runtime).rates, artifact.model.roles
-    slower = any(tensor.dtype == "bfloat16" for tensor in artifact.tensors.values() if isinstance(tensor, Tensor))
+    vectors = {kind_of(tensor) for tensor in artifact.tensors.values() if len(tensor.shape) == 1}
+    floats = f"_{vectors.pop()}" if len(vectors) == 1 else ""
     found: dict[str, tuple[str, int]] = {}
     for name, tensor in artifact.tensors.items():
         kind, nbytes = kind_of(tensor), tensor.nbytes
         if isinstance(tensor, EncodedTensor) and footprint(runtime).float32:
             kind, nbytes = "F32", 4 * tensor.size
-        elif slower and f"{kind}_BF16" in rates:
-            kind = f"{kind}_BF16"
+        elif isinstance(tensor, EncodedTensor) and kind + floats in rates:
+            kind += floats
         found[roles.get(name, name)] = kind, nbytes
     return found
 
