@@ -230,8 +230,9 @@ def quanto(session: nox.Session) -> None:
 
 @nox.session
 def clients(session: nox.Session) -> None:
-    """LangChain's and LlamaIndex' OpenAI classes on the server: a tool's round trip each (190 MB to install)."""
-    session.install(*CORE, "./plugins/serve", *FRAMEWORKS, silent=True)
+    """LangChain's and LlamaIndex' OpenAI classes on the server, with numpy and llama.cpp (190 MB to install)."""
+    session.install(*CORE, *PLUGINS, *FRAMEWORKS, silent=True)
+    session.install(str(llama_wheel(session)), LLAMACPP, silent=True)
     run_pytest(session, "tests/oracles/test_openai_classes.py")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import edgekit
 from edgekit import sample
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "plugins" / "serve"))
@@ -35,14 +36,19 @@ WEATHER = {
 }
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory):
+@pytest.fixture(scope="module", params=["numpy", "llamacpp"])
+def address(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
-    shutil.copytree(sample.path(), folder / "model")
-    config = folder / "model" / "tokenizer_config.json"
+    model, options = folder / "model", []
+    shutil.copytree(sample.path(), model)
+    config = model / "tokenizer_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": TEMPLATE}))
+    if request.param == "llamacpp":
+        pytest.importorskip("llama_cpp")
+        model = edgekit.convert(model, folder / "model.gguf").path
+        options = ["--option", "context=512", "--option", "threads=1"]
     with servers(folder) as start:
-        server = start("serve", folder / "model", "--port", 0, "--runtime", "numpy", "--name", NAME)
+        server = start("serve", model, "--port", 0, "--runtime", request.param, "--name", NAME, *options)
         yield f"http://127.0.0.1:{server.port}/v1"
 
 
@@ -56,10 +62,12 @@ def test_langchain(address):
     assert call["name"] == "get_weather"
     assert call["args"]["days"] in range(1, 10)
     result = messages.ToolMessage("sunny, 21 degrees", tool_call_id=call["id"])
-    last = model.bind_tools([WEATHER]).invoke([question, answer, result])
+    history = [question, answer, result]
+    # Asked twice: llama.cpp keeps the prompt's keys, and rounds its last token differently when it computes that alone.
+    last = [model.bind_tools([WEATHER]).invoke(history) for _ in range(2)][1]
     assert last.content
     assert last.usage_metadata["output_tokens"] <= 100
-    pieces = [piece.content for piece in model.bind_tools([WEATHER]).stream([question, answer, result])]
+    pieces = [piece.content for piece in model.bind_tools([WEATHER]).stream(history)]
     assert "".join(pieces) == last.content
 
 
