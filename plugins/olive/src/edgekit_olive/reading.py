@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +271,9 @@ def _stack(name: str, parts: Sequence[AnyTensor], numbers: Sequence[int]) -> Any
 
 
 def _is_weight(constant: Constant) -> bool:
-    if constant.element not in _DTYPES or math.prod(constant.shape) < 2:
+    if constant.element not in _DTYPES or not constant.shape:
+        return False
+    if math.prod(constant.shape) < 2 and constant.reader is None:  # beside the graph lie weights, of any size
         return False
     if constant.name.startswith("constant."):  # of edgekit's own graphs
         return False
@@ -325,7 +327,7 @@ class _Weight:
             row = part.nbytes // rows
             begin, nbytes, shape = start * row, (stop - start) * row, (stop - start, *shape[1:])
         values = part.read(begin, nbytes)
-        if part.element not in PACKED and key not in ("B", "zero_points"):
+        if part.element not in PACKED and ("FLOAT" in part.element or key not in ("B", "zero_points")):
             dtype = _DTYPES[part.element]
             values = values.view(_native(dtype))
         return inward(values, key, self.precision, not self.standard).reshape(shape)
@@ -343,6 +345,7 @@ def _quantized(parsed: Parsed) -> Iterator[_Weight]:
     """Yield the weights that operators decode."""
     nodes = [node for node in parsed.proto.graph.node if node.input and node.output]
     casts = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Cast"}
+    joints = {node.output[0]: list(node.input) for node in nodes if node.op_type == "Concat"}
 
     def constant(name: str) -> Constant | None:
         return parsed.constants.get(casts.get(name, name))
@@ -352,6 +355,8 @@ def _quantized(parsed: Parsed) -> Iterator[_Weight]:
         inputs = [constant(name) for name in node.input]
         weight: _Weight | None = None
         match node.op_type:
+            case "MatMulNBits" if any(name in joints for name in node.input[1:4]):
+                yield from filter(_agrees, _joined(node, joints, constant, given))
             case "MatMulNBits" if len(inputs) >= 3:
                 zero = inputs[3] if len(inputs) > 3 else None
                 block, bits = given.get("block_size", 0), given.get("bits", 4)
@@ -366,6 +371,23 @@ def _quantized(parsed: Parsed) -> Iterator[_Weight]:
         if weight is not None and _agrees(weight):
             yield weight
     yield from _picked(parsed)
+
+
+def _joined(
+    node: Any,
+    joints: Mapping[str, Sequence[str]],
+    constant: Callable[[str], Constant | None],
+    given: Mapping[str, int],
+) -> Iterator[_Weight]:
+    """Yield the weights of a MatMulNBits whose codes, scales and zero points are joined of several weights'."""
+    columns = [joints.get(name, ()) for name in node.input[1:4]]
+    if len({len(column) for column in columns}) > 1:
+        return
+    for codes, scales, *zero in zip(*(map(constant, column) for column in columns), strict=True):
+        bits, block = given.get("bits", 4), given.get("block_size", 0)
+        weight = _blocks(codes, scales, zero[0] if zero else None, bits, block, given.get("K", 0))
+        if weight is not None:
+            yield weight
 
 
 def _sliced(parsed: Parsed, name: str) -> int:
@@ -395,7 +417,8 @@ def _blocks(
     """Return a weight of MatMulNBits; None if its constants do not match a precision."""
     if codes is None or scales is None or not codes.shape or cols <= 0:
         return None
-    precision = _precision(f"onnx:int{bits}-{'sym' if zero is None else 'asym'}-g{block}")
+    kind = f"int{bits}-{'sym' if zero is None else 'asym'}"
+    precision = _precision(f"onnx:{f'hqq{bits}' if zero is not None and 'FLOAT' in zero.element else kind}-g{block}")
     if precision is None:
         return None
     parts = {"B": codes, "scales": scales} | ({} if zero is None else {"zero_points": zero})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -85,14 +85,46 @@ class GraphWeights:
             return self.builder.op("Gather", self._dequantized(weight), ids, axis=0)
         return self._picked(weight, ids)
 
-    def product(self, role: str, x: str, expert: int | None = None) -> str:
-        """Return ``x @ weight.T``, [..., out], with a matrix [out, in] or one of a stack [experts, out, in]."""
+    def joinable(self, roles: Sequence[str]) -> bool:
+        """Return whether one MatMulNBits can compute the products of the same states with several matrices."""
+        weights = [self.weights[role] for role in roles]
+        alike = {(weight.precision, weight.shape[1:]) for weight in weights}
+        biases = {f"{role.removesuffix('.weight')}.bias" in self.weights for role in roles}
+        return self.fused and len(alike) == len(biases) == 1 and is_blockwise(weights[0].precision)
+
+    def joined(self, roles: Sequence[str], x: str) -> str:
+        """Return the products with several matrices side by side, [..., sum of out], with their biases.
+
+        The matrices stay apart in the file. The runtime joins them when it loads the graph, as it folds constants.
+        """
+        weights, builder = [self.weights[role] for role in roles], self.builder
+        parts = [builder.op("Concat", *(self._constant(weight, "B") for weight in weights), axis=0)]
+        parts.append(builder.op("Concat", *(self._scale(weight, "scales") for weight in weights), axis=0))
+        if "zero_points" in weights[0].parts:
+            zeros = (self._zero(weight) for weight in weights)
+            parts.append(builder.op("Concat", *zeros, axis=0))
+        rows = sum(weight.shape[0] for weight in weights)
+        out = self._nbits(x, parts, weights[0].precision, (rows, weights[0].shape[1]))
+        biases = [f"{role.removesuffix('.weight')}.bias" for role in roles]
+        if biases[0] not in self.weights:
+            return out
+        return builder.op("Add", out, builder.op("Concat", *map(self.values, biases), axis=0))
+
+    def product(self, role: str, x: str, expert: int | None = None, *, output: str | None = None) -> str:
+        """Return ``x @ weight.T``, [..., out], with a matrix [out, in] or one of a stack [experts, out, in].
+
+        Args:
+            role: the matrix's.
+            x: the states.
+            expert: index of a matrix in a stack.
+            output: name of the result, which only MatMulNBits takes.
+        """
         weight = self.weights[role]
         if len(weight.shape) == 1:
             column = self.builder.op("Unsqueeze", self.values(role), self.builder.ints([1]))
             return self.builder.op("MatMul", x, column)
         if is_blockwise(weight.precision) and self.fused:
-            return self._multiplied(weight, x, expert)
+            return self._multiplied(weight, x, expert, output)
         if weight.precision.kind == "qdq_int4":  # stored as [in, out]
             return self.builder.op("MatMul", x, self._dequantized(weight, expert, transposed=True))
         matrix = self._dequantized(weight, expert)
@@ -109,14 +141,20 @@ class GraphWeights:
 
     # Operators on codes.
 
-    def _multiplied(self, weight: Weight, x: str, expert: int | None) -> str:
+    def _multiplied(self, weight: Weight, x: str, expert: int | None, output: str | None = None) -> str:
         """Return the product of x with a weight, computed by MatMulNBits."""
         parts = [self._constant(weight, "B", expert), self._scale(weight, "scales", expert)]
         if "zero_points" in weight.parts:
-            parts.append(self._constant(weight, "zero_points", expert))
-        (rows, cols), precision = weight.shape[-2:], weight.precision
+            parts.append(self._zero(weight, expert))
+        return self._nbits(x, parts, weight.precision, weight.shape[-2:], output)
+
+    def _nbits(
+        self, x: str, parts: Sequence[str], precision: Precision, shape: Sequence[int], output: str | None = None
+    ) -> str:
+        rows, cols = shape
         return self.builder.fused(
             *("MatMulNBits", x, *parts),
+            output=output,
             K=cols,
             N=rows,
             bits=precision.bits,
@@ -184,6 +222,11 @@ class GraphWeights:
         """Return scales as float32, the dtype of the products."""
         name = self._constant(weight, part, expert)
         return name if weight.parts[part].stored.element == "FLOAT" else self.builder.op("Cast", name, to=1)
+
+    def _zero(self, weight: Weight, expert: int | None = None) -> str:
+        """Return zero points: packed codes, or float32."""
+        name = self._constant(weight, "zero_points", expert)
+        return self.builder.op("Cast", name, to=1) if weight.parts["zero_points"].stored.element == "FLOAT16" else name
 
     def _constant(self, weight: Weight, part: str, expert: int | None = None) -> str:
         placed = weight.parts[part]
