@@ -157,4 +157,15 @@ def can_hold(precision: Precision, shape: tuple[int, ...]) -> bool:
     return precision.convention == "float" or fits(precision, shape)
 
 
-__all__ = ["ELEMENTS", "EMBEDDINGS", "FLOATS", "PACKED", "Stored", "can_hold", "is_blockwise", "is_hqq", "storable", "stored_parts"]
+__all__ = [
+    "ELEMENTS",
+    "EMBEDDINGS",
+    "FLOATS",
+    "PACKED",
+    "Stored",
+    "can_hold",
+    "is_blockwise",
+    "is_hqq",
+    "storable",
+    "stored_parts",
+]

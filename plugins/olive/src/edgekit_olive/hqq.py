@@ -8,18 +8,18 @@
     scale          r = min(1 / (max - min) * (2^b - 1), 20000)    s = 1 / r      r = 1 where max = min
     start          z = rint(-min * r)
     20 times       q = clip(rint(x * r + z), 0, 2^b - 1)                 e = x - (q - z) / r
-                   z = mean over the block of q - (x - shrunk(e)) * r    shrunk(e) = sign(e) * max(|e| - |e|^-0.3 / beta, 0)
+                   z = mean over the block of q - (x - f) * r            f = sign(e) * max(|e| - |e|^-0.3 / beta, 0)
                    beta is 10, and 1.01 times as large each time
     end            when the mean of |e| over the whole tensor is not smaller than the least so far
     encode         q = clip(rint(x * r + z), 0, 2^b - 1)                 decode  (q - z) * s
 
 Missing elements of a row are zeros that count in a block. All in float32; float16 rows have parts in float16, as in the
-tool, and bfloat16 rows in float32: the tool does not take them, and a zero point in bfloat16 is off by up to half a step.
+tool, and bfloat16 rows in float32: the tool does not take them, and a zero point in bfloat16 is too coarse.
 As the whole tensor decides when the search ends, rows depend on each other. MatMulNBits of the CPU provider takes such
 zero points with 2 and 4 bits, and GatherBlockQuantized takes none, so that an embedding is stored otherwise.
 
-Scales equal the tool's. It computes with torch, whose powers and means differ in the last bits: zero points agree to 1e-5
-of a level, and codes where a value is not as near to the middle between two levels.
+Scales equal the tool's. It computes with torch, whose powers and means differ in the last bits: zero points agree to
+1e-5 of a level, or where that moves a value over the middle between two levels, to 0.02; codes but for such values.
 
 Source: onnxruntime 1.32.0, `HQQWeightOnlyQuantizer.quantize_internal`; Badri and Shaji, "Half-Quadratic Quantization of
 Large Machine Learning Models", 2023.
@@ -64,7 +64,7 @@ class Hqq:
     block: int
 
     traits = Traits(
-        proof="zero points within 1e-5 of a level: onnxruntime 1.32.0",
+        proof="scales equal, zero points within 1e-5 of a level, some 0.02: onnxruntime 1.32.0",
         bound="half a step; beyond the last level the distance to it",
         source_dtypes=True,
     )
@@ -85,8 +85,8 @@ class Hqq:
             for part in row_chunks(*x.shape):
                 wide = padded(as_float32(x[part]), self.block)
                 codes = self._codes(wide, inverse[part], zero[part])
-                codes = np.where(np.isfinite(codes), codes, 0).astype(np.uint8)
-                packed[part] = pack_lsb(codes.reshape(len(wide), -1), self.bits)
+                whole = np.where(np.isfinite(codes), codes, 0).astype(np.uint8)
+                packed[part] = pack_lsb(whole.reshape(len(wide), -1), self.bits)
             scales, zero_points = (1 / inverse).astype(dtype), zero.astype(dtype)
         return {"B": packed.reshape(rows, blocks, -1), "scales": scales, "zero_points": zero_points}
 

@@ -13,8 +13,8 @@
     encode         q = clip(rint(x / s + z), 0, 2^b - 1)     in float64
     decode         (q - z) * s
 
-The parts are those of ``onnx:int4-asym-g<block>``, as which a graph is read back. The bytes equal the tool's, except for
-blocks without both signs, for which its zero point loses the offset, and blocks without a usable scale: those are
+The parts are those of ``onnx:int4-asym-g<block>``, as which a graph is read back. The bytes equal the tool's, except
+for blocks without both signs, for which its zero point loses the offset, and blocks without a usable scale: those are
 encoded as ``onnx:int4-asym-g<block>``. The tool's own packing of zero points needs an even number of blocks in a row.
 
 Source: onnxruntime 1.32.0, `onnxruntime.quantization.neural_compressor.weight_only.quant_tensor_k_quant_cpu`
@@ -160,14 +160,16 @@ def searched(x: F32, bits: int) -> tuple[F32, U8, U8]:
         least, scale = np.where(better, error, least), np.where(better, new_scale, scale)
         offset = np.where(better, new_offset, offset)
     zero = np.clip(np.round(-offset / scale), 0, top)
-    zero = np.where(np.isfinite(zero), zero, 0).astype(np.uint8)
-    codes = np.clip(np.round(x / scale.astype(np.float64) + zero), 0, top)
-    return scale, zero, np.where(np.isfinite(codes), codes, 0).astype(np.uint8)
+    zero_point = np.where(np.isfinite(zero), zero, 0).astype(np.uint8)
+    codes = np.clip(np.round(x / scale.astype(np.float64) + zero_point), 0, top)
+    return np.asarray(scale, np.float32), zero_point, np.where(np.isfinite(codes), codes, 0).astype(np.uint8)
 
 
 def _inverse(levels: np.float32, low: F32, high: F32) -> F32:
     """Return 1 / scale of blocks with so many levels above the lowest; 1 where they have one value."""
-    return np.divide(levels, high - low, out=np.ones_like(low), where=low != high)
+    inverse = np.ones_like(low)
+    np.divide(levels, high - low, out=inverse, where=low != high)
+    return inverse
 
 
 def _sum(values: F32) -> F32:

@@ -178,7 +178,9 @@ class GraphOps:
         bias = f"{name}.bias"
         if bias not in self.tensors:
             return self.weights.product(f"{name}.weight", x, output=output)
-        return self.builder.op("Add", self.weights.product(f"{name}.weight", x), self.weights.values(bias), output=output)
+        return self.builder.op(
+            "Add", self.weights.product(f"{name}.weight", x), self.weights.values(bias), output=output
+        )
 
     def row(self, name: str, number: int) -> Value:
         """See `Ops.row`."""
