@@ -1,9 +1,9 @@
 """The operations of a forward pass as nodes of an ONNX graph; see `edgekit.architectures.ops.Ops`.
 
 Two dialects. The *fused* one uses ONNX Runtime's own operators where they exist: GroupQueryAttention, MatMulNBits,
-GatherBlockQuantized, SimplifiedLayerNormalization, SkipSimplifiedLayerNormalization, FusedMatMul, RotaryEmbedding.
-Where nothing comes between them, one MatMulNBits computes queries, keys and values, and GroupQueryAttention rotates
-them, as in the graphs of GenAI's model builder.
+GatherBlockQuantized, SimplifiedLayerNormalization, SkipSimplifiedLayerNormalization, FusedMatMul, RotaryEmbedding,
+QMoE. Where nothing comes between them, one MatMulNBits computes queries, keys and values, and GroupQueryAttention
+rotates them, as in the graphs of GenAI's model builder.
 The *portable* one uses standard operators only (opset 21).
 
 Heads are [batch, n, heads, head_dim] inside the graph: fused attention takes them side by side, so nothing is
@@ -113,6 +113,7 @@ class GraphOps:
         self._products: dict[str, tuple[str, str]] = {}
         self._turned: dict[str, Turned] = {}
         self._tables: dict[int, tuple[str, str]] = {}
+        self._used: dict[str, int] = {}
         self._apart: set[str] = set()
         self._turns: dict[int, tuple[str, str]] = {}
         self._masks: dict[Attend, str] = {}
@@ -713,7 +714,9 @@ class GraphOps:
         if how.scale != 1:
             picked = builder.op("Mul", picked, builder.floats(how.scale))
         none = builder.op("Mul", given, builder.floats(0.0))
-        return attrs.evolve(scores, name=builder.op("ScatterElements", none, chosen, picked, axis=-1))
+        shares = builder.op("ScatterElements", none, chosen, picked, axis=-1)
+        self._used[shares] = how.used
+        return attrs.evolve(scores, name=shares)
 
     def route_sparsely(self, scores: Value, jitter: float) -> Value:
         """See `Ops.route_sparsely`."""
@@ -729,6 +732,7 @@ class GraphOps:
             total = builder.op("ScatterElements", total, chosen, picked, axis=-1)
             none = builder.op("Add", builder.op("Mul", top, builder.floats(0.0)), builder.floats(HIDDEN))
             left = builder.op("ScatterElements", left, chosen, none, axis=-1)
+        self._used[total] = 2
         return attrs.evolve(scores, name=total)
 
     def _top(self, values: str, count: int) -> list[str]:
@@ -746,9 +750,19 @@ class GraphOps:
         return self._reshaped(builder.op("Where", kept, apart, builder.floats(HIDDEN)), [0, 0, count])
 
     def experts(self, prefix: str, x: Value, weights: Value, ffn: Ffn) -> Value:
-        """See `Ops.experts`: every expert computes every token; those not chosen have weight 0."""
+        """See `Ops.experts`.
+
+        QMoE computes the chosen experts where it can; else every expert computes every token, and those not chosen have
+        weight 0.
+        """
         builder, count = self.builder, weights.width
         given = self.real(x)
+        inner = ["gate_up"] if ffn.fused else ["gate", "up"]
+        roles = [f"{prefix}ffn_{name}_exps.weight" for name in (*inner, "down")]
+        used = self._used.get(weights.name, 0)
+        if ffn.gate == "silu" and not ffn.weighted_input and used and self.weights.mixable(roles[:-1], roles[-1]):
+            flat = self._reshaped(self.real(weights), [-1, count])
+            return attrs.evolve(x, name=self.weights.mixed(roles[:-1], roles[-1], given, flat, used))
         shares = [builder.fresh("Split") for _ in range(count)]
         builder.several("Split", (self.real(weights), builder.ints([1] * count)), shares, axis=-1)
         total = ""

@@ -36,6 +36,9 @@ LIMIT = (2 << 30) - 1
 #: Characters of a constant's name in messages.
 _LONGEST = 120
 _SUFFIXES = (".B", ".codes", ".rows")
+#: Operators that rearrange or convert a stack's constants before QMoE, and how many follow one another at most.
+_REARRANGING = ("Concat", "Unsqueeze", "Reshape", "Transpose", "Cast")
+_LAYERS = 4
 _DTYPES = {name: dtype for dtype, name in ELEMENTS.items()}
 
 
@@ -355,6 +358,8 @@ def _quantized(parsed: Parsed) -> Iterator[_Weight]:
         inputs = [constant(name) for name in node.input]
         weight: _Weight | None = None
         match node.op_type:
+            case "QMoE" if len(node.input) > 6:
+                yield from filter(_agrees, _experts(parsed, nodes, node, given))
             case "MatMulNBits" if any(name in joints for name in node.input[1:4]):
                 yield from filter(_agrees, _joined(node, joints, constant, given))
             case "MatMulNBits" if len(inputs) >= 3:
@@ -388,6 +393,39 @@ def _joined(
         weight = _blocks(codes, scales, zero[0] if zero else None, bits, block, given.get("K", 0))
         if weight is not None:
             yield weight
+
+
+def _experts(parsed: Parsed, nodes: Sequence[Any], node: Any, given: Mapping[str, int]) -> Iterator[_Weight]:
+    """Yield the stacks of experts of a QMoE, whose constants may be joined of several stacks'."""
+    makers = {each.output[0]: each for each in nodes if each.op_type in _REARRANGING}
+    names = [*node.input, *[""] * 14]
+    bits, block = given.get("expert_weight_bits", 4), given.get("block_size", 0)
+    for places in ((2, 3, 11), (5, 6, 12)):
+        columns = [_origins(names[place], makers, parsed) for place in places]
+        if columns[0] and not columns[2]:
+            columns[2] = [None] * len(columns[0])
+        if len({len(column) for column in columns}) > 1:
+            continue
+        for codes, scales, zero in zip(*columns, strict=True):
+            if codes is None or len(codes.shape) != 3 or bits <= 0:
+                continue
+            weight = _blocks(codes, scales, zero, bits, block, codes.shape[2] * 8 // bits)
+            if weight is not None:
+                yield attrs.evolve(weight, shape=(*codes.shape[:2], weight.shape[1]))
+
+
+def _origins(name: str, makers: Mapping[str, Any], parsed: Parsed) -> list[Constant | None]:
+    """Return the constants of which nodes make a value by rearranging elements; empty if others take part."""
+    names = [name] if name else []
+    for _ in range(_LAYERS):
+        made = [makers.get(each) for each in names]
+        names = [
+            source
+            for each, maker in zip(names, made, strict=True)
+            for source in ([each] if maker is None else maker.input if maker.op_type == "Concat" else maker.input[:1])
+        ]
+    found = [parsed.constants.get(each) for each in names]
+    return [] if None in found else found
 
 
 def _sliced(parsed: Parsed, name: str) -> int:
