@@ -18,7 +18,8 @@ CORE, SERVE, ORACLES = "tests/core", "tests/plugins/serve", "tests/oracles"
 #: Feature -> the parameters or routes by which a client asks for it, and the tests that cover it, as file::test.
 FEATURES = {
     "Chats, completions, streams": (
-        "`messages`, `prompt`, `stream`", [f"{SERVE}/test_serve_openai.py::test_the_public_client"]),
+        "`messages`, `prompt`, `stream`", [f"{SERVE}/test_serve_openai.py::test_the_public_client",
+                                           f"{ORACLES}/test_clients.py::test_texts_and_vectors"]),
     "Lists of prompts, token ids, several choices": (
         "`prompt`, `n`", [f"{SERVE}/test_serve_features.py::test_lists_of_prompts_and_choices"]),
     "Penalties, bias": (
@@ -45,7 +46,8 @@ FEATURES = {
         "`response_format`",
         ["tests/contracts/test_structured_texts.py::test_500_texts_under_a_schema",
          f"{ORACLES}/test_structured_llamacpp.py::test_texts_under_a_schema",
-         f"{SERVE}/test_serve_openai.py::test_structured_outputs_with_pydantic"]),
+         f"{SERVE}/test_serve_openai.py::test_structured_outputs_with_pydantic",
+         f"{ORACLES}/test_clients.py::test_structured_outputs"]),
     "Regular expressions and grammars": (
         "`regex`, `grammar`", [f"{CORE}/test_structured.py::test_regular_expressions_and_grammars"]),
     "Schemas that nothing satisfies are refused": (
@@ -57,14 +59,17 @@ FEATURES = {
         "`tool_choice`, `parallel_tool_calls`",
         [f"{CORE}/test_reply.py::test_demanded_calls_of_each_family",
          f"{ORACLES}/test_structured_llamacpp.py::test_calls_of_tools",
-         f"{SERVE}/test_serve_openai.py::test_tools_with_streaming"]),
+         f"{SERVE}/test_serve_openai.py::test_tools_with_streaming",
+         f"{ORACLES}/test_clients.py::test_tools_with_streaming"]),
     "Reasoning apart from the answer": (
         "`reasoning_effort`, `chat_template_kwargs`", [f"{SERVE}/test_serve_features.py::test_reasoning_is_set_apart"]),
     "A begun answer": ("`continue_final_message`", [f"{SERVE}/test_serve_features.py::test_an_answer_that_is_begun"]),
     "OpenAI's Responses": ("`/v1/responses`", [f"{SERVE}/test_serve_openai.py::test_responses",
-                                              f"{SERVE}/test_serve_openai.py::test_responses_with_tools"]),
+                                              f"{SERVE}/test_serve_openai.py::test_responses_with_tools",
+                                              f"{ORACLES}/test_clients.py::test_responses"]),
     "Anthropic's Messages": ("`/v1/messages`", [f"{SERVE}/test_serve_anthropic.py::test_texts",
-                                               f"{SERVE}/test_serve_anthropic.py::test_tools"]),
+                                               f"{SERVE}/test_serve_anthropic.py::test_tools",
+                                               f"{ORACLES}/test_clients.py::test_anthropics_client"]),
     "Embeddings of texts and token ids": (
         "`input`, `dimensions`",
         [f"{SERVE}/test_serve_features.py::test_embeddings_of_token_ids_and_fewer_dimensions"]),
@@ -74,8 +79,9 @@ FEATURES = {
         "llama.cpp, numpy, OpenVINO, ONNX Runtime, MLX",
         [f"{ORACLES}/test_smollm2_server.py::test_chat_json_and_tools"]),
     "LoRA adapters by request": (
-        "`lora`, `model`; `--lora` (llama.cpp)",
+        "`lora`, `model`; `--lora` (llama.cpp, MLX)",
         [f"{ORACLES}/test_llamacpp_runtime.py::test_adapters_of_single_texts",
+         f"{ORACLES}/test_mlx_runtime.py::test_adapters_of_single_texts",
          f"{SERVE}/test_serve_features.py::test_adapters_by_request"]),
     "Several models, loaded when asked for": (
         "`model`, `--memory`",
@@ -114,7 +120,10 @@ feature names the tests that cover it, and this page cannot be generated if one 
 
 ## Beside other servers
 
-As their documentation or source of November 2026 says; the cells link to it. A question mark: neither says.
+As their source says, and of LM Studio, whose source is closed, its documentation: llama.cpp 0c1e57098, which
+llama-cpp-python 0.3.36 contains, vLLM 0.33.0, LM Studio's pages of April 2026 and mlx-lm 0.32.2. Each cell links to the
+line. A "no" links to the list of routes or fields that lacks it; "not listed": the documentation lists what there is,
+and this is not in it; a question mark: not verified, the documentation does not say.
 
 {peers.comparison(list(FEATURES))}
 

@@ -20,7 +20,8 @@ happens. `edgekit olive-passes` says which can run on this machine, and `edgekit
 options.
 
 `tests/oracles/test_olive_passes.py` runs {run} of them, each with a numerical check: the bound is on the root mean
-square of the outputs' difference, relative to the outputs. What was not run there says why, or what it needs.
+square of the outputs' difference, relative to the outputs. `test_olive_adapters.py` fine-tunes with {tuned} more, whose
+results must lower the loss, and merges and extracts adapters. What was not run there says why, or what it needs.
 
 | pass | takes | run by the tests | needs besides olive-ai |
 |---|---|---|---|
@@ -29,22 +30,27 @@ OPTIONS = """
 ## Options
 
 Besides Olive's own, listed here, every pass has `calibration` (an `.npz` file, a text, or from Python any samples),
-`context`, `samples`, `accelerator`, `provider` and `least_cosine`.
+`context`, `samples`, `accelerator`, `provider`, `least_cosine`, and on Hugging Face directories `adapter`, a directory
+of peft's.
 """
 
 
 def page() -> str:
     """The page."""
     tested = runpy.run_path(str(ROOT / "tests/oracles/olive_passes.py"))
-    rows = [_row(entry, tested["CASES"], tested["LEFT"]) for entry in entries().values()]
-    head = HEAD.format(count=len(rows), run=len(tested["CASES"]))
+    rows = [_row(entry, tested) for entry in entries().values()]
+    head = HEAD.format(count=len(rows), run=len(tested["CASES"]), tuned=len(tested["TUNED"]))
     return head + "\n".join(rows) + "\n" + OPTIONS + "\n".join(map(_options, entries().values()))
 
 
-def _row(entry: Entry, cases: dict, left: dict) -> str:
-    run = left.get(entry.name, "no")
-    if entry.name in cases:
-        bound = cases[entry.name].error
+def _row(entry: Entry, tested: dict) -> str:
+    run = tested["LEFT"].get(entry.name, "no")
+    if entry.name in tested["TUNED"]:
+        run = "yes, it lowers the loss"
+    if entry.name in tested["ADAPTERS"]:
+        run = "yes, to 1e-05"
+    if entry.name in tested["CASES"]:
+        bound = tested["CASES"][entry.name].error
         run = "yes" if bound is None else f"yes, to {bound:g}"
     summary = f": {entry.summary.replace('|', '/')}" if entry.summary else ""
     return f"| `{entry.name}`{summary} | {', '.join(entry.takes)} | {run} | {entry.conditions} |"

@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import commands  # noqa: E402
 import divergence_chart  # noqa: E402
 import experts  # noqa: E402
+import families  # noqa: E402
 import fit_quality  # noqa: E402
 import generation  # noqa: E402
 import llamacpp  # noqa: E402
@@ -85,6 +86,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "onnx-builder": onnx_builder.report,
     "quality": quality_and_picture,
     "forward": recurrent.report,
+    "families": families.report,
     "seven-billion": lambda quick: whole.seven_billion(),
     "experts": lambda quick: experts.report(0.4, 1) if quick else experts.report(),
 }

@@ -106,7 +106,7 @@ def generation(directory: Path, rounds: int) -> Iterator[str]:
     with edgekit.load(directory, "mlx") as model:
 
         def ours() -> list[int]:
-            model._seen = []  # type: ignore[attr-defined]  # the prompt is computed anew, as theirs is
+            model._held.seen = []  # type: ignore[attr-defined]  # the prompt is computed anew, as theirs is
             return list(model.tokens(prompt, max_tokens=TOKENS))  # type: ignore[attr-defined]
 
         equal = ours() == theirs()

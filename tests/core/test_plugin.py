@@ -166,6 +166,13 @@ def test_a_missing_name_says_what_there_is_and_what_to_install():
         manager.find("formats", "gguf")
 
 
+def test_what_needs_olive_says_so():
+    with pytest.raises(MissingPluginError, match=r"no command 'olive-run' is .*; pip install edgekit-olive$"):
+        plugin.build([]).find("commands", "olive-run")
+    with pytest.raises(MissingPluginError, match=r"no pass 'olive:Rtn' is .*; pip install 'edgekit-olive\[olive\]'$"):
+        plugin.build([]).find("passes", "olive:Rtn")
+
+
 def test_a_missing_name_invents_no_distribution():
     for role, name in (("formats", "gguf-nope"), ("runtimes", "cuda"), ("commands", "launch")):
         with pytest.raises(MissingPluginError) as told:

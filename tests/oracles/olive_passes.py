@@ -63,11 +63,13 @@ CASES = {
     "Rtn": Case("hf", {"group_size": 32}, FOUR),
     "SelectiveMixedPrecision": Case("hf", {"algorithm": "k_quant_mixed"}, SAME),
 }
+#: Passes that train an adapter, which `test_olive_adapters.py` runs.
+TUNED = ("LoRA", "QLoRA", "DoRA", "LoHa", "LoKr")
+#: Passes on adapters, which it runs too.
+ADAPTERS = ("ExtractAdapters", "MergeAdapterWeights")
 #: Passes that may run here, and were not run by the tests: why.
 LEFT = {
-    "ExtractAdapters": "it takes a graph with the adapters of an exporter that fails here (OnnxConversion)",
     "InputNCHWtoNHWC": "it takes the images of a vision model",
-    "MergeAdapterWeights": "it takes a module with an adapter, which only Olive's fine-tuning hands on",
     "MixedPrecisionOverrides": "it writes overrides for Qualcomm's quantizer, which is not here",
     "OnnxHqqQuantization": "its weights compute noise in olive-ai 0.13.0; the result is refused, which is tested",
     "OnnxDiscrepancyCheck": "it writes no model: it compares one with torch, as edgekit compare does",

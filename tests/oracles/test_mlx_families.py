@@ -308,7 +308,7 @@ def test_a_cache_of_states_on_disk_goes_on(family, saved, tmp_path):
         list(runtime.tokens(start, max_tokens=1))
         runtime.save_prompt_cache(tmp_path / "kept")
     with edgekit.load(artifact, "mlx", prompt_cache=str(tmp_path / "kept")) as runtime:
-        assert runtime._seen == start
+        assert runtime._held.seen == start
         assert list(runtime.tokens(oracles.TOKENS.tolist(), max_tokens=8)) == wanted
         assert list(runtime.tokens(start, max_tokens=3)) == runtime.logits(start)[-1:].argmax(-1).tolist() + list(
             runtime.tokens([*start, int(runtime.logits(start)[-1].argmax())], max_tokens=2)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import attrs
@@ -12,7 +15,9 @@ import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step
+from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_models import BASE, FAMILIES, config_of, write
 
 import edgekit
@@ -22,6 +27,7 @@ from edgekit.errors import (
     ContextOverflowError,
     InvalidFileError,
     MemoryShortageError,
+    MissingFileError,
     UnsupportedModelError,
     UsageError,
 )
@@ -29,6 +35,7 @@ from edgekit.formats import safetensors
 from edgekit.pipeline.passes import run_pass
 from edgekit.testing.models import artifact_of, random_model
 from edgekit_mlx import module as modules
+from edgekit_mlx.adapters import fused
 from edgekit_mlx.prompt_cache import KEY
 from edgekit_mlx.training import finetune
 from edgekit_mlx.worker import ClosedError, Worker, shared
@@ -161,7 +168,7 @@ def test_a_cache_on_disk_goes_on_in_another_runtime(model, tmp_path):
         runtime.generate(long, max_tokens=1)
         runtime.save_prompt_cache(tmp_path / "kept.safetensors")
     with edgekit.load(model, "mlx", prompt_cache=str(tmp_path / "kept.safetensors")) as runtime:
-        assert len(runtime._seen) > 30
+        assert len(runtime._held.seen) > 30
         assert runtime.generate(long + "dog", max_tokens=12) == wanted
         assert runtime.generate(PROMPT, max_tokens=3) == edgekit.load(model, "numpy").generate(PROMPT, max_tokens=3)
 
@@ -231,6 +238,108 @@ def test_logits_of_stories_and_of_its_stored_weights(stories: Path, tmp_path: Pa
         with edgekit.load(artifact, "mlx") as runtime:
             # Measured: 1e-6.
             assert relative(runtime.logits(tokens), Transformer(artifact.model).logits(tokens)) < 1e-4
+
+
+def write_adapter(folder: Path, model: Path, seed: int, method: str = "lora", layer: str = "lora") -> Path:
+    """Random factors for mlx-lm's own layers of every linear kind, saved with mlx-lm's names; scale 3."""
+    module, _ = mlx_lm.utils.load_model(model)
+    linear_to_lora_layers(module, 2, {"rank": 4, "scale": 3.0, "dropout": 0.0}, use_dora=method == "dora")
+    random = np.random.default_rng(seed)
+    values = {
+        name: mx.array(0.1 * random.standard_normal(value.shape).astype(np.float32))
+        for name, value in tree_flatten(module.parameters())
+        if layer in name
+    }
+    folder.mkdir()
+    mx.save_safetensors(str(folder / "adapters.safetensors"), values)
+    settings = {"rank": 4, "scale": 3.0, "dropout": 0.0}
+    config = {"fine_tune_type": method, "num_layers": 2, "lora_parameters": settings}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("recipe", [None, "4bit"])
+def test_adapters_of_single_texts(recipe, model, tmp_path):
+    """Texts with other adapters, in turns and at once: each as the model with the adapter fused in computes it."""
+    source = edgekit.open(model)
+    if recipe:
+        source = edgekit.quantize(source, recipe, to=tmp_path / "small", format="mlx")
+    folders = {name: write_adapter(tmp_path / name, source.path, seed) for seed, name in enumerate("ab")}
+    judges = {name: edgekit.load(fused(source, folder), "numpy") for name, folder in folders.items()}
+    with edgekit.load(source, "mlx", adapters=folders) as runtime, edgekit.load(source, "numpy") as plain:
+        assert runtime.adapters() == ["a", "b"]
+        ids = runtime.encode(PROMPT)
+        for name in ("a", "b", "a"):
+            # Measured: 1e-6 of the largest; quantized weights that an adapter is fused into become float32.
+            assert relative(runtime.adapted({name: 1}).logits(ids), judges[name].logits(ids)) < 1e-4
+            assert relative(runtime.logits(ids), plain.logits(ids)) < 1e-4
+        wanted = {name: judge.generate(PROMPT, max_tokens=24) for name, judge in judges.items()}
+        assert len({*wanted.values(), plain.generate(PROMPT, max_tokens=24)}) == 3
+        with ThreadPoolExecutor(4) as pool:
+            asked = ["a", "b", "a", "b"]
+            texts = pool.map(lambda name: runtime.adapted({name: 1}).generate(PROMPT, max_tokens=24), asked)
+            assert list(texts) == [wanted[name] for name in asked]
+        assert runtime.adapted({"a": 0}).generate(PROMPT, max_tokens=24) == plain.generate(PROMPT, max_tokens=24)
+        both = runtime.adapted({"a": 0.5, "b": -1}).logits(ids)
+        added = fused(
+            fused(source, rescaled(folders["a"], tmp_path / "half", 1.5)),
+            rescaled(folders["b"], tmp_path / "minus", -3.0),
+        )
+        assert relative(both, Transformer(added.model).logits(ids)) < 1e-4
+    for judge in judges.values():
+        judge.close()
+
+
+def rescaled(folder: Path, to: Path, scale: float) -> Path:
+    """A copy of an adapter with another scale."""
+    shutil.copytree(folder, to)
+    config = json.loads((to / "adapter_config.json").read_text())
+    config["lora_parameters"]["scale"] = scale
+    (to / "adapter_config.json").write_text(json.dumps(config))
+    return to
+
+
+def test_prompts_with_adapters_are_kept_apart(model, tmp_path):
+    folder = write_adapter(tmp_path / "a", model, 0)
+    with edgekit.load(model, "mlx", adapters={"a": str(folder)}) as runtime:
+        tuned = runtime.adapted({"a": 1})
+        wanted = tuned.generate(PROMPT, max_tokens=12)
+        plain = runtime.generate(PROMPT, max_tokens=12)
+        assert (tuned.generate(PROMPT, max_tokens=12), plain) == (wanted, runtime.generate(PROMPT, max_tokens=12))
+        tuned.generate(PROMPT, max_tokens=2)
+        with pytest.raises(UsageError, match="the last prompt was computed with adapters"):
+            runtime.save_prompt_cache(tmp_path / "kept")
+        tuned.close()
+        runtime.generate(PROMPT, max_tokens=2)
+        runtime.save_prompt_cache(tmp_path / "kept")
+        runtime.load_prompt_cache(tmp_path / "kept")
+        assert runtime.generate(PROMPT, max_tokens=12) == plain
+        with pytest.raises(UsageError, match="no adapter 'c'; there is 'a': load others with the option adapters"):
+            runtime.adapted({"c": 1})
+        with pytest.raises(UsageError, match="adapter 'a': scale nan; choose a finite number"):
+            runtime.adapted({"a": float("nan")})
+
+
+def test_what_is_no_adapter_for_single_texts_is_refused(model, tmp_path):
+    with pytest.raises(UsageError, match=r"adapters is \['x'\]; give a mapping from names to paths"):
+        edgekit.load(model, "mlx", adapters=["x"])
+    with pytest.raises(MissingFileError, match="no such file"):
+        edgekit.load(model, "mlx", adapters={"a": str(tmp_path)})
+    dora = write_adapter(tmp_path / "dora", model, 0, "dora")
+    with pytest.raises(UnsupportedModelError, match="dora is not applied to single texts, LoRA is; fuse it"):
+        edgekit.load(model, "mlx", adapters={"a": dora})
+    half = write_adapter(tmp_path / "half", model, 0, layer="lora_a")
+    with pytest.raises(InvalidFileError, match="lora_b is missing or no matrix"):
+        edgekit.load(model, "mlx", adapters={"a": half})
+    other = write("llama", tmp_path, seed=3)
+    with pytest.raises(InvalidFileError, match=r"it was trained on another model|which the model does not have"):
+        edgekit.load(other, "mlx", adapters={"a": write_adapter(tmp_path / "b", model, 0)})
+    learned = tmp_path / "table"
+    shutil.copytree(half, learned)
+    rows = {f"model.embed_tokens.{part}": mx.zeros((4, 4)) for part in ("lora_a", "lora_b")}
+    mx.save_safetensors(str(learned / "adapters.safetensors"), rows)
+    with pytest.raises(UnsupportedModelError, match=r"it changes model\.embed_tokens, of type (Quantized)?Embedding"):
+        edgekit.load(model, "mlx", adapters={"a": learned})
 
 
 def test_a_model_larger_than_the_memory_is_neither_trained_nor_learned_from(model, monkeypatch, tmp_path):

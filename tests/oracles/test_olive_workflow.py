@@ -13,6 +13,7 @@ from edgekit.errors import InvalidFileError, MissingPluginError, UsageError
 from edgekit_olive import isolation
 from edgekit_olive.commands import command_run
 from edgekit_olive.workflow import run_workflow
+from edgekit_workflow.commands.optimize import command as optimize
 
 pytest.importorskip("olive")
 SIZE = {"name": "size", "type": "size_on_disk", "sub_types": [{"name": "bytes", "priority": 1}]}
@@ -84,6 +85,19 @@ def test_passes_in_order_on_the_command_line(workflow, tmp_path):
     assert told["quality"]["size_ratio"] < 0.6
 
 
+def test_the_workflow_plugin_hands_files_over(workflow, tmp_path):
+    """The table has the source, every candidate with its change from it, and what was chosen."""
+    made = CliRunner().invoke(optimize, ["--olive", str(saved(tmp_path, workflow)), "--to", str(tmp_path / "out")])
+    assert made.exception is None
+    header, _, source, first, *_ = made.stdout.splitlines()
+    assert header.split() == ["model", "size-bytes", "latency-avg", "front", "chosen"]
+    assert source.startswith("the source")
+    assert "(25%)" in first or "(26%)" in first
+    assert first.split()[-2:] == ["yes", "yes"]
+    assert f"Chosen: {tmp_path / 'out'}" in made.stdout
+    assert (tmp_path / "out" / "model.onnx").is_file()
+
+
 def test_refusals(workflow, tmp_path):
     def refused(error, message, **changed):
         with pytest.raises(error, match=message):
@@ -92,6 +106,8 @@ def test_refusals(workflow, tmp_path):
     refused(InvalidFileError, "it has no passes", passes={})
     refused(InvalidFileError, "it has no object input_model", input_model=None)
     refused(UsageError, "which is not on this machine", input_model={"type": "HfModel", "model_path": "org/name"})
+    lost = {"type": "HfModel", "model_path": "model", "adapter_path": "gone"}
+    refused(UsageError, "has the adapter_path 'gone', which is not on this machine", input_model=lost)
     refused(UsageError, "would run it on another machine", host="azure")
     refused(UsageError, "pass 'a' has the type 'Shrink', which Olive does not have", passes={"a": {"type": "Shrink"}})
     refused(MissingPluginError, "cannot run here: awq is not installed", passes={"a": {"type": "AutoAWQQuantizer"}})

@@ -15,8 +15,9 @@ from edgekit.errors import NonFiniteError, QualityGateError, ShapeError, Unsuppo
 from edgekit.pipeline.passes import run_pass
 from edgekit.precision import find_precision
 from edgekit.reference import onnx as reference
-from edgekit_olive.int8 import folded
+from edgekit_olive.folding import folded
 
+CALIBRATION = Path(sample.__file__).parent / "heldout.txt"
 ROWS = np.random.default_rng(5).standard_normal((24, 32)).astype(np.float32)
 
 
@@ -67,6 +68,11 @@ def test_weights_have_the_codes_of_the_reference(name, per_channel, how, tmp_pat
     np.testing.assert_array_equal(codes, parts["codes"].T)
     np.testing.assert_array_equal(scale.ravel(), parts["scale"].ravel())
     np.testing.assert_array_equal(zero.ravel(), parts["zero_point"].ravel())
+    (read,) = made.tensors.values()
+    encoded = read.read()
+    assert read.name == "w"
+    np.testing.assert_array_equal(encoded.parts["codes"], parts["codes"])
+    np.testing.assert_array_equal(read.float32(), parts["codes"] * parts["scale"].reshape(-1, 1))
     kinds = set(made.manifest.quality["operators"])
     expected = {"INT8_DYNAMIC": "MatMulInteger", "qdq": "DequantizeLinear", "operator": "QLinearMatMul"}[name]
     assert expected in kinds
@@ -114,6 +120,30 @@ def test_folding_changes_no_output():
     after = folded(made)
     np.testing.assert_allclose(run(after), before, rtol=1e-5, atol=1e-5)
     assert [node.op_type for node in after.graph.node] == ["MatMul", "MatMul", "MatMul", "FusedMatMul"]
+
+
+@pytest.mark.parametrize("name", ["INT8_DYNAMIC", "INT8_QDQ", "optimized"])
+def test_a_decoder_in_8_bits_is_read_with_its_codes(name, tmp_path):
+    """The tied head has codes of its own, and is read as the head; the table is read as it was written."""
+    source = edgekit.convert(sample.path(), tmp_path / "m", format="onnx", dtype="F32")
+    floats = {tensor: value.float32() for tensor, value in source.model.tensors.items()}
+    options = {"per_channel": True} if name != "INT8_QDQ" else {"calibration": CALIBRATION, "context": 32, "samples": 4}
+    made = run_pass(source, "INT8_QDQ" if name == "INT8_QDQ" else "INT8_DYNAMIC", to=tmp_path / "q", options=options)
+    if name == "optimized":
+        made = run_pass(made, "ONNX_OPTIMIZE", to=tmp_path / "o")
+        assert "DynamicQuantizeMatMul" in made.manifest.quality["operators"]
+    tensors = made.model.tensors
+    assert not made.model.config.tied
+    checked = 0
+    for role, tensor in tensors.items():
+        if len(tensor.shape) == 2 and role != "token_embd.weight":
+            expected = floats["token_embd.weight" if role == "output.weight" else role]
+            parts = reference.encode(expected, find_precision("onnx:int8-sym-channel"))
+            np.testing.assert_array_equal(tensor.read().parts["codes"], parts["codes"], err_msg=role)
+            checked += 1
+    assert checked == 22
+    table = floats["token_embd.weight"]
+    assert np.abs(tensors["token_embd.weight"].float32() - table).max() < np.ptp(table) / 255
 
 
 @pytest.fixture(scope="module")

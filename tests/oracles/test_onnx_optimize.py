@@ -17,7 +17,7 @@ from edgekit import sample
 from edgekit.errors import QualityGateError, UnsupportedModelError, UsageError
 from edgekit.pipeline.passes import run_pass
 from edgekit.testing import pass_checks
-from edgekit_olive.int8 import Dynamic
+from edgekit_olive.int8 import Dynamic, Static
 from edgekit_olive.optimize import Float16, Optimize
 
 RANDOM = np.random.default_rng(3)
@@ -142,14 +142,14 @@ def test_float16_conforms(check):
     check()
 
 
-NAMES = "the tool gives the weights names of its own, and the result is no model that edgekit can change"
-
-
-@pass_checks(
-    Dynamic(),
-    format="onnx",
-    profile="quick",
-    expected_failures={"check_artifact_valid": NAMES, "check_tokenizer_kept": NAMES},
-)
+@pass_checks(Dynamic(), format="onnx", profile="quick")
 def test_dynamic_conforms(check):
+    check()
+
+
+CALIBRATED = {"calibration": Path(sample.__file__).parent / "heldout.txt", "context": 16, "samples": 4}
+
+
+@pass_checks(Static(), format="onnx", profile="quick", options=CALIBRATED)
+def test_static_conforms(check):
     check()

@@ -15,6 +15,8 @@ import pytest
 
 import edgekit
 from edgekit import sample
+from edgekit_mlx.adapters import fused
+from edgekit_mlx.training import Training, finetune
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "plugins" / "serve"))
 from serving import send, servers
@@ -72,3 +74,22 @@ def test_the_public_client(served: tuple[str, Path], tmp_path: Path):
             assert server.post("/v1/completions", {"prompt": "Once upon a time", "max_tokens": 1})[0] == 200
             assert time.monotonic() - begun < 5
         assert server.stop() == 0
+
+
+def test_adapters_of_mlx_by_request(tmp_path: Path):
+    """A request that names an adapter gets the text of the model with it; others do not."""
+    model = edgekit.convert(sample.path(), tmp_path / "tales", format="mlx", dtype="F32").path
+    (tmp_path / "data.jsonl").write_text('{"text": "Once upon a time the dog went up up up up."}\n' * 4)
+    finetune(edgekit.open(model), tmp_path / "data.jsonl", tmp_path / "poet", Training(steps=3, batch=1, rate=1e-2))
+    wanted = edgekit.load(fused(edgekit.open(model), tmp_path / "poet"), "numpy").generate("Once upon", max_tokens=12)
+    asked: Any = {"prompt": "Once upon", "max_tokens": 12, "temperature": 0}
+    with servers(tmp_path) as start:
+        server = start("serve", model, "--port", 0, "--runtime", "mlx", "--lora", f"poet={tmp_path / 'poet'}")
+        with openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0) as client:
+            assert [card.id for card in client.models.list()] == ["tales", "poet"]
+            plain = client.completions.create(model="tales", **asked).choices[0].text
+            assert plain != wanted
+            assert client.completions.create(model="poet", **asked).choices[0].text == wanted
+            lora = {"lora": [{"id": "poet", "scale": 1}]}
+            assert client.completions.create(model="tales", extra_body=lora, **asked).choices[0].text == wanted
+            assert client.completions.create(model="tales", **asked).choices[0].text == plain

@@ -50,7 +50,6 @@ REFUSED = [
     (BASE | {"mamba_proj_bias": True}, "mamba_proj_bias of the model is true"),
     (BASE | {"mamba_conv_bias": False}, "mamba_conv_bias of the model is false"),
     (BASE | {"mamba_expand": 1}, "llama.cpp loads granitehybrid files only with twice the model's width, 128"),
-    (BASE | {"layer_types": ["attention"] * 3}, "no layer of the model has Mamba"),
     (BASE | {"layer_types": None}, "no layer of the model has attention"),
     (BASE | {"time_step_limit": (0.001, 0.1)}, "edgekit knows null, or from 0 to infinity"),
 ]

@@ -96,6 +96,17 @@ def test_one_bad_member_of_a_list(client):
     assert answer.json()["error"]["code"] == "context_length_exceeded"
 
 
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [("completions", {"prompt": [[1, 2], [1, 600]]}), ("embeddings", {"input": [[1, 2], [1, 600]]})],
+)
+def test_one_token_outside_the_vocabulary(client, route, body):
+    """The client is told, and gets nothing of the others; nobody looks for a fault in the log."""
+    told = client().post(f"/v1/{route}", json=body)
+    assert told.status_code == 400
+    assert "600, the vocabulary has 0 to 511; use the model's own tokenizer" in told.json()["error"]["message"]
+
+
 def test_scores_of_chats(client, model):
     ask, options = client(), {"logprobs": True, "top_logprobs": 3}
     said = ask.post(CHAT, json={**CHATTED, **options}).json()["choices"][0]

@@ -205,6 +205,32 @@ def test_too_little_memory(well):
     assert "bytes of memory with a context of 512 tokens, " in told
 
 
+@pytest.mark.parametrize(
+    "names",
+    [("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")],
+    ids=["version 2", "version 1"],
+)
+def test_too_little_memory_in_a_control_group(names, well, tmp_path):
+    """The files of a control group, as the kernel writes them, in a directory of the test's own."""
+    limit, used = (tmp_path / name for name in names)
+    limit.parent.mkdir(exist_ok=True)
+    limit.write_text("1073741824\n")
+    used.write_text("104857600\n")
+    assert "memory" not in troubles(well, runtime="numpy", group=tmp_path)
+    used.write_text("1053741824\n")
+    told = troubles(well, runtime="numpy", group=tmp_path)["memory"].what
+    assert told.endswith(" tokens, 20,000,000 are free")
+    limit.write_text("max\n")
+    assert "memory" not in troubles(well, runtime="numpy", group=tmp_path)
+
+
+def test_more_threads_than_a_control_group_lets_compute(tmp_path):
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    told = troubles(threads=2, group=tmp_path)["threads"].what
+    assert "the option threads" in told
+    assert "this process may use 1 processors" in told
+
+
 def test_more_threads_than_processors(monkeypatch):
     usable = usable_processors()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

@@ -13,6 +13,7 @@ from pathlib import Path
 import attrs
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import edgekit
 from edgekit import sample
@@ -25,6 +26,8 @@ from edgekit.errors import (
     QualityGateError,
     UsageError,
 )
+from edgekit.plugin import build
+from edgekit_workflow.commands.optimize import command
 from edgekit_workflow.optimize import Settings, optimize, read_settings
 from edgekit_workflow.optimize.candidates import Candidates
 from edgekit_workflow.optimize.choice import choose
@@ -534,3 +537,22 @@ def test_on_the_command_line(settings, tmp_path):
     assert "gguf-Q2_K comes nearest" in failed.stderr
     nothing = subprocess.run([*words[:4]], capture_output=True, text=True, check=False)
     assert (nothing.returncode, "give a MODEL" in nothing.stderr) == (2, True)
+
+
+def test_a_workflow_of_olives_takes_no_other_option(tmp_path):
+    def refused(message, *options):
+        made = CliRunner().invoke(command, [*options, "--olive", str(tmp_path / "w.json")])
+        assert isinstance(made.exception, UsageError)
+        assert str(made.exception) == f"--olive {tmp_path / 'w.json'}: {message}"
+
+    refused("the file says what to optimize and how; leave out MODEL, --max-kl", "model", "--max-kl", "0.1")
+    refused("the file says what to optimize and how; leave out --text", "--text", "a.txt", "--to", "x")
+    refused("give --to DIR, the directory of the best model")
+    assert not (tmp_path / "x").exists()
+
+
+def test_without_edgekit_olive_its_workflows_are_refused_with_the_cure(monkeypatch, tmp_path):
+    monkeypatch.setattr("edgekit_workflow.commands.optimize.manager", lambda: build([]))
+    made = CliRunner().invoke(command, ["--olive", "w.json", "--to", str(tmp_path / "x")])
+    assert isinstance(made.exception, MissingPluginError)
+    assert "no command 'olive-run' is installed" in str(made.exception)

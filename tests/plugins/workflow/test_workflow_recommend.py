@@ -34,7 +34,7 @@ MATRIX = {
     "android-phone": (EIGHT, ("llamacpp", "openvino", "olive"), ("8 bits", "4 bits", "3 bits")),
     "android-phone-budget": (ONE, ("llamacpp", "openvino", "olive"), ("8 bits", "4 bits", "4 bits")),
     "snapdragon-laptop": (EIGHT, ("llamacpp", "openvino", "olive"), ("8 bits", "4 bits", "3 bits")),
-    "jetson-orin": (EIGHT, ("olive", "openvino", "llamacpp"), ("4 bits", "4 bits", "4 bits")),
+    "jetson-orin": (EIGHT, ("olive", "openvino", "llamacpp"), ("8 bits", "4 bits", "4 bits")),
     "jetson-orin-nano": (ONE, ("olive", "openvino", "llamacpp"), ("8 bits", "4 bits", "4 bits")),
     "gaming-pc": (EIGHT, ("olive", "openvino", "llamacpp"), ("8 bits", "4 bits", "4 bits")),
     "gpu-server": (EIGHT, ("olive", "openvino", "llamacpp"), ("8 bits", "4 bits", "4 bits")),

@@ -243,6 +243,23 @@ def test_the_card_has_the_licence_and_the_name_that_the_source_states(run, tmp_p
     assert 'license: "apache-2.0"\n' in card
 
 
+@pytest.mark.parametrize(
+    "matter", ["base_model: {}", 'base_model: "{}"  # of which', "base_model: [{}]", "base_model:\n- {}"]
+)
+def test_the_card_has_the_base_model_that_only_the_readme_states(matter, run, tmp_path):
+    shutil.copytree(sample.path(), tmp_path / "source")
+    named = matter.format("someone/tales-1m")
+    (tmp_path / "source/README.md").write_text(f"---\ntags:\n- tales\n{named}\nlicense: mit\n---\n# Tales\n")
+    source = edgekit.open(tmp_path / "source")
+    assert stated(source) == {"licence": "mit", "base_model": "someone/tales-1m"}
+    shutil.copytree(run, tmp_path / "run")
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["baseline"]["base_model"] is None
+    result["baseline"]["base_model"] = stated(source)["base_model"]
+    (tmp_path / "run/result.json").write_text(json.dumps(result))
+    assert 'base_model: "someone/tales-1m"\n' in report(tmp_path / "run")["card"].read_text()
+
+
 @pytest.mark.parametrize("name", ["../models/x", "/srv/models/x", "", "x", "a/b/c"])
 def test_a_path_is_no_name_on_the_hub(name, tmp_path):
     shutil.copytree(sample.path(), tmp_path / "source")

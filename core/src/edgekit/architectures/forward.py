@@ -38,10 +38,11 @@ def token_ids(tokens: npt.ArrayLike, vocab: int) -> Ints:
     if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or ids.size == 0:
         raise UsageError(f"tokens have to be integers [n] or [batch, n], at least one; got {ids.dtype} {ids.shape}")
     if ids.min() < 0 or ids.max() >= vocab:
-        raise UsageError(
+        outside = (
             f"tokens lie between {ids.min()} and {ids.max()}, the vocabulary has 0 to {vocab - 1}; "
             "use the model's own tokenizer"
         )
+        raise UsageError(outside, public=outside)
     return ids
 
 

@@ -73,11 +73,12 @@ _METHODS = {
     "awq": ("AWQ", _ORIGINAL),
     "compressed-tensors": ("compressed-tensors", _ORIGINAL),
     "quanto": ("optimum-quanto", _ORIGINAL),
+    "olive": ("Olive", _ORIGINAL),
     "torchao": ("torchao", _ORIGINAL),
     "modelopt": ("NVIDIA ModelOpt", _ORIGINAL),
 }
 #: Those that `edgekit.formats._packed` reads.
-_READ = ("bitsandbytes", "fp8", "mxfp4", "gptq", "awq", "compressed-tensors", "torchao", "modelopt")
+_READ = ("bitsandbytes", "fp8", "mxfp4", "gptq", "awq", "compressed-tensors", "torchao", "modelopt", "olive")
 _WRAPPERS = {"_orig_mod.": "torch.compile", "module.": "DataParallel or DeepSpeed"}
 _LORA = (
     ".lora_A.",

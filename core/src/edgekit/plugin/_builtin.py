@@ -24,6 +24,7 @@ _FAMILIES = {
     "granite": "Granite",
     "granitemoehybrid": "GraniteMoeHybrid",
     "granite4_dense": "Granite4Dense",
+    "granite4_moe": "Granite4Moe",
     "lfm2": "Lfm2",
     "ministral3": "Ministral3",
     "qwen3_moe": "Qwen3Moe",

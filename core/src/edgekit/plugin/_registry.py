@@ -92,6 +92,8 @@ KNOWN_DISTRIBUTIONS = {
     "fuse": "edgekit-mlx",
     "numba": "edgekit-numba",
     "olive": "edgekit-olive",
+    "olive-passes": "edgekit-olive",
+    "olive-run": "edgekit-olive",
     "onnx": "edgekit-olive",
     ".onnx": "edgekit-olive",
     "onnx-portable": "edgekit-olive",
@@ -104,6 +106,9 @@ KNOWN_DISTRIBUTIONS |= dict.fromkeys(
     ("alerts", "assess", "bench", "blame", "diagnose", "gate", "optimize", "profile", "recommend", "report", "watch"),
     "edgekit-workflow",
 )
+
+#: What the names of Olive's passes begin with; they are registered where olive-ai is installed.
+OLIVE = "olive:"
 
 #: What the formats and runtimes of other libraries are called.
 _ALSO_CALLED = {"safetensors": "hf", "huggingface": "hf", "transformers": "hf", "ir": "openvino", "ggml": "gguf"}
@@ -255,6 +260,8 @@ class Manager:
         near = _meant(name, registered)
         hint = f"; did you mean {near!r}?" if near not in ("", name) else ""
         known = KNOWN_DISTRIBUTIONS.get(near or name)
+        if role == "passes" and name.startswith(OLIVE) and not any(each.startswith(OLIVE) for each in registered):
+            known = f"'{KNOWN_DISTRIBUTIONS['olive']}[olive]'"
         installed = known in {p.distribution for p in self.plugins}
         cure = f"{'' if hint else ';'} pip install {known}" if known and not installed else ""
         failed = [f"{p.distribution} ({p.error})" for p in self.plugins if p.status in ("failed", "refused")]

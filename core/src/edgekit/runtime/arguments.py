@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import math
 import operator
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex, cast
 
@@ -59,6 +61,37 @@ def integer(name: str, value: object, least: int) -> int:
                 raise UsageError(f"{name} {number}; choose {least} or more")
             return number
     raise UsageError(f"{name} {value!r:.80}; choose an integer of at least {least}")
+
+
+def adapter_paths(given: Mapping[str, str | os.PathLike[str]] | None) -> dict[str, str]:
+    """Return a runtime's option ``adapters``: paths by name.
+
+    Raises:
+        UsageError: no mapping from names to paths.
+    """
+    named = {} if given is None else given
+    if not isinstance(named, Mapping) or not all(isinstance(name, str) and name for name in named):
+        raise UsageError(f"adapters is {given!r:.80}; give a mapping from names to paths")
+    return {name: os.fspath(path) for name, path in named.items()}
+
+
+def adapter_scales(scales: Mapping[str, float], known: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """Return the adapters of a text, sorted by name, without those of scale 0.
+
+    Args:
+        scales: names, and the scale of each.
+        known: names of the adapters that are loaded.
+
+    Raises:
+        UsageError: another name, or a scale that is not finite.
+    """
+    for name, scale in scales.items():
+        if name not in known:
+            there = ", ".join(map(repr, known)) or "none"
+            raise UsageError(f"no adapter {name!r:.80}; there is {there}: load others with the option adapters")
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+            raise UsageError(f"adapter {name!r:.80}: scale {scale!r:.80}; choose a finite number")
+    return tuple(sorted((name, float(scale)) for name, scale in scales.items() if scale))
 
 
 def refuse_unknown_options(runtime: str, given: Iterable[str], known: Iterable[str]) -> None:
@@ -115,6 +148,8 @@ def parse_option(
 __all__ = [
     "Prompt",
     "Stop",
+    "adapter_paths",
+    "adapter_scales",
     "declared_options",
     "integer",
     "parse_option",

@@ -27,6 +27,7 @@ from edgekit.files.memory import refuse_shortage
 from edgekit.files.reader import Mapped
 from edgekit.pipeline import open_artifact
 from edgekit.runtime import refuse_unknown_options
+from edgekit.runtime.arguments import adapter_paths
 from edgekit_llamacpp.devices import Device, accelerators, choose_layers, list_devices
 from edgekit_llamacpp.library import BUILD, copied, llama, quiet
 
@@ -85,7 +86,7 @@ class Options:
         refuse_unknown_options("llamacpp", given, [*known, "isolate"])
         lora = given.get("lora") or ()
         given["lora"] = tuple(map(_adapter, [lora] if isinstance(lora, str | os.PathLike) else lora))
-        given["adapters"] = _named(given.get("adapters") or {})
+        given["adapters"] = adapter_paths(given.get("adapters"))
         for name, least in (("context", 1), ("threads", 1), ("gpu_layers", -1)):
             value = given.get(name)
             if value is None or (name == "gpu_layers" and value == "auto"):
@@ -108,12 +109,6 @@ def _adapter(item: Any) -> tuple[str, float]:
     if not np.isfinite(scale):
         raise UsageError(f"LoRA adapter {path}: scale {scale}; choose a finite number")
     return str(path), float(scale)
-
-
-def _named(given: Any) -> dict[str, str]:
-    if not isinstance(given, Mapping) or not all(isinstance(name, str) and name for name in given):
-        raise UsageError(f"adapters is {given!r:.80}; give a mapping from names to paths")
-    return {name: os.fspath(path) for name, path in given.items()}
 
 
 class Loaded:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import ctypes
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Self
@@ -24,6 +23,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import MissingPluginError, UnsupportedModelError, UsageError
 from edgekit.pipeline import Progress
 from edgekit.runtime import CacheUse, Prompt, Runtime, Sampling, TextRuntime
+from edgekit.runtime.arguments import adapter_scales
 from edgekit.typing import F32, F64
 from edgekit_llamacpp.activations import square_sums
 from edgekit_llamacpp.library import copied, llama, quiet, refuse_copy
@@ -116,14 +116,7 @@ class LlamaCppRuntime(TextRuntime):
         Raises:
             UsageError: another name, or a scale that is not finite.
         """
-        known = self.adapters()
-        for name, scale in scales.items():
-            if name not in known:
-                there = ", ".join(map(repr, known)) or "none"
-                raise UsageError(f"no adapter {name!r:.80}; there is {there}: load others with the option adapters")
-            if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
-                raise UsageError(f"adapter {name!r:.80}: scale {scale!r:.80}; choose a finite number")
-        return _Adapted(self, tuple(sorted((name, float(scale)) for name, scale in scales.items() if scale)))
+        return _Adapted(self, adapter_scales(scales, self.adapters()))
 
     def logits(self, tokens: npt.ArrayLike) -> F32:
         """Return the logits of every next token, float32 [n, vocab], for token ids [n].

@@ -59,7 +59,8 @@ def attribute_of(recipe: str) -> str:
 def edgekit_register_runtimes(register: Register) -> None:
     """Register the runtime for MLX models, if mlx-lm is installed."""
     if _installed("mlx_lm"):
-        register("mlx", "edgekit_mlx.runtime:open_runtime", formats=("mlx",), speed=10, tolerance=TOLERANCE)
+        target = "edgekit_mlx.runtime:open_runtime"
+        register("mlx", target, formats=("mlx",), speed=10, tolerance=TOLERANCE, adapters="adapters")
 
 
 @hookimpl

@@ -23,20 +23,22 @@ from edgekit_mlx.ops import encoder_of
 #: Families whose sliding windows mlx-lm ignores: it computes full attention instead.
 _NO_WINDOWS = (
     *("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "ministral3", "mixtral"),
-    *("granite", "granitemoehybrid", "granite4_dense", "lfm2", "lfm2_moe", "olmo2", "olmoe", "qwen3_moe", "smollm3"),
+    *("granite", "granitemoehybrid", "granite4_dense", "granite4_moe", "lfm2", "lfm2_moe", "olmo2", "olmoe"),
+    *("qwen3_moe", "smollm3"),
     *("qwen3_next", "qwen3_5", "qwen3_5_moe", "phimoe", "nemotron_h", "nemotron_h_moe"),
 )
 _WINDOWS = ("gemma3", "gemma4", "gpt_oss", "llama4_text")
 #: The families whose logits were compared with edgekit's forward pass.
 COMPARED = (*_NO_WINDOWS, *_WINDOWS)
 _DELTA = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
-_HYBRIDS = ("granitemoehybrid", "granite4_dense")  # of one class
+_HYBRIDS = ("granitemoehybrid", "granite4_dense", "granite4_moe")  # of one class
 _GRANITE = ("granite", *_HYBRIDS)
 _NEMOTRON = ("nemotron_h", "nemotron_h_moe")
 #: Families for which mlx-lm has a class of another name; its llama4_text is another model, without experts.
 _CLASSES = {
     "gemma4": "gemma4_text",
     "granite4_dense": "granitemoehybrid",
+    "granite4_moe": "granitemoehybrid",
     "llama4_text": "llama4",
     "nemotron_h_moe": "nemotron_h",
 }

@@ -29,6 +29,7 @@ from edgekit.tensor import AnyTensor
 EXPERTS = {
     "gemma4": "experts.switch_glu",
     "gpt_oss": "mlp.experts",
+    "granite4_moe": "block_sparse_moe.switch_mlp",
     "granitemoehybrid": "block_sparse_moe.switch_mlp",
     "lfm2_moe": "feed_forward.switch_mlp",
     "llama4_text": "feed_forward.experts",

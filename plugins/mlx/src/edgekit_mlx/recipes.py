@@ -36,6 +36,7 @@ _EIGHT_BITS = {
     "gemma4": ("router.proj",),
     "gpt_oss": ("mlp.router",),
     "granite": ("self_attn.o_proj", "mlp.down_proj", "lm_head"),
+    "granite4_moe": ("block_sparse_moe.router.layer",),
     "granitemoehybrid": ("block_sparse_moe.router.layer",),
     "lfm2_moe": ("feed_forward.gate",),
     "qwen3_5_moe": ("mlp.gate", "mlp.shared_expert_gate"),

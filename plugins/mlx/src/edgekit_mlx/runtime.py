@@ -5,13 +5,14 @@ arguments mean the same in every runtime. MLX's streams belong to a thread: each
 own, and calls from several threads are computed one after the other.
 
 The keys and values of the last sequence are cached: if the next prompt begins with the same tokens, as in a chat, only
-the tokens after the common part are computed.
+the tokens after the common part are computed. Texts with other LoRA adapters share no prefix.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
 
@@ -24,10 +25,12 @@ from edgekit.artifact import Artifact
 from edgekit.errors import ResourceError, UnsupportedModelError, UsageError
 from edgekit.files.memory import refuse_shortage
 from edgekit.runtime import GenerationOptions, Prompt, Sampling, TextRuntime
+from edgekit.runtime.arguments import adapter_paths, adapter_scales
 from edgekit.typing import F32
 from edgekit_mlx import prompt_cache
 from edgekit_mlx.batching import Batch, Row, together
 from edgekit_mlx.library import chosen, core, device_name, lm, version
+from edgekit_mlx.lora import Active, Lora, add_adapters
 from edgekit_mlx.module import DTYPES, Loaded, load
 from edgekit_mlx.worker import ClosedError, Worker
 
@@ -44,6 +47,7 @@ def open_runtime(
     exact: bool = False,
     context: int | None = None,
     prompt_cache: str | None = None,
+    adapters: Mapping[str, str] | None = None,
 ) -> MlxRuntime:
     """Load an MLX model.
 
@@ -55,13 +59,17 @@ def open_runtime(
             the memory of the unquantized model.
         context: largest number of tokens; None for the largest that mlx-lm computes as the model was trained.
         prompt_cache: a file written by `MlxRuntime.save_prompt_cache` to start with.
+        adapters: LoRA adapters by name, each the directory of one that mlx-lm or edgekit trained; they are loaded, and
+            applied to texts that ask for them (`MlxRuntime.adapted`).
 
     Raises:
         UsageError: an option is out of range, the device is not available, or the cache is of another model.
         MemoryShortageError: the model is larger than the free memory; raised before it is read.
-        UnsupportedModelError: mlx-lm does not support the model, or computes it differently.
+        UnsupportedModelError: mlx-lm does not support the model, or computes it differently; or an adapter cannot be
+            applied to single texts.
+        MissingFileError, InvalidFileError: about an adapter.
     """
-    return MlxRuntime(artifact, Options(device, dtype, exact, context, prompt_cache))
+    return MlxRuntime(artifact, Options(device, dtype, exact, context, prompt_cache, adapter_paths(adapters)))
 
 
 @attrs.frozen
@@ -73,6 +81,7 @@ class Options:
     exact: bool = False
     context: int | None = None
     prompt_cache: str | None = None
+    adapters: Mapping[str, str] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
@@ -83,6 +92,25 @@ class Options:
             raise UsageError(f"exact computes in float32, dtype is {self.dtype}; choose one of the two")
         if self.context is not None and (type(self.context) is not int or self.context < 1):
             raise UsageError(f"context {self.context!r:.80}; choose 1 or more")
+
+
+@attrs.define(eq=False)
+class Held:
+    """The keys and values of the last sequence.
+
+    Attributes:
+        cache: mlx-lm's, by layer.
+        seen: the token ids that it holds.
+        lora: the adapters that it was computed with.
+    """
+
+    cache: list[Any] = attrs.field(factory=list)
+    seen: list[int] = attrs.field(factory=list)
+    lora: Lora = ()
+
+    def drop(self, cache: list[Any] | None = None) -> None:
+        """Forget all, and go on with a cache that holds nothing."""
+        self.cache, self.seen = cache or [], []
 
 
 class Apart(list[list[Any]]):
@@ -103,8 +131,8 @@ class MlxRuntime(TextRuntime):
         self.artifact, self.options = artifact, options
         self.device = chosen(options.device)
         self._worker = Worker()
-        self._cache: list[Any] = []
-        self._seen: list[int] = []
+        self._held, self._active = Held(), Active()
+        self._lora: Lora = ()
         self._loaded: Loaded | None = None
         try:
             self._loaded = self._run(self._load)
@@ -116,7 +144,14 @@ class MlxRuntime(TextRuntime):
 
     def _load(self) -> Loaded:
         dtype = "float32" if self.options.exact else self.options.dtype
-        return load(self.artifact, dtype, decoded=self.options.exact)
+        loaded = load(self.artifact, dtype, decoded=self.options.exact)
+        if self.options.adapters:
+            if loaded.encoder is not None:
+                raise UnsupportedModelError(
+                    f"{self.artifact.path}: adapters by name need a decoder, this is an encoder"
+                )
+            self._active = add_adapters(loaded.module, self.options.adapters)
+        return loaded
 
     @property
     def context(self) -> int:
@@ -138,6 +173,21 @@ class MlxRuntime(TextRuntime):
             "peak_memory": int(mx.get_peak_memory()),
             "unified_memory": bool(mx.metal.is_available()),
         }
+
+    def adapters(self) -> list[str]:
+        """Return the names of the adapters that `adapted` takes, in the order of the option ``adapters``."""
+        return list(self.options.adapters)
+
+    def adapted(self, scales: Mapping[str, float]) -> MlxRuntime:
+        """Return a runtime of the same model that computes with adapters; closing this one closes it.
+
+        Args:
+            scales: names of adapters, and the scale of each; none for the model without them.
+
+        Raises:
+            UsageError: another name, or a scale that is not finite.
+        """
+        return _Adapted(self, adapter_scales(scales, self.adapters()))
 
     def logits(self, tokens: npt.ArrayLike) -> F32:
         """Return the logits of every next token, float32 [n, vocab] or [batch, n, vocab], for ids [n] or [batch, n].
@@ -254,12 +304,14 @@ class MlxRuntime(TextRuntime):
         """Write the cached keys and values of the last sequence to a file, for `load_prompt_cache`.
 
         Raises:
-            UsageError: nothing has been computed yet.
+            UsageError: nothing has been computed yet, or the last sequence was computed with adapters.
             ResourceError: the file cannot be written.
         """
-        if not self._seen:
+        if not self._held.seen:
             raise UsageError("there is no prompt to keep; generate something first")
-        self._run(lambda: prompt_cache.save(Path(path), self._cache, self._seen, self._identity()))
+        if self._held.lora:
+            raise UsageError("the last prompt was computed with adapters; generate something without them first")
+        self._run(lambda: prompt_cache.save(Path(path), self._held.cache, self._held.seen, self._identity()))
 
     def load_prompt_cache(self, path: str | Path) -> None:
         """Replace the cache by the keys and values in a file written by `save_prompt_cache`.
@@ -272,7 +324,7 @@ class MlxRuntime(TextRuntime):
         stored = self._run(lambda: prompt_cache.load(Path(path), self._identity(), self._new_cache()))
         if len(stored.tokens) > self.context:
             raise UsageError(f"{path}: it holds {len(stored.tokens)} tokens, the context {self.context}")
-        self._cache, self._seen = stored.cache, stored.tokens
+        self._held.cache, self._held.seen, self._held.lora = stored.cache, stored.tokens, ()
 
     def close(self) -> None:
         """Release the model; may be called more than once."""
@@ -282,7 +334,7 @@ class MlxRuntime(TextRuntime):
 
     def _release(self) -> None:
         self._loaded = None
-        self._cache, self._seen = [], []
+        self._held.drop()
         core().clear_cache()
 
     def __enter__(self) -> Self:
@@ -307,6 +359,7 @@ class MlxRuntime(TextRuntime):
 
         def on_device() -> _T:
             mx = core()
+            self._active.lora = self._lora
             with mx.stream(getattr(mx, self.device)):
                 return work()
 
@@ -330,38 +383,42 @@ class MlxRuntime(TextRuntime):
 
     def _last(self, ids: list[int]) -> F32:
         """Return the logits after the ids, float32 [vocab]; computes only the tokens that are not cached."""
-        common = len(self._seen)
-        if ids[:common] != self._seen:  # one comparison of lists: comparing id by id would dominate the time of a token
-            common = next((i for i, (a, b) in enumerate(zip(ids, self._seen, strict=False)) if a != b), len(ids))
+        held = self._held
+        if held.lora != self._lora:
+            held.drop()
+            held.lora = self._lora
+        common = len(held.seen)
+        if ids[:common] != held.seen:  # one comparison of lists: comparing id by id would dominate the time of a token
+            common = next((i for i, (a, b) in enumerate(zip(ids, held.seen, strict=False)) if a != b), len(ids))
         self._forget(min(common, len(ids) - 1))  # the last token is always computed, since its logits are needed
         module, mx = self._model().module, core()
         try:
-            *before, last = ids[len(self._seen) :]
+            *before, last = ids[len(held.seen) :]
             for start in range(0, len(before), STEP):
                 part = before[start : start + STEP]
-                module(mx.array([part]), cache=self._cache)
-                mx.eval([layer.state for layer in self._cache])  # fills the cache; the lazy logits are not evaluated
-                self._seen += part
-            scores: F32 = self._float32(module(mx.array([[last]]), cache=self._cache))[0, -1]
-            self._seen.append(last)
+                module(mx.array([part]), cache=held.cache)
+                mx.eval([layer.state for layer in held.cache])  # fills the cache; the lazy logits are not evaluated
+                held.seen += part
+            scores: F32 = self._float32(module(mx.array([[last]]), cache=held.cache))[0, -1]
+            held.seen.append(last)
         except BaseException:
-            self._cache, self._seen = [], []
+            held.drop()
             raise
         return scores
 
     def _forget(self, kept: int) -> None:
         """Drop the cache of all but the first `kept` tokens; of all tokens if the cache cannot be trimmed."""
-        surplus = len(self._seen) - kept
-        cache = lm("models.cache")
-        if not self._cache or not kept:
-            self._cache, self._seen = self._new_cache(), []
+        held, cache = self._held, lm("models.cache")
+        surplus = len(held.seen) - kept
+        if not held.cache or not kept:
+            held.drop(self._new_cache())
         elif surplus:
-            whole = all(_holds_chunk(layer, kept) for layer in self._cache)
-            can_trim = whole and cache.can_trim_prompt_cache(self._cache)
-            if can_trim and cache.trim_prompt_cache(self._cache, surplus) == surplus:
-                del self._seen[kept:]
+            whole = all(_holds_chunk(layer, kept) for layer in held.cache)
+            can_trim = whole and cache.can_trim_prompt_cache(held.cache)
+            if can_trim and cache.trim_prompt_cache(held.cache, surplus) == surplus:
+                del held.seen[kept:]
             else:
-                self._cache, self._seen = self._new_cache(), []
+                held.drop(self._new_cache())
 
     def _new_cache(self) -> list[Any]:
         layers: list[Any] = lm("models.cache").make_prompt_cache(self._decoder().module)
@@ -371,10 +428,29 @@ class MlxRuntime(TextRuntime):
         return prompt_cache.identity(self.artifact, self._model().dtype)
 
 
+class _Adapted(MlxRuntime):
+    """A loaded model with adapters; the runtime that it was made from holds the model."""
+
+    def __init__(self, owner: MlxRuntime, lora: Lora) -> None:
+        self.artifact, self.options, self.device = owner.artifact, owner.options, owner.device
+        self._worker, self._held, self._active = owner._worker, owner._held, owner._active
+        self._owner, self._lora = owner, lora
+
+    @cached_property
+    def _words(self) -> Any:
+        return self._owner._words
+
+    def _model(self) -> Loaded:
+        return self._owner._model()
+
+    def close(self) -> None:
+        """Nothing: the model stays loaded."""
+
+
 def _holds_chunk(layer: Any, position: int) -> bool:
     """Return whether a layer's cache of chunks still has the chunk of a position from its start; others always do."""
     size = getattr(layer, "chunk_size", None)
     return size is None or layer.start_position <= position // size * size
 
 
-__all__ = ["STEP", "Apart", "MlxRuntime", "Options", "open_runtime"]
+__all__ = ["STEP", "Apart", "Held", "MlxRuntime", "Options", "open_runtime"]

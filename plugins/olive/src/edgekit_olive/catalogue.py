@@ -77,7 +77,6 @@ _NEEDS = {
     "SDLoRA": ("diffusers", "peft", "accelerate"),
     "SelectiveMixedPrecision": ("accelerate",),
     "SliceGPT": ("slicegpt",),
-    "SpinQuant": ("datasets",),
     **dict.fromkeys(("VitisGenerateModelLLM", "VitisGenerateModelSD"), ("model_generate",)),
 }
 #: Passes that call programs of a vendor's kit, found by an environment variable.
@@ -89,8 +88,12 @@ _NEVER = {
     "EPContextBinaryGenerator": "it compiles for Qualcomm's NPU, with the provider QNNExecutionProvider",
     "SDLoRA": "it takes a diffusion pipeline, which no format of edgekit's is",
     "OpenVINOEncapsulation": "it compiles for Intel's devices, with the provider OpenVINOExecutionProvider",
+    "SpinQuant": "it trains on a text that it downloads (Salesforce/wikitext), and takes no other",
     "QairtGenAIBuilder": "it takes a model that QairtPreparation made, which no format of edgekit's is",
 }
+#: Passes that compute on a CUDA device, and the file that Linux has where there is one.
+_CUDA = ("LoftQ",)
+_CUDA_FILE = "/dev/nvidiactl"
 #: Passes that fail with versions of other packages that are newer than they are: distribution, the first such version,
 #: and how.
 _OUTDATED = {
@@ -206,6 +209,7 @@ class Entry:
         if self.name in _NEVER:
             return f"does not run: {_NEVER[self.name]}"
         needs = [_DISTRIBUTIONS[name] for name in self.needs]
+        needs += ["a CUDA device"] if self.name in _CUDA else []
         needs += [f"a vendor's kit at {_KITS[self.name]}"] if self.name in _KITS else []
         if self.name in _OUTDATED:
             distribution, first, how = _OUTDATED[self.name]
@@ -228,6 +232,8 @@ class Entry:
             )
         if self.name in _KITS and not os.environ.get(_KITS[self.name]):
             return f"it calls programs of a vendor's kit, and {_KITS[self.name]} is not set"
+        if self.name in _CUDA and not os.path.exists(_CUDA_FILE):
+            return "it computes on a CUDA device, and there is none"
         return _outdated(self.name)
 
 

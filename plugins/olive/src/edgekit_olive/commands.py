@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import click
 
-from edgekit.cli.output import json_option, print_json, print_notes, size
+from edgekit.cli.output import json_option, print_json, print_notes, size, table
 from edgekit.errors import UsageError, near_names
 from edgekit_olive.catalogue import Entry, entries
+from edgekit_olive.workflow import Outcome, run_workflow, to_json
 
 
 @click.command("olive-passes", short_help="List Olive's passes, and which can run here.")
@@ -65,20 +68,40 @@ def _record(entry: Entry) -> dict[str, object]:
 @click.option("--force", is_flag=True, help="Replace a target that edgekit did not write.")
 @json_option
 def command_run(workflow: str, to: str, force: bool, as_json: bool) -> None:
-    """Run WORKFLOW, a JSON file of Olive's, and write the best model that its engine found."""
-    from edgekit_olive.workflow import run_workflow, to_json
+    """Run WORKFLOW, a JSON file of Olive's, and write the best model that its engine found.
 
+    `edgekit optimize --olive WORKFLOW --to DIR` of edgekit-workflow does the same.
+    """
     notes: list[str] = []
     outcome = run_workflow(workflow, to, overwrite=force, notes=notes)
     print_notes("olive-run", outcome.artifact.notes, notes)
     if as_json:
         print_json(to_json(outcome))
         return
-    for candidate in outcome.candidates:
-        metrics = ", ".join(f"{name} {value:.6g}" for name, value in candidate.metrics.items())
-        mark = "*" if candidate.chosen else " "
-        click.echo(f"{mark} {' + '.join(candidate.passes)}  {metrics}")
-    click.echo(f"{to}  {size(outcome.artifact.nbytes)}")
+    click.echo(compared(outcome))
+    click.echo(f"\nChosen: {to}  {size(outcome.artifact.nbytes)}")
 
 
-__all__ = ["command_passes", "command_run"]
+def compared(outcome: Outcome) -> str:
+    """Return the source and the candidates as a table: metrics, the change from the source, and the front."""
+    names = list(dict.fromkeys(name for metrics in (outcome.before, *_metrics(outcome)) for name in metrics))
+    rows = [("the source", *(_cell(outcome.before, outcome.before, name) for name in names), "", "")]
+    for each in outcome.candidates:
+        cells = (_cell(each.metrics, outcome.before, name) for name in names)
+        marks = "yes" if each.frontier else "", "yes" if each.chosen else ""
+        rows.append((" + ".join(each.passes) or "the best", *cells, *marks))
+    return table(("model", *names, "front", "chosen"), rows)
+
+
+def _metrics(outcome: Outcome) -> list[Mapping[str, float]]:
+    return [each.metrics for each in outcome.candidates]
+
+
+def _cell(metrics: Mapping[str, float], before: Mapping[str, float], name: str) -> str:
+    if name not in metrics:
+        return "–"
+    change = f" ({metrics[name] / before[name]:.0%})" if metrics is not before and before.get(name) else ""
+    return f"{metrics[name]:.6g}{change}"
+
+
+__all__ = ["command_passes", "command_run", "compared"]

@@ -32,7 +32,7 @@ class Model:
     """A model of Olive's.
 
     Attributes:
-        kind: ``onnx``, ``hf`` or ``openvino``.
+        kind: ``onnx``, ``hf``, ``adapter`` (which its handler loads with the base model) or ``openvino``.
         path: its graph or its directory.
         handler: Olive's handler of it.
     """
@@ -136,18 +136,30 @@ def _limits(model: Model) -> dict[str, int]:
 
 
 def _load(model: Model) -> _Runner:
-    return {"onnx": _onnx, "hf": _torch, "openvino": _openvino}[model.kind](model)
+    return {"onnx": _onnx, "hf": _torch, "adapter": _torch, "openvino": _openvino}[model.kind](model)
 
 
 def _onnx(model: Model) -> _Runner:
     library = onnxruntime()
     options = library.SessionOptions()
     options.log_severity_level = 4
+    constant = _constant(model)
     session = library.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
     kinds = {port.name: port.type.removeprefix("tensor(").removesuffix(")") for port in session.get_inputs()}
-    inputs = {port.name: (port.shape, _DTYPES.get(kinds[port.name], kinds[port.name])) for port in session.get_inputs()}
+    inputs = {
+        port.name: (port.shape, _DTYPES.get(kinds[port.name], kinds[port.name]))
+        for port in session.get_inputs()
+        if port.name not in constant
+    }
     names = [port.name for port in session.get_outputs()]
-    return _Runner(inputs, lambda feed: dict(zip(names, session.run(None, feed), strict=True)))
+    return _Runner(inputs, lambda feed: dict(zip(names, session.run(None, {**feed, **constant}), strict=True)))
+
+
+def _constant(model: Model) -> Feed:
+    """Return the inputs whose values a pass wrote beside the graph: extracted adapters."""
+    path = getattr(model.handler, "constant_inputs_path", None)
+    found: Feed = importlib.import_module("olive.common.utils").load_weights(path) if path else {}
+    return found
 
 
 def _torch(model: Model) -> _Runner:

@@ -27,6 +27,7 @@ from edgekit.evaluation.samples import CONTEXT, Feed, Samples
 from edgekit.precision import find_precision
 from edgekit.reference.onnx import encode
 from edgekit.typing import Array
+from edgekit_olive.folding import drop_unused, folded
 from edgekit_olive.library import onnx, onnxruntime
 from edgekit_olive.results import one_of, read_samples, refuse_bad_cosine
 from edgekit_olive.rewriting import rewritten
@@ -242,7 +243,7 @@ def _weights_alone(graph: Path, nodes: Sequence[str], grid: str, per_channel: bo
             added.append(library.helper.make_node("DequantizeLinear", names, [node.input[1]], f"{name}_decode", **axis))
     for node in reversed(added):
         proto.graph.node.insert(0, node)
-    _drop_unused(proto.graph)
+    drop_unused(proto.graph)
     library.save_model(proto, str(graph))
 
 
@@ -263,62 +264,4 @@ class _Feeds:
         return len(self._feeds)
 
 
-def folded(proto: Any) -> Any:
-    """Return the graph with constant matrices in place of their transposes, and of FusedMatMul with one.
-
-    Args:
-        proto: an `onnx.ModelProto` with its weights; it is changed.
-    """
-    graph, helper = proto.graph, onnx().numpy_helper
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    turned: dict[str, str] = {}
-
-    def transposed(name: str, order: Sequence[int] | None = None) -> str:
-        """Return the name of the constant with its axes in another order; by default the last two exchanged."""
-        key = f"{name}.transposed"
-        if key not in constants:
-            array = helper.to_array(constants[name])
-            order = order or (*range(array.ndim - 2), array.ndim - 1, array.ndim - 2)
-            constants[key] = helper.from_array(np.ascontiguousarray(array.transpose(order)), key)
-            graph.initializer.append(constants[key])
-        return key
-
-    kept = []
-    for number, node in enumerate(graph.node):
-        node.name = node.name or f"node.{number}"
-        given = {attribute.name: onnx().helper.get_attribute_value(attribute) for attribute in node.attribute}
-        if node.op_type == "Transpose" and node.input[0] in constants and len(constants[node.input[0]].dims) == 2:
-            turned[node.output[0]] = transposed(node.input[0], given.get("perm") or (1, 0))
-            continue
-        if node.op_type == "FusedMatMul" and node.input[1] in constants and _plain(given):
-            node.input[1] = transposed(node.input[1]) if given.get("transB") else node.input[1]
-            node.op_type, node.domain = "MatMul", ""
-            del node.attribute[:]
-        kept.append(node)
-    for node in kept:
-        for number, name in enumerate(node.input):
-            node.input[number] = turned.get(name, name)
-    del graph.node[:]
-    graph.node.extend(kept)
-    _drop_unused(graph)
-    return proto
-
-
-def _plain(given: dict[str, Any]) -> bool:
-    """Return whether a FusedMatMul does nothing but transpose its second input."""
-    return given.get("alpha", 1.0) == 1.0 and not any(
-        given.get(key) for key in ("transA", "transBatchA", "transBatchB")
-    )
-
-
-def _drop_unused(graph: Any) -> None:
-    used = {name for node in graph.node for name in node.input} | {each.name for each in graph.output}
-    for node in graph.node:
-        for attribute in node.attribute:
-            used |= {name for inner in attribute.g.node for name in inner.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-
-
-__all__ = ["LAYOUTS", "METHODS", "OPERATORS", "TYPES", "Dynamic", "Static", "folded", "rounding_errors"]
+__all__ = ["LAYOUTS", "METHODS", "OPERATORS", "TYPES", "Dynamic", "Static", "rounding_errors"]

@@ -8,6 +8,7 @@ leaving a broken model (Olive #2223), and the difference of the outputs is in th
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +18,11 @@ import attrs
 import numpy as np
 
 from edgekit.artifact import Artifact
-from edgekit.errors import MissingPluginError, UnsupportedModelError
+from edgekit.errors import MissingPluginError, UnsupportedModelError, UsageError
 from edgekit.evaluation.samples import CONTEXT, Samples
 from edgekit.files.atomic import AtomicDirectory, writing
 from edgekit.files.foreign import read_object
+from edgekit.files.guard import refuse_harm
 from edgekit_olive import isolation
 from edgekit_olive.catalogue import Entry, entries
 from edgekit_olive.options import PROVIDERS
@@ -42,6 +44,8 @@ from edgekit_olive.writer import MODEL, OWNED
 RECORD = "olive.json"
 #: Kinds of devices that Olive distinguishes.
 ACCELERATORS = ("cpu", "gpu", "npu")
+#: The file that a directory of peft's has.
+ADAPTER = "adapter_config.json"
 _RECORD_LIMIT = 16 << 20
 _MOST = 128
 _IR = {".xml": "openvino_model.xml", ".bin": "openvino_model.bin"}
@@ -72,6 +76,7 @@ class OlivePass:
         samples: int = _MOST,
         accelerator: str = "cpu",
         provider: str = "cpu",
+        adapter: str | os.PathLike[str] | None = None,
         least_cosine: float = 0.5,
         **options: Any,
     ) -> Artifact:
@@ -85,11 +90,13 @@ class OlivePass:
             samples: largest number of samples.
             accelerator: kind of the device that the model is for: ``cpu``, ``gpu`` or ``npu``.
             provider: short name of the execution provider that it is for: ``cpu``, ``cuda`` …
+            adapter: directory of a peft adapter that belongs to the model, for passes on Hugging Face directories.
             least_cosine: a result whose outputs have a lower cosine with the source's is refused; -1 for none.
             options: Olive's own of the pass; `edgekit_olive.catalogue` lists them.
 
         Returns:
-            The result. Its ``manifest.quality`` has ``output_error``, ``cosine`` and ``top1`` (see
+            The result; of fine-tuning the adapter, in an artifact of the format ``olive-adapter``, which
+            `edgekit.merge` merges. Its ``manifest.quality`` has ``output_error``, ``cosine`` and ``top1`` (see
             `edgekit.evaluation.outputs`), ``size_ratio``, and for graphs ``operators_before`` and ``operators``, by
             type. Where the outputs cannot be compared, a note says why.
 
@@ -105,19 +112,36 @@ class OlivePass:
         self.entry.check(options, calibration is not None)
         one_of("accelerator", accelerator, ACCELERATORS)
         one_of("provider", provider, PROVIDERS)
+        job = {
+            "pass": self.entry.name,
+            "options": options,
+            "accelerator": accelerator,
+            "provider": PROVIDERS[provider],
+            "adapter": self._adapter(adapter, source, to),
+        }
+        if self.entry.name == "ExtractAdapters" and options.get("make_inputs") is False:
+            raise UsageError(f"{self.name}: make_inputs=false leaves a graph without weights, which cannot be read")
         obstacle = self.entry.obstacle()
         if obstacle:
             kind = MissingPluginError if "not installed" in obstacle else UnsupportedModelError
             raise kind(f"{self.name} cannot run here: {obstacle}")
         feeds = None if calibration is None else read_samples(source, calibration, samples, context)
         refuse_bad_cosine(least_cosine)
-        job = {
-            "pass": self.entry.name,
-            "options": options,
-            "accelerator": accelerator,
-            "provider": PROVIDERS[provider],
-        }
         return apply(source, to, job, feeds, self.name, least_cosine)
+
+    def _adapter(self, given: str | os.PathLike[str] | None, source: Artifact, to: Path) -> str | None:
+        """Return the directory of an adapter, checked."""
+        if given is None:
+            if self.entry.name == "MergeAdapterWeights":
+                raise UsageError(f"{self.name} needs adapter=, a directory of peft's with {ADAPTER}")
+            return None
+        path = Path(given)
+        if source.format != "hf":
+            raise UsageError(f"{self.name}: adapter= belongs to a Hugging Face directory, this is {source.format}")
+        if not (path / ADAPTER).is_file():
+            raise UsageError(f"{self.name}: adapter={str(path)!r:.200} has no {ADAPTER}; give a directory of peft's")
+        refuse_harm(to, [path])
+        return str(path.resolve())
 
 
 def apply(
@@ -148,7 +172,7 @@ def apply(
             directory.reserve(3 * source.nbytes)
             copied = _copied(source, work / "source")
             told = {} if told is None else told
-            told |= isolation.run({**job, **_paths(source, copied, work, feeds)}, work, name)
+            told |= isolation.run({**job, **_paths(source, copied, work, feeds, job.get("adapter"))}, work, name)
             refuse_unlike(told.get("measured", {}), least_cosine, name)
             _assemble(told, source, directory.path, work)
             notes = _notes(told, name, copied)
@@ -179,7 +203,7 @@ def _copied(source: Artifact, to: Path) -> Path:
     return to
 
 
-def _paths(source: Artifact, copied: Path, work: Path, feeds: list[Any] | None) -> dict[str, Any]:
+def _paths(source: Artifact, copied: Path, work: Path, feeds: list[Any] | None, adapter: str | None) -> dict[str, Any]:
     kind = "onnx" if source.format.startswith("onnx") else source.format
     folder = copied if copied.is_dir() else copied.parent
     record = read_object(folder, RECORD, _RECORD_LIMIT) or {}
@@ -188,8 +212,9 @@ def _paths(source: Artifact, copied: Path, work: Path, feeds: list[Any] | None) 
         arrays = {f"{number}/{name}": value for number, feed in enumerate(feeds) for name, value in feed.items()}
         np.savez(work / "samples.npz", **arrays)
     output = work / "output"
+    model = {"kind": kind, "path": str(copied), "attributes": record.get("attributes"), "causal": causal}
     return {
-        "model": {"kind": kind, "path": str(copied), "attributes": record.get("attributes"), "causal": causal},
+        "model": {**model, "adapter": adapter},
         "output": str(output / MODEL if kind == "onnx" else output / "result"),
         "samples": str(work / "samples.npz") if feeds is not None else None,
     }
@@ -209,6 +234,8 @@ def _assemble(told: Mapping[str, Any], source: Artifact, to: Path, work: Path) -
             copy_graph(path, to, path.name)
     else:
         _copy_tree(paths[0], to, _IR if told["kind"] == "openvino" else {})
+    for path in map(Path, told.get("weights", ())):
+        shutil.copyfile(path, to / path.name)
     carry(source, to)
     record = told.get("attributes")
     if record:
@@ -255,4 +282,4 @@ def __getattr__(name: str) -> OlivePass:
     raise AttributeError(name)
 
 
-__all__ = ["ACCELERATORS", "RECORD", "OlivePass", "apply"]
+__all__ = ["ACCELERATORS", "ADAPTER", "RECORD", "OlivePass", "apply"]

@@ -1,9 +1,10 @@
 """Reads and checks an ONNX file; its constants become tensors, quantized ones with their codes.
 
 A quantized weight is recognised by the operator that decodes it, whatever program wrote the graph: MatMulNBits and
-GatherBlockQuantized with constant codes, and DequantizeLinear of constant codes with a grid of
-`edgekit.reference.onnx`. It has the name of the codes without ``.B`` or ``.codes``. Codes in a precision that edgekit
-lacks are read as integers.
+GatherBlockQuantized with constant codes, DequantizeLinear of constant codes with a grid of `edgekit.reference.onnx`,
+and products of integers (MatMulInteger, QLinearMatMul and what ONNX Runtime fuses of them). It has the name of the
+codes without ``.B``, ``.codes``, ``_quantized`` or ``_Q4``. The matrix of a product has its rows and columns exchanged:
+[out, in] as everywhere in edgekit. Codes in a precision that edgekit lacks are read as integers.
 """
 
 from __future__ import annotations
@@ -35,10 +36,20 @@ from edgekit_olive.weights import EXPERT
 LIMIT = (2 << 30) - 1
 #: Characters of a constant's name in messages.
 _LONGEST = 120
-_SUFFIXES = (".B", ".codes", ".rows")
 #: Operators that rearrange or convert a stack's constants before QMoE, and how many follow one another at most.
 _REARRANGING = ("Concat", "Unsqueeze", "Reshape", "Transpose", "Cast")
 _LAYERS = 4
+_SUFFIXES = (".B", ".codes", ".rows", "_quantized", "_Q2", "_Q4", "_Q8")
+#: What the passes on 8 bits append to the name of a constant whose axes they exchange.
+TRANSPOSED = ".transposed"
+#: Products of integers -> the positions of the constant codes, their scale and their zero point. The scale of
+#: MatMulInteger is applied later; onnxruntime names it after the codes.
+_PRODUCTS = {
+    "MatMulInteger": (1, None, 3),
+    "MatMulIntegerToFloat": (1, 3, 5),
+    "DynamicQuantizeMatMul": (1, 2, 3),
+    "QLinearMatMul": (3, 4, 5),
+}
 _DTYPES = {name: dtype for dtype, name in ELEMENTS.items()}
 
 
@@ -243,8 +254,13 @@ def tensors(parsed: Parsed) -> dict[str, AnyTensor]:
         used |= {part.name for part in weight.parts.values()}
         read.setdefault(weight.name, weight.tensor())
     for name, constant in parsed.constants.items():
-        if name not in used and name not in read and _is_weight(constant):
-            read[name] = _plain(constant)
+        stem = name.removesuffix(TRANSPOSED)
+        if name in used or not _is_weight(constant):
+            continue
+        if stem != name and len(constant.shape) == 2 and stem not in parsed.constants:
+            read.setdefault(stem, _plain_turned(stem, constant))
+        else:
+            read.setdefault(name, _plain(constant))
     return stacked(read)
 
 
@@ -294,6 +310,17 @@ def _plain(constant: Constant) -> Tensor:
     return Tensor(constant.name, shape, dtype, read_rows)
 
 
+def _plain_turned(name: str, constant: Constant) -> Tensor:
+    """Return the tensor [out, in] of a constant [in, out]."""
+    dtype, (cols, rows) = _DTYPES[constant.element], constant.shape
+
+    def read_rows(start: int, stop: int) -> Array:
+        values = constant.read(0, constant.nbytes).view(carrier(dtype)).reshape(cols, rows)
+        return np.ascontiguousarray(values[:, start:stop].T)
+
+    return Tensor(name, (rows, cols), dtype, read_rows)
+
+
 @attrs.frozen
 class _Weight:
     """Constants that dequantize one weight.
@@ -304,6 +331,7 @@ class _Weight:
         shape: shape of the dequantized weight.
         parts: the constants, by the reference's names of the parts.
         standard: whether its codes are stored for DequantizeLinear; see `edgekit_olive.dialect`.
+        turned: whether its codes are stored as [in, out].
     """
 
     name: str
@@ -311,6 +339,7 @@ class _Weight:
     shape: tuple[int, ...]
     parts: Mapping[str, Constant]
     standard: bool = False
+    turned: bool = False
 
     def tensor(self) -> EncodedTensor:
         layouts = part_layouts(self.precision, self.shape) or {}
@@ -320,11 +349,14 @@ class _Weight:
             return {key: self._read(key, layouts[key].shape, start, stop, rows) for key in self.parts}
 
         nbytes = sum(part.nbytes for part in self.parts.values())
-        sliceable = self.precision.rowwise and rows > 0
+        sliceable = self.precision.rowwise and rows > 0 and not self.turned
         return EncodedTensor(self.name, self.shape, self.precision, nbytes, read_parts, sliceable)
 
     def _read(self, key: str, shape: tuple[int, ...], start: int, stop: int, rows: int) -> Array:
         part = self.parts[key]
+        if self.turned and key == "codes":
+            codes = part.read(0, part.nbytes).view(_native(_DTYPES[part.element])).reshape(self.shape[::-1])
+            return np.ascontiguousarray(codes.T)
         begin, nbytes = 0, part.nbytes
         if self.precision.rowwise and shape and shape[0] == rows:
             row = part.nbytes // rows
@@ -349,6 +381,8 @@ def _quantized(parsed: Parsed) -> Iterator[_Weight]:
     nodes = [node for node in parsed.proto.graph.node if node.input and node.output]
     casts = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Cast"}
     joints = {node.output[0]: list(node.input) for node in nodes if node.op_type == "Concat"}
+    rows = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Gather"}
+    factors = {node.input[1] for node in nodes if node.op_type == "MatMul" and len(node.input) > 1}
 
     def constant(name: str) -> Constant | None:
         return parsed.constants.get(casts.get(name, name))
@@ -369,10 +403,16 @@ def _quantized(parsed: Parsed) -> Iterator[_Weight]:
             case "DequantizeLinear" if len(inputs) >= 2:
                 zero = inputs[2] if len(inputs) > 2 else None
                 weight = _linear(inputs[0], inputs[1], zero, given.get("axis", 1), given.get("block_size", 0))
+                if inputs[0] is not None and node.output[0] in factors and given.get("axis", 1) in (1, -1):
+                    weight = _turned(inputs[0], inputs[1], zero) or weight
+                if inputs[0] is None and inputs[1] is not None and inputs[1].shape in ((), (1,)):
+                    weight = _linear(constant(rows.get(node.input[0], "")), inputs[1], zero, 0, 0)
             case "GatherBlockQuantized" if len(inputs) >= 3:
                 zero = inputs[3] if len(inputs) > 3 else None
                 block, bits = given.get("block_size", 128), given.get("bits", 4)
                 weight = _rows(inputs[0], inputs[2], zero, bits, block, _sliced(parsed, node.output[0]))
+            case "MatMulInteger" | "MatMulIntegerToFloat" | "DynamicQuantizeMatMul" | "QLinearMatMul":
+                weight = _factor(node.op_type, inputs, constant)
         if weight is not None and _agrees(weight):
             yield weight
     yield from _picked(parsed)
@@ -460,7 +500,7 @@ def _blocks(
     if precision is None:
         return None
     parts = {"B": codes, "scales": scales} | ({} if zero is None else {"zero_points": zero})
-    return _Weight(_stem(codes.name), precision, (codes.shape[0], cols), parts)
+    return _Weight(_stem(codes.name).removesuffix(TRANSPOSED), precision, (codes.shape[0], cols), parts)
 
 
 def _rows(
@@ -470,6 +510,31 @@ def _rows(
     if codes is None or codes.element != "UINT8" or len(codes.shape) != 2:
         return None
     return _blocks(codes, scales, zero, bits, block, cols or codes.shape[1] * 8 // max(bits, 1))
+
+
+def _factor(
+    operator: str, inputs: Sequence[Constant | None], constant: Callable[[str], Constant | None]
+) -> _Weight | None:
+    """Return the constant matrix of a product of integers; None if it has none."""
+    at, scale, zero = _PRODUCTS[operator]
+    codes = inputs[at] if len(inputs) > max(at, scale or 0, zero) else None
+    if codes is None:
+        return None
+    named = constant(f"{codes.name.removesuffix('_quantized')}_scale") if scale is None else inputs[scale]
+    return _turned(codes, named, inputs[zero])
+
+
+def _turned(codes: Constant, scale: Constant | None, zero: Constant | None) -> _Weight | None:
+    """Return a matrix that is stored as [in, out], with a scale a column or one; None if it does not match."""
+    if scale is None or zero is None or len(codes.shape) != 2 or codes.element not in ("INT8", "UINT8"):
+        return None
+    where = "tensor" if scale.shape in ((), (1,)) else "channel"
+    if where == "channel" and scale.shape != codes.shape[1:]:
+        return None
+    precision = _precision(f"onnx:{codes.element.lower()}-asym-{where}")
+    parts = {"codes": codes, "scale": scale, "zero_point": zero}
+    name = _stem(codes.name).removesuffix(TRANSPOSED)
+    return None if precision is None else _Weight(name, precision, codes.shape[::-1], parts, turned=True)
 
 
 def _linear(
@@ -532,4 +597,4 @@ def _stem(name: str) -> str:
     return next((name.removesuffix(suffix) for suffix in _SUFFIXES if name.endswith(suffix)), name)
 
 
-__all__ = ["LIMIT", "Constant", "Parsed", "constant_bytes", "parse", "tensors"]
+__all__ = ["LIMIT", "TRANSPOSED", "Constant", "Parsed", "constant_bytes", "parse", "tensors"]

@@ -1,14 +1,15 @@
 """What the process of a pass runs: ``python -m edgekit_olive.worker JOB REPORT``; `edgekit_olive.isolation` starts it.
 
-The job is a JSON object: ``pass`` and ``options``; ``model`` with its ``kind`` (onnx, hf or openvino), ``path`` and
-``attributes``; ``accelerator`` and ``provider``; ``output``; ``samples``, an .npz file with arrays ``N/name``, or null.
-The report has ``kind`` and ``paths`` of the result, its ``attributes``, ``measured`` (see
-`edgekit.evaluation.outputs.difference`) or the reason why it was not, and the ``connections`` that were attempted; or
-an ``error`` with its ``kind`` and ``message``.
+The job is a JSON object: ``pass`` and ``options``; ``model`` with its ``kind`` (onnx, hf or openvino), ``path``,
+``attributes`` and ``adapter``; ``accelerator`` and ``provider``; ``output``; ``samples``, an .npz file with arrays
+``N/name``, or null. The report has ``kind`` and ``paths`` of the result, its ``attributes`` and files of ``weights``
+beside the graph, ``measured`` (see `edgekit.evaluation.outputs.difference`) or the reason why it was not, and the
+``connections`` that were attempted; or an ``error`` with its ``kind`` and ``message``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import ipaddress
 import json
@@ -24,6 +25,8 @@ import numpy as np
 from edgekit.errors import EdgekitError, NonFiniteError, UsageError
 from edgekit.files.memory import is_shortage
 from edgekit_olive import computing
+from edgekit_olive.folding import folded
+from edgekit_olive.graph import DIALECT
 from edgekit_olive.isolation import environment
 from edgekit_olive.library import onnx
 
@@ -67,6 +70,9 @@ def serve() -> None:
     os.dup2(2, 1)  # what Olive prints is no answer
     for line in sys.stdin:
         command = json.loads(line)
+        if json.loads(Path(command["job"]).read_text("utf-8"))["model"]["kind"] == "hf":
+            with contextlib.suppress(ImportError):  # the job reports it
+                importlib.import_module("transformers.modeling_utils")  # once, not in each child
         child = os.fork()
         if not child:
             _job(command)
@@ -147,9 +153,9 @@ def _reported(job: Mapping[str, Any], model: Any, made: Any) -> dict[str, Any]:
     """Return the report on a result: where it is, and how its outputs differ from the model's."""
     expected = computing.Model(job["model"]["kind"], Path(job["model"]["path"]), model)
     kind, paths = _result(made)
-    report = {"kind": kind, "paths": paths, "attributes": _attributes(made, model)}
+    report = {"kind": kind, "paths": paths, "attributes": _attributes(made, model), "weights": _weights(made)}
     result = computing.Model(kind, Path(paths[0]), made) if paths else None
-    if result is None or kind not in ("onnx", "hf", "openvino"):
+    if result is None or kind not in ("onnx", "hf", "adapter", "openvino"):
         return {**report, "uncompared": f"the result is {'of several parts' if len(paths) > 1 else kind}"}
     return {**report, **computing.compared(expected, result)}
 
@@ -225,7 +231,7 @@ def _pass(job: Mapping[str, Any]) -> Any:
     spec = importlib.import_module("olive.hardware.accelerator").AcceleratorSpec(job["accelerator"], job["provider"])
     known = cls.default_config(spec)
     if job["samples"]:
-        data = _data(Path(job["samples"]), job["model"]["kind"])
+        data = _data(Path(job["samples"]), job["model"]["kind"], single="train_data_config" in known)
         options |= {option: data for option in DATA_OPTIONS if option in known and option not in options}
     create = importlib.import_module("olive.passes.olive_pass").create_pass_from_dict
     try:
@@ -251,7 +257,8 @@ def _handler(model: Mapping[str, Any]) -> Any:
     path, attributes = Path(model["path"]), model["attributes"] or None
     if model["kind"] == "hf":
         task = {} if model["causal"] else {"task": "feature-extraction"}
-        return handlers.HfModelHandler(str(path), model_attributes=attributes, **task)
+        adapter = {"adapter_path": model["adapter"]} if model.get("adapter") else {}
+        return handlers.HfModelHandler(str(path), model_attributes=attributes, **task, **adapter)
     if model["kind"] == "openvino":
         return handlers.OpenVINOModelHandler(str(path), model_attributes=attributes)
     _inline(path)
@@ -259,11 +266,16 @@ def _handler(model: Mapping[str, Any]) -> Any:
 
 
 def _inline(graph: Path) -> None:
-    """Put the weights of a graph into it, if they fit: some passes save a graph without the file of its weights."""
+    """Put the weights of a graph into it, if they fit: some passes save a graph without the file of its weights.
+
+    In edgekit's own graphs constant matrices replace their transposes, which tools would fold under names of their own.
+    """
     files = {file: file.stat().st_size for file in graph.parent.iterdir() if file.is_file()}
     library = onnx()
     if sum(files.values()) < library.checker.MAXIMUM_PROTOBUF:
-        library.save_model(library.load(str(graph)), str(graph))
+        proto = library.load(str(graph))
+        own = any(entry.key == DIALECT for entry in proto.metadata_props)
+        library.save_model(folded(proto, tables=False, products=False) if own else proto, str(graph))
 
 
 def _result(made: Any) -> tuple[str, list[str]]:
@@ -274,6 +286,12 @@ def _result(made: Any) -> tuple[str, list[str]]:
     kind = {"ONNXModelHandler": "onnx", "HfModelHandler": "hf", "OpenVINOModelHandler": "openvino"}.get(name, name)
     path = made.adapter_path if kind == "hf" and getattr(made, "adapter_path", None) else made.model_path
     return ("adapter" if path != made.model_path else kind), [str(path)] if path else []
+
+
+def _weights(made: Any) -> list[str]:
+    """Return the file of weights that a graph takes as inputs: extracted adapters."""
+    path = getattr(made, "constant_inputs_path", None)
+    return [str(path)] if path else []
 
 
 def _attributes(made: Any, before: Any) -> dict[str, Any]:
@@ -317,12 +335,21 @@ def samples_of(path: Path) -> list[dict[str, Any]]:
     return [feeds[number] for number in sorted(feeds)]
 
 
-def _data(path: Path, kind: str) -> dict[str, Any]:
-    """Register components that hand over the samples, and return a data set's configuration of them."""
+def _data(path: Path, kind: str, single: bool) -> dict[str, Any]:
+    """Register components that hand over the samples, and return a data set's configuration of them.
+
+    Args:
+        path: the .npz file.
+        kind: of the model.
+        single: whether the pass makes batches of its own: fine-tuning stacks samples without a batch's dimension, and
+            given one it trains on something else, without an error.
+    """
     feeds, register = samples_of(path), importlib.import_module("olive.data.registry").Registry
     if kind == "hf":
         torch = importlib.import_module("torch")
         feeds = [{name: torch.from_numpy(value) for name, value in feed.items()} for feed in feeds]
+        if single:
+            feeds = [{name: row for name, value in feed.items() for row in value[:1]} for feed in feeds]
         feeds = [{**feed, "labels": feed["input_ids"]} for feed in feeds]
 
     def dataset(**_: Any) -> _Samples:

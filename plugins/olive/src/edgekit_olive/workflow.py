@@ -91,10 +91,12 @@ def run_workflow(
     """
     path = Path(file)
     config = _read(path)
-    source = open_artifact(_model(config, path))
+    model, adapter = _model(config, path)
     _refuse_passes(config, path)
+    source = open_artifact(model)
     kept = {key: value for key, value in config.items() if key not in (*_PLACES, "input_model")}
     job = {"what": "workflow", "config": kept, "options": kept.get("passes", {}), "folder": str(path.parent.resolve())}
+    job["adapter"] = adapter
     told: dict[str, Any] = {}
     with working(Path(to), {**source.reads, **stamps([path])}, overwrite, notes):
         artifact = apply(source, Path(to), job, None, "olive workflow", least_cosine, told)
@@ -114,13 +116,26 @@ def _read(path: Path) -> dict[str, Any]:
     return config
 
 
-def _model(config: Mapping[str, Any], path: Path) -> Path:
+def _model(config: Mapping[str, Any], path: Path) -> tuple[Path, str | None]:
+    """Return the paths of the model and of its adapter, if there is one."""
     model = config["input_model"]
-    given = model.get("model_path") or (model.get("config") or {}).get("model_path")
-    found = path.parent / str(given)
-    if not isinstance(given, str) or not found.exists():
-        raise UsageError(f"{path}: its input_model has the model_path {given!r:.200}, which is not on this machine")
-    return found
+    nested = model.get("config") if isinstance(model.get("config"), dict) else {}
+    found: dict[str, Path] = {}
+    for key in ("model_path", "adapter_path"):
+        given = model.get(key) or nested.get(key)
+        if given is None and key == "adapter_path":
+            return found["model_path"], None
+        found[key] = path.parent / str(given)
+        if not isinstance(given, str) or not _exists(found[key]):
+            raise UsageError(f"{path}: its input_model has the {key} {given!r:.200}, which is not on this machine")
+    return found["model_path"], str(found["adapter_path"].resolve())
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or with a NUL
+        return False
 
 
 def _refuse_passes(config: Mapping[str, Any], path: Path) -> None:

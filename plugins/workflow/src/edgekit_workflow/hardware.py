@@ -7,12 +7,13 @@ hand. Sizes are in bytes, or a number with a unit (``"8GB"``, ``"8GiB"``); bandw
 from __future__ import annotations
 
 import functools
+import json
 import os
 import platform
 import shutil
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy as np
 from edgekit.errors import EdgekitError, InvalidFileError, UsageError, near_names
 from edgekit.files.sizes import parse_size
 from edgekit.plugin import manager
+from edgekit_workflow.pace import Pace
 
 #: Instruction sets that kernels of quantized models are written for.
 INSTRUCTIONS = (
@@ -77,6 +79,7 @@ class Machine:
         system: ``linux``, ``windows``, ``macos``, ``android``, ``ios``.
         form: ``server``, ``desktop``, ``laptop``, ``tablet``, ``phone``, ``board``, or empty where unknown.
         source: where a profile's numbers come from; ``measured`` for this machine.
+        paces: how fast its runtimes compute, by name, where that was measured (`edgekit_workflow.calibration`).
     """
 
     name: str
@@ -95,6 +98,7 @@ class Machine:
     disk: int | None = None
     form: str = ""
     source: str = ""
+    paces: Mapping[str, Pace] = attrs.field(factory=dict)
 
     @property
     def vendors(self) -> frozenset[str]:
@@ -303,8 +307,9 @@ def machine_of(text: str, name: str, where: str) -> Machine:
         fields = tomllib.loads(text)
         devices = tuple(_device(dict(each), where) for each in fields.pop("devices", []))
         caches = {level: parse_size(size) for level, size in fields.pop("caches", {}).items()}
+        paces = {runtime: Pace(**pace) for runtime, pace in fields.pop("paces", {}).items()}
         chosen = _fields(Machine, {"name": name, **fields}, where)
-        result = Machine(**{**chosen, "devices": devices, "caches": caches})
+        result = Machine(**{**chosen, "devices": devices, "caches": caches, "paces": paces})
     except (tomllib.TOMLDecodeError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InvalidFileError):
             raise
@@ -312,6 +317,27 @@ def machine_of(text: str, name: str, where: str) -> Machine:
     if min(result.cores, result.threads, result.memory) < 1:
         raise InvalidFileError(f"{where}: cores, threads and memory have to be at least 1")
     return result
+
+
+def profile_text(machine: Machine) -> str:
+    """Return a machine as the TOML of a profile, which `machine_of` reads; its name is that of the file."""
+    plain = attrs.asdict(machine)
+    tables = {name: plain.pop(name) for name in ("caches", "paces", "devices")}
+    lines = [*_assigned(plain, leave_out=("name",)), "", "[caches]", *_assigned(tables["caches"])]
+    for device in tables["devices"]:
+        lines += ["", "[[devices]]", *_assigned(device)]
+    for runtime, pace in tables["paces"].items():
+        rates = pace.pop("rates")
+        lines += ["", f"[paces.{json.dumps(runtime)}]", *_assigned(pace), f"[paces.{json.dumps(runtime)}.rates]"]
+        lines += _assigned(rates)
+    return "\n".join(lines) + "\n"
+
+
+def _assigned(fields: Mapping[str, Any], leave_out: Collection[str] = ()) -> list[str]:
+    """Lines of TOML: its strings, numbers, truth values and arrays are written as JSON's; nothing for None."""
+    return [
+        f"{key} = {json.dumps(value)}" for key, value in fields.items() if value is not None and key not in leave_out
+    ]
 
 
 def _device(fields: dict[str, Any], where: str) -> Device:
@@ -346,6 +372,7 @@ __all__ = [
     "machine_of",
     "measured_bandwidth",
     "profile",
+    "profile_text",
     "profiles",
     "this_machine",
 ]

@@ -1,10 +1,13 @@
 """The memory that a model takes when it runs: weights, what it remembers of the context, and the rest.
 
-    peak = base + weights × factor + state + scratch
+    peak = base + layers × layer + weights × factor + state + scratch
 
 - *base*: Python, edgekit and the runtime's libraries.
+- *layer*: objects of the graph, of which OpenVINO keeps 3 MB a layer.
 - *weights × factor*: the artifact's tensors as the runtime keeps them. llama.cpp and MLX compute on what is stored
   (factor 1); others repack, or keep float32.
+- *an embedding* is looked up, not multiplied: what OpenVINO maps of it is not resident. Where it is the output matrix
+  too (tied), OpenVINO and ONNX Runtime keep a copy for the product, as of any other matrix.
 - *state*: for each layer with attention ``2 × kv_heads × head_dim × positions × bytes``, where a sliding window bounds
   the positions; for a recurrence or a convolution its state, which does not grow with the context.
 - *scratch*: intermediate values of a step, the logits above all.
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from typing import Any
 
@@ -33,8 +36,9 @@ from edgekit.tensor import AnyTensor, EncodedTensor
 
 #: Tokens of a context where none is given: llama.cpp's default in edgekit.
 CONTEXT = 4096
-#: Key of the bytes of a quantized embedding, whose rows are looked up and never repacked.
-EMBEDDING = "embedding"
+#: Key of the bytes of an embedding, before the kind of its precision: its rows are looked up and never repacked.
+EMBEDDING = "embedding:"
+_FLOATS = ("F32", "F16", "BF16")
 
 
 @attrs.frozen
@@ -75,8 +79,11 @@ class Footprint:
 
     Attributes:
         base: bytes without a model.
-        factors: bytes kept for each byte stored, by kind of precision (`kind_of`); ``other`` for all others. Those of a
-            quantized embedding are kept once: its rows are looked up.
+        factors: bytes kept for each byte stored, by kind of precision (`kind_of`); ``other`` for all others.
+        layer: bytes of the graph of each layer.
+        looked_up: bytes kept for each byte of a quantized embedding; 0 where the rows of any are read from the mapped
+            file as they are needed.
+        tied_copy: whether an embedding that is the output matrix too is kept a second time, for the product.
         float32: whether decoded weights are kept in float32 instead (numpy), up to `float32_limit` bytes of them.
         float32_limit: above which they are read anew in each pass.
         state_bytes: of an element of keys and values.
@@ -96,6 +103,9 @@ class Footprint:
     scratch: float
     batch: int
     formats: tuple[str, ...] = attrs.field(converter=tuple)
+    layer: int = 0
+    looked_up: float = 1.0
+    tied_copy: bool = False
     state_factor: float = 1.0
     float32: bool = False
     float32_limit: int = 0
@@ -144,7 +154,8 @@ def memory_needed(
         context: tokens of the texts; None takes the model's own, at most `CONTEXT`.
         runtime: name of a runtime in ``runtimes.toml``; None takes the fastest installed one that runs the artifact,
             and llamacpp for a configuration.
-        weights: bytes stored, by kind of precision (`kind_of`); None takes the artifact's, and F16 of a configuration.
+        weights: bytes stored, by kind of precision (`kind_of`), the embedding's after `EMBEDDING`; None takes the
+            artifact's, and F16 of a configuration.
         prompt: the longest prompt in tokens, which bounds the intermediate values; None: up to the context.
         base: bytes of Python and the runtime's libraries, where they were measured on the machine that is meant; None
             takes the table's, from which another machine differed by a quarter.
@@ -168,7 +179,7 @@ def memory_needed(
     stored = weights or (stored_kinds(source) if isinstance(source, Artifact) else {"F16": 2 * parameters(config)})
     scratch = known.scratch * min(tokens if prompt is None else prompt, tokens, known.batch) * _wide(config)
     logits = 4 * config.vocab
-    libraries = known.base if base is None else base
+    libraries = (known.base if base is None else base) + config.layers * known.layer
     return Memory(
         weights=_kept(known, stored, config),
         state=int(known.state_factor * state_bytes(config, tokens, known.state_bytes)),
@@ -183,19 +194,24 @@ def _kept(known: Footprint, stored: Mapping[str, int], config: ModelConfig) -> i
     decoded = 4 * parameters(config)
     if known.float32 and decoded <= known.float32_limit:
         return decoded
-    factors = known.factors
-    return int(
-        sum(
-            (1.0 if kind == EMBEDDING else factors.get(kind, factors["other"])) * nbytes
-            for kind, nbytes in stored.items()
-        )
-    )
+    return int(sum(_factor(known, kind, config.tied) * nbytes for kind, nbytes in stored.items()))
+
+
+def _factor(known: Footprint, kind: str, tied: bool) -> float:
+    """Bytes kept for each byte stored."""
+    factor = known.factors.get(kind.removeprefix(EMBEDDING), known.factors["other"])
+    if not kind.startswith(EMBEDDING):
+        return factor
+    is_float = kind.removeprefix(EMBEDDING) in _FLOATS
+    looked_up = factor if is_float and known.looked_up else known.looked_up
+    return looked_up + (factor if tied and known.tied_copy else 0.0)
 
 
 def _reclaimable(known: Footprint, stored: Mapping[str, int]) -> int:
     if not known.mapped:
         return 0
-    factors = {kind: known.factors.get(kind, known.factors["other"]) for kind in stored if kind != EMBEDDING}
+    multiplied = [kind for kind in stored if not kind.startswith(EMBEDDING)]
+    factors = {kind: known.factors.get(kind, known.factors["other"]) for kind in multiplied}
     return int(sum(min(1.0, factor - 1) * stored[kind] for kind, factor in factors.items()))
 
 
@@ -216,14 +232,21 @@ def parameters(config: ModelConfig) -> int:
 
 
 def stored_kinds(artifact: Artifact) -> dict[str, int]:
-    """Return the bytes of an artifact's tensors by kind of precision (`kind_of`), a quantized embedding's apart."""
+    """Return the bytes of an artifact's tensors by kind of precision (`kind_of`), the embedding's apart."""
     roles = artifact.model.roles
+    return by_kind((roles.get(name, name), kind_of(each), each.nbytes) for name, each in artifact.tensors.items())
+
+
+def by_kind(tensors: Iterable[tuple[str, str, int]]) -> dict[str, int]:
+    """Return the sums of bytes by kind of precision, those of embeddings with `EMBEDDING` before it.
+
+    Args:
+        tensors: canonical name, kind and bytes of each.
+    """
     found: dict[str, int] = {}
-    for name, tensor in artifact.tensors.items():
-        kind = kind_of(tensor)
-        looked_up = roles.get(name, name).startswith("token_embd") and isinstance(tensor, EncodedTensor)
-        key = EMBEDDING if looked_up else kind
-        found[key] = found.get(key, 0) + tensor.nbytes
+    for name, kind, nbytes in tensors:
+        key = EMBEDDING + kind if name.startswith("token_embd") else kind
+        found[key] = found.get(key, 0) + nbytes
     return found
 
 
@@ -281,6 +304,7 @@ __all__ = [
     "EMBEDDING",
     "Footprint",
     "Memory",
+    "by_kind",
     "footprint",
     "footprints",
     "kind_of",

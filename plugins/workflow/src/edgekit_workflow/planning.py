@@ -19,7 +19,7 @@ from edgekit.pipeline import find_recipe
 from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Plan, Recipe, Slot
 from edgekit.tensor import Tensor
-from edgekit_workflow.memory import EMBEDDING, precision_kind
+from edgekit_workflow.memory import by_kind, precision_kind
 
 _KEPT = "float:F16"
 
@@ -44,11 +44,7 @@ class Planned:
     @property
     def kinds(self) -> dict[str, int]:
         """Bytes by kind of precision, the embedding's apart, as `edgekit_workflow.memory.memory_needed` takes them."""
-        found: dict[str, int] = {}
-        for name, (kind, nbytes) in self.tensors.items():
-            key = EMBEDDING if name.startswith("token_embd") and kind not in ("F32", "F16", "BF16") else kind
-            found[key] = found.get(key, 0) + nbytes
-        return found
+        return by_kind((name, kind, nbytes) for name, (kind, nbytes) in self.tensors.items())
 
 
 def planned(config: ModelConfig, recipe: str, format_name: str) -> Planned:

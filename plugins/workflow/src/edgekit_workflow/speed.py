@@ -8,7 +8,8 @@
   speed where memory does not, which is what happens to 4-bit weights on few cores, and to models that fit the cache.
 - *overhead*, *layer*: time that does not depend on bytes; it is most of the time of a model of a few million weights.
 
-This is a prediction, not a measurement: the rates come from one processor. `edgekit bench` measures.
+This is a prediction, not a measurement of the model: the constants come from one processor, or from models that
+`edgekit profile --measure` makes and times on this machine (`edgekit_workflow.calibration`). `edgekit bench` measures.
 """
 
 from __future__ import annotations
@@ -16,38 +17,33 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Mapping
 
-import attrs
-
 from edgekit.architectures import FAMILIES, ModelConfig
 from edgekit.architectures.mixers import Experts, ExpertsBeside
+from edgekit.artifact import Artifact
 from edgekit.errors import UsageError
+from edgekit.tensor import EncodedTensor, Tensor
 from edgekit_workflow.hardware import Machine
-from edgekit_workflow.memory import runtime_constants, state_bytes
+from edgekit_workflow.memory import footprint, kind_of, runtime_constants, state_bytes
+from edgekit_workflow.pace import Pace
 
 _EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps")
-
-
-@attrs.frozen
-class Pace:
-    """How fast a runtime computes; a table of ``runtimes.toml``.
-
-    Attributes:
-        overhead: seconds a token that no model avoids.
-        layer: seconds a layer.
-        rates: bytes a second of one core by kind of precision; ``other`` for all others.
-        gpu: vendors of GPUs that the runtime computes on where it can.
-    """
-
-    overhead: float
-    layer: float
-    rates: Mapping[str, float]
-    gpu: tuple[str, ...] = attrs.field(default=(), converter=tuple)
 
 
 @functools.cache
 def paces() -> Mapping[str, Pace]:
     """The pace of each known runtime, by name."""
     return {name: Pace(**tables["speed"]) for name, tables in runtime_constants().items()}
+
+
+def pace_of(runtime: str) -> Pace:
+    """Return the pace of a runtime as ``runtimes.toml`` has it.
+
+    Raises:
+        UsageError: there are no measurements of it.
+    """
+    if runtime not in paces():
+        raise UsageError(f"no speed is known of the runtime {runtime!r:.80}; known are {', '.join(paces())}")
+    return paces()[runtime]
 
 
 def active_share(config: ModelConfig, name: str) -> float:
@@ -103,11 +99,9 @@ def predicted_speed(
     Raises:
         UsageError: the runtime is unknown.
     """
-    if runtime not in paces():
-        raise UsageError(f"no speed is known of the runtime {runtime!r:.80}; known are {', '.join(paces())}")
+    pace = machine.paces.get(runtime) or pace_of(runtime)
     if not config.causal:
         return None
-    pace = paces()[runtime]
     state = state_bytes(config, context, state_element) if context else 0
     total = sum(moved.values()) + state
     fixed = pace.overhead + config.layers * pace.layer
@@ -117,13 +111,10 @@ def predicted_speed(
     if machine.bandwidth is None:
         return None
     cores = threads or machine.cores
-    computing = sum(nbytes / (_rate(pace, kind) * cores) for kind, nbytes in moved.items())
+    weights = sum(moved.values())
+    computing = sum(nbytes / (pace.rate(kind, weights) * cores) for kind, nbytes in moved.items())
     cached = total <= max(machine.caches.values(), default=0)
     return 1 / (max(0.0 if cached else total / machine.bandwidth, computing) + fixed)
-
-
-def _rate(pace: Pace, kind: str) -> float:
-    return pace.rates.get(kind, pace.rates["other"])
 
 
 def _gpu_bandwidth(machine: Machine, vendors: Collection[str], needed: float) -> float | None:
@@ -134,6 +125,29 @@ def _gpu_bandwidth(machine: Machine, vendors: Collection[str], needed: float) ->
         if device.kind == "gpu" and device.vendor in vendors and needed < (device.memory or machine.memory)
     ]
     return max((bandwidth for bandwidth in found if bandwidth), default=None)
+
+
+def stored_tensors(artifact: Artifact, runtime: str) -> dict[str, tuple[str, int]]:
+    """Return kind of precision and bytes of an artifact's tensors as a runtime reads them, by canonical name.
+
+    numpy decodes to float32. Where a runtime computes a quantized weight slower beside bfloat16 (MLX on processors),
+    and its pace has a rate for that, the kind ends in ``_BF16``.
+
+    Raises:
+        UsageError: the runtime is unknown.
+        UnsupportedModelError: the model's family is.
+    """
+    rates, roles = pace_of(runtime).rates, artifact.model.roles
+    slower = any(tensor.dtype == "bfloat16" for tensor in artifact.tensors.values() if isinstance(tensor, Tensor))
+    found: dict[str, tuple[str, int]] = {}
+    for name, tensor in artifact.tensors.items():
+        kind, nbytes = kind_of(tensor), tensor.nbytes
+        if isinstance(tensor, EncodedTensor) and footprint(runtime).float32:
+            kind, nbytes = "F32", 4 * tensor.size
+        elif slower and f"{kind}_BF16" in rates:
+            kind = f"{kind}_BF16"
+        found[roles.get(name, name)] = kind, nbytes
+    return found
 
 
 def moved_bytes(config: ModelConfig, stored: Mapping[str, tuple[str, int]]) -> dict[str, float]:
@@ -149,4 +163,4 @@ def moved_bytes(config: ModelConfig, stored: Mapping[str, tuple[str, int]]) -> d
     return found
 
 
-__all__ = ["Pace", "active_share", "moved_bytes", "paces", "predicted_speed"]
+__all__ = ["active_share", "moved_bytes", "pace_of", "paces", "predicted_speed", "stored_tensors"]

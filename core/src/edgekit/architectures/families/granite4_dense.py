@@ -47,7 +47,7 @@ class Granite4Dense(GraniteMoeHybrid):
 
     def hf_fits(self, config: Mapping[str, Any]) -> bool:
         """Where every layer attends, and none has experts."""
-        return attends_only(config)
+        return attends_only(config) and not config.get("num_local_experts")
 
     def gguf_metadata(self, config: ModelConfig) -> Mapping[str, Setting]:
         """The multipliers, and whether layers have positions."""

@@ -25,6 +25,7 @@ from edgekit.tensor import AnyTensor
 KINDS = ("attention", "mamba", "full_attention", "linear_attention")
 #: In GGUF a layer with Mamba has 0 key heads.
 KV_HEADS, INNER, HEADS = "attention.head_count_kv", "ssm.inner_size", "ssm.time_step_rank"
+SHARED_FFN = "expert_shared_feed_forward_length"
 #: ``time_step_limit`` without limits, and as transformers 5 writes it.
 _UNBOUNDED = ([0.0, math.inf], [0.0, {"__float__": "Infinity"}])
 _GATE_UP = {
@@ -74,10 +75,9 @@ class Sizes(Multipliers):
 
 
 def attends_only(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json names attention for every layer, and no experts."""
+    """Whether a config.json names attention for every layer."""
     kinds = config.get("layer_types") or config.get("layers_block_type") or ["mamba"]
-    attends = isinstance(kinds, list) and all(kind in (KINDS[0], KINDS[2]) for kind in kinds)
-    return attends and config.get("num_local_experts") in (0, None)
+    return isinstance(kinds, list) and all(kind in (KINDS[0], KINDS[2]) for kind in kinds)
 
 
 class GraniteMoeHybrid(Multiplied):
@@ -124,7 +124,7 @@ class GraniteMoeHybrid(Multiplied):
             Key("state", "ssm.state_size"),
             Key("taps", "ssm.conv_kernel"),
             *(attrs.evolve(key, default=0) for key in KEYS),
-            Key("shared_ffn", "expert_shared_feed_forward_length", 0),
+            Key("shared_ffn", SHARED_FFN, 0),
         ),
         states=("attention_scale", "embedding_scale"),
         per_layer=(KV_HEADS,),
@@ -144,7 +144,7 @@ class GraniteMoeHybrid(Multiplied):
     }
 
     def hf_fits(self, config: Mapping[str, Any]) -> bool:
-        """With Mamba or with experts; see `edgekit.architectures.families.granite4_dense`."""
+        """With Mamba; see `granite4_dense` and `granite4_moe` for models without."""
         return not attends_only(config)
 
     def multipliers(self, config: ModelConfig) -> Sizes:
@@ -285,10 +285,9 @@ class GraniteMoeHybrid(Multiplied):
                 f"the inner width of the model's Mamba is {inner}, and llama.cpp loads granitehybrid files only with "
                 f"twice the model's width, {2 * config.width}; choose another format"
             )
-        if all(own.recurrent) or not any(own.recurrent):
-            lacking = "attention" if all(own.recurrent) else "Mamba"
+        if all(own.recurrent):
             raise UnsupportedModelError(
-                f"no layer of the model has {lacking}, and llama.cpp loads no such granitehybrid files; choose another "
+                "no layer of the model has attention, and llama.cpp loads no such granitehybrid files; choose another "
                 "format"
             )
         counts = tuple(0 if recurrent else config.kv_heads for recurrent in own.recurrent)
@@ -314,4 +313,4 @@ class GraniteMoeHybrid(Multiplied):
         return True
 
 
-__all__ = ["GraniteMoeHybrid", "Sizes", "attends_only"]
+__all__ = ["SHARED_FFN", "GraniteMoeHybrid", "Sizes", "attends_only"]

@@ -32,6 +32,7 @@ SCHEMES = {
     "torchao": "torchao",
     "modelopt": "modelopt",
     "quanto": "quanto",
+    "olive": "olive",
 }
 #: Where config.json says how the weights are quantized; the second is an older name, the third MLX's own.
 KEYS = ("quantization_config", "compression_config", "quantization")

@@ -26,6 +26,11 @@ _PASSED = {True: "passed", False: "FAILED", None: "not run"}
     metavar="FILE",
     help="A text to measure quality on; several are judged each by itself, by their names.",
 )
+@click.option(
+    "--samples",
+    metavar="FILE",
+    help="Of a classifier: an .npz of arrays of its inputs, and labels, to measure quality on.",
+)
 @click.option("--full", is_flag=True, help="Compare every row of every tensor, not a sample.")
 @click.option("--runtime", metavar="NAME", help="Runtime; the default is the fastest that runs the format.")
 @click.option(
@@ -38,6 +43,7 @@ def command(
     source: str,
     policy: str | None,
     texts: Sequence[str],
+    samples: str | None,
     full: bool,
     runtime: str | None,
     signature: tuple[str, str] | None,
@@ -57,6 +63,7 @@ def command(
             source,
             policy=policy,
             text=named,
+            samples=samples,
             full=full,
             runtime=runtime,
             signature=signature,

@@ -10,6 +10,7 @@ import click
 from edgekit.cli.output import json_option, print_json, progress_bar, size, table
 from edgekit.errors import UsageError
 from edgekit.files.sizes import parse_size
+from edgekit.plugin import manager
 from edgekit_workflow.optimize import Optimized, Settings, optimize, read_settings
 from edgekit_workflow.optimize.choice import measured
 from edgekit_workflow.optimize.settings import METHODS, PRIORITIES, parse_time
@@ -20,6 +21,7 @@ from edgekit_workflow.optimize.settings import METHODS, PRIORITIES, parse_time
 @click.option("--to", metavar="DIR", help="Directory of the run: artifacts, records and the result.")
 @click.option("--budget", metavar="SIZE", help="Most bytes of an artifact, such as 3.5GB or 900MB.")
 @click.option("--config", metavar="FILE", help="Settings as TOML; options override them.")
+@click.option("--olive", metavar="FILE", help="Run this workflow file of Olive's, which names the model and the goals.")
 @click.option(
     "--text",
     "texts",
@@ -44,11 +46,17 @@ from edgekit_workflow.optimize.settings import METHODS, PRIORITIES, parse_time
 @click.option("--gates/--no-gates", default=None, help="Pass the best artifacts through the gates; default: yes.")
 @click.option("--restart", is_flag=True, help="Forget a run in DIR that was begun otherwise.")
 @json_option
-def command(config: str | None, texts: tuple[str, ...], restart: bool, as_json: bool, **options: Any) -> None:
+def command(
+    config: str | None, olive: str | None, texts: tuple[str, ...], restart: bool, as_json: bool, **options: Any
+) -> None:
     """Make artifacts of MODEL in all installed formats, measure them, and choose one.
 
     An interrupted run goes on with the same command; `edgekit report DIR` draws what was measured.
     """
+    if olive is not None:
+        beside = {"config": config, "text": texts or None, "restart": restart or None, **options}
+        run_olive(olive, as_json, **{name: value for name, value in beside.items() if value is not None})
+        return
     given: dict[str, Any] = read_settings(Path(config)) if config else {}
     given |= {_NAMES.get(name, name): _parsed(name, value) for name, value in options.items() if value is not None}
     if texts:
@@ -59,6 +67,29 @@ def command(config: str | None, texts: tuple[str, ...], restart: bool, as_json: 
     with progress_bar("optimize") as report:
         done = optimize(Settings(**given), restart=restart, progress=report)
     print_json(done.result) if as_json else show(done)
+
+
+def run_olive(file: str, as_json: bool, **given: Any) -> None:
+    """Run a workflow file with the command that edgekit-olive registers.
+
+    Args:
+        file: Olive's JSON.
+        as_json: whether to print JSON.
+        given: the other options of the command line; ``to`` alone is allowed, and needed.
+
+    Raises:
+        UsageError: another option is given, or ``to`` is not.
+        MissingPluginError: edgekit-olive, or olive-ai, is not installed.
+    """
+    to = given.pop("to", None)
+    if given:
+        words = ["MODEL"] if given.pop("model", None) else []
+        words += [f"--{name.replace('_', '-')}" for name in given]
+        raise UsageError(f"--olive {file}: the file says what to optimize and how; leave out {', '.join(words)}")
+    if to is None:
+        raise UsageError(f"--olive {file}: give --to DIR, the directory of the best model")
+    command = manager().load("commands", "olive-run")
+    click.get_current_context().invoke(command, workflow=file, to=to, force=False, as_json=as_json)
 
 
 _NAMES = {"model": "source"}
@@ -111,4 +142,4 @@ def show(done: Optimized) -> None:
         click.echo(f"left out: {name}: {why}", err=True)
 
 
-__all__ = ["command", "show"]
+__all__ = ["command", "run_olive", "show"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
+from edgekit_workflow.diagnosing.case import CONTROL_GROUP
 from edgekit_workflow.diagnosing.case import Case as Case
 from edgekit_workflow.diagnosing.case import Finding as Finding
 from edgekit_workflow.diagnosing.case import Trouble as Trouble
@@ -32,6 +34,7 @@ def diagnose(
     port: int | None = None,
     url: str | None = None,
     key: str | None = None,
+    group: str | os.PathLike[str] = CONTROL_GROUP,
 ) -> list[Finding]:
     """Look for the common troubles of deployment.
 
@@ -45,11 +48,12 @@ def diagnose(
         port: to listen on; None leaves that check out.
         url: of a running server; None leaves it out.
         key: the server's API key.
+        group: directory of the control group that limits the server (Linux): memory and processors.
 
     Returns:
         A finding for each check that ran, in order: with the trouble, or without one.
     """
-    case = Case(runtime=runtime, context=context, threads=threads, host=host, port=port)
+    case = Case(runtime=runtime, context=context, threads=threads, host=host, port=port, group=Path(group))
     found: list[Finding] = []
     if artifact is not None:
         finding, case = opened(case, artifact, source)

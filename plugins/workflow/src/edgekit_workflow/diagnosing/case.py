@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import attrs
 
 from edgekit.artifact import Artifact
+
+#: Where Linux shows a container its control group.
+CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 @attrs.frozen
@@ -41,6 +46,7 @@ class Case:
     threads: int | None = None
     host: str = "127.0.0.1"
     port: int | None = None
+    group: Path = CONTROL_GROUP
 
     @property
     def model(self) -> Artifact:
@@ -49,4 +55,4 @@ class Case:
         return self.artifact
 
 
-__all__ = ["Case", "Finding", "Trouble"]
+__all__ = ["CONTROL_GROUP", "Case", "Finding", "Trouble"]

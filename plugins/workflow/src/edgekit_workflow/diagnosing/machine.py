@@ -11,28 +11,29 @@ from pathlib import Path
 
 from edgekit.files.memory import available
 from edgekit.plugin import installed
-from edgekit_workflow.diagnosing.case import Case, Trouble
+from edgekit_workflow.diagnosing.case import CONTROL_GROUP, Case, Trouble
 
 #: Variables by which libraries are told how many threads to use.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 #: Free bytes that a disk should have beside a copy of the model.
 SPARE = 256 << 20
-_GROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
+_LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 
 
-def free_memory() -> int | None:
-    """Return the bytes that this process can take: of the system, its limits and its control group; None if unknown."""
-    figures = [figure for figure in (available(), *_within_groups()) if figure is not None]
+def free_memory(group: Path = CONTROL_GROUP) -> int | None:
+    """Return the bytes that this process can take: of the system, its limits and its control group; None if unknown.
+
+    Args:
+        group: directory of the control group, of version 2 or 1.
+    """
+    figures = [figure for figure in (available(), *_within(group)) if figure is not None]
     return min(figures) if figures else None
 
 
-def _within_groups() -> Iterator[int]:
-    for limit, used in _GROUPS:
+def _within(group: Path) -> Iterator[int]:
+    for names in _LIMITS:
         try:
-            most, taken = (Path(file).read_text("ascii").strip() for file in (limit, used))
+            most, taken = ((group / name).read_text("ascii").strip() for name in names)
         except OSError:
             continue
         if most.isdigit() and taken.isdigit():
@@ -47,14 +48,18 @@ def plugins(case: Case) -> Trouble | None:
     return Trouble("; ".join(faults), "upgrade edgekit and its plugins together; `edgekit doctor` shows more")
 
 
-def usable_processors() -> int:
-    """Return the processors that this process may use: its affinity, and its control group's quota."""
+def usable_processors(group: Path = CONTROL_GROUP) -> int:
+    """Return the processors that this process may use: its affinity, and its control group's quota.
+
+    Args:
+        group: directory of the control group.
+    """
     try:
         allowed = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS, Windows
         allowed = os.cpu_count() or 1
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split()
+        quota, period = (group / "cpu.max").read_text("ascii").split()
         return max(1, min(allowed, int(quota) // int(period)))
     except (OSError, ValueError):  # no control groups, or "max"
         return allowed
@@ -62,7 +67,7 @@ def usable_processors() -> int:
 
 def threads(case: Case) -> Trouble | None:
     """More threads than processors."""
-    usable = usable_processors()
+    usable = usable_processors(case.group)
     told = {f"{name}={value}": int(value) for name in THREAD_VARIABLES if (value := os.environ.get(name, "")).isdigit()}
     if case.threads is not None:
         told["the option threads"] = case.threads

@@ -236,7 +236,7 @@ def memory(case: Case) -> Trouble | None:
         needed = memory_needed(case.model, tokens, choose_runtime(case.model, case.runtime).name)
     except EdgekitError:
         return None
-    free = free_memory()
+    free = free_memory(case.group)
     if free is None or needed.needed <= free:
         return None
     return Trouble(

@@ -31,12 +31,18 @@ def server_findings(url: str, key: str | None) -> Iterator[Finding]:
     if parts[0] not in ("http:", "https:") or len(parts) < 3 or not parts[2]:
         raise UsageError(f"url {url!r:.80}; write a server's address, such as http://127.0.0.1:8000")
     base = "/".join(parts[:3])
-    for name, check in (("reachable", _reachable), ("healthy", _healthy), ("admitted", _admitted)):
-        trouble = check(base, key)
-        yield Finding(name, trouble)
-        if trouble is not None:
-            return
-    yield Finding("chats", _chats(base, key))
+    health, trouble = _reached(base)
+    yield Finding("reachable", trouble)
+    if trouble is not None:
+        return
+    yield Finding("healthy", trouble := _healthy(base, health))
+    if trouble is not None:
+        return
+    status, body = asked(f"{base}/v1/models", key)
+    yield Finding("admitted", trouble := _admitted(base, status, body))
+    if trouble is not None:
+        return
+    yield Finding("chats", _chats(body))
     _, page = asked(f"{base}/metrics", key)
     given = samples(page.decode("utf-8", "replace"))
     yield Finding("queue", _queue(given))
@@ -44,19 +50,18 @@ def server_findings(url: str, key: str | None) -> Iterator[Finding]:
     yield Finding("cut_off", _cut_off(given))
 
 
-def _reachable(base: str, key: str | None) -> Trouble | None:
+def _reached(base: str) -> tuple[int, Trouble | None]:
+    """Ask for ``/health``: the status, or 0 and the trouble of no answer."""
     try:
-        asked(f"{base}/health", None)
+        return asked(f"{base}/health", None)[0], None
     except (OSError, ValueError) as error:
-        return Trouble(
+        return 0, Trouble(
             f"{base} does not answer ({getattr(error, 'reason', error)})",
             "is the server running, at this port, and does --host let other machines in? Its log says where it listens",
         )
-    return None
 
 
-def _healthy(base: str, key: str | None) -> Trouble | None:
-    status, _ = asked(f"{base}/health", None)
+def _healthy(base: str, status: int) -> Trouble | None:
     if status in (200, 421):  # the next check says which Host is not allowed
         return None
     return Trouble(
@@ -65,8 +70,7 @@ def _healthy(base: str, key: str | None) -> Trouble | None:
     )
 
 
-def _admitted(base: str, key: str | None) -> Trouble | None:
-    status, body = asked(f"{base}/v1/models", key)
+def _admitted(base: str, status: int, body: bytes) -> Trouble | None:
     if status == 200:
         return None
     cures = {
@@ -84,8 +88,7 @@ def _message(body: bytes) -> str:
         return "no message"
 
 
-def _chats(base: str, key: str | None) -> Trouble | None:
-    _, body = asked(f"{base}/v1/models", key)
+def _chats(body: bytes) -> Trouble | None:
     try:
         cards: list[dict[str, Any]] = json.loads(body)["data"]
         without = [str(card["id"]) for card in cards if "chat" not in card.get("capabilities", ["chat"])]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import edgekit
 from edgekit.artifact import Artifact
+from edgekit.evaluation.samples import arrays_of
+from edgekit.typing import Array
 from edgekit_workflow.gates.derivation import derivation_gates
 from edgekit_workflow.gates.performance import performance_gates
 from edgekit_workflow.gates.policy import GATES as GATES
@@ -41,6 +43,7 @@ def gate(
     *,
     policy: Policy | str | os.PathLike[str] | None = None,
     text: str | Mapping[str, str] | None = None,
+    samples: str | os.PathLike[str] | Mapping[str, Array] | None = None,
     full: bool = False,
     runtime: str | None = None,
     signature: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
@@ -53,6 +56,8 @@ def gate(
         source: what it was made from, or its path.
         policy: the limits, or the path of a TOML file; None takes the defaults.
         text: to measure quality on: a text, or texts by category; None leaves the gates of quality out.
+        samples: of a classifier, to measure its quality on instead: arrays by the names of its inputs, [n, ...] each,
+            and the true classes, int [n], as ``labels`` where they are known; or the path of an .npz file of these.
         full: compare every row of every tensor instead of a sample.
         runtime: name of the runtime to run the artifact with; None takes the fastest.
         signature: file of a signature that `model_signing` made of the artifact, and of the public key.
@@ -62,7 +67,7 @@ def gate(
         The results of all gates that the policy does not skip. `Certificate.refuse` raises for those that fail.
 
     Raises:
-        UsageError: the artifact is of another model than the source.
+        UsageError: the artifact is of another model than the source, or the samples are not of its inputs.
         InvalidFileError, MissingFileError: about the files, or the policy's.
         ChangedSourceError: a file was changed while the gates ran.
 
@@ -73,7 +78,7 @@ def gate(
     limits = policy if isinstance(policy, Policy) else Policy() if policy is None else read_policy(policy)
     opened = [a if isinstance(a, Artifact) else edgekit.open(a) for a in (artifact, source)]
     signed = None if signature is None else (Path(signature[0]), Path(signature[1]))
-    subject = Subject(opened[0], opened[1], limits, texts, full, runtime, signed)
+    subject = Subject(opened[0], opened[1], limits, texts, full, runtime, signed, _arrays(samples))
     results: list[GateResult] = []
     for number, (category, gates) in enumerate(_BY_CATEGORY.items()):
         if progress:
@@ -83,6 +88,10 @@ def gate(
     ours, theirs = subject.hashes
     versions = {name: version(name) for name in ("edgekit-core", "edgekit-workflow")}
     return Certificate(ours, theirs, limits.to_dict(), tuple(results), versions)
+
+
+def _arrays(samples: str | os.PathLike[str] | Mapping[str, Array] | None) -> Mapping[str, Array] | None:
+    return arrays_of(Path(samples)) if isinstance(samples, str | os.PathLike) else samples
 
 
 __all__ = ["CATEGORIES", "GATES", "Certificate", "GateResult", "Policy", "default_toml", "gate", "read_policy"]

@@ -40,6 +40,8 @@ def source(subject: Subject) -> GateResult:
 
 def codes(subject: Subject) -> GateResult:
     """The compared rows have the codes that the source's rows give in that precision."""
+    if subject.incomparable:
+        return GateResult("codes", "derivation", None, detail=subject.incomparable)
     checks = [check for check in subject.checks if not check.fault]
     rows, compared = (sum(getattr(check, name) for check in checks) for name in ("rows", "compared"))
     share = compared / max(1, rows)

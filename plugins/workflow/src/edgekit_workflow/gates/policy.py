@@ -37,7 +37,7 @@ def _count(default: int, doc: str) -> Any:
 
 @attrs.frozen
 class Quality:
-    """Limits of quality, measured on the texts that are given."""
+    """Limits of quality, measured on the texts or samples that are given."""
 
     perplexity_ratio: float = _limit(
         0.95, "least perplexity of the source divided by the artifact's, of each text by itself"
@@ -48,7 +48,13 @@ class Quality:
     neighbour_agreement: float = _limit(
         0.8, "least share of texts whose nearest other text is the same as by the source's embeddings", 1
     )
+    label_agreement: float = _limit(0.95, "least share of samples to which a classifier gives the source's class", 1)
+    class_divergence: float = _limit(0.05, "largest mean KL divergence of a classifier's probabilities, in nats")
+    accuracy_ratio: float = _limit(
+        0.95, "least accuracy of a classifier divided by the source's, where labels are given"
+    )
     tokens: int = _count(4096, "most tokens of each text to measure on")
+    samples: int = _count(1000, "most samples to classify")
 
 
 @attrs.frozen
@@ -166,6 +172,9 @@ GATES = {
     "top1_agreement": "quality",
     "embedding_similarity": "quality",
     "neighbour_agreement": "quality",
+    "label_agreement": "quality",
+    "class_divergence": "quality",
+    "accuracy_ratio": "quality",
     "repeats": "robustness",
     "long_prompts": "robustness",
     "malformed_prompts": "robustness",

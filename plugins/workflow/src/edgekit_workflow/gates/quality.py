@@ -1,4 +1,4 @@
-"""Gates of quality: how much of the source's quality the artifact keeps, on the texts that are given."""
+"""Gates of quality: how much of the source's quality the artifact keeps, on the texts or samples that are given."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from edgekit.evaluation.language import tokens_of
 from edgekit.runtime import EmbeddingRuntime
 from edgekit.runtime.numpy import NumpyRuntime
 from edgekit.typing import F32
+from edgekit_workflow.gates.classifiers import OF_CLASSIFIERS, classifier_gates
 from edgekit_workflow.gates.results import GateResult
 from edgekit_workflow.gates.subject import Subject
 
@@ -22,7 +23,11 @@ _PASSAGES, _SHORT = 48, 20
 
 
 def quality_gates(subject: Subject) -> Iterator[GateResult]:
-    """Yield the results of the gates of the category ``quality``: of language models, or of embedding models."""
+    """Yield the results of the gates of the category ``quality``: of language or embedding models, or classifiers."""
+    if subject.samples is not None:
+        names = [name for name in OF_CLASSIFIERS if subject.policy.runs(name)]
+        yield from classifier_gates(subject, names) if names else ()
+        return
     embeds = subject.models is not None and not subject.models[0].config.causal
     names = [name for name in (OF_EMBEDDINGS if embeds else OF_LANGUAGE) if subject.policy.runs(name)]
     why = _why_not(subject)
@@ -34,7 +39,9 @@ def quality_gates(subject: Subject) -> Iterator[GateResult]:
 
 def _why_not(subject: Subject) -> str:
     if subject.models is None:
-        return "the family is unsupported, so that nothing can be measured"
+        return (
+            "the family is unsupported: of a classifier give samples of its inputs, of others nothing can be measured"
+        )
     return "" if subject.texts else "no text was given to measure on"
 
 

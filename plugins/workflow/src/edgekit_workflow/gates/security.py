@@ -22,6 +22,7 @@ from edgekit_workflow.gates.subject import Subject
 UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.npy", "*.py", "*.so", "*.dll", "*.sh")
 #: Largest model card that is read, in bytes.
 CARD_LIMIT = 1 << 20
+_HUB = "https://huggingface.co/"
 _CONVERSATION = [{"role": "user", "content": "Hello"}]
 
 
@@ -128,27 +129,34 @@ def stated(artifact: Artifact) -> dict[str, str]:
             source[key] for source in (artifact.config, card) for key in names if isinstance(source.get(key), str)
         ]
         if values:
-            found[name] = values[0]
+            found[name] = values[0].removeprefix(_HUB)
     return found
 
 
 def origin(artifact: Artifact) -> str | None:
     """Return the model's name on the Hugging Face Hub (``owner/name``), where its config states one."""
     for key in ("_name_or_path", "general.repo_url"):
-        name = str(artifact.config.get(key, "")).removeprefix("https://huggingface.co/")
+        name = str(artifact.config.get(key, "")).removeprefix(_HUB)
         if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
             return name
     return None
 
 
 def _card(path: Path) -> Mapping[str, str]:
-    """The plain values in the front matter of a model card, ``key: value`` a line."""
+    """The plain values in the front matter of a model card: ``key: value``; of a list its items, with commas."""
     content = read_bytes(path, "README.md", CARD_LIMIT) if path.is_dir() else None
     matter = re.match(r"---\n(.*?)\n---", (content or b"").decode("utf-8", "replace").replace("\r", ""), re.DOTALL)
     if not matter:
         return {}
-    pairs = re.findall(r"^(\w+): *(\S.*)$", matter[1], re.MULTILINE)
-    return {key: value.strip().strip("'\"") for key, value in pairs}
+    pairs = re.findall(r"^(\w+):(?: *(\S.*)|((?:\n *- .*)+))$", matter[1], re.MULTILINE)
+    return {key: ", ".join(_items(value, listed)) for key, value, listed in pairs}
+
+
+def _items(value: str, listed: str) -> list[str]:
+    """The items of a YAML list, in lines or in brackets, or the value itself; without quotes and comments."""
+    items = listed.split("\n") if listed else value[1:-1].split(",") if re.fullmatch(r"\[.*\]", value) else [value]
+    plain = (re.sub(r"\s#.*$", "", item).strip().removeprefix("- ").strip().strip("'\"") for item in items)
+    return [item for item in plain if item]
 
 
 def _json(directory: Path, name: str) -> Mapping[str, object]:

@@ -64,12 +64,16 @@ def listed(names: Iterable[str]) -> str:
 
 def tensors(subject: Subject) -> GateResult:
     """Every tensor that the format stores for the source is there, in its shape."""
+    if subject.incomparable:
+        return result("tensors", None, subject.incomparable)
     faults = [check for check in subject.checks if check.fault]
     return result("tensors", not faults, listed(f"{check.name} {check.fault}" for check in faults))
 
 
 def values(subject: Subject) -> GateResult:
     """No tensor is farther from the source's than rounding in its precision explains."""
+    if subject.incomparable:
+        return result("values", None, subject.incomparable)
     ratio = subject.policy.silent.distance_ratio
     checks = [check for check in subject.checks if not check.fault]
     far = [check for check in checks if _is_far(check, ratio)]

@@ -16,6 +16,7 @@ from edgekit.files.digests import sha256
 from edgekit.files.guard import Stamp
 from edgekit.runtime import ChattingRuntime, load
 from edgekit.tokenizer import Tokenizer
+from edgekit.typing import Array
 from edgekit_workflow.gates.policy import Policy
 from edgekit_workflow.gates.tensors import TensorCheck, check_tensors
 
@@ -31,6 +32,7 @@ class Subject:
         texts: to measure quality on, by category.
         full: whether every row of every tensor is compared.
         runtime: name of the runtime to run the artifact with; None takes the fastest.
+        samples: arrays of a classifier's inputs by name, samples in the first dimension, and ``labels``; or None.
         signature: a signature of `model_signing` over the artifact, and the public key to verify it with; or None.
     """
 
@@ -41,6 +43,7 @@ class Subject:
     full: bool = False
     runtime: str | None = None
     signature: tuple[Path, Path] | None = None
+    samples: Mapping[str, Array] | None = None
 
     @cached_property
     def checks(self) -> tuple[TensorCheck, ...]:
@@ -57,6 +60,15 @@ class Subject:
                 f"not match (the first, {faults[0].name}, {faults[0].fault}); give the model that it was made from"
             )
         return checks
+
+    @cached_property
+    def incomparable(self) -> str:
+        """Why tensors cannot be compared: the graph's family is unknown, so that nothing says what it would store."""
+        try:
+            self.checks  # noqa: B018
+        except UnsupportedModelError as error:
+            return f"tensors cannot be compared: {error}"
+        return ""
 
     @cached_property
     def models(self) -> tuple[Model, Model] | None:

@@ -178,6 +178,7 @@ class Stages:
                 "parameters": self.source.parameters,
                 "family": self.source.model.config.family,
                 "origin": origin(self.source),
+                "base_model": stated(self.source).get("base_model"),
                 "license": stated(self.source).get("licence"),
                 "noise_floor": noise_floor(self.baseline, self.texts.measuring),
                 "quality": {**quality, "worst": []},

@@ -104,7 +104,7 @@ def model_card(run: Run) -> str:
 
 
 def _card(run: Run) -> Iterator[str]:
-    base = run.source.get("origin") or run.source["path"]
+    base = run.source.get("origin") or run.source.get("base_model") or run.source["path"]
     chosen = run.chosen
     yield "---"
     yield f"base_model: {_yaml(base)}"

@@ -1,0 +1,125 @@
+"""The pace of runtimes: fitted to made-up times, from which it has to come back; nothing is timed here."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+import edgekit
+from edgekit import sample
+from edgekit.errors import InvalidFileError, UsageError
+from edgekit_workflow.calibration import CASES, DEEP, SHALLOW, SIZES, Timed, calibrate, fitted
+from edgekit_workflow.hardware import machine_of, profile_text, this_machine
+from edgekit_workflow.pace import Pace
+from edgekit_workflow.speed import moved_bytes, pace_of, predicted_speed, stored_tensors
+
+TRUE = Pace(2e-4, 3e-5, {"Q8_0": [(3e6, 30e9), (10e6, 20e9), (60e6, 12e9)], "F16": 15e9, "other": 15e9})
+
+
+def seconds(pace: Pace, layers: int, moved: dict[str, float]) -> float:
+    total = sum(moved.values())
+    return pace.overhead + layers * pace.layer + sum(each / pace.rate(kind, total) for kind, each in moved.items())
+
+
+def test_the_constants_come_back_from_exact_times():
+    moved = [(2, 1e5, 0), (12, 6e5, 0), (4, 3e6, 0), (4, 10e6, 1), (4, 60e6, 2)]
+    timed = [
+        Timed(layers, {kind: nbytes}, seconds(TRUE, layers, {kind: nbytes}), size)
+        for kind in ("Q8_0", "F16")
+        for layers, nbytes, size in moved
+    ]
+    pace = fitted(timed)
+    assert (pace.overhead, pace.layer) == pytest.approx((TRUE.overhead, TRUE.layer), rel=1e-6)
+    for kind in ("Q8_0", "F16"):
+        for _, nbytes, _ in moved[2:]:
+            assert pace.rate(kind, nbytes) == pytest.approx(TRUE.rate(kind, nbytes), rel=1e-6)
+
+
+def test_a_small_share_of_another_precision_is_counted_with_its_model():
+    """Norms in F32: too few bytes to tell their rate."""
+    sizes = [(2, 1e5, 0), (12, 6e5, 0), (4, 3e6, 0), (4, 10e6, 1), (4, 60e6, 2)]
+    timed = [
+        Timed(n, {"Q8_0": nbytes, "F32": 1e3}, seconds(TRUE, n, {"Q8_0": nbytes + 1e3}), s) for n, nbytes, s in sizes
+    ]
+    pace = fitted(timed)
+    assert set(pace.rates) == {"Q8_0", "other"}
+    assert pace.rates["other"] == pace.rates["Q8_0"]
+
+
+def test_between_two_sizes_the_time_lies_between():
+    rates = [TRUE.rate("Q8_0", total) for total in (1.0, 3e6, 5e6, 10e6, 30e6, 60e6, 1e12)]
+    assert rates == sorted(rates, reverse=True)
+    assert (rates[0], rates[1], rates[-1]) == pytest.approx((30e9, 30e9, 12e9))
+    assert TRUE.rate("Q4_0", 1e6) == 15e9
+
+
+def test_a_calibrated_machine_predicts_another_model():
+    """The clock is a formula: what is predicted for the sample model, which was not timed, is that formula's time."""
+    runtime, true = "numpy", Pace(4e-4, 2e-4, {"other": 11e9})
+    timed: list[int] = []
+
+    def clock(artifact, name):
+        assert name == runtime
+        timed.append(artifact.model.config.width)
+        config = artifact.model.config
+        return seconds(true, config.layers, moved_bytes(config, stored_tensors(artifact, name)))
+
+    paces = calibrate([runtime], rounds=2, clock=clock)
+    assert timed == 2 * [shape.width for shape in (SHALLOW, DEEP, *SIZES)]
+    machine = attrs.evolve(this_machine(bandwidth=False), paces=paces, bandwidth=1e12)
+    source = edgekit.open(sample.path())
+    moved = moved_bytes(source.model.config, stored_tensors(source, runtime))
+    expected = 1 / seconds(true, source.model.config.layers, moved)
+    assert predicted_speed(source.model.config, moved, runtime, machine, threads=1) == pytest.approx(expected, rel=1e-3)
+    again = machine_of(profile_text(machine), "here", "here.toml")
+    assert predicted_speed(source.model.config, moved, runtime, again, threads=1) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_fastest_round_counts_and_slow_runtimes_are_spared_the_largest_model():
+    true, calls = Pace(1e-3, 1e-4, {"other": 1e9}), dict[str, int]()
+
+    def clock(artifact, name):
+        key = artifact.path.name
+        calls[key] = calls.get(key, 0) + 1
+        config = artifact.model.config
+        once = seconds(true, config.layers, moved_bytes(config, stored_tensors(artifact, name)))
+        return once * (1.5 if calls[key] == 1 else 1.0)
+
+    pace = calibrate(["numpy"], rounds=2, clock=clock)["numpy"]
+    assert len(calls) == 4, "thin ones, and two of the three sizes"
+    assert set(calls.values()) == {2}
+    assert (pace.overhead, pace.layer, pace.rate("F32", 1e7)) == pytest.approx((1e-3, 1e-4, 1e9), rel=1e-3)
+
+
+def test_a_runtime_that_is_not_there_is_refused():
+    with pytest.raises(UsageError, match=r"the runtime 'abacus' cannot be calibrated here; choose .*numpy"):
+        calibrate(["abacus"])
+
+
+def test_a_profile_is_written_and_read():
+    machine = attrs.evolve(this_machine(bandwidth=False), name="here", paces={"numpy": TRUE})
+    again = machine_of(profile_text(machine), "here", "here.toml")
+    assert attrs.evolve(again, paces={}) == attrs.evolve(machine, paces={})
+    assert again.paces["numpy"].rate("Q8_0", 5e6) == TRUE.rate("Q8_0", 5e6)
+
+
+@pytest.mark.parametrize(
+    ("pace", "message"),
+    [
+        ("overhead = -1\nlayer = 0\nrates = { other = 1e9 }", "overhead is -1; give seconds from 0 to 60"),
+        ("overhead = 0\nlayer = 0\nrates = { F16 = 1e9 }", "rates lack other"),
+        ("overhead = 0\nlayer = 0\nrates = { other = [[2, 1e9], [1, 1e9]] }", "the rate of other is"),
+        ("overhead = 0\nlayer = 0\nrates = { other = 0 }", "the rate of other is 0; give bytes a second"),
+        ("overhead = 0\nlayer = 0", "missing 1 required"),
+        ("overhead = 0\nlayer = 0\nspeed = 1\nrates = { other = 1 }", "unexpected keyword argument 'speed'"),
+    ],
+)
+def test_a_wrong_pace_is_refused(pace, message):
+    with pytest.raises(InvalidFileError, match=message):
+        machine_of(profile_text(this_machine(bandwidth=False)) + f"[paces.numpy]\n{pace}\n", "x", "x.toml")
+
+
+def test_every_case_is_a_recipe_of_a_known_runtime():
+    for runtime, cases in CASES.items():
+        assert pace_of(runtime).rates["other"]
+        assert cases[0].dtype
