@@ -39,6 +39,8 @@ _LONGEST = 120
 #: Operators that rearrange or convert a stack's constants before QMoE, and how many follow one another at most.
 _REARRANGING = ("Concat", "Unsqueeze", "Reshape", "Transpose", "Cast")
 _LAYERS = 4
+#: Most constants that one of QMoE's may consist of.
+_MOST_ORIGINS = 64
 _SUFFIXES = (".B", ".codes", ".rows", "_quantized", "_Q2", "_Q4", "_Q8")
 #: What the passes on 8 bits append to the name of a constant whose axes they exchange.
 TRANSPOSED = ".transposed"
@@ -458,6 +460,8 @@ def _origins(name: str, makers: Mapping[str, Any], parsed: Parsed) -> list[Const
     """Return the constants of which nodes make a value by rearranging elements; empty if others take part."""
     names = [name] if name else []
     for _ in range(_LAYERS):
+        if len(names) > _MOST_ORIGINS:  # a graph made to grow
+            return []
         made = [makers.get(each) for each in names]
         names = [
             source
