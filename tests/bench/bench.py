@@ -33,8 +33,10 @@ import commands  # noqa: E402
 import divergence_chart  # noqa: E402
 import experts  # noqa: E402
 import families  # noqa: E402
+import feedback_large  # noqa: E402
 import fit_quality  # noqa: E402
 import generation  # noqa: E402
+import grids  # noqa: E402
 import llamacpp  # noqa: E402
 import mlx_learned  # noqa: E402
 import mlx_report  # noqa: E402
@@ -71,6 +73,8 @@ _QUICK = 0.05  # seconds
 #: Reports that take longer.
 REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "file-to-file": lambda quick: whole.file_to_file(3 if quick else whole.ROUNDS),
+    "scaling": whole.scaling,
+    "iq": grids.report,
     "commands": commands.report,
     "generation": generation.report,
     "startup": lambda quick: whole.startup(),
@@ -85,13 +89,14 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "onnx-weights": onnx_weights.report,
     "onnx-builder": onnx_builder.report,
     "quality": quality_and_picture,
+    "feedback-large": feedback_large.report,
     "forward": recurrent.report,
     "families": families.report,
     "seven-billion": lambda quick: whole.seven_billion(),
     "experts": lambda quick: experts.report(0.4, 1) if quick else experts.report(),
 }
 #: Reports that run only when they are asked for.
-ALONE = ("seven-billion", "experts", "mlx-tolerances", "mlx-smollm2")
+ALONE = ("scaling", "seven-billion", "experts", "mlx-tolerances", "mlx-smollm2")
 #: Processors that stand for the narrower instruction sets.
 NARROWER = ("haswell", "x86-64")
 

@@ -2,6 +2,7 @@
 
 python tests/bench/bench.py --only file-to-file       the model of 225 MB, one core and two
 python tests/bench/bench.py --only seven-billion      7 billion weights: one layer, 32 times
+python tests/bench/bench.py --only scaling            throughput against cores, and the coordinating thread
 python tests/bench/bench.py --only startup            importing, compiling, and the first call
 """
 
@@ -23,6 +24,7 @@ import attrs
 from llama_model import Shape, write_llama
 
 RECIPE = "Q4_K_M"
+_DOCS = Path(__file__).parents[2] / "docs"
 ROUNDS = 5
 _REPEATS = 32
 # pip compiles what it installs; an editable installation must be let to do so when it first runs
@@ -208,3 +210,96 @@ def startup() -> Iterator[str]:
         yield f"- compiling the kernels of {RECIPE} (Q4_K, Q6_K), the first time ever: {seconds(_COLD):.1f} s"
         first = statistics.median(seconds(_FIRST_CALL) for _ in range(5))
         yield f"- the first call of a process, numpy's and edgekit's import included: {first:.2f} s"
+
+
+_COORDINATING = f"""{_PEAK}
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import edgekit, whole
+spent = []
+for times in (1, 1, int(sys.argv[3])):
+    source = whole.repeated(Path(sys.argv[1]), times)
+    start = time.thread_time()
+    edgekit.quantize(source, "{RECIPE}", to=sys.argv[2])
+    spent.append((time.thread_time() - start, sum(tensor.nbytes for tensor in source.tensors.values())))
+(first, few), (last, many) = spent[1:]
+print(json.dumps(1e3 * (last - first) / ((many - few) / 1e9)))
+"""
+
+
+def scaling(quick: bool = False) -> Iterator[str]:
+    """What the coordinating thread costs, and throughput against cores beside `cp`; writes the picture."""
+    rounds, cores = (1, 3)[not quick], _powers(len(os.sched_getaffinity(0)))
+    layer = Shape(layers=1) if quick else Shape(layers=1, width=4096, ffn=11008, heads=32, kv_heads=32, vocab=16_000)
+    with tempfile.TemporaryDirectory() as folder:
+        names = ("source.gguf", "layer.gguf", "out.gguf", "copy.gguf")
+        source, one, target, copy = (Path(folder) / name for name in names)
+        write_llama(source, Shape() if quick else attrs.evolve(layer, layers=4))
+        write_llama(one, layer)
+        size = source.stat().st_size
+        run(_EDGEKIT, cores[-1], source, target)  # compiles the kernels, fills the file system's cache
+        serial = [_printed(_COORDINATING, one, target, "5") for _ in range(rounds)]
+        taken: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            for count in cores:
+                target.unlink(missing_ok=True)
+                taken.setdefault(f"{count}", []).append(run(_EDGEKIT, count, source, target).seconds)
+            copy.unlink(missing_ok=True)
+            start = time.perf_counter()
+            subprocess.run(["cp", str(source), str(copy)], check=True)
+            taken.setdefault("cp", []).append(time.perf_counter() - start)
+    speeds = {name: size / 1e9 / min(seconds) for name, seconds in taken.items()}
+    yield f"A random Llama of {size / 1e9:.2f} GB (F16) to {RECIPE} on {_machine()}; the fastest of {rounds} interleaved"
+    yield "rounds by the clock, each process bound to its cores, Python's start and all imports included."
+    yield ""
+    yield "| cores | GB/s of the source | of one core's |"
+    yield "|---|---|---|"
+    for name, speed in speeds.items():
+        yield f"| {name} | {speed:.2f} | {speed / speeds['1']:.2f}× |"
+    yield ""
+    yield f"The coordinating thread spends {statistics.median(serial):.1f} ms of processor time on each GB of the source"
+    yield "(a model of five layers beside one of a single layer, in one process)."
+    if not quick:
+        (_DOCS / "images" / "scaling.svg").write_text(_scaling_picture(speeds), "utf-8")
+
+
+def _powers(cores: int) -> list[int]:
+    return sorted({*(2**power for power in range(cores.bit_length()) if 2**power <= cores), cores})
+
+
+def _printed(script: str, *arguments: str | Path) -> float:
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True, env=_ENVIRONMENT).stdout)
+
+
+def _machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "this processor")
+    return f"{len(os.sched_getaffinity(0))} cores of {name}"
+
+
+def _scaling_picture(speeds: dict[str, float]) -> str:
+    """Bars of throughput against cores, `cp` last, and what as many times one core's would be; SVG."""
+    left, width, bar, top = 84, 480, 26, 52
+    scale = width / max(*speeds.values(), *(speeds["1"] * int(n) for n in speeds if n.isdigit()))
+    height = top + len(speeds) * (bar + 14) + 12
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 90} {height}" '
+        'font-family="system-ui, sans-serif">',
+        f'<rect width="{left + width + 90}" height="{height}" rx="8" fill="#ffffff"/>',
+        f'<text x="16" y="28" font-size="15" font-weight="600" fill="#1c2733">F16 to {RECIPE}, file to file: GB/s of '
+        "the source</text>",
+    ]
+    for number, (name, speed) in enumerate(speeds.items()):
+        y = top + number * (bar + 14)
+        label = name if name == "cp" else f"{name} core{'s' * (name != '1')}"
+        ideal = left + scale * speeds["1"] * int(name) if name.isdigit() else 0
+        color = "#b0bac4" if name == "cp" else "#1b6ca8"
+        parts += [
+            f'<text x="{left - 10}" y="{y + 17}" font-size="12" text-anchor="end" fill="#1c2733">{label}</text>',
+            f'<rect x="{left}" y="{y}" width="{speed * scale:.1f}" height="{bar}" rx="2" fill="{color}"/>',
+            f'<text x="{max(left + speed * scale, ideal) + 6:.1f}" y="{y + 17}" font-size="12" fill="#445261">'
+            f"{speed:.2f}</text>",
+        ]
+        if ideal:
+            parts.append(f'<line x1="{ideal:.1f}" y1="{y - 3}" x2="{ideal:.1f}" y2="{y + bar + 3}" stroke="#c0392b"/>')
+    return "\n".join([*parts, "</svg>"]) + "\n"

@@ -276,13 +276,18 @@ class Calls:
         for name in ("open", "replace", "rename", "mkdir", "unlink", "rmdir"):
             self._wrap(os, name)
         self._wrap(os, "fsync", whole=True)
+        if hasattr(os, "pwrite"):
+            self._wrap(os, "pwrite", whole=True)
         from edgekit.files import _lock
 
         assert _lock.fcntl is not None
         self._wrap(_lock.fcntl, "flock", whole=True)
         real = _swap._renameat2()
         if real is not None:
-            _swap._renameat2 = lambda: self._exchange(real)  # type: ignore[assignment]
+            _swap._renameat2 = lambda: self._library("renameat2", real)  # type: ignore[assignment]
+        fallocate = _swap._fallocate()
+        if fallocate is not None:
+            _swap._fallocate = lambda: self._library("fallocate", fallocate)  # type: ignore[assignment]
         calls, ordinary = self, builtins.open
 
         class Watched(io.FileIO):
@@ -312,11 +317,11 @@ class Calls:
 
         setattr(module, name, wrapped)
 
-    def _exchange(self, real: Any) -> Any:
-        def exchanged(*arguments: Any) -> Any:
-            return self.call("renameat2", None, real, *arguments)
+    def _library(self, name: str, real: Any) -> Any:
+        def called(*arguments: Any) -> Any:
+            return self.call(name, None, real, *arguments)
 
-        return exchanged
+        return called
 
 
 def ended(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import io
 import json
@@ -13,14 +14,19 @@ import sys
 import textwrap
 import threading
 import time
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import PIPE
 
+import numpy as np
 import pytest
 
 from edgekit.errors import LockedError, ResourceError, UsageError
 from edgekit.files import _journal, _lock, _swap, atomic, pairs
-from edgekit.files.atomic import AtomicDirectory, AtomicFile, write_atomic
+from edgekit.files._crc import combined
+from edgekit.files.atomic import AtomicDirectory, AtomicFile, Region, write_atomic
 from edgekit.manifest import Manifest, read_manifest, stale_manifest
 
 
@@ -987,3 +993,125 @@ def test_a_directory_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch
     monkeypatch.setattr(os, "scandir", refused)
     with pytest.raises(PermissionError):
         _swap.entries_below(tmp_path)
+
+
+def regions(file: AtomicFile) -> list[Region]:
+    """Three units: a gap at the beginning, between two pieces, and at the end."""
+    return [file.allot(end) for end in (20, 30, 44)]
+
+
+def pieces() -> list[tuple[int, int, bytes]]:
+    """Number of the unit, offset, bytes."""
+    return [(2, 34, b"f" * 8), (1, 20, b"d" * 6), (0, 6, b"b" * 5), (1, 26, b"e" * 4), (0, 12, b"c" * 8)]
+
+
+PLACED = b"ab\0\0\0\0" + b"b" * 5 + b"\0" + b"c" * 8 + b"d" * 6 + b"e" * 4 + bytes(4) + b"f" * 8 + bytes(2)
+
+
+def put(file: AtomicFile, region: Region, offset: int, data: bytes) -> None:
+    crc = file.put(region, offset, data[:3])
+    file.put_done(region, [(offset, len(data), file.put(region, offset + 3, data[3:], crc))])
+
+
+def test_units_are_written_in_any_order_by_several_threads(tmp_path: Path) -> None:
+    with AtomicFile(tmp_path / "m", fingerprint=b"f") as file:
+        file.preallocate(1000)
+        file.write(b"ab")
+        made = regions(file)
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(lambda piece: put(file, made[piece[0]], *piece[1:]), pieces()))
+        for number, region in enumerate(made):
+            file.complete(region, f"unit {number}")
+        assert (file.done, file.notes, file.offset) == (3, ["unit 0", "unit 1", "unit 2"], 44)
+    with AtomicFile(tmp_path / "m", fingerprint=b"f") as file:  # the checksums are those of the whole
+        assert (file.done, file.unit(1)) == (3, b"d" * 6 + b"e" * 4)
+        file.write(b"end")
+        file.commit()
+    assert (tmp_path / "m").read_bytes() == PLACED + b"end"
+    assert names(tmp_path) == {"m"}
+
+
+@pytest.mark.parametrize("complete", [0, 1])
+@pytest.mark.parametrize("damaged", [None, 8, 22, 35])
+def test_complete_pieces_are_kept_unless_their_bytes_changed(
+    tmp_path: Path, complete: int, damaged: int | None
+) -> None:
+    with AtomicFile(tmp_path / "m", fingerprint=b"f") as file:
+        file.write(b"ab")
+        made = regions(file)
+        for number, offset, data in pieces()[: 3 + 2 * complete]:
+            put(file, made[number], offset, data)
+        if complete:
+            file.complete(made[0], "first")
+    partial = tmp_path / ".m.partial"
+    if damaged is not None:
+        data = bytearray(partial.read_bytes())
+        data[damaged] ^= 1
+        partial.write_bytes(data)
+    first_lost = complete and damaged == 8
+    with AtomicFile(tmp_path / "m", fingerprint=b"f") as file:
+        assert file.done == (0 if first_lost else complete)
+        if not file.done:
+            file.write(b"ab")
+        made = [None, *map(file.allot, (30, 44))] if file.done else regions(file)
+        missing = 0
+        for number, offset, data in pieces():
+            region = made[number]
+            if region is not None and not region.take([(offset, len(data))]):
+                put(file, region, offset, data)
+                missing += 1
+        for region in filter(None, made):
+            file.complete(region)
+        file.commit()
+    assert (tmp_path / "m").read_bytes() == PLACED
+    assert missing == (5 if first_lost else (0 if complete else 2) + (damaged is not None))
+
+
+def test_regions_are_completed_in_order_and_alone(tmp_path: Path) -> None:
+    with AtomicFile(tmp_path / "m", fingerprint=b"f") as file:
+        first, second = file.allot(4), file.allot(8)
+        with pytest.raises(UsageError, match="in the order in which they got their places"):
+            file.complete(second)
+        for change in (lambda: file.write(b"x"), lambda: file.write_at(9, b"x"), file.unit_done, file.commit):
+            with pytest.raises(UsageError, match="2 units have their places and are not complete"):
+                change()
+        for offset in (3, 5):
+            with pytest.raises(UsageError, match="outside their unit's place"):
+                file.put(first if offset == 3 else second, offset - 2 * (offset == 5), b"12")
+        with pytest.raises(UsageError, match="a unit from 8 cannot end at 7"):
+            file.allot(7)
+        put(file, first, 0, b"1234")
+        file.put_done(first, [(2, 2, 0)])
+        with pytest.raises(UsageError, match="two pieces overlap at 2"):
+            file.complete(first)
+
+
+def test_a_disk_without_preallocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it cannot do is left; what it has no room for is an error before anything is written."""
+
+    def failing(code: int) -> Callable[..., int]:
+        def fallocate(*_: object) -> int:
+            ctypes.set_errno(code)
+            return -1
+
+        return fallocate
+
+    for code in (errno.EOPNOTSUPP, errno.EINVAL, None):
+        monkeypatch.setattr(_swap, "_fallocate", lambda code=code: failing(code) if code else None)
+        with AtomicFile(tmp_path / "m") as file:
+            file.preallocate(1 << 20)
+            put(file, region := file.allot(6), 0, b"placed")
+            file.complete(region)
+            file.commit()
+        assert (tmp_path / "m").read_bytes() == b"placed"
+    monkeypatch.setattr(_swap, "_fallocate", lambda: failing(errno.ENOSPC))
+    with AtomicFile(tmp_path / "n") as file, pytest.raises(ResourceError, match=r"1,048,576 bytes.*No space left"):
+        file.preallocate(1 << 20)
+    assert names(tmp_path) == {"m"}
+
+
+def test_the_checksum_of_a_whole_from_those_of_its_pieces() -> None:
+    random = np.random.default_rng(0)
+    for sizes in ((0, 0), (5, 0), (0, 7), (1000, 12345), (3, 1 << 20)):
+        first, second = (random.bytes(size) for size in sizes)
+        assert combined(zlib.crc32(first), zlib.crc32(second), len(second)) == zlib.crc32(first + second)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 import subprocess
@@ -25,12 +26,13 @@ from edgekit.pipeline._feedback import row_order
 from edgekit.pipeline.rounding import _matrix as matrices
 from edgekit.pipeline.rounding import _walk as walks
 from edgekit.pipeline.rounding._factor import damped, decreasing, spread, upper_factor
-from edgekit.pipeline.rounding._feedback import Grid, feedback, refit, sweep
+from edgekit.pipeline.rounding._feedback import Grid, feedback, improve
 from edgekit.pipeline.rounding._integers import Integers, Scratch, mean_product, product
 from edgekit.pipeline.rounding._kernels import MOST, NUMPY, accumulate, multiply
 from edgekit.pipeline.rounding._matrix import Metric, round_matrix
 from edgekit.pipeline.rounding._ordered import OrderedTransformer, exp, tanh, turns
 from edgekit.pipeline.rounding._overlap import shared_with
+from edgekit.pipeline.rounding._slopes import Slopes
 from edgekit.testing.models import artifact_of, random_model, small_llama
 
 RANDOM = np.random.RandomState(7)
@@ -121,13 +123,24 @@ def test_sweeps_and_fitted_scales_never_lose(name):
     grid, weights = Grid.of(levels(tensor)), WEIGHTS.T.copy()
     codes = feedback(weights, grid, metric.spread, metric.order)
     losses = [loss(grid.decoded(codes).T)]
-    for _ in range(3):
-        sweep(weights, grid, metric.h, codes)
-        losses.append(loss(grid.decoded(codes).T))
-        refit(weights, grid, choices(tensor), slice(0, ROWS), metric.h, codes)
+    fit = {"choices": choices(tensor), "rows": slice(0, ROWS)}
+    for how in ({}, {"sweep": False, **fit}, fit) * 3:
+        improve(weights, grid, metric.h, metric.correlation, codes, **how)
         losses.append(loss(grid.decoded(codes).T))
     assert losses[-1] < losses[0]
     assert all(after <= before * (1 + 1e-5) for before, after in itertools.pairwise(losses))
+
+
+def test_slopes_of_integers_are_those_of_floats():
+    metric, errors = Metric.of(MOMENT), RANDOM.standard_normal((COLS, ROWS)).astype(np.float32)
+    slopes = Slopes.of(metric.correlation, errors, NUMPY)
+    errors[32:64] *= 2
+    slopes.change(slice(32, 64), errors)
+    expected = metric.h.astype(np.float64) @ errors
+    # A unit of the errors is 1 in 2047 of a row's largest, one of a correlation 1 in 4095.
+    scale = np.sqrt(np.diag(metric.h))[:, None] * np.abs(errors * np.sqrt(np.diag(metric.h))[:, None]).max(axis=0)
+    found = np.concatenate([slopes(slice(start, start + 64)) for start in range(0, COLS, 64)])
+    assert np.abs((found - expected) / scale).max() < math.sqrt(COLS) / 2047
 
 
 def test_bytes_depend_on_no_thread_and_no_chunk(monkeypatch):
@@ -355,12 +368,16 @@ from pathlib import Path
 import edgekit
 from edgekit.pipeline.rounding import read_calibration
 from edgekit.pipeline.rounding._walk import Matrix, Walk
-from edgekit.testing.models import random_model, small_llama
-calibration = read_calibration(Path(sys.argv[1]))
+from edgekit.testing.models import artifact_of, random_model, small_llama
+calibration, digest = read_calibration(Path(sys.argv[1])), hashlib.sha256()
+again = edgekit.calibrate(
+    artifact_of(random_model(small_llama()), Path(sys.argv[3])), calibration.windows.reshape(-1), context=40, holdout=0
+)
+for name in calibration.inputs:
+    digest.update(again.moment(name).tobytes())
 def encode(rows, importance):
     return edgekit.encode(rows, "affine:int4-asym-g32", importance=importance, backend="reference")
 matrices = {name: Matrix(encode) for shared in calibration.inputs.values() for name in shared}
-digest = hashlib.sha256()
 with ThreadPoolExecutor(int(sys.argv[2])) as pool:
     for name, tensor in Walk(random_model(small_llama()), calibration, matrices, pool).run():
         for part in tensor.parts.values():
@@ -377,7 +394,7 @@ def computes(kernels: str) -> bool:
 
 
 def test_the_bytes_are_the_same_on_every_processor(tmp_path):
-    """From one calibration file, under the five sets of kernels that OpenBLAS has, and numpy without its own."""
+    """Moments and codes, under the five sets of kernels that OpenBLAS has, and numpy without its own."""
     (tmp_path / "model").write_bytes(b"")
     tokens = np.random.RandomState(3).randint(0, 50, 400)
     artifact = artifact_of(random_model(SMALL_LLAMA), tmp_path / "model")
@@ -387,7 +404,7 @@ def test_the_bytes_are_the_same_on_every_processor(tmp_path):
     settings.append({"NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512_SKX AVX2 FMA3 X86_V3 X86_V4"})
     digests = set()
     for number, setting in enumerate(settings):
-        given = [tmp_path / "c.safetensors", 1 + number % 3]
+        given = [tmp_path / "c.safetensors", 1 + number % 3, tmp_path / "model"]
         command = [sys.executable, "-W", "ignore", "-c", _ROUND, *map(str, given)]
         done = subprocess.run(command, env={**os.environ, **setting}, capture_output=True, text=True, check=True)
         digests.add(done.stdout)

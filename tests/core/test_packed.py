@@ -153,6 +153,52 @@ def test_the_first_version_of_gptq_undoes_its_borrow(tmp_path: Path) -> None:
     )
 
 
+def test_gptq_with_patterns_of_modules(tmp_path: Path) -> None:
+    """As GPTQModel writes mixtures: some modules in floats, some with other bits, the first pattern counts."""
+    wide, wide_values, _ = gptq(8, -1)
+    narrow, narrow_values, config = gptq(4, 32)
+    down = "model.layers.0.mlp.down_proj"
+    parts = {name: values for name, values in narrow.items() if not name.startswith((Q, down))}
+    parts |= {name: values for name, values in wide.items() if name.startswith(down)}
+    parts |= {f"{Q}.weight": rng.normal(0, 0.1, MATRICES[Q]).astype(np.float32)}
+    dynamic = {
+        "lm_head": {},
+        r"-:.*q_proj": {},
+        r"+:.*down_proj$": {"bits": 8, "group_size": -1},
+        ".*down": {"bits": 2},
+    }
+    directory = write(tmp_path / "m", with_plain(parts), config | {"dynamic": dynamic})
+    check(directory, {name: v for name, v in narrow_values.items() if name not in (Q, down)}, "affine:int4-asym-g32")
+    check(directory, {down: wide_values[down]}, "affine:int8-asym-channel")
+    np.testing.assert_array_equal(edgekit.open(directory).tensors[f"{Q}.weight"].float32(), parts[f"{Q}.weight"])
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "message"),
+    [
+        (
+            {"-:.*q_proj": {}},
+            r"q_proj is quantized, and quantization_config.dynamic has '-:.\*q_proj', by which it is not",
+        ),
+        (
+            {".*q_proj": {"bits": 5}},
+            r"quantization_config.dynamic.'.\*q_proj'.bits is 5; read is 2 or 3 or 4 or 8; conv",
+        ),
+        (
+            {".*q_proj": {"curve": 1}},
+            r"quantization_config.dynamic.'.\*q_proj' has the field 'curve' \(1\), which is not",
+        ),
+        ({"(a+)+": {}}, r"dynamic.'\(a\+\)\+' \(\{\}\) is no pattern that edgekit matches, with an object; convert"),
+        ({".*q_proj": 3}, r"dynamic.'.\*q_proj' \(3\) is no pattern that edgekit matches, with an object; convert"),
+        ([3], r"quantization_config.dynamic is \[3\]; patterns with what they set are read; convert"),
+    ],
+)
+def test_patterns_of_gptq_that_are_not_understood(tmp_path: Path, dynamic: object, message: str) -> None:
+    tensors, _, config = gptq(4, 32)
+    with pytest.raises(UnsupportedModelError, match=message):
+        _ = edgekit.open(write(tmp_path / "m", with_plain(tensors), config | {"dynamic": dynamic})).model
+
+
 def test_autogptq_configuration_in_its_own_file(tmp_path: Path) -> None:
     tensors, expected, config = gptq(4, 32)
     directory = write(tmp_path / "m", with_plain(tensors), None)
@@ -480,6 +526,50 @@ def test_torchao(tmp_path: Path) -> None:
     check(tmp_path / "m", expected, "affine:int4-asym-g32")
 
 
+def torchao_int4(directory: Path, group: int = 32, extra: bool = False, turn: bool = True, **data: object):
+    """Int4Tensor: pairs of columns in a byte, scales and offsets [in / group, out]; FBGEMM's `pack_int4`, by hand."""
+    tensors, expected, described = {}, {}, {}
+    for name, (out, cols) in MATRICES.items():
+        codes = rng.integers(-8, 8, (out, cols))
+        scale, offset = (rng.normal(0, 0.01, (out, cols // group)).astype(np.float32) for _ in range(2))
+        packed = np.zeros((out, cols // 2), np.uint8)
+        for row, column in np.ndindex(out, cols):
+            packed[row, column // 2] |= (int(codes[row, column]) & 15) << 4 * (column % 2)
+        parts = {"qdata": packed.view(np.int8), "scale": scale.T if turn else scale, "zero_point": offset.T}
+        if extra:
+            parts["act_pre_scale"] = np.ones(cols, np.float32)
+        tensors |= {f"{name}._weight_{part}": np.ascontiguousarray(values) for part, values in parts.items()}
+        attributes = {"block_size": [1, group], "shape": [out, cols], "activation_dtype": None} | data
+        described[f"{name}.weight"] = json.dumps({"_type": "Int4Tensor", "_data": attributes})
+        product = codes.astype(np.float32) * np.repeat(scale, group, 1)
+        expected[name] = product + np.repeat(offset, group, 1)
+    write(directory, {}, {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}})
+    safetensors.write(directory / "model.safetensors", with_plain(tensors), described)
+    return expected
+
+
+def test_torchao_int4(tmp_path: Path) -> None:
+    check(tmp_path / "m", torchao_int4(tmp_path / "m"), "packed:int4_offset-g32")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"extra": True},
+            r"q_proj._weight_act_pre_scale multiplies the inputs, which is not supported; convert the full",
+        ),
+        ({"block_size": [2, 32]}, r"has block_size \[2, 32\]; read is \[1, group\]; convert the full"),
+        ({"turn": False}, r"_weight_scale has shape \[64, 2\], \[2, 64\] is needed"),
+        ({"curve": 3}, r"has the attribute 'curve' \(3\), which is not understood"),
+    ],
+)
+def test_what_an_int4_tensor_says_and_is_not_read_is_named(tmp_path: Path, options: dict, message: str) -> None:
+    torchao_int4(tmp_path / "m", **options)
+    with pytest.raises((InvalidFileError, UnsupportedModelError), match=message):
+        _ = edgekit.open(tmp_path / "m").model
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -622,7 +712,6 @@ def test_a_field_that_is_not_understood_is_named(tmp_path: Path, method: str) ->
         ("gptq", {"bits": 5}, r"quantization_config.bits is 5; read is 2 or 3 or 4 or 8"),
         ("gptq", {"checkpoint_format": "marlin"}, r"checkpoint_format is 'marlin'; read is gptq or gptq_v2"),
         ("gptq", {"group_size": 0}, r"group_size is 0; a positive integer is needed"),
-        ("gptq", {"dynamic": {"+:.*mlp.*": {"bits": 8}}}, r"has the field 'dynamic'"),
         ("awq", {"version": "gemv"}, r"version is 'gemv'; read is gemm"),
         ("awq", {"bits": 3}, r"bits is 3; read is 4"),
         ("fp8", {"fmt": "e5m2"}, r"fmt is 'e5m2'; read is e4m3"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import attrs
@@ -11,6 +12,7 @@ import pytest
 import edgekit
 from edgekit.errors import LockedError, ResourceError, UsageError
 from edgekit.formats import Places, PlannedDirectory, PlannedFile
+from edgekit.formats.safetensors import Part
 from edgekit.manifest import Manifest
 from edgekit.precision import find_precision
 from edgekit.recipe import Assignment, Plan
@@ -142,6 +144,91 @@ def test_a_tensor_cut_off_in_its_rows_is_written_anew(tmp_path: Path):
     write_stack(Placed(path, STACKED), 4)
     write_stack(Placed(tmp_path / "once", STACKED), 15)
     assert path.read_bytes() == (tmp_path / "once").read_bytes()
+
+
+def parts_of(tensor) -> dict[str, Part]:
+    return {key: Part(key, part.dtype.name, part.shape) for key, part in tensor.parts.items()}
+
+
+def test_tensors_with_a_place_have_the_bytes_of_those_in_order(tmp_path: Path):
+    """Rows of both tensors come in any order, a few at a time; a part without rows comes with the first of them."""
+    write_stack(Placed(tmp_path / "rows", STACKED), 15)
+    writer = Placed(tmp_path / "placed", STACKED)
+    stack, after = (writer.allot(t.name, t.precision, parts_of(t)) for t in (STACK, AFTER))
+    assert (writer.placed, writer.done) == (2, 0)
+    after.put(0, 2, [(0, dict(AFTER.parts))])
+    for start, stop in ((9, 15), (0, 4), (4, 9)):
+        stack.put(start, stop, ((row, dict(rows_of(STACK, row, row + 1).parts)) for row in range(start, stop)))
+    with pytest.raises(UsageError, match="in the order in which they got their places"):
+        writer.complete(after)
+    with pytest.raises(UsageError, match="only 0 of 2 tensors were written"):
+        writer.commit()
+    writer.complete(stack)
+    writer.complete(after)
+    writer.commit()
+    writer.close()
+    assert (tmp_path / "placed").read_bytes() == (tmp_path / "rows").read_bytes()
+
+
+def test_a_tensor_cut_off_in_its_rows_goes_on_after_them(tmp_path: Path):
+    path = tmp_path / "m"
+    writer = Placed(path, STACKED)
+    stack = writer.allot(STACK.name, STACK.precision, parts_of(STACK))
+    for start, stop in ((9, 15), (0, 4)):
+        stack.put(start, stop, [(start, dict(rows_of(STACK, start, stop).parts))])
+    writer.close(keep=True)
+    writer = Placed(path, STACKED)
+    stack = writer.allot(STACK.name, STACK.precision, parts_of(STACK))
+    asked = [(0, 5), (8, 15), (9, 15), (0, 4), (4, 9)]
+    assert [stack.resumed(*rows) for rows in asked] == [False, False, True, True, False]
+    stack.put(4, 9, [(4, dict(rows_of(STACK, 4, 9).parts))])
+    writer.complete(stack)
+    writer.write(AFTER)
+    writer.commit()
+    writer.close()
+    write_stack(Placed(tmp_path / "once", STACKED), 15)
+    assert path.read_bytes() == (tmp_path / "once").read_bytes()
+
+
+def test_rows_that_were_cut_elsewhere_are_written_again(tmp_path: Path):
+    """As after a run on another number of cores, and a third one on as many as the first: pieces overlap."""
+    missing = []
+    for bounds in ((0, 6, 15), (0, 4, 9, 15), (0, 6, 15)):
+        writer = Placed(tmp_path / "m", STACKED)
+        stack = writer.allot(STACK.name, STACK.precision, parts_of(STACK))
+        missing.append([rows for rows in pairwise(bounds) if not stack.resumed(*rows)])
+        for start, stop in missing[-1]:
+            if (start, stop) != (9, 15):
+                stack.put(start, stop, [(start, dict(rows_of(STACK, start, stop).parts))])
+        if len(missing) < 3:
+            writer.close(keep=True)
+    assert missing == [[(0, 6), (6, 15)], [(0, 4), (4, 9), (9, 15)], [(0, 6)]]  # a shorter piece took the first's place
+    writer.complete(stack)
+    writer.write(AFTER)
+    writer.commit()
+    writer.close()
+    write_stack(Placed(tmp_path / "once", STACKED), 15)
+    assert (tmp_path / "m").read_bytes() == (tmp_path / "once").read_bytes()
+
+
+def test_other_tensors_get_no_place(tmp_path: Path):
+    writer = Placed(tmp_path / "m", STACKED)
+    with pytest.raises(UsageError, match="plan's next tensor are"):
+        writer.allot(AFTER.name, AFTER.precision, parts_of(AFTER))
+    stack = writer.allot(STACK.name, STACK.precision, parts_of(STACK))
+    first = dict(rows_of(STACK, 0, 4).parts)
+    with pytest.raises(UsageError, match="rows 0 to 5 have other sizes than planned"):
+        stack.put(0, 5, [(0, first)])
+    key = next(iter(first))
+    with pytest.raises(UsageError, match=f"its encoder gives {key} .float64., planned are {key} "):
+        stack.put(0, 4, [(0, {**first, key: first[key].astype(np.float64)})])
+    writer.close()
+    collected = Collecting(tmp_path / "collected", STACKED, header=b"", sizes=(STACK.nbytes, AFTER.nbytes))
+    assert (writer.in_any_order, collected.in_any_order) == (True, False)
+    with pytest.raises(UsageError, match="tensor 'stack' is written whole, in `append`"):
+        collected.allot(STACK.name, STACK.precision, parts_of(STACK))
+    collected.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rows_out_of_order_are_refused(tmp_path: Path):

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.errors import UnknownPrecisionError
+import edgekit
+from edgekit import sample
+from edgekit.errors import UnknownPrecisionError, UnknownRecipeError
 from edgekit.precision import Tier, catalogue, find_precision
 
 
@@ -127,3 +129,15 @@ def test_a_plugin_s_precision_is_found_by_its_name(plugin_precision, name, caplo
 def test_a_name_near_a_plugin_s_precision_is_told(plugin_precision):
     with pytest.raises(UnknownPrecisionError, match=r"unknown precision 'mine:P2'; did you mean mine:P1\?"):
         find_precision("mine:P2")
+
+
+@pytest.mark.parametrize("name", ["onnx:int3-sym-g32", "onnx:int4-sym-g8", "onnx:int2-asym-g512"])
+def test_what_the_cpu_provider_refuses_is_said_with_what_it_takes(name, tmp_path):
+    message = (
+        r"MatMulNBits takes 2, 4 or 8 bits in blocks of 16, 32, 64, 128, 256, and 4 or 8 bits in blocks of 512; did you"
+    )
+    with pytest.raises(UnknownPrecisionError, match=message):
+        find_precision(name)
+    with pytest.raises(UnknownRecipeError, match=message.partition(";")[0]):
+        edgekit.quantize(sample.path(), name, to=tmp_path / "never", format="hf")
+    assert not (tmp_path / "never").exists()

@@ -102,6 +102,25 @@ def test_blocks_rounded_by_olive_come_back_with_their_codes(sources):
     assert checked >= 21
 
 
+def test_what_olive_packed_is_read_with_its_values(sources, tmp_path):
+    """Olive's own module decodes the same values; the codes go on to MatMulNBits without another rounding."""
+    from olive.common.quant.nn import QuantLinear
+    from safetensors.torch import load_file
+
+    made = run_pass(sources["hf"], "olive:Rtn", to=tmp_path / "rtn", options={"group_size": 32, "sym": False})
+    packed = load_file(made.path / "model.safetensors")
+    names = [name.removesuffix(".qweight") for name in packed if name.endswith(".qweight")]
+    assert len(names) == 21
+    for name in names:
+        tensor, parts = made.tensors[f"{name}.weight"], [packed[f"{name}.{p}"] for p in ("qweight", "scales", "qzeros")]
+        module = QuantLinear(tensor.shape[1], tensor.shape[0], bits=4, symmetric=False, group_size=32, bias=False)
+        wanted = module.unpack_and_dequantize(parts[0], parts[1].float(), parts[2])
+        np.testing.assert_array_equal(tensor.float32(), wanted.numpy(), err_msg=name)
+    onward = edgekit.convert(made, tmp_path / "onnx", format="onnx")
+    kinds = {t.precision.name for t in onward.tensors.values() if isinstance(t, EncodedTensor)}
+    assert kinds == {"onnx:int4-asym-g32"}
+
+
 def test_wrong_weights_are_refused(sources, tmp_path):
     """HQQ in olive-ai 0.13.0: the graph loads and computes, and has nothing to do with the model."""
     with pytest.raises(QualityGateError, match="OnnxHqqQuantization: the result's outputs have a cosine of"):
@@ -243,9 +262,25 @@ def test_options_are_olives_own(sources, tmp_path):
         entries()["AddOliveMetadata"].check({}, calibrated=False)
     with pytest.raises(UsageError, match="bits='four'; it takes"):
         run_pass(sources["hf"], "olive:Rtn", to=tmp_path / "out", options={"bits": "four"})
+    with pytest.raises(UsageError, match=r"it needs samples; give calibration=, an .npz file or a text"):
+        run_pass(sources["graph"], "olive:OnnxStaticQuantization", to=tmp_path / "out")
+    with pytest.raises(UsageError, match=r"olive:Gptq: it needs samples; give calibration="):  # it would download some
+        run_pass(sources["hf"], "olive:Gptq", to=tmp_path / "out")
+    beyond = [{"input_ids": np.full((1, 4), 512), "attention_mask": np.ones((1, 4), np.int64)}]
+    with pytest.raises(UsageError, match=r"input_ids has ids from 512 to 512; the model has 0 to 511"):
+        run_pass(sources["hf"], "olive:Gptq", to=tmp_path / "out", options={"calibration": beyond})
     refused("the calibration set is empty", calibration=[])
     refused("calibration sample 0 has the inputs x; the model takes input_ids", calibration=[{"x": 1}])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_quantizer_that_finds_nothing_says_so(tmp_path):
+    """Olive's quantizers look for MatMul; graphs of the format onnx have FusedMatMul."""
+    source = edgekit.convert(sample.path(), tmp_path / "fused", format="onnx", dtype="F32")
+    made = run_pass(source, "olive:OnnxKQuantQuantization", to=tmp_path / "out")
+    assert made.manifest.quality["size_ratio"] > 0.98
+    assert "changed no operator" in made.notes["unchanged"]
+    assert "write the model in the format onnx-portable first" in made.notes["unchanged"]
 
 
 def test_what_cannot_run_here_says_why(sources, tmp_path):

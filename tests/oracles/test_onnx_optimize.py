@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edgekit
 from edgekit import sample
-from edgekit.errors import QualityGateError, UnsupportedModelError, UsageError
+from edgekit.errors import InvalidFileError, QualityGateError, UnsupportedModelError, UsageError
 from edgekit.pipeline.passes import run_pass
 from edgekit.testing import pass_checks
 from edgekit_olive.int8 import Dynamic, Static
@@ -130,6 +130,34 @@ def test_what_cannot_be_changed(tmp_path):
     with pytest.raises(QualityGateError, match=r"ONNX_FLOAT16: the result's outputs have a cosine of .*, below 1"):
         run_pass(foldable(tmp_path / "n.onnx"), "ONNX_FLOAT16", to=tmp_path / "o", options={"least_cosine": 1.0})
     assert not (tmp_path / "o").exists()
+
+
+def save(path: Path, node: onnx.NodeProto, ir_version: int = 10) -> Path:
+    """A graph of one node."""
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 4]) for name in "xy"]
+    graph = helper.make_graph([node], "g", ports[:1], ports[1:])
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("my.own", 3)]
+    path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=ir_version).SerializeToString())
+    return path
+
+
+def test_an_operator_of_nobodys_is_named_with_what_to_do(tmp_path):
+    source = save(tmp_path / "m.onnx", helper.make_node("Frobnicate", ["x"], ["y"], domain="my.own"))
+    message = (
+        "the operator my.own:Frobnicate is none that the installed ONNX Runtime computes, .* export the model without"
+    )
+    with pytest.raises(UnsupportedModelError, match=message):
+        run_pass(source, "ONNX_OPTIMIZE", to=tmp_path / "o")
+    with pytest.raises(InvalidFileError, match=message):
+        edgekit.load(source, "onnxruntime")
+
+
+def test_a_version_of_the_format_that_is_newer_than_onnx_is_refused(tmp_path):
+    source = save(tmp_path / "m.onnx", helper.make_node("Relu", ["x"], ["y"]), ir_version=99)
+    with pytest.raises(
+        UnsupportedModelError, match=r"its IR version is 99, the installed onnx knows up to \d+; pip install"
+    ):
+        edgekit.open(source)
 
 
 @pass_checks(Optimize(), format="onnx", profile="quick")

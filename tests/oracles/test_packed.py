@@ -309,6 +309,27 @@ def test_torchao_as_transformers_saves_it(base: Path, tmp_path: Path, case: str,
     check(tmp_path / "m", expected, precision)
 
 
+def test_torchaos_int4_tensor_as_its_own_writer_lays_it_out(base: Path, tmp_path: Path) -> None:
+    """torchao makes them on a GPU alone, and has no dequantization: the values are to FBGEMM's formula."""
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+    from torchao.quantization.quantize_.workflows.int4.int4_tensor import Int4Tensor
+
+    rng, made, expected = torch.Generator().manual_seed(0), {}, {}
+    for name, values in matrices(base):
+        out, cols = values.shape
+        codes = torch.randint(-8, 8, (out, cols), generator=rng, dtype=torch.int8)
+        scale, zero = (torch.rand(cols // 64, out, generator=rng).to(torch.bfloat16) / 64 for _ in range(2))
+        packed = torch.bitwise_or(codes[:, ::2] & 15, codes[:, 1::2] << 4).contiguous()
+        made[name] = Int4Tensor(packed, scale, zero, [1, 64], values.shape)
+        groups = codes.float().reshape(out, -1, 64)
+        expected[name] = (groups * scale.float().T[..., None] + zero.float().T[..., None]).reshape(out, cols)
+    tensors, metadata = flatten_tensor_state_dict(made)
+    directory = put(base, tmp_path / "m", tensors, {"quant_method": "torchao", "quant_type": {"default": {}}})
+    held = load_file(directory / "model.safetensors")
+    save_file(held, directory / "model.safetensors", metadata=metadata)
+    check(directory, expected, "packed:int4_offset-g64")
+
+
 def test_mxfp4_experts_as_transformers_unpacks_them(tmp_path: Path) -> None:
     """transformers turns them to [experts, in, out]; the quantized matrices are [experts, out, in]."""
     rng = torch.Generator().manual_seed(0)

@@ -73,6 +73,13 @@ def test_nothing_is_contracted(name):
         assert not CONTRACTED.search(assembly)
 
 
+@pytest.mark.parametrize("name", ["IQ1_S_weighted", "IQ1_M"])
+def test_kernels_call_no_function(name):
+    """Such as memcpy, which LLVM makes of loops: beside a second kernel, its address would be wrong."""
+    assert "@GOT\n" not in (assembly := compiler.assembly(library.emitter(name)))
+    assert "mem" not in assembly
+
+
 def test_contraction_would_be_seen():
     machine = compiler.target_machine("haswell", "")
     text = "define float @f(float %a) { %b = fmul contract float %a, %a %c = fadd contract float %b, %a ret float %c }"

@@ -68,7 +68,7 @@ def test_it_is_the_default_and_decodes_as_the_reference(kind):
     assert np.array_equal(edgekit.decode(encoded), encoded.dequantize())
 
 
-@pytest.mark.parametrize("kind", ["IQ2_XS", "IQ2_XXS"])
+@pytest.mark.parametrize("kind", ["IQ2_XS", "IQ2_XXS", "IQ1_S"])
 def test_rows_without_an_importance_matrix_are_refused(kind):
     with pytest.raises(UsageError, match=f"^ggml:{kind} cannot be encoded without an importance matrix"):
         edgekit.encode(np.ones((1, 256), np.float32), f"ggml:{kind}", backend="numba")
@@ -83,7 +83,7 @@ def test_values_for_which_no_point_is_found_are_refused():
 @pytest.mark.parametrize("lanes", [4, 8, 16])
 @pytest.mark.parametrize("kind", GRIDS)
 def test_tables_hold_every_neighbour_in_order(kind, lanes):
-    points, tables = grid_tables.TYPES[kind].SEARCH.points, grid_tables.tables(kind, lanes)
+    points, tables = grid_tables.points_of(kind), grid_tables.tables(kind, lanes)
     places = (points.codes.astype(int) << points.bits * np.arange(points.dimensions)).sum(axis=1)
     for place in np.random.default_rng(0).choice(np.flatnonzero(points.count), 50):
         first, chunks = tables.places[place]
@@ -93,6 +93,7 @@ def test_tables_hold_every_neighbour_in_order(kind, lanes):
         assert list(neighbours[:count]) == list(places[wanted])
         assert set(neighbours[count:]) <= {neighbours[0]}
         levels = tables.levels[first : first + chunks].swapaxes(1, 2).reshape(-1, points.dimensions)
-        assert np.array_equal(levels[:count], 2 * points.codes[wanted] + 1)
+        codes = points.codes[wanted].astype(int)
+        assert np.array_equal(levels[:count], codes - 1 if kind.startswith("IQ1") else 2 * codes + 1)
     assert np.array_equal(tables.places[places, 0], np.arange(len(places)))
     assert not tables.places[places, 1].any()

@@ -33,7 +33,7 @@ from edgekit.pipeline._feedback import fastest
 from edgekit.pipeline._progress import Progress, Shown, reporting
 from edgekit.pipeline.rounding._integers import Integers, mean_product
 from edgekit.pipeline.rounding._kernels import NUMPY, Kernels
-from edgekit.pipeline.rounding._ordered import IntegerTransformer
+from edgekit.pipeline.rounding._ordered import OrderedTransformer
 from edgekit.pipeline.rounding.calibration import (
     COUNTS,
     Calibration,
@@ -175,7 +175,7 @@ def layer_moments(
     step = max(1, _BATCH // windows.shape[1])
     batches = [slice(start, start + step) for start in range(0, len(windows), step)]
     kernels = fastest()
-    states = IntegerTransformer(model, cache=False, kernels=kernels).embedded(windows)
+    states = OrderedTransformer(model, cache=False, kernels=kernels).embedded(windows)
     experts = ExpertSums(model)
     for layer in range(model.config.layers):
         if progress:
@@ -189,7 +189,7 @@ def layer_moments(
     outputs = [name for name in ("token_embd.weight", "output.weight") if name in wanted]
     if outputs:
         sums = _Sums(wanted, kernels, pool)
-        last = IntegerTransformer(model, cache=False)
+        last = OrderedTransformer(model, cache=False)
         for batch in batches:
             sums.add(outputs[0], last.normalized(states[batch]).reshape(-1, model.config.width))
         yield from sums.means()
@@ -205,7 +205,7 @@ def _computing(
     """The model, which keeps the decoded weights of its layer; routers choose their experts in float32."""
     if calibration.experts:
         return Transformer(model, True, observe)
-    return IntegerTransformer(model, True, observe, kernels=kernels, threads=pool)
+    return OrderedTransformer(model, True, observe, kernels=kernels, threads=pool)
 
 
 def _observed(sums: _Sums, experts: ExpertSums, name: str, x: F32) -> None:
@@ -267,9 +267,10 @@ def outer(x: F32, shape: tuple[int, ...], kernels: Kernels = NUMPY, pool: Execut
     """``x^T x`` of inputs [tokens, cols], or its blocks on the diagonal, in the shape of a moment."""
     width = shape[-1]
     blocks = [Integers.of_columns(x[:, start : start + width], pool) for start in range(0, x.shape[1], width)]
-    products = np.stack([mean_product(block, block, 1, kernels, pool) for block in blocks])
+    parts = [mean_product(block, block, 1, kernels, pool) for block in blocks]
+    products = parts[0][None] if len(parts) == 1 else np.stack(parts)
     with np.errstate(over="ignore", invalid="ignore"):  # refused with the name of the matrix
-        squares = np.einsum("ij,ij->j", x, x)
+        squares = np.add.reduce(x * x, axis=0)  # one row after another on every machine
     np.einsum("kii->ki", products)[...] = squares.reshape(len(products), width)  # the importance, in all its bits
     return products.reshape(shape)
 

@@ -2,6 +2,7 @@
 
     7a01b6e2f6d1c9b4 {"journal": 2, "name": "model.gguf"}
     0b9f…            {"fingerprint": "…"}
+    11f0…            {"at": 4096, "bytes": 2048, "crc": 305419896}      one for each piece of a unit that is under way
     5c44…            {"end": 8192, "crc": 3735928559, "note": "…"}      one for each unit
 
 Each line begins with a checksum of itself and of the checksum before it. So reading
@@ -44,15 +45,26 @@ class Unit:
     note: str
 
 
+@attrs.frozen
+class Piece:
+    """Bytes that are complete in a unit that is not: the offset of the first, their number, and their CRC-32."""
+
+    at: int
+    bytes: int
+    crc: int
+
+
 class Journal:
-    """The units that are complete, and the fingerprint.
+    """The units that are complete, the pieces of those that are not, and the fingerprint.
 
     Attributes:
         units: complete units, those of an interrupted run first.
+        pieces: how many pieces were recorded after them, those of an interrupted run included.
     """
 
     def __init__(self, path: Path, name: str, fingerprint: Fingerprint | None) -> None:
         self.units: list[Unit] = []
+        self.pieces = 0
         self._path = path
         self._header = {"journal": VERSION, "name": name}
         self._fingerprint = fingerprint
@@ -66,24 +78,28 @@ class Journal:
         """Whether a later run may resume this one."""
         return self._fingerprint is not None
 
-    def read(self) -> list[Unit]:
-        """Return the units of a run with the same fingerprint, up to the first line whose checksum fails."""
+    def read(self) -> tuple[list[Unit], list[Piece]]:
+        """Return the units of a run with the same fingerprint, and the pieces after them.
+
+        Lines count up to the first whose checksum fails.
+        """
         if self._fingerprint is None or self._path.is_symlink() or not self._path.is_file():
-            return []
+            return [], []
         if self._path.stat().st_size > LIMIT:
-            return []
+            return [], []
         header, *lines = list(_checked(self._path.read_bytes())) or [{}]
         fingerprints = [line["fingerprint"] for line in lines if "fingerprint" in line]
         if header != self._header or len(fingerprints) != 1:
-            return []
+            return [], []
         self._fingerprint = _called(self._fingerprint)  # computed only if there is something to resume
         if fingerprints[0] != self._fingerprint.hex():
-            return []
-        return list(_units(line for line in lines if "fingerprint" not in line))
+            return [], []
+        return _believed(line for line in lines if "fingerprint" not in line)
 
-    def start(self, units: list[Unit]) -> None:
-        """Start a new journal with the units that are intact."""
-        self.units = list(units)
+    def start(self, units: list[Unit], pieces: Iterable[Piece] = ()) -> None:
+        """Start a new journal with the units and the pieces that are intact."""
+        pieces = list(pieces)
+        self.units, self.pieces = list(units), len(pieces)
         clear(self._path)
         if self._fingerprint is None:
             return
@@ -95,7 +111,8 @@ class Journal:
         else:
             self._sign()
             self._signed.result()
-        self._append(*map(attrs.asdict, units))
+        lines: list[Unit | Piece] = [*units, *pieces]
+        self._append(*map(attrs.asdict, lines))
 
     def add(self, unit: Unit) -> None:
         """Record a complete unit."""
@@ -103,9 +120,15 @@ class Journal:
             self._append(attrs.asdict(unit))
         self.units.append(unit)
 
+    def add_pieces(self, pieces: Iterable[Piece]) -> None:
+        """Record complete pieces of units that are not complete; from any thread."""
+        if self._fingerprint is not None:
+            self._append(*map(attrs.asdict, pieces))
+            self.pieces += 1
+
     def kept(self) -> bool:
         """Return whether a later run can resume; waits briefly for the fingerprint."""
-        if self._fingerprint is None or not self.units:
+        if self._fingerprint is None or not (self.units or self.pieces):
             return False
         wait([self._signed], PATIENCE)
         return self._signed.done() and self._signed.exception() is None
@@ -170,15 +193,20 @@ def _checked(journal: bytes) -> Iterator[dict[str, Any]]:
         yield content
 
 
-def _units(lines: Iterable[dict[str, Any]]) -> Iterator[Unit]:
-    """Return the units up to the first line of another kind, which another version of edgekit may have written."""
-    end = 0
+def _believed(lines: Iterable[dict[str, Any]]) -> tuple[list[Unit], list[Piece]]:
+    """Return the units and the pieces after them, up to the first line that another version may have written."""
+    units: list[Unit] = []
+    pieces: list[Piece] = []
     for line in lines:
-        kinds = {key: type(value) for key, value in line.items()}
-        if kinds != {"end": int, "crc": int, "note": str} or line["end"] < end:
-            return
-        end = line["end"]
-        yield Unit(**line)
+        kinds, end = {key: type(value) for key, value in line.items()}, units[-1].end if units else 0
+        if kinds == {"end": int, "crc": int, "note": str} and line["end"] >= end:
+            units.append(Unit(**line))
+        elif kinds == {"at": int, "bytes": int, "crc": int} and line["at"] >= end and line["bytes"] > 0:
+            pieces.append(Piece(**line))
+        else:
+            break
+    end = units[-1].end if units else 0
+    return units, [piece for piece in pieces if piece.at >= end]
 
 
-__all__ = ["Fingerprint", "Journal", "Unit"]
+__all__ = ["Fingerprint", "Journal", "Piece", "Unit"]

@@ -29,6 +29,7 @@ from edgekit.files import pairs
 #: Longest file name of common file systems, in bytes.
 NAME_LIMIT = 255
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of <linux/fs.h> and <fcntl.h>
+_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of <linux/falloc.h>
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV, errno.EPERM)
 
 
@@ -225,19 +226,48 @@ def exchange(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code), str(other))
 
 
+def allocate(descriptor: int, nbytes: int) -> bool:
+    """Allot disk blocks for the first `nbytes` bytes of a file, whose size stays; False where the system cannot.
+
+    `os.posix_fallocate` writes into every block where the file system cannot, and lengthens the file.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    fallocate = _fallocate()
+    if fallocate is None or nbytes <= 0:
+        return False
+    if fallocate(descriptor, _KEEP_SIZE, 0, nbytes) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        raise OSError(code, os.strerror(code))
+    return False
+
+
+@cache
+def _fallocate() -> Any:
+    return _of_linux("fallocate64", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
 @cache
 def _renameat2() -> Any:
-    """Return the C library's function; None if it has none."""
+    return _of_linux("renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+
+
+def _of_linux(name: str, *types: Any) -> Any:
+    """Return a function of Linux' C library; None if it has none."""
     if not sys.platform.startswith("linux"):
         return None
-    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    function = getattr(ctypes.CDLL(None, use_errno=True), name, None)
     if function is not None:
-        function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+        function.argtypes = types
     return function
 
 
 __all__ = [
     "NAME_LIMIT",
+    "allocate",
     "clear",
     "entries_below",
     "exchange",

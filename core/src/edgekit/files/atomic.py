@@ -11,6 +11,9 @@ from then on.
 
 Units are not synced one by one: data that a killed process has written is kept by the system, and data lost in a power
 cut fails the checksum, so that the run continues before it. `commit` syncs everything before the rename.
+
+A unit that was given its place (`AtomicFile.allot`) is written in any order, by several threads. Its complete pieces
+are noted as they come, and a later run does without them.
 """
 
 from __future__ import annotations
@@ -19,19 +22,25 @@ import contextlib
 import json
 import os
 import stat
+import threading
 import zlib
+from collections import deque
 from collections.abc import Collection, Container, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import attrs
+
 from edgekit.errors import ResourceError, UsageError
 from edgekit.files import guard, pairs
-from edgekit.files._journal import Fingerprint, Journal, Unit
+from edgekit.files._crc import combined
+from edgekit.files._journal import Fingerprint, Journal, Piece, Unit
 from edgekit.files._lock import Lock
 from edgekit.files._problems import require_space, writing
 from edgekit.files._swap import (
     NAME_LIMIT,
+    allocate,
     clear,
     entries_below,
     hidden,
@@ -50,6 +59,35 @@ _JOURNAL = ".partial.json"
 _CHUNK = 1 << 22
 #: Bytes of zeros that are written between two places; a longer gap is left to the file system.
 _GAP = 1 << 12
+
+
+@attrs.frozen(eq=False)
+class Region:
+    """The place of a unit whose bytes come in any order; made by `AtomicFile.allot`.
+
+    Attributes:
+        begin, end: its first byte in the file, and the one after its last.
+        pieces: what this run has written of it or taken over, by the offset of each piece.
+        left: what an interrupted run has written of it, by the offset of each piece.
+    """
+
+    begin: int
+    end: int
+    pieces: dict[int, Piece] = attrs.field(factory=dict)
+    left: dict[int, Piece] = attrs.field(factory=dict)
+
+    def take(self, ranges: Iterable[tuple[int, int]]) -> bool:
+        """Take over what an interrupted run has written: exactly these pieces, each its offset and bytes, or nothing.
+
+        Returns:
+            Whether they are complete. Pieces that were cut elsewhere count for nothing.
+        """
+        wanted = [(self.left.get(offset), nbytes) for offset, nbytes in ranges if nbytes]
+        whole = [piece for piece, nbytes in wanted if piece is not None and piece.bytes == nbytes]
+        if len(whole) < len(wanted):
+            return False
+        self.pieces.update((piece.at, piece) for piece in whole)
+        return True
 
 
 class AtomicFile:
@@ -102,7 +140,10 @@ class AtomicFile:
         self.offset = 0
         self._unit = 0, 0  # where the unit under way begins, and the checksum of everything before
         self._scattered = False
-        self._closed = False
+        self._left: dict[int, Piece] = {}  # complete pieces of an interrupted run, after its last complete unit
+        self._regions: deque[Region] = deque()
+        self._seeking = threading.Lock()  # only where the system has no positioned writes
+        self._preallocated = self._closed = False
         with writing(self._named):
             _refuse_long_name(pairs.beside(self.target) if manifest else self.target)
             _refuse_what_is_no_file(self.target, target)
@@ -147,6 +188,7 @@ class AtomicFile:
         """
         if not (view := memoryview(data)).nbytes:
             return
+        self._refuse_allotted()
         view = view.cast("B")
         with writing(self._named, f"{len(view):,} bytes at offset {self.offset:,}"):
             write_all(self._file, view)
@@ -162,6 +204,7 @@ class AtomicFile:
             UsageError: the place is in an earlier unit.
             ResourceError: as `write`.
         """
+        self._refuse_allotted()
         begin, _ = self._unit
         if offset < begin:
             raise UsageError(f"{self.target}: bytes before {begin} belong to complete units; offset {offset} is one")
@@ -185,6 +228,7 @@ class AtomicFile:
         Raises:
             ChangedSourceError: a source was changed, so that the unit may have old or new content.
         """
+        self._refuse_allotted()
         if self._reading:
             self._reading.check_sources(hashes=False)
         if self._scattered:
@@ -195,6 +239,100 @@ class AtomicFile:
         with writing(self._named, "its journal"):
             self._journal.add(Unit(self.offset, self._crc, note))
         self._unit, self._scattered = (self.offset, self._crc), False
+
+    def allot(self, end: int) -> Region:
+        """Give the next unit its place, from the end of what was written or allotted up to `end`.
+
+        Its bytes are written with `put`, in any order and from any thread; what no piece covers becomes zeros. Several
+        units may be under way; `complete` records them in their order. Meanwhile nothing else can be written.
+
+        Raises:
+            UsageError: `end` is before the place's beginning.
+        """
+        if end < self.offset:
+            raise UsageError(f"{self.target}: a unit from {self.offset} cannot end at {end}")
+        left = {at: piece for at, piece in self._left.items() if self.offset <= at < end}
+        region = Region(self.offset, end, left=left)
+        self._regions.append(region)
+        self.offset = end
+        return region
+
+    def put(self, region: Region, offset: int, data: bytes | bytearray | memoryview, crc: int = 0) -> int:
+        """Write bytes of a region at their place in the file; several threads may do so.
+
+        Returns:
+            Their CRC-32, continued from `crc`, for `put_done`.
+
+        Raises:
+            UsageError: the place is outside the region.
+            ResourceError: as `write`.
+        """
+        view = memoryview(data).cast("B")
+        if offset < region.begin or offset + len(view) > region.end:
+            raise UsageError(f"{self.target}: bytes {offset} to {offset + len(view)} are outside their unit's place")
+        with writing(self._named, f"{len(view):,} bytes at offset {offset:,}"):
+            self._write_there(offset, view)
+        return zlib.crc32(view, crc)
+
+    def put_done(self, region: Region, pieces: Iterable[tuple[int, int, int]]) -> None:
+        """Record pieces that are complete, each its offset, its bytes and its CRC-32; several threads may do so.
+
+        Raises:
+            ChangedSourceError: a source was changed, so that they may have old or new content.
+        """
+        made = [Piece(*piece) for piece in pieces]
+        if self._reading:
+            self._reading.check_sources(hashes=False)
+        with writing(self._named, "its journal"):
+            self._journal.add_pieces(made)
+        region.pieces.update((piece.at, piece) for piece in made)
+
+    def complete(self, region: Region, note: str = "") -> None:
+        """Record that a region is complete, in the order in which they were allotted; as `unit_done`.
+
+        Raises:
+            UsageError: another region comes first.
+            ChangedSourceError: as `unit_done`.
+        """
+        if not self._regions or self._regions[0] is not region:
+            raise UsageError(f"{self.target}: units are completed in the order in which they got their places")
+        position, crc = region.begin, self._crc
+        for at in sorted(region.pieces):
+            crc, piece = self._zeros(position, at, crc), region.pieces[at]
+            crc, position = combined(crc, piece.crc, piece.bytes), at + piece.bytes
+        self._crc = self._zeros(position, region.end, crc)
+        if self._reading:
+            self._reading.check_sources(hashes=False)
+        with writing(self._named, "its journal"):
+            self._journal.add(Unit(region.end, self._crc, note))
+            self._file.seek(region.end)
+        self._regions.popleft()
+        self._unit = region.end, self._crc
+
+    def _zeros(self, begin: int, end: int, crc: int) -> int:
+        """Write the zeros between two pieces; return the checksum with them."""
+        while begin < end:
+            zeros = bytes(min(end - begin, _CHUNK))
+            with writing(self._named, f"{len(zeros):,} bytes at offset {begin:,}"):
+                self._write_there(begin, memoryview(zeros))
+            begin, crc = begin + len(zeros), zlib.crc32(zeros, crc)
+        if begin > end:
+            raise UsageError(f"{self.target}: two pieces overlap at {end}")
+        return crc
+
+    def _write_there(self, offset: int, view: memoryview) -> None:
+        if hasattr(os, "pwrite"):
+            while view:
+                count = os.pwrite(self._file.fileno(), view[: 1 << 30], offset)
+                view, offset = view[count:], offset + count
+            return
+        with self._seeking:
+            self._file.seek(offset)
+            write_all(self._file, view)
+
+    def _refuse_allotted(self) -> None:
+        if self._regions:
+            raise UsageError(f"{self.target}: {len(self._regions)} units have their places and are not complete")
 
     def overwrite(self, offset: int, data: bytes) -> None:
         """Overwrite earlier bytes, e.g. a header reserved as zeros; only before `commit`.
@@ -214,7 +352,18 @@ class AtomicFile:
         Raises:
             ResourceError: it does not.
         """
-        require_space(self.target.parent, nbytes - self.offset, self._named)
+        with writing(self._named):
+            there = max(self.offset, 512 * getattr(os.fstat(self._file.fileno()), "st_blocks", 0))
+        require_space(self.target.parent, nbytes - there, self._named)
+
+    def preallocate(self, nbytes: int) -> None:
+        """Have the system allot the disk's blocks for `nbytes` bytes in total, where it can; nothing is written.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
+        with writing(self._named, f"{nbytes:,} bytes"):
+            self._preallocated |= allocate(self._file.fileno(), nbytes)
 
     def commit(self, manifest: bytes | None = None) -> None:
         """Sync, and replace the target by the file, with its manifest (a JSON object) if there is one.
@@ -226,7 +375,10 @@ class AtomicFile:
         if self._work:
             self._work.check_sources()
             self._work.admit(self.target)  # something else may have been put there meanwhile
+        self._refuse_allotted()
         with writing(self._named):
+            if self._preallocated:  # perhaps for more than was written
+                self._file.truncate(self.offset)
             os.fsync(self._file.fileno())
             if os.name == "nt":  # an open file cannot be renamed there
                 self._file.close()
@@ -270,15 +422,17 @@ class AtomicFile:
         if not _is_regular(self._partial):
             clear(self._partial)
         left = self._partial.exists() and self._partial.stat().st_size > 0
-        units = self._journal.read() if left else []
-        if not units:
+        units, pieces = self._journal.read() if left else ([], [])
+        if not (units or pieces):
             clear(self._partial)
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
         self._file = open(os.open(self._partial, flags, 0o666), "r+b", buffering=0)  # noqa: SIM115
-        units = self._intact(units)
-        if self._reading and self._journal.resumable and left and not units:
+        whole = self._intact(units)
+        if len(whole) == len(units):
+            self._left = self._intact_pieces(pieces)
+        if self._reading and self._journal.resumable and left and not (whole or self._left):
             self._reading.restart()
-        self._resume(units)
+        self._resume(whole)
 
     def _vouched(self, fingerprint: Fingerprint | None) -> Fingerprint | None:
         """Return the fingerprint; raise if the sources changed before the hashes that it includes were computed."""
@@ -296,9 +450,9 @@ class AtomicFile:
     def _resume(self, units: list[Unit]) -> None:
         if units:
             self.offset, self._crc = self._unit = units[-1].end, units[-1].crc
-        self._file.truncate(self.offset)
+        self._file.truncate(max([self.offset, *(piece.at + piece.bytes for piece in self._left.values())]))
         self._file.seek(self.offset)
-        self._journal.start(units)
+        self._journal.start(units, self._left.values())
 
     def _intact(self, units: list[Unit]) -> list[Unit]:
         """Return the units up to the first that is missing in the partial file."""
@@ -310,6 +464,17 @@ class AtomicFile:
             if unit.end > size or crc != unit.crc:
                 return units[:index]
         return units
+
+    def _intact_pieces(self, pieces: Iterable[Piece]) -> dict[int, Piece]:
+        """Return the pieces whose bytes are in the partial file, by their offsets."""
+        intact: dict[int, Piece] = {}
+        size = os.fstat(self._file.fileno()).st_size
+        for piece in pieces:
+            if piece.at + piece.bytes <= size:
+                self._file.seek(piece.at)
+                if _checksum(self._file, piece.bytes, 0) == piece.crc:
+                    intact[piece.at] = piece
+        return intact
 
     def _let_go(self) -> None:
         self._closed = True
@@ -539,6 +704,7 @@ __all__ = [
     "AtomicDirectory",
     "AtomicFile",
     "Fingerprint",
+    "Region",
     "require_space",
     "write_atomic",
     "writing",

@@ -92,6 +92,24 @@ def stored_parts(tensor: Tensor | EncodedTensor, name: str, precision: Precision
     return [Part(f"{name}.{key}", _follows(tensor, precision, part.dtype), part.shape) for key, part in layouts.items()]
 
 
+def encoded_parts(tensor: AnyTensor, precision: Precision) -> dict[str, Part] | None:
+    """Return type and shape of each part that a tensor is encoded to, by the part's name, before it is encoded.
+
+    None if that is unknown: a tensor that is copied, and whose rows are not apart, or a precision that is only decoded.
+    """
+    if isinstance(tensor, EncodedTensor) and tensor.precision == precision:
+        if not (tensor.sliceable and precision.rowwise):
+            return None
+        sample = tensor.read_parts(0, 1)
+        return {
+            key: Part(key, p.dtype.name, (tensor.rows, *p.shape[1:]) if p.ndim else ()) for key, p in sample.items()
+        }
+    layouts = part_layouts(precision, tensor.shape or (1,))
+    if layouts is None:
+        return None
+    return {key: Part(key, _follows(tensor, precision, part.dtype), part.shape) for key, part in layouts.items()}
+
+
 def _follows(tensor: Tensor | EncodedTensor, precision: Precision, dtype: str) -> str:
     """The type of a part: that of a 2-byte source for scales which take the source's type, else as it is."""
     if precision.scale_dtype != "source" or dtype != "float32" or not isinstance(tensor, Tensor):

@@ -5,7 +5,8 @@ the tensors in one of its files. What they share is `PlannedWriter`: the next te
 needs all of them, and an interrupted run goes on after its last complete tensor if it would write the same.
 
 A large tensor comes in rows, encoded as they are read: a writer that says where its parts lie (`place`) puts each of
-them there, so that a stack of experts is never in memory as a whole.
+them there, so that a stack of experts is never in memory as a whole. Its rows may also come in any order, from several
+threads (`PlannedWriter.allot`).
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ import attrs
 
 from edgekit.encoding._codecs import put_rows
 from edgekit.errors import UsageError
-from edgekit.files.atomic import ARTIFACT_FILES, AtomicDirectory, AtomicFile
+from edgekit.files.atomic import ARTIFACT_FILES, AtomicDirectory, AtomicFile, Region
 from edgekit.formats.safetensors import Part, to_bytes
 from edgekit.manifest import Manifest
+from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Plan
 from edgekit.reference import Parts
 from edgekit.tensor import QuantizedTensor
+from edgekit.typing import Array
 
 #: Part of every fingerprint: a run never resumes one of an edgekit version with another order of units.
 _UNITS = b"edgekit.formats.writer 1\n"
@@ -54,6 +57,79 @@ class Places:
             offsets[part.name] = begin = -(-end // alignment) * alignment
             end = begin + part.nbytes
         return cls(offsets, end)
+
+
+@attrs.frozen(eq=False)
+class Allotted:
+    """The place of a tensor whose rows are written in any order, by several threads; made by `PlannedWriter.allot`.
+
+    Attributes:
+        name: the tensor's, for messages.
+        rows: how many it has.
+        file: where it lies.
+        region: its place there.
+        places: of its parts.
+        parts: types and shapes of its parts, by name.
+    """
+
+    name: str
+    rows: int
+    file: AtomicFile
+    region: Region
+    places: Places
+    parts: Mapping[str, Part]
+
+    def resumed(self, start: int, stop: int) -> bool:
+        """Whether these rows are complete since an interrupted run, which has written exactly them in one go."""
+        return self.region.take(self._ranges(start, stop).values())
+
+    def put(self, start: int, stop: int, pieces: Iterable[tuple[int, Parts]]) -> None:
+        """Write rows ``start:stop``, which come in order as pairs of the first row's number and the encoded parts.
+
+        Raises:
+            UsageError: the parts are not those for which the place was made.
+            ChangedSourceError: a source was changed meanwhile.
+            ResourceError: the disk is full; the target stays as it was.
+        """
+        ranges = self._ranges(start, stop)
+        crcs, ends = dict.fromkeys(ranges, 0), {key: at for key, (at, _) in ranges.items()}
+        for first, parts in pieces:
+            for key, array in parts.items() if first == start else _by_rows(parts):
+                self._refuse_other(key, array)
+                if key in ranges and array.nbytes:
+                    crcs[key] = self.file.put(self.region, ends[key], to_bytes(array), crcs[key])
+                    ends[key] += array.nbytes
+        if ends != {key: at + nbytes for key, (at, nbytes) in ranges.items()}:
+            raise UsageError(f"tensor {self.name!r}: rows {start} to {stop} have other sizes than planned")
+        done = ((at, nbytes, crcs[key]) for key, (at, nbytes) in ranges.items())
+        self.file.put_done(self.region, (piece for piece in done if piece[1]))
+
+    def _ranges(self, start: int, stop: int) -> dict[str, tuple[int, int]]:
+        """First byte and number of bytes of these rows, by part; a part without rows is written with the first ones."""
+        ranges = {}
+        for key, begin in self.places.offsets.items():
+            part = self.parts[key]
+            if stop - start == self.rows:
+                ranges[key] = begin, part.nbytes
+            elif part.shape:
+                row = part.nbytes // self.rows
+                ranges[key] = begin + start * row, (stop - start) * row
+            elif not start:
+                ranges[key] = begin, part.nbytes
+        return ranges
+
+    def _refuse_other(self, key: str, array: Array) -> None:
+        part = self.parts.get(key)
+        if part is None or part.dtype != array.dtype.name:
+            planned = ", ".join(f"{part.name} ({part.dtype})" for part in self.parts.values())
+            raise UsageError(
+                f"tensor {self.name!r}: its encoder gives {key} ({array.dtype.name}), planned are {planned}; name "
+                "another backend"
+            )
+
+
+def _by_rows(parts: Parts) -> Iterable[tuple[str, Array]]:
+    return ((key, array) for key, array in parts.items() if array.ndim)
 
 
 @attrs.define
@@ -118,10 +194,12 @@ class PlannedWriter(ABC):
         self._identity = header if identity is None else identity
         self._sizes = sizes
         self._under_way: _UnderWay | None = None
+        self._allotted = 0
         self.remarks: dict[str, str] = {}
         self.file = self._open(self._fingerprint)  # called later: the sources are hashed while tensors are written
         try:
             self.file.reserve(nbytes)
+            self._preallocate(nbytes)
             if not self.file.done:
                 self.file.write(header)
         except BaseException:
@@ -134,9 +212,56 @@ class PlannedWriter(ABC):
         return self.file.done
 
     @property
+    def placed(self) -> int:
+        """Tensors that are complete, or under way in a place that `allot` gave them; `place` is for the next one."""
+        return self.done + self._allotted
+
+    @property
+    def in_any_order(self) -> bool:
+        """Whether `allot` gives tensors their place: whether the class has `place`."""
+        return type(self).place is not PlannedWriter.place
+
+    @property
     def notes(self) -> list[str]:
         """The note of each complete tensor, those of an interrupted run included."""
         return self.file.notes
+
+    def allot(self, name: str, precision: Precision, parts: Mapping[str, Part]) -> Allotted:
+        """Give the plan's next tensor its place, so that its rows can be written in any order, by several threads.
+
+        Several tensors may be under way; `complete` records them in the plan's order.
+
+        Args:
+            name: of the tensor.
+            precision: of the tensor.
+            parts: types and shapes of its parts, as `place` takes them.
+
+        Raises:
+            UsageError: it is not the one that the plan has next, or has other sizes than planned.
+        """
+        count = self._expected(name, precision, parts)
+        self.file = self.file_of(self.placed)
+        assignment = self.plan.assignments[self.placed]
+        places = self.place(parts, assignment)
+        if places is None:
+            raise UsageError(f"{self.path}: tensor {name!r} is written whole, in `append`")
+        region = self.file.allot(places.end)
+        self._allotted += 1
+        return Allotted(name, count, self.file, region, places, parts)
+
+    def complete(self, allotted: Allotted) -> None:
+        """Record that every row of a tensor was written; in the plan's order.
+
+        Raises:
+            UsageError: another tensor comes first.
+            ChangedSourceError: a source was changed meanwhile; the target stays as it was.
+        """
+        allotted.file.complete(allotted.region, allotted.places.note)
+        self._allotted -= 1
+
+    def file_of(self, index: int) -> AtomicFile:
+        """Return the file of the plan's tensor `index`, for formats with several; called before `place`."""
+        return self.file
 
     def write(self, tensor: QuantizedTensor) -> None:
         """Append the plan's next tensor.
@@ -158,7 +283,9 @@ class PlannedWriter(ABC):
             UsageError: they are not of the tensor that the plan has next, or not the next rows of it.
             ResourceError: the disk is full; the target stays as it was.
         """
-        count = self._next_rows(rows)
+        count = math.prod(self._next(rows.name).shape[:-1])
+        self._expected(rows.name, rows.precision, _whole(rows, count))
+        self.file = self.file_of(self.placed)
         under_way = self._under_way or self._begin(rows, count)
         if first != under_way.rows or first + rows.rows > count:
             raise UsageError(
@@ -222,24 +349,31 @@ class PlannedWriter(ABC):
     def _open(self, fingerprint: Callable[[], bytes]) -> AtomicFile:
         """Begin, or resume, the file of the tensors."""
 
-    def _next_rows(self, rows: QuantizedTensor) -> int:
-        """Return how many rows the plan's next tensor has, if these may be of it."""
-        if self.done >= len(self.plan):
-            raise UsageError(f"{self.path}: tensor {rows.name!r} is one more than the plan's {len(self.plan)}")
-        planned = self.plan.assignments[self.done]
-        count = math.prod(planned.shape[:-1])
+    def _next(self, name: str) -> Assignment:
+        """Return the plan's line for the next tensor; raise if there is none."""
+        if self.placed >= len(self.plan):
+            raise UsageError(f"{self.path}: tensor {name!r} is one more than the plan's {len(self.plan)}")
+        return self.plan.assignments[self.placed]
+
+    def _expected(self, name: str, precision: Precision, parts: Mapping[str, Part]) -> int:
+        """Return how many rows the plan's next tensor has, if this may be it."""
+        planned = self._next(name)
         expected: tuple[str | int, ...] = (planned.name, planned.precision.name)
-        given: tuple[str | int, ...] = (rows.name, rows.precision.name)
+        given: tuple[str | int, ...] = (name, precision.name)
         what = "(name, precision)"
         if self._sizes is not None:
-            nbytes = sum(part.nbytes for part in _whole(rows, count).values())
-            expected, given = (*expected, self._sizes[self.done]), (*given, nbytes)
+            expected = (*expected, self._sizes[self.placed])
+            given = (*given, sum(part.nbytes for part in parts.values()))
             what = "(name, precision, bytes)"
         if given != expected:
             raise UsageError(
                 f"{self.path}: {what} of the plan's next tensor are {expected}, not {given}; write in the plan's order"
             )
-        return count
+        return math.prod(planned.shape[:-1])
+
+    def _preallocate(self, nbytes: int) -> None:
+        """Have the system allot the disk's blocks; a class with several files does so for each."""
+        self.file.preallocate(nbytes)
 
     def _begin(self, rows: QuantizedTensor, count: int) -> _UnderWay:
         assignment, parts = self.plan.assignments[self.done], _whole(rows, count)
@@ -261,7 +395,7 @@ class PlannedWriter(ABC):
         return self.append(whole, assignment) or ""
 
     def _refuse_missing(self) -> None:
-        if self._under_way is not None or self.done != len(self.plan):
+        if self._under_way is not None or self._allotted or self.done != len(self.plan):
             raise UsageError(
                 f"{self.path}: only {self.done} of {len(self.plan)} tensors were written; write them all before commit"
             )
@@ -352,4 +486,4 @@ class PlannedDirectory(PlannedWriter):
             raise
 
 
-__all__ = ["Places", "PlannedDirectory", "PlannedFile", "PlannedWriter"]
+__all__ = ["Allotted", "Places", "PlannedDirectory", "PlannedFile", "PlannedWriter"]

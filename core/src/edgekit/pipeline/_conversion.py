@@ -41,8 +41,10 @@ from edgekit.files.guard import Stamp, working
 from edgekit.files.memory import enough_memory
 from edgekit.files.reader import refuse_special
 from edgekit.files.workers import Workers
+from edgekit.formats.writer import PlannedWriter
 from edgekit.manifest import Manifest
 from edgekit.pipeline._notes import OF_THE_RUN, conversion_notes, refuse_unquantized, summary_line
+from edgekit.pipeline._placed import write_placed, writes_itself
 from edgekit.pipeline._progress import Progress as Progress
 from edgekit.pipeline._progress import Shown, reporting
 from edgekit.pipeline._recipes import AnyRecipe, find_recipe
@@ -226,9 +228,10 @@ def quantize(
         nonfinite: ``"refuse"`` a NaN or an infinity, or ``"keep"`` the tensors that hold one in float.
         allow_unquantized: write the model even if less than half of the weights that the recipe covers can be
             quantized.
-        executor: encodes the row chunks; None takes a thread for each core. The bytes are the same. The calling thread
-            reads and writes meanwhile. The workers of any executor but a pool of threads read the rows of a source that
-            is given by its path for themselves, under the same path; of an opened artifact the rows are sent to them.
+        executor: encodes the row chunks; None takes a thread for each core. The bytes are the same. Threads read their
+            rows and write what they encoded to its place in the file. The workers of any other executor read the rows
+            of a source that is given by its path for themselves, under the same path; of an opened artifact the rows
+            are sent to them; the calling thread writes what they send back.
         progress: called before each tensor: how many are done, of how many, its name; True draws a bar on stderr.
         overwrite: replace a target that edgekit did not write; one that it wrote is replaced in any case.
         notes: remarks about the run for the user are appended to it, one sentence each.
@@ -463,8 +466,10 @@ def _kept_note(done: int, total: int, target: Path, rounded: int = 0) -> str:
     if rounded and not done:
         kept = counted(rounded, "rounded matrix is", "rounded matrices are")
         return f"{kept} kept; the same command goes on from there; {target} is as it was"
-    if not (done and hidden(Path(os.path.realpath(target)), "partial").exists()):
+    if not hidden(Path(os.path.realpath(target)), "partial").exists():
         return f"nothing is kept; {target} is as it was"
+    if not done:
+        return f"some rows are kept; the same command goes on from there; {target} is as it was"
     kept = counted(done, f"of {counted(total, 'tensor')} is", f"of {counted(total, 'tensor')} are")
     return f"{kept} kept; the same command goes on from there; {target} is as it was"
 
@@ -478,6 +483,14 @@ def _write_tensors(
     rounder: Rounder | None,
 ) -> None:
     pairs = list(zip(layout.slots, plan, strict=True))
+    if rounder is None and writes_itself(encoder, writer):
+        with closing(write_placed(cast(PlannedWriter, writer), encoder, pairs, progress)) as others:
+            for pair in others:
+                with closing(encoder.pieces([pair])) as pieces:
+                    _write_tensor(writer, pieces)
+        if progress:
+            progress(len(pairs), len(pairs), "")
+        return
     left = pairs[writer.done :]
     pieces = encoder.pieces(left) if rounder is None else rounder.pieces(encoder.pieces, left, progress)
     with closing(pieces):

@@ -20,7 +20,7 @@ from edgekit.errors import (
 )
 from edgekit.files.foreign import read_toml
 from edgekit.plugin._registry import Registration, manager
-from edgekit.precision import Precision, find_precision
+from edgekit.precision import Precision, find_precision, limits
 from edgekit.precision import catalogue as precisions
 from edgekit.recipe import Clause, Recipe, Rules, Uniform
 
@@ -113,6 +113,7 @@ def _unknown(name: str, suited: list[str], format_name: str, to: Path | None, er
     names = [*suited, *(p.name for p in precisions()), *others]
     near = near_names(name, (n.partition(":")[2] or n for n in reversed(names)))
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    hint = (f"; {limits(name)}" if limits(name) else "") + hint
     return (
         f"{name!r} is neither a recipe for {format_name}{meant} nor a precision{hint} "
         f"(`edgekit recipes --format {format_name}` and `edgekit precisions` list all)"

@@ -167,7 +167,7 @@ class Encoder:
 
     def _submitted(self, slot: Slot, assignment: Assignment) -> Iterator[_Task]:
         tensor, precision = slot.tensor, assignment.precision
-        resolved = self._codec(precision)
+        resolved = self.codec_of(precision)
         importance = of_role(self.importance, assignment.role)
         job = partial(
             encode_chunk,
@@ -176,12 +176,12 @@ class Encoder:
             finite=not (self.keep_nonfinite and precision.convention == "float"),
         )
         step = chunk_rows(tensor.rows, tensor.shape[-1] if tensor.shape else 1, precision)
-        for start, stop, weights in _weighted(tensor.rows, step, importance if precision.rowwise else None):
+        for start, stop, weights in weighted(tensor.rows, step, importance if precision.rowwise else None):
             size = (stop - start) * tensor.size // tensor.rows
-            weighted = partial(job, importance=weights)
+            task = partial(job, importance=weights)
             rows = self.afar(slot.name, start, stop) if self.afar else raw_rows(tensor, resolved, start, stop)
             with self._watched():
-                future = self.pool.submit(weighted, rows)
+                future = self.pool.submit(task, rows)
             yield _Task(slot, assignment, resolved.backend, start, stop, size, future)
 
     @contextmanager
@@ -195,13 +195,14 @@ class Encoder:
 
     def name_for(self, precision: Precision) -> str:
         """Return the name of the backend that encodes that precision."""
-        return self._codec(precision).backend
+        return self.codec_of(precision).backend
 
-    def _codec(self, precision: Precision) -> Codec:
+    def codec_of(self, precision: Precision) -> Codec:
+        """Return what encodes that precision."""
         return codec(precision, None if precision.convention == "float" else self.backend)
 
 
-def _weighted(rows: int, step: int, importance: F32 | None) -> Iterator[tuple[int, int, F32 | None]]:
+def weighted(rows: int, step: int, importance: F32 | None) -> Iterator[tuple[int, int, F32 | None]]:
     """Yield the bounds of each chunk with its importance [cols]; with a row for each expert, no chunk is of two."""
     stacked = importance is not None and importance.ndim == 2
     count = len(importance) if importance is not None and stacked else 1
@@ -316,4 +317,5 @@ __all__ = [
     "raw_rows",
     "source_rows",
     "together",
+    "weighted",
 ]

@@ -91,6 +91,7 @@ KNOWN_DISTRIBUTIONS = {
     "finetune": "edgekit-mlx",
     "fuse": "edgekit-mlx",
     "numba": "edgekit-numba",
+    "azureml": "edgekit-olive",
     "olive": "edgekit-olive",
     "olive-passes": "edgekit-olive",
     "olive-run": "edgekit-olive",

@@ -1,7 +1,7 @@
 """Precisions: one frozen record per number format, found by name."""
 
 from edgekit.precision._record import Granularity, Precision, Spec, Tier, fits, quantized
-from edgekit.precision._registry import catalogue, find_precision, implementation, load_plugins, register
+from edgekit.precision._registry import catalogue, find_precision, implementation, limits, load_plugins, register
 
 __all__ = [
     "Granularity",
@@ -12,6 +12,7 @@ __all__ = [
     "find_precision",
     "fits",
     "implementation",
+    "limits",
     "load_plugins",
     "quantized",
     "register",

@@ -41,6 +41,14 @@ def resolve(spec: Spec) -> Precision | None:
     return _blockwise(spec.kind, spec.symmetric, spec.group) if legal and not spec.reduced else None
 
 
+def limits(spec: Spec) -> str:
+    """Return which bits and blocks the CPU provider computes with, for a name with blocks that is none of them."""
+    if spec.group is None or not spec.kind.startswith("int"):
+        return ""
+    blocks = ", ".join(map(str, _BLOCKS["int2"]))
+    return f"MatMulNBits takes 2, 4 or 8 bits in blocks of {blocks}, and 4 or 8 bits in blocks of 512"
+
+
 def catalogue() -> Iterator[Precision]:
     """Yield every format, QDQ with the block sizes of the 4-bit MatMulNBits as examples."""
     for kind, blocks in {**_BLOCKS, "qdq_int4": _BLOCKS["int4"]}.items():

@@ -7,6 +7,7 @@
     bnb_fp4         bitsandbytes' 4-bit floats      float32
     int8            bitsandbytes' LLM.int8()        float32, of a row, in units of 1/127
     int<b>          integers, b = 2, 3, 4, 8        float32 and a zero point; the group of each column is listed
+    int4_offset     integers of 4 bits, signed      float32 and a float32 offset, which is added
 
 Names: ``packed:fp8-g128``, ``packed:fp8-channel``, ``packed:int4-g128``. Whatever is a lattice with groups of
 neighbours (GPTQ, AWQ, compressed-tensors' integers) is ``affine`` instead, which has more bridges.
@@ -21,8 +22,9 @@ from edgekit.precision._record import Precision, Spec
 
 CONVENTION = "packed"
 
-_BITS = {"fp8": 8, "fp4": 4, "nf4": 4, "bnb_fp4": 4, "int2": 2, "int3": 3, "int4": 4, "int8": 8}
+_BITS = {"fp8": 8, "fp4": 4, "nf4": 4, "bnb_fp4": 4, "int2": 2, "int3": 3, "int4": 4, "int8": 8, "int4_offset": 4}
 _SCALE_BITS = 32  # float32
+_OFFSET_BITS = {"int4_offset": 32}
 
 
 def resolve(spec: Spec) -> Precision | None:
@@ -32,6 +34,7 @@ def resolve(spec: Spec) -> Precision | None:
     if spec.granularity not in ("group", "channel"):
         return None
     bits, where = _BITS[spec.kind], f"g{spec.group}" if spec.group else "channel"
+    scale_bits = _SCALE_BITS + _OFFSET_BITS.get(spec.kind, 0)
     return Precision(
         CONVENTION,
         spec.kind,
@@ -40,7 +43,7 @@ def resolve(spec: Spec) -> Precision | None:
         block=spec.group,
         symmetric=None,
         scale_dtype="float32",
-        bits_per_weight=bits + (Fraction(_SCALE_BITS, spec.group) if spec.group else Fraction(0)),
+        bits_per_weight=bits + (Fraction(scale_bits, spec.group) if spec.group else Fraction(0)),
         whole_blocks=False,
         name=f"{CONVENTION}:{spec.kind}-{where}",
     )

@@ -149,10 +149,17 @@ def _built_in(spec: Spec | None) -> list[Precision]:
     return [p for family in families if (p := family.resolve(spec)) is not None]
 
 
+def limits(name: str) -> str:
+    """Return what the convention of a name that it does not have allows; empty where the name's form says it all."""
+    spec = Spec.parse(name)
+    return _onnx.limits(spec) if spec is not None and spec.convention == _onnx.CONVENTION else ""
+
+
 def _unknown(name: str, spec: Spec | None) -> str:
     names = [p.name for p in catalogue()]
     bare = {n.partition(":")[2]: n for n in names}
     near = near_names(name, names) or [bare[each] for each in near_names(name, bare)]
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     form = "" if spec else " (the form is <convention>:<kind>[-sym|-asym][-g<size>|-channel|-tensor])"
-    return f"unknown precision {name!r}{form}{hint}; `edgekit precisions` lists all"
+    allowed = f"; {limits(name)}" if limits(name) else ""
+    return f"unknown precision {name!r}{form}{allowed}{hint}; `edgekit precisions` lists all"

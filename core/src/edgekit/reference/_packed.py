@@ -5,18 +5,21 @@
     scale   float32                    [rows, groups] | [rows, 1]     (group | channel)
     zero    int16                      [rows, groups]                 int2, int3, int4, and int8 with groups
     group   any unsigned integer       [rows, cols]                   as `zero`: the group of each column
+    offset  float32                    as `scale`                     int4_offset
 
     fp8, fp4          e4m3[code] * scale, e2m1[code] * scale
     nf4, bnb_fp4      level[code] * scale
     int8-channel      (int8(code) * scale) * float32(1 / 127)         rounded after each product, as the library does
     int<b>-g<size>    (code - zero) * scale                           scale and zero of the column's group
+    int4_offset       int4(code) * scale + offset                     the code in two's complement
 
 All arithmetic is float32, every operation rounded once.
 
 Sources: OCP Microscaling Formats (MX) v1.0 for e2m1, OCP 8-bit Floating Point v1.0 for e4m3; T. Dettmers et al.,
 "QLoRA", NeurIPS 2023 (arXiv:2305.14314), appendix E, for nf4; bitsandbytes 0.50.2, `functional.py` (`get_4bit_type`,
 `create_normal_map`, `int8_vectorwise_dequant`), for the levels of both codebooks and the constant of LLM.int8();
-E. Frantar et al., "GPTQ", ICLR 2023 (arXiv:2210.17323), for columns quantized in the order of their activations.
+E. Frantar et al., "GPTQ", ICLR 2023 (arXiv:2210.17323), for columns quantized in the order of their activations;
+FBGEMM GenAI, ``experimental/gen_ai/quantize.py`` (`int4_row_quantize_zp`, `pack_int4`), for int4_offset.
 """
 
 from __future__ import annotations
@@ -69,6 +72,7 @@ BNB_FP4 = np.concatenate([_BNB_FP4_MAGNITUDES, np.float32(0) - _BNB_FP4_MAGNITUD
 LLM_INT8_UNIT = np.float32(7.874015718698502e-3)
 
 _LEVELS = {"fp8": E4M3, "fp4": np.concatenate([E2M1, -E2M1]), "nf4": NF4, "bnb_fp4": BNB_FP4}
+_LEVELS["int4_offset"] = np.array([*range(8), *range(-8, 0)], np.float32)
 
 
 def encode(x: Array, precision: Precision, importance: F32 | None = None) -> NoReturn:
@@ -97,6 +101,8 @@ def decode(parts: Mapping[str, Array], precision: Precision, shape: tuple[int, i
         else:
             values[chunk] = _LEVELS[precision.kind][codes]
             values[chunk] *= _by_column(parts["scale"][chunk], precision, cols)
+            if "offset" in parts:
+                values[chunk] += _by_column(parts["offset"][chunk], precision, cols)
     return values
 
 

@@ -23,7 +23,7 @@ from edgekit.formats.safetensors import Part, build_header
 from edgekit.manifest import Manifest
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Plan, Slot, quantized
-from edgekit.tensor import EncodedTensor, QuantizedTensor
+from edgekit.tensor import EncodedTensor
 from edgekit_mlx.families import mlx_config
 from edgekit_mlx.modes import FLOATS
 from edgekit_mlx.sections import KEY, MIRROR, section_of
@@ -81,13 +81,13 @@ class MlxWriter(PlannedDirectory):
                 break
         return count
 
-    def write_rows(self, rows: QuantizedTensor, first: int) -> None:
-        """Write rows of the plan's next tensor to its shard; see `PlannedWriter.write_rows`."""
-        number = next((n for n, shard in enumerate(self._shards) if self.done < shard.stop), len(self._shards) - 1)
-        self.file = self._files[number]
-        if not self.file.offset:
-            self.file.write(self._shards[number].header)
-        super().write_rows(rows, first)
+    def file_of(self, index: int) -> AtomicFile:
+        """Return the shard of a tensor, begun with its header; see `PlannedWriter.file_of`."""
+        number = next((n for n, shard in enumerate(self._shards) if index < shard.stop), len(self._shards) - 1)
+        file = self._files[number]
+        if not file.offset:
+            file.write(self._shards[number].header)
+        return file
 
     def place(self, parts: Mapping[str, Part], assignment: Assignment) -> Places:
         """Place the parts of a tensor one after the other, as the header lists them.
@@ -96,7 +96,7 @@ class MlxWriter(PlannedDirectory):
             UsageError: a part has another size than planned.
         """
         stored = []
-        for expected in self._parts[self.done]:
+        for expected in self._parts[self.placed]:
             key = "values" if assignment.precision.convention == "float" else expected.name.rpartition(".")[2]
             part = parts[key]
             if part.nbytes != expected.nbytes:

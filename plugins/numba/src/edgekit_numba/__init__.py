@@ -16,7 +16,7 @@ KINDS = (
 )  # fmt: skip
 
 #: Those whose codes lie on a grid; attributes of `edgekit_numba.encoders`, too.
-GRIDS = ("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS")
+GRIDS = ("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")
 
 #: Integers with a scale for each group, or row; attributes of `edgekit_numba.grouped_encoders`.
 GROUPED = tuple(

@@ -23,15 +23,16 @@ from edgekit_numba.searches import positive, squares, weigh
 from edgekit_numba.vectors import F32, I8, I16, I32, I64, Code, Rows, Vector, select
 
 _LARGEST = 0x7F7FFFFF  # the bits of the largest float32
+#: Types of the pointers to a kernel's tables, which are the last arguments: see `grid_tables.Tables`.
+POINTERS = (I32.as_pointer(), I8.as_pointer(), I16.as_pointer())
 _SUBNORMAL = float(np.finfo(np.float32).smallest_subnormal)
 
 
 class Snap:
     """Moves groups onto the grid."""
 
-    def __init__(self, code: Code, search: Any, pointers: Sequence[Any]) -> None:
-        self.code, self.search = code, search
-        self.dimensions = search.points.dimensions
+    def __init__(self, code: Code, dimensions: int, pointers: Sequence[Any]) -> None:
+        self.code, self.dimensions = code, dimensions
         self.places, self.levels, self.neighbours = pointers
         self.lost = code.rows(1, I32)
         self.lost[0] = code.i32(0)
@@ -47,7 +48,7 @@ class Snap:
         at = builder.shl(builder.zext(place, I64), ir.Constant(I64, 1))
         return builder.gep(self.places, [at])
 
-    def move(self, places: Rows, off: Rows, x: Rows, roots: Rows, scale: Rows) -> None:
+    def move(self, places: Rows, off: Rows, x: Rows, roots: Rows, scale: Rows, shifts: Rows | None = None) -> None:
         """Replace places that are no points by those of their best neighbours.
 
         Args:
@@ -56,12 +57,15 @@ class Snap:
             x: magnitudes.
             roots: of their weights.
             scale: a row.
+            shifts: added to the levels of each group, float32; None for none.
         """
         code = self.code
         with code.loop(len(places)) as group, code.loop(code.lanes) as lane:
-            self._move(places, off, x, roots, scale, group, lane)
+            self._move(places, off, x, roots, scale, shifts, group, lane)
 
-    def _move(self, places: Rows, off: Rows, x: Rows, roots: Rows, scale: Rows, group: Any, lane: Any) -> None:
+    def _move(
+        self, places: Rows, off: Rows, x: Rows, roots: Rows, scale: Rows, shifts: Rows | None, group: Any, lane: Any
+    ) -> None:
         builder, one = self.code.builder, ir.Constant(I32, 1)
         entry = self._entry(places.lane(group, lane))
         count = builder.load(builder.gep(entry, [ir.Constant(I32, 1)]), align=4)
@@ -76,19 +80,22 @@ class Snap:
                 [self.code.broadcast(x.lane(row, lane)) for row in rows],
                 [self.code.broadcast(roots.lane(row, lane)) for row in rows],
                 self.code.broadcast(scale.lane(0, lane)),
+                None if shifts is None else self.code.broadcast(shifts.lane(group, lane)),
             )
             found = builder.icmp_signed(">=", near, ir.Constant(I32, 0))
             places.set_lane(group, lane, builder.select(found, near, ir.Constant(I32, 0)))
             with builder.if_then(builder.not_(found)):
                 self.lost.set_lane(0, lane, one)
 
-    def _nearest(self, first: Any, count: Any, x: list[Vector], roots: list[Vector], scale: Vector) -> Any:
+    def _nearest(
+        self, first: Any, count: Any, x: list[Vector], roots: list[Vector], scale: Vector, shift: Vector | None
+    ) -> Any:
         """Return the place of the first neighbour with the least error, int32; -1 if no error is finite."""
         code, builder = self.code, self.code.builder
         least, best = code.scalar(I32, _LARGEST), code.scalar(I32, -1)
         with code.loop(builder.zext(count, I64)) as step:
             chunk = builder.add(builder.zext(first, I64), step)
-            error = self._errors(chunk, x, roots, scale).bits()
+            error = self._errors(chunk, x, roots, scale, shift).bits()
             smallest = code.smallest(error)
             with builder.if_then(builder.icmp_unsigned("<", smallest, builder.load(least))):
                 builder.store(smallest, least)
@@ -98,7 +105,7 @@ class Snap:
                 builder.store(builder.zext(place, I32), best)
         return builder.load(best)
 
-    def _errors(self, chunk: Any, x: list[Vector], roots: list[Vector], scale: Vector) -> Vector:
+    def _errors(self, chunk: Any, x: list[Vector], roots: list[Vector], scale: Vector, shift: Vector | None) -> Vector:
         code, builder = self.code, self.code.builder
         base = builder.mul(chunk, code.index(self.dimensions * code.lanes))
         error = code.f32(0)
@@ -106,7 +113,7 @@ class Snap:
             at = builder.gep(self.levels, [builder.add(base, code.index(k * code.lanes))])
             bytes_ = builder.load(builder.bitcast(at, code.type(I8).as_pointer()), align=1)
             level = Vector(code, builder.sitofp(bytes_, code.type(F32)))
-            difference = scale * level - v
+            difference = scale * (level if shift is None else level + shift) - v
             error = error + w * difference * difference
         return error
 
@@ -273,7 +280,7 @@ def _body(kind: str, how: _Type) -> Callable[..., Vector]:
     n, dims = search.sub, search.points.dimensions
 
     def body(code: Code, x: Rows, out: Output, weights: Weights | None, pointers: Sequence[Any]) -> Vector:
-        snap, sub = Snap(code, search, pointers), _Sub.of(code, n, n // dims)
+        snap, sub = Snap(code, dims, pointers), _Sub.of(code, n, n // dims)
         done = _Encoded.of(code, 256 // dims, 256 // n)
         done.skipped[0] = code.i32(0)
         power = squares(x) * how.share / 256
@@ -411,15 +418,14 @@ _HOW = {
 
 def emitters() -> list[Emitter]:
     """The kernels of this module."""
-    pointers = (I32.as_pointer(), I8.as_pointer(), I16.as_pointer())
     every = []
     for kind, module in TYPES.items():
         for weighted in (False, True):
             if weighted or not getattr(module, "NEEDS_IMPORTANCE", False):
                 name = f"{kind}_weighted" if weighted else kind
                 body = _body(kind, _HOW[kind])
-                every.append(Emitter(name, 256, module.LAYOUT.itemsize, body, weighted, pointers))
+                every.append(Emitter(name, 256, module.LAYOUT.itemsize, body, weighted, POINTERS))
     return every
 
 
-__all__ = ["Snap", "emitters"]
+__all__ = ["POINTERS", "Snap", "emitters"]

@@ -121,8 +121,12 @@ class Output:
 
     def float16(self, at: int, half: Vector) -> None:
         """Write a scale at byte `at`, from its bits."""
-        self.overflowed = self.overflowed | ((half & _HALF_INFINITY) == _HALF_INFINITY)
+        self.flag(half)
         self.halves(at, half)
+
+    def flag(self, half: Vector) -> None:
+        """Note where a scale, given by its bits as float16, is infinite or NaN."""
+        self.overflowed = self.overflowed | ((half & _HALF_INFINITY) == _HALF_INFINITY)
 
     def byte(self, at: int, value: Vector) -> None:
         """Write the low 8 bits of the lanes at byte `at`."""

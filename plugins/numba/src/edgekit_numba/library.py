@@ -35,6 +35,7 @@ _UNEVEN = ("IQ4_NL", "IQ4_XS")
 _TERNARY = ("TQ1_0", "TQ2_0")
 _GRIDS = ("IQ3_S", "IQ3_XXS", "IQ2_S")
 _GRIDS_WEIGHTED = (*_GRIDS, "IQ2_XS", "IQ2_XXS")  # the last two are not encoded without an importance matrix
+_SHIFTED = ("IQ1_M", "IQ1_M_weighted", "IQ1_S_weighted")  # IQ1_S is not encoded without either
 _SUPER = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 MODULES = {
     **dict.fromkeys(("Q8_0", "MXFP4", *_LEGACY), "elementwise"),
@@ -43,6 +44,7 @@ MODULES = {
     **{name: "uneven" for kind in _UNEVEN for name in (kind, f"{kind}_weighted")},
     **dict.fromkeys(_TERNARY, "uneven"),
     **dict.fromkeys((*_GRIDS, *(f"{kind}_weighted" for kind in _GRIDS_WEIGHTED)), "grids"),
+    **dict.fromkeys(_SHIFTED, "ternary"),
     **{f"{kind}_decode": "decoders" for kind in ("Q8_0", "MXFP4", *_LEGACY, *_SUPER, *_UNEVEN, *_TERNARY)},
     **{f"mlx_int{bits}": "grouped" for bits in (1, 2, 3, 4, 5, 6, 8)},
     **{f"openvino_int{kind}": "grouped" for kind in ("2_sym", "4_sym", "8_sym", "4_asym", "8_asym")},
@@ -93,7 +95,7 @@ def _arguments(name: str) -> tuple[Any, ...]:
     if name.endswith("_decode"):
         return _DECODE
     rows = _WEIGHTED if name.endswith("_weighted") else _PLAIN
-    return (*rows, *_TABLES) if MODULES[name] == "grids" else rows
+    return (*rows, *_TABLES) if MODULES[name] in ("grids", "ternary") else rows
 
 
 __all__ = ["HUGE", "MODULES", "ODD", "emitter", "kernel"]

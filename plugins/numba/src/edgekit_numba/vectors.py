@@ -382,7 +382,11 @@ class Table(Rows):
     """Constants that are read as vectors."""
 
     def __getitem__(self, row: Any) -> Vector:
-        return self.code.broadcast(self.code.builder.load(self._at(row)))
+        return self.code.broadcast(self.scalar(row))
+
+    def scalar(self, row: Any) -> Any:
+        """The constant itself."""
+        return self.code.builder.load(self._at(row))
 
     def lookup(self, places: Vector) -> Vector:
         """The constant at each lane's own place."""

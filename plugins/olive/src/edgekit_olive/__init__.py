@@ -91,6 +91,12 @@ def edgekit_register_passes(register: Register) -> None:
 
 
 @hookimpl
+def edgekit_register_packagers(register: Register) -> None:
+    """Register the packager for Azure Machine Learning, which runs Olive's workflows there."""
+    register("azureml", "edgekit_olive.azure:AzureMl")
+
+
+@hookimpl
 def edgekit_register_commands(register: Register) -> None:
     """Register ``edgekit olive-passes``, which lists passes, and ``edgekit olive-run``, which runs workflow files."""
     register("olive-passes", "edgekit_olive.commands:command_passes")
@@ -112,6 +118,7 @@ __all__ = [
     "edgekit_register_commands",
     "edgekit_register_devices",
     "edgekit_register_formats",
+    "edgekit_register_packagers",
     "edgekit_register_passes",
     "edgekit_register_precisions",
     "edgekit_register_quantizers",

@@ -20,6 +20,8 @@ import attrs
 
 from edgekit.errors import UsageError
 
+#: What a pass that needs samples is given.
+CALIBRATION = "calibration=, an .npz file or a text"
 INSTALL = "pip install 'edgekit-olive[olive]'"
 _PYTHON: Mapping[str, Any] = {
     "bool": bool,
@@ -200,7 +202,7 @@ class Entry:
         for option in self.options.values():
             samples = option.name in self.data_options
             if option.required and option.name not in given and not (samples and calibrated):
-                cure = "calibration=, an .npz file or a text" if samples else f"{option.name} ({option.kind})"
+                cure = CALIBRATION if samples else f"{option.name} ({option.kind})"
                 raise UsageError(f"olive:{self.name} needs {cure}")
 
     @property
@@ -270,4 +272,4 @@ def _takes(name: str, module: str) -> tuple[str, ...]:
     return _HF if ".pytorch." in module or ".diffusers." in module else _ONNX
 
 
-__all__ = ["INSTALL", "Entry", "Option", "entries"]
+__all__ = ["CALIBRATION", "INSTALL", "Entry", "Option", "entries"]

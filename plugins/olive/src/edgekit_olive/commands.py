@@ -65,15 +65,16 @@ def _record(entry: Entry) -> dict[str, object]:
 @click.command("olive-run", short_help="Run a workflow file of Olive's.")
 @click.argument("workflow")
 @click.option("--to", required=True, metavar="DIR", help="Directory of the best model.")
+@click.option("--model", metavar="PATH", help="A model in place of the file's input_model.")
 @click.option("--force", is_flag=True, help="Replace a target that edgekit did not write.")
 @json_option
-def command_run(workflow: str, to: str, force: bool, as_json: bool) -> None:
+def command_run(workflow: str, to: str, force: bool, as_json: bool, model: str | None = None) -> None:
     """Run WORKFLOW, a JSON file of Olive's, and write the best model that its engine found.
 
     `edgekit optimize --olive WORKFLOW --to DIR` of edgekit-workflow does the same.
     """
     notes: list[str] = []
-    outcome = run_workflow(workflow, to, overwrite=force, notes=notes)
+    outcome = run_workflow(workflow, to, model=model, overwrite=force, notes=notes)
     print_notes("olive-run", outcome.artifact.notes, notes)
     if as_json:
         print_json(to_json(outcome))

@@ -11,12 +11,16 @@ import functools
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from typing import Any
 
 from edgekit.errors import MissingPluginError
 from edgekit.files.memory import refuse_shortage
 
+#: How onnxruntime names an operator that it does not have, and the place in its source before a message.
+_OPERATOR = re.compile(r"(\S+)\(-?\d+\) is not a registered function/op")
+_LOCATION = re.compile(r"^.*?\.cc:\d+ .*?\) (?=[A-Z])")
 _CURE = "pip install edgekit-olive"
 _GENAI = "edgekit-olive[genai]"
 #: onnxruntime's log level: only fatal errors. Other errors are raised, and edgekit reports them.
@@ -71,7 +75,19 @@ def _import(name: str, cure: str = _CURE) -> Any:
 def last_line(error: Exception) -> str:
     """Return the last line of an error's message, without the source locations that onnxruntime puts before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][-300:] if lines else type(error).__name__
+    last = _LOCATION.sub("", lines[-1]) if lines else type(error).__name__
+    return refused_operator(last) or last[-300:]
+
+
+def refused_operator(message: str) -> str:
+    """Return what to say of an operator that onnxruntime does not have, from its message; empty if it names none."""
+    found = _OPERATOR.search(message)
+    return (
+        f"the operator {found[1]} is none that the installed ONNX Runtime computes, and edgekit loads no libraries of "
+        "operators; export the model without it, or pip install -U onnxruntime"
+        if found
+        else ""
+    )
 
 
 def devices() -> list[str]:
@@ -80,4 +96,4 @@ def devices() -> list[str]:
     return [f"{name}: ONNX Runtime {package.__version__}" for name in package.get_available_providers()]
 
 
-__all__ = ["FATAL_ONLY", "devices", "genai", "last_line", "onnx", "onnxruntime"]
+__all__ = ["FATAL_ONLY", "devices", "genai", "last_line", "onnx", "onnxruntime", "refused_operator"]

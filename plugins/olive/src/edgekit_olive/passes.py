@@ -48,6 +48,8 @@ ACCELERATORS = ("cpu", "gpu", "npu")
 ADAPTER = "adapter_config.json"
 _RECORD_LIMIT = 16 << 20
 _MOST = 128
+#: Relative size from which on a graph with the same operators counts as unchanged.
+_SAME_SIZE = 0.98
 _IR = {".xml": "openvino_model.xml", ".bin": "openvino_model.bin"}
 
 
@@ -175,12 +177,12 @@ def apply(
             told |= isolation.run({**job, **_paths(source, copied, work, feeds, job.get("adapter"))}, work, name)
             refuse_unlike(told.get("measured", {}), least_cosine, name)
             _assemble(told, source, directory.path, work)
-            notes = _notes(told, name, copied)
             quality = {
                 **told.get("measured", {}),
                 **graphs(told["kind"], source, directory.path),
                 **sizes(source, directory.path),
             }
+            notes = _notes(told, name, copied, quality)
             shutil.rmtree(work)
         manifest = make_manifest(source, _recipe(name, job.get("options", {})), quality, notes)
         directory.write("edgekit.manifest.json", manifest.to_json().encode())
@@ -259,8 +261,20 @@ def _copy_tree(root: Path, to: Path, names: Mapping[str, str]) -> None:
             shutil.copyfile(file, target)
 
 
-def _notes(told: Mapping[str, Any], name: str, copied: Path) -> dict[str, str]:
+def _notes(told: Mapping[str, Any], name: str, copied: Path, found: Mapping[str, Any]) -> dict[str, str]:
     notes = {}
+    same = (
+        "operators" in found
+        and found["operators"] == found.get("operators_before")
+        and found["size_ratio"] > _SAME_SIZE
+    )
+    if same and "Quant" in name:
+        notes["unchanged"] = f"{name} changed no operator, and the size is as it was" + (
+            "; the products of this graph are FusedMatMul, which Olive's tools do not look for: write the model in the "
+            "format onnx-portable first"
+            if "FusedMatMul" in found["operators"]
+            else ""
+        )
     if "uncompared" in told:
         notes["uncompared"] = f"{name}: the outputs were not compared with the source's: {told['uncompared']}"
     if str(copied) in told["paths"]:

@@ -155,6 +155,11 @@ def _check_names(proto: Any, path: Path) -> None:
 
 
 def _check_opsets(proto: Any, path: Path) -> None:
+    if proto.ir_version > onnx().IR_VERSION:
+        raise UnsupportedModelError(
+            f"{path}: its IR version is {proto.ir_version}, the installed onnx knows up to {onnx().IR_VERSION}; "
+            "pip install -U onnx onnxruntime"
+        )
     known = onnx().defs.onnx_opset_version()
     for opset in proto.opset_import:
         if opset.domain in ("", "ai.onnx") and opset.version > known:

@@ -35,13 +35,26 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
 def read_samples(source: Artifact, calibration: Samples, most: int, context: int) -> list[Any]:
     """Return at most `most` samples of the inputs of an ONNX model or a Hugging Face directory; raises as `read`."""
     if source.format == "hf":
-        return read(calibration, _HF_INPUTS, most=most, source=source, context=context)
+        feeds = read(calibration, _HF_INPUTS, most=most, source=source, context=context)
+        _refuse_ids(feeds, source.config.get("vocab_size"))
+        return feeds
     graph = graph_file(source.path)
     inputs = inputs_of(parse(graph).proto)
     text = isinstance(calibration, str | os.PathLike) and Path(calibration).suffix != ".npz"
     states = {each.name: _empty(each) for each in inputs if text and each.name.startswith("past")}
     given = tuple(each for each in inputs if each.name not in states)
     return [feed | states for feed in read(calibration, given, most=most, source=source, context=context)]
+
+
+def _refuse_ids(feeds: Iterable[Mapping[str, Any]], vocab: Any) -> None:
+    """Raise `UsageError` for token ids that a model does not have."""
+    for number, feed in enumerate(feeds if isinstance(vocab, int) else ()):
+        ids = feed["input_ids"]
+        if ids.size and not 0 <= ids.min() <= ids.max() < vocab:
+            raise UsageError(
+                f"calibration sample {number}, input input_ids has ids from {ids.min()} to {ids.max()}; "
+                f"the model has 0 to {vocab - 1}"
+            )
 
 
 def _empty(state: Input) -> Any:

@@ -25,16 +25,19 @@ import numpy as np
 from edgekit.errors import EdgekitError, NonFiniteError, UsageError
 from edgekit.files.memory import is_shortage
 from edgekit_olive import computing
+from edgekit_olive.catalogue import CALIBRATION
 from edgekit_olive.folding import folded
 from edgekit_olive.graph import DIALECT
 from edgekit_olive.isolation import environment
-from edgekit_olive.library import onnx
+from edgekit_olive.library import onnx, refused_operator
 
 #: Names of the components of a data set that hands over the samples.
 _DATASET, _LOADER = "edgekit_samples", "edgekit_loader"
 #: Names of options that take a data set for calibration or training.
 DATA_OPTIONS = ("data_config", "train_data_config", "calibration_data_config")
 _MESSAGE = 600
+#: What the errors say of passes that need samples and got none: that they want some, or that a download is off.
+_UNCALIBRATED = ("data_config is required", "OfflineModeIsEnabled", "Couldn't reach")
 
 
 class FailureError(Exception):
@@ -54,7 +57,7 @@ def main(job_file: str, report_file: str) -> None:
         report = JOBS[job.get("what", "pass")](job)
     except Exception as error:
         traceback.print_exc()
-        report = {"error": described(error)}
+        report = {"error": described(error, bool(job["samples"]))}
     report["connections"] = attempts
     unfinished = Path(f"{report_file}.partial")
     unfinished.write_text(json.dumps(report, default=str), "utf-8")
@@ -121,9 +124,19 @@ def _local(address: Any) -> bool:
         return isinstance(address, str) and address.startswith("/")
 
 
-def described(error: BaseException) -> dict[str, str]:
-    """Return the kind and the message of an error, for the report."""
+def described(error: BaseException, calibrated: bool = True) -> dict[str, str]:
+    """Return the kind and the message of an error, for the report.
+
+    Args:
+        error: what the job raised.
+        calibrated: whether it had samples; without them some passes download a text, or fail.
+    """
     message = " ".join(str(error).split())[:_MESSAGE] or type(error).__name__
+    if not calibrated and (getattr(error, "name", "") == "datasets" or any(each in message for each in _UNCALIBRATED)):
+        return {"kind": "usage", "message": f"it needs samples; give {CALIBRATION} ({message})"}
+    custom = refused_operator(message)
+    if custom:
+        return {"kind": "failed", "message": custom}
     if isinstance(error, FailureError):
         return {"kind": error.kind, "message": str(error)}
     if isinstance(error, NonFiniteError):

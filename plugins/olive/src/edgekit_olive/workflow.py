@@ -67,6 +67,7 @@ def run_workflow(
     file: str | os.PathLike[str],
     to: str | os.PathLike[str],
     *,
+    model: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     least_cosine: float = 0.5,
     notes: list[str] | None = None,
@@ -78,6 +79,7 @@ def run_workflow(
             edgekit reads. Where Olive writes is not the file's choice: ``output_dir``, ``cache_dir`` and the like are
             replaced, and a remote ``host`` is refused.
         to: the directory to write.
+        model: path of a model in place of the file's ``input_model``.
         overwrite: replace a target that edgekit did not write.
         least_cosine: a result whose outputs have a lower cosine with the source's is refused; -1 for none.
         notes: remarks for the user are appended to it.
@@ -90,10 +92,10 @@ def run_workflow(
         PluginError: the process ended without a result.
     """
     path = Path(file)
-    config = _read(path)
-    model, adapter = _model(config, path)
+    config = read_workflow(path)
+    given, adapter = _model(config, path) if model is None else (Path(model), None)
     _refuse_passes(config, path)
-    source = open_artifact(model)
+    source = open_artifact(given)
     kept = {key: value for key, value in config.items() if key not in (*_PLACES, "input_model")}
     job = {"what": "workflow", "config": kept, "options": kept.get("passes", {}), "folder": str(path.parent.resolve())}
     job["adapter"] = adapter
@@ -104,7 +106,14 @@ def run_workflow(
     return Outcome(artifact, told["before"], candidates)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_workflow(path: Path) -> dict[str, Any]:
+    """Return a workflow file, checked as far as edgekit depends on it.
+
+    Raises:
+        MissingFileError: the file cannot be read.
+        InvalidFileError: it is not JSON, larger than 4 MiB, or has no model or no passes.
+        UsageError: it would run on another machine.
+    """
     config = strict_json(Reader(path).read_bytes(0, _LIMIT), path, "the workflow")
     if not isinstance(config, dict) or not isinstance(config.get("input_model"), dict):
         raise InvalidFileError(f"{path}: not a workflow of Olive's: it has no object input_model")
@@ -163,4 +172,4 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-__all__ = ["Candidate", "Outcome", "run_workflow", "to_json"]
+__all__ = ["Candidate", "Outcome", "read_workflow", "run_workflow", "to_json"]

@@ -16,18 +16,25 @@
 With ``desc_act`` the inputs of a group are no neighbours, and `g_idx` lists their groups. With ``sym`` every zero point
 is 2^(b-1); the stored ones are read all the same. Codes of 3 bits run on over the ends of words.
 
+``dynamic`` lists regular expressions of modules' names; the first that matches the begin of a name counts. With ``-:``
+before it, the module is not quantized; else its bits and group size are the module's.
+
 Source: AutoGPTQ 0.7.1, ``nn_modules/qlinear/qlinear_cuda_old.py`` (`pack`, `forward`); GPTQModel 7.7,
-``utils/model.py`` (`convert_gptq_v1_to_v2_format_module`), through which transformers loads either.
+``utils/model.py`` (`convert_gptq_v1_to_v2_format_module`), through which transformers loads either, and
+``quantization/config.py`` (`dynamic_get`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from edgekit.errors import UnsupportedModelError
+from edgekit.files.foreign import shown
 from edgekit.formats._packed._integers import Integers, integer_tensor, turned
-from edgekit.formats._packed._scheme import Latest, Packed, Source, bytes_of, groups_of
+from edgekit.formats._packed._scheme import CURE, Fields, Latest, Packed, Source, bytes_of, groups_of
+from edgekit.formats._patterns import compiled
 from edgekit.numerics.bits import unpack_lsb
 from edgekit.typing import I16, I32, U8, Array
 
@@ -40,6 +47,7 @@ KNOWN = (
     "checkpoint_format",
     "format",
     "pack_dtype",
+    "dynamic",
     "lm_head",
     "modules_in_block_to_quantize",
     # how it was quantized, or is to be run; what is stored does not depend on it
@@ -70,21 +78,64 @@ KNOWN = (
     "uses_v2_format",
 )
 _FLOATS = ("float16", "bfloat16", "float32")
+#: What a pattern of ``dynamic`` may set; of these only the first two say how the codes are stored.
+_OVERRIDES = ("bits", "group_size", "sym", "desc_act", "act_group_aware", "damp_percent", "mse", "static_groups")
 
 
 def read(source: Source) -> Iterator[Packed]:
     """Yield the packed matrices; see `edgekit.formats._packed.Scheme`."""
     fields = source.fields
     fields.only(KNOWN)
-    bits = fields.choice("bits", (2, 3, 4, 8), 4)
+    usual = _widths(fields, (4, None))
     fields.choice("pack_dtype", ("int32", "torch.int32"), "int32")
     fields.choice("is_marlin_format", (False,), False)
     key = "format" if fields.values.get("checkpoint_format") is None else "checkpoint_format"
     first = fields.choice(key, ("gptq", "gptq_v2"), "gptq") == "gptq"
-    size = None if fields.values.get("group_size") in (-1, None) else fields.size("group_size", 128)
-    latest = Latest()
+    rules, latest = list(_rules(source)), Latest()
     for module in source.modules(".qweight"):
+        bits, size = _of(source, module, rules, usual)
         yield _packed(source, module, bits, size, first, latest)
+
+
+def _widths(fields: Fields, usual: tuple[int, int | None]) -> tuple[int, int | None]:
+    """Return bits and group size; None for a whole row."""
+    given = fields.values.get("group_size")
+    size = usual[1] if given is None else None if given == -1 else fields.size("group_size", 128)
+    return fields.choice("bits", (2, 3, 4, 8), usual[0]), size
+
+
+def _rules(source: Source) -> Iterator[tuple[str, Fields | None]]:
+    """Yield the patterns of ``dynamic``, without ``-:`` and ``+:``, and what they set; None: not quantized."""
+    dynamic = source.fields.values.get("dynamic") or {}
+    if not isinstance(dynamic, Mapping):
+        source.fields.refuse("dynamic", "patterns with what they set are read")
+    for pattern, values in dynamic.items():
+        name = f"quantization_config.dynamic.{shown(pattern)}"
+        rule = pattern.removeprefix("-:").removeprefix("+:")
+        if compiled(rule) is None or not isinstance(values, Mapping):
+            raise UnsupportedModelError(
+                f"{source.where}: {name} ({shown(values)}) is no pattern that edgekit matches, with an object; {CURE}"
+            )
+        fields = Fields(values, source.where, name)
+        fields.only(_OVERRIDES)
+        yield rule, None if pattern.startswith("-:") else fields
+
+
+def _of(
+    source: Source, module: str, rules: list[tuple[str, Fields | None]], usual: tuple[int, int | None]
+) -> tuple[int, int | None]:
+    """Return bits and group size of a module."""
+    for rule, fields in rules:
+        pattern = compiled(rule)
+        if pattern is None or pattern.match(module) is None:
+            continue
+        if fields is None:
+            raise UnsupportedModelError(
+                f"{source.where}: {module} is quantized, and quantization_config.dynamic has {shown('-:' + rule)}, by "
+                f"which it is not; {CURE}"
+            )
+        return _widths(fields, usual)
+    return usual
 
 
 def _packed(source: Source, module: str, bits: int, size: int | None, first: bool, latest: Latest) -> Packed:

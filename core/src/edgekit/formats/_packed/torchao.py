@@ -5,15 +5,22 @@
     M._weight_scale           float32, bfloat16, …     [out, in / group]    scale
     M._weight_zero_point      int8                     [out, in / group]    zero point; of integers
 
+    of an Int4Tensor:
+    M._weight_qdata           int8                     [out, in / 2]        two codes, the even column's in the low bits
+    M._weight_scale           bfloat16, …              [in / group, out]    scale
+    M._weight_zero_point      as the scale             [in / group, out]    what is added
+
     the file's metadata       ``M.weight``: JSON with ``_type``, and ``_data`` with ``block_size`` and ``target_dtype``
 
     Int8Tensor, IntxUnpackedToInt8Tensor   value = (code - zero point) * scale
     Float8Tensor                           value = code * scale
+    Int4Tensor                             value = code * scale + zero point
 
-Types whose bytes are in the order of a GPU kernel (Int4TilePackedTo4dTensor), or whose values only such a kernel
-defines (Int4Tensor), are refused by name, as are those that are new. The quantization of activations is not read.
+Types whose bytes are in the order of a GPU kernel (Int4TilePackedTo4dTensor) are refused by name, as are those that are
+new, and an Int4Tensor whose inputs are multiplied first (``act_pre_scale``). How activations are quantized is not read.
 
-Source: torchao 0.18, ``prototype/safetensors/safetensors_support.py`` and ``quantization/quantize_/workflows``.
+Source: torchao 0.18, ``prototype/safetensors/safetensors_support.py`` and ``quantization/quantize_/workflows``; of
+Int4Tensor's values FBGEMM GenAI (now MSLK), ``int4_row_quantize_zp`` and ``pack_int4``, which it calls.
 """
 
 from __future__ import annotations
@@ -27,8 +34,8 @@ import numpy as np
 from edgekit.errors import UnsupportedModelError
 from edgekit.files.foreign import shown, strict_json
 from edgekit.formats._packed import fp8
-from edgekit.formats._packed._integers import Integers, integer_tensor
-from edgekit.formats._packed._scheme import CURE, Packed, Source, groups_of
+from edgekit.formats._packed._integers import Integers, integer_tensor, turned
+from edgekit.formats._packed._scheme import CURE, Packed, Source, encoded, granularity, groups_of
 from edgekit.numerics.bits import pack_lsb
 from edgekit.tensor import EncodedTensor, Tensor
 from edgekit.typing import I16, Array
@@ -48,6 +55,7 @@ _DATA = {
     "Int8Tensor": ("act_quant_kwargs", "reduce_range", "block_size", "dtype"),
     "IntxUnpackedToInt8Tensor": ("target_dtype", "block_size", "dtype", "activation_quantization"),
     "Float8Tensor": ("block_size", "mm_config", "act_quant_kwargs", "kernel_preference", "dtype"),
+    "Int4Tensor": ("block_size", "shape", "activation_dtype"),
 }
 
 
@@ -57,7 +65,8 @@ def read(source: Source) -> Iterator[Packed]:
     metadata = source.fields.values.get("metadata")
     described = metadata if isinstance(metadata, Mapping) else {}
     for module in source.modules("._weight_qdata"):
-        yield _packed(source, module, _described(source, f"{module}.weight", described))
+        found = _described(source, f"{module}.weight", described)
+        yield (_offset if found["kind"] == "Int4Tensor" else _packed)(source, module, found)
 
 
 def _described(source: Source, name: str, metadata: Mapping[str, object]) -> dict[str, object]:
@@ -104,6 +113,33 @@ def _packed(source: Source, module: str, described: Mapping[str, object]) -> Pac
     zero = _zero(source, module, scale, grid, int(half))
     parts = Integers(bits, group, scale, zero, None, source)
     return Packed(integer_tensor(f"{module}.weight", codes.shape, parts, packed, (codes,)), names)
+
+
+def _offset(source: Source, module: str, described: Mapping[str, object]) -> Packed:
+    """Return an Int4Tensor, whose zero points are floats, in units of values."""
+    codes = source.part(f"{module}._weight_qdata", ("int8", "uint8"))
+    if len(codes.shape) != 2:
+        raise source.mismatch(codes.name, codes.shape, "[out, in / 2]")
+    out, cols = codes.shape[0], 2 * codes.shape[1]
+    size = described.get("block_size")
+    group = size[1] if isinstance(size, list) and len(size) == 2 and size[0] == 1 else None
+    if type(group) is not int or not 0 < group <= cols:
+        raise UnsupportedModelError(
+            f"{source.where}: {codes.name} has block_size {shown(size)}; read is [1, group]; {CURE}"
+        )
+    if names := source.present(f"{module}._weight_act_pre_scale"):
+        raise UnsupportedModelError(f"{source.where}: {names[0]} multiplies the inputs, which is not supported; {CURE}")
+    grid = groups_of(cols, group), out
+    scale, offset = (source.part(f"{module}._weight_{part}", _FLOATS, grid) for part in ("scale", "zero_point"))
+    columns = {"scale": turned(scale), "offset": turned(offset)}
+
+    def read(start: int, stop: int) -> Mapping[str, Array]:
+        parts = {name: part.float32(start, stop) for name, part in columns.items()}
+        return {"codes": codes.read_rows(start, stop).view(np.uint8), **parts}
+
+    kind, held = f"packed:int4_offset-{granularity(group)}", (codes, scale, offset)
+    tensor = encoded(f"{module}.weight", (out, cols), kind, held, read)
+    return Packed(tensor, tuple(part.name for part in held))
 
 
 def _named(tensor: EncodedTensor, name: str) -> EncodedTensor:

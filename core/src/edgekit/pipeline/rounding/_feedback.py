@@ -11,10 +11,13 @@ import numpy as np
 
 from edgekit.bridges import Choices, Levels
 from edgekit.pipeline.rounding._kernels import NUMPY, Accumulate, Kernels, Places
+from edgekit.pipeline.rounding._slopes import Correlation, Slopes
 from edgekit.typing import F32, F64, U8, Bools, Indices
 
 #: Columns of a block: errors are added to later blocks once per block, and to later columns of the block one by one.
 BLOCK = 32
+#: Columns of a group whose codes and scales are improved in one go; those of a wider one after one another.
+_WIDEST = 256
 
 
 @attrs.frozen(eq=False)
@@ -127,32 +130,115 @@ def feedback(weights: F32, grid: Grid, spread: F32, order: Indices, kernels: Ker
     return codes
 
 
-def sweep(weights: F32, grid: Grid, h: F32, codes: U8, kernels: Kernels = NUMPY) -> int:
-    """Improve the codes in place by one pass of coordinate descent: each code is optimized with all others fixed.
+def improve(
+    weights: F32,
+    grid: Grid,
+    h: F32,
+    correlation: Correlation,
+    codes: U8,
+    kernels: Kernels = NUMPY,
+    *,
+    sweep: bool = True,
+    choices: Choices | None = None,
+    rows: slice = slice(0),
+) -> int:
+    """Lower the loss in place by one pass over the columns: of the codes, of the scales and biases, or of both.
+
+    A sweep is coordinate descent: each code gets its best value with all others fixed. The best scale and bias of a
+    group are the least squares solution in the metric of `h`, its codes fixed; the format can store only some, and the
+    best storable neighbour of the optimum replaces the present one if it lowers the loss.
 
     Args:
         weights: float32 [cols, rows].
-        grid: the levels.
+        grid: the levels; its scales and biases are changed in place.
         h: the damped moment, float32 [cols, cols].
+        correlation: of `h`.
         codes: uint8 [cols, rows], changed in place.
         kernels: the arithmetic.
+        sweep: whether codes are changed.
+        choices: the scales and biases that the format can store; None keeps those of the grid.
+        rows: the rows of the tensor that `weights` holds.
 
     Returns:
-        The number of codes that changed.
+        The number of codes, and of (group, row) pairs, that changed.
     """
-    changed, cols = 0, len(weights)
-    values = grid.decoded(codes)
-    errors = weights - values
-    for start in range(0, cols, BLOCK):
-        stop = min(start + BLOCK, cols)
-        slopes = np.zeros((stop - start, weights.shape[1]), np.float32)
-        kernels.accumulate(slopes, h[:, start:stop], errors)
-        if kernels.descend is not None and grid.even:
-            own = np.ascontiguousarray(h[start:stop, start:stop])
-            changed += kernels.descend(slopes, values, errors, codes, grid.places, start, own)
-            continue
-        for j, column in enumerate(range(start, stop)):
-            best = grid.nearest(values[column] + slopes[j] / h[column, column], column)
+    descent = _Descent.of(weights, grid, h, correlation, codes, kernels)
+    if choices is None:
+        return descent.run(_step(grid.group), sweep)
+    fit = _Fit(choices, rows)
+    if grid.group <= _WIDEST:
+        return descent.run(_step(grid.group, True), sweep, fit)
+    changed = descent.run(BLOCK, sweep) if sweep else 0
+    return changed + descent.run(grid.group, False, fit)
+
+
+def _step(group: int, whole: bool = False) -> int:
+    """Columns that are worked on at once: whole groups, at least if their scales are."""
+    if group < BLOCK:
+        return BLOCK // group * group
+    return group if whole else BLOCK
+
+
+@attrs.frozen
+class _Fit:
+    """Which scales and biases can be chosen, and for which rows."""
+
+    choices: Choices
+    rows: slice
+
+
+@attrs.frozen(eq=False)
+class _Descent:
+    """A state of codes and scales, and the slopes of its loss.
+
+    Attributes:
+        values, errors: what the codes stand for, and the weights less that, float32 [cols, rows].
+    """
+
+    weights: F32
+    grid: Grid
+    h: F32
+    codes: U8
+    kernels: Kernels
+    values: F32
+    errors: F32
+    slopes: Slopes
+
+    @classmethod
+    def of(cls, weights: F32, grid: Grid, h: F32, correlation: Correlation, codes: U8, kernels: Kernels) -> _Descent:
+        values = grid.decoded(codes)
+        errors = weights - values
+        return cls(weights, grid, h, codes, kernels, values, errors, Slopes.of(correlation, errors, kernels))
+
+    def run(self, step: int, sweep: bool, fit: _Fit | None = None) -> int:
+        """Change codes, if `sweep`, and scales, if `fit`; return how many of both."""
+        changed, cols = 0, len(self.weights)
+        for start in range(0, cols, step):
+            part = slice(start, min(start + step, cols))
+            slopes, moved = self.slopes(part), 0
+            if sweep:
+                before = None if fit is None else (slopes.copy(), self.errors[part].copy())
+                moved = self._sweep(part, slopes)
+                if before is not None:  # the sweep leaves the slopes of earlier columns of the block as they were
+                    slopes = before[0]
+                    if moved:
+                        self.kernels.accumulate(slopes, self.h[part, part], self.errors[part] - before[1])
+            if fit is not None:
+                moved += self._fit(part, slopes, fit)
+            if moved:
+                self.slopes.change(part, self.errors)
+            changed += moved
+        return changed
+
+    def _sweep(self, part: slice, slopes: F32) -> int:
+        """Improve the codes of some columns one after another, and the slopes of those after them."""
+        grid, codes, values, errors = self.grid, self.codes, self.values, self.errors
+        if self.kernels.descend is not None and grid.even:
+            own = np.ascontiguousarray(self.h[part, part])
+            return self.kernels.descend(slopes, values, errors, codes, grid.places, part.start, own)
+        changed = 0
+        for j, column in enumerate(range(part.start, part.stop)):
+            best = grid.nearest(values[column] + slopes[j] / self.h[column, column], column)
             different = int(np.count_nonzero(best != codes[column]))
             if not different:
                 continue
@@ -161,42 +247,29 @@ def sweep(weights: F32, grid: Grid, h: F32, codes: U8, kernels: Kernels = NUMPY)
             step = moved - values[column]
             codes[column], values[column] = best, moved
             errors[column] -= step
-            slopes[j + 1 :] -= h[column, column + 1 : stop, None] * step
-    return changed
+            slopes[j + 1 :] -= self.h[column, column + 1 : part.stop, None] * step
+        return changed
 
-
-def refit(weights: F32, grid: Grid, choices: Choices, rows: slice, h: F32, codes: U8, kernels: Kernels = NUMPY) -> int:
-    """Optimize the scale and the bias of each group in place, group by group, with the codes fixed.
-
-    The optimum is the least squares solution in the metric of `h`. The format can store only some scales and biases:
-    the best storable neighbour of the optimum replaces the present one if it lowers the loss.
-
-    Args:
-        weights: float32 [cols, rows].
-        grid: the levels; its scales and biases are changed in place.
-        choices: the scales and biases that the format can store.
-        rows: the rows of the tensor that `weights` holds.
-        h: the damped moment, float32 [cols, cols].
-        codes: uint8 [cols, rows].
-        kernels: the arithmetic.
-
-    Returns:
-        The number of (group, row) pairs whose scale or bias changed.
-    """
-    changed, cols = 0, len(weights)
-    errors = weights - grid.decoded(codes)
-    for group in range(len(grid.scale)):
-        start, stop = group * grid.group, min((group + 1) * grid.group, cols)
-        part = slice(start, stop)
-        normal = _Normal.of(grid, h, codes, errors, group, part, kernels.accumulate)
-        best = normal.best(grid, choices, rows, group)
-        different = np.flatnonzero(best.gain > 0)
-        if not len(different):
-            continue
-        changed += len(different)
-        grid.move(group, different, best)
-        errors[part] = weights[part] - grid.values(codes[part], start)
-    return changed
+    def _fit(self, part: slice, slopes: F32, fit: _Fit) -> int:
+        """Improve the scales and biases of the groups of some columns; their slopes change."""
+        changed, size = 0, self.grid.group
+        for start in range(part.start, part.stop, size):
+            group, own = start // size, slice(start, min(start + size, part.stop))
+            here = slopes[start - part.start : own.stop - part.start]
+            normal = _Normal.of(self.grid, self.h, self.codes, here, group, own, self.kernels.accumulate)
+            best = normal.best(self.grid, fit.choices, fit.rows, group)
+            different = np.flatnonzero(best.gain > 0)
+            if not len(different):
+                continue
+            changed += len(different)
+            self.grid.move(group, different, best)
+            values = self.grid.values(self.codes[own], start)
+            if own.stop < part.stop:
+                later = slice(own.stop, part.stop)
+                self.kernels.accumulate(slopes[own.stop - part.start :], self.h[own, later], self.values[own] - values)
+            self.values[own] = values
+            self.errors[own] = self.weights[own] - values
+        return changed
 
 
 @attrs.define(eq=False)
@@ -224,25 +297,15 @@ class _Normal:
     bias_bias: F64
 
     @classmethod
-    def of(cls, grid: Grid, h: F32, codes: U8, errors: F32, group: int, part: slice, accumulate: Accumulate) -> _Normal:
-        """Return the equations of the columns `part` of a group, with their codes fixed."""
+    def of(cls, grid: Grid, h: F32, codes: U8, slopes: F32, group: int, part: slice, accumulate: Accumulate) -> _Normal:
+        """Return the equations of the columns `part` of a group, with their codes fixed and their slopes [n, rows]."""
         direction = grid.table[codes[part]]
         if grid.zero is not None:
             direction -= grid.zero[group]
-        slopes, turned = np.zeros_like(direction), np.zeros_like(direction)
-        accumulate(slopes, h[:, part], errors)
+        turned = np.zeros_like(direction)
         accumulate(turned, h[part, part], direction)
-        ones = np.ones((len(direction), 1), np.float32)
-        alone = np.zeros((len(direction), 1), np.float32)
-        accumulate(alone, h[part, part], ones)
-
-        def total(values: F32) -> F64:
-            sums = np.zeros(values.shape[1], np.float64)
-            for row in values.astype(np.float64):
-                sums += row
-            return sums
-
-        return cls(total(slopes * direction), total(slopes), total(turned * direction), total(turned), total(alone))
+        alone = _total(_total(h[part, part])[:, None])
+        return cls(_total(slopes * direction), _total(slopes), _total(turned * direction), _total(turned), alone)
 
     def best(self, grid: Grid, choices: Choices, rows: slice, group: int) -> _Best:
         """Return the storable neighbours of the optimum that lower the loss most; no gain where none does."""
@@ -288,4 +351,11 @@ class _Normal:
             best.bias[better] = offset[better]
 
 
-__all__ = ["BLOCK", "Grid", "feedback", "refit", "sweep"]
+def _total(values: F32 | F64) -> F64:
+    """The sum of rows [n, m], float64 [m], one row after another."""
+    wide: F64 = values.astype(np.float64)
+    total: F64 = np.add.reduce(wide, axis=0) if wide.shape[1] > 1 else np.cumsum(wide, axis=0)[-1]
+    return total
+
+
+__all__ = ["BLOCK", "Grid", "feedback", "improve"]

@@ -32,6 +32,8 @@ _MOST_KEPT = 12
 _TURNED = 128
 #: Rows of a product that get their scales at once: they stay in a cache.
 _SCALED = 64
+#: Columns of a symmetric product, and rows of another, that one thread computes.
+_COLUMNS, _MEANS = 128, 384
 #: Rows whose largest magnitude is below are zeros.
 _TINY = np.float32(1e-30)
 
@@ -151,17 +153,20 @@ def mean_product(a: Integers, b: Integers, count: int, kernels: Kernels, pool: E
 
     If both are the same, the result is symmetric and half of it is computed.
     """
-    cols, step = len(a.values), 128
+    cols, same = len(a.values), a is b
     mean = np.zeros((cols, len(b.values)), np.float32)
 
     def part(start: int) -> None:
-        rows, first = slice(start, start + step), start if a is b else 0
-        kernels.multiply(mean[rows, first:], a.values[rows], b.values[first:])
-        mean[rows, first:] *= a.scale[rows, None] * b.scale[first:]
+        # Below the diagonal few columns at a time: the kernel copies them once for all rows.
+        stop = start + (_COLUMNS if same else _MEANS)
+        rows, columns = (slice(start, None), slice(start, stop)) if same else (slice(start, stop), slice(None))
+        kernels.multiply(mean[rows, columns], a.values[rows], b.values[columns])
+        mean[rows, columns] *= a.scale[rows, None] * b.scale[columns]
 
-    spread_out(pool, part, range(0, cols, step))
-    for start in range(0, cols if a is b else 0, step):
-        mean[start + step :, start : start + step] = mean[start : start + step, start + step :].T
+    spread_out(pool, part, range(0, cols, _COLUMNS if same else _MEANS))
+    for start in range(0, cols if same else 0, _COLUMNS):
+        stop = start + _COLUMNS
+        mean[start:stop, stop:] = mean[stop:, start:stop].T
     mean /= np.float32(count)
     return mean
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
+from functools import partial
 
 import attrs
 import numpy as np
@@ -11,13 +12,16 @@ import numpy as np
 from edgekit.bridges import Choices, Levels, choices, levels, recoded, rescaled
 from edgekit.errors import InexactError
 from edgekit.pipeline.rounding._factor import DAMPING, damped, decreasing, spread, upper_factor
-from edgekit.pipeline.rounding._feedback import Grid, feedback, refit, sweep
+from edgekit.pipeline.rounding._feedback import Grid, feedback, improve
 from edgekit.pipeline.rounding._kernels import NUMPY, Accumulate, Kernels, accumulate
+from edgekit.pipeline.rounding._slopes import Correlation
 from edgekit.tensor import QuantizedTensor
 from edgekit.typing import F32, F64, U8, Indices
 
-#: Rows that one thread rounds at a time; bounds its memory, and does not change the result.
+#: Rows that one thread rounds at a time at most; bounds its memory, and does not change the result.
 ROWS = 512
+#: Rows of the widest vector.
+_VECTOR = 16
 #: Largest number of further rounds of sweeps and scale fits; they end earlier when few codes change.
 ROUNDS = 2
 #: A sweep that changes a smaller share of the codes than this ends its round.
@@ -33,12 +37,14 @@ class Metric:
         order: the column indices [cols] in the order in which they are rounded.
         factor: the triangular factor of `h` in that order, float64 [cols, cols].
         spread: the weights of a column's error in the targets of later columns, float32 [cols, cols], in that order.
+        correlation: `h` as integers.
     """
 
     h: F32
     order: Indices
     factor: F64
     spread: F32
+    correlation: Correlation
 
     @classmethod
     def of(cls, moment: F32, accumulate: Accumulate = accumulate, damping: float = DAMPING) -> Metric:
@@ -50,7 +56,7 @@ class Metric:
         h = damped(moment, damping)
         order = decreasing(h)
         factor = upper_factor(h[np.ix_(order, order)], accumulate)
-        return cls(h, order, factor, spread(factor))
+        return cls(h, order, factor, spread(factor), Correlation.of(h))
 
     def solve(self, values: F32, accumulate: Accumulate = accumulate) -> F32:
         """Return ``h^-1 values``, float32 [cols, rows], for values [cols, rows]."""
@@ -117,9 +123,10 @@ def round_matrix(
         The tensor with new codes, and new scales and biases if its format lets them be chosen.
     """
     known, possible = levels(tensor), choices(tensor)
+    step = _rows(len(weights))
     work = [
-        _Rows(weights[start : start + ROWS], known, possible, metric, start, kernels)
-        for start in range(0, len(weights), ROWS)
+        _Rows(weights[start : start + step], known, possible, metric, start, kernels)
+        for start in range(0, len(weights), step)
     ]
     parts = [part.run() for part in work] if pool is None else _all([pool.submit(part.run) for part in work])
     if possible is not None:
@@ -127,6 +134,12 @@ def round_matrix(
         bias = None if parts[0][1].bias is None else np.concatenate([_turned(grid.bias) for _, grid in parts])
         tensor = rescaled(tensor, scale, bias)
     return recoded(tensor, np.concatenate([codes.T for codes, _ in parts]))
+
+
+def _rows(count: int) -> int:
+    """Rows that one thread rounds at a time: parts of the same size, at least two; vectors are whole."""
+    parts = max(2, -(-count // ROWS))
+    return -(-count // parts // _VECTOR) * _VECTOR
 
 
 def _turned(bias: F32 | None) -> F32:
@@ -157,18 +170,16 @@ class _Rows:
         grid = Grid.of(attrs.evolve(known, codes=known.codes[rows], scale=known.scale[rows], zero=zero, bias=bias))
         weights, metric = np.ascontiguousarray(self.weights.T), self.metric
         codes = feedback(weights, grid, metric.spread, metric.order, self.kernels)
+        improved = partial(improve, weights, grid, metric.h, metric.correlation)
         choices = self.choices
         if choices is not None:
-            refit(weights, grid, choices, rows, metric.h, codes, self.kernels)
+            improved(codes, self.kernels, sweep=False, choices=choices, rows=rows)
             codes = feedback(weights, grid, metric.spread, metric.order, self.kernels)
         for _ in range(ROUNDS):
-            changed = sweep(weights, grid, metric.h, codes, self.kernels)
-            if choices is not None:
-                changed += refit(weights, grid, choices, rows, metric.h, codes, self.kernels)
-            if changed <= _FEW * codes.size:
+            if improved(codes, self.kernels, choices=choices, rows=rows) <= _FEW * codes.size:
                 break
         if choices is not None:
-            sweep(weights, grid, metric.h, codes, self.kernels)
+            improved(codes, self.kernels)
         return codes, grid
 
 

@@ -31,8 +31,8 @@ from edgekit.typing import F32, Array, Bools, Ints
 
 #: Queries whose attention is computed at a time; bounds the memory of the scores.
 _QUERIES = 128
-#: Elements of an activation that are computed at once: 64 KiB of float32.
-_AT_ONCE = 1 << 14
+#: Elements of an activation that are computed at once: 256 KiB of float32.
+_AT_ONCE = 1 << 16
 #: Columns of a product that one thread computes.
 _PIECE = 256
 #: pi / 2 as a sum of two float64 numbers; small integer multiples of the first are exact.
@@ -261,8 +261,8 @@ def _added(rows: F32) -> F32:
 
 
 @attrs.frozen(eq=False)
-class IntegerTransformer(Transformer):
-    """A model whose products with matrices are exact sums of integers.
+class OrderedTransformer(Transformer):
+    """A model that computes the same bits on every machine.
 
     Attributes:
         kernels: the arithmetic.
@@ -276,16 +276,7 @@ class IntegerTransformer(Transformer):
 
     def ops(self, tokens: Ints, past: KVCache) -> NumpyOps:
         """Return the operations of one step for token ids [n] after the cached ones."""
-        return IntegerOps(self.weights, past, tokens, kernels=self.kernels, threads=self.threads, scratch=self.scratch)
-
-
-@attrs.frozen(eq=False)
-class OrderedTransformer(IntegerTransformer):
-    """A model that computes the same bits on every machine."""
-
-    def ops(self, tokens: Ints, past: KVCache) -> NumpyOps:
-        """Return the operations of one step for token ids [n] after the cached ones."""
         return OrderedOps(self.weights, past, tokens, kernels=self.kernels, threads=self.threads, scratch=self.scratch)
 
 
-__all__ = ["IntegerOps", "IntegerTransformer", "OrderedOps", "OrderedTransformer", "exp", "tanh", "threaded", "turns"]
+__all__ = ["IntegerOps", "OrderedOps", "OrderedTransformer", "exp", "tanh", "threaded", "turns"]

@@ -21,6 +21,7 @@ import numpy as np
 from edgekit.reference.ggml import _grid_ternary as ternary
 from edgekit.reference.ggml._grid_blocks import farthest
 from edgekit.reference.ggml._grid_search import SIZE, by_block, sub_blocks, weights_of
+from edgekit.reference.ggml._grid_ternary import points as points
 from edgekit.reference.ggml._importance import Importance
 from edgekit.reference.ggml._layout import Blocks
 from edgekit.typing import F16, F32, F64, U8, U16, Bools, Indices
@@ -142,4 +143,4 @@ def bound(x: F32, blocks: Blocks) -> F64:
     return farthest(x, _step(blocks), float(ternary.LEVELS.max()))
 
 
-__all__ = ["IMPORTANCE", "LAYOUT", "SIZE", "SUB", "bound", "decode", "encode", "scale_of"]
+__all__ = ["IMPORTANCE", "LAYOUT", "SIZE", "SUB", "bound", "decode", "encode", "points", "scale_of"]

@@ -20,6 +20,7 @@ import numpy as np
 from edgekit.reference.ggml import _grid_ternary as ternary
 from edgekit.reference.ggml._grid_blocks import farthest
 from edgekit.reference.ggml._grid_search import SIZE, by_block, sub_blocks, weights_of
+from edgekit.reference.ggml._grid_ternary import points as points
 from edgekit.reference.ggml._importance import Importance
 from edgekit.reference.ggml._layout import Blocks
 from edgekit.typing import F32, F64, U16
@@ -96,4 +97,4 @@ def bound(x: F32, blocks: Blocks) -> F64:
     return farthest(x, _step(blocks), float(ternary.LEVELS.max()))
 
 
-__all__ = ["IMPORTANCE", "LAYOUT", "NEEDS_IMPORTANCE", "SIZE", "SUB", "bound", "decode", "encode"]
+__all__ = ["IMPORTANCE", "LAYOUT", "NEEDS_IMPORTANCE", "SIZE", "SUB", "bound", "decode", "encode", "points"]

@@ -1,0 +1,80 @@
+"""Time and memory of calibration and rounding with error feedback: of a random Llama of 1.1 billion weights, of SmolLM2.
+
+python tests/bench/bench.py --only feedback-large
+
+Each step is a process of its own on all cores; minutes are those of the clock on the wall.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import quality
+from child import printed
+from llama_model import Shape, write_llama
+
+#: The widths of TinyLlama, 1.1 billion weights.
+LARGE = Shape(layers=22, width=2048, ffn=5632, heads=32, kv_heads=4, vocab=32_000)
+TOKENS, CONTEXT = 4096, 512
+
+_JOB = """
+import json, re, sys, time
+from pathlib import Path
+import numpy as np
+import edgekit
+step, source, tokens, context, calibration, recipe, target = sys.argv[1:]
+start, spent = time.perf_counter(), time.process_time()
+if step == "calibrate":
+    edgekit.calibrate(source, np.load(tokens), context=int(context), holdout=0, to=calibration)
+else:
+    edgekit.quantize(source, recipe, to=target, calibration=edgekit.pipeline.rounding.read_calibration(Path(calibration)))
+status = Path("/proc/self/status")
+peak = int(re.search(r"VmHWM:\\s*(\\d+) kB", status.read_text())[1]) * 1024 if status.exists() else 0
+print(json.dumps({"wall": time.perf_counter() - start, "cpu": time.process_time() - spent, "peak": peak}))
+"""
+
+
+def report(quick: bool) -> Iterator[str]:
+    """Yield the lines of a table; `quick` leaves out the large model."""
+    import numpy as np
+
+    yield "| model | step | seconds | CPU s | peak memory |"
+    yield "|---|---|---|---|---|"
+    for subject in quality.subjects(quick):
+        if subject.name != "stories260K":
+            yield from _steps(subject.name, subject.source, subject.calibration, subject.context, "Q4_0")
+    if quick:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        source = write_llama(Path(folder) / "large.gguf", LARGE)
+        tokens = np.random.default_rng(1).integers(3, LARGE.vocab, TOKENS)
+        yield from _steps("random Llama, 1.1 billion weights", source, tokens, CONTEXT, "Q4_K_M")
+
+
+def _steps(name: str, source: Path, tokens, context: int, recipe: str) -> Iterator[str]:  # type: ignore[no-untyped-def]
+    import numpy as np
+
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / "tokens.npy", tokens)
+        given = [
+            str(source),
+            f"{folder}/tokens.npy",
+            str(context),
+            f"{folder}/c.safetensors",
+            recipe,
+            f"{folder}/s.gguf",
+        ]
+        for step in ("calibrate", "quantize"):
+            threads = {"OPENBLAS_NUM_THREADS": "1", "EDGEKIT_NUMBA_THREADS": str(os.cpu_count() or 1)}
+            found = printed(_JOB, step, *given, environment=threads)
+            what = f"{len(tokens)} tokens" if step == "calibrate" else f"`{recipe}` with feedback"
+            memory = f"{found['peak'] / 1e6:.0f} MB"
+            yield f"| {name} | {step}, {what} | {found['wall']:.0f} | {found['cpu']:.0f} | {memory} |"
+
+
+if __name__ == "__main__":
+    for line in report(quick=False):
+        print(line, flush=True)
