@@ -103,6 +103,52 @@ def test_experts_are_quantized(precision, tmp_path):
     compare(made.path, made.model)
 
 
+MIXTURES = ["mixtral", "olmoe", "qwen3_moe", "lfm2_moe", "granitemoehybrid", "phimoe", "qwen3_next"]
+
+
+@pytest.mark.parametrize("precision", ["onnx:int4-asym-g16", "onnx:int4-sym-g16", "onnx:int2-asym-g16"])
+@pytest.mark.parametrize("family", MIXTURES)
+def test_qmoe_computes_the_chosen_experts(family, precision, tmp_path):
+    """The stacks come back with their codes, though QMoE takes rows of gates and up projections in turn."""
+    oracles.saved_model(FAMILIES[family].CONFIGS["plain"], tmp_path / "hf")
+    source = edgekit.open(tmp_path / "hf")
+    made = edgekit.quantize(source, precision, to=tmp_path / "m", format="onnx")
+    kinds = [node.op_type for node in onnx.load(made.path / "model.onnx", load_external_data=False).graph.node]
+    stacks = [role for role in source.model.tensors if role.endswith("_exps.weight")]
+    assert kinds.count("QMoE") == sum("ffn_down_exps" in role for role in stacks) > 0
+    for role in stacks:
+        encoded = edgekit.encode(source.model.tensors[role].float32(), precision)
+        stored = made.model.tensors[role]
+        assert isinstance(stored, EncodedTensor)
+        for key, part in encoded.parts.items():
+            assert np.array_equal(np.asarray(stored.read().parts[key]).reshape(part.shape), part), (role, key)
+    compare(made.path, made.model)
+
+
+@pytest.mark.parametrize(
+    ("family", "precision"), [("qwen3_moe", "onnx:int8-sym-g16"), ("llama4_text", "onnx:int4-sym-g16")]
+)
+def test_experts_that_qmoe_does_not_compute_keep_their_operators(family, precision, tmp_path):
+    """8-bit experts round activations at every accuracy level; Llama 4 weights the inputs of experts."""
+    oracles.saved_model(FAMILIES[family].CONFIGS["plain"], tmp_path / "hf")
+    made = edgekit.quantize(tmp_path / "hf", precision, to=tmp_path / "m", format="onnx")
+    kinds = {node.op_type for node in onnx.load(made.path / "model.onnx", load_external_data=False).graph.node}
+    assert "QMoE" not in kinds
+    compare(made.path, made.model)
+
+
+QUANTIZED = {"llama": "int4-sym-g32", "qwen2": "int8-asym-g16", "smollm3": "int2-asym-g16", "gemma4": "int8-sym-g16"}
+PLAIN = {"llama": "plain", "gemma4": "per-layer"}
+
+
+@pytest.mark.parametrize("family", QUANTIZED)
+def test_joined_products_of_families(family, tmp_path):
+    """With biases, layers without positions, values without a norm, and constants of one value."""
+    oracles.saved_model(FAMILIES[family].CONFIGS[PLAIN.get(family, "plain")], tmp_path / "hf")
+    made = edgekit.quantize(tmp_path / "hf", f"onnx:{QUANTIZED[family]}", to=tmp_path / "m", format="onnx")
+    compare(made.path, made.model)
+
+
 def test_experts_in_transposed_codes_are_refused(tmp_path):
     oracles.saved_model(FAMILIES["qwen3_moe"].CONFIGS["plain"], tmp_path / "hf")
     with pytest.raises(UnsupportedModelError, match=r"the plan has onnx:qdq_int4-sym-g32 for .*experts"):

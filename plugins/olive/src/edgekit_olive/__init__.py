@@ -18,8 +18,12 @@ edgekit_api = (1, 0)
 RECIPES = (
     *(f"MATMUL_NBITS_{bits}{group}" for bits in (2, 4, 8) for group in ("", "_G16", "_G64", "_G128")),
     *(f"MATMUL_NBITS_{bits}_ASYM{group}" for bits in (4, 8) for group in ("", "_G16", "_G64", "_G128")),
+    *(f"MATMUL_NBITS_{bits}_KQUANT{group}" for bits in (4, 8) for group in ("", "_G16", "_G64", "_G128")),
+    *(f"MATMUL_NBITS_{bits}_HQQ{group}" for bits in (2, 4) for group in ("", "_G16", "_G64", "_G128")),
     "INT8_CHANNEL",
 )
+#: Precisions: the module of each kind, and its widths; with blocks of 16 to 256.
+PRECISIONS = {"kquant": (4, 8), "hqq": (2, 4)}
 
 #: Largest difference of logits from the numpy forward pass, in standard deviations of the logits. By default
 #: MatMulNBits rounds activations to 8 bits, 0.12 on a random model of 225 MB in 4 bits; 1e-4 with ``exact=True`` or
@@ -37,6 +41,15 @@ def edgekit_register_formats(register: Register) -> None:
     """Register the formats that read ONNX files, and write decoders with ONNX Runtime's or with standard operators."""
     register("onnx", "edgekit_olive.format:OnnxFormat")
     register("onnx-portable", "edgekit_olive.format:PortableFormat", refines=("onnx",))
+
+
+@hookimpl
+def edgekit_register_precisions(register: Register) -> None:
+    """Register k-quant and HQQ for MatMulNBits, ``onnx:kquant4-g32`` and others."""
+    for module, widths in PRECISIONS.items():
+        for bits in widths:
+            for block in (16, 32, 64, 128, 256):
+                register(f"onnx:{module}{bits}-g{block}", f"edgekit_olive.{module}:{module}{bits}_g{block}")
 
 
 @hookimpl
@@ -98,6 +111,7 @@ def edgekit_register_devices(register: Register) -> None:
 
 
 __all__ = [
+    "PRECISIONS",
     "RECIPES",
     "TOLERANCE",
     "edgekit_api",
@@ -106,6 +120,7 @@ __all__ = [
     "edgekit_register_formats",
     "edgekit_register_packagers",
     "edgekit_register_passes",
+    "edgekit_register_precisions",
     "edgekit_register_quantizers",
     "edgekit_register_recipes",
     "edgekit_register_runtimes",

@@ -13,7 +13,7 @@ import numpy as np
 from edgekit.precision import Precision
 from edgekit.recipe import Slot
 from edgekit.typing import Array
-from edgekit_olive.elements import Stored, is_blockwise, stored_parts
+from edgekit_olive.elements import Stored, is_blockwise, is_hqq, stored_parts
 
 #: The top bit of each code in a byte, by bits.
 _TOPS = {4: 0x88, 8: 0x80}
@@ -48,6 +48,8 @@ def portable_fault(precision: Precision, shape: tuple[int, ...]) -> str:
     if not is_blockwise(precision):
         return "stacked experts need float weights" if len(shape) > 2 and precision.convention != "float" else ""
     assert precision.block is not None
+    if is_hqq(precision):
+        return "DequantizeLinear takes no zero points in floats"
     if precision.bits == 2:
         return "opset 21 has no type of 2 bits"
     if len(shape) > 2:

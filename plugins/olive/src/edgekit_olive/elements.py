@@ -3,6 +3,8 @@
     precision                     constants                                used by
     float:F32, F16, BF16          NAME                                     MatMul, Gather; F16 and BF16 cast to F32
     onnx:int2|int4|int8-…-g<n>    NAME.B  NAME.scales  [NAME.zero_points]  MatMulNBits, GatherBlockQuantized
+    onnx:kquant4|kquant8-g<n>     as int4, int8-asym-g<n>                  the same
+    onnx:hqq2|hqq4-g<n>           the same, NAME.zero_points in floats     MatMulNBits alone
     onnx:int8|uint8-…-channel     NAME.codes  NAME.scale  NAME.zero_point  DequantizeLinear
     onnx:int8|uint8-…-tensor      the same                                 DequantizeLinear
     onnx:qdq_int4-…-g<n>          NAME.codes  NAME.scale  [NAME.zero_point] DequantizeLinear
@@ -23,6 +25,7 @@ from edgekit.formats import part_layouts
 from edgekit.precision import Precision
 from edgekit.recipe import Slot, fits
 from edgekit.tensor import EncodedTensor
+from edgekit_olive.hqq import KINDS
 
 #: `TensorProto.DataType` by edgekit's name of an element type, for types whose elements are whole bytes.
 ELEMENTS: Mapping[str, str] = {
@@ -46,6 +49,8 @@ ELEMENTS: Mapping[str, str] = {
 #: Bits of types whose elements share bytes.
 PACKED: Mapping[str, int] = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+#: Roles of matrices whose rows are looked up.
+EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight", "position_embd.weight", "token_types.weight")
 #: MatMulNBits in onnxruntime's CPU provider: supported bits -> the largest block.
 _LARGEST = {2: 256, 4: 512, 8: 512}
 
@@ -84,6 +89,11 @@ def is_blockwise(precision: Precision) -> bool:
     return precision.convention == "onnx" and precision.granularity == "group" and precision.kind != "qdq_int4"
 
 
+def is_hqq(precision: Precision) -> bool:
+    """Return whether a precision has zero points in floats."""
+    return precision.convention == "onnx" and precision.kind in KINDS
+
+
 def stored_parts(slot: Slot, precision: Precision) -> dict[str, Stored]:
     """Return the constants of a tensor, by the reference's names of its parts; a float tensor has one, ``values``."""
     name, shape = slot.name, slot.shape
@@ -108,7 +118,7 @@ def _follows(slot: Slot, precision: Precision, dtype: str) -> str:
     tensor = slot.tensor
     if isinstance(tensor, EncodedTensor):
         return _own(tensor, dtype) if tensor.precision == precision else dtype
-    narrow = ("float16", "bfloat16") if precision.granularity == "group" else ("float16",)
+    narrow = ("float16",) if precision.granularity != "group" or is_hqq(precision) else ("float16", "bfloat16")
     return tensor.dtype if dtype == "float32" and tensor.dtype in narrow else dtype
 
 
@@ -147,4 +157,15 @@ def can_hold(precision: Precision, shape: tuple[int, ...]) -> bool:
     return precision.convention == "float" or fits(precision, shape)
 
 
-__all__ = ["ELEMENTS", "FLOATS", "PACKED", "Stored", "can_hold", "is_blockwise", "storable", "stored_parts"]
+__all__ = [
+    "ELEMENTS",
+    "EMBEDDINGS",
+    "FLOATS",
+    "PACKED",
+    "Stored",
+    "can_hold",
+    "is_blockwise",
+    "is_hqq",
+    "storable",
+    "stored_parts",
+]

@@ -54,7 +54,8 @@ def build(config: ModelConfig, weights: Mapping[str, Weight], *, fused: bool = T
     uses = calls(network)
     grouped = fused and config.head_dim % 8 == 0 and all(map(groupable, uses))
     tensors = GraphWeights(builder, weights, fused)
-    graph = GraphOps(builder, tensors, fused=fused, grouped=grouped, remembers=all(map(causal, uses)))
+    remembers = all(map(causal, uses))
+    graph = GraphOps(builder, tensors, fused=fused, grouped=grouped, remembers=remembers, context=config.context or 0)
     ops = cast(Ops[Any], graph)  # operations that it lacks are not needed: `refuse_lacking` checks that
     states: Value = network.states(ops)
     result, width = (network.logits(ops, states), network.vocab) if network.predicts else (states, network.width)

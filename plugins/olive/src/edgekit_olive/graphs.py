@@ -36,12 +36,12 @@ def variant(proto: Any, which: Variant) -> Any:
 
 
 def exact(proto: Any) -> Any:
-    """A copy of a graph whose MatMulNBits round no activations."""
+    """A copy of a graph whose MatMulNBits and QMoE round no activations."""
     helper = onnx().helper
     changed = type(proto)()
     changed.CopyFrom(proto)
     for node in changed.graph.node:
-        if node.op_type == "MatMulNBits":
+        if node.op_type in ("MatMulNBits", "QMoE"):
             kept = [attribute for attribute in node.attribute if attribute.name != "accuracy_level"]
             del node.attribute[:]
             node.attribute.extend([*kept, helper.make_attribute("accuracy_level", EXACT)])

@@ -1,7 +1,9 @@
 """The operations of a forward pass as nodes of an ONNX graph; see `edgekit.architectures.ops.Ops`.
 
 Two dialects. The *fused* one uses ONNX Runtime's own operators where they exist: GroupQueryAttention, MatMulNBits,
-GatherBlockQuantized, SimplifiedLayerNormalization, SkipSimplifiedLayerNormalization, FusedMatMul, RotaryEmbedding.
+GatherBlockQuantized, SimplifiedLayerNormalization, SkipSimplifiedLayerNormalization, FusedMatMul, RotaryEmbedding,
+QMoE. Where nothing comes between them, one MatMulNBits computes queries, keys and values, and GroupQueryAttention
+rotates them, as in the graphs of GenAI's model builder.
 The *portable* one uses standard operators only (opset 21).
 
 Heads are [batch, n, heads, head_dim] inside the graph: fused attention takes them side by side, so nothing is
@@ -28,6 +30,10 @@ HIDDEN = -3.0e38
 #: Adds the nodes of one step of a recurrence; see `Builder.scan`.
 Step = Callable[[Builder, str, Sequence[str]], tuple[str, str]]
 _MOST = int(np.iinfo(np.int64).max)
+#: Largest size in bytes of the cosines and sines of a whole context, with which GroupQueryAttention rotates.
+_TABLES = 64 << 20
+#: Ends of the names of the products that may be joined.
+_JOINED = (".attn_q", ".attn_k", ".attn_v")
 
 
 @attrs.frozen
@@ -43,6 +49,22 @@ class Value:
     name: str
     width: int
     heads: int = 0
+
+
+@attrs.frozen
+class Turned:
+    """Heads side by side that are to be rotated.
+
+    Attributes:
+        flat: name of the heads before, [batch, n, heads * width].
+        rope: how they rotate.
+        heads, width: of `flat`.
+    """
+
+    flat: str
+    rope: Rope
+    heads: int
+    width: int
 
 
 @attrs.frozen
@@ -70,16 +92,28 @@ class GraphOps:
         fused: whether ONNX Runtime's own operators may be used.
         grouped: whether GroupQueryAttention computes attention.
         remembers: whether keys and values of earlier tokens are inputs; False for an encoder.
+        context: number of tokens for which GroupQueryAttention may rotate; 0 for none.
     """
 
     def __init__(
-        self, builder: Builder, weights: GraphWeights, *, fused: bool, grouped: bool, remembers: bool = True
+        self,
+        builder: Builder,
+        weights: GraphWeights,
+        *,
+        fused: bool,
+        grouped: bool,
+        remembers: bool = True,
+        context: int = 0,
     ) -> None:
         self.builder, self.weights, self.fused, self.grouped = builder, weights, fused, grouped
-        self._remembers = remembers
+        self._remembers, self._context = remembers, context
         self.tensors: Mapping[str, tuple[int, ...]] = weights.shapes
         self._sums: dict[str, tuple[str, str]] = {}
         self._flat: dict[str, str] = {}
+        self._products: dict[str, tuple[str, str]] = {}
+        self._turned: dict[str, Turned] = {}
+        self._tables: dict[int, tuple[str, str]] = {}
+        self._used: dict[str, int] = {}
         self._apart: set[str] = set()
         self._turns: dict[int, tuple[str, str]] = {}
         self._masks: dict[Attend, str] = {}
@@ -94,7 +128,8 @@ class GraphOps:
     def real(self, value: Value) -> str:
         """Return the name of a value, whose node may be added only now.
 
-        A norm may compute a sum in the same node, and heads may be used side by side, as they were before `heads`.
+        A norm may compute a sum in the same node, heads may be used side by side, as they were before `heads`, and
+        attention may compute products and rotations.
         """
         if value.name in self._sums:
             a, b = self._sums.pop(value.name)
@@ -102,8 +137,18 @@ class GraphOps:
         elif value.name in self._apart:
             self._apart.remove(value.name)
             shape = self.builder.ints([0, 0, value.heads, value.width])
-            self.builder.op("Reshape", self._flat[value.name], shape, output=value.name)
-        return value.name
+            self.builder.op("Reshape", self._settled(self._flat[value.name]), shape, output=value.name)
+        return self._settled(value.name)
+
+    def _settled(self, name: str) -> str:
+        """Add the node of a product or of a rotation that attention did not take over; return its name."""
+        if name in self._products:
+            role, x = self._products.pop(name)
+            self._multiply(role, x, name)
+        elif name in self._turned:
+            turned = self._turned.pop(name)
+            self._rotate(turned, name)
+        return name
 
     def _once(self, key: str, make: Callable[[], str]) -> str:
         if key not in self._made:
@@ -123,10 +168,20 @@ class GraphOps:
     def product(self, name: str, x: Value) -> Value:
         """See `Ops.product`."""
         shape = self.tensors[f"{name}.weight"]
-        out = self.weights.product(f"{name}.weight", self.real(x))
-        if f"{name}.bias" in self.tensors:
-            out = self.builder.op("Add", out, self.weights.values(f"{name}.bias"))
-        return Value(out, shape[0] if len(shape) > 1 else 1)
+        width, states = shape[0] if len(shape) > 1 else 1, self.real(x)
+        if self.grouped and name.endswith(_JOINED) and self.weights.joinable([f"{name}.weight"]):
+            later = self.builder.fresh("Product")
+            self._products[later] = name, states
+            return Value(later, width)
+        return Value(self._multiply(name, states), width)
+
+    def _multiply(self, name: str, x: str, output: str | None = None) -> str:
+        bias = f"{name}.bias"
+        if bias not in self.tensors:
+            return self.weights.product(f"{name}.weight", x, output=output)
+        return self.builder.op(
+            "Add", self.weights.product(f"{name}.weight", x), self.weights.values(bias), output=output
+        )
 
     def row(self, name: str, number: int) -> Value:
         """See `Ops.row`."""
@@ -249,7 +304,8 @@ class GraphOps:
 
     def heads(self, x: Value, count: int) -> Value:
         """See `Ops.heads`; [batch, n, count, head_dim]."""
-        return self._heads(self.real(x), count, x.width // count)
+        flat = x.name if x.name in self._products else self.real(x)
+        return self._heads(flat, count, x.width // count)
 
     def _heads(self, flat: str, count: int, size: int) -> Value:
         name = self.builder.fresh("Reshape")
@@ -273,20 +329,49 @@ class GraphOps:
 
     def rotate(self, x: Value, rope: Rope) -> Value:
         """See `Ops.rotate`."""
+        if not self.fused:
+            return attrs.evolve(x, name=self._rotated(x, rope, *self._turns_of(rope)))
+        flat = self.joined(x).name
+        turned, name = Turned(flat, rope, x.heads, x.width), self.builder.fresh("RotaryEmbedding")
+        if flat in self._products and self._in_tables(rope, x.width):
+            self._turned[name] = turned
+        else:
+            self._rotate(turned, name)
+        return self._heads(name, x.heads, x.width)
+
+    def _rotate(self, turned: Turned, output: str) -> None:
+        cos, sin = self._turns_of(turned.rope)
+        self.builder.fused(
+            *("RotaryEmbedding", self._settled(turned.flat), self._once("places", self._places), cos, sin),
+            output=output,
+            num_heads=turned.heads,
+            rotary_embedding_dim=turned.rope.dim if turned.rope.dim < turned.width else 0,
+            interleaved=int(turned.rope.neighbours),
+        )
+
+    def _turns_of(self, rope: Rope) -> tuple[str, str]:
+        """Return the cosines and sines of the new tokens; see `_turn`."""
         if id(rope) not in self._turns:
             self._turns[id(rope)] = self._turn(rope)
-        cos, sin = self._turns[id(rope)]
-        if self.fused:
-            flat = self.joined(x)
-            places = self._once("places", self._places)
-            turned = self.builder.fused(
-                *("RotaryEmbedding", flat.name, places, cos, sin),
-                num_heads=x.heads,
-                rotary_embedding_dim=rope.dim if rope.dim < x.width else 0,
-                interleaved=int(rope.neighbours),
-            )
-            return self._heads(turned, x.heads, x.width)
-        return attrs.evolve(x, name=self._rotated(x, rope, cos, sin))
+        return self._turns[id(rope)]
+
+    def _in_tables(self, rope: Rope, width: int) -> bool:
+        """Return whether GroupQueryAttention can rotate: by tables of the whole context, equal for all lengths.
+
+        It rotates heads of a multiple of 16 elements only.
+        """
+        changing = rope.scaling is not None and rope.scaling.kind in ("longrope", "dynamic")
+        return not changing and width % 16 == 0 and 0 < self._context * rope.dim * 4 <= _TABLES
+
+    def _tables_of(self, rope: Rope) -> tuple[str, str]:
+        """Return cosines and sines of every position, [context, dim / 2]; computed when the graph is loaded."""
+        if id(rope) not in self._tables:
+            builder = self.builder
+            every = builder.op("Range", builder.ints(0), builder.ints(self._context), builder.ints(1))
+            column = builder.op("Reshape", builder.op("Cast", every, to=1), builder.ints([-1, 1]))
+            frequency = builder.floats(rope.frequencies(0).astype(np.float32))
+            self._tables[id(rope)] = self._cos_sin(builder.op("Mul", column, frequency), rope)
+        return self._tables[id(rope)]
 
     def _places(self) -> str:
         """Return the row of every new token in the tables of cosines and sines, [batch, n]."""
@@ -318,7 +403,7 @@ class GraphOps:
 
     def _turn(self, rope: Rope) -> tuple[str, str]:
         """Return cosines and sines of the new tokens: [batch * n, dim / 2], or [batch, n, 1, dim] if portable."""
-        builder, scaling = self.builder, rope.scaling
+        builder = self.builder
         divisors = self._divisors(rope)
         if divisors is None:
             frequency = builder.floats(rope.frequencies(0).astype(np.float32))
@@ -333,8 +418,12 @@ class GraphOps:
             column = builder.op("Unsqueeze", positions, builder.ints([2, 3]))
             half = builder.op("Mul", column, frequency)
             angle = builder.op("Concat", half, half, axis=-1)
+        return self._cos_sin(angle, rope)
+
+    def _cos_sin(self, angle: str, rope: Rope) -> tuple[str, str]:
+        builder = self.builder
         cos, sin = builder.op("Cos", angle), builder.op("Sin", angle)
-        factor = 1.0 if scaling is None else scaling.attention_factor
+        factor = 1.0 if rope.scaling is None else rope.scaling.attention_factor
         if factor != 1:
             cos, sin = (builder.op("Mul", name, builder.floats(factor)) for name in (cos, sin))
         return cos, sin
@@ -410,10 +499,19 @@ class GraphOps:
     def _grouped(self, queries: Value, keys: Remembered, values: Remembered, how: Attend, sinks: str | None) -> Value:
         builder = self.builder
         before, total = self._once("before", self._before), self._once("total32", self._total32)
-        q, k, v = (self.joined(each).name for each in (queries, keys.new, values.new))
-        inputs = [q, k, v, keys.past, values.past, before, total]
+        flat = [self.joined(each).name for each in (queries, keys.new, values.new)]
+        packed = self._packed(*flat)
+        turns = ["", "", ""]
+        if packed is None:
+            inputs = [*map(self._settled, flat), keys.past, values.past, before, total]
+        else:
+            states, rope = packed
+            inputs = [states, "", "", keys.past, values.past, before, total]
+            turns = turns if rope is None else [*self._tables_of(rope), self.positions]
         if sinks is not None:
-            inputs += ["", "", "", "", self.weights.values(sinks)]
+            inputs += [*turns, "", self.weights.values(sinks)]
+        elif turns[0]:
+            inputs += turns
         out = builder.fresh("GroupQueryAttention")
         builder.several(
             "GroupQueryAttention",
@@ -425,8 +523,31 @@ class GraphOps:
             scale=how.scale,
             local_window_size=-1 if how.window is None else how.window,
             softcap=how.softcap or 0.0,
+            **({"do_rotary": 1, "rotary_interleaved": int(rope.neighbours)} if turns[0] and rope else {}),
         )
         return Value(out, queries.heads * values.new.width)
+
+    def _packed(self, queries: str, keys: str, values: str) -> tuple[str, Rope | None] | None:
+        """Return queries, keys and values side by side as one product, and how attention rotates them.
+
+        None if something comes between the products and attention, or MatMulNBits cannot compute them together.
+        """
+        turns = [self._turned.get(name) for name in (queries, keys)]
+        ropes = {id(each.rope) if each else None for each in turns}
+        names = [each.flat if each else name for each, name in zip(turns, (queries, keys), strict=True)]
+        products = [self._products.get(name) for name in (*names, values)]
+        roles = [f"{each[0]}.weight" for each in products if each]
+        if len(ropes) > 1 or len(roles) < 3 or len(set(roles)) < 3 or not self.weights.joinable(roles):
+            return None
+        assert products[0] is not None
+        states = products[0][1]
+        if any(each is None or each[1] != states for each in products):
+            return None
+        for name in (*names, values):
+            del self._products[name]
+        for name in (queries, keys):
+            self._turned.pop(name, None)
+        return self.weights.joined(roles, states), turns[0].rope if turns[0] else None
 
     def _total(self) -> str:
         """Return the number of tokens so far, including the new ones, [1]."""
@@ -593,7 +714,9 @@ class GraphOps:
         if how.scale != 1:
             picked = builder.op("Mul", picked, builder.floats(how.scale))
         none = builder.op("Mul", given, builder.floats(0.0))
-        return attrs.evolve(scores, name=builder.op("ScatterElements", none, chosen, picked, axis=-1))
+        shares = builder.op("ScatterElements", none, chosen, picked, axis=-1)
+        self._used[shares] = how.used
+        return attrs.evolve(scores, name=shares)
 
     def route_sparsely(self, scores: Value, jitter: float) -> Value:
         """See `Ops.route_sparsely`."""
@@ -609,6 +732,7 @@ class GraphOps:
             total = builder.op("ScatterElements", total, chosen, picked, axis=-1)
             none = builder.op("Add", builder.op("Mul", top, builder.floats(0.0)), builder.floats(HIDDEN))
             left = builder.op("ScatterElements", left, chosen, none, axis=-1)
+        self._used[total] = 2
         return attrs.evolve(scores, name=total)
 
     def _top(self, values: str, count: int) -> list[str]:
@@ -626,9 +750,19 @@ class GraphOps:
         return self._reshaped(builder.op("Where", kept, apart, builder.floats(HIDDEN)), [0, 0, count])
 
     def experts(self, prefix: str, x: Value, weights: Value, ffn: Ffn) -> Value:
-        """See `Ops.experts`: every expert computes every token; those not chosen have weight 0."""
+        """See `Ops.experts`.
+
+        QMoE computes the chosen experts where it can; else every expert computes every token, and those not chosen have
+        weight 0.
+        """
         builder, count = self.builder, weights.width
         given = self.real(x)
+        inner = ["gate_up"] if ffn.fused else ["gate", "up"]
+        roles = [f"{prefix}ffn_{name}_exps.weight" for name in (*inner, "down")]
+        used = self._used.get(weights.name, 0)
+        if ffn.gate == "silu" and not ffn.weighted_input and used and self.weights.mixable(roles[:-1], roles[-1]):
+            flat = self._reshaped(self.real(weights), [-1, count])
+            return attrs.evolve(x, name=self.weights.mixed(roles[:-1], roles[-1], given, flat, used))
         shares = [builder.fresh("Split") for _ in range(count)]
         builder.several("Split", (self.real(weights), builder.ints([1] * count)), shares, axis=-1)
         total = ""

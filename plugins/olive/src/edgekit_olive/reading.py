@@ -36,6 +36,11 @@ from edgekit_olive.weights import EXPERT
 LIMIT = (2 << 30) - 1
 #: Characters of a constant's name in messages.
 _LONGEST = 120
+#: Operators that rearrange or convert a stack's constants before QMoE, and how many follow one another at most.
+_REARRANGING = ("Concat", "Unsqueeze", "Reshape", "Transpose", "Cast")
+_LAYERS = 4
+#: Most constants that one of QMoE's may consist of.
+_MOST_ORIGINS = 64
 _SUFFIXES = (".B", ".codes", ".rows", "_quantized", "_Q2", "_Q4", "_Q8")
 #: What the passes on 8 bits append to the name of a constant whose axes they exchange.
 TRANSPOSED = ".transposed"
@@ -292,7 +297,9 @@ def _stack(name: str, parts: Sequence[AnyTensor], numbers: Sequence[int]) -> Any
 
 
 def _is_weight(constant: Constant) -> bool:
-    if constant.element not in _DTYPES or math.prod(constant.shape) < 2:
+    if constant.element not in _DTYPES or not constant.shape:
+        return False
+    if math.prod(constant.shape) < 2 and constant.reader is None:  # beside the graph lie weights, of any size
         return False
     if constant.name.startswith("constant."):  # of edgekit's own graphs
         return False
@@ -362,7 +369,7 @@ class _Weight:
             row = part.nbytes // rows
             begin, nbytes, shape = start * row, (stop - start) * row, (stop - start, *shape[1:])
         values = part.read(begin, nbytes)
-        if part.element not in PACKED and key not in ("B", "zero_points"):
+        if part.element not in PACKED and ("FLOAT" in part.element or key not in ("B", "zero_points")):
             dtype = _DTYPES[part.element]
             values = values.view(_native(dtype))
         return inward(values, key, self.precision, not self.standard).reshape(shape)
@@ -380,6 +387,7 @@ def _quantized(parsed: Parsed) -> Iterator[_Weight]:
     """Yield the weights that operators decode."""
     nodes = [node for node in parsed.proto.graph.node if node.input and node.output]
     casts = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Cast"}
+    joints = {node.output[0]: list(node.input) for node in nodes if node.op_type == "Concat"}
     rows = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Gather"}
     factors = {node.input[1] for node in nodes if node.op_type == "MatMul" and len(node.input) > 1}
 
@@ -391,6 +399,10 @@ def _quantized(parsed: Parsed) -> Iterator[_Weight]:
         inputs = [constant(name) for name in node.input]
         weight: _Weight | None = None
         match node.op_type:
+            case "QMoE" if len(node.input) > 6:
+                yield from filter(_agrees, _experts(parsed, nodes, node, given))
+            case "MatMulNBits" if any(name in joints for name in node.input[1:4]):
+                yield from filter(_agrees, _joined(node, joints, constant, given))
             case "MatMulNBits" if len(inputs) >= 3:
                 zero = inputs[3] if len(inputs) > 3 else None
                 block, bits = given.get("block_size", 0), given.get("bits", 4)
@@ -411,6 +423,58 @@ def _quantized(parsed: Parsed) -> Iterator[_Weight]:
         if weight is not None and _agrees(weight):
             yield weight
     yield from _picked(parsed)
+
+
+def _joined(
+    node: Any,
+    joints: Mapping[str, Sequence[str]],
+    constant: Callable[[str], Constant | None],
+    given: Mapping[str, int],
+) -> Iterator[_Weight]:
+    """Yield the weights of a MatMulNBits whose codes, scales and zero points are joined of several weights'."""
+    columns = [joints.get(name, ()) for name in node.input[1:4]]
+    if len({len(column) for column in columns}) > 1:
+        return
+    for codes, scales, *zero in zip(*(map(constant, column) for column in columns), strict=True):
+        bits, block = given.get("bits", 4), given.get("block_size", 0)
+        weight = _blocks(codes, scales, zero[0] if zero else None, bits, block, given.get("K", 0))
+        if weight is not None:
+            yield weight
+
+
+def _experts(parsed: Parsed, nodes: Sequence[Any], node: Any, given: Mapping[str, int]) -> Iterator[_Weight]:
+    """Yield the stacks of experts of a QMoE, whose constants may be joined of several stacks'."""
+    makers = {each.output[0]: each for each in nodes if each.op_type in _REARRANGING}
+    names = [*node.input, *[""] * 14]
+    bits, block = given.get("expert_weight_bits", 4), given.get("block_size", 0)
+    for places in ((2, 3, 11), (5, 6, 12)):
+        columns = [_origins(names[place], makers, parsed) for place in places]
+        if columns[0] and not columns[2]:
+            columns[2] = [None] * len(columns[0])
+        if len({len(column) for column in columns}) > 1:
+            continue
+        for codes, scales, zero in zip(*columns, strict=True):
+            if codes is None or len(codes.shape) != 3 or bits <= 0:
+                continue
+            weight = _blocks(codes, scales, zero, bits, block, codes.shape[2] * 8 // bits)
+            if weight is not None:
+                yield attrs.evolve(weight, shape=(*codes.shape[:2], weight.shape[1]))
+
+
+def _origins(name: str, makers: Mapping[str, Any], parsed: Parsed) -> list[Constant | None]:
+    """Return the constants of which nodes make a value by rearranging elements; empty if others take part."""
+    names = [name] if name else []
+    for _ in range(_LAYERS):
+        if len(names) > _MOST_ORIGINS:  # a graph made to grow
+            return []
+        made = [makers.get(each) for each in names]
+        names = [
+            source
+            for each, maker in zip(names, made, strict=True)
+            for source in ([each] if maker is None else maker.input if maker.op_type == "Concat" else maker.input[:1])
+        ]
+    found = [parsed.constants.get(each) for each in names]
+    return [] if None in found else found
 
 
 def _sliced(parsed: Parsed, name: str) -> int:
@@ -440,7 +504,8 @@ def _blocks(
     """Return a weight of MatMulNBits; None if its constants do not match a precision."""
     if codes is None or scales is None or not codes.shape or cols <= 0:
         return None
-    precision = _precision(f"onnx:int{bits}-{'sym' if zero is None else 'asym'}-g{block}")
+    kind = f"int{bits}-{'sym' if zero is None else 'asym'}"
+    precision = _precision(f"onnx:{f'hqq{bits}' if zero is not None and 'FLOAT' in zero.element else kind}-g{block}")
     if precision is None:
         return None
     parts = {"B": codes, "scales": scales} | ({} if zero is None else {"zero_points": zero})

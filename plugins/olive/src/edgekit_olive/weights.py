@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 
 from edgekit.precision import Precision
 from edgekit_olive.builder import Builder
-from edgekit_olive.elements import Stored, is_blockwise
+from edgekit_olive.elements import Stored, is_blockwise, is_hqq
 from edgekit_olive.library import onnx
 
 #: The file of the weights, beside the graph.
@@ -85,14 +86,114 @@ class GraphWeights:
             return self.builder.op("Gather", self._dequantized(weight), ids, axis=0)
         return self._picked(weight, ids)
 
-    def product(self, role: str, x: str, expert: int | None = None) -> str:
-        """Return ``x @ weight.T``, [..., out], with a matrix [out, in] or one of a stack [experts, out, in]."""
+    def joinable(self, roles: Sequence[str]) -> bool:
+        """Return whether one MatMulNBits can compute the products of the same states with several matrices."""
+        weights = [self.weights[role] for role in roles]
+        alike = {(weight.precision, weight.shape[1:]) for weight in weights}
+        biases = {f"{role.removesuffix('.weight')}.bias" in self.weights for role in roles}
+        return self.fused and len(alike) == len(biases) == 1 and is_blockwise(weights[0].precision)
+
+    def joined(self, roles: Sequence[str], x: str) -> str:
+        """Return the products with several matrices side by side, [..., sum of out], with their biases.
+
+        The matrices stay apart in the file. The runtime joins them when it loads the graph, as it folds constants.
+        """
+        weights, builder = [self.weights[role] for role in roles], self.builder
+        parts = [builder.op("Concat", *(self._constant(weight, "B") for weight in weights), axis=0)]
+        parts.append(builder.op("Concat", *(self._scale(weight, "scales") for weight in weights), axis=0))
+        if "zero_points" in weights[0].parts:
+            zeros = (self._zero(weight) for weight in weights)
+            parts.append(builder.op("Concat", *zeros, axis=0))
+        rows = sum(weight.shape[0] for weight in weights)
+        out = self._nbits(x, parts, weights[0].precision, (rows, weights[0].shape[1]))
+        biases = [f"{role.removesuffix('.weight')}.bias" for role in roles]
+        if biases[0] not in self.weights:
+            return out
+        return builder.op("Add", out, builder.op("Concat", *map(self.values, biases), axis=0))
+
+    def mixable(self, inner: Sequence[str], outer: str) -> bool:
+        """Return whether QMoE of the CPU provider computes stacks of experts to float32's precision.
+
+        Blocks of 2 or 4 bits that divide the rows, all alike and without biases. Its 8-bit experts round activations to
+        8 bits at every accuracy level.
+        """
+        roles = [*inner, outer]
+        stacks = [self.weights[role] for role in roles]
+        precision = stacks[0].precision
+        return (
+            self.fused
+            and {weight.precision for weight in stacks} == {precision}
+            and is_blockwise(precision)
+            and not is_hqq(precision)
+            and precision.bits in (2, 4)
+            and all(len(weight.shape) == 3 and not weight.shape[2] % (precision.block or 1) for weight in stacks)
+            and not any(f"{role.removesuffix('.weight')}.bias" in self.weights for role in roles)
+        )
+
+    def mixed(self, inner: Sequence[str], outer: str, x: str, shares: str, used: int) -> str:
+        """Return the sum of gated experts' outputs for states [batch, n, width], by QMoE.
+
+        The file keeps the stacks of gates and of up projections apart; QMoE takes their rows in turn.
+
+        Args:
+            inner: role of the gates' stack and of the up projections', or of both in one, the gates' rows first.
+            outer: role of the down projections' stack.
+            x: the states.
+            shares: the weight of each expert, [batch * n, experts]; 0 for experts that are not used.
+            used: number of experts of a token.
+        """
+        down, precision = self.weights[outer], self.weights[outer].precision
+        keys = ("B", "scales", *(["zero_points"] if "zero_points" in down.parts else []))
+        first = [self._in_turn([self.weights[role] for role in inner], key) for key in keys] + [""]
+        second = [self._stacked(down, key) for key in keys] + [""]
+        return self.builder.fused(
+            *("QMoE", x, shares, first[0], first[1], "", second[0], second[1], "", "", "", ""),
+            *((first[2], second[2]) if len(keys) > 2 else ("", "")),
+            *("", shares),
+            k=used,
+            expert_weight_bits=precision.bits,
+            block_size=precision.block,
+            activation_type="swiglu",
+            swiglu_fusion=1,
+            activation_alpha=1.0,
+            activation_beta=0.0,
+            normalize_routing_weights=0,
+            weights_prepacked=0,
+            accuracy_level=FAST,
+        )
+
+    def _in_turn(self, stacks: Sequence[Weight], part: str) -> str:
+        """Return a part of gates and up projections with their rows in turn, [experts, 2 * rows, …]."""
+        builder, (experts, rows, _) = self.builder, stacks[0].shape
+        if len(stacks) == 1:
+            pairs = builder.op("Reshape", self._stacked(stacks[0], part), builder.ints([experts, 2, rows // 2, -1]))
+            turned = builder.op("Transpose", pairs, perm=[0, 2, 1, 3])
+            return builder.op("Reshape", turned, builder.ints([experts, rows, -1]))
+        apart = [builder.op("Unsqueeze", self._stacked(stack, part), builder.ints([2])) for stack in stacks]
+        return builder.op("Reshape", builder.op("Concat", *apart, axis=2), builder.ints([experts, 2 * rows, -1]))
+
+    def _stacked(self, weight: Weight, part: str) -> str:
+        """Return a part of a stack of experts, [experts, rows, …]."""
+        placed, (experts, rows, _) = weight.parts[part], weight.shape
+        shape = (experts, rows, math.prod(placed.stored.shape) // (experts * rows))
+        name = self._placed(attrs.evolve(placed, stored=attrs.evolve(placed.stored, shape=shape)))
+        return self.builder.op("Cast", name, to=1) if placed.stored.element in ("FLOAT16", "BFLOAT16") else name
+
+    def product(self, role: str, x: str, expert: int | None = None, *, output: str | None = None) -> str:
+        """Return ``x @ weight.T``, [..., out], with a matrix [out, in] or one of a stack [experts, out, in].
+
+        Args:
+            role: the matrix's.
+            x: the states.
+            expert: index of a matrix in a stack.
+            output: name of the result, which only MatMulNBits takes.
+        """
         weight = self.weights[role]
         if len(weight.shape) == 1:
             column = self.builder.op("Unsqueeze", self.values(role), self.builder.ints([1]))
             return self.builder.op("MatMul", x, column)
         if is_blockwise(weight.precision) and self.fused:
-            return self._multiplied(weight, x, expert)
+            return self._multiplied(weight, x, expert, output)
         if weight.precision.kind == "qdq_int4":  # stored as [in, out]
             return self.builder.op("MatMul", x, self._dequantized(weight, expert, transposed=True))
         matrix = self._dequantized(weight, expert)
@@ -109,14 +210,20 @@ class GraphWeights:
 
     # Operators on codes.
 
-    def _multiplied(self, weight: Weight, x: str, expert: int | None) -> str:
+    def _multiplied(self, weight: Weight, x: str, expert: int | None, output: str | None = None) -> str:
         """Return the product of x with a weight, computed by MatMulNBits."""
         parts = [self._constant(weight, "B", expert), self._scale(weight, "scales", expert)]
         if "zero_points" in weight.parts:
-            parts.append(self._constant(weight, "zero_points", expert))
-        (rows, cols), precision = weight.shape[-2:], weight.precision
+            parts.append(self._zero(weight, expert))
+        return self._nbits(x, parts, weight.precision, weight.shape[-2:], output)
+
+    def _nbits(
+        self, x: str, parts: Sequence[str], precision: Precision, shape: Sequence[int], output: str | None = None
+    ) -> str:
+        rows, cols = shape
         return self.builder.fused(
             *("MatMulNBits", x, *parts),
+            output=output,
             K=cols,
             N=rows,
             bits=precision.bits,
@@ -184,6 +291,11 @@ class GraphWeights:
         """Return scales as float32, the dtype of the products."""
         name = self._constant(weight, part, expert)
         return name if weight.parts[part].stored.element == "FLOAT" else self.builder.op("Cast", name, to=1)
+
+    def _zero(self, weight: Weight, expert: int | None = None) -> str:
+        """Return zero points: packed codes, or float32."""
+        name = self._constant(weight, "zero_points", expert)
+        return self.builder.op("Cast", name, to=1) if weight.parts["zero_points"].stored.element == "FLOAT16" else name
 
     def _constant(self, weight: Weight, part: str, expert: int | None = None) -> str:
         placed = weight.parts[part]

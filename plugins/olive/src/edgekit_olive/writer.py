@@ -15,7 +15,7 @@ from edgekit.manifest import Manifest
 from edgekit.recipe import Assignment, Plan, Slot
 from edgekit.tensor import QuantizedTensor
 from edgekit_olive import dialect, genai, graph
-from edgekit_olive.elements import Stored, can_hold
+from edgekit_olive.elements import EMBEDDINGS, Stored, can_hold, is_hqq
 from edgekit_olive.library import onnx
 from edgekit_olive.weights import DATA, Placed, Weight
 
@@ -137,6 +137,11 @@ def _refuse_foreign(slot: Slot, line: Assignment, path: Path, fused: bool) -> No
             f"{path}: ONNX Runtime's CPU provider computes with onnx's precisions (MatMulNBits of 2 bits in blocks of "
             f"up to 256, of 4 and 8 bits of up to 512) and F32, F16, BF16; the plan has {line.precision} for "
             f"{line.name}: choose one of those, such as onnx:int4-sym-g32"
+        )
+    if is_hqq(line.precision) and line.role in EMBEDDINGS:
+        raise UnsupportedModelError(
+            f"{path}: {line.name} in {line.precision}: GatherBlockQuantized takes no zero points in floats; choose a "
+            "recipe that stores the embedding otherwise, such as MATMUL_NBITS_4_HQQ"
         )
     fault = "" if fused else dialect.portable_fault(line.precision, slot.shape)
     if fault:
