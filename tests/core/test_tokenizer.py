@@ -130,8 +130,27 @@ def test_a_pre_tokenizer_without_a_name_still_cuts_by_its_json(tmp_path: Path, p
     assert read is not None
     assert read.pre == ""
     assert read.to_json() == json.dumps(parsed)
-    with pytest.raises(UnsupportedModelError, match=r"^pre-tokenizer '' is unknown; edgekit supports gpt-2, "):
+    with pytest.raises(UnsupportedModelError, match=r"^pre-tokenizer '' is not known to edgekit, which knows gpt-2, "):
         attrs.evolve(read, json=None).to_json()
+
+
+def test_a_pre_tokenizer_that_edgekit_is_taught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("EXPRESSIONS", "WHOLE_WORDS", "NFC"):
+        monkeypatch.setattr(pretokenizers, name, getattr(pretokenizers, name).copy())
+    parsed = json.loads(bpe().to_json())
+    parsed["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": r"\p{L}+"}, "behavior": "Isolated"}
+    assert from_hf_directory(put_json(tmp_path, json.dumps(parsed))).pre == ""
+    pretokenizers.register("letters", r"\p{L}+", nfc=True)
+    pretokenizers.register("letters", r"\p{L}+")  # the same again
+    read = from_hf_directory(put_json(tmp_path, json.dumps(parsed)))
+    assert read.pre == "letters"
+    made = json.loads(attrs.evolve(read, json=None).to_json())
+    assert made["pre_tokenizer"]["pretokenizers"][0]["pattern"] == {"Regex": r"\p{L}+"}
+    assert made["normalizer"] == {"type": "NFC"}
+    with pytest.raises(UsageError, match="letters has other expressions in edgekit already"):
+        pretokenizers.register("letters", "x")
+    with pytest.raises(UsageError, match="at least one expression"):
+        pretokenizers.register("digits")
 
 
 # --- texts -------------------------------------------------------------------------------------------------------

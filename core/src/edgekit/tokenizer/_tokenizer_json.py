@@ -78,7 +78,10 @@ def _byte_level(tokenizer: Vocabulary) -> dict[str, Any]:
     pre = pretokenizers.canonical(tokenizer.pre)
     if pre is None:
         known = ", ".join([*pretokenizers.EXPRESSIONS, *pretokenizers.ALIASES])
-        raise UnsupportedModelError(f"pre-tokenizer {shown(tokenizer.pre)} is unknown; edgekit supports {known}")
+        raise UnsupportedModelError(
+            f"pre-tokenizer {shown(tokenizer.pre)} is not known to edgekit, which knows {known}; open a directory with "
+            "the model's tokenizer.json, or teach it with edgekit.tokenizer.pretokenizers.register(NAME, EXPRESSION)"
+        )
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     return {
         "normalizer": {"type": "NFC"} if pre in pretokenizers.NFC else None,

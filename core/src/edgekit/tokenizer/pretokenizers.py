@@ -30,6 +30,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from edgekit.errors import UsageError
+
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -136,9 +138,37 @@ ALIASES = {
 #: Largest number of characters of an expression in a message.
 _SHOWN = 120
 #: Pre-tokenizers with which a word of the vocabulary is one token, regardless of the merges.
-WHOLE_WORDS = ("llama-bpe", "tekken")
+WHOLE_WORDS = {"llama-bpe", "tekken"}
 #: Pre-tokenizers whose texts are normalized to NFC.
-NFC = ("qwen2", "qwen35")
+NFC = {"qwen2", "qwen35"}
+
+
+def register(name: str, *expressions: str, whole_words: bool = False, nfc: bool = False) -> None:
+    """Teach edgekit a pre-tokenizer that it does not know, for this process; a plugin calls it when it is loaded.
+
+    Args:
+        name: as llama.cpp has it.
+        expressions: one after the other; each splits every piece of the one before.
+        whole_words: whether a word of the vocabulary is one token, regardless of the merges.
+        nfc: whether texts are normalized to NFC.
+
+    Raises:
+        UsageError: no name, no expression, or a name that stands for other expressions.
+
+    Example:
+        >>> register("first-letters", r"[a-z]+", r"[0-9]")  # doctest: +SKIP
+    """
+    known = canonical(name)
+    if not name or not expressions:
+        raise UsageError("a pre-tokenizer needs llama.cpp's name and at least one expression")
+    if known is not None and EXPRESSIONS[known] != expressions:
+        raise UsageError(
+            f"pre-tokenizer {name} has other expressions in edgekit already; choose llama.cpp's name for these"
+        )
+    EXPRESSIONS.setdefault(known or name, expressions)
+    if known is None:
+        WHOLE_WORDS.update({name} if whole_words else ())
+        NFC.update({name} if nfc else ())
 
 
 def canonical(pre: str) -> str | None:
@@ -205,4 +235,4 @@ def _plain(expression: str) -> str:
     return expression.replace(spelled, _CONTRACTION).replace(r"(?:'s|'t|'re|'ve|'m|'ll|'d)", _CONTRACTION)
 
 
-__all__ = ["ALIASES", "EXPRESSIONS", "NFC", "WHOLE_WORDS", "canonical", "described", "from_json", "to_json"]
+__all__ = ["ALIASES", "EXPRESSIONS", "NFC", "WHOLE_WORDS", "canonical", "described", "from_json", "register", "to_json"]

@@ -71,7 +71,8 @@ def to_metadata(tokenizer: Tokenizer | None, vocab: int) -> dict[str, Value]:
     if not tokenizer.pre:
         raise UnsupportedModelError(
             f"the tokenizer cuts words by {pretokenizers.described(tokenizer.json)}, which a GGUF file must call by "
-            "llama.cpp's name, and edgekit has none for it; if llama.cpp has one, its convert_hf_to_gguf.py writes the "
+            "llama.cpp's name, and edgekit has none for it; if llama.cpp has one, teach it with "
+            "edgekit.tokenizer.pretokenizers.register(NAME, EXPRESSION), or have its convert_hf_to_gguf.py write the "
             "file, which edgekit then quantizes; else use another format"
         )
     missing = range(len(tokenizer.tokens), vocab)
