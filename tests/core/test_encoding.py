@@ -181,6 +181,10 @@ def test_what_is_said_of_an_overflow():
     assert refused([1e19, -1e19], "mlx:nvfp4") == (
         f"array holds values too large for mlx:nvfp4: a row would decode to less than a millionth of itself; {cure}"
     )
+    for name in ("mlx:mxfp4", "mlx:mxfp8", "openvino:mxfp4", "openvino:mxfp8"):
+        assert refused([3.4e38, -3.4e38], name) == (
+            f"array holds values too large for {name}: a value would decode to infinity; {cure}"
+        )
     assert refused([1e-38], "mlx:mxfp4") == (
         f"array holds values too small for mlx:mxfp4: its scales is below the range of float8_e8m0fnu; {cure}"
     )

@@ -21,6 +21,8 @@ from edgekit.typing import Array
 _PIECE = 1 << 20
 #: The largest float16: below it no search and no scale overflows.
 _SAFE = 65504.0
+#: Values from which one that is rounded up can exceed float32.
+_HUGE = 2.0**126
 #: A row whose largest magnitude decodes to less than this share of it has been lost.
 _NOTHING = 2.0**-20
 
@@ -49,7 +51,7 @@ def refuse_nonfinite(x: Array, name: str = "array", first_row: int = 0, *, infin
 
 
 def refuse_overflow(x: Array, parts: Parts, precision: Precision, name: str = "array") -> None:
-    """Raise if a stored scale is not finite, or if large values decode to almost zero.
+    """Raise if a stored scale is not finite, or if large values decode to almost zero or to infinity.
 
     Args:
         x: the rows [rows, cols] that were encoded.
@@ -69,6 +71,8 @@ def refuse_overflow(x: Array, parts: Parts, precision: Precision, name: str = "a
         size, what = "large", f"its {part} exceeds the range of {_stored(x, precision)}"
     elif _lost(x, parts, precision, judge):
         size, what = "large", "a row would decode to less than a millionth of itself"
+    elif _infinite(x, parts, precision, judge):
+        size, what = "large", "a value would decode to infinity"
     else:
         return
     raise ScaleOverflowError(
@@ -107,6 +111,20 @@ def _lost(x: Array, parts: Parts, precision: Precision, judge: Reference) -> boo
             peaks = _peaks(piece)
             if ((peaks > _SAFE) & (decoded < peaks * _NOTHING)).any():
                 return True
+    return False
+
+
+def _infinite(x: Array, parts: Parts, precision: Precision, judge: Reference) -> bool:
+    """Whether a value near the largest float32 is rounded up beyond it."""
+    for rows, piece in _pieces(x):
+        if max(piece.max(), -piece.min()) < _HUGE:
+            continue
+        chunk = {part: values[rows] for part, values in parts.items()} if precision.rowwise else parts
+        with np.errstate(over="ignore"):
+            decoded = judge.decode(chunk, precision, piece.shape if precision.rowwise else x.shape)
+        infinite = not np.isfinite(decoded).all()
+        if infinite or not precision.rowwise:
+            return infinite
     return False
 
 
