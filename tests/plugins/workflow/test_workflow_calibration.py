@@ -137,7 +137,8 @@ def test_the_command_writes_a_profile_that_recommend_takes(tmp_path, capsys):
     target.write_text(profile_text(attrs.evolve(written, paces={"llamacpp": TRUE})), "utf-8")
     assert run("profile", str(target)) == 0
     assert "200 µs a token, 30 µs a layer" in capsys.readouterr().out
-    assert run("recommend", str(sample.path()), "--device", str(target), "--json") == 0
+    # 4: what is recommended first is not installed here.
+    assert run("recommend", str(sample.path()), "--device", str(target), "--json") in (0, 4)
     told = json.loads(capsys.readouterr().out)
     speeds = [each["tokens_per_second"] for each in told["ranked"] if each["runtime"] == "llamacpp"]
     assert speeds

@@ -37,6 +37,8 @@ def signs(precision: Precision) -> bool:
         return precision.kind in _known_ggml() - _WITH_MINIMUM - _NO_ZERO_LEVEL
     if precision.convention == "mlx":
         return not precision.kind.startswith("int")
+    if precision.kind.startswith("hqq"):  # its zero points lie between levels
+        return False
     return _of_the_core(precision)
 
 
