@@ -7,6 +7,7 @@ states the command.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ import attrs
 
 from edgekit.artifact import Artifact
 from edgekit.files import pairs
+from edgekit.files.atomic import AtomicDirectory, writing
 from edgekit.files.guard import stamps, working
 from edgekit.manifest import Manifest
 from edgekit.pipeline._conversion import as_artifact
@@ -68,6 +70,39 @@ def package_manifest(server: str) -> str:
     return Manifest(recipe=f"package:{server}").to_json()
 
 
+def write_files(to: Path, server: str, contents: Mapping[str, str], copies: Mapping[str, Path]) -> tuple[str, ...]:
+    """Write the files of a package and its manifest, all of them or none; for packagers.
+
+    Args:
+        to: the directory.
+        server: the packager's name.
+        contents: texts by their paths in the package.
+        copies: the files that are copied, by their paths in the package.
+
+    Returns:
+        The paths of all files, sorted.
+
+    Raises:
+        UsageError, ResourceError, LockedError: about the target.
+    """
+    texts = {**contents, PACKAGE_MANIFEST: package_manifest(server)}
+    names = (*texts, *copies)
+    directory = AtomicDirectory(to)
+    try:
+        directory.reserve(sum(file.stat().st_size for file in copies.values()))
+        with writing(to):
+            for folder in {(directory.path / name).parent for name in names}:
+                folder.mkdir(parents=True, exist_ok=True)
+            for name, file in copies.items():
+                shutil.copyfile(file, directory.path / name)
+        for name, text in texts.items():
+            directory.write(name, text.encode())
+        directory.commit()
+    finally:
+        directory.close(keep=False)
+    return tuple(sorted(names))
+
+
 def package(
     source: Artifact | str | os.PathLike[str],
     server: str,
@@ -102,4 +137,4 @@ def package(
         return chosen.package(artifact, Path(to), **given)
 
 
-__all__ = ["PACKAGE_MANIFEST", "Package", "Packager", "package", "package_manifest"]
+__all__ = ["PACKAGE_MANIFEST", "Package", "Packager", "package", "package_manifest", "write_files"]

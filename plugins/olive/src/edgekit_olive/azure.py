@@ -17,14 +17,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from edgekit.artifact import Artifact
 from edgekit.errors import UsageError
-from edgekit.files.atomic import AtomicDirectory, writing
-from edgekit.pipeline.packaging import PACKAGE_MANIFEST, Package, package_manifest
+from edgekit.pipeline.packaging import Package, write_files
 from edgekit_olive.workflow import read_workflow
 
 IMAGE = "mcr.microsoft.com/azureml/openmpi4.1.0-ubuntu22.04"
@@ -127,21 +125,7 @@ def _write(to: Path, copies: Mapping[str, Path], contents: Mapping[str, object])
     command = "az ml environment create -f environment.yml && az ml job create -f job.yml"
     texts = {name: json.dumps(record, indent=2) + "\n" for name, record in contents.items()}
     texts["README.md"] = f"# Azure Machine Learning\n\n{NOT_RUN}.\n\n    {command}\n"
-    texts[PACKAGE_MANIFEST] = package_manifest(AzureMl.name)
-    directory = AtomicDirectory(to)
-    try:
-        directory.reserve(sum(file.stat().st_size for file in copies.values()))
-        with writing(to):
-            for folder in {Path(name).parent for name in (*copies, *texts)}:
-                (directory.path / folder).mkdir(parents=True, exist_ok=True)
-            for name, file in copies.items():
-                shutil.copyfile(file, directory.path / name)
-        for name, text in texts.items():
-            directory.write(name, text.encode())
-        directory.commit()
-    finally:
-        directory.close(keep=False)
-    return Package(to, tuple(sorted((*texts, *copies))), command, (NOT_RUN,))
+    return Package(to, write_files(to, AzureMl.name, texts, copies), command, (NOT_RUN,))
 
 
 __all__ = ["IMAGE", "NOT_RUN", "AzureMl", "conda", "environment", "job"]

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,7 @@ import attrs
 
 from edgekit.artifact import Artifact
 from edgekit.errors import UnsupportedModelError, UsageError
-from edgekit.files.atomic import AtomicDirectory, writing
-from edgekit.pipeline.packaging import PACKAGE_MANIFEST, Package, package_manifest
+from edgekit.pipeline.packaging import Package, write_files
 from edgekit_openvino import ir
 from edgekit_openvino.pipeline import NEEDED
 
@@ -210,29 +208,14 @@ def _check(request: _Request) -> None:
 
 
 def _write(request: _Request, to: Path) -> tuple[str, ...]:
-    directory = AtomicDirectory(to)
-    try:
-        contents = {
-            "config.json": _config(request),
-            "Dockerfile": _dockerfile(request),
-            "README.md": _readme(request),
-            PACKAGE_MANIFEST: package_manifest(Ovms.name),
-        }
-        if request.is_language_model:
-            contents[f"{request.folder}/graph.pbtxt"] = graph_of(request)
-        copies = _copies(request)
-        directory.reserve(sum(file.stat().st_size for file in copies.values()))
-        with writing(to):
-            for name in (*contents, *copies):
-                (directory.path / name).parent.mkdir(parents=True, exist_ok=True)
-            for name, file in copies.items():
-                shutil.copyfile(file, directory.path / name)
-        for name, text in contents.items():
-            directory.write(name, text.encode())
-        directory.commit()
-    finally:
-        directory.close(keep=False)
-    return tuple(sorted((*contents, *copies)))
+    contents = {
+        "config.json": _config(request),
+        "Dockerfile": _dockerfile(request),
+        "README.md": _readme(request),
+    }
+    if request.is_language_model:
+        contents[f"{request.folder}/graph.pbtxt"] = graph_of(request)
+    return write_files(to, Ovms.name, contents, _copies(request))
 
 
 def _copies(request: _Request) -> dict[str, Path]:

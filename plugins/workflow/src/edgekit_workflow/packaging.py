@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from edgekit.artifact import Artifact
 from edgekit.errors import UnsupportedModelError, UsageError
-from edgekit.files.atomic import AtomicDirectory, writing
-from edgekit.pipeline.packaging import PACKAGE_MANIFEST, Package, package_manifest
+from edgekit.pipeline.packaging import Package, write_files
 from edgekit_workflow.memory import memory_needed
 
 PORT = 8000
@@ -300,22 +298,8 @@ def write_package(
         UsageError, ResourceError, LockedError: about the target.
     """
     readme = f"# {server}\n\n{note}.\n\n    {command}\n"
-    texts = {**contents, "README.md": readme, PACKAGE_MANIFEST: package_manifest(server)}
-    directory = AtomicDirectory(to)
-    try:
-        directory.reserve(sum(file.stat().st_size for file in copies.values()))
-        with writing(to):
-            for name, file in copies.items():
-                (directory.path / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, directory.path / name)
-        for name, text in texts.items():
-            with writing(to):
-                (directory.path / name).parent.mkdir(parents=True, exist_ok=True)
-            directory.write(name, text.encode())
-        directory.commit()
-    finally:
-        directory.close(keep=False)
-    return Package(to, tuple(sorted((*texts, *copies))), command, (note,))
+    names = write_files(to, server, {**contents, "README.md": readme}, copies)
+    return Package(to, names, command, (note,))
 
 
 __all__ = [

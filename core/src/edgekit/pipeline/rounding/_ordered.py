@@ -110,8 +110,8 @@ def threaded(accumulate: Accumulate, pool: Executor | None) -> Accumulate:
 
 
 @attrs.frozen(eq=False)
-class IntegerOps(NumpyOps):
-    """`NumpyOps` whose products with matrices are exact sums of integers.
+class OrderedOps(NumpyOps):
+    """`NumpyOps` with the same bits on every machine; products with matrices are exact sums of integers.
 
     Attributes:
         kernels: the arithmetic.
@@ -148,7 +148,7 @@ class IntegerOps(NumpyOps):
 
         def part(start: int) -> None:
             piece = slice(start, start + step)
-            flat[piece] = super(IntegerOps, self).rms_norm(rows[piece], eps, name)
+            flat[piece] = super(OrderedOps, self).rms_norm(rows[piece], eps, name)
 
         spread_out(self.threads, part, range(0, len(rows), step))
         return out
@@ -176,11 +176,6 @@ class IntegerOps(NumpyOps):
 
         spread_out(self.threads, part, range(0, len(rows), step))
         return out
-
-
-@attrs.frozen(eq=False)
-class OrderedOps(IntegerOps):
-    """`NumpyOps` with the same bits on every machine."""
 
     def rotate(self, x: F32, rope: Rope) -> F32:
         """See `Ops.rotate`."""
@@ -279,4 +274,4 @@ class OrderedTransformer(Transformer):
         return OrderedOps(self.weights, past, tokens, kernels=self.kernels, threads=self.threads, scratch=self.scratch)
 
 
-__all__ = ["IntegerOps", "OrderedOps", "OrderedTransformer", "exp", "tanh", "threaded", "turns"]
+__all__ = ["OrderedOps", "OrderedTransformer", "exp", "tanh", "threaded", "turns"]
