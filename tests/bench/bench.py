@@ -91,6 +91,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "onnx-smollm2": onnx_smollm2.report,
     "onnx-builder": onnx_builder.report,
     "quality": quality_and_picture,
+    "fit-smollm2": fit_quality.real,
     "feedback-large": feedback_large.report,
     "forward": recurrent.report,
     "families": families.report,
@@ -98,7 +99,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "experts": lambda quick: experts.report(0.4, 1) if quick else experts.report(),
 }
 #: Reports that run only when they are asked for.
-ALONE = ("scaling", "seven-billion", "experts", "mlx-tolerances", "mlx-smollm2")
+ALONE = ("scaling", "seven-billion", "experts", "feedback-large", "fit-smollm2", "mlx-tolerances", "mlx-smollm2")
 #: Processors that stand for the narrower instruction sets.
 NARROWER = ("haswell", "x86-64")
 
