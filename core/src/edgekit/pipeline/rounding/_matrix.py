@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
@@ -60,10 +61,13 @@ class Metric:
 
     def solve(self, values: F32, accumulate: Accumulate = accumulate) -> F32:
         """Return ``h^-1 values``, float32 [cols, rows], for values [cols, rows]."""
-        factor = self.factor.astype(np.float32)
         found = np.empty_like(values)
-        found[self.order] = _forward(factor, _backward(factor, values[self.order], accumulate), accumulate)
+        found[self.order] = _forward(self._single, _backward(self._single, values[self.order], accumulate), accumulate)
         return found
+
+    @functools.cached_property
+    def _single(self) -> F32:
+        return self.factor.astype(np.float32)
 
 
 #: Columns that are solved at once, and those of them whose values are subtracted one by one.

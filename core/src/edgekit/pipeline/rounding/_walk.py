@@ -21,7 +21,7 @@ import numpy as np
 from edgekit.architectures import Model
 from edgekit.architectures.forward import Observe
 from edgekit.errors import NonFiniteError
-from edgekit.pipeline.rounding._integers import Integers, Scratch, mean_product
+from edgekit.pipeline.rounding._integers import Integers, Scratch, mean_product, spread_out
 from edgekit.pipeline.rounding._kernels import NUMPY, Accumulate, Kernels
 from edgekit.pipeline.rounding._matrix import Metric, round_matrix
 from edgekit.pipeline.rounding._ordered import OrderedTransformer, threaded
@@ -31,6 +31,8 @@ from edgekit.typing import F32, Indices
 
 #: The share of the error of a matrix's inputs that its target compensates.
 CORRECTION = 0.5
+#: Rows of a matrix whose targets one thread computes.
+_TARGETS = 288
 #: Tokens of the original that go through a layer at once.
 _TOGETHER = 2048
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
@@ -240,12 +242,19 @@ class _Layer:
         """Return the values to round, float32 [rows, cols]: the weights, corrected for the error of the inputs."""
         if self._lost is None:
             return weights
-        assert self._metric is not None
-        turned = np.ascontiguousarray(weights.T)
-        moved = np.zeros_like(turned)
-        self.walk.wide(moved, self._lost, turned)
-        correction = self._metric.solve(moved, self.walk.wide)
-        return np.ascontiguousarray((turned + np.float32(CORRECTION) * correction).T)
+        metric, lost, kernels = self._metric, self._lost, self.walk.kernels
+        assert metric is not None
+        target = np.empty_like(weights)
+
+        def part(start: int) -> None:
+            rows = slice(start, start + _TARGETS)
+            turned = np.ascontiguousarray(weights[rows].T)
+            moved = np.zeros_like(turned)
+            kernels.accumulate(moved, lost, turned)
+            target[rows] = (turned + np.float32(CORRECTION) * metric.solve(moved, kernels.accumulate)).T
+
+        spread_out(self.walk.pool, part, range(0, len(weights), _TARGETS))
+        return target
 
 
 __all__ = ["CORRECTION", "Matrix", "Walk"]
