@@ -12,6 +12,7 @@ these least.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -154,6 +155,7 @@ def calibrate(
     rounds: int = 2,
     clock: Callable[[Artifact, str], float] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    folder: Path | None = None,
 ) -> dict[str, Pace]:
     """Measure the pace of runtimes on this machine: about a minute of processor time each.
 
@@ -162,6 +164,8 @@ def calibrate(
         rounds: how often everything is timed, one after the other; the fastest counts.
         clock: returns the seconds that a token of an artifact takes on a runtime; None measures.
         progress: called before each artifact: how many are done, of how many, which.
+        folder: an existing directory in which the models are written, and found again by the next calibration, of
+            which they are half the time; they take about 4 GB. None: a temporary one.
 
     Returns:
         The pace of each runtime, by name.
@@ -175,8 +179,8 @@ def calibrate(
         raise UsageError(f"the runtime {unknown[0]!r:.80} cannot be calibrated here; choose {', '.join(known)}")
     jobs = [(name, case, shape) for name in chosen for case, shape in _timed_shapes(CASES[name])]
     fastest: dict[tuple[str, Case, Shape], Timed] = {}
-    with tempfile.TemporaryDirectory(prefix="edgekit-calibration-") as folder:
-        sources = _Sources(Path(folder))
+    with _kept(folder) as place:
+        sources = _Sources(place)
         for number, (name, case, shape) in enumerate(jobs * rounds):
             if progress:
                 progress(number, len(jobs) * rounds, f"{name} {case.recipe or case.dtype}")
@@ -187,6 +191,15 @@ def calibrate(
                 timed, fastest.get((name, case, shape), timed), key=lambda each: each.seconds
             )
     return {name: fitted([timed for (owner, _, _), timed in fastest.items() if owner == name]) for name in chosen}
+
+
+@contextlib.contextmanager
+def _kept(folder: Path | None) -> Iterator[Path]:
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="edgekit-calibration-") as temporary:
+        yield Path(temporary)
 
 
 def _timed_shapes(cases: Sequence[Case]) -> Iterator[tuple[Case, Shape]]:
