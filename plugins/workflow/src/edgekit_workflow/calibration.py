@@ -30,10 +30,12 @@ from edgekit.tensor import Tensor
 from edgekit.typing import F32
 from edgekit_workflow.bench import measure
 from edgekit_workflow.pace import Pace
-from edgekit_workflow.speed import moved_bytes, stored_tensors
+from edgekit_workflow.speed import moved_bytes, pace_of, stored_tensors
 
-#: Prompt, tokens and repeats; of large models, whose tokens take longer, fewer.
+#: Prompt, tokens and repeats; of large models and of slow runtimes, whose tokens take longer, fewer.
 _COUNTS, _FEW = (16, 48, 5), (16, 12, 3)
+#: Seconds a token, by the table, from which a runtime is slow.
+_LONG = 1e-3
 #: Bytes a second below which no memory bounds a runtime: its largest models are not timed, which would take minutes.
 _SLOW = 2e9
 #: Seconds a byte of what no time can be measured of: a terabyte a second.
@@ -245,7 +247,8 @@ def _is_slow(timed: Timed) -> bool:
 def seconds_of(artifact: Artifact, runtime: str) -> float:
     """Return the seconds of processor time that a token of an artifact takes on a runtime, with one thread."""
     options = {} if runtime in ("numpy", "mlx") else {"threads": 1}
-    prompt, tokens, repeats = _FEW if artifact.model.config.width >= SIZES[-1].width else _COUNTS
+    is_long = artifact.model.config.width >= SIZES[-1].width or pace_of(runtime).overhead >= _LONG
+    prompt, tokens, repeats = _FEW if is_long else _COUNTS
     done = measure(artifact, runtime, prompt_tokens=prompt, tokens=tokens, repeats=repeats, options=options)
     assert done.tokens_per_cpu_second is not None  # the models predict next tokens
     return 1 / done.tokens_per_cpu_second.mean
