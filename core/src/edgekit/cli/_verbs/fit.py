@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from edgekit.cli._verbs.sensitivity import names, opened, refuse_inputs
-from edgekit.cli.options import rounding_options
+from edgekit.cli.options import executor_option, rounding_options, workers_at
 from edgekit.cli.output import json_option, print_json, read_text
 from edgekit.evaluation.fitting import Measure, fit
-from edgekit.pipeline._conversion import Rounding, open_artifact
+from edgekit.pipeline._conversion import Opened, Rounding, open_artifact
 from edgekit.pipeline._progress import bar
 
 
@@ -31,6 +31,7 @@ from edgekit.pipeline._progress import bar
     type=click.Choice(["every", "one"]),
     help="Every precision of each tensor, or one, which predicts the others; default: by the model's size.",
 )
+@executor_option("calibrate, measure and encode")
 @click.option("--force", is_flag=True, help="Replace files that edgekit did not write, and an edited recipe.")
 @json_option
 def command(
@@ -48,6 +49,7 @@ def command(
     work: str | None,
     backend: str | None,
     measure: Measure | None,
+    executor: str | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -58,9 +60,9 @@ def command(
     """
     source = open_artifact(model)
     refuse_inputs([to, work], [text, calibration])
-    with bar("fit") as report:
+    with bar("fit") as report, workers_at(executor) as workers:
         fitted = fit(
-            source,
+            Opened(source),
             None if text is None else read_text(text),
             to=Path(to),
             size=size,
@@ -74,6 +76,7 @@ def command(
             backend=backend,
             work=work,
             measure=measure,
+            executor=workers,
             progress=report,
             overwrite=force,
         )
