@@ -35,8 +35,8 @@ LEAST_COPIED = 16
 #: over so few rows has one kernel, whatever their number; from 64 on llama.cpp takes another.
 SHORT = 64
 #: Seconds for which a step waits for the texts of the step before: as long as that took, within these limits. A text
-#: that is late for the batch costs a batch of its own, which takes almost as long as one of all texts. A step takes longer
-#: on a busy machine, and so do its texts: with at most 0.1 s there, a third of the batches lacked some of them.
+#: that is late for the batch costs a batch of its own, which takes almost as long as one of all texts. Steps are longer
+#: on a busy machine, and texts are as late: with at most 0.1 s there, a third of the batches lacked some of them.
 PATIENCE = (0.005, 1.0)
 #: Seconds after which a text that requests nothing may lose its sequence to one that waits for one.
 REST = 0.1
