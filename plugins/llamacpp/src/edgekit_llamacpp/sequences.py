@@ -277,7 +277,7 @@ class Sequences:
         texts = [ask for ask in texts if ask.text.lora == texts[0].text.lora]  # the first has waited longest
         return texts, 1
 
-    def _together(self, prompts: Sequence[_Ask]) -> Sequence[_Ask]:
+    def _together(self, prompts: list[_Ask]) -> list[_Ask]:
         """Return the first prompt, or all short ones with its adapters, up to a batch, if it is short."""
         alike = [ask for ask in prompts if len(ask.missing) < SHORT and ask.text.lora == prompts[0].text.lora]
         return alike[: max(1, self._loaded.batch // SHORT)] if alike[:1] == prompts[:1] else prompts[:1]
