@@ -143,6 +143,35 @@ def test_values_of_gguf_files_are_carried_over(kind, tmp_path):
         compare(made.path, made.model)
 
 
+#: Recipes of OpenVINO, and what the graph has of the layers' matrices; nothing where they are floats.
+OPENVINO = {
+    "float:F32": "", "float:F16": "", "INT8_ASYM": "int8-asym-channel", "INT4_SYM_G32": "int4-sym-g32",
+    "INT4_ASYM_G32": "int4-asym-g32", "openvino:int4-sym-channel": "int4-sym-g256",
+    "openvino:int3-sym-g32": "int4-sym-g32", "openvino:int2-sym-g32": "int2-sym-g32", "MXFP4": "int8-sym-g32",
+    "openvino:nf4-g32": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", OPENVINO)
+def test_openvino_s_files_become_graphs(recipe, tmp_path):
+    """By the path of the .xml file, floats and compressed weights; what cannot be carried is decoded, and said."""
+    pytest.importorskip("openvino")
+    source = artifact_of(random_model(WIDE), tmp_path / "memory")
+    ir = edgekit.quantize(source, recipe, to=tmp_path / "ir", format="openvino")
+    made = edgekit.convert(ir.path / "openvino_model.xml", tmp_path / "m", format="onnx")
+    for role, tensor in made.model.tensors.items():
+        assert np.array_equal(tensor.float32(), ir.model.tensors[role].float32()), role
+    weight = made.model.tensors["blk.0.ffn_up.weight"]
+    assert (weight.precision.name if isinstance(weight, EncodedTensor) else "") == (
+        f"onnx:{OPENVINO[recipe]}" if OPENVINO[recipe] else ""
+    )
+    assert ("decoded" in made.notes) == (recipe in ("MXFP4", "openvino:nf4-g32"))  # MXFP4's embedding is mxfp8
+    tokens = np.arange(40)
+    expected = Transformer(ir.model).logits(tokens)
+    with edgekit.load(made, "onnxruntime", exact=True) as runtime:
+        assert np.abs(runtime.logits(tokens) - expected).max() < TOLERANCE * expected.std()
+
+
 @pytest.mark.parametrize("model", ["stories", "sample_gguf"])
 def test_k_quants_of_trained_models(model, tmp_path, request):
     """Q4_K and Q6_K of the sample model; where rows are too short for them, what llama.cpp takes instead."""

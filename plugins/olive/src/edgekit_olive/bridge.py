@@ -7,6 +7,7 @@
     ggml:Q4_1, Q4_K                                   onnx:offset4-g32
     ggml:Q5_1, Q5_K                                   onnx:offset5-g32
     ggml:Q2_K                                         onnx:offset2-g16
+    openvino:int3-sym-g<n>, mxfp4                     onnx:int4-sym-g<n>, int8-sym-g32
     openvino:int4-sym-g<n>, mlx:int4-g<n>             onnx's of the same group, if every value stays the same
 
 If `edgekit.bridges.relation` is exact for two precisions, codes are converted row by row. If it depends on the tensor's
@@ -16,6 +17,7 @@ Lattices with a real offset become `edgekit_olive.offset`. All other tensors are
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 
 import attrs
@@ -55,26 +57,27 @@ def carried(tensor: EncodedTensor, fused: bool) -> EncodedTensor | None:
 def candidates(tensor: EncodedTensor) -> Iterator[Precision]:
     """Yield ONNX Runtime's precisions that may be able to hold a tensor's values, the smallest first."""
     source = tensor.precision
-    for name in _lossless() if source.convention == "ggml" else _alike(source):
-        try:
-            precision = find_precision(name)
-        except UnknownPrecisionError:
-            continue
-        if source.convention == "ggml" and relation(source, precision).carry is not Carry.EXACT:
-            continue
+    for precision in (*_alike(source), *_lossless(source)):
         if storable(precision) and fits(precision, tensor.shape):
             yield precision
 
 
-def _lossless() -> Iterator[str]:
+def _alike(source: Precision) -> Iterator[Precision]:
+    """Yield the precisions of the same width and blocks, which may depend on the values."""
+    if source.convention == "ggml" or source.bits not in (2, 4, 8):
+        return
+    where = "channel" if source.granularity == "channel" else f"g{source.block or 32}"
+    for kind in ("sym", "asym"):
+        with contextlib.suppress(UnknownPrecisionError):
+            yield find_precision(f"onnx:int{source.bits}-{kind}-{where}")
+
+
+def _lossless(source: Precision) -> Iterator[Precision]:
+    """Yield the precisions without zero points that hold all values of the source's precision."""
     for bits in (2, 4, 8):
-        yield from (f"onnx:int{bits}-sym-g{block}" for block in _BLOCKS)
-
-
-def _alike(source: Precision) -> Iterator[str]:
-    if source.bits in (2, 4, 8):
-        where = "channel" if source.granularity == "channel" else f"g{source.block or 32}"
-        yield from (f"onnx:int{source.bits}-{kind}-{where}" for kind in ("sym", "asym"))
+        for precision in (find_precision(f"onnx:int{bits}-sym-g{block}") for block in _BLOCKS):
+            if relation(source, precision).carry is Carry.EXACT:
+                yield precision
 
 
 def _with_offsets(tensor: EncodedTensor) -> EncodedTensor | None:
