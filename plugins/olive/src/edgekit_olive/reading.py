@@ -265,7 +265,7 @@ def tensors(parsed: Parsed) -> dict[str, AnyTensor]:
     used: set[str] = set()
     offsets = _offsets(parsed)
     for plain in _quantized(parsed):
-        weight = _shifted(plain, offsets)
+        weight = _shifted(plain, offsets) if isinstance(plain, _Weight) else plain
         used |= {part.name for part in weight.parts.values()}
         read.setdefault(weight.name, weight.tensor())
     for name, constant in parsed.constants.items():
