@@ -121,6 +121,37 @@ def test_what_olive_packed_is_read_with_its_values(sources, tmp_path):
     assert kinds == {"onnx:int4-asym-g32"}
 
 
+@pytest.mark.parametrize("narrowed", [True, False])
+def test_an_ir_has_the_constants_of_its_graph(narrowed, sources, tmp_path):
+    """OpenVINO's converter numbers them anew; they get their names and shapes back, and no others."""
+    options = {"compress_to_fp16": narrowed}
+    made = run_pass(sources["graph"], "olive:OpenVINOConversion", to=tmp_path / "ir", options=options)
+    assert made.format == "openvino"
+    expected = sources["graph"].model.tensors
+    assert made.model.tensors.keys() == expected.keys()
+    for role, tensor in made.model.tensors.items():
+        values = expected[role].float32()
+        assert tensor.dtype == ("float16" if narrowed else "float32")
+        assert np.array_equal(tensor.float32(), values.astype(tensor.dtype).astype(np.float32)), role
+    onward = edgekit.convert(made, tmp_path / "hf", format="hf")
+    assert onward.tensors.keys() == sources["hf"].tensors.keys()
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_bitsandbytes_floats_of_a_pass_are_read(kind, sources, tmp_path):
+    """Every matrix as the operator decodes it, which products with the identity show; then on to Hugging Face."""
+    options = {"precision": kind}
+    made = run_pass(sources["folded"], "olive:OnnxBnb4Quantization", to=tmp_path / "bnb", options=options)
+    names = {role for role, tensor in made.model.tensors.items() if isinstance(tensor, EncodedTensor)}
+    kinds = {made.model.tensors[role].precision.name for role in names}
+    assert kinds == {f"packed:{'nf4' if kind == 'nf4' else 'bnb_fp4'}-g64"}
+    assert len(names) >= 21
+    onward = edgekit.convert(made, tmp_path / "hf", format="hf", dtype="F32")
+    assert "decoded to floats" in onward.notes["decoded"]
+    for role in names:
+        assert np.array_equal(onward.model.tensors[role].float32(), made.model.tensors[role].float32()), role
+
+
 def test_wrong_weights_are_refused(sources, tmp_path):
     """HQQ in olive-ai 0.13.0: the graph loads and computes, and has nothing to do with the model."""
     with pytest.raises(QualityGateError, match="OnnxHqqQuantization: the result's outputs have a cosine of"):
@@ -321,14 +352,6 @@ NARROW = {
 }
 
 
-READING = ("check_artifact_valid", "check_tokenizer_kept")
-#: Results that run, and that edgekit does not read as models: why.
-UNREAD = {
-    "OpenVINOConversion": "OpenVINO's converter calls the norms' constants after its nodes",
-    "OnnxBnb4Quantization": "edgekit reads no weights of MatMulBnb4",
-}
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_every_pass_conforms(name):
     """Those that fix shapes or rename inputs, too: their results are models as before."""
@@ -340,7 +363,6 @@ def test_every_pass_conforms(name):
         OlivePass(entries()[name]),
         format=FORMATS[case.source],
         options=options,
-        expected_failures=dict.fromkeys(READING, UNREAD[name]) if name in UNREAD else {},
         profile="quick",
     )
     assert [f"{each.check}: {each.message}" for each in results if not each.ok] == []

@@ -80,6 +80,54 @@ def test_codes_of_onnxruntime_are_read(kind, symmetric, bits, tmp_path):
         assert np.array_equal(np.asarray(read.read().parts[key]).reshape(part.shape), part), key
 
 
+@pytest.mark.parametrize(("rows", "cols", "block"), [(64, 64, 64), (7, 24, 16), (5, 7, 16), (3, 33, 32), (5, 7, 256)])
+@pytest.mark.parametrize("kind", ["fp4", "nf4"])
+def test_floats_of_bitsandbytes_are_what_the_operator_computes_with(kind, rows, cols, block, tmp_path):
+    """MatMulBnb4 decodes blocks that run over the ends of rows; a product with the identity is the weight."""
+    random = np.random.default_rng(rows)
+    size = rows * cols
+    codes = random.integers(0, 256, -(-size // 2), dtype=np.uint8)
+    absmax = random.uniform(-1, 3, -(-size // block)).astype(np.float32)
+    path = bnb4(tmp_path / "q.onnx", codes, absmax, K=cols, N=rows, block_size=block, quant_type=int(kind == "nf4"))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    decoded = session.run(None, {"x": np.eye(cols, dtype=np.float32)})[0]
+    read = edgekit.open(path).tensors["weight"]
+    assert read.precision.name.startswith("packed:nf4-g" if kind == "nf4" else "packed:bnb_fp4-g")
+    assert read.shape == (rows, cols)
+    assert np.array_equal(read.float32(), decoded.T)
+    assert np.array_equal(read.float32(rows - 1, rows), decoded.T[-1:])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"block_size": 0},
+        {"block_size": 48},
+        {"quant_type": 2},
+        {"K": 0},
+        {"K": 1 << 40, "N": 1 << 40},
+        {"N": -64},
+        {"N": 65},
+    ],
+)
+def test_floats_of_bitsandbytes_that_do_not_fit_are_plain_constants(wrong, tmp_path):
+    given = {"K": 64, "N": 64, "block_size": 64, "quant_type": 1, **wrong}
+    path = bnb4(tmp_path / "q.onnx", np.zeros(2048, np.uint8), np.ones(64, np.float32), **given)
+    assert not [tensor for tensor in edgekit.open(path).tensors.values() if isinstance(tensor, EncodedTensor)]
+
+
+def bnb4(path: Path, codes, absmax, **attributes) -> Path:
+    """A graph with one product of MatMulBnb4, as Olive's pass names its constants."""
+    constants = [numpy_helper.from_array(codes, "weight.transposed_Bnb4"), numpy_helper.from_array(absmax, "absmax")]
+    names = ["x", *(each.name for each in constants)]
+    node = helper.make_node("MatMulBnb4", names, ["y"], "product", domain="com.microsoft", **attributes)
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None]) for name in "xy")
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    made = helper.make_model(helper.make_graph([node], "g", [x], [y], constants), opset_imports=opsets, ir_version=10)
+    path.write_bytes(made.SerializeToString())
+    return path
+
+
 def test_a_file_without_a_family_is_read_and_runs(tmp_path):
     for name in ("logreg_iris.onnx", "mul_1.onnx", "sigmoid.onnx"):  # that onnxruntime ships
         path = Path(onnxruntime.__file__).parent / "datasets" / name

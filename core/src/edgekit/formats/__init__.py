@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 from edgekit.formats.writer import Places, PlannedDirectory, PlannedFile, PlannedWriter
 
 if TYPE_CHECKING:
+    from edgekit.formats._halves import four_bit_floats
     from edgekit.formats._hf_files import Weights, carried, open_weights
     from edgekit.formats._hf_generate import generation_config, small_files
     from edgekit.formats._parts import PartLayout, part_layouts
     from edgekit.formats._sentence import with_modules
 
-#: Names of Hugging Face directories, and their modules: imported when they are asked for, since files need none.
-_DIRECTORIES = {
+#: Names that not every format needs, and their modules, which are imported when they are asked for.
+_ON_DEMAND = {
     "Weights": "_hf_files",
     "carried": "_hf_files",
+    "four_bit_floats": "_halves",
     "open_weights": "_hf_files",
     "generation_config": "_hf_generate",
     "small_files": "_hf_generate",
@@ -27,11 +29,11 @@ _DIRECTORIES = {
 if not TYPE_CHECKING:  # a type checker knows the names above, and no others
 
     def __getattr__(name: str) -> Any:
-        if name not in _DIRECTORIES:
+        if name not in _ON_DEMAND:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         import importlib
 
-        return getattr(importlib.import_module(f"edgekit.formats.{_DIRECTORIES[name]}"), name)
+        return getattr(importlib.import_module(f"edgekit.formats.{_ON_DEMAND[name]}"), name)
 
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "PlannedWriter",
     "Weights",
     "carried",
+    "four_bit_floats",
     "generation_config",
     "open_weights",
     "part_layouts",

@@ -1,10 +1,11 @@
 """Reads and checks an ONNX file; its constants become tensors, quantized ones with their codes.
 
 A quantized weight is recognised by the operator that decodes it, whatever program wrote the graph: MatMulNBits and
-GatherBlockQuantized with constant codes, DequantizeLinear of constant codes with a grid of `edgekit.reference.onnx`,
-and products of integers (MatMulInteger, QLinearMatMul and what ONNX Runtime fuses of them). It has the name of the
-codes without ``.B``, ``.codes``, ``_quantized`` or ``_Q4``. The matrix of a product has its rows and columns exchanged:
-[out, in] as everywhere in edgekit. Codes in a precision that edgekit lacks are read as integers.
+GatherBlockQuantized with constant codes, MatMulBnb4 (bitsandbytes' 4-bit floats), DequantizeLinear of constant codes
+with a grid of `edgekit.reference.onnx`, and products of integers (MatMulInteger, QLinearMatMul and what ONNX Runtime
+fuses of them). It has the name of the codes without ``.B``, ``.codes``, ``_quantized``, ``_Q4`` or ``_Bnb4``. The
+matrix of a product has its rows and columns exchanged: [out, in] as everywhere in edgekit. Codes in a precision that
+edgekit lacks are read as integers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import numpy as np
@@ -22,11 +23,11 @@ from edgekit.architectures.links import joined
 from edgekit.errors import InvalidFileError, MissingFileError, UnknownPrecisionError, UnsupportedModelError
 from edgekit.files.foreign import CURE, member, native, readable, shown
 from edgekit.files.reader import Reader
-from edgekit.formats import part_layouts
+from edgekit.formats import four_bit_floats, part_layouts
 from edgekit.precision import Precision, find_precision
 from edgekit.recipe import fits
 from edgekit.tensor import AnyTensor, EncodedTensor, Tensor, carrier
-from edgekit.typing import Array
+from edgekit.typing import F32, Array
 from edgekit_olive.dialect import inward
 from edgekit_olive.elements import ELEMENTS, PACKED
 from edgekit_olive.library import onnx
@@ -41,7 +42,7 @@ _REARRANGING = ("Concat", "Unsqueeze", "Reshape", "Transpose", "Cast")
 _LAYERS = 4
 #: Most constants that one of QMoE's may consist of.
 _MOST_ORIGINS = 64
-_SUFFIXES = (".B", ".codes", ".rows", "_quantized", "_Q2", "_Q4", "_Q8")
+_SUFFIXES = (".B", ".codes", ".rows", "_quantized", "_Q2", "_Q4", "_Q8", "_Bnb4")
 #: What the passes on 8 bits append to the name of a constant whose axes they exchange.
 TRANSPOSED = ".transposed"
 #: Products of integers -> the positions of the constant codes, their scale and their zero point. The scale of
@@ -52,6 +53,9 @@ _PRODUCTS = {
     "DynamicQuantizeMatMul": (1, 2, 3),
     "QLinearMatMul": (3, 4, 5),
 }
+#: Blocks that MatMulBnb4 takes, and its kinds of floats by their number.
+_BNB4_BLOCKS = (16, 32, 64, 128, 256)
+_BNB4_KINDS: tuple[Literal["fp4"], Literal["nf4"]] = ("fp4", "nf4")
 _DTYPES = {name: dtype for dtype, name in ELEMENTS.items()}
 
 
@@ -383,7 +387,41 @@ def _native(dtype: str) -> Any:
     return np.dtype(ml_dtypes.bfloat16)
 
 
-def _quantized(parsed: Parsed) -> Iterator[_Weight]:
+@attrs.frozen
+class _Floats:
+    """A weight of MatMulBnb4: 4-bit floats under one scale a block; `parts` are its codes and its scales."""
+
+    name: str
+    kind: Literal["nf4", "fp4"]
+    shape: tuple[int, int]
+    block: int
+    parts: Mapping[str, Constant]
+
+    def tensor(self) -> EncodedTensor:
+        codes, absmax = self.parts["codes"], self.parts["scale"]
+        packed = _plain(attrs.evolve(codes, shape=(codes.nbytes, 1)))
+
+        def scales(first: int, last: int) -> F32:
+            return absmax.read(4 * first, 4 * (last - first)).view(np.float32)
+
+        nbytes = codes.nbytes + absmax.nbytes
+        return four_bit_floats(self.name, self.shape, self.kind, self.block, packed, scales, nbytes)
+
+
+def _normal(codes: Constant, absmax: Constant, given: Mapping[str, int]) -> Iterator[_Floats]:
+    """Yield the weight of a MatMulBnb4, if its constants have the sizes and types that its attributes ask for."""
+    shape, block, kind = (given.get("N", 0), given.get("K", 0)), given.get("block_size", 0), given.get("quant_type", -1)
+    size = math.prod(shape)
+    if block not in _BNB4_BLOCKS or kind not in (0, 1) or min(shape) < 1:
+        return
+    if (codes.element, absmax.element) != ("UINT8", "FLOAT"):  # the CPU provider takes no other scales
+        return
+    if (math.prod(codes.shape), math.prod(absmax.shape)) == (-(-size // 2), -(-size // block)):
+        name = _stem(codes.name).removesuffix(TRANSPOSED)
+        yield _Floats(name, _BNB4_KINDS[kind], shape, block, {"codes": codes, "scale": absmax})
+
+
+def _quantized(parsed: Parsed) -> Iterator[_Weight | _Floats]:
     """Yield the weights that operators decode."""
     nodes = [node for node in parsed.proto.graph.node if node.input and node.output]
     casts = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Cast"}
@@ -407,6 +445,8 @@ def _quantized(parsed: Parsed) -> Iterator[_Weight]:
                 zero = inputs[3] if len(inputs) > 3 else None
                 block, bits = given.get("block_size", 0), given.get("bits", 4)
                 weight = _blocks(inputs[1], inputs[2], zero, bits, block, given.get("K", 0))
+            case "MatMulBnb4" if len(inputs) >= 3 and inputs[1] is not None and inputs[2] is not None:
+                yield from _normal(inputs[1], inputs[2], given)
             case "DequantizeLinear" if len(inputs) >= 2:
                 zero = inputs[2] if len(inputs) > 2 else None
                 weight = _linear(inputs[0], inputs[1], zero, given.get("axis", 1), given.get("block_size", 0))

@@ -30,6 +30,7 @@ from edgekit_olive.folding import folded
 from edgekit_olive.graph import DIALECT
 from edgekit_olive.isolation import environment
 from edgekit_olive.library import onnx, refused_operator
+from edgekit_olive.naming import restore
 
 #: Names of the components of a data set that hands over the samples.
 _DATASET, _LOADER = "edgekit_samples", "edgekit_loader"
@@ -166,11 +167,18 @@ def _reported(job: Mapping[str, Any], model: Any, made: Any) -> dict[str, Any]:
     """Return the report on a result: where it is, and how its outputs differ from the model's."""
     expected = computing.Model(job["model"]["kind"], Path(job["model"]["path"]), model)
     kind, paths = _result(made)
+    if (kind, job["model"]["kind"]) == ("openvino", "onnx"):
+        restore(_xml(Path(paths[0])), Path(job["model"]["path"]))
     report = {"kind": kind, "paths": paths, "attributes": _attributes(made, model), "weights": _weights(made)}
     result = computing.Model(kind, Path(paths[0]), made) if paths else None
     if result is None or kind not in ("onnx", "hf", "adapter", "openvino"):
         return {**report, "uncompared": f"the result is {'of several parts' if len(paths) > 1 else kind}"}
     return {**report, **computing.compared(expected, result)}
+
+
+def _xml(path: Path) -> Path:
+    """Return the XML of an IR, which Olive names by its directory."""
+    return path if path.suffix == ".xml" else next(path.glob("*.xml"))
 
 
 def run_workflow(job: Mapping[str, Any]) -> dict[str, Any]:

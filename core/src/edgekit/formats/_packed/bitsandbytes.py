@@ -27,17 +27,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 import attrs
 import numpy as np
 
 from edgekit.errors import InvalidFileError
 from edgekit.files.foreign import strict_json
+from edgekit.formats._halves import four_bit_floats
 from edgekit.formats._packed._scheme import MAX_GROUP, Fields, Packed, Source, encoded
-from edgekit.numerics.bits import pack_lsb
 from edgekit.reference._packed import BNB_FP4, NF4
-from edgekit.tensor import EncodedTensor, Tensor
-from edgekit.typing import F32, U8, Array
+from edgekit.tensor import Tensor
+from edgekit.typing import F32, Array
 
 KNOWN = (
     "quant_method",
@@ -56,7 +57,7 @@ KNOWN = (
 )
 _STATE = ".weight.quant_state.bitsandbytes__"
 _LEVELS = {"nf4": NF4, "fp4": BNB_FP4}
-_KINDS = {"nf4": "nf4", "fp4": "bnb_fp4"}
+_KINDS: tuple[Literal["nf4", "fp4"], ...] = ("nf4", "fp4")
 _STATE_KNOWN = ("quant_type", "blocksize", "dtype", "shape", "nested_blocksize", "nested_dtype", "nested_offset")
 #: A quant_state has some 200 bytes.
 _STATE_LIMIT = 1 << 16
@@ -99,7 +100,7 @@ class State:
     offset: np.float32
 
 
-def _four_bits(source: Source, module: str, kind: str) -> Packed:
+def _four_bits(source: Source, module: str, kind: Literal["nf4", "fp4"]) -> Packed:
     name, state_name = f"{module}.weight", f"{module}{_STATE}{kind}"
     state = _state(source, source.part(state_name, ("uint8",)), kind)
     size, blocks = math.prod(state.shape), -(-math.prod(state.shape) // state.block)
@@ -111,7 +112,8 @@ def _four_bits(source: Source, module: str, kind: str) -> Packed:
     parts, scales = _scales(source, absmax, state)
     if size and not np.array_equal(levels.read(), _LEVELS[kind]):
         raise InvalidFileError(f"{source.where}: {levels.name} are not the levels of {kind}; fetch the model again")
-    tensor = _tensor(name, state, _KINDS[kind], weight, scales, (weight, *parts))
+    nbytes = sum(part.nbytes for part in (weight, *parts))
+    tensor = four_bit_floats(name, state.shape, kind, state.block, weight, scales, nbytes)
     return Packed(tensor, (name, state_name, levels.name, *(part.name for part in parts)))
 
 
@@ -148,37 +150,6 @@ def _scales(source: Source, absmax: Tensor, state: State) -> tuple[tuple[Tensor,
         return scale
 
     return (absmax, levels, outer), read
-
-
-def _tensor(
-    name: str, state: State, kind: str, weight: Tensor, scales: Callable[[int, int], F32], parts: tuple[Tensor, ...]
-) -> EncodedTensor:
-    cols = state.shape[-1]
-    group = math.gcd(cols, state.block)
-
-    def read(start: int, stop: int) -> Mapping[str, Array]:
-        codes = _codes(weight, start * cols, stop * cols).reshape(stop - start, cols)
-        block = np.arange(start * cols, stop * cols, group) // state.block
-        first, last = (int(block[0]), int(block[-1]) + 1) if len(block) else (0, 0)
-        scale = scales(first, last)[block - first].reshape(stop - start, -1)
-        return {"codes": pack_lsb(codes, 4), "scale": scale}
-
-    return encoded(name, state.shape, f"packed:{kind}-g{group}", parts, read)
-
-
-def _codes(weight: Tensor, first: int, last: int) -> U8:
-    """Return the codes of elements ``first:last``; a byte holds two, the first one in its upper half."""
-    begin, end = first // 2, -(-last // 2)
-    held = _bytes(weight, begin, end)
-    pairs = np.stack([held >> np.uint8(4), held & np.uint8(15)], axis=-1).reshape(-1)
-    return pairs[first - 2 * begin :][: last - first]
-
-
-def _bytes(weight: Tensor, begin: int, end: int) -> U8:
-    """Return bytes ``begin:end`` of a tensor of any shape and type."""
-    row = max(1, weight.nbytes // max(1, weight.rows))
-    rows = np.ascontiguousarray(weight.read_rows(begin // row, -(-end // row))).reshape(-1).view(np.uint8)
-    return rows[begin - begin // row * row :][: end - begin]
 
 
 __all__ = ["KNOWN", "State", "read"]
