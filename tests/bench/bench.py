@@ -54,6 +54,7 @@ import peers  # noqa: E402
 import quality  # noqa: E402
 import recurrent  # noqa: E402
 import whole  # noqa: E402
+import workflow_predictions  # noqa: E402
 from case import Case, Job, timed  # noqa: E402
 from memory import encode_report, streaming_report  # noqa: E402
 from processes import forget_fresh_libraries  # noqa: E402
@@ -96,10 +97,11 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "forward": recurrent.report,
     "families": families.report,
     "seven-billion": lambda quick: whole.seven_billion(),
+    "predictions": workflow_predictions.report,
     "experts": lambda quick: experts.report(0.4, 1) if quick else experts.report(),
 }
 #: Reports that run only when they are asked for.
-ALONE = ("scaling", "seven-billion", "experts", "mlx-tolerances", "mlx-smollm2")
+ALONE = ("scaling", "seven-billion", "experts", "mlx-tolerances", "mlx-smollm2", "predictions")
 #: Processors that stand for the narrower instruction sets.
 NARROWER = ("haswell", "x86-64")
 

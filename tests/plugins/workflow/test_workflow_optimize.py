@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import attrs
 import numpy as np
@@ -256,6 +257,23 @@ def test_a_time_limit_leaves_out_what_a_later_run_makes_up_for(settings):
         optimize(attrs.evolve(settings, time=1e-9))
     done = optimize(settings)
     assert not done.result["left_out"]
+
+
+def test_a_time_limit_leaves_time_to_judge_what_was_made(settings, monkeypatch):
+    """Candidates are begun in the first six tenths of the time, gates until its end: here each candidate takes seven."""
+    passed = [0.0]
+    quantize = edgekit.quantize
+
+    def slowly(*given, **options):
+        passed[0] += 7
+        return quantize(*given, **options)
+
+    monkeypatch.setattr(edgekit, "quantize", slowly)
+    monkeypatch.setattr("edgekit_workflow.optimize.stages.time", SimpleNamespace(monotonic=lambda: passed[0]))
+    result = optimize(attrs.evolve(settings, time=10, gates=True)).result
+    assert [record["name"] for record in result["quantize"]] == ["gguf-Q4_0"]
+    assert [record["name"] for record in result["validate"]] == ["gguf-Q4_0"]
+    assert result["left_out"] == {"gguf-Q2_K": "quantize: the time limit of 10 s"}
 
 
 def test_a_budget_below_the_smallest_file_says_what_that_is(settings, tmp_path):

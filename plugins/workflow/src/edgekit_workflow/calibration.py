@@ -12,6 +12,7 @@ these least.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,10 +30,12 @@ from edgekit.tensor import Tensor
 from edgekit.typing import F32
 from edgekit_workflow.bench import measure
 from edgekit_workflow.pace import Pace
-from edgekit_workflow.speed import moved_bytes, stored_tensors
+from edgekit_workflow.speed import moved_bytes, pace_of, stored_tensors
 
-#: Prompt, tokens and repeats; of large models, whose tokens take longer, fewer.
+#: Prompt, tokens and repeats; of large models and of slow runtimes, whose tokens take longer, fewer.
 _COUNTS, _FEW = (16, 48, 5), (16, 12, 3)
+#: Seconds a token, by the table, from which a runtime is slow.
+_LONG = 1e-3
 #: Bytes a second below which no memory bounds a runtime: its largest models are not timed, which would take minutes.
 _SLOW = 2e9
 #: Seconds a byte of what no time can be measured of: a terabyte a second.
@@ -154,6 +157,7 @@ def calibrate(
     rounds: int = 2,
     clock: Callable[[Artifact, str], float] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    folder: Path | None = None,
 ) -> dict[str, Pace]:
     """Measure the pace of runtimes on this machine: about a minute of processor time each.
 
@@ -162,6 +166,8 @@ def calibrate(
         rounds: how often everything is timed, one after the other; the fastest counts.
         clock: returns the seconds that a token of an artifact takes on a runtime; None measures.
         progress: called before each artifact: how many are done, of how many, which.
+        folder: an existing directory in which the models are written, and found again by the next calibration, of
+            which they are half the time; they take about 4 GB. None: a temporary one.
 
     Returns:
         The pace of each runtime, by name.
@@ -175,8 +181,8 @@ def calibrate(
         raise UsageError(f"the runtime {unknown[0]!r:.80} cannot be calibrated here; choose {', '.join(known)}")
     jobs = [(name, case, shape) for name in chosen for case, shape in _timed_shapes(CASES[name])]
     fastest: dict[tuple[str, Case, Shape], Timed] = {}
-    with tempfile.TemporaryDirectory(prefix="edgekit-calibration-") as folder:
-        sources = _Sources(Path(folder))
+    with _kept(folder) as place:
+        sources = _Sources(place)
         for number, (name, case, shape) in enumerate(jobs * rounds):
             if progress:
                 progress(number, len(jobs) * rounds, f"{name} {case.recipe or case.dtype}")
@@ -187,6 +193,15 @@ def calibrate(
                 timed, fastest.get((name, case, shape), timed), key=lambda each: each.seconds
             )
     return {name: fitted([timed for (owner, _, _), timed in fastest.items() if owner == name]) for name in chosen}
+
+
+@contextlib.contextmanager
+def _kept(folder: Path | None) -> Iterator[Path]:
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="edgekit-calibration-") as temporary:
+        yield Path(temporary)
 
 
 def _timed_shapes(cases: Sequence[Case]) -> Iterator[tuple[Case, Shape]]:
@@ -232,7 +247,8 @@ def _is_slow(timed: Timed) -> bool:
 def seconds_of(artifact: Artifact, runtime: str) -> float:
     """Return the seconds of processor time that a token of an artifact takes on a runtime, with one thread."""
     options = {} if runtime in ("numpy", "mlx") else {"threads": 1}
-    prompt, tokens, repeats = _FEW if artifact.model.config.width >= SIZES[-1].width else _COUNTS
+    is_long = artifact.model.config.width >= SIZES[-1].width or pace_of(runtime).overhead >= _LONG
+    prompt, tokens, repeats = _FEW if is_long else _COUNTS
     done = measure(artifact, runtime, prompt_tokens=prompt, tokens=tokens, repeats=repeats, options=options)
     assert done.tokens_per_cpu_second is not None  # the models predict next tokens
     return 1 / done.tokens_per_cpu_second.mean

@@ -38,7 +38,11 @@ from edgekit_workflow.optimize.settings import METHODS, PRIORITIES, parse_time
 @click.option("--max-kl", type=float, metavar="NATS", help="Largest mean KL divergence from the source.")
 @click.option("--min-top1", type=float, metavar="SHARE", help="Least top-1 agreement, 0 to 1.")
 @click.option("--min-speed", type=float, metavar="N", help="Least tokens a second.")
-@click.option("--time", metavar="TIME", help="Begin no further candidate after so long, such as 10m.")
+@click.option(
+    "--time",
+    metavar="TIME",
+    help="Begin no further step after so long, such as 10m.",
+)
 @click.option("--context", type=click.IntRange(min=3), help="Tokens in a window.")
 @click.option("--tokens", type=click.IntRange(min=16), help="Most tokens to measure quality on; default: 8192.")
 @click.option("--policy", metavar="FILE", help="Limits of the gates.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ from edgekit_workflow.optimize.texts import Texts
 
 #: Runtimes that show how one is written, or that judge others, and are not measured unless they are asked for.
 _UNHURRIED = ("example", "numpy")
+#: Shares of the time limit after which a stage begins no further step, so that what was made is run and gated too.
+_SHARES = {"convert": 0.3, "quantize": 0.6, "accelerate": 0.8, "validate": 1.0}
 Record = dict[str, Any]
 
 
@@ -119,17 +122,14 @@ class Stages:
         }
 
     def _attempt(self, name: str, step: Callable[[Any], Record], given: Any) -> Record | None:
-        """Run a step within the time limit; a candidate that cannot be made is left out, with the reason.
+        """Run a step within its stage's share of the time; what cannot be made is left out, with the reason.
 
         Raises:
             ChangedSourceError: the source changed meanwhile.
         """
         self._report(name)
-        limit = self.settings.time
         try:
-            return (
-                step(given) if limit is None or time.monotonic() - self._begun < limit else self._remembered(name, step)
-            )
+            return step(given) if self._has_time(step) else self._remembered(name, step)
         except ChangedSourceError:
             raise
         except (EdgekitError, ValueError, RuntimeError, NotImplementedError) as error:
@@ -138,6 +138,10 @@ class Stages:
             self._refuse_changed_source()
             self.left_out[name] = f"{_STEP[step.__name__]}: {error}"
             return None
+
+    def _has_time(self, step: Callable[[Any], Record]) -> bool:
+        limit = self.settings.time
+        return limit is None or time.monotonic() - self._begun < limit * _SHARES[_STEP[step.__name__]]
 
     def _remembered(self, name: str, step: Callable[[Any], Record]) -> Record | None:
         """Return the record of an earlier run when there is no time to do the step."""
@@ -266,12 +270,13 @@ class Stages:
                 f"a budget of {budget:,} bytes: the smallest file that was made has {least['nbytes']:,} bytes "
                 f"({least['name']}); give at least that, or choose a smaller model"
             )
-        chosen: list[Record] = []
+        ahead: list[list[Record]] = []
         for format_name in dict.fromkeys(record["format"] for record in inside):
             of_format = [record for record in inside if record["format"] == format_name]
             points = [{"kl": kl_of(r, baseline["noise_floor"]), "nbytes": r["nbytes"]} for r in of_format]
-            chosen += [of_format[at] for at in front(points)]
-        return chosen
+            ahead.append([of_format[at] for at in front(points)])
+        # The first of every format, then the second of every format: a time limit leaves no format out.
+        return [record for each in itertools.zip_longest(*ahead) for record in each if record is not None]
 
     def _accelerate(self, made: Record) -> Record:
         """Measure an artifact on the runtimes that run it, with all cores and with one; keep the fastest."""
