@@ -192,6 +192,56 @@ def test_external_data_stays_in_the_directory(location, tmp_path):
         edgekit.open(small(tmp_path / "m" / "m.onnx", location))
 
 
+@pytest.mark.parametrize("location", ["../weights", "/etc/hostname"])
+@pytest.mark.parametrize("where", ["initializer", "node", "outside"])
+def test_external_data_of_branches_stays_in_the_directory(where, location, tmp_path):
+    with pytest.raises(InvalidFileError, match="is not a plain file name"):
+        edgekit.open(branches(tmp_path / "m.onnx", where, location))
+
+
+def test_constants_of_branches_are_read(tmp_path):
+    """Both branches call theirs alike; a value that lies in a file is read from it."""
+    artifact = edgekit.open(branches(tmp_path / "m.onnx"))
+    assert set(artifact.tensors) == {"weight", "kept", "weight.2", "kept.2"}
+    first = artifact.tensors["weight"].float32()
+    second = artifact.tensors["weight.2"].float32()
+    assert {each.tobytes() for each in (first, second)} == {WEIGHT.tobytes(), (2 * WEIGHT).tobytes()}
+    with edgekit.load(artifact, "onnxruntime") as model:
+        given = {"x": np.eye(64, dtype=np.float32), "first": np.array(False)}
+        assert np.allclose(model.infer(given)["y"], 2 * WEIGHT, rtol=1e-6)
+    (tmp_path / "weights").write_bytes(WEIGHT.tobytes())
+    beside = edgekit.open(branches(tmp_path / "m.onnx", "node", "weights"))
+    assert any(np.array_equal(beside.tensors[name].float32(), WEIGHT) for name in ("weight", "weight.2"))
+    assert tmp_path / "weights" in beside.files
+
+
+def branches(path: Path, where: str = "", location: str = "") -> Path:
+    """A graph with a product in each branch of an If; one weight lies in a file, if a location is given."""
+    outside = TensorProto(name="weight", data_type=TensorProto.FLOAT, dims=WEIGHT.shape)
+    outside.data_location = TensorProto.EXTERNAL
+    outside.external_data.add(key="location", value=location)
+
+    def branch(scale: float) -> onnx.GraphProto:
+        weight = outside if where == "node" and scale == 1 else numpy_helper.from_array(scale * WEIGHT, "any")
+        kept = outside if where == "initializer" and scale == 1 else numpy_helper.from_array(WEIGHT, "kept")
+        nodes = [
+            helper.make_node("Constant", [], ["weight"], "weight", value=weight),
+            helper.make_node("MatMul", ["x", "weight"], [f"y{scale}"], "product"),
+        ]
+        out = helper.make_tensor_value_info(f"y{scale}", TensorProto.FLOAT, None)
+        return helper.make_graph(nodes, f"branch{scale}", [], [out], [kept])
+
+    chosen = helper.make_node("If", ["first"], ["y"], "chosen", then_branch=branch(1), else_branch=branch(2))
+    held = [helper.make_node("Constant", [], ["held"], "held", value=outside)] if where == "outside" else []
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 64])
+    first = helper.make_tensor_value_info("first", TensorProto.BOOL, [])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 48])
+    graph = helper.make_graph([*held, chosen], "g", [x, first], [y])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    path.write_bytes(made.SerializeToString())
+    return path
+
+
 def test_links_out_of_the_directory(tmp_path):
     (tmp_path / "weights").write_bytes(WEIGHT.tobytes())
     (tmp_path / "m").mkdir()

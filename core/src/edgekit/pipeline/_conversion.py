@@ -67,6 +67,16 @@ Rounding = Literal["nearest", "feedback"]
 _LOG = logging.getLogger("edgekit")
 
 
+@attrs.frozen(eq=False)
+class Opened:
+    """The path of an artifact that is open already: it is not opened again, and an executor's workers get the path."""
+
+    artifact: Artifact
+
+    def __fspath__(self) -> str:
+        return str(self.artifact.path)
+
+
 def open_artifact(path: str | os.PathLike[str]) -> Artifact:
     """Open a model of any format that an installed plugin reads; no tensor is read.
 
@@ -76,7 +86,7 @@ def open_artifact(path: str | os.PathLike[str]) -> Artifact:
         InvalidFileError: no format recognises it; it is truncated, corrupt or malicious; or it is a pipe or a device.
         MemoryShortageError: its header states sizes that exceed the available memory.
     """
-    return _settled(Path(path), _open)
+    return path.artifact if isinstance(path, Opened) else _settled(Path(path), _open)
 
 
 def as_artifact(source: Artifact | str | os.PathLike[str]) -> Artifact:
@@ -320,11 +330,9 @@ def quantize(
 
 def _elsewhere(encoder: Encoder, artifact: Artifact | None, format_name: str, plan: Plan) -> Encoder:
     """Return the encoder; workers that are not threads of this process read the rows of an artifact for themselves."""
-    from concurrent.futures import ThreadPoolExecutor
-
     from edgekit.pipeline import _remote
 
-    if isinstance(encoder.pool, Workers | ThreadPoolExecutor):
+    if _remote.elsewhere(encoder.pool) is None:
         return encoder
     if artifact is None:
         return attrs.evolve(encoder, lost=_remote.lost)
@@ -560,6 +568,7 @@ def _importance_digest(importance: Mapping[str, F32]) -> str:
 __all__ = [
     "AsIs",
     "Nonfinite",
+    "Opened",
     "Progress",
     "Rounding",
     "as_artifact",

@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from edgekit.encoding._codecs import REFERENCE, Codec, codec, decode, put_rows
 from edgekit.encoding._importance import expert_row, of_role
-from edgekit.errors import MissingPluginError
+from edgekit.errors import MissingPluginError, ResourceError
 from edgekit.files.workers import cores
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Slot
@@ -154,7 +154,8 @@ class Encoder:
             yield from self._drained(under_way, 0)
         finally:
             for task in under_way:
-                task.future.cancel()
+                with suppress(ResourceError), self._watched():  # a lost pool's futures cannot be cancelled either
+                    task.future.cancel()
 
     def _drained(self, under_way: deque[_Task], limit: int) -> Iterator[Piece]:
         """Wait for the oldest tasks until at most `limit` elements are under way; yield what they encoded."""

@@ -20,7 +20,7 @@ from edgekit.formats import carried
 from edgekit.manifest import Manifest
 from edgekit.pipeline import open_artifact
 from edgekit_olive.library import onnx
-from edgekit_olive.reading import parse
+from edgekit_olive.reading import graphs_of, parse
 from edgekit_olive.writer import MODEL, graph_file
 
 _HF_INPUTS = tuple(Input(name, (None, None), "int64") for name in ("input_ids", "attention_mask"))
@@ -89,9 +89,10 @@ def copy_graph(graph: Path, to: Path, name: str) -> None:
 
 
 def _tensors(proto: Any) -> Iterable[Any]:
-    yield from proto.graph.initializer
-    for node in proto.graph.node:
-        yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
+    for graph in graphs_of(proto.graph):
+        yield from graph.initializer
+        for node in graph.node:
+            yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
 
 
 def carry(source: Artifact, to: Path) -> None:
