@@ -16,7 +16,6 @@ import attrs
 from edgekit.architectures import Model, check_tensors
 from edgekit.architectures.hf import config_from_hf, hf_names
 from edgekit.artifact import Artifact, Layout
-from edgekit.bridges import first_exact
 from edgekit.errors import EdgekitError, UnsupportedModelError
 from edgekit.files.foreign import read_object
 from edgekit.files.reader import Reader, read_start
@@ -26,7 +25,7 @@ from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Plan, Slot
 from edgekit.tensor import AnyTensor, EncodedTensor
 from edgekit.tokenizer import from_hf_directory
-from edgekit_olive.bridge import candidates
+from edgekit_olive.bridge import carried as converted
 from edgekit_olive.elements import storable
 from edgekit_olive.graph import DIALECT, refuse_lacking
 from edgekit_olive.reading import parse, tensors
@@ -90,7 +89,7 @@ class OnnxFormat:
         """
         model = source.model
         refuse_lacking(model.config)
-        slots = (_slot(name, role, model.tensors[role]) for role, name in hf_names(model.config).items())
+        slots = (_slot(name, role, model.tensors[role], self.fused) for role, name in hf_names(model.config).items())
         return Layout(tuple(slots), source, model)
 
     def sizes(self, layout: Layout) -> OnnxSizes:
@@ -130,16 +129,16 @@ class PortableFormat(OnnxFormat):
         return DIALECT.encode() in end and b"portable" in end
 
 
-def _slot(name: str, role: str, tensor: AnyTensor) -> Slot:
-    stored = _stored(tensor)
+def _slot(name: str, role: str, tensor: AnyTensor, fused: bool) -> Slot:
+    stored = _stored(tensor, fused)
     return Slot(name, role, stored, _kept(stored))
 
 
-def _stored(tensor: AnyTensor) -> AnyTensor:
+def _stored(tensor: AnyTensor, fused: bool) -> AnyTensor:
     """Return the tensor in a precision of ONNX Runtime's with the same values; if there is none, unchanged."""
     if not isinstance(tensor, EncodedTensor) or storable(tensor.precision):
         return tensor
-    return first_exact(tensor, candidates(tensor)) or tensor
+    return converted(tensor, fused) or tensor
 
 
 def _kept(tensor: AnyTensor) -> Precision:

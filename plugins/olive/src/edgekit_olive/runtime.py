@@ -29,7 +29,7 @@ from edgekit.files.memory import refuse_shortage
 from edgekit.runtime import Prompt, Sampling, TextRuntime
 from edgekit.runtime.graphs import DecoderGraph, Port, checked_inputs
 from edgekit.typing import F32, I64, Array
-from edgekit_olive.graphs import Variant, states_of, variant
+from edgekit_olive.graphs import Variant, multiplies_out, states_of, variant
 from edgekit_olive.graphs import exact as exact_graph
 from edgekit_olive.library import last_line, onnxruntime
 from edgekit_olive.options import Options
@@ -247,6 +247,8 @@ class _Session(DecoderGraph):
     def open(cls, path: Path, proto: Any, options: Options) -> _Session:
         library, wanted = onnxruntime(), options.session()
         wanted.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        # From the second run of a shape on, a memory pattern keeps one block for everything: the decoded weights again.
+        wanted.enable_mem_pattern = not multiplies_out(proto)
         providers = options.providers()
         try:
             session = library.InferenceSession(proto.SerializeToString(), wanted, providers=providers)
