@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -11,9 +12,11 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import edgekit
+from edgekit import sample
 from edgekit.errors import ResourceError
 from edgekit.pipeline.executors import RayExecutor, connected
 
@@ -86,6 +89,72 @@ def test_dask_writes_the_same_bytes_and_repeats_what_a_killed_worker_had(dask, s
     assert sha256(made.path) == expected
 
 
+TOKENS = np.random.RandomState(3).randint(3, 8000, 5000)
+MEASURED = {"context": 128, "allow": ("Q4_0", "Q8_0"), "rounding": "nearest"}
+
+
+@pytest.fixture(scope="module")
+def little(write_llama, tmp_path_factory):
+    """A model that is small enough to measure each of its matrices several times."""
+    folder = tmp_path_factory.mktemp("little")
+    return write_llama(
+        folder / "model.gguf", layers=2, width=256, ffn=512, heads=4, kv_heads=4, vocab=8192, context=256
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(little):
+    """What this process measures."""
+    return (
+        edgekit.evaluate(little, TOKENS, baseline=little, context=128),
+        edgekit.calibrate(little, TOKENS, context=128).digest,
+        edgekit.sensitivity(little, TOKENS[:1500], **MEASURED).to_dict(),
+    )
+
+
+def check_measured(little, measured, executor, folder, progress=None):
+    """The workers measure the same; `progress` is called by the last."""
+    evaluation, digest, sensitivity = measured
+    assert edgekit.evaluate(little, TOKENS, baseline=little, context=128, executor=executor) == evaluation
+    assert edgekit.calibrate(little, TOKENS, context=128, executor=executor).digest == digest
+    made = edgekit.sensitivity(
+        little, TOKENS[:1500], to=folder / "values.json", executor=executor, progress=progress, **MEASURED
+    )
+    assert made.to_dict() == sensitivity
+
+
+def test_dask_measures_the_same_bits_also_after_a_killed_worker(dask, little, measured, tmp_path):
+    killing = Killing(lambda: [worker.pid for worker in dask.workers.values()])
+    with connected(dask.scheduler_address.replace("tcp:", "dask:")) as workers:
+        check_measured(little, measured, workers, tmp_path, killing)
+    assert killing.killed
+
+
+def test_ray_measures_the_same_bits_also_after_a_killed_worker(ray, little, measured, tmp_path):
+    workers = RayExecutor()
+    killing = Killing(lambda: [workers.submit(os.getpid).result()])
+    check_measured(little, measured, workers, tmp_path, killing)
+    assert killing.killed
+
+
+def test_a_cluster_that_disappears_while_it_measures_is_named(little, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    cluster = distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
+    )
+
+    def stop(done, total, name):
+        if done == 1 and not closing.ident:
+            closing.start()
+            time.sleep(1)
+
+    closing = threading.Thread(target=cluster.close)
+    address = cluster.scheduler_address.replace("tcp:", "dask:")
+    with connected(address) as workers, pytest.raises(ResourceError, match="lost its workers"):
+        edgekit.sensitivity(little, TOKENS[:1500], executor=workers, progress=stop, **MEASURED)
+    closing.join()
+
+
 def test_the_command_line_takes_a_scheduler_s_address(dask, source, expected, tmp_path):
     address = dask.scheduler_address.replace("tcp:", "dask:")
     command = ["quantize", str(source), RECIPE, "--to", str(tmp_path / "a.gguf"), "--executor", address]
@@ -147,3 +216,23 @@ def test_mpi_writes_the_same_bytes_also_after_a_killed_rank(source, expected, tm
     assert not target.exists()
     subprocess.run(command, check=True, timeout=120)
     assert sha256(target) == expected
+
+
+def test_mpi_measures_the_same_bits(little, tmp_path):
+    """The text has to be one here: a process of its own runs the command, and GGUF models of the tests have no text."""
+    pytest.importorskip("mpi4py")
+    text, files = tmp_path / "text.txt", [tmp_path / f"{name}.json" for name in ("ranks", "here")]
+    text.write_text(sample.heldout_text()[:4000])
+    common = [str(sample.path()), "--text", str(text), "--context", "64", "--rounding", "nearest", "--allow"]
+    common += ["affine:int4-sym-g32,affine:int8-sym-g32", "--to"]
+    subprocess.run(
+        mpi("-m", "edgekit", "sensitivity", *common, str(files[0]), "--executor", "mpi:"), check=True, timeout=300
+    )
+    subprocess.run([sys.executable, "-m", "edgekit", "sensitivity", *common, str(files[1])], check=True, timeout=300)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    said = subprocess.run(
+        mpi("-m", "edgekit", "eval", str(sample.path()), str(text), "--context", "64", "--json", "--executor", "mpi:"),
+        check=True, timeout=300, capture_output=True, text=True,
+    )  # fmt: skip
+    here = edgekit.evaluate(sample.path(), text.read_text(), context=64)
+    assert json.loads(said.stdout) == json.loads(json.dumps(here.to_dict()))

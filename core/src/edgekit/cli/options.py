@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import click
 
+from edgekit.pipeline.executors import connected
 from edgekit.runtime.arguments import parse_option
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -23,6 +26,24 @@ def context_option(least: int = 2) -> Callable[[_Command], _Command]:
         type=click.IntRange(min=least),
         help="Tokens in a window; default: 512, or the model's context if that is less.",
     )
+
+
+def executor_option(verb: str) -> Callable[[_Command], _Command]:
+    """Return a decorator that adds ``--executor`` to a command, as the argument ``executor``; None is here.
+
+    Args:
+        verb: what the workers do, for the help.
+    """
+    return click.option(
+        "--executor",
+        metavar="ADDRESS",
+        help=f"Where to {verb}: dask://HOST:PORT, ray://HOST:PORT, ray:, mpi: or processes:N; default: threads here.",
+    )
+
+
+def workers_at(address: str | None) -> AbstractContextManager[Executor | None]:
+    """Connect to the executor of an address (`edgekit.pipeline.executors.connected`); None without one."""
+    return nullcontext() if address is None else connected(address)
 
 
 def rounding_options(command: _Command) -> _Command:
@@ -80,4 +101,4 @@ def value_options(whose: str, example: str) -> Callable[[_Command], _Command]:
     )
 
 
-__all__ = ["context_option", "rounding_options", "runtime_options", "value_options"]
+__all__ = ["context_option", "executor_option", "rounding_options", "runtime_options", "value_options", "workers_at"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from edgekit.architectures import Model
@@ -33,6 +35,12 @@ class ExpertSums:
         self.sums[stack][number] += np.einsum("ij,ij->j", x, x, dtype=np.float64)
         self.counts[stack][number] += len(x)
         return True
+
+    def merge(self, sums: Mapping[str, F64], counts: Mapping[str, F64]) -> None:
+        """Add sums and counts that were made elsewhere."""
+        for stack, added in sums.items():
+            self.sums[stack] = self.sums[stack] + added if stack in self.sums else added
+            self.counts[stack] = self.counts[stack] + counts[stack] if stack in self.counts else counts[stack]
 
 
 __all__ = ["ExpertSums"]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import attrs
@@ -13,9 +17,11 @@ import numpy.typing as npt
 from edgekit.architectures.forward import Transformer
 from edgekit.artifact import Artifact
 from edgekit.errors import NonFiniteError, UnsupportedModelError, UsageError, counted
+from edgekit.evaluation import _afar
 from edgekit.evaluation._common import Source, finite
 from edgekit.files import _html
 from edgekit.files.memory import enough_memory
+from edgekit.pipeline import _remote
 from edgekit.pipeline._conversion import as_artifact
 from edgekit.pipeline._progress import Progress, Shown, reporting
 from edgekit.pipeline.rounding._overlap import SHARED, shared_with
@@ -124,6 +130,7 @@ class Baseline:
 
     def __init__(self, source: Source) -> None:
         self.artifact = as_artifact(source)
+        self.source = source
         self._model = Transformer(self.artifact.model)
         self._known: dict[bytes, F32] = {}
         self._noise: dict[bytes, float] = {}
@@ -159,6 +166,7 @@ def evaluate(
     *,
     baseline: Source | Baseline | None = None,
     context: int | None = None,
+    executor: Executor | None = None,
     progress: Shown = None,
 ) -> Evaluation:
     """Perplexity on a text and, with a baseline, KL divergence from it and top-1 agreement.
@@ -175,6 +183,9 @@ def evaluate(
         baseline: the model to compare with; it has to share the vocabulary. A `Baseline` is computed once
             for many artifacts.
         context: tokens of a window; None takes 512, or the model's context where that is less.
+        executor: computes the batches of windows, such as `edgekit.pipeline.executors.connected` gives; None computes
+            here, and so do threads. The models have to be given by their paths, which the workers open. The bits do
+            not depend on how many workers there are, but on their processors, as float32 products do.
         progress: called before each batch of windows; True draws a bar on stderr.
 
     Returns:
@@ -185,24 +196,42 @@ def evaluate(
 
     Raises:
         UsageError: fewer than three tokens, no tokenizer for a text, other vocabularies or tokenizers, or a bad
-            `context`.
+            `context`; or an executor and an opened artifact.
         UnsupportedModelError: the family is not known.
         NonFiniteError: a model computes a NaN or an infinity; names which.
+        PluginError, MissingFileError, ChangedSourceError: a worker has other versions or sees other files.
+        ResourceError: the executor lost its workers.
     """
     judged = as_artifact(artifact)
     models = _models(judged, baseline)
     sources = [judged, *([] if baseline is None else [_artifact(baseline)])]
     _refuse_other_tokenizers(sources)
     windows = cut(tokens_of(judged, text), _context(context, models), _bos(judged))
+    workers = [] if _remote.elsewhere(executor) is None else list(_workers(executor, artifact, baseline, sources))
     with reporting(progress, "evaluate") as report:
-        scores = list(_scores(models, windows, report))
+        scores = list(_scores(models, windows, report, workers))
     evaluation = _summary(np.concatenate(scores, axis=1), windows.shape[1], sources)
     evaluation = attrs.evolve(evaluation, calibrated=_calibrated(judged, windows))
     if baseline is None:
         return evaluation
     base, first = models[-1], windows[: _step(windows)]
-    noise = base.noise_floor(first) if isinstance(base, Baseline) else noise_floor(base, first)
+    if isinstance(base, Baseline):
+        noise = base.noise_floor(first)
+    else:
+        noise = (
+            workers[-1].call(partial(_noise_there, workers[-1].source, first)) if workers else noise_floor(base, first)
+        )
     return attrs.evolve(evaluation, noise_floor=noise)
+
+
+def _workers(
+    executor: Executor | None, given: Source, baseline: Source | Baseline | None, opened: list[Artifact]
+) -> Iterator[_afar.Workers]:
+    """Yield how workers elsewhere find each of the models."""
+    others = [] if baseline is None else [baseline.source if isinstance(baseline, Baseline) else baseline]
+    for path, artifact in zip([given, *others], opened, strict=True):
+        if (workers := _afar.Workers.of(executor, path, artifact)) is not None:
+            yield workers
 
 
 def _calibrated(artifact: Artifact, windows: Ints) -> float | None:
@@ -312,16 +341,39 @@ def _bos(artifact: Artifact) -> int | None:
     return tokenizer.bos if tokenizer is not None and tokenizer.add_bos else None
 
 
-def _scores(models: list[Judge], windows: Ints, progress: Progress | None) -> Iterator[F64]:
+def _scores(
+    models: list[Judge], windows: Ints, progress: Progress | None, workers: list[_afar.Workers]
+) -> Iterator[F64]:
     """Yield rows for each scored position, [rows, positions]: negative log-likelihood, or four rows with a baseline."""
     count = len(windows)
-    step = _step(windows)
-    for start in range(0, count, step):
-        if progress:
-            progress(start, count, "evaluation")
-        yield from _score_batch(models, windows[start : start + step])
+    starts = range(0, count, _step(windows))
+    batches = [windows[start : start + starts.step] for start in starts]
+    if workers:
+        sources = [each.source for each in workers]
+        scored = workers[0].in_order(partial(_scores_there, sources, batch) for batch in batches)
+    else:
+        scored = (np.concatenate(list(_score_batch(models, batch)), axis=1) for batch in batches)
+    with closing(scored):
+        for start in starts:
+            if progress:
+                progress(start, count, "evaluation")
+            yield next(scored)
     if progress:
         progress(count, count, "")
+
+
+@functools.lru_cache(maxsize=2)
+def _model_there(source: _remote.Source) -> Transformer:
+    return Transformer(_afar.model(source))
+
+
+def _scores_there(sources: list[_remote.Source], batch: Ints) -> F64:
+    """Return the scores of a batch of windows; a worker elsewhere does."""
+    return np.concatenate(list(_score_batch([_model_there(source) for source in sources], batch)), axis=1)
+
+
+def _noise_there(source: _remote.Source, windows: Ints) -> float:
+    return noise_floor(_model_there(source), windows)
 
 
 def _step(windows: Ints) -> int:
@@ -329,7 +381,7 @@ def _step(windows: Ints) -> int:
     return max(1, _BATCH // int(windows.shape[1]))
 
 
-def _score_batch(models: list[Judge], batch: Ints) -> Iterator[F64]:
+def _score_batch(models: Sequence[Judge], batch: Ints) -> Iterator[F64]:
     first = batch.shape[1] // 2
     hidden = [m.hidden(batch)[:, first:-1].reshape(-1, m.config.width) for m in models]
     targets = batch[:, first + 1 :].reshape(-1)

@@ -6,11 +6,13 @@ the text (``4 * width`` bytes a token), so that a model larger than memory can b
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from edgekit.architectures import Model
 from edgekit.architectures.forward import Observe, Transformer
 from edgekit.artifact import Artifact
 from edgekit.errors import EdgekitError, NonFiniteError, UsageError
+from edgekit.evaluation import _afar
 from edgekit.evaluation._experts import ExpertSums
 from edgekit.evaluation.language import CONTEXT, Text, cut, tokens_of
 from edgekit.files.atomic import AtomicFile
@@ -28,6 +31,7 @@ from edgekit.files.guard import refuse_harm
 from edgekit.files.memory import enough_memory
 from edgekit.files.workers import Workers
 from edgekit.formats.safetensors import to_bytes
+from edgekit.pipeline import _remote
 from edgekit.pipeline._conversion import as_artifact
 from edgekit.pipeline._feedback import fastest
 from edgekit.pipeline._progress import Progress, Shown, reporting
@@ -47,10 +51,12 @@ from edgekit.pipeline.rounding.calibration import (
     text_digest,
 )
 from edgekit.tensor import Tensor
-from edgekit.typing import F32, Ints
+from edgekit.typing import F32, F64, Ints
 
 #: Tokens that go through a layer at once.
 _BATCH = 2048
+#: Bytes of states and sums that are under way to and from workers elsewhere, at most; but two batches in any case.
+_HELD = 2 << 30
 #: Share of the windows that is set aside to measure with, unless the caller says otherwise.
 HOLDOUT = 0.125
 
@@ -65,6 +71,7 @@ def calibrate(
     outputs: bool = True,
     holdout: float = HOLDOUT,
     runtime: str | None = None,
+    executor: Executor | None = None,
     progress: Shown = None,
     overwrite: bool = False,
 ) -> Calibration:
@@ -82,6 +89,10 @@ def calibrate(
             `Calibration.held_out`.
         runtime: None for numpy, the only one that gives second moments; importance matrices can be made with others
             (`edgekit.evaluation.calibration.collect`).
+        executor: computes each layer, a batch of windows at a time, such as `edgekit.pipeline.executors.connected`
+            gives; None computes here with a thread for each core, and so do threads. The model has to be given by its
+            path, which the workers open; states go to them, and states and sums come back (for a layer of ``width``
+            columns and a batch of 2048 tokens ``4 * width * (2048 + width)`` bytes and more). The bits are the same.
         progress: called before each layer; True draws a bar on stderr.
         overwrite: replace a file at `to` that is no calibration file.
 
@@ -90,10 +101,11 @@ def calibrate(
 
     Raises:
         UsageError: a text shorter than a window, no tokenizer for a text, a bad `context` or `holdout`, or a target
-            that must not be replaced.
+            that must not be replaced; or an executor and an opened artifact.
         UnsupportedModelError: the family is not supported.
         NonFiniteError: the model computes a NaN or an infinity.
-        ResourceError, LockedError: about the target.
+        PluginError, MissingFileError, ChangedSourceError: a worker has other versions or sees other files.
+        ResourceError, LockedError: about the target; or the executor lost its workers.
 
     Example:
         >>> calibration = edgekit.calibrate("model-F16.gguf", text)  # doctest: +SKIP
@@ -102,6 +114,7 @@ def calibrate(
     if runtime is not None:
         raise UsageError(f"runtime {runtime} gives no second moments; leave it out: numpy computes them")
     artifact = as_artifact(source)
+    workers = _afar.Workers.of(executor, source, artifact)
     windows = _windows(artifact, text, context)
     used = windows[: len(windows) - _held_out(len(windows), holdout)]
     target = None if to is None else Path(to)
@@ -114,9 +127,9 @@ def calibrate(
     record = Calibration(as_ids(used), as_ids(windows[len(used) :]), *digests, inputs, {}, target, experts)
     with reporting(progress, "calibrate") as report, Workers(os.cpu_count() or 1, "edgekit-calibrate") as pool:
         if target is None:
-            found = layer_moments(artifact, record, report, pool=pool)
+            found = layer_moments(artifact, record, report, pool=pool, workers=workers)
             return attrs.evolve(record, moments={name: Tensor.of(name, moment) for name, moment in found})
-        _write(record, artifact, report, pool)
+        _write(record, artifact, report, pool, workers)
     return read_calibration(target)
 
 
@@ -158,6 +171,7 @@ def layer_moments(
     progress: Progress | None = None,
     done: int = 0,
     pool: Executor | None = None,
+    workers: _afar.Workers | None = None,
 ) -> Iterator[tuple[str, F32]]:
     """Yield the name of each moment and its values [cols, cols], in the order of the forward pass; then the experts'.
 
@@ -169,6 +183,7 @@ def layer_moments(
         progress: called before each layer.
         done: how many of them are there already; the following ones are yielded.
         pool: threads that compute.
+        workers: workers elsewhere, which then compute the layers.
     """
     wanted = dict(list(calibration.inputs.items())[done:])
     model, windows = artifact.model, calibration.windows
@@ -177,12 +192,17 @@ def layer_moments(
     kernels = fastest()
     states = OrderedTransformer(model, cache=False, kernels=kernels).embedded(windows)
     experts = ExpertSums(model)
+    shapes = {name: moment_shape(model.tensors[name].shape[-1]) for name in wanted}
     for layer in range(model.config.layers):
         if progress:
             progress(layer, model.config.layers, f"layer {layer}")
         sums = _Sums(wanted, kernels, pool)
+        if workers is not None:
+            _through_there(workers, bool(calibration.experts), layer, states, batches, shapes, sums, experts)
+            yield from sums.means()
+            continue
         observe = partial(_observed, sums, experts)
-        computing = _computing(calibration, model, observe, kernels, pool)
+        computing = _computing(bool(calibration.experts), model, observe, kernels, pool)
         for batch in batches:
             states[batch] = computing.layer(layer, states[batch])
         yield from sums.means()
@@ -199,11 +219,67 @@ def layer_moments(
         progress(model.config.layers, model.config.layers, "")
 
 
-def _computing(
-    calibration: Calibration, model: Model, observe: Observe, kernels: Kernels, pool: Executor | None
-) -> Transformer:
+@attrs.frozen
+class _Batch:
+    """What a worker elsewhere computes of a layer and a batch of windows.
+
+    Attributes:
+        states: after the layer, float32 [count, context, width].
+        sums: of the outer products of the inputs, by the name of the moment.
+        counts: over how many tokens, by the same names.
+        expert_sums: of the squared inputs of experts, float64 [experts, cols], by the name of the stack.
+        expert_counts: how many tokens reached each expert, float64 [experts], by the same names.
+    """
+
+    states: F32
+    sums: Mapping[str, F32]
+    counts: Mapping[str, int]
+    expert_sums: Mapping[str, F64]
+    expert_counts: Mapping[str, F64]
+
+
+def _through_there(
+    workers: _afar.Workers,
+    mixture: bool,
+    layer: int,
+    states: F32,
+    batches: Sequence[slice],
+    shapes: Mapping[str, tuple[int, ...]],
+    sums: _Sums,
+    experts: ExpertSums,
+) -> None:
+    """Compute a layer's states in place and add what its inputs sum up to, batch by batch in the order of the text."""
+    names = tuple(name for name in sums.names if name.startswith(f"blk.{layer}."))
+    calls = (partial(_batch_there, workers.source, layer, states[batch], names, mixture) for batch in batches)
+    nbytes = states[batches[0]].nbytes + 4 * sum(math.prod(shapes[name]) for name in names)
+    with closing(workers.in_order(calls, min(_afar.MANY, max(2, _HELD // nbytes)))) as results:
+        for batch, result in zip(batches, results, strict=True):
+            states[batch] = result.states
+            sums.merge(result.sums, result.counts)
+            experts.merge(result.expert_sums, result.expert_counts)
+
+
+def _batch_there(source: _remote.Source, layer: int, states: F32, names: tuple[str, ...], mixture: bool) -> _Batch:
+    """Return what a layer makes of a batch of windows; a worker elsewhere does, in one thread."""
+    model, kernels = _afar.model(source), fastest()
+    sums, experts = _Sums(dict.fromkeys(names, ()), kernels, None), ExpertSums(model)
+    computing = _computing(mixture, model, partial(_observed, sums, experts), kernels, None)
+    kept = _weights_there(source, layer)
+    computing.weights.kept.update(kept)
+    after = computing.layer(layer, states)
+    kept.update(computing.weights.kept)
+    return _Batch(after, sums.sums, sums.counts, experts.sums, experts.counts)
+
+
+@functools.lru_cache(maxsize=1)
+def _weights_there(source: _remote.Source, layer: int) -> dict[str, F32]:
+    """Return the decoded weights of a layer, which are filled in by the first batch that a worker computes."""
+    return {}
+
+
+def _computing(mixture: bool, model: Model, observe: Observe, kernels: Kernels, pool: Executor | None) -> Transformer:
     """The model, which keeps the decoded weights of its layer; routers choose their experts in float32."""
-    if calibration.experts:
+    if mixture:
         return Transformer(model, True, observe)
     return OrderedTransformer(model, True, observe, kernels=kernels, threads=pool)
 
@@ -235,25 +311,34 @@ class _Sums:
 
     def __init__(self, inputs: Mapping[str, tuple[str, ...]], kernels: Kernels, pool: Executor | None) -> None:
         self._inputs, self._kernels, self._pool = inputs, kernels, pool
-        self._sums: dict[str, F32] = {}
-        self._counts: dict[str, int] = {}
+        self.sums: dict[str, F32] = {}
+        self.counts: dict[str, int] = {}
+
+    @property
+    def names(self) -> Iterable[str]:
+        """The moments that are wanted."""
+        return self._inputs.keys()
 
     def add(self, name: str, x: F32) -> None:
         """Add the inputs [tokens, cols] of a matrix; those of the others that share them are the same."""
         if name not in self._inputs:
             return
-        products = outer(x, moment_shape(x.shape[1]), self._kernels, self._pool)
-        if name in self._sums:
-            self._sums[name] += products
-        else:
-            self._sums[name] = products
-        self._counts[name] = self._counts.get(name, 0) + len(x)
+        self.merge({name: outer(x, moment_shape(x.shape[1]), self._kernels, self._pool)}, {name: len(x)})
+
+    def merge(self, sums: Mapping[str, F32], counts: Mapping[str, int]) -> None:
+        """Add sums of outer products over so many tokens each; those that come first are kept and changed."""
+        for name, products in sums.items():
+            if name in self.sums:
+                self.sums[name] += products
+            else:
+                self.sums[name] = products if products.flags.writeable else products.copy()  # engines share memory
+            self.counts[name] = self.counts.get(name, 0) + counts[name]
 
     def means(self) -> Iterator[tuple[str, F32]]:
         """Yield the moments in the order of the inputs, and forget them."""
-        for name in [name for name in self._inputs if name in self._sums]:
-            moment = self._sums.pop(name)
-            moment /= np.float32(self._counts[name])
+        for name in [name for name in self._inputs if name in self.sums]:
+            moment = self.sums.pop(name)
+            moment /= np.float32(self.counts[name])
             if not np.isfinite(moment).all():
                 column = int(np.argmin(np.isfinite(np.diagonal(moment, axis1=-2, axis2=-1).reshape(-1))))
                 raise NonFiniteError(
@@ -275,7 +360,13 @@ def outer(x: F32, shape: tuple[int, ...], kernels: Kernels = NUMPY, pool: Execut
     return products.reshape(shape)
 
 
-def _write(record: Calibration, artifact: Artifact, progress: Progress | None, pool: Executor) -> None:
+def _write(
+    record: Calibration,
+    artifact: Artifact,
+    progress: Progress | None,
+    pool: Executor,
+    workers: _afar.Workers | None,
+) -> None:
     """Write a calibration file; an interrupted run goes on after the last moment that is whole."""
     assert record.path is not None
     tensors = artifact.model.tensors
@@ -292,7 +383,7 @@ def _write(record: Calibration, artifact: Artifact, progress: Progress | None, p
             for data in windows:
                 file.write(data)
             file.unit_done()
-        for _, moment in layer_moments(artifact, record, progress, file.done - 1, pool):
+        for _, moment in layer_moments(artifact, record, progress, file.done - 1, pool, workers):
             file.write(to_bytes(moment))
             file.unit_done()
         file.commit()

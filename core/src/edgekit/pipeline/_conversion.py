@@ -40,7 +40,7 @@ from edgekit.files.digests import Digests
 from edgekit.files.guard import Stamp, working
 from edgekit.files.memory import enough_memory
 from edgekit.files.reader import refuse_special
-from edgekit.files.workers import Workers
+from edgekit.files.workers import Workers, cores
 from edgekit.formats.writer import PlannedWriter
 from edgekit.manifest import Manifest
 from edgekit.pipeline._notes import OF_THE_RUN, conversion_notes, refuse_unquantized, summary_line
@@ -67,6 +67,16 @@ Rounding = Literal["nearest", "feedback"]
 _LOG = logging.getLogger("edgekit")
 
 
+@attrs.frozen(eq=False)
+class Opened:
+    """The path of an artifact that is open already: it is not opened again, and an executor's workers get the path."""
+
+    artifact: Artifact
+
+    def __fspath__(self) -> str:
+        return str(self.artifact.path)
+
+
 def open_artifact(path: str | os.PathLike[str]) -> Artifact:
     """Open a model of any format that an installed plugin reads; no tensor is read.
 
@@ -76,7 +86,7 @@ def open_artifact(path: str | os.PathLike[str]) -> Artifact:
         InvalidFileError: no format recognises it; it is truncated, corrupt or malicious; or it is a pipe or a device.
         MemoryShortageError: its header states sizes that exceed the available memory.
     """
-    return _settled(Path(path), _open)
+    return path.artifact if isinstance(path, Opened) else _settled(Path(path), _open)
 
 
 def as_artifact(source: Artifact | str | os.PathLike[str]) -> Artifact:
@@ -275,7 +285,7 @@ def quantize(
             refuse_unquantized(plan, str(artifact.path), chosen_format.name)
         if nonfinite == "keep":
             plan = _keep_nonfinite(plan, layout)
-        pool = executor or stack.enter_context(Workers(os.cpu_count() or 1, "edgekit-encode"))
+        pool = executor or stack.enter_context(Workers(cores(), "edgekit-encode"))
         encoder = Encoder(pool, backend, filled.importance, nonfinite == "keep", f"{artifact.path}: tensor ")
         if executor is not None:
             encoder = _elsewhere(encoder, None if artifact is source else artifact, chosen_format.name, plan)
@@ -285,7 +295,7 @@ def quantize(
             from edgekit.pipeline._feedback import Rounder
 
             # Threads whatever the executor: what is rounded shares its moments, and lets go of the interpreter.
-            threads = stack.enter_context(Workers(os.cpu_count() or 1, "edgekit-round"))
+            threads = stack.enter_context(Workers(cores(), "edgekit-round"))
             pairs = list(zip(layout.slots, plan, strict=True))
             rounder = Rounder(artifact.model, feedback, pairs, backend, threads, encoder.where)
             remarks["rounding"] = rounder.note()
@@ -320,11 +330,9 @@ def quantize(
 
 def _elsewhere(encoder: Encoder, artifact: Artifact | None, format_name: str, plan: Plan) -> Encoder:
     """Return the encoder; workers that are not threads of this process read the rows of an artifact for themselves."""
-    from concurrent.futures import ThreadPoolExecutor
-
     from edgekit.pipeline import _remote
 
-    if isinstance(encoder.pool, Workers | ThreadPoolExecutor):
+    if _remote.elsewhere(encoder.pool) is None:
         return encoder
     if artifact is None:
         return attrs.evolve(encoder, lost=_remote.lost)
@@ -560,6 +568,7 @@ def _importance_digest(importance: Mapping[str, F32]) -> str:
 __all__ = [
     "AsIs",
     "Nonfinite",
+    "Opened",
     "Progress",
     "Rounding",
     "as_artifact",

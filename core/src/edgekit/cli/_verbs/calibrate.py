@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.options import context_option
+from edgekit.cli.options import context_option, executor_option, workers_at
 from edgekit.cli.output import json_option, print_json, progress_bar, read_text, size
 from edgekit.errors import UsageError, counted
 from edgekit.evaluation.moments import HOLDOUT, calibrate
 from edgekit.files.guard import refuse_harm
-from edgekit.pipeline._conversion import open_artifact
+from edgekit.pipeline._conversion import Opened, open_artifact
 
 
 @click.command("calibrate")
@@ -27,10 +27,19 @@ from edgekit.pipeline._conversion import open_artifact
     show_default=True,
     help="Share of the text that is set aside to measure with.",
 )
+@executor_option("compute the layers")
 @click.option("--force", is_flag=True, help="Replace a file that is not a calibration.")
 @json_option
 def command(
-    model: str, text: str, to: str, context: int | None, outputs: bool, holdout: float, force: bool, as_json: bool
+    model: str,
+    text: str,
+    to: str,
+    context: int | None,
+    outputs: bool,
+    holdout: float,
+    executor: str | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Run a text through MODEL and write the second moments of the inputs of its weight matrices.
 
@@ -41,14 +50,15 @@ def command(
     source = open_artifact(model)
     if text != "-":
         refuse_harm(Path(to), [Path(text)])
-    with progress_bar("calibrate") as report:
+    with progress_bar("calibrate") as report, workers_at(executor) as workers:
         made = calibrate(
-            source,
+            Opened(source),
             read_text(text),
             to=to,
             context=context,
             outputs=outputs,
             holdout=holdout,
+            executor=workers,
             progress=report,
             overwrite=force,
         )

@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from edgekit.cli._verbs.sensitivity import names, opened, refuse_inputs
-from edgekit.cli.options import rounding_options
+from edgekit.cli.options import executor_option, rounding_options, workers_at
 from edgekit.cli.output import json_option, print_json, read_text
 from edgekit.evaluation.fitting import fit
-from edgekit.pipeline._conversion import Rounding, open_artifact
+from edgekit.pipeline._conversion import Opened, Rounding, open_artifact
 from edgekit.pipeline._progress import bar
 
 
@@ -26,6 +26,7 @@ from edgekit.pipeline._progress import bar
 @rounding_options
 @click.option("--work", metavar="DIR", help="For what is measured and the recipe; default: PATH.fit.")
 @click.option("--backend", metavar="NAME", help="Encoders to use; all exact ones write the same bytes.")
+@executor_option("calibrate, measure and encode")
 @click.option("--force", is_flag=True, help="Replace files that edgekit did not write, and an edited recipe.")
 @json_option
 def command(
@@ -42,6 +43,7 @@ def command(
     context: int | None,
     work: str | None,
     backend: str | None,
+    executor: str | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -52,9 +54,9 @@ def command(
     """
     source = open_artifact(model)
     refuse_inputs([to, work], [text, calibration])
-    with bar("fit") as report:
+    with bar("fit") as report, workers_at(executor) as workers:
         fitted = fit(
-            source,
+            Opened(source),
             None if text is None else read_text(text),
             to=Path(to),
             size=size,
@@ -67,6 +69,7 @@ def command(
             context=context,
             backend=backend,
             work=work,
+            executor=workers,
             progress=report,
             overwrite=force,
         )

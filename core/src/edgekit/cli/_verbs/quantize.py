@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import click
 
 from edgekit.artifact import Artifact
+from edgekit.cli.options import executor_option, workers_at
 from edgekit.cli.output import json_option, print_json, print_notes, progress_bar, size
 from edgekit.errors import UsageError
 from edgekit.files.guard import refuse_harm
-from edgekit.pipeline._conversion import Nonfinite, Rounding, find_format, open_source, quantize
-from edgekit.pipeline.executors import connected
+from edgekit.pipeline._conversion import Nonfinite, Opened, Rounding, find_format, open_source, quantize
 from edgekit.recipe import Recipe
 from edgekit.typing import F32
 
@@ -53,11 +52,7 @@ from edgekit.typing import F32
 @click.option(
     "--allow-unquantized", is_flag=True, help="Write the model even if less than half of its weights are quantized."
 )
-@click.option(
-    "--executor",
-    metavar="ADDRESS",
-    help="Where to encode: dask://HOST:PORT, ray://HOST:PORT, ray:, mpi: or processes:N; default: threads here.",
-)
+@executor_option("encode")
 @click.option("--force", is_flag=True, help="Replace a target that edgekit did not write.")
 @json_option
 def command(
@@ -86,9 +81,9 @@ def command(
         refuse_harm(Path(to), [Path(calibration)])
     importance = _importance(imatrix, artifact)
     title = Path(recipe).name
-    with progress_bar(title) as report, nullcontext() if executor is None else connected(executor) as workers:
+    with progress_bar(title) as report, workers_at(executor) as workers:
         written = quantize(
-            artifact if workers is None else source,
+            artifact if workers is None else Opened(artifact),
             Recipe.of(parse_rules(rules), recipe) if rules else recipe,
             to=to,
             format=format_,

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.options import rounding_options
+from edgekit.cli.options import executor_option, rounding_options, workers_at
 from edgekit.cli.output import json_option, print_json, read_text, table
 from edgekit.errors import UsageError
 from edgekit.evaluation.fitting import Sensitivity, sensitivity
 from edgekit.evaluation.fitting._heatmap import power
 from edgekit.files.atomic import write_atomic
 from edgekit.files.guard import refuse_harm
-from edgekit.pipeline._conversion import Rounding, open_artifact
+from edgekit.pipeline._conversion import Opened, Rounding, open_artifact
 from edgekit.pipeline._progress import bar
 from edgekit.pipeline.rounding import Calibration, read_calibration
 
@@ -25,6 +25,7 @@ from edgekit.pipeline.rounding import Calibration, read_calibration
 @click.option("--allow", metavar="P,P,…", help="Precisions to measure; default: those that the format suggests.")
 @rounding_options
 @click.option("--to", metavar="FILE", help="JSON file for the values; an interrupted run goes on after the last.")
+@executor_option("measure")
 @click.option("--picture", metavar="FILE", help="SVG file for the heat map.")
 @click.option("--force", is_flag=True, help="Replace files that hold something else.")
 @json_option
@@ -37,6 +38,7 @@ def command(
     rounding: Rounding,
     context: int | None,
     to: str | None,
+    executor: str | None,
     picture: str | None,
     force: bool,
     as_json: bool,
@@ -50,9 +52,9 @@ def command(
     if picture is not None:
         refuse_harm(Path(picture), source.reads)
         refuse_foreign(Path(picture), force)
-    with bar("sensitivity") as report:
+    with bar("sensitivity") as report, workers_at(executor) as workers:
         measured = sensitivity(
-            source,
+            Opened(source),
             None if text is None else read_text(text),
             format=format_,
             allow=names(allow),
@@ -60,6 +62,7 @@ def command(
             rounding=rounding,
             context=context,
             to=to,
+            executor=workers,
             progress=report,
             overwrite=force,
         )

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import UsageError
 from edgekit.evaluation._common import finite
 from edgekit.evaluation.fitting._budget import Budget, refuse_out_of_reach
+from edgekit.evaluation.fitting._elsewhere import Elsewhere
 from edgekit.evaluation.fitting._encodings import Coding, Encodings
 from edgekit.evaluation.fitting._marginals import Bench
 from edgekit.evaluation.fitting._measuring import Divergence, Judge
@@ -30,7 +32,7 @@ from edgekit.files._problems import writing
 from edgekit.files.atomic import write_atomic
 from edgekit.files.guard import refuse_harm
 from edgekit.files.memory import enough_memory
-from edgekit.pipeline._conversion import Rounding, as_artifact, find_format, quantize
+from edgekit.pipeline._conversion import Opened, Rounding, as_artifact, find_format, quantize
 from edgekit.pipeline._progress import Progress, Shown, reporting
 from edgekit.pipeline._recipes import AnyRecipe, recipe_toml
 from edgekit.pipeline.rounding import Calibration
@@ -118,6 +120,7 @@ def fit(
     context: int | None = None,
     backend: str | None = None,
     work: str | os.PathLike[str] | None = None,
+    executor: Executor | None = None,
     progress: Shown = None,
     overwrite: bool = False,
 ) -> Fitted:
@@ -146,15 +149,19 @@ def fit(
         backend: name of the encoders to use; None takes the fastest exact ones.
         work: a directory for the calibration, the measured values and the recipe; None takes ``<to>.fit``. Runs with
             other sizes reuse these files, and an interrupted run resumes after the last measured value.
+        executor: calibrates, measures and encodes, as for `edgekit.calibrate`, `edgekit.sensitivity` and
+            `edgekit.quantize`; the model has to be given by its path, and workers have to see it and `work`.
         progress: called before each measurement; True draws a bar on stderr.
         overwrite: replace files that edgekit did not write.
 
     Raises:
         UsageError: no artifact meets the budget (the message gives the smallest or the largest size), the format cannot
-            store a precision, the text is too short or is the calibration's own, or a target must not be replaced.
+            store a precision, the text is too short or is the calibration's own, or a target must not be replaced; or
+            an executor and an opened artifact, or a calibration in memory.
+        PluginError, MissingFileError, ChangedSourceError: a worker has other versions or sees other files.
         UnsupportedModelError: the family is not supported.
         NonFiniteError: the model computes a NaN or an infinity.
-        ResourceError: a target cannot be written.
+        ResourceError: a target cannot be written, or the executor lost its workers.
         LockedError: another process writes a target.
 
     Example:
@@ -170,19 +177,27 @@ def fit(
     refuse_out_of_reach(problem, budget)
     with writing(place):
         place.mkdir(parents=True, exist_ok=True)
+    given = artifact if isinstance(source, Artifact) else Opened(artifact)
     parts = split(
-        artifact, text, calibration, context=context, file=place / "calibration.safetensors", progress=progress
+        given,
+        text,
+        calibration,
+        context=context,
+        file=place / "calibration.safetensors",
+        executor=executor,
+        progress=progress,
     )
+    elsewhere = Elsewhere.of(executor, given, problem, parts, coding)
     with reporting(progress, "sensitivity") as report:
         file = place / f"sensitivity-{problem.format}.json"
-        alone = measure(problem, parts, coding, file=file, progress=report, overwrite=True)
+        alone = measure(problem, parts, coding, file=file, elsewhere=elsewhere, progress=report, overwrite=True)
     search_file = place / f"{target.name}.search.json"
     with reporting(progress, "fit") as report:
-        best = _searched(problem, parts, budget, alone, like, coding, search_file, report)
+        best = _searched(problem, parts, budget, alone, like, coding, search_file, elsewhere, report)
     recipe = place / f"{target.name}.toml"
     write_recipe(recipe, problem.recipe(best.choice, f"fit {budget.asked}"), overwrite)
     written = quantize(
-        artifact,
+        given,
         recipe,
         to=target,
         format=format,
@@ -190,6 +205,7 @@ def fit(
         rounding=rounding,
         backend=backend,
         allow_unquantized=True,
+        executor=executor,
         progress=progress,
         overwrite=overwrite,
     )
@@ -217,15 +233,17 @@ def _searched(
     like: AnyRecipe | None,
     coding: Coding,
     file: Path,
+    elsewhere: Elsewhere | None,
     progress: Progress | None,
 ) -> Found:
     """Return the best choice best, reusing values that an earlier run recorded in `file`."""
     assert problem.layout.model is not None
     head = {**head_of(problem, parts, FORMAT, coding), "budget": budget.most, "asked": budget.asked}
-    judge = Judge.on(problem.layout.model, parts.choosing)
+    judge = Judge.on(problem.layout.model, parts.choosing, decoded=elsewhere is None)
     others = _others(problem, budget, like)
     with closing(Record(file, head, overwrite=True)) as record:
-        bench = Bench(judge, Encodings(problem.layout.model, parts.calibration, coding), record, progress)
+        encodings = Encodings(problem.layout.model, parts.calibration, coding)
+        bench = Bench(judge, encodings, record, progress, elsewhere)
         best = search(bench, problem, budget, pooled(table_of(alone), alone.noise_floor), others)
         precisions = {role: precision.name for role, precision in best.choice.items()}
         record.finish({"kl": finite(best.divergence.kl), "precisions": precisions})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from functools import partial
+from typing import Protocol
 
 import attrs
 import numpy as np
@@ -38,6 +40,22 @@ class Whole:
     gain_error: float
 
 
+class Measures(Protocol):
+    """Measures elsewhere what a `Bench` asks for, with the same results; see its methods."""
+
+    def noise_floor(self) -> float:
+        """Return the KL divergence of the source from itself, summed in another order, in nats."""
+        ...
+
+    def values(self, choice: Choice) -> F64:
+        """Return the divergence at each position of a choice, float64 [positions]."""
+        ...
+
+    def each(self, base: Choice, pairs: Sequence[tuple[Unit, Precision]]) -> Iterator[Entry]:
+        """Yield the divergence of each pair of a unit and a precision, with the other tensors as in `base`."""
+        ...
+
+
 @attrs.frozen(eq=False)
 class Bench:
     """Measures variants of a model; recorded values are not measured again.
@@ -47,17 +65,20 @@ class Bench:
         encodings: encodes tensors in other precisions.
         record: the record of measured values.
         progress: called before each value.
+        elsewhere: what measures instead; None measures here.
     """
 
     judge: Judge
     encodings: Encodings
     record: Record
     progress: Progress | None = None
+    elsewhere: Measures | None = None
     _kept: dict[tuple[tuple[str, str], ...], F64] = attrs.field(factory=dict, init=False, repr=False)
 
     def noise_floor(self) -> float:
         """Return the KL divergence of the source from itself, summed in another order, in nats."""
-        return float(self.record.value({"step": "noise"}, lambda: {"kl": self.judge.noise_floor()})["kl"])
+        measuring = self.elsewhere or self.judge
+        return float(self.record.value({"step": "noise"}, lambda: {"kl": measuring.noise_floor()})["kl"])
 
     def whole(self, step: str, choice: Choice, best: Choice | None = None) -> Whole:
         """Return the divergence of the model with all precisions of a choice.
@@ -84,15 +105,18 @@ class Bench:
         """Return the divergence at each position, float64 [positions]; cached for the last two choices."""
         key = tuple((role, precision.name) for role, precision in choice.items())
         if key not in self._kept:
-            try:
-                model = with_tensors(self.judge.source, self.encodings.tensors(choice))
-                values = self.judge.values(model)
-            except ScaleOverflowError:
-                values = np.full(self.judge.scored, math.inf)
+            values = (self.elsewhere or self).values(choice)
             while len(self._kept) > 1:
                 self._kept.pop(next(iter(self._kept)))
             self._kept[key] = values
         return self._kept[key]
+
+    def values(self, choice: Choice) -> F64:
+        """Return the divergence at each position, float64 [positions], measured here; infinite if a scale overflows."""
+        try:
+            return self.judge.values(with_tensors(self.judge.source, self.encodings.tensors(choice)))
+        except ScaleOverflowError:
+            return np.full(self.judge.scored, math.inf)
 
     def each(self, step: str, base: Choice, changes: Sequence[tuple[Unit, Sequence[Precision]]]) -> Table:
         """Return the divergence for each unit and precision, with all other tensors as in `base`.
@@ -104,26 +128,40 @@ class Bench:
         """
         layers = self.judge.source.config.layers
         ordered = sorted(changes, key=lambda change: min(first_layer(role, layers) for role in change[0].roles))
-        total, table = sum(len(precisions) for _, precisions in ordered), Table()
-        lazy = _LazyWalk(lambda: with_tensors(self.judge.source, self.encodings.tensors(base)), self.judge)
-        for unit, precisions in ordered:
-            for precision in precisions:
+        pairs = [(unit, precision) for unit, precisions in ordered for precision in precisions]
+        table = Table()
+        with closing(self._entries(base, pairs[self.record.ahead :])) as entries:
+            for unit, precision in pairs:
                 if self.progress:
-                    self.progress(len(table), total, f"{unit.name} {precision.name}")
+                    self.progress(len(table), len(pairs), f"{unit.name} {precision.name}")
                 key = {"step": step, "tensor": unit.name, "precision": precision.name}
-                table[unit.name, precision.name] = self._value(key, partial(self._one, lazy, unit, precision))
+                table[unit.name, precision.name] = _divergence(self.record.value(key, lambda: next(entries)))
         if self.progress:
-            self.progress(total, total, "")
+            self.progress(len(pairs), len(pairs), "")
         return table
 
-    def _one(self, lazy: _LazyWalk, unit: Unit, precision: Precision) -> Divergence:
-        first = min(first_layer(role, self.judge.source.config.layers) for role in unit.roles)
-        walk = lazy.up_to(first)
-        changed = self.encodings.tensors(dict.fromkeys(unit.roles, precision))
-        return self.judge.divergence(with_tensors(walk.model, changed), walk)
+    def _entries(self, base: Choice, pairs: Sequence[tuple[Unit, Precision]]) -> Generator[Entry, None, None]:
+        """Yield the divergences of pairs that are not recorded."""
+        if self.elsewhere is not None:
+            yield from self.elsewhere.each(base, pairs)
+            return
+        change = self.changing(base)
+        for unit, precision in pairs:
+            yield change(unit.roles, precision)
 
-    def _value(self, key: Entry, measure: Callable[[], Divergence]) -> Divergence:
-        return _divergence(self.record.value(key, lambda: _entry(measure)))
+    def changing(self, base: Choice) -> Callable[[Sequence[str], Precision], Entry]:
+        """Return what measures a choice with some tensors in another precision, here.
+
+        Least is computed if their first layers ascend from call to call.
+        """
+        lazy = _LazyWalk(lambda: with_tensors(self.judge.source, self.encodings.tensors(base)), self.judge)
+        return lambda roles, precision: _entry(partial(self._one, lazy, roles, precision))
+
+    def _one(self, lazy: _LazyWalk, roles: Sequence[str], precision: Precision) -> Divergence:
+        first = min(first_layer(role, self.judge.source.config.layers) for role in roles)
+        walk = lazy.up_to(first)
+        changed = self.encodings.tensors(dict.fromkeys(roles, precision))
+        return self.judge.divergence(with_tensors(walk.model, changed), walk)
 
 
 def _entry(measure: Callable[[], Divergence]) -> Entry:
@@ -151,11 +189,11 @@ class _LazyWalk:
     walk: Walk | None = None
 
     def up_to(self, layer: int) -> Walk:
-        """Return the walk advanced to a layer; layers must be requested in ascending order."""
-        if self.walk is None:
+        """Return the walk advanced to a layer; from the start for one before the last one."""
+        if self.walk is None or self.walk.layer > layer:
             self.walk = Walk.start(self.model(), self.judge.windows)
         self.walk = self.walk.up_to(layer)
         return self.walk
 
 
-__all__ = ["Bench", "Table", "Whole"]
+__all__ = ["Bench", "Measures", "Table", "Whole"]

@@ -70,9 +70,9 @@ class Judge:
     _hidden: F32 | None = attrs.field(default=None, init=False, repr=False)
 
     @classmethod
-    def on(cls, model: Model, windows: Ints) -> Judge:
-        """Return a judge for variants of a model."""
-        return cls(in_memory(model), windows)
+    def on(cls, model: Model, windows: Ints, *, decoded: bool = True) -> Judge:
+        """Return a judge for variants of a model; `decoded` keeps a small one in memory."""
+        return cls(in_memory(model) if decoded else model, windows)
 
     @property
     def scored(self) -> int:

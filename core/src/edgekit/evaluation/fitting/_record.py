@@ -76,7 +76,12 @@ class Record:
     @property
     def known(self) -> bool:
         """Whether the next value is recorded."""
-        return self._next < len(self.entries)
+        return self.ahead > 0
+
+    @property
+    def ahead(self) -> int:
+        """How many of the next values are recorded."""
+        return len(self.entries) - self._next
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result after the values, and move the file into place."""

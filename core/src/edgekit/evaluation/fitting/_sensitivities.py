@@ -7,9 +7,11 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from concurrent.futures import Executor
+from contextlib import ExitStack, closing
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import attrs
@@ -18,6 +20,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import NonFiniteError
 from edgekit.evaluation._common import finite
 from edgekit.evaluation.fitting import _heatmap as heatmap
+from edgekit.evaluation.fitting._elsewhere import Elsewhere
 from edgekit.evaluation.fitting._encodings import Coding, Encodings
 from edgekit.evaluation.fitting._marginals import Bench, Table
 from edgekit.evaluation.fitting._measuring import Divergence, Judge
@@ -27,7 +30,8 @@ from edgekit.evaluation.fitting._texts import Split, split
 from edgekit.evaluation.language import Text
 from edgekit.files.guard import refuse_harm
 from edgekit.files.memory import enough_memory
-from edgekit.pipeline._conversion import Rounding, as_artifact, find_format
+from edgekit.pipeline import _remote
+from edgekit.pipeline._conversion import Opened, Rounding, as_artifact, find_format
 from edgekit.pipeline._progress import Progress, Shown, reporting
 from edgekit.pipeline.rounding import Calibration
 from edgekit.pipeline.rounding.calibration import text_digest
@@ -114,6 +118,7 @@ def sensitivity(
     context: int | None = None,
     backend: str | None = None,
     to: str | os.PathLike[str] | None = None,
+    executor: Executor | None = None,
     progress: Shown = None,
     overwrite: bool = False,
 ) -> Sensitivity:
@@ -134,15 +139,20 @@ def sensitivity(
         context: number of tokens in a window; None takes 512, or the model's context if that is smaller.
         backend: name of the encoders to use; None takes the fastest exact ones.
         to: a JSON file in which each value is recorded when it is measured; an interrupted run resumes after them.
+        executor: measures the matrices, and calibrates as in `edgekit.calibrate`; None does it here, and so do threads.
+            The model has to be given by its path, which the workers open. They read the calibration too: it is written
+            to ``<to>.calibration.safetensors``, without `to` to a temporary file, which only workers on this machine
+            see. The bits do not depend on how many workers there are, but on their processors.
         progress: called before each value; True draws a bar on stderr.
         overwrite: replace a file at `to` that is not such a file.
 
     Raises:
         UsageError: the text is too short or is the calibration's own, the format or a tensor cannot have a precision,
-            or the target must not be replaced.
+            or the target must not be replaced; or an executor and an opened artifact, or a calibration in memory.
+        PluginError, MissingFileError, ChangedSourceError: a worker has other versions or sees other files.
         UnsupportedModelError: the family is not supported.
         NonFiniteError: the model computes a NaN or an infinity.
-        ResourceError: the target cannot be written.
+        ResourceError: the target cannot be written, or the executor lost its workers.
         LockedError: another process writes the target.
 
     Example:
@@ -154,10 +164,19 @@ def sensitivity(
     if target is not None:
         refuse_harm(target, artifact.reads)
     problem = Problem.of(artifact, find_format(format or artifact.format, Path()), allow)
-    parts = split(artifact, text, calibration, context=context, report=False, progress=progress)
-    with reporting(progress, "sensitivity") as report:
-        coding = Coding(rounding, backend)
-        return measure(problem, parts, coding, file=target, progress=report, overwrite=overwrite)
+    coding = Coding(rounding, backend)
+    with ExitStack() as stack:
+        file = None
+        if _remote.elsewhere(executor) is not None:
+            beside = str(target or Path(stack.enter_context(TemporaryDirectory()), "text"))
+            file = Path(f"{beside}.calibration.safetensors")
+        given = artifact if isinstance(source, Artifact) else Opened(artifact)
+        parts = split(
+            given, text, calibration, context=context, report=False, file=file, executor=executor, progress=progress
+        )
+        elsewhere = Elsewhere.of(executor, given, problem, parts, coding)
+        report = stack.enter_context(reporting(progress, "sensitivity"))
+        return measure(problem, parts, coding, file=target, elsewhere=elsewhere, progress=report, overwrite=overwrite)
 
 
 def measure(
@@ -166,14 +185,16 @@ def measure(
     coding: Coding,
     *,
     file: Path | None = None,
+    elsewhere: Elsewhere | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> Sensitivity:
     """Return the sensitivity of a problem's units, measured on `parts.choosing`; arguments as for `sensitivity`."""
     assert problem.layout.model is not None
-    judge = Judge.on(problem.layout.model, parts.choosing)
+    judge = Judge.on(problem.layout.model, parts.choosing, decoded=elsewhere is None)
     with closing(Record(file, head_of(problem, parts, FORMAT, coding), overwrite)) as record:
-        bench = Bench(judge, Encodings(problem.layout.model, parts.calibration, coding), record, progress)
+        encodings = Encodings(problem.layout.model, parts.calibration, coding)
+        bench = Bench(judge, encodings, record, progress, elsewhere)
         noise = bench.noise_floor()
         table = bench.each("alone", {}, [(unit, unit.options) for unit in problem.units])
         _refuse_nonfinite(problem.units, table)

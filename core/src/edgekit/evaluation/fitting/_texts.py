@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from pathlib import Path
 
 import attrs
 
 from edgekit.artifact import Artifact
 from edgekit.errors import EdgekitError, UsageError
+from edgekit.evaluation._common import Source
 from edgekit.evaluation.language import CONTEXT, Text, cut, tokens_of
 from edgekit.evaluation.moments import calibrate
+from edgekit.pipeline._conversion import as_artifact
 from edgekit.pipeline._progress import Shown
 from edgekit.pipeline.rounding import Calibration, read_calibration
 from edgekit.pipeline.rounding._overlap import SHARED, record_of, shared_with
@@ -38,32 +41,34 @@ class Split:
 
 
 def split(
-    source: Artifact,
+    given: Source,
     text: Text | None,
     calibration: Calibration | None,
     *,
     context: int | None = None,
     report: bool = True,
     file: Path | None = None,
+    executor: Executor | None = None,
     progress: Shown = None,
 ) -> Split:
     """Split a text and calibrate on its first part; if a calibration is given, split the text into the other parts.
 
     Args:
-        source: the model.
+        given: the model, or its path.
         text: a text or token ids [n]; None takes the calibration's held-out windows.
         calibration: a calibration on another text, or on another part of it; None calibrates on the first part.
         context: number of tokens in a window; None takes the calibration's, or 512, or the model's context if that is
             smaller.
         report: whether to reserve a part for measuring the result.
         file: the file in which to write the calibration; one from an earlier run is reused.
+        executor: as for `edgekit.calibrate`.
         progress: the progress of the calibration.
 
     Raises:
         UsageError: there is neither a text nor held-out windows, there are fewer windows than parts, the text is the
             calibration's own, or as for `edgekit.calibrate`.
     """
-    parts = 2 if report else 1
+    source, parts = as_artifact(given), 2 if report else 1
     if calibration is not None:
         calibration.refuse_other_model(source)
         windows = calibration.held_out if text is None else _windows(source, text, context or calibration.context)
@@ -82,7 +87,7 @@ def split(
     )
     choosing = min(max(1, count // 4), max(1, CHOOSING // length))
     reporting = min(max(1, count // 8), max(1, REPORTING // length)) if report else 0
-    made = _calibrated(source, text, length, (choosing + reporting + 0.5) / count, file, progress)
+    made = _calibrated(given, text, length, (choosing + reporting + 0.5) / count, file, executor, progress)
     return Split(made, *_last(made.held_out, choosing, reporting))
 
 
@@ -113,20 +118,29 @@ def _refuse_few(count: int, needed: int, length: int, purpose: str) -> None:
 
 
 def _calibrated(
-    source: Artifact, text: Text, length: int, holdout: float, file: Path | None, progress: Shown
+    given: Source,
+    text: Text,
+    length: int,
+    holdout: float,
+    file: Path | None,
+    executor: Executor | None,
+    progress: Shown,
 ) -> Calibration:
     """Return the calibration on the first part; an earlier run's file is reused if it is of the same text and model."""
     if file is not None and file.exists():
+        model = model_digest(as_artifact(given))
         try:
             there = read_calibration(file)
         except EdgekitError:
             pass
         else:
             count = len(there.windows) + len(there.held_out)
-            same = (there.model, there.text, there.context) == (model_digest(source), text_digest(text), length)
+            same = (there.model, there.text, there.context) == (model, text_digest(text), length)
             if same and len(there.held_out) == int(count * holdout) and "token_embd.weight" in _matrices(there):
                 return there
-    return calibrate(source, text, to=file, context=length, outputs=True, holdout=holdout, progress=progress)
+    return calibrate(
+        given, text, to=file, context=length, outputs=True, holdout=holdout, executor=executor, progress=progress
+    )
 
 
 def _matrices(calibration: Calibration) -> set[str]:
