@@ -3,9 +3,10 @@
 A quantized weight is recognised by the operator that decodes it, whatever program wrote the graph: MatMulNBits and
 GatherBlockQuantized with constant codes, MatMulBnb4 (bitsandbytes' 4-bit floats), DequantizeLinear of constant codes
 with a grid of `edgekit.reference.onnx`, and products of integers (MatMulInteger, QLinearMatMul and what ONNX Runtime
-fuses of them). It has the name of the codes without ``.B``, ``.codes``, ``_quantized``, ``_Q4`` or ``_Bnb4``. The
-matrix of a product has its rows and columns exchanged: [out, in] as everywhere in edgekit. Codes in a precision that
-edgekit lacks are read as integers.
+fuses of them). Constants that are added to multiples of the scales are offsets (`edgekit_olive.offset`). A weight has
+the name of the codes without ``.B``, ``.codes``, ``_quantized``, ``_Q4`` or ``_Bnb4``. The matrix of a product has its
+rows and columns exchanged: [out, in] as everywhere in edgekit. Codes in a precision that edgekit lacks are read as
+integers.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from edgekit.typing import F32, Array
 from edgekit_olive.dialect import inward
 from edgekit_olive.elements import ELEMENTS, PACKED
 from edgekit_olive.library import onnx
+from edgekit_olive.offset import SLOTS
 from edgekit_olive.weights import EXPERT
 
 #: Largest size in bytes of a graph without its weights' file: protobuf's limit.
@@ -294,7 +296,9 @@ def tensors(parsed: Parsed) -> dict[str, AnyTensor]:
     """
     read: dict[str, AnyTensor] = {}
     used: set[str] = set()
-    for weight in _quantized(parsed):
+    offsets = _offsets(parsed)
+    for plain in _quantized(parsed):
+        weight = _shifted(plain, offsets) if isinstance(plain, _Weight) else plain
         used |= {part.name for part in weight.parts.values()}
         read.setdefault(weight.name, weight.tensor())
     for name, constant in parsed.constants.items():
@@ -505,8 +509,10 @@ def _joined(
     given: Mapping[str, int],
 ) -> Iterator[_Weight]:
     """Yield the weights of a MatMulNBits whose codes, scales and zero points are joined of several weights'."""
-    columns = [joints.get(name, ()) for name in node.input[1:4]]
+    columns = [joints[name] for name in node.input[1:4] if name in joints]
     if len({len(column) for column in columns}) > 1:
+        return
+    if len(columns) < 2:
         return
     for codes, scales, *zero in zip(*(map(constant, column) for column in columns), strict=True):
         bits, block = given.get("bits", 4), given.get("block_size", 0)
@@ -548,6 +554,35 @@ def _origins(name: str, makers: Mapping[str, Any], parsed: Parsed) -> list[Const
         ]
     found = [parsed.constants.get(each) for each in names]
     return [] if None in found else found
+
+
+def _offsets(parsed: Parsed) -> dict[str, tuple[Constant, int]]:
+    """Return the offsets that are added to multiples of scales, and the bits of the codes, by the scales' names."""
+    nodes = [node for node in parsed.proto.graph.node if len(node.input) == 2 and node.output]
+    multiples = {node.output[0]: node.input for node in nodes if node.op_type == "Mul"}
+    found: dict[str, tuple[Constant, int]] = {}
+    for node in nodes:
+        offsets, factors = parsed.constants.get(node.input[0]), multiples.get(node.input[1])
+        if node.op_type == "Add" and offsets is not None and factors is not None:
+            middle = parsed.constants.get(factors[1])
+            if middle is not None and (middle.element, middle.shape) == ("FLOAT", ()):
+                value = float(middle.read(0, 4).view(np.float32)[0])
+                bits = next((each for each in SLOTS if value == 1 << (each - 1)), 0)
+                found |= {factors[0]: (offsets, bits)} if bits else {}
+    return found
+
+
+def _shifted(weight: _Weight, offsets: Mapping[str, tuple[Constant, int]]) -> _Weight:
+    """Return a weight with the offsets of its blocks, if the graph adds some."""
+    scales = weight.parts.get("scales")
+    if scales is None or scales.name not in offsets or not weight.precision.kind.startswith("int"):
+        return weight
+    constant, bits = offsets[scales.name]
+    precision = _precision(f"onnx:offset{bits}-g{weight.precision.block}")
+    if precision is None or SLOTS[bits] != weight.precision.bits:
+        return weight
+    shifted = attrs.evolve(weight, precision=precision, parts={**weight.parts, "offsets": constant})
+    return shifted if _agrees(shifted) else weight
 
 
 def _sliced(parsed: Parsed, name: str) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidFileError, MissingPluginError, QualityGateError, UnsupportedModelError, UsageError
 from edgekit.evaluation.samples import Input, Samples, read
-from edgekit.files.digests import sha256
+from edgekit.files.digests import digests
 from edgekit.files.foreign import member
 from edgekit.formats import carried
 from edgekit.manifest import Manifest
@@ -171,8 +171,7 @@ def open_result(path: Path, kind: str) -> Artifact:
 
 def make_manifest(source: Artifact, recipe: str, quality: Mapping[str, Any], notes: Mapping[str, str]) -> Manifest:
     """Return the manifest of a pass's result."""
-    sources = {file.name: sha256(file) for file in source.files}
-    return Manifest(sources=sources, recipe=recipe, versions=_versions(), quality=quality, notes=notes)
+    return Manifest(sources=digests(source.files), recipe=recipe, versions=_versions(), quality=quality, notes=notes)
 
 
 def _versions() -> dict[str, str]:
