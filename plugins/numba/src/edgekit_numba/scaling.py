@@ -83,7 +83,7 @@ def _whole(x: F32, out: Array | None = None) -> int:
                 "result, whose rows are contiguous"
             )
     encoders.require()
-    return x.shape[1] // processor().lanes * processor().lanes
+    return int(x.shape[1]) // processor().lanes * processor().lanes
 
 
 def _given(x: Array) -> tuple[int, int]:
