@@ -29,6 +29,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import any_size  # noqa: E402
 import commands  # noqa: E402
 import divergence_chart  # noqa: E402
 import experts  # noqa: E402
@@ -98,9 +99,10 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "seven-billion": lambda quick: whole.seven_billion(),
     "predictions": workflow_predictions.report,
     "experts": lambda quick: experts.report(0.4, 1) if quick else experts.report(),
+    "any-size": lambda quick: any_size.report(),
 }
 #: Reports that run only when they are asked for.
-ALONE = ("scaling", "seven-billion", "experts", "mlx-tolerances", "mlx-smollm2", "predictions")
+ALONE = ("scaling", "seven-billion", "experts", "any-size", "mlx-tolerances", "mlx-smollm2", "predictions")
 #: Processors that stand for the narrower instruction sets.
 NARROWER = ("haswell", "x86-64")
 
@@ -218,11 +220,12 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="write the report there as well")
     parser.add_argument("--cpu", help="a processor whose instruction set edgekit-numba is to use (haswell: AVX2)")
     parser.add_argument(
-        "--gigabytes", type=float, help=f"size of the model of experts; {experts.GIGABYTES:g} by default"
+        "--gigabytes", type=float, help="size of the model of experts, or of the part of any-size that is converted"
     )
     options = parser.parse_args()
     if options.gigabytes:
         REPORTS["experts"] = lambda quick: experts.report(options.gigabytes)
+        REPORTS["any-size"] = lambda quick: any_size.report(options.gigabytes)
     if options.cpu:
         os.environ["NUMBA_CPU_NAME"] = options.cpu
     forget_fresh_libraries()
