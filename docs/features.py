@@ -123,9 +123,9 @@ feature names the tests that cover it, and this page cannot be generated if one 
 As their source says, and of LM Studio, whose source is closed, its documentation: llama.cpp 0c1e57098, which
 llama-cpp-python 0.3.36 contains, vLLM 0.33.0, LM Studio's pages of April 2026 and mlx-lm 0.32.2. Each cell links to the
 line. A "no" links to the list of routes or fields that lacks it; "not listed": the documentation lists what there is,
-and this is not in it; a question mark: not verified, the documentation does not say.
+and this is not in it; "not documented": the page that would say it does not.
 
-{peers.comparison(list(FEATURES))}
+{peers.comparison(FEATURES)}
 
 ## Parameters that are accepted where they change nothing
 

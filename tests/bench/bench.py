@@ -1,6 +1,7 @@
 """Speed and memory, side by side with the frameworks' own code in one run, as ratios.
 
-python tests/bench/bench.py [--quick] [--only TEXT] [--markdown FILE] [--cpu NAME] [--gigabytes N]
+python tests/bench/bench.py [--quick] [--only TEXT] [--markdown FILE] [--cpu NAME] [--gigabytes N] [--to DIR]
+                            [--files DIR]
 
 Rounds of all contenders are interleaved and the median of each counts, because machines are noisy: compare the
 ratios of one run, never figures of two. Speeds are GB/s of float32 (input of encode, output of decode), one thread
@@ -222,7 +223,11 @@ def main() -> None:
     parser.add_argument(
         "--gigabytes", type=float, help="size of the model of experts, or of the part of any-size that is converted"
     )
+    parser.add_argument("--to", type=Path, help="directory of the scaling's picture; docs/images by default")
+    parser.add_argument("--files", type=Path, help="directory of the scaling's files (/dev/shm: in memory)")
     options = parser.parse_args()
+    if options.to or options.files:
+        REPORTS["scaling"] = lambda quick: whole.scaling(quick, options.to, options.files)
     if options.gigabytes:
         REPORTS["experts"] = lambda quick: experts.report(options.gigabytes)
         REPORTS["any-size"] = lambda quick: any_size.report(options.gigabytes)

@@ -5,7 +5,7 @@ other work on the machine does not count. Every prompt is new, so that nothing i
 text of a prompt that the server has just read. Beside the servers: what llama.cpp's own batches give in a loop that does
 nothing else, which no server on it can exceed.
 
-python tests/bench/openai_servers.py [--quick]
+python tests/bench/openai_servers.py [--quick] [--clients]      --clients: only several clients at once
 """
 
 from __future__ import annotations
@@ -70,25 +70,28 @@ class Server:
         return int(status.partition("VmHWM:")[2].split()[0]) / 1e3
 
 
-def report(quick: bool = False) -> Iterator[str]:
-    """Lines of the report, as they come."""
+def report(quick: bool = False, clients: bool = False) -> Iterator[str]:
+    """Lines of the report, as they come; of several clients only if `clients` is set."""
     lacking = [name for name in (*NEEDS, "llama_cpp", "edgekit_serve") if importlib.util.find_spec(name) is None]
     if lacking:
         yield f"The servers are not compared: {', '.join(lacking)} is not installed."
         return
     with tempfile.TemporaryDirectory() as folder:
         for title, path in _models(Path(folder)):
-            yield from _compared(title, path, 3 if quick else 7)
+            yield from _compared(title, path, 3 if quick else 7, clients)
 
 
-def _compared(title: str, path: Path, rounds: int) -> Iterator[str]:
+def _compared(title: str, path: Path, rounds: int, clients: bool) -> Iterator[str]:
     with ExitStack() as stack:
         size = path.stat().st_size / 1e6
         servers = {name: stack.enter_context(_started(line)) for name, line in _lines(path).items()}
         yield f"Servers of {title}, {size:.0f} MB, {THREADS} thread: {TOKENS} tokens a request, {CLIENTS} clients."
         yield ""
-        yield from _table(servers, path, rounds)
-        yield from _own(servers["edgekit"], rounds)
+        if clients:
+            yield from _several(servers, path, rounds)
+        else:
+            yield from _table(servers, path, rounds)
+            yield from _own(servers["edgekit"], rounds)
         yield ""
 
 
@@ -258,6 +261,21 @@ def _table(servers: dict[str, Server], path: Path, rounds: int) -> Iterator[str]
     yield f"| their ratio to llama-cpp-python's server | {one / theirs:.2f} | {all_ / theirs_together:.2f} | | |"
 
 
+def _several(servers: dict[str, Server], path: Path, rounds: int) -> Iterator[str]:
+    """Only the speeds of several clients, and of llama.cpp's batches."""
+    batches = _Batches(path)
+    found: list[tuple[float, ...]] = []
+    for number in range(1, rounds + 2):
+        found.append(tuple(_together(server, 1000 * number) for server in servers.values()))
+        batches.measure()
+    own, other = (statistics.median(runs) for runs in zip(*found[1:], strict=True))
+    _, all_ = batches.medians()
+    yield f"| median of {rounds} | {' | '.join(servers)} | ratio | llama.cpp's batches | edgekit's share of them |"
+    yield "|---|---|---|---|---|---|"
+    shown = f"{own:.1f} | {other:.1f} | **{own / other:.2f}** | {all_:.1f} | {own / all_:.2f}"
+    yield f"| tokens/s, {CLIENTS} clients | {shown} |"
+
+
 class _Batches:
     """Tokens per second of processor time of llama.cpp alone: prompts, then batches with a token of each text."""
 
@@ -299,5 +317,5 @@ class _Batches:
 
 
 if __name__ == "__main__":
-    for line in report("--quick" in sys.argv):
+    for line in report("--quick" in sys.argv, "--clients" in sys.argv):
         print(line, flush=True)

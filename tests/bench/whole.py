@@ -9,6 +9,7 @@ python tests/bench/bench.py --only startup            importing, compiling, and 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import resource
@@ -72,7 +73,7 @@ class Run:
 
 def run(script: str, cores: int, *arguments: str | Path, whole: bool = True) -> Run:
     """Run a script on so many cores; its `whole` process counts, or what it measured itself."""
-    allowed = sorted(os.sched_getaffinity(0))[:cores]
+    allowed = _cpus(cores)
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
@@ -226,40 +227,118 @@ print(json.dumps(1e3 * (last - first) / ((many - few) / 1e9)))
 """
 
 
-def scaling(quick: bool = False) -> Iterator[str]:
-    """What the coordinating thread costs, and throughput against cores beside `cp`; writes the picture."""
-    rounds, cores = (1, 3)[not quick], _powers(len(os.sched_getaffinity(0)))
-    layer = Shape(layers=1) if quick else Shape(layers=1, width=4096, ffn=11008, heads=32, kv_heads=32, vocab=16_000)
-    with tempfile.TemporaryDirectory() as folder:
+#: Seconds after which no further round of the scaling begins; the first one always ends.
+_ROUNDS_WITHIN = 100
+_LARGE = Shape(layers=4, width=4096, ffn=11008, heads=32, kv_heads=32, vocab=32_000)
+_GB = 1e9
+
+
+@attrs.define
+class _Scaling:
+    """Runs by contender and cores, and the GB of the source that each run read."""
+
+    runs: dict[tuple[str, int], list[Run]] = attrs.field(factory=dict)
+    size: dict[tuple[str, int], float] = attrs.field(factory=dict)
+
+    def add(self, name: str, cores: int, source: Path, run: Run) -> None:
+        """Note a run."""
+        self.runs.setdefault((name, cores), []).append(run)
+        self.size[name, cores] = source.stat().st_size / _GB
+
+    def best(self, name: str, cores: int) -> Run | None:
+        """The fastest run by the clock."""
+        return min(self.runs.get((name, cores), []), key=lambda run: run.seconds, default=None)
+
+    def speed(self, name: str, cores: int) -> float | None:
+        """GB of the source in a second."""
+        best = self.best(name, cores)
+        return self.size[name, cores] / best.seconds if best else None
+
+    def cells(self, name: str, cores: int) -> str:
+        """Speed, processor time for each GB, and the largest peak memory of any run."""
+        best, runs = self.best(name, cores), self.runs.get((name, cores), [])
+        if best is None:
+            return "– | – | –"
+        size = self.size[name, cores]
+        return (
+            f"{size / best.seconds:.3f} | {min(run.cpu for run in runs) / size:.2f} "
+            f"| {max(run.peak for run in runs) / 1e6:.0f} MB"
+        )
+
+
+def scaling(quick: bool = False, to: Path | None = None, files: Path | None = None) -> Iterator[str]:
+    """Throughput against cores beside llama.cpp and `cp`, and what the coordinating thread costs; draws the picture.
+
+    Args:
+        quick: a small model, one round, and no picture unless `to` says where.
+        to: directory of the picture; that of the docs by default.
+        files: directory of the source and the results, the temporary one by default; one in memory has no disk in it.
+    """
+    counts = _powers(len(os.sched_getaffinity(0)))
+    peer = importlib.util.find_spec("llama_cpp") is not None
+    measured = _Scaling()
+    with tempfile.TemporaryDirectory(dir=files) as folder:
         names = ("source.gguf", "layer.gguf", "out.gguf", "copy.gguf")
-        source, one, target, copy = (Path(folder) / name for name in names)
-        write_llama(source, Shape() if quick else attrs.evolve(layer, layers=4))
-        write_llama(one, layer)
-        size = source.stat().st_size
-        run(_EDGEKIT, cores[-1], source, target)  # compiles the kernels, fills the file system's cache
-        serial = [_printed(_COORDINATING, one, target, "5") for _ in range(rounds)]
-        taken: dict[str, list[float]] = {}
-        for _ in range(rounds):
-            for count in cores:
+        source, layer, target, copy = (Path(folder) / name for name in names)
+        shape = Shape() if quick else _LARGE
+        write_llama(source, shape)
+        write_llama(layer, attrs.evolve(shape, layers=1))
+        run(_EDGEKIT, counts[-1], layer, target)  # compiles the kernels
+        serial = _printed(_COORDINATING, layer, target, "5")
+        begun = time.perf_counter()
+        for number in range(1 if quick else 3):
+            if number and time.perf_counter() - begun > _ROUNDS_WITHIN:
+                break
+            for count in counts:
                 target.unlink(missing_ok=True)
-                taken.setdefault(f"{count}", []).append(run(_EDGEKIT, count, source, target).seconds)
-            copy.unlink(missing_ok=True)
-            start = time.perf_counter()
-            subprocess.run(["cp", str(source), str(copy)], check=True)
-            taken.setdefault("cp", []).append(time.perf_counter() - start)
-    speeds = {name: size / 1e9 / min(seconds) for name, seconds in taken.items()}
-    yield f"A random Llama of {size / 1e9:.2f} GB (F16) to {RECIPE} on {_machine()}; the fastest of {rounds} interleaved"
-    yield "rounds by the clock, each process bound to its cores, Python's start and all imports included."
+                measured.add("edgekit", count, source, run(_EDGEKIT, count, source, target))
+            target.unlink()
+            if peer:
+                measured.add("llama.cpp", counts[-1], source, run(_LLAMA, counts[-1], source, target, whole=False))
+                target.unlink()
+            measured.add("cp", 1, source, _copied(source, copy))
+            copy.unlink()
+        if peer and counts[-1] > 1:  # a single core is slow: one layer has the same tensors
+            measured.add("llama.cpp", 1, layer, run(_LLAMA, 1, layer, target, whole=False))
+        where = _file_system(Path(folder))
+    yield from _scaling_lines(measured, counts, serial, where)
+    if to or not quick:
+        picture = (to or _DOCS / "images") / "scaling.svg"
+        picture.write_text(_scaling_picture(_bars(measured, counts)), "utf-8")
+
+
+def _scaling_lines(measured: _Scaling, counts: list[int], serial: float, where: str) -> Iterator[str]:
+    most, size = counts[-1], measured.size["edgekit", 1]
+    rounds = len(measured.runs["edgekit", 1])
+    yield f"A random Llama of {size:.2f} GB (F16) to {RECIPE} on {_machine()}; files in {where}."
+    yield f"Of {rounds} interleaved rounds the fastest by the clock and the least processor time count, each process bound to"
+    yield "its cores, siblings last. For edgekit Python's start and all imports count too; for llama.cpp"
+    yield "`llama_model_quantize` alone, on one core for a file of one layer."
     yield ""
-    yield "| cores | GB/s of the source | of one core's |"
-    yield "|---|---|---|"
-    for name, speed in speeds.items():
-        yield f"| {name} | {speed:.2f} | {speed / speeds['1']:.2f}× |"
+    yield (
+        "| cores | edgekit: GB/s | processor seconds a GB | peak memory | of one core's "
+        "| llama.cpp: GB/s | processor seconds a GB | peak memory | edgekit's ratio |"
+    )
+    yield "|---" * 9 + "|"
+    one = measured.speed("edgekit", 1) or 0
+    for count in counts:
+        own, peer = measured.speed("edgekit", count) or 0, measured.speed("llama.cpp", count)
+        ratio = f"**{own / peer:.1f}×**" if peer else "–"
+        cells = measured.cells("edgekit", count), measured.cells("llama.cpp", count)
+        yield f"| {count} | {cells[0]} | **{own / one:.2f}×** | {cells[1]} | {ratio} |"
+    yield f"| `cp` | {measured.cells('cp', 1)} | | | | | |"
     yield ""
-    yield f"The coordinating thread spends {statistics.median(serial):.1f} ms of processor time on each GB of the source"
-    yield "(a model of five layers beside one of a single layer, in one process)."
-    if not quick:
-        (_DOCS / "images" / "scaling.svg").write_text(_scaling_picture(speeds), "utf-8")
+    yield f"{most} cores give {(measured.speed('edgekit', most) or 0) / one:.2f} times one core's throughput. The coordinating"
+    yield f"thread spends {serial:.1f} ms of processor time on each GB of the source (a model of five layers beside one of a"
+    yield "single layer, in one process)."
+
+
+def _copied(source: Path, copy: Path) -> Run:
+    """What `cp` takes; its memory is not measured."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(["cp", str(source), str(copy)], check=True)
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return Run(seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 0)
 
 
 def _powers(cores: int) -> list[int]:
@@ -271,17 +350,58 @@ def _printed(script: str, *arguments: str | Path) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True, env=_ENVIRONMENT).stdout)
 
 
+def _cpus(count: int) -> list[int]:
+    """So many processors, of each core one before a second of any: siblings share what computes."""
+    allowed = sorted(os.sched_getaffinity(0))
+    return sorted(allowed, key=lambda cpu: _siblings(cpu).index(cpu))[:count]
+
+
+def _siblings(cpu: int) -> list[int]:
+    """The processors of the same core."""
+    topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    if not topology.is_file():
+        return [cpu]
+    ranges = (part.partition("-") for part in topology.read_text().strip().split(","))
+    return [n for first, _, last in ranges for n in range(int(first), int(last or first) + 1)]
+
+
+def _file_system(folder: Path) -> str:
+    """Its type, as the system calls it."""
+    done = subprocess.run(["stat", "-f", "-c", "%T", str(folder)], capture_output=True, text=True, check=True)
+    name = done.stdout.strip()
+    return "memory (tmpfs)" if name == "tmpfs" else name
+
+
 def _machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "this processor")
-    return f"{len(os.sched_getaffinity(0))} cores of {name}"
+    allowed = os.sched_getaffinity(0)
+    cores = len({tuple(_siblings(cpu)) for cpu in allowed})
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    of = "" if cores == len(allowed) else f" (siblings on {cores} cores)"
+    return f"{len(allowed)} processors{of} of {name}, {memory:.0f} GiB of memory, Linux {os.uname().release}"
 
 
-def _scaling_picture(speeds: dict[str, float]) -> str:
-    """Bars of throughput against cores, `cp` last, and what as many times one core's would be; SVG."""
-    left, width, bar, top = 84, 480, 26, 52
-    scale = width / max(*speeds.values(), *(speeds["1"] * int(n) for n in speeds if n.isdigit()))
-    height = top + len(speeds) * (bar + 14) + 12
+def _bars(measured: _Scaling, counts: list[int]) -> list[tuple[str, str, float, float]]:
+    """Label, colour and GB/s of each bar, and what as many times one core's would be or 0."""
+    one = measured.speed("edgekit", 1) or 0
+    bars = [
+        (f"{count} core{'s' * (count > 1)}", "#1b6ca8", measured.speed("edgekit", count) or 0, count * one)
+        for count in counts
+    ]
+    speeds = {count: measured.speed("llama.cpp", count) for count in counts}
+    bars += [(f"llama.cpp, {count}", "#d9822b", speed, 0) for count, speed in speeds.items() if speed]
+    return [*bars, ("cp", "#b0bac4", measured.speed("cp", 1) or 0, 0)]
+
+
+def _scaling_picture(bars: list[tuple[str, str, float, float]]) -> str:
+    """Bars of throughput against cores, then llama.cpp's and `cp`, and a line at what perfect scaling would be; SVG.
+
+    The scale ends a little above edgekit's perfect scaling: `cp`, which may be far faster, is cut off there.
+    """
+    left, width, bar, top = 104, 480, 26, 52
+    most = 1.1 * max(max(speed, ideal) for _, _, speed, ideal in bars[:-1])
+    height = top + len(bars) * (bar + 14) + 12
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 90} {height}" '
         'font-family="system-ui, sans-serif">',
@@ -289,17 +409,14 @@ def _scaling_picture(speeds: dict[str, float]) -> str:
         f'<text x="16" y="28" font-size="15" font-weight="600" fill="#1c2733">F16 to {RECIPE}, file to file: GB/s of '
         "the source</text>",
     ]
-    for number, (name, speed) in enumerate(speeds.items()):
-        y = top + number * (bar + 14)
-        label = name if name == "cp" else f"{name} core{'s' * (name != '1')}"
-        ideal = left + scale * speeds["1"] * int(name) if name.isdigit() else 0
-        color = "#b0bac4" if name == "cp" else "#1b6ca8"
+    for number, (label, color, speed, ideal) in enumerate(bars):
+        y, end = top + number * (bar + 14), left + width * min(1, speed / most)
+        mark = left + width * ideal / most
         parts += [
             f'<text x="{left - 10}" y="{y + 17}" font-size="12" text-anchor="end" fill="#1c2733">{label}</text>',
-            f'<rect x="{left}" y="{y}" width="{speed * scale:.1f}" height="{bar}" rx="2" fill="{color}"/>',
-            f'<text x="{max(left + speed * scale, ideal) + 6:.1f}" y="{y + 17}" font-size="12" fill="#445261">'
-            f"{speed:.2f}</text>",
+            f'<rect x="{left}" y="{y}" width="{end - left:.1f}" height="{bar}" rx="2" fill="{color}"/>',
+            f'<text x="{max(end, mark) + 6:.1f}" y="{y + 17}" font-size="12" fill="#445261">{speed:.2f}</text>',
         ]
         if ideal:
-            parts.append(f'<line x1="{ideal:.1f}" y1="{y - 3}" x2="{ideal:.1f}" y2="{y + bar + 3}" stroke="#c0392b"/>')
+            parts.append(f'<line x1="{mark:.1f}" y1="{y - 3}" x2="{mark:.1f}" y2="{y + bar + 3}" stroke="#c0392b"/>')
     return "\n".join([*parts, "</svg>"]) + "\n"

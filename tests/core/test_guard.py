@@ -262,7 +262,7 @@ def test_what_an_interrupted_run_read_before_a_change_is_not_resumed(
         os.utime(file, ns=(0, 0))
     new, changed, real = (other / "model.safetensors").read_bytes(), threading.Event(), digests_module._sha256
 
-    def late(file: Path, stopped: threading.Event) -> str:
+    def late(file: Path, stopped: threading.Event) -> bytes:
         changed.wait(10)
         return real(file, stopped)
 

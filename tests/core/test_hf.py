@@ -521,6 +521,21 @@ def test_other_files_are_carried_over_byte_for_byte(tmp_path: Path) -> None:
         assert (tmp_path / "q" / name).read_bytes() == (directory / name).read_bytes()
 
 
+@pytest.mark.parametrize("key", ["torch_dtype", "dtype"])
+def test_a_configuration_states_the_float_type_that_is_written(key: str, tmp_path: Path) -> None:
+    """A loader takes the weights in the type that config.json states, and would round float32 to it."""
+    config = {**CONFIG, key: "bfloat16"}
+    source = put(tmp_path / "m", llama(dtype=ml_dtypes.bfloat16), config)
+    wide = edgekit.convert(source, tmp_path / "f32", dtype="F32")
+    assert json.loads((wide.path / "config.json").read_text()) == {**config, key: "float32"}
+    half = edgekit.convert(source, tmp_path / "f16", dtype="F16")
+    assert half.config[key] == "float16"
+    same = edgekit.convert(source, tmp_path / "same")
+    assert (same.path / "config.json").read_bytes() == (source / "config.json").read_bytes()
+    silent = edgekit.convert(put(tmp_path / "n", llama()), tmp_path / "n16", dtype="F16")
+    assert (silent.path / "config.json").read_bytes() == (tmp_path / "n" / "config.json").read_bytes()
+
+
 def test_an_unknown_family_is_quantized_under_its_own_names(tmp_path: Path) -> None:
     arrays: Arrays = {
         "embeddings.position_ids": np.arange(12)[None],

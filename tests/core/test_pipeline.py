@@ -80,7 +80,7 @@ class Counting(ThreadPoolExecutor):
 def test_chunks_of_the_next_tensors_are_encoded_meanwhile_and_few_at_once(source, tmp_path, monkeypatch):
     """Threads are not idle at the end of each tensor, and no more than eight jobs a core wait for them."""
     monkeypatch.setattr(_stream, "CHUNK", 256)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     waiting = []
     with Counting() as executor:
         edgekit.quantize(source, "ggml:Q8_0", to=tmp_path / "q", executor=executor,

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
@@ -64,6 +65,13 @@ class Placed(PlannedFile):
     def place(self, parts, assignment):
         places = Places.in_order(parts.values(), self.file.offset, 16)
         return attrs.evolve(places, end=places.end + 3, note=f"{list(parts)} at {self.file.offset}")
+
+
+class Flipped(Placed):
+    """Stores another form of one part."""
+
+    def stored(self, key, array, assignment):
+        return array ^ np.uint8(0x88) if (key, assignment.name) == ("codes", "stack") else array
 
 
 class Collecting(File):
@@ -168,6 +176,26 @@ def test_tensors_with_a_place_have_the_bytes_of_those_in_order(tmp_path: Path):
     writer.commit()
     writer.close()
     assert (tmp_path / "placed").read_bytes() == (tmp_path / "rows").read_bytes()
+
+
+def test_a_part_is_written_as_the_format_stores_it_in_order_and_in_places(tmp_path: Path):
+    flipped = attrs.evolve(STACK, parts={**STACK.parts, "codes": STACK.parts["codes"] ^ np.uint8(0x88)})
+    with closing(Placed(tmp_path / "expected", STACKED)) as writer:
+        writer.write(flipped)
+        writer.write(AFTER)
+        writer.commit()
+    write_stack(Flipped(tmp_path / "rows", STACKED), 4)
+    with closing(Flipped(tmp_path / "placed", STACKED)) as writer:
+        stack, after = (writer.allot(t.name, t.precision, parts_of(t)) for t in (STACK, AFTER))
+        after.put(0, 2, [(0, dict(AFTER.parts))])
+        for start, stop in ((9, 15), (0, 9)):
+            stack.put(start, stop, [(start, dict(rows_of(STACK, start, stop).parts))])
+        writer.complete(stack)
+        writer.complete(after)
+        writer.commit()
+    expected = (tmp_path / "expected").read_bytes()
+    assert (tmp_path / "rows").read_bytes() == (tmp_path / "placed").read_bytes() == expected
+    assert STACK.parts["codes"].tobytes() not in expected
 
 
 def test_a_tensor_cut_off_in_its_rows_goes_on_after_them(tmp_path: Path):

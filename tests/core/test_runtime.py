@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from edgekit import sample
 from edgekit.architectures.forward import Transformer
 from edgekit.architectures.hf import config_from_hf
+from edgekit.artifact import Artifact
 from edgekit.errors import ContextOverflowError, MissingPluginError, NonFiniteError, UsageError
 from edgekit.pipeline import open_artifact
 from edgekit.runtime import (
@@ -29,6 +30,7 @@ from edgekit.runtime import (
 )
 from edgekit.testing.models import artifact_of, random_model
 from edgekit.tokenizer import Tokenizer
+from edgekit.typing import F32, I64
 
 CONFIG = config_from_hf(
     {
@@ -493,3 +495,49 @@ def test_ids_of_a_prompt_and_of_a_batch():
         ids = TextRuntime().checked_ids(np.array(tokens, np.uint8), 5, batch=True)
         assert ids.dtype == np.int64
         assert ids.tolist() == tokens
+
+
+class Counting(TextRuntime):
+    """Predicts the next number of 0 to 3; says no more than what it computes."""
+
+    def __init__(self, artifact: Artifact, most_context: int | None = None) -> None:
+        self.artifact, self.most_context, self.closed = artifact, most_context, 0
+
+    def longest(self) -> int:
+        return 8
+
+    def vocabulary(self) -> int:
+        return 4
+
+    def after(self, ids: list[int]) -> F32:
+        return self.rows(np.array([ids]))[0, -1]
+
+    def rows(self, ids: I64) -> F32:
+        return np.eye(4, dtype=np.float32)[(ids + 1) % 4]
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_a_runtime_of_four_methods() -> None:
+    artifact = open_artifact(sample.path())
+    with Counting(artifact) as runtime:
+        assert runtime.context == 8
+        assert list(runtime.tokens([1, 2])) == [3, 0, 1, 2, 3, 0]
+        assert list(runtime.tokens([1], max_tokens=2)) == [2, 3]
+        assert runtime.logits([0, 3]).tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]
+        assert runtime.logits([[0], [3], [1]]).shape == (3, 1, 4)
+        assert not runtime.closed
+    assert runtime.closed == 1
+    limited = Counting(artifact, 4)
+    assert (limited.context, Counting(artifact, 100).context) == (4, 8)
+    for wrong in ([], [4], [-1], [0.5]):
+        with pytest.raises(UsageError):
+            limited.tokens(wrong)
+        with pytest.raises(UsageError):
+            limited.logits(wrong)
+    with pytest.raises(UsageError, match=r"one sequence of token ids \[n\]"):
+        limited.tokens([[0]])  # type: ignore[list-item]
+    for refused in (lambda: limited.tokens([0, 1], max_tokens=3), lambda: limited.logits([0] * 5)):
+        with pytest.raises(ContextOverflowError):
+            refused()

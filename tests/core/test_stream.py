@@ -129,7 +129,7 @@ def test_what_is_under_way_does_not_grow_with_the_number_of_cores(cores):
 
 MEASURE = """
 import json, os, sys, tracemalloc
-os.cpu_count = lambda: int(sys.argv[1])
+os.sched_getaffinity = lambda _: range(int(sys.argv[1]))
 import numpy as np
 import edgekit
 from edgekit.recipe import Assignment, Slot
@@ -165,7 +165,7 @@ class Inline(Executor):
         return future
 
 one = working()
-with ThreadPoolExecutor(os.cpu_count()) as pool:
+with ThreadPoolExecutor(int(sys.argv[1])) as pool:
     tracemalloc.start()
     for done in _stream.Encoder(pool, "reference", {}, False).pieces(map(pair, range(4))):
         size = done.rows.nbytes

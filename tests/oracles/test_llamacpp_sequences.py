@@ -95,16 +95,32 @@ def test_texts_that_wait_share_a_batch(small, batches, monkeypatch):
     assert orders[0] == list(range(8))
 
 
-def test_short_prompts_come_before_the_texts_that_wait(small, batches):
-    """So that the next batches hold as many texts as there are."""
-    with load(small, sequences=4) as model:
-        prompts = [[seed, *model.encode(PROMPT)] for seed in range(5, 9)]
-        with ThreadPoolExecutor(4) as pool:
-            with model._sequences.alone():
-                texts = [pool.submit(model.generate, prompt, max_tokens=3) for prompt in prompts]
-                wait_for(lambda: len(model._sequences._asks) == 4)
-            [each.result() for each in texts]
-    assert batches[:4] == [len(prompts[0])] * 4
+@pytest.mark.parametrize(
+    ("lengths", "first"), [((4, 10, 10, 6), [30]), ((100, 10, 6, 90), [100, 16, 90])], ids=["short", "long"]
+)
+def test_short_prompts_are_computed_together(small, batches, lengths, first):
+    """Before the texts that wait, so that the next batches hold as many texts as there are; each text as alone."""
+
+    def text(prompt):
+        stream = model.stream(prompt, max_tokens=4, temperature=1.2, seed=prompt[0], logprobs=0)
+        return "".join(stream), [score.logprob for score in stream.scores]
+
+    with load(small) as model:
+        ids = model.encode(PROMPT) * 20
+        prompts = [[seed, *ids[: length - 1]] for seed, length in enumerate(lengths, 5)]
+        alone = [text(prompt) for prompt in prompts]
+    batches.clear()
+    with load(small, sequences=4) as model, ThreadPoolExecutor(4) as pool:
+        with model._sequences.alone():
+            texts = []
+            for number, prompt in enumerate(prompts, 1):
+                texts.append(pool.submit(text, prompt))
+                wait_for(lambda number=number: len(model._sequences._asks) == number)
+        together = [each.result() for each in texts]
+    assert batches[: len(first)] == first
+    for (said, scores), (wanted, likely) in zip(together, alone, strict=True):
+        assert said == wanted
+        assert scores == pytest.approx(likely, abs=2e-2)
 
 
 def wait_for(condition):

@@ -16,9 +16,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer, QuantFormat
+from test_onnx_graph import TOLERANCE, compare
 
 import edgekit
 from edgekit.architectures import ModelConfig
+from edgekit.architectures.forward import Transformer
 from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, UnsupportedModelError
 from edgekit.tensor import EncodedTensor
 from edgekit.testing.models import artifact_of, random_model
@@ -151,26 +153,116 @@ def test_a_model_goes_back_to_hugging_face(model, tmp_path):
         assert np.array_equal(back.model.tensors[role].float32(), tensor.float32()), role
 
 
-def test_blocks_of_gguf_files_are_carried_over(tmp_path):
-    """Q4_0 and Q8_0 keep every code; K-quants, whose blocks have two scales, are decoded."""
-    source = artifact_of(random_model(CONFIG), tmp_path / "memory")
-    for recipe, precision in (("Q4_0", "onnx:int4-sym-g32"), ("Q8_0", "onnx:int8-sym-g32")):
-        file = edgekit.quantize(source, f"ggml:{recipe}", to=tmp_path / f"{recipe}.gguf", format="gguf")
-        made = edgekit.convert(file, tmp_path / recipe, format="onnx")
+WIDE = attrs.evolve(
+    CONFIG, layers=1, width=256, ffn=256, heads=2, kv_heads=1, head_dim=128, rotary_dim=128, attention_scale=128**-0.5
+)
+#: ggml's types, and what holds their values in a graph of standard operators and in one with ONNX Runtime's own.
+CARRIED = {
+    "Q4_0": ("int4-sym-g32", "int4-sym-g32"), "Q8_0": ("int8-sym-g32", "int8-sym-g32"),
+    "Q5_0": ("int8-sym-g32", "int8-sym-g32"), "Q3_K": ("int4-sym-g16", "int4-sym-g16"),
+    "Q6_K": ("int8-sym-g16", "int8-sym-g16"), "IQ4_NL": ("int8-sym-g32", "int8-sym-g32"),
+    "IQ4_XS": ("int8-sym-g32", "int8-sym-g32"), "MXFP4": ("int8-sym-g32", "int8-sym-g32"),
+    "NVFP4": ("int8-sym-g16", "int8-sym-g16"), "TQ1_0": ("int4-sym-g256", "int2-sym-g256"),
+    "TQ2_0": ("int4-sym-g256", "int4-sym-g256"), "Q1_0": ("int4-sym-g128", "int2-sym-g128"),
+    "Q2_0": ("int4-sym-g64", "int4-sym-g64"), "Q4_1": ("", "offset4-g32"), "Q5_1": ("", "offset5-g32"),
+    "Q2_K": ("", "offset2-g16"), "Q4_K": ("", "offset4-g32"), "Q5_K": ("", "offset5-g32"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CARRIED)
+def test_values_of_gguf_files_are_carried_over(kind, tmp_path):
+    """Every value is equal, the embedding's too, and ONNX Runtime computes with it; what became of it is said."""
+    source = artifact_of(random_model(WIDE), tmp_path / "memory")
+    file = edgekit.quantize(source, f"ggml:{kind}", to=tmp_path / "m.gguf", format="gguf")
+    for format, stored in zip(("onnx-portable", "onnx"), CARRIED[kind], strict=True):
+        made = edgekit.convert(file, tmp_path / format, format=format)
         for role, tensor in made.model.tensors.items():
-            assert np.array_equal(tensor.float32(), edgekit.open(file.path).model.tensors[role].float32()), role
-        assert made.model.tensors["blk.0.ffn_up.weight"].precision.name == precision
+            assert np.array_equal(tensor.float32(), file.model.tensors[role].float32()), role
+        matrices = [tensor for tensor in made.model.tensors.values() if isinstance(tensor, EncodedTensor)]
+        assert {tensor.precision.name for tensor in matrices} == ({f"onnx:{stored}"} if stored else set())
+        assert made.manifest is not None
+        if stored:
+            said = f"9 matrices carried over without changing a value (9 ggml:{kind} → onnx:{stored})"
+            assert made.manifest.notes["carried"] == said
+        else:
+            said = f"9 matrices quantized already (9 ggml:{kind}) were decoded to floats"
+            assert made.manifest.notes["decoded"] == said
+    if "offset" in stored or kind in ("Q3_K", "Q6_K"):
+        compare(made.path, made.model)
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_k_quants_are_never_decoded_in_silence(format, tmp_path):
-    config = attrs.evolve(CONFIG, width=256, ffn=256, head_dim=64, rotary_dim=64, attention_scale=0.125)
-    source = artifact_of(random_model(config), tmp_path / "memory")
-    file = edgekit.quantize(source, "ggml:Q4_K", to=tmp_path / "m.gguf", format="gguf")
+#: Recipes of OpenVINO, and what the graph has of the layers' matrices; nothing where they are floats.
+OPENVINO = {
+    "float:F32": "", "float:F16": "", "INT8_ASYM": "int8-asym-channel", "INT4_SYM_G32": "int4-sym-g32",
+    "INT4_ASYM_G32": "int4-asym-g32", "openvino:int4-sym-channel": "int4-sym-g256",
+    "openvino:int3-sym-g32": "int4-sym-g32", "openvino:int2-sym-g32": "int2-sym-g32", "MXFP4": "int8-sym-g32",
+    "openvino:nf4-g32": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", OPENVINO)
+def test_openvino_s_files_become_graphs(recipe, tmp_path):
+    """By the path of the .xml file, floats and compressed weights; what cannot be carried is decoded, and said."""
+    pytest.importorskip("openvino")
+    source = artifact_of(random_model(WIDE), tmp_path / "memory")
+    ir = edgekit.quantize(source, recipe, to=tmp_path / "ir", format="openvino")
+    made = edgekit.convert(ir.path / "openvino_model.xml", tmp_path / "m", format="onnx")
+    for role, tensor in made.model.tensors.items():
+        assert np.array_equal(tensor.float32(), ir.model.tensors[role].float32()), role
+    weight = made.model.tensors["blk.0.ffn_up.weight"]
+    assert (weight.precision.name if isinstance(weight, EncodedTensor) else "") == (
+        f"onnx:{OPENVINO[recipe]}" if OPENVINO[recipe] else ""
+    )
+    assert ("decoded" in made.notes) == (recipe in ("MXFP4", "openvino:nf4-g32"))  # MXFP4's embedding is mxfp8
+    tokens = np.arange(40)
+    expected = Transformer(ir.model).logits(tokens)
+    with edgekit.load(made, "onnxruntime", exact=True) as runtime:
+        assert np.abs(runtime.logits(tokens) - expected).max() < TOLERANCE * expected.std()
+
+
+@pytest.mark.parametrize("model", ["stories", "sample_gguf"])
+def test_k_quants_of_trained_models(model, tmp_path, request):
+    """Q4_K and Q6_K of the sample model; where rows are too short for them, what llama.cpp takes instead."""
+    path = request.getfixturevalue(model)
+    file = edgekit.quantize(path, "Q4_K_M", to=tmp_path / "m.gguf", format="gguf")
+    made = edgekit.convert(file, tmp_path / "m", format="onnx")
+    assert "decoded" not in made.notes
+    assert "requantized" not in made.notes
+    for role, tensor in made.model.tensors.items():
+        assert np.array_equal(tensor.float32(), file.model.tensors[role].float32()), role
+    tokens = np.array(file.tokenizer.encode("Once upon a time there was a little dog."))
+    expected = Transformer(file.model).logits(tokens)
+    with edgekit.load(made, "onnxruntime", exact=True) as runtime:
+        assert np.abs(runtime.logits(tokens) - expected).max() < TOLERANCE * expected.std()
+
+
+def test_offsets_cannot_be_written_with_standard_operators(tmp_path):
+    source = artifact_of(random_model(CONFIG), tmp_path / "memory")
+    with pytest.raises(UnsupportedModelError, match="DequantizeLinear takes no offsets; write the format onnx instead"):
+        edgekit.quantize(source, "onnx:offset4-g32", to=tmp_path / "m", format="onnx-portable")
+
+
+def test_the_smallest_and_the_largest_blocks_with_offsets(tmp_path):
+    """As a recipe of its own: one block a row, and many."""
+    source = artifact_of(random_model(WIDE), tmp_path / "memory")
+    for name in ("onnx:offset5-g256", "onnx:offset4-g16"):
+        made = edgekit.quantize(source, name, to=tmp_path / name[5:], format="onnx")
+        assert {t.precision.name for t in made.model.tensors.values() if isinstance(t, EncodedTensor)} == {name}
+        for role, tensor in made.model.tensors.items():
+            if isinstance(tensor, EncodedTensor):
+                again = edgekit.encode(source.model.tensors[role].float32(), name)
+                assert np.array_equal(again.dequantize(), tensor.float32()), role
+        compare(made.path, made.model)
+
+
+@pytest.mark.parametrize(("format", "kind"), [("onnx", "IQ3_S"), ("openvino", "Q4_K")])
+def test_what_cannot_be_carried_is_never_decoded_in_silence(format, kind, tmp_path):
+    source = artifact_of(random_model(WIDE), tmp_path / "memory")
+    file = edgekit.quantize(source, f"ggml:{kind}", to=tmp_path / "m.gguf", format="gguf")
     decoded = edgekit.convert(file, tmp_path / "decoded", format=format)
-    assert decoded.notes["decoded"] == "16 matrices quantized already (16 ggml:Q4_K) were decoded to floats"
+    assert decoded.notes["decoded"] == f"9 matrices quantized already (9 ggml:{kind}) were decoded to floats"
     again = edgekit.quantize(file, f"{format}:int8-asym-channel", to=tmp_path / "again", format=format)
-    assert "16 ggml:Q4_K) were quantized again" in again.notes["requantized"]
+    assert f"9 ggml:{kind}) were quantized again" in again.notes["requantized"]
 
 
 # What is wrong with a file.
@@ -190,6 +282,56 @@ def test_external_data_stays_in_the_directory(location, tmp_path):
     (tmp_path / "m").mkdir()
     with pytest.raises(InvalidFileError, match="is not a plain file name"):
         edgekit.open(small(tmp_path / "m" / "m.onnx", location))
+
+
+@pytest.mark.parametrize("location", ["../weights", "/etc/hostname"])
+@pytest.mark.parametrize("where", ["initializer", "node", "outside"])
+def test_external_data_of_branches_stays_in_the_directory(where, location, tmp_path):
+    with pytest.raises(InvalidFileError, match="is not a plain file name"):
+        edgekit.open(branches(tmp_path / "m.onnx", where, location))
+
+
+def test_constants_of_branches_are_read(tmp_path):
+    """Both branches call theirs alike; a value that lies in a file is read from it."""
+    artifact = edgekit.open(branches(tmp_path / "m.onnx"))
+    assert set(artifact.tensors) == {"weight", "kept", "weight.2", "kept.2"}
+    first = artifact.tensors["weight"].float32()
+    second = artifact.tensors["weight.2"].float32()
+    assert {each.tobytes() for each in (first, second)} == {WEIGHT.tobytes(), (2 * WEIGHT).tobytes()}
+    with edgekit.load(artifact, "onnxruntime") as model:
+        given = {"x": np.eye(64, dtype=np.float32), "first": np.array(False)}
+        assert np.allclose(model.infer(given)["y"], 2 * WEIGHT, rtol=1e-6)
+    (tmp_path / "weights").write_bytes(WEIGHT.tobytes())
+    beside = edgekit.open(branches(tmp_path / "m.onnx", "node", "weights"))
+    assert any(np.array_equal(beside.tensors[name].float32(), WEIGHT) for name in ("weight", "weight.2"))
+    assert tmp_path / "weights" in beside.files
+
+
+def branches(path: Path, where: str = "", location: str = "") -> Path:
+    """A graph with a product in each branch of an If; one weight lies in a file, if a location is given."""
+    outside = TensorProto(name="weight", data_type=TensorProto.FLOAT, dims=WEIGHT.shape)
+    outside.data_location = TensorProto.EXTERNAL
+    outside.external_data.add(key="location", value=location)
+
+    def branch(scale: float) -> onnx.GraphProto:
+        weight = outside if where == "node" and scale == 1 else numpy_helper.from_array(scale * WEIGHT, "any")
+        kept = outside if where == "initializer" and scale == 1 else numpy_helper.from_array(WEIGHT, "kept")
+        nodes = [
+            helper.make_node("Constant", [], ["weight"], "weight", value=weight),
+            helper.make_node("MatMul", ["x", "weight"], [f"y{scale}"], "product"),
+        ]
+        out = helper.make_tensor_value_info(f"y{scale}", TensorProto.FLOAT, None)
+        return helper.make_graph(nodes, f"branch{scale}", [], [out], [kept])
+
+    chosen = helper.make_node("If", ["first"], ["y"], "chosen", then_branch=branch(1), else_branch=branch(2))
+    held = [helper.make_node("Constant", [], ["held"], "held", value=outside)] if where == "outside" else []
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 64])
+    first = helper.make_tensor_value_info("first", TensorProto.BOOL, [])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 48])
+    graph = helper.make_graph([*held, chosen], "g", [x, first], [y])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    path.write_bytes(made.SerializeToString())
+    return path
 
 
 def test_links_out_of_the_directory(tmp_path):

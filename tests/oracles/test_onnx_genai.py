@@ -71,6 +71,15 @@ def test_families(name, tmp_path):
         assert found == list(reference.tokens(ids[:5], max_tokens=len(ids) - 5))
 
 
+def test_offsets_of_k_quants(tmp_path):
+    file = edgekit.quantize(sample.path(), "Q4_K_M", to=tmp_path / "m.gguf", format="gguf")
+    made = edgekit.convert(file, tmp_path / "m", format="onnx")
+    assert made.model.tensors["blk.0.attn_q.weight"].precision.name == "onnx:offset4-g32"
+    with edgekit.load(made, NAME) as runtime, edgekit.load(made, "onnxruntime") as other:
+        ids = other.prompt_ids(PROMPT)
+        assert list(runtime.tokens(ids, max_tokens=24)) == list(other.tokens(ids, max_tokens=24))
+
+
 def test_only_what_is_new_is_computed(model, runtime):
     """A prompt that differs from the last one in its end, one that is shorter, the same again, and another one."""
     with edgekit.load(model, "numpy") as reference:

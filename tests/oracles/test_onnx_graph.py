@@ -126,10 +126,15 @@ def test_qmoe_computes_the_chosen_experts(family, precision, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("family", "precision"), [("qwen3_moe", "onnx:int8-sym-g16"), ("llama4_text", "onnx:int4-sym-g16")]
+    ("family", "precision"),
+    [
+        ("qwen3_moe", "onnx:int8-sym-g16"),
+        ("llama4_text", "onnx:int4-sym-g16"),
+        ("llama4_text", "onnx:offset4-g16"),
+    ],
 )
 def test_experts_that_qmoe_does_not_compute_keep_their_operators(family, precision, tmp_path):
-    """8-bit experts round activations at every accuracy level; Llama 4 weights the inputs of experts."""
+    """8-bit experts round activations at every accuracy level; Llama 4 weights the inputs of experts; offsets."""
     oracles.saved_model(FAMILIES[family].CONFIGS["plain"], tmp_path / "hf")
     made = edgekit.quantize(tmp_path / "hf", precision, to=tmp_path / "m", format="onnx")
     kinds = {node.op_type for node in onnx.load(made.path / "model.onnx", load_external_data=False).graph.node}
@@ -137,15 +142,18 @@ def test_experts_that_qmoe_does_not_compute_keep_their_operators(family, precisi
     compare(made.path, made.model)
 
 
-QUANTIZED = {"llama": "int4-sym-g32", "qwen2": "int8-asym-g16", "smollm3": "int2-asym-g16", "gemma4": "int8-sym-g16"}
+QUANTIZED = [
+    ("llama", "int4-sym-g32"), ("qwen2", "int8-asym-g16"), ("smollm3", "int2-asym-g16"), ("gemma4", "int8-sym-g16"),
+    ("qwen2", "offset2-g16"), ("gemma4", "offset5-g16"),
+]  # fmt: skip
 PLAIN = {"llama": "plain", "gemma4": "per-layer"}
 
 
-@pytest.mark.parametrize("family", QUANTIZED)
-def test_joined_products_of_families(family, tmp_path):
+@pytest.mark.parametrize(("family", "precision"), QUANTIZED)
+def test_joined_products_of_families(family, precision, tmp_path):
     """With biases, layers without positions, values without a norm, and constants of one value."""
     oracles.saved_model(FAMILIES[family].CONFIGS[PLAIN.get(family, "plain")], tmp_path / "hf")
-    made = edgekit.quantize(tmp_path / "hf", f"onnx:{QUANTIZED[family]}", to=tmp_path / "m", format="onnx")
+    made = edgekit.quantize(tmp_path / "hf", f"onnx:{precision}", to=tmp_path / "m", format="onnx")
     compare(made.path, made.model)
 
 

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -49,6 +50,24 @@ def test_models_of_packages(package):
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6)
+
+
+def test_the_weights_in_branches_are_read():
+    """Silero's weights are constants of two branches, one for each sample rate."""
+    path = path_of("silero_vad")
+    tensors = edgekit.open(path).tensors
+    (choice,) = [node for node in onnx.load(path).graph.node if node.op_type == "If"]
+    expected = {
+        node.output[0]: onnx.numpy_helper.to_array(node.attribute[0].t)
+        for branch in choice.attribute
+        for node in branch.g.node
+        if node.op_type == "Constant" and node.attribute[0].t.data_type == onnx.TensorProto.FLOAT
+    }
+    expected = {name: values for name, values in expected.items() if values.size > 1}
+    assert len(expected) == 28
+    assert tensors.keys() >= expected.keys()
+    for name, values in expected.items():
+        assert np.array_equal(tensors[name].float32().reshape(values.shape), values), name
 
 
 def test_the_weights_of_a_classifier_of_files(tmp_path):

@@ -139,3 +139,14 @@ def test_genai_generates_the_same_tokens(recipe, tmp_path):
         found.append(int(generator.get_next_tokens()[0]))
     assert found == wanted[: len(found)]
     assert len(found) >= 29 or found[-1] in edgekit.open(made.path).tokenizer.end_ids
+
+
+@pytest.mark.parametrize(("recipe", "planned"), [("INT8_CHANNEL", False), ("MATMUL_NBITS_4", True)])
+def test_weights_that_are_multiplied_out_are_not_planned_a_second_time(recipe, planned, tmp_path):
+    """From the second prompt on a memory pattern would keep the decoded weights twice."""
+    made = edgekit.quantize(sample.path(), recipe, to=tmp_path / "m", format="onnx")
+    with edgekit.load(made, "onnxruntime") as model:
+        assert model._session("last").session.get_session_options().enable_mem_pattern is planned
+    portable = edgekit.quantize(sample.path(), "MATMUL_NBITS_4", to=tmp_path / "p", format="onnx-portable")
+    with edgekit.load(portable, "onnxruntime") as model:  # its blocks become MatMulNBits
+        assert model._session("last").session.get_session_options().enable_mem_pattern

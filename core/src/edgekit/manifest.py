@@ -42,8 +42,10 @@ class Manifest:
     """What edgekit recorded about an artifact that it wrote.
 
     Attributes:
-        sources: SHA-256 (hex) of every file that was read, by file name; while an artifact is being written a
-            `edgekit.files.digests.Digests`, whose values may still be being computed.
+        sources: digest of every file that was read, by file name: SHA-256 (hex), or of a file above 64 MiB a tree of
+            SHA-256, which begins with the scheme's name. `edgekit.files.digests.has_digest` checks a file against
+            either. While an artifact is being written it is a `edgekit.files.digests.Digests`, whose values may still
+            be being computed.
         recipe: name of the recipe.
         tensors: for each tensor its precision, the backend that encoded it, and the reason.
         versions: version of edgekit, of numpy, and of each plugin that took part, by distribution.

@@ -217,3 +217,18 @@ def test_on_a_processor_without_proof_it_stays_out_of_the_way(monkeypatch):
         )
     monkeypatch.setenv("EDGEKIT_NUMBA_UNPROVED", "1")
     encoders.require()
+
+
+@pytest.mark.parametrize(
+    ("machine", "lanes", "expected"),
+    [
+        ("aarch64", 4, "NEON"),
+        ("arm64", 4, "NEON"),
+        ("x86_64", 4, "SSE2"),
+        ("AMD64", 8, "AVX2"),
+        ("x86_64", 16, "AVX-512"),
+    ],
+)
+def test_the_instruction_set_that_doctor_names(machine, lanes, expected, monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert compiler.Processor("generic", "", lanes).instruction_set == expected

@@ -84,7 +84,7 @@ def test_memory_does_not_grow_with_the_number_of_cores(name, dtype, cores, monke
     x = np.resize(np.random.default_rng(7).standard_normal((256, 4096)).astype(dtype), (4096, 4096))  # 8 parts
     importance = np.ones(4096, np.float32)
     expected = edgekit.encode(x[:64], name, importance=importance)  # compiles the kernel
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(cores), raising=False)
     monkeypatch.setattr(encoders, "Workers", Meeting)
     tracemalloc.start()
     try:
@@ -100,7 +100,7 @@ def test_memory_does_not_grow_with_the_number_of_cores(name, dtype, cores, monke
 def test_many_cores_widen_no_more_than_few(monkeypatch):
     """A piece is at least one group for each lane: of rows of a million elements, 67 MB."""
     threads = []
-    monkeypatch.setattr("os.cpu_count", lambda: 512)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(512), raising=False)
     monkeypatch.setattr(encoders, "Workers", lambda count, name: threads.append(count) or ThreadPoolExecutor(count))
     for shape in ((1 << 20, 256), (1 << 14, 1 << 14), (64, 1 << 20)):
         encoders.in_parts(lambda part: None, np.broadcast_to(np.float16(0), shape))

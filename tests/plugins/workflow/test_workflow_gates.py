@@ -6,6 +6,7 @@ import json
 import mmap
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import attrs
@@ -18,7 +19,7 @@ from edgekit.architectures import Model, ModelConfig, tensor_shapes
 from edgekit.artifact import Artifact
 from edgekit.errors import ChangedSourceError, InvalidFileError, MissingFileError, QualityGateError, UsageError
 from edgekit.files import pairs
-from edgekit.files.digests import sha256
+from edgekit.files.digests import Digests, sha256
 from edgekit.manifest import manifest_path
 from edgekit.tensor import Tensor
 from edgekit.testing.models import artifact_of, random_model, small_llama
@@ -257,6 +258,23 @@ def test_a_source_that_changed_is_refused(source: Artifact, tmp_path: Path) -> N
     copy = tmp_path / "model"
     shutil.copytree(source.path, copy)
     path = edgekit.quantize(copy, "Q8_0", to=tmp_path / "small.gguf").path
+    (copy / "generation_config.json").write_text("{}")
+    (failed,) = gate(path, copy, policy=POLICY).failed
+    assert failed.detail == "generation_config.json of model changed since the artifact was made, or is another file"
+
+
+def test_a_source_is_checked_against_the_scheme_that_its_manifest_names(source: Artifact, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(source.path, copy)
+    path = edgekit.quantize(copy, "Q8_0", to=tmp_path / "small.gguf").path
+    record = json.loads(manifest_path(path).read_text())
+    for name in record["sources"]:  # as a file above 64 MiB is recorded
+        with closing(Digests([copy / name], whole=0)) as digests:
+            record["sources"][name] = digests[name]
+    assert all(digest.startswith("sha256-tree-4MiB:") for digest in record["sources"].values())
+    manifest_path(path).write_text(json.dumps(record))
+    results = {result.name: result for result in gate(path, copy, policy=POLICY)}
+    assert (results["source"].passed, results["source"].detail) == (True, f"{len(record['sources'])} files")
     (copy / "generation_config.json").write_text("{}")
     (failed,) = gate(path, copy, policy=POLICY).failed
     assert failed.detail == "generation_config.json of model changed since the artifact was made, or is another file"

@@ -22,7 +22,7 @@ import attrs
 from edgekit.errors import ChangedSourceError, EdgekitError, UsageError
 from edgekit.files import pairs
 from edgekit.files._problems import writing
-from edgekit.files.digests import sha256
+from edgekit.files.digests import has_digest
 
 #: Nanoseconds. A file modified within this time before it is opened may change again with the same times.
 _RACY = 2_000_000_000
@@ -110,7 +110,7 @@ class Work:
         target: as given.
         reads: the sources, with their stamps when they were opened.
         overwrite: whether to replace a target that edgekit did not write.
-        hashes: SHA-256 (hex) of the sources, by file name, if they are computed.
+        hashes: digests of the sources, by file name, if they are computed; see `edgekit.files.digests`.
         notes: remarks about the target for the user, one sentence each.
         restarted: remark that nothing of an interrupted run could be used; else empty.
     """
@@ -194,7 +194,7 @@ class Work:
             return False
         if not hashes or (stamp == now and not stamp.racy) or file.name not in self.hashes:
             return True
-        return sha256(file) == self.hashes[file.name]
+        return has_digest(file, self.hashes[file.name])
 
 
 _WORK: ContextVar[Work | None] = ContextVar("edgekit_work", default=None)

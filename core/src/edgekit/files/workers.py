@@ -1,7 +1,8 @@
-"""A pool of threads that uses fewer if memory is short."""
+"""A pool of threads that uses fewer if memory is short, and how many a process can use."""
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -14,6 +15,12 @@ from edgekit.files.threads import Thread
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+
+def cores() -> int:
+    """Return how many cores this process may use, by its affinity (`taskset`, a container's set of processors)."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 class Workers(Executor):
@@ -100,4 +107,4 @@ def _call(future: Future[_T], function: Callable[..., _T], args: Any, kwargs: An
         future.set_result(result)
 
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "cores"]

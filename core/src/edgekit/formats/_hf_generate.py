@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from edgekit.formats._packed import without_quantization
 from edgekit.formats._sentence import module_files
 from edgekit.manifest import Manifest
 from edgekit.recipe import Plan
+from edgekit.tensor import EncodedTensor
 from edgekit.tokenizer._record import Tokenizer
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -33,19 +34,41 @@ def small_files(layout: Layout, plan: Plan, manifest: Manifest) -> Iterator[tupl
         for path in layout.source.files:
             name = files.carried_name(path)
             if name is not None:
-                yield name, _own_config(layout, path) if name == files.CONFIG else path.read_bytes()
+                yield name, _own_config(layout, plan, path) if name == files.CONFIG else path.read_bytes()
     else:
         yield from generate(layout, plan)
     yield from module_files(layout)
     yield files.MANIFEST, manifest.to_json().encode()
 
 
-def _own_config(layout: Layout, path: Path) -> bytes:
-    """Return a config.json as it is; what the artifact says of its changed tensors, if it says anything else."""
+def _own_config(layout: Layout, plan: Plan, path: Path) -> bytes:
+    """Return a config.json as it is; what the artifact says of its changed tensors, if it says anything else.
+
+    The float type that it states is the written one if most elements are written in another type than they had: a
+    loader would round them to it.
+    """
     content = path.read_bytes()
     config = strict_json(content, path, "the configuration")
     changed = without_quantization(layout.source.config)
+    if _dtype(plan) != _stored_dtype(layout):
+        changed = _with_dtype(changed, _dtype(plan))
     return content if changed == config else _json(changed)
+
+
+def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Return a configuration that states a float type, wherever it states one."""
+    stated = {key: dtype for key in ("torch_dtype", "dtype") if config.get(key) in _DTYPES.values()}
+    nested = config.get("text_config")
+    return {**config, **stated, **({"text_config": _with_dtype(nested, dtype)} if isinstance(nested, dict) else {})}
+
+
+def _stored_dtype(layout: Layout) -> str:
+    """Return the float type that most elements of the source have; empty if most are quantized."""
+    elements: dict[str, int] = {}
+    for slot in layout.slots:
+        dtype = "" if isinstance(slot.tensor, EncodedTensor) else slot.tensor.dtype
+        elements[dtype] = elements.get(dtype, 0) + slot.tensor.size
+    return max(elements, key=lambda dtype: elements[dtype], default="")
 
 
 def generate(layout: Layout, plan: Plan) -> Iterator[tuple[str, bytes]]:

@@ -15,6 +15,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -70,6 +71,7 @@ class Allotted:
         region: its place there.
         places: of its parts.
         parts: types and shapes of its parts, by name.
+        stored: returns a part of some rows, by its name, as the file stores it.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Allotted:
     region: Region
     places: Places
     parts: Mapping[str, Part]
+    stored: Callable[[str, Array], Array]
 
     def resumed(self, start: int, stop: int) -> bool:
         """Whether these rows are complete since an interrupted run, which has written exactly them in one go."""
@@ -97,7 +100,7 @@ class Allotted:
             for key, array in parts.items() if first == start else _by_rows(parts):
                 self._refuse_other(key, array)
                 if key in ranges and array.nbytes:
-                    crcs[key] = self.file.put(self.region, ends[key], to_bytes(array), crcs[key])
+                    crcs[key] = self.file.put(self.region, ends[key], to_bytes(self.stored(key, array)), crcs[key])
                     ends[key] += array.nbytes
         if ends != {key: at + nbytes for key, (at, nbytes) in ranges.items()}:
             raise UsageError(f"tensor {self.name!r}: rows {start} to {stop} have other sizes than planned")
@@ -247,7 +250,8 @@ class PlannedWriter(ABC):
             raise UsageError(f"{self.path}: tensor {name!r} is written whole, in `append`")
         region = self.file.allot(places.end)
         self._allotted += 1
-        return Allotted(name, count, self.file, region, places, parts)
+        stored = partial(self.stored, assignment=assignment)
+        return Allotted(name, count, self.file, region, places, parts, stored)
 
     def complete(self, allotted: Allotted) -> None:
         """Record that every row of a tensor was written; in the plan's order.
@@ -296,7 +300,7 @@ class PlannedWriter(ABC):
         if under_way.places is None:
             under_way.collected = put_rows(under_way.collected, dict(rows.parts), first, rows.rows, count)
         else:
-            self._put(rows, first, count, under_way.places, under_way.parts)
+            self._put(rows, first, count, under_way)
         under_way.rows += rows.rows
         if under_way.rows == count:
             note = self._complete(under_way, rows)
@@ -315,6 +319,18 @@ class PlannedWriter(ABC):
             UsageError: the parts are not those that the format stores.
         """
         return None
+
+    def stored(self, key: str, array: Array, assignment: Assignment) -> Array:
+        """Return a part of some rows as the file stores it, in as many bytes; the part itself by default.
+
+        Several threads call it at the same time, for rows in any order.
+
+        Args:
+            key: name of the part.
+            array: of the part of some rows, as encoded.
+            assignment: the plan's line for the tensor.
+        """
+        return array
 
     def append(self, tensor: QuantizedTensor, assignment: Assignment) -> str | None:
         """Write one whole tensor to `file`, padding included; for a class without `place`.
@@ -379,11 +395,13 @@ class PlannedWriter(ABC):
         assignment, parts = self.plan.assignments[self.done], _whole(rows, count)
         return _UnderWay(assignment, parts, self.place(parts, assignment))
 
-    def _put(self, rows: QuantizedTensor, first: int, count: int, places: Places, parts: Mapping[str, Part]) -> None:
-        for key, begin in places.offsets.items():
+    def _put(self, rows: QuantizedTensor, first: int, count: int, under_way: _UnderWay) -> None:
+        assert under_way.places is not None
+        for key, begin in under_way.places.offsets.items():
             array = rows.parts[key]
             if array.ndim or not first:  # one value for the whole tensor is written once
-                self.file.write_at(begin + first * (parts[key].nbytes // count), to_bytes(array))
+                data = to_bytes(self.stored(key, array, under_way.assignment))
+                self.file.write_at(begin + first * (under_way.parts[key].nbytes // count), data)
 
     def _complete(self, under_way: _UnderWay, last: QuantizedTensor) -> str:
         """Write what is left of a tensor; return its note."""

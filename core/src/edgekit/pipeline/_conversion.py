@@ -40,7 +40,7 @@ from edgekit.files.digests import Digests
 from edgekit.files.guard import Stamp, working
 from edgekit.files.memory import enough_memory
 from edgekit.files.reader import refuse_special
-from edgekit.files.workers import Workers
+from edgekit.files.workers import Workers, cores
 from edgekit.formats.writer import PlannedWriter
 from edgekit.manifest import Manifest
 from edgekit.pipeline._notes import OF_THE_RUN, conversion_notes, refuse_unquantized, summary_line
@@ -285,7 +285,7 @@ def quantize(
             refuse_unquantized(plan, str(artifact.path), chosen_format.name)
         if nonfinite == "keep":
             plan = _keep_nonfinite(plan, layout)
-        pool = executor or stack.enter_context(Workers(os.cpu_count() or 1, "edgekit-encode"))
+        pool = executor or stack.enter_context(Workers(cores(), "edgekit-encode"))
         encoder = Encoder(pool, backend, filled.importance, nonfinite == "keep", f"{artifact.path}: tensor ")
         if executor is not None:
             encoder = _elsewhere(encoder, None if artifact is source else artifact, chosen_format.name, plan)
@@ -295,7 +295,7 @@ def quantize(
             from edgekit.pipeline._feedback import Rounder
 
             # Threads whatever the executor: what is rounded shares its moments, and lets go of the interpreter.
-            threads = stack.enter_context(Workers(os.cpu_count() or 1, "edgekit-round"))
+            threads = stack.enter_context(Workers(cores(), "edgekit-round"))
             pairs = list(zip(layout.slots, plan, strict=True))
             rounder = Rounder(artifact.model, feedback, pairs, backend, threads, encoder.where)
             remarks["rounding"] = rounder.note()

@@ -7,7 +7,6 @@ little, and a worker holds one chunk at a time.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -18,7 +17,7 @@ import attrs
 from edgekit.artifact import Writer
 from edgekit.encoding._codecs import Codec
 from edgekit.encoding._importance import of_role
-from edgekit.files.workers import Workers
+from edgekit.files.workers import Workers, cores
 from edgekit.formats._parts import encoded_parts
 from edgekit.formats.writer import Allotted, PlannedWriter
 from edgekit.pipeline import _stream
@@ -61,7 +60,7 @@ def write_placed(
     Raises:
         As `edgekit.quantize`: of several tensors with an error, the first one's is raised.
     """
-    line = _Line(writer, pairs, progress, os.cpu_count() or 1)
+    line = _Line(writer, pairs, progress, cores())
     try:
         line.tell()
         for slot, assignment in pairs[writer.done :]:

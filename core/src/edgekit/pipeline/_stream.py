@@ -8,7 +8,6 @@ elements bounds the memory.
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
@@ -22,6 +21,7 @@ import numpy as np
 from edgekit.encoding._codecs import REFERENCE, Codec, codec, decode, put_rows
 from edgekit.encoding._importance import expert_row, of_role
 from edgekit.errors import MissingPluginError, ResourceError
+from edgekit.files.workers import cores
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Slot
 from edgekit.reference import Parts
@@ -34,16 +34,16 @@ _LARGEST_CHUNK = 1 << 19
 _MOST_AHEAD = 1 << 24
 
 
-def limits(cores: int) -> tuple[int, int]:
-    """Return the elements of a chunk, and of all chunks under way: two a core, so that none waits for the writer.
+def limits(count: int) -> tuple[int, int]:
+    """Return the elements of a chunk, and of all chunks under way: two for each of `count` cores, so that none waits.
 
     On more than 16 cores the chunks are smaller, so that memory does not grow with the number of cores.
     """
-    chunk = min(_LARGEST_CHUNK, max(1, _MOST_AHEAD // (2 * cores)))
-    return chunk, min(2 * cores * chunk, _MOST_AHEAD)
+    chunk = min(_LARGEST_CHUNK, max(1, _MOST_AHEAD // (2 * count)))
+    return chunk, min(2 * count * chunk, _MOST_AHEAD)
 
 
-CHUNK, AHEAD = limits(os.cpu_count() or 1)
+CHUNK, AHEAD = limits(cores())
 
 
 @attrs.frozen

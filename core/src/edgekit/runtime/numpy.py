@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Self
 
 import attrs
 import numpy as np
@@ -110,12 +109,6 @@ class NumpyRuntime(TextRuntime):
     def close(self) -> None:
         """Release the weights."""
         self.transformer = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _model(self) -> Transformer:
         if self.transformer is None:

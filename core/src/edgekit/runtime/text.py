@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 import attrs
 import numpy as np
@@ -36,29 +36,103 @@ MOST_PROMPT_SCORES = 1 << 28
 class TextRuntime:
     """A base for runtimes that continue token ids; texts are tokenized with the artifact's tokenizer.
 
-    A runtime that derives from it has `artifact` and `context` and implements `tokens`; it gets `generate`, `stream`,
-    `chat`, `chat_stream`, `prompt` and `encode`, which then behave as in all other runtimes. One that tokenizes texts
-    itself overrides `encode`, `prompt` and `pieces` together.
+    A runtime that derives from it has `artifact`, and says what its model computes: `longest`, `vocabulary`, `after`
+    and `rows`. It gets `context`, `tokens`, `logits`, `generate`, `stream`, `chat`, `prompt`, `encode` and others,
+    which then behave as in all other runtimes. One that generates tokens by itself overrides `context` and `tokens`
+    instead; one that tokenizes texts itself overrides `encode`, `prompt` and `pieces` together.
 
     Attributes:
         artifact: the model.
+        most_context: largest number of tokens that was requested; None for as many as the model computes.
+        lender: the runtime that holds the model, if this one computes with another's.
     """
 
     artifact: Artifact
+    most_context: int | None = None
+    lender: TextRuntime | None = None
+
+    def longest(self) -> int:
+        """Return the largest number of tokens of a sequence that the model computes.
+
+        Raises:
+            UnsupportedModelError: the model is no language model.
+        """
+        raise NotImplementedError
+
+    def vocabulary(self) -> int:
+        """Return the number of token ids that the model predicts.
+
+        Raises:
+            UnsupportedModelError: it predicts none, as an encoder.
+        """
+        raise NotImplementedError
+
+    def after(self, ids: list[int]) -> F32:
+        """Return the logits of the token after the ids, float32 [vocab]; states of earlier calls may be reused.
+
+        Args:
+            ids: at least one, all in the vocabulary, no more than the context holds.
+
+        Raises:
+            ResourceError: the device fails to compute, for example for lack of memory.
+        """
+        raise NotImplementedError
+
+    def rows(self, ids: I64) -> F32:
+        """Return the logits of every next token, float32 [batch, n, vocab], for ids [batch, n]; raises as `after`."""
+        raise NotImplementedError
 
     @property
     def context(self) -> int:
-        """The number of tokens in the model's context."""
-        raise NotImplementedError
+        """The largest number of tokens: what the model computes, and at most as many as requested."""
+        most = self.longest()
+        return most if self.most_context is None else min(most, self.most_context)
 
     def tokens(
         self, prompt: Sequence[int], *, max_tokens: int | None = None, sampling: Sampling | None = None
     ) -> Iterator[int]:
-        """Continue a sequence of token ids, one at a time; never ends by itself before `max_tokens`.
+        """Yield the token ids that continue a prompt; ends only after `max_tokens`, not at an end token.
 
         Invalid arguments raise here, before the first token is requested.
+
+        Args:
+            prompt: at least one id.
+            max_tokens: how many; None for as many as the context has room for.
+            sampling: how they are chosen; None takes the most likely one.
+
+        Raises:
+            UsageError: the prompt is empty, or its ids are not integers, or not in the vocabulary.
+            ContextOverflowError: the prompt and `max_tokens` together are longer than the context.
+            ResourceError: the device fails to compute, for example for lack of memory.
+            UnsupportedModelError: the model is an encoder.
         """
-        raise NotImplementedError
+        ids = self.checked_ids(prompt, self.vocabulary()).tolist()
+        return self.continued(ids, self.room(len(ids), max_tokens), sampling or Sampling())
+
+    def continued(self, ids: list[int], count: int, sampling: Sampling) -> Iterator[int]:
+        """Yield tokens after a prompt that is checked, one at a time.
+
+        Args:
+            ids: the prompt.
+            count: number of tokens.
+            sampling: how they are chosen.
+        """
+        return self._continue(ids, count, sampling.sampler(ids))
+
+    def _continue(self, ids: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
+        for _ in range(count):
+            token = choose(self.after(ids))
+            yield token
+            ids.append(token)
+
+    def close(self) -> None:
+        """Release the model; may be called more than once."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> str:
         """Continue a text until the model ends it.
@@ -269,8 +343,16 @@ class TextRuntime:
         return [first, *(score(log_softmax(row), token, logprobs, self.token_bytes) for token, row in later)]
 
     def logits(self, tokens: npt.ArrayLike) -> F32:
-        """Return the logits of every next token, float32 [n, vocab], for token ids [n]."""
-        raise NotImplementedError
+        """Return the logits of every next token, float32 [n, vocab] or [batch, n, vocab], for ids [n] or [batch, n].
+
+        Raises:
+            UsageError: there are no tokens, or they are not integers, or not in the vocabulary.
+            ContextOverflowError: there are more tokens than the context holds.
+            UnsupportedModelError: the model is an encoder.
+        """
+        ids = self.checked_ids(tokens, self.vocabulary(), batch=True)
+        self.room(ids.shape[-1], None)
+        return self.rows(np.atleast_2d(ids)).reshape(*ids.shape, -1)
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that a token stands for, of a special token its name."""
@@ -282,6 +364,8 @@ class TextRuntime:
 
     @cached_property
     def _words(self) -> Words:
+        if self.lender is not None:
+            return self.lender._words
         tokenizer = self.tokenizer()
         kinds = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.UNUSED)
         special = [number for number, kind in enumerate(tokenizer.types) if kind in kinds]

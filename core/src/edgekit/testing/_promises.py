@@ -37,7 +37,7 @@ def signs(precision: Precision) -> bool:
         return precision.kind in _known_ggml() - _WITH_MINIMUM - _NO_ZERO_LEVEL
     if precision.convention == "mlx":
         return not precision.kind.startswith("int")
-    if precision.kind.startswith("hqq"):  # its zero points lie between levels
+    if precision.kind.startswith(("hqq", "offset")):  # no level need be zero
         return False
     return _of_the_core(precision)
 

@@ -1,10 +1,10 @@
 """Computes several texts in one context of llama.cpp: each text is a sequence, and waiting texts share a batch.
 
 A text requests the logits after its tokens in the thread that generates it. If no batch is being computed, that thread
-computes one for all waiting texts: either the next token of every text, or a part of one prompt. Prompts come first, so
-that batches of texts are full; but after as many of their tokens as a batch holds the texts have a turn, so that a long
-prompt does not stop the others. A prompt has its own batches because the rows of a batch may be rounded differently
-from a single row; so a prompt's results do not depend on other texts.
+computes one for all waiting texts: either the next token of every text, or the short prompts, or a part of a long one.
+Prompts come first, so that batches of texts are full; but after as many of their tokens as a batch holds the texts have
+a turn, so that a long prompt does not stop the others. A long prompt has its own batches, since its rows are enough to
+compute each of them quickly.
 
 The keys and values of a finished text are kept. A new text reuses the longest prefix that any sequence holds, or a copy
 of it, and computes the rest. Texts with other LoRA adapters are computed in other batches and share no prefix.
@@ -31,9 +31,15 @@ from edgekit_llamacpp.model import Loaded, Lora, batch_of
 TURN = 256
 #: Smallest number of tokens of a prefix to copy from another sequence; computing fewer is faster.
 LEAST_COPIED = 16
+#: Prompts of fewer tokens are computed together: the fewer rows a batch has, the longer each of them takes. Attention
+#: over so few rows has one kernel, whatever their number; from 64 on llama.cpp takes another.
+SHORT = 64
 #: Seconds for which a step waits for the texts of the step before: as long as that took, within these limits. A text
-#: that is late for the batch costs a batch of its own, which takes almost as long as one of all texts.
-PATIENCE = (0.005, 0.1)
+#: that is late for the batch costs a batch of its own, which takes almost as long as one of all texts. Steps are longer
+#: on a busy machine, and texts are as late: with at most 0.1 s there, a third of the batches lacked some of them.
+PATIENCE = (0.005, 1.0)
+#: Seconds after which a text that requests nothing may lose its sequence to one that waits for one.
+REST = 0.1
 
 
 @attrs.define(eq=False)
@@ -56,7 +62,7 @@ class Text:
 
     def rests(self) -> bool:
         """Whether nothing requests its next token: its thread is the calling one, or has been away for a while."""
-        return self.thread == threading.get_ident() or time.monotonic() - self.asked > PATIENCE[1]
+        return self.thread == threading.get_ident() or time.monotonic() - self.asked > REST
 
 
 @attrs.define(eq=False)
@@ -182,7 +188,7 @@ class Sequences:
 
     def _left(self) -> float:
         """Return the seconds to wait for the texts of the last step, so that they are computed in one batch again."""
-        if all(text.rests() for text in self._expected):
+        if all(text.thread == threading.get_ident() for text in self._expected):
             return 0.0
         left = self._deadline - time.monotonic()
         if left <= 0:
@@ -232,7 +238,7 @@ class Sequences:
         """Compute a batch for the waiting texts; the lock is released during the computation."""
         asks, count = self._chosen()
         if not asks:  # until a text that has a sequence asks again, or rests
-            self._turn.wait(PATIENCE[1])
+            self._turn.wait(REST)
             return
         # llama.cpp computes sequences together only where each has the number after the one before it.
         asks.sort(key=lambda ask: ask.slot.number)
@@ -264,12 +270,17 @@ class Sequences:
         texts = [ask for ask in placed if len(ask.missing) == 1]
         prompts = [ask for ask in placed if len(ask.missing) > 1]
         if not texts or (prompts and self._prompted < self._loaded.batch):
-            chosen = prompts[:1]
+            chosen = self._together(prompts)
             self._prompted += sum(min(len(ask.missing), self._loaded.batch) for ask in chosen)
             return chosen, self._loaded.batch
         self._prompted = 0
         texts = [ask for ask in texts if ask.text.lora == texts[0].text.lora]  # the first has waited longest
         return texts, 1
+
+    def _together(self, prompts: list[_Ask]) -> list[_Ask]:
+        """Return the first prompt, or all short ones with its adapters, up to a batch, if it is short."""
+        alike = [ask for ask in prompts if len(ask.missing) < SHORT and ask.text.lora == prompts[0].text.lora]
+        return alike[: max(1, self._loaded.batch // SHORT)] if alike[:1] == prompts[:1] else prompts[:1]
 
     def _advance(self, parts: Sequence[_Part], logits: Iterator[F32]) -> None:
         for part in parts:
@@ -389,4 +400,4 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return next(place for place in range(most) if one[place] != other[place])
 
 
-__all__ = ["LEAST_COPIED", "PATIENCE", "TURN", "Sequences", "Text", "compute"]
+__all__ = ["LEAST_COPIED", "PATIENCE", "REST", "SHORT", "TURN", "Sequences", "Text", "compute"]

@@ -42,7 +42,7 @@ from edgekit.errors import (
     UsageError,
 )
 from edgekit.evaluation.language import cut, tokens_of
-from edgekit.files.digests import sha256
+from edgekit.files.digests import digests
 from edgekit.files.memory import refuse_shortage
 from edgekit.manifest import Manifest
 from edgekit.precision import Precision
@@ -617,7 +617,7 @@ def _manifest(source: Artifact, plan: Plan, quality: Mapping[str, Any], text: _T
     files = (*source.files, *([text.file] if text.file is not None else []))
     tensors = {a.name: {"precision": a.precision.name, "reason": a.reason, "backend": "mlx"} for a in plan}
     return Manifest(
-        sources={file.name: sha256(file) for file in files},
+        sources=digests(files),
         recipe=plan.recipe,
         tensors=tensors,
         versions={name: _version(name) for name in ("edgekit-core", "edgekit-mlx", "mlx", "mlx-lm", "numpy")},

@@ -11,22 +11,20 @@ the tokens after the common part are computed. Texts with other LoRA adapters sh
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.architectures.blocks import NO_PREDICTION
 from edgekit.artifact import Artifact
 from edgekit.errors import ResourceError, UnsupportedModelError, UsageError
 from edgekit.files.memory import refuse_shortage
-from edgekit.runtime import GenerationOptions, Prompt, Sampling, TextRuntime
+from edgekit.runtime import GenerationOptions, Prompt, TextRuntime
 from edgekit.runtime.arguments import adapter_paths, adapter_scales
-from edgekit.typing import F32
+from edgekit.typing import F32, I64
 from edgekit_mlx import prompt_cache
 from edgekit_mlx.batching import Batch, Row, together
 from edgekit_mlx.library import chosen, core, device_name, lm, version
@@ -128,7 +126,7 @@ class MlxRuntime(TextRuntime):
     name = "mlx"
 
     def __init__(self, artifact: Artifact, options: Options) -> None:
-        self.artifact, self.options = artifact, options
+        self.artifact, self.options, self.most_context = artifact, options, options.context
         self.device = chosen(options.device)
         self._worker = Worker()
         self._held, self._active = Held(), Active()
@@ -153,11 +151,13 @@ class MlxRuntime(TextRuntime):
             self._active = add_adapters(loaded.module, self.options.adapters)
         return loaded
 
-    @property
-    def context(self) -> int:
-        """The largest number of tokens: as requested, and at most what mlx-lm computes as the model was trained."""
-        most = self._model().context
-        return most if self.options.context is None else min(most, self.options.context)
+    def longest(self) -> int:
+        """Return the number of tokens that mlx-lm computes as the model was trained."""
+        return self._model().context
+
+    def vocabulary(self) -> int:
+        """See `edgekit.runtime.TextRuntime.vocabulary`."""
+        return self._decoder().vocab
 
     def description(self) -> dict[str, Any]:
         """Device, dtype, number of quantized modules, context in tokens, and the bytes of memory that MLX uses."""
@@ -189,39 +189,15 @@ class MlxRuntime(TextRuntime):
         """
         return _Adapted(self, adapter_scales(scales, self.adapters()))
 
-    def logits(self, tokens: npt.ArrayLike) -> F32:
-        """Return the logits of every next token, float32 [n, vocab] or [batch, n, vocab], for ids [n] or [batch, n].
-
-        Raises:
-            UsageError: there are no tokens, or they are not integers, or not in the vocabulary.
-            ContextOverflowError: there are more tokens than the context holds.
-        """
-        ids = self.checked_ids(tokens, self._vocab(), batch=True)
-        self.room(ids.shape[-1], None)
+    def rows(self, ids: I64) -> F32:
+        """See `edgekit.runtime.TextRuntime.rows`."""
         module = self._decoder().module
-        scores: F32 = self._run(lambda: self._float32(module(core().array(np.atleast_2d(ids)))))
-        return scores.reshape(*ids.shape, -1)
+        scores: F32 = self._run(lambda: self._float32(module(core().array(ids))))
+        return scores
 
-    def tokens(
-        self, prompt: Sequence[int], *, max_tokens: int | None = None, sampling: Sampling | None = None
-    ) -> Iterator[int]:
-        """Yield the token ids that continue a prompt; ends only after `max_tokens`, not at an end token.
-
-        Raises:
-            UsageError: the prompt is empty, or its ids are not integers, or not in the vocabulary.
-            ContextOverflowError: the prompt and `max_tokens` together are longer than the context.
-            ResourceError: the device fails to compute, for example for lack of memory.
-        """
-        ids = self.checked_ids(prompt, self._vocab()).tolist()
-        self._decoder()
-        choose = (sampling or Sampling()).sampler(ids)
-        return self._continue(ids, self.room(len(ids), max_tokens), choose)
-
-    def _continue(self, ids: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
-        for _ in range(count):
-            token = choose(self._run(lambda: self._last(ids)))
-            yield token
-            ids.append(token)
+    def after(self, ids: list[int]) -> F32:
+        """See `edgekit.runtime.TextRuntime.after`."""
+        return self._run(lambda: self._last(ids))
 
     def generate_batch(self, prompts: Sequence[Prompt], **options: Unpack[GenerationOptions]) -> list[str]:
         """Continue several texts at once: each as `generate` would, with a token for all of them in each step.
@@ -337,12 +313,6 @@ class MlxRuntime(TextRuntime):
         self._held.drop()
         core().clear_cache()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
     def _model(self) -> Loaded:
         if self._loaded is None:
             raise UsageError("the runtime is closed; open the model again")
@@ -433,12 +403,9 @@ class _Adapted(MlxRuntime):
 
     def __init__(self, owner: MlxRuntime, lora: Lora) -> None:
         self.artifact, self.options, self.device = owner.artifact, owner.options, owner.device
+        self.most_context, self.lender = owner.most_context, owner
         self._worker, self._held, self._active = owner._worker, owner._held, owner._active
         self._owner, self._lora = owner, lora
-
-    @cached_property
-    def _words(self) -> Any:
-        return self._owner._words
 
     def _model(self) -> Loaded:
         return self._owner._model()

@@ -17,7 +17,7 @@ import numpy as np
 
 import edgekit_numba
 from edgekit.errors import MissingPluginError
-from edgekit.files.workers import Workers
+from edgekit.files.workers import Workers, cores
 from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import find_precision
 from edgekit.reference import Traits, reference
@@ -212,8 +212,8 @@ def in_parts(job: Callable[[slice], Any], blocks: Narrow) -> None:
     Each job may have one piece widened at a time (`pieces`); there are no more threads than pieces in `WIDENED`.
     """
     parts = list(_parts(*blocks.shape))
-    cores = int(os.environ.get("EDGEKIT_NUMBA_THREADS") or os.cpu_count() or 1)
-    threads = min(len(parts), cores, WIDENED // max(PIECE, processor().lanes * blocks.shape[1]))
+    allowed = int(os.environ.get("EDGEKIT_NUMBA_THREADS") or cores())
+    threads = min(len(parts), allowed, WIDENED // max(PIECE, processor().lanes * blocks.shape[1]))
     if threads <= 1:
         for part in parts:
             job(part)

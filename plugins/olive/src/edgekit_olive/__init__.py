@@ -23,7 +23,7 @@ RECIPES = (
     "INT8_CHANNEL",
 )
 #: Precisions: the module of each kind, and its widths; with blocks of 16 to 256.
-PRECISIONS = {"kquant": (4, 8), "hqq": (2, 4)}
+PRECISIONS = {"kquant": (4, 8), "hqq": (2, 4), "offset": (2, 4, 5)}
 
 #: Largest difference of logits from the numpy forward pass, in standard deviations of the logits. By default
 #: MatMulNBits rounds activations to 8 bits, 0.12 on a random model of 225 MB in 4 bits; 1e-4 with ``exact=True`` or
@@ -45,7 +45,7 @@ def edgekit_register_formats(register: Register) -> None:
 
 @hookimpl
 def edgekit_register_precisions(register: Register) -> None:
-    """Register k-quant and HQQ for MatMulNBits, ``onnx:kquant4-g32`` and others."""
+    """Register k-quant, HQQ and blocks with offsets for MatMulNBits, ``onnx:kquant4-g32`` and others."""
     for module, widths in PRECISIONS.items():
         for bits in widths:
             for block in (16, 32, 64, 128, 256):

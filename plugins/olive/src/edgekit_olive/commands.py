@@ -84,14 +84,21 @@ def command_run(workflow: str, to: str, force: bool, as_json: bool, model: str |
 
 
 def compared(outcome: Outcome) -> str:
-    """Return the source and the candidates as a table: metrics, the change from the source, and the front."""
+    """Return the source and the candidates as a table: metrics, the change from the source, and the front.
+
+    Where a candidate misses a goal of the file's, a column says which candidates meet all of them.
+    """
+    goals = ["goals"] if not all(each.meets_goals for each in outcome.candidates) else []
     names = list(dict.fromkeys(name for metrics in (outcome.before, *_metrics(outcome)) for name in metrics))
-    rows = [("the source", *(_cell(outcome.before, outcome.before, name) for name in names), "", "")]
+    rows = [
+        ("the source", *(_cell(outcome.before, outcome.before, name) for name in names), *("" for _ in goals), "", "")
+    ]
     for each in outcome.candidates:
         cells = (_cell(each.metrics, outcome.before, name) for name in names)
-        marks = "yes" if each.frontier else "", "yes" if each.chosen else ""
-        rows.append((" + ".join(each.passes) or "the best", *cells, *marks))
-    return table(("model", *names, "front", "chosen"), rows)
+        kept = ["met" if each.meets_goals else "missed"] if goals else []
+        marks = *kept, "yes" if each.frontier else "", "yes" if each.chosen else ""
+        rows.append((" + ".join(each.passes), *cells, *marks))
+    return table(("model", *names, *goals, "front", "chosen"), rows)
 
 
 def _metrics(outcome: Outcome) -> list[Mapping[str, float]]:

@@ -13,7 +13,7 @@ import numpy as np
 from edgekit.precision import Precision
 from edgekit.recipe import Slot
 from edgekit.typing import Array
-from edgekit_olive.elements import Stored, is_blockwise, is_hqq, stored_parts
+from edgekit_olive.elements import Stored, has_offsets, is_blockwise, is_hqq, stored_parts
 
 #: The top bit of each code in a byte, by bits.
 _TOPS = {4: 0x88, 8: 0x80}
@@ -50,6 +50,8 @@ def portable_fault(precision: Precision, shape: tuple[int, ...]) -> str:
     assert precision.block is not None
     if is_hqq(precision):
         return "DequantizeLinear takes no zero points in floats"
+    if has_offsets(precision):
+        return "DequantizeLinear takes no offsets"
     if precision.bits == 2:
         return "opset 21 has no type of 2 bits"
     if len(shape) > 2:

@@ -5,6 +5,7 @@
     onnx:int2|int4|int8-…-g<n>    NAME.B  NAME.scales  [NAME.zero_points]  MatMulNBits, GatherBlockQuantized
     onnx:kquant4|kquant8-g<n>     as int4, int8-asym-g<n>                  the same
     onnx:hqq2|hqq4-g<n>           the same, NAME.zero_points in floats     MatMulNBits alone
+    onnx:offset2|4|5-g<n>         NAME.B  NAME.scales  NAME.offsets        MatMulNBits, and a MatMul with the offsets
     onnx:int8|uint8-…-channel     NAME.codes  NAME.scale  NAME.zero_point  DequantizeLinear
     onnx:int8|uint8-…-tensor      the same                                 DequantizeLinear
     onnx:qdq_int4-…-g<n>          NAME.codes  NAME.scale  [NAME.zero_point] DequantizeLinear
@@ -25,7 +26,7 @@ from edgekit.formats import part_layouts
 from edgekit.precision import Precision
 from edgekit.recipe import Slot, fits
 from edgekit.tensor import EncodedTensor
-from edgekit_olive.hqq import KINDS
+from edgekit_olive import hqq, offset
 
 #: `TensorProto.DataType` by edgekit's name of an element type, for types whose elements are whole bytes.
 ELEMENTS: Mapping[str, str] = {
@@ -80,7 +81,7 @@ def storable(precision: Precision) -> bool:
         return False
     if is_blockwise(precision):
         assert precision.block is not None
-        return precision.block <= _LARGEST.get(precision.bits, 0)
+        return precision.block <= _LARGEST.get(code_bits(precision), 0)
     return True
 
 
@@ -91,7 +92,17 @@ def is_blockwise(precision: Precision) -> bool:
 
 def is_hqq(precision: Precision) -> bool:
     """Return whether a precision has zero points in floats."""
-    return precision.convention == "onnx" and precision.kind in KINDS
+    return precision.convention == "onnx" and precision.kind in hqq.KINDS
+
+
+def has_offsets(precision: Precision) -> bool:
+    """Return whether a precision has a real offset for each block, which a second product adds."""
+    return precision.convention == "onnx" and precision.kind in offset.KINDS
+
+
+def code_bits(precision: Precision) -> int:
+    """Return the bits in which MatMulNBits stores a code of a blockwise precision."""
+    return offset.SLOTS[precision.bits] if has_offsets(precision) else precision.bits
 
 
 def stored_parts(slot: Slot, precision: Precision) -> dict[str, Stored]:
@@ -118,6 +129,8 @@ def _follows(slot: Slot, precision: Precision, dtype: str) -> str:
     tensor = slot.tensor
     if isinstance(tensor, EncodedTensor):
         return _own(tensor, dtype) if tensor.precision == precision else dtype
+    if has_offsets(precision):
+        return dtype
     narrow = ("float16",) if precision.granularity != "group" or is_hqq(precision) else ("float16", "bfloat16")
     return tensor.dtype if dtype == "float32" and tensor.dtype in narrow else dtype
 
@@ -164,6 +177,8 @@ __all__ = [
     "PACKED",
     "Stored",
     "can_hold",
+    "code_bits",
+    "has_offsets",
     "is_blockwise",
     "is_hqq",
     "storable",

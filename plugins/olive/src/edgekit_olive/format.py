@@ -16,9 +16,8 @@ import attrs
 from edgekit.architectures import Model, check_tensors
 from edgekit.architectures.hf import config_from_hf, hf_names
 from edgekit.artifact import Artifact, Layout
-from edgekit.bridges import first_exact
 from edgekit.errors import EdgekitError, UnsupportedModelError
-from edgekit.files.foreign import read_object
+from edgekit.files.foreign import member, read_object
 from edgekit.files.reader import Reader, read_start
 from edgekit.formats import carried
 from edgekit.manifest import Manifest, read_manifest
@@ -26,7 +25,8 @@ from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Plan, Slot
 from edgekit.tensor import AnyTensor, EncodedTensor
 from edgekit.tokenizer import from_hf_directory
-from edgekit_olive.bridge import candidates
+from edgekit_olive import genai
+from edgekit_olive.bridge import carried as converted
 from edgekit_olive.elements import storable
 from edgekit_olive.graph import DIALECT, refuse_lacking
 from edgekit_olive.reading import parse, tensors
@@ -72,7 +72,7 @@ class OnnxFormat:
         return Artifact(
             path=path,
             format=self.name,
-            files=(*parsed.files, graph, *(carried(directory) if whole else ())),
+            files=(*parsed.files, graph, *(_beside(directory) if whole else ())),
             config=config,
             tensors=found,
             load_model=cache(lambda: _model(config, found, path)),
@@ -90,7 +90,7 @@ class OnnxFormat:
         """
         model = source.model
         refuse_lacking(model.config)
-        slots = (_slot(name, role, model.tensors[role]) for role, name in hf_names(model.config).items())
+        slots = (_slot(name, role, model.tensors[role], self.fused) for role, name in hf_names(model.config).items())
         return Layout(tuple(slots), source, model)
 
     def sizes(self, layout: Layout) -> OnnxSizes:
@@ -130,16 +130,22 @@ class PortableFormat(OnnxFormat):
         return DIALECT.encode() in end and b"portable" in end
 
 
-def _slot(name: str, role: str, tensor: AnyTensor) -> Slot:
-    stored = _stored(tensor)
+def _beside(directory: Path) -> tuple[Path, ...]:
+    """Return a directory's files besides graph and weights."""
+    told = member(directory, genai.CONFIG)
+    return (*carried(directory), *(() if told is None else (told,)))
+
+
+def _slot(name: str, role: str, tensor: AnyTensor, fused: bool) -> Slot:
+    stored = _stored(tensor, fused)
     return Slot(name, role, stored, _kept(stored))
 
 
-def _stored(tensor: AnyTensor) -> AnyTensor:
+def _stored(tensor: AnyTensor, fused: bool) -> AnyTensor:
     """Return the tensor in a precision of ONNX Runtime's with the same values; if there is none, unchanged."""
     if not isinstance(tensor, EncodedTensor) or storable(tensor.precision):
         return tensor
-    return first_exact(tensor, candidates(tensor)) or tensor
+    return converted(tensor, fused) or tensor
 
 
 def _kept(tensor: AnyTensor) -> Precision:

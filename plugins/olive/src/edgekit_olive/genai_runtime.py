@@ -14,13 +14,12 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.architectures import ModelConfig
 from edgekit.architectures.rope import turns_change
@@ -28,7 +27,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import InvalidFileError, ResourceError, UnsupportedModelError, UsageError
 from edgekit.files.foreign import read_object, shown
 from edgekit.files.memory import refuse_shortage
-from edgekit.runtime import Sampling, TextRuntime
+from edgekit.runtime import TextRuntime
 from edgekit.runtime.graphs import DecoderGraph
 from edgekit.typing import F32, I64
 from edgekit_olive.genai import CONFIG
@@ -112,17 +111,21 @@ class GenaiRuntime(TextRuntime):
     name = "onnxruntime-genai"
 
     def __init__(self, artifact: Artifact, options: Options) -> None:
-        self.artifact, self.options = artifact, options
+        self.artifact, self.options, self.most_context = artifact, options, options.context
         self._model = read_config(artifact.path)
         self._config = known_config(artifact)
         self._lock = threading.RLock()
         self._graph: _Generator | None = _Generator.open(artifact.path, options, self.context, padding_ids(self._model))
 
-    @property
-    def context(self) -> int:
-        """The largest number of tokens: as requested, and at most what the configuration has."""
+    def longest(self) -> int:
+        """Return the number of tokens that the configuration has."""
         most: int = self._model["context_length"]
-        return most if self.options.context is None else min(most, self.options.context)
+        return most
+
+    def vocabulary(self) -> int:
+        """See `edgekit.runtime.TextRuntime.vocabulary`."""
+        count: int = self._model["vocab_size"]
+        return count
 
     def description(self) -> dict[str, Any]:
         """Return the device, the context in tokens, and the version of onnxruntime-genai."""
@@ -132,50 +135,20 @@ class GenaiRuntime(TextRuntime):
             "onnxruntime-genai": genai().__version__,
         }
 
-    def logits(self, tokens: npt.ArrayLike) -> F32:
-        """Return the logits of every next token, float32 [n, vocab] or [batch, n, vocab], for ids [n] or [batch, n].
-
-        Raises:
-            UsageError: there are no tokens, or they are not integers, or not in the vocabulary.
-            ContextOverflowError: there are more tokens than the context holds.
-        """
-        ids = self.checked_ids(tokens, self._model["vocab_size"], batch=True)
-        self.room(ids.shape[-1], None)
+    def rows(self, ids: I64) -> F32:
+        """See `edgekit.runtime.TextRuntime.rows`."""
         with self._lock:
-            rows = [self._loaded().scores(row) for row in np.atleast_2d(ids)]
-        return np.stack(rows).reshape(*ids.shape, -1)
+            return np.stack([self._loaded().scores(row) for row in ids])
 
-    def tokens(
-        self, prompt: Sequence[int], *, max_tokens: int | None = None, sampling: Sampling | None = None
-    ) -> Iterator[int]:
-        """Yield the token ids that continue a prompt; ends only after `max_tokens`, not at an end token.
-
-        Raises:
-            UsageError: the prompt is empty, or its ids are not integers, or not in the vocabulary.
-            ContextOverflowError: the prompt and `max_tokens` together are longer than the context.
-            ResourceError: the device fails to compute, for example for lack of memory.
-        """
-        ids = self.checked_ids(prompt, self._model["vocab_size"]).tolist()
-        choose = (sampling or Sampling()).sampler(ids)
-        return self._continue(ids, self.room(len(ids), max_tokens), choose)
-
-    def _continue(self, ids: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
-        for _ in range(count):
-            with self._lock:
-                token = choose(self._loaded().continued(ids, self._config))
-            yield token
-            ids.append(token)
+    def after(self, ids: list[int]) -> F32:
+        """See `edgekit.runtime.TextRuntime.after`."""
+        with self._lock:
+            return self._loaded().continued(ids, self._config).copy()  # GenAI's own, which the next step overwrites
 
     def close(self) -> None:
         """Release the model; may be called more than once."""
         with self._lock:
             self._graph = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _loaded(self) -> _Generator:
         if self._graph is None:

@@ -54,6 +54,22 @@ def states_of(proto: Any) -> str | None:
     return found.get(STATES)
 
 
+def multiplies_out(proto: Any) -> bool:
+    """Return whether ONNX Runtime decodes weights of 8 bits to float32 in each run.
+
+    It does where only the weights are quantized, with a scale a row or one: blocks become MatMulNBits, and products of
+    quantized activations take the codes.
+    """
+    constants = {tensor.name for tensor in proto.graph.initializer if len(tensor.dims) > 1}
+    kinds = {node.op_type for node in proto.graph.node}
+    return "QuantizeLinear" not in kinds and any(
+        node.op_type == "DequantizeLinear"
+        and node.input[0] in constants
+        and not any(each.name == "block_size" and each.i for each in node.attribute)
+        for node in proto.graph.node
+    )
+
+
 def _give(graph: Any, states: str) -> None:
     """Make the hidden states the first output instead of the logits; ONNX Runtime drops what only those need."""
     library = onnx()
@@ -78,4 +94,4 @@ def _cut(graph: Any, states: str) -> None:
     graph.node.insert(place + 1, node)
 
 
-__all__ = ["Variant", "exact", "states_of", "variant"]
+__all__ = ["Variant", "exact", "multiplies_out", "states_of", "variant"]

@@ -31,6 +31,7 @@ from edgekit.errors import (
     MissingPluginError,
     NonFiniteError,
     PluginError,
+    QualityGateError,
     ResourceError,
     UnsupportedModelError,
     UsageError,
@@ -56,6 +57,7 @@ ERRORS: Mapping[str, type[Exception]] = {
     "usage": UsageError,
     "missing": MissingPluginError,
     "nonfinite": NonFiniteError,
+    "goals": QualityGateError,
     "memory": ResourceError,
     "failed": UnsupportedModelError,
 }

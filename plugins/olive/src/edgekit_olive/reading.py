@@ -3,9 +3,10 @@
 A quantized weight is recognised by the operator that decodes it, whatever program wrote the graph: MatMulNBits and
 GatherBlockQuantized with constant codes, MatMulBnb4 (bitsandbytes' 4-bit floats), DequantizeLinear of constant codes
 with a grid of `edgekit.reference.onnx`, and products of integers (MatMulInteger, QLinearMatMul and what ONNX Runtime
-fuses of them). It has the name of the codes without ``.B``, ``.codes``, ``_quantized``, ``_Q4`` or ``_Bnb4``. The
-matrix of a product has its rows and columns exchanged: [out, in] as everywhere in edgekit. Codes in a precision that
-edgekit lacks are read as integers.
+fuses of them). Constants that are added to multiples of the scales are offsets (`edgekit_olive.offset`). A weight has
+the name of the codes without ``.B``, ``.codes``, ``_quantized``, ``_Q4`` or ``_Bnb4``. The matrix of a product has its
+rows and columns exchanged: [out, in] as everywhere in edgekit. Codes in a precision that edgekit lacks are read as
+integers.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from edgekit.typing import F32, Array
 from edgekit_olive.dialect import inward
 from edgekit_olive.elements import ELEMENTS, PACKED
 from edgekit_olive.library import onnx
+from edgekit_olive.offset import SLOTS
 from edgekit_olive.weights import EXPERT
 
 #: Largest size in bytes of a graph without its weights' file: protobuf's limit.
@@ -61,7 +63,7 @@ _DTYPES = {name: dtype for dtype, name in ELEMENTS.items()}
 
 @attrs.frozen
 class Constant:
-    """An initializer.
+    """An initializer, or the value of a Constant node.
 
     Attributes:
         name: its name in the graph.
@@ -98,7 +100,8 @@ class Parsed:
     Attributes:
         path: the graph's file.
         proto: the `onnx.ModelProto`.
-        constants: the constants by name, in the file's order.
+        constants: the initializers by name, in the file's order, then the constants of graphs inside it (branches of
+            If, bodies of Loop and Scan), whose names get a number where they are not unique.
         files: the files with the constants' bytes, beside the graph.
     """
 
@@ -130,11 +133,42 @@ def parse(path: Path) -> Parsed:
     files: dict[str, Reader] = {}
     constants: dict[str, Constant] = {}
     for tensor in proto.graph.initializer:
-        constant = _constant(tensor, path, files)
+        constant = _constant(tensor, tensor.name, path, files)
         if constant.name in constants:
             raise InvalidFileError(f"{path}: two constants are called {_named(constant.name)}; {CURE}")
         constants[constant.name] = constant
+    again: dict[str, int] = {}
+    for name, tensor in _inner(proto.graph):
+        own = name
+        while own in constants:  # branches may call theirs alike
+            again[name] = again.get(name, 1) + 1
+            own = f"{name}.{again[name]}"
+        constants[own] = _constant(tensor, own, path, files)
     return Parsed(path, proto, constants, tuple(path.parent / name for name in files))
+
+
+def graphs_of(graph: Any) -> Iterator[Any]:
+    """Yield an `onnx.GraphProto` and the graphs inside it: branches of If, bodies of Loop and Scan."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            inner = [attribute.g] if attribute.HasField("g") else []
+            for each in (*inner, *attribute.graphs):
+                yield from graphs_of(each)
+
+
+def _inner(whole: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the constants of the graphs inside a graph, initializers or values of Constant nodes, by name.
+
+    Of the graph itself the values of Constant nodes that lie in a file.
+    """
+    for graph in graphs_of(whole):
+        if graph is not whole:
+            yield from ((tensor.name, tensor) for tensor in graph.initializer)
+        for node in graph.node:
+            if node.op_type == "Constant" and node.output:
+                tensors = [each.t for each in node.attribute if each.HasField("t")]
+                yield from ((node.output[0], each) for each in tensors if graph is not whole or each.external_data)
 
 
 def _content(path: Path) -> bytes:
@@ -146,12 +180,12 @@ def _content(path: Path) -> bytes:
 
 def _check_names(proto: Any, path: Path) -> None:
     """Raise an error for names that are not UTF-8, which protobuf returns as bytes."""
-    graph = proto.graph
-    names = [name for node in graph.node for name in (*node.input, *node.output, node.op_type, node.domain)]
-    names += [tensor.name for tensor in graph.initializer]
-    names += [
-        text for tensor in graph.initializer for entry in tensor.external_data for text in (entry.key, entry.value)
-    ]
+    names: list[object] = []
+    for graph in graphs_of(proto.graph):
+        names += [name for node in graph.node for name in (*node.input, *node.output, node.op_type, node.domain)]
+        held = [*graph.initializer, *(each.t for node in graph.node for each in node.attribute if each.HasField("t"))]
+        names += [tensor.name for tensor in held]
+        names += [text for tensor in held for entry in tensor.external_data for text in (entry.key, entry.value)]
     names += [text for entry in proto.metadata_props for text in (entry.key, entry.value)]
     names += [opset.domain for opset in proto.opset_import]
     if not all(isinstance(name, str) for name in names):
@@ -177,9 +211,8 @@ def _named(name: str) -> str:
     return readable(name) if name.isprintable() and len(name) <= _LONGEST else shown(name)
 
 
-def _constant(tensor: Any, path: Path, files: dict[str, Reader]) -> Constant:
-    library = onnx()
-    name, shape = tensor.name, tuple(tensor.dims)
+def _constant(tensor: Any, name: str, path: Path, files: dict[str, Reader]) -> Constant:
+    library, shape = onnx(), tuple(tensor.dims)
     where = f"{path}: constant {_named(name)}"
     if any(size < 0 for size in shape) or math.prod(shape) >= 1 << 62:
         raise InvalidFileError(f"{where} has the shape {list(shape)}; {CURE}")
@@ -188,7 +221,7 @@ def _constant(tensor: Any, path: Path, files: dict[str, Reader]) -> Constant:
     except ValueError as error:
         raise UnsupportedModelError(f"{where} has the unknown type {tensor.data_type}; pip install -U onnx") from error
     if tensor.data_location == library.TensorProto.EXTERNAL:
-        return _external(tensor, element, shape, path, files)
+        return _external(tensor, name, element, shape, path, files)
     if element in _DTYPES or element in PACKED:
         content = tensor.raw_data or _typed(tensor, where)
         wanted = constant_bytes(element, shape)
@@ -212,8 +245,10 @@ def _typed(tensor: Any, where: str) -> bytes:
     return made
 
 
-def _external(tensor: Any, element: str, shape: tuple[int, ...], path: Path, files: dict[str, Reader]) -> Constant:
-    where = f"{path}: constant {_named(tensor.name)}"
+def _external(
+    tensor: Any, name: str, element: str, shape: tuple[int, ...], path: Path, files: dict[str, Reader]
+) -> Constant:
+    where = f"{path}: constant {_named(name)}"
     given = {entry.key: entry.value for entry in tensor.external_data}
     location = given.get("location", "")
     if location not in files:
@@ -227,7 +262,7 @@ def _external(tensor: Any, element: str, shape: tuple[int, ...], path: Path, fil
         raise InvalidFileError(
             f"{where} ends at {offset + wanted:,} of {path.parent / location}, which has {size:,} bytes; {CURE}"
         )
-    return Constant(tensor.name, element, shape, files[location], offset)
+    return Constant(name, element, shape, files[location], offset)
 
 
 def _beside(directory: Path, location: str, where: str) -> Path:
@@ -261,7 +296,9 @@ def tensors(parsed: Parsed) -> dict[str, AnyTensor]:
     """
     read: dict[str, AnyTensor] = {}
     used: set[str] = set()
-    for weight in _quantized(parsed):
+    offsets = _offsets(parsed)
+    for plain in _quantized(parsed):
+        weight = _shifted(plain, offsets) if isinstance(plain, _Weight) else plain
         used |= {part.name for part in weight.parts.values()}
         read.setdefault(weight.name, weight.tensor())
     for name, constant in parsed.constants.items():
@@ -472,8 +509,10 @@ def _joined(
     given: Mapping[str, int],
 ) -> Iterator[_Weight]:
     """Yield the weights of a MatMulNBits whose codes, scales and zero points are joined of several weights'."""
-    columns = [joints.get(name, ()) for name in node.input[1:4]]
+    columns = [joints[name] for name in node.input[1:4] if name in joints]
     if len({len(column) for column in columns}) > 1:
+        return
+    if len(columns) < 2:
         return
     for codes, scales, *zero in zip(*(map(constant, column) for column in columns), strict=True):
         bits, block = given.get("bits", 4), given.get("block_size", 0)
@@ -515,6 +554,35 @@ def _origins(name: str, makers: Mapping[str, Any], parsed: Parsed) -> list[Const
         ]
     found = [parsed.constants.get(each) for each in names]
     return [] if None in found else found
+
+
+def _offsets(parsed: Parsed) -> dict[str, tuple[Constant, int]]:
+    """Return the offsets that are added to multiples of scales, and the bits of the codes, by the scales' names."""
+    nodes = [node for node in parsed.proto.graph.node if len(node.input) == 2 and node.output]
+    multiples = {node.output[0]: node.input for node in nodes if node.op_type == "Mul"}
+    found: dict[str, tuple[Constant, int]] = {}
+    for node in nodes:
+        offsets, factors = parsed.constants.get(node.input[0]), multiples.get(node.input[1])
+        if node.op_type == "Add" and offsets is not None and factors is not None:
+            middle = parsed.constants.get(factors[1])
+            if middle is not None and (middle.element, middle.shape) == ("FLOAT", ()):
+                value = float(middle.read(0, 4).view(np.float32)[0])
+                bits = next((each for each in SLOTS if value == 1 << (each - 1)), 0)
+                found |= {factors[0]: (offsets, bits)} if bits else {}
+    return found
+
+
+def _shifted(weight: _Weight, offsets: Mapping[str, tuple[Constant, int]]) -> _Weight:
+    """Return a weight with the offsets of its blocks, if the graph adds some."""
+    scales = weight.parts.get("scales")
+    if scales is None or scales.name not in offsets or not weight.precision.kind.startswith("int"):
+        return weight
+    constant, bits = offsets[scales.name]
+    precision = _precision(f"onnx:offset{bits}-g{weight.precision.block}")
+    if precision is None or SLOTS[bits] != weight.precision.bits:
+        return weight
+    shifted = attrs.evolve(weight, precision=precision, parts={**weight.parts, "offsets": constant})
+    return shifted if _agrees(shifted) else weight
 
 
 def _sliced(parsed: Parsed, name: str) -> int:
@@ -646,4 +714,4 @@ def _stem(name: str) -> str:
     return next((name.removesuffix(suffix) for suffix in _SUFFIXES if name.endswith(suffix)), name)
 
 
-__all__ = ["LIMIT", "TRANSPOSED", "Constant", "Parsed", "constant_bytes", "parse", "tensors"]
+__all__ = ["LIMIT", "TRANSPOSED", "Constant", "Parsed", "constant_bytes", "graphs_of", "parse", "tensors"]

@@ -14,13 +14,13 @@ import numpy as np
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidFileError, MissingPluginError, QualityGateError, UnsupportedModelError, UsageError
 from edgekit.evaluation.samples import Input, Samples, read
-from edgekit.files.digests import sha256
+from edgekit.files.digests import digests
 from edgekit.files.foreign import member
 from edgekit.formats import carried
 from edgekit.manifest import Manifest
 from edgekit.pipeline import open_artifact
 from edgekit_olive.library import onnx
-from edgekit_olive.reading import parse
+from edgekit_olive.reading import graphs_of, parse
 from edgekit_olive.writer import MODEL, graph_file
 
 _HF_INPUTS = tuple(Input(name, (None, None), "int64") for name in ("input_ids", "attention_mask"))
@@ -89,9 +89,10 @@ def copy_graph(graph: Path, to: Path, name: str) -> None:
 
 
 def _tensors(proto: Any) -> Iterable[Any]:
-    yield from proto.graph.initializer
-    for node in proto.graph.node:
-        yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
+    for graph in graphs_of(proto.graph):
+        yield from graph.initializer
+        for node in graph.node:
+            yield from (attribute.t for attribute in node.attribute if attribute.HasField("t"))
 
 
 def carry(source: Artifact, to: Path) -> None:
@@ -170,8 +171,7 @@ def open_result(path: Path, kind: str) -> Artifact:
 
 def make_manifest(source: Artifact, recipe: str, quality: Mapping[str, Any], notes: Mapping[str, str]) -> Manifest:
     """Return the manifest of a pass's result."""
-    sources = {file.name: sha256(file) for file in source.files}
-    return Manifest(sources=sources, recipe=recipe, versions=_versions(), quality=quality, notes=notes)
+    return Manifest(sources=digests(source.files), recipe=recipe, versions=_versions(), quality=quality, notes=notes)
 
 
 def _versions() -> dict[str, str]:

@@ -7,12 +7,11 @@ ONNX Runtime's memory from token to token.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.architectures import FAMILIES, ModelConfig
 from edgekit.architectures.blocks import NO_PREDICTION
@@ -26,10 +25,10 @@ from edgekit.errors import (
     UsageError,
 )
 from edgekit.files.memory import refuse_shortage
-from edgekit.runtime import Prompt, Sampling, TextRuntime
+from edgekit.runtime import Prompt, TextRuntime
 from edgekit.runtime.graphs import DecoderGraph, Port, checked_inputs
 from edgekit.typing import F32, I64, Array
-from edgekit_olive.graphs import Variant, states_of, variant
+from edgekit_olive.graphs import Variant, multiplies_out, states_of, variant
 from edgekit_olive.graphs import exact as exact_graph
 from edgekit_olive.library import last_line, onnxruntime
 from edgekit_olive.options import Options
@@ -90,7 +89,7 @@ class OnnxRuntime(TextRuntime):
     name = "onnxruntime"
 
     def __init__(self, artifact: Artifact, options: Options) -> None:
-        self.artifact, self.options = artifact, options
+        self.artifact, self.options, self.most_context = artifact, options, options.context
         self._path = graph_file(artifact.path)
         proto = parse(self._path).proto
         self._proto: Any = exact_graph(proto) if options.exact else proto
@@ -127,11 +126,13 @@ class OnnxRuntime(TextRuntime):
 
     # Decoders.
 
-    @property
-    def context(self) -> int:
-        """The largest number of tokens: as requested, and at most what the model was trained for."""
-        most = self._decoder().context
-        return most if self.options.context is None else min(most, self.options.context)
+    def longest(self) -> int:
+        """See `edgekit.runtime.TextRuntime.longest`."""
+        return self._decoder().context
+
+    def vocabulary(self) -> int:
+        """See `edgekit.runtime.TextRuntime.vocabulary`."""
+        return self._predicting().vocab
 
     def description(self) -> dict[str, Any]:
         """Return the execution providers in order of preference, the context in tokens, and onnxruntime's version."""
@@ -143,42 +144,19 @@ class OnnxRuntime(TextRuntime):
             "onnxruntime": onnxruntime().__version__,
         }
 
-    def logits(self, tokens: npt.ArrayLike) -> F32:
-        """Return the logits of every next token, float32 [n, vocab] or [batch, n, vocab], for ids [n] or [batch, n].
-
-        Raises:
-            UsageError: there are no tokens, or they are not integers, or not in the vocabulary.
-            ContextOverflowError: there are more tokens than the context holds.
-        """
-        ids = self.checked_ids(tokens, self._predicting().vocab, batch=True)
-        self.room(ids.shape[-1], None)
+    def rows(self, ids: I64) -> F32:
+        """See `edgekit.runtime.TextRuntime.rows`."""
         session = self._session("all")
         with self._lock:
             session.forget()
-            scores = session.step(np.atleast_2d(ids))
+            scores = session.step(ids)
             session.forget()
-        return scores.reshape(*ids.shape, -1)
+        return scores
 
-    def tokens(
-        self, prompt: Sequence[int], *, max_tokens: int | None = None, sampling: Sampling | None = None
-    ) -> Iterator[int]:
-        """Yield the token ids that continue a prompt; ends only after `max_tokens`, not at an end token.
-
-        Raises:
-            UsageError: the prompt is empty, or its ids are not integers, or not in the vocabulary.
-            ContextOverflowError: the prompt and `max_tokens` together are longer than the context.
-            ResourceError: the device fails to compute, for example for lack of memory.
-        """
-        ids = self.checked_ids(prompt, self._predicting().vocab).tolist()
-        choose = (sampling or Sampling()).sampler(ids)
-        return self._continue(ids, self.room(len(ids), max_tokens), choose)
-
-    def _continue(self, ids: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
-        for _ in range(count):
-            with self._lock:
-                token = choose(self._session(self._stepping).after(ids, self._decoder()))
-            yield token
-            ids.append(token)
+    def after(self, ids: list[int]) -> F32:
+        """See `edgekit.runtime.TextRuntime.after`."""
+        with self._lock:
+            return self._session(self._stepping).after(ids, self._decoder())
 
     def embed(self, text: Prompt) -> F32:
         """Return the embedding of a text or token ids, float32 [dim], of length 1, pooled as the files specify.
@@ -203,12 +181,6 @@ class OnnxRuntime(TextRuntime):
         """Release the sessions; may be called more than once."""
         with self._lock:
             self._sessions = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _session(self, which: Variant) -> _Session:
         with self._lock:
@@ -247,6 +219,8 @@ class _Session(DecoderGraph):
     def open(cls, path: Path, proto: Any, options: Options) -> _Session:
         library, wanted = onnxruntime(), options.session()
         wanted.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        # From the second run of a shape on, a memory pattern keeps one block for everything: the decoded weights again.
+        wanted.enable_mem_pattern = not multiplies_out(proto)
         providers = options.providers()
         try:
             session = library.InferenceSession(proto.SerializeToString(), wanted, providers=providers)

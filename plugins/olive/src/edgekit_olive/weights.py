@@ -10,7 +10,7 @@ import attrs
 
 from edgekit.precision import Precision
 from edgekit_olive.builder import Builder
-from edgekit_olive.elements import Stored, is_blockwise, is_hqq
+from edgekit_olive.elements import Stored, code_bits, has_offsets, is_blockwise, is_hqq
 from edgekit_olive.library import onnx
 
 #: The file of the weights, beside the graph.
@@ -63,6 +63,8 @@ class GraphWeights:
     weights: Mapping[str, Weight]
     fused: bool
     _values: dict[str, str] = attrs.field(factory=dict, init=False)
+    _sums: dict[tuple[str, int], str] = attrs.field(factory=dict, init=False)
+    _shifted: dict[str, str] = attrs.field(factory=dict, init=False)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -104,8 +106,11 @@ class GraphWeights:
         if "zero_points" in weights[0].parts:
             zeros = (self._zero(weight) for weight in weights)
             parts.append(builder.op("Concat", *zeros, axis=0))
-        rows = sum(weight.shape[0] for weight in weights)
-        out = self._nbits(x, parts, weights[0].precision, (rows, weights[0].shape[1]))
+        shape = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
+        out = self._nbits(x, parts, weights[0].precision, shape)
+        if has_offsets(weights[0].precision):
+            offsets = builder.op("Concat", *map(self._around, weights), axis=0)
+            out = self._added(out, x, offsets, weights[0])
         biases = [f"{role.removesuffix('.weight')}.bias" for role in roles]
         if biases[0] not in self.weights:
             return out
@@ -125,6 +130,7 @@ class GraphWeights:
             and {weight.precision for weight in stacks} == {precision}
             and is_blockwise(precision)
             and not is_hqq(precision)
+            and not has_offsets(precision)
             and precision.bits in (2, 4)
             and all(len(weight.shape) == 3 and not weight.shape[2] % (precision.block or 1) for weight in stacks)
             and not any(f"{role.removesuffix('.weight')}.bias" in self.weights for role in roles)
@@ -215,21 +221,58 @@ class GraphWeights:
         parts = [self._constant(weight, "B", expert), self._scale(weight, "scales", expert)]
         if "zero_points" in weight.parts:
             parts.append(self._zero(weight, expert))
-        return self._nbits(x, parts, weight.precision, weight.shape[-2:], output)
+        if not has_offsets(weight.precision):
+            return self._nbits(x, parts, weight.precision, weight.shape[-2:], output)
+        codes = self._nbits(x, parts, weight.precision, weight.shape[-2:])
+        return self._added(codes, x, self._around(weight, expert), weight, output)
 
     def _nbits(
         self, x: str, parts: Sequence[str], precision: Precision, shape: Sequence[int], output: str | None = None
     ) -> str:
         rows, cols = shape
         return self.builder.fused(
-            *("MatMulNBits", x, *parts),
+            *("MatMulNBits", x, *parts, *self._middle(precision, rows, cols)),
             output=output,
             K=cols,
             N=rows,
-            bits=precision.bits,
+            bits=code_bits(precision),
             block_size=precision.block,
             accuracy_level=FAST,
         )
+
+    # Blocks with offsets; see `edgekit_olive.offset`.
+
+    def _middle(self, precision: Precision, rows: int, cols: int) -> list[str]:
+        """Return zero points at the middle of the codes of blocks with offsets; none where the operator's are there."""
+        width = code_bits(precision)
+        if not has_offsets(precision) or width == precision.bits:
+            return []
+        middle = 1 << (precision.bits - 1)
+        byte = sum(middle << low for low in range(0, 8, width))
+        shape = self.builder.ints([rows, -(-cols // (precision.block or cols) * width // 8)])
+        value = onnx().helper.make_tensor("value", onnx().TensorProto.UINT8, [1], [byte])
+        return [self.builder.op("ConstantOfShape", shape, value=value)]
+
+    def _around(self, weight: Weight, expert: int | None = None) -> str:
+        """Return each block's value at the middle of its codes, [rows, blocks], which the runtime computes once."""
+        scales, offsets = self._constant(weight, "scales", expert), self._constant(weight, "offsets", expert)
+        if offsets not in self._shifted:
+            middle = self.builder.floats(float(1 << (weight.precision.bits - 1)))
+            moved = self.builder.op("Mul", scales, middle)
+            self._shifted[offsets] = self.builder.op("Add", offsets, moved)
+        return self._shifted[offsets]
+
+    def _added(self, product: str, x: str, offsets: str, weight: Weight, output: str | None = None) -> str:
+        """Return the product of x with codes, plus that of the sums of its blocks with offsets [rows, blocks]."""
+        block = weight.precision.block or 1
+        if (x, block) not in self._sums:
+            builder = self.builder
+            shape = builder.op("Concat", builder.op("Shape", x, end=-1), builder.ints([-1, block]), axis=0)
+            self._sums[x, block] = builder.op(
+                "ReduceSum", builder.op("Reshape", x, shape), builder.ints([-1]), keepdims=0
+            )
+        share = self.builder.fused("FusedMatMul", self._sums[x, block], offsets, transB=1)
+        return self.builder.op("Add", product, share, output=output)
 
     def _gathered(self, weight: Weight, ids: str) -> str:
         """Return rows decoded by GatherBlockQuantized, truncated from whole blocks to the row length."""
@@ -240,16 +283,27 @@ class GraphWeights:
         if "zero_points" in weight.parts:
             parts.append(self._constant(weight, "zero_points"))
         found = builder.fused(
-            *("GatherBlockQuantized", *parts),
-            bits=precision.bits,
+            *("GatherBlockQuantized", *parts, *self._middle(precision, rows, cols)),
+            bits=code_bits(precision),
             block_size=precision.block,
             gather_axis=0,
             quantize_axis=1,
         )
         assert precision.block is not None
+        if has_offsets(precision):
+            return self._moved(found, ids, weight)
         if cols % precision.block == 0:
             return found
         return builder.op("Slice", found, *map(builder.ints, ([0], [cols], [-1])))
+
+    def _moved(self, rows: str, ids: str, weight: Weight) -> str:
+        """Return rows [..., cols] of decoded codes with the offsets of their blocks."""
+        builder, cols, block = self.builder, weight.shape[1], weight.precision.block or 1
+        shape = builder.op("Shape", ids)
+        apart = builder.op("Concat", shape, builder.ints([cols // block, block]), axis=0)
+        offsets = builder.op("Unsqueeze", builder.op("Gather", self._around(weight), ids, axis=0), builder.ints([-1]))
+        moved = builder.op("Add", builder.op("Reshape", rows, apart), offsets)
+        return builder.op("Reshape", moved, builder.op("Concat", shape, builder.ints([cols]), axis=0))
 
     def _picked(self, weight: Weight, ids: str) -> str:
         """Return decoded rows of codes with one scale per row or per tensor."""

@@ -188,7 +188,9 @@ def run_workflow(job: Mapping[str, Any]) -> dict[str, Any]:
     """
     model, output = _handler(job["model"]), Path(job["output"]).parent
     places = {"output_dir": str(output), "cache_dir": str(output.parent / "cache"), "log_to_file": False}
-    config = {**job["config"], "input_model": model.to_json(), **places}
+    described = model.to_json()
+    given = {key: value for key, value in described["config"].items() if value is not None}  # Olive reads into some
+    config = {**job["config"], "input_model": {**described, "config": given}, **places}
     _mend()
     os.chdir(job["folder"])  # the file's paths are relative to it
     try:
@@ -197,12 +199,15 @@ def run_workflow(job: Mapping[str, Any]) -> dict[str, Any]:
         raise FailureError("usage", _invalid(error, {})) from error
     finally:
         os.chdir(output)
+    nodes = made.footprint.nodes if made is not None else {}
+    evaluated = [node.metrics for node in nodes.values() if node.parent_model_id and node.metrics]
+    if evaluated and not any(metrics.if_goals_met for metrics in evaluated):
+        raise FailureError("goals", "no model that Olive's engine made meets the goals of the file")
     best = made.get_best_candidate() if made is not None and made.has_output_model() else None
     if best is None:
         raise FailureError("failed", "Olive's engine gives no model; its log says which pass or goal failed")
     settings = importlib.import_module("olive.model.config.model_config").ModelConfig
     chosen = settings.model_validate(best.olive_model_config).create_model()
-    nodes = made.footprint.nodes
     if not nodes[best.model_id].parent_model_id:
         raise FailureError(
             "failed", "no model that Olive's engine made is better than the source by the goals of the file"
@@ -219,19 +224,33 @@ def run_workflow(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mend() -> None:
-    """Let olive-ai 0.13.0 read evaluators: one of its enumerations fails on None, instead of refusing it."""
+    """Mend two faults of olive-ai 0.13.0.
+
+    It cannot read evaluators, because one of its enumerations fails on None instead of refusing it; and it ignores
+    goals that are thresholds, unless another goal is relative to the source.
+    """
     enumeration = importlib.import_module("olive.common.config_utils").CaseInsensitiveEnum
     original = enumeration._missing_.__func__
     enumeration._missing_ = classmethod(lambda cls, value: None if value is None else original(cls, value))
+    engine = importlib.import_module("olive.engine").Engine
+    key, resolve = importlib.import_module("olive.evaluator.metric_result").joint_metric_key, engine.resolve_goals
+
+    def resolved(self: Any, model: Any, model_id: str, metrics: list[Any], device: Any) -> dict[str, Any]:
+        found: dict[str, Any] = resolve(self, model, model_id, metrics, device)
+        goals = ((m.name, name, goal) for m in metrics for name, goal in m.get_sub_type_info("goal").items())
+        return found or {key(metric, name): goal.value for metric, name, goal in goals if goal is not None}
+
+    engine.resolve_goals = resolved
 
 
 def _candidate(made: Any, model_id: str, frontier: bool, chosen: bool) -> dict[str, Any]:
-    nodes, steps = made.footprint.nodes, list(made.trace_back_run_history(model_id))
+    nodes, steps = made.footprint.nodes, list(made.footprint.trace_back_run_history(model_id))
     metrics = nodes[model_id].metrics
     return {
         "passes": [nodes[step].from_pass for step in reversed(steps) if nodes[step].from_pass],
         "provider": str(made.from_execution_provider()),
         "metrics": _metrics(metrics.value.to_json() if metrics else None),
+        "meets_goals": metrics.if_goals_met if metrics else True,
         "frontier": frontier,
         "chosen": chosen,
     }

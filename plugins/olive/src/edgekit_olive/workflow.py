@@ -34,16 +34,18 @@ class Candidate:
     """A model that the engine made.
 
     Attributes:
-        passes: the passes that made it, in their order; empty where Olive's footprint does not name them.
+        passes: the passes that made it, in their order.
         provider: the execution provider that it was evaluated with.
         metrics: what the workflow's evaluator measured, by name.
-        frontier: whether no other model is better in every metric.
+        meets_goals: whether it meets every goal of the evaluator; true where there is none.
+        frontier: whether it meets them, and no other model that does is better in every metric.
         chosen: whether it was written.
     """
 
     passes: tuple[str, ...]
     provider: str
     metrics: Mapping[str, float]
+    meets_goals: bool
     frontier: bool
     chosen: bool
 
@@ -89,6 +91,7 @@ def run_workflow(
         UsageError: it names an unknown pass or a remote host, or its model is not on this machine.
         MissingPluginError: olive-ai, or a module that a pass needs, is not installed.
         UnsupportedModelError: a pass cannot run here, or no model came out.
+        QualityGateError: no model meets the goals of the file, or the cosine is below `least_cosine`.
         PluginError: the process ended without a result.
     """
     path = Path(file)

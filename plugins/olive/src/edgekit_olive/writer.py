@@ -6,14 +6,16 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import attrs
+
 from edgekit.artifact import Layout
 from edgekit.errors import UnsupportedModelError, UsageError
 from edgekit.files.atomic import ARTIFACT_FILES
-from edgekit.formats import PlannedDirectory, small_files
-from edgekit.formats.safetensors import to_bytes
+from edgekit.formats import Places, PlannedDirectory, small_files
+from edgekit.formats.safetensors import Part
 from edgekit.manifest import Manifest
 from edgekit.recipe import Assignment, Plan, Slot
-from edgekit.tensor import QuantizedTensor
+from edgekit.typing import Array
 from edgekit_olive import dialect, genai, graph
 from edgekit_olive.elements import EMBEDDINGS, Stored, can_hold, is_hqq
 from edgekit_olive.library import onnx
@@ -59,20 +61,22 @@ class OnnxWriter(PlannedDirectory):
         identity = json.dumps(["onnx", LAYOUT, fused, described]).encode()
         super().__init__(path, plan, manifest, nbytes=data_bytes(self._parts), identity=identity)
 
-    def append(self, tensor: QuantizedTensor, assignment: Assignment) -> str:
-        """Write each part of the tensor at an aligned position; return a note with the positions."""
-        offsets = {}
-        for key, stored in self._parts[self.done].items():
-            data = to_bytes(dialect.outward(tensor.parts[key], key, assignment.precision, self._fused))
-            if data.nbytes != stored.nbytes:
+    def place(self, parts: Mapping[str, Part], assignment: Assignment) -> Places:
+        """Return the aligned position of each part of the tensor, and a note with the positions."""
+        expected = self._parts[self.placed]
+        for key, stored in expected.items():
+            if parts[key].nbytes != stored.nbytes:
                 raise UsageError(
-                    f"{self.path}: part {key} of tensor {tensor.name} has {data.nbytes} bytes, {stored.element} "
-                    f"{list(stored.shape)} takes {stored.nbytes}; encode it from the layout's own tensor"
+                    f"{self.path}: part {key} of tensor {assignment.name} has {parts[key].nbytes} bytes, "
+                    f"{stored.element} {list(stored.shape)} takes {stored.nbytes}; "
+                    "encode it from the layout's own tensor"
                 )
-            self.file.write(bytes(aligned(self.file.offset) - self.file.offset))
-            offsets[key] = self.file.offset
-            self.file.write(data)
-        return json.dumps(offsets)
+        places = Places.in_order([parts[key] for key in expected], self.file.offset, ALIGNMENT)
+        return attrs.evolve(places, note=json.dumps(places.offsets))
+
+    def stored(self, key: str, array: Array, assignment: Assignment) -> Array:
+        """Return a part of some rows as the dialect stores it."""
+        return dialect.outward(array, key, assignment.precision, self._fused)
 
     def small_files(self) -> Iterable[tuple[str, bytes]]:
         """Return the graph, GenAI's configuration, and the files that a Hugging Face directory has besides weights."""

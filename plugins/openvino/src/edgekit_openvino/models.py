@@ -15,7 +15,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import InvalidFileError, MissingPluginError, UnsupportedModelError, UsageError
 from edgekit.evaluation.samples import Input
 from edgekit.files.atomic import AtomicDirectory, AtomicFile, writing
-from edgekit.files.digests import sha256
+from edgekit.files.digests import digests
 from edgekit.files.memory import refuse_shortage
 from edgekit.manifest import Manifest, manifest_path
 from edgekit.pipeline import open_artifact
@@ -213,7 +213,7 @@ def _companions(source: Artifact) -> Iterable[tuple[str, Path]]:
 def make_manifest(source: Artifact | None, recipe: str, quality: Mapping[str, Any]) -> Manifest:
     """Return the manifest of a pass's result; `source` is None if the model did not come from a file."""
     return Manifest(
-        sources={file.name: sha256(file) for file in (source.files if source else ())},
+        sources=digests(source.files if source else ()),
         recipe=recipe,
         versions={name: _version(name) for name in ("edgekit-core", "edgekit-openvino", "nncf", "openvino", "numpy")},
         quality=quality,

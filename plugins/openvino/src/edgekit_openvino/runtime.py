@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.architectures import ModelConfig
 from edgekit.architectures.blocks import NO_PREDICTION
@@ -118,43 +117,31 @@ class OpenVinoRuntime(TextRuntime):
 
     # Decoders.
 
-    @property
-    def context(self) -> int:
-        """The number of tokens in the model's context."""
+    def longest(self) -> int:
+        """See `edgekit.runtime.TextRuntime.longest`."""
         return self._decoder().context
 
-    def logits(self, tokens: npt.ArrayLike) -> F32:
-        """Return the logits of every next token, float32 [n, vocab] or [batch, n, vocab], for ids [n] or [batch, n].
+    def vocabulary(self) -> int:
+        """See `edgekit.runtime.TextRuntime.vocabulary`."""
+        return self._predicting().vocab
 
-        Raises:
-            UsageError: there are no tokens, or they are not integers, or not in the vocabulary.
-            ContextOverflowError: there are more tokens than the context holds.
-            UnsupportedModelError: the model is an encoder.
-        """
-        ids = self.checked_ids(tokens, self._predicting().vocab, batch=True)
-        self.room(ids.shape[-1], None)
+    def rows(self, ids: I64) -> F32:
+        """See `edgekit.runtime.TextRuntime.rows`."""
         graph = self._graph("all")
         with self._lock:
             graph.forget()
-            scores = graph.step(np.atleast_2d(ids))
-        return scores.reshape(*ids.shape, -1)
+            return graph.step(ids)
 
-    def tokens(
-        self, prompt: Sequence[int], *, max_tokens: int | None = None, sampling: Sampling | None = None
-    ) -> Iterator[int]:
-        """Yield the token ids that continue a prompt; ends only after `max_tokens`, not at an end token.
+    def after(self, ids: list[int]) -> F32:
+        """See `edgekit.runtime.TextRuntime.after`."""
+        with self._lock:
+            return self._graph("last").after(ids, self._decoder())
 
-        Raises:
-            UsageError: the prompt is empty, or its ids are not integers, or not in the vocabulary.
-            ContextOverflowError: the prompt and `max_tokens` together are longer than the context.
-            ResourceError: the device fails to compute, for example for lack of memory.
-            UnsupportedModelError: the model is an encoder.
-        """
-        ids = self.checked_ids(prompt, self._predicting().vocab).tolist()
-        count, chosen = self.room(len(ids), max_tokens), sampling or Sampling()
-        if count and chosen.greedy and self._uses_genai(len(ids) + count):
+    def continued(self, ids: list[int], count: int, sampling: Sampling) -> Iterator[int]:
+        """Yield tokens, greedy ones from GenAI; see `edgekit.runtime.TextRuntime.continued`."""
+        if count and sampling.greedy and self._uses_genai(len(ids) + count):
             return self._genai().greedy(ids, count)
-        return self._continue(ids, count, chosen.sampler(ids))
+        return super().continued(ids, count, sampling)
 
     def _genai(self) -> pipeline.Pipeline:
         with self._lock:
@@ -166,13 +153,6 @@ class OpenVinoRuntime(TextRuntime):
                     self.artifact.path, options.device, options.pipeline_with(), mapped(_xml(self.artifact), options)
                 )
             return self._pipeline
-
-    def _continue(self, ids: list[int], count: int, choose: Callable[[F32], int]) -> Iterator[int]:
-        for _ in range(count):
-            with self._lock:
-                token = choose(self._graph("last").after(ids, self._decoder()))
-            yield token
-            ids.append(token)
 
     def embed(self, text: Prompt) -> F32:
         """Return the embedding of a text or token ids, float32 [dim], of length 1, pooled as the files specify.
@@ -193,12 +173,6 @@ class OpenVinoRuntime(TextRuntime):
         """Release the compiled graphs; may be called more than once."""
         with self._lock:
             self._compiled = self._pipeline = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _graph(self, which: Variant) -> _Graph:
         with self._lock:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from edgekit.artifact import Artifact
 from edgekit.errors import counted
+from edgekit.files.digests import has_digest
 from edgekit_workflow.gates.results import GateResult
 from edgekit_workflow.gates.silent import listed
 from edgekit_workflow.gates.subject import Subject
@@ -26,7 +27,8 @@ def source(subject: Subject) -> GateResult:
     given = {name.rpartition("/")[2]: digest for name, digest in subject.hashes[1].items()}
     recorded = manifest.sources
     common = sorted(given.keys() & recorded.keys())
-    changed = [name for name in common if given[name] != recorded[name]]
+    files = {file.name: file for file in subject.source.files}
+    changed = [name for name in common if given[name] != recorded[name] and not has_digest(files[name], recorded[name])]
     if changed:
         detail = (
             f"{listed(changed)} of {subject.source.path.name} changed since the artifact was made, or is another file"
