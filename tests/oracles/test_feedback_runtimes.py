@@ -17,6 +17,9 @@ CASES = [
     ("Q4_K_M", "gguf", "llamacpp", 0.55),
     ("Q2_K_S", "gguf", "llamacpp", 0.65),
     ("INT4_SYM_G32", "openvino", "openvino", 0.5),
+    # Haswell, SkylakeX and Prescott gave 0.31 and 0.17 to 0.18.
+    ("onnx:int4-sym-g32", "onnx", "onnxruntime", 0.45),
+    ("MATMUL_NBITS_2", "onnx", "onnxruntime", 0.35),
 ]
 
 
@@ -50,7 +53,11 @@ def test_it_diverges_less_and_runs(tmp_path, halves, calibration, baseline, reci
         )
         divergence.append(evaluate(small, halves[1], baseline=baseline, context=256).kl_divergence)
     assert divergence[1] <= most * divergence[0]
-    options = {"exact": True} if runtime == "openvino" else {"context": 256, "isolate": False, "cache": "F32"}
+    options = (
+        {"exact": True}
+        if runtime in ("openvino", "onnxruntime")
+        else {"context": 256, "isolate": False, "cache": "F32"}
+    )
     tokens = halves[1][:48]
     with edgekit.load(small, "numpy") as slow, edgekit.load(small, runtime, threads=1, **options) as fast:
         expected, found = slow.logits(tokens), fast.logits(tokens)

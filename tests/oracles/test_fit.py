@@ -16,6 +16,7 @@ ALLOWED = {
     "gguf": ("Q2_K", "IQ4_XS", "Q6_K"),
     "mlx": ("int3-g64", "int4-g64", "int8-g64"),
     "openvino": ("int2-sym-g32", "int4-asym-g32", "int8-asym-channel"),
+    "onnx": ("int2-asym-g32", "int4-sym-g32", "int8-sym-g32"),
 }
 
 
@@ -40,18 +41,26 @@ def test_it_has_the_size(fitted):
 def test_its_runtime_loads_it_and_computes_the_same(fitted):
     tokens = np.array(fitted.artifact.tokenizer.encode(sample.heldout_text()[4000:4200]))
     expected = Transformer(fitted.artifact.model).logits(tokens)[-1]
-    runtime = {"gguf": "llamacpp"}.get(fitted.artifact.format, fitted.artifact.format)
-    options = {"exact": True} if runtime == "openvino" else {}
+    runtime = {"gguf": "llamacpp", "onnx": "onnxruntime"}.get(fitted.artifact.format, fitted.artifact.format)
+    options = {"exact": True} if runtime in ("openvino", "onnxruntime") else {}
     with edgekit.load(fitted.artifact, runtime, **options) as model:
         logits = np.asarray(model.logits(tokens))
     # llama.cpp rounds activations to 8 bits, and MLX computes in the source's bfloat16, as for every other artifact.
-    tolerance = {"llamacpp": 0.1, "mlx": 0.2, "openvino": 1e-3}[runtime]
+    tolerance = {"llamacpp": 0.1, "mlx": 0.2, "openvino": 1e-3, "onnxruntime": 1e-4}[runtime]
     assert np.abs(logits.reshape(-1, len(expected))[-1] - expected).max() <= tolerance * expected.std()
 
 
 @pytest.mark.parametrize(
     ("form", "name"),
-    [("openvino", "INT4_ASYM_G64"), ("openvino", "INT3_SYM_G64"), ("mlx", "mixed_3_6"), ("mlx", "F16")],
+    [
+        ("openvino", "INT4_ASYM_G64"),
+        ("openvino", "INT3_SYM_G64"),
+        ("mlx", "mixed_3_6"),
+        ("mlx", "F16"),
+        ("onnx", "MATMUL_NBITS_4_ASYM"),
+        ("onnx", "onnx:offset4-g32"),
+        ("onnx-portable", "MATMUL_NBITS_8"),
+    ],
 )
 def test_the_size_of_a_directory_is_known_before_it_is_written(source, tmp_path, form, name):
     chosen = find_format(form, tmp_path)

@@ -17,7 +17,7 @@ from edgekit.architectures import Model, check_tensors
 from edgekit.architectures.hf import config_from_hf, hf_names
 from edgekit.artifact import Artifact, Layout
 from edgekit.errors import EdgekitError, UnsupportedModelError
-from edgekit.files.foreign import read_object
+from edgekit.files.foreign import member, read_object
 from edgekit.files.reader import Reader, read_start
 from edgekit.formats import carried
 from edgekit.manifest import Manifest, read_manifest
@@ -25,6 +25,7 @@ from edgekit.precision import Precision, find_precision
 from edgekit.recipe import Plan, Slot
 from edgekit.tensor import AnyTensor, EncodedTensor
 from edgekit.tokenizer import from_hf_directory
+from edgekit_olive import genai
 from edgekit_olive.bridge import carried as converted
 from edgekit_olive.elements import storable
 from edgekit_olive.graph import DIALECT, refuse_lacking
@@ -71,7 +72,7 @@ class OnnxFormat:
         return Artifact(
             path=path,
             format=self.name,
-            files=(*parsed.files, graph, *(carried(directory) if whole else ())),
+            files=(*parsed.files, graph, *(_beside(directory) if whole else ())),
             config=config,
             tensors=found,
             load_model=cache(lambda: _model(config, found, path)),
@@ -127,6 +128,12 @@ class PortableFormat(OnnxFormat):
         except EdgekitError:
             return False  # the format `onnx` reports the error
         return DIALECT.encode() in end and b"portable" in end
+
+
+def _beside(directory: Path) -> tuple[Path, ...]:
+    """Return a directory's files besides graph and weights."""
+    told = member(directory, genai.CONFIG)
+    return (*carried(directory), *(() if told is None else (told,)))
 
 
 def _slot(name: str, role: str, tensor: AnyTensor, fused: bool) -> Slot:
