@@ -70,6 +70,14 @@ def test_calibrated_codes_pass_by_their_error(
     assert "by their error alone" in codes.detail
 
 
+def test_rows_that_few_tokens_moved_far_pass(tmp_path: Path) -> None:
+    """2 bits with error feedback from 512 tokens: a row of blk.0.attn_q lies more than half the way to zeros."""
+    tokens = edgekit.open(sample.path()).tokenizer.encode(sample.heldout_text())[:512]
+    few = edgekit.calibrate(sample.path(), tokens, to=tmp_path / "c.safetensors", context=512)
+    artifact = edgekit.quantize(sample.path(), "Q2_K", to=tmp_path / "good.gguf", calibration=few)
+    judged(artifact, sample.path())
+
+
 def test_an_artifact_without_a_manifest_passes(tmp_path: Path) -> None:
     artifact = edgekit.quantize(sample.path(), "Q5_K_M", to=tmp_path / "good.gguf")
     manifest_path(artifact.path).unlink()

@@ -19,7 +19,7 @@ body{font:16px/1.5 system-ui,sans-serif;max-width:920px;margin:2rem auto;padding
 h1{font-size:1.6rem;margin-bottom:.2rem} h2{font-size:1.2rem;margin:2.2rem 0 .2rem} p{color:var(--soft);max-width:44rem}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:14px}
 th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid var(--rule)} td span{white-space:nowrap}
-td:first-child span,.text span{white-space:normal;overflow-wrap:anywhere}
+td:first-child span,.text span{white-space:normal;overflow-wrap:break-word} code{overflow-wrap:anywhere}
 th{color:var(--soft);font-weight:600} th:first-child,td:first-child,.text{text-align:left}
 .chosen td{font-weight:600} .good{color:var(--good)} .bad{color:var(--bad)} code,pre{font-size:13px}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--noise);padding:.6rem .8rem;border-radius:6px}
@@ -32,7 +32,7 @@ ul{padding-left:1.2rem} li{margin:.15rem 0}
 tr{display:grid;grid-template-columns:1fr 1fr;column-gap:1rem;padding:.5rem 0;border-bottom:1px solid var(--rule)}
 td{display:flex;justify-content:space-between;gap:.5rem;padding:.1rem 0;border:0;text-align:left}
 td:first-child{grid-column:1/3;font-weight:600} td::before{content:attr(data-of);color:var(--soft)}
-td:first-child::before{content:none} td.text,td.long{grid-column:1/3}
+td:first-child::before{content:none} td:has(span:empty){display:none} td.text,td.long{grid-column:1/3}
 }
 """  # noqa: E501  - a style sheet
 
@@ -165,7 +165,7 @@ def _latency(run: Run) -> str:
                     _text(m.speed["runtime"] + (f" ({options})" if options else "")),
                     f"{m.speed['first_token']['mean'] * 1e3:.1f} ms",
                     f"{m.speed['speed'] or 0:.0f}",
-                    f"{interval['low']:.0f} to {interval['high']:.0f}",
+                    f"{max(0.0, interval['low']):.0f} to {interval['high']:.0f}",
                     f"{m.speed['load_seconds']:.2f} s",
                 )
             )
@@ -187,14 +187,14 @@ def _gates(run: Run) -> str:
             _text(g["detail"]),
         )
         for m, g in results
-        if g["passed"] is not True or m is run.chosen
+        if g["passed"] is False or m is run.chosen
     ]
     passed = sum(g["passed"] is True for _, g in results)
     judged = len({m.name for m, _ in results})
     note = (
         f"<p>{passed} of {len(results)} gates passed, over {judged} artifacts; shown are those of the chosen one, and"
     )
-    return f"{note} all that did not pass.</p>" + _table(("artifact", "gate", "result", "measured", "detail"), rows)
+    return f"{note} all that failed.</p>" + _table(("artifact", "gate", "result", "measured", "detail"), rows)
 
 
 def _figure(gate: Mapping[str, Any]) -> str:
