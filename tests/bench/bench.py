@@ -94,6 +94,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "onnx-smollm2": onnx_smollm2.report,
     "onnx-builder": onnx_builder.report,
     "quality": quality_and_picture,
+    "fit-smollm2": fit_quality.real,
     "feedback-large": feedback_large.report,
     "forward": recurrent.report,
     "families": families.report,
@@ -103,7 +104,10 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "any-size": lambda quick: any_size.report(),
 }
 #: Reports that run only when they are asked for.
-ALONE = ("scaling", "seven-billion", "experts", "any-size", "mlx-tolerances", "mlx-smollm2", "predictions")
+ALONE = (
+    "scaling", "seven-billion", "experts", "any-size", "feedback-large", "fit-smollm2", "mlx-tolerances",
+    "mlx-smollm2", "predictions",
+)  # fmt: skip
 #: Processors that stand for the narrower instruction sets.
 NARROWER = ("haswell", "x86-64")
 
