@@ -30,6 +30,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import any_size  # noqa: E402
 import commands  # noqa: E402
 import divergence_chart  # noqa: E402
 import experts  # noqa: E402
@@ -93,15 +94,20 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "onnx-smollm2": onnx_smollm2.report,
     "onnx-builder": onnx_builder.report,
     "quality": quality_and_picture,
+    "fit-smollm2": fit_quality.real,
     "feedback-large": feedback_large.report,
     "forward": recurrent.report,
     "families": families.report,
     "seven-billion": lambda quick: whole.seven_billion(),
     "predictions": workflow_predictions.report,
     "experts": lambda quick: experts.report(0.4, 1) if quick else experts.report(),
+    "any-size": lambda quick: any_size.report(),
 }
 #: Reports that run only when they are asked for.
-ALONE = ("scaling", "seven-billion", "experts", "mlx-tolerances", "mlx-smollm2", "predictions")
+ALONE = (
+    "scaling", "seven-billion", "experts", "any-size", "feedback-large", "fit-smollm2", "mlx-tolerances",
+    "mlx-smollm2", "predictions",
+)  # fmt: skip
 #: Processors that stand for the narrower instruction sets.
 NARROWER = ("haswell", "x86-64")
 
@@ -219,7 +225,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="write the report there as well")
     parser.add_argument("--cpu", help="a processor whose instruction set edgekit-numba is to use (haswell: AVX2)")
     parser.add_argument(
-        "--gigabytes", type=float, help=f"size of the model of experts; {experts.GIGABYTES:g} by default"
+        "--gigabytes", type=float, help="size of the model of experts, or of the part of any-size that is converted"
     )
     parser.add_argument("--to", type=Path, help="directory of the scaling's picture; docs/images by default")
     parser.add_argument("--files", type=Path, help="directory of the scaling's files (/dev/shm: in memory)")
@@ -228,6 +234,7 @@ def main() -> None:
         REPORTS["scaling"] = lambda quick: whole.scaling(quick, options.to, options.files)
     if options.gigabytes:
         REPORTS["experts"] = lambda quick: experts.report(options.gigabytes)
+        REPORTS["any-size"] = lambda quick: any_size.report(options.gigabytes)
     if options.cpu:
         os.environ["NUMBA_CPU_NAME"] = options.cpu
     forget_fresh_libraries()

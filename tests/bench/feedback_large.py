@@ -25,12 +25,13 @@ import json, re, sys, time
 from pathlib import Path
 import numpy as np
 import edgekit
+from edgekit.pipeline.rounding import read_calibration
 step, source, tokens, context, calibration, recipe, target = sys.argv[1:]
 start, spent = time.perf_counter(), time.process_time()
 if step == "calibrate":
     edgekit.calibrate(source, np.load(tokens), context=int(context), holdout=0, to=calibration)
 else:
-    edgekit.quantize(source, recipe, to=target, calibration=edgekit.pipeline.rounding.read_calibration(Path(calibration)))
+    edgekit.quantize(source, recipe, to=target, calibration=read_calibration(Path(calibration)))
 status = Path("/proc/self/status")
 peak = int(re.search(r"VmHWM:\\s*(\\d+) kB", status.read_text())[1]) * 1024 if status.exists() else 0
 print(json.dumps({"wall": time.perf_counter() - start, "cpu": time.process_time() - spent, "peak": peak}))

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -274,6 +274,10 @@ def _several(servers: dict[str, Server], path: Path, rounds: int) -> Iterator[st
     yield "|---|---|---|---|---|---|"
     shown = f"{own:.1f} | {other:.1f} | **{own / other:.2f}** | {all_:.1f} | {own / all_:.2f}"
     yield f"| tokens/s, {CLIENTS} clients | {shown} |"
+    yield ""
+    apart, together, equal = batches.prompts()
+    bits = "the same bits" if equal else "other bits"
+    yield f"{CLIENTS} prompts of {LENGTH} tokens: {apart:.0f} ms one by one, {together:.0f} ms in one batch, {bits}"
 
 
 class _Batches:
@@ -309,6 +313,33 @@ class _Batches:
         for rows in begun + later:
             with batch_of(rows) as batch:
                 compute(loaded, loaded.context, batch)
+
+    def prompts(self) -> tuple[float, float, bool]:
+        """Return the milliseconds that several prompts take one by one and in one batch, and if the logits are equal."""
+        from edgekit_llamacpp.library import llama
+
+        loaded, times, found = self._loaded[CLIENTS], [[], []], [[], []]
+        for number in range(4):
+            llama().llama_memory_clear(llama().llama_get_memory(loaded.context), True)
+            start, which = time.process_time(), number % 2
+            groups = [range(CLIENTS)] if which else [[text] for text in range(CLIENTS)]
+            found[which] = [row.tobytes() for group in groups for row in self._prompts(loaded, group)]
+            times[which].append(1e3 * (time.process_time() - start))
+        return min(times[0]), min(times[1]), found[0] == found[1]
+
+    def _prompts(self, loaded: Any, texts: Sequence[int]) -> list[Any]:
+        import numpy as np
+
+        from edgekit_llamacpp.library import llama
+        from edgekit_llamacpp.model import batch_of
+        from edgekit_llamacpp.sequences import compute
+
+        rows = [(300 + 37 * text + 11 * at, at, text, at == LENGTH - 1) for text in texts for at in range(LENGTH)]
+        with batch_of(rows) as batch:
+            compute(loaded, loaded.context, batch)
+            ends = range(LENGTH - 1, len(rows), LENGTH)
+            pointers = [llama().llama_get_logits_ith(loaded.context, end) for end in ends]
+            return [np.ctypeslib.as_array(pointer, (loaded.vocabulary,)).copy() for pointer in pointers]
 
     def medians(self) -> tuple[float, float]:
         """Return the speeds of one text and of several; the first round was to warm up."""

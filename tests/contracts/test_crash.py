@@ -58,6 +58,11 @@ def test_an_interrupt_after_any_call_leaves_the_old_or_the_new(bench, name):
     assert crash.python_interrupts(bench, SETUPS[name], every(name), start(name)) > 1
 
 
+@pytest.mark.parametrize("name", SETUPS)
+def test_runs_that_are_killed_at_random_moments_end_in_the_same_bytes(bench, name):
+    assert crash.moments(bench, SETUPS[name], 8) >= 8
+
+
 @pytest.mark.parametrize("name", [name for name in SETUPS if "over an older one" in name])
 def test_an_interrupt_after_the_commit_point_does_not_undo_it(bench, name):
     """With the calls around the renames; without an exchange of directories there are two of them."""

@@ -48,15 +48,18 @@ def test_closing_ends_the_hashing_of_a_large_file(tmp_path: Path) -> None:
     """A pipe that somebody fills for ever is the largest of files."""
     pipe = tmp_path / "endless"
     os.mkfifo(pipe)
+    begun = threading.Event()
 
     def fill() -> None:
-        with suppress(BrokenPipeError), pipe.open("wb", buffering=0) as stream:
+        with suppress(BrokenPipeError), pipe.open("wb", buffering=0) as stream:  # when its reader has opened it
+            begun.set()
             while True:
                 stream.write(bytes(1 << 16))
 
     writer = threading.Thread(target=fill)
     writer.start()
     digests = Digests([pipe, tmp_path / "never reached"])
+    assert begun.wait(60)
     assert not digests._names["endless"].done()
     digests.close()
     writer.join()

@@ -16,12 +16,14 @@ from edgekit.architectures import ModelConfig
 from edgekit.encoding import codec
 from edgekit.errors import (
     ChangedSourceError,
+    LockedError,
     MissingFileError,
     NonFiniteError,
     PluginError,
     ResourceError,
     UsageError,
 )
+from edgekit.files import _swap
 from edgekit.pipeline import _remote
 from edgekit.pipeline._conversion import laid_out
 from edgekit.pipeline.executors import connected
@@ -114,6 +116,28 @@ def test_a_worker_that_sees_another_file_refuses_it(source):
         return attrs.evolve(known, files=tuple((file, size + 1, time) for file, size, time in known.files))
 
     refused(source, other, ChangedSourceError, "sees another file than the caller")
+
+
+def test_a_second_coordinator_of_one_target_is_refused(source, tmp_path):
+    expected = written(edgekit.quantize(source, RECIPE, to=tmp_path / "threads").path)
+    target, refusals = tmp_path / "far", []
+
+    def meanwhile(done, total, name):
+        if done == 3:
+            with pytest.raises(LockedError) as caught:
+                edgekit.quantize(source, RECIPE, to=target, executor=Here())
+            refusals.append(caught.value.exit_code)
+
+    assert written(edgekit.quantize(source, RECIPE, to=target, executor=Here(), progress=meanwhile).path) == expected
+    assert refusals == [6]
+
+
+@pytest.mark.parametrize("missing", ["_fallocate", "_renameat2"])
+def test_a_file_system_that_cannot_allot_or_exchange_gets_the_same_bytes(source, tmp_path, missing, monkeypatch):
+    expected = written(edgekit.quantize(source, RECIPE, to=tmp_path / "threads").path)
+    monkeypatch.setattr(_swap, missing, lambda: None)
+    for _ in range(2):  # the second replaces the first
+        assert written(edgekit.quantize(source, RECIPE, to=tmp_path / "far", executor=Here()).path) == expected
 
 
 def test_an_error_of_the_work_is_raised_as_it_is(source, tmp_path):

@@ -302,8 +302,8 @@ def test_products_of_integers_are_those_of_floats():
     """Each operand is rounded to half a unit, the largest of its row being 4095 of them."""
     x, w = (RANDOM.standard_normal(shape).astype(np.float32) for shape in ((70, 301), (33, 301)))
     with ThreadPoolExecutor(2) as pool:
-        found = product(Integers.of_rows(x, pool), Integers.of_rows(w, pool), NUMPY, pool)
-    assert np.array_equal(found, product(Integers.of_rows(x), Integers.of_rows(w), NUMPY))
+        found = product(Integers.of_rows(x, NUMPY, pool), Integers.of_rows(w, NUMPY, pool), NUMPY, pool)
+    assert np.array_equal(found, product(Integers.of_rows(x, NUMPY), Integers.of_rows(w, NUMPY), NUMPY))
     units = [np.abs(operand).max(axis=1) / MOST / 2 for operand in (x, w)]
     bound = np.outer(units[0], np.abs(w).sum(axis=1)) + np.outer(np.abs(x).sum(axis=1), units[1])
     assert (np.abs(found - x.astype(np.float64) @ w.T) <= 1.001 * bound + 301 * np.outer(*units)).all()
@@ -311,22 +311,22 @@ def test_products_of_integers_are_those_of_floats():
 
 def test_rows_that_are_zero_or_not_finite():
     x = np.float32([[0, 0, 0], [1, np.inf, 2], [np.nan, 1, 1], [1e-38, 0, 1e-38], [3, -6, 1]])
-    rows = Integers.of_rows(x)
+    rows = Integers.of_rows(x, NUMPY)
     assert rows.values.shape == (5, 4)  # an even number of columns
     assert rows.values[4, :3].tolist() == [2048, -4095, 682]
     assert (rows.values[[0, 1, 2, 3]] == 0).all()
-    found = product(rows, Integers.of_rows(np.ones((1, 3), np.float32)), NUMPY)[:, 0]
+    found = product(rows, Integers.of_rows(np.ones((1, 3), np.float32), NUMPY), NUMPY)[:, 0]
     assert np.isnan(found).tolist() == [False, True, True, False, False]
 
 
 def test_moments_are_symmetric():
     x = RANDOM.standard_normal((90, 300)).astype(np.float32)
-    columns = Integers.of_columns(x)
+    columns = Integers.of_columns(x, NUMPY)
     found = mean_product(columns, columns, 90, NUMPY)
     assert np.array_equal(found, found.T)
-    assert np.array_equal(found, mean_product(columns, Integers.of_columns(x), 90, NUMPY))
+    assert np.array_equal(found, mean_product(columns, Integers.of_columns(x, NUMPY), 90, NUMPY))
     with ThreadPoolExecutor(3) as pool:
-        turned = Integers.of_columns(x, pool)
+        turned = Integers.of_columns(x, NUMPY, pool)
         assert np.array_equal(found, mean_product(turned, turned, 90, NUMPY, pool))
     largest = np.abs(x).max()
     np.testing.assert_allclose(found, x.T.astype(np.float64) @ x / 90, atol=1.001 * largest**2 / MOST)
@@ -349,7 +349,7 @@ def test_memory_is_used_again_only_after_its_last_array():
 @pytest.mark.parametrize("count", [1, 127, 128, 129, 300])
 def test_columns_are_the_rows_of_the_transpose(count):
     x = RANDOM.standard_normal((count, 37)).astype(np.float32)
-    columns, rows = Integers.of_columns(x), Integers.of_rows(x.T)
+    columns, rows = Integers.of_columns(x, NUMPY), Integers.of_rows(x.T, NUMPY)
     np.testing.assert_array_equal(columns.values, rows.values)
     np.testing.assert_array_equal(columns.scale, rows.scale)
 

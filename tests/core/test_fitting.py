@@ -439,3 +439,55 @@ def test_the_commands(tmp_path, text):
     assert set(shown["precisions"].values()) == set(allowed.split(","))
     out = run("fit", *common, "--bits", 5, "--to", tmp_path / "out")
     assert "positions that it was not chosen by" in out
+
+
+@pytest.fixture(scope="module")
+def by_one(artifact, tmp_path_factory):
+    """A fit with one measured precision of each tensor, with its files ``out`` and ``out.fit``."""
+    return fitted(artifact, tmp_path_factory.mktemp("one") / "out", measure="one")
+
+
+def test_one_measured_precision_predicts_the_others(by_one, whole):
+    every = {(value.tensor, value.precision): value for value in whole.sensitivity.measured}
+    for value in by_one.sensitivity.measured:
+        known = every[value.tensor, value.precision]
+        assert value.nbytes == known.nbytes
+        if not value.predicted:
+            assert value.kl == known.kl
+        elif value.kl > 10 * by_one.noise_floor:  # four times the measured one at most, over 6 bits of precision
+            assert abs(math.log(value.kl / known.kl)) < math.log(4), value
+    measured = [value for value in by_one.sensitivity.measured if not value.predicted]
+    assert len(measured) == len({value.tensor for value in measured}) == len(every) // len(ALLOW)
+    assert by_one.sensitivity.to_dict()["measured"][0]["predicted"] in (False, True)
+
+
+def test_a_fit_by_one_precision_keeps_to_the_budget_and_its_choice_is_as_good(by_one, whole):
+    assert 0.995 * by_one.budget <= by_one.nbytes <= by_one.budget == whole.budget
+    assert by_one.divergence.kl < 1.5 * whole.divergence.kl
+
+
+def test_a_fit_by_one_precision_continues_with_the_same_bytes(artifact, by_one, tmp_path, monkeypatch):
+    stopped, value = [], Record.value
+
+    def stopping(self, key, measure):
+        stopped.append(key)
+        if len(stopped) == 40:
+            raise KeyboardInterrupt
+        return value(self, key, measure)
+
+    monkeypatch.setattr(Record, "value", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(artifact, tmp_path / "out", measure="one")
+    monkeypatch.setattr(Record, "value", value)
+    fitted(artifact, tmp_path / "out", measure="one")
+    assert content(tmp_path / "out") == content(by_one.artifact.path)
+
+
+def test_one_precision_is_measured_of_a_large_model(artifact, tmp_path, monkeypatch):
+    monkeypatch.setattr(_fitted, "EVERY", 1000)
+    assert any(value.predicted for value in fitted(artifact, tmp_path / "out").sensitivity.measured)
+
+
+def test_what_is_measured_is_one_or_every(artifact, tmp_path):
+    with pytest.raises(UsageError, match="measure='some'; 'every' precision of each tensor, 'one', or None"):
+        fitted(artifact, tmp_path / "out", measure="some")

@@ -12,7 +12,7 @@ from edgekit.errors import UsageError
 from edgekit.pipeline import _feedback
 from edgekit.pipeline.rounding import _kernels as kernels
 from edgekit.pipeline.rounding._matrix import Metric, round_matrix
-from edgekit_numba import accumulating, feeding, products
+from edgekit_numba import accumulating, feeding, products, scaling
 from edgekit_numba.accumulating import accumulate
 
 SHAPES = [(32, 64, 96), (1, 1, 1), (3, 7, 1100), (33, 100, 5), (8, 31, 64), (17, 257, 2)]
@@ -57,7 +57,9 @@ def test_other_types_are_refused():
 def test_it_is_what_rounding_uses():
     chosen = attrs.asdict(_feedback.fastest(), recurse=False)
     assert chosen.pop("accumulate") is accumulating.accumulate
-    assert chosen == {name: getattr(feeding, name) for name in ("multiply", "exponential", "feed", "descend")}
+    steps = {name: getattr(feeding, name) for name in ("multiply", "exponential", "feed", "descend")}
+    between = {name: getattr(scaling, name) for name in ("weigh", "largest", "narrow", "turn", "scale")}
+    assert chosen == steps | between
     assert {e.name for e in products.emitters()} == {"product_float32", "product_float64"}
 
 
@@ -97,6 +99,87 @@ def test_powers_have_the_bits_of_numpy():
         kernels.exponential(expected)
     feeding.exponential(found)
     np.testing.assert_array_equal(found, expected)
+
+
+def _odd_numbers(rows, cols):
+    """Values, in a wider array, of which a row and a column hold what is no number, or infinite."""
+    x = np.random.RandomState(rows * cols).standard_normal((rows, cols + 5)).astype(np.float32)[:, 2 : cols + 2]
+    x[rows // 2, cols // 2], x[0, 0] = np.nan, -np.inf
+    x[:, cols // 3] *= np.float32(1e30)
+    return x
+
+
+PLANES = [(1, 1), (3, 16), (31, 17), (64, 96), (65, 40), (256, 33)]
+
+
+@pytest.mark.parametrize("shape", PLANES)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_largest_magnitudes_are_those_of_numpy(shape, axis):
+    for x in (_odd_numbers(*shape), np.zeros(shape, np.float32), -np.ones(shape, np.float32)):
+        np.testing.assert_array_equal(scaling.largest(x, axis), kernels.largest(x, axis))
+    assert np.array_equal(kernels.largest(np.array([[1, -3], [-2, 0.5]], np.float32), axis), [[2, 3], [3, 2]][axis])
+
+
+def _units(count):
+    inverse = np.exp(np.random.RandomState(count).standard_normal(count)).astype(np.float32) * 100
+    inverse[::4] = 0
+    return inverse
+
+
+@pytest.mark.parametrize("shape", PLANES)
+def test_integers_are_those_of_numpy(shape):
+    x = np.random.RandomState(3).standard_normal((shape[0], shape[1] + 4)).astype(np.float32)[:, : shape[1]]
+    x.reshape(-1)[::7] = 0.5  # with a unit of 1, midway between two integers
+    of_rows, of_columns = _units(shape[0]), _units(shape[1])
+    of_rows[-1:], of_columns[-1:] = 1, 1
+    x[of_rows == 0, of_columns.argmin()] = np.inf
+    expected, found = (np.empty((shape[0], shape[1] + 3), np.int16)[:, : shape[1]] for _ in range(2))
+    kernels.narrow(expected, x, of_rows)
+    scaling.narrow(found, x, of_rows)
+    np.testing.assert_array_equal(found, expected)
+    x[~np.isfinite(x)] = 0
+    x[0, of_columns == 0] = np.nan
+    expected, found = (np.empty((shape[1], 200), np.int32)[:, : (shape[0] + 1) // 2] for _ in range(2))
+    kernels.turn(expected, x, of_columns)
+    scaling.turn(found, x, of_columns)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_turned_word_holds_two_rows():
+    x = np.array([[1, -2], [3, 4], [5, 6]], np.float32)
+    for turn in (kernels.turn, scaling.turn):
+        words = np.empty((2, 2), np.int32)
+        turn(words, x, np.array([1, 2], np.float32))
+        assert words.view(np.int16).tolist() == [[1, 3, 5, 0], [-4, 8, 12, 0]]
+
+
+@pytest.mark.parametrize("shape", PLANES)
+def test_scaled_products_have_the_bits_of_numpy(shape):
+    random = np.random.RandomState(5)
+    wide = random.standard_normal((shape[0], shape[1] + 3)).astype(np.float32)
+    of_rows, of_columns = (random.standard_normal(count).astype(np.float32) for count in shape)
+    expected, found = wide[:, : shape[1]].copy(), wide.copy()[:, : shape[1]]
+    kernels.scale(expected, of_rows, of_columns)
+    scaling.scale(found, of_rows, of_columns)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 16), (512, 384), (130, 37)])
+def test_the_weights_of_a_softmax_have_the_bits_of_numpy(shape):
+    scores = np.random.RandomState(7).standard_normal(shape).astype(np.float32) * 20
+    scores[1:][np.random.RandomState(8).random_sample((shape[0] - 1, shape[1])) < 0.3] = -np.inf
+    expected, found = scores.copy(), scores.copy()
+    sums = kernels.weigh(expected), scaling.weigh(found)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(sums[1], sums[0])
+    np.testing.assert_allclose(sums[0], np.exp(scores.astype(np.float64) - scores.max(axis=0)).sum(axis=0), rtol=1e-5)
+
+
+def test_other_types_and_orders_are_refused():
+    with pytest.raises(UsageError, match=r"float64 \(2, 2\) with strides \(16, 8\); give float32, and int16"):
+        scaling.largest(np.zeros((2, 2)), 0)
+    with pytest.raises(UsageError, match="whose rows are contiguous"):
+        scaling.scale(np.zeros((4, 4), np.float32).T, np.ones(4, np.float32), np.ones(4, np.float32))
 
 
 @pytest.mark.parametrize("rows", [1, 16, 37])

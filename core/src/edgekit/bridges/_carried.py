@@ -18,6 +18,8 @@ from edgekit.typing import U8, Array
 
 #: Scales that are looked at once.
 _SCALES = 1 << 16
+#: Elements that are tried at once.
+_ELEMENTS = 1 << 18
 
 
 def carried_over(tensor: EncodedTensor, conventions: Collection[str]) -> EncodedTensor | None:
@@ -99,8 +101,12 @@ def first_exact(tensor: EncodedTensor, precisions: Iterable[Precision]) -> Encod
 
 
 def _holds_this(tensor: EncodedTensor, precision: Precision) -> bool:
+    """Whether the target holds the tensor's values, a few rows of which are looked at once."""
+    carried = _carried(tensor, precision)
+    step = max(1, _ELEMENTS // tensor.shape[-1]) if carried.sliceable else max(1, tensor.rows)
     try:
-        transcode(tensor.read(), precision)
+        for start in range(0, tensor.rows, step):
+            carried.read_parts(start, min(start + step, tensor.rows))
     except InexactError:
         return False
     return True
@@ -108,7 +114,7 @@ def _holds_this(tensor: EncodedTensor, precision: Precision) -> bool:
 
 def _carried(tensor: EncodedTensor, precision: Precision) -> EncodedTensor:
     def read_parts(start: int, stop: int) -> Mapping[str, Array]:
-        shape = (stop - start, tensor.shape[-1])
+        shape = tensor.shape if stop - start == tensor.rows else (stop - start, tensor.shape[-1])
         rows = QuantizedTensor(tensor.read_parts(start, stop), tensor.precision, shape, tensor.name)
         return transcode(rows, precision).parts
 

@@ -10,8 +10,9 @@ import functools
 import hashlib
 import math
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,8 @@ from edgekit.typing import F32, F64, Ints
 
 #: Tokens that go through a layer at once.
 _BATCH = 2048
+#: Inputs whose moments may wait while the model computes on.
+_WAITING = 2
 #: Bytes of states and sums that are under way to and from workers elsewhere, at most; but two batches in any case.
 _HELD = 2 << 30
 #: Share of the windows that is set aside to measure with, unless the caller says otherwise.
@@ -193,19 +196,21 @@ def layer_moments(
     states = OrderedTransformer(model, cache=False, kernels=kernels).embedded(windows)
     experts = ExpertSums(model)
     shapes = {name: moment_shape(model.tensors[name].shape[-1]) for name in wanted}
-    for layer in range(model.config.layers):
-        if progress:
-            progress(layer, model.config.layers, f"layer {layer}")
-        sums = _Sums(wanted, kernels, pool)
-        if workers is not None:
-            _through_there(workers, bool(calibration.experts), layer, states, batches, shapes, sums, experts)
+    with ThreadPoolExecutor(1, "edgekit-moments") as beside:
+        for layer in range(model.config.layers):
+            if progress:
+                progress(layer, model.config.layers, f"layer {layer}")
+            sums = _Sums(wanted, kernels, pool, beside)
+            if workers is not None:
+                _through_there(workers, bool(calibration.experts), layer, states, batches, shapes, sums, experts)
+                yield from sums.means()
+                continue
+            observe = partial(_observed, sums, experts)
+            computing = _computing(bool(calibration.experts), model, observe, kernels, pool)
+            for batch in batches:
+                # A copy: it may be the input of a matrix, whose moment is still being computed when it is replaced.
+                states[batch] = computing.layer(layer, states[batch].copy())
             yield from sums.means()
-            continue
-        observe = partial(_observed, sums, experts)
-        computing = _computing(bool(calibration.experts), model, observe, kernels, pool)
-        for batch in batches:
-            states[batch] = computing.layer(layer, states[batch])
-        yield from sums.means()
     outputs = [name for name in ("token_embd.weight", "output.weight") if name in wanted]
     if outputs:
         sums = _Sums(wanted, kernels, pool)
@@ -307,12 +312,22 @@ def _expert_means(calibration: Calibration, model: Model, experts: ExpertSums) -
 
 
 class _Sums:
-    """Sums of outer products of inputs, by the name of the moment."""
+    """Sums of outer products of inputs, by the name of the moment.
 
-    def __init__(self, inputs: Mapping[str, tuple[str, ...]], kernels: Kernels, pool: Executor | None) -> None:
-        self._inputs, self._kernels, self._pool = inputs, kernels, pool
+    `beside` is one thread that adds while the model computes on: what it is given must not be changed.
+    """
+
+    def __init__(
+        self,
+        inputs: Mapping[str, tuple[str, ...]],
+        kernels: Kernels,
+        pool: Executor | None,
+        beside: Executor | None = None,
+    ) -> None:
+        self._inputs, self._kernels, self._pool, self._beside = inputs, kernels, pool, beside
         self.sums: dict[str, F32] = {}
         self.counts: dict[str, int] = {}
+        self._waiting: deque[Future[None]] = deque()
 
     @property
     def names(self) -> Iterable[str]:
@@ -323,6 +338,14 @@ class _Sums:
         """Add the inputs [tokens, cols] of a matrix; those of the others that share them are the same."""
         if name not in self._inputs:
             return
+        if self._beside is None:
+            self._add(name, x)
+            return
+        while len(self._waiting) >= _WAITING:
+            self._waiting.popleft().result()
+        self._waiting.append(self._beside.submit(self._add, name, x))
+
+    def _add(self, name: str, x: F32) -> None:
         self.merge({name: outer(x, moment_shape(x.shape[1]), self._kernels, self._pool)}, {name: len(x)})
 
     def merge(self, sums: Mapping[str, F32], counts: Mapping[str, int]) -> None:
@@ -336,6 +359,8 @@ class _Sums:
 
     def means(self) -> Iterator[tuple[str, F32]]:
         """Yield the moments in the order of the inputs, and forget them."""
+        while self._waiting:
+            self._waiting.popleft().result()
         for name in [name for name in self._inputs if name in self.sums]:
             moment = self.sums.pop(name)
             moment /= np.float32(self.counts[name])
@@ -351,7 +376,7 @@ class _Sums:
 def outer(x: F32, shape: tuple[int, ...], kernels: Kernels = NUMPY, pool: Executor | None = None) -> F32:
     """``x^T x`` of inputs [tokens, cols], or its blocks on the diagonal, in the shape of a moment."""
     width = shape[-1]
-    blocks = [Integers.of_columns(x[:, start : start + width], pool) for start in range(0, x.shape[1], width)]
+    blocks = [Integers.of_columns(x[:, start : start + width], kernels, pool) for start in range(0, x.shape[1], width)]
     parts = [mean_product(block, block, 1, kernels, pool) for block in blocks]
     products = parts[0][None] if len(parts) == 1 else np.stack(parts)
     with np.errstate(over="ignore", invalid="ignore"):  # refused with the name of the matrix

@@ -8,7 +8,7 @@ A digest is text, and says how it was computed:
 | larger | ``sha256-tree-4MiB:`` and 64 digits |
 
 A tree's digits are the SHA-256 of the SHA-256 digests (32 bytes each) of the file's consecutive pieces of 4 MiB, of
-which the last may be shorter. Pieces do not depend on each other, so every core hashes some of them; one thread alone
+which the last may be shorter. Pieces do not depend on each other, so several threads hash them at a time; one alone
 would take longer than sixteen cores need to encode the model.
 """
 
@@ -35,7 +35,7 @@ PIECE = 4 << 20
 #: Name of the scheme of larger files; a digest begins with it.
 TREE = "sha256-tree-4MiB"
 #: Bytes read at a time, between checks for cancellation; with fewer, many threads wait for the interpreter.
-_READ = 1 << 20
+_READ = 1 << 19
 
 
 def sha256(file: Path) -> str:
@@ -54,7 +54,7 @@ def digests(files: Iterable[Path]) -> dict[str, str]:
         MissingFileError: one cannot be read.
         MemoryShortageError: there is no memory for a thread.
     """
-    with closing(Digests(files)) as computed:
+    with closing(Digests(files, threads=cores())) as computed:
         return dict(computed)
 
 
@@ -77,7 +77,7 @@ def has_digest(file: Path, digest: str) -> bool:
         )
     if not scheme:
         return sha256(file) == digest
-    with closing(Digests([file], whole=0)) as computed:
+    with closing(Digests([file], whole=0, threads=cores())) as computed:
         return computed[file.name] == digest
 
 
@@ -151,7 +151,8 @@ class Digests(Mapping[str, str]):
         files: hashed in this order.
         known: further digests, by name.
         whole: bytes of the largest file that is hashed in one go.
-        threads: how many at most; None takes one for each core. The digests are the same.
+        threads: how many at most; None takes one for every two cores, which keeps up with as many cores that encode.
+            The digests are the same.
 
     Raises:
         MissingFileError: when the digest of a file that could not be read is asked for.
@@ -171,8 +172,9 @@ class Digests(Mapping[str, str]):
         self._stopped, self._changing = threading.Event(), threading.Lock()
         self._left = ((coming, index) for coming in self._coming for index in range(coming.left))
         pieces = sum(coming.left for coming in self._coming)
-        self._threads = Workers(threads or cores(), "edgekit-sha256")
-        for _ in range(min(pieces, threads or cores())):
+        most = threads or -(-cores() // 2)
+        self._threads = Workers(most, "edgekit-sha256")
+        for _ in range(min(pieces, most)):
             self._threads.submit(self._run)
 
     def __getitem__(self, name: str) -> str:

@@ -119,8 +119,9 @@ def edgekit_register_kernels(register: Register) -> None:
     """Offer a faster kernel: ``register("accumulate", "edgekit_numba.accumulating:accumulate", speed=8)``.
 
     The target is a function with the bits of the core's own. The names are those of rounding with error feedback, each
-    with a protocol in `edgekit.pipeline.rounding`: ``accumulate``, ``multiply``, ``exponential``, ``feed`` and
-    ``descend``. Of several for a name, that with the highest ``speed`` is used; the core's own has 1.
+    with a protocol in `edgekit.pipeline.rounding`: ``accumulate``, ``multiply``, ``exponential``, ``weigh``,
+    ``largest``, ``narrow``, ``turn``, ``scale``, ``feed`` and ``descend``. Of several for a name, that with the
+    highest ``speed`` is used; the core's own has 1.
     """
 
 

@@ -48,6 +48,8 @@ def edgekit_register_kernels(register: Register) -> None:
     register("accumulate", "edgekit_numba.accumulating:accumulate", speed=10)
     for name in ("multiply", "exponential", "feed", "descend"):
         register(name, f"edgekit_numba.feeding:{name}", speed=10)
+    for name in ("weigh", "largest", "narrow", "turn", "scale"):
+        register(name, f"edgekit_numba.scaling:{name}", speed=10)
 
 
 @hookimpl

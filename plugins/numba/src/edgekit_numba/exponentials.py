@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import attrs
 import numpy as np
@@ -57,9 +58,45 @@ class Exponential:
         return code.text()
 
 
-def emitters() -> list[Exponential]:
+@attrs.frozen
+class Weigh:
+    """The kernel ``name(scores, stride, sums, rows, vectors)``: a softmax's weights along the columns, in place.
+
+    Attributes:
+        name: of the function.
+    """
+
+    name: str = "weigh"
+
+    def __call__(self, lanes: int) -> str:
+        """LLVM's text of the module."""
+        floats = F32.as_pointer()
+        with function(self.name, [floats, I64, floats, I64, I64], lanes) as (code, given):
+            scores, stride, sums, rows, vectors = given
+            builder = code.builder
+
+            def place(pointer: Any, row: Any, first: Any) -> Any:
+                at = builder.gep(pointer, [builder.add(builder.mul(row, stride), first)])
+                return builder.bitcast(at, code.type(F32).as_pointer())
+
+            with code.loop(vectors) as vector:
+                first = code.scaled(vector, lanes)
+                largest, total = code.variable(code.f32(-np.inf)), code.variable(code.f32(0))
+                with code.loop(rows) as row:
+                    score = Vector(code, builder.load(place(scores, row, first), align=4))
+                    largest.set(select(score > largest.get(), score, largest.get()))
+                with code.loop(rows) as row:
+                    at = place(scores, row, first)
+                    raised = power(Vector(code, builder.load(at, align=4)) - largest.get())
+                    builder.store(raised.value, at, align=4)
+                    total.set(total.get() + raised)
+                builder.store(total.get().value, place(sums, code.index(0), first), align=4)
+        return code.text()
+
+
+def emitters() -> list[Exponential | Weigh]:
     """The kernels of this module."""
-    return [Exponential()]
+    return [Exponential(), Weigh()]
 
 
-__all__ = ["Exponential", "emitters", "power"]
+__all__ = ["Exponential", "Weigh", "emitters", "power"]

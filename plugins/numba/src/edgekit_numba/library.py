@@ -53,8 +53,9 @@ MODULES = {
     **dict.fromkeys(("widen_float16", "widen_bfloat16"), "widening"),
     **dict.fromkeys(("product_float32", "product_float64"), "products"),
     "product_int16": "integers",
-    "exponential": "exponentials",
+    **dict.fromkeys(("exponential", "weigh"), "exponentials"),
     **dict.fromkeys(("feed", "descend"), "steps"),
+    **dict.fromkeys(("largest_rows", "largest_columns", "narrow_rows", "narrow_columns", "scale_both"), "narrowing"),
 }
 
 
@@ -84,8 +85,13 @@ def _arguments(name: str) -> tuple[Any, ...]:
         return _POWER
     if name == "exponential":
         return (_POINTER, _INTEGER)
+    if name == "weigh":
+        return (_POINTER, _INTEGER, _POINTER, _INTEGER, _INTEGER)
     if MODULES[name] == "steps":
         return _FEED if name == "feed" else (*_FEED, _POINTER)
+    if MODULES[name] == "narrowing":
+        between = {"largest": (), "narrow": (_POINTER, _INTEGER), "scale": (_POINTER,)}[name.partition("_")[0]]
+        return (_POINTER, _INTEGER, _POINTER, *between, _INTEGER, _INTEGER)
     if MODULES[name] == "widening":
         return _WIDEN
     if MODULES[name] in ("products", "integers"):

@@ -301,6 +301,11 @@ class Code:
         name = f"vector.reduce.umin.v{self.lanes}i32"
         return self.builder.call(self._intrinsic(name, I32, vector.value), [vector.value])
 
+    def largest(self, vector: Vector) -> Any:
+        """The largest of the lanes, as signed integers: a scalar."""
+        name = f"vector.reduce.smax.v{self.lanes}i32"
+        return self.builder.call(self._intrinsic(name, I32, vector.value), [vector.value])
+
     def first(self, mask: Vector) -> Any:
         """The number of the first lane in which a mask is set, an integer of 32 bits."""
         bits = self.builder.zext(self.builder.bitcast(mask.value, ir.IntType(self.lanes)), I32)

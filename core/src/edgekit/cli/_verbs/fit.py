@@ -9,7 +9,7 @@ import click
 from edgekit.cli._verbs.sensitivity import names, opened, refuse_inputs
 from edgekit.cli.options import executor_option, rounding_options, workers_at
 from edgekit.cli.output import json_option, print_json, read_text
-from edgekit.evaluation.fitting import fit
+from edgekit.evaluation.fitting import Measure, fit
 from edgekit.pipeline._conversion import Opened, Rounding, open_artifact
 from edgekit.pipeline._progress import bar
 
@@ -26,6 +26,11 @@ from edgekit.pipeline._progress import bar
 @rounding_options
 @click.option("--work", metavar="DIR", help="For what is measured and the recipe; default: PATH.fit.")
 @click.option("--backend", metavar="NAME", help="Encoders to use; all exact ones write the same bytes.")
+@click.option(
+    "--measure",
+    type=click.Choice(["every", "one"]),
+    help="Every precision of each tensor, or one, which predicts the others; default: by the model's size.",
+)
 @executor_option("calibrate, measure and encode")
 @click.option("--force", is_flag=True, help="Replace files that edgekit did not write, and an edited recipe.")
 @json_option
@@ -43,6 +48,7 @@ def command(
     context: int | None,
     work: str | None,
     backend: str | None,
+    measure: Measure | None,
     executor: str | None,
     force: bool,
     as_json: bool,
@@ -69,6 +75,7 @@ def command(
             context=context,
             backend=backend,
             work=work,
+            measure=measure,
             executor=workers,
             progress=report,
             overwrite=force,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgekit.evaluation.fitting._fitted import Fitted, fit
+from edgekit.evaluation.fitting._fitted import Fitted, Measure, fit
 from edgekit.evaluation.fitting._sensitivities import Measured, Sensitivity, sensitivity
 
-__all__ = ["Fitted", "Measured", "Sensitivity", "fit", "sensitivity"]
+__all__ = ["Fitted", "Measure", "Measured", "Sensitivity", "fit", "sensitivity"]

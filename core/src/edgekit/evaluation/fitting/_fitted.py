@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
@@ -25,7 +26,8 @@ from edgekit.evaluation.fitting._pooling import pooled
 from edgekit.evaluation.fitting._problem import Problem
 from edgekit.evaluation.fitting._record import Record
 from edgekit.evaluation.fitting._search import Found, Precisions, search
-from edgekit.evaluation.fitting._sensitivities import Sensitivity, head_of, measure, table_of
+from edgekit.evaluation.fitting._sensitivities import Sensitivity, head_of, table_of
+from edgekit.evaluation.fitting._sensitivities import measure as measured
 from edgekit.evaluation.fitting._texts import Split, split
 from edgekit.evaluation.language import Text
 from edgekit.files._problems import writing
@@ -40,6 +42,9 @@ from edgekit.precision import Precision
 from edgekit.recipe import Rules
 
 FORMAT = "edgekit.fit"
+#: Which precisions of a tensor are measured; and the weights up to which all are, unless it is said.
+Measure = Literal["every", "one"]
+EVERY = 50_000_000
 _MARK = "# Chosen by edgekit fit; its text has the SHA-256 "
 
 
@@ -120,6 +125,7 @@ def fit(
     context: int | None = None,
     backend: str | None = None,
     work: str | os.PathLike[str] | None = None,
+    measure: Measure | None = None,
     executor: Executor | None = None,
     progress: Shown = None,
     overwrite: bool = False,
@@ -149,6 +155,9 @@ def fit(
         backend: name of the encoders to use; None takes the fastest exact ones.
         work: a directory for the calibration, the measured values and the recipe; None takes ``<to>.fit``. Runs with
             other sizes reuse these files, and an interrupted run resumes after the last measured value.
+        measure: ``"every"`` precision of each tensor, and the changes of the choice; or ``"one"`` precision of each
+            tensor, from which the others are predicted by their rounding losses. None takes ``"every"`` for models of
+            at most 50 million weights.
         executor: calibrates, measures and encodes, as for `edgekit.calibrate`, `edgekit.sensitivity` and
             `edgekit.quantize`; the model has to be given by its path, and workers have to see it and `work`.
         progress: called before each measurement; True draws a bar on stderr.
@@ -175,6 +184,7 @@ def fit(
     problem = Problem.of(artifact, find_format(format, target), allow)
     budget = Budget.of(problem, size, bits, like)
     refuse_out_of_reach(problem, budget)
+    near = None if _every(problem, measure) else _bits(problem, budget)
     with writing(place):
         place.mkdir(parents=True, exist_ok=True)
     given = artifact if isinstance(source, Artifact) else Opened(artifact)
@@ -190,10 +200,12 @@ def fit(
     elsewhere = Elsewhere.of(executor, given, problem, parts, coding)
     with reporting(progress, "sensitivity") as report:
         file = place / f"sensitivity-{problem.format}.json"
-        alone = measure(problem, parts, coding, file=file, elsewhere=elsewhere, progress=report, overwrite=True)
+        alone = measured(
+            problem, parts, coding, file=file, near=near, elsewhere=elsewhere, progress=report, overwrite=True
+        )
     search_file = place / f"{target.name}.search.json"
     with reporting(progress, "fit") as report:
-        best = _searched(problem, parts, budget, alone, like, coding, search_file, elsewhere, report)
+        best = _searched(problem, parts, budget, alone, like, coding, search_file, near is None, elsewhere, report)
     recipe = place / f"{target.name}.toml"
     write_recipe(recipe, problem.recipe(best.choice, f"fit {budget.asked}"), overwrite)
     written = quantize(
@@ -225,6 +237,26 @@ def fit(
     )
 
 
+def _every(problem: Problem, measure: Measure | None) -> bool:
+    """Whether every precision of each tensor is measured."""
+    if measure not in (None, "every", "one"):
+        raise UsageError(f"measure={measure!r}; 'every' precision of each tensor, 'one', or None are possible")
+    return _weights(problem) <= EVERY if measure is None else measure == "every"
+
+
+def _bits(problem: Problem, budget: Budget) -> int:
+    """Bits per weight of the units on average if the artifact is as large as the budget.
+
+    Whole ones, so that other budgets near it need not be measured anew.
+    """
+    besides = problem.nbytes(problem.smallest) - problem.units_nbytes(problem.smallest)
+    return round(8 * (budget.most - besides) / _weights(problem))
+
+
+def _weights(problem: Problem) -> int:
+    return sum(math.prod(slot.shape) for unit in problem.units for slot in unit.slots)
+
+
 def _searched(
     problem: Problem,
     parts: Split,
@@ -233,18 +265,24 @@ def _searched(
     like: AnyRecipe | None,
     coding: Coding,
     file: Path,
+    every: bool,
     elsewhere: Elsewhere | None,
     progress: Progress | None,
 ) -> Found:
-    """Return the best choice best, reusing values that an earlier run recorded in `file`."""
+    """Return the best choice, reusing values that an earlier run recorded in `file`.
+
+    If not `every` precision was measured alone, neither are the changes of the choice, and nothing is pooled: the
+    noise of a tensor's one measurement is the same in all its precisions.
+    """
     assert problem.layout.model is not None
-    head = {**head_of(problem, parts, FORMAT, coding), "budget": budget.most, "asked": budget.asked}
+    head = {**head_of(problem, parts, FORMAT, coding), "budget": budget.most, "asked": budget.asked, "every": every}
     judge = Judge.on(problem.layout.model, parts.choosing, decoded=elsewhere is None)
     others = _others(problem, budget, like)
     with closing(Record(file, head, overwrite=True)) as record:
         encodings = Encodings(problem.layout.model, parts.calibration, coding)
         bench = Bench(judge, encodings, record, progress, elsewhere)
-        best = search(bench, problem, budget, pooled(table_of(alone), alone.noise_floor), others)
+        table = pooled(table_of(alone), alone.noise_floor) if every else table_of(alone)
+        best = search(bench, problem, budget, table, others, None if every else 0)
         precisions = {role: precision.name for role, precision in best.choice.items()}
         record.finish({"kl": finite(best.divergence.kl), "precisions": precisions})
     return best
@@ -282,4 +320,4 @@ def marked(text: str) -> str:
     return f"{_MARK}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
 
 
-__all__ = ["Fitted", "fit", "write_recipe"]
+__all__ = ["Fitted", "Measure", "fit", "write_recipe"]

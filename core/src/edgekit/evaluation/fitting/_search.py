@@ -37,7 +37,14 @@ class Found:
     divergence: Divergence
 
 
-def search(bench: Bench, problem: Problem, budget: Budget, table: Table, others: Iterable[Precisions] = ()) -> Found:
+def search(
+    bench: Bench,
+    problem: Problem,
+    budget: Budget,
+    table: Table,
+    others: Iterable[Precisions] = (),
+    rounds: int | None = None,
+) -> Found:
     """Return the best choice found within a budget.
 
     Args:
@@ -46,13 +53,14 @@ def search(bench: Bench, problem: Problem, budget: Budget, table: Table, others:
         budget: the size of the whole artifact.
         table: the divergence of each unit in each precision alone.
         others: further choices within the budget to start from.
+        rounds: largest number of rounds that measure the changes of a choice; None takes `ROUNDS`.
     """
     choice = cheapest(problem, budget, _costs(problem, table))
     best = Found(choice, bench.whole("start", choice).divergence)
     for other in others:
         whole = bench.whole("start", other, best.choice)
         best = Found(other, whole.divergence) if whole.gain > CERTAIN * whole.gain_error else best
-    for number in range(1, ROUNDS + 1):
+    for number in range(1, (ROUNDS if rounds is None else rounds) + 1):
         improved = _around(bench, problem, budget, table, best, f"round {number}")
         if improved is best:
             break

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, closing
 from importlib.metadata import version
@@ -24,6 +24,7 @@ from edgekit.evaluation.fitting._elsewhere import Elsewhere
 from edgekit.evaluation.fitting._encodings import Coding, Encodings
 from edgekit.evaluation.fitting._marginals import Bench, Table
 from edgekit.evaluation.fitting._measuring import Divergence, Judge
+from edgekit.evaluation.fitting._predicted import predicted
 from edgekit.evaluation.fitting._problem import Problem, Unit
 from edgekit.evaluation.fitting._record import Record
 from edgekit.evaluation.fitting._texts import Split, split
@@ -50,6 +51,7 @@ class Measured:
         nbytes: bytes of the tensor in this precision.
         kl: mean KL divergence of the model with this tensor quantized from the source, in nats.
         error: standard error of that mean, with the positions taken as independent.
+        predicted: whether another precision of the tensor was measured, and this one follows from the rounding losses.
     """
 
     tensor: str
@@ -57,6 +59,7 @@ class Measured:
     nbytes: int
     kl: float
     error: float
+    predicted: bool = False
 
 
 @attrs.frozen(repr=False)
@@ -185,22 +188,31 @@ def measure(
     coding: Coding,
     *,
     file: Path | None = None,
+    near: int | None = None,
     elsewhere: Elsewhere | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> Sensitivity:
-    """Return the sensitivity of a problem's units, measured on `parts.choosing`; arguments as for `sensitivity`."""
+    """Return the sensitivity of a problem's units, measured on `parts.choosing`; arguments as for `sensitivity`.
+
+    With `near`, bits per weight, one precision of each unit is measured, and the others are predicted.
+    """
     assert problem.layout.model is not None
     judge = Judge.on(problem.layout.model, parts.choosing, decoded=elsewhere is None)
-    with closing(Record(file, head_of(problem, parts, FORMAT, coding), overwrite)) as record:
+    head = head_of(problem, parts, FORMAT, coding) | ({} if near is None else {"near": near})
+    with closing(Record(file, head, overwrite)) as record:
         encodings = Encodings(problem.layout.model, parts.calibration, coding)
         bench = Bench(judge, encodings, record, progress, elsewhere)
         noise = bench.noise_floor()
-        table = bench.each("alone", {}, [(unit, unit.options) for unit in problem.units])
+        if near is None:
+            table = bench.each("alone", {}, [(unit, unit.options) for unit in problem.units])
+        else:
+            table = predicted(bench, problem.units, near)
         _refuse_nonfinite(problem.units, table)
+        alone = {(entry["tensor"], entry["precision"]) for entry in record.entries if entry["step"] == "alone"}
         record.finish({"noise_floor": noise, "positions": judge.scored})
     name = problem.layout.source.path.name
-    measured = tuple(_listed(problem.units, table))
+    measured = tuple(_listed(problem.units, table, alone))
     return Sensitivity(name, problem.format, measured, noise, judge.scored, int(parts.choosing.shape[1]), file)
 
 
@@ -232,12 +244,14 @@ def table_of(measured: Sensitivity) -> Table:
     return {(m.tensor, m.precision): Divergence(m.kl, m.error) for m in measured.measured}
 
 
-def _listed(units: Sequence[Unit], table: Mapping[tuple[str, str], Divergence]) -> list[Measured]:
+def _listed(
+    units: Sequence[Unit], table: Mapping[tuple[str, str], Divergence], alone: Container[tuple[str, str]]
+) -> Iterator[Measured]:
+    """Yield the values of a table; those not in `alone` were predicted."""
     by_name = {unit.name: unit for unit in units}
-    return [
-        Measured(name, precision, by_name[name].sizes[_number(by_name[name], precision)], found.kl, found.error)
-        for (name, precision), found in table.items()
-    ]
+    for (name, precision), found in table.items():
+        nbytes = by_name[name].sizes[_number(by_name[name], precision)]
+        yield Measured(name, precision, nbytes, found.kl, found.error, (name, precision) not in alone)
 
 
 def _number(unit: Unit, precision: str) -> int:

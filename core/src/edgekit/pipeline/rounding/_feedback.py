@@ -80,7 +80,7 @@ class Grid:
     def values(self, codes: U8, column: int) -> F32:
         """Return the decoded values, float32 [..., rows], of codes of a column, or of columns of its group."""
         group = column // self.group
-        value: F32 = self.table[codes]
+        value: F32 = codes + self.table[0] if self.even else self.table[codes]
         if self.zero is not None:
             value = value - self.zero[group]
         value = value * self.scale[group]

@@ -29,9 +29,7 @@ _LARGE = 1 << 22
 #: Arrays whose memory is kept at most.
 _MOST_KEPT = 12
 #: Rows that are turned at once: they stay in a cache.
-_TURNED = 128
-#: Rows of a product that get their scales at once: they stay in a cache.
-_SCALED = 64
+_TURNED = 256
 #: Columns of a symmetric product, and rows of another, that one thread computes.
 _COLUMNS, _MEANS = 128, 384
 #: Rows whose largest magnitude is below are zeros.
@@ -73,45 +71,39 @@ class Integers:
     scale: F32
 
     @classmethod
-    def of_rows(cls, x: F32, pool: Executor | None = None) -> Integers:
+    def of_rows(cls, x: F32, kernels: Kernels, pool: Executor | None = None) -> Integers:
         """The rows of x [rows, cols]."""
-        values = np.zeros((len(x), x.shape[1] + x.shape[1] % 2), np.int16)
+        cols = x.shape[1]
+        values = np.empty((len(x), cols + cols % 2), np.int16)
+        values[:, cols:] = 0
         scale = np.empty(len(x), np.float32)
 
         def part(start: int) -> None:
             rows = slice(start, start + ROWS // 4)
-            given = x[rows]
-            scale[rows], inverse = _scales(np.abs(given).max(axis=1, initial=0))
-            values[rows, : x.shape[1]] = np.rint(_finite(given, scale[rows, None]) * inverse[:, None])
+            scale[rows], inverse = _scales(kernels.largest(x[rows], 1))
+            kernels.narrow(values[rows, :cols], x[rows], inverse)
 
         spread_out(pool, part, range(0, len(x), ROWS // 4))
         return cls(values, scale)
 
     @classmethod
-    def of_columns(cls, x: F32, pool: Executor | None = None, scratch: Scratch | None = None) -> Integers:
+    def of_columns(
+        cls, x: F32, kernels: Kernels, pool: Executor | None = None, scratch: Scratch | None = None
+    ) -> Integers:
         """The columns of x [rows, cols]: values [cols, rows], scale [cols]; `scratch` gives the memory."""
         starts = range(0, len(x), _TURNED)
-        parts = spread_out(pool, lambda start: _largest(x[start : start + _TURNED]), starts)
+        parts = spread_out(pool, lambda start: kernels.largest(x[start : start + _TURNED], 0), starts)
         scale, inverse = _scales(np.max(parts, axis=0))
         values = (scratch or Scratch()).array((x.shape[1], len(x) + len(x) % 2), np.int16)
+        # Two rows are turned as the halves of one word; which half is which does not matter to a sum.
         words = values.view(np.int32)
 
         def turn(start: int) -> None:
-            rows = np.rint(_finite(x[start : start + _TURNED], scale) * inverse).astype(np.int32)
-            if len(rows) % 2:
-                rows = np.concatenate([rows, np.zeros_like(rows[:1])])
-            # Two rows are turned as the halves of one word; which half is which does not matter to a sum.
-            pairs = (rows[0::2] & np.int32(0xFFFF)) | (rows[1::2] << np.int32(16))
-            words[:, start // 2 : start // 2 + len(pairs)] = pairs.T
+            rows = x[start : start + _TURNED]
+            kernels.turn(words[:, start // 2 : (start + len(rows) + 1) // 2], rows, inverse)
 
         spread_out(pool, turn, starts)
         return cls(values, scale)
-
-
-def _largest(x: F32) -> F32:
-    """The largest magnitude of each column; NaN for one with a NaN."""
-    largest: F32 = np.maximum(x.max(axis=0), -x.min(axis=0))
-    return largest
 
 
 def _scales(largest: F32) -> tuple[F32, F32]:
@@ -121,12 +113,6 @@ def _scales(largest: F32) -> tuple[F32, F32]:
     kept = np.where(used, largest, np.float32(1))
     scale = np.where(used, kept / np.float32(MOST), np.float32(0))
     return np.where(finite, scale, np.float32(np.nan)), np.where(used, np.float32(MOST) / kept, np.float32(0))
-
-
-def _finite(x: F32, scale: F32) -> F32:
-    """With zeros where the scale is no number."""
-    unknown = np.isnan(scale)
-    return np.where(unknown, np.float32(0), x) if unknown.any() else x
 
 
 def product(
@@ -139,10 +125,7 @@ def product(
         stop = min(start + ROWS, len(out))
         out[start:stop] = 0
         kernels.multiply(out[start:stop], b.values[start:stop], a.values)
-        for first in range(start, stop, _SCALED):
-            rows = slice(first, min(first + _SCALED, stop))
-            out[rows] *= b.scale[rows, None]
-            out[rows] *= a.scale
+        kernels.scale(out[start:stop], b.scale[start:stop], a.scale)
 
     spread_out(pool, part, range(0, len(out), ROWS))
     return out

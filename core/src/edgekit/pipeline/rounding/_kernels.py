@@ -18,6 +18,9 @@ from edgekit.typing import F32, I16, U8, Array, Indices
 
 #: Elements of the result that are computed at once: 256 KiB of float32 fit in a processor's cache.
 _CHUNK = 1 << 16
+#: Rows that get their scales at once: they stay in a cache.
+_SCALED = 64
+Words = npt.NDArray[np.int32]
 #: The largest magnitude of an operand of `Multiply`, and the columns whose products are summed exactly.
 MOST, PIECE = 4095, 128
 _LOG2E, _LN2_HIGH, _LN2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
@@ -64,6 +67,72 @@ class Exponential(Protocol):
 
         Args:
             x: float32, contiguous.
+        """
+        ...
+
+
+class Weigh(Protocol):
+    """The weights of a softmax along the columns of a matrix, in place."""
+
+    def __call__(self, scores: F32) -> F32:
+        """Replace each column by the powers of e, as `Exponential`, of its elements less its largest; return sums.
+
+        Args:
+            scores: float32 [rows, cols], contiguous; at least one element of each column is finite.
+
+        Returns:
+            The sum of each column of powers, one row after another, float32 [cols].
+        """
+        ...
+
+
+class Largest(Protocol):
+    """Finds the largest magnitudes of a matrix."""
+
+    def __call__(self, x: F32, axis: int) -> F32:
+        """Return that of each column (axis 0) or row (axis 1) of x, float32 [rows, cols]; NaN if one is no number."""
+        ...
+
+
+class Narrow(Protocol):
+    """Rounds values to integers, each row in units of its own."""
+
+    def __call__(self, out: I16, x: F32, inverse: F32) -> None:
+        """Write ``rint(x * inverse)``, ties to even, and 0 where the inverse is 0.
+
+        Args:
+            out: int16 [rows, cols]; elements of a row lie next to each other.
+            x: float32 [rows, cols], likewise; magnitudes up to 4095 units.
+            inverse: of each row's unit, float32 [rows].
+        """
+        ...
+
+
+class Turn(Protocol):
+    """Rounds values to integers, each column in units of its own, and makes columns rows."""
+
+    def __call__(self, out: Words, x: F32, inverse: F32) -> None:
+        """Write ``rint(x * inverse)``, ties to even, and 0 where the inverse is 0.
+
+        Args:
+            out: int32 [cols, n]: the low half of word k of a column is row 2 k, the high half row 2 k + 1, or 0 if
+                there is none.
+            x: float32 [2 n, cols] or [2 n - 1, cols]; elements of a row lie next to each other.
+            inverse: of each column's unit, float32 [cols].
+        """
+        ...
+
+
+class Scale(Protocol):
+    """Multiplies a matrix by a factor for each row and one for each column, in place."""
+
+    def __call__(self, out: F32, of_rows: F32, of_columns: F32) -> None:
+        """``out = (out * of_rows) * of_columns``, each product rounded.
+
+        Args:
+            out: float32 [rows, cols]; elements of a row lie next to each other.
+            of_rows: float32 [rows].
+            of_columns: float32 [cols].
         """
         ...
 
@@ -168,6 +237,52 @@ def exponential(x: F32) -> None:
     x[beyond] = 0
 
 
+def weigh(scores: F32) -> F32:
+    """The reference of `Weigh`."""
+    scores -= scores.max(axis=0)
+    exponential(scores)
+    if scores.shape[1] > 1:
+        total: F32 = np.add.reduce(scores, axis=0)
+        return total
+    total = np.zeros(1, np.float32)
+    for row in scores:
+        total += row
+    return total
+
+
+def largest(x: F32, axis: int) -> F32:
+    """The reference of `Largest`."""
+    found: F32 = np.maximum(x.max(axis=axis, initial=0), -x.min(axis=axis, initial=0))
+    return found
+
+
+def narrow(out: I16, x: F32, inverse: F32) -> None:
+    """The reference of `Narrow`."""
+    out[...] = np.rint(_known(x, inverse[:, None]) * inverse[:, None])
+
+
+def turn(out: Words, x: F32, inverse: F32) -> None:
+    """The reference of `Turn`."""
+    rows = np.rint(_known(x, inverse) * inverse).astype(np.int32)
+    if len(rows) % 2:
+        rows = np.concatenate([rows, np.zeros_like(rows[:1])])
+    out[...] = ((rows[0::2] & np.int32(0xFFFF)) | (rows[1::2] << np.int32(16))).T
+
+
+def _known(x: F32, inverse: F32) -> F32:
+    """With zeros where the inverse is 0: infinity times 0 would be no number."""
+    unknown = inverse == 0
+    return np.where(unknown, np.float32(0), x) if unknown.any() else x
+
+
+def scale(out: F32, of_rows: F32, of_columns: F32) -> None:
+    """The reference of `Scale`; some rows at a time, which stay in a cache."""
+    for start in range(0, len(out), _SCALED):
+        rows = slice(start, start + _SCALED)
+        out[rows] *= of_rows[rows, None]
+        out[rows] *= of_columns
+
+
 @attrs.frozen(eq=False)
 class Kernels:
     """What computes; by default in numpy.
@@ -176,12 +291,19 @@ class Kernels:
         accumulate: adds products of floats.
         multiply: adds products of integers.
         exponential: raises e to powers.
+        weigh: makes scores the weights of a softmax.
+        largest, narrow, turn, scale: make floats integers, and floats of their products.
         feed, descend: the steps of feedback and of sweeps within some columns; None leaves them to numpy.
     """
 
     accumulate: Accumulate = accumulate
     multiply: Multiply = multiply
     exponential: Exponential = exponential
+    weigh: Weigh = weigh
+    largest: Largest = largest
+    narrow: Narrow = narrow
+    turn: Turn = turn
+    scale: Scale = scale
     feed: Feed | None = None
     descend: Descend | None = None
 
@@ -197,9 +319,20 @@ __all__ = [
     "Exponential",
     "Feed",
     "Kernels",
+    "Largest",
     "Multiply",
+    "Narrow",
     "Places",
+    "Scale",
+    "Turn",
+    "Weigh",
+    "Words",
     "accumulate",
     "exponential",
+    "largest",
     "multiply",
+    "narrow",
+    "scale",
+    "turn",
+    "weigh",
 ]

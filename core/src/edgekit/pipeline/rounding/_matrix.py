@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
@@ -60,13 +61,17 @@ class Metric:
 
     def solve(self, values: F32, accumulate: Accumulate = accumulate) -> F32:
         """Return ``h^-1 values``, float32 [cols, rows], for values [cols, rows]."""
-        factor = self.factor.astype(np.float32)
         found = np.empty_like(values)
-        found[self.order] = _forward(factor, _backward(factor, values[self.order], accumulate), accumulate)
+        found[self.order] = _forward(self._single, _backward(self._single, values[self.order], accumulate), accumulate)
         return found
 
+    @functools.cached_property
+    def _single(self) -> F32:
+        return self.factor.astype(np.float32)
 
-_SOLVED = 32
+
+#: Columns that are solved at once, and those of them whose values are subtracted one by one.
+_SOLVED, _INNER = 32, 8
 
 
 def _backward(factor: F32, values: F32, accumulate: Accumulate) -> F32:
@@ -75,9 +80,13 @@ def _backward(factor: F32, values: F32, accumulate: Accumulate) -> F32:
     for start in range((cols - 1) // _SOLVED * _SOLVED, -1, -_SOLVED):
         stop = min(start + _SOLVED, cols)
         accumulate(values[start:stop], -factor[start:stop, stop:].T, values[stop:])
-        for j in range(stop - 1, start - 1, -1):
-            values[j] /= factor[j, j]
-            values[start:j] -= factor[start:j, j, None] * values[j]
+        for last in range(stop, start, -_INNER):
+            first = max(start, last - _INNER)
+            for j in range(last - 1, first - 1, -1):
+                values[j] /= factor[j, j]
+                values[first:j] -= factor[first:j, j, None] * values[j]
+            if first > start:  # the last column first, as one by one
+                accumulate(values[start:first], -factor[start:first, first:last].T[::-1], values[first:last][::-1])
     return values
 
 
@@ -87,9 +96,13 @@ def _forward(factor: F32, values: F32, accumulate: Accumulate) -> F32:
     for start in range(0, cols, _SOLVED):
         stop = min(start + _SOLVED, cols)
         accumulate(values[start:stop], -factor[:start, start:stop], values[:start])
-        for j in range(start, stop):
-            values[j] /= factor[j, j]
-            values[j + 1 : stop] -= factor[j, j + 1 : stop, None] * values[j]
+        for first in range(start, stop, _INNER):
+            last = min(first + _INNER, stop)
+            for j in range(first, last):
+                values[j] /= factor[j, j]
+                values[j + 1 : last] -= factor[j, j + 1 : last, None] * values[j]
+            if last < stop:
+                accumulate(values[last:stop], -factor[first:last, last:stop], values[first:last])
     return values
 
 

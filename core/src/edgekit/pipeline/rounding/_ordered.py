@@ -130,7 +130,7 @@ class OrderedOps(NumpyOps):
         rows, weights = x.reshape(-1, x.shape[-1]), self.weights
         if weights.observe is not None:
             weights.observe(f"{name}.weight", rows)
-        matrix = Integers.of_rows(weights.values(f"{name}.weight"), self.threads)
+        matrix = Integers.of_rows(weights.values(f"{name}.weight"), self.kernels, self.threads)
         out = product(self._integers(x, rows), matrix, self.kernels, self.threads, self.scratch)
         if f"{name}.bias" in weights.tensors:
             out += weights.values(f"{name}.bias")
@@ -138,7 +138,7 @@ class OrderedOps(NumpyOps):
 
     def _integers(self, x: F32, rows: F32) -> Integers:
         if not self._last or self._last[0][0] is not x:
-            self._last[:] = [(x, Integers.of_rows(rows, self.threads))]
+            self._last[:] = [(x, Integers.of_rows(rows, self.kernels, self.threads))]
         return self._last[0][1]
 
     def rms_norm(self, x: F32, eps: float, name: str | None = None) -> F32:
@@ -185,7 +185,13 @@ class OrderedOps(NumpyOps):
             factor = np.float32(1.0 if rope.scaling is None else rope.scaling.attention_factor)
             cosine, sine = turns(angle)
             self._turns[rope] = Rotation(cosine * factor, sine * factor, rope.neighbours)
-        return self._turns[rope](x)
+        turn, out = self._turns[rope], np.empty(x.shape, np.float32)
+
+        def sequence(number: int) -> None:
+            out[number] = turn(x[number])
+
+        spread_out(self.threads, sequence, range(len(x)))
+        return out
 
     def softcap(self, x: F32, cap: float) -> F32:
         """See `Ops.softcap`."""
@@ -236,23 +242,11 @@ class OrderedOps(NumpyOps):
             # Without a window, every query sees the keys before the first query.
             some = 0 if how.window is not None else m - n + start - first
             np.copyto(by_head[some:], -np.inf, where=hidden.T[some:, None])
-            scores -= scores.max(axis=0)
-            self.kernels.exponential(scores)
+            sums = self.kernels.weigh(scores)
             mixed = np.zeros((len(scaled), values.shape[1]), np.float32)
             self.kernels.accumulate(mixed, scores, values[first:last])
-            mixed /= _added(scores)[:, None]
+            mixed /= sums[:, None]
             out[:, start:stop] = mixed.reshape(heads, stop - start, -1)
-
-
-def _added(rows: F32) -> F32:
-    """The sum of rows [n, m], float32 [m], one row after another."""
-    if rows.shape[1] > 1:
-        total: F32 = np.add.reduce(rows, axis=0)
-        return total
-    total = np.zeros(1, np.float32)
-    for row in rows:
-        total += row
-    return total
 
 
 @attrs.frozen(eq=False)

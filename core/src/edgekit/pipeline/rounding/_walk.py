@@ -12,8 +12,8 @@ with X its inputs in the original model. CORRECTION = 1 would be the least squar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import attrs
 import numpy as np
@@ -21,7 +21,7 @@ import numpy as np
 from edgekit.architectures import Model
 from edgekit.architectures.forward import Observe
 from edgekit.errors import NonFiniteError
-from edgekit.pipeline.rounding._integers import Integers, Scratch, mean_product
+from edgekit.pipeline.rounding._integers import Integers, Scratch, mean_product, spread_out
 from edgekit.pipeline.rounding._kernels import NUMPY, Accumulate, Kernels
 from edgekit.pipeline.rounding._matrix import Metric, round_matrix
 from edgekit.pipeline.rounding._ordered import OrderedTransformer, threaded
@@ -31,6 +31,8 @@ from edgekit.typing import F32, Indices
 
 #: The share of the error of a matrix's inputs that its target compensates.
 CORRECTION = 0.5
+#: Rows of a matrix whose targets one thread computes.
+_TARGETS = 288
 #: Tokens of the original that go through a layer at once.
 _TOGETHER = 2048
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
@@ -82,18 +84,22 @@ class Walk:
         if embedding is not None:
             tensors[EMBEDDING] = Tensor.of(EMBEDDING, embedding.dequantize())
             yield EMBEDDING, embedding
-        states = self.computing(self.model.tensors).embedded(windows)
+        original = _Original(self, self.computing(self.model.tensors).embedded(windows))
         rounded = self.computing(tensors).embedded(windows)
-        inputs: dict[str, F32] = {}
-        for layer in range(layers):
-            if progress:
-                progress(layer, layers, f"layer {layer}")
-            self._original(layer, states, inputs)
-            done: dict[str, QuantizedTensor] = {}
-            step = _Layer(self, tensors, inputs, done)
-            rounded = self.computing(tensors, step.observe).layer(layer, rounded)
-            yield from done.items()
-        yield from self._output(tensors, states, rounded)
+        with ThreadPoolExecutor(1, "edgekit-original") as ahead:
+            following, free = ahead.submit(original.layer, 0), list[F32]()
+            for layer in range(layers):
+                if progress:
+                    progress(layer, layers, f"layer {layer}")
+                inputs = following.result()
+                if layer + 1 < layers:
+                    following = ahead.submit(original.layer, layer + 1, free)
+                done: dict[str, QuantizedTensor] = {}
+                step = _Layer(self, tensors, inputs, done)
+                rounded = self.computing(tensors, step.observe).layer(layer, rounded)
+                free = list(inputs.values())
+                yield from done.items()
+        yield from self._output(tensors, original.states, rounded)
         if progress:
             progress(layers, layers, "")
 
@@ -138,26 +144,42 @@ class Walk:
         step.observe(OUTPUT, last.reshape(-1, last.shape[-1]))
         yield from done.items()
 
-    def _original(self, layer: int, states: F32, inputs: dict[str, F32]) -> None:
-        """Compute a layer of the original, some windows at a time: new states in place, and its matrices' inputs.
 
-        The inputs [tokens, cols] are those of matrices that share them once; they take the place of the last layer's.
+@attrs.define(eq=False)
+class _Original:
+    """The original model, which computes a layer while the layer before is rounded.
+
+    Attributes:
+        walk: of the model.
+        states: the states after the last layer that was computed, float32 [count, context, width]; changed in place.
+    """
+
+    walk: Walk
+    states: F32
+    _scratch: Scratch = attrs.field(factory=Scratch, init=False)
+
+    def layer(self, layer: int, free: Sequence[F32] = ()) -> dict[str, F32]:
+        """Compute the next layer, some windows at a time; return its matrices' inputs, in the place of `free` arrays.
+
+        The inputs [tokens, cols] are those of matrices that share them once.
         """
-        before, context, rows = list(inputs.values()), states.shape[1], slice(0)
-        inputs.clear()
+        walk, states, inputs, unused = self.walk, self.states, dict[str, F32](), list(free)
+        context, rows = states.shape[1], slice(0)
 
         def record(name: str, x: F32) -> None:
-            if all(matrix in self.known for matrix in self.calibration.inputs.get(name, ())):
+            if all(matrix in walk.known for matrix in walk.calibration.inputs.get(name, ())):
                 return
             if name not in inputs:
-                inputs[name] = _reused(before, (len(states) * context, x.shape[1]))
+                inputs[name] = _reused(unused, (len(states) * context, x.shape[1]))
             inputs[name][rows] = x
 
-        computing, step = self.computing(self.model.tensors, record, True), max(1, _TOGETHER // context)
+        computing = attrs.evolve(walk.computing(walk.model.tensors, record, True), scratch=self._scratch)
+        step = max(1, _TOGETHER // context)
         for start in range(0, len(states), step):
             windows = slice(start, min(start + step, len(states)))
             rows = slice(start * context, windows.stop * context)
             states[windows] = computing.layer(layer, states[windows])
+        return inputs
 
 
 def _reused(arrays: list[F32], shape: tuple[int, int]) -> F32:
@@ -205,7 +227,7 @@ class _Layer:
         """Compute the metric, the importance and the input error for a group of matrices with the same inputs."""
         walk, lost = self.walk, self.inputs[group]
         self._group, self._lost = group, None
-        turned = Integers.of_columns(x, walk.pool, walk.scratch)
+        turned = Integers.of_columns(x, walk.kernels, walk.pool, walk.scratch)
         if not np.isfinite(turned.scale).all():
             raise NonFiniteError(f"the input of {group} is not finite after the layers before are quantized")
         moment = mean_product(turned, turned, len(x), walk.kernels, walk.pool)
@@ -213,19 +235,26 @@ class _Layer:
         self._metric = Metric.of(moment, walk.wide)
         lost -= x  # the original's inputs are not needed any more
         if lost.any():
-            columns = Integers.of_columns(lost, walk.pool, walk.scratch)
+            columns = Integers.of_columns(lost, walk.kernels, walk.pool, walk.scratch)
             self._lost = mean_product(columns, turned, len(x), walk.kernels, walk.pool)
 
     def _target(self, weights: F32) -> F32:
         """Return the values to round, float32 [rows, cols]: the weights, corrected for the error of the inputs."""
         if self._lost is None:
             return weights
-        assert self._metric is not None
-        turned = np.ascontiguousarray(weights.T)
-        moved = np.zeros_like(turned)
-        self.walk.wide(moved, self._lost, turned)
-        correction = self._metric.solve(moved, self.walk.wide)
-        return np.ascontiguousarray((turned + np.float32(CORRECTION) * correction).T)
+        metric, lost, kernels = self._metric, self._lost, self.walk.kernels
+        assert metric is not None
+        target = np.empty_like(weights)
+
+        def part(start: int) -> None:
+            rows = slice(start, start + _TARGETS)
+            turned = np.ascontiguousarray(weights[rows].T)
+            moved = np.zeros_like(turned)
+            kernels.accumulate(moved, lost, turned)
+            target[rows] = (turned + np.float32(CORRECTION) * metric.solve(moved, kernels.accumulate)).T
+
+        spread_out(self.walk.pool, part, range(0, len(weights), _TARGETS))
+        return target
 
 
 __all__ = ["CORRECTION", "Matrix", "Walk"]

@@ -1,0 +1,143 @@
+"""Floats as integers of 13 bits, and what their products stand for: the kernels behind `edgekit_numba.feeding`.
+
+`edgekit.pipeline.rounding` says what each computes. Magnitudes are compared as the bits of floats, in whose order
+infinity and what is no number come last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from edgekit_numba.kernels import function
+from edgekit_numba.vectors import F32, I16, I32, I64, Code, Vector, higher, select
+
+#: Rows that `narrow_columns` turns at once: their halves of words fill a cache line.
+TURNED = 32
+_MAGIC, _MAGIC_BITS = 12582912.0, 0x4B400000  # 1.5 * 2**23: a sum with it counts in ones
+_MAGNITUDE = 0x7FFFFFFF
+_FLOATS, _WORDS, _SHORTS = F32.as_pointer(), I32.as_pointer(), I16.as_pointer()
+
+
+@attrs.frozen
+class Narrowing:
+    """A kernel of this module.
+
+    Attributes:
+        name: of the function.
+        arguments: their types.
+        body: the arithmetic.
+    """
+
+    name: str
+    arguments: tuple[Any, ...]
+    body: Callable[..., None]
+
+    def __call__(self, lanes: int) -> str:
+        """LLVM's text of the module."""
+        with function(self.name, list(self.arguments), lanes) as (code, given):
+            self.body(code, *given)
+        return code.text()
+
+
+def _place(code: Code, pointer: Any, at: Any, element: Any) -> Any:
+    return code.builder.bitcast(code.builder.gep(pointer, [at]), code.type(element).as_pointer())
+
+
+def _load(code: Code, pointer: Any, at: Any, element: Any = F32) -> Vector:
+    return Vector(code, code.builder.load(_place(code, pointer, at, element), align=4))
+
+
+def _magnitude(values: Vector) -> Vector:
+    return values.bits() & _MAGNITUDE
+
+
+def _integers(values: Vector, inverse: Vector) -> Vector:
+    """Values in units, to the nearest integer, as int32; 0 where the inverse of the unit is 0."""
+    counted = (values * inverse + _MAGIC).bits() - _MAGIC_BITS
+    return select(inverse == 0.0, 0, counted)
+
+
+def _largest_rows(code: Code, x: Any, stride: Any, out: Any, rows: Any, vectors: Any) -> None:
+    builder = code.builder
+    with code.loop(rows) as row:
+        line, largest = builder.gep(x, [builder.mul(row, stride)]), code.variable(code.i32(0))
+        with code.loop(vectors) as vector:
+            largest.set(higher(largest.get(), _magnitude(_load(code, line, code.scaled(vector, code.lanes)))))
+        builder.store(builder.bitcast(code.largest(largest.get()), F32), builder.gep(out, [row]))
+
+
+def _largest_columns(code: Code, x: Any, stride: Any, out: Any, rows: Any, vectors: Any) -> None:
+    builder = code.builder
+    with code.loop(rows) as row:
+        line = builder.gep(x, [builder.mul(row, stride)])
+        with code.loop(vectors) as vector:
+            first = code.scaled(vector, code.lanes)
+            largest = higher(_load(code, out, first).bits(), _magnitude(_load(code, line, first)))
+            builder.store(largest.as_float().value, _place(code, out, first, F32), align=4)
+
+
+def _narrow_rows(
+    code: Code, x: Any, stride: Any, inverse: Any, out: Any, out_stride: Any, rows: Any, vectors: Any
+) -> None:
+    builder = code.builder
+    with code.loop(rows) as row:
+        line, target = builder.gep(x, [builder.mul(row, stride)]), builder.gep(out, [builder.mul(row, out_stride)])
+        unit = code.broadcast(builder.load(builder.gep(inverse, [row])))
+        with code.loop(vectors) as vector:
+            first = code.scaled(vector, code.lanes)
+            values = builder.trunc(_integers(_load(code, line, first), unit).value, code.type(I16))
+            builder.store(values, _place(code, target, first, I16), align=2)
+
+
+def _narrow_columns(
+    code: Code, x: Any, stride: Any, inverse: Any, out: Any, out_stride: Any, blocks: Any, vectors: Any
+) -> None:
+    builder, words = code.builder, TURNED // 2
+    scratch = code.rows(words, I32)
+    with code.loop(blocks) as block:
+        top = builder.gep(x, [builder.mul(code.scaled(block, TURNED), stride)])
+        left = builder.gep(out, [code.scaled(block, words)])
+        with code.loop(vectors) as vector:
+            first = code.scaled(vector, code.lanes)
+            unit = _load(code, inverse, first)
+            for word in range(words):
+                even, odd = (
+                    _integers(_load(code, top, builder.add(builder.mul(code.index(row), stride), first)), unit)
+                    for row in (2 * word, 2 * word + 1)
+                )
+                scratch[word] = (even & 0xFFFF) | (odd << 16)
+            with code.loop(code.lanes) as lane:
+                line = builder.gep(left, [builder.mul(builder.add(first, lane), out_stride)])
+                for word in range(words):
+                    builder.store(scratch.lane(word, lane), builder.gep(line, [code.index(word)]))
+
+
+def _scale_both(code: Code, out: Any, stride: Any, of_rows: Any, of_columns: Any, rows: Any, vectors: Any) -> None:
+    builder = code.builder
+    with code.loop(rows) as row:
+        line = builder.gep(out, [builder.mul(row, stride)])
+        unit = code.broadcast(builder.load(builder.gep(of_rows, [row])))
+        with code.loop(vectors) as vector:
+            first = code.scaled(vector, code.lanes)
+            scaled = _load(code, line, first) * unit * _load(code, of_columns, first)
+            builder.store(scaled.value, _place(code, line, first, F32), align=4)
+
+
+_MATRIX, _COUNTS = (_FLOATS, I64), (I64, I64)
+
+
+def emitters() -> list[Narrowing]:
+    """The kernels of this module."""
+    return [
+        Narrowing("largest_rows", (*_MATRIX, _FLOATS, *_COUNTS), _largest_rows),
+        Narrowing("largest_columns", (*_MATRIX, _FLOATS, *_COUNTS), _largest_columns),
+        Narrowing("narrow_rows", (*_MATRIX, _FLOATS, _SHORTS, I64, *_COUNTS), _narrow_rows),
+        Narrowing("narrow_columns", (*_MATRIX, _FLOATS, _WORDS, I64, *_COUNTS), _narrow_columns),
+        Narrowing("scale_both", (*_MATRIX, _FLOATS, _FLOATS, *_COUNTS), _scale_both),
+    ]
+
+
+__all__ = ["TURNED", "Narrowing", "emitters"]
