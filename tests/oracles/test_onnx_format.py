@@ -22,6 +22,7 @@ import edgekit
 from edgekit.architectures import ModelConfig
 from edgekit.architectures.forward import Transformer
 from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, UnsupportedModelError
+from edgekit.pipeline.passes import run_pass
 from edgekit.tensor import EncodedTensor
 from edgekit.testing.models import artifact_of, random_model
 from edgekit_olive.format import OnnxFormat
@@ -233,6 +234,18 @@ def test_k_quants_of_trained_models(model, tmp_path, request):
     tokens = np.array(file.tokenizer.encode("Once upon a time there was a little dog."))
     expected = Transformer(file.model).logits(tokens)
     with edgekit.load(made, "onnxruntime", exact=True) as runtime:
+        assert np.abs(runtime.logits(tokens) - expected).max() < TOLERANCE * expected.std()
+
+
+def test_folded_offsets_are_not_left_out(tmp_path):
+    """An optimizer folds offsets into other constants: the codes alone are no weights, and the graph runs."""
+    source = artifact_of(random_model(WIDE), tmp_path / "memory")
+    made = edgekit.quantize(source, "onnx:offset4-g32", to=tmp_path / "m", format="onnx")
+    folded = run_pass(made, "ONNX_OPTIMIZE", to=tmp_path / "folded", options={"level": "basic"})
+    assert [name for name, tensor in folded.tensors.items() if isinstance(tensor, EncodedTensor)] == []
+    tokens = np.arange(20)
+    with edgekit.load(folded, "onnxruntime") as runtime, edgekit.load(made, "onnxruntime") as unfolded:
+        expected = unfolded.logits(tokens)
         assert np.abs(runtime.logits(tokens) - expected).max() < TOLERANCE * expected.std()
 
 

@@ -296,9 +296,15 @@ def tensors(parsed: Parsed) -> dict[str, AnyTensor]:
     """
     read: dict[str, AnyTensor] = {}
     used: set[str] = set()
-    offsets = _offsets(parsed)
+    offsets, folded = _offsets(parsed), _folded(parsed)
     for plain in _quantized(parsed):
         weight = _shifted(plain, offsets) if isinstance(plain, _Weight) else plain
+        if (
+            weight is plain
+            and isinstance(plain, _Weight)
+            and not folded.isdisjoint(p.name for p in plain.parts.values())
+        ):
+            continue
         used |= {part.name for part in weight.parts.values()}
         read.setdefault(weight.name, weight.tensor())
     for name, constant in parsed.constants.items():
@@ -570,6 +576,23 @@ def _offsets(parsed: Parsed) -> dict[str, tuple[Constant, int]]:
                 bits = next((each for each in SLOTS if value == 1 << (each - 1)), 0)
                 found |= {factors[0]: (offsets, bits)} if bits else {}
     return found
+
+
+def _folded(parsed: Parsed) -> set[str]:
+    """Return the codes to whose products or rows the graph adds offsets, which an optimizer may have folded."""
+    nodes = [node for node in parsed.proto.graph.node if node.input and node.output]
+    makers = {node.output[0]: node for node in nodes}
+    reshaped = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Reshape"}
+    codes = set()
+    for node in (node for node in nodes if node.op_type == "Add" and len(node.input) == 2):
+        first, second = makers.get(node.input[0]), makers.get(node.input[1])
+        rows = makers.get(reshaped.get(node.input[0], ""))
+        if first is not None and first.op_type == "MatMulNBits" and second is not None and len(first.input) > 1:
+            sums = makers.get(second.input[0]) if second.op_type == "FusedMatMul" else None
+            codes |= {first.input[1]} if sums is not None and sums.op_type == "ReduceSum" else set()
+        if rows is not None and rows.op_type == "GatherBlockQuantized":
+            codes.add(rows.input[0])
+    return codes
 
 
 def _shifted(weight: _Weight, offsets: Mapping[str, tuple[Constant, int]]) -> _Weight:
