@@ -12,6 +12,7 @@ import numpy as np
 
 from edgekit.architectures import Model
 from edgekit.architectures.forward import Transformer
+from edgekit.architectures.hf import equal_values
 from edgekit.artifact import Artifact
 from edgekit.errors import EdgekitError
 from edgekit.evaluation.language import kl_divergence, log_softmax
@@ -132,6 +133,8 @@ def configuration(subject: Subject) -> GateResult:
     if subject.models is None:
         return result("configuration", None, "the family is unsupported, so that hyper-parameters cannot be compared")
     ours, theirs = (attrs.asdict(model.config) for model in subject.models)
+    if ours["tied"] and not theirs["tied"]:
+        theirs["tied"] = _has_copy(subject.models[1])
     odd = [
         f"{name} is {ours[name]!r:.60}, the source's is {theirs[name]!r:.60}"
         for name in theirs
@@ -139,6 +142,11 @@ def configuration(subject: Subject) -> GateResult:
     ]
     where = f"{subject.artifact.path.name}: " if odd else ""
     return result("configuration", not odd, where + listed(odd))
+
+
+def _has_copy(model: Model) -> bool:
+    """Whether the output matrix has the embedding's values: some formats then store it once."""
+    return equal_values(model.tensors["output.weight"], model.tensors["token_embd.weight"])
 
 
 def _same(one: object, other: object) -> bool:

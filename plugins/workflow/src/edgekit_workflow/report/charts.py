@@ -308,7 +308,8 @@ def latencies(rows: Mapping[str, tuple[tuple[float, float, float], Sequence[floa
         axes.set_yticks(range(len(rows)), list(rows), fontsize=9 if width > NARROW else 8)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("milliseconds a token: bar from p50 to p99, dot p95, above them how often")
+        bars = "bar from p50 to p99, dot p95, above them how often"
+        axes.set_xlabel(f"milliseconds a token: {bars}" if width > NARROW else f"milliseconds a token:\n{bars}")
         axes.grid(True, axis="x", lw=0.6)
 
     return drawn(name, "Latency of a token", width, 80 + 28 * len(rows), draw)
