@@ -156,8 +156,8 @@ def fit(
         work: a directory for the calibration, the measured values and the recipe; None takes ``<to>.fit``. Runs with
             other sizes reuse these files, and an interrupted run resumes after the last measured value.
         measure: ``"every"`` precision of each tensor, and the changes of the choice; or ``"one"`` precision of each
-            tensor, from which the others are predicted by their rounding losses. None takes ``"every"`` for models of
-            at most 50 million weights.
+            tensor, on a quarter of the tokens, from which the others are predicted by their rounding losses. None
+            takes ``"every"`` for models of at most 50 million weights.
         executor: calibrates, measures and encodes, as for `edgekit.calibrate`, `edgekit.sensitivity` and
             `edgekit.quantize`; the model has to be given by its path, and workers have to see it and `work`.
         progress: called before each measurement; True draws a bar on stderr.
@@ -197,12 +197,15 @@ def fit(
         executor=executor,
         progress=progress,
     )
-    elsewhere = Elsewhere.of(executor, given, problem, parts, coding)
+    fewer = parts if near is None else attrs.evolve(parts, choosing=parts.choosing[: max(1, len(parts.choosing) // 4)])
+    elsewhere = Elsewhere.of(executor, given, problem, fewer, coding)
     with reporting(progress, "sensitivity") as report:
         file = place / f"sensitivity-{problem.format}.json"
         alone = measured(
-            problem, parts, coding, file=file, near=near, elsewhere=elsewhere, progress=report, overwrite=True
+            problem, fewer, coding, file=file, near=near, elsewhere=elsewhere, progress=report, overwrite=True
         )
+    if near is not None:
+        elsewhere = Elsewhere.of(executor, given, problem, parts, coding)
     search_file = place / f"{target.name}.search.json"
     with reporting(progress, "fit") as report:
         best = _searched(problem, parts, budget, alone, like, coding, search_file, near is None, elsewhere, report)
