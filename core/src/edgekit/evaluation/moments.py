@@ -30,7 +30,7 @@ from edgekit.evaluation.language import CONTEXT, Text, cut, tokens_of
 from edgekit.files.atomic import AtomicFile
 from edgekit.files.guard import refuse_harm
 from edgekit.files.memory import enough_memory
-from edgekit.files.workers import Workers
+from edgekit.files.workers import Workers, cores
 from edgekit.formats.safetensors import to_bytes
 from edgekit.pipeline import _remote
 from edgekit.pipeline._conversion import as_artifact
@@ -128,7 +128,7 @@ def calibrate(
     digests = model_digest(artifact), text_digest(text)
     experts = experts_of(artifact.model)
     record = Calibration(as_ids(used), as_ids(windows[len(used) :]), *digests, inputs, {}, target, experts)
-    with reporting(progress, "calibrate") as report, Workers(os.cpu_count() or 1, "edgekit-calibrate") as pool:
+    with reporting(progress, "calibrate") as report, Workers(cores(), "edgekit-calibrate") as pool:
         if target is None:
             found = layer_moments(artifact, record, report, pool=pool, workers=workers)
             return attrs.evolve(record, moments={name: Tensor.of(name, moment) for name, moment in found})

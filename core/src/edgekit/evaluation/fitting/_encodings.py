@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from edgekit.architectures.forward import CACHE_LIMIT
 from edgekit.bridges import has_levels
 from edgekit.encoding._importance import fill_importance
 from edgekit.evaluation.fitting._measuring import decoded
+from edgekit.files.workers import cores
 from edgekit.pipeline._conversion import Rounding
 from edgekit.pipeline._feedback import fastest
 from edgekit.pipeline._stream import Encoder
@@ -92,7 +92,7 @@ class Encodings:
         tensor = self.model.tensors[role]
         slot = Slot(role, role, tensor, precision)
         line = Assignment(role, role, tensor.shape, precision, "measured")
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             encoder = Encoder(pool, self.coding.backend, self._importance, False)
             (encoded,) = encoder.encoded([(slot, line)])
             metric = self._metric(role) if self._feeds_back(role, precision) else None
