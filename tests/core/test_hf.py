@@ -494,6 +494,15 @@ def test_e4m3_scales_are_stored_as_what_they_are(tmp_path: Path) -> None:
     assert {e.dtype for e in header.entries if e.name.endswith(".scale")} == {"float8_e4m3fn"}
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("int4-sym-g32", "bfloat16"), ("int8-sym-channel", "float32")])
+def test_scales_of_a_bfloat16_source_have_the_type_that_the_encoder_gives_them(tmp_path, precision, dtype):
+    written = edgekit.quantize(put(tmp_path / "m", llama(ml_dtypes.bfloat16)), f"onnx:{precision}", to=tmp_path / "q")
+    parts = written.tensors["model.embed_tokens.weight"].read().parts
+    expected = edgekit.encode(llama(ml_dtypes.bfloat16)["model.embed_tokens.weight"], f"onnx:{precision}").parts
+    assert {part.dtype.name for key, part in parts.items() if key.startswith("scale")} == {dtype}
+    assert all(np.array_equal(parts[key], expected[key]) for key in expected)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_full_precision_files_are_plain(tmp_path: Path, dtype: Any) -> None:
     kind = {"float16": "F16", "bfloat16": "BF16"}[np.dtype(dtype).name]

@@ -24,6 +24,7 @@ import numpy as np
 from edgekit.errors import EdgekitError, InvalidFileError, MissingPluginError, UnknownPrecisionError
 from edgekit.files.foreign import shown, strict_json
 from edgekit.formats.safetensors import Part
+from edgekit.numerics.smallfloats import bfloat16
 from edgekit.precision import Precision, find_precision
 from edgekit.recipe import fits
 from edgekit.reference import reference
@@ -89,7 +90,9 @@ def stored_parts(tensor: Tensor | EncodedTensor, name: str, precision: Precision
         sample = tensor.read_parts(0, 1)
         return [Part(f"{name}.{key}", p.dtype.name, (tensor.rows, *p.shape[1:])) for key, p in sample.items()]
     layouts = part_layouts(precision, tensor.shape) or {}
-    return [Part(f"{name}.{key}", _follows(tensor, precision, part.dtype), part.shape) for key, part in layouts.items()]
+    return [
+        Part(f"{name}.{key}", _follows(tensor, precision, key, part.dtype), part.shape) for key, part in layouts.items()
+    ]
 
 
 def encoded_parts(tensor: AnyTensor, precision: Precision) -> dict[str, Part] | None:
@@ -107,15 +110,27 @@ def encoded_parts(tensor: AnyTensor, precision: Precision) -> dict[str, Part] | 
     layouts = part_layouts(precision, tensor.shape or (1,))
     if layouts is None:
         return None
-    return {key: Part(key, _follows(tensor, precision, part.dtype), part.shape) for key, part in layouts.items()}
+    return {key: Part(key, _follows(tensor, precision, key, part.dtype), part.shape) for key, part in layouts.items()}
 
 
-def _follows(tensor: Tensor | EncodedTensor, precision: Precision, dtype: str) -> str:
-    """The type of a part: that of a 2-byte source for scales which take the source's type, else as it is."""
+def _follows(tensor: Tensor | EncodedTensor, precision: Precision, key: str, dtype: str) -> str:
+    """The type of a part: for scales that take the source's type, what the reference makes of it, else as it is."""
     if precision.scale_dtype != "source" or dtype != "float32" or not isinstance(tensor, Tensor):
         return dtype
-    narrow = tensor.dtype in ("float16", "bfloat16") and reference(precision).traits.source_dtypes
-    return tensor.dtype if narrow else dtype
+    if tensor.dtype not in ("float16", "bfloat16") or not reference(precision).traits.source_dtypes:
+        return dtype
+    try:
+        return _narrow_types(precision, tensor.dtype, tensor.shape[-1] if tensor.shape else 1)[key]
+    except MissingPluginError:  # encoding will say what is missing
+        return tensor.dtype
+
+
+@lru_cache(maxsize=256)
+def _narrow_types(precision: Precision, dtype: str, cols: int) -> Mapping[str, str]:
+    """The types of the parts of a row of a 2-byte type: some references keep it for groups, and not for whole rows."""
+    row = np.ones((1, cols), bfloat16() if dtype == "bfloat16" else np.float16)
+    parts = reference(precision).encode(row, precision, np.ones(cols, np.float32))
+    return {key: part.dtype.name for key, part in parts.items()}
 
 
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

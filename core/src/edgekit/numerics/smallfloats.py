@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.errors import MissingPluginError
 from edgekit.typing import F16, F32, U8, U16, Array
 
 #: Magnitudes of float4_e2m1fn by code; bit 3 is the sign.
@@ -40,6 +41,22 @@ def _widen_halves(halves: F16, values: F32) -> None:
     bits <<= np.int32(13)
     bits &= _NO_COPIES_OF_THE_SIGN
     values *= np.float32(2.0**112)  # the difference of the exponents' biases; subnormals become normal
+
+
+def bfloat16() -> np.dtype[Any]:
+    """ml_dtypes' bfloat16.
+
+    Raises:
+        MissingPluginError: ml_dtypes is not installed.
+    """
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise MissingPluginError(
+            "this precision's scales take the source's bfloat16, which numpy lacks; pip install ml-dtypes"
+        ) from error
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 def bfloat16_to_float32(bits: U16) -> F32:
@@ -133,6 +150,7 @@ __all__ = [
     "E4M3",
     "E8M0",
     "as_float32",
+    "bfloat16",
     "bfloat16_to_float32",
     "bits_of",
     "float8_e4m3fn_to_float32",

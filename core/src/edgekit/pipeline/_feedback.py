@@ -20,9 +20,9 @@ from edgekit.encoding._codecs import codec
 from edgekit.encoding._importance import fill_importance, stack_of
 from edgekit.errors import UsageError
 from edgekit.files.atomic import AtomicFile
-from edgekit.numerics.smallfloats import float32_to_bfloat16
+from edgekit.numerics.smallfloats import bfloat16, float32_to_bfloat16
 from edgekit.pipeline._progress import Progress
-from edgekit.pipeline._stream import Piece, bfloat16
+from edgekit.pipeline._stream import Piece
 from edgekit.pipeline.rounding._kernels import NUMPY, Kernels
 from edgekit.pipeline.rounding._walk import Matrix, Walk
 from edgekit.pipeline.rounding.calibration import Calibration

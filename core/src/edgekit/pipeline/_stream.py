@@ -13,15 +13,16 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import closing, contextmanager, suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import attrs
 import numpy as np
 
 from edgekit.encoding._codecs import REFERENCE, Codec, codec, decode, put_rows
 from edgekit.encoding._importance import expert_row, of_role
-from edgekit.errors import MissingPluginError, ResourceError
+from edgekit.errors import ResourceError
 from edgekit.files.workers import cores
+from edgekit.numerics.smallfloats import bfloat16
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Slot
 from edgekit.reference import Parts
@@ -271,22 +272,6 @@ def raw_rows(tensor: AnyTensor, codec: Codec, start: int, stop: int) -> Rows:
 def source_rows(tensor: AnyTensor, precision: Precision, start: int, stop: int) -> Array:
     """Return rows as the precision's reference accepts them: float32, or the source's type if that matters."""
     return raw_rows(tensor, codec(precision, REFERENCE), start, stop).for_reference(tensor.name)
-
-
-def bfloat16() -> np.dtype[Any]:
-    """ml_dtypes' bfloat16.
-
-    Raises:
-        MissingPluginError: ml_dtypes is not installed.
-    """
-    try:
-        import ml_dtypes
-    except ImportError as error:
-        raise MissingPluginError(
-            "this precision's scales take the source's bfloat16, which numpy lacks; pip install ml-dtypes"
-        ) from error
-    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return dtype
 
 
 def encode_chunk(
