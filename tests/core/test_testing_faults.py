@@ -10,6 +10,7 @@ from quantizer_faults import AFFINE, ASYM, Faulty, right
 from quantizer_faults_outside import FAULTS
 
 from edgekit.testing import Profile, run_quantizer_checks
+from edgekit.testing._process import _restored
 from edgekit.testing.quantizers import KIT
 
 FAST = Profile("quick", seeds=1, examples=10, rows=4)
@@ -37,8 +38,10 @@ def test_every_fault_is_named_by_the_right_check(what):
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """Some faults write where they are."""
+    """Some faults write where they are, and some leave settings behind, which processes of later tests would inherit."""
     monkeypatch.chdir(tmp_path)
+    with _restored():
+        yield
 
 
 def test_there_are_faults_enough():
