@@ -249,7 +249,8 @@ def _section(convention: str, found: list[Entry]) -> str:
 def ggml() -> str:
     """The specification on top of each block type's module."""
     types = sorted((TYPES | GRIDS).items())
-    body = "\n\n".join(f"## {name}\n\n```text\n{inspect.getdoc(module)}\n```" for name, module in types)
+    texts = {name: (inspect.getdoc(module) or "").replace("\n::\n\n", "\n") for name, module in types}
+    body = "\n\n".join(f"## {name}\n\n```text\n{text}\n```" for name, text in texts.items())
     return f"# ggml's block types\n\n```text\n{inspect.getdoc(reference_ggml)}\n```\n\n{body}\n"
 
 

@@ -2,10 +2,11 @@
 
 A digest is text, and says how it was computed:
 
-| file | digest |
-|---|---|
-| up to 64 MiB | SHA-256, 64 hexadecimal digits |
-| larger | ``sha256-tree-4MiB:`` and 64 digits |
+::
+
+    file           digest
+    up to 64 MiB   SHA-256, 64 hexadecimal digits
+    larger         sha256-tree-4MiB: and 64 digits
 
 A tree's digits are the SHA-256 of the SHA-256 digests (32 bytes each) of the file's consecutive pieces of 4 MiB, of
 which the last may be shorter. Pieces do not depend on each other, so several threads hash them at a time; one alone

@@ -1,6 +1,6 @@
 """Adapters: low-rank changes to the matrices of a model, as peft trains and stores them (LoRA and DoRA).
 
-A directory holds ``adapter_config.json`` and ``adapter_model.safetensors``:
+A directory holds ``adapter_config.json`` and ``adapter_model.safetensors``::
 
     tensor                                      shape                holds
     base_model.model.M.lora_A.weight            [r, in]              A of a linear layer M

@@ -1,5 +1,7 @@
 """IQ1_M: groups of 8 ternary codes from a grid of 2048 points, shifted levels, small sub-blocks; 1.75 bits a weight.
 
+::
+
     bytes    field     meaning
     0-31     qs        bits 0-7 of the point of each group of 8, index into the grid of IQ1_S
     32-47    qh        of each sub-block of 16 a byte, for its groups low and high: bits 8-10 of the point, and a bit

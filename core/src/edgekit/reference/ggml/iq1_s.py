@@ -1,5 +1,7 @@
 """IQ1_S: groups of 8 ternary codes from a grid of 2048 points, shifted levels; 1.5625 bits a weight.
 
+::
+
     bytes    field    meaning
     0-1      d        float16 scale
     2-33     qs       bits 0-7 of the point of each group of 8, index into the grid of IQ1_S

@@ -1,5 +1,7 @@
 """IQ2_XXS: groups of 8 magnitudes from a grid of 256 points, seven signs of every eight; 2.0625 bits a weight.
 
+::
+
     bytes    field    meaning
     0-1      d        float16 scale
     2-65     words    of each sub-block of 32 two uint32: the points of its 4 groups, 8 bits each, indices into the grid
