@@ -75,22 +75,21 @@ class Weigh:
             scores, stride, sums, rows, vectors = given
             builder = code.builder
 
-            def place(pointer: Any, row: Any, first: Any) -> Any:
-                at = builder.gep(pointer, [builder.add(builder.mul(row, stride), first)])
-                return builder.bitcast(at, code.type(F32).as_pointer())
+            def place(pointer: Any, at: Any) -> Any:
+                return builder.bitcast(builder.gep(pointer, [at]), code.type(F32).as_pointer())
 
             with code.loop(vectors) as vector:
                 first = code.scaled(vector, lanes)
                 largest, total = code.variable(code.f32(-np.inf)), code.variable(code.f32(0))
                 with code.loop(rows) as row:
-                    score = Vector(code, builder.load(place(scores, row, first), align=4))
+                    score = code.load(scores, builder.add(builder.mul(row, stride), first))
                     largest.set(select(score > largest.get(), score, largest.get()))
                 with code.loop(rows) as row:
-                    at = place(scores, row, first)
-                    raised = power(Vector(code, builder.load(at, align=4)) - largest.get())
-                    builder.store(raised.value, at, align=4)
+                    at = builder.add(builder.mul(row, stride), first)
+                    raised = power(code.load(scores, at) - largest.get())
+                    builder.store(raised.value, place(scores, at), align=4)
                     total.set(total.get() + raised)
-                builder.store(total.get().value, place(sums, code.index(0), first), align=4)
+                builder.store(total.get().value, place(sums, first), align=4)
         return code.text()
 
 

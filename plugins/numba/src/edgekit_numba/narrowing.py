@@ -46,10 +46,6 @@ def _place(code: Code, pointer: Any, at: Any, element: Any) -> Any:
     return code.builder.bitcast(code.builder.gep(pointer, [at]), code.type(element).as_pointer())
 
 
-def _load(code: Code, pointer: Any, at: Any, element: Any = F32) -> Vector:
-    return Vector(code, code.builder.load(_place(code, pointer, at, element), align=4))
-
-
 def _magnitude(values: Vector) -> Vector:
     return values.bits() & _MAGNITUDE
 
@@ -65,7 +61,7 @@ def _largest_rows(code: Code, x: Any, stride: Any, out: Any, rows: Any, vectors:
     with code.loop(rows) as row:
         line, largest = builder.gep(x, [builder.mul(row, stride)]), code.variable(code.i32(0))
         with code.loop(vectors) as vector:
-            largest.set(higher(largest.get(), _magnitude(_load(code, line, code.scaled(vector, code.lanes)))))
+            largest.set(higher(largest.get(), _magnitude(code.load(line, code.scaled(vector, code.lanes)))))
         builder.store(builder.bitcast(code.largest(largest.get()), F32), builder.gep(out, [row]))
 
 
@@ -75,7 +71,7 @@ def _largest_columns(code: Code, x: Any, stride: Any, out: Any, rows: Any, vecto
         line = builder.gep(x, [builder.mul(row, stride)])
         with code.loop(vectors) as vector:
             first = code.scaled(vector, code.lanes)
-            largest = higher(_load(code, out, first).bits(), _magnitude(_load(code, line, first)))
+            largest = higher(code.load(out, first).bits(), _magnitude(code.load(line, first)))
             builder.store(largest.as_float().value, _place(code, out, first, F32), align=4)
 
 
@@ -88,7 +84,7 @@ def _narrow_rows(
         unit = code.broadcast(builder.load(builder.gep(inverse, [row])))
         with code.loop(vectors) as vector:
             first = code.scaled(vector, code.lanes)
-            values = builder.trunc(_integers(_load(code, line, first), unit).value, code.type(I16))
+            values = builder.trunc(_integers(code.load(line, first), unit).value, code.type(I16))
             builder.store(values, _place(code, target, first, I16), align=2)
 
 
@@ -102,10 +98,10 @@ def _narrow_columns(
         left = builder.gep(out, [code.scaled(block, words)])
         with code.loop(vectors) as vector:
             first = code.scaled(vector, code.lanes)
-            unit = _load(code, inverse, first)
+            unit = code.load(inverse, first)
             for word in range(words):
                 even, odd = (
-                    _integers(_load(code, top, builder.add(builder.mul(code.index(row), stride), first)), unit)
+                    _integers(code.load(top, builder.add(builder.mul(code.index(row), stride), first)), unit)
                     for row in (2 * word, 2 * word + 1)
                 )
                 scratch[word] = (even & 0xFFFF) | (odd << 16)
@@ -122,7 +118,7 @@ def _scale_both(code: Code, out: Any, stride: Any, of_rows: Any, of_columns: Any
         unit = code.broadcast(builder.load(builder.gep(of_rows, [row])))
         with code.loop(vectors) as vector:
             first = code.scaled(vector, code.lanes)
-            scaled = _load(code, line, first) * unit * _load(code, of_columns, first)
+            scaled = code.load(line, first) * unit * code.load(of_columns, first)
             builder.store(scaled.value, _place(code, line, first, F32), align=4)
 
 

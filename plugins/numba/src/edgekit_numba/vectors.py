@@ -269,8 +269,8 @@ class Code:
         """A constant of int32."""
         return Vector(self, constant(self.type(I32), value))
 
-    def load(self, pointer: Any, first: int) -> Vector:
-        """Float32 `first` and on from `pointer`, side by side in the lanes."""
+    def load(self, pointer: Any, first: Any) -> Vector:
+        """Float32 `first` and on from `pointer`, side by side in the lanes; `first` may be a running index."""
         place = self.builder.gep(pointer, [self.index(first)])
         return Vector(self, self.builder.load(self.builder.bitcast(place, self.type(F32).as_pointer()), align=4))
 
