@@ -1,10 +1,10 @@
 """Measures the pace of this machine's runtimes: the constants of `edgekit_workflow.speed`, on models made for it.
 
 For each runtime and precision random Llamas are written into a temporary directory and timed as `edgekit bench` does:
-thin ones that differ in their number of layers, and wider ones of three sizes, of which the largest fits few caches.
-The seconds that their tokens take give overhead, seconds a layer, and the rates:
+thin ones that differ in their number of layers and in their heads, and wider ones of four sizes, of which the largest
+fits few caches. The seconds that their tokens take give overhead, seconds a layer, attention, and the rates:
 
-    seconds = overhead + layers × layer + bytes / rate
+    seconds = overhead + layers × layer + heads × positions × attention + bytes / rate
 
 The model whose speed is predicted is not among them. One thread, in seconds of processor time: other programs disturb
 these least.
@@ -29,6 +29,7 @@ from edgekit.plugin import manager
 from edgekit.tensor import Tensor
 from edgekit.typing import F32
 from edgekit_workflow.bench import measure
+from edgekit_workflow.memory import head_positions
 from edgekit_workflow.pace import Pace
 from edgekit_workflow.speed import moved_bytes, pace_of, stored_tensors
 
@@ -50,9 +51,20 @@ class Shape:
     width: int
     ffn: int
     vocab: int = 512
+    head_size: int = 64
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.layers}-{self.width}-{self.head_size}"
+
+    @property
+    def heads(self) -> int:
+        """Heads of queries; one in four has keys and values of its own."""
+        return self.width // self.head_size
 
     def artifact(self, path: Path, dtype: str) -> Artifact:
-        """Return a random Llama of this shape, in memory: heads of 64 elements, one in four for keys and values.
+        """Return a random Llama of this shape, in memory.
 
         Args:
             path: that stands for its files.
@@ -64,8 +76,8 @@ class Shape:
                 "hidden_size": self.width,
                 "intermediate_size": self.ffn,
                 "num_hidden_layers": self.layers,
-                "num_attention_heads": self.width // 64,
-                "num_key_value_heads": max(1, self.width // 256),
+                "num_attention_heads": self.heads,
+                "num_key_value_heads": max(1, self.heads // 4),
                 "vocab_size": self.vocab,
                 "max_position_embeddings": 256,
                 "tie_word_embeddings": False,
@@ -97,8 +109,10 @@ def _tensor(name: str, values: F32, dtype: str) -> Tensor:
 
 #: Their tokens take overhead and layers alone.
 SHALLOW, DEEP = Shape(2, 64, 64, 256), Shape(12, 64, 64, 256)
+#: Deep ones with more heads, and of other sizes.
+HEADS = (Shape(12, 256, 64, 256), *(Shape(12, 256, 64, 256, size) for size in (8, 16, 32, 128)))
 #: Their rates are measured. 256 divides every width, so that each recipe gets its precision.
-SIZES = (Shape(4, 256, 512), Shape(4, 512, 1024), Shape(4, 1024, 3072, 4096))
+SIZES = (Shape(4, 256, 512), Shape(4, 512, 1024), Shape(4, 1024, 3072, 4096), Shape(4, 1536, 4096, 8192))
 
 
 @attrs.frozen
@@ -143,12 +157,14 @@ class Timed:
         moved: bytes that a token reads, by kind of precision.
         seconds: that a token takes.
         size: index in `SIZES`; 0 of the thin ones.
+        attended: positions that the heads look at, over all layers, by the heads' size.
     """
 
     layers: int
     moved: Mapping[str, float]
     seconds: float
     size: int = 0
+    attended: Mapping[int, float] = attrs.field(factory=dict)
 
 
 def calibrate(
@@ -159,7 +175,7 @@ def calibrate(
     progress: Callable[[int, int, str], None] | None = None,
     folder: Path | None = None,
 ) -> dict[str, Pace]:
-    """Measure the pace of runtimes on this machine: about a minute of processor time each.
+    """Measure the pace of runtimes on this machine: one to two minutes of processor time each.
 
     Args:
         runtimes: names; None takes all installed ones that have `CASES`.
@@ -167,7 +183,7 @@ def calibrate(
         clock: returns the seconds that a token of an artifact takes on a runtime; None measures.
         progress: called before each artifact: how many are done, of how many, which.
         folder: an existing directory in which the models are written, and found again by the next calibration, of
-            which they are half the time; they take about 4 GB. None: a temporary one.
+            which they are half the time; they take about 8 GB. None: a temporary one.
 
     Returns:
         The pace of each runtime, by name.
@@ -186,7 +202,7 @@ def calibrate(
         for number, (name, case, shape) in enumerate(jobs * rounds):
             if progress:
                 progress(number, len(jobs) * rounds, f"{name} {case.recipe or case.dtype}")
-            if shape is SIZES[-1] and _is_slow(fastest[name, case, SIZES[-2]]):
+            if shape in SIZES[2:] and _is_slow(fastest[name, case, SIZES[1]]):
                 continue
             timed = _timed(sources.written(case, shape), name, shape, clock or seconds_of)
             fastest[name, case, shape] = min(
@@ -206,13 +222,15 @@ def _kept(folder: Path | None) -> Iterator[Path]:
 
 def _timed_shapes(cases: Sequence[Case]) -> Iterator[tuple[Case, Shape]]:
     for number, case in enumerate(cases):
-        yield from ((case, shape) for shape in ((SHALLOW, DEEP) if number < 2 else ()) + SIZES)
+        yield from ((case, shape) for shape in ((SHALLOW, DEEP, *HEADS) if number < 2 else ()) + SIZES)
 
 
 def _timed(artifact: Artifact, runtime: str, shape: Shape, clock: Callable[[Artifact, str], float]) -> Timed:
     moved = moved_bytes(artifact.model.config, stored_tensors(artifact, runtime))
     size = SIZES.index(shape) if shape in SIZES else 0
-    return Timed(shape.layers, moved, clock(artifact, runtime), size)
+    prompt, tokens, _ = _counts(artifact, runtime)
+    attended = head_positions(artifact.model.config, prompt + tokens // 2)
+    return Timed(shape.layers, moved, clock(artifact, runtime), size, attended)
 
 
 class _Sources:
@@ -223,7 +241,7 @@ class _Sources:
 
     def written(self, case: Case, shape: Shape) -> Artifact:
         """Return the artifact of a case and a shape."""
-        name = f"{case.recipe or 'as-it-is'}-{case.dtype}-{shape.layers}-{shape.width}"
+        name = f"{case.recipe or 'as-it-is'}-{case.dtype}-{shape.name}"
         to = self._folder / case.format / (f"{name}.gguf" if case.format == "gguf" else name)
         if to.exists():
             return edgekit.open(to)
@@ -234,7 +252,7 @@ class _Sources:
         return edgekit.quantize(source, case.recipe, to=to, format=case.format)
 
     def _source(self, shape: Shape, dtype: str) -> Path:
-        path = self._folder / f"{shape.layers}-{shape.width}-{dtype}"
+        path = self._folder / f"{shape.name}-{dtype}"
         if not path.exists():
             edgekit.convert(shape.artifact(path, dtype), path, format="hf")
         return path
@@ -247,11 +265,16 @@ def _is_slow(timed: Timed) -> bool:
 def seconds_of(artifact: Artifact, runtime: str) -> float:
     """Return the seconds of processor time that a token of an artifact takes on a runtime, with one thread."""
     options = {} if runtime in ("numpy", "mlx") else {"threads": 1}
-    is_long = artifact.model.config.width >= SIZES[-1].width or pace_of(runtime).overhead >= _LONG
-    prompt, tokens, repeats = _FEW if is_long else _COUNTS
+    prompt, tokens, repeats = _counts(artifact, runtime)
     done = measure(artifact, runtime, prompt_tokens=prompt, tokens=tokens, repeats=repeats, options=options)
     assert done.tokens_per_cpu_second is not None  # the models predict next tokens
     return 1 / done.tokens_per_cpu_second.mean
+
+
+def _counts(artifact: Artifact, runtime: str) -> tuple[int, int, int]:
+    """Prompt, tokens and repeats that an artifact is timed with."""
+    is_long = artifact.model.config.width >= SIZES[2].width or pace_of(runtime).overhead >= _LONG
+    return _FEW if is_long else _COUNTS
 
 
 def fitted(timed: Sequence[Timed]) -> Pace:
@@ -262,17 +285,20 @@ def fitted(timed: Sequence[Timed]) -> Pace:
     """
     from scipy.optimize import nnls
 
+    heads = sorted({size for one in timed for size in one.attended})
+    first = 2 + len(heads)
     columns: dict[tuple[str, int], int] = {}
     for one in timed:
-        columns.setdefault((_main(one), one.size), 2 + len(columns))
-    rows = np.zeros((len(timed), 2 + len(columns)))
+        columns.setdefault((_main(one), one.size), first + len(columns))
+    rows = np.zeros((len(timed), first + len(columns)))
     for row, one in zip(rows, timed, strict=True):
-        row[:2] = 1, one.layers
+        row[:first] = 1, one.layers, *(one.attended.get(size, 0) for size in heads)
         for kind, nbytes in one.moved.items():
             row[columns.get((kind, one.size), columns[_main(one), one.size])] += nbytes
         row /= one.seconds
     scale = rows.max(axis=0)
     overhead, layer, *pace = (nnls(rows / scale, np.ones(len(timed)))[0] / scale).tolist()
+    attention = list(zip(heads, pace, strict=False))
     totals: dict[tuple[str, int], float] = {}
     for one in timed:  # of thin ones and the smallest size, the latter's
         totals[_main(one), one.size] = max(sum(one.moved.values()), totals.get((_main(one), one.size), 0.0))
@@ -280,7 +306,7 @@ def fitted(timed: Sequence[Timed]) -> Pace:
     for (kind, size), at in sorted(columns.items()):
         rates.setdefault(kind, []).append((totals[kind, size], 1 / max(pace[at - 2], _LEAST)))
     slowest = min(rates, key=lambda kind: rates[kind][-1][1])
-    return Pace(overhead, layer, {**rates, "other": rates[slowest]})
+    return Pace(overhead, layer, {**rates, "other": rates[slowest]}, attention or 0.0)
 
 
 def _main(one: Timed) -> str:
@@ -288,4 +314,4 @@ def _main(one: Timed) -> str:
     return max(one.moved, key=one.moved.__getitem__)
 
 
-__all__ = ["CASES", "DEEP", "SHALLOW", "SIZES", "Case", "Shape", "Timed", "calibrate", "fitted", "seconds_of"]
+__all__ = ["CASES", "DEEP", "HEADS", "SHALLOW", "SIZES", "Case", "Shape", "Timed", "calibrate", "fitted", "seconds_of"]

@@ -276,6 +276,22 @@ def state_bytes(config: ModelConfig, context: int, element: float = 2.0) -> int:
     return int(sum(_states(config, context, element)))
 
 
+def head_positions(config: ModelConfig, context: int) -> dict[int, int]:
+    """Return how many positions the heads of queries look at for one token, over all layers, by the heads' size.
+
+    Args:
+        config: of the model.
+        context: tokens before the one that is computed.
+    """
+    found: dict[int, int] = {}
+    for block in FAMILIES[config.family].network(config).blocks:
+        if isinstance(block.tokens, Attention):
+            mixer = block.tokens
+            seen = min(mixer.how.window or mixer.how.chunk or context, context)
+            found[mixer.head_dim] = found.get(mixer.head_dim, 0) + mixer.heads * seen
+    return found
+
+
 def _states(config: ModelConfig, context: int, element: float) -> Iterator[float]:
     for block in FAMILIES[config.family].network(config).blocks:
         mixer = block.tokens
@@ -307,6 +323,7 @@ __all__ = [
     "by_kind",
     "footprint",
     "footprints",
+    "head_positions",
     "kind_of",
     "memory_needed",
     "parameters",

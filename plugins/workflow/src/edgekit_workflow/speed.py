@@ -1,11 +1,13 @@
 """The speed that a model will have, predicted from the bytes that each token moves.
 
     seconds a token = bytes moved / min(bandwidth, rate × threads) + overhead + layers × layer
+                      + heads × positions × attention / threads
 
 - *bytes moved*: every weight that a token uses, read once: of experts only the chosen ones, of an embedding that is no
   output matrix one row; and the keys and values of the context so far.
 - *rate*: what one core decodes and multiplies, by runtime and kind of precision (``runtimes.toml``): it bounds the
   speed where memory does not, which is what happens to 4-bit weights on few cores, and to models that fit the cache.
+- *attention*: seconds of one core for each position that each head of queries looks at, by the heads' size.
 - *overhead*, *layer*: time that does not depend on bytes; it is most of the time of a model of a few million weights.
 
 This is a prediction, not a measurement of the model: the constants come from one processor, or from models that
@@ -23,7 +25,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import UsageError
 from edgekit.tensor import EncodedTensor
 from edgekit_workflow.hardware import Machine
-from edgekit_workflow.memory import footprint, kind_of, runtime_constants, state_bytes
+from edgekit_workflow.memory import footprint, head_positions, kind_of, runtime_constants, state_bytes
 from edgekit_workflow.pace import Pace
 
 _EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps")
@@ -113,8 +115,9 @@ def predicted_speed(
     cores = threads or machine.cores
     weights = sum(moved.values())
     computing = sum(nbytes / (pace.rate(kind, weights) * cores) for kind, nbytes in moved.items())
+    attending = sum(count * pace.attending(size) for size, count in head_positions(config, context).items()) / cores
     cached = total <= max(machine.caches.values(), default=0)
-    return 1 / (max(0.0 if cached else total / machine.bandwidth, computing) + fixed)
+    return 1 / (max(0.0 if cached else total / machine.bandwidth, computing) + attending + fixed)
 
 
 def _gpu_bandwidth(machine: Machine, vendors: Collection[str], needed: float) -> float | None:
