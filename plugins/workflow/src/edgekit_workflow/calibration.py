@@ -112,7 +112,7 @@ SHALLOW, DEEP = Shape(2, 64, 64, 256), Shape(12, 64, 64, 256)
 #: Deep ones with more heads, and of other sizes.
 HEADS = (Shape(12, 256, 64, 256), *(Shape(12, 256, 64, 256, size) for size in (8, 16, 32, 128)))
 #: Their rates are measured. 256 divides every width, so that each recipe gets its precision.
-SIZES = (Shape(4, 256, 512), Shape(4, 512, 1024), Shape(4, 1024, 3072, 4096), Shape(4, 1536, 4096, 8192))
+SIZES = (Shape(4, 256, 512), Shape(4, 512, 1024), Shape(4, 1024, 3072, 4096), Shape(12, 768, 2048, 16384))
 
 
 @attrs.frozen
