@@ -155,7 +155,7 @@ def predicted_and_measured(case: Case, machine: Machine) -> Round:
     moved = moved_bytes(config, stored_tensors(artifact, runtime))
     speed = predicted_speed(config, moved, runtime, machine, context=PROMPT + TOKENS // 2, threads=1)
     counts = {"prompt_tokens": PROMPT, "tokens": TOKENS, "repeats": REPEATS if runtime != "mlx" else 1}
-    done = measure(artifact, runtime, **counts, options=options(runtime))
+    done = measure(artifact, runtime, **counts, options=options(runtime), blas_threads=1)
     assert speed is not None  # the models predict next tokens
     assert done.tokens_per_cpu_second is not None
     return Round((memory, done.peak_memory), (speed, done.tokens_per_cpu_second.mean))

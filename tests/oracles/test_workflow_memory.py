@@ -11,7 +11,6 @@ import pytest
 
 from edgekit import sample
 from edgekit_workflow.bench import measure
-from edgekit_workflow.hardware import this_machine
 from edgekit_workflow.memory import footprint, memory_needed
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
@@ -72,10 +71,6 @@ def predicted_context(runtime):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks of children are read from Linux's /proc")
-@pytest.mark.skipif(
-    "avx512f" not in this_machine(bandwidth=False).instructions,
-    reason="the constants were measured with AVX-512; runtimes repack other weights for other processors",
-)
 @pytest.mark.parametrize(("format_name", "recipe", "runtime"), CASES, ids=str)
 @pytest.mark.parametrize("model", ["sample", "wide", "smollm2"])
 def test_the_peak_is_as_predicted(model, format_name, recipe, runtime, base, request, tmp_path, record_property):

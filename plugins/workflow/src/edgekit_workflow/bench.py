@@ -24,6 +24,8 @@ from edgekit.errors import EdgekitError, PluginError, UsageError
 from edgekit.runtime import choose_runtime
 from edgekit_workflow.hardware import Machine, this_machine
 
+#: What libraries of linear algebra read their number of threads from.
+_BLAS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 #: Confidence of the intervals.
 CONFIDENCE = 0.95
 
@@ -112,6 +114,7 @@ def measure(
     warmup: int = 1,
     options: Mapping[str, Any] | None = None,
     machine: Machine | None = None,
+    blas_threads: int | None = None,
 ) -> Measurement:
     """Measure an artifact on a runtime, in a process of its own.
 
@@ -124,6 +127,7 @@ def measure(
         warmup: repeats before them.
         options: of the runtime, such as ``threads``.
         machine: described in the result; None describes this one, without its bandwidth.
+        blas_threads: of the products of runtimes that leave them to BLAS, as numpy's does; None leaves BLAS its choice.
 
     Raises:
         MissingPluginError: the runtime is not installed, or does not run the format.
@@ -142,7 +146,7 @@ def measure(
         "warmup": warmup,
         "options": dict(options or {}),
     }
-    raw = _run(job)
+    raw = _run(job, {} if blas_threads is None else dict.fromkeys(_BLAS, str(blas_threads)))
     gaps = raw["gaps"]
     flat = [gap for one in gaps for gap in one]
     p50, p95, p99 = (float(q) for q in np.percentile(flat, (50, 95, 99))) if flat else (None, None, None)
@@ -186,7 +190,7 @@ def _refuse_counts(prompt_tokens: int, tokens: int, repeats: int, warmup: int) -
             raise UsageError(f"{name} is {value!r:.40}; choose an integer of at least {least}")
 
 
-def _run(job: Mapping[str, Any]) -> dict[str, Any]:
+def _run(job: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
     """Run a job in a child process, and return its result; an error of edgekit's there is raised here."""
     done = subprocess.run(
         [sys.executable, "-m", "edgekit_workflow.measuring"],
@@ -194,6 +198,7 @@ def _run(job: Mapping[str, Any]) -> dict[str, Any]:
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, **environment},
     )
     lines = done.stdout.splitlines()
     try:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib import resources
 from typing import Any
 
@@ -33,6 +33,7 @@ from edgekit.errors import UnsupportedModelError, UsageError
 from edgekit.precision import Precision
 from edgekit.runtime import choose_runtime
 from edgekit.tensor import AnyTensor, EncodedTensor
+from edgekit_workflow.hardware import flags
 
 #: Tokens of a context where none is given: llama.cpp's default in edgekit.
 CONTEXT = 4096
@@ -94,6 +95,7 @@ class Footprint:
         batch: most tokens of a prompt that are computed at once.
         formats: of the artifacts that the runtime runs.
         decoding: multiplies the bytes of the embedding in float32: what decoding the largest matrix takes.
+        narrow: what differs on x86 processors without AVX-512, for which some runtimes repack weights otherwise.
         mapped: whether the file is mapped: of weights with a factor above 1 the file's pages can be dropped.
     """
 
@@ -112,6 +114,12 @@ class Footprint:
     whole_context: bool = False
     mapped: bool = False
     decoding: float = 0.0
+    narrow: Mapping[str, Any] = attrs.field(factory=dict)
+
+    def on(self, instructions: Collection[str]) -> Footprint:
+        """Return the footprint on a processor with these instruction sets (`Machine.instructions`)."""
+        is_narrow = "avx2" in instructions and "avx512f" not in instructions
+        return attrs.evolve(self, **self.narrow) if is_narrow else self
 
 
 @functools.cache
@@ -146,6 +154,7 @@ def memory_needed(
     weights: Mapping[str, int] | None = None,
     prompt: int | None = None,
     base: int | None = None,
+    instructions: Collection[str] | None = None,
 ) -> Memory:
     """Predict the peak of the memory that a model takes on a runtime; reads no weights.
 
@@ -159,6 +168,7 @@ def memory_needed(
         prompt: the longest prompt in tokens, which bounds the intermediate values; None: up to the context.
         base: bytes of Python and the runtime's libraries, where they were measured on the machine that is meant; None
             takes the table's, from which another machine differed by a quarter.
+        instructions: instruction sets of the processor that is meant (`Machine.instructions`); None takes this one's.
 
     Raises:
         UsageError: an unknown runtime, or a context below 1.
@@ -175,7 +185,7 @@ def memory_needed(
     if tokens < 1:
         raise UsageError(f"a context of {tokens} tokens; choose 1 or more")
     name = runtime or (choose_runtime(source, None).name if isinstance(source, Artifact) else "llamacpp")
-    known = footprint(name)
+    known = footprint(name).on(flags() if instructions is None else instructions)
     stored = weights or (stored_kinds(source) if isinstance(source, Artifact) else {"F16": 2 * parameters(config)})
     scratch = known.scratch * min(tokens if prompt is None else prompt, tokens, known.batch) * _wide(config)
     logits = 4 * config.vocab

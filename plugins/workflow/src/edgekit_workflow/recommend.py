@@ -237,7 +237,8 @@ def _candidate(question: _Question, key: str, framework: Framework, tier: Tier, 
     plan: Planned | None = plan_of(config, key, framework, tier)
     exact = plan is not None
     plan = plan or uniform(config, tier.bits, "F16" if tier.bits >= 16 else "other")
-    memory = memory_needed(config, question.context, framework.runtime, weights=plan.kinds)
+    instructions = question.machine.instructions
+    memory = memory_needed(config, question.context, framework.runtime, weights=plan.kinds, instructions=instructions)
     speed = predicted_speed(
         config,
         moved_bytes(config, plan.tensors),

@@ -149,6 +149,8 @@ def stored_tensors(artifact: Artifact, runtime: str) -> dict[str, tuple[str, int
         kind, nbytes = kind_of(tensor), tensor.nbytes
         if isinstance(tensor, EncodedTensor) and footprint(runtime).float32:
             kind, nbytes = "F32", 4 * tensor.size
+        elif kind.startswith("offset"):  # MatMulNBits and a product of sums beside it, which moves few bytes
+            kind = kind.replace("offset", "int")
         elif isinstance(tensor, EncodedTensor) and kind + floats in rates:
             kind += floats
         found[roles.get(name, name)] = kind, nbytes
