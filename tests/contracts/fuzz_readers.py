@@ -40,6 +40,8 @@ from edgekit.manifest import Manifest, read_manifest
 from edgekit.tensor import EncodedTensor
 
 SECONDS, MEMORY = 1.0, 64 << 20
+#: By the clock: what waits for ever takes no processor time.
+WAITED = 120.0
 LONGEST_MESSAGE = 3000
 
 
@@ -326,7 +328,7 @@ def _use_safetensors(where: Path) -> None:
 
 
 class TooLongError(BaseException):
-    """One input took more than `SECONDS` of processor time."""
+    """One input took more than `SECONDS` of processor time, or `WAITED` by the clock."""
 
 
 def _too_long(*_: object) -> None:
@@ -343,15 +345,18 @@ def limits(nbytes: int) -> Iterator[None]:
 
     before = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    handler = signal.signal(signal.SIGVTALRM, _too_long)
+    handlers = {number: signal.signal(number, _too_long) for number in (signal.SIGVTALRM, signal.SIGALRM)}
     resource.setrlimit(resource.RLIMIT_AS, (used + nbytes + MEMORY, before[1]))
     signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, WAITED)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         resource.setrlimit(resource.RLIMIT_AS, before)
-        signal.signal(signal.SIGVTALRM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def attempt(kind: Kind, folder: Path, nbytes: int) -> str:

@@ -55,6 +55,6 @@ def test_damaged_files_give_a_result_or_a_typed_error_within_limits(tmp_path):
     """In a process of its own: one that has loaded less has less that could be reused unseen by a limit on memory."""
     command = [sys.executable, "-W", "error", "-c", PROGRAM, str(Path(__file__).parent), str(tmp_path), str(FILES)]
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=500)
     assert done.returncode == 0, done.stderr[-5000:]
     assert int(done.stdout.split()[0]) >= 5  # the kinds of the core, and those of the plugins that are there
