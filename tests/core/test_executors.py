@@ -189,7 +189,7 @@ def test_a_second_coordinator_of_one_target_is_refused(source, tmp_path):
     assert refusals == [6]
 
 
-@pytest.mark.parametrize("missing", ["_fallocate", "_renameat2"])
+@pytest.mark.parametrize("missing", ["_fallocate", "_renameat2", "_sync_file_range", "_fstatfs"])
 def test_a_file_system_that_cannot_allot_or_exchange_gets_the_same_bytes(source, tmp_path, missing, monkeypatch):
     expected = written(edgekit.quantize(source, RECIPE, to=tmp_path / "threads").path)
     monkeypatch.setattr(_swap, missing, lambda: None)

@@ -48,6 +48,7 @@ from edgekit.files._swap import (
     recover,
     replace_directory,
     replace_pair,
+    start_writing,
     sync_directory,
     sync_tree,
     write_all,
@@ -289,6 +290,8 @@ class AtomicFile:
         with writing(self._named, "its journal"):
             self._journal.add_pieces(made)
         region.pieces.update((piece.at, piece) for piece in made)
+        for piece in made:
+            start_writing(self._file.fileno(), piece.at, piece.bytes)
 
     def complete(self, region: Region, note: str = "") -> None:
         """Record that a region is complete, in the order in which they were allotted; as `unit_done`.

@@ -71,6 +71,7 @@ def write_placed(
         As `edgekit.quantize`: of several tensors with an error, the first one's is raised.
     """
     line = _Line(writer, pairs, progress, encoder, cores() if encoder.afar is None else encoder.workers)
+    step = line.step
     try:
         line.tell()
         for slot, assignment in pairs[writer.done :]:
@@ -81,7 +82,7 @@ def write_placed(
                 line.tell()
                 continue
             allotted = writer.allot(assignment.name, assignment.precision, parts)
-            for start, stop, job in _jobs(encoder, writer, slot, assignment, allotted, line.step):
+            for start, stop, job in _jobs(encoder, writer, slot, assignment, allotted, step):
                 line.add(start, stop, allotted, job)
             line.end(allotted)
         line.drain(0)
