@@ -110,6 +110,8 @@ DAMAGED = ["--seconds", "5", "--count", "50000"]
 FUZZERS = {"fuzz": ["--seed", "--seconds"], "fuzz_readers": ["--seed", "--count", "--kind", "--jobs"]}
 # Two processes, a file in one of them, so that what a file prepares is prepared once.
 PARALLEL = ["-n", "2", "--dist", "loadfile"]
+# A test that has taken ten minutes hangs (the longest takes one): it fails, with the stacks of all threads.
+TIMEOUT = ["--timeout", "600"]
 # The known answers and the properties of number formats: what mutants of the reference are held to.
 MUTANT_TESTS = ["test_decoded_answers.py", "test_*_properties.py", "test_bits.py", "test_smallfloats.py"]
 # Whose kernels OpenBLAS computes with, and what a processor needs for them. All that numpy's wheels have for x86-64;
@@ -151,7 +153,7 @@ def core(session: nox.Session) -> None:
 @nox.session
 def blas(session: nox.Session) -> None:
     """What stands on float32 products with the BLAS kernels of other processors, as on 2 cores and on 64."""
-    session.install(*CORE, "pytest-xdist", silent=True)
+    session.install(*CORE, "pytest-timeout", "pytest-xdist", silent=True)
     flags = processor_flags()
     for number, (kernels, needed) in enumerate(KERNELS.items()):
         if flags and needed not in flags:
@@ -162,7 +164,7 @@ def blas(session: nox.Session) -> None:
             session.log(f"{kernels}: left out, numpy itself crashes with them")
             continue
         tests = [f"tests/core/{name}.py" for name in FORWARD]
-        session.run("python", "-m", "pytest", *tests, *PARALLEL, *session.posargs, env=environment)
+        session.run("python", "-m", "pytest", *tests, *PARALLEL, *TIMEOUT, *session.posargs, env=environment)
 
 
 def processor_flags() -> set[str]:
@@ -420,5 +422,6 @@ def llama_sources(session: nox.Session) -> Path:
 
 def run_pytest(session: nox.Session, *arguments: str, posargs: bool = True) -> None:
     """Run pytest; what follows ``--`` on nox's command line is passed on."""
+    session.install("pytest-timeout", silent=True)
     extra = session.posargs if posargs else []
-    session.run("python", "-m", "pytest", *arguments, *extra, env=QUIET)
+    session.run("python", "-m", "pytest", *arguments, *TIMEOUT, *extra, env=QUIET)

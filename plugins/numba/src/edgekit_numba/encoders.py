@@ -92,7 +92,7 @@ class Encoder:
             precision = find_precision(f"ggml:{self.kind}")
             reference(precision).encode(as_float32(x[:1]), precision)  # raises its UsageError
         weights = self._weights(x, importance)
-        blocks = x.reshape(-1, _TYPES[self.kind].SIZE)
+        blocks = np.ascontiguousarray(x).reshape(-1, _TYPES[self.kind].SIZE)  # kernels get the address alone
         width = _TYPES[self.kind].LAYOUT.itemsize
         out = uninitialized(len(blocks) * width).reshape(-1, width)
         flags = np.empty(len(blocks), np.uint8)
@@ -121,7 +121,10 @@ class Encoder:
         per_row = len(importance) // _TYPES[self.kind].SIZE
         copies = -(-(per_row + processor().lanes) // per_row)
         by_row = _TYPES[self.kind].IMPORTANCE == "row"
-        power = np.concatenate([row_power(rows) for _, rows in pieces(x)]) if by_row else np.zeros(len(x), np.float32)
+        rows = np.ascontiguousarray(x)
+        power = (
+            np.concatenate([row_power(piece) for _, piece in pieces(rows)]) if by_row else np.zeros(len(x), np.float32)
+        )
         return _Weights(np.tile(importance, copies), np.repeat(power, per_row), per_row)
 
     def _run(self, x: Narrow, out: U8, flags: U8, weights: _Weights | None, first: int) -> None:

@@ -75,7 +75,7 @@ class GroupEncoder:
         exact_source = self.precision.convention != "onnx" or x.dtype == np.float32
         if size % _MULTIPLE or x.shape[1] % size or not exact_source:
             return None
-        groups = x.reshape(-1, size)
+        groups = np.ascontiguousarray(x).reshape(-1, size)  # the kernel gets the address alone
         scale, second = np.empty(len(groups), np.float32), np.empty(len(groups), np.float32)
         codes = np.empty((len(groups), size * self.precision.bits // 8), np.uint8)
         flags = np.empty(len(groups), np.uint8)

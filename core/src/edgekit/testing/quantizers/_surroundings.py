@@ -74,7 +74,7 @@ def check_strides(subject: QuantizerSubject, profile: Profile) -> None:
     edgekit passes C-contiguous rows, so that refusing others is allowed; encoding other memory is not. Typical fault:
     a native kernel gets `x.ctypes.data` of a view.
     """
-    x = normal(subject, rows=6)
+    x = normal(subject, rows=37)  # groups of as many lanes as processors have, and a rest, which kernels may copy
     expected = encode(subject, x)
     for what, view in _views(x):
         try:
