@@ -30,7 +30,7 @@ from edgekit.formats._parts import encoded_parts
 from edgekit.formats.writer import Allotted, PlannedWriter, RowPlaces
 from edgekit.pipeline import _stream
 from edgekit.pipeline._progress import Progress
-from edgekit.pipeline._stream import Encoder, FarSource, chunk_rows, encode_chunk, raw_rows
+from edgekit.pipeline._stream import Encoder, FarSource, encode_chunk, raw_rows, rows_of_chunk
 from edgekit.recipe import Assignment, Slot
 from edgekit.reference import Parts
 from edgekit.tensor import AnyTensor, EncodedTensor
@@ -294,15 +294,16 @@ def _jobs(
     """Yield the bounds and the jobs of a tensor's rows, without those that an interrupted run has done."""
     tensor, precision = slot.tensor, assignment.precision
     copied = isinstance(tensor, EncodedTensor) and tensor.precision == precision
+    apart = copied or precision.rowwise  # what is copied has its place only if its rows are apart
     rows = _Rows(
         codec=None if copied else encoder.codec_of(precision),
-        chunk=chunk_rows(tensor.rows, tensor.shape[-1] if tensor.shape else 1, precision),
+        chunk=rows_of_chunk(tensor.shape[-1] if tensor.shape else 1) if apart else max(1, tensor.rows),
         name=encoder.where + tensor.name,
         finite=not (encoder.keep_nonfinite and precision.convention == "float"),
     )
     file = allotted.file.share() if encoder.afar and writer.stores_elsewhere else None
     importance = of_role(encoder.importance, assignment.role) if precision.rowwise and not copied else None
-    step = max(rows.chunk, elements * tensor.rows // max(1, tensor.size)) if precision.rowwise else max(1, tensor.rows)
+    step = max(rows.chunk, elements * tensor.rows // max(1, tensor.size)) if apart else max(1, tensor.rows)
     for start, stop, weights in _stream.weighted(tensor.rows, step, importance):
         if allotted.resumed(start, stop):
             continue

@@ -22,6 +22,7 @@ from edgekit.encoding._codecs import REFERENCE, Codec, codec, decode, put_rows
 from edgekit.encoding._importance import expert_row, of_role
 from edgekit.errors import ResourceError
 from edgekit.files.workers import cores
+from edgekit.formats._parts import rows_apart
 from edgekit.numerics.smallfloats import bfloat16
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Slot
@@ -256,8 +257,8 @@ class _Task:
 
 def _copied(tensor: EncodedTensor, line: Assignment) -> Iterator[Piece]:
     """Yield an encoded tensor as it is, in rows where it can be read so."""
-    apart = tensor.sliceable and tensor.precision.rowwise
-    step = chunk_rows(tensor.rows, tensor.shape[-1], tensor.precision) if apart else tensor.rows
+    apart = tensor.sliceable and rows_apart(tensor.precision, tensor.shape)
+    step = rows_of_chunk(tensor.shape[-1]) if apart else tensor.rows
     if step >= tensor.rows:
         yield Piece.whole(attrs.evolve(tensor.read(), name=line.name), line)
         return
@@ -270,7 +271,12 @@ def _copied(tensor: EncodedTensor, line: Assignment) -> Iterator[Piece]:
 
 def chunk_rows(rows: int, cols: int, precision: Precision) -> int:
     """Return the rows to encode at a time: about `CHUNK` elements, or all if the rows depend on each other."""
-    return max(1, CHUNK // max(1, cols)) if precision.rowwise else max(1, rows)
+    return rows_of_chunk(cols) if precision.rowwise else max(1, rows)
+
+
+def rows_of_chunk(cols: int) -> int:
+    """Return the rows of about `CHUNK` elements."""
+    return max(1, CHUNK // max(1, cols))
 
 
 def raw_rows(tensor: AnyTensor, codec: Codec, start: int, stop: int) -> Rows:
@@ -322,6 +328,7 @@ __all__ = [
     "chunk_rows",
     "encode_chunk",
     "raw_rows",
+    "rows_of_chunk",
     "source_rows",
     "together",
     "weighted",
