@@ -27,7 +27,7 @@ from edgekit.files import _swap
 from edgekit.files.atomic import AtomicFile
 from edgekit.pipeline import _remote
 from edgekit.pipeline._conversion import laid_out
-from edgekit.pipeline._placed import FarRows, Sent
+from edgekit.pipeline._placed import FarRows, Sent, sees
 from edgekit.pipeline.executors import connected
 from edgekit.testing.models import artifact_of, random_model
 
@@ -40,10 +40,12 @@ class Here(Executor):
 
     def submit(self, fn, /, *args, **kwargs):
         future = Future()
-        self.given.append(args)
         try:
-            future.set_result(fn(*args, **kwargs))
-            self.results.append(future.result())
+            result = fn(*args, **kwargs)
+            future.set_result(result)
+            if fn is not sees:  # jobs alone
+                self.given.append(args)
+                self.results.append(result)
         except Exception as error:
             future.set_exception(error)
         return future

@@ -36,14 +36,16 @@ from edgekit.reference import Parts
 from edgekit.tensor import AnyTensor, EncodedTensor
 from edgekit.typing import F32
 
-#: Chunks of a job, at most.
-_CHUNKS = 8
+#: Chunks of a job, at most; and of one for a worker of an engine, which spends milliseconds on each.
+_CHUNKS, _FAR_CHUNKS = 8, 32
 #: Jobs for each core, at least, where a model is small.
 _SHARE = 8
 #: Jobs for each core that are submitted before the calling thread waits, and how many are left then: it wakes seldom.
 _MOST, _FEWEST = 8, 4
-#: Jobs of workers that send back what they encoded: their results are in memory until they are written.
-_MOST_SENT = 8
+#: Jobs of a single chunk whose workers send back what they encoded: the results are in memory until they are written.
+_MOST_SENT = 32
+#: Workers, at most, that are asked first whether they see the file.
+_ASKED = 64
 Pairs = Sequence[tuple[Slot, Assignment]]
 
 
@@ -71,9 +73,10 @@ def write_placed(
         As `edgekit.quantize`: of several tensors with an error, the first one's is raised.
     """
     line = _Line(writer, pairs, progress, encoder, cores() if encoder.afar is None else encoder.workers)
-    step = line.step
     try:
         line.tell()
+        line.ask()
+        step = line.step
         for slot, assignment in pairs[writer.done :]:
             parts = encoded_parts(slot.tensor, assignment.precision)
             if parts is None:
@@ -116,14 +119,39 @@ class _Line:
     @property
     def step(self) -> int:
         """Elements of a job."""
+        if self.sent:
+            return _stream.CHUNK
         total = sum(assignment.size for _, assignment in self.pairs)
-        return max(_stream.CHUNK, min(_CHUNKS * _stream.CHUNK, total // (_SHARE * self.cores)))
+        most = _CHUNKS if self.encoder.afar is None else _FAR_CHUNKS
+        return max(_stream.CHUNK, min(most * _stream.CHUNK, total // (_SHARE * self.cores)))
 
     @property
     def bounds(self) -> tuple[int, int]:
         """Jobs that are under way at most, and those that are left when the calling thread stops waiting."""
-        most = max(_MOST_SENT, self.cores) if self.sent else _MOST * self.cores
+        most = _MOST_SENT if self.sent else _MOST * self.cores
         return most, most * _FEWEST // _MOST
+
+    def ask(self) -> None:
+        """Ask workers elsewhere whether they see the file: jobs are smaller where they do not."""
+        if self.encoder.afar is None or self.writer.done == len(self.pairs):
+            return
+        file = self.writer.file.share() if self.writer.stores_elsewhere else None
+        self.sent = file is None
+        if file is None:
+            return
+        with self.encoder.watched():
+            futures = [self.encoder.pool.submit(sees, file) for _ in range(min(self.cores, _ASKED))]
+            for future in futures:
+                if unseen := future.result():
+                    self.say(unseen)
+
+    def say(self, host: str) -> None:
+        """Note that a worker does not see the file."""
+        self.sent = True
+        self.writer.remarks["sent_back"] = (
+            f"workers do not see {self.writer.path} (one is on {host}), so this process wrote for them; share its "
+            "directory with them under the same path"
+        )
 
     def add(self, start: int, stop: int, allotted: Allotted, job: Callable[[], _Done]) -> None:
         """Submit a job, and wait for the oldest ones if too many are under way."""
@@ -160,11 +188,7 @@ class _Line:
         if isinstance(done, Sent):
             job.allotted.put(job.start, job.stop, done.pieces)
             if done.unseen and not self.sent:
-                self.sent = True
-                self.writer.remarks["sent_back"] = (
-                    f"workers do not see {self.writer.path} (one is on {done.host}), so this process wrote for them; "
-                    "share its directory with them under the same path"
-                )
+                self.say(done.host)
         elif done is not None:
             job.allotted.put_done(done)
 
@@ -244,6 +268,12 @@ class Sent:
 _Done = list[tuple[int, int, int]] | Sent | None
 
 
+def sees(file: SharedFile) -> str:
+    """Return the name of this machine if a file cannot be written from here; empty if it can."""
+    with file.opened() as descriptor:
+        return socket.gethostname() if descriptor is None else ""
+
+
 def run_job(job: Callable[[], _Done]) -> _Done:
     """Call a job; what engines run has to be a function, and they show its name."""
     return job()
@@ -314,4 +344,4 @@ def _jobs(
             yield start, stop, FarRows(encoder.afar, slot.name, file, places, rows, start, stop, weights)
 
 
-__all__ = ["FarRows", "Sent", "write_placed", "writes_itself"]
+__all__ = ["FarRows", "Sent", "run_job", "sees", "write_placed", "writes_itself"]
