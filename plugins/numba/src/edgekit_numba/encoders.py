@@ -31,11 +31,10 @@ from edgekit_numba.library import ODD
 #: float32, float16, or ml_dtypes' bfloat16.
 Narrow = Array
 
-#: Elements that are widened together, of whole groups of blocks: 512 KiB of float32, which stay in the L2 cache; with
-#: fewer, threads wait more often for the interpreter between two kernels.
-PIECE = 1 << 17
-#: Elements that all threads together have widened at a time: 32 MiB of float32, on any number of cores.
-WIDENED = 1 << 23
+#: Elements that are widened together, of whole groups of blocks: 256 KiB of float32, which stay in the L2 cache.
+PIECE = 1 << 16
+#: Elements that all threads together have widened at a time: 16 MiB of float32, on any number of cores.
+WIDENED = 1 << 22
 #: Elements encoded by one thread at a time; `edgekit.quantize` hands in no more, and has threads of its own.
 PART = 1 << 21
 _TYPES = TYPES | GRIDS
