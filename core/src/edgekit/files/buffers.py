@@ -16,7 +16,7 @@ import numpy as np
 from edgekit.typing import U8
 
 #: Bytes of the arrays that are kept, and how many each thread keeps.
-SMALLEST, LARGEST, KEPT = 1 << 16, 1 << 21, 4
+SMALLEST, LARGEST, KEPT = 1 << 16, 1 << 21, 3
 
 
 class _Kept(threading.local):
