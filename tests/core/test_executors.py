@@ -219,6 +219,23 @@ def test_a_pool_that_loses_its_workers_is_named_and_the_next_run_writes_the_same
     assert written(edgekit.quantize(source, RECIPE, to=tmp_path / "far").path) == expected
 
 
+def test_an_interrupted_run_goes_on_in_the_file_that_was_shared(source, tmp_path):
+    """The token lies behind the content still, and there is another in the next run."""
+    expected = written(edgekit.quantize(source, RECIPE, to=tmp_path / "threads").path)
+
+    def interrupt(done, total, name):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        edgekit.quantize(source, RECIPE, to=tmp_path / "far", executor=Here(), progress=interrupt)
+    assert (tmp_path / ".far.partial" / ".model.safetensors.partial").stat().st_size > 1 << 16
+    pool, notes = Here(), []
+    assert written(edgekit.quantize(source, RECIPE, to=tmp_path / "far", executor=pool, notes=notes).path) == expected
+    assert not pool.given  # every row was written, and is not encoded again
+    assert not any("started anew" in note for note in notes)
+
+
 def test_what_a_pool_wrote_before_it_lost_its_workers_is_kept(source, tmp_path):
     expected = written(edgekit.quantize(source, RECIPE, to=tmp_path / "threads").path)
 
