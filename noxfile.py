@@ -351,6 +351,8 @@ def bench(session: nox.Session) -> None:
     environment = QUIET
     if "experts" in session.posargs:  # whose peer is a script that is in no wheel
         environment = QUIET | {"EDGEKIT_LLAMA_SOURCES": str(llama_sources(session))}
+    if "dask" in session.posargs:
+        session.install(ENGINES[0], silent=True)
     session.install(
         "fastapi", "pydantic-settings", "sse-starlette", "starlette-context<0.4", silent=True
     )  # its server's

@@ -60,6 +60,8 @@ from case import Case, Job, timed  # noqa: E402
 from memory import encode_report, streaming_report  # noqa: E402
 from processes import forget_fresh_libraries  # noqa: E402
 
+import clusters  # noqa: E402
+
 
 def quality_and_picture(quick: bool) -> Iterator[str]:
     """The tables of quality, then the picture of them."""
@@ -78,6 +80,7 @@ _QUICK = 0.05  # seconds
 REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "file-to-file": lambda quick: whole.file_to_file(3 if quick else whole.ROUNDS),
     "scaling": whole.scaling,
+    "dask": clusters.report,
     "iq": grids.report,
     "commands": commands.report,
     "generation": generation.report,
@@ -105,7 +108,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
 }
 #: Reports that run only when they are asked for.
 ALONE = (
-    "scaling", "seven-billion", "experts", "any-size", "feedback-large", "fit-smollm2", "mlx-tolerances",
+    "scaling", "dask", "seven-billion", "experts", "any-size", "feedback-large", "fit-smollm2", "mlx-tolerances",
     "mlx-smollm2", "predictions",
 )  # fmt: skip
 #: Processors that stand for the narrower instruction sets.
@@ -228,10 +231,11 @@ def main() -> None:
         "--gigabytes", type=float, help="size of the model of experts, or of the part of any-size that is converted"
     )
     parser.add_argument("--to", type=Path, help="directory of the scaling's picture; docs/images by default")
-    parser.add_argument("--files", type=Path, help="directory of the scaling's files (/dev/shm: in memory)")
+    parser.add_argument("--files", type=Path, help="directory of the files of scaling and dask (/dev/shm: in memory)")
     options = parser.parse_args()
     if options.to or options.files:
         REPORTS["scaling"] = lambda quick: whole.scaling(quick, options.to, options.files)
+        REPORTS["dask"] = lambda quick: clusters.report(quick, options.files)
     if options.gigabytes:
         REPORTS["experts"] = lambda quick: experts.report(options.gigabytes)
         REPORTS["any-size"] = lambda quick: any_size.report(options.gigabytes)

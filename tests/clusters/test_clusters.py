@@ -12,12 +12,14 @@ import threading
 import time
 from pathlib import Path
 
+import attrs
 import numpy as np
 import pytest
 
 import edgekit
 from edgekit import sample
 from edgekit.errors import ResourceError
+from edgekit.files.atomic import AtomicFile
 from edgekit.pipeline.executors import RayExecutor, connected
 
 RECIPE = "Q4_K_M"
@@ -83,10 +85,25 @@ def test_dask_writes_the_same_bytes_and_repeats_what_a_killed_worker_had(dask, s
     with connected(address) as workers:
         made = edgekit.quantize(source, RECIPE, to=tmp_path / "a.gguf", executor=workers)
         assert sha256(made.path) == expected
+        assert "sent_back" not in made.run_notes
         killing = Killing(lambda: [worker.pid for worker in dask.workers.values()])
         made = edgekit.quantize(source, RECIPE, to=tmp_path / "b.gguf", executor=workers, progress=killing)
     assert killing.killed
     assert sha256(made.path) == expected
+
+
+def test_dask_workers_that_do_not_see_the_target_send_back_what_they_encoded(
+    dask, source, expected, tmp_path, monkeypatch
+):
+    """The path that travels is another machine's; a worker is killed as well."""
+    share = AtomicFile.share
+    monkeypatch.setattr(AtomicFile, "share", lambda self: attrs.evolve(share(self), path="/nowhere/model.partial"))
+    killing = Killing(lambda: [worker.pid for worker in dask.workers.values()])
+    with connected(dask.scheduler_address.replace("tcp:", "dask:")) as workers:
+        made = edgekit.quantize(source, RECIPE, to=tmp_path / "a.gguf", executor=workers, progress=killing)
+    assert killing.killed
+    assert sha256(made.path) == expected
+    assert "wrote for them" in made.run_notes["sent_back"]
 
 
 TOKENS = np.random.RandomState(3).randint(3, 8000, 5000)
@@ -185,6 +202,7 @@ def test_a_cluster_that_disappears_is_named_and_the_next_run_goes_on(source, exp
 def test_ray_writes_the_same_bytes_and_repeats_what_a_killed_worker_had(ray, source, expected, tmp_path):
     made = edgekit.quantize(source, RECIPE, to=tmp_path / "a.gguf", executor=RayExecutor())
     assert sha256(made.path) == expected
+    assert "sent_back" not in made.run_notes
     workers = RayExecutor()
     killing = Killing(lambda: [workers.submit(os.getpid).result()])
     made = edgekit.quantize(source, RECIPE, to=tmp_path / "b.gguf", executor=workers, progress=killing)

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -20,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import PIPE
 
+import attrs
 import numpy as np
 import pytest
 
@@ -1115,3 +1117,58 @@ def test_the_checksum_of_a_whole_from_those_of_its_pieces() -> None:
     for sizes in ((0, 0), (5, 0), (0, 7), (1000, 12345), (3, 1 << 20)):
         first, second = (random.bytes(size) for size in sizes)
         assert combined(zlib.crc32(first), zlib.crc32(second), len(second)) == zlib.crc32(first + second)
+
+
+def test_the_system_writes_pieces_while_others_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        _swap, "_sync_file_range", lambda: lambda descriptor, at, nbytes, flags: begun.append((at, nbytes))
+    )
+    with AtomicFile(tmp_path / "model", fingerprint=b"same") as file:
+        region = file.allot(9)
+        put(file, region, 3, b"second")
+        put(file, region, 0, b"one")
+        file.complete(region)
+        file.commit()
+    assert begun == [(3, 6), (0, 3)]
+    assert (tmp_path / "model").read_bytes() == b"onesecond"
+
+
+def test_blocks_are_allotted_on_a_disk_and_not_in_memory(tmp_path: Path) -> None:
+    memory = Path("/dev/shm")
+    if not (sys.platform == "linux" and os.access(memory, os.W_OK)):
+        pytest.skip("no file system in memory")
+    with tempfile.TemporaryDirectory(dir=memory) as folder, AtomicFile(Path(folder) / "model") as file:
+        file.preallocate(1 << 20)
+        assert os.fstat(file._file.fileno()).st_blocks == 0
+
+
+def test_a_shared_file_is_found_by_its_token_and_committed_without(tmp_path: Path) -> None:
+    with AtomicFile(tmp_path / "model") as file:
+        assert file.share() is None  # its size is unknown
+        file.preallocate(10)
+        shared = file.share()
+        assert shared is file.share()
+        region = file.allot(6)
+        with shared.opened() as descriptor:
+            shared.put(descriptor, 2, memoryview(b"here"))
+        with attrs.evolve(shared, token=bytes(32)).opened() as descriptor:
+            assert descriptor is None
+        file.put_done(region, [(2, 4, zlib.crc32(b"here"))])
+        file.complete(region)
+        file.commit()
+    assert (tmp_path / "model").read_bytes() == b"\0\0here"
+
+
+def test_a_lost_process_writes_to_no_other_file(tmp_path: Path) -> None:
+    """The file that it has open is gone, and it does not open the next one."""
+    with AtomicFile(tmp_path / "model", fingerprint=b"first") as file:
+        file.preallocate(10)
+        shared = file.share()
+        file.close(keep=False)
+    with AtomicFile(tmp_path / "model", fingerprint=b"second") as file, shared.opened() as descriptor:
+        file.preallocate(10)
+        assert descriptor is None
+        file.share()
+        with shared.opened() as later:
+            assert later is None

@@ -1,5 +1,6 @@
 """Lossless bridges: what is declared exact is exact, exhaustively where that is finite."""
 
+import attrs
 import ml_dtypes
 import numpy as np
 import pytest
@@ -7,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgekit
-from edgekit.bridges import Carry, Lattice, lattices, relation, write
+from edgekit.bridges import Carry, Lattice, first_exact, lattices, relation, transcode, write
 from edgekit.bridges._relation import holds
 from edgekit.errors import InexactError, ShapeError
 from edgekit.precision import catalogue, find_precision
-from edgekit.tensor import QuantizedTensor
+from edgekit.tensor import EncodedTensor, QuantizedTensor
 
 LATTICES = lattices(catalogue())
 FINITE16 = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
@@ -262,3 +263,25 @@ def test_mlx_scales_of_sixteen_bits_are_no_lattice():
 def test_the_same_precision_is_the_same_tensor():
     tensor = edgekit.encode(np.ones((1, 32), np.float32), "Q4_0")
     assert edgekit.transcode(tensor, "ggml:Q4_0") is tensor
+
+
+@pytest.mark.parametrize(("cols", "apart"), [(256, True), (64, True), (96, False), (32, False)])
+def test_rows_of_codes_of_four_bits_are_carried_apart_where_they_share_no_byte(cols, apart):
+    """The zero points of two groups share a byte, so that rows with an odd number of groups do."""
+    x = np.random.default_rng(1).standard_normal((6, cols)).astype(np.float32)
+    x = edgekit.encode(x, "affine:int4-asym-g32").dequantize().astype(np.float16).astype(np.float32)
+    source = edgekit.encode(x, "affine:int4-asym-g32")
+    scale = source.parts["scale"].astype(np.float16).astype(np.float32)
+    source = attrs.evolve(source, parts={**source.parts, "scale": scale})
+
+    def read_parts(start, stop):
+        return {key: part[start:stop] for key, part in source.parts.items()}
+
+    tensor = EncodedTensor("w", x.shape, source.precision, source.nbytes, read_parts)
+    carried = first_exact(tensor, [find_precision("openvino:int4-asym-g32")])
+    assert carried is not None
+    assert carried.sliceable is apart
+    whole = transcode(source, "openvino:int4-asym-g32").parts
+    pieces = [carried.read_parts(a, b) for a, b in ([(0, 1), (1, 5), (5, 6)] if apart else [(0, 6)])]
+    for key, part in whole.items():
+        assert np.array_equal(np.concatenate([piece[key] for piece in pieces]), part)

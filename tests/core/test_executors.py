@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from multiprocessing import get_context
 
 import attrs
@@ -24,8 +24,10 @@ from edgekit.errors import (
     UsageError,
 )
 from edgekit.files import _swap
+from edgekit.files.atomic import AtomicFile
 from edgekit.pipeline import _remote
 from edgekit.pipeline._conversion import laid_out
+from edgekit.pipeline._placed import FarRows, Sent, sees
 from edgekit.pipeline.executors import connected
 from edgekit.testing.models import artifact_of, random_model
 
@@ -34,13 +36,16 @@ class Here(Executor):
     """Runs each call at once, in the caller's thread: no pool of threads, as far as edgekit can tell."""
 
     def __init__(self):
-        self.given = []
+        self.given, self.results = [], []
 
     def submit(self, fn, /, *args, **kwargs):
         future = Future()
-        self.given.append(args)
         try:
-            future.set_result(fn(*args, **kwargs))
+            result = fn(*args, **kwargs)
+            future.set_result(result)
+            if fn is not sees:  # jobs alone
+                self.given.append(args)
+                self.results.append(result)
         except Exception as error:
             future.set_exception(error)
         return future
@@ -63,12 +68,66 @@ def written(path):
     return [(path / name).read_bytes() for name in ("model.safetensors", "edgekit.manifest.json")]
 
 
-def test_workers_read_a_source_that_is_given_by_its_path(source, tmp_path):
+def test_workers_read_a_source_that_is_given_by_its_path_and_write_the_target(source, tmp_path):
     expected = written(edgekit.quantize(source, RECIPE, to=tmp_path / "threads").path)
+    pool, notes = Here(), []
+    assert written(edgekit.quantize(source, RECIPE, to=tmp_path / "far", executor=pool, notes=notes).path) == expected
+    assert all(isinstance(job, FarRows) for (job,) in pool.given)
+    assert max(len(pickle.dumps(job)) for (job,) in pool.given) < 2000
+    assert all(at > 0 and nbytes > 0 for written_pieces in pool.results for at, nbytes, _ in written_pieces)
+    assert not any("wrote for them" in note for note in notes)
+
+
+def test_workers_write_from_where_their_jobs_were_pickled(source, tmp_path):
+    expected = written(edgekit.quantize(source, RECIPE, to=tmp_path / "threads").path)
+
+    class Pickled(Here):
+        def submit(self, fn, /, *args):
+            return super().submit(*pickle.loads(pickle.dumps((fn, *args))))
+
+    made = edgekit.quantize(source, RECIPE, to=tmp_path / "far", executor=Pickled())
+    assert written(made.path) == expected
+
+
+def test_workers_on_another_machine_sync_what_they_wrote(source, tmp_path, monkeypatch):
+    expected = written(edgekit.quantize(source, RECIPE, to=tmp_path / "threads").path)
+    share, sync, synced = AtomicFile.share, os.fsync, []
+    monkeypatch.setattr(AtomicFile, "share", lambda self: attrs.evolve(share(self), host="elsewhere"))
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: (synced.append(os.readlink(f"/proc/self/fd/{descriptor}")), sync(descriptor))
+    )
     pool = Here()
     assert written(edgekit.quantize(source, RECIPE, to=tmp_path / "far", executor=pool).path) == expected
-    assert all(isinstance(rows, _remote.RemoteRows) for (rows,) in pool.given)
-    assert max(len(pickle.dumps(rows)) for (rows,) in pool.given) < 2000
+    assert sum(path.endswith(".partial") and "model.safetensors" in path for path in synced) > len(pool.given)
+
+
+def missing(file, folder):
+    return attrs.evolve(file, path=str(folder / "nothing"))
+
+
+def another(file, folder):
+    copy = folder / "copy"
+    copy.write_bytes(b"what is on another machine" + bytes(file.at))
+    return attrs.evolve(file, path=str(copy))
+
+
+def no_file(file, folder):
+    return attrs.evolve(file, path=str(folder))
+
+
+@pytest.mark.parametrize("seen", [missing, another, no_file])
+def test_workers_that_do_not_see_the_target_send_back_what_they_encoded(source, tmp_path, seen, monkeypatch):
+    expected = written(edgekit.quantize(source, RECIPE, to=tmp_path / "threads").path)
+    share = AtomicFile.share
+    monkeypatch.setattr(AtomicFile, "share", lambda self: seen(share(self), tmp_path))
+    pool, notes = Here(), []
+    made = edgekit.quantize(source, RECIPE, to=tmp_path / "far", executor=pool, notes=notes)
+    assert written(made.path) == expected
+    assert all(isinstance(result, Sent) for result in pool.results)
+    assert sum("wrote for them; share its directory" in note for note in notes) == 1
+    assert made.run_notes["sent_back"] in notes
+    if seen is another:
+        assert (tmp_path / "copy").read_bytes().strip(b"\0") == b"what is on another machine"
 
 
 def test_the_rows_of_an_opened_artifact_are_sent(source, tmp_path):
@@ -132,7 +191,7 @@ def test_a_second_coordinator_of_one_target_is_refused(source, tmp_path):
     assert refusals == [6]
 
 
-@pytest.mark.parametrize("missing", ["_fallocate", "_renameat2"])
+@pytest.mark.parametrize("missing", ["_fallocate", "_renameat2", "_sync_file_range", "_fstatfs"])
 def test_a_file_system_that_cannot_allot_or_exchange_gets_the_same_bytes(source, tmp_path, missing, monkeypatch):
     expected = written(edgekit.quantize(source, RECIPE, to=tmp_path / "threads").path)
     monkeypatch.setattr(_swap, missing, lambda: None)
@@ -158,6 +217,41 @@ def test_a_pool_that_loses_its_workers_is_named_and_the_next_run_writes_the_same
             edgekit.quantize(source, RECIPE, to=tmp_path / "far", executor=pool)
     assert not (tmp_path / "far").exists()
     assert written(edgekit.quantize(source, RECIPE, to=tmp_path / "far").path) == expected
+
+
+def test_an_interrupted_run_goes_on_in_the_file_that_was_shared(source, tmp_path):
+    """The token lies behind the content still, and there is another in the next run."""
+    expected = written(edgekit.quantize(source, RECIPE, to=tmp_path / "threads").path)
+
+    def interrupt(done, total, name):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        edgekit.quantize(source, RECIPE, to=tmp_path / "far", executor=Here(), progress=interrupt)
+    assert (tmp_path / ".far.partial" / ".model.safetensors.partial").stat().st_size > 1 << 16
+    pool, notes = Here(), []
+    assert written(edgekit.quantize(source, RECIPE, to=tmp_path / "far", executor=pool, notes=notes).path) == expected
+    assert not pool.given  # every row was written, and is not encoded again
+    assert not any("started anew" in note for note in notes)
+
+
+def test_what_a_pool_wrote_before_it_lost_its_workers_is_kept(source, tmp_path):
+    expected = written(edgekit.quantize(source, RECIPE, to=tmp_path / "threads").path)
+
+    class Short(Here):
+        def submit(self, fn, /, *args):
+            if len(self.given) == 5:
+                raise BrokenExecutor("gone")
+            return super().submit(fn, *args)
+
+    with pytest.raises(ResourceError, match=r"what is complete is kept"):
+        edgekit.quantize(source, RECIPE, to=tmp_path / "far", executor=Short())
+    pool = Here()
+    assert written(edgekit.quantize(source, RECIPE, to=tmp_path / "far", executor=pool).path) == expected
+    whole = Here()
+    edgekit.quantize(source, RECIPE, to=tmp_path / "anew", executor=whole)
+    assert len(pool.given) == len(whole.given) - 5
 
 
 @pytest.mark.parametrize(

@@ -21,18 +21,7 @@ FORMATS = {
 #: Rows of the largest tensor, whose float32 values take 32 MiB; a conversion may hold half of that, buffers included.
 VOCAB, WIDTH = 1 << 15, 256
 ALLOWED = 4 * VOCAB * WIDTH // 2
-WHOLE = "codes of 4 bits whose rows share bytes are carried over to IR as a whole"
-PAIRS = [
-    pytest.param(
-        source,
-        target,
-        marks=[pytest.mark.xfail(reason=WHOLE, strict=True)]
-        if target == "openvino" and source in ("hf", "mlx")
-        else [],
-    )
-    for source in FORMATS
-    for target in FORMATS
-]
+PAIRS = [(source, target) for source in FORMATS for target in FORMATS]
 
 
 @pytest.fixture(scope="module")

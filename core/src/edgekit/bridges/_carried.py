@@ -11,6 +11,7 @@ from edgekit.bridges._lattice import Carry
 from edgekit.bridges._relation import lattices, relation
 from edgekit.bridges._transcode import transcode
 from edgekit.errors import InexactError
+from edgekit.formats._parts import rows_apart
 from edgekit.numerics.bits import pack_lsb
 from edgekit.precision import Precision, catalogue, find_precision, fits
 from edgekit.tensor import EncodedTensor, QuantizedTensor
@@ -119,7 +120,7 @@ def _carried(tensor: EncodedTensor, precision: Precision) -> EncodedTensor:
         return transcode(rows, precision).parts
 
     nbytes = int(tensor.size * precision.bits_per_weight) // 8
-    sliceable = tensor.sliceable and precision.rowwise
+    sliceable = tensor.sliceable and rows_apart(precision, tensor.shape)
     return attrs.evolve(tensor, precision=precision, nbytes=nbytes, read_parts=read_parts, sliceable=sliceable)
 
 

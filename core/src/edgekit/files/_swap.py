@@ -30,6 +30,8 @@ from edgekit.files import pairs
 NAME_LIMIT = 255
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of <linux/fs.h> and <fcntl.h>
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of <linux/falloc.h>
+_BEGIN_WRITING = 2  # SYNC_FILE_RANGE_WRITE of <fcntl.h>
+_IN_MEMORY = (0x01021994, 0x858458F6)  # TMPFS_MAGIC and RAMFS_MAGIC of <linux/magic.h>
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV, errno.EPERM)
 
 
@@ -229,13 +231,14 @@ def exchange(one: Path, other: Path) -> bool:
 def allocate(descriptor: int, nbytes: int) -> bool:
     """Allot disk blocks for the first `nbytes` bytes of a file, whose size stays; False where the system cannot.
 
-    `os.posix_fallocate` writes into every block where the file system cannot, and lengthens the file.
+    `os.posix_fallocate` writes into every block where the file system cannot, and lengthens the file. In memory the
+    system fills every page with zeros, one after the other, which takes longer than writing it: False there as well.
 
     Raises:
         OSError: the disk is full.
     """
     fallocate = _fallocate()
-    if fallocate is None or nbytes <= 0:
+    if fallocate is None or nbytes <= 0 or _file_system(descriptor) in _IN_MEMORY:
         return False
     if fallocate(descriptor, _KEEP_SIZE, 0, nbytes) == 0:
         return True
@@ -248,6 +251,33 @@ def allocate(descriptor: int, nbytes: int) -> bool:
 @cache
 def _fallocate() -> Any:
     return _of_linux("fallocate64", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def start_writing(descriptor: int, offset: int, nbytes: int) -> None:
+    """Have the system begin to write bytes of a file to the disk, where it can; nothing waits, and no error comes.
+
+    The sync at the end then waits for the last bytes alone.
+    """
+    if (sync_file_range := _sync_file_range()) is not None:
+        sync_file_range(descriptor, offset, nbytes, _BEGIN_WRITING)
+
+
+@cache
+def _sync_file_range() -> Any:
+    return _of_linux("sync_file_range", ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+
+
+def _file_system(descriptor: int) -> int:
+    """Return the magic number of a file's system, the first field of `struct statfs`; 0 where it is unknown."""
+    if (fstatfs := _fstatfs()) is None:
+        return 0
+    status = (ctypes.c_ulong * 64)()  # longer than the structure on any platform
+    return int(status[0]) if fstatfs(descriptor, ctypes.byref(status)) == 0 else 0
+
+
+@cache
+def _fstatfs() -> Any:
+    return _of_linux("fstatfs", ctypes.c_int, ctypes.c_void_p)
 
 
 @cache
@@ -275,6 +305,7 @@ __all__ = [
     "recover",
     "replace_directory",
     "replace_pair",
+    "start_writing",
     "sync_directory",
     "sync_tree",
     "write_all",

@@ -38,6 +38,7 @@ from edgekit.files._crc import combined
 from edgekit.files._journal import Fingerprint, Journal, Piece, Unit
 from edgekit.files._lock import Lock
 from edgekit.files._problems import require_space, writing
+from edgekit.files._shared import SharedFile, write_there
 from edgekit.files._swap import (
     NAME_LIMIT,
     allocate,
@@ -47,6 +48,7 @@ from edgekit.files._swap import (
     recover,
     replace_directory,
     replace_pair,
+    start_writing,
     sync_directory,
     sync_tree,
     write_all,
@@ -143,7 +145,9 @@ class AtomicFile:
         self._left: dict[int, Piece] = {}  # complete pieces of an interrupted run, after its last complete unit
         self._regions: deque[Region] = deque()
         self._seeking = threading.Lock()  # only where the system has no positioned writes
-        self._preallocated = self._closed = False
+        self._planned = 0
+        self._shared: SharedFile | None = None
+        self._longer = self._closed = False
         with writing(self._named):
             _refuse_long_name(pairs.beside(self.target) if manifest else self.target)
             _refuse_what_is_no_file(self.target, target)
@@ -286,6 +290,8 @@ class AtomicFile:
         with writing(self._named, "its journal"):
             self._journal.add_pieces(made)
         region.pieces.update((piece.at, piece) for piece in made)
+        for piece in made:
+            start_writing(self._file.fileno(), piece.at, piece.bytes)
 
     def complete(self, region: Region, note: str = "") -> None:
         """Record that a region is complete, in the order in which they were allotted; as `unit_done`.
@@ -321,14 +327,8 @@ class AtomicFile:
         return crc
 
     def _write_there(self, offset: int, view: memoryview) -> None:
-        if hasattr(os, "pwrite"):
-            while view:
-                count = os.pwrite(self._file.fileno(), view[: 1 << 30], offset)
-                view, offset = view[count:], offset + count
-            return
-        with self._seeking:
-            self._file.seek(offset)
-            write_all(self._file, view)
+        with contextlib.nullcontext() if hasattr(os, "pwrite") else self._seeking:
+            write_there(self._file.fileno(), offset, view)
 
     def _refuse_allotted(self) -> None:
         if self._regions:
@@ -362,8 +362,26 @@ class AtomicFile:
         Raises:
             ResourceError: the disk is full.
         """
+        self._planned = nbytes
         with writing(self._named, f"{nbytes:,} bytes"):
-            self._preallocated |= allocate(self._file.fileno(), nbytes)
+            self._longer |= allocate(self._file.fileno(), nbytes)
+
+    def share(self) -> SharedFile | None:
+        """Return how other processes find the file, to write pieces of regions that were allotted (`put_done`).
+
+        A file is shared once, by a token behind the bytes for which `preallocate` was called; None without that. A
+        process that was lost may write on for a while: what it writes are the same bytes at the same place, and only
+        in this file, whatever takes its name later.
+
+        Raises:
+            ResourceError: as `write`.
+        """
+        if self._shared is None and self._planned:
+            with writing(self._named):
+                end = max(self.offset, self._planned)
+                self._shared = SharedFile.of(self._partial, self._named, self._file.fileno(), end)
+            self._longer = True
+        return self._shared
 
     def commit(self, manifest: bytes | None = None) -> None:
         """Sync, and replace the target by the file, with its manifest (a JSON object) if there is one.
@@ -377,7 +395,7 @@ class AtomicFile:
             self._work.admit(self.target)  # something else may have been put there meanwhile
         self._refuse_allotted()
         with writing(self._named):
-            if self._preallocated:  # perhaps for more than was written
+            if self._longer:  # preallocated for more than was written, or shared
                 self._file.truncate(self.offset)
             os.fsync(self._file.fileno())
             if os.name == "nt":  # an open file cannot be renamed there

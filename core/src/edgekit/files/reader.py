@@ -15,9 +15,8 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, ResourceError
+from edgekit.files.buffers import uninitialized
 from edgekit.files.memory import is_shortage, shortage
 from edgekit.typing import U8
 
@@ -127,7 +126,7 @@ class Reader:
             MemoryShortageError: the bytes do not fit into memory.
         """
         try:
-            buffer = np.empty(nbytes, np.uint8)
+            buffer = uninitialized(nbytes)
         except MemoryError as error:
             raise shortage(f"{self.path}: reading tensor {name}", nbytes) from error
         view, position = buffer.data, begin

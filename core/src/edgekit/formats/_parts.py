@@ -66,6 +66,17 @@ def part_layouts(precision: Precision, shape: tuple[int, ...]) -> dict[str, Part
     return {key: _layout(eight[key], more[key], rows) for key in eight}
 
 
+def rows_apart(precision: Precision, shape: tuple[int, ...]) -> bool:
+    """Return whether every row of an encoded tensor has bytes of its own in each part.
+
+    That may be so for some shapes of a precision that encodes tensors as a whole: rows share bytes in others.
+    """
+    if precision.rowwise:
+        return True
+    layouts = part_layouts(precision, shape)
+    return layouts is not None and all(layout.growth == "rows" for layout in layouts.values())
+
+
 @lru_cache(maxsize=256)
 def _probe(precision: Precision, rows: int, cols: int) -> Mapping[str, Array]:
     return reference(precision).encode(np.ones((rows, cols), np.float32), precision, np.ones(cols, np.float32))
@@ -101,7 +112,7 @@ def encoded_parts(tensor: AnyTensor, precision: Precision) -> dict[str, Part] | 
     None if that is unknown: a tensor that is copied, and whose rows are not apart, or a precision that is only decoded.
     """
     if isinstance(tensor, EncodedTensor) and tensor.precision == precision:
-        if not (tensor.sliceable and precision.rowwise):
+        if not (tensor.sliceable and rows_apart(precision, tensor.shape)):
             return None
         sample = tensor.read_parts(0, 1)
         return {

@@ -60,57 +60,58 @@ class Places:
         return cls(offsets, end)
 
 
-@attrs.frozen(eq=False)
-class Allotted:
-    """The place of a tensor whose rows are written in any order, by several threads; made by `PlannedWriter.allot`.
+@attrs.frozen
+class RowPlaces:
+    """Where the rows of a tensor lie in the file; pickled for workers of other processes.
 
     Attributes:
         name: the tensor's, for messages.
         rows: how many it has.
-        file: where it lies.
-        region: its place there.
-        places: of its parts.
+        offsets: of the first byte of each part, by the part's name.
         parts: types and shapes of its parts, by name.
         stored: returns a part of some rows, by its name, as the file stores it.
     """
 
     name: str
     rows: int
-    file: AtomicFile
-    region: Region
-    places: Places
+    offsets: Mapping[str, int]
     parts: Mapping[str, Part]
     stored: Callable[[str, Array], Array]
 
-    def resumed(self, start: int, stop: int) -> bool:
-        """Whether these rows are complete since an interrupted run, which has written exactly them in one go."""
-        return self.region.take(self._ranges(start, stop).values())
-
-    def put(self, start: int, stop: int, pieces: Iterable[tuple[int, Parts]]) -> None:
+    def put(
+        self, start: int, stop: int, pieces: Iterable[tuple[int, Parts]], write: Callable[[int, memoryview, int], int]
+    ) -> list[tuple[int, int, int]]:
         """Write rows ``start:stop``, which come in order as pairs of the first row's number and the encoded parts.
+
+        Args:
+            start: number of the first row.
+            stop: of the one after the last.
+            pieces: the rows.
+            write: writes bytes at an offset, and returns their CRC-32, continued from the one that it is given.
+
+        Returns:
+            What was written: offset, bytes and CRC-32 of each piece of the file.
 
         Raises:
             UsageError: the parts are not those for which the place was made.
-            ChangedSourceError: a source was changed meanwhile.
-            ResourceError: the disk is full; the target stays as it was.
         """
-        ranges = self._ranges(start, stop)
+        ranges = self.ranges(start, stop)
         crcs, ends = dict.fromkeys(ranges, 0), {key: at for key, (at, _) in ranges.items()}
         for first, parts in pieces:
             for key, array in parts.items() if first == start else _by_rows(parts):
                 self._refuse_other(key, array)
                 if key in ranges and array.nbytes:
-                    crcs[key] = self.file.put(self.region, ends[key], to_bytes(self.stored(key, array)), crcs[key])
+                    data = memoryview(to_bytes(self.stored(key, array))).cast("B")
+                    crcs[key] = write(ends[key], data, crcs[key])
                     ends[key] += array.nbytes
         if ends != {key: at + nbytes for key, (at, nbytes) in ranges.items()}:
             raise UsageError(f"tensor {self.name!r}: rows {start} to {stop} have other sizes than planned")
-        done = ((at, nbytes, crcs[key]) for key, (at, nbytes) in ranges.items())
-        self.file.put_done(self.region, (piece for piece in done if piece[1]))
+        return [(at, nbytes, crcs[key]) for key, (at, nbytes) in ranges.items() if nbytes]
 
-    def _ranges(self, start: int, stop: int) -> dict[str, tuple[int, int]]:
+    def ranges(self, start: int, stop: int) -> dict[str, tuple[int, int]]:
         """First byte and number of bytes of these rows, by part; a part without rows is written with the first ones."""
         ranges = {}
-        for key, begin in self.places.offsets.items():
+        for key, begin in self.offsets.items():
             part = self.parts[key]
             if stop - start == self.rows:
                 ranges[key] = begin, part.nbytes
@@ -129,6 +130,45 @@ class Allotted:
                 f"tensor {self.name!r}: its encoder gives {key} ({array.dtype.name}), planned are {planned}; name "
                 "another backend"
             )
+
+
+@attrs.frozen(eq=False)
+class Allotted:
+    """The place of a tensor whose rows are written in any order, by several threads; made by `PlannedWriter.allot`.
+
+    Attributes:
+        file: where it lies.
+        region: its place there.
+        places: of its parts.
+        by_rows: of its rows.
+    """
+
+    file: AtomicFile
+    region: Region
+    places: Places
+    by_rows: RowPlaces
+
+    def resumed(self, start: int, stop: int) -> bool:
+        """Whether these rows are complete since an interrupted run, which has written exactly them in one go."""
+        return self.region.take(self.by_rows.ranges(start, stop).values())
+
+    def put(self, start: int, stop: int, pieces: Iterable[tuple[int, Parts]]) -> None:
+        """Write rows ``start:stop``, which come in order as pairs of the first row's number and the encoded parts.
+
+        Raises:
+            UsageError: the parts are not those for which the place was made.
+            ChangedSourceError: a source was changed meanwhile.
+            ResourceError: the disk is full; the target stays as it was.
+        """
+        self.put_done(self.by_rows.put(start, stop, pieces, partial(self.file.put, self.region)))
+
+    def put_done(self, written: Iterable[tuple[int, int, int]]) -> None:
+        """Record what `RowPlaces.put` has written, here or elsewhere; raises as `put`."""
+        self.file.put_done(self.region, written)
+
+
+def _as_encoded(key: str, array: Array) -> Array:
+    return array
 
 
 def _by_rows(parts: Parts) -> Iterable[tuple[str, Array]]:
@@ -250,8 +290,9 @@ class PlannedWriter(ABC):
             raise UsageError(f"{self.path}: tensor {name!r} is written whole, in `append`")
         region = self.file.allot(places.end)
         self._allotted += 1
-        stored = partial(self.stored, assignment=assignment)
-        return Allotted(name, count, self.file, region, places, parts, stored)
+        return Allotted(
+            self.file, region, places, RowPlaces(name, count, places.offsets, parts, self.storing(assignment))
+        )
 
     def complete(self, allotted: Allotted) -> None:
         """Record that every row of a tensor was written; in the plan's order.
@@ -331,6 +372,23 @@ class PlannedWriter(ABC):
             assignment: the plan's line for the tensor.
         """
         return array
+
+    def storing(self, assignment: Assignment) -> Callable[[str, Array], Array]:
+        """Return `stored` for one tensor, as a function of the part's name and array.
+
+        A class that has a `stored` of its own may return a function that can be pickled: workers of other processes
+        then write as well, and need not send back what they encoded.
+        """
+        return partial(self.stored, assignment=assignment) if self._has_stored else _as_encoded
+
+    @property
+    def stores_elsewhere(self) -> bool:
+        """Whether `storing` returns what can be pickled."""
+        return not self._has_stored or type(self).storing is not PlannedWriter.storing
+
+    @property
+    def _has_stored(self) -> bool:
+        return type(self).stored is not PlannedWriter.stored
 
     def append(self, tensor: QuantizedTensor, assignment: Assignment) -> str | None:
         """Write one whole tensor to `file`, padding included; for a class without `place`.
@@ -504,4 +562,4 @@ class PlannedDirectory(PlannedWriter):
             raise
 
 
-__all__ = ["Allotted", "Places", "PlannedDirectory", "PlannedFile", "PlannedWriter"]
+__all__ = ["Allotted", "Places", "PlannedDirectory", "PlannedFile", "PlannedWriter", "RowPlaces"]

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import hashlib
 import logging
 import os
@@ -48,7 +47,7 @@ from edgekit.pipeline._placed import write_placed, writes_itself
 from edgekit.pipeline._progress import Progress as Progress
 from edgekit.pipeline._progress import Shown, reporting
 from edgekit.pipeline._recipes import AnyRecipe, find_recipe
-from edgekit.pipeline._stream import Encoder, Piece, chunk_rows, source_rows, together
+from edgekit.pipeline._stream import Encoder, LostWorkersError, Piece, chunk_rows, source_rows, together
 from edgekit.plugin._registry import KNOWN_DISTRIBUTIONS, manager
 from edgekit.recipe import AsIs, Assignment, Plan, Recipe, Slot, check_plan
 from edgekit.recipe import own_precision as own_precision
@@ -240,8 +239,9 @@ def quantize(
             quantized.
         executor: encodes the row chunks; None takes a thread for each core. The bytes are the same. Threads read their
             rows and write what they encoded to its place in the file. The workers of any other executor read the rows
-            of a source that is given by its path for themselves, under the same path; of an opened artifact the rows
-            are sent to them; the calling thread writes what they send back.
+            of a source that is given by its path for themselves, and write to the target where they see it, both under
+            the same path; of an opened artifact the rows are sent to them. The calling thread writes what they send
+            back.
         progress: called before each tensor: how many are done, of how many, its name; True draws a bar on stderr.
         overwrite: replace a target that edgekit did not write; one that it wrote is replaced in any case.
         notes: remarks about the run for the user are appended to it, one sentence each.
@@ -338,7 +338,7 @@ def _elsewhere(encoder: Encoder, artifact: Artifact | None, format_name: str, pl
         return attrs.evolve(encoder, lost=_remote.lost)
     backends = {encoder.name_for(line.precision) for line in plan}
     where = _remote.Source.of(artifact, format_name, backends, laid_out)
-    return attrs.evolve(encoder, lost=_remote.lost, afar=functools.partial(_remote.RemoteRows, where))
+    return attrs.evolve(encoder, lost=_remote.lost, afar=where, workers=_remote.workers(encoder.pool))
 
 
 def laid_out(path: str, format_name: str) -> Layout:
@@ -462,6 +462,9 @@ def _write(
         writer.close(keep=True)
         rounded = 0 if rounder is None or rounder.kept is None else rounder.kept.done
         error.add_note(_kept_note(written, len(plan), target, rounded))
+        raise
+    except LostWorkersError:
+        writer.close(keep=True)
         raise
     except BaseException:
         writer.close()

@@ -16,6 +16,7 @@
 | `source`       | what its reader left out or took for the same: an adapter, a copy of a matrix   |
 | `replaced`     | an earlier artifact stood at the target                                         |
 | `restarted`    | an interrupted run's work could not be used                                     |
+| `sent_back`    | workers elsewhere do not see the target, and sent what they encoded             |
 
 Formats add kinds of their own (`edgekit.artifact.Layout.notes`, and ``notes(layout, plan)`` of a format): tokens that
 were added to fill the embedding, or other readers that cannot load the target. A writer adds what turns out while it
@@ -50,7 +51,7 @@ ORDER = (
     "no_tokenizer",
 )
 #: Kinds that are left out of the manifest, so that the same command always writes the same bytes.
-OF_THE_RUN = ("replaced", "restarted")
+OF_THE_RUN = ("replaced", "restarted", "sent_back")
 #: The share of the weights to be quantized that must be quantized.
 HALF = 0.5
 

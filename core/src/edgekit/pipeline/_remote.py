@@ -1,6 +1,7 @@
 """Work for workers elsewhere, which open the source themselves: paths travel, not weights.
 
-`RemoteRows` are rows that a worker reads and encodes; the encoded bytes come back.
+`Source.tensor` is a tensor that a worker reads, to write what it encodes to its place; `RemoteRows` are rows whose
+encoded bytes come back.
 
 A worker opens the source as the caller did and lays it out for the same format, once for each source, so that a tensor
 that the format stacks, splits or permutes has the caller's rows. What must agree is checked there: the versions of
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
@@ -24,7 +26,7 @@ from edgekit.artifact import Artifact, Layout
 from edgekit.encoding._codecs import Codec
 from edgekit.errors import ChangedSourceError, EdgekitError, MissingFileError, PluginError, ResourceError
 from edgekit.files.workers import Workers
-from edgekit.pipeline._stream import Rows, raw_rows
+from edgekit.pipeline._stream import LostWorkersError, Rows, raw_rows
 from edgekit.plugin._registry import manager
 from edgekit.tensor import AnyTensor
 
@@ -32,6 +34,10 @@ _T = TypeVar("_T")
 LaidOut = Callable[[str, str], Layout]
 #: Packages whose errors mean that workers or the cluster were lost.
 _ENGINES = {"dask", "distributed", "mpi4py", "ray", "tornado"}
+#: How many workers an executor is taken to have that does not say.
+_WORKERS = 16
+#: Several threads of a worker need a source at the same time, and one opens it.
+_OPENING = threading.Lock()
 
 
 @attrs.frozen
@@ -70,6 +76,15 @@ class Source:
         used = {"core", *names, *backends}
         versions = ((p.distribution, p.version) for p in manager().plugins if p.name in used)
         return cls(str(artifact.path.absolute()), format_name, tuple(files), tuple(sorted(versions)), laid_out)
+
+    def rows(self, name: str, start: int, stop: int) -> RemoteRows:
+        """Rows ``start:stop`` of a tensor, by its name in the layout."""
+        return RemoteRows(self, name, start, stop)
+
+    def tensor(self, name: str) -> AnyTensor:
+        """Return a tensor of the layout, opened here once; raises as `refuse_others`."""
+        with _OPENING:
+            return tensors(self)[name]
 
     def layout(self) -> Layout:
         """Open the source here and return its layout, after `refuse_others`."""
@@ -116,7 +131,7 @@ class RemoteRows:
 
     def read(self, codec: Codec) -> Rows:
         """Return the rows, read here; raises as `Source.refuse_others`."""
-        return raw_rows(tensors(self.source)[self.name], codec, self.start, self.stop)
+        return raw_rows(self.source.tensor(self.name), codec, self.start, self.stop)
 
 
 @functools.lru_cache(maxsize=2)
@@ -130,7 +145,7 @@ def lost(error: Exception) -> EdgekitError | None:
     package = type(error).__module__.partition(".")[0]
     if not isinstance(error, BrokenExecutor | CancelledError) and package not in _ENGINES:
         return None
-    return ResourceError(
+    return LostWorkersError(
         f"the executor lost its workers ({type(error).__name__}: {error!s:.200}); run the same command again: what is "
         "complete is kept"
     )
@@ -139,6 +154,15 @@ def lost(error: Exception) -> EdgekitError | None:
 def elsewhere(executor: Executor | None) -> Executor | None:
     """Return the executor if its workers are not threads of this process, else None."""
     return None if isinstance(executor, Workers | ThreadPoolExecutor) else executor
+
+
+def workers(executor: Executor) -> int:
+    """Return how many workers an executor has, as far as it says."""
+    for name in ("workers", "num_workers", "_max_workers"):
+        count = getattr(executor, name, None)
+        if isinstance(count, int) and count > 0:
+            return count
+    return _WORKERS
 
 
 def in_order(pool: Executor, calls: Iterable[Callable[[], _T]], ahead: int) -> Generator[_T, None, None]:
@@ -178,4 +202,4 @@ def waited(call: Callable[[], _T]) -> _T:
         raise instead from error
 
 
-__all__ = ["LaidOut", "RemoteRows", "Source", "elsewhere", "in_order", "lost", "tensors", "waited"]
+__all__ = ["LaidOut", "RemoteRows", "Source", "elsewhere", "in_order", "lost", "tensors", "waited", "workers"]

@@ -22,6 +22,7 @@ from edgekit.encoding._codecs import REFERENCE, Codec, codec, decode, put_rows
 from edgekit.encoding._importance import expert_row, of_role
 from edgekit.errors import ResourceError
 from edgekit.files.workers import cores
+from edgekit.formats._parts import rows_apart
 from edgekit.numerics.smallfloats import bfloat16
 from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Slot
@@ -76,6 +77,22 @@ class Afar(Protocol):
         ...
 
 
+class FarSource(Protocol):
+    """A source that workers open for themselves; pickled."""
+
+    def rows(self, name: str, start: int, stop: int) -> Afar:
+        """Rows ``start:stop`` of a tensor, by its name in the layout."""
+        ...
+
+    def tensor(self, name: str) -> AnyTensor:
+        """Return the tensor, opened here."""
+        ...
+
+
+class LostWorkersError(ResourceError):
+    """An executor lost its workers: what is complete is kept."""
+
+
 @attrs.frozen
 class Piece:
     """Encoded rows of a tensor.
@@ -121,7 +138,8 @@ class Encoder:
         importance: of the columns, by role.
         keep_nonfinite: whether tensors in float may hold NaN or infinity.
         where: prefix of a tensor's name in messages.
-        afar: says by a tensor's name and bounds what a worker elsewhere reads; None where rows are read here.
+        afar: the source that workers elsewhere open; None where rows are read here.
+        workers: how many of them there are.
         lost: the error to raise for one of the pool's own; None for an error of the work.
     """
 
@@ -130,7 +148,8 @@ class Encoder:
     importance: Mapping[str, F32]
     keep_nonfinite: bool
     where: str = ""
-    afar: Callable[[str, int, int], Afar] | None = None
+    afar: FarSource | None = None
+    workers: int = 1
     lost: Callable[[Exception], Exception | None] = lambda error: None
 
     def encoded(self, pairs: Iterable[tuple[Slot, Assignment]]) -> Generator[QuantizedTensor, None, None]:
@@ -155,14 +174,14 @@ class Encoder:
             yield from self._drained(under_way, 0)
         finally:
             for task in under_way:
-                with suppress(ResourceError), self._watched():  # a lost pool's futures cannot be cancelled either
+                with suppress(ResourceError), self.watched():  # a lost pool's futures cannot be cancelled either
                     task.future.cancel()
 
     def _drained(self, under_way: deque[_Task], limit: int) -> Iterator[Piece]:
         """Wait for the oldest tasks until at most `limit` elements are under way; yield what they encoded."""
         size = sum(task.size for task in under_way)
         while under_way and size > limit:
-            with self._watched():
+            with self.watched():
                 piece = under_way[0].piece()
             size -= under_way.popleft().size
             yield piece
@@ -181,13 +200,14 @@ class Encoder:
         for start, stop, weights in weighted(tensor.rows, step, importance if precision.rowwise else None):
             size = (stop - start) * tensor.size // tensor.rows
             task = partial(job, importance=weights)
-            rows = self.afar(slot.name, start, stop) if self.afar else raw_rows(tensor, resolved, start, stop)
-            with self._watched():
+            rows = self.afar.rows(slot.name, start, stop) if self.afar else raw_rows(tensor, resolved, start, stop)
+            with self.watched():
                 future = self.pool.submit(task, rows)
             yield _Task(slot, assignment, resolved.backend, start, stop, size, future)
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def watched(self) -> Iterator[None]:
+        """Raise `lost`'s error instead of one of the pool's own."""
         try:
             yield
         except Exception as error:
@@ -237,8 +257,8 @@ class _Task:
 
 def _copied(tensor: EncodedTensor, line: Assignment) -> Iterator[Piece]:
     """Yield an encoded tensor as it is, in rows where it can be read so."""
-    apart = tensor.sliceable and tensor.precision.rowwise
-    step = chunk_rows(tensor.rows, tensor.shape[-1], tensor.precision) if apart else tensor.rows
+    apart = tensor.sliceable and rows_apart(tensor.precision, tensor.shape)
+    step = rows_of_chunk(tensor.shape[-1]) if apart else tensor.rows
     if step >= tensor.rows:
         yield Piece.whole(attrs.evolve(tensor.read(), name=line.name), line)
         return
@@ -251,7 +271,12 @@ def _copied(tensor: EncodedTensor, line: Assignment) -> Iterator[Piece]:
 
 def chunk_rows(rows: int, cols: int, precision: Precision) -> int:
     """Return the rows to encode at a time: about `CHUNK` elements, or all if the rows depend on each other."""
-    return max(1, CHUNK // max(1, cols)) if precision.rowwise else max(1, rows)
+    return rows_of_chunk(cols) if precision.rowwise else max(1, rows)
+
+
+def rows_of_chunk(cols: int) -> int:
+    """Return the rows of about `CHUNK` elements."""
+    return max(1, CHUNK // max(1, cols))
 
 
 def raw_rows(tensor: AnyTensor, codec: Codec, start: int, stop: int) -> Rows:
@@ -295,12 +320,15 @@ __all__ = [
     "CHUNK",
     "Afar",
     "Encoder",
+    "FarSource",
+    "LostWorkersError",
     "Piece",
     "Rows",
     "bfloat16",
     "chunk_rows",
     "encode_chunk",
     "raw_rows",
+    "rows_of_chunk",
     "source_rows",
     "together",
     "weighted",

@@ -30,7 +30,13 @@ class RayExecutor(Executor):
     """
 
     def __init__(self) -> None:
-        self._call = _engine("ray").remote(_run)
+        self._ray = _engine("ray")
+        self._call = self._ray.remote(_run)
+
+    @property
+    def workers(self) -> int:
+        """How many tasks the cluster runs at a time."""
+        return int(self._ray.cluster_resources().get("CPU", 0))
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         """Submit a function call; its arguments and its result are pickled."""
@@ -49,6 +55,11 @@ class DaskExecutor(Executor):
 
     def __init__(self, client: Any) -> None:
         self._client = client
+
+    @property
+    def workers(self) -> int:
+        """How many tasks the cluster runs at a time."""
+        return sum(self._client.nthreads().values())
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         """Submit a function call; the result is Dask's future, which has the methods that edgekit calls."""

@@ -89,6 +89,11 @@ class MlxWriter(PlannedDirectory):
             file.write(self._shards[number].header)
         return file
 
+    def _preallocate(self, nbytes: int) -> None:
+        for shard, file in zip(self._shards, self._files, strict=True):
+            parts = (part for of_one in self._parts[shard.first : shard.stop] for part in of_one)
+            file.preallocate(len(shard.header) + sum(part.nbytes for part in parts))
+
     def place(self, parts: Mapping[str, Part], assignment: Assignment) -> Places:
         """Place the parts of a tensor one after the other, as the header lists them.
 

@@ -17,6 +17,7 @@ import numpy as np
 
 import edgekit_numba
 from edgekit.errors import MissingPluginError
+from edgekit.files.buffers import uninitialized
 from edgekit.files.workers import Workers, cores
 from edgekit.numerics.smallfloats import as_float32
 from edgekit.precision import find_precision
@@ -91,7 +92,8 @@ class Encoder:
             reference(precision).encode(as_float32(x[:1]), precision)  # raises its UsageError
         weights = self._weights(x, importance)
         blocks = np.ascontiguousarray(x).reshape(-1, _TYPES[self.kind].SIZE)  # kernels get the address alone
-        out = np.empty((len(blocks), _TYPES[self.kind].LAYOUT.itemsize), np.uint8)
+        width = _TYPES[self.kind].LAYOUT.itemsize
+        out = uninitialized(len(blocks) * width).reshape(-1, width)
         flags = np.empty(len(blocks), np.uint8)
         in_parts(lambda part: self._run(blocks[part], out[part], flags[part], weights, part.start), blocks)
         return out.reshape(len(x), -1), flags.reshape(len(x), -1)
@@ -187,7 +189,8 @@ def pieces(x: Narrow) -> Iterator[tuple[slice, F32]]:
         yield slice(0, len(x)), x
         return
     step = max(1, PIECE // x.shape[1] // processor().lanes) * processor().lanes
-    values = np.empty((min(step, len(x)), x.shape[1]), np.float32)
+    shape = min(step, len(x)), x.shape[1]
+    values = uninitialized(4 * shape[0] * shape[1]).view(np.float32).reshape(shape)
     for start in range(0, len(x), step):
         part = slice(start, min(start + step, len(x)))
         yield part, widened(x[part], values[: part.stop - start])

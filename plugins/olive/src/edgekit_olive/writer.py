@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -14,6 +15,7 @@ from edgekit.files.atomic import ARTIFACT_FILES
 from edgekit.formats import Places, PlannedDirectory, small_files
 from edgekit.formats.safetensors import Part
 from edgekit.manifest import Manifest
+from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Plan, Slot
 from edgekit.typing import Array
 from edgekit_olive import dialect, genai, graph
@@ -76,7 +78,11 @@ class OnnxWriter(PlannedDirectory):
 
     def stored(self, key: str, array: Array, assignment: Assignment) -> Array:
         """Return a part of some rows as the dialect stores it."""
-        return dialect.outward(array, key, assignment.precision, self._fused)
+        return self.storing(assignment)(key, array)
+
+    def storing(self, assignment: Assignment) -> Callable[[str, Array], Array]:
+        """Return the same as a function that workers of other processes can call."""
+        return partial(_outward, precision=assignment.precision, fused=self._fused)
 
     def small_files(self) -> Iterable[tuple[str, bytes]]:
         """Return the graph, GenAI's configuration, and the files that a Hugging Face directory has besides weights."""
@@ -85,6 +91,10 @@ class OnnxWriter(PlannedDirectory):
         if self._fused and genai.runs(self._layout):
             yield genai.CONFIG, genai.config_of(self._layout)
         yield from others.items()
+
+
+def _outward(key: str, array: Array, *, precision: Precision, fused: bool) -> Array:
+    return dialect.outward(array, key, precision, fused)
 
 
 def graph_of(

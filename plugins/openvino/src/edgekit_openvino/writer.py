@@ -70,10 +70,10 @@ class OpenVinoWriter(PlannedDirectory):
         others = small_ones(self._layout, self.plan, self.manifest)
         tokenizer = tokenizer_models(others, self._layout.source.files)
         if tokenizer.failed:
-            self.remarks["tokenizer_models"] = (
+            self.remarks["tokenizer_models"] = said = (
                 f"the tokenizer was {tokenizer.note}; OpenVINO GenAI and the model server cannot use this directory"
             )
-            notes = {**self.manifest.notes, **self.remarks}
+            notes = {**self.manifest.notes, "tokenizer_models": said}
             others[pairs.INSIDE] = attrs.evolve(self.manifest, notes=notes).to_json().encode()
         xml, small = graph_of(self._layout, self.plan, self._places(), self.file.offset, tokenizer.note)
         self._align()
