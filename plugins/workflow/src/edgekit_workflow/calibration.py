@@ -267,8 +267,15 @@ def seconds_of(artifact: Artifact, runtime: str) -> float:
     """Return the seconds of processor time that a token of an artifact takes on a runtime, with one thread."""
     options = {} if runtime in ("numpy", "mlx") else {"threads": 1}
     prompt, tokens, repeats = _counts(artifact, runtime)
-    counts = {"prompt_tokens": prompt, "tokens": tokens, "repeats": repeats}
-    done = measure(artifact, runtime, **counts, options=options, blas_threads=1)
+    done = measure(
+        artifact,
+        runtime,
+        prompt_tokens=prompt,
+        tokens=tokens,
+        repeats=repeats,
+        options=options,
+        blas_threads=1,
+    )
     assert done.tokens_per_cpu_second is not None  # the models predict next tokens
     return 1 / done.tokens_per_cpu_second.mean
 

@@ -79,7 +79,7 @@ class Pace:
         if isinstance(self.attention, int | float):
             return self.attention
         sizes, seconds = np.array(self.attention, float).T
-        return float(np.interp(size, sizes, seconds)) * max(1.0, size / sizes[-1])
+        return float(np.interp(size, sizes, seconds) * max(1.0, size / sizes[-1]))
 
 
 def _are_pairs(rate: Rate) -> bool:
