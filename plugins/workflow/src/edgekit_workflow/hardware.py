@@ -128,7 +128,7 @@ def this_machine(*, bandwidth: bool = True, folder: Path | None = None) -> Machi
 
 
 @functools.cache
-def flags() -> frozenset[str]:
+def processor_flags() -> frozenset[str]:
     """This processor's features as Linux names them; py-cpuinfo, which finds them elsewhere too, takes a second."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
@@ -158,7 +158,7 @@ def _described() -> Machine:
         threads=threads,
         memory=_memory(psutil.virtual_memory().total),
         system={"darwin": "macos"}.get(platform.system().lower(), platform.system().lower()),
-        instructions=tuple(name for name in INSTRUCTIONS if name in flags()),
+        instructions=tuple(name for name in INSTRUCTIONS if name in processor_flags()),
         caches=_caches(told),
         unified=vendor == "apple",
         devices=devices,
@@ -382,6 +382,7 @@ __all__ = [
     "machine",
     "machine_of",
     "measured_bandwidth",
+    "processor_flags",
     "profile",
     "profile_text",
     "profiles",

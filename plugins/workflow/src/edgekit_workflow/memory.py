@@ -33,7 +33,7 @@ from edgekit.errors import UnsupportedModelError, UsageError
 from edgekit.precision import Precision
 from edgekit.runtime import choose_runtime
 from edgekit.tensor import AnyTensor, EncodedTensor
-from edgekit_workflow.hardware import flags
+from edgekit_workflow.hardware import processor_flags
 
 #: Tokens of a context where none is given: llama.cpp's default in edgekit.
 CONTEXT = 4096
@@ -185,7 +185,7 @@ def memory_needed(
     if tokens < 1:
         raise UsageError(f"a context of {tokens} tokens; choose 1 or more")
     name = runtime or (choose_runtime(source, None).name if isinstance(source, Artifact) else "llamacpp")
-    known = footprint(name).on(flags() if instructions is None else instructions)
+    known = footprint(name).on(processor_flags() if instructions is None else instructions)
     stored = weights or (stored_kinds(source) if isinstance(source, Artifact) else {"F16": 2 * parameters(config)})
     scratch = known.scratch * min(tokens if prompt is None else prompt, tokens, known.batch) * _wide(config)
     logits = 4 * config.vocab
