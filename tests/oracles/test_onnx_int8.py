@@ -19,10 +19,9 @@ from edgekit_olive.folding import folded
 
 CALIBRATION = Path(sample.__file__).parent / "heldout.txt"
 ROWS = np.random.default_rng(5).standard_normal((24, 32)).astype(np.float32)
+CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
 #: x86 processors without VNNI add two products in 16 bits, which saturate with weights of 8 bits: `reduce_range`.
-SATURATES = " sse4_2 " in (CPU := Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else "") and (
-    "vnni" not in CPU
-)
+SATURATES = " sse4_2 " in CPU and "vnni" not in CPU
 
 
 def save(path, weight, *, transposed=False, fused=False):

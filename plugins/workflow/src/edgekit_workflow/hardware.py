@@ -133,18 +133,24 @@ def processor_flags() -> frozenset[str]:
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
-        import cpuinfo
-
-        return frozenset(cpuinfo.get_cpu_info().get("flags", ()))
+        return frozenset(_told().get("flags", ()))
     return frozenset(next((line for line in lines if line.startswith(("flags", "Features"))), "").split())
 
 
 @functools.cache
-def _described() -> Machine:
+def _told() -> Mapping[str, Any]:
+    """What py-cpuinfo finds."""
     import cpuinfo
+
+    found: dict[str, Any] = cpuinfo.get_cpu_info()
+    return found
+
+
+@functools.cache
+def _described() -> Machine:
     import psutil
 
-    told: dict[str, Any] = cpuinfo.get_cpu_info()
+    told = _told()
     threads = _usable()
     architecture = {"amd64": "x86_64", "aarch64": "arm64"}.get(platform.machine().lower(), platform.machine().lower())
     devices = found_devices()
