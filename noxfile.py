@@ -69,6 +69,8 @@ SOURCES = [
 
 # Who calls the server in its tests: OpenAI's own client, and what Starlette tests itself with.
 CLIENTS = ["openai==3.57.0", "anthropic==2.14.0", "pydantic>=2", "httpx2==2.16.2"]
+# What error feedback's time is measured against.
+AUTOROUND = "auto-round==0.16.0"
 # Classes of other frameworks that call it; they need an older client than those.
 FRAMEWORKS = ["langchain-openai==1.7.4", "llama-index-llms-openai==0.8.3"]
 QUANTO = "optimum-quanto==0.2.7"
@@ -353,6 +355,8 @@ def bench(session: nox.Session) -> None:
         environment = QUIET | {"EDGEKIT_LLAMA_SOURCES": str(llama_sources(session))}
     if "dask" in session.posargs:
         session.install(ENGINES[0], silent=True)
+    if "autoround" in session.posargs:
+        session.install(AUTOROUND, silent=True)
     session.install(
         "fastapi", "pydantic-settings", "sse-starlette", "starlette-context<0.4", silent=True
     )  # its server's

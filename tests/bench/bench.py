@@ -31,6 +31,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "
 sys.path.insert(0, str(Path(__file__).parent))
 
 import any_size  # noqa: E402
+import autoround  # noqa: E402
 import commands  # noqa: E402
 import divergence_chart  # noqa: E402
 import experts  # noqa: E402
@@ -99,6 +100,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "quality": quality_and_picture,
     "fit-smollm2": fit_quality.real,
     "feedback-large": feedback_large.report,
+    "autoround": autoround.report,
     "forward": recurrent.report,
     "families": families.report,
     "seven-billion": lambda quick: whole.seven_billion(),
@@ -109,7 +111,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
 #: Reports that run only when they are asked for.
 ALONE = (
     "scaling", "dask", "seven-billion", "experts", "any-size", "feedback-large", "fit-smollm2", "mlx-tolerances",
-    "mlx-smollm2", "predictions",
+    "mlx-smollm2", "predictions", "autoround",
 )  # fmt: skip
 #: Processors that stand for the narrower instruction sets.
 NARROWER = ("haswell", "x86-64")
