@@ -37,6 +37,7 @@ import divergence_chart  # noqa: E402
 import experts  # noqa: E402
 import families  # noqa: E402
 import feedback_large  # noqa: E402
+import fit_large  # noqa: E402
 import fit_quality  # noqa: E402
 import generation  # noqa: E402
 import grids  # noqa: E402
@@ -101,6 +102,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "fit-smollm2": fit_quality.real,
     "feedback-large": feedback_large.report,
     "autoround": autoround.report,
+    "fit-large": fit_large.report,
     "forward": recurrent.report,
     "families": families.report,
     "seven-billion": lambda quick: whole.seven_billion(),
@@ -111,7 +113,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
 #: Reports that run only when they are asked for.
 ALONE = (
     "scaling", "dask", "seven-billion", "experts", "any-size", "feedback-large", "fit-smollm2", "mlx-tolerances",
-    "mlx-smollm2", "predictions", "autoround",
+    "mlx-smollm2", "predictions", "autoround", "fit-large",
 )  # fmt: skip
 #: Processors that stand for the narrower instruction sets.
 NARROWER = ("haswell", "x86-64")
