@@ -24,6 +24,7 @@ import attrs
 from edgekit.encoding._codecs import put_rows
 from edgekit.errors import UsageError
 from edgekit.files.atomic import ARTIFACT_FILES, AtomicDirectory, AtomicFile, Region
+from edgekit.formats._parts import Together, rows_together
 from edgekit.formats.safetensors import Part, to_bytes
 from edgekit.manifest import Manifest
 from edgekit.precision import Precision
@@ -70,6 +71,7 @@ class RowPlaces:
         offsets: of the first byte of each part, by the part's name.
         parts: types and shapes of its parts, by name.
         stored: returns a part of some rows, by its name, as the file stores it.
+        together: which of its rows share bytes.
     """
 
     name: str
@@ -77,6 +79,7 @@ class RowPlaces:
     offsets: Mapping[str, int]
     parts: Mapping[str, Part]
     stored: Callable[[str, Array], Array]
+    together: Together = Together()  # noqa: RUF009 - frozen
 
     def put(
         self, start: int, stop: int, pieces: Iterable[tuple[int, Parts]], write: Callable[[int, memoryview, int], int]
@@ -84,7 +87,7 @@ class RowPlaces:
         """Write rows ``start:stop``, which come in order as pairs of the first row's number and the encoded parts.
 
         Args:
-            start: number of the first row.
+            start: number of the first row, which shares no byte with the one before.
             stop: of the one after the last.
             pieces: the rows.
             write: writes bytes at an offset, and returns their CRC-32, continued from the one that it is given.
@@ -116,8 +119,8 @@ class RowPlaces:
             if stop - start == self.rows:
                 ranges[key] = begin, part.nbytes
             elif part.shape:
-                row = part.nbytes // self.rows
-                ranges[key] = begin + start * row, (stop - start) * row
+                first, nbytes = self.together.span(key, start, stop, self.rows, part.nbytes)
+                ranges[key] = begin + first, nbytes
             elif not start:
                 ranges[key] = begin, part.nbytes
         return ranges
@@ -290,9 +293,9 @@ class PlannedWriter(ABC):
             raise UsageError(f"{self.path}: tensor {name!r} is written whole, in `append`")
         region = self.file.allot(places.end)
         self._allotted += 1
-        return Allotted(
-            self.file, region, places, RowPlaces(name, count, places.offsets, parts, self.storing(assignment))
-        )
+        together = rows_together(precision, assignment.shape) if precision.packed_rows else None
+        rows = RowPlaces(name, count, places.offsets, parts, self.storing(assignment), together or Together())
+        return Allotted(self.file, region, places, rows)
 
     def complete(self, allotted: Allotted) -> None:
         """Record that every row of a tensor was written; in the plan's order.
