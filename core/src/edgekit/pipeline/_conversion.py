@@ -346,6 +346,7 @@ def quantize(
         remarks |= remarks_of_writer
     _LOG.info("%s: %s", target, summary_line(remarks))
     reported = {kind: note for kind, note in remarks.items() if kind in OF_THE_RUN}
+    del artifact, layout, plan, pool, encoder, writer, manifest, sources  # so that the result takes their memory
     return attrs.evolve(_settled(target, chosen_format.open), run_notes=reported)
 
 
