@@ -15,11 +15,12 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import attrs
+import numpy as np
 
 from edgekit.encoding._codecs import put_rows
 from edgekit.errors import UsageError
@@ -127,7 +128,7 @@ class RowPlaces:
 
     def _refuse_other(self, key: str, array: Array) -> None:
         part = self.parts.get(key)
-        if part is None or part.dtype != array.dtype.name:
+        if part is None or part.dtype != _type_name(array.dtype):
             planned = ", ".join(f"{part.name} ({part.dtype})" for part in self.parts.values())
             raise UsageError(
                 f"tensor {self.name!r}: its encoder gives {key} ({array.dtype.name}), planned are {planned}; name "
@@ -168,6 +169,12 @@ class Allotted:
     def put_done(self, written: Iterable[tuple[int, int, int]]) -> None:
         """Record what `RowPlaces.put` has written, here or elsewhere; raises as `put`."""
         self.file.put_done(self.region, written)
+
+
+@cache
+def _type_name(dtype: np.dtype[Any]) -> str:
+    """Return numpy's name of a type, which it puts together anew each time it is asked for."""
+    return dtype.name
 
 
 def _as_encoded(key: str, array: Array) -> Array:
