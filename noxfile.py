@@ -313,10 +313,13 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def crash(session: nox.Session) -> None:
-    """Cut runs off before each of their file-system calls, give them errors, and let four of them race for a minute."""
+    """Cut runs off before each file-system call and at random moments, and let four of them race for a minute.
+
+    They also get errors, a full disk, and sources that vanish.
+    """
     install_project(session)
-    session.install("--no-deps", OPENVINO, "./plugins/example", silent=True)
-    session.install(*(each for each in ORACLES if each.startswith("openvino")), silent=True)
+    session.install("--no-deps", OPENVINO, MLX, OLIVE, "./plugins/example", silent=True)
+    session.install(*(each for each in ORACLES if each.startswith(("openvino", "onnx=="))), silent=True)
     session.run("python", "-W", "ignore", "tests/contracts/crash.py", *session.posargs, env=QUIET)
 
 

@@ -41,6 +41,7 @@ import fit_large  # noqa: E402
 import fit_quality  # noqa: E402
 import generation  # noqa: E402
 import grids  # noqa: E402
+import held  # noqa: E402
 import llamacpp  # noqa: E402
 import mlx_learned  # noqa: E402
 import mlx_report  # noqa: E402
@@ -109,10 +110,11 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "predictions": workflow_predictions.report,
     "experts": lambda quick: experts.report(0.4, 1) if quick else experts.report(),
     "any-size": lambda quick: any_size.report(),
+    "held": held.report,
 }
 #: Reports that run only when they are asked for.
 ALONE = (
-    "scaling", "dask", "seven-billion", "experts", "any-size", "feedback-large", "fit-smollm2", "mlx-tolerances",
+    "scaling", "held", "dask", "seven-billion", "experts", "any-size", "feedback-large", "fit-smollm2", "mlx-tolerances",
     "mlx-smollm2", "predictions", "autoround", "fit-large",
 )  # fmt: skip
 #: Processors that stand for the narrower instruction sets.
