@@ -159,7 +159,7 @@ def row(subject: Subject, name: str, calibration: Calibration, baseline: Baselin
     size = f"{fed / 1e6:.2f} MB"
     if plain != fed:
         shown[0] += f" ({plain / 1e6:.2f} MB)"
-    return f"| `{name}` | {size} | {' | '.join(shown)} | {ratio:.2f} | {seconds + spent:.0f} |"
+    return f"| `{name}` | {size} | {' | '.join(shown)} | {ratio:.3f} | {seconds + spent:.0f} |"
 
 
 def _divergence(found: Evaluation) -> float:
@@ -168,7 +168,7 @@ def _divergence(found: Evaluation) -> float:
 
 
 def _figure(found: Evaluation) -> str:
-    return f"{_divergence(found):.2g} ± {found.kl_divergence_error or 0:.1g}"
+    return f"{_divergence(found):.3g} ± {found.kl_divergence_error or 0:.1g}"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from edgekit.typing import F32, F64, U8, Bools, Indices
 
 #: Columns of a block: errors are added to later blocks once per block, and to later columns of the block one by one.
 BLOCK = 32
+#: How often codes and scales are fitted to the weights alone, in turn.
+_SETTLED = 3
 #: Columns of a group whose codes and scales are improved in one go; those of a wider one after one another.
 _WIDEST = 256
 
@@ -97,6 +99,32 @@ def _inverse(scale: F32) -> F32:
         inverse = np.float32(1) / scale
     inverse[~np.isfinite(inverse)] = 0
     return inverse
+
+
+def settle(weights: F32, grid: Grid, importance: F32, choices: Choices, rows: slice) -> None:
+    """Fit scales and biases to the weights one by one, in place, so that feedback starts from good ones.
+
+    The codes are the nearest ones; the best scale and bias of a group are then the least squares solution with weighted
+    columns. Encoders that take no importance, as MLX's, choose scales by the extremes of a group alone.
+
+    Args:
+        weights: float32 [cols, rows].
+        grid: the levels; its scales and biases are changed in place.
+        importance: weight of each column, float32 [cols]: the diagonal of the moment.
+        choices: the scales and biases that the format can store.
+        rows: the rows of the tensor that `weights` holds.
+    """
+    for group, start in enumerate(range(0, len(weights), grid.group)):
+        own = slice(start, start + grid.group)
+        values, weight = weights[own], importance[own, None]
+        for _ in range(_SETTLED):
+            codes = grid.nearest(values, start)
+            errors = values - grid.values(codes, start)
+            best = _Normal.alone(grid, weight, codes, errors, group).best(grid, choices, rows, group)
+            different = np.flatnonzero(best.gain > 0)
+            if not len(different):
+                break
+            grid.move(group, different, best)
 
 
 def feedback(weights: F32, grid: Grid, spread: F32, order: Indices, kernels: Kernels = NUMPY) -> U8:
@@ -299,13 +327,24 @@ class _Normal:
     @classmethod
     def of(cls, grid: Grid, h: F32, codes: U8, slopes: F32, group: int, part: slice, accumulate: Accumulate) -> _Normal:
         """Return the equations of the columns `part` of a group, with their codes fixed and their slopes [n, rows]."""
-        direction = grid.table[codes[part]]
-        if grid.zero is not None:
-            direction -= grid.zero[group]
+        direction = _direction(grid, codes[part], group)
         turned = np.zeros_like(direction)
         accumulate(turned, h[part, part], direction)
         alone = _total(_total(h[part, part])[:, None])
         return cls(_total(slopes * direction), _total(slopes), _total(turned * direction), _total(turned), alone)
+
+    @classmethod
+    def alone(cls, grid: Grid, weight: F32, codes: U8, errors: F32, group: int) -> _Normal:
+        """Return those of a group's columns without what they have in common: errors [n, rows] under weights [n, 1]."""
+        direction = _direction(grid, codes, group)
+        weighted = weight * direction
+        return cls(
+            _total(weighted * errors),
+            _total(weight * errors),
+            _total(weighted * direction),
+            _total(weighted),
+            _total(weight),
+        )
 
     def best(self, grid: Grid, choices: Choices, rows: slice, group: int) -> _Best:
         """Return the storable neighbours of the optimum that lower the loss most; no gain where none does."""
@@ -351,6 +390,14 @@ class _Normal:
             best.bias[better] = offset[better]
 
 
+def _direction(grid: Grid, codes: U8, group: int) -> F32:
+    """By how much values [n, rows] change with the scale of their group."""
+    direction: F32 = grid.table[codes]
+    if grid.zero is not None:
+        direction -= grid.zero[group]
+    return direction
+
+
 def _total(values: F32 | F64) -> F64:
     """The sum of rows [n, m], float64 [m], one row after another."""
     wide: F64 = values.astype(np.float64)
@@ -358,4 +405,4 @@ def _total(values: F32 | F64) -> F64:
     return total
 
 
-__all__ = ["BLOCK", "Grid", "feedback", "improve"]
+__all__ = ["BLOCK", "Grid", "feedback", "improve", "settle"]

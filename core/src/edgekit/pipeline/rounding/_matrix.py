@@ -13,7 +13,7 @@ import numpy as np
 from edgekit.bridges import Choices, Levels, choices, levels, recoded, rescaled
 from edgekit.errors import InexactError
 from edgekit.pipeline.rounding._factor import DAMPING, damped, decreasing, spread, upper_factor
-from edgekit.pipeline.rounding._feedback import Grid, feedback, improve
+from edgekit.pipeline.rounding._feedback import Grid, feedback, improve, settle
 from edgekit.pipeline.rounding._kernels import NUMPY, Accumulate, Kernels, accumulate
 from edgekit.pipeline.rounding._slopes import Correlation
 from edgekit.tensor import QuantizedTensor
@@ -182,9 +182,11 @@ class _Rows:
         zero, bias = (None if part is None else part[rows] for part in (known.zero, known.bias))
         grid = Grid.of(attrs.evolve(known, codes=known.codes[rows], scale=known.scale[rows], zero=zero, bias=bias))
         weights, metric = np.ascontiguousarray(self.weights.T), self.metric
+        choices = self.choices
+        if choices is not None:
+            settle(weights, grid, np.einsum("ii->i", metric.h), choices, rows)
         codes = feedback(weights, grid, metric.spread, metric.order, self.kernels)
         improved = partial(improve, weights, grid, metric.h, metric.correlation)
-        choices = self.choices
         if choices is not None:
             improved(codes, self.kernels, sweep=False, choices=choices, rows=rows)
             codes = feedback(weights, grid, metric.spread, metric.order, self.kernels)
