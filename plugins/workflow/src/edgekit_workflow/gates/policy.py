@@ -79,6 +79,9 @@ class Robustness:
         8, "how many other requests, four at a time, half of them abandoned, must not change an answer"
     )
     tokens: int = _count(8, "tokens of an answer")
+    near_tie: float = _limit(
+        0.5, "by how many nats a token may be less likely than another and take its place by the runtime's rounding"
+    )
 
 
 @attrs.frozen
