@@ -277,6 +277,7 @@ def test_a_tokenizer_is_not_left_out_for_want_of_memory(tmp_path, monkeypatch, l
     program.write_text(f"#!/bin/sh\n{doing}\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr("edgekit_openvino.tokenizer._KNOWN", {})
     with pytest.raises(
         MemoryShortageError, match=r"^converting the tokenizer for OpenVINO needs more memory than there"
     ):
@@ -289,6 +290,7 @@ def test_a_tokenizer_that_cannot_be_converted_is_a_note(tmp_path, monkeypatch, c
     program.write_text("#!/bin/sh\necho 'ValueError: no such tokenizer' >&2\nexit 1\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr("edgekit_openvino.tokenizer._KNOWN", {})
     notes: list[str] = []
     caplog.set_level("INFO", logger="edgekit")
     made = edgekit.quantize(
@@ -311,10 +313,23 @@ def test_a_tokenizer_that_takes_too_long_is_given_up_and_noted(tmp_path, monkeyp
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr("edgekit_openvino.tokenizer._KNOWN", {})
     monkeypatch.setattr("edgekit_openvino.tokenizer.TIMEOUT", 0.2)
     converted = tokenizer_models(directory)
     assert (dict(converted.files), converted.failed) == ({}, True)
     assert converted.note == "not converted: it took more than 0.2 seconds"
+
+
+def test_a_tokenizer_is_converted_once(monkeypatch):
+    """Of many artifacts of a model; the manifest, which differs, is not read."""
+    directory = {path.name: path.read_bytes() for path in Path(str(sample.path())).glob("*.json")}
+    monkeypatch.setattr("edgekit_openvino.tokenizer._KNOWN", {})
+    first = tokenizer_models({**directory, "edgekit.manifest.json": b"1"})
+    assert set(first.files) == set(MODELS)
+    monkeypatch.setattr("edgekit_openvino.tokenizer._converted", lambda folder: pytest.fail("converted anew"))
+    assert tokenizer_models({**directory, "edgekit.manifest.json": b"2"}).files == first.files
+    with pytest.raises(pytest.fail.Exception, match="converted anew"):
+        tokenizer_models({**directory, "tokenizer_config.json": b"{}"})
 
 
 def test_an_ir_of_an_ir_takes_the_tokenizer_over(small, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -58,7 +59,8 @@ def measured(job: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``load`` and ``first`` in seconds, ``gaps`` between tokens and ``cpu`` seconds of each repeat, ``peak`` and
-        ``before`` in bytes, ``joules`` of the repeats that count or None.
+        ``before`` in bytes, ``joules`` of the repeats that count or None; of the round whose speed varied least, and
+        ``rounds``, how many there were, the last of which varied by no more than ``settled`` if there could be more.
     """
     import edgekit
 
@@ -66,31 +68,39 @@ def measured(job: Mapping[str, Any]) -> dict[str, Any]:
     artifact = edgekit.open(job["path"])
     with edgekit.load(artifact, job["runtime"], **job["options"]) as model:
         load = time.perf_counter() - start
-        vocab, predicts = _vocabulary(artifact)
-        first: list[float] = []
-        gaps: list[list[float]] = []
-        cpu: list[float] = []
-        joules = None
-        for number in range(job["warmup"] + job["repeats"]):
-            prompt = prompt_of(number, job["prompt_tokens"], vocab)
-            counter = energy()
-            times, used = _generated(model, prompt, job["tokens"]) if predicts else _embedded(model, prompt)
-            if number >= job["warmup"]:
-                first.append(times[0])
-                gaps.append([after - before for before, after in itertools.pairwise(times)])
-                cpu.append(used)
-                after = energy()
-                if counter is not None and after is not None:
-                    joules = (joules or 0.0) + max(0.0, after - counter)
-    return {
-        "load": load,
-        "first": first,
-        "gaps": gaps,
-        "cpu": cpu,
-        "peak": peak_memory(),
-        "before": before,
-        "joules": joules,
-    }
+        vocab = _vocabulary(artifact)
+        rounds = []
+        for number in range(job["rounds"]):
+            rounds.append(_round(model, job, number, vocab))
+            if rounds[-1]["variation"] <= job["settled"]:
+                break
+    steadiest: dict[str, Any] = min(rounds, key=lambda each: float(each["variation"]))
+    return {**steadiest, "load": load, "rounds": len(rounds), "peak": peak_memory(), "before": before}
+
+
+def _round(model: Any, job: Mapping[str, Any], number: int, vocab: tuple[int, bool]) -> dict[str, Any]:
+    """Run the repeats once, after those that warm up, with prompts that no earlier round had."""
+    size, predicts = vocab
+    first: list[float] = []
+    gaps: list[list[float]] = []
+    cpu: list[float] = []
+    joules = None
+    count = job["warmup"] + job["repeats"]
+    for each in range(count):
+        prompt = prompt_of(number * count + each, job["prompt_tokens"], size)
+        counter = energy()
+        times, used = _generated(model, prompt, job["tokens"]) if predicts else _embedded(model, prompt)
+        if each >= job["warmup"]:
+            first.append(times[0])
+            gaps.append([after - before for before, after in itertools.pairwise(times)])
+            cpu.append(used)
+            after = energy()
+            if counter is not None and after is not None:
+                joules = (joules or 0.0) + max(0.0, after - counter)
+    speeds = [len(one) / used for one, used in zip(gaps, cpu, strict=True) if used > 0]
+    varies = len(speeds) > 1 and predicts
+    variation = job["interval"] * statistics.stdev(speeds) / statistics.fmean(speeds) if varies else 0.0
+    return {"first": first, "gaps": gaps, "cpu": cpu, "joules": joules, "variation": variation}
 
 
 def _vocabulary(artifact: Any) -> tuple[int, bool]:

@@ -12,13 +12,35 @@ import attrs
 from edgekit.architectures import Model
 from edgekit.artifact import Artifact
 from edgekit.errors import ChangedSourceError, EdgekitError, UnsupportedModelError, UsageError
+from edgekit.evaluation import Baseline
 from edgekit.files.digests import sha256
 from edgekit.files.guard import Stamp
 from edgekit.runtime import ChattingRuntime, load
 from edgekit.tokenizer import Tokenizer
 from edgekit.typing import Array
+from edgekit_workflow.bench import Measurement
 from edgekit_workflow.gates.policy import Policy
 from edgekit_workflow.gates.tensors import TensorCheck, check_tensors
+
+
+@attrs.frozen(eq=False, slots=False)
+class Shared:
+    """What the gates of several artifacts need of one source, computed once.
+
+    Attributes:
+        source: what they were made from.
+        repetition: the share of repeated runs of tokens in the source's text, by prompts and their length.
+        speeds: of the source in F32, by format and runtime.
+    """
+
+    source: Artifact
+    repetition: dict[tuple[object, ...], list[float]] = attrs.field(factory=dict)
+    speeds: dict[tuple[str, str], Measurement] = attrs.field(factory=dict)
+
+    @cached_property
+    def baseline(self) -> Baseline:
+        """The source, with its hidden states cached: ``4 * width`` bytes for every token that it is measured on."""
+        return Baseline(self.source)
 
 
 @attrs.frozen(eq=False, slots=False)
@@ -34,6 +56,7 @@ class Subject:
         runtime: name of the runtime to run the artifact with; None takes the fastest.
         samples: arrays of a classifier's inputs by name, samples in the first dimension, and ``labels``; or None.
         signature: a signature of `model_signing` over the artifact, and the public key to verify it with; or None.
+        shared: with other artifacts of the source.
     """
 
     artifact: Artifact
@@ -44,6 +67,7 @@ class Subject:
     runtime: str | None = None
     signature: tuple[Path, Path] | None = None
     samples: Mapping[str, Array] | None = None
+    shared: Shared = attrs.field(default=attrs.Factory(lambda self: Shared(self.source), takes_self=True))
 
     @cached_property
     def checks(self) -> tuple[TensorCheck, ...]:
@@ -129,4 +153,4 @@ def _name(file: Path, root: Path) -> str:
     return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
 
 
-__all__ = ["Subject", "hashes"]
+__all__ = ["Shared", "Subject", "hashes"]

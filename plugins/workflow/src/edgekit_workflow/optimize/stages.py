@@ -23,6 +23,7 @@ from edgekit.pipeline import Progress
 from edgekit.pipeline.rounding import Calibration, read_calibration
 from edgekit.plugin import manager
 from edgekit.tensor import precision_name
+from edgekit_workflow.gates import Policy, Shared, gate, read_policy
 from edgekit_workflow.optimize.candidates import Candidate, Candidates
 from edgekit_workflow.optimize.pareto import front
 from edgekit_workflow.optimize.quality import measure_quality, noise_floor
@@ -33,6 +34,8 @@ from edgekit_workflow.optimize.timing import Clock, Step
 
 #: Runtimes that show how one is written, or that judge others, and are not measured unless they are asked for.
 _UNHURRIED = ("example", "numpy")
+#: Rounds of measuring a speed that varies by more than this share, so that other programs do not decide.
+_ROUNDS, _SETTLED = 3, 0.25
 #: The share of the time limit after which no further format is written unquantized, which is for comparison alone.
 _CONVERTING = 0.3
 Record = dict[str, Any]
@@ -79,6 +82,7 @@ class Stages:
         self._done = 0
         self._speeds: dict[str, Record] = {}
         self._gates: dict[str, Record] = {}
+        self._shared = Shared(source)
         #: Why an artifact was not gated, by its name.
         self._ungated: dict[str, str] = {}
         #: Why a candidate was left out, by its name.
@@ -419,7 +423,7 @@ class Stages:
         if known is not None or not self.settings.gates:
             return known or {}
         path = self.run.artifact("quantize", made["file"])
-        return self.run.keep("validate", made["name"], gated(path, self.source, self.texts, self.settings))
+        return self.run.keep("validate", made["name"], gated(path, self._shared, self.texts, self.settings))
 
 
 #: Why an artifact is not gated that another of its format beats in quality and size.
@@ -438,21 +442,19 @@ def kl_of(record: Mapping[str, Any], noise: float) -> float:
     return max(float(record["quality"]["kl"]), noise)
 
 
-def gated(path: Path, source: Artifact, texts: Texts, settings: Settings) -> Record:
+def gated(path: Path, shared: Shared, texts: Texts, settings: Settings) -> Record:
     """Return what the gates say of an artifact: ``passed``, and ``gates``, the results as plain data.
 
     Quality is judged on the windows that measure; without `Settings.speed` performance is not judged.
     """
-    from edgekit_workflow.gates import Policy, gate, read_policy
-
     policy = Policy() if settings.policy is None else read_policy(settings.policy)
     if not settings.speed:
         skip: Any = [*policy.skip, "performance"]
         policy = attrs.evolve(policy, skip=skip)
-    tokenizer = source.tokenizer
+    tokenizer = shared.source.tokenizer
     assert tokenizer is not None
     text = {name: tokenizer.decode(windows.reshape(-1).tolist()) for name, windows in texts.measuring.items()}
-    certificate = gate(path, source, policy=policy, text=text)
+    certificate = gate(path, shared.source, policy=policy, text=text, shared=shared)
     return {"passed": certificate.passed, "gates": [result.to_dict() for result in certificate]}
 
 
@@ -462,7 +464,14 @@ def _measured(artifact: Artifact, runtime: str, options: dict[str, Any]) -> Reco
     room = artifact.model.config.context
     tokens = max(2, min(32, room // 2))
     measured = measure(
-        artifact, runtime, prompt_tokens=min(16, room - tokens), tokens=tokens, repeats=3, options=options
+        artifact,
+        runtime,
+        prompt_tokens=min(16, room - tokens),
+        tokens=tokens,
+        repeats=3,
+        options=options,
+        rounds=_ROUNDS,
+        settled=_SETTLED,
     )
     return {
         "runtime": runtime,
@@ -476,6 +485,8 @@ def _measured(artifact: Artifact, runtime: str, options: dict[str, Any]) -> Reco
         "memory_before": measured.before,
         "load_seconds": measured.load_seconds,
         "joules_per_token": measured.joules_per_token,
+        "rounds": measured.rounds,
+        "others": measured.others,
     }
 
 
