@@ -26,7 +26,7 @@ from edgekit.testing.models import artifact_of, random_model
 from edgekit_openvino.format import XML
 from edgekit_openvino.pipeline import Pipeline
 from edgekit_openvino.runtime import open_runtime
-from edgekit_openvino.tokenizer import MODELS, tokenizer_models
+from edgekit_openvino.tokenizer import MODELS, Converted, tokenizer_models
 
 _SPEC = importlib.util.spec_from_file_location("openvino_cases", Path(__file__).with_name("openvino_cases.py"))
 cases = importlib.util.module_from_spec(_SPEC)
@@ -320,16 +320,29 @@ def test_a_tokenizer_that_takes_too_long_is_given_up_and_noted(tmp_path, monkeyp
     assert converted.note == "not converted: it took more than 0.2 seconds"
 
 
-def test_a_tokenizer_is_converted_once(monkeypatch):
+def test_a_tokenizer_is_converted_once(small, monkeypatch):
     """Of many artifacts of a model; the manifest, which differs, is not read."""
     directory = {path.name: path.read_bytes() for path in Path(str(sample.path())).glob("*.json")}
+    models = Converted({name: (small.path / name).read_bytes() for name in MODELS}, "converted")
+    failed = Converted({}, "not converted: no such tokenizer", failed=True)
+    outcomes, read = [failed, models, failed, models], []
+
+    def converted(folder):
+        read.append({path.name: path.read_bytes() for path in folder.iterdir()})
+        return outcomes[len(read) - 1]
+
     monkeypatch.setattr("edgekit_openvino.tokenizer._KNOWN", {})
-    first = tokenizer_models({**directory, "edgekit.manifest.json": b"1"})
-    assert set(first.files) == set(MODELS)
-    monkeypatch.setattr("edgekit_openvino.tokenizer._converted", lambda folder: pytest.fail("converted anew"))
-    assert tokenizer_models({**directory, "edgekit.manifest.json": b"2"}).files == first.files
-    with pytest.raises(pytest.fail.Exception, match="converted anew"):
-        tokenizer_models({**directory, "tokenizer_config.json": b"{}"})
+    monkeypatch.setattr("edgekit_openvino.tokenizer._converted", converted)
+    manifest = "edgekit.manifest.json"
+    assert tokenizer_models({**directory, manifest: b"1"}) == failed
+    assert tokenizer_models({**directory, manifest: b"1"}) == models  # a failure is not kept
+    assert tokenizer_models({**directory, manifest: b"2"}) == models
+    assert read == [directory, directory]
+    other = {**directory, "tokenizer_config.json": b"{}"}
+    assert tokenizer_models(other) == failed
+    assert tokenizer_models(directory) == models
+    assert tokenizer_models(other) == models
+    assert read == [directory, directory, other, other]
 
 
 def test_an_ir_of_an_ir_takes_the_tokenizer_over(small, tmp_path, monkeypatch):

@@ -37,9 +37,8 @@ MODELS = tuple(f"openvino_{which}.{end}" for which in ("tokenizer", "detokenizer
 SOURCES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-#: The last conversions, by the SHA-256 of what they read: many artifacts of one model have the same tokenizer.
+#: The last conversion, by the SHA-256 of what it read: many artifacts of one model have the same tokenizer.
 _KNOWN: dict[bytes, Converted] = {}
-_MOST_KNOWN = 4
 
 
 @attrs.frozen
@@ -76,8 +75,8 @@ def tokenizer_models(directory: Mapping[str, bytes], source: Iterable[Path] = ()
     if lacking:
         return _failed(f"{' and '.join(lacking)} {'are' if len(lacking) > 1 else 'is'} not installed")
     read = {name: content for name, content in directory.items() if name != pairs.INSIDE}
-    key = hashlib.sha256(b"".join(_framed(part) for name in sorted(read) for part in (name.encode(), read[name])))
-    if (known := _KNOWN.get(key.digest())) is not None:
+    key = _key(read)
+    if (known := _KNOWN.get(key)) is not None:
         return known
     with temporary_directory(_WHAT) as folder:
         for name, content in read.items():
@@ -85,14 +84,15 @@ def tokenizer_models(directory: Mapping[str, bytes], source: Iterable[Path] = ()
             (folder / name).write_bytes(content)
         converted = _converted(folder)
     if not converted.failed:  # what failed may work at another time
-        while len(_KNOWN) >= _MOST_KNOWN:
-            _KNOWN.pop(next(iter(_KNOWN)))
-        _KNOWN[key.digest()] = converted
+        _KNOWN.clear()
+        _KNOWN[key] = converted
     return converted
 
 
-def _framed(data: bytes) -> bytes:
-    return len(data).to_bytes(8, "little") + data
+def _key(files: Mapping[str, bytes]) -> bytes:
+    """SHA-256 of the files' names and contents."""
+    digests = [hashlib.sha256(part).digest() for name in sorted(files) for part in (name.encode(), files[name])]
+    return hashlib.sha256(b"".join(digests)).digest()
 
 
 def _failed(reason: str) -> Converted:

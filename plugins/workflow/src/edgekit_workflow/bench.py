@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -51,7 +51,7 @@ class Interval:
         mean = float(np.mean(values))
         if len(values) < 2:
             return cls(mean, mean, mean)
-        half = _interval(len(values)) * float(np.std(values, ddof=1))
+        half = _half(len(values)) * float(np.std(values, ddof=1))
         return cls(mean, mean - half, mean + half)
 
 
@@ -77,7 +77,7 @@ class Measurement:
         latencies: the seconds of each token after the first, by repeat; empty for encoders.
         rounds: that were measured; the figures are those of the one whose speed varied least.
         others: share, 0 to 1, of all processors' time that other programs used meanwhile, or that a hypervisor gave to
-            other machines.
+            other machines; from before the artifact was loaded, over all rounds.
         peak_memory: most bytes resident at any time: libraries, weights and states.
         before: bytes resident before the artifact was loaded, with Python and edgekit alone.
         joules_per_token: energy of the processor's package, where the system shows it (Linux's powercap); else None.
@@ -143,7 +143,8 @@ def measure(
         blas_threads: of the products of runtimes that leave them to BLAS, as numpy's does; None leaves BLAS its choice.
         rounds: of repeats at most; a further one is measured while the speed varies by more than `settled`, and the one
             that varies least counts.
-        settled: half of the interval of `Measurement.tokens_per_cpu_second`, relative to its mean.
+        settled: half of the interval of `Measurement.tokens_per_cpu_second` relative to its mean, such as 0.25. It
+            takes two repeats and a model that generates: without them there is one round.
 
     Raises:
         MissingPluginError: the runtime is not installed, or does not run the format.
@@ -162,10 +163,9 @@ def measure(
         "warmup": warmup,
         "options": dict(options or {}),
         "rounds": rounds,
-        "settled": settled,
-        "interval": _interval(repeats) if rounds > 1 else 0.0,
+        # In standard deviations, so that the process that measures memory does not load scipy.
+        "deviation": settled / _half(repeats) if repeats > 1 else None,
     }
-    others = _others()
     raw = _run(job, {} if blas_threads is None else dict.fromkeys(_BLAS, str(blas_threads)))
     gaps = raw["gaps"]
     flat = [gap for one in gaps for gap in one]
@@ -193,34 +193,15 @@ def measure(
         joules_per_token=raw["joules"] / (len(flat) + len(gaps)) if flat and raw["joules"] else None,
         latencies=tuple(map(tuple, gaps)) if flat else (),
         rounds=raw["rounds"],
-        others=others(),
+        others=raw["others"],
     )
 
 
-def _others() -> Callable[[], float]:
-    """Return a function that says which share of all processors' time other programs have used since this call."""
-    import psutil
-
-    def spent() -> tuple[float, float]:
-        now, own = psutil.cpu_times()._asdict(), psutil.Process().cpu_times()
-        whole = sum(seconds for kind, seconds in now.items() if not kind.startswith("guest"))  # these are users' too
-        ours = own.user + own.system + own.children_user + own.children_system
-        return whole, whole - now["idle"] - now.get("iowait", 0.0) - ours
-
-    before = spent()
-
-    def share() -> float:
-        whole, busy = (after - then for after, then in zip(spent(), before, strict=True))
-        return min(1.0, max(0.0, busy / whole)) if whole > 0 else 0.0
-
-    return share
-
-
-def _interval(count: int) -> float:
-    """Return half of the interval of a mean of so many values, as a multiple of their standard deviation."""
+def _half(count: int) -> float:
+    """Return half of the interval of the mean of `count` values, at least 2, in standard deviations of them."""
     from scipy import stats
 
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) / count**0.5 if count > 1 else 0.0
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) / count**0.5
 
 
 def _per_cpu(raw: Mapping[str, Any]) -> Interval:

@@ -58,49 +58,74 @@ def measured(job: Mapping[str, Any]) -> dict[str, Any]:
     """Run a job of `edgekit_workflow.bench.measure`.
 
     Returns:
-        ``load`` and ``first`` in seconds, ``gaps`` between tokens and ``cpu`` seconds of each repeat, ``peak`` and
-        ``before`` in bytes, ``joules`` of the repeats that count or None; of the round whose speed varied least, and
-        ``rounds``, how many there were, the last of which varied by no more than ``settled`` if there could be more.
+        ``load`` and ``first`` in seconds, ``gaps`` between tokens and ``cpu`` seconds of each repeat, ``joules`` of the
+        repeats that count or None: of the round whose speed varied least. ``rounds``, how many there were; ``peak`` and
+        ``before`` in bytes and ``others``, the share of the processors that other programs used, over all of them.
     """
+    spent = processors()
     import edgekit
 
     before, start = resident(), time.perf_counter()
     artifact = edgekit.open(job["path"])
     with edgekit.load(artifact, job["runtime"], **job["options"]) as model:
         load = time.perf_counter() - start
-        vocab = _vocabulary(artifact)
-        rounds = []
+        vocab, predicts = _vocabulary(artifact)
+        rounds: list[dict[str, Any]] = []
+        deviations: list[float] = []
         for number in range(job["rounds"]):
-            rounds.append(_round(model, job, number, vocab))
-            if rounds[-1]["variation"] <= job["settled"]:
+            rounds.append(_round(model, job, number, vocab, predicts))
+            if job["deviation"] is None or not predicts:
                 break
-    steadiest: dict[str, Any] = min(rounds, key=lambda each: float(each["variation"]))
-    return {**steadiest, "load": load, "rounds": len(rounds), "peak": peak_memory(), "before": before}
+            deviations.append(_deviation(rounds[-1]))
+            if deviations[-1] <= job["deviation"]:
+                break
+    steadiest = deviations.index(min(deviations)) if deviations else 0
+    whole, others = (after - earlier for after, earlier in zip(processors(), spent, strict=True))
+    return {
+        **rounds[steadiest],
+        "load": load,
+        "rounds": len(rounds),
+        "peak": peak_memory(),
+        "before": before,
+        "others": min(1.0, max(0.0, others / whole)) if whole > 0 else 0.0,
+    }
 
 
-def _round(model: Any, job: Mapping[str, Any], number: int, vocab: tuple[int, bool]) -> dict[str, Any]:
+def processors() -> tuple[float, float]:
+    """Seconds of all processors since the system started: in all, and those of other programs than this process."""
+    import psutil
+
+    kinds = psutil.cpu_times()._asdict()
+    # Linux counts a guest's seconds as the user's too.
+    whole = sum(seconds for kind, seconds in kinds.items() if not kind.startswith("guest"))
+    return whole, whole - kinds["idle"] - kinds.get("iowait", 0.0) - time.process_time()
+
+
+def _round(model: Any, job: Mapping[str, Any], number: int, vocab: int, predicts: bool) -> dict[str, Any]:
     """Run the repeats once, after those that warm up, with prompts that no earlier round had."""
-    size, predicts = vocab
     first: list[float] = []
     gaps: list[list[float]] = []
     cpu: list[float] = []
     joules = None
     count = job["warmup"] + job["repeats"]
-    for each in range(count):
-        prompt = prompt_of(number * count + each, job["prompt_tokens"], size)
+    for repeat in range(count):
+        prompt = prompt_of(number * count + repeat, job["prompt_tokens"], vocab)
         counter = energy()
         times, used = _generated(model, prompt, job["tokens"]) if predicts else _embedded(model, prompt)
-        if each >= job["warmup"]:
+        if repeat >= job["warmup"]:
             first.append(times[0])
             gaps.append([after - before for before, after in itertools.pairwise(times)])
             cpu.append(used)
             after = energy()
             if counter is not None and after is not None:
                 joules = (joules or 0.0) + max(0.0, after - counter)
-    speeds = [len(one) / used for one, used in zip(gaps, cpu, strict=True) if used > 0]
-    varies = len(speeds) > 1 and predicts
-    variation = job["interval"] * statistics.stdev(speeds) / statistics.fmean(speeds) if varies else 0.0
-    return {"first": first, "gaps": gaps, "cpu": cpu, "joules": joules, "variation": variation}
+    return {"first": first, "gaps": gaps, "cpu": cpu, "joules": joules}
+
+
+def _deviation(measured: Mapping[str, Any]) -> float:
+    """The standard deviation of a round's tokens a second of processor time, relative to their mean."""
+    speeds = [len(gaps) / used for gaps, used in zip(measured["gaps"], measured["cpu"], strict=True)]
+    return statistics.stdev(speeds) / statistics.fmean(speeds)
 
 
 def _vocabulary(artifact: Any) -> tuple[int, bool]:
@@ -168,7 +193,7 @@ def main() -> None:
     out.flush()
 
 
-__all__ = ["energy", "main", "measured", "peak_memory", "prompt_of", "resident"]
+__all__ = ["energy", "main", "measured", "peak_memory", "processors", "prompt_of", "resident"]
 
 if __name__ == "__main__":
     main()

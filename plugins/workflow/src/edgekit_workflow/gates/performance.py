@@ -28,7 +28,7 @@ def performance_gates(subject: Subject) -> Iterator[GateResult]:
     if not subject.generates:
         yield from (_unknown(name, "the model does not generate text") for name in timed)
         return
-    ours = _measured(subject, subject.artifact)
+    ours = _measured(subject, subject.artifact, subject.runtime)
     if "speedup" in timed:
         yield speedup(subject, ours)
     if "latency_variation" in timed:
@@ -49,45 +49,59 @@ def memory_ratio(subject: Subject) -> GateResult:
 def speedup(subject: Subject, ours: Measurement) -> GateResult:
     """Tokens a second of processor time against those of the source in F32, in the artifact's format."""
     limit = subject.policy.performance.speedup
-    try:
-        theirs = _baseline(subject, ours.runtime)
-    except EdgekitError as error:
-        return _unknown("speedup", f"the source cannot be measured in F32: {error}")
+    theirs = _baseline(subject, ours.runtime)
+    if isinstance(theirs, EdgekitError):
+        return _unknown("speedup", f"the source cannot be written in F32: {theirs}")
     measured = _speed(ours).mean / _speed(theirs).mean
-    passed: bool | None = measured >= limit
-    busy = ours.busy or theirs.busy
-    if not passed and busy and _speed(ours).high / max(_speed(theirs).low, 1e-9) >= limit:
-        passed = None  # other programs moved the speeds by more than the limit is away
-    detail = f"on {ours.runtime}" + (f"; {busy}" if busy and not passed else "")
-    return GateResult("speedup", "performance", passed, measured, limit, detail=detail)
+    return _judged("speedup", measured >= limit, measured, limit, ours, _disturbed(subject, ours, theirs))
 
 
-def _baseline(subject: Subject, runtime: str) -> Measurement:
-    """The source in F32 in the artifact's format, measured once for all artifacts of it."""
-    form = subject.artifact.format
+def _baseline(subject: Subject, runtime: str) -> Measurement | EdgekitError:
+    """The source in F32 in the artifact's format, or why it cannot be written.
+
+    It is measured once for all artifacts of the source that are judged by the same policy, unless it was disturbed.
+    """
+    form, how = subject.artifact.format, subject.policy.performance
     known = subject.shared.speeds
-    if (form, runtime) not in known:
-        suffix = subject.artifact.path.suffix if subject.artifact.path.is_file() else ""
-        with tempfile.TemporaryDirectory(prefix="edgekit-gate-") as folder:
-            target = Path(folder) / f"baseline{suffix}"
-            baseline = edgekit.convert(subject.source, target, format=form, dtype="F32")
-            known[form, runtime] = _measured(subject, baseline)
-    return known[form, runtime]
+    if (form, runtime, how) in known:
+        return known[form, runtime, how]
+    suffix = subject.artifact.path.suffix if subject.artifact.path.is_file() else ""
+    with tempfile.TemporaryDirectory(prefix="edgekit-gate-") as folder:
+        try:
+            written = edgekit.convert(subject.source, Path(folder) / f"baseline{suffix}", format=form, dtype="F32")
+        except EdgekitError as error:
+            return error
+        measured = _measured(subject, written, runtime)
+    if not _disturbed(subject, measured):
+        known[form, runtime, how] = measured
+    return measured
 
 
 def latency_variation(subject: Subject, ours: Measurement) -> GateResult:
     """Half of the 95 % interval of the speed over the runs, relative to its mean; of processor time, as `speedup`.
 
-    Of several rounds the steadiest counts. Where none is steady and other programs kept the processors busy, nothing is
-    known of the artifact.
+    Of several rounds the steadiest counts. If none is steady and other programs kept the processors busy, the result
+    says so, and is neither passed nor failed; nor is a `speedup` that is too small then.
     """
-    limit, speed = subject.policy.performance.latency_variation, ours.tokens_per_cpu_second
-    measured = 0.0 if speed is None else (speed.high - speed.mean) / speed.mean
-    passed: bool | None = measured <= limit
-    if not passed and ours.busy:
-        passed = None
-    detail = f"on {ours.runtime}" + (f"; {ours.busy}" if ours.busy and not passed else "")
-    return GateResult("latency_variation", "performance", passed, measured, limit, detail=detail)
+    limit, measured = subject.policy.performance.latency_variation, _variation(ours)
+    return _judged("latency_variation", measured <= limit, measured, limit, ours, _disturbed(subject, ours))
+
+
+def _judged(name: str, passed: bool, measured: float, limit: float, ours: Measurement, disturbed: str) -> GateResult:
+    """A result of speeds: one that is disturbed may pass, but does not fail."""
+    detail = f"on {ours.runtime}" + (f"; {disturbed}" if disturbed and not passed else "")
+    return GateResult(name, "performance", passed or (None if disturbed else False), measured, limit, detail=detail)
+
+
+def _disturbed(subject: Subject, *measured: Measurement) -> str:
+    """What to say of other programs that may be why a speed varies by more than the policy allows; empty if none is."""
+    limit = subject.policy.performance.latency_variation
+    return next((each.busy for each in measured if each.busy and _variation(each) > limit), "")
+
+
+def _variation(measured: Measurement) -> float:
+    speed = _speed(measured)
+    return (speed.high - speed.mean) / speed.mean
 
 
 def _speed(measured: Measurement) -> Interval:
@@ -95,12 +109,12 @@ def _speed(measured: Measurement) -> Interval:
     return measured.tokens_per_cpu_second
 
 
-def _measured(subject: Subject, artifact: Artifact) -> Measurement:
+def _measured(subject: Subject, artifact: Artifact, runtime: str | None) -> Measurement:
     how, context = subject.policy.performance, subject.artifact.model.config.context
     tokens = max(2, min(how.tokens, context - PROMPT))
     return measure(
         artifact,
-        subject.runtime,
+        runtime,
         prompt_tokens=PROMPT,
         tokens=tokens,
         repeats=how.repeats,

@@ -280,8 +280,8 @@ def degenerate(subject: Subject) -> GateResult:
 
 
 def _of_source(subject: Subject, prompts: list[str], count: int) -> list[float]:
-    """What the source writes after each prompt; the same for all artifacts of it."""
-    known, key = subject.shared.repetition, (*prompts, count)
+    """How much of what the source writes after each prompt repeats itself; the same for all artifacts of it."""
+    known, key = subject.shared.repetition, (tuple(prompts), count)
     if key not in known:
         with NumpyRuntime.open(subject.source) as model:
             known[key] = [_repeated(model, prompt, count) for prompt in prompts]

@@ -19,23 +19,25 @@ from edgekit.runtime import ChattingRuntime, load
 from edgekit.tokenizer import Tokenizer
 from edgekit.typing import Array
 from edgekit_workflow.bench import Measurement
-from edgekit_workflow.gates.policy import Policy
+from edgekit_workflow.gates.policy import Performance, Policy
 from edgekit_workflow.gates.tensors import TensorCheck, check_tensors
 
 
 @attrs.frozen(eq=False, slots=False)
 class Shared:
-    """What the gates of several artifacts need of one source, computed once.
+    """What the gates of several artifacts measure of their source, once for all of them.
+
+    It holds for the source as it was opened: `Subject.refuse_changes` refuses one that was changed since.
 
     Attributes:
         source: what they were made from.
-        repetition: the share of repeated runs of tokens in the source's text, by prompts and their length.
-        speeds: of the source in F32, by format and runtime.
+        repetition: how much of the source's text after each prompt repeats itself, by the prompts and its tokens.
+        speeds: of the source in F32, by format, runtime and the policy that says how it is measured.
     """
 
     source: Artifact
-    repetition: dict[tuple[object, ...], list[float]] = attrs.field(factory=dict)
-    speeds: dict[tuple[str, str], Measurement] = attrs.field(factory=dict)
+    repetition: dict[tuple[tuple[str, ...], int], list[float]] = attrs.field(factory=dict)
+    speeds: dict[tuple[str, str, Performance], Measurement] = attrs.field(factory=dict)
 
     @cached_property
     def baseline(self) -> Baseline:
@@ -56,7 +58,7 @@ class Subject:
         runtime: name of the runtime to run the artifact with; None takes the fastest.
         samples: arrays of a classifier's inputs by name, samples in the first dimension, and ``labels``; or None.
         signature: a signature of `model_signing` over the artifact, and the public key to verify it with; or None.
-        shared: with other artifacts of the source.
+        shared: what is measured of the source once for several artifacts.
     """
 
     artifact: Artifact

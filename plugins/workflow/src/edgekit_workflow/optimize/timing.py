@@ -12,9 +12,9 @@ from contextlib import contextmanager
 
 import attrs
 
-#: How many times as long as the longest step of its stage the first step of a method takes, where none of it was seen:
-#: of the sample model on two cores, rounding with error feedback took up to 4 times as long as to nearest, with what
-#: both share; a fit, which measures every tensor in every precision, up to 20 times.
+#: How many times as long as the longest step of its stage the first step of a method is taken to last, where none of it
+#: was seen. Guesses on the long side, not measurements: error feedback solves for every row, and a fit measures every
+#: tensor in every precision. One that is too large leaves a candidate out; one too small takes time from the gates.
 UNSEEN = {"feedback": 4.0, "fit": 20.0}
 
 
