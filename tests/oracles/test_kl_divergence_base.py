@@ -9,6 +9,9 @@ The tool itself, built from these sources, on the sample model's held-out text (
 decoded weights: 0.001731, 0.001151 and 0.015461 nats for Q4_0, Q4_K_M and Q2_K, where `evaluate` gives 0.0017317,
 0.0011496 and 0.0154571. On the quantized files it gives 0.001767 for Q4_0 and 0.001257 for Q4_K_M: its kernels round
 activations too, which `evaluate` leaves out, since it measures the weights.
+
+Means agree, single positions need not: a code is off by up to half a step, so that the stored probabilities of a position
+do not sum to 1, and what is missing or too much counts in full in its divergence.
 """
 
 from __future__ import annotations
@@ -103,6 +106,28 @@ def test_the_mean_is_llamacpps(model, base, recipe, tmp_path):
     ours = evaluate(small, text, baseline=path, context=CONTEXT)
     assert ours.tokens == theirs.size
     assert ours.kl_divergence == pytest.approx(theirs.mean(), rel=0.01)
+
+
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def test_a_positions_difference_is_that_of_half_a_step(model, base, tmp_path):
+    """Of the same logits. At 8 bits that is as much as the divergence itself, and negative at some positions."""
+    path, text = model
+    small = edgekit.quantize(path, "Q8_0", to=tmp_path / "small.gguf").path
+    _, logits = logits_of(edgekit.convert(small, tmp_path / "decoded.gguf", dtype="F32").path, text)
+    log_p, log_q = log_probabilities(base[1]), log_probabilities(logits)
+    exact = (np.exp(log_p) * (log_p - log_q)).sum(axis=-1)
+    theirs = tools_divergence(base[1], logits)
+    # What p log(p / q) changes by if log p does by half a step, and by a few roundings of a float32 of at most 32.
+    off = stored(base[1])[0] / 2 + 4 * 32 * 2.0**-24
+    kept = log_p > -16 + off
+    bound = (np.exp(log_p + off) * off * (1 + off + abs(log_p - log_q))).sum(axis=-1)
+    bound += np.where(kept, 0, np.exp(log_p) * abs(log_p - log_q)).sum(axis=-1)
+    assert np.all(abs(theirs - exact) <= bound)
+    assert exact.min() > -1e-9 > theirs.min()
 
 
 def test_the_baseline_takes_a_twentieth_of_the_file(smollm2, wikitext):
