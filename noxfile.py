@@ -69,6 +69,8 @@ SOURCES = [
 
 # Who calls the server in its tests: OpenAI's own client, and what Starlette tests itself with.
 CLIENTS = ["openai==3.57.0", "anthropic==2.14.0", "pydantic>=2", "httpx2==2.16.2"]
+# What error feedback's time is measured against.
+AUTOROUND = "auto-round==0.16.0"
 # Classes of other frameworks that call it; they need an older client than those.
 FRAMEWORKS = ["langchain-openai==1.7.4", "llama-index-llms-openai==0.8.3"]
 QUANTO = "optimum-quanto==0.2.7"
@@ -311,10 +313,13 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def crash(session: nox.Session) -> None:
-    """Cut runs off before each of their file-system calls, give them errors, and let four of them race for a minute."""
+    """Cut runs off before each file-system call and at random moments, and let four of them race for a minute.
+
+    They also get errors, a full disk, and sources that vanish.
+    """
     install_project(session)
-    session.install("--no-deps", OPENVINO, "./plugins/example", silent=True)
-    session.install(*(each for each in ORACLES if each.startswith("openvino")), silent=True)
+    session.install("--no-deps", OPENVINO, MLX, OLIVE, "./plugins/example", silent=True)
+    session.install(*(each for each in ORACLES if each.startswith(("openvino", "onnx=="))), silent=True)
     session.run("python", "-W", "ignore", "tests/contracts/crash.py", *session.posargs, env=QUIET)
 
 
@@ -353,6 +358,8 @@ def bench(session: nox.Session) -> None:
         environment = QUIET | {"EDGEKIT_LLAMA_SOURCES": str(llama_sources(session))}
     if "dask" in session.posargs:
         session.install(ENGINES[0], silent=True)
+    if "autoround" in session.posargs:
+        session.install(AUTOROUND, silent=True)
     session.install(
         "fastapi", "pydantic-settings", "sse-starlette", "starlette-context<0.4", silent=True
     )  # its server's

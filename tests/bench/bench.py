@@ -31,14 +31,17 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "
 sys.path.insert(0, str(Path(__file__).parent))
 
 import any_size  # noqa: E402
+import autoround  # noqa: E402
 import commands  # noqa: E402
 import divergence_chart  # noqa: E402
 import experts  # noqa: E402
 import families  # noqa: E402
 import feedback_large  # noqa: E402
+import fit_large  # noqa: E402
 import fit_quality  # noqa: E402
 import generation  # noqa: E402
 import grids  # noqa: E402
+import held  # noqa: E402
 import llamacpp  # noqa: E402
 import mlx_learned  # noqa: E402
 import mlx_report  # noqa: E402
@@ -99,17 +102,20 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "quality": quality_and_picture,
     "fit-smollm2": fit_quality.real,
     "feedback-large": feedback_large.report,
+    "autoround": autoround.report,
+    "fit-large": fit_large.report,
     "forward": recurrent.report,
     "families": families.report,
     "seven-billion": lambda quick: whole.seven_billion(),
     "predictions": workflow_predictions.report,
     "experts": lambda quick: experts.report(0.4, 1) if quick else experts.report(),
     "any-size": lambda quick: any_size.report(),
+    "held": held.report,
 }
 #: Reports that run only when they are asked for.
 ALONE = (
-    "scaling", "dask", "seven-billion", "experts", "any-size", "feedback-large", "fit-smollm2", "mlx-tolerances",
-    "mlx-smollm2", "predictions",
+    "scaling", "held", "dask", "seven-billion", "experts", "any-size", "feedback-large", "fit-smollm2", "mlx-tolerances",
+    "mlx-smollm2", "predictions", "autoround", "fit-large",
 )  # fmt: skip
 #: Processors that stand for the narrower instruction sets.
 NARROWER = ("haswell", "x86-64")

@@ -35,6 +35,8 @@ WAYS = {
 }
 _HEAD = re.compile(r"^(?P<model>[\w-]+): \d+ tokens of calibration")
 ROW = re.compile(r"^\| `(?P<name>[^`]+)` \| (?P<size>[\d.]+) MB \| (?P<figures>.*) \| (?P<ratio>[\d.]+|–) \| \d+ \|$")
+#: The size of a figure's file where it is not the row's.
+_OWN = re.compile(r"\((?P<size>[\d.]+) MB\)")
 #: A row of the table of fitted files, all of the sample model; the last figure but one is that with feedback.
 _FIT = re.compile(r"^\| (?P<name>[\w:-]+) \| (?P<bytes>[\d,]+) \| .* \| (?P<fitted>[\d.e+-]+) \| [\d.]+ \|$")
 _FLOOR = re.compile(r"^noise floor (?P<floor>[\d.e+-]+)$")
@@ -78,10 +80,10 @@ def panels(lines: Iterable[str]) -> dict[str, Panel]:
 
 
 def _measured(model: str, name: str, size: float, cells: str) -> Iterator[Point]:
-    figures = [cell.split(" ")[0] for cell in cells.split(" | ")]
-    for way, figure in zip(WAYS, figures, strict=False):
+    for way, cell in zip(WAYS, cells.split(" | "), strict=False):
+        figure, own = cell.split(" ")[0], _OWN.search(cell)
         if figure != "–":
-            yield Point(name, size, float(figure), way)
+            yield Point(name, float(own["size"]) if own else size, float(figure), way)
     if (model, name) in AUTOROUND:
         yield Point(name, size, AUTOROUND[model, name], "AutoRound (given)")
 

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import quality
 from child import printed
 from llama_model import Shape, write_llama
@@ -40,8 +41,6 @@ print(json.dumps({"wall": time.perf_counter() - start, "cpu": time.process_time(
 
 def report(quick: bool) -> Iterator[str]:
     """Yield the lines of a table; `quick` leaves out the large model."""
-    import numpy as np
-
     yield "| model | step | seconds | CPU s | peak memory |"
     yield "|---|---|---|---|---|"
     for subject in quality.subjects(quick):
@@ -55,25 +54,34 @@ def report(quick: bool) -> Iterator[str]:
         yield from _steps("random Llama, 1.1 billion weights", source, tokens, CONTEXT, "Q4_K_M")
 
 
-def _steps(name: str, source: Path, tokens, context: int, recipe: str) -> Iterator[str]:  # type: ignore[no-untyped-def]
-    import numpy as np
-
+def _steps(name: str, source: Path, tokens: np.ndarray, context: int, recipe: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
-        np.save(Path(folder) / "tokens.npy", tokens)
-        given = [
-            str(source),
-            f"{folder}/tokens.npy",
-            str(context),
-            f"{folder}/c.safetensors",
-            recipe,
-            f"{folder}/s.gguf",
-        ]
+        saved = Path(folder) / "tokens.npy"
+        np.save(saved, tokens)
         for step in ("calibrate", "quantize"):
-            threads = {"OPENBLAS_NUM_THREADS": "1", "EDGEKIT_NUMBA_THREADS": str(os.cpu_count() or 1)}
-            found = printed(_JOB, step, *given, environment=threads)
+            found = timed_step(step, source, saved, context, folder, recipe)
             what = f"{len(tokens)} tokens" if step == "calibrate" else f"`{recipe}` with feedback"
             memory = f"{found['peak'] / 1e6:.0f} MB"
             yield f"| {name} | {step}, {what} | {found['wall']:.0f} | {found['cpu']:.0f} | {memory} |"
+
+
+def timed_step(step: str, source: Path, tokens: Path, context: int, folder: str, recipe: str) -> dict[str, float]:
+    """Calibrate, or quantize with the calibration, in a process of its own on all cores.
+
+    Args:
+        step: `calibrate` or `quantize`.
+        source: the model.
+        tokens: token ids, a file of numpy.
+        context: tokens of a window.
+        folder: where the calibration and the quantized model are written.
+        recipe: of the quantized model.
+
+    Returns:
+        Seconds of the clock (`wall`) and of all threads (`cpu`), and the process's peak memory in bytes (`peak`).
+    """
+    given = [str(source), str(tokens), str(context), f"{folder}/c.safetensors", recipe, f"{folder}/s.gguf"]
+    threads = {"OPENBLAS_NUM_THREADS": "1", "EDGEKIT_NUMBA_THREADS": str(os.cpu_count() or 1)}
+    return printed(_JOB, step, *given, environment=threads)
 
 
 if __name__ == "__main__":

@@ -137,10 +137,13 @@ def table(subject: Subject) -> Iterator[str]:
 
 
 def row(subject: Subject, name: str, calibration: Calibration, baseline: Baseline, spent: float) -> str:
-    """The figures of a format: mean KL divergence from the source in nats, with its standard error."""
+    """The figures of a format: mean KL divergence from the source in nats, with its standard error.
+
+    llama.cpp's recipes give some tensors more bits when there is an importance; the encoder alone then has its own size.
+    """
     weighed = {"importance": calibration.importance()}
     ways = ({}, weighed, {"calibration": calibration})
-    shown, before, seconds, nbytes = [], 0.0, 0.0, set()
+    shown, before, seconds, nbytes = [], 0.0, 0.0, []
     with tempfile.TemporaryDirectory() as folder:
         for way in ways:
             to = Path(folder) / ("small" if ":" in name else "small.gguf")
@@ -148,11 +151,14 @@ def row(subject: Subject, name: str, calibration: Calibration, baseline: Baselin
             small = edgekit.quantize(subject.source, name, to=to, allow_unquantized=True, **way)
             seconds = time.process_time() - start
             found = evaluate(small, subject.measured, baseline=baseline, context=subject.context)
-            nbytes.add(small.tensor_nbytes)
+            nbytes.append(small.tensor_nbytes)
             shown.append(_figure(found))
             before, ratio = _divergence(found), _divergence(found) / before if before else 0.0
-    assert len(nbytes) == 1, f"{name}: {nbytes}"
-    size = f"{nbytes.pop() / 1e6:.2f} MB"
+    plain, weighted, fed = nbytes
+    assert weighted == fed, f"{name}: {nbytes}"
+    size = f"{fed / 1e6:.2f} MB"
+    if plain != fed:
+        shown[0] += f" ({plain / 1e6:.2f} MB)"
     return f"| `{name}` | {size} | {' | '.join(shown)} | {ratio:.2f} | {seconds + spent:.0f} |"
 
 

@@ -1,6 +1,7 @@
 """Kills, errors and races: what a writer leaves behind, and what the next run makes of it.
 
-    python tests/contracts/crash.py [kills|errors|interrupts|races|moments] [--driver strace|python] [--setup NAME] [--every N]
+    python tests/contracts/crash.py [kills|errors|full|interrupts|races|moments|vanished] [--driver strace|python]
+        [--setup NAME] [--every N]
 
 A run is cut off before each of its file-system calls in turn. What it leaves is looked at, and then the same command
 runs, or a different one: their bytes have to be those of an undisturbed run, with nothing beside them. There are two
@@ -9,8 +10,9 @@ ways to cut a run off:
 * `strace` injects a SIGKILL, or an error, into the n-th call of a kind; everything is seen, what libraries write too.
 * Without it, a forked child wraps Python's own functions of the file system and kills itself at the n-th call.
 
-A Ctrl-C that comes just after a call is raised by the second way alone. `moments` needs neither: a run is killed at a
-random moment, the next one goes on with what it left and is killed too, and the last one is left to finish.
+A Ctrl-C that comes just after a call is raised by the second way alone, and so is a disk that is full from the n-th
+write on. `moments` needs neither: a run is killed at a random moment, the next one goes on with what it left and is
+killed too, and the last one is left to finish. What `vanished` does is in `vanished.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -53,6 +55,8 @@ CALLS = (
 Tree = Mapping[str, bytes]
 #: What the command line's program ends with after Ctrl-C.
 INTERRUPTED = 130
+#: What fails on a full disk.
+WRITES = frozenset({"open", "write", "pwrite", "fallocate", "mkdir"})
 #: A file that only one of the two models has.
 EXTRA = ("preprocessor_config.json", "generation_config.json")
 #: The command line with other sizes of chunks.
@@ -124,6 +128,12 @@ SETUPS = [
     Setup("directory in pieces", "t", attrs.evolve(HF, chunk=512), HF_B, (HF_B, HF)),
     Setup("IR", "t", IR, None, (IR_B, HF_B)),
     Setup("IR over a directory", "t", IR, HF, (IR_B, HF_B)),
+]
+#: Other formats, which are killed at random moments alone: their writers are those of the set-ups above.
+MORE = [
+    Setup("ekx", "t.ekx", EKX, attrs.evolve(EKX, recipe="affine:int4-sym-g32")),
+    Setup("MLX", "t", Command("a", "4bit", "mlx"), Command("b", "8bit", "mlx")),
+    Setup("ONNX", "t", Command("a", "MATMUL_NBITS_4_ASYM", "onnx"), Command("b", "MATMUL_NBITS_4", "onnx")),
 ]
 
 
@@ -254,10 +264,15 @@ def _end_with(function: Callable[[], object]) -> None:
 
 
 class Calls:
-    """Counts calls below a folder, and does something before the n-th, or after it."""
+    """Counts calls below a folder, and does something before the n-th, or after it.
 
-    def __init__(self, folder: Path, at: int, action: Callable[[str], None], after: bool = False) -> None:
-        self.folder, self.at, self.action, self.after = str(folder), at, action, after
+    With `full` only `WRITES` count, and it is done before each from the n-th on.
+    """
+
+    def __init__(
+        self, folder: Path, at: int, action: Callable[[str], None], after: bool = False, full: bool = False
+    ) -> None:
+        self.folder, self.at, self.action, self.after, self.full = str(folder), at, action, after, full
         self.seen: list[str] = []
 
     def call(self, name: str, where: object, real: Callable[..., Any], *rest: Any, **named: Any) -> Any:
@@ -272,9 +287,9 @@ class Calls:
     def come(self, name: str, where: object) -> None:
         """A call is about to be made, or was; `where` is a path, or None where that is known to be the folder."""
         inside = where is None or os.path.abspath(os.fsdecode(where)).startswith(self.folder)  # type: ignore[arg-type]
-        if inside:
+        if inside and (name in WRITES or not self.full):
             self.seen.append(name)
-            if len(self.seen) == self.at:
+            if len(self.seen) == self.at or (self.full and 0 < self.at <= len(self.seen)):
                 self.action(name)
 
     @contextmanager
@@ -357,27 +372,33 @@ def without_exchange() -> None:
 
 
 def cut_by_python(
-    bench: Bench, setup: Setup, at: int, action: Callable[[str], None], prepare: Any = None, after: bool = False
+    bench: Bench,
+    setup: Setup,
+    at: int,
+    action: Callable[[str], None],
+    prepare: Any = None,
+    after: bool = False,
+    full: bool = False,
 ) -> int:
     """Run a set-up's command with something at its n-th call, or after it; gives the exit code."""
 
     def run() -> None:
         if prepare:
             prepare()
-        with Calls(bench.out, at, action, after).watching():
+        with Calls(bench.out, at, action, after, full).watching():
             setup.command.run(bench.folder, setup.target)
 
     return forked(run)
 
 
-def number_of_calls(bench: Bench, setup: Setup, prepare: Any = None) -> int:
+def number_of_calls(bench: Bench, setup: Setup, prepare: Any = None, full: bool = False) -> int:
     """How many there are undisturbed."""
     reading, writing = os.pipe()
 
     def run() -> None:
         if prepare:
             prepare()
-        calls = Calls(bench.out, 0, ended)
+        calls = Calls(bench.out, 0, ended, full=full)
         with calls.watching():
             setup.command.run(bench.folder, setup.target)
         os.write(writing, str(len(calls.seen)).encode())
@@ -420,6 +441,20 @@ def python_errors(bench: Bench, setup: Setup, every: int = 1, start: int = 1, pr
     return done
 
 
+def python_full(bench: Bench, setup: Setup, every: int = 1, start: int = 1) -> int:
+    """A disk that is full from each write on, the journal's included; gives how many there were."""
+    done = 0
+    for at in range(start, number_of_calls(bench, setup, full=True) + 1, every):
+        bench.lay(setup.before, setup.target)
+        code = cut_by_python(bench, setup, at, failing(errno.ENOSPC), full=True)
+        where = f"full from write {at} on, exit code {code}"
+        check(code in (0, 5), f"{setup.name}, {where}")
+        bench.check_whole(setup, where, new_only=code == 0)
+        bench.check_next(setup, setup.command, where)
+        done += 1
+    return done
+
+
 def python_interrupts(bench: Bench, setup: Setup, every: int = 1, start: int = 1, prepare: Any = None) -> int:
     """A Ctrl-C after every call that Python makes; gives how many there were."""
     nexts = itertools.cycle((setup.command, *setup.others))
@@ -446,10 +481,7 @@ def moments(bench: Bench, setup: Setup, count: int) -> int:
     and after `IN_A_ROW` runs an undisturbed one makes the same bytes as ever.
     """
     random = Random(setup.name)
-    started = time.monotonic()
-    bench.lay(setup.before, setup.target)
-    bench.check_next(setup, setup.command, "nothing")
-    longest, done = time.monotonic() - started, 0
+    longest, done = min(seconds_of(bench, setup) for _ in range(3)), 0
     while done < count:
         bench.lay(setup.before, setup.target)
         new_only = False
@@ -462,6 +494,15 @@ def moments(bench: Bench, setup: Setup, count: int) -> int:
             done += code != 0
         bench.check_next(setup, setup.command, f"killed {IN_A_ROW} times")
     return done
+
+
+def seconds_of(bench: Bench, setup: Setup) -> float:
+    """How long an undisturbed run takes."""
+    bench.lay(setup.before, setup.target)
+    started = time.monotonic()
+    code = forked(lambda: setup.command.run(bench.folder, setup.target))
+    check(code == 0, f"{setup.name} fails undisturbed")
+    return time.monotonic() - started
 
 
 def killed_after(seconds: float, function: Callable[[], object]) -> int:
@@ -611,12 +652,13 @@ def _read(bench: Bench, target: str, until: float) -> int:
 RACES = {"t.gguf": (GGUF, GGUF_B), "t": (HF, HF_B)}
 
 
-def chosen_setups(name: str | None) -> list[Setup]:
-    """The set-ups of a name, or all for which the plugins are installed."""
+def chosen_setups(name: str | None, setups: Sequence[Setup] = SETUPS) -> list[Setup]:
+    """The set-ups of a name, or all for which the plugins and their libraries are installed."""
     formats = {registration.name for registration in edgekit.plugin._registry.manager().all("formats")}
-    if importlib.util.find_spec("openvino") is None:
-        formats.discard("openvino")  # the plugin is there, its framework is not
-    used = [s for s in SETUPS if {c.format for c in (s.command, s.before) if c} <= formats]
+    for format, library in (("openvino", "openvino"), ("onnx", "onnx")):
+        if importlib.util.find_spec(library) is None:
+            formats.discard(format)  # the plugin is there, its framework is not
+    used = [s for s in setups if {c.format for c in (s.command, s.before) if c} <= formats]
     known = [attrs.evolve(s, others=tuple(c for c in s.others if c.format in formats)) for s in used]
     return [s for s in known if name in (None, s.name)]
 
@@ -624,25 +666,37 @@ def chosen_setups(name: str | None) -> list[Setup]:
 def main() -> None:
     """Run what the command line asks for, and print how much there was."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", nargs="*", default=["kills", "errors", "interrupts", "races", "moments"])
+    everything = ["kills", "errors", "full", "interrupts", "races", "moments", "vanished"]
+    parser.add_argument("what", nargs="*", default=everything)
     parser.add_argument(
         "--driver", choices=["strace", "python"], default="strace" if shutil.which("strace") else "python"
     )
-    parser.add_argument("--setup", help="only this one: " + ", ".join(s.name for s in SETUPS))
+    parser.add_argument("--setup", help="only this one: " + ", ".join(s.name for s in (*SETUPS, *MORE)))
     parser.add_argument("--every", type=int, default=1, help="only every n-th call")
     parser.add_argument("--seconds", type=float, default=60, help="of each race")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(os.path.realpath(folder)), chosen_setups(given.setup))
+        more = chosen_setups(given.setup, MORE) if "moments" in given.what else []
+        bench = Bench(Path(os.path.realpath(folder)), [*chosen_setups(given.setup), *more])
         for what in given.what:
+            if what == "vanished":
+                sys.modules.setdefault("crash", sys.modules[__name__])  # which imports this program
+                import vanished
+
+                start = time.monotonic()
+                with tempfile.TemporaryDirectory() as apart:
+                    for line in vanished.lines(Path(os.path.realpath(apart)), given.setup, given.every):
+                        print(line, f"in {time.monotonic() - start:.0f} s", flush=True)
+                continue
             if what == "races":
                 for target, commands in RACES.items():
                     runs, readings = race(bench, target, commands, given.seconds)
                     print(f"race for {target}: {runs} runs, {readings} readings, nothing mixed", flush=True)
                 continue
-            driver = "python" if what == "interrupts" else given.driver
+            driver = "python" if what in ("interrupts", "full") else given.driver
             function = moments if what == "moments" else globals()[f"{driver}_{what}"]
-            for setup in (setups := chosen_setups(given.setup)):
+            setups = chosen_setups(given.setup) + (more if what == "moments" else [])
+            for setup in setups:
                 start = time.monotonic()
                 count = function(bench, setup, given.every if what != "moments" else -(-MOMENTS // len(setups)))
                 print(f"{what}, {setup.name}: {count} in {time.monotonic() - start:.0f} s", flush=True)

@@ -9,30 +9,51 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.files import _swap, atomic, pairs
+from edgekit.files import _swap, atomic, guard, pairs
 
 if not hasattr(os, "fork"):
     pytest.skip("runs are cut off in forked children", allow_module_level=True)
 
-_SPEC = importlib.util.spec_from_file_location("crash", Path(__file__).with_name("crash.py"))
-crash = importlib.util.module_from_spec(_SPEC)
-sys.modules[_SPEC.name] = crash
-_SPEC.loader.exec_module(crash)
+
+def _loaded(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+crash = _loaded("crash")
+vanished = _loaded("vanished")  # which imports the one before
 
 #: One call of so many, beginning with another one in each set-up.
 EVERY = 6
 #: Those that take OpenVINO, which every child imports anew.
 SLOW = 23
 SETUPS = {setup.name: setup for setup in crash.chosen_setups(None)}
+MORE = {setup.name: setup for setup in crash.chosen_setups(None, crash.MORE)}
+VANISHED = {setup.name: setup for setup in vanished.chosen_setups()}
 
 
 @pytest.fixture(scope="module")
-def bench():
-    """Where a sync costs nothing, if there is such a place: a kill loses no more there than elsewhere."""
+def folders():
+    """Folders where a sync costs nothing, if there is such a place: a kill loses no more there than elsewhere."""
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     folder = Path(os.path.realpath(tempfile.mkdtemp(dir=memory)))
-    yield crash.Bench(folder, list(SETUPS.values()))
+    for name in ("bench", "vanishing"):
+        (folder / name).mkdir()
+    yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def bench(folders):
+    return crash.Bench(folders / "bench", [*SETUPS.values(), *MORE.values()])
+
+
+@pytest.fixture(scope="module")
+def vanishing(folders):
+    return vanished.Vanishing(folders / "vanishing", list(VANISHED.values()))
 
 
 def every(name):
@@ -59,8 +80,27 @@ def test_an_interrupt_after_any_call_leaves_the_old_or_the_new(bench, name):
 
 
 @pytest.mark.parametrize("name", SETUPS)
+def test_a_disk_that_is_full_from_any_write_on_leaves_the_old_or_the_new(bench, name):
+    assert crash.python_full(bench, SETUPS[name], every(name), start(name)) > 1
+
+
+@pytest.mark.parametrize("name", [*SETUPS, *MORE])
 def test_runs_that_are_killed_at_random_moments_end_in_the_same_bytes(bench, name):
-    assert crash.moments(bench, SETUPS[name], 8) >= 8
+    assert crash.moments(bench, (SETUPS | MORE)[name], 8) >= 8
+
+
+@pytest.mark.parametrize("name", VANISHED)
+def test_a_source_that_vanishes_is_named_and_the_target_stays(vanishing, name):
+    """Before every few of a run's reads, a file is removed, renamed, cut, emptied, replaced or overwritten."""
+    codes = vanished.vanished(vanishing, VANISHED[name], 31, 1 + list(VANISHED).index(name))
+    assert codes[3] > 10
+
+
+def test_a_source_that_vanishes_unnoticed_is_found(vanishing, monkeypatch):
+    monkeypatch.setattr(guard.Work, "check_sources", lambda self, hashes=True: None)
+    with pytest.raises(crash.MixedError, match="before read"):
+        vanished.vanished(vanishing, VANISHED["shards"], 5)
+    vanishing.settle()
 
 
 @pytest.mark.parametrize("name", [name for name in SETUPS if "over an older one" in name])

@@ -267,8 +267,8 @@ def test_the_same_precision_is_the_same_tensor():
 
 @pytest.mark.parametrize(("cols", "apart"), [(256, True), (64, True), (96, False), (32, False)])
 def test_rows_of_codes_of_four_bits_are_carried_apart_where_they_share_no_byte(cols, apart):
-    """The zero points of two groups share a byte, so that rows with an odd number of groups do."""
-    x = np.random.default_rng(1).standard_normal((6, cols)).astype(np.float32)
+    """The zero points of two groups share a byte, so that two rows with an odd number of groups do."""
+    x = np.random.default_rng(1).standard_normal((7, cols)).astype(np.float32)
     x = edgekit.encode(x, "affine:int4-asym-g32").dequantize().astype(np.float16).astype(np.float32)
     source = edgekit.encode(x, "affine:int4-asym-g32")
     scale = source.parts["scale"].astype(np.float16).astype(np.float32)
@@ -281,7 +281,10 @@ def test_rows_of_codes_of_four_bits_are_carried_apart_where_they_share_no_byte(c
     carried = first_exact(tensor, [find_precision("openvino:int4-asym-g32")])
     assert carried is not None
     assert carried.sliceable is apart
+    assert carried.together == (0 if apart else 2)
     whole = transcode(source, "openvino:int4-asym-g32").parts
-    pieces = [carried.read_parts(a, b) for a, b in ([(0, 1), (1, 5), (5, 6)] if apart else [(0, 6)])]
+    pieces = [carried.read_parts(a, b) for a, b in ([(0, 1), (1, 5), (5, 7)] if apart else [(0, 2), (2, 6), (6, 7)])]
     for key, part in whole.items():
         assert np.array_equal(np.concatenate([piece[key] for piece in pieces]), part)
+    for start, stop in ((0, 7), (1, 4), (3, 7), (6, 7)):
+        assert np.array_equal(carried.float32(start, stop), source.dequantize()[start:stop])

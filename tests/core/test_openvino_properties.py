@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgekit.errors import UnknownPrecisionError
+from edgekit.formats import rows_together
 from edgekit.numerics.smallfloats import E2M1, E4M3
 from edgekit.precision import catalogue, find_precision
 from edgekit.reference import openvino
@@ -309,6 +310,33 @@ def test_rows_of_rowwise_precisions_can_be_encoded_apart(case, cut):
     whole, first, rest = (openvino.encode(rows, precision) for rows in (x, x[:cut], x[cut:]))
     for name, part in whole.items():
         np.testing.assert_array_equal(np.concatenate([first[name], rest[name]]), part)
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases(), st.integers(1, 5))
+def test_rows_that_share_bytes_are_encoded_apart_from_those_that_do_not(case, pieces):
+    x, precision = case
+    together = rows_together(precision, x.shape)
+    if not precision.packed_rows:
+        assert together is None or together.rows == 1
+        return
+    cut = together.rows * pieces
+    x = np.resize(x, (cut + 3, x.shape[1]))
+    whole, first, rest = (openvino.encode(rows, precision) for rows in (x, x[:cut], x[cut:]))
+    for name, part in whole.items():
+        if part.ndim:
+            np.testing.assert_array_equal(np.concatenate([first[name], rest[name]]), part)
+            begin, nbytes = together.span(name, cut, len(x), len(x), part.nbytes)
+            assert (begin, nbytes) == (first[name].nbytes, rest[name].nbytes)
+
+
+def test_packed_rows_are_those_whose_only_bond_are_bytes():
+    packed = {p.name for p in catalogue() if p.packed_rows}
+    assert packed == {
+        *(f"openvino:int4-asym-{where}" for where in ("g32", "g64", "g128", "channel")),
+        *(f"openvino:{kind}-sym-{where}" for kind in ("int3", "int2") for where in ("g32", "g64", "g128", "channel")),
+        *(f"openvino:{name}-channel" for name in ("int4-sym", "nf4", "cb4")),
+    }
 
 
 def test_rowwise_is_said_only_where_rows_are_independent_and_fill_bytes():

@@ -3,17 +3,21 @@
 import json
 import subprocess
 import sys
+import weakref
 from concurrent.futures import Executor, Future
 
 import numpy as np
 import pytest
 
+import edgekit
 from edgekit.encoding import codec, encode
 from edgekit.errors import NonFiniteError
+from edgekit.pipeline import _conversion as conversion
 from edgekit.pipeline import _stream
 from edgekit.precision import find_precision
 from edgekit.recipe import Assignment, Slot
 from edgekit.tensor import EncodedTensor, Tensor
+from edgekit.testing._trips import random_artifact
 
 Q8_0, F32 = find_precision("ggml:Q8_0"), find_precision("float:F32")
 
@@ -185,3 +189,24 @@ def test_memory_of_a_conversion_on_any_number_of_cores(cores):
     # A megabyte for what Python itself allocates. Of 64 workers on two cores, as many are at their peak as chance wills.
     done = (ahead // chunk + 1) * piece
     assert peak < int(cores) * one + waiting + done + 1e6
+
+
+def test_the_source_is_out_of_memory_when_the_result_is_opened(tmp_path, monkeypatch):
+    """Both hold a vocabulary, so that the peak of a small model would be there."""
+    edgekit.convert(random_artifact(tmp_path), tmp_path / "source")
+    opened, alive = [], []
+    open_source, settled = conversion.open_source, conversion._settled
+
+    def opening(*arguments):
+        artifact = open_source(*arguments)
+        opened.append(weakref.ref(artifact))
+        return artifact
+
+    def opening_again(*arguments):
+        alive.extend(each() for each in opened)
+        return settled(*arguments)
+
+    monkeypatch.setattr(conversion, "open_source", opening)
+    monkeypatch.setattr(conversion, "_settled", opening_again)
+    edgekit.quantize(tmp_path / "source", "affine:int8-sym-g32", to=tmp_path / "target")
+    assert alive == [None]

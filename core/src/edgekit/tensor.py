@@ -134,7 +134,9 @@ class EncodedTensor:
         nbytes: bytes in the file.
         read_parts: ``read_parts(start, stop)`` gives the parts of those rows (all leading dimensions counted
             together). They may be read-only.
-        sliceable: False where rows share bytes; then `read_parts` is only asked for all of them.
+        sliceable: False where rows share bytes; then `read_parts` is only asked for all of them, or for `together`.
+        together: of a tensor that is not sliceable, the number of rows after which a byte ends: `read_parts` is asked
+            for rows from a multiple of it to another one, or to the end. 0 if only for all rows.
         origin: the file's number format, if the codes are converted to `precision` when they are read.
     """
 
@@ -145,6 +147,7 @@ class EncodedTensor:
     read_parts: Callable[[int, int], Mapping[str, Array]] = attrs.field(repr=False)
     sliceable: bool = True
     origin: Precision | None = attrs.field(default=None, repr=False)
+    together: int = 0
 
     @property
     def rows(self) -> int:
@@ -163,10 +166,11 @@ class EncodedTensor:
     def float32(self, start: int = 0, stop: int | None = None) -> F32:
         """Return rows ``start:stop`` decoded, [rows, cols]; all leading dimensions count as rows."""
         stop = self.rows if stop is None else stop
-        if not self.sliceable and stop - start < self.rows:
-            return self.float32().reshape(self.rows, -1)[start:stop]
-        shape = (stop - start, self.shape[-1])
-        return QuantizedTensor(self.read_parts(start, stop), self.precision, shape, self.name).dequantize()
+        step = 1 if self.sliceable else self.together or max(1, self.rows)
+        first, last = start // step * step, min(-(-stop // step) * step, self.rows)
+        shape = (last - first, self.shape[-1])
+        rows = QuantizedTensor(self.read_parts(first, last), self.precision, shape, self.name).dequantize()
+        return rows[start - first : stop - first]
 
     def decoded(self) -> Tensor:
         """The tensor as float32, decoded as it is read."""

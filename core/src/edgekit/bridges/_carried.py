@@ -11,7 +11,7 @@ from edgekit.bridges._lattice import Carry
 from edgekit.bridges._relation import lattices, relation
 from edgekit.bridges._transcode import transcode
 from edgekit.errors import InexactError
-from edgekit.formats._parts import rows_apart
+from edgekit.formats._parts import rows_together
 from edgekit.numerics.bits import pack_lsb
 from edgekit.precision import Precision, catalogue, find_precision, fits
 from edgekit.tensor import EncodedTensor, QuantizedTensor
@@ -104,7 +104,8 @@ def first_exact(tensor: EncodedTensor, precisions: Iterable[Precision]) -> Encod
 def _holds_this(tensor: EncodedTensor, precision: Precision) -> bool:
     """Whether the target holds the tensor's values, a few rows of which are looked at once."""
     carried = _carried(tensor, precision)
-    step = max(1, _ELEMENTS // tensor.shape[-1]) if carried.sliceable else max(1, tensor.rows)
+    unit = 1 if carried.sliceable else carried.together or max(1, tensor.rows)
+    step = max(unit, _ELEMENTS // tensor.shape[-1] // unit * unit)
     try:
         for start in range(0, tensor.rows, step):
             carried.read_parts(start, min(start + step, tensor.rows))
@@ -120,8 +121,16 @@ def _carried(tensor: EncodedTensor, precision: Precision) -> EncodedTensor:
         return transcode(rows, precision).parts
 
     nbytes = int(tensor.size * precision.bits_per_weight) // 8
-    sliceable = tensor.sliceable and rows_apart(precision, tensor.shape)
-    return attrs.evolve(tensor, precision=precision, nbytes=nbytes, read_parts=read_parts, sliceable=sliceable)
+    shared = rows_together(precision, tensor.shape) if tensor.sliceable else None
+    step = 0 if shared is None else shared.rows
+    return attrs.evolve(
+        tensor,
+        precision=precision,
+        nbytes=nbytes,
+        read_parts=read_parts,
+        sliceable=step == 1,
+        together=0 if step == 1 else step,
+    )
 
 
 __all__ = ["carried_over", "first_exact"]

@@ -107,9 +107,9 @@ class Journal:
         self._file = open(os.open(self._path, flags, 0o666), "wb", buffering=0)  # noqa: SIM115
         self._append(self._header)
         if callable(self._fingerprint):
-            Thread(target=self._sign, name="edgekit-fingerprint").start()
+            Thread(target=self._sign, args=(self._fingerprint,), name="edgekit-fingerprint").start()
         else:
-            self._sign()
+            self._sign(self._fingerprint)
             self._signed.result()
         lines: list[Unit | Piece] = [*units, *pieces]
         self._append(*map(attrs.asdict, lines))
@@ -144,6 +144,7 @@ class Journal:
         self.close()
         with contextlib.suppress(OSError):  # a journal without its data is useless
             clear(self._path)
+        self._fingerprint = None  # a writer's refers to the writer, which refers to this: a source would stay in memory
 
     def _append(self, *lines: dict[str, Any]) -> None:
         with self._writing:
@@ -158,10 +159,9 @@ class Journal:
         self._sum = _sum(self._sum, text)
         return self._sum + b" " + text + b"\n"
 
-    def _sign(self) -> None:
-        assert self._fingerprint is not None
+    def _sign(self, fingerprint: Fingerprint) -> None:
         try:
-            self._append({"fingerprint": _called(self._fingerprint).hex()})
+            self._append({"fingerprint": _called(fingerprint).hex()})
         except BaseException as error:  # `kept` and `start` ask for it
             self._signed.set_exception(error)
         else:

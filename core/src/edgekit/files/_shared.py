@@ -8,7 +8,6 @@ may write back whole pages, and no process ever reads one that holds content.
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,9 +57,7 @@ class SharedFile:
         Raises:
             OSError: it cannot be written.
         """
-        made = cls(
-            str(path), str(named), -(-nbytes // _PAGE) * _PAGE, secrets.token_bytes(_TOKEN), socket.gethostname()
-        )
+        made = cls(str(path), str(named), -(-nbytes // _PAGE) * _PAGE, os.urandom(_TOKEN), socket.gethostname())
         write_there(descriptor, made.at, memoryview(made.token))
         return made
 

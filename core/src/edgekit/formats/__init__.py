@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from edgekit.formats._halves import four_bit_floats
     from edgekit.formats._hf_files import Weights, carried, open_weights
     from edgekit.formats._hf_generate import generation_config, small_files
-    from edgekit.formats._parts import PartLayout, part_layouts
+    from edgekit.formats._parts import PartLayout, Together, part_layouts, rows_together
     from edgekit.formats._sentence import with_modules
 
 #: Names that not every format needs, and their modules, which are imported when they are asked for.
@@ -22,7 +22,9 @@ _ON_DEMAND = {
     "generation_config": "_hf_generate",
     "small_files": "_hf_generate",
     "PartLayout": "_parts",
+    "Together": "_parts",
     "part_layouts": "_parts",
+    "rows_together": "_parts",
     "with_modules": "_sentence",
 }
 
@@ -42,12 +44,14 @@ __all__ = [
     "PlannedDirectory",
     "PlannedFile",
     "PlannedWriter",
+    "Together",
     "Weights",
     "carried",
     "four_bit_floats",
     "generation_config",
     "open_weights",
     "part_layouts",
+    "rows_together",
     "small_files",
     "with_modules",
 ]

@@ -66,15 +66,63 @@ def part_layouts(precision: Precision, shape: tuple[int, ...]) -> dict[str, Part
     return {key: _layout(eight[key], more[key], rows) for key in eight}
 
 
-def rows_apart(precision: Precision, shape: tuple[int, ...]) -> bool:
-    """Return whether every row of an encoded tensor has bytes of its own in each part.
+@attrs.frozen
+class Together:
+    """Rows of an encoded tensor that share bytes with each other, and with no others.
 
-    That may be so for some shapes of a precision that encodes tensors as a whole: rows share bytes in others.
+    Attributes:
+        rows: how many; 1 if every row has bytes of its own. Pieces of a tensor begin at a multiple of it.
+        nbytes: what they take in each part in which rows share bytes.
+    """
+
+    rows: int = 1
+    nbytes: Mapping[str, int] = attrs.field(factory=dict)
+
+    def span(self, key: str, start: int, stop: int, rows: int, nbytes: int) -> tuple[int, int]:
+        """Return the first byte of rows ``start:stop`` in a part, and the number of their bytes.
+
+        Args:
+            key: name of the part, which is not 0-d.
+            start: a multiple of `rows`.
+            stop: another one, or the end.
+            rows: of the whole tensor.
+            nbytes: of the whole part.
+        """
+        if key not in self.nbytes:
+            row = nbytes // rows
+            return start * row, (stop - start) * row
+        first = start // self.rows * self.nbytes[key]
+        return first, (nbytes if stop == rows else stop // self.rows * self.nbytes[key]) - first
+
+
+def rows_together(precision: Precision, shape: tuple[int, ...]) -> Together | None:
+    """Return which rows of an encoded tensor share bytes; None if they cannot be told apart.
+
+    A precision that encodes tensors as a whole may have rows of their own all the same, and be packed in some shapes
+    only: with an odd number of groups of 4 bits, for example.
     """
     if precision.rowwise:
-        return True
+        return Together()
     layouts = part_layouts(precision, shape)
-    return layouts is not None and all(layout.growth == "rows" for layout in layouts.values())
+    if layouts is None:
+        return None
+    shared = [key for key, layout in layouts.items() if layout.growth == "packed"]
+    if not shared:
+        return Together()
+    if not precision.packed_rows:
+        return None
+    eight = _probe(precision, 8, shape[-1])
+    for rows in (2, 4, 8):  # eight rows end on a byte whatever the width of a code
+        few = _probe(precision, rows, shape[-1])
+        if all(eight[key].nbytes * rows == few[key].nbytes * 8 for key in shared):
+            return Together(rows, {key: few[key].nbytes for key in shared})
+    return None
+
+
+def rows_apart(precision: Precision, shape: tuple[int, ...]) -> bool:
+    """Return whether every row of an encoded tensor has bytes of its own in each part."""
+    together = rows_together(precision, shape)
+    return together is not None and together.rows == 1
 
 
 @lru_cache(maxsize=256)
@@ -112,12 +160,16 @@ def encoded_parts(tensor: AnyTensor, precision: Precision) -> dict[str, Part] | 
     None if that is unknown: a tensor that is copied, and whose rows are not apart, or a precision that is only decoded.
     """
     if isinstance(tensor, EncodedTensor) and tensor.precision == precision:
-        if not (tensor.sliceable and rows_apart(precision, tensor.shape)):
+        together = rows_together(precision, tensor.shape)
+        step = 1 if tensor.sliceable else tensor.together
+        if together is None or not step or step % together.rows:
             return None
-        sample = tensor.read_parts(0, 1)
-        return {
-            key: Part(key, p.dtype.name, (tensor.rows, *p.shape[1:]) if p.ndim else ()) for key, p in sample.items()
-        }
+        sample = tensor.read_parts(0, min(step, tensor.rows))
+        shapes = {key: (tensor.rows, *p.shape[1:]) if p.ndim else () for key, p in sample.items()}
+        if together.nbytes:
+            packed = part_layouts(precision, tensor.shape) or {}
+            shapes |= {key: packed[key].shape for key in together.nbytes}
+        return {key: Part(key, p.dtype.name, shapes[key]) for key, p in sample.items()}
     layouts = part_layouts(precision, tensor.shape or (1,))
     if layouts is None:
         return None

@@ -15,15 +15,17 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import attrs
+import numpy as np
 
 from edgekit.encoding._codecs import put_rows
 from edgekit.errors import UsageError
 from edgekit.files.atomic import ARTIFACT_FILES, AtomicDirectory, AtomicFile, Region
+from edgekit.formats._parts import Together, rows_together
 from edgekit.formats.safetensors import Part, to_bytes
 from edgekit.manifest import Manifest
 from edgekit.precision import Precision
@@ -70,6 +72,7 @@ class RowPlaces:
         offsets: of the first byte of each part, by the part's name.
         parts: types and shapes of its parts, by name.
         stored: returns a part of some rows, by its name, as the file stores it.
+        together: which of its rows share bytes.
     """
 
     name: str
@@ -77,6 +80,7 @@ class RowPlaces:
     offsets: Mapping[str, int]
     parts: Mapping[str, Part]
     stored: Callable[[str, Array], Array]
+    together: Together = Together()  # noqa: RUF009 - frozen
 
     def put(
         self, start: int, stop: int, pieces: Iterable[tuple[int, Parts]], write: Callable[[int, memoryview, int], int]
@@ -84,7 +88,7 @@ class RowPlaces:
         """Write rows ``start:stop``, which come in order as pairs of the first row's number and the encoded parts.
 
         Args:
-            start: number of the first row.
+            start: number of the first row, which shares no byte with the one before.
             stop: of the one after the last.
             pieces: the rows.
             write: writes bytes at an offset, and returns their CRC-32, continued from the one that it is given.
@@ -116,15 +120,15 @@ class RowPlaces:
             if stop - start == self.rows:
                 ranges[key] = begin, part.nbytes
             elif part.shape:
-                row = part.nbytes // self.rows
-                ranges[key] = begin + start * row, (stop - start) * row
+                first, nbytes = self.together.span(key, start, stop, self.rows, part.nbytes)
+                ranges[key] = begin + first, nbytes
             elif not start:
                 ranges[key] = begin, part.nbytes
         return ranges
 
     def _refuse_other(self, key: str, array: Array) -> None:
         part = self.parts.get(key)
-        if part is None or part.dtype != array.dtype.name:
+        if part is None or part.dtype != _type_name(array.dtype):
             planned = ", ".join(f"{part.name} ({part.dtype})" for part in self.parts.values())
             raise UsageError(
                 f"tensor {self.name!r}: its encoder gives {key} ({array.dtype.name}), planned are {planned}; name "
@@ -165,6 +169,12 @@ class Allotted:
     def put_done(self, written: Iterable[tuple[int, int, int]]) -> None:
         """Record what `RowPlaces.put` has written, here or elsewhere; raises as `put`."""
         self.file.put_done(self.region, written)
+
+
+@cache
+def _type_name(dtype: np.dtype[Any]) -> str:
+    """Return numpy's name of a type, which it puts together anew each time it is asked for."""
+    return dtype.name
 
 
 def _as_encoded(key: str, array: Array) -> Array:
@@ -290,9 +300,9 @@ class PlannedWriter(ABC):
             raise UsageError(f"{self.path}: tensor {name!r} is written whole, in `append`")
         region = self.file.allot(places.end)
         self._allotted += 1
-        return Allotted(
-            self.file, region, places, RowPlaces(name, count, places.offsets, parts, self.storing(assignment))
-        )
+        together = rows_together(precision, assignment.shape) if precision.packed_rows else None
+        rows = RowPlaces(name, count, places.offsets, parts, self.storing(assignment), together or Together())
+        return Allotted(self.file, region, places, rows)
 
     def complete(self, allotted: Allotted) -> None:
         """Record that every row of a tensor was written; in the plan's order.

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack, closing
@@ -36,7 +37,7 @@ from edgekit.errors import (
 from edgekit.files._swap import hidden
 from edgekit.files.atomic import AtomicFile, writing
 from edgekit.files.digests import Digests
-from edgekit.files.guard import Stamp, working
+from edgekit.files.guard import Stamp, stamps, working
 from edgekit.files.memory import enough_memory
 from edgekit.files.reader import refuse_special
 from edgekit.files.workers import Workers, cores
@@ -94,18 +95,38 @@ def as_artifact(source: Artifact | str | os.PathLike[str]) -> Artifact:
 
 
 def _settled(where: Path, opening: Callable[[Path], Artifact]) -> Artifact:
-    """Open a path, again if it was replaced meanwhile, so that the header and the weights are of one model."""
+    """Open a path, again if a file was changed meanwhile, so that the header and the weights are of one model.
+
+    The artifact's own stamps are taken after its headers were read, too late to show a change in between.
+    """
+    before = _stamped(where)
     for _ in range(_REOPENINGS):
-        before = Stamp.of(where)
+        began = time.time_ns()
         try:
             artifact = opening(where)
         except EdgekitError:
-            if Stamp.of(where) == before:
+            if (now := _stamped(where)) == before:
                 raise
+            before = now
         else:
-            if Stamp.of(where) == before:
+            if all(_settled_since(file, stamp, before, began) for file, stamp in artifact.stamps.items()):
                 return artifact
+            before = {**_stamped(where), **artifact.stamps}
     return opening(where)
+
+
+def _stamped(where: Path) -> dict[Path, Stamp | None]:
+    """Return the stamps of a path and, if it is a directory, of its entries."""
+    try:
+        entries = list(where.iterdir()) if where.is_dir() else []
+    except OSError:
+        entries = []  # opening it raises the error
+    return stamps([where, *entries])
+
+
+def _settled_since(file: Path, stamp: Stamp | None, before: Mapping[Path, Stamp | None], began: int) -> bool:
+    """Return whether a file that was opened is the one of before; of others only their times can tell."""
+    return before[file] == stamp if file in before else stamp is None or not attrs.evolve(stamp, taken=began).racy
 
 
 def _open(where: Path) -> Artifact:
@@ -325,6 +346,7 @@ def quantize(
         remarks |= remarks_of_writer
     _LOG.info("%s: %s", target, summary_line(remarks))
     reported = {kind: note for kind, note in remarks.items() if kind in OF_THE_RUN}
+    del artifact, layout, plan, pool, encoder, writer, manifest, sources  # so that the result takes their memory
     return attrs.evolve(_settled(target, chosen_format.open), run_notes=reported)
 
 

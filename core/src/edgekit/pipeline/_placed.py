@@ -26,11 +26,12 @@ from edgekit.encoding._importance import of_role
 from edgekit.errors import ResourceError
 from edgekit.files._shared import SharedFile
 from edgekit.files.workers import Workers, cores
-from edgekit.formats._parts import encoded_parts
+from edgekit.formats._parts import encoded_parts, rows_together
 from edgekit.formats.writer import Allotted, PlannedWriter, RowPlaces
 from edgekit.pipeline import _stream
 from edgekit.pipeline._progress import Progress
 from edgekit.pipeline._stream import Encoder, FarSource, encode_chunk, raw_rows, rows_of_chunk
+from edgekit.precision import Precision
 from edgekit.recipe import Assignment, Slot
 from edgekit.reference import Parts
 from edgekit.tensor import AnyTensor, EncodedTensor
@@ -324,16 +325,16 @@ def _jobs(
     """Yield the bounds and the jobs of a tensor's rows, without those that an interrupted run has done."""
     tensor, precision = slot.tensor, assignment.precision
     copied = isinstance(tensor, EncodedTensor) and tensor.precision == precision
-    apart = copied or precision.rowwise  # what is copied has its place only if its rows are apart
+    unit = _rows_together(tensor, precision, copied)
     rows = _Rows(
         codec=None if copied else encoder.codec_of(precision),
-        chunk=rows_of_chunk(tensor.shape[-1] if tensor.shape else 1) if apart else max(1, tensor.rows),
+        chunk=max(unit, rows_of_chunk(tensor.shape[-1] if tensor.shape else 1) // unit * unit),
         name=encoder.where + tensor.name,
         finite=not (encoder.keep_nonfinite and precision.convention == "float"),
     )
     file = allotted.file.share() if encoder.afar and writer.stores_elsewhere else None
     importance = of_role(encoder.importance, assignment.role) if precision.rowwise and not copied else None
-    step = max(rows.chunk, elements * tensor.rows // max(1, tensor.size)) if apart else max(1, tensor.rows)
+    step = max(rows.chunk, elements * tensor.rows // max(1, tensor.size) // unit * unit)
     for start, stop, weights in _stream.weighted(tensor.rows, step, importance):
         if allotted.resumed(start, stop):
             continue
@@ -342,6 +343,15 @@ def _jobs(
         else:
             places = allotted.by_rows if file else None
             yield start, stop, FarRows(encoder.afar, slot.name, file, places, rows, start, stop, weights)
+
+
+def _rows_together(tensor: AnyTensor, precision: Precision, copied: bool) -> int:
+    """Return how many rows of a tensor are encoded and written together: all, if they depend on each other."""
+    if not (copied or precision.rowwise or precision.packed_rows):
+        return max(1, tensor.rows)
+    together = rows_together(precision, tensor.shape or (1,))
+    assert together is not None  # else nothing is known of its parts, and it was not given a place
+    return together.rows
 
 
 __all__ = ["FarRows", "Sent", "run_job", "sees", "write_placed", "writes_itself"]

@@ -77,6 +77,7 @@ def _precision(kind: str, bits: int, group: int | None, symmetric: bool | None, 
     overhead = _SCALE_BITS[scale_dtype] + (bits if symmetric is False else 0)
     sign = "" if symmetric is None else "-sym" if symmetric else "-asym"
     where = "" if kind in _FIXED else f"-g{group}" if group else "-channel"
+    shared = not _rows_are_whole_bytes(kind, bits, group, symmetric)
     return Precision(
         CONVENTION,
         kind,
@@ -86,7 +87,8 @@ def _precision(kind: str, bits: int, group: int | None, symmetric: bool | None, 
         symmetric=symmetric is not False,
         scale_dtype=scale_dtype,
         bits_per_weight=bits + (Fraction(overhead, group) if group else Fraction(0)),
-        whole_tensor=kind in _SIZE_DEPENDENT or not _rows_are_whole_bytes(kind, bits, group, symmetric),
+        whole_tensor=kind in _SIZE_DEPENDENT or shared,
+        packed_rows=kind not in _SIZE_DEPENDENT and shared,
         name=f"{CONVENTION}:{kind}{sign}{where}",
     )
 

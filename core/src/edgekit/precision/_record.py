@@ -90,6 +90,8 @@ class Precision:
         whole_tensor: True if rows depend on each other although groups or rows have their own scales: an additional
             scale for the whole tensor, arithmetic that depends on the tensor's size, or rows
             that share a byte.
+        packed_rows: True if shared bytes are the only reason for `whole_tensor`: each part is the codes of one row
+            after the other, so that two, four or eight rows fill whole bytes and can be encoded apart from the others.
     """
 
     convention: str
@@ -103,6 +105,7 @@ class Precision:
     whole_blocks: bool = True
     reduced: bool = False
     whole_tensor: bool = False
+    packed_rows: bool = False
     name: str = attrs.field(kw_only=True)
 
     @property

@@ -15,7 +15,7 @@ import attrs
 import numpy as np
 
 from edgekit.files.reader import Reader
-from edgekit.formats import PartLayout, part_layouts
+from edgekit.formats import PartLayout, Together, part_layouts, rows_together
 from edgekit.numerics.smallfloats import float32_to_float8_e4m3fn
 from edgekit.precision import Precision, find_precision
 from edgekit.reference.openvino.codebooks import CB4
@@ -176,21 +176,29 @@ def _encoded(weight: Weight, reader: Reader | None) -> EncodedTensor:
     assert layouts is not None  # the reference encodes every precision of the convention
     rows = math.prod(weight.shape[:-1])
 
+    together = (rows_together(weight.precision, weight.shape) if rows else None) or Together(0)
+
+    def read(key: str, layout: PartLayout, start: int, stop: int) -> Array:
+        """Return rows ``start:stop`` of a part, or all of one that has a single size."""
+        stored, dtype, shape = weight.parts[key], np.dtype(layout.dtype), layout.shape
+        first, nbytes = 0, stored.nbytes
+        if stop - start < rows and layout.growth != "fixed":
+            first, nbytes = together.span(key, start, stop, rows, nbytes)
+            shape = (-1,) if key in together.nbytes else (stop - start, *shape[1:])
+        return reader.read(stored.offset + first, nbytes, stored.name).view(dtype).reshape(shape)
+
     def read_parts(start: int, stop: int) -> dict[str, Array]:
-        return {key: _part(reader, weight.parts[key], layout, start, stop) for key, layout in layouts.items()}
+        return {key: read(key, layout, start, stop) for key, layout in layouts.items()}
 
-    sliceable = all(layout.growth != "packed" for layout in layouts.values()) and rows > 0
-    nbytes = sum(part.nbytes for part in weight.parts.values())
-    return EncodedTensor(weight.name, weight.shape, weight.precision, nbytes, read_parts, sliceable)
-
-
-def _part(reader: Reader, stored: Constant, layout: PartLayout, start: int, stop: int) -> Array:
-    """Return rows ``start:stop`` of a part if its first dimension is the rows, else all of it."""
-    dtype, begin, nbytes, shape = np.dtype(layout.dtype), stored.offset, stored.nbytes, layout.shape
-    if layout.growth == "rows":
-        row = math.prod(shape[1:]) * dtype.itemsize
-        begin, nbytes, shape = begin + start * row, (stop - start) * row, (stop - start, *shape[1:])
-    return reader.read(begin, nbytes, stored.name).view(dtype).reshape(shape)
+    return EncodedTensor(
+        weight.name,
+        weight.shape,
+        weight.precision,
+        nbytes=sum(part.nbytes for part in weight.parts.values()),
+        read_parts=read_parts,
+        sliceable=together.rows == 1,
+        together=0 if together.rows == 1 else together.rows,
+    )
 
 
 def _raw(weight: Weight, reader: Reader | None) -> Tensor:
