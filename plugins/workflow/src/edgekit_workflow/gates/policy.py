@@ -68,7 +68,7 @@ class Performance:
     )
     tokens: int = _count(32, "tokens of a run")
     repeats: int = _count(3, "runs to measure, after one to warm up")
-    rounds: int = _count(3, "most rounds of these runs, while the speed varies by more; the steadiest counts")
+    rounds: int = _count(3, "most rounds of them, while the speed varies by more than the limit; the steadiest counts")
 
 
 @attrs.frozen
