@@ -125,7 +125,8 @@ def _round(model: Any, job: Mapping[str, Any], number: int, vocab: int, predicts
 def _deviation(measured: Mapping[str, Any]) -> float:
     """The standard deviation of a round's tokens a second of processor time, relative to their mean."""
     speeds = [len(gaps) / used for gaps, used in zip(measured["gaps"], measured["cpu"], strict=True)]
-    return statistics.stdev(speeds) / statistics.fmean(speeds)
+    mean = statistics.fmean(speeds)
+    return statistics.stdev(speeds) / mean if mean else 0.0  # an end token may leave no token after the first
 
 
 def _vocabulary(artifact: Any) -> tuple[int, bool]:
