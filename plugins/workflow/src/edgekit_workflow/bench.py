@@ -9,6 +9,7 @@ stops them, so that every runtime does the same work.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -201,7 +202,7 @@ def _half(count: int) -> float:
     """Return half of the interval of the mean of `count` values, at least 2, in standard deviations of them."""
     from scipy import stats
 
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) / count**0.5
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) / math.sqrt(count)
 
 
 def _per_cpu(raw: Mapping[str, Any]) -> Interval:
