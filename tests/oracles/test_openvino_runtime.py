@@ -26,7 +26,7 @@ from edgekit.testing.models import artifact_of, random_model
 from edgekit_openvino.format import XML
 from edgekit_openvino.pipeline import Pipeline
 from edgekit_openvino.runtime import open_runtime
-from edgekit_openvino.tokenizer import MODELS, tokenizer_models
+from edgekit_openvino.tokenizer import MODELS, Converted, tokenizer_models
 
 _SPEC = importlib.util.spec_from_file_location("openvino_cases", Path(__file__).with_name("openvino_cases.py"))
 cases = importlib.util.module_from_spec(_SPEC)
@@ -277,6 +277,7 @@ def test_a_tokenizer_is_not_left_out_for_want_of_memory(tmp_path, monkeypatch, l
     program.write_text(f"#!/bin/sh\n{doing}\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr("edgekit_openvino.tokenizer._KNOWN", {})
     with pytest.raises(
         MemoryShortageError, match=r"^converting the tokenizer for OpenVINO needs more memory than there"
     ):
@@ -289,6 +290,7 @@ def test_a_tokenizer_that_cannot_be_converted_is_a_note(tmp_path, monkeypatch, c
     program.write_text("#!/bin/sh\necho 'ValueError: no such tokenizer' >&2\nexit 1\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr("edgekit_openvino.tokenizer._KNOWN", {})
     notes: list[str] = []
     caplog.set_level("INFO", logger="edgekit")
     made = edgekit.quantize(
@@ -311,10 +313,36 @@ def test_a_tokenizer_that_takes_too_long_is_given_up_and_noted(tmp_path, monkeyp
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr("edgekit_openvino.tokenizer._KNOWN", {})
     monkeypatch.setattr("edgekit_openvino.tokenizer.TIMEOUT", 0.2)
     converted = tokenizer_models(directory)
     assert (dict(converted.files), converted.failed) == ({}, True)
     assert converted.note == "not converted: it took more than 0.2 seconds"
+
+
+def test_a_tokenizer_is_converted_once(small, monkeypatch):
+    """Of many artifacts of a model; the manifest, which differs, is not read."""
+    directory = {path.name: path.read_bytes() for path in Path(str(sample.path())).glob("*.json")}
+    models = Converted({name: (small.path / name).read_bytes() for name in MODELS}, "converted")
+    failed = Converted({}, "not converted: no such tokenizer", failed=True)
+    outcomes, read = [failed, models, failed, models], []
+
+    def converted(folder):
+        read.append({path.name: path.read_bytes() for path in folder.iterdir()})
+        return outcomes[len(read) - 1]
+
+    monkeypatch.setattr("edgekit_openvino.tokenizer._KNOWN", {})
+    monkeypatch.setattr("edgekit_openvino.tokenizer._converted", converted)
+    manifest = "edgekit.manifest.json"
+    assert tokenizer_models({**directory, manifest: b"1"}) == failed
+    assert tokenizer_models({**directory, manifest: b"1"}) == models  # a failure is not kept
+    assert tokenizer_models({**directory, manifest: b"2"}) == models
+    assert read == [directory, directory]
+    other = {**directory, "tokenizer_config.json": b"{}"}
+    assert tokenizer_models(other) == failed
+    assert tokenizer_models(directory) == models
+    assert tokenizer_models(other) == models
+    assert read == [directory, directory, other, other]
 
 
 def test_an_ir_of_an_ir_takes_the_tokenizer_over(small, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -12,7 +13,8 @@ import pytest
 import edgekit
 from edgekit import sample
 from edgekit.errors import ContextOverflowError, MissingPluginError, UsageError
-from edgekit_workflow.bench import Interval, measure
+from edgekit_workflow import measuring
+from edgekit_workflow.bench import BUSY, Interval, measure
 from edgekit_workflow.measuring import prompt_of
 
 
@@ -39,6 +41,56 @@ def test_an_interval_is_students():
     assert Interval.of([5.0]) == Interval(5.0, 5.0, 5.0)
 
 
+@pytest.mark.parametrize(("settled", "repeats", "rounds"), [(0.0, 2, 3), (1e9, 2, 1), (0.0, 1, 1)])
+def test_a_speed_that_varies_is_measured_again(settled, repeats, rounds):
+    """No two repeats take exactly as long; one repeat says nothing of how the speed varies."""
+    measured = measure(
+        edgekit.open(sample.path()), "numpy", prompt_tokens=4, tokens=3, repeats=repeats, rounds=3, settled=settled
+    )
+    assert (measured.rounds, measured.repeats, len(measured.latencies)) == (rounds, repeats, repeats)
+
+
+def test_the_steadiest_round_counts(monkeypatch):
+    rounds, prompts, run, drawn = [], [], measuring._round, measuring.prompt_of
+    monkeypatch.setattr(measuring, "_round", lambda *given: rounds.append(run(*given)) or rounds[-1])
+    monkeypatch.setattr(measuring, "prompt_of", lambda *given: prompts.append(drawn(*given)) or prompts[-1])
+    job = {"path": str(sample.path()), "runtime": "numpy", "prompt_tokens": 4, "tokens": 5, "repeats": 2, "warmup": 1}
+    result = measuring.measured({**job, "options": {}, "rounds": 3, "deviation": 0.0})
+    speeds = [np.array([len(gaps) / cpu for gaps, cpu in zip(r["gaps"], r["cpu"], strict=True)]) for r in rounds]
+    deviations = [speed.std(ddof=1) / speed.mean() for speed in speeds]
+    assert len(rounds) == result["rounds"] == 3
+    assert result["gaps"] == rounds[int(np.argmin(deviations))]["gaps"]
+    assert len({tuple(prompt) for prompt in prompts}) == 9  # so that no runtime has kept one from an earlier round
+
+
+def test_a_busy_machine_is_told():
+    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        measured = measure(edgekit.open(sample.path()), "numpy", prompt_tokens=4, tokens=16, repeats=2)
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
+    assert BUSY <= measured.others <= 1
+    assert measured.busy == f"the machine was busy: other programs used {measured.others:.0%} of its processors"
+
+
+def test_own_work_is_not_other_programs(monkeypatch):
+    """Of a process that is all that runs, as the system would count it."""
+    import psutil
+
+    whole, before = measuring.processors()
+    assert whole > before
+    times = psutil.cpu_times()
+    monkeypatch.setattr(psutil, "cpu_times", lambda: times)
+    earlier, used = measuring.processors(), measuring.time.process_time()
+    while measuring.time.process_time() < used + 0.05:
+        pass
+    later = measuring.processors()
+    assert later[0] == earlier[0]
+    assert earlier[1] - later[1] >= 0.05
+
+
 def test_each_repeat_has_a_prompt_of_its_own():
     prompts = [prompt_of(number, 16, 512) for number in range(5)]
     assert len({tuple(prompt) for prompt in prompts}) == 5
@@ -51,6 +103,8 @@ def test_what_is_refused():
     artifact = edgekit.open(sample.path())
     with pytest.raises(UsageError, match=r"^tokens is 1; choose an integer of at least 2$"):
         measure(artifact, tokens=1)
+    with pytest.raises(UsageError, match=r"^rounds is 0; choose an integer of at least 1$"):
+        measure(artifact, rounds=0)
     with pytest.raises(MissingPluginError, match="no runtime 'nothing' is installed"):
         measure(artifact, "nothing")
     with pytest.raises(ContextOverflowError):

@@ -34,8 +34,10 @@ from edgekit_workflow.optimize.candidates import Candidates
 from edgekit_workflow.optimize.choice import choose
 from edgekit_workflow.optimize.pareto import dominates, front
 from edgekit_workflow.optimize.records import RunDirectory
-from edgekit_workflow.optimize.settings import parse_time
+from edgekit_workflow.optimize.settings import METHODS, parse_time
+from edgekit_workflow.optimize.stages import gated
 from edgekit_workflow.optimize.texts import read_texts
+from edgekit_workflow.optimize.timing import UNSEEN, Clock, Step
 
 
 @pytest.fixture(scope="module")
@@ -260,20 +262,67 @@ def test_a_time_limit_leaves_out_what_a_later_run_makes_up_for(settings):
 
 
 def test_a_time_limit_leaves_time_to_judge_what_was_made(settings, monkeypatch):
-    """Candidates are begun in the first six tenths of the time, gates until its end: here each candidate takes seven."""
+    """Of ten seconds each candidate takes four and each gate three: there is no time to make and to gate a second one."""
     passed = [0.0]
-    quantize = edgekit.quantize
 
-    def slowly(*given, **options):
-        passed[0] += 7
-        return quantize(*given, **options)
+    def slowly(function, seconds):
+        def slow(*given, **options):
+            passed[0] += seconds
+            return function(*given, **options)
 
-    monkeypatch.setattr(edgekit, "quantize", slowly)
-    monkeypatch.setattr("edgekit_workflow.optimize.stages.time", SimpleNamespace(monotonic=lambda: passed[0]))
+        return slow
+
+    monkeypatch.setattr(edgekit, "quantize", slowly(edgekit.quantize, 4))
+    monkeypatch.setattr("edgekit_workflow.optimize.stages.gated", slowly(gated, 3))
+    monkeypatch.setattr("edgekit_workflow.optimize.timing.time", SimpleNamespace(monotonic=lambda: passed[0]))
     result = optimize(attrs.evolve(settings, time=10, gates=True)).result
     assert [record["name"] for record in result["quantize"]] == ["gguf-Q4_0"]
     assert [record["name"] for record in result["validate"]] == ["gguf-Q4_0"]
-    assert result["left_out"] == {"gguf-Q2_K": "quantize: the time limit of 10 s"}
+    assert result["left_out"] == {
+        "gguf-Q2_K": "quantize: the time limit of 10 s: 3 s were left, and it would take about 4 s, "
+        "and the gates that must follow 3 s"
+    }
+    assert result["not_gated"] == {}
+
+
+def test_within_half_the_time_every_format_is_gated_and_the_rest_is_told(settings, tmp_path):
+    """What takes as long as it takes: the limit is half of what the whole run took."""
+    whole = attrs.evolve(
+        settings, formats=("gguf", "hf"), recipes=(), methods=("nearest", "feedback"), gates=True, budget=1_500_000
+    )
+    begun = time.monotonic()
+    optimize(whole)
+    limit = (time.monotonic() - begun) / 2
+    result = optimize(attrs.evolve(whole, to=tmp_path / "half", time=limit)).result
+    gated = {record["name"] for record in result["validate"]}
+    made = {record["name"]: record["format"] for record in result["quantize"]}
+    assert {made[name] for name in gated} == {"gguf", "hf"}
+    assert set(made) == gated | set(result["not_gated"])
+    assert all(result["not_gated"].values())
+    assert any("the time limit" in why for why in result["left_out"].values())
+    # Fronts are gated: what is not is on none.
+    assert not any("time limit" in why for why in result["not_gated"].values())
+
+
+def test_steps_are_predicted_by_those_of_their_kind(monkeypatch):
+    passed = [0.0]
+    monkeypatch.setattr("edgekit_workflow.optimize.timing.time", SimpleNamespace(monotonic=lambda: passed[0]))
+    clock = Clock(100)
+
+    def took(seconds, *step):
+        with clock.measuring(Step(*step)):
+            passed[0] += seconds
+
+    assert clock.predicted(Step("quantize", "gguf", "nearest", 10)) == 0
+    took(2, "quantize", "gguf", "nearest", 10)
+    took(3, "quantize", "hf", "nearest", 10)
+    assert clock.predicted(Step("quantize", "gguf", "nearest", 20)) == 4
+    assert clock.predicted(Step("quantize", "onnx", "nearest", 5)) == 3
+    assert clock.predicted(Step("quantize", "gguf", "feedback", 10)) == 3 * UNSEEN["feedback"]
+    assert clock.predicted(Step("validate", "gguf")) == 0
+    took(7, "quantize", "hf", "feedback", 10)
+    assert clock.predicted(Step("quantize", "gguf", "feedback", 10)) == 7
+    assert clock.left == 88
 
 
 def test_a_budget_below_the_smallest_file_says_what_that_is(settings, tmp_path):
@@ -516,12 +565,13 @@ def test_speed_and_memory_are_measured_in_processes_of_their_own(settings):
         assert speed["memory"] > speed["memory_before"] > 1e6
 
 
-def test_the_candidates_alternate_over_formats_with_fits_last(text):
+def test_the_candidates_alternate_over_formats_with_cheap_methods_first():
     source = edgekit.open(sample.path())
     found = Candidates(source, Settings(sample.path(), Path("run"), budget=1_500_000, formats=("gguf", "hf"))).within()
-    assert [c.format for c in found[:4]] == ["gguf", "hf", "gguf", "hf"]
+    assert [c.format for c in found[:3]] == ["gguf", "hf", "gguf"]  # of hf only one recipe is within the budget
     methods = [c.method for c in found]
-    assert methods == sorted(methods, key=lambda method: method == "fit")
+    assert methods == sorted(methods, key=METHODS.index)
+    assert [c.format for c in found if c.method == "feedback"][:2] == ["gguf", "hf"]
     assert len({c.name for c in found}) == len(found)
 
 

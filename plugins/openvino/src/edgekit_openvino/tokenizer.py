@@ -9,6 +9,7 @@ source is such a directory itself, its models are copied together with the token
 from __future__ import annotations
 
 import errno
+import hashlib
 import importlib.util
 import os
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import attrs
 
+from edgekit.files import pairs
 from edgekit.files.memory import refuse_shortage, shortage
 from edgekit.files.temporary import temporary_directory
 
@@ -33,6 +35,10 @@ NEEDED = ("openvino_tokenizers", "transformers")
 MODELS = tuple(f"openvino_{which}.{end}" for which in ("tokenizer", "detokenizer") for end in ("xml", "bin"))
 #: Files in a directory that describe its tokenizer.
 SOURCES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+#: The last conversion, by the SHA-256 of what it read: many artifacts of one model have the same tokenizer.
+_KNOWN: dict[bytes, Converted] = {}
 
 
 @attrs.frozen
@@ -68,11 +74,25 @@ def tokenizer_models(directory: Mapping[str, bytes], source: Iterable[Path] = ()
     lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if lacking:
         return _failed(f"{' and '.join(lacking)} {'are' if len(lacking) > 1 else 'is'} not installed")
+    read = {name: content for name, content in directory.items() if name != pairs.INSIDE}
+    key = _key(read)
+    if (known := _KNOWN.get(key)) is not None:
+        return known
     with temporary_directory(_WHAT) as folder:
-        for name, content in directory.items():
+        for name, content in read.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(content)
-        return _converted(folder)
+        converted = _converted(folder)
+    if not converted.failed:  # what failed may work at another time
+        _KNOWN.clear()
+        _KNOWN[key] = converted
+    return converted
+
+
+def _key(files: Mapping[str, bytes]) -> bytes:
+    """SHA-256 of the files' names and contents."""
+    digests = [hashlib.sha256(part).digest() for name in sorted(files) for part in (name.encode(), files[name])]
+    return hashlib.sha256(b"".join(digests)).digest()
 
 
 def _failed(reason: str) -> Converted:

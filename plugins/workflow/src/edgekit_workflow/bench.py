@@ -9,6 +9,7 @@ stops them, so that every runtime does the same work.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from edgekit_workflow.hardware import Machine, this_machine
 _BLAS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 #: Confidence of the intervals.
 CONFIDENCE = 0.95
+#: Share of all processors' time from which on other programs are said to disturb a measurement.
+BUSY = 0.1
 
 
 @attrs.frozen
@@ -49,10 +52,7 @@ class Interval:
         mean = float(np.mean(values))
         if len(values) < 2:
             return cls(mean, mean, mean)
-        from scipy import stats
-
-        t = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-        half = t * float(np.std(values, ddof=1)) / len(values) ** 0.5
+        half = _half(len(values)) * float(np.std(values, ddof=1))
         return cls(mean, mean - half, mean + half)
 
 
@@ -76,6 +76,9 @@ class Measurement:
             `tokens_per_second` with several threads, and unmoved by other programs that keep the processor busy.
         p50, p95, p99: latency in seconds of a token after the first, over all repeats.
         latencies: the seconds of each token after the first, by repeat; empty for encoders.
+        rounds: that were measured; the figures are those of the one whose speed varied least.
+        others: share, 0 to 1, of all processors' time that other programs used meanwhile, or that a hypervisor gave to
+            other machines; from before the artifact was loaded, over all rounds.
         peak_memory: most bytes resident at any time: libraries, weights and states.
         before: bytes resident before the artifact was loaded, with Python and edgekit alone.
         joules_per_token: energy of the processor's package, where the system shows it (Linux's powercap); else None.
@@ -102,6 +105,15 @@ class Measurement:
     before: int
     joules_per_token: float | None = None
     latencies: tuple[tuple[float, ...], ...] = ()
+    rounds: int = 1
+    others: float = 0.0
+
+    @property
+    def busy(self) -> str:
+        """What to say of other programs; empty if they used less than `BUSY` of the processors."""
+        if self.others < BUSY:
+            return ""
+        return f"the machine was busy: other programs used {self.others:.0%} of its processors"
 
 
 def measure(
@@ -115,6 +127,8 @@ def measure(
     options: Mapping[str, Any] | None = None,
     machine: Machine | None = None,
     blas_threads: int | None = None,
+    rounds: int = 1,
+    settled: float = 0.0,
 ) -> Measurement:
     """Measure an artifact on a runtime, in a process of its own.
 
@@ -128,6 +142,10 @@ def measure(
         options: of the runtime, such as ``threads``.
         machine: described in the result; None describes this one, without its bandwidth.
         blas_threads: of the products of runtimes that leave them to BLAS, as numpy's does; None leaves BLAS its choice.
+        rounds: of repeats at most; a further one is measured while the speed varies by more than `settled`, and the one
+            that varies least counts.
+        settled: half of the interval of `Measurement.tokens_per_cpu_second` relative to its mean, such as 0.25. It
+            takes two repeats and a model that generates: without them there is one round.
 
     Raises:
         MissingPluginError: the runtime is not installed, or does not run the format.
@@ -135,7 +153,7 @@ def measure(
         ContextOverflowError: the prompt and the tokens do not fit the context.
         PluginError: the process ended without a result; the message has its last words.
     """
-    _refuse_counts(prompt_tokens, tokens, repeats, warmup)
+    _refuse_counts(prompt_tokens, tokens, repeats, warmup, rounds)
     name = choose_runtime(artifact, runtime).name
     job: dict[str, Any] = {
         "path": os.fspath(artifact.path),
@@ -145,6 +163,9 @@ def measure(
         "repeats": repeats,
         "warmup": warmup,
         "options": dict(options or {}),
+        "rounds": rounds,
+        # In standard deviations, so that the process that measures memory does not load scipy.
+        "deviation": settled / _half(repeats) if repeats > 1 else None,
     }
     raw = _run(job, {} if blas_threads is None else dict.fromkeys(_BLAS, str(blas_threads)))
     gaps = raw["gaps"]
@@ -172,19 +193,29 @@ def measure(
         before=raw["before"],
         joules_per_token=raw["joules"] / (len(flat) + len(gaps)) if flat and raw["joules"] else None,
         latencies=tuple(map(tuple, gaps)) if flat else (),
+        rounds=raw["rounds"],
+        others=raw["others"],
     )
+
+
+def _half(count: int) -> float:
+    """Return half of the interval of the mean of `count` values, at least 2, in standard deviations of them."""
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) / math.sqrt(count)
 
 
 def _per_cpu(raw: Mapping[str, Any]) -> Interval:
     return Interval.of([len(one) / used for one, used in zip(raw["gaps"], raw["cpu"], strict=True)])
 
 
-def _refuse_counts(prompt_tokens: int, tokens: int, repeats: int, warmup: int) -> None:
+def _refuse_counts(prompt_tokens: int, tokens: int, repeats: int, warmup: int, rounds: int) -> None:
     for name, value, least in (
         ("prompt_tokens", prompt_tokens, 1),
         ("tokens", tokens, 2),
         ("repeats", repeats, 1),
         ("warmup", warmup, 0),
+        ("rounds", rounds, 1),
     ):
         if type(value) is not int or value < least:
             raise UsageError(f"{name} is {value!r:.40}; choose an integer of at least {least}")
@@ -215,4 +246,4 @@ def _run(job: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, An
     return result
 
 
-__all__ = ["CONFIDENCE", "Interval", "Measurement", "measure"]
+__all__ = ["BUSY", "CONFIDENCE", "Interval", "Measurement", "measure"]

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -57,9 +58,11 @@ def measured(job: Mapping[str, Any]) -> dict[str, Any]:
     """Run a job of `edgekit_workflow.bench.measure`.
 
     Returns:
-        ``load`` and ``first`` in seconds, ``gaps`` between tokens and ``cpu`` seconds of each repeat, ``peak`` and
-        ``before`` in bytes, ``joules`` of the repeats that count or None.
+        ``load`` and ``first`` in seconds, ``gaps`` between tokens and ``cpu`` seconds of each repeat, ``joules`` of the
+        repeats that count or None: of the round whose speed varied least. ``rounds``, how many there were; ``peak`` and
+        ``before`` in bytes and ``others``, the share of the processors that other programs used, over all of them.
     """
+    spent = processors()
     import edgekit
 
     before, start = resident(), time.perf_counter()
@@ -67,30 +70,63 @@ def measured(job: Mapping[str, Any]) -> dict[str, Any]:
     with edgekit.load(artifact, job["runtime"], **job["options"]) as model:
         load = time.perf_counter() - start
         vocab, predicts = _vocabulary(artifact)
-        first: list[float] = []
-        gaps: list[list[float]] = []
-        cpu: list[float] = []
-        joules = None
-        for number in range(job["warmup"] + job["repeats"]):
-            prompt = prompt_of(number, job["prompt_tokens"], vocab)
-            counter = energy()
-            times, used = _generated(model, prompt, job["tokens"]) if predicts else _embedded(model, prompt)
-            if number >= job["warmup"]:
-                first.append(times[0])
-                gaps.append([after - before for before, after in itertools.pairwise(times)])
-                cpu.append(used)
-                after = energy()
-                if counter is not None and after is not None:
-                    joules = (joules or 0.0) + max(0.0, after - counter)
+        rounds: list[dict[str, Any]] = []
+        deviations: list[float] = []
+        for number in range(job["rounds"]):
+            rounds.append(_round(model, job, number, vocab, predicts))
+            if job["deviation"] is None or not predicts:
+                break
+            deviations.append(_deviation(rounds[-1]))
+            if deviations[-1] <= job["deviation"]:
+                break
+    steadiest = deviations.index(min(deviations)) if deviations else 0
+    whole, others = (after - earlier for after, earlier in zip(processors(), spent, strict=True))
     return {
+        **rounds[steadiest],
         "load": load,
-        "first": first,
-        "gaps": gaps,
-        "cpu": cpu,
+        "rounds": len(rounds),
         "peak": peak_memory(),
         "before": before,
-        "joules": joules,
+        "others": min(1.0, max(0.0, others / whole)) if whole > 0 else 0.0,
     }
+
+
+def processors() -> tuple[float, float]:
+    """Seconds of all processors since the system started: in all, and those of other programs than this process."""
+    import psutil
+
+    kinds = psutil.cpu_times()._asdict()
+    # Linux counts a guest's seconds as the user's too.
+    whole = sum(seconds for kind, seconds in kinds.items() if not kind.startswith("guest"))
+    return whole, whole - kinds["idle"] - kinds.get("iowait", 0.0) - time.process_time()
+
+
+def _round(model: Any, job: Mapping[str, Any], number: int, vocab: int, predicts: bool) -> dict[str, Any]:
+    """Run the repeats once, after those that warm up, with prompts that no earlier round had."""
+    first: list[float] = []
+    gaps: list[list[float]] = []
+    cpu: list[float] = []
+    joules = None
+    count = job["warmup"] + job["repeats"]
+    for repeat in range(count):
+        prompt = prompt_of(number * count + repeat, job["prompt_tokens"], vocab)
+        counter = energy()
+        times, used = _generated(model, prompt, job["tokens"]) if predicts else _embedded(model, prompt)
+        if repeat >= job["warmup"]:
+            first.append(times[0])
+            gaps.append([after - before for before, after in itertools.pairwise(times)])
+            cpu.append(used)
+            after = energy()
+            if counter is not None and after is not None:
+                joules = (joules or 0.0) + max(0.0, after - counter)
+    return {"first": first, "gaps": gaps, "cpu": cpu, "joules": joules}
+
+
+def _deviation(measured: Mapping[str, Any]) -> float:
+    """The standard deviation of a round's tokens a second of processor time, relative to their mean."""
+    speeds = [len(gaps) / used for gaps, used in zip(measured["gaps"], measured["cpu"], strict=True)]
+    mean = statistics.fmean(speeds)
+    return statistics.stdev(speeds) / mean if mean else 0.0  # an end token may leave no token after the first
 
 
 def _vocabulary(artifact: Any) -> tuple[int, bool]:
@@ -158,7 +194,7 @@ def main() -> None:
     out.flush()
 
 
-__all__ = ["energy", "main", "measured", "peak_memory", "prompt_of", "resident"]
+__all__ = ["energy", "main", "measured", "peak_memory", "processors", "prompt_of", "resident"]
 
 if __name__ == "__main__":
     main()

@@ -144,6 +144,8 @@ def show(done: Optimized) -> None:
         click.echo(f"  {reason}")
     for name, why in result["left_out"].items():
         click.echo(f"left out: {name}: {why}", err=True)
+    for name, why in result["not_gated"].items():
+        click.echo(f"not gated: {name}: {why}", err=True)
 
 
 __all__ = ["command", "run_olive", "show"]

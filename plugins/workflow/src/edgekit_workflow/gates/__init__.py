@@ -9,6 +9,7 @@ from pathlib import Path
 
 import edgekit
 from edgekit.artifact import Artifact
+from edgekit.errors import UsageError
 from edgekit.evaluation.samples import arrays_of
 from edgekit.typing import Array
 from edgekit_workflow.gates.derivation import derivation_gates
@@ -24,6 +25,7 @@ from edgekit_workflow.gates.results import GateResult as GateResult
 from edgekit_workflow.gates.robustness import robustness_gates
 from edgekit_workflow.gates.security import compliance_gates, security_gates
 from edgekit_workflow.gates.silent import silent_gates
+from edgekit_workflow.gates.subject import Shared as Shared
 from edgekit_workflow.gates.subject import Subject
 
 _BY_CATEGORY: dict[str, Callable[[Subject], Iterator[GateResult]]] = {
@@ -47,6 +49,7 @@ def gate(
     full: bool = False,
     runtime: str | None = None,
     signature: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
+    shared: Shared | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Certificate:
     """Hold an artifact to a policy, against the source that it was made from.
@@ -61,13 +64,15 @@ def gate(
         full: compare every row of every tensor instead of a sample.
         runtime: name of the runtime to run the artifact with; None takes the fastest.
         signature: file of a signature that `model_signing` made of the artifact, and of the public key.
+        shared: with other artifacts of the same opened source: ``Shared(source)``; measures it once for all of them.
         progress: called before each category: how many are done, of how many, its name.
 
     Returns:
         The results of all gates that the policy does not skip. `Certificate.refuse` raises for those that fail.
 
     Raises:
-        UsageError: the artifact is of another model than the source, or the samples are not of its inputs.
+        UsageError: the artifact is of another model than the source, the samples are not of its inputs, or `shared` is
+            of another source.
         InvalidFileError, MissingFileError: about the files, or the policy's.
         ChangedSourceError: a file was changed while the gates ran.
 
@@ -78,7 +83,11 @@ def gate(
     limits = policy if isinstance(policy, Policy) else Policy() if policy is None else read_policy(policy)
     opened = [a if isinstance(a, Artifact) else edgekit.open(a) for a in (artifact, source)]
     signed = None if signature is None else (Path(signature[0]), Path(signature[1]))
-    subject = Subject(opened[0], opened[1], limits, texts, full, runtime, signed, _arrays(samples))
+    if shared is not None and shared.source is not opened[1]:
+        raise UsageError(f"shared is of {shared.source.path}, not of the opened {opened[1].path}; give Shared(source)")
+    subject = Subject(
+        opened[0], opened[1], limits, texts, full, runtime, signed, _arrays(samples), shared or Shared(opened[1])
+    )
     results: list[GateResult] = []
     for number, (category, gates) in enumerate(_BY_CATEGORY.items()):
         if progress:
@@ -94,4 +103,14 @@ def _arrays(samples: str | os.PathLike[str] | Mapping[str, Array] | None) -> Map
     return arrays_of(Path(samples)) if isinstance(samples, str | os.PathLike) else samples
 
 
-__all__ = ["CATEGORIES", "GATES", "Certificate", "GateResult", "Policy", "default_toml", "gate", "read_policy"]
+__all__ = [
+    "CATEGORIES",
+    "GATES",
+    "Certificate",
+    "GateResult",
+    "Policy",
+    "Shared",
+    "default_toml",
+    "gate",
+    "read_policy",
+]

@@ -68,6 +68,7 @@ class Performance:
     )
     tokens: int = _count(32, "tokens of a run")
     repeats: int = _count(3, "runs to measure, after one to warm up")
+    rounds: int = _count(3, "most rounds of them, while the speed varies by more than the limit; the steadiest counts")
 
 
 @attrs.frozen
@@ -79,6 +80,9 @@ class Robustness:
         8, "how many other requests, four at a time, half of them abandoned, must not change an answer"
     )
     tokens: int = _count(8, "tokens of an answer")
+    near_tie: float = _limit(
+        0.5, "by how many nats a token may be less likely than another and take its place by the runtime's rounding"
+    )
 
 
 @attrs.frozen

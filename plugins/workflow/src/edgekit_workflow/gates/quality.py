@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from edgekit.evaluation import Baseline, Evaluation, evaluate
+from edgekit.evaluation import Evaluation, evaluate
 from edgekit.evaluation.language import tokens_of
 from edgekit.runtime import EmbeddingRuntime
 from edgekit.runtime.numpy import NumpyRuntime
@@ -46,7 +46,7 @@ def _why_not(subject: Subject) -> str:
 
 
 def _language(subject: Subject, names: Sequence[str]) -> Iterator[GateResult]:
-    baseline, most = Baseline(subject.source), subject.policy.quality.tokens
+    baseline, most = subject.shared.baseline, subject.policy.quality.tokens
     found = {
         category: evaluate(subject.artifact, tokens_of(subject.source, text)[:most], baseline=baseline)
         for category, text in subject.texts.items()

@@ -9,11 +9,16 @@ from typing import Any
 import numpy as np
 
 from edgekit.errors import ContextOverflowError, EdgekitError, UsageError
-from edgekit.runtime import ChattingRuntime
+from edgekit.runtime import ChattingRuntime, TokenizingRuntime
 from edgekit_workflow.gates.results import GateResult
 from edgekit_workflow.gates.silent import listed, probe_tokens
 from edgekit_workflow.gates.subject import Subject
+from edgekit_workflow.gates.ties import Answer, NearTie, answered, near_tie
 
+#: What is answered again and again.
+PROMPT = "Once upon a time"
+#: Ends of the other prompts. States of a shorter one may be taken for the beginning of an answer to `PROMPT`.
+OTHER_WORDS = ("", " other words", " is short", " other words, and more of them than before")
 #: What a model has to take, whatever it answers.
 ODD_PROMPTS = ("é", "日本", "👩\u200d🚀", "\x00\t\n", "<|end|></s>", "{{ 7 * 7 }}", "a" * 200)
 #: What a runtime has to refuse with an error of edgekit's.
@@ -42,25 +47,27 @@ def robustness_gates(subject: Subject) -> Iterator[GateResult]:
             yield from (_result(name, gate, subject, model) for name, gate in chosen.items())
 
 
-Gate = Callable[[Subject, Any], Iterator[str]]
+#: Yields faults, and near ties, which are none.
+Gate = Callable[[Subject, Any], Iterator[str | NearTie]]
 
 
 def _result(name: str, gate: Gate, subject: Subject, model: ChattingRuntime) -> GateResult:
     try:
-        odd = list(gate(subject, model))
+        found = list(gate(subject, model))
     except EdgekitError as error:
-        odd = [f"{type(error).__name__}: {error}"]
-    return GateResult(name, "robustness", not odd, detail=f"{model.name}: {listed(odd)}" if odd else "")
+        found = [f"{type(error).__name__}: {error}"]
+    odd = [each for each in found if isinstance(each, str)]
+    told = odd or sorted({str(each) for each in found})
+    return GateResult(name, "robustness", not odd, detail=f"{model.name}: {listed(told)}" if told else "")
 
 
-def repeats(subject: Subject, model: ChattingRuntime) -> Iterator[str]:
+def repeats(subject: Subject, model: ChattingRuntime) -> Iterator[str | NearTie]:
     """The same prompt gets the same answer."""
-    tokens, first = subject.policy.robustness.tokens, ""
-    for number in range(subject.policy.robustness.repeats):
-        answer = model.generate("Once upon a time", max_tokens=tokens)
-        if number and answer != first:
-            yield f"run {number + 1} answers {answer!r:.40}, the first {first!r:.40}"
-        first = first or answer
+    first = answered(model, PROMPT, subject.policy.robustness.tokens)
+    for number in range(1, subject.policy.robustness.repeats):
+        answer = answered(model, PROMPT, subject.policy.robustness.tokens)
+        if answer.text != first.text:
+            yield _otherwise(subject, model, (first, answer), (f"run {number + 1}", "the first"))
 
 
 def long_prompts(subject: Subject, model: ChattingRuntime) -> Iterator[str]:
@@ -98,32 +105,51 @@ def _not_refused(
         yield f"{shown} is answered, {expected.__name__} is expected"
 
 
-def load(subject: Subject, model: ChattingRuntime) -> Iterator[str]:
-    """Many other requests at the same time, abandoned ones among them, do not change an answer, then or afterwards."""
+def load(subject: Subject, model: ChattingRuntime) -> Iterator[str | NearTie]:
+    """Many other requests at the same time, abandoned ones among them, do not change an answer, then or afterwards.
+
+    Answers that part where two tokens are as good as equally likely are the runtime's rounding: see `ties`.
+    """
     how = subject.policy.robustness
 
-    def answer() -> str:
-        return model.generate("Once upon a time", max_tokens=how.tokens)
+    def answer() -> Answer:
+        return answered(model, PROMPT, how.tokens)
 
     first = answer()
     with ThreadPoolExecutor(CONCURRENT) as pool:
-        others = [pool.submit(_other, model, number, how.tokens) for number in range(how.requests)]
-        among = [pool.submit(answer) for _ in range(2)]
-        asked: list[Future[None] | Future[str]] = [*others, *among]
+        others, among = [], []
+        for number in range(how.requests):
+            others.append(pool.submit(_other, model, number, how.tokens))
+            if number % CONCURRENT == 0:  # others come before and after: at the end an answer would be alone
+                among.append(pool.submit(answer))
+        asked: list[Future[None] | Future[Answer]] = [*others, *among]
         errors = [error for future in asked if (error := future.exception()) is not None]
+    again = answer()
     for error in errors:
         yield f"one of {how.requests} requests at the same time raises {type(error).__name__}: {error!s:.80}"
-    answers = [future.result() for future in among if future.exception() is None]
-    for given in {text for text in answers if text != first}:
-        yield f"among {how.requests} requests at the same time it answers {given!r:.40}, alone {first!r:.40}"
-    again = answer()
-    if first != again:
-        yield f"after {how.requests} requests it answers {again!r:.40}, before {first!r:.40}"
+    answers = {a.text: a for future in among if future.exception() is None and (a := future.result())}
+    when = f"among {how.requests} requests at the same time", "alone"
+    yield from (_otherwise(subject, model, (first, each), when) for text, each in answers.items() if text != first.text)
+    if again.text != first.text:
+        yield _otherwise(subject, model, (first, again), (f"after {how.requests} requests", "before"))
+
+
+def _otherwise(
+    subject: Subject, model: ChattingRuntime, answers: tuple[Answer, Answer], when: tuple[str, str]
+) -> str | NearTie:
+    """Return why the second of two answers to `PROMPT` differs from the first: a near tie, or else a fault."""
+    tokenizer = subject.tokenizers[0]
+    assert tokenizer is not None  # the artifact generates text
+    prompt = model.encode(PROMPT) if isinstance(model, TokenizingRuntime) else tokenizer.encode(PROMPT)
+    tie = near_tie(model, prompt, answers, tokenizer.end_ids, subject.policy.robustness.near_tie)
+    first, other = answers
+    return tie or f"{when[0]} it answers {other.text!r:.40}, {when[1]} {first.text!r:.40}"
 
 
 def _other(model: ChattingRuntime, number: int, tokens: int) -> None:
     """Ask for another text; every second one is abandoned after its first piece."""
-    text = model.stream(f"{number} other words", max_tokens=tokens, temperature=1.0, seed=number)
+    prompt = f"{number}{OTHER_WORDS[number % len(OTHER_WORDS)]}"
+    text = model.stream(prompt, max_tokens=tokens, temperature=1.0, seed=number)
     for _ in text:
         if number % 2:
             break

@@ -269,8 +269,7 @@ def degenerate(subject: Subject) -> GateResult:
     prompts = _prompts(subject)
     with subject.running() as model:
         ours = [_repeated(model, prompt, count) for prompt in prompts]
-    with NumpyRuntime.open(subject.source) as model:
-        theirs = [_repeated(model, prompt, count) for prompt in prompts]
+    theirs = _of_source(subject, prompts, count)
     excess = max(0.0, float(np.mean(ours) - np.mean(theirs)))
     detail = (
         ""
@@ -278,6 +277,15 @@ def degenerate(subject: Subject) -> GateResult:
         else f"{np.mean(ours):.0%} of its runs of four tokens repeat, the source's {np.mean(theirs):.0%}"
     )
     return result("degenerate", excess <= limit, detail, measured=excess, required=limit)
+
+
+def _of_source(subject: Subject, prompts: list[str], count: int) -> list[float]:
+    """How much of what the source writes after each prompt repeats itself; the same for all artifacts of it."""
+    known, key = subject.shared.repetition, (tuple(prompts), count)
+    if key not in known:
+        with NumpyRuntime.open(subject.source) as model:
+            known[key] = [_repeated(model, prompt, count) for prompt in prompts]
+    return known[key]
 
 
 def _prompts(subject: Subject) -> list[str]:

@@ -12,13 +12,37 @@ import attrs
 from edgekit.architectures import Model
 from edgekit.artifact import Artifact
 from edgekit.errors import ChangedSourceError, EdgekitError, UnsupportedModelError, UsageError
+from edgekit.evaluation import Baseline
 from edgekit.files.digests import sha256
 from edgekit.files.guard import Stamp
 from edgekit.runtime import ChattingRuntime, load
 from edgekit.tokenizer import Tokenizer
 from edgekit.typing import Array
-from edgekit_workflow.gates.policy import Policy
+from edgekit_workflow.bench import Measurement
+from edgekit_workflow.gates.policy import Performance, Policy
 from edgekit_workflow.gates.tensors import TensorCheck, check_tensors
+
+
+@attrs.frozen(eq=False, slots=False)
+class Shared:
+    """What the gates of several artifacts measure of their source, once for all of them.
+
+    It holds for the source as it was opened: `Subject.refuse_changes` refuses one that was changed since.
+
+    Attributes:
+        source: what they were made from.
+        repetition: how much of the source's text after each prompt repeats itself, by the prompts and its tokens.
+        speeds: of the source in F32, by format, runtime and the policy that says how it is measured.
+    """
+
+    source: Artifact
+    repetition: dict[tuple[tuple[str, ...], int], list[float]] = attrs.field(factory=dict)
+    speeds: dict[tuple[str, str, Performance], Measurement] = attrs.field(factory=dict)
+
+    @cached_property
+    def baseline(self) -> Baseline:
+        """The source, with its hidden states cached: ``4 * width`` bytes for every token that it is measured on."""
+        return Baseline(self.source)
 
 
 @attrs.frozen(eq=False, slots=False)
@@ -34,6 +58,7 @@ class Subject:
         runtime: name of the runtime to run the artifact with; None takes the fastest.
         samples: arrays of a classifier's inputs by name, samples in the first dimension, and ``labels``; or None.
         signature: a signature of `model_signing` over the artifact, and the public key to verify it with; or None.
+        shared: what is measured of the source once for several artifacts.
     """
 
     artifact: Artifact
@@ -44,6 +69,7 @@ class Subject:
     runtime: str | None = None
     signature: tuple[Path, Path] | None = None
     samples: Mapping[str, Array] | None = None
+    shared: Shared = attrs.field(default=attrs.Factory(lambda self: Shared(self.source), takes_self=True))
 
     @cached_property
     def checks(self) -> tuple[TensorCheck, ...]:
@@ -129,4 +155,4 @@ def _name(file: Path, root: Path) -> str:
     return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
 
 
-__all__ = ["Subject", "hashes"]
+__all__ = ["Shared", "Subject", "hashes"]

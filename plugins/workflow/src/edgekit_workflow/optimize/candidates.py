@@ -13,7 +13,7 @@ from edgekit.artifact import Artifact, Format, Layout, Sizes
 from edgekit.errors import EdgekitError, MissingPluginError, UnknownRecipeError, UsageError
 from edgekit.pipeline import find_recipe, make_plan
 from edgekit.plugin import manager
-from edgekit_workflow.optimize.settings import Method, Settings
+from edgekit_workflow.optimize.settings import METHODS, Method, Settings
 
 
 @attrs.frozen
@@ -76,7 +76,7 @@ class Candidates:
         return str(self.table.get(format_name, {}).get("suffix", ""))
 
     def within(self) -> tuple[Candidate, ...]:
-        """The candidates in the order in which they are tried: round robin over formats, fits last.
+        """The candidates in the order in which they are tried: round robin over formats, the cheap methods first.
 
         Those larger than the budget are left out, and `left_out` says so.
 
@@ -91,7 +91,7 @@ class Candidates:
                 self.left_out[candidate.name] = f"{candidate.nbytes:,} bytes, above the budget of {budget:,}"
         if not fitting:
             self._refuse_budget()
-        kinds = [c for c in fitting if c.method != "fit"], [c for c in fitting if c.method == "fit"]
+        kinds = [[c for c in fitting if c.method == method] for method in METHODS]
         return tuple(candidate for kind in kinds for candidate in _round_robin(kind))
 
     def layout(self, format_name: str) -> Layout | None:

@@ -9,6 +9,7 @@ import attrs
 
 from edgekit.cli.output import size
 from edgekit.errors import QualityGateError
+from edgekit_workflow.bench import BUSY
 from edgekit_workflow.optimize.pareto import front
 from edgekit_workflow.optimize.settings import Settings
 from edgekit_workflow.optimize.stages import Record, kl_of
@@ -149,10 +150,12 @@ def _reasons(best: Measured, good: Sequence[Measured], stages: Mapping[str, Any]
         f"KL divergence {quality['kl']:.6f} ± {quality['kl_error']:.6f} nats, top-1 agreement {quality['top1']:.2%}",
         f"perplexity {quality['perplexity']:.4f}, the source's {quality['baseline_perplexity']:.4f}",
     ]
+    others = best.speed.get("others") or 0.0
     if best.speed.get("speed"):
         reasons.append(
             f"{best.speed['speed']:.0f} tokens a second with {best.speed['runtime']}, at most "
             f"{size(best.speed['memory'])} of memory"
+            + (f", while other programs used {others:.0%} of the processors" if others >= BUSY else "")
         )
     return reasons
 

@@ -34,8 +34,8 @@ class Settings:
         source: path of the model.
         to: the run's directory.
         budget: most bytes of an artifact on disk; None for no limit.
-        time: seconds after which no further step is begun, and no further candidate after six tenths of them, so that
-            what was made is measured and gated too; None for no limit.
+        time: seconds after which no further step is begun; a candidate is begun only if, by what the run's steps took,
+            there will be time to measure and to gate what is made; None for no limit.
         priority: what decides among the artifacts that meet every requirement.
         texts: files to calibrate and to measure with, by category; empty to sample a text from the model itself.
         formats: to write; empty for every installed one that `candidates.toml` lists.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -23,17 +23,21 @@ from edgekit.pipeline import Progress
 from edgekit.pipeline.rounding import Calibration, read_calibration
 from edgekit.plugin import manager
 from edgekit.tensor import precision_name
+from edgekit_workflow.gates import Policy, Shared, gate, read_policy
 from edgekit_workflow.optimize.candidates import Candidate, Candidates
 from edgekit_workflow.optimize.pareto import front
 from edgekit_workflow.optimize.quality import measure_quality, noise_floor
 from edgekit_workflow.optimize.records import RunDirectory
 from edgekit_workflow.optimize.settings import Settings
 from edgekit_workflow.optimize.texts import Texts
+from edgekit_workflow.optimize.timing import Clock, Step
 
 #: Runtimes that show how one is written, or that judge others, and are not measured unless they are asked for.
 _UNHURRIED = ("example", "numpy")
-#: Shares of the time limit after which a stage begins no further step, so that what was made is run and gated too.
-_SHARES = {"convert": 0.3, "quantize": 0.6, "accelerate": 0.8, "validate": 1.0}
+#: Rounds of measuring a speed that varies by more than this share, so that other programs do not decide.
+_ROUNDS, _SETTLED = 3, 0.25
+#: The share of the time limit after which no further format is written unquantized, which is for comparison alone.
+_CONVERTING = 0.3
 Record = dict[str, Any]
 
 
@@ -74,8 +78,13 @@ class Stages:
         self.source, self.settings, self.texts, self.run, self.candidates = source, settings, texts, run, candidates
         self._digests = digests
         self._progress = progress
-        self._begun = time.monotonic()
+        self.clock = Clock(settings.time)
         self._done = 0
+        self._speeds: dict[str, Record] = {}
+        self._gates: dict[str, Record] = {}
+        self._shared = Shared(source)
+        #: Why an artifact was not gated, by its name.
+        self._ungated: dict[str, str] = {}
         #: Why a candidate was left out, by its name.
         self.left_out = dict(candidates.left_out)
         self.tried = candidates.within()
@@ -102,53 +111,151 @@ class Stages:
         return made
 
     def all(self) -> Record:
-        """Run every stage; return the records by stage, and why candidates were left out."""
+        """Run every stage; return the records by stage, why candidates were left out, and what was not gated.
+
+        Within a time limit the first artifact of every format is run and gated before a second one is made, cheap
+        methods come first, and a candidate is begun only if there will be time to gate what is made.
+        """
         baseline = self._baseline()
-        converted = [r for name in self.candidates.formats if (r := self._attempt(name, self._convert, name))]
-        made = [r for c in self.tried if (r := self._attempt(c.name, self._quantize, c))]
+        converted = [r for name in self.candidates.formats if (r := self._converted(name))]
+        made: list[Record] = []
+        for candidate in self._ordered(made):
+            needed = self._pending(made) + self._judging(candidate)
+            record = self._attempt(_step_of(candidate), candidate.name, self._quantize, candidate, needed)
+            if record:
+                made.append(record)
+                if self._is_first(record, made):
+                    self._judge(record)
         best = self._best(made, baseline)
-        speeds = [r for each in [*converted, *best] if (r := self._attempt(each["name"], self._accelerate, each))]
         ahead = [each for each in best if each["stage"] == "quantize"]
-        validated = [r for each in ahead if (r := self._attempt(each["name"], self._validate, each))]
+        for record in ahead:
+            self._judge(record, [each for each in ahead if each is not record])
+        for record in converted:
+            self._accelerated(record, ahead)
         self._refuse_changed_source()
         self._report("")
+        # In the order of the fronts, then what was judged early and is on none.
+        judged = [*ahead, *(record for record in made if record not in ahead)]
         return {
             "baseline": baseline,
             "convert": converted,
             "quantize": made,
-            "accelerate": speeds,
-            "validate": validated,
+            "accelerate": [r for each in [*converted, *judged] if (r := self._speeds.get(each["name"]))],
+            "validate": [r for each in judged if (r := self._gates.get(each["name"]))],
             "left_out": dict(sorted(self.left_out.items())),
+            "not_gated": dict(sorted(self._not_gated(made, ahead).items())),
         }
 
-    def _attempt(self, name: str, step: Callable[[Any], Record], given: Any) -> Record | None:
-        """Run a step within its stage's share of the time; what cannot be made is left out, with the reason.
+    def _ordered(self, made: list[Record]) -> Iterator[Candidate]:
+        """Yield the candidates: within a time limit those of formats of which nothing is made before all others."""
+        waiting = list(self.tried)
+        while waiting:
+            formats = {record["format"] for record in made} if self.settings.time is not None else set()
+            chosen = next((candidate for candidate in waiting if candidate.format not in formats), waiting[0])
+            waiting.remove(chosen)
+            yield chosen
+
+    def _is_first(self, record: Record, made: Sequence[Record]) -> bool:
+        """Whether a time limit asks for judging this artifact now: the first of its format within the budget."""
+        budget = self.settings.budget
+        within = [r for r in made if r["format"] == record["format"] and (budget is None or r["nbytes"] <= budget)]
+        return self.settings.time is not None and within[:1] == [record]
+
+    def _judge(self, record: Record, others: Sequence[Record] = ()) -> None:
+        """Run an artifact on its runtimes, and pass it through the gates.
+
+        Args:
+            record: of the artifact.
+            others: that must be gated too: time for their gates is not spent on this one's speed.
+        """
+        self._accelerated(record, [record, *others])
+        name, step = record["name"], _step_of(record, "validate")
+        if name not in self._gates and (validated := self._attempt(step, name, self._validate, record)):
+            self._gates[name] = validated
+
+    def _accelerated(self, record: Record, gated: Sequence[Record]) -> None:
+        name, step = record["name"], _step_of(record, "accelerate")
+        if name in self._speeds:
+            return
+        needed = self._gating(each for each in gated if each["name"] not in self._gates)
+        if speeds := self._attempt(step, name, self._accelerate, record, needed):
+            self._speeds[name] = speeds
+
+    def _pending(self, made: list[Record]) -> float:
+        """Seconds that running and gating what is on the formats' fronts will take, without what is done."""
+        budget = self.settings.budget
+        within = [record for record in made if budget is None or record["nbytes"] <= budget]
+        waiting = [record for record in self._ahead(within) if record["name"] not in self._gates]
+        return sum(self._judging(record) for record in waiting)
+
+    def _judging(self, what: Candidate | Record) -> float:
+        """Seconds that running and gating one artifact will take."""
+        return sum(self.clock.predicted(_step_of(what, stage)) for stage in ("accelerate", "validate"))
+
+    def _gating(self, records: Iterable[Record]) -> float:
+        return sum(self.clock.predicted(_step_of(record, "validate")) for record in records)
+
+    def _not_gated(self, made: Sequence[Record], ahead: Sequence[Record]) -> dict[str, str]:
+        """Return why artifacts were not passed through the gates, by name."""
+        if not self.settings.gates:
+            return {}
+        on_front = {record["name"] for record in ahead}
+        names = (record["name"] for record in made if record["name"] not in self._gates)
+        return {name: self._ungated.get(name, "") if name in on_front else _OFF_FRONT for name in names}
+
+    def _converted(self, format_name: str) -> Record | None:
+        step = Step("convert", format_name)
+        late = self.settings.time is not None and self.clock.left < (1 - _CONVERTING) * self.settings.time
+        return self._attempt(step, format_name, self._convert, format_name, float("inf") if late else 0.0)
+
+    def _attempt(
+        self, step: Step, name: str, do: Callable[[Any], Record], given: Any, needed: float = 0.0
+    ) -> Record | None:
+        """Do a step if there is time for it; what cannot be made is left out, with the reason.
+
+        Args:
+            step: what it is, for the prediction.
+            name: of its record.
+            do: does it, or finds its record.
+            given: to `do`.
+            needed: seconds that have to remain after it.
 
         Raises:
             ChangedSourceError: the source changed meanwhile.
         """
         self._report(name)
+        done = self.run.known(step.stage, name) is not None
+        if not done and (late := self._late(step, needed)):
+            self._leave_out(step, name, late)
+            return None
         try:
-            return step(given) if self._has_time(step) else self._remembered(name, step)
+            with nullcontext() if done else self.clock.measuring(step):
+                return do(given)
         except ChangedSourceError:
             raise
         except (EdgekitError, ValueError, RuntimeError, NotImplementedError) as error:
             if isinstance(error, OSError):  # no space, no permission: of the run, not of the candidate
                 raise
             self._refuse_changed_source()
-            self.left_out[name] = f"{_STEP[step.__name__]}: {error}"
+            self._leave_out(step, name, str(error))
             return None
 
-    def _has_time(self, step: Callable[[Any], Record]) -> bool:
-        limit = self.settings.time
-        return limit is None or time.monotonic() - self._begun < limit * _SHARES[_STEP[step.__name__]]
+    def _leave_out(self, step: Step, name: str, why: str) -> None:
+        reasons = self._ungated if step.stage == "validate" else self.left_out
+        reasons[name] = f"{step.stage}: {why}"
 
-    def _remembered(self, name: str, step: Callable[[Any], Record]) -> Record | None:
-        """Return the record of an earlier run when there is no time to do the step."""
-        record = self.run.known(_STEP[step.__name__], name)
-        if record is None:
-            self.left_out[name] = f"{_STEP[step.__name__]}: the time limit of {self.settings.time:g} s"
-        return record
+    def _late(self, step: Step, needed: float) -> str:
+        """Why a step no longer fits into the time that is left; empty if it does."""
+        if self.settings.time is None:
+            return ""
+        left, predicted = self.clock.left, self.clock.predicted(step)
+        if left > 0 and left >= predicted + needed:
+            return ""
+        limit = f"the time limit of {self.settings.time:g} s"
+        if left <= 0 or not predicted:
+            return limit
+        after = f", and the gates that must follow {needed:.0f} s" if 0 < needed < float("inf") else ""
+        return f"{limit}: {left:.0f} s were left, and it would take about {predicted:.0f} s{after}"
 
     def _report(self, name: str) -> None:
         if self._progress:
@@ -270,10 +377,15 @@ class Stages:
                 f"a budget of {budget:,} bytes: the smallest file that was made has {least['nbytes']:,} bytes "
                 f"({least['name']}); give at least that, or choose a smaller model"
             )
+        return self._ahead(inside, baseline["noise_floor"])
+
+    @staticmethod
+    def _ahead(inside: list[Record], noise: float = 0.0) -> list[Record]:
+        """Return what is on the fronts of the formats, the formats in turn."""
         ahead: list[list[Record]] = []
         for format_name in dict.fromkeys(record["format"] for record in inside):
             of_format = [record for record in inside if record["format"] == format_name]
-            points = [{"kl": kl_of(r, baseline["noise_floor"]), "nbytes": r["nbytes"]} for r in of_format]
+            points = [{"kl": kl_of(r, noise), "nbytes": r["nbytes"]} for r in of_format]
             ahead.append([of_format[at] for at in front(points)])
         # The first of every format, then the second of every format: a time limit leaves no format out.
         return [record for each in itertools.zip_longest(*ahead) for record in each if record is not None]
@@ -311,10 +423,18 @@ class Stages:
         if known is not None or not self.settings.gates:
             return known or {}
         path = self.run.artifact("quantize", made["file"])
-        return self.run.keep("validate", made["name"], gated(path, self.source, self.texts, self.settings))
+        return self.run.keep("validate", made["name"], gated(path, self._shared, self.texts, self.settings))
 
 
-_STEP = {"_convert": "convert", "_quantize": "quantize", "_accelerate": "accelerate", "_validate": "validate"}
+#: Why an artifact is not gated that another of its format beats in quality and size.
+_OFF_FRONT = "another artifact of its format is at least as good and as small"
+
+
+def _step_of(what: Candidate | Mapping[str, Any], stage: str = "quantize") -> Step:
+    """Return a step for a candidate, or for an artifact by its record."""
+    if isinstance(what, Candidate):
+        return Step(stage, what.format, what.method if stage == "quantize" else "none", what.nbytes or 0)
+    return Step(stage, what["format"], nbytes=what["nbytes"])
 
 
 def kl_of(record: Mapping[str, Any], noise: float) -> float:
@@ -322,21 +442,19 @@ def kl_of(record: Mapping[str, Any], noise: float) -> float:
     return max(float(record["quality"]["kl"]), noise)
 
 
-def gated(path: Path, source: Artifact, texts: Texts, settings: Settings) -> Record:
+def gated(path: Path, shared: Shared, texts: Texts, settings: Settings) -> Record:
     """Return what the gates say of an artifact: ``passed``, and ``gates``, the results as plain data.
 
     Quality is judged on the windows that measure; without `Settings.speed` performance is not judged.
     """
-    from edgekit_workflow.gates import Policy, gate, read_policy
-
     policy = Policy() if settings.policy is None else read_policy(settings.policy)
     if not settings.speed:
         skip: Any = [*policy.skip, "performance"]
         policy = attrs.evolve(policy, skip=skip)
-    tokenizer = source.tokenizer
+    tokenizer = shared.source.tokenizer
     assert tokenizer is not None
     text = {name: tokenizer.decode(windows.reshape(-1).tolist()) for name, windows in texts.measuring.items()}
-    certificate = gate(path, source, policy=policy, text=text)
+    certificate = gate(path, shared.source, policy=policy, text=text, shared=shared)
     return {"passed": certificate.passed, "gates": [result.to_dict() for result in certificate]}
 
 
@@ -346,7 +464,14 @@ def _measured(artifact: Artifact, runtime: str, options: dict[str, Any]) -> Reco
     room = artifact.model.config.context
     tokens = max(2, min(32, room // 2))
     measured = measure(
-        artifact, runtime, prompt_tokens=min(16, room - tokens), tokens=tokens, repeats=3, options=options
+        artifact,
+        runtime,
+        prompt_tokens=min(16, room - tokens),
+        tokens=tokens,
+        repeats=3,
+        options=options,
+        rounds=_ROUNDS,
+        settled=_SETTLED,
     )
     return {
         "runtime": runtime,
@@ -360,6 +485,8 @@ def _measured(artifact: Artifact, runtime: str, options: dict[str, Any]) -> Reco
         "memory_before": measured.before,
         "load_seconds": measured.load_seconds,
         "joules_per_token": measured.joules_per_token,
+        "rounds": measured.rounds,
+        "others": measured.others,
     }
 
 

@@ -52,6 +52,12 @@ class Run:
         self.numbers = {m.name: number for number, m in enumerate(self.made, 1)}
 
     @property
+    def not_gated(self) -> Mapping[str, str]:
+        """Why artifacts were not passed through the gates, by name; empty in runs of versions that did not tell."""
+        told: Mapping[str, str] = self.result.get("not_gated", {})
+        return told
+
+    @property
     def source(self) -> Mapping[str, Any]:
         """The record of the source."""
         baseline: Mapping[str, Any] = self.result["baseline"]

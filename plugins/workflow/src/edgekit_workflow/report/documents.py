@@ -12,6 +12,9 @@ from edgekit_workflow.report.data import Run
 SCHEMA = 1
 
 
+_TOLD = ("front", "chosen", "reasons", "refused", "left_out", "settings", "command")
+
+
 def as_json(run: Run) -> dict[str, Any]:
     """Return what the report says, as plain data: ``artifacts`` with all figures, ``front``, ``chosen``, ``hashes``."""
     return {
@@ -23,9 +26,8 @@ def as_json(run: Run) -> dict[str, Any]:
             {**m.record, "number": run.numbers[m.name], "speed": m.speed or None, "gates": m.gates or None}
             for m in run.made
         ],
-        **{
-            key: run.result[key] for key in ("front", "chosen", "reasons", "refused", "left_out", "settings", "command")
-        },
+        **{key: run.result[key] for key in _TOLD},
+        "not_gated": run.not_gated,
         "hashes": run.hashes(),
     }
 
@@ -50,6 +52,9 @@ def _markdown(run: Run) -> Iterator[str]:
     if run.result["left_out"]:
         yield "\n## Left out\n"
         yield from (f"- {name}: {why}" for name, why in run.result["left_out"].items())
+    if run.not_gated:
+        yield "\n## Not gated\n"
+        yield from (f"- {name}: {why}" for name, why in run.not_gated.items())
     yield "\n## Make it again\n"
     yield f"```console\n$ {run.result['command']}\n```\n"
     yield from _rows(("file", "SHA-256"), [(f"`{name}`", f"`{digest}`") for name, digest in run.hashes().items()])

@@ -212,6 +212,8 @@ def _fallbacks(run: Run) -> str:
     parts = [_list(shown) if shown else "<p>Every tensor has the precision that its recipe asks for.</p>"]
     if run.result["left_out"]:
         parts.append("<p>Left out:</p>" + _list(f"{_text(n)}: {_text(w)}" for n, w in run.result["left_out"].items()))
+    if run.not_gated:
+        parts.append("<p>Not gated:</p>" + _list(f"{_text(n)}: {_text(w)}" for n, w in run.not_gated.items()))
     return "".join(parts)
 
 
