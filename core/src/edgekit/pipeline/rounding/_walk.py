@@ -98,6 +98,8 @@ class Walk:
                 step = _Layer(self, tensors, inputs, done)
                 rounded = self.computing(tensors, step.observe).layer(layer, rounded)
                 free = list(inputs.values())
+                for name in done:  # decoded, they would fill the memory layer by layer
+                    tensors[name] = self.model.tensors[name]
                 yield from done.items()
         yield from self._output(tensors, original.states, rounded)
         if progress:
