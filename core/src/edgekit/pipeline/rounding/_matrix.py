@@ -136,9 +136,12 @@ def round_matrix(
         The tensor with new codes, and new scales and biases if its format lets them be chosen.
     """
     known, possible = levels(tensor), choices(tensor)
+    # ggml's encoders have searched for a scale under the importance; fitted anew it leaves more loss (0.8 % in Q4_0). A
+    # bias beside it is worth fitting all the same (7.5 % less in Q4_K).
+    settled = known.bias is not None or tensor.precision.convention != "ggml"
     step = _rows(len(weights))
     work = [
-        _Rows(weights[start : start + step], known, possible, metric, start, kernels)
+        _Rows(weights[start : start + step], known, possible, metric, start, kernels, settled)
         for start in range(0, len(weights), step)
     ]
     parts = [part.run() for part in work] if pool is None else _all([pool.submit(part.run) for part in work])
@@ -174,6 +177,7 @@ class _Rows:
     metric: Metric
     start: int
     kernels: Kernels
+    settled: bool
 
     def run(self) -> tuple[U8, Grid]:
         """Round the rows; return the codes, uint8 [cols, rows], and the grid with its new scales."""
@@ -183,7 +187,7 @@ class _Rows:
         grid = Grid.of(attrs.evolve(known, codes=known.codes[rows], scale=known.scale[rows], zero=zero, bias=bias))
         weights, metric = np.ascontiguousarray(self.weights.T), self.metric
         choices = self.choices
-        if choices is not None:
+        if choices is not None and self.settled:
             settle(weights, grid, np.einsum("ii->i", metric.h), choices, rows)
         codes = feedback(weights, grid, metric.spread, metric.order, self.kernels)
         improved = partial(improve, weights, grid, metric.h, metric.correlation)
