@@ -67,7 +67,7 @@ def repeats(subject: Subject, model: ChattingRuntime) -> Iterator[str | NearTie]
     for number in range(1, subject.policy.robustness.repeats):
         answer = answered(model, PROMPT, subject.policy.robustness.tokens)
         if answer.text != first.text:
-            yield _otherwise(subject, model, (first, answer), (f"run {number + 1}", "the first"))
+            yield _otherwise(subject, model, (first, answer), (f"in run {number + 1}", "in the first"))
 
 
 def long_prompts(subject: Subject, model: ChattingRuntime) -> Iterator[str]:
