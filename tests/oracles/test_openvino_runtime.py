@@ -348,6 +348,7 @@ def test_a_tokenizer_is_converted_once(small, monkeypatch):
 def test_an_ir_of_an_ir_takes_the_tokenizer_over(small, tmp_path, monkeypatch):
     """Converting it anew takes a child process and seconds, and would give the same."""
     monkeypatch.setattr("edgekit_openvino.tokenizer._converted", lambda folder: pytest.fail("converted anew"))
+    monkeypatch.setattr("edgekit_openvino.tokenizer._KNOWN", {})
     made = edgekit.quantize(small, "INT8_SYM", to=tmp_path / "int8", format="openvino")
     for name in MODELS:
         assert (made.path / name).read_bytes() == (small.path / name).read_bytes(), name
