@@ -104,7 +104,7 @@ def rows_together(precision: Precision, shape: tuple[int, ...]) -> Together | No
     if precision.rowwise:
         return Together()
     layouts = part_layouts(precision, shape)
-    if layouts is None:
+    if layouts is None or any(layout.growth not in ("rows", "packed") for layout in layouts.values()):
         return None
     shared = [key for key, layout in layouts.items() if layout.growth == "packed"]
     if not shared:
