@@ -104,13 +104,11 @@ def rows_together(precision: Precision, shape: tuple[int, ...]) -> Together | No
     if precision.rowwise:
         return Together()
     layouts = part_layouts(precision, shape)
-    if layouts is None or any(layout.growth not in ("rows", "packed") for layout in layouts.values()):
+    if layouts is None or (not precision.packed_rows and any(k.growth != "rows" for k in layouts.values())):
         return None
     shared = [key for key, layout in layouts.items() if layout.growth == "packed"]
     if not shared:
         return Together()
-    if not precision.packed_rows:
-        return None
     eight = _probe(precision, 8, shape[-1])
     for rows in (2, 4, 8):  # eight rows end on a byte whatever the width of a code
         few = _probe(precision, rows, shape[-1])
