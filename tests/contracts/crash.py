@@ -429,30 +429,28 @@ def python_kills(bench: Bench, setup: Setup, every: int = 1, start: int = 1, pre
 def python_errors(bench: Bench, setup: Setup, every: int = 1, start: int = 1, prepare: Any = None) -> int:
     """An error at every call that Python makes; gives how many there were."""
     codes = itertools.cycle((errno.EIO, errno.ENOSPC, errno.EACCES))
-    done = 0
-    for at in range(start, number_of_calls(bench, setup, prepare) + 1, every):
-        bench.lay(setup.before, setup.target)
-        code = cut_by_python(bench, setup, at, failing(next(codes)), prepare)
-        where = f"error at call {at}, exit code {code}"
-        check(code in (0, 5), f"{setup.name}, {where}")
-        bench.check_whole(setup, where, new_only=code == 0)
-        bench.check_next(setup, setup.command, where)
-        done += 1
-    return done
+    places = range(start, number_of_calls(bench, setup, prepare) + 1, every)
+    for at in places:
+        _fail(bench, setup, at, next(codes), f"error at call {at}", prepare=prepare)
+    return len(places)
 
 
 def python_full(bench: Bench, setup: Setup, every: int = 1, start: int = 1) -> int:
     """A disk that is full from each write on, the journal's included; gives how many there were."""
-    done = 0
-    for at in range(start, number_of_calls(bench, setup, full=True) + 1, every):
-        bench.lay(setup.before, setup.target)
-        code = cut_by_python(bench, setup, at, failing(errno.ENOSPC), full=True)
-        where = f"full from write {at} on, exit code {code}"
-        check(code in (0, 5), f"{setup.name}, {where}")
-        bench.check_whole(setup, where, new_only=code == 0)
-        bench.check_next(setup, setup.command, where)
-        done += 1
-    return done
+    places = range(start, number_of_calls(bench, setup, full=True) + 1, every)
+    for at in places:
+        _fail(bench, setup, at, errno.ENOSPC, f"full from write {at} on", full=True)
+    return len(places)
+
+
+def _fail(bench: Bench, setup: Setup, at: int, code: int, what: str, **how: Any) -> None:
+    """Run a set-up's command with an error at its n-th call; look at the target, and at the next run."""
+    bench.lay(setup.before, setup.target)
+    left = cut_by_python(bench, setup, at, failing(code), **how)
+    where = f"{what}, exit code {left}"
+    check(left in (0, 5), f"{setup.name}, {where}")
+    bench.check_whole(setup, where, new_only=left == 0)
+    bench.check_next(setup, setup.command, where)
 
 
 def python_interrupts(bench: Bench, setup: Setup, every: int = 1, start: int = 1, prepare: Any = None) -> int:
