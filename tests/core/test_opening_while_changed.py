@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import edgekit
-from edgekit.errors import InvalidFileError
+from edgekit.errors import ChangedSourceError, InvalidFileError
 from edgekit.formats import hf, safetensors
+from edgekit.pipeline import _conversion
 
 
 @pytest.fixture
@@ -23,13 +24,13 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def after_the_first_opening(monkeypatch: pytest.MonkeyPatch, change) -> list[int]:
+def after_the_first_opening(monkeypatch: pytest.MonkeyPatch, change, *, openings_changed: int = 1) -> list[int]:
     """Do something when a directory was read and its stamps are not taken yet; count the openings."""
     openings, artifact = [], hf.Artifact
 
     def made(*arguments, **named):
         openings.append(len(openings))
-        if len(openings) == 1:
+        if len(openings) <= openings_changed:
             change()
         return artifact(*arguments, **named)
 
@@ -57,3 +58,28 @@ def test_a_file_that_nothing_reads_may_change(model, monkeypatch):
     openings = after_the_first_opening(monkeypatch, lambda: (model / "training.log").write_text("step 2"))
     assert edgekit.open(model).config == json.loads((model / "config.json").read_text())
     assert len(openings) == 1
+
+
+def numbered(model: Path):
+    """Give the model's configuration the next number, in a file that replaces the one of before."""
+
+    def change() -> None:
+        config = json.loads((model / "config.json").read_text())
+        (model / "next").write_text(json.dumps({**config, "number": config["number"] + 1}))
+        os.replace(model / "next", model / "config.json")
+
+    return change
+
+
+def test_a_file_that_was_replaced_twenty_times_is_read_as_it_is_in_the_end(model, monkeypatch):
+    openings = after_the_first_opening(monkeypatch, numbered(model), openings_changed=20)
+    assert edgekit.open(model).config["number"] == 21
+    assert len(openings) == 21
+
+
+def test_a_file_that_is_replaced_at_every_opening_is_refused(model, monkeypatch):
+    """What was read at last may be of two models: until this was refused, it was opened."""
+    monkeypatch.setattr(_conversion, "_PATIENCE", 0.2)
+    after_the_first_opening(monkeypatch, numbered(model), openings_changed=1 << 30)
+    with pytest.raises(ChangedSourceError, match="nothing writes to it"):
+        edgekit.open(model)

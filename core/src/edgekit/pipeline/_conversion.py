@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import logging
 import os
 import stat
@@ -25,6 +26,7 @@ from edgekit.encoding._codecs import choose
 from edgekit.encoding._importance import Filled, exact, fill_importance
 from edgekit.encoding._refusals import refuse_nonfinite
 from edgekit.errors import (
+    ChangedSourceError,
     EdgekitError,
     InvalidFileError,
     MissingFileError,
@@ -60,8 +62,10 @@ if TYPE_CHECKING:  # the forward pass and the rounding are loaded only where a c
     from edgekit.pipeline._feedback import Rounder
     from edgekit.pipeline.rounding.calibration import Calibration
 
-#: Attempts to open a model that is replaced while it is opened.
+#: Attempts to open a model of which a file outside its directory is too new to tell whether it still changes.
 _REOPENINGS = 8
+#: Seconds during which a model is opened anew that is replaced, or changed, each time while it is opened.
+_PATIENCE = 30.0
 Nonfinite = Literal["refuse", "keep"]
 Rounding = Literal["nearest", "feedback"]
 _LOG = logging.getLogger("edgekit")
@@ -85,6 +89,7 @@ def open_artifact(path: str | os.PathLike[str]) -> Artifact:
         MissingPluginError: the format is known, but its plugin is not installed.
         InvalidFileError: no format recognises it; it is truncated, corrupt or malicious; or it is a pipe or a device.
         MemoryShortageError: its header states sizes that exceed the available memory.
+        ChangedSourceError: it was changed again and again while it was opened.
     """
     return path.artifact if isinstance(path, Opened) else _settled(Path(path), _open)
 
@@ -98,9 +103,13 @@ def _settled(where: Path, opening: Callable[[Path], Artifact]) -> Artifact:
     """Open a path, again if a file was changed meanwhile, so that the header and the weights are of one model.
 
     The artifact's own stamps are taken after its headers were read, too late to show a change in between.
+
+    Raises:
+        ChangedSourceError: its files changed during every attempt for half a minute.
     """
     before = _stamped(where)
-    for _ in range(_REOPENINGS):
+    until = time.monotonic() + _PATIENCE
+    for attempt in itertools.count(1):
         began = time.time_ns()
         try:
             artifact = opening(where)
@@ -111,8 +120,15 @@ def _settled(where: Path, opening: Callable[[Path], Artifact]) -> Artifact:
         else:
             if all(_settled_since(file, stamp, before, began) for file, stamp in artifact.stamps.items()):
                 return artifact
+            changed = any(before[file] != stamp for file, stamp in artifact.stamps.items() if file in before)
+            if not changed and attempt > _REOPENINGS:
+                return artifact
             before = {**_stamped(where), **artifact.stamps}
-    return opening(where)
+        if time.monotonic() > until:
+            break
+    raise ChangedSourceError(
+        f"{where}: its files changed each time while it was opened; wait until nothing writes to it any more"
+    )
 
 
 def _stamped(where: Path) -> dict[Path, Stamp | None]:
