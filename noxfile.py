@@ -3,6 +3,7 @@
 nox -s demo       the main job on the embedded sample model
 nox -s tests      every test: the core's and the plugins', 50,000 damaged files, then those against the frameworks
 nox -s core       the core's own tests only (under two minutes)
+nox -s coverage   which lines of the core its own tests do not run
 nox -s blas       the core's forward pass and what stands on it, with BLAS kernels of other processors
 nox -s conformance  the conformance kit over the core and all plugins, and the faults that it finds
 nox -s oracles    only the tests against the real frameworks, and the table of formats and distributions
@@ -114,6 +115,8 @@ FUZZERS = {"fuzz": ["--seed", "--seconds"], "fuzz_readers": ["--seed", "--count"
 PARALLEL = ["-n", "2", "--dist", "loadfile"]
 # A test that has taken ten minutes hangs (the longest takes one): it fails, with the stacks of all threads.
 TIMEOUT = ["--timeout", "600"]
+# Which tests to look at first if a run has become slow.
+SLOWEST = ["--durations", "15"]
 # The known answers and the properties of number formats: what mutants of the reference are held to.
 MUTANT_TESTS = ["test_decoded_answers.py", "test_*_properties.py", "test_bits.py", "test_smallfloats.py"]
 # Whose kernels OpenBLAS computes with, and what a processor needs for them. All that numpy's wheels have for x86-64;
@@ -127,9 +130,14 @@ VERSIONS = ("3.11", "3.12", "3.13")
 QUIET = {"CI": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
 
+def install(session: nox.Session, *packages: str) -> None:
+    """Install packages. Only what is imported is compiled, at its first import: frameworks have thousands of files."""
+    session.install("--no-compile", *packages, silent=True)
+
+
 def install_project(session: nox.Session) -> None:
     """Install the project's wheels, not the source trees: what is tested is what users get."""
-    session.install(*CORE, *PLUGINS, silent=True)
+    install(session, *CORE, *PLUGINS)
 
 
 @nox.session(python=False, name="tests")
@@ -148,14 +156,21 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def core(session: nox.Session) -> None:
     """The core's own tests: no framework, no plugin."""
-    session.install(*CORE, "pytest-cov", "pytest-xdist", silent=True)
+    install(session, *CORE, "pytest-xdist")
+    run_pytest(session, "tests/core", *PARALLEL)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """The core's own tests once more, and which lines and branches of the core they do not run (half again as long)."""
+    install(session, *CORE, "pytest-cov", "pytest-xdist")
     run_pytest(session, "tests/core", *PARALLEL, "--cov", "--cov-report=term:skip-covered")
 
 
 @nox.session
 def blas(session: nox.Session) -> None:
     """What stands on float32 products with the BLAS kernels of other processors, as on 2 cores and on 64."""
-    session.install(*CORE, "pytest-timeout", "pytest-xdist", silent=True)
+    install(session, *CORE, "pytest-timeout", "pytest-xdist")
     flags = processor_flags()
     for number, (kernels, needed) in enumerate(KERNELS.items()):
         if flags and needed not in flags:
@@ -180,7 +195,7 @@ def processor_flags() -> set[str]:
 
 def on_another_python(session: nox.Session) -> None:
     """The core's tests on another supported Python."""
-    session.install(*CORE, "pytest-xdist", silent=True)
+    install(session, *CORE, "pytest-xdist")
     run_pytest(session, "tests/core", *PARALLEL)
 
 
@@ -205,23 +220,23 @@ def plugins(session: nox.Session) -> None:
     """The plugins' tests and those across distributions, with the wheels installed side by side."""
     install_project(session)
     traces = ["opentelemetry-sdk>=1.27", "opentelemetry-exporter-otlp-proto-http>=1.27"]
-    session.install(NUMBA, WORKFLOW, *CLIENTS, *traces, "build", "hatchling", "pytest-xdist", silent=True)
-    session.install("--no-deps", LLAMACPP, OPENVINO, MLX, OLIVE, silent=True)  # quiet without frameworks
+    install(session, NUMBA, WORKFLOW, *CLIENTS, *traces, "build", "hatchling", "pytest-xdist")
+    install(session, "--no-deps", LLAMACPP, OPENVINO, MLX, OLIVE)  # quiet without frameworks
     run_pytest(session, "tests/plugins", "tests/contracts", *PARALLEL)
 
 
 @nox.session
 def azure(session: nox.Session) -> None:
     """The files for Azure Machine Learning, read by its own package; nothing is sent."""
-    session.install(*CORE, "ml-dtypes", AZURE, silent=True)
-    session.install("--no-deps", OLIVE, silent=True)
+    install(session, *CORE, "ml-dtypes", AZURE)
+    install(session, "--no-deps", OLIVE)
     run_pytest(session, "tests/azure")
 
 
 @nox.session
 def clusters(session: nox.Session) -> None:
     """Conversion on a local cluster of Dask, of Ray and of MPI, a worker killed in each."""
-    session.install(*CORE, "./plugins/gguf", NUMBA, *ENGINES, silent=True)
+    install(session, *CORE, "./plugins/gguf", NUMBA, *ENGINES)
     run_pytest(session, "tests/clusters")
 
 
@@ -229,16 +244,16 @@ def clusters(session: nox.Session) -> None:
 def quanto(session: nox.Session) -> None:
     """optimum-quanto's checkpoints. Its package makes `optimum` importable, which others take for Optimum: alone."""
     transformers = next(each for each in ORACLES if each.startswith("transformers=="))
-    session.install(TORCH, silent=True)
-    session.install(*CORE, transformers, QUANTO, silent=True)
+    install(session, TORCH)
+    install(session, *CORE, transformers, QUANTO)
     run_pytest(session, "tests/oracles/test_packed_quanto.py")
 
 
 @nox.session
 def clients(session: nox.Session) -> None:
     """LangChain's and LlamaIndex' OpenAI classes on the server, with numpy and llama.cpp (190 MB to install)."""
-    session.install(*CORE, *PLUGINS, *FRAMEWORKS, silent=True)
-    session.install(str(llama_wheel(session)), LLAMACPP, silent=True)
+    install(session, *CORE, *PLUGINS, *FRAMEWORKS)
+    install(session, str(llama_wheel(session)), LLAMACPP)
     run_pytest(session, "tests/oracles/test_openai_classes.py")
 
 
@@ -253,16 +268,16 @@ def conformance(session: nox.Session) -> None:
 @nox.session
 def arm64(session: nox.Session) -> None:
     """The known answers, every kernel and ten conversions on an ARM64 that qemu emulates: the same as on x86-64."""
-    session.install(*CORE, "./plugins/gguf", NUMBA, silent=True)
+    install(session, *CORE, "./plugins/gguf", NUMBA)
     session.run("python", "tests/arm64/compare.py", os.path.join(session.create_tmp(), "arm64"))
 
 
 @nox.session
 def lowest(session: nox.Session) -> None:
     """The core's tests on the oldest dependencies that it declares."""
-    session.install(*CORE, silent=True)
-    session.install("numpy==2.0.0", "attrs==24.1.0", "click==8.1.0", "pluggy==1.5.0", "safetensors==0.6.1")
-    session.install("pytest-xdist", silent=True)
+    install(session, *CORE)
+    install(session, "numpy==2.0.0", "attrs==24.1.0", "click==8.1.0", "pluggy==1.5.0", "safetensors==0.6.1")
+    install(session, "pytest-xdist")
     run_pytest(session, "tests/core", *PARALLEL)
 
 
@@ -270,7 +285,7 @@ def lowest(session: nox.Session) -> None:
 def oracles(session: nox.Session) -> None:
     """The tests that run the real frameworks and compare bytes."""
     install_oracles(session)
-    session.install("pytest-xdist", silent=True)
+    install(session, "pytest-xdist")
     run_pytest(session, "tests/oracles", *PARALLEL)
     session.run("python", "-W", "ignore", "tests/oracles/table.py", env=QUIET)
 
@@ -285,8 +300,8 @@ def examples(session: nox.Session) -> None:
 @nox.session
 def structured(session: nox.Session) -> None:
     """500 texts under a schema, and 500 calls of tools as each family writes them, with llama.cpp's runtime."""
-    session.install(*CORE, "./plugins/gguf", "pytest-xdist", silent=True)
-    session.install(str(llama_wheel(session)), LLAMACPP, silent=True)
+    install(session, *CORE, "./plugins/gguf", "pytest-xdist")
+    install(session, str(llama_wheel(session)), LLAMACPP)
     environment = QUIET | {"EDGEKIT_TEST_TEXTS": "500"}
     tests = "tests/oracles/test_structured_llamacpp.py"
     session.run("python", "-m", "pytest", tests, *PARALLEL[:2], *session.posargs, env=environment)
@@ -300,8 +315,8 @@ def fuzz(session: nox.Session) -> None:
     the processes that read those, ``-- --seed N`` for both.
     """
     install_project(session)
-    session.install("--no-deps", OPENVINO, OLIVE, silent=True)  # its reader of IR needs no library
-    session.install(*(each for each in ORACLES if each.startswith("onnx==")), silent=True)  # that of ONNX does
+    install(session, "--no-deps", OPENVINO, OLIVE)  # its reader of IR needs no library
+    install(session, *(each for each in ORACLES if each.startswith("onnx==")))  # that of ONNX does
     options = dict(zip(session.posargs[::2], session.posargs[1::2], strict=True))
     known = {name for names in FUZZERS.values() for name in names}
     if unknown := options.keys() - known:
@@ -318,15 +333,15 @@ def crash(session: nox.Session) -> None:
     They also get errors, a full disk, and sources that vanish.
     """
     install_project(session)
-    session.install("--no-deps", OPENVINO, MLX, OLIVE, "./plugins/example", silent=True)
-    session.install(*(each for each in ORACLES if each.startswith(("openvino", "onnx=="))), silent=True)
+    install(session, "--no-deps", OPENVINO, MLX, OLIVE, "./plugins/example")
+    install(session, *(each for each in ORACLES if each.startswith(("openvino", "onnx=="))))
     session.run("python", "-W", "ignore", "tests/contracts/crash.py", *session.posargs, env=QUIET)
 
 
 @nox.session
 def mutants(session: nox.Session) -> None:
     """Change the reference in thousands of ways, one at a time, and count what the tests notice."""
-    session.install(*CORE, "mutmut==3.8.1", silent=True)
+    install(session, *CORE, "mutmut==3.8.1")
     folder = Path(session.create_tmp())
     shutil.copytree("core/src", folder / "src", dirs_exist_ok=True)
     shutil.copytree("tests/core/vectors", folder / "tests/core/vectors", dirs_exist_ok=True)
@@ -345,7 +360,7 @@ def mutants(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """Quantize the embedded sample model down the ladder: a table, the artifacts and a page with the picture."""
     install_project(session)
-    session.install(NUMBA, silent=True)  # the same bytes in half the time
+    install(session, NUMBA)  # the same bytes in half the time
     session.run("edgekit", "demo", "--out", "demo", *session.posargs)
 
 
@@ -357,19 +372,17 @@ def bench(session: nox.Session) -> None:
     if "experts" in session.posargs:  # whose peer is a script that is in no wheel
         environment = QUIET | {"EDGEKIT_LLAMA_SOURCES": str(llama_sources(session))}
     if "dask" in session.posargs:
-        session.install(ENGINES[0], silent=True)
+        install(session, ENGINES[0])
     if "autoround" in session.posargs:
-        session.install(AUTOROUND, silent=True)
-    session.install(
-        "fastapi", "pydantic-settings", "sse-starlette", "starlette-context<0.4", silent=True
-    )  # its server's
+        install(session, AUTOROUND)
+    install(session, "fastapi", "pydantic-settings", "sse-starlette", "starlette-context<0.4")  # its server's
     session.run("python", "tests/bench/bench.py", *session.posargs, env=environment)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, with ruff."""
-    session.install("ruff==0.17.6", silent=True)
+    install(session, "ruff==0.17.6")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
 
@@ -377,7 +390,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Types, with mypy; strict on everything that is distributed."""
-    session.install(*CORE, *PLUGINS, NUMBA, "mypy==2.4.1", silent=True)
+    install(session, *CORE, *PLUGINS, NUMBA, "mypy==2.4.1")
     session.run("mypy", *SOURCES)
 
 
@@ -385,7 +398,7 @@ def types(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Check that generated pages are current and that every code block runs, then build the HTML."""
     install_project(session)
-    session.install(WORKFLOW, "-r", "docs/requirements.txt", silent=True)
+    install(session, WORKFLOW, "-r", "docs/requirements.txt")
     session.run("python", "docs/generate.py", *(["--check"] if "--write" not in session.posargs else []))
     run_pytest(session, "docs/test_blocks.py", posargs=False)
     session.run("sphinx-build", "-W", "-q", "-b", "html", "docs", "docs/_build/html")
@@ -395,7 +408,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def build(session: nox.Session) -> None:
     """Build all wheels and source distributions into dist/."""
-    session.install("build", "twine", silent=True)
+    install(session, "build", "twine")
     for distribution in DISTRIBUTIONS:
         session.run("python", "-m", "build", "--outdir", "dist", distribution, silent=True)
     session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))
@@ -403,11 +416,11 @@ def build(session: nox.Session) -> None:
 
 def install_oracles(session: nox.Session) -> None:
     """Everything that the bytes are compared with; llama-cpp-python is compiled once and kept."""
-    session.install(TORCH, silent=True)
-    session.install(*CORE, *PLUGINS, *ORACLES, *CLIENTS, silent=True)
-    session.install(str(llama_wheel(session)), silent=True)
-    session.install(LLAMACPP, NUMBA, OPENVINO, MLX, OLIVE, WORKFLOW, silent=True)
-    session.install("--no-deps", *PUBLIC, silent=True)
+    install(session, TORCH)
+    install(session, *CORE, *PLUGINS, *ORACLES, *CLIENTS)
+    install(session, str(llama_wheel(session)))
+    install(session, LLAMACPP, NUMBA, OPENVINO, MLX, OLIVE, WORKFLOW)
+    install(session, "--no-deps", *PUBLIC)
 
 
 def llama_wheel(session: nox.Session) -> Path:
@@ -424,13 +437,13 @@ def llama_sources(session: nox.Session) -> Path:
     pattern = LLAMA.replace("-", "_").replace("==", "-") + ".tar.gz"
     if not list(WHEELS.glob(pattern)):
         options = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
-        session.install("scikit-build-core", silent=True)  # reads the metadata; nothing is compiled
+        install(session, "scikit-build-core")  # reads the metadata; nothing is compiled
         session.run("python", "-m", "pip", "download", *options, "-d", str(WHEELS), LLAMA, silent=True)
     return next(WHEELS.glob(pattern))
 
 
 def run_pytest(session: nox.Session, *arguments: str, posargs: bool = True) -> None:
     """Run pytest; what follows ``--`` on nox's command line is passed on."""
-    session.install("pytest-timeout", silent=True)
+    install(session, "pytest-timeout")
     extra = session.posargs if posargs else []
-    session.run("python", "-m", "pytest", *arguments, *TIMEOUT, *extra, env=QUIET)
+    session.run("python", "-m", "pytest", *arguments, *TIMEOUT, *SLOWEST, *extra, env=QUIET)
