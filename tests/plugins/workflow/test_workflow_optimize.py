@@ -538,7 +538,7 @@ def test_noise_does_not_decide():
 
 def test_an_artifact_that_fails_a_gate_is_not_chosen():
     failed = {"name": "degenerate", "category": "silent", "passed": False}
-    slow = {"name": "speedup", "category": "performance", "passed": False}
+    slow = {"name": "speedup", "category": "performance", "passed": False, "measured": 1.07, "required": 2.0}
     stages = {
         "baseline": {"noise_floor": 1e-9, "nbytes": 1000},
         "quantize": [record("babbles", 1e-4, 400), record("slow", 1e-3, 300)],
@@ -547,6 +547,7 @@ def test_an_artifact_that_fails_a_gate_is_not_chosen():
     }
     result = choose(stages, Settings(Path("m"), Path("r")))
     assert result["chosen"] == "slow"
+    assert result["reasons"][-1].endswith("performance speedup: 1.07 (required 2)")
     assert result["refused"] == {"babbles": "failed gates: degenerate"}
     strict = choose(stages, Settings(Path("m"), Path("r"), policy=Path("gates.toml")))
     assert strict["chosen"] is None

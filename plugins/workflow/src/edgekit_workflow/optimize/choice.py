@@ -10,6 +10,7 @@ import attrs
 from edgekit.cli.output import size
 from edgekit.errors import QualityGateError
 from edgekit_workflow.bench import BUSY
+from edgekit_workflow.gates.results import GateResult
 from edgekit_workflow.optimize.pareto import front
 from edgekit_workflow.optimize.settings import Settings
 from edgekit_workflow.optimize.stages import Record, kl_of
@@ -157,6 +158,9 @@ def _reasons(best: Measured, good: Sequence[Measured], stages: Mapping[str, Any]
             f"{size(best.speed['memory'])} of memory"
             + (f", while other programs used {others:.0%} of the processors" if others >= BUSY else "")
         )
+    failed = [GateResult(**each).line for each in best.gates.get("gates", ()) if each["passed"] is False]
+    if failed:  # of performance: others exclude an artifact
+        reasons.append(f"it fails, which excludes it only under a policy of your own: {'; '.join(failed)}")
     return reasons
 
 
