@@ -9,8 +9,8 @@ from edgekit.typing import Array
 from edgekit_numba import encoders, library, products
 from edgekit_numba.compiler import processor
 
-#: Products that are added up before the next panel: its columns stay in the L2 cache.
-_DEPTH = 1024
+#: Products that are added up before the next panel: its columns stay in the L1 cache.
+_DEPTH = 256
 
 
 def accumulate(out: Array, b: Array, a: Array) -> None:

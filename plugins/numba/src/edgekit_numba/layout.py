@@ -34,13 +34,13 @@ def load(code: Code, pointer: Any, size: int, into: Rows) -> Vector:
     return largest.get()
 
 
-def turned(code: Code, pointer: Any, stride: Any, first: Any) -> list[Vector]:
-    """Elements `first` to ``first + 3`` of float32 rows, one a lane, that are `stride` elements apart."""
+def turned(code: Code, pointer: Any, stride: Any, first: Any, align: int = 4) -> list[Vector]:
+    """Elements `first` to ``first + 3`` of rows of 32 bits, one a lane, that are `stride` elements apart."""
     four = ir.VectorType(F32, _FOUR).as_pointer()
 
     def read(lane: int) -> Any:
         at = code.builder.gep(pointer, [code.builder.add(first, code.builder.mul(stride, code.index(lane)))])
-        return code.builder.load(code.builder.bitcast(at, four), align=4)
+        return code.builder.load(code.builder.bitcast(at, four), align=align)
 
     gathered = [joined(code, [read(lane) for lane in range(k, code.lanes, _FOUR)]) for k in range(_FOUR)]
     return [Vector(code, value) for value in _transposed(code, gathered)]

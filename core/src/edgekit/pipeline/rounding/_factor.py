@@ -50,7 +50,7 @@ def damped(moment: F32, damping: float = DAMPING) -> F32:
 
 
 def upper_factor(h: F32, accumulate: Accumulate = accumulate) -> F64:
-    """Return the upper triangular R with ``R R^T = h``, float64 [cols, cols].
+    """Return the upper triangular R with ``R R^T = h``, float64 [cols, cols], stored by columns.
 
     Args:
         h: symmetric and positive definite; if rounding errors make it indefinite, its diagonal is increased until it
@@ -60,25 +60,26 @@ def upper_factor(h: F32, accumulate: Accumulate = accumulate) -> F64:
     Raises:
         NonFiniteError: h stays indefinite after the diagonal has been increased several times.
     """
-    reverse = h[::-1, ::-1].astype(np.float64)
-    diagonal = np.einsum("ii->i", reverse)
+    reverse = h[::-1, ::-1]
+    diagonal = np.einsum("ii->i", reverse).astype(np.float64)
     more = float(np.add.reduce(diagonal)) / len(h) * 1e-6
     for _ in range(_TRIES):
-        lower = _cholesky(reverse, accumulate)
+        lower = _cholesky(reverse, diagonal, accumulate)
         if lower is not None:
-            return np.ascontiguousarray(lower[::-1, ::-1].T)
+            return lower[::-1, ::-1].T
         diagonal += more
         more *= 10
     raise NonFiniteError("the moment is not positive, however much is added to its diagonal; calibrate again")
 
 
-def _cholesky(h: F64, accumulate: Accumulate) -> F64 | None:
-    """Return the upper triangular U with ``U^T U = h`` (Cholesky); None if h is not positive definite."""
+def _cholesky(h: F32, diagonal: F64, accumulate: Accumulate) -> F64 | None:
+    """Return the upper triangular U with ``U^T U = h`` (Cholesky) for h with that diagonal; None if it is indefinite."""
     size = len(h)
-    upper = np.zeros_like(h)
+    upper = np.zeros(h.shape)  # no `zeros_like`, which writes all of it: pages below the diagonal are never touched
     for start in range(0, size, _BLOCK):
         stop = min(start + _BLOCK, size)
-        block = h[start:stop, start:].copy()
+        block = h[start:stop, start:].astype(np.float64, order="C")
+        np.einsum("ii->i", block[:, : stop - start])[:] = diagonal[start:stop]
         accumulate(block, -upper[:start, start:stop], upper[:start, start:])
         for first in range(start, stop, _INNER):
             last = min(first + _INNER, stop)
@@ -104,8 +105,19 @@ def _eliminate(block: F64, upper: F64) -> bool:
 
 def spread(factor: F64) -> F32:
     """Return the weight ``R_kj / R_jj`` of column k's error in the target of column j > k, float32 [cols, cols]."""
-    share: F32 = (factor / np.einsum("ii->i", factor)).astype(np.float32)
-    return share
+    return single(factor, np.einsum("ii->i", factor))
+
+
+def single(factor: F64, divisor: F64 | None = None) -> F32:
+    """Return the factor, its columns divided by `divisor` [cols], as contiguous float32 [cols, cols].
+
+    Some rows at a time and without the zeros, since the factor is stored by columns.
+    """
+    found = np.zeros(factor.shape, np.float32)
+    for start in range(0, len(factor), _BLOCK):
+        part = factor[start : start + _BLOCK, start:]
+        found[start : start + _BLOCK, start:] = part if divisor is None else part / divisor[start:]
+    return found
 
 
 def decreasing(moment: F32) -> Indices:
@@ -113,4 +125,4 @@ def decreasing(moment: F32) -> Indices:
     return np.argsort(-np.einsum("ii->i", moment), kind="stable")
 
 
-__all__ = ["DAMPING", "damped", "decreasing", "spread", "upper_factor"]
+__all__ = ["DAMPING", "damped", "decreasing", "single", "spread", "upper_factor"]

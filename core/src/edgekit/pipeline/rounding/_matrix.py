@@ -12,7 +12,7 @@ import numpy as np
 
 from edgekit.bridges import Choices, Levels, choices, levels, recoded, rescaled
 from edgekit.errors import InexactError
-from edgekit.pipeline.rounding._factor import DAMPING, damped, decreasing, spread, upper_factor
+from edgekit.pipeline.rounding._factor import DAMPING, damped, decreasing, single, spread, upper_factor
 from edgekit.pipeline.rounding._feedback import Grid, feedback, improve, settle
 from edgekit.pipeline.rounding._kernels import NUMPY, Accumulate, Kernels, accumulate
 from edgekit.pipeline.rounding._slopes import Correlation
@@ -56,7 +56,7 @@ class Metric:
         """
         h = damped(moment, damping)
         order = decreasing(h)
-        factor = upper_factor(h[np.ix_(order, order)], accumulate)
+        factor = upper_factor(np.take(h[order], order, axis=1), accumulate)  # as `np.ix_`, in a third of the time
         return cls(h, order, factor, spread(factor), Correlation.of(h))
 
     def solve(self, values: F32, accumulate: Accumulate = accumulate) -> F32:
@@ -67,7 +67,7 @@ class Metric:
 
     @functools.cached_property
     def _single(self) -> F32:
-        return self.factor.astype(np.float32)
+        return single(self.factor)
 
 
 #: Columns that are solved at once, and those of them whose values are subtracted one by one.
