@@ -119,10 +119,10 @@ def _near_float16(wanted: F32, rows: slice, group: int) -> tuple[F32, ...]:
 
 def _multiples(d: F32, rows: int, subs: int, low: int, high: int) -> Near:
     """Whole multiples, `low` to `high`, of the d [blocks] of each super-block of `subs` groups."""
-    unit = np.repeat(d.reshape(rows, -1), subs, axis=1)
+    unit = np.ascontiguousarray(d.reshape(rows, -1).T)
 
     def near(wanted: F32, rows: slice, group: int) -> tuple[F32, ...]:
-        each = unit[rows, group]
+        each = unit[group // subs, rows]
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             steps = np.where(each == 0, np.float32(0), wanted / each)
         lower = np.floor(np.clip(steps, np.float32(low), np.float32(high)))

@@ -385,9 +385,10 @@ class _Normal:
             db = offset.astype(np.float64) - bias
             gain += 2 * db * self.by_bias - 2 * ds * db * self.scale_bias - db * db * self.bias_bias
         better = known & np.isfinite(candidate) & (gain > best.gain)
-        best.scale[better], best.gain[better] = candidate[better], gain[better]
+        np.copyto(best.scale, candidate, where=better)
+        np.copyto(best.gain, gain, where=better)
         if best.bias is not None and offset is not None:
-            best.bias[better] = offset[better]
+            np.copyto(best.bias, offset, where=better)
 
 
 def _direction(grid: Grid, codes: U8, group: int) -> F32:
