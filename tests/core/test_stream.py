@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 import weakref
 from concurrent.futures import Executor, Future
 
@@ -203,6 +204,9 @@ def test_the_source_is_out_of_memory_when_the_result_is_opened(tmp_path, monkeyp
         return artifact
 
     def opening_again(*arguments):
+        until = time.monotonic() + 10
+        while any(each() is not None for each in opened) and time.monotonic() < until:
+            time.sleep(0.01)  # a thread of the pool lets go of its last job just after it has handed over the result
         alive.extend(each() for each in opened)
         return settled(*arguments)
 

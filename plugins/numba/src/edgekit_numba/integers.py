@@ -80,21 +80,20 @@ class _Tile:
         code, builder = self.code, self.code.builder
         across, floats = self._width * WIDE, builder.bitcast(a, F32.as_pointer())
         whole = builder.and_(words, code.index(~3))
-        with builder.if_then(builder.icmp_signed(">", whole, code.index(0))):
-            with code.loop(builder.lshr(whole, code.index(2))) as four:
-                first = builder.mul(four, code.index(4))
-                for part in range(WIDE):
-                    rows = builder.gep(floats, [builder.mul(stride, code.index(part * self._width))])
-                    for word, vector in enumerate(turned(code, rows, stride, first, align=2)):
-                        at = builder.mul(builder.add(first, code.index(word)), code.index(across))
-                        place = self._vector(builder.gep(scratch, [at]), part * self._width, F32)
-                        builder.store(vector.value, place, align=4)
-        with builder.if_then(builder.icmp_signed("<", whole, words)):
-            with code.loop(across) as row:
-                source, target = builder.gep(a, [builder.mul(row, stride)]), builder.gep(scratch, [row])
-                with code.loop(words, whole) as word:
-                    value = builder.load(builder.gep(source, [word]), align=2)
-                    builder.store(value, builder.gep(target, [builder.mul(word, code.index(across))]), align=4)
+        there = builder.icmp_signed(">", whole, code.index(0))
+        with builder.if_then(there), code.loop(builder.lshr(whole, code.index(2))) as four:
+            first = builder.mul(four, code.index(4))
+            for part in range(WIDE):
+                rows = builder.gep(floats, [builder.mul(stride, code.index(part * self._width))])
+                for word, vector in enumerate(turned(code, rows, stride, first, align=2)):
+                    at = builder.mul(builder.add(first, code.index(word)), code.index(across))
+                    place = self._vector(builder.gep(scratch, [at]), part * self._width, F32)
+                    builder.store(vector.value, place, align=4)
+        with builder.if_then(builder.icmp_signed("<", whole, words)), code.loop(across) as row:
+            source, target = builder.gep(a, [builder.mul(row, stride)]), builder.gep(scratch, [row])
+            with code.loop(words, whole) as word:
+                value = builder.load(builder.gep(source, [word]), align=2)
+                builder.store(value, builder.gep(target, [builder.mul(word, code.index(across))]), align=4)
 
     def compute(self, out: Any, out_stride: Any, b: Any, b_stride: Any, panel: Any, words: Any) -> None:
         """Add the products of a piece to one tile."""

@@ -73,7 +73,7 @@ def upper_factor(h: F32, accumulate: Accumulate = accumulate) -> F64:
 
 
 def _cholesky(h: F32, diagonal: F64, accumulate: Accumulate) -> F64 | None:
-    """Return the upper triangular U with ``U^T U = h`` (Cholesky) for h with that diagonal; None if it is indefinite."""
+    """Return the upper triangular U with ``U^T U = h`` (Cholesky), h with that diagonal; None if it is indefinite."""
     size = len(h)
     upper = np.zeros(h.shape)  # no `zeros_like`, which writes all of it: pages below the diagonal are never touched
     for start in range(0, size, _BLOCK):
