@@ -84,6 +84,23 @@ def test_work_can_be_cancelled_before_it_begins(pools):
             future.result()
 
 
+def test_what_is_cancelled_may_just_be_taken(pools):
+    """The last job is taken between a look at the queue and `get` once in some hundred times, which then waited forever."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(300):
+            pool = pools(1)
+            for _ in range(3):
+                pool.submit(int)
+            closing = threading.Thread(target=pool.shutdown, kwargs={"cancel_futures": True}, daemon=True)
+            closing.start()
+            closing.join(60)
+            assert not closing.is_alive()
+    finally:
+        sys.setswitchinterval(interval)
+
+
 def test_no_result_and_no_error_is_kept(pools):
     class Large:
         pass

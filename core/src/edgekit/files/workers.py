@@ -66,8 +66,12 @@ class Workers(Executor):
         """Accept no more work, and wait for what was submitted; as `concurrent.futures.Executor.shutdown`."""
         with self._changing:
             self._closed = True
-            while cancel_futures and not self._jobs.empty():
-                if (job := self._jobs.get()) is not None:
+            while cancel_futures:
+                try:
+                    job = self._jobs.get_nowait()  # a thread may take the last job between a look and a `get`
+                except queue.Empty:
+                    break
+                if job is not None:
                     job[0].cancel()
             for _ in self._threads:
                 self._jobs.put(None)
