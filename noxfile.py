@@ -2,7 +2,7 @@
 
 nox -s demo       the main job on the embedded sample model
 nox -s tests      every test: the core's and the plugins', 50,000 damaged files, then those against the frameworks
-nox -s core       the core's own tests only (under two minutes)
+nox -s core       the core's own tests only (two and a half minutes on two cores)
 nox -s coverage   which lines of the core its own tests do not run
 nox -s blas       the core's forward pass and what stands on it, with BLAS kernels of other processors
 nox -s conformance  the conformance kit over the core and all plugins, and the faults that it finds

@@ -588,10 +588,7 @@ def strace_errors(bench: Bench, setup: Setup, every: int = 1, start: int = 1) ->
 
 
 def race(bench: Bench, target: str, commands: tuple[Command, ...], seconds: float) -> tuple[int, int]:
-    """Four processes write one target, a fifth reads it; gives the number of runs and of readings that succeeded.
-
-    Each does it once at least, however long that takes: a machine may stand still for those seconds.
-    """
+    """Four processes write one target, a fifth reads it; gives the number of runs and of readings that succeeded."""
     bench.lay(commands[0], target)
     until = time.monotonic() + seconds
     reading, writing = os.pipe()
@@ -625,7 +622,7 @@ def race(bench: Bench, target: str, commands: tuple[Command, ...], seconds: floa
 def _write(bench: Bench, target: str, commands: tuple[Command, ...], number: int, until: float) -> int:
     done = 0
     for turn in itertools.count(number):
-        if done and time.monotonic() > until:
+        if time.monotonic() > until:
             return done
         try:
             commands[turn % len(commands)].run(bench.folder, target)
@@ -637,7 +634,7 @@ def _write(bench: Bench, target: str, commands: tuple[Command, ...], number: int
 
 def _read(bench: Bench, target: str, until: float) -> int:
     done = 0
-    while not done or time.monotonic() < until:
+    while time.monotonic() < until:
         opened = edgekit.open(bench.out / target)
         check(opened.manifest is not None, "a reading without a manifest")
         assert opened.manifest is not None

@@ -146,8 +146,8 @@ def test_faults_are_found(bench, monkeypatch, name, step, fault, message):
 @pytest.mark.parametrize("target", crash.RACES)
 def test_four_writers_and_a_reader_meet_whole_models_only(bench, target):
     runs, readings = crash.race(bench, target, crash.RACES[target], seconds=4)
-    assert runs >= 4
-    assert readings >= 1
+    assert runs > 1
+    assert readings > 1
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")

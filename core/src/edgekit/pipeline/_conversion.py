@@ -118,10 +118,8 @@ def _settled(where: Path, opening: Callable[[Path], Artifact]) -> Artifact:
                 raise
             before = now
         else:
-            if all(_settled_since(file, stamp, before, began) for file, stamp in artifact.stamps.items()):
-                return artifact
-            changed = any(before[file] != stamp for file, stamp in artifact.stamps.items() if file in before)
-            if not changed and attempt > _REOPENINGS:
+            unsettled = [f for f, stamp in artifact.stamps.items() if not _settled_since(f, stamp, before, began)]
+            if not unsettled or (attempt > _REOPENINGS and before.keys().isdisjoint(unsettled)):
                 return artifact
             before = {**_stamped(where), **artifact.stamps}
         if time.monotonic() > until:

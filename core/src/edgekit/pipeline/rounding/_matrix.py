@@ -56,7 +56,7 @@ class Metric:
         """
         h = damped(moment, damping)
         order = decreasing(h)
-        factor = upper_factor(np.take(h[order], order, axis=1), accumulate)  # as `np.ix_`, in a third of the time
+        factor = upper_factor(np.take(h[order], order, axis=1), accumulate)
         return cls(h, order, factor, spread(factor), Correlation.of(h))
 
     def solve(self, values: F32, accumulate: Accumulate = accumulate) -> F32:
