@@ -308,6 +308,14 @@ class _Best:
     bias: F32 | None
     gain: F64
 
+    def take(self, scale: F32, bias: F32 | None, gain: F64, possible: Bools) -> None:
+        """Replace them by candidates in the rows where these are possible and lower the loss more."""
+        better = possible & (gain > self.gain)
+        np.copyto(self.scale, scale, where=better)
+        np.copyto(self.gain, gain, where=better)
+        if self.bias is not None and bias is not None:
+            np.copyto(self.bias, bias, where=better)
+
 
 @attrs.frozen(eq=False)
 class _Normal:
@@ -359,36 +367,27 @@ class _Normal:
                 ds, db = self.by_scale / self.scale_scale, np.zeros_like(self.by_scale)
             wanted, shift = (scale + ds).astype(np.float32), None if bias is None else (bias + db).astype(np.float32)
         known = np.isfinite(wanted) if shift is None else np.isfinite(wanted) & np.isfinite(shift)
-        best = _Best(scale.copy(), None if bias is None else bias.copy(), np.zeros(len(scale)))
-        for candidate in choices.scale(np.where(known, wanted, scale), rows, group):
-            if free:
-                assert bias is not None
-                assert choices.bias is not None
-                # The best bias depends on the scale: solve again for the scale that is stored.
-                moved = (
-                    bias + (self.by_bias - (candidate.astype(np.float64) - scale) * self.scale_bias) / self.bias_bias
-                )
-                usable = known & np.isfinite(moved)
-                for offset in choices.bias(np.where(usable, moved, bias).astype(np.float32), rows, group):
-                    self._take(best, scale, bias, candidate, offset, usable)
-            else:
-                self._take(best, scale, bias, candidate, bias, known)
-        return best
-
-    def _take(
-        self, best: _Best, scale: F32, bias: F32 | None, candidate: F32, offset: F32 | None, known: Bools
-    ) -> None:
-        """Replace the best so far by a candidate in the rows where the candidate lowers the loss more."""
-        ds = candidate.astype(np.float64) - scale
+        # All candidates at once: the arrays are short, and numpy's calls would take longer than its arithmetic.
+        scales = np.stack(choices.scale(np.where(known, wanted, scale), rows, group))
+        ds, usable = scales.astype(np.float64) - scale, known & np.isfinite(scales)
         gain = 2 * ds * self.by_scale - ds * ds * self.scale_scale
-        if offset is not None and bias is not None:
-            db = offset.astype(np.float64) - bias
-            gain += 2 * db * self.by_bias - 2 * ds * db * self.scale_bias - db * db * self.bias_bias
-        better = known & np.isfinite(candidate) & (gain > best.gain)
-        np.copyto(best.scale, candidate, where=better)
-        np.copyto(best.gain, gain, where=better)
-        if best.bias is not None and offset is not None:
-            np.copyto(best.bias, offset, where=better)
+        best = _Best(scale.copy(), None if bias is None else bias.copy(), np.zeros(len(scale)))
+        if not free:
+            for candidate, own, possible in zip(scales, gain, usable, strict=True):
+                best.take(candidate, None, own, possible)
+            return best
+        assert bias is not None
+        assert choices.bias is not None
+        # The best bias depends on the scale: solve again for the scale that is stored.
+        moved = bias + (self.by_bias - ds * self.scale_bias) / self.bias_bias
+        usable &= np.isfinite(moved)
+        biases = np.stack(choices.bias(np.where(usable, moved, bias).astype(np.float32), rows, group))
+        db = biases.astype(np.float64) - bias
+        gains = gain + (2 * db * self.by_bias - 2 * ds * db * self.scale_bias - db * db * self.bias_bias)
+        for number, candidate in enumerate(scales):
+            for offset, own in zip(biases[:, number], gains[:, number], strict=True):
+                best.take(candidate, offset, own, usable[number])
+        return best
 
 
 def _direction(grid: Grid, codes: U8, group: int) -> F32:

@@ -20,9 +20,9 @@ from edgekit.tensor import QuantizedTensor
 from edgekit.typing import F32, F64, U8, Indices
 
 #: Rows that one thread rounds at a time at most; bounds its memory, and does not change the result.
-ROWS = 512
-#: Rows of the widest vector.
-_VECTOR = 16
+ROWS = 704
+#: Rows of the widest vector; and a number of them, 1 KiB of float32, whose multiples share few places of a cache.
+_VECTOR, _ALIASED = 16, 256
 #: Largest number of further rounds of sweeps and scale fits; they end earlier when few codes change.
 ROUNDS = 2
 #: A sweep that changes a smaller share of the codes than this ends its round.
@@ -153,9 +153,10 @@ def round_matrix(
 
 
 def _rows(count: int) -> int:
-    """Rows that one thread rounds at a time: parts of the same size, at least two; vectors are whole."""
-    parts = max(2, -(-count // ROWS))
-    return -(-count // parts // _VECTOR) * _VECTOR
+    """Rows that one thread rounds at a time: an even number of parts of nearly the same size; vectors are whole."""
+    pairs = max(1, -(-count // (2 * ROWS)))
+    step = -(-count // (2 * pairs) // _VECTOR) * _VECTOR
+    return step if step % _ALIASED else step + _VECTOR
 
 
 def _turned(bias: F32 | None) -> F32:
