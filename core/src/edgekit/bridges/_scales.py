@@ -13,10 +13,11 @@ from edgekit.numerics.smallfloats import E4M3, bfloat16_to_float32, float32_to_b
 from edgekit.reference.ggml import _sixbit, q3_k
 from edgekit.reference.ggml._layout import Blocks
 from edgekit.tensor import QuantizedTensor
-from edgekit.typing import F32, U8, Array
+from edgekit.typing import F32, U8, Array, Indices
 
-#: Gives the neighbours that can be stored of wanted values of some rows and a group of columns: one array or two.
-Near = Callable[[F32, slice, int], tuple[F32, ...]]
+#: Gives the neighbours that can be stored of wanted values [..., rows] of some rows and a group of columns, or [...,
+#: groups, rows] and a slice of groups: one array or two.
+Near = Callable[[F32, slice, int | slice], tuple[F32, ...]]
 
 
 @attrs.frozen(eq=False)
@@ -98,7 +99,7 @@ def _stored(values: F32, part: Array, scale_dtype: str | None) -> Array:
     return float32_to_float8_e4m3fn(values).reshape(part.shape)
 
 
-def _near_e8m0(wanted: F32, rows: slice, group: int) -> tuple[F32, ...]:
+def _near_e8m0(wanted: F32, rows: slice, group: int | slice) -> tuple[F32, ...]:
     """The powers of two around a positive value."""
     exponent = np.clip(np.frexp(np.maximum(np.abs(wanted), np.float32(2.0**-120)))[1], -100, 100)
     return np.ldexp(np.float32(1), exponent - 1), np.ldexp(np.float32(1), exponent)
@@ -107,12 +108,12 @@ def _near_e8m0(wanted: F32, rows: slice, group: int) -> tuple[F32, ...]:
 _POSITIVE = np.array(sorted(set(np.abs(E4M3[np.isfinite(E4M3)]).tolist())), np.float32)
 
 
-def _near_e4m3(wanted: F32, rows: slice, group: int) -> tuple[F32, ...]:
+def _near_e4m3(wanted: F32, rows: slice, group: int | slice) -> tuple[F32, ...]:
     place = np.clip(np.searchsorted(_POSITIVE, wanted), 1, len(_POSITIVE) - 1)
     return _POSITIVE[place - 1], _POSITIVE[place]
 
 
-def _near_float16(wanted: F32, rows: slice, group: int) -> tuple[F32, ...]:
+def _near_float16(wanted: F32, rows: slice, group: int | slice) -> tuple[F32, ...]:
     with np.errstate(over="ignore"):
         return (wanted.astype(np.float16).astype(np.float32),)
 
@@ -120,13 +121,16 @@ def _near_float16(wanted: F32, rows: slice, group: int) -> tuple[F32, ...]:
 def _multiples(d: F32, rows: int, subs: int, low: int, high: int) -> Near:
     """Whole multiples, `low` to `high`, of the d [blocks] of each super-block of `subs` groups."""
     unit = np.ascontiguousarray(d.reshape(rows, -1).T)
+    divisor = np.where(unit == 0, np.float32(np.inf), unit)  # every multiple of 0 is 0
+    least, most = np.float32(low), np.float32(high)
 
-    def near(wanted: F32, rows: slice, group: int) -> tuple[F32, ...]:
-        each = unit[group // subs, rows]
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            steps = np.where(each == 0, np.float32(0), wanted / each)
-        lower = np.floor(np.clip(steps, np.float32(low), np.float32(high)))
-        return each * lower, each * np.minimum(lower + np.float32(1), np.float32(high))
+    def near(wanted: F32, rows: slice, group: int | slice) -> tuple[F32, ...]:
+        block: int | Indices = group // subs if isinstance(group, int) else np.arange(group.start, group.stop) // subs
+        each = unit[block, rows]
+        with np.errstate(over="ignore"):
+            steps = wanted / divisor[block, rows]
+        lower = np.floor(np.minimum(np.maximum(steps, least), most))
+        return each * lower, each * np.minimum(lower + np.float32(1), most)
 
     return near
 

@@ -28,9 +28,11 @@ def accumulate(out: Array, b: Array, a: Array) -> None:
     (n, m), depth = out.shape, min(_DEPTH, len(a))
     whole = _padded(out, -(-n // tile) * tile, -(-m // wide) * wide)
     scratch = np.empty(depth * wide, dtype)
-    for start in range(0, len(a), depth):
-        rows = _padded(a[start : start + depth], min(depth, len(a) - start), whole.shape[1])
-        factors = _packed(b[start : start + depth], whole.shape[0])
+    # Rows that have to be copied are copied some at a time: all of them could be much memory.
+    step = len(a) if _usable(a, whole.shape[1]) else depth
+    for start in range(0, len(a), step):
+        rows = _padded(a[start : start + step], min(step, len(a) - start), whole.shape[1])
+        factors = _packed(b[start : start + step], whole.shape[0])
         kernel(
             whole.ctypes.data,
             whole.strides[0] // dtype.itemsize,
@@ -42,15 +44,20 @@ def accumulate(out: Array, b: Array, a: Array) -> None:
             whole.shape[0] // tile,
             whole.shape[1] // wide,
             len(rows),
+            depth,
         )
     if whole is not out:
         out[...] = whole[:n, :m]
 
 
+def _usable(x: Array, cols: int) -> bool:
+    """Whether the kernel can take an array as it is: rows of that length, whose elements lie next to each other."""
+    return x.shape[1] == cols and x.strides[1] == x.itemsize and (len(x) == 1 or x.strides[0] >= x.itemsize * cols)
+
+
 def _padded(x: Array, rows: int, cols: int) -> Array:
     """The array, or a copy with zeros around it, whose rows are as long and as many."""
-    usable = x.strides[1] == x.itemsize and (len(x) == 1 or x.strides[0] >= x.itemsize * x.shape[1])
-    if x.shape == (rows, cols) and usable:
+    if len(x) == rows and _usable(x, cols):
         return x
     padded = np.zeros((rows, cols), x.dtype)
     padded[: x.shape[0], : x.shape[1]] = x

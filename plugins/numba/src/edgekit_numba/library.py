@@ -95,7 +95,7 @@ def _arguments(name: str) -> tuple[Any, ...]:
     if MODULES[name] == "widening":
         return _WIDEN
     if MODULES[name] in ("products", "integers"):
-        return _PRODUCT
+        return _PRODUCT if MODULES[name] == "integers" else (*_PRODUCT, _INTEGER)
     if MODULES[name] == "grouped":
         return _GROUPED
     if name.endswith("_decode"):

@@ -4,7 +4,7 @@
 
 Each product and each sum is rounded once, so the bits do not depend on the width of the registers, and are those of
 numpy's multiplication and addition. A tile of the result stays in registers for all k; a tile's columns of `a` are
-copied next to each other first, so that they stream.
+copied next to each other first, some rows at a time, so that they stream.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ WIDE = 2
 
 @attrs.frozen
 class Product:
-    """The kernel ``name(out, out_stride, b, b_stride, a, a_stride, scratch, n, panels, k)``; strides in elements.
+    """The kernel ``name(out, out_stride, b, b_stride, a, a_stride, scratch, n, panels, k, depth)``.
 
-    A panel is `WIDE` registers of columns; `a` and `out` have whole panels, `n` is a whole number of tiles.
+    Strides are in elements. A panel is `WIDE` registers of columns; `a` and `out` have whole panels, `n` is a whole
+    number of tiles. `depth` of the k products are added up before the next panel; `scratch` holds as many rows of one.
 
     Attributes:
         name: of the function.
@@ -40,18 +41,24 @@ class Product:
         """LLVM's text of the module."""
         width = lanes if self.element == F32 else lanes // 2
         pointer = self.element.as_pointer()
-        arguments = [pointer, I64, pointer, I64, pointer, I64, pointer, I64, I64, I64]
+        arguments = [pointer, I64, pointer, I64, pointer, I64, pointer, I64, I64, I64, I64]
         with function(self.name, arguments, lanes) as (code, given):
-            out, out_stride, b, b_stride, a, a_stride, scratch, tiles, panels, k = given
-            tile = _Tile(code, self.element, width, tile_rows(lanes))
-            with code.loop(panels) as panel:
-                first = code.builder.mul(panel, code.index(width * WIDE))
-                tile.gather(code.builder.gep(a, [first]), a_stride, scratch, k)
+            out, out_stride, b, b_stride, a, a_stride, scratch, tiles, panels, k, depth = given
+            tile, builder = _Tile(code, self.element, width, tile_rows(lanes)), code.builder
+            chunks = builder.udiv(builder.add(k, builder.sub(depth, code.index(1))), depth)
+            with code.loop(chunks) as chunk, code.loop(panels) as panel:
+                start, first = builder.mul(chunk, depth), builder.mul(panel, code.index(width * WIDE))
+                left = builder.sub(k, start)
+                count = builder.select(builder.icmp_signed("<", left, depth), left, depth)
+                tile.gather(
+                    builder.gep(a, [builder.add(builder.mul(start, a_stride), first)]), a_stride, scratch, count
+                )
+                factors = builder.gep(b, [builder.mul(start, b_stride)])
                 with code.loop(tiles) as row:
-                    top = code.builder.mul(row, code.index(tile.rows))
-                    corner = code.builder.add(code.builder.mul(top, out_stride), first)
+                    top = builder.mul(row, code.index(tile.rows))
+                    corner = builder.add(builder.mul(top, out_stride), first)
                     tile.compute(
-                        code.builder.gep(out, [corner]), out_stride, code.builder.gep(b, [top]), b_stride, scratch, k
+                        builder.gep(out, [corner]), out_stride, builder.gep(factors, [top]), b_stride, scratch, count
                     )
         return code.text()
 

@@ -53,45 +53,57 @@ class Grid:
         """The same, for kernels; the table is even."""
         return Places(float(self.table[0]), len(self.table), self.group, self.scale, self.inverse, self.zero, self.bias)
 
-    def move(self, group: int, rows: Indices, best: _Best) -> None:
-        """Set the scale and the bias of a group in the given rows to the best ones."""
-        scale = best.scale[rows]
-        self.scale[group, rows] = scale
-        self.inverse[group, rows] = _inverse(scale)
-        if self.bias is not None and best.bias is not None:
-            self.bias[group, rows] = best.bias[rows]
+    def move(self, group: int | slice, best: _Best) -> int:
+        """Set the scales and biases of a group, or of several, to the best ones; return how many change."""
+        better = best.gain > 0
+        changed = int(np.count_nonzero(better))
+        if changed:
+            np.copyto(self.scale[group], best.scale, where=better)
+            np.copyto(self.inverse[group], _inverse(best.scale), where=better)
+            if self.bias is not None and best.bias is not None:
+                np.copyto(self.bias[group], best.bias, where=better)
+        return changed
 
-    def nearest(self, target: F32, column: int) -> U8:
-        """Return the codes [rows] of the levels nearest to a target [rows] in a column.
+    def nearest(self, target: F32, group: int | slice) -> U8:
+        """Return the codes of the levels nearest to targets [..., rows] of a group, or [groups, n, rows] of several.
 
         A target midway between two levels gets the one with the even value if levels differ by 1, else the lower one.
         """
-        group = column // self.group
-        t = target if self.bias is None else target - self.bias[group]
-        t = t * self.inverse[group]
+        t = target if self.bias is None else target - _of(self.bias, group)
+        with np.errstate(over="ignore"):  # under a tiny scale the ends are the nearest
+            t = t * _of(self.inverse, group)
         if self.zero is not None:
-            t = t + self.zero[group]
+            t = t + _of(self.zero, group)
         if self.even:
-            t = np.rint(t) - self.table[0]
-            places: U8 = np.clip(t, 0, len(self.table) - 1, out=t).astype(np.uint8)
+            np.rint(t, out=t)
+            t -= self.table[0]
+            np.maximum(t, np.float32(0), out=t)
+            places: U8 = np.minimum(t, np.float32(len(self.table) - 1), out=t).astype(np.uint8)
             return places
         middles = (self.table[1:] + self.table[:-1]) * np.float32(0.5)
         found: U8 = np.searchsorted(middles, t).astype(np.uint8)
         return found
 
-    def values(self, codes: U8, column: int) -> F32:
-        """Return the decoded values, float32 [..., rows], of codes of a column, or of columns of its group."""
-        group = column // self.group
+    def values(self, codes: U8, group: int | slice) -> F32:
+        """Return the decoded values, float32, of codes [..., rows] of a group, or [groups, n, rows] of several."""
         value: F32 = codes + self.table[0] if self.even else self.table[codes]
         if self.zero is not None:
-            value = value - self.zero[group]
-        value = value * self.scale[group]
-        return value if self.bias is None else value + self.bias[group]
+            value -= _of(self.zero, group)
+        value *= _of(self.scale, group)
+        if self.bias is not None:
+            value += _of(self.bias, group)
+        return value
 
     def decoded(self, codes: U8) -> F32:
         """Return the decoded values, float32 [cols, rows], of codes [cols, rows]."""
-        parts = [self.values(codes[start : start + self.group], start) for start in range(0, len(codes), self.group)]
+        starts = range(0, len(codes), self.group)
+        parts = [self.values(codes[start : start + self.group], group) for group, start in enumerate(starts)]
         return np.concatenate(parts)
+
+
+def _of(part: F32, group: int | slice) -> F32:
+    """What a part [groups, rows] says of a group, [rows], or of several, [groups, 1, rows]."""
+    return part[group, None] if isinstance(group, slice) else part[group]
 
 
 def _inverse(scale: F32) -> F32:
@@ -114,17 +126,22 @@ def settle(weights: F32, grid: Grid, importance: F32, choices: Choices, rows: sl
         choices: the scales and biases that the format can store.
         rows: the rows of the tensor that `weights` holds.
     """
-    for group, start in enumerate(range(0, len(weights), grid.group)):
-        own = slice(start, start + grid.group)
-        values, weight = weights[own], importance[own, None]
+    size, whole = grid.group, len(weights) // grid.group
+    together = max(1, _WIDEST // size)
+    parts: list[int | slice] = [slice(first, min(first + together, whole)) for first in range(0, whole, together)]
+    if len(weights) % size:
+        parts.append(whole)
+    for group in parts:
+        if isinstance(group, slice):
+            own = slice(group.start * size, group.stop * size)
+            values, weight = weights[own].reshape(-1, size, weights.shape[1]), importance[own].reshape(-1, size, 1)
+        else:
+            values, weight = weights[group * size :], importance[group * size :, None]
         for _ in range(_SETTLED):
-            codes = grid.nearest(values, start)
-            errors = values - grid.values(codes, start)
-            best = _Normal.alone(grid, weight, codes, errors, group).best(grid, choices, rows, group)
-            different = np.flatnonzero(best.gain > 0)
-            if not len(different):
+            codes = grid.nearest(values, group)
+            errors = values - grid.values(codes, group)
+            if not grid.move(group, _Normal.alone(grid, weight, codes, errors, group).best(grid, choices, rows, group)):
                 break
-            grid.move(group, different, best)
 
 
 def feedback(weights: F32, grid: Grid, spread: F32, order: Indices, kernels: Kernels = NUMPY) -> U8:
@@ -152,8 +169,9 @@ def feedback(weights: F32, grid: Grid, spread: F32, order: Indices, kernels: Ker
             kernels.feed(targets, errors[start:stop], codes, weights, grid.places, block, own)
             continue
         for j, column in enumerate(order[start:stop]):
-            codes[column] = grid.nearest(targets[j], column)
-            errors[start + j] = weights[column] - grid.values(codes[column], column)
+            group = column // grid.group
+            codes[column] = grid.nearest(targets[j], group)
+            errors[start + j] = weights[column] - grid.values(codes[column], group)
             targets[j + 1 :] += spread[start + j, start + j + 1 : stop, None] * errors[start + j]
     return codes
 
@@ -266,12 +284,13 @@ class _Descent:
             return self.kernels.descend(slopes, values, errors, codes, grid.places, part.start, own)
         changed = 0
         for j, column in enumerate(range(part.start, part.stop)):
-            best = grid.nearest(values[column] + slopes[j] / self.h[column, column], column)
+            group = column // grid.group
+            best = grid.nearest(values[column] + slopes[j] / self.h[column, column], group)
             different = int(np.count_nonzero(best != codes[column]))
             if not different:
                 continue
             changed += different
-            moved = grid.values(best, column)
+            moved = grid.values(best, group)
             step = moved - values[column]
             codes[column], values[column] = best, moved
             errors[column] -= step
@@ -285,13 +304,11 @@ class _Descent:
             group, own = start // size, slice(start, min(start + size, part.stop))
             here = slopes[start - part.start : own.stop - part.start]
             normal = _Normal.of(self.grid, self.h, self.codes, here, group, own, self.kernels.accumulate)
-            best = normal.best(self.grid, fit.choices, fit.rows, group)
-            different = np.flatnonzero(best.gain > 0)
-            if not len(different):
+            moved = self.grid.move(group, normal.best(self.grid, fit.choices, fit.rows, group))
+            if not moved:
                 continue
-            changed += len(different)
-            self.grid.move(group, different, best)
-            values = self.grid.values(self.codes[own], start)
+            changed += moved
+            values = self.grid.values(self.codes[own], group)
             if own.stop < part.stop:
                 later = slice(own.stop, part.stop)
                 self.kernels.accumulate(slopes[own.stop - part.start :], self.h[own, later], self.values[own] - values)
@@ -302,7 +319,7 @@ class _Descent:
 
 @attrs.define(eq=False)
 class _Best:
-    """The best scale and bias of a group so far, [rows], and by how much they lower the loss."""
+    """The best scales and biases so far, [rows] or [groups, rows], and by how much they lower the loss."""
 
     scale: F32
     bias: F32 | None
@@ -319,7 +336,7 @@ class _Best:
 
 @attrs.frozen(eq=False)
 class _Normal:
-    """The normal equations of a group's scale and bias, float64 [rows].
+    """The normal equations of a group's scale and bias, float64 [rows], or of several groups', [groups, rows].
 
     Attributes:
         by_scale, by_bias: minus half the first derivative of the loss.
@@ -342,8 +359,8 @@ class _Normal:
         return cls(_total(slopes * direction), _total(slopes), _total(turned * direction), _total(turned), alone)
 
     @classmethod
-    def alone(cls, grid: Grid, weight: F32, codes: U8, errors: F32, group: int) -> _Normal:
-        """Return those of a group's columns without what they have in common: errors [n, rows] under weights [n, 1]."""
+    def alone(cls, grid: Grid, weight: F32, codes: U8, errors: F32, group: int | slice) -> _Normal:
+        """Return those of columns without what they have in common: errors [..., n, rows] under weights [..., n, 1]."""
         direction = _direction(grid, codes, group)
         weighted = weight * direction
         return cls(
@@ -354,7 +371,7 @@ class _Normal:
             _total(weight),
         )
 
-    def best(self, grid: Grid, choices: Choices, rows: slice, group: int) -> _Best:
+    def best(self, grid: Grid, choices: Choices, rows: slice, group: int | slice) -> _Best:
         """Return the storable neighbours of the optimum that lower the loss most; no gain where none does."""
         scale, bias = grid.scale[group], None if grid.bias is None else grid.bias[group]
         free = bias is not None and choices.bias is not None
@@ -371,7 +388,7 @@ class _Normal:
         scales = np.stack(choices.scale(np.where(known, wanted, scale), rows, group))
         ds, usable = scales.astype(np.float64) - scale, known & np.isfinite(scales)
         gain = 2 * ds * self.by_scale - ds * ds * self.scale_scale
-        best = _Best(scale.copy(), None if bias is None else bias.copy(), np.zeros(len(scale)))
+        best = _Best(scale.copy(), None if bias is None else bias.copy(), np.zeros(scale.shape))
         if not free:
             for candidate, own, possible in zip(scales, gain, usable, strict=True):
                 best.take(candidate, None, own, possible)
@@ -390,18 +407,18 @@ class _Normal:
         return best
 
 
-def _direction(grid: Grid, codes: U8, group: int) -> F32:
-    """By how much values [n, rows] change with the scale of their group."""
-    direction: F32 = grid.table[codes]
+def _direction(grid: Grid, codes: U8, group: int | slice) -> F32:
+    """By how much values [..., n, rows] change with the scale of their group."""
+    direction: F32 = codes + grid.table[0] if grid.even else grid.table[codes]
     if grid.zero is not None:
-        direction -= grid.zero[group]
+        direction -= _of(grid.zero, group)
     return direction
 
 
 def _total(values: F32 | F64) -> F64:
-    """The sum of rows [n, m], float64 [m], one row after another."""
+    """The sum of rows [..., n, m], float64 [..., m], one row after another."""
     wide: F64 = values.astype(np.float64)
-    total: F64 = np.add.reduce(wide, axis=0) if wide.shape[1] > 1 else np.cumsum(wide, axis=0)[-1]
+    total: F64 = np.add.reduce(wide, axis=-2) if wide.shape[-1] > 1 else np.cumsum(wide, axis=-2)[..., -1, :]
     return total
 
 

@@ -35,6 +35,8 @@ _QUERIES = 128
 _AT_ONCE = 1 << 16
 #: Columns of a product that one thread computes.
 _PIECE = 256
+#: Additions of a product from which several threads are worth their start.
+_SHARED = 1 << 22
 #: pi / 2 as a sum of two float64 numbers; small integer multiples of the first are exact.
 _QUARTER_HIGH, _QUARTER_LOW = 1.5707963267341256, 6.077100506506192e-11
 _TERMS = 10
@@ -102,6 +104,8 @@ def threaded(accumulate: Accumulate, pool: Executor | None) -> Accumulate:
         return accumulate
 
     def run(out: Array, b: Array, a: Array) -> None:
+        if out.size * len(a) < _SHARED:
+            return accumulate(out, b, a)
         parts = [slice(start, start + _PIECE) for start in range(0, out.shape[1], _PIECE)]
         b = np.ascontiguousarray(b)
         list(pool.map(lambda part: accumulate(out[:, part], b, a[:, part]), parts))
