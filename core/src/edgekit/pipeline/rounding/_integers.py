@@ -57,6 +57,10 @@ class Scratch:
             return self._kept[-1].view(dtype).reshape(shape)
         return np.empty(shape, dtype)
 
+    def clear(self) -> None:
+        """Keep no memory any more."""
+        self._kept.clear()
+
 
 @attrs.frozen(eq=False)
 class Integers:

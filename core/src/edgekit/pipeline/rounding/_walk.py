@@ -98,10 +98,14 @@ class Walk:
                 step = _Layer(self, tensors, inputs, done)
                 rounded = self.computing(tensors, step.observe).layer(layer, rounded)
                 free = list(inputs.values())
+                del step, inputs  # with the metric of the last matrix
                 for name in done:  # decoded, they would fill the memory layer by layer
                     tensors[name] = self.model.tensors[name]
                 yield from done.items()
-        yield from self._output(tensors, original.states, rounded)
+        states = original.states
+        del original, following, free  # the output matrix is large itself
+        self.scratch.clear()
+        yield from self._output(tensors, states, rounded)
         if progress:
             progress(layers, layers, "")
 
