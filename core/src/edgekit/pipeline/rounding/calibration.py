@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -126,7 +127,8 @@ class Calibration:
         """SHA-256 (hex) of everything in the calibration that rounding depends on."""
         digest = hashlib.sha256(f"{self.model} {self.text} {json.dumps(self._shared())}".encode())
         names = [*self.inputs, *expert_arrays(self.experts)]
-        for array in (self.windows, self.held_out, *(self.moments[name].read() for name in names)):
+        moments = (self.moments[name].read() for name in names)  # one at a time: all can be gigabytes
+        for array in itertools.chain((self.windows, self.held_out), moments):
             digest.update(safetensors.to_bytes(array))
         return digest.hexdigest()
 
