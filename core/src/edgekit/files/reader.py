@@ -6,13 +6,11 @@ process with SIGBUS, which Python cannot handle. A plain read returns fewer byte
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
 import threading
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 
 from edgekit.errors import EdgekitError, InvalidFileError, MissingFileError, ResourceError
@@ -42,25 +40,33 @@ def refuse_special(path: Path, mode: int) -> None:
         raise InvalidFileError(f"{path}: {kind}, not a regular file; give a file of a model")
 
 
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
+class reading:  # noqa: N801 - used as a function
     """Turn an `OSError` inside into a typed error that names the path and the cure.
+
+    A class, because from Python 3.12 on an error that a `contextlib.contextmanager` raises for another is in a cycle
+    with it. A missing file is often no error to the caller, and everything in the frames of its callers, such as an
+    opened model, would stay in memory until the next garbage collection.
 
     Raises:
         MissingFileError: not there, or not readable.
         MemoryShortageError: memory ran out.
         ResourceError: too many files are open.
     """
-    try:
-        yield
-    except EdgekitError:
-        raise
-    except OSError as error:
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if not isinstance(error, OSError) or isinstance(error, EdgekitError):
+            return
         if is_shortage(error):
-            raise shortage(f"{path}: reading it") from error
+            raise shortage(f"{self._path}: reading it") from error
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise ResourceError(f"{path}: too many files are open; raise the limit (ulimit -n)") from error
-        raise MissingFileError(f"{path}: cannot be read ({error.strerror}); check that it is there") from error
+            raise ResourceError(f"{self._path}: too many files are open; raise the limit (ulimit -n)") from error
+        raise MissingFileError(f"{self._path}: cannot be read ({error.strerror}); check that it is there") from error
 
 
 def open_regular(path: Path) -> int:
