@@ -365,9 +365,9 @@ def test_a_layer_leaves_nothing_to_the_output_matrix(tmp_path, monkeypatch):
     )
     made, alive = [], []
 
-    def of(*given):
+    def of(*given, **options):
         alive.append(sum(known() is not None for known in made))
-        metric = Metric.of(*given)
+        metric = Metric.of(*given, **options)
         made.append(weakref.ref(metric))
         return metric
 
@@ -376,6 +376,24 @@ def test_a_layer_leaves_nothing_to_the_output_matrix(tmp_path, monkeypatch):
     assert list(rounded)[-1] == walks.OUTPUT
     assert len(made) == 9
     assert alive[-1] == 0
+
+
+def test_what_is_rounded_waits_in_the_file(tmp_path, monkeypatch):
+    """All matrices were in memory until the last one was rounded: 600 MB for 1.1 billion weights."""
+    source = sample.path()
+    calibration = edgekit.calibrate(source, sample.heldout_text()[:2000], context=64, holdout=0)
+    made, alive = [], []
+
+    def rounded(*given, **options):
+        alive.append(sum(known() is not None for known in made))
+        tensor = round_matrix(*given, **options)
+        made.append(weakref.ref(tensor))
+        return tensor
+
+    monkeypatch.setattr(walks, "round_matrix", rounded)
+    edgekit.quantize(source, "affine:int4-asym-g32", to=tmp_path / "rounded", calibration=calibration)
+    assert len(made) == 22  # of three layers, and the embedding
+    assert max(alive) <= 8  # those of a layer, and the one that was written last
 
 
 def _four_bits(rows, importance):

@@ -178,7 +178,7 @@ class AtomicFile:
         """
         units = self._journal.units
         begin = units[index - 1].end if index else 0
-        with writing(self._named, "what an interrupted run left"):
+        with writing(self._named, "what was written of it"):
             self._file.seek(begin)
             data: bytes = self._file.read(units[index].end - begin)
             self._file.seek(self.offset)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import closing
 from functools import partial
@@ -58,41 +58,39 @@ class Rounder:
     where: str
     kept: AtomicFile | None = None
 
-    def rounded(self, progress: Progress | None = None) -> dict[str, QuantizedTensor]:
-        """Return the rounded matrices by their names in the target."""
+    def rounded(self, progress: Progress | None = None) -> dict[str, Callable[[], QuantizedTensor]]:
+        """Round the matrices; return what reads each of them from the file, by its name in the target."""
         chosen = {line.role: (slot, line) for slot, line in self.pairs if self._takes(slot, line)}
         if not chosen:
             return {}
         matrices = {role: self._matrix(slot, line) for role, (slot, line) in chosen.items()}
-        known = self._known(chosen)
-        walk = Walk(self.model, self.calibration, matrices, self.pool, fastest(), self._others(chosen), known)
-        names = {role: line.name for role, (_, line) in chosen.items()}
-        found: dict[str, QuantizedTensor] = {}
+        kept = dict(self._known(chosen))
+        walk = Walk(self.model, self.calibration, matrices, self.pool, fastest(), self._others(chosen), dict(kept))
         for role, tensor in walk.run(progress):
-            found[role] = tensor
-            if role not in known:
-                self._keep(role, tensor)
-        return {names[role]: attrs.evolve(tensor, name=names[role]) for role, tensor in found.items()}
+            if role not in kept:
+                kept[role] = self._keep(*chosen[role], tensor)
+        return {line.name: kept[role] for role, (_, line) in chosen.items() if role in kept}
 
-    def _keep(self, role: str, tensor: QuantizedTensor) -> None:
-        """Write a rounded matrix to the file; its parts are described in the unit's note."""
+    def _keep(self, slot: Slot, line: Assignment, tensor: QuantizedTensor) -> Callable[[], QuantizedTensor]:
+        """Write a rounded matrix to the file, and return what reads it; its parts are described in the unit's note."""
         if self.kept is None:
-            return
+            return lambda: tensor
         described = []
         for name, part in tensor.parts.items():
             values = np.ascontiguousarray(part)
-            described.append([name, values.dtype.str, list(values.shape)])
+            described.append((name, values.dtype.str, list(values.shape)))
             self.kept.write(values.tobytes())
-        self.kept.unit_done(json.dumps([role, tensor.backend, described]))
+        self.kept.unit_done(json.dumps([line.role, tensor.backend, described]))
+        return partial(self._kept_tensor, self.kept.done - 1, slot, line.precision, tensor.backend, described)
 
-    def _known(self, chosen: Mapping[str, tuple[Slot, Assignment]]) -> dict[str, Callable[[], QuantizedTensor]]:
-        """Return what reads each matrix that an interrupted run has kept."""
+    def _known(
+        self, chosen: Mapping[str, tuple[Slot, Assignment]]
+    ) -> Iterator[tuple[str, Callable[[], QuantizedTensor]]]:
+        """Yield the role of each matrix that an interrupted run has kept, and what reads it."""
         notes = [] if self.kept is None else [json.loads(note) for note in self.kept.notes]
-        known: dict[str, Callable[[], QuantizedTensor]] = {}
         for unit, (role, backend, described) in enumerate(notes):
             slot, line = chosen[role]
-            known[role] = partial(self._kept_tensor, unit, slot, line.precision, backend, described)
-        return known
+            yield role, partial(self._kept_tensor, unit, slot, line.precision, backend, described)
 
     def _kept_tensor(
         self, unit: int, slot: Slot, precision: Precision, backend: str, described: list[tuple[str, str, list[int]]]
@@ -113,7 +111,7 @@ class Rounder:
         with closing(encode([(slot, line) for slot, line in pairs if line.name not in rounded])) as others:
             for _, line in pairs:
                 if line.name in rounded:
-                    yield Piece.whole(rounded[line.name], line)
+                    yield Piece.whole(attrs.evolve(rounded[line.name](), name=line.name), line)
                     continue
                 for piece in others:
                     yield piece

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
@@ -17,7 +16,7 @@ from edgekit.pipeline.rounding._feedback import Grid, feedback, improve, settle
 from edgekit.pipeline.rounding._kernels import NUMPY, Accumulate, Kernels, accumulate
 from edgekit.pipeline.rounding._slopes import Correlation
 from edgekit.tensor import QuantizedTensor
-from edgekit.typing import F32, F64, U8, Indices
+from edgekit.typing import F32, U8, Indices
 
 #: Rows that one thread rounds at a time at most; bounds its memory, and does not change the result.
 ROWS = 704
@@ -36,38 +35,47 @@ class Metric:
     Attributes:
         h: H, the damped moment of the inputs, float32 [cols, cols].
         order: the column indices [cols] in the order in which they are rounded.
-        factor: the triangular factor of `h` in that order, float64 [cols, cols].
+        factor: the triangular factor of `h` in that order, float32 [cols, cols].
         spread: the weights of a column's error in the targets of later columns, float32 [cols, cols], in that order.
         correlation: `h` as integers.
     """
 
     h: F32
     order: Indices
-    factor: F64
+    factor: F32
     spread: F32
     correlation: Correlation
 
     @classmethod
-    def of(cls, moment: F32, accumulate: Accumulate = accumulate, damping: float = DAMPING) -> Metric:
-        """Return the metric of a moment, float32 [cols, cols].
+    def of(
+        cls, moment: F32, accumulate: Accumulate = accumulate, damping: float = DAMPING, *, reuse: bool = False
+    ) -> Metric:
+        """Return the metric of a moment, float32 [cols, cols]; `reuse` lets its memory become that of `h`.
 
         Raises:
             NonFiniteError: the moment has values that are not finite, or is not positive definite.
         """
-        h = damped(moment, damping)
+        h = damped(moment, damping, moment if reuse else None)
         order = decreasing(h)
-        factor = upper_factor(np.take(h[order], order, axis=1), accumulate)
-        return cls(h, order, factor, spread(factor), Correlation.of(h))
+        factor = upper_factor(_reordered(h, order), accumulate)
+        narrow, shares = single(factor), spread(factor)
+        del factor  # twice as large as either
+        return cls(h, order, narrow, shares, Correlation.of(h))
 
     def solve(self, values: F32, accumulate: Accumulate = accumulate) -> F32:
         """Return ``h^-1 values``, float32 [cols, rows], for values [cols, rows]."""
         found = np.empty_like(values)
-        found[self.order] = _forward(self._single, _backward(self._single, values[self.order], accumulate), accumulate)
+        found[self.order] = _forward(self.factor, _backward(self.factor, values[self.order], accumulate), accumulate)
         return found
 
-    @functools.cached_property
-    def _single(self) -> F32:
-        return single(self.factor)
+
+def _reordered(h: F32, order: Indices) -> F32:
+    """Return ``h[order][:, order]``, some rows at a time: there is one such array in memory."""
+    found = np.empty_like(h)
+    for start in range(0, len(h), _VECTOR):
+        rows = slice(start, start + _VECTOR)
+        found[rows] = h[order[rows]][:, order]
+    return found
 
 
 #: Columns that are solved at once, and those of them whose values are subtracted one by one.

@@ -232,13 +232,13 @@ class _Layer:
     def _enter(self, group: str, x: F32) -> None:
         """Compute the metric, the importance and the input error for a group of matrices with the same inputs."""
         walk, lost = self.walk, self.inputs[group]
-        self._group, self._lost = group, None
+        self._group, self._metric, self._lost = group, None, None
         turned = Integers.of_columns(x, walk.kernels, walk.pool, walk.scratch)
         if not np.isfinite(turned.scale).all():
             raise NonFiniteError(f"the input of {group} is not finite after the layers before are quantized")
         moment = mean_product(turned, turned, len(x), walk.kernels, walk.pool)
         self._importance = np.einsum("ii->i", moment).copy()
-        self._metric = Metric.of(moment, walk.wide)
+        self._metric = Metric.of(moment, walk.wide, reuse=True)
         lost -= x  # the original's inputs are not needed any more
         if lost.any():
             columns = Integers.of_columns(lost, walk.kernels, walk.pool, walk.scratch)
