@@ -94,8 +94,10 @@ def _arguments(name: str) -> tuple[Any, ...]:
         return (_POINTER, _INTEGER, _POINTER, *between, _INTEGER, _INTEGER)
     if MODULES[name] == "widening":
         return _WIDEN
-    if MODULES[name] in ("products", "integers"):
-        return _PRODUCT if MODULES[name] == "integers" else (*_PRODUCT, _INTEGER)
+    if MODULES[name] == "products":
+        return (*_PRODUCT, _INTEGER)
+    if MODULES[name] == "integers":
+        return _PRODUCT
     if MODULES[name] == "grouped":
         return _GROUPED
     if name.endswith("_decode"):

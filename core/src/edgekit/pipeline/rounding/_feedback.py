@@ -126,17 +126,14 @@ def settle(weights: F32, grid: Grid, importance: F32, choices: Choices, rows: sl
         choices: the scales and biases that the format can store.
         rows: the rows of the tensor that `weights` holds.
     """
-    size, whole = grid.group, len(weights) // grid.group
-    together = max(1, _WIDEST // size)
-    parts: list[int | slice] = [slice(first, min(first + together, whole)) for first in range(0, whole, together)]
-    if len(weights) % size:
-        parts.append(whole)
+    (cols, count), size = weights.shape, grid.group
+    whole, together = cols // size, max(1, _WIDEST // size)
+    parts = [slice(first, min(first + together, whole)) for first in range(0, whole, together)]
+    if cols % size:
+        parts.append(slice(whole, whole + 1))
     for group in parts:
-        if isinstance(group, slice):
-            own = slice(group.start * size, group.stop * size)
-            values, weight = weights[own].reshape(-1, size, weights.shape[1]), importance[own].reshape(-1, size, 1)
-        else:
-            values, weight = weights[group * size :], importance[group * size :, None]
+        own, groups = slice(group.start * size, group.stop * size), group.stop - group.start
+        values, weight = weights[own].reshape(groups, -1, count), importance[own].reshape(groups, -1, 1)
         for _ in range(_SETTLED):
             codes = grid.nearest(values, group)
             errors = values - grid.values(codes, group)
