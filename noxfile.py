@@ -369,7 +369,7 @@ def bench(session: nox.Session) -> None:
     """Speed and memory, side by side with the frameworks' own code in one run."""
     install_oracles(session)
     environment = QUIET
-    if "experts" in session.posargs:  # whose peer is a script that is in no wheel
+    if {"experts", "perplexity-tool"} & set(session.posargs):  # whose peers are in no wheel
         environment = QUIET | {"EDGEKIT_LLAMA_SOURCES": str(llama_sources(session))}
     if "dask" in session.posargs:
         install(session, ENGINES[0])

@@ -55,6 +55,7 @@ import openai_servers  # noqa: E402
 import openvino_compress  # noqa: E402
 import openvino_runtime  # noqa: E402
 import peers  # noqa: E402
+import perplexity_tool  # noqa: E402
 import quality  # noqa: E402
 import recurrent  # noqa: E402
 import whole  # noqa: E402
@@ -108,6 +109,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
     "families": families.report,
     "seven-billion": lambda quick: whole.seven_billion(),
     "predictions": workflow_predictions.report,
+    "perplexity-tool": perplexity_tool.report,
     "experts": lambda quick: experts.report(0.4, 1) if quick else experts.report(),
     "any-size": lambda quick: any_size.report(),
     "held": held.report,
@@ -115,7 +117,7 @@ REPORTS: dict[str, Callable[[bool], Iterator[str]]] = {
 #: Reports that run only when they are asked for.
 ALONE = (
     "scaling", "held", "dask", "seven-billion", "experts", "any-size", "feedback-large", "fit-smollm2", "mlx-tolerances",
-    "mlx-smollm2", "predictions", "autoround", "fit-large",
+    "mlx-smollm2", "predictions", "autoround", "fit-large", "perplexity-tool",
 )  # fmt: skip
 #: Processors that stand for the narrower instruction sets.
 NARROWER = ("haswell", "x86-64")
