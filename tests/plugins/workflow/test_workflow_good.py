@@ -13,6 +13,8 @@ from edgekit.errors import MissingPluginError
 from edgekit.manifest import manifest_path
 from edgekit.pipeline import list_recipes
 from edgekit_workflow.gates import Policy, gate
+from edgekit_workflow.gates.policy import Derivation
+from edgekit_workflow.gates.tensors import check_tensors
 
 #: Without what a recipe may choose to give away, and without runs, which take most of the time.
 POLICY = Policy(skip=("quality", "performance", "robustness", "runtime", "degenerate"))
@@ -87,6 +89,17 @@ def test_rows_that_few_tokens_moved_far_pass(tmp_path: Path) -> None:
     tokens = edgekit.open(sample.path()).tokenizer.encode(sample.heldout_text())[:512]
     few = edgekit.calibrate(sample.path(), tokens, to=tmp_path / "c.safetensors", context=512)
     artifact = edgekit.quantize(sample.path(), "Q2_K", to=tmp_path / "good.gguf", calibration=few)
+    judged(artifact, sample.path())
+
+
+@pytest.mark.parametrize("coarse", ["affine:int4-asym-g64", "affine:int3-asym-g64"])
+def test_fine_matrices_among_coarse_ones_pass(calibration: edgekit.Calibration, coarse: str, tmp_path: Path) -> None:
+    """Error feedback moves them as far as the errors of the others are, which rounding to 8 bits alone never would."""
+    recipe = tmp_path / "mixed.toml"
+    recipe.write_text(f'base = "{coarse}"\n[tensors]\n"*attn_v*" = "affine:int8-asym-g64"\n', "utf-8")
+    artifact = edgekit.quantize(sample.path(), recipe, to=tmp_path / "good", calibration=calibration)
+    checks = [check for check in check_tensors(artifact, edgekit.open(sample.path()), Derivation()) if check.nearest]
+    assert max(check.error / check.nearest for check in checks) > 10
     judged(artifact, sample.path())
 
 

@@ -84,7 +84,7 @@ def values(subject: Subject) -> GateResult:
 
 
 def _is_far(check: TensorCheck, ratio: float) -> bool:
-    return check.far is not None or check.error > float(allowed(np.array([check.nearest]), ratio)[0])
+    return check.far is not None or check.error > float(allowed(np.array([check.explained]), ratio)[0])
 
 
 def _distance(check: TensorCheck) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from edgekit.cli.output import size
+from edgekit.errors import counted
+from edgekit_workflow.gates.results import GateResult
 from edgekit_workflow.report.data import Run
 
 #: Of the content of ``report.json``.
@@ -45,10 +48,11 @@ def _markdown(run: Run) -> Iterator[str]:
     yield f"\nNoise floor of the KL divergence: {run.noise:.1e} nats.\n"
     if run.gates():
         yield "## Gates\n"
-        failed = [(m, g) for m, g in run.gates() if g["passed"] is not True]
-        yield f"{len(run.gates()) - len(failed)} of {len(run.gates())} passed.\n"
-        words = {False: "failed", None: "not run"}
-        yield from (f"- {m.name}: {g['category']} {g['name']} {words[g['passed']]} {g['detail']}" for m, g in failed)
+        passed = sum(g["passed"] is True for _, g in run.gates())
+        yield f"{passed} of {len(run.gates())} passed.\n"
+        yield from (f"- {m.name}: failed: {GateResult(**g).line}" for m, g in run.gates() if g["passed"] is False)
+        unable = Counter(GateResult(**g).line for _, g in run.gates() if g["passed"] is None)
+        yield from (f"- not run for {counted(count, 'artifact')}: {line}" for line, count in unable.items())
     if run.result["left_out"]:
         yield "\n## Left out\n"
         yield from (f"- {name}: {why}" for name, why in run.result["left_out"].items())
