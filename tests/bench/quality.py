@@ -30,8 +30,11 @@ from edgekit.pipeline.rounding._matrix import Metric, round_matrix
 from edgekit.pipeline.rounding._ordered import threaded
 
 DATA = Path(os.environ.get("EDGEKIT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
-#: Formats of 4 bits for the large matrix.
-SQUARE = ("ggml:Q4_0", "ggml:Q4_K", "mlx:int4-g64", "openvino:int4-sym-g64", "onnx:int4-sym-g32")
+#: Formats of 4 bits for the large matrix; the last ones have uneven levels.
+SQUARE = (
+    *("ggml:Q4_0", "ggml:Q4_K", "mlx:int4-g64", "openvino:int4-sym-g64", "onnx:int4-sym-g32"),
+    *("ggml:IQ4_NL", "ggml:IQ4_XS", "openvino:nf4-g64", "mlx:mxfp4"),
+)
 SMOLLM = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 

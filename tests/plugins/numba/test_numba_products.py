@@ -184,7 +184,12 @@ def test_other_types_and_orders_are_refused():
 
 @pytest.mark.parametrize("rows", [1, 16, 37])
 @pytest.mark.parametrize(
-    "name", ["ggml:Q4_0", "ggml:Q4_K", "mlx:int3-g64", "onnx:int4-asym-g32", "affine:int8-sym-tensor"]
+    "name",
+    [
+        *("ggml:Q4_0", "ggml:Q4_K", "mlx:int3-g64", "onnx:int4-asym-g32", "affine:int8-sym-tensor"),
+        *("ggml:IQ4_NL", "ggml:IQ4_XS", "openvino:nf4-g64", "mlx:mxfp4", "ggml:Q1_0"),  # of uneven levels
+        "mlx:mxfp8",  # of more than kernels take
+    ],
 )
 def test_steps_have_the_bits_of_numpy(name, rows):
     random = np.random.RandomState(rows)

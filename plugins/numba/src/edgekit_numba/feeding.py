@@ -133,14 +133,16 @@ class _Tail:
         """What codes of those rows stand for."""
         scale, inverse = self.of(places.scale), self.of(places.inverse)
         zero, bias = (None if x is None else self.of(x) for x in (places.zero, places.bias))
-        return Places(places.first, places.count, places.group, scale, inverse, zero, bias)
+        return Places(places.first, places.count, places.group, scale, inverse, zero, bias, places.table)
 
 
 def _call(
     name: str, arrays: Any, places: Places, columns: Indices, groups: Indices, square: F32, rows: int, *more: int
 ) -> None:
     """Call a kernel for the first rows, a whole number of vectors."""
-    none, ends = np.zeros(rows, np.float32), np.array([places.first, places.count - 1], np.float32)
+    none, levels = np.zeros(rows, np.float32), np.array([places.first, places.count - 1], np.float32)
+    if places.table is not None:
+        name, levels = f"{name}_table", np.concatenate([places.table, places.middles])
     columns, groups = (np.ascontiguousarray(x, np.int64) for x in (columns, groups))
     square = np.ascontiguousarray(square)
     given: list[int] = []
@@ -156,7 +158,8 @@ def _call(
         groups.ctypes.data,
         square.ctypes.data,
         *given,
-        ends.ctypes.data,
+        levels.ctypes.data,
+        places.count,
         *more,
     )
 

@@ -23,7 +23,7 @@ _POWER = (_POINTER, _POINTER, _INTEGER, _INTEGER)
 _WIDEN = (_POINTER, _POINTER, _INTEGER)
 _PRODUCT = (*(_POINTER, _INTEGER) * 3, _POINTER, _INTEGER, _INTEGER, _INTEGER)
 
-_PLACES = (_POINTER, _POINTER, _INTEGER, *(_POINTER, _INTEGER) * 2, _POINTER)
+_PLACES = (_POINTER, _POINTER, _INTEGER, *(_POINTER, _INTEGER) * 3)
 _FEED = (_INTEGER, _INTEGER, *(_POINTER,) * 3, *(_POINTER, _INTEGER) * 4, *_PLACES)
 
 _KERNELS: dict[str, Kernel] = {}
@@ -54,7 +54,7 @@ MODULES = {
     **dict.fromkeys(("product_float32", "product_float64"), "products"),
     "product_int16": "integers",
     **dict.fromkeys(("exponential", "weigh"), "exponentials"),
-    **dict.fromkeys(("feed", "descend"), "steps"),
+    **dict.fromkeys(("feed", "descend", "feed_table", "descend_table"), "steps"),
     **dict.fromkeys(("largest_rows", "largest_columns", "narrow_rows", "narrow_columns", "scale_both"), "narrowing"),
 }
 
@@ -88,7 +88,7 @@ def _arguments(name: str) -> tuple[Any, ...]:
     if name == "weigh":
         return (_POINTER, _INTEGER, _POINTER, _INTEGER, _INTEGER)
     if MODULES[name] == "steps":
-        return _FEED if name == "feed" else (*_FEED, _POINTER)
+        return _FEED if name.startswith("feed") else (*_FEED, _POINTER)
     if MODULES[name] == "narrowing":
         between = {"largest": (), "narrow": (_POINTER, _INTEGER), "scale": (_POINTER,)}[name.partition("_")[0]]
         return (_POINTER, _INTEGER, _POINTER, *between, _INTEGER, _INTEGER)

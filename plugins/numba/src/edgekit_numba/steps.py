@@ -49,6 +49,51 @@ class _Columns:
 
 
 @attrs.frozen
+class _Whole:
+    """Levels that follow one another by 1: memory holds the first, and the largest code."""
+
+    first: Vector
+    top: Vector
+
+    @classmethod
+    def of(cls, code: Code, levels: Any, _count: Any) -> _Whole:
+        return cls(*(code.broadcast(_number(code, levels, code.index(k))) for k in range(2)))
+
+    def nearest(self, t: Vector) -> tuple[Vector, Vector]:
+        """The code of the level next to a target, as an integer, and the level."""
+        t = rint(t) - self.first
+        t = select(t < 0, 0.0, t)
+        t = select(t > self.top, self.top, t)
+        return t.to_int(), t + self.first
+
+
+@attrs.frozen
+class _Table:
+    """Any ascending levels: memory holds them, and after them what lies midway between each and the next."""
+
+    code: Code
+    levels: Any
+    count: Any
+
+    @classmethod
+    def of(cls, code: Code, levels: Any, count: Any) -> _Table:
+        return cls(code, levels, count)
+
+    def nearest(self, t: Vector) -> tuple[Vector, Vector]:
+        """The code of the level next to a target, as an integer, and the level."""
+        code, builder = self.code, self.code.builder
+        number, level = code.variable(code.i32(0)), code.variable(self[code.index(0)])
+        with code.loop(builder.sub(self.count, code.index(1))) as k:
+            above = t > self[builder.add(self.count, k)]
+            number.set(number.get() + above.ones())
+            level.set(self[builder.add(k, code.index(1))], above)
+        return number.get(), level.get()
+
+    def __getitem__(self, at: Any) -> Vector:
+        return self.code.broadcast(_number(self.code, self.levels, at))
+
+
+@attrs.frozen
 class _Places:
     """How codes stand for values; see `edgekit.pipeline.rounding.Places`."""
 
@@ -57,34 +102,29 @@ class _Places:
     inverse: _Columns
     zero: _Columns
     bias: _Columns
-    first: Vector
-    top: Vector
+    levels: _Whole | _Table
 
     #: Of the arguments of a kernel.
-    TYPES = (_FLOATS, _FLOATS, I64, _FLOATS, I64, _FLOATS, I64, _FLOATS)
+    TYPES = (_FLOATS, _FLOATS, I64, _FLOATS, I64, _FLOATS, I64, _FLOATS, I64)
 
     @classmethod
-    def of(cls, code: Code, given: Any, first: Any) -> _Places:
+    def of(cls, code: Code, given: Any, first: Any, levels: type[_Whole | _Table]) -> _Places:
         """Those of the arguments, for the rows from `first` on."""
-        scale, inverse, stride, zero, zero_stride, bias, bias_stride, table = given
+        scale, inverse, stride, zero, zero_stride, bias, bias_stride, table, count = given
 
         def columns(pointer: Any, step: Any) -> _Columns:
             return _Columns(code, pointer, step, first)
 
-        ends = [code.broadcast(code.builder.load(code.builder.gep(table, [code.index(k)]))) for k in range(2)]
         scales = columns(scale, stride), columns(inverse, stride)
-        return cls(code, *scales, columns(zero, zero_stride), columns(bias, bias_stride), *ends)
+        return cls(code, *scales, columns(zero, zero_stride), columns(bias, bias_stride), levels.of(code, table, count))
 
-    def nearest(self, target: Vector, group: Any) -> Vector:
-        """The code of the level next to a target, as float32."""
-        t = (target - self.bias[group]) * self.inverse[group] + self.zero[group]
-        t = rint(t) - self.first
-        t = select(t < 0, 0.0, t)
-        return select(t > self.top, self.top, t)
+    def nearest(self, target: Vector, group: Any) -> tuple[Vector, Vector]:
+        """The code of the level next to a target, as an integer, and the level."""
+        return self.levels.nearest((target - self.bias[group]) * self.inverse[group] + self.zero[group])
 
-    def value(self, number: Vector, group: Any) -> Vector:
-        """What a code, as float32, stands for."""
-        return ((number + self.first) - self.zero[group]) * self.scale[group] + self.bias[group]
+    def value(self, level: Vector, group: Any) -> Vector:
+        """What a level stands for."""
+        return (level - self.zero[group]) * self.scale[group] + self.bias[group]
 
 
 def _columns(code: Code, given: Any, first: Any) -> list[_Columns]:
@@ -108,9 +148,11 @@ class Feed:
 
     Attributes:
         name: of the function.
+        levels: of which kind they are.
     """
 
-    name: str = "feed"
+    name: str
+    levels: type[_Whole | _Table]
 
     def __call__(self, lanes: int) -> str:
         """LLVM's text of the module."""
@@ -122,12 +164,12 @@ class Feed:
             with code.loop(vectors) as vector:
                 first = code.scaled(vector, lanes)
                 targets, errors, codes, weights = _columns(code, given[5:13], first)
-                places = _Places.of(code, given[13:], first)
+                places = _Places.of(code, given[13:], first, self.levels)
                 with code.loop(n) as j:
                     column, group = _number(code, numbers, j), _number(code, groups, j)
-                    chosen = places.nearest(targets[j], group)
-                    codes.set_byte(column, chosen.to_int())
-                    error = weights[column] - places.value(chosen, group)
+                    number, level = places.nearest(targets[j], group)
+                    codes.set_byte(column, number)
+                    error = weights[column] - places.value(level, group)
                     errors[j] = error
                     after = builder.add(j, code.index(1))
                     with builder.if_then(builder.icmp_signed("<", after, n)), code.loop(n, after) as later:
@@ -141,9 +183,11 @@ class Descend:
 
     Attributes:
         name: of the function.
+        levels: of which kind they are.
     """
 
-    name: str = "descend"
+    name: str
+    levels: type[_Whole | _Table]
 
     def __call__(self, lanes: int) -> str:
         """LLVM's text of the module."""
@@ -156,31 +200,35 @@ class Descend:
             with code.loop(vectors) as vector:
                 first = code.scaled(vector, lanes)
                 slopes, values, errors, codes = _columns(code, given[5:13], first)
-                places = _Places.of(code, given[13:21], first)
+                places = _Places.of(code, given[13:-1], first, self.levels)
                 changes.set(code.i32(0))
                 with code.loop(n) as j:
                     column, group = _number(code, numbers, j), _number(code, groups, j)
                     before = values[column]
-                    chosen = places.nearest(before + slopes[j] / _scalar(code, h, j, n, j), group)
-                    different = chosen.to_int() != codes.byte(column)
+                    number, level = places.nearest(before + slopes[j] / _scalar(code, h, j, n, j), group)
+                    different = number != codes.byte(column)
                     with code.where_any(different):
                         changes.set(changes.get() + different.ones())
-                        moved = places.value(chosen, group)
+                        moved = places.value(level, group)
                         step = moved - before
-                        codes.set_byte(column, chosen.to_int())
+                        codes.set_byte(column, number)
                         values[column] = moved
                         errors[column] = errors[column] - step
                         after = builder.add(j, code.index(1))
                         with builder.if_then(builder.icmp_signed("<", after, n)), code.loop(n, after) as later:
                             slopes[later] = slopes[later] - _scalar(code, h, j, n, later) * step
-                place = builder.bitcast(builder.gep(given[21], [first]), code.type(I32).as_pointer())
+                place = builder.bitcast(builder.gep(given[-1], [first]), code.type(I32).as_pointer())
                 builder.store(changes.get().value, place, align=4)
         return code.text()
 
 
+_STEPS: dict[str, type[Feed | Descend]] = {"feed": Feed, "descend": Descend}
+
+
 def emitters() -> list[Feed | Descend]:
     """The kernels of this module."""
-    return [Feed(), Descend()]
+    kinds = {"": _Whole, "_table": _Table}
+    return [emit(f"{name}{of}", levels) for name, emit in _STEPS.items() for of, levels in kinds.items()]
 
 
 __all__ = ["Descend", "Feed", "emitters"]

@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 
 from edgekit.bridges import Choices, Levels
-from edgekit.pipeline.rounding._kernels import NUMPY, Accumulate, Kernels, Places
+from edgekit.pipeline.rounding._kernels import LEVELS, NUMPY, Accumulate, Kernels, Places, middles
 from edgekit.pipeline.rounding._slopes import Correlation, Slopes
 from edgekit.typing import F32, F64, U8, Bools, Indices
 
@@ -50,8 +50,14 @@ class Grid:
 
     @property
     def places(self) -> Places:
-        """The same, for kernels; the table is even."""
-        return Places(float(self.table[0]), len(self.table), self.group, self.scale, self.inverse, self.zero, self.bias)
+        """The same, for kernels."""
+        table, first = None if self.even else self.table, float(self.table[0])
+        return Places(first, len(self.table), self.group, self.scale, self.inverse, self.zero, self.bias, table)
+
+    @property
+    def for_kernels(self) -> bool:
+        """Whether kernels can round its columns."""
+        return self.even or len(self.table) <= LEVELS
 
     def move(self, group: int | slice, best: _Best) -> int:
         """Set the scales and biases of a group, or of several, to the best ones; return how many change."""
@@ -80,8 +86,7 @@ class Grid:
             np.maximum(t, np.float32(0), out=t)
             places: U8 = np.minimum(t, np.float32(len(self.table) - 1), out=t).astype(np.uint8)
             return places
-        middles = (self.table[1:] + self.table[:-1]) * np.float32(0.5)
-        found: U8 = np.searchsorted(middles, t).astype(np.uint8)
+        found: U8 = np.searchsorted(middles(self.table), t).astype(np.uint8)
         return found
 
     def values(self, codes: U8, group: int | slice) -> F32:
@@ -161,7 +166,7 @@ def feedback(weights: F32, grid: Grid, spread: F32, order: Indices, kernels: Ker
         stop = min(start + BLOCK, cols)
         targets = weights[order[start:stop]]
         kernels.accumulate(targets, spread[:start, start:stop], errors[:start])
-        if kernels.feed is not None and grid.even:
+        if kernels.feed is not None and grid.for_kernels:
             block, own = order[start:stop], np.ascontiguousarray(spread[start:stop, start:stop])
             kernels.feed(targets, errors[start:stop], codes, weights, grid.places, block, own)
             continue
@@ -276,7 +281,7 @@ class _Descent:
     def _sweep(self, part: slice, slopes: F32) -> int:
         """Improve the codes of some columns one after another, and the slopes of those after them."""
         grid, codes, values, errors = self.grid, self.codes, self.values, self.errors
-        if self.kernels.descend is not None and grid.even:
+        if self.kernels.descend is not None and grid.for_kernels:
             own = np.ascontiguousarray(self.h[part, part])
             return self.kernels.descend(slopes, values, errors, codes, grid.places, part.start, own)
         changed = 0

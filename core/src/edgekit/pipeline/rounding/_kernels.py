@@ -23,6 +23,8 @@ _SCALED = 64
 Words = npt.NDArray[np.int32]
 #: The largest magnitude of an operand of `Multiply`, and the columns whose products are summed exactly.
 MOST, PIECE = 4095, 128
+#: Levels of a table whose columns kernels round; in a larger one, as of 8 bits, numpy searches.
+LEVELS = 32
 _LOG2E, _LN2_HIGH, _LN2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
 #: The polynomial of the Cephes library.
 _EXP = [1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1]
@@ -139,13 +141,14 @@ class Scale(Protocol):
 
 @attrs.frozen(eq=False)
 class Places:
-    """How the codes of columns stand for values: ``(code + first - zero) * scale + bias``.
+    """How the codes of columns stand for values: ``(code + first - zero) * scale + bias``, or of the table's value.
 
     Attributes:
         first: value of code 0.
         count: number of codes.
         group: columns that share a scale.
         scale, inverse, zero, bias: float32 [groups, rows], rows next to each other.
+        table: ascending values of the codes, float32 [count], at most `LEVELS`; None where they are 1 apart.
     """
 
     first: float
@@ -155,6 +158,20 @@ class Places:
     inverse: F32
     zero: F32 | None
     bias: F32 | None
+    table: F32 | None = None
+
+    @property
+    def middles(self) -> F32:
+        """What a target has to exceed for each code after the first, in units of the scale, float32 [count - 1]."""
+        if self.table is None:
+            raise ValueError("values that follow one another by 1 are found by rounding, not by the table's middles")
+        return middles(self.table)
+
+
+def middles(table: F32) -> F32:
+    """Return the numbers midway between neighbouring levels of a table, float32 [n - 1]."""
+    between: F32 = (table[1:] + table[:-1]) * np.float32(0.5)
+    return between
 
 
 class Feed(Protocol):
