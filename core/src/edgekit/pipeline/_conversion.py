@@ -388,7 +388,7 @@ def _rounding_file(target: Path, manifest: Manifest) -> AtomicFile:
     place = Path(os.path.realpath(target))
 
     def fingerprint() -> bytes:
-        return hashlib.sha256(b"rounding 1 " + manifest.to_json().encode()).digest()
+        return hashlib.sha256(b"rounding 2 " + manifest.to_json().encode()).digest()
 
     return AtomicFile(place.with_name(f"{place.name}.rounding"), fingerprint=fingerprint, named=target, lock=False)
 

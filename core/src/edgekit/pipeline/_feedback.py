@@ -78,7 +78,7 @@ class Rounder:
         described = []
         for name, part in tensor.parts.items():
             values = np.ascontiguousarray(part)
-            described.append((name, values.dtype.str, list(values.shape)))
+            described.append((name, values.dtype.name, list(values.shape)))
             self.kept.write(values.tobytes())
         self.kept.unit_done(json.dumps([line.role, tensor.backend, described]))
         return partial(self._kept_tensor, self.kept.done - 1, slot, line.precision, tensor.backend, described)
@@ -99,7 +99,7 @@ class Rounder:
         data, at, parts = self.kept.unit(unit), 0, {}
         for name, dtype, shape in described:
             count = math.prod(shape)
-            parts[name] = np.frombuffer(data, np.dtype(dtype), count, at).reshape(shape)
+            parts[name] = np.frombuffer(data, _dtype(dtype), count, at).reshape(shape)
             at += parts[name].nbytes
         return QuantizedTensor(parts, precision, slot.shape, slot.name, backend)
 
@@ -172,6 +172,16 @@ class Rounder:
             encoded = self._encoder(slot, line.precision)(tensor.float32(), importance.get(line.role))
             others[line.role] = _in_memory(line.role, encoded)
         return others
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    """The dtype of that name, numpy's own or of ml_dtypes, whose names numpy knows only once that is imported."""
+    try:
+        return np.dtype(name)
+    except TypeError:
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))
 
 
 def _in_memory(name: str, tensor: QuantizedTensor) -> EncodedTensor:
