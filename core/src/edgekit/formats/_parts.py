@@ -24,7 +24,7 @@ import numpy as np
 from edgekit.errors import EdgekitError, InvalidFileError, MissingPluginError, UnknownPrecisionError
 from edgekit.files.foreign import shown, strict_json
 from edgekit.formats.safetensors import Part
-from edgekit.numerics.smallfloats import bfloat16
+from edgekit.numerics.smallfloats import bfloat16, ml_dtype
 from edgekit.precision import Precision, find_precision
 from edgekit.recipe import fits
 from edgekit.reference import reference
@@ -363,11 +363,7 @@ class _Source:
         dtype = self.parts[key].dtype
         if key in self.as_bits or carrier(dtype).name == dtype:
             return values
-        try:
-            import ml_dtypes
-        except ImportError as error:
-            raise MissingPluginError(f"parts of type {dtype} need a package; pip install ml-dtypes") from error
-        return values.view(np.dtype(getattr(ml_dtypes, dtype)))
+        return values.view(ml_dtype(dtype, f"parts of type {dtype} need a package"))
 
 
 def _rows(part: Tensor, start: int, stop: int) -> Array:

@@ -49,13 +49,20 @@ def bfloat16() -> np.dtype[Any]:
     Raises:
         MissingPluginError: ml_dtypes is not installed.
     """
+    return ml_dtype("bfloat16", "this precision's scales take the source's bfloat16, which numpy lacks")
+
+
+def ml_dtype(name: str, why: str) -> np.dtype[Any]:
+    """ml_dtypes' type of that name; `why` it is needed, for the message.
+
+    Raises:
+        MissingPluginError: ml_dtypes is not installed.
+    """
     try:
         import ml_dtypes
     except ImportError as error:
-        raise MissingPluginError(
-            "this precision's scales take the source's bfloat16, which numpy lacks; pip install ml-dtypes"
-        ) from error
-    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        raise MissingPluginError(f"{why}; pip install ml-dtypes") from error
+    dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
     return dtype
 
 
@@ -159,5 +166,6 @@ __all__ = [
     "float32_to_bfloat16",
     "float32_to_float8_e4m3fn",
     "is_bfloat16",
+    "ml_dtype",
     "to_float32",
 ]

@@ -20,7 +20,7 @@ from edgekit.encoding._codecs import codec
 from edgekit.encoding._importance import fill_importance, stack_of
 from edgekit.errors import UsageError
 from edgekit.files.atomic import AtomicFile
-from edgekit.numerics.smallfloats import bfloat16, float32_to_bfloat16
+from edgekit.numerics.smallfloats import bfloat16, float32_to_bfloat16, ml_dtype
 from edgekit.pipeline._progress import Progress
 from edgekit.pipeline._stream import Piece
 from edgekit.pipeline.rounding._kernels import NUMPY, Kernels
@@ -179,10 +179,7 @@ def _dtype(name: str) -> np.dtype[Any]:
     try:
         return np.dtype(name)
     except TypeError:
-        import ml_dtypes
-
-        dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-        return dtype
+        return ml_dtype(name, f"parts of type {name} need a package")
 
 
 def _in_memory(name: str, tensor: QuantizedTensor) -> EncodedTensor:

@@ -28,20 +28,18 @@ _BLOCK, _INNER = 64, 8
 _TRIES = 8
 
 
-def damped(moment: F32, damping: float = DAMPING, out: F32 | None = None) -> F32:
+def damped(moment: F32, damping: float = DAMPING, *, reuse: bool = False) -> F32:
     """Return the moment, float32 [cols, cols], with `damping` times the mean of its diagonal added to the diagonal.
 
-    Columns whose input is always 0 get 1 on the diagonal and 0 elsewhere; the mean leaves them out. `out` is where it
-    is stored, and may be the moment itself; None stores it in a new array.
+    Columns whose input is always 0 get 1 on the diagonal and 0 elsewhere; the mean leaves them out. `reuse` stores it
+    in place of the moment.
 
     Raises:
         NonFiniteError: a value of the moment is not finite.
     """
     if not np.isfinite(moment).all():
         raise NonFiniteError("the moment holds values that are not finite; calibrate on the unquantized model")
-    h = np.empty_like(moment) if out is None else out
-    if h is not moment:
-        h[:] = moment
+    h = moment if reuse else moment.astype(np.float32, copy=True)
     diagonal = np.einsum("ii->i", h)
     used = diagonal > 0
     mean = float(np.add.reduce(diagonal[used], dtype=np.float64)) / max(1, int(np.count_nonzero(used)))

@@ -55,7 +55,7 @@ class Metric:
         Raises:
             NonFiniteError: the moment has values that are not finite, or is not positive definite.
         """
-        h = damped(moment, damping, moment if reuse else None)
+        h = damped(moment, damping, reuse=reuse)
         order = decreasing(h)
         factor = upper_factor(_reordered(h, order), accumulate)
         narrow, shares = single(factor), spread(factor)
