@@ -37,7 +37,7 @@ _OFF = (
     "LLAMA_CURL",
     "LLAMA_OPENSSL",
 )
-_MEAN = re.compile(r"^Mean\s+KLD:\s+(-?[\d.]+)", re.MULTILINE)
+_FIGURE = re.compile(r"^(Mean|Minimum)\s+KLD:\s+(-?[\d.]+)", re.MULTILINE)
 
 
 @attrs.frozen
@@ -55,8 +55,8 @@ def report(quick: bool) -> Iterator[str]:
         yield f"{TOOL} is compiled from what `nox -s bench -- --only perplexity-tool` downloads"
         return
     program, sizes = _compiled(Path(os.environ["EDGEKIT_LLAMA_SOURCES"])), []
-    yield "| model | recipe | edgekit | tool, decoded weights | ratio | tool, quantized file |"
-    yield "|---|---|---|---|---|---|"
+    yield "| model | recipe | edgekit | tool, decoded weights | ratio | its least at a position | tool, quantized file |"
+    yield "|---|---|---|---|---|---|---|"
     for subject in _subjects(quick):
         with tempfile.TemporaryDirectory() as folder:
             bench = _Bench.of(subject, program, Path(folder))
@@ -112,15 +112,14 @@ class _Bench:
         found = edgekit.evaluate(small, self.subject.text, baseline=self.baseline, context=self.subject.context)
         ours = found.kl_divergence
         assert ours is not None
-        theirs, theirs_small = (self.mean(each.path) for each in (decoded, small))
-        figures = f"{ours:.6f} | {theirs:.6f} | {theirs / ours:.4f} | {theirs_small:.6f}"
+        (theirs, least), (theirs_small, _) = (self.figures(each.path) for each in (decoded, small))
+        figures = f"{ours:.6f} | {theirs:.6f} | {theirs / ours:.4f} | {least:.6f} | {theirs_small:.6f}"
         return f"| {self.subject.name} | `{recipe}` | {figures} |"
 
-    def mean(self, model: Path) -> float:
-        """The tool's mean divergence of a model from the base, in nats."""
-        found = _MEAN.search(self.run(model, "--kl-divergence"))
-        assert found is not None
-        return float(found[1])
+    def figures(self, model: Path) -> tuple[float, float]:
+        """The tool's divergence of a model from the base, in nats: the mean, and the least of all positions."""
+        found = dict(_FIGURE.findall(self.run(model, "--kl-divergence")))
+        return float(found["Mean"]), float(found["Minimum"])
 
     def sizes(self) -> str:
         """What is stored for a comparison: the tool's file, and hidden states in memory."""

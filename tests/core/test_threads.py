@@ -68,6 +68,38 @@ def test_shutdown_waits_and_takes_no_more(pools):
     pool.shutdown()
 
 
+def test_what_can_wait_is_done_after_what_cannot():
+    begun, go, done = threading.Event(), threading.Event(), []
+    with Workers(1) as pool:
+        pool.submit(lambda: (begun.set(), go.wait(30)))
+        assert begun.wait(30)
+        waiting = [pool.later.submit(done.append, number) for number in range(2)]
+        list(map(pool.submit, [done.append] * 2, [2, 3]))
+        go.set()
+    assert done == [2, 3, 0, 1]
+    assert all(future.result() is None for future in waiting)
+
+
+def test_threads_take_both_kinds_of_work_without_losing_any():
+    with Workers(4) as pool:
+        futures = [(pool.later if number % 3 else pool).submit(abs, -number) for number in range(3000)]
+        assert [future.result() for future in futures] == list(range(3000))
+
+
+def test_what_can_wait_is_cancelled_too_and_a_second_shutdown_ends():
+    begun, go = threading.Event(), threading.Event()
+    pool = Workers(1)
+    first = pool.submit(lambda: (begun.set(), go.wait(30)))
+    waiting = [each.submit(abs, -1) for each in (pool.later, pool)]
+    assert begun.wait(30)
+    for _ in range(2):
+        pool.shutdown(wait=False, cancel_futures=True)
+    go.set()
+    pool.shutdown()
+    assert first.done()
+    assert all(future.cancelled() for future in waiting)
+
+
 def test_work_can_be_cancelled_before_it_begins(pools):
     begun, go = threading.Event(), threading.Event()
     pool = pools(1)

@@ -57,8 +57,10 @@ def test_other_types_are_refused():
 def test_it_is_what_rounding_uses():
     chosen = attrs.asdict(_feedback.fastest(), recurse=False)
     assert chosen.pop("accumulate") is accumulating.accumulate
-    steps = {name: getattr(feeding, name) for name in ("multiply", "exponential", "feed", "descend")}
-    between = {name: getattr(scaling, name) for name in ("weigh", "largest", "narrow", "turn", "scale")}
+    steps = {name: getattr(feeding, name) for name in ("multiply", "exponential", "feed", "descend", "substitute")}
+    between = {
+        name: getattr(scaling, name) for name in ("weigh", "largest", "narrow", "turn", "units", "scale", "totals")
+    }
     assert chosen == steps | between
     assert {e.name for e in products.emitters()} == {"product_float32", "product_float64"}
 
@@ -151,6 +153,53 @@ def test_a_turned_word_holds_two_rows():
         words = np.empty((2, 2), np.int32)
         turn(words, x, np.array([1, 2], np.float32))
         assert words.view(np.int16).tolist() == [[1, 3, 5, 0], [-4, 8, 12, 0]]
+
+
+@pytest.mark.parametrize("shape", PLANES)
+@pytest.mark.parametrize("start", [0, 1, 2])  # at 1, a word of two integers begins within another one
+def test_integers_that_are_cut_off_are_those_of_numpy(shape, start):
+    rows, cols = shape
+    x = np.random.RandomState(9).standard_normal((rows, cols + 3)).astype(np.float32)[:, :cols]
+    x.reshape(-1)[::5] = 0.5  # with a factor and a unit of 1, midway between two integers
+    factor = np.exp(np.random.RandomState(rows).standard_normal(rows)).astype(np.float32)
+    inverse = _units(cols) * 10
+    factor[-1:], inverse[-1:] = 1, 1
+    expected, found = (np.zeros((cols, rows + 7), np.int16) for _ in range(2))
+    kernels.units(expected[:, start : start + rows], x, factor, inverse)
+    scaling.units(found[:, start : start + rows], x, factor, inverse)
+    np.testing.assert_array_equal(found, expected)
+    if cols > 16:
+        assert np.abs(found).max() == kernels.MOST
+
+
+@pytest.mark.parametrize("shape", PLANES)
+def test_sums_of_columns_have_the_bits_of_numpy(shape):
+    random = np.random.RandomState(11)
+    x, y = (random.standard_normal((shape[0], shape[1] + 3)).astype(np.float32)[:, : shape[1]] for _ in range(2))
+    x[:, ::3] *= np.float32(1e15)
+    for factors in (y, None):
+        found = scaling.totals(x, factors)
+        assert found.dtype == np.float64
+        np.testing.assert_array_equal(found, kernels.totals(x, factors))
+    np.testing.assert_allclose(kernels.totals(x, y), (x.astype(np.float64) * y).sum(axis=0), rtol=1e-3, atol=1e10)
+    assert kernels.totals(np.array([[1, 2], [3, 4]], np.float32), np.array([[5, 6], [7, 8]], np.float32)).tolist() == [
+        26,
+        44,
+    ]
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (8, 17), (32, 288), (31, 8)])
+def test_solved_equations_have_the_bits_of_numpy(n, m):
+    random = np.random.RandomState(n + m)
+    factor = random.standard_normal((n, n)).astype(np.float32) + np.eye(n, dtype=np.float32) * 9
+    values = random.standard_normal((n, m + 1)).astype(np.float32)
+    for order, system in ((slice(None), factor), (slice(None, None, -1), factor.T[::-1, ::-1])):
+        expected, found = values.copy()[:, :m], values.copy()[:, :m]
+        kernels.substitute(expected[order], system)
+        feeding.substitute(found[order], system)
+        np.testing.assert_array_equal(found, expected)
+        upper = np.triu(system.astype(np.float64))
+        np.testing.assert_allclose(upper.T @ expected[order], values[order, :m], atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", PLANES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from functools import partial
@@ -15,6 +16,7 @@ from edgekit.files.threads import Thread
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_Job = tuple[Future[Any], Callable[[], None]]
 
 
 def cores() -> int:
@@ -41,7 +43,9 @@ class Workers(Executor):
 
     def __init__(self, count: int, name: str = "edgekit") -> None:
         self._most, self._name = max(1, count), name
-        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], None]] | None] = queue.SimpleQueue()
+        self._jobs, self._later = deque[_Job](), deque[_Job]()
+        #: One entry for each job that was submitted, whichever it is; False ends a thread.
+        self._waiting: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._threads: list[Thread] = []
         self._idle = threading.Semaphore(0)
         self._changing = threading.Lock()
@@ -53,14 +57,32 @@ class Workers(Executor):
         Raises:
             RuntimeError: after `shutdown`.
         """
+        return self._submit(self._jobs, partial(fn, *args, **kwargs))
+
+    @property
+    def later(self) -> Executor:
+        """The same threads for work that can wait: it is done while no other is waiting."""
+        return _Later(partial(self._submit, self._later))
+
+    def _submit(self, jobs: deque[_Job], work: Callable[[], _T]) -> Future[_T]:
         future: Future[_T] = Future()
         with self._changing:
             if self._closed:
                 raise RuntimeError("cannot submit work after shutdown")
             if not self._idle.acquire(blocking=False):
                 self._one_more()
-            self._jobs.put((future, partial(_call, future, fn, args, kwargs)))
+            jobs.append((future, partial(_call, future, work)))
+            self._waiting.put(True)
         return future
+
+    def _next(self) -> _Job:
+        """Take a job; there is one, but other threads may take it from the one place and leave theirs in the other."""
+        while True:
+            for jobs in (self._jobs, self._later):
+                try:
+                    return jobs.popleft()
+                except IndexError:
+                    continue
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no more work, and wait for what was submitted; as `concurrent.futures.Executor.shutdown`."""
@@ -68,13 +90,13 @@ class Workers(Executor):
             self._closed = True
             while cancel_futures:
                 try:
-                    job = self._jobs.get_nowait()  # a thread may take the last job between a look and a `get`
+                    waiting = self._waiting.get_nowait()  # a thread may take the last job between a look and a `get`
                 except queue.Empty:
                     break
-                if job is not None:
-                    job[0].cancel()
+                if waiting:
+                    self._next()[0].cancel()
             for _ in self._threads:
-                self._jobs.put(None)
+                self._waiting.put(False)
         if wait:
             for thread in self._threads:
                 thread.join()
@@ -93,17 +115,29 @@ class Workers(Executor):
             self._threads.append(thread)
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while self._waiting.get():
+            job = self._next()
             job[1]()
             del job  # a result may be large, and belongs to the caller
             self._idle.release()
 
 
-def _call(future: Future[_T], function: Callable[..., _T], args: Any, kwargs: Any) -> None:
+class _Later(Executor):
+    """Submits work that can wait."""
+
+    def __init__(self, submit: Callable[[Callable[[], Any]], Future[Any]]) -> None:
+        self._submit = submit
+
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+        """As `Workers.submit`."""
+        return self._submit(partial(fn, *args, **kwargs))
+
+
+def _call(future: Future[_T], work: Callable[[], _T]) -> None:
     if not future.set_running_or_notify_cancel():
         return
     try:
-        result = function(*args, **kwargs)
+        result = work()
     except BaseException as error:  # raised where the result is asked for
         future.set_exception(error)
         del future  # else the error would refer to itself through its traceback and this frame

@@ -120,8 +120,8 @@ def edgekit_register_kernels(register: Register) -> None:
 
     The target is a function with the bits of the core's own. The names are those of rounding with error feedback, each
     with a protocol in `edgekit.pipeline.rounding`: ``accumulate``, ``multiply``, ``exponential``, ``weigh``,
-    ``largest``, ``narrow``, ``turn``, ``scale``, ``feed`` and ``descend``. Of several for a name, that with the
-    highest ``speed`` is used; the core's own has 1.
+    ``largest``, ``narrow``, ``turn``, ``units``, ``scale``, ``totals``, ``substitute``, ``feed`` and ``descend``. Of
+    several for a name, that with the highest ``speed`` is used; the core's own has 1.
     """
 
 

@@ -46,9 +46,9 @@ def edgekit_register_quantizers(register: Register) -> None:
 def edgekit_register_kernels(register: Register) -> None:
     """The arithmetic of rounding with error feedback."""
     register("accumulate", "edgekit_numba.accumulating:accumulate", speed=10)
-    for name in ("multiply", "exponential", "feed", "descend"):
+    for name in ("multiply", "exponential", "feed", "descend", "substitute"):
         register(name, f"edgekit_numba.feeding:{name}", speed=10)
-    for name in ("weigh", "largest", "narrow", "turn", "scale"):
+    for name in ("weigh", "largest", "narrow", "turn", "units", "scale", "totals"):
         register(name, f"edgekit_numba.scaling:{name}", speed=10)
 
 

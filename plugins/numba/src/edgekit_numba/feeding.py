@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.errors import UsageError
+from edgekit.pipeline import rounding
 from edgekit.pipeline.rounding import Places
 from edgekit.typing import F32, I16, U8, Indices
 from edgekit_numba import encoders, library, products
@@ -119,6 +120,23 @@ def descend(slopes: F32, values: F32, errors: F32, codes: U8, places: Places, st
     return changed
 
 
+def substitute(values: F32, factor: F32) -> None:
+    """As `edgekit.pipeline.rounding.Substitute`."""
+    if values.dtype != np.float32 or factor.dtype != np.float32 or (values.size and values.strides[1] != 4):
+        raise UsageError(
+            f"equations of {factor.dtype} for {values.dtype} with strides {values.strides}; give float32 with "
+            "contiguous rows"
+        )
+    encoders.require()
+    rows, lanes, factor = values.shape[1], processor().lanes, np.ascontiguousarray(factor)
+    whole = rows // lanes * lanes
+    if whole and len(values):
+        given = len(values), factor.ctypes.data, values.ctypes.data, values.strides[0] // 4
+        library.kernel("substitute")(whole // lanes, *given)
+    if whole < rows:
+        rounding.substitute(values[:, whole:], factor)
+
+
 class _Tail:
     """The last rows, fewer than lanes: with copies of the last one, so that they fill them."""
 
@@ -164,4 +182,4 @@ def _call(
     )
 
 
-__all__ = ["descend", "exponential", "feed", "multiply"]
+__all__ = ["descend", "exponential", "feed", "multiply", "substitute"]

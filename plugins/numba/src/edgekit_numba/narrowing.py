@@ -1,4 +1,4 @@
-"""Floats as integers of 13 bits, and what their products stand for: the kernels behind `edgekit_numba.feeding`.
+"""Floats as integers of 13 bits, what their products stand for, and sums: the kernels behind `edgekit_numba.scaling`.
 
 `edgekit.pipeline.rounding` says what each computes. Magnitudes are compared as the bits of floats, in whose order
 infinity and what is no number come last.
@@ -10,12 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
+from llvmlite import ir
 
 from edgekit_numba.kernels import function
+from edgekit_numba.products import F64
 from edgekit_numba.vectors import F32, I16, I32, I64, Code, Vector, higher, select
 
-#: Rows that `narrow_columns` turns at once: their halves of words fill a cache line.
+#: Rows that `narrow_columns` and `cut_columns` turn at once: their halves of words fill a cache line.
 TURNED = 32
+#: The largest magnitude of an operand of `edgekit.pipeline.rounding.Multiply`.
+_MOST = 4095.0
 _MAGIC, _MAGIC_BITS = 12582912.0, 0x4B400000  # 1.5 * 2**23: a sum with it counts in ones
 _MAGNITUDE = 0x7FFFFFFF
 _FLOATS, _WORDS, _SHORTS = F32.as_pointer(), I32.as_pointer(), I16.as_pointer()
@@ -88,27 +92,67 @@ def _narrow_rows(
             builder.store(values, _place(code, target, first, I16), align=2)
 
 
+def _cut(values: Vector, inverse: Vector) -> Vector:
+    """Values in units, to the nearest integer, as int32, cut off at the largest magnitude."""
+    units = values * inverse
+    units = select(units > _MOST, _MOST, units)
+    units = select(units < -_MOST, -_MOST, units)
+    return (units + _MAGIC).bits() - _MAGIC_BITS
+
+
 def _narrow_columns(
     code: Code, x: Any, stride: Any, inverse: Any, out: Any, out_stride: Any, blocks: Any, vectors: Any
 ) -> None:
+    _columns(code, x, stride, None, inverse, out, out_stride, blocks, vectors)
+
+
+def _cut_columns(
+    code: Code, x: Any, stride: Any, factor: Any, inverse: Any, out: Any, out_stride: Any, blocks: Any, vectors: Any
+) -> None:
+    _columns(code, x, stride, factor, inverse, out, out_stride, blocks, vectors)
+
+
+def _columns(
+    code: Code, x: Any, stride: Any, factor: Any, inverse: Any, out: Any, out_stride: Any, blocks: Any, vectors: Any
+) -> None:
+    """Columns as rows of integers; with factors, one for each row, they are cut off."""
     builder, words = code.builder, TURNED // 2
     scratch = code.rows(words, I32)
     with code.loop(blocks) as block:
-        top = builder.gep(x, [builder.mul(code.scaled(block, TURNED), stride)])
-        left = builder.gep(out, [code.scaled(block, words)])
+        start, left = code.scaled(block, TURNED), builder.gep(out, [code.scaled(block, words)])
+        top = builder.gep(x, [builder.mul(start, stride)])
         with code.loop(vectors) as vector:
             first = code.scaled(vector, code.lanes)
             unit = code.load(inverse, first)
+
+            def integers(row: int) -> Vector:
+                values = code.load(top, builder.add(builder.mul(code.index(row), stride), first))
+                if factor is None:
+                    return _integers(values, unit)
+                own = builder.load(builder.gep(factor, [builder.add(start, code.index(row))]))
+                return _cut(values * code.broadcast(own), unit)
+
             for word in range(words):
-                even, odd = (
-                    _integers(code.load(top, builder.add(builder.mul(code.index(row), stride), first)), unit)
-                    for row in (2 * word, 2 * word + 1)
-                )
+                even, odd = integers(2 * word), integers(2 * word + 1)
                 scratch[word] = (even & 0xFFFF) | (odd << 16)
             with code.loop(code.lanes) as lane:
                 line = builder.gep(left, [builder.mul(builder.add(first, lane), out_stride)])
                 for word in range(words):
                     builder.store(scratch.lane(word, lane), builder.gep(line, [code.index(word)]))
+
+
+def _totals(code: Code, x: Any, stride: Any, y: Any, y_stride: Any, out: Any, rows: Any, vectors: Any) -> None:
+    """Sums of products down the columns; the sums are of 64 bits."""
+    builder, wide = code.builder, code.type(F64)
+    total = code.rows(1, F64)
+    with code.loop(vectors) as vector:
+        first = code.scaled(vector, code.lanes)
+        total[0] = Vector(code, ir.Constant(wide, [0.0] * code.lanes))
+        with code.loop(rows) as row:
+            product = code.load(x, builder.add(builder.mul(row, stride), first))
+            product = product * code.load(y, builder.add(builder.mul(row, y_stride), first))
+            total[0] = Vector(code, builder.fadd(total[0].value, builder.fpext(product.value, wide)))
+        builder.store(total[0].value, builder.bitcast(builder.gep(out, [first]), wide.as_pointer()), align=8)
 
 
 def _scale_both(code: Code, out: Any, stride: Any, of_rows: Any, of_columns: Any, rows: Any, vectors: Any) -> None:
@@ -132,6 +176,8 @@ def emitters() -> list[Narrowing]:
         Narrowing("largest_columns", (*_MATRIX, _FLOATS, *_COUNTS), _largest_columns),
         Narrowing("narrow_rows", (*_MATRIX, _FLOATS, _SHORTS, I64, *_COUNTS), _narrow_rows),
         Narrowing("narrow_columns", (*_MATRIX, _FLOATS, _WORDS, I64, *_COUNTS), _narrow_columns),
+        Narrowing("cut_columns", (*_MATRIX, _FLOATS, _FLOATS, _WORDS, I64, *_COUNTS), _cut_columns),
+        Narrowing("totals", (*_MATRIX, *_MATRIX, F64.as_pointer(), *_COUNTS), _totals),
         Narrowing("scale_both", (*_MATRIX, _FLOATS, _FLOATS, *_COUNTS), _scale_both),
     ]
 

@@ -1,4 +1,4 @@
-"""What lies between products, with the kernels: floats as integers and back, and the weights of a softmax."""
+"""What lies between products, with the kernels: floats as integers and back, sums, and the weights of a softmax."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from edgekit.errors import UsageError
 from edgekit.pipeline import rounding
 from edgekit.pipeline.rounding import Words
-from edgekit.typing import F32, I16, Array
+from edgekit.typing import F32, F64, I16, Array
 from edgekit_numba import encoders, library
 from edgekit_numba.compiler import processor
 from edgekit_numba.narrowing import TURNED
@@ -51,6 +51,35 @@ def turn(out: Words, x: F32, inverse: F32) -> None:
         rounding.turn(out[whole:, : rows // 2], x[:rows, whole:], inverse[whole:])
 
 
+def units(out: I16, x: F32, factor: F32, inverse: F32) -> None:
+    """As `edgekit.pipeline.rounding.Units`."""
+    whole, rows = _whole(x, out), len(x) // TURNED * TURNED
+    if out.ctypes.data % 4 or out.strides[0] % 4:  # the kernel writes words
+        rows = 0
+    factor, inverse = np.ascontiguousarray(factor), np.ascontiguousarray(inverse)
+    if rows and whole:
+        given = *_given(x), factor.ctypes.data, inverse.ctypes.data, out.ctypes.data, out.strides[0] // 4
+        library.kernel("cut_columns")(*given, rows // TURNED, whole // processor().lanes)
+    if rows < len(x):
+        rounding.units(out[:, rows:], x[rows:], factor[rows:], inverse)
+    if rows and whole < x.shape[1]:
+        rounding.units(out[whole:, :rows], x[:rows, whole:], factor[:rows], inverse[whole:])
+
+
+def totals(x: F32, y: F32 | None = None) -> F64:
+    """As `edgekit.pipeline.rounding.Totals`."""
+    whole, found = _whole(x), np.zeros(x.shape[1], np.float64)
+    if y is not None:
+        _whole(y)
+    if len(x) and whole:
+        ones = np.ones(whole, np.float32) if y is None else None
+        factors = _given(y) if ones is None else (ones.ctypes.data, 0)
+        library.kernel("totals")(*_given(x), *factors, found.ctypes.data, len(x), whole // processor().lanes)
+    if whole < x.shape[1]:
+        found[whole:] = rounding.totals(x[:, whole:], None if y is None else y[:, whole:])
+    return found
+
+
 def scale(out: F32, of_rows: F32, of_columns: F32) -> None:
     """As `edgekit.pipeline.rounding.Scale`."""
     whole = _whole(out)
@@ -77,7 +106,10 @@ def weigh(scores: F32) -> F32:
 def _whole(x: F32, out: Array | None = None) -> int:
     """Columns that fill the lanes; checks that elements of a row lie next to each other."""
     for array, dtypes in ((x, (np.float32,)), (out, (np.int16, np.int32))):
-        if array is not None and (array.dtype not in dtypes or (array.size and array.strides[1] != array.itemsize)):
+        if array is None:
+            continue
+        apart = array.size and array.shape[1] > 1 and array.strides[1] != array.itemsize
+        if array.dtype not in dtypes or apart:
             raise UsageError(
                 f"{array.dtype} {array.shape} with strides {array.strides}; give float32, and int16 or int32 for the "
                 "result, whose rows are contiguous"
@@ -91,4 +123,4 @@ def _given(x: Array) -> tuple[int, int]:
     return x.ctypes.data, x.strides[0] // x.itemsize
 
 
-__all__ = ["largest", "narrow", "scale", "turn", "weigh"]
+__all__ = ["largest", "narrow", "scale", "totals", "turn", "units", "weigh"]

@@ -222,13 +222,40 @@ class Descend:
         return code.text()
 
 
+@attrs.frozen
+class Substitute:
+    """The kernel ``substitute(vectors, n, factor, values, stride)``; see `edgekit.pipeline.rounding.Substitute`.
+
+    Attributes:
+        name: of the function.
+    """
+
+    name: str = "substitute"
+
+    def __call__(self, lanes: int) -> str:
+        """LLVM's text of the module."""
+        with function(self.name, [I64, I64, _FLOATS, _FLOATS, I64], lanes) as (code, given):
+            vectors, n, factor, pointer, stride = given
+            builder = code.builder
+            with code.loop(vectors) as vector:
+                values = _Columns(code, pointer, stride, code.scaled(vector, lanes))
+                with code.loop(n) as j:
+                    solved = values[j] / _scalar(code, factor, j, n, j)
+                    values[j] = solved
+                    after = builder.add(j, code.index(1))
+                    with builder.if_then(builder.icmp_signed("<", after, n)), code.loop(n, after) as later:
+                        values[later] = values[later] - _scalar(code, factor, j, n, later) * solved
+        return code.text()
+
+
 _STEPS: dict[str, type[Feed | Descend]] = {"feed": Feed, "descend": Descend}
 
 
-def emitters() -> list[Feed | Descend]:
+def emitters() -> list[Feed | Descend | Substitute]:
     """The kernels of this module."""
     kinds = {"": _Whole, "_table": _Table}
-    return [emit(f"{name}{of}", levels) for name, emit in _STEPS.items() for of, levels in kinds.items()]
+    steps = [emit(f"{name}{of}", levels) for name, emit in _STEPS.items() for of, levels in kinds.items()]
+    return [*steps, Substitute()]
 
 
-__all__ = ["Descend", "Feed", "emitters"]
+__all__ = ["Descend", "Feed", "Substitute", "emitters"]

@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 
 from edgekit.bridges import Choices, Levels
-from edgekit.pipeline.rounding._kernels import LEVELS, NUMPY, Accumulate, Kernels, Places, middles
+from edgekit.pipeline.rounding._kernels import LEVELS, NUMPY, Kernels, Places, Totals, middles, totals
 from edgekit.pipeline.rounding._slopes import Correlation, Slopes
 from edgekit.typing import F32, F64, U8, Bools, Indices
 
@@ -118,7 +118,7 @@ def _inverse(scale: F32) -> F32:
     return inverse
 
 
-def settle(weights: F32, grid: Grid, importance: F32, choices: Choices, rows: slice) -> None:
+def settle(weights: F32, grid: Grid, importance: F32, choices: Choices, rows: slice, kernels: Kernels = NUMPY) -> None:
     """Fit scales and biases to the weights one by one, in place, so that feedback starts from good ones.
 
     The codes are the nearest ones; the best scale and bias of a group are then the least squares solution with weighted
@@ -130,6 +130,7 @@ def settle(weights: F32, grid: Grid, importance: F32, choices: Choices, rows: sl
         importance: weight of each column, float32 [cols]: the diagonal of the moment.
         choices: the scales and biases that the format can store.
         rows: the rows of the tensor that `weights` holds.
+        kernels: the arithmetic.
     """
     (cols, count), size = weights.shape, grid.group
     whole, together = cols // size, max(1, _WIDEST // size)
@@ -142,7 +143,8 @@ def settle(weights: F32, grid: Grid, importance: F32, choices: Choices, rows: sl
         for _ in range(_SETTLED):
             codes = grid.nearest(values, group)
             errors = values - grid.values(codes, group)
-            if not grid.move(group, _Normal.alone(grid, weight, codes, errors, group).best(grid, choices, rows, group)):
+            normal = _Normal.alone(grid, weight, codes, errors, group, kernels, _free(grid, choices))
+            if not grid.move(group, normal.best(grid, choices, rows, group)):
                 break
 
 
@@ -305,7 +307,8 @@ class _Descent:
         for start in range(part.start, part.stop, size):
             group, own = start // size, slice(start, min(start + size, part.stop))
             here = slopes[start - part.start : own.stop - part.start]
-            normal = _Normal.of(self.grid, self.h, self.codes, here, group, own, self.kernels.accumulate)
+            free = _free(self.grid, fit.choices)
+            normal = _Normal.of(self.grid, self.h, self.codes, here, group, own, self.kernels, free)
             moved = self.grid.move(group, normal.best(self.grid, fit.choices, fit.rows, group))
             if not moved:
                 continue
@@ -337,76 +340,104 @@ class _Best:
 
 
 @attrs.frozen(eq=False)
-class _Normal:
-    """The normal equations of a group's scale and bias, float64 [rows], or of several groups', [groups, rows].
+class _Shift:
+    """What the normal equations say of a group's bias, float64 [rows] or [groups, rows].
 
     Attributes:
-        by_scale, by_bias: minus half the first derivative of the loss.
-        scale_scale, scale_bias, bias_bias: half the second derivatives.
+        by_bias: minus half the first derivative of the loss.
+        scale_bias, bias_bias: half the second derivatives.
     """
 
-    by_scale: F64
     by_bias: F64
-    scale_scale: F64
     scale_bias: F64
     bias_bias: F64
 
-    @classmethod
-    def of(cls, grid: Grid, h: F32, codes: U8, slopes: F32, group: int, part: slice, accumulate: Accumulate) -> _Normal:
-        """Return the equations of the columns `part` of a group, with their codes fixed and their slopes [n, rows]."""
-        direction = _direction(grid, codes[part], group)
-        turned = np.zeros_like(direction)
-        accumulate(turned, h[part, part], direction)
-        alone = _total(_total(h[part, part])[:, None])
-        return cls(_total(slopes * direction), _total(slopes), _total(turned * direction), _total(turned), alone)
+
+@attrs.frozen(eq=False)
+class _Normal:
+    """The normal equations of a group's scale, float64 [rows], or of several groups', [groups, rows].
+
+    Attributes:
+        by_scale: minus half the first derivative of the loss.
+        scale_scale: half the second derivative.
+        shift: the same of the bias; None if it stays as it is.
+    """
+
+    by_scale: F64
+    scale_scale: F64
+    shift: _Shift | None
 
     @classmethod
-    def alone(cls, grid: Grid, weight: F32, codes: U8, errors: F32, group: int | slice) -> _Normal:
+    def of(
+        cls, grid: Grid, h: F32, codes: U8, slopes: F32, group: int, part: slice, kernels: Kernels, free: bool
+    ) -> _Normal:
+        """Return the equations of the columns `part` of a group, with their codes fixed and their slopes [n, rows]."""
+        direction, total = _direction(grid, codes[part], group), kernels.totals
+        turned = np.zeros_like(direction)
+        kernels.accumulate(turned, h[part, part], direction)
+        shift = None
+        if free:
+            alone = np.cumsum(totals(h[part, part]))[-1:]
+            shift = _Shift(total(slopes), total(turned), alone)
+        return cls(total(slopes, direction), total(turned, direction), shift)
+
+    @classmethod
+    def alone(
+        cls, grid: Grid, weight: F32, codes: U8, errors: F32, group: int | slice, kernels: Kernels, free: bool
+    ) -> _Normal:
         """Return those of columns without what they have in common: errors [..., n, rows] under weights [..., n, 1]."""
         direction = _direction(grid, codes, group)
-        weighted = weight * direction
-        return cls(
-            _total(weighted * errors),
-            _total(weight * errors),
-            _total(weighted * direction),
-            _total(weighted),
-            _total(weight),
-        )
+        weighted, shift = weight * direction, None
+        if free:
+            by_bias = _added(weight * errors, kernels.totals)
+            shift = _Shift(by_bias, _added(weighted, kernels.totals), _added(weight, kernels.totals))
+        return cls(_added(weighted, kernels.totals, errors), _added(weighted, kernels.totals, direction), shift)
 
     def best(self, grid: Grid, choices: Choices, rows: slice, group: int | slice) -> _Best:
         """Return the storable neighbours of the optimum that lower the loss most; no gain where none does."""
         scale, bias = grid.scale[group], None if grid.bias is None else grid.bias[group]
-        free = bias is not None and choices.bias is not None
-        determinant = self.scale_scale * self.bias_bias - self.scale_bias**2
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            if free:
-                ds = (self.by_scale * self.bias_bias - self.by_bias * self.scale_bias) / determinant
-                db = (self.by_bias * self.scale_scale - self.by_scale * self.scale_bias) / determinant
-            else:
-                ds, db = self.by_scale / self.scale_scale, np.zeros_like(self.by_scale)
-            wanted, shift = (scale + ds).astype(np.float32), None if bias is None else (bias + db).astype(np.float32)
-        known = np.isfinite(wanted) if shift is None else np.isfinite(wanted) & np.isfinite(shift)
+            ds, db = self._steps()
+            wanted, shifted = (scale + ds).astype(np.float32), None if bias is None else (bias + db).astype(np.float32)
+        known = np.isfinite(wanted) if shifted is None else np.isfinite(wanted) & np.isfinite(shifted)
         # All candidates at once: the arrays are short, and numpy's calls would take longer than its arithmetic.
         scales = np.stack(choices.scale(np.where(known, wanted, scale), rows, group))
         ds, usable = scales.astype(np.float64) - scale, known & np.isfinite(scales)
         gain = 2 * ds * self.by_scale - ds * ds * self.scale_scale
         best = _Best(scale.copy(), None if bias is None else bias.copy(), np.zeros(scale.shape))
-        if not free:
+        if self.shift is None:
             for candidate, own, possible in zip(scales, gain, usable, strict=True):
                 best.take(candidate, None, own, possible)
             return best
         assert bias is not None
         assert choices.bias is not None
+        by_bias, scale_bias, bias_bias = self.shift.by_bias, self.shift.scale_bias, self.shift.bias_bias
         # The best bias depends on the scale: solve again for the scale that is stored.
-        moved = bias + (self.by_bias - ds * self.scale_bias) / self.bias_bias
+        moved = bias + (by_bias - ds * scale_bias) / bias_bias
         usable &= np.isfinite(moved)
         biases = np.stack(choices.bias(np.where(usable, moved, bias).astype(np.float32), rows, group))
         db = biases.astype(np.float64) - bias
-        gains = gain + (2 * db * self.by_bias - 2 * ds * db * self.scale_bias - db * db * self.bias_bias)
+        gains = gain + (2 * db * by_bias - 2 * ds * db * scale_bias - db * db * bias_bias)
         for number, candidate in enumerate(scales):
             for offset, own in zip(biases[:, number], gains[:, number], strict=True):
                 best.take(candidate, offset, own, usable[number])
         return best
+
+    def _steps(self) -> tuple[F64, F64]:
+        """From the present scale and bias to the optimum."""
+        if self.shift is None:
+            return self.by_scale / self.scale_scale, np.zeros_like(self.by_scale)
+        by_bias, scale_bias, bias_bias = self.shift.by_bias, self.shift.scale_bias, self.shift.bias_bias
+        determinant = self.scale_scale * bias_bias - scale_bias**2
+        return (
+            (self.by_scale * bias_bias - by_bias * scale_bias) / determinant,
+            (by_bias * self.scale_scale - self.by_scale * scale_bias) / determinant,
+        )
+
+
+def _free(grid: Grid, choices: Choices) -> bool:
+    """Whether a bias can be chosen beside the scale."""
+    return grid.bias is not None and choices.bias is not None
 
 
 def _direction(grid: Grid, codes: U8, group: int | slice) -> F32:
@@ -417,11 +448,11 @@ def _direction(grid: Grid, codes: U8, group: int | slice) -> F32:
     return direction
 
 
-def _total(values: F32 | F64) -> F64:
-    """The sum of rows [..., n, m], float64 [..., m], one row after another."""
-    wide: F64 = values.astype(np.float64)
-    total: F64 = np.add.reduce(wide, axis=-2) if wide.shape[-1] > 1 else np.cumsum(wide, axis=-2)[..., -1, :]
-    return total
+def _added(x: F32, total: Totals, y: F32 | None = None) -> F64:
+    """The sums of the columns of x, or of x times y, each [n, m] or [groups, n, m]: float64 [m] or [groups, m]."""
+    if x.ndim == 2:
+        return total(x, y)
+    return np.stack([total(own, None if y is None else y[k]) for k, own in enumerate(x)])
 
 
 __all__ = ["BLOCK", "Grid", "feedback", "improve", "settle"]

@@ -14,7 +14,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.typing import F32, I16, U8, Array, Indices
+from edgekit.typing import F32, F64, I16, U8, Array, Indices
 
 #: Elements of the result that are computed at once: 256 KiB of float32 fit in a processor's cache.
 _CHUNK = 1 << 16
@@ -125,6 +125,36 @@ class Turn(Protocol):
         ...
 
 
+class Units(Protocol):
+    """Rounds products to integers, each column in units of its own, and makes columns rows."""
+
+    def __call__(self, out: I16, x: F32, factor: F32, inverse: F32) -> None:
+        """Write ``rint((x * factor) * inverse)``, ties to even, cut off at magnitudes of 4095.
+
+        Args:
+            out: int16 [cols, rows]; elements of a row lie next to each other, the rows may be apart.
+            x: float32 [rows, cols], likewise.
+            factor: of each row, float32 [rows].
+            inverse: of each column's unit, float32 [cols].
+        """
+        ...
+
+
+class Totals(Protocol):
+    """Adds up the columns of a matrix, or of a product of two element by element."""
+
+    def __call__(self, x: F32, y: F32 | None = None) -> F64:
+        """Return the sum of each column of ``x * y``, or of x, float64 [cols].
+
+        Products are rounded to float32; they are added in float64, one row after another.
+
+        Args:
+            x: float32 [rows, cols]; elements of a row lie next to each other, the rows may be apart.
+            y: likewise.
+        """
+        ...
+
+
 class Scale(Protocol):
     """Multiplies a matrix by a factor for each row and one for each column, in place."""
 
@@ -172,6 +202,22 @@ def middles(table: F32) -> F32:
     """Return the numbers midway between neighbouring levels of a table, float32 [n - 1]."""
     between: F32 = (table[1:] + table[:-1]) * np.float32(0.5)
     return between
+
+
+class Substitute(Protocol):
+    """Solves a small triangular system of equations by substitution, in place."""
+
+    def __call__(self, values: F32, factor: F32) -> None:
+        """Divide each row by its pivot, and subtract its multiples from the rows after it, one row after another.
+
+        ``values[j] /= factor[j, j]``, then ``values[k] -= factor[j, k] * values[j]`` for each k > j, each operation
+        rounded.
+
+        Args:
+            values: float32 [n, m]; elements of a row lie next to each other, the rows may have any stride.
+            factor: float32 [n, n], any strides; what lies below the diagonal is not read.
+        """
+        ...
 
 
 class Feed(Protocol):
@@ -286,6 +332,31 @@ def turn(out: Words, x: F32, inverse: F32) -> None:
     out[...] = ((rows[0::2] & np.int32(0xFFFF)) | (rows[1::2] << np.int32(16))).T
 
 
+def units(out: I16, x: F32, factor: F32, inverse: F32) -> None:
+    """The reference of `Units`."""
+    product = x * factor[:, None]
+    product *= inverse
+    np.rint(product, out=product)
+    np.clip(product, -MOST, MOST, out=product)
+    out[...] = product.astype(np.int16).T
+
+
+def totals(x: F32, y: F32 | None = None) -> F64:
+    """The reference of `Totals`."""
+    wide = (x if y is None else x * y).astype(np.float64)
+    if wide.shape[1] > 1:
+        total: F64 = np.add.reduce(wide, axis=0)
+        return total
+    return np.cumsum(wide, axis=0)[-1]  # a reduction would add up a single column in another order
+
+
+def substitute(values: F32, factor: F32) -> None:
+    """The reference of `Substitute`."""
+    for j in range(len(values)):
+        values[j] /= factor[j, j]
+        values[j + 1 :] -= factor[j, j + 1 :, None] * values[j]
+
+
 def _known(x: F32, inverse: F32) -> F32:
     """With zeros where the inverse is 0: infinity times 0 would be no number."""
     unknown = inverse == 0
@@ -309,7 +380,9 @@ class Kernels:
         multiply: adds products of integers.
         exponential: raises e to powers.
         weigh: makes scores the weights of a softmax.
-        largest, narrow, turn, scale: make floats integers, and floats of their products.
+        largest, narrow, turn, units, scale: make floats integers, and floats of their products.
+        totals: adds up columns.
+        substitute: solves a few equations.
         feed, descend: the steps of feedback and of sweeps within some columns; None leaves them to numpy.
     """
 
@@ -320,7 +393,10 @@ class Kernels:
     largest: Largest = largest
     narrow: Narrow = narrow
     turn: Turn = turn
+    units: Units = units
     scale: Scale = scale
+    totals: Totals = totals
+    substitute: Substitute = substitute
     feed: Feed | None = None
     descend: Descend | None = None
 
@@ -341,7 +417,10 @@ __all__ = [
     "Narrow",
     "Places",
     "Scale",
+    "Substitute",
+    "Totals",
     "Turn",
+    "Units",
     "Weigh",
     "Words",
     "accumulate",
@@ -350,6 +429,9 @@ __all__ = [
     "multiply",
     "narrow",
     "scale",
+    "substitute",
+    "totals",
     "turn",
+    "units",
     "weigh",
 ]

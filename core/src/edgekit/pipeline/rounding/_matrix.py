@@ -62,10 +62,10 @@ class Metric:
         del factor  # twice as large as either
         return cls(h, order, narrow, shares, Correlation.of(h))
 
-    def solve(self, values: F32, accumulate: Accumulate = accumulate) -> F32:
+    def solve(self, values: F32, kernels: Kernels = NUMPY) -> F32:
         """Return ``h^-1 values``, float32 [cols, rows], for values [cols, rows]."""
         found = np.empty_like(values)
-        found[self.order] = _forward(self.factor, _backward(self.factor, values[self.order], accumulate), accumulate)
+        found[self.order] = _forward(self.factor, _backward(self.factor, values[self.order], kernels), kernels)
         return found
 
 
@@ -78,39 +78,27 @@ def _reordered(h: F32, order: Indices) -> F32:
     return found
 
 
-#: Columns that are solved at once, and those of them whose values are subtracted one by one.
-_SOLVED, _INNER = 32, 8
+#: Columns that are solved at once.
+_SOLVED = 32
 
 
-def _backward(factor: F32, values: F32, accumulate: Accumulate) -> F32:
+def _backward(factor: F32, values: F32, kernels: Kernels) -> F32:
     """Solve ``R y = values`` in place, for R upper triangular [cols, cols] and values [cols, rows]."""
     cols = len(factor)
     for start in range((cols - 1) // _SOLVED * _SOLVED, -1, -_SOLVED):
-        stop = min(start + _SOLVED, cols)
-        accumulate(values[start:stop], -factor[start:stop, stop:].T, values[stop:])
-        for last in range(stop, start, -_INNER):
-            first = max(start, last - _INNER)
-            for j in range(last - 1, first - 1, -1):
-                values[j] /= factor[j, j]
-                values[first:j] -= factor[first:j, j, None] * values[j]
-            if first > start:  # the last column first, as one by one
-                accumulate(values[start:first], -factor[start:first, first:last].T[::-1], values[first:last][::-1])
+        own, later = slice(start, min(start + _SOLVED, cols)), slice(start + _SOLVED, None)
+        kernels.accumulate(values[own], -factor[own, later].T, values[later])
+        kernels.substitute(values[own][::-1], factor[own, own].T[::-1, ::-1])  # the last column first
     return values
 
 
-def _forward(factor: F32, values: F32, accumulate: Accumulate) -> F32:
+def _forward(factor: F32, values: F32, kernels: Kernels) -> F32:
     """Solve ``R^T z = values`` in place, for R upper triangular [cols, cols] and values [cols, rows]."""
     cols = len(factor)
     for start in range(0, cols, _SOLVED):
-        stop = min(start + _SOLVED, cols)
-        accumulate(values[start:stop], -factor[:start, start:stop], values[:start])
-        for first in range(start, stop, _INNER):
-            last = min(first + _INNER, stop)
-            for j in range(first, last):
-                values[j] /= factor[j, j]
-                values[j + 1 : last] -= factor[j, j + 1 : last, None] * values[j]
-            if last < stop:
-                accumulate(values[last:stop], -factor[first:last, last:stop], values[first:last])
+        own = slice(start, min(start + _SOLVED, cols))
+        kernels.accumulate(values[own], -factor[:start, own], values[:start])
+        kernels.substitute(values[own], factor[own, own])
     return values
 
 
@@ -197,7 +185,7 @@ class _Rows:
         weights, metric = np.ascontiguousarray(self.weights.T), self.metric
         choices = self.choices
         if choices is not None and self.settled:
-            settle(weights, grid, np.einsum("ii->i", metric.h), choices, rows)
+            settle(weights, grid, np.einsum("ii->i", metric.h), choices, rows, self.kernels)
         codes = feedback(weights, grid, metric.spread, metric.order, self.kernels)
         improved = partial(improve, weights, grid, metric.h, metric.correlation)
         if choices is not None:

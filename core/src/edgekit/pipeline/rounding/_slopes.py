@@ -63,7 +63,7 @@ class Slopes:
     def of(cls, correlation: Correlation, errors: F32, kernels: Kernels) -> Slopes:
         """Return those of errors, float32 [cols, rows]."""
         blocks = [slice(start, min(start + _BLOCK, len(errors))) for start in range(0, len(errors), _BLOCK)]
-        parts = [np.abs(errors[block] * correlation.root[block, None]).max(axis=0) for block in blocks]
+        parts = [kernels.largest(errors[block] * correlation.root[block, None], 0) for block in blocks]
         largest: F32 = np.max(parts, axis=0)
         used = largest > 0
         inverse = np.where(used, np.float32(_FIRST) / np.where(used, largest, np.float32(1)), np.float32(0))
@@ -75,19 +75,14 @@ class Slopes:
 
     def change(self, part: slice, errors: F32) -> None:
         """Take the errors, float32 [cols, rows], of some columns."""
-        units = errors[part] * self.correlation.root[part, None]
-        units *= self.inverse
-        np.rint(units, out=units)
-        np.clip(units, -MOST, MOST, out=units)
-        self.values[:, part] = units.astype(np.int16).T
+        self.kernels.units(self.values[:, part], errors[part], self.correlation.root[part], self.inverse)
 
     def __call__(self, part: slice) -> F32:
         """Return the slopes of some columns, float32 [n, rows]."""
         found = np.zeros((len(self.values), part.stop - part.start), np.float32)
         self.kernels.multiply(found, self.values, self.correlation.values[part])
         slopes = np.ascontiguousarray(found.T)
-        slopes *= (self.correlation.root[part] / np.float32(MOST))[:, None]
-        slopes *= self.unit
+        self.kernels.scale(slopes, self.correlation.root[part] / np.float32(MOST), self.unit)
         return slopes
 
 

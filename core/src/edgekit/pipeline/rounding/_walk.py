@@ -21,6 +21,7 @@ import numpy as np
 from edgekit.architectures import Model
 from edgekit.architectures.forward import Observe
 from edgekit.errors import NonFiniteError
+from edgekit.files.workers import Workers
 from edgekit.pipeline.rounding._integers import Integers, Scratch, mean_product, spread_out
 from edgekit.pipeline.rounding._kernels import NUMPY, Accumulate, Kernels
 from edgekit.pipeline.rounding._matrix import Metric, round_matrix
@@ -179,7 +180,10 @@ class _Original:
                 inputs[name] = _reused(unused, (len(states) * context, x.shape[1]))
             inputs[name][rows] = x
 
-        computing = attrs.evolve(walk.computing(walk.model.tensors, record, True), scratch=self._scratch)
+        # The matrices that are being rounded come first: the threads would else have nothing to do between them.
+        threads = walk.pool.later if isinstance(walk.pool, Workers) else walk.pool
+        computing = walk.computing(walk.model.tensors, record, True)
+        computing = attrs.evolve(computing, threads=threads, scratch=self._scratch)
         step = max(1, _TOGETHER // context)
         for start in range(0, len(states), step):
             windows = slice(start, min(start + step, len(states)))
@@ -257,7 +261,7 @@ class _Layer:
             turned = np.ascontiguousarray(weights[rows].T)
             moved = np.zeros_like(turned)
             kernels.accumulate(moved, lost, turned)
-            target[rows] = (turned + np.float32(CORRECTION) * metric.solve(moved, kernels.accumulate)).T
+            target[rows] = (turned + np.float32(CORRECTION) * metric.solve(moved, kernels)).T
 
         spread_out(self.walk.pool, part, range(0, len(weights), _TARGETS))
         return target
