@@ -13,8 +13,7 @@ import attrs
 from llvmlite import ir
 
 from edgekit_numba.kernels import function
-from edgekit_numba.products import F64
-from edgekit_numba.vectors import F32, I16, I32, I64, Code, Vector, higher, select
+from edgekit_numba.vectors import F32, F64, I16, I32, I64, Code, Vector, higher, select
 
 #: Rows that `narrow_columns` and `cut_columns` turn at once: their halves of words fill a cache line.
 TURNED = 32

@@ -15,9 +15,8 @@ import attrs
 from llvmlite import ir
 
 from edgekit_numba.kernels import function
-from edgekit_numba.vectors import F32, I32, I64, Code
+from edgekit_numba.vectors import F32, F64, I32, I64, Code
 
-F64 = ir.DoubleType()
 #: Registers of a row of a tile.
 WIDE = 2
 

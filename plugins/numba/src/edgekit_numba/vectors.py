@@ -19,7 +19,7 @@ import numpy.typing as npt
 from llvmlite import ir
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
-F32 = ir.FloatType()
+F32, F64 = ir.FloatType(), ir.DoubleType()
 ALIGNMENT = 64
 
 _FLOAT_OPS = {"add": "fadd", "sub": "fsub", "mul": "fmul"}
@@ -407,6 +407,7 @@ class Table(Rows):
 __all__ = [
     "ALIGNMENT",
     "F32",
+    "F64",
     "I1",
     "I8",
     "I16",

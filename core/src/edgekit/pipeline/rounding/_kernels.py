@@ -344,10 +344,9 @@ def units(out: I16, x: F32, factor: F32, inverse: F32) -> None:
 def totals(x: F32, y: F32 | None = None) -> F64:
     """The reference of `Totals`."""
     wide = (x if y is None else x * y).astype(np.float64)
-    if wide.shape[1] > 1:
-        total: F64 = np.add.reduce(wide, axis=0)
-        return total
-    return np.cumsum(wide, axis=0)[-1]  # a reduction would add up a single column in another order
+    # A reduction would add up a single column in another order.
+    total: F64 = np.add.reduce(wide, axis=0) if wide.shape[1] > 1 else np.cumsum(wide, axis=0)[-1]
+    return total
 
 
 def substitute(values: F32, factor: F32) -> None:
