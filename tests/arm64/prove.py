@@ -1,7 +1,7 @@
 """What `nox -s arm64` runs twice, on this processor and on the emulated ARM64, with the same output.
 
-The known answers are given by the reference and by every kernel; whole files follow, by their hashes. The assembly of
-some kernels is searched for fused multiply-add. Progress goes to stderr.
+The known answers are given by the reference and by every kernel; whole files follow, by their hashes, and a calibration
+and what is rounded with its error feedback. The assembly of some kernels is searched for fused multiply-add. Progress goes to stderr.
 """
 
 from __future__ import annotations
@@ -13,16 +13,28 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 import edgekit
 import edgekit_numba
 from edgekit import sample
+from edgekit.pipeline import rounding
+from edgekit.pipeline._feedback import fastest
+from edgekit.pipeline.rounding._kernels import Kernels
+from edgekit.pipeline.rounding._matrix import Metric, round_matrix
 from edgekit.precision import find_precision
 from edgekit.reference import reference
 from edgekit.testing import vectors
 from edgekit_numba import compiler, encoders, grouped_encoders, library
 
 RECIPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_0", "Q4_K_M", "Q4_1", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K")
-INSPECTED = ("Q4_0_weighted", "Q4_K", "Q6_K_weighted", "IQ4_XS", "IQ3_XXS", "mlx_int4", "product_float32")
+#: Of evenly spaced levels with and without a bias, and of a table; 37 rows fill no whole number of vectors.
+ROUNDED = ("ggml:Q4_0", "ggml:Q4_K", "ggml:Q2_K", "ggml:IQ4_NL", "mlx:int4-g64", "openvino:nf4-g64")
+ROWS, COLS = 37, 256
+INSPECTED = (
+    "Q4_0_weighted", "Q4_K", "Q6_K_weighted", "IQ4_XS", "IQ3_XXS", "mlx_int4", "product_float32", "product_float64",
+    "feed", "feed_table", "descend", "cut_columns", "totals", "substitute", "exponential",
+)  # fmt: skip
 FUSED = re.compile(r"\b(fmla|fmls|fmadd|fmsub|fnmadd|fnmsub|vfn?m(add|sub)\w+)\b")
 
 
@@ -64,11 +76,35 @@ def files() -> None:
             print(f"{recipe}: {hashlib.sha256(target.read_bytes()).hexdigest()}")
 
 
+def feedback() -> None:
+    """Calibrate the sample model on a few tokens and round it, and matrices in some formats; print hashes."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokens, target = np.random.RandomState(3).randint(3, 500, 192), Path(folder) / "rounded.gguf"
+        calibration = edgekit.calibrate(sample.path(), tokens, context=64, holdout=0)
+        edgekit.quantize(sample.path(), "Q4_K_M", to=target, calibration=calibration)
+        print(f"calibrated: {calibration.digest}")
+        print(f"Q4_K_M with error feedback: {hashlib.sha256(target.read_bytes()).hexdigest()}")
+    random = np.random.RandomState(5)
+    weights, inputs = (random.standard_normal((rows, COLS)).astype(np.float32) for rows in (ROWS, 2 * COLS))
+    inputs[:, 1:] += inputs[:, :1]
+    moment = np.zeros((COLS, COLS), np.float32)
+    rounding.accumulate(moment, inputs, inputs)  # BLAS would sum in another order
+    metric = Metric.of(moment)
+    for name in ROUNDED:
+        found = [
+            round_matrix(weights, edgekit.encode(weights, name), metric, kernels=kernels)
+            for kernels in (Kernels(), fastest())
+        ]
+        hashes = [hashlib.sha256(b"".join(found.parts[part].tobytes() for part in found.parts)) for found in found]
+        assert hashes[0].digest() == hashes[1].digest(), name
+        print(f"{name} with error feedback: {hashes[0].hexdigest()}", flush=True)
+
+
 def main() -> None:
     """Run everything."""
     target = compiler.processor()
     print(f"{platform.machine()}: {target.instruction_set}, {target.name}", file=sys.stderr)
-    for part in (known_answers, kernels, unfused, files):
+    for part in (known_answers, kernels, unfused, files, feedback):
         part()
 
 
