@@ -39,6 +39,12 @@ ROW = re.compile(r"^\| `(?P<name>[^`]+)` \| (?P<size>[\d.]+) MB \| (?P<figures>.
 _OWN = re.compile(r"\((?P<size>[\d.]+) MB\)")
 #: A row of the table of fitted files, all of the sample model; the last figure but one is that with feedback.
 _FIT = re.compile(r"^\| (?P<name>[\w:-]+) \| (?P<bytes>[\d,]+) \| .* \| (?P<fitted>[\d.e+-]+) \| [\d.]+ \|$")
+#: A row of the table of fitted files of SmolLM2-135M.
+_REAL = re.compile(
+    r"^\| (?P<what>fitted to [\d.]+ bits|`(?P<name>[^`]+)`, (?P<way>its own encoder|with feedback))"
+    r" \| (?P<bytes>[\d,]+) \| (?P<figure>[\d.]+) ± "
+)
+_REAL_WAYS = {"its own encoder": "encoder", "with feedback": "feedback", None: FITTED}
 _FLOOR = re.compile(r"^noise floor (?P<floor>[\d.e+-]+)$")
 _WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 330, 260, 64, 70, 70
 
@@ -62,7 +68,7 @@ class Panel:
 
 
 def panels(lines: Iterable[str]) -> dict[str, Panel]:
-    """The models of the benchmark's lines, by name."""
+    """The models of the benchmark's lines, by name; the tables of fitted files come after them."""
     found: dict[str, Panel] = {}
     model = ""
     for line in lines:
@@ -74,9 +80,17 @@ def panels(lines: Iterable[str]) -> dict[str, Panel]:
         elif floor := _FLOOR.match(line):
             found[model].floors.append(floor["floor"])
         elif (fit := _FIT.match(line)) and "sample" in found:
-            size = int(fit["bytes"].replace(",", "")) / 1e6
-            found["sample"].points.append(Point(f"as large as {fit['name']}", size, float(fit["fitted"]), FITTED))
+            point = Point(f"as large as {fit['name']}", _megabytes(fit["bytes"]), float(fit["fitted"]), FITTED)
+            found["sample"].points.append(point)
+        elif (real := _REAL.match(line)) and MODELS[0] in found:
+            name, way = real["name"] or real["what"], _REAL_WAYS[real["way"]]
+            found[MODELS[0]].points.append(Point(name, _megabytes(real["bytes"]), float(real["figure"]), way))
     return found
+
+
+def _megabytes(written: str) -> float:
+    """Bytes as a table gives them, in MB."""
+    return int(written.replace(",", "")) / 1e6
 
 
 def _measured(model: str, name: str, size: float, cells: str) -> Iterator[Point]:
