@@ -182,10 +182,8 @@ def test_sums_of_columns_have_the_bits_of_numpy(shape):
         assert found.dtype == np.float64
         np.testing.assert_array_equal(found, kernels.totals(x, factors))
     np.testing.assert_allclose(kernels.totals(x, y), (x.astype(np.float64) * y).sum(axis=0), rtol=1e-3, atol=1e10)
-    assert kernels.totals(np.array([[1, 2], [3, 4]], np.float32), np.array([[5, 6], [7, 8]], np.float32)).tolist() == [
-        26,
-        44,
-    ]
+    small = np.arange(1, 9, dtype=np.float32).reshape(2, 2, 2)
+    assert kernels.totals(*small).tolist() == [26, 44]
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (8, 17), (32, 288), (31, 8)])

@@ -42,6 +42,27 @@ def function(name: str, arguments: Sequence[Any], lanes: int) -> Iterator[tuple[
     code.builder.branch(start)
 
 
+@attrs.frozen
+class Written:
+    """A kernel with arguments of its own.
+
+    Attributes:
+        name: of the function.
+        arguments: their types.
+        body: the arithmetic.
+    """
+
+    name: str
+    arguments: tuple[Any, ...]
+    body: Callable[..., None]
+
+    def __call__(self, lanes: int) -> str:
+        """LLVM's text of the module."""
+        with function(self.name, list(self.arguments), lanes) as (code, given):
+            self.body(code, *given)
+        return code.text()
+
+
 LARGEST, SAFE = 0x7F7FFFFF, 0x477FE000  # the bits of the largest float32, and of the largest float16
 
 
@@ -129,4 +150,4 @@ def emitters() -> list[RowPower]:
     return [RowPower()]
 
 
-__all__ = ["LARGEST", "SAFE", "Body", "Emitter", "RowPower", "Weights", "emitters", "function", "set_flags"]
+__all__ = ["LARGEST", "SAFE", "Body", "Emitter", "RowPower", "Weights", "Written", "emitters", "function", "set_flags"]

@@ -55,8 +55,8 @@ MODULES = {
     "product_int16": "integers",
     **dict.fromkeys(("exponential", "weigh"), "exponentials"),
     **dict.fromkeys(("feed", "descend", "feed_table", "descend_table", "substitute"), "steps"),
-    **dict.fromkeys(("largest_rows", "largest_columns", "narrow_rows", "narrow_columns", "scale_both"), "narrowing"),
-    **dict.fromkeys(("cut_columns", "totals"), "narrowing"),
+    **dict.fromkeys(("largest_rows", "largest_columns", "narrow_rows", "narrow_columns"), "narrowing"),
+    **dict.fromkeys(("cut_columns", "totals", "scale_both"), "narrowing"),
 }
 
 
@@ -92,12 +92,14 @@ def _arguments(name: str) -> tuple[Any, ...]:
         return (_INTEGER, _INTEGER, _POINTER, _POINTER, _INTEGER)
     if MODULES[name] == "steps":
         return _FEED if name.startswith("feed") else (*_FEED, _POINTER)
-    if name == "totals":
-        return (_POINTER, _INTEGER, _POINTER, _INTEGER, _POINTER, _INTEGER, _INTEGER)
-    if name == "cut_columns":
-        return (_POINTER, _INTEGER, _POINTER, _POINTER, _POINTER, _INTEGER, _INTEGER, _INTEGER)
     if MODULES[name] == "narrowing":
-        between = {"largest": (), "narrow": (_POINTER, _INTEGER), "scale": (_POINTER,)}[name.partition("_")[0]]
+        between = {
+            "largest": (),
+            "narrow": (_POINTER, _INTEGER),
+            "cut": (_POINTER, _POINTER, _INTEGER),
+            "totals": (_INTEGER, _POINTER),
+            "scale": (_POINTER,),
+        }[name.partition("_")[0]]
         return (_POINTER, _INTEGER, _POINTER, *between, _INTEGER, _INTEGER)
     if MODULES[name] == "widening":
         return _WIDEN

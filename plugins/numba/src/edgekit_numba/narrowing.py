@@ -6,13 +6,11 @@ infinity and what is no number come last.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import attrs
 from llvmlite import ir
 
-from edgekit_numba.kernels import function
+from edgekit_numba.kernels import Written
 from edgekit_numba.vectors import F32, F64, I16, I32, I64, Code, Vector, higher, select
 
 #: Rows that `narrow_columns` and `cut_columns` turn at once: their halves of words fill a cache line.
@@ -22,27 +20,6 @@ _MOST = 4095.0
 _MAGIC, _MAGIC_BITS = 12582912.0, 0x4B400000  # 1.5 * 2**23: a sum with it counts in ones
 _MAGNITUDE = 0x7FFFFFFF
 _FLOATS, _WORDS, _SHORTS = F32.as_pointer(), I32.as_pointer(), I16.as_pointer()
-
-
-@attrs.frozen
-class Narrowing:
-    """A kernel of this module.
-
-    Attributes:
-        name: of the function.
-        arguments: their types.
-        body: the arithmetic.
-    """
-
-    name: str
-    arguments: tuple[Any, ...]
-    body: Callable[..., None]
-
-    def __call__(self, lanes: int) -> str:
-        """LLVM's text of the module."""
-        with function(self.name, list(self.arguments), lanes) as (code, given):
-            self.body(code, *given)
-        return code.text()
 
 
 def _place(code: Code, pointer: Any, at: Any, element: Any) -> Any:
@@ -102,19 +79,13 @@ def _cut(values: Vector, inverse: Vector) -> Vector:
 def _narrow_columns(
     code: Code, x: Any, stride: Any, inverse: Any, out: Any, out_stride: Any, blocks: Any, vectors: Any
 ) -> None:
-    _columns(code, x, stride, None, inverse, out, out_stride, blocks, vectors)
+    _cut_columns(code, x, stride, None, inverse, out, out_stride, blocks, vectors)
 
 
 def _cut_columns(
     code: Code, x: Any, stride: Any, factor: Any, inverse: Any, out: Any, out_stride: Any, blocks: Any, vectors: Any
 ) -> None:
-    _columns(code, x, stride, factor, inverse, out, out_stride, blocks, vectors)
-
-
-def _columns(
-    code: Code, x: Any, stride: Any, factor: Any, inverse: Any, out: Any, out_stride: Any, blocks: Any, vectors: Any
-) -> None:
-    """Columns as rows of integers; with factors, one for each row, they are cut off."""
+    """Columns as rows of integers; with factors, one for each row, they are cut off; without, `factor` is None."""
     builder, words = code.builder, TURNED // 2
     scratch = code.rows(words, I32)
     with code.loop(blocks) as block:
@@ -168,17 +139,17 @@ def _scale_both(code: Code, out: Any, stride: Any, of_rows: Any, of_columns: Any
 _MATRIX, _COUNTS = (_FLOATS, I64), (I64, I64)
 
 
-def emitters() -> list[Narrowing]:
+def emitters() -> list[Written]:
     """The kernels of this module."""
     return [
-        Narrowing("largest_rows", (*_MATRIX, _FLOATS, *_COUNTS), _largest_rows),
-        Narrowing("largest_columns", (*_MATRIX, _FLOATS, *_COUNTS), _largest_columns),
-        Narrowing("narrow_rows", (*_MATRIX, _FLOATS, _SHORTS, I64, *_COUNTS), _narrow_rows),
-        Narrowing("narrow_columns", (*_MATRIX, _FLOATS, _WORDS, I64, *_COUNTS), _narrow_columns),
-        Narrowing("cut_columns", (*_MATRIX, _FLOATS, _FLOATS, _WORDS, I64, *_COUNTS), _cut_columns),
-        Narrowing("totals", (*_MATRIX, *_MATRIX, F64.as_pointer(), *_COUNTS), _totals),
-        Narrowing("scale_both", (*_MATRIX, _FLOATS, _FLOATS, *_COUNTS), _scale_both),
+        Written("largest_rows", (*_MATRIX, _FLOATS, *_COUNTS), _largest_rows),
+        Written("largest_columns", (*_MATRIX, _FLOATS, *_COUNTS), _largest_columns),
+        Written("narrow_rows", (*_MATRIX, _FLOATS, _SHORTS, I64, *_COUNTS), _narrow_rows),
+        Written("narrow_columns", (*_MATRIX, _FLOATS, _WORDS, I64, *_COUNTS), _narrow_columns),
+        Written("cut_columns", (*_MATRIX, _FLOATS, _FLOATS, _WORDS, I64, *_COUNTS), _cut_columns),
+        Written("totals", (*_MATRIX, *_MATRIX, F64.as_pointer(), *_COUNTS), _totals),
+        Written("scale_both", (*_MATRIX, _FLOATS, _FLOATS, *_COUNTS), _scale_both),
     ]
 
 
-__all__ = ["TURNED", "Narrowing", "emitters"]
+__all__ = ["TURNED", "emitters"]

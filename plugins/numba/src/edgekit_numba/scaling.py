@@ -68,11 +68,13 @@ def units(out: I16, x: F32, factor: F32, inverse: F32) -> None:
 
 def totals(x: F32, y: F32 | None = None) -> F64:
     """As `edgekit.pipeline.rounding.Totals`."""
-    whole, found = _whole(x), np.zeros(x.shape[1], np.float64)
-    if len(x) and whole and _whole(x if y is None else y):
-        ones = np.ones(whole, np.float32)
-        factors = (ones.ctypes.data, 0) if y is None else _given(y)
-        library.kernel("totals")(*_given(x), *factors, found.ctypes.data, len(x), whole // processor().lanes)
+    found, factors = np.zeros(x.shape[1], np.float64), y
+    if factors is None:
+        factors = np.broadcast_to(np.ones(x.shape[1], np.float32), x.shape)
+    whole = min(_whole(x), _whole(factors))
+    if len(x) and whole:
+        given = *_given(x), *_given(factors), found.ctypes.data
+        library.kernel("totals")(*given, len(x), whole // processor().lanes)
     if whole < x.shape[1]:
         found[whole:] = rounding.totals(x[:, whole:], None if y is None else y[:, whole:])
     return found

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from edgekit_numba.kernels import function
+from edgekit_numba.kernels import Written, function
 from edgekit_numba.rounding import rint
 from edgekit_numba.vectors import F32, I8, I32, I64, Code, Vector, select
 
@@ -222,40 +222,27 @@ class Descend:
         return code.text()
 
 
-@attrs.frozen
-class Substitute:
-    """The kernel ``substitute(vectors, n, factor, values, stride)``; see `edgekit.pipeline.rounding.Substitute`.
-
-    Attributes:
-        name: of the function.
-    """
-
-    name: str = "substitute"
-
-    def __call__(self, lanes: int) -> str:
-        """LLVM's text of the module."""
-        with function(self.name, [I64, I64, _FLOATS, _FLOATS, I64], lanes) as (code, given):
-            vectors, n, factor, pointer, stride = given
-            builder = code.builder
-            with code.loop(vectors) as vector:
-                values = _Columns(code, pointer, stride, code.scaled(vector, lanes))
-                with code.loop(n) as j:
-                    solved = values[j] / _scalar(code, factor, j, n, j)
-                    values[j] = solved
-                    after = builder.add(j, code.index(1))
-                    with builder.if_then(builder.icmp_signed("<", after, n)), code.loop(n, after) as later:
-                        values[later] = values[later] - _scalar(code, factor, j, n, later) * solved
-        return code.text()
+def _substitute(code: Code, vectors: Any, n: Any, factor: Any, pointer: Any, stride: Any) -> None:
+    """See `edgekit.pipeline.rounding.Substitute`."""
+    builder = code.builder
+    with code.loop(vectors) as vector:
+        values = _Columns(code, pointer, stride, code.scaled(vector, code.lanes))
+        with code.loop(n) as j:
+            solved = values[j] / _scalar(code, factor, j, n, j)
+            values[j] = solved
+            after = builder.add(j, code.index(1))
+            with builder.if_then(builder.icmp_signed("<", after, n)), code.loop(n, after) as later:
+                values[later] = values[later] - _scalar(code, factor, j, n, later) * solved
 
 
 _STEPS: dict[str, type[Feed | Descend]] = {"feed": Feed, "descend": Descend}
 
 
-def emitters() -> list[Feed | Descend | Substitute]:
+def emitters() -> list[Feed | Descend | Written]:
     """The kernels of this module."""
     kinds = {"": _Whole, "_table": _Table}
     steps = [emit(f"{name}{of}", levels) for name, emit in _STEPS.items() for of, levels in kinds.items()]
-    return [*steps, Substitute()]
+    return [*steps, Written("substitute", (I64, I64, _FLOATS, _FLOATS, I64), _substitute)]
 
 
-__all__ = ["Descend", "Feed", "Substitute", "emitters"]
+__all__ = ["Descend", "Feed", "emitters"]
